@@ -1,0 +1,1 @@
+//! Picture metrics and timers for judging autoencoders and edits.

@@ -1,0 +1,117 @@
+//! Devices: parsing their names, and opening libtorch's CUDA half at run time.
+//!
+//! A linker drops `libtorch_cuda` because no symbol of it is named, so a program that is linked
+//! in the usual way says that CUDA is not available. Here the library is opened when CUDA is
+//! asked for: one program serves machines with and without CUDA.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use tch::{Cuda, Device};
+
+use crate::{Error, Result};
+
+/// Reads "cpu", "cuda" or "cuda:N" and makes sure that the device is there.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for another text, [`Error::Device`] where there is no such device.
+///
+/// # Example
+/// ```
+/// use kontext_core::{device, Device};
+/// assert_eq!(device::parse("cpu")?, Device::Cpu);
+/// assert!(device::parse("gpu").unwrap_err().to_string().contains("cpu, cuda or cuda:N"));
+/// # Ok::<(), kontext_core::Error>(())
+/// ```
+pub fn parse(text: &str) -> Result<Device> {
+    let device = match text.split_once(':') {
+        None if text == "cpu" => Device::Cpu,
+        None if text == "cuda" => Device::Cuda(0),
+        Some(("cuda", index)) if index.parse::<u16>().is_ok() => Device::Cuda(index.parse().unwrap_or_default()),
+        _ => return Err(Error::invalid("device", "cpu, cuda or cuda:N", text)),
+    };
+    available(device)?;
+    Ok(device)
+}
+
+/// The best device of this machine: the first CUDA device, else the CPU.
+#[must_use]
+pub fn best() -> Device {
+    if driver_present() && available(Device::Cuda(0)).is_ok() { Device::Cuda(0) } else { Device::Cpu }
+}
+
+/// Makes sure that a device is there.
+///
+/// # Errors
+/// [`Error::Device`] with the cause: no CUDA libraries, no driver, or no such index.
+pub fn available(device: Device) -> Result<()> {
+    let Device::Cuda(index) = device else { return Ok(()) };
+    let unavailable = |reason: String| Error::Device { device: format!("cuda:{index}"), reason };
+    if !driver_present() {
+        return Err(unavailable("this machine has no NVIDIA driver; use the device cpu".to_owned()));
+    }
+    open_cuda().as_ref().map_err(|e| unavailable(e.clone()))?;
+    let count = Cuda::device_count();
+    match usize::try_from(count) {
+        Ok(count) if index < count => Ok(()),
+        Ok(count) if count > 0 => Err(unavailable(format!("there are {count} CUDA devices, numbered from 0"))),
+        _ => {
+            Err(unavailable("libtorch finds no CUDA device; the driver may be older than CUDA 13 asks for".to_owned()))
+        }
+    }
+}
+
+/// Whether an NVIDIA driver is loaded, from the device files that it makes.
+fn driver_present() -> bool {
+    const SIGNS: [&str; 3] = ["/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg"];
+    SIGNS.iter().any(|sign| Path::new(sign).exists()) || cfg!(windows)
+}
+
+/// Opens libtorch's CUDA library once. This must come before the first question to [`Cuda`]:
+/// libtorch remembers the answer that it gave without the library.
+fn open_cuda() -> &'static Result<(), String> {
+    static OPENED: OnceLock<Result<(), String>> = OnceLock::new();
+    OPENED.get_or_init(|| {
+        let mut errors = Vec::new();
+        for path in candidates() {
+            match open_global(&path) {
+                Ok(()) => return Ok(()),
+                Err(error) => errors.push(error),
+            }
+        }
+        let cause = errors.into_iter().next_back().unwrap_or_default();
+        Err(format!("this libtorch has no usable CUDA half ({cause}); in the repository, `cargo xtask --cuda libtorch` installs one"))
+    })
+}
+
+/// By name (found through the program's rpath), then beside the libtorch that is loaded already.
+fn candidates() -> Vec<PathBuf> {
+    const NAME: &str = if cfg!(windows) { "torch_cuda.dll" } else { "libtorch_cuda.so" };
+    let mut paths = vec![PathBuf::from(NAME)];
+    if let Ok(maps) = std::fs::read_to_string("/proc/self/maps") {
+        let loaded = maps.lines().filter_map(|l| l.find('/').map(|at| Path::new(&l[at..])));
+        let torch = loaded.into_iter().find(|p| p.file_name().is_some_and(|n| n == "libtorch_cpu.so"));
+        paths.extend(torch.and_then(Path::parent).map(|folder| folder.join(NAME)));
+    }
+    paths
+}
+
+#[cfg(unix)]
+#[allow(unsafe_code)]
+fn open_global(path: &Path) -> Result<(), String> {
+    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+    // SAFETY: opening runs libtorch_cuda's initialisers, which register its kernels; it is the
+    // other half of the libtorch that this program is linked to, and is never closed.
+    let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.map_err(|e| e.to_string())?;
+    std::mem::forget(library);
+    Ok(())
+}
+
+#[cfg(not(unix))]
+#[allow(unsafe_code)]
+fn open_global(path: &Path) -> Result<(), String> {
+    // SAFETY: as on Unix.
+    let library = unsafe { libloading::Library::new(path) }.map_err(|e| e.to_string())?;
+    std::mem::forget(library);
+    Ok(())
+}

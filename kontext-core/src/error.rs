@@ -1,0 +1,293 @@
+//! The one error type of all kontext crates.
+
+use std::path::PathBuf;
+
+use tch::TchError;
+
+/// A result with [`Error`] as its error.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Anything that can go wrong, grouped by who can put it right.
+///
+/// A message never repeats its source: print the whole chain (`{:#}` of anyhow, or a loop over
+/// [`std::error::Error::source`]) to see the cause.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The caller passed a value outside its range.
+    #[error("invalid {name}: expected {expected}, got {got}")]
+    InvalidArgument {
+        /// The argument's name as the caller knows it.
+        name: &'static str,
+        /// What would have been accepted.
+        expected: String,
+        /// What came instead.
+        got: String,
+    },
+    /// The caller of a part passed a tensor of another shape.
+    #[error("{tensor}: expected shape {expected}, got {got:?}")]
+    Shape {
+        /// The tensor's name in the part's documentation.
+        tensor: &'static str,
+        /// The expected shape, in the letters of the documentation.
+        expected: &'static str,
+        /// The shape that came.
+        got: Vec<i64>,
+    },
+    /// A file or folder of weights does not hold what the model needs.
+    #[error("cannot load {}", path.display())]
+    Checkpoint {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: CheckpointError,
+    },
+    /// The tokenizer's files cannot be used.
+    #[error("cannot use the tokenizer {}: {reason}", path.display())]
+    Tokenizer {
+        /// The tokenizer's file or folder.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// The machine refused access to a file or folder.
+    #[error("cannot access {}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The operating system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A picture cannot be decoded or encoded.
+    #[error("cannot read or write the picture {}", path.display())]
+    Image {
+        /// The picture's file.
+        path: PathBuf,
+        /// The decoder's or encoder's answer.
+        #[source]
+        source: image::ImageError,
+    },
+    /// The device that was asked for is not there.
+    #[error("device {device} is not available: {reason}")]
+    Device {
+        /// The device, as [`crate::device::parse`] reads it.
+        device: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// libtorch refused an operation.
+    #[error("libtorch failed while {during}")]
+    Torch {
+        /// The stage, as a gerund: "decoding latents".
+        during: &'static str,
+        /// libtorch's own words.
+        #[source]
+        source: TorchError,
+    },
+    /// A stage produced NaN or infinite values.
+    #[error("{stage} produced values that are not finite ({hint})")]
+    NotFinite {
+        /// The stage: "text encoding", "denoising step 3".
+        stage: String,
+        /// The likely cause, and what to do.
+        hint: String,
+    },
+    /// The caller asked to stop.
+    #[error("cancelled after {done} of {total} steps")]
+    Cancelled {
+        /// Steps that were finished.
+        done: usize,
+        /// Steps that were asked for.
+        total: usize,
+    },
+}
+
+/// What is wrong with a checkpoint.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// A tensor that the model needs is not there.
+    #[error("no tensor `{name}`{}", nearest.as_ref().map(|n| format!(" (nearest: `{n}`)")).unwrap_or_default())]
+    Missing {
+        /// The tensor's name in this checkpoint's naming.
+        name: String,
+        /// The nearest name that is there, if any is near.
+        nearest: Option<String>,
+    },
+    /// Tensors that no part of the model reads.
+    #[error("{} that the model does not know: {}; the file is for another model or was cut from one", count(names.len()), list(names))]
+    Unused {
+        /// Their names.
+        names: Vec<String>,
+    },
+    /// A tensor has another shape than the configuration says.
+    #[error("tensor `{name}` has shape {got:?}, the configuration asks for {expected:?}")]
+    Shape {
+        /// The tensor's name.
+        name: String,
+        /// The shape that the configuration gives.
+        expected: Vec<i64>,
+        /// The shape in the file.
+        got: Vec<i64>,
+    },
+    /// A tensor holds a type that is no weight.
+    #[error("tensor `{name}` has dtype {dtype}; expected one of F64, F32, F16, BF16, F8_E4M3, F8_E5M2")]
+    Dtype {
+        /// The tensor's name.
+        name: String,
+        /// The dtype in the file.
+        dtype: String,
+    },
+    /// The file is not a valid safetensors file.
+    #[error("not a valid safetensors file: {reason}; it may be truncated or damaged, fetch it again")]
+    Header {
+        /// The parser's words.
+        reason: String,
+    },
+    /// A configuration file cannot be used.
+    #[error("the configuration cannot be used: {reason}")]
+    Config {
+        /// What is wrong, with the field's name.
+        reason: String,
+    },
+    /// A part of the model has no file.
+    #[error("no {part} found; looked for {looked}")]
+    MissingPart {
+        /// The part: "transformer", "VAE", "T5 tokenizer".
+        part: &'static str,
+        /// The places, comma separated.
+        looked: String,
+    },
+}
+
+fn count(tensors: usize) -> String {
+    if tensors == 1 { "1 tensor".to_owned() } else { format!("{tensors} tensors") }
+}
+
+/// The first few names: enough to see the pattern, short enough for one line.
+fn list(names: &[String]) -> String {
+    const SHOWN: usize = 4;
+    let mut text = names.iter().take(SHOWN).map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        text.push_str(", …");
+    }
+    text
+}
+
+/// libtorch's error, without the C++ stack that it appends.
+#[derive(Debug)]
+pub struct TorchError {
+    message: String,
+}
+
+impl std::fmt::Display for TorchError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for TorchError {}
+
+impl From<TchError> for Error {
+    fn from(source: TchError) -> Self {
+        let text = match source {
+            TchError::Torch(text) => text,
+            other => other.to_string(),
+        };
+        let message = text.lines().next().unwrap_or("unknown error").trim().to_owned();
+        Error::Torch { during: "computing", source: TorchError { message } }
+    }
+}
+
+impl Error {
+    /// An [`Error::InvalidArgument`].
+    pub fn invalid(name: &'static str, expected: impl Into<String>, got: impl std::fmt::Display) -> Self {
+        Error::InvalidArgument { name, expected: expected.into(), got: format!("{got}") }
+    }
+
+    /// Attaches a path to an I/O error: `fs::read(p).map_err(Error::io(p))`.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Error::Io { path, source }
+    }
+
+    /// Attaches a path to a picture error; an I/O error inside it becomes [`Error::Io`].
+    pub fn image(path: impl Into<PathBuf>) -> impl FnOnce(image::ImageError) -> Self {
+        let path = path.into();
+        move |source| match source {
+            image::ImageError::IoError(source) => Error::Io { path, source },
+            source => Error::Image { path, source },
+        }
+    }
+
+    /// Attaches a path to a checkpoint error.
+    pub fn checkpoint(path: impl Into<PathBuf>) -> impl FnOnce(CheckpointError) -> Self {
+        let path = path.into();
+        move |source| Error::Checkpoint { path, source }
+    }
+
+    /// A [`CheckpointError::Config`] with its path.
+    pub fn config(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Error::Checkpoint { path: path.into(), source: CheckpointError::Config { reason: reason.into() } }
+    }
+
+    /// Whether the caller asked to stop.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self, Error::Cancelled { .. })
+    }
+
+    /// Whether the device or the host ran out of memory.
+    #[must_use]
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Error::Torch { source, .. } => {
+                let text = source.message.to_ascii_lowercase();
+                text.contains("out of memory") || text.contains("can't allocate memory")
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Names the stage in which libtorch failed.
+pub trait During<T> {
+    /// Sets the stage (a gerund: "decoding latents") of an [`Error::Torch`] that has none yet.
+    ///
+    /// # Errors
+    /// The error that came in, with its stage named.
+    fn during(self, stage: &'static str) -> Result<T>;
+}
+
+impl<T> During<T> for Result<T> {
+    fn during(self, stage: &'static str) -> Result<T> {
+        self.map_err(|error| match error {
+            Error::Torch { during: "computing", source } => Error::Torch { during: stage, source },
+            other => other,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_torch_error_is_one_line_with_its_stage() {
+        let error = tch::Tensor::f_arange(3, (tch::Kind::Float, tch::Device::Cpu))
+            .and_then(|t| t.f_reshape([2, 2]))
+            .map_err(Error::from);
+        let error = error.during("testing").unwrap_err();
+        let Error::Torch { during, source } = &error else { panic!("{error:?}") };
+        assert_eq!(*during, "testing");
+        assert!(!source.to_string().contains('\n'));
+        assert!(source.to_string().contains("invalid for input of size 3"), "{source}");
+    }
+
+    #[test]
+    fn the_error_stays_small() {
+        assert!(std::mem::size_of::<Error>() <= 128);
+    }
+}

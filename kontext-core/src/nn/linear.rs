@@ -1,0 +1,111 @@
+//! Linear layers: `x @ weight^T + bias`.
+
+use tch::Tensor;
+
+use crate::{Result, Weights};
+
+/// `x @ weight^T + bias`, on the last dimension.
+///
+/// The weight may be stored narrower than the input (bf16 under f32): it is widened for the
+/// multiplication, which on CPUs without bf16 units is several times faster than computing in bf16.
+#[derive(Debug)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// Reads `weight` [out, in] and `bias` [out].
+    ///
+    /// # Errors
+    /// Those of [`Weights::tensor`].
+    pub fn new(w: &Weights, input: i64, output: i64) -> Result<Self> {
+        Ok(Self { weight: w.tensor("weight", &[output, input])?, bias: Some(w.tensor("bias", &[output])?) })
+    }
+
+    /// Reads `weight` [out, in]; there is no bias.
+    ///
+    /// # Errors
+    /// Those of [`Weights::tensor`].
+    pub fn without_bias(w: &Weights, input: i64, output: i64) -> Result<Self> {
+        Ok(Self { weight: w.tensor("weight", &[output, input])?, bias: None })
+    }
+
+    /// [.., in] to [.., out], in the input's kind.
+    ///
+    /// # Errors
+    /// [`crate::Error::Torch`] where libtorch fails.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let kind = x.kind();
+        let bias = self.bias.as_ref().map(|b| b.f_to_kind(kind)).transpose()?;
+        Ok(x.f_linear(&self.weight.f_to_kind(kind)?, bias)?)
+    }
+
+    /// `sum + x @ weight^T + bias`, with the product added inside the matrix multiplication.
+    ///
+    /// # Errors
+    /// [`crate::Error::Torch`] where libtorch fails.
+    pub fn forward_add(&self, x: &Tensor, sum: &Tensor) -> Result<Tensor> {
+        let kind = x.kind();
+        let (rows, shape) = (x.f_flatten(0, -2)?, sum.size());
+        let product = sum.f_flatten(0, -2)?.f_addmm(&rows, &self.weight.f_to_kind(kind)?.f_transpose(0, 1)?)?;
+        let product = product.f_reshape(shape)?;
+        match &self.bias {
+            Some(bias) => Ok(product.f_add(&bias.f_to_kind(kind)?)?),
+            None => Ok(product),
+        }
+    }
+
+    /// Splits the input features in two: `self(cat(a, b)) = first(a) + second(b)`.
+    ///
+    /// The bias goes with the first. This saves the concatenation of large activations.
+    ///
+    /// # Errors
+    /// [`crate::Error::Torch`] where `at` is not within the input.
+    pub fn split_input(self, at: i64) -> Result<(Self, Self)> {
+        let input = self.weight.size().last().copied().unwrap_or_default();
+        let first = Self { weight: self.weight.f_narrow(1, 0, at)?, bias: self.bias };
+        let second = Self { weight: self.weight.f_narrow(1, at, input - at)?, bias: None };
+        Ok((first, second))
+    }
+
+    /// Splits the output features: one layer for each of `sizes`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Torch`] where the sizes do not add up to the output.
+    pub fn split_output(self, sizes: &[i64]) -> Result<Vec<Self>> {
+        let weights = self.weight.f_split_with_sizes(sizes, 0)?;
+        let biases = self.bias.as_ref().map(|b| b.f_split_with_sizes(sizes, 0)).transpose()?;
+        let mut biases = biases.unwrap_or_default().into_iter();
+        Ok(weights.into_iter().map(|weight| Self { weight, bias: biases.next() }).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Device, Kind, noise};
+
+    #[test]
+    fn a_split_layer_computes_what_the_whole_computes() {
+        let whole = || Linear::new(&Weights::synthetic(1), 12, 8).unwrap();
+        let x = noise::randn(&[2, 5, 12], 0, Kind::Float, Device::Cpu).unwrap();
+        let expected = whole().forward(&x).unwrap();
+
+        let (first, second) = whole().split_input(4).unwrap();
+        let sum = first.forward(&x.narrow(-1, 0, 4)).unwrap();
+        let sum = second.forward_add(&x.narrow(-1, 4, 8), &sum).unwrap();
+        assert!(expected.allclose(&sum, 1e-5, 1e-6, false));
+
+        let parts = whole().split_output(&[3, 5]).unwrap();
+        let parts: Vec<_> = parts.iter().map(|p| p.forward(&x).unwrap()).collect();
+        assert!(expected.allclose(&Tensor::cat(&parts, -1), 1e-5, 1e-6, false));
+    }
+
+    #[test]
+    fn a_weight_stored_in_bf16_multiplies_in_f32() {
+        let linear = Linear::new(&Weights::synthetic(1).kind(Kind::BFloat16), 4, 3).unwrap();
+        let y = linear.forward(&Tensor::ones([1, 4], (Kind::Float, Device::Cpu))).unwrap();
+        assert_eq!(y.kind(), Kind::Float);
+    }
+}

@@ -1,0 +1,11 @@
+//! The parts that the models are made of. Each is built from [`crate::Weights`] and is whole.
+
+mod conv;
+mod embedding;
+mod linear;
+mod norm;
+
+pub use conv::Conv2d;
+pub use embedding::Embedding;
+pub use linear::Linear;
+pub use norm::{GroupNorm, LayerNorm, RmsNorm};

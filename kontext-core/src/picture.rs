@@ -1,0 +1,112 @@
+//! Pictures: 8-bit RGB files and buffers to tensors and back.
+
+use std::path::Path;
+
+use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
+use tch::{Device, Kind, Tensor};
+
+pub use crate::resize::resize;
+use crate::{Error, Result, check};
+
+/// Opens a picture file of any kind that the `image` crate reads, told by content, as 8-bit RGB.
+///
+/// Turned as its EXIF orientation says; transparent parts are laid on white; 16 bits are rounded
+/// to 8; palettes, greys and CMYK become RGB.
+///
+/// # Errors
+/// [`Error::Io`] where the file cannot be read, [`Error::Image`] where it is no picture.
+pub fn open(path: impl AsRef<Path>) -> Result<RgbImage> {
+    let path = path.as_ref();
+    let reader = ImageReader::open(path).map_err(Error::io(path))?;
+    let reader = reader.with_guessed_format().map_err(Error::io(path))?;
+    decode(reader).map_err(Error::image(path))
+}
+
+fn decode<R: std::io::BufRead + std::io::Seek>(reader: ImageReader<R>) -> image::ImageResult<RgbImage> {
+    let mut decoder = reader.into_decoder()?;
+    let orientation = decoder.orientation()?;
+    let mut picture = DynamicImage::from_decoder(decoder)?;
+    picture.apply_orientation(orientation);
+    Ok(flatten(&picture))
+}
+
+/// 8-bit RGB, with transparent parts laid on white.
+#[must_use]
+pub fn flatten(picture: &DynamicImage) -> RgbImage {
+    if !picture.color().has_alpha() {
+        return picture.to_rgb8();
+    }
+    let rgba = picture.to_rgba8();
+    let over_white = |value: u8, alpha: u8| {
+        let (value, alpha) = (u32::from(value), u32::from(alpha));
+        ((value * alpha + 255 * (255 - alpha) + 127) / 255) as u8
+    };
+    RgbImage::from_fn(rgba.width(), rgba.height(), |x, y| {
+        let [r, g, b, a] = rgba.get_pixel(x, y).0;
+        image::Rgb([over_white(r, a), over_white(g, a), over_white(b, a)])
+    })
+}
+
+/// An 8-bit picture to a tensor [1, 3, H, W] in [-1, 1]: `level / 127.5 - 1`.
+///
+/// # Errors
+/// [`Error::Torch`] where libtorch fails.
+pub fn to_tensor(picture: &RgbImage, kind: Kind, device: Device) -> Result<Tensor> {
+    let (width, height) = (i64::from(picture.width()), i64::from(picture.height()));
+    let bytes = Tensor::f_from_data_size(picture.as_raw(), &[1, height, width, 3], Kind::Uint8)?;
+    let levels = bytes.f_to_device(device)?.f_permute([0, 3, 1, 2])?.f_to_kind(Kind::Float)?;
+    Ok(levels.f_div_scalar(127.5)?.f_sub_scalar(1.0)?.f_to_kind(kind)?.f_contiguous()?)
+}
+
+/// How a value between two levels becomes one of 256.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Rounding {
+    /// To the nearest level, as diffusers does.
+    #[default]
+    Nearest,
+    /// To the level below, as black-forest-labs/flux does.
+    Down,
+}
+
+/// A tensor [B, 3, H, W] in [-1, 1] (values outside are clamped) to B 8-bit pictures.
+///
+/// # Errors
+/// [`Error::Shape`] for another shape.
+pub fn from_tensor(values: &Tensor, rounding: Rounding) -> Result<Vec<RgbImage>> {
+    let [batch, _, height, width] = check::dims("picture", values, "[B, 3, H, W]")?;
+    check::shape("picture", values, "[B, 3, H, W]", &[None, Some(3), None, None])?;
+    let unit = values.f_to_kind(Kind::Float)?.f_clamp(-1.0, 1.0)?;
+    let levels = match rounding {
+        Rounding::Nearest => unit.f_mul_scalar(0.5)?.f_add_scalar(0.5)?.f_mul_scalar(255.0)?.f_round()?,
+        Rounding::Down => unit.f_add_scalar(1.0)?.f_mul_scalar(127.5)?.f_floor()?,
+    };
+    let bytes = levels.f_to_kind(Kind::Uint8)?.f_permute([0, 2, 3, 1])?.f_to_device(Device::Cpu)?.f_contiguous()?;
+    let size = (height * width * 3) as usize;
+    (0..batch)
+        .map(|item| {
+            let mut buffer = vec![0_u8; size];
+            bytes.f_select(0, item)?.f_reshape([-1])?.f_copy_data(&mut buffer, size)?;
+            let got = || Error::Shape { tensor: "picture", expected: "[B, 3, H, W]", got: values.size() };
+            RgbImage::from_raw(width as u32, height as u32, buffer).ok_or_else(got)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_level_survives_the_way_to_a_tensor_and_back() {
+        let picture = RgbImage::from_fn(16, 16, |x, y| image::Rgb([(y * 16 + x) as u8, x as u8, 255 - y as u8]));
+        let tensor = to_tensor(&picture, Kind::Float, Device::Cpu).unwrap();
+        assert_eq!(tensor.size(), [1, 3, 16, 16]);
+        assert_eq!(from_tensor(&tensor, Rounding::Nearest).unwrap(), [picture]);
+    }
+
+    #[test]
+    fn transparent_pixels_lie_on_white() {
+        let rgba = image::RgbaImage::from_pixel(1, 1, image::Rgba([10, 20, 30, 0]));
+        assert_eq!(flatten(&rgba.into()).get_pixel(0, 0).0, [255, 255, 255]);
+    }
+}

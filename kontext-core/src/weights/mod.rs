@@ -1,0 +1,267 @@
+//! Weights: a cursor over named tensors, from files, from memory, or made from a seed.
+
+mod file;
+mod names;
+mod open;
+mod report;
+mod save;
+mod synthetic;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{CheckpointError, Error, Result};
+use file::WeightFile;
+pub use names::{NameMap, Recipe};
+pub use report::Account;
+pub use save::{save, to_bytes};
+
+/// A cheap, cloneable cursor into a set of named tensors.
+///
+/// A part is built from it and asks for each of its tensors by name and shape; [`Weights::at`]
+/// steps into a sub-module. All clones share one account of what was read, which
+/// [`Weights::finish`] closes: a tensor that nothing asked for is an error.
+///
+/// # Example
+/// ```
+/// use kontext_core::{Tensor, Weights};
+/// let weights = Weights::from_tensors([("head.bias".to_owned(), Tensor::from_slice(&[1.0_f32, 2.0]))]);
+/// let bias = weights.at("head").tensor("bias", &[2])?;
+/// assert_eq!(bias.size(), [2]);
+/// let error = weights.at("head").tensor("baas", &[2]).unwrap_err();
+/// assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "no tensor `head.baas` (nearest: `head.bias`)");
+/// weights.finish()?;
+/// # Ok::<(), kontext_core::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Weights {
+    store: Arc<Store>,
+    prefix: String,
+    kind: Option<Kind>,
+    device: Device,
+    map: Option<NameMap>,
+}
+
+struct Store {
+    path: PathBuf,
+    source: Source,
+    used: Mutex<BTreeSet<String>>,
+}
+
+enum Source {
+    Files { files: Vec<WeightFile>, entries: BTreeMap<String, Entry> },
+    Memory(Mutex<BTreeMap<String, Tensor>>),
+    Synthetic { seed: u64, made: Mutex<BTreeMap<String, Vec<i64>>> },
+}
+
+/// Where a tensor stands in the files, and what its header says.
+struct Entry {
+    file: usize,
+    kind: Option<Kind>,
+    shape: Vec<i64>,
+}
+
+impl std::fmt::Debug for Weights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Weights").field("path", &self.store.path).field("prefix", &self.prefix).finish_non_exhaustive()
+    }
+}
+
+impl Weights {
+    /// Tensors that are already in memory.
+    pub fn from_tensors(tensors: impl IntoIterator<Item = (String, Tensor)>) -> Self {
+        Self::over(PathBuf::from("memory"), Source::Memory(Mutex::new(tensors.into_iter().collect())))
+    }
+
+    fn over(path: PathBuf, source: Source) -> Self {
+        let store = Arc::new(Store { path, source, used: Mutex::default() });
+        Self { store, prefix: String::new(), kind: None, device: Device::Cpu, map: None }
+    }
+
+    /// The cursor of the sub-module `name`.
+    #[must_use]
+    pub fn at(&self, name: impl AsRef<str>) -> Self {
+        let prefix =
+            if name.as_ref().is_empty() { self.prefix.clone() } else { format!("{}{}.", self.prefix, name.as_ref()) };
+        Self { prefix, ..self.clone() }
+    }
+
+    /// Tensors are converted to this kind when they are read. Default: kept as they are stored.
+    #[must_use]
+    pub fn kind(self, kind: Kind) -> Self {
+        Self { kind: Some(kind), ..self }
+    }
+
+    /// Tensors are put on this device. Default: the CPU.
+    #[must_use]
+    pub fn device(self, device: Device) -> Self {
+        Self { device, ..self }
+    }
+
+    /// Names that parts ask for are translated by `map` into the file's names.
+    #[must_use]
+    pub fn named(self, map: NameMap) -> Self {
+        Self { map: Some(map), ..self }
+    }
+
+    /// The file or folder that the tensors come from.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.store.path
+    }
+
+    /// The tensor `name` below the cursor.
+    ///
+    /// Sizes of one may differ between the file and `shape` (a 1x1 convolution read as a linear).
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`]: missing (with the nearest name), of another shape, or of a dtype
+    /// that is no weight.
+    pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        let full = format!("{}{name}", self.prefix);
+        if let Source::Synthetic { seed, made } = &self.store.source {
+            lock(made).insert(full.clone(), shape.to_vec());
+            return self.place(&synthetic::tensor(&full, shape, *seed, self.device)?);
+        }
+        let recipe = self.map.map_or_else(|| Recipe::Name(full.clone()), |map| map(&full));
+        let value = match &recipe {
+            Recipe::Name(name) => self.place(&self.read(name)?)?,
+            Recipe::Rows(names) => {
+                let rows = names.iter().map(|n| self.place(&self.read(n)?)).collect::<Result<Vec<_>>>()?;
+                Tensor::f_cat(&rows, 0)?
+            }
+            Recipe::SwapHalves(name) => {
+                let halves = self.place(&self.read(name)?)?.f_chunk(2, 0)?;
+                Tensor::f_cat(&halves.iter().rev().collect::<Vec<_>>(), 0)?
+            }
+        };
+        let got = value.size();
+        if got == shape {
+            return Ok(value);
+        }
+        if same_but_ones(&got, shape) {
+            return Ok(value.f_reshape(shape)?);
+        }
+        let name = recipe.names().join("` + `");
+        Err(self.error(CheckpointError::Shape { name, expected: shape.to_vec(), got }))
+    }
+
+    /// Whether the tensor `name` is there. Always true for synthetic weights.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        let full = format!("{}{name}", self.prefix);
+        let recipe = self.map.map_or_else(|| Recipe::Name(full.clone()), |map| map(&full));
+        match &self.store.source {
+            Source::Files { entries, .. } => recipe.names().iter().all(|n| entries.contains_key(n)),
+            Source::Memory(tensors) => recipe.names().iter().all(|n| lock(tensors).contains_key(n)),
+            Source::Synthetic { .. } => true,
+        }
+    }
+
+    /// The stored shape of a tensor by its name in the file, without reading it.
+    #[must_use]
+    pub fn shape_of(&self, name: &str) -> Option<Vec<i64>> {
+        match &self.store.source {
+            Source::Files { entries, .. } => entries.get(name).map(|e| e.shape.clone()),
+            Source::Memory(tensors) => lock(tensors).get(name).map(Tensor::size),
+            Source::Synthetic { .. } => None,
+        }
+    }
+
+    /// All names in the file, sorted; of synthetic weights, those made so far.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        match &self.store.source {
+            Source::Files { entries, .. } => entries.keys().cloned().collect(),
+            Source::Memory(tensors) => lock(tensors).keys().cloned().collect(),
+            Source::Synthetic { made, .. } => lock(made).keys().cloned().collect(),
+        }
+    }
+
+    /// Marks every tensor for which `known` holds as accounted for: known extras of a format.
+    pub fn ignore(&self, known: impl Fn(&str) -> bool) {
+        let names = self.names();
+        lock(&self.store.used).extend(names.into_iter().filter(|n| known(n)));
+    }
+
+    /// Closes the account.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Unused`] where there are tensors that no part asked for.
+    pub fn finish(&self) -> Result<()> {
+        let names = self.unused();
+        if names.is_empty() { Ok(()) } else { Err(self.error(CheckpointError::Unused { names })) }
+    }
+
+    /// The names that no part has asked for yet.
+    #[must_use]
+    pub fn unused(&self) -> Vec<String> {
+        if matches!(self.store.source, Source::Synthetic { .. }) {
+            return Vec::new();
+        }
+        let used = lock(&self.store.used);
+        self.names().into_iter().filter(|n| !used.contains(n)).collect()
+    }
+
+    /// The tensor `name` of the file on the host as it is stored, whatever its shape and dtype.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`]: missing, or of a dtype that libtorch does not know.
+    pub fn raw(&self, name: &str) -> Result<Tensor> {
+        let missing = || {
+            let names = self.names();
+            let nearest = names::nearest(name, names.iter().map(String::as_str));
+            self.error(CheckpointError::Missing { name: name.to_owned(), nearest })
+        };
+        let value = match &self.store.source {
+            Source::Files { files, entries } => {
+                let entry = entries.get(name).ok_or_else(missing)?;
+                files.get(entry.file).ok_or_else(missing)?.read(name)?
+            }
+            Source::Memory(tensors) => {
+                let value = lock(tensors).get(name).map(Tensor::shallow_clone);
+                value.ok_or_else(missing)?
+            }
+            Source::Synthetic { .. } => return Err(missing()),
+        };
+        lock(&self.store.used).insert(name.to_owned());
+        Ok(value)
+    }
+
+    /// A tensor that is a weight: of floating point.
+    fn read(&self, name: &str) -> Result<Tensor> {
+        let value = self.raw(name)?;
+        match value.kind() {
+            Kind::Double | Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Float8e4m3fn | Kind::Float8e5m2 => {
+                Ok(value)
+            }
+            other => Err(self.error(CheckpointError::Dtype { name: name.to_owned(), dtype: format!("{other:?}") })),
+        }
+    }
+
+    /// Moves a tensor to the cursor's device and kind, in the order that copies fewer bytes.
+    fn place(&self, value: &Tensor) -> Result<Tensor> {
+        let value = value.f_to_device(self.device)?;
+        Ok(match self.kind {
+            Some(kind) if kind != value.kind() => value.f_to_kind(kind)?,
+            _ => value,
+        })
+    }
+
+    fn error(&self, source: CheckpointError) -> Error {
+        Error::Checkpoint { path: self.store.path.clone(), source }
+    }
+}
+
+/// A poisoned lock holds a plain set of names, which stays valid.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn same_but_ones(a: &[i64], b: &[i64]) -> bool {
+    let ones = |s: &[i64]| s.iter().copied().filter(|&n| n != 1).collect::<Vec<_>>();
+    ones(a) == ones(b)
+}

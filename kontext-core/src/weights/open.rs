@@ -1,0 +1,104 @@
+//! Opening weights: one file, a sharded folder, or a seed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::file::{WeightFile, kind_of};
+use super::{Entry, Source, Weights};
+use crate::{CheckpointError, Error, Result};
+
+/// The stems under which diffusers and transformers save the weights of a part.
+const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Weights {
+    /// Opens a safetensors file, an `*.index.json`, or a folder that holds one of them under the
+    /// names that diffusers and transformers use. Files are memory-mapped; nothing is read yet.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where a file cannot be opened, [`Error::Checkpoint`] where the folder has no
+    /// weights, or a header is damaged, or a shard lacks a tensor that the index names.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let file = if path.is_dir() { find(path)? } else { path.to_owned() };
+        if file.extension().is_some_and(|e| e == "json") {
+            open_sharded(&file)
+        } else {
+            open_files(&file, std::slice::from_ref(&file))
+        }
+    }
+
+    /// Weights that are made up: each tensor is drawn from the seed and its own name.
+    ///
+    /// Matrices have variance 1 / fan-in, norm weights are near 1 and biases near 0. Each tensor
+    /// is `torch.randn` with seed `crc32(name) + seed`, so other programs can make the same ones
+    /// (`tests/reference/synthetic.py` in the repository does). [`Weights::shapes`] tells what was
+    /// made, [`crate::weights::save`] writes it.
+    #[must_use]
+    pub fn synthetic(seed: u64) -> Self {
+        Self::over(PathBuf::from("synthetic"), Source::Synthetic { seed, made: Default::default() })
+    }
+
+    /// Whether these are [`Weights::synthetic`] ones.
+    #[must_use]
+    pub fn is_synthetic(&self) -> bool {
+        matches!(self.store.source, Source::Synthetic { .. })
+    }
+
+    /// Whether `path` is or holds weights that [`Weights::open`] would find.
+    #[must_use]
+    pub fn found_in(folder: impl AsRef<Path>) -> bool {
+        find(folder.as_ref()).is_ok()
+    }
+
+    /// The free text in the files' headers.
+    #[must_use]
+    pub fn metadata(&self) -> BTreeMap<String, String> {
+        match &self.store.source {
+            Source::Files { files, .. } => files.iter().flat_map(WeightFile::text).collect(),
+            Source::Memory(_) | Source::Synthetic { .. } => BTreeMap::new(),
+        }
+    }
+}
+
+fn find(folder: &Path) -> Result<PathBuf> {
+    let candidates = STEMS.iter().flat_map(|s| [format!("{s}.safetensors.index.json"), format!("{s}.safetensors")]);
+    let names: Vec<String> = candidates.collect();
+    names.iter().map(|n| folder.join(n)).find(|p| p.is_file()).ok_or_else(|| {
+        let looked = names.join(", ");
+        Error::checkpoint(folder)(CheckpointError::MissingPart { part: "weights", looked })
+    })
+}
+
+fn open_sharded(index_path: &Path) -> Result<Weights> {
+    let text = std::fs::read_to_string(index_path).map_err(Error::io(index_path))?;
+    let index: Index = serde_json::from_str(&text).map_err(|e| Error::config(index_path, e.to_string()))?;
+    let shards: BTreeSet<&String> = index.weight_map.values().collect();
+    // A shard is a plain file name beside its index; anything else could read files elsewhere.
+    if let Some(bad) = shards.iter().find(|s| Path::new(s.as_str()).file_name() != Some(s.as_ref())) {
+        return Err(Error::config(index_path, format!("shard `{bad}` is not a plain file name")));
+    }
+    let folder = index_path.parent().unwrap_or(Path::new("."));
+    let weights = open_files(index_path, &shards.into_iter().map(|s| folder.join(s)).collect::<Vec<_>>())?;
+    match index.weight_map.keys().find(|n| weights.shape_of(n).is_none()) {
+        Some(name) => Err(weights.error(CheckpointError::Missing { name: name.clone(), nearest: None })),
+        None => Ok(weights),
+    }
+}
+
+fn open_files(path: &Path, files: &[PathBuf]) -> Result<Weights> {
+    let files = files.iter().map(|f| WeightFile::open(f)).collect::<Result<Vec<_>>>()?;
+    let mut entries = BTreeMap::new();
+    for (file, source) in files.iter().enumerate() {
+        for (name, dtype, shape) in source.entries() {
+            entries.insert(name, Entry { file, kind: kind_of(dtype), shape });
+        }
+    }
+    Ok(Weights::over(path.to_owned(), Source::Files { files, entries }))
+}

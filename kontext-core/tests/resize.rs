@@ -1,0 +1,30 @@
+//! Resizing against Pillow's LANCZOS, level for level.
+//!
+//! Fixture: `tests/reference/parts/resize.py`.
+#![allow(clippy::unwrap_used)] // In helper functions of a test.
+
+use image::RgbImage;
+use kontext_core::{Tensor, Weights, picture};
+
+fn picture_of(tensor: &Tensor) -> RgbImage {
+    let [height, width, _] = <[i64; 3]>::try_from(tensor.size()).unwrap();
+    let mut bytes = vec![0_u8; tensor.numel()];
+    let count = bytes.len();
+    tensor.copy_data(&mut bytes, count);
+    RgbImage::from_raw(width as u32, height as u32, bytes).unwrap()
+}
+
+#[test]
+fn lanczos_agrees_with_pillow_to_the_last_level() {
+    let fixture = Weights::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/reference/resize.safetensors")).unwrap();
+    let names = fixture.names();
+    let cases: Vec<&str> = names.iter().filter_map(|n| n.strip_suffix(".input")).collect();
+    assert!(cases.len() >= 15);
+    for case in cases {
+        let input = picture_of(&fixture.raw(&format!("{case}.input")).unwrap());
+        let expected = picture_of(&fixture.raw(&format!("{case}.output")).unwrap());
+        let resized = picture::resize(&input, expected.width(), expected.height()).unwrap();
+        let differing = resized.as_raw().iter().zip(expected.as_raw()).filter(|(a, b)| a != b).count();
+        assert_eq!(differing, 0, "{case}: {differing} of {} levels differ", expected.as_raw().len());
+    }
+}

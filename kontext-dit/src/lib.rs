@@ -1,0 +1,1 @@
+//! The multimodal diffusion transformer of FLUX.1 Kontext, on libtorch.

@@ -1,0 +1,16 @@
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod activation;
+pub mod clip;
+mod ids;
+mod load;
+mod prompt;
+pub mod t5;
+mod tokenizer;
+
+pub use activation::Activation;
+pub use clip::{ClipConfig, ClipEncoder, ClipOutput};
+pub use prompt::{Cut, TextEncoder, pooled, prompt_embeds};
+pub use t5::{T5Config, T5Encoder};
+pub use tokenizer::{Encoded, Tokenizer};

@@ -1,0 +1,72 @@
+//! `cargo xtask COMMAND...`: makes sure that libtorch is there, then runs `cargo COMMAND...` with it.
+//!
+//! libtorch comes from the wheels that PyTorch and NVIDIA publish on PyPI ([`wheels`]), is unpacked by pip
+//! ([`python`]) into the ignored folder `.libtorch` of the repository ([`home`], [`install`]), and is left alone from
+//! then on: `.cargo/config.toml` points plain cargo there. A libtorch that the user names is used instead ([`source`]).
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program speaks through its standard streams")]
+
+mod args;
+mod cargo;
+mod disk;
+mod failure;
+mod home;
+mod host;
+mod install;
+mod lock;
+mod python;
+mod source;
+mod wheels;
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use args::{Action, Args};
+use failure::Failure;
+use home::Home;
+use source::{Environment, Source};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("xtask: {failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+fn run() -> Result<ExitCode, Failure> {
+    let args = Args::parse(env::args_os().skip(1))?;
+    if args.action == Action::Help {
+        print!("{}", args::help());
+        return Ok(ExitCode::SUCCESS);
+    }
+
+    let home = Home::of_repository(&repository());
+    let source = Source::find(&Environment::read(), &home)?;
+    match &source {
+        Source::Own => install::ensure(&home, args.variant)?,
+        Source::Folder { .. } | Source::Pytorch { .. } if args.variant.is_some() => {
+            eprintln!("xtask: --cpu and --cuda do nothing here, as {} is set", source.variable());
+        }
+        Source::Folder { .. } | Source::Pytorch { .. } => {}
+    }
+
+    match args.action {
+        Action::Cargo(command) => cargo::run(&command, &source, &home),
+        Action::Help | Action::Libtorch => {
+            println!("{}", source.folder(&home).display());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// The root of the repository. Cargo names this package's folder when it runs xtask; a program that is started by
+/// itself remembers where it was compiled.
+fn repository() -> PathBuf {
+    let package =
+        env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    package.parent().map_or_else(|| package.clone(), Path::to_path_buf)
+}
