@@ -58,7 +58,10 @@ pub fn channels_last(x: &Tensor) -> Result<Tensor> {
     Ok(x.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])?)
 }
 
-/// The sinusoidal embedding of a scalar: cosines first, then sines, of `t * factor * period^(-i/half)`.
+/// The sinusoidal embedding of scalars: cosines first, then sines, of `t * 10000^(-i / half)`.
+///
+/// The frequencies are computed in f32 in the order of the references: at t = 1000, one unit in the
+/// last place of a frequency already turns its angle by 6e-5.
 ///
 /// # Shapes
 /// `t` [B] (any kind, read as f32), returns [B, width] in f32.
@@ -67,14 +70,13 @@ pub fn channels_last(x: &Tensor) -> Result<Tensor> {
 /// [`crate::Error::Torch`] where libtorch fails.
 ///
 /// Source: black-forest-labs/flux `src/flux/modules/layers.py` `timestep_embedding`.
-pub fn timestep_embedding(t: &Tensor, width: i64, factor: f64) -> Result<Tensor> {
+pub fn timestep_embedding(t: &Tensor, width: i64) -> Result<Tensor> {
     /// The longest period, as everywhere since the first transformer.
     const PERIOD: f64 = 10_000.0;
     let half = width / 2;
     let steps = Tensor::f_arange(half, (Kind::Float, t.device()))?;
-    let frequencies = steps.f_mul_scalar(-PERIOD.ln() / half as f64)?.f_exp()?;
-    let angles =
-        t.f_to_kind(Kind::Float)?.f_mul_scalar(factor)?.f_unsqueeze(-1)?.f_mul(&frequencies.f_unsqueeze(0)?)?;
+    let frequencies = steps.f_mul_scalar(-PERIOD.ln())?.f_div_scalar(half)?.f_exp()?;
+    let angles = t.f_to_kind(Kind::Float)?.f_unsqueeze(-1)?.f_mul(&frequencies.f_unsqueeze(0)?)?;
     Ok(Tensor::f_cat(&[angles.f_cos()?, angles.f_sin()?], -1)?)
 }
 
@@ -101,7 +103,7 @@ mod tests {
 
     #[test]
     fn timestep_zero_embeds_as_ones_then_zeros() {
-        let e = timestep_embedding(&Tensor::from_slice(&[0.0_f32]), 8, 1000.0).unwrap();
+        let e = timestep_embedding(&Tensor::from_slice(&[0.0_f32]), 8).unwrap();
         assert_eq!(Vec::<f32>::try_from(e.view([-1])).unwrap(), [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
     }
 }

@@ -1,1 +1,14 @@
-//! The multimodal diffusion transformer of FLUX.1 Kontext, on libtorch.
+#![doc = include_str!("../README.md")]
+
+mod config;
+mod double;
+mod embed;
+mod model;
+mod modulation;
+pub mod names;
+mod rope;
+mod single;
+mod stream;
+
+pub use config::DitConfig;
+pub use model::{Dit, Run, RunInput};

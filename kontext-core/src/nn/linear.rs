@@ -69,15 +69,14 @@ impl Linear {
         Ok((first, second))
     }
 
-    /// Splits the output features: one layer for each of `sizes`.
+    /// The output features `start..start + count` alone: [.., in] to [.., count].
     ///
     /// # Errors
-    /// [`crate::Error::Torch`] where the sizes do not add up to the output.
-    pub fn split_output(self, sizes: &[i64]) -> Result<Vec<Self>> {
-        let weights = self.weight.f_split_with_sizes(sizes, 0)?;
-        let biases = self.bias.as_ref().map(|b| b.f_split_with_sizes(sizes, 0)).transpose()?;
-        let mut biases = biases.unwrap_or_default().into_iter();
-        Ok(weights.into_iter().map(|weight| Self { weight, bias: biases.next() }).collect())
+    /// [`crate::Error::Torch`] where the range is not within the output.
+    pub fn forward_rows(&self, x: &Tensor, start: i64, count: i64) -> Result<Tensor> {
+        let rows = |t: &Tensor| -> Result<Tensor> { Ok(t.f_narrow(0, start, count)?.f_to_kind(x.kind())?) };
+        let bias = self.bias.as_ref().map(rows).transpose()?;
+        Ok(x.f_linear(&rows(&self.weight)?, bias)?)
     }
 }
 
@@ -97,9 +96,8 @@ mod tests {
         let sum = second.forward_add(&x.narrow(-1, 4, 8), &sum).unwrap();
         assert!(expected.allclose(&sum, 1e-5, 1e-6, false));
 
-        let parts = whole().split_output(&[3, 5]).unwrap();
-        let parts: Vec<_> = parts.iter().map(|p| p.forward(&x).unwrap()).collect();
-        assert!(expected.allclose(&Tensor::cat(&parts, -1), 1e-5, 1e-6, false));
+        let rows = whole().forward_rows(&x, 3, 5).unwrap();
+        assert!(expected.narrow(-1, 3, 5).allclose(&rows, 1e-5, 1e-6, false));
     }
 
     #[test]

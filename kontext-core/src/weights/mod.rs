@@ -52,9 +52,16 @@ struct Store {
 }
 
 enum Source {
-    Files { files: Vec<WeightFile>, entries: BTreeMap<String, Entry> },
+    Files {
+        files: Vec<WeightFile>,
+        entries: BTreeMap<String, Entry>,
+    },
     Memory(Mutex<BTreeMap<String, Tensor>>),
-    Synthetic { seed: u64, made: Mutex<BTreeMap<String, Vec<i64>>> },
+    /// Made on demand; without a seed, blank.
+    Synthetic {
+        seed: Option<u64>,
+        made: Mutex<BTreeMap<String, Vec<i64>>>,
+    },
 }
 
 /// Where a tensor stands in the files, and what its header says.

@@ -42,10 +42,17 @@ impl Weights {
     /// made, [`crate::weights::save`] writes it.
     #[must_use]
     pub fn synthetic(seed: u64) -> Self {
-        Self::over(PathBuf::from("synthetic"), Source::Synthetic { seed, made: Default::default() })
+        Self::over(PathBuf::from("synthetic"), Source::Synthetic { seed: Some(seed), made: Default::default() })
     }
 
-    /// Whether these are [`Weights::synthetic`] ones.
+    /// Weights of zeros that take no memory: a model built on them is an account of the tensors
+    /// that it needs, by [`Weights::shapes`].
+    #[must_use]
+    pub fn blank() -> Self {
+        Self::over(PathBuf::from("blank"), Source::Synthetic { seed: None, made: Default::default() })
+    }
+
+    /// Whether these are [`Weights::synthetic`] or [`Weights::blank`] ones.
     #[must_use]
     pub fn is_synthetic(&self) -> bool {
         matches!(self.store.source, Source::Synthetic { .. })

@@ -11,8 +11,12 @@ const PORTABLE: i64 = 1 << 26;
 /// Norm weights vary around one, and biases around zero, by this much.
 const SPREAD: f64 = 0.1;
 
-/// The tensor that every program makes for this name, shape and seed (CPU, f32).
-pub(super) fn tensor(name: &str, shape: &[i64], seed: u64, device: Device) -> Result<Tensor> {
+/// The tensor that every program makes for this name, shape and seed (CPU, f32); without a seed,
+/// zeros that share one element of memory.
+pub(super) fn tensor(name: &str, shape: &[i64], seed: Option<u64>, device: Device) -> Result<Tensor> {
+    let Some(seed) = seed else {
+        return Ok(Tensor::f_zeros([1; 0], (Kind::Float, device))?.f_expand(shape, false)?);
+    };
     let z = if device.is_cuda() && shape.iter().product::<i64>() > PORTABLE {
         Tensor::f_randn(shape, (Kind::Float, device))?
     } else {

@@ -1,0 +1,69 @@
+//! Double-stream block: text and image have their own weights and meet in the attention.
+//!
+//! Source: black-forest-labs/flux@802fb47 `src/flux/modules/layers.py`, `DoubleStreamBlock`.
+
+use kontext_core::{Result, Tensor, Weights};
+
+use crate::DitConfig;
+use crate::modulation::{Modulation, ModulationLayer, Table};
+use crate::rope::Rope;
+use crate::stream::{Stream, clamp_half};
+
+/// Modulation vectors of a stream: two times (shift, scale, gate).
+const PARTS: i64 = 6;
+
+/// A double-stream block.
+#[derive(Debug)]
+pub(crate) struct DoubleBlock {
+    img: Stream,
+    txt: Stream,
+    img_mod: ModulationLayer,
+    txt_mod: ModulationLayer,
+}
+
+/// A double-stream block's modulation for every step.
+#[derive(Debug)]
+pub(crate) struct DoubleTable {
+    img: Table,
+    txt: Table,
+}
+
+impl DoubleBlock {
+    pub(crate) fn new(w: &Weights, config: &DitConfig) -> Result<Self> {
+        let modulation = |name: &str| ModulationLayer::new(&w.at(name).at("lin"), config.width(), PARTS);
+        Ok(Self {
+            img: Stream::new(w, "img", config)?,
+            txt: Stream::new(w, "txt", config)?,
+            img_mod: modulation("img_mod")?,
+            txt_mod: modulation("txt_mod")?,
+        })
+    }
+
+    pub(crate) fn table(&self, vectors: &Tensor) -> Result<DoubleTable> {
+        Ok(DoubleTable { img: self.img_mod.table(vectors)?, txt: self.txt_mod.table(vectors)? })
+    }
+
+    /// Shapes: `txt` [B, T, D], `img` [B, L, D]; returns the same.
+    pub(crate) fn forward(
+        &self,
+        txt: &Tensor,
+        img: &Tensor,
+        rope: &Rope,
+        table: &DoubleTable,
+        step: i64,
+    ) -> Result<(Tensor, Tensor)> {
+        let [img_attn, img_mlp]: [Modulation; 2] = table.img.step(step)?;
+        let [txt_attn, txt_mlp]: [Modulation; 2] = table.txt.step(step)?;
+        let (text, image) = (txt.size()[1], img.size()[1]);
+
+        let txt_qkv = self.txt.qkv(&txt_attn.modulate(txt)?, &rope.range(0, text)?)?;
+        let img_qkv = self.img.qkv(&img_attn.modulate(img)?, &rope.from(text)?)?;
+        let attn = txt_qkv.join(&img_qkv)?.attend()?; // [B, T + L, D]
+
+        let img = img_attn.add_gated(img, &self.img.proj(&attn.f_narrow(1, text, image)?)?)?;
+        let img = img_mlp.add_gated(&img, &self.img.mlp(&img_mlp.modulate(&img)?)?)?;
+        let txt = txt_attn.add_gated(txt, &self.txt.proj(&attn.f_narrow(1, 0, text)?)?)?;
+        let txt = txt_mlp.add_gated(&txt, &self.txt.mlp(&txt_mlp.modulate(&txt)?)?)?;
+        Ok((clamp_half(txt)?, img))
+    }
+}

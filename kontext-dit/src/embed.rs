@@ -1,0 +1,67 @@
+//! Embedding of the timestep, the guidance value and the pooled text into one vector.
+//!
+//! Source: black-forest-labs/flux@802fb47 `src/flux/modules/layers.py`, `MLPEmbedder`, and
+//! `model.py`, `Flux.forward`.
+
+use kontext_core::nn::Linear;
+use kontext_core::{Result, Tensor, Weights, ops};
+
+use crate::DitConfig;
+
+/// Width of the sinusoidal embedding.
+const SINUSOID: i64 = 256;
+
+/// Two linear layers with SiLU between them.
+#[derive(Debug)]
+struct MlpEmbedder {
+    in_layer: Linear,
+    out_layer: Linear,
+}
+
+impl MlpEmbedder {
+    fn new(w: &Weights, input: i64, width: i64) -> Result<Self> {
+        Ok(Self {
+            in_layer: Linear::new(&w.at("in_layer"), input, width)?,
+            out_layer: Linear::new(&w.at("out_layer"), width, width)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.out_layer.forward(&self.in_layer.forward(x)?.f_silu()?)
+    }
+}
+
+/// Everything that modulates the blocks, in one vector.
+#[derive(Debug)]
+pub(crate) struct VectorEmbed {
+    time: MlpEmbedder,
+    guidance: Option<MlpEmbedder>,
+    pooled: MlpEmbedder,
+}
+
+impl VectorEmbed {
+    pub(crate) fn new(w: &Weights, config: &DitConfig) -> Result<Self> {
+        let width = config.width();
+        let guidance = config.guidance_embed.then(|| MlpEmbedder::new(&w.at("guidance_in"), SINUSOID, width));
+        Ok(Self {
+            time: MlpEmbedder::new(&w.at("time_in"), SINUSOID, width)?,
+            guidance: guidance.transpose()?,
+            pooled: MlpEmbedder::new(&w.at("vector_in"), config.pooled_dim, width)?,
+        })
+    }
+
+    /// `time(t) + guidance(g) + pooled(p)` for every step and every item of the batch.
+    ///
+    /// Shapes: `times` [S] and `guidance` [1] in f32 on the scale of 0 to 1000, `pooled` [B, P];
+    /// returns [S, B, D] in the kind of `pooled`.
+    pub(crate) fn forward(&self, times: &Tensor, guidance: Option<&Tensor>, pooled: &Tensor) -> Result<Tensor> {
+        let kind = pooled.kind();
+        let sinusoid = |t: &Tensor| -> Result<Tensor> { Ok(ops::timestep_embedding(t, SINUSOID)?.f_to_kind(kind)?) };
+        let mut steps = self.time.forward(&sinusoid(times)?)?; // [S, D]
+        if let (Some(embedder), Some(guidance)) = (&self.guidance, guidance) {
+            steps = steps.f_add(&embedder.forward(&sinusoid(guidance)?)?)?;
+        }
+        let pooled = self.pooled.forward(pooled)?; // [B, D]
+        Ok(steps.f_unsqueeze(1)?.f_add(&pooled.f_unsqueeze(0)?)?)
+    }
+}

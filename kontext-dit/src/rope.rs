@@ -1,0 +1,84 @@
+//! Rotary position embedding over three axes: (t, y, x).
+//!
+//! Source: black-forest-labs/flux@802fb47 `src/flux/math.py`, `rope` and `apply_rope`;
+//! frequencies in f64 as in diffusers 0.38 `embeddings.py`, `get_1d_rotary_pos_embed`.
+
+use kontext_core::{Kind, Result, Tensor};
+
+/// The base of the frequencies.
+const THETA: f64 = 10_000.0;
+
+/// The rotations of a sequence: one complex number of length one for each token and pair of features.
+#[derive(Debug)]
+pub(crate) struct Rope {
+    table: Tensor, // [L, 1, D/2], complex64
+}
+
+impl Rope {
+    /// Shapes: `ids` [L, 3] in f32. Angles are computed in f64: position 1000 times a frequency in
+    /// f32 is wrong by 6e-5 of a turn's radian, in bf16 by whole turns.
+    pub(crate) fn new(ids: &Tensor, axes_dim: &[i64; 3]) -> Result<Self> {
+        let ids = ids.f_to_kind(Kind::Double)?;
+        let mut angles = Vec::with_capacity(axes_dim.len());
+        for (axis, &width) in axes_dim.iter().enumerate() {
+            let exponents =
+                Tensor::f_arange_start_step(0, width, 2, (Kind::Double, ids.device()))?.f_div_scalar(width)?;
+            let frequencies = exponents.f_mul_scalar(-THETA.ln())?.f_exp()?;
+            angles.push(ids.f_select(1, axis as i64)?.f_outer(&frequencies)?);
+        }
+        let angles = Tensor::f_cat(&angles, 1)?; // [L, D/2]
+        let (cos, sin) = (angles.f_cos()?.f_to_kind(Kind::Float)?, angles.f_sin()?.f_to_kind(Kind::Float)?);
+        Ok(Self { table: Tensor::f_complex(&cos, &sin)?.f_unsqueeze(1)? })
+    }
+
+    /// Turns adjacent pairs of features, in f32: [B, L, H, D] to the same shape and kind.
+    pub(crate) fn rotate(&self, x: &Tensor) -> Result<Tensor> {
+        let pairs = x.f_to_kind(Kind::Float)?.f_unflatten(-1, [-1_i64, 2])?.f_contiguous()?.f_view_as_complex()?;
+        Ok(pairs.f_mul(&self.table)?.f_view_as_real()?.f_flatten(-2, -1)?.f_to_kind(x.kind())?)
+    }
+
+    /// The rotations of the tokens `start..`.
+    pub(crate) fn from(&self, start: i64) -> Result<Self> {
+        let length = self.table.size().first().copied().unwrap_or_default();
+        Ok(Self { table: self.table.f_narrow(0, start, length - start)? })
+    }
+
+    /// The rotations of the tokens `start..start + count`.
+    pub(crate) fn range(&self, start: i64, count: i64) -> Result<Self> {
+        Ok(Self { table: self.table.f_narrow(0, start, count)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kontext_core::{Device, noise};
+
+    use super::*;
+
+    fn norms(x: &Tensor) -> Tensor {
+        x.unflatten(-1, [-1_i64, 2]).square().sum_dim_intlist(-1_i64, false, Kind::Float)
+    }
+
+    #[test]
+    fn rotation_keeps_the_norm_of_every_pair() {
+        let ids = Tensor::from_slice(&[0.0_f32, 0.0, 0.0, 1.0, 37.0, 1000.0]).reshape([2, 3]);
+        let x = noise::randn(&[1, 2, 3, 18], 0, Kind::Float, Device::Cpu).unwrap();
+        let turned = Rope::new(&ids, &[4, 6, 8]).unwrap().rotate(&x).unwrap();
+        assert!(norms(&turned).allclose(&norms(&x), 1e-5, 1e-6, false));
+        // Position zero does not turn.
+        assert!(turned.narrow(1, 0, 1).equal(&x.narrow(1, 0, 1)));
+    }
+
+    #[test]
+    fn a_dot_product_depends_on_the_distance_alone() {
+        let q = noise::randn(&[1, 1, 1, 18], 0, Kind::Float, Device::Cpu).unwrap();
+        let k = noise::randn(&[1, 1, 1, 18], 1, Kind::Float, Device::Cpu).unwrap();
+        let score = |a: [f32; 3], b: [f32; 3]| {
+            let turn = |x: &Tensor, id: [f32; 3]| {
+                Rope::new(&Tensor::from_slice(&id).reshape([1, 3]), &[4, 6, 8]).unwrap().rotate(x).unwrap()
+            };
+            (turn(&q, a) * turn(&k, b)).sum(Kind::Float).double_value(&[])
+        };
+        assert!((score([0.0, 3.0, 5.0], [0.0, 1.0, 9.0]) - score([0.0, 13.0, 25.0], [0.0, 11.0, 29.0])).abs() < 1e-4);
+    }
+}

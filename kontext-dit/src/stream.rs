@@ -1,0 +1,119 @@
+//! One stream (text or image) of a double-stream block: its projections, norms and MLP.
+
+use kontext_core::nn::{Linear, RmsNorm};
+use kontext_core::{Kind, Result, Tensor, Weights};
+
+use crate::DitConfig;
+use crate::rope::Rope;
+
+/// Epsilon of the query and key norms.
+const EPS: f64 = 1e-6;
+
+/// Norms of queries and keys over the width of a head.
+#[derive(Debug)]
+pub(crate) struct QkNorm {
+    query: RmsNorm,
+    key: RmsNorm,
+}
+
+impl QkNorm {
+    pub(crate) fn new(w: &Weights, head_dim: i64) -> Result<Self> {
+        Ok(Self {
+            query: RmsNorm::new(&w.at("query_norm"), "scale", head_dim, EPS)?,
+            key: RmsNorm::new(&w.at("key_norm"), "scale", head_dim, EPS)?,
+        })
+    }
+
+    /// Normed and turned queries: [B, L, H, D] to the same.
+    pub(crate) fn query(&self, q: &Tensor, rope: &Rope) -> Result<Tensor> {
+        rope.rotate(&self.query.forward(q)?)
+    }
+
+    /// Normed and turned keys: [B, L, H, D] to the same.
+    pub(crate) fn key(&self, k: &Tensor, rope: &Rope) -> Result<Tensor> {
+        rope.rotate(&self.key.forward(k)?)
+    }
+}
+
+/// Queries, keys and values of a stretch of the sequence, each [B, L, H, D].
+#[derive(Debug)]
+pub(crate) struct Qkv {
+    pub(crate) q: Tensor,
+    pub(crate) k: Tensor,
+    pub(crate) v: Tensor,
+}
+
+impl Qkv {
+    /// Puts another stretch behind this one.
+    pub(crate) fn join(&self, next: &Self) -> Result<Self> {
+        let join = |a: &Tensor, b: &Tensor| -> Result<Tensor> { Ok(Tensor::f_cat(&[a, b], 1)?) };
+        Ok(Self { q: join(&self.q, &next.q)?, k: join(&self.k, &next.k)?, v: join(&self.v, &next.v)? })
+    }
+
+    /// Attention within the sequence: [B, L, H * D].
+    pub(crate) fn attend(&self) -> Result<Tensor> {
+        attend(&self.q, &self.k, &self.v)
+    }
+}
+
+/// Attention on [B, L, H, D] queries, keys and values: [B, L, H * D].
+pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    let heads = |x: &Tensor| x.f_transpose(1, 2);
+    kontext_core::ops::attend(&heads(q)?, &heads(k)?, &heads(v)?, None, None)
+}
+
+/// One stream's weights.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    qkv: Linear,
+    norm: QkNorm,
+    proj: Linear,
+    mlp_in: Linear,
+    mlp_out: Linear,
+    heads: i64,
+}
+
+impl Stream {
+    /// `name` is "img" or "txt": the weights are `{name}_attn` and `{name}_mlp`.
+    pub(crate) fn new(w: &Weights, name: &str, config: &DitConfig) -> Result<Self> {
+        let width = config.width();
+        let (attn, mlp) = (w.at(format!("{name}_attn")), w.at(format!("{name}_mlp")));
+        Ok(Self {
+            qkv: Linear::new(&attn.at("qkv"), width, 3 * width)?,
+            norm: QkNorm::new(&attn.at("norm"), config.head_dim)?,
+            proj: Linear::new(&attn.at("proj"), width, width)?,
+            mlp_in: Linear::new(&mlp.at("0"), width, config.mlp_width)?,
+            mlp_out: Linear::new(&mlp.at("2"), config.mlp_width, width)?,
+            heads: config.heads,
+        })
+    }
+
+    /// Shapes: `x` [B, L, D], modulated.
+    pub(crate) fn qkv(&self, x: &Tensor, rope: &Rope) -> Result<Qkv> {
+        let qkv = self.qkv.forward(x)?.f_unflatten(-1, [3, self.heads, -1])?; // [B, L, 3, H, D/H]
+        let part = |index: i64| qkv.f_select(2, index);
+        Ok(Qkv { q: self.norm.query(&part(0)?, rope)?, k: self.norm.key(&part(1)?, rope)?, v: part(2)? })
+    }
+
+    /// The projection behind the attention.
+    pub(crate) fn proj(&self, x: &Tensor) -> Result<Tensor> {
+        self.proj.forward(x)
+    }
+
+    /// Shapes: `x` [B, L, D], modulated.
+    pub(crate) fn mlp(&self, x: &Tensor) -> Result<Tensor> {
+        self.mlp_out.forward(&gelu(self.mlp_in.forward(x)?)?)
+    }
+}
+
+/// GELU in its tanh form, in place: the MLP's activations are the largest of the model.
+pub(crate) fn gelu(mut x: Tensor) -> Result<Tensor> {
+    Ok(x.f_gelu_("tanh")?)
+}
+
+/// In f16, values beyond its range become its largest: as diffusers does behind text streams and
+/// single blocks, where activations of the real weights pass 65504.
+pub(crate) fn clamp_half(x: Tensor) -> Result<Tensor> {
+    const LARGEST: f64 = 65_504.0;
+    if x.kind() == Kind::Half { Ok(x.f_clip(-LARGEST, LARGEST)?) } else { Ok(x) }
+}

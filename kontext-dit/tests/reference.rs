@@ -1,0 +1,154 @@
+//! The transformer against diffusers' `FluxTransformer2DModel`, f32, random weights, odd head width.
+//!
+//! Fixture: `tests/reference/parts/dit.py`. Bounds are relative L2 distances. In f32 a different
+//! order of summation moves a result by some 1e-7 for each block; 1e-5 leaves room for that and
+//! none for a wrong position, norm or gate (the smallest such error measured moves it by 1e-3).
+#![allow(clippy::unwrap_used)] // In helper functions of a test.
+
+use kontext_core::weights::Recipe;
+use kontext_core::{Conditioning, Tensor, Tokens, Weights, check};
+use kontext_dit::{Dit, DitConfig, RunInput, names};
+
+const BOUND: f64 = 1e-5;
+const SEED: u64 = 31;
+
+fn fixture() -> Weights {
+    Weights::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/reference/dit.safetensors")).unwrap()
+}
+
+/// The configuration that the fixture's metadata states.
+fn config(guidance_embed: bool) -> DitConfig {
+    DitConfig {
+        in_channels: 64,
+        out_channels: 64,
+        heads: 3,
+        head_dim: 18,
+        axes_dim: [4, 6, 8],
+        mlp_width: 4 * 54,
+        double_blocks: 2,
+        single_blocks: 3,
+        context_dim: 24,
+        pooled_dim: 20,
+        guidance_embed,
+    }
+}
+
+/// The synthetic weights under diffusers' names, as the reference script made them.
+fn diffusers_weights(config: &DitConfig) -> Weights {
+    let blank = Weights::blank();
+    Dit::new(&blank, config, |_| ()).unwrap();
+    let synthetic = Weights::synthetic(SEED);
+    let mut tensors = Vec::new();
+    for (name, shape) in blank.shapes() {
+        let recipe = names::diffusers(&name);
+        let parts = match &recipe {
+            Recipe::Rows(rows) if rows.len() == 4 => {
+                let width = config.width();
+                vec![width, width, width, shape[0] - 3 * width]
+            }
+            Recipe::Rows(rows) => vec![shape[0] / rows.len() as i64; rows.len()],
+            _ => vec![shape[0]],
+        };
+        for (name, rows) in recipe.names().iter().zip(parts) {
+            let shape = [&[rows], &shape[1..]].concat();
+            tensors.push((name.clone(), synthetic.tensor(name, &shape).unwrap()));
+        }
+    }
+    Weights::from_tensors(tensors)
+}
+
+/// One case of the fixture through our transformer: one step for each of the batch's times.
+fn run(case: &str, guided: bool, reference: bool) {
+    let (fixture, config) = (fixture(), config(guided));
+    let raw = |name: &str| fixture.raw(&format!("{case}.{name}")).unwrap();
+    let weights = diffusers_weights(&config);
+    let dit = Dit::new(&weights.clone().named(names::diffusers), &config, |_| ()).unwrap();
+    weights.finish().unwrap();
+
+    const TARGET: i64 = 4 * 6;
+    let (hidden, ids, expected) = (raw("hidden_states"), raw("img_ids"), raw("output"));
+    let times: Vec<f32> = Vec::try_from(raw("timestep")).unwrap();
+    for (item, time) in times.iter().enumerate() {
+        let item = item as i64;
+        let pick = |t: &Tensor| t.narrow(0, item, 1);
+        let conditioning = Conditioning {
+            prompt_embeds: pick(&raw("encoder_hidden_states")),
+            pooled: pick(&raw("pooled_projections")),
+        };
+        let rest = ids.size()[0] - TARGET;
+        let context =
+            reference.then(|| Tokens::new(pick(&hidden).narrow(1, TARGET, rest), ids.narrow(0, TARGET, rest)).unwrap());
+        let guidance = guided.then(|| raw("guidance").double_value(&[item]) as f32 * 1000.0);
+        let run = dit.prepare(&RunInput {
+            conditioning: &conditioning,
+            target_ids: &ids.narrow(0, 0, TARGET),
+            context: context.as_ref(),
+            times: &[700.0, time * 1000.0],
+            guidance,
+        });
+        let velocity = dit.forward(&run.unwrap(), 1, &pick(&hidden).narrow(1, 0, TARGET)).unwrap();
+        let error = check::relative_l2(&velocity, &pick(&expected).narrow(1, 0, TARGET)).unwrap();
+        assert!(error < BOUND, "{case}: {error:e}");
+    }
+}
+
+#[test]
+fn an_edit_matches_diffusers_at_both_ends_of_the_schedule() {
+    run("guided.t1", true, true);
+    run("guided.t037", true, true);
+}
+
+#[test]
+fn a_generation_without_reference_matches_diffusers() {
+    run("guided.generate", true, false);
+}
+
+#[test]
+fn a_model_without_guidance_matches_diffusers() {
+    run("plain.t037", false, true);
+}
+
+#[test]
+fn items_of_a_batch_match_diffusers() {
+    run("guided.batch", true, true);
+    run("plain.batch", false, true);
+}
+
+#[test]
+fn a_batch_of_two_prompts_equals_two_runs() {
+    let fixture = fixture();
+    let raw = |name: &str| fixture.raw(&format!("guided.batch.{name}")).unwrap();
+    let config = config(true);
+    let dit = Dit::new(&Weights::synthetic(1), &config, |_| ()).unwrap();
+    let (hidden, ids) = (raw("hidden_states"), raw("img_ids"));
+    let velocity = |from: i64, count: i64| {
+        let pick = |t: Tensor| t.narrow(0, from, count);
+        let conditioning =
+            Conditioning { prompt_embeds: pick(raw("encoder_hidden_states")), pooled: pick(raw("pooled_projections")) };
+        let input = RunInput {
+            conditioning: &conditioning,
+            target_ids: &ids,
+            context: None,
+            times: &[370.0],
+            guidance: Some(2500.0),
+        };
+        dit.forward(&dit.prepare(&input).unwrap(), 0, &pick(hidden.shallow_clone())).unwrap()
+    };
+    let apart = Tensor::cat(&[velocity(0, 1), velocity(1, 1)], 0);
+    assert!(check::relative_l2(&velocity(0, 2), &apart).unwrap() < BOUND);
+}
+
+#[test]
+fn wrong_input_is_named() {
+    let dit = Dit::new(&Weights::synthetic(1), &config(true), |_| ()).unwrap();
+    let zeros = |shape: &[i64]| Tensor::zeros(shape, (tch::Kind::Float, tch::Device::Cpu));
+    let conditioning = Conditioning { prompt_embeds: zeros(&[1, 5, 24]), pooled: zeros(&[1, 20]) };
+    let ids = zeros(&[6, 3]);
+    let input =
+        |guidance| RunInput { conditioning: &conditioning, target_ids: &ids, context: None, times: &[1.0], guidance };
+    let error = dit.prepare(&input(None)).unwrap_err();
+    assert_eq!(error.to_string(), "invalid guidance: expected a value, because this model embeds it, got none");
+    let run = dit.prepare(&input(Some(2500.0))).unwrap();
+    let error = dit.forward(&run, 0, &zeros(&[1, 5, 64])).unwrap_err();
+    assert_eq!(error.to_string(), "target: expected shape [N, L, in_channels], got [1, 5, 64]");
+}

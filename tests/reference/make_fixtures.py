@@ -1,0 +1,19 @@
+"""Writes the fixtures beside this file: `python make_fixtures.py [PART ...]`, all parts when none is named."""
+
+import importlib
+import sys
+
+import torch
+
+PARTS = ["noise", "resize", "vae", "text", "dit", "schedule", "geometry"]
+
+
+def main():
+    torch.set_num_threads(1)  # one order of summation, so that a second run writes the same bytes
+    for part in sys.argv[1:] or PARTS:
+        importlib.import_module(f"parts.{part}").make()
+        print(f"{part}: written")
+
+
+if __name__ == "__main__":
+    main()

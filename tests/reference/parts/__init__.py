@@ -1,0 +1,1 @@
+"""One module a fixture file; each has `make()`, which writes it."""
