@@ -1,1 +1,17 @@
-//! Flow-matching sampler, schedules and latent geometry of FLUX.1 Kontext.
+#![doc = include_str!("../README.md")]
+
+mod conformance;
+mod euler;
+pub mod geometry;
+pub mod guidance;
+pub mod ids;
+mod pack;
+mod schedule;
+
+pub use conformance::Conformance;
+pub use euler::{Step, add_noise, integrate};
+pub use geometry::{Grid, Size};
+pub use guidance::CfgMode;
+pub use ids::References;
+pub use pack::{pack, unpack};
+pub use schedule::{Schedule, Shift};

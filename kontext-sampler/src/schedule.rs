@@ -1,0 +1,273 @@
+//! Noise levels: which sigmas a run passes, and how the model hears of them.
+
+use std::path::Path;
+
+use half::bf16;
+use kontext_core::{Error, Kind, Result};
+use serde::Deserialize;
+
+use crate::Conformance;
+
+/// The model was trained on times in [0, 1000].
+const TIME_FACTOR: f32 = 1000.0;
+/// More steps than anyone needs: a mistyped number is told apart from a wish.
+const MOST_STEPS: usize = 1000;
+
+/// How a model's sigmas are shifted towards noise.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Shift {
+    /// By `e^mu`, where mu grows linearly with the number of target tokens.
+    Dynamic {
+        /// mu at `base_tokens`.
+        base_shift: f64,
+        /// mu at `max_tokens`.
+        max_shift: f64,
+        /// Tokens of the smallest training picture.
+        base_tokens: f64,
+        /// Tokens of the largest training picture.
+        max_tokens: f64,
+    },
+    /// By a constant factor; 1 leaves the sigmas as they are.
+    Fixed(f64),
+}
+
+/// The fields of diffusers' `scheduler_config.json` that decide the sigmas.
+#[derive(Deserialize)]
+#[serde(default)]
+struct DiffusersConfig {
+    shift: f64,
+    use_dynamic_shifting: bool,
+    base_shift: f64,
+    max_shift: f64,
+    base_image_seq_len: f64,
+    max_image_seq_len: f64,
+    time_shift_type: String,
+    shift_terminal: Option<f64>,
+    use_karras_sigmas: Option<bool>,
+    use_exponential_sigmas: Option<bool>,
+    use_beta_sigmas: Option<bool>,
+    invert_sigmas: bool,
+    stochastic_sampling: bool,
+}
+
+impl Default for DiffusersConfig {
+    fn default() -> Self {
+        Self {
+            shift: 1.0,
+            use_dynamic_shifting: false,
+            base_shift: 0.5,
+            max_shift: 1.15,
+            base_image_seq_len: 256.0,
+            max_image_seq_len: 4096.0,
+            time_shift_type: "exponential".to_owned(),
+            shift_terminal: None,
+            use_karras_sigmas: None,
+            use_exponential_sigmas: None,
+            use_beta_sigmas: None,
+            invert_sigmas: false,
+            stochastic_sampling: false,
+        }
+    }
+}
+
+impl Shift {
+    /// FLUX.1 [dev] and Kontext: mu from 0.5 at 256 tokens to 1.15 at 4096.
+    #[must_use]
+    pub const fn dev() -> Self {
+        Self::Dynamic { base_shift: 0.5, max_shift: 1.15, base_tokens: 256.0, max_tokens: 4096.0 }
+    }
+
+    /// FLUX.1 [schnell]: none.
+    #[must_use]
+    pub const fn schnell() -> Self {
+        Self::Fixed(1.0)
+    }
+
+    /// Reads diffusers' `scheduler_config.json`.
+    ///
+    /// # Errors
+    /// A checkpoint error where the file is no such configuration or asks for a schedule that
+    /// FLUX.1 does not have.
+    pub fn from_json(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        let json: DiffusersConfig = serde_json::from_str(&text).map_err(|e| Error::config(path, e.to_string()))?;
+        let flags = [json.use_karras_sigmas, json.use_exponential_sigmas, json.use_beta_sigmas];
+        if flags.contains(&Some(true))
+            || json.shift_terminal.is_some()
+            || json.invert_sigmas
+            || json.stochastic_sampling
+        {
+            return Err(Error::config(
+                path,
+                "it asks for karras, exponential, beta, terminal, inverted or stochastic sigmas, which FLUX.1 does not use",
+            ));
+        }
+        if json.use_dynamic_shifting && json.time_shift_type != "exponential" {
+            return Err(Error::config(
+                path,
+                format!("time_shift_type is `{}`, only `exponential` is known", json.time_shift_type),
+            ));
+        }
+        Ok(if json.use_dynamic_shifting {
+            Self::Dynamic {
+                base_shift: json.base_shift,
+                max_shift: json.max_shift,
+                base_tokens: json.base_image_seq_len,
+                max_tokens: json.max_image_seq_len,
+            }
+        } else {
+            Self::Fixed(json.shift)
+        })
+    }
+
+    /// Shifts sigmas for a target of so many tokens, in f32 as the references do.
+    fn apply(self, sigmas: &mut [f32], target_tokens: i64) {
+        match self {
+            Self::Dynamic { base_shift, max_shift, base_tokens, max_tokens } => {
+                let slope = (max_shift - base_shift) / (max_tokens - base_tokens);
+                let mu = target_tokens as f64 * slope + (base_shift - slope * base_tokens);
+                let factor = mu.exp() as f32;
+                for sigma in sigmas {
+                    *sigma = factor / (factor + (1.0 / *sigma - 1.0));
+                }
+            }
+            Self::Fixed(shift) => {
+                let (shift, excess) = (shift as f32, (shift - 1.0) as f32);
+                for sigma in sigmas {
+                    *sigma = shift * *sigma / (1.0 + excess * *sigma);
+                }
+            }
+        }
+    }
+}
+
+/// The noise levels of a run: from noise (1) down to the picture (0).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Schedule {
+    sigmas: Vec<f32>,
+    conformance: Conformance,
+}
+
+impl Schedule {
+    /// `steps` steps for a target of so many tokens (references do not count).
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where `steps` is 0 or above 1000.
+    pub fn new(steps: usize, target_tokens: i64, shift: Shift, conformance: Conformance) -> Result<Self> {
+        if !(1..=MOST_STEPS).contains(&steps) {
+            return Err(Error::invalid("steps", format!("1 to {MOST_STEPS}"), steps));
+        }
+        let mut sigmas = match conformance {
+            Conformance::Bfl => torch_linspace(steps),
+            Conformance::Kontext | Conformance::Diffusers => numpy_linspace(steps),
+        };
+        shift.apply(&mut sigmas, target_tokens);
+        sigmas.push(0.0);
+        Ok(Self { sigmas, conformance })
+    }
+
+    /// The user's sigmas, from high to low; the closing 0 is added.
+    ///
+    /// They are taken as they are, but in mode [`Conformance::Diffusers`] they are shifted first, as there.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where they do not fall strictly within (0, 1].
+    pub fn from_sigmas(sigmas: &[f32], target_tokens: i64, shift: Shift, conformance: Conformance) -> Result<Self> {
+        let falls = sigmas.windows(2).all(|pair| pair[0] > pair[1]);
+        let within = sigmas.iter().all(|s| *s > 0.0 && *s <= 1.0);
+        if sigmas.is_empty() || !falls || !within || sigmas.len() > MOST_STEPS {
+            return Err(Error::invalid("sigmas", "1 to 1000 strictly falling values in (0, 1]", format!("{sigmas:?}")));
+        }
+        let mut sigmas = sigmas.to_vec();
+        if conformance == Conformance::Diffusers {
+            shift.apply(&mut sigmas, target_tokens);
+        }
+        sigmas.push(0.0);
+        Ok(Self { sigmas, conformance })
+    }
+
+    /// The last part of the schedule, which starts from a picture instead of noise.
+    ///
+    /// `strength` 1 keeps all steps; 0.5 the last half. Of N steps the last `floor(N * strength)`
+    /// remain, at least one.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where `strength` is not in (0, 1].
+    ///
+    /// Source: huggingface/diffusers 0.38 `pipeline_flux_img2img.py`, `get_timesteps`.
+    pub fn strength(mut self, strength: f64) -> Result<Self> {
+        if !(strength > 0.0 && strength <= 1.0) {
+            return Err(Error::invalid("strength", "above 0 and at most 1", strength));
+        }
+        let steps = self.steps();
+        let keep = ((steps as f64 * strength) as usize).clamp(1, steps);
+        self.sigmas.drain(..steps - keep);
+        Ok(self)
+    }
+
+    /// Number of steps.
+    #[must_use]
+    pub fn steps(&self) -> usize {
+        self.sigmas.len() - 1
+    }
+
+    /// The sigmas, one more than steps; the last is 0.
+    #[must_use]
+    pub fn sigmas(&self) -> &[f32] {
+        &self.sigmas
+    }
+
+    /// The time of each step on the scale on which the model embeds it, 1000 for noise, with the
+    /// roundings of the run's kind in the order of the mode.
+    #[must_use]
+    pub fn embedded_times(&self, kind: Kind) -> Vec<f32> {
+        let round = rounding(kind);
+        let embed = |sigma: &f32| match self.conformance {
+            Conformance::Kontext => sigma * TIME_FACTOR,
+            Conformance::Diffusers => round(round(round(sigma * TIME_FACTOR) / TIME_FACTOR) * TIME_FACTOR),
+            Conformance::Bfl => round(round(*sigma) * TIME_FACTOR),
+        };
+        self.sigmas[..self.steps()].iter().map(embed).collect()
+    }
+
+    /// The guidance value on the same scale.
+    #[must_use]
+    pub fn embedded_guidance(&self, guidance: f64, kind: Kind) -> f32 {
+        let round = rounding(kind);
+        match self.conformance {
+            Conformance::Kontext => guidance as f32 * TIME_FACTOR,
+            Conformance::Diffusers | Conformance::Bfl => round(round(guidance as f32) * TIME_FACTOR),
+        }
+    }
+
+    /// Whose conventions the schedule follows.
+    #[must_use]
+    pub fn conformance(&self) -> Conformance {
+        self.conformance
+    }
+}
+
+/// Rounds an f32 to a kind and back.
+pub(crate) fn rounding(kind: Kind) -> fn(f32) -> f32 {
+    match kind {
+        Kind::BFloat16 => |x| bf16::from_f32(x).to_f32(),
+        Kind::Half => |x| half::f16::from_f32(x).to_f32(),
+        _ => |x| x,
+    }
+}
+
+/// `np.linspace(1, 1 / n, n)`, then to f32.
+fn numpy_linspace(steps: usize) -> Vec<f32> {
+    let last = 1.0 / steps as f64;
+    let step = (last - 1.0) / (steps as f64 - 1.0).max(1.0);
+    let value = |i: usize| if i + 1 == steps && steps > 1 { last } else { i as f64 * step + 1.0 };
+    (0..steps).map(|i| value(i) as f32).collect()
+}
+
+/// `torch.linspace(1, 0, n + 1)` in f32 without its last element: from the nearer end.
+fn torch_linspace(steps: usize) -> Vec<f32> {
+    let step = -1.0_f32 / steps as f32;
+    let value = |i: usize| if i < steps.div_ceil(2) { 1.0 + step * i as f32 } else { -step * (steps - i) as f32 };
+    (0..steps).map(value).collect()
+}

@@ -1,0 +1,161 @@
+//! The command line of `cargo xtask`: a few words of its own, then a cargo command that it does not look into.
+
+use std::ffi::{OsStr, OsString};
+
+use crate::failure::Failure;
+use crate::wheels::{TORCH_VERSION, Variant};
+
+/// What was asked for.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Args {
+    /// `--cpu` or `--cuda`; none by default, which leaves the choice to xtask.
+    pub(crate) variant: Option<Variant>,
+    pub(crate) action: Action,
+}
+
+#[derive(Debug, PartialEq)]
+pub(crate) enum Action {
+    Help,
+    /// Install libtorch and print its folder.
+    Libtorch,
+    /// Install libtorch, then run cargo with these words.
+    Cargo(Vec<OsString>),
+}
+
+impl Args {
+    /// Splits the words after `cargo xtask`: what comes before the cargo command is for xtask, the rest is cargo's.
+    ///
+    /// Cargo has options before its commands too (`--offline`, `--config`), so the first word that is not one of
+    /// xtask's starts the cargo command.
+    pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Self, Failure> {
+        let mut words = words.into_iter();
+        let mut variant = None;
+        let action = loop {
+            let Some(word) = words.next() else {
+                break Action::Help;
+            };
+            if let Some(named) = variant_named(&word) {
+                set(&mut variant, named)?;
+            } else if word == "--help" || word == "-h" {
+                break Action::Help;
+            } else if word == "libtorch" {
+                for word in words {
+                    let named = variant_named(&word).ok_or_else(|| {
+                        Failure::Usage(format!(
+                            "`cargo xtask libtorch` takes --cpu or --cuda and nothing else, got {}",
+                            word.display()
+                        ))
+                    })?;
+                    set(&mut variant, named)?;
+                }
+                break Action::Libtorch;
+            } else {
+                break Action::Cargo(std::iter::once(word).chain(words).collect());
+            }
+        };
+        Ok(Self { variant, action })
+    }
+}
+
+fn variant_named(word: &OsStr) -> Option<Variant> {
+    if word == "--cpu" {
+        Some(Variant::Cpu)
+    } else if word == "--cuda" {
+        Some(Variant::Cuda)
+    } else {
+        None
+    }
+}
+
+fn set(variant: &mut Option<Variant>, named: Variant) -> Result<(), Failure> {
+    match variant.replace(named) {
+        Some(other) if other != named => Err(Failure::Usage("--cpu and --cuda exclude each other".to_owned())),
+        _ => Ok(()),
+    }
+}
+
+/// What `cargo xtask --help` prints.
+pub(crate) fn help() -> String {
+    let (cpu, cuda) = (Variant::Cpu.sizes(), Variant::Cuda.sizes());
+    format!(
+        "\
+Makes sure that libtorch {TORCH_VERSION} is there, then runs a cargo command with it.
+
+Usage: cargo xtask [--cpu | --cuda] COMMAND...
+       cargo xtask libtorch
+
+  COMMAND...  any cargo command with its options: `cargo xtask test --workspace`
+  libtorch    only fetches libtorch and prints its folder
+  --cpu       fetches what a CPU needs: {} to download, {} on disk
+  --cuda      fetches NVIDIA's libraries too: {} to download, {} on disk;
+              the default where an NVIDIA driver is found and no libtorch is there yet
+
+libtorch comes from PyPI, with python3 and pip, into the folder .libtorch of the repository.
+Plain `cargo run`, `cargo test` and the programs under target/ find it there from then on.
+To use another one, set LIBTORCH to its folder, or LIBTORCH_USE_PYTORCH=1 for that of python3.
+",
+        cpu.download, cpu.installed, cuda.download, cuda.installed,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Args, Failure> {
+        Args::parse(line.split_whitespace().map(OsString::from))
+    }
+
+    fn cargo(line: &str) -> Action {
+        Action::Cargo(line.split_whitespace().map(OsString::from).collect())
+    }
+
+    #[test]
+    fn a_cargo_command_keeps_all_its_words() {
+        let args = parse("run --release --example edit -- --cuda --help").expect("valid");
+        assert_eq!(args.variant, None);
+        assert_eq!(args.action, cargo("run --release --example edit -- --cuda --help"));
+    }
+
+    #[test]
+    fn a_variant_is_taken_only_before_the_cargo_command() {
+        let args = parse("--cpu test --cuda").expect("valid");
+        assert_eq!(args.variant, Some(Variant::Cpu));
+        assert_eq!(args.action, cargo("test --cuda"));
+    }
+
+    #[test]
+    fn cargos_own_options_may_lead() {
+        let args = parse("--cuda --offline build").expect("valid");
+        assert_eq!(args.variant, Some(Variant::Cuda));
+        assert_eq!(args.action, cargo("--offline build"));
+    }
+
+    #[test]
+    fn no_word_and_help_ask_for_help() {
+        for line in ["", "--help", "-h", "--cpu", "--cuda -h"] {
+            assert_eq!(parse(line).expect("valid").action, Action::Help, "{line}");
+        }
+    }
+
+    #[test]
+    fn libtorch_takes_a_variant_on_either_side() {
+        for line in ["--cuda libtorch", "libtorch --cuda"] {
+            let args = parse(line).expect("valid");
+            assert_eq!(args.variant, Some(Variant::Cuda), "{line}");
+            assert_eq!(args.action, Action::Libtorch, "{line}");
+        }
+    }
+
+    #[test]
+    fn libtorch_refuses_other_words() {
+        let failure = parse("libtorch --gpu").expect_err("not an option");
+        assert!(failure.to_string().contains("--gpu"), "{failure}");
+    }
+
+    #[test]
+    fn both_variants_at_once_are_refused() {
+        assert!(parse("--cpu --cuda build").is_err());
+        assert!(parse("--cpu --cpu build").is_ok());
+    }
+}

@@ -1,0 +1,109 @@
+//! Runs the cargo command, with libtorch in its environment.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::iter;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use crate::failure::Failure;
+use crate::home::Home;
+use crate::source::Source;
+
+/// Where the system's loader looks first for libraries.
+const LIBRARY_PATH: &str = if cfg!(windows) {
+    "PATH"
+} else if cfg!(target_os = "macos") {
+    "DYLD_LIBRARY_PATH"
+} else {
+    "LD_LIBRARY_PATH"
+};
+
+/// Runs `cargo` with the words of `args`; the exit code is cargo's.
+pub(crate) fn run(args: &[OsString], source: &Source, home: &Home) -> Result<ExitCode, Failure> {
+    // Cargo names itself to what it runs: the same toolchain goes on.
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let configured = env::var_os("LIBTORCH").is_some_and(|value| !value.is_empty());
+    let mut command = command(&cargo, args, source, home, configured);
+    command.env(LIBRARY_PATH, library_path(&source.folder(home), env::var_os(LIBRARY_PATH).as_deref())?);
+    execute(command).map_err(|source| Failure::Start { program: cargo.display().to_string(), source })
+}
+
+/// The command but for its library path. `configured` says whether xtask itself was given a `LIBTORCH`.
+fn command(cargo: &OsStr, args: &[OsString], source: &Source, home: &Home, configured: bool) -> Command {
+    let mut command = Command::new(cargo);
+    command.args(args);
+    match source {
+        // `.cargo/config.toml` has set it, for xtask and for every cargo in the repository alike.
+        Source::Own if configured => &mut command,
+        // Cargo has not read that file (it was started outside the repository), or the user's value is empty.
+        Source::Own => command.env("LIBTORCH", home.torch()),
+        Source::Folder { folder } => command.env("LIBTORCH", folder),
+        Source::Pytorch { .. } => &mut command,
+    };
+    command
+}
+
+/// `lib` of `torch` in front of what is there already. Programs under `target/` find `.libtorch` by their rpath; this
+/// serves any other target folder, and a libtorch of the user.
+fn library_path(torch: &Path, before: Option<&OsStr>) -> Result<OsString, Failure> {
+    let lib = torch.join("lib");
+    let before: Vec<PathBuf> = before.map(|paths| env::split_paths(paths).collect()).unwrap_or_default();
+    // An empty path would mean the current folder.
+    let paths = iter::once(lib.clone()).chain(before.into_iter().filter(|path| !path.as_os_str().is_empty()));
+    env::join_paths(paths).map_err(|error| Failure::Unusable {
+        variable: LIBRARY_PATH,
+        found: format!("{} cannot be put in front of it: {error}", lib.display()),
+    })
+}
+
+/// Becomes the command, so that signals and the exit code are its own.
+#[cfg(unix)]
+fn execute(mut command: Command) -> std::io::Result<ExitCode> {
+    use std::os::unix::process::CommandExt;
+    Err(command.exec())
+}
+
+#[cfg(not(unix))]
+fn execute(mut command: Command) -> std::io::Result<ExitCode> {
+    let code = command.status()?.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn libtorch_of(source: &Source, configured: bool) -> Option<OsString> {
+        let home = Home::of_repository(Path::new("/repo"));
+        let args = ["test".into(), "--workspace".into()];
+        let command = command(OsStr::new("cargo"), &args, source, &home, configured);
+        assert_eq!(command.get_args().collect::<Vec<_>>(), ["test", "--workspace"]);
+        command.get_envs().find(|(name, _)| *name == "LIBTORCH").and_then(|(_, value)| value.map(OsStr::to_os_string))
+    }
+
+    #[test]
+    fn the_value_of_cargos_config_is_kept_as_it_is() {
+        assert_eq!(libtorch_of(&Source::Own, true), None);
+        assert_eq!(libtorch_of(&Source::Own, false), Some("/repo/.libtorch/torch".into()));
+    }
+
+    #[test]
+    fn the_users_libtorch_is_passed_on() {
+        let source = Source::Folder { folder: PathBuf::from("/opt/libtorch") };
+        assert_eq!(libtorch_of(&source, true), Some("/opt/libtorch".into()));
+        let source = Source::Pytorch { folder: PathBuf::from("/venv/torch") };
+        assert_eq!(libtorch_of(&source, true), None);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn libtorch_comes_first_in_the_library_path() {
+        let torch = Path::new("/opt/libtorch");
+        for (before, after) in
+            [(None, "/opt/libtorch/lib"), (Some(""), "/opt/libtorch/lib"), (Some("/a:/b"), "/opt/libtorch/lib:/a:/b")]
+        {
+            assert_eq!(library_path(torch, before.map(OsStr::new)).expect("joined"), after);
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! What can go wrong, and what the user can do about it: each message says both.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use crate::wheels::{Bytes, TORCH_VERSION};
+
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The command line of xtask itself is wrong.
+    Usage(String),
+    /// PyPI has no wheel for this kind of machine.
+    Platform {
+        os: String,
+        arch: String,
+    },
+    /// CUDA was asked for where there is none.
+    NoCuda {
+        os: String,
+    },
+    /// The user's own libtorch cannot be used.
+    Unusable {
+        variable: &'static str,
+        found: String,
+    },
+    NoPython,
+    NoPip {
+        python: String,
+        said: String,
+    },
+    OldPip {
+        python: String,
+        version: String,
+    },
+    NoRoom {
+        folder: PathBuf,
+        needed: Bytes,
+        free: Bytes,
+    },
+    /// The disk ran full on the way.
+    RanFull,
+    NoNetwork,
+    Certificate,
+    NoWheel,
+    /// pip failed in another way; it has said how.
+    Pip,
+    /// pip was content, yet something is missing.
+    Incomplete {
+        folder: PathBuf,
+    },
+    Io {
+        path: PathBuf,
+        source: io::Error,
+    },
+    /// A program could not be started.
+    Start {
+        program: String,
+        source: io::Error,
+    },
+}
+
+impl Failure {
+    /// For `map_err`: attaches the path to an error of the file system.
+    pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = path.to_path_buf();
+        move |source| Self::Io { path, source }
+    }
+
+    /// 2 for a wrong command line, 1 otherwise. (Cargo's own failures never come here: its exit code is passed on.)
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        ExitCode::from(if matches!(self, Self::Usage(_)) { 2 } else { 1 })
+    }
+
+    /// Whether a libtorch from elsewhere would help.
+    fn has_a_way_round(&self) -> bool {
+        !matches!(self, Self::Usage(_) | Self::NoCuda { .. } | Self::Unusable { .. } | Self::Start { .. })
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usage(wrong) => write!(f, "{wrong}; see `cargo xtask --help`"),
+            Self::Platform { os, arch } => write!(
+                f,
+                "PyPI has no libtorch {TORCH_VERSION} that xtask can install on {os} ({arch}): \
+                 it does so on Linux with glibc (x86_64, aarch64) and on macOS (aarch64)."
+            ),
+            Self::NoCuda { os } => {
+                write!(f, "there is no CUDA on {os}; leave --cuda away.")
+            }
+            Self::Unusable { variable, found } => write!(
+                f,
+                "{variable} is set, but {found}.\n\
+                 Correct {variable}, or unset it and let xtask install libtorch {TORCH_VERSION}."
+            ),
+            Self::NoPython => write!(f, "found no python3, whose pip fetches libtorch.\nInstall both: {INSTALL_PIP}"),
+            Self::NoPip { python, said } => write!(
+                f,
+                "{python} is there, but its pip, which fetches libtorch, is not: {said}\n\
+                 Install it: {INSTALL_PIP} In a virtual environment, run `{python} -m ensurepip`."
+            ),
+            Self::OldPip { python, version } => write!(
+                f,
+                "pip {version} of {python} is too old for the wheels of libtorch: 20.3 or newer is needed.\n\
+                 Run `{python} -m pip install --user --upgrade pip`, or let `python3` be that of a new \
+                 environment: `{python} -m venv ~/kontext-pip && . ~/kontext-pip/bin/activate`."
+            ),
+            Self::NoRoom { folder, needed, free } => {
+                let folder = folder.display();
+                write!(
+                    f,
+                    "the disk of {folder} is too full for libtorch, which takes {needed} while it is installed: \
+                     {free} are free.\nMake room, or make {folder} a link to a folder on another disk."
+                )
+            }
+            Self::RanFull => write!(
+                f,
+                "the disk ran full while pip installed libtorch; nothing of it is left.\n\
+                 Make room and run the command again."
+            ),
+            Self::NoNetwork => write!(
+                f,
+                "pip could not reach PyPI to fetch libtorch.\n\
+                 Check the network and run the command again; behind a proxy set HTTPS_PROXY, \
+                 and for a mirror of PyPI set PIP_INDEX_URL."
+            ),
+            Self::Certificate => write!(
+                f,
+                "pip does not trust the certificate of the server that it fetches libtorch from.\n\
+                 Behind a proxy that opens TLS, set PIP_CERT to the file of its certificates; \
+                 otherwise check the date of this machine."
+            ),
+            Self::NoWheel => write!(
+                f,
+                "pip finds no wheel of libtorch {TORCH_VERSION} for this machine.\n\
+                 The wheels need glibc 2.28 or newer on Linux, macOS 11 or newer on Apple silicon, and a python3 \
+                 of the machine's own architecture. Where PIP_INDEX_URL names a mirror, the mirror may lack them. \
+                 A newer pip may help as well: `python3 -m pip install --user --upgrade pip`."
+            ),
+            Self::Pip => write!(
+                f,
+                "pip could not install libtorch; it says why above.\n\
+                 Nothing was changed: run the command again once that is put right."
+            ),
+            Self::Incomplete { folder } => write!(
+                f,
+                "pip succeeded, but no whole libtorch {TORCH_VERSION} came into {}.\n\
+                 A setting of pip may be the cause: `python3 -m pip config list` shows them.",
+                folder.display()
+            ),
+            Self::Io { path, source } => write!(f, "cannot access {}: {source}", path.display()),
+            Self::Start { program, source } => write!(f, "cannot start {program}: {source}"),
+        }?;
+        if self.has_a_way_round() {
+            write!(
+                f,
+                "\nOr use a libtorch {TORCH_VERSION} that you have: set LIBTORCH to its folder, the one with lib and \
+                 include (an unpacked archive of https://pytorch.org, or the folder torch of a Python installation)."
+            )?;
+        }
+        Ok(())
+    }
+}
+
+const INSTALL_PIP: &str = "`sudo apt install python3-pip` (Debian, Ubuntu), `sudo dnf install python3-pip` (Fedora), \
+    `sudo pacman -S python-pip` (Arch), `brew install python` (macOS), or see https://pip.pypa.io/en/stable/installation/.";
+
+impl std::error::Error for Failure {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io { source, .. } | Self::Start { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_with_both_numbers_and_the_folder() {
+        let failure = Failure::NoRoom {
+            folder: PathBuf::from("/repo/.libtorch"),
+            needed: Bytes(1_764_000_000),
+            free: Bytes(400_000_000),
+        };
+        let message = failure.to_string();
+        for part in ["/repo/.libtorch", "1.8 GB", "0.4 GB", "Make room", "LIBTORCH"] {
+            assert!(message.contains(part), "{part} is missing in: {message}");
+        }
+    }
+
+    #[test]
+    fn a_missing_python_is_told_with_how_to_install_it() {
+        let message = Failure::NoPython.to_string();
+        for part in ["python3", "apt install python3-pip", "set LIBTORCH"] {
+            assert!(message.contains(part), "{part} is missing in: {message}");
+        }
+    }
+
+    #[test]
+    fn an_unsupported_system_is_named_with_the_way_round() {
+        let failure = Failure::Platform { os: "windows".to_owned(), arch: "x86_64".to_owned() };
+        let message = failure.to_string();
+        for part in ["windows (x86_64)", "set LIBTORCH", "https://pytorch.org"] {
+            assert!(message.contains(part), "{part} is missing in: {message}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_not_answered_with_libtorch() {
+        let message = Failure::Usage("--cpu and --cuda exclude each other".to_owned()).to_string();
+        assert!(message.contains("--help"), "{message}");
+        assert!(!message.contains("LIBTORCH"), "{message}");
+    }
+}
