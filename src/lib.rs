@@ -1,1 +1,49 @@
-//! kontext
+#![doc = include_str!("../README.md")]
+
+mod builder;
+mod checkpoint;
+mod encode;
+mod event;
+mod frozen;
+mod output;
+mod pipeline;
+mod plan;
+mod random_model;
+mod request;
+
+pub use builder::{Builder, Loading, Parts};
+pub use checkpoint::{Checkpoint, Layout};
+pub use event::{Cancel, Event};
+pub use kontext_core::picture::open;
+pub use output::{Output, check_writable, save_picture};
+pub use pipeline::Pipeline;
+pub use plan::{Plan, ReferencePlan};
+pub use random_model::random_model;
+pub use request::Request;
+
+#[doc(no_inline)]
+pub use image;
+#[doc(no_inline)]
+pub use kontext_core::{Conditioning, Device, Error, Kind, Result, Tensor, Tokens, Weights};
+#[doc(no_inline)]
+pub use kontext_dit::{Dit, DitConfig};
+#[doc(no_inline)]
+pub use kontext_sampler::{CfgMode, Conformance, Grid, References, Schedule, Shift, Size};
+#[doc(no_inline)]
+pub use kontext_text::TextEncoder;
+#[doc(no_inline)]
+pub use kontext_vae::{Autoencoder, Tiling};
+
+/// The crates that this one is made of, for those who assemble their own.
+pub mod crates {
+    #[doc(no_inline)]
+    pub use {kontext_core, kontext_dit, kontext_sampler, kontext_text, kontext_vae};
+}
+
+/// Why the crates are as they are.
+#[doc = include_str!("../DESIGN.md")]
+pub mod _design {}
+
+/// What changed.
+#[doc = include_str!("../CHANGELOG.md")]
+pub mod _changelog {}

@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-PARTS = ["noise", "resize", "vae", "text", "dit", "schedule", "geometry"]
+PARTS = ["noise", "resize", "vae", "text", "dit", "schedule", "geometry", "metrics"]
 
 
 def main():

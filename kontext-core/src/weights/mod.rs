@@ -1,5 +1,6 @@
 //! Weights: a cursor over named tensors, from files, from memory, or made from a seed.
 
+mod audit;
 mod file;
 mod names;
 mod open;
@@ -40,15 +41,25 @@ pub use save::{save, to_bytes};
 pub struct Weights {
     store: Arc<Store>,
     prefix: String,
-    kind: Option<Kind>,
+    kind: Conversion,
     device: Device,
     map: Option<NameMap>,
+    audit: bool,
 }
 
 struct Store {
     path: PathBuf,
     source: Source,
     used: Mutex<BTreeSet<String>>,
+    problems: Mutex<Vec<CheckpointError>>,
+}
+
+/// What happens to a tensor's kind when it is read.
+#[derive(Clone, Copy)]
+enum Conversion {
+    Keep,
+    To(Kind),
+    AtMost(Kind),
 }
 
 enum Source {
@@ -84,8 +95,8 @@ impl Weights {
     }
 
     fn over(path: PathBuf, source: Source) -> Self {
-        let store = Arc::new(Store { path, source, used: Mutex::default() });
-        Self { store, prefix: String::new(), kind: None, device: Device::Cpu, map: None }
+        let store = Arc::new(Store { path, source, used: Mutex::default(), problems: Mutex::default() });
+        Self { store, prefix: String::new(), kind: Conversion::Keep, device: Device::Cpu, map: None, audit: false }
     }
 
     /// The cursor of the sub-module `name`.
@@ -99,7 +110,16 @@ impl Weights {
     /// Tensors are converted to this kind when they are read. Default: kept as they are stored.
     #[must_use]
     pub fn kind(self, kind: Kind) -> Self {
-        Self { kind: Some(kind), ..self }
+        Self { kind: Conversion::To(kind), ..self }
+    }
+
+    /// Tensors that are stored narrower than this kind stay so, others are converted to it.
+    ///
+    /// The parts widen narrow weights layer by layer: a 12 B model in bf16 computes in f32 in half
+    /// the memory that f32 weights would take.
+    #[must_use]
+    pub fn at_most(self, kind: Kind) -> Self {
+        Self { kind: Conversion::AtMost(kind), ..self }
     }
 
     /// Tensors are put on this device. Default: the CPU.
@@ -134,6 +154,9 @@ impl Weights {
             return self.place(&synthetic::tensor(&full, shape, *seed, self.device)?);
         }
         let recipe = self.map.map_or_else(|| Recipe::Name(full.clone()), |map| map(&full));
+        if self.audit {
+            return self.audit(&recipe, shape);
+        }
         let value = match &recipe {
             Recipe::Name(name) => self.place(&self.read(name)?)?,
             Recipe::Rows(names) => {
@@ -200,7 +223,7 @@ impl Weights {
     /// [`CheckpointError::Unused`] where there are tensors that no part asked for.
     pub fn finish(&self) -> Result<()> {
         let names = self.unused();
-        if names.is_empty() { Ok(()) } else { Err(self.error(CheckpointError::Unused { names })) }
+        if self.audit || names.is_empty() { Ok(()) } else { Err(self.error(CheckpointError::Unused { names })) }
     }
 
     /// The names that no part has asked for yet.
@@ -252,10 +275,13 @@ impl Weights {
     /// Moves a tensor to the cursor's device and kind, in the order that copies fewer bytes.
     fn place(&self, value: &Tensor) -> Result<Tensor> {
         let value = value.f_to_device(self.device)?;
-        Ok(match self.kind {
-            Some(kind) if kind != value.kind() => value.f_to_kind(kind)?,
-            _ => value,
-        })
+        let kind = match self.kind {
+            Conversion::Keep => value.kind(),
+            Conversion::To(kind) => kind,
+            Conversion::AtMost(kind) if value.kind().elt_size_in_bytes() < kind.elt_size_in_bytes() => value.kind(),
+            Conversion::AtMost(kind) => kind,
+        };
+        Ok(value.f_to_kind(kind)?)
     }
 
     fn error(&self, source: CheckpointError) -> Error {

@@ -1,0 +1,40 @@
+//! Activation functions, by the names that transformers' configurations use.
+
+use kontext_core::{Result, Tensor, ops};
+use serde::Deserialize;
+
+/// The non-linear function of a feed-forward part.
+///
+/// Source: huggingface/transformers v4.57.6 `activations.py` `ACT2FN`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[non_exhaustive]
+pub enum Activation {
+    /// `max(x, 0)`.
+    #[serde(rename = "relu")]
+    Relu,
+    /// `x * Phi(x)` with the exact normal distribution.
+    #[serde(rename = "gelu")]
+    Gelu,
+    /// GELU by its tanh approximation.
+    #[serde(rename = "gelu_new", alias = "gelu_pytorch_tanh")]
+    GeluTanh,
+    /// `x * sigmoid(1.702 x)`.
+    #[serde(rename = "quick_gelu")]
+    QuickGelu,
+    /// `x * sigmoid(x)`.
+    #[serde(rename = "silu", alias = "swish")]
+    Silu,
+}
+
+impl Activation {
+    /// Applies the function to each element.
+    pub(crate) fn apply(self, x: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Activation::Relu => x.f_relu()?,
+            Activation::Gelu => x.f_gelu("none")?,
+            Activation::GeluTanh => x.f_gelu("tanh")?,
+            Activation::QuickGelu => ops::quick_gelu(x)?,
+            Activation::Silu => x.f_silu()?,
+        })
+    }
+}

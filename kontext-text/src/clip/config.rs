@@ -1,0 +1,186 @@
+//! Sizes and variants of a CLIP text model.
+
+use std::path::Path;
+
+use kontext_core::{Error, Result, Weights};
+use serde::Deserialize;
+
+use crate::{Activation, load};
+
+/// Sizes and variants of a CLIP text model; [`ClipConfig::large`] is FLUX.1's.
+///
+/// Deserialises from transformers' `config.json` of the text model or of the whole CLIP (whose
+/// `text_config` is taken), with the defaults of its `CLIPTextConfig`.
+///
+/// Source: huggingface/transformers v4.57.6 `models/clip/configuration_clip.py` `CLIPTextConfig`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(from = "Json")]
+pub struct ClipConfig {
+    /// Rows of the embedding table; token ids are below it.
+    pub vocab_size: i64,
+    /// Width of the hidden states and of the pooled vector.
+    pub hidden_size: i64,
+    /// Inner width of the feed-forward part.
+    pub intermediate_size: i64,
+    /// Number of layers.
+    pub num_hidden_layers: i64,
+    /// Number of attention heads.
+    pub num_attention_heads: i64,
+    /// The most tokens of one prompt.
+    pub max_position_embeddings: i64,
+    /// Non-linear function of the feed-forward part.
+    pub hidden_act: Activation,
+    /// Added to the variance in the norms.
+    pub layer_norm_eps: f64,
+    /// The token whose first state is the pooled vector. 2 stands for the highest id of the
+    /// prompt: older configurations, FLUX.1's too, hold a 2 that the tokenizer never gives.
+    pub eos_token_id: i64,
+}
+
+impl ClipConfig {
+    /// The text model of CLIP ViT-L/14, as FLUX.1 uses it: 123 million parameters.
+    #[must_use]
+    pub fn large() -> Self {
+        Self {
+            vocab_size: 49_408,
+            hidden_size: 768,
+            intermediate_size: 3072,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            max_position_embeddings: 77,
+            hidden_act: Activation::QuickGelu,
+            layer_norm_eps: 1e-5,
+            eos_token_id: 2,
+        }
+    }
+
+    /// The configuration that the shapes of the tensors tell, by transformers' names.
+    ///
+    /// Heads are 64 wide and the rest is as in [`ClipConfig::large`].
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] where a tensor that tells a size is missing or no matrix, or where
+    /// the width is not a multiple of 64.
+    pub fn infer(weights: &Weights) -> Result<Self> {
+        const HEAD: i64 = 64;
+        let prefix =
+            if weights.shape_of("text_model.embeddings.token_embedding.weight").is_some() { "text_model." } else { "" };
+        let matrix = |name: &str| load::matrix(weights, &format!("{prefix}{name}"));
+        let [vocab_size, hidden_size] = matrix("embeddings.token_embedding.weight")?;
+        let [max_position_embeddings, _] = matrix("embeddings.position_embedding.weight")?;
+        let [intermediate_size, _] = matrix("encoder.layers.0.mlp.fc1.weight")?;
+        if hidden_size % HEAD != 0 {
+            let reason = format!(
+                "width {hidden_size} is not a multiple of {HEAD}, so the heads are not known; put the model's config.json beside it and open the folder"
+            );
+            return Err(Error::config(weights.path(), reason));
+        }
+        let config = Self {
+            vocab_size,
+            hidden_size,
+            intermediate_size,
+            num_hidden_layers: load::count_layers(weights, &format!("{prefix}encoder.layers.")),
+            num_attention_heads: hidden_size / HEAD,
+            max_position_embeddings,
+            ..Self::large()
+        };
+        config.validate(weights.path())?;
+        Ok(config)
+    }
+
+    /// Checks that a model of these sizes can be; `path` is named in the error.
+    pub(crate) fn validate(&self, path: &Path) -> Result<()> {
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ];
+        load::positive(path, &sizes)?;
+        if self.hidden_size % self.num_attention_heads != 0 {
+            let reason = format!(
+                "`hidden_size` {} is not a multiple of `num_attention_heads` {}",
+                self.hidden_size, self.num_attention_heads
+            );
+            return Err(Error::config(path, reason));
+        }
+        Ok(())
+    }
+}
+
+/// `config.json` of the text model, or of the whole CLIP around it.
+#[derive(Deserialize)]
+struct Json {
+    text_config: Option<Text>,
+    #[serde(flatten)]
+    text: Text,
+}
+
+#[derive(Deserialize)]
+#[serde(default)]
+struct Text {
+    vocab_size: i64,
+    hidden_size: i64,
+    intermediate_size: i64,
+    num_hidden_layers: i64,
+    num_attention_heads: i64,
+    max_position_embeddings: i64,
+    hidden_act: Activation,
+    layer_norm_eps: f64,
+    eos_token_id: i64,
+}
+
+impl Default for Text {
+    fn default() -> Self {
+        Self {
+            vocab_size: 49_408,
+            hidden_size: 512,
+            intermediate_size: 2048,
+            num_hidden_layers: 12,
+            num_attention_heads: 8,
+            max_position_embeddings: 77,
+            hidden_act: Activation::QuickGelu,
+            layer_norm_eps: 1e-5,
+            eos_token_id: 49_407,
+        }
+    }
+}
+
+impl From<Json> for ClipConfig {
+    fn from(json: Json) -> Self {
+        let text = json.text_config.unwrap_or(json.text);
+        Self {
+            vocab_size: text.vocab_size,
+            hidden_size: text.hidden_size,
+            intermediate_size: text.intermediate_size,
+            num_hidden_layers: text.num_hidden_layers,
+            num_attention_heads: text.num_attention_heads,
+            max_position_embeddings: text.max_position_embeddings,
+            hidden_act: text.hidden_act,
+            layer_norm_eps: text.layer_norm_eps,
+            eos_token_id: text.eos_token_id,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_model_is_found_in_the_configuration_of_the_whole() {
+        let json = r#"{"model_type": "clip", "text_config": {"hidden_size": 768, "num_attention_heads": 12, "eos_token_id": 2}, "vision_config": {}}"#;
+        let config: ClipConfig = serde_json::from_str(json).unwrap();
+        assert_eq!((config.hidden_size, config.num_attention_heads, config.eos_token_id), (768, 12, 2));
+        assert_eq!(config.intermediate_size, 2048);
+    }
+
+    #[test]
+    fn heads_that_do_not_divide_the_width_are_refused() {
+        let config = ClipConfig { num_attention_heads: 7, ..ClipConfig::large() };
+        let error = config.validate(Path::new("config.json")).unwrap_err();
+        assert!(std::error::Error::source(&error).unwrap().to_string().contains("768 is not a multiple"));
+    }
+}

@@ -1,0 +1,8 @@
+//! CLIP's text model: a prompt to the one vector that modulates the transformer's blocks.
+
+mod config;
+mod layer;
+mod model;
+
+pub use config::ClipConfig;
+pub use model::{ClipEncoder, ClipOutput};

@@ -1,0 +1,138 @@
+//! A prompt through both encoders.
+
+use kontext_core::{Conditioning, Error, Result, Tensor, check};
+
+use crate::{ClipEncoder, T5Encoder, Tokenizer};
+
+/// The end of a prompt that an encoder did not see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut {
+    /// "T5" or "CLIP".
+    pub encoder: &'static str,
+    /// The part of the prompt, in its own words.
+    pub text: String,
+}
+
+/// Both text encoders with their tokenizers: prompts to what the transformer is conditioned on.
+///
+/// Source: huggingface/diffusers 0.38 `pipelines/flux/pipeline_flux_kontext.py` `encode_prompt`.
+///
+/// # Example
+/// ```no_run
+/// use kontext_core::{Device, Kind};
+/// use kontext_text::{ClipEncoder, T5Encoder, TextEncoder, Tokenizer};
+///
+/// let clip = ClipEncoder::open("kontext/text_encoder", Kind::Float, Device::Cpu)?;
+/// let t5 = T5Encoder::open("kontext/text_encoder_2", Kind::Float, Device::Cpu)?;
+/// let text = TextEncoder::new(clip, Tokenizer::open("kontext/tokenizer")?, t5, Tokenizer::open("kontext/tokenizer_2")?)?;
+/// let (conditioning, cuts) = text.encode("make it winter")?;
+/// assert_eq!(conditioning.prompt_embeds.size(), [1, 512, 4096]);
+/// assert_eq!(conditioning.pooled.size(), [1, 768]);
+/// assert!(cuts.is_empty());
+/// # Ok::<(), kontext_core::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct TextEncoder {
+    clip: ClipEncoder,
+    clip_tokenizer: Tokenizer,
+    t5: T5Encoder,
+    t5_tokenizer: Tokenizer,
+    max_sequence_length: usize,
+}
+
+impl TextEncoder {
+    /// Joins the parts.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] where a tokenizer gives ids that its encoder does not have.
+    pub fn new(clip: ClipEncoder, clip_tokenizer: Tokenizer, t5: T5Encoder, t5_tokenizer: Tokenizer) -> Result<Self> {
+        fits("CLIP", &clip_tokenizer, clip.config().vocab_size)?;
+        fits("T5", &t5_tokenizer, t5.config().vocab_size)?;
+        Ok(Self { clip, clip_tokenizer, t5, t5_tokenizer, max_sequence_length: 512 })
+    }
+
+    /// Number of T5 tokens of every prompt, padding included (default 512; FLUX.1-schnell was
+    /// trained with 256).
+    #[must_use]
+    pub fn max_sequence_length(self, tokens: usize) -> Self {
+        Self { max_sequence_length: tokens, ..self }
+    }
+
+    /// Number of T5 tokens of every prompt.
+    #[must_use]
+    pub fn sequence_length(&self) -> usize {
+        self.max_sequence_length
+    }
+
+    /// Encodes one prompt by both encoders, and tells what each of them cut off (T5 after
+    /// [`TextEncoder::max_sequence_length`] tokens, CLIP after 77).
+    ///
+    /// # Shapes
+    /// `prompt_embeds` [1, T, D] and `pooled` [1, P], each in the kind and on the device of its
+    /// encoder.
+    ///
+    /// # Errors
+    /// Those of [`prompt_embeds`] and [`pooled`].
+    pub fn encode(&self, prompt: &str) -> Result<(Conditioning, Vec<Cut>)> {
+        let (pooled, clip_cut) = pooled(&self.clip, &self.clip_tokenizer, prompt)?;
+        let (prompt_embeds, t5_cut) = prompt_embeds(&self.t5, &self.t5_tokenizer, prompt, self.max_sequence_length)?;
+        Ok((Conditioning { prompt_embeds, pooled }, t5_cut.into_iter().chain(clip_cut).collect()))
+    }
+
+    /// Its CLIP.
+    #[must_use]
+    pub fn clip(&self) -> &ClipEncoder {
+        &self.clip
+    }
+
+    /// Its T5.
+    #[must_use]
+    pub fn t5(&self) -> &T5Encoder {
+        &self.t5
+    }
+}
+
+/// T5's states [1, `length`, D] of a prompt that is padded or cut to `length` tokens: the half of
+/// [`TextEncoder::encode`] that needs T5 alone.
+///
+/// # Errors
+/// Those of [`Tokenizer::encode`] and [`T5Encoder::forward`]; [`Error::NotFinite`] where the
+/// states hold a NaN or an infinity.
+pub fn prompt_embeds(
+    t5: &T5Encoder,
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    length: usize,
+) -> Result<(Tensor, Option<Cut>)> {
+    let tokens = tokenizer.encode(prompt, length)?;
+    let states = t5.forward(&tokens.tensor()?)?;
+    check::finite("encoding the prompt with T5", &states)?;
+    Ok((states, tokens.cut.map(|text| Cut { encoder: "T5", text })))
+}
+
+/// CLIP's pooled vector [1, P] of a prompt that is padded or cut to its number of positions: the
+/// half of [`TextEncoder::encode`] that needs CLIP alone.
+///
+/// # Errors
+/// Those of [`Tokenizer::encode`] and [`ClipEncoder::forward`]; [`Error::NotFinite`] where the
+/// vector holds a NaN or an infinity.
+pub fn pooled(clip: &ClipEncoder, tokenizer: &Tokenizer, prompt: &str) -> Result<(Tensor, Option<Cut>)> {
+    let length = usize::try_from(clip.config().max_position_embeddings).unwrap_or_default();
+    let tokens = tokenizer.encode(prompt, length)?;
+    let pooled = clip.forward(&tokens.tensor()?)?.pooled;
+    check::finite("encoding the prompt with CLIP", &pooled)?;
+    Ok((pooled, tokens.cut.map(|text| Cut { encoder: "CLIP", text })))
+}
+
+/// Every id that the tokenizer gives must be a row of the encoder's table.
+fn fits(encoder: &str, tokenizer: &Tokenizer, vocab_size: i64) -> Result<()> {
+    if i64::try_from(tokenizer.vocab_size()).is_ok_and(|size| size <= vocab_size) {
+        return Ok(());
+    }
+    let size = tokenizer.vocab_size();
+    let reason = format!(
+        "its ids go up to {}, the {encoder} model has {vocab_size}; take the tokenizer that came with the model",
+        size.saturating_sub(1)
+    );
+    Err(Error::Tokenizer { path: tokenizer.path().to_owned(), reason })
+}

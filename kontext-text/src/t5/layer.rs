@@ -1,0 +1,140 @@
+//! One block of the encoder: attention, then the feed-forward part, each on a normed residual.
+//!
+//! Source: huggingface/transformers v4.57.6 `models/t5/modeling_t5.py` `T5Block`, `T5Attention`,
+//! `T5DenseGatedActDense`, `T5DenseActDense`.
+
+use kontext_core::nn::RmsNorm;
+use kontext_core::ops::{attend, split_heads};
+use kontext_core::{Kind, Result, Tensor, Weights};
+
+use super::T5Config;
+use super::projection::Projection;
+use crate::Activation;
+
+/// `x + attention(norm(x))`, then `x + feed_forward(norm(x))`.
+#[derive(Debug)]
+pub(super) struct Block {
+    attention_norm: RmsNorm,
+    attention: Attention,
+    feed_forward_norm: RmsNorm,
+    feed_forward: FeedForward,
+    compute: Kind,
+}
+
+impl Block {
+    pub(super) fn new(w: &Weights, config: &T5Config, compute: Kind) -> Result<Self> {
+        let (attention, feed_forward) = (w.at("layer.0"), w.at("layer.1"));
+        let norm = |w: &Weights| RmsNorm::new(&w.at("layer_norm"), "weight", config.d_model, config.layer_norm_epsilon);
+        Ok(Self {
+            attention_norm: norm(&attention)?,
+            attention: Attention::new(&attention.at("SelfAttention"), config)?,
+            feed_forward_norm: norm(&feed_forward)?,
+            feed_forward: FeedForward::new(&feed_forward.at("DenseReluDense"), config, compute)?,
+            compute,
+        })
+    }
+
+    /// [B, T, D] and the bias [1, H, T, T] to [B, T, D].
+    ///
+    /// The sum may be wider than `compute`: in f16 the feed-forward part returns f32.
+    pub(super) fn forward(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        let normed = self.attention_norm.forward(x)?.f_to_kind(self.compute)?;
+        let x = clamp_half(x.f_add(&self.attention.forward(&normed, bias)?)?)?;
+        let normed = self.feed_forward_norm.forward(&x)?.f_to_kind(self.compute)?;
+        clamp_half(x.f_add(&self.feed_forward.forward(&normed)?)?)
+    }
+}
+
+/// Keeps f16 sums finite: to its largest value, or 1000 less where one has overflowed already.
+fn clamp_half(x: Tensor) -> Result<Tensor> {
+    /// The largest finite f16.
+    const MAX: f64 = 65_504.0;
+    if x.kind() != Kind::Half {
+        return Ok(x);
+    }
+    let overflown = x.f_isinf()?.f_any()?;
+    let limit = Tensor::f_full([0_i64; 0], MAX, (Kind::Half, x.device()))?;
+    let limit = limit.f_sub_scalar(1000.0)?.f_where_self(&overflown, &limit)?;
+    Ok(x.f_clamp_tensor(Some(&limit.f_neg()?), Some(&limit))?)
+}
+
+/// Attention of every token to every token, padding included, without the usual 1 / sqrt(d).
+#[derive(Debug)]
+struct Attention {
+    q: Projection,
+    k: Projection,
+    v: Projection,
+    o: Projection,
+    heads: i64,
+}
+
+impl Attention {
+    fn new(w: &Weights, config: &T5Config) -> Result<Self> {
+        let (width, inner) = (config.d_model, config.num_heads * config.d_kv);
+        Ok(Self {
+            q: Projection::new(&w.at("q"), width, inner)?,
+            k: Projection::new(&w.at("k"), width, inner)?,
+            v: Projection::new(&w.at("v"), width, inner)?,
+            o: Projection::new(&w.at("o"), inner, width)?,
+            heads: config.num_heads,
+        })
+    }
+
+    /// The softmax runs in f32 in all kinds: libtorch's fused attention keeps its sums there.
+    fn forward(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        let heads = |p: &Projection| split_heads(&p.forward(x)?, self.heads); // [B, H, T, D/H]
+        let attended = attend(&heads(&self.q)?, &heads(&self.k)?, &heads(&self.v)?, Some(bias), Some(1.0))?;
+        self.o.forward(&attended)
+    }
+}
+
+/// `wo (activation(wi_0 x) * wi_1 x)`, or `wo activation(wi x)` of the ungated variant.
+#[derive(Debug)]
+struct FeedForward {
+    wi: Projection,
+    gated: Option<Projection>,
+    wo: Projection,
+    activation: Activation,
+    /// f32 under f16, where the inner activations overflow; else the kind that all is computed in.
+    inner: Kind,
+}
+
+impl FeedForward {
+    fn new(w: &Weights, config: &T5Config, compute: Kind) -> Result<Self> {
+        let (width, hidden) = (config.d_model, config.d_ff);
+        let gated = config.gated.then(|| Projection::new(&w.at("wi_1"), width, hidden)).transpose()?;
+        let inner = if compute == Kind::Half { Kind::Float } else { compute };
+        let wo = w.at("wo");
+        let wo = if compute == Kind::Half { wo.kind(Kind::Float) } else { wo };
+        Ok(Self {
+            wi: Projection::new(&w.at(if config.gated { "wi_0" } else { "wi" }), width, hidden)?,
+            gated,
+            wo: Projection::new(&wo, hidden, width)?,
+            activation: config.activation,
+            inner,
+        })
+    }
+
+    /// [B, T, D] to [B, T, D] in `inner`.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut hidden = self.activation.apply(&self.wi.forward(x)?)?.f_to_kind(self.inner)?; // [B, T, F]
+        if let Some(gated) = &self.gated {
+            hidden = hidden.f_mul(&gated.forward(x)?)?;
+        }
+        self.wo.forward(&hidden)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_half_sum_is_clamped_to_its_largest_value_or_below_when_it_overflowed() {
+        let half = |values: &[f32]| Tensor::from_slice(values).to_kind(Kind::Half);
+        let finite = clamp_half(half(&[65504.0, -3.0])).unwrap();
+        assert_eq!(Vec::<f32>::try_from(finite.to_kind(Kind::Float)).unwrap(), [65504.0, -3.0]);
+        let overflown = clamp_half(half(&[f32::INFINITY, f32::NEG_INFINITY, 65504.0, 1.0])).unwrap();
+        assert_eq!(Vec::<f32>::try_from(overflown.to_kind(Kind::Float)).unwrap(), [64512.0, -64512.0, 64512.0, 1.0]);
+    }
+}

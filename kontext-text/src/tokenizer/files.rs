@@ -1,0 +1,116 @@
+//! Finding and reading a tokenizer's files.
+
+use std::path::Path;
+
+use kontext_core::{Error, Result};
+use serde_json::Value;
+
+use super::{Tokenizer, clip_bpe};
+
+/// What to do about a tokenizer that cannot be used.
+pub(super) const REMEDY: &str = "to make a usable tokenizer.json, run in Python: \
+     from transformers import AutoTokenizer; AutoTokenizer.from_pretrained(\"THE FOLDER\").save_pretrained(\"THE FOLDER\")";
+
+const JSON: &str = "tokenizer.json";
+const VOCAB: &str = "vocab.json";
+const MERGES: &str = "merges.txt";
+const SENTENCEPIECE: &str = "spiece.model";
+
+pub(super) fn open(path: &Path) -> Result<Tokenizer> {
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    let beside = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if path.is_dir() {
+        open_folder(path)
+    } else if name == VOCAB || name == MERGES {
+        open_clip(beside)
+    } else if name.ends_with(".model") {
+        Err(sentencepiece(path))
+    } else {
+        // Of files with another name, the settings beside them may belong to another tokenizer.
+        open_json(path, (name == JSON).then_some(beside))
+    }
+}
+
+fn open_folder(folder: &Path) -> Result<Tokenizer> {
+    let holds = |name: &str| folder.join(name).is_file();
+    if holds(VOCAB) && holds(MERGES) {
+        open_clip(folder)
+    } else if holds(JSON) {
+        open_json(&folder.join(JSON), Some(folder))
+    } else if holds(SENTENCEPIECE) {
+        Err(sentencepiece(&folder.join(SENTENCEPIECE)))
+    } else {
+        let reason = format!("the folder holds neither {JSON} nor {VOCAB} with {MERGES}");
+        Err(Error::Tokenizer { path: folder.to_owned(), reason })
+    }
+}
+
+fn open_clip(folder: &Path) -> Result<Tokenizer> {
+    let unusable = |reason: String| Error::Tokenizer { path: folder.to_owned(), reason };
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).map_err(Error::io(folder.join(name)));
+    let vocab = serde_json::from_str(&read(VOCAB)?).map_err(|e| unusable(format!("{VOCAB}: {e}")))?;
+    let inner = clip_bpe::build(vocab, &read(MERGES)?).map_err(unusable)?;
+    let tokenizer = Tokenizer::new(inner, folder, pad_token(folder)?.as_deref())?;
+    Ok(Tokenizer { whole_words_lowered: true, ..tokenizer })
+}
+
+fn open_json(file: &Path, settings: Option<&Path>) -> Result<Tokenizer> {
+    let unusable = |reason: String| Error::Tokenizer { path: file.to_owned(), reason };
+    let bytes = std::fs::read(file).map_err(Error::io(file))?;
+    let json: Value = serde_json::from_slice(&bytes).map_err(|e| unusable(format!("it is no JSON ({e}); {REMEDY}")))?;
+    check_merges(&json).map_err(unusable)?;
+    let inner = serde_json::from_value(json).map_err(|e| unusable(format!("{e}; {REMEDY}")))?;
+    let pad = settings.map(pad_token).transpose()?.flatten();
+    Tokenizer::new(inner, file, pad.as_deref())
+}
+
+/// The tokenizers crate ends the program at a merge whose result is longer than any token, so the
+/// results are looked up first. Merges are "a b" or ["a", "b"].
+fn check_merges(json: &Value) -> Result<(), String> {
+    let model = &json["model"];
+    let (Some(merges), Some(vocab)) = (model["merges"].as_array(), model["vocab"].as_object()) else { return Ok(()) };
+    let prefix = model["continuing_subword_prefix"].as_str().unwrap_or_default();
+    for merge in merges {
+        let pair = match merge {
+            Value::String(text) => text.split_once(' '),
+            other => other[0].as_str().zip(other[1].as_str()),
+        };
+        let known =
+            |(a, b): (&str, &str)| b.strip_prefix(prefix).is_some_and(|b| vocab.contains_key(&format!("{a}{b}")));
+        if !pair.is_some_and(known) {
+            return Err(format!("its merge {merge} gives no token of its vocabulary"));
+        }
+    }
+    Ok(())
+}
+
+fn sentencepiece(file: &Path) -> Error {
+    let reason = format!("a SentencePiece model is not read directly; {REMEDY}");
+    Error::Tokenizer { path: file.to_owned(), reason }
+}
+
+/// The padding token that the settings in a folder name.
+///
+/// As in transformers, `special_tokens_map.json` wins unless `tokenizer_config.json` is of the
+/// newer form, which lists its added tokens.
+fn pad_token(folder: &Path) -> Result<Option<String>> {
+    let config = settings(&folder.join("tokenizer_config.json"))?;
+    let map = settings(&folder.join("special_tokens_map.json"))?;
+    let order = if config.get("added_tokens_decoder").is_some() { [config, Value::Null] } else { [map, config] };
+    Ok(order.iter().find_map(|value| token(&value["pad_token"])))
+}
+
+/// A token is stored as its text or with its options.
+fn token(value: &Value) -> Option<String> {
+    value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned)
+}
+
+fn settings(file: &Path) -> Result<Value> {
+    if !file.is_file() {
+        return Ok(Value::Null);
+    }
+    let text = std::fs::read_to_string(file).map_err(Error::io(file))?;
+    let broken =
+        |e: serde_json::Error| Error::Tokenizer { path: file.to_owned(), reason: format!("it is no JSON ({e})") };
+    serde_json::from_str(&text).map_err(broken)
+}

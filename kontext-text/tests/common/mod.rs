@@ -1,0 +1,60 @@
+//! What the tests share: the repository's fixtures, and a folder of real tokenizers where there is one.
+
+use std::path::{Path, PathBuf};
+
+use kontext_text::Tokenizer;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A file of tests/reference.
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/reference").join(name)
+}
+
+/// A path below the folder of assets beside the repository; says so where it is absent.
+pub fn asset(path: &str) -> Option<PathBuf> {
+    let full = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/assets").join(path);
+    if !full.exists() {
+        println!("skipped: {} is not there", full.display());
+    }
+    full.exists().then_some(full)
+}
+
+/// tokens.json.
+pub fn tokens() -> Value {
+    serde_json::from_slice(&std::fs::read(fixture("tokens.json")).unwrap()).unwrap()
+}
+
+/// A folder with the tiny CLIP tokenizer's `vocab.json` and `merges.txt`.
+pub fn tiny_clip_folder() -> TempDir {
+    let (folder, tokens) = (tempfile::tempdir().unwrap(), tokens());
+    let files = &tokens["tiny"]["clip"];
+    let merges: Vec<_> = files["merges.txt"].as_array().unwrap().iter().map(|line| line.as_str().unwrap()).collect();
+    write(&folder, "vocab.json", &files["vocab.json"].to_string());
+    write(&folder, "merges.txt", &merges.join("\n"));
+    folder
+}
+
+/// A folder with the tiny T5 tokenizer's `tokenizer.json`.
+pub fn tiny_t5_folder() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    write(&folder, "tokenizer.json", &tokens()["tiny"]["t5"]["tokenizer.json"].to_string());
+    folder
+}
+
+pub fn tiny_clip() -> Tokenizer {
+    Tokenizer::open(tiny_clip_folder().path()).unwrap()
+}
+
+pub fn tiny_t5() -> Tokenizer {
+    Tokenizer::open(tiny_t5_folder().path()).unwrap()
+}
+
+pub fn write(folder: &TempDir, name: &str, text: &str) {
+    std::fs::write(folder.path().join(name), text).unwrap();
+}
+
+/// The messages of an error and of its sources.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

@@ -1,0 +1,225 @@
+//! Tokenizers against transformers' ids (tests/reference/parts/tokens.py), and what they refuse.
+
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::print_stdout)]
+
+mod common;
+
+use common::{asset, chain, tiny_clip, tiny_clip_folder, tiny_t5, tiny_t5_folder, tokens, write};
+use kontext_text::Tokenizer;
+use proptest::prelude::*;
+use serde_json::Value;
+
+/// More tokens than any prompt of the fixture has.
+const WHOLE: usize = 600;
+
+fn ids(value: &Value) -> Vec<i64> {
+    value.as_array().unwrap().iter().map(|id| id.as_i64().unwrap()).collect()
+}
+
+/// Compares with one of the fixture's groups: all prompts whole, two prompts padded and cut.
+fn matches_reference(tokenizer: &Tokenizer, group: &str, name: &str) {
+    let tokens = tokens();
+    let (prompts, expected) = (tokens["prompts"].as_array().unwrap(), &tokens[group][name]);
+    let prompt = |i: usize| prompts[i].as_str().unwrap();
+    assert_eq!(tokenizer.pad_id(), expected["pad"].as_i64().unwrap());
+    for (i, whole) in expected["whole"].as_array().unwrap().iter().enumerate() {
+        let encoded = tokenizer.encode(prompt(i), WHOLE).unwrap();
+        assert_eq!(encoded.ids[..encoded.used], ids(whole), "{:?}", prompt(i));
+        assert_eq!((encoded.ids.len(), encoded.cut), (WHOLE, None));
+    }
+    for (length, rows) in expected["fitted"].as_object().unwrap() {
+        for (prompt, row) in [prompt(3), prompt(prompts.len() - 1)].iter().zip(rows.as_array().unwrap()) {
+            assert_eq!(
+                tokenizer.encode(prompt, length.parse().unwrap()).unwrap().ids,
+                ids(row),
+                "{length}: {prompt:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_tiny_clip_tokenizer_gives_the_ids_of_transformers_for_awkward_prompts() {
+    matches_reference(&tiny_clip(), "tiny", "clip");
+}
+
+#[test]
+fn the_tiny_t5_tokenizer_gives_the_ids_of_transformers_for_awkward_prompts() {
+    matches_reference(&tiny_t5(), "tiny", "t5");
+}
+
+#[test]
+fn the_published_tokenizers_give_the_ids_of_transformers_for_awkward_prompts() {
+    for name in ["clip", "t5"] {
+        if let Some(folder) = asset(&format!("tokenizers/{name}")) {
+            matches_reference(&Tokenizer::open(folder).unwrap(), "published", name);
+        }
+    }
+}
+
+#[test]
+fn the_published_tokenizers_give_known_ids() {
+    if let Some(folder) = asset("tokenizers/t5") {
+        let t5 = Tokenizer::open(folder).unwrap();
+        let encoded = t5.encode("Make the cat wear a red hat, keep the background unchanged.", 512).unwrap();
+        assert_eq!(
+            encoded.ids[..encoded.used],
+            [1796, 8, 1712, 2112, 3, 9, 1131, 3, 547, 6, 453, 8, 2458, 26164, 5, 1]
+        );
+        assert!(encoded.ids[encoded.used..].iter().all(|&id| id == 0));
+        assert_eq!(t5.vocab_size(), 32_100);
+    }
+    if let Some(folder) = asset("tokenizers/clip") {
+        let clip = Tokenizer::open(folder).unwrap();
+        let encoded = clip.encode("a photo of a cat", 77).unwrap();
+        assert_eq!(encoded.ids[..encoded.used], [49406, 320, 1125, 539, 320, 2368, 49407]);
+        assert!(encoded.ids[encoded.used..].iter().all(|&id| id == 49407));
+        assert_eq!(clip.vocab_size(), 49_408);
+    }
+}
+
+#[test]
+fn the_cut_part_is_told_in_the_prompts_own_words() {
+    let prompt = "Make  the CAT wear a red hat,\nkeep the Café unchanged.";
+    for tokenizer in [tiny_clip(), tiny_t5()] {
+        let whole = tokenizer.encode(prompt, WHOLE).unwrap();
+        assert_eq!(tokenizer.encode(prompt, whole.used).unwrap().cut, None);
+        assert_eq!(tokenizer.encode(prompt, whole.used - 1).unwrap().cut.as_deref(), Some("."));
+        let begin = whole.ids[..whole.used].len() - tokenizer.encode("", WHOLE).unwrap().used;
+        assert_eq!(tokenizer.encode(prompt, whole.used - begin).unwrap().cut.as_deref(), Some(prompt));
+    }
+    let cut = tiny_clip().encode(prompt, 6).unwrap().cut.unwrap();
+    assert_eq!(cut, "wear a red hat,\nkeep the Café unchanged.");
+}
+
+#[test]
+fn a_character_of_several_tokens_is_never_split_in_the_cut_text() {
+    let (clip, prompt) = (tiny_clip(), "a 🐕 dog");
+    let whole = clip.encode(prompt, WHOLE).unwrap().used;
+    for length in 2..whole {
+        let cut = clip.encode(prompt, length).unwrap().cut.unwrap();
+        assert!(
+            prompt.ends_with(&cut) && ["a 🐕 dog", "🐕 dog", "dog", "og", "g"].contains(&cut.as_str()),
+            "{length}: {cut:?}"
+        );
+    }
+}
+
+#[test]
+fn an_empty_prompt_is_its_end_token_and_padding() {
+    let clip = tiny_clip().encode("", 77).unwrap();
+    assert_eq!((clip.used, clip.ids.len(), clip.cut), (2, 77, None));
+    assert_eq!((clip.ids[0], &clip.ids[1..]), (632, vec![633; 76].as_slice()));
+    let t5 = tiny_t5().encode("", 512).unwrap();
+    assert_eq!((t5.used, t5.ids[0], t5.ids.len(), t5.ids[1..].iter().sum::<i64>()), (1, 1, 512, 0));
+}
+
+#[test]
+fn ten_thousand_words_are_cut_and_told() {
+    let prompt = "keep the background unchanged ".repeat(2500);
+    for (tokenizer, length) in [(tiny_clip(), 77), (tiny_t5(), 512)] {
+        let encoded = tokenizer.encode(&prompt, length).unwrap();
+        assert_eq!((encoded.ids.len(), encoded.used), (length, length));
+        let cut = encoded.cut.unwrap();
+        assert!(prompt.ends_with(&cut) && cut.len() > prompt.len() - 8 * length);
+    }
+}
+
+#[test]
+fn a_length_without_room_for_the_end_token_is_refused() {
+    let error = tiny_clip().encode("a cat", 1).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "invalid length in tokens: expected at least 2, for the tokens that every prompt has, got 1"
+    );
+    assert!(tiny_t5().encode("a cat", 0).is_err());
+    assert_eq!(tiny_t5().encode("a cat", 1).unwrap().ids, [1]);
+}
+
+#[test]
+fn stored_truncation_and_padding_are_not_carried_over() {
+    let folder = tiny_t5_folder();
+    let mut json = tokens()["tiny"]["t5"]["tokenizer.json"].take();
+    json["truncation"] =
+        serde_json::json!({"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0});
+    json["padding"] = serde_json::json!({"strategy": {"Fixed": 9}, "direction": "Left", "pad_to_multiple_of": null, "pad_id": 2, "pad_type_id": 0, "pad_token": "<unk>"});
+    write(&folder, "tokenizer.json", &json.to_string());
+    let prompt = "keep the background unchanged";
+    let plain = tiny_t5().encode(prompt, 40).unwrap();
+    assert_eq!(Tokenizer::open(folder.path()).unwrap().encode(prompt, 40).unwrap(), plain);
+}
+
+#[test]
+fn the_padding_token_is_the_one_that_the_settings_name() {
+    let pad = |files: &[(&str, &str)]| {
+        let folder = tiny_clip_folder();
+        files.iter().for_each(|(name, text)| write(&folder, name, text));
+        Tokenizer::open(folder.path()).map(|t| t.pad_id())
+    };
+    let (map, config) = ("special_tokens_map.json", "tokenizer_config.json");
+    assert_eq!(pad(&[]).unwrap(), 633);
+    assert_eq!(pad(&[(map, r#"{"pad_token": "!"}"#)]).unwrap(), 0);
+    assert_eq!(pad(&[(map, r#"{"pad_token": {"content": "!", "lstrip": false}}"#)]).unwrap(), 0);
+    assert_eq!(pad(&[(map, r#"{"pad_token": "!"}"#), (config, r#"{"pad_token": "<|endoftext|>"}"#)]).unwrap(), 0);
+    let newer = r#"{"pad_token": "<|endoftext|>", "added_tokens_decoder": {}}"#;
+    assert_eq!(pad(&[(map, r#"{"pad_token": "!"}"#), (config, newer)]).unwrap(), 633);
+    let error = pad(&[(config, r#"{"pad_token": "<none>"}"#)]).unwrap_err();
+    assert!(error.to_string().contains("`<none>` is not in its vocabulary"), "{error}");
+}
+
+#[test]
+fn files_are_found_by_folder_or_by_name() {
+    let (clip, t5) = (tiny_clip_folder(), tiny_t5_folder());
+    let expected = tiny_clip().encode("a cat", 9).unwrap();
+    for name in ["", "vocab.json", "merges.txt"] {
+        assert_eq!(Tokenizer::open(clip.path().join(name)).unwrap().encode("a cat", 9).unwrap(), expected);
+    }
+    std::fs::copy(t5.path().join("tokenizer.json"), t5.path().join("t5xxl.json")).unwrap();
+    let expected = tiny_t5().encode("a cat", 9).unwrap();
+    for name in ["tokenizer.json", "t5xxl.json"] {
+        assert_eq!(Tokenizer::open(t5.path().join(name)).unwrap().encode("a cat", 9).unwrap(), expected);
+    }
+}
+
+#[test]
+fn an_unusable_file_is_an_error_that_says_what_to_do() {
+    let refused = |files: &[(&str, &str)]| {
+        let folder = tempfile::tempdir().unwrap();
+        files.iter().for_each(|(name, text)| write(&folder, name, text));
+        let error = Tokenizer::open(folder.path()).unwrap_err();
+        assert!(matches!(error, kontext_core::Error::Tokenizer { .. }), "{error:?}");
+        chain(&error)
+    };
+    assert!(refused(&[("spiece.model", "x")]).contains("save_pretrained"));
+    assert!(refused(&[]).contains("neither tokenizer.json nor vocab.json with merges.txt"));
+    assert!(refused(&[("tokenizer.json", "{")]).contains("save_pretrained"));
+    assert!(refused(&[("tokenizer.json", "{}")]).contains("save_pretrained"));
+    assert!(refused(&[("vocab.json", "[]"), ("merges.txt", "")]).contains("vocab.json"));
+    assert!(refused(&[("vocab.json", r#"{"a": 0}"#), ("merges.txt", "")]).contains("not CLIP's"));
+    let mut json = tokens()["tiny"]["t5"]["tokenizer.json"].take();
+    json["post_processor"] = Value::Null;
+    assert!(refused(&[("tokenizer.json", &json.to_string())]).contains("no end token"));
+    json["model"] = serde_json::json!({"type": "BPE", "vocab": {"a": 0}, "merges": ["a a"]});
+    assert!(refused(&[("tokenizer.json", &json.to_string())]).contains("gives no token"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// What is kept is the beginning of the whole prompt's tokens, and what is cut is its end.
+    #[test]
+    fn any_prompt_fills_its_length_and_is_kept_or_told(prompt in "(\\PC|[a-z ,.]){0,60}", length in 2_usize..40) {
+        for tokenizer in [tiny_clip(), tiny_t5()] {
+            let encoded = tokenizer.encode(&prompt, length).unwrap();
+            let whole = tokenizer.encode(&prompt, WHOLE).unwrap();
+            prop_assert_eq!(encoded.ids.len(), length);
+            prop_assert!(encoded.used <= length && whole.cut.is_none());
+            prop_assert!(encoded.ids[encoded.used..].iter().all(|&id| id == tokenizer.pad_id()));
+            prop_assert_eq!(encoded.ids[encoded.used - 1], whole.ids[whole.used - 1]);
+            prop_assert_eq!(&encoded.ids[..encoded.used - 1], &whole.ids[..encoded.used - 1]);
+            prop_assert_eq!(encoded.cut.is_some(), whole.used > length);
+            let cut = encoded.cut.unwrap_or_default();
+            prop_assert!(prompt.ends_with(&cut));
+        }
+    }
+}

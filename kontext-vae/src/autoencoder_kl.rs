@@ -1,0 +1,154 @@
+//! AutoencoderKL, the autoencoder of FLUX.1, Stable Diffusion 3, XL, 2 and 1.
+//! Source: huggingface/diffusers v0.38 models/autoencoders/autoencoder_kl.py, AutoencoderKL; vae.py,
+//! DiagonalGaussianDistribution; black-forest-labs/flux@802fb47 src/flux/modules/autoencoder.py.
+
+use kontext_core::nn::Conv2d;
+use kontext_core::{During, Result, Tensor, Weights, check};
+
+use crate::VaeConfig;
+use crate::decoder::Decoder;
+use crate::encoder::Encoder;
+use crate::size::{check_latents, check_picture};
+
+/// A variational autoencoder: pictures to latents of an eighth of the size and back.
+///
+/// # Example
+/// ```
+/// use kontext_core::{noise, Device, Kind, Weights};
+/// use kontext_vae::{AutoencoderKl, VaeConfig};
+///
+/// let config = VaeConfig { block_out_channels: [8, 8, 8, 8], norm_num_groups: 4, ..VaeConfig::flux() };
+/// let vae = AutoencoderKl::new(&Weights::synthetic(0), &config)?;
+/// let picture = noise::randn(&[1, 3, 32, 48], 0, Kind::Float, Device::Cpu)?.f_clamp(-1.0, 1.0)?;
+/// let latents = vae.encode_latents(&picture)?;
+/// assert_eq!(latents.size(), [1, 16, 4, 6]);
+/// assert_eq!(vae.decode(&latents)?.size(), [1, 3, 32, 48]);
+/// # Ok::<(), kontext_core::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct AutoencoderKl {
+    encoder: Encoder,
+    quant_conv: Option<Conv2d>,
+    post_quant_conv: Option<Conv2d>,
+    decoder: Decoder,
+    config: VaeConfig,
+}
+
+impl AutoencoderKl {
+    /// Reads `encoder`, `decoder` and, where the configuration has them, `quant_conv` and `post_quant_conv`.
+    ///
+    /// Tensors are asked for by the names of diffusers; see [`crate::names`] for files that have others.
+    ///
+    /// # Errors
+    /// [`kontext_core::Error::InvalidArgument`] as [`VaeConfig::validate`], and those of [`Weights::tensor`].
+    pub fn new(w: &Weights, config: &VaeConfig) -> Result<Self> {
+        config.validate()?;
+        let conv = |name: &str, channels: i64| Conv2d::new(&w.at(name), channels, channels, 1);
+        let quant_conv = || conv("quant_conv", 2 * config.latent_channels);
+        let post_quant_conv = || conv("post_quant_conv", config.latent_channels);
+        Ok(Self {
+            encoder: Encoder::new(&w.at("encoder"), config)?,
+            quant_conv: config.use_quant_conv.then(quant_conv).transpose()?,
+            post_quant_conv: config.use_post_quant_conv.then(post_quant_conv).transpose()?,
+            decoder: Decoder::new(&w.at("decoder"), config)?,
+            config: config.clone(),
+        })
+    }
+
+    /// The sizes that the model was built with.
+    #[must_use]
+    pub fn config(&self) -> &VaeConfig {
+        &self.config
+    }
+
+    /// The distribution of latents of a picture [B, 3, H, W] in [-1, 1], sides multiples of 8. Computed in the picture's
+    /// kind.
+    ///
+    /// # Errors
+    /// [`kontext_core::Error::Shape`] for another shape, [`kontext_core::Error::InvalidArgument`] for other sides.
+    pub fn encode(&self, picture: &Tensor) -> Result<Posterior> {
+        check_picture(picture, self.config.in_channels)?;
+        self.moments(picture).and_then(|moments| Posterior::from_moments(&moments)).during("encoding a picture")
+    }
+
+    /// The mean of [`AutoencoderKl::encode`] as models see it, `(mean - shift) * scale`: [B, latent channels, H/8, W/8].
+    ///
+    /// # Errors
+    /// Those of [`AutoencoderKl::encode`].
+    pub fn encode_latents(&self, picture: &Tensor) -> Result<Tensor> {
+        let posterior = self.encode(picture)?;
+        self.scale(posterior.mode())
+    }
+
+    /// Raw latents, such as a sample of a [`Posterior`], as models see them: `(z - shift) * scale`.
+    ///
+    /// # Errors
+    /// [`kontext_core::Error::Torch`] where libtorch fails.
+    pub fn scale(&self, latents: &Tensor) -> Result<Tensor> {
+        Ok(latents.f_sub_scalar(self.config.shift_factor)?.f_mul_scalar(self.config.scaling_factor)?)
+    }
+
+    /// Latents [B, latent channels, H/8, W/8] as models see them to a picture [B, 3, H, W], about in [-1, 1]:
+    /// `decoder(z / scale + shift)`. Computed in the latents' kind.
+    ///
+    /// With the sizes of the presets it holds up to 640 values for each pixel of the picture beside the weights: 2.6 GB
+    /// for 1024x1024 in f32. [`crate::Autoencoder::decode_tiled`] bounds that.
+    ///
+    /// # Errors
+    /// [`kontext_core::Error::Shape`] for another shape, [`kontext_core::Error::InvalidArgument`] for another number of
+    /// channels.
+    pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        check_latents(latents, self.config.latent_channels)?;
+        self.picture(latents).during("decoding latents")
+    }
+
+    fn moments(&self, picture: &Tensor) -> Result<Tensor> {
+        let moments = self.encoder.forward(picture)?;
+        match &self.quant_conv {
+            Some(conv) => conv.forward(&moments),
+            None => Ok(moments),
+        }
+    }
+
+    fn picture(&self, latents: &Tensor) -> Result<Tensor> {
+        let raw = latents.f_div_scalar(self.config.scaling_factor)?.f_add_scalar(self.config.shift_factor)?;
+        match &self.post_quant_conv {
+            Some(conv) => self.decoder.forward(&conv.forward(&raw)?),
+            None => self.decoder.forward(&raw),
+        }
+    }
+}
+
+/// The normal distribution of raw latents that the encoder gives for a picture, independent in every element.
+#[derive(Debug)]
+pub struct Posterior {
+    /// Mean, [B, latent channels, H/8, W/8].
+    pub mean: Tensor,
+    /// Logarithm of the variance, same shape, within [-30, 20].
+    pub logvar: Tensor,
+}
+
+impl Posterior {
+    /// Splits what the encoder gives, [B, 2 * latent channels, H/8, W/8].
+    fn from_moments(moments: &Tensor) -> Result<Self> {
+        let half = moments.size4()?.1 / 2;
+        let mean = moments.f_narrow(1, 0, half)?.f_contiguous()?;
+        let logvar = moments.f_narrow(1, half, half)?.f_clamp(-30.0, 20.0)?.f_contiguous()?;
+        Ok(Self { mean, logvar })
+    }
+
+    /// The most likely latents: the mean. What FLUX.1 Kontext is given.
+    pub fn mode(&self) -> &Tensor {
+        &self.mean
+    }
+
+    /// `mean + exp(logvar / 2) * noise`, for standard normal noise of the shape of `mean`.
+    ///
+    /// # Errors
+    /// [`kontext_core::Error::Shape`] for noise of another shape.
+    pub fn sample(&self, noise: &Tensor) -> Result<Tensor> {
+        let sizes: Vec<Option<i64>> = self.mean.size().into_iter().map(Some).collect();
+        check::shape("noise", noise, "[B, latent channels, H/8, W/8]", &sizes)?;
+        Ok(self.mean.f_addcmul(&self.logvar.f_mul_scalar(0.5)?.f_exp()?, noise)?)
+    }
+}

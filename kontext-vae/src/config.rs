@@ -1,0 +1,267 @@
+//! Sizes of an AutoencoderKL and the scale of its latents.
+//! Source: huggingface/diffusers v0.38 models/autoencoders/autoencoder_kl.py, AutoencoderKL.__init__.
+
+use std::path::Path;
+
+use kontext_core::{Error, Result};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Sizes of an [`crate::AutoencoderKl`], in the names of diffusers' `config.json`.
+///
+/// # Example
+/// ```
+/// use kontext_vae::VaeConfig;
+/// let flux = VaeConfig::flux();
+/// assert_eq!((flux.latent_channels, flux.scaling_factor, flux.shift_factor), (16, 0.3611, 0.1159));
+/// assert_eq!(VaeConfig::sd3(), VaeConfig { scaling_factor: 1.5305, shift_factor: 0.0609, ..flux });
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct VaeConfig {
+    /// Colour channels of the pictures that go in.
+    pub in_channels: i64,
+    /// Colour channels of the pictures that come out.
+    pub out_channels: i64,
+    /// Channels of the latents.
+    pub latent_channels: i64,
+    /// Width of each of the four levels, from full size to an eighth.
+    pub block_out_channels: [i64; 4],
+    /// Residual blocks in each level of the encoder; the decoder has one more.
+    pub layers_per_block: i64,
+    /// Groups of channels that are normalised together.
+    pub norm_num_groups: i64,
+    /// Whether a 1x1 convolution follows the encoder.
+    pub use_quant_conv: bool,
+    /// Whether a 1x1 convolution precedes the decoder.
+    pub use_post_quant_conv: bool,
+    /// Latents that models see are `(z - shift_factor) * scaling_factor`.
+    pub scaling_factor: f64,
+    /// See `scaling_factor`.
+    pub shift_factor: f64,
+}
+
+impl VaeConfig {
+    /// FLUX.1, all variants: 16 latent channels.
+    #[must_use]
+    pub fn flux() -> Self {
+        Self {
+            in_channels: 3,
+            out_channels: 3,
+            latent_channels: 16,
+            block_out_channels: [128, 256, 512, 512],
+            layers_per_block: 2,
+            norm_num_groups: 32,
+            use_quant_conv: false,
+            use_post_quant_conv: false,
+            scaling_factor: 0.3611,
+            shift_factor: 0.1159,
+        }
+    }
+
+    /// Stable Diffusion 3 and 3.5: the sizes of FLUX.1, another scale.
+    #[must_use]
+    pub fn sd3() -> Self {
+        Self { scaling_factor: 1.5305, shift_factor: 0.0609, ..Self::flux() }
+    }
+
+    /// Stable Diffusion XL: 4 latent channels.
+    #[must_use]
+    pub fn sdxl() -> Self {
+        Self {
+            latent_channels: 4,
+            use_quant_conv: true,
+            use_post_quant_conv: true,
+            scaling_factor: 0.13025,
+            shift_factor: 0.0,
+            ..Self::flux()
+        }
+    }
+
+    /// Stable Diffusion 1 and 2: the sizes of SDXL, another scale.
+    #[must_use]
+    pub fn sd15() -> Self {
+        Self { scaling_factor: 0.18215, ..Self::sdxl() }
+    }
+
+    /// Reads diffusers' `config.json`; a field that is not there has diffusers' default.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the file cannot be read, [`Error::Checkpoint`] where it is not the configuration of an
+    /// AutoencoderKL, or of one that is built otherwise than those of the presets are.
+    pub fn from_json(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let config = read_json::<Fields>(path)?.config().map_err(|reason| Error::config(path, reason))?;
+        config.validate().map_err(|e| Error::config(path, e.to_string()))?;
+        Ok(config)
+    }
+
+    /// Checks that a model of these sizes can be built.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] with the field's name.
+    pub fn validate(&self) -> Result<()> {
+        at_least_one("in_channels", self.in_channels)?;
+        at_least_one("out_channels", self.out_channels)?;
+        at_least_one("latent_channels", self.latent_channels)?;
+        at_least_one("layers_per_block", self.layers_per_block)?;
+        at_least_one("norm_num_groups", self.norm_num_groups)?;
+        for channels in self.block_out_channels {
+            at_least_one("block_out_channels", channels)?;
+            if channels % self.norm_num_groups != 0 {
+                let expected = format!("multiples of norm_num_groups, which is {}", self.norm_num_groups);
+                return Err(Error::invalid("block_out_channels", expected, channels));
+            }
+        }
+        check_scale(self.scaling_factor, self.shift_factor)
+    }
+}
+
+/// Reads and parses one of diffusers' configuration files.
+pub(crate) fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    serde_json::from_str(&text).map_err(|e| Error::config(path, e.to_string()))
+}
+
+pub(crate) fn at_least_one(name: &'static str, value: i64) -> Result<()> {
+    if value >= 1 { Ok(()) } else { Err(Error::invalid(name, "at least 1", value)) }
+}
+
+pub(crate) fn check_scale(scaling_factor: f64, shift_factor: f64) -> Result<()> {
+    if !scaling_factor.is_finite() || scaling_factor == 0.0 {
+        return Err(Error::invalid("scaling_factor", "a number other than 0", scaling_factor));
+    }
+    if !shift_factor.is_finite() {
+        return Err(Error::invalid("shift_factor", "a number", shift_factor));
+    }
+    Ok(())
+}
+
+/// The fields of `config.json` that decide how the model is built, with diffusers' defaults.
+#[derive(Deserialize)]
+#[serde(default)]
+struct Fields {
+    in_channels: i64,
+    out_channels: i64,
+    latent_channels: i64,
+    block_out_channels: Vec<i64>,
+    down_block_types: Vec<String>,
+    up_block_types: Vec<String>,
+    layers_per_block: i64,
+    norm_num_groups: i64,
+    act_fn: String,
+    mid_block_add_attention: bool,
+    use_quant_conv: bool,
+    use_post_quant_conv: bool,
+    scaling_factor: f64,
+    shift_factor: Option<f64>,
+    latents_mean: Option<Value>,
+    latents_std: Option<Value>,
+}
+
+impl Default for Fields {
+    fn default() -> Self {
+        Self {
+            in_channels: 3,
+            out_channels: 3,
+            latent_channels: 4,
+            block_out_channels: vec![64],
+            down_block_types: vec!["DownEncoderBlock2D".to_owned()],
+            up_block_types: vec!["UpDecoderBlock2D".to_owned()],
+            layers_per_block: 1,
+            norm_num_groups: 32,
+            act_fn: "silu".to_owned(),
+            mid_block_add_attention: true,
+            use_quant_conv: true,
+            use_post_quant_conv: true,
+            scaling_factor: 0.18215,
+            shift_factor: None,
+            latents_mean: None,
+            latents_std: None,
+        }
+    }
+}
+
+impl Fields {
+    /// The configuration, or the reason why such a model cannot be built.
+    fn config(self) -> Result<VaeConfig, String> {
+        let levels = self.block_out_channels.len();
+        let block_out_channels = self.block_out_channels.try_into();
+        let block_out_channels =
+            block_out_channels.map_err(|_| format!("block_out_channels: expected 4 levels, got {levels}"))?;
+        let other_down = self.down_block_types.iter().find(|t| *t != "DownEncoderBlock2D");
+        let other_up = self.up_block_types.iter().find(|t| *t != "UpDecoderBlock2D");
+        if let Some(other) = other_down.or(other_up) {
+            return Err(format!("block types: expected DownEncoderBlock2D and UpDecoderBlock2D, got {other}"));
+        }
+        if self.act_fn != "silu" && self.act_fn != "swish" {
+            return Err(format!("act_fn: expected silu, got {}", self.act_fn));
+        }
+        if !self.mid_block_add_attention {
+            return Err("mid_block_add_attention: expected true, got false".to_owned());
+        }
+        if self.latents_mean.is_some() || self.latents_std.is_some() {
+            return Err("latents_mean, latents_std: expected null, got a scale for each channel".to_owned());
+        }
+        Ok(VaeConfig {
+            in_channels: self.in_channels,
+            out_channels: self.out_channels,
+            latent_channels: self.latent_channels,
+            block_out_channels,
+            layers_per_block: self.layers_per_block,
+            norm_num_groups: self.norm_num_groups,
+            use_quant_conv: self.use_quant_conv,
+            use_post_quant_conv: self.use_post_quant_conv,
+            scaling_factor: self.scaling_factor,
+            shift_factor: self.shift_factor.unwrap_or_default(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> Result<VaeConfig, String> {
+        serde_json::from_str::<Fields>(json).unwrap().config()
+    }
+
+    #[test]
+    fn fields_that_are_missing_have_the_defaults_of_diffusers() {
+        let config = parse(r#"{"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2}"#).unwrap();
+        assert_eq!(config, VaeConfig::sd15());
+    }
+
+    #[test]
+    fn a_model_that_is_built_otherwise_is_refused_by_the_fields_name() {
+        assert_eq!(parse("{}").unwrap_err(), "block_out_channels: expected 4 levels, got 1");
+        for (field, value) in [("act_fn", r#""gelu""#), ("mid_block_add_attention", "false"), ("latents_std", "[1.0]")]
+        {
+            let json = format!(r#"{{"block_out_channels": [8, 8, 8, 8], "{field}": {value}}}"#);
+            assert!(parse(&json).unwrap_err().contains(field));
+        }
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_built_are_refused_by_the_fields_name() {
+        let error = VaeConfig { norm_num_groups: 48, ..VaeConfig::flux() }.validate().unwrap_err();
+        let expected = "invalid block_out_channels: expected multiples of norm_num_groups, which is 48, got 128";
+        assert_eq!(error.to_string(), expected);
+        let error = VaeConfig { scaling_factor: 0.0, ..VaeConfig::flux() }.validate().unwrap_err();
+        assert!(error.to_string().contains("scaling_factor"));
+        VaeConfig::flux().validate().unwrap();
+        VaeConfig::sd15().validate().unwrap();
+    }
+
+    #[test]
+    fn the_published_configuration_of_flux_is_the_preset() {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/assets/flux1-layout");
+        for model in ["FLUX.1-dev", "FLUX.1-schnell"] {
+            let path = format!("{root}/{model}/vae/config.json");
+            if Path::new(&path).is_file() {
+                assert_eq!(VaeConfig::from_json(&path).unwrap(), VaeConfig::flux());
+            } else {
+                println!("skipped: no {path}");
+            }
+        }
+    }
+}

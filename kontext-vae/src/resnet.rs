@@ -1,0 +1,66 @@
+//! Residual block: twice norm, SiLU, convolution. Source: huggingface/diffusers v0.38 models/resnet.py, ResnetBlock2D.
+
+use kontext_core::nn::{Conv2d, GroupNorm};
+use kontext_core::{Result, Tensor, Weights};
+
+/// Added to the variance in every group normalisation of the autoencoders.
+pub(crate) const NORM_EPS: f64 = 1e-6;
+
+#[derive(Debug)]
+pub(crate) struct ResnetBlock {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    norm2: GroupNorm,
+    conv2: Conv2d,
+    conv_shortcut: Option<Conv2d>,
+}
+
+impl ResnetBlock {
+    pub(crate) fn new(w: &Weights, input: i64, output: i64, groups: i64) -> Result<Self> {
+        let shortcut = || Conv2d::new(&w.at("conv_shortcut"), input, output, 1);
+        Ok(Self {
+            norm1: GroupNorm::new(&w.at("norm1"), input, groups, NORM_EPS)?,
+            conv1: Conv2d::new(&w.at("conv1"), input, output, 3)?,
+            norm2: GroupNorm::new(&w.at("norm2"), output, groups, NORM_EPS)?,
+            conv2: Conv2d::new(&w.at("conv2"), output, output, 3)?,
+            conv_shortcut: (input != output).then(shortcut).transpose()?,
+        })
+    }
+
+    /// [B, input, H, W] to [B, output, H, W].
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let h = self.conv1.forward(&norm_silu(&self.norm1, x)?)?; // [B, output, H, W]
+        let mut h = self.conv2.forward(&norm_silu(&self.norm2, &h)?)?;
+        Ok(match &self.conv_shortcut {
+            Some(conv) => h.f_add_(&conv.forward(x)?)?,
+            None => h.f_add_(x)?,
+        })
+    }
+}
+
+/// The residual blocks `resnets.0`, `resnets.1`, … of one level; the first changes the number of channels.
+#[derive(Debug)]
+pub(crate) struct Resnets(Vec<ResnetBlock>);
+
+impl Resnets {
+    pub(crate) fn new(w: &Weights, count: i64, input: i64, output: i64, groups: i64) -> Result<Self> {
+        let block = |j: i64| {
+            let input = if j == 0 { input } else { output };
+            ResnetBlock::new(&w.at(format!("resnets.{j}")), input, output, groups)
+        };
+        (0..count).map(block).collect::<Result<_>>().map(Self)
+    }
+
+    /// [B, input, H, W] to [B, output, H, W]. Takes its input, so that each block's input is freed after it.
+    pub(crate) fn forward(&self, mut h: Tensor) -> Result<Tensor> {
+        for block in &self.0 {
+            h = block.forward(&h)?;
+        }
+        Ok(h)
+    }
+}
+
+/// `silu(norm(x))`, the activation in the memory of the norm's output: at a megapixel each copy is 0.5 GB in f32.
+pub(crate) fn norm_silu(norm: &GroupNorm, x: &Tensor) -> Result<Tensor> {
+    Ok(norm.forward(x)?.f_silu_()?)
+}

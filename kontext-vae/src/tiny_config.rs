@@ -1,0 +1,171 @@
+//! Sizes of an AutoencoderTiny.
+//! Source: huggingface/diffusers v0.38 models/autoencoders/autoencoder_tiny.py, AutoencoderTiny.__init__.
+
+use std::path::Path;
+
+use kontext_core::{Error, Result};
+use serde::Deserialize;
+
+use crate::config::{at_least_one, check_scale, read_json};
+
+/// Sizes of an [`crate::AutoencoderTiny`].
+///
+/// # Example
+/// ```
+/// use kontext_vae::TinyConfig;
+/// assert_eq!(TinyConfig::taef1(), TinyConfig { latent_channels: 16, ..TinyConfig::taesd() });
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct TinyConfig {
+    /// Colour channels of the pictures that go in.
+    pub in_channels: i64,
+    /// Colour channels of the pictures that come out.
+    pub out_channels: i64,
+    /// Channels of the latents.
+    pub latent_channels: i64,
+    /// Channels of every layer of the encoder.
+    pub encoder_width: i64,
+    /// Channels of every layer of the decoder.
+    pub decoder_width: i64,
+    /// Residual blocks at each size of the encoder, from the full one to an eighth.
+    pub num_encoder_blocks: [i64; 4],
+    /// Residual blocks at each size of the decoder, from an eighth to the full one.
+    pub num_decoder_blocks: [i64; 4],
+    /// Latents that models see are `(z - shift_factor) * scaling_factor`; 1 in all published ones.
+    pub scaling_factor: f64,
+    /// See `scaling_factor`; 0 in all published ones.
+    pub shift_factor: f64,
+}
+
+impl TinyConfig {
+    /// TAESD and TAESDXL, for the latents of Stable Diffusion 1, 2 and XL.
+    #[must_use]
+    pub fn taesd() -> Self {
+        Self {
+            in_channels: 3,
+            out_channels: 3,
+            latent_channels: 4,
+            encoder_width: 64,
+            decoder_width: 64,
+            num_encoder_blocks: [1, 3, 3, 3],
+            num_decoder_blocks: [3, 3, 3, 1],
+            scaling_factor: 1.0,
+            shift_factor: 0.0,
+        }
+    }
+
+    /// TAEF1 and TAESD3, for the latents of FLUX.1 and of Stable Diffusion 3.
+    #[must_use]
+    pub fn taef1() -> Self {
+        Self { latent_channels: 16, ..Self::taesd() }
+    }
+
+    /// Reads diffusers' `config.json`; a field that is not there has diffusers' default.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the file cannot be read, [`Error::Checkpoint`] where it is not the configuration of an
+    /// AutoencoderTiny, or of one that is built otherwise than the published ones.
+    pub fn from_json(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let config = read_json::<Fields>(path)?.config().map_err(|reason| Error::config(path, reason))?;
+        config.validate().map_err(|e| Error::config(path, e.to_string()))?;
+        Ok(config)
+    }
+
+    /// Checks that a model of these sizes can be built.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] with the field's name.
+    pub fn validate(&self) -> Result<()> {
+        at_least_one("in_channels", self.in_channels)?;
+        at_least_one("out_channels", self.out_channels)?;
+        at_least_one("latent_channels", self.latent_channels)?;
+        at_least_one("encoder_width", self.encoder_width)?;
+        at_least_one("decoder_width", self.decoder_width)?;
+        check_scale(self.scaling_factor, self.shift_factor)
+    }
+}
+
+/// The fields of `config.json` that decide how the model is built, with diffusers' defaults.
+#[derive(Deserialize)]
+#[serde(default)]
+struct Fields {
+    in_channels: i64,
+    out_channels: i64,
+    latent_channels: i64,
+    encoder_block_out_channels: Vec<i64>,
+    decoder_block_out_channels: Vec<i64>,
+    num_encoder_blocks: [i64; 4],
+    num_decoder_blocks: [i64; 4],
+    act_fn: String,
+    upsample_fn: String,
+    upsampling_scaling_factor: i64,
+    scaling_factor: f64,
+    shift_factor: Option<f64>,
+}
+
+impl Default for Fields {
+    fn default() -> Self {
+        let taesd = TinyConfig::taesd();
+        Self {
+            in_channels: taesd.in_channels,
+            out_channels: taesd.out_channels,
+            latent_channels: taesd.latent_channels,
+            encoder_block_out_channels: vec![taesd.encoder_width; 4],
+            decoder_block_out_channels: vec![taesd.decoder_width; 4],
+            num_encoder_blocks: taesd.num_encoder_blocks,
+            num_decoder_blocks: taesd.num_decoder_blocks,
+            act_fn: "relu".to_owned(),
+            upsample_fn: "nearest".to_owned(),
+            upsampling_scaling_factor: 2,
+            scaling_factor: taesd.scaling_factor,
+            shift_factor: None,
+        }
+    }
+}
+
+impl Fields {
+    /// The configuration, or the reason why such a model cannot be built.
+    fn config(&self) -> Result<TinyConfig, String> {
+        if self.act_fn != "relu" {
+            return Err(format!("act_fn: expected relu, got {}", self.act_fn));
+        }
+        if self.upsample_fn != "nearest" || self.upsampling_scaling_factor != 2 {
+            let got = format!("{} by {}", self.upsample_fn, self.upsampling_scaling_factor);
+            return Err(format!("upsample_fn, upsampling_scaling_factor: expected nearest by 2, got {got}"));
+        }
+        Ok(TinyConfig {
+            in_channels: self.in_channels,
+            out_channels: self.out_channels,
+            latent_channels: self.latent_channels,
+            encoder_width: same("encoder_block_out_channels", &self.encoder_block_out_channels)?,
+            decoder_width: same("decoder_block_out_channels", &self.decoder_block_out_channels)?,
+            num_encoder_blocks: self.num_encoder_blocks,
+            num_decoder_blocks: self.num_decoder_blocks,
+            scaling_factor: self.scaling_factor,
+            shift_factor: self.shift_factor.unwrap_or_default(),
+        })
+    }
+}
+
+/// The one width of all four levels: diffusers' model has no layer that could change it.
+fn same(field: &str, widths: &[i64]) -> Result<i64, String> {
+    match widths {
+        [width, rest @ ..] if rest.len() == 3 && rest.iter().all(|w| w == width) => Ok(*width),
+        other => Err(format!("{field}: expected four times one width, got {other:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_that_are_missing_have_the_defaults_of_diffusers() {
+        let parse = |json: &str| serde_json::from_str::<Fields>(json).unwrap().config();
+        assert_eq!(parse("{}").unwrap(), TinyConfig::taesd());
+        assert_eq!(parse(r#"{"latent_channels": 16, "shift_factor": null}"#).unwrap(), TinyConfig::taef1());
+        let error = parse(r#"{"encoder_block_out_channels": [64, 64, 64, 32]}"#).unwrap_err();
+        assert!(error.starts_with("encoder_block_out_channels: expected four times one width"));
+    }
+}

@@ -1,0 +1,54 @@
+//! What the tests of this crate share: fixtures and comparison.
+#![allow(dead_code, clippy::print_stdout, reason = "each test program uses a part, and says what it skips")]
+
+use std::path::{Path, PathBuf};
+
+use kontext_core::{Tensor, Weights};
+
+/// The tensors that the reference implementation produced, with the configurations of its models.
+pub(crate) struct Fixture(Weights);
+
+impl Fixture {
+    pub(crate) fn open() -> Self {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/reference/vae.safetensors");
+        Self(Weights::open(path).unwrap())
+    }
+
+    pub(crate) fn tensor(&self, name: &str) -> Tensor {
+        self.0.tensor(name, &self.0.shape_of(name).unwrap()).unwrap()
+    }
+
+    /// Writes the configuration of a model to a `config.json` in `folder`.
+    pub(crate) fn write_config(&self, model: &str, folder: &Path) -> PathBuf {
+        let path = folder.join("config.json");
+        std::fs::write(&path, &self.0.metadata()[model]).unwrap();
+        path
+    }
+
+    /// The weights that the model of the reference had.
+    pub(crate) fn weights(&self, model: &str) -> Weights {
+        let seeds: serde_json::Value = serde_json::from_str(&self.0.metadata()["seeds"]).unwrap();
+        Weights::synthetic(seeds[model].as_u64().unwrap())
+    }
+}
+
+/// `|got - expected| / |expected|`, by the Euclidean norm.
+pub(crate) fn relative_error(got: &Tensor, expected: &Tensor) -> f64 {
+    assert_eq!(got.size(), expected.size());
+    ((got - expected).norm() / expected.norm()).double_value(&[])
+}
+
+pub(crate) fn assert_close(got: &Tensor, expected: &Tensor, tolerance: f64, what: &str) {
+    let error = relative_error(got, expected);
+    assert!(error < tolerance, "{what}: relative error {error:.2e}, allowed {tolerance:.0e}");
+}
+
+/// The real parts that tests use where they are present.
+pub(crate) fn asset(path: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/assets").join(path);
+    if path.exists() {
+        return Some(path);
+    }
+    println!("skipped: no {}", path.display());
+    None
+}

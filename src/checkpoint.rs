@@ -1,0 +1,234 @@
+//! Which files of a folder are which part of a model, told by content.
+
+use std::path::{Path, PathBuf};
+
+use kontext_core::{CheckpointError, Error, Result, Weights};
+use kontext_dit::{DitConfig, names};
+use kontext_sampler::Shift;
+
+/// How a checkpoint is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// Folders `transformer`, `vae`, `text_encoder`, `text_encoder_2`, `tokenizer`, `tokenizer_2`
+    /// and `scheduler`, each with its configuration.
+    Diffusers,
+    /// One file for each part (`flux1-*.safetensors`, `ae.safetensors`, `clip_l`, `t5xxl`), sizes
+    /// inferred from their tensors.
+    SingleFiles,
+}
+
+/// The files of a model's parts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Checkpoint {
+    /// How the folder is laid out.
+    pub layout: Layout,
+    /// The transformer.
+    pub transformer: PathBuf,
+    /// The autoencoder.
+    pub vae: PathBuf,
+    /// CLIP's text model.
+    pub clip: PathBuf,
+    /// T5's encoder.
+    pub t5: PathBuf,
+    /// CLIP's tokenizer.
+    pub clip_tokenizer: PathBuf,
+    /// T5's tokenizer.
+    pub t5_tokenizer: PathBuf,
+    /// The scheduler's configuration, if there is one.
+    pub scheduler: Option<PathBuf>,
+}
+
+/// Parts that the caller names instead of leaving them to be found.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Overrides {
+    pub(crate) transformer: Option<PathBuf>,
+    pub(crate) vae: Option<PathBuf>,
+    pub(crate) clip: Option<PathBuf>,
+    pub(crate) t5: Option<PathBuf>,
+    pub(crate) clip_tokenizer: Option<PathBuf>,
+    pub(crate) t5_tokenizer: Option<PathBuf>,
+}
+
+impl Checkpoint {
+    /// Finds the parts in a folder. Only names and headers are read.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the folder or a file cannot be read, [`Error::Checkpoint`] where a part
+    /// is missing, or there are two for one part.
+    pub fn find(folder: impl AsRef<Path>) -> Result<Self> {
+        Self::find_with(folder.as_ref(), &Overrides::default())
+    }
+
+    pub(crate) fn find_with(folder: &Path, overrides: &Overrides) -> Result<Self> {
+        // Reading the folder first gives the operating system's own word where there is none.
+        std::fs::read_dir(folder).map_err(Error::io(folder))?;
+        let diffusers = folder.join("model_index.json").is_file() || folder.join("transformer").is_dir();
+        if diffusers { Self::find_diffusers(folder, overrides) } else { Self::find_single_files(folder, overrides) }
+    }
+
+    fn find_diffusers(folder: &Path, overrides: &Overrides) -> Result<Self> {
+        let part = |given: &Option<PathBuf>, part: &'static str, name: &str| match given {
+            Some(path) => Ok(path.clone()),
+            None => {
+                let path = folder.join(name);
+                if path.is_dir() { Ok(path) } else { Err(missing(folder, part, format!("the folder `{name}`"))) }
+            }
+        };
+        let scheduler = folder.join("scheduler").join("scheduler_config.json");
+        Ok(Self {
+            layout: Layout::Diffusers,
+            transformer: part(&overrides.transformer, "transformer", "transformer")?,
+            vae: part(&overrides.vae, "VAE", "vae")?,
+            clip: part(&overrides.clip, "CLIP text encoder", "text_encoder")?,
+            t5: part(&overrides.t5, "T5 text encoder", "text_encoder_2")?,
+            clip_tokenizer: part(&overrides.clip_tokenizer, "CLIP tokenizer", "tokenizer")?,
+            t5_tokenizer: part(&overrides.t5_tokenizer, "T5 tokenizer", "tokenizer_2")?,
+            scheduler: scheduler.is_file().then_some(scheduler),
+        })
+    }
+
+    fn find_single_files(folder: &Path, overrides: &Overrides) -> Result<Self> {
+        let files = classify(folder)?;
+        let part = |given: &Option<PathBuf>, kind: FileKind| match given {
+            Some(path) => Ok(path.clone()),
+            None => one_of(folder, &files, kind),
+        };
+        let tokenizer = |given: &Option<PathBuf>, part: &'static str, places: &[&str]| {
+            let found = places.iter().map(|p| folder.join(p)).find(|p| p.exists());
+            let looked = || format!("{}; copy it there or pass it to the builder", places.join(", "));
+            given.clone().or(found).ok_or_else(|| missing(folder, part, looked()))
+        };
+        Ok(Self {
+            layout: Layout::SingleFiles,
+            transformer: part(&overrides.transformer, FileKind::Transformer)?,
+            vae: part(&overrides.vae, FileKind::Vae)?,
+            clip: part(&overrides.clip, FileKind::Clip)?,
+            t5: part(&overrides.t5, FileKind::T5)?,
+            clip_tokenizer: tokenizer(&overrides.clip_tokenizer, "CLIP tokenizer", &["tokenizer", "vocab.json"])?,
+            t5_tokenizer: tokenizer(&overrides.t5_tokenizer, "T5 tokenizer", &["tokenizer_2", "tokenizer.json"])?,
+            scheduler: None,
+        })
+    }
+
+    /// The transformer's weights under our names, and its sizes.
+    ///
+    /// # Errors
+    /// Those of opening, and where the sizes can be had neither from a `config.json` nor from the tensors.
+    pub fn open_transformer(&self) -> Result<(Weights, DitConfig)> {
+        let weights = Weights::open(&self.transformer)?;
+        if weights.shape_of("img_in.weight").is_some() {
+            let config = DitConfig::infer(&weights)?;
+            return Ok((weights, config));
+        }
+        let folder =
+            if self.transformer.is_dir() { Some(self.transformer.as_path()) } else { self.transformer.parent() };
+        let config = DitConfig::from_json(folder.unwrap_or(Path::new(".")).join("config.json"))?;
+        Ok((weights.named(names::diffusers), config))
+    }
+
+    /// How the sigmas are shifted: by the scheduler's configuration, else as for a model with or
+    /// without guidance.
+    ///
+    /// # Errors
+    /// Those of [`Shift::from_json`].
+    pub fn shift(&self, config: &DitConfig) -> Result<Shift> {
+        match &self.scheduler {
+            Some(path) => Shift::from_json(path),
+            None if config.guidance_embed => Ok(Shift::dev()),
+            None => Ok(Shift::schnell()),
+        }
+    }
+}
+
+impl std::fmt::Display for Checkpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let layout = match self.layout {
+            Layout::Diffusers => "diffusers folders",
+            Layout::SingleFiles => "single files",
+        };
+        writeln!(f, "layout:         {layout}")?;
+        writeln!(f, "transformer:    {}", self.transformer.display())?;
+        writeln!(f, "VAE:            {}", self.vae.display())?;
+        writeln!(f, "CLIP:           {}", self.clip.display())?;
+        writeln!(f, "T5:             {}", self.t5.display())?;
+        writeln!(f, "CLIP tokenizer: {}", self.clip_tokenizer.display())?;
+        write!(f, "T5 tokenizer:   {}", self.t5_tokenizer.display())
+    }
+}
+
+/// What a single file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FileKind {
+    Transformer,
+    Vae,
+    Clip,
+    T5,
+}
+
+impl FileKind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Transformer => "transformer",
+            Self::Vae => "VAE",
+            Self::Clip => "CLIP text encoder",
+            Self::T5 => "T5 text encoder",
+        }
+    }
+
+    /// A tensor that only this part has.
+    fn of(weights: &Weights) -> Option<Self> {
+        const SIGNS: [(&str, FileKind); 6] = [
+            ("img_in.weight", FileKind::Transformer),
+            ("x_embedder.weight", FileKind::Transformer),
+            ("encoder.block.0.layer.0.SelfAttention.q.weight", FileKind::T5),
+            ("text_model.encoder.layers.0.self_attn.q_proj.weight", FileKind::Clip),
+            ("decoder.conv_in.weight", FileKind::Vae),
+            ("decoder.layers.0.weight", FileKind::Vae),
+        ];
+        SIGNS.iter().find(|(name, _)| weights.shape_of(name).is_some()).map(|(_, kind)| *kind)
+    }
+}
+
+fn classify(folder: &Path) -> Result<Vec<(FileKind, PathBuf)>> {
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
+        let path = entry.map_err(Error::io(folder))?.path();
+        if path.extension().is_some_and(|e| e == "safetensors") && path.is_file() {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    let mut files = Vec::new();
+    for path in paths {
+        if let Some(kind) = FileKind::of(&Weights::open(&path)?) {
+            files.push((kind, path));
+        }
+    }
+    Ok(files)
+}
+
+fn one_of(folder: &Path, files: &[(FileKind, PathBuf)], kind: FileKind) -> Result<PathBuf> {
+    let found: Vec<&PathBuf> = files.iter().filter(|(k, _)| *k == kind).map(|(_, path)| path).collect();
+    match found.as_slice() {
+        [path] => Ok((*path).clone()),
+        [] => Err(missing(
+            folder,
+            kind.name(),
+            "*.safetensors with its tensors, and the folders of a diffusers checkpoint".to_owned(),
+        )),
+        [first, second, ..] => {
+            let reason = format!(
+                "two files for the {}: {} and {}; move one away or name one to the builder",
+                kind.name(),
+                first.display(),
+                second.display()
+            );
+            Err(Error::config(folder, reason))
+        }
+    }
+}
+
+fn missing(folder: &Path, part: &'static str, looked: String) -> Error {
+    Error::checkpoint(folder)(CheckpointError::MissingPart { part, looked })
+}

@@ -1,0 +1,74 @@
+//! Reference pictures to latents, latents to pictures.
+
+use image::{GenericImage, RgbImage};
+use kontext_core::{Device, Error, Kind, Result, Tensor, check, picture};
+use kontext_sampler::{Conformance, References, Size};
+use kontext_vae::{Autoencoder, Tiling};
+
+use crate::plan::stitched_width;
+use crate::{Plan, Request};
+
+/// Pictures of more pixels are tiled unless the builder says otherwise.
+const UNTILED_AREA: i64 = 2048 * 2048;
+
+/// An autoencoder and the way it is run.
+#[derive(Debug)]
+pub(crate) struct Codec<'a> {
+    pub(crate) vae: &'a Autoencoder,
+    pub(crate) kind: Kind,
+    pub(crate) device: Device,
+    pub(crate) tiling: Option<Tiling>,
+}
+
+impl Codec<'_> {
+    /// A picture, stretched to `size`, to latents [1, C, H, W], scaled and shifted.
+    pub(crate) fn encode(&self, image: &RgbImage, size: Size) -> Result<Tensor> {
+        let fitted = picture::resize(image, size.width, size.height)?;
+        let pixels = picture::to_tensor(&fitted, self.kind, self.device)?;
+        let latents = match self.tiles(&pixels.size(), 1) {
+            Some(tiling) => self.vae.encode_latents_tiled(&pixels, tiling)?,
+            None => self.vae.encode_latents(&pixels)?,
+        };
+        check::finite("encoding a reference picture", &latents)?;
+        Ok(latents)
+    }
+
+    /// Latents [1, C, H, W] to a picture of `size`.
+    pub(crate) fn decode(&self, latents: &Tensor, size: Size, conformance: Conformance) -> Result<RgbImage> {
+        let latents = latents.f_to_kind(self.kind)?;
+        let pixels = match self.tiles(&latents.size(), kontext_vae::DOWNSCALE) {
+            Some(tiling) => self.vae.decode_tiled(&latents, tiling)?,
+            None => self.vae.decode(&latents)?,
+        };
+        check::finite("decoding the latents", &pixels)?;
+        let rounding = match conformance {
+            Conformance::Kontext | Conformance::Diffusers => picture::Rounding::Nearest,
+            Conformance::Bfl => picture::Rounding::Down,
+        };
+        let none = || Error::Shape { tensor: "picture", expected: "[1, 3, H, W]", got: pixels.size() };
+        let image = picture::from_tensor(&pixels, rounding)?.into_iter().next().ok_or_else(none)?;
+        picture::resize(&image, size.width, size.height)
+    }
+
+    fn tiles(&self, shape: &[i64], pixels: i64) -> Option<Tiling> {
+        let area = shape.iter().rev().take(2).map(|side| side * pixels).product::<i64>();
+        self.tiling.or((area > UNTILED_AREA).then(Tiling::default))
+    }
+}
+
+/// The pictures that are encoded, in the order of the plan's references.
+pub(crate) fn reference_pictures(request: &Request, plan: &Plan) -> Result<Vec<RgbImage>> {
+    if request.references != References::Stitch {
+        return Ok(request.images.clone());
+    }
+    let Some(whole) = plan.references.first() else { return Ok(Vec::new()) };
+    let mut joined = RgbImage::new(whole.input.width, whole.input.height);
+    let mut x = 0;
+    for image in &request.images {
+        let width = stitched_width(Size::new(image.width(), image.height()), whole.input.height);
+        let part = picture::resize(image, width, whole.input.height)?;
+        joined.copy_from(&part, x, 0).map_err(Error::image("the joined reference pictures"))?;
+        x += width;
+    }
+    Ok(vec![joined])
+}

@@ -1,0 +1,138 @@
+//! What a run returns, and writing it to a file with its circumstances.
+
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use image::codecs::jpeg::JpegEncoder;
+use image::{ExtendedColorType, ImageEncoder, ImageFormat, RgbImage};
+use kontext_core::{Error, Result};
+
+use crate::Plan;
+
+/// The pictures of a run, and what made them.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Output {
+    /// The first picture.
+    pub image: RgbImage,
+    /// All pictures of the batch, the first among them.
+    pub images: Vec<RgbImage>,
+    /// The seed of the first picture; the next ones have seed + 1, seed + 2, …
+    pub seed: u64,
+    /// The prompt.
+    pub prompt: String,
+    /// The guidance value.
+    pub guidance: f64,
+    /// What was planned and done.
+    pub plan: Plan,
+}
+
+/// Quality of JPEG files: that of black-forest-labs/flux.
+const JPEG_QUALITY: u8 = 95;
+
+impl Output {
+    /// Writes the first picture; see [`Output::save_image`].
+    ///
+    /// # Errors
+    /// Those of [`Output::save_image`].
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.save_image(0, path)
+    }
+
+    /// Writes a picture of the batch as PNG, JPEG (quality 95) or WebP (lossless), by the file's
+    /// extension. A PNG carries prompt, seed, steps, guidance and sizes as text.
+    ///
+    /// The file is written under another name first, so it appears whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for another extension or a picture that is not there,
+    /// [`Error::Io`] where the folder cannot be written.
+    pub fn save_image(&self, index: usize, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let picture = self
+            .images
+            .get(index)
+            .ok_or_else(|| Error::invalid("picture's number", format!("below {}", self.images.len()), index))?;
+        let text = [
+            ("Software", concat!("kontext ", env!("CARGO_PKG_VERSION")).to_owned()),
+            ("prompt", self.prompt.clone()),
+            ("seed", self.seed.wrapping_add(index as u64).to_string()),
+            ("steps", self.plan.schedule.steps().to_string()),
+            ("guidance", self.guidance.to_string()),
+            ("size", self.plan.output.to_string()),
+            ("model_size", self.plan.target.size().to_string()),
+        ];
+        save_picture(picture, path, &text)
+    }
+}
+
+/// Checks, before any work, that a picture can be written to `path`.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for an extension that is not written, [`Error::Io`] where the folder
+/// does not exist or cannot be written.
+pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    format_of(path)?;
+    if path.is_dir() {
+        return Err(Error::io(path)(std::io::Error::other("expected a file, this is a folder")));
+    }
+    tempfile::NamedTempFile::new_in(folder_of(path)).map(drop).map_err(Error::io(path))
+}
+
+fn format_of(path: &Path) -> Result<ImageFormat> {
+    match ImageFormat::from_path(path) {
+        Ok(format @ (ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP)) => Ok(format),
+        _ => Err(Error::invalid("output file", "a name that ends in .png, .jpg or .webp", path.display())),
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Writes a picture as PNG (with text), JPEG or WebP, whole or not at all.
+///
+/// # Errors
+/// As [`Output::save_image`].
+pub fn save_picture(picture: &RgbImage, path: impl AsRef<Path>, text: &[(&str, String)]) -> Result<()> {
+    let path = path.as_ref();
+    let format = format_of(path)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder_of(path)).map_err(Error::io(path))?;
+    {
+        let mut writer = BufWriter::new(file.as_file_mut());
+        let (width, height) = picture.dimensions();
+        match format {
+            ImageFormat::Jpeg => JpegEncoder::new_with_quality(&mut writer, JPEG_QUALITY)
+                .write_image(picture.as_raw(), width, height, ExtendedColorType::Rgb8)
+                .map_err(Error::image(path))?,
+            ImageFormat::WebP => image::codecs::webp::WebPEncoder::new_lossless(&mut writer)
+                .write_image(picture.as_raw(), width, height, ExtendedColorType::Rgb8)
+                .map_err(Error::image(path))?,
+            _ => write_png(picture, &mut writer, text).map_err(|e| Error::io(path)(e.into()))?,
+        }
+        writer.flush().map_err(Error::io(path))?;
+    }
+    // A temporary file is private to its owner; a picture has the permissions of a new file.
+    #[cfg(unix)]
+    set_default_permissions(file.as_file()).map_err(Error::io(path))?;
+    file.persist(path).map(drop).map_err(|e| Error::io(path)(e.error))
+}
+
+#[cfg(unix)]
+fn set_default_permissions(file: &std::fs::File) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+}
+
+fn write_png(picture: &RgbImage, writer: impl Write, text: &[(&str, String)]) -> Result<(), png::EncodingError> {
+    let mut encoder = png::Encoder::new(writer, picture.width(), picture.height());
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    for (key, value) in text {
+        encoder.add_itxt_chunk((*key).to_owned(), value.clone())?;
+    }
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(picture.as_raw())?;
+    writer.finish()
+}

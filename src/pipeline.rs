@@ -1,0 +1,320 @@
+//! The story of one run: plan, text, references, noise, sampling, pictures.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use kontext_core::{Conditioning, Device, Error, Kind, Result, Tensor, Tokens, Weights, array, check, noise};
+use kontext_dit::{Run, RunInput};
+use kontext_sampler::ids::{Origin, grid_ids};
+use kontext_sampler::{CfgMode, add_noise, guidance, integrate, pack, unpack};
+use kontext_vae::Tiling;
+
+use crate::encode::{Codec, reference_pictures};
+use crate::frozen::Frozen;
+use crate::plan::ModelFacts;
+use crate::{Builder, Checkpoint, Event, Output, Parts, Plan, Request};
+
+/// A loaded model that edits and generates pictures.
+///
+/// It is `Send` and `Sync`, and a run changes nothing in it: any number of threads may run requests
+/// on one pipeline, and each gets the bytes that it would have got alone.
+///
+/// # Example
+/// ```no_run
+/// use kontext::{Pipeline, Request};
+/// let pipe = Pipeline::load("FLUX.1-Kontext-dev")?;
+/// let cup = kontext::open("cup.png")?;
+/// let out = pipe.run(&Request::edit(&cup, "replace the logo with the word 'Rust'").seed(7))?;
+/// out.save("cup-rust.png")?;
+/// # Ok::<(), kontext::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Pipeline {
+    parts: Frozen<Parts>,
+    facts: ModelFacts,
+    precision: Precision,
+    device: Device,
+    tiling: Option<Tiling>,
+    checkpoint: Option<Checkpoint>,
+}
+
+/// The dtype that a run follows, and the one that it computes in (they differ on the CPU).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Precision {
+    pub(crate) dtype: Kind,
+    pub(crate) compute: Kind,
+}
+
+/// The callback of a run.
+type Observer<'a> = &'a mut dyn FnMut(Event<'_>) -> ControlFlow<()>;
+
+impl Pipeline {
+    /// Loads a model with the default options; see [`Builder`].
+    ///
+    /// # Errors
+    /// Those of [`Builder::load`].
+    pub fn load(folder: impl AsRef<Path>) -> Result<Self> {
+        Builder::default().load(folder)
+    }
+
+    /// Options of a pipeline, by default all as [`Pipeline::load`] has them.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    pub(crate) fn new(
+        parts: Parts,
+        precision: Precision,
+        device: Device,
+        tiling: Option<Tiling>,
+        checkpoint: Option<Checkpoint>,
+    ) -> Result<Self> {
+        let config = parts.dit.config();
+        let fits = |what: &'static str, got: i64, expected: i64| {
+            if got == expected {
+                Ok(())
+            } else {
+                Err(Error::invalid(what, format!("{expected}, as the transformer takes"), got))
+            }
+        };
+        fits("channels of the VAE, times 4", parts.vae.latent_channels() * 4, config.in_channels)?;
+        fits("width of T5", parts.text.t5().config().d_model, config.context_dim)?;
+        fits("width of CLIP", parts.text.clip().config().hidden_size, config.pooled_dim)?;
+        let facts = ModelFacts {
+            sizes: parts.sizes.clone(),
+            shift: parts.shift,
+            guidance_embed: config.guidance_embed,
+            text_tokens: parts.text.sequence_length() as i64,
+        };
+        Ok(Self { parts: Frozen::new(parts), facts, precision, device, tiling, checkpoint })
+    }
+
+    /// Where the parts were found; `None` for a pipeline of one's own parts.
+    #[must_use]
+    pub fn checkpoint(&self) -> Option<&Checkpoint> {
+        self.checkpoint.as_ref()
+    }
+
+    /// The device that the model is on.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The dtype that runs follow.
+    #[must_use]
+    pub fn dtype(&self) -> Kind {
+        self.precision.dtype
+    }
+
+    /// What a run of this request would do. Takes no time.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a request out of range.
+    pub fn plan(&self, request: &Request) -> Result<Plan> {
+        Plan::new(request, &self.facts)
+    }
+
+    /// Edits or generates.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a request out of range (before any work),
+    /// [`Error::NotFinite`] where a stage fails numerically, [`Error::Torch`] where libtorch does.
+    pub fn run(&self, request: &Request) -> Result<Output> {
+        self.run_with(request, |_| ControlFlow::Continue(()))
+    }
+
+    /// As [`Pipeline::run`], telling what happens and stopping when told to.
+    ///
+    /// # Errors
+    /// Those of [`Pipeline::run`], and [`Error::Cancelled`] where `observe` breaks off.
+    pub fn run_with(&self, request: &Request, mut observe: impl FnMut(Event<'_>) -> ControlFlow<()>) -> Result<Output> {
+        self.run_stages(request, &mut observe).map_err(|error| self.name_damage(error))
+    }
+
+    fn run_stages(&self, request: &Request, observe: Observer<'_>) -> Result<Output> {
+        // 1. The plan: all sizes, before any work.
+        let plan = self.plan(request)?;
+        let seed = request.seed.unwrap_or_else(rand::random);
+        tell(observe, &plan, Event::Planned { plan: &plan, seed })?;
+        // 2. Text.
+        let positive = self.encode_text(&request.prompt, false, &plan, observe)?;
+        let negative = request.negative().map(|p| self.encode_text(p, true, &plan, observe)).transpose()?;
+        // 3. References.
+        let (context, first) = self.encode_references(request, &plan, observe)?;
+        // 4. Noise, over the picture where the run starts from one.
+        let mut latents = self.starting_noise(request, &plan, seed)?;
+        if request.strength < 1.0 {
+            let start = self.start_picture(request, &plan, first)?;
+            latents = add_noise(&pack(&start)?.f_to_kind(latents.kind())?, &latents, &plan.schedule)?;
+        }
+        tell(observe, &plan, Event::Noise { latents: &latents })?;
+        // 5. Sampling.
+        let latents = self.sample(request, &plan, &latents, &positive, negative.as_ref(), context.as_ref(), observe)?;
+        // 6. Pictures.
+        let codec = self.codec(&plan);
+        let mut images = Vec::with_capacity(plan.batch);
+        for item in 0..plan.batch {
+            let tokens = latents.f_narrow(0, item as i64, 1)?;
+            images.push(codec.decode(&unpack(&tokens, plan.target)?, plan.output, plan.conformance)?);
+            tell(observe, &plan, Event::Decoded { done: item + 1, total: plan.batch })?;
+        }
+        let none = || Error::invalid("batch", "at least 1 picture", 0);
+        let image = images.first().cloned().ok_or_else(none)?;
+        let guidance = plan.guidance.unwrap_or_default();
+        Ok(Output { image, images, seed, prompt: request.prompt.clone(), guidance, plan })
+    }
+
+    fn encode_text(&self, prompt: &str, negative: bool, plan: &Plan, observe: Observer<'_>) -> Result<Conditioning> {
+        let (conditioning, cuts) = self.parts.text.encode(prompt)?;
+        for cut in &cuts {
+            tell(observe, plan, Event::Cut { cut })?;
+        }
+        tell(observe, plan, Event::Encoded { conditioning: &conditioning, negative })?;
+        Ok(conditioning)
+    }
+
+    /// The context's tokens, and the first reference's latents.
+    fn encode_references(
+        &self,
+        request: &Request,
+        plan: &Plan,
+        observe: Observer<'_>,
+    ) -> Result<(Option<Tokens>, Option<Tensor>)> {
+        let codec = self.codec(plan);
+        let (mut features, mut ids, mut first) = (Vec::new(), Vec::new(), None);
+        for (index, (image, reference)) in reference_pictures(request, plan)?.iter().zip(&plan.references).enumerate() {
+            let latents = codec.encode(image, reference.fitted)?;
+            tell(observe, plan, Event::Reference { index, latents: &latents })?;
+            features.push(pack(&latents)?);
+            ids.push(grid_ids(reference.grid, reference.origin)?);
+            first.get_or_insert(latents);
+        }
+        if features.is_empty() {
+            return Ok((None, None));
+        }
+        let tokens = Tokens::new(Tensor::f_cat(&features, 1)?, Tensor::f_cat(&ids, 0)?)?;
+        Ok((Some(tokens), first))
+    }
+
+    /// The first picture's latents on the target's grid.
+    fn start_picture(&self, request: &Request, plan: &Plan, first: Option<Tensor>) -> Result<Tensor> {
+        match (first, plan.references.first(), request.images.first()) {
+            (Some(latents), Some(reference), _) if reference.grid == plan.target => Ok(latents),
+            (_, _, Some(image)) => self.codec(plan).encode(image, plan.target.size()),
+            _ => Err(Error::invalid("strength", "1 where there is no picture to start from", request.strength)),
+        }
+    }
+
+    /// Noise as tokens [batch, L, 4 C], drawn for each picture from its own seed, or the caller's.
+    fn starting_noise(&self, request: &Request, plan: &Plan, seed: u64) -> Result<Tensor> {
+        let kind = plan.conformance.latents_kind(self.precision.dtype);
+        let (batch, channels) = (plan.batch as i64, self.parts.vae.latent_channels());
+        if let Some(given) = &request.noise {
+            let tokens = array::from_array(&given.view())?;
+            let sizes = [batch, plan.target.tokens(), 4 * channels];
+            check::shape("noise", &tokens, "[batch, target tokens, 4 * latent channels]", &sizes.map(Some))?;
+            return Ok(tokens.f_to_kind(kind)?.f_to_device(self.device)?);
+        }
+        let shape = [1, channels, 2 * plan.target.rows, 2 * plan.target.cols];
+        let draw = |item: u64| pack(&noise::randn(&shape, seed.wrapping_add(item), kind, self.device)?);
+        let items = (0..plan.batch as u64).map(draw).collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::f_cat(&items, 0)?)
+    }
+
+    /// The denoising loop: everything that does not depend on the sample is prepared before it.
+    #[allow(clippy::too_many_arguments)] // The loop's ingredients, each used once.
+    fn sample(
+        &self,
+        request: &Request,
+        plan: &Plan,
+        latents: &Tensor,
+        positive: &Conditioning,
+        negative: Option<&Conditioning>,
+        context: Option<&Tokens>,
+        observe: Observer<'_>,
+    ) -> Result<Tensor> {
+        let (dit, Precision { dtype, compute }) = (&self.parts.dit, self.precision);
+        let target_ids = grid_ids(plan.target, Origin { t: 0, y: 0, x: 0 })?;
+        let times = plan.schedule.embedded_times(dtype);
+        let guidance_value = plan.guidance.map(|g| plan.schedule.embedded_guidance(g, dtype));
+        let prepare = |conditioning: &Conditioning| -> Result<Run> {
+            dit.prepare(&RunInput {
+                conditioning,
+                target_ids: &target_ids,
+                context,
+                times: &times,
+                guidance: guidance_value,
+            })
+        };
+        let batched = request.cfg_mode == CfgMode::Batched;
+        let (positive, negative) = match negative {
+            Some(negative) if batched => {
+                (prepare(&repeat(positive, plan.batch)?.stack(&repeat(negative, plan.batch)?)?)?, None)
+            }
+            Some(negative) => (prepare(positive)?, Some(prepare(negative)?)),
+            None => (prepare(positive)?, None),
+        };
+        let velocity = |x: &Tensor, step: usize| -> Result<Tensor> {
+            let x = x.f_to_kind(compute)?;
+            let v = if let Some(negative) = &negative {
+                guidance::combine(
+                    &dit.forward(&positive, step, &x)?,
+                    &dit.forward(negative, step, &x)?,
+                    request.true_cfg,
+                )?
+            } else if plan.runs_per_step == 2 {
+                guidance::combine_batched(
+                    &dit.forward(&positive, step, &Tensor::f_cat(&[&x, &x], 0)?)?,
+                    request.true_cfg,
+                )?
+            } else {
+                dit.forward(&positive, step, &x)?
+            };
+            Ok(v.f_to_kind(dtype)?)
+        };
+        integrate(latents, &plan.schedule, dtype, velocity, |step| {
+            observe(Event::Step { done: step.done, total: step.total, sigma: step.sigma, latents: step.latents })
+        })
+    }
+
+    fn codec(&self, plan: &Plan) -> Codec<'_> {
+        let kind = plan.conformance.vae_kind(self.precision.compute);
+        Codec { vae: &self.parts.vae, kind, device: self.device, tiling: self.tiling }
+    }
+
+    /// Looks for the damaged tensor behind a result that is not finite.
+    fn name_damage(&self, error: Error) -> Error {
+        let (Error::NotFinite { stage, .. }, Some(checkpoint)) = (&error, &self.checkpoint) else { return error };
+        let path = match stage.as_str() {
+            s if s.contains("T5") => &checkpoint.t5,
+            s if s.contains("CLIP") => &checkpoint.clip,
+            s if s.contains("denoising") => &checkpoint.transformer,
+            _ => &checkpoint.vae,
+        };
+        match Weights::open(path).and_then(|w| w.first_not_finite()) {
+            Ok(Some(tensor)) => {
+                let hint =
+                    format!("tensor `{tensor}` of {} holds NaN or infinity; fetch the file again", path.display());
+                Error::NotFinite { stage: stage.clone(), hint }
+            }
+            _ => error,
+        }
+    }
+}
+
+/// Tells the observer; its wish to stop before the first step becomes an error.
+fn tell(observe: Observer<'_>, plan: &Plan, event: Event<'_>) -> Result<()> {
+    let total = plan.schedule.steps();
+    let done = if matches!(event, Event::Decoded { .. }) { total } else { 0 };
+    if observe(event).is_break() { Err(Error::Cancelled { done, total }) } else { Ok(()) }
+}
+
+/// One encoded prompt for every picture of a batch.
+fn repeat(conditioning: &Conditioning, batch: usize) -> Result<Conditioning> {
+    let batch = batch as i64;
+    Ok(Conditioning {
+        prompt_embeds: conditioning.prompt_embeds.f_expand([batch, -1, -1], false)?,
+        pooled: conditioning.pooled.f_expand([batch, -1], false)?,
+    })
+}

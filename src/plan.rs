@@ -1,0 +1,283 @@
+//! The geometry and the schedule of a run, before any heavy work.
+
+use kontext_core::{Error, Result};
+use kontext_sampler::geometry::{LARGEST_SIDE, TOKEN_PIXELS, diffusers_target, preferred_size};
+use kontext_sampler::ids::{Origin, origins};
+use kontext_sampler::{Conformance, Grid, References, Schedule, Shift, Size};
+
+use crate::Request;
+
+/// What a run will do: every size, token count and noise level. Printable.
+///
+/// By default (in [`Conformance::Kontext`]) the edited picture is stretched to the preferred size
+/// nearest in ratio, the target has the same grid, and the result is mapped back to the input's
+/// exact size, which undoes the stretch. With `width` and `height` the target has that size.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Plan {
+    /// Whose conventions are followed.
+    pub conformance: Conformance,
+    /// The reference pictures.
+    pub references: Vec<ReferencePlan>,
+    /// How they are told apart.
+    pub reference_mode: References,
+    /// The target's grid of tokens.
+    pub target: Grid,
+    /// The size of the picture that is returned. Where it is not the target's, the picture is resized.
+    pub output: Size,
+    /// Tokens of text.
+    pub text_tokens: i64,
+    /// Noise levels.
+    pub schedule: Schedule,
+    /// The guidance value that is embedded; `None` for a model without.
+    pub guidance: Option<f64>,
+    /// Times that the model runs in each step: 2 with true classifier-free guidance.
+    pub runs_per_step: usize,
+    /// Pictures.
+    pub batch: usize,
+}
+
+/// A reference picture's way into the model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReferencePlan {
+    /// Its size as given (of the joined picture, for [`References::Stitch`]).
+    pub input: Size,
+    /// The size that it is stretched to, by Lanczos.
+    pub fitted: Size,
+    /// Its grid of tokens.
+    pub grid: Grid,
+    /// Where its positions start.
+    pub origin: Origin,
+}
+
+/// What a plan needs to know of the model.
+#[derive(Debug, Clone)]
+pub(crate) struct ModelFacts {
+    pub(crate) sizes: Vec<Size>,
+    pub(crate) shift: Shift,
+    pub(crate) guidance_embed: bool,
+    pub(crate) text_tokens: i64,
+}
+
+/// Steps of a model without guidance, which was distilled to few.
+const FEW_STEPS: usize = 4;
+/// Beyond this ratio of ratios, a target of the user's size and a reference do not share a grid:
+/// the stretch would show.
+const MOST_STRETCH: f64 = 1.1;
+
+impl Plan {
+    pub(crate) fn new(request: &Request, facts: &ModelFacts) -> Result<Self> {
+        check_request(request)?;
+        let inputs = input_sizes(request);
+        let target = target_size(request, inputs.first().copied(), facts);
+        let grid = target.grid()?;
+        let fitted: Vec<Size> = inputs.iter().map(|input| reference_size(request, *input, target, facts)).collect();
+        let grids = fitted.iter().map(|size| size.grid()).collect::<Result<Vec<_>>>()?;
+        let origins = origins(&grids, request.references);
+        let references = inputs.iter().zip(&fitted).zip(grids.iter().zip(origins));
+        let references = references
+            .map(|((&input, &fitted), (&grid, origin))| ReferencePlan { input, fitted, grid, origin })
+            .collect::<Vec<_>>();
+        let back = request.conformance == Conformance::Kontext
+            && !request.native_size
+            && request.references != References::Stitch
+            && request.width.is_none()
+            && request.height.is_none();
+        Ok(Self {
+            conformance: request.conformance,
+            reference_mode: request.references,
+            target: grid,
+            output: references.first().filter(|_| back).map_or(target, |r| r.input),
+            references,
+            text_tokens: facts.text_tokens,
+            schedule: schedule(request, grid, facts)?,
+            guidance: facts.guidance_embed.then(|| request.guidance.unwrap_or(request.conformance.default_guidance())),
+            runs_per_step: 1 + usize::from(request.negative().is_some()),
+            batch: request.batch,
+        })
+    }
+
+    /// Tokens of all references.
+    #[must_use]
+    pub fn reference_tokens(&self) -> i64 {
+        self.references.iter().map(|r| r.grid.tokens()).sum()
+    }
+
+    /// Length of the sequence that the transformer sees.
+    #[must_use]
+    pub fn tokens(&self) -> i64 {
+        self.text_tokens + self.target.tokens() + self.reference_tokens()
+    }
+
+    /// What deserves a second look before a long run.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if let Some(first) = self.references.first().filter(|r| r.grid != self.target) {
+            warnings.push(format!(
+                "the reference has {} and the target {}: an edit in place may shift",
+                first.grid, self.target
+            ));
+        }
+        for (index, reference) in self.references.iter().enumerate() {
+            let stretch = reference.fitted.ratio() / reference.input.ratio();
+            if !(1.0 / MOST_STRETCH..=MOST_STRETCH).contains(&stretch) {
+                let percent = (stretch.max(1.0 / stretch) - 1.0) * 100.0;
+                warnings.push(format!("reference {} is stretched by {percent:.0} %", index + 1));
+            }
+        }
+        warnings
+    }
+}
+
+impl std::fmt::Display for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (index, r) in self.references.iter().enumerate() {
+            let Origin { t, y, x } = r.origin;
+            let resize = if r.input == r.fitted {
+                "as it is".to_owned()
+            } else {
+                format!("stretched to {} by Lanczos", r.fitted)
+            };
+            writeln!(
+                f,
+                "reference {}: {}, {resize}, {}, {} tokens at (t {t}, y {y}, x {x})",
+                index + 1,
+                r.input,
+                r.grid,
+                r.grid.tokens()
+            )?;
+        }
+        writeln!(f, "target:      {}, {}, {} tokens", self.target.size(), self.target, self.target.tokens())?;
+        if self.output == self.target.size() {
+            writeln!(f, "output:      {}", self.output)?;
+        } else {
+            writeln!(f, "output:      {}, resized from {} by Lanczos", self.output, self.target.size())?;
+        }
+        let tokens = (self.text_tokens, self.target.tokens(), self.reference_tokens());
+        writeln!(
+            f,
+            "sequence:    {} tokens ({} text + {} target + {} reference)",
+            self.tokens(),
+            tokens.0,
+            tokens.1,
+            tokens.2
+        )?;
+        let (steps, first) = (self.schedule.steps(), self.schedule.sigmas().first().copied().unwrap_or_default());
+        writeln!(f, "steps:       {steps} from sigma {first:.3}, {} model run(s) each", self.runs_per_step)?;
+        match self.guidance {
+            Some(guidance) => writeln!(f, "guidance:    {guidance}")?,
+            None => writeln!(f, "guidance:    none (the model embeds none)")?,
+        }
+        write!(f, "pictures:    {} ({:?} conventions)", self.batch, self.conformance)?;
+        self.warnings().iter().try_for_each(|warning| write!(f, "\nwarning:     {warning}"))
+    }
+}
+
+fn check_request(request: &Request) -> Result<()> {
+    for side in [request.width, request.height].into_iter().flatten() {
+        if side == 0 || side > LARGEST_SIDE {
+            return Err(Error::invalid("picture size", format!("1 to {LARGEST_SIDE} pixels on a side"), side));
+        }
+    }
+    let largest = u64::from(LARGEST_SIDE) * u64::from(LARGEST_SIDE);
+    let smallest = u64::from(TOKEN_PIXELS) * u64::from(TOKEN_PIXELS);
+    if let Some(area) = request.max_area.filter(|a| !(smallest..=largest).contains(a)) {
+        return Err(Error::invalid("max_area", format!("{smallest} to {largest} pixels"), area));
+    }
+    if request.max_area.is_some() && request.conformance == Conformance::Bfl {
+        return Err(Error::invalid("max_area", "none in the conventions of Bfl; give width and height", "one"));
+    }
+    if request.batch == 0 {
+        return Err(Error::invalid("batch", "at least 1 picture", 0));
+    }
+    if !request.true_cfg.is_finite() || request.guidance.is_some_and(|g| !g.is_finite()) {
+        return Err(Error::invalid(
+            "guidance",
+            "a finite value",
+            format!("{:?} and true_cfg {}", request.guidance, request.true_cfg),
+        ));
+    }
+    if request.strength != 1.0 && request.images.is_empty() {
+        return Err(Error::invalid("strength", "1 where there is no picture to start from", request.strength));
+    }
+    match request.images.iter().find(|i| i.width() == 0 || i.height() == 0) {
+        Some(image) => Err(Error::invalid(
+            "reference picture",
+            "at least one pixel",
+            format!("{}x{}", image.width(), image.height()),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Sizes of the pictures, or of the joined one.
+fn input_sizes(request: &Request) -> Vec<Size> {
+    let sizes: Vec<Size> = request.images.iter().map(|i| Size::new(i.width(), i.height())).collect();
+    match sizes.first() {
+        Some(first) if request.references == References::Stitch => vec![stitched_size(&sizes, first.height)],
+        _ => sizes,
+    }
+}
+
+/// Width of pictures side by side, each brought to `height`.
+fn stitched_size(sizes: &[Size], height: u32) -> Size {
+    Size::new(sizes.iter().map(|s| stitched_width(*s, height)).fold(0, u32::saturating_add), height)
+}
+
+/// Width of a picture brought to `height`.
+pub(crate) fn stitched_width(size: Size, height: u32) -> u32 {
+    ((f64::from(height) * size.ratio()).round() as u32).max(1)
+}
+
+fn target_size(request: &Request, input: Option<Size>, facts: &ModelFacts) -> Size {
+    let square = Size::new(1024, 1024);
+    let preferred = |input: Size| preferred_size(input, &facts.sizes, request.conformance);
+    let asked =
+        |missing: Size| Size::new(request.width.unwrap_or(missing.width), request.height.unwrap_or(missing.height));
+    match request.conformance {
+        Conformance::Diffusers => diffusers_target(asked(square), request.max_area.unwrap_or(square.area())),
+        Conformance::Bfl => {
+            let ceil = |side: u32| side.div_ceil(TOKEN_PIXELS) * TOKEN_PIXELS;
+            let asked = asked(input.map_or(square, preferred));
+            Size::new(ceil(asked.width), ceil(asked.height))
+        }
+        Conformance::Kontext => {
+            // A generation takes the model's square, or whatever it prefers in its place.
+            let native = preferred(input.unwrap_or(square));
+            let scaled = request.max_area.map_or(native, |area| native.scaled_to(area));
+            let follow = |side: u32, ratio: f64| {
+                ((f64::from(side) * ratio / f64::from(TOKEN_PIXELS)).round() as u32).max(1) * TOKEN_PIXELS
+            };
+            match (request.width, request.height) {
+                (Some(width), Some(height)) => Size::new(width, height),
+                (Some(width), None) => Size::new(width, follow(width, 1.0 / scaled.ratio())),
+                (None, Some(height)) => Size::new(follow(height, scaled.ratio()), height),
+                (None, None) => scaled,
+            }
+        }
+    }
+}
+
+fn reference_size(request: &Request, input: Size, target: Size, facts: &ModelFacts) -> Size {
+    let native = preferred_size(input, &facts.sizes, request.conformance);
+    if request.conformance != Conformance::Kontext {
+        return native.floored();
+    }
+    if request.width.is_none() && request.height.is_none() {
+        return request.max_area.map_or(native, |area| native.scaled_to(area));
+    }
+    let stretch = target.ratio() / input.ratio();
+    if (1.0 / MOST_STRETCH..=MOST_STRETCH).contains(&stretch) { target } else { native.scaled_to(target.area()) }
+}
+
+fn schedule(request: &Request, target: Grid, facts: &ModelFacts) -> Result<Schedule> {
+    let default = if facts.guidance_embed { request.conformance.default_steps() } else { FEW_STEPS };
+    let (tokens, conformance) = (target.tokens(), request.conformance);
+    let schedule = match &request.sigmas {
+        Some(sigmas) => Schedule::from_sigmas(sigmas, tokens, facts.shift, conformance)?,
+        None => Schedule::new(request.steps.unwrap_or(default), tokens, facts.shift, conformance)?,
+    };
+    schedule.strength(request.strength)
+}

@@ -1,0 +1,201 @@
+//! What is asked for: plain data, tested and reused without any model.
+
+use image::RgbImage;
+use kontext_sampler::{CfgMode, Conformance, References};
+use ndarray::ArrayD;
+
+/// An edit or a generation. Every option has a default; the defaults of steps and guidance are
+/// those of the [`Conformance`].
+///
+/// # Example
+/// ```
+/// use kontext::Request;
+/// let request = Request::generate("a lighthouse at dusk").size(1392, 752).steps(28).guidance(2.5);
+/// let again = request.clone().seed(8);
+/// assert_eq!(again.prompt, request.prompt);
+/// ```
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Request {
+    /// What to make, or how to change the pictures. May be empty.
+    pub prompt: String,
+    /// What to stay away from; used with `true_cfg` above 1.
+    pub negative_prompt: Option<String>,
+    /// Reference pictures; none for a generation. The first is the one that is edited.
+    pub images: Vec<RgbImage>,
+    /// Width of the result in pixels. Default: see [`crate::Plan`].
+    pub width: Option<u32>,
+    /// Height of the result in pixels. Default: see [`crate::Plan`].
+    pub height: Option<u32>,
+    /// Pixels of the result, where width and height are not given. Default: about one megapixel.
+    pub max_area: Option<u64>,
+    /// Keeps the size that the model worked at, instead of mapping back to the input's. Default: false.
+    pub native_size: bool,
+    /// Sampling steps. Default: [`Conformance::default_steps`], 4 for a model without guidance.
+    pub steps: Option<usize>,
+    /// The noise levels themselves, falling within (0, 1]; replaces `steps`.
+    pub sigmas: Option<Vec<f32>>,
+    /// The guidance value that the model embeds. Default: [`Conformance::default_guidance`].
+    pub guidance: Option<f64>,
+    /// Scale of true classifier-free guidance; above 1 each step runs the model twice. Default: 1.
+    pub true_cfg: f64,
+    /// How those two runs are arranged. Default: one after the other.
+    pub cfg_mode: CfgMode,
+    /// Seed of the noise. Default: drawn anew for each run and told in [`crate::Output::seed`].
+    pub seed: Option<u64>,
+    /// Number of pictures, with seeds s, s + 1, … Default: 1.
+    pub batch: usize,
+    /// How far the edited picture may change, in (0, 1]: below 1 the run starts from that picture
+    /// with noise instead of from noise. Default: 1.
+    pub strength: f64,
+    /// How several references are told apart. Default: [`References::Offset`].
+    pub references: References,
+    /// Whose conventions to follow. Default: this library's.
+    pub conformance: Conformance,
+    /// The starting noise in packed form [batch, tokens, 64]; replaces the seeded one.
+    pub noise: Option<ArrayD<f32>>,
+}
+
+impl Request {
+    /// A picture from a prompt alone.
+    #[must_use]
+    pub fn generate(prompt: impl Into<String>) -> Self {
+        Self {
+            prompt: prompt.into(),
+            negative_prompt: None,
+            images: Vec::new(),
+            width: None,
+            height: None,
+            max_area: None,
+            native_size: false,
+            steps: None,
+            sigmas: None,
+            guidance: None,
+            true_cfg: 1.0,
+            cfg_mode: CfgMode::default(),
+            seed: None,
+            batch: 1,
+            strength: 1.0,
+            references: References::default(),
+            conformance: Conformance::default(),
+            noise: None,
+        }
+    }
+
+    /// A picture, changed as the prompt says. Open files with [`crate::open`], which minds their
+    /// orientation and transparency.
+    #[must_use]
+    pub fn edit(image: &RgbImage, prompt: impl Into<String>) -> Self {
+        Self::generate(prompt).reference(image)
+    }
+
+    /// Adds a reference picture.
+    #[must_use]
+    pub fn reference(mut self, image: &RgbImage) -> Self {
+        self.images.push(image.clone());
+        self
+    }
+
+    /// Sets [`Request::negative_prompt`].
+    #[must_use]
+    pub fn negative_prompt(self, prompt: impl Into<String>) -> Self {
+        Self { negative_prompt: Some(prompt.into()), ..self }
+    }
+
+    /// Sets [`Request::width`] and [`Request::height`].
+    #[must_use]
+    pub fn size(self, width: u32, height: u32) -> Self {
+        Self { width: Some(width), height: Some(height), ..self }
+    }
+
+    /// Sets [`Request::max_area`].
+    #[must_use]
+    pub fn max_area(self, pixels: u64) -> Self {
+        Self { max_area: Some(pixels), ..self }
+    }
+
+    /// Sets [`Request::native_size`].
+    #[must_use]
+    pub fn native_size(self) -> Self {
+        Self { native_size: true, ..self }
+    }
+
+    /// Sets [`Request::steps`].
+    #[must_use]
+    pub fn steps(self, steps: usize) -> Self {
+        Self { steps: Some(steps), ..self }
+    }
+
+    /// Sets [`Request::sigmas`].
+    #[must_use]
+    pub fn sigmas(self, sigmas: impl Into<Vec<f32>>) -> Self {
+        Self { sigmas: Some(sigmas.into()), ..self }
+    }
+
+    /// Sets [`Request::guidance`].
+    #[must_use]
+    pub fn guidance(self, guidance: f64) -> Self {
+        Self { guidance: Some(guidance), ..self }
+    }
+
+    /// Sets [`Request::true_cfg`].
+    #[must_use]
+    pub fn true_cfg(self, scale: f64) -> Self {
+        Self { true_cfg: scale, ..self }
+    }
+
+    /// Sets [`Request::cfg_mode`].
+    #[must_use]
+    pub fn cfg_mode(self, mode: CfgMode) -> Self {
+        Self { cfg_mode: mode, ..self }
+    }
+
+    /// Sets [`Request::seed`].
+    #[must_use]
+    pub fn seed(self, seed: u64) -> Self {
+        Self { seed: Some(seed), ..self }
+    }
+
+    /// Sets [`Request::batch`].
+    #[must_use]
+    pub fn batch(self, pictures: usize) -> Self {
+        Self { batch: pictures, ..self }
+    }
+
+    /// Sets [`Request::strength`].
+    #[must_use]
+    pub fn strength(self, strength: f64) -> Self {
+        Self { strength, ..self }
+    }
+
+    /// Sets [`Request::references`].
+    #[must_use]
+    pub fn references(self, references: References) -> Self {
+        Self { references, ..self }
+    }
+
+    /// Sets [`Request::conformance`].
+    #[must_use]
+    pub fn conform(self, conformance: Conformance) -> Self {
+        Self { conformance, ..self }
+    }
+
+    /// Sets [`Request::noise`].
+    #[must_use]
+    pub fn noise(self, noise: ArrayD<f32>) -> Self {
+        Self { noise: Some(noise), ..self }
+    }
+
+    /// The negative prompt that the run uses, if it uses one.
+    pub(crate) fn negative(&self) -> Option<&str> {
+        if self.true_cfg <= 1.0 {
+            return None;
+        }
+        match (&self.negative_prompt, self.conformance) {
+            (Some(prompt), _) => Some(prompt),
+            // diffusers ignores the scale where no negative prompt is given; a user who sets it wants it.
+            (None, Conformance::Kontext) => Some(""),
+            (None, Conformance::Diffusers | Conformance::Bfl) => None,
+        }
+    }
+}

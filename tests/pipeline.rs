@@ -1,0 +1,265 @@
+//! The whole pipeline on a small random model: layouts, determinism, options.
+#![allow(clippy::unwrap_used)] // In helper functions of a test.
+
+use std::ops::ControlFlow;
+use std::sync::LazyLock;
+
+use image::{Rgb, RgbImage};
+use kontext::{
+    Cancel, CfgMode, Conformance, Device, Error, Event, Kind, Layout, Pipeline, References, Request, Tensor,
+    random_model,
+};
+use tempfile::TempDir;
+
+static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().unwrap();
+    random_model(folder.path().join("diffusers"), 7, Layout::Diffusers).unwrap();
+    random_model(folder.path().join("single"), 7, Layout::SingleFiles).unwrap();
+    folder
+});
+static PIPE: LazyLock<Pipeline> = LazyLock::new(|| load("diffusers"));
+
+fn load(layout: &str) -> Pipeline {
+    Pipeline::builder().device(Device::Cpu).max_sequence_length(32).load(FOLDER.path().join(layout)).unwrap()
+}
+
+fn picture(width: u32, height: u32) -> RgbImage {
+    RgbImage::from_fn(width, height, |x, y| Rgb([(x * 7) as u8, (y * 5) as u8, (x + y) as u8]))
+}
+
+/// A small edit that takes a fraction of a second.
+fn edit() -> Request {
+    Request::edit(&picture(70, 50), "make it red").max_area(64 * 64).steps(2).seed(3)
+}
+
+#[test]
+fn the_same_weights_in_both_layouts_give_the_same_picture() {
+    let (diffusers, single) = (PIPE.run(&edit()).unwrap(), load("single").run(&edit()).unwrap());
+    assert_eq!(diffusers.image, single.image);
+    // And a picture, not a constant.
+    let first = diffusers.image.get_pixel(0, 0);
+    assert!(diffusers.image.pixels().any(|p| p != first));
+}
+
+#[test]
+fn ten_parallel_runs_equal_ten_serial_ones_byte_for_byte() {
+    let request = |seed| edit().seed(seed).true_cfg(2.0).negative_prompt("blurred");
+    let serial: Vec<RgbImage> = (0..10).map(|s| PIPE.run(&request(s)).unwrap().image).collect();
+    std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..10).map(|s| scope.spawn(move || PIPE.run(&request(s)).unwrap().image)).collect();
+        for (run, expected) in runs.into_iter().zip(&serial) {
+            assert_eq!(run.join().unwrap().as_raw(), expected.as_raw());
+        }
+    });
+    assert_ne!(serial[0], serial[1]);
+}
+
+#[test]
+fn a_pipeline_can_be_shared_between_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Pipeline>();
+    shared::<Request>();
+    shared::<Error>();
+}
+
+#[test]
+fn an_edit_comes_back_at_the_size_it_went_in() {
+    let out = PIPE.run(&edit()).unwrap();
+    assert_eq!(out.image.dimensions(), (70, 50));
+    assert_eq!(out.plan.references[0].grid, out.plan.target);
+    let native = PIPE.run(&edit().native_size()).unwrap();
+    assert_eq!(native.image.dimensions(), (80, 48));
+}
+
+#[test]
+fn every_picture_of_a_batch_is_the_one_of_its_seed() {
+    let batch = PIPE.run(&edit().batch(2)).unwrap();
+    assert_eq!((batch.images.len(), batch.seed), (2, 3));
+    for (image, seed) in batch.images.iter().zip([3, 4]) {
+        let alone = PIPE.run(&edit().seed(seed)).unwrap();
+        // A batch sums in another order: a level here and there.
+        let distance = image.as_raw().iter().zip(alone.image.as_raw()).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(distance <= Some(1), "seed {seed}: {distance:?} levels");
+    }
+}
+
+#[test]
+fn batched_guidance_equals_sequential_guidance() {
+    let request = edit().true_cfg(3.0).negative_prompt("green").batch(2);
+    let (one, two) = (PIPE.run(&request).unwrap(), PIPE.run(&request.clone().cfg_mode(CfgMode::Batched)).unwrap());
+    for (a, b) in one.images.iter().zip(&two.images) {
+        let distance = a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(distance <= Some(1), "{distance:?} levels");
+    }
+}
+
+#[test]
+fn references_are_placed_as_the_plan_says() {
+    let two = edit().reference(&picture(30, 60));
+    let plan = PIPE.plan(&two).unwrap();
+    let (first, second) = (&plan.references[0], &plan.references[1]);
+    assert_eq!((second.origin.t, second.origin.x, second.origin.y), (1, first.grid.cols, 0));
+    assert_eq!(PIPE.plan(&two.clone().references(References::Index)).unwrap().references[1].origin.t, 2);
+    let stitched = PIPE.plan(&two.clone().references(References::Stitch)).unwrap();
+    // 70 x 50 beside 30 x 60 brought to a height of 50.
+    assert_eq!(stitched.references.len(), 1);
+    assert_eq!(stitched.references[0].input.to_string(), "95x50");
+    for references in [References::Offset, References::Index, References::Stitch] {
+        PIPE.run(&two.clone().references(references)).unwrap();
+    }
+}
+
+#[test]
+fn little_strength_stays_near_the_picture() {
+    let original = Request::edit(&picture(64, 64), "").max_area(64 * 64).steps(8).seed(1);
+    let plan = PIPE.plan(&original.clone().strength(0.25)).unwrap();
+    assert_eq!(plan.schedule.steps(), 2);
+    PIPE.run(&original.strength(0.25)).unwrap();
+    let error = PIPE.run(&Request::generate("x").strength(0.5)).unwrap_err();
+    assert!(error.to_string().contains("no picture to start from"));
+}
+
+#[test]
+fn events_tell_every_stage_and_a_cancelled_run_says_how_far_it_came() {
+    let mut stages = Vec::new();
+    PIPE.run_with(&edit().steps(3), |event| {
+        stages.push(match event {
+            Event::Planned { .. } => "planned".to_owned(),
+            Event::Encoded { .. } => "text".to_owned(),
+            Event::Reference { .. } => "reference".to_owned(),
+            Event::Noise { .. } => "noise".to_owned(),
+            Event::Step { done, total, .. } => format!("{done}/{total}"),
+            Event::Decoded { .. } => "decoded".to_owned(),
+            _ => "?".to_owned(),
+        });
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(stages, ["planned", "text", "reference", "noise", "1/3", "2/3", "3/3", "decoded"]);
+
+    let cancel = Cancel::new();
+    let error = PIPE.run_with(&edit().steps(5), |event| {
+        if matches!(event, Event::Step { done: 2, .. }) {
+            cancel.cancel();
+        }
+        cancel.check()
+    });
+    let error = error.unwrap_err();
+    assert!(error.is_cancelled());
+    assert_eq!(error.to_string(), "cancelled after 2 of 5 steps");
+}
+
+#[test]
+fn a_long_prompt_is_cut_and_the_cut_is_told() {
+    let prompt = "word ".repeat(10_000);
+    let mut cuts = Vec::new();
+    PIPE.run_with(&Request::generate(prompt).size(32, 32).steps(1), |event| {
+        if let Event::Cut { cut } = event {
+            cuts.push(cut.clone());
+        }
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(cuts.iter().map(|c| c.encoder).collect::<Vec<_>>(), ["T5", "CLIP"]);
+    assert!(cuts.iter().all(|c| c.text.len() > 40_000));
+}
+
+#[test]
+fn odd_pictures_and_an_empty_prompt_are_handled() {
+    for (width, height) in [(1, 1), (20_000, 10), (3, 4000)] {
+        let out = PIPE.run(&Request::edit(&picture(width, height), "").max_area(64 * 64).steps(1)).unwrap();
+        assert_eq!(out.image.dimensions(), (width, height));
+    }
+}
+
+#[test]
+fn requests_out_of_range_are_refused_before_any_work() {
+    let refused = |request: Request, words: &str| {
+        let error = PIPE.plan(&request).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    };
+    refused(edit().size(0, 64), "got 0");
+    refused(edit().size(100, 64), "nearest: 96x64");
+    refused(edit().size(1 << 20, 64), "1 to 8192 pixels");
+    refused(edit().steps(0), "invalid steps: expected 1 to 1000, got 0");
+    refused(edit().batch(0), "at least 1 picture");
+    refused(edit().max_area(3), "invalid max_area");
+    refused(edit().guidance(f64::NAN), "invalid guidance");
+    refused(edit().strength(1.5), "invalid strength");
+}
+
+#[test]
+fn the_seed_gives_the_starting_noise_of_torch_in_both_dtypes() {
+    for (dtype, name) in [(Kind::Float, "f32"), (Kind::BFloat16, "bf16")] {
+        let pipe = Pipeline::builder()
+            .device(Device::Cpu)
+            .dtype(dtype)
+            .max_sequence_length(8)
+            .load(FOLDER.path().join("diffusers"));
+        let request =
+            Request::generate("x").size(32, 16).max_area(32 * 16).steps(1).seed(7).conform(Conformance::Diffusers);
+        let mut noise = None;
+        pipe.unwrap()
+            .run_with(&request, |event| {
+                if let Event::Noise { latents } = event {
+                    noise = Some(latents.copy());
+                }
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        // 128 values: the first 100 of the fixture's 1023 begin alike, because 16 are drawn at a time.
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/noise.safetensors");
+        let long = kontext::Weights::open(path).unwrap().raw(&format!("{name}.seed7.n1023")).unwrap();
+        let expected = kontext::crates::kontext_sampler::pack(&long.narrow(0, 0, 128).reshape([1, 16, 2, 4])).unwrap();
+        let noise = noise.unwrap();
+        assert_eq!(noise.kind(), dtype);
+        assert!(noise.equal(&expected), "{name}");
+    }
+}
+
+#[test]
+fn noise_of_the_callers_own_replaces_the_seed() {
+    let tokens = PIPE.plan(&edit()).unwrap().target.tokens() as usize;
+    let noise = ndarray::Array3::<f32>::zeros((1, tokens, 64)).into_dyn();
+    let (a, b) =
+        (PIPE.run(&edit().seed(1).noise(noise.clone())).unwrap(), PIPE.run(&edit().seed(2).noise(noise)).unwrap());
+    assert_eq!(a.image, b.image);
+    let wrong = ndarray::Array3::<f32>::zeros((1, tokens + 1, 64)).into_dyn();
+    assert!(PIPE.run(&edit().noise(wrong)).unwrap_err().to_string().starts_with("noise: expected shape"));
+}
+
+#[test]
+fn a_saved_png_tells_what_made_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = PIPE.run(&edit()).unwrap();
+    for name in ["a.png", "a.jpg", "a.webp"] {
+        out.save(folder.path().join(name)).unwrap();
+        assert_eq!(kontext::open(folder.path().join(name)).unwrap().dimensions(), (70, 50));
+    }
+    let decoder = png::Decoder::new(std::io::BufReader::new(std::fs::File::open(folder.path().join("a.png")).unwrap()));
+    let reader = decoder.read_info().unwrap();
+    let text = |key: &str| reader.info().utf8_text.iter().find(|t| t.keyword == key).unwrap().get_text().unwrap();
+    assert_eq!((text("prompt"), text("seed"), text("steps")), ("make it red".into(), "3".into(), "2".into()));
+    assert_eq!((text("guidance"), text("size"), text("model_size")), ("2.5".into(), "70x50".into(), "80x48".into()));
+    let error = out.save(folder.path().join("a.tiff")).unwrap_err().to_string();
+    assert!(error.contains(".png, .jpg or .webp"), "{error}");
+    assert!(out.save(folder.path().join("no/a.png")).is_err());
+}
+
+#[test]
+fn a_nan_in_the_weights_is_named_with_its_file() {
+    let folder = tempfile::tempdir().unwrap();
+    random_model(folder.path(), 7, Layout::SingleFiles).unwrap();
+    let path = folder.path().join("flux1-kontext.safetensors");
+    let weights = kontext::Weights::open(&path).unwrap();
+    let tensors: Vec<(String, Tensor)> =
+        weights.names().into_iter().map(|n| (n.clone(), weights.raw(&n).unwrap())).collect();
+    let damaged = tensors.iter().find(|(n, _)| n == "single_blocks.1.linear2.weight").unwrap();
+    let _ = damaged.1.get(3).get(5).fill_(f64::NAN);
+    drop(weights);
+    kontext::crates::kontext_core::weights::save(&path, &tensors, None).unwrap();
+    let pipe = Pipeline::builder().device(Device::Cpu).max_sequence_length(16).load(folder.path()).unwrap();
+    let error = pipe.run(&Request::generate("x").size(32, 32).steps(2)).unwrap_err().to_string();
+    assert!(error.starts_with("denoising step 1 produced values that are not finite"), "{error}");
+    assert!(error.contains("`single_blocks.1.linear2.weight`"), "{error}");
+}
