@@ -1,1 +1,3 @@
-//! Picture metrics and timers for judging autoencoders and edits.
+#![doc = include_str!("../README.md")]
+
+pub mod metrics;

@@ -1,0 +1,143 @@
+//! The flags that `edit` and `generate` share.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use kontext::{Conformance, Kind, References, Request};
+
+/// Pixels of a picture by the random demonstration model: a quarter of a second instead of half a minute.
+const DEMO_AREA: u64 = 256 * 256;
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Folder of the model: a diffusers checkpoint, or BFL / ComfyUI single files.
+    /// Without it, a small model with RANDOM weights is made in target/
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// What to stay away from; used with --true-cfg above 1
+    #[arg(long, value_name = "TEXT")]
+    pub negative_prompt: Option<String>,
+    /// Scale of true classifier-free guidance; above 1 each step runs the model twice
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub true_cfg: f64,
+    /// Width of the result in pixels, a multiple of 16
+    #[arg(long, allow_negative_numbers = true)]
+    pub width: Option<i64>,
+    /// Height of the result in pixels, a multiple of 16
+    #[arg(long, allow_negative_numbers = true)]
+    pub height: Option<i64>,
+    /// Pixels of the result, where width and height are not given
+    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true)]
+    pub max_area: Option<i64>,
+    /// Keep the size that the model worked at, instead of the input's
+    #[arg(long)]
+    pub native_size: bool,
+    /// Sampling steps
+    #[arg(long, allow_negative_numbers = true)]
+    pub steps: Option<i64>,
+    /// Guidance value
+    #[arg(long, allow_negative_numbers = true)]
+    pub guidance: Option<f64>,
+    /// Seed of the noise; drawn and printed if not given
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Number of pictures, with seeds s, s + 1, …
+    #[arg(long, default_value_t = 1)]
+    pub batch: usize,
+    /// How several reference pictures are told apart
+    #[arg(long, value_enum, default_value_t)]
+    pub references: ReferencesArg,
+    /// cpu, cuda or cuda:N; the best there is if not given
+    #[arg(long)]
+    pub device: Option<String>,
+    /// bf16 on CUDA and f32 on the CPU if not given
+    #[arg(long, value_enum)]
+    pub dtype: Option<DtypeArg>,
+    /// Follow the conventions of another program exactly
+    #[arg(long, value_enum)]
+    pub conform: Option<ConformArg>,
+    /// safetensors file with `latents` [1, L, 64] in packed form: replaces the seeded noise
+    #[arg(long, value_name = "FILE")]
+    pub noise: Option<PathBuf>,
+    /// Write the tensors of every stage to this safetensors file
+    #[arg(long, value_name = "FILE")]
+    pub dump: Option<PathBuf>,
+    /// Print the plan (sizes, tokens, steps) and stop
+    #[arg(long)]
+    pub plan: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub enum ReferencesArg {
+    /// Side by side on one plane of positions
+    #[default]
+    Offset,
+    /// Each on a plane of its own
+    Index,
+    /// Joined to one picture
+    Stitch,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum DtypeArg {
+    F32,
+    Bf16,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ConformArg {
+    Diffusers,
+    Bfl,
+}
+
+impl RunArgs {
+    /// Sets the flags in a request.
+    pub fn apply(&self, mut request: Request) -> anyhow::Result<Request> {
+        request.negative_prompt = self.negative_prompt.clone();
+        request.true_cfg = self.true_cfg;
+        request.width = self.width.map(|v| positive("--width", v)).transpose()?;
+        request.height = self.height.map(|v| positive("--height", v)).transpose()?;
+        request.max_area = self.max_area.map(|v| positive("--max-area", v)).transpose()?;
+        request.native_size = self.native_size;
+        request.steps = self.steps.map(|v| positive("--steps", v)).transpose()?;
+        request.guidance = self.guidance;
+        request.seed = self.seed;
+        request.batch = self.batch;
+        request.references = match self.references {
+            ReferencesArg::Offset => References::Offset,
+            ReferencesArg::Index => References::Index,
+            ReferencesArg::Stitch => References::Stitch,
+        };
+        request.conformance = match self.conform {
+            None => Conformance::Kontext,
+            Some(ConformArg::Diffusers) => Conformance::Diffusers,
+            Some(ConformArg::Bfl) => Conformance::Bfl,
+        };
+        request.noise = self.noise.as_deref().map(read_noise).transpose()?;
+        let sized = self.width.is_some() || self.height.is_some() || self.max_area.is_some();
+        if self.model.is_none() && !sized && request.conformance != Conformance::Bfl {
+            request.max_area = Some(DEMO_AREA);
+        }
+        Ok(request)
+    }
+
+    pub fn kind(&self) -> Option<Kind> {
+        self.dtype.map(|dtype| match dtype {
+            DtypeArg::F32 => Kind::Float,
+            DtypeArg::Bf16 => Kind::BFloat16,
+        })
+    }
+}
+
+fn positive<T: TryFrom<i64>>(flag: &str, value: i64) -> anyhow::Result<T> {
+    match T::try_from(value) {
+        Ok(number) if value > 0 => Ok(number),
+        _ => bail!("{flag} is {value}: expected a whole number of at least 1 that a picture can have"),
+    }
+}
+
+fn read_noise(path: &Path) -> anyhow::Result<ndarray::ArrayD<f32>> {
+    let latents = kontext::Weights::open(path)?.raw("latents")?;
+    kontext::crates::kontext_core::array::to_array(&latents).with_context(|| format!("cannot use {}", path.display()))
+}

@@ -1,0 +1,125 @@
+//! From flags to files: what `edit` and `generate` do alike.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use kontext::crates::kontext_core::device;
+use kontext::{Cancel, Event, Layout, Output, Pipeline, Request};
+
+use super::args::RunArgs;
+use super::dump::Dump;
+use super::progress;
+
+/// Seed of the demonstration model's weights.
+const DEMO_SEED: u64 = 7;
+
+/// Loads the model, runs the request, writes the pictures.
+pub fn run(args: &RunArgs, request: &Request, out: &Path) -> anyhow::Result<()> {
+    // What would fail at the end is tried first.
+    kontext::check_writable(out)?;
+    let pipe = load(args)?;
+    let plan = pipe.plan(request)?;
+    if args.plan {
+        println!("{plan}");
+        return Ok(());
+    }
+    for warning in plan.warnings() {
+        eprintln!("warning: {warning}");
+    }
+    let begin = Instant::now();
+    let output = watch(&pipe, request, args.dump.as_deref())?;
+    for index in 0..output.images.len() {
+        let path = numbered(out, index);
+        output.save_image(index, &path)?;
+        println!("wrote {} ({}, seed {})", path.display(), output.plan.output, output.seed.wrapping_add(index as u64));
+    }
+    let steps = output.plan.schedule.steps();
+    println!("{steps} steps and the rest took {:.1} s on {:?}", begin.elapsed().as_secs_f64(), pipe.device());
+    Ok(())
+}
+
+/// The model of `--model`, or the random one.
+fn load(args: &RunArgs) -> anyhow::Result<Pipeline> {
+    let folder = match &args.model {
+        Some(folder) => folder.clone(),
+        None => demo_model()?,
+    };
+    let mut builder = Pipeline::builder();
+    if let Some(text) = &args.device {
+        builder = builder.device(device::parse(text)?);
+    }
+    if let Some(kind) = args.kind() {
+        builder = builder.dtype(kind);
+    }
+    let pipe = builder.load_with(folder, progress::loading())?;
+    if let Some(checkpoint) = pipe.checkpoint() {
+        eprintln!("{checkpoint}");
+    }
+    Ok(pipe)
+}
+
+fn demo_model() -> anyhow::Result<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target").join("kontext-random");
+    eprintln!("No --model is given: this is a small model with RANDOM weights, and its picture will be noise.");
+    eprintln!("It is written to {}", folder.display());
+    kontext::random_model(&folder, DEMO_SEED, Layout::Diffusers)?;
+    Ok(folder)
+}
+
+/// Runs with a progress bar; Ctrl-C stops after the step.
+fn watch(pipe: &Pipeline, request: &Request, dump_to: Option<&Path>) -> anyhow::Result<Output> {
+    let cancel = Cancel::new();
+    let remote = cancel.clone();
+    ctrlc::set_handler(move || remote.cancel())?;
+    let (mut dump, mut failed, mut shown) = (dump_to.map(|_| Dump::default()), None, None);
+    let output = pipe.run_with(request, |event| {
+        if let Some(Err(error)) = dump.as_mut().map(|d| d.observe(&event)) {
+            failed = Some(error);
+            return ControlFlow::Break(());
+        }
+        match event {
+            Event::Cut { cut } => {
+                eprintln!("{} does not see the end of the prompt: “{}”", cut.encoder, shortened(&cut.text));
+            }
+            Event::Step { done, total, .. } => {
+                let bar = shown.get_or_insert_with(|| progress::bar("sampling", total));
+                bar.set_position(done as u64);
+                if done == total {
+                    bar.finish_and_clear();
+                }
+            }
+            _ => {}
+        }
+        cancel.check()
+    });
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    let output = output?;
+    if let (Some(dump), Some(path)) = (dump, dump_to) {
+        dump.save(path)?;
+    }
+    Ok(output)
+}
+
+/// The first part of a long text.
+fn shortened(text: &str) -> String {
+    const SHOWN: usize = 80;
+    let text = text.trim();
+    if text.chars().count() <= SHOWN {
+        text.to_owned()
+    } else {
+        text.chars().take(SHOWN).chain("…".chars()).collect()
+    }
+}
+
+/// "cat.png", "cat-1.png", "cat-2.png", …
+fn numbered(path: &Path, index: usize) -> PathBuf {
+    if index == 0 {
+        return path.to_owned();
+    }
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let extension = path.extension().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{stem}-{index}.{extension}"))
+}

@@ -1,0 +1,59 @@
+//! Peak signal-to-noise ratio.
+//!
+//! Source: scikit-image 0.26 `skimage/metrics/simple_metrics.py`, `peak_signal_noise_ratio`.
+
+use image::RgbImage;
+use kontext_core::Result;
+use rayon::prelude::*;
+
+use super::{CHANNELS, PEAK, same_size};
+
+/// Rows of this many levels are summed by one thread: enough to pay for handing them out.
+const CHUNK: usize = CHANNELS << 14;
+
+/// Peak signal-to-noise ratio in dB, `10 log10(255² / mean((a - b)²))`, over all three channels; infinite
+/// for equal pictures.
+///
+/// The squares are summed as integers, so the number does not depend on the order.
+///
+/// # Errors
+/// [`kontext_core::Error::InvalidArgument`] for pictures of different size.
+///
+/// # Example
+/// ```
+/// use image::{Rgb, RgbImage};
+/// let (black, white) = (RgbImage::new(4, 4), RgbImage::from_pixel(4, 4, Rgb([255; 3])));
+/// assert_eq!(kontext_bench::metrics::psnr(&black, &white)?, 0.0);
+/// # Ok::<(), kontext_core::Error>(())
+/// ```
+pub fn psnr(a: &RgbImage, b: &RgbImage) -> Result<f64> {
+    same_size(a, b)?;
+    let square = |(x, y): (&u8, &u8)| u64::from(x.abs_diff(*y)).pow(2);
+    let chunks = a.as_raw().par_chunks(CHUNK).zip(b.as_raw().par_chunks(CHUNK));
+    let sum: u64 = chunks.map(|(x, y)| x.iter().zip(y).map(square).sum::<u64>()).sum();
+    if sum == 0 {
+        return Ok(f64::INFINITY);
+    }
+    let mean = sum as f64 / a.as_raw().len() as f64;
+    Ok(10.0 * (PEAK * PEAK / mean).log10())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_level_in_one_of_many_values_is_counted() {
+        let a = RgbImage::new(300, 200);
+        let mut b = a.clone();
+        b.get_pixel_mut(299, 199).0[2] = 1;
+        let expected = 10.0 * (PEAK * PEAK * 180_000.0).log10();
+        assert!((psnr(&a, &b).unwrap() - expected).abs() < 1e-12);
+    }
+
+    #[test]
+    fn pictures_of_different_size_are_refused() {
+        let error = psnr(&RgbImage::new(2, 3), &RgbImage::new(3, 2)).unwrap_err();
+        assert_eq!(error.to_string(), "invalid pictures: expected two of one size, got 2x3 and 3x2");
+    }
+}
