@@ -17,7 +17,7 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
-    /// Reads `weight` [out, in, kernel, kernel] and `bias` [out]; stride 1, padding that keeps the size.
+    /// Reads `weight` [out, in, kernel, kernel] and `bias` `[out]`; stride 1, padding that keeps the size.
     ///
     /// # Errors
     /// Those of [`Weights::tensor`].

@@ -15,7 +15,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Reads `weight` [out, in] and `bias` [out].
+    /// Reads `weight` [out, in] and `bias` `[out]`.
     ///
     /// # Errors
     /// Those of [`Weights::tensor`].

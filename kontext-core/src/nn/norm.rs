@@ -13,7 +13,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Reads `weight` and `bias` [width].
+    /// Reads `weight` and `bias` `[width]`.
     ///
     /// # Errors
     /// Those of [`Weights::tensor`].
@@ -40,7 +40,7 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// Reads the tensor `name` [width] ("weight" or "scale").
+    /// Reads the tensor `name` `[width]` ("weight" or "scale").
     ///
     /// # Errors
     /// Those of [`Weights::tensor`].
@@ -71,7 +71,7 @@ pub struct GroupNorm {
 }
 
 impl GroupNorm {
-    /// Reads `weight` and `bias` [channels].
+    /// Reads `weight` and `bias` `[channels]`.
     ///
     /// # Errors
     /// Those of [`Weights::tensor`].

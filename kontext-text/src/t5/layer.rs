@@ -4,7 +4,7 @@
 //! `T5DenseGatedActDense`, `T5DenseActDense`.
 
 use kontext_core::nn::RmsNorm;
-use kontext_core::ops::{attend, split_heads};
+use kontext_core::ops::{merge_heads, split_heads};
 use kontext_core::{Kind, Result, Tensor, Weights};
 
 use super::T5Config;
@@ -80,11 +80,16 @@ impl Attention {
         })
     }
 
-    /// The softmax runs in f32 in all kinds: libtorch's fused attention keeps its sums there.
+    /// The softmax runs in f32 in all kinds.
+    ///
+    /// Written out in the reference's order instead of by fused attention: scores without a scale
+    /// reach the hundreds, where the softmax turns a last bit of a score into the fifth digit of
+    /// the result. The scores of 512 tokens are small.
     fn forward(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
         let heads = |p: &Projection| split_heads(&p.forward(x)?, self.heads); // [B, H, T, D/H]
-        let attended = attend(&heads(&self.q)?, &heads(&self.k)?, &heads(&self.v)?, Some(bias), Some(1.0))?;
-        self.o.forward(&attended)
+        let scores = heads(&self.q)?.f_matmul(&heads(&self.k)?.f_transpose(-2, -1)?)?.f_add(bias)?;
+        let shares = scores.f_softmax(-1, Kind::Float)?.f_to_kind(scores.kind())?;
+        self.o.forward(&merge_heads(&shares.f_matmul(&heads(&self.v)?)?)?)
     }
 }
 
