@@ -85,7 +85,7 @@ impl Builder {
         Self { tiling: Some(tiling), ..self }
     }
 
-    /// Tokens of T5. Default: 512; FLUX.1 [schnell] was trained with 256.
+    /// Tokens of T5. Default: 512; FLUX.1-schnell was trained with 256.
     pub fn max_sequence_length(self, tokens: usize) -> Self {
         Self { max_sequence_length: Some(tokens), ..self }
     }

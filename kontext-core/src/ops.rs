@@ -64,7 +64,7 @@ pub fn channels_last(x: &Tensor) -> Result<Tensor> {
 /// last place of a frequency already turns its angle by 6e-5.
 ///
 /// # Shapes
-/// `t` [B] (any kind, read as f32), returns [B, width] in f32.
+/// `t` `[B]` (any kind, read as f32), returns `[B, width]` in f32.
 ///
 /// # Errors
 /// [`crate::Error::Torch`] where libtorch fails.

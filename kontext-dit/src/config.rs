@@ -68,7 +68,7 @@ impl Default for DiffusersConfig {
 }
 
 impl DitConfig {
-    /// FLUX.1 Kontext [dev], which has the sizes of FLUX.1 [dev].
+    /// FLUX.1 Kontext dev, which has the sizes of FLUX.1-dev.
     ///
     /// ```
     /// let config = kontext_dit::DitConfig::kontext_dev();
@@ -91,7 +91,7 @@ impl DitConfig {
         }
     }
 
-    /// FLUX.1 [schnell]: no guidance embedding.
+    /// FLUX.1-schnell: no guidance embedding.
     #[must_use]
     pub fn schnell() -> Self {
         Self { guidance_embed: false, ..Self::kontext_dev() }

@@ -71,13 +71,13 @@ impl Default for DiffusersConfig {
 }
 
 impl Shift {
-    /// FLUX.1 [dev] and Kontext: mu from 0.5 at 256 tokens to 1.15 at 4096.
+    /// FLUX.1-dev and Kontext: mu from 0.5 at 256 tokens to 1.15 at 4096.
     #[must_use]
     pub const fn dev() -> Self {
         Self::Dynamic { base_shift: 0.5, max_shift: 1.15, base_tokens: 256.0, max_tokens: 4096.0 }
     }
 
-    /// FLUX.1 [schnell]: none.
+    /// FLUX.1-schnell: none.
     #[must_use]
     pub const fn schnell() -> Self {
         Self::Fixed(1.0)
