@@ -11,6 +11,7 @@ use kontext_vae::{Autoencoder, Tiling};
 
 use crate::checkpoint::{Checkpoint, Overrides};
 use crate::pipeline::{Pipeline, Precision};
+use crate::random_model::{ModelSizes, random_parts};
 
 /// Options of a pipeline.
 ///
@@ -181,6 +182,25 @@ impl Builder {
         let device = parts.text.t5().device();
         let (precision, _) = Self { device: Some(device), ..self.clone() }.precision()?;
         Pipeline::new(self.with_length(parts)?, precision, device, self.tiling, None)
+    }
+
+    /// Makes a pipeline with random weights on the device, without any file: for timing models of
+    /// the published size, and for tests. Text is read letter by letter.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the device is not there, [`Error::Torch`] where its memory is too small.
+    ///
+    /// # Example
+    /// ```
+    /// use kontext::{Device, ModelSizes, Pipeline, Request};
+    /// let pipe = Pipeline::builder().device(Device::Cpu).random(&ModelSizes::small(), 7)?;
+    /// let out = pipe.run(&Request::generate("a cat").size(32, 32).steps(1).seed(1))?;
+    /// assert_eq!(out.image.dimensions(), (32, 32));
+    /// # Ok::<(), kontext::Error>(())
+    /// ```
+    pub fn random(&self, sizes: &ModelSizes, seed: u64) -> Result<Pipeline> {
+        let (precision, device) = self.precision()?;
+        self.assemble(random_parts(sizes, seed, device, precision.dtype, precision.compute)?)
     }
 
     fn with_length(&self, parts: Parts) -> Result<Parts> {

@@ -5,6 +5,7 @@ mod checkpoint;
 mod encode;
 mod event;
 mod frozen;
+mod letter_tokenizers;
 mod output;
 mod pipeline;
 mod plan;
@@ -18,7 +19,7 @@ pub use kontext_core::picture::open;
 pub use output::{Output, check_writable, save_picture};
 pub use pipeline::Pipeline;
 pub use plan::{Plan, ReferencePlan};
-pub use random_model::random_model;
+pub use random_model::{ModelSizes, random_model};
 pub use request::Request;
 
 #[doc(no_inline)]

@@ -3,23 +3,72 @@
 //! Real weights are large and gated. This writes a checkpoint of a few megabytes with the structure
 //! of the real one, so that everything but the beauty of the picture can be tried.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use kontext_core::weights::{NameMap, Recipe, save};
-use kontext_core::{Error, Kind, Result, Tensor, Weights};
+use kontext_core::{Device, Error, Kind, Result, Tensor, Weights};
 use kontext_dit::{Dit, DitConfig};
-use kontext_text::{ClipConfig, ClipEncoder, T5Config, T5Encoder};
-use kontext_vae::{AutoencoderKl, VaeConfig};
+use kontext_sampler::Shift;
+use kontext_text::{ClipConfig, ClipEncoder, T5Config, T5Encoder, TextEncoder, Tokenizer};
+use kontext_vae::{Autoencoder, AutoencoderKl, VaeConfig};
 use serde_json::{Value, json};
 
-use crate::Layout;
+use crate::letter_tokenizers::{self, make_folder, write_json};
+use crate::{Layout, Parts};
 
-/// Width of the text models, which have one head.
+/// Width of the small text models, which have one head.
 const TEXT_WIDTH: i64 = 64;
-/// Printable ASCII: the alphabet of the tokenizers.
-const ALPHABET: std::ops::RangeInclusive<u8> = b' '..=b'~';
 
+/// The sizes of a whole model.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ModelSizes {
+    /// The transformer.
+    pub dit: DitConfig,
+    /// The autoencoder.
+    pub vae: VaeConfig,
+    /// CLIP's text model.
+    pub clip: ClipConfig,
+    /// T5's encoder.
+    pub t5: T5Config,
+}
+
+impl ModelSizes {
+    /// One double and two single blocks of one head, a few megabytes in all.
+    #[must_use]
+    pub fn small() -> Self {
+        let (head_dim, text, vocab) = (128, TEXT_WIDTH, letter_tokenizers::clip_vocab());
+        let dit = DitConfig {
+            heads: 1,
+            mlp_width: 4 * head_dim,
+            double_blocks: 1,
+            single_blocks: 2,
+            ..DitConfig::kontext_dev()
+        };
+        let clip = ClipConfig {
+            vocab_size: vocab,
+            eos_token_id: vocab - 1,
+            num_hidden_layers: 2,
+            num_attention_heads: 1,
+            ..ClipConfig::large()
+        };
+        let t5 = T5Config { vocab_size: 128, num_layers: 2, num_heads: 1, ..T5Config::xxl() };
+        Self {
+            dit: DitConfig { context_dim: text, pooled_dim: text, ..dit },
+            vae: VaeConfig { block_out_channels: [32, 32, 64, 64], ..VaeConfig::flux() },
+            clip: ClipConfig { hidden_size: text, intermediate_size: 2 * text, ..clip },
+            t5: T5Config { d_model: text, d_kv: text, d_ff: 2 * text, ..t5 },
+        }
+    }
+
+    /// FLUX.1 Kontext dev: 12 B parameters in the transformer, 4.8 B in T5.
+    #[must_use]
+    pub fn published() -> Self {
+        // The letter tokenizer's own token ends a text.
+        let clip = ClipConfig { eos_token_id: letter_tokenizers::clip_vocab() - 1, ..ClipConfig::large() };
+        Self { dit: DitConfig::kontext_dev(), vae: VaeConfig::flux(), clip, t5: T5Config::xxl() }
+    }
+}
 /// Writes a checkpoint with random weights into a folder, which is made if need be.
 ///
 /// The transformer has one double and two single blocks of one head. The same seed gives the same
@@ -40,7 +89,7 @@ const ALPHABET: std::ops::RangeInclusive<u8> = b' '..=b'~';
 /// ```
 pub fn random_model(folder: impl AsRef<Path>, seed: u64, layout: Layout) -> Result<()> {
     let folder = folder.as_ref();
-    let (dit, vae, clip, t5) = (dit_config(), vae_config(), clip_config(), t5_config());
+    let ModelSizes { dit, vae, clip, t5 } = ModelSizes::small();
     let dit_weights = made(seed, |w| Dit::new(w, &dit, |_| ()).map(drop))?;
     let vae_weights = made(seed.wrapping_add(1), |w| AutoencoderKl::new(w, &vae).map(drop))?;
     let clip_weights = made(seed.wrapping_add(2), |w| ClipEncoder::new(w, &clip, Kind::Float).map(drop))?;
@@ -52,7 +101,7 @@ pub fn random_model(folder: impl AsRef<Path>, seed: u64, layout: Layout) -> Resu
                 save(part.join(file), tensors, None)?;
                 write_json(&part.join("config.json"), config)
             };
-            let dit_weights = renamed(dit_weights, kontext_dit::names::diffusers)?;
+            let dit_weights = renamed(dit_weights, kontext_dit::names::diffusers, dit.width())?;
             part("transformer", "diffusion_pytorch_model.safetensors", &dit_weights, &dit_json(&dit))?;
             part("vae", "diffusion_pytorch_model.safetensors", &vae_weights, &vae_json(&vae))?;
             part("text_encoder", "model.safetensors", &clip_weights, &clip_json(&clip))?;
@@ -64,55 +113,36 @@ pub fn random_model(folder: impl AsRef<Path>, seed: u64, layout: Layout) -> Resu
         Layout::SingleFiles => {
             let folder = make_folder(folder)?;
             save(folder.join("flux1-kontext.safetensors"), &dit_weights, None)?;
-            save(folder.join("ae.safetensors"), &renamed(vae_weights, kontext_vae::names::ldm)?, None)?;
+            save(folder.join("ae.safetensors"), &renamed(vae_weights, kontext_vae::names::ldm, 0)?, None)?;
             save(folder.join("clip_l.safetensors"), &clip_weights, None)?;
             save(folder.join("t5xxl.safetensors"), &t5_weights, None)?;
         }
     }
-    write_clip_tokenizer(&make_folder(&folder.join("tokenizer"))?)?;
-    write_json(&make_folder(&folder.join("tokenizer_2"))?.join("tokenizer.json"), &t5_tokenizer())
+    letter_tokenizers::write(folder)
 }
 
-fn dit_config() -> DitConfig {
-    let (head_dim, text) = (128, TEXT_WIDTH);
-    DitConfig {
-        heads: 1,
-        mlp_width: 4 * head_dim,
-        double_blocks: 1,
-        single_blocks: 2,
-        context_dim: text,
-        pooled_dim: text,
-        ..DitConfig::kontext_dev()
-    }
-}
-
-fn vae_config() -> VaeConfig {
-    VaeConfig { block_out_channels: [32, 32, 64, 64], layers_per_block: 2, ..VaeConfig::flux() }
-}
-
-fn clip_config() -> ClipConfig {
-    let [_, _, letters] = clip_ids();
-    ClipConfig {
-        vocab_size: letters + 2,
-        hidden_size: TEXT_WIDTH,
-        intermediate_size: 2 * TEXT_WIDTH,
-        num_hidden_layers: 2,
-        num_attention_heads: 1,
-        eos_token_id: letters + 1,
-        ..ClipConfig::large()
-    }
-}
-
-fn t5_config() -> T5Config {
-    T5Config {
-        vocab_size: 128,
-        d_model: TEXT_WIDTH,
-        d_kv: TEXT_WIDTH,
-        d_ff: 2 * TEXT_WIDTH,
-        num_layers: 2,
-        num_heads: 1,
-        ..T5Config::xxl()
-    }
+/// Parts with random weights, made on the device: a model of the published size for timing, say.
+/// Each part's weights are of its given kind; see [`crate::Builder::random`].
+pub(crate) fn random_parts(
+    sizes: &ModelSizes,
+    seed: u64,
+    device: Device,
+    stored: Kind,
+    compute: Kind,
+) -> Result<Parts> {
+    let weights = |part: u64, kind: Kind| Weights::synthetic(seed.wrapping_add(part)).kind(kind).device(device);
+    let folder = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
+    letter_tokenizers::write(folder.path())?;
+    let tokenizer = |name: &str| Tokenizer::open(folder.path().join(name));
+    let clip = ClipEncoder::new(&weights(2, stored), &sizes.clip, compute)?;
+    let t5 = T5Encoder::new(&weights(3, stored), &sizes.t5, compute)?;
+    Ok(Parts {
+        text: TextEncoder::new(clip, tokenizer("tokenizer")?, t5, tokenizer("tokenizer_2")?)?,
+        dit: Dit::new(&weights(0, stored), &sizes.dit, |_| ())?,
+        vae: Autoencoder::Kl(AutoencoderKl::new(&weights(1, Kind::Float), &sizes.vae)?),
+        shift: if sizes.dit.guidance_embed { Shift::dev() } else { Shift::schnell() },
+        sizes: Parts::preferred_sizes(),
+    })
 }
 
 /// Draws the tensors that a model asks for.
@@ -125,7 +155,7 @@ fn made(seed: u64, build: impl FnOnce(&Weights) -> Result<()>) -> Result<Vec<(St
 }
 
 /// The same tensors as a file of another naming holds them.
-fn renamed(tensors: Vec<(String, Tensor)>, map: NameMap) -> Result<Vec<(String, Tensor)>> {
+fn renamed(tensors: Vec<(String, Tensor)>, map: NameMap, width: i64) -> Result<Vec<(String, Tensor)>> {
     let mut renamed = Vec::new();
     for (name, value) in tensors {
         match map(&name) {
@@ -137,7 +167,7 @@ fn renamed(tensors: Vec<(String, Tensor)>, map: NameMap) -> Result<Vec<(String, 
             Recipe::Rows(names) => {
                 // All parts but the last are as high as the model is wide.
                 let rows = value.size().first().copied().unwrap_or_default();
-                let height = rows.min(dit_config().width());
+                let height = rows.min(width);
                 for (index, name) in names.iter().enumerate() {
                     let start = height * index as i64;
                     let count = if index + 1 == names.len() { rows - start } else { height };
@@ -193,60 +223,4 @@ fn scheduler_json() -> Value {
         "_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0,
         "use_dynamic_shifting": true, "base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096,
     })
-}
-
-/// First letter, first letter at the end of a word, first special token.
-fn clip_ids() -> [i64; 3] {
-    let letters = i64::try_from(ALPHABET.count()).unwrap_or_default();
-    [0, letters, 2 * letters]
-}
-
-/// A byte-pair tokenizer without merges: every letter is a token.
-fn write_clip_tokenizer(folder: &Path) -> Result<()> {
-    let [first, last, special] = clip_ids();
-    let mut vocab = BTreeMap::new();
-    for (offset, byte) in (0_i64..).zip(ALPHABET) {
-        // Byte-level BPE writes the space as another letter.
-        let letter = if byte == b' ' { 'Ġ' } else { char::from(byte) };
-        vocab.insert(letter.to_string(), first + offset);
-        vocab.insert(format!("{letter}</w>"), last + offset);
-    }
-    vocab.insert("<|startoftext|>".to_owned(), special);
-    vocab.insert("<|endoftext|>".to_owned(), special + 1);
-    write_json(&folder.join("vocab.json"), &json!(vocab))?;
-    let merges = folder.join("merges.txt");
-    std::fs::write(&merges, "#version: 0.2\n").map_err(Error::io(&merges))
-}
-
-/// A unigram tokenizer over letters, with T5's special tokens.
-fn t5_tokenizer() -> Value {
-    let special = ["<pad>", "</s>", "<unk>"];
-    let mut vocab: Vec<(String, f64)> = special.iter().map(|s| ((*s).to_owned(), 0.0)).collect();
-    vocab.push(("▁".to_owned(), -2.0));
-    vocab.extend(ALPHABET.skip(1).map(|byte| (char::from(byte).to_string(), -3.0)));
-    let added = (0..).zip(special).map(|(id, content): (i64, _)| {
-        json!({ "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true })
-    });
-    let end = json!({ "SpecialToken": { "id": "</s>", "type_id": 0 } });
-    let text = |id: &str| json!({ "Sequence": { "id": id, "type_id": 0 } });
-    json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added.collect::<Vec<_>>(),
-        "normalizer": null,
-        "pre_tokenizer": { "type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true },
-        "post_processor": {
-            "type": "TemplateProcessing", "single": [text("A"), end], "pair": [text("A"), end, text("B"), end],
-            "special_tokens": { "</s>": { "id": "</s>", "ids": [1], "tokens": ["</s>"] } },
-        },
-        "decoder": { "type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true },
-        "model": { "type": "Unigram", "unk_id": 2, "vocab": vocab, "byte_fallback": false },
-    })
-}
-
-fn make_folder(folder: &Path) -> Result<std::path::PathBuf> {
-    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    Ok(folder.to_owned())
-}
-
-fn write_json(path: &Path, value: &Value) -> Result<()> {
-    std::fs::write(path, format!("{value:#}\n")).map_err(Error::io(path))
 }

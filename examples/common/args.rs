@@ -15,6 +15,9 @@ pub struct RunArgs {
     /// Without it, a small model with RANDOM weights is made in target/
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
+    /// Make a model of the published size (12 B) with RANDOM weights on the device, for timing
+    #[arg(long, conflicts_with = "model")]
+    pub full_size: bool,
     /// What to stay away from; used with --true-cfg above 1
     #[arg(long, value_name = "TEXT")]
     pub negative_prompt: Option<String>,
@@ -116,7 +119,7 @@ impl RunArgs {
         };
         request.noise = self.noise.as_deref().map(read_noise).transpose()?;
         let sized = self.width.is_some() || self.height.is_some() || self.max_area.is_some();
-        if self.model.is_none() && !sized && request.conformance != Conformance::Bfl {
+        if self.model.is_none() && !self.full_size && !sized && request.conformance != Conformance::Bfl {
             request.max_area = Some(DEMO_AREA);
         }
         Ok(request)

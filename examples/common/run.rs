@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use kontext::crates::kontext_core::device;
-use kontext::{Cancel, Event, Layout, Output, Pipeline, Request};
+use kontext::{Cancel, Event, Layout, ModelSizes, Output, Pipeline, Request};
 
 use super::args::RunArgs;
 use super::dump::Dump;
@@ -41,10 +41,6 @@ pub fn run(args: &RunArgs, request: &Request, out: &Path) -> anyhow::Result<()> 
 
 /// The model of `--model`, or the random one.
 fn load(args: &RunArgs) -> anyhow::Result<Pipeline> {
-    let folder = match &args.model {
-        Some(folder) => folder.clone(),
-        None => demo_model()?,
-    };
     let mut builder = Pipeline::builder();
     if let Some(text) = &args.device {
         builder = builder.device(device::parse(text)?);
@@ -52,6 +48,14 @@ fn load(args: &RunArgs) -> anyhow::Result<Pipeline> {
     if let Some(kind) = args.kind() {
         builder = builder.dtype(kind);
     }
+    if args.full_size {
+        eprintln!("This is a model of the published size with RANDOM weights, and its picture will be noise.");
+        return Ok(builder.random(&ModelSizes::published(), DEMO_SEED)?);
+    }
+    let folder = match &args.model {
+        Some(folder) => folder.clone(),
+        None => demo_model()?,
+    };
     let pipe = builder.load_with(folder, progress::loading())?;
     if let Some(checkpoint) = pipe.checkpoint() {
         eprintln!("{checkpoint}");
