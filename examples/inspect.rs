@@ -1,7 +1,5 @@
 //! A checkpoint's account: `cargo xtask run --release --example inspect -- DIR`. Only headers are read.
 
-#![allow(clippy::print_stdout)] // A program talks to its user.
-
 mod common;
 
 use std::path::{Path, PathBuf};
@@ -9,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::Parser;
+use common::say;
 use kontext::crates::{kontext_core::weights::Account, kontext_text};
 use kontext::{Autoencoder, Checkpoint, Dit, Kind, Result, Weights};
 use kontext_text::{ClipEncoder, T5Encoder, Tokenizer};
@@ -28,12 +27,12 @@ fn main() -> ExitCode {
     common::main(|args: Args| {
         let folder = args.folder.or(args.model).unwrap_or_default();
         let checkpoint = Checkpoint::find(&folder)?;
-        println!("{checkpoint}\n");
+        say(format_args!("{checkpoint}\n"))?;
         let mut faults = 0;
         let (weights, config) = checkpoint.open_transformer()?;
         let audited = weights.audited();
         faults += report("transformer", &audited, Dit::new(&audited, &config, |_| ()).map(drop))?;
-        println!("  {config:?}\n");
+        say(format_args!("  {config:?}\n"))?;
         faults += audit("VAE", &checkpoint.vae, |w, path| {
             let config = path.join("config.json");
             Autoencoder::from_weights(w, config.is_file().then_some(config.as_path())).map(drop)
@@ -42,41 +41,40 @@ fn main() -> ExitCode {
         faults += audit("T5", &checkpoint.t5, |w, path| T5Encoder::from_weights(w, path, Kind::Float).map(drop))?;
         for (part, path) in [("CLIP tokenizer", &checkpoint.clip_tokenizer), ("T5 tokenizer", &checkpoint.t5_tokenizer)]
         {
-            println!("{part}: {} tokens", Tokenizer::open(path)?.vocab_size());
+            say(format_args!("{part}: {} tokens", Tokenizer::open(path)?.vocab_size()))?;
         }
         if faults > 0 {
             bail!("{} has {faults} fault(s), listed above", folder.display());
         }
-        println!("complete");
-        Ok(())
+        say("complete")
     })
 }
 
-fn audit(part: &str, path: &Path, build: impl FnOnce(&Weights, &Path) -> Result<()>) -> Result<usize> {
+fn audit(part: &str, path: &Path, build: impl FnOnce(&Weights, &Path) -> Result<()>) -> anyhow::Result<usize> {
     let weights = Weights::open(path)?.audited();
     let built = build(&weights, path);
     let faults = report(part, &weights, built)?;
-    println!();
+    say("")?;
     Ok(faults)
 }
 
 /// Prints a part's account and returns the number of its faults.
-fn report(part: &str, weights: &Weights, built: Result<()>) -> Result<usize> {
+fn report(part: &str, weights: &Weights, built: Result<()>) -> anyhow::Result<usize> {
     built?;
     let Account { tensors, parameters, bytes, dtypes, .. } = weights.account();
     let dtypes: Vec<String> = dtypes.iter().map(|(name, count)| format!("{name} {}", millions(*count))).collect();
-    println!(
+    say(format_args!(
         "{part}: {tensors} tensors, {} parameters, {} MB ({})",
         millions(parameters),
         bytes / 1_000_000,
         dtypes.join(", ")
-    );
+    ))?;
     let (problems, unused) = (weights.problems(), weights.unused());
     for problem in &problems {
-        println!("  {problem}");
+        say(format_args!("  {problem}"))?;
     }
     for name in &unused {
-        println!("  unused: `{name}`");
+        say(format_args!("  unused: `{name}`"))?;
     }
     Ok(problems.len() + unused.len())
 }

@@ -1,7 +1,5 @@
 //! A picture through an autoencoder and back: `cargo xtask run --release --example reconstruct -- --vae ae.safetensors --image cat.png`.
 
-#![allow(clippy::print_stdout)] // A program talks to its user.
-
 mod common;
 
 use std::path::PathBuf;
@@ -10,6 +8,7 @@ use std::time::Instant;
 
 use anyhow::bail;
 use clap::Parser;
+use common::say;
 use image::imageops::crop_imm;
 use kontext::crates::kontext_core::{device, picture};
 use kontext::{Autoencoder, Device, Kind, Tiling};
@@ -28,7 +27,7 @@ struct Args {
     #[arg(long)]
     device: Option<String>,
     /// Work in tiles of so many pixels
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true)]
     tile: Option<i64>,
     /// Write the reconstruction to this file: .png, .jpg or .webp
     #[arg(long, value_name = "FILE")]
@@ -48,7 +47,7 @@ fn main() -> ExitCode {
         let (width, height) = (image.width() / MULTIPLE * MULTIPLE, image.height() / MULTIPLE * MULTIPLE);
         if width == 0 || height == 0 {
             bail!(
-                "{} is {}x{}: expected at least {MULTIPLE} pixels on a side",
+                "{} is {}x{}: expected at least {MULTIPLE} pixels on a side, give a larger picture",
                 args.image.display(),
                 image.width(),
                 image.height()
@@ -70,12 +69,13 @@ fn main() -> ExitCode {
         let Some(back) = picture::from_tensor(&back, picture::Rounding::Nearest)?.into_iter().next() else {
             bail!("the autoencoder returned no picture");
         };
-        println!("{width}x{height}, {} latent channels, {:.2} s", vae.latent_channels(), begin.elapsed().as_secs_f64());
-        println!("PSNR {:.2} dB", psnr(&image, &back)?);
-        println!("SSIM {:.4}", ssim(&image, &back)?);
+        let seconds = begin.elapsed().as_secs_f64();
+        say(format_args!("{width}x{height}, {} latent channels, {seconds:.2} s", vae.latent_channels()))?;
+        say(format_args!("PSNR {:.2} dB", psnr(&image, &back)?))?;
+        say(format_args!("SSIM {:.4}", ssim(&image, &back)?))?;
         if let Some(out) = &args.out {
             kontext::save_picture(&back, out, &[])?;
-            println!("wrote {}", out.display());
+            say(format_args!("wrote {}", out.display()))?;
         }
         Ok(())
     })

@@ -11,7 +11,9 @@ use kontext_vae::{Autoencoder, Tiling};
 
 use crate::checkpoint::{Checkpoint, Overrides};
 use crate::pipeline::{Pipeline, Precision};
+use crate::plan::ModelFacts;
 use crate::random_model::{ModelSizes, random_parts};
+use crate::{Plan, Request};
 
 /// Options of a pipeline.
 ///
@@ -172,6 +174,24 @@ impl Builder {
         weights.finish()?;
         let parts = Parts { text, dit, vae, shift, sizes: Parts::preferred_sizes() };
         Pipeline::new(self.with_length(parts)?, precision, device, self.tiling, Some(checkpoint))
+    }
+
+    /// What a run of this request would do with the model in a folder, from names and headers alone:
+    /// a wrong request is told before gigabytes are read.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a request out of range, and those of [`Builder::load`] where the
+    /// transformer's header or configuration is missing or damaged.
+    pub fn plan(&self, folder: impl AsRef<Path>, request: &Request) -> Result<Plan> {
+        let checkpoint = Checkpoint::find_with(folder.as_ref(), &self.overrides)?;
+        let (_, config) = checkpoint.open_transformer()?;
+        let facts = ModelFacts {
+            sizes: Parts::preferred_sizes(),
+            shift: checkpoint.shift(&config)?,
+            guidance_embed: config.guidance_embed,
+            text_tokens: self.max_sequence_length.unwrap_or(TextEncoder::SEQUENCE_LENGTH) as i64,
+        };
+        Plan::new(request, &facts)
     }
 
     /// Makes a pipeline of parts that are already on one device.

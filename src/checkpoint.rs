@@ -61,8 +61,7 @@ impl Checkpoint {
     }
 
     pub(crate) fn find_with(folder: &Path, overrides: &Overrides) -> Result<Self> {
-        // Reading the folder first gives the operating system's own word where there is none.
-        std::fs::read_dir(folder).map_err(Error::io(folder))?;
+        check_folder(folder)?;
         let diffusers = folder.join("model_index.json").is_file() || folder.join("transformer").is_dir();
         if diffusers { Self::find_diffusers(folder, overrides) } else { Self::find_single_files(folder, overrides) }
     }
@@ -72,7 +71,7 @@ impl Checkpoint {
             Some(path) => Ok(path.clone()),
             None => {
                 let path = folder.join(name);
-                if path.is_dir() { Ok(path) } else { Err(missing(folder, part, format!("the folder `{name}`"))) }
+                if path.is_dir() { Ok(path) } else { Err(missing(folder, part, format!("the folder `{name}` in it"))) }
             }
         };
         let scheduler = folder.join("scheduler").join("scheduler_config.json");
@@ -96,7 +95,7 @@ impl Checkpoint {
         };
         let tokenizer = |given: &Option<PathBuf>, part: &'static str, places: &[&str]| {
             let found = places.iter().map(|p| folder.join(p)).find(|p| p.exists());
-            let looked = || format!("{}; copy it there or pass it to the builder", places.join(", "));
+            let looked = || format!("{} in it", places.join(" and "));
             given.clone().or(found).ok_or_else(|| missing(folder, part, looked()))
         };
         Ok(Self {
@@ -123,7 +122,12 @@ impl Checkpoint {
         }
         let folder =
             if self.transformer.is_dir() { Some(self.transformer.as_path()) } else { self.transformer.parent() };
-        let config = DitConfig::from_json(folder.unwrap_or(Path::new(".")).join("config.json"))?;
+        let folder = folder.unwrap_or(Path::new("."));
+        let config = folder.join("config.json");
+        if !config.is_file() {
+            return Err(missing(folder, "configuration of the transformer", "`config.json` in it".to_owned()));
+        }
+        let config = DitConfig::from_json(config)?;
         Ok((weights.named(names::diffusers), config))
     }
 
@@ -190,6 +194,24 @@ impl FileKind {
     }
 }
 
+/// What a user who mistypes the folder, or names a file, is told.
+fn check_folder(folder: &Path) -> Result<()> {
+    use std::io::{Error as IoError, ErrorKind};
+    let expected = "expected the folder of a model, with diffusers' folders or BFL's single files";
+    let refused = |kind, got: &str| {
+        let source = IoError::new(kind, format!("{got}, {expected}; check the path"));
+        Err(Error::Io { path: folder.to_owned(), source })
+    };
+    if folder.is_file() {
+        return refused(ErrorKind::NotADirectory, "it is a file");
+    }
+    match std::fs::read_dir(folder) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => refused(error.kind(), "there is no such folder"),
+        Err(error) => Err(Error::io(folder)(error)),
+    }
+}
+
 fn classify(folder: &Path) -> Result<Vec<(FileKind, PathBuf)>> {
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
@@ -215,7 +237,7 @@ fn one_of(folder: &Path, files: &[(FileKind, PathBuf)], kind: FileKind) -> Resul
         [] => Err(missing(
             folder,
             kind.name(),
-            "*.safetensors with its tensors, and the folders of a diffusers checkpoint".to_owned(),
+            "*.safetensors with its tensors, and for the folders of a diffusers checkpoint".to_owned(),
         )),
         [first, second, ..] => {
             let reason = format!(

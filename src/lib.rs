@@ -16,7 +16,7 @@ pub use builder::{Builder, Loading, Parts};
 pub use checkpoint::{Checkpoint, Layout};
 pub use event::{Cancel, Event};
 pub use kontext_core::picture::open;
-pub use output::{Output, check_writable, save_picture};
+pub use output::{Output, check_size, check_writable, save_picture};
 pub use pipeline::Pipeline;
 pub use plan::{Plan, ReferencePlan};
 pub use random_model::{ModelSizes, random_model};

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use image::codecs::jpeg::JpegEncoder;
 use image::{ExtendedColorType, ImageEncoder, ImageFormat, RgbImage};
-use kontext_core::{Error, Result};
+use kontext_core::{Error, OutputFile, Result};
+use kontext_sampler::Size;
 
 use crate::Plan;
 
@@ -74,10 +75,24 @@ impl Output {
 pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
     let path = path.as_ref();
     format_of(path)?;
-    if path.is_dir() {
-        return Err(Error::io(path)(std::io::Error::other("expected a file, this is a folder")));
+    kontext_core::check_writable(path)
+}
+
+/// Checks, before any work, that a picture of this size can be written to a file of this name.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for an extension that is not written, or a format whose pictures are
+/// smaller: WebP has 16,383 pixels on a side, JPEG 65,535.
+pub fn check_size(path: impl AsRef<Path>, size: Size) -> Result<()> {
+    let (most, name) = match format_of(path.as_ref())? {
+        ImageFormat::WebP => (16_383, "WebP"),
+        ImageFormat::Jpeg => (65_535, "JPEG"),
+        _ => return Ok(()),
+    };
+    if size.width.max(size.height) <= most {
+        return Ok(());
     }
-    tempfile::NamedTempFile::new_in(folder_of(path)).map(drop).map_err(Error::io(path))
+    Err(Error::invalid("picture size", format!("at most {most} pixels on a side for {name}; write a PNG"), size))
 }
 
 fn format_of(path: &Path) -> Result<ImageFormat> {
@@ -87,10 +102,6 @@ fn format_of(path: &Path) -> Result<ImageFormat> {
     }
 }
 
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
 /// Writes a picture as PNG (with text), JPEG or WebP, whole or not at all.
 ///
 /// # Errors
@@ -98,9 +109,10 @@ fn folder_of(path: &Path) -> &Path {
 pub fn save_picture(picture: &RgbImage, path: impl AsRef<Path>, text: &[(&str, String)]) -> Result<()> {
     let path = path.as_ref();
     let format = format_of(path)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder_of(path)).map_err(Error::io(path))?;
+    check_size(path, Size::new(picture.width(), picture.height()))?;
+    let mut file = OutputFile::create(path)?;
     {
-        let mut writer = BufWriter::new(file.as_file_mut());
+        let mut writer = BufWriter::new(file.writer());
         let (width, height) = picture.dimensions();
         match format {
             ImageFormat::Jpeg => JpegEncoder::new_with_quality(&mut writer, JPEG_QUALITY)
@@ -113,16 +125,7 @@ pub fn save_picture(picture: &RgbImage, path: impl AsRef<Path>, text: &[(&str, S
         }
         writer.flush().map_err(Error::io(path))?;
     }
-    // A temporary file is private to its owner; a picture has the permissions of a new file.
-    #[cfg(unix)]
-    set_default_permissions(file.as_file()).map_err(Error::io(path))?;
-    file.persist(path).map(drop).map_err(|e| Error::io(path)(e.error))
-}
-
-#[cfg(unix)]
-fn set_default_permissions(file: &std::fs::File) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+    file.publish()
 }
 
 fn write_png(picture: &RgbImage, writer: impl Write, text: &[(&str, String)]) -> Result<(), png::EncodingError> {

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use kontext_core::{Conditioning, Device, Error, Kind, Result, Tensor, Tokens, Weights, array, check, noise};
+use kontext_core::{Conditioning, Device, Error, Kind, Result, Tensor, Tokens, Weights, array, noise};
 use kontext_dit::{Run, RunInput};
 use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_sampler::{CfgMode, add_noise, guidance, integrate, pack, unpack};
@@ -181,10 +181,11 @@ impl Pipeline {
         plan: &Plan,
         observe: Observer<'_>,
     ) -> Result<(Option<Tokens>, Option<Tensor>)> {
-        let codec = self.codec(plan);
+        let (codec, kind) = (self.codec(plan), plan.conformance.latents_kind(self.precision.dtype));
         let (mut features, mut ids, mut first) = (Vec::new(), Vec::new(), None);
         for (index, (image, reference)) in reference_pictures(request, plan)?.iter().zip(&plan.references).enumerate() {
-            let latents = codec.encode(image, reference.fitted)?;
+            // Rounded to the run's dtype where the mode is, also on a CPU, which computes in f32.
+            let latents = codec.encode(image, reference.fitted)?.f_to_kind(kind)?;
             tell(observe, plan, Event::Reference { index, latents: &latents })?;
             features.push(pack(&latents)?);
             ids.push(grid_ids(reference.grid, reference.origin)?);
@@ -213,7 +214,10 @@ impl Pipeline {
         if let Some(given) = &request.noise {
             let tokens = array::from_array(&given.view())?;
             let sizes = [batch, plan.target.tokens(), 4 * channels];
-            check::shape("noise", &tokens, "[batch, target tokens, 4 * latent channels]", &sizes.map(Some))?;
+            if tokens.size() != sizes {
+                let expected = format!("{sizes:?} (batch, target tokens, 4 * latent channels)");
+                return Err(Error::invalid("shape of the noise", expected, format!("{:?}", tokens.size())));
+            }
             return Ok(tokens.f_to_kind(kind)?.f_to_device(self.device)?);
         }
         let shape = [1, channels, 2 * plan.target.rows, 2 * plan.target.cols];

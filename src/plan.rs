@@ -1,7 +1,7 @@
 //! The geometry and the schedule of a run, before any heavy work.
 
 use kontext_core::{Error, Result};
-use kontext_sampler::geometry::{LARGEST_SIDE, TOKEN_PIXELS, diffusers_target, preferred_size};
+use kontext_sampler::geometry::{LARGEST_SIDE, TOKEN_PIXELS, bfl_target, diffusers_target, preferred_size};
 use kontext_sampler::ids::{Origin, origins};
 use kontext_sampler::{Conformance, Grid, References, Schedule, Shift, Size};
 
@@ -60,6 +60,12 @@ pub(crate) struct ModelFacts {
     pub(crate) text_tokens: i64,
 }
 
+/// More pictures at once than any device holds.
+const LARGEST_BATCH: usize = 256;
+/// Beyond this, a guidance value only overflows.
+const LARGEST_GUIDANCE: f64 = 1000.0;
+/// Most pixels of joined reference pictures, as of a single one.
+const LARGEST_JOINED: u64 = 1 << 28;
 /// Steps of a model without guidance, which was distilled to few.
 const FEW_STEPS: usize = 4;
 /// Beyond this ratio of ratios, a target of the user's size and a reference do not share a grid:
@@ -69,7 +75,7 @@ const MOST_STRETCH: f64 = 1.1;
 impl Plan {
     pub(crate) fn new(request: &Request, facts: &ModelFacts) -> Result<Self> {
         check_request(request)?;
-        let inputs = input_sizes(request);
+        let inputs = input_sizes(request)?;
         let target = target_size(request, inputs.first().copied(), facts);
         let grid = target.grid()?;
         let fitted: Vec<Size> = inputs.iter().map(|input| reference_size(request, *input, target, facts)).collect();
@@ -189,15 +195,12 @@ fn check_request(request: &Request) -> Result<()> {
     if request.max_area.is_some() && request.conformance == Conformance::Bfl {
         return Err(Error::invalid("max_area", "none in the conventions of Bfl; give width and height", "one"));
     }
-    if request.batch == 0 {
-        return Err(Error::invalid("batch", "at least 1 picture", 0));
+    if !(1..=LARGEST_BATCH).contains(&request.batch) {
+        return Err(Error::invalid("batch", format!("1 to {LARGEST_BATCH} pictures"), request.batch));
     }
-    if !request.true_cfg.is_finite() || request.guidance.is_some_and(|g| !g.is_finite()) {
-        return Err(Error::invalid(
-            "guidance",
-            "a finite value",
-            format!("{:?} and true_cfg {}", request.guidance, request.true_cfg),
-        ));
+    let values = [("guidance", request.guidance.unwrap_or_default()), ("true_cfg", request.true_cfg)];
+    if let Some((name, value)) = values.into_iter().find(|(_, v)| v.is_nan() || v.abs() > LARGEST_GUIDANCE) {
+        return Err(Error::invalid(name, format!("a value from -{LARGEST_GUIDANCE} to {LARGEST_GUIDANCE}"), value));
     }
     if request.strength != 1.0 && request.images.is_empty() {
         return Err(Error::invalid("strength", "1 where there is no picture to start from", request.strength));
@@ -213,12 +216,15 @@ fn check_request(request: &Request) -> Result<()> {
 }
 
 /// Sizes of the pictures, or of the joined one.
-fn input_sizes(request: &Request) -> Vec<Size> {
+fn input_sizes(request: &Request) -> Result<Vec<Size>> {
     let sizes: Vec<Size> = request.images.iter().map(|i| Size::new(i.width(), i.height())).collect();
-    match sizes.first() {
-        Some(first) if request.references == References::Stitch => vec![stitched_size(&sizes, first.height)],
-        _ => sizes,
+    let Some(first) = sizes.first().filter(|_| request.references == References::Stitch) else { return Ok(sizes) };
+    let joined = stitched_size(&sizes, first.height);
+    if joined.area() > LARGEST_JOINED {
+        let expected = format!("at most {LARGEST_JOINED} pixels; put the smallest picture first");
+        return Err(Error::invalid("joined reference pictures", expected, joined));
     }
+    Ok(vec![joined])
 }
 
 /// Width of pictures side by side, each brought to `height`.
@@ -238,11 +244,7 @@ fn target_size(request: &Request, input: Option<Size>, facts: &ModelFacts) -> Si
         |missing: Size| Size::new(request.width.unwrap_or(missing.width), request.height.unwrap_or(missing.height));
     match request.conformance {
         Conformance::Diffusers => diffusers_target(asked(square), request.max_area.unwrap_or(square.area())),
-        Conformance::Bfl => {
-            let ceil = |side: u32| side.div_ceil(TOKEN_PIXELS) * TOKEN_PIXELS;
-            let asked = asked(input.map_or(square, preferred));
-            Size::new(ceil(asked.width), ceil(asked.height))
-        }
+        Conformance::Bfl => bfl_target(asked(input.map_or(square, preferred))),
         Conformance::Kontext => {
             // A generation takes the model's square, or whatever it prefers in its place.
             let native = preferred(input.unwrap_or(square));

@@ -182,9 +182,13 @@ fn requests_out_of_range_are_refused_before_any_work() {
     refused(edit().size(100, 64), "nearest: 96x64");
     refused(edit().size(1 << 20, 64), "1 to 8192 pixels");
     refused(edit().steps(0), "invalid steps: expected 1 to 1000, got 0");
-    refused(edit().batch(0), "at least 1 picture");
+    refused(edit().batch(0), "1 to 256 pictures");
+    refused(edit().batch(usize::MAX), "1 to 256 pictures");
+    refused(edit().true_cfg(1e300), "invalid true_cfg");
     refused(edit().max_area(3), "invalid max_area");
-    refused(edit().guidance(f64::NAN), "invalid guidance");
+    refused(edit().guidance(f64::NAN), "invalid guidance: expected a value from -1000 to 1000, got NaN");
+    let joined = Request::edit(&picture(10, 20_000), "").reference(&picture(20_000, 10)).references(References::Stitch);
+    refused(joined, "put the smallest picture first");
     refused(edit().strength(1.5), "invalid strength");
 }
 
@@ -225,7 +229,8 @@ fn noise_of_the_callers_own_replaces_the_seed() {
         (PIPE.run(&edit().seed(1).noise(noise.clone())).unwrap(), PIPE.run(&edit().seed(2).noise(noise)).unwrap());
     assert_eq!(a.image, b.image);
     let wrong = ndarray::Array3::<f32>::zeros((1, tokens + 1, 64)).into_dyn();
-    assert!(PIPE.run(&edit().noise(wrong)).unwrap_err().to_string().starts_with("noise: expected shape"));
+    let error = PIPE.run(&edit().noise(wrong)).unwrap_err().to_string();
+    assert!(error.starts_with("invalid shape of the noise: expected [1, "), "{error}");
 }
 
 #[test]

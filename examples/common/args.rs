@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::{Args, ValueEnum};
 use kontext::{Conformance, Kind, References, Request};
 
@@ -25,28 +25,28 @@ pub struct RunArgs {
     #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
     pub true_cfg: f64,
     /// Width of the result in pixels, a multiple of 16
-    #[arg(long, allow_negative_numbers = true)]
-    pub width: Option<i64>,
+    #[arg(long, value_parser = positive::<u32>, allow_negative_numbers = true)]
+    pub width: Option<u32>,
     /// Height of the result in pixels, a multiple of 16
-    #[arg(long, allow_negative_numbers = true)]
-    pub height: Option<i64>,
+    #[arg(long, value_parser = positive::<u32>, allow_negative_numbers = true)]
+    pub height: Option<u32>,
     /// Pixels of the result, where width and height are not given
-    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true)]
-    pub max_area: Option<i64>,
+    #[arg(long, value_name = "PIXELS", value_parser = positive::<u64>, allow_negative_numbers = true)]
+    pub max_area: Option<u64>,
     /// Keep the size that the model worked at, instead of the input's
     #[arg(long)]
     pub native_size: bool,
     /// Sampling steps
-    #[arg(long, allow_negative_numbers = true)]
-    pub steps: Option<i64>,
+    #[arg(long, value_parser = positive::<usize>, allow_negative_numbers = true)]
+    pub steps: Option<usize>,
     /// Guidance value
     #[arg(long, allow_negative_numbers = true)]
     pub guidance: Option<f64>,
     /// Seed of the noise; drawn and printed if not given
-    #[arg(long)]
+    #[arg(long, value_parser = whole, allow_negative_numbers = true)]
     pub seed: Option<u64>,
     /// Number of pictures, with seeds s, s + 1, …
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = positive::<usize>, allow_negative_numbers = true)]
     pub batch: usize,
     /// How several reference pictures are told apart
     #[arg(long, value_enum, default_value_t)]
@@ -99,11 +99,11 @@ impl RunArgs {
     pub fn apply(&self, mut request: Request) -> anyhow::Result<Request> {
         request.negative_prompt = self.negative_prompt.clone();
         request.true_cfg = self.true_cfg;
-        request.width = self.width.map(|v| positive("--width", v)).transpose()?;
-        request.height = self.height.map(|v| positive("--height", v)).transpose()?;
-        request.max_area = self.max_area.map(|v| positive("--max-area", v)).transpose()?;
+        request.width = self.width;
+        request.height = self.height;
+        request.max_area = self.max_area;
         request.native_size = self.native_size;
-        request.steps = self.steps.map(|v| positive("--steps", v)).transpose()?;
+        request.steps = self.steps;
         request.guidance = self.guidance;
         request.seed = self.seed;
         request.batch = self.batch;
@@ -133,14 +133,20 @@ impl RunArgs {
     }
 }
 
-fn positive<T: TryFrom<i64>>(flag: &str, value: i64) -> anyhow::Result<T> {
-    match T::try_from(value) {
-        Ok(number) if value > 0 => Ok(number),
-        _ => bail!("{flag} is {value}: expected a whole number of at least 1 that a picture can have"),
+/// A number of pixels, steps or pictures.
+fn positive<T: TryFrom<u128>>(text: &str) -> Result<T, &'static str> {
+    match text.parse::<u128>() {
+        Ok(number) if number > 0 => T::try_from(number).map_err(|_| "expected a smaller number"),
+        _ => Err("expected a whole number of at least 1"),
     }
 }
 
+fn whole(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("expected a whole number from 0 to {}", u64::MAX))
+}
+
 fn read_noise(path: &Path) -> anyhow::Result<ndarray::ArrayD<f32>> {
-    let latents = kontext::Weights::open(path)?.raw("latents")?;
-    kontext::crates::kontext_core::array::to_array(&latents).with_context(|| format!("cannot use {}", path.display()))
+    let latents = kontext::Weights::open(path)?.raw("latents");
+    let latents = latents.and_then(|latents| kontext::crates::kontext_core::array::to_array(&latents));
+    latents.context("--noise takes a file that --dump wrote, or one tensor `latents` [batch, tokens, 64]")
 }

@@ -8,26 +8,54 @@ pub mod dump;
 pub mod progress;
 pub mod run;
 
+use std::fmt::Display;
+use std::io::Write;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Parser;
 
 /// Parses the command line and runs the program; any error is one line on stderr and exit code 1.
 pub fn main<A: Parser>(run: impl FnOnce(A) -> anyhow::Result<()>) -> ExitCode {
-    let args = match A::try_parse() {
-        Ok(args) => args,
-        Err(error) => {
-            // Help and version are no errors.
-            let _ = error.print();
-            return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
-        }
-    };
-    match run(args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+    let error = match A::try_parse() {
+        Ok(args) => match run(args) {
+            Ok(()) => return ExitCode::SUCCESS,
             // The alternate form prints the whole chain of causes, joined by colons.
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            Err(error) => format!("error: {error:#}{}", remedy(&error)),
+        },
+        // Help and version are no errors.
+        Err(error) if !error.use_stderr() => {
+            let _ = error.print();
+            return ExitCode::SUCCESS;
         }
+        Err(error) => in_one_line(&error.render().to_string()),
+    };
+    eprintln!("{}", printable(&error));
+    ExitCode::FAILURE
+}
+
+/// Writes a line to stdout. Unlike `println!` it does not panic where the reader has gone (`| head`).
+pub fn say(line: impl Display) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{line}").context("cannot write to standard output")
+}
+
+/// What a program's user can do and a library's cannot know of.
+fn remedy(error: &anyhow::Error) -> &'static str {
+    match error.downcast_ref::<kontext::Error>() {
+        Some(error) if error.is_out_of_memory() => "; try a smaller size, fewer pictures or another device",
+        _ => "",
     }
+}
+
+/// What clap says, without its overview of the usage.
+fn in_one_line(text: &str) -> String {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("Usage:"));
+    let line = lines.collect::<Vec<_>>().join("; ").replace(":; ", ": ").replace("; For more", "; for more");
+    line.trim_end_matches('.').to_owned()
+}
+
+/// Names from damaged files may hold line breaks and worse.
+fn printable(text: &str) -> String {
+    let escaped = |c: char| if c.is_control() { c.escape_default().collect() } else { c.to_string() };
+    text.chars().map(escaped).collect()
 }

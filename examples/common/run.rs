@@ -4,26 +4,37 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use kontext::crates::kontext_core::device;
-use kontext::{Cancel, Event, Layout, ModelSizes, Output, Pipeline, Request};
+use kontext::crates::kontext_core::{self, device};
+use kontext::{Builder, Cancel, Event, Layout, ModelSizes, Output, Pipeline, Plan, Request};
 
 use super::args::RunArgs;
 use super::dump::Dump;
-use super::progress;
+use super::{progress, say};
 
 /// Seed of the demonstration model's weights.
 const DEMO_SEED: u64 = 7;
 
 /// Loads the model, runs the request, writes the pictures.
 pub fn run(args: &RunArgs, request: &Request, out: &Path) -> anyhow::Result<()> {
-    // What would fail at the end is tried first.
-    kontext::check_writable(out)?;
-    let pipe = load(args)?;
+    let builder = builder(args)?;
+    let pipe = if args.full_size {
+        eprintln!("This is a model of the published size with RANDOM weights, and its picture will be noise.");
+        builder.random(&ModelSizes::published(), DEMO_SEED)?
+    } else {
+        let folder = args.model.clone().map_or_else(demo_model, Ok)?;
+        // What is wrong with the request or fails at the end is told before the weights are read.
+        let plan = builder.plan(&folder, request)?;
+        if args.plan {
+            return say(plan);
+        }
+        check_outputs(args, &plan, out)?;
+        load(&builder, &folder)?
+    };
     let plan = pipe.plan(request)?;
     if args.plan {
-        println!("{plan}");
-        return Ok(());
+        return say(plan);
     }
+    check_outputs(args, &plan, out)?;
     for warning in plan.warnings() {
         eprintln!("warning: {warning}");
     }
@@ -32,15 +43,15 @@ pub fn run(args: &RunArgs, request: &Request, out: &Path) -> anyhow::Result<()> 
     for index in 0..output.images.len() {
         let path = numbered(out, index);
         output.save_image(index, &path)?;
-        println!("wrote {} ({}, seed {})", path.display(), output.plan.output, output.seed.wrapping_add(index as u64));
+        let seed = output.seed.wrapping_add(index as u64);
+        say(format_args!("wrote {} ({}, seed {seed})", path.display(), output.plan.output))?;
     }
     let steps = output.plan.schedule.steps();
-    println!("{steps} steps and the rest took {:.1} s on {:?}", begin.elapsed().as_secs_f64(), pipe.device());
-    Ok(())
+    say(format_args!("{steps} steps and the rest took {:.1} s on {:?}", begin.elapsed().as_secs_f64(), pipe.device()))
 }
 
-/// The model of `--model`, or the random one.
-fn load(args: &RunArgs) -> anyhow::Result<Pipeline> {
+/// The options of the pipeline.
+fn builder(args: &RunArgs) -> anyhow::Result<Builder> {
     let mut builder = Pipeline::builder();
     if let Some(text) = &args.device {
         builder = builder.device(device::parse(text)?);
@@ -48,14 +59,17 @@ fn load(args: &RunArgs) -> anyhow::Result<Pipeline> {
     if let Some(kind) = args.kind() {
         builder = builder.dtype(kind);
     }
-    if args.full_size {
-        eprintln!("This is a model of the published size with RANDOM weights, and its picture will be noise.");
-        return Ok(builder.random(&ModelSizes::published(), DEMO_SEED)?);
-    }
-    let folder = match &args.model {
-        Some(folder) => folder.clone(),
-        None => demo_model()?,
-    };
+    Ok(builder)
+}
+
+fn check_outputs(args: &RunArgs, plan: &Plan, out: &Path) -> anyhow::Result<()> {
+    kontext::check_writable(out)?;
+    kontext::check_size(out, plan.output)?;
+    args.dump.as_deref().map(kontext_core::check_writable).transpose()?;
+    Ok(())
+}
+
+fn load(builder: &Builder, folder: &Path) -> anyhow::Result<Pipeline> {
     let pipe = builder.load_with(folder, progress::loading())?;
     if let Some(checkpoint) = pipe.checkpoint() {
         eprintln!("{checkpoint}");

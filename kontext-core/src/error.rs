@@ -1,7 +1,9 @@
 //! The one error type of all kontext crates.
 
+use std::io;
 use std::path::PathBuf;
 
+use image::ImageError;
 use tch::TchError;
 
 /// A result with [`Error`] as its error.
@@ -56,18 +58,17 @@ pub enum Error {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// The operating system's answer.
+        /// The operating system's answer, and what to do.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     /// A picture cannot be decoded or encoded.
-    #[error("cannot read or write the picture {}", path.display())]
+    #[error("cannot use the picture {}: {reason}", path.display())]
     Image {
         /// The picture's file.
         path: PathBuf,
-        /// The decoder's or encoder's answer.
-        #[source]
-        source: image::ImageError,
+        /// The decoder's or encoder's answer, and what to do.
+        reason: String,
     },
     /// The device that was asked for is not there.
     #[error("device {device} is not available: {reason}")]
@@ -109,7 +110,7 @@ pub enum Error {
 #[non_exhaustive]
 pub enum CheckpointError {
     /// A tensor that the model needs is not there.
-    #[error("no tensor `{name}`{}", nearest.as_ref().map(|n| format!(" (nearest: `{n}`)")).unwrap_or_default())]
+    #[error("no tensor `{name}`{}; the file is incomplete or of another model, fetch the right one", nearest.as_ref().map(|n| format!(" (nearest: `{n}`)")).unwrap_or_default())]
     Missing {
         /// The tensor's name in this checkpoint's naming.
         name: String,
@@ -117,13 +118,15 @@ pub enum CheckpointError {
         nearest: Option<String>,
     },
     /// Tensors that no part of the model reads.
-    #[error("{} that the model does not know: {}; the file is for another model or was cut from one", count(names.len()), list(names))]
+    #[error("{} that the model does not know: {}; the file is of another model, fetch the right one", count(names.len()), list(names))]
     Unused {
         /// Their names.
         names: Vec<String>,
     },
     /// A tensor has another shape than the configuration says.
-    #[error("tensor `{name}` has shape {got:?}, the configuration asks for {expected:?}")]
+    #[error(
+        "tensor `{name}` has shape {got:?}, the configuration asks for {expected:?}; they are of different models, take both from one"
+    )]
     Shape {
         /// The tensor's name.
         name: String,
@@ -133,7 +136,9 @@ pub enum CheckpointError {
         got: Vec<i64>,
     },
     /// A tensor holds a type that is no weight.
-    #[error("tensor `{name}` has dtype {dtype}; expected one of F64, F32, F16, BF16, F8_E4M3, F8_E5M2")]
+    #[error(
+        "tensor `{name}` has dtype {dtype}; expected one of F64, F32, F16, BF16, F8_E4M3, F8_E5M2, fetch the file in one of them"
+    )]
     Dtype {
         /// The tensor's name.
         name: String,
@@ -146,6 +151,14 @@ pub enum CheckpointError {
         /// The parser's words.
         reason: String,
     },
+    /// The file is of another format.
+    #[error("not a safetensors file but {found}; {remedy}")]
+    Format {
+        /// What it looks like: "a Git LFS pointer".
+        found: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// A configuration file cannot be used.
     #[error("the configuration cannot be used: {reason}")]
     Config {
@@ -153,13 +166,42 @@ pub enum CheckpointError {
         reason: String,
     },
     /// A part of the model has no file.
-    #[error("no {part} found; looked for {looked}")]
+    #[error("no {part} found; looked for {looked}; fetch what is missing or name another path")]
     MissingPart {
         /// The part: "transformer", "VAE", "T5 tokenizer".
         part: &'static str,
         /// The places, comma separated.
         looked: String,
     },
+}
+
+/// The operating system's answer in the words of someone who wants to go on.
+fn with_remedy(source: io::Error) -> io::Error {
+    use io::ErrorKind as Kind;
+    let words = match source.kind() {
+        Kind::NotFound => "there is no such file or folder; check the path",
+        Kind::PermissionDenied => "permission denied; check its owner and permissions",
+        Kind::IsADirectory => "it is a folder, expected a file; name a file",
+        Kind::NotADirectory => "a part of the path is a file, expected a folder; check the path",
+        Kind::ReadOnlyFilesystem => "the file system is read-only; choose another folder",
+        Kind::StorageFull | Kind::QuotaExceeded => "the disk is full; free some space",
+        Kind::UnexpectedEof | Kind::InvalidData => "its content is damaged; fetch it again",
+        _ => return source,
+    };
+    io::Error::new(source.kind(), words)
+}
+
+/// A decoder's or encoder's answer, and what to do.
+fn picture_reason(error: &ImageError) -> String {
+    let remedy = match error {
+        ImageError::Unsupported(_) => "give a PNG, JPEG or WebP file",
+        ImageError::Limits(_) => "make it smaller",
+        ImageError::Decoding(_) | ImageError::IoError(_) => "the file is damaged, fetch or save it again",
+        ImageError::Encoding(_) | ImageError::Parameter(_) => "choose another format or size",
+    };
+    // Some decoders break their lines or end in a full stop.
+    let words = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+    format!("{}; {remedy}", words.trim_end_matches('.'))
 }
 
 fn count(tensors: usize) -> String {
@@ -207,18 +249,20 @@ impl Error {
         Error::InvalidArgument { name, expected: expected.into(), got: format!("{got}") }
     }
 
-    /// Attaches a path to an I/O error: `fs::read(p).map_err(Error::io(p))`.
-    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+    /// Attaches a path to an I/O error: `fs::read(p).map_err(Error::io(p))`. Common ones are put
+    /// in words that say what to do.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Error::Io { path, source }
+        move |source| Error::Io { path, source: with_remedy(source) }
     }
 
     /// Attaches a path to a picture error; an I/O error inside it becomes [`Error::Io`].
-    pub fn image(path: impl Into<PathBuf>) -> impl FnOnce(image::ImageError) -> Self {
+    pub fn image(path: impl Into<PathBuf>) -> impl FnOnce(ImageError) -> Self {
         let path = path.into();
         move |source| match source {
-            image::ImageError::IoError(source) => Error::Io { path, source },
-            source => Error::Image { path, source },
+            // Decoders tell of a file that ends early in this way.
+            ImageError::IoError(source) if source.kind() != io::ErrorKind::UnexpectedEof => Error::io(path)(source),
+            source => Error::Image { reason: picture_reason(&source), path },
         }
     }
 

@@ -1,12 +1,17 @@
 //! Pictures: 8-bit RGB files and buffers to tensors and back.
 
+use std::fs::File;
+use std::io::BufReader;
 use std::path::Path;
 
-use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
 use tch::{Device, Kind, Tensor};
 
 pub use crate::resize::resize;
 use crate::{Error, Result, check};
+
+/// More pixels than any camera has: a file that claims more would fill the memory.
+const MOST_PIXELS: u64 = 1 << 28;
 
 /// Opens a picture file of any kind that the `image` crate reads, told by content, as 8-bit RGB.
 ///
@@ -14,20 +19,45 @@ use crate::{Error, Result, check};
 /// to 8; palettes, greys and CMYK become RGB.
 ///
 /// # Errors
-/// [`Error::Io`] where the file cannot be read, [`Error::Image`] where it is no picture.
+/// [`Error::Io`] where the file cannot be read, [`Error::Image`] where it is no picture, ends early
+/// or has more than 2^28 pixels.
 pub fn open(path: impl AsRef<Path>) -> Result<RgbImage> {
     let path = path.as_ref();
-    let reader = ImageReader::open(path).map_err(Error::io(path))?;
-    let reader = reader.with_guessed_format().map_err(Error::io(path))?;
-    decode(reader).map_err(Error::image(path))
-}
-
-fn decode<R: std::io::BufRead + std::io::Seek>(reader: ImageReader<R>) -> image::ImageResult<RgbImage> {
-    let mut decoder = reader.into_decoder()?;
-    let orientation = decoder.orientation()?;
-    let mut picture = DynamicImage::from_decoder(decoder)?;
+    let file = File::open(path).map_err(Error::io(path))?;
+    let reader = ImageReader::new(BufReader::new(file)).with_guessed_format().map_err(Error::io(path))?;
+    let is_jpeg = reader.format() == Some(ImageFormat::Jpeg);
+    let mut decoder = reader.into_decoder().map_err(Error::image(path))?;
+    let (width, height) = decoder.dimensions();
+    if u64::from(width) * u64::from(height) > MOST_PIXELS {
+        let reason = format!("expected at most {MOST_PIXELS} pixels, got {width}x{height}; make it smaller");
+        return Err(Error::Image { path: path.to_owned(), reason });
+    }
+    let orientation = decoder.orientation().map_err(Error::image(path))?;
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(Error::image(path))?;
+    if is_jpeg && !jpeg_ends(&std::fs::read(path).map_err(Error::io(path))?) {
+        let reason = "it ends early; the file is damaged, fetch or save it again".to_owned();
+        return Err(Error::Image { path: path.to_owned(), reason });
+    }
     picture.apply_orientation(orientation);
     Ok(flatten(&picture))
+}
+
+/// Whether the mark of the end follows the picture's data. Without it the decoder would fill what
+/// is missing with grey and say nothing.
+fn jpeg_ends(file: &[u8]) -> bool {
+    const MARK: u8 = 0xff;
+    const START_OF_SCAN: u8 = 0xda;
+    const END: [u8; 2] = [MARK, 0xd9];
+    // A thumbnail in a segment before the data has an end of its own, so segments are passed over.
+    let mut rest = file.get(2..).unwrap_or_default();
+    while let [MARK, kind, high, low, ..] = *rest {
+        if kind == START_OF_SCAN {
+            break;
+        }
+        let length = if kind == MARK { 1 } else { 2 + usize::from(u16::from_be_bytes([high, low])) };
+        rest = rest.get(length..).unwrap_or_default();
+    }
+    rest.windows(END.len()).rev().any(|pair| pair == END)
 }
 
 /// 8-bit RGB, with transparent parts laid on white.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use kontext_core::{Error, Result, Weights};
+use kontext_core::{Error, Result, Weights, read_json};
 use serde::Deserialize;
 
 /// Sizes of the transformer. The presets are the published models; every field may be changed.
@@ -109,8 +109,7 @@ impl DitConfig {
     /// [`Error::Io`], or a checkpoint error where the file is no such configuration.
     pub fn from_json(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        let json: DiffusersConfig = serde_json::from_str(&text).map_err(|e| Error::config(path, e.to_string()))?;
+        let json: DiffusersConfig = read_json(path)?;
         if json.patch_size != 1 {
             return Err(Error::config(path, format!("patch_size is {}, only 1 is known", json.patch_size)));
         }
@@ -121,7 +120,7 @@ impl DitConfig {
             head_dim: json.attention_head_dim,
             axes_dim: json.axes_dims_rope,
             // diffusers fixes the ratio at 4.
-            mlp_width: 4 * json.num_attention_heads * json.attention_head_dim,
+            mlp_width: json.num_attention_heads.saturating_mul(json.attention_head_dim).saturating_mul(4),
             double_blocks: json.num_layers,
             single_blocks: json.num_single_layers,
             context_dim: json.joint_attention_dim,
@@ -202,7 +201,8 @@ impl DitConfig {
         if sizes.iter().any(|s| !(1..=1 << 20).contains(s)) {
             return Err(format!("sizes must be between 1 and 1048576: {self:?}"));
         }
-        if self.axes_dim.iter().sum::<i64>() != self.head_dim || self.axes_dim.iter().any(|d| d % 2 != 0 || *d < 0) {
+        let even = |d: &i64| (0..=self.head_dim).contains(d) && d % 2 == 0;
+        if !self.axes_dim.iter().all(even) || self.axes_dim.iter().sum::<i64>() != self.head_dim {
             return Err(format!(
                 "the position axes {:?} must be even and add up to the head width {}",
                 self.axes_dim, self.head_dim

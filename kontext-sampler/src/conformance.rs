@@ -15,6 +15,14 @@ use kontext_core::Kind;
 /// | autoencoder runs in | the run's dtype | the run's dtype | f32 |
 /// | levels are | rounded | rounded | cut off |
 /// | default steps, guidance | 28, 2.5 | 28, 3.5 | 30, 2.5 |
+///
+/// Sigmas are computed in the order of operations of each, which shows in their last bits.
+///
+/// BFL's program runs in bf16 only; in another dtype, `Bfl` is that program with the dtype in place
+/// of bf16. Two things of it are left out. It decodes with convolutions in bf16 and norms in f32;
+/// f32 throughout is nearer to that (0.9 to 1.1 % of the picture's norm, with random weights) than
+/// bf16 throughout (1.2 to 1.4 %). And it hides a watermark in the picture, which moves one level of
+/// five in a photo, all levels by 0.7 on average.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Conformance {
     /// This library's own: no value is rounded that need not be, and pictures come back as they went in.

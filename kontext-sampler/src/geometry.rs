@@ -165,6 +165,15 @@ pub fn diffusers_target(asked: Size, max_area: u64) -> Size {
     Size::new(side(area * ratio), side(area / ratio)).floored()
 }
 
+/// The target size that `prepare_kontext` makes of `width` and `height`: each rounded up to a multiple of 16.
+///
+/// Source: black-forest-labs/flux@802fb47 `src/flux/sampling.py`, `get_noise` and `unpack`.
+#[must_use]
+pub fn bfl_target(asked: Size) -> Size {
+    let ceil = |side: u32| side.div_ceil(TOKEN_PIXELS).saturating_mul(TOKEN_PIXELS);
+    Size::new(ceil(asked.width), ceil(asked.height))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use half::bf16;
-use kontext_core::{Error, Kind, Result};
+use kontext_core::{Error, Kind, Result, read_json};
 use serde::Deserialize;
 
 use crate::Conformance;
@@ -12,6 +12,9 @@ use crate::Conformance;
 const TIME_FACTOR: f32 = 1000.0;
 /// More steps than anyone needs: a mistyped number is told apart from a wish.
 const MOST_STEPS: usize = 1000;
+
+/// Beyond this, a number in a configuration is a mistake, and exponentials of it overflow.
+const LARGEST: f64 = 1e6;
 
 /// How a model's sigmas are shifted towards noise.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -90,8 +93,7 @@ impl Shift {
     /// FLUX.1 does not have.
     pub fn from_json(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        let json: DiffusersConfig = serde_json::from_str(&text).map_err(|e| Error::config(path, e.to_string()))?;
+        let json: DiffusersConfig = read_json(path)?;
         let flags = [json.use_karras_sigmas, json.use_exponential_sigmas, json.use_beta_sigmas];
         if flags.contains(&Some(true))
             || json.shift_terminal.is_some()
@@ -109,6 +111,13 @@ impl Shift {
                 format!("time_shift_type is `{}`, only `exponential` is known", json.time_shift_type),
             ));
         }
+        let shifts = [json.shift, json.base_shift, json.max_shift];
+        let tokens = [json.base_image_seq_len, json.max_image_seq_len];
+        if shifts.iter().chain(&tokens).any(|v| !(v.is_finite() && v.abs() < LARGEST)) || tokens[0] >= tokens[1] {
+            let reason =
+                format!("shifts {shifts:?} and lengths {tokens:?} must be below {LARGEST}, and lengths must rise");
+            return Err(Error::config(path, reason));
+        }
         Ok(if json.use_dynamic_shifting {
             Self::Dynamic {
                 base_shift: json.base_shift,
@@ -122,14 +131,19 @@ impl Shift {
     }
 
     /// Shifts sigmas for a target of so many tokens, in f32 as the references do.
-    fn apply(self, sigmas: &mut [f32], target_tokens: i64) {
+    fn apply(self, sigmas: &mut [f32], target_tokens: i64, conformance: Conformance) {
         match self {
             Self::Dynamic { base_shift, max_shift, base_tokens, max_tokens } => {
                 let slope = (max_shift - base_shift) / (max_tokens - base_tokens);
                 let mu = target_tokens as f64 * slope + (base_shift - slope * base_tokens);
                 let factor = mu.exp() as f32;
                 for sigma in sigmas {
-                    *sigma = factor / (factor + (1.0 / *sigma - 1.0));
+                    let sum = factor + (1.0 / *sigma - 1.0);
+                    *sigma = match conformance {
+                        Conformance::Kontext | Conformance::Diffusers => factor / sum,
+                        // A number divided by a tensor is its reciprocal times the number in PyTorch.
+                        Conformance::Bfl => 1.0 / sum * factor,
+                    };
                 }
             }
             Self::Fixed(shift) => {
@@ -162,7 +176,7 @@ impl Schedule {
             Conformance::Bfl => torch_linspace(steps),
             Conformance::Kontext | Conformance::Diffusers => numpy_linspace(steps),
         };
-        shift.apply(&mut sigmas, target_tokens);
+        shift.apply(&mut sigmas, target_tokens, conformance);
         sigmas.push(0.0);
         Ok(Self { sigmas, conformance })
     }
@@ -181,7 +195,7 @@ impl Schedule {
         }
         let mut sigmas = sigmas.to_vec();
         if conformance == Conformance::Diffusers {
-            shift.apply(&mut sigmas, target_tokens);
+            shift.apply(&mut sigmas, target_tokens, conformance);
         }
         sigmas.push(0.0);
         Ok(Self { sigmas, conformance })
@@ -265,9 +279,12 @@ fn numpy_linspace(steps: usize) -> Vec<f32> {
     (0..steps).map(|i| value(i) as f32).collect()
 }
 
-/// `torch.linspace(1, 0, n + 1)` in f32 without its last element: from the nearer end.
+/// `torch.linspace(1, 0, n + 1)` in f32 without its last element: from the nearer end, with fused
+/// multiply-add as on every CPU that PyTorch has vector code for.
+///
+/// Source: pytorch/pytorch v2.11.0 `aten/src/ATen/native/cpu/RangeFactoriesKernel.cpp`, `linspace_kernel`.
 fn torch_linspace(steps: usize) -> Vec<f32> {
     let step = -1.0_f32 / steps as f32;
-    let value = |i: usize| if i < steps.div_ceil(2) { 1.0 + step * i as f32 } else { -step * (steps - i) as f32 };
+    let value = |i: usize| if i < steps.div_ceil(2) { step.mul_add(i as f32, 1.0) } else { -step * (steps - i) as f32 };
     (0..steps).map(value).collect()
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use kontext_core::{Device, Error, Kind, Result, Weights};
+use kontext_core::{Device, Error, Kind, Result, Weights, read_json};
 use serde::de::DeserializeOwned;
 
 /// Opens weights so that they are stored no wider than `compute`.
@@ -21,11 +21,7 @@ pub(crate) fn weights(path: &Path, compute: Kind, device: Device) -> Result<Weig
 /// Reads `config.json` of a folder; `None` for a single file and a folder without one.
 pub(crate) fn config<C: DeserializeOwned>(path: &Path) -> Result<Option<C>> {
     let file = path.join("config.json");
-    if !file.is_file() {
-        return Ok(None);
-    }
-    let text = std::fs::read_to_string(&file).map_err(Error::io(&file))?;
-    serde_json::from_str(&text).map(Some).map_err(|e| Error::config(&file, e.to_string()))
+    file.is_file().then(|| read_json(file)).transpose()
 }
 
 /// Number of `{prefix}{index}.` among names, counting up from zero.
@@ -44,10 +40,15 @@ pub(crate) fn matrix(weights: &Weights, name: &str) -> Result<[i64; 2]> {
     <[i64; 2]>::try_from(shape.as_slice()).map_err(wrong)
 }
 
-/// The smallest of named sizes that must all be at least one.
-pub(crate) fn positive(path: &Path, sizes: &[(&str, i64)]) -> Result<()> {
-    match sizes.iter().find(|(_, size)| *size < 1) {
-        Some((name, size)) => Err(Error::config(path, format!("`{name}` is {size}, expected at least 1"))),
+/// Wider, or with more words, and deeper than any text encoder: a damaged number is told before it
+/// takes memory or time.
+pub(crate) const WIDEST: i64 = 1 << 20;
+pub(crate) const MOST_LAYERS: i64 = 1000;
+
+/// Checks sizes, given with their names and the largest that each can be.
+pub(crate) fn in_range(path: &Path, sizes: &[(&str, i64, i64)]) -> Result<()> {
+    match sizes.iter().find(|(_, size, most)| !(1..=*most).contains(size)) {
+        Some((name, size, most)) => Err(Error::config(path, format!("`{name}` is {size}, expected 1 to {most}"))),
         None => Ok(()),
     }
 }

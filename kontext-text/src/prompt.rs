@@ -41,6 +41,10 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
+    /// T5 tokens of a prompt, unless [`TextEncoder::max_sequence_length`] says otherwise: as many as
+    /// FLUX.1-dev and Kontext were trained with.
+    pub const SEQUENCE_LENGTH: usize = 512;
+
     /// Joins the parts.
     ///
     /// # Errors
@@ -48,11 +52,11 @@ impl TextEncoder {
     pub fn new(clip: ClipEncoder, clip_tokenizer: Tokenizer, t5: T5Encoder, t5_tokenizer: Tokenizer) -> Result<Self> {
         fits("CLIP", &clip_tokenizer, clip.config().vocab_size)?;
         fits("T5", &t5_tokenizer, t5.config().vocab_size)?;
-        Ok(Self { clip, clip_tokenizer, t5, t5_tokenizer, max_sequence_length: 512 })
+        Ok(Self { clip, clip_tokenizer, t5, t5_tokenizer, max_sequence_length: Self::SEQUENCE_LENGTH })
     }
 
-    /// Number of T5 tokens of every prompt, padding included (default 512; FLUX.1-schnell was
-    /// trained with 256).
+    /// Number of T5 tokens of every prompt, padding included. Default: [`TextEncoder::SEQUENCE_LENGTH`];
+    /// FLUX.1-schnell was trained with 256.
     #[must_use]
     pub fn max_sequence_length(self, tokens: usize) -> Self {
         Self { max_sequence_length: tokens, ..self }

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use kontext_core::{Error, Result};
+use kontext_core::{Error, Result, read_json};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -100,13 +100,13 @@ impl VaeConfig {
     /// # Errors
     /// [`Error::InvalidArgument`] with the field's name.
     pub fn validate(&self) -> Result<()> {
-        at_least_one("in_channels", self.in_channels)?;
-        at_least_one("out_channels", self.out_channels)?;
-        at_least_one("latent_channels", self.latent_channels)?;
-        at_least_one("layers_per_block", self.layers_per_block)?;
-        at_least_one("norm_num_groups", self.norm_num_groups)?;
+        in_range("in_channels", self.in_channels, WIDEST)?;
+        in_range("out_channels", self.out_channels, WIDEST)?;
+        in_range("latent_channels", self.latent_channels, WIDEST)?;
+        in_range("layers_per_block", self.layers_per_block, MOST_BLOCKS)?;
+        in_range("norm_num_groups", self.norm_num_groups, WIDEST)?;
         for channels in self.block_out_channels {
-            at_least_one("block_out_channels", channels)?;
+            in_range("block_out_channels", channels, WIDEST)?;
             if channels % self.norm_num_groups != 0 {
                 let expected = format!("multiples of norm_num_groups, which is {}", self.norm_num_groups);
                 return Err(Error::invalid("block_out_channels", expected, channels));
@@ -116,14 +116,12 @@ impl VaeConfig {
     }
 }
 
-/// Reads and parses one of diffusers' configuration files.
-pub(crate) fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-    serde_json::from_str(&text).map_err(|e| Error::config(path, e.to_string()))
-}
+/// Wider and deeper than any autoencoder: a damaged number is told before it takes memory or time.
+pub(crate) const WIDEST: i64 = 1 << 16;
+pub(crate) const MOST_BLOCKS: i64 = 100;
 
-pub(crate) fn at_least_one(name: &'static str, value: i64) -> Result<()> {
-    if value >= 1 { Ok(()) } else { Err(Error::invalid(name, "at least 1", value)) }
+pub(crate) fn in_range(name: &'static str, value: i64, most: i64) -> Result<()> {
+    if (1..=most).contains(&value) { Ok(()) } else { Err(Error::invalid(name, format!("1 to {most}"), value)) }
 }
 
 pub(crate) fn check_scale(scaling_factor: f64, shift_factor: f64) -> Result<()> {

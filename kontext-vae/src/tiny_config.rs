@@ -3,10 +3,10 @@
 
 use std::path::Path;
 
-use kontext_core::{Error, Result};
+use kontext_core::{Error, Result, read_json};
 use serde::Deserialize;
 
-use crate::config::{at_least_one, check_scale, read_json};
+use crate::config::{MOST_BLOCKS, WIDEST, check_scale, in_range};
 
 /// Sizes of an [`crate::AutoencoderTiny`].
 ///
@@ -77,11 +77,16 @@ impl TinyConfig {
     /// # Errors
     /// [`Error::InvalidArgument`] with the field's name.
     pub fn validate(&self) -> Result<()> {
-        at_least_one("in_channels", self.in_channels)?;
-        at_least_one("out_channels", self.out_channels)?;
-        at_least_one("latent_channels", self.latent_channels)?;
-        at_least_one("encoder_width", self.encoder_width)?;
-        at_least_one("decoder_width", self.decoder_width)?;
+        in_range("in_channels", self.in_channels, WIDEST)?;
+        in_range("out_channels", self.out_channels, WIDEST)?;
+        in_range("latent_channels", self.latent_channels, WIDEST)?;
+        in_range("encoder_width", self.encoder_width, WIDEST)?;
+        in_range("decoder_width", self.decoder_width, WIDEST)?;
+        let blocks = [self.num_encoder_blocks, self.num_decoder_blocks].concat();
+        if let Some(blocks) = blocks.into_iter().find(|b| !(0..=MOST_BLOCKS).contains(b)) {
+            let name = "num_encoder_blocks, num_decoder_blocks";
+            return Err(Error::invalid(name, format!("0 to {MOST_BLOCKS} in each level"), blocks));
+        }
         check_scale(self.scaling_factor, self.shift_factor)
     }
 }

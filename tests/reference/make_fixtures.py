@@ -1,4 +1,7 @@
-"""Writes the fixtures beside this file: `python make_fixtures.py [PART ...]`, all parts when none is named."""
+"""Writes the fixtures beside this file: `python make_fixtures.py [PART ...]`, all of PARTS when none is named.
+
+`bfl` and `tokens` are made only when named: they read what is no Python package.
+"""
 
 import importlib
 import sys

@@ -5,10 +5,10 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
-use safetensors::tensor::{Dtype, Metadata};
-use safetensors::{SafeTensorError, SafeTensors};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use tch::{Kind, Tensor};
 
+use super::header;
 use crate::{CheckpointError, Error, Result};
 
 /// A safetensors file whose header was read and checked; tensors are read on demand.
@@ -23,26 +23,22 @@ impl WeightFile {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io(path))?;
         if file.metadata().map_err(Error::io(path))?.is_dir() {
-            return Err(Error::io(path)(std::io::Error::other("expected a file, this is a folder")));
+            return Err(Error::io(path)(std::io::ErrorKind::IsADirectory.into()));
         }
         let map = map(&file).map_err(Error::io(path))?;
-        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(header_error(path))?;
-        // The header's own length comes first, in 8 bytes.
-        let data_start = header + 8;
-        let end = data_start.saturating_add(metadata.data_len());
-        if end != map.len() {
-            let reason = format!("its header describes {end} bytes, the file has {}", map.len());
-            return Err(Error::checkpoint(path)(CheckpointError::Header { reason }));
-        }
+        let (metadata, data_start) = header::read(&map).map_err(Error::checkpoint(path))?;
         Ok(Self { path: path.to_owned(), map, metadata, data_start })
     }
 
-    /// Name, dtype and shape of each tensor.
-    pub(super) fn entries(&self) -> Vec<(String, Dtype, Vec<i64>)> {
-        let of = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
-            (name, info.dtype, info.shape.iter().map(|&s| s as i64).collect())
-        };
+    /// Name, kind (of those that libtorch knows) and shape of each tensor.
+    pub(super) fn entries(&self) -> Vec<(String, Option<Kind>, Vec<i64>)> {
+        let of = |(name, info): (String, &TensorInfo)| (name, kind_of(info.dtype), shape_of(info));
         self.metadata.tensors().into_iter().map(of).collect()
+    }
+
+    /// Kind and shape of one tensor.
+    pub(super) fn entry(&self, name: &str) -> Option<(Option<Kind>, Vec<i64>)> {
+        self.metadata.info(name).map(|info| (kind_of(info.dtype), shape_of(info)))
     }
 
     /// The free text of the header.
@@ -57,15 +53,18 @@ impl WeightFile {
         let kind = kind_of(info.dtype)
             .ok_or_else(|| CheckpointError::Dtype { name: name.to_owned(), dtype: format!("{:?}", info.dtype) });
         let kind = kind.map_err(Error::checkpoint(&self.path))?;
-        let shape: Vec<i64> = info.shape.iter().map(|&s| s as i64).collect();
         let (start, end) = info.data_offsets;
         let bytes = self.map.get(self.data_start + start..self.data_start + end).unwrap_or_default();
-        Ok(Tensor::f_from_data_size(bytes, &shape, kind)?)
+        Ok(Tensor::f_from_data_size(bytes, &shape_of(info), kind)?)
     }
 }
 
+fn shape_of(info: &TensorInfo) -> Vec<i64> {
+    info.shape.iter().map(|&side| side as i64).collect()
+}
+
 /// The libtorch kind of a safetensors dtype.
-pub(super) fn kind_of(dtype: Dtype) -> Option<Kind> {
+fn kind_of(dtype: Dtype) -> Option<Kind> {
     Some(match dtype {
         Dtype::F64 => Kind::Double,
         Dtype::F32 => Kind::Float,
@@ -81,11 +80,6 @@ pub(super) fn kind_of(dtype: Dtype) -> Option<Kind> {
         Dtype::BOOL => Kind::Bool,
         _ => return None,
     })
-}
-
-fn header_error(path: &Path) -> impl FnOnce(SafeTensorError) -> Error {
-    let path = path.to_owned();
-    move |error| Error::checkpoint(path)(CheckpointError::Header { reason: error.to_string() })
 }
 
 #[allow(unsafe_code)]

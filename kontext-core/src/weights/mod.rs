@@ -2,6 +2,7 @@
 
 mod audit;
 mod file;
+mod header;
 mod names;
 mod open;
 mod report;
@@ -33,7 +34,8 @@ pub use save::{save, to_bytes};
 /// let bias = weights.at("head").tensor("bias", &[2])?;
 /// assert_eq!(bias.size(), [2]);
 /// let error = weights.at("head").tensor("baas", &[2]).unwrap_err();
-/// assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "no tensor `head.baas` (nearest: `head.bias`)");
+/// let cause = std::error::Error::source(&error).unwrap().to_string();
+/// assert!(cause.starts_with("no tensor `head.baas` (nearest: `head.bias`)"));
 /// weights.finish()?;
 /// # Ok::<(), kontext_core::Error>(())
 /// ```

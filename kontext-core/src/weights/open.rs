@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::file::{WeightFile, kind_of};
+use super::file::WeightFile;
 use super::{Entry, Source, Weights};
-use crate::{CheckpointError, Error, Result};
+use crate::{CheckpointError, Error, Result, read_json};
 
 /// The stems under which diffusers and transformers save the weights of a part.
 const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
@@ -27,11 +27,7 @@ impl Weights {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = if path.is_dir() { find(path)? } else { path.to_owned() };
-        if file.extension().is_some_and(|e| e == "json") {
-            open_sharded(&file)
-        } else {
-            open_files(&file, std::slice::from_ref(&file))
-        }
+        if file.extension().is_some_and(|e| e == "json") { open_sharded(&file) } else { open_single(&file) }
     }
 
     /// Weights that are made up: each tensor is drawn from the seed and its own name.
@@ -84,28 +80,44 @@ fn find(folder: &Path) -> Result<PathBuf> {
 }
 
 fn open_sharded(index_path: &Path) -> Result<Weights> {
-    let text = std::fs::read_to_string(index_path).map_err(Error::io(index_path))?;
-    let index: Index = serde_json::from_str(&text).map_err(|e| Error::config(index_path, e.to_string()))?;
+    let index: Index = read_json(index_path)?;
     let shards: BTreeSet<&String> = index.weight_map.values().collect();
     // A shard is a plain file name beside its index; anything else could read files elsewhere.
     if let Some(bad) = shards.iter().find(|s| Path::new(s.as_str()).file_name() != Some(s.as_ref())) {
-        return Err(Error::config(index_path, format!("shard `{bad}` is not a plain file name")));
+        let reason = format!("shard `{bad}` is not a plain file name; fetch the index again, from those who made it");
+        return Err(Error::config(index_path, reason));
     }
     let folder = index_path.parent().unwrap_or(Path::new("."));
-    let weights = open_files(index_path, &shards.into_iter().map(|s| folder.join(s)).collect::<Vec<_>>())?;
-    match index.weight_map.keys().find(|n| weights.shape_of(n).is_none()) {
-        Some(name) => Err(weights.error(CheckpointError::Missing { name: name.clone(), nearest: None })),
-        None => Ok(weights),
+    let absent = |shard: &&&String| !folder.join(shard).is_file();
+    if let Some(shard) = shards.iter().find(absent) {
+        let looked = format!("`{shard}`, which the index names");
+        return Err(Error::checkpoint(index_path)(CheckpointError::MissingPart { part: "shard", looked }));
     }
+    let files = shards.iter().map(|s| WeightFile::open(&folder.join(s))).collect::<Result<Vec<_>>>()?;
+    let numbers: BTreeMap<&String, usize> = shards.iter().enumerate().map(|(number, shard)| (*shard, number)).collect();
+    let mut entries = entries(&files);
+    for (name, shard) in &index.weight_map {
+        // Where two shards hold a tensor, the one that the index names counts.
+        let info = numbers.get(shard).and_then(|&number| Some((number, files.get(number)?.entry(name)?)));
+        let Some((file, (kind, shape))) = info else {
+            let reason = format!("shard `{shard}` lacks the tensor `{name}` that its index names; fetch both again");
+            return Err(Error::config(index_path, reason));
+        };
+        entries.insert(name.clone(), Entry { file, kind, shape });
+    }
+    Ok(Weights::over(index_path.to_owned(), Source::Files { files, entries }))
 }
 
-fn open_files(path: &Path, files: &[PathBuf]) -> Result<Weights> {
-    let files = files.iter().map(|f| WeightFile::open(f)).collect::<Result<Vec<_>>>()?;
-    let mut entries = BTreeMap::new();
-    for (file, source) in files.iter().enumerate() {
-        for (name, dtype, shape) in source.entries() {
-            entries.insert(name, Entry { file, kind: kind_of(dtype), shape });
-        }
-    }
+fn open_single(path: &Path) -> Result<Weights> {
+    let files = vec![WeightFile::open(path)?];
+    let entries = entries(&files);
     Ok(Weights::over(path.to_owned(), Source::Files { files, entries }))
+}
+
+/// All tensors of all files.
+fn entries(files: &[WeightFile]) -> BTreeMap<String, Entry> {
+    let of = |(file, source): (usize, &WeightFile)| {
+        source.entries().into_iter().map(move |(name, kind, shape)| (name, Entry { file, kind, shape }))
+    };
+    files.iter().enumerate().flat_map(of).collect()
 }

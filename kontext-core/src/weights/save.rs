@@ -7,7 +7,7 @@ use std::path::Path;
 use safetensors::tensor::{Dtype, TensorView};
 use tch::{Device, Kind, Tensor};
 
-use crate::{CheckpointError, Error, Result};
+use crate::{CheckpointError, Error, OutputFile, Result};
 
 /// Writes tensors to a safetensors file, in their kinds. The file appears whole or not at all.
 ///
@@ -17,11 +17,9 @@ use crate::{CheckpointError, Error, Result};
 pub fn save(path: impl AsRef<Path>, tensors: &[(String, Tensor)], text: Option<HashMap<String, String>>) -> Result<()> {
     let path = path.as_ref();
     let bytes = to_bytes(path, tensors, text)?;
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(Error::io(path))?;
-    file.write_all(&bytes).map_err(Error::io(path))?;
-    file.persist(path).map_err(|e| Error::io(path)(e.error))?;
-    Ok(())
+    let mut file = OutputFile::create(path)?;
+    file.writer().write_all(&bytes).map_err(Error::io(path))?;
+    file.publish()
 }
 
 /// The bytes of a safetensors file; `path` is named in errors.

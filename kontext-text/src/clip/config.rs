@@ -91,14 +91,14 @@ impl ClipConfig {
     /// Checks that a model of these sizes can be; `path` is named in the error.
     pub(crate) fn validate(&self, path: &Path) -> Result<()> {
         let sizes = [
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("num_hidden_layers", self.num_hidden_layers),
-            ("num_attention_heads", self.num_attention_heads),
-            ("max_position_embeddings", self.max_position_embeddings),
+            ("vocab_size", self.vocab_size, load::WIDEST),
+            ("hidden_size", self.hidden_size, load::WIDEST),
+            ("intermediate_size", self.intermediate_size, load::WIDEST),
+            ("num_hidden_layers", self.num_hidden_layers, load::MOST_LAYERS),
+            ("num_attention_heads", self.num_attention_heads, load::WIDEST),
+            ("max_position_embeddings", self.max_position_embeddings, load::WIDEST),
         ];
-        load::positive(path, &sizes)?;
+        load::in_range(path, &sizes)?;
         if self.hidden_size % self.num_attention_heads != 0 {
             let reason = format!(
                 "`hidden_size` {} is not a multiple of `num_attention_heads` {}",

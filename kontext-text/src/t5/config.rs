@@ -99,14 +99,14 @@ impl T5Config {
     /// [`Error::Checkpoint`] with the field that is out of range.
     pub(crate) fn validate(&self, path: &Path) -> Result<()> {
         let sizes = [
-            ("vocab_size", self.vocab_size),
-            ("d_model", self.d_model),
-            ("d_kv", self.d_kv),
-            ("d_ff", self.d_ff),
-            ("num_layers", self.num_layers),
-            ("num_heads", self.num_heads),
+            ("vocab_size", self.vocab_size, load::WIDEST),
+            ("d_model", self.d_model, load::WIDEST),
+            ("d_kv", self.d_kv, load::WIDEST),
+            ("d_ff", self.d_ff, load::WIDEST),
+            ("num_layers", self.num_layers, load::MOST_LAYERS),
+            ("num_heads", self.num_heads, load::WIDEST),
         ];
-        load::positive(path, &sizes)?;
+        load::in_range(path, &sizes)?;
         let (buckets, distance) = (self.relative_attention_num_buckets, self.relative_attention_max_distance);
         if buckets < 4 || buckets % 4 != 0 || distance <= buckets / 4 {
             let reason = format!(

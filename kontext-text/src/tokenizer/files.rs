@@ -40,7 +40,7 @@ fn open_folder(folder: &Path) -> Result<Tokenizer> {
     } else if holds(SENTENCEPIECE) {
         Err(sentencepiece(&folder.join(SENTENCEPIECE)))
     } else {
-        let reason = format!("the folder holds neither {JSON} nor {VOCAB} with {MERGES}");
+        let reason = format!("the folder holds neither {JSON} nor {VOCAB} with {MERGES}; fetch them again");
         Err(Error::Tokenizer { path: folder.to_owned(), reason })
     }
 }
@@ -48,7 +48,7 @@ fn open_folder(folder: &Path) -> Result<Tokenizer> {
 fn open_clip(folder: &Path) -> Result<Tokenizer> {
     let unusable = |reason: String| Error::Tokenizer { path: folder.to_owned(), reason };
     let read = |name: &str| std::fs::read_to_string(folder.join(name)).map_err(Error::io(folder.join(name)));
-    let vocab = serde_json::from_str(&read(VOCAB)?).map_err(|e| unusable(format!("{VOCAB}: {e}")))?;
+    let vocab = serde_json::from_str(&read(VOCAB)?).map_err(|e| unusable(format!("{VOCAB}: {e}; fetch it again")))?;
     let inner = clip_bpe::build(vocab, &read(MERGES)?).map_err(unusable)?;
     let tokenizer = Tokenizer::new(inner, folder, pad_token(folder)?.as_deref())?;
     Ok(Tokenizer { whole_words_lowered: true, ..tokenizer })
@@ -78,7 +78,7 @@ fn check_merges(json: &Value) -> Result<(), String> {
         let known =
             |(a, b): (&str, &str)| b.strip_prefix(prefix).is_some_and(|b| vocab.contains_key(&format!("{a}{b}")));
         if !pair.is_some_and(known) {
-            return Err(format!("its merge {merge} gives no token of its vocabulary"));
+            return Err(format!("its merge {merge} gives no token of its vocabulary; {REMEDY}"));
         }
     }
     Ok(())
@@ -110,7 +110,9 @@ fn settings(file: &Path) -> Result<Value> {
         return Ok(Value::Null);
     }
     let text = std::fs::read_to_string(file).map_err(Error::io(file))?;
-    let broken =
-        |e: serde_json::Error| Error::Tokenizer { path: file.to_owned(), reason: format!("it is no JSON ({e})") };
+    let broken = |e: serde_json::Error| Error::Tokenizer {
+        path: file.to_owned(),
+        reason: format!("it is no JSON ({e}); fetch it again"),
+    };
     serde_json::from_str(&text).map_err(broken)
 }

@@ -1,0 +1,68 @@
+"""Times one denoising step of diffusers' FluxTransformer2DModel, as `step.rs` times ours, and prints it as JSON.
+
+Full width and few blocks, random weights, f32 on the CPU; 256 target, 256 reference and 512 text tokens.
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+import diffusers
+import torch
+from diffusers import FluxTransformer2DModel
+
+SIDE, TEXT = 256 // 16, 512
+
+
+def image_ids(t):
+    """Positions (t, y, x) of a grid's tokens, [rows * columns, 3]."""
+    rows, columns = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+    return torch.stack([torch.full_like(rows, t), rows, columns], -1).reshape(-1, 3).float()
+
+
+def model(double, single):
+    """FLUX.1 [dev] but for its depth. The initialisation draws the weights."""
+    config = {"num_layers": double, "num_single_layers": single, "guidance_embeds": True}
+    return FluxTransformer2DModel(**config).eval()
+
+
+def inputs():
+    ids = torch.cat([image_ids(0), image_ids(1)])
+    return {
+        "hidden_states": torch.randn(1, len(ids), 64),
+        "encoder_hidden_states": torch.randn(1, TEXT, 4096),
+        "pooled_projections": torch.randn(1, 768),
+        "timestep": torch.tensor([1.0]),
+        "guidance": torch.tensor([2.5]),
+        "img_ids": ids,
+        "txt_ids": torch.zeros(TEXT, 3),
+        "return_dict": False,
+    }
+
+
+@torch.inference_mode()
+def seconds(double, single, steps):
+    """Wall-clock seconds of each step, after two steps to warm up."""
+    transformer, given = model(double, single), inputs()
+    times = []
+    for _ in range(2 + steps):
+        start = time.perf_counter()
+        transformer(**given)
+        times.append(time.perf_counter() - start)
+    return times[2:]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--double", type=int, default=1, help="double-stream blocks")
+    parser.add_argument("--single", type=int, default=2, help="single-stream blocks")
+    parser.add_argument("--steps", type=int, default=10, help="steps to time")
+    args = parser.parse_args()
+    times = seconds(args.double, args.single, args.steps)
+    versions = {"threads": torch.get_num_threads(), "torch": torch.__version__, "diffusers": diffusers.__version__}
+    print(json.dumps({"median_s": statistics.median(times), "seconds": times} | versions))
+
+
+if __name__ == "__main__":
+    main()

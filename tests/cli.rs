@@ -1,0 +1,348 @@
+//! The example programs as a user runs them: what they print, write, and return.
+#![allow(clippy::unwrap_used)] // In helper functions of a test.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use common::{add, copy, model, rename, replace, truncate};
+use image::{Rgb, RgbImage};
+use kontext::{Layout, Weights};
+use tempfile::TempDir;
+
+/// A program that `cargo test` has built beside this test.
+fn program(name: &str) -> Command {
+    let test = std::env::current_exe().unwrap();
+    let folder = test.parent().and_then(Path::parent).unwrap().join("examples");
+    let path = folder.join(name).with_extension(std::env::consts::EXE_EXTENSION);
+    assert!(path.is_file(), "{} is not there; `cargo build --examples` makes it", path.display());
+    let mut command = Command::new(path);
+    // Tests run side by side; more threads in each would be in each other's way.
+    command.env("OMP_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1");
+    command
+}
+
+/// An empty folder, in which a program runs.
+struct Desk(TempDir);
+
+impl Desk {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn run(&self, name: &str, args: &[&str]) -> Output {
+        program(name).args(args).current_dir(self.0.path()).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// A run that must succeed; answers with what it wrote to stdout and stderr.
+    fn good(&self, name: &str, args: &[&str]) -> (String, String) {
+        let (code, out, err) = told(&self.run(name, args));
+        assert_eq!(code, Some(0), "{name} {args:?}\n{out}{err}");
+        assert!(!err.contains("error:"), "{err}");
+        (out, err)
+    }
+
+    /// A run that must fail with one line, and leave the folder as it was.
+    fn bad(&self, name: &str, args: &[&str], words: &str) {
+        let before = self.files();
+        let (code, out, err) = told(&self.run(name, args));
+        assert_eq!(code, Some(1), "{name} {args:?}\n{out}{err}");
+        let errors: Vec<&str> = err.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert_eq!(errors.len(), 1, "{name} {args:?}\n{err}");
+        assert_eq!(err.lines().last(), errors.first().copied(), "{name} {args:?}\n{err}");
+        assert!(errors[0].contains(words), "{name} {args:?}\n{err}");
+        assert!(!err.contains("panicked"), "{err}");
+        assert_eq!(self.files(), before, "{name} {args:?}");
+    }
+
+    fn files(&self) -> BTreeSet<String> {
+        std::fs::read_dir(self.0.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    }
+}
+
+fn told(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+fn diffusers() -> String {
+    model(Layout::Diffusers).display().to_string()
+}
+
+/// The flags of a run that takes a moment, unless they are among the others.
+fn small<'a>(model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let few = [["--model", model], ["--device", "cpu"], ["--max-area", "4096"], ["--steps", "2"]];
+    let kept = few.into_iter().filter(|[flag, _]| !more.contains(flag)).flatten();
+    kept.chain(more.iter().copied()).collect()
+}
+
+fn fixture(name: &str) -> String {
+    format!("{}/kontext-core/tests/pictures/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn every_program_tells_its_flags() {
+    let desk = Desk::new();
+    for (name, flag) in
+        [("edit", "--image"), ("generate", "--seed"), ("inspect", "DIR"), ("reconstruct", "--vae <PATH>")]
+    {
+        let (out, err) = desk.good(name, &["--help"]);
+        assert!(out.contains(flag) && err.is_empty(), "{out}{err}");
+    }
+}
+
+#[test]
+fn flags_that_are_wrong_are_told_in_one_line() {
+    let desk = Desk::new();
+    for (flag, name, value) in [
+        ("--steps", "STEPS", "0"),
+        ("--width", "WIDTH", "-5"),
+        ("--height", "HEIGHT", "x"),
+        ("--max-area", "PIXELS", "1.5"),
+        ("--batch", "BATCH", "0"),
+    ] {
+        let words = format!("invalid value '{value}' for '{flag} <{name}>': expected a whole number of at least 1");
+        desk.bad("generate", &[flag, value], &words);
+    }
+    desk.bad("generate", &["--batch", "99999999999999999999999"], "expected a smaller number");
+    desk.bad("generate", &["--seed", "-1"], "invalid value '-1' for '--seed <SEED>': expected a whole number from 0");
+    desk.bad(
+        "generate",
+        &["--sed", "1"],
+        "unexpected argument '--sed' found; tip: a similar argument exists: '--seed'",
+    );
+    desk.bad("generate", &["--dtype", "int8"], "possible values: f32, bf16");
+    desk.bad("inspect", &[], "the following required arguments were not provided: <DIR>");
+    desk.bad("reconstruct", &[], "the following required arguments were not provided: --vae <PATH>");
+}
+
+#[test]
+fn a_plan_is_printed_and_nothing_is_written() {
+    let desk = Desk::new();
+    let image = fixture("cmyk.jpg");
+    let (out, _) = desk.good("edit", &["--model", &diffusers(), "--device", "cpu", "--image", &image, "--plan"]);
+    assert!(out.contains("reference 1: 24x16, stretched to 1248x832 by Lanczos, 52 rows x 78 columns"), "{out}");
+    assert!(out.contains("output:      24x16, resized from 1248x832"), "{out}");
+    assert!(desk.files().is_empty());
+}
+
+#[test]
+fn pictures_of_every_kind_are_edited() {
+    let desk = Desk::new();
+    RgbImage::from_pixel(20_000, 10, Rgb([1, 2, 3])).save(desk.path("wide.png")).unwrap();
+    RgbImage::from_pixel(1, 1, Rgb([1, 2, 3])).save(desk.path("dot.png")).unwrap();
+    image::ImageBuffer::<image::Luma<u16>, _>::from_fn(9, 7, |x, y| image::Luma([(x * y * 999) as u16]))
+        .save(desk.path("grey16.png"))
+        .unwrap();
+    let (wide, dot, grey16) = (desk.path("wide.png"), desk.path("dot.png"), desk.path("grey16.png"));
+    for (image, size) in [
+        (wide.display().to_string(), "20000x10"),
+        (dot.display().to_string(), "1x1"),
+        (grey16.display().to_string(), "9x7"),
+        (fixture("cmyk.jpg"), "24x16"),
+        (fixture("palette_transparent.png"), "24x16"),
+        // Stored lying, shown standing.
+        (fixture("turned6.jpg"), "16x24"),
+    ] {
+        let model = diffusers();
+        let args = small(&model, &["--image", &image, "--prompt", "", "--seed", "1", "--steps", "1"]);
+        let (out, _) = desk.good("edit", &args);
+        assert!(out.starts_with(&format!("wrote edit.png ({size}, seed 1)")), "{out}");
+    }
+    assert_eq!(desk.files().len(), 4);
+}
+
+#[test]
+fn a_batch_is_written_under_numbered_names() {
+    let desk = Desk::new();
+    let (out, _) = desk.good("generate", &small(&diffusers(), &["--batch", "2", "--seed", "5", "--out", "a.jpg"]));
+    assert!(out.contains("wrote a.jpg (64x64, seed 5)\nwrote a-1.jpg (64x64, seed 6)"), "{out}");
+    assert_eq!(desk.files().into_iter().collect::<Vec<_>>(), ["a-1.jpg", "a.jpg"]);
+}
+
+#[test]
+fn noise_that_was_dumped_gives_the_same_picture_again() {
+    let desk = Desk::new();
+    let model = diffusers();
+    desk.good("generate", &small(&model, &["--seed", "3", "--dump", "dump.safetensors", "--out", "a.png"]));
+    desk.good("generate", &small(&model, &["--seed", "4", "--noise", "dump.safetensors", "--out", "b.png"]));
+    let open = |name: &str| kontext::open(desk.path(name)).unwrap();
+    assert_eq!(open("a.png"), open("b.png"));
+    let dump = Weights::open(desk.path("dump.safetensors")).unwrap();
+    let names = ["final", "latents", "pooled_prompt_embeds", "prompt_embeds", "step_0", "step_1"];
+    assert_eq!(dump.names(), names);
+    assert_eq!(dump.shape_of("latents").unwrap(), [1, 16, 64]);
+    desk.bad("generate", &small(&model, &["--noise", "a.png"]), "a.png: not a valid safetensors file");
+    let noise = ["--noise", "dump.safetensors", "--width", "32", "--height", "32"];
+    desk.bad(
+        "generate",
+        &small(&model, &noise),
+        "invalid shape of the noise: expected [1, 4, 64] (batch, target tokens, 4 * latent channels), got [1, 16, 64]",
+    );
+    rename(&desk.path("dump.safetensors"), "latents", "other");
+    desk.bad("generate", &small(&model, &["--noise", "dump.safetensors"]), "no tensor `latents`");
+}
+
+#[test]
+fn prompts_of_no_word_and_of_ten_thousand_are_taken() {
+    let desk = Desk::new();
+    let (_, err) = desk.good("generate", &small(&diffusers(), &["--prompt", ""]));
+    assert!(!err.contains("does not see"), "{err}");
+    let (_, err) = desk.good("generate", &small(&diffusers(), &["--prompt", &"word ".repeat(10_000)]));
+    for encoder in ["T5", "CLIP"] {
+        assert!(err.contains(&format!("{encoder} does not see the end of the prompt: “")), "{err}");
+    }
+    assert!(err.len() < 2000, "{err}");
+}
+
+#[test]
+fn requests_out_of_range_are_refused() {
+    let desk = Desk::new();
+    let model = diffusers();
+    for (more, words) in [
+        (&["--width", "100", "--height", "64"][..], "invalid picture size: expected sides that are multiples of 16"),
+        (&["--width", "1000000"], "invalid picture size: expected 1 to 8192 pixels on a side, got 1000000"),
+        (&["--steps", "100000"], "invalid steps: expected 1 to 1000, got 100000"),
+        (&["--guidance", "nan"], "invalid guidance: expected a value from -1000 to 1000"),
+        (&["--device", "cuda:999"], "device cuda:999 is not available: "),
+        (&["--device", "tpu"], "invalid device: expected cpu, cuda or cuda:N, got tpu"),
+        (&["--out", "a.bmp"], "invalid output file: expected a name that ends in .png, .jpg or .webp, got a.bmp"),
+        (&["--out", "no/a.png"], "cannot access no: there is no such file or folder; check the path"),
+        (&["--dump", "no/a.safetensors"], "cannot access no: there is no such file or folder; check the path"),
+    ] {
+        desk.bad("generate", &small(&model, more), words);
+    }
+    desk.bad("edit", &small(&model, &["--strength", "-1"]), "invalid strength: expected");
+    RgbImage::from_pixel(20_000, 1, Rgb([1, 2, 3])).save(desk.path("wide.png")).unwrap();
+    let args = small(&model, &["--image", "wide.png", "--out", "a.webp"]);
+    desk.bad("edit", &args, "expected at most 16383 pixels on a side for WebP; write a PNG, got 20000x1");
+}
+
+#[test]
+fn pictures_that_are_none_are_refused() {
+    let desk = Desk::new();
+    std::fs::write(desk.path("text.png"), "hello").unwrap();
+    std::fs::write(desk.path("cut.jpg"), &std::fs::read(fixture("turned6.jpg")).unwrap()[..800]).unwrap();
+    desk.bad(
+        "edit",
+        &["--image", "none.png"],
+        "cannot access none.png: there is no such file or folder; check the path",
+    );
+    desk.bad("edit", &["--image", "."], "cannot access .: it is a folder, expected a file; name a file");
+    let words =
+        "cannot use the picture text.png: The image format could not be determined; give a PNG, JPEG or WebP file";
+    desk.bad("edit", &["--image", "text.png"], words);
+    desk.bad("edit", &["--image", "cut.jpg"], "cannot use the picture cut.jpg: it ends early; the file is damaged");
+    desk.bad("reconstruct", &["--vae", &diffusers(), "--image", "text.png"], "cannot use the picture text.png: ");
+}
+
+#[test]
+fn models_that_are_not_whole_are_refused() {
+    let desk = Desk::new();
+    desk.bad("generate", &["--model", "none"], "cannot access none: there is no such folder, expected the folder of");
+    let folder = copy(Layout::SingleFiles);
+    let model = folder.path().display().to_string();
+    let file = folder.path().join("ae.safetensors");
+    add(&file, "line\nbreak\u{1b}[31m");
+    desk.bad("generate", &["--model", &model], "1 tensor that the model does not know: `line\\nbreak\\u{1b}[31m`");
+    truncate(&file, 1000);
+    desk.bad("generate", &["--model", &model], "it may be truncated or damaged, fetch it again");
+    desk.bad("inspect", &[&model], "it may be truncated or damaged, fetch it again");
+    std::fs::remove_file(&file).unwrap();
+    desk.bad("generate", &["--model", &model], "no VAE found; looked for *.safetensors with its tensors");
+}
+
+#[test]
+fn a_nan_in_the_weights_is_named_and_no_picture_written() {
+    let desk = Desk::new();
+    let folder = copy(Layout::SingleFiles);
+    let name = "double_blocks.0.txt_mlp.0.weight";
+    replace(&folder.path().join("flux1-kontext.safetensors"), name, |t| {
+        let _ = t.get(0).get(0).fill_(f64::NAN);
+        t.shallow_clone()
+    });
+    let model = folder.path().display().to_string();
+    desk.bad("generate", &small(&model, &[]), "tensor `double_blocks.0.txt_mlp.0.weight` of ");
+}
+
+#[test]
+fn inspect_tells_what_a_checkpoint_holds_and_lacks() {
+    let desk = Desk::new();
+    for layout in [Layout::Diffusers, Layout::SingleFiles] {
+        let (out, err) = desk.good("inspect", &[&model(layout).display().to_string()]);
+        assert!(out.contains("\nVAE: 240 tensors") && out.ends_with("\ncomplete\n") && err.is_empty(), "{out}{err}");
+    }
+    let folder = copy(Layout::Diffusers);
+    let path = folder.path().join("transformer/diffusion_pytorch_model.safetensors");
+    let name = "transformer_blocks.0.attn.norm_k.weight";
+    rename(&path, "x_embedder.bias", "x_embedder.bis");
+    replace(&path, name, |t| t.narrow(0, 0, 64).contiguous());
+    add(&folder.path().join("text_encoder/model.safetensors"), "extra");
+    let model = folder.path().display().to_string();
+    desk.bad("inspect", &[&model], "has 4 fault(s), listed above");
+    let (_, out, _) = told(&desk.run("inspect", &[&model]));
+    assert!(out.contains("no tensor `x_embedder.bias` (nearest: `x_embedder.bis`)"), "{out}");
+    assert!(out.contains(&format!("tensor `{name}` has shape [64], the configuration asks for [128]")), "{out}");
+    assert!(out.contains("unused: `x_embedder.bis`") && out.contains("unused: `extra`"), "{out}");
+}
+
+#[test]
+fn reconstruct_measures_an_autoencoder() {
+    let desk = Desk::new();
+    let folder = model(Layout::SingleFiles);
+    let (vae, image) = (folder.join("ae.safetensors").display().to_string(), fixture("palette.png"));
+    let args = ["--vae", &vae, "--image", &image, "--device", "cpu", "--out"];
+    let (out, _) = desk.good("reconstruct", &[&args[..], &["a.png"]].concat());
+    assert!(
+        out.starts_with("16x16, 16 latent channels, ") && out.contains("\nPSNR ") && out.contains("\nSSIM "),
+        "{out}"
+    );
+    assert_eq!(kontext::open(desk.path("a.png")).unwrap().dimensions(), (16, 16));
+    for tile in ["0", "-8", "100"] {
+        let tiled = [&args[..], &["b.png", "--tile", tile]].concat();
+        desk.bad("reconstruct", &tiled, "invalid tile: expected a positive multiple of 8 pixels");
+    }
+    RgbImage::from_pixel(1, 1, Rgb([1, 2, 3])).save(desk.path("dot.png")).unwrap();
+    desk.bad("reconstruct", &["--vae", &vae, "--image", "dot.png"], "dot.png is 1x1: expected at least 16 pixels");
+    let dit = folder.join("flux1-kontext.safetensors").display().to_string();
+    desk.bad("reconstruct", &["--vae", &dit], "no autoencoder found; looked for");
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_program_in_words() {
+    let desk = Desk::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = program("inspect").arg(diffusers()).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+    let (code, _, err) = told(&output);
+    assert_eq!(code, Some(1), "{err}");
+    assert!(err.starts_with("error: cannot write to standard output: "), "{err}");
+    assert!(desk.files().is_empty());
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_says_how_far_it_came_and_writes_nothing() {
+    let desk = Desk::new();
+    let model = diffusers();
+    let args = ["--model", &model, "--device", "cpu", "--width", "256", "--height", "256", "--steps", "1000"];
+    let mut command = program("generate");
+    let mut child = command.args(args).current_dir(desk.0.path()).stderr(Stdio::piped()).spawn().unwrap();
+    // The last line before the run begins.
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.starts_with("T5 tokenizer:")));
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let last = lines.last().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{last}");
+    assert!(last.starts_with("error: cancelled after ") && last.ends_with(" of 1000 steps"), "{last}");
+    assert!(desk.files().is_empty());
+}

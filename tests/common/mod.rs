@@ -1,0 +1,74 @@
+//! Small random models in folders of their own, to be damaged.
+// Each test file uses its part of this.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use kontext::crates::kontext_core::weights::save;
+use kontext::{Layout, Tensor, Weights, random_model};
+use tempfile::TempDir;
+
+static MODELS: LazyLock<TempDir> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().unwrap();
+    random_model(folder.path().join("diffusers"), 7, Layout::Diffusers).unwrap();
+    random_model(folder.path().join("single"), 7, Layout::SingleFiles).unwrap();
+    folder
+});
+
+/// A whole model that no test may change.
+pub fn model(layout: Layout) -> PathBuf {
+    MODELS.path().join(if layout == Layout::Diffusers { "diffusers" } else { "single" })
+}
+
+/// A copy that a test may damage.
+pub fn copy(layout: Layout) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    copy_folder(&model(layout), folder.path());
+    folder
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (path, target) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+        if path.is_dir() {
+            copy_folder(&path, &target);
+        } else {
+            std::fs::copy(&path, &target).unwrap();
+        }
+    }
+}
+
+/// The tensors of a file, in memory.
+pub fn tensors(path: &Path) -> Vec<(String, Tensor)> {
+    let weights = Weights::open(path).unwrap();
+    weights.names().into_iter().map(|name| (name.clone(), weights.raw(&name).unwrap())).collect()
+}
+
+/// Changes one tensor of a file.
+pub fn replace(path: &Path, name: &str, change: impl FnOnce(&Tensor) -> Tensor) {
+    let mut all = tensors(path);
+    let tensor = all.iter_mut().find(|(n, _)| n == name).unwrap();
+    tensor.1 = change(&tensor.1);
+    save(path, &all, None).unwrap();
+}
+
+/// Renames one tensor of a file.
+pub fn rename(path: &Path, from: &str, to: &str) {
+    let mut all = tensors(path);
+    all.iter_mut().find(|(n, _)| n == from).unwrap().0 = to.to_owned();
+    save(path, &all, None).unwrap();
+}
+
+/// Adds a tensor to a file.
+pub fn add(path: &Path, name: &str) {
+    let mut all = tensors(path);
+    all.push((name.to_owned(), Tensor::from_slice(&[1.0_f32])));
+    save(path, &all, None).unwrap();
+}
+
+/// Cuts a file short.
+pub fn truncate(path: &Path, bytes: u64) {
+    std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(bytes).unwrap();
+}
