@@ -131,7 +131,7 @@ pub(crate) fn random_parts(
     compute: Kind,
 ) -> Result<Parts> {
     let weights = |part: u64, kind: Kind| Weights::synthetic(seed.wrapping_add(part)).kind(kind).device(device);
-    let folder = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
+    let folder = tempfile::tempdir().map_err(Error::io("a temporary folder"))?;
     letter_tokenizers::write(folder.path())?;
     let tokenizer = |name: &str| Tokenizer::open(folder.path().join(name));
     let clip = ClipEncoder::new(&weights(2, stored), &sizes.clip, compute)?;

@@ -3,7 +3,7 @@
 //! Source: black-forest-labs/flux@802fb47 `src/flux/model.py`, `Flux`.
 
 use kontext_core::nn::Linear;
-use kontext_core::{Conditioning, During, Error, Result, Tensor, Tokens, Weights, check};
+use kontext_core::{Conditioning, During, Error, Kind, Result, Tensor, Tokens, Weights, check};
 
 use crate::DitConfig;
 use crate::double::{DoubleBlock, DoubleTable};
@@ -148,7 +148,7 @@ impl Dit {
         let guidance = input.guidance.map(|g| Tensor::f_from_slice(&[g])?.f_to_device(device)).transpose()?;
         let vectors = self.vector.forward(&times, guidance.as_ref(), &pooled.f_to_kind(kind)?)?.f_silu()?;
 
-        let text_ids = Tensor::f_zeros([prompt_embeds.size()[1], 3], (tch::Kind::Float, device))?;
+        let text_ids = Tensor::f_zeros([prompt_embeds.size()[1], 3], (Kind::Float, device))?;
         let mut ids = vec![text_ids, input.target_ids.f_to_device(device)?];
         ids.extend(input.context.map(|c| c.ids.f_to_device(device)).transpose()?);
         let context = input
