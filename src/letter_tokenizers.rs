@@ -1,10 +1,12 @@
 //! Tokenizers that read a text letter by letter: for models with random weights.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use kontext_core::{Error, Result};
 use serde_json::{Value, json};
+
+use crate::save_part::{make_folder, write_json};
 
 /// Printable ASCII: the alphabet of the tokenizers.
 const ALPHABET: std::ops::RangeInclusive<u8> = b' '..=b'~';
@@ -66,15 +68,4 @@ fn t5() -> Value {
         "decoder": { "type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true },
         "model": { "type": "Unigram", "unk_id": 2, "vocab": vocab, "byte_fallback": false },
     })
-}
-
-/// Makes a folder and those above it.
-pub(crate) fn make_folder(folder: &Path) -> Result<PathBuf> {
-    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    Ok(folder.to_owned())
-}
-
-/// Writes a JSON file.
-pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
-    std::fs::write(path, format!("{value:#}\n")).map_err(Error::io(path))
 }

@@ -11,6 +11,7 @@ mod pipeline;
 mod plan;
 mod random_model;
 mod request;
+pub mod save_part;
 
 pub use builder::{Builder, Loading, Parts};
 pub use checkpoint::{Checkpoint, Layout};

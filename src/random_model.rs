@@ -5,15 +5,15 @@
 
 use std::path::Path;
 
-use kontext_core::weights::{NameMap, Recipe, save};
+use kontext_core::weights::save;
 use kontext_core::{Device, Error, Kind, Result, Tensor, Weights};
 use kontext_dit::{Dit, DitConfig};
 use kontext_sampler::Shift;
 use kontext_text::{ClipConfig, ClipEncoder, T5Config, T5Encoder, TextEncoder, Tokenizer};
 use kontext_vae::{Autoencoder, AutoencoderKl, VaeConfig};
-use serde_json::{Value, json};
 
-use crate::letter_tokenizers::{self, make_folder, write_json};
+use crate::letter_tokenizers;
+use crate::save_part::{self, make_folder, renamed};
 use crate::{Layout, Parts};
 
 /// Width of the small text models, which have one head.
@@ -96,19 +96,11 @@ pub fn random_model(folder: impl AsRef<Path>, seed: u64, layout: Layout) -> Resu
     let t5_weights = made(seed.wrapping_add(3), |w| T5Encoder::new(w, &t5, Kind::Float).map(drop))?;
     match layout {
         Layout::Diffusers => {
-            let part = |name: &str, file: &str, tensors: &[(String, Tensor)], config: &Value| -> Result<()> {
-                let part = make_folder(&folder.join(name))?;
-                save(part.join(file), tensors, None)?;
-                write_json(&part.join("config.json"), config)
-            };
-            let dit_weights = renamed(dit_weights, kontext_dit::names::diffusers, dit.width())?;
-            part("transformer", "diffusion_pytorch_model.safetensors", &dit_weights, &dit_json(&dit))?;
-            part("vae", "diffusion_pytorch_model.safetensors", &vae_weights, &vae_json(&vae))?;
-            part("text_encoder", "model.safetensors", &clip_weights, &clip_json(&clip))?;
-            part("text_encoder_2", "model.safetensors", &t5_weights, &t5_json(&t5))?;
-            let scheduler = make_folder(&folder.join("scheduler"))?;
-            write_json(&scheduler.join("scheduler_config.json"), &scheduler_json())?;
-            write_json(&folder.join("model_index.json"), &json!({ "_class_name": "FluxKontextPipeline" }))?;
+            save_part::transformer(folder, dit_weights, &dit)?;
+            save_part::vae(folder, &vae_weights, &vae)?;
+            save_part::clip(folder, &clip_weights, &clip)?;
+            save_part::t5(folder, &t5_weights, &t5)?;
+            save_part::index(folder, Shift::dev())?;
         }
         Layout::SingleFiles => {
             let folder = make_folder(folder)?;
@@ -152,75 +144,4 @@ fn made(seed: u64, build: impl FnOnce(&Weights) -> Result<()>) -> Result<Vec<(St
     let weights = Weights::synthetic(seed);
     let draw = |(name, shape): (String, Vec<i64>)| Ok((name.clone(), weights.tensor(&name, &shape)?));
     blank.shapes().into_iter().map(draw).collect()
-}
-
-/// The same tensors as a file of another naming holds them.
-fn renamed(tensors: Vec<(String, Tensor)>, map: NameMap, width: i64) -> Result<Vec<(String, Tensor)>> {
-    let mut renamed = Vec::new();
-    for (name, value) in tensors {
-        match map(&name) {
-            Recipe::Name(name) => renamed.push((name, value)),
-            Recipe::SwapHalves(name) => {
-                let halves = value.f_chunk(2, 0)?;
-                renamed.push((name, Tensor::f_cat(&halves.iter().rev().collect::<Vec<_>>(), 0)?));
-            }
-            Recipe::Rows(names) => {
-                // All parts but the last are as high as the model is wide.
-                let rows = value.size().first().copied().unwrap_or_default();
-                let height = rows.min(width);
-                for (index, name) in names.iter().enumerate() {
-                    let start = height * index as i64;
-                    let count = if index + 1 == names.len() { rows - start } else { height };
-                    renamed.push((name.clone(), value.f_narrow(0, start, count)?));
-                }
-            }
-        }
-    }
-    Ok(renamed)
-}
-
-fn dit_json(c: &DitConfig) -> Value {
-    json!({
-        "_class_name": "FluxTransformer2DModel", "patch_size": 1, "in_channels": c.in_channels,
-        "num_layers": c.double_blocks, "num_single_layers": c.single_blocks, "attention_head_dim": c.head_dim,
-        "num_attention_heads": c.heads, "joint_attention_dim": c.context_dim, "pooled_projection_dim": c.pooled_dim,
-        "guidance_embeds": c.guidance_embed, "axes_dims_rope": c.axes_dim,
-    })
-}
-
-fn vae_json(c: &VaeConfig) -> Value {
-    let (down, up) = (["DownEncoderBlock2D"; 4], ["UpDecoderBlock2D"; 4]);
-    json!({
-        "_class_name": "AutoencoderKL", "in_channels": c.in_channels, "out_channels": c.out_channels,
-        "latent_channels": c.latent_channels, "block_out_channels": c.block_out_channels,
-        "layers_per_block": c.layers_per_block, "norm_num_groups": c.norm_num_groups,
-        "down_block_types": down, "up_block_types": up,
-        "use_quant_conv": c.use_quant_conv, "use_post_quant_conv": c.use_post_quant_conv,
-        "scaling_factor": c.scaling_factor, "shift_factor": c.shift_factor,
-    })
-}
-
-fn clip_json(c: &ClipConfig) -> Value {
-    json!({
-        "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "vocab_size": c.vocab_size,
-        "hidden_size": c.hidden_size, "intermediate_size": c.intermediate_size, "num_hidden_layers": c.num_hidden_layers,
-        "num_attention_heads": c.num_attention_heads, "max_position_embeddings": c.max_position_embeddings,
-        "hidden_act": "quick_gelu", "layer_norm_eps": c.layer_norm_eps, "eos_token_id": c.eos_token_id,
-    })
-}
-
-fn t5_json(c: &T5Config) -> Value {
-    json!({
-        "architectures": ["T5EncoderModel"], "model_type": "t5", "vocab_size": c.vocab_size, "d_model": c.d_model,
-        "d_kv": c.d_kv, "d_ff": c.d_ff, "num_layers": c.num_layers, "num_heads": c.num_heads,
-        "feed_forward_proj": "gated-gelu", "relative_attention_num_buckets": c.relative_attention_num_buckets,
-        "relative_attention_max_distance": c.relative_attention_max_distance, "layer_norm_epsilon": c.layer_norm_epsilon,
-    })
-}
-
-fn scheduler_json() -> Value {
-    json!({
-        "_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0,
-        "use_dynamic_shifting": true, "base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096,
-    })
 }

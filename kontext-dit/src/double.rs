@@ -28,6 +28,18 @@ pub(crate) struct DoubleTable {
     txt: Table,
 }
 
+impl DoubleTable {
+    /// A table of these values of the image and the text stream.
+    pub(crate) fn of(img: &Tensor, txt: &Tensor) -> Self {
+        Self { img: Table::of(img), txt: Table::of(txt) }
+    }
+
+    /// The values of the image and the text stream, each [S, P, B, D].
+    pub(crate) fn values(&self) -> Vec<Tensor> {
+        vec![self.img.values(), self.txt.values()]
+    }
+}
+
 impl DoubleBlock {
     pub(crate) fn new(w: &Weights, config: &DitConfig) -> Result<Self> {
         let modulation = |name: &str| ModulationLayer::new(&w.at(name).at("lin"), config.width(), PARTS);

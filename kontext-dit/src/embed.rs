@@ -4,7 +4,7 @@
 //! `model.py`, `Flux.forward`.
 
 use kontext_core::nn::Linear;
-use kontext_core::{Result, Tensor, Weights, ops};
+use kontext_core::{Kind, Result, Tensor, Weights, ops};
 
 use crate::DitConfig;
 
@@ -55,13 +55,25 @@ impl VectorEmbed {
     /// Shapes: `times` [S] and `guidance` [1] in f32 on the scale of 0 to 1000, `pooled` [B, P];
     /// returns [S, B, D] in the kind of `pooled`.
     pub(crate) fn forward(&self, times: &Tensor, guidance: Option<&Tensor>, pooled: &Tensor) -> Result<Tensor> {
-        let kind = pooled.kind();
-        let sinusoid = |t: &Tensor| -> Result<Tensor> { Ok(ops::timestep_embedding(t, SINUSOID)?.f_to_kind(kind)?) };
-        let mut steps = self.time.forward(&sinusoid(times)?)?; // [S, D]
-        if let (Some(embedder), Some(guidance)) = (&self.guidance, guidance) {
-            steps = steps.f_add(&embedder.forward(&sinusoid(guidance)?)?)?;
-        }
+        let steps = self.times(times, guidance, pooled.kind())?; // [S, D]
         let pooled = self.pooled.forward(pooled)?; // [B, D]
         Ok(steps.f_unsqueeze(1)?.f_add(&pooled.f_unsqueeze(0)?)?)
+    }
+
+    /// As [`VectorEmbed::forward`] for one step, at which every item has its own time: `times` [B],
+    /// returns [1, B, D].
+    pub(crate) fn forward_items(&self, times: &Tensor, guidance: Option<&Tensor>, pooled: &Tensor) -> Result<Tensor> {
+        let items = self.times(times, guidance, pooled.kind())?; // [B, D]
+        Ok(items.f_add(&self.pooled.forward(pooled)?)?.f_unsqueeze(0)?)
+    }
+
+    /// `time(t) + guidance(g)`, [S, D].
+    fn times(&self, times: &Tensor, guidance: Option<&Tensor>, kind: Kind) -> Result<Tensor> {
+        let sinusoid = |t: &Tensor| -> Result<Tensor> { Ok(ops::timestep_embedding(t, SINUSOID)?.f_to_kind(kind)?) };
+        let times = self.time.forward(&sinusoid(times)?)?;
+        match (&self.guidance, guidance) {
+            (Some(embedder), Some(guidance)) => Ok(times.f_add(&embedder.forward(&sinusoid(guidance)?)?)?),
+            _ => Ok(times),
+        }
     }
 }

@@ -6,9 +6,11 @@ mod embed;
 mod model;
 mod modulation;
 pub mod names;
+mod piece;
 mod rope;
 mod single;
 mod stream;
 
 pub use config::DitConfig;
 pub use model::{Dit, Run, RunInput};
+pub use piece::{Piece, velocity_of};

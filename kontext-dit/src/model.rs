@@ -8,7 +8,8 @@ use kontext_core::{Conditioning, During, Error, Kind, Result, Tensor, Tokens, We
 use crate::DitConfig;
 use crate::double::{DoubleBlock, DoubleTable};
 use crate::embed::VectorEmbed;
-use crate::modulation::{ModulationLayer, Table, modulate};
+use crate::modulation::{ModulationLayer, Table};
+use crate::piece::{Part, Piece, velocity_of};
 use crate::rope::Rope;
 use crate::single::SingleBlock;
 
@@ -106,7 +107,21 @@ impl Dit {
     /// guidance value or no steps.
     pub fn prepare(&self, input: &RunInput<'_>) -> Result<Run> {
         self.check(input)?;
-        self.prepare_checked(input).during("preparing the transformer's run")
+        self.prepare_checked(input, false).during("preparing the transformer's run")
+    }
+
+    /// As [`Dit::prepare`] for a single step at which every item of the batch has its own time, as
+    /// in training: `times` holds B of them.
+    ///
+    /// # Errors
+    /// Those of [`Dit::prepare`], and [`Error::InvalidArgument`] for another number of times.
+    pub fn prepare_items(&self, input: &RunInput<'_>) -> Result<Run> {
+        self.check(input)?;
+        let batch = input.conditioning.prompt_embeds.size()[0];
+        if input.times.len() as i64 != batch {
+            return Err(Error::invalid("times", format!("{batch}, one for each item"), input.times.len()));
+        }
+        self.prepare_checked(input, true).during("preparing the transformer's run")
     }
 
     fn check(&self, input: &RunInput<'_>) -> Result<()> {
@@ -141,12 +156,13 @@ impl Dit {
         Ok(())
     }
 
-    fn prepare_checked(&self, input: &RunInput<'_>) -> Result<Run> {
+    fn prepare_checked(&self, input: &RunInput<'_>, by_item: bool) -> Result<Run> {
         let Conditioning { prompt_embeds, pooled } = input.conditioning;
         let (device, kind) = (prompt_embeds.device(), prompt_embeds.kind());
         let times = Tensor::f_from_slice(input.times)?.f_to_device(device)?;
         let guidance = input.guidance.map(|g| Tensor::f_from_slice(&[g])?.f_to_device(device)).transpose()?;
-        let vectors = self.vector.forward(&times, guidance.as_ref(), &pooled.f_to_kind(kind)?)?.f_silu()?;
+        let embed = if by_item { VectorEmbed::forward_items } else { VectorEmbed::forward };
+        let vectors = embed(&self.vector, &times, guidance.as_ref(), &pooled.f_to_kind(kind)?)?.f_silu()?;
 
         let text_ids = Tensor::f_zeros([prompt_embeds.size()[1], 3], (Kind::Float, device))?;
         let mut ids = vec![text_ids, input.target_ids.f_to_device(device)?];
@@ -163,7 +179,7 @@ impl Dit {
             double_tables: self.double_blocks.iter().map(|b| b.table(&vectors)).collect::<Result<_>>()?,
             single_tables: self.single_blocks.iter().map(|b| b.table(&vectors)).collect::<Result<_>>()?,
             last_table: self.last_modulation.table(&vectors)?,
-            steps: input.times.len(),
+            steps: if by_item { 1 } else { input.times.len() },
         })
     }
 
@@ -177,42 +193,72 @@ impl Dit {
     /// [`Error::Shape`] where the target has another length than the run's ids,
     /// [`Error::InvalidArgument`] for a step outside the run.
     pub fn forward(&self, run: &Run, step: usize, target: &Tensor) -> Result<Tensor> {
-        check::shape(
-            "target",
-            target,
-            "[N, L, in_channels]",
-            &[None, Some(run.target), Some(self.config.in_channels)],
-        )?;
-        if step >= run.steps {
-            return Err(Error::invalid("step", format!("below {}", run.steps), step));
-        }
+        self.check_target(run, target)?;
+        check_step(run, step)?;
         self.forward_checked(run, step as i64, target).during("running the transformer")
     }
 
     fn forward_checked(&self, run: &Run, step: i64, target: &Tensor) -> Result<Tensor> {
+        let mut state = self.enter_checked(run, target)?;
+        for piece in self.pieces_at(run, step) {
+            state = piece.forward(&state, &piece.modulation())?;
+        }
+        Ok(velocity_of(&state)?.shallow_clone())
+    }
+
+    /// Projects the target and puts the text and the context beside it: what the first
+    /// [`Piece`] takes, [N, T, D] and [N, L + R, D].
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the target has another length than the run's ids.
+    pub fn enter(&self, run: &Run, target: &Tensor) -> Result<Vec<Tensor>> {
+        self.check_target(run, target)?;
+        self.enter_checked(run, target).during("running the transformer")
+    }
+
+    fn enter_checked(&self, run: &Run, target: &Tensor) -> Result<Vec<Tensor>> {
         let batch = target.size()[0];
         let mut img = self.img_in.forward(target)?;
         if let Some(context) = &run.context {
             img = Tensor::f_cat(&[&img, &expand(context, batch)?], 1)?; // [N, L + R, D]
         }
-        let mut txt = expand(&run.txt, batch)?;
-        let text = txt.size()[1];
-        for (block, table) in self.double_blocks.iter().zip(&run.double_tables) {
-            (txt, img) = block.forward(&txt, &img, &run.rope, table, step)?;
-        }
-        let mut target = img.f_narrow(1, 0, run.target)?;
-        if let Some((last, blocks)) = self.single_blocks.split_last() {
-            let mut x = Tensor::f_cat(&[&txt, &img], 1)?; // [N, T + L + R, D]
-            for (block, table) in blocks.iter().zip(&run.single_tables) {
-                x = block.forward(&x, &run.rope, table, step)?;
-            }
-            let table =
-                run.single_tables.last().ok_or_else(|| Error::invalid("run", "a run of this model", "another"))?;
-            target = last.forward_target(&x, &run.rope, table, step, text, run.target)?;
-        }
-        let (shift, scale) = run.last_table.last(step)?;
-        self.last_linear.forward(&modulate(&target, &shift, &scale)?)
+        Ok(vec![expand(&run.txt, batch)?, img])
     }
+
+    /// The blocks and the last layer, one after the other: `forward` cut at the places where the
+    /// activations are few. Training recomputes a piece in its backward pass instead of keeping
+    /// what happens within it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a step outside the run.
+    pub fn pieces<'a>(&'a self, run: &'a Run, step: usize) -> Result<Vec<Piece<'a>>> {
+        check_step(run, step)?;
+        Ok(self.pieces_at(run, step as i64).collect())
+    }
+
+    fn pieces_at<'a>(&'a self, run: &'a Run, step: i64) -> impl Iterator<Item = Piece<'a>> {
+        let piece = move |part| Piece { part, rope: &run.rope, step, text: run.txt.size()[1], target: run.target };
+        let double = self.double_blocks.iter().zip(&run.double_tables).map(|(b, t)| Part::Double(b, t));
+        let count = self.single_blocks.len();
+        let single = self.single_blocks.iter().zip(&run.single_tables).enumerate();
+        let single = single.map(move |(index, (block, table))| Part::Single {
+            block,
+            table,
+            first: index == 0,
+            last: index + 1 == count,
+        });
+        let last = Part::Last { linear: &self.last_linear, table: &run.last_table };
+        double.chain(single).chain([last]).map(piece)
+    }
+
+    fn check_target(&self, run: &Run, target: &Tensor) -> Result<()> {
+        let sizes = [None, Some(run.target), Some(self.config.in_channels)];
+        check::shape("target", target, "[N, L, in_channels]", &sizes)
+    }
+}
+
+fn check_step(run: &Run, step: usize) -> Result<()> {
+    if step < run.steps { Ok(()) } else { Err(Error::invalid("step", format!("below {}", run.steps), step)) }
 }
 
 /// One item serves the whole batch, without a copy.

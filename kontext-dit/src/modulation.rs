@@ -37,6 +37,16 @@ pub(crate) struct Table {
 }
 
 impl Table {
+    /// The table that [`Table::values`] gave, or one of other values in its place.
+    pub(crate) fn of(values: &Tensor) -> Self {
+        Self { parts: values.shallow_clone() }
+    }
+
+    /// Its values [S, P, B, D].
+    pub(crate) fn values(&self) -> Tensor {
+        self.parts.shallow_clone()
+    }
+
     /// The modulation of one step: triples of (shift, scale, gate).
     pub(crate) fn step<const N: usize>(&self, step: i64) -> Result<[Modulation; N]> {
         let parts = self.parts.f_select(0, step)?; // [P, B, D]

@@ -106,9 +106,10 @@ impl Stream {
     }
 }
 
-/// GELU in its tanh form, in place: the MLP's activations are the largest of the model.
+/// GELU in its tanh form, in place where no gradient is wanted: the MLP's activations are the
+/// largest of the model.
 pub(crate) fn gelu(mut x: Tensor) -> Result<Tensor> {
-    Ok(x.f_gelu_("tanh")?)
+    Ok(if x.requires_grad() { x.f_gelu("tanh")? } else { x.f_gelu_("tanh")? })
 }
 
 /// In f16, values beyond its range become its largest: as diffusers does behind text streams and

@@ -130,6 +130,15 @@ impl Shift {
         })
     }
 
+    /// One sigma in (0, 1], shifted for a target of so many tokens: where training finds the noise
+    /// levels that a run will pass.
+    #[must_use]
+    pub fn shifted(self, sigma: f32, target_tokens: i64) -> f32 {
+        let mut sigma = [sigma];
+        self.apply(&mut sigma, target_tokens, Conformance::Kontext);
+        sigma[0]
+    }
+
     /// Shifts sigmas for a target of so many tokens, in f32 as the references do.
     fn apply(self, sigmas: &mut [f32], target_tokens: i64, conformance: Conformance) {
         match self {

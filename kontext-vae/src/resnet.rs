@@ -60,7 +60,9 @@ impl Resnets {
     }
 }
 
-/// `silu(norm(x))`, the activation in the memory of the norm's output: at a megapixel each copy is 0.5 GB in f32.
+/// `silu(norm(x))`, the activation in the memory of the norm's output where no gradient is wanted: at a megapixel each
+/// copy is 0.5 GB in f32.
 pub(crate) fn norm_silu(norm: &GroupNorm, x: &Tensor) -> Result<Tensor> {
-    Ok(norm.forward(x)?.f_silu_()?)
+    let mut normed = norm.forward(x)?;
+    Ok(if normed.requires_grad() { normed.f_silu()? } else { normed.f_silu_()? })
 }

@@ -1,0 +1,157 @@
+//! A dataset's folder: pictures, and `metadata.jsonl` that pairs them.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use kontext_core::{Error, Result};
+use serde::Deserialize;
+
+/// One training example: none, one or more reference pictures, an instruction, and the result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    /// Reference pictures, relative to the dataset's folder; none for text to image.
+    pub sources: Vec<PathBuf>,
+    /// The result, relative to the dataset's folder.
+    pub target: PathBuf,
+    /// The prompt.
+    pub instruction: String,
+    /// What kind of edit it is, such as `local/hair`; may be empty.
+    pub category: String,
+    /// `train`, `test`, or any other name; `train` if the line does not say.
+    pub split: String,
+}
+
+/// Something of the dataset that training goes without.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skipped {
+    /// The file, or the line of `metadata.jsonl`.
+    pub what: String,
+    /// Why it cannot be used.
+    pub reason: String,
+}
+
+impl std::fmt::Display for Skipped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.what, self.reason)
+    }
+}
+
+/// The examples of a folder.
+#[derive(Debug, Clone)]
+pub struct Dataset {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Its examples, in the order of the file.
+    pub items: Vec<Item>,
+    /// Lines that could not be read, and later files that could not.
+    pub skipped: Vec<Skipped>,
+}
+
+/// A line of `metadata.jsonl`. Other fields are left alone.
+#[derive(Deserialize)]
+struct Line {
+    #[serde(default)]
+    source: Option<Sources>,
+    target: PathBuf,
+    #[serde(alias = "prompt", alias = "text")]
+    instruction: String,
+    #[serde(default)]
+    category: String,
+    #[serde(default = "train")]
+    split: String,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Sources {
+    One(PathBuf),
+    Many(Vec<PathBuf>),
+}
+
+fn train() -> String {
+    "train".to_owned()
+}
+
+impl Dataset {
+    /// Reads `folder/metadata.jsonl`: one JSON object a line with `target`, `instruction`, and if
+    /// there are any `source` (a path or a list of them), `category` and `split`.
+    ///
+    /// A line that is no such object is skipped and named in [`Dataset::skipped`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the file cannot be read, a checkpoint error where no line of it can be used.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        let folder = folder.as_ref().to_owned();
+        let path = folder.join("metadata.jsonl");
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let (mut items, mut skipped) = (Vec::new(), Vec::new());
+        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+            match serde_json::from_str::<Line>(line) {
+                Ok(line) => items.push(Item::from(line)),
+                Err(error) => {
+                    skipped.push(Skipped { what: format!("metadata.jsonl line {}", number + 1), reason: error.to_string() });
+                }
+            }
+        }
+        if items.is_empty() {
+            let reason = match skipped.first() {
+                Some(first) => format!("no line can be used; {first}"),
+                None => "it is empty; expected one JSON object a line with `source`, `target`, `instruction`".to_owned(),
+            };
+            return Err(Error::config(path, reason));
+        }
+        Ok(Self { folder, items, skipped })
+    }
+
+    /// All pictures that items name, each once, in order.
+    #[must_use]
+    pub fn pictures(&self) -> BTreeSet<PathBuf> {
+        self.items.iter().flat_map(|item| item.sources.iter().chain([&item.target])).cloned().collect()
+    }
+
+    /// Drops the items that need one of these pictures.
+    pub fn without(&mut self, lost: &BTreeSet<PathBuf>) {
+        self.items.retain(|item| !item.sources.iter().chain([&item.target]).any(|picture| lost.contains(picture)));
+    }
+}
+
+impl From<Line> for Item {
+    fn from(line: Line) -> Self {
+        let sources = match line.source {
+            None => Vec::new(),
+            Some(Sources::One(source)) => vec![source],
+            Some(Sources::Many(sources)) => sources,
+        };
+        Self {
+            sources,
+            target: line.target,
+            instruction: line.instruction,
+            category: line.category,
+            split: line.split,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_names_one_source_or_several_or_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let lines = [
+            r#"{"source": "a.png", "target": "b.png", "instruction": "one"}"#,
+            r#"{"source": ["a.png", "c.png"], "target": "b.png", "instruction": "two", "split": "test"}"#,
+            r#"{"target": "b.png", "instruction": "none", "category": "generate/name"}"#,
+            r#"{"target": 3}"#,
+        ];
+        std::fs::write(folder.path().join("metadata.jsonl"), lines.join("\n")).unwrap();
+        let dataset = Dataset::open(folder.path()).unwrap();
+        let counts: Vec<usize> = dataset.items.iter().map(|i| i.sources.len()).collect();
+        assert_eq!(counts, [1, 2, 0]);
+        assert_eq!((dataset.items[0].split.as_str(), dataset.items[1].split.as_str()), ("train", "test"));
+        assert_eq!(dataset.skipped.len(), 1);
+        assert!(dataset.skipped[0].to_string().starts_with("metadata.jsonl line 4: "), "{}", dataset.skipped[0]);
+        assert_eq!(dataset.pictures().len(), 3);
+    }
+}

@@ -1,0 +1,49 @@
+//! The learning rate over a run.
+
+use serde::{Deserialize, Serialize};
+
+/// Warm-up, then a cosine down to a share of the peak.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rate {
+    /// The highest learning rate. Default 1e-4.
+    pub peak: f64,
+    /// Steps over which it rises from zero in a straight line. Default 100.
+    pub warmup: u64,
+    /// Share of the peak at the end. Default 0.05; 1 keeps the rate constant behind the warm-up.
+    pub floor: f64,
+}
+
+impl Default for Rate {
+    fn default() -> Self {
+        Self { peak: 1e-4, warmup: 100, floor: 0.05 }
+    }
+}
+
+impl Rate {
+    /// The rate of step `step` (from 0) of `total`.
+    #[must_use]
+    pub fn at(&self, step: u64, total: u64) -> f64 {
+        if step < self.warmup {
+            return self.peak * (step + 1) as f64 / self.warmup as f64;
+        }
+        let span = total.saturating_sub(self.warmup).max(1) as f64;
+        let done = ((step - self.warmup) as f64 / span).min(1.0);
+        let cosine = 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
+        self.peak * (self.floor + (1.0 - self.floor) * cosine)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_rises_peaks_and_ends_at_its_floor() {
+        let rate = Rate { peak: 1.0, warmup: 10, floor: 0.1 };
+        assert!((rate.at(0, 110) - 0.1).abs() < 1e-12);
+        assert!((rate.at(10, 110) - 1.0).abs() < 1e-12);
+        assert!((rate.at(60, 110) - 0.55).abs() < 1e-12);
+        assert!((rate.at(110, 110) - 0.1).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,168 @@
+//! Writing the parts of a model as diffusers lays them out: a folder each, weights beside their
+//! configuration. A file appears whole or not at all.
+
+use std::path::{Path, PathBuf};
+
+use kontext_core::weights::{NameMap, Recipe, save};
+use kontext_core::{Error, OutputFile, Result, Tensor};
+use kontext_dit::DitConfig;
+use kontext_sampler::Shift;
+use kontext_text::{ClipConfig, T5Config};
+use kontext_vae::VaeConfig;
+use serde_json::{Value, json};
+
+/// Writes the transformer into `folder/transformer`: tensors under this library's names (BFL's), in
+/// their kinds, are written under those of diffusers.
+///
+/// # Errors
+/// [`Error::Io`] where the folder cannot be written.
+pub fn transformer(folder: impl AsRef<Path>, tensors: Vec<(String, Tensor)>, config: &DitConfig) -> Result<()> {
+    let tensors = renamed(tensors, kontext_dit::names::diffusers, config.width())?;
+    part(folder.as_ref(), "transformer", "diffusion_pytorch_model.safetensors", &tensors, &dit_json(config))
+}
+
+/// Writes the autoencoder into `folder/vae`.
+///
+/// # Errors
+/// [`Error::Io`] where the folder cannot be written.
+pub fn vae(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &VaeConfig) -> Result<()> {
+    part(folder.as_ref(), "vae", "diffusion_pytorch_model.safetensors", tensors, &vae_json(config))
+}
+
+/// Writes CLIP's text model into `folder/text_encoder`. Its tokenizer belongs into `folder/tokenizer`.
+///
+/// # Errors
+/// [`Error::Io`] where the folder cannot be written.
+pub fn clip(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &ClipConfig) -> Result<()> {
+    part(folder.as_ref(), "text_encoder", "model.safetensors", tensors, &clip_json(config))
+}
+
+/// Writes T5's encoder into `folder/text_encoder_2`. Its tokenizer belongs into `folder/tokenizer_2`.
+///
+/// # Errors
+/// [`Error::Io`] where the folder cannot be written.
+pub fn t5(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &T5Config) -> Result<()> {
+    part(folder.as_ref(), "text_encoder_2", "model.safetensors", tensors, &t5_json(config))
+}
+
+/// Writes `folder/model_index.json` and `folder/scheduler/scheduler_config.json`.
+///
+/// # Errors
+/// [`Error::Io`] where the folder cannot be written.
+pub fn index(folder: impl AsRef<Path>, shift: Shift) -> Result<()> {
+    let folder = folder.as_ref();
+    let scheduler = make_folder(&folder.join("scheduler"))?;
+    write_json(&scheduler.join("scheduler_config.json"), &scheduler_json(shift))?;
+    write_json(&folder.join("model_index.json"), &model_index())
+}
+
+fn part(folder: &Path, name: &str, file: &str, tensors: &[(String, Tensor)], config: &Value) -> Result<()> {
+    let part = make_folder(&folder.join(name))?;
+    save(part.join(file), tensors, None)?;
+    write_json(&part.join("config.json"), config)
+}
+
+/// Makes a folder and those above it.
+pub(crate) fn make_folder(folder: &Path) -> Result<PathBuf> {
+    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    Ok(folder.to_owned())
+}
+
+/// Writes a JSON file.
+pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
+    use std::io::Write;
+    let mut file = OutputFile::create(path)?;
+    file.writer().write_all(format!("{value:#}\n").as_bytes()).map_err(Error::io(path))?;
+    file.publish()
+}
+
+/// The same tensors as a file of another naming holds them.
+pub(crate) fn renamed(tensors: Vec<(String, Tensor)>, map: NameMap, width: i64) -> Result<Vec<(String, Tensor)>> {
+    let mut renamed = Vec::new();
+    for (name, value) in tensors {
+        match map(&name) {
+            Recipe::Name(name) => renamed.push((name, value)),
+            Recipe::SwapHalves(name) => {
+                let halves = value.f_chunk(2, 0)?;
+                renamed.push((name, Tensor::f_cat(&halves.iter().rev().collect::<Vec<_>>(), 0)?));
+            }
+            Recipe::Rows(names) => {
+                // All parts but the last are as high as the model is wide.
+                let rows = value.size().first().copied().unwrap_or_default();
+                let height = rows.min(width);
+                for (index, name) in names.iter().enumerate() {
+                    let start = height * index as i64;
+                    let count = if index + 1 == names.len() { rows - start } else { height };
+                    renamed.push((name.clone(), value.f_narrow(0, start, count)?));
+                }
+            }
+        }
+    }
+    Ok(renamed)
+}
+
+fn dit_json(c: &DitConfig) -> Value {
+    json!({
+        "_class_name": "FluxTransformer2DModel", "patch_size": 1, "in_channels": c.in_channels,
+        "num_layers": c.double_blocks, "num_single_layers": c.single_blocks, "attention_head_dim": c.head_dim,
+        "num_attention_heads": c.heads, "joint_attention_dim": c.context_dim, "pooled_projection_dim": c.pooled_dim,
+        "guidance_embeds": c.guidance_embed, "axes_dims_rope": c.axes_dim,
+    })
+}
+
+fn vae_json(c: &VaeConfig) -> Value {
+    let (down, up) = (["DownEncoderBlock2D"; 4], ["UpDecoderBlock2D"; 4]);
+    json!({
+        "_class_name": "AutoencoderKL", "in_channels": c.in_channels, "out_channels": c.out_channels,
+        "latent_channels": c.latent_channels, "block_out_channels": c.block_out_channels,
+        "layers_per_block": c.layers_per_block, "norm_num_groups": c.norm_num_groups,
+        "down_block_types": down, "up_block_types": up,
+        "use_quant_conv": c.use_quant_conv, "use_post_quant_conv": c.use_post_quant_conv,
+        "scaling_factor": c.scaling_factor, "shift_factor": c.shift_factor,
+    })
+}
+
+fn clip_json(c: &ClipConfig) -> Value {
+    json!({
+        "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "vocab_size": c.vocab_size,
+        "hidden_size": c.hidden_size, "intermediate_size": c.intermediate_size, "num_hidden_layers": c.num_hidden_layers,
+        "num_attention_heads": c.num_attention_heads, "max_position_embeddings": c.max_position_embeddings,
+        "hidden_act": "quick_gelu", "layer_norm_eps": c.layer_norm_eps, "eos_token_id": c.eos_token_id,
+    })
+}
+
+fn t5_json(c: &T5Config) -> Value {
+    json!({
+        "architectures": ["T5EncoderModel"], "model_type": "t5", "vocab_size": c.vocab_size, "d_model": c.d_model,
+        "d_kv": c.d_kv, "d_ff": c.d_ff, "num_layers": c.num_layers, "num_heads": c.num_heads,
+        "feed_forward_proj": "gated-gelu", "relative_attention_num_buckets": c.relative_attention_num_buckets,
+        "relative_attention_max_distance": c.relative_attention_max_distance, "layer_norm_epsilon": c.layer_norm_epsilon,
+    })
+}
+
+fn scheduler_json(shift: Shift) -> Value {
+    let class = "FlowMatchEulerDiscreteScheduler";
+    match shift {
+        Shift::Dynamic { base_shift, max_shift, base_tokens, max_tokens } => json!({
+            "_class_name": class, "num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": true,
+            "base_shift": base_shift, "max_shift": max_shift, "base_image_seq_len": base_tokens as i64,
+            "max_image_seq_len": max_tokens as i64,
+        }),
+        Shift::Fixed(shift) => json!({
+            "_class_name": class, "num_train_timesteps": 1000, "shift": shift, "use_dynamic_shifting": false,
+        }),
+    }
+}
+
+fn model_index() -> Value {
+    json!({
+        "_class_name": "FluxKontextPipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "FluxTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    })
+}
