@@ -4,8 +4,7 @@ use std::path::{Path, PathBuf};
 
 use kontext_core::{Device, Error, Kind, Result, device};
 use kontext_dit::Dit;
-use kontext_sampler::geometry::PREFERRED_SIZES;
-use kontext_sampler::{Shift, Size};
+use kontext_sampler::Shift;
 use kontext_text::{ClipEncoder, T5Encoder, TextEncoder, Tokenizer};
 use kontext_vae::{Autoencoder, Tiling};
 
@@ -13,7 +12,7 @@ use crate::checkpoint::{Checkpoint, Overrides};
 use crate::pipeline::{Pipeline, Precision};
 use crate::plan::ModelFacts;
 use crate::random_model::{ModelSizes, random_parts};
-use crate::{Plan, Request};
+use crate::{ModelDefaults, Plan, Request};
 
 /// Options of a pipeline.
 ///
@@ -44,16 +43,8 @@ pub struct Parts {
     pub vae: Autoencoder,
     /// How sigmas are shifted.
     pub shift: Shift,
-    /// The sizes that the model prefers, see [`Parts::preferred_sizes`].
-    pub sizes: Vec<Size>,
-}
-
-impl Parts {
-    /// The sizes that the published models prefer.
-    #[must_use]
-    pub fn preferred_sizes() -> Vec<Size> {
-        PREFERRED_SIZES.to_vec()
-    }
+    /// What the model prefers where a request does not say.
+    pub defaults: ModelDefaults,
 }
 
 /// How far loading has come.
@@ -88,7 +79,7 @@ impl Builder {
         Self { tiling: Some(tiling), ..self }
     }
 
-    /// Tokens of T5. Default: 512; FLUX.1-schnell was trained with 256.
+    /// Tokens of T5. Default: what the model's `kontext.json` says, else 512; FLUX.1-schnell was trained with 256.
     pub fn max_sequence_length(self, tokens: usize) -> Self {
         Self { max_sequence_length: Some(tokens), ..self }
     }
@@ -144,6 +135,7 @@ impl Builder {
     /// Those of [`Builder::load`].
     pub fn load_with(&self, folder: impl AsRef<Path>, mut progress: impl FnMut(Loading)) -> Result<Pipeline> {
         let checkpoint = Checkpoint::find_with(folder.as_ref(), &self.overrides)?;
+        let defaults = ModelDefaults::of(folder.as_ref())?;
         let (precision, device) = self.precision()?;
         let compute = precision.compute;
         // Opened before anything is read, so that a wrong file is told at once.
@@ -172,7 +164,7 @@ impl Builder {
             progress(Loading { part: "transformer", done: done + blocks, total });
         })?;
         weights.finish()?;
-        let parts = Parts { text, dit, vae, shift, sizes: Parts::preferred_sizes() };
+        let parts = Parts { text, dit, vae, shift, defaults };
         Pipeline::new(self.with_length(parts)?, precision, device, self.tiling, Some(checkpoint))
     }
 
@@ -185,11 +177,14 @@ impl Builder {
     pub fn plan(&self, folder: impl AsRef<Path>, request: &Request) -> Result<Plan> {
         let checkpoint = Checkpoint::find_with(folder.as_ref(), &self.overrides)?;
         let (_, config) = checkpoint.open_transformer()?;
+        let defaults = ModelDefaults::of(folder.as_ref())?;
+        let length = self.max_sequence_length.or(defaults.max_sequence_length);
         let facts = ModelFacts {
-            sizes: Parts::preferred_sizes(),
+            sizes: defaults.sizes(),
             shift: checkpoint.shift(&config)?,
             guidance_embed: config.guidance_embed,
-            text_tokens: self.max_sequence_length.unwrap_or(TextEncoder::SEQUENCE_LENGTH) as i64,
+            text_tokens: length.unwrap_or(TextEncoder::SEQUENCE_LENGTH) as i64,
+            defaults,
         };
         Plan::new(request, &facts)
     }
@@ -224,7 +219,7 @@ impl Builder {
     }
 
     fn with_length(&self, parts: Parts) -> Result<Parts> {
-        match self.max_sequence_length {
+        match self.max_sequence_length.or(parts.defaults.max_sequence_length) {
             Some(0) => Err(Error::invalid("max_sequence_length", "at least 1 token", 0)),
             Some(length) => Ok(Parts { text: parts.text.max_sequence_length(length), ..parts }),
             None => Ok(parts),

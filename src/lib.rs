@@ -2,6 +2,7 @@
 
 mod builder;
 mod checkpoint;
+mod defaults;
 mod encode;
 mod event;
 mod frozen;
@@ -15,6 +16,7 @@ pub mod save_part;
 
 pub use builder::{Builder, Loading, Parts};
 pub use checkpoint::{Checkpoint, Layout};
+pub use defaults::ModelDefaults;
 pub use event::{Cancel, Event};
 pub use kontext_core::picture::open;
 pub use output::{Output, check_size, check_writable, save_picture};

@@ -81,10 +81,11 @@ impl Pipeline {
         fits("width of T5", parts.text.t5().config().d_model, config.context_dim)?;
         fits("width of CLIP", parts.text.clip().config().hidden_size, config.pooled_dim)?;
         let facts = ModelFacts {
-            sizes: parts.sizes.clone(),
+            sizes: parts.defaults.sizes(),
             shift: parts.shift,
             guidance_embed: config.guidance_embed,
             text_tokens: parts.text.sequence_length() as i64,
+            defaults: parts.defaults.clone(),
         };
         Ok(Self { parts: Frozen::new(parts), facts, precision, device, tiling, checkpoint })
     }

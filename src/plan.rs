@@ -5,7 +5,7 @@ use kontext_sampler::geometry::{LARGEST_SIDE, TOKEN_PIXELS, bfl_target, diffuser
 use kontext_sampler::ids::{Origin, origins};
 use kontext_sampler::{Conformance, Grid, References, Schedule, Shift, Size};
 
-use crate::Request;
+use crate::{ModelDefaults, Request};
 
 /// What a run will do: every size, token count and noise level. Printable.
 ///
@@ -58,6 +58,7 @@ pub(crate) struct ModelFacts {
     pub(crate) shift: Shift,
     pub(crate) guidance_embed: bool,
     pub(crate) text_tokens: i64,
+    pub(crate) defaults: ModelDefaults,
 }
 
 /// More pictures at once than any device holds.
@@ -98,7 +99,7 @@ impl Plan {
             references,
             text_tokens: facts.text_tokens,
             schedule: schedule(request, grid, facts)?,
-            guidance: facts.guidance_embed.then(|| request.guidance.unwrap_or(request.conformance.default_guidance())),
+            guidance: facts.guidance_embed.then(|| guidance(request, facts)),
             runs_per_step: 1 + usize::from(request.negative().is_some()),
             batch: request.batch,
         })
@@ -274,8 +275,14 @@ fn reference_size(request: &Request, input: Size, target: Size, facts: &ModelFac
     if (1.0 / MOST_STRETCH..=MOST_STRETCH).contains(&stretch) { target } else { native.scaled_to(target.area()) }
 }
 
+/// The request's guidance value, else the model's, else that of the mode.
+fn guidance(request: &Request, facts: &ModelFacts) -> f64 {
+    request.guidance.or(facts.defaults.guidance).unwrap_or(request.conformance.default_guidance())
+}
+
 fn schedule(request: &Request, target: Grid, facts: &ModelFacts) -> Result<Schedule> {
-    let default = if facts.guidance_embed { request.conformance.default_steps() } else { FEW_STEPS };
+    let published = if facts.guidance_embed { request.conformance.default_steps() } else { FEW_STEPS };
+    let default = facts.defaults.steps.unwrap_or(published);
     let (tokens, conformance) = (target.tokens(), request.conformance);
     let schedule = match &request.sigmas {
         Some(sigmas) => Schedule::from_sigmas(sigmas, tokens, facts.shift, conformance)?,

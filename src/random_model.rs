@@ -14,7 +14,7 @@ use kontext_vae::{Autoencoder, AutoencoderKl, VaeConfig};
 
 use crate::letter_tokenizers;
 use crate::save_part::{self, make_folder, renamed};
-use crate::{Layout, Parts};
+use crate::{Layout, ModelDefaults, Parts};
 
 /// Width of the small text models, which have one head.
 const TEXT_WIDTH: i64 = 64;
@@ -133,7 +133,7 @@ pub(crate) fn random_parts(
         dit: Dit::new(&weights(0, stored), &sizes.dit, |_| ())?,
         vae: Autoencoder::Kl(AutoencoderKl::new(&weights(1, Kind::Float), &sizes.vae)?),
         shift: if sizes.dit.guidance_embed { Shift::dev() } else { Shift::schnell() },
-        sizes: Parts::preferred_sizes(),
+        defaults: ModelDefaults::default(),
     })
 }
 

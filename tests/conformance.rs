@@ -43,7 +43,10 @@ fn parts(dtype: Kind, sizes: Vec<Size>) -> Parts {
         dit: Dit::new(&weights.at_most(dtype), &config, |_| ()).unwrap(),
         vae: Autoencoder::open(&checkpoint.vae, Kind::Float, Device::Cpu).unwrap(),
         shift: checkpoint.shift(&config).unwrap(),
-        sizes,
+        defaults: ModelDefaults {
+            sizes: (!sizes.is_empty()).then(|| sizes.iter().map(|s| [s.width, s.height]).collect()),
+            ..ModelDefaults::default()
+        },
     }
 }
 
@@ -51,8 +54,8 @@ fn pipeline(dtype: Kind, sizes: Vec<Size>) -> Pipeline {
     Pipeline::builder().dtype(dtype).assemble(parts(dtype, sizes)).unwrap()
 }
 
-/// A pipeline that prefers the published sizes: for plans.
-static PLANNER: LazyLock<Pipeline> = LazyLock::new(|| pipeline(Kind::Float, Parts::preferred_sizes()));
+/// A pipeline that prefers the published sizes (none of its own): for plans.
+static PLANNER: LazyLock<Pipeline> = LazyLock::new(|| pipeline(Kind::Float, Vec::new()));
 
 fn bfl() -> Weights {
     Weights::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/bfl.safetensors")).unwrap()

@@ -95,6 +95,19 @@ pub enum Error {
         /// The likely cause, and what to do.
         hint: String,
     },
+    /// A training run has left the range in which it learns.
+    #[error(
+        "training step {step}: the loss is {loss:.4} and stays far above its usual {usual:.4}; \
+         the last saved state is kept, resume from it with a lower learning rate"
+    )]
+    Diverged {
+        /// Steps that were done.
+        step: u64,
+        /// The loss.
+        loss: f64,
+        /// The mean of the losses before.
+        usual: f64,
+    },
     /// The caller asked to stop.
     #[error("cancelled after {done} of {total} steps")]
     Cancelled {

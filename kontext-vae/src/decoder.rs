@@ -2,11 +2,11 @@
 //! models/unets/unet_2d_blocks.py, UpDecoderBlock2D.
 
 use kontext_core::nn::{Conv2d, GroupNorm};
-use kontext_core::{Result, Tensor, Weights, ops};
+use kontext_core::{Result, Tensor, Weights};
 
 use crate::VaeConfig;
 use crate::attention::MidBlock;
-use crate::resnet::{NORM_EPS, Resnets, norm_silu};
+use crate::resnet::{NORM_EPS, Resnets, memory_for, norm_silu};
 use crate::upsample::Upsample;
 
 #[derive(Debug)]
@@ -40,7 +40,7 @@ impl Decoder {
 
     /// [B, latent channels, H/8, W/8] to [B, 3, H, W].
     pub(crate) fn forward(&self, latents: &Tensor) -> Result<Tensor> {
-        let h = self.conv_in.forward(&ops::channels_last(latents)?)?;
+        let h = self.conv_in.forward(&memory_for(&self.conv_in, latents)?)?;
         let mut h = self.mid_block.forward(&h)?;
         for block in &self.up_blocks {
             h = block.forward(h)?;

@@ -2,11 +2,11 @@
 //! Encoder; models/unets/unet_2d_blocks.py, DownEncoderBlock2D.
 
 use kontext_core::nn::{Conv2d, GroupNorm};
-use kontext_core::{Result, Tensor, Weights, ops};
+use kontext_core::{Result, Tensor, Weights};
 
 use crate::VaeConfig;
 use crate::attention::MidBlock;
-use crate::resnet::{NORM_EPS, Resnets, norm_silu};
+use crate::resnet::{NORM_EPS, Resnets, memory_for, norm_silu};
 
 #[derive(Debug)]
 pub(crate) struct Encoder {
@@ -39,7 +39,7 @@ impl Encoder {
 
     /// [B, 3, H, W] to [B, 2 * latent channels, H/8, W/8].
     pub(crate) fn forward(&self, picture: &Tensor) -> Result<Tensor> {
-        let mut h = self.conv_in.forward(&ops::channels_last(picture)?)?;
+        let mut h = self.conv_in.forward(&memory_for(&self.conv_in, picture)?)?;
         for block in &self.down_blocks {
             h = block.forward(h)?;
         }

@@ -1,7 +1,7 @@
 //! Residual block: twice norm, SiLU, convolution. Source: huggingface/diffusers v0.38 models/resnet.py, ResnetBlock2D.
 
 use kontext_core::nn::{Conv2d, GroupNorm};
-use kontext_core::{Result, Tensor, Weights};
+use kontext_core::{Result, Tensor, Weights, ops};
 
 /// Added to the variance in every group normalisation of the autoencoders.
 pub(crate) const NORM_EPS: f64 = 1e-6;
@@ -58,6 +58,12 @@ impl Resnets {
         }
         Ok(h)
     }
+}
+
+/// The same values [B, C, H, W] in the order of memory in which the model's convolutions are fast:
+/// channels-last, or contiguous in training.
+pub(crate) fn memory_for(first: &Conv2d, x: &Tensor) -> Result<Tensor> {
+    if first.is_trained() { Ok(x.f_contiguous()?) } else { ops::channels_last(x) }
 }
 
 /// `silu(norm(x))`, the activation in the memory of the norm's output where no gradient is wanted: at a megapixel each

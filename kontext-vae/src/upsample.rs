@@ -34,10 +34,11 @@ impl Upsample {
         let [upper_left, upper_right] = pairs(&upper, 3)?;
         let [lower_left, lower_right] = pairs(&lower, 3)?;
         let weight = Tensor::f_cat(&[upper_left, upper_right, lower_left, lower_right], 0)?.f_to_kind(kind)?;
-        Ok(Self { weight: ops::channels_last(&weight)?, bias: None })
+        let weight = if weight.requires_grad() { weight } else { ops::channels_last(&weight)? };
+        Ok(Self { weight, bias: None })
     }
 
-    /// [B, C, H, W] to [B, C, 2H, 2W], channels-last.
+    /// [B, C, H, W] to [B, C, 2H, 2W], channels-last but in training.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let kind = x.kind();
         let bias = self.bias.as_ref().map(|b| b.f_to_kind(kind)).transpose()?;
@@ -53,7 +54,8 @@ impl Upsample {
                 out.f_select(4, column)?.f_select(2, row)?.f_copy_(&corner)?;
             }
         }
-        Ok(out.f_reshape([batch, 2 * height, 2 * width, channels])?.f_permute([0, 3, 1, 2])?)
+        let out = out.f_reshape([batch, 2 * height, 2 * width, channels])?.f_permute([0, 3, 1, 2])?;
+        Ok(if self.weight.requires_grad() { out.f_contiguous()? } else { out })
     }
 }
 

@@ -1,0 +1,123 @@
+//! What is trained on and what is held out: combinations, and wordings.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::families::Pair;
+use super::wording::{self, fill};
+
+/// Of this many combinations, one is held out.
+const ONE_IN: u32 = 8;
+/// Lines of a category in training; larger ones are thinned out.
+const MOST_LINES: usize = 6000;
+/// Held-out pairs of a category.
+const MOST_HELD_OUT: usize = 40;
+
+/// A line of the dataset.
+#[derive(Debug, Clone)]
+pub struct Line {
+    pub pair: Pair,
+    pub instruction: String,
+    pub split: &'static str,
+}
+
+/// Words every pair and decides where it belongs.
+pub fn lines(pairs: Vec<Pair>) -> Vec<Line> {
+    let mut by_category = BTreeMap::<_, Vec<Pair>>::new();
+    for pair in pairs {
+        by_category.entry(pair.category).or_default().push(pair);
+    }
+    by_category.into_values().flat_map(category).collect()
+}
+
+fn category(pairs: Vec<Pair>) -> Vec<Line> {
+    let held_out = |pair: &Pair| hash(&["held out", pair.category, &pair.combination]) % ONE_IN == 0;
+    let (test, train): (Vec<Pair>, Vec<Pair>) = pairs.into_iter().partition(held_out);
+    let mut lines = Vec::new();
+    let most = train.len().min(MOST_LINES);
+    // Small categories show every wording of a pair, large ones one or two.
+    let wordings = wording::of(train.first().or(test.first()).map_or("", |pair| pair.category));
+    let each = (MOST_LINES / most.max(1)).clamp(1, wordings.train.len());
+    for pair in thinned(train, most) {
+        let first = hash(&["wording", &pair.target.path(), &source(&pair)]) as usize;
+        for offset in 0..each {
+            let wording = wordings.train[(first + offset) % wordings.train.len()];
+            lines.push(Line { instruction: fill(wording, &pair.words, &pair.second), pair: pair.clone(), split: "train" });
+        }
+    }
+    for (index, pair) in thinned(test, MOST_HELD_OUT).into_iter().enumerate() {
+        let known = wordings.train[index % wordings.train.len()];
+        let new = wordings.held_out[index % wordings.held_out.len()];
+        let line = |wording: &str, split| Line {
+            instruction: fill(wording, &pair.words, &pair.second),
+            pair: pair.clone(),
+            split,
+        };
+        lines.extend([line(known, "test"), line(new, "wording")]);
+    }
+    lines
+}
+
+/// The `most` pairs that come first in an order by check sum.
+fn thinned(mut pairs: Vec<Pair>, most: usize) -> Vec<Pair> {
+    pairs.sort_by_cached_key(|pair| (hash(&["order", &pair.target.path(), &source(pair)]), source(pair)));
+    pairs.truncate(most);
+    pairs
+}
+
+fn source(pair: &Pair) -> String {
+    pair.sources.iter().map(|key| key.path()).collect::<Vec<_>>().join("+")
+}
+
+fn hash(parts: &[&str]) -> u32 {
+    // Neighbouring names have neighbouring check sums: they are mixed once more.
+    let sum = crc32fast::hash(parts.join("|").as_bytes());
+    crc32fast::hash(&sum.wrapping_mul(0x9e37_79b9).to_le_bytes())
+}
+
+/// A held-out target that training asks for by the same instruction, or a held-out pair in training.
+pub fn leak(lines: &[Line]) -> Option<String> {
+    let train = || lines.iter().filter(|line| line.split == "train");
+    let asked: BTreeSet<_> = train().map(|l| (l.pair.category, &l.pair.target, &l.pair.words)).collect();
+    let pairs: BTreeSet<_> = train().map(|l| (&l.pair.sources, &l.pair.target)).collect();
+    let held_out = lines.iter().filter(|line| line.split != "train");
+    let leaks = |line: &&Line| {
+        let Pair { category, target, words, sources, .. } = &line.pair;
+        asked.contains(&(*category, target, words)) || (!sources.is_empty() && pairs.contains(&(sources, target)))
+    };
+    held_out.filter(leaks).map(|line| format!("{} -> {}", line.instruction, line.pair.target.path())).next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emoji::picture::{Key, Style};
+
+    fn pair(source: usize, target: usize) -> Pair {
+        let key = |n: usize| Key::new(Style::Flat, &format!("clock-{n}"), 0);
+        Pair {
+            category: "local/clock",
+            sources: vec![key(source)],
+            target: key(target),
+            words: target.to_string(),
+            second: String::new(),
+            combination: key(target).path(),
+            candidates: vec![key(source), key(target)],
+        }
+    }
+
+    #[test]
+    fn a_held_out_target_is_never_trained() {
+        let pairs = (0..40).flat_map(|a| (0..40).filter(move |b| *b != a).map(move |b| pair(a, b))).collect();
+        let lines = lines(pairs);
+        let count = |split: &str| lines.iter().filter(|l| l.split == split).count();
+        assert!(count("test") > 10 && count("test") == count("wording") && count("train") > 1000);
+        assert_eq!(leak(&lines), None);
+    }
+
+    #[test]
+    fn a_leak_is_found() {
+        let mut lines = lines(vec![pair(0, 1)]);
+        lines.extend(lines.clone().into_iter().map(|line| Line { split: "test", ..line }));
+        assert!(leak(&lines).is_some());
+    }
+}

@@ -1,0 +1,91 @@
+//! The model that a run starts from.
+
+use std::path::Path;
+
+use kontext::Checkpoint;
+use kontext_core::{Device, Kind, Result, Tensor, Weights};
+use kontext_dit::{Dit, DitConfig};
+use kontext_sampler::{Shift, Size};
+use kontext_text::{ClipEncoder, T5Encoder, TextEncoder, Tokenizer};
+use kontext_vae::Autoencoder;
+
+/// A model's folder and what its configuration says.
+#[derive(Debug)]
+pub struct Base {
+    checkpoint: Checkpoint,
+    defaults: kontext::ModelDefaults,
+    /// The transformer's sizes.
+    pub config: DitConfig,
+    /// How its noise levels are shifted.
+    pub shift: Shift,
+}
+
+impl Base {
+    /// Finds the parts of a model in a folder; nothing but headers is read.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::find`].
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        let checkpoint = Checkpoint::find(folder.as_ref())?;
+        let (_, config) = checkpoint.open_transformer()?;
+        let shift = checkpoint.shift(&config)?;
+        let defaults = kontext::ModelDefaults::of(folder.as_ref())?;
+        Ok(Self { checkpoint, defaults, config, shift })
+    }
+
+    /// The sizes of pictures that it prefers.
+    #[must_use]
+    pub fn sizes(&self) -> Vec<Size> {
+        self.defaults.sizes()
+    }
+
+    /// The number of steps that it samples with.
+    #[must_use]
+    pub fn steps(&self) -> usize {
+        self.defaults.steps.unwrap_or(kontext::Conformance::Kontext.default_steps())
+    }
+
+    /// Its autoencoder, in f32.
+    ///
+    /// # Errors
+    /// Those of [`Autoencoder::open`].
+    pub fn vae(&self, device: Device) -> Result<Autoencoder> {
+        Autoencoder::open(&self.checkpoint.vae, Kind::Float, device)
+    }
+
+    /// Its text encoders.
+    ///
+    /// # Errors
+    /// Those of opening them.
+    pub fn text(&self, compute: Kind, device: Device) -> Result<TextEncoder> {
+        let clip = ClipEncoder::open(&self.checkpoint.clip, compute, device)?;
+        let t5 = T5Encoder::open(&self.checkpoint.t5, compute, device)?;
+        let tokenizer = |path: &Path| Tokenizer::open(path);
+        let clip_tokenizer = tokenizer(&self.checkpoint.clip_tokenizer)?;
+        let text = TextEncoder::new(clip, clip_tokenizer, t5, tokenizer(&self.checkpoint.t5_tokenizer)?)?;
+        let length = self.defaults.max_sequence_length.unwrap_or(TextEncoder::SEQUENCE_LENGTH);
+        Ok(text.max_sequence_length(length))
+    }
+
+    /// The transformer's weights under this library's names.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::open_transformer`].
+    pub fn transformer(&self) -> Result<Weights> {
+        Ok(self.checkpoint.open_transformer()?.0)
+    }
+
+    /// All tensors of the transformer by this library's names.
+    ///
+    /// # Errors
+    /// Those of [`Weights::tensor`].
+    pub fn transformer_tensors(&self) -> Result<Vec<(String, Tensor)>> {
+        let weights = self.transformer()?;
+        let blank = Weights::blank();
+        Dit::new(&blank, &self.config, |_| ())?;
+        let read = |(name, shape): (String, Vec<i64>)| Ok((name.clone(), weights.tensor(&name, &shape)?));
+        let tensors = blank.shapes().into_iter().map(read).collect::<Result<_>>()?;
+        weights.finish()?;
+        Ok(tensors)
+    }
+}

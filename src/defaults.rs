@@ -1,0 +1,103 @@
+//! What a model prefers where a request does not say: `kontext.json` in its folder.
+
+use std::path::Path;
+
+use kontext_core::{Error, Result, read_json};
+use kontext_sampler::Size;
+use kontext_sampler::geometry::PREFERRED_SIZES;
+use serde::{Deserialize, Serialize};
+
+/// The file's name.
+const FILE: &str = "kontext.json";
+
+/// A model's own defaults. Those that it does not state are those of the published models.
+///
+/// Options of the builder and fields of a request go before them.
+///
+/// # Example
+/// ```
+/// use kontext::{ModelDefaults, Size};
+/// let folder = tempfile::tempdir().unwrap();
+/// assert_eq!(ModelDefaults::of(folder.path())?.sizes().len(), 17);
+/// let small = ModelDefaults { sizes: Some(vec![[128, 128]]), steps: Some(12), ..ModelDefaults::default() };
+/// small.save(folder.path())?;
+/// assert_eq!(ModelDefaults::of(folder.path())?.sizes(), [Size::new(128, 128)]);
+/// # Ok::<(), kontext::Error>(())
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelDefaults {
+    /// Width and height of the pictures that it was trained on. Default: the 17 sizes near one megapixel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sizes: Option<Vec<[u32; 2]>>,
+    /// Sampling steps. Default: 28, or 4 for a model without a guidance embedding.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<usize>,
+    /// Guidance value, for models that embed one. Default 2.5.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guidance: Option<f64>,
+    /// Tokens of T5. Default 512.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_sequence_length: Option<usize>,
+}
+
+impl ModelDefaults {
+    /// Those of the model in a folder.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where there is a `kontext.json` that cannot be read, a checkpoint error with the
+    /// field where it cannot be used.
+    pub fn of(folder: impl AsRef<Path>) -> Result<Self> {
+        let path = folder.as_ref().join(FILE);
+        if !path.is_file() {
+            return Ok(Self::default());
+        }
+        let defaults: Self = read_json(&path)?;
+        let wrong = |field: &str, expected: &str| Err(Error::config(&path, format!("`{field}` must be {expected}")));
+        let sizes = defaults.sizes();
+        if sizes.is_empty() || sizes.iter().any(|size| size.grid().is_err()) {
+            return wrong("sizes", "a list of [width, height], both multiples of 16 of at most 8192");
+        }
+        match (defaults.steps, defaults.max_sequence_length, defaults.guidance) {
+            (Some(0 | 1001..), ..) => wrong("steps", "from 1 to 1000"),
+            (_, Some(0), _) => wrong("max_sequence_length", "at least 1"),
+            (.., Some(guidance)) if !guidance.is_finite() => wrong("guidance", "a number"),
+            _ => Ok(defaults),
+        }
+    }
+
+    /// Writes them into a model's folder.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the folder cannot be written.
+    pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
+        crate::save_part::write_json(&folder.as_ref().join(FILE), &serde_json::json!(self))
+    }
+
+    /// The preferred sizes.
+    #[must_use]
+    pub fn sizes(&self) -> Vec<Size> {
+        match &self.sizes {
+            Some(sizes) => sizes.iter().map(|[width, height]| Size::new(*width, *height)).collect(),
+            None => PREFERRED_SIZES.to_vec(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_field_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let message = |text: &str| {
+            std::fs::write(folder.path().join(FILE), text).unwrap();
+            let error = ModelDefaults::of(folder.path()).unwrap_err();
+            std::error::Error::source(&error).unwrap().to_string()
+        };
+        assert!(message(r#"{"sizes": [[100, 128]]}"#).contains("`sizes`"));
+        assert!(message(r#"{"steps": 0}"#).contains("`steps`"));
+        assert!(message(r#"{"stepz": 3}"#).contains("stepz"));
+    }
+}
