@@ -7,6 +7,7 @@ pub mod args;
 pub mod dump;
 pub mod progress;
 pub mod run;
+pub mod training;
 
 use std::fmt::Display;
 use std::io::Write;

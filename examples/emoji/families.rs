@@ -69,7 +69,8 @@ impl Pairs<'_> {
         for style in PEOPLE_STYLES {
             let by_path = |key: &Key| key.path();
             for slug in roles().into_iter().chain(HANDS.map(|(slug, _)| slug.to_owned())) {
-                let tones = (0_u8..).zip(TONES).map(|(tone, (words, _))| (Key::new(style, &slug, tone), words.to_owned()));
+                let tones =
+                    (0_u8..).zip(TONES).map(|(tone, (words, _))| (Key::new(style, &slug, tone), words.to_owned()));
                 self.set("local/skin-tone", &tones.collect::<Vec<_>>(), "", by_path);
             }
             for tone in 0..TONES.len() as u8 {
@@ -145,8 +146,11 @@ impl Pairs<'_> {
     /// Changes of the whole picture.
     fn whole_pictures(&mut self) {
         for (index, (slug, _)) in subjects().into_iter().enumerate() {
-            let plain: Vec<Key> =
-                Style::ALL.map(|style| Key::new(style, &slug, 0)).into_iter().filter(|k| k.exists(self.packages)).collect();
+            let plain: Vec<Key> = Style::ALL
+                .map(|style| Key::new(style, &slug, 0))
+                .into_iter()
+                .filter(|k| k.exists(self.packages))
+                .collect();
             let changes = if index < CHANGED { Change::all() } else { Vec::new() };
             let mut candidates = plain.clone();
             for key in plain.iter().filter(|key| key.style != Style::Contrast) {

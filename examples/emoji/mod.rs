@@ -1,4 +1,6 @@
 //! The dataset of emoji edits: pictures, and instructions that lead from one to another.
+// Programs share this, and it stands alone.
+#![allow(dead_code, unreachable_pub, missing_docs, missing_debug_implementations)]
 
 pub mod families;
 pub mod packages;
@@ -90,9 +92,8 @@ fn write_lines(out: &Path, lines: &[Line]) -> anyhow::Result<()> {
     for line in lines {
         let count = families.len();
         // Training needs no candidates.
-        let family = (line.split != "train").then(|| {
-            families.entry(paths(&line.pair.candidates)).or_insert_with(|| format!("family-{count}")).clone()
-        });
+        let family = (line.split != "train")
+            .then(|| families.entry(paths(&line.pair.candidates)).or_insert_with(|| format!("family-{count}")).clone());
         let json = json!({
             "source": paths(&line.pair.sources), "target": line.pair.target.path(), "instruction": line.instruction,
             "category": line.pair.category, "split": line.split, "family": family,

@@ -125,11 +125,7 @@ fn slug(label: &str) -> String {
 }
 
 /// The wanted files of a package, by their names in it.
-fn unpack(
-    package: &Package,
-    cache: &Path,
-    wanted: impl Fn(&str) -> bool,
-) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+fn unpack(package: &Package, cache: &Path, wanted: impl Fn(&str) -> bool) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
     let bytes = fetch(package, cache)?;
     let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(bytes.as_slice()));
     let mut files = Vec::new();
@@ -161,7 +157,11 @@ fn fetch(package: &Package, cache: &Path) -> anyhow::Result<Vec<u8>> {
         bail!("npm could not fetch {name}@{version}: {}", String::from_utf8_lossy(&run.stderr).trim());
     }
     let bytes = std::fs::read(&path).with_context(|| format!("npm wrote no {}", path.display()))?;
-    ensure!(right(package, &bytes), "{} has not the check sum of {name}@{version}; delete it and try again", path.display());
+    ensure!(
+        right(package, &bytes),
+        "{} has not the check sum of {name}@{version}; delete it and try again",
+        path.display()
+    );
     Ok(bytes)
 }
 

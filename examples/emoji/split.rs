@@ -41,7 +41,11 @@ fn category(pairs: Vec<Pair>) -> Vec<Line> {
         let first = hash(&["wording", &pair.target.path(), &source(&pair)]) as usize;
         for offset in 0..each {
             let wording = wordings.train[(first + offset) % wordings.train.len()];
-            lines.push(Line { instruction: fill(wording, &pair.words, &pair.second), pair: pair.clone(), split: "train" });
+            lines.push(Line {
+                instruction: fill(wording, &pair.words, &pair.second),
+                pair: pair.clone(),
+                split: "train",
+            });
         }
     }
     for (index, pair) in thinned(test, MOST_HELD_OUT).into_iter().enumerate() {

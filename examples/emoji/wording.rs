@@ -122,10 +122,26 @@ mod tests {
     use super::*;
 
     const CATEGORIES: [&str; 20] = [
-        "global/style", "global/greyscale", "global/sepia", "global/invert", "global/background", "global/mirror",
-        "global/rotate", "local/skin-tone", "local/hair", "local/gender", "local/expression", "local/colour",
-        "local/clock", "local/moon", "local/arrow", "character/occupation", "style/reference", "text/keycap",
-        "text/letter", "generate/name",
+        "global/style",
+        "global/greyscale",
+        "global/sepia",
+        "global/invert",
+        "global/background",
+        "global/mirror",
+        "global/rotate",
+        "local/skin-tone",
+        "local/hair",
+        "local/gender",
+        "local/expression",
+        "local/colour",
+        "local/clock",
+        "local/moon",
+        "local/arrow",
+        "character/occupation",
+        "style/reference",
+        "text/keycap",
+        "text/letter",
+        "generate/name",
     ];
 
     #[test]

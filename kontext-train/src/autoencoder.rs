@@ -32,6 +32,8 @@ pub struct AutoencoderRecipe {
     pub groups: i64,
     /// Pictures of a batch. Default 32.
     pub batch: usize,
+    /// Width and height that pictures are brought to first; as they are if not given.
+    pub size: Option<[u32; 2]>,
     /// Side of the square that is cut from a picture at random, a multiple of 8. Default 64.
     pub crop: u32,
     /// Steps. Default 4000.
@@ -62,6 +64,7 @@ impl Default for AutoencoderRecipe {
             layers: 1,
             groups: 8,
             batch: 32,
+            size: None,
             crop: 64,
             steps: 4000,
             rate: Rate { peak: 2e-3, warmup: 100, floor: 0.02 },
@@ -128,7 +131,11 @@ impl AutoencoderTrainer {
             return Err(Error::invalid("crop", "a multiple of 8", recipe.crop));
         }
         std::fs::create_dir_all(out).map_err(Error::io(out))?;
-        let read = |path: &PathBuf| bytes(&picture::open(path)?, recipe.crop, path);
+        let read = |path: &PathBuf| {
+            let picture = picture::open(path)?;
+            let sized = recipe.size.map(|[width, height]| picture::resize(&picture, width, height)).transpose()?;
+            bytes(&sized.unwrap_or(picture), recipe.crop, path)
+        };
         let pictures = pictures.par_iter().map(read).collect::<Result<Vec<_>>>()?;
         if pictures.is_empty() {
             return Err(Error::invalid("pictures to train on", "at least one", 0));
@@ -194,8 +201,7 @@ impl AutoencoderTrainer {
                 hint: "the last saved state is kept; resume from it with a lower rate.peak".to_owned(),
             });
         }
-        let gradient =
-            if norm > self.recipe.clip { gradient.f_mul_scalar(self.recipe.clip / norm)? } else { gradient };
+        let gradient = if norm > self.recipe.clip { gradient.f_mul_scalar(self.recipe.clip / norm)? } else { gradient };
         self.optimizer.step(&self.params, &gradient, self.recipe.rate.at(self.step, self.recipe.steps))?;
         self.ema.update(&self.params, self.step)?;
         self.step += 1;

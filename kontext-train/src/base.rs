@@ -80,12 +80,27 @@ impl Base {
     /// # Errors
     /// Those of [`Weights::tensor`].
     pub fn transformer_tensors(&self) -> Result<Vec<(String, Tensor)>> {
-        let weights = self.transformer()?;
-        let blank = Weights::blank();
-        Dit::new(&blank, &self.config, |_| ())?;
-        let read = |(name, shape): (String, Vec<i64>)| Ok((name.clone(), weights.tensor(&name, &shape)?));
-        let tensors = blank.shapes().into_iter().map(read).collect::<Result<_>>()?;
-        weights.finish()?;
-        Ok(tensors)
+        all(&self.transformer()?, &self.config)
     }
+
+    /// As [`Base::transformer_tensors`], of a folder that holds no more than a `transformer` as
+    /// diffusers saves it.
+    ///
+    /// # Errors
+    /// Those of [`Weights::open`] and [`Weights::tensor`].
+    pub fn transformer_of(folder: &Path, config: &DitConfig) -> Result<Vec<(String, Tensor)>> {
+        all(&Weights::open(folder.join("transformer"))?.named(kontext_dit::names::diffusers), config)
+    }
+}
+
+fn all(weights: &Weights, config: &DitConfig) -> Result<Vec<(String, Tensor)>> {
+    let blank = Weights::blank();
+    Dit::new(&blank, config, |_| ())?;
+    let read = |(name, shape): (String, Vec<i64>)| -> Result<(String, Tensor)> {
+        let value = weights.tensor(&name, &shape)?;
+        Ok((name, value))
+    };
+    let tensors = blank.shapes().into_iter().map(read).collect::<Result<_>>()?;
+    weights.finish()?;
+    Ok(tensors)
 }

@@ -31,7 +31,8 @@ impl Curve {
     /// Takes up `curve.csv` in the folder, without what comes behind `step`.
     pub(crate) fn open(folder: &Path, step: u64) -> Result<Self> {
         let path = folder.join("curve.csv");
-        let text = if path.is_file() { std::fs::read_to_string(&path).map_err(Error::io(&path))? } else { String::new() };
+        let text =
+            if path.is_file() { std::fs::read_to_string(&path).map_err(Error::io(&path))? } else { String::new() };
         let points = text.lines().skip(1).filter_map(parse).filter(|p| p.step <= step).collect();
         Ok(Self { path, points })
     }
@@ -83,12 +84,14 @@ impl Curve {
                 builder.margin(10).x_label_area_size(35).y_label_area_size(60);
                 let mut chart = builder.build_cartesian_2d(0.0..last, (low * 0.95..high * 1.05 + 1e-9).log_scale())?;
                 chart.configure_mesh().x_desc("step").y_desc("loss").draw()?;
-                chart.draw_series(LineSeries::new(training, &BLUE))?.label("training").legend(|(x, y)| {
-                    PathElement::new(vec![(x, y), (x + 20, y)], BLUE)
-                });
-                chart.draw_series(LineSeries::new(validation, &RED))?.label("validation").legend(|(x, y)| {
-                    PathElement::new(vec![(x, y), (x + 20, y)], RED)
-                });
+                chart
+                    .draw_series(LineSeries::new(training, &BLUE))?
+                    .label("training")
+                    .legend(|(x, y)| PathElement::new(vec![(x, y), (x + 20, y)], BLUE));
+                chart
+                    .draw_series(LineSeries::new(validation, &RED))?
+                    .label("validation")
+                    .legend(|(x, y)| PathElement::new(vec![(x, y), (x + 20, y)], RED));
                 chart.configure_series_labels().background_style(WHITE).border_style(BLACK).draw()?;
                 area.present()?;
                 Ok(())

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod assemble;
 mod autoencoder;
 mod backward;
 mod base;
@@ -17,9 +18,12 @@ mod recipe;
 mod samples;
 mod snapshot;
 mod step;
+mod text;
 mod trained;
 mod trainer;
+mod vocabulary;
 
+pub use assemble::assemble;
 pub use autoencoder::{AutoencoderRecipe, AutoencoderReport, AutoencoderTrainer};
 pub use backward::{Activations, backward};
 pub use base::Base;
@@ -31,4 +35,6 @@ pub use params::Params;
 pub use rate::Rate;
 pub use recipe::{Data, Every, LoraMethod, Method, Recipe};
 pub use snapshot::Snapshot;
+pub use text::{TextRecipe, TextReport, train_text};
 pub use trainer::{StepReport, TrainEvent, Trainer};
+pub use vocabulary::write_tokenizers;

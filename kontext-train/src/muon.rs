@@ -141,9 +141,8 @@ mod tests {
 
     #[test]
     fn only_the_blocks_matrices_are_redirected() {
-        let of = |name: &str, shape: [i64; 2]| {
-            (name.to_owned(), noise::randn(&shape, 1, Kind::Float, Device::Cpu).unwrap())
-        };
+        let of =
+            |name: &str, shape: [i64; 2]| (name.to_owned(), noise::randn(&shape, 1, Kind::Float, Device::Cpu).unwrap());
         let params =
             Params::new(&[of("img_in.weight", [2, 3]), of("single_blocks.0.linear2.weight", [2, 6])], Device::Cpu);
         let params = params.unwrap();

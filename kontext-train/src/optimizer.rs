@@ -51,7 +51,14 @@ impl AdamW {
     /// [`kontext_core::Error::Torch`] where memory is short.
     pub fn new(params: &Params, config: AdamWConfig) -> Result<Self> {
         let zeros = || params.flat().f_zeros_like();
-        Ok(Self { config, mean: zeros()?, square: zeros()?, decayed: params.decayed()?, muon: config.muon.then(|| Muon::new(params)), steps: 0 })
+        Ok(Self {
+            config,
+            mean: zeros()?,
+            square: zeros()?,
+            decayed: params.decayed()?,
+            muon: config.muon.then(|| Muon::new(params)),
+            steps: 0,
+        })
     }
 
     /// One step along the gradient [N] at the learning rate `lr`.

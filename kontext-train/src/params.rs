@@ -118,7 +118,11 @@ impl Params {
     pub fn gradient(&self) -> Result<Tensor> {
         let part = |e: &Entry| -> Result<Tensor> {
             let grad = e.leaf.f_grad()?;
-            Ok(if grad.defined() { grad.f_reshape([-1])? } else { e.leaf.f_zeros_like()?.f_reshape([-1])?.f_detach()? })
+            Ok(if grad.defined() {
+                grad.f_reshape([-1])?
+            } else {
+                e.leaf.f_zeros_like()?.f_reshape([-1])?.f_detach()?
+            })
         };
         Ok(Tensor::f_cat(&self.entries.iter().map(part).collect::<Result<Vec<_>>>()?, 0)?)
     }

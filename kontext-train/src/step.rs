@@ -33,8 +33,7 @@ pub(crate) fn training(
 ) -> Result<Option<Prepared>> {
     let Some(part) = order.batch(index) else { return Ok(None) };
     let mut rng = generator(seed, Stream::Step, index);
-    let unprompted: Vec<usize> =
-        (0..part.items.len()).filter(|_| happens(&mut rng, objective.drop_prompt)).collect();
+    let unprompted: Vec<usize> = (0..part.items.len()).filter(|_| happens(&mut rng, objective.drop_prompt)).collect();
     let mut batch = store.batch(&part.items, &unprompted)?;
     if happens(&mut rng, objective.drop_context) {
         batch.context = None;
@@ -58,7 +57,8 @@ fn prepare(batch: Batch, objective: &Objective, shift: Shift, rng: &mut impl ran
     let sigmas = objective.draw(rng, batch.items.len(), batch.bucket.target.tokens(), shift);
     let shape = batch.target.size();
     // Drawn in f32 on the CPU, so that a run has the same noise on every device.
-    let noise = noise::randn(&shape, rng.random(), Kind::Float, batch.target.device())?.f_to_kind(batch.target.kind())?;
+    let noise =
+        noise::randn(&shape, rng.random(), Kind::Float, batch.target.device())?.f_to_kind(batch.target.kind())?;
     let noisy = add_noise(&batch.target, &noise, &sigmas)?;
     Ok(Prepared { batch, sigmas, noise, noisy })
 }

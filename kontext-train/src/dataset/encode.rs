@@ -67,7 +67,8 @@ pub(crate) fn pictures(
     encoding: &Encoding,
     observe: &mut dyn FnMut(Fill) -> ControlFlow<()>,
 ) -> Result<Pictures> {
-    let folder = encoding.cache.join(format!("latents-{:08x}-{:?}", vae_fingerprint(vae, encoding.device)?, encoding.kind));
+    let folder =
+        encoding.cache.join(format!("latents-{:08x}-{:?}", vae_fingerprint(vae, encoding.device)?, encoding.kind));
     let mut cache = Cache::open(&folder)?;
     let (mut places, mut lost) = (BTreeMap::new(), BTreeSet::new());
     let locate = |path: &PathBuf| -> Result<(String, Size)> {

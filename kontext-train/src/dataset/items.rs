@@ -89,14 +89,19 @@ impl Dataset {
             match serde_json::from_str::<Line>(line) {
                 Ok(line) => items.push(Item::from(line)),
                 Err(error) => {
-                    skipped.push(Skipped { what: format!("metadata.jsonl line {}", number + 1), reason: error.to_string() });
+                    skipped.push(Skipped {
+                        what: format!("metadata.jsonl line {}", number + 1),
+                        reason: error.to_string(),
+                    });
                 }
             }
         }
         if items.is_empty() {
             let reason = match skipped.first() {
                 Some(first) => format!("no line can be used; {first}"),
-                None => "it is empty; expected one JSON object a line with `source`, `target`, `instruction`".to_owned(),
+                None => {
+                    "it is empty; expected one JSON object a line with `source`, `target`, `instruction`".to_owned()
+                }
             };
             return Err(Error::config(path, reason));
         }
@@ -122,13 +127,7 @@ impl From<Line> for Item {
             Some(Sources::One(source)) => vec![source],
             Some(Sources::Many(sources)) => sources,
         };
-        Self {
-            sources,
-            target: line.target,
-            instruction: line.instruction,
-            category: line.category,
-            split: line.split,
-        }
+        Self { sources, target: line.target, instruction: line.instruction, category: line.category, split: line.split }
     }
 }
 

@@ -37,7 +37,10 @@ pub struct Store {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("folder", &self.dataset.folder).field("buckets", &self.buckets).finish_non_exhaustive()
+        f.debug_struct("Store")
+            .field("folder", &self.dataset.folder)
+            .field("buckets", &self.buckets)
+            .finish_non_exhaustive()
     }
 }
 

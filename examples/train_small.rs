@@ -1,0 +1,173 @@
+//! Makes the model `models/kontext-emoji` from nothing: data, autoencoder, text encoders, transformer.
+//!
+//! `cargo xtask run --release --example train_small`. It may be stopped and goes on where it was.
+
+#[allow(dead_code)] // Shared with examples that use all of it.
+mod common;
+#[allow(dead_code)]
+mod emoji;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use common::training::{Limit, Shown, train};
+use kontext::{Device, DitConfig, Error, ModelDefaults, Shift, save_part};
+use kontext_train::dataset::Dataset;
+use kontext_train::{
+    AutoencoderRecipe, AutoencoderTrainer, Recipe, TextRecipe, assemble, initial_transformer, train_text,
+};
+use serde::Deserialize;
+
+/// Train the small model from nothing.
+#[derive(Debug, Parser)]
+struct Args {
+    /// TOML file with the recipe
+    #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kontext-emoji/recipe.toml"))]
+    recipe: PathBuf,
+    /// The dataset's folder; made if it is not there
+    #[arg(long, value_name = "DIR", default_value = "target/emoji")]
+    data: PathBuf,
+    /// Folder of all stages; the model comes to lie in `model`
+    #[arg(long, value_name = "DIR", default_value = "target/kontext-emoji")]
+    out: PathBuf,
+    /// Stop after this many minutes; the same command goes on
+    #[arg(long)]
+    minutes: Option<f64>,
+    /// Start the transformer from this model's instead of random values, if its sizes are the same
+    #[arg(long, value_name = "DIR")]
+    from: Option<PathBuf>,
+}
+
+/// All stages.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stages {
+    autoencoder: AutoencoderRecipe,
+    text: TextRecipe,
+    transformer: Sizes,
+    defaults: ModelDefaults,
+    /// Factor by which noise levels are moved towards noise; 1 for none.
+    shift: f64,
+    training: Recipe,
+}
+
+/// The transformer's sizes.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sizes {
+    heads: i64,
+    head_dim: i64,
+    axes_dim: [i64; 3],
+    double_blocks: i64,
+    single_blocks: i64,
+}
+
+fn main() -> ExitCode {
+    common::main(|args: Args| {
+        let text = std::fs::read_to_string(&args.recipe)
+            .with_context(|| format!("cannot read the recipe {}", args.recipe.display()))?;
+        let stages = toml::from_str(&text).with_context(|| format!("{} is no recipe", args.recipe.display()))?;
+        run(&args, stages)
+    })
+}
+
+fn run(args: &Args, stages: Stages) -> anyhow::Result<()> {
+    let limit = Limit::new(args.minutes)?;
+    if !args.data.join("metadata.jsonl").is_file() {
+        let cache = args.out.join("packages");
+        emoji::write_dataset(&emoji::Options { out: args.data.clone(), cache, size: 128 })?;
+    }
+    let start = args.out.join("start");
+    std::fs::create_dir_all(&start).with_context(|| format!("cannot make the folder {}", start.display()))?;
+    if !start.join("vae").is_dir() && !autoencoder(args, &stages, &start, &limit)? {
+        return Ok(());
+    }
+    if !start.join("text_encoder").is_dir() && !text(args, &stages, &start, &limit)? {
+        return Ok(());
+    }
+    transformer(args, &stages, &start)?;
+    let mut recipe = stages.training;
+    (recipe.model, recipe.out, recipe.data.folder) = (start.clone(), args.out.join("run"), args.data.clone());
+    let run = recipe.out.clone();
+    train(recipe, &limit)?;
+    let model = args.out.join("model");
+    assemble(&start, &run, &model, kontext::Kind::BFloat16)?;
+    common::say(format_args!("wrote {}", model.display()))
+}
+
+/// Trains the autoencoder; false where it was stopped.
+fn autoencoder(args: &Args, stages: &Stages, start: &Path, limit: &Limit) -> anyhow::Result<bool> {
+    let dataset = Dataset::open(&args.data)?;
+    let pictures: Vec<PathBuf> = dataset.pictures().into_iter().map(|picture| args.data.join(picture)).collect();
+    let recipe = stages.autoencoder.clone();
+    let mut shown = Shown::new("autoencoder", recipe.steps);
+    let mut trainer = AutoencoderTrainer::open(recipe, &pictures, &args.out.join("autoencoder"), Device::Cpu)?;
+    let result = trainer.run(|r| {
+        shown.set(r.step, format!("loss {:.4}, {:.1} dB, {:.1} crops/s", r.loss, r.psnr, r.items_per_second));
+        limit.check()
+    });
+    if stopped(result)? {
+        return Ok(false);
+    }
+    let (tensors, config) = trainer.result()?;
+    save_part::vae(start, &tensors, &config)?;
+    Ok(true)
+}
+
+/// Trains the text encoders; false where it was stopped.
+fn text(args: &Args, stages: &Stages, start: &Path, limit: &Limit) -> anyhow::Result<bool> {
+    let dataset = Dataset::open(&args.data)?;
+    // Words of held-out wordings are known, held-out sentences are not.
+    let train: BTreeSet<String> =
+        dataset.items.into_iter().filter(|item| item.split == "train").map(|item| item.instruction).collect();
+    let mut shown = Shown::new("text", 2 * stages.text.steps);
+    let result = train_text(&stages.text, &train, start, |r| {
+        let before = if r.encoder == "CLIP" { r.total } else { 0 };
+        shown.set(before + r.step, format!("{} loss {:.4}", r.encoder, r.loss));
+        limit.check()
+    });
+    Ok(!stopped(result)?)
+}
+
+/// Writes the transformer to start from and everything that makes the folder a model.
+fn transformer(args: &Args, stages: &Stages, start: &Path) -> anyhow::Result<()> {
+    if start.join("transformer").is_dir() {
+        return Ok(());
+    }
+    let Sizes { heads, head_dim, axes_dim, double_blocks, single_blocks } = stages.transformer;
+    let channels = 4 * stages.autoencoder.latent_channels;
+    let config = DitConfig {
+        in_channels: channels,
+        out_channels: channels,
+        heads,
+        head_dim,
+        axes_dim,
+        mlp_width: 4 * heads * head_dim,
+        double_blocks,
+        single_blocks,
+        context_dim: stages.text.width,
+        pooled_dim: stages.text.width,
+        guidance_embed: false,
+    };
+    save_part::index(start, Shift::Fixed(stages.shift))?;
+    stages.defaults.save(start)?;
+    let tensors = match &args.from {
+        Some(model) => kontext_train::Base::open(model)?.transformer_tensors()?,
+        None => initial_transformer(&config, stages.training.seed)?,
+    };
+    Ok(save_part::transformer(start, tensors, &config)?)
+}
+
+fn stopped(result: Result<(), Error>) -> anyhow::Result<bool> {
+    match result {
+        Ok(()) => Ok(false),
+        Err(Error::Cancelled { done, total }) => {
+            eprintln!("stopped after step {done} of {total}; run the same command to go on");
+            Ok(true)
+        }
+        Err(error) => Err(error.into()),
+    }
+}

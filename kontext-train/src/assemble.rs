@@ -1,0 +1,58 @@
+//! A trained transformer and the parts that it was trained with, as one model's folder.
+
+use std::path::Path;
+
+use kontext::{Checkpoint, ModelDefaults, save_part};
+use kontext_core::{Error, Kind, Result, Tensor, Weights, weights};
+
+use crate::base::Base;
+
+/// Files beside the weights that belong to a model.
+const FOLDERS: [&str; 2] = ["tokenizer", "tokenizer_2"];
+/// Parts whose weights are stored anew.
+const PARTS: [&str; 3] = ["vae", "text_encoder", "text_encoder_2"];
+
+/// Writes a model of the `transformer` in the folder `trained` and all other parts of `base`, with
+/// weights in `kind`, into `out`.
+///
+/// # Errors
+/// Those of reading the parts, and [`Error::Io`] where `out` cannot be written.
+pub fn assemble(base: &Path, trained: &Path, out: &Path, kind: Kind) -> Result<()> {
+    let found = Checkpoint::find(base)?;
+    let (_, config) = found.open_transformer()?;
+    save_part::index(out, found.shift(&config)?)?;
+    ModelDefaults::of(base)?.save(out)?;
+    for name in FOLDERS {
+        copy(&base.join(name), &out.join(name))?;
+    }
+    for name in PARTS {
+        let (from, to) = (base.join(name), out.join(name));
+        copy(&from, &to)?;
+        let weights = Weights::open(&from)?;
+        let read = |name: String| -> Result<(String, Tensor)> {
+            let value = weights.raw(&name)?.f_to_kind(kind)?;
+            Ok((name, value))
+        };
+        let tensors = weights.names().into_iter().map(read).collect::<Result<Vec<_>>>()?;
+        let file = weights.path().file_name().unwrap_or_default();
+        weights::save(to.join(file), &tensors, None)?;
+    }
+    let tensors = Base::transformer_of(trained, &config)?;
+    let narrow = |(name, value): (String, Tensor)| -> Result<(String, Tensor)> { Ok((name, value.f_to_kind(kind)?)) };
+    save_part::transformer(out, tensors.into_iter().map(narrow).collect::<Result<_>>()?, &config)
+}
+
+/// Copies the files of a folder, and those in folders below it.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to).map_err(Error::io(to))?;
+    for entry in std::fs::read_dir(from).map_err(Error::io(from))? {
+        let entry = entry.map_err(Error::io(from))?;
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target)?;
+        } else {
+            std::fs::copy(entry.path(), &target).map(drop).map_err(Error::io(&target))?;
+        }
+    }
+    Ok(())
+}
