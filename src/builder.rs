@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use kontext_core::{Device, Error, Kind, Result, device};
-use kontext_dit::Dit;
+use kontext_core::weights::Adapters;
+use kontext_core::{Device, Error, Kind, Result, Weights, device};
+use kontext_dit::{Dit, DitConfig, Lora};
 use kontext_sampler::Shift;
 use kontext_text::{ClipEncoder, T5Encoder, TextEncoder, Tokenizer};
 use kontext_vae::{Autoencoder, Tiling};
@@ -30,6 +31,8 @@ pub struct Builder {
     tiling: Option<Tiling>,
     max_sequence_length: Option<usize>,
     overrides: Overrides,
+    loras: Vec<(PathBuf, f64)>,
+    fuse_loras: bool,
 }
 
 /// The parts of a pipeline, for those who build or load them in their own way.
@@ -82,6 +85,19 @@ impl Builder {
     /// Tokens of T5. Default: what the model's `kontext.json` says, else 512; FLUX.1-schnell was trained with 256.
     pub fn max_sequence_length(self, tokens: usize) -> Self {
         Self { max_sequence_length: Some(tokens), ..self }
+    }
+
+    /// Adds a LoRA for the transformer at a strength (1 as it was trained); several add up. See [`Lora`]
+    /// for the files.
+    pub fn lora(mut self, path: impl Into<PathBuf>, strength: f64) -> Self {
+        self.loras.push((path.into(), strength));
+        self
+    }
+
+    /// Whether LoRAs are added to the weights as they are loaded, so that a step takes no longer than
+    /// without them; weights that are stored in bf16 round what is added. Default: no.
+    pub fn fuse_loras(self, fuse: bool) -> Self {
+        Self { fuse_loras: fuse, ..self }
     }
 
     /// Takes the transformer from this folder or file.
@@ -140,6 +156,7 @@ impl Builder {
         let compute = precision.compute;
         // Opened before anything is read, so that a wrong file is told at once.
         let (weights, config) = checkpoint.open_transformer()?;
+        let weights = self.adapt(weights, &config)?;
         let shift = checkpoint.shift(&config)?;
         // The four other parts are a piece each.
         let total = 4 + (config.double_blocks + config.single_blocks) as usize;
@@ -216,6 +233,18 @@ impl Builder {
     pub fn random(&self, sizes: &ModelSizes, seed: u64) -> Result<Pipeline> {
         let (precision, device) = self.precision()?;
         self.assemble(random_parts(sizes, seed, device, precision.dtype, precision.compute)?)
+    }
+
+    /// The weights with all LoRAs.
+    fn adapt(&self, weights: Weights, config: &DitConfig) -> Result<Weights> {
+        let mut adapters = Adapters::new().fused(self.fuse_loras);
+        for (path, strength) in &self.loras {
+            if !strength.is_finite() {
+                return Err(Error::invalid("strength of a LoRA", "a number", strength));
+            }
+            adapters.extend(Lora::open(path)?.adapters(config, *strength)?);
+        }
+        Ok(if adapters.is_empty() { weights } else { weights.adapted(adapters) })
     }
 
     fn with_length(&self, parts: Parts) -> Result<Parts> {

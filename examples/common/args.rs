@@ -18,6 +18,15 @@ pub struct RunArgs {
     /// Make a model of the published size (12 B) with RANDOM weights on the device, for timing
     #[arg(long, conflicts_with = "model")]
     pub full_size: bool,
+    /// A LoRA for the transformer; may be given several times
+    #[arg(long, value_name = "FILE")]
+    pub lora: Vec<PathBuf>,
+    /// Strengths of the LoRAs, in their order; 1 where none is given
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub lora_strength: Vec<f64>,
+    /// Add the LoRAs to the weights at once: steps take no longer than without
+    #[arg(long)]
+    pub fuse_loras: bool,
     /// What to stay away from; used with --true-cfg above 1
     #[arg(long, value_name = "TEXT")]
     pub negative_prompt: Option<String>,

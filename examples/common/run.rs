@@ -59,7 +59,11 @@ fn builder(args: &RunArgs) -> anyhow::Result<Builder> {
     if let Some(kind) = args.kind() {
         builder = builder.dtype(kind);
     }
-    Ok(builder)
+    let strengths = args.lora_strength.iter().copied().chain(std::iter::repeat(1.0));
+    for (path, strength) in args.lora.iter().zip(strengths) {
+        builder = builder.lora(path, strength);
+    }
+    Ok(builder.fuse_loras(args.fuse_loras))
 }
 
 fn check_outputs(args: &RunArgs, plan: &Plan, out: &Path) -> anyhow::Result<()> {

@@ -3,6 +3,8 @@
 mod config;
 mod double;
 mod embed;
+mod linears;
+mod lora;
 mod model;
 mod modulation;
 pub mod names;
@@ -12,5 +14,7 @@ mod single;
 mod stream;
 
 pub use config::DitConfig;
+pub use linears::{LinearPart, linear_parts};
+pub use lora::{Lora, save_lora};
 pub use model::{Dit, Run, RunInput};
 pub use piece::{Piece, velocity_of};

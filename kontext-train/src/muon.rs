@@ -30,7 +30,8 @@ struct Block {
     columns: i64,
 }
 
-/// The matrices that Muon moves: those within the transformer's blocks, but for modulation.
+/// The matrices that Muon moves: those within the transformer's blocks, but for modulation; and the
+/// inner convolutions of an autoencoder, whose kernels are rows.
 #[derive(Debug)]
 pub(crate) struct Muon {
     groups: BTreeMap<(i64, i64), Vec<Block>>,
@@ -70,8 +71,14 @@ impl Block {
     }
 }
 
-/// The matrices in one trained tensor, by its name in the transformer.
+/// The matrices in one trained tensor, by its name in the transformer or the autoencoder.
 fn blocks(name: &str, offset: i64, shape: &[i64]) -> Vec<Block> {
+    if let &[rows, input, height, width] = shape {
+        let outer = name.contains("conv_in") || name.contains("conv_out");
+        let columns = input * height * width;
+        let whole = Block { offset, stride: columns, row: 0, rows, column: 0, columns };
+        return if outer { Vec::new() } else { vec![whole] };
+    }
     let inner = name.starts_with("double_blocks.") || name.starts_with("single_blocks.");
     let &[rows, columns] = shape else { return Vec::new() };
     if !inner || !name.ends_with(".weight") || name.contains("_mod.") || name.contains("modulation") {
@@ -137,6 +144,8 @@ mod tests {
         assert_eq!(count("double_blocks.0.img_mlp.0.weight", &[16, 4]), 1);
         assert_eq!(count("double_blocks.0.img_mod.lin.weight", &[24, 4]), 0);
         assert_eq!(count("img_in.weight", &[4, 4]), 0);
+        assert_eq!(count("encoder.down_blocks.0.resnets.0.conv1.weight", &[4, 8, 3, 3]), 1);
+        assert_eq!(count("decoder.conv_out.weight", &[3, 8, 3, 3]), 0);
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub(crate) enum Stream {
     Step = 2,
     /// Timesteps and noise of the validation.
     Validation = 3,
+    /// Values to start from.
+    Initial = 4,
 }
 
 /// The generator of one step (or epoch) of a stream.

@@ -4,30 +4,55 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use kontext::save_part;
+use kontext_core::nn::LowRank;
+use kontext_core::weights::Adapters;
 use kontext_core::{Device, Error, Kind, Result, Tensor};
-use kontext_dit::Dit;
+use kontext_dit::{Dit, LinearPart, linear_parts, save_lora};
+use rand::RngExt;
 
 use crate::base::Base;
-use crate::{Method, Params};
+use crate::random::{Stream, generator};
+use crate::{LoraMethod, Method, Params};
+
+/// The file of a LoRA in a run's folder.
+pub(crate) const LORA_FILE: &str = "lora.safetensors";
+/// Names of the two factors of a layer's change.
+const DOWN: &str = "lora_A";
+const UP: &str = "lora_B";
 
 /// Trainable tensors and the transformer over them.
 #[derive(Debug)]
 pub(crate) struct Trained {
     pub(crate) params: Params,
     pub(crate) dit: Dit,
+    method: Method,
 }
 
 impl Trained {
     pub(crate) fn new(method: &Method, base: &Base, seed: u64, device: Device, kind: Kind) -> Result<Self> {
-        let _ = (seed, kind);
-        match method {
+        let (params, dit) = match method {
             Method::Full => {
                 let params = Params::new(&base.transformer_tensors()?, device)?;
                 let dit = Dit::new(&params.weights().device(device), &base.config, |_| ())?;
-                Ok(Self { params, dit })
+                (params, dit)
             }
-            Method::Lora(_) => Err(Error::invalid("method", "full", "lora")),
-        }
+            Method::Lora(lora) => {
+                let parts = chosen(&linear_parts(&base.config)?, &lora.targets)?;
+                let params = Params::new(&factors(&parts, lora.rank, seed)?, device)?;
+                let mut adapters = Adapters::new();
+                for part in &parts {
+                    let [down, up] = [DOWN, UP].map(|name| params.get(&format!("{}.{name}", part.module)));
+                    let (Some(down), Some(up)) = (down, up) else { continue };
+                    let change = LowRank::new(down.shallow_clone(), up.shallow_clone(), strength(lora), part.start)?;
+                    adapters.add(part.layer.clone(), change);
+                }
+                let weights = base.transformer()?.kind(kind).device(device).adapted(adapters);
+                let dit = Dit::new(&weights, &base.config, |_| ())?;
+                weights.finish()?;
+                (params, dit)
+            }
+        };
+        Ok(Self { params, dit, method: method.clone() })
     }
 
     /// Writes the values into the run's folder.
@@ -36,8 +61,98 @@ impl Trained {
         out: &Path,
         values: Vec<(String, Tensor)>,
         base: &Base,
-        _facts: BTreeMap<String, String>,
+        facts: BTreeMap<String, String>,
     ) -> Result<()> {
-        save_part::transformer(out, values, &base.config)
+        let lora = match &self.method {
+            Method::Full => return save_part::transformer(out, values, &base.config),
+            Method::Lora(lora) => lora,
+        };
+        let values: BTreeMap<String, Tensor> = values.into_iter().collect();
+        let mut modules = Vec::new();
+        for (name, down) in &values {
+            let Some(module) = name.strip_suffix(DOWN).map(|m| m.trim_end_matches('.')) else { continue };
+            let up = values.get(&format!("{module}.{UP}"));
+            let up = up.ok_or_else(|| Error::invalid("trained values", "both factors of each layer", name))?;
+            // The strength goes into the file's values: programs differ in where they look for it.
+            modules.push((module.to_owned(), down.shallow_clone(), up.f_mul_scalar(strength(lora))?));
+        }
+        save_lora(out.join(LORA_FILE), &modules, facts)
+    }
+}
+
+fn strength(lora: &LoraMethod) -> f64 {
+    lora.alpha.map_or(1.0, |alpha| alpha / lora.rank as f64)
+}
+
+/// The parts whose layers one of the patterns names.
+fn chosen(parts: &[LinearPart], targets: &[String]) -> Result<Vec<LinearPart>> {
+    for pattern in targets {
+        if !parts.iter().any(|part| matches(pattern, &part.layer)) {
+            let expected = "patterns of linear layers as in `double_blocks.*.img_attn.qkv`";
+            return Err(Error::invalid("method.targets", expected, format!("`{pattern}`, which names none")));
+        }
+    }
+    let named = |part: &&LinearPart| targets.iter().any(|pattern| matches(pattern, &part.layer)) && !part.swapped;
+    let chosen: Vec<LinearPart> = parts.iter().filter(named).cloned().collect();
+    if chosen.is_empty() {
+        return Err(Error::invalid("method.targets", "at least one pattern", "none"));
+    }
+    Ok(chosen)
+}
+
+/// Whether `name` has the pattern's form; `*` stands for anything.
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((start, rest)) => {
+            let tail = name.strip_prefix(start);
+            tail.is_some_and(|tail| (0..=tail.len()).any(|at| tail.get(at..).is_some_and(|end| matches(rest, end))))
+        }
+    }
+}
+
+/// Factors to start from, as peft draws them: `down` uniform, `up` zero, so that nothing changes yet.
+fn factors(parts: &[LinearPart], rank: i64, seed: u64) -> Result<Vec<(String, Tensor)>> {
+    let mut tensors = Vec::new();
+    for (index, part) in parts.iter().enumerate() {
+        let mut rng = generator(seed, Stream::Initial, index as u64);
+        let bound = 1.0 / (part.input as f32).sqrt();
+        let values: Vec<f32> = (0..rank * part.input).map(|_| rng.random_range(-bound..bound)).collect();
+        let down = Tensor::f_from_slice(&values)?.f_reshape([rank, part.input])?;
+        let up = Tensor::f_zeros([part.rows, rank], (Kind::Float, Device::Cpu))?;
+        tensors.extend([(format!("{}.{DOWN}", part.module), down), (format!("{}.{UP}", part.module), up)]);
+    }
+    Ok(tensors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_name_layers() {
+        assert!(matches("double_blocks.*.*_attn.qkv", "double_blocks.12.txt_attn.qkv"));
+        assert!(!matches("double_blocks.*.*_attn.qkv", "double_blocks.12.txt_attn.proj"));
+        assert!(matches("*", "img_in") && matches("img_in", "img_in") && !matches("img", "img_in"));
+        let parts = linear_parts(&kontext_dit::DitConfig::schnell()).unwrap();
+        let error = chosen(&parts, &["blocks.qkv".to_owned()]).unwrap_err();
+        assert!(error.to_string().contains("`blocks.qkv`"), "{error}");
+        assert_eq!(chosen(&parts, &["double_blocks.*.img_attn.qkv".to_owned()]).unwrap().len(), 3 * 19);
+    }
+
+    #[test]
+    fn factors_begin_without_a_change() {
+        let part = LinearPart {
+            layer: "img_in".to_owned(),
+            module: "x_embedder".to_owned(),
+            start: 0,
+            rows: 5,
+            input: 4,
+            swapped: false,
+        };
+        let tensors = factors(&[part], 2, 0).unwrap();
+        assert!(tensors[0].1.abs().max().double_value(&[]) <= 0.5);
+        assert_eq!((tensors[0].1.size(), tensors[1].1.size()), (vec![2, 4], vec![5, 2]));
+        assert_eq!(tensors[1].1.abs().sum(Kind::Float).double_value(&[]), 0.0);
     }
 }

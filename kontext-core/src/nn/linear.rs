@@ -2,16 +2,19 @@
 
 use tch::Tensor;
 
+use crate::nn::LowRank;
 use crate::{Result, Weights};
 
 /// `x @ weight^T + bias`, on the last dimension.
 ///
 /// The weight may be stored narrower than the input (bf16 under f32): it is widened for the
 /// multiplication, which on CPUs without bf16 units is several times faster than computing in bf16.
+/// Low-rank changes that the weights bring along ([`Weights::adapted`]) are added to the output.
 #[derive(Debug)]
 pub struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
+    changes: Vec<LowRank>,
 }
 
 impl Linear {
@@ -20,7 +23,7 @@ impl Linear {
     /// # Errors
     /// Those of [`Weights::tensor`].
     pub fn new(w: &Weights, input: i64, output: i64) -> Result<Self> {
-        Ok(Self { weight: w.tensor("weight", &[output, input])?, bias: Some(w.tensor("bias", &[output])?) })
+        Ok(Self { bias: Some(w.tensor("bias", &[output])?), ..Self::without_bias(w, input, output)? })
     }
 
     /// Reads `weight` [out, in]; there is no bias.
@@ -28,7 +31,8 @@ impl Linear {
     /// # Errors
     /// Those of [`Weights::tensor`].
     pub fn without_bias(w: &Weights, input: i64, output: i64) -> Result<Self> {
-        Ok(Self { weight: w.tensor("weight", &[output, input])?, bias: None })
+        let changes = w.low_rank(input, output)?;
+        Ok(Self { weight: w.tensor("weight", &[output, input])?, bias: None, changes })
     }
 
     /// [.., in] to [.., out], in the input's kind.
@@ -38,7 +42,8 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let kind = x.kind();
         let bias = self.bias.as_ref().map(|b| b.f_to_kind(kind)).transpose()?;
-        Ok(x.f_linear(&self.weight.f_to_kind(kind)?, bias)?)
+        let y = x.f_linear(&self.weight.f_to_kind(kind)?, bias)?;
+        self.changed(y, x, 0)
     }
 
     /// `sum + x @ weight^T + bias`, with the product added inside the matrix multiplication.
@@ -50,10 +55,11 @@ impl Linear {
         let (rows, shape) = (x.f_flatten(0, -2)?, sum.size());
         let product = sum.f_flatten(0, -2)?.f_addmm(&rows, &self.weight.f_to_kind(kind)?.f_transpose(0, 1)?)?;
         let product = product.f_reshape(shape)?;
-        match &self.bias {
-            Some(bias) => Ok(product.f_add(&bias.f_to_kind(kind)?)?),
-            None => Ok(product),
-        }
+        let y = match &self.bias {
+            Some(bias) => product.f_add(&bias.f_to_kind(kind)?)?,
+            None => product,
+        };
+        self.changed(y, x, 0)
     }
 
     /// Splits the input features in two: `self(cat(a, b)) = first(a) + second(b)`.
@@ -64,9 +70,11 @@ impl Linear {
     /// [`crate::Error::Torch`] where `at` is not within the input.
     pub fn split_input(self, at: i64) -> Result<(Self, Self)> {
         let input = self.weight.size().last().copied().unwrap_or_default();
-        let first = Self { weight: self.weight.f_narrow(1, 0, at)?, bias: self.bias };
-        let second = Self { weight: self.weight.f_narrow(1, at, input - at)?, bias: None };
-        Ok((first, second))
+        let part = |start: i64, count: i64, bias: Option<Tensor>| -> Result<Self> {
+            let changes = self.changes.iter().map(|change| change.columns(start, count)).collect::<Result<_>>()?;
+            Ok(Self { weight: self.weight.f_narrow(1, start, count)?, bias, changes })
+        };
+        Ok((part(0, at, self.bias.as_ref().map(Tensor::shallow_clone))?, part(at, input - at, None)?))
     }
 
     /// The output features `start..start + count` alone: [.., in] to [.., count].
@@ -76,7 +84,17 @@ impl Linear {
     pub fn forward_rows(&self, x: &Tensor, start: i64, count: i64) -> Result<Tensor> {
         let rows = |t: &Tensor| -> Result<Tensor> { Ok(t.f_narrow(0, start, count)?.f_to_kind(x.kind())?) };
         let bias = self.bias.as_ref().map(rows).transpose()?;
-        Ok(x.f_linear(&rows(&self.weight)?, bias)?)
+        let y = x.f_linear(&rows(&self.weight)?, bias)?;
+        self.changed(y, x, start)
+    }
+
+    /// `y`, the output features from `start` on for the input `x`, with all changes.
+    fn changed(&self, y: Tensor, x: &Tensor, start: i64) -> Result<Tensor> {
+        let count = y.size().last().copied().unwrap_or_default();
+        for change in &self.changes {
+            change.add_to(&y, x, start, count)?;
+        }
+        Ok(y)
     }
 }
 

@@ -3,9 +3,11 @@
 mod conv;
 mod embedding;
 mod linear;
+mod low_rank;
 mod norm;
 
 pub use conv::Conv2d;
 pub use embedding::Embedding;
 pub use linear::Linear;
+pub use low_rank::LowRank;
 pub use norm::{GroupNorm, LayerNorm, RmsNorm};

@@ -1,5 +1,6 @@
 //! Weights: a cursor over named tensors, from files, from memory, or made from a seed.
 
+mod adapters;
 mod audit;
 mod file;
 mod header;
@@ -17,6 +18,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{CheckpointError, Error, Result};
 use file::WeightFile;
+pub use adapters::Adapters;
 pub use names::{NameMap, Recipe};
 pub use report::Account;
 pub use save::{save, to_bytes};
@@ -46,6 +48,7 @@ pub struct Weights {
     kind: Conversion,
     device: Device,
     map: Option<NameMap>,
+    adapters: Option<Arc<Mutex<Adapters>>>,
     audit: bool,
 }
 
@@ -98,7 +101,7 @@ impl Weights {
 
     fn over(path: PathBuf, source: Source) -> Self {
         let store = Arc::new(Store { path, source, used: Mutex::default(), problems: Mutex::default() });
-        Self { store, prefix: String::new(), kind: Conversion::Keep, device: Device::Cpu, map: None, audit: false }
+        Self { store, prefix: String::new(), kind: Conversion::Keep, device: Device::Cpu, map: None, adapters: None, audit: false }
     }
 
     /// The cursor of the sub-module `name`.
@@ -153,7 +156,8 @@ impl Weights {
         let full = format!("{}{name}", self.prefix);
         if let Source::Synthetic { seed, made } = &self.store.source {
             lock(made).insert(full.clone(), shape.to_vec());
-            return self.place(&synthetic::tensor(&full, shape, *seed, self.device)?);
+            let value = self.place(&synthetic::tensor(&full, shape, *seed, self.device)?)?;
+            return self.fuse(&full, value);
         }
         let recipe = self.map.map_or_else(|| Recipe::Name(full.clone()), |map| map(&full));
         if self.audit {
@@ -172,10 +176,10 @@ impl Weights {
         };
         let got = value.size();
         if got == shape {
-            return Ok(value);
+            return self.fuse(&full, value);
         }
         if same_but_ones(&got, shape) {
-            return Ok(value.f_reshape(shape)?);
+            return self.fuse(&full, value.f_reshape(shape)?);
         }
         let name = recipe.names().join("` + `");
         Err(self.error(CheckpointError::Shape { name, expected: shape.to_vec(), got }))
