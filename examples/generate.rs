@@ -25,6 +25,6 @@ struct Args {
 fn main() -> ExitCode {
     common::main(|args: Args| {
         let request = args.run.apply(Request::generate(&args.prompt))?;
-        common::run::run(&args.run, &request, &args.out)
+        common::run::run(&args.run, &request, &args.out).map(drop)
     })
 }

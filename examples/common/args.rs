@@ -6,13 +6,10 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use kontext::{Conformance, Kind, References, Request};
 
-/// Pixels of a picture by the random demonstration model: a quarter of a second instead of half a minute.
-const DEMO_AREA: u64 = 256 * 256;
-
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// Folder of the model: a diffusers checkpoint, or BFL / ComfyUI single files.
-    /// Without it, a small model with RANDOM weights is made in target/
+    /// Without it, the small model in models/kontext-emoji
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
     /// Make a model of the published size (12 B) with RANDOM weights on the device, for timing
@@ -127,10 +124,6 @@ impl RunArgs {
             Some(ConformArg::Bfl) => Conformance::Bfl,
         };
         request.noise = self.noise.as_deref().map(read_noise).transpose()?;
-        let sized = self.width.is_some() || self.height.is_some() || self.max_area.is_some();
-        if self.model.is_none() && !self.full_size && !sized && request.conformance != Conformance::Bfl {
-            request.max_area = Some(DEMO_AREA);
-        }
         Ok(request)
     }
 

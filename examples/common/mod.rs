@@ -5,8 +5,10 @@
 
 pub mod args;
 pub mod dump;
+pub mod judge;
 pub mod progress;
 pub mod run;
+pub mod strip;
 pub mod training;
 
 use std::fmt::Display;

@@ -5,34 +5,38 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use kontext::crates::kontext_core::{self, device};
-use kontext::{Builder, Cancel, Event, Layout, ModelSizes, Output, Pipeline, Plan, Request};
+use kontext::{Builder, Cancel, Event, ModelSizes, Output, Pipeline, Plan, Request};
 
 use super::args::RunArgs;
 use super::dump::Dump;
 use super::{progress, say};
 
-/// Seed of the demonstration model's weights.
-const DEMO_SEED: u64 = 7;
+/// The small model that is part of this repository.
+const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kontext-emoji");
+/// Seed of the weights of a model of the published size.
+const RANDOM_SEED: u64 = 7;
 
-/// Loads the model, runs the request, writes the pictures.
-pub fn run(args: &RunArgs, request: &Request, out: &Path) -> anyhow::Result<()> {
+/// Loads the model, runs the request, writes the pictures. Returns nothing where only a plan was asked for.
+pub fn run(args: &RunArgs, request: &Request, out: &Path) -> anyhow::Result<Option<Output>> {
     let builder = builder(args)?;
     let pipe = if args.full_size {
         eprintln!("This is a model of the published size with RANDOM weights, and its picture will be noise.");
-        builder.random(&ModelSizes::published(), DEMO_SEED)?
+        builder.random(&ModelSizes::published(), RANDOM_SEED)?
     } else {
-        let folder = args.model.clone().map_or_else(demo_model, Ok)?;
+        let folder = args.model.clone().unwrap_or_else(|| SHIPPED.into());
         // What is wrong with the request or fails at the end is told before the weights are read.
         let plan = builder.plan(&folder, request)?;
         if args.plan {
-            return say(plan);
+            say(plan)?;
+            return Ok(None);
         }
         check_outputs(args, &plan, out)?;
         load(&builder, &folder)?
     };
     let plan = pipe.plan(request)?;
     if args.plan {
-        return say(plan);
+        say(plan)?;
+        return Ok(None);
     }
     check_outputs(args, &plan, out)?;
     for warning in plan.warnings() {
@@ -47,7 +51,8 @@ pub fn run(args: &RunArgs, request: &Request, out: &Path) -> anyhow::Result<()> 
         say(format_args!("wrote {} ({}, seed {seed})", path.display(), output.plan.output))?;
     }
     let steps = output.plan.schedule.steps();
-    say(format_args!("{steps} steps and the rest took {:.1} s on {:?}", begin.elapsed().as_secs_f64(), pipe.device()))
+    say(format_args!("{steps} steps and the rest took {:.1} s on {:?}", begin.elapsed().as_secs_f64(), pipe.device()))?;
+    Ok(Some(output))
 }
 
 /// The options of the pipeline.
@@ -79,14 +84,6 @@ fn load(builder: &Builder, folder: &Path) -> anyhow::Result<Pipeline> {
         eprintln!("{checkpoint}");
     }
     Ok(pipe)
-}
-
-fn demo_model() -> anyhow::Result<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target").join("kontext-random");
-    eprintln!("No --model is given: this is a small model with RANDOM weights, and its picture will be noise.");
-    eprintln!("It is written to {}", folder.display());
-    kontext::random_model(&folder, DEMO_SEED, Layout::Diffusers)?;
-    Ok(folder)
 }
 
 /// Runs with a progress bar; Ctrl-C stops after the step.

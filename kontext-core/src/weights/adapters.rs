@@ -122,7 +122,8 @@ mod tests {
 
     #[test]
     fn fused_and_unfused_layers_agree_in_every_way_of_calling_them() {
-        let layer = |fused: bool| Linear::new(&weights().adapted(adapters().fused(fused)).at("a").at("b"), 6, 8).unwrap();
+        let layer =
+            |fused: bool| Linear::new(&weights().adapted(adapters().fused(fused)).at("a").at("b"), 6, 8).unwrap();
         let x = draw(&[2, 5, 6], 7);
         let (fused, beside) = (layer(true), layer(false));
         let close = |a: &Tensor, b: &Tensor| assert!(a.allclose(b, 1e-5, 1e-5, false));
@@ -147,7 +148,8 @@ mod tests {
         let layer = Linear::new(&weights().adapted(adapters).at("a").at("b"), 6, 8).unwrap();
         let x = draw(&[5, 6], 7);
         layer.forward(&x).unwrap().sum(Kind::Float).backward();
-        let expected = x.linear(&down.detach(), None::<&Tensor>).sum_dim_intlist([0_i64].as_slice(), false, Kind::Float);
+        let expected =
+            x.linear(&down.detach(), None::<&Tensor>).sum_dim_intlist([0_i64].as_slice(), false, Kind::Float);
         assert!(up.grad().get(1).allclose(&(expected * 0.5), 1e-4, 1e-5, false));
         assert!(down.grad().abs().max().double_value(&[]) > 0.0);
     }

@@ -17,8 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch::{Device, Kind, Tensor};
 
 use crate::{CheckpointError, Error, Result};
-use file::WeightFile;
 pub use adapters::Adapters;
+use file::WeightFile;
 pub use names::{NameMap, Recipe};
 pub use report::Account;
 pub use save::{save, to_bytes};
@@ -101,7 +101,15 @@ impl Weights {
 
     fn over(path: PathBuf, source: Source) -> Self {
         let store = Arc::new(Store { path, source, used: Mutex::default(), problems: Mutex::default() });
-        Self { store, prefix: String::new(), kind: Conversion::Keep, device: Device::Cpu, map: None, adapters: None, audit: false }
+        Self {
+            store,
+            prefix: String::new(),
+            kind: Conversion::Keep,
+            device: Device::Cpu,
+            map: None,
+            adapters: None,
+            audit: false,
+        }
     }
 
     /// The cursor of the sub-module `name`.

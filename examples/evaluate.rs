@@ -1,0 +1,107 @@
+//! Recomputes the table of a model's card: `cargo xtask run --release --example evaluate`.
+//!
+//! Every held-out edit of the dataset is made and compared with the truth and with all pictures that
+//! it might have become. The first run fetches the dataset.
+
+#[allow(dead_code)] // Shared with examples that use all of it.
+mod common;
+#[allow(dead_code)]
+mod emoji;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+use common::judge::{Edit, Judge, edits};
+use common::strip::strip;
+use common::{progress, say};
+use kontext::Pipeline;
+use kontext_bench::edit::Table;
+
+/// Measure a model on held-out edits.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Folder of the model
+    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kontext-emoji"))]
+    model: PathBuf,
+    /// The dataset's folder; made if it is not there
+    #[arg(long, value_name = "DIR", default_value = "target/emoji")]
+    data: PathBuf,
+    /// A LoRA
+    #[arg(long, value_name = "FILE")]
+    lora: Option<PathBuf>,
+    /// The split to measure: `test` for new combinations, `wording` for the same in new words
+    #[arg(long, default_value = "test")]
+    split: String,
+    /// Which reference pictures the model is given
+    #[arg(long, value_enum, default_value_t)]
+    context: Context,
+    /// At most so many edits of a category
+    #[arg(long, default_value_t = usize::MAX, hide_default_value = true)]
+    most: usize,
+    /// Seed of the noise
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Write a strip for each category into this folder: reference pictures, result, truth
+    #[arg(long, value_name = "DIR")]
+    strips: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+enum Context {
+    /// The edit's own
+    #[default]
+    Right,
+    /// Those of another edit of the category
+    Wrong,
+    /// None
+    Missing,
+}
+
+fn main() -> ExitCode {
+    common::main(|args: Args| run(&args))
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    if !args.data.join("metadata.jsonl").is_file() {
+        let cache = args.data.with_extension("packages");
+        emoji::write_dataset(&emoji::Options { out: args.data.clone(), cache, size: 128 })?;
+    }
+    let mut builder = Pipeline::builder();
+    if let Some(lora) = &args.lora {
+        builder = builder.lora(lora, 1.0);
+    }
+    let mut judge = Judge::new(builder.load(&args.model)?, &args.data)?;
+    let mut by_category = BTreeMap::<String, Vec<Edit>>::new();
+    for edit in edits(&args.data, &[&args.split])? {
+        by_category.entry(edit.category.clone()).or_default().push(edit);
+    }
+    by_category.values_mut().for_each(|edits| edits.truncate(args.most));
+    if let Some(folder) = &args.strips {
+        std::fs::create_dir_all(folder)?;
+    }
+    let bar = progress::bar("editing", by_category.values().map(Vec::len).sum());
+    let mut table = Table::new();
+    for (category, edits) in &by_category {
+        for (index, edit) in edits.iter().enumerate() {
+            let references = match args.context {
+                Context::Right => edit.source.clone(),
+                Context::Wrong => edits[(index + edits.len() / 2) % edits.len()].source.clone(),
+                Context::Missing => Vec::new(),
+            };
+            let judged = judge.judge(edit, &references, args.seed)?;
+            table.add(category, judged.score);
+            bar.inc(1);
+            // The first of a category: not chosen.
+            if let (Some(folder), 0) = (&args.strips, index) {
+                let pictures: Vec<_> = judged.sources.iter().chain([&judged.result, &judged.truth]).collect();
+                let name = category.replace('/', "-");
+                kontext::save_picture(&strip(&pictures, 2), folder.join(format!("{name}.png")), &[])?;
+                say(format_args!("{name}: {}", edit.instruction))?;
+            }
+        }
+    }
+    bar.finish_and_clear();
+    say(format_args!("{table}"))
+}

@@ -1,0 +1,200 @@
+//! Teaches a model an edit by pairs of pictures: `cargo xtask run --release --example finetune`.
+//!
+//! Without `--data`, the edit is one that the small model cannot do: a red frame around the picture.
+
+#[allow(dead_code)] // Shared with examples that use all of it.
+mod common;
+#[allow(dead_code)]
+mod emoji;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::bail;
+use clap::{Parser, ValueEnum};
+use common::judge::{Judge, edits};
+use common::say;
+use common::strip::strip;
+use common::training::{Limit, train};
+use kontext::crates::kontext_core::OutputFile;
+use kontext::image::{Rgb, RgbImage};
+use kontext::{Builder, Pipeline};
+use kontext_bench::edit::{Mean, Table};
+use kontext_train::{LoraMethod, Method, Recipe};
+use serde_json::json;
+
+/// Fine-tune a model on pairs of pictures, and score it before and after.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Folder of the model
+    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kontext-emoji"))]
+    model: PathBuf,
+    /// Folder with metadata.jsonl: source, target, instruction and split (`train` or `test`) on each
+    /// line. Without it, pairs with a red frame are made of the emoji dataset
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Folder of the run: state, curves, samples, and the result
+    #[arg(long, value_name = "DIR", default_value = "target/finetune")]
+    out: PathBuf,
+    /// TOML file with the whole recipe; its model, data and out go before those given here
+    #[arg(long, value_name = "FILE")]
+    recipe: Option<PathBuf>,
+    /// Train low-rank adapters, or all of the transformer
+    #[arg(long, value_enum, default_value_t)]
+    method: Which,
+    /// Rank of the adapters
+    #[arg(long, default_value_t = 8)]
+    rank: i64,
+    /// Optimizer steps
+    #[arg(long, default_value_t = 300)]
+    steps: u64,
+    /// Learning rate; 3e-3 for adapters and 2e-4 for all of the transformer if not given
+    #[arg(long)]
+    rate: Option<f64>,
+    /// Stop after this many minutes; the same command goes on
+    #[arg(long)]
+    minutes: Option<f64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+enum Which {
+    #[default]
+    Lora,
+    Full,
+}
+
+fn main() -> ExitCode {
+    common::main(|args: Args| run(&args))
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let limit = Limit::new(args.minutes)?;
+    let data = match &args.data {
+        Some(data) => data.clone(),
+        None => framed(Path::new("target"))?,
+    };
+    let recipe = match &args.recipe {
+        Some(path) => Recipe::open(path)?,
+        None => recipe(args, &data)?,
+    };
+    if edits(&recipe.data.folder, &[&recipe.data.validation])?.is_empty() {
+        bail!("{} has no lines of split `{}` to score", recipe.data.folder.display(), recipe.data.validation);
+    }
+    let (model, out, folder) = (recipe.model.clone(), recipe.out.clone(), recipe.data.folder.clone());
+    let (split, method) = (recipe.data.validation.clone(), recipe.method.clone());
+    let before = score(&Pipeline::builder(), &model, &folder, &split, None)?;
+    say(format_args!("before: {}", told(&before)))?;
+    if !train(recipe, &limit)?.1 {
+        return Ok(());
+    }
+    let (builder, result) = match method {
+        Method::Lora(_) => {
+            let file = out.join("lora.safetensors");
+            (Pipeline::builder().lora(&file, 1.0), file)
+        }
+        Method::Full => {
+            let folder = out.join("transformer");
+            (Pipeline::builder().transformer(&folder), folder)
+        }
+    };
+    let after = score(&builder, &model, &folder, &split, Some(&out.join("held-out.png")))?;
+    say(format_args!("before: {}", told(&before)))?;
+    say(format_args!("after:  {}", told(&after)))?;
+    say(format_args!("wrote {} and {}", result.display(), out.join("held-out.png").display()))
+}
+
+/// What is trained, and how.
+fn recipe(args: &Args, data: &Path) -> anyhow::Result<Recipe> {
+    let lora = LoraMethod { rank: args.rank, ..LoraMethod::default() };
+    let (method, usual) = match args.method {
+        Which::Lora => (Method::Lora(lora), 3e-3),
+        Which::Full => (Method::Full, 2e-4),
+    };
+    let mut recipe: Recipe = serde_json::from_value(json!({
+        "model": args.model, "out": args.out, "steps": args.steps, "ema": 0.98,
+        "data": {"folder": data, "batch": 16, "validation_items": 32},
+        "rate": {"peak": args.rate.unwrap_or(usual), "warmup": 20, "floor": 0.05},
+        "every": {"save": 100, "validate": 50, "sample": 100},
+    }))?;
+    recipe.method = method;
+    Ok(recipe)
+}
+
+/// The mean over the held-out pairs; the first of them side by side in a picture.
+fn score(builder: &Builder, model: &Path, data: &Path, split: &str, grid: Option<&Path>) -> anyhow::Result<Mean> {
+    /// More pairs say the same.
+    const MOST: usize = 32;
+    let mut judge = Judge::new(builder.load(model)?, data)?;
+    let mut table = Table::new();
+    for (index, edit) in edits(data, &[split])?.iter().take(MOST).enumerate() {
+        let judged = judge.judge(edit, &edit.source, 0)?;
+        table.add("held out", judged.score);
+        if let (Some(path), 0) = (grid, index) {
+            let pictures: Vec<&RgbImage> = judged.sources.iter().chain([&judged.result, &judged.truth]).collect();
+            kontext::save_picture(&strip(&pictures, 2), path, &[])?;
+        }
+    }
+    table.mean("").ok_or_else(|| anyhow::anyhow!("there is nothing to score"))
+}
+
+fn told(mean: &Mean) -> String {
+    format!(
+        "{:.0} % of {} held-out edits right, PSNR {:.1} dB ({:+.1} dB over copying)",
+        100.0 * mean.right,
+        mean.count,
+        mean.psnr,
+        mean.gain.unwrap_or_default()
+    )
+}
+
+/// Pairs without and with a red frame, made of emoji.
+fn framed(target: &Path) -> anyhow::Result<PathBuf> {
+    const INSTRUCTION: &str = "add a red frame";
+    /// Of so many pictures, one is held out.
+    const ONE_IN: usize = 10;
+    const PAIRS: usize = 320;
+    let out = target.join("frames");
+    if out.join("metadata.jsonl").is_file() {
+        return Ok(out);
+    }
+    let data = target.join("emoji");
+    if !data.join("metadata.jsonl").is_file() {
+        let cache = data.with_extension("packages");
+        emoji::write_dataset(&emoji::Options { out: data.clone(), cache, size: 128 })?;
+    }
+    let mut pictures: Vec<PathBuf> = edits(&data, &["test"])?.into_iter().map(|edit| edit.target).collect();
+    pictures.extend(edits(&data, &["train"])?.into_iter().step_by(97).map(|edit| edit.target));
+    pictures.sort();
+    pictures.dedup();
+    std::fs::create_dir_all(&out)?;
+    let mut lines = String::new();
+    let stride = (pictures.len() / PAIRS).max(1);
+    for (index, path) in pictures.iter().step_by(stride).take(PAIRS).enumerate() {
+        let picture = kontext::open(data.join(path))?;
+        let (source, framed) = (format!("{index}.png"), format!("{index}-framed.png"));
+        kontext::save_picture(&picture, out.join(&source), &[])?;
+        kontext::save_picture(&with_frame(picture), out.join(&framed), &[])?;
+        let split = if index % ONE_IN == 0 { "test" } else { "train" };
+        let line = json!({"source": source, "target": framed, "instruction": INSTRUCTION, "split": split});
+        lines.push_str(&format!("{line}\n"));
+    }
+    let lines_path = out.join("metadata.jsonl");
+    let mut file = OutputFile::create(&lines_path)?;
+    file.writer().write_all(lines.as_bytes())?;
+    file.publish()?;
+    Ok(out)
+}
+
+/// The picture with a frame of a twelfth of its side.
+fn with_frame(mut picture: RgbImage) -> RgbImage {
+    let (width, height) = picture.dimensions();
+    let border = width.min(height) / 12;
+    for (x, y, pixel) in picture.enumerate_pixels_mut() {
+        let edge = x.min(y).min(width - 1 - x).min(height - 1 - y);
+        if edge < border {
+            *pixel = Rgb([215, 35, 40]);
+        }
+    }
+    picture
+}

@@ -1,0 +1,7 @@
+//! Edits whose answers are known: is a result the right picture, and what else did it change?
+
+mod score;
+mod table;
+
+pub use score::{EditScore, KnownEdit};
+pub use table::{Mean, Table};

@@ -1,0 +1,140 @@
+//! One result against the true picture, the source, and other pictures that it might have become.
+
+use image::RgbImage;
+use kontext_core::Result;
+
+use crate::metrics::psnr;
+
+/// Pictures this near to each other, in dB, are one: a mirrored picture that is symmetric, for example.
+const SAME: f64 = 40.0;
+/// Differences between source and truth of so many levels count as none.
+const AGREE: u8 = 4;
+/// The least share of a picture whose error says something.
+const LEAST_SHARE: f64 = 0.02;
+
+/// An edit whose result is known.
+#[derive(Debug, Clone, Copy)]
+pub struct KnownEdit<'a> {
+    /// The picture that is edited; none where a picture is made from text alone.
+    pub source: Option<&'a RgbImage>,
+    /// What it has to become.
+    pub truth: &'a RgbImage,
+    /// What it might become instead.
+    pub candidates: &'a [RgbImage],
+    /// The truth through the model's autoencoder and back: the best that its results can be.
+    pub reconstruction: &'a RgbImage,
+}
+
+/// How near a result is to what it has to be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EditScore {
+    /// Whether no candidate, nor the source, is nearer to the result than the truth (mean squared error).
+    pub right: bool,
+    /// Whether the source is nearest: nothing was edited.
+    pub copied: bool,
+    /// Result against truth, in dB.
+    pub psnr: f64,
+    /// The source against the truth, in dB: what copying scores. None where they are the same.
+    pub copy_psnr: Option<f64>,
+    /// The autoencoder's reconstruction of the truth against the truth, in dB.
+    pub reconstruction_psnr: f64,
+    /// Result against source where source and truth agree, in dB; none where they agree hardly anywhere.
+    pub untouched_psnr: Option<f64>,
+}
+
+impl KnownEdit<'_> {
+    /// Judges a result.
+    ///
+    /// # Errors
+    /// [`kontext_core::Error::InvalidArgument`] where the pictures are not all of one size.
+    ///
+    /// # Example
+    /// ```
+    /// use image::{Rgb, RgbImage};
+    /// use kontext_bench::edit::KnownEdit;
+    /// let plain = |level: u8| RgbImage::from_pixel(8, 8, Rgb([level; 3]));
+    /// let (source, truth) = (plain(10), plain(200));
+    /// let edit = KnownEdit { source: Some(&source), truth: &truth, candidates: &[plain(90)], reconstruction: &truth };
+    /// assert!(edit.score(&plain(190))?.right);
+    /// assert!(edit.score(&plain(20))?.copied);
+    /// # Ok::<(), kontext_core::Error>(())
+    /// ```
+    pub fn score(&self, result: &RgbImage) -> Result<EditScore> {
+        let to_truth = psnr(result, self.truth)?;
+        let others = self.candidates.iter().chain(self.source);
+        let mut nearest = f64::NEG_INFINITY;
+        for other in others {
+            if psnr(other, self.truth)? < SAME {
+                nearest = nearest.max(psnr(result, other)?);
+            }
+        }
+        let copy_psnr = self.source.map(|source| psnr(source, self.truth)).transpose()?.filter(|copy| *copy < SAME);
+        let to_source = self.source.map(|source| psnr(result, source)).transpose()?;
+        let right = to_truth >= nearest;
+        let copied = !right && copy_psnr.is_some() && to_source.is_some_and(|source| source >= nearest);
+        Ok(EditScore {
+            right,
+            copied,
+            psnr: to_truth,
+            copy_psnr,
+            reconstruction_psnr: psnr(self.reconstruction, self.truth)?,
+            untouched_psnr: self.source.and_then(|source| untouched(result, source, self.truth)),
+        })
+    }
+}
+
+/// The error of `result` against `source` where `source` and `truth` agree; all three are of one size.
+fn untouched(result: &RgbImage, source: &RgbImage, truth: &RgbImage) -> Option<f64> {
+    let (mut sum, mut count) = (0_u64, 0_u64);
+    for ((result, source), truth) in result.pixels().zip(source.pixels()).zip(truth.pixels()) {
+        if source.0.iter().zip(truth.0).all(|(a, b)| a.abs_diff(b) <= AGREE) {
+            sum += result.0.iter().zip(source.0).map(|(a, b)| u64::from(a.abs_diff(b)).pow(2)).sum::<u64>();
+            count += 3;
+        }
+    }
+    let all = 3.0 * f64::from(result.width()) * f64::from(result.height());
+    if (count as f64) < LEAST_SHARE * all {
+        return None;
+    }
+    Some(10.0 * (255.0 * 255.0 * count as f64 / sum as f64).log10())
+}
+
+#[cfg(test)]
+mod tests {
+    use image::Rgb;
+
+    use super::*;
+
+    fn split(left: u8, right: u8) -> RgbImage {
+        RgbImage::from_fn(8, 8, |x, _| Rgb([if x < 4 { left } else { right }; 3]))
+    }
+
+    #[test]
+    fn only_what_should_stay_counts_as_untouched() {
+        let (source, truth) = (split(100, 50), split(100, 200));
+        let edit = KnownEdit { source: Some(&source), truth: &truth, candidates: &[], reconstruction: &truth };
+        let score = edit.score(&split(110, 0)).unwrap();
+        assert!((score.untouched_psnr.unwrap() - 28.131).abs() < 1e-3);
+        assert!(score.copied && !score.right);
+    }
+
+    #[test]
+    fn a_candidate_that_is_the_truth_in_other_words_does_not_count_against_it() {
+        let (source, truth) = (split(0, 0), split(100, 200));
+        let candidates = [split(100, 201)];
+        let edit = KnownEdit { source: Some(&source), truth: &truth, candidates: &candidates, reconstruction: &truth };
+        assert!(edit.score(&split(100, 202)).unwrap().right);
+        let other = [split(100, 230)];
+        let edit = KnownEdit { candidates: &other, ..edit };
+        let score = edit.score(&split(100, 225)).unwrap();
+        assert!(!score.right && !score.copied);
+    }
+
+    #[test]
+    fn an_edit_that_changes_nothing_has_no_copies() {
+        let truth = split(1, 2);
+        let edit = KnownEdit { source: Some(&truth), truth: &truth, candidates: &[], reconstruction: &truth };
+        let score = edit.score(&split(3, 4)).unwrap();
+        assert!(score.right && !score.copied && score.copy_psnr.is_none());
+    }
+}
