@@ -1,5 +1,7 @@
 //! Which pictures are pairs, and what is asked for.
 
+use std::collections::BTreeSet;
+
 use super::packages::Packages;
 use super::picture::{Change, GROUNDS, Key, Style, TONES};
 use super::tables::{
@@ -35,6 +37,7 @@ pub fn all(packages: &Packages) -> Vec<Pair> {
     pairs.people();
     pairs.sets();
     pairs.whole_pictures();
+    pairs.other_pictures();
     pairs.generations();
     pairs.pairs
 }
@@ -145,13 +148,13 @@ impl Pairs<'_> {
 
     /// Changes of the whole picture.
     fn whole_pictures(&mut self) {
+        let changes = Change::all();
         for (index, (slug, _)) in subjects().into_iter().enumerate() {
             let plain: Vec<Key> = Style::ALL
                 .map(|style| Key::new(style, &slug, 0))
                 .into_iter()
                 .filter(|k| k.exists(self.packages))
                 .collect();
-            let changes = if index < CHANGED { Change::all() } else { Vec::new() };
             let mut candidates = plain.clone();
             for key in plain.iter().filter(|key| key.style != Style::Contrast) {
                 candidates.extend(changes.iter().map(|change| key.changed(*change)));
@@ -178,6 +181,27 @@ impl Pairs<'_> {
                         self.change(source, *change, &candidates);
                     }
                 }
+            }
+        }
+    }
+
+    /// Pictures without a name in the dataset: more to turn and to colour, so that a model learns to do it to any.
+    fn other_pictures(&mut self) {
+        let named: BTreeSet<String> = names().into_iter().map(|(slug, ..)| slug).collect();
+        let toned = |slug: &str| TONES.iter().any(|(_, end)| !end.is_empty() && slug.ends_with(end));
+        let mut others: Vec<String> = self.packages.flat.keys().cloned().collect();
+        others.retain(|slug| !named.contains(slug) && !toned(slug));
+        others.sort();
+        let stride = (others.len() / OTHERS).max(1);
+        for slug in others.into_iter().step_by(stride).take(OTHERS) {
+            let keys = [Style::ThreeD, Style::Flat].map(|style| Key::new(style, &slug, 0));
+            let keys: Vec<Key> = keys.into_iter().filter(|key| key.exists(self.packages)).collect();
+            let changes = Change::all().into_iter().filter(|change| !matches!(change, Change::Ground(_)));
+            let changes: Vec<Change> = changes.collect();
+            let changed = keys.iter().flat_map(|key| changes.iter().map(|change| key.changed(*change)));
+            let candidates: Vec<Key> = keys.iter().cloned().chain(changed).collect();
+            for key in &keys {
+                changes.iter().for_each(|change| self.change(key, *change, &candidates));
             }
         }
     }
@@ -251,8 +275,8 @@ impl Pairs<'_> {
     }
 }
 
-/// Subjects of which changed pictures are made; the others have styles alone.
-const CHANGED: usize = 60;
+/// Pictures without a name of which changed pictures are made.
+const OTHERS: usize = 150;
 
 /// Things and faces with their names.
 fn subjects() -> Vec<(String, String)> {

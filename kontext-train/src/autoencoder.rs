@@ -313,8 +313,8 @@ mod tests {
         AutoencoderRecipe {
             channels: [8, 8, 8, 8],
             groups: 4,
-            batch: 4,
-            crop: 32,
+            batch: 2,
+            crop: 16,
             steps,
             rate: Rate { peak: 5e-3, warmup: 5, floor: 1.0 },
             ..AutoencoderRecipe::default()
@@ -329,7 +329,7 @@ mod tests {
             AutoencoderTrainer::open(recipe(steps), &pictures, &folder.path().join(out), Device::Cpu).unwrap()
         };
         let mut losses = Vec::new();
-        let mut unbroken = open(60, "a");
+        let mut unbroken = open(40, "a");
         unbroken
             .run(|report| {
                 losses.push(report.loss);
@@ -337,15 +337,15 @@ mod tests {
             })
             .unwrap();
         let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
-        assert!(mean(&losses[50..]) < 0.5 * mean(&losses[..5]), "{:?}", [&losses[..5], &losses[50..]]);
+        assert!(mean(&losses[30..]) < 0.5 * mean(&losses[..5]), "{:?}", [&losses[..5], &losses[30..]]);
 
         let stop_at = |at: u64| {
             move |report: AutoencoderReport| {
                 if report.step == at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             }
         };
-        assert!(open(60, "b").run(stop_at(20)).unwrap_err().is_cancelled());
-        let mut resumed = open(60, "b");
+        assert!(open(40, "b").run(stop_at(20)).unwrap_err().is_cancelled());
+        let mut resumed = open(40, "b");
         assert_eq!(resumed.step(), 20);
         resumed.run(|_| ControlFlow::Continue(())).unwrap();
         assert!(resumed.params.flat().equal(unbroken.params.flat()));

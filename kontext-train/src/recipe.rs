@@ -123,7 +123,7 @@ pub struct Data {
     pub weights: BTreeMap<String, f64>,
 }
 
-/// Steps between what is written; 0 for never.
+/// Steps between what is written; 0 for never. The state is saved at the end, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Every {

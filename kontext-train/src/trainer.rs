@@ -1,96 +1,29 @@
 //! A training run: one step after another, and what is written in between.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
-use kontext_core::{Device, Error, Kind, Result, check, device};
-use kontext_dit::{Dit, RunInput};
+use kontext_core::{Device, Error, Kind, Result, device};
 use kontext_sampler::{References, Shift, Size};
 use kontext_vae::Autoencoder;
 
 use crate::base::Base;
 use crate::curve::{Curve, Point};
-use crate::dataset::{Dataset, Encoding, Fill, Order, Skipped, Store, StoreOptions};
+use crate::dataset::{Dataset, Encoding, Fill, Order, Store, StoreOptions};
+use crate::event::Observer;
 use crate::samples::Sampler;
 use crate::step::{self, Prepared};
 use crate::trained::Trained;
-use crate::{Activations, AdamW, Ema, Recipe, Snapshot, backward};
+use crate::update::{Update, loss_of};
+use crate::watch::Watch;
+use crate::{AdamW, Ema, Recipe, Snapshot, StepReport, TrainEvent};
 
 /// Batches that are made ready ahead of the step that needs them.
 const AHEAD: usize = 3;
-/// The model embeds times and guidance on this scale.
-const TIME_FACTOR: f64 = 1000.0;
-/// A loss this many times the usual one, for [`PATIENCE`] steps on end, has exploded.
-const EXPLODED: f64 = 10.0;
-const PATIENCE: usize = 20;
-/// Steps whose losses make the usual one.
-const USUAL_OVER: usize = 200;
 /// Rows of a grid of samples.
 const SAMPLES: usize = 8;
-
-/// What happens during a run.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum TrainEvent<'a> {
-    /// Pictures or prompts are being encoded.
-    Encoding(Fill),
-    /// Something of the dataset cannot be used.
-    Skipped(&'a Skipped),
-    /// The data is ready: items to train on, and held-out ones.
-    Ready {
-        /// Items that are trained on.
-        training: usize,
-        /// Items that are validated.
-        validation: usize,
-        /// Values that are trained.
-        values: i64,
-        /// Steps that an earlier part of the run has done.
-        resumed: u64,
-    },
-    /// A step is done.
-    Step(StepReport),
-    /// The held-out loss, by the moving average of the weights.
-    Validated {
-        /// Steps done.
-        step: u64,
-        /// The loss.
-        loss: f64,
-    },
-    /// The state was saved.
-    Saved {
-        /// Steps done.
-        step: u64,
-        /// The file.
-        path: PathBuf,
-    },
-    /// A grid of pictures was written: reference pictures, result, truth.
-    Sampled {
-        /// Steps done.
-        step: u64,
-        /// The file.
-        path: PathBuf,
-    },
-}
-
-/// One step.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct StepReport {
-    /// Steps done.
-    pub step: u64,
-    /// Steps of the run.
-    pub total: u64,
-    /// The loss.
-    pub loss: f64,
-    /// The learning rate.
-    pub rate: f64,
-    /// The gradient's norm before it was shortened.
-    pub norm: f64,
-    /// Items a second since this part of the run began.
-    pub items_per_second: f64,
-}
 
 /// A run, ready to go on.
 pub struct Trainer {
@@ -105,8 +38,7 @@ pub struct Trainer {
     device: Device,
     kind: Kind,
     step: u64,
-    recent: VecDeque<f64>,
-    high: usize,
+    watch: Watch,
 }
 
 impl std::fmt::Debug for Trainer {
@@ -114,8 +46,6 @@ impl std::fmt::Debug for Trainer {
         f.debug_struct("Trainer").field("out", &self.recipe.out).field("step", &self.step).finish_non_exhaustive()
     }
 }
-
-type Observer<'a> = &'a mut dyn FnMut(TrainEvent<'_>) -> ControlFlow<()>;
 
 impl Trainer {
     /// Encodes the data, loads the model, and takes up the state in the run's folder if there is one.
@@ -143,9 +73,8 @@ impl Trainer {
             step = snapshot.step;
         }
         let curve = Curve::open(&recipe.out, step)?;
-        let recent = VecDeque::new();
-        let trainer =
-            Self { recipe, base, store, vae, trained, optimizer, ema, curve, device, kind, step, recent, high: 0 };
+        let watch = Watch::default();
+        let trainer = Self { recipe, base, store, vae, trained, optimizer, ema, curve, device, kind, step, watch };
         let count = |wanted: &str| trainer.store.items().iter().filter(|i| i.split == wanted).count();
         let ready = TrainEvent::Ready {
             training: count(&trainer.recipe.data.split),
@@ -191,8 +120,7 @@ impl Trainer {
         while self.step < total {
             // As many steps as run without a break for validation and the like.
             let until = self.next_break();
-            let (step, base) = (self.step, &self.base);
-            let _ = base;
+            let step = self.step;
             let reports = std::thread::scope(|scope| -> Result<()> {
                 let (sender, receiver) = sync_channel::<Result<Prepared>>(AHEAD);
                 let (store, recipe, source) = (&self.store, &self.recipe, &mut source);
@@ -204,17 +132,17 @@ impl Trainer {
                         }
                     }
                 });
-                let mut parts = Parts {
+                let mut update = Update {
                     recipe: &self.recipe,
                     trained: &self.trained,
                     optimizer: &mut self.optimizer,
                     ema: self.ema.as_mut(),
                 };
                 while self.step < until {
-                    let (loss, rate, norm) = parts.step(self.step, &receiver)?;
+                    let (loss, rate, norm) = update.step(self.step, &receiver)?;
                     self.step += 1;
                     self.curve.push(Point { step: self.step, loss, rate, norm, validation: None });
-                    watch(&mut self.recent, &mut self.high, self.step, loss)?;
+                    self.watch.see(self.step, loss)?;
                     let items = (self.step - first) * accumulate * self.recipe.data.batch as u64;
                     let items_per_second = items as f64 / begin.elapsed().as_secs_f64();
                     let report = StepReport { step: self.step, total, loss, rate, norm, items_per_second };
@@ -252,7 +180,7 @@ impl Trainer {
             self.sample(&path)?;
             self.tell(observe, TrainEvent::Sampled { step, path })?;
         }
-        if due(every.save) {
+        if due(every.save) || last {
             self.save(observe)?;
         }
         Ok(())
@@ -300,7 +228,7 @@ impl Trainer {
                     let index = (bucket as u64) << 32 | index as u64;
                     let (shift, seed) = (self.base.shift, self.recipe.seed);
                     let prepared = step::validation(&self.store, items, objective, shift, seed, index)?;
-                    let loss = tch::no_grad(|| forward(&self.trained.dit, &self.recipe, &prepared))?;
+                    let loss = tch::no_grad(|| loss_of(&self.trained.dit, &self.recipe, &prepared))?;
                     sum += loss * items.len() as f64;
                     count += items.len();
                 }
@@ -401,103 +329,5 @@ impl Source {
     fn next(&mut self, store: &Store, recipe: &Recipe, index: u64) -> Result<Prepared> {
         let prepared = step::training(store, &mut self.order, &recipe.objective, self.shift, recipe.seed, index)?;
         prepared.ok_or_else(|| Error::invalid("training items", "at least one", 0))
-    }
-}
-
-/// What a step changes.
-struct Parts<'a> {
-    recipe: &'a Recipe,
-    trained: &'a Trained,
-    optimizer: &'a mut AdamW,
-    ema: Option<&'a mut Ema>,
-}
-
-impl Parts<'_> {
-    /// One optimizer step: loss, learning rate and the gradient's norm.
-    fn step(&mut self, step: u64, batches: &std::sync::mpsc::Receiver<Result<Prepared>>) -> Result<(f64, f64, f64)> {
-        let Recipe { data, clip, steps, rate, recompute, objective, .. } = self.recipe;
-        let activations = if *recompute { Activations::Recomputed } else { Activations::Kept };
-        let params = &self.trained.params;
-        let scale = 1.0 / data.accumulate as f64;
-        let mut loss = 0.0;
-        for _ in 0..data.accumulate {
-            let stopped = |_| Error::invalid("training batches", "one for each step", "none");
-            let prepared = batches.recv().map_err(stopped)??;
-            let run = prepare(&self.trained.dit, self.recipe, &prepared)?;
-            let of = |v: &tch::Tensor| objective.loss(v, &prepared.noise, &prepared.batch.target, &prepared.sigmas);
-            loss += scale * backward(&self.trained.dit, &run, &prepared.noisy, activations, scale, of)?;
-        }
-        let gradient = params.gradient()?;
-        let norm = gradient.f_norm()?.f_double_value(&[])?;
-        if !(loss.is_finite() && norm.is_finite()) {
-            params.zero_grad();
-            return Err(Error::NotFinite {
-                stage: format!("training step {}", step + 1),
-                hint: "the last saved state is kept; resume from it with a lower rate.peak".to_owned(),
-            });
-        }
-        let gradient = if norm > *clip { gradient.f_mul_scalar(clip / norm)? } else { gradient };
-        let rate = rate.at(step, *steps);
-        self.optimizer.step(params, &gradient, rate)?;
-        params.zero_grad();
-        if let Some(ema) = &mut self.ema {
-            ema.update(params, step)?;
-        }
-        Ok((loss, rate, norm))
-    }
-}
-
-fn prepare(dit: &Dit, recipe: &Recipe, prepared: &Prepared) -> Result<kontext_dit::Run> {
-    let times: Vec<f32> = prepared.sigmas.iter().map(|sigma| (sigma * TIME_FACTOR) as f32).collect();
-    let batch = &prepared.batch;
-    dit.prepare_items(&RunInput {
-        conditioning: &batch.conditioning,
-        target_ids: &batch.target_ids,
-        context: batch.context.as_ref(),
-        times: &times,
-        guidance: dit.config().guidance_embed.then_some((recipe.objective.guidance * TIME_FACTOR) as f32),
-    })
-}
-
-/// The loss without a gradient.
-fn forward(dit: &Dit, recipe: &Recipe, prepared: &Prepared) -> Result<f64> {
-    let velocity = dit.forward(&prepare(dit, recipe, prepared)?, 0, &prepared.noisy)?;
-    check::finite("validating", &velocity)?;
-    let loss = recipe.objective.loss(&velocity, &prepared.noise, &prepared.batch.target, &prepared.sigmas)?;
-    Ok(loss.f_double_value(&[])?)
-}
-
-/// Stops a run whose loss has left its usual range for good.
-fn watch(recent: &mut VecDeque<f64>, high: &mut usize, step: u64, loss: f64) -> Result<()> {
-    if recent.len() == USUAL_OVER {
-        let usual = recent.iter().sum::<f64>() / recent.len() as f64;
-        *high = if loss > EXPLODED * usual { *high + 1 } else { 0 };
-        if *high >= PATIENCE {
-            return Err(Error::Diverged { step, loss, usual });
-        }
-        if *high > 0 {
-            return Ok(());
-        }
-        recent.pop_front();
-    }
-    recent.push_back(loss);
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_loss_that_stays_high_stops_the_run_and_an_outlier_does_not() {
-        let (mut recent, mut high) = (VecDeque::new(), 0);
-        for step in 0..300 {
-            let loss = if step == 250 { 50.0 } else { 1.0 };
-            watch(&mut recent, &mut high, step, loss).unwrap();
-        }
-        let result = (300..340).find_map(|step| watch(&mut recent, &mut high, step, 30.0).err().map(|e| (step, e)));
-        let (step, error) = result.unwrap();
-        assert_eq!(step, 300 + PATIENCE as u64 - 1);
-        assert!(error.to_string().contains("30") && error.to_string().contains("usual"), "{error}");
     }
 }

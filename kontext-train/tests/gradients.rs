@@ -61,7 +61,7 @@ fn weights(case: &str) -> Weights {
 }
 
 /// Loss of a training step; gradients are left on what is trained.
-fn step(dit: &Dit, weighting: Weighting, activations: Activations) -> f64 {
+fn step(dit: &Dit, reference: bool, weighting: Weighting, activations: Activations) -> f64 {
     let fixture = fixture();
     let raw = |name: &str| fixture.raw(&format!("input.{name}")).unwrap();
     let list = |name: &str| -> Vec<f32> { Vec::try_from(raw(name)).unwrap() };
@@ -72,7 +72,7 @@ fn step(dit: &Dit, weighting: Weighting, activations: Activations) -> f64 {
         .prepare_items(&RunInput {
             conditioning: &conditioning,
             target_ids: &raw("target_ids"),
-            context: Some(&context),
+            context: reference.then_some(&context),
             times: &list("timesteps"),
             guidance: dit.config().guidance_embed.then_some(1000.0 * guidance),
         })
@@ -109,7 +109,7 @@ fn close(what: &str, got: f64, expected: f64, size: f64) {
     assert!(distance < BOUND, "{what}: {got}, expected {expected}: {distance:.2e} of {size}");
 }
 
-fn all_weights(case: &str) {
+fn all_weights(case: &str, reference: bool) {
     let (config, shapes, fixture, made) = (config(case), shapes(case), fixture(), Weights::synthetic(seed()));
     let blank = Weights::blank();
     Dit::new(&blank, &config, |_| ()).unwrap();
@@ -122,7 +122,7 @@ fn all_weights(case: &str) {
     {
         for activations in BOTH {
             let params = Params::new(&tensors, Device::Cpu).unwrap();
-            let loss = step(&Dit::new(&params.weights(), &config, |_| ()).unwrap(), weighting, activations);
+            let loss = step(&Dit::new(&params.weights(), &config, |_| ()).unwrap(), reference, weighting, activations);
             let expected = fixture.raw(&format!("{case}.loss.{scheme}")).unwrap().double_value(&[]);
             close(&format!("{case} {scheme} loss"), loss, expected, expected);
             let gradients = by_diffusers(&params, &shapes);
@@ -153,17 +153,17 @@ fn all_weights(case: &str) {
 
 #[test]
 fn gradients_of_all_weights_are_those_of_diffusers() {
-    all_weights("narrow");
+    all_weights("narrow", true);
 }
 
 #[test]
 fn gradients_of_another_head_width_are_those_of_diffusers() {
-    all_weights("wide");
+    all_weights("wide", true);
 }
 
 #[test]
-fn gradients_without_guidance_are_those_of_diffusers() {
-    all_weights("plain");
+fn gradients_without_guidance_and_reference_are_those_of_diffusers() {
+    all_weights("plain", false);
 }
 
 #[test]
@@ -190,7 +190,7 @@ fn gradients_of_a_lora_are_those_of_peft() {
             }
         }
         let dit = Dit::new(&weights("narrow").adapted(adapters), &config, |_| ()).unwrap();
-        let loss = step(&dit, Weighting::None, activations);
+        let loss = step(&dit, true, Weighting::None, activations);
         let expected_loss = fixture.raw("lora.loss.none").unwrap().double_value(&[]);
         close("loss", loss, expected_loss, expected_loss);
         for (name, gradient) in params.gradients().unwrap() {

@@ -102,8 +102,8 @@ fn same_state(a: &Recipe, b: &Recipe) {
 #[test]
 fn training_halves_the_held_out_loss_and_writes_what_it_promises() {
     let world = World::new();
-    let mut recipe = world.recipe("run", 160);
-    (recipe.every.save, recipe.every.validate, recipe.every.sample) = (80, 80, 160);
+    let mut recipe = world.recipe("run", 120);
+    (recipe.every.save, recipe.every.validate, recipe.every.sample) = (60, 120, 120);
     let mut trainer = Trainer::open(recipe.clone(), go_on).unwrap();
     let before = trainer.validate().unwrap().unwrap();
     let (mut last, mut saved) = (f64::NAN, Vec::new());
@@ -118,10 +118,10 @@ fn training_halves_the_held_out_loss_and_writes_what_it_promises() {
         })
         .unwrap();
     assert!(last < 0.5 * before, "held-out loss {before} before, {last} after");
-    assert_eq!(saved, [80, 160]);
+    assert_eq!(saved, [60, 120]);
     let curve = std::fs::read_to_string(recipe.out.join("curve.csv")).unwrap();
-    assert_eq!(curve.lines().count(), 1 + 160);
-    for name in ["curve.svg", "samples-000160.png", "state.safetensors"] {
+    assert_eq!(curve.lines().count(), 1 + 120);
+    for name in ["curve.svg", "samples-000120.png", "state.safetensors"] {
         assert!(recipe.out.join(name).is_file(), "{name}");
     }
     // The result is a part that the pipeline takes.
