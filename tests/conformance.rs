@@ -15,8 +15,8 @@ use kontext::crates::kontext_sampler::ids::{Origin, grid_ids};
 use kontext::crates::kontext_sampler::{integrate, pack, unpack};
 use kontext::crates::kontext_text::{ClipEncoder, T5Encoder, Tokenizer};
 use kontext::{
-    Autoencoder, Checkpoint, Conditioning, Conformance, Device, Dit, Event, Kind, Layout, Output, Parts, Pipeline,
-    Request, Size, Tensor, TextEncoder, Tokens, Weights, random_model,
+    Autoencoder, Checkpoint, Conditioning, Conformance, Device, Dit, Event, Kind, Layout, ModelDefaults, Output, Parts,
+    Pipeline, Request, Size, Tensor, TextEncoder, Tokens, Weights, random_model,
 };
 use tempfile::TempDir;
 

@@ -97,7 +97,8 @@ pub fn train_text(
     if instructions.is_empty() {
         return Err(Error::invalid("instructions", "at least one", 0));
     }
-    let (clip_vocab, t5_vocab) = write_tokenizers(out, instructions.iter().map(String::as_str))?;
+    let texts = instructions.iter().map(String::as_str);
+    let (clip_vocab, t5_vocab) = write_tokenizers(out, texts, recipe.clip_tokens, recipe.t5_tokens)?;
     train_t5(recipe, instructions, out, t5_vocab, &mut observe)?;
     train_clip(recipe, instructions, out, clip_vocab, &mut observe)
 }

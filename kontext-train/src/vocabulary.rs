@@ -16,13 +16,20 @@ const MOST_TOKENS: usize = 40_000;
 /// Writes tokenizers for these texts into `folder/tokenizer` (CLIP's form) and
 /// `folder/tokenizer_2` (T5's form), as transformers reads them.
 ///
-/// Returns the number of tokens of each; CLIP's last one ends a text.
+/// `clip_tokens` and `t5_tokens` are the lengths of texts, which transformers wants to be told. Returns the
+/// number of tokens of each; CLIP's last one ends a text.
 ///
 /// # Errors
 /// [`Error::Io`] where the folder cannot be written.
-pub fn write_tokenizers<'a>(folder: &Path, texts: impl Iterator<Item = &'a str>) -> Result<(i64, i64)> {
+pub fn write_tokenizers<'a>(
+    folder: &Path,
+    texts: impl Iterator<Item = &'a str>,
+    clip_tokens: usize,
+    t5_tokens: usize,
+) -> Result<(i64, i64)> {
     let words: BTreeSet<String> = texts.flat_map(words).collect();
-    Ok((write_clip(&folder.join("tokenizer"), &words)?, write_t5(&folder.join("tokenizer_2"), &words)?))
+    let clip = write_clip(&folder.join("tokenizer"), &words, clip_tokens)?;
+    Ok((clip, write_t5(&folder.join("tokenizer_2"), &words, t5_tokens)?))
 }
 
 /// The words of a text, lower-case, as both tokenizers take them apart: signs and digits stand alone.
@@ -43,7 +50,7 @@ fn words(text: &str) -> Vec<String> {
 }
 
 /// Byte pairs, merged until every word is one token.
-fn write_clip(folder: &Path, words: &BTreeSet<String>) -> Result<i64> {
+fn write_clip(folder: &Path, words: &BTreeSet<String>, length: usize) -> Result<i64> {
     let failed = |e: &dyn std::fmt::Display| Error::Tokenizer { path: folder.to_owned(), reason: e.to_string() };
     let letters = ALPHABET.map(|byte| char::from(byte).to_ascii_lowercase().to_string());
     let all: Vec<String> = words.iter().cloned().chain(letters).collect();
@@ -68,14 +75,14 @@ fn write_clip(folder: &Path, words: &BTreeSet<String>) -> Result<i64> {
         &folder.join("tokenizer_config.json"),
         &json!({
             "tokenizer_class": "CLIPTokenizer", "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>",
-            "pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>",
+            "pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "model_max_length": length,
         }),
     )?;
     Ok(i64::from(count) + 2)
 }
 
 /// Whole words with a space before them, and letters.
-fn write_t5(folder: &Path, words: &BTreeSet<String>) -> Result<i64> {
+fn write_t5(folder: &Path, words: &BTreeSet<String>, length: usize) -> Result<i64> {
     let special = ["<pad>", "</s>", "<unk>"];
     let mut vocab: Vec<(String, f64)> = special.iter().map(|s| ((*s).to_owned(), 0.0)).collect();
     vocab.push(("▁".to_owned(), -20.0));
@@ -109,7 +116,7 @@ fn write_t5(folder: &Path, words: &BTreeSet<String>) -> Result<i64> {
     write_json(
         &folder.join("tokenizer_config.json"),
         &json!({
-            "tokenizer_class": "T5TokenizerFast", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>",
+            "model_max_length": length, "tokenizer_class": "T5TokenizerFast", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>",
             "extra_ids": 0, "additional_special_tokens": [],
         }),
     )?;
@@ -133,7 +140,7 @@ mod tests {
     fn known_words_are_one_token_each_and_others_are_spelt() {
         let folder = tempfile::tempdir().unwrap();
         let texts = ["make it green", "a clock at three oclock, flat style", "turn it by 90 degrees"];
-        let (clip, t5) = write_tokenizers(folder.path(), texts.into_iter()).unwrap();
+        let (clip, t5) = write_tokenizers(folder.path(), texts.into_iter(), 24, 16).unwrap();
         let open = |name: &str| Tokenizer::open(folder.path().join(name)).unwrap();
         let (clip_tokenizer, t5_tokenizer) = (open("tokenizer"), open("tokenizer_2"));
         assert_eq!((clip_tokenizer.vocab_size() as i64, t5_tokenizer.vocab_size() as i64), (clip, t5));
