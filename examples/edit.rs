@@ -1,6 +1,5 @@
 //! Edits a picture: `cargo xtask run --release --example edit -- --image cat.png --prompt "make it winter"`.
 
-#[allow(dead_code)] // Shared with examples that use all of it.
 mod common;
 
 use std::path::PathBuf;

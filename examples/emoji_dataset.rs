@@ -1,6 +1,5 @@
 //! Makes the dataset of emoji edits: `cargo xtask run --release --example emoji_dataset`.
 
-#[allow(dead_code)] // Shared with examples that use all of it.
 mod common;
 mod emoji;
 

@@ -3,9 +3,7 @@
 //! Every held-out edit of the dataset is made and compared with the truth and with all pictures that
 //! it might have become. The first run fetches the dataset.
 
-#[allow(dead_code)] // Shared with examples that use all of it.
 mod common;
-#[allow(dead_code)]
 mod emoji;
 
 use std::collections::BTreeMap;

@@ -2,9 +2,7 @@
 //!
 //! Without `--data`, the edit is one that the small model cannot do: a red frame around the picture.
 
-#[allow(dead_code)] // Shared with examples that use all of it.
 mod common;
-#[allow(dead_code)]
 mod emoji;
 
 use std::io::Write;

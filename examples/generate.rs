@@ -12,8 +12,8 @@ use kontext::Request;
 /// Generate a picture with FLUX.1 Kontext.
 #[derive(Debug, Parser)]
 struct Args {
-    /// What to make
-    #[arg(long, value_name = "TEXT", default_value = "a lighthouse at dusk")]
+    /// What to make; the default is for the small model, which knows emoji
+    #[arg(long, value_name = "TEXT", default_value = "a red heart, 3d style")]
     prompt: String,
     /// The file to write: .png, .jpg or .webp
     #[arg(long, value_name = "FILE", default_value = "generate.png")]

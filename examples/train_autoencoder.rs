@@ -1,16 +1,14 @@
 //! Trains an autoencoder on a folder of pictures: `cargo xtask run --release --example train_autoencoder -- --data DIR`.
 
-#[allow(dead_code)] // Shared with examples that use all of it.
 mod common;
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Parser;
-use kontext::{Cancel, Error, save_part};
+use common::training::{Limit, Shown, stopped};
+use kontext::save_part;
 use kontext_train::{AutoencoderRecipe, AutoencoderTrainer};
 
 /// Train an autoencoder.
@@ -27,7 +25,7 @@ struct Args {
     out: PathBuf,
     /// Stop after this many minutes; the next run goes on
     #[arg(long)]
-    minutes: Option<u64>,
+    minutes: Option<f64>,
 }
 
 fn main() -> ExitCode {
@@ -44,31 +42,17 @@ fn main() -> ExitCode {
 }
 
 fn train(recipe: AutoencoderRecipe, args: &Args) -> anyhow::Result<()> {
+    let limit = Limit::new(args.minutes)?;
     let mut pictures = Vec::new();
     collect(&args.data, &mut pictures)?;
     pictures.sort();
+    let mut shown = Shown::new("training", recipe.steps);
     let mut trainer = AutoencoderTrainer::open(recipe, &pictures, &args.out, kontext::Device::Cpu)?;
-    let cancel = Cancel::new();
-    let remote = cancel.clone();
-    ctrlc::set_handler(move || remote.cancel())?;
-    let (begin, limit) = (Instant::now(), args.minutes.map(|minutes| Duration::from_secs(60 * minutes)));
-    let mut bar = None;
-    let result = trainer.run(|report| {
-        let bar = bar.get_or_insert_with(|| common::progress::bar("training", report.total as usize));
-        bar.set_position(report.step);
-        bar.set_message(format!("loss {:.4}, {:.1} dB, {:.1}/s", report.loss, report.psnr, report.items_per_second));
-        if report.step % 20 == 0 && bar.is_hidden() {
-            eprintln!(
-                "step {} loss {:.4} psnr {:.2} rms {:.2} {:.1}/s",
-                report.step, report.loss, report.psnr, report.latent_rms, report.items_per_second
-            );
-        }
-        if limit.is_some_and(|limit| begin.elapsed() > limit) { ControlFlow::Break(()) } else { cancel.check() }
+    let result = trainer.run(|r| {
+        shown.set(r.step, format!("loss {:.4}, {:.1} dB, {:.1} crops/s", r.loss, r.psnr, r.items_per_second));
+        limit.check()
     });
-    match result {
-        Err(Error::Cancelled { done, total }) => eprintln!("stopped after step {done} of {total}; run again to go on"),
-        other => other?,
-    }
+    stopped(result)?;
     let (tensors, config) = trainer.result()?;
     save_part::vae(&args.out, &tensors, &config)?;
     common::say(format_args!("wrote {}", args.out.join("vae").display()))

@@ -2,9 +2,7 @@
 //!
 //! `cargo xtask run --release --example train_small`. It may be stopped and goes on where it was.
 
-#[allow(dead_code)] // Shared with examples that use all of it.
 mod common;
-#[allow(dead_code)]
 mod emoji;
 
 use std::collections::BTreeSet;
@@ -13,8 +11,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use common::training::{Limit, Shown, train};
-use kontext::{Device, DitConfig, Error, ModelDefaults, Shift, save_part};
+use common::training::{Limit, Shown, stopped, train};
+use kontext::{Device, DitConfig, ModelDefaults, Shift, save_part};
 use kontext_train::dataset::Dataset;
 use kontext_train::{
     AutoencoderRecipe, AutoencoderTrainer, Recipe, TextRecipe, assemble, initial_transformer, train_text,
@@ -159,15 +157,4 @@ fn transformer(args: &Args, stages: &Stages, start: &Path) -> anyhow::Result<()>
         None => initial_transformer(&config, stages.training.seed)?,
     };
     Ok(save_part::transformer(start, tensors, &config)?)
-}
-
-fn stopped(result: Result<(), Error>) -> anyhow::Result<bool> {
-    match result {
-        Ok(()) => Ok(false),
-        Err(Error::Cancelled { done, total }) => {
-            eprintln!("stopped after step {done} of {total}; run the same command to go on");
-            Ok(true)
-        }
-        Err(error) => Err(error.into()),
-    }
 }

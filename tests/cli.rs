@@ -91,9 +91,15 @@ fn fixture(name: &str) -> String {
 #[test]
 fn every_program_tells_its_flags() {
     let desk = Desk::new();
-    for (name, flag) in
-        [("edit", "--image"), ("generate", "--seed"), ("inspect", "DIR"), ("reconstruct", "--vae <PATH>")]
-    {
+    for (name, flag) in [
+        ("edit", "--image"),
+        ("generate", "--seed"),
+        ("inspect", "DIR"),
+        ("reconstruct", "--vae <PATH>"),
+        ("evaluate", "--split"),
+        ("finetune", "--rank"),
+        ("train_small", "--minutes"),
+    ] {
         let (out, err) = desk.good(name, &["--help"]);
         assert!(out.contains(flag) && err.is_empty(), "{out}{err}");
     }
@@ -122,6 +128,30 @@ fn flags_that_are_wrong_are_told_in_one_line() {
     desk.bad("generate", &["--dtype", "int8"], "possible values: f32, bf16");
     desk.bad("inspect", &[], "the following required arguments were not provided: <DIR>");
     desk.bad("reconstruct", &[], "the following required arguments were not provided: --vae <PATH>");
+}
+
+#[test]
+fn edit_alone_edits_a_picture_with_the_model_of_this_repository() {
+    let desk = Desk::new();
+    let (out, _) = desk.good("edit", &["--device", "cpu", "--seed", "1"]);
+    assert!(out.starts_with("wrote edit.png (128x128, seed 1)"), "{out}");
+    let files = ["edit-compared.png", "edit.png"];
+    assert_eq!(desk.files().into_iter().collect::<Vec<_>>(), files);
+    // Source, result, truth.
+    let compared = kontext::open(desk.path("edit-compared.png")).unwrap();
+    assert_eq!(compared.dimensions(), (3 * 128 + 2 * 8, 128));
+    let part = |n: u32| image::imageops::crop_imm(&compared, n * 136, 0, 128, 128).to_image();
+    let distance = |a: &RgbImage, b: &RgbImage| kontext_bench::metrics::psnr(a, b).unwrap();
+    // It is an edit: much nearer to the truth than the source is.
+    assert!(distance(&part(1), &part(2)) > distance(&part(0), &part(2)) + 6.0);
+}
+
+#[test]
+fn a_lora_that_is_none_is_refused() {
+    let desk = Desk::new();
+    let none = fixture("cmyk.jpg");
+    desk.bad("generate", &["--device", "cpu", "--lora", &none], "not a valid safetensors file");
+    desk.bad("generate", &["--device", "cpu", "--lora", "none.safetensors"], "cannot access none.safetensors");
 }
 
 #[test]

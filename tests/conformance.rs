@@ -31,7 +31,7 @@ static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {
     folder
 });
 
-fn parts(dtype: Kind, sizes: Vec<Size>) -> Parts {
+fn parts(dtype: Kind, sizes: &[Size]) -> Parts {
     let checkpoint = Checkpoint::find(FOLDER.path()).unwrap();
     let (weights, config) = checkpoint.open_transformer().unwrap();
     let clip = ClipEncoder::open(&checkpoint.clip, Kind::Float, Device::Cpu).unwrap();
@@ -50,12 +50,12 @@ fn parts(dtype: Kind, sizes: Vec<Size>) -> Parts {
     }
 }
 
-fn pipeline(dtype: Kind, sizes: Vec<Size>) -> Pipeline {
+fn pipeline(dtype: Kind, sizes: &[Size]) -> Pipeline {
     Pipeline::builder().dtype(dtype).assemble(parts(dtype, sizes)).unwrap()
 }
 
 /// A pipeline that prefers the published sizes (none of its own): for plans.
-static PLANNER: LazyLock<Pipeline> = LazyLock::new(|| pipeline(Kind::Float, Vec::new()));
+static PLANNER: LazyLock<Pipeline> = LazyLock::new(|| pipeline(Kind::Float, &[]));
 
 fn bfl() -> Weights {
     Weights::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/bfl.safetensors")).unwrap()
@@ -105,7 +105,7 @@ fn stages(pipe: &Pipeline, request: &Request) -> (Stages, Output) {
 #[test]
 fn noise_is_drawn_in_the_dtype_of_the_mode() {
     for dtype in KINDS {
-        let pipe = pipeline(dtype, SMALL.to_vec());
+        let pipe = pipeline(dtype, &SMALL);
         for mode in MODES {
             let noise = stages(&pipe, &edit(mode)).0.noise.unwrap();
             let kind = if mode == Conformance::Kontext { Kind::Float } else { dtype };
@@ -121,7 +121,7 @@ fn the_noise_of_a_size_that_is_rounded_up_is_that_of_bfl() {
     let fixture = bfl();
     for (dtype, asked, name) in [(Kind::BFloat16, [100, 50], "100x50.bf16"), (Kind::Float, [33, 17], "33x17.f32")] {
         let request = Request::generate("x").size(asked[0], asked[1]).steps(1).seed(7).conform(Conformance::Bfl);
-        let noise = stages(&pipeline(dtype, SMALL.to_vec()), &request).0.noise.unwrap();
+        let noise = stages(&pipeline(dtype, &SMALL), &request).0.noise.unwrap();
         let expected = pack(&fixture.raw(&format!("noise.{name}")).unwrap()).unwrap();
         assert!(noise.equal(&expected), "{name}");
     }
@@ -142,7 +142,7 @@ fn a_reference_is_resized_and_packed_as_by_bfl() {
     let fixture = bfl();
     let raw = |name: &str| fixture.raw(name).unwrap();
     let original = to_picture(&raw("context.picture"));
-    let plan = pipeline(Kind::Float, vec![Size::new(48, 32)]);
+    let plan = pipeline(Kind::Float, &[Size::new(48, 32)]);
     let plan = plan.plan(&Request::edit(&original, "").conform(Conformance::Bfl)).unwrap();
     let Size { width, height } = plan.references[0].fitted;
     let fitted = picture::resize(&original, width, height).unwrap();
@@ -157,11 +157,11 @@ fn a_reference_is_resized_and_packed_as_by_bfl() {
 
 #[test]
 fn a_reference_is_encoded_from_its_preferred_size_in_every_mode() {
-    let vae = parts(Kind::Float, Vec::new()).vae;
+    let vae = parts(Kind::Float, &[]).vae;
     let fitted = picture::resize(&picture(50, 34), 48, 32).unwrap();
     let latents = vae.encode_latents(&picture::to_tensor(&fitted, Kind::Float, Device::Cpu).unwrap()).unwrap();
     for dtype in KINDS {
-        let pipe = pipeline(dtype, SMALL.to_vec());
+        let pipe = pipeline(dtype, &SMALL);
         for mode in MODES {
             // On a CPU all modes compute in f32; those of the references round the result to the run's dtype.
             let expected = latents.to_kind(mode.latents_kind(dtype));
@@ -212,7 +212,7 @@ fn sides_asked_of_mode_bfl_give_the_picture_that_bfl_gives() {
 
 #[test]
 fn a_picture_comes_back_at_the_inputs_size_only_in_this_librarys_mode() {
-    let pipe = pipeline(Kind::Float, SMALL.to_vec());
+    let pipe = pipeline(Kind::Float, &SMALL);
     let sizes = MODES.map(|mode| pipe.run(&edit(mode)).unwrap().image.dimensions());
     assert_eq!(sizes, [(50, 34), (48, 32), (48, 32)]);
 }
@@ -220,7 +220,7 @@ fn a_picture_comes_back_at_the_inputs_size_only_in_this_librarys_mode() {
 #[test]
 fn latents_between_steps_have_the_dtype_of_the_mode() {
     for dtype in KINDS {
-        let pipe = pipeline(dtype, SMALL.to_vec());
+        let pipe = pipeline(dtype, &SMALL);
         for mode in MODES {
             let kind = if mode == Conformance::Kontext { Kind::Float } else { dtype };
             assert!(stages(&pipe, &edit(mode)).0.steps.iter().all(|s| s.kind() == kind), "{mode:?}, {dtype:?}");
@@ -231,7 +231,7 @@ fn latents_between_steps_have_the_dtype_of_the_mode() {
 #[test]
 fn a_run_is_made_of_euler_steps_at_the_times_and_guidance_of_the_mode() {
     for dtype in KINDS {
-        let (pipe, dit) = (pipeline(dtype, SMALL.to_vec()), parts(dtype, Vec::new()).dit);
+        let (pipe, dit) = (pipeline(dtype, &SMALL), parts(dtype, &[]).dit);
         for mode in MODES {
             let (stages, Output { plan, .. }) = stages(&pipe, &edit(mode));
             let reference = &plan.references[0];
@@ -259,8 +259,8 @@ fn a_run_is_made_of_euler_steps_at_the_times_and_guidance_of_the_mode() {
 
 #[test]
 fn levels_are_cut_off_in_mode_bfl_and_rounded_else() {
-    let vae = parts(Kind::Float, Vec::new()).vae;
-    let pipe = pipeline(Kind::Float, SMALL.to_vec());
+    let vae = parts(Kind::Float, &[]).vae;
+    let pipe = pipeline(Kind::Float, &SMALL);
     for mode in MODES {
         let (stages, output) = stages(&pipe, &edit(mode).native_size());
         let latents = unpack(stages.steps.last().unwrap(), output.plan.target).unwrap();

@@ -95,11 +95,16 @@ pub fn train(recipe: Recipe, limit: &Limit) -> anyhow::Result<(Trainer, bool)> {
         }
         limit.check()
     });
+    Ok((trainer, !stopped(result)?))
+}
+
+/// Whether a part of a training was stopped before its end.
+pub fn stopped(result: Result<(), Error>) -> anyhow::Result<bool> {
     match result {
-        Ok(()) => Ok((trainer, true)),
+        Ok(()) => Ok(false),
         Err(Error::Cancelled { done, total }) => {
             eprintln!("stopped after step {done} of {total}; the state is saved, run the same command to go on");
-            Ok((trainer, false))
+            Ok(true)
         }
         Err(error) => Err(error.into()),
     }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::families::Pair;
+use super::picture::Key;
 use super::wording::{self, fill};
 
 /// Of this many combinations, one is held out.
@@ -30,7 +31,7 @@ pub fn lines(pairs: Vec<Pair>) -> Vec<Line> {
 }
 
 fn category(pairs: Vec<Pair>) -> Vec<Line> {
-    let held_out = |pair: &Pair| hash(&["held out", pair.category, &pair.combination]) % ONE_IN == 0;
+    let held_out = |pair: &Pair| hash(&["held out", pair.category, &pair.combination]).is_multiple_of(ONE_IN);
     let (test, train): (Vec<Pair>, Vec<Pair>) = pairs.into_iter().partition(held_out);
     let mut lines = Vec::new();
     let most = train.len().min(MOST_LINES);
@@ -69,7 +70,7 @@ fn thinned(mut pairs: Vec<Pair>, most: usize) -> Vec<Pair> {
 }
 
 fn source(pair: &Pair) -> String {
-    pair.sources.iter().map(|key| key.path()).collect::<Vec<_>>().join("+")
+    pair.sources.iter().map(Key::path).collect::<Vec<_>>().join("+")
 }
 
 fn hash(parts: &[&str]) -> u32 {
@@ -94,7 +95,7 @@ pub fn leak(lines: &[Line]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::emoji::picture::{Key, Style};
+    use crate::emoji::picture::Style;
 
     fn pair(source: usize, target: usize) -> Pair {
         let key = |n: usize| Key::new(Style::Flat, &format!("clock-{n}"), 0);

@@ -32,7 +32,6 @@ impl Ema {
     }
 
     /// The average, [N].
-    #[must_use]
     pub fn average(&self) -> &Tensor {
         &self.average
     }

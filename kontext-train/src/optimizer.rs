@@ -88,7 +88,6 @@ impl AdamW {
     }
 
     /// What a file keeps: mean and mean of squares, [N] each, and the number of steps.
-    #[must_use]
     pub fn state(&self) -> (&Tensor, &Tensor, i64) {
         (&self.mean, &self.square, self.steps)
     }

@@ -161,7 +161,7 @@ impl Trainer {
     /// The next step behind which something is written.
     fn next_break(&self) -> u64 {
         let every = self.recipe.every;
-        let next = |every: u64| if every == 0 { u64::MAX } else { (self.step / every + 1) * every };
+        let next = |every: u64| self.step.checked_div(every).map_or(u64::MAX, |passed| (passed + 1) * every);
         [every.save, every.validate, every.sample].into_iter().map(next).fold(self.recipe.steps, u64::min)
     }
 
@@ -169,11 +169,11 @@ impl Trainer {
     fn pause(&mut self, observe: Observer<'_>) -> Result<()> {
         let (every, step, last) = (self.recipe.every, self.step, self.step >= self.recipe.steps);
         let due = |every: u64| every > 0 && (step.is_multiple_of(every) || last);
-        if due(every.validate) {
-            if let Some(loss) = self.validate()? {
-                self.curve.validated(loss);
-                self.tell(observe, TrainEvent::Validated { step, loss })?;
-            }
+        if due(every.validate)
+            && let Some(loss) = self.validate()?
+        {
+            self.curve.validated(loss);
+            self.tell(observe, TrainEvent::Validated { step, loss })?;
         }
         if due(every.sample) {
             let path = self.recipe.out.join(format!("samples-{step:06}.png"));
