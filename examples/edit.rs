@@ -16,7 +16,7 @@ use kontext::crates::kontext_core::picture::resize;
 /// instruction.
 const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/emoji-source.png");
 const TRUTH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/emoji-truth.png");
-const PROMPT: &str = "make the skin dark";
+const PROMPT: &str = "turn him into a cook";
 
 /// Edit a picture with FLUX.1 Kontext.
 #[derive(Debug, Parser)]

@@ -7,7 +7,7 @@ use crate::Params;
 /// The average of the values over the last steps: less noisy than the values themselves.
 #[derive(Debug)]
 pub struct Ema {
-    average: Tensor, // [N]
+    average: Tensor, // `[N]`
     decay: f64,
 }
 
@@ -31,7 +31,7 @@ impl Ema {
         Ok(())
     }
 
-    /// The average, [N].
+    /// The average, `[N]`.
     pub fn average(&self) -> &Tensor {
         &self.average
     }

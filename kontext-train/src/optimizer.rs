@@ -37,8 +37,8 @@ impl Default for AdamWConfig {
 #[derive(Debug)]
 pub struct AdamW {
     config: AdamWConfig,
-    mean: Tensor,   // [N]
-    square: Tensor, // [N]
+    mean: Tensor,   // `[N]`
+    square: Tensor, // `[N]`
     decayed: Tensor,
     muon: Option<Muon>,
     steps: i64,
@@ -61,7 +61,7 @@ impl AdamW {
         })
     }
 
-    /// One step along the gradient [N] at the learning rate `lr`.
+    /// One step along the gradient `[N]` at the learning rate `lr`.
     ///
     /// # Errors
     /// [`kontext_core::Error::Torch`] where the sizes differ.
@@ -87,7 +87,7 @@ impl AdamW {
         Ok(())
     }
 
-    /// What a file keeps: mean and mean of squares, [N] each, and the number of steps.
+    /// What a file keeps: mean and mean of squares, `[N]` each, and the number of steps.
     pub fn state(&self) -> (&Tensor, &Tensor, i64) {
         (&self.mean, &self.square, self.steps)
     }

@@ -55,7 +55,7 @@ impl Params {
         self.entries.iter().find(|e| e.name == name).map(|e| &e.leaf)
     }
 
-    /// The flat tensor [N] in f32 that all of them are views of.
+    /// The flat tensor `[N]` in f32 that all of them are views of.
     pub(crate) fn flat(&self) -> &Tensor {
         &self.flat
     }
@@ -111,7 +111,7 @@ impl Params {
         result
     }
 
-    /// The gradient that backward passes have left, [N]; zero where none has come by.
+    /// The gradient that backward passes have left, `[N]`; zero where none has come by.
     ///
     /// # Errors
     /// [`Error::Torch`] where libtorch fails.
@@ -143,7 +143,7 @@ impl Params {
     }
 
     /// One for the values of matrices and convolutions, zero for those of norms and biases: what
-    /// weight decay pulls at. [N].
+    /// weight decay pulls at. `[N]`.
     pub(crate) fn decayed(&self) -> Result<Tensor> {
         let part = |e: &Entry| -> Result<Tensor> {
             let value = if e.leaf.dim() > 1 { 1.0 } else { 0.0 };
