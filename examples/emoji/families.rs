@@ -72,9 +72,9 @@ impl Pairs<'_> {
         for style in PEOPLE_STYLES {
             let by_path = |key: &Key| key.path();
             for slug in roles().into_iter().chain(HANDS.map(|(slug, _)| slug.to_owned())) {
-                let tones =
-                    (0_u8..).zip(TONES).map(|(tone, (words, _))| (Key::new(style, &slug, tone), words.to_owned()));
-                self.set("local/skin-tone", &tones.collect::<Vec<_>>(), "", by_path);
+                let toned = (0..TONES.len() as u8).map(|tone| Key::new(style, &slug, tone));
+                let toned: Vec<_> = toned.map(|key| (key.clone(), key.tone_words().to_owned())).collect();
+                self.set("local/skin-tone", &toned, "", by_path);
             }
             for tone in 0..TONES.len() as u8 {
                 for (role, _) in ROLES.iter().chain([&("", "")]) {
@@ -251,7 +251,7 @@ impl Pairs<'_> {
                     }
                     let words = match tone {
                         0 => words.clone(),
-                        _ => format!("{words}, {} skin", TONES[usize::from(tone)].0),
+                        _ => format!("{words}, {} skin", key.tone_words()),
                     };
                     // The same in other styles and tones, and some other pictures of this style.
                     let mut candidates: Vec<Key> = Style::ALL.map(|style| key.styled(style)).to_vec();

@@ -112,6 +112,17 @@ impl Key {
         Self { change, ..self.clone() }
     }
 
+    /// The skin's tone as it is seen. Files are called as in the packages, of which the 3D one has two tones in each
+    /// other's place.
+    pub fn tone_words(&self) -> &'static str {
+        let tone = match (self.style, self.tone) {
+            (Style::ThreeD, 2) => 3,
+            (Style::ThreeD, 3) => 2,
+            (_, tone) => tone,
+        };
+        TONES[usize::from(tone)].0
+    }
+
     pub fn styled(&self, style: Style) -> Self {
         Self { style, ..self.clone() }
     }
