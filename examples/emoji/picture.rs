@@ -137,6 +137,8 @@ impl Key {
     pub fn exists(&self, packages: &Packages) -> bool {
         let name = format!("{}{}", self.slug, TONES[usize::from(self.tone)].1);
         match self.style {
+            // Here alone the two tones that the package exchanges are right: a person would change its skin with its work.
+            Style::ThreeD if self.slug.ends_with("technologist") && matches!(self.tone, 2 | 3) => false,
             Style::ThreeD => {
                 let code = packages.codes.get(&(self.slug.clone(), self.tone));
                 code.is_some_and(|code| packages.three_d.contains_key(code))
