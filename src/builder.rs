@@ -95,7 +95,8 @@ impl Builder {
     }
 
     /// Whether LoRAs are added to the weights as they are loaded, so that a step takes no longer than
-    /// without them; weights that are stored in bf16 round what is added. Default: no.
+    /// without them; a run in bf16 rounds what is added, one in f32 keeps the changed weights in f32.
+    /// Default: no.
     pub fn fuse_loras(self, fuse: bool) -> Self {
         Self { fuse_loras: fuse, ..self }
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use tch::{Kind, Tensor};
 
-use super::{Weights, lock};
+use super::{Conversion, Weights, lock};
 use crate::nn::LowRank;
 use crate::{Error, Result};
 
@@ -36,7 +36,7 @@ impl Adapters {
     }
 
     /// Whether the changes are added to the weights as they are read, which leaves nothing to do when
-    /// the model runs, and rounds them to the weights' kind. Default: kept beside the weights.
+    /// the model runs, and rounds them to the kind that it computes in. Default: kept beside the weights.
     #[must_use]
     pub fn fused(self, fused: bool) -> Self {
         Self { fused, ..self }
@@ -77,7 +77,11 @@ impl Weights {
         let Some(adapters) = self.adapters.as_deref().map(lock).filter(|a| a.fused) else { return Ok(value) };
         let changes = full.strip_suffix(".weight").and_then(|layer| adapters.layers.get(layer));
         let Some(changes) = changes else { return Ok(value) };
-        let kind = value.kind();
+        // Narrow weights that compute in a wide kind become wide, rather than round what is added.
+        let kind = match self.kind {
+            Conversion::Keep => value.kind(),
+            Conversion::To(kind) | Conversion::AtMost(kind) => kind,
+        };
         // A copy, never the file's or another model's values.
         let wide = value.f_to_dtype(Kind::Float, false, true)?;
         for change in changes {
@@ -137,6 +141,19 @@ mod tests {
         let (first, second) = layer(false).split_input(2).unwrap();
         let part = first.forward(&x.narrow(-1, 0, 2)).unwrap();
         close(&expected, &second.forward_add(&x.narrow(-1, 2, 4), &part).unwrap());
+    }
+
+    #[test]
+    fn narrow_weights_that_compute_in_f32_do_not_round_what_is_fused() {
+        let narrow = || {
+            let tensors = [("a.b.weight".to_owned(), draw(&[8, 6], 5).to_kind(Kind::BFloat16))];
+            Weights::from_tensors(tensors).at_most(Kind::Float)
+        };
+        let layer = |fused: bool| {
+            Linear::without_bias(&narrow().adapted(adapters().fused(fused)).at("a").at("b"), 6, 8).unwrap()
+        };
+        let x = draw(&[5, 6], 7);
+        assert!(layer(true).forward(&x).unwrap().allclose(&layer(false).forward(&x).unwrap(), 1e-5, 1e-5, false));
     }
 
     #[test]
