@@ -12,8 +12,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use common::judge::{Edit, Judge, edits};
-use common::strip::strip;
-use common::{progress, say};
+use common::{SHIPPED, progress, say};
 use kontext::Pipeline;
 use kontext_bench::edit::Table;
 
@@ -21,7 +20,7 @@ use kontext_bench::edit::Table;
 #[derive(Debug, Parser)]
 struct Args {
     /// Folder of the model
-    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kontext-emoji"))]
+    #[arg(long, value_name = "DIR", default_value = SHIPPED)]
     model: PathBuf,
     /// The dataset's folder; made if it is not there
     #[arg(long, value_name = "DIR", default_value = "target/emoji")]
@@ -62,10 +61,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
-    if !args.data.join("metadata.jsonl").is_file() {
-        let cache = args.data.with_extension("packages");
-        emoji::write_dataset(&emoji::Options { out: args.data.clone(), cache, size: 128 })?;
-    }
+    emoji::ensure(&args.data, args.data.with_extension("packages"))?;
     let mut builder = Pipeline::builder();
     if let Some(lora) = &args.lora {
         builder = builder.lora(lora, 1.0);
@@ -93,9 +89,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
             bar.inc(1);
             // The first of a category: not chosen.
             if let (Some(folder), 0) = (&args.strips, index) {
-                let pictures: Vec<_> = judged.sources.iter().chain([&judged.result, &judged.truth]).collect();
                 let name = category.replace('/', "-");
-                kontext::save_picture(&strip(&pictures, 2), folder.join(format!("{name}.png")), &[])?;
+                kontext::save_picture(&judged.strip(), folder.join(format!("{name}.png")), &[])?;
                 say(format_args!("{name}: {}", edit.instruction))?;
             }
         }

@@ -12,9 +12,8 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::{Parser, ValueEnum};
 use common::judge::{Judge, edits};
-use common::say;
-use common::strip::strip;
 use common::training::{Limit, train};
+use common::{SHIPPED, say};
 use kontext::crates::kontext_core::OutputFile;
 use kontext::image::{Rgb, RgbImage};
 use kontext::{Builder, Pipeline};
@@ -26,7 +25,7 @@ use serde_json::json;
 #[derive(Debug, Parser)]
 struct Args {
     /// Folder of the model
-    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kontext-emoji"))]
+    #[arg(long, value_name = "DIR", default_value = SHIPPED)]
     model: PathBuf,
     /// Folder with metadata.jsonl: source, target, instruction and split (`train` or `test`) on each
     /// line. Without it, pairs with a red frame are made of the emoji dataset
@@ -129,8 +128,7 @@ fn score(builder: &Builder, model: &Path, data: &Path, split: &str, grid: Option
         let judged = judge.judge(edit, &edit.source, 0)?;
         table.add("held out", judged.score);
         if let (Some(path), 0) = (grid, index) {
-            let pictures: Vec<&RgbImage> = judged.sources.iter().chain([&judged.result, &judged.truth]).collect();
-            kontext::save_picture(&strip(&pictures, 2), path, &[])?;
+            kontext::save_picture(&judged.strip(), path, &[])?;
         }
     }
     table.mean("").ok_or_else(|| anyhow::anyhow!("there is nothing to score"))
@@ -157,10 +155,7 @@ fn framed(target: &Path) -> anyhow::Result<PathBuf> {
         return Ok(out);
     }
     let data = target.join("emoji");
-    if !data.join("metadata.jsonl").is_file() {
-        let cache = data.with_extension("packages");
-        emoji::write_dataset(&emoji::Options { out: data.clone(), cache, size: 128 })?;
-    }
+    emoji::ensure(&data, data.with_extension("packages"))?;
     let mut pictures: Vec<PathBuf> = edits(&data, &["test"])?.into_iter().map(|edit| edit.target).collect();
     pictures.extend(edits(&data, &["train"])?.into_iter().step_by(97).map(|edit| edit.target));
     pictures.sort();

@@ -74,10 +74,7 @@ fn main() -> ExitCode {
 
 fn run(args: &Args, stages: Stages) -> anyhow::Result<()> {
     let limit = Limit::new(args.minutes)?;
-    if !args.data.join("metadata.jsonl").is_file() {
-        let cache = args.out.join("packages");
-        emoji::write_dataset(&emoji::Options { out: args.data.clone(), cache, size: 128 })?;
-    }
+    emoji::ensure(&args.data, args.out.join("packages"))?;
     let start = args.out.join("start");
     std::fs::create_dir_all(&start).with_context(|| format!("cannot make the folder {}", start.display()))?;
     if !start.join("vae").is_dir() && !autoencoder(args, &stages, &start, &limit)? {

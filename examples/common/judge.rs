@@ -10,6 +10,8 @@ use kontext::{Autoencoder, Kind, Pipeline, Request};
 use kontext_bench::edit::{EditScore, KnownEdit};
 use serde::{Deserialize, Deserializer};
 
+use super::strip::strip;
+
 /// An edit of a dataset, with the pictures that its result might be taken for.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Edit {
@@ -78,6 +80,14 @@ pub struct Judged {
     pub result: RgbImage,
     pub truth: RgbImage,
     pub score: EditScore,
+}
+
+impl Judged {
+    /// Reference pictures, result and truth side by side, twice as large.
+    pub fn strip(&self) -> RgbImage {
+        let pictures: Vec<&RgbImage> = self.sources.iter().chain([&self.result, &self.truth]).collect();
+        strip(&pictures, 2)
+    }
 }
 
 impl Judge {

@@ -18,6 +18,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 
+/// The small model that is part of this repository.
+pub const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kontext-emoji");
+
 /// Parses the command line and runs the program; any error is one line on stderr and exit code 1.
 pub fn main<A: Parser>(run: impl FnOnce(A) -> anyhow::Result<()>) -> ExitCode {
     let error = match A::try_parse() {

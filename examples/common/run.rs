@@ -9,10 +9,8 @@ use kontext::{Builder, Cancel, Event, ModelSizes, Output, Pipeline, Plan, Reques
 
 use super::args::RunArgs;
 use super::dump::Dump;
-use super::{progress, say};
+use super::{SHIPPED, progress, say};
 
-/// The small model that is part of this repository.
-const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kontext-emoji");
 /// Seed of the weights of a model of the published size.
 const RANDOM_SEED: u64 = 7;
 

@@ -56,6 +56,14 @@ SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 /// Lines of each category and split.
 pub type Summary = BTreeMap<String, BTreeMap<&'static str, usize>>;
 
+/// Makes the dataset in `folder` if it is not there.
+pub fn ensure(folder: &Path, cache: PathBuf) -> anyhow::Result<()> {
+    if !folder.join("metadata.jsonl").is_file() {
+        write_dataset(&Options { out: folder.to_owned(), cache, size: 128 })?;
+    }
+    Ok(())
+}
+
 /// Fetches, draws, pairs and writes everything.
 pub fn write_dataset(options: &Options) -> anyhow::Result<Summary> {
     let packages = packages::open(&options.cache)?;

@@ -15,6 +15,7 @@ use rand::RngExt;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::params::RESUME;
 use crate::random::{Stream, generator};
 use crate::{AdamW, AdamWConfig, Ema, Params, Rate, Snapshot, initial};
 
@@ -191,17 +192,9 @@ impl AutoencoderTrainer {
         let loss = loss.f_add(&edges(&error)?.f_mul_scalar(self.recipe.edge_weight)?)?;
         let loss = loss.f_add(&kl(&posterior.mean, &posterior.logvar)?.f_mul_scalar(self.recipe.kl_weight)?)?;
         loss.f_backward()?;
-        let gradient = self.params.gradient()?;
-        self.params.zero_grad();
-        let norm = gradient.f_norm()?.f_double_value(&[])?;
         let value = loss.f_double_value(&[])?;
-        if !(value.is_finite() && norm.is_finite()) {
-            return Err(Error::NotFinite {
-                stage: format!("training step {} of the autoencoder", self.step + 1),
-                hint: "the last saved state is kept; resume from it with a lower rate.peak".to_owned(),
-            });
-        }
-        let gradient = if norm > self.recipe.clip { gradient.f_mul_scalar(self.recipe.clip / norm)? } else { gradient };
+        let stage = || format!("training step {} of the autoencoder", self.step + 1);
+        let (gradient, _) = self.params.take_gradient(value, self.recipe.clip, stage, RESUME)?;
         self.optimizer.step(&self.params, &gradient, self.recipe.rate.at(self.step, self.recipe.steps))?;
         self.ema.update(&self.params, self.step)?;
         self.step += 1;

@@ -2,6 +2,9 @@
 
 use kontext_core::{Device, Error, Kind, Result, Tensor, Weights};
 
+/// What to do where a run that saves its state has failed.
+pub(crate) const RESUME: &str = "the last saved state is kept; resume from it with a lower rate.peak";
+
 /// Named trainable tensors in f32.
 ///
 /// All of them are views of one flat tensor, so that the optimizer, the moving average and the norm
@@ -125,6 +128,27 @@ impl Params {
             })
         };
         Ok(Tensor::f_cat(&self.entries.iter().map(part).collect::<Result<Vec<_>>>()?, 0)?)
+    }
+
+    /// Takes the gradient `[N]` that backward passes have left, shortened to the norm `clip` if it is longer,
+    /// and its norm before that; `stage` and `hint` name a failure.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] where the loss or the gradient is not finite.
+    pub(crate) fn take_gradient(
+        &self,
+        loss: f64,
+        clip: f64,
+        stage: impl FnOnce() -> String,
+        hint: &str,
+    ) -> Result<(Tensor, f64)> {
+        let gradient = self.gradient()?;
+        self.zero_grad();
+        let norm = gradient.f_norm()?.f_double_value(&[])?;
+        if !(loss.is_finite() && norm.is_finite()) {
+            return Err(Error::NotFinite { stage: stage(), hint: hint.to_owned() });
+        }
+        Ok((if norm > clip { gradient.f_mul_scalar(clip / norm)? } else { gradient }, norm))
     }
 
     /// The gradients by name.

@@ -200,15 +200,9 @@ impl Encoder {
         for step in 0..recipe.steps {
             let value = loss(&self.batch(recipe, step)?)?;
             value.f_backward()?;
-            let gradient = self.params.gradient()?;
-            self.params.zero_grad();
-            let norm = gradient.f_norm()?.f_double_value(&[])?;
             let loss = value.f_double_value(&[])?;
-            if !(loss.is_finite() && norm.is_finite()) {
-                let hint = "take a lower rate.peak".to_owned();
-                return Err(Error::NotFinite { stage: format!("training step {} of {name}", step + 1), hint });
-            }
-            let gradient = gradient.f_mul_scalar(1.0 / norm.max(1.0))?;
+            let stage = || format!("training step {} of {name}", step + 1);
+            let (gradient, _) = self.params.take_gradient(loss, 1.0, stage, "take a lower rate.peak")?;
             optimizer.step(&self.params, &gradient, recipe.rate.at(step, recipe.steps))?;
             if observe(TextReport { encoder: name, step: step + 1, total: recipe.steps, loss }).is_break() {
                 return Err(Error::Cancelled { done: step as usize + 1, total: recipe.steps as usize });

@@ -5,6 +5,7 @@ use std::sync::mpsc::Receiver;
 use kontext_core::{Error, Result, check};
 use kontext_dit::{Dit, RunInput};
 
+use crate::params::RESUME;
 use crate::step::Prepared;
 use crate::trained::Trained;
 use crate::{Activations, AdamW, Ema, Recipe, backward};
@@ -35,19 +36,10 @@ impl Update<'_> {
             let of = |v: &tch::Tensor| objective.loss(v, &prepared.noise, &prepared.batch.target, &prepared.sigmas);
             loss += scale * backward(&self.trained.dit, &run, &prepared.noisy, activations, scale, of)?;
         }
-        let gradient = params.gradient()?;
-        let norm = gradient.f_norm()?.f_double_value(&[])?;
-        if !(loss.is_finite() && norm.is_finite()) {
-            params.zero_grad();
-            return Err(Error::NotFinite {
-                stage: format!("training step {}", step + 1),
-                hint: "the last saved state is kept; resume from it with a lower rate.peak".to_owned(),
-            });
-        }
-        let gradient = if norm > *clip { gradient.f_mul_scalar(clip / norm)? } else { gradient };
+        let stage = || format!("training step {}", step + 1);
+        let (gradient, norm) = params.take_gradient(loss, *clip, stage, RESUME)?;
         let rate = rate.at(step, *steps);
         self.optimizer.step(params, &gradient, rate)?;
-        params.zero_grad();
         if let Some(ema) = &mut self.ema {
             ema.update(params, step)?;
         }
