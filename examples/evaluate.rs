@@ -40,6 +40,9 @@ struct Args {
     /// Seed of the noise
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Tell what each wrong result is nearest to
+    #[arg(long)]
+    mistakes: bool,
     /// Write a strip for each category into this folder: reference pictures, result, truth
     #[arg(long, value_name = "DIR")]
     strips: Option<PathBuf>,
@@ -85,6 +88,12 @@ fn run(args: &Args) -> anyhow::Result<()> {
                 Context::Missing => Vec::new(),
             };
             let judged = judge.judge(edit, &references, args.seed)?;
+            if args.mistakes && !judged.score.right {
+                let instead = judged.score.mistaken_for.and_then(|index| edit.candidates.get(index));
+                let (target, instead) =
+                    (edit.target.display(), instead.map_or("the source".to_owned(), |p| p.display().to_string()));
+                say(format_args!("{category}: {} -> {target}: {instead}", edit.instruction))?;
+            }
             table.add(category, judged.score);
             bar.inc(1);
             // The first of a category: not chosen.

@@ -25,7 +25,7 @@ pub struct Edit {
     #[serde(default)]
     family: Option<String>,
     #[serde(skip)]
-    candidates: Vec<PathBuf>,
+    pub candidates: Vec<PathBuf>,
 }
 
 /// A path, a list of them, or null.

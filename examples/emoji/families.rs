@@ -37,6 +37,7 @@ pub fn all(packages: &Packages) -> Vec<Pair> {
     pairs.people();
     pairs.sets();
     pairs.whole_pictures();
+    pairs.other_styles();
     pairs.other_pictures();
     pairs.generations();
     pairs.pairs
@@ -165,7 +166,7 @@ impl Pairs<'_> {
                     self.whole("global/style", vec![source.clone()], target, words, &candidates);
                     // The example of the style is another subject.
                     let others = subjects();
-                    for step in [1, 7, 31] {
+                    for step in EXAMPLES {
                         let (example, _) = &others[(index * 13 + step) % others.len()];
                         let example = Key::new(target.style, example, 0);
                         if example.exists(self.packages) && example.slug != slug {
@@ -179,6 +180,23 @@ impl Pairs<'_> {
                 if source.style != Style::Contrast {
                     for change in &changes {
                         self.change(source, *change, &candidates);
+                    }
+                }
+            }
+        }
+    }
+
+    /// People, hands, signs and all that is no subject of other changes, in its other styles.
+    fn other_styles(&mut self) {
+        for (slug, _, tones) in names().into_iter().skip(subjects().len()) {
+            let styles = if tones { &PEOPLE_STYLES[..] } else { &Style::ALL[..] };
+            for tone in 0..if tones { TONES.len() as u8 } else { 1 } {
+                let keys = styles.iter().map(|style| Key::new(*style, &slug, tone));
+                let keys: Vec<Key> = keys.filter(|key| key.exists(self.packages)).collect();
+                for source in &keys {
+                    for target in keys.iter().filter(|target| target.style != source.style) {
+                        let words = target.style.words().to_owned();
+                        self.whole("global/style", vec![source.clone()], target, words, &keys);
                     }
                 }
             }
@@ -275,6 +293,8 @@ impl Pairs<'_> {
     }
 }
 
+/// How far, in the list of subjects, the examples of a style are from what is redrawn.
+const EXAMPLES: [usize; 6] = [1, 7, 31, 43, 59, 83];
 /// Pictures without a name of which changed pictures are made.
 const OTHERS: usize = 150;
 

@@ -67,7 +67,7 @@ pub fn ensure(folder: &Path, cache: PathBuf) -> anyhow::Result<()> {
 /// Fetches, draws, pairs and writes everything.
 pub fn write_dataset(options: &Options) -> anyhow::Result<Summary> {
     let packages = packages::open(&options.cache)?;
-    let lines = split::lines(families::all(&packages));
+    let lines = split::lines(families::all(&packages))?;
     if let Some(leak) = split::leak(&lines) {
         bail!("a held-out edit is in the training data: {leak}");
     }

@@ -2,14 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use anyhow::Context;
+
 use super::families::Pair;
 use super::picture::Key;
-use super::wording::{self, fill};
+use super::wording::{self, Wordings, fill};
 
 /// Of this many combinations, one is held out.
 const ONE_IN: u32 = 8;
 /// Lines of a category in training; larger ones are thinned out.
-const MOST_LINES: usize = 6000;
+const MOST_LINES: usize = 12_000;
 /// Held-out pairs of a category.
 const MOST_HELD_OUT: usize = 40;
 
@@ -22,26 +24,39 @@ pub struct Line {
 }
 
 /// Words every pair and decides where it belongs.
-pub fn lines(pairs: Vec<Pair>) -> Vec<Line> {
+pub fn lines(pairs: Vec<Pair>) -> anyhow::Result<Vec<Line>> {
+    let wordings = wording::all()?;
     let mut by_category = BTreeMap::<_, Vec<Pair>>::new();
     for pair in pairs {
         by_category.entry(pair.category).or_default().push(pair);
     }
-    by_category.into_values().flat_map(category).collect()
+    // What an edit holds out, its name alone still shows: an edit can ask for no picture that training never drew.
+    let edits = by_category.values().flatten().filter(|pair| !pair.sources.is_empty());
+    let asked_for: BTreeSet<Key> = edits.filter(|pair| held_out(pair)).map(|pair| pair.target.clone()).collect();
+    let mut lines = Vec::new();
+    for (name, pairs) in by_category {
+        let (test, train): (Vec<Pair>, Vec<Pair>) = pairs
+            .into_iter()
+            .partition(|pair| held_out(pair) && !(pair.sources.is_empty() && asked_for.contains(&pair.target)));
+        let wordings = wordings.get(name).with_context(|| format!("no wordings of {name}"))?;
+        lines.extend(category(test, train, wordings));
+    }
+    Ok(lines)
 }
 
-fn category(pairs: Vec<Pair>) -> Vec<Line> {
-    let held_out = |pair: &Pair| hash(&["held out", pair.category, &pair.combination]).is_multiple_of(ONE_IN);
-    let (test, train): (Vec<Pair>, Vec<Pair>) = pairs.into_iter().partition(held_out);
+fn held_out(pair: &Pair) -> bool {
+    hash(&["held out", pair.category, &pair.combination]).is_multiple_of(ONE_IN)
+}
+
+fn category(test: Vec<Pair>, train: Vec<Pair>, wordings: &Wordings) -> Vec<Line> {
     let mut lines = Vec::new();
     let most = train.len().min(MOST_LINES);
     // Small categories show every wording of a pair, large ones one or two.
-    let wordings = wording::of(train.first().or(test.first()).map_or("", |pair| pair.category));
     let each = (MOST_LINES / most.max(1)).clamp(1, wordings.train.len());
     for pair in thinned(train, most) {
         let first = hash(&["wording", &pair.target.path(), &source(&pair)]) as usize;
         for offset in 0..each {
-            let wording = wordings.train[(first + offset) % wordings.train.len()];
+            let wording = &wordings.train[(first + offset) % wordings.train.len()];
             lines.push(Line {
                 instruction: fill(wording, &pair.words, &pair.second),
                 pair: pair.clone(),
@@ -50,8 +65,8 @@ fn category(pairs: Vec<Pair>) -> Vec<Line> {
         }
     }
     for (index, pair) in thinned(test, MOST_HELD_OUT).into_iter().enumerate() {
-        let known = wordings.train[index % wordings.train.len()];
-        let new = wordings.held_out[index % wordings.held_out.len()];
+        let known = &wordings.train[index % wordings.train.len()];
+        let new = &wordings.held_out[index % wordings.held_out.len()];
         let line = |wording: &str, split| Line {
             instruction: fill(wording, &pair.words, &pair.second),
             pair: pair.clone(),
@@ -113,7 +128,7 @@ mod tests {
     #[test]
     fn a_held_out_target_is_never_trained() {
         let pairs = (0..40).flat_map(|a| (0..40).filter(move |b| *b != a).map(move |b| pair(a, b))).collect();
-        let lines = lines(pairs);
+        let lines = lines(pairs).unwrap();
         let count = |split: &str| lines.iter().filter(|l| l.split == split).count();
         assert!(count("test") > 10 && count("test") == count("wording") && count("train") > 1000);
         assert_eq!(leak(&lines), None);
@@ -121,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_leak_is_found() {
-        let mut lines = lines(vec![pair(0, 1)]);
+        let mut lines = lines(vec![pair(0, 1)]).unwrap();
         lines.extend(lines.clone().into_iter().map(|line| Line { split: "test", ..line }));
         assert!(leak(&lines).is_some());
     }

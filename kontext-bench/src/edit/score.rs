@@ -32,6 +32,8 @@ pub struct EditScore {
     pub right: bool,
     /// Whether the source is nearest: nothing was edited.
     pub copied: bool,
+    /// The candidate that a wrong result is nearest to, by its index; none where it is the source.
+    pub mistaken_for: Option<usize>,
     /// Result against truth, in dB.
     pub psnr: f64,
     /// The source against the truth, in dB: what copying scores. None where they are the same.
@@ -61,11 +63,12 @@ impl KnownEdit<'_> {
     /// ```
     pub fn score(&self, result: &RgbImage) -> Result<EditScore> {
         let to_truth = psnr(result, self.truth)?;
-        let others = self.candidates.iter().chain(self.source);
-        let mut nearest = f64::NEG_INFINITY;
-        for other in others {
-            if psnr(other, self.truth)? < SAME {
-                nearest = nearest.max(psnr(result, other)?);
+        let (mut nearest, mut index) = (f64::NEG_INFINITY, None);
+        for (number, other) in self.candidates.iter().map(Some).chain([self.source]).enumerate() {
+            let Some(other) = other else { continue };
+            let to_other = psnr(result, other)?;
+            if to_other > nearest && psnr(other, self.truth)? < SAME {
+                (nearest, index) = (to_other, (number < self.candidates.len()).then_some(number));
             }
         }
         let copy_psnr = self.source.map(|source| psnr(source, self.truth)).transpose()?.filter(|copy| *copy < SAME);
@@ -75,6 +78,7 @@ impl KnownEdit<'_> {
         Ok(EditScore {
             right,
             copied,
+            mistaken_for: index.filter(|_| !right),
             psnr: to_truth,
             copy_psnr,
             reconstruction_psnr: psnr(self.reconstruction, self.truth)?,

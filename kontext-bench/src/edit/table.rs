@@ -115,6 +115,7 @@ mod tests {
         EditScore {
             right,
             copied: !right,
+            mistaken_for: None,
             psnr,
             copy_psnr: Some(10.0),
             reconstruction_psnr: 30.0,
