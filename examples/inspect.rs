@@ -2,14 +2,15 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::Parser;
 use common::say;
 use kontext::crates::{kontext_core::weights::Account, kontext_text};
-use kontext::{Autoencoder, Checkpoint, Dit, Kind, Result, Weights};
+use kontext::image::RgbImage;
+use kontext::{Autoencoder, Checkpoint, Dit, Kind, Pipeline, Request, Result, Weights, available_memory};
 use kontext_text::{ClipEncoder, T5Encoder, Tokenizer};
 
 /// Tell what a model's folder holds: parts, dtypes, parameters, missing and unused tensors.
@@ -21,6 +22,9 @@ struct Args {
     /// The same, as a flag
     #[arg(long, value_name = "DIR", conflicts_with = "folder")]
     model: Option<PathBuf>,
+    /// Tell how much memory an edit of a square picture takes with each placement
+    #[arg(long)]
+    plan: bool,
 }
 
 fn main() -> ExitCode {
@@ -33,15 +37,24 @@ fn main() -> ExitCode {
         let audited = weights.audited();
         faults += report("transformer", &audited, Dit::new(&audited, &config, |_| ()).map(drop))?;
         say(format_args!("  {config:?}\n"))?;
-        faults += audit("VAE", &checkpoint.vae, |w, path| {
-            let config = path.join("config.json");
+        faults += audit("VAE", Weights::open(&checkpoint.vae)?, |w| {
+            let config = checkpoint.vae.join("config.json");
             Autoencoder::from_weights(w, config.is_file().then_some(config.as_path())).map(drop)
         })?;
-        faults += audit("CLIP", &checkpoint.clip, |w, path| ClipEncoder::from_weights(w, path, Kind::Float).map(drop))?;
-        faults += audit("T5", &checkpoint.t5, |w, path| T5Encoder::from_weights(w, path, Kind::Float).map(drop))?;
+        let (clip, t5) = (&checkpoint.clip, &checkpoint.t5);
+        faults +=
+            audit("CLIP", ClipEncoder::weights(clip)?, |w| ClipEncoder::from_weights(w, clip, Kind::Float).map(drop))?;
+        faults += audit("T5", T5Encoder::weights(t5)?, |w| T5Encoder::from_weights(w, t5, Kind::Float).map(drop))?;
         for (part, path) in [("CLIP tokenizer", &checkpoint.clip_tokenizer), ("T5 tokenizer", &checkpoint.t5_tokenizer)]
         {
             say(format_args!("{part}: {} tokens", Tokenizer::open(path)?.vocab_size()))?;
+        }
+        if args.plan {
+            let square = Request::edit(&RgbImage::new(1024, 1024), "");
+            for memory in Pipeline::builder().memory(&folder, &square)? {
+                say(format_args!("\n{memory}"))?;
+            }
+            say(format_args!("\n{} MB of memory are free", available_memory() / 1_000_000))?;
         }
         if faults > 0 {
             bail!("{} has {faults} fault(s), listed above", folder.display());
@@ -50,9 +63,9 @@ fn main() -> ExitCode {
     })
 }
 
-fn audit(part: &str, path: &Path, build: impl FnOnce(&Weights, &Path) -> Result<()>) -> anyhow::Result<usize> {
-    let weights = Weights::open(path)?.audited();
-    let built = build(&weights, path);
+fn audit(part: &str, weights: Weights, build: impl FnOnce(&Weights) -> Result<()>) -> anyhow::Result<usize> {
+    let weights = weights.audited();
+    let built = build(&weights);
     let faults = report(part, &weights, built)?;
     say("")?;
     Ok(faults)

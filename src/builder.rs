@@ -2,15 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use kontext_core::weights::Adapters;
+use image::RgbImage;
+use kontext_core::weights::{Adapters, LeftInFile};
 use kontext_core::{Device, Error, Kind, Result, Weights, device};
 use kontext_dit::{Dit, DitConfig, Lora};
-use kontext_sampler::Shift;
+use kontext_sampler::{Shift, Size};
 use kontext_text::{ClipEncoder, T5Encoder, TextEncoder, Tokenizer};
 use kontext_vae::{Autoencoder, Tiling};
 
 use crate::checkpoint::{Checkpoint, Overrides};
-use crate::pipeline::{Pipeline, Precision};
+use crate::memory::{Footprint, MemoryPlan, available_memory};
+use crate::pipeline::{Pipeline, Precision, Slots, fit};
+use crate::placement::{Placement, Slot};
 use crate::plan::ModelFacts;
 use crate::random_model::{ModelSizes, random_parts};
 use crate::{ModelDefaults, Plan, Request};
@@ -33,6 +36,7 @@ pub struct Builder {
     overrides: Overrides,
     loras: Vec<(PathBuf, f64)>,
     fuse_loras: bool,
+    placement: Placement,
 }
 
 /// The parts of a pipeline, for those who build or load them in their own way.
@@ -101,6 +105,11 @@ impl Builder {
         Self { fuse_loras: fuse, ..self }
     }
 
+    /// When the parts are in memory. Default: [`Placement::Auto`].
+    pub fn placement(self, placement: Placement) -> Self {
+        Self { placement, ..self }
+    }
+
     /// Takes the transformer from this folder or file.
     pub fn transformer(mut self, path: impl Into<PathBuf>) -> Self {
         self.overrides.transformer = Some(path.into());
@@ -151,39 +160,77 @@ impl Builder {
     /// # Errors
     /// Those of [`Builder::load`].
     pub fn load_with(&self, folder: impl AsRef<Path>, mut progress: impl FnMut(Loading)) -> Result<Pipeline> {
-        let checkpoint = Checkpoint::find_with(folder.as_ref(), &self.overrides)?;
-        let defaults = ModelDefaults::of(folder.as_ref())?;
+        let model = self.open(folder.as_ref())?;
+        let Opened { checkpoint, config, defaults, .. } = &model;
         let (precision, device) = self.precision()?;
-        let compute = precision.compute;
-        // Opened before anything is read, so that a wrong file is told at once.
-        let (weights, config) = checkpoint.open_transformer()?;
-        let weights = self.adapt(weights, &config)?;
-        let shift = checkpoint.shift(&config)?;
+        let weights = self.adapt(model.weights.clone(), config)?.at_most(precision.dtype).device(device);
+        let facts = ModelFacts::new(config, checkpoint.shift(config)?, self.text_tokens(defaults)?, defaults.clone());
+        let footprint = Footprint::of(checkpoint, &model.weights, config)?;
+        let placement = self.chosen(&footprint, &facts, device)?;
+        let (staged, left) = (placement == Placement::Staged, placement.left_in_file(device));
         // The four other parts are a piece each.
         let total = 4 + (config.double_blocks + config.single_blocks) as usize;
-        let mut done = 0;
-        let mut start = |part: &'static str, pieces: usize| {
-            progress(Loading { part, done, total });
-            done += pieces;
+        let mut tell = |part: &'static str, done: usize| progress(Loading { part, done, total });
+        tell("text encoders", 0);
+        let text = {
+            let (checkpoint, length) = (checkpoint.clone(), facts.text_tokens as usize);
+            Slot::new(staged, move || open_text(&checkpoint, length, precision.compute, device, left))?
         };
-        start("tokenizers", 1);
-        let clip_tokenizer = Tokenizer::open(&checkpoint.clip_tokenizer)?;
-        let t5_tokenizer = Tokenizer::open(&checkpoint.t5_tokenizer)?;
-        start("CLIP", 1);
-        let clip = ClipEncoder::open(&checkpoint.clip, compute, device)?;
-        start("T5", 1);
-        let t5 = T5Encoder::open(&checkpoint.t5, compute, device)?;
-        let text = TextEncoder::new(clip, clip_tokenizer, t5, t5_tokenizer)?;
-        start("VAE", 1);
+        tell("VAE", 3);
         // Always in f32: it is small, and one of the conformance modes needs it so.
-        let vae = Autoencoder::open(&checkpoint.vae, Kind::Float, device)?;
-        let weights = weights.at_most(precision.dtype).device(device);
-        let dit = Dit::new(&weights, &config, |blocks| {
-            progress(Loading { part: "transformer", done: done + blocks, total });
-        })?;
-        weights.finish()?;
-        let parts = Parts { text, dit, vae, shift, defaults };
-        Pipeline::new(self.with_length(parts)?, precision, device, self.tiling, Some(checkpoint))
+        let vae = {
+            let path = checkpoint.vae.clone();
+            Slot::new(staged, move || Autoencoder::open(&path, Kind::Float, device))?
+        };
+        let weights = weights.left_in_file(left);
+        let dit = if staged {
+            let (weights, config) = (weights.clone(), config.clone());
+            Slot::new(true, move || transformer(&weights, &config, |_| ()))?
+        } else {
+            Slot::held(transformer(&weights, config, |blocks| tell("transformer", 4 + blocks))?)
+        };
+        if let (Slot::Held(text), Slot::Held(vae)) = (&text, &vae) {
+            fit(text, vae, config)?;
+        }
+        let pipeline = Pipeline::new(Slots { text, dit, vae }, facts, precision, device, self.tiling);
+        Ok(pipeline.from_files(model.checkpoint, footprint, placement))
+    }
+
+    /// The placement that was asked for, or the one that fits an edit of a square picture.
+    fn chosen(&self, footprint: &Footprint, facts: &ModelFacts, device: Device) -> Result<Placement> {
+        // What a CUDA device has free is not known here.
+        match (self.placement, device) {
+            (Placement::Auto, Device::Cpu) => {
+                let square = facts.sizes.iter().min_by_key(|size| size.width.abs_diff(size.height));
+                let square = square.copied().unwrap_or(Size::new(1024, 1024));
+                let picture = RgbImage::new(square.width, square.height);
+                let plan = Plan::new(&Request::edit(&picture, ""), facts)?;
+                Ok(footprint.placement(&plan, available_memory()))
+            }
+            (Placement::Auto, _) => Ok(Placement::Resident),
+            (asked, _) => Ok(asked),
+        }
+    }
+
+    /// How much memory a run of this request would take on a CPU with each placement (or the one that was asked
+    /// for), from headers alone.
+    ///
+    /// # Errors
+    /// Those of [`Builder::plan`].
+    pub fn memory(&self, folder: impl AsRef<Path>, request: &Request) -> Result<Vec<MemoryPlan>> {
+        let Opened { checkpoint, weights, config, defaults } = self.open(folder.as_ref())?;
+        let footprint = Footprint::of(&checkpoint, &weights, &config)?;
+        let length = self.text_tokens(&defaults)?;
+        let plan = Plan::new(request, &ModelFacts::new(&config, checkpoint.shift(&config)?, length, defaults))?;
+        let wanted = |placement: &Placement| self.placement == Placement::Auto || self.placement == *placement;
+        Ok(Placement::ALL.into_iter().filter(wanted).map(|placement| footprint.plan(&plan, placement)).collect())
+    }
+
+    /// Finds the parts and reads their headers, so that a wrong file is told before anything large is read.
+    fn open(&self, folder: &Path) -> Result<Opened> {
+        let checkpoint = Checkpoint::find_with(folder, &self.overrides)?;
+        let (weights, config) = checkpoint.open_transformer()?;
+        Ok(Opened { defaults: ModelDefaults::of(folder)?, checkpoint, weights, config })
     }
 
     /// What a run of this request would do with the model in a folder, from names and headers alone:
@@ -193,18 +240,9 @@ impl Builder {
     /// [`Error::InvalidArgument`] for a request out of range, and those of [`Builder::load`] where the
     /// transformer's header or configuration is missing or damaged.
     pub fn plan(&self, folder: impl AsRef<Path>, request: &Request) -> Result<Plan> {
-        let checkpoint = Checkpoint::find_with(folder.as_ref(), &self.overrides)?;
-        let (_, config) = checkpoint.open_transformer()?;
-        let defaults = ModelDefaults::of(folder.as_ref())?;
-        let length = self.max_sequence_length.or(defaults.max_sequence_length);
-        let facts = ModelFacts {
-            sizes: defaults.sizes(),
-            shift: checkpoint.shift(&config)?,
-            guidance_embed: config.guidance_embed,
-            text_tokens: length.unwrap_or(TextEncoder::SEQUENCE_LENGTH) as i64,
-            defaults,
-        };
-        Plan::new(request, &facts)
+        let Opened { checkpoint, config, defaults, .. } = self.open(folder.as_ref())?;
+        let length = self.text_tokens(&defaults)?;
+        Plan::new(request, &ModelFacts::new(&config, checkpoint.shift(&config)?, length, defaults))
     }
 
     /// Makes a pipeline of parts that are already on one device.
@@ -214,7 +252,12 @@ impl Builder {
     pub fn assemble(&self, parts: Parts) -> Result<Pipeline> {
         let device = parts.text.t5().device();
         let (precision, _) = Self { device: Some(device), ..self.clone() }.precision()?;
-        Pipeline::new(self.with_length(parts)?, precision, device, self.tiling, None)
+        let length = match (self.max_sequence_length, parts.defaults.max_sequence_length) {
+            (None, None) => parts.text.sequence_length(),
+            _ => self.text_tokens(&parts.defaults)?,
+        };
+        let parts = Parts { text: parts.text.max_sequence_length(length), ..parts };
+        Pipeline::of(parts, precision, device, self.tiling)
     }
 
     /// Makes a pipeline with random weights on the device, without any file: for timing models of
@@ -248,11 +291,11 @@ impl Builder {
         Ok(if adapters.is_empty() { weights } else { weights.adapted(adapters) })
     }
 
-    fn with_length(&self, parts: Parts) -> Result<Parts> {
-        match self.max_sequence_length.or(parts.defaults.max_sequence_length) {
+    /// Tokens of T5: as asked, else as the model prefers, else as FLUX.1 was trained.
+    fn text_tokens(&self, defaults: &ModelDefaults) -> Result<usize> {
+        match self.max_sequence_length.or(defaults.max_sequence_length) {
             Some(0) => Err(Error::invalid("max_sequence_length", "at least 1 token", 0)),
-            Some(length) => Ok(Parts { text: parts.text.max_sequence_length(length), ..parts }),
-            None => Ok(parts),
+            length => Ok(length.unwrap_or(TextEncoder::SEQUENCE_LENGTH)),
         }
     }
 
@@ -267,4 +310,33 @@ impl Builder {
         let compute = if device == Device::Cpu { Kind::Float } else { dtype };
         Ok((Precision { dtype, compute }, device))
     }
+}
+
+/// A model whose headers are read.
+struct Opened {
+    checkpoint: Checkpoint,
+    weights: Weights,
+    config: DitConfig,
+    defaults: ModelDefaults,
+}
+
+fn open_text(
+    checkpoint: &Checkpoint,
+    length: usize,
+    compute: Kind,
+    device: Device,
+    left: LeftInFile,
+) -> Result<TextEncoder> {
+    let clip_tokenizer = Tokenizer::open(&checkpoint.clip_tokenizer)?;
+    let t5_tokenizer = Tokenizer::open(&checkpoint.t5_tokenizer)?;
+    let clip = ClipEncoder::open(&checkpoint.clip, compute, device)?;
+    let t5 = T5Encoder::weights(&checkpoint.t5)?.at_most(compute).device(device).left_in_file(left);
+    let t5 = T5Encoder::from_weights(&t5, &checkpoint.t5, compute)?;
+    Ok(TextEncoder::new(clip, clip_tokenizer, t5, t5_tokenizer)?.max_sequence_length(length))
+}
+
+fn transformer(weights: &Weights, config: &DitConfig, progress: impl FnMut(usize)) -> Result<Dit> {
+    let dit = Dit::new(weights, config, progress)?;
+    weights.finish()?;
+    Ok(dit)
 }

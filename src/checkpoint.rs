@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use kontext_core::{CheckpointError, Error, Result, Weights};
 use kontext_dit::{DitConfig, names};
 use kontext_sampler::Shift;
+use kontext_text::{ClipEncoder, T5Encoder};
 
 /// How a checkpoint is laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,8 +13,8 @@ pub enum Layout {
     /// Folders `transformer`, `vae`, `text_encoder`, `text_encoder_2`, `tokenizer`, `tokenizer_2`
     /// and `scheduler`, each with its configuration.
     Diffusers,
-    /// One file for each part (`flux1-*.safetensors`, `ae.safetensors`, `clip_l`, `t5xxl`), sizes
-    /// inferred from their tensors.
+    /// One file for each part (`flux1-*.safetensors` or `.gguf`, `ae.safetensors`, `clip_l`, `t5xxl`), or one that
+    /// holds several, sizes inferred from their tensors.
     SingleFiles,
 }
 
@@ -115,8 +116,8 @@ impl Checkpoint {
     /// # Errors
     /// Those of opening, and where the sizes can be had neither from a `config.json` nor from the tensors.
     pub fn open_transformer(&self) -> Result<(Weights, DitConfig)> {
-        let weights = Weights::open(&self.transformer)?;
-        if weights.shape_of("img_in.weight").is_some() {
+        let weights = Weights::open(&self.transformer)?.part(&TRANSFORMER_SIGNS);
+        if weights.shape_of(TRANSFORMER_SIGNS[0]).is_some() {
             let config = DitConfig::infer(&weights)?;
             return Ok((weights, config));
         }
@@ -180,19 +181,33 @@ impl FileKind {
         }
     }
 
-    /// A tensor that only this part has.
-    fn of(weights: &Weights) -> Option<Self> {
-        const SIGNS: [(&str, FileKind); 6] = [
-            ("img_in.weight", FileKind::Transformer),
-            ("x_embedder.weight", FileKind::Transformer),
-            ("encoder.block.0.layer.0.SelfAttention.q.weight", FileKind::T5),
-            ("text_model.encoder.layers.0.self_attn.q_proj.weight", FileKind::Clip),
-            ("decoder.conv_in.weight", FileKind::Vae),
-            ("decoder.layers.0.weight", FileKind::Vae),
-        ];
-        SIGNS.iter().find(|(name, _)| weights.shape_of(name).is_some()).map(|(_, kind)| *kind)
+    /// Tensors of which only this part has one, whatever stands before its name.
+    fn signs(self) -> Vec<&'static str> {
+        match self {
+            Self::Transformer => TRANSFORMER_SIGNS.to_vec(),
+            Self::Vae => vec!["decoder.conv_in.weight", "decoder.layers.0.weight"],
+            Self::Clip => vec![ClipEncoder::SIGNS[0]],
+            Self::T5 => vec![T5Encoder::SIGN, T5Encoder::GGUF_SIGN],
+        }
+    }
+
+    /// The parts that a file holds: one, or a whole model.
+    fn of(weights: &Weights) -> Vec<Self> {
+        let names = weights.names();
+        let holds = |sign: &str| {
+            let before =
+                |name: &String| name.strip_suffix(sign).map(|prefix| prefix.is_empty() || prefix.ends_with('.'));
+            names.iter().filter_map(before).any(|whole| whole)
+        };
+        let all = [Self::Transformer, Self::Vae, Self::Clip, Self::T5];
+        all.into_iter().filter(|part| part.signs().into_iter().any(holds)).collect()
     }
 }
+
+/// Tensors of which every transformer has one: by BFL's names, and by diffusers'.
+const TRANSFORMER_SIGNS: [&str; 2] = ["img_in.weight", "x_embedder.weight"];
+/// The endings of files that may hold weights.
+const EXTENSIONS: [&str; 2] = ["safetensors", "gguf"];
 
 /// What a user who mistypes the folder, or names a file, is told.
 fn check_folder(folder: &Path) -> Result<()> {
@@ -216,16 +231,15 @@ fn classify(folder: &Path) -> Result<Vec<(FileKind, PathBuf)>> {
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
         let path = entry.map_err(Error::io(folder))?.path();
-        if path.extension().is_some_and(|e| e == "safetensors") && path.is_file() {
+        if path.extension().is_some_and(|e| EXTENSIONS.iter().any(|known| e == *known)) && path.is_file() {
             paths.push(path);
         }
     }
     paths.sort();
     let mut files = Vec::new();
     for path in paths {
-        if let Some(kind) = FileKind::of(&Weights::open(&path)?) {
-            files.push((kind, path));
-        }
+        let kinds = FileKind::of(&Weights::open(&path)?);
+        files.extend(kinds.into_iter().map(|kind| (kind, path.clone())));
     }
     Ok(files)
 }
@@ -237,7 +251,7 @@ fn one_of(folder: &Path, files: &[(FileKind, PathBuf)], kind: FileKind) -> Resul
         [] => Err(missing(
             folder,
             kind.name(),
-            "*.safetensors with its tensors, and for the folders of a diffusers checkpoint".to_owned(),
+            "a *.safetensors or *.gguf file with its tensors, and for the folders of a diffusers checkpoint".to_owned(),
         )),
         [first, second, ..] => {
             let reason = format!(

@@ -4,15 +4,17 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use kontext_core::{Conditioning, Device, Error, Kind, Result, Tensor, Tokens, Weights, array, noise};
-use kontext_dit::{Run, RunInput};
+use kontext_dit::{Dit, DitConfig, Run, RunInput};
 use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_sampler::{CfgMode, add_noise, guidance, integrate, pack, unpack};
-use kontext_vae::Tiling;
+use kontext_text::TextEncoder;
+use kontext_vae::{Autoencoder, Tiling};
 
 use crate::encode::{Codec, reference_pictures};
-use crate::frozen::Frozen;
+use crate::memory::{Footprint, available_memory};
+use crate::placement::Slot;
 use crate::plan::ModelFacts;
-use crate::{Builder, Checkpoint, Event, Output, Parts, Plan, Request};
+use crate::{Builder, Checkpoint, Event, MemoryPlan, Output, Parts, Placement, Plan, Request};
 
 /// A loaded model that edits and generates pictures.
 ///
@@ -30,12 +32,28 @@ use crate::{Builder, Checkpoint, Event, Output, Parts, Plan, Request};
 /// ```
 #[derive(Debug)]
 pub struct Pipeline {
-    parts: Frozen<Parts>,
+    parts: Slots,
     facts: ModelFacts,
     precision: Precision,
     device: Device,
     tiling: Option<Tiling>,
-    checkpoint: Option<Checkpoint>,
+    files: Option<Files>,
+}
+
+/// Where a pipeline's parts come from, and what they take.
+#[derive(Debug)]
+struct Files {
+    checkpoint: Checkpoint,
+    footprint: Footprint,
+    placement: Placement,
+}
+
+/// The parts, in memory or not.
+#[derive(Debug)]
+pub(crate) struct Slots {
+    pub(crate) text: Slot<TextEncoder>,
+    pub(crate) dit: Slot<Dit>,
+    pub(crate) vae: Slot<Autoencoder>,
 }
 
 /// The dtype that a run follows, and the one that it computes in (they differ on the CPU).
@@ -62,38 +80,49 @@ impl Pipeline {
         Builder::default()
     }
 
+    /// A pipeline of parts that are in memory.
+    pub(crate) fn of(parts: Parts, precision: Precision, device: Device, tiling: Option<Tiling>) -> Result<Self> {
+        let Parts { text, dit, vae, shift, defaults } = parts;
+        fit(&text, &vae, dit.config())?;
+        let facts = ModelFacts::new(dit.config(), shift, text.sequence_length(), defaults);
+        let slots = Slots { text: Slot::held(text), dit: Slot::held(dit), vae: Slot::held(vae) };
+        Ok(Self::new(slots, facts, precision, device, tiling))
+    }
+
     pub(crate) fn new(
-        parts: Parts,
+        parts: Slots,
+        facts: ModelFacts,
         precision: Precision,
         device: Device,
         tiling: Option<Tiling>,
-        checkpoint: Option<Checkpoint>,
-    ) -> Result<Self> {
-        let config = parts.dit.config();
-        let fits = |what: &'static str, got: i64, expected: i64| {
-            if got == expected {
-                Ok(())
-            } else {
-                Err(Error::invalid(what, format!("{expected}, as the transformer takes"), got))
-            }
-        };
-        fits("channels of the VAE, times 4", parts.vae.latent_channels() * 4, config.in_channels)?;
-        fits("width of T5", parts.text.t5().config().d_model, config.context_dim)?;
-        fits("width of CLIP", parts.text.clip().config().hidden_size, config.pooled_dim)?;
-        let facts = ModelFacts {
-            sizes: parts.defaults.sizes(),
-            shift: parts.shift,
-            guidance_embed: config.guidance_embed,
-            text_tokens: parts.text.sequence_length() as i64,
-            defaults: parts.defaults.clone(),
-        };
-        Ok(Self { parts: Frozen::new(parts), facts, precision, device, tiling, checkpoint })
+    ) -> Self {
+        Self { parts, facts, precision, device, tiling, files: None }
+    }
+
+    /// The same, with its parts taken from these files.
+    pub(crate) fn from_files(self, checkpoint: Checkpoint, footprint: Footprint, placement: Placement) -> Self {
+        Self { files: Some(Files { checkpoint, footprint, placement }), ..self }
     }
 
     /// Where the parts were found; `None` for a pipeline of one's own parts.
     #[must_use]
     pub fn checkpoint(&self) -> Option<&Checkpoint> {
-        self.checkpoint.as_ref()
+        self.files.as_ref().map(|files| &files.checkpoint)
+    }
+
+    /// When its parts are in memory; a pipeline of one's own parts is resident.
+    #[must_use]
+    pub fn placement(&self) -> Placement {
+        self.files.as_ref().map_or(Placement::Resident, |files| files.placement)
+    }
+
+    /// How much memory a run of this request takes on a CPU; `None` for a pipeline of one's own parts.
+    ///
+    /// # Errors
+    /// Those of [`Pipeline::plan`].
+    pub fn memory(&self, request: &Request) -> Result<Option<MemoryPlan>> {
+        let plan = self.plan(request)?;
+        Ok(self.files.as_ref().map(|files| files.footprint.plan(&plan, files.placement)))
     }
 
     /// The device that the model is on.
@@ -136,24 +165,29 @@ impl Pipeline {
     fn run_stages(&self, request: &Request, observe: Observer<'_>) -> Result<Output> {
         // 1. The plan: all sizes, before any work.
         let plan = self.plan(request)?;
+        if let (Some(files), Device::Cpu) = (&self.files, self.device) {
+            files.footprint.check(&plan, files.placement, available_memory())?;
+        }
         let seed = request.seed.unwrap_or_else(rand::random);
         tell(observe, &plan, Event::Planned { plan: &plan, seed })?;
         // 2. Text.
-        let positive = self.encode_text(&request.prompt, false, &plan, observe)?;
-        let negative = request.negative().map(|p| self.encode_text(p, true, &plan, observe)).transpose()?;
+        let (positive, negative) = self.encode_texts(request, &plan, observe)?;
         // 3. References.
-        let (context, first) = self.encode_references(request, &plan, observe)?;
+        let vae = self.parts.vae.lease()?;
+        let (context, first) = self.encode_references(&vae, request, &plan, observe)?;
         // 4. Noise, over the picture where the run starts from one.
         let mut latents = self.starting_noise(request, &plan, seed)?;
         if request.strength < 1.0 {
-            let start = self.start_picture(request, &plan, first)?;
+            let start = self.start_picture(&vae, request, &plan, first)?;
             latents = add_noise(&pack(&start)?.f_to_kind(latents.kind())?, &latents, &plan.schedule)?;
         }
         tell(observe, &plan, Event::Noise { latents: &latents })?;
+        drop(vae);
         // 5. Sampling.
         let latents = self.sample(request, &plan, &latents, &positive, negative.as_ref(), context.as_ref(), observe)?;
         // 6. Pictures.
-        let codec = self.codec(&plan);
+        let vae = self.parts.vae.lease()?;
+        let codec = self.codec(&vae, &plan);
         let mut images = Vec::with_capacity(plan.batch);
         for item in 0..plan.batch {
             let tokens = latents.f_narrow(0, item as i64, 1)?;
@@ -166,23 +200,35 @@ impl Pipeline {
         Ok(Output { image, images, seed, prompt: request.prompt.clone(), guidance, plan })
     }
 
-    fn encode_text(&self, prompt: &str, negative: bool, plan: &Plan, observe: Observer<'_>) -> Result<Conditioning> {
-        let (conditioning, cuts) = self.parts.text.encode(prompt)?;
-        for cut in &cuts {
-            tell(observe, plan, Event::Cut { cut })?;
-        }
-        tell(observe, plan, Event::Encoded { conditioning: &conditioning, negative })?;
-        Ok(conditioning)
+    /// The prompt and, where there is one, the negative prompt.
+    fn encode_texts(
+        &self,
+        request: &Request,
+        plan: &Plan,
+        observe: Observer<'_>,
+    ) -> Result<(Conditioning, Option<Conditioning>)> {
+        let text = self.parts.text.lease()?;
+        let mut encode = |prompt: &str, negative: bool| -> Result<Conditioning> {
+            let (conditioning, cuts) = text.encode(prompt)?;
+            for cut in &cuts {
+                tell(observe, plan, Event::Cut { cut })?;
+            }
+            tell(observe, plan, Event::Encoded { conditioning: &conditioning, negative })?;
+            Ok(conditioning)
+        };
+        let positive = encode(&request.prompt, false)?;
+        Ok((positive, request.negative().map(|prompt| encode(prompt, true)).transpose()?))
     }
 
     /// The context's tokens, and the first reference's latents.
     fn encode_references(
         &self,
+        vae: &Autoencoder,
         request: &Request,
         plan: &Plan,
         observe: Observer<'_>,
     ) -> Result<(Option<Tokens>, Option<Tensor>)> {
-        let (codec, kind) = (self.codec(plan), plan.conformance.latents_kind(self.precision.dtype));
+        let (codec, kind) = (self.codec(vae, plan), plan.conformance.latents_kind(self.precision.dtype));
         let (mut features, mut ids, mut first) = (Vec::new(), Vec::new(), None);
         for (index, (image, reference)) in reference_pictures(request, plan)?.iter().zip(&plan.references).enumerate() {
             // Rounded to the run's dtype where the mode is, also on a CPU, which computes in f32.
@@ -200,10 +246,16 @@ impl Pipeline {
     }
 
     /// The first picture's latents on the target's grid.
-    fn start_picture(&self, request: &Request, plan: &Plan, first: Option<Tensor>) -> Result<Tensor> {
+    fn start_picture(
+        &self,
+        vae: &Autoencoder,
+        request: &Request,
+        plan: &Plan,
+        first: Option<Tensor>,
+    ) -> Result<Tensor> {
         match (first, plan.references.first(), request.images.first()) {
             (Some(latents), Some(reference), _) if reference.grid == plan.target => Ok(latents),
-            (_, _, Some(image)) => self.codec(plan).encode(image, plan.target.size()),
+            (_, _, Some(image)) => self.codec(vae, plan).encode(image, plan.target.size()),
             _ => Err(Error::invalid("strength", "1 where there is no picture to start from", request.strength)),
         }
     }
@@ -211,7 +263,7 @@ impl Pipeline {
     /// Noise as tokens [batch, L, 4 C], drawn for each picture from its own seed, or the caller's.
     fn starting_noise(&self, request: &Request, plan: &Plan, seed: u64) -> Result<Tensor> {
         let kind = plan.conformance.latents_kind(self.precision.dtype);
-        let (batch, channels) = (plan.batch as i64, self.parts.vae.latent_channels());
+        let (batch, channels) = (plan.batch as i64, self.facts.latent_channels);
         if let Some(given) = &request.noise {
             let tokens = array::from_array(&given.view())?;
             let sizes = [batch, plan.target.tokens(), 4 * channels];
@@ -239,7 +291,7 @@ impl Pipeline {
         context: Option<&Tokens>,
         observe: Observer<'_>,
     ) -> Result<Tensor> {
-        let (dit, Precision { dtype, compute }) = (&self.parts.dit, self.precision);
+        let (dit, Precision { dtype, compute }) = (self.parts.dit.lease()?, self.precision);
         let target_ids = grid_ids(plan.target, Origin { t: 0, y: 0, x: 0 })?;
         let times = plan.schedule.embedded_times(dtype);
         let guidance_value = plan.guidance.map(|g| plan.schedule.embedded_guidance(g, dtype));
@@ -283,14 +335,14 @@ impl Pipeline {
         })
     }
 
-    fn codec(&self, plan: &Plan) -> Codec<'_> {
+    fn codec<'a>(&self, vae: &'a Autoencoder, plan: &Plan) -> Codec<'a> {
         let kind = plan.conformance.vae_kind(self.precision.compute);
-        Codec { vae: &self.parts.vae, kind, device: self.device, tiling: self.tiling }
+        Codec { vae, kind, device: self.device, tiling: self.tiling }
     }
 
     /// Looks for the damaged tensor behind a result that is not finite.
     fn name_damage(&self, error: Error) -> Error {
-        let (Error::NotFinite { stage, .. }, Some(checkpoint)) = (&error, &self.checkpoint) else { return error };
+        let (Error::NotFinite { stage, .. }, Some(checkpoint)) = (&error, self.checkpoint()) else { return error };
         let path = match stage.as_str() {
             s if s.contains("T5") => &checkpoint.t5,
             s if s.contains("CLIP") => &checkpoint.clip,
@@ -306,6 +358,20 @@ impl Pipeline {
             _ => error,
         }
     }
+}
+
+/// Whether the parts take what the others give.
+pub(crate) fn fit(text: &TextEncoder, vae: &Autoencoder, config: &DitConfig) -> Result<()> {
+    let fits = |what: &'static str, got: i64, expected: i64| {
+        if got == expected {
+            Ok(())
+        } else {
+            Err(Error::invalid(what, format!("{expected}, as the transformer takes"), got))
+        }
+    };
+    fits("channels of the VAE, times 4", vae.latent_channels() * 4, config.in_channels)?;
+    fits("width of T5", text.t5().config().d_model, config.context_dim)?;
+    fits("width of CLIP", text.clip().config().hidden_size, config.pooled_dim)
 }
 
 /// Tells the observer; its wish to stop before the first step becomes an error.

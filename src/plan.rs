@@ -1,6 +1,7 @@
 //! The geometry and the schedule of a run, before any heavy work.
 
 use kontext_core::{Error, Result};
+use kontext_dit::DitConfig;
 use kontext_sampler::geometry::{LARGEST_SIDE, TOKEN_PIXELS, bfl_target, diffusers_target, preferred_size};
 use kontext_sampler::ids::{Origin, origins};
 use kontext_sampler::{Conformance, Grid, References, Schedule, Shift, Size};
@@ -58,7 +59,21 @@ pub(crate) struct ModelFacts {
     pub(crate) shift: Shift,
     pub(crate) guidance_embed: bool,
     pub(crate) text_tokens: i64,
+    pub(crate) latent_channels: i64,
     pub(crate) defaults: ModelDefaults,
+}
+
+impl ModelFacts {
+    pub(crate) fn new(config: &DitConfig, shift: Shift, text_tokens: usize, defaults: ModelDefaults) -> Self {
+        Self {
+            sizes: defaults.sizes(),
+            shift,
+            guidance_embed: config.guidance_embed,
+            text_tokens: text_tokens as i64,
+            latent_channels: config.in_channels / 4,
+            defaults,
+        }
+    }
 }
 
 /// More pictures at once than any device holds.

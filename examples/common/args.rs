@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use kontext::{Conformance, Kind, References, Request};
+use kontext::{Conformance, Kind, Placement, References, Request};
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
@@ -60,6 +60,12 @@ pub struct RunArgs {
     /// cpu, cuda or cuda:N; the best there is if not given
     #[arg(long)]
     pub device: Option<String>,
+    /// When the parts of the model are in memory: auto, resident, staged or streamed
+    #[arg(long, default_value_t)]
+    pub placement: Placement,
+    /// Tell at the end how much memory was planned and taken
+    #[arg(long)]
+    pub memory: bool,
     /// bf16 on CUDA and f32 on the CPU if not given
     #[arg(long, value_enum)]
     pub dtype: Option<DtypeArg>,
@@ -72,7 +78,7 @@ pub struct RunArgs {
     /// Write the tensors of every stage to this safetensors file
     #[arg(long, value_name = "FILE")]
     pub dump: Option<PathBuf>,
-    /// Print the plan (sizes, tokens, steps) and stop
+    /// Print the plan (sizes, tokens, steps, memory) and stop
     #[arg(long)]
     pub plan: bool,
 }

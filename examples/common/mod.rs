@@ -6,6 +6,7 @@
 pub mod args;
 pub mod dump;
 pub mod judge;
+pub mod memory;
 pub mod progress;
 pub mod run;
 pub mod strip;

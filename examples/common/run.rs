@@ -5,18 +5,20 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use kontext::crates::kontext_core::{self, device};
-use kontext::{Builder, Cancel, Event, ModelSizes, Output, Pipeline, Plan, Request};
+use kontext::{Builder, Cancel, Event, MemoryPlan, ModelSizes, Output, Pipeline, Plan, Request, available_memory};
 
 use super::args::RunArgs;
 use super::dump::Dump;
-use super::{SHIPPED, progress, say};
+use super::{SHIPPED, memory, progress, say};
 
+const MEGABYTE: u64 = 1_000_000;
 /// Seed of the weights of a model of the published size.
 const RANDOM_SEED: u64 = 7;
 
 /// Loads the model, runs the request, writes the pictures. Returns nothing where only a plan was asked for.
 pub fn run(args: &RunArgs, request: &Request, out: &Path) -> anyhow::Result<Option<Output>> {
     let builder = builder(args)?;
+    let mut watch = None;
     let pipe = if args.full_size {
         eprintln!("This is a model of the published size with RANDOM weights, and its picture will be noise.");
         builder.random(&ModelSizes::published(), RANDOM_SEED)?
@@ -26,9 +28,14 @@ pub fn run(args: &RunArgs, request: &Request, out: &Path) -> anyhow::Result<Opti
         let plan = builder.plan(&folder, request)?;
         if args.plan {
             say(plan)?;
+            for memory in builder.memory(&folder, request)? {
+                say(format_args!("memory:      {memory}"))?;
+            }
+            say(format_args!("free:        {} MB", available_memory() / MEGABYTE))?;
             return Ok(None);
         }
         check_outputs(args, &plan, out)?;
+        watch = args.memory.then(|| (memory::own(), memory::Watch::start()));
         load(&builder, &folder)?
     };
     let plan = pipe.plan(request)?;
@@ -41,7 +48,7 @@ pub fn run(args: &RunArgs, request: &Request, out: &Path) -> anyhow::Result<Opti
         eprintln!("warning: {warning}");
     }
     let begin = Instant::now();
-    let output = watch(&pipe, request, args.dump.as_deref())?;
+    let output = observe(&pipe, request, args.dump.as_deref())?;
     for index in 0..output.images.len() {
         let path = numbered(out, index);
         output.save_image(index, &path)?;
@@ -50,7 +57,25 @@ pub fn run(args: &RunArgs, request: &Request, out: &Path) -> anyhow::Result<Opti
     }
     let steps = output.plan.schedule.steps();
     say(format_args!("{steps} steps and the rest took {:.1} s on {:?}", begin.elapsed().as_secs_f64(), pipe.device()))?;
+    if let (Some((before, watch)), Some(plan)) = (watch, pipe.memory(request)?) {
+        tell_memory(&plan, before, watch)?;
+    }
     Ok(Some(output))
+}
+
+/// What was planned beside what was taken.
+fn tell_memory(plan: &MemoryPlan, before: u64, watch: memory::Watch) -> anyhow::Result<()> {
+    let Some((own, with_files)) = watch.stop() else { return Ok(()) };
+    let planned = plan.peak().1 + before;
+    let percent = 100.0 * (planned as f64 / own as f64 - 1.0);
+    say(format_args!("{plan}"))?;
+    say(format_args!(
+        "memory: {} MB planned ({} MB of the program itself included), {} MB taken ({percent:+.1} %), {} MB with pages of files",
+        planned / MEGABYTE,
+        before / MEGABYTE,
+        own / MEGABYTE,
+        with_files / MEGABYTE
+    ))
 }
 
 /// The options of the pipeline.
@@ -66,7 +91,7 @@ fn builder(args: &RunArgs) -> anyhow::Result<Builder> {
     for (path, strength) in args.lora.iter().zip(strengths) {
         builder = builder.lora(path, strength);
     }
-    Ok(builder.fuse_loras(args.fuse_loras))
+    Ok(builder.fuse_loras(args.fuse_loras).placement(args.placement))
 }
 
 fn check_outputs(args: &RunArgs, plan: &Plan, out: &Path) -> anyhow::Result<()> {
@@ -85,7 +110,7 @@ fn load(builder: &Builder, folder: &Path) -> anyhow::Result<Pipeline> {
 }
 
 /// Runs with a progress bar; Ctrl-C stops after the step.
-fn watch(pipe: &Pipeline, request: &Request, dump_to: Option<&Path>) -> anyhow::Result<Output> {
+fn observe(pipe: &Pipeline, request: &Request, dump_to: Option<&Path>) -> anyhow::Result<Output> {
     let cancel = Cancel::new();
     let remote = cancel.clone();
     ctrlc::set_handler(move || remote.cancel())?;

@@ -87,6 +87,18 @@ pub enum Error {
         #[source]
         source: TorchError,
     },
+    /// There is less memory than a stage of a run takes.
+    #[error("{stage} takes {needed_mb} MB of memory and {available_mb} MB are free; {remedy}")]
+    Memory {
+        /// The stage, as a gerund: "denoising".
+        stage: &'static str,
+        /// What it takes, in 10^6 bytes.
+        needed_mb: u64,
+        /// What is free, in 10^6 bytes.
+        available_mb: u64,
+        /// The next smaller setting.
+        remedy: String,
+    },
     /// A stage produced NaN or infinite values.
     #[error("{stage} produced values that are not finite ({hint})")]
     NotFinite {
@@ -162,6 +174,12 @@ pub enum CheckpointError {
     #[error("not a valid safetensors file: {reason}; it may be truncated or damaged, fetch it again")]
     Header {
         /// The parser's words.
+        reason: String,
+    },
+    /// The file is no GGUF file that can be used.
+    #[error("cannot use this GGUF file: {reason}")]
+    Gguf {
+        /// What is wrong with it, and what to do.
         reason: String,
     },
     /// The file is of another format.
@@ -300,6 +318,7 @@ impl Error {
     #[must_use]
     pub fn is_out_of_memory(&self) -> bool {
         match self {
+            Error::Memory { .. } => true,
             Error::Torch { source, .. } => {
                 let text = source.message.to_ascii_lowercase();
                 text.contains("out of memory") || text.contains("can't allocate memory")

@@ -10,6 +10,7 @@ pub mod noise;
 pub mod ops;
 mod output_file;
 pub mod picture;
+pub mod quant;
 mod resize;
 mod tokens;
 pub mod weights;

@@ -157,7 +157,6 @@ fn what_is_wrong_with_a_header_is_told_in_numbers() {
 fn files_that_are_often_found_in_place_of_weights_are_called_by_their_name() {
     for (bytes, words) in [
         (&b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n"[..], "a Git LFS pointer; run `git lfs pull`"),
-        (b"GGUF\x03\0\0\0\x01\0\0\0", "a GGUF file; take the safetensors"),
         (b"PK\x03\x04\x14\0\x06\0\x08\0\0\0", "a PyTorch or zip file; take the safetensors"),
         (b"<!DOCTYPE html>", "a web page; fetch the file again, signed in"),
         (b"{\"error\":\"Access to model is restricted\"}", "a server's error message; fetch the file again"),
@@ -178,8 +177,8 @@ fn a_path_without_weights_is_named_with_what_was_looked_for() {
     assert_eq!(
         cause(folder.path()),
         "no weights found; looked for diffusion_pytorch_model.safetensors.index.json, \
-         diffusion_pytorch_model.safetensors, model.safetensors.index.json, model.safetensors; \
-         fetch what is missing or name another path"
+         diffusion_pytorch_model.safetensors, model.safetensors.index.json, model.safetensors, \
+         and their variants bf16 and fp16; fetch what is missing or name another path"
     );
     assert_eq!(cause(&folder.path().join("none")), "there is no such file or folder; check the path");
     let index = folder.path().join("model.safetensors");

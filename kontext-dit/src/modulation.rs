@@ -11,7 +11,7 @@ use kontext_core::{Error, Result, Tensor, Weights, ops};
 /// Epsilon of the layer normalisations that are modulated.
 const EPS: f64 = 1e-6;
 
-/// A linear layer that makes `parts` vectors out of one.
+/// A linear layer that makes `parts` vectors out of one. It works once a run, so it may stay in its file.
 #[derive(Debug)]
 pub(crate) struct ModulationLayer {
     linear: Linear,
@@ -20,7 +20,7 @@ pub(crate) struct ModulationLayer {
 
 impl ModulationLayer {
     pub(crate) fn new(w: &Weights, width: i64, parts: i64) -> Result<Self> {
-        Ok(Self { linear: Linear::new(w, width, parts * width)?, parts })
+        Ok(Self { linear: Linear::new(&w.clone().used_once(), width, parts * width)?, parts })
     }
 
     /// Shapes: `vectors` [S, B, D], already through SiLU.

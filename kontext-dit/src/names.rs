@@ -62,6 +62,22 @@ pub fn diffusers(name: &str) -> Recipe {
     }
 }
 
+/// Whether a tensor, in BFL's or diffusers' naming, is of a modulation layer: those work once a run.
+#[must_use]
+pub fn is_modulation(name: &str) -> bool {
+    const LAYERS: [&str; 7] = [
+        "img_mod.lin",
+        "txt_mod.lin",
+        "modulation.lin",
+        "adaLN_modulation.1",
+        "norm1.linear",
+        "norm1_context.linear",
+        "norm.linear",
+    ];
+    let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
+    module == "norm_out.linear" || LAYERS.iter().any(|layer| module.ends_with(layer))
+}
+
 /// "time_in.in_layer" to "time_text_embed.timestep_embedder.linear_1".
 fn embedder(module: &str) -> Option<String> {
     let (embedder, layer) = module.split_once('.')?;

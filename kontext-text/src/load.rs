@@ -1,22 +1,9 @@
-//! Opening an encoder's weights and configuration.
+//! An encoder's configuration: from its file, or from the shapes of its tensors.
 
 use std::path::Path;
 
-use kontext_core::{Device, Error, Kind, Result, Weights, read_json};
+use kontext_core::{Error, Kind, Result, Weights, read_json};
 use serde::de::DeserializeOwned;
-
-/// Opens weights so that they are stored no wider than `compute`.
-///
-/// Files in a narrower kind stay as they are and are widened layer by layer: on a CPU, T5 XXL in
-/// bf16 takes 9.5 GB and computes in f32, which would take 19 GB.
-pub(crate) fn weights(path: &Path, compute: Kind, device: Device) -> Result<Weights> {
-    let weights = Weights::open(path)?.device(device);
-    let account = weights.account();
-    // Tables of whole numbers, which old files hold and no part reads, count no bytes.
-    let floats = account.parameters - account.dtypes.get("other").copied().unwrap_or_default();
-    let narrow = account.bytes < floats * compute.elt_size_in_bytes() as u64;
-    Ok(if narrow { weights } else { weights.kind(compute) })
-}
 
 /// Reads `config.json` of a folder; `None` for a single file and a folder without one.
 pub(crate) fn config<C: DeserializeOwned>(path: &Path) -> Result<Option<C>> {

@@ -2,12 +2,13 @@
 
 use tch::{Kind, Tensor};
 
+use crate::nn::Matrix;
 use crate::{Result, Weights};
 
-/// A table of vectors, looked up by index.
+/// A table of vectors, looked up by index. A packed one stays so: only the rows that are asked for are unpacked.
 #[derive(Debug)]
 pub struct Embedding {
-    weight: Tensor,
+    weight: Matrix,
 }
 
 impl Embedding {
@@ -16,7 +17,7 @@ impl Embedding {
     /// # Errors
     /// Those of [`Weights::tensor`].
     pub fn new(w: &Weights, count: i64, width: i64) -> Result<Self> {
-        Ok(Self { weight: w.tensor("weight", &[count, width])? })
+        Ok(Self { weight: w.matrix("weight", [count, width])? })
     }
 
     /// Indices [..] (i64) to vectors [.., width] of the given kind.
@@ -24,6 +25,6 @@ impl Embedding {
     /// # Errors
     /// [`crate::Error::Torch`] where an index is outside the table.
     pub fn forward(&self, indices: &Tensor, kind: Kind) -> Result<Tensor> {
-        Ok(Tensor::f_embedding(&self.weight, indices, -1, false, false)?.f_to_kind(kind)?)
+        self.weight.gather(indices, kind)
     }
 }

@@ -2,17 +2,18 @@
 
 use tch::Tensor;
 
-use crate::nn::LowRank;
+use crate::nn::{LowRank, Matrix};
 use crate::{Result, Weights};
 
 /// `x @ weight^T + bias`, on the last dimension.
 ///
-/// The weight may be stored narrower than the input (bf16 under f32): it is widened for the
-/// multiplication, which on CPUs without bf16 units is several times faster than computing in bf16.
+/// The weight may be stored narrower than the input (bf16 under f32) or packed (GGUF, fp8, four bits): on a CPU it
+/// is unpacked piece by piece into a scratch that all layers share, and multiplied in f32, which on CPUs without
+/// bf16 units is several times faster than computing in bf16.
 /// Low-rank changes that the weights bring along ([`Weights::adapted`]) are added to the output.
 #[derive(Debug)]
 pub struct Linear {
-    weight: Tensor,
+    weight: Matrix,
     bias: Option<Tensor>,
     changes: Vec<LowRank>,
 }
@@ -32,7 +33,7 @@ impl Linear {
     /// Those of [`Weights::tensor`].
     pub fn without_bias(w: &Weights, input: i64, output: i64) -> Result<Self> {
         let changes = w.low_rank(input, output)?;
-        Ok(Self { weight: w.tensor("weight", &[output, input])?, bias: None, changes })
+        Ok(Self { weight: w.matrix("weight", [output, input])?, bias: None, changes })
     }
 
     /// [.., in] to [.., out], in the input's kind.
@@ -42,7 +43,7 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let kind = x.kind();
         let bias = self.bias.as_ref().map(|b| b.f_to_kind(kind)).transpose()?;
-        let y = x.f_linear(&self.weight.f_to_kind(kind)?, bias)?;
+        let y = self.weight.apply(x, bias.as_ref())?;
         self.changed(y, x, 0)
     }
 
@@ -51,12 +52,9 @@ impl Linear {
     /// # Errors
     /// [`crate::Error::Torch`] where libtorch fails.
     pub fn forward_add(&self, x: &Tensor, sum: &Tensor) -> Result<Tensor> {
-        let kind = x.kind();
-        let (rows, shape) = (x.f_flatten(0, -2)?, sum.size());
-        let product = sum.f_flatten(0, -2)?.f_addmm(&rows, &self.weight.f_to_kind(kind)?.f_transpose(0, 1)?)?;
-        let product = product.f_reshape(shape)?;
+        let product = self.weight.apply_add(x, sum)?;
         let y = match &self.bias {
-            Some(bias) => product.f_add(&bias.f_to_kind(kind)?)?,
+            Some(bias) => product.f_add(&bias.f_to_kind(x.kind())?)?,
             None => product,
         };
         self.changed(y, x, 0)
@@ -69,10 +67,10 @@ impl Linear {
     /// # Errors
     /// [`crate::Error::Torch`] where `at` is not within the input.
     pub fn split_input(self, at: i64) -> Result<(Self, Self)> {
-        let input = self.weight.size().last().copied().unwrap_or_default();
+        let [_, input] = self.weight.size();
         let part = |start: i64, count: i64, bias: Option<Tensor>| -> Result<Self> {
             let changes = self.changes.iter().map(|change| change.columns(start, count)).collect::<Result<_>>()?;
-            Ok(Self { weight: self.weight.f_narrow(1, start, count)?, bias, changes })
+            Ok(Self { weight: self.weight.columns(start, count)?, bias, changes })
         };
         Ok((part(0, at, self.bias.as_ref().map(Tensor::shallow_clone))?, part(at, input - at, None)?))
     }
@@ -82,9 +80,8 @@ impl Linear {
     /// # Errors
     /// [`crate::Error::Torch`] where the range is not within the output.
     pub fn forward_rows(&self, x: &Tensor, start: i64, count: i64) -> Result<Tensor> {
-        let rows = |t: &Tensor| -> Result<Tensor> { Ok(t.f_narrow(0, start, count)?.f_to_kind(x.kind())?) };
-        let bias = self.bias.as_ref().map(rows).transpose()?;
-        let y = x.f_linear(&rows(&self.weight)?, bias)?;
+        let bias = self.bias.as_ref().map(|bias| bias.f_narrow(0, start, count)?.f_to_kind(x.kind())).transpose()?;
+        let y = self.weight.rows(start, count)?.apply(x, bias.as_ref())?;
         self.changed(y, x, start)
     }
 

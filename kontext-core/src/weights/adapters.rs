@@ -72,6 +72,12 @@ impl Weights {
         changes.iter().map(placed).collect()
     }
 
+    /// Whether there are changes to be fused with this tensor.
+    pub(super) fn fuses(&self, full: &str) -> bool {
+        let Some(adapters) = self.adapters.as_deref().map(lock).filter(|a| a.fused) else { return false };
+        full.strip_suffix(".weight").is_some_and(|layer| adapters.layers.contains_key(layer))
+    }
+
     /// A tensor with the changes that are to be fused with it.
     pub(super) fn fuse(&self, full: &str, value: Tensor) -> Result<Tensor> {
         let Some(adapters) = self.adapters.as_deref().map(lock).filter(|a| a.fused) else { return Ok(value) };

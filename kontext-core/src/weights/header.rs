@@ -12,9 +12,8 @@ const LONGEST: u64 = 100_000_000;
 const LONGEST_SIDE: usize = 1 << 31;
 
 /// Beginnings of files that are often found in place of weights, what they are, and what to do.
-const OTHERS: [(&[u8], &str, &str); 5] = [
+const OTHERS: [(&[u8], &str, &str); 4] = [
     (b"version https://git-lfs", "a Git LFS pointer", "run `git lfs pull` in its folder"),
-    (b"GGUF", "a GGUF file", "take the safetensors of the model"),
     (b"PK\x03\x04", "a PyTorch or zip file", "take the safetensors of the model"),
     (b"<", "a web page", "fetch the file again, signed in if the model asks for it"),
     (b"{\"error", "a server's error message", "fetch the file again, signed in if the model asks for it"),

@@ -2,10 +2,15 @@
 
 mod adapters;
 mod audit;
+mod companions;
 mod file;
+mod gguf;
+mod gguf_value;
+mod gguf_write;
 mod header;
 mod names;
 mod open;
+mod packed;
 mod report;
 mod save;
 mod synthetic;
@@ -18,8 +23,13 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{CheckpointError, Error, Result};
 pub use adapters::Adapters;
-use file::WeightFile;
+use companions::Companion;
+pub(crate) use companions::Factors;
+use file::{Stored, WeightFile};
+pub use gguf_value::{Array, Value};
+pub use gguf_write::{GgufTensor, write_gguf};
 pub use names::{NameMap, Recipe};
+pub use packed::LeftInFile;
 pub use report::Account;
 pub use save::{save, to_bytes};
 
@@ -50,6 +60,7 @@ pub struct Weights {
     map: Option<NameMap>,
     adapters: Option<Arc<Mutex<Adapters>>>,
     audit: bool,
+    left: LeftInFile,
 }
 
 struct Store {
@@ -69,7 +80,7 @@ enum Conversion {
 
 enum Source {
     Files {
-        files: Vec<WeightFile>,
+        files: Arc<Vec<WeightFile>>,
         entries: BTreeMap<String, Entry>,
     },
     Memory(Mutex<BTreeMap<String, Tensor>>),
@@ -80,11 +91,16 @@ enum Source {
     },
 }
 
-/// Where a tensor stands in the files, and what its header says.
+/// Where a tensor stands in the files, and what their headers say of it.
+#[derive(Debug, Clone)]
 struct Entry {
     file: usize,
-    kind: Option<Kind>,
-    shape: Vec<i64>,
+    /// Its name there.
+    name: String,
+    stored: Stored,
+    companion: Companion,
+    /// Bytes that its companions take.
+    companion_bytes: u64,
 }
 
 impl std::fmt::Debug for Weights {
@@ -109,6 +125,7 @@ impl Weights {
             map: None,
             adapters: None,
             audit: false,
+            left: LeftInFile::None,
         }
     }
 
@@ -209,7 +226,7 @@ impl Weights {
     #[must_use]
     pub fn shape_of(&self, name: &str) -> Option<Vec<i64>> {
         match &self.store.source {
-            Source::Files { entries, .. } => entries.get(name).map(|e| e.shape.clone()),
+            Source::Files { entries, .. } => entries.get(name).map(|e| e.stored.shape.clone()),
             Source::Memory(tensors) => lock(tensors).get(name).map(Tensor::size),
             Source::Synthetic { .. } => None,
         }
@@ -250,10 +267,11 @@ impl Weights {
         self.names().into_iter().filter(|n| !used.contains(n)).collect()
     }
 
-    /// The tensor `name` of the file on the host as it is stored, whatever its shape and dtype.
+    /// The tensor `name` of the file on the host as it is stored, whatever its shape and dtype; packed ones
+    /// and those with factors beside them as the f32 values that they stand for.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`]: missing, or of a dtype that libtorch does not know.
+    /// [`Error::Checkpoint`]: missing, or of a dtype that is not known.
     pub fn raw(&self, name: &str) -> Result<Tensor> {
         let missing = || {
             let names = self.names();
@@ -263,7 +281,11 @@ impl Weights {
         let value = match &self.store.source {
             Source::Files { files, entries } => {
                 let entry = entries.get(name).ok_or_else(missing)?;
-                files.get(entry.file).ok_or_else(missing)?.read(name)?
+                if entry.is_packed() {
+                    self.unpacked(entry, name)?
+                } else {
+                    files.get(entry.file).ok_or_else(missing)?.read(&entry.name)?
+                }
             }
             Source::Memory(tensors) => {
                 let value = lock(tensors).get(name).map(Tensor::shallow_clone);

@@ -2,15 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use serde::Deserialize;
 
 use super::file::WeightFile;
-use super::{Entry, Source, Weights};
+use super::{Entry, Source, Weights, companions, lock};
 use crate::{CheckpointError, Error, Result, read_json};
 
 /// The stems under which diffusers and transformers save the weights of a part.
 const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
+/// What they call files of another dtype beside the first, or in its place.
+const VARIANTS: [&str; 2] = ["bf16", "fp16"];
 
 #[derive(Deserialize)]
 struct Index {
@@ -18,8 +21,12 @@ struct Index {
 }
 
 impl Weights {
-    /// Opens a safetensors file, an `*.index.json`, or a folder that holds one of them under the
-    /// names that diffusers and transformers use. Files are memory-mapped; nothing is read yet.
+    /// Opens a safetensors or GGUF file, an `*.index.json`, or a folder that holds one under the names that
+    /// diffusers and transformers use, variants (`bf16`, `fp16`) included. Files are memory-mapped; nothing is
+    /// read yet.
+    ///
+    /// Factors and states of quantisation (scaled fp8, bitsandbytes) belong to their weights: they have no names
+    /// of their own here.
     ///
     /// # Errors
     /// [`Error::Io`] where a file cannot be opened, [`Error::Checkpoint`] where the folder has no
@@ -28,6 +35,54 @@ impl Weights {
         let path = path.as_ref();
         let file = if path.is_dir() { find(path)? } else { path.to_owned() };
         if file.extension().is_some_and(|e| e == "json") { open_sharded(&file) } else { open_single(&file) }
+    }
+
+    /// The same files under other names: each tensor is called what `rename` makes of its name, and those of
+    /// which it makes nothing are left out.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use kontext_core::Weights;
+    /// // The transformer of a file that holds a whole model.
+    /// let all = Weights::open("flux1-kontext-all-in-one.safetensors")?;
+    /// let transformer = all.renamed(|name| Some(name.strip_prefix("model.diffusion_model.")?.to_owned()));
+    /// # Ok::<(), kontext_core::Error>(())
+    /// ```
+    #[must_use]
+    pub fn renamed(self, rename: impl Fn(&str) -> Option<String>) -> Self {
+        let source = match &self.store.source {
+            Source::Files { files, entries } => {
+                let renamed = entries.iter().filter_map(|(name, entry)| Some((rename(name)?, entry.clone())));
+                Source::Files { files: Arc::clone(files), entries: renamed.collect() }
+            }
+            Source::Memory(tensors) => {
+                let tensors = lock(tensors);
+                let renamed = tensors.iter().filter_map(|(name, value)| Some((rename(name)?, value.shallow_clone())));
+                Source::Memory(Mutex::new(renamed.collect()))
+            }
+            Source::Synthetic { .. } => return self,
+        };
+        let store = Self::over(self.store.path.clone(), source).store;
+        Self { store, ..self }
+    }
+
+    /// The part of the weights that has one of these tensors: what stands before the sign's name is taken from
+    /// all names, and tensors that lack it are left out. Without any of the signs, all weights as they are.
+    ///
+    /// So a part is found in a file of its own and in one that holds a whole model.
+    #[must_use]
+    pub fn part(self, signs: &[&str]) -> Self {
+        let names = self.names();
+        let before = |name: &str| {
+            let sign = signs.iter().find_map(|sign| name.strip_suffix(sign))?;
+            (sign.is_empty() || sign.ends_with('.')).then(|| sign.to_owned())
+        };
+        match names.iter().filter_map(|name| before(name)).min_by_key(String::len) {
+            Some(prefix) if !prefix.is_empty() => {
+                self.renamed(|name| Some(name.strip_prefix(prefix.as_str())?.to_owned()))
+            }
+            _ => self,
+        }
     }
 
     /// Weights that are made up: each tensor is drawn from the seed and its own name.
@@ -64,17 +119,24 @@ impl Weights {
     #[must_use]
     pub fn metadata(&self) -> BTreeMap<String, String> {
         match &self.store.source {
-            Source::Files { files, .. } => files.iter().flat_map(WeightFile::text).collect(),
+            Source::Files { files, .. } => files.iter().flat_map(|file| file.text().clone()).collect(),
             Source::Memory(_) | Source::Synthetic { .. } => BTreeMap::new(),
         }
     }
 }
 
 fn find(folder: &Path) -> Result<PathBuf> {
-    let candidates = STEMS.iter().flat_map(|s| [format!("{s}.safetensors.index.json"), format!("{s}.safetensors")]);
-    let names: Vec<String> = candidates.collect();
+    let of = |stem: &str| {
+        let plain = [format!("{stem}.safetensors.index.json"), format!("{stem}.safetensors")];
+        let variants = VARIANTS.iter().flat_map(move |variant| {
+            [format!("{stem}.safetensors.index.{variant}.json"), format!("{stem}.{variant}.safetensors")]
+        });
+        plain.into_iter().chain(variants.collect::<Vec<_>>())
+    };
+    let names: Vec<String> = STEMS.iter().flat_map(|stem| of(stem)).collect();
     names.iter().map(|n| folder.join(n)).find(|p| p.is_file()).ok_or_else(|| {
-        let looked = names.join(", ");
+        let looked = STEMS.iter().flat_map(|stem| of(stem).take(2)).collect::<Vec<_>>().join(", ");
+        let looked = format!("{looked}, and their variants {}", VARIANTS.join(" and "));
         Error::checkpoint(folder)(CheckpointError::MissingPart { part: "weights", looked })
     })
 }
@@ -98,26 +160,31 @@ fn open_sharded(index_path: &Path) -> Result<Weights> {
     let mut entries = entries(&files);
     for (name, shard) in &index.weight_map {
         // Where two shards hold a tensor, the one that the index names counts.
-        let info = numbers.get(shard).and_then(|&number| Some((number, files.get(number)?.entry(name)?)));
-        let Some((file, (kind, shape))) = info else {
+        let stored = numbers.get(shard).and_then(|&number| Some((number, files.get(number)?.tensors().get(name)?)));
+        let Some((file, stored)) = stored else {
             let reason = format!("shard `{shard}` lacks the tensor `{name}` that its index names; fetch both again");
             return Err(Error::config(index_path, reason));
         };
-        entries.insert(name.clone(), Entry { file, kind, shape });
+        entries.insert(name.clone(), Entry::new(file, name, stored));
     }
-    Ok(Weights::over(index_path.to_owned(), Source::Files { files, entries }))
+    over_files(index_path, files, entries)
 }
 
 fn open_single(path: &Path) -> Result<Weights> {
     let files = vec![WeightFile::open(path)?];
     let entries = entries(&files);
-    Ok(Weights::over(path.to_owned(), Source::Files { files, entries }))
+    over_files(path, files, entries)
+}
+
+fn over_files(path: &Path, files: Vec<WeightFile>, mut entries: BTreeMap<String, Entry>) -> Result<Weights> {
+    companions::fold(&files, &mut entries)?;
+    Ok(Weights::over(path.to_owned(), Source::Files { files: Arc::new(files), entries }))
 }
 
 /// All tensors of all files.
 fn entries(files: &[WeightFile]) -> BTreeMap<String, Entry> {
-    let of = |(file, source): (usize, &WeightFile)| {
-        source.entries().into_iter().map(move |(name, kind, shape)| (name, Entry { file, kind, shape }))
+    let of = |(file, source): (usize, &WeightFile)| -> Vec<(String, Entry)> {
+        source.tensors().iter().map(|(name, stored)| (name.clone(), Entry::new(file, name, stored))).collect()
     };
     files.iter().enumerate().flat_map(of).collect()
 }

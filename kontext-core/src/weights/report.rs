@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use tch::Kind;
+
 use super::{Source, Weights, lock};
 use crate::{Result, check};
 
@@ -24,32 +26,57 @@ impl Weights {
     #[must_use]
     pub fn account(&self) -> Account {
         let mut account = Account::default();
-        for (kind, shape) in self.entries() {
-            let parameters = shape.iter().product::<i64>().unsigned_abs();
+        let mut count = |dtype: String, parameters: u64, bytes: u64| {
             account.tensors += 1;
             account.parameters += parameters;
-            account.bytes += parameters * kind.map_or(0, |k| k.elt_size_in_bytes() as u64);
-            let name = kind.map_or_else(|| "other".to_owned(), |k| format!("{k:?}"));
-            *account.dtypes.entry(name).or_default() += parameters;
+            account.bytes += bytes;
+            *account.dtypes.entry(dtype).or_default() += parameters;
+        };
+        let of = |kind: Kind| format!("{kind:?}");
+        let sized = |kind: Kind, shape: &[i64]| {
+            let parameters = shape.iter().product::<i64>().unsigned_abs();
+            (of(kind), parameters, parameters * kind.elt_size_in_bytes() as u64)
+        };
+        match &self.store.source {
+            Source::Files { entries, .. } => entries.values().for_each(|entry| {
+                let dtype = match (entry.stored.kind, entry.stored.format) {
+                    (Some(kind), _) => of(kind),
+                    (None, Some(format)) => format.name().to_owned(),
+                    (None, None) => "other".to_owned(),
+                };
+                let bytes = match dtype.as_str() {
+                    "other" => 0,
+                    _ => entry.stored.range.len() as u64 + entry.companion_bytes,
+                };
+                count(dtype, entry.stored.elements(), bytes);
+            }),
+            Source::Memory(tensors) => lock(tensors).values().for_each(|tensor| {
+                let (dtype, parameters, bytes) = sized(tensor.kind(), &tensor.size());
+                count(dtype, parameters, bytes);
+            }),
+            Source::Synthetic { made, .. } => lock(made).values().for_each(|shape| {
+                let (dtype, parameters, bytes) = sized(Kind::Float, shape);
+                count(dtype, parameters, bytes);
+            }),
         }
         account
     }
 
-    fn entries(&self) -> Vec<(Option<tch::Kind>, Vec<i64>)> {
-        match &self.store.source {
-            Source::Files { entries, .. } => entries.values().map(|e| (e.kind, e.shape.clone())).collect(),
-            Source::Memory(tensors) => lock(tensors).values().map(|t| (Some(t.kind()), t.size())).collect(),
-            Source::Synthetic { made, .. } => {
-                lock(made).values().map(|s| (Some(tch::Kind::Float), s.clone())).collect()
-            }
-        }
+    /// Shape, and bytes in the file with all that belongs to it, of every tensor of a file; nothing for other weights.
+    #[must_use]
+    pub fn stored_sizes(&self) -> BTreeMap<String, (Vec<i64>, u64)> {
+        let Source::Files { entries, .. } = &self.store.source else { return BTreeMap::new() };
+        let of = |entry: &super::Entry| {
+            (entry.stored.shape.clone(), entry.stored.range.len() as u64 + entry.companion_bytes)
+        };
+        entries.iter().map(|(name, entry)| (name.clone(), of(entry))).collect()
     }
 
     /// Name and shape of every tensor; of synthetic weights, of those made so far.
     #[must_use]
     pub fn shapes(&self) -> BTreeMap<String, Vec<i64>> {
         match &self.store.source {
-            Source::Files { entries, .. } => entries.iter().map(|(n, e)| (n.clone(), e.shape.clone())).collect(),
+            Source::Files { entries, .. } => entries.iter().map(|(n, e)| (n.clone(), e.stored.shape.clone())).collect(),
             Source::Memory(tensors) => lock(tensors).iter().map(|(n, t)| (n.clone(), t.size())).collect(),
             Source::Synthetic { made, .. } => lock(made).clone(),
         }
@@ -63,7 +90,7 @@ impl Weights {
     /// Those of reading.
     pub fn first_not_finite(&self) -> Result<Option<String>> {
         for name in self.names() {
-            let value = self.raw(&name)?.f_to_kind(tch::Kind::Float)?;
+            let value = self.raw(&name)?.f_to_kind(Kind::Float)?;
             if check::finite(&name, &value).is_err() {
                 return Ok(Some(name));
             }

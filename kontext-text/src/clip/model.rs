@@ -47,6 +47,10 @@ pub struct ClipOutput {
 }
 
 impl ClipEncoder {
+    /// Tensors of which CLIP's text model has one.
+    pub const SIGNS: [&str; 2] =
+        ["text_model.encoder.layers.0.self_attn.q_proj.weight", "encoder.layers.0.self_attn.q_proj.weight"];
+
     /// Reads the text model by transformers' names, with or without `text_model.` before them.
     ///
     /// Weights are kept in the kind that `w` gives them and widened to `compute` layer by layer.
@@ -86,7 +90,15 @@ impl ClipEncoder {
     pub fn open(path: impl AsRef<Path>, compute: Kind, device: Device) -> Result<Self> {
         load::computes(compute)?;
         let path = path.as_ref();
-        Self::from_weights(&load::weights(path, compute, device)?, path, compute)
+        Self::from_weights(&Self::weights(path)?.at_most(compute).device(device), path, compute)
+    }
+
+    /// The text model's weights, from a file of any form that [`ClipEncoder::open`] takes.
+    ///
+    /// # Errors
+    /// Those of [`Weights::open`].
+    pub fn weights(path: impl AsRef<Path>) -> Result<Weights> {
+        Ok(Weights::open(path)?.part(&Self::SIGNS))
     }
 
     /// Builds the model from weights that are open, with the `config.json` in `folder` or, where

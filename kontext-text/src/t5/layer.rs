@@ -3,12 +3,11 @@
 //! Source: huggingface/transformers v4.57.6 `models/t5/modeling_t5.py` `T5Block`, `T5Attention`,
 //! `T5DenseGatedActDense`, `T5DenseActDense`.
 
-use kontext_core::nn::RmsNorm;
+use kontext_core::nn::{Linear, RmsNorm};
 use kontext_core::ops::{merge_heads, split_heads};
 use kontext_core::{Kind, Result, Tensor, Weights};
 
 use super::T5Config;
-use super::projection::Projection;
 use crate::Activation;
 
 /// `x + attention(norm(x))`, then `x + feed_forward(norm(x))`.
@@ -61,10 +60,10 @@ fn clamp_half(x: Tensor) -> Result<Tensor> {
 /// Attention of every token to every token, padding included, without the usual 1 / sqrt(d).
 #[derive(Debug)]
 struct Attention {
-    q: Projection,
-    k: Projection,
-    v: Projection,
-    o: Projection,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
     heads: i64,
 }
 
@@ -72,10 +71,10 @@ impl Attention {
     fn new(w: &Weights, config: &T5Config) -> Result<Self> {
         let (width, inner) = (config.d_model, config.num_heads * config.d_kv);
         Ok(Self {
-            q: Projection::new(&w.at("q"), width, inner)?,
-            k: Projection::new(&w.at("k"), width, inner)?,
-            v: Projection::new(&w.at("v"), width, inner)?,
-            o: Projection::new(&w.at("o"), inner, width)?,
+            q: Linear::without_bias(&w.at("q"), width, inner)?,
+            k: Linear::without_bias(&w.at("k"), width, inner)?,
+            v: Linear::without_bias(&w.at("v"), width, inner)?,
+            o: Linear::without_bias(&w.at("o"), inner, width)?,
             heads: config.num_heads,
         })
     }
@@ -86,7 +85,7 @@ impl Attention {
     /// reach the hundreds, where the softmax turns a last bit of a score into the fifth digit of
     /// the result. The scores of 512 tokens are small.
     fn forward(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
-        let heads = |p: &Projection| split_heads(&p.forward(x)?, self.heads); // [B, H, T, D/H]
+        let heads = |p: &Linear| split_heads(&p.forward(x)?, self.heads); // [B, H, T, D/H]
         let scores = heads(&self.q)?.f_matmul(&heads(&self.k)?.f_transpose(-2, -1)?)?.f_add(bias)?;
         let shares = scores.f_softmax(-1, Kind::Float)?.f_to_kind(scores.kind())?;
         self.o.forward(&merge_heads(&shares.f_matmul(&heads(&self.v)?)?)?)
@@ -96,9 +95,9 @@ impl Attention {
 /// `wo (activation(wi_0 x) * wi_1 x)`, or `wo activation(wi x)` of the ungated variant.
 #[derive(Debug)]
 struct FeedForward {
-    wi: Projection,
-    gated: Option<Projection>,
-    wo: Projection,
+    wi: Linear,
+    gated: Option<Linear>,
+    wo: Linear,
     activation: Activation,
     /// f32 under f16, where the inner activations overflow; else the kind that all is computed in.
     inner: Kind,
@@ -107,14 +106,14 @@ struct FeedForward {
 impl FeedForward {
     fn new(w: &Weights, config: &T5Config, compute: Kind) -> Result<Self> {
         let (width, hidden) = (config.d_model, config.d_ff);
-        let gated = config.gated.then(|| Projection::new(&w.at("wi_1"), width, hidden)).transpose()?;
+        let gated = config.gated.then(|| Linear::without_bias(&w.at("wi_1"), width, hidden)).transpose()?;
         let inner = if compute == Kind::Half { Kind::Float } else { compute };
         let wo = w.at("wo");
         let wo = if compute == Kind::Half { wo.kind(Kind::Float) } else { wo };
         Ok(Self {
-            wi: Projection::new(&w.at(if config.gated { "wi_0" } else { "wi" }), width, hidden)?,
+            wi: Linear::without_bias(&w.at(if config.gated { "wi_0" } else { "wi" }), width, hidden)?,
             gated,
-            wo: Projection::new(&wo, hidden, width)?,
+            wo: Linear::without_bias(&wo, hidden, width)?,
             activation: config.activation,
             inner,
         })

@@ -2,9 +2,9 @@
 
 mod bias;
 mod config;
+mod gguf;
 mod layer;
 mod model;
-mod projection;
 
 pub use config::T5Config;
 pub use model::T5Encoder;

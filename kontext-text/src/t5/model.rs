@@ -9,6 +9,7 @@ use kontext_core::{Device, During, Kind, Result, Tensor, Weights};
 
 use super::T5Config;
 use super::bias::RelativeBias;
+use super::gguf;
 use super::layer::Block;
 use crate::{ids, load};
 
@@ -38,12 +39,17 @@ pub struct T5Encoder {
 }
 
 impl T5Encoder {
+    /// A tensor that only T5 has, as transformers names it.
+    pub const SIGN: &str = "encoder.block.0.layer.0.SelfAttention.q.weight";
+    /// The same in GGUF files.
+    pub const GGUF_SIGN: &str = gguf::SIGN;
+
     /// Reads the encoder by transformers' names: `shared.weight` (or `encoder.embed_tokens.weight`),
     /// `encoder.block.N…`, `encoder.final_layer_norm.weight`.
     ///
     /// Weights are kept in the kind that `w` gives them and widened to `compute` layer by layer.
     /// In f16 `wo` is read, and the sum of the residuals kept, in f32: activations of T5 XXL leave
-    /// f16's range. bf16 is safe. Scaled fp8 weights are used with their factors.
+    /// f16's range. bf16 is safe.
     ///
     /// # Errors
     /// Those of [`Weights::tensor`]; [`kontext_core::Error::Checkpoint`] for a configuration that
@@ -68,10 +74,12 @@ impl T5Encoder {
     }
 
     /// Opens a folder of transformers (`config.json` beside one or more safetensors files) or a
-    /// single safetensors file (`t5xxl_fp16.safetensors`), whose shapes tell the configuration.
+    /// single safetensors or GGUF file (`t5xxl_fp16.safetensors`), also one that holds a whole model, whose shapes
+    /// tell the configuration.
     ///
-    /// `compute` is the kind of the result: bf16 on a GPU, f32 on a CPU. A file in a narrower kind
-    /// stays narrow in memory; a wider one is converted. Tensors of the decoder are left out.
+    /// `compute` is the kind of the result: bf16 on a GPU, f32 on a CPU. What is narrower in the file, or packed,
+    /// stays so in memory and is widened layer by layer: on a CPU, T5 XXL in bf16 takes 9.5 GB and computes in f32,
+    /// which would take 19 GB. What is wider is converted. Tensors of the decoder are left out.
     ///
     /// # Errors
     /// Those of [`Weights::open`], [`T5Config::infer`] and [`T5Encoder::new`], and
@@ -79,7 +87,15 @@ impl T5Encoder {
     pub fn open(path: impl AsRef<Path>, compute: Kind, device: Device) -> Result<Self> {
         load::computes(compute)?;
         let path = path.as_ref();
-        Self::from_weights(&load::weights(path, compute, device)?, path, compute)
+        Self::from_weights(&Self::weights(path)?.at_most(compute).device(device), path, compute)
+    }
+
+    /// The encoder's weights by transformers' names, from a file of any form that [`T5Encoder::open`] takes.
+    ///
+    /// # Errors
+    /// Those of [`Weights::open`].
+    pub fn weights(path: impl AsRef<Path>) -> Result<Weights> {
+        Ok(gguf::renamed(Weights::open(path)?.part(&[Self::SIGN, gguf::SIGN])))
     }
 
     /// Builds the model from weights that are open, with the `config.json` in `folder` or, where
@@ -88,14 +104,19 @@ impl T5Encoder {
     /// # Errors
     /// As [`T5Encoder::open`].
     pub fn from_weights(weights: &Weights, folder: &Path, compute: Kind) -> Result<Self> {
-        let config = match load::config(folder)? {
-            Some(config) => config,
-            None => T5Config::infer(weights)?,
-        };
+        let config = Self::config_of(weights, folder)?;
         let model = Self::new(weights, &config, compute).during("loading T5")?;
         weights.ignore(is_extra);
         weights.finish()?;
         Ok(model)
+    }
+
+    /// The `config.json` in `folder` or, where there is none, the sizes of the tensors.
+    ///
+    /// # Errors
+    /// Those of reading the file, and of [`T5Config::infer`].
+    pub fn config_of(weights: &Weights, folder: &Path) -> Result<T5Config> {
+        load::config(folder)?.map_or_else(|| T5Config::infer(weights), Ok)
     }
 
     /// Ids [B, T] (i64, any device) to states [B, T, `d_model`] in the kind that is computed in.
@@ -136,16 +157,10 @@ impl T5Encoder {
     }
 }
 
-/// Tensors that T5 files hold and the encoder does not need: a second copy of the embedding, the
-/// decoder, and what ComfyUI writes along.
+/// Tensors that T5 files hold and the encoder does not need: a second copy of the embedding, and the decoder.
 fn is_extra(name: &str) -> bool {
-    /// `logit_scale` comes from a wrapper class, `spiece_model` is the tokenizer's file, and
-    /// `scaled_fp8` marks a file whose scales were read.
-    const NAMES: [&str; 5] =
-        ["shared.weight", "encoder.embed_tokens.weight", "logit_scale", "spiece_model", "scaled_fp8"];
-    /// Scales of inputs serve multiplication in fp8, which this does not do; the last names the
-    /// format that a weight's dtype tells already.
-    const ENDS: [&str; 3] = [".scale_input", ".input_scale", ".comfy_quant"];
+    /// `logit_scale` comes from a wrapper class, `spiece_model` is the tokenizer's file.
+    const NAMES: [&str; 4] = ["shared.weight", "encoder.embed_tokens.weight", "logit_scale", "spiece_model"];
     let decoder = name.starts_with("decoder.") || name.starts_with("lm_head.");
-    decoder || NAMES.contains(&name) || ENDS.iter().any(|end| name.ends_with(end))
+    decoder || NAMES.contains(&name)
 }

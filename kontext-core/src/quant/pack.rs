@@ -1,0 +1,271 @@
+//! A matrix packed for storing.
+
+use half::f16;
+use rayon::prelude::*;
+
+use super::half_floats::to_bf16;
+use super::wide::{self, Work};
+use super::{Format, Packed, Scale, float8, pack_blocks};
+use crate::{Error, Result};
+
+/// Elements of a thread's piece.
+const PIECE: usize = 1 << 15;
+
+/// A packed matrix that owns its bytes.
+#[derive(Clone)]
+pub struct PackedVec {
+    data: Vec<u8>,
+    format: Format,
+    rows: usize,
+    columns: usize,
+    factors: Option<Vec<f32>>,
+}
+
+impl std::fmt::Debug for PackedVec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PackedVec({} [{}, {}])", self.format.name(), self.rows, self.columns)
+    }
+}
+
+impl PackedVec {
+    /// The bytes, row after row.
+    #[must_use]
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// The factor of each row, for [`Format::Int8`] only: its largest magnitude over 127.
+    #[must_use]
+    pub fn factors(&self) -> Option<&[f32]> {
+        self.factors.as_deref()
+    }
+
+    /// The matrix, to be unpacked.
+    ///
+    /// # Errors
+    /// None that can come: it is checked as any [`Packed`] is.
+    pub fn view(&self) -> Result<Packed<'_>> {
+        let scale = self.factors().map_or(Scale::None, Scale::Rows);
+        Packed::new(&self.data, self.format, self.rows, self.columns, scale)
+    }
+
+    /// The bytes, and the factors of [`PackedVec::factors`].
+    #[must_use]
+    pub fn into_parts(self) -> (Vec<u8>, Option<Vec<f32>>) {
+        (self.data, self.factors)
+    }
+}
+
+/// Packs a matrix with rows of `columns` elements, by all threads of rayon's pool.
+///
+/// Takes F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, F8_E4M3, F8_E5M2 and INT8. Floats go to the nearest, the even one
+/// of two; e4m3 goes no further than 448, so weights beyond it want a factor of their own. The Q formats give the bytes
+/// of gguf-py's `quantize`, INT8 those of bitsandbytes' `int8_vectorwise_quant`. Values are to be finite: a NaN spoils
+/// its block.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for another format, columns that are no whole number of blocks, or values that are no whole
+/// number of rows.
+///
+/// # Example
+/// ```
+/// use kontext_core::quant::{Format, pack};
+/// let packed = pack(Format::Int8, &[1.0, -2.0, 0.0, 4.0], 2)?;
+/// assert_eq!(packed.data(), [64, 129, 0, 127]); // 129 is -127
+/// assert_eq!(packed.factors(), Some(&[2.0 / 127.0, 4.0 / 127.0][..]));
+/// # Ok::<(), kontext_core::Error>(())
+/// ```
+pub fn pack(format: Format, values: &[f32], columns: usize) -> Result<PackedVec> {
+    if !can_pack(format) {
+        return Err(Error::invalid(
+            "format to pack to",
+            "a float, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 or INT8",
+            format.name(),
+        ));
+    }
+    let Some(row_bytes) = format.row_bytes(columns).filter(|&bytes| bytes > 0) else {
+        let expected = format!("a positive multiple of {}, the block of {}", format.block(), format.name());
+        return Err(Error::invalid("columns to pack", expected, columns));
+    };
+    if !values.len().is_multiple_of(columns) {
+        return Err(Error::invalid("values to pack", format!("rows of {columns}"), values.len()));
+    }
+    let rows = values.len() / columns;
+    let mut data = vec![0; rows * row_bytes];
+    let together = (PIECE / columns).max(1);
+    let pieces = data.par_chunks_mut(together * row_bytes).zip(values.par_chunks(together * columns));
+    let factors = if format == Format::Int8 {
+        let mut factors = vec![0.0; rows];
+        pieces.zip(factors.par_chunks_mut(together)).for_each(|((data, values), factors)| {
+            wide::run(Rows { values, columns, data, factors });
+        });
+        Some(factors)
+    } else {
+        pieces.for_each(|(data, values)| wide::run(Blocks { format, values, data }));
+        None
+    };
+    Ok(PackedVec { data, format, rows, columns, factors })
+}
+
+fn can_pack(format: Format) -> bool {
+    use Format::{Bf16, F8E4M3, F8E5M2, F16, F32, Int8, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+    matches!(format, F32 | F16 | Bf16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | F8E4M3 | F8E5M2 | Int8)
+}
+
+struct Blocks<'a> {
+    format: Format,
+    values: &'a [f32],
+    data: &'a mut [u8],
+}
+
+impl Work for Blocks<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { format, values, data } = self;
+        match format {
+            Format::F32 => blocks(values, data, |[value]: &[f32; 1], out: &mut [u8; 4]| *out = value.to_le_bytes()),
+            Format::F16 => blocks(values, data, |[value]: &[f32; 1], out: &mut [u8; 2]| {
+                *out = f16::from_f32(*value).to_le_bytes();
+            }),
+            Format::Bf16 => blocks(values, data, |[value]: &[f32; 1], out: &mut [u8; 2]| {
+                *out = to_bf16(*value).to_le_bytes();
+            }),
+            Format::F8E4M3 => {
+                blocks(values, data, |[value]: &[f32; 1], out: &mut [u8; 1]| *out = [float8::to_e4m3(*value)])
+            }
+            Format::F8E5M2 => {
+                blocks(values, data, |[value]: &[f32; 1], out: &mut [u8; 1]| *out = [float8::to_e5m2(*value)])
+            }
+            Format::Q4_0 => blocks(values, data, pack_blocks::q4_0),
+            Format::Q4_1 => blocks(values, data, pack_blocks::q4_1),
+            Format::Q5_0 => blocks(values, data, pack_blocks::q5_0),
+            Format::Q5_1 => blocks(values, data, pack_blocks::q5_1),
+            Format::Q8_0 => blocks(values, data, pack_blocks::q8_0),
+            // Refused at the door.
+            _ => {}
+        }
+    }
+}
+
+#[inline(always)]
+fn blocks<const N: usize, const B: usize>(values: &[f32], data: &mut [u8], pack: impl Fn(&[f32; N], &mut [u8; B])) {
+    let (values, _) = values.as_chunks::<N>();
+    let (data, _) = data.as_chunks_mut::<B>();
+    for (values, out) in values.iter().zip(data) {
+        pack(values, out);
+    }
+}
+
+/// Whole rows as signed bytes.
+struct Rows<'a> {
+    values: &'a [f32],
+    columns: usize,
+    data: &'a mut [u8],
+    factors: &'a mut [f32],
+}
+
+impl Work for Rows<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let rows = self.values.chunks_exact(self.columns).zip(self.data.chunks_exact_mut(self.columns));
+        for ((values, data), factor) in rows.zip(self.factors) {
+            let largest =
+                values.iter().fold(0.0_f32, |most, value| if value.abs() > most { value.abs() } else { most });
+            *factor = largest / 127.0;
+            let steps = if largest == 0.0 { 0.0 } else { 127.0 / largest };
+            for (out, value) in data.iter_mut().zip(values) {
+                *out = (value * steps).round_ties_even() as i8 as u8;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::fixture::Fixture;
+    use super::*;
+
+    #[test]
+    fn q_formats_pack_to_the_bytes_of_gguf_py() {
+        let fixture = Fixture::open();
+        let values = fixture.floats("pack.values");
+        for format in [Format::F16, Format::Bf16, Format::Q4_0, Format::Q4_1, Format::Q5_0, Format::Q5_1, Format::Q8_0]
+        {
+            let expected = fixture.bytes(&format!("{}.pack", format.name()));
+            let packed = pack(format, &values, 64).unwrap();
+            let wrong = packed.data().iter().zip(&expected).position(|(a, b)| a != b);
+            assert_eq!((packed.data().len(), wrong), (expected.len(), None), "{}", format.name());
+        }
+    }
+
+    #[test]
+    fn int8_packs_to_the_bytes_of_bitsandbytes() {
+        let fixture = Fixture::open();
+        let packed = pack(Format::Int8, &fixture.floats("pack.values"), 64).unwrap();
+        assert_eq!(packed.data(), fixture.bytes("INT8.pack"));
+        let maxima = fixture.floats("INT8.maxima");
+        assert!(packed.factors().unwrap().iter().zip(maxima).all(|(factor, max)| *factor == max / 127.0));
+    }
+
+    /// The largest error of an element that lies within a block whose largest magnitude is 1, less some rounding.
+    fn bound(format: Format) -> f32 {
+        match format {
+            Format::F32 => 0.0,
+            Format::F16 => 0.5_f32.powi(12),
+            Format::Bf16 => 0.5_f32.powi(9),
+            // One side of the range is a step short.
+            Format::Q4_0 => 1.0 / 8.0,
+            Format::Q5_0 => 1.0 / 16.0,
+            // The range is at most 2.
+            Format::Q4_1 => 1.0 / 15.0,
+            Format::Q5_1 => 1.0 / 31.0,
+            Format::F8E4M3 => 1.0 / 16.0,
+            Format::F8E5M2 => 1.0 / 8.0,
+            _ => 0.5 / 127.0,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_packed_comes_back_within_half_a_step(
+            values in proptest::collection::vec(-1.0_f32..1.0, 96),
+            size in 0.01_f32..100.0,
+        ) {
+            let values: Vec<f32> = values.iter().map(|value| value * size).collect();
+            for format in Format::ALL.into_iter().filter(|format| can_pack(*format)) {
+                let packed = pack(format, &values, 96).unwrap();
+                let mut out = vec![0.0_f32; 96];
+                packed.view().unwrap().unpack(0..1, 0..96, &mut out).unwrap();
+                for (block, out) in values.chunks(32).zip(out.chunks(32)) {
+                    let whole = if format == Format::Int8 { &values[..] } else { block };
+                    let largest = whole.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+                    let bound = largest * (bound(format) + 1e-3 * f32::from(u8::from(format.block() > 1))) + 1e-7;
+                    for (a, b) in block.iter().zip(out) {
+                        prop_assert!((a - b).abs() <= bound * 1.0001, "{} {a} {b} {largest}", format.name());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_packed_is_named() {
+        let say = |format, values: &[f32], columns| pack(format, values, columns).unwrap_err().to_string();
+        assert!(say(Format::Q4K, &[0.0; 256], 256).ends_with("got Q4_K"));
+        assert!(say(Format::Q8_0, &[0.0; 48], 48).contains("a positive multiple of 32"));
+        assert!(say(Format::F32, &[0.0; 5], 2).contains("expected rows of 2, got 5"));
+        assert!(say(Format::F32, &[], 0).contains("got 0"));
+        assert!(pack(Format::Q8_0, &[], 32).unwrap().data().is_empty());
+    }
+
+    #[test]
+    fn values_that_are_not_finite_do_no_more_than_spoil_their_block() {
+        let values =
+            [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN_POSITIVE, 1e-44, -0.0, 1.0].repeat(8);
+        for format in Format::ALL.into_iter().filter(|format| can_pack(*format)) {
+            assert!(pack(format, &values, 32).is_ok());
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Weights that stay packed: quantised ones, and those that are left in their file.
+
+use std::sync::Arc;
+
+use tch::{Device, Kind, Tensor};
+
+use super::{Companion, Entry, Recipe, Source, Stored, WeightFile, Weights, lock};
+use crate::nn::{Bytes, Matrix, PackedMatrix, PackedRows};
+use crate::quant::Format;
+use crate::{CheckpointError, Error, Result};
+
+/// Linear layers whose weights stay in their file and are read anew, from the system's cache, for each
+/// multiplication. They take no memory of the program's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LeftInFile {
+    /// No layers: all are read when the model is built.
+    #[default]
+    None,
+    /// Layers that a model uses once a run ([`Weights::used_once`]), such as the transformer's modulation.
+    UsedOnce,
+    /// All layers.
+    All,
+}
+
+impl Entry {
+    pub(super) fn new(file: usize, name: &str, stored: &Stored) -> Self {
+        let (name, stored) = (name.to_owned(), stored.clone());
+        Self { file, name, stored, companion: Companion::None, companion_bytes: 0 }
+    }
+
+    /// Whether its elements are more than a kind of libtorch's tells.
+    pub(super) fn is_packed(&self) -> bool {
+        self.stored.format.is_some() && (self.stored.kind.is_none() || !matches!(self.companion, Companion::None))
+    }
+}
+
+impl Weights {
+    /// Which linear layers leave their weights in the file. Default: none.
+    #[must_use]
+    pub fn left_in_file(self, left: LeftInFile) -> Self {
+        Self { left, ..self }
+    }
+
+    /// The same cursor, for layers that a model uses once a run and not once a step.
+    #[must_use]
+    pub fn used_once(self) -> Self {
+        let left = if self.left == LeftInFile::UsedOnce { LeftInFile::All } else { self.left };
+        Self { left, ..self }
+    }
+
+    /// The weight [out, in] of the linear layer at the cursor: packed if it is stored so, or left in its file.
+    pub(crate) fn matrix(&self, name: &str, shape: [i64; 2]) -> Result<Matrix> {
+        let full = format!("{}{name}", self.prefix);
+        if self.audit || self.fuses(&full) {
+            return Ok(Matrix::Plain(self.tensor(name, &shape)?));
+        }
+        let recipe = self.map.map_or_else(|| Recipe::Name(full.clone()), |map| map(&full));
+        match self.packed_rows(&recipe, shape)? {
+            Some(rows) => Ok(Matrix::Packed(rows)),
+            None => Ok(Matrix::Plain(self.tensor(name, &shape)?)),
+        }
+    }
+
+    /// The rows that a recipe names, where one of its tensors is to stay packed and all can.
+    fn packed_rows(&self, recipe: &Recipe, shape: [i64; 2]) -> Result<Option<PackedRows>> {
+        let Source::Files { files, entries } = &self.store.source else { return Ok(None) };
+        let found = recipe.names().iter().map(|name| entries.get(name)).collect::<Option<Vec<_>>>();
+        let Some(found) = found else { return Ok(None) };
+        if !found.iter().all(|e| e.stored.format.is_some())
+            || !(self.left == LeftInFile::All || found.iter().any(|e| e.is_packed()))
+        {
+            return Ok(None);
+        }
+        let mut matrices = Vec::with_capacity(found.len());
+        for (name, entry) in recipe.names().iter().zip(&found) {
+            let matrix = self.packed_matrix(files, entry, name)?;
+            if matrix.columns as i64 != shape[1] {
+                let (expected, got) = (shape.to_vec(), entry.stored.shape.clone());
+                return Err(self.error(CheckpointError::Shape { name: name.clone(), expected, got }));
+            }
+            matrices.push(Arc::new(matrix));
+        }
+        let rows: usize = matrices.iter().map(|matrix| matrix.rows).sum();
+        if rows as i64 != shape[0] {
+            let (name, got) = (recipe.names().join("` + `"), vec![rows as i64, shape[1]]);
+            return Err(self.error(CheckpointError::Shape { name, expected: shape.to_vec(), got }));
+        }
+        lock(&self.store.used).extend(recipe.names().iter().cloned());
+        let rows = PackedRows::new(matrices, self.device);
+        Ok(Some(if matches!(recipe, Recipe::SwapHalves(_)) { rows.halves_swapped() } else { rows }))
+    }
+
+    fn packed_matrix(&self, files: &[WeightFile], entry: &Entry, name: &str) -> Result<PackedMatrix> {
+        let dtype = || CheckpointError::Dtype { name: name.to_owned(), dtype: entry.stored.dtype.clone() };
+        let format = entry.stored.format.ok_or_else(|| self.error(dtype()))?;
+        let (rows, columns) = sides(&entry.stored.shape);
+        let file = files.get(entry.file).ok_or_else(|| self.error(dtype()))?;
+        let bytes = match self.left {
+            LeftInFile::All => Bytes::Mapped(Arc::clone(file.map()), entry.stored.range.clone()),
+            LeftInFile::None | LeftInFile::UsedOnce => Bytes::Held(file.copy(&entry.stored.range)?),
+        };
+        let factors = entry.companion.read(files, name, &entry.stored.shape)?;
+        Ok(PackedMatrix { bytes, format, rows, columns, factors })
+    }
+
+    /// What a packed tensor stands for, in f32 on the host.
+    pub(super) fn unpacked(&self, entry: &Entry, name: &str) -> Result<Tensor> {
+        let Source::Files { files, .. } = &self.store.source else {
+            return Err(Error::invalid("packed tensor", "one in a file", name));
+        };
+        let matrix = self.packed_matrix(files, entry, name)?;
+        let rows = PackedRows::new(vec![Arc::new(matrix)], Device::Cpu);
+        Ok(Matrix::Packed(rows).dense(Kind::Float)?.f_reshape(&entry.stored.shape)?)
+    }
+}
+
+/// A tensor's shape as rows and columns: blocks of a format lie along its last side (but those of one element, of
+/// a 1x1 convolution).
+fn sides(shape: &[i64]) -> (usize, usize) {
+    let columns = shape.iter().rfind(|&&side| side != 1).copied().unwrap_or(1).unsigned_abs() as usize;
+    let elements = shape.iter().product::<i64>().unsigned_abs() as usize;
+    (elements.checked_div(columns).unwrap_or(0), columns)
+}
+
+/// A format as users name it.
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}

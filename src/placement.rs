@@ -1,0 +1,137 @@
+//! When the parts of a model are in memory: always, or each only while it works.
+
+use std::fmt;
+use std::ops::Deref;
+
+use kontext_core::weights::LeftInFile;
+use kontext_core::{Device, Error, Result};
+
+use crate::frozen::Frozen;
+
+/// Where the parts of a model are while a pipeline lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Placement {
+    /// The first of the others, in their order, whose peak fits the memory that is free when the model is loaded
+    /// (a square edit of the model's size is planned for); the last where none does.
+    #[default]
+    Auto,
+    /// All parts are in memory, on the device: the fastest for many runs.
+    Resident,
+    /// Each part is in memory while it works: the text encoders, then the transformer, then the autoencoder. Every
+    /// run loads them again.
+    Staged,
+    /// Large weights stay in their files and are read, layer by layer, whenever they are multiplied. On a CPU the
+    /// system keeps as much of the files in its cache as there is room for.
+    Streamed,
+}
+
+impl Placement {
+    /// All but [`Placement::Auto`], in the order in which it tries them.
+    pub const ALL: [Self; 3] = [Self::Resident, Self::Staged, Self::Streamed];
+
+    /// Which weights are never in the program's own memory. A CPU reads those of the modulation from the file's
+    /// pages once a run in any case: they are a quarter of the transformer.
+    pub(crate) fn left_in_file(self, device: Device) -> LeftInFile {
+        match self {
+            Self::Streamed => LeftInFile::All,
+            _ if device == Device::Cpu => LeftInFile::UsedOnce,
+            _ => LeftInFile::None,
+        }
+    }
+}
+
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Resident => "resident",
+            Self::Staged => "staged",
+            Self::Streamed => "streamed",
+        })
+    }
+}
+
+impl std::str::FromStr for Placement {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let all = [Self::Auto].into_iter().chain(Self::ALL).find(|placement| placement.to_string() == text);
+        all.ok_or_else(|| Error::invalid("placement", "auto, resident, staged or streamed", text))
+    }
+}
+
+/// A part of a pipeline: in memory, or loaded when it is wanted.
+pub(crate) enum Slot<T> {
+    Held(Frozen<T>),
+    OnDemand(Box<dyn Fn() -> Result<T> + Send + Sync>),
+}
+
+/// A part at work.
+pub(crate) enum Lease<'a, T> {
+    Shared(&'a T),
+    Own(T),
+}
+
+impl<T> Slot<T> {
+    pub(crate) fn held(value: T) -> Self {
+        Self::Held(Frozen::new(value))
+    }
+
+    /// A part that `load` makes: now, or at every use.
+    pub(crate) fn new(on_demand: bool, load: impl Fn() -> Result<T> + Send + Sync + 'static) -> Result<Self> {
+        if on_demand { Ok(Self::OnDemand(Box::new(load))) } else { Ok(Self::held(load()?)) }
+    }
+
+    /// The part, for as long as the lease is kept.
+    pub(crate) fn lease(&self) -> Result<Lease<'_, T>> {
+        Ok(match self {
+            Self::Held(value) => Lease::Shared(value),
+            Self::OnDemand(load) => Lease::Own(load()?),
+        })
+    }
+}
+
+impl<T> fmt::Debug for Slot<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if matches!(self, Self::Held(_)) { "in memory" } else { "loaded when it works" })
+    }
+}
+
+impl<T> Deref for Lease<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        match self {
+            Self::Shared(value) => value,
+            Self::Own(value) => value,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_part_on_demand_is_made_anew_for_each_lease_and_a_held_one_once() {
+        for (on_demand, expected) in [(true, 2), (false, 1)] {
+            let made = Arc::new(AtomicUsize::new(0));
+            let count = Arc::clone(&made);
+            let slot = Slot::new(on_demand, move || Ok(count.fetch_add(1, Ordering::Relaxed))).unwrap();
+            let _ = (*slot.lease().unwrap(), *slot.lease().unwrap());
+            assert_eq!(made.load(Ordering::Relaxed), expected);
+        }
+    }
+
+    #[test]
+    fn placements_are_read_as_they_are_written() {
+        for placement in Placement::ALL {
+            assert_eq!(placement.to_string().parse::<Placement>().unwrap(), placement);
+        }
+        assert!("gpu".parse::<Placement>().unwrap_err().to_string().contains("resident, staged or streamed"));
+    }
+}
