@@ -44,6 +44,19 @@ def save_t5(settings, source, folder, dtype=torch.float32):
     _save(transformers.T5EncoderModel, transformers.BitsAndBytesConfig, settings, source, folder, dtype)
 
 
+def layer(settings, state):
+    """The state dict of one linear layer, `layer.weight` and `layer.bias`, quantised by one of SETTINGS."""
+    given, (rows, columns) = SETTINGS[settings], state["layer.weight"].shape
+    if "load_in_8bit" in given:
+        module = bitsandbytes.nn.Linear8bitLt(columns, rows, has_fp16_weights=False)
+    else:
+        nested, kind = given.get("bnb_4bit_use_double_quant", False), given["bnb_4bit_quant_type"]
+        module = bitsandbytes.nn.Linear4bit(columns, rows, compress_statistics=nested, quant_type=kind)
+    module = torch.nn.ModuleDict({"layer": module.to(dtype=state["layer.weight"].dtype)})
+    module.load_state_dict(state)
+    return {name: tensor.contiguous() for name, tensor in module.to("cpu").state_dict().items()}
+
+
 def dequantised(state):
     """The f32 values of a saved state dict, by bitsandbytes' own functions.
 

@@ -3,8 +3,8 @@
     cargo build --release --examples && python tests/reference/compare_forms.py
 
 f32 on the CPU, the same starting noise. Prints the relative L2 errors of each form; exits 1 if one is above 1e-4, if
-the written picture is more than one level off anywhere or by 1e-4 of the full scale on average. "change of final" is how
-far diffusers' own result moves by the form: an error below it shows that the form was read as it is.
+the written picture is more than one level off anywhere or by 1e-4 of the full scale on average. "change of final" is
+how far the form moves diffusers' own result: an error below it shows that the form was read as it is.
 """
 
 import argparse
@@ -40,10 +40,16 @@ def parse():
     return args
 
 
+def result(args, name):
+    """The file of diffusers' results of a form, or of the checkpoint itself."""
+    return args.save / name / "edit" / "diffusers.safetensors"
+
+
 def run_diffusers(args):
     """Writes the forms and what diffusers makes of the values of each."""
-    missing = [name for name in args.form if not (args.reuse and (args.save / name / "edit" / "diffusers.safetensors").exists())]
-    if not missing and (args.save / "base" / "edit").exists():
+    done = [name for name in args.form if args.reuse and result(args, name).exists()]
+    missing = [name for name in args.form if name not in done]
+    if not missing and result(args, "base").exists():
         return
     reference.quiet()
     base = forms.Base(args.save / "base")
@@ -56,7 +62,7 @@ def run_diffusers(args):
 
 def change(args, name):
     """How far the form's values move diffusers' result from that of the checkpoint they were made of."""
-    finals = [safetensors.torch.load_file(args.save / n / "edit" / "diffusers.safetensors")["final"] for n in ("base", name)]
+    finals = [safetensors.torch.load_file(result(args, of))["final"] for of in ("base", name)]
     return compare_pipeline.relative_error(*finals)
 
 
@@ -67,11 +73,11 @@ def row(name, *columns):
 def compare(args, name):
     """Runs our half of one form and prints its row; True when all is within tolerance."""
     folder = args.save / name / "edit"
-    result = compare_pipeline.compare_case(args, args.save / name / "model", CASE, folder, folder / "ours")
-    if result is None:
+    done = compare_pipeline.compare_case(args, args.save / name / "model", CASE, folder, folder / "ours")
+    if done is None:
         row(name, "FAILED")
         return False
-    errors, picture = result
+    errors, picture = done
     ok = all(error <= TOLERANCE for error in errors.values()) and compare_pipeline.picture_ok(*picture)
     row(name, f"{change(args, name):.2e}", *(f"{errors[stage]:.2e}" for stage in SHOWN), "" if ok else "TOO LARGE")
     return ok

@@ -169,14 +169,14 @@ def scaled_new(name, tensors, _part, state):
     return comfy_fp8.scaled_new(state, name, torch.bfloat16, tensors)
 
 
-def gguf_files_of(base, folder, kind):
+def gguf_folder(base, folder, kind):
     """The transformer and T5 in one type of GGUF."""
     kind = gguf_files.Type[kind]
     link_others(base, "bfl", folder, ("transformer", "text_encoder_2"))
     paths = {part: folder / f"{FILES[part]}-{kind.name}.gguf" for part in ("transformer", "text_encoder_2")}
-    gguf_files.write_flux(paths["transformer"], kind, base.single("transformer"))
+    gguf_files.flux(paths["transformer"], kind, base.single("transformer"), gguf_files.stored)
     t5, config = base.states["text_encoder_2"], base.pipe.text_encoder_2.config
-    gguf_files.write_t5(paths["text_encoder_2"], kind, t5, config, unigram(base.pipe.tokenizer_2))
+    gguf_files.t5(paths["text_encoder_2"], kind, t5, config, unigram(base.pipe.tokenizer_2), gguf_files.stored)
     return {
         "transformer": base.named("transformer", gguf_files.read(paths["transformer"])),
         "text_encoder_2": gguf_files.read_t5(paths["text_encoder_2"], base.states["text_encoder_2"]),
@@ -199,33 +199,37 @@ def bitsandbytes_folder(base, folder, settings, dtype=torch.float32):
     return values
 
 
-BOTH = ("transformer", "text_encoder_2")
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 
 
 def _forms():
-    made = {
+    """Each form's writer and its arguments beside the base and the folder; the writer returns the parts' values."""
+    partial, both = functools.partial, ("transformer", "text_encoder_2")
+    stores = {
+        "fp8-e4m3fn": partial(in_dtype, E4M3),
+        "fp8-e5m2": partial(in_dtype, E5M2),
+        "fp8-scaled-old": partial(scaled_old, E4M3),
+        "fp8-scaled-old-e5m2": partial(scaled_old, E5M2),
+        "fp8-scaled-new": partial(scaled_new, "float8_e4m3fn", True),
+        "fp8-scaled-new-e5m2": partial(scaled_new, "float8_e5m2", True),
+        "fp8-scaled-header": partial(scaled_new, "float8_e4m3fn", False),
+    }
+    bf16 = partial(in_dtype, torch.bfloat16)
+    return {
         "diffusers-sharded": (diffusers_folder, {"shard": SHARD}),
         "diffusers-fp16": (diffusers_folder, {"dtype": torch.float16, "variant": "fp16"}),
         "diffusers-bf16-sharded": (diffusers_folder, {"dtype": torch.bfloat16, "variant": "bf16", "shard": SHARD}),
         "diffusers-two-variants": (two_variants, {}),
-        "bfl-f32": (single_files, {"store": functools.partial(in_dtype, torch.float32)}),
-        "bfl-bf16": (single_files, {"store": functools.partial(in_dtype, torch.bfloat16)}),
-        "fp8-e4m3fn": (single_files, {"store": functools.partial(in_dtype, E4M3), "parts": BOTH}),
-        "fp8-e5m2": (single_files, {"store": functools.partial(in_dtype, E5M2), "parts": BOTH}),
-        "fp8-scaled-old": (single_files, {"store": functools.partial(scaled_old, E4M3), "parts": BOTH}),
-        "fp8-scaled-old-e5m2": (single_files, {"store": functools.partial(scaled_old, E5M2), "parts": BOTH}),
-        "fp8-scaled-new": (single_files, {"store": functools.partial(scaled_new, "float8_e4m3fn", True), "parts": BOTH}),
-        "fp8-scaled-new-e5m2": (single_files, {"store": functools.partial(scaled_new, "float8_e5m2", True), "parts": BOTH}),
-        "fp8-scaled-header": (single_files, {"store": functools.partial(scaled_new, "float8_e4m3fn", False), "parts": BOTH}),
-        "all-in-one-bf16": (all_in_one, {"store": functools.partial(in_dtype, torch.bfloat16)}),
-        "all-in-one-fp8": (all_in_one, {"store": functools.partial(fp8_and_f16, E4M3)}),
-        "all-in-one-fp8-scaled": (all_in_one, {"store": functools.partial(scaled_old, E4M3)}),
+        "bfl-f32": (single_files, {"store": partial(in_dtype, torch.float32)}),
+        "bfl-bf16": (single_files, {"store": bf16}),
+        **{name: (single_files, {"store": store, "parts": both}) for name, store in stores.items()},
+        "all-in-one-bf16": (all_in_one, {"store": bf16}),
+        "all-in-one-fp8": (all_in_one, {"store": partial(fp8_and_f16, E4M3)}),
+        "all-in-one-fp8-scaled": (all_in_one, {"store": partial(scaled_old, E4M3)}),
+        **{f"gguf-{kind}": (gguf_folder, {"kind": kind}) for kind in gguf_files.TYPES},
+        **{f"bnb-{settings}": (bitsandbytes_folder, {"settings": settings}) for settings in bnb_models.SETTINGS},
+        "bnb-nf4-double-bf16": (bitsandbytes_folder, {"settings": "nf4-double", "dtype": torch.bfloat16}),
     }
-    made |= {f"gguf-{kind}": (gguf_files_of, {"kind": kind}) for kind in gguf_files.TYPES}
-    made |= {f"bnb-{settings}": (bitsandbytes_folder, {"settings": settings}) for settings in bnb_models.SETTINGS}
-    made["bnb-nf4-double-bf16"] = (bitsandbytes_folder, {"settings": "nf4-double", "dtype": torch.bfloat16})
-    return made
 
 
 FORMS = _forms()
@@ -242,12 +246,12 @@ def write(name, base, folder):
         (model / file).write_text(text)
     for part, state in values.items():
         if state.keys() != base.states[part].keys():
-            raise ValueError(f"{name}: other tensors than {part} has: {sorted(state.keys() ^ base.states[part].keys())}")
+            raise ValueError(f"{name}, {part}: not the same tensors: {sorted(state.keys() ^ base.states[part].keys())}")
         save(folder / "reference" / f"{part}.safetensors", {key: tensor.clone() for key, tensor in state.items()})
 
 
 def load_reference(base, folder):
-    """Puts the values of the form in `folder` into the base's pipeline, and the base's own where the form keeps them."""
+    """The base's pipeline with the values of the form in `folder`, and with its own where the form keeps them."""
     for part in PARTS:
         path = folder / "reference" / f"{part}.safetensors"
         state = safetensors.torch.load_file(path) if path.exists() else base.states[part]

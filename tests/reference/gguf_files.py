@@ -3,12 +3,16 @@
 Sources: city96/ComfyUI-GGUF@795e451 tools/{convert.py,lcpp.patch}, loader.py; llama.cpp's convert_hf_to_gguf.py.
 """
 
+import math
+import zlib
+
 import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
 
-TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
+RANDOM = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]  # what the package cannot quantise
+TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", *RANDOM]
 PLAIN = (Type.F32, Type.F16, Type.BF16)
 # Where the f16 scales of a block stand, and their ratio that gives random blocks a mean near 0; the second one is
 # that of the minimum.
@@ -23,7 +27,6 @@ SCALES = {
     Type.IQ4_NL: [(0, 1.0)],
     Type.IQ4_XS: [(0, 1.0)],
 }
-RANDOM = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")  # what the package cannot quantise
 # ComfyUI-GGUF keeps these in the dtype of the file that it quantises.
 KEPT = ("txt_in.", "img_in.", "time_in.", "vector_in.", "guidance_in.", "final_layer.")
 SMALL = 1024  # values, up to which ComfyUI-GGUF keeps f32
@@ -44,14 +47,13 @@ def random_blocks(kind, count, std, rng):
     return blocks
 
 
-def stored(tensor, kind, seed=0):
-    """`tensor` in the type, U8 where that is one of blocks; other values with its deviation for the types in RANDOM."""
+def stored(name, tensor, kind):
+    """`tensor` in the type, U8 for types of blocks; for those in RANDOM other values of the same deviation."""
     values = tensor.float().numpy()
     if kind.name not in RANDOM:
         return gguf.quantize(values, kind)
-    per_block = gguf.GGML_QUANT_SIZES[kind][0]
-    blocks = random_blocks(kind, values.size // per_block, values.std(), np.random.default_rng(seed))
-    return blocks.reshape(len(values), -1)
+    count, rng = values.size // gguf.GGML_QUANT_SIZES[kind][0], np.random.default_rng(zlib.crc32(name.encode()))
+    return random_blocks(kind, count, values.std(), rng).reshape(len(values), -1)
 
 
 def flux_type(name, tensor, kind):
@@ -115,41 +117,48 @@ def file_type(kind):
 
 
 def write(path, arch, fields, tensors):
-    """One file; `fields(writer)` adds the metadata, `tensors` are (name, array, type)."""
+    """One file, a tensor at a time; `fields(writer)` adds the metadata, `tensors` are (name, type, shape, maker)."""
     writer = gguf.GGUFWriter(path, arch)
     fields(writer)
-    for name, array, kind in tensors:
-        writer.add_tensor(name, np.ascontiguousarray(array), raw_dtype=kind)
+    for name, kind, shape, _ in tensors:
+        size = gguf.quant_shape_to_byte_shape(shape, kind)
+        writer.add_tensor_info(name, size, np.dtype(np.uint8), math.prod(size), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    writer.write_ti_data_to_file()
+    for *_, make in tensors:
+        writer.write_tensor_data(np.ascontiguousarray(make()))
     writer.close()
 
 
-def write_flux(path, kind, state):
-    """The transformer from its state in BFL's names."""
-    kinds = {name: flux_type(name, tensor, kind) for name, tensor in state.items()}
-    tensors = [(name, stored(tensor, kinds[name], i), kinds[name]) for i, (name, tensor) in enumerate(state.items())]
+def flux(path, kind, state, make):
+    """The transformer; `state` has BFL's names, `make(name, tensor, type)` gives what is stored of a tensor."""
+    tensors = _tensors(state, make, lambda name, tensor: flux_type(name, tensor, kind))
     write(path, "flux", lambda writer: add_flux_fields(writer, kind), tensors)
 
 
-def write_t5(path, kind, state, config, pieces):
-    """T5's encoder from its state in transformers' names."""
-    state = t5_state(state, config.num_layers)
-    kinds = {name: t5_type(name, tensor, kind) for name, tensor in state.items()}
-    tensors = [(name, stored(tensor, kinds[name], i), kinds[name]) for i, (name, tensor) in enumerate(state.items())]
+def t5(path, kind, state, config, pieces, make):
+    """T5's encoder; `state` has transformers' names, `make` is that of `flux`."""
+    tensors = _tensors(t5_state(state, config.num_layers), make, lambda name, tensor: t5_type(name, tensor, kind))
     write(path, "t5encoder", lambda writer: add_t5_fields(writer, kind, config, pieces), tensors)
+
+
+def _tensors(state, make, kind_of):
+    kinds = {name: kind_of(name, tensor) for name, tensor in state.items()}
+    maker = lambda name: lambda: make(name, state[name], kinds[name])  # noqa: E731
+    return [(name, kinds[name], tuple(tensor.shape), maker(name)) for name, tensor in state.items()]
 
 
 def read(path):
     """All tensors of a file in f32, by the package's own reader and dequantisation."""
     tensors = gguf.GGUFReader(path).tensors
-    return {t.name: torch.from_numpy(np.array(gguf.dequantize(t.data, t.tensor_type), dtype=np.float32)) for t in tensors}
+    values = {t.name: np.array(gguf.dequantize(t.data, t.tensor_type), dtype=np.float32) for t in tensors}
+    return {name: torch.from_numpy(array) for name, array in values.items()}
 
 
 def read_t5(path, like):
     """`read` under transformers' names; `like` is a state dict in them."""
     layers = 1 + max(int(name.split(".")[2]) for name in like if name.startswith("encoder.block."))
     names, state = t5_names(layers), read(path)
-    new = {name: names.get_name(name.replace("encoder.embed_tokens", "shared"), try_suffixes=(".weight",)) for name in like}
-    return {name: state[new[name]] for name in like}
+    first = {name: name.replace("encoder.embed_tokens", "shared") for name in like}
+    return {name: state[names.get_name(first[name], try_suffixes=(".weight",))] for name in like}
