@@ -103,9 +103,10 @@ def add_t5_fields(writer, kind, config, pieces):
     writer.add_file_type(file_type(kind))
     writer.add_tokenizer_model("t5")
     writer.add_tokenizer_pre("default")
-    writer.add_token_list([text for text, _ in pieces])
-    writer.add_token_scores([score for _, score in pieces])
-    writer.add_token_types([gguf.TokenType.NORMAL] * len(pieces))
+    more = range(len(pieces), config.vocab_size)  # rows of the embedding that are no piece
+    writer.add_token_list([text for text, _ in pieces] + [f"[PAD{i}]" for i in more])
+    writer.add_token_scores([score for _, score in pieces] + [-10000.0] * len(more))
+    writer.add_token_types([gguf.TokenType.NORMAL] * len(pieces) + [gguf.TokenType.UNUSED] * len(more))
     writer.add_add_space_prefix(True)
     writer.add_remove_extra_whitespaces(True)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
