@@ -103,6 +103,26 @@ def vae(state):
     return out
 
 
+def transformer_to_diffusers(state, like):
+    """The inverse of `transformer`, found by following each row's number; `like` is a state dict in diffusers' names."""
+    numbers, end = {}, 0
+    for name, tensor in like.items():
+        numbers[name] = torch.arange(end, end + len(tensor))
+        end += len(tensor)
+    out = {}
+    for new, found in transformer(numbers).items():
+        for name, rows in numbers.items():
+            here = (found >= rows[0]) & (found <= rows[-1])
+            if here.any():
+                out[name] = state[new][here][found[here].argsort()]
+    return out
+
+
+def vae_to_diffusers(state, like):
+    """The inverse of `vae`; `like` is a state dict in diffusers' names."""
+    return {old: state[new].reshape(like[old].shape) for old, new in zip(like, vae(like), strict=True)}
+
+
 def write(pipe, folder):
     """Writes flux1-kontext, ae, clip_l and t5xxl `.safetensors` and both tokenizers into `folder`.
 

@@ -39,6 +39,13 @@ PRESETS = {
         "clip": {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 192},
         "vae": {"block_out_channels": [32, 64, 128, 128], "norm_num_groups": 32},
     },
+    # As `standard`, and every matrix of a block has a multiple of 256 columns, which GGUF's larger blocks ask for.
+    "blocks": {
+        "dit": {"num_attention_heads": 2, "attention_head_dim": 128, "axes_dims_rope": [16, 56, 56]},
+        "t5": {"d_model": 256, "d_kv": 64, "num_heads": 4, "d_ff": 512},
+        "clip": {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512},
+        "vae": {"block_out_channels": [32, 64, 128, 128], "norm_num_groups": 32},
+    },
 }
 
 
@@ -85,13 +92,13 @@ def build(args):
     return pipe.to(dtype=getattr(torch, args.dtype))
 
 
-def write_diffusers(pipe, folder, shard):
+def write_diffusers(pipe, folder, shard=None, variant=None):
     """A diffusers folder; with `shard` the two large models are split as the published ones are."""
-    pipe.save_pretrained(folder)
+    pipe.save_pretrained(folder, variant=variant)
     for name in ("transformer", "text_encoder_2") if shard else ():
         for single in (folder / name).glob("*.safetensors"):
             single.unlink()
-        getattr(pipe, name).save_pretrained(folder / name, max_shard_size=shard)
+        getattr(pipe, name).save_pretrained(folder / name, max_shard_size=shard, variant=variant)
 
 
 def write(args):

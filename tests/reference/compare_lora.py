@@ -36,19 +36,17 @@ def parse():
 def main():
     args = parse()
     defaults = args.model / "kontext.json"
-    own = {}
+    case = dict(CASE)
     if defaults.exists():
         # What diffusers cannot read: the length of a prompt, and that the reference is not brought to a megapixel.
-        own = {"max_sequence_length": json.loads(defaults.read_text())["max_sequence_length"], "_auto_resize": False}
-    usual = reference.arguments
-    reference.arguments = lambda case: usual(case) | own
+        case["call"] = {"max_sequence_length": json.loads(defaults.read_text())["max_sequence_length"], "_auto_resize": False}
     pipe = FluxKontextPipeline.from_pretrained(args.model, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     finals = {}
     for name in ("without", "with"):
         if name == "with":
             pipe.load_lora_weights(args.lora.parent, weight_name=args.lora.name)
-        reference.run(pipe, CASE, args.save / name)
+        reference.run(pipe, case, args.save / name)
         finals[name] = safetensors.torch.load_file(args.save / name / "diffusers.safetensors")["final"]
     change = compare_pipeline.relative_error(finals["without"], finals["with"])
     print(f"the LoRA moves the latents by {change:.2e}")
@@ -57,7 +55,7 @@ def main():
         folder, dump = args.save / name, args.save / "ours.safetensors"
         more = ["--dtype", "f32", "--seed", 0, "--noise", folder / "noise.safetensors", "--image", folder / "image.png"]
         more += ["--dump", dump, "--out", args.save / "ours.png", *flags]
-        if not compare_pipeline.run_ours(compare_pipeline.command(args, args.model, CASE, *more)):
+        if not compare_pipeline.run_ours(compare_pipeline.command(args, args.model, case, *more)):
             return 1
         error = compare_pipeline.relative_error(finals[name], safetensors.torch.load_file(dump)["final"])
         worst = max(worst, error)

@@ -103,23 +103,39 @@ def picture_difference(expected, got):
     return int(difference.max()), difference.mean() / 255, (difference > 0).mean()
 
 
-def compare(args, name, layout, case_name):
-    """Runs our half of one case and prints its rows; True when all is within tolerance."""
-    case, folder = reference.CASES[case_name], args.save / name / case_name
-    dump, png = folder / f"{layout}.ours.safetensors", folder / f"{layout}.ours.png"
+def compare_case(args, model, case, folder, ours):
+    """Our half of one case against the diffusers half in `folder`: errors of the stages, and the picture's difference.
+
+    `ours` is the path of our files without its ending. None when our example fails.
+    """
+    dump, png = Path(f"{ours}.safetensors"), Path(f"{ours}.png")
     for old in (dump, png):
         old.unlink(missing_ok=True)
     more = ["--dtype", "f32", "--seed", 0, "--noise", folder / "noise.safetensors", "--dump", dump, "--out", png]
     more += ["--image", folder / "image.png"] if case["image"] else []
-    if not run_ours(command(args, args.save / name / layout, case, *more)):
-        return False
+    if not run_ours(command(args, model, case, *more)):
+        return None
     expected = safetensors.torch.load_file(folder / "diffusers.safetensors")
     errors = stage_errors(expected, safetensors.torch.load_file(dump))
-    largest, mean, share = picture_difference(folder / "diffusers.png", png)
+    return errors, picture_difference(folder / "diffusers.png", png)
+
+
+def picture_ok(largest, mean, _share):
+    return largest <= 1 and mean <= TOLERANCE
+
+
+def compare(args, name, layout, case_name):
+    """Runs our half of one case and prints its rows; True when all is within tolerance."""
+    case, folder = reference.CASES[case_name], args.save / name / case_name
+    result = compare_case(args, args.save / name / layout, case, folder, folder / f"{layout}.ours")
+    if result is None:
+        return False
+    errors, picture = result
+    largest, mean, share = picture
     label = f"{name}/{layout}/{case_name}"
     for stage, error in errors.items():
         print(f"{label:40} {stage:30} {error:10.2e} {'' if error <= TOLERANCE else '  TOO LARGE'}")
-    ok = largest <= 1 and mean <= TOLERANCE
+    ok = picture_ok(*picture)
     print(f"{label:40} {'picture':30} {mean:10.2e} {'' if ok else '  TOO LARGE'}  max {largest}, {share:.3%} differ", flush=True)
     return ok and all(error <= TOLERANCE for error in errors.values())
 

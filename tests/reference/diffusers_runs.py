@@ -44,10 +44,14 @@ def write_checkpoint(name, folder):
     checkpoint.write(checkpoint.parse([str(out), "--layout", layout, *CHECKPOINTS[name]]))
 
 
-def load(folder):
+def quiet():
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
+
+
+def load(folder):
+    quiet()
     pipe = FluxKontextPipeline.from_pretrained(folder / "diffusers", torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -104,12 +108,12 @@ def noise(pipe, case):
 
 
 def arguments(case):
-    """The keyword arguments of the pipeline's call but the prompt, the picture and the noise."""
+    """The keyword arguments of the pipeline's call but the prompt, the picture and the noise; `call` adds to them."""
     given = {"width": case["width"], "height": case["height"], "max_area": case["max_area"]}
     given |= {"num_inference_steps": case["steps"], "guidance_scale": case["guidance"]}
     if "negative" in case:
         given |= {"negative_prompt": case["negative"], "true_cfg_scale": case["true_cfg"]}
-    return given
+    return given | case.get("call", {})
 
 
 @torch.no_grad()
