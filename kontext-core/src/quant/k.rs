@@ -104,10 +104,10 @@ pub(super) fn q6(block: &[u8; 210], out: &mut [f32; BLOCK]) {
         let high = &high[32 * half..][..32];
         for (part, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
             let d = d * f32::from(scales[2 * group + part] as i8);
-            for i in 0..16 {
+            for (i, out) in out.iter_mut().enumerate() {
                 let at = 16 * part + i;
                 let value = low[at] >> (4 * (quarter / 2)) & 15 | (high[at] >> (2 * quarter) & 3) << 4;
-                out[i] = d * f32::from(value as i8 - 32);
+                *out = d * f32::from(value as i8 - 32);
             }
         }
     }

@@ -9,7 +9,7 @@
 //! Nothing here knows of tensors or files: bytes and factors come in as slices.
 
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 mod float8;
 mod format;
 mod half_floats;

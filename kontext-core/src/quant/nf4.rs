@@ -26,24 +26,17 @@ pub(super) static NF4: Pairs = pairs([
 ]);
 
 /// Small floats over their largest, 12; both zeros are positive.
-pub(super) static FP4: Pairs = pairs([
-    0.0,
-    0.0625 / 12.0,
-    8.0 / 12.0,
-    12.0 / 12.0,
-    4.0 / 12.0,
-    6.0 / 12.0,
-    2.0 / 12.0,
-    3.0 / 12.0,
-    0.0,
-    -0.0625 / 12.0,
-    -8.0 / 12.0,
-    -12.0 / 12.0,
-    -4.0 / 12.0,
-    -6.0 / 12.0,
-    -2.0 / 12.0,
-    -3.0 / 12.0,
-]);
+pub(super) static FP4: Pairs = {
+    const SIZES: [f32; 8] = [0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0];
+    let mut levels = [0.0; 16];
+    let mut code = 1;
+    while code < 8 {
+        levels[code] = SIZES[code] / 12.0;
+        levels[code + 8] = -levels[code];
+        code += 1;
+    }
+    pairs(levels)
+};
 
 const fn pairs(levels: [f32; 16]) -> Pairs {
     let mut pairs = [[0.0; 2]; 256];

@@ -52,26 +52,39 @@ pub(super) fn q5_1(values: &[f32; BLOCK], out: &mut [u8; 24]) {
 /// `d` is the largest magnitude over 127; halves are rounded away from zero.
 #[inline(always)]
 pub(super) fn q8_0(values: &[f32; BLOCK], out: &mut [u8; 34]) {
-    let d = furthest(values).abs() / 127.0;
+    let d = magnitude(values) / 127.0;
     let steps = inverse(d);
     out[..2].copy_from_slice(&f16::from_f32(d).to_le_bytes());
     for (out, value) in out[2..].iter_mut().zip(values) {
-        *out = (value * steps).round() as i8 as u8;
+        *out = away(value * steps) as u8;
     }
+}
+
+/// The largest magnitude. Compared as integers, which have an order that loops can change.
+#[inline(always)]
+pub(super) fn magnitude(values: &[f32]) -> f32 {
+    f32::from_bits(values.iter().fold(0, |most, value| value.abs().to_bits().max(most)))
 }
 
 /// The first value of largest magnitude.
 #[inline(always)]
 fn furthest(values: &[f32; BLOCK]) -> f32 {
-    values.iter().fold(values[0], |most, &value| if value.abs() > most.abs() { value } else { most })
+    let most = magnitude(values);
+    values.iter().copied().find(|value| value.abs() == most).unwrap_or(f32::NAN)
 }
 
 /// The least and the largest value.
 #[inline(always)]
 fn range(values: &[f32; BLOCK]) -> (f32, f32) {
-    values.iter().fold((values[0], values[0]), |(min, max), &value| {
-        (if value < min { value } else { min }, if value > max { value } else { max })
-    })
+    const LANES: usize = 8;
+    let (mut min, mut max) = ([values[0]; LANES], [values[0]; LANES]);
+    for values in values.as_chunks::<LANES>().0 {
+        for i in 0..LANES {
+            min[i] = if values[i] < min[i] { values[i] } else { min[i] };
+            max[i] = if values[i] > max[i] { values[i] } else { max[i] };
+        }
+    }
+    (min.into_iter().fold(min[0], f32::min), max.into_iter().fold(max[0], f32::max))
 }
 
 #[inline(always)]
@@ -79,9 +92,17 @@ fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
 
+/// The nearest integer, of two the one further from zero: `f32::round`, which would be a call for each element.
 #[inline(always)]
-fn levels(values: &[f32; BLOCK], zero: f32, steps: f32, offset: f32, most: u8) -> [u8; BLOCK] {
-    values.map(|value| (((value - zero) * steps + offset) as u8).min(most))
+fn away(value: f32) -> i32 {
+    /// The largest f32 below 0.5: with 0.5 itself, 0.49999997 would go to 1.
+    const HALF: f32 = 0.5_f32.next_down();
+    (value + HALF.copysign(value)) as i32
+}
+
+#[inline(always)]
+fn levels(values: &[f32; BLOCK], zero: f32, steps: f32, offset: f32, most: i32) -> [u8; BLOCK] {
+    values.map(|value| (((value - zero) * steps + offset) as i32).clamp(0, most) as u8)
 }
 
 /// The low four bits of 32 levels: of the first 16 in the low half of each byte.
@@ -107,6 +128,16 @@ mod tests {
         q4_0(&values, &mut packed);
         super::super::legacy::q4_0(&packed, &mut out);
         assert_eq!((out[17], out[0]), (-2.0, 0.25));
+    }
+
+    #[test]
+    fn halves_and_their_neighbours_are_rounded_as_by_the_standard_library() {
+        for half in 0..256 {
+            let half = half as f32 / 2.0;
+            for value in [half, half.next_up(), half.next_down(), -half, -half.next_up(), -half.next_down()] {
+                assert_eq!(away(value), value.round() as i32, "{value}");
+            }
+        }
     }
 
     #[test]

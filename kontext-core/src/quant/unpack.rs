@@ -23,15 +23,9 @@ impl Work for Unpack<'_> {
     fn run(self) {
         let Self { format, packed, out } = self;
         match format {
-            Format::F32 => {
-                blocks(packed, out, |bytes: &[u8; 4], out: &mut [f32; 1]| *out = [f32::from_le_bytes(*bytes)])
-            }
-            Format::F16 => blocks(packed, out, |bytes: &[u8; 2], out: &mut [f32; 1]| {
-                *out = [half_floats::from_f16(u16::from_le_bytes(*bytes))];
-            }),
-            Format::Bf16 => blocks(packed, out, |bytes: &[u8; 2], out: &mut [f32; 1]| {
-                *out = [half_floats::from_bf16(u16::from_le_bytes(*bytes))];
-            }),
+            Format::F32 => elements(packed, out, f32::from_le_bytes),
+            Format::F16 => elements(packed, out, |bytes| half_floats::from_f16(u16::from_le_bytes(bytes))),
+            Format::Bf16 => elements(packed, out, |bytes| half_floats::from_bf16(u16::from_le_bytes(bytes))),
             Format::Q4_0 => blocks(packed, out, legacy::q4_0),
             Format::Q4_1 => blocks(packed, out, legacy::q4_1),
             Format::Q5_0 => blocks(packed, out, legacy::q5_0),
@@ -44,15 +38,11 @@ impl Work for Unpack<'_> {
             Format::Q6K => blocks(packed, out, k::q6),
             Format::Iq4Nl => blocks(packed, out, iq4::nl),
             Format::Iq4Xs => blocks(packed, out, iq4::xs),
-            Format::F8E4M3 => {
-                blocks(packed, out, |[code]: &[u8; 1], out: &mut [f32; 1]| *out = [float8::from_e4m3(*code)])
-            }
-            Format::F8E5M2 => {
-                blocks(packed, out, |[code]: &[u8; 1], out: &mut [f32; 1]| *out = [float8::from_e5m2(*code)])
-            }
-            Format::Int8 => blocks(packed, out, |[code]: &[u8; 1], out: &mut [f32; 1]| *out = [f32::from(*code as i8)]),
-            Format::Nf4 => blocks(packed, out, |[pair]: &[u8; 1], out: &mut [f32; 2]| *out = nf4::NF4[*pair as usize]),
-            Format::Fp4 => blocks(packed, out, |[pair]: &[u8; 1], out: &mut [f32; 2]| *out = nf4::FP4[*pair as usize]),
+            Format::F8E4M3 => elements(packed, out, |[code]| float8::from_e4m3(code)),
+            Format::F8E5M2 => elements(packed, out, |[code]| float8::from_e5m2(code)),
+            Format::Int8 => elements(packed, out, |[code]| f32::from(code as i8)),
+            Format::Nf4 => blocks(packed, out, |[pair], out| *out = nf4::NF4[*pair as usize]),
+            Format::Fp4 => blocks(packed, out, |[pair], out| *out = nf4::FP4[*pair as usize]),
         }
     }
 }
@@ -63,6 +53,14 @@ fn blocks<const B: usize, const N: usize>(packed: &[u8], out: &mut [f32], unpack
     let (out, _) = out.as_chunks_mut::<N>();
     for (block, out) in packed.iter().zip(out) {
         unpack(block, out);
+    }
+}
+
+#[inline(always)]
+fn elements<const B: usize>(packed: &[u8], out: &mut [f32], value: impl Fn([u8; B]) -> f32) {
+    let (packed, _) = packed.as_chunks::<B>();
+    for (bytes, out) in packed.iter().zip(out) {
+        *out = value(*bytes);
     }
 }
 
