@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use image::RgbImage;
-use kontext_core::weights::{Adapters, LeftInFile};
+use kontext_core::weights::{Adapters, LeftInFile, Quantize};
 use kontext_core::{Device, Error, Kind, Result, Weights, device};
 use kontext_dit::{Dit, DitConfig, Lora};
 use kontext_sampler::{Shift, Size};
@@ -37,6 +37,8 @@ pub struct Builder {
     loras: Vec<(PathBuf, f64)>,
     fuse_loras: bool,
     placement: Placement,
+    quantize: Option<Quantize>,
+    quantize_t5: Option<Quantize>,
 }
 
 /// The parts of a pipeline, for those who build or load them in their own way.
@@ -110,6 +112,17 @@ impl Builder {
         Self { placement, ..self }
     }
 
+    /// Packs the weights of the transformer's blocks as they are loaded, one layer after the other, if they are not
+    /// packed in the file. Default: kept as they are stored.
+    pub fn quantize(self, to: Quantize) -> Self {
+        Self { quantize: Some(to), ..self }
+    }
+
+    /// As [`Builder::quantize`], for T5.
+    pub fn quantize_t5(self, to: Quantize) -> Self {
+        Self { quantize_t5: Some(to), ..self }
+    }
+
     /// Takes the transformer from this folder or file.
     pub fn transformer(mut self, path: impl Into<PathBuf>) -> Self {
         self.overrides.transformer = Some(path.into());
@@ -165,7 +178,7 @@ impl Builder {
         let (precision, device) = self.precision()?;
         let weights = self.adapt(model.weights.clone(), config)?.at_most(precision.dtype).device(device);
         let facts = ModelFacts::new(config, checkpoint.shift(config)?, self.text_tokens(defaults)?, defaults.clone());
-        let footprint = Footprint::of(checkpoint, &model.weights, config)?;
+        let footprint = self.footprint(&model)?;
         let placement = self.chosen(&footprint, &facts, device)?;
         let (staged, left) = (placement == Placement::Staged, placement.left_in_file(device));
         // The four other parts are a piece each.
@@ -173,8 +186,10 @@ impl Builder {
         let mut tell = |part: &'static str, done: usize| progress(Loading { part, done, total });
         tell("text encoders", 0);
         let text = {
-            let (checkpoint, length) = (checkpoint.clone(), facts.text_tokens as usize);
-            Slot::new(staged, move || open_text(&checkpoint, length, precision.compute, device, left))?
+            let (compute, quantize) = (precision.compute, self.quantize_t5);
+            let length = facts.text_tokens as usize;
+            let files = TextFiles { checkpoint: checkpoint.clone(), length, compute, device, left, quantize };
+            Slot::new(staged, move || files.open())?
         };
         tell("VAE", 3);
         // Always in f32: it is small, and one of the conformance modes needs it so.
@@ -182,7 +197,7 @@ impl Builder {
             let path = checkpoint.vae.clone();
             Slot::new(staged, move || Autoencoder::open(&path, Kind::Float, device))?
         };
-        let weights = weights.left_in_file(left);
+        let weights = weights.left_in_file(left).quantized(self.quantize);
         let dit = if staged {
             let (weights, config) = (weights.clone(), config.clone());
             Slot::new(true, move || transformer(&weights, &config, |_| ()))?
@@ -218,12 +233,17 @@ impl Builder {
     /// # Errors
     /// Those of [`Builder::plan`].
     pub fn memory(&self, folder: impl AsRef<Path>, request: &Request) -> Result<Vec<MemoryPlan>> {
-        let Opened { checkpoint, weights, config, defaults } = self.open(folder.as_ref())?;
-        let footprint = Footprint::of(&checkpoint, &weights, &config)?;
+        let model = self.open(folder.as_ref())?;
+        let footprint = self.footprint(&model)?;
+        let Opened { checkpoint, config, defaults, .. } = model;
         let length = self.text_tokens(&defaults)?;
         let plan = Plan::new(request, &ModelFacts::new(&config, checkpoint.shift(&config)?, length, defaults))?;
         let wanted = |placement: &Placement| self.placement == Placement::Auto || self.placement == *placement;
         Ok(Placement::ALL.into_iter().filter(wanted).map(|placement| footprint.plan(&plan, placement)).collect())
+    }
+
+    fn footprint(&self, model: &Opened) -> Result<Footprint> {
+        Footprint::of(&model.checkpoint, &model.weights, &model.config, self.quantize, self.quantize_t5)
     }
 
     /// Finds the parts and reads their headers, so that a wrong file is told before anything large is read.
@@ -320,19 +340,27 @@ struct Opened {
     defaults: ModelDefaults,
 }
 
-fn open_text(
-    checkpoint: &Checkpoint,
+/// Where the text encoders are, and how they are loaded.
+struct TextFiles {
+    checkpoint: Checkpoint,
     length: usize,
     compute: Kind,
     device: Device,
     left: LeftInFile,
-) -> Result<TextEncoder> {
-    let clip_tokenizer = Tokenizer::open(&checkpoint.clip_tokenizer)?;
-    let t5_tokenizer = Tokenizer::open(&checkpoint.t5_tokenizer)?;
-    let clip = ClipEncoder::open(&checkpoint.clip, compute, device)?;
-    let t5 = T5Encoder::weights(&checkpoint.t5)?.at_most(compute).device(device).left_in_file(left);
-    let t5 = T5Encoder::from_weights(&t5, &checkpoint.t5, compute)?;
-    Ok(TextEncoder::new(clip, clip_tokenizer, t5, t5_tokenizer)?.max_sequence_length(length))
+    quantize: Option<Quantize>,
+}
+
+impl TextFiles {
+    fn open(&self) -> Result<TextEncoder> {
+        let Self { checkpoint, compute, device, .. } = self;
+        let clip_tokenizer = Tokenizer::open(&checkpoint.clip_tokenizer)?;
+        let t5_tokenizer = Tokenizer::open(&checkpoint.t5_tokenizer)?;
+        let clip = ClipEncoder::open(&checkpoint.clip, *compute, *device)?;
+        let t5 = T5Encoder::weights(&checkpoint.t5)?.at_most(*compute).device(*device);
+        let t5 = t5.left_in_file(self.left).quantized(self.quantize);
+        let t5 = T5Encoder::from_weights(&t5, &checkpoint.t5, *compute)?;
+        Ok(TextEncoder::new(clip, clip_tokenizer, t5, t5_tokenizer)?.max_sequence_length(self.length))
+    }
 }
 
 fn transformer(weights: &Weights, config: &DitConfig, progress: impl FnMut(usize)) -> Result<Dit> {

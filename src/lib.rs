@@ -12,6 +12,7 @@ mod output;
 mod pipeline;
 mod placement;
 mod plan;
+pub mod quantize;
 mod random_model;
 mod request;
 pub mod save_part;
@@ -31,6 +32,8 @@ pub use request::Request;
 
 #[doc(no_inline)]
 pub use image;
+#[doc(no_inline)]
+pub use kontext_core::weights::Quantize;
 #[doc(no_inline)]
 pub use kontext_core::{Conditioning, Device, Error, Kind, Result, Tensor, Tokens, Weights};
 #[doc(no_inline)]

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use kontext_core::weights::Quantize;
 use kontext_core::{Error, Result, Weights};
 use kontext_dit::{DitConfig, names};
 use kontext_text::{ClipEncoder, T5Config, T5Encoder};
@@ -125,12 +126,15 @@ struct Part {
 }
 
 impl Part {
-    fn of(weights: &Weights, wanted: impl Fn(&str) -> bool) -> Self {
+    fn of(weights: &Weights, to: Option<Quantize>, wanted: impl Fn(&str) -> bool) -> Self {
         let mut part = Self::default();
         for (_, (shape, bytes)) in weights.stored_sizes().into_iter().filter(|(name, _)| wanted(name)) {
-            // Stored wider than f32 they shrink, narrow vectors are widened as they are used.
-            let bytes = bytes.min(F32 * shape.iter().product::<i64>().unsigned_abs());
-            if shape.len() == 2 { part.matrices += bytes } else { part.rest += bytes }
+            let elements = shape.iter().product::<i64>().unsigned_abs();
+            match shape.as_slice() {
+                [_, columns] => part.matrices += packed(to, *columns, elements, bytes),
+                // What is stored wider than f32 shrinks.
+                _ => part.rest += bytes.min(F32 * elements),
+            }
         }
         part
     }
@@ -140,17 +144,32 @@ impl Part {
     }
 }
 
+/// Bytes of a matrix in memory: as it is stored, or packed at load where it is not packed already.
+fn packed(to: Option<Quantize>, columns: i64, elements: u64, stored: u64) -> u64 {
+    const HALF: u64 = 2;
+    match to.filter(|to| to.fits(columns) && stored >= HALF * elements) {
+        Some(to) => elements / to.format().block() as u64 * to.format().bytes() as u64,
+        None => stored.min(F32 * elements),
+    }
+}
+
 impl Footprint {
-    pub(crate) fn of(checkpoint: &Checkpoint, weights: &Weights, config: &DitConfig) -> Result<Self> {
+    pub(crate) fn of(
+        checkpoint: &Checkpoint,
+        weights: &Weights,
+        config: &DitConfig,
+        quantize: Option<Quantize>,
+        quantize_t5: Option<Quantize>,
+    ) -> Result<Self> {
         let (t5, clip) = (T5Encoder::weights(&checkpoint.t5)?, ClipEncoder::weights(&checkpoint.clip)?);
         let vae = Weights::open(&checkpoint.vae)?;
-        let (of_t5, of_clip) = (Part::of(&t5, |_| true), Part::of(&clip, |_| true));
-        let modulation = Part::of(weights, names::is_modulation);
+        let (of_t5, of_clip) = (Part::of(&t5, quantize_t5, |_| true), Part::of(&clip, None, |_| true));
+        let modulation = Part::of(weights, None, names::is_modulation);
         let last = vae.shapes().into_iter().find(|(name, _)| name.ends_with("decoder.conv_out.weight"));
         Ok(Self {
             // CLIP is small, and always held.
             text: Part { matrices: of_t5.matrices, rest: of_t5.rest + of_clip.all() },
-            dit: Part::of(weights, |name| !names::is_modulation(name)),
+            dit: Part::of(weights, quantize, |name| !names::is_modulation(name)),
             modulation: modulation.all(),
             vae: F32 * vae.account().parameters,
             t5: T5Encoder::config_of(&t5, &checkpoint.t5)?,

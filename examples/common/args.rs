@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use kontext::{Conformance, Kind, Placement, References, Request};
+use kontext::{Conformance, Kind, Placement, Quantize, References, Request};
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
@@ -63,6 +63,12 @@ pub struct RunArgs {
     /// When the parts of the model are in memory: auto, resident, staged or streamed
     #[arg(long, default_value_t)]
     pub placement: Placement,
+    /// Pack the transformer's blocks as they are loaded: q8_0, fp8, int8, q5_1, q5_0, q4_1 or q4_0
+    #[arg(long, value_name = "FORMAT")]
+    pub quantize: Option<Quantize>,
+    /// The same for T5
+    #[arg(long, value_name = "FORMAT")]
+    pub quantize_t5: Option<Quantize>,
     /// Tell at the end how much memory was planned and taken
     #[arg(long)]
     pub memory: bool,

@@ -87,6 +87,12 @@ fn builder(args: &RunArgs) -> anyhow::Result<Builder> {
     if let Some(kind) = args.kind() {
         builder = builder.dtype(kind);
     }
+    if let Some(to) = args.quantize {
+        builder = builder.quantize(to);
+    }
+    if let Some(to) = args.quantize_t5 {
+        builder = builder.quantize_t5(to);
+    }
     let strengths = args.lora_strength.iter().copied().chain(std::iter::repeat(1.0));
     for (path, strength) in args.lora.iter().zip(strengths) {
         builder = builder.lora(path, strength);

@@ -79,11 +79,13 @@ impl Dit {
             done += 1;
             progress(done);
         }
+        // The way in and out is small, and what is lost there is lost everywhere: never packed at load.
+        let w = w.clone().quantized(None);
         let last = w.at("final_layer");
         Ok(Self {
             img_in: Linear::new(&w.at("img_in"), config.in_channels, width)?,
             txt_in: Linear::new(&w.at("txt_in"), config.context_dim, width)?,
-            vector: VectorEmbed::new(w, config)?,
+            vector: VectorEmbed::new(&w, config)?,
             double_blocks,
             single_blocks,
             last_modulation: ModulationLayer::new(&last.at("adaLN_modulation.1"), width, 2)?,

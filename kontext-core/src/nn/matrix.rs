@@ -90,6 +90,11 @@ impl PackedRows {
         Self { parts: second.parts.into_iter().chain(first.parts).collect(), ..self.clone() }
     }
 
+    /// [out, in].
+    pub(crate) fn size(&self) -> [i64; 2] {
+        [self.rows() as i64, self.columns.len() as i64]
+    }
+
     fn rows(&self) -> usize {
         self.parts.iter().map(|part| part.rows.len()).sum()
     }
@@ -127,7 +132,7 @@ impl Matrix {
                 let size = weight.size();
                 [size.first().copied().unwrap_or_default(), size.get(1).copied().unwrap_or_default()]
             }
-            Matrix::Packed(packed) => [packed.rows() as i64, packed.columns.len() as i64],
+            Matrix::Packed(packed) => packed.size(),
         }
     }
 

@@ -19,22 +19,22 @@ const VERSION: u32 = 3;
 const LONGEST_NAME: usize = 127;
 
 /// A tensor on its way to a file; its bytes are asked for when their turn comes.
-pub struct GgufTensor<'a> {
-    name: String,
-    format: Format,
-    shape: Vec<usize>,
-    data: Provider<'a>,
+pub struct StreamedTensor<'a> {
+    pub(super) name: String,
+    pub(super) format: Format,
+    pub(super) shape: Vec<usize>,
+    pub(super) data: Provider<'a>,
 }
 
 type Provider<'a> = Box<dyn FnOnce() -> Result<Cow<'a, [u8]>> + 'a>;
 
-impl fmt::Debug for GgufTensor<'_> {
+impl fmt::Debug for StreamedTensor<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "GgufTensor({} {} {:?})", self.name, self.format.name(), self.shape)
+        write!(f, "StreamedTensor({} {} {:?})", self.name, self.format.name(), self.shape)
     }
 }
 
-impl<'a> GgufTensor<'a> {
+impl<'a> StreamedTensor<'a> {
     /// A tensor with a shape in torch's order; `data` gives its bytes, row after row in the format.
     pub fn new(
         name: impl Into<String>,
@@ -89,10 +89,10 @@ impl<'a> GgufTensor<'a> {
 pub fn write_gguf<'a>(
     path: impl AsRef<Path>,
     metadata: &[(&str, Value)],
-    tensors: impl IntoIterator<Item = GgufTensor<'a>>,
+    tensors: impl IntoIterator<Item = StreamedTensor<'a>>,
 ) -> Result<()> {
     let path = path.as_ref();
-    let tensors: Vec<GgufTensor<'a>> = tensors.into_iter().collect();
+    let tensors: Vec<StreamedTensor<'a>> = tensors.into_iter().collect();
     let header = header(metadata, &tensors)?;
     let mut file = OutputFile::create(path)?;
     let mut out = BufWriter::new(file.writer());
@@ -117,7 +117,7 @@ fn write_padded(out: &mut impl Write, data: &[u8]) -> io::Result<()> {
 }
 
 /// All that stands before the data.
-fn header(metadata: &[(&str, Value)], tensors: &[GgufTensor<'_>]) -> Result<Vec<u8>> {
+fn header(metadata: &[(&str, Value)], tensors: &[StreamedTensor<'_>]) -> Result<Vec<u8>> {
     let mut out = MAGIC.to_vec();
     out.extend(VERSION.to_le_bytes());
     out.extend((tensors.len() as u64).to_le_bytes());
@@ -160,8 +160,8 @@ mod tests {
     use crate::quant::pack;
     use crate::weights::gguf;
 
-    fn zeros<'a>(name: &str, format: Format, shape: &[usize], bytes: usize) -> GgufTensor<'a> {
-        GgufTensor::new(name, format, shape, move || Ok(vec![0; bytes].into()))
+    fn zeros<'a>(name: &str, format: Format, shape: &[usize], bytes: usize) -> StreamedTensor<'a> {
+        StreamedTensor::new(name, format, shape, move || Ok(vec![0; bytes].into()))
     }
 
     #[test]
@@ -190,7 +190,7 @@ mod tests {
         let tensor = |name: &str, format, shape: &[usize]| {
             let values = weights[..shape.iter().product()].to_vec();
             let columns = *shape.last().unwrap();
-            GgufTensor::new(name, format, shape, move || Ok(pack(format, &values, columns)?.into_parts().0.into()))
+            StreamedTensor::new(name, format, shape, move || Ok(pack(format, &values, columns)?.into_parts().0.into()))
         };
         let tensors = [
             tensor("first.weight", Format::Q8_0, &[2, 3, 64]),
@@ -220,7 +220,7 @@ mod tests {
     fn nothing_is_left_of_a_file_that_cannot_be_written_whole() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file.gguf");
-        let say = |metadata: &[(&str, Value)], tensors: Vec<GgufTensor<'_>>| {
+        let say = |metadata: &[(&str, Value)], tensors: Vec<StreamedTensor<'_>>| {
             write_gguf(&path, metadata, tensors).unwrap_err().to_string()
         };
         let one = |tensor| say(&[], vec![tensor]);

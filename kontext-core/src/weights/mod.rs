@@ -11,8 +11,10 @@ mod header;
 mod names;
 mod open;
 mod packed;
+mod quantize;
 mod report;
 mod save;
+mod save_streamed;
 mod synthetic;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,11 +29,13 @@ use companions::Companion;
 pub(crate) use companions::Factors;
 use file::{Stored, WeightFile};
 pub use gguf_value::{Array, Value};
-pub use gguf_write::{GgufTensor, write_gguf};
+pub use gguf_write::{StreamedTensor, write_gguf};
 pub use names::{NameMap, Recipe};
 pub use packed::LeftInFile;
+pub use quantize::Quantize;
 pub use report::Account;
 pub use save::{save, to_bytes};
+pub use save_streamed::save_streamed;
 
 /// A cheap, cloneable cursor into a set of named tensors.
 ///
@@ -61,6 +65,7 @@ pub struct Weights {
     adapters: Option<Arc<Mutex<Adapters>>>,
     audit: bool,
     left: LeftInFile,
+    quantize: Option<Quantize>,
 }
 
 struct Store {
@@ -126,6 +131,7 @@ impl Weights {
             adapters: None,
             audit: false,
             left: LeftInFile::None,
+            quantize: None,
         }
     }
 
@@ -206,8 +212,12 @@ impl Weights {
         if same_but_ones(&got, shape) {
             return self.fuse(&full, value.f_reshape(shape)?);
         }
+        Err(self.wrong_shape(&recipe, shape, &got))
+    }
+
+    fn wrong_shape(&self, recipe: &Recipe, expected: &[i64], got: &[i64]) -> Error {
         let name = recipe.names().join("` + `");
-        Err(self.error(CheckpointError::Shape { name, expected: shape.to_vec(), got }))
+        self.error(CheckpointError::Shape { name, expected: expected.to_vec(), got: got.to_vec() })
     }
 
     /// Whether the tensor `name` is there. Always true for synthetic weights.

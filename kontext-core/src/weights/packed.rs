@@ -55,9 +55,14 @@ impl Weights {
             return Ok(Matrix::Plain(self.tensor(name, &shape)?));
         }
         let recipe = self.map.map_or_else(|| Recipe::Name(full.clone()), |map| map(&full));
-        match self.packed_rows(&recipe, shape)? {
-            Some(rows) => Ok(Matrix::Packed(rows)),
-            None => Ok(Matrix::Plain(self.tensor(name, &shape)?)),
+        if let Some(rows) = self.packed_rows(&recipe, shape)? {
+            return Ok(Matrix::Packed(rows));
+        }
+        match self.quantize {
+            Some(to) if to.fits(shape[1]) && !self.is_synthetic() => {
+                Ok(Matrix::Packed(self.packed_now(to, &recipe, shape)?))
+            }
+            _ => Ok(Matrix::Plain(self.tensor(name, &shape)?)),
         }
     }
 
@@ -75,18 +80,15 @@ impl Weights {
         for (name, entry) in recipe.names().iter().zip(&found) {
             let matrix = self.packed_matrix(files, entry, name)?;
             if matrix.columns as i64 != shape[1] {
-                let (expected, got) = (shape.to_vec(), entry.stored.shape.clone());
-                return Err(self.error(CheckpointError::Shape { name: name.clone(), expected, got }));
+                return Err(self.wrong_shape(&Recipe::Name(name.clone()), &shape, &entry.stored.shape));
             }
             matrices.push(Arc::new(matrix));
         }
-        let rows: usize = matrices.iter().map(|matrix| matrix.rows).sum();
-        if rows as i64 != shape[0] {
-            let (name, got) = (recipe.names().join("` + `"), vec![rows as i64, shape[1]]);
-            return Err(self.error(CheckpointError::Shape { name, expected: shape.to_vec(), got }));
-        }
         lock(&self.store.used).extend(recipe.names().iter().cloned());
         let rows = PackedRows::new(matrices, self.device);
+        if rows.size() != shape {
+            return Err(self.wrong_shape(recipe, &shape, &rows.size()));
+        }
         Ok(Some(if matches!(recipe, Recipe::SwapHalves(_)) { rows.halves_swapped() } else { rows }))
     }
 

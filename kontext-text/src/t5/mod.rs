@@ -7,4 +7,5 @@ mod layer;
 mod model;
 
 pub use config::T5Config;
+pub use gguf::t5_gguf_name;
 pub use model::T5Encoder;

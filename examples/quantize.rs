@@ -1,0 +1,54 @@
+//! Writes a model's transformer or T5 in fewer bits:
+//! `cargo xtask run --release --example quantize -- --model DIR --part transformer --to q4_0 --out flux1-Q4_0.gguf`.
+
+mod common;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+use common::{SHIPPED, say};
+use kontext::{Checkpoint, Quantize, Weights, quantize};
+
+/// Write the transformer or T5 packed, as GGUF (q8_0 to q4_0) or as scaled fp8 in safetensors.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Folder of the model, in any form
+    #[arg(long, value_name = "DIR", default_value = SHIPPED)]
+    model: PathBuf,
+    /// The part to write
+    #[arg(long, value_enum, default_value_t)]
+    part: Part,
+    /// q8_0, q5_1, q5_0, q4_1 or q4_0 for a .gguf file, fp8 for a .safetensors file
+    #[arg(long)]
+    to: Quantize,
+    /// The file to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum Part {
+    #[default]
+    Transformer,
+    T5,
+}
+
+fn main() -> ExitCode {
+    common::main(|args: Args| {
+        let model = Checkpoint::find(&args.model)?;
+        match args.part {
+            Part::Transformer => quantize::transformer(&model, args.to, &args.out)?,
+            Part::T5 => quantize::t5(&model, args.to, &args.out)?,
+        }
+        let account = Weights::open(&args.out)?.account();
+        let (parameters, bytes) = (account.parameters as f64, account.bytes as f64);
+        let bits = 8.0 * bytes / parameters;
+        say(format_args!(
+            "wrote {}: {:.2} M parameters in {:.2} MB, {bits:.2} bits each",
+            args.out.display(),
+            parameters / 1e6,
+            bytes / 1e6
+        ))
+    })
+}
