@@ -52,6 +52,7 @@ def run_diffusers(args):
     if not missing and result(args, "base").exists():
         return
     reference.quiet()
+    forms.BINARIES = args.binaries
     base = forms.Base(args.save / "base")
     base.pipe.set_progress_bar_config(disable=True)
     reference.run(base.pipe, CASE, args.save / "base" / "edit")

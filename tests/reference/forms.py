@@ -18,6 +18,7 @@ import functools
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import safetensors.torch
@@ -30,6 +31,7 @@ import checkpoint
 import comfy_fp8
 import gguf_files
 
+BINARIES = Path(__file__).resolve().parents[2] / "target" / "release" / "examples"
 PARTS = ("transformer", "text_encoder_2", "text_encoder", "vae")
 FILES = {"transformer": "flux1-kontext", "text_encoder_2": "t5xxl", "text_encoder": "clip_l", "vae": "ae"}
 PREFIXES = {
@@ -199,6 +201,27 @@ def bitsandbytes_folder(base, folder, settings, dtype=torch.float32):
     return values
 
 
+def our_files(base, folder, to):
+    """The transformer and T5 as our own `quantize` example writes them, read by the other programs' readers."""
+    link_others(base, "bfl", folder, ("transformer", "text_encoder_2"))
+    ending = "safetensors" if to == "fp8" else "gguf"
+    paths = {}
+    for part, ours in (("transformer", "transformer"), ("text_encoder_2", "t5")):
+        paths[part] = folder / f"{FILES[part]}-{to}.{ending}"
+        given = {"model": base.folder / "bfl", "part": ours, "to": to, "out": paths[part]}
+        flags = [text for key, value in given.items() for text in (f"--{key}", str(value))]
+        subprocess.run([str(BINARIES / "quantize"), *flags], check=True, capture_output=True)
+    if to == "fp8":
+        states = {part: comfy_fp8.dequantised(safetensors.torch.load_file(path)) for part, path in paths.items()}
+        values = {part: base.named(part, state) for part, state in states.items()}
+        values["text_encoder_2"]["encoder.embed_tokens.weight"] = values["text_encoder_2"]["shared.weight"]
+        return values
+    return {
+        "transformer": base.named("transformer", gguf_files.read(paths["transformer"])),
+        "text_encoder_2": gguf_files.read_t5(paths["text_encoder_2"], base.states["text_encoder_2"]),
+    }
+
+
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 
 
@@ -228,6 +251,7 @@ def _forms():
         "all-in-one-fp8-scaled": (all_in_one, {"store": partial(scaled_old, E4M3)}),
         **{f"gguf-{kind}": (gguf_folder, {"kind": kind}) for kind in gguf_files.TYPES},
         **{f"bnb-{settings}": (bitsandbytes_folder, {"settings": settings}) for settings in bnb_models.SETTINGS},
+        **{f"ours-{to}": (our_files, {"to": to}) for to in ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "fp8")},
         "bnb-nf4-double-bf16": (bitsandbytes_folder, {"settings": "nf4-double", "dtype": torch.bfloat16}),
     }
 
