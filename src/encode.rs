@@ -9,7 +9,7 @@ use crate::plan::stitched_width;
 use crate::{Plan, Request};
 
 /// Pictures of more pixels are tiled unless the builder says otherwise.
-const UNTILED_AREA: i64 = 2048 * 2048;
+pub(crate) const UNTILED_AREA: i64 = 2048 * 2048;
 
 /// An autoencoder and the way it is run.
 #[derive(Debug)]

@@ -14,6 +14,11 @@ use crate::{Checkpoint, Placement, Plan};
 const SPARE: u64 = 20;
 /// Bytes of an f32, in which a CPU computes.
 const F32: u64 = 4;
+/// The codec's bound, and the area of its tiles with their overlap.
+const UNTILED_AREA: u64 = crate::encode::UNTILED_AREA as u64;
+const TILE_AREA: u64 = 1024 * 1024;
+/// Values of a pixel of a whole picture: as pixels, as their sum of tiles, and its weights.
+const PICTURES: u64 = 9;
 /// What libtorch's threads and the unpacked piece of a weight take beside activations.
 const SCRATCH: u64 = 24 << 20;
 /// Values of the autoencoder's largest activation that are alive at once, by experiment.
@@ -252,7 +257,9 @@ impl Footprint {
     }
 
     fn picture_work(&self, area: u64, alive: f64) -> u64 {
-        let largest = F32 * 2 * self.vae_channels * area;
+        // Above this the codec works tile by tile, and keeps the whole picture beside the tile.
+        let (tile, picture) = if area > UNTILED_AREA { (TILE_AREA, PICTURES * area) } else { (area, 0) };
+        let largest = F32 * (2 * self.vae_channels * tile + picture);
         (largest as f64 * alive) as u64 + SCRATCH
     }
 }

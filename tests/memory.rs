@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use image::{Rgb, RgbImage};
-use kontext::{Builder, Checkpoint, Device, Error, Layout, Pipeline, Placement, Quantize, Request, quantize, random_model};
+use kontext::{
+    Builder, Checkpoint, Device, Error, Layout, Pipeline, Placement, Quantize, Request, quantize, random_model,
+};
 use kontext_bench::metrics::psnr;
 use tempfile::TempDir;
 
