@@ -2,19 +2,19 @@
 
 use tch::Tensor;
 
-use crate::nn::LowRank;
+use super::slot::Changes;
 use crate::{Result, Weights};
 
 /// `x @ weight^T + bias`, on the last dimension.
 ///
 /// The weight may be stored narrower than the input (bf16 under f32): it is widened for the
 /// multiplication, which on CPUs without bf16 units is several times faster than computing in bf16.
-/// Low-rank changes that the weights bring along ([`Weights::adapted`]) are added to the output.
+/// Changes that were set for it ([`Weights::with_slots`]) are added to the output.
 #[derive(Debug)]
 pub struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
-    changes: Vec<LowRank>,
+    changes: Changes,
 }
 
 impl Linear {
@@ -31,8 +31,16 @@ impl Linear {
     /// # Errors
     /// Those of [`Weights::tensor`].
     pub fn without_bias(w: &Weights, input: i64, output: i64) -> Result<Self> {
-        let changes = w.low_rank(input, output)?;
-        Ok(Self { weight: w.tensor("weight", &[output, input])?, bias: None, changes })
+        let weight = w.tensor("weight", &[output, input])?;
+        Ok(Self { changes: Changes::new(w.slot(&weight), input), weight, bias: None })
+    }
+
+    /// Tells that the weight is stored divided by `factor`, with which the caller multiplies the input instead, so
+    /// that changes are as large as they are meant.
+    #[must_use]
+    pub fn of_input_times(self, factor: f64) -> Self {
+        self.changes.set_factor(factor);
+        self
     }
 
     /// [.., in] to [.., out], in the input's kind.
@@ -43,7 +51,7 @@ impl Linear {
         let kind = x.kind();
         let bias = self.bias.as_ref().map(|b| b.f_to_kind(kind)).transpose()?;
         let y = x.f_linear(&self.weight.f_to_kind(kind)?, bias)?;
-        self.changed(y, x, 0)
+        self.changed(y, x, 0, false)
     }
 
     /// `sum + x @ weight^T + bias`, with the product added inside the matrix multiplication.
@@ -59,7 +67,7 @@ impl Linear {
             Some(bias) => product.f_add(&bias.f_to_kind(kind)?)?,
             None => product,
         };
-        self.changed(y, x, 0)
+        self.changed(y, x, 0, true)
     }
 
     /// Splits the input features in two: `self(cat(a, b)) = first(a) + second(b)`.
@@ -71,7 +79,7 @@ impl Linear {
     pub fn split_input(self, at: i64) -> Result<(Self, Self)> {
         let input = self.weight.size().last().copied().unwrap_or_default();
         let part = |start: i64, count: i64, bias: Option<Tensor>| -> Result<Self> {
-            let changes = self.changes.iter().map(|change| change.columns(start, count)).collect::<Result<_>>()?;
+            let changes = self.changes.of_columns(start, count, start == 0);
             Ok(Self { weight: self.weight.f_narrow(1, start, count)?, bias, changes })
         };
         Ok((part(0, at, self.bias.as_ref().map(Tensor::shallow_clone))?, part(at, input - at, None)?))
@@ -85,15 +93,21 @@ impl Linear {
         let rows = |t: &Tensor| -> Result<Tensor> { Ok(t.f_narrow(0, start, count)?.f_to_kind(x.kind())?) };
         let bias = self.bias.as_ref().map(rows).transpose()?;
         let y = x.f_linear(&rows(&self.weight)?, bias)?;
-        self.changed(y, x, start)
+        self.changed(y, x, start, false)
     }
 
-    /// `y`, the output features from `start` on for the input `x`, with all changes.
-    fn changed(&self, y: Tensor, x: &Tensor, start: i64) -> Result<Tensor> {
-        let count = y.size().last().copied().unwrap_or_default();
-        for change in &self.changes {
-            change.add_to(&y, x, start, count)?;
-        }
+    /// `y`, the output features from `start` on for the input `x`, with all changes. Where it was `summed` with
+    /// something else, the product of weight and input cannot be had from it.
+    fn changed(&self, y: Tensor, x: &Tensor, start: i64, summed: bool) -> Result<Tensor> {
+        let (kind, count) = (x.kind(), y.size().last().copied().unwrap_or_default());
+        let rows = |t: &Tensor| -> Result<Tensor> { Ok(t.f_narrow(0, start, count)?.f_to_kind(kind)?) };
+        let product = |x: &Tensor| -> Result<Tensor> { Ok(x.f_linear(&rows(&self.weight)?, None::<&Tensor>)?) };
+        let plain = || match &self.bias {
+            _ if summed => Ok(None),
+            Some(bias) => Ok(Some(y.f_sub(&rows(bias)?)?)),
+            None => Ok(Some(y.f_to_dtype(kind, false, true)?)),
+        };
+        self.changes.add_to(&y, x, start, &product, plain)?;
         Ok(y)
     }
 }

@@ -16,10 +16,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 
+use crate::nn::Slots;
 use crate::{CheckpointError, Error, Result};
 pub use adapters::Adapters;
 use file::WeightFile;
-pub use names::{NameMap, Recipe};
+pub use names::{NameMap, Recipe, nearest as nearest_name};
 pub use report::Account;
 pub use save::{save, to_bytes};
 
@@ -49,6 +50,7 @@ pub struct Weights {
     device: Device,
     map: Option<NameMap>,
     adapters: Option<Arc<Mutex<Adapters>>>,
+    slots: Option<Slots>,
     audit: bool,
 }
 
@@ -108,6 +110,7 @@ impl Weights {
             device: Device::Cpu,
             map: None,
             adapters: None,
+            slots: None,
             audit: false,
         }
     }
