@@ -140,6 +140,12 @@ impl Change {
         Ok(Self { magnitude: Some((magnitude, norm)), ..self })
     }
 
+    /// The same for rows that begin at `start`.
+    #[must_use]
+    pub fn starting_at(self, start: i64) -> Self {
+        Self { rows: start..start + self.rows.end - self.rows.start, ..self }
+    }
+
     /// The same at another strength; 1 is as it was trained.
     #[must_use]
     pub fn at_strength(self, strength: f64) -> Self {
@@ -158,6 +164,12 @@ impl Change {
         let delta = self.delta.as_ref().map(Delta::swapped).transpose()?;
         let bias = self.bias.as_ref().map(swap_halves).transpose()?;
         Ok(Self { delta, bias, magnitude, ..self })
+    }
+
+    /// The strength that was set.
+    #[must_use]
+    pub fn strength(&self) -> f64 {
+        self.strength
     }
 
     /// Width of the layer's input; 0 for a change of the bias alone.
@@ -186,7 +198,8 @@ impl Change {
         let zero = |t: &Tensor| -> Result<bool> { Ok(t.f_count_nonzero(None)?.f_int64_value(&[])? == 0) };
         let delta = self.delta.as_ref().map_or(Ok(true), Delta::is_zero)?;
         let bias = self.bias.as_ref().map_or(Ok(true), zero)?;
-        Ok(self.strength == 0.0 || (delta && bias && self.magnitude.is_none()))
+        let silent = (delta || self.scale == 0.0) && (bias || (self.scales_bias && self.scale == 0.0));
+        Ok(self.strength == 0.0 || (silent && self.magnitude.is_none()))
     }
 
     /// Checks that it fits a layer with a weight of this shape.

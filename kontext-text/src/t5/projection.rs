@@ -22,7 +22,12 @@ impl Projection {
         let stored = |name: &&str| !w.is_synthetic() && w.contains(name);
         let scale = SCALES.into_iter().find(stored);
         let scale = scale.map(|name| w.clone().kind(Kind::Float).tensor(name, &[])).transpose()?;
-        Ok(Self { linear: Linear::without_bias(w, input, output)?, scale })
+        let linear = Linear::without_bias(w, input, output)?;
+        let linear = match &scale {
+            Some(scale) => linear.of_input_times(scale.f_double_value(&[])?),
+            None => linear,
+        };
+        Ok(Self { linear, scale })
     }
 
     /// [.., in] to [.., out], in the input's kind.

@@ -1,0 +1,306 @@
+//! LoRA files, in every naming that trainers for FLUX.1 write, for the transformer and the text encoders.
+//!
+//! Source: huggingface/diffusers 0.38 `src/diffusers/loaders/lora_pipeline.py`, `FluxLoraLoaderMixin`, and
+//! `lora_conversion_utils.py`.
+
+mod factors;
+mod families;
+mod report;
+mod save;
+mod scaling;
+mod table;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use kontext_core::nn::Change;
+use kontext_core::pattern::matches;
+use kontext_core::weights::{Adapters, nearest_name};
+use kontext_core::{CheckpointError, Error, Result, Weights};
+
+use self::factors::Factors;
+pub use self::factors::LoraForm;
+pub use self::families::LoraFamily;
+use self::families::NoKey;
+pub use self::report::{LoraReport, Unmatched};
+pub use self::save::save_lora;
+use self::scaling::Scaling;
+pub use self::table::LoraTarget;
+use self::table::{Layer, Naming, Table};
+use crate::{DitConfig, LinearPart, linear_parts};
+
+/// Changes of linear layers of the transformer and the text encoders, read from a file.
+///
+/// Names may be those of diffusers and PEFT, early diffusers, kohya, ComfyUI, OneTrainer, XLabs, BFL, fal and LyCORIS;
+/// the changes low-rank (LoRA), LoKr, LoHa, with or without DoRA, or whole differences of weights and biases.
+///
+/// The strength of a layer is `alpha / rank`, by a tensor `alpha` beside it, by PEFT's configuration in the metadata
+/// (or in the file that PEFT puts beside), and 1 where neither is there.
+#[derive(Debug, Clone)]
+pub struct Lora {
+    path: PathBuf,
+    layers: Vec<(Layer, Vec<Change>)>,
+    report: LoraReport,
+    options: LoraOptions,
+}
+
+/// What is allowed of a LoRA that fits in part only, or not at all.
+#[derive(Debug, Clone, Default)]
+#[must_use]
+pub struct LoraOptions {
+    unmatched: Vec<String>,
+    no_effect: bool,
+}
+
+impl LoraOptions {
+    /// Leaves out tensors that fit nothing in the model, and whose names have this form; `*` stands for anything. May
+    /// be called several times. Default: none, so a part that does not fit is an error.
+    pub fn allow_unmatched(mut self, pattern: impl Into<String>) -> Self {
+        self.unmatched.push(pattern.into());
+        self
+    }
+
+    /// Takes files that change nothing. Default: they are errors.
+    pub fn allow_no_effect(self) -> Self {
+        Self { no_effect: true, ..self }
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// Those of [`Lora::open`], but for what is allowed.
+    pub fn open(self, path: impl AsRef<Path>) -> Result<Lora> {
+        let lora = Lora { options: self, ..Lora::read(path.as_ref())? };
+        let refused = |source| Err(Error::checkpoint(&lora.path)(source));
+        let (report, total) = (&lora.report, lora.report.matched + lora.report.unmatched.len());
+        let parts: Vec<&Unmatched> = report.unmatched.iter().filter(|u| !lora.allows(&u.name)).collect();
+        if !parts.is_empty() {
+            let parts = parts.iter().map(ToString::to_string).collect();
+            return refused(CheckpointError::LoraUnmatched { parts, total });
+        }
+        if lora.options.no_effect {
+            return Ok(lora);
+        }
+        if lora.layers.is_empty() {
+            let reason = format!("none of its {total} tensors is of a layer of FLUX.1");
+            return refused(CheckpointError::LoraWithoutEffect { reason });
+        }
+        if report.without_effect.len() == lora.layers.len() {
+            let reason = format!("a factor of each of its {} layers is zero", lora.layers.len());
+            return refused(CheckpointError::LoraWithoutEffect { reason });
+        }
+        Ok(lora)
+    }
+}
+
+impl Lora {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Checkpoint`] for a file that is damaged, of which a part is for no layer of FLUX.1
+    /// (named, with the nearest name), or which would change nothing.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::options().open(path)
+    }
+
+    /// Options of reading, by default all as [`Lora::open`] has them.
+    pub fn options() -> LoraOptions {
+        LoraOptions::default()
+    }
+
+    /// What a file holds, whether it can be used or not.
+    ///
+    /// # Errors
+    /// [`Error::Io`], and [`Error::Checkpoint`] for a damaged file.
+    pub fn inspect(path: impl AsRef<Path>) -> Result<LoraReport> {
+        Ok(Self::read(path.as_ref())?.report)
+    }
+
+    fn read(path: &Path) -> Result<Self> {
+        let weights = Weights::open(path)?;
+        let table = Table::new()?;
+        let mut report = LoraReport { facts: weights.metadata(), ..LoraReport::default() };
+        let scaling = Scaling::of(path, &report.facts)?;
+        let mut modules: BTreeMap<(LoraTarget, Naming, String), Factors> = BTreeMap::new();
+        for name in weights.names() {
+            match families::read(&name, &table) {
+                Ok(key) => {
+                    report.matched += 1;
+                    *report.families.entry(key.family).or_default() += 1;
+                    let (tensor, leaf) = (weights.raw(&name)?, key.leaf);
+                    let place = (key.layer.target, key.layer.naming, key.layer.module.clone());
+                    modules.entry(place).or_insert_with(|| Factors::new(key)).insert(leaf, name, tensor);
+                }
+                Err(NoKey { reason, nearest }) => report.unmatched.push(Unmatched { name, reason, nearest }),
+            }
+        }
+        let mut layers = Vec::new();
+        for factors in modules.into_values() {
+            let layer = factors.key().layer.clone();
+            let built = factors.build(&scaling).map_err(|e| broken(path, &layer.module, &e))?;
+            report.matched -= built.left.len();
+            let reason = "the other factors of its layer are not in the file";
+            report.unmatched.extend(built.left.into_iter().map(|name| Unmatched { name, reason, nearest: None }));
+            let mut silent = true;
+            for (form, change) in &built.changes {
+                *report.forms.entry(*form).or_default() += 1;
+                if let Some(rank) = change.rank() {
+                    *report.ranks.entry(rank).or_default() += 1;
+                }
+                silent &= change.is_nothing()?;
+            }
+            if built.changes.is_empty() {
+                continue;
+            }
+            if silent {
+                report.without_effect.push(layer.module.clone());
+            }
+            *report.targets.entry(layer.target).or_default() += 1;
+            layers.push((layer, built.changes.into_iter().map(|(_, change)| change).collect()));
+        }
+        let dora = report.forms.contains_key(&LoraForm::Dora);
+        if let Some((layer, _)) = layers.iter().find(|(layer, _)| !dora && scaling.says_dora(layer.target)) {
+            let reason = format!(
+                "its metadata names DoRA, but `{}` has no `lora_magnitude_vector`; write the file again with all tensors",
+                layer.module
+            );
+            return Err(Error::checkpoint(path)(CheckpointError::Lora { reason }));
+        }
+        Ok(Self { path: path.to_owned(), layers, report, options: LoraOptions::default() })
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the file holds.
+    #[must_use]
+    pub fn report(&self) -> &LoraReport {
+        &self.report
+    }
+
+    /// The free text in the file's header: how it was trained, where its writer says so.
+    #[must_use]
+    pub fn facts(&self) -> &BTreeMap<String, String> {
+        &self.report.facts
+    }
+
+    /// Number of layers that it names.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Whether it names no layer.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.layers.is_empty()
+    }
+
+    /// The changes for a transformer of these sizes. `strength` gives that of each layer, called as BFL does
+    /// (`double_blocks.0.img_attn.qkv`); 1 is as it was trained, and at 0 a layer is left as it is.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for a layer that the transformer does not have, or of another shape.
+    pub fn adapters(&self, config: &DitConfig, strength: impl Fn(&str) -> f64) -> Result<Adapters> {
+        let parts = linear_parts(config)?;
+        let mut adapters = Adapters::new();
+        let mut strange = Vec::new();
+        for (layer, changes) in self.of(LoraTarget::Transformer) {
+            let Some(place) = Place::find(&parts, layer) else {
+                if !self.allows(&layer.module) {
+                    let names = parts.iter().flat_map(|p| [p.module.as_str(), p.layer.as_str()]);
+                    let nearest = nearest_name(&layer.module, names);
+                    let reason = "no layer of this transformer";
+                    strange.push(Unmatched { name: layer.module.clone(), reason, nearest }.to_string());
+                }
+                continue;
+            };
+            for change in changes {
+                place.check(layer, change).map_err(Error::checkpoint(&self.path))?;
+                let change = change.clone().starting_at(place.start).at_strength(strength(place.layer));
+                let change = if place.swapped { change.swapped()? } else { change };
+                add(&mut adapters, place.layer, change);
+            }
+        }
+        match strange.is_empty() {
+            true => Ok(adapters),
+            false => {
+                let source = CheckpointError::LoraUnmatched { parts: strange, total: self.layers.len() };
+                Err(Error::checkpoint(&self.path)(source))
+            }
+        }
+    }
+
+    /// The changes for a text encoder, by the names that transformers has for its layers.
+    #[must_use]
+    pub fn text_adapters(&self, target: LoraTarget, strength: impl Fn(&str) -> f64) -> Adapters {
+        let mut adapters = Adapters::new();
+        for (layer, changes) in self.of(target) {
+            for change in changes {
+                add(&mut adapters, &layer.module, change.clone().at_strength(strength(&layer.module)));
+            }
+        }
+        adapters
+    }
+
+    fn of(&self, target: LoraTarget) -> impl Iterator<Item = &(Layer, Vec<Change>)> {
+        self.layers.iter().filter(move |(layer, _)| layer.target == target)
+    }
+
+    fn allows(&self, name: &str) -> bool {
+        self.options.unmatched.iter().any(|pattern| matches(pattern, name))
+    }
+}
+
+fn add(adapters: &mut Adapters, layer: &str, change: Change) {
+    // At strength 0 nothing is computed, also where a program's DoRA would still bring rows to their lengths.
+    if change.strength() != 0.0 {
+        adapters.add(layer, change);
+    }
+}
+
+/// An error in a layer's tensors.
+fn broken(path: &Path, module: &str, error: &Error) -> Error {
+    let reason =
+        format!("the factors of `{module}` do not fit each other: {error}; the file is damaged, fetch it again");
+    Error::checkpoint(path)(CheckpointError::Lora { reason })
+}
+
+/// Where a change lands in the transformer.
+struct Place<'a> {
+    layer: &'a str,
+    start: i64,
+    rows: i64,
+    input: i64,
+    swapped: bool,
+}
+
+impl<'a> Place<'a> {
+    fn find(parts: &'a [LinearPart], layer: &Layer) -> Option<Self> {
+        if layer.naming == Naming::Diffusers || layer.naming == Naming::OldDiffusers {
+            let part = parts.iter().find(|part| part.module == layer.module)?;
+            let LinearPart { layer, start, rows, input, swapped, .. } = part;
+            return Some(Self { layer, start: *start, rows: *rows, input: *input, swapped: *swapped });
+        }
+        // BFL's layers are whole, and their rows in our order.
+        let mut own = parts.iter().filter(|part| part.layer == layer.module).peekable();
+        let first = *own.peek()?;
+        let rows =
+            own.filter(|part| !(layer.attention_only && part.module.ends_with("proj_mlp"))).map(|part| part.rows);
+        Some(Self { layer: &first.layer, start: 0, rows: rows.sum(), input: first.input, swapped: false })
+    }
+
+    fn check(&self, layer: &Layer, change: &Change) -> Result<(), CheckpointError> {
+        let rows = change.rows();
+        let input = if change.input() == 0 { self.input } else { change.input() };
+        let got = vec![rows.end - rows.start, input];
+        if got == [self.rows, self.input] {
+            return Ok(());
+        }
+        let name = format!("change of {}", layer.module);
+        Err(CheckpointError::Shape { name, expected: vec![self.rows, self.input], got })
+    }
+}
