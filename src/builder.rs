@@ -2,18 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use kontext_core::weights::Adapters;
-use kontext_core::{Device, Error, Kind, Result, Weights, device};
-use kontext_dit::{Dit, DitConfig, Lora};
+use kontext_core::{Device, Error, Kind, Result, device};
+use kontext_dit::Dit;
 use kontext_sampler::Shift;
 use kontext_text::{ClipEncoder, T5Encoder, TextEncoder, Tokenizer};
 use kontext_vae::{Autoencoder, Tiling};
 
 use crate::checkpoint::{Checkpoint, Overrides};
+use crate::lora::LoraSet;
 use crate::pipeline::{Pipeline, Precision};
 use crate::plan::ModelFacts;
 use crate::random_model::{ModelSizes, random_parts};
-use crate::{ModelDefaults, Plan, Request};
+use crate::{LoraUse, ModelDefaults, Plan, Request};
 
 /// Options of a pipeline.
 ///
@@ -31,7 +31,7 @@ pub struct Builder {
     tiling: Option<Tiling>,
     max_sequence_length: Option<usize>,
     overrides: Overrides,
-    loras: Vec<(PathBuf, f64)>,
+    loras: Vec<LoraUse>,
     fuse_loras: bool,
 }
 
@@ -87,16 +87,20 @@ impl Builder {
         Self { max_sequence_length: Some(tokens), ..self }
     }
 
-    /// Adds a LoRA for the transformer at a strength (1 as it was trained); several add up. See [`Lora`]
-    /// for the files.
-    pub fn lora(mut self, path: impl Into<PathBuf>, strength: f64) -> Self {
-        self.loras.push((path.into(), strength));
+    /// Adds a LoRA at a strength (1 as it was trained); several add up. See [`Lora`](crate::Lora) for the files.
+    pub fn lora(self, path: impl Into<PathBuf>, strength: f64) -> Self {
+        self.use_lora(LoraUse::new(path).scale(strength))
+    }
+
+    /// Adds a LoRA with all that can be said of it.
+    pub fn use_lora(mut self, lora: impl Into<LoraUse>) -> Self {
+        self.loras.push(lora.into());
         self
     }
 
-    /// Whether LoRAs are added to the weights as they are loaded, so that a step takes no longer than
-    /// without them; a run in bf16 rounds what is added, one in f32 keeps the changed weights in f32.
-    /// Default: no.
+    /// Whether LoRAs are added to the transformer's weights as they are loaded, so that a step takes no
+    /// longer than without them; a run in bf16 rounds what is added, one in f32 keeps the changed weights
+    /// in f32, and [`Pipeline::set_loras`] is refused. Default: no.
     pub fn fuse_loras(self, fuse: bool) -> Self {
         Self { fuse_loras: fuse, ..self }
     }
@@ -157,7 +161,10 @@ impl Builder {
         let compute = precision.compute;
         // Opened before anything is read, so that a wrong file is told at once.
         let (weights, config) = checkpoint.open_transformer()?;
-        let weights = self.adapt(weights, &config)?;
+        let loras = LoraSet::open(self.loras.iter().cloned())?;
+        let adapters = loras.transformer(&config)?;
+        let fused = self.fuse_loras && !loras.is_empty();
+        let weights = if fused { weights.fused(adapters) } else { weights };
         let shift = checkpoint.shift(&config)?;
         // The four other parts are a piece each.
         let total = 4 + (config.double_blocks + config.single_blocks) as usize;
@@ -183,7 +190,9 @@ impl Builder {
         })?;
         weights.finish()?;
         let parts = Parts { text, dit, vae, shift, defaults };
-        Pipeline::new(self.with_length(parts)?, precision, device, self.tiling, Some(checkpoint))
+        let mut pipeline = Pipeline::new(self.with_length(parts)?, precision, device, self.tiling, Some(checkpoint))?;
+        pipeline.put_loras(loras, fused)?;
+        Ok(pipeline)
     }
 
     /// What a run of this request would do with the model in a folder, from names and headers alone:
@@ -214,7 +223,12 @@ impl Builder {
     pub fn assemble(&self, parts: Parts) -> Result<Pipeline> {
         let device = parts.text.t5().device();
         let (precision, _) = Self { device: Some(device), ..self.clone() }.precision()?;
-        Pipeline::new(self.with_length(parts)?, precision, device, self.tiling, None)
+        let mut pipeline = Pipeline::new(self.with_length(parts)?, precision, device, self.tiling, None)?;
+        if self.fuse_loras && !self.loras.is_empty() {
+            return Err(Error::invalid("fuse_loras", "false for parts that are built already", true));
+        }
+        pipeline.put_loras(LoraSet::open(self.loras.iter().cloned())?, false)?;
+        Ok(pipeline)
     }
 
     /// Makes a pipeline with random weights on the device, without any file: for timing models of
@@ -234,18 +248,6 @@ impl Builder {
     pub fn random(&self, sizes: &ModelSizes, seed: u64) -> Result<Pipeline> {
         let (precision, device) = self.precision()?;
         self.assemble(random_parts(sizes, seed, device, precision.dtype, precision.compute)?)
-    }
-
-    /// The weights with all LoRAs.
-    fn adapt(&self, weights: Weights, config: &DitConfig) -> Result<Weights> {
-        let mut adapters = Adapters::new().fused(self.fuse_loras);
-        for (path, strength) in &self.loras {
-            if !strength.is_finite() {
-                return Err(Error::invalid("strength of a LoRA", "a number", strength));
-            }
-            adapters.extend(Lora::open(path)?.adapters(config, *strength)?);
-        }
-        Ok(if adapters.is_empty() { weights } else { weights.adapted(adapters) })
     }
 
     fn with_length(&self, parts: Parts) -> Result<Parts> {

@@ -11,6 +11,7 @@ use kontext_vae::Tiling;
 
 use crate::encode::{Codec, reference_pictures};
 use crate::frozen::Frozen;
+use crate::lora::{ActiveLora, LoraSet, LoraUse, fused_error};
 use crate::plan::ModelFacts;
 use crate::{Builder, Checkpoint, Event, Output, Parts, Plan, Request};
 
@@ -36,6 +37,8 @@ pub struct Pipeline {
     device: Device,
     tiling: Option<Tiling>,
     checkpoint: Option<Checkpoint>,
+    loras: Frozen<LoraSet>,
+    fused: bool,
 }
 
 /// The dtype that a run follows, and the one that it computes in (they differ on the CPU).
@@ -87,7 +90,8 @@ impl Pipeline {
             text_tokens: parts.text.sequence_length() as i64,
             defaults: parts.defaults.clone(),
         };
-        Ok(Self { parts: Frozen::new(parts), facts, precision, device, tiling, checkpoint })
+        let loras = Frozen::new(LoraSet::default());
+        Ok(Self { parts: Frozen::new(parts), facts, precision, device, tiling, checkpoint, loras, fused: false })
     }
 
     /// Where the parts were found; `None` for a pipeline of one's own parts.
@@ -106,6 +110,76 @@ impl Pipeline {
     #[must_use]
     pub fn dtype(&self) -> Kind {
         self.precision.dtype
+    }
+
+    /// The LoRAs, in their order.
+    pub fn loras(&self) -> impl Iterator<Item = &ActiveLora> {
+        self.loras.iter()
+    }
+
+    /// Puts these LoRAs in the place of all that there are, without reading the model again. On an error
+    /// all stays as it was.
+    ///
+    /// # Errors
+    /// Those of [`Lora::open`](crate::Lora::open) and [`Lora::adapters`](crate::Lora::adapters),
+    /// [`Error::InvalidArgument`] for a strength that is no number or a name that is there twice, and
+    /// [`Error::Checkpoint`] where LoRAs were fused with the weights.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use kontext::{LoraUse, Pipeline};
+    /// let mut pipe = Pipeline::load("FLUX.1-Kontext-dev")?;
+    /// pipe.set_loras([LoraUse::new("watercolour.safetensors").scale(0.8), "faces.safetensors".into()])?;
+    /// pipe.set_lora_scale("watercolour", 0.3)?;
+    /// pipe.remove_lora("faces")?;
+    /// # Ok::<(), kontext::Error>(())
+    /// ```
+    pub fn set_loras(&mut self, loras: impl IntoIterator<Item = LoraUse>) -> Result<()> {
+        self.change_loras(LoraSet::open(loras)?)
+    }
+
+    /// Adds a LoRA to those that there are.
+    ///
+    /// # Errors
+    /// Those of [`Pipeline::set_loras`].
+    pub fn add_lora(&mut self, lora: impl Into<LoraUse>) -> Result<()> {
+        let mut loras = LoraSet::clone(&self.loras);
+        loras.add(lora.into())?;
+        self.change_loras(loras)
+    }
+
+    /// Changes the strength of a LoRA, by its name.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a name that there is not, and those of [`Pipeline::set_loras`].
+    pub fn set_lora_scale(&mut self, name: &str, scale: f64) -> Result<()> {
+        let mut loras = LoraSet::clone(&self.loras);
+        loras.set_scale(name, scale)?;
+        self.change_loras(loras)
+    }
+
+    /// Removes a LoRA, by its name.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a name that there is not, and [`Error::Checkpoint`] where LoRAs were
+    /// fused with the weights.
+    pub fn remove_lora(&mut self, name: &str) -> Result<()> {
+        let mut loras = LoraSet::clone(&self.loras);
+        loras.remove(name)?;
+        self.change_loras(loras)
+    }
+
+    fn change_loras(&mut self, loras: LoraSet) -> Result<()> {
+        if self.fused { Err(fused_error()) } else { self.put_loras(loras, false) }
+    }
+
+    /// Puts LoRAs in force; `fused` tells that the transformer has them in its weights.
+    pub(crate) fn put_loras(&mut self, loras: LoraSet, fused: bool) -> Result<()> {
+        for prepared in loras.prepare(&self.parts, fused)? {
+            prepared.apply();
+        }
+        (self.loras, self.fused) = (Frozen::new(loras), fused);
+        Ok(())
     }
 
     /// What a run of this request would do. Takes no time.

@@ -178,12 +178,12 @@ pub enum CheckpointError {
         /// What is wrong, with the field's name.
         reason: String,
     },
-    /// Tensors of a LoRA for which the model has no place.
-    #[error("{} of {total} of the LoRA fit nothing in the model: {}; take a LoRA of this model, or allow them by name (`allow_unmatched`)", count(parts.len()), first(parts))]
+    /// Tensors or layers of a LoRA for which the model has no place.
+    #[error("{} of {total} parts of the LoRA fit nothing in the model: {}; take a LoRA of this model, or allow them by name (`allow_unmatched`)", parts.len(), first(parts))]
     LoraUnmatched {
         /// Each one's name, with what is known of it.
         parts: Vec<String>,
-        /// Number of tensors in the file.
+        /// Number of all, tensors of the file or layers.
         total: usize,
     },
     /// A LoRA that leaves the model as it is.

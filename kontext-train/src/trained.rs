@@ -44,7 +44,8 @@ impl Trained {
                 for part in &parts {
                     let [down, up] = [DOWN, UP].map(|name| params.get(&format!("{}.{name}", part.module)));
                     let (Some(down), Some(up)) = (down, up) else { continue };
-                    let change = Change::low_rank(down.shallow_clone(), up.shallow_clone(), strength(lora), part.start)?;
+                    let change =
+                        Change::low_rank(down.shallow_clone(), up.shallow_clone(), strength(lora), part.start)?;
                     adapters.add(part.layer.clone(), change);
                 }
                 let weights = base.transformer()?.kind(kind).device(device);

@@ -43,7 +43,6 @@ impl std::fmt::Display for LoraForm {
 #[derive(Debug)]
 pub(super) struct Factors {
     key: Key,
-    /// The layer's name as the file has it, without what PEFT's patterns leave out.
     tensors: BTreeMap<Leaf, (String, Tensor)>,
 }
 
@@ -60,8 +59,9 @@ impl Factors {
         Self { key, tensors: BTreeMap::new() }
     }
 
-    pub(super) fn insert(&mut self, leaf: Leaf, name: String, tensor: Tensor) {
-        self.tensors.insert(leaf, (name, tensor));
+    /// Adds a tensor; the name of the one that it replaces comes back.
+    pub(super) fn insert(&mut self, leaf: Leaf, name: String, tensor: Tensor) -> Option<String> {
+        self.tensors.insert(leaf, (name, tensor)).map(|(name, _)| name)
     }
 
     pub(super) fn key(&self) -> &Key {

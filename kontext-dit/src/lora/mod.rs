@@ -21,7 +21,7 @@ use kontext_core::{CheckpointError, Error, Result, Weights};
 use self::factors::Factors;
 pub use self::factors::LoraForm;
 pub use self::families::LoraFamily;
-use self::families::NoKey;
+use self::families::{Key, Leaf, NoKey};
 pub use self::report::{LoraReport, Unmatched};
 pub use self::save::save_lora;
 use self::scaling::Scaling;
@@ -118,46 +118,21 @@ impl Lora {
 
     fn read(path: &Path) -> Result<Self> {
         let weights = Weights::open(path)?;
-        let table = Table::new()?;
         let mut report = LoraReport { facts: weights.metadata(), ..LoraReport::default() };
         let scaling = Scaling::of(path, &report.facts)?;
-        let mut modules: BTreeMap<(LoraTarget, Naming, String), Factors> = BTreeMap::new();
-        for name in weights.names() {
-            match families::read(&name, &table) {
-                Ok(key) => {
-                    report.matched += 1;
-                    *report.families.entry(key.family).or_default() += 1;
-                    let (tensor, leaf) = (weights.raw(&name)?, key.leaf);
-                    let place = (key.layer.target, key.layer.naming, key.layer.module.clone());
-                    modules.entry(place).or_insert_with(|| Factors::new(key)).insert(leaf, name, tensor);
-                }
-                Err(NoKey { reason, nearest }) => report.unmatched.push(Unmatched { name, reason, nearest }),
-            }
-        }
         let mut layers = Vec::new();
-        for factors in modules.into_values() {
+        for factors in sorted(&weights, &mut report)? {
             let layer = factors.key().layer.clone();
             let built = factors.build(&scaling).map_err(|e| broken(path, &layer.module, &e))?;
-            report.matched -= built.left.len();
             let reason = "the other factors of its layer are not in the file";
             report.unmatched.extend(built.left.into_iter().map(|name| Unmatched { name, reason, nearest: None }));
-            let mut silent = true;
-            for (form, change) in &built.changes {
-                *report.forms.entry(*form).or_default() += 1;
-                if let Some(rank) = change.rank() {
-                    *report.ranks.entry(rank).or_default() += 1;
-                }
-                silent &= change.is_nothing()?;
-            }
             if built.changes.is_empty() {
                 continue;
             }
-            if silent {
-                report.without_effect.push(layer.module.clone());
-            }
-            *report.targets.entry(layer.target).or_default() += 1;
+            report.add(&layer, &built.changes)?;
             layers.push((layer, built.changes.into_iter().map(|(_, change)| change).collect()));
         }
+        report.matched = weights.names().len() - report.unmatched.len();
         let dora = report.forms.contains_key(&LoraForm::Dora);
         if let Some((layer, _)) = layers.iter().find(|(layer, _)| !dora && scaling.says_dora(layer.target)) {
             let reason = format!(
@@ -214,7 +189,7 @@ impl Lora {
                     let names = parts.iter().flat_map(|p| [p.module.as_str(), p.layer.as_str()]);
                     let nearest = nearest_name(&layer.module, names);
                     let reason = "no layer of this transformer";
-                    strange.push(Unmatched { name: layer.module.clone(), reason, nearest }.to_string());
+                    strange.push(Unmatched { name: layer.module.clone(), reason, nearest });
                 }
                 continue;
             };
@@ -225,25 +200,44 @@ impl Lora {
                 add(&mut adapters, place.layer, change);
             }
         }
-        match strange.is_empty() {
-            true => Ok(adapters),
-            false => {
-                let source = CheckpointError::LoraUnmatched { parts: strange, total: self.layers.len() };
-                Err(Error::checkpoint(&self.path)(source))
-            }
-        }
+        self.complete(adapters, &strange)
     }
 
-    /// The changes for a text encoder, by the names that transformers has for its layers.
-    #[must_use]
-    pub fn text_adapters(&self, target: LoraTarget, strength: impl Fn(&str) -> f64) -> Adapters {
+    /// The changes for a text encoder with these linear layers, called as transformers does. CLIP's may lack the
+    /// `text_model.` before their names.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for a layer that the encoder does not have.
+    pub fn text_adapters(
+        &self,
+        target: LoraTarget,
+        layers: &[String],
+        strength: impl Fn(&str) -> f64,
+    ) -> Result<Adapters> {
         let mut adapters = Adapters::new();
+        let mut strange = Vec::new();
         for (layer, changes) in self.of(target) {
-            for change in changes {
-                add(&mut adapters, &layer.module, change.clone().at_strength(strength(&layer.module)));
-            }
+            let (name, bare) = (&layer.module, layer.module.trim_start_matches("text_model."));
+            let Some(own) = layers.iter().find(|own| *own == name || *own == bare) else {
+                if !self.allows(name) {
+                    let nearest = nearest_name(name, layers.iter().map(String::as_str));
+                    let reason = "no layer of this text encoder";
+                    strange.push(Unmatched { name: name.clone(), reason, nearest });
+                }
+                continue;
+            };
+            changes.iter().for_each(|change| add(&mut adapters, own, change.clone().at_strength(strength(own))));
         }
-        adapters
+        self.complete(adapters, &strange)
+    }
+
+    /// The adapters, if all layers were found.
+    fn complete(&self, adapters: Adapters, strange: &[Unmatched]) -> Result<Adapters> {
+        if strange.is_empty() {
+            return Ok(adapters);
+        }
+        let parts = strange.iter().map(ToString::to_string).collect();
+        Err(Error::checkpoint(&self.path)(CheckpointError::LoraUnmatched { parts, total: self.layers.len() }))
     }
 
     fn of(&self, target: LoraTarget) -> impl Iterator<Item = &(Layer, Vec<Change>)> {
@@ -253,6 +247,43 @@ impl Lora {
     fn allows(&self, name: &str) -> bool {
         self.options.unmatched.iter().any(|pattern| matches(pattern, name))
     }
+}
+
+/// The tensors of a file by layer. What is for none goes into the report.
+fn sorted(weights: &Weights, report: &mut LoraReport) -> Result<Vec<Factors>> {
+    let table = Table::new()?;
+    let mut keys = Vec::new();
+    for name in weights.names() {
+        match families::read(&name, &table) {
+            Ok(key) => keys.push((name, key)),
+            Err(NoKey { reason, nearest }) => report.unmatched.push(Unmatched { name, reason, nearest }),
+        }
+    }
+    // Some files hold the same LoRA twice: of the two, diffusers takes the one in its own names.
+    let of_transformer = |family| {
+        let own = |key: &Key| key.family == family && key.layer.target == LoraTarget::Transformer;
+        keys.iter().any(|(_, key)| own(key))
+    };
+    let twice = of_transformer(LoraFamily::Diffusers) || of_transformer(LoraFamily::OneTrainer);
+    let mut layers: BTreeMap<(LoraTarget, Naming, String), Factors> = BTreeMap::new();
+    for (name, key) in keys {
+        let second = matches!(key.family, LoraFamily::Kohya | LoraFamily::ComfyUi);
+        if twice && second && key.layer.target == LoraTarget::Transformer {
+            let reason = "the file holds the same in diffusers' names";
+            report.unmatched.push(Unmatched { name, reason, nearest: None });
+            continue;
+        }
+        if key.leaf != Leaf::Alpha {
+            *report.families.entry(key.family).or_default() += 1;
+        }
+        let (leaf, layer) = (key.leaf, (key.layer.target, key.layer.naming, key.layer.module.clone()));
+        let factors = layers.entry(layer).or_insert_with(|| Factors::new(key));
+        if let Some(name) = factors.insert(leaf, name.clone(), weights.raw(&name)?) {
+            let reason = "another tensor of the file is the same factor of the same layer";
+            report.unmatched.push(Unmatched { name, reason, nearest: None });
+        }
+    }
+    Ok(layers.into_values().collect())
 }
 
 fn add(adapters: &mut Adapters, layer: &str, change: Change) {

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use kontext_core::Result;
+use kontext_core::nn::Change;
+
 use super::factors::LoraForm;
 use super::families::LoraFamily;
-use super::table::LoraTarget;
+use super::table::{Layer, LoraTarget};
 
 /// What a LoRA file holds, and what of it fits FLUX.1.
 ///
@@ -53,6 +56,23 @@ impl std::fmt::Display for Unmatched {
 }
 
 impl LoraReport {
+    /// Counts a layer and its changes.
+    pub(super) fn add(&mut self, layer: &Layer, changes: &[(LoraForm, Change)]) -> Result<()> {
+        let mut silent = true;
+        for (form, change) in changes {
+            *self.forms.entry(*form).or_default() += 1;
+            if let Some(rank) = change.rank() {
+                *self.ranks.entry(rank).or_default() += 1;
+            }
+            silent &= change.is_nothing()?;
+        }
+        if silent {
+            self.without_effect.push(layer.module.clone());
+        }
+        *self.targets.entry(layer.target).or_default() += 1;
+        Ok(())
+    }
+
     /// Number of layers that it names.
     #[must_use]
     pub fn layers(&self) -> usize {
