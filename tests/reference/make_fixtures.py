@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-PARTS = ["noise", "resize", "vae", "text", "dit", "schedule", "geometry", "metrics", "gradients"]
+PARTS = ["noise", "resize", "vae", "text", "dit", "schedule", "geometry", "metrics", "gradients", "lora"]
 
 
 def main():
