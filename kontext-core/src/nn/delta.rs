@@ -274,7 +274,7 @@ mod tests {
     fn a_zero_factor_makes_a_zero_matrix() {
         for delta in all() {
             assert!(!delta.is_zero().unwrap());
-            assert!(delta.map(|t| t.f_zeros_like()).unwrap().is_zero().unwrap());
+            assert!(delta.map(Tensor::f_zeros_like).unwrap().is_zero().unwrap());
         }
     }
 

@@ -6,6 +6,7 @@ mod delta;
 mod embedding;
 mod linear;
 mod norm;
+mod placed;
 mod slot;
 
 pub use change::{Change, Norm};

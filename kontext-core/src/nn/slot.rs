@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tch::{Kind, Tensor};
 
-use super::change::{Change, Placed, Window};
+use super::change::Change;
+use super::placed::{Placed, Window};
 use crate::weights::{Adapters, nearest_name};
 use crate::{Error, Result};
 

@@ -114,12 +114,12 @@ mod tests {
     fn cases() -> Vec<Vec<Change>> {
         let low_rank = |start| Change::low_rank(draw(&[2, 6], 1), draw(&[3, 2], 2), 0.5, start).unwrap();
         let whole = || Change::low_rank(draw(&[1, 6], 3), draw(&[8, 1], 4), 2.0, 0).unwrap();
-        let kronecker = || Change::kronecker(vec![draw(&[2, 3], 5)], vec![draw(&[4, 2], 6)], 0.7, 0).unwrap();
+        let kronecker = || Change::kronecker(&[draw(&[2, 3], 5)], vec![draw(&[4, 2], 6)], 0.7, 0).unwrap();
         let pair = |seed, shape: &[i64]| [draw(shape, seed), draw(shape, seed + 1)];
         let hadamard = || Change::hadamard(pair(8, &[4, 2]), pair(10, &[2, 6]), 0.3, 3).unwrap();
         let lengths = |shape: &[i64]| draw(shape, 12).abs() + 0.5;
-        let dora = |norm| whole().with_magnitude(lengths(&[8, 1]), norm).unwrap().at_strength(0.6);
-        let columns = || kronecker().with_magnitude(lengths(&[1, 6]), Norm::Lycoris).unwrap().at_strength(0.6);
+        let dora = |norm| whole().with_magnitude(&lengths(&[8, 1]), norm).unwrap().at_strength(0.6);
+        let columns = || kronecker().with_magnitude(&lengths(&[1, 6]), Norm::Lycoris).unwrap().at_strength(0.6);
         let biased = || low_rank(5).with_bias(draw(&[3], 13), true).unwrap();
         vec![
             vec![low_rank(4), whole()],

@@ -90,12 +90,13 @@ impl Factors {
             changes
                 .push((LoraForm::LowRank, Change::low_rank(down.shallow_clone(), up, scale(Some(down.size()[0])), 0)?));
         }
-        let first = self.one_or_two(Leaf::LokrW1, [Leaf::LokrW1A, Leaf::LokrW1B])?;
-        let second = self.one_or_two(Leaf::LokrW2, [Leaf::LokrW2A, Leaf::LokrW2B])?;
+        let first = self.one_or_two(Leaf::LokrW1, [Leaf::LokrW1A, Leaf::LokrW1B]);
+        let second = self.one_or_two(Leaf::LokrW2, [Leaf::LokrW2A, Leaf::LokrW2B]);
         if let (Some(first), Some(second)) = (first, second) {
+            let (first, second) = (self.remove(&first)?, self.remove(&second)?);
             let rank = |pair: &[Tensor]| pair.get(1).and_then(|b| b.size().first().copied());
             let scale = scale(rank(&first).or_else(|| rank(&second)));
-            changes.push((LoraForm::LoKr, Change::kronecker(first, second, scale, 0)?));
+            changes.push((LoraForm::LoKr, Change::kronecker(&first, second, scale, 0)?));
         }
         if let Some([a0, b0, a1, b1]) = self.take([Leaf::HadaW1A, Leaf::HadaW1B, Leaf::HadaW2A, Leaf::HadaW2B])? {
             let scale = scale(b0.size().first().copied());
@@ -116,7 +117,7 @@ impl Factors {
             }
             for leaf in [Leaf::PeftMagnitude, Leaf::LycorisMagnitude] {
                 if let Some((_, magnitude)) = self.tensors.remove(&leaf) {
-                    change = change.with_magnitude(magnitude, leaf.norm())?;
+                    change = change.with_magnitude(&magnitude, leaf.norm())?;
                     form = LoraForm::Dora;
                 }
             }
@@ -128,21 +129,23 @@ impl Factors {
         Ok(Built { changes: built, left })
     }
 
-    /// The tensors, if all are there: matrices, or vectors.
+    /// The tensors, if all are there.
     fn take<const N: usize>(&mut self, leaves: [Leaf; N]) -> Result<Option<[Tensor; N]>> {
         if !leaves.iter().all(|leaf| self.tensors.contains_key(leaf)) {
             return Ok(None);
         }
-        let tensors = leaves.iter().filter_map(|leaf| self.tensors.remove(leaf)).map(|(_, tensor)| plain(&tensor));
-        let tensors = tensors.collect::<Result<Vec<_>>>()?;
-        Ok(tensors.try_into().ok())
+        Ok(self.remove(&leaves)?.try_into().ok())
     }
 
-    fn one_or_two(&mut self, one: Leaf, two: [Leaf; 2]) -> Result<Option<Vec<Tensor>>> {
-        match self.take([one])? {
-            Some(one) => Ok(Some(one.into())),
-            None => Ok(self.take(two)?.map(Vec::from)),
-        }
+    fn remove(&mut self, leaves: &[Leaf]) -> Result<Vec<Tensor>> {
+        let tensors = leaves.iter().filter_map(|leaf| self.tensors.remove(leaf));
+        tensors.map(|(_, tensor)| plain(&tensor)).collect()
+    }
+
+    /// Which of them a matrix is given by.
+    fn one_or_two(&self, one: Leaf, two: [Leaf; 2]) -> Option<Vec<Leaf>> {
+        let has = |leaf: &Leaf| self.tensors.contains_key(leaf);
+        if has(&one) { Some(vec![one]) } else { two.iter().all(has).then(|| two.to_vec()) }
     }
 }
 
@@ -156,4 +159,45 @@ fn plain(tensor: &Tensor) -> Result<Tensor> {
 
 fn shape(name: &str, tensor: &Tensor) -> String {
     format!("`{name}` of shape {:?}", tensor.size())
+}
+
+#[cfg(test)]
+mod tests {
+    use kontext_core::{Device, Kind};
+
+    use super::super::table::Table;
+    use super::*;
+    use crate::lora::families;
+
+    fn build(tensors: &[(&str, &[i64])]) -> Built {
+        let table = Table::new().unwrap();
+        let key = |leaf: &str| families::read(&format!("lora_unet_img_in.{leaf}"), &table).unwrap();
+        let mut factors = Factors::new(key("alpha"));
+        for (leaf, shape) in tensors {
+            factors.insert(key(leaf).leaf, (*leaf).to_owned(), Tensor::ones(*shape, (Kind::Float, Device::Cpu)));
+        }
+        factors.build(&Scaling::default()).unwrap()
+    }
+
+    #[test]
+    fn each_form_is_known_by_its_factors() {
+        let form = |tensors: &[(&str, &[i64])]| {
+            let built = build(tensors);
+            assert!(built.left.is_empty(), "{:?}", built.left);
+            built.changes.iter().map(|(form, change)| (*form, change.rank())).collect::<Vec<_>>()
+        };
+        let low_rank: [(&str, &[i64]); 2] = [("lora_down.weight", &[2, 6, 1, 1]), ("lora_up.weight", &[8, 2, 1, 1])];
+        assert_eq!(form(&low_rank), [(LoraForm::LowRank, Some(2))]);
+        assert_eq!(form(&[low_rank[0], low_rank[1], ("dora_scale", &[8, 1])]), [(LoraForm::Dora, Some(2))]);
+        assert_eq!(form(&[("lokr_w1", &[2, 2]), ("lokr_w2", &[4, 3]), ("alpha", &[])]), [(LoraForm::LoKr, None)]);
+        let both = [("diff", &[8, 6][..]), ("diff_b", &[8][..])];
+        assert_eq!(form(&both), [(LoraForm::Full, None), (LoraForm::Full, None)]);
+    }
+
+    #[test]
+    fn factors_without_their_partners_are_left() {
+        assert_eq!(build(&[("lora_down.weight", &[2, 6]), ("alpha", &[])]).left, ["lora_down.weight", "alpha"]);
+        assert_eq!(build(&[("lokr_w1", &[2, 2])]).left, ["lokr_w1"]);
+        assert_eq!(build(&[("hada_w1_a", &[8, 2]), ("hada_w1_b", &[2, 6])]).left.len(), 2);
+    }
 }

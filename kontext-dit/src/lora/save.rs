@@ -27,3 +27,28 @@ pub fn save_lora(
     text.insert("format".to_owned(), "pt".to_owned());
     weights::save(path, &tensors, Some(text))
 }
+
+#[cfg(test)]
+mod tests {
+    use kontext_core::{Device, noise};
+
+    use super::*;
+    use crate::{DitConfig, Lora};
+
+    #[test]
+    fn what_is_saved_is_read_again_and_lands_on_its_rows() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lora.safetensors");
+        let draw = |shape: &[i64], seed| noise::randn(shape, seed, Kind::Float, Device::Cpu).unwrap();
+        let module = "single_transformer_blocks.3.attn.to_v".to_owned();
+        let facts = BTreeMap::from([("steps".to_owned(), "12".to_owned())]);
+        save_lora(&path, &[(module, draw(&[2, 8], 1), draw(&[8, 2], 2))], facts).unwrap();
+        let lora = Lora::open(&path).unwrap();
+        assert_eq!((lora.len(), lora.facts()["steps"].as_str()), (1, "12"));
+        let config =
+            DitConfig { heads: 1, head_dim: 8, axes_dim: [4, 2, 2], mlp_width: 32, ..DitConfig::kontext_dev() };
+        let adapters = lora.adapters(&config, |_| 1.0).unwrap();
+        assert_eq!(adapters.layers().collect::<Vec<_>>(), ["single_blocks.3.linear1"]);
+        assert_eq!(adapters.of("single_blocks.3.linear1")[0].rows(), 16..24);
+    }
+}

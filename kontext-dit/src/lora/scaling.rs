@@ -49,9 +49,7 @@ impl Scaling {
     /// The scale of a layer, called as in the file, whose change has this rank.
     pub(super) fn scale(&self, target: LoraTarget, module: &str, rank: f64) -> f64 {
         let patterns = self.field(target, "alpha_pattern").and_then(Value::as_object);
-        // PEFT's patterns are ends of names.
-        let mut own = patterns.into_iter().flatten();
-        let own = own.find(|(name, _)| module == name.as_str() || module.ends_with(&format!(".{name}")));
+        let own = patterns.into_iter().flatten().find(|(pattern, _)| fits(pattern, module));
         let general = || self.field(target, "lora_alpha").or_else(|| self.field(target, "alpha"));
         let alpha = own.map(|(_, alpha)| alpha).or_else(general).and_then(Value::as_f64).or(self.alpha);
         let stabilized = self.field(target, "use_rslora").and_then(Value::as_bool).unwrap_or(false);
@@ -77,6 +75,15 @@ impl Scaling {
     }
 }
 
+/// Whether a pattern of PEFT names a module: it is the end of its name, or with `^` before it the whole.
+fn fits(pattern: &str, module: &str) -> bool {
+    let plain = pattern.replace("\\.", ".");
+    match plain.strip_prefix('^') {
+        Some(whole) => whole == module,
+        None => module.strip_suffix(plain.as_str()).is_some_and(|start| start.is_empty() || start.ends_with('.')),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,11 +97,12 @@ mod tests {
         let scale = |scaling: &Scaling, module: &str| scaling.scale(LoraTarget::Transformer, module, 4.0);
         assert_eq!(scale(&of(&[]).unwrap(), "x_embedder"), 1.0);
         assert_eq!(scale(&of(&[(NETWORK_ALPHA, "2")]).unwrap(), "x_embedder"), 0.5);
-        let text =
-            r#"{"transformer.lora_alpha": 8, "transformer.alpha_pattern": {"to_q": 1}, "text_encoder.lora_alpha": 6}"#;
+        let text = r#"{"transformer.lora_alpha": 8, "transformer.alpha_pattern": {"to_q": 1, "^proj_out": 2}, "text_encoder.lora_alpha": 6}"#;
         let scaling = of(&[(METADATA, text)]).unwrap();
         assert_eq!(scale(&scaling, "x_embedder"), 2.0);
         assert_eq!(scale(&scaling, "transformer_blocks.0.attn.to_q"), 0.25);
+        assert_eq!(scale(&scaling, "proj_out"), 0.5);
+        assert_eq!(scale(&scaling, "single_transformer_blocks.0.proj_out"), 2.0);
         assert_eq!(scaling.scale(LoraTarget::Clip, "mlp.fc1", 4.0), 1.5);
         assert_eq!(scale(&of(&[(METADATA, r#"{"lora_alpha": 8, "use_rslora": true}"#)]).unwrap(), "a"), 4.0);
         assert!(of(&[(METADATA, "{")]).is_err());
