@@ -1,8 +1,9 @@
-//! A checkpoint's account: `cargo xtask run --release --example inspect -- DIR`. Only headers are read.
+//! A checkpoint's account: `cargo xtask run --release --example inspect -- DIR`. Only headers are read. Of a LoRA, told
+//! by a file instead of a folder: naming, ranks, layers, tensors that fit nothing, and how it was trained.
 
 mod common;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::bail;
@@ -10,14 +11,14 @@ use clap::Parser;
 use common::say;
 use kontext::crates::{kontext_core::weights::Account, kontext_text};
 use kontext::image::RgbImage;
-use kontext::{Autoencoder, Checkpoint, Dit, Kind, Pipeline, Request, Result, Weights, available_memory};
+use kontext::{Autoencoder, Checkpoint, Dit, Kind, Lora, Pipeline, Request, Result, Weights, available_memory};
 use kontext_text::{ClipEncoder, T5Encoder, Tokenizer};
 
-/// Tell what a model's folder holds: parts, dtypes, parameters, missing and unused tensors.
+/// Tell what a model's folder holds: parts, dtypes, parameters, missing and unused tensors; or a LoRA's file.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Folder of the model
-    #[arg(value_name = "DIR", required_unless_present = "model")]
+    /// Folder of the model, or a LoRA's file
+    #[arg(value_name = "PATH", required_unless_present = "model")]
     folder: Option<PathBuf>,
     /// The same, as a flag
     #[arg(long, value_name = "DIR", conflicts_with = "folder")]
@@ -30,6 +31,9 @@ struct Args {
 fn main() -> ExitCode {
     common::main(|args: Args| {
         let folder = args.folder.or(args.model).unwrap_or_default();
+        if folder.is_file() {
+            return lora(&folder);
+        }
         let checkpoint = Checkpoint::find(&folder)?;
         say(format_args!("{checkpoint}\n"))?;
         let mut faults = 0;
@@ -61,6 +65,13 @@ fn main() -> ExitCode {
         }
         say("complete")
     })
+}
+
+/// Prints what a LoRA holds, and fails where a pipeline would refuse it.
+fn lora(file: &Path) -> anyhow::Result<()> {
+    say(Lora::inspect(file)?)?;
+    Lora::open(file)?;
+    say("complete")
 }
 
 fn audit(part: &str, weights: Weights, build: impl FnOnce(&Weights) -> Result<()>) -> anyhow::Result<usize> {

@@ -3,20 +3,21 @@
 use std::path::{Path, PathBuf};
 
 use image::RgbImage;
-use kontext_core::weights::{Adapters, LeftInFile, Quantize};
+use kontext_core::weights::{LeftInFile, Quantize};
 use kontext_core::{Device, Error, Kind, Result, Weights, device};
-use kontext_dit::{Dit, DitConfig, Lora};
+use kontext_dit::{Dit, DitConfig};
 use kontext_sampler::{Shift, Size};
 use kontext_text::{ClipEncoder, T5Encoder, TextEncoder, Tokenizer};
 use kontext_vae::{Autoencoder, Tiling};
 
 use crate::checkpoint::{Checkpoint, Overrides};
+use crate::lora::LoraSet;
 use crate::memory::{Footprint, MemoryPlan, available_memory};
-use crate::pipeline::{Pipeline, Precision, Slots, fit};
+use crate::pipeline::{PartSlots, Pipeline, Precision, fit};
 use crate::placement::{Placement, Slot};
 use crate::plan::ModelFacts;
 use crate::random_model::{ModelSizes, random_parts};
-use crate::{ModelDefaults, Plan, Request};
+use crate::{LoraUse, ModelDefaults, Plan, Request};
 
 /// Options of a pipeline.
 ///
@@ -34,7 +35,7 @@ pub struct Builder {
     tiling: Option<Tiling>,
     max_sequence_length: Option<usize>,
     overrides: Overrides,
-    loras: Vec<(PathBuf, f64)>,
+    loras: Vec<LoraUse>,
     fuse_loras: bool,
     placement: Placement,
     quantize: Option<Quantize>,
@@ -93,16 +94,20 @@ impl Builder {
         Self { max_sequence_length: Some(tokens), ..self }
     }
 
-    /// Adds a LoRA for the transformer at a strength (1 as it was trained); several add up. See [`Lora`]
-    /// for the files.
-    pub fn lora(mut self, path: impl Into<PathBuf>, strength: f64) -> Self {
-        self.loras.push((path.into(), strength));
+    /// Adds a LoRA at a strength (1 as it was trained); several add up. See [`Lora`](crate::Lora) for the files.
+    pub fn lora(self, path: impl Into<PathBuf>, strength: f64) -> Self {
+        self.use_lora(LoraUse::new(path).scale(strength))
+    }
+
+    /// Adds a LoRA with all that can be said of it.
+    pub fn use_lora(mut self, lora: impl Into<LoraUse>) -> Self {
+        self.loras.push(lora.into());
         self
     }
 
-    /// Whether LoRAs are added to the weights as they are loaded, so that a step takes no longer than
-    /// without them; a run in bf16 rounds what is added, one in f32 keeps the changed weights in f32.
-    /// Default: no.
+    /// Whether LoRAs are added to the transformer's weights as they are loaded, so that a step takes no
+    /// longer than without them; a run in bf16 rounds what is added, one in f32 keeps the changed weights
+    /// in f32, and [`Pipeline::set_loras`] is refused. Default: no.
     pub fn fuse_loras(self, fuse: bool) -> Self {
         Self { fuse_loras: fuse, ..self }
     }
@@ -176,7 +181,12 @@ impl Builder {
         let model = self.open(folder.as_ref())?;
         let Opened { checkpoint, config, defaults, .. } = &model;
         let (precision, device) = self.precision()?;
-        let weights = self.adapt(model.weights.clone(), config)?.at_most(precision.dtype).device(device);
+        let loras = LoraSet::open(self.loras.iter().cloned())?;
+        let adapters = loras.transformer(config)?;
+        let fused = self.fuse_loras && !loras.is_empty();
+        let weights = model.weights.clone();
+        let weights = if fused { weights.fused(adapters) } else { weights };
+        let weights = weights.at_most(precision.dtype).device(device);
         let facts = ModelFacts::new(config, checkpoint.shift(config)?, self.text_tokens(defaults)?, defaults.clone());
         let footprint = self.footprint(&model)?;
         let placement = self.chosen(&footprint, &facts, device)?;
@@ -207,8 +217,11 @@ impl Builder {
         if let (Slot::Held(text), Slot::Held(vae)) = (&text, &vae) {
             fit(text, vae, config)?;
         }
-        let pipeline = Pipeline::new(Slots { text, dit, vae }, facts, precision, device, self.tiling);
-        Ok(pipeline.from_files(model.checkpoint, footprint, placement))
+        let parts = PartSlots { text, dit, vae, config: config.clone() };
+        let pipeline = Pipeline::new(parts, facts, precision, device, self.tiling);
+        let mut pipeline = pipeline.from_files(model.checkpoint, footprint, placement);
+        pipeline.put_loras(loras, fused)?;
+        Ok(pipeline)
     }
 
     /// The placement that was asked for, or the one that fits an edit of a square picture.
@@ -277,7 +290,12 @@ impl Builder {
             _ => self.text_tokens(&parts.defaults)?,
         };
         let parts = Parts { text: parts.text.max_sequence_length(length), ..parts };
-        Pipeline::of(parts, precision, device, self.tiling)
+        if self.fuse_loras && !self.loras.is_empty() {
+            return Err(Error::invalid("fuse_loras", "false for parts that are built already", true));
+        }
+        let mut pipeline = Pipeline::of(parts, precision, device, self.tiling)?;
+        pipeline.put_loras(LoraSet::open(self.loras.iter().cloned())?, false)?;
+        Ok(pipeline)
     }
 
     /// Makes a pipeline with random weights on the device, without any file: for timing models of
@@ -297,18 +315,6 @@ impl Builder {
     pub fn random(&self, sizes: &ModelSizes, seed: u64) -> Result<Pipeline> {
         let (precision, device) = self.precision()?;
         self.assemble(random_parts(sizes, seed, device, precision.dtype, precision.compute)?)
-    }
-
-    /// The weights with all LoRAs.
-    fn adapt(&self, weights: Weights, config: &DitConfig) -> Result<Weights> {
-        let mut adapters = Adapters::new().fused(self.fuse_loras);
-        for (path, strength) in &self.loras {
-            if !strength.is_finite() {
-                return Err(Error::invalid("strength of a LoRA", "a number", strength));
-            }
-            adapters.extend(Lora::open(path)?.adapters(config, *strength)?);
-        }
-        Ok(if adapters.is_empty() { weights } else { weights.adapted(adapters) })
     }
 
     /// Tokens of T5: as asked, else as the model prefers, else as FLUX.1 was trained.

@@ -23,8 +23,9 @@ impl<T> Deref for Frozen<T> {
     }
 }
 
-// SAFETY: the value is reachable by shared reference alone, and the models in it (`TextEncoder`,
-// `Dit`, `Autoencoder`) have no method that writes to a weight: their operations make new tensors,
-// and reference counts of tensors are atomic. A test compares parallel runs with serial ones.
+// SAFETY: the value is reachable by shared reference alone, and what is in it (`TextEncoder`, `Dit`,
+// `Autoencoder`, `LoraSet`) has no method that writes to a tensor: their operations make new ones, and
+// reference counts of tensors are atomic. The changes of layers lie behind mutexes and are replaced
+// whole. A test compares parallel runs with serial ones.
 #[allow(unsafe_code)]
 unsafe impl<T: Send> Sync for Frozen<T> {}

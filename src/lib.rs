@@ -7,6 +7,7 @@ mod encode;
 mod event;
 mod frozen;
 mod letter_tokenizers;
+mod lora;
 mod memory;
 mod output;
 mod pipeline;
@@ -22,6 +23,7 @@ pub use checkpoint::{Checkpoint, Layout};
 pub use defaults::ModelDefaults;
 pub use event::{Cancel, Event};
 pub use kontext_core::picture::open;
+pub use lora::{ActiveLora, LoraUse};
 pub use memory::{MemoryPlan, StageMemory, available_memory};
 pub use output::{Output, check_size, check_writable, save_picture};
 pub use pipeline::Pipeline;
@@ -37,7 +39,7 @@ pub use kontext_core::weights::Quantize;
 #[doc(no_inline)]
 pub use kontext_core::{Conditioning, Device, Error, Kind, Result, Tensor, Tokens, Weights};
 #[doc(no_inline)]
-pub use kontext_dit::{Dit, DitConfig, Lora};
+pub use kontext_dit::{Dit, DitConfig, Lora, LoraOptions, LoraReport};
 #[doc(no_inline)]
 pub use kontext_sampler::{CfgMode, Conformance, Grid, References, Schedule, Shift, Size};
 #[doc(no_inline)]

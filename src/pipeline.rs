@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use kontext_core::nn::Prepared;
 use kontext_core::{Conditioning, Device, Error, Kind, Result, Tensor, Tokens, Weights, array, noise};
 use kontext_dit::{Dit, DitConfig, Run, RunInput};
 use kontext_sampler::ids::{Origin, grid_ids};
@@ -11,8 +12,10 @@ use kontext_text::TextEncoder;
 use kontext_vae::{Autoencoder, Tiling};
 
 use crate::encode::{Codec, reference_pictures};
+use crate::frozen::Frozen;
+use crate::lora::{ActiveLora, LoraSet, LoraUse, fused_error};
 use crate::memory::{Footprint, available_memory};
-use crate::placement::Slot;
+use crate::placement::{Lease, Slot};
 use crate::plan::ModelFacts;
 use crate::{Builder, Checkpoint, Event, MemoryPlan, Output, Parts, Placement, Plan, Request};
 
@@ -32,12 +35,14 @@ use crate::{Builder, Checkpoint, Event, MemoryPlan, Output, Parts, Placement, Pl
 /// ```
 #[derive(Debug)]
 pub struct Pipeline {
-    parts: Slots,
+    parts: PartSlots,
     facts: ModelFacts,
     precision: Precision,
     device: Device,
     tiling: Option<Tiling>,
     files: Option<Files>,
+    loras: Frozen<LoraSet>,
+    fused: bool,
 }
 
 /// Where a pipeline's parts come from, and what they take.
@@ -50,10 +55,11 @@ struct Files {
 
 /// The parts, in memory or not.
 #[derive(Debug)]
-pub(crate) struct Slots {
+pub(crate) struct PartSlots {
     pub(crate) text: Slot<TextEncoder>,
     pub(crate) dit: Slot<Dit>,
     pub(crate) vae: Slot<Autoencoder>,
+    pub(crate) config: DitConfig,
 }
 
 /// The dtype that a run follows, and the one that it computes in (they differ on the CPU).
@@ -85,18 +91,20 @@ impl Pipeline {
         let Parts { text, dit, vae, shift, defaults } = parts;
         fit(&text, &vae, dit.config())?;
         let facts = ModelFacts::new(dit.config(), shift, text.sequence_length(), defaults);
-        let slots = Slots { text: Slot::held(text), dit: Slot::held(dit), vae: Slot::held(vae) };
+        let config = dit.config().clone();
+        let slots = PartSlots { text: Slot::held(text), dit: Slot::held(dit), vae: Slot::held(vae), config };
         Ok(Self::new(slots, facts, precision, device, tiling))
     }
 
     pub(crate) fn new(
-        parts: Slots,
+        parts: PartSlots,
         facts: ModelFacts,
         precision: Precision,
         device: Device,
         tiling: Option<Tiling>,
     ) -> Self {
-        Self { parts, facts, precision, device, tiling, files: None }
+        let loras = Frozen::new(LoraSet::default());
+        Self { parts, facts, precision, device, tiling, files: None, loras, fused: false }
     }
 
     /// The same, with its parts taken from these files.
@@ -135,6 +143,102 @@ impl Pipeline {
     #[must_use]
     pub fn dtype(&self) -> Kind {
         self.precision.dtype
+    }
+
+    /// The LoRAs, in their order.
+    pub fn loras(&self) -> impl Iterator<Item = &ActiveLora> {
+        self.loras.iter()
+    }
+
+    /// Puts these LoRAs in the place of all that there are, without reading the model again. On an error
+    /// all stays as it was.
+    ///
+    /// # Errors
+    /// Those of [`Lora::open`](crate::Lora::open) and [`Lora::adapters`](crate::Lora::adapters),
+    /// [`Error::InvalidArgument`] for a strength that is no number or a name that is there twice, and
+    /// [`Error::Checkpoint`] where LoRAs were fused with the weights.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use kontext::{LoraUse, Pipeline};
+    /// let mut pipe = Pipeline::load("FLUX.1-Kontext-dev")?;
+    /// pipe.set_loras([LoraUse::new("watercolour.safetensors").scale(0.8), "faces.safetensors".into()])?;
+    /// pipe.set_lora_scale("watercolour", 0.3)?;
+    /// pipe.remove_lora("faces")?;
+    /// # Ok::<(), kontext::Error>(())
+    /// ```
+    pub fn set_loras(&mut self, loras: impl IntoIterator<Item = LoraUse>) -> Result<()> {
+        self.change_loras(LoraSet::open(loras)?)
+    }
+
+    /// Adds a LoRA to those that there are.
+    ///
+    /// # Errors
+    /// Those of [`Pipeline::set_loras`].
+    pub fn add_lora(&mut self, lora: impl Into<LoraUse>) -> Result<()> {
+        let mut loras = LoraSet::clone(&self.loras);
+        loras.add(lora.into())?;
+        self.change_loras(loras)
+    }
+
+    /// Changes the strength of a LoRA, by its name.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a name that there is not, and those of [`Pipeline::set_loras`].
+    pub fn set_lora_scale(&mut self, name: &str, scale: f64) -> Result<()> {
+        let mut loras = LoraSet::clone(&self.loras);
+        loras.set_scale(name, scale)?;
+        self.change_loras(loras)
+    }
+
+    /// Removes a LoRA, by its name.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a name that there is not, and [`Error::Checkpoint`] where LoRAs were
+    /// fused with the weights.
+    pub fn remove_lora(&mut self, name: &str) -> Result<()> {
+        let mut loras = LoraSet::clone(&self.loras);
+        loras.remove(name)?;
+        self.change_loras(loras)
+    }
+
+    fn change_loras(&mut self, loras: LoraSet) -> Result<()> {
+        if self.fused { Err(fused_error()) } else { self.put_loras(loras, false) }
+    }
+
+    /// Puts LoRAs in force; `fused` tells that the transformer has them in its weights.
+    pub(crate) fn put_loras(&mut self, loras: LoraSet, fused: bool) -> Result<()> {
+        let (text, dit) = (self.parts.text.in_memory(), self.parts.dit.in_memory());
+        if let (Some(text), Some(dit)) = (text, dit) {
+            loras.check_patterns(text, dit)?;
+        }
+        let mut prepared = text.map(|text| loras.prepare_text(text)).transpose()?.unwrap_or_default();
+        match dit {
+            Some(dit) if !fused => prepared.push(loras.prepare_dit(dit)?),
+            // One that is not in memory gets its changes when it is; whether they fit is told now.
+            _ => drop(loras.transformer(&self.parts.config)?),
+        }
+        prepared.into_iter().for_each(Prepared::apply);
+        (self.loras, self.fused) = (Frozen::new(loras), fused);
+        Ok(())
+    }
+
+    /// The text encoders with their LoRAs.
+    fn lease_text(&self) -> Result<Lease<'_, TextEncoder>> {
+        let text = self.parts.text.lease()?;
+        if matches!(text, Lease::Own(_)) {
+            self.loras.prepare_text(&text)?.into_iter().for_each(Prepared::apply);
+        }
+        Ok(text)
+    }
+
+    /// The transformer with its LoRAs.
+    fn lease_dit(&self) -> Result<Lease<'_, Dit>> {
+        let dit = self.parts.dit.lease()?;
+        if matches!(dit, Lease::Own(_)) && !self.fused {
+            self.loras.prepare_dit(&dit)?.apply();
+        }
+        Ok(dit)
     }
 
     /// What a run of this request would do. Takes no time.
@@ -207,7 +311,7 @@ impl Pipeline {
         plan: &Plan,
         observe: Observer<'_>,
     ) -> Result<(Conditioning, Option<Conditioning>)> {
-        let text = self.parts.text.lease()?;
+        let text = self.lease_text()?;
         let mut encode = |prompt: &str, negative: bool| -> Result<Conditioning> {
             let (conditioning, cuts) = text.encode(prompt)?;
             for cut in &cuts {
@@ -291,7 +395,7 @@ impl Pipeline {
         context: Option<&Tokens>,
         observe: Observer<'_>,
     ) -> Result<Tensor> {
-        let (dit, Precision { dtype, compute }) = (self.parts.dit.lease()?, self.precision);
+        let (dit, Precision { dtype, compute }) = (self.lease_dit()?, self.precision);
         let target_ids = grid_ids(plan.target, Origin { t: 0, y: 0, x: 0 })?;
         let times = plan.schedule.embedded_times(dtype);
         let guidance_value = plan.guidance.map(|g| plan.schedule.embedded_guidance(g, dtype));

@@ -83,6 +83,14 @@ impl<T> Slot<T> {
         if on_demand { Ok(Self::OnDemand(Box::new(load))) } else { Ok(Self::held(load()?)) }
     }
 
+    /// The part, where it is in memory.
+    pub(crate) fn in_memory(&self) -> Option<&T> {
+        match self {
+            Self::Held(value) => Some(value),
+            Self::OnDemand(_) => None,
+        }
+    }
+
     /// The part, for as long as the lease is kept.
     pub(crate) fn lease(&self) -> Result<Lease<'_, T>> {
         Ok(match self {

@@ -196,6 +196,26 @@ pub enum CheckpointError {
         /// What is wrong, with the field's name.
         reason: String,
     },
+    /// Tensors or layers of a LoRA for which the model has no place.
+    #[error("{} of {total} parts of the LoRA fit nothing in the model: {}; take a LoRA of this model, or allow them by name (`allow_unmatched`)", parts.len(), first(parts))]
+    LoraUnmatched {
+        /// Each one's name, with what is known of it.
+        parts: Vec<String>,
+        /// Number of all, tensors of the file or layers.
+        total: usize,
+    },
+    /// A LoRA that leaves the model as it is.
+    #[error("the LoRA would change nothing: {reason}; take another file, or allow it (`allow_no_effect`)")]
+    LoraWithoutEffect {
+        /// Why.
+        reason: String,
+    },
+    /// A LoRA that cannot be read.
+    #[error("the LoRA cannot be used: {reason}")]
+    Lora {
+        /// What is wrong, and what to do.
+        reason: String,
+    },
     /// A part of the model has no file.
     #[error("no {part} found; looked for {looked}; fetch what is missing or name another path")]
     MissingPart {
@@ -241,9 +261,13 @@ fn count(tensors: usize) -> String {
 
 /// The first few names: enough to see the pattern, short enough for one line.
 fn list(names: &[String]) -> String {
+    first(&names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>())
+}
+
+fn first(parts: &[String]) -> String {
     const SHOWN: usize = 4;
-    let mut text = names.iter().take(SHOWN).map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
-    if names.len() > SHOWN {
+    let mut text = parts.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    if parts.len() > SHOWN {
         text.push_str(", …");
     }
     text

@@ -9,6 +9,7 @@ pub mod nn;
 pub mod noise;
 pub mod ops;
 mod output_file;
+pub mod pattern;
 pub mod picture;
 pub mod quant;
 mod resize;

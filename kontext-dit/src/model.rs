@@ -2,7 +2,7 @@
 //!
 //! Source: black-forest-labs/flux@802fb47 `src/flux/model.py`, `Flux`.
 
-use kontext_core::nn::Linear;
+use kontext_core::nn::{Linear, Slots};
 use kontext_core::{Conditioning, During, Error, Kind, Result, Tensor, Tokens, Weights, check};
 
 use crate::DitConfig;
@@ -24,6 +24,7 @@ pub struct Dit {
     single_blocks: Vec<SingleBlock>,
     last_modulation: ModulationLayer,
     last_linear: Linear,
+    slots: Slots,
 }
 
 /// Everything of a run that does not depend on the sample.
@@ -65,6 +66,7 @@ impl Dit {
     /// Those of [`Weights::tensor`]. The account is not closed: call [`Weights::finish`].
     pub fn new(w: &Weights, config: &DitConfig, mut progress: impl FnMut(usize)) -> Result<Self> {
         config.validate().map_err(|reason| Error::config(w.path(), reason))?;
+        let (w, slots) = &w.with_slots();
         let width = config.width();
         let mut done = 0;
         let mut double_blocks = Vec::new();
@@ -91,7 +93,14 @@ impl Dit {
             last_modulation: ModulationLayer::new(&last.at("adaLN_modulation.1"), width, 2)?,
             last_linear: Linear::new(&last.at("linear"), width, config.out_channels)?,
             config: config.clone(),
+            slots: slots.clone(),
         })
+    }
+
+    /// Where the changes of its linear layers are set, by BFL's names: `double_blocks.0.img_attn.qkv`.
+    #[must_use]
+    pub fn slots(&self) -> &Slots {
+        &self.slots
     }
 
     /// The model's sizes.

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use kontext_core::nn::LowRank;
+use kontext_core::nn::Change;
 use kontext_core::weights::{Adapters, Recipe};
 use kontext_core::{Conditioning, Device, Kind, Tensor, Tokens, Weights};
 use kontext_dit::{Dit, DitConfig, RunInput, linear_parts, names};
@@ -185,11 +185,12 @@ fn gradients_of_a_lora_are_those_of_peft() {
         for part in linear_parts(&config).unwrap() {
             let factor = |name: &str| params.get(&format!("{}.{name}.weight", part.module)).map(Tensor::shallow_clone);
             if let (Some(down), Some(up)) = (factor("lora_A"), factor("lora_B")) {
-                let change = LowRank::new(down, up, alpha / rank as f64, part.start).unwrap();
+                let change = Change::low_rank(down, up, alpha / rank as f64, part.start).unwrap();
                 adapters.add(part.layer, change);
             }
         }
-        let dit = Dit::new(&weights("narrow").adapted(adapters), &config, |_| ()).unwrap();
+        let dit = Dit::new(&weights("narrow"), &config, |_| ()).unwrap();
+        dit.slots().set(&adapters).unwrap();
         let loss = step(&dit, true, Weighting::None, activations);
         let expected_loss = fixture.raw("lora.loss.none").unwrap().double_value(&[]);
         close("loss", loss, expected_loss, expected_loss);

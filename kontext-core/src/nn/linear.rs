@@ -2,7 +2,8 @@
 
 use tch::Tensor;
 
-use crate::nn::{LowRank, Matrix};
+use super::slot::Changes;
+use crate::nn::Matrix;
 use crate::{Result, Weights};
 
 /// `x @ weight^T + bias`, on the last dimension.
@@ -10,12 +11,12 @@ use crate::{Result, Weights};
 /// The weight may be stored narrower than the input (bf16 under f32) or packed (GGUF, fp8, four bits): on a CPU it
 /// is unpacked piece by piece into a scratch that all layers share, and multiplied in f32, which on CPUs without
 /// bf16 units is several times faster than computing in bf16.
-/// Low-rank changes that the weights bring along ([`Weights::adapted`]) are added to the output.
+/// Changes that were set for it ([`Weights::with_slots`]) are added to the output.
 #[derive(Debug)]
 pub struct Linear {
     weight: Matrix,
     bias: Option<Tensor>,
-    changes: Vec<LowRank>,
+    changes: Changes,
 }
 
 impl Linear {
@@ -32,8 +33,8 @@ impl Linear {
     /// # Errors
     /// Those of [`Weights::tensor`].
     pub fn without_bias(w: &Weights, input: i64, output: i64) -> Result<Self> {
-        let changes = w.low_rank(input, output)?;
-        Ok(Self { weight: w.matrix("weight", [output, input])?, bias: None, changes })
+        let weight = w.matrix("weight", [output, input])?;
+        Ok(Self { changes: Changes::new(w.slot(&weight), input), weight, bias: None })
     }
 
     /// [.., in] to [.., out], in the input's kind.
@@ -44,7 +45,7 @@ impl Linear {
         let kind = x.kind();
         let bias = self.bias.as_ref().map(|b| b.f_to_kind(kind)).transpose()?;
         let y = self.weight.apply(x, bias.as_ref())?;
-        self.changed(y, x, 0)
+        self.changed(y, x, 0, false)
     }
 
     /// `sum + x @ weight^T + bias`, with the product added inside the matrix multiplication.
@@ -57,7 +58,7 @@ impl Linear {
             Some(bias) => product.f_add(&bias.f_to_kind(x.kind())?)?,
             None => product,
         };
-        self.changed(y, x, 0)
+        self.changed(y, x, 0, true)
     }
 
     /// Splits the input features in two: `self(cat(a, b)) = first(a) + second(b)`.
@@ -69,7 +70,7 @@ impl Linear {
     pub fn split_input(self, at: i64) -> Result<(Self, Self)> {
         let [_, input] = self.weight.size();
         let part = |start: i64, count: i64, bias: Option<Tensor>| -> Result<Self> {
-            let changes = self.changes.iter().map(|change| change.columns(start, count)).collect::<Result<_>>()?;
+            let changes = self.changes.of_columns(start, count, start == 0);
             Ok(Self { weight: self.weight.columns(start, count)?, bias, changes })
         };
         Ok((part(0, at, self.bias.as_ref().map(Tensor::shallow_clone))?, part(at, input - at, None)?))
@@ -82,15 +83,21 @@ impl Linear {
     pub fn forward_rows(&self, x: &Tensor, start: i64, count: i64) -> Result<Tensor> {
         let bias = self.bias.as_ref().map(|bias| bias.f_narrow(0, start, count)?.f_to_kind(x.kind())).transpose()?;
         let y = self.weight.rows(start, count)?.apply(x, bias.as_ref())?;
-        self.changed(y, x, start)
+        self.changed(y, x, start, false)
     }
 
-    /// `y`, the output features from `start` on for the input `x`, with all changes.
-    fn changed(&self, y: Tensor, x: &Tensor, start: i64) -> Result<Tensor> {
-        let count = y.size().last().copied().unwrap_or_default();
-        for change in &self.changes {
-            change.add_to(&y, x, start, count)?;
-        }
+    /// `y`, the output features from `start` on for the input `x`, with all changes. Where it was `summed` with
+    /// something else, the product of weight and input cannot be had from it.
+    fn changed(&self, y: Tensor, x: &Tensor, start: i64, summed: bool) -> Result<Tensor> {
+        let (kind, count) = (x.kind(), y.size().last().copied().unwrap_or_default());
+        let rows = |t: &Tensor| -> Result<Tensor> { Ok(t.f_narrow(0, start, count)?.f_to_kind(kind)?) };
+        let product = |x: &Tensor| self.weight.rows(start, count)?.apply(x, None);
+        let plain = || match &self.bias {
+            _ if summed => Ok(None),
+            Some(bias) => Ok(Some(y.f_sub(&rows(bias)?)?)),
+            None => Ok(Some(y.f_to_dtype(kind, false, true)?)),
+        };
+        self.changes.add_to(&y, x, start, &product, plain)?;
         Ok(y)
     }
 }

@@ -136,6 +136,22 @@ impl Matrix {
         }
     }
 
+    /// The same weight, in the same memory.
+    pub(crate) fn shallow_clone(&self) -> Self {
+        match self {
+            Matrix::Plain(weight) => Matrix::Plain(weight.shallow_clone()),
+            Matrix::Packed(packed) => Matrix::Packed(packed.clone()),
+        }
+    }
+
+    /// Where it is multiplied.
+    pub(crate) fn device(&self) -> Device {
+        match self {
+            Matrix::Plain(weight) => weight.device(),
+            Matrix::Packed(packed) => packed.device,
+        }
+    }
+
     /// The same elements as a tensor of this kind, on the layer's device.
     pub(crate) fn dense(&self, kind: Kind) -> Result<Tensor> {
         match self {

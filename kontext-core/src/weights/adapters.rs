@@ -1,4 +1,4 @@
-//! Low-rank changes that go with weights: kept beside them, or added to them as they are read.
+//! Changes of linear layers by the layers' names, and adding them to weights as they are read.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -6,14 +6,13 @@ use std::sync::{Arc, Mutex};
 use tch::{Kind, Tensor};
 
 use super::{Conversion, Weights, lock};
-use crate::nn::LowRank;
-use crate::{Error, Result};
+use crate::Result;
+use crate::nn::{Change, Matrix, Slots};
 
 /// Changes of linear layers, by the layers' names (without `.weight`).
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Adapters {
-    layers: BTreeMap<String, Vec<LowRank>>,
-    fused: bool,
+    layers: BTreeMap<String, Vec<Change>>,
 }
 
 impl Adapters {
@@ -24,7 +23,7 @@ impl Adapters {
     }
 
     /// Adds a change; several of one layer add up.
-    pub fn add(&mut self, layer: impl Into<String>, change: LowRank) {
+    pub fn add(&mut self, layer: impl Into<String>, change: Change) {
         self.layers.entry(layer.into()).or_default().push(change);
     }
 
@@ -35,16 +34,15 @@ impl Adapters {
         }
     }
 
-    /// Whether the changes are added to the weights as they are read, which leaves nothing to do when
-    /// the model runs, and rounds them to the kind that it computes in. Default: kept beside the weights.
-    #[must_use]
-    pub fn fused(self, fused: bool) -> Self {
-        Self { fused, ..self }
-    }
-
     /// The layers that change.
     pub fn layers(&self) -> impl Iterator<Item = &str> {
         self.layers.keys().map(String::as_str)
+    }
+
+    /// The changes of a layer.
+    #[must_use]
+    pub fn of(&self, layer: &str) -> &[Change] {
+        self.layers.get(layer).map_or(&[], Vec::as_slice)
     }
 
     /// Whether there are none.
@@ -55,122 +53,171 @@ impl Adapters {
 }
 
 impl Weights {
-    /// The same weights with changes of linear layers, which replace changes that were set before.
+    /// The same weights with changes that are added to them as they are read. That leaves nothing to do when the
+    /// model runs, and rounds the changes to the kind that it computes in.
     #[must_use]
-    pub fn adapted(self, adapters: Adapters) -> Self {
+    pub fn fused(self, adapters: Adapters) -> Self {
         Self { adapters: Some(Arc::new(Mutex::new(adapters))), ..self }
     }
 
-    /// The changes that a layer at the cursor has to add to its output: none where they are fused.
-    pub(crate) fn low_rank(&self, input: i64, output: i64) -> Result<Vec<LowRank>> {
-        let Some(adapters) = self.adapters.as_deref().map(lock).filter(|a| !a.fused) else { return Ok(Vec::new()) };
-        let changes = adapters.layers.get(self.prefix.trim_end_matches('.')).map_or(&[][..], Vec::as_slice);
-        let placed = |change: &LowRank| {
-            fits(change, &[output, input])?;
-            change.to_device(self.device)
-        };
-        changes.iter().map(placed).collect()
+    /// The same weights, and where the changes of the linear layers that are built from them lie.
+    #[must_use]
+    pub fn with_slots(&self) -> (Self, Slots) {
+        let slots = Slots::default();
+        (Self { slots: Some(slots.clone()), ..self.clone() }, slots)
+    }
+
+    /// Where a layer at the cursor with this weight keeps its changes.
+    pub(crate) fn slot(&self, weight: &Matrix) -> Option<crate::nn::Slot> {
+        self.slots.as_ref().map(|slots| slots.register(self.prefix.trim_end_matches('.'), weight))
     }
 
     /// Whether there are changes to be fused with this tensor.
     pub(super) fn fuses(&self, full: &str) -> bool {
-        let Some(adapters) = self.adapters.as_deref().map(lock).filter(|a| a.fused) else { return false };
-        full.strip_suffix(".weight").is_some_and(|layer| adapters.layers.contains_key(layer))
+        let Some(adapters) = self.adapters.as_deref().map(lock) else { return false };
+        full.strip_suffix(".weight").is_some_and(|layer| !adapters.of(layer).is_empty())
     }
 
     /// A tensor with the changes that are to be fused with it.
     pub(super) fn fuse(&self, full: &str, value: Tensor) -> Result<Tensor> {
-        let Some(adapters) = self.adapters.as_deref().map(lock).filter(|a| a.fused) else { return Ok(value) };
-        let changes = full.strip_suffix(".weight").and_then(|layer| adapters.layers.get(layer));
-        let Some(changes) = changes else { return Ok(value) };
+        let Some(adapters) = self.adapters.as_deref().map(lock) else { return Ok(value) };
+        let Some((layer, leaf)) = full.rsplit_once('.') else { return Ok(value) };
+        let changes = adapters.of(layer);
+        if changes.is_empty() || !(leaf == "weight" || leaf == "bias") {
+            return Ok(value);
+        }
         // Narrow weights that compute in a wide kind become wide, rather than round what is added.
         let kind = match self.kind {
             Conversion::Keep => value.kind(),
             Conversion::To(kind) | Conversion::AtMost(kind) => kind,
         };
+        let wide = value.f_to_kind(Kind::Float)?;
         // A copy, never the file's or another model's values.
-        let wide = value.f_to_dtype(Kind::Float, false, true)?;
+        let sum = wide.f_to_dtype(Kind::Float, false, true)?;
         for change in changes {
-            fits(change, &value.size())?;
-            change.to_device(self.device)?.fuse_into(&wide)?;
+            if leaf == "weight" {
+                change.fits(&value.size())?;
+                change.place(self.device, || Ok(wide.shallow_clone()))?.fuse_into(&sum, &wide)?;
+            } else if let Some((bias, rows)) = change.bias_to(self.device)? {
+                let _ = sum.f_narrow(0, rows.start, rows.end - rows.start)?.f_add_(&bias)?;
+            }
         }
-        Ok(wide.f_to_kind(kind)?)
-    }
-}
-
-fn fits(change: &LowRank, weight: &[i64]) -> Result<()> {
-    match weight {
-        [rows, input] if *input == change.input() && change.rows().end <= *rows => Ok(()),
-        _ => {
-            let got = vec![change.rows().end, change.input()];
-            Err(Error::Shape { tensor: "low-rank change", expected: "[at most out, in] of its linear layer", got })
-        }
+        Ok(sum.f_to_kind(kind)?)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::Linear;
+    use crate::nn::{Linear, Norm};
     use crate::{Device, noise};
 
     fn draw(shape: &[i64], seed: u64) -> Tensor {
         noise::randn(shape, seed, Kind::Float, Device::Cpu).unwrap()
     }
 
-    fn adapters() -> Adapters {
+    /// Every form of change, alone and together, for a layer [8, 6].
+    fn cases() -> Vec<Vec<Change>> {
+        let low_rank = |start| Change::low_rank(draw(&[2, 6], 1), draw(&[3, 2], 2), 0.5, start).unwrap();
+        let whole = || Change::low_rank(draw(&[1, 6], 3), draw(&[8, 1], 4), 2.0, 0).unwrap();
+        let kronecker = || Change::kronecker(&[draw(&[2, 3], 5)], vec![draw(&[4, 2], 6)], 0.7, 0).unwrap();
+        let pair = |seed, shape: &[i64]| [draw(shape, seed), draw(shape, seed + 1)];
+        let hadamard = || Change::hadamard(pair(8, &[4, 2]), pair(10, &[2, 6]), 0.3, 3).unwrap();
+        let lengths = |shape: &[i64]| draw(shape, 12).abs() + 0.5;
+        let dora = |norm| whole().with_magnitude(&lengths(&[8, 1]), norm).unwrap().at_strength(0.6);
+        let columns = || kronecker().with_magnitude(&lengths(&[1, 6]), Norm::Lycoris).unwrap().at_strength(0.6);
+        let biased = || low_rank(5).with_bias(draw(&[3], 13), true).unwrap();
+        vec![
+            vec![low_rank(4), whole()],
+            vec![kronecker(), Change::full(draw(&[2, 6], 7), 1.5, 6).unwrap()],
+            vec![hadamard(), biased(), Change::of_bias(draw(&[4], 14), 2).unwrap()],
+            vec![dora(Norm::Peft), whole()],
+            vec![low_rank(0), dora(Norm::Lycoris)],
+            vec![columns(), low_rank(1)],
+        ]
+    }
+
+    fn adapters(changes: &[Change]) -> Adapters {
         let mut adapters = Adapters::new();
-        adapters.add("a.b", LowRank::new(draw(&[2, 6], 1), draw(&[3, 2], 2), 0.5, 4).unwrap());
-        adapters.add("a.b", LowRank::new(draw(&[1, 6], 3), draw(&[8, 1], 4), 2.0, 0).unwrap());
+        changes.iter().for_each(|change| adapters.add("a.b", change.clone()));
         adapters
     }
 
     fn weights() -> Weights {
-        let tensors = [("a.b.weight".to_owned(), draw(&[8, 6], 5)), ("a.b.bias".to_owned(), draw(&[8], 6))];
+        let tensors = [("a.b.weight".to_owned(), draw(&[8, 6], 15)), ("a.b.bias".to_owned(), draw(&[8], 16))];
         Weights::from_tensors(tensors)
+    }
+
+    fn layer(weights: &Weights, changes: &[Change], fused: bool) -> Linear {
+        if fused {
+            return Linear::new(&weights.clone().fused(adapters(changes)).at("a.b"), 6, 8).unwrap();
+        }
+        let (weights, slots) = weights.with_slots();
+        let layer = Linear::new(&weights.at("a.b"), 6, 8).unwrap();
+        slots.set(&adapters(changes)).unwrap();
+        layer
     }
 
     #[test]
     fn fused_and_unfused_layers_agree_in_every_way_of_calling_them() {
-        let layer =
-            |fused: bool| Linear::new(&weights().adapted(adapters().fused(fused)).at("a").at("b"), 6, 8).unwrap();
-        let x = draw(&[2, 5, 6], 7);
-        let (fused, beside) = (layer(true), layer(false));
-        let close = |a: &Tensor, b: &Tensor| assert!(a.allclose(b, 1e-5, 1e-5, false));
-        let expected = fused.forward(&x).unwrap();
-        let plain = Linear::new(&weights().at("a").at("b"), 6, 8).unwrap().forward(&x).unwrap();
-        assert!((&expected - &plain).abs().max().double_value(&[]) > 0.1);
-        close(&expected, &beside.forward(&x).unwrap());
-        close(&expected.narrow(-1, 3, 4), &beside.forward_rows(&x, 3, 4).unwrap());
-        let sum = draw(&[2, 5, 8], 8);
-        close(&(&expected + &sum), &beside.forward_add(&x, &sum).unwrap());
-        let (first, second) = layer(false).split_input(2).unwrap();
-        let part = first.forward(&x.narrow(-1, 0, 2)).unwrap();
-        close(&expected, &second.forward_add(&x.narrow(-1, 2, 4), &part).unwrap());
+        let (x, sum) = (draw(&[2, 5, 6], 17), draw(&[2, 5, 8], 18));
+        let close = |a: &Tensor, b: &Tensor| assert!(a.allclose(b, 1e-4, 1e-5, false));
+        let plain = Linear::new(&weights().at("a.b"), 6, 8).unwrap().forward(&x).unwrap();
+        for changes in cases() {
+            let expected = layer(&weights(), &changes, true).forward(&x).unwrap();
+            let beside = || layer(&weights(), &changes, false);
+            assert!((&expected - &plain).abs().max().double_value(&[]) > 0.1);
+            close(&expected, &beside().forward(&x).unwrap());
+            close(&expected.narrow(-1, 3, 4), &beside().forward_rows(&x, 3, 4).unwrap());
+            close(&(&expected + &sum), &beside().forward_add(&x, &sum).unwrap());
+            let (first, second) = beside().split_input(3).unwrap();
+            let part = first.forward(&x.narrow(-1, 0, 3)).unwrap();
+            close(&expected, &second.forward_add(&x.narrow(-1, 3, 3), &part).unwrap());
+        }
+    }
+
+    #[test]
+    fn changes_are_replaced_and_removed_to_the_bit() {
+        let (weights, slots) = weights().with_slots();
+        let linear = Linear::new(&weights.at("a.b"), 6, 8).unwrap();
+        let x = draw(&[5, 6], 17);
+        let plain = linear.forward(&x).unwrap();
+        for changes in cases() {
+            slots.set(&adapters(&changes)).unwrap();
+            assert_eq!(linear.forward(&x).unwrap(), layer(&weights, &changes, false).forward(&x).unwrap());
+        }
+        // A set of which a part does not fit changes nothing.
+        let mut wrong = adapters(&cases()[0]);
+        wrong.add("a.c", Change::of_bias(draw(&[2], 1), 0).unwrap());
+        let before = linear.forward(&x).unwrap();
+        let error = slots.set(&wrong).unwrap_err().to_string();
+        assert_eq!(error, "invalid layer of a change: expected a linear layer of the model (nearest: `a.b`), got a.c");
+        assert_eq!(linear.forward(&x).unwrap(), before);
+        slots.set(&Adapters::new()).unwrap();
+        assert_eq!(linear.forward(&x).unwrap(), plain);
     }
 
     #[test]
     fn narrow_weights_that_compute_in_f32_do_not_round_what_is_fused() {
-        let narrow = || {
-            let tensors = [("a.b.weight".to_owned(), draw(&[8, 6], 5).to_kind(Kind::BFloat16))];
-            Weights::from_tensors(tensors).at_most(Kind::Float)
+        let tensors = || {
+            [
+                ("a.b.weight".to_owned(), draw(&[8, 6], 5).to_kind(Kind::BFloat16)),
+                ("a.b.bias".to_owned(), draw(&[8], 6)),
+            ]
         };
-        let layer = |fused: bool| {
-            Linear::without_bias(&narrow().adapted(adapters().fused(fused)).at("a").at("b"), 6, 8).unwrap()
-        };
-        let x = draw(&[5, 6], 7);
-        assert!(layer(true).forward(&x).unwrap().allclose(&layer(false).forward(&x).unwrap(), 1e-5, 1e-5, false));
+        let narrow = Weights::from_tensors(tensors()).at_most(Kind::Float);
+        let (x, changes) = (draw(&[5, 6], 7), &cases()[0]);
+        let [fused, beside] = [true, false].map(|fused| layer(&narrow, changes, fused).forward(&x).unwrap());
+        assert!(fused.allclose(&beside, 1e-5, 1e-5, false));
     }
 
     #[test]
     fn gradients_reach_both_factors() {
         let leaf = |shape: &[i64], seed| draw(shape, seed).set_requires_grad(true);
         let (down, up) = (leaf(&[2, 6], 1), leaf(&[3, 2], 2));
-        let mut adapters = Adapters::new();
-        adapters.add("a.b", LowRank::new(down.shallow_clone(), up.shallow_clone(), 0.5, 4).unwrap());
-        let layer = Linear::new(&weights().adapted(adapters).at("a").at("b"), 6, 8).unwrap();
+        let change = Change::low_rank(down.shallow_clone(), up.shallow_clone(), 0.5, 4).unwrap();
         let x = draw(&[5, 6], 7);
-        layer.forward(&x).unwrap().sum(Kind::Float).backward();
+        layer(&weights(), &[change], false).forward(&x).unwrap().sum(Kind::Float).backward();
         let expected =
             x.linear(&down.detach(), None::<&Tensor>).sum_dim_intlist([0_i64].as_slice(), false, Kind::Float);
         assert!(up.grad().get(1).allclose(&(expected * 0.5), 1e-4, 1e-5, false));
@@ -179,9 +226,11 @@ mod tests {
 
     #[test]
     fn a_change_of_another_width_is_refused() {
-        let mut adapters = Adapters::new();
-        adapters.add("a.b", LowRank::new(draw(&[2, 5], 1), draw(&[3, 2], 2), 1.0, 0).unwrap());
-        let error = Linear::new(&weights().adapted(adapters).at("a").at("b"), 6, 8).unwrap_err();
-        assert!(error.to_string().contains("low-rank change"), "{error}");
+        let adapters = adapters(&[Change::low_rank(draw(&[2, 5], 1), draw(&[3, 2], 2), 1.0, 0).unwrap()]);
+        let error = Linear::new(&weights().fused(adapters.clone()).at("a.b"), 6, 8).unwrap_err();
+        assert!(error.to_string().starts_with("change: expected shape"), "{error}");
+        let (weights, slots) = weights().with_slots();
+        let _layer = Linear::new(&weights.at("a.b"), 6, 8).unwrap();
+        assert_eq!(slots.set(&adapters).unwrap_err().to_string(), error.to_string());
     }
 }

@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 
+use crate::nn::Slots;
 use crate::{CheckpointError, Error, Result};
 pub use adapters::Adapters;
 use companions::Companion;
@@ -30,7 +31,7 @@ pub(crate) use companions::Factors;
 use file::{Stored, WeightFile};
 pub use gguf_value::{Array, Value};
 pub use gguf_write::{StreamedTensor, write_gguf};
-pub use names::{NameMap, Recipe};
+pub use names::{NameMap, Recipe, nearest as nearest_name};
 pub use packed::LeftInFile;
 pub use quantize::Quantize;
 pub use report::Account;
@@ -63,6 +64,7 @@ pub struct Weights {
     device: Device,
     map: Option<NameMap>,
     adapters: Option<Arc<Mutex<Adapters>>>,
+    slots: Option<Slots>,
     audit: bool,
     left: LeftInFile,
     quantize: Option<Quantize>,
@@ -129,6 +131,7 @@ impl Weights {
             device: Device::Cpu,
             map: None,
             adapters: None,
+            slots: None,
             audit: false,
             left: LeftInFile::None,
             quantize: None,

@@ -28,7 +28,8 @@ pub type NameMap = fn(&str) -> Recipe;
 ///
 /// Few edits make a name alike, and so does a long common beginning: the parts of a module stand
 /// nearer than the same part of another module.
-pub(super) fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
+#[must_use]
+pub fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
     /// Below this likeness, of at most 2, a hint would mislead.
     const LIKE: f64 = 1.0;
     let likeness = |name: &str| {

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use kontext_core::nn::{Embedding, LayerNorm};
+use kontext_core::nn::{Embedding, LayerNorm, Slots};
 use kontext_core::{Device, During, Error, Kind, Result, Tensor, Weights};
 
 use super::ClipConfig;
@@ -35,6 +35,7 @@ pub struct ClipEncoder {
     final_layer_norm: LayerNorm,
     config: ClipConfig,
     compute: Kind,
+    slots: Slots,
 }
 
 /// What CLIP's text model returns, in the kind that it computes in.
@@ -63,7 +64,7 @@ impl ClipEncoder {
         config.validate(w.path())?;
         let bare = !w.contains("text_model.embeddings.token_embedding.weight")
             && w.contains("embeddings.token_embedding.weight");
-        let w = w.at(if bare { "" } else { "text_model" });
+        let (w, slots) = w.at(if bare { "" } else { "text_model" }).with_slots();
         let (embeddings, layers, width) = (w.at("embeddings"), w.at("encoder.layers"), config.hidden_size);
         Ok(Self {
             token_embedding: Embedding::new(&embeddings.at("token_embedding"), config.vocab_size, width)?,
@@ -75,6 +76,7 @@ impl ClipEncoder {
             final_layer_norm: LayerNorm::new(&w.at("final_layer_norm"), width, config.layer_norm_eps)?,
             config: config.clone(),
             compute,
+            slots,
         })
     }
 
@@ -157,6 +159,13 @@ impl ClipEncoder {
             x = layer.forward(&x, &mask)?;
         }
         self.final_layer_norm.forward(&x)
+    }
+
+    /// Where the changes of its linear layers are set, by the file's names:
+    /// `text_model.encoder.layers.0.mlp.fc1`, or without `text_model.` where the file has none.
+    #[must_use]
+    pub fn slots(&self) -> &Slots {
+        &self.slots
     }
 
     /// Its sizes.

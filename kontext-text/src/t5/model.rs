@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use kontext_core::nn::{Embedding, RmsNorm};
+use kontext_core::nn::{Embedding, RmsNorm, Slots};
 use kontext_core::{Device, During, Kind, Result, Tensor, Weights};
 
 use super::T5Config;
@@ -36,6 +36,7 @@ pub struct T5Encoder {
     norm: RmsNorm,
     config: T5Config,
     compute: Kind,
+    slots: Slots,
 }
 
 impl T5Encoder {
@@ -57,6 +58,7 @@ impl T5Encoder {
     pub fn new(w: &Weights, config: &T5Config, compute: Kind) -> Result<Self> {
         load::computes(compute)?;
         config.validate(w.path())?;
+        let (w, slots) = &w.with_slots();
         let table = if w.contains("shared.weight") { "shared" } else { "encoder.embed_tokens" };
         let encoder = w.at("encoder");
         let blocks = encoder.at("block");
@@ -70,6 +72,7 @@ impl T5Encoder {
             norm: RmsNorm::new(&encoder.at("final_layer_norm"), "weight", config.d_model, config.layer_norm_epsilon)?,
             config: config.clone(),
             compute,
+            slots: slots.clone(),
         })
     }
 
@@ -136,6 +139,12 @@ impl T5Encoder {
             x = block.forward(&x, &bias)?;
         }
         Ok(self.norm.forward(&x)?.f_to_kind(self.compute)?)
+    }
+
+    /// Where the changes of its linear layers are set: `encoder.block.0.layer.0.SelfAttention.q`.
+    #[must_use]
+    pub fn slots(&self) -> &Slots {
+        &self.slots
     }
 
     /// Its sizes.

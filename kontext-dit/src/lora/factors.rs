@@ -1,0 +1,203 @@
+//! The tensors of one layer, and the changes that they make.
+//!
+//! Source: KohakuBlueleaf/LyCORIS 4.1.3 `lycoris/modules/{locon,lokr,loha,full}.py`; huggingface/peft 0.21
+//! `src/peft/tuners/{lora,lokr,loha}/layer.py`.
+
+use std::collections::BTreeMap;
+
+use kontext_core::nn::Change;
+use kontext_core::{Error, Result, Tensor};
+
+use super::families::{Key, Leaf};
+use super::scaling::Scaling;
+
+/// The form of a layer's change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum LoraForm {
+    /// `up @ down`.
+    LowRank,
+    /// A low-rank change and the lengths of the rows.
+    Dora,
+    /// A Kronecker product.
+    LoKr,
+    /// A Hadamard product of two low-rank ones.
+    LoHa,
+    /// A whole matrix, or a bias.
+    Full,
+}
+
+impl std::fmt::Display for LoraForm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::LowRank => "LoRA",
+            Self::Dora => "DoRA",
+            Self::LoKr => "LoKr",
+            Self::LoHa => "LoHa",
+            Self::Full => "full",
+        })
+    }
+}
+
+/// The tensors of one layer.
+#[derive(Debug)]
+pub(super) struct Factors {
+    key: Key,
+    tensors: BTreeMap<Leaf, (String, Tensor)>,
+}
+
+/// What came of a layer's tensors.
+#[derive(Debug)]
+pub(super) struct Built {
+    pub(super) changes: Vec<(LoraForm, Change)>,
+    /// Tensors that lack their partner.
+    pub(super) left: Vec<String>,
+}
+
+impl Factors {
+    pub(super) fn new(key: Key) -> Self {
+        Self { key, tensors: BTreeMap::new() }
+    }
+
+    /// Adds a tensor; the name of the one that it replaces comes back.
+    pub(super) fn insert(&mut self, leaf: Leaf, name: String, tensor: Tensor) -> Option<String> {
+        self.tensors.insert(leaf, (name, tensor)).map(|(name, _)| name)
+    }
+
+    pub(super) fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// Makes the changes, for a layer that begins at row 0.
+    pub(super) fn build(mut self, scaling: &Scaling) -> Result<Built> {
+        let alpha = match self.tensors.remove(&Leaf::Alpha) {
+            Some((name, alpha)) if alpha.numel() == 1 => Some((name, alpha.f_flatten(0, -1)?.f_double_value(&[0])?)),
+            Some((name, alpha)) => return Err(Error::invalid("alpha of a LoRA", "one number", shape(&name, &alpha))),
+            None => None,
+        };
+        let (target, module) = (self.key.layer.target, self.key.layer.module.clone());
+        let scale = |rank: Option<i64>| match (&alpha, rank) {
+            (Some((_, alpha)), Some(rank)) => alpha / rank as f64,
+            // LyCORIS: two whole matrices have the scale in them.
+            (Some(_), None) => 1.0,
+            (None, rank) => match rank.map(|r| r as f64).or_else(|| scaling.rank(target)) {
+                Some(rank) => scaling.scale(target, &module, rank),
+                None => 1.0,
+            },
+        };
+        let mut changes = Vec::new();
+        if let Some([down, up]) = self.take([Leaf::Down, Leaf::Up])? {
+            changes
+                .push((LoraForm::LowRank, Change::low_rank(down.shallow_clone(), up, scale(Some(down.size()[0])), 0)?));
+        }
+        let first = self.one_or_two(Leaf::LokrW1, [Leaf::LokrW1A, Leaf::LokrW1B]);
+        let second = self.one_or_two(Leaf::LokrW2, [Leaf::LokrW2A, Leaf::LokrW2B]);
+        if let (Some(first), Some(second)) = (first, second) {
+            let (first, second) = (self.remove(&first)?, self.remove(&second)?);
+            let rank = |pair: &[Tensor]| pair.get(1).and_then(|b| b.size().first().copied());
+            let scale = scale(rank(&first).or_else(|| rank(&second)));
+            changes.push((LoraForm::LoKr, Change::kronecker(&first, second, scale, 0)?));
+        }
+        if let Some([a0, b0, a1, b1]) = self.take([Leaf::HadaW1A, Leaf::HadaW1B, Leaf::HadaW2A, Leaf::HadaW2B])? {
+            let scale = scale(b0.size().first().copied());
+            changes.push((LoraForm::LoHa, Change::hadamard([a0, a1], [b0, b1], scale, 0)?));
+        }
+        if let Some([diff]) = self.take([Leaf::Diff])? {
+            changes.push((LoraForm::Full, Change::full(diff, 1.0, 0)?));
+        }
+        if let Some([bias]) = self.take([Leaf::DiffBias])? {
+            changes.push((LoraForm::Full, Change::of_bias(bias, 0)?));
+        }
+        // What belongs to a matrix goes to the first.
+        let mut changes = changes.into_iter();
+        let mut built = Vec::new();
+        if let Some((mut form, mut change)) = changes.next() {
+            if let Some([bias]) = self.take([Leaf::UpBias])? {
+                change = change.with_bias(bias, true)?;
+            }
+            for leaf in [Leaf::PeftMagnitude, Leaf::LycorisMagnitude] {
+                if let Some((_, magnitude)) = self.tensors.remove(&leaf) {
+                    change = change.with_magnitude(&magnitude, leaf.norm())?;
+                    form = LoraForm::Dora;
+                }
+            }
+            built.push((form, change));
+        }
+        built.extend(changes);
+        let alone = alpha.filter(|_| built.is_empty()).map(|(name, _)| name);
+        let left = self.tensors.into_values().map(|(name, _)| name).chain(alone).collect();
+        Ok(Built { changes: built, left })
+    }
+
+    /// The tensors, if all are there.
+    fn take<const N: usize>(&mut self, leaves: [Leaf; N]) -> Result<Option<[Tensor; N]>> {
+        if !leaves.iter().all(|leaf| self.tensors.contains_key(leaf)) {
+            return Ok(None);
+        }
+        Ok(self.remove(&leaves)?.try_into().ok())
+    }
+
+    fn remove(&mut self, leaves: &[Leaf]) -> Result<Vec<Tensor>> {
+        let tensors = leaves.iter().filter_map(|leaf| self.tensors.remove(leaf));
+        tensors.map(|(_, tensor)| plain(&tensor)).collect()
+    }
+
+    /// Which of them a matrix is given by.
+    fn one_or_two(&self, one: Leaf, two: [Leaf; 2]) -> Option<Vec<Leaf>> {
+        let has = |leaf: &Leaf| self.tensors.contains_key(leaf);
+        if has(&one) { Some(vec![one]) } else { two.iter().all(has).then(|| two.to_vec()) }
+    }
+}
+
+/// A convolution of one pixel as the matrix that it is.
+fn plain(tensor: &Tensor) -> Result<Tensor> {
+    match tensor.size().as_slice() {
+        [_, _, 1, 1] => Ok(tensor.f_flatten(1, -1)?),
+        _ => Ok(tensor.shallow_clone()),
+    }
+}
+
+fn shape(name: &str, tensor: &Tensor) -> String {
+    format!("`{name}` of shape {:?}", tensor.size())
+}
+
+#[cfg(test)]
+mod tests {
+    use kontext_core::{Device, Kind};
+
+    use super::super::table::Table;
+    use super::*;
+    use crate::lora::families;
+
+    fn build(tensors: &[(&str, &[i64])]) -> Built {
+        let table = Table::new().unwrap();
+        let key = |leaf: &str| families::read(&format!("lora_unet_img_in.{leaf}"), &table).unwrap();
+        let mut factors = Factors::new(key("alpha"));
+        for (leaf, shape) in tensors {
+            factors.insert(key(leaf).leaf, (*leaf).to_owned(), Tensor::ones(*shape, (Kind::Float, Device::Cpu)));
+        }
+        factors.build(&Scaling::default()).unwrap()
+    }
+
+    #[test]
+    fn each_form_is_known_by_its_factors() {
+        let form = |tensors: &[(&str, &[i64])]| {
+            let built = build(tensors);
+            assert!(built.left.is_empty(), "{:?}", built.left);
+            built.changes.iter().map(|(form, change)| (*form, change.rank())).collect::<Vec<_>>()
+        };
+        let low_rank: [(&str, &[i64]); 2] = [("lora_down.weight", &[2, 6, 1, 1]), ("lora_up.weight", &[8, 2, 1, 1])];
+        assert_eq!(form(&low_rank), [(LoraForm::LowRank, Some(2))]);
+        assert_eq!(form(&[low_rank[0], low_rank[1], ("dora_scale", &[8, 1])]), [(LoraForm::Dora, Some(2))]);
+        assert_eq!(form(&[("lokr_w1", &[2, 2]), ("lokr_w2", &[4, 3]), ("alpha", &[])]), [(LoraForm::LoKr, None)]);
+        let both = [("diff", &[8, 6][..]), ("diff_b", &[8][..])];
+        assert_eq!(form(&both), [(LoraForm::Full, None), (LoraForm::Full, None)]);
+    }
+
+    #[test]
+    fn factors_without_their_partners_are_left() {
+        assert_eq!(build(&[("lora_down.weight", &[2, 6]), ("alpha", &[])]).left, ["lora_down.weight", "alpha"]);
+        assert_eq!(build(&[("lokr_w1", &[2, 2])]).left, ["lokr_w1"]);
+        assert_eq!(build(&[("hada_w1_a", &[8, 2]), ("hada_w1_b", &[2, 6])]).left.len(), 2);
+    }
+}

@@ -1,0 +1,201 @@
+//! The linear layers that a LoRA can name, under every name that programs have for them.
+
+use std::collections::BTreeMap;
+
+use kontext_core::Result;
+
+use crate::{DitConfig, linear_parts};
+
+/// The part of a pipeline that a layer belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LoraTarget {
+    /// The transformer.
+    Transformer,
+    /// CLIP's text model.
+    Clip,
+    /// T5's encoder.
+    T5,
+}
+
+impl std::fmt::Display for LoraTarget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Transformer => "transformer",
+            Self::Clip => "CLIP",
+            Self::T5 => "T5",
+        })
+    }
+}
+
+/// Whose names a layer is called by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Naming {
+    /// BFL's, for the whole of a fused layer.
+    Bfl,
+    /// diffusers' (and transformers'), for a part of it.
+    Diffusers,
+    /// Processors of XLabs, and of diffusers in its early days.
+    XLabs,
+    OldDiffusers,
+}
+
+/// A layer that was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Layer {
+    pub(super) target: LoraTarget,
+    pub(super) naming: Naming,
+    /// Its name with dots, by BFL or diffusers.
+    pub(super) module: String,
+    /// Only queries, keys and values of a layer that holds the MLP, too.
+    pub(super) attention_only: bool,
+}
+
+/// Stands for a block's number.
+const INDEX: &str = "{}";
+
+/// Names of layers, in which the block's number is left open: a LoRA may be of a model of any depth.
+pub(super) struct Table(BTreeMap<String, Layer>);
+
+/// XLabs' processors, and the layers that they stand at.
+const XLABS: [(&str, &str); 6] = [
+    ("double_blocks.{}.processor.qkv_lora1", "double_blocks.{}.img_attn.qkv"),
+    ("double_blocks.{}.processor.qkv_lora2", "double_blocks.{}.txt_attn.qkv"),
+    ("double_blocks.{}.processor.proj_lora1", "double_blocks.{}.img_attn.proj"),
+    ("double_blocks.{}.processor.proj_lora2", "double_blocks.{}.txt_attn.proj"),
+    ("single_blocks.{}.processor.qkv_lora", "single_blocks.{}.linear1"),
+    ("single_blocks.{}.processor.proj_lora", "single_blocks.{}.linear2"),
+];
+/// Layers of a CLIP block.
+const CLIP: [&str; 6] =
+    ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2"];
+/// Layers of a T5 block.
+const T5: [&str; 8] = [
+    "layer.0.SelfAttention.q",
+    "layer.0.SelfAttention.k",
+    "layer.0.SelfAttention.v",
+    "layer.0.SelfAttention.o",
+    "layer.1.DenseReluDense.wi_0",
+    "layer.1.DenseReluDense.wi_1",
+    "layer.1.DenseReluDense.wi",
+    "layer.1.DenseReluDense.wo",
+];
+
+impl Table {
+    pub(super) fn new() -> Result<Self> {
+        let mut table = Self(BTreeMap::new());
+        let shallow = DitConfig { double_blocks: 1, single_blocks: 1, ..DitConfig::kontext_dev() };
+        for part in linear_parts(&shallow)? {
+            let (module, layer) = (open(&part.module), open(&part.layer));
+            table.add(LoraTarget::Transformer, Naming::Bfl, &layer, &layer);
+            table.add(LoraTarget::Transformer, Naming::Diffusers, &module, &module);
+            if let Some((attention, name)) = module.split_once(".attn.") {
+                // `attn.to_out.0` was `attn.processor.to_out_lora`.
+                let old = format!("{attention}.attn.processor.{}_lora", name.trim_end_matches(".0"));
+                table.add(LoraTarget::Transformer, Naming::OldDiffusers, &old, &module);
+            }
+        }
+        for (name, layer) in XLABS {
+            table.add(LoraTarget::Transformer, Naming::XLabs, name, layer);
+        }
+        for part in CLIP {
+            let module = format!("text_model.encoder.layers.{INDEX}.{part}");
+            table.add(LoraTarget::Clip, Naming::Diffusers, &module, &module);
+            table.add(LoraTarget::Clip, Naming::Diffusers, &format!("encoder.layers.{INDEX}.{part}"), &module);
+        }
+        for part in T5 {
+            let module = format!("encoder.block.{INDEX}.{part}");
+            table.add(LoraTarget::T5, Naming::Diffusers, &module, &module);
+        }
+        Ok(table)
+    }
+
+    fn add(&mut self, target: LoraTarget, naming: Naming, name: &str, module: &str) {
+        let attention_only = name.ends_with("processor.qkv_lora");
+        self.0.entry(flat(name)).or_insert(Layer { target, naming, module: module.to_owned(), attention_only });
+    }
+
+    /// The layer that is called `name`, with dots or with underscores in their place.
+    pub(super) fn find(&self, name: &str) -> Option<Layer> {
+        let name = flat(name);
+        if let Some(layer) = self.0.get(&name) {
+            return Some(layer.clone());
+        }
+        let (open, index) = without_index(&name)?;
+        let layer = self.0.get(&open)?.clone();
+        Some(Layer { module: layer.module.replacen(INDEX, &index, 1), ..layer })
+    }
+
+    /// The names of a target's layers for the block that `name` is in, as they would stand in its place.
+    pub(super) fn names_like(&self, name: &str, targets: &[LoraTarget]) -> Vec<String> {
+        let index = without_index(&flat(name)).map_or_else(|| "0".to_owned(), |(_, index)| index);
+        let entries = self.0.iter().filter(|(_, layer)| targets.contains(&layer.target));
+        let dotted = name.contains('.');
+        let name = |(flat, layer): (&String, &Layer)| {
+            let own = matches!(layer.naming, Naming::Bfl | Naming::Diffusers);
+            (own || !dotted).then(|| if dotted { &layer.module } else { flat }.replacen(INDEX, &index, 1))
+        };
+        entries.filter_map(name).collect()
+    }
+}
+
+fn flat(name: &str) -> String {
+    name.replace('.', "_")
+}
+
+/// `transformer_blocks.0.attn.to_q` with the number left open.
+fn open(module: &str) -> String {
+    if module.contains("blocks.0.") { module.replacen(".0.", &format!(".{INDEX}."), 1) } else { module.to_owned() }
+}
+
+/// A name with underscores whose first number is left open, and that number.
+fn without_index(name: &str) -> Option<(String, String)> {
+    let mut tokens: Vec<&str> = name.split('_').collect();
+    let at = tokens.iter().position(|token| !token.is_empty() && token.bytes().all(|b| b.is_ascii_digit()))?;
+    let index = std::mem::replace(tokens.get_mut(at)?, INDEX);
+    Some((tokens.join("_"), index.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_found_with_dots_and_with_underscores() {
+        let table = Table::new().unwrap();
+        let deep = DitConfig { double_blocks: 2, single_blocks: 13, ..DitConfig::kontext_dev() };
+        for part in linear_parts(&deep).unwrap() {
+            for (name, naming) in [(&part.module, Naming::Diffusers), (&part.layer, Naming::Bfl)] {
+                for written in [name.clone(), flat(name)] {
+                    let layer = table.find(&written).unwrap();
+                    assert_eq!((&layer.module, layer.target), (name, LoraTarget::Transformer));
+                    assert_eq!(layer.naming, naming, "{written}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_two_layers_share_a_name() {
+        let shallow = DitConfig { double_blocks: 1, single_blocks: 1, ..DitConfig::kontext_dev() };
+        let parts = linear_parts(&shallow).unwrap();
+        let layers: std::collections::BTreeSet<&str> = parts.iter().map(|p| p.layer.as_str()).collect();
+        let attention = parts.iter().filter(|p| p.module.contains(".attn.")).count();
+        let expected = layers.len() + parts.len() + attention + XLABS.len() + 2 * CLIP.len() + T5.len();
+        assert_eq!(Table::new().unwrap().0.len(), expected);
+    }
+
+    #[test]
+    fn processors_and_text_encoders_are_found() {
+        let table = Table::new().unwrap();
+        let module = |name: &str| table.find(name).unwrap().module;
+        assert_eq!(module("double_blocks.7.processor.qkv_lora2"), "double_blocks.7.txt_attn.qkv");
+        assert!(table.find("single_blocks.7.processor.qkv_lora").unwrap().attention_only);
+        assert_eq!(module("transformer_blocks.3.attn.processor.to_out_lora"), "transformer_blocks.3.attn.to_out.0");
+        assert_eq!(module("text_model_encoder_layers_11_mlp_fc1"), "text_model.encoder.layers.11.mlp.fc1");
+        assert_eq!(
+            module("encoder_block_3_layer_1_DenseReluDense_wi_0"),
+            "encoder.block.3.layer.1.DenseReluDense.wi_0"
+        );
+        assert_eq!(table.find("down_blocks_0_attentions_0_proj_in"), None);
+    }
+}
