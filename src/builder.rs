@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use image::RgbImage;
 use kontext_core::weights::{LeftInFile, Quantize};
-use kontext_core::{Device, Error, Kind, Result, Weights, device};
+use kontext_core::{Device, Error, Kind, Result, Weights, device, memory};
 use kontext_dit::{Dit, DitConfig};
 use kontext_sampler::{Shift, Size};
 use kontext_text::{ClipEncoder, T5Encoder, TextEncoder, Tokenizer};
@@ -372,5 +372,6 @@ impl TextFiles {
 fn transformer(weights: &Weights, config: &DitConfig, progress: impl FnMut(usize)) -> Result<Dit> {
     let dit = Dit::new(weights, config, progress)?;
     weights.finish()?;
+    memory::give_back();
     Ok(dit)
 }

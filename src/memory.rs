@@ -22,8 +22,8 @@ const PICTURES: u64 = 9;
 /// What libtorch's threads and the unpacked piece of a weight take beside activations.
 const SCRATCH: u64 = 24 << 20;
 /// Values of the autoencoder's largest activation that are alive at once, by experiment.
-const ALIVE_IN_DECODER: f64 = 3.1;
-const ALIVE_IN_ENCODER: f64 = 3.3;
+const ALIVE_IN_DECODER: f64 = 2.5;
+const ALIVE_IN_ENCODER: f64 = 1.5;
 /// Activations of the transformer, in tensors of all tokens by its width, by experiment.
 const ALIVE_IN_BLOCK: u64 = 12;
 

@@ -286,7 +286,7 @@ impl Pipeline {
             latents = add_noise(&pack(&start)?.f_to_kind(latents.kind())?, &latents, &plan.schedule)?;
         }
         tell(observe, &plan, Event::Noise { latents: &latents })?;
-        drop(vae);
+        vae.end();
         // 5. Sampling.
         let latents = self.sample(request, &plan, &latents, &positive, negative.as_ref(), context.as_ref(), observe)?;
         // 6. Pictures.
@@ -321,7 +321,9 @@ impl Pipeline {
             Ok(conditioning)
         };
         let positive = encode(&request.prompt, false)?;
-        Ok((positive, request.negative().map(|prompt| encode(prompt, true)).transpose()?))
+        let negative = request.negative().map(|prompt| encode(prompt, true)).transpose()?;
+        text.end();
+        Ok((positive, negative))
     }
 
     /// The context's tokens, and the first reference's latents.
@@ -434,9 +436,12 @@ impl Pipeline {
             };
             Ok(v.f_to_kind(dtype)?)
         };
-        integrate(latents, &plan.schedule, dtype, velocity, |step| {
+        let sampled = integrate(latents, &plan.schedule, dtype, velocity, |step| {
             observe(Event::Step { done: step.done, total: step.total, sigma: step.sigma, latents: step.latents })
-        })
+        });
+        drop((positive, negative));
+        dit.end();
+        sampled
     }
 
     fn codec<'a>(&self, vae: &'a Autoencoder, plan: &Plan) -> Codec<'a> {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Deref;
 
 use kontext_core::weights::LeftInFile;
-use kontext_core::{Device, Error, Result};
+use kontext_core::{Device, Error, Result, memory};
 
 use crate::frozen::Frozen;
 
@@ -80,6 +80,11 @@ impl<T> Slot<T> {
 
     /// A part that `load` makes: now, or at every use.
     pub(crate) fn new(on_demand: bool, load: impl Fn() -> Result<T> + Send + Sync + 'static) -> Result<Self> {
+        let load = move || {
+            let part = load();
+            memory::give_back();
+            part
+        };
         if on_demand { Ok(Self::OnDemand(Box::new(load))) } else { Ok(Self::held(load()?)) }
     }
 
@@ -97,6 +102,17 @@ impl<T> Slot<T> {
             Self::Held(value) => Lease::Shared(value),
             Self::OnDemand(load) => Lease::Own(load()?),
         })
+    }
+}
+
+impl<T> Lease<'_, T> {
+    /// Ends it; a part that was loaded for it makes room.
+    pub(crate) fn end(self) {
+        let own = matches!(self, Self::Own(_));
+        drop(self);
+        if own {
+            memory::give_back();
+        }
     }
 }
 

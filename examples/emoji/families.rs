@@ -181,6 +181,24 @@ impl Pairs<'_> {
                     for change in &changes {
                         self.change(source, *change, &candidates);
                     }
+                    self.looks(source, index, &candidates);
+                }
+            }
+        }
+    }
+
+    /// As the second picture looks: greyscale, sepia or inverted. Without these, most pictures could be redrawn in one
+    /// other style only, and a model need not look at the second picture.
+    fn looks(&mut self, source: &Key, index: usize, candidates: &[Key]) {
+        for change in [Change::Grey, Change::Sepia, Change::Invert] {
+            let target = source.changed(change);
+            let others = subjects();
+            for step in EXAMPLES.into_iter().take(LOOKS) {
+                let (example, _) = &others[(index * 13 + step) % others.len()];
+                let example = Key::new(source.style, example, 0);
+                if example.exists(self.packages) && example.slug != source.slug {
+                    let sources = vec![source.clone(), example.changed(change)];
+                    self.whole("style/look", sources, &target, String::new(), candidates);
                 }
             }
         }
@@ -295,6 +313,8 @@ impl Pairs<'_> {
 
 /// How far, in the list of subjects, the examples of a style are from what is redrawn.
 const EXAMPLES: [usize; 6] = [1, 7, 31, 43, 59, 83];
+/// Examples of each look.
+const LOOKS: usize = 2;
 /// Pictures without a name of which changed pictures are made.
 const OTHERS: usize = 150;
 

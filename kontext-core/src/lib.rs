@@ -5,6 +5,7 @@ pub mod check;
 pub mod device;
 mod error;
 mod json;
+pub mod memory;
 pub mod nn;
 pub mod noise;
 pub mod ops;
