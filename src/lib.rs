@@ -39,7 +39,7 @@ pub use kontext_core::weights::Quantize;
 #[doc(no_inline)]
 pub use kontext_core::{Conditioning, Device, Error, Kind, Result, Tensor, Tokens, Weights};
 #[doc(no_inline)]
-pub use kontext_dit::{Dit, DitConfig, Lora, LoraOptions, LoraReport};
+pub use kontext_dit::{Dit, DitConfig, Lora, LoraFamily, LoraForm, LoraOptions, LoraReport, LoraTarget, Unmatched};
 #[doc(no_inline)]
 pub use kontext_sampler::{CfgMode, Conformance, Grid, References, Schedule, Shift, Size};
 #[doc(no_inline)]

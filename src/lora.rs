@@ -36,15 +36,15 @@ enum Source {
 impl LoraUse {
     /// A file, at strength 1. It is read when the pipeline takes it.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self::of(Source::File(path.into()))
+        Self::with_source(Source::File(path.into()))
     }
 
-    /// A LoRA that is open.
-    pub fn open(lora: Lora) -> Self {
-        Self::of(Source::Open(Box::new(lora)))
+    /// A LoRA that is open, at strength 1.
+    pub fn of(lora: Lora) -> Self {
+        Self::with_source(Source::Open(Box::new(lora)))
     }
 
-    fn of(source: Source) -> Self {
+    fn with_source(source: Source) -> Self {
         Self { source, name: None, scale: 1.0, layers: Vec::new(), options: Lora::options() }
     }
 

@@ -451,6 +451,32 @@ fn loras_come_and_go_as_if_the_model_had_been_loaded_with_them() {
 }
 
 #[test]
+fn text_encoders_of_a_pipeline_change_too() {
+    let model = Model::new();
+    let path = model.lora("text");
+    let ones = |shape: &[i64]| Tensor::ones(shape, (Kind::Float, Device::Cpu)) * 0.1;
+    let mut pipe = model.load(&[]);
+    let plain = picture(&pipe);
+    let weights = Weights::open(kontext::Checkpoint::find(model.path()).unwrap().clip).unwrap();
+    let shape = weights.shape_of("text_model.encoder.layers.0.mlp.fc1.weight").unwrap();
+    let name = |leaf: &str| format!("lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_{leaf}.weight");
+    let tensors = [(name("down"), ones(&[2, shape[1]])), (name("up"), ones(&[shape[0], 2]))];
+    weights::save(&path, &tensors, None).unwrap();
+    pipe.add_lora(&path).unwrap();
+    assert_ne!(picture(&pipe), plain);
+    pipe.set_loras([LoraUse::of(Lora::open(&path).unwrap()).layer_scale("clip.*", 0.0)]).unwrap();
+    assert_eq!(picture(&pipe), plain);
+    // Of a deeper encoder.
+    let deep = |(name, t): (String, Tensor)| (name.replace("layers_0", "layers_11"), t);
+    weights::save(&path, &tensors.into_iter().map(deep).collect::<Vec<_>>(), None).unwrap();
+    let error = cause(&pipe.add_lora(LoraUse::new(&path).named("deep")).unwrap_err());
+    assert!(
+        error.contains("`text_model.encoder.layers.11.mlp.fc1` (no layer of this text encoder; nearest: "),
+        "{error}"
+    );
+}
+
+#[test]
 fn fused_loras_stay_as_they_are() {
     let model = Model::new();
     let builder = Pipeline::builder().device(Device::Cpu).lora(model.lora("red"), 1.0).fuse_loras(true);

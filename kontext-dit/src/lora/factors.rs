@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use kontext_core::nn::Change;
-use kontext_core::{Error, Result, Tensor};
+use kontext_core::{Error, Kind, Result, Tensor};
 
 use super::families::{Key, Leaf};
 use super::scaling::Scaling;
@@ -149,11 +149,16 @@ impl Factors {
     }
 }
 
-/// A convolution of one pixel as the matrix that it is.
+/// A tensor to compute with: a convolution of one pixel as the matrix that it is, 8-bit floats widened.
 fn plain(tensor: &Tensor) -> Result<Tensor> {
-    match tensor.size().as_slice() {
-        [_, _, 1, 1] => Ok(tensor.f_flatten(1, -1)?),
-        _ => Ok(tensor.shallow_clone()),
+    let value = match tensor.kind() {
+        Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double => tensor.shallow_clone(),
+        Kind::Float8e4m3fn | Kind::Float8e5m2 => tensor.f_to_kind(Kind::Half)?,
+        other => return Err(Error::invalid("dtype of a factor", "a float", format!("{other:?}"))),
+    };
+    match value.size().as_slice() {
+        [_, _, 1, 1] => Ok(value.f_flatten(1, -1)?),
+        _ => Ok(value),
     }
 }
 
@@ -163,7 +168,7 @@ fn shape(name: &str, tensor: &Tensor) -> String {
 
 #[cfg(test)]
 mod tests {
-    use kontext_core::{Device, Kind};
+    use kontext_core::Device;
 
     use super::super::table::Table;
     use super::*;

@@ -212,7 +212,6 @@ fn sorted(weights: &Weights, report: &mut LoraReport) -> Result<Vec<Factors>> {
 
 /// An error in a layer's tensors.
 fn broken(path: &Path, module: &str, error: &Error) -> Error {
-    let reason =
-        format!("the factors of `{module}` do not fit each other: {error}; the file is damaged, fetch it again");
+    let reason = format!("the tensors of `{module}` make no change: {error}; the file is damaged, fetch it again");
     Error::checkpoint(path)(CheckpointError::Lora { reason })
 }
