@@ -51,7 +51,7 @@ pub(super) fn read(file: &[u8]) -> Result<Gguf, CheckpointError> {
     let mut cursor = Cursor::new(rest);
     match cursor.u32("its version")? {
         2 | 3 => {}
-        version if version & 0xffff == 0 => {
+        version if version != 0 && version & 0xffff == 0 => {
             return Err(
                 bad("it is big-endian, expected little-endian; convert it with gguf_convert_endian".to_owned()),
             );

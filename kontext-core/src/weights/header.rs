@@ -39,8 +39,9 @@ pub(super) fn read(file: &[u8]) -> Result<(Metadata, usize), CheckpointError> {
     // Not `SafeTensors::read_metadata`: its last sum overflows on offsets near 2^64.
     let metadata: Metadata = serde_json::from_slice(json).map_err(|e| bad(format!("its header is wrong: {e}")))?;
     for (name, TensorInfo { shape, .. }) in metadata.tensors() {
-        if shape.iter().any(|&side| side > LONGEST_SIDE) {
-            return Err(bad(format!("tensor `{name}` has shape {shape:?}")));
+        if shape.iter().any(|&side| side > LONGEST_SIDE) || strides(shape).is_none() {
+            let most = format!("at most {LONGEST_SIDE} a side and 2^63 in all");
+            return Err(bad(format!("tensor `{name}` has shape {shape:?}, expected {most}")));
         }
     }
     let start = LENGTH + json.len();
@@ -49,4 +50,10 @@ pub(super) fn read(file: &[u8]) -> Result<(Metadata, usize), CheckpointError> {
         return Err(bad(format!("its header describes {end} bytes, the file has {size}")));
     }
     Ok((metadata, start))
+}
+
+/// The product of the sides as strides have it, where an empty side counts as one: it must fit an i64 even where the
+/// tensor has no elements.
+fn strides(shape: &[usize]) -> Option<i64> {
+    shape.iter().try_fold(1_i64, |product, &side| product.checked_mul(i64::try_from(side.max(1)).ok()?))
 }
