@@ -90,7 +90,7 @@ pub(super) fn fold(files: &[WeightFile], entries: &mut BTreeMap<String, Entry>) 
                 weight.stored.kind = None;
                 weight.stored.format = Some(Format::Int8);
                 weight.companion = Companion::RowMaxima(maxima.place());
-                count(maxima, rows, &format!("{rows}, one for each row"))
+                count(maxima, rows, &format!("{rows} values, one for each row"))
             })?;
         } else if let Some(layer) = factor {
             let narrow = |kind| matches!(kind, Some(Kind::Float8e4m3fn | Kind::Float8e5m2));
@@ -98,7 +98,7 @@ pub(super) fn fold(files: &[WeightFile], entries: &mut BTreeMap<String, Entry>) 
                 let rows = weight.stored.sides().0;
                 weight.companion = Companion::Factor(factors.place());
                 let expected = if factors.stored.elements() == 1 { 1 } else { rows };
-                count(factors, expected, &format!("1, or one for each of {rows} rows"))
+                count(factors, expected, &format!("1 value, or one for each of {rows} rows"))
             })?;
         } else if name.rsplit('.').next() == Some(MARKER) || EXTRAS.iter().any(|end| name.ends_with(end)) {
             entries.remove(name);
@@ -155,7 +155,7 @@ fn four_bits(files: &[WeightFile], entries: &mut BTreeMap<String, Entry>, name: 
     };
     let elements = state.fit(format, entry.stored.range.len()).map_err(|reason| wrong(format!("`{name}` {reason}")))?;
     let blocks = elements.div_ceil(state.blocksize);
-    let of = |blocks: usize, size: usize| format!("{blocks}, one for each block of {size}");
+    let of = |blocks: usize, size: usize| format!("{blocks} values, one for each block of {size}");
     count(&absmax, blocks, &of(blocks, state.blocksize)).map_err(wrong)?;
     if let Some((block, maxima, map)) = &nested {
         if absmax.stored.kind != Some(Kind::Uint8) {
@@ -163,7 +163,7 @@ fn four_bits(files: &[WeightFile], entries: &mut BTreeMap<String, Entry>, name: 
         }
         let blocks = blocks.div_ceil(*block);
         count(maxima, blocks, &of(blocks, *block)).map_err(wrong)?;
-        count(map, CODES, &format!("{CODES}, one for each code")).map_err(wrong)?;
+        count(map, CODES, &format!("{CODES} values, one for each code")).map_err(wrong)?;
     }
     let nested = nested.map(|(block, maxima, map)| Nested {
         absmax: maxima.place(),
@@ -183,9 +183,12 @@ impl QuantState {
     /// The elements that it describes, if they fit so many bytes of the format.
     fn fit(&self, format: Format, bytes: usize) -> Result<usize, String> {
         let shape = &self.shape;
-        let product = shape.iter().try_fold(1_usize, |product, &side| product.checked_mul(side.try_into().ok()?));
-        let Some(elements @ 1..) = product else {
+        if shape.iter().any(|&side| side < 1) {
             return Err(format!("describes the shape {shape:?}, expected sides from 1 on"));
+        }
+        let product = shape.iter().try_fold(1_usize, |product, &side| product.checked_mul(side as usize));
+        let Some(elements) = product else {
+            return Err(format!("describes the shape {shape:?}, whose elements no file can hold"));
         };
         let expected = elements.div_ceil(format.block()) * format.bytes();
         if expected != bytes {
@@ -205,7 +208,7 @@ impl QuantState {
 /// That a companion has so many values; `told` puts the number in words.
 fn count(companion: &Entry, expected: usize, told: &str) -> Result<(), String> {
     let got = companion.stored.elements();
-    if got == expected as u64 { Ok(()) } else { Err(format!("`{}` has {got} values, expected {told}", companion.name)) }
+    if got == expected as u64 { Ok(()) } else { Err(format!("`{}`: expected {told}, got {got}", companion.name)) }
 }
 
 fn quantised(files: &[WeightFile], companion: &Entry, weight: &str, reason: String) -> Error {
