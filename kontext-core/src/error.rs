@@ -182,6 +182,14 @@ pub enum CheckpointError {
         /// What is wrong with it, and what to do.
         reason: String,
     },
+    /// What stands beside a quantised weight does not fit it.
+    #[error("cannot use the quantised weight `{name}`: {reason}; the file is damaged or incomplete, fetch it again")]
+    Quantised {
+        /// The weight's name.
+        name: String,
+        /// What does not fit, and what was expected.
+        reason: String,
+    },
     /// The file is of another format.
     #[error("not a safetensors file but {found}; {remedy}")]
     Format {

@@ -42,6 +42,23 @@ impl Stored {
     pub(super) fn elements(&self) -> u64 {
         self.shape.iter().product::<i64>().unsigned_abs()
     }
+
+    /// The shape as rows and columns.
+    pub(super) fn sides(&self) -> (usize, usize) {
+        sides(&self.shape)
+    }
+}
+
+/// A shape as rows and columns: blocks of a format lie along the last side, but for the ones behind the second of a
+/// 1x1 convolution.
+pub(super) fn sides(mut shape: &[i64]) -> (usize, usize) {
+    while let [rest @ .., 1] = shape
+        && rest.len() > 1
+    {
+        shape = rest;
+    }
+    let Some((columns, rows)) = shape.split_last() else { return (1, 1) };
+    (rows.iter().product::<i64>().unsigned_abs() as usize, columns.unsigned_abs() as usize)
 }
 
 impl WeightFile {

@@ -51,7 +51,7 @@ pub(super) fn read(file: &[u8]) -> Result<Gguf, CheckpointError> {
     let mut cursor = Cursor::new(rest);
     match cursor.u32("its version")? {
         2 | 3 => {}
-        version if version & 0xffff == 0 => {
+        version if version != 0 && version & 0xffff == 0 => {
             return Err(
                 bad("it is big-endian, expected little-endian; convert it with gguf_convert_endian".to_owned()),
             );
@@ -84,10 +84,10 @@ pub(super) fn read(file: &[u8]) -> Result<Gguf, CheckpointError> {
 
 /// A number of things that have at least so many bytes each.
 fn count(cursor: &mut Cursor<'_>, what: &str, bytes: usize) -> Result<u64, CheckpointError> {
-    let count = cursor.u64(what)?;
+    let count = cursor.u64(&format!("the number of {what}"))?;
     let most = (cursor.left() / bytes) as u64;
     if count > most {
-        return Err(bad(format!("it would have {count} {what}, its size allows {most}; {AGAIN}")));
+        return Err(bad(format!("the number of {what} is {count}, its size allows {most}; {AGAIN}")));
     }
     Ok(count)
 }
@@ -103,7 +103,10 @@ fn name<'a>(cursor: &mut Cursor<'a>, what: &str) -> Result<&'a str, CheckpointEr
 fn alignment(metadata: &BTreeMap<String, Value>) -> Result<usize, CheckpointError> {
     let Some(value) = metadata.get(ALIGNMENT_KEY) else { return Ok(ALIGNMENT) };
     let bytes = value.as_u64().and_then(|bytes| usize::try_from(bytes).ok()).filter(|bytes| bytes.is_power_of_two());
-    bytes.ok_or_else(|| bad(format!("`{ALIGNMENT_KEY}` is {value:?}, expected a power of two; {AGAIN}")))
+    bytes.ok_or_else(|| {
+        let told = value.as_u64().map_or_else(|| "no whole number".to_owned(), |number| number.to_string());
+        bad(format!("`{ALIGNMENT_KEY}` is {told}, expected a power of two; {AGAIN}"))
+    })
 }
 
 /// A tensor as the file describes it, before it is known where the data starts.

@@ -1,6 +1,10 @@
 //! The beginning of a safetensors file, checked: its length, then JSON.
 
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
 use safetensors::tensor::{Metadata, TensorInfo};
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
 use crate::CheckpointError;
 
@@ -19,6 +23,44 @@ const OTHERS: [(&[u8], &str, &str); 4] = [
     (b"{\"error", "a server's error message", "fetch the file again, signed in if the model asks for it"),
 ];
 
+/// The JSON as it is.
+struct Header {
+    text: Option<HashMap<String, String>>,
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+/// Reads one tensor after the other. What safetensors derives keeps all of the JSON in a form that takes some fifty
+/// times its size before it looks at the first tensor.
+struct Entries;
+
+impl<'de> Visitor<'de> for Entries {
+    type Value = Header;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+        let mut header = Header { text: None, tensors: BTreeMap::new() };
+        while let Some(name) = map.next_key::<String>()? {
+            if name == "__metadata__" {
+                header.text = map.next_value()?;
+            } else if header.tensors.contains_key(&name) {
+                return Err(A::Error::custom(format_args!("tensor `{name}` is there twice")));
+            } else {
+                header.tensors.insert(name, map.next_value()?);
+            }
+        }
+        Ok(header)
+    }
+}
+
 /// Reads the header of a file, and tells where its data starts.
 pub(super) fn read(file: &[u8]) -> Result<(Metadata, usize), CheckpointError> {
     let bad = |reason: String| CheckpointError::Header { reason };
@@ -36,17 +78,35 @@ pub(super) fn read(file: &[u8]) -> Result<(Metadata, usize), CheckpointError> {
     }
     let json = usize::try_from(length).ok().and_then(|length| rest.get(..length));
     let json = json.ok_or_else(|| bad(format!("its header would have {length} bytes, the file has {size}")))?;
+    let wrong = |error: &dyn fmt::Display| bad(format!("its header is wrong: {error}"));
     // Not `SafeTensors::read_metadata`: its last sum overflows on offsets near 2^64.
-    let metadata: Metadata = serde_json::from_slice(json).map_err(|e| bad(format!("its header is wrong: {e}")))?;
-    for (name, TensorInfo { shape, .. }) in metadata.tensors() {
-        if shape.iter().any(|&side| side > LONGEST_SIDE) {
-            return Err(bad(format!("tensor `{name}` has shape {shape:?}")));
-        }
-    }
+    let Header { text, tensors } = serde_json::from_slice(json).map_err(|e| wrong(&e))?;
+    let mut tensors: Vec<(String, TensorInfo)> = tensors.into_iter().collect();
+    tensors.iter().try_for_each(|(name, info)| check(name, info)).map_err(bad)?;
+    tensors.sort_by_key(|(_, info)| info.data_offsets);
+    let metadata = Metadata::new(text, tensors).map_err(|e| wrong(&e))?;
     let start = LENGTH + json.len();
     let end = start.saturating_add(metadata.data_len());
     if end != size {
         return Err(bad(format!("its header describes {end} bytes, the file has {size}")));
     }
     Ok((metadata, start))
+}
+
+/// That a tensor's shape is one that can be computed with, and that its bytes are as many.
+fn check(name: &str, info: &TensorInfo) -> Result<(), String> {
+    let TensorInfo { dtype, shape, data_offsets: (start, end) } = info;
+    // Empty sides count as one, as they do in strides: what those multiply to has to fit an i64 too.
+    let strides = shape.iter().try_fold(1_i64, |product, &side| product.checked_mul(i64::try_from(side.max(1)).ok()?));
+    if strides.is_none() || shape.iter().any(|&side| side > LONGEST_SIDE) {
+        let most = format!("at most {LONGEST_SIDE} a side and 2^63 in all");
+        return Err(format!("tensor `{name}` has shape {shape:?}, expected {most}"));
+    }
+    let bits = shape.iter().product::<usize>().checked_mul(dtype.bitsize());
+    match (bits, end.checked_sub(*start)) {
+        (Some(bits), Some(bytes)) if bits.is_multiple_of(8) && bits / 8 == bytes => Ok(()),
+        _ => {
+            Err(format!("tensor `{name}` of {dtype} has shape {shape:?}, which does not fit its bytes {start}..{end}"))
+        }
+    }
 }

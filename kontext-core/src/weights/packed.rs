@@ -95,13 +95,13 @@ impl Weights {
     fn packed_matrix(&self, files: &[WeightFile], entry: &Entry, name: &str) -> Result<PackedMatrix> {
         let dtype = || CheckpointError::Dtype { name: name.to_owned(), dtype: entry.stored.dtype.clone() };
         let format = entry.stored.format.ok_or_else(|| self.error(dtype()))?;
-        let (rows, columns) = sides(&entry.stored.shape);
+        let (rows, columns) = entry.stored.sides();
         let file = files.get(entry.file).ok_or_else(|| self.error(dtype()))?;
         let bytes = match self.left {
             LeftInFile::All => Bytes::Mapped(Arc::clone(file.map()), entry.stored.range.clone()),
             LeftInFile::None | LeftInFile::UsedOnce => Bytes::Held(file.copy(&entry.stored.range)?),
         };
-        let factors = entry.companion.read(files, name, &entry.stored.shape)?;
+        let factors = entry.companion.read(files)?;
         Ok(PackedMatrix { bytes, format, rows, columns, factors })
     }
 
@@ -114,14 +114,6 @@ impl Weights {
         let rows = PackedRows::new(vec![Arc::new(matrix)], Device::Cpu);
         Ok(Matrix::Packed(rows).dense(Kind::Float)?.f_reshape(&entry.stored.shape)?)
     }
-}
-
-/// A tensor's shape as rows and columns: blocks of a format lie along its last side (but those of one element, of
-/// a 1x1 convolution).
-fn sides(shape: &[i64]) -> (usize, usize) {
-    let columns = shape.iter().rfind(|&&side| side != 1).copied().unwrap_or(1).unsigned_abs() as usize;
-    let elements = shape.iter().product::<i64>().unsigned_abs() as usize;
-    (elements.checked_div(columns).unwrap_or(0), columns)
 }
 
 /// A format as users name it.
