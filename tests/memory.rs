@@ -86,7 +86,8 @@ fn the_plan_of_memory_knows_placements_and_packed_weights() {
     assert!(weights[0] > weights[1] && weights[0] > weights[2], "{weights:?}");
     let packed = of(builder().quantize(Quantize::Q4_0).quantize_t5(Quantize::Q4_0).placement(Placement::Resident));
     assert_eq!(packed.len(), 1);
-    assert!(packed[0].1 < weights[0] / 2, "{packed:?}");
+    // CLIP and the autoencoder stay as they are.
+    assert!(packed[0].1 < weights[0] * 7 / 10, "{packed:?}");
     let pipe = builder().placement(Placement::Staged).load(FOLDER.path()).unwrap();
     let plan = pipe.memory(&edit()).unwrap().unwrap();
     assert_eq!(plan.stages.len(), 4);
