@@ -11,6 +11,8 @@ use crate::{CheckpointError, Error, Result};
 
 /// Linear layers whose weights stay in their file and are read anew, from the system's cache, for each
 /// multiplication. They take no memory of the program's own.
+///
+/// On a CUDA device they are copied there for each multiplication, in the form that they are stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LeftInFile {
     /// No layers: all are read when the model is built.
@@ -86,7 +88,7 @@ impl Weights {
             return Err(self.error(CheckpointError::Shape { name, expected: shape.to_vec(), got }));
         }
         lock(&self.store.used).extend(recipe.names().iter().cloned());
-        let rows = PackedRows::new(matrices, self.device);
+        let rows = PackedRows::new(matrices, self.device)?;
         Ok(Some(if matches!(recipe, Recipe::SwapHalves(_)) { rows.halves_swapped() } else { rows }))
     }
 
@@ -109,7 +111,7 @@ impl Weights {
             return Err(Error::invalid("packed tensor", "one in a file", name));
         };
         let matrix = self.packed_matrix(files, entry, name)?;
-        let rows = PackedRows::new(vec![Arc::new(matrix)], Device::Cpu);
+        let rows = PackedRows::new(vec![Arc::new(matrix)], Device::Cpu)?;
         Ok(Matrix::Packed(rows).dense(Kind::Float)?.f_reshape(&entry.stored.shape)?)
     }
 }
