@@ -26,13 +26,13 @@ fn edit() -> Request {
     Request::edit(&picture, "make it red").max_area(64 * 64).steps(2).seed(3)
 }
 
-fn run(builder: Builder) -> RgbImage {
+fn run(builder: &Builder) -> RgbImage {
     builder.load(FOLDER.path()).unwrap().run(&edit()).unwrap().image
 }
 
 #[test]
 fn every_placement_gives_the_same_bytes_run_after_run() {
-    let expected = run(builder().placement(Placement::Resident));
+    let expected = run(&builder().placement(Placement::Resident));
     for placement in [Placement::Auto, Placement::Staged, Placement::Streamed] {
         let pipe = builder().placement(placement).load(FOLDER.path()).unwrap();
         for _ in 0..2 {
@@ -48,8 +48,8 @@ fn a_small_model_is_resident_where_there_is_room() {
 
 #[test]
 fn quantised_at_load_is_near_the_plain_model_and_the_fewer_bits_the_farther() {
-    let plain = run(builder());
-    let of = |to| psnr(&run(builder().quantize(to).quantize_t5(to)), &plain).unwrap();
+    let plain = run(&builder());
+    let of = |to| psnr(&run(&builder().quantize(to).quantize_t5(to)), &plain).unwrap();
     let (q8, fp8, q4) = (of(Quantize::Q8_0), of(Quantize::Fp8), of(Quantize::Q4_0));
     assert!(q8 > 30.0 && q8 > fp8 && fp8 > q4 && q4 > 10.0, "{q8} {fp8} {q4}");
 }
@@ -58,12 +58,12 @@ fn quantised_at_load_is_near_the_plain_model_and_the_fewer_bits_the_farther() {
 fn quantised_files_open_in_place_of_the_parts_that_they_were_made_of() {
     let folder = tempfile::tempdir().unwrap();
     let model = Checkpoint::find(FOLDER.path()).unwrap();
-    let at_load = run(builder().quantize(Quantize::Q8_0).quantize_t5(Quantize::Q8_0));
+    let at_load = run(&builder().quantize(Quantize::Q8_0).quantize_t5(Quantize::Q8_0));
     for (to, ending) in [(Quantize::Q8_0, "gguf"), (Quantize::Fp8, "safetensors")] {
         let path = |part: &str| folder.path().join(format!("{part}.{ending}"));
         quantize::transformer(&model, to, path("flux")).unwrap();
         quantize::t5(&model, to, path("t5")).unwrap();
-        let picture = run(builder().transformer(path("flux")).t5(path("t5")));
+        let picture = run(&builder().transformer(path("flux")).t5(path("t5")));
         // The files pack modulation, too, and round what leads in and out to bf16.
         let near = psnr(&picture, &at_load).unwrap();
         assert!(near > if to == Quantize::Q8_0 { 30.0 } else { 15.0 }, "{to}: {near}");
@@ -76,15 +76,15 @@ fn quantised_files_open_in_place_of_the_parts_that_they_were_made_of() {
 
 #[test]
 fn the_plan_of_memory_knows_placements_and_packed_weights() {
-    let of = |builder: Builder| -> Vec<(Placement, u64)> {
+    let of = |builder: &Builder| -> Vec<(Placement, u64)> {
         let plans = builder.memory(FOLDER.path(), &edit()).unwrap();
         plans.iter().map(|plan| (plan.placement, plan.stages.iter().map(|s| s.weights).max().unwrap())).collect()
     };
-    let plain = of(builder());
+    let plain = of(&builder());
     assert_eq!(plain.iter().map(|(placement, _)| *placement).collect::<Vec<_>>(), Placement::ALL);
     let weights: Vec<u64> = plain.iter().map(|(_, weights)| *weights).collect();
     assert!(weights[0] > weights[1] && weights[0] > weights[2], "{weights:?}");
-    let packed = of(builder().quantize(Quantize::Q4_0).quantize_t5(Quantize::Q4_0).placement(Placement::Resident));
+    let packed = of(&builder().quantize(Quantize::Q4_0).quantize_t5(Quantize::Q4_0).placement(Placement::Resident));
     assert_eq!(packed.len(), 1);
     // CLIP and the autoencoder stay as they are.
     assert!(packed[0].1 < weights[0] * 7 / 10, "{packed:?}");

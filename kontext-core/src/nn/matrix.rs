@@ -1,12 +1,15 @@
 //! A linear layer's weight as it is stored: a tensor, or packed rows that are unpacked for each multiplication.
 
+mod on_device;
+
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use memmap2::Mmap;
 use tch::{Device, Kind, Tensor};
 
 use super::scratch;
+use crate::quant::on_device::OnDevice;
 use crate::quant::{Format, Packed, Scale};
 use crate::weights::Factors;
 use crate::{Error, Result};
@@ -52,6 +55,8 @@ pub(crate) enum Bytes {
     Held(Vec<u8>),
     /// In the file, which the system reads as they are needed and may forget again.
     Mapped(Arc<Mmap>, Range<usize>),
+    /// In the device's memory, with their factors. Behind a lock, so that threads may share what they are part of.
+    OnDevice(Mutex<OnDevice>),
 }
 
 impl Bytes {
@@ -59,6 +64,7 @@ impl Bytes {
         match self {
             Bytes::Held(bytes) => bytes,
             Bytes::Mapped(map, range) => map.get(range.clone()).unwrap_or_default(),
+            Bytes::OnDevice(_) => &[],
         }
     }
 }
@@ -76,11 +82,15 @@ impl PackedMatrix {
 }
 
 impl PackedRows {
-    /// All rows of these matrices, which have one number of columns.
-    pub(crate) fn new(matrices: Vec<Arc<PackedMatrix>>, device: Device) -> Self {
+    /// All rows of these matrices, which have one number of columns. What is held in memory moves to a CUDA device.
+    pub(crate) fn new(matrices: Vec<Arc<PackedMatrix>>, device: Device) -> Result<Self> {
         let columns = matrices.first().map_or(0, |matrix| matrix.columns);
-        let part = |matrix: Arc<PackedMatrix>| Part { rows: 0..matrix.rows, matrix };
-        Self { parts: matrices.into_iter().map(part).collect(), columns: 0..columns, device }
+        let part = |matrix: Arc<PackedMatrix>| -> Result<Part> {
+            let moves = device.is_cuda() && matches!(matrix.bytes, Bytes::Held(_));
+            let matrix = if moves { Arc::new(matrix.on(device)?) } else { matrix };
+            Ok(Part { rows: 0..matrix.rows, matrix })
+        };
+        Ok(Self { parts: matrices.into_iter().map(part).collect::<Result<_>>()?, columns: 0..columns, device })
     }
 
     /// The second half of the rows before the first.
@@ -156,6 +166,7 @@ impl Matrix {
     pub(crate) fn dense(&self, kind: Kind) -> Result<Tensor> {
         match self {
             Matrix::Plain(weight) => Ok(weight.f_to_kind(kind)?),
+            Matrix::Packed(packed) if packed.by_tensors() => packed.dense_by_tensors(kind),
             Matrix::Packed(packed) => {
                 let mut values = vec![0.0; packed.rows() * packed.columns.len()];
                 packed.unpack(&mut values)?;
@@ -209,14 +220,17 @@ impl Matrix {
             expected: "[..]",
             got: indices.size(),
         })?;
+        flat.iter().try_for_each(|index| self.within(0, *index, 1))?;
         let width = packed.columns.len();
-        let mut values = vec![0.0; flat.len() * width];
-        for (index, row) in flat.iter().zip(values.chunks_mut(width.max(1))) {
-            self.within(0, *index, 1)?;
-            packed.only_rows(*index as usize, 1).unpack(row)?;
-        }
         let mut shape = indices.size();
         shape.push(width as i64);
+        if packed.on_device() {
+            return Ok(packed.gather_by_tensors(&flat, kind)?.f_reshape(shape)?);
+        }
+        let mut values = vec![0.0; flat.len() * width];
+        for (index, row) in flat.iter().zip(values.chunks_mut(width.max(1))) {
+            packed.only_rows(*index as usize, 1).unpack(row)?;
+        }
         let rows = Tensor::f_from_slice(&values)?.f_reshape(shape)?;
         Ok(rows.f_to_kind(kind)?.f_to_device(packed.device)?)
     }
@@ -267,7 +281,7 @@ impl Matrix {
         let host = x.kind() == Kind::Float && x.device() == Device::Cpu && !x.requires_grad();
         host && match self {
             Matrix::Plain(weight) => weight.kind() != Kind::Float && !weight.requires_grad(),
-            Matrix::Packed(_) => true,
+            Matrix::Packed(packed) => !packed.by_tensors(),
         }
     }
 

@@ -24,18 +24,18 @@ pub(crate) fn with<T>(
     let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
     let kept = idle.iter().position(|piece| piece.numel() >= elements).map(|index| idle.swap_remove(index));
     drop(idle);
-    let piece = match kept {
+    let mut piece = match kept {
         Some(piece) => piece,
         None => Tensor::f_empty([elements.max(PIECE) as i64], (Kind::Float, Device::Cpu))?,
     };
-    fill(floats(&piece, elements))?;
+    fill(floats(&mut piece, elements))?;
     let result = consume(&piece.f_narrow(0, 0, elements as i64)?.f_view([rows as i64, columns as i64])?);
     IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(piece);
     result
 }
 
 #[allow(unsafe_code)]
-fn floats(piece: &Tensor, elements: usize) -> &mut [f32] {
+fn floats(piece: &mut Tensor, elements: usize) -> &mut [f32] {
     // SAFETY: the piece is a contiguous f32 tensor on the CPU with at least this many elements, and it was taken
     // out of the list of idle ones: nothing else reads or writes it until it is put back.
     unsafe { std::slice::from_raw_parts_mut(piece.data_ptr().cast::<f32>(), elements) }

@@ -6,7 +6,7 @@
 //! | rows and columns of a stored matrix as f32 or bf16 | [`Packed::unpack`] |
 //! | a matrix packed for storing | [`pack()`] |
 //!
-//! Nothing here knows of tensors or files: bytes and factors come in as slices.
+//! Bytes and factors come in as slices; nothing here knows of files, and only `on_device` knows of tensors.
 
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -17,6 +17,7 @@ mod iq4;
 mod k;
 mod legacy;
 mod nf4;
+pub(crate) mod on_device;
 mod pack;
 mod pack_blocks;
 mod packed;

@@ -51,12 +51,12 @@ pub enum Scale<'a> {
 /// ```
 #[derive(Clone, Copy)]
 pub struct Packed<'a> {
-    data: &'a [u8],
-    format: Format,
+    pub(super) data: &'a [u8],
+    pub(super) format: Format,
     rows: usize,
-    columns: usize,
-    row_bytes: usize,
-    scale: Scale<'a>,
+    pub(super) columns: usize,
+    pub(super) row_bytes: usize,
+    pub(super) scale: Scale<'a>,
 }
 
 impl fmt::Debug for Packed<'_> {

@@ -1,5 +1,6 @@
 //! The beginning of a safetensors file, checked: its length, then JSON.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
@@ -51,10 +52,13 @@ impl<'de> Visitor<'de> for Entries {
         while let Some(name) = map.next_key::<String>()? {
             if name == "__metadata__" {
                 header.text = map.next_value()?;
-            } else if header.tensors.contains_key(&name) {
-                return Err(A::Error::custom(format_args!("tensor `{name}` is there twice")));
             } else {
-                header.tensors.insert(name, map.next_value()?);
+                match header.tensors.entry(name) {
+                    Entry::Vacant(place) => drop(place.insert(map.next_value()?)),
+                    Entry::Occupied(place) => {
+                        return Err(A::Error::custom(format_args!("tensor `{}` is there twice", place.key())));
+                    }
+                }
             }
         }
         Ok(header)

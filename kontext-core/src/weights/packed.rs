@@ -11,6 +11,8 @@ use crate::{CheckpointError, Error, Result};
 
 /// Linear layers whose weights stay in their file and are read anew, from the system's cache, for each
 /// multiplication. They take no memory of the program's own.
+///
+/// On a CUDA device they are copied there for each multiplication, in the form that they are stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LeftInFile {
     /// No layers: all are read when the model is built.
@@ -85,7 +87,7 @@ impl Weights {
             matrices.push(Arc::new(matrix));
         }
         lock(&self.store.used).extend(recipe.names().iter().cloned());
-        let rows = PackedRows::new(matrices, self.device);
+        let rows = PackedRows::new(matrices, self.device)?;
         if rows.size() != shape {
             return Err(self.wrong_shape(recipe, &shape, &rows.size()));
         }
@@ -111,7 +113,7 @@ impl Weights {
             return Err(Error::invalid("packed tensor", "one in a file", name));
         };
         let matrix = self.packed_matrix(files, entry, name)?;
-        let rows = PackedRows::new(vec![Arc::new(matrix)], Device::Cpu);
+        let rows = PackedRows::new(vec![Arc::new(matrix)], Device::Cpu)?;
         Ok(Matrix::Packed(rows).dense(Kind::Float)?.f_reshape(&entry.stored.shape)?)
     }
 }

@@ -120,7 +120,7 @@ impl Weights {
     /// The rows of a recipe, packed.
     pub(super) fn packed_now(&self, to: Quantize, recipe: &Recipe, shape: [i64; 2]) -> Result<PackedRows> {
         let pack = |name: &String| Ok(Arc::new(to.matrix(&self.read(name)?)?));
-        let rows = PackedRows::new(recipe.names().iter().map(pack).collect::<Result<_>>()?, self.device);
+        let rows = PackedRows::new(recipe.names().iter().map(pack).collect::<Result<_>>()?, self.device)?;
         let rows = if matches!(recipe, Recipe::SwapHalves(_)) { rows.halves_swapped() } else { rows };
         if rows.size() == shape { Ok(rows) } else { Err(self.wrong_shape(recipe, &shape, &rows.size())) }
     }

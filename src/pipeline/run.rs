@@ -1,254 +1,22 @@
 //! The story of one run: plan, text, references, noise, sampling, pictures.
 
 use std::ops::ControlFlow;
-use std::path::Path;
 
-use kontext_core::nn::Prepared;
-use kontext_core::{Conditioning, Device, Error, Kind, Result, Tensor, Tokens, Weights, array, noise};
-use kontext_dit::{Dit, DitConfig, Run, RunInput};
+use kontext_core::{Conditioning, Device, Error, Result, Tensor, Tokens, Weights, array, noise};
+use kontext_dit::{Run, RunInput};
 use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_sampler::{CfgMode, add_noise, guidance, integrate, pack, unpack};
-use kontext_text::TextEncoder;
-use kontext_vae::{Autoencoder, Tiling};
+use kontext_vae::Autoencoder;
 
+use super::{Pipeline, Precision};
 use crate::encode::{Codec, reference_pictures};
-use crate::frozen::Frozen;
-use crate::lora::{ActiveLora, LoraSet, LoraUse, fused_error};
-use crate::memory::{Footprint, available_memory};
-use crate::placement::{Lease, Slot};
-use crate::plan::ModelFacts;
-use crate::{Builder, Checkpoint, Event, MemoryPlan, Output, Parts, Placement, Plan, Request};
-
-/// A loaded model that edits and generates pictures.
-///
-/// It is `Send` and `Sync`, and a run changes nothing in it: any number of threads may run requests
-/// on one pipeline, and each gets the bytes that it would have got alone.
-///
-/// # Example
-/// ```no_run
-/// use kontext::{Pipeline, Request};
-/// let pipe = Pipeline::load("FLUX.1-Kontext-dev")?;
-/// let cup = kontext::open("cup.png")?;
-/// let out = pipe.run(&Request::edit(&cup, "replace the logo with the word 'Rust'").seed(7))?;
-/// out.save("cup-rust.png")?;
-/// # Ok::<(), kontext::Error>(())
-/// ```
-#[derive(Debug)]
-pub struct Pipeline {
-    parts: PartSlots,
-    facts: ModelFacts,
-    precision: Precision,
-    device: Device,
-    tiling: Option<Tiling>,
-    files: Option<Files>,
-    loras: Frozen<LoraSet>,
-    fused: bool,
-}
-
-/// Where a pipeline's parts come from, and what they take.
-#[derive(Debug)]
-struct Files {
-    checkpoint: Checkpoint,
-    footprint: Footprint,
-    placement: Placement,
-}
-
-/// The parts, in memory or not.
-#[derive(Debug)]
-pub(crate) struct PartSlots {
-    pub(crate) text: Slot<TextEncoder>,
-    pub(crate) dit: Slot<Dit>,
-    pub(crate) vae: Slot<Autoencoder>,
-    pub(crate) config: DitConfig,
-}
-
-/// The dtype that a run follows, and the one that it computes in (they differ on the CPU).
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Precision {
-    pub(crate) dtype: Kind,
-    pub(crate) compute: Kind,
-}
+use crate::memory::available_memory;
+use crate::{Event, Output, Plan, Request};
 
 /// The callback of a run.
 type Observer<'a> = &'a mut dyn FnMut(Event<'_>) -> ControlFlow<()>;
 
 impl Pipeline {
-    /// Loads a model with the default options; see [`Builder`].
-    ///
-    /// # Errors
-    /// Those of [`Builder::load`].
-    pub fn load(folder: impl AsRef<Path>) -> Result<Self> {
-        Builder::default().load(folder)
-    }
-
-    /// Options of a pipeline, by default all as [`Pipeline::load`] has them.
-    pub fn builder() -> Builder {
-        Builder::default()
-    }
-
-    /// A pipeline of parts that are in memory.
-    pub(crate) fn of(parts: Parts, precision: Precision, device: Device, tiling: Option<Tiling>) -> Result<Self> {
-        let Parts { text, dit, vae, shift, defaults } = parts;
-        fit(&text, &vae, dit.config())?;
-        let facts = ModelFacts::new(dit.config(), shift, text.sequence_length(), defaults);
-        let config = dit.config().clone();
-        let slots = PartSlots { text: Slot::held(text), dit: Slot::held(dit), vae: Slot::held(vae), config };
-        Ok(Self::new(slots, facts, precision, device, tiling))
-    }
-
-    pub(crate) fn new(
-        parts: PartSlots,
-        facts: ModelFacts,
-        precision: Precision,
-        device: Device,
-        tiling: Option<Tiling>,
-    ) -> Self {
-        let loras = Frozen::new(LoraSet::default());
-        Self { parts, facts, precision, device, tiling, files: None, loras, fused: false }
-    }
-
-    /// The same, with its parts taken from these files.
-    pub(crate) fn from_files(self, checkpoint: Checkpoint, footprint: Footprint, placement: Placement) -> Self {
-        Self { files: Some(Files { checkpoint, footprint, placement }), ..self }
-    }
-
-    /// Where the parts were found; `None` for a pipeline of one's own parts.
-    #[must_use]
-    pub fn checkpoint(&self) -> Option<&Checkpoint> {
-        self.files.as_ref().map(|files| &files.checkpoint)
-    }
-
-    /// When its parts are in memory; a pipeline of one's own parts is resident.
-    #[must_use]
-    pub fn placement(&self) -> Placement {
-        self.files.as_ref().map_or(Placement::Resident, |files| files.placement)
-    }
-
-    /// How much memory a run of this request takes on a CPU; `None` for a pipeline of one's own parts.
-    ///
-    /// # Errors
-    /// Those of [`Pipeline::plan`].
-    pub fn memory(&self, request: &Request) -> Result<Option<MemoryPlan>> {
-        let plan = self.plan(request)?;
-        Ok(self.files.as_ref().map(|files| files.footprint.plan(&plan, files.placement)))
-    }
-
-    /// The device that the model is on.
-    #[must_use]
-    pub fn device(&self) -> Device {
-        self.device
-    }
-
-    /// The dtype that runs follow.
-    #[must_use]
-    pub fn dtype(&self) -> Kind {
-        self.precision.dtype
-    }
-
-    /// The LoRAs, in their order.
-    pub fn loras(&self) -> impl Iterator<Item = &ActiveLora> {
-        self.loras.iter()
-    }
-
-    /// Puts these LoRAs in the place of all that there are, without reading the model again. On an error
-    /// all stays as it was.
-    ///
-    /// # Errors
-    /// Those of [`Lora::open`](crate::Lora::open) and [`Lora::adapters`](crate::Lora::adapters),
-    /// [`Error::InvalidArgument`] for a strength that is no number or a name that is there twice, and
-    /// [`Error::Checkpoint`] where LoRAs were fused with the weights.
-    ///
-    /// # Example
-    /// ```no_run
-    /// use kontext::{LoraUse, Pipeline};
-    /// let mut pipe = Pipeline::load("FLUX.1-Kontext-dev")?;
-    /// pipe.set_loras([LoraUse::new("watercolour.safetensors").scale(0.8), "faces.safetensors".into()])?;
-    /// pipe.set_lora_scale("watercolour", 0.3)?;
-    /// pipe.remove_lora("faces")?;
-    /// # Ok::<(), kontext::Error>(())
-    /// ```
-    pub fn set_loras(&mut self, loras: impl IntoIterator<Item = LoraUse>) -> Result<()> {
-        self.change_loras(LoraSet::open(loras)?)
-    }
-
-    /// Adds a LoRA to those that there are.
-    ///
-    /// # Errors
-    /// Those of [`Pipeline::set_loras`].
-    pub fn add_lora(&mut self, lora: impl Into<LoraUse>) -> Result<()> {
-        let mut loras = LoraSet::clone(&self.loras);
-        loras.add(lora.into())?;
-        self.change_loras(loras)
-    }
-
-    /// Changes the strength of a LoRA, by its name.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] for a name that there is not, and those of [`Pipeline::set_loras`].
-    pub fn set_lora_scale(&mut self, name: &str, scale: f64) -> Result<()> {
-        let mut loras = LoraSet::clone(&self.loras);
-        loras.set_scale(name, scale)?;
-        self.change_loras(loras)
-    }
-
-    /// Removes a LoRA, by its name.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] for a name that there is not, and [`Error::Checkpoint`] where LoRAs were
-    /// fused with the weights.
-    pub fn remove_lora(&mut self, name: &str) -> Result<()> {
-        let mut loras = LoraSet::clone(&self.loras);
-        loras.remove(name)?;
-        self.change_loras(loras)
-    }
-
-    fn change_loras(&mut self, loras: LoraSet) -> Result<()> {
-        if self.fused { Err(fused_error()) } else { self.put_loras(loras, false) }
-    }
-
-    /// Puts LoRAs in force; `fused` tells that the transformer has them in its weights.
-    pub(crate) fn put_loras(&mut self, loras: LoraSet, fused: bool) -> Result<()> {
-        let (text, dit) = (self.parts.text.in_memory(), self.parts.dit.in_memory());
-        if let (Some(text), Some(dit)) = (text, dit) {
-            loras.check_patterns(text, dit)?;
-        }
-        let mut prepared = text.map(|text| loras.prepare_text(text)).transpose()?.unwrap_or_default();
-        match dit {
-            Some(dit) if !fused => prepared.push(loras.prepare_dit(dit)?),
-            // One that is not in memory gets its changes when it is; whether they fit is told now.
-            _ => drop(loras.transformer(&self.parts.config)?),
-        }
-        prepared.into_iter().for_each(Prepared::apply);
-        (self.loras, self.fused) = (Frozen::new(loras), fused);
-        Ok(())
-    }
-
-    /// The text encoders with their LoRAs.
-    fn lease_text(&self) -> Result<Lease<'_, TextEncoder>> {
-        let text = self.parts.text.lease()?;
-        if matches!(text, Lease::Own(_)) {
-            self.loras.prepare_text(&text)?.into_iter().for_each(Prepared::apply);
-        }
-        Ok(text)
-    }
-
-    /// The transformer with its LoRAs.
-    fn lease_dit(&self) -> Result<Lease<'_, Dit>> {
-        let dit = self.parts.dit.lease()?;
-        if matches!(dit, Lease::Own(_)) && !self.fused {
-            self.loras.prepare_dit(&dit)?.apply();
-        }
-        Ok(dit)
-    }
-
-    /// What a run of this request would do. Takes no time.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] for a request out of range.
-    pub fn plan(&self, request: &Request) -> Result<Plan> {
-        Plan::new(request, &self.facts)
-    }
-
     /// Edits or generates.
     ///
     /// # Errors
@@ -467,20 +235,6 @@ impl Pipeline {
             _ => error,
         }
     }
-}
-
-/// Whether the parts take what the others give.
-pub(crate) fn fit(text: &TextEncoder, vae: &Autoencoder, config: &DitConfig) -> Result<()> {
-    let fits = |what: &'static str, got: i64, expected: i64| {
-        if got == expected {
-            Ok(())
-        } else {
-            Err(Error::invalid(what, format!("{expected}, as the transformer takes"), got))
-        }
-    };
-    fits("channels of the VAE, times 4", vae.latent_channels() * 4, config.in_channels)?;
-    fits("width of T5", text.t5().config().d_model, config.context_dim)?;
-    fits("width of CLIP", text.clip().config().hidden_size, config.pooled_dim)
 }
 
 /// Tells the observer; its wish to stop before the first step becomes an error.

@@ -1,0 +1,244 @@
+//! Loading a pipeline by its options: from a folder, or of parts of one's own; and what can be told before.
+
+use std::path::Path;
+
+use image::RgbImage;
+use kontext_core::weights::{LeftInFile, Quantize};
+use kontext_core::{Device, Error, Kind, Result, Weights, device, memory};
+use kontext_dit::{Dit, DitConfig};
+use kontext_sampler::Size;
+use kontext_text::{ClipEncoder, T5Encoder, TextEncoder, Tokenizer};
+use kontext_vae::Autoencoder;
+
+use crate::checkpoint::Checkpoint;
+use crate::lora::LoraSet;
+use crate::memory::{Footprint, MemoryPlan, available_memory};
+use crate::pipeline::{PartSlots, Pipeline, Precision, fit};
+use crate::placement::{Placement, Slot};
+use crate::plan::ModelFacts;
+use crate::random_model::{ModelSizes, random_parts};
+use crate::{Builder, ModelDefaults, Parts, Plan, Request};
+
+/// How far loading has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loading {
+    /// The part that is being read.
+    pub part: &'static str,
+    /// Pieces that are done, over all parts.
+    pub done: usize,
+    /// Pieces of all parts.
+    pub total: usize,
+}
+
+impl Builder {
+    /// Finds and loads the parts in a folder; see [`Checkpoint`].
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Checkpoint`] and [`Error::Tokenizer`] where a part is missing or
+    /// damaged, [`Error::Device`] where the device is not there.
+    pub fn load(&self, folder: impl AsRef<Path>) -> Result<Pipeline> {
+        self.load_with(folder, |_| ())
+    }
+
+    /// As [`Builder::load`], telling how far it has come.
+    ///
+    /// # Errors
+    /// Those of [`Builder::load`].
+    pub fn load_with(&self, folder: impl AsRef<Path>, mut progress: impl FnMut(Loading)) -> Result<Pipeline> {
+        let model = self.open(folder.as_ref())?;
+        let Opened { checkpoint, config, defaults, .. } = &model;
+        let (precision, device) = self.precision()?;
+        let loras = LoraSet::open(self.loras.iter().cloned())?;
+        let adapters = loras.transformer(config)?;
+        let fused = self.fuse_loras && !loras.is_empty();
+        let weights = model.weights.clone();
+        let weights = if fused { weights.fused(adapters) } else { weights };
+        let weights = weights.at_most(precision.dtype).device(device);
+        let facts = ModelFacts::new(config, checkpoint.shift(config)?, self.text_tokens(defaults)?, defaults.clone());
+        let footprint = self.footprint(&model)?;
+        let placement = self.chosen(&footprint, &facts, device)?;
+        let (staged, left) = (placement == Placement::Staged, placement.left_in_file(device));
+        // The four other parts are a piece each.
+        let total = 4 + (config.double_blocks + config.single_blocks) as usize;
+        let mut tell = |part: &'static str, done: usize| progress(Loading { part, done, total });
+        tell("text encoders", 0);
+        let text = {
+            let (compute, quantize) = (precision.compute, self.quantize_t5);
+            let length = facts.text_tokens as usize;
+            let files = TextFiles { checkpoint: checkpoint.clone(), length, compute, device, left, quantize };
+            Slot::new(staged, move || files.open())?
+        };
+        tell("VAE", 3);
+        // Always in f32: it is small, and one of the conformance modes needs it so.
+        let vae = {
+            let path = checkpoint.vae.clone();
+            Slot::new(staged, move || Autoencoder::open(&path, Kind::Float, device))?
+        };
+        let weights = weights.left_in_file(left).quantized(self.quantize);
+        let dit = if staged {
+            let (weights, config) = (weights.clone(), config.clone());
+            Slot::new(true, move || transformer(&weights, &config, |_| ()))?
+        } else {
+            Slot::held(transformer(&weights, config, |blocks| tell("transformer", 4 + blocks))?)
+        };
+        if let (Slot::Held(text), Slot::Held(vae)) = (&text, &vae) {
+            fit(text, vae, config)?;
+        }
+        let parts = PartSlots { text, dit, vae, config: config.clone() };
+        let pipeline = Pipeline::new(parts, facts, precision, device, self.tiling);
+        let mut pipeline = pipeline.with_files(model.checkpoint, footprint, placement);
+        pipeline.put_loras(loras, fused)?;
+        Ok(pipeline)
+    }
+
+    /// The placement that was asked for, or the one that fits an edit of a square picture.
+    fn chosen(&self, footprint: &Footprint, facts: &ModelFacts, device: Device) -> Result<Placement> {
+        // What a CUDA device has free is not known here.
+        match (self.placement, device) {
+            (Placement::Auto, Device::Cpu) => {
+                let square = facts.sizes.iter().min_by_key(|size| size.width.abs_diff(size.height));
+                let square = square.copied().unwrap_or(Size::new(1024, 1024));
+                let picture = RgbImage::new(square.width, square.height);
+                let plan = Plan::new(&Request::edit(&picture, ""), facts)?;
+                Ok(footprint.placement(&plan, available_memory()))
+            }
+            (Placement::Auto, _) => Ok(Placement::Resident),
+            (asked, _) => Ok(asked),
+        }
+    }
+
+    /// How much memory a run of this request would take on a CPU with each placement (or the one that was asked
+    /// for), from headers alone.
+    ///
+    /// # Errors
+    /// Those of [`Builder::plan`].
+    pub fn memory(&self, folder: impl AsRef<Path>, request: &Request) -> Result<Vec<MemoryPlan>> {
+        let model = self.open(folder.as_ref())?;
+        let footprint = self.footprint(&model)?;
+        let Opened { checkpoint, config, defaults, .. } = model;
+        let length = self.text_tokens(&defaults)?;
+        let plan = Plan::new(request, &ModelFacts::new(&config, checkpoint.shift(&config)?, length, defaults))?;
+        let wanted = |placement: &Placement| self.placement == Placement::Auto || self.placement == *placement;
+        Ok(Placement::ALL.into_iter().filter(wanted).map(|placement| footprint.plan(&plan, placement)).collect())
+    }
+
+    fn footprint(&self, model: &Opened) -> Result<Footprint> {
+        Footprint::of(&model.checkpoint, &model.weights, &model.config, self.quantize, self.quantize_t5)
+    }
+
+    /// Finds the parts and reads their headers, so that a wrong file is told before anything large is read.
+    fn open(&self, folder: &Path) -> Result<Opened> {
+        let checkpoint = Checkpoint::find_with(folder, &self.overrides)?;
+        let (weights, config) = checkpoint.open_transformer()?;
+        Ok(Opened { defaults: ModelDefaults::of(folder)?, checkpoint, weights, config })
+    }
+
+    /// What a run of this request would do with the model in a folder, from names and headers alone:
+    /// a wrong request is told before gigabytes are read.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a request out of range, and those of [`Builder::load`] where the
+    /// transformer's header or configuration is missing or damaged.
+    pub fn plan(&self, folder: impl AsRef<Path>, request: &Request) -> Result<Plan> {
+        let Opened { checkpoint, config, defaults, .. } = self.open(folder.as_ref())?;
+        let length = self.text_tokens(&defaults)?;
+        Plan::new(request, &ModelFacts::new(&config, checkpoint.shift(&config)?, length, defaults))
+    }
+
+    /// Makes a pipeline of parts that are already on one device.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where the parts do not fit each other.
+    pub fn assemble(&self, parts: Parts) -> Result<Pipeline> {
+        let device = parts.text.t5().device();
+        let (precision, _) = Self { device: Some(device), ..self.clone() }.precision()?;
+        let length = match (self.max_sequence_length, parts.defaults.max_sequence_length) {
+            (None, None) => parts.text.sequence_length(),
+            _ => self.text_tokens(&parts.defaults)?,
+        };
+        let parts = Parts { text: parts.text.max_sequence_length(length), ..parts };
+        if self.fuse_loras && !self.loras.is_empty() {
+            return Err(Error::invalid("fuse_loras", "false for parts that are built already", true));
+        }
+        let mut pipeline = Pipeline::of(parts, precision, device, self.tiling)?;
+        pipeline.put_loras(LoraSet::open(self.loras.iter().cloned())?, false)?;
+        Ok(pipeline)
+    }
+
+    /// Makes a pipeline with random weights on the device, without any file: for timing models of
+    /// the published size, and for tests. Text is read letter by letter.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the device is not there, [`Error::Torch`] where its memory is too small.
+    ///
+    /// # Example
+    /// ```
+    /// use kontext::{Device, ModelSizes, Pipeline, Request};
+    /// let pipe = Pipeline::builder().device(Device::Cpu).random(&ModelSizes::small(), 7)?;
+    /// let out = pipe.run(&Request::generate("a cat").size(32, 32).steps(1).seed(1))?;
+    /// assert_eq!(out.image.dimensions(), (32, 32));
+    /// # Ok::<(), kontext::Error>(())
+    /// ```
+    pub fn random(&self, sizes: &ModelSizes, seed: u64) -> Result<Pipeline> {
+        let (precision, device) = self.precision()?;
+        self.assemble(random_parts(sizes, seed, device, precision.dtype, precision.compute)?)
+    }
+
+    /// Tokens of T5: as asked, else as the model prefers, else as FLUX.1 was trained.
+    fn text_tokens(&self, defaults: &ModelDefaults) -> Result<usize> {
+        match self.max_sequence_length.or(defaults.max_sequence_length) {
+            Some(0) => Err(Error::invalid("max_sequence_length", "at least 1 token", 0)),
+            length => Ok(length.unwrap_or(TextEncoder::SEQUENCE_LENGTH)),
+        }
+    }
+
+    fn precision(&self) -> Result<(Precision, Device)> {
+        let device = self.device.unwrap_or_else(device::best);
+        device::available(device)?;
+        let default = if device.is_cuda() { Kind::BFloat16 } else { Kind::Float };
+        let dtype = self.dtype.unwrap_or(default);
+        if !matches!(dtype, Kind::Float | Kind::BFloat16 | Kind::Half) {
+            return Err(Error::invalid("dtype", "Float, BFloat16 or Half", format!("{dtype:?}")));
+        }
+        let compute = if device == Device::Cpu { Kind::Float } else { dtype };
+        Ok((Precision { dtype, compute }, device))
+    }
+}
+
+/// A model whose headers are read.
+struct Opened {
+    checkpoint: Checkpoint,
+    weights: Weights,
+    config: DitConfig,
+    defaults: ModelDefaults,
+}
+
+/// Where the text encoders are, and how they are loaded.
+struct TextFiles {
+    checkpoint: Checkpoint,
+    length: usize,
+    compute: Kind,
+    device: Device,
+    left: LeftInFile,
+    quantize: Option<Quantize>,
+}
+
+impl TextFiles {
+    fn open(&self) -> Result<TextEncoder> {
+        let Self { checkpoint, compute, device, .. } = self;
+        let clip_tokenizer = Tokenizer::open(&checkpoint.clip_tokenizer)?;
+        let t5_tokenizer = Tokenizer::open(&checkpoint.t5_tokenizer)?;
+        let clip = ClipEncoder::open(&checkpoint.clip, *compute, *device)?;
+        let t5 = T5Encoder::weights(&checkpoint.t5)?.at_most(*compute).device(*device);
+        let t5 = t5.left_in_file(self.left).quantized(self.quantize);
+        let t5 = T5Encoder::from_weights(&t5, &checkpoint.t5, *compute)?;
+        Ok(TextEncoder::new(clip, clip_tokenizer, t5, t5_tokenizer)?.max_sequence_length(self.length))
+    }
+}
+
+fn transformer(weights: &Weights, config: &DitConfig, progress: impl FnMut(usize)) -> Result<Dit> {
+    let dit = Dit::new(weights, config, progress)?;
+    weights.finish()?;
+    memory::give_back();
+    Ok(dit)
+}

@@ -1,0 +1,109 @@
+//! The LoRAs of a pipeline: they come and go while the model stays.
+
+use kontext_core::Result;
+use kontext_core::nn::Prepared;
+use kontext_dit::Dit;
+use kontext_text::TextEncoder;
+
+use super::Pipeline;
+use crate::frozen::Frozen;
+use crate::lora::{ActiveLora, LoraSet, LoraUse, fused_error};
+use crate::placement::Lease;
+
+impl Pipeline {
+    /// The LoRAs, in their order.
+    pub fn loras(&self) -> impl Iterator<Item = &ActiveLora> {
+        self.loras.iter()
+    }
+
+    /// Puts these LoRAs in the place of all that there are, without reading the model again. On an error
+    /// all stays as it was.
+    ///
+    /// # Errors
+    /// Those of [`Lora::open`](crate::Lora::open) and [`Lora::adapters`](crate::Lora::adapters),
+    /// [`Error::InvalidArgument`] for a strength that is no number or a name that is there twice, and
+    /// [`Error::Checkpoint`] where LoRAs were fused with the weights.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use kontext::{LoraUse, Pipeline};
+    /// let mut pipe = Pipeline::load("FLUX.1-Kontext-dev")?;
+    /// pipe.set_loras([LoraUse::new("watercolour.safetensors").scale(0.8), "faces.safetensors".into()])?;
+    /// pipe.set_lora_scale("watercolour", 0.3)?;
+    /// pipe.remove_lora("faces")?;
+    /// # Ok::<(), kontext::Error>(())
+    /// ```
+    pub fn set_loras(&mut self, loras: impl IntoIterator<Item = LoraUse>) -> Result<()> {
+        self.change_loras(LoraSet::open(loras)?)
+    }
+
+    /// Adds a LoRA to those that there are.
+    ///
+    /// # Errors
+    /// Those of [`Pipeline::set_loras`].
+    pub fn add_lora(&mut self, lora: impl Into<LoraUse>) -> Result<()> {
+        let mut loras = LoraSet::clone(&self.loras);
+        loras.add(lora.into())?;
+        self.change_loras(loras)
+    }
+
+    /// Changes the strength of a LoRA, by its name.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a name that there is not, and those of [`Pipeline::set_loras`].
+    pub fn set_lora_scale(&mut self, name: &str, scale: f64) -> Result<()> {
+        let mut loras = LoraSet::clone(&self.loras);
+        loras.set_scale(name, scale)?;
+        self.change_loras(loras)
+    }
+
+    /// Removes a LoRA, by its name.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a name that there is not, and [`Error::Checkpoint`] where LoRAs were
+    /// fused with the weights.
+    pub fn remove_lora(&mut self, name: &str) -> Result<()> {
+        let mut loras = LoraSet::clone(&self.loras);
+        loras.remove(name)?;
+        self.change_loras(loras)
+    }
+
+    fn change_loras(&mut self, loras: LoraSet) -> Result<()> {
+        if self.fused { Err(fused_error()) } else { self.put_loras(loras, false) }
+    }
+
+    /// Puts LoRAs in force; `fused` tells that the transformer has them in its weights.
+    pub(crate) fn put_loras(&mut self, loras: LoraSet, fused: bool) -> Result<()> {
+        let (text, dit) = (self.parts.text.in_memory(), self.parts.dit.in_memory());
+        if let (Some(text), Some(dit)) = (text, dit) {
+            loras.check_patterns(text, dit)?;
+        }
+        let mut prepared = text.map(|text| loras.prepare_text(text)).transpose()?.unwrap_or_default();
+        match dit {
+            Some(dit) if !fused => prepared.push(loras.prepare_dit(dit)?),
+            // One that is not in memory gets its changes when it is; whether they fit is told now.
+            _ => drop(loras.transformer(&self.parts.config)?),
+        }
+        prepared.into_iter().for_each(Prepared::apply);
+        (self.loras, self.fused) = (Frozen::new(loras), fused);
+        Ok(())
+    }
+
+    /// The text encoders with their LoRAs.
+    pub(super) fn lease_text(&self) -> Result<Lease<'_, TextEncoder>> {
+        let text = self.parts.text.lease()?;
+        if matches!(text, Lease::Own(_)) {
+            self.loras.prepare_text(&text)?.into_iter().for_each(Prepared::apply);
+        }
+        Ok(text)
+    }
+
+    /// The transformer with its LoRAs.
+    pub(super) fn lease_dit(&self) -> Result<Lease<'_, Dit>> {
+        let dit = self.parts.dit.lease()?;
+        if matches!(dit, Lease::Own(_)) && !self.fused {
+            self.loras.prepare_dit(&dit)?.apply();
+        }
+        Ok(dit)
+    }
+}

@@ -1,0 +1,164 @@
+//! A loaded model: what it is made of, and what it can tell before it runs.
+
+mod loras;
+mod run;
+
+use std::path::Path;
+
+use kontext_core::{Device, Error, Kind, Result};
+use kontext_dit::{Dit, DitConfig};
+use kontext_text::TextEncoder;
+use kontext_vae::{Autoencoder, Tiling};
+
+use crate::frozen::Frozen;
+use crate::lora::LoraSet;
+use crate::memory::Footprint;
+use crate::placement::Slot;
+use crate::plan::ModelFacts;
+use crate::{Builder, Checkpoint, MemoryPlan, Parts, Placement, Plan, Request};
+
+/// A loaded model that edits and generates pictures.
+///
+/// It is `Send` and `Sync`, and a run changes nothing in it: any number of threads may run requests
+/// on one pipeline, and each gets the bytes that it would have got alone.
+///
+/// # Example
+/// ```no_run
+/// use kontext::{Pipeline, Request};
+/// let pipe = Pipeline::load("FLUX.1-Kontext-dev")?;
+/// let cup = kontext::open("cup.png")?;
+/// let out = pipe.run(&Request::edit(&cup, "replace the logo with the word 'Rust'").seed(7))?;
+/// out.save("cup-rust.png")?;
+/// # Ok::<(), kontext::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Pipeline {
+    parts: PartSlots,
+    facts: ModelFacts,
+    precision: Precision,
+    device: Device,
+    tiling: Option<Tiling>,
+    files: Option<Files>,
+    loras: Frozen<LoraSet>,
+    fused: bool,
+}
+
+/// Where a pipeline's parts come from, and what they take.
+#[derive(Debug)]
+struct Files {
+    checkpoint: Checkpoint,
+    footprint: Footprint,
+    placement: Placement,
+}
+
+/// The parts, in memory or not.
+#[derive(Debug)]
+pub(crate) struct PartSlots {
+    pub(crate) text: Slot<TextEncoder>,
+    pub(crate) dit: Slot<Dit>,
+    pub(crate) vae: Slot<Autoencoder>,
+    pub(crate) config: DitConfig,
+}
+
+/// The dtype that a run follows, and the one that it computes in (they differ on the CPU).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Precision {
+    pub(crate) dtype: Kind,
+    pub(crate) compute: Kind,
+}
+
+impl Pipeline {
+    /// Loads a model with the default options; see [`Builder`].
+    ///
+    /// # Errors
+    /// Those of [`Builder::load`].
+    pub fn load(folder: impl AsRef<Path>) -> Result<Self> {
+        Builder::default().load(folder)
+    }
+
+    /// Options of a pipeline, by default all as [`Pipeline::load`] has them.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// A pipeline of parts that are in memory.
+    pub(crate) fn of(parts: Parts, precision: Precision, device: Device, tiling: Option<Tiling>) -> Result<Self> {
+        let Parts { text, dit, vae, shift, defaults } = parts;
+        fit(&text, &vae, dit.config())?;
+        let facts = ModelFacts::new(dit.config(), shift, text.sequence_length(), defaults);
+        let config = dit.config().clone();
+        let slots = PartSlots { text: Slot::held(text), dit: Slot::held(dit), vae: Slot::held(vae), config };
+        Ok(Self::new(slots, facts, precision, device, tiling))
+    }
+
+    pub(crate) fn new(
+        parts: PartSlots,
+        facts: ModelFacts,
+        precision: Precision,
+        device: Device,
+        tiling: Option<Tiling>,
+    ) -> Self {
+        let loras = Frozen::new(LoraSet::default());
+        Self { parts, facts, precision, device, tiling, files: None, loras, fused: false }
+    }
+
+    /// The same, with its parts taken from these files.
+    pub(crate) fn with_files(self, checkpoint: Checkpoint, footprint: Footprint, placement: Placement) -> Self {
+        Self { files: Some(Files { checkpoint, footprint, placement }), ..self }
+    }
+
+    /// Where the parts were found; `None` for a pipeline of one's own parts.
+    #[must_use]
+    pub fn checkpoint(&self) -> Option<&Checkpoint> {
+        self.files.as_ref().map(|files| &files.checkpoint)
+    }
+
+    /// When its parts are in memory; a pipeline of one's own parts is resident.
+    #[must_use]
+    pub fn placement(&self) -> Placement {
+        self.files.as_ref().map_or(Placement::Resident, |files| files.placement)
+    }
+
+    /// How much memory a run of this request takes on a CPU; `None` for a pipeline of one's own parts.
+    ///
+    /// # Errors
+    /// Those of [`Pipeline::plan`].
+    pub fn memory(&self, request: &Request) -> Result<Option<MemoryPlan>> {
+        let plan = self.plan(request)?;
+        Ok(self.files.as_ref().map(|files| files.footprint.plan(&plan, files.placement)))
+    }
+
+    /// The device that the model is on.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The dtype that runs follow.
+    #[must_use]
+    pub fn dtype(&self) -> Kind {
+        self.precision.dtype
+    }
+
+    /// What a run of this request would do. Takes no time.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a request out of range.
+    pub fn plan(&self, request: &Request) -> Result<Plan> {
+        Plan::new(request, &self.facts)
+    }
+}
+
+/// Whether the parts take what the others give.
+pub(crate) fn fit(text: &TextEncoder, vae: &Autoencoder, config: &DitConfig) -> Result<()> {
+    let fits = |what: &'static str, got: i64, expected: i64| {
+        if got == expected {
+            Ok(())
+        } else {
+            Err(Error::invalid(what, format!("{expected}, as the transformer takes"), got))
+        }
+    };
+    fits("channels of the VAE, times 4", vae.latent_channels() * 4, config.in_channels)?;
+    fits("width of T5", text.t5().config().d_model, config.context_dim)?;
+    fits("width of CLIP", text.clip().config().hidden_size, config.pooled_dim)
+}
