@@ -41,14 +41,14 @@ fn main() -> ExitCode {
         let audited = weights.audited();
         faults += report("transformer", &audited, Dit::new(&audited, &config, |_| ()).map(drop))?;
         say(format_args!("  {config:?}\n"))?;
-        faults += audit("VAE", Weights::open(&checkpoint.vae)?, |w| {
+        faults += audit("VAE", &Weights::open(&checkpoint.vae)?, |w| {
             let config = checkpoint.vae.join("config.json");
             Autoencoder::from_weights(w, config.is_file().then_some(config.as_path())).map(drop)
         })?;
         let (clip, t5) = (&checkpoint.clip, &checkpoint.t5);
         faults +=
-            audit("CLIP", ClipEncoder::weights(clip)?, |w| ClipEncoder::from_weights(w, clip, Kind::Float).map(drop))?;
-        faults += audit("T5", T5Encoder::weights(t5)?, |w| T5Encoder::from_weights(w, t5, Kind::Float).map(drop))?;
+            audit("CLIP", &ClipEncoder::weights(clip)?, |w| ClipEncoder::from_weights(w, clip, Kind::Float).map(drop))?;
+        faults += audit("T5", &T5Encoder::weights(t5)?, |w| T5Encoder::from_weights(w, t5, Kind::Float).map(drop))?;
         for (part, path) in [("CLIP tokenizer", &checkpoint.clip_tokenizer), ("T5 tokenizer", &checkpoint.t5_tokenizer)]
         {
             say(format_args!("{part}: {} tokens", Tokenizer::open(path)?.vocab_size()))?;
@@ -74,7 +74,7 @@ fn lora(file: &Path) -> anyhow::Result<()> {
     say("complete")
 }
 
-fn audit(part: &str, weights: Weights, build: impl FnOnce(&Weights) -> Result<()>) -> anyhow::Result<usize> {
+fn audit(part: &str, weights: &Weights, build: impl FnOnce(&Weights) -> Result<()>) -> anyhow::Result<usize> {
     let weights = weights.audited();
     let built = build(&weights);
     let faults = report(part, &weights, built)?;

@@ -21,8 +21,8 @@ impl Pipeline {
     ///
     /// # Errors
     /// Those of [`Lora::open`](crate::Lora::open) and [`Lora::adapters`](crate::Lora::adapters),
-    /// [`Error::InvalidArgument`] for a strength that is no number or a name that is there twice, and
-    /// [`Error::Checkpoint`] where LoRAs were fused with the weights.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a strength that is no number or a name that is
+    /// there twice, and [`Error::Checkpoint`](crate::Error::Checkpoint) where LoRAs were fused with the weights.
     ///
     /// # Example
     /// ```no_run
@@ -50,7 +50,8 @@ impl Pipeline {
     /// Changes the strength of a LoRA, by its name.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a name that there is not, and those of [`Pipeline::set_loras`].
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a name that there is not, and those of
+    /// [`Pipeline::set_loras`].
     pub fn set_lora_scale(&mut self, name: &str, scale: f64) -> Result<()> {
         let mut loras = LoraSet::clone(&self.loras);
         loras.set_scale(name, scale)?;
@@ -60,8 +61,8 @@ impl Pipeline {
     /// Removes a LoRA, by its name.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a name that there is not, and [`Error::Checkpoint`] where LoRAs were
-    /// fused with the weights.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a name that there is not, and
+    /// [`Error::Checkpoint`](crate::Error::Checkpoint) where LoRAs were fused with the weights.
     pub fn remove_lora(&mut self, name: &str) -> Result<()> {
         let mut loras = LoraSet::clone(&self.loras);
         loras.remove(name)?;
