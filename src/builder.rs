@@ -89,7 +89,8 @@ impl Builder {
 
     /// Whether LoRAs are added to the transformer's weights as they are loaded, so that a step takes no
     /// longer than without them; a run in bf16 rounds what is added, one in f32 keeps the changed weights
-    /// in f32, and [`Pipeline::set_loras`](crate::Pipeline::set_loras) is refused. Default: no.
+    /// in f32, and [`Pipeline::set_loras`](crate::Pipeline::set_loras) is refused. Layers that are
+    /// packed in their file become wide, unless they are packed again ([`Builder::quantize`]). Default: no.
     pub fn fuse_loras(self, fuse: bool) -> Self {
         Self { fuse_loras: fuse, ..self }
     }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use kontext::{ActiveLora, Device, Layout, Lora, LoraUse, Pipeline, Request};
+use kontext::{ActiveLora, Checkpoint, Device, Layout, Lora, LoraUse, Pipeline, Placement, Quantize, Request};
 use kontext_core::weights::{self, Adapters, Recipe};
 use kontext_core::{Conditioning, Kind, Tensor, Weights, check};
 use kontext_dit::{
@@ -487,4 +487,30 @@ fn fused_loras_stay_as_they_are() {
     assert!(distance <= 1, "levels that differ by {distance}");
     let error = cause(&pipe.set_lora_scale("red", 0.5).unwrap_err());
     assert!(error.contains("load the model again without `fuse_loras`"), "{error}");
+}
+
+#[test]
+fn loras_are_the_same_on_packed_weights_and_on_parts_that_come_and_go() {
+    let model = Model::new();
+    let levels = |a: &[u8], b: &[u8]| a.iter().zip(b).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+    let path = model.path().join("packed.gguf");
+    kontext::quantize::transformer(&Checkpoint::find(model.path()).unwrap(), Quantize::Q8_0, &path).unwrap();
+    let packed = |lora: bool, fuse: bool| {
+        let builder = Pipeline::builder().device(Device::Cpu).transformer(&path).fuse_loras(fuse);
+        let builder = if lora { builder.lora(model.lora("red"), 1.0) } else { builder };
+        picture(&builder.load(model.path()).unwrap())
+    };
+    let (beside, plain) = (packed(true, false), packed(false, false));
+    assert!(levels(&beside, &packed(true, true)) <= 1);
+    assert!(levels(&beside, &plain) > 10);
+    // What the LoRA changes is what it changes in the plain model, but for the rounding of eight bits.
+    let wide = picture(&model.load(&[("red", 1.0)]));
+    assert!(levels(&beside, &wide) <= 25, "{}", levels(&beside, &wide));
+    for placement in [Placement::Staged, Placement::Streamed] {
+        let builder = Pipeline::builder().device(Device::Cpu).placement(placement).lora(model.lora("red"), 1.0);
+        let mut pipe = builder.load(model.path()).unwrap();
+        assert_eq!(picture(&pipe), wide, "{placement}");
+        pipe.remove_lora("red").unwrap();
+        assert_eq!(picture(&pipe), picture(&model.load(&[])), "{placement}");
+    }
 }

@@ -53,18 +53,22 @@ impl Weights {
     /// The weight [out, in] of the linear layer at the cursor: packed if it is stored so, or left in its file.
     pub(crate) fn matrix(&self, name: &str, shape: [i64; 2]) -> Result<Matrix> {
         let full = format!("{}{name}", self.prefix);
-        if self.audit || self.fuses(&full) {
+        if self.audit {
             return Ok(Matrix::Plain(self.tensor(name, &shape)?));
         }
         let recipe = self.map.map_or_else(|| Recipe::Name(full.clone()), |map| map(&full));
-        if let Some(rows) = self.packed_rows(&recipe, shape)? {
+        // What is fused with a weight needs it wide.
+        let fused = self.fuses(&full);
+        if !fused && let Some(rows) = self.packed_rows(&recipe, shape)? {
             return Ok(Matrix::Packed(rows));
         }
-        match self.quantize {
-            Some(to) if to.fits(shape[1]) && !self.is_synthetic() => {
-                Ok(Matrix::Packed(self.packed_now(to, &recipe, shape)?))
+        match self.quantize.filter(|to| to.fits(shape[1]) && !self.is_synthetic()) {
+            Some(to) if fused => {
+                let matrix = to.matrix(&self.tensor(name, &shape)?)?;
+                Ok(Matrix::Packed(PackedRows::new(vec![Arc::new(matrix)], self.device)?))
             }
-            _ => Ok(Matrix::Plain(self.tensor(name, &shape)?)),
+            Some(to) => Ok(Matrix::Packed(self.packed_now(to, &recipe, shape)?)),
+            None => Ok(Matrix::Plain(self.tensor(name, &shape)?)),
         }
     }
 
