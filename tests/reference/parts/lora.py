@@ -266,8 +266,11 @@ def peft_dora():
 
 
 def header_of(path):
+    """The metadata of a file, without what peft writes in a new order at each run: its sets of names."""
     data = path.read_bytes()
-    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    config = {key: value for key, value in json.loads(header["lora_adapter_metadata"]).items() if not isinstance(value, list)}
+    return header | {"lora_adapter_metadata": json.dumps(config, sort_keys=True)}
 
 
 def peft_lokr():
@@ -360,6 +363,7 @@ def make_families():
 
 @torch.no_grad()
 def make():
+    torch.manual_seed(SEED)  # peft's lengths of rows begin as those of weights with a random change
     given = inputs()
     tensors = {f"input.{name}": value for name, value in given.items()} | {"velocity.plain": velocity(transformer())}
     made, files = make_families()
