@@ -181,8 +181,8 @@ impl Pairs<'_> {
                     for change in &changes {
                         self.change(source, *change, &candidates);
                     }
-                    self.looks(source, index, &candidates);
                 }
+                self.looks(source, index, &candidates);
             }
         }
     }
@@ -190,7 +190,12 @@ impl Pairs<'_> {
     /// As the second picture looks: greyscale, sepia or inverted. Without these, most pictures could be redrawn in one
     /// other style only, and a model need not look at the second picture.
     fn looks(&mut self, source: &Key, index: usize, candidates: &[Key]) {
-        for change in [Change::Grey, Change::Sepia, Change::Invert] {
+        // High contrast has no colours to lose.
+        let looks = [Change::Sepia, Change::Invert, Change::Grey];
+        let looks = if source.style == Style::Contrast { &looks[..2] } else { &looks[..] };
+        let own = looks.iter().map(|change| source.changed(*change)).filter(|key| !candidates.contains(key));
+        let candidates: Vec<Key> = candidates.iter().cloned().chain(own).collect();
+        for &change in looks {
             let target = source.changed(change);
             let others = subjects();
             for step in EXAMPLES.into_iter().take(LOOKS) {
@@ -198,7 +203,7 @@ impl Pairs<'_> {
                 let example = Key::new(source.style, example, 0);
                 if example.exists(self.packages) && example.slug != source.slug {
                     let sources = vec![source.clone(), example.changed(change)];
-                    self.whole("style/look", sources, &target, String::new(), candidates);
+                    self.whole("style/look", sources, &target, String::new(), &candidates);
                 }
             }
         }

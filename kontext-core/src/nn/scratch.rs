@@ -8,7 +8,7 @@ use crate::Result;
 
 /// Elements of a piece: 16 MB in f32, so that what is unpacked is still in the cache when it is multiplied, and
 /// enough rows for the multiplication to run at its full speed.
-pub(crate) const PIECE: usize = 1 << 22;
+pub(crate) const PIECE: usize = 1 << 24;
 
 /// Pieces that no thread uses just now: as many as threads have multiplied at once.
 static IDLE: Mutex<Vec<Tensor>> = Mutex::new(Vec::new());
