@@ -86,11 +86,7 @@ impl std::fmt::Display for LoraReport {
         const LONGEST: usize = 100;
         writeln!(f, "naming:    {}", counted(&self.families, "tensors"))?;
         writeln!(f, "changes:   {}", counted(&self.forms, "layers"))?;
-        writeln!(
-            f,
-            "rank:      {}",
-            if self.ranks.is_empty() { "none".to_owned() } else { counted(&self.ranks, "layers") }
-        )?;
+        writeln!(f, "rank:      {}", counted(&self.ranks, "layers"))?;
         writeln!(f, "of:        {}", counted(&self.targets, "layers"))?;
         write!(f, "matched:   {} of {} tensors", self.matched, self.matched + self.unmatched.len())?;
         for unmatched in &self.unmatched {
@@ -106,8 +102,8 @@ impl std::fmt::Display for LoraReport {
     }
 }
 
-/// "a (3 layers), b (1 layers)", or "a" alone.
+/// "a (3 layers), b (1 layers)".
 fn counted(counts: &BTreeMap<impl std::fmt::Display, usize>, what: &str) -> String {
     let all: Vec<String> = counts.iter().map(|(name, count)| format!("{name} ({count} {what})")).collect();
-    all.join(", ")
+    if all.is_empty() { "none".to_owned() } else { all.join(", ") }
 }
