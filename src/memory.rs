@@ -20,7 +20,7 @@ const TILE_AREA: u64 = 1024 * 1024;
 /// Values of a pixel of a whole picture: as pixels, as their sum of tiles, and its weights.
 const PICTURES: u64 = 9;
 /// What libtorch's threads and the unpacked piece of a weight take beside activations.
-const SCRATCH: u64 = 24 << 20;
+const SCRATCH: u64 = 72 << 20;
 /// Values of the autoencoder's largest activation that are alive at once, by experiment.
 const ALIVE_IN_DECODER: f64 = 2.5;
 const ALIVE_IN_ENCODER: f64 = 1.5;

@@ -6,8 +6,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::Result;
 
-/// Elements of a piece: 16 MB in f32, so that what is unpacked is still in the cache when it is multiplied, and
-/// enough rows for the multiplication to run at its full speed.
+/// Elements of a piece: 64 MB in f32. Unpacking and multiplication have threads of their own, of which those that are
+/// done wait busily for a moment: with pieces of 16 MB a block in Q8_0 took 1.11 of its time in f32, with these 1.05.
 pub(crate) const PIECE: usize = 1 << 24;
 
 /// Pieces that no thread uses just now: as many as threads have multiplied at once.
