@@ -62,7 +62,7 @@ fn a_folder_that_is_not_there_or_is_a_file_is_told_what_to_give() {
     std::fs::remove_file(file).unwrap();
     assert_eq!(
         refusal(folder.path()),
-        "cannot load FOLDER: no transformer found; looked for *.safetensors with its tensors, and for the folders of \
+        "cannot load FOLDER: no transformer found; looked for a *.safetensors or *.gguf file with its tensors, and for the folders of \
          a diffusers checkpoint; fetch what is missing or name another path"
     );
 }
@@ -92,7 +92,12 @@ fn a_missing_part_is_named_in_both_layouts() {
         ("t5xxl.safetensors", "T5 text encoder"),
     ] {
         let text = damaged(Layout::SingleFiles, |f| std::fs::remove_file(f.join(name)).unwrap());
-        assert!(text.starts_with(&format!("cannot load FOLDER: no {part} found; looked for *.safetensors")), "{text}");
+        assert!(
+            text.starts_with(&format!(
+                "cannot load FOLDER: no {part} found; looked for a *.safetensors or *.gguf file"
+            )),
+            "{text}"
+        );
     }
     let text = damaged(Layout::SingleFiles, |f| std::fs::remove_dir_all(f.join("tokenizer_2")).unwrap());
     assert!(text.contains("no T5 tokenizer found; looked for tokenizer_2 and tokenizer.json in it; fetch"), "{text}");

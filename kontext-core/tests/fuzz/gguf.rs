@@ -70,7 +70,13 @@ impl Gguf {
         };
         let tensors = (0..tensors).map(|_| tensor(&mut rest)).collect::<Option<Vec<_>>>()?;
         let start = (file.len() - rest.len()).next_multiple_of(32);
-        Some(Self { version, entries, tensors, data: file.get(start..).unwrap_or_default().to_vec(), counts: [None; 2] })
+        Some(Self {
+            version,
+            entries,
+            tensors,
+            data: file.get(start..).unwrap_or_default().to_vec(),
+            counts: [None; 2],
+        })
     }
 
     /// The file.

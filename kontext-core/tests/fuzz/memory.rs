@@ -1,9 +1,11 @@
-//! How much memory a piece of code takes at once.
+//! How much memory and time a piece of code takes.
 
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};
+use std::time::Duration;
 
 /// The system's allocator, with an account. libtorch does not allocate through it: see [`address_space`].
 struct Counting;
@@ -74,4 +76,15 @@ pub(crate) fn address_space() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmPeak:"))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// Where the system tells of this thread, if it does.
+pub(crate) fn this_thread() -> Option<PathBuf> {
+    Some(Path::new("/proc").join(std::fs::read_link("/proc/thread-self").ok()?).join("schedstat"))
+}
+
+/// How long a thread has computed; it may have waited for longer.
+pub(crate) fn computed(thread: &Path) -> Option<Duration> {
+    let told = std::fs::read_to_string(thread).ok()?;
+    told.split_whitespace().next()?.parse().ok().map(Duration::from_nanos)
 }
