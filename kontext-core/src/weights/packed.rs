@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Companion, Entry, Recipe, Source, Stored, WeightFile, Weights, lock, same_but_ones};
+use super::{Companion, Entry, Factors, Recipe, Source, Stored, WeightFile, Weights, lock, same_but_ones};
 use crate::nn::{Bytes, Matrix, PackedMatrix, PackedRows};
 use crate::quant::Format;
 use crate::{CheckpointError, Error, Result};
@@ -85,8 +85,9 @@ impl Weights {
         let mut matrices = Vec::with_capacity(found.len());
         for (name, entry) in recipe.names().iter().zip(&found) {
             let mut matrix = self.packed_matrix(files, entry, name)?;
-            // Sizes of one may stand elsewhere, as for plain tensors; rows of blocks cannot be cut anew.
-            if matrix.format.block() == 1 && found.len() == 1 && same_but_ones(&entry.stored.shape, &shape) {
+            // Sizes of one may stand elsewhere, as for plain tensors; rows with blocks or factors cannot be cut anew.
+            let free = matrix.format.block() == 1 && !matches!(matrix.factors, Factors::Rows(_));
+            if free && found.len() == 1 && same_but_ones(&entry.stored.shape, &shape) {
                 (matrix.rows, matrix.columns) = (shape[0] as usize, shape[1] as usize);
             }
             if matrix.columns as i64 != shape[1] {

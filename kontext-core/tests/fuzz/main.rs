@@ -14,7 +14,7 @@
 //!
 //! A file that panics, takes more memory than [`allowed`] or longer than [`LIMIT`] is kept in `target/fuzz-failures`. A
 //! file that ends the program is found there, too, under the name of the file at hand.
-#![allow(clippy::unwrap_used)] // In helper functions of a test.
+#![allow(clippy::unwrap_used, clippy::panic)] // In helper functions of a test.
 
 mod bytes;
 #[path = "../common/mod.rs"]
