@@ -126,7 +126,7 @@ fn flags_that_are_wrong_are_told_in_one_line() {
         "unexpected argument '--sed' found; tip: a similar argument exists: '--seed'",
     );
     desk.bad("generate", &["--dtype", "int8"], "possible values: f32, bf16");
-    desk.bad("inspect", &[], "the following required arguments were not provided: <DIR>");
+    desk.bad("inspect", &[], "the following required arguments were not provided: <PATH>");
     desk.bad("reconstruct", &[], "the following required arguments were not provided: --vae <PATH>");
 }
 
@@ -287,7 +287,11 @@ fn models_that_are_not_whole_are_refused() {
     desk.bad("generate", &["--model", &model], "it may be truncated or damaged, fetch it again");
     desk.bad("inspect", &[&model], "it may be truncated or damaged, fetch it again");
     std::fs::remove_file(&file).unwrap();
-    desk.bad("generate", &["--model", &model], "no VAE found; looked for *.safetensors with its tensors");
+    desk.bad(
+        "generate",
+        &["--model", &model],
+        "no VAE found; looked for a *.safetensors or *.gguf file with its tensors",
+    );
 }
 
 #[test]
