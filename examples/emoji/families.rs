@@ -190,9 +190,9 @@ impl Pairs<'_> {
     /// As the second picture looks: greyscale, sepia or inverted. Without these, most pictures could be redrawn in one
     /// other style only, and a model need not look at the second picture.
     fn looks(&mut self, source: &Key, index: usize, candidates: &[Key]) {
-        // High contrast has no colours to lose.
-        let looks = [Change::Sepia, Change::Invert, Change::Grey];
-        let looks = if source.style == Style::Contrast { &looks[..2] } else { &looks[..] };
+        // High contrast has no colours to lose, and black in sepia is black.
+        let looks = [Change::Invert, Change::Sepia, Change::Grey];
+        let looks = if source.style == Style::Contrast { &looks[..1] } else { &looks[..] };
         let own = looks.iter().map(|change| source.changed(*change)).filter(|key| !candidates.contains(key));
         let candidates: Vec<Key> = candidates.iter().cloned().chain(own).collect();
         for &change in looks {
