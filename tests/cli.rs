@@ -345,7 +345,8 @@ fn reconstruct_measures_an_autoencoder() {
         desk.bad("reconstruct", &tiled, "invalid tile: expected a positive multiple of 8 pixels");
     }
     RgbImage::from_pixel(1, 1, Rgb([1, 2, 3])).save(desk.path("dot.png")).unwrap();
-    desk.bad("reconstruct", &["--vae", &vae, "--image", "dot.png"], "dot.png is 1x1: expected at least 16 pixels");
+    let words = "dot.png: invalid picture: expected at least 16 pixels on a side (give a larger one), got 1x1";
+    desk.bad("reconstruct", &["--vae", &vae, "--image", "dot.png"], words);
     let dit = folder.join("flux1-kontext.safetensors").display().to_string();
     desk.bad("reconstruct", &["--vae", &dit], "no autoencoder found; looked for");
 }

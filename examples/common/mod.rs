@@ -8,6 +8,7 @@ pub mod dump;
 pub mod judge;
 pub mod memory;
 pub mod progress;
+pub mod round_trip;
 pub mod run;
 pub mod strip;
 pub mod training;

@@ -4,9 +4,9 @@
 //! up to 255 keep 11 digits; 1e-9 leaves room for another order of summation.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
-mod common;
+mod fixture;
 
-use common::{SIDE, drawn, fixture, picture_of, scalar};
+use fixture::{SIDE, drawn, metrics, picture_of, scalar};
 use image::{Rgb, RgbImage};
 use kontext_bench::metrics::{ChangeMap, delta_e, delta_e_map, ms_ssim, psnr, sharpness, ssim, ssim_grey};
 use kontext_core::array;
@@ -16,7 +16,7 @@ const BOUND: f64 = 1e-9;
 /// Compares a metric with the fixture's number of that name in every case, relative to its size where that is
 /// more than 1.
 fn compare(metric: &str, ours: impl Fn(&RgbImage, &RgbImage) -> f64) {
-    let fixture = fixture();
+    let fixture = metrics();
     let names = fixture.names();
     let cases: Vec<&str> = names.iter().filter_map(|n| n.strip_suffix(".a")).collect();
     assert!(cases.len() >= 8);
@@ -47,7 +47,7 @@ fn ssim_of_the_luma_equals_that_of_scikit_image() {
 #[test]
 fn ciede2000_equals_that_of_scikit_image() {
     compare("delta_e", |a, b| delta_e(a, b).unwrap());
-    let read = |name: &str| fixture().raw(name).unwrap();
+    let read = |name: &str| metrics().raw(name).unwrap();
     let map = delta_e_map(&picture_of(&read("noisy.a")), &picture_of(&read("noisy.b"))).unwrap();
     let expected = array::to_vec(&read("noisy.delta_e_map")).unwrap();
     assert_eq!(expected.len(), 4 * 48);
@@ -61,7 +61,7 @@ fn sharpness_equals_the_variance_of_scipys_laplacian() {
 
 #[test]
 fn ssim_does_not_depend_on_the_order_of_the_pictures() {
-    let fixture = fixture();
+    let fixture = metrics();
     let (a, b) = (fixture.raw("noisy.a").unwrap(), fixture.raw("noisy.b").unwrap());
     let (a, b) = (picture_of(&a), picture_of(&b));
     assert_eq!(ssim(&a, &b).unwrap(), ssim(&b, &a).unwrap());

@@ -4,11 +4,11 @@
 //! up to 4608 products in another order move a distance in its sixth digit.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
-mod common;
+mod fixture;
 
 use std::path::{Path, PathBuf};
 
-use common::{WEIGHTS_SEED, drawn, pairs, values};
+use fixture::{WEIGHTS_SEED, drawn, pairs, values};
 use image::RgbImage;
 use kontext_bench::metrics::{Backbone, Embedder, Features, Perceptual, identity};
 use kontext_core::{Device, Kind, Tensor, Weights, weights};

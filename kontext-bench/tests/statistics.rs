@@ -1,13 +1,13 @@
 //! Standard errors and intervals against scipy's. Fixture: `tests/reference/parts/metrics.py`.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
-mod common;
+mod fixture;
 
-use common::{fixture, scalar};
+use fixture::{metrics, scalar};
 use kontext_bench::statistics::{Summary, bootstrap_interval, paired_differences};
 
 fn values(name: &str) -> Vec<f64> {
-    Vec::try_from(fixture().raw(name).unwrap()).unwrap()
+    Vec::try_from(metrics().raw(name).unwrap()).unwrap()
 }
 
 #[test]
