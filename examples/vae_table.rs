@@ -1,8 +1,5 @@
 //! How well autoencoders keep pictures, as a table:
 //! `cargo xtask run --release --example vae_table -- --images photos --vae FLUX=ae.safetensors --vae TAEF1=taef1.safetensors`.
-// It talks to its user.
-#![allow(clippy::print_stderr)]
-
 mod common;
 
 use std::collections::BTreeSet;
@@ -12,6 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use common::pictures::{listed, usable};
 use common::round_trip::round_trip;
 use common::{progress, say};
 use kontext::crates::kontext_core::{OutputFile, check_writable, device};
@@ -76,8 +74,8 @@ fn main() -> ExitCode {
         let perceptual = perceptual.transpose()?;
         let vaes = args.vae.iter().map(|(name, path)| open(&args, name, path, device));
         let vaes = vaes.collect::<anyhow::Result<Vec<Vae>>>()?;
-        let least = perceptual.as_ref().map_or(0, |p| p.features().backbone().least_side());
-        let (pictures, skipped) = usable(&args, least)?;
+        let least = perceptual.as_ref().map_or(0, |p| p.features().backbone().least_side() as u32);
+        let pictures = usable(&args.images, |path| prepared(&args, path, least))?;
 
         // Without a folder of their own, the records go when the program ends.
         let temporary = tempfile::tempdir().context("cannot make a temporary folder")?;
@@ -90,7 +88,7 @@ fn main() -> ExitCode {
         let mut measurements = Vec::new();
         let bar = progress::bar("measuring", pictures.len() * vaes.len());
         for (number, path) in pictures.iter().enumerate() {
-            let (name, original) = (file_name(path), prepared(&args, path)?);
+            let (name, original) = (file_name(path), prepared(&args, path, least)?);
             let mut reconstructions = Vec::new();
             for vae in &vaes {
                 bar.set_message(vae.name.clone());
@@ -112,11 +110,7 @@ fn main() -> ExitCode {
             }
         }
         bar.finish_and_clear();
-        tell(&args, &in_rows(measurements, &vaes), perceptual.as_ref(), &strip)?;
-        if skipped > 0 {
-            eprintln!("{skipped} of {} pictures could not be used and are left out", pictures.len() + skipped);
-        }
-        Ok(())
+        tell(&args, &in_rows(measurements, &vaes), perceptual.as_ref(), &strip)
     })
 }
 
@@ -146,50 +140,15 @@ fn digest(path: &Path) -> anyhow::Result<String> {
     Ok(format!("sha256 {:x}", sum.finalize()))
 }
 
-/// What a folder holds, in the order of the names.
-fn listed(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let of = || format!("cannot read the folder {}", folder.display());
-    let entries = std::fs::read_dir(folder).with_context(of)?;
-    let mut paths = entries.map(|e| Ok(e?.path())).collect::<std::io::Result<Vec<_>>>().with_context(of)?;
-    paths.sort();
-    Ok(paths)
-}
-
-/// The pictures that can be measured, and the number of those that cannot.
-fn usable(args: &Args, least: usize) -> anyhow::Result<(Vec<PathBuf>, usize)> {
-    const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
-    let is_picture = |path: &Path| {
-        let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
-        extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
-    };
-    let mut pictures = listed(&args.images)?;
-    pictures.retain(|path| is_picture(path));
-    let found = pictures.len();
-    pictures.retain(|path| match prepared(args, path) {
-        Ok(picture) if picture.width().min(picture.height()) as usize >= least => true,
-        Ok(picture) => {
-            let (width, height) = picture.dimensions();
-            eprintln!("skipped: {}: {width}x{height}, the network takes {least}x{least} and more", path.display());
-            false
-        }
-        Err(error) => {
-            eprintln!("skipped: {error:#}");
-            false
-        }
-    });
-    if pictures.is_empty() {
-        let folder = args.images.display();
-        match found {
-            0 => bail!("no pictures in {folder}: expected .png, .jpg or .webp files; name another folder"),
-            _ => bail!("none of the {found} pictures in {folder} can be used; name another folder"),
-        }
+/// A picture at the size that was asked for, unless it is smaller than the network takes.
+fn prepared(args: &Args, path: &Path, least: u32) -> anyhow::Result<RgbImage> {
+    let picture = args.size.prepare(&kontext::open(path)?).with_context(|| path.display().to_string())?;
+    let (width, height) = picture.dimensions();
+    if width.min(height) < least {
+        let of = path.display();
+        bail!("{of}: the network of --perceptual takes {least}x{least} pixels and more, got {width}x{height}");
     }
-    let skipped = found - pictures.len();
-    Ok((pictures, skipped))
-}
-
-fn prepared(args: &Args, path: &Path) -> anyhow::Result<RgbImage> {
-    args.size.prepare(&kontext::open(path)?).with_context(|| path.display().to_string())
+    Ok(picture)
 }
 
 fn file_name(path: &Path) -> String {

@@ -7,6 +7,7 @@ pub mod args;
 pub mod dump;
 pub mod judge;
 pub mod memory;
+pub mod pictures;
 pub mod progress;
 pub mod round_trip;
 pub mod run;
