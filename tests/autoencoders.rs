@@ -1,5 +1,5 @@
 //! The published tiny autoencoders in the table of autoencoders, where they are there.
-#![allow(clippy::unwrap_used)] // In helper functions of a test.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // In helper functions of a test.
 
 use std::path::PathBuf;
 

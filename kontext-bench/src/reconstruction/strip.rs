@@ -8,13 +8,13 @@ use crate::metrics::sharpness;
 
 /// White between the crops, in pixels.
 const GAP: u32 = 4;
-/// An error of this many levels is white in the map: 255 / 8.
-const GAIN: u8 = 8;
+/// Errors are shown this many times as bright.
+const GAIN: u8 = 4;
 /// Crops are looked for at steps of a part of their side.
 const STEPS: u32 = 4;
 
 /// A picture that grows by two lines for each original: the crop and its reconstructions, and below each of these
-/// the map of its error. In the map, black is no error, and white one of 32 levels and more in any channel.
+/// the map of its error. In the map, black is no error, and white one of 64 levels and more in any channel.
 #[derive(Debug, Clone)]
 pub struct Strip {
     side: u32,
@@ -120,7 +120,7 @@ mod tests {
         // Its upper right corner, beside the reconstruction.
         assert_eq!(crop_imm(&picture, 0, 0, 16, 16).to_image(), crop_imm(&original, 16, 0, 16, 16).to_image());
         assert_eq!(crop_imm(&picture, 20, 0, 16, 16).to_image(), crop_imm(&off, 16, 0, 16, 16).to_image());
-        assert_eq!(picture.get_pixel(25, 25).0, [16; 3]);
+        assert_eq!(picture.get_pixel(25, 25).0, [8; 3]);
         assert_eq!((picture.get_pixel(5, 25).0, picture.get_pixel(25, 48 + 25).0), ([255; 3], [0; 3]));
     }
 

@@ -97,6 +97,8 @@ pub(super) fn head(layer: usize) -> [String; 4] {
 
 #[cfg(test)]
 mod tests {
+    use kontext_core::{Device, Kind, Tensor};
+
     use super::*;
 
     #[test]
@@ -105,5 +107,32 @@ mod tests {
         assert_eq!(to_caffe("features.9.squeeze.bias"), Recipe::Name("fire6.squeeze1x1.bias".to_owned()));
         assert_eq!(to_caffe("features.12.expand3x3.weight"), Recipe::Name("fire9.expand3x3.weight".to_owned()));
         assert_eq!(to_caffe("features.0.weight"), Recipe::Name("conv1.weight".to_owned()));
+    }
+    /// Tensors of these names, the first of which has a shape.
+    fn file(first: &str, shape: &[i64], others: &[&str]) -> Weights {
+        let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
+        let others = others.iter().map(|name| ((*name).to_owned(), zeros(&[1])));
+        Weights::from_tensors(others.chain([(first.to_owned(), zeros(shape))]))
+    }
+
+    #[test]
+    fn networks_are_told_by_names_and_shapes() {
+        let small = [64, 3, 3, 3];
+        let vgg = ["features.2.weight", "features.28.weight"];
+        let fire = ["features.3.squeeze.weight"];
+        let caffe = file("conv1.weight", &small, &["fire2.squeeze1x1.weight"]);
+        let lpips = file("net.slice1.0.weight", &small, &["net.slice1.2.weight", "net.slice5.28.weight"]);
+        for (weights, expected) in [
+            (file("features.0.weight", &[64, 3, 11, 11], &[]), (Backbone::AlexNet, Naming::Torchvision)),
+            (file("features.0.weight", &small, &vgg), (Backbone::Vgg16, Naming::Torchvision)),
+            (file("features.0.weight", &small, &fire), (Backbone::SqueezeNet11, Naming::Torchvision)),
+            (lpips, (Backbone::Vgg16, Naming::Lpips)),
+            (caffe, (Backbone::SqueezeNet11, Naming::Caffe)),
+        ] {
+            assert_eq!(detect(&weights).unwrap(), expected);
+        }
+        // VGG11, and SqueezeNet 1.0.
+        assert!(detect(&file("features.0.weight", &small, &["features.3.weight"])).is_err());
+        assert!(detect(&file("features.0.weight", &[96, 3, 7, 7], &fire)).is_err());
     }
 }
