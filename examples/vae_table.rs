@@ -62,7 +62,7 @@ struct Args {
     #[arg(long, value_name = "N", default_value_t = 3, requires = "strip")]
     strip_pictures: usize,
     /// Side of the strip's crops
-    #[arg(long, value_name = "PIXELS", default_value_t = 128, requires = "strip")]
+    #[arg(long, value_name = "PIXELS", default_value_t = 128, requires = "strip", value_parser = clap::value_parser!(u32).range(1..=1024))]
     strip_side: u32,
 }
 
@@ -123,8 +123,14 @@ struct Vae {
 
 fn open(args: &Args, name: &str, path: &Path, device: Device) -> anyhow::Result<Vae> {
     let model = Autoencoder::open(path, Kind::Float, device).with_context(|| format!("autoencoder {name}"))?;
-    let tile = args.tile.map_or(String::new(), |tile| format!(", tiles of {tile}"));
-    Ok(Vae { name: name.to_owned(), model, setting: format!("{}{tile}", digest(path)?) })
+    let mut setting = digest(path)?;
+    for file in args.perceptual.iter().chain(&args.heads) {
+        setting.push_str(&format!(", {}", digest(file)?));
+    }
+    if let Some(tile) = args.tile {
+        setting.push_str(&format!(", tiles of {tile}"));
+    }
+    Ok(Vae { name: name.to_owned(), model, setting })
 }
 
 /// SHA-256 of a file, or of all files of a folder by their names.

@@ -421,6 +421,8 @@ fn vae_table_says_what_it_cannot_use() {
     bad(&["--images", "album", "--vae", &vae, "--size", "100"], "expected \"original\" or a multiple of 16");
     bad(&["--images", "album", "--vae", &vae, "--csv", "none/t.csv"], "cannot access none: there is no such file");
     bad(&["--images", "album", "--vae", &vae, "--strip", "s.gif"], "s.gif");
+    let side = ["--images", "album", "--vae", &vae, "--strip", "s.png", "--strip-side", "0"];
+    bad(&side, "0 is not in 1..=1024");
     bad(&["--images", "album", "--vae", &vae, "--heads", "h.safetensors"], "--perceptual <FILE>");
     let network = folder.join("ae.safetensors").display().to_string();
     let words = "it is none of AlexNet, VGG16 and SqueezeNet 1.1";

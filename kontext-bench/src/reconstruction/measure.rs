@@ -38,7 +38,7 @@ impl Measurement {
 pub struct Subject<'a> {
     /// Its name in the table.
     pub vae: &'a str,
-    /// What its numbers depend on: its weights by their digest, say. A record of another setting is made anew.
+    /// What its numbers depend on: its weights and the network's by their digests, say. A record of another setting is made anew.
     pub setting: &'a str,
     /// The network of the perceptual distance; without it there is none.
     pub perceptual: Option<&'a Perceptual>,

@@ -10,6 +10,8 @@ use crate::metrics::sharpness;
 const GAP: u32 = 4;
 /// Errors are shown this many times as bright.
 const GAIN: u8 = 4;
+/// The largest side of a crop.
+const MOST: u32 = 1024;
 /// Crops are looked for at steps of a part of their side.
 const STEPS: u32 = 4;
 
@@ -23,10 +25,11 @@ pub struct Strip {
 }
 
 impl Strip {
-    /// For so many reconstructions of each original, in crops of `side` pixels (smaller where a picture is).
+    /// For so many reconstructions of each original, in crops of `side` pixels, from 1 to 1024; smaller where a
+    /// picture is.
     #[must_use]
     pub fn new(reconstructions: usize, side: u32) -> Self {
-        Self { side: side.max(1), columns: reconstructions as u32 + 1, rows: Vec::new() }
+        Self { side: side.clamp(1, MOST), columns: reconstructions as u32 + 1, rows: Vec::new() }
     }
 
     /// Adds an original, where it has the most detail ([`sharpness`]), and its reconstructions.
