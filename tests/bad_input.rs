@@ -13,6 +13,7 @@ use kontext::{
     Autoencoder, Checkpoint, Device, Dit, Error, Kind, Layout, Pipeline, Request, Tensor, Weights, check_writable,
     save_picture,
 };
+use kontext_bench::metrics::Perceptual;
 use serde_json::{Value, json};
 
 const DIT: &str = "transformer/diffusion_pytorch_model.safetensors";
@@ -253,6 +254,23 @@ fn configurations_with_any_number_in_them_load_or_are_refused() {
         std::fs::write(&path, good.to_string()).unwrap();
     }
     load(folder.path()).unwrap();
+}
+
+#[test]
+fn a_network_of_distances_that_is_no_such_network_is_told_what_is() {
+    let open = |path: &Path| {
+        let error = Perceptual::open(path, None, Device::Cpu).unwrap_err();
+        sentence(&error).replace(&path.display().to_string(), "FILE")
+    };
+    let other = open(&model(Layout::SingleFiles).join("ae.safetensors"));
+    let expected =
+        "cannot load FILE: the configuration cannot be used: it is none of AlexNet, VGG16 and SqueezeNet 1.1 ";
+    assert!(other.starts_with(expected) && other.ends_with("save one of them as safetensors"), "{other}");
+    let folder = tempfile::tempdir().unwrap();
+    let pickle = folder.path().join("alex.pth");
+    std::fs::write(&pickle, b"PK\x03\x04 and so on").unwrap();
+    let pickle = open(&pickle);
+    assert!(pickle.starts_with("cannot load FILE: not a safetensors file but"), "{pickle}");
 }
 
 #[test]

@@ -99,6 +99,7 @@ fn every_program_tells_its_flags() {
         ("evaluate", "--split"),
         ("finetune", "--rank"),
         ("train_small", "--minutes"),
+        ("vae_table", "--vae <NAME=PATH>"),
     ] {
         let (out, err) = desk.good(name, &["--help"]);
         assert!(out.contains(flag) && err.is_empty(), "{out}{err}");
@@ -345,9 +346,87 @@ fn reconstruct_measures_an_autoencoder() {
         desk.bad("reconstruct", &tiled, "invalid tile: expected a positive multiple of 8 pixels");
     }
     RgbImage::from_pixel(1, 1, Rgb([1, 2, 3])).save(desk.path("dot.png")).unwrap();
-    desk.bad("reconstruct", &["--vae", &vae, "--image", "dot.png"], "dot.png is 1x1: expected at least 16 pixels");
+    let words = "dot.png: invalid picture: expected at least 16 pixels on a side (give a larger one), got 1x1";
+    desk.bad("reconstruct", &["--vae", &vae, "--image", "dot.png"], words);
     let dit = folder.join("flux1-kontext.safetensors").display().to_string();
     desk.bad("reconstruct", &["--vae", &dit], "no autoencoder found; looked for");
+}
+
+/// Two pictures and a broken one.
+fn album(desk: &Desk) {
+    std::fs::create_dir(desk.path("album")).unwrap();
+    for (name, step) in [("a.png", 3), ("b.jpg", 5)] {
+        let picture = RgbImage::from_fn(72, 40, |x, y| Rgb([(x * step) as u8, (y * step) as u8, (x * y) as u8]));
+        picture.save(desk.path("album").join(name)).unwrap();
+    }
+    std::fs::write(desk.path("album").join("c.png"), "hello").unwrap();
+    std::fs::write(desk.path("album").join("notes.txt"), "hello").unwrap();
+}
+
+#[test]
+fn vae_table_measures_autoencoders_and_goes_on_after_a_kill() {
+    let desk = Desk::new();
+    album(&desk);
+    let vae = format!("random={}", model(Layout::SingleFiles).join("ae.safetensors").display());
+    let shipped = format!("emoji={}/models/kontext-emoji/vae", env!("CARGO_MANIFEST_DIR"));
+    let args = ["--images", "album", "--vae", &vae, "--vae", &shipped, "--device", "cpu", "--out", "work"];
+    let (first, err) = desk.good("vae_table", &[&args[..], &["--csv", "t.csv", "--markdown", "t.md"]].concat());
+    assert!(err.contains("skipped: cannot use the picture album/c.png"), "{err}");
+    assert!(err.contains("1 of 3 pictures cannot be used and are left out") && !err.contains("notes"), "{err}");
+    let csv = std::fs::read_to_string(desk.path("t.csv")).unwrap();
+    let rows: Vec<&str> = csv.lines().collect();
+    assert_eq!(rows[0], "vae,pictures,pdist,pdist_se,ssim,ssim_se,psnr,psnr_se");
+    assert!(rows[1].starts_with("random,2,,,") && rows[2].starts_with("emoji,2,,,") && rows.len() == 3, "{csv}");
+    assert!(std::fs::read_to_string(desk.path("t.md")).unwrap().contains("| emoji | 2 | - | "));
+
+    // Killed within the last line: that one is measured again, the others are not.
+    let records = desk.path("work").join("reconstructions.jsonl");
+    let whole = std::fs::read_to_string(&records).unwrap();
+    assert_eq!(whole.lines().count(), 4);
+    truncate(&records, whole.len() as u64 - 9);
+    let (again, _) = desk.good("vae_table", &[&args[..], &["--strip", "s.png", "--strip-pictures", "1"]].concat());
+    assert_eq!(std::fs::read_to_string(&records).unwrap(), whole);
+    let table = |text: &str| text.lines().take(3).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(table(&again), table(&first));
+    assert_eq!(kontext::open(desk.path("s.png")).unwrap().dimensions(), (3 * 132 - 4, 2 * 132 - 4));
+    // Another size is another measurement.
+    desk.good("vae_table", &[&args[..], &["--size", "32"]].concat());
+    assert_eq!(std::fs::read_to_string(&records).unwrap().lines().count(), 8);
+}
+
+#[test]
+fn vae_table_says_what_it_cannot_use() {
+    let desk = Desk::new();
+    album(&desk);
+    std::fs::create_dir(desk.path("empty")).unwrap();
+    std::fs::create_dir(desk.path("broken")).unwrap();
+    std::fs::write(desk.path("broken").join("c.png"), "hello").unwrap();
+    let folder = model(Layout::SingleFiles);
+    let file = |name: &str| format!("A={}", folder.join(name).display());
+    let vae = file("ae.safetensors");
+    let bad = |args: &[&str], words: &str| desk.bad("vae_table", &[&["--device", "cpu"], args].concat(), words);
+    bad(&["--images", "album"], "the following required arguments were not provided: --vae <NAME=PATH>");
+    for text in ["ae.safetensors", "=ae.safetensors", "A="] {
+        bad(&["--images", "album", "--vae", text], "expected NAME=PATH, such as TAEF1=taef1.safetensors");
+    }
+    bad(
+        &["--images", "album", "--vae", "A=none.safetensors"],
+        "autoencoder A: cannot access none.safetensors: there is",
+    );
+    bad(&["--images", "album", "--vae", &file("flux1-kontext.safetensors")], "no autoencoder found; looked for");
+    bad(&["--images", "album", "--vae", &vae, "--vae", &vae], "two autoencoders have the same name");
+    bad(&["--images", "none", "--vae", &vae], "cannot read the folder none: ");
+    bad(&["--images", "empty", "--vae", &vae], "no pictures in empty: expected .png, .jpg or .webp files");
+    bad(&["--images", "broken", "--vae", &vae], "none of the 1 pictures in broken can be used");
+    bad(&["--images", "album", "--vae", &vae, "--size", "100"], "expected \"original\" or a multiple of 16");
+    bad(&["--images", "album", "--vae", &vae, "--csv", "none/t.csv"], "cannot access none: there is no such file");
+    bad(&["--images", "album", "--vae", &vae, "--strip", "s.gif"], "s.gif");
+    let side = ["--images", "album", "--vae", &vae, "--strip", "s.png", "--strip-side", "0"];
+    bad(&side, "0 is not in 1..=1024");
+    bad(&["--images", "album", "--vae", &vae, "--heads", "h.safetensors"], "--perceptual <FILE>");
+    let network = folder.join("ae.safetensors").display().to_string();
+    let words = "it is none of AlexNet, VGG16 and SqueezeNet 1.1";
+    bad(&["--images", "album", "--vae", &vae, "--perceptual", &network], words);
 }
 
 #[test]

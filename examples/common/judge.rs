@@ -10,6 +10,7 @@ use kontext::{Autoencoder, Kind, Pipeline, Request};
 use kontext_bench::edit::{EditScore, KnownEdit};
 use serde::{Deserialize, Deserializer};
 
+use super::round_trip::round_trip;
 use super::strip::strip;
 
 /// An edit of a dataset, with the pictures that its result might be taken for.
@@ -110,7 +111,7 @@ impl Judge {
         let candidates =
             edit.candidates.iter().map(|c| self.picture(c, width, height)).collect::<anyhow::Result<Vec<_>>>()?;
         if !self.reconstructions.contains_key(&edit.target) {
-            let reconstruction = self.reconstruct(&truth)?;
+            let reconstruction = round_trip(&self.vae, &truth, None, self.pipe.device())?;
             self.reconstructions.insert(edit.target.clone(), reconstruction);
         }
         let known = KnownEdit {
@@ -130,12 +131,5 @@ impl Judge {
         }
         let picture = picture::resize(&kontext::open(self.folder.join(path))?, width, height)?;
         Ok(self.pictures.entry(key).or_insert(picture).clone())
-    }
-
-    fn reconstruct(&self, picture: &RgbImage) -> anyhow::Result<RgbImage> {
-        let pixels = picture::to_tensor(picture, Kind::Float, self.pipe.device())?;
-        let back = self.vae.decode(&self.vae.encode_latents(&pixels)?)?;
-        let back = picture::from_tensor(&back, picture::Rounding::Nearest)?;
-        back.into_iter().next().context("the autoencoder returned no picture")
     }
 }

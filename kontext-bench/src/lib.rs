@@ -2,3 +2,5 @@
 
 pub mod edit;
 pub mod metrics;
+pub mod reconstruction;
+pub mod statistics;

@@ -124,6 +124,39 @@ fn sizes_come_from_the_tensors_of_a_file() {
     }
 }
 
+/// Zeros that take no memory, of the shapes that a model asks for.
+fn blank(build: impl Fn(&Weights)) -> Tensors {
+    let weights = Weights::blank();
+    build(&weights);
+    let zeros = |(name, shape): (String, Vec<i64>)| {
+        let zeros = weights.tensor(&name, &shape).unwrap();
+        (name, zeros)
+    };
+    weights.shapes().into_iter().map(zeros).collect()
+}
+
+/// Those of table 1 of the paper on FLUX.1 Kontext, under the names of the files in which they are published.
+#[test]
+fn the_five_autoencoders_of_the_papers_table_open_at_full_size() {
+    let kl = |config: &VaeConfig| blank(|weights| drop(AutoencoderKl::new(weights, config).unwrap()));
+    let tiny = blank(|weights| drop(AutoencoderTiny::new(weights, &TinyConfig::taef1()).unwrap()));
+    for (what, tensors, channels, quant) in [
+        ("Flux-VAE, ae.safetensors", as_ldm(kl(&VaeConfig::flux()), ""), 16, false),
+        ("SD3-VAE, sd3_medium.safetensors", as_ldm(kl(&VaeConfig::sd3()), "first_stage_model."), 16, false),
+        ("SD3-VAE, diffusers", kl(&VaeConfig::sd3()), 16, false),
+        ("SD3-TAE, diffusers", tiny, 16, false),
+        ("SDXL-VAE, sdxl_vae.safetensors", as_ldm(kl(&VaeConfig::sdxl()), ""), 4, true),
+        ("SD-VAE, sd-vae-ft-mse", as_old_diffusers(kl(&VaeConfig::sd15())), 4, true),
+    ] {
+        let quant_convs = tensors.iter().filter(|(name, _)| name.contains("quant_conv.")).count();
+        assert_eq!(quant_convs, if quant { 4 } else { 0 }, "{what}");
+        // A tensor that it did not read would be an error.
+        let vae = Autoencoder::from_weights(&Weights::from_tensors(tensors), None).unwrap();
+        assert_eq!(vae.latent_channels(), channels, "{what}");
+        assert_eq!(matches!(vae, Autoencoder::Tiny(_)), what.starts_with("SD3-TAE"), "{what}");
+    }
+}
+
 #[test]
 fn a_folder_is_opened_with_its_configuration() {
     let fixture = Fixture::open();

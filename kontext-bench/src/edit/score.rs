@@ -3,14 +3,12 @@
 use image::RgbImage;
 use kontext_core::Result;
 
-use crate::metrics::psnr;
+use crate::metrics::{psnr, psnr_where};
 
 /// Pictures this near to each other, in dB, are one: a mirrored picture that is symmetric, for example.
 const SAME: f64 = 40.0;
 /// Differences between source and truth of so many levels count as none.
 const AGREE: u8 = 4;
-/// The least share of a picture whose error says something.
-const LEAST_SHARE: f64 = 0.02;
 
 /// An edit whose result is known.
 #[derive(Debug, Clone, Copy)]
@@ -89,18 +87,10 @@ impl KnownEdit<'_> {
 
 /// The error of `result` against `source` where `source` and `truth` agree; all three are of one size.
 fn untouched(result: &RgbImage, source: &RgbImage, truth: &RgbImage) -> Option<f64> {
-    let (mut sum, mut count) = (0_u64, 0_u64);
-    for ((result, source), truth) in result.pixels().zip(source.pixels()).zip(truth.pixels()) {
-        if source.0.iter().zip(truth.0).all(|(a, b)| a.abs_diff(b) <= AGREE) {
-            sum += result.0.iter().zip(source.0).map(|(a, b)| u64::from(a.abs_diff(b)).pow(2)).sum::<u64>();
-            count += 3;
-        }
-    }
-    let all = 3.0 * f64::from(result.width()) * f64::from(result.height());
-    if (count as f64) < LEAST_SHARE * all {
-        return None;
-    }
-    Some(10.0 * (255.0 * 255.0 * count as f64 / sum as f64).log10())
+    let pixels = source.pixels().zip(truth.pixels());
+    let agree: Vec<bool> =
+        pixels.map(|(source, truth)| source.0.iter().zip(truth.0).all(|(a, b)| a.abs_diff(b) <= AGREE)).collect();
+    psnr_where(result, source, |pixel| agree.get(pixel) == Some(&true))
 }
 
 #[cfg(test)]

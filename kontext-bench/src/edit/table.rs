@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::edit::EditScore;
-
-/// Equal pictures have infinitely many dB; in means they count as this.
-const MOST: f64 = 60.0;
+use crate::statistics::PSNR_CAP;
 
 /// Scores by category, in the order of their names.
 #[derive(Debug, Clone, Default)]
@@ -60,10 +58,12 @@ impl Table {
             count: scores.len(),
             right: share(|s| s.right)?,
             copied: share(|s| s.copied)?,
-            psnr: average(scores.iter().map(|s| s.psnr.min(MOST)))?,
-            gain: average(scores.iter().filter_map(|s| Some(s.psnr.min(MOST) - s.copy_psnr?.min(MOST)))),
-            behind_reconstruction: average(scores.iter().map(|s| s.reconstruction_psnr.min(MOST) - s.psnr.min(MOST)))?,
-            untouched: average(scores.iter().filter_map(|s| Some(s.untouched_psnr?.min(MOST)))),
+            psnr: average(scores.iter().map(|s| s.psnr.min(PSNR_CAP)))?,
+            gain: average(scores.iter().filter_map(|s| Some(s.psnr.min(PSNR_CAP) - s.copy_psnr?.min(PSNR_CAP)))),
+            behind_reconstruction: average(
+                scores.iter().map(|s| s.reconstruction_psnr.min(PSNR_CAP) - s.psnr.min(PSNR_CAP)),
+            )?,
+            untouched: average(scores.iter().filter_map(|s| Some(s.untouched_psnr?.min(PSNR_CAP)))),
         })
     }
 }

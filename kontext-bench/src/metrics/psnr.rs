@@ -6,7 +6,7 @@ use image::RgbImage;
 use kontext_core::Result;
 use rayon::prelude::*;
 
-use super::{CHANNELS, PEAK, same_size};
+use super::{CHANNELS, LEAST_SHARE, PEAK, same_size};
 
 /// Rows of this many levels are summed by one thread: enough to pay for handing them out.
 const CHUNK: usize = CHANNELS << 14;
@@ -28,14 +28,27 @@ const CHUNK: usize = CHANNELS << 14;
 /// ```
 pub fn psnr(a: &RgbImage, b: &RgbImage) -> Result<f64> {
     same_size(a, b)?;
-    let square = |(x, y): (&u8, &u8)| u64::from(x.abs_diff(*y)).pow(2);
     let chunks = a.as_raw().par_chunks(CHUNK).zip(b.as_raw().par_chunks(CHUNK));
-    let sum: u64 = chunks.map(|(x, y)| x.iter().zip(y).map(square).sum::<u64>()).sum();
-    if sum == 0 {
-        return Ok(f64::INFINITY);
-    }
-    let mean = sum as f64 / a.as_raw().len() as f64;
-    Ok(10.0 * (PEAK * PEAK / mean).log10())
+    let sum: u64 = chunks.map(|(x, y)| squares(x, y)).sum();
+    Ok(decibels(sum, a.as_raw().len() as u64))
+}
+
+/// The same over the pixels for whose index `keep` holds; `None` where they are hardly any. Both pictures are of
+/// one size.
+pub(crate) fn psnr_where(a: &RgbImage, b: &RgbImage, keep: impl Fn(usize) -> bool) -> Option<f64> {
+    let pixels = a.as_raw().chunks_exact(CHANNELS).zip(b.as_raw().chunks_exact(CHANNELS)).enumerate();
+    let kept = pixels.filter(|(index, _)| keep(*index));
+    let (sum, count) = kept.fold((0, 0), |(sum, count), (_, (a, b))| (sum + squares(a, b), count + CHANNELS as u64));
+    (count as f64 >= LEAST_SHARE * a.as_raw().len() as f64).then(|| decibels(sum, count))
+}
+
+fn squares(a: &[u8], b: &[u8]) -> u64 {
+    a.iter().zip(b).map(|(a, b)| u64::from(a.abs_diff(*b)).pow(2)).sum()
+}
+
+/// Of a sum of squares over so many values.
+fn decibels(sum: u64, count: u64) -> f64 {
+    if sum == 0 { f64::INFINITY } else { 10.0 * (PEAK * PEAK * count as f64 / sum as f64).log10() }
 }
 
 #[cfg(test)]

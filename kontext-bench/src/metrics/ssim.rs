@@ -4,25 +4,11 @@
 //! settings of Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity" (2004).
 
 use image::RgbImage;
-use kontext_core::{Error, Result};
-use rayon::prelude::*;
+use kontext_core::Result;
 
-use super::{CHANNELS, PEAK, same_size};
-
-/// Side of the gaussian window in pixels; a picture must be at least as large.
-pub const WINDOW: usize = 2 * RADIUS + 1;
-
-/// scipy cuts the gaussian at 3.5 standard deviations: `int(3.5 * 1.5 + 0.5)`.
-const RADIUS: usize = 5;
-/// Standard deviation of the window, in pixels.
-const SIGMA: f64 = 1.5;
-/// Stabilises the comparison of dark windows: `(K1 * 255)²` with Wang's K1.
-const C1: f64 = (0.01 * PEAK) * (0.01 * PEAK);
-/// Stabilises the comparison of flat windows: `(K2 * 255)²` with Wang's K2.
-const C2: f64 = (0.03 * PEAK) * (0.03 * PEAK);
-
-/// The means of a window that structural similarity is made of: a, b, a², b², ab.
-type Moments = [f64; 5];
+use super::plane::Plane;
+use super::windows::{SMALL, WINDOW, rows_of_windows};
+use super::{at_least, same_size};
 
 /// Structural similarity, the mean over channels and windows; 1 for equal pictures, down to -1.
 ///
@@ -31,7 +17,8 @@ type Moments = [f64; 5];
 /// with reflected pixels, and then leaves them out of the mean; here they are not computed. All in f64.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] for pictures of different size, or smaller than [`WINDOW`] pixels on a side.
+/// [`kontext_core::Error::InvalidArgument`] for pictures of different size, or smaller than [`WINDOW`] pixels
+/// on a side.
 ///
 /// # Example
 /// ```
@@ -43,60 +30,31 @@ type Moments = [f64; 5];
 /// # Ok::<(), kontext_core::Error>(())
 /// ```
 pub fn ssim(a: &RgbImage, b: &RgbImage) -> Result<f64> {
+    similarity_of(a, b, Plane::colour)
+}
+
+/// Structural similarity of the luma, `0.2125 R + 0.7154 G + 0.0721 B`; otherwise as [`ssim`].
+///
+/// Equal to scikit-image's `structural_similarity(rgb2gray(a), rgb2gray(b), gaussian_weights=True, sigma=1.5,
+/// use_sample_covariance=False, data_range=1)`, within 1e-6.
+///
+/// # Errors
+/// Those of [`ssim`].
+pub fn ssim_grey(a: &RgbImage, b: &RgbImage) -> Result<f64> {
+    similarity_of(a, b, Plane::luma)
+}
+
+fn similarity_of(a: &RgbImage, b: &RgbImage, plane: impl Fn(&RgbImage) -> Plane) -> Result<f64> {
     same_size(a, b)?;
-    let (width, height) = (a.width() as usize, a.height() as usize);
-    if width < WINDOW || height < WINDOW {
-        let expected = format!("at least {WINDOW}x{WINDOW} pixels, the size of the window");
-        return Err(Error::invalid("pictures", expected, format!("{width}x{height}")));
-    }
-    let (kernel, stride) = (gaussian(), width * CHANNELS);
-    let bands = |picture| RgbImage::as_raw(picture).par_windows(WINDOW * stride).step_by(stride);
-    // The sums of the rows are added one after the other, so the result does not depend on the threads.
-    let rows: Vec<f64> = bands(a).zip(bands(b)).map(|(a, b)| row_of_windows(a, b, stride, &kernel)).collect();
-    let windows = (height - WINDOW + 1) * (width - WINDOW + 1) * CHANNELS;
-    Ok(rows.iter().sum::<f64>() / windows as f64)
+    at_least(a, WINDOW, SMALL)?;
+    let row = |_, windows: &[_]| (sum(windows), windows.len());
+    let rows = rows_of_windows(&plane(a), &plane(b), row);
+    let (sum, count) = rows.iter().fold((0.0, 0), |(sum, count), row| (sum + row.0, count + row.1));
+    Ok(sum / count as f64)
 }
 
-/// The sum of the similarities of all windows within a band of [`WINDOW`] rows of `stride` levels.
-fn row_of_windows(a: &[u8], b: &[u8], stride: usize, kernel: &[f64; WINDOW]) -> f64 {
-    /// From a window's first column to its last, in levels.
-    const REACH: usize = (WINDOW - 1) * CHANNELS + 1;
-    let mut columns = vec![[0.0; 5]; stride];
-    for ((a, b), weight) in a.chunks_exact(stride).zip(b.chunks_exact(stride)).zip(kernel) {
-        for ((column, a), b) in columns.iter_mut().zip(a).zip(b) {
-            let (a, b) = (f64::from(*a), f64::from(*b));
-            add_weighted(column, &[a, b, a * a, b * b, a * b], *weight);
-        }
-    }
-    let similarity_at = |columns: &[Moments]| {
-        let mut window = [0.0; 5];
-        for (column, weight) in columns.iter().step_by(CHANNELS).zip(kernel) {
-            add_weighted(&mut window, column, *weight);
-        }
-        similarity(&window)
-    };
-    columns.windows(REACH).map(similarity_at).sum()
-}
-
-fn add_weighted(sum: &mut Moments, term: &Moments, weight: f64) {
-    for (sum, term) in sum.iter_mut().zip(term) {
-        *sum += weight * term;
-    }
-}
-
-/// The similarity of one window: luminance times contrast and structure.
-fn similarity([a, b, aa, bb, ab]: &Moments) -> f64 {
-    let (variance_a, variance_b, covariance) = (aa - a * a, bb - b * b, ab - a * b);
-    let luminance = (2.0 * a * b + C1) / (a * a + b * b + C1);
-    luminance * (2.0 * covariance + C2) / (variance_a + variance_b + C2)
-}
-
-/// The window's weights along one axis; their sum is one.
-fn gaussian() -> [f64; WINDOW] {
-    let weight = |tap: usize| (-0.5 * ((tap as f64 - RADIUS as f64) / SIGMA).powi(2)).exp();
-    let weights: [f64; WINDOW] = std::array::from_fn(weight);
-    let sum: f64 = weights.iter().sum();
-    weights.map(|w| w / sum)
+fn sum(windows: &[super::windows::Similarity]) -> f64 {
+    windows.iter().map(|window| window.whole).sum()
 }
 
 #[cfg(test)]
@@ -104,12 +62,14 @@ mod tests {
     use image::Rgb;
 
     use super::*;
+    use crate::metrics::windows::C1;
 
     #[test]
     fn flat_pictures_differ_by_their_luminance_alone() {
         let (a, b) = (RgbImage::from_pixel(20, 11, Rgb([100; 3])), RgbImage::from_pixel(20, 11, Rgb([200; 3])));
         let expected = (2.0 * 100.0 * 200.0 + C1) / (100.0 * 100.0 + 200.0 * 200.0 + C1);
         assert!((ssim(&a, &b).unwrap() - expected).abs() < 1e-9);
+        assert!((ssim_grey(&a, &b).unwrap() - expected).abs() < 1e-9);
     }
 
     #[test]

@@ -1,0 +1,92 @@
+//! Whether two pictures show the same subject, by a network of the caller's choice.
+
+use image::RgbImage;
+use kontext_core::{Error, Result};
+
+/// A network that makes a vector of a picture; vectors of one subject point in one direction.
+///
+/// [`crate::metrics::Features`] is one of general use, for any subject. It is no face network: for faces, give
+/// the network that your numbers shall be comparable with, such as ArcFace as a TorchScript file. Finding and
+/// aligning the face, the size that the network takes, and the range of its values are the embedder's affair:
+///
+/// ```
+/// use image::{RgbImage, imageops};
+/// use kontext_bench::metrics::{Embedder, identity};
+/// use kontext_core::Result;
+///
+/// struct MyFaces;                              // holds, for example, a `tch::CModule`
+///
+/// impl Embedder for MyFaces {
+///     fn name(&self) -> &str {
+///         "my face network, 112x112"
+///     }
+///
+///     fn embed(&self, pictures: &[&RgbImage]) -> Result<Vec<Vec<f32>>> {
+///         // Here: cut out the face, run the network. For this example: the picture at 4x4 is the vector.
+///         let small = |p: &&RgbImage| imageops::thumbnail(*p, 4, 4).into_raw().into_iter().map(f32::from).collect();
+///         Ok(pictures.iter().map(small).collect())
+///     }
+/// }
+///
+/// let face = RgbImage::from_fn(64, 64, |x, y| image::Rgb([x as u8, y as u8, 200]));
+/// assert!((identity(&MyFaces, &[(&face, &face)])?[0] - 1.0).abs() < 1e-9);
+/// # Ok::<(), kontext_core::Error>(())
+/// ```
+pub trait Embedder {
+    /// What reports call it: the network, and what its weights were trained for.
+    fn name(&self) -> &str;
+
+    /// A vector for each picture, in their order; all of one length, of any scale.
+    ///
+    /// # Errors
+    /// What the network fails with.
+    fn embed(&self, pictures: &[&RgbImage]) -> Result<Vec<Vec<f32>>>;
+}
+
+/// The cosine of the embeddings of each pair: 1 for one subject, near 0 or below for unrelated ones. What value
+/// separates the two depends on the network.
+///
+/// # Errors
+/// Those of the embedder; [`Error::InvalidArgument`] where its vectors are missing, of different length, all zero
+/// or not finite.
+pub fn identity(embedder: &dyn Embedder, pairs: &[(&RgbImage, &RgbImage)]) -> Result<Vec<f64>> {
+    let pictures: Vec<&RgbImage> = pairs.iter().flat_map(|(a, b)| [*a, *b]).collect();
+    let vectors = embedder.embed(&pictures)?;
+    if vectors.len() != pictures.len() {
+        let got = format!("{} from {}", vectors.len(), embedder.name());
+        return Err(Error::invalid("embeddings", format!("one for each of {} pictures", pictures.len()), got));
+    }
+    let (pairs, _) = vectors.as_chunks();
+    pairs.iter().map(|[a, b]| cosine(a, b)).collect()
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> Result<f64> {
+    if a.len() != b.len() {
+        return Err(Error::invalid("embeddings", "vectors of one length", format!("{} and {}", a.len(), b.len())));
+    }
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+    if cosine.is_finite() {
+        return Ok(cosine.clamp(-1.0, 1.0));
+    }
+    Err(Error::invalid("embeddings", "finite vectors that are not all zero", "one that has no direction"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cosine_leaves_lengths_out() {
+        assert!((cosine(&[1.0, 2.0], &[10.0, 20.0]).unwrap() - 1.0).abs() < 1e-12);
+        assert!((cosine(&[1.0, 0.0], &[1.0, 1.0]).unwrap() - 0.5_f64.sqrt()).abs() < 1e-7);
+        assert_eq!(cosine(&[1.0, 0.0], &[-2.0, 0.0]).unwrap(), -1.0);
+    }
+
+    #[test]
+    fn vectors_without_a_direction_are_refused() {
+        assert!(cosine(&[0.0, 0.0], &[1.0, 1.0]).unwrap_err().to_string().contains("no direction"));
+        assert!(cosine(&[1.0], &[1.0, 1.0]).unwrap_err().to_string().contains("1 and 2"));
+        assert!(cosine(&[f32::NAN], &[1.0]).is_err());
+    }
+}

@@ -1,0 +1,115 @@
+//! One picture through one autoencoder and back.
+
+use image::RgbImage;
+use kontext_core::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+use super::Records;
+use crate::metrics::{Perceptual, psnr, ssim};
+use crate::statistics::PSNR_CAP;
+
+/// What a reconstruction measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Measurement {
+    /// The autoencoder's name in the table.
+    pub vae: String,
+    /// The picture's name.
+    pub picture: String,
+    /// What the numbers depend on beside the picture: [`Subject::setting`] and the network of `pdist`.
+    pub setting: String,
+    /// CRC-32 of the original's pixels, as they were encoded.
+    pub pixels: u32,
+    /// [`Perceptual::distance`], where a network was given.
+    pub pdist: Option<f64>,
+    /// [`ssim`].
+    pub ssim: f64,
+    /// [`psnr`] in dB, at most [`PSNR_CAP`].
+    pub psnr: f64,
+}
+
+impl Measurement {
+    pub(super) fn key(&self) -> (String, String) {
+        (self.vae.clone(), self.picture.clone())
+    }
+}
+
+/// An autoencoder under test.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    /// Its name in the table.
+    pub vae: &'a str,
+    /// What its numbers depend on: its weights and the network's by their digests, say. A record of another setting is made anew.
+    pub setting: &'a str,
+    /// The network of the perceptual distance; without it there is none.
+    pub perceptual: Option<&'a Perceptual>,
+}
+
+impl Subject<'_> {
+    /// The measurement of a picture from the records; `None` where there is none, or one of another setting, network
+    /// or of other pixels under the same name.
+    #[must_use]
+    pub fn recorded(&self, picture: &str, original: &RgbImage, records: &Records) -> Option<Measurement> {
+        let found = records.find(self.vae, picture)?;
+        (found.setting == self.full_setting() && found.pixels == crc32fast::hash(original.as_raw()))
+            .then(|| found.clone())
+    }
+
+    /// Measures a reconstruction and adds it to the records, unless it is there.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a reconstruction of another size, and those of the metrics and of
+    /// [`Records::add`].
+    pub fn measure(
+        &self,
+        picture: &str,
+        original: &RgbImage,
+        reconstruction: &RgbImage,
+        records: &mut Records,
+    ) -> Result<Measurement> {
+        if let Some(done) = self.recorded(picture, original, records) {
+            return Ok(done);
+        }
+        let distance = |perceptual: &Perceptual| perceptual.distance(&[(original, reconstruction)]);
+        let pdist = self.perceptual.map(distance).transpose()?.and_then(|distances| distances.first().copied());
+        if let Some(bad) = pdist.filter(|distance| !distance.is_finite()) {
+            return Err(Error::invalid("distance", "a finite number (check the network's weights)", bad));
+        }
+        let measurement = Measurement {
+            vae: self.vae.to_owned(),
+            picture: picture.to_owned(),
+            setting: self.full_setting(),
+            pixels: crc32fast::hash(original.as_raw()),
+            pdist,
+            ssim: ssim(original, reconstruction)?,
+            psnr: psnr(original, reconstruction)?.min(PSNR_CAP),
+        };
+        records.add(measurement.clone())?;
+        Ok(measurement)
+    }
+
+    fn full_setting(&self) -> String {
+        format!("{}, {}", self.setting, self.perceptual.map_or("no network", Perceptual::name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_recorded_is_taken_unless_the_setting_or_the_picture_is_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut records = Records::open(folder.path().join("records.jsonl")).unwrap();
+        let original = RgbImage::from_fn(16, 16, |x, y| image::Rgb([x as u8 * 10, y as u8 * 10, 0]));
+        let off = RgbImage::from_fn(16, 16, |x, y| original.get_pixel(x, y).0.map(|level| level + 10).into());
+        let subject = Subject { vae: "A", setting: "first", perceptual: None };
+        let first = subject.measure("a.png", &original, &off, &mut records).unwrap();
+        assert!((first.psnr - 28.131).abs() < 1e-3 && first.pdist.is_none());
+        // Not measured again: the reconstruction is not looked at.
+        assert_eq!(subject.measure("a.png", &original, &original, &mut records).unwrap(), first);
+        let other = Subject { setting: "second", ..subject };
+        assert_eq!(other.recorded("a.png", &original, &records), None);
+        assert_eq!(subject.recorded("a.png", &off, &records), None);
+        assert_eq!(other.measure("a.png", &original, &original, &mut records).unwrap().psnr, PSNR_CAP);
+    }
+}

@@ -1,0 +1,119 @@
+//! Measurements in a file to which they are appended, so that nothing is measured twice.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use kontext_core::{Error, Result};
+
+use super::Measurement;
+
+/// A file of [`Measurement`]s, one JSON object a line. Each is on the disk before the next is made.
+#[derive(Debug)]
+pub struct Records {
+    path: PathBuf,
+    file: File,
+    done: BTreeMap<(String, String), Measurement>,
+}
+
+impl Records {
+    /// Opens the file, or makes it, and reads what is there. A last line that was torn by a kill is cut off.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the file cannot be read and written; [`Error::InvalidArgument`] where a whole line is no
+    /// measurement, with its number.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let io = || Error::io(path);
+        let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(io())?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(io())?;
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let mut done = BTreeMap::new();
+        for (number, line) in bytes.get(..whole).unwrap_or_default().split(|byte| *byte == b'\n').enumerate() {
+            if line.is_empty() {
+                continue;
+            }
+            let record: Measurement = serde_json::from_slice(line).map_err(|error| {
+                let expected = "a measurement (remove the line, or name another file or folder)";
+                Error::invalid("record", expected, format!("{} line {}: {error}", path.display(), number + 1))
+            })?;
+            done.insert(record.key(), record);
+        }
+        if whole < bytes.len() {
+            file.set_len(whole as u64).map_err(io())?;
+        }
+        Ok(Self { path: path.to_owned(), file, done })
+    }
+
+    /// The measurement of a picture by an autoencoder, whatever its setting was.
+    #[must_use]
+    pub fn find(&self, vae: &str, picture: &str) -> Option<&Measurement> {
+        self.done.get(&(vae.to_owned(), picture.to_owned()))
+    }
+
+    /// Number of measurements.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.done.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.done.is_empty()
+    }
+
+    /// Adds a measurement, in place of one of the same picture and autoencoder, and waits until it is on the disk.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where it cannot be written.
+    pub fn add(&mut self, record: Measurement) -> Result<()> {
+        let mut line = serde_json::to_vec(&record).map_err(|error| Error::io(&self.path)(error.into()))?;
+        line.push(b'\n');
+        self.file.write_all(&line).and_then(|()| self.file.sync_data()).map_err(Error::io(&self.path))?;
+        self.done.insert(record.key(), record);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(picture: &str, psnr: f64) -> Measurement {
+        let (vae, setting) = ("A".to_owned(), "s".to_owned());
+        Measurement { vae, picture: picture.to_owned(), setting, pixels: 7, pdist: None, ssim: 0.1 + 0.2, psnr }
+    }
+
+    #[test]
+    fn a_torn_last_line_is_dropped_and_the_rest_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("records.jsonl");
+        let mut records = Records::open(&path).unwrap();
+        records.add(record("a.png", 30.0)).unwrap();
+        records.add(record("b.png", 31.5)).unwrap();
+        let length = std::fs::metadata(&path).unwrap().len();
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(length - 5).unwrap();
+        let mut records = Records::open(&path).unwrap();
+        assert_eq!((records.len(), records.find("A", "b.png")), (1, None));
+        assert_eq!(records.find("A", "a.png"), Some(&record("a.png", 30.0)));
+        // What is added now stands on a line of its own.
+        records.add(record("b.png", 32.0)).unwrap();
+        records.add(record("a.png", 33.0)).unwrap();
+        let records = Records::open(&path).unwrap();
+        assert_eq!(records.find("A", "b.png").unwrap().psnr, 32.0);
+        assert_eq!((records.len(), records.find("A", "a.png").unwrap().psnr), (2, 33.0));
+    }
+
+    #[test]
+    fn a_line_that_is_no_measurement_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("records.jsonl");
+        std::fs::write(&path, "\n{\"vae\": 3}\n").unwrap();
+        let error = Records::open(&path).unwrap_err().to_string();
+        assert!(error.contains("records.jsonl line 2: "), "{error}");
+        assert!(Records::open(folder.path()).is_err());
+    }
+}

@@ -1,0 +1,175 @@
+//! The means over all pictures, a row for each autoencoder.
+
+use std::fmt::{self, Write as _};
+
+use kontext_core::Result;
+
+use super::Measurement;
+use crate::statistics::Summary;
+
+/// A row: one autoencoder.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// The autoencoder's name.
+    pub vae: String,
+    /// Perceptual distance, where all its pictures have one.
+    pub pdist: Option<Summary>,
+    /// Structural similarity.
+    pub ssim: Summary,
+    /// Peak signal-to-noise ratio in dB.
+    pub psnr: Summary,
+}
+
+/// The table; as text for a terminal by `Display`.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Table {
+    rows: Vec<Row>,
+    network: Option<String>,
+}
+
+impl Table {
+    /// Sums measurements up; autoencoders stand in the order in which they come. `network` is the name of the
+    /// perceptual distance ([`crate::metrics::Perceptual::name`]).
+    ///
+    /// # Errors
+    /// [`kontext_core::Error::InvalidArgument`] for measurements that are not finite.
+    pub fn of(measurements: &[Measurement], network: Option<&str>) -> Result<Self> {
+        let mut names: Vec<&str> = Vec::new();
+        for measurement in measurements {
+            if !names.contains(&measurement.vae.as_str()) {
+                names.push(&measurement.vae);
+            }
+        }
+        let row = |name: &str| {
+            let of: Vec<&Measurement> = measurements.iter().filter(|m| m.vae == name).collect();
+            let pdist: Option<Vec<f64>> = of.iter().map(|m| m.pdist).collect();
+            Ok(Row {
+                vae: name.to_owned(),
+                pdist: pdist.map(|values| Summary::of(&values)).transpose()?,
+                ssim: Summary::of(&of.iter().map(|m| m.ssim).collect::<Vec<_>>())?,
+                psnr: Summary::of_psnr(&of.iter().map(|m| m.psnr).collect::<Vec<_>>())?,
+            })
+        };
+        let rows = names.into_iter().map(row).collect::<Result<_>>()?;
+        Ok(Self { rows, network: network.map(str::to_owned) })
+    }
+
+    /// The rows.
+    #[must_use]
+    pub fn rows(&self) -> &[Row] {
+        &self.rows
+    }
+
+    /// A table in Markdown: means ± standard errors.
+    #[must_use]
+    pub fn markdown(&self) -> String {
+        let mut text = "| autoencoder | pictures | PDist ↓ | SSIM ↑ | PSNR ↑ |\n".to_owned();
+        text.push_str("| --- | ---: | ---: | ---: | ---: |\n");
+        for cells in self.rows.iter().map(cells) {
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "| {} |", cells.map(|cell| cell.replace('|', "\\|")).join(" | "));
+        }
+        if let Some(note) = self.note() {
+            let _ = writeln!(text, "\n{note}");
+        }
+        text
+    }
+
+    /// As CSV, with the columns `vae,pictures,pdist,pdist_se,ssim,ssim_se,psnr,psnr_se`; what is not known is empty.
+    #[must_use]
+    pub fn csv(&self) -> String {
+        let mut text = "vae,pictures,pdist,pdist_se,ssim,ssim_se,psnr,psnr_se\n".to_owned();
+        for row in &self.rows {
+            let number = |value: f64| if value.is_finite() { format!("{value:.6}") } else { String::new() };
+            let pair = |summary: Option<&Summary>| {
+                summary.map_or(",".to_owned(), |s| format!("{},{}", number(s.mean), number(s.standard_error)))
+            };
+            let (pdist, ssim, psnr) = (pair(row.pdist.as_ref()), pair(Some(&row.ssim)), pair(Some(&row.psnr)));
+            let _ = writeln!(text, "{},{},{pdist},{ssim},{psnr}", quoted(&row.vae), row.psnr.count);
+        }
+        text
+    }
+
+    /// Which network the distance is of.
+    fn note(&self) -> Option<String> {
+        let network = self.network.as_ref().filter(|_| self.rows.iter().any(|row| row.pdist.is_some()))?;
+        Some(format!("PDist: {network}; means ± standard errors of the mean"))
+    }
+}
+
+fn cells(row: &Row) -> [String; 5] {
+    let pdist = row.pdist.as_ref().map_or("-".to_owned(), |pdist| with_error(pdist, 4));
+    [row.vae.clone(), row.psnr.count.to_string(), pdist, with_error(&row.ssim, 4), with_error(&row.psnr, 2)]
+}
+
+/// "0.8963 ± 0.0041"; the mean alone where there is one value.
+fn with_error(summary: &Summary, digits: usize) -> String {
+    if summary.standard_error.is_nan() {
+        return format!("{:.digits$}", summary.mean);
+    }
+    format!("{:.digits$} ± {:.digits$}", summary.mean, summary.standard_error)
+}
+
+/// A field of CSV.
+fn quoted(text: &str) -> String {
+    if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let head = ["autoencoder", "pictures", "PDist", "SSIM", "PSNR, dB"].map(str::to_owned);
+        let lines: Vec<[String; 5]> = std::iter::once(head).chain(self.rows.iter().map(cells)).collect();
+        let widths: [usize; 5] = std::array::from_fn(|at| {
+            lines.iter().filter_map(|line| line.get(at)).map(|c| c.chars().count()).max().unwrap_or(0)
+        });
+        for line in &lines {
+            for (number, (cell, width)) in line.iter().zip(widths).enumerate() {
+                match number {
+                    0 => write!(f, "{cell:<width$}")?,
+                    _ => write!(f, "  {cell:>width$}")?,
+                }
+            }
+            writeln!(f)?;
+        }
+        self.note().map_or(Ok(()), |note| writeln!(f, "{note}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(vae: &str, pdist: Option<f64>, ssim: f64, psnr: f64) -> Measurement {
+        let (picture, setting) = (String::new(), String::new());
+        Measurement { vae: vae.to_owned(), picture, setting, pixels: 0, pdist, ssim, psnr }
+    }
+
+    #[test]
+    fn rows_are_means_with_their_standard_errors_in_the_order_given() {
+        let measurements = [
+            measured("large", Some(0.1), 0.9, 30.0),
+            measured("a,small", None, 0.5, 20.0),
+            measured("large", Some(0.3), 0.8, 34.0),
+        ];
+        let table = Table::of(&measurements, Some("pdist-vgg16")).unwrap();
+        assert_eq!(
+            table.csv(),
+            "vae,pictures,pdist,pdist_se,ssim,ssim_se,psnr,psnr_se\n\
+             large,2,0.200000,0.100000,0.850000,0.050000,32.000000,2.000000\n\
+             \"a,small\",1,,,0.500000,,20.000000,\n"
+        );
+        assert!(table.markdown().contains("| large | 2 | 0.2000 ± 0.1000 | 0.8500 ± 0.0500 | 32.00 ± 2.00 |\n"));
+        assert!(table.markdown().ends_with("\nPDist: pdist-vgg16; means ± standard errors of the mean\n"));
+        let text = table.to_string();
+        let widths: Vec<usize> = text.lines().take(3).map(|line| line.chars().count()).collect();
+        assert!(widths.windows(2).all(|pair| pair[0] == pair[1]), "{text}");
+        assert!(text.contains("a,small             1                -"), "{text}");
+    }
+
+    #[test]
+    fn without_a_network_there_is_no_note() {
+        let table = Table::of(&[measured("A", None, 0.9, 30.0)], None).unwrap();
+        assert!(!table.markdown().contains("PDist:") && !table.to_string().contains("±"));
+        assert_eq!(Table::of(&[], None).unwrap().rows().len(), 0);
+    }
+}

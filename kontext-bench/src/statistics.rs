@@ -1,0 +1,183 @@
+//! Means with their uncertainty.
+
+use kontext_core::{Error, Result};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+/// Equal pictures have infinitely many dB; in means they, and all that is nearer than this, count as this many.
+/// It is beyond what rounding to 8 bits leaves of two pictures that are equal before it (58.9 dB).
+pub const PSNR_CAP: f64 = 60.0;
+
+/// How many values there are, and their mean.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Summary {
+    /// Number of values.
+    pub count: usize,
+    /// Their mean.
+    pub mean: f64,
+    /// The standard error of the mean, `sqrt(sum((x - mean)²) / (n - 1) / n)`; NaN for a single value, which tells
+    /// nothing of it.
+    pub standard_error: f64,
+}
+
+impl Summary {
+    /// Of all values; none is left out.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for no values, or where one is not finite. PSNR may be infinite:
+    /// see [`Summary::of_psnr`].
+    ///
+    /// # Example
+    /// ```
+    /// use kontext_bench::statistics::Summary;
+    /// let summary = Summary::of(&[1.0, 2.0, 3.0, 4.0])?;
+    /// assert_eq!((summary.count, summary.mean), (4, 2.5));
+    /// assert!((summary.standard_error - (5.0_f64 / 3.0 / 4.0).sqrt()).abs() < 1e-12);
+    /// # Ok::<(), kontext_core::Error>(())
+    /// ```
+    pub fn of(values: &[f64]) -> Result<Self> {
+        check(values)?;
+        let count = values.len();
+        let mean = mean(values);
+        let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+        let standard_error = if count < 2 { f64::NAN } else { (squares / (count - 1) as f64 / count as f64).sqrt() };
+        Ok(Self { count, mean, standard_error })
+    }
+
+    /// Of decibels, of which those above [`PSNR_CAP`], infinite ones among them, count as that.
+    ///
+    /// # Errors
+    /// Those of [`Summary::of`].
+    ///
+    /// # Example
+    /// ```
+    /// use kontext_bench::statistics::Summary;
+    /// assert_eq!(Summary::of_psnr(&[30.0, f64::INFINITY])?.mean, 45.0);
+    /// # Ok::<(), kontext_core::Error>(())
+    /// ```
+    pub fn of_psnr(decibels: &[f64]) -> Result<Self> {
+        // Not `min`, which would take a NaN for the cap.
+        let capped = |value: &f64| if *value > PSNR_CAP { PSNR_CAP } else { *value };
+        Self::of(&decibels.iter().map(capped).collect::<Vec<_>>())
+    }
+}
+
+/// `a - b` of each pair: summed up, they tell more of two methods on the same pictures than two summaries do.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] where one has more values than the other.
+pub fn paired_differences(a: &[f64], b: &[f64]) -> Result<Vec<f64>> {
+    if a.len() != b.len() {
+        let got = format!("{} and {}", a.len(), b.len());
+        return Err(Error::invalid("values", "as many of one as of the other", got));
+    }
+    Ok(a.iter().zip(b).map(|(a, b)| a - b).collect())
+}
+
+/// Bounds between which the mean lies with this confidence, by the percentiles of the means of `resamples` draws
+/// with replacement. One seed gives one interval, on any machine.
+///
+/// Equal, but for the draws, to `scipy.stats.bootstrap(…, np.mean, method="percentile")`.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for no values, values that are not finite, a confidence that does not lie between 0
+/// and 1, or no resamples.
+///
+/// # Example
+/// ```
+/// use kontext_bench::statistics::bootstrap_interval;
+/// let values: Vec<f64> = (0..100).map(f64::from).collect();
+/// let (low, high) = bootstrap_interval(&values, 0.95, 1000, 7)?;
+/// assert!(low < 49.5 && 49.5 < high && high - low < 15.0);
+/// assert_eq!((low, high), bootstrap_interval(&values, 0.95, 1000, 7)?);
+/// # Ok::<(), kontext_core::Error>(())
+/// ```
+pub fn bootstrap_interval(values: &[f64], confidence: f64, resamples: usize, seed: u64) -> Result<(f64, f64)> {
+    check(values)?;
+    if !(confidence > 0.0 && confidence < 1.0) {
+        return Err(Error::invalid("confidence", "a number between 0 and 1", confidence));
+    }
+    if resamples == 0 {
+        return Err(Error::invalid("resamples", "at least 1", resamples));
+    }
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut means: Vec<f64> = (0..resamples)
+        .map(|_| {
+            let drawn = (0..values.len()).filter_map(|_| values.get(index(random.next_u64(), values.len())));
+            drawn.sum::<f64>() / values.len() as f64
+        })
+        .collect();
+    means.sort_by(f64::total_cmp);
+    let tail = 0.5 * (1.0 - confidence);
+    Ok((quantile(&means, tail), quantile(&means, 1.0 - tail)))
+}
+
+/// A whole number below `count` from 64 random bits: their share of the range. The bias is below 2^-32 for
+/// fewer than 2^32 values.
+fn index(bits: u64, count: usize) -> usize {
+    ((u128::from(bits) * count as u128) >> u64::BITS) as usize
+}
+
+/// Of sorted values; between two, by their distance (numpy's `linear`).
+fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let at = share * sorted.len().saturating_sub(1) as f64;
+    let value = |index: f64| sorted.get(index as usize).copied().unwrap_or_default();
+    let (below, above) = (value(at.floor()), value(at.ceil()));
+    below + (above - below) * at.fract()
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+fn check(values: &[f64]) -> Result<()> {
+    if values.is_empty() {
+        return Err(Error::invalid("values", "at least one", "none"));
+    }
+    match values.iter().position(|value| !value.is_finite()) {
+        Some(at) => {
+            let got = values.get(at).copied().unwrap_or_default();
+            Err(Error::invalid("values", "finite numbers", format!("{got} at index {at}")))
+        }
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_value_tells_nothing_of_its_error() {
+        let summary = Summary::of(&[3.0]).unwrap();
+        assert_eq!((summary.count, summary.mean), (1, 3.0));
+        assert!(summary.standard_error.is_nan());
+    }
+
+    #[test]
+    fn infinite_values_are_refused_unless_they_are_decibels() {
+        let error = Summary::of(&[1.0, f64::INFINITY]).unwrap_err().to_string();
+        assert_eq!(error, "invalid values: expected finite numbers, got inf at index 1");
+        assert_eq!(Summary::of_psnr(&[f64::INFINITY]).unwrap().mean, PSNR_CAP);
+        assert!(Summary::of_psnr(&[1.0, f64::NAN]).is_err());
+        assert!(Summary::of(&[]).unwrap_err().to_string().contains("at least one"));
+    }
+
+    #[test]
+    fn the_interval_of_equal_values_is_their_value() {
+        assert_eq!(bootstrap_interval(&[2.5; 9], 0.9, 50, 1).unwrap(), (2.5, 2.5));
+    }
+
+    #[test]
+    fn other_seeds_draw_other_values() {
+        let values = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0];
+        let of = |seed| bootstrap_interval(&values, 0.8, 200, seed).unwrap();
+        assert_ne!(of(1), of(2));
+        assert!(bootstrap_interval(&values, 1.0, 10, 0).is_err() && bootstrap_interval(&values, 0.5, 0, 0).is_err());
+    }
+
+    #[test]
+    fn quantiles_lie_between_values() {
+        assert_eq!(quantile(&[0.0, 1.0, 4.0], 0.75), 2.5);
+    }
+}

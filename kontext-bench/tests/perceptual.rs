@@ -1,0 +1,196 @@
+//! Distances of features against the lpips package's.
+//!
+//! Fixture: `tests/reference/parts/metrics.py`, with synthetic weights. Networks compute in f32, whose sums over
+//! up to 4608 products in another order move a distance in its sixth digit.
+#![allow(clippy::unwrap_used)] // In helper functions of a test.
+
+mod fixture;
+
+use std::path::{Path, PathBuf};
+
+use fixture::{WEIGHTS_SEED, drawn, pairs, values};
+use image::RgbImage;
+use kontext_bench::metrics::{Backbone, Embedder, Features, Perceptual, identity};
+use kontext_core::{Device, Kind, Tensor, Weights, weights};
+
+const BOUND: f64 = 1e-5;
+const BACKBONES: [Backbone; 3] = [Backbone::AlexNet, Backbone::Vgg16, Backbone::SqueezeNet11];
+
+fn features(backbone: Backbone) -> Features {
+    Features::new(backbone, &Weights::synthetic(WEIGHTS_SEED), Device::Cpu).unwrap()
+}
+
+/// The heads of the generator, by the names that the lpips package gives them.
+fn heads(backbone: Backbone) -> Vec<(String, Tensor)> {
+    let synthetic = Weights::synthetic(0);
+    let head = |(n, channels): (usize, &i64)| {
+        let name = format!("lin{n}.model.1.weight");
+        let head = synthetic.tensor(&name, &[1, *channels, 1, 1]).unwrap().abs();
+        (name, head)
+    };
+    backbone.channels().iter().enumerate().map(head).collect()
+}
+
+/// All tensors of a network by torchvision's names, as a file would hold them.
+fn network(backbone: Backbone) -> Vec<(String, Tensor)> {
+    let synthetic = Weights::synthetic(WEIGHTS_SEED);
+    Features::new(backbone, &synthetic, Device::Cpu).unwrap();
+    let tensor = |(name, shape): (String, Vec<i64>)| {
+        let value = synthetic.tensor(&name, &shape).unwrap();
+        (name, value)
+    };
+    synthetic.shapes().into_iter().map(tensor).collect()
+}
+
+fn close(what: &str, ours: &[f64], expected: &[f32]) {
+    assert_eq!(ours.len(), expected.len(), "{what}");
+    for (ours, expected) in ours.iter().zip(expected) {
+        let expected = f64::from(*expected);
+        assert!((ours - expected).abs() < BOUND * expected.abs().max(0.01), "{what}: {ours}, expected {expected}");
+    }
+}
+
+fn distances(perceptual: &Perceptual) -> Vec<f64> {
+    let pairs = pairs();
+    let pairs: Vec<(&RgbImage, &RgbImage)> = pairs.iter().map(|(a, b)| (a, b)).collect();
+    perceptual.distance(&pairs).unwrap()
+}
+
+#[test]
+fn unweighted_distances_equal_those_of_lpips_with_all_three_networks() {
+    for backbone in BACKBONES {
+        let perceptual = Perceptual::new(features(backbone), None).unwrap();
+        assert_eq!(perceptual.name(), format!("pdist-{backbone}"));
+        close(perceptual.name(), &distances(&perceptual), &values(&format!("{backbone}.pdist")));
+    }
+}
+
+#[test]
+fn weighted_distances_equal_those_of_lpips_with_all_three_networks() {
+    for backbone in BACKBONES {
+        let heads = Weights::from_tensors(heads(backbone));
+        let perceptual = Perceptual::new(features(backbone), Some(&heads)).unwrap();
+        assert_eq!(perceptual.name(), format!("lpips-{backbone}"));
+        close(perceptual.name(), &distances(&perceptual), &values(&format!("{backbone}.lpips")));
+    }
+}
+
+#[test]
+fn pooled_features_are_those_of_the_last_layer() {
+    for backbone in BACKBONES {
+        let embedded = features(backbone).embed(&[&pairs()[0].0]).unwrap();
+        let first: Vec<f64> = embedded[0].iter().take(64).map(|value| f64::from(*value)).collect();
+        assert_eq!(embedded[0].len() as i64, *backbone.channels().last().unwrap());
+        close("pooled", &first, &values(&format!("{backbone}.pooled")));
+    }
+}
+
+#[test]
+fn a_file_tells_its_network_by_its_content() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, heads_file) = (folder.path().join("network.safetensors"), folder.path().join("heads.safetensors"));
+    for backbone in [Backbone::AlexNet, Backbone::SqueezeNet11] {
+        let mut tensors = network(backbone);
+        tensors.push(("classifier.1.weight".to_owned(), Tensor::zeros([2, 2], (Kind::Float, Device::Cpu))));
+        weights::save(&file, &tensors, None).unwrap();
+        let perceptual = Perceptual::open(&file, None, Device::Cpu).unwrap();
+        assert_eq!(perceptual.features().backbone(), backbone);
+        close("file", &distances(&perceptual), &values(&format!("{backbone}.pdist")));
+
+        // The state of the lpips package's model: one file for both, with each head named twice.
+        let mut whole: Vec<(String, Tensor)> = tensors
+            .iter()
+            .filter_map(|(name, value)| Some((format!("net.slice1.{}", name.strip_prefix("features.")?), value.copy())))
+            .collect();
+        for (n, (name, head)) in heads(backbone).into_iter().enumerate() {
+            whole.push((format!("lins.{n}.model.1.weight"), head.copy()));
+            whole.push((name, head));
+        }
+        whole.push(("scaling_layer.shift".to_owned(), Tensor::zeros([1, 3, 1, 1], (Kind::Float, Device::Cpu))));
+        weights::save(&heads_file, &whole, None).unwrap();
+        let perceptual = Perceptual::open(&heads_file, Some(&heads_file), Device::Cpu).unwrap();
+        assert_eq!(perceptual.name(), format!("lpips-{backbone}"));
+        close("whole model", &distances(&perceptual), &values(&format!("{backbone}.lpips")));
+    }
+}
+
+#[test]
+fn what_is_no_such_network_is_refused_with_what_is_expected() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("other.safetensors");
+    let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
+    let message = |tensors: &[(String, Tensor)]| {
+        weights::save(&file, tensors, None).unwrap();
+        let error = Perceptual::open(&file, None, Device::Cpu).unwrap_err();
+        std::error::Error::source(&error).unwrap().to_string()
+    };
+    let other = message(&[("conv1.weight".to_owned(), zeros(&[4, 3, 3, 3]))]);
+    assert!(other.contains("none of AlexNet, VGG16 and SqueezeNet 1.1"), "{other}");
+
+    let mut tensors = network(Backbone::AlexNet);
+    tensors.push(("features.20.weight".to_owned(), zeros(&[1])));
+    assert!(message(&tensors).contains("`features.20.weight`"));
+    tensors.retain(|(name, _)| name != "features.8.bias");
+    assert!(message(&tensors).contains("no tensor `features.8.bias`"));
+
+    let heads = Weights::from_tensors(heads(Backbone::Vgg16));
+    let error = Perceptual::new(features(Backbone::AlexNet), Some(&heads)).unwrap_err();
+    assert!(std::error::Error::source(&error).unwrap().to_string().contains("`lin1.model.1.weight` has shape"));
+}
+
+#[test]
+fn batches_of_several_sizes_give_the_numbers_of_single_pairs() {
+    let perceptual = Perceptual::new(features(Backbone::SqueezeNet11), None).unwrap();
+    let sizes = [(72, 56), (72, 56), (40, 64), (72, 56)];
+    let pictures: Vec<RgbImage> =
+        sizes.iter().enumerate().map(|(n, size)| drawn(&format!("size{n}"), *size, 0.0)).collect();
+    let noisy: Vec<RgbImage> =
+        sizes.iter().enumerate().map(|(n, size)| drawn(&format!("size{n}"), *size, 20.0)).collect();
+    let pairs: Vec<(&RgbImage, &RgbImage)> = pictures.iter().zip(&noisy).collect();
+    let together = perceptual.distance(&pairs).unwrap();
+    for (pair, together) in pairs.iter().zip(together) {
+        let alone = perceptual.distance(&[*pair]).unwrap()[0];
+        assert!((alone - together).abs() < 1e-6 * alone && alone > 0.01, "{alone} {together}");
+    }
+    assert_eq!(perceptual.distance(&[(pairs[0].0, pairs[0].0)]).unwrap(), [0.0]);
+    assert!(perceptual.distance(&[]).unwrap().is_empty());
+}
+
+#[test]
+fn one_subject_is_nearer_to_itself_than_to_another() {
+    let features = features(Backbone::AlexNet);
+    let (a, noisy, other) =
+        (drawn("pair0", (72, 56), 0.0), drawn("pair0", (72, 56), 8.0), drawn("pair1", (64, 64), 0.0));
+    let [same, different] = <[f64; 2]>::try_from(identity(&features, &[(&a, &noisy), (&a, &other)]).unwrap()).unwrap();
+    assert!(same > different && same > 0.9, "{same} {different}");
+    assert_eq!(features.name(), "pooled-alexnet");
+}
+
+#[test]
+fn pictures_that_the_network_cannot_see_are_refused() {
+    for backbone in BACKBONES {
+        let perceptual = Perceptual::new(features(backbone), None).unwrap();
+        let least = backbone.least_side() as u32;
+        let (least, small) = (RgbImage::new(least, least), RgbImage::new(least, least - 1));
+        assert!(perceptual.distance(&[(&least, &least)]).is_ok(), "{backbone}");
+        let error = perceptual.distance(&[(&small, &small)]).unwrap_err().to_string();
+        assert!(error.starts_with("invalid pictures: expected at least"), "{error}");
+        assert!(perceptual.distance(&[(&least, &small)]).unwrap_err().to_string().contains("two of one size"));
+    }
+}
+
+/// Where the published weights are there.
+#[test]
+fn caffes_squeezenet_takes_caffes_colours() {
+    let file =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/assets/networks/squeezenet_v1.1_caffe_oihw_f32.safetensors");
+    let file = PathBuf::from(file);
+    if !Path::is_file(&file) {
+        eprintln!("skipped: there is no {}", file.display());
+        return;
+    }
+    let perceptual = Perceptual::open(&file, None, Device::Cpu).unwrap();
+    assert_eq!(perceptual.name(), "pdist-squeezenet1.1-caffe");
+    assert_eq!(perceptual.features().name(), "pooled-squeezenet1.1-caffe");
+    close("caffe", &distances(&perceptual), &values("caffe.pdist"));
+}

@@ -1,0 +1,56 @@
+//! The published tiny autoencoders in the table of autoencoders, where they are there.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // In helper functions of a test.
+
+use std::path::PathBuf;
+
+use kontext::crates::kontext_core::picture::{Rounding, from_tensor, to_tensor};
+use kontext::image::RgbImage;
+use kontext::{Autoencoder, Device, Kind};
+use kontext_bench::reconstruction::{PictureSize, Records, Subject, Table};
+
+/// What diffusers' AutoencoderTiny reaches in f32, in dB: file, then PSNR on astronaut and on coffee.
+const REACHED: [(&str, f64, f64); 4] =
+    [("taef1", 27.46, 26.44), ("taesd3", 29.75, 27.52), ("taesd", 25.24, 24.88), ("taesdxl", 25.16, 24.66)];
+
+/// The values above have two digits after the point, and a level may round otherwise.
+const TOLERANCE: f64 = 0.05;
+
+/// A file of the shared assets, which are no part of the repository.
+fn asset(name: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(format!("{}/../shared/assets/{name}", env!("CARGO_MANIFEST_DIR")));
+    if !path.is_file() {
+        println!("skipped: there is no {}", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+fn reconstructed(vae: &Autoencoder, picture: &RgbImage) -> RgbImage {
+    let pixels = to_tensor(picture, Kind::Float, Device::Cpu).unwrap();
+    let decoded = vae.decode(&vae.encode_latents(&pixels).unwrap()).unwrap();
+    from_tensor(&decoded, Rounding::Nearest).unwrap().remove(0)
+}
+
+#[test]
+fn the_table_of_tiny_autoencoders_holds_the_psnr_that_they_reach_in_diffusers() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut records = Records::open(folder.path().join("records.jsonl")).unwrap();
+    for (name, astronaut, coffee) in REACHED {
+        let Some(file) = asset(&format!("tiny-autoencoders/{name}_diffusers_layout_f16.safetensors")) else { return };
+        let vae = Autoencoder::open(file, Kind::Float, Device::Cpu).unwrap();
+        let subject = Subject { vae: name, setting: "published", perceptual: None };
+        let mut measurements = Vec::new();
+        for (photo, expected) in [("astronaut", astronaut), ("coffee", coffee)] {
+            let Some(photo_file) = asset(&format!("photos/skimage_{photo}.png")) else { return };
+            let original = PictureSize::Original.prepare(&kontext::open(photo_file).unwrap()).unwrap();
+            let back = reconstructed(&vae, &original);
+            let measured = subject.measure(photo, &original, &back, &mut records).unwrap();
+            let reached = measured.psnr;
+            assert!((reached - expected).abs() < TOLERANCE, "{name} on {photo}: {reached:.3} dB, expected {expected}");
+            measurements.push(measured);
+        }
+        let table = Table::of(&measurements, None).unwrap();
+        let mean = table.rows()[0].psnr.mean;
+        assert!((mean - (astronaut + coffee) / 2.0).abs() < TOLERANCE, "{table}");
+    }
+}
