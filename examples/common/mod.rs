@@ -11,6 +11,8 @@ pub mod progress;
 pub mod run;
 pub mod strip;
 pub mod training;
+pub mod walker;
+pub mod walks;
 
 use std::fmt::Display;
 use std::io::Write;
@@ -47,7 +49,7 @@ pub fn say(line: impl Display) -> anyhow::Result<()> {
 }
 
 /// What a program's user can do and a library's cannot know of.
-fn remedy(error: &anyhow::Error) -> &'static str {
+pub fn remedy(error: &anyhow::Error) -> &'static str {
     match error.downcast_ref::<kontext::Error>() {
         Some(error) if error.is_out_of_memory() => "; try a smaller size, fewer pictures or another device",
         _ => "",
@@ -62,7 +64,7 @@ fn in_one_line(text: &str) -> String {
 }
 
 /// Names from damaged files may hold line breaks and worse.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     let escaped = |c: char| if c.is_control() { c.escape_default().collect() } else { c.to_string() };
     text.chars().map(escaped).collect()
 }
