@@ -100,6 +100,7 @@ fn every_program_tells_its_flags() {
         ("finetune", "--rank"),
         ("train_small", "--minutes"),
         ("session", "--load"),
+        ("drift", "--turns"),
     ] {
         let (out, err) = desk.good(name, &["--help"]);
         assert!(out.contains(flag) && err.is_empty(), "{out}{err}");

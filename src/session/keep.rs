@@ -58,9 +58,12 @@ pub struct DifferenceMap {
     pub feather: f32,
 }
 
+/// On 410 held-out local edits of the small model at 64x64 these settings brought the results nearer to the truths by
+/// 0.79 dB and were more than 0.1 dB worse for 8. Of 560 settings, a threshold of 10 gave 0.39 dB with 4 worse ones, 28
+/// gave 0.91 dB with 21; at 20, growing by a pixel gave 0.67 dB with 8, and no smoothing 0.73 dB with 13.
 impl Default for DifferenceMap {
     fn default() -> Self {
-        Self { threshold: 10.0, smooth: 1.0, grow: 2.0, feather: 2.0 }
+        Self { threshold: 20.0, smooth: 1.0, grow: 0.0, feather: 2.0 }
     }
 }
 
@@ -180,7 +183,7 @@ mod tests {
     #[test]
     fn a_speck_is_no_change_where_the_difference_is_smoothed() {
         let (source, mut result) = (plain(16, 100), plain(16, 100));
-        result.put_pixel(8, 2, Rgb([115; 3]));
+        result.put_pixel(8, 2, Rgb([130; 3]));
         let map = |smooth| DifferenceMap { smooth, ..DifferenceMap::default() }.map(&source, &result, 1.0).unwrap();
         assert!(map(0.0).pixels().any(|p| p.0[0] == 255));
         assert!(map(1.0).pixels().all(|p| p.0[0] == 0));

@@ -76,8 +76,7 @@ fn curves(panel: &Panel<'_>) -> Result<Vec<Curve>> {
 
 fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel<'_>, curves: &[Curve]) -> Drawn {
     let estimates = || curves.iter().flat_map(|(_, points)| points);
-    let (low, high) =
-        estimates().fold((f64::MAX, f64::MIN), |(low, high), (_, e)| (low.min(e.low), high.max(e.high)));
+    let (low, high) = estimates().fold((f64::MAX, f64::MIN), |(low, high), (_, e)| (low.min(e.low), high.max(e.high)));
     let last = estimates().map(|(turn, _)| *turn).fold(1.0, f64::max);
     let margin = 0.05 * (high - low).max(1e-6);
     let mut builder = ChartBuilder::on(area);
