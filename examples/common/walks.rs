@@ -68,17 +68,12 @@ impl Edits {
         for group in ELSEWHERE {
             // The categories of a group take turns.
             let mut firsts: Vec<_> = group.iter().map(|category| self.held_out(category)).collect();
-            let mut found = 0;
-            while found < each {
-                let before = found;
-                for first in firsts.iter_mut().filter_map(Iterator::next).take(each - found) {
-                    walks.extend(self.on(first, group, turns));
-                    found += 1;
-                }
-                if found == before {
-                    break;
-                }
-            }
+            let of_group = std::iter::from_fn(|| {
+                let next: Vec<Option<&Edit>> = firsts.iter_mut().map(Iterator::next).collect();
+                next.iter().any(Option::is_some).then_some(next)
+            });
+            let of_group = of_group.flatten().flatten().filter_map(|first| self.on(first, group, turns));
+            walks.extend(of_group.take(each));
         }
         walks
     }

@@ -231,7 +231,7 @@ impl<'a> Session<'a> {
     /// Picture, latents and map of a turn whose source is put back where nothing was changed.
     ///
     /// The difference is that between the decoded latents of both, so that what the autoencoder cannot show is no
-    /// change. Latents are mixed as the pixels are: where nothing was changed they stay those of the first picture,
+    /// change. Latents go with their pixels: where nothing was changed they stay those of the first picture,
     /// turn after turn.
     fn put_back(
         &self,
