@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, bail};
 use clap::Parser;
 use common::run::numbered;
-use common::{SHIPPED, printable, progress, remedy, say};
+use common::{SHIPPED, complain, progress, say};
 use kontext::crates::kontext_core::device;
 use kontext::image::imageops::grayscale;
 use kontext::session::Keep;
@@ -93,8 +93,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let mut lines = std::io::stdin().lock().lines();
     loop {
         if talks {
-            eprint!("> ");
-            std::io::stderr().flush().context("cannot write to the terminal")?;
+            let mut terminal = std::io::stderr();
+            write!(terminal, "> ").and_then(|()| terminal.flush()).context("cannot write to the terminal")?;
         }
         let Some(line) = lines.next() else { return Ok(()) };
         let command = match line.context("cannot read the standard input")?.parse::<Command>() {
@@ -103,7 +103,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         };
         // What goes wrong in a turn ends the turn and nothing else.
         if let Err(error) = command.and_then(|command| desk.obey(command)) {
-            eprintln!("{}", printable(&format!("error: {error:#}{}", remedy(&error))));
+            complain(&error);
         }
     }
 }
@@ -271,7 +271,8 @@ impl Desk<'_> {
                     say(format_args!("{mark} {} from {parent}: {} (seed {seed})", turn.id, turn.prompt()))?;
                 }
                 _ => {
-                    say(format_args!("{mark} {}: {}x{} pixels", turn.id, turn.picture.width(), turn.picture.height()))?
+                    let (width, height) = turn.picture.dimensions();
+                    say(format_args!("{mark} {}: {width}x{height} pixels", turn.id))?;
                 }
             }
         }

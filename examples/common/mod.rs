@@ -29,8 +29,10 @@ pub fn main<A: Parser>(run: impl FnOnce(A) -> anyhow::Result<()>) -> ExitCode {
     let error = match A::try_parse() {
         Ok(args) => match run(args) {
             Ok(()) => return ExitCode::SUCCESS,
-            // The alternate form prints the whole chain of causes, joined by colons.
-            Err(error) => format!("error: {error:#}{}", remedy(&error)),
+            Err(error) => {
+                complain(&error);
+                return ExitCode::FAILURE;
+            }
         },
         // Help and version are no errors.
         Err(error) if !error.use_stderr() => {
@@ -43,13 +45,19 @@ pub fn main<A: Parser>(run: impl FnOnce(A) -> anyhow::Result<()>) -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// Writes an error to stderr, with its causes and what to do, in one line.
+pub fn complain(error: &anyhow::Error) {
+    // The alternate form prints the whole chain of causes, joined by colons.
+    eprintln!("{}", printable(&format!("error: {error:#}{}", remedy(error))));
+}
+
 /// Writes a line to stdout. Unlike `println!` it does not panic where the reader has gone (`| head`).
 pub fn say(line: impl Display) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{line}").context("cannot write to standard output")
 }
 
 /// What a program's user can do and a library's cannot know of.
-pub fn remedy(error: &anyhow::Error) -> &'static str {
+fn remedy(error: &anyhow::Error) -> &'static str {
     match error.downcast_ref::<kontext::Error>() {
         Some(error) if error.is_out_of_memory() => "; try a smaller size, fewer pictures or another device",
         _ => "",
@@ -64,7 +72,7 @@ fn in_one_line(text: &str) -> String {
 }
 
 /// Names from damaged files may hold line breaks and worse.
-pub fn printable(text: &str) -> String {
+fn printable(text: &str) -> String {
     let escaped = |c: char| if c.is_control() { c.escape_default().collect() } else { c.to_string() };
     text.chars().map(escaped).collect()
 }
