@@ -18,6 +18,8 @@ const COLOURS: [RGBColor; 7] = [
 ];
 /// Pixels of one panel.
 const PANEL: (u32, u32) = (520, 340);
+/// Height of the legend above them.
+const LEGEND: u32 = 34;
 
 /// One plot among several.
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +34,8 @@ pub struct Panel<'a> {
 
 type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
 
-/// Draws panels side by side, two in a row: a curve of each method with its interval as a band.
+/// Draws panels side by side, two in a row: a curve of each method with its interval as a band. The methods are named
+/// above, as those of the first panel.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] for panels without walks, or where plotters fails.
@@ -42,13 +45,15 @@ pub fn plot(panels: &[Panel<'_>]) -> Result<String> {
     let columns = panels.len().clamp(1, 2);
     let mut svg = String::new();
     let draw = |svg: &mut String| -> Drawn {
-        let size = (PANEL.0 * columns as u32, PANEL.1 * rows as u32);
-        let area = SVGBackend::with_string(svg, size).into_drawing_area();
-        area.fill(&WHITE)?;
+        let size = (PANEL.0 * columns as u32, LEGEND + PANEL.1 * rows as u32);
+        let whole = SVGBackend::with_string(svg, size).into_drawing_area();
+        whole.fill(&WHITE)?;
+        let (legend, area) = whole.split_vertically(LEGEND);
+        draw_legend(&legend, curves.first().map(Vec::as_slice).unwrap_or_default())?;
         for ((part, panel), curves) in area.split_evenly((rows, columns)).iter().zip(panels).zip(&curves) {
             draw_panel(part, panel, curves)?;
         }
-        area.present()?;
+        whole.present()?;
         Ok(())
     };
     draw(&mut svg).map_err(|e| Error::invalid("panels", "curves that plotters can draw", e))?;
@@ -91,22 +96,26 @@ fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel<'_>, curv
         .x_label_formatter(&whole)
         .light_line_style(WHITE)
         .draw()?;
-    for ((name, points), colour) in curves.iter().zip(COLOURS.iter().cycle()) {
+    for ((_, points), colour) in curves.iter().zip(COLOURS.iter().cycle()) {
         let upper = points.iter().map(|(turn, e)| (*turn, e.high));
         let lower = points.iter().rev().map(|(turn, e)| (*turn, e.low));
         chart.draw_series([Polygon::new(upper.chain(lower).collect::<Vec<_>>(), colour.mix(0.12))])?;
-        let colour = *colour;
-        chart
-            .draw_series(LineSeries::new(points.iter().map(|(turn, e)| (*turn, e.mean)), colour.stroke_width(2)))?
-            .label(name)
-            .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], colour.stroke_width(2)));
+        chart.draw_series(LineSeries::new(points.iter().map(|(turn, e)| (*turn, e.mean)), colour.stroke_width(2)))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::LowerLeft)
-        .background_style(WHITE.mix(0.8))
-        .border_style(BLACK.mix(0.3))
-        .draw()?;
+    Ok(())
+}
+
+/// The methods beside each other, each behind a piece of its line. Within a panel it would lie on the curves.
+fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, curves: &[Curve]) -> Drawn {
+    const LINE: i32 = 20;
+    const GAP: i32 = 6;
+    let width = area.dim_in_pixel().0 as usize / curves.len().max(1);
+    let (line, text) = (LEGEND as i32 / 2 + 3, LEGEND as i32 / 2 - 4);
+    for (index, ((name, _), colour)) in curves.iter().zip(COLOURS.iter().cycle()).enumerate() {
+        let left = (index * width) as i32 + 2 * GAP;
+        area.draw(&PathElement::new(vec![(left, line), (left + LINE, line)], colour.stroke_width(2)))?;
+        area.draw(&Text::new(name.as_str(), (left + LINE + GAP, text), ("sans-serif", 14)))?;
+    }
     Ok(())
 }
 
@@ -127,7 +136,7 @@ mod tests {
         }
         let panel = Panel { title: "back & forth", drift: &drift, column: Column::PSNR };
         let svg = plot(&[panel, panel, panel]).unwrap();
-        assert!(svg.contains("width=\"1040\" height=\"680\"") && svg.contains("back &amp; forth"), "{svg:.300}");
+        assert!(svg.contains("width=\"1040\" height=\"714\"") && svg.contains("back &amp; forth"), "{svg:.300}");
         assert_eq!(svg.matches("<polygon").count(), 6);
         assert!(svg.contains("fast") && svg.contains("slow"));
         assert!(plot(&[Panel { column: Column::DISTANCE, ..panel }]).is_err());
