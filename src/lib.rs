@@ -18,6 +18,7 @@ pub mod quantize;
 mod random_model;
 mod request;
 pub mod save_part;
+pub mod session;
 
 pub use builder::{Builder, Parts};
 pub use checkpoint::{Checkpoint, Layout};
@@ -33,6 +34,7 @@ pub use placement::Placement;
 pub use plan::{Plan, ReferencePlan};
 pub use random_model::{ModelSizes, random_model};
 pub use request::Request;
+pub use session::Session;
 
 #[doc(no_inline)]
 pub use image;

@@ -7,6 +7,8 @@ use image::codecs::jpeg::JpegEncoder;
 use image::{ExtendedColorType, ImageEncoder, ImageFormat, RgbImage};
 use kontext_core::{Error, OutputFile, Result};
 use kontext_sampler::Size;
+use ndarray::ArrayD;
+use serde::{Deserialize, Serialize};
 
 use crate::Plan;
 
@@ -18,6 +20,10 @@ pub struct Output {
     pub image: RgbImage,
     /// All pictures of the batch, the first among them.
     pub images: Vec<RgbImage>,
+    /// What they were decoded from, in packed form [batch, tokens, 64]: token by token of the target's grid, each with
+    /// the 16 channels of a patch of 2x2 latents, as [`Request::image_latents`](crate::Request::image_latents) and
+    /// [`Request::noise`](crate::Request::noise) have them. Scaled and shifted, in the values of the run's dtype.
+    pub latents: ArrayD<f32>,
     /// The seed of the first picture; the next ones have seed + 1, seed + 2, …
     pub seed: u64,
     /// The prompt.
@@ -54,14 +60,36 @@ impl Output {
             .images
             .get(index)
             .ok_or_else(|| Error::invalid("picture's number", format!("below {}", self.images.len()), index))?;
+        let made = Made {
+            seed: self.seed.wrapping_add(index as u64),
+            steps: self.plan.schedule.steps(),
+            guidance: self.guidance,
+            model_size: self.plan.target.size(),
+        };
+        made.save(picture, &self.prompt, path)
+    }
+}
+
+/// How a picture was made, beside its prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Made {
+    pub(crate) seed: u64,
+    pub(crate) steps: usize,
+    pub(crate) guidance: f64,
+    pub(crate) model_size: Size,
+}
+
+impl Made {
+    /// Writes the picture, a PNG with this as text.
+    pub(crate) fn save(&self, picture: &RgbImage, prompt: &str, path: &Path) -> Result<()> {
         let text = [
             ("Software", concat!("kontext ", env!("CARGO_PKG_VERSION")).to_owned()),
-            ("prompt", self.prompt.clone()),
-            ("seed", self.seed.wrapping_add(index as u64).to_string()),
-            ("steps", self.plan.schedule.steps().to_string()),
+            ("prompt", prompt.to_owned()),
+            ("seed", self.seed.to_string()),
+            ("steps", self.steps.to_string()),
             ("guidance", self.guidance.to_string()),
-            ("size", self.plan.output.to_string()),
-            ("model_size", self.plan.target.size().to_string()),
+            ("size", Size::new(picture.width(), picture.height()).to_string()),
+            ("model_size", self.model_size.to_string()),
         ];
         save_picture(picture, path, &text)
     }

@@ -105,7 +105,18 @@ impl<T> Slot<T> {
     }
 }
 
-impl<T> Lease<'_, T> {
+impl<'a, T> Lease<'a, T> {
+    /// The part of a lease that begins when it is first wanted.
+    pub(crate) fn begin<'b>(lease: &'b mut Option<Self>, take: impl FnOnce() -> Result<Self>) -> Result<&'b T>
+    where
+        'a: 'b,
+    {
+        Ok(match lease {
+            Some(lease) => lease,
+            None => lease.insert(take()?),
+        })
+    }
+
     /// Ends it: a part that was loaded for it makes room, and its activations do, whose gaps fit few of the next
     /// part's.
     pub(crate) fn end(self) {

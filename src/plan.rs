@@ -106,6 +106,7 @@ impl Plan {
             && request.references != References::Stitch
             && request.width.is_none()
             && request.height.is_none();
+        check_image_latents(request, &references, facts)?;
         Ok(Self {
             conformance: request.conformance,
             reference_mode: request.references,
@@ -229,6 +230,21 @@ fn check_request(request: &Request) -> Result<()> {
         )),
         None => Ok(()),
     }
+}
+
+/// Latents in place of the first reference's own must have its grid.
+fn check_image_latents(request: &Request, references: &[ReferencePlan], facts: &ModelFacts) -> Result<()> {
+    let Some(latents) = &request.image_latents else { return Ok(()) };
+    let joined = request.references == References::Stitch && request.images.len() > 1;
+    let Some(first) = references.first().filter(|_| !joined) else {
+        return Err(Error::invalid("image_latents", "a reference picture of its own that they are of", "none"));
+    };
+    let sizes = [1, first.grid.tokens(), 4 * facts.latent_channels];
+    if latents.shape().iter().map(|&side| side as i64).eq(sizes) {
+        return Ok(());
+    }
+    let expected = format!("{sizes:?} (one picture, tokens of {}, 4 * latent channels)", first.fitted);
+    Err(Error::invalid("shape of image_latents", expected, format!("{:?}", latents.shape())))
 }
 
 /// Sizes of the pictures, or of the joined one.

@@ -3,6 +3,7 @@
 use image::RgbImage;
 use kontext_sampler::{CfgMode, Conformance, References};
 use ndarray::ArrayD;
+use serde::{Deserialize, Serialize};
 
 /// An edit or a generation. Every option has a default; the defaults of steps and guidance are
 /// those of the [`Conformance`].
@@ -14,7 +15,10 @@ use ndarray::ArrayD;
 /// let again = request.clone().seed(8);
 /// assert_eq!(again.prompt, request.prompt);
 /// ```
-#[derive(Debug, Clone)]
+///
+/// With serde it is written without pictures, latents and noise.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Request {
     /// What to make, or how to change the pictures. May be empty.
@@ -22,7 +26,13 @@ pub struct Request {
     /// What to stay away from; used with `true_cfg` above 1.
     pub negative_prompt: Option<String>,
     /// Reference pictures; none for a generation. The first is the one that is edited.
+    #[serde(skip)]
     pub images: Vec<RgbImage>,
+    /// Latents of the first reference picture in packed form [1, tokens, 64], such as an earlier run's
+    /// [`Output::latents`](crate::Output::latents): they are taken in place of the picture's own, which then gives
+    /// the sizes alone. Default: the picture is encoded.
+    #[serde(skip)]
+    pub image_latents: Option<ArrayD<f32>>,
     /// Width of the result in pixels. Default: see [`crate::Plan`].
     pub width: Option<u32>,
     /// Height of the result in pixels. Default: see [`crate::Plan`].
@@ -53,7 +63,15 @@ pub struct Request {
     /// Whose conventions to follow. Default: this library's.
     pub conformance: Conformance,
     /// The starting noise in packed form [batch, tokens, 64]; replaces the seeded one.
+    #[serde(skip)]
     pub noise: Option<ArrayD<f32>>,
+}
+
+/// A generation without a prompt.
+impl Default for Request {
+    fn default() -> Self {
+        Self::generate("")
+    }
 }
 
 impl Request {
@@ -64,6 +82,7 @@ impl Request {
             prompt: prompt.into(),
             negative_prompt: None,
             images: Vec::new(),
+            image_latents: None,
             width: None,
             height: None,
             max_area: None,
@@ -89,11 +108,37 @@ impl Request {
         Self::generate(prompt).reference(image)
     }
 
+    /// Sets [`Request::prompt`].
+    #[must_use]
+    pub fn prompt(self, prompt: impl Into<String>) -> Self {
+        Self { prompt: prompt.into(), ..self }
+    }
+
     /// Adds a reference picture.
     #[must_use]
     pub fn reference(mut self, image: &RgbImage) -> Self {
         self.images.push(image.clone());
         self
+    }
+
+    /// Sets [`Request::image_latents`].
+    ///
+    /// # Example
+    /// ```
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # kontext::random_model(folder.path(), 7, kontext::Layout::Diffusers)?;
+    /// # let pipe = kontext::Pipeline::builder().device(kontext::Device::Cpu).load(folder.path())?;
+    /// use kontext::{image::RgbImage, Request};
+    /// let request = |image: &RgbImage, prompt| Request::edit(image, prompt).max_area(64 * 64).steps(1);
+    /// let once = pipe.run(&request(&RgbImage::new(64, 64), "make it winter"))?;
+    /// // On with what the model made, and not with what is left of it in a picture of 8 bits.
+    /// let twice = pipe.run(&request(&once.image, "make it night").image_latents(once.latents))?;
+    /// assert_eq!(twice.image.dimensions(), (64, 64));
+    /// # Ok::<(), kontext::Error>(())
+    /// ```
+    #[must_use]
+    pub fn image_latents(self, latents: ArrayD<f32>) -> Self {
+        Self { image_latents: Some(latents), ..self }
     }
 
     /// Sets [`Request::negative_prompt`].

@@ -4,7 +4,7 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -100,6 +100,8 @@ fn every_program_tells_its_flags() {
         ("finetune", "--rank"),
         ("train_small", "--minutes"),
         ("vae_table", "--vae <NAME=PATH>"),
+        ("session", "--load"),
+        ("drift", "--turns"),
     ] {
         let (out, err) = desk.good(name, &["--help"]);
         assert!(out.contains(flag) && err.is_empty(), "{out}{err}");
@@ -145,6 +147,68 @@ fn edit_alone_edits_a_picture_with_the_model_of_this_repository() {
     let distance = |a: &RgbImage, b: &RgbImage| kontext_bench::metrics::psnr(a, b).unwrap();
     // It is an edit: much nearer to the truth than the source is.
     assert!(distance(&part(1), &part(2)) > distance(&part(0), &part(2)) + 6.0);
+}
+
+/// A session whose user types these lines.
+fn typed(desk: &Desk, args: &[&str], lines: &str) -> (String, String) {
+    let mut command = program("session");
+    command.args(["--device", "cpu"]).args(args).current_dir(desk.0.path()).stdin(Stdio::piped());
+    let mut run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    run.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    let (code, out, err) = told(&run.wait_with_output().unwrap());
+    assert_eq!(code, Some(0), "{lines}\n{out}{err}");
+    (out, err)
+}
+
+#[test]
+fn a_session_writes_a_picture_after_each_turn_and_goes_on_after_an_error() {
+    let desk = Desk::new();
+    let lines = "make it sepia\n:undo\n:undo\n\n:keep on\nmake the skin dark\n:history\n:nonsense\n:branch 7\n\
+                 :save kept\n:load nowhere\n:redo\n:quit\nnot read any more\n";
+    let (out, err) = typed(&desk, &["--seed", "1"], lines);
+    for line in [
+        "turn 0: 128x128 pixels",
+        "turn 1: wrote session-1.png (seed 1)",
+        "what a turn does not change stays as it was",
+        "turn 2: wrote session-2.png (seed 1)",
+        "  0: 128x128 pixels\n  1 from 0: make it sepia (seed 1)\n* 2 from 0: make the skin dark (seed 1)",
+        "saved 2 turns in kept",
+    ] {
+        assert!(out.contains(line), "{line}\n{out}");
+    }
+    let errors: Vec<&str> = err.lines().filter(|line| line.starts_with("error: ")).collect();
+    let words = ["nothing to undo", "no command is \":nonsense\"", "a number from 0 to 2, got 7", "nowhere", "to redo"];
+    assert_eq!(errors.len(), words.len(), "{err}");
+    assert!(errors.iter().zip(words).all(|(error, words)| error.contains(words)), "{err}");
+    assert_eq!(desk.files().into_iter().collect::<Vec<_>>(), ["kept", "session-1.png", "session-2.png"]);
+    // Another program goes on where this one was, with the same bytes.
+    let more = "make it greyscale\n";
+    typed(&desk, &["--load", "kept", "--out", "again.png"], more);
+    typed(&desk, &["--seed", "1", "--out", "whole.png"], &format!(":keep on\nmake the skin dark\n{more}"));
+    let bytes = |name: &str| kontext::open(desk.path(name)).unwrap();
+    assert_eq!(bytes("again-3.png"), bytes("whole-2.png"));
+}
+
+#[test]
+fn a_session_takes_masks_and_further_references() {
+    let desk = Desk::new();
+    let mask = RgbImage::from_fn(128, 128, |x, _| Rgb([if x < 64 { 255 } else { 0 }; 3]));
+    mask.save(desk.path("mask.png")).unwrap();
+    let lines = ":keep mask mask.png\n:keep\nmake it sepia\n:keep off\n:reencode on\n:reference mask.png\n\
+                 in the style of the second picture\n:seed\n:seed x\n:branch 0\n:help\n";
+    let (out, err) = typed(&desk, &["--seed", "1"], lines);
+    assert!(out.contains("the next turn sees it") && out.contains("seeds are drawn") && out.contains(":reencode on"));
+    assert!(
+        err.contains("error: :keep wants on, off, or mask and a file") && err.contains("error: :seed wants a whole")
+    );
+    let source = kontext::open(format!("{}/examples/data/emoji-source.png", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let kept = kontext::open(desk.path("session-1.png")).unwrap();
+    let same = |right: bool| {
+        kept.enumerate_pixels().filter(|(x, ..)| (*x >= 64) == right).all(|(x, y, p)| p == source.get_pixel(x, y))
+    };
+    assert!(same(true) && !same(false));
+    assert!(desk.path("session-2.png").is_file());
+    desk.bad("session", &["--load", "nowhere"], "there is no such file");
 }
 
 #[test]

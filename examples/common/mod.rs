@@ -13,6 +13,8 @@ pub mod round_trip;
 pub mod run;
 pub mod strip;
 pub mod training;
+pub mod walker;
+pub mod walks;
 
 use std::fmt::Display;
 use std::io::Write;
@@ -29,8 +31,10 @@ pub fn main<A: Parser>(run: impl FnOnce(A) -> anyhow::Result<()>) -> ExitCode {
     let error = match A::try_parse() {
         Ok(args) => match run(args) {
             Ok(()) => return ExitCode::SUCCESS,
-            // The alternate form prints the whole chain of causes, joined by colons.
-            Err(error) => format!("error: {error:#}{}", remedy(&error)),
+            Err(error) => {
+                complain(&error);
+                return ExitCode::FAILURE;
+            }
         },
         // Help and version are no errors.
         Err(error) if !error.use_stderr() => {
@@ -41,6 +45,12 @@ pub fn main<A: Parser>(run: impl FnOnce(A) -> anyhow::Result<()>) -> ExitCode {
     };
     eprintln!("{}", printable(&error));
     ExitCode::FAILURE
+}
+
+/// Writes an error to stderr, with its causes and what to do, in one line.
+pub fn complain(error: &anyhow::Error) {
+    // The alternate form prints the whole chain of causes, joined by colons.
+    eprintln!("{}", printable(&format!("error: {error:#}{}", remedy(error))));
 }
 
 /// Writes a line to stdout. Unlike `println!` it does not panic where the reader has gone (`| head`).

@@ -163,7 +163,7 @@ fn shortened(text: &str) -> String {
 }
 
 /// "cat.png", "cat-1.png", "cat-2.png", …
-fn numbered(path: &Path, index: usize) -> PathBuf {
+pub fn numbered(path: &Path, index: usize) -> PathBuf {
     if index == 0 {
         return path.to_owned();
     }

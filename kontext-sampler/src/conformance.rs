@@ -1,6 +1,7 @@
 //! Whose conventions a run follows.
 
 use kontext_core::Kind;
+use serde::{Deserialize, Serialize};
 
 /// Whose conventions a run follows, where the programs that run FLUX.1 Kontext differ.
 ///
@@ -23,7 +24,8 @@ use kontext_core::Kind;
 /// f32 throughout is nearer to that (0.9 to 1.1 % of the picture's norm, with random weights) than
 /// bf16 throughout (1.2 to 1.4 %). And it hides a watermark in the picture, which moves one level of
 /// five in a photo, all levels by 0.7 on average.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Conformance {
     /// This library's own: no value is rounded that need not be, and pictures come back as they went in.
     #[default]

@@ -1,6 +1,7 @@
 //! Sizes: which pictures the model was trained on, and the grids of tokens that they become.
 
 use kontext_core::{Error, Result};
+use serde::{Deserialize, Serialize};
 
 use crate::Conformance;
 
@@ -8,7 +9,7 @@ use crate::Conformance;
 pub const TOKEN_PIXELS: u32 = 16;
 
 /// A width and a height in pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Size {
     /// Width in pixels.
     pub width: u32,

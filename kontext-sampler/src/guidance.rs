@@ -1,9 +1,11 @@
 //! True classifier-free guidance: away from a negative prompt.
 
 use kontext_core::{Error, Result, Tensor};
+use serde::{Deserialize, Serialize};
 
 /// How the two velocities of true classifier-free guidance are computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum CfgMode {
     /// One after the other: no more memory than without guidance.
     #[default]

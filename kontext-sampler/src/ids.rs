@@ -1,11 +1,13 @@
 //! Positions of tokens: (t, y, x), where t = 0 is the target and references follow.
 
 use kontext_core::{Device, Kind, Result, Tensor};
+use serde::{Deserialize, Serialize};
 
 use crate::Grid;
 
 /// How several reference pictures are told apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum References {
     /// All at t = 1, laid beside or below one another on one plane. The way that suits the
     /// published weights.

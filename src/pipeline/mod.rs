@@ -1,5 +1,6 @@
 //! A loaded model: what it is made of, and what it can tell before it runs.
 
+mod kept;
 mod loras;
 mod run;
 
@@ -10,6 +11,8 @@ use kontext_dit::{Dit, DitConfig};
 use kontext_text::TextEncoder;
 use kontext_vae::{Autoencoder, Tiling};
 
+pub(crate) use self::kept::Kept;
+pub(crate) use self::run::Finished;
 use crate::frozen::Frozen;
 use crate::lora::LoraSet;
 use crate::memory::Footprint;
@@ -138,6 +141,11 @@ impl Pipeline {
     #[must_use]
     pub fn dtype(&self) -> Kind {
         self.precision.dtype
+    }
+
+    /// Features of a token: the channels of a patch of 2x2 latents.
+    pub(crate) fn packed_channels(&self) -> i64 {
+        4 * self.facts.latent_channels
     }
 
     /// What a run of this request would do. Takes no time.

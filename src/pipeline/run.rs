@@ -2,19 +2,29 @@
 
 use std::ops::ControlFlow;
 
+use image::RgbImage;
 use kontext_core::{Conditioning, Device, Error, Result, Tensor, Tokens, Weights, array, noise};
 use kontext_dit::{Run, RunInput};
 use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_sampler::{CfgMode, add_noise, guidance, integrate, pack, unpack};
 use kontext_vae::Autoencoder;
 
+use super::kept::{EncodedPicture, Kept};
 use super::{Pipeline, Precision};
 use crate::encode::{Codec, reference_pictures};
 use crate::memory::available_memory;
+use crate::placement::Lease;
 use crate::{Event, Output, Plan, Request};
 
 /// The callback of a run.
 type Observer<'a> = &'a mut dyn FnMut(Event<'_>) -> ControlFlow<()>;
+
+/// What a run returns to a session, and the latents [1, C, H, W] of the first reference that it saw.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub(crate) output: Output,
+    pub(crate) first: Option<Tensor>,
+}
 
 impl Pipeline {
     /// Edits or generates.
@@ -31,10 +41,15 @@ impl Pipeline {
     /// # Errors
     /// Those of [`Pipeline::run`], and [`Error::Cancelled`] where `observe` breaks off.
     pub fn run_with(&self, request: &Request, mut observe: impl FnMut(Event<'_>) -> ControlFlow<()>) -> Result<Output> {
-        self.run_stages(request, &mut observe).map_err(|error| self.name_damage(error))
+        Ok(self.run_keeping(request, &mut Kept::nothing(), &mut observe)?.output)
     }
 
-    fn run_stages(&self, request: &Request, observe: Observer<'_>) -> Result<Output> {
+    /// As [`Pipeline::run_with`], with what earlier runs have encoded; what this one encodes is added.
+    pub(crate) fn run_keeping(&self, request: &Request, kept: &mut Kept, observe: Observer<'_>) -> Result<Finished> {
+        self.run_stages(request, kept, observe).map_err(|error| self.name_damage(error))
+    }
+
+    fn run_stages(&self, request: &Request, kept: &mut Kept, observe: Observer<'_>) -> Result<Finished> {
         // 1. The plan: all sizes, before any work.
         let plan = self.plan(request)?;
         if let (Some(files), Device::Cpu) = (&self.files, self.device) {
@@ -43,18 +58,20 @@ impl Pipeline {
         let seed = request.seed.unwrap_or_else(rand::random);
         tell(observe, &plan, Event::Planned { plan: &plan, seed })?;
         // 2. Text.
-        let (positive, negative) = self.encode_texts(request, &plan, observe)?;
-        // 3. References.
-        let vae = self.parts.vae.lease()?;
-        let (context, first) = self.encode_references(&vae, request, &plan, observe)?;
+        let (positive, negative) = self.encode_texts(request, &plan, kept, observe)?;
+        // 3. References. The autoencoder is wanted for those alone that are not encoded yet.
+        let mut vae = None;
+        let (context, first) = self.encode_references(&mut vae, request, &plan, kept, observe)?;
         // 4. Noise, over the picture where the run starts from one.
         let mut latents = self.starting_noise(request, &plan, seed)?;
         if request.strength < 1.0 {
-            let start = self.start_picture(&vae, request, &plan, first)?;
+            let start = self.start_picture(&mut vae, request, &plan, first.as_ref())?;
             latents = add_noise(&pack(&start)?.f_to_kind(latents.kind())?, &latents, &plan.schedule)?;
         }
         tell(observe, &plan, Event::Noise { latents: &latents })?;
-        vae.end();
+        if let Some(vae) = vae {
+            vae.end();
+        }
         // 5. Sampling.
         let latents = self.sample(request, &plan, &latents, &positive, negative.as_ref(), context.as_ref(), observe)?;
         // 6. Pictures.
@@ -69,7 +86,9 @@ impl Pipeline {
         let none = || Error::invalid("batch", "at least 1 picture", 0);
         let image = images.first().cloned().ok_or_else(none)?;
         let guidance = plan.guidance.unwrap_or_default();
-        Ok(Output { image, images, seed, prompt: request.prompt.clone(), guidance, plan })
+        let latents = array::to_array(&latents)?;
+        let output = Output { image, images, latents, seed, prompt: request.prompt.clone(), guidance, plan };
+        Ok(Finished { output, first })
     }
 
     /// The prompt and, where there is one, the negative prompt.
@@ -77,37 +96,59 @@ impl Pipeline {
         &self,
         request: &Request,
         plan: &Plan,
+        kept: &mut Kept,
         observe: Observer<'_>,
     ) -> Result<(Conditioning, Option<Conditioning>)> {
-        let text = self.lease_text()?;
+        let mut text = None;
         let mut encode = |prompt: &str, negative: bool| -> Result<Conditioning> {
-            let (conditioning, cuts) = text.encode(prompt)?;
+            if let Some(conditioning) = kept.texts.get(|known| known == prompt) {
+                return Ok(conditioning.clone());
+            }
+            let encoder = Lease::begin(&mut text, || self.lease_text())?;
+            let (conditioning, cuts) = encoder.encode(prompt)?;
             for cut in &cuts {
                 tell(observe, plan, Event::Cut { cut })?;
             }
             tell(observe, plan, Event::Encoded { conditioning: &conditioning, negative })?;
+            kept.texts.add(|| prompt.to_owned(), || conditioning.clone());
             Ok(conditioning)
         };
         let positive = encode(&request.prompt, false)?;
         let negative = request.negative().map(|prompt| encode(prompt, true)).transpose()?;
-        text.end();
+        if let Some(text) = text {
+            text.end();
+        }
         Ok((positive, negative))
     }
 
     /// The context's tokens, and the first reference's latents.
-    fn encode_references(
-        &self,
-        vae: &Autoencoder,
+    fn encode_references<'a>(
+        &'a self,
+        vae: &mut Option<Lease<'a, Autoencoder>>,
         request: &Request,
         plan: &Plan,
+        kept: &mut Kept,
         observe: Observer<'_>,
     ) -> Result<(Option<Tokens>, Option<Tensor>)> {
-        let (codec, kind) = (self.codec(vae, plan), plan.conformance.latents_kind(self.precision.dtype));
+        let kind = plan.conformance.latents_kind(self.precision.dtype);
         let (mut features, mut ids, mut first) = (Vec::new(), Vec::new(), None);
         for (index, (image, reference)) in reference_pictures(request, plan)?.iter().zip(&plan.references).enumerate() {
-            // Rounded to the run's dtype where the mode is, also on a CPU, which computes in f32.
-            let latents = codec.encode(image, reference.fitted)?.f_to_kind(kind)?;
-            tell(observe, plan, Event::Reference { index, latents: &latents })?;
+            let (fitted, conformance) = (reference.fitted, plan.conformance);
+            let given = request.image_latents.as_ref().filter(|_| index == 0);
+            let latents = if let Some(given) = given {
+                let tokens = array::from_array(&given.view())?.f_to_kind(kind)?.f_to_device(self.device)?;
+                unpack(&tokens, reference.grid)?
+            } else if let Some(latents) = kept.pictures.get(|known| known.is(image, fitted, conformance)) {
+                latents.shallow_clone()
+            } else {
+                let codec = self.codec(Lease::begin(vae, || self.parts.vae.lease())?, plan);
+                // Rounded to the run's dtype where the mode is, also on a CPU, which computes in f32.
+                let latents = codec.encode(image, fitted)?.f_to_kind(kind)?;
+                tell(observe, plan, Event::Reference { index, latents: &latents })?;
+                let encoded = || EncodedPicture { picture: image.clone(), fitted, conformance };
+                kept.pictures.add(encoded, || latents.shallow_clone());
+                latents
+            };
             features.push(pack(&latents)?);
             ids.push(grid_ids(reference.grid, reference.origin)?);
             first.get_or_insert(latents);
@@ -120,18 +161,27 @@ impl Pipeline {
     }
 
     /// The first picture's latents on the target's grid.
-    fn start_picture(
-        &self,
-        vae: &Autoencoder,
+    fn start_picture<'a>(
+        &'a self,
+        vae: &mut Option<Lease<'a, Autoencoder>>,
         request: &Request,
         plan: &Plan,
-        first: Option<Tensor>,
+        first: Option<&Tensor>,
     ) -> Result<Tensor> {
         match (first, plan.references.first(), request.images.first()) {
-            (Some(latents), Some(reference), _) if reference.grid == plan.target => Ok(latents),
-            (_, _, Some(image)) => self.codec(vae, plan).encode(image, plan.target.size()),
+            (Some(latents), Some(reference), _) if reference.grid == plan.target => Ok(latents.shallow_clone()),
+            (_, _, Some(image)) => {
+                let codec = self.codec(Lease::begin(vae, || self.parts.vae.lease())?, plan);
+                codec.encode(image, plan.target.size())
+            }
             _ => Err(Error::invalid("strength", "1 where there is no picture to start from", request.strength)),
         }
+    }
+
+    /// Latents [1, C, H, W] as a picture of the plan's size.
+    pub(crate) fn decode(&self, latents: &Tensor, plan: &Plan) -> Result<RgbImage> {
+        let vae = self.parts.vae.lease()?;
+        self.codec(&vae, plan).decode(latents, plan.output, plan.conformance)
     }
 
     /// Noise as tokens [batch, L, 4 C], drawn for each picture from its own seed, or the caller's.
@@ -140,7 +190,7 @@ impl Pipeline {
         let (batch, channels) = (plan.batch as i64, self.facts.latent_channels);
         if let Some(given) = &request.noise {
             let tokens = array::from_array(&given.view())?;
-            let sizes = [batch, plan.target.tokens(), 4 * channels];
+            let sizes = [batch, plan.target.tokens(), self.packed_channels()];
             if tokens.size() != sizes {
                 let expected = format!("{sizes:?} (batch, target tokens, 4 * latent channels)");
                 return Err(Error::invalid("shape of the noise", expected, format!("{:?}", tokens.size())));

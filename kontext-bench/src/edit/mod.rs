@@ -4,4 +4,5 @@ mod score;
 mod table;
 
 pub use score::{EditScore, KnownEdit};
+pub(crate) use score::{agree, untouched};
 pub use table::{Mean, Table};

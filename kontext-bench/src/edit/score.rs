@@ -1,6 +1,6 @@
 //! One result against the true picture, the source, and other pictures that it might have become.
 
-use image::RgbImage;
+use image::{Rgb, RgbImage};
 use kontext_core::Result;
 
 use crate::metrics::{psnr, psnr_where};
@@ -86,17 +86,19 @@ impl KnownEdit<'_> {
 }
 
 /// The error of `result` against `source` where `source` and `truth` agree; all three are of one size.
-fn untouched(result: &RgbImage, source: &RgbImage, truth: &RgbImage) -> Option<f64> {
+pub(crate) fn untouched(result: &RgbImage, source: &RgbImage, truth: &RgbImage) -> Option<f64> {
     let pixels = source.pixels().zip(truth.pixels());
-    let agree: Vec<bool> =
-        pixels.map(|(source, truth)| source.0.iter().zip(truth.0).all(|(a, b)| a.abs_diff(b) <= AGREE)).collect();
+    let agree: Vec<bool> = pixels.map(|(source, truth)| agree(source, truth)).collect();
     psnr_where(result, source, |pixel| agree.get(pixel) == Some(&true))
+}
+
+/// Whether an edit from one pixel to the other would be none.
+pub(crate) fn agree(source: &Rgb<u8>, truth: &Rgb<u8>) -> bool {
+    source.0.iter().zip(truth.0).all(|(a, b)| a.abs_diff(b) <= AGREE)
 }
 
 #[cfg(test)]
 mod tests {
-    use image::Rgb;
-
     use super::*;
 
     fn split(left: u8, right: u8) -> RgbImage {

@@ -36,7 +36,7 @@ const PEAK: f64 = 255.0;
 pub(crate) const LEAST_SHARE: f64 = 0.02;
 
 /// Two pictures can only be compared pixel by pixel.
-fn same_size(a: &RgbImage, b: &RgbImage) -> Result<()> {
+pub(crate) fn same_size(a: &RgbImage, b: &RgbImage) -> Result<()> {
     if a.dimensions() == b.dimensions() {
         return Ok(());
     }

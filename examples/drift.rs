@@ -1,0 +1,277 @@
+//! Measures how far edits drift, turn by turn: `cargo xtask run --release --example drift`.
+//!
+//! Walks through the emoji dataset, of which every turn's true picture is known, are made by each way of going from one
+//! turn to the next. The first run fetches the dataset.
+
+mod common;
+mod emoji;
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use common::walker::{Method, Walker};
+use common::walks::{Edits, Walk};
+use common::{SHIPPED, progress, say};
+use kontext::crates::kontext_core::{OutputFile, picture};
+use kontext::image::RgbImage;
+use kontext::session::DifferenceMap;
+use kontext::{Device, Pipeline, Size};
+use kontext_bench::drift::{self, Column, Drift, Estimate, MapQuality, Panel, plot};
+use kontext_bench::metrics::Perceptual;
+
+/// Measure how pictures drift over turns of edits.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Folder of the model
+    #[arg(long, value_name = "DIR", default_value = SHIPPED)]
+    model: PathBuf,
+    /// The dataset's folder; made if it is not there
+    #[arg(long, value_name = "DIR", default_value = "target/emoji")]
+    data: PathBuf,
+    /// Turns of a walk
+    #[arg(long, default_value_t = 10)]
+    turns: usize,
+    /// Walks of every kind
+    #[arg(long, default_value_t = 8)]
+    each: usize,
+    /// Seed of a walk's first turn
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Weights of a feature network, for the columns PDist and identity
+    #[arg(long, value_name = "FILE")]
+    perceptual: Option<PathBuf>,
+    /// Levels from which on a difference is a change
+    #[arg(long, default_value_t = DifferenceMap::default().threshold)]
+    threshold: f32,
+    /// Standard deviation of the smoothing before it, in pixels
+    #[arg(long, default_value_t = DifferenceMap::default().smooth)]
+    smooth: f32,
+    /// Pixels around a change that may change with it
+    #[arg(long, default_value_t = DifferenceMap::default().grow)]
+    grow: f32,
+    /// Pixels over which the map falls to zero
+    #[arg(long, default_value_t = DifferenceMap::default().feather)]
+    feather: f32,
+    /// Measure the difference maps alone
+    #[arg(long)]
+    maps_alone: bool,
+    /// Put the tables into this file: between its two marks, or as a new file
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// Write the curves to this SVG file
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    common::main(|args: Args| run(&args))
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    for path in args.markdown.iter().chain(&args.plot) {
+        kontext::crates::kontext_core::check_writable(path)?;
+    }
+    emoji::ensure(&args.data, args.data.with_extension("packages"))?;
+    let perceptual = args.perceptual.as_deref().map(|path| Perceptual::open(path, None, Device::Cpu)).transpose()?;
+    let map = DifferenceMap { threshold: args.threshold, smooth: args.smooth, grow: args.grow, feather: args.feather };
+    let walker = Walker::new(Pipeline::load(&args.model)?, map)?;
+    let edits = Edits::of(&args.data)?;
+    let mut pictures =
+        Pictures { folder: args.data.clone(), size: size(&walker, &args.data, &edits)?, open: BTreeMap::new() };
+    let mut text = maps(&walker, &edits, &mut pictures, args)?;
+    if args.maps_alone {
+        return say(text);
+    }
+    let mut drifts = Vec::new();
+    let kinds = [
+        ("There and back", edits.there_and_back(args.turns, args.each)),
+        ("Edits elsewhere", edits.elsewhere(args.turns, args.each)),
+    ];
+    for (title, walks) in kinds {
+        let drift = measure(&walker, &walks, &mut pictures, perceptual.as_ref(), args.seed)?;
+        text.push_str(&tables(title, &walks, &drift, perceptual.as_ref())?);
+        drifts.push((title, drift));
+    }
+    say(&text)?;
+    if let Some(path) = &args.plot {
+        write(path, &plot(&panels(&drifts))?)?;
+        say(format_args!("wrote {}", path.display()))?;
+    }
+    if let Some(path) = &args.markdown {
+        write(path, &marked(path, &text)?)?;
+        say(format_args!("wrote {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The pictures of the dataset at the model's size.
+struct Pictures {
+    folder: PathBuf,
+    size: Size,
+    open: BTreeMap<PathBuf, RgbImage>,
+}
+
+impl Pictures {
+    fn get(&mut self, path: &Path) -> anyhow::Result<RgbImage> {
+        if let Some(picture) = self.open.get(path) {
+            return Ok(picture.clone());
+        }
+        let picture = picture::resize(&kontext::open(self.folder.join(path))?, self.size.width, self.size.height)?;
+        Ok(self.open.entry(path.to_owned()).or_insert(picture).clone())
+    }
+}
+
+/// The size that the model works at.
+fn size(walker: &Walker, data: &Path, edits: &Edits) -> anyhow::Result<Size> {
+    let edit = edits.held_out("local/clock").next().context("the dataset has no held-out edits")?;
+    let source = kontext::open(data.join(&edit.source[0]))?;
+    Ok(walker.pipe.plan(&kontext::Request::edit(&source, ""))?.target.size())
+}
+
+/// Every walk by every method.
+fn measure(
+    walker: &Walker,
+    walks: &[Walk],
+    pictures: &mut Pictures,
+    perceptual: Option<&Perceptual>,
+    seed: u64,
+) -> anyhow::Result<Drift> {
+    let mut drift = Drift::new();
+    let bar = progress::bar("walking", walks.len() * Method::ALL.len());
+    for walk in walks {
+        let start = pictures.get(&walk.start)?;
+        let truths = walk.turns.iter().map(|turn| pictures.get(&turn.truth)).collect::<anyhow::Result<Vec<_>>>()?;
+        let instructions: Vec<&str> = walk.turns.iter().map(|turn| turn.instruction.as_str()).collect();
+        for method in Method::ALL {
+            let results = walker.walk(method, &start, &instructions, seed)?;
+            let walk = drift::Walk { start: &start, truths: &truths, results: &results };
+            drift.add(method.name(), walk, perceptual)?;
+            bar.inc(1);
+        }
+    }
+    bar.finish_and_clear();
+    Ok(drift)
+}
+
+/// What becomes of local edits whose unchanged pixels are kept: how good the map is, and how good the picture.
+fn maps(walker: &Walker, edits: &Edits, pictures: &mut Pictures, args: &Args) -> anyhow::Result<String> {
+    const CATEGORIES: [&str; 10] = [
+        "global/background",
+        "local/clock",
+        "local/colour",
+        "local/expression",
+        "local/gender",
+        "local/hair",
+        "local/moon",
+        "local/skin-tone",
+        "text/keycap",
+        "text/letter",
+    ];
+    let mut table =
+        "### Difference maps\n\n| edits | n | covered | kept | kept, of the picture itself | PSNR | PSNR, kept |\n\
+                     | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+            .to_owned();
+    let mut all: [Vec<f64>; 5] = Default::default();
+    for category in CATEGORIES {
+        let mut of: [Vec<f64>; 5] = Default::default();
+        for edit in edits.held_out(category) {
+            let (source, truth) = (pictures.get(&edit.source[0])?, pictures.get(&edit.target)?);
+            let result = walker.walk(Method::Latents, &source, &[&edit.instruction], args.seed)?;
+            let mut session = walker.pipe.session(source.clone());
+            session.keep_unchanged = Some(kontext::session::Keep::Difference(walker.map));
+            let turn = session.run(&kontext::Request::generate(&edit.instruction).seed(args.seed))?;
+            let map = turn.changed.as_ref().context("the turn has no map")?;
+            // Against the picture as it came, what the autoencoder cannot show looks like a change.
+            let naive = walker.map.map(&source, &result[0], 1.0)?;
+            let (Some(own), Some(naive)) =
+                (MapQuality::of(map, &source, &truth)?, MapQuality::of(&naive, &source, &truth)?)
+            else {
+                continue;
+            };
+            let decibels = |picture: &RgbImage| kontext_bench::metrics::psnr(picture, &truth);
+            let values = [own.covered, own.kept, naive.kept, decibels(&result[0])?, decibels(&turn.picture)?];
+            of.iter_mut().zip(values).for_each(|(of, value)| of.push(value));
+        }
+        if !of[0].is_empty() {
+            row(&mut table, category, &of);
+            all.iter_mut().zip(of).for_each(|(all, of)| all.extend(of));
+        }
+    }
+    row(&mut table, "**all**", &all);
+    Ok(table + "\n")
+}
+
+fn row(table: &mut String, name: &str, values: &[Vec<f64>; 5]) {
+    let [covered, kept, naive, plain, put_back] =
+        values.each_ref().map(|values| values.iter().sum::<f64>() / values.len() as f64);
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let (covered, kept, naive) = (percent(covered), percent(kept), percent(naive));
+    let count = values[0].len();
+    // Writing to a string does not fail.
+    let _ = writeln!(table, "| {name} | {count} | {covered} | {kept} | {naive} | {plain:.2} | {put_back:.2} |");
+}
+
+fn tables(title: &str, walks: &[Walk], drift: &Drift, perceptual: Option<&Perceptual>) -> anyhow::Result<String> {
+    let mut kinds = BTreeMap::<&str, usize>::new();
+    for walk in walks {
+        *kinds.entry(&walk.category).or_default() += 1;
+    }
+    let kinds: Vec<String> = kinds.iter().map(|(category, count)| format!("{category} {count}")).collect();
+    let network = perceptual.map_or(String::new(), |network| format!(" PDist is {}.", network.name()));
+    let (latents, pixels) = (Method::Latents.name(), Method::Pixels.name());
+    Ok(format!(
+        "### {title}\n\n{} walks of {} turns; first edits: {}.{network}\n\nPSNR to the truth of each turn, in dB:\n\n{}\n\
+         PSNR to the first picture, where the truth still agrees with it, in dB:\n\n{}\nAfter the last turn:\n\n{}\n\
+         After the last turn, more than `{pixels}` on the same walks:\n\n{}\n\
+         After the last turn, more than `{latents}` on the same walks:\n\n{}\n",
+        walks.len(),
+        drift.turns(),
+        kinds.join(", "),
+        drift.turn_table(&Column::PSNR)?,
+        drift.turn_table(&Column::UNTOUCHED)?,
+        drift.last_table()?,
+        drift.difference_table(pixels)?,
+        drift.difference_table(latents)?,
+    ))
+}
+
+fn panels<'a>(drifts: &'a [(&'a str, Drift)]) -> Vec<Panel<'a>> {
+    let columns = [Column::PSNR, Column::UNTOUCHED, Column::DISTANCE];
+    let drawn = |column: &Column| {
+        let has = |drift: &Drift| {
+            let method = drift.methods().next().unwrap_or_default().to_owned();
+            drift.curve(&method, column).is_ok_and(|curve: Vec<Estimate>| !curve.is_empty())
+        };
+        drifts.iter().all(|(_, drift)| has(drift))
+    };
+    let columns = columns.into_iter().filter(drawn);
+    columns.flat_map(|column| drifts.iter().map(move |(title, drift)| Panel { title, drift, column })).collect()
+}
+
+const BEGIN: &str = "<!-- numbers: written by the example `drift` -->\n";
+const END: &str = "<!-- end of numbers -->\n";
+
+/// The file with the text between its marks; the text alone where there is no such file.
+fn marked(path: &Path, text: &str) -> anyhow::Result<String> {
+    let numbers = format!("{BEGIN}\n{}\n\n{END}", text.trim());
+    if !path.is_file() {
+        return Ok(numbers);
+    }
+    let old = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let parts = old.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+    let (before, after) = parts.with_context(|| {
+        format!("{} has no two marks between which the numbers go; put {BEGIN:?} and {END:?} there", path.display())
+    })?;
+    Ok(format!("{before}{numbers}{after}"))
+}
+
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    let mut file = OutputFile::create(path)?;
+    std::io::Write::write_all(file.writer(), text.as_bytes())
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(file.publish()?)
+}

@@ -1,0 +1,152 @@
+//! Many edits, one after the other: how far from where they should be, turn by turn.
+//!
+//! [`Drift`] takes the pictures that methods made of the same walks, and tells means with bootstrap intervals over the
+//! walks as tables and as curves. It knows no model.
+
+mod map;
+mod plot;
+mod score;
+mod table;
+
+use image::RgbImage;
+use kontext_core::{Error, Result};
+
+pub use map::MapQuality;
+pub use plot::{Panel, plot};
+pub use score::{Score, Values};
+pub use table::Column;
+
+use crate::metrics::Perceptual;
+use crate::statistics::{PSNR_CAP, bootstrap_interval, paired_differences};
+
+/// A picture, what it should be after each turn, and what it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Walk<'a> {
+    /// The picture before the first turn.
+    pub start: &'a RgbImage,
+    /// What each turn should give.
+    pub truths: &'a [RgbImage],
+    /// What each turn gave.
+    pub results: &'a [RgbImage],
+}
+
+/// A mean over walks, with the bounds between which it lies with 95 % confidence.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Estimate {
+    /// The mean.
+    pub mean: f64,
+    /// The lower bound.
+    pub low: f64,
+    /// The upper bound.
+    pub high: f64,
+}
+
+/// The walks of several methods.
+#[derive(Debug, Clone, Default)]
+pub struct Drift {
+    /// Methods in the order of their coming, each with the turns of its walks.
+    methods: Vec<(String, Vec<Vec<Score>>)>,
+}
+
+impl Drift {
+    /// Without walks.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Measures a walk and adds it to a method. The n-th walk of each method is to be that of one picture and one
+    /// series of edits.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for pictures of different sizes, or another number of results than of truths.
+    ///
+    /// # Example
+    /// ```
+    /// use image::{Rgb, RgbImage};
+    /// use kontext_bench::drift::{Column, Drift, Walk};
+    /// let plain = |level: u8| RgbImage::from_pixel(16, 16, Rgb([level; 3]));
+    /// let (start, truths) = (plain(100), [plain(200), plain(100)]);
+    /// let mut drift = Drift::new();
+    /// drift.add("exact", Walk { start: &start, truths: &truths, results: &truths.clone() }, None)?;
+    /// drift.add("fading", Walk { start: &start, truths: &truths, results: &[plain(190), plain(80)] }, None)?;
+    /// let psnr = drift.curve("fading", &Column::PSNR)?;
+    /// assert_eq!(psnr.len(), 2);
+    /// assert!((psnr[0].mean - 28.13).abs() < 0.01 && (psnr[1].mean - 22.11).abs() < 0.01);
+    /// # Ok::<(), kontext_core::Error>(())
+    /// ```
+    pub fn add(&mut self, method: &str, walk: Walk<'_>, perceptual: Option<&Perceptual>) -> Result<()> {
+        let scores = score::scores(walk, perceptual)?;
+        match self.methods.iter_mut().find(|(name, _)| name == method) {
+            Some((_, walks)) => walks.push(scores),
+            None => self.methods.push((method.to_owned(), vec![scores])),
+        }
+        Ok(())
+    }
+
+    /// The methods, in the order of their coming.
+    pub fn methods(&self) -> impl Iterator<Item = &str> {
+        self.methods.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// Number of walks of a method.
+    #[must_use]
+    pub fn walks(&self, method: &str) -> usize {
+        self.of(method).map_or(0, Vec::len)
+    }
+
+    /// Number of turns.
+    #[must_use]
+    pub fn turns(&self) -> usize {
+        self.methods.iter().flat_map(|(_, walks)| walks).map(Vec::len).max().unwrap_or_default()
+    }
+
+    /// A method's means after each turn, as far as the column has values.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a method without walks.
+    pub fn curve(&self, method: &str, column: &Column) -> Result<Vec<Estimate>> {
+        let curves = (0..self.turns()).map(|turn| self.estimate(method, column, turn));
+        Ok(curves.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    /// A method's mean after a turn, counted from 0; `None` where the column has no values there.
+    pub(crate) fn estimate(&self, method: &str, column: &Column, turn: usize) -> Result<Option<Estimate>> {
+        let values: Vec<f64> = self.values(method, column, turn)?.into_iter().flatten().collect();
+        if values.is_empty() { Ok(None) } else { Estimate::of(&values).map(Some) }
+    }
+
+    /// The mean difference between two methods on the same walks; `None` where the column has no values.
+    pub(crate) fn difference(&self, a: &str, b: &str, column: &Column, turn: usize) -> Result<Option<Estimate>> {
+        let (a, b) = (self.values(a, column, turn)?, self.values(b, column, turn)?);
+        let pairs: (Vec<f64>, Vec<f64>) = a.into_iter().zip(b).filter_map(|(a, b)| Some((a?, b?))).unzip();
+        if pairs.0.is_empty() { Ok(None) } else { Estimate::of(&paired_differences(&pairs.0, &pairs.1)?).map(Some) }
+    }
+
+    /// The values of a method's walks after a turn.
+    fn values(&self, method: &str, column: &Column, turn: usize) -> Result<Vec<Option<f64>>> {
+        let walks = self.of(method).ok_or_else(|| Error::invalid("method", "one that has walks", method))?;
+        Ok(walks.iter().map(|scores| scores.get(turn).and_then(|score| (column.of)(score))).collect())
+    }
+
+    fn of(&self, method: &str) -> Option<&Vec<Vec<Score>>> {
+        self.methods.iter().find(|(name, _)| name == method).map(|(_, walks)| walks)
+    }
+}
+
+impl Estimate {
+    /// The mean of values and its interval, from 2000 resamples.
+    ///
+    /// # Errors
+    /// Those of [`bootstrap_interval`].
+    pub fn of(values: &[f64]) -> Result<Self> {
+        const RESAMPLES: usize = 2000;
+        let (low, high) = bootstrap_interval(values, 0.95, RESAMPLES, 0)?;
+        Ok(Self { mean: values.iter().sum::<f64>() / values.len() as f64, low, high })
+    }
+}
+
+/// Decibels as means take them.
+fn capped(decibels: f64) -> f64 {
+    if decibels > PSNR_CAP { PSNR_CAP } else { decibels }
+}

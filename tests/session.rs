@@ -1,0 +1,387 @@
+//! Editing in turns: what is handed over, what is kept, and what a folder gives back.
+#![allow(clippy::unwrap_used)] // In helper functions of a test.
+
+mod common;
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use common::model;
+use image::{GrayImage, Luma, Rgb, RgbImage};
+use kontext::session::{DifferenceMap, Keep};
+use kontext::{Conformance, Device, Event, Layout, Pipeline, Placement, References, Request, Session, Size};
+
+static PIPE: LazyLock<Pipeline> = LazyLock::new(|| load(Placement::Resident));
+/// A model whose edits look like edits.
+static EMOJI: LazyLock<Pipeline> = LazyLock::new(|| {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/kontext-emoji");
+    Pipeline::builder().device(Device::Cpu).load(folder).unwrap()
+});
+
+fn load(placement: Placement) -> Pipeline {
+    let builder = Pipeline::builder().device(Device::Cpu).max_sequence_length(32).placement(placement);
+    builder.load(model(Layout::Diffusers)).unwrap()
+}
+
+fn picture(width: u32, height: u32) -> RgbImage {
+    RgbImage::from_fn(width, height, |x, y| Rgb([(x * 7) as u8, (y * 5) as u8, (x + y) as u8]))
+}
+
+/// Turns that take a fraction of a second.
+fn small() -> Request {
+    Request::default().max_area(64 * 64).steps(2).seed(3)
+}
+
+/// Its picture comes back at a size that is not the model's.
+fn session(pipe: &Pipeline) -> Session<'_> {
+    let mut session = pipe.session(picture(70, 50));
+    session.defaults = small();
+    session
+}
+
+fn emoji() -> Session<'static> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/emoji-source.png");
+    let mut session = EMOJI.session(kontext::open(source).unwrap());
+    session.defaults = Request::default().seed(1);
+    session
+}
+
+fn request(prompt: &str) -> Request {
+    small().prompt(prompt)
+}
+
+/// Prompts and pictures that a turn encoded.
+fn encoded(session: &mut Session<'_>, request: &Request) -> (usize, usize) {
+    let (mut texts, mut pictures) = (0, 0);
+    let observe = |event: Event<'_>| {
+        texts += usize::from(matches!(event, Event::Encoded { .. }));
+        pictures += usize::from(matches!(event, Event::Reference { .. }));
+        ControlFlow::Continue(())
+    };
+    session.run_with(request, observe).unwrap();
+    (texts, pictures)
+}
+
+#[test]
+fn only_the_first_picture_and_new_prompts_are_encoded() {
+    let mut session = session(&PIPE);
+    assert_eq!(encoded(&mut session, &request("winter")), (1, 1));
+    assert_eq!(encoded(&mut session, &request("night")), (1, 0));
+    assert_eq!(encoded(&mut session, &request("winter")), (0, 0));
+    // The first picture again, under another seed.
+    assert!(session.undo() && session.undo() && session.undo());
+    assert_eq!(encoded(&mut session, &request("night").seed(4)), (0, 0));
+    // A negative prompt is a prompt.
+    let guided = request("night").true_cfg(2.0).negative_prompt("winter");
+    assert_eq!(encoded(&mut session, &guided), (0, 0));
+    // A further reference is new once.
+    let two = request("night").reference(&picture(30, 60));
+    assert_eq!([(); 2].map(|()| encoded(&mut session, &two)), [(0, 1), (0, 0)]);
+}
+
+#[test]
+fn the_next_turn_sees_the_latents_of_the_last_and_not_its_picture() {
+    let mut session = session(&PIPE);
+    session.edit("winter").unwrap();
+    let (picture, latents) = (session.current().picture.clone(), session.current().latents.clone().unwrap());
+    let edit = request("night").reference(&picture);
+    let (by_latents, by_picture) = (PIPE.run(&edit.clone().image_latents(latents)).unwrap(), PIPE.run(&edit).unwrap());
+    let turn = session.edit("night").unwrap();
+    assert_eq!(turn.picture, by_latents.image);
+    assert_eq!(turn.latents.as_ref(), Some(&by_latents.latents));
+    assert_ne!(turn.latents.as_ref(), Some(&by_picture.latents));
+    assert_eq!(turn.picture.dimensions(), (70, 50));
+}
+
+#[test]
+fn reencoded_turns_are_runs_of_the_saved_pictures() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut session = session(&PIPE);
+    session.reencode = true;
+    let path = folder.path().join("winter.png");
+    session.edit("winter").unwrap().save(&path).unwrap();
+    let run = PIPE.run(&request("night").reference(&kontext::open(&path).unwrap())).unwrap();
+    assert_eq!(session.edit("night").unwrap().picture, run.image);
+}
+
+#[test]
+fn latents_of_another_grid_are_not_handed_over() {
+    let mut session = session(&PIPE);
+    session.edit("winter").unwrap();
+    assert_eq!(encoded(&mut session, &request("night").max_area(96 * 64)), (1, 1));
+    assert_eq!(encoded(&mut session, &request("night").max_area(96 * 64)), (0, 0));
+    // Joined pictures are one, which has no latents yet.
+    let joined = request("night").max_area(96 * 64).reference(&picture(20, 20)).references(References::Stitch);
+    assert_eq!(encoded(&mut session, &joined), (0, 1));
+}
+
+#[test]
+fn a_session_of_parts_that_come_and_go_gives_the_same_bytes() {
+    let staged = load(Placement::Staged);
+    let run = |pipe| {
+        let mut session = session(pipe);
+        session.edit("winter").unwrap();
+        session.edit("night").unwrap().picture.clone()
+    };
+    assert_eq!(run(&staged), run(&PIPE));
+}
+
+#[test]
+fn branches_are_kept_and_undo_leads_back() {
+    let mut session = session(&PIPE);
+    assert!(!session.undo() && !session.redo());
+    for prompt in ["winter", "green scarf"] {
+        session.edit(prompt).unwrap();
+    }
+    assert!(session.undo());
+    let red = session.edit("red scarf").unwrap();
+    assert_eq!(
+        (red.id, red.parent, red.prompt(), red.seed(), red.steps()),
+        (3, Some(1), "red scarf", Some(3), Some(2))
+    );
+    assert!(session.undo() && session.redo());
+    assert_eq!(session.current().id, 3);
+    assert_eq!(session.branch(2).unwrap().prompt(), "green scarf");
+    assert_eq!(session.history().iter().map(|turn| turn.id).collect::<Vec<_>>(), [0, 1, 2]);
+    assert_eq!(session.turns().len(), 4);
+    assert!(session.branch(9).is_err());
+}
+
+#[test]
+fn a_turn_that_fails_leaves_the_session_as_it_was() {
+    let mut session = session(&PIPE);
+    session.edit("winter").unwrap();
+    assert!(session.run_with(&request("night"), |_| ControlFlow::Break(())).unwrap_err().is_cancelled());
+    for (wrong, words) in [
+        (request("night").batch(2), "invalid batch: expected 1 picture in a turn of a session, got 2"),
+        (request("night").image_latents(session.current().latents.clone().unwrap()), "use `replace`"),
+        (request("night").strength(2.0), "strength"),
+    ] {
+        let error = session.run(&wrong).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+    assert_eq!((session.current().id, session.turns().len()), (1, 2));
+}
+
+#[test]
+fn a_replaced_picture_is_encoded_anew() {
+    let mut session = session(&PIPE);
+    session.edit("winter").unwrap();
+    let turn = session.replace(picture(70, 50));
+    assert_eq!((turn.id, turn.parent, turn.prompt(), turn.seed()), (2, Some(1), "", None));
+    let fresh = PIPE.run(&request("night").reference(&picture(70, 50))).unwrap();
+    assert_eq!(session.edit("night").unwrap().picture, fresh.image);
+}
+
+/// Everything that a session can hold.
+fn full(pipe: &Pipeline) -> Session<'_> {
+    let mut session = session(pipe);
+    session.edit("winter").unwrap();
+    session.keep_unchanged = Some(Keep::Mask(GrayImage::from_fn(70, 50, |x, _| Luma([if x < 30 { 255 } else { 0 }]))));
+    session.edit("green scarf").unwrap();
+    session.undo();
+    session.run(&request("like this").reference(&picture(20, 30)).guidance(1.7).seed(u64::MAX)).unwrap();
+    session.replace(picture(70, 50));
+    session.undo();
+    session
+}
+
+#[test]
+fn a_restored_session_goes_on_with_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().join("a/b");
+    let mut session = full(&PIPE);
+    session.save(&folder).unwrap();
+    let mut restored = PIPE.restore_session(&folder).unwrap();
+    assert_eq!(restored.turns().len(), session.turns().len());
+    for (a, b) in restored.turns().iter().zip(session.turns()) {
+        assert_eq!((a.id, a.parent, &a.picture, &a.changed), (b.id, b.parent, &b.picture, &b.changed));
+        assert_eq!((a.prompt(), a.seed(), a.steps()), (b.prompt(), b.seed(), b.steps()));
+        assert_eq!(a.latents, b.latents);
+        assert_eq!(a.request().map(|r| &r.images), b.request().map(|r| &r.images));
+        assert_eq!(a.request().map(|r| r.guidance), b.request().map(|r| r.guidance));
+    }
+    assert_eq!(restored.keep_unchanged, session.keep_unchanged);
+    for session in [&mut session, &mut restored] {
+        assert_eq!(session.current().id, 3);
+        session.edit("night").unwrap();
+    }
+    assert_eq!(restored.current().picture, session.current().picture);
+    assert_eq!(restored.current().latents, session.current().latents);
+    for session in [&mut session, &mut restored] {
+        assert!(session.undo() && session.undo() && session.redo() && session.redo());
+        assert_eq!(session.current().id, 5);
+    }
+}
+
+#[test]
+fn saving_again_writes_what_is_new_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let names = || {
+        let files = std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap());
+        files.map(|file| (file.file_name(), file.metadata().unwrap().modified().unwrap())).collect::<Vec<_>>()
+    };
+    let mut session = session(&PIPE);
+    session.edit("winter").unwrap();
+    session.save(folder.path()).unwrap();
+    let before = names();
+    session.edit("night").unwrap();
+    session.save(folder.path()).unwrap();
+    let after = names();
+    // A picture and latents more.
+    assert_eq!((before.len(), after.len()), (4, 6));
+    for file in before.iter().filter(|(name, _)| name != "session.json") {
+        assert!(after.contains(file), "{file:?}");
+    }
+}
+
+#[test]
+fn latents_are_saved_in_the_dtype_of_the_run() {
+    let pipe = Pipeline::builder().device(Device::Cpu).dtype(kontext::Kind::BFloat16);
+    let pipe = pipe.load(model(Layout::Diffusers)).unwrap();
+    for (conformance, dtype) in [(Conformance::Diffusers, "BF16"), (Conformance::Kontext, "F32")] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut session = session(&pipe);
+        session.defaults = small().max_area(64 * 64).conform(conformance);
+        session.edit("winter").unwrap();
+        session.save(folder.path()).unwrap();
+        let files = std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path());
+        let latents = files.filter(|path| path.extension().is_some_and(|e| e == "safetensors")).collect::<Vec<_>>();
+        assert_eq!(latents.len(), 1);
+        let header = String::from_utf8_lossy(&std::fs::read(&latents[0]).unwrap()).into_owned();
+        assert!(header.contains(&format!("\"dtype\":\"{dtype}\"")), "{header:.99}");
+        let mut restored = pipe.restore_session(folder.path()).unwrap();
+        assert_eq!(restored.current().latents, session.current().latents);
+        assert_eq!(restored.edit("night").unwrap().picture, session.edit("night").unwrap().picture);
+    }
+}
+
+#[test]
+fn a_folder_that_holds_no_session_is_refused_in_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = |change: &dyn Fn(String) -> String| {
+        full(&PIPE).save(folder.path()).unwrap();
+        let path = folder.path().join("session.json");
+        std::fs::write(&path, change(std::fs::read_to_string(&path).unwrap())).unwrap();
+        let error = PIPE.restore_session(folder.path()).unwrap_err();
+        format!("{:#}", anyhow::Error::from(error))
+    };
+    let refused = |from: &str, to: &str, words: &str| {
+        let error = error(&|text: String| {
+            assert!(text.contains(from), "{from}: {text}");
+            text.replacen(from, to, 1)
+        });
+        assert!(error.contains(words), "{error}");
+    };
+    refused("\"format\": 1", "\"format\": 2", "this version reads 1: update kontext");
+    refused("\"current\": 3", "\"current\": 9", "its turns are no tree");
+    refused("\"parent\": 0", "\"parent\": 7", "its turns are no tree");
+    refused("\"picture\": \"", "\"picture\": \"../", "is no file of this folder");
+    refused("\"picture\": \"", "\"picture\": \"no-", "there is no such file");
+    refused("\"width\": 80", "\"width\": 96", "this model's are");
+    refused("\"reencode\"", "\"reencoded\"", "unknown field `reencoded`");
+    assert!(error(&|text| text[..text.len() / 2].to_owned()).contains("session.json"));
+    let nothing = PIPE.restore_session(folder.path().join("nothing")).unwrap_err();
+    assert!(format!("{:#}", anyhow::Error::from(nothing)).contains("there is no such file"));
+}
+
+/// Pixels of a kept turn: kept, mixed, and the edit's.
+fn shares(map: &GrayImage) -> [usize; 3] {
+    let count = |of: fn(u8) -> bool| map.pixels().filter(|p| of(p.0[0])).count();
+    [count(|m| m == 0), count(|m| m > 0 && m < 255), count(|m| m == 255)]
+}
+
+#[test]
+fn bytes_outside_the_map_are_those_of_the_source() {
+    let (mut plain, mut kept) = (emoji(), emoji());
+    kept.keep_unchanged = Some(Keep::default());
+    for prompt in ["give him red hair", "make the skin dark"] {
+        let source = kept.current().picture.clone();
+        let turn = kept.edit(prompt).unwrap();
+        let result = &plain.edit(prompt).unwrap().picture;
+        let map = turn.changed.as_ref().unwrap();
+        let [outside, between, inside] = shares(map);
+        assert!(outside > 1000 && between > 50 && inside > 500, "{outside} {between} {inside}");
+        let pixels = map.pixels().zip(turn.picture.pixels()).zip(source.pixels());
+        assert!(pixels.filter(|((map, _), _)| map.0[0] == 0).all(|((_, turn), source)| turn == source));
+        // Without it they are not.
+        let untouched = map.pixels().zip(result.pixels()).zip(source.pixels()).filter(|((map, _), _)| map.0[0] == 0);
+        assert!(untouched.filter(|((_, result), source)| result != source).count() > 100);
+        plain.undo();
+        plain.replace(turn.picture.clone());
+    }
+}
+
+#[test]
+fn a_mask_of_the_users_decides_alone_and_exactly() {
+    let mut session = emoji();
+    let size = session.current().picture.dimensions();
+    let mask = GrayImage::from_fn(size.0, size.1, |x, y| Luma([if x > 40 && y < 90 { 255 } else { 0 }]));
+    session.keep_unchanged = Some(Keep::Mask(mask.clone()));
+    let source = session.current().picture.clone();
+    let kept = session.edit("make it sepia").unwrap().picture.clone();
+    let result = emoji().edit("make it sepia").unwrap().picture.clone();
+    for (x, y, pixel) in kept.enumerate_pixels() {
+        let from = if mask.get_pixel(x, y).0[0] == 255 { &result } else { &source };
+        assert_eq!(pixel, from.get_pixel(x, y));
+    }
+    session.keep_unchanged = Some(Keep::Mask(GrayImage::new(3, 3)));
+    let error = session.edit("make it sepia").unwrap_err().to_string();
+    assert_eq!(error, format!("invalid mask: expected the picture's size, {}x{}, got 3x3", size.0, size.1));
+}
+
+#[test]
+fn kept_latents_are_the_first_pictures_where_nothing_changed() {
+    let mut session = session(&PIPE);
+    let mut first = None;
+    let observe = |event: Event<'_>| {
+        if let Event::Reference { latents, .. } = event {
+            first = Some(kontext::crates::kontext_sampler::pack(latents).unwrap());
+        }
+        ControlFlow::Continue(())
+    };
+    // Of five token columns of 16 pixels (stretched from 70 to 80) the first one may change.
+    let mask = GrayImage::from_fn(70, 50, |x, _| Luma([if x < 14 { 255 } else { 0 }]));
+    session.keep_unchanged = Some(Keep::Mask(mask));
+    session.run_with(&request("winter"), observe).unwrap();
+    session.edit("night").unwrap();
+    let first = kontext::crates::kontext_core::array::to_array(&first.unwrap()).unwrap();
+    let latents = session.current().latents.clone().unwrap();
+    for token in 0..15 {
+        let same = (0..64).all(|c| latents[[0, token, c]] == first[[0, token, c]]);
+        assert_eq!(same, token % 5 != 0, "token {token}");
+    }
+}
+
+#[test]
+fn a_result_that_is_not_in_the_pictures_place_cannot_be_kept() {
+    let mut session = session(&PIPE);
+    session.keep_unchanged = Some(Keep::Difference(DifferenceMap::default()));
+    for request in [
+        request("night").native_size(),
+        request("night").size(64, 96),
+        request("night").conform(Conformance::Diffusers),
+        request("night").reference(&picture(70, 50)).references(References::Stitch),
+    ] {
+        let error = session.run(&request).unwrap_err().to_string();
+        assert!(error.starts_with("invalid request under keep_unchanged: expected a result in the place"), "{error}");
+    }
+    assert_eq!(session.turns().len(), 1);
+}
+
+#[test]
+fn latents_of_another_size_are_refused_before_any_work() {
+    let run = PIPE.run(&request("winter").reference(&picture(64, 64))).unwrap();
+    assert_eq!(run.plan.target.size(), Size::new(64, 64));
+    let edit = |image: &RgbImage| request("night").reference(image).image_latents(run.latents.clone());
+    assert!(PIPE.plan(&edit(&picture(64, 64))).is_ok());
+    let error = PIPE.plan(&edit(&picture(70, 50))).unwrap_err().to_string();
+    assert!(
+        error.contains("shape of image_latents: expected [1, 15, 64]") && error.ends_with("got [1, 16, 64]"),
+        "{error}"
+    );
+    let joined = edit(&picture(64, 64)).reference(&picture(64, 64)).references(References::Stitch);
+    assert!(PIPE.plan(&joined).is_err());
+    assert!(PIPE.plan(&request("night").image_latents(run.latents.clone())).is_err());
+}
