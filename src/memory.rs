@@ -19,13 +19,17 @@ const UNTILED_AREA: u64 = crate::encode::UNTILED_AREA as u64;
 const TILE_AREA: u64 = 1024 * 1024;
 /// Values of a pixel of a whole picture: as pixels, as their sum of tiles, and its weights.
 const PICTURES: u64 = 9;
-/// What libtorch's threads and the unpacked piece of a weight take beside activations.
-const SCRATCH: u64 = 72 << 20;
-/// Values of the autoencoder's largest activation that are alive at once, by experiment.
-const ALIVE_IN_DECODER: f64 = 2.5;
-const ALIVE_IN_ENCODER: f64 = 1.5;
-/// Activations of the transformer, in tensors of all tokens by its width, by experiment.
-const ALIVE_IN_BLOCK: u64 = 12;
+/// Values that are alive at once, by experiment (a model of full width, edits at 256x256 and 512x512, two cores): of the
+/// autoencoder's largest activation, and of tensors of all tokens by the transformer's width.
+const ALIVE_IN_ENCODER: f64 = 2.0;
+const ALIVE_IN_DECODER: f64 = 2.4;
+const ALIVE_IN_BLOCK: f64 = 18.4;
+/// Bytes of a stage that do not grow with the picture, by the same experiment: the unpacked piece of a weight, buffers of
+/// libtorch's threads, and gaps in the heap. Parts whose weights are fewer take no more than those.
+const BESIDE_TEXT: u64 = 185_000_000;
+const BESIDE_ENCODER: u64 = 150_000_000;
+const BESIDE_BLOCK: u64 = 243_000_000;
+const BESIDE_DECODER: u64 = 329_000_000;
 
 /// Peak memory of a run, stage by stage.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -227,11 +231,12 @@ impl Footprint {
         let mut stages =
             vec![StageMemory { stage: "encoding the prompt", weights: alone(text), work: self.text_work(plan) }];
         if let Some(largest) = plan.references.iter().map(|r| r.fitted.area()).max() {
-            let work = self.picture_work(largest, ALIVE_IN_ENCODER);
+            let work = self.picture_work(largest, ALIVE_IN_ENCODER) + BESIDE_ENCODER.min(self.vae);
             stages.push(StageMemory { stage: "encoding the reference pictures", weights: alone(self.vae), work });
         }
         stages.push(StageMemory { stage: "denoising", weights: alone(dit), work: self.step_work(plan) });
-        let work = self.picture_work(plan.target.size().area(), ALIVE_IN_DECODER);
+        let area = plan.target.size().area();
+        let work = self.picture_work(area, ALIVE_IN_DECODER) + BESIDE_DECODER.min(self.vae);
         stages.push(StageMemory { stage: "decoding the picture", weights: alone(self.vae), work });
         let file_pages = if streamed { self.text.matrices + self.dit.matrices } else { 0 } + self.modulation;
         MemoryPlan { placement, stages, file_pages }
@@ -244,7 +249,7 @@ impl Footprint {
         // The bias, and scores before and behind it or before and behind the softmax; or both halves of the MLP.
         let attention = 3 * scores + 4 * tokens * inner;
         let mlp = scores + 3 * tokens * hidden;
-        F32 * (attention.max(mlp) + 3 * tokens * width) + SCRATCH
+        F32 * (attention.max(mlp) + 3 * tokens * width) + BESIDE_TEXT.min(self.text.all())
     }
 
     fn step_work(&self, plan: &Plan) -> u64 {
@@ -253,13 +258,14 @@ impl Footprint {
         let tokens = plan.tokens().unsigned_abs() * batch;
         let vectors = 12 * self.config.double_blocks + 3 * self.config.single_blocks + 2;
         let tables = vectors.unsigned_abs() * width * plan.schedule.steps() as u64 * plan.runs_per_step as u64;
-        F32 * (ALIVE_IN_BLOCK * tokens * width + tables) + SCRATCH
+        let activations = ALIVE_IN_BLOCK * (tokens * width) as f64;
+        F32 * (activations as u64 + tables) + BESIDE_BLOCK.min(self.dit.all())
     }
 
     fn picture_work(&self, area: u64, alive: f64) -> u64 {
         // Above this the codec works tile by tile, and keeps the whole picture beside the tile.
         let (tile, picture) = if area > UNTILED_AREA { (TILE_AREA, PICTURES * area) } else { (area, 0) };
         let largest = F32 * (2 * self.vae_channels * tile + picture);
-        (largest as f64 * alive) as u64 + SCRATCH
+        (largest as f64 * alive) as u64
     }
 }
