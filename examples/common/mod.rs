@@ -5,6 +5,7 @@
 
 pub mod args;
 pub mod dump;
+pub mod identity;
 pub mod judge;
 pub mod memory;
 pub mod pictures;
