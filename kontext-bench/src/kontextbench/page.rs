@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::pair::draw;
-use super::{Bench, COLUMNS, Pair, Record, RunFolder, report};
+use super::{Bench, Column, Pair, Record, RunFolder, report};
 
 const TEMPLATE: &str = include_str!("page/page.html");
 const STYLE: &str = include_str!("page/page.css");
@@ -92,10 +92,11 @@ impl<'a> Page<'a> {
             return Err(Error::invalid("runs", "a pair of the bench that each has a result of", "none"));
         }
         let mut pictures = Pictures::new(self.bench, &self.runs, &rows, self.thumbnails);
-        let pairs = rows.iter().map(|row| self.pair(row, &mut pictures)).collect::<Result<Vec<_>>>()?;
+        let columns = report::used(&rows.iter().flat_map(|row| &row.records).collect::<Vec<_>>());
+        let pairs: Vec<Value> = rows.iter().map(|row| self.pair(row, &columns, &mut pictures)).collect();
         let run = |(index, info): (usize, &super::RunInfo)| {
             let records: Vec<&Record> = rows.iter().map(|row| &row.records[index]).collect();
-            json!({"name": info.name, "facts": info.facts().into_iter().collect::<Vec<_>>(), "means": report::means(&records)})
+            json!({"name": info.name, "facts": info.facts().into_iter().collect::<Vec<_>>(), "means": report::means(&records, &columns)})
         };
         let mut notes = Vec::new();
         if let Some(side) = pictures.side {
@@ -115,7 +116,7 @@ impl<'a> Page<'a> {
         let data = json!({
             "id": identity(&infos, &rows),
             "runs": infos.iter().enumerate().map(run).collect::<Vec<_>>(),
-            "columns": COLUMNS.iter().map(|column| column.title).collect::<Vec<_>>(),
+            "columns": columns.iter().map(|column| column.title).collect::<Vec<_>>(),
             "categories": categories,
             "pairs": pairs,
             "pictures": pictures.finish()?,
@@ -133,20 +134,20 @@ impl<'a> Page<'a> {
         self.bench.pairs.iter().filter_map(row).collect()
     }
 
-    fn pair(&self, row: &Row<'_>, pictures: &mut Pictures) -> Result<Value> {
+    fn pair(&self, row: &Row<'_>, columns: &[Column], pictures: &mut Pictures) -> Value {
         let Row { pair, records } = row;
         let of_bench = |path: &PathBuf| self.bench.folder.join(path);
         let sources: Vec<usize> = pair.pictures.iter().map(|path| pictures.index(of_bench(path))).collect();
         let truth = pair.truth.as_ref().map(|path| pictures.index(of_bench(path)));
         let result = |(run, record): (&&RunFolder, &Record)| {
-            let measures: Vec<String> = COLUMNS.iter().map(|column| column.text(&record.measures)).collect();
+            let measures: Vec<String> = columns.iter().map(|column| column.text(&record.measures)).collect();
             json!({"picture": pictures.index(run.picture(pair)), "measures": measures})
         };
         let results: Vec<Value> = self.runs.iter().zip(records).map(result).collect();
-        Ok(json!({
+        json!({
             "key": pair.key, "category": pair.category, "instruction": pair.instruction, "sources": sources,
             "truth": truth, "results": results, "swapped": draw(self.seed, &pair.key) % 2 == 1,
-        }))
+        })
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use kontext_core::{Error, Result};
 
 use super::run_folder::Writer;
-use super::{Bench, COLUMNS, Latency, Page, Record, RunFolder, RunInfo, Timing};
+use super::{Bench, COLUMNS, Column, Latency, Page, Record, RunFolder, RunInfo, Timing};
 
 /// Writes what follows from the records, in the bench's order; answers with the report's path.
 ///
@@ -43,8 +43,7 @@ fn csv(records: &[Record]) -> Result<Vec<u8>, csv::Error> {
     for record in records {
         let numbers = [record.seed.to_string(), record.width.to_string(), record.height.to_string()];
         let own = [&record.key, &record.category, &record.instruction].into_iter().cloned().chain(numbers);
-        let value =
-            |column: &super::Column| (column.value)(&record.measures).map(|v| v.to_string()).unwrap_or_default();
+        let value = |column: &Column| (column.value)(&record.measures).map(|v| v.to_string()).unwrap_or_default();
         writer.write_record(own.chain(COLUMNS.iter().map(value)))?;
     }
     writer.into_inner().map_err(|error| error.into_error().into())
@@ -53,20 +52,18 @@ fn csv(records: &[Record]) -> Result<Vec<u8>, csv::Error> {
 fn text(bench: &Bench, info: &RunInfo, records: &[Record]) -> String {
     let mut text = format!("# KontextBench: {}\n\n{bench}.\n\n", cell(&info.name));
     let all: Vec<&Record> = records.iter().collect();
-    // Columns that no pair has are left out.
-    let used = COLUMNS.iter().enumerate().filter(|(_, c)| all.iter().any(|r| (c.value)(&r.measures).is_some()));
-    let used: Vec<usize> = used.map(|(index, _)| index).collect();
-    let titles: Vec<&str> = used.iter().map(|index| COLUMNS[*index].title).collect();
+    let used = used(&all);
+    let titles: Vec<&str> = used.iter().map(|column| column.title).collect();
     // Formatting into a string cannot fail.
     let _ = writeln!(text, "| category | n | {} |", titles.join(" | "));
     let _ = writeln!(text, "| --- | ---: |{}", " ---: |".repeat(used.len()));
-    for row in means(&all) {
-        let values: Vec<&str> = used.iter().map(|index| row[index + 2].as_str()).collect();
-        let _ = writeln!(text, "| {} | {} | {} |", cell(&row[0]), row[1], values.join(" | "));
+    for row in means(&all, &used) {
+        let row: Vec<String> = row.iter().map(|text| cell(text)).collect();
+        let _ = writeln!(text, "| {} |", row.join(" | "));
     }
     text.push_str("\nMeans, with the ends of their intervals of 95 % (bootstrap over pairs).\n\n");
-    for index in used {
-        let _ = writeln!(text, "- {}: {}", COLUMNS[index].title, COLUMNS[index].meaning);
+    for Column { title, meaning, .. } in used {
+        let _ = writeln!(text, "- {title}: {meaning}");
     }
     text.push_str("\n| setting | value |\n| --- | --- |\n");
     for (name, value) in info.facts() {
@@ -81,17 +78,22 @@ fn text(bench: &Bench, info: &RunInfo, records: &[Record]) -> String {
     text
 }
 
+/// The columns that any record has a value of.
+pub(super) fn used(records: &[&Record]) -> Vec<Column> {
+    COLUMNS.into_iter().filter(|column| records.iter().any(|r| (column.value)(&r.measures).is_some())).collect()
+}
+
 /// A row for each category and one for all: name, number of pairs, and each column's mean.
-pub(super) fn means(records: &[&Record]) -> Vec<Vec<String>> {
+pub(super) fn means(records: &[&Record], columns: &[Column]) -> Vec<Vec<String>> {
     let mut names: Vec<&str> = records.iter().map(|record| record.category.as_str()).collect();
     names.sort_unstable();
     names.dedup();
     let row = |name: &str, records: &[&Record]| {
-        let mean = |column: &super::Column| {
+        let mean = |column: &Column| {
             let values: Vec<f64> = records.iter().filter_map(|record| (column.value)(&record.measures)).collect();
             column.mean(&values)
         };
-        [name.to_owned(), records.len().to_string()].into_iter().chain(COLUMNS.iter().map(mean)).collect()
+        [name.to_owned(), records.len().to_string()].into_iter().chain(columns.iter().map(mean)).collect()
     };
     let of = |name: &&str| {
         let of: Vec<&Record> = records.iter().copied().filter(|record| record.category == *name).collect();
