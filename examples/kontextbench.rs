@@ -208,7 +208,7 @@ fn run_bench(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
             bail!("{} pair(s) failed, told above; the same command tries them again", summary.failed.len())
         }
         None => say(format_args!(
-            "{} pairs of shard {} are done; {} of the bench are not here (other shards, or --merge)",
+            "{} pairs of shard {} are done; {} of the bench are not here: other shards make them, --merge joins folders",
             summary.done, args.shard, summary.missing
         )),
     }
@@ -224,7 +224,7 @@ fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
         .setting("kontext", env!("CARGO_PKG_VERSION"))
         .setting("model", identity::of_model(model, lora)?)
         .setting("device", if pipe.device().is_cuda() { "cuda" } else { "cpu" })
-        .setting("native size", native_size);
+        .setting("native size", native_size.to_string());
     let mut optional = |name: &str, value: Option<String>| {
         if let Some(value) = value {
             info.settings.insert(name.to_owned(), value);

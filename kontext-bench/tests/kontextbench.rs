@@ -225,7 +225,7 @@ fn a_folder_of_another_run_is_left_as_it_is() {
     let other = |info: RunInfo| Runner::new(&bench, info).run(&out, edit, |_| ControlFlow::Continue(())).unwrap_err();
     let error = other(RunInfo::new("a", 8).setting("model", "none")).to_string();
     assert!(error.ends_with("seed is 7 and 8"), "{error}");
-    let error = other(info("a").setting("steps", 3)).to_string();
+    let error = other(info("a").setting("steps", "3")).to_string();
     assert!(error.ends_with("steps is none and 3"), "{error}");
     let metrics = Metrics::default().embedder(Means);
     let error = Runner::new(&bench, info("a")).metrics(metrics).run(&out, edit, |_| ControlFlow::Continue(()));

@@ -107,6 +107,18 @@ fn one_run_is_looked_through_by_keys_words_and_category() {
         browser.press(key);
         assert_eq!(browser.text(POSITION), position, "{key}");
     }
+    // In a low window the list follows in its own frame, and the page stays where it is.
+    let low = serde_json::json!({"width": 1000, "height": 300, "deviceScaleFactor": 1, "mobile": false});
+    browser.call("Emulation.setDeviceMetricsOverride", low);
+    (1..PAIRS).for_each(|_| browser.press("j"));
+    let frame = "document.querySelector('nav').getBoundingClientRect()";
+    let current = "document.querySelector('[aria-current]').getBoundingClientRect()";
+    browser.wait_for(&format!("{current}.bottom <= {frame}.bottom && {current}.top >= {frame}.top"));
+    assert!(browser.value("document.querySelector('nav').scrollTop").as_f64().unwrap() > 0.0);
+    assert_eq!(
+        browser.value("[scrollY, document.body.scrollTop, document.querySelector('main').scrollTop].join()"),
+        "0,0,0"
+    );
     // A list of categories, by the keyboard: focus, then the first letters of one.
     browser.value("document.getElementById('category').focus()");
     browser.press("T");
@@ -191,7 +203,7 @@ fn two_runs_are_voted_on_blind_and_the_votes_name_what_was_seen() {
         for (name, picture) in [(&vote.left, left), (&vote.right, right)] {
             let run = if name == "alpha-run" { a } else { b };
             assert_eq!(&run.info().unwrap().name, name);
-            assert!(*picture == data_uri(&run.picture(pair)), "{} was not on the side that the vote says", name);
+            assert!(*picture == data_uri(&run.picture(pair)), "{name} was not on the side that the vote says");
         }
     }
     // Both orders come.

@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn values_are_written_by_their_kind() {
-        let measures = Measures { changed: 0.256, magnitude: 3.14, right: Some(true), ..Measures::default() };
+        let measures = Measures { changed: 0.256, magnitude: 3.12, right: Some(true), ..Measures::default() };
         let text = |name: &str| COLUMNS.iter().find(|column| column.name == name).unwrap().text(&measures);
         assert_eq!(["preservation", "changed", "magnitude", "right"].map(text), ["", "26 %", "3.1", "yes"]);
     }

@@ -61,7 +61,7 @@ fn text(bench: &Bench, info: &RunInfo, records: &[Record]) -> String {
         let row: Vec<String> = row.iter().map(|text| cell(text)).collect();
         let _ = writeln!(text, "| {} |", row.join(" | "));
     }
-    text.push_str("\nMeans, with the ends of their intervals of 95 % (bootstrap over pairs).\n\n");
+    text.push_str("\nMeans, with the ends of their intervals of 95 %: by bootstrap over pairs, and Wilson's for right and copied.\n\n");
     for Column { title, meaning, .. } in used {
         let _ = writeln!(text, "- {title}: {meaning}");
     }

@@ -40,8 +40,8 @@ impl RunInfo {
 
     /// Adds a setting.
     #[must_use]
-    pub fn setting(mut self, name: impl Into<String>, value: impl ToString) -> Self {
-        self.settings.insert(name.into(), value.to_string());
+    pub fn setting(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.settings.insert(name.into(), value.into());
         self
     }
 
@@ -49,7 +49,7 @@ impl RunInfo {
     ///
     /// ```
     /// use kontext_bench::kontextbench::RunInfo;
-    /// let (a, b) = (RunInfo::new("a", 0).setting("steps", 4), RunInfo::new("a", 1).setting("steps", 8));
+    /// let (a, b) = (RunInfo::new("a", 0).setting("steps", "4"), RunInfo::new("a", 1).setting("steps", "8"));
     /// assert_eq!(a.difference(&b).unwrap(), "seed is 0 and 1, steps is 4 and 8");
     /// assert_eq!(a.difference(&a), None);
     /// ```

@@ -51,7 +51,7 @@
     const item = byId("list").children[index];
     if (!item) return;
     const vote = votes.get(state.shown[index].key);
-    item.querySelector(".mark").textContent = !comparing || !vote ? "" : { left: "left", right: "right", tie: "tie" }[vote.choice];
+    item.querySelector(".mark").textContent = !comparing || !vote ? "" : { left: "left", right: "right", tie: "neither" }[vote.choice];
   };
 
   const figure = (picture, caption) => {
@@ -115,6 +115,13 @@
     byId("measures").replaceChildren(table("Measures of this pair", ["run", ...data.columns], rows));
   };
 
+  // The list alone scrolls: `scrollIntoView` would move all that is around it, too.
+  const follow = (button) => {
+    const list = document.querySelector("nav");
+    const [frame, box] = [list.getBoundingClientRect(), button.getBoundingClientRect()];
+    if (box.top < frame.top) list.scrollTop -= frame.top - box.top;
+    else if (box.bottom > frame.bottom) list.scrollTop += box.bottom - frame.bottom;
+  };
   const draw = () => {
     const pair = current();
     const some = Boolean(pair);
@@ -133,7 +140,7 @@
     for (const item of byId("list").querySelectorAll("[aria-current]")) item.removeAttribute("aria-current");
     const button = buttons[state.index].firstChild;
     button.setAttribute("aria-current", "true");
-    button.scrollIntoView({ block: "nearest" });
+    follow(button);
     if (!comparing) return;
     const vote = votes.get(pair.key);
     for (const choice of document.querySelectorAll("[data-choice]")) {
