@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::Parser;
 use common::args::DtypeArg;
-use common::{SHIPPED, identity, progress, say};
+use common::{SHIPPED, identity, note, progress, say};
 use kontext::crates::kontext_core::{OutputFile, device};
 use kontext::{Builder, Cancel, Kind, Pipeline, Placement, Quantize, Request};
 use kontext_bench::kontextbench::{
@@ -141,7 +141,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
 
 fn tell(what: &str, problems: &[Problem]) {
     for problem in problems {
-        eprintln!("{what}: {problem}");
+        note(format_args!("{what}: {problem}"));
     }
 }
 
@@ -171,7 +171,7 @@ fn run_bench(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
         match event {
             RunEvent::Started { done: before, total } => {
                 if before > 0 {
-                    eprintln!("going on after {before} of {total} pairs in {}", out.display());
+                    note(format_args!("going on after {before} of {total} pairs in {}", out.display()));
                 }
                 done = before;
                 shown = Some(progress::bar("editing", total).with_position(before as u64));
@@ -181,14 +181,14 @@ fn run_bench(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
                 if let Some(bar) = &shown {
                     bar.set_position(done as u64);
                     if bar.is_hidden() && last.elapsed() > LINES {
-                        eprintln!("{done}: {}", record.key);
+                        note(format_args!("{done}: {}", record.key));
                         last = Instant::now();
                     }
                 }
             }
             RunEvent::Failed { problem } => match &shown {
                 Some(bar) if !bar.is_hidden() => bar.println(format!("warning: {problem}")),
-                _ => eprintln!("warning: {problem}"),
+                _ => note(format_args!("warning: {problem}")),
             },
             _ => {}
         }

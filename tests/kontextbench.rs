@@ -39,7 +39,7 @@ impl Desk {
                 "file_name": "images/source.png", "instruction": instructions[index % instructions.len()],
                 "category": categories[index % categories.len()], "key": format!("0000_{index:02}"),
             });
-            if index % instructions.len() == 0 {
+            if index.is_multiple_of(instructions.len()) {
                 line["truth"] = "images/truth.png".into();
             }
             format!("{line}\n")

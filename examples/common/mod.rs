@@ -59,6 +59,11 @@ pub fn say(line: impl Display) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{line}").context("cannot write to standard output")
 }
 
+/// Writes a line to stderr.
+pub fn note(line: impl Display) {
+    eprintln!("{line}");
+}
+
 /// What a program's user can do and a library's cannot know of.
 fn remedy(error: &anyhow::Error) -> &'static str {
     match error.downcast_ref::<kontext::Error>() {

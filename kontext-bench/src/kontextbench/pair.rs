@@ -93,7 +93,7 @@ impl Pair {
     /// # let line = r#"{"file_name": "cup.png", "instruction": "make it red", "key": "0000_00"}"#;
     /// # std::fs::write(test.join("metadata.jsonl"), line).unwrap();
     /// let bench = kontext_bench::kontextbench::Bench::open(folder.path())?;
-    /// assert_eq!(bench.pairs[0].seed(7), 3_309_284_264);
+    /// assert_eq!(bench.pairs[0].seed(7), 1_364_829_562);
     /// # Ok::<(), kontext_core::Error>(())
     /// ```
     #[must_use]
