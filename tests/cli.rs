@@ -5,26 +5,14 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use common::{add, copy, model, rename, replace, truncate};
+use common::{add, copy, model, program, rename, replace, told, truncate};
 use image::{Rgb, RgbImage};
 use kontext::{Layout, Weights};
 use tempfile::TempDir;
-
-/// A program that `cargo test` has built beside this test.
-fn program(name: &str) -> Command {
-    let test = std::env::current_exe().unwrap();
-    let folder = test.parent().and_then(Path::parent).unwrap().join("examples");
-    let path = folder.join(name).with_extension(std::env::consts::EXE_EXTENSION);
-    assert!(path.is_file(), "{} is not there; `cargo build --examples` makes it", path.display());
-    let mut command = Command::new(path);
-    // Tests run side by side; more threads in each would be in each other's way.
-    command.env("OMP_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1");
-    command
-}
 
 /// An empty folder, in which a program runs.
 struct Desk(TempDir);
@@ -68,11 +56,6 @@ impl Desk {
     }
 }
 
-fn told(output: &Output) -> (Option<i32>, String, String) {
-    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-    (output.status.code(), text(&output.stdout), text(&output.stderr))
-}
-
 fn diffusers() -> String {
     model(Layout::Diffusers).display().to_string()
 }
@@ -97,6 +80,8 @@ fn every_program_tells_its_flags() {
         ("inspect", "DIR"),
         ("reconstruct", "--vae <PATH>"),
         ("evaluate", "--split"),
+        ("kontextbench", "--shard"),
+        ("emoji_bench", "--most"),
         ("finetune", "--rank"),
         ("train_small", "--minutes"),
         ("vae_table", "--vae <NAME=PATH>"),

@@ -5,6 +5,7 @@
 
 pub mod args;
 pub mod dump;
+pub mod identity;
 pub mod judge;
 pub mod memory;
 pub mod pictures;
@@ -56,6 +57,11 @@ pub fn complain(error: &anyhow::Error) {
 /// Writes a line to stdout. Unlike `println!` it does not panic where the reader has gone (`| head`).
 pub fn say(line: impl Display) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{line}").context("cannot write to standard output")
+}
+
+/// Writes a line to stderr.
+pub fn note(line: impl Display) {
+    eprintln!("{line}");
 }
 
 /// What a program's user can do and a library's cannot know of.

@@ -2,6 +2,7 @@
 
 pub mod drift;
 pub mod edit;
+pub mod kontextbench;
 pub mod metrics;
 pub mod reconstruction;
 pub mod statistics;

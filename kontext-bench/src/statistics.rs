@@ -114,7 +114,7 @@ pub fn bootstrap_interval(values: &[f64], confidence: f64, resamples: usize, see
 
 /// A whole number below `count` from 64 random bits: their share of the range. The bias is below 2^-32 for
 /// fewer than 2^32 values.
-fn index(bits: u64, count: usize) -> usize {
+pub(crate) fn index(bits: u64, count: usize) -> usize {
     ((u128::from(bits) * count as u128) >> u64::BITS) as usize
 }
 

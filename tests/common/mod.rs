@@ -1,8 +1,9 @@
-//! Small random models in folders of their own, to be damaged.
+//! Small random models in folders of their own, to be damaged; and the example programs.
 // Each test file uses its part of this.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::sync::LazyLock;
 
 use kontext::crates::kontext_core::weights::save;
@@ -71,4 +72,22 @@ pub fn add(path: &Path, name: &str) {
 /// Cuts a file short.
 pub fn truncate(path: &Path, bytes: u64) {
     std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(bytes).unwrap();
+}
+
+/// A program that `cargo test` has built beside this test.
+pub fn program(name: &str) -> Command {
+    let test = std::env::current_exe().unwrap();
+    let folder = test.parent().and_then(Path::parent).unwrap().join("examples");
+    let path = folder.join(name).with_extension(std::env::consts::EXE_EXTENSION);
+    assert!(path.is_file(), "{} is not there; `cargo build --examples` makes it", path.display());
+    let mut command = Command::new(path);
+    // Tests run side by side; more threads in each would be in each other's way.
+    command.env("OMP_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1");
+    command
+}
+
+/// A program's exit code, stdout and stderr.
+pub fn told(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
 }

@@ -1,0 +1,63 @@
+//! What tells one model from another, whatever their folders are called.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use kontext::Checkpoint;
+use sha2::{Digest, Sha256};
+
+/// Larger files are not read whole: two such files of one size that agree in all samples are taken for one.
+const WHOLE: u64 = 64 << 20;
+/// Samples of a larger file, its beginning and its end among them.
+const SAMPLES: u64 = 64;
+/// Bytes of a sample: the header of a weights file fits into a few.
+const SAMPLE: u64 = 1 << 20;
+
+/// A digest of all files of a model, and of `more` (LoRAs, for example).
+pub fn of_model(folder: &Path, more: &[PathBuf]) -> anyhow::Result<String> {
+    let checkpoint = Checkpoint::find(folder)?;
+    let parts = [
+        &checkpoint.transformer,
+        &checkpoint.vae,
+        &checkpoint.clip,
+        &checkpoint.t5,
+        &checkpoint.clip_tokenizer,
+        &checkpoint.t5_tokenizer,
+    ];
+    let defaults = folder.join("kontext.json");
+    let others = checkpoint.scheduler.iter().chain(Some(&defaults).filter(|path| path.is_file())).chain(more);
+    of_files(parts.into_iter().chain(others))
+}
+
+/// A digest of files, and of all files in folders: of their names, sizes and contents, not of where they lie.
+pub fn of_files<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> anyhow::Result<String> {
+    let mut hash = Sha256::new();
+    for path in paths {
+        add(path, &mut hash).with_context(|| format!("cannot read {}", path.display()))?;
+    }
+    Ok(format!("{:x}", hash.finalize()).chars().take(16).collect())
+}
+
+fn add(path: &Path, hash: &mut Sha256) -> std::io::Result<()> {
+    if path.is_dir() {
+        let entries = std::fs::read_dir(path)?.map(|entry| Ok(entry?.path()));
+        let mut paths = entries.collect::<std::io::Result<Vec<PathBuf>>>()?;
+        paths.sort();
+        return paths.iter().try_for_each(|path| add(path, hash));
+    }
+    let mut file = File::open(path)?;
+    let size = file.metadata()?.len();
+    hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+    hash.update(size.to_le_bytes());
+    if size <= WHOLE {
+        std::io::copy(&mut file, hash)?;
+        return Ok(());
+    }
+    for sample in 0..SAMPLES {
+        file.seek(SeekFrom::Start((size - SAMPLE) / (SAMPLES - 1) * sample))?;
+        std::io::copy(&mut Read::by_ref(&mut file).take(SAMPLE), hash)?;
+    }
+    Ok(())
+}

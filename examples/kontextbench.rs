@@ -1,0 +1,310 @@
+//! Runs KontextBench: `cargo xtask run --release --example kontextbench -- --model DIR --bench DIR --out DIR`.
+//!
+//! docs/kontextbench.md tells where to get the bench, and how to divide a run, look at it and vote.
+
+mod common;
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use common::args::DtypeArg;
+use common::{SHIPPED, identity, note, progress, say};
+use kontext::crates::kontext_core::{OutputFile, device};
+use kontext::{Builder, Cancel, Kind, Pipeline, Placement, Quantize, Request};
+use kontext_bench::kontextbench::{
+    Bench, Edited, Metrics, Page, Problem, RunEvent, RunFolder, RunInfo, Runner, Shard, Task, merge, read_votes,
+    vote_report,
+};
+use kontext_bench::metrics::Perceptual;
+
+/// Without a bar, a line comes this often.
+const LINES: Duration = Duration::from_secs(30);
+
+/// Run KontextBench, merge its shards, show it, count votes.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Folder of the bench: test/metadata.jsonl and pictures, as black-forest-labs/kontext-bench has them
+    #[arg(long, value_name = "DIR", required_unless_present = "votes")]
+    bench: Option<PathBuf>,
+    /// Folder of the run; the same command goes on with what is there. With --page, the page's file
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["check", "votes"])]
+    out: Option<PathBuf>,
+    /// Read the bench, say what is wrong with it, and stop
+    #[arg(long, conflicts_with_all = ["merge", "page", "votes"])]
+    check: bool,
+    /// Put shards that were made in folders of their own together
+    #[arg(long, value_name = "DIR", num_args = 1.., conflicts_with_all = ["page", "votes"])]
+    merge: Vec<PathBuf>,
+    /// Write a page of one run, or of two to vote between
+    #[arg(long, value_name = "DIR", num_args = 1..=2, conflicts_with = "votes")]
+    page: Vec<PathBuf>,
+    /// Count the votes that pages have exported: win rates and Elo
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    votes: Vec<PathBuf>,
+    /// Show pictures of a page with at most so many pixels on a side
+    #[arg(long, value_name = "PIXELS", requires = "page")]
+    thumbnails: Option<u32>,
+    /// Take the first so many pairs of each category
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Seed: of the noise, of a page's left and right, of the intervals of Elo
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Run every pair whose index is i modulo n; the shards' folder may be one or several
+    #[arg(long, value_name = "I/N", default_value_t)]
+    shard: Shard,
+    /// What the run is called; the name of the model's folder if not given
+    #[arg(long)]
+    name: Option<String>,
+    /// A network's weights (AlexNet, VGG 16 or SqueezeNet 1.1) for distance and identity
+    #[arg(long, value_name = "FILE")]
+    embedder: Option<PathBuf>,
+    /// LPIPS's weights of that network's layers; plain distances of features without them
+    #[arg(long, value_name = "FILE", requires = "embedder")]
+    heads: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct ModelArgs {
+    /// Folder of the model
+    #[arg(long, value_name = "DIR", default_value = SHIPPED)]
+    model: PathBuf,
+    /// A LoRA for the transformer; may be given several times
+    #[arg(long, value_name = "FILE")]
+    lora: Vec<PathBuf>,
+    /// Strengths of the LoRAs, in their order; 1 where none is given
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    lora_strength: Vec<f64>,
+    /// Sampling steps
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Guidance value
+    #[arg(long, allow_negative_numbers = true)]
+    guidance: Option<f64>,
+    /// Keep the size that the model worked at, instead of the source's
+    #[arg(long)]
+    native_size: bool,
+    /// cpu, cuda or cuda:N; the best there is if not given
+    #[arg(long)]
+    device: Option<String>,
+    /// bf16 on CUDA and f32 on the CPU if not given
+    #[arg(long, value_enum)]
+    dtype: Option<DtypeArg>,
+    /// When the parts of the model are in memory: auto, resident, staged or streamed
+    #[arg(long, default_value_t)]
+    placement: Placement,
+    /// Pack the transformer's blocks as they are loaded: q8_0, fp8, int8, q5_1, q5_0, q4_1 or q4_0
+    #[arg(long, value_name = "FORMAT")]
+    quantize: Option<Quantize>,
+    /// The same for T5
+    #[arg(long, value_name = "FORMAT")]
+    quantize_t5: Option<Quantize>,
+}
+
+fn main() -> ExitCode {
+    common::main(|args: Args| run(&args))
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    if !args.votes.is_empty() {
+        return count_votes(args);
+    }
+    let mut bench = Bench::open(args.bench.as_ref().context("--bench names the bench's folder")?)?;
+    if let Some(most) = args.limit {
+        bench = bench.limit(most);
+    }
+    tell("warning", &bench.problems);
+    if args.check {
+        say(&bench)?;
+        if bench.problems.is_empty() {
+            return Ok(());
+        }
+        bail!("the bench has {} fault(s), listed above", bench.problems.len());
+    }
+    let out = args.out.as_ref().context("--out names where to write")?;
+    if !args.merge.is_empty() {
+        let report = merge(&bench, &args.merge, out)?;
+        return show(&report);
+    }
+    if !args.page.is_empty() {
+        return write_page(args, &bench, out);
+    }
+    say(&bench)?;
+    run_bench(args, &bench, out)
+}
+
+fn tell(what: &str, problems: &[Problem]) {
+    for problem in problems {
+        note(format_args!("{what}: {problem}"));
+    }
+}
+
+fn run_bench(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
+    let cancel = Cancel::new();
+    let remote = cancel.clone();
+    ctrlc::set_handler(move || remote.cancel())?;
+    let builder = args.model.builder()?;
+    let pipe = builder.load_with(&args.model.model, progress::loading())?;
+    let mut metrics = Metrics::default();
+    if let Some(weights) = &args.embedder {
+        metrics = metrics.perceptual(Perceptual::open(weights, args.heads.as_deref(), pipe.device())?);
+    }
+    let info = info(args, &pipe)?;
+    let edit = |task: &Task<'_>| {
+        let mut request = Request::generate(&task.pair.instruction).seed(task.seed);
+        request.images = task.pictures.to_vec();
+        request.steps = args.model.steps;
+        request.guidance = args.model.guidance;
+        request.native_size = args.model.native_size;
+        let output = pipe.run_with(&request, |_| cancel.check())?;
+        Ok(Edited { steps: output.plan.schedule.steps(), picture: output.image })
+    };
+    let mut shown: Option<indicatif::ProgressBar> = None;
+    let (mut done, mut last) = (0, Instant::now());
+    let watch = |event: RunEvent<'_>| -> ControlFlow<()> {
+        match event {
+            RunEvent::Started { done: before, total } => {
+                if before > 0 {
+                    note(format_args!("going on after {before} of {total} pairs in {}", out.display()));
+                }
+                done = before;
+                shown = Some(progress::bar("editing", total).with_position(before as u64));
+            }
+            RunEvent::Done { record, .. } => {
+                done += 1;
+                if let Some(bar) = &shown {
+                    bar.set_position(done as u64);
+                    if bar.is_hidden() && last.elapsed() > LINES {
+                        note(format_args!("{done}: {}", record.key));
+                        last = Instant::now();
+                    }
+                }
+            }
+            RunEvent::Failed { problem } => match &shown {
+                Some(bar) if !bar.is_hidden() => bar.println(format!("warning: {problem}")),
+                _ => note(format_args!("warning: {problem}")),
+            },
+            _ => {}
+        }
+        cancel.check()
+    };
+    let summary = Runner::new(bench, info).shard(args.shard).metrics(metrics).run(out, edit, watch);
+    if let Some(bar) = shown {
+        bar.finish_and_clear();
+    }
+    let summary = match summary {
+        Err(error) if error.is_cancelled() => bail!("stopped after {done} pairs; run the same command to go on"),
+        summary => summary?,
+    };
+    match summary.report {
+        Some(report) => show(&report),
+        None if !summary.failed.is_empty() => {
+            bail!("{} pair(s) failed, told above; the same command tries them again", summary.failed.len())
+        }
+        None => say(format_args!(
+            "{} pairs of shard {} are done; {} of the bench are not here: other shards make them, --merge joins folders",
+            summary.done, args.shard, summary.missing
+        )),
+    }
+}
+
+/// What decides the results.
+fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
+    let ModelArgs { model, lora, lora_strength, steps, guidance, native_size, dtype, quantize, quantize_t5, .. } =
+        &args.model;
+    let folder = model.canonicalize().unwrap_or_else(|_| model.clone());
+    let of_folder = || folder.file_name().map_or("model".to_owned(), |name| name.to_string_lossy().into_owned());
+    let mut info = RunInfo::new(args.name.clone().unwrap_or_else(of_folder), args.seed)
+        .setting("kontext", env!("CARGO_PKG_VERSION"))
+        .setting("model", identity::of_model(model, lora)?)
+        .setting("device", if pipe.device().is_cuda() { "cuda" } else { "cpu" })
+        .setting("native size", native_size.to_string());
+    let mut optional = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            info.settings.insert(name.to_owned(), value);
+        }
+    };
+    optional("steps", steps.map(|steps| steps.to_string()));
+    optional("guidance", guidance.map(|guidance| guidance.to_string()));
+    optional("dtype", dtype.map(|dtype| format!("{dtype:?}").to_lowercase()));
+    optional("quantize", quantize.map(|to| to.to_string()));
+    optional("quantize t5", quantize_t5.map(|to| to.to_string()));
+    optional("lora strengths", (!lora_strength.is_empty()).then(|| format!("{lora_strength:?}")));
+    let networks: Vec<&PathBuf> = args.embedder.iter().chain(&args.heads).collect();
+    optional("networks", (!networks.is_empty()).then(|| identity::of_files(networks)).transpose()?);
+    Ok(info)
+}
+
+impl ModelArgs {
+    fn builder(&self) -> anyhow::Result<Builder> {
+        let mut builder = Pipeline::builder().placement(self.placement);
+        if let Some(text) = &self.device {
+            builder = builder.device(device::parse(text)?);
+        }
+        if let Some(dtype) = self.dtype {
+            builder = builder.dtype(match dtype {
+                DtypeArg::F32 => Kind::Float,
+                DtypeArg::Bf16 => Kind::BFloat16,
+            });
+        }
+        if let Some(to) = self.quantize {
+            builder = builder.quantize(to);
+        }
+        if let Some(to) = self.quantize_t5 {
+            builder = builder.quantize_t5(to);
+        }
+        let strengths = self.lora_strength.iter().copied().chain(std::iter::repeat(1.0));
+        for (path, strength) in self.lora.iter().zip(strengths) {
+            builder = builder.lora(path, strength);
+        }
+        Ok(builder)
+    }
+}
+
+/// Prints a report, and where its page is.
+fn show(report: &Path) -> anyhow::Result<()> {
+    let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+    say(read(report)?)?;
+    let latency = report.with_file_name("timings").join("latency.md");
+    if latency.is_file() {
+        say(read(&latency)?)?;
+    }
+    say(format_args!("wrote {} and {}", report.display(), report.with_file_name("page.html").display()))
+}
+
+fn write_page(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
+    use std::io::Write;
+    let runs = args.page.iter().map(RunFolder::open).collect::<kontext::Result<Vec<_>>>()?;
+    let mut page = match &runs[..] {
+        [a, b] => Page::between(bench, a, b),
+        [a, ..] => Page::of(bench, a),
+        [] => bail!("--page takes one run or two"),
+    };
+    if let Some(side) = args.thumbnails {
+        page = page.thumbnails(side);
+    }
+    let html = page.seed(args.seed).html()?;
+    let mut file = OutputFile::create(out)?;
+    file.writer().write_all(html.as_bytes()).with_context(|| format!("cannot write {}", out.display()))?;
+    file.publish()?;
+    say(format_args!("wrote {} ({} kB)", out.display(), html.len() / 1000))
+}
+
+fn count_votes(args: &Args) -> anyhow::Result<()> {
+    let mut all = Vec::new();
+    for path in &args.votes {
+        let (votes, problems) = read_votes(path)?;
+        tell("warning", &problems);
+        all.extend(votes);
+    }
+    if all.is_empty() {
+        bail!("there is no vote to count; expected lines of key, category, left, right, choice, time");
+    }
+    say(vote_report(&all, args.seed))
+}

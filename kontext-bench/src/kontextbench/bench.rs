@@ -1,0 +1,233 @@
+//! A bench's folder: `test/metadata.jsonl` and its pictures.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use image::RgbImage;
+use kontext_core::{Error, Result, picture};
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use super::{CATEGORIES, Pair, Problem, category};
+
+/// What stands for a category where a line names none.
+const NO_CATEGORY: &str = "no category";
+/// How a file begins that Git LFS has not fetched.
+const LFS: &[u8] = b"version https://git-lfs";
+
+/// The pairs of a folder that can be used, and what is wrong with the others.
+#[derive(Debug, Clone)]
+pub struct Bench {
+    /// The folder of `metadata.jsonl`, to which the pairs' paths are relative.
+    pub folder: PathBuf,
+    /// The pairs, in the file's order.
+    pub pairs: Vec<Pair>,
+    /// What is wrong; the pairs go on without it.
+    pub problems: Vec<Problem>,
+    /// `metadata.jsonl`, relative to the folder that was opened.
+    metadata: PathBuf,
+    /// SHA-256 of every picture's file.
+    pictures: BTreeMap<PathBuf, String>,
+}
+
+impl Bench {
+    /// Reads `folder/test/metadata.jsonl`, or `folder/metadata.jsonl`, and all pictures that it names.
+    ///
+    /// The layout is that of black-forest-labs/kontext-bench: an object a line with `file_name` (or `image`),
+    /// `instruction` (or `prompt`), `category` and `key` (or `id`). Paths are relative to the file. Beyond it, a line may
+    /// name further reference pictures (`references`), the true result (`truth`), and what else it might be taken
+    /// for (`candidates`).
+    ///
+    /// A line that is malformed, has a key that was there before, or names a picture that is missing or damaged is
+    /// left out; a truth that is missing, and a category that is none of [`CATEGORIES`], cost the pair nothing else.
+    /// All are told in [`Bench::problems`], and so are categories without a pair.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where the folder holds no such file, or no pair of it can be used; [`Error::Io`]
+    /// where the file cannot be read.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        let folder = folder.as_ref();
+        let metadata = ["test/metadata.jsonl", "metadata.jsonl"].map(PathBuf::from);
+        let Some(metadata) = metadata.into_iter().find(|path| folder.join(path).is_file()) else {
+            let expected =
+                "a folder with test/metadata.jsonl and pictures, as black-forest-labs/kontext-bench has them";
+            return Err(Error::invalid("bench", expected, folder.display()));
+        };
+        let path = folder.join(&metadata);
+        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+        let mut bench = Self {
+            folder: path.parent().unwrap_or(folder).to_owned(),
+            pairs: Vec::new(),
+            problems: Vec::new(),
+            metadata,
+            pictures: BTreeMap::new(),
+        };
+        bench.read_lines(&bytes);
+        bench.read_pictures();
+        bench.problems.sort_by_key(|problem| problem.line);
+        for category in CATEGORIES {
+            if !bench.pairs.iter().any(|pair| pair.category == category) {
+                bench.problem(None, format!("no pair of the category {category:?}"));
+            }
+        }
+        if bench.pairs.is_empty() {
+            let first = bench.problems.first().map(ToString::to_string).unwrap_or_default();
+            return Err(Error::invalid("bench", "at least one pair that can be used", format!("none; {first}")));
+        }
+        Ok(bench)
+    }
+
+    /// `metadata.jsonl`, relative to the folder that was opened.
+    pub(super) fn metadata(&self) -> &Path {
+        &self.metadata
+    }
+
+    fn problem(&mut self, line: Option<usize>, what: String) {
+        self.problems.push(Problem { file: self.metadata.clone(), line, what });
+    }
+
+    fn read_lines(&mut self, bytes: &[u8]) {
+        let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
+        // Some file systems do not tell upper case from lower.
+        let mut lines_of_keys = BTreeMap::<String, usize>::new();
+        for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
+            let number = index + 1;
+            let Ok(text) = std::str::from_utf8(line) else {
+                self.problem(Some(number), "it is not UTF-8; the line is left out".to_owned());
+                continue;
+            };
+            if text.trim().is_empty() {
+                continue;
+            }
+            let mut pair = match Pair::read(text, number) {
+                Ok(pair) => pair,
+                Err(what) => {
+                    self.problem(Some(number), format!("{what}; the line is left out"));
+                    continue;
+                }
+            };
+            if let Some(first) = lines_of_keys.get(&pair.key.to_lowercase()) {
+                let what = format!("the key {:?} stands in line {first} already; the line is left out", pair.key);
+                self.problem(Some(number), what);
+                continue;
+            }
+            lines_of_keys.insert(pair.key.to_lowercase(), number);
+            match category(&pair.category) {
+                Some(category) => pair.category = category.to_owned(),
+                None if pair.category.is_empty() => {
+                    self.problem(Some(number), format!("no category; it is counted as {NO_CATEGORY:?}"));
+                    pair.category = NO_CATEGORY.to_owned();
+                }
+                None => {
+                    let what = format!("unknown category {:?}; it is counted by that name", pair.category);
+                    self.problem(Some(number), what);
+                }
+            }
+            self.pairs.push(pair);
+        }
+    }
+
+    /// Reads every picture once; leaves out what needs one that cannot be read.
+    fn read_pictures(&mut self) {
+        let named: BTreeSet<PathBuf> = self.pairs.iter().flat_map(Pair::all_pictures).cloned().collect();
+        let read = |path: PathBuf| {
+            let digest = digest(&self.folder.join(&path));
+            (path, digest)
+        };
+        let read: BTreeMap<PathBuf, Result<String, String>> = named.into_par_iter().map(read).collect();
+        let mut pairs = Vec::new();
+        for mut pair in std::mem::take(&mut self.pairs) {
+            let lost = |path: &PathBuf| {
+                let reason = read.get(path)?.as_ref().err()?;
+                Some(format!("the picture {}: {reason}", path.display()))
+            };
+            if let Some(what) = pair.pictures.iter().find_map(lost) {
+                self.problem(Some(pair.line), format!("{what}; the pair is left out"));
+                continue;
+            }
+            if let Some(what) = pair.truth.iter().chain(&pair.candidates).find_map(lost) {
+                self.problem(Some(pair.line), format!("{what}; the pair is judged without the truth"));
+                (pair.truth, pair.candidates) = (None, Vec::new());
+            }
+            pairs.push(pair);
+        }
+        self.pairs = pairs;
+        self.pictures = read.into_iter().filter_map(|(path, digest)| Some((path, digest.ok()?))).collect();
+    }
+
+    /// Keeps the first `most` pairs of each category.
+    #[must_use]
+    pub fn limit(mut self, most: usize) -> Self {
+        let mut counts = BTreeMap::<String, usize>::new();
+        self.pairs.retain(|pair| {
+            let count = counts.entry(pair.category.clone()).or_default();
+            *count += 1;
+            *count <= most
+        });
+        self
+    }
+
+    /// Its categories with their numbers of pairs: the published ones first, in their order.
+    #[must_use]
+    pub fn categories(&self) -> Vec<(String, usize)> {
+        let count = |name: &str| self.pairs.iter().filter(|pair| pair.category == name).count();
+        let others: BTreeSet<&str> = self.pairs.iter().map(|pair| pair.category.as_str()).collect();
+        let others = others.into_iter().filter(|name| !CATEGORIES.contains(name));
+        let all = CATEGORIES.into_iter().chain(others).map(|name| (name.to_owned(), count(name)));
+        all.filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// One of its pictures as 8-bit RGB.
+    ///
+    /// # Errors
+    /// Those of [`picture::open`].
+    pub fn picture(&self, path: &Path) -> Result<RgbImage> {
+        picture::open(self.folder.join(path))
+    }
+
+    /// SHA-256 over the pairs and their pictures, in their order: two benches with one digest ask for the same.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        let mut hash = Sha256::new();
+        let mut add = |text: &str| {
+            hash.update((text.len() as u64).to_le_bytes());
+            hash.update(text);
+        };
+        for pair in &self.pairs {
+            [&pair.key, &pair.instruction, &pair.category].into_iter().for_each(|text| add(text));
+            for list in [&pair.pictures[..], pair.truth.as_slice(), &pair.candidates] {
+                add(&list.len().to_string());
+                list.iter().filter_map(|path| self.pictures.get(path)).for_each(|digest| add(digest));
+            }
+        }
+        format!("{:x}", hash.finalize())
+    }
+}
+
+/// "280 pairs of 150 pictures: Character Reference 40, …"
+impl fmt::Display for Bench {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pictures: BTreeSet<&PathBuf> = self.pairs.iter().flat_map(|pair| &pair.pictures).collect();
+        let categories = self.categories();
+        let counts: Vec<String> = categories.into_iter().map(|(name, count)| format!("{name} {count}")).collect();
+        write!(f, "{} pairs of {} pictures: {}", self.pairs.len(), pictures.len(), counts.join(", "))
+    }
+}
+
+/// SHA-256 of a picture's file, once it was decoded whole.
+fn digest(path: &Path) -> Result<String, String> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err("there is no such file".to_owned()),
+        Err(error) => return Err(error.to_string()),
+    };
+    if bytes.starts_with(LFS) {
+        return Err("it is a pointer of Git LFS in place of the picture; run `git lfs pull`".to_owned());
+    }
+    picture::open(path).map_err(|error| match error {
+        Error::Image { reason, .. } => reason,
+        other => other.to_string(),
+    })?;
+    Ok(format!("{:x}", Sha256::digest(&bytes)))
+}

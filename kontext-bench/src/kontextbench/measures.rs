@@ -1,0 +1,296 @@
+//! What is measured of a result.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use image::RgbImage;
+use kontext_core::Result;
+use kontext_core::picture::resize;
+use serde::{Deserialize, Serialize};
+
+use super::{Bench, Estimate, Pair, wilson};
+use crate::edit::KnownEdit;
+use crate::metrics::{self, ChangeMap, DEFAULT_THRESHOLD, Embedder, Perceptual, WINDOW};
+use crate::statistics::{PSNR_CAP, bootstrap_interval};
+
+/// The measures of one result; what cannot be said is none. The source is the pair's first picture, at the result's
+/// size.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Measures {
+    /// Result against source outside of what changed, in dB, at most 60; none where nearly all changed.
+    pub preservation: Option<f64>,
+    /// Share of the picture that changed, from 0 to 1.
+    pub changed: f64,
+    /// Mean absolute difference of result and source, in levels from 0 to 255.
+    pub magnitude: f64,
+    /// Distance of result and source by a network's features, from 0; none without a network.
+    pub distance: Option<f64>,
+    /// Cosine of the embeddings of result and source, from -1 to 1; none without a network.
+    pub identity: Option<f64>,
+    /// Variance of the result's Laplacian, in squared levels.
+    pub sharpness: f64,
+    /// The same of the source.
+    pub source_sharpness: f64,
+    /// Result against truth, in dB, at most 60; none where the truth is not known.
+    pub truth_psnr: Option<f64>,
+    /// Structural similarity of result and truth.
+    pub truth_ssim: Option<f64>,
+    /// Whether the result is nearer to the truth than to the source and to all candidates.
+    pub right: Option<bool>,
+    /// Whether the source is nearest: nothing was edited.
+    pub copied: Option<bool>,
+}
+
+/// How a column's values are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// With so many digits behind the point.
+    Decimals(usize),
+    /// A share, in percent.
+    Percent,
+    /// Yes or no, and in means a share.
+    YesNo,
+}
+
+/// One of the [`Measures`] in tables.
+#[derive(Debug, Clone, Copy)]
+pub struct Column {
+    /// Its name in `results.csv`.
+    pub name: &'static str,
+    /// Its name in tables.
+    pub title: &'static str,
+    /// What it means, in one sentence.
+    pub meaning: &'static str,
+    /// Its value; yes is 1 and no 0.
+    pub value: fn(&Measures) -> Option<f64>,
+    form: Form,
+}
+
+/// All columns, in their order.
+pub const COLUMNS: [Column; 11] = [
+    Column {
+        name: "preservation",
+        title: "preservation, dB",
+        meaning: "PSNR of result and source outside of what changed, at most 60",
+        value: |m| m.preservation,
+        form: Form::Decimals(1),
+    },
+    Column {
+        name: "changed",
+        title: "changed",
+        meaning: "share of the picture that changed",
+        value: |m| Some(m.changed),
+        form: Form::Percent,
+    },
+    Column {
+        name: "magnitude",
+        title: "magnitude",
+        meaning: "mean absolute difference of result and source, in levels of 255",
+        value: |m| Some(m.magnitude),
+        form: Form::Decimals(1),
+    },
+    Column {
+        name: "distance",
+        title: "distance",
+        meaning: "distance of result and source by a network's features",
+        value: |m| m.distance,
+        form: Form::Decimals(3),
+    },
+    Column {
+        name: "identity",
+        title: "identity",
+        meaning: "cosine of the embeddings of result and source",
+        value: |m| m.identity,
+        form: Form::Decimals(3),
+    },
+    Column {
+        name: "sharpness",
+        title: "sharpness",
+        meaning: "variance of the result's Laplacian",
+        value: |m| Some(m.sharpness),
+        form: Form::Decimals(0),
+    },
+    Column {
+        name: "source_sharpness",
+        title: "source's",
+        meaning: "variance of the source's Laplacian",
+        value: |m| Some(m.source_sharpness),
+        form: Form::Decimals(0),
+    },
+    Column {
+        name: "truth_psnr",
+        title: "truth, dB",
+        meaning: "PSNR of result and truth, at most 60",
+        value: |m| m.truth_psnr,
+        form: Form::Decimals(1),
+    },
+    Column {
+        name: "truth_ssim",
+        title: "truth, SSIM",
+        meaning: "structural similarity of result and truth",
+        value: |m| m.truth_ssim,
+        form: Form::Decimals(3),
+    },
+    Column {
+        name: "right",
+        title: "right",
+        meaning: "whether the result is nearer to the truth than to the source and to all candidates",
+        value: |m| m.right.map(|yes| f64::from(u8::from(yes))),
+        form: Form::YesNo,
+    },
+    Column {
+        name: "copied",
+        title: "copied",
+        meaning: "whether the source is nearest to the result",
+        value: |m| m.copied.map(|yes| f64::from(u8::from(yes))),
+        form: Form::YesNo,
+    },
+];
+
+/// Draws for the interval of a mean.
+const RESAMPLES: usize = 1000;
+const CONFIDENCE: f64 = 0.95;
+
+impl Column {
+    /// A pair's value in words; empty where there is none.
+    #[must_use]
+    pub fn text(&self, measures: &Measures) -> String {
+        let Some(value) = (self.value)(measures) else { return String::new() };
+        match self.form {
+            Form::Decimals(digits) => format!("{value:.digits$}"),
+            Form::Percent => format!("{:.0} %", 100.0 * value),
+            Form::YesNo => (if value > 0.5 { "yes" } else { "no" }).to_owned(),
+        }
+    }
+
+    /// The mean of values, with the ends of its interval of 95 %; empty where there are none.
+    pub(super) fn mean(&self, values: &[f64]) -> String {
+        let (sum, count) = (values.iter().sum::<f64>(), values.len() as f64);
+        let estimate = match self.form {
+            // A bootstrap knows no doubt where all answers are the same.
+            Form::YesNo => Some(wilson(sum, count)).filter(|_| !values.is_empty()),
+            _ => bootstrap_interval(values, CONFIDENCE, RESAMPLES, 0).ok().map(|(low, high)| Estimate {
+                value: sum / count,
+                low,
+                high,
+            }),
+        };
+        let Some(Estimate { value, low, high }) = estimate else { return String::new() };
+        match self.form {
+            Form::Decimals(n) => format!("{value:.n$} ({low:.n$} to {high:.n$})"),
+            _ => format!("{:.0} % ({:.0} to {:.0})", 100.0 * value, 100.0 * low, 100.0 * high),
+        }
+    }
+}
+
+/// What results are measured with.
+#[derive(Default)]
+pub struct Metrics {
+    perceptual: Option<Perceptual>,
+    embedder: Option<Box<dyn Embedder>>,
+}
+
+impl Metrics {
+    /// Measures distance by this network, and identity too where no embedder is given.
+    #[must_use]
+    pub fn perceptual(mut self, perceptual: Perceptual) -> Self {
+        self.perceptual = Some(perceptual);
+        self
+    }
+
+    /// Measures identity by this network.
+    #[must_use]
+    pub fn embedder(mut self, embedder: impl Embedder + 'static) -> Self {
+        self.embedder = Some(Box::new(embedder));
+        self
+    }
+
+    fn identity(&self) -> Option<&dyn Embedder> {
+        let features = || self.perceptual.as_ref().map(|perceptual| perceptual.features() as &dyn Embedder);
+        self.embedder.as_deref().or_else(features)
+    }
+
+    /// What they are, by name: results with others are not of one run.
+    pub(super) fn facts(&self) -> BTreeMap<String, String> {
+        let threshold = Some(("changed, levels", DEFAULT_THRESHOLD.to_string()));
+        let distance = self.perceptual.as_ref().map(|perceptual| ("distance", perceptual.name().to_owned()));
+        let identity = self.identity().map(|embedder| ("identity", embedder.name().to_owned()));
+        let facts = [threshold, distance, identity].into_iter().flatten();
+        facts.map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// Measures a result.
+    pub(super) fn measure(&self, bench: &Bench, pair: &Pair, source: &RgbImage, result: &RgbImage) -> Result<Measures> {
+        let source = &*at_size(source, result)?;
+        let change = ChangeMap::between(source, result, DEFAULT_THRESHOLD)?;
+        let magnitude = change.magnitude();
+        let mut measures = Measures {
+            preservation: change.preservation_psnr().map(|psnr| psnr.min(PSNR_CAP)),
+            changed: magnitude.share,
+            magnitude: magnitude.mean_difference,
+            sharpness: metrics::sharpness(result)?,
+            source_sharpness: metrics::sharpness(source)?,
+            ..Measures::default()
+        };
+        let shortest = result.width().min(result.height()) as usize;
+        if let Some(perceptual) = &self.perceptual
+            && shortest >= perceptual.features().backbone().least_side()
+        {
+            measures.distance = perceptual.distance(&[(source, result)])?.first().copied();
+        }
+        if let Some(embedder) = self.identity() {
+            measures.identity = metrics::identity(embedder, &[(source, result)])?.first().copied();
+        }
+        if let Some(truth) = &pair.truth {
+            let open = |path: &Path| -> Result<RgbImage> { Ok(at_size(&bench.picture(path)?, result)?.into_owned()) };
+            let truth = open(truth)?;
+            let candidates = pair.candidates.iter().map(|path| open(path)).collect::<Result<Vec<_>>>()?;
+            // How good the autoencoder could be is no matter of this bench.
+            let known =
+                KnownEdit { source: Some(source), truth: &truth, candidates: &candidates, reconstruction: &truth };
+            let score = known.score(result)?;
+            measures.truth_psnr = Some(score.psnr.min(PSNR_CAP));
+            (measures.right, measures.copied) = (Some(score.right), Some(score.copied));
+            if shortest >= WINDOW {
+                measures.truth_ssim = Some(metrics::ssim(result, &truth)?);
+            }
+        }
+        Ok(measures)
+    }
+}
+
+/// A picture at the size of another.
+fn at_size<'a>(picture: &'a RgbImage, other: &RgbImage) -> Result<Cow<'a, RgbImage>> {
+    if picture.dimensions() == other.dimensions() {
+        return Ok(Cow::Borrowed(picture));
+    }
+    resize(picture, other.width(), other.height()).map(Cow::Owned)
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.facts()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_written_by_their_kind() {
+        let measures = Measures { changed: 0.256, magnitude: 3.12, right: Some(true), ..Measures::default() };
+        let text = |name: &str| COLUMNS.iter().find(|column| column.name == name).unwrap().text(&measures);
+        assert_eq!(["preservation", "changed", "magnitude", "right"].map(text), ["", "26 %", "3.1", "yes"]);
+    }
+
+    #[test]
+    fn means_have_an_interval() {
+        let column = |name: &str| COLUMNS.into_iter().find(|column| column.name == name).unwrap();
+        assert_eq!(column("right").mean(&[1.0; 10]), "100 % (72 to 100)");
+        assert_eq!(column("magnitude").mean(&[2.0, 2.0]), "2.0 (2.0 to 2.0)");
+        assert_eq!(column("magnitude").mean(&[]), "");
+    }
+}

@@ -1,0 +1,39 @@
+//! KontextBench: edits of real pictures in five categories, run, measured, looked at and voted on.
+//!
+//! A [`Bench`] is a folder as black-forest-labs/kontext-bench has it. A [`Runner`] takes it through any model, which
+//! comes in as a closure, and writes a [`RunFolder`]: one picture and one small file a pair, so that a run goes on after
+//! a kill at any moment, and several machines divide it by the file system alone ([`Shard`], [`merge`]). A [`Page`]
+//! shows one run, or puts two side by side for votes, which [`read_votes`], [`win_rates`] and [`ratings`] count.
+
+mod bench;
+mod category;
+mod latency;
+mod measures;
+mod merge;
+mod page;
+mod pair;
+mod problem;
+mod rating;
+mod record;
+mod report;
+mod run_folder;
+mod run_info;
+mod runner;
+mod shard;
+mod votes;
+
+pub use bench::Bench;
+pub use category::{CATEGORIES, category};
+pub use latency::Latency;
+pub use measures::{COLUMNS, Column, Measures, Metrics};
+pub use merge::merge;
+pub use page::Page;
+pub use pair::Pair;
+pub use problem::Problem;
+pub use rating::{Estimate, Rating, WinRate, ratings, vote_report, wilson, win_rates};
+pub use record::{Record, Timing};
+pub use run_folder::RunFolder;
+pub use run_info::RunInfo;
+pub use runner::{Edited, RunEvent, RunSummary, Runner, Task};
+pub use shard::Shard;
+pub use votes::{Choice, Vote, read_votes};

@@ -1,0 +1,288 @@
+//! One page with everything in it: to look through one run, or to vote between two.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use image::codecs::jpeg::JpegEncoder;
+use image::{ExtendedColorType, ImageEncoder, ImageFormat, RgbImage};
+use kontext_core::picture::{self, resize};
+use kontext_core::{Error, Result};
+use rayon::prelude::*;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::pair::draw;
+use super::{Bench, Column, Pair, Record, RunFolder, report};
+
+const TEMPLATE: &str = include_str!("page/page.html");
+const STYLE: &str = include_str!("page/page.css");
+const SCRIPT: &str = include_str!("page/page.js");
+
+/// A page whose pictures' files have more bytes than this shows them smaller, unless it is told how large.
+const MOST_BYTES: u64 = 48 << 20;
+/// The longest side of those, in pixels.
+const SMALLER: u32 = 512;
+/// Quality of JPEG files of smaller pictures.
+const QUALITY: u8 = 85;
+
+/// What a page shows.
+#[derive(Debug, Clone)]
+pub struct Page<'a> {
+    bench: &'a Bench,
+    runs: Vec<&'a RunFolder>,
+    thumbnails: Option<u32>,
+    seed: u64,
+}
+
+/// A pair that all of the page's runs have.
+struct Row<'a> {
+    pair: &'a Pair,
+    records: Vec<Record>,
+}
+
+impl<'a> Page<'a> {
+    /// A page of one run.
+    #[must_use]
+    pub fn of(bench: &'a Bench, run: &'a RunFolder) -> Self {
+        Self { bench, runs: vec![run], thumbnails: None, seed: 0 }
+    }
+
+    /// A page to vote between two runs, side by side in an order that does not tell which is which.
+    #[must_use]
+    pub fn between(bench: &'a Bench, a: &'a RunFolder, b: &'a RunFolder) -> Self {
+        Self { bench, runs: vec![a, b], thumbnails: None, seed: 0 }
+    }
+
+    /// Shows pictures with at most so many pixels on a side, as JPEG. By default their files are there as they are,
+    /// or at most 512 pixels where they have more than 48 MiB in all; the page says so.
+    #[must_use]
+    pub fn thumbnails(mut self, side: u32) -> Self {
+        self.thumbnails = Some(side.max(1));
+        self
+    }
+
+    /// Seed of the draw which run stands on the left, pair by pair; 0 by default.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// The page's HTML. It needs nothing but itself.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where the runs have no pair in common or are of one name, [`Error::Io`] and
+    /// [`Error::Image`] where a picture cannot be read.
+    pub fn html(&self) -> Result<String> {
+        let infos = self.runs.iter().map(|run| run.info()).collect::<Result<Vec<_>>>()?;
+        let names: Vec<&str> = infos.iter().map(|info| info.name.as_str()).collect();
+        if let [a, b] = names[..]
+            && a == b
+        {
+            return Err(Error::invalid(
+                "runs",
+                "two of different names (--name)",
+                format!("two that are called {a:?}"),
+            ));
+        }
+        let rows = self.rows();
+        if rows.is_empty() {
+            return Err(Error::invalid("runs", "a pair of the bench that each has a result of", "none"));
+        }
+        let mut pictures = Pictures::new(self.bench, &self.runs, &rows, self.thumbnails);
+        let columns = report::used(&rows.iter().flat_map(|row| &row.records).collect::<Vec<_>>());
+        let pairs: Vec<Value> = rows.iter().map(|row| self.pair(row, &columns, &mut pictures)).collect();
+        let run = |(index, info): (usize, &super::RunInfo)| {
+            let records: Vec<&Record> = rows.iter().map(|row| &row.records[index]).collect();
+            json!({"name": info.name, "facts": info.facts().into_iter().collect::<Vec<_>>(), "means": report::means(&records, &columns)})
+        };
+        let mut notes = Vec::new();
+        if let Some(side) = pictures.side {
+            notes.push(format!("Pictures are shown with at most {side} pixels on a side."));
+        }
+        let missing = self.bench.pairs.len() - rows.len();
+        if missing > 0 {
+            notes.push(format!("{missing} pairs of the bench are not here: they have no result."));
+        }
+        let categories: Vec<(String, usize)> = self
+            .bench
+            .categories()
+            .into_iter()
+            .map(|(name, _)| (name.clone(), rows.iter().filter(|row| row.pair.category == name).count()))
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        let data = json!({
+            "id": identity(&infos, &rows),
+            "runs": infos.iter().enumerate().map(run).collect::<Vec<_>>(),
+            "columns": columns.iter().map(|column| column.title).collect::<Vec<_>>(),
+            "categories": categories,
+            "pairs": pairs,
+            "pictures": pictures.finish()?,
+            "note": notes.join(" "),
+        });
+        let title = format!("KontextBench: {}", names.join(" and "));
+        Ok(filled(&[("title", &escaped(&title)), ("style", STYLE), ("data", &in_script(&data)), ("script", SCRIPT)]))
+    }
+
+    fn rows(&self) -> Vec<Row<'a>> {
+        let row = |pair: &'a Pair| {
+            let records: Option<Vec<Record>> = self.runs.iter().map(|run| run.record(pair)).collect();
+            Some(Row { pair, records: records? })
+        };
+        self.bench.pairs.iter().filter_map(row).collect()
+    }
+
+    fn pair(&self, row: &Row<'_>, columns: &[Column], pictures: &mut Pictures) -> Value {
+        let Row { pair, records } = row;
+        let of_bench = |path: &PathBuf| self.bench.folder.join(path);
+        let sources: Vec<usize> = pair.pictures.iter().map(|path| pictures.index(of_bench(path))).collect();
+        let truth = pair.truth.as_ref().map(|path| pictures.index(of_bench(path)));
+        let result = |(run, record): (&&RunFolder, &Record)| {
+            let measures: Vec<String> = columns.iter().map(|column| column.text(&record.measures)).collect();
+            json!({"picture": pictures.index(run.picture(pair)), "measures": measures})
+        };
+        let results: Vec<Value> = self.runs.iter().zip(records).map(result).collect();
+        json!({
+            "key": pair.key, "category": pair.category, "instruction": pair.instruction, "sources": sources,
+            "truth": truth, "results": results, "swapped": draw(self.seed, &pair.key) % 2 == 1,
+        })
+    }
+}
+
+/// What votes belong to: the runs and the results that the page shows.
+fn identity(infos: &[super::RunInfo], rows: &[Row<'_>]) -> String {
+    let mut hash = Sha256::new();
+    for info in infos {
+        hash.update(&info.name);
+    }
+    for record in rows.iter().flat_map(|row| &row.records) {
+        hash.update(&record.sha256);
+    }
+    format!("{:x}", hash.finalize()).chars().take(16).collect()
+}
+
+/// The pictures of a page, each file once.
+struct Pictures {
+    /// The longest side, where they are made smaller.
+    side: Option<u32>,
+    paths: Vec<PathBuf>,
+    indices: BTreeMap<PathBuf, usize>,
+}
+
+impl Pictures {
+    fn new(bench: &Bench, runs: &[&RunFolder], rows: &[Row<'_>], side: Option<u32>) -> Self {
+        let paths: BTreeSet<PathBuf> = rows
+            .iter()
+            .flat_map(|row| {
+                let given = row.pair.pictures.iter().chain(&row.pair.truth).map(|path| bench.folder.join(path));
+                given.chain(runs.iter().map(|run| run.picture(row.pair))).collect::<Vec<_>>()
+            })
+            .collect();
+        let bytes: u64 = paths.iter().filter_map(|path| Some(std::fs::metadata(path).ok()?.len())).sum();
+        let side = side.or((bytes > MOST_BYTES).then_some(SMALLER));
+        Self { side, paths: Vec::new(), indices: BTreeMap::new() }
+    }
+
+    fn index(&mut self, path: PathBuf) -> usize {
+        let paths = &mut self.paths;
+        *self.indices.entry(path).or_insert_with_key(|path| {
+            paths.push(path.clone());
+            paths.len() - 1
+        })
+    }
+
+    /// Each picture as a data URI, with its width and height.
+    fn finish(self) -> Result<Vec<Value>> {
+        self.paths.par_iter().map(|path| inline(path, self.side)).collect()
+    }
+}
+
+fn inline(path: &Path, side: Option<u32>) -> Result<Value> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let picture = picture::open(path)?;
+    let (width, height) = picture.dimensions();
+    let smaller = side.filter(|side| width.max(height) > *side);
+    let (kind, bytes, (width, height)) = match (smaller, image::guess_format(&bytes)) {
+        (Some(side), _) => {
+            let picture = fitted(&picture, side)?;
+            ("jpeg", jpeg(&picture).map_err(Error::image(path))?, picture.dimensions())
+        }
+        (None, Ok(ImageFormat::Png)) => ("png", bytes, (width, height)),
+        (None, Ok(ImageFormat::Jpeg)) => ("jpeg", bytes, (width, height)),
+        (None, Ok(ImageFormat::WebP)) => ("webp", bytes, (width, height)),
+        (None, _) => ("png", super::run_folder::png(&picture)?, (width, height)),
+    };
+    Ok(json!([format!("data:image/{kind};base64,{}", BASE64_STANDARD.encode(bytes)), width, height]))
+}
+
+/// With at most `side` pixels on a side, in its own proportions.
+fn fitted(picture: &RgbImage, side: u32) -> Result<RgbImage> {
+    let (width, height) = picture.dimensions();
+    let scale = f64::from(side) / f64::from(width.max(height));
+    let scaled = |length: u32| ((f64::from(length) * scale).round() as u32).max(1);
+    resize(picture, scaled(width), scaled(height))
+}
+
+fn jpeg(picture: &RgbImage) -> Result<Vec<u8>, image::ImageError> {
+    let mut bytes = Vec::new();
+    let (width, height) = picture.dimensions();
+    let encoder = JpegEncoder::new_with_quality(&mut bytes, QUALITY);
+    encoder.write_image(picture.as_raw(), width, height, ExtendedColorType::Rgb8)?;
+    Ok(bytes)
+}
+
+/// The template with its marks replaced, in one pass: what is put in may hold marks.
+fn filled(values: &[(&str, &str)]) -> String {
+    let (mut page, mut rest) = (String::new(), TEMPLATE);
+    while let Some((before, after)) = rest.split_once("{{") {
+        page.push_str(before);
+        let (name, after) = after.split_once("}}").unwrap_or((after, ""));
+        page.push_str(values.iter().find(|(key, _)| *key == name).map_or("", |(_, value)| value));
+        rest = after;
+    }
+    page.push_str(rest);
+    page
+}
+
+/// Text in HTML.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+/// JSON within a `script` element: nothing in it can end the element.
+fn in_script(value: &Value) -> String {
+    value.to_string().replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_cannot_leave_its_place() {
+        let hostile = json!({"instruction": "</script><script>alert(1)</script> <!-- {{script}} & "});
+        let text = in_script(&hostile);
+        assert!(!text.contains('<') && !text.contains('>') && !text.contains('&'), "{text}");
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), hostile);
+        let page = filled(&[("title", "t"), ("style", ""), ("data", &text), ("script", "let once;")]);
+        assert!(page.contains("{{script}}"));
+        assert_eq!(page.matches("let once;").count(), 1);
+    }
+
+    #[test]
+    fn the_page_asks_for_nothing_from_elsewhere() {
+        for text in [TEMPLATE, STYLE, SCRIPT] {
+            for word in ["http:", "https:", "src=\"", "@import", "fetch(", "innerHTML"] {
+                assert!(!text.contains(word), "{word}");
+            }
+        }
+    }
+
+    #[test]
+    fn smaller_pictures_keep_their_proportions() {
+        assert_eq!(fitted(&RgbImage::new(1000, 300), 512).unwrap().dimensions(), (512, 154));
+        assert_eq!(fitted(&RgbImage::new(1, 3000), 512).unwrap().dimensions(), (1, 512));
+    }
+}

@@ -1,0 +1,323 @@
+//! Votes to win rates and Elo, with intervals.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use super::Vote;
+use super::report::cell;
+use crate::statistics::index;
+
+/// The standard normal quantile of a two-sided interval of 95 %.
+const Z: f64 = 1.959_963_985;
+/// Ratings of a set of runs that met have this mean.
+const MEAN: f64 = 1000.0;
+/// A run that is expected to win ten of eleven is so many points ahead: Elo's scale.
+const SCALE: f64 = 400.0;
+/// Bradley-Terry's iteration ends at this change of a rating, in points.
+const CONVERGED: f64 = 1e-6;
+/// Or here: runs that hardly met take long.
+const MOST_ITERATIONS: usize = 100_000;
+/// Samples of the bootstrap.
+const SAMPLES: usize = 1000;
+
+/// A value with the ends of its interval of 95 %.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Estimate {
+    /// The value.
+    pub value: f64,
+    /// The interval's lower end.
+    pub low: f64,
+    /// The interval's upper end.
+    pub high: f64,
+}
+
+/// How one run did against another.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WinRate {
+    /// The run.
+    pub run: String,
+    /// The other one.
+    pub against: String,
+    /// The category; none for all.
+    pub category: Option<String>,
+    /// Votes for it, for the other one, and for neither.
+    pub votes: [usize; 3],
+    /// Its share of the votes, ties half, with Wilson's interval.
+    pub rate: Estimate,
+}
+
+/// A run's Elo.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rating {
+    /// The run.
+    pub run: String,
+    /// Votes in which it took part.
+    pub votes: usize,
+    /// Its Elo, with an interval by bootstrap over pairs.
+    pub elo: Estimate,
+}
+
+/// Wilson's interval for a share of `n`; the whole range where there are none.
+///
+/// Source: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference" (1927).
+///
+/// ```
+/// let rate = kontext_bench::kontextbench::wilson(8.0, 10.0);
+/// assert_eq!(rate.value, 0.8);
+/// assert!((rate.low - 0.4902).abs() < 1e-4 && (rate.high - 0.9433).abs() < 1e-4);
+/// ```
+#[must_use]
+pub fn wilson(wins: f64, n: f64) -> Estimate {
+    if n <= 0.0 {
+        return Estimate { value: 0.5, low: 0.0, high: 1.0 };
+    }
+    let (p, z2) = (wins / n, Z * Z / n);
+    let middle = (p + z2 / 2.0) / (1.0 + z2);
+    let half = Z / (1.0 + z2) * (p * (1.0 - p) / n + z2 / (4.0 * n)).sqrt();
+    Estimate { value: p, low: (middle - half).max(0.0), high: (middle + half).min(1.0) }
+}
+
+/// The win rates of every two runs that met, by category and over all; the run whose name comes first is that whose
+/// rate it is.
+#[must_use]
+pub fn win_rates(votes: &[Vote]) -> Vec<WinRate> {
+    let mut counts = BTreeMap::<(&str, &str, Option<&str>), [usize; 3]>::new();
+    for vote in votes {
+        let swapped = vote.left > vote.right;
+        let (run, against) = if swapped { (&vote.right, &vote.left) } else { (&vote.left, &vote.right) };
+        let score = if swapped { 1.0 - vote.left_score() } else { vote.left_score() };
+        let slot = if score > 0.5 {
+            0
+        } else if score < 0.5 {
+            1
+        } else {
+            2
+        };
+        for category in [None, Some(vote.category.as_str())] {
+            counts.entry((run, against, category)).or_default()[slot] += 1;
+        }
+    }
+    let rate = |((run, against, category), votes): ((&str, &str, Option<&str>), [usize; 3])| {
+        let [won, lost, tied] = votes.map(|count| count as f64);
+        WinRate {
+            run: run.to_owned(),
+            against: against.to_owned(),
+            category: category.map(str::to_owned),
+            votes,
+            rate: wilson(won + tied / 2.0, won + lost + tied),
+        }
+    };
+    counts.into_iter().map(rate).collect()
+}
+
+/// The runs' Elo: Bradley and Terry's strengths that make the votes likeliest, on a scale with the mean 1000.
+///
+/// A tie is half a win for each. To every two runs that met, one tie is added, or a run that won all its votes would
+/// have no finite rating. Runs that no chain of votes joins are rated apart, each set around 1000. Intervals are the
+/// middle 95 % of 1000 bootstrap samples, which draw pairs (with all their votes), because votes on one pair are of one
+/// kind.
+///
+/// Source: R. A. Bradley and M. E. Terry, "Rank Analysis of Incomplete Block Designs" (1952), by the iteration of
+/// D. R. Hunter, "MM algorithms for generalized Bradley-Terry models" (2004).
+#[must_use]
+pub fn ratings(votes: &[Vote], seed: u64) -> Vec<Rating> {
+    let names: Vec<&str> = votes
+        .iter()
+        .flat_map(|vote| [vote.left.as_str(), vote.right.as_str()])
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect();
+    let place: BTreeMap<&str, usize> = names.iter().enumerate().map(|(index, name)| (*name, index)).collect();
+    let mut by_pair = BTreeMap::<&str, Vec<Game>>::new();
+    for vote in votes {
+        let game =
+            Game { left: place[vote.left.as_str()], right: place[vote.right.as_str()], score: vote.left_score() };
+        by_pair.entry(&vote.key).or_default().push(game);
+    }
+    let pairs: Vec<Vec<Game>> = by_pair.into_values().collect();
+    let all: Vec<&Game> = pairs.iter().flatten().collect();
+    // Ties that are added go by all votes, so that no sample leaves a run alone.
+    let met: BTreeSet<(usize, usize)> =
+        all.iter().map(|game| (game.left.min(game.right), game.left.max(game.right))).collect();
+    let values = bradley_terry(names.len(), &all, &met);
+    let mut samples: Vec<Vec<f64>> = vec![Vec::new(); names.len()];
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    for _ in 0..SAMPLES {
+        let drawn = (0..pairs.len()).map(|_| index(random.next_u64(), pairs.len()));
+        let games: Vec<&Game> = drawn.flat_map(|index| &pairs[index]).collect();
+        for (all, value) in samples.iter_mut().zip(bradley_terry(names.len(), &games, &met)) {
+            all.push(value);
+        }
+    }
+    let rating = |(index, mut samples): (usize, Vec<f64>)| {
+        samples.sort_by(f64::total_cmp);
+        let at = |share: f64| samples[((samples.len() - 1) as f64 * share).round() as usize];
+        let votes = all.iter().filter(|game| game.left == index || game.right == index).count();
+        let elo = Estimate { value: values[index], low: at(0.025), high: at(0.975) };
+        Rating { run: names[index].to_owned(), votes, elo }
+    };
+    let mut ratings: Vec<Rating> = samples.into_iter().enumerate().map(rating).collect();
+    ratings.sort_by(|a, b| b.elo.value.total_cmp(&a.elo.value));
+    ratings
+}
+
+/// A vote, by indices of runs.
+struct Game {
+    left: usize,
+    right: usize,
+    score: f64,
+}
+
+/// The Elo of `count` runs.
+fn bradley_terry(count: usize, games: &[&Game], met: &BTreeSet<(usize, usize)>) -> Vec<f64> {
+    // Games of a run against another, and points that it took from it.
+    let (mut played, mut points) = (vec![vec![0.0; count]; count], vec![0.0; count]);
+    let ties = met.iter().map(|&(left, right)| Game { left, right, score: 0.5 }).collect::<Vec<_>>();
+    for game in games.iter().copied().chain(&ties) {
+        played[game.left][game.right] += 1.0;
+        played[game.right][game.left] += 1.0;
+        points[game.left] += game.score;
+        points[game.right] += 1.0 - game.score;
+    }
+    let sets = sets(count, met);
+    let mut elo = vec![MEAN; count];
+    for _ in 0..MOST_ITERATIONS {
+        let strength: Vec<f64> = elo.iter().map(|elo| 10_f64.powf((elo - MEAN) / SCALE)).collect();
+        let new = |run: usize| {
+            let expected: f64 = (0..count)
+                .filter(|other| played[run][*other] > 0.0)
+                .map(|other| played[run][other] / (strength[run] + strength[other]))
+                .sum();
+            if expected > 0.0 { MEAN + SCALE * (points[run] / expected).log10() } else { MEAN }
+        };
+        let mut next: Vec<f64> = (0..count).map(new).collect();
+        for set in &sets {
+            let mean = set.iter().map(|run| next[*run]).sum::<f64>() / set.len() as f64;
+            set.iter().for_each(|run| next[*run] += MEAN - mean);
+        }
+        let change = elo.iter().zip(&next).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        elo = next;
+        if change < CONVERGED {
+            break;
+        }
+    }
+    elo
+}
+
+/// The runs in sets that chains of votes join.
+fn sets(count: usize, met: &BTreeSet<(usize, usize)>) -> Vec<Vec<usize>> {
+    let mut set_of: Vec<usize> = (0..count).collect();
+    for &(a, b) in met {
+        let (from, to) = (set_of[a], set_of[b]);
+        set_of.iter_mut().filter(|set| **set == from).for_each(|set| *set = to);
+    }
+    let mut sets = BTreeMap::<usize, Vec<usize>>::new();
+    for (run, set) in set_of.into_iter().enumerate() {
+        sets.entry(set).or_default().push(run);
+    }
+    sets.into_values().collect()
+}
+
+/// "62 % (48 to 74)"
+impl fmt::Display for WinRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Estimate { value, low, high } = self.rate;
+        write!(f, "{:.0} % ({:.0} to {:.0})", 100.0 * value, 100.0 * low, 100.0 * high)
+    }
+}
+
+/// Votes as two tables in Markdown.
+#[must_use]
+pub fn vote_report(votes: &[Vote], seed: u64) -> String {
+    let mut text = String::from(
+        "| run | against | category | won | lost | tied | win rate (95 %) |\n\
+         | --- | --- | --- | ---: | ---: | ---: | ---: |\n",
+    );
+    for rate in win_rates(votes) {
+        let [won, lost, tied] = rate.votes;
+        let category = rate.category.as_deref().unwrap_or("**all**");
+        let (run, against, category) = (cell(&rate.run), cell(&rate.against), cell(category));
+        text.push_str(&format!("| {run} | {against} | {category} | {won} | {lost} | {tied} | {rate} |\n"));
+    }
+    text.push_str("\n| run | votes | Elo (95 %) |\n| --- | ---: | ---: |\n");
+    for Rating { run, votes, elo } in ratings(votes, seed) {
+        let run = cell(&run);
+        text.push_str(&format!("| {run} | {votes} | {:.0} ({:.0} to {:.0}) |\n", elo.value, elo.low, elo.high));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kontextbench::Choice;
+
+    fn votes(left: &str, right: &str, counts: [usize; 3]) -> Vec<Vote> {
+        let choices = [Choice::Left, Choice::Right, Choice::Tie];
+        let choices = choices.into_iter().zip(counts).flat_map(|(choice, count)| std::iter::repeat_n(choice, count));
+        let vote = |(index, choice): (usize, Choice)| Vote {
+            key: format!("{index:04}_00"),
+            category: if index % 2 == 0 { "Text Editing" } else { "Style Reference" }.to_owned(),
+            left: left.to_owned(),
+            right: right.to_owned(),
+            choice,
+            time: String::new(),
+        };
+        choices.enumerate().map(vote).collect()
+    }
+
+    #[test]
+    fn win_rates_do_not_depend_on_the_side() {
+        let mut all = votes("a", "b", [6, 2, 2]);
+        all.extend(votes("b", "a", [1, 3, 0]));
+        let rates = win_rates(&all);
+        assert_eq!(rates.len(), 3);
+        assert_eq!((rates[0].category.clone(), rates[0].votes), (None, [9, 3, 2]));
+        assert_eq!(rates[0].rate, wilson(10.0, 14.0));
+        assert_eq!(rates.iter().skip(1).map(|rate| rate.votes.iter().sum::<usize>()).sum::<usize>(), 14);
+    }
+
+    #[test]
+    fn ten_wins_in_eleven_are_four_hundred_points() {
+        // With the tie that is added: 10.5 of 12 points are 400 log10(10.5 / 1.5).
+        let ratings = ratings(&votes("a", "b", [10, 1, 0]), 0);
+        let expected = 400.0 * 7_f64.log10() / 2.0;
+        assert_eq!(ratings.iter().map(|r| r.run.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+        assert!((ratings[0].elo.value - 1000.0 - expected).abs() < 1e-3, "{ratings:?}");
+        assert!((ratings[1].elo.value - 1000.0 + expected).abs() < 1e-3, "{ratings:?}");
+        assert!(ratings[0].elo.low < ratings[0].elo.value && ratings[0].elo.value < ratings[0].elo.high, "{ratings:?}");
+        assert_eq!(ratings[0].votes, 11);
+    }
+
+    #[test]
+    fn a_run_that_won_everything_has_a_rating() {
+        let ratings = ratings(&votes("b", "a", [5, 0, 0]), 0);
+        assert_eq!(ratings[0].run, "b");
+        assert!((ratings[0].elo.value - 1000.0 - 200.0 * 11_f64.log10()).abs() < 1e-3, "{ratings:?}");
+    }
+
+    #[test]
+    fn strength_passes_along_a_chain_of_votes() {
+        let mut all = votes("a", "b", [30, 10, 0]);
+        all.extend(votes("b", "c", [30, 10, 0]));
+        let ratings = ratings(&all, 1);
+        let elo: Vec<f64> = ratings.iter().map(|r| r.elo.value).collect();
+        assert_eq!(ratings.iter().map(|r| r.run.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
+        // Each step is 400 log10(30.5 / 10.5); without a vote between a and c it is twice that from end to end.
+        let step = 400.0 * (30.5_f64 / 10.5).log10();
+        assert!((elo[0] - elo[1] - step).abs() < 1e-3 && (elo[1] - elo[2] - step).abs() < 1e-3, "{elo:?}");
+    }
+
+    #[test]
+    fn runs_that_never_met_are_rated_apart() {
+        let mut all = votes("a", "b", [3, 1, 0]);
+        all.extend(votes("c", "d", [1, 1, 1]));
+        let by_name: BTreeMap<String, f64> = ratings(&all, 0).into_iter().map(|r| (r.run, r.elo.value)).collect();
+        assert!((by_name["a"] + by_name["b"] - 2000.0).abs() < 1e-6);
+        assert!((by_name["c"] - 1000.0).abs() < 1e-6 && (by_name["d"] - 1000.0).abs() < 1e-6);
+        assert!(vote_report(&all, 0).contains("| a | b | **all** | 3 | 1 | 0 | 75 % (30 to 95) |"));
+    }
+}

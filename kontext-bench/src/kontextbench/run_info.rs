@@ -1,0 +1,81 @@
+//! What made a run: results with different ones are never mixed.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The facts of `run.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunInfo {
+    /// What the run is called on the page and in votes.
+    pub name: String,
+    /// Seed of the run; each pair's own follows from it and from the pair's key.
+    pub seed: u64,
+    /// What else decides the results, by name: the model's identity, its device, steps, guidance.
+    pub settings: BTreeMap<String, String>,
+    /// The bench's digest; [`RunInfo`]s of callers leave it empty, the run fills it in.
+    #[serde(default)]
+    pub bench: String,
+    /// The bench's number of pairs.
+    #[serde(default)]
+    pub pairs: usize,
+    /// What the metrics were measured with, by name.
+    #[serde(default)]
+    pub metrics: BTreeMap<String, String>,
+}
+
+impl RunInfo {
+    /// A run of this name and seed, with no settings yet.
+    #[must_use]
+    pub fn new(name: impl Into<String>, seed: u64) -> Self {
+        Self {
+            name: name.into(),
+            seed,
+            settings: BTreeMap::new(),
+            bench: String::new(),
+            pairs: 0,
+            metrics: BTreeMap::new(),
+        }
+    }
+
+    /// Adds a setting.
+    #[must_use]
+    pub fn setting(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.settings.insert(name.into(), value.into());
+        self
+    }
+
+    /// How another one differs, in words; none where it is the same.
+    ///
+    /// ```
+    /// use kontext_bench::kontextbench::RunInfo;
+    /// let (a, b) = (RunInfo::new("a", 0).setting("steps", "4"), RunInfo::new("a", 1).setting("steps", "8"));
+    /// assert_eq!(a.difference(&b).unwrap(), "seed is 0 and 1, steps is 4 and 8");
+    /// assert_eq!(a.difference(&a), None);
+    /// ```
+    #[must_use]
+    pub fn difference(&self, other: &Self) -> Option<String> {
+        let (here, there) = (self.facts(), other.facts());
+        let names: std::collections::BTreeSet<&String> = here.keys().chain(there.keys()).collect();
+        let value = |facts: &BTreeMap<String, String>, name| facts.get(name).map_or("none", String::as_str).to_owned();
+        let differing = names.into_iter().filter(|name| here.get(*name) != there.get(*name));
+        let words = differing.map(|name| format!("{name} is {} and {}", value(&here, name), value(&there, name)));
+        let words = words.collect::<Vec<_>>().join(", ");
+        (!words.is_empty()).then_some(words)
+    }
+
+    /// All that it tells, by name.
+    #[must_use]
+    pub fn facts(&self) -> BTreeMap<String, String> {
+        let own = [
+            ("name", self.name.clone()),
+            ("seed", self.seed.to_string()),
+            ("bench", self.bench.clone()),
+            ("pairs", self.pairs.to_string()),
+        ];
+        let own = own.into_iter().map(|(name, value)| (name.to_owned(), value));
+        let metrics = self.metrics.iter().map(|(name, value)| (format!("metric {name}"), value.clone()));
+        let settings = self.settings.iter().map(|(name, value)| (name.clone(), value.clone()));
+        settings.chain(metrics).chain(own).collect()
+    }
+}

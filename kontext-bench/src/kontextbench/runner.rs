@@ -1,0 +1,195 @@
+//! Runs a bench's pairs, each once, whatever happens in between.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use image::RgbImage;
+use kontext_core::{Error, Result};
+
+use super::run_folder::{Writer, png, sha256};
+use super::{Bench, Metrics, Pair, Problem, Record, RunFolder, RunInfo, Shard, Timing, report};
+
+/// What the model is asked for.
+#[derive(Debug)]
+pub struct Task<'a> {
+    /// The pair.
+    pub pair: &'a Pair,
+    /// Its pictures: the one to edit, then further references.
+    pub pictures: &'a [RgbImage],
+    /// Seed of the noise.
+    pub seed: u64,
+}
+
+/// What the model answers.
+#[derive(Debug, Clone)]
+pub struct Edited {
+    /// The result.
+    pub picture: RgbImage,
+    /// Sampling steps that it took.
+    pub steps: usize,
+}
+
+/// What a run tells while it works. Answer [`ControlFlow::Break`] to stop it after the pair.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum RunEvent<'a> {
+    /// It begins.
+    Started {
+        /// Pairs that were done before.
+        done: usize,
+        /// Pairs of the shard.
+        total: usize,
+    },
+    /// A pair is done, and on the disk.
+    Done {
+        /// Its result.
+        record: &'a Record,
+        /// How long the edit took.
+        timing: &'a Timing,
+    },
+    /// A pair failed; the run goes on. The next run tries it again.
+    Failed {
+        /// Why.
+        problem: &'a Problem,
+    },
+}
+
+/// How a run ended.
+#[derive(Debug, Clone)]
+pub struct RunSummary {
+    /// Pairs of the shard that have a result now.
+    pub done: usize,
+    /// Pairs that failed.
+    pub failed: Vec<Problem>,
+    /// Pairs of the whole bench that have no result in the folder.
+    pub missing: usize,
+    /// The report, written where no pair is missing.
+    pub report: Option<PathBuf>,
+}
+
+/// A run of a bench.
+#[derive(Debug)]
+pub struct Runner<'a> {
+    bench: &'a Bench,
+    info: RunInfo,
+    metrics: Metrics,
+    shard: Shard,
+}
+
+impl<'a> Runner<'a> {
+    /// A run of all pairs, measured without networks.
+    #[must_use]
+    pub fn new(bench: &'a Bench, info: RunInfo) -> Self {
+        Self { bench, info, metrics: Metrics::default(), shard: Shard::default() }
+    }
+
+    /// What results are measured with.
+    #[must_use]
+    pub fn metrics(mut self, metrics: Metrics) -> Self {
+        self.metrics = metrics;
+        self
+    }
+
+    /// The share of the pairs to run; all by default.
+    #[must_use]
+    pub fn shard(mut self, shard: Shard) -> Self {
+        self.shard = shard;
+        self
+    }
+
+    /// Runs every pair of the shard that has no result in the folder yet, and writes the report where the bench is
+    /// complete. Several shards may write to one folder at a time, each shard once.
+    ///
+    /// A pair whose edit fails is told and left without a result.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where the folder holds a run that something else made, [`Error::Io`] where it cannot
+    /// be written, [`Error::Cancelled`] where `tell` answered [`ControlFlow::Break`].
+    pub fn run(
+        &self,
+        out: impl AsRef<Path>,
+        mut edit: impl FnMut(&Task<'_>) -> Result<Edited>,
+        mut tell: impl FnMut(RunEvent<'_>) -> ControlFlow<()>,
+    ) -> Result<RunSummary> {
+        let bench = self.bench;
+        let info = complete(self.info.clone(), bench, &self.metrics);
+        let (folder, writer) = RunFolder::create(out.as_ref(), &info, &self.shard.file_name())?;
+        let pairs = bench.pairs.iter().enumerate().filter(|(index, _)| self.shard.has(*index)).map(|(_, pair)| pair);
+        let (done, todo): (Vec<&Pair>, Vec<&Pair>) = pairs.partition(|pair| folder.record(pair).is_some());
+        let (mut done, total) = (done.len(), done.len() + todo.len());
+        let stopped = |done| Error::Cancelled { done, total };
+        if tell(RunEvent::Started { done, total }).is_break() {
+            return Err(stopped(done));
+        }
+        let mut failed = Vec::new();
+        for pair in todo {
+            let event = match self.one(pair, &mut edit, &writer) {
+                Ok((record, timing)) => {
+                    done += 1;
+                    tell(RunEvent::Done { record: &record, timing: &timing })
+                }
+                // These are of the machine or its user, not of the pair.
+                Err(error @ (Error::Io { .. } | Error::Cancelled { .. })) => return Err(error),
+                Err(error) => {
+                    let what = format!("the pair {:?} failed: {}", pair.key, chain(&error));
+                    let problem = Problem { file: bench.metadata().to_owned(), line: Some(pair.line), what };
+                    let answer = tell(RunEvent::Failed { problem: &problem });
+                    failed.push(problem);
+                    answer
+                }
+            };
+            if event.is_break() {
+                return Err(stopped(done));
+            }
+        }
+        let missing = bench.pairs.iter().filter(|pair| folder.record(pair).is_none()).count();
+        let report = if missing == 0 { Some(report::write(bench, &folder, &writer)?) } else { None };
+        Ok(RunSummary { done, failed, missing, report })
+    }
+
+    fn one(
+        &self,
+        pair: &Pair,
+        edit: &mut impl FnMut(&Task<'_>) -> Result<Edited>,
+        writer: &Writer,
+    ) -> Result<(Record, Timing)> {
+        let pictures: Vec<RgbImage> =
+            pair.pictures.iter().map(|path| self.bench.picture(path)).collect::<Result<_>>()?;
+        let seed = pair.seed(self.info.seed);
+        let begin = Instant::now();
+        let edited = edit(&Task { pair, pictures: &pictures, seed })?;
+        let timing = Timing { key: pair.key.clone(), seconds: begin.elapsed().as_secs_f64(), steps: edited.steps };
+        let measures = self.metrics.measure(self.bench, pair, &pictures[0], &edited.picture)?;
+        let png = png(&edited.picture)?;
+        let (width, height) = edited.picture.dimensions();
+        let record = Record {
+            key: pair.key.clone(),
+            category: pair.category.clone(),
+            instruction: pair.instruction.clone(),
+            seed,
+            width,
+            height,
+            sha256: sha256(&png),
+            measures,
+        };
+        writer.pair(pair, &png, Some(&timing), &record)?;
+        Ok((record, timing))
+    }
+}
+
+/// The facts of a run with those of its bench and metrics.
+fn complete(info: RunInfo, bench: &Bench, metrics: &Metrics) -> RunInfo {
+    RunInfo { bench: bench.digest(), pairs: bench.pairs.len(), metrics: metrics.facts(), ..info }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        text.push_str(&format!(": {error}"));
+        source = error.source();
+    }
+    text
+}

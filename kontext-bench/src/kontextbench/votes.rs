@@ -1,0 +1,147 @@
+//! Votes between runs, as the page exports them.
+
+use std::path::Path;
+
+use kontext_core::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+use super::Problem;
+
+/// What a voter found better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Choice {
+    /// The left result.
+    Left,
+    /// The right result.
+    Right,
+    /// Neither.
+    Tie,
+}
+
+/// A line of the page's CSV.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vote {
+    /// The pair's key.
+    pub key: String,
+    /// The pair's category.
+    pub category: String,
+    /// The run whose result stood on the left.
+    pub left: String,
+    /// The run whose result stood on the right.
+    pub right: String,
+    /// Which was better.
+    pub choice: Choice,
+    /// When, in ISO 8601.
+    #[serde(default)]
+    pub time: String,
+}
+
+impl Vote {
+    /// What the left run scores: 1, 0, or one half for a tie.
+    #[must_use]
+    pub fn left_score(&self) -> f64 {
+        match self.choice {
+            Choice::Left => 1.0,
+            Choice::Right => 0.0,
+            Choice::Tie => 0.5,
+        }
+    }
+}
+
+/// Reads a file of votes: CSV with the columns key, category, left, right, choice (`left`, `right` or `tie`) and time.
+///
+/// A line that is no vote, that compares a run with itself, or whose pair and runs the file has voted on before is left
+/// out and told.
+///
+/// # Errors
+/// [`Error::Io`] where the file cannot be read.
+pub fn read_votes(path: impl AsRef<Path>) -> Result<(Vec<Vote>, Vec<Problem>)> {
+    let path = path.as_ref();
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(&bytes[..]);
+    let (mut votes, mut problems) = (Vec::<Vote>::new(), Vec::new());
+    let mut seen = std::collections::BTreeMap::<(String, String, String), usize>::new();
+    let headers = reader.headers().cloned();
+    let mut record = csv::StringRecord::new();
+    loop {
+        let mut line = reader.position().line() as usize;
+        let read = match reader.read_record(&mut record) {
+            Ok(false) => break,
+            Ok(true) => {
+                line = record.position().map_or(line, |position| position.line() as usize);
+                headers
+                    .as_ref()
+                    .map_err(ToString::to_string)
+                    .and_then(|headers| record.deserialize::<Vote>(Some(headers)).map_err(|error| in_words(&error)))
+            }
+            Err(error) => Err(in_words(&error)),
+        };
+        let vote = read.and_then(|vote| {
+            if vote.left == vote.right {
+                return Err(format!("it compares {:?} with itself", vote.left));
+            }
+            let runs = [&vote.left, &vote.right];
+            let (a, b) = (runs.into_iter().min(), runs.into_iter().max());
+            let name = (vote.key.clone(), a.cloned().unwrap_or_default(), b.cloned().unwrap_or_default());
+            match seen.insert(name, line) {
+                Some(first) => Err(format!("line {first} has voted on {:?} already", vote.key)),
+                None => Ok(vote),
+            }
+        });
+        match vote {
+            Ok(vote) => votes.push(vote),
+            Err(what) => {
+                let what = format!("{what}; the line is left out");
+                problems.push(Problem { file: path.to_owned(), line: Some(line), what });
+            }
+        }
+    }
+    Ok((votes, problems))
+}
+
+/// csv's words without the position, which is told beside them.
+fn in_words(error: &csv::Error) -> String {
+    match error.kind() {
+        csv::ErrorKind::Deserialize { err, .. } => {
+            format!("it is no vote ({err}); expected key, category, left, right, choice, time")
+        }
+        csv::ErrorKind::UnequalLengths { expected_len, len, .. } => format!("it has {len} fields, not {expected_len}"),
+        csv::ErrorKind::Utf8 { .. } => "it is not UTF-8".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_that_are_no_votes_are_told_with_their_number() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let lines = [
+            "key,category,left,right,choice,time",
+            "0000_00,Text Editing,a,b,left,2026-01-01T00:00:00Z",
+            "\"with, \"\"quotes\"\"\nand a break\",\"Instruction Editing - Local\",b,a,tie,",
+            "0000_01,Text Editing,a,b,neither,",
+            "0000_02,Text Editing,a,a,left,",
+            "0000_00,Text Editing,b,a,left,",
+            "0000_03,Text Editing",
+        ];
+        std::fs::write(file.path(), lines.join("\n")).unwrap();
+        let (votes, problems) = read_votes(file.path()).unwrap();
+        assert_eq!(votes.len(), 2);
+        assert_eq!(votes[1].key, "with, \"quotes\"\nand a break");
+        assert_eq!(votes.iter().map(Vote::left_score).collect::<Vec<_>>(), [1.0, 0.5]);
+        let lines: Vec<usize> = problems.iter().filter_map(|problem| problem.line).collect();
+        assert_eq!(lines, [5, 6, 7, 8]);
+        for (problem, words) in problems.iter().zip([
+            "unknown variant `neither`",
+            "it compares \"a\" with itself",
+            "line 2 has voted on \"0000_00\" already",
+            "it has 2 fields, not 6",
+        ]) {
+            assert!(problem.what.contains(words), "{problem}");
+        }
+    }
+}
