@@ -205,14 +205,26 @@ fn shards_in_folders_of_their_own_merge_to_the_bytes_of_one_run() {
 fn shards_in_one_folder_make_the_bytes_of_one_run_whichever_ends_last() {
     let folder = tempfile::tempdir().unwrap();
     let bench = bench(&folder.path().join("bench"));
-    let (whole, shared) = (folder.path().join("whole"), folder.path().join("shared"));
+    let whole = folder.path().join("whole");
     run(&bench, &whole, "0/1");
-    std::thread::scope(|scope| {
-        for shard in ["0/3", "1/3", "2/3"] {
-            scope.spawn(|| run(&bench, &shared, shard));
-        }
-    });
-    assert_same(&shared, &whole);
+    // As many shards as pairs end at almost one moment: several find the bench complete, and write its report.
+    for round in 0..10 {
+        let shared = folder.path().join(format!("shared-{round}"));
+        std::thread::scope(|scope| {
+            for shard in 0..PAIRS {
+                scope.spawn({
+                    let (bench, shared) = (&bench, &shared);
+                    move || run(bench, shared, &format!("{shard}/{PAIRS}"))
+                });
+            }
+        });
+        assert_same(&shared, &whole);
+        assert!(
+            !std::fs::read_dir(&shared)
+                .unwrap()
+                .any(|entry| { entry.unwrap().file_name().to_string_lossy().starts_with(".partial") })
+        );
+    }
 }
 
 #[test]

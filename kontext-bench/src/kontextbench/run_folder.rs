@@ -25,6 +25,8 @@ use super::{Pair, Record, RunInfo, Timing};
 
 /// Folders with files that are not whole yet begin so.
 const PARTIAL: &str = ".partial-";
+/// A folder with such files is taken away once by each shard that ends, and there are seldom many at one moment.
+const ATTEMPTS: usize = 100;
 
 /// A folder with results of one run.
 #[derive(Debug, Clone)]
@@ -59,11 +61,7 @@ impl RunFolder {
             let path = folder.file(name);
             fs::create_dir_all(&path).map_err(Error::io(path))?;
         }
-        let partial = folder.file(&format!("{PARTIAL}{name}"));
-        // What a killed process left.
-        remove(&partial)?;
-        fs::create_dir(&partial).map_err(Error::io(&partial))?;
-        let writer = Writer { folder: folder.clone(), partial };
+        let writer = Writer { folder: folder.clone(), partial: folder.file(&format!("{PARTIAL}{name}")) };
         writer.json("run.json", info)?;
         Ok((folder, writer))
     }
@@ -115,12 +113,13 @@ impl RunFolder {
         Ok(stems)
     }
 
-    /// Takes away what killed processes left, of whatever shard.
+    /// Takes away what killed processes left, of whatever shard. A shard that is still at work makes its own anew, and
+    /// takes it away at its end.
     pub(super) fn sweep(&self) -> Result<()> {
         for entry in fs::read_dir(&self.path).map_err(Error::io(&self.path))? {
             let entry = entry.map_err(Error::io(&self.path))?;
             if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
-                remove(&entry.path())?;
+                let _ = fs::remove_dir_all(entry.path());
             }
         }
         Ok(())
@@ -160,9 +159,23 @@ impl Writer {
     }
 
     pub(super) fn bytes(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let (partial, path) = (self.partial.join("file"), self.folder.file(name));
-        fs::write(&partial, bytes).map_err(Error::io(&partial))?;
-        fs::rename(&partial, &path).map_err(Error::io(&path))
+        let path = self.folder.file(name);
+        let mut left = ATTEMPTS;
+        loop {
+            left -= 1;
+            match self.publish(&path, bytes) {
+                Err(error) if error.kind() == ErrorKind::NotFound && left > 0 => {}
+                result => return result.map_err(Error::io(path)),
+            }
+        }
+    }
+
+    fn publish(&self, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+        let partial = self.partial.join("file");
+        // Another shard that finds the bench complete takes this folder for one that a killed process left.
+        fs::create_dir_all(&self.partial)?;
+        fs::write(&partial, bytes)?;
+        fs::rename(&partial, path)
     }
 }
 
@@ -170,13 +183,6 @@ impl Drop for Writer {
     fn drop(&mut self) {
         // It holds nothing that anyone needs; the next run would take it away.
         let _ = fs::remove_dir_all(&self.partial);
-    }
-}
-
-fn remove(folder: &Path) -> Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(folder)(error)),
-        _ => Ok(()),
     }
 }
 
