@@ -170,7 +170,7 @@ fn two_runs_are_voted_on_blind_and_the_votes_name_what_was_seen() {
     // The last pair has none; votes are there after the page is opened again.
     browser.open(&page);
     let voted = "document.getElementById('voted').textContent";
-    assert_eq!(browser.text(voted), "9 of 10 voted");
+    browser.wait_for(&format!("{voted} === '9 of 10 voted'"));
     let pressed = "document.querySelector('[data-choice][aria-pressed=true]').dataset.choice";
     assert_eq!(browser.text(pressed), "left");
     browser.press("n");

@@ -257,6 +257,13 @@
   byId("reveal").addEventListener("click", reveal);
   byId("export").addEventListener("click", exportVotes);
   byId("clear").addEventListener("click", clear);
+  // Votes of another window on this page, whose last ones may still be under way when this one opens.
+  window.addEventListener("storage", (event) => {
+    if (event.key !== storage) return;
+    load();
+    state.shown.forEach((pair, index) => mark(index));
+    draw();
+  });
   byId("category").addEventListener("change", filter);
   byId("search").addEventListener("input", filter);
 
