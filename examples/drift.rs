@@ -13,14 +13,14 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use common::pictures::Pictures;
 use common::walker::{Method, Walker};
 use common::walks::{Edits, Walk};
-use common::{SHIPPED, progress, say};
-use kontext::crates::kontext_core::{OutputFile, picture};
+use common::{SHIPPED, progress, say, write};
 use kontext::image::RgbImage;
 use kontext::session::DifferenceMap;
 use kontext::{Device, Pipeline, Size};
-use kontext_bench::drift::{self, Column, Drift, Estimate, MapQuality, Panel, plot};
+use kontext_bench::drift::{self, Column, Drift, MapQuality, Panel, plot};
 use kontext_bench::metrics::Perceptual;
 
 /// Measure how pictures drift over turns of edits.
@@ -80,8 +80,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let map = DifferenceMap { threshold: args.threshold, smooth: args.smooth, grow: args.grow, feather: args.feather };
     let walker = Walker::new(Pipeline::load(&args.model)?, map)?;
     let edits = Edits::of(&args.data)?;
-    let mut pictures =
-        Pictures { folder: args.data.clone(), size: size(&walker, &args.data, &edits)?, open: BTreeMap::new() };
+    let Size { width, height } = size(&walker, &args.data, &edits)?;
+    let mut dataset = Pictures::of(&args.data);
+    let mut pictures = |path: &Path| dataset.get(path, width, height);
     let mut text = maps(&walker, &edits, &mut pictures, args)?;
     if args.maps_alone {
         return say(text);
@@ -108,23 +109,6 @@ fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The pictures of the dataset at the model's size.
-struct Pictures {
-    folder: PathBuf,
-    size: Size,
-    open: BTreeMap<PathBuf, RgbImage>,
-}
-
-impl Pictures {
-    fn get(&mut self, path: &Path) -> anyhow::Result<RgbImage> {
-        if let Some(picture) = self.open.get(path) {
-            return Ok(picture.clone());
-        }
-        let picture = picture::resize(&kontext::open(self.folder.join(path))?, self.size.width, self.size.height)?;
-        Ok(self.open.entry(path.to_owned()).or_insert(picture).clone())
-    }
-}
-
 /// The size that the model works at.
 fn size(walker: &Walker, data: &Path, edits: &Edits) -> anyhow::Result<Size> {
     let edit = edits.held_out("local/clock").next().context("the dataset has no held-out edits")?;
@@ -136,15 +120,15 @@ fn size(walker: &Walker, data: &Path, edits: &Edits) -> anyhow::Result<Size> {
 fn measure(
     walker: &Walker,
     walks: &[Walk],
-    pictures: &mut Pictures,
+    pictures: &mut impl FnMut(&Path) -> anyhow::Result<RgbImage>,
     perceptual: Option<&Perceptual>,
     seed: u64,
 ) -> anyhow::Result<Drift> {
     let mut drift = Drift::new();
     let bar = progress::bar("walking", walks.len() * Method::ALL.len());
     for walk in walks {
-        let start = pictures.get(&walk.start)?;
-        let truths = walk.turns.iter().map(|turn| pictures.get(&turn.truth)).collect::<anyhow::Result<Vec<_>>>()?;
+        let start = pictures(&walk.start)?;
+        let truths = walk.turns.iter().map(|turn| pictures(&turn.truth)).collect::<anyhow::Result<Vec<_>>>()?;
         let instructions: Vec<&str> = walk.turns.iter().map(|turn| turn.instruction.as_str()).collect();
         for method in Method::ALL {
             let results = walker.walk(method, &start, &instructions, seed)?;
@@ -158,7 +142,12 @@ fn measure(
 }
 
 /// What becomes of local edits whose unchanged pixels are kept: how good the map is, and how good the picture.
-fn maps(walker: &Walker, edits: &Edits, pictures: &mut Pictures, args: &Args) -> anyhow::Result<String> {
+fn maps(
+    walker: &Walker,
+    edits: &Edits,
+    pictures: &mut impl FnMut(&Path) -> anyhow::Result<RgbImage>,
+    args: &Args,
+) -> anyhow::Result<String> {
     const CATEGORIES: [&str; 10] = [
         "global/background",
         "local/clock",
@@ -179,7 +168,7 @@ fn maps(walker: &Walker, edits: &Edits, pictures: &mut Pictures, args: &Args) ->
     for category in CATEGORIES {
         let mut of: [Vec<f64>; 5] = Default::default();
         for edit in edits.held_out(category) {
-            let (source, truth) = (pictures.get(&edit.source[0])?, pictures.get(&edit.target)?);
+            let (source, truth) = (pictures(&edit.source[0])?, pictures(&edit.target)?);
             let result = walker.walk(Method::Latents, &source, &[&edit.instruction], args.seed)?;
             let mut session = walker.pipe.session(source.clone());
             session.keep_unchanged = Some(kontext::session::Keep::Difference(walker.map));
@@ -244,7 +233,7 @@ fn panels<'a>(drifts: &'a [(&'a str, Drift)]) -> Vec<Panel<'a>> {
     let drawn = |column: &Column| {
         let has = |drift: &Drift| {
             let method = drift.methods().next().unwrap_or_default().to_owned();
-            drift.curve(&method, column).is_ok_and(|curve: Vec<Estimate>| !curve.is_empty())
+            drift.curve(&method, column).is_ok_and(|curve| !curve.is_empty())
         };
         drifts.iter().all(|(_, drift)| has(drift))
     };
@@ -267,11 +256,4 @@ fn marked(path: &Path, text: &str) -> anyhow::Result<String> {
         format!("{} has no two marks between which the numbers go; put {BEGIN:?} and {END:?} there", path.display())
     })?;
     Ok(format!("{before}{numbers}{after}"))
-}
-
-fn write(path: &Path, text: &str) -> anyhow::Result<()> {
-    let mut file = OutputFile::create(path)?;
-    std::io::Write::write_all(file.writer(), text.as_bytes())
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(file.publish()?)
 }

@@ -6,15 +6,13 @@ mod common;
 mod emoji;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
 use common::judge::{Edit, edits};
-use common::say;
-use kontext::crates::kontext_core::OutputFile;
+use common::{say, write};
 use kontext::crates::kontext_core::picture::resize;
 use serde_json::json;
 
@@ -116,10 +114,4 @@ fn place(path: &Path) -> String {
     let parts: Vec<String> =
         path.iter().skip_while(|part| *part == "pictures").map(|part| part.to_string_lossy().into_owned()).collect();
     format!("images/{}", parts.join("-"))
-}
-
-fn write(path: &Path, text: &str) -> anyhow::Result<()> {
-    let mut file = OutputFile::create(path)?;
-    file.writer().write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(file.publish()?)
 }

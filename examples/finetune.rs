@@ -5,7 +5,6 @@
 mod common;
 mod emoji;
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -13,8 +12,7 @@ use anyhow::bail;
 use clap::{Parser, ValueEnum};
 use common::judge::{Judge, edits};
 use common::training::{Limit, train};
-use common::{SHIPPED, say};
-use kontext::crates::kontext_core::OutputFile;
+use common::{SHIPPED, say, write};
 use kontext::image::{Rgb, RgbImage};
 use kontext::{Builder, Pipeline};
 use kontext_bench::edit::{Mean, Table};
@@ -172,10 +170,7 @@ fn framed(target: &Path) -> anyhow::Result<PathBuf> {
         let line = json!({"source": source, "target": framed, "instruction": INSTRUCTION, "split": split});
         lines.push_str(&format!("{line}\n"));
     }
-    let lines_path = out.join("metadata.jsonl");
-    let mut file = OutputFile::create(&lines_path)?;
-    file.writer().write_all(lines.as_bytes())?;
-    file.publish()?;
+    write(&out.join("metadata.jsonl"), &lines)?;
     Ok(out)
 }
 

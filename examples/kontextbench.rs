@@ -11,10 +11,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use common::args::DtypeArg;
-use common::{SHIPPED, identity, note, progress, say};
-use kontext::crates::kontext_core::{OutputFile, device};
-use kontext::{Builder, Cancel, Kind, Pipeline, Placement, Quantize, Request};
+use common::args::LoadArgs;
+use common::{SHIPPED, identity, note, progress, say, write};
+use kontext::{Cancel, Pipeline, Request};
 use kontext_bench::kontextbench::{
     Bench, Edited, Metrics, Page, Problem, RunEvent, RunFolder, RunInfo, Runner, Shard, Task, merge, read_votes,
     vote_report,
@@ -75,12 +74,8 @@ struct ModelArgs {
     /// Folder of the model
     #[arg(long, value_name = "DIR", default_value = SHIPPED)]
     model: PathBuf,
-    /// A LoRA for the transformer; may be given several times
-    #[arg(long, value_name = "FILE")]
-    lora: Vec<PathBuf>,
-    /// Strengths of the LoRAs, in their order; 1 where none is given
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    lora_strength: Vec<f64>,
+    #[command(flatten)]
+    load: LoadArgs,
     /// Sampling steps
     #[arg(long)]
     steps: Option<usize>,
@@ -90,21 +85,6 @@ struct ModelArgs {
     /// Keep the size that the model worked at, instead of the source's
     #[arg(long)]
     native_size: bool,
-    /// cpu, cuda or cuda:N; the best there is if not given
-    #[arg(long)]
-    device: Option<String>,
-    /// bf16 on CUDA and f32 on the CPU if not given
-    #[arg(long, value_enum)]
-    dtype: Option<DtypeArg>,
-    /// When the parts of the model are in memory: auto, resident, staged or streamed
-    #[arg(long, default_value_t)]
-    placement: Placement,
-    /// Pack the transformer's blocks as they are loaded: q8_0, fp8, int8, q5_1, q5_0, q4_1 or q4_0
-    #[arg(long, value_name = "FORMAT")]
-    quantize: Option<Quantize>,
-    /// The same for T5
-    #[arg(long, value_name = "FORMAT")]
-    quantize_t5: Option<Quantize>,
 }
 
 fn main() -> ExitCode {
@@ -149,7 +129,7 @@ fn run_bench(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
     let cancel = Cancel::new();
     let remote = cancel.clone();
     ctrlc::set_handler(move || remote.cancel())?;
-    let builder = args.model.builder()?;
+    let builder = args.model.load.builder()?;
     let pipe = builder.load_with(&args.model.model, progress::loading())?;
     let mut metrics = Metrics::default();
     if let Some(weights) = &args.embedder {
@@ -216,8 +196,8 @@ fn run_bench(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
 
 /// What decides the results.
 fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
-    let ModelArgs { model, lora, lora_strength, steps, guidance, native_size, dtype, quantize, quantize_t5, .. } =
-        &args.model;
+    let ModelArgs { model, load, steps, guidance, native_size } = &args.model;
+    let LoadArgs { lora, lora_strength, dtype, quantize, quantize_t5, .. } = load;
     let folder = model.canonicalize().unwrap_or_else(|_| model.clone());
     let of_folder = || folder.file_name().map_or("model".to_owned(), |name| name.to_string_lossy().into_owned());
     let mut info = RunInfo::new(args.name.clone().unwrap_or_else(of_folder), args.seed)
@@ -241,32 +221,6 @@ fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
     Ok(info)
 }
 
-impl ModelArgs {
-    fn builder(&self) -> anyhow::Result<Builder> {
-        let mut builder = Pipeline::builder().placement(self.placement);
-        if let Some(text) = &self.device {
-            builder = builder.device(device::parse(text)?);
-        }
-        if let Some(dtype) = self.dtype {
-            builder = builder.dtype(match dtype {
-                DtypeArg::F32 => Kind::Float,
-                DtypeArg::Bf16 => Kind::BFloat16,
-            });
-        }
-        if let Some(to) = self.quantize {
-            builder = builder.quantize(to);
-        }
-        if let Some(to) = self.quantize_t5 {
-            builder = builder.quantize_t5(to);
-        }
-        let strengths = self.lora_strength.iter().copied().chain(std::iter::repeat(1.0));
-        for (path, strength) in self.lora.iter().zip(strengths) {
-            builder = builder.lora(path, strength);
-        }
-        Ok(builder)
-    }
-}
-
 /// Prints a report, and where its page is.
 fn show(report: &Path) -> anyhow::Result<()> {
     let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
@@ -279,7 +233,6 @@ fn show(report: &Path) -> anyhow::Result<()> {
 }
 
 fn write_page(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
-    use std::io::Write;
     let runs = args.page.iter().map(RunFolder::open).collect::<kontext::Result<Vec<_>>>()?;
     let mut page = match &runs[..] {
         [a, b] => Page::between(bench, a, b),
@@ -290,9 +243,7 @@ fn write_page(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
         page = page.thumbnails(side);
     }
     let html = page.seed(args.seed).html()?;
-    let mut file = OutputFile::create(out)?;
-    file.writer().write_all(html.as_bytes()).with_context(|| format!("cannot write {}", out.display()))?;
-    file.publish()?;
+    write(out, &html)?;
     say(format_args!("wrote {} ({} kB)", out.display(), html.len() / 1000))
 }
 

@@ -17,7 +17,7 @@ use common::{SHIPPED, complain, progress, say};
 use kontext::crates::kontext_core::device;
 use kontext::image::imageops::grayscale;
 use kontext::session::Keep;
-use kontext::{Cancel, Event, Pipeline, Request, Session};
+use kontext::{Cancel, Pipeline, Request, Session};
 
 const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/emoji-source.png");
 
@@ -234,15 +234,9 @@ impl Desk<'_> {
             request = request.reference(&kontext::open(path)?);
         }
         let cancel = self.running.begin();
-        let mut shown = None;
+        let mut sampled = progress::sampling();
         let turn = self.session.run_with(&request, |event| {
-            if let Event::Step { done, total, .. } = event {
-                let bar = shown.get_or_insert_with(|| progress::bar("sampling", total));
-                bar.set_position(done as u64);
-                if done == total {
-                    bar.finish_and_clear();
-                }
-            }
+            sampled(&event);
             cancel.check()
         });
         self.running.end();

@@ -3,7 +3,6 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -11,8 +10,8 @@ use anyhow::{Context, bail};
 use clap::Parser;
 use common::pictures::{listed, usable};
 use common::round_trip::round_trip;
-use common::{progress, say};
-use kontext::crates::kontext_core::{OutputFile, check_writable, device};
+use common::{progress, say, write};
+use kontext::crates::kontext_core::{check_writable, device};
 use kontext::image::RgbImage;
 use kontext::{Autoencoder, Device, Kind};
 use kontext_bench::metrics::Perceptual;
@@ -194,9 +193,7 @@ fn tell(
     say(table.to_string().trim_end())?;
     for (path, text) in [(&args.csv, table.csv()), (&args.markdown, table.markdown())] {
         let Some(path) = path else { continue };
-        let mut file = OutputFile::create(path)?;
-        file.writer().write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
-        file.publish()?;
+        write(path, &text)?;
         say(format_args!("wrote {}", path.display()))?;
     }
     if let (Some(path), Some(picture)) = (&args.strip, strip.picture()) {

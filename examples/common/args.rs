@@ -1,10 +1,64 @@
-//! The flags that `edit` and `generate` share.
+//! The flags that programs share: how a model is loaded, and what `edit` and `generate` are asked for.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use kontext::{Conformance, Kind, Placement, Quantize, References, Request};
+use kontext::crates::kontext_core::device;
+use kontext::{Builder, Conformance, Kind, Pipeline, Placement, Quantize, References, Request};
+
+/// How the model is loaded, wherever it lies.
+#[derive(Debug, Args)]
+pub struct LoadArgs {
+    /// A LoRA for the transformer; may be given several times
+    #[arg(long, value_name = "FILE")]
+    pub lora: Vec<PathBuf>,
+    /// Strengths of the LoRAs, in their order; 1 where none is given
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub lora_strength: Vec<f64>,
+    /// cpu, cuda or cuda:N; the best there is if not given
+    #[arg(long)]
+    pub device: Option<String>,
+    /// bf16 on CUDA and f32 on the CPU if not given
+    #[arg(long, value_enum)]
+    pub dtype: Option<DtypeArg>,
+    /// When the parts of the model are in memory: auto, resident, staged or streamed
+    #[arg(long, default_value_t)]
+    pub placement: Placement,
+    /// Pack the transformer's blocks as they are loaded: q8_0, fp8, int8, q5_1, q5_0, q4_1 or q4_0
+    #[arg(long, value_name = "FORMAT")]
+    pub quantize: Option<Quantize>,
+    /// The same for T5
+    #[arg(long, value_name = "FORMAT")]
+    pub quantize_t5: Option<Quantize>,
+}
+
+impl LoadArgs {
+    /// The options of the pipeline.
+    pub fn builder(&self) -> anyhow::Result<Builder> {
+        let mut builder = Pipeline::builder().placement(self.placement);
+        if let Some(text) = &self.device {
+            builder = builder.device(device::parse(text)?);
+        }
+        if let Some(dtype) = self.dtype {
+            builder = builder.dtype(match dtype {
+                DtypeArg::F32 => Kind::Float,
+                DtypeArg::Bf16 => Kind::BFloat16,
+            });
+        }
+        if let Some(to) = self.quantize {
+            builder = builder.quantize(to);
+        }
+        if let Some(to) = self.quantize_t5 {
+            builder = builder.quantize_t5(to);
+        }
+        let strengths = self.lora_strength.iter().copied().chain(std::iter::repeat(1.0));
+        for (path, strength) in self.lora.iter().zip(strengths) {
+            builder = builder.lora(path, strength);
+        }
+        Ok(builder)
+    }
+}
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
@@ -15,12 +69,8 @@ pub struct RunArgs {
     /// Make a model of the published size (12 B) with RANDOM weights on the device, for timing
     #[arg(long, conflicts_with = "model")]
     pub full_size: bool,
-    /// A LoRA for the transformer; may be given several times
-    #[arg(long, value_name = "FILE")]
-    pub lora: Vec<PathBuf>,
-    /// Strengths of the LoRAs, in their order; 1 where none is given
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    pub lora_strength: Vec<f64>,
+    #[command(flatten)]
+    pub load: LoadArgs,
     /// Add the LoRAs to the weights at once: steps take no longer than without
     #[arg(long)]
     pub fuse_loras: bool,
@@ -57,24 +107,9 @@ pub struct RunArgs {
     /// How several reference pictures are told apart
     #[arg(long, value_enum, default_value_t)]
     pub references: ReferencesArg,
-    /// cpu, cuda or cuda:N; the best there is if not given
-    #[arg(long)]
-    pub device: Option<String>,
-    /// When the parts of the model are in memory: auto, resident, staged or streamed
-    #[arg(long, default_value_t)]
-    pub placement: Placement,
-    /// Pack the transformer's blocks as they are loaded: q8_0, fp8, int8, q5_1, q5_0, q4_1 or q4_0
-    #[arg(long, value_name = "FORMAT")]
-    pub quantize: Option<Quantize>,
-    /// The same for T5
-    #[arg(long, value_name = "FORMAT")]
-    pub quantize_t5: Option<Quantize>,
     /// Tell at the end how much memory was planned and taken
     #[arg(long)]
     pub memory: bool,
-    /// bf16 on CUDA and f32 on the CPU if not given
-    #[arg(long, value_enum)]
-    pub dtype: Option<DtypeArg>,
     /// Follow the conventions of another program exactly
     #[arg(long, value_enum)]
     pub conform: Option<ConformArg>,
@@ -137,13 +172,6 @@ impl RunArgs {
         };
         request.noise = self.noise.as_deref().map(read_noise).transpose()?;
         Ok(request)
-    }
-
-    pub fn kind(&self) -> Option<Kind> {
-        self.dtype.map(|dtype| match dtype {
-            DtypeArg::F32 => Kind::Float,
-            DtypeArg::Bf16 => Kind::BFloat16,
-        })
     }
 }
 

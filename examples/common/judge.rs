@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use kontext::crates::kontext_core::{picture, read_json};
+use kontext::crates::kontext_core::read_json;
 use kontext::image::RgbImage;
 use kontext::{Autoencoder, Kind, Pipeline, Request};
 use kontext_bench::edit::{EditScore, KnownEdit};
 use serde::{Deserialize, Deserializer};
 
+use super::pictures::Pictures;
 use super::round_trip::round_trip;
 use super::strip::strip;
 
@@ -69,8 +70,7 @@ pub struct Judge {
     pipe: Pipeline,
     vae: Autoencoder,
     folder: PathBuf,
-    /// Pictures by path and size.
-    pictures: BTreeMap<(PathBuf, u32, u32), RgbImage>,
+    pictures: Pictures,
     /// The autoencoder's reconstructions of targets.
     reconstructions: BTreeMap<PathBuf, RgbImage>,
 }
@@ -95,7 +95,13 @@ impl Judge {
     pub fn new(pipe: Pipeline, folder: &Path) -> anyhow::Result<Self> {
         let checkpoint = pipe.checkpoint().context("the model has no folder")?;
         let vae = Autoencoder::open(&checkpoint.vae, Kind::Float, pipe.device())?;
-        Ok(Self { pipe, vae, folder: folder.to_owned(), pictures: BTreeMap::new(), reconstructions: BTreeMap::new() })
+        Ok(Self {
+            pipe,
+            vae,
+            folder: folder.to_owned(),
+            pictures: Pictures::of(folder),
+            reconstructions: BTreeMap::new(),
+        })
     }
 
     /// Makes the edit's picture, of `references` in place of its own sources, and judges it.
@@ -106,10 +112,11 @@ impl Judge {
         }
         let result = self.pipe.run(&request)?.image;
         let (width, height) = result.dimensions();
-        let truth = self.picture(&edit.target, width, height)?;
-        let sources = edit.source.iter().map(|s| self.picture(s, width, height)).collect::<anyhow::Result<Vec<_>>>()?;
+        let truth = self.pictures.get(&edit.target, width, height)?;
+        let sources =
+            edit.source.iter().map(|s| self.pictures.get(s, width, height)).collect::<anyhow::Result<Vec<_>>>()?;
         let candidates =
-            edit.candidates.iter().map(|c| self.picture(c, width, height)).collect::<anyhow::Result<Vec<_>>>()?;
+            edit.candidates.iter().map(|c| self.pictures.get(c, width, height)).collect::<anyhow::Result<Vec<_>>>()?;
         if !self.reconstructions.contains_key(&edit.target) {
             let reconstruction = round_trip(&self.vae, &truth, None, self.pipe.device())?;
             self.reconstructions.insert(edit.target.clone(), reconstruction);
@@ -122,14 +129,5 @@ impl Judge {
         };
         let score = known.score(&result)?;
         Ok(Judged { sources, result, truth, score })
-    }
-
-    fn picture(&mut self, path: &Path, width: u32, height: u32) -> anyhow::Result<RgbImage> {
-        let key = (path.to_owned(), width, height);
-        if let Some(picture) = self.pictures.get(&key) {
-            return Ok(picture.clone());
-        }
-        let picture = picture::resize(&kontext::open(self.folder.join(path))?, width, height)?;
-        Ok(self.pictures.entry(key).or_insert(picture).clone())
     }
 }

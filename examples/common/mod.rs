@@ -19,10 +19,12 @@ pub mod walks;
 
 use std::fmt::Display;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use kontext::crates::kontext_core::OutputFile;
 
 /// The small model that is part of this repository.
 pub const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kontext-emoji");
@@ -57,6 +59,13 @@ pub fn complain(error: &anyhow::Error) {
 /// Writes a line to stdout. Unlike `println!` it does not panic where the reader has gone (`| head`).
 pub fn say(line: impl Display) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{line}").context("cannot write to standard output")
+}
+
+/// Writes a text file, which appears whole or not at all.
+pub fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    let mut file = OutputFile::create(path)?;
+    file.writer().write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(file.publish()?)
 }
 
 /// Writes a line to stderr.

@@ -1,9 +1,32 @@
 //! The pictures of a folder.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use kontext::crates::kontext_core::picture;
 use kontext::image::RgbImage;
+
+/// Pictures of a folder at the sizes that are asked for, each read once.
+pub struct Pictures {
+    folder: PathBuf,
+    open: BTreeMap<(PathBuf, u32, u32), RgbImage>,
+}
+
+impl Pictures {
+    pub fn of(folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), open: BTreeMap::new() }
+    }
+
+    pub fn get(&mut self, path: &Path, width: u32, height: u32) -> anyhow::Result<RgbImage> {
+        let key = (path.to_owned(), width, height);
+        if let Some(picture) = self.open.get(&key) {
+            return Ok(picture.clone());
+        }
+        let picture = picture::resize(&kontext::open(self.folder.join(path))?, width, height)?;
+        Ok(self.open.entry(key).or_insert(picture).clone())
+    }
+}
 
 /// What a folder holds, in the order of the names.
 pub fn listed(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {

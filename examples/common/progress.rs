@@ -1,7 +1,7 @@
 //! Progress bars on loading and on steps.
 
 use indicatif::{ProgressBar, ProgressStyle};
-use kontext::Loading;
+use kontext::{Event, Loading};
 
 /// A bar that hides itself where stderr is no terminal.
 pub fn bar(what: &'static str, total: usize) -> ProgressBar {
@@ -19,6 +19,20 @@ pub fn loading() -> impl FnMut(Loading) {
         bar.set_position(loading.done as u64);
         if loading.done == loading.total {
             bar.finish_and_clear();
+        }
+    }
+}
+
+/// Shows how far sampling has come.
+pub fn sampling() -> impl FnMut(&Event<'_>) {
+    let mut shown: Option<ProgressBar> = None;
+    move |event| {
+        if let Event::Step { done, total, .. } = *event {
+            let bar = shown.get_or_insert_with(|| bar("sampling", total));
+            bar.set_position(done as u64);
+            if done == total {
+                bar.finish_and_clear();
+            }
         }
     }
 }

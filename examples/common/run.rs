@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use kontext::crates::kontext_core::{self, device};
+use kontext::crates::kontext_core;
 use kontext::{Builder, Cancel, Event, MemoryPlan, ModelSizes, Output, Pipeline, Plan, Request, available_memory};
 
 use super::args::RunArgs;
@@ -17,7 +17,7 @@ const RANDOM_SEED: u64 = 7;
 
 /// Loads the model, runs the request, writes the pictures. Returns nothing where only a plan was asked for.
 pub fn run(args: &RunArgs, request: &Request, out: &Path) -> anyhow::Result<Option<Output>> {
-    let builder = builder(args)?;
+    let builder = args.load.builder()?.fuse_loras(args.fuse_loras);
     let mut watch = None;
     let pipe = if args.full_size {
         eprintln!("This is a model of the published size with RANDOM weights, and its picture will be noise.");
@@ -78,28 +78,6 @@ fn tell_memory(plan: &MemoryPlan, before: u64, watch: memory::Watch) -> anyhow::
     ))
 }
 
-/// The options of the pipeline.
-fn builder(args: &RunArgs) -> anyhow::Result<Builder> {
-    let mut builder = Pipeline::builder();
-    if let Some(text) = &args.device {
-        builder = builder.device(device::parse(text)?);
-    }
-    if let Some(kind) = args.kind() {
-        builder = builder.dtype(kind);
-    }
-    if let Some(to) = args.quantize {
-        builder = builder.quantize(to);
-    }
-    if let Some(to) = args.quantize_t5 {
-        builder = builder.quantize_t5(to);
-    }
-    let strengths = args.lora_strength.iter().copied().chain(std::iter::repeat(1.0));
-    for (path, strength) in args.lora.iter().zip(strengths) {
-        builder = builder.lora(path, strength);
-    }
-    Ok(builder.fuse_loras(args.fuse_loras).placement(args.placement))
-}
-
 fn check_outputs(args: &RunArgs, plan: &Plan, out: &Path) -> anyhow::Result<()> {
     kontext::check_writable(out)?;
     kontext::check_size(out, plan.output)?;
@@ -120,7 +98,7 @@ fn observe(pipe: &Pipeline, request: &Request, dump_to: Option<&Path>) -> anyhow
     let cancel = Cancel::new();
     let remote = cancel.clone();
     ctrlc::set_handler(move || remote.cancel())?;
-    let (mut dump, mut failed, mut shown) = (dump_to.map(|_| Dump::default()), None, None);
+    let (mut dump, mut failed, mut sampled) = (dump_to.map(|_| Dump::default()), None, progress::sampling());
     let output = pipe.run_with(request, |event| {
         if let Some(Err(error)) = dump.as_mut().map(|d| d.observe(&event)) {
             failed = Some(error);
@@ -130,14 +108,7 @@ fn observe(pipe: &Pipeline, request: &Request, dump_to: Option<&Path>) -> anyhow
             Event::Cut { cut } => {
                 eprintln!("{} does not see the end of the prompt: “{}”", cut.encoder, shortened(&cut.text));
             }
-            Event::Step { done, total, .. } => {
-                let bar = shown.get_or_insert_with(|| progress::bar("sampling", total));
-                bar.set_position(done as u64);
-                if done == total {
-                    bar.finish_and_clear();
-                }
-            }
-            _ => {}
+            event => sampled(&event),
         }
         cancel.check()
     });

@@ -10,15 +10,15 @@ mod tables;
 mod wording;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use kontext::crates::kontext_core::OutputFile;
 use picture::Key;
 use rayon::prelude::*;
 use serde_json::json;
 use split::Line;
+
+use crate::common::write;
 
 /// What the dataset is made of and where it goes.
 #[derive(Debug, Clone)]
@@ -111,10 +111,4 @@ fn write_lines(out: &Path, lines: &[Line]) -> anyhow::Result<()> {
     write(&out.join("metadata.jsonl"), &text)?;
     let families: BTreeMap<String, Vec<String>> = families.into_iter().map(|(paths, name)| (name, paths)).collect();
     write(&out.join("families.json"), &format!("{:#}\n", json!(families)))
-}
-
-fn write(path: &Path, text: &str) -> anyhow::Result<()> {
-    let mut file = OutputFile::create(path)?;
-    file.writer().write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(file.publish()?)
 }
