@@ -56,10 +56,44 @@ impl Summary {
     /// # Ok::<(), kontext_core::Error>(())
     /// ```
     pub fn of_psnr(decibels: &[f64]) -> Result<Self> {
-        // Not `min`, which would take a NaN for the cap.
-        let capped = |value: &f64| if *value > PSNR_CAP { PSNR_CAP } else { *value };
-        Self::of(&decibels.iter().map(capped).collect::<Vec<_>>())
+        Self::of(&decibels.iter().copied().map(capped).collect::<Vec<_>>())
     }
+}
+
+/// A value with the ends of its interval of 95 %.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Estimate {
+    /// The value.
+    pub value: f64,
+    /// The interval's lower end.
+    pub low: f64,
+    /// The interval's upper end.
+    pub high: f64,
+}
+
+impl Estimate {
+    /// The mean of values with its interval by [`bootstrap_interval`], of seed 0.
+    ///
+    /// # Errors
+    /// Those of [`bootstrap_interval`].
+    ///
+    /// # Example
+    /// ```
+    /// use kontext_bench::statistics::Estimate;
+    /// let estimate = Estimate::of_mean(&[2.0, 2.0], 100)?;
+    /// assert_eq!((estimate.value, estimate.low, estimate.high), (2.0, 2.0, 2.0));
+    /// # Ok::<(), kontext_core::Error>(())
+    /// ```
+    pub fn of_mean(values: &[f64], resamples: usize) -> Result<Self> {
+        const CONFIDENCE: f64 = 0.95;
+        let (low, high) = bootstrap_interval(values, CONFIDENCE, resamples, 0)?;
+        Ok(Self { value: mean(values), low, high })
+    }
+}
+
+/// Decibels as means take them: at most [`PSNR_CAP`]. Not by `min`, which would take a NaN for the cap.
+pub(crate) fn capped(decibels: f64) -> f64 {
+    if decibels > PSNR_CAP { PSNR_CAP } else { decibels }
 }
 
 /// `a - b` of each pair: summed up, they tell more of two methods on the same pictures than two summaries do.

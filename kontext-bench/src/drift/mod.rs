@@ -17,7 +17,10 @@ pub use score::{Score, Values};
 pub use table::Column;
 
 use crate::metrics::Perceptual;
-use crate::statistics::{PSNR_CAP, bootstrap_interval, paired_differences};
+use crate::statistics::{Estimate, paired_differences};
+
+/// Draws for the interval of a mean.
+const RESAMPLES: usize = 2000;
 
 /// A picture, what it should be after each turn, and what it is.
 #[derive(Debug, Clone, Copy)]
@@ -28,17 +31,6 @@ pub struct Walk<'a> {
     pub truths: &'a [RgbImage],
     /// What each turn gave.
     pub results: &'a [RgbImage],
-}
-
-/// A mean over walks, with the bounds between which it lies with 95 % confidence.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Estimate {
-    /// The mean.
-    pub mean: f64,
-    /// The lower bound.
-    pub low: f64,
-    /// The upper bound.
-    pub high: f64,
 }
 
 /// The walks of several methods.
@@ -72,7 +64,7 @@ impl Drift {
     /// drift.add("fading", Walk { start: &start, truths: &truths, results: &[plain(190), plain(80)] }, None)?;
     /// let psnr = drift.curve("fading", &Column::PSNR)?;
     /// assert_eq!(psnr.len(), 2);
-    /// assert!((psnr[0].mean - 28.13).abs() < 0.01 && (psnr[1].mean - 22.11).abs() < 0.01);
+    /// assert!((psnr[0].value - 28.13).abs() < 0.01 && (psnr[1].value - 22.11).abs() < 0.01);
     /// # Ok::<(), kontext_core::Error>(())
     /// ```
     pub fn add(&mut self, method: &str, walk: Walk<'_>, perceptual: Option<&Perceptual>) -> Result<()> {
@@ -113,14 +105,17 @@ impl Drift {
     /// A method's mean after a turn, counted from 0; `None` where the column has no values there.
     pub(crate) fn estimate(&self, method: &str, column: &Column, turn: usize) -> Result<Option<Estimate>> {
         let values: Vec<f64> = self.values(method, column, turn)?.into_iter().flatten().collect();
-        if values.is_empty() { Ok(None) } else { Estimate::of(&values).map(Some) }
+        if values.is_empty() { Ok(None) } else { Estimate::of_mean(&values, RESAMPLES).map(Some) }
     }
 
     /// The mean difference between two methods on the same walks; `None` where the column has no values.
     pub(crate) fn difference(&self, a: &str, b: &str, column: &Column, turn: usize) -> Result<Option<Estimate>> {
         let (a, b) = (self.values(a, column, turn)?, self.values(b, column, turn)?);
         let pairs: (Vec<f64>, Vec<f64>) = a.into_iter().zip(b).filter_map(|(a, b)| Some((a?, b?))).unzip();
-        if pairs.0.is_empty() { Ok(None) } else { Estimate::of(&paired_differences(&pairs.0, &pairs.1)?).map(Some) }
+        if pairs.0.is_empty() {
+            return Ok(None);
+        }
+        Estimate::of_mean(&paired_differences(&pairs.0, &pairs.1)?, RESAMPLES).map(Some)
     }
 
     /// The values of a method's walks after a turn.
@@ -132,21 +127,4 @@ impl Drift {
     fn of(&self, method: &str) -> Option<&Vec<Vec<Score>>> {
         self.methods.iter().find(|(name, _)| name == method).map(|(_, walks)| walks)
     }
-}
-
-impl Estimate {
-    /// The mean of values and its interval, from 2000 resamples.
-    ///
-    /// # Errors
-    /// Those of [`bootstrap_interval`].
-    pub fn of(values: &[f64]) -> Result<Self> {
-        const RESAMPLES: usize = 2000;
-        let (low, high) = bootstrap_interval(values, 0.95, RESAMPLES, 0)?;
-        Ok(Self { mean: values.iter().sum::<f64>() / values.len() as f64, low, high })
-    }
-}
-
-/// Decibels as means take them.
-fn capped(decibels: f64) -> f64 {
-    if decibels > PSNR_CAP { PSNR_CAP } else { decibels }
 }

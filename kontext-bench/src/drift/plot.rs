@@ -4,7 +4,8 @@ use kontext_core::{Error, Result};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
-use super::{Column, Drift, Estimate};
+use super::{Column, Drift};
+use crate::statistics::Estimate;
 
 /// Okabe and Ito's colours, which all eyes tell apart.
 const COLOURS: [RGBColor; 7] = [
@@ -100,7 +101,7 @@ fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel<'_>, curv
         let upper = points.iter().map(|(turn, e)| (*turn, e.high));
         let lower = points.iter().rev().map(|(turn, e)| (*turn, e.low));
         chart.draw_series([Polygon::new(upper.chain(lower).collect::<Vec<_>>(), colour.mix(0.12))])?;
-        chart.draw_series(LineSeries::new(points.iter().map(|(turn, e)| (*turn, e.mean)), colour.stroke_width(2)))?;
+        chart.draw_series(LineSeries::new(points.iter().map(|(turn, e)| (*turn, e.value)), colour.stroke_width(2)))?;
     }
     Ok(())
 }

@@ -3,9 +3,10 @@
 use image::RgbImage;
 use kontext_core::{Error, Result};
 
-use super::{Walk, capped};
+use super::Walk;
 use crate::edit::untouched;
 use crate::metrics::{Perceptual, identity, psnr, ssim};
+use crate::statistics::capped;
 
 /// A result against another picture.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use kontext_core::Result;
 
-use super::{Drift, Estimate, Score};
+use super::{Drift, Score};
+use crate::statistics::Estimate;
 
 /// A number that scores hold, and how it is written.
 #[derive(Debug, Clone, Copy)]
@@ -51,7 +52,7 @@ impl Column {
         let digits = self.digits;
         let number = |value: f64| if sign { format!("{value:+.digits$}") } else { format!("{value:.digits$}") };
         match estimate {
-            Some(Estimate { mean, low, high }) => format!("{} [{}, {}]", number(mean), number(low), number(high)),
+            Some(Estimate { value, low, high }) => format!("{} [{}, {}]", number(value), number(low), number(high)),
             None => "-".to_owned(),
         }
     }

@@ -10,10 +10,10 @@ use kontext_core::Result;
 use kontext_core::picture::resize;
 use serde::{Deserialize, Serialize};
 
-use super::{Bench, Estimate, Pair, wilson};
+use super::{Bench, Pair, wilson};
 use crate::edit::KnownEdit;
 use crate::metrics::{self, ChangeMap, DEFAULT_THRESHOLD, Embedder, Perceptual, WINDOW};
-use crate::statistics::{PSNR_CAP, bootstrap_interval};
+use crate::statistics::{Estimate, PSNR_CAP};
 
 /// The measures of one result; what cannot be said is none. The source is the pair's first picture, at the result's
 /// size.
@@ -151,7 +151,6 @@ pub const COLUMNS: [Column; 11] = [
 
 /// Draws for the interval of a mean.
 const RESAMPLES: usize = 1000;
-const CONFIDENCE: f64 = 0.95;
 
 impl Column {
     /// A pair's value in words; empty where there is none.
@@ -167,15 +166,10 @@ impl Column {
 
     /// The mean of values, with the ends of its interval of 95 %; empty where there are none.
     pub(super) fn mean(&self, values: &[f64]) -> String {
-        let (sum, count) = (values.iter().sum::<f64>(), values.len() as f64);
         let estimate = match self.form {
             // A bootstrap knows no doubt where all answers are the same.
-            Form::YesNo => Some(wilson(sum, count)).filter(|_| !values.is_empty()),
-            _ => bootstrap_interval(values, CONFIDENCE, RESAMPLES, 0).ok().map(|(low, high)| Estimate {
-                value: sum / count,
-                low,
-                high,
-            }),
+            Form::YesNo => Some(wilson(values.iter().sum(), values.len() as f64)).filter(|_| !values.is_empty()),
+            _ => Estimate::of_mean(values, RESAMPLES).ok(),
         };
         let Some(Estimate { value, low, high }) = estimate else { return String::new() };
         match self.form {

@@ -30,7 +30,7 @@ pub use merge::merge;
 pub use page::Page;
 pub use pair::Pair;
 pub use problem::Problem;
-pub use rating::{Estimate, Rating, WinRate, ratings, vote_report, wilson, win_rates};
+pub use rating::{Rating, WinRate, ratings, vote_report, wilson, win_rates};
 pub use record::{Record, Timing};
 pub use run_folder::RunFolder;
 pub use run_info::RunInfo;

@@ -8,7 +8,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::Vote;
 use super::report::cell;
-use crate::statistics::index;
+use crate::statistics::{Estimate, index};
 
 /// The standard normal quantile of a two-sided interval of 95 %.
 const Z: f64 = 1.959_963_985;
@@ -22,17 +22,6 @@ const CONVERGED: f64 = 1e-6;
 const MOST_ITERATIONS: usize = 100_000;
 /// Samples of the bootstrap.
 const SAMPLES: usize = 1000;
-
-/// A value with the ends of its interval of 95 %.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Estimate {
-    /// The value.
-    pub value: f64,
-    /// The interval's lower end.
-    pub low: f64,
-    /// The interval's upper end.
-    pub high: f64,
-}
 
 /// How one run did against another.
 #[derive(Debug, Clone, PartialEq)]
