@@ -61,14 +61,16 @@ pub fn merge(bench: &Bench, shards: &[PathBuf], out: impl AsRef<Path>) -> Result
         return Err(Error::invalid("output folder", "a new or empty folder", out.display()));
     }
     let (folder, writer) = RunFolder::create(out, &info, "merge")?;
+    let mut records = Vec::with_capacity(bench.pairs.len());
     for pair in &bench.pairs {
         let Some(from) = places.get(pair.key.as_str()).and_then(|places| places.first()) else { continue };
         let Some(record) = from.record(pair) else { continue };
         let path = from.picture(pair);
         let png = fs::read(&path).map_err(Error::io(path))?;
         writer.pair(pair, &png, from.timing(pair).as_ref(), &record)?;
+        records.push(record);
     }
-    report::write(bench, &folder, &writer)
+    report::write(bench, &folder, &writer, &records)
 }
 
 /// Where each pair's result lies. A record whose picture is damaged counts as none.

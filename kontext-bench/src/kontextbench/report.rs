@@ -8,7 +8,7 @@ use kontext_core::{Error, Result};
 use super::run_folder::Writer;
 use super::{Bench, COLUMNS, Column, Latency, Page, Record, RunFolder, RunInfo, Timing};
 
-/// Writes what follows from the records, in the bench's order; answers with the report's path.
+/// Writes what follows from the records, which are in the bench's order; answers with the report's path.
 ///
 /// ```text
 /// results.jsonl, results.csv    the records
@@ -16,22 +16,21 @@ use super::{Bench, COLUMNS, Column, Latency, Page, Record, RunFolder, RunInfo, T
 /// page.html                     source, instruction and result of every pair
 /// timings/latency.md            how long edits took
 /// ```
-pub(super) fn write(bench: &Bench, folder: &RunFolder, writer: &Writer) -> Result<PathBuf> {
-    let records: Vec<Record> = bench.pairs.iter().filter_map(|pair| folder.record(pair)).collect();
+pub(super) fn write(bench: &Bench, folder: &RunFolder, writer: &Writer, records: &[Record]) -> Result<PathBuf> {
     let timings: Vec<Timing> = bench.pairs.iter().filter_map(|pair| folder.timing(pair)).collect();
     let mut lines = String::new();
-    for record in &records {
+    for record in records {
         let line = serde_json::to_string(record).map_err(|error| Error::io(folder.path())(error.into()))?;
         lines.push_str(&line);
         lines.push('\n');
     }
     writer.bytes("results.jsonl", lines.as_bytes())?;
-    writer.bytes("results.csv", &csv(&records).map_err(|error| Error::io(folder.path())(error.into()))?)?;
+    writer.bytes("results.csv", &csv(records).map_err(|error| Error::io(folder.path())(error.into()))?)?;
     writer.bytes("page.html", Page::of(bench, folder).html()?.as_bytes())?;
     if let Some(latency) = Latency::of(&timings) {
         writer.bytes("timings/latency.md", latency.to_string().as_bytes())?;
     }
-    writer.bytes("report.md", text(bench, &folder.info()?, &records).as_bytes())?;
+    writer.bytes("report.md", text(bench, &folder.info()?, records).as_bytes())?;
     folder.sweep()?;
     Ok(folder.path().join("report.md"))
 }

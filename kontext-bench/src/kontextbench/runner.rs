@@ -143,8 +143,9 @@ impl<'a> Runner<'a> {
                 return Err(stopped(done));
             }
         }
-        let missing = bench.pairs.iter().filter(|pair| folder.record(pair).is_none()).count();
-        let report = if missing == 0 { Some(report::write(bench, &folder, &writer)?) } else { None };
+        let records: Vec<Record> = bench.pairs.iter().filter_map(|pair| folder.record(pair)).collect();
+        let missing = bench.pairs.len() - records.len();
+        let report = if missing == 0 { Some(report::write(bench, &folder, &writer, &records)?) } else { None };
         Ok(RunSummary { done, failed, missing, report })
     }
 
