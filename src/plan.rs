@@ -74,6 +74,11 @@ impl ModelFacts {
             defaults,
         }
     }
+
+    /// Features of a token: the channels of a patch of 2x2 latents.
+    pub(crate) fn packed_channels(&self) -> i64 {
+        4 * self.latent_channels
+    }
 }
 
 /// More pictures at once than any device holds.
@@ -239,7 +244,7 @@ fn check_image_latents(request: &Request, references: &[ReferencePlan], facts: &
     let Some(first) = references.first().filter(|_| !joined) else {
         return Err(Error::invalid("image_latents", "a reference picture of its own that they are of", "none"));
     };
-    let sizes = [1, first.grid.tokens(), 4 * facts.latent_channels];
+    let sizes = [1, first.grid.tokens(), facts.packed_channels()];
     if latents.shape().iter().map(|&side| side as i64).eq(sizes) {
         return Ok(());
     }

@@ -145,7 +145,7 @@ impl Pipeline {
 
     /// Features of a token: the channels of a patch of 2x2 latents.
     pub(crate) fn packed_channels(&self) -> i64 {
-        4 * self.facts.latent_channels
+        self.facts.packed_channels()
     }
 
     /// What a run of this request would do. Takes no time.

@@ -83,6 +83,7 @@ impl Pipeline {
             images.push(codec.decode(&unpack(&tokens, plan.target)?, plan.output, plan.conformance)?);
             tell(observe, &plan, Event::Decoded { done: item + 1, total: plan.batch })?;
         }
+        vae.end();
         let none = || Error::invalid("batch", "at least 1 picture", 0);
         let image = images.first().cloned().ok_or_else(none)?;
         let guidance = plan.guidance.unwrap_or_default();
@@ -181,7 +182,9 @@ impl Pipeline {
     /// Latents [1, C, H, W] as a picture of the plan's size.
     pub(crate) fn decode(&self, latents: &Tensor, plan: &Plan) -> Result<RgbImage> {
         let vae = self.parts.vae.lease()?;
-        self.codec(&vae, plan).decode(latents, plan.output, plan.conformance)
+        let picture = self.codec(&vae, plan).decode(latents, plan.output, plan.conformance);
+        vae.end();
+        picture
     }
 
     /// Noise as tokens [batch, L, 4 C], drawn for each picture from its own seed, or the caller's.
@@ -190,7 +193,7 @@ impl Pipeline {
         let (batch, channels) = (plan.batch as i64, self.facts.latent_channels);
         if let Some(given) = &request.noise {
             let tokens = array::from_array(&given.view())?;
-            let sizes = [batch, plan.target.tokens(), self.packed_channels()];
+            let sizes = [batch, plan.target.tokens(), self.facts.packed_channels()];
             if tokens.size() != sizes {
                 let expected = format!("{sizes:?} (batch, target tokens, 4 * latent channels)");
                 return Err(Error::invalid("shape of the noise", expected, format!("{:?}", tokens.size())));
