@@ -2,14 +2,16 @@
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 mod common;
+#[path = "../kontext-bench/tests/common/same_files.rs"]
+mod same_files;
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{program, told};
 use rand::RngExt;
+use same_files::assert_same_files;
 use tempfile::TempDir;
 
 /// Pairs of the bench.
@@ -80,28 +82,8 @@ impl Desk {
     /// Fails with the names of the files that differ, but for those that tell times.
     #[track_caller]
     fn assert_same(&self, a: &str, b: &str) {
-        let (a, b) = (files(&self.path(a)), files(&self.path(b)));
-        let names: std::collections::BTreeSet<&PathBuf> = a.keys().chain(b.keys()).collect();
-        let differing: Vec<&PathBuf> = names.into_iter().filter(|name| a.get(*name) != b.get(*name)).collect();
-        assert!(differing.is_empty(), "these differ: {differing:?}");
-        assert!(a.len() > 2 * PAIRS);
+        assert_same_files(&self.path(a), &self.path(b), PAIRS);
     }
-}
-
-fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let (mut files, mut folders) = (BTreeMap::new(), vec![folder.to_owned()]);
-    while let Some(next) = folders.pop() {
-        for entry in std::fs::read_dir(next).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else {
-                files.insert(path.strip_prefix(folder).unwrap().to_owned(), std::fs::read(path).unwrap());
-            }
-        }
-    }
-    files.retain(|path, _| !path.starts_with("timings"));
-    files
 }
 
 #[test]

@@ -6,7 +6,8 @@ mod common;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use common::{PAIRS, assert_same, bench, edit, files, info, run, write_bench};
+use common::same_files::files;
+use common::{PAIRS, assert_same, bench, edit, info, run, write_bench};
 use image::RgbImage;
 use kontext_bench::kontextbench::{Bench, Metrics, RunEvent, RunFolder, RunInfo, Runner, Task, merge};
 use kontext_bench::metrics::Embedder;

@@ -1,0 +1,33 @@
+//! Folders compared byte for byte, but for what tells times.
+#![allow(unreachable_pub, clippy::unwrap_used)] // In helper functions of tests.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// Every file of a folder but those that tell times, with its bytes.
+pub fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                files.insert(path.strip_prefix(folder).unwrap().to_owned(), std::fs::read(path).unwrap());
+            }
+        }
+    }
+    files.retain(|path, _| !path.starts_with("timings"));
+    files
+}
+
+/// Fails with the names of the files that differ, or where there are not more than two for each of so many pairs.
+#[track_caller]
+pub fn assert_same_files(a: &Path, b: &Path, pairs: usize) {
+    let (a, b) = (files(a), files(b));
+    let names: BTreeSet<&PathBuf> = a.keys().chain(b.keys()).collect();
+    let differing: Vec<&PathBuf> = names.into_iter().filter(|name| a.get(*name) != b.get(*name)).collect();
+    assert!(differing.is_empty(), "these differ: {differing:?}");
+    assert!(a.len() > 2 * pairs);
+}
