@@ -17,6 +17,8 @@ pub struct Pair {
     /// What the wording's gaps are filled with.
     pub words: String,
     pub second: String,
+    /// The style that is asked for beside the edit, in `compound/…`.
+    pub style: String,
     /// What is held out as a whole: pairs of one combination are all in training, or all not.
     pub combination: String,
     /// The pictures among which the target must be the nearest to a result.
@@ -40,7 +42,16 @@ pub fn all(packages: &Packages) -> Vec<Pair> {
     pairs.other_styles();
     pairs.other_pictures();
     pairs.generations();
+    pairs.compound();
     pairs.pairs
+}
+
+impl Pair {
+    /// Whether pairs of this category may show what others hold out, in other words and from other pictures: by its name,
+    /// or with a change of style. An edit can ask for no picture that training never drew.
+    pub fn shows_otherwise(&self) -> bool {
+        self.category.starts_with("generate/") || self.category.starts_with("compound/")
+    }
 }
 
 impl Pairs<'_> {
@@ -62,6 +73,7 @@ impl Pairs<'_> {
                     target: target.clone(),
                     words: words.clone(),
                     second: second.to_owned(),
+                    style: String::new(),
                     combination: combination(target),
                     candidates: candidates.clone(),
                 });
@@ -118,6 +130,7 @@ impl Pairs<'_> {
                         target: target.clone(),
                         words: words.to_owned(),
                         second: pronoun.to_owned(),
+                        style: String::new(),
                         combination: target.slug.clone() + TONES[usize::from(tone)].0,
                         candidates: candidates.clone(),
                     });
@@ -275,6 +288,7 @@ impl Pairs<'_> {
             target: target.clone(),
             words,
             second: String::new(),
+            style: String::new(),
             combination: target.path(),
             candidates: candidates.to_vec(),
         });
@@ -301,25 +315,91 @@ impl Pairs<'_> {
                     candidates.sort();
                     candidates.dedup();
                     candidates.retain(|key| key.exists(self.packages));
-                    self.pairs.push(Pair {
+                    let pair = Pair {
                         category: "generate/name",
                         sources: Vec::new(),
                         combination: key.path(),
                         target: key,
                         words,
                         second: style.words().to_owned(),
+                        style: String::new(),
                         candidates,
-                    });
+                    };
+                    self.like_examples(&pair, index);
+                    self.pairs.push(pair);
                 }
             }
         }
     }
+
+    /// A picture by its name, in the style of another one.
+    fn like_examples(&mut self, named: &Pair, index: usize) {
+        for step in EXAMPLES.into_iter().take(LIKE) {
+            let example = Key::new(named.target.style, THINGS[(index * 13 + step) % THINGS.len()], 0);
+            if example.exists(self.packages) && example.slug != named.target.slug {
+                let mut candidates = named.candidates.clone();
+                candidates.push(example.clone());
+                self.pairs.push(Pair {
+                    category: "generate/like",
+                    sources: vec![example],
+                    second: String::new(),
+                    candidates,
+                    ..named.clone()
+                });
+            }
+        }
+    }
+
+    /// Edits within a set and a change of style in one: the source comes in another style than the target.
+    fn compound(&mut self) {
+        let mut compound = Vec::new();
+        for pair in &self.pairs {
+            let (Some((_, category)), [source]) =
+                (COMPOUND.iter().find(|(of, _)| *of == pair.category), pair.sources.as_slice())
+            else {
+                continue;
+            };
+            for style in Style::ALL.into_iter().filter(|style| *style != pair.target.style) {
+                let source = source.styled(style);
+                if !source.exists(self.packages) {
+                    continue;
+                }
+                // Half of what is asked for is not enough.
+                let unstyled = pair.candidates.iter().map(|key| key.styled(style));
+                let unstyled = unstyled.filter(|key| key.exists(self.packages));
+                compound.push(Pair {
+                    category,
+                    sources: vec![source],
+                    style: pair.target.style.words().to_owned(),
+                    candidates: pair.candidates.iter().cloned().chain(unstyled).collect(),
+                    ..pair.clone()
+                });
+            }
+        }
+        self.pairs.extend(compound);
+    }
 }
 
+/// Edits that are asked for together with a change of style, too, and what that is called.
+const COMPOUND: [(&str, &str); 11] = [
+    ("local/skin-tone", "compound/skin-tone"),
+    ("local/gender", "compound/gender"),
+    ("local/hair", "compound/hair"),
+    ("local/expression", "compound/expression"),
+    ("local/clock", "compound/clock"),
+    ("local/moon", "compound/moon"),
+    ("local/arrow", "compound/arrow"),
+    ("local/colour", "compound/colour"),
+    ("text/keycap", "compound/keycap"),
+    ("text/letter", "compound/letter"),
+    ("text/sign", "compound/sign"),
+];
 /// How far, in the list of subjects, the examples of a style are from what is redrawn.
 const EXAMPLES: [usize; 6] = [1, 7, 31, 43, 59, 83];
 /// Examples of each look.
 const LOOKS: usize = 2;
+/// Examples of the style of each picture by its name.
+const LIKE: usize = 2;
 /// Pictures without a name of which changed pictures are made.
 const OTHERS: usize = 150;
 

@@ -10,10 +10,10 @@ use super::wording::{self, Wordings, fill};
 
 /// Of this many combinations, one is held out.
 const ONE_IN: u32 = 8;
-/// Lines of a category in training; larger ones are thinned out.
-const MOST_LINES: usize = 12_000;
-/// Held-out pairs of a category.
-const MOST_HELD_OUT: usize = 40;
+/// Lines of a category in training, and held-out pairs; larger ones are thinned out.
+const MOST: (usize, usize) = (12_000, 40);
+/// The same of `compound/…`, which are many, and each a change of style more than another.
+const MOST_COMPOUND: (usize, usize) = (4_000, 10);
 
 /// A line of the dataset.
 #[derive(Debug, Clone)]
@@ -30,14 +30,13 @@ pub fn lines(pairs: Vec<Pair>) -> anyhow::Result<Vec<Line>> {
     for pair in pairs {
         by_category.entry(pair.category).or_default().push(pair);
     }
-    // What an edit holds out, its name alone still shows: an edit can ask for no picture that training never drew.
-    let edits = by_category.values().flatten().filter(|pair| !pair.sources.is_empty());
+    let edits = by_category.values().flatten().filter(|pair| !pair.shows_otherwise());
     let asked_for: BTreeSet<Key> = edits.filter(|pair| held_out(pair)).map(|pair| pair.target.clone()).collect();
     let mut lines = Vec::new();
     for (name, pairs) in by_category {
         let (test, mut train): (Vec<Pair>, Vec<Pair>) = pairs
             .into_iter()
-            .partition(|pair| held_out(pair) && !(pair.sources.is_empty() && asked_for.contains(&pair.target)));
+            .partition(|pair| held_out(pair) && !(pair.shows_otherwise() && asked_for.contains(&pair.target)));
         train.retain(by_example(&test));
         let wordings = wordings.get(name).with_context(|| format!("no wordings of {name}"))?;
         lines.extend(category(test, train, wordings));
@@ -60,25 +59,27 @@ fn by_example(test: &[Pair]) -> impl Fn(&Pair) -> bool {
 
 fn category(test: Vec<Pair>, train: Vec<Pair>, wordings: &Wordings) -> Vec<Line> {
     let mut lines = Vec::new();
-    let most = train.len().min(MOST_LINES);
+    let (most_lines, most_held_out) =
+        if train.first().is_some_and(|pair| pair.category.starts_with("compound/")) { MOST_COMPOUND } else { MOST };
+    let most = train.len().min(most_lines);
     // Small categories show every wording of a pair, large ones one or two.
-    let each = (MOST_LINES / most.max(1)).clamp(1, wordings.train.len());
+    let each = (most_lines / most.max(1)).clamp(1, wordings.train.len());
     for pair in thinned(train, most) {
         let first = hash(&["wording", &pair.target.path(), &source(&pair)]) as usize;
         for offset in 0..each {
             let wording = &wordings.train[(first + offset) % wordings.train.len()];
             lines.push(Line {
-                instruction: fill(wording, &pair.words, &pair.second),
+                instruction: fill(wording, [&pair.words, &pair.second, &pair.style]),
                 pair: pair.clone(),
                 split: "train",
             });
         }
     }
-    for (index, pair) in thinned(test, MOST_HELD_OUT).into_iter().enumerate() {
+    for (index, pair) in thinned(test, most_held_out).into_iter().enumerate() {
         let known = &wordings.train[index % wordings.train.len()];
         let new = &wordings.held_out[index % wordings.held_out.len()];
         let line = |wording: &str, split| Line {
-            instruction: fill(wording, &pair.words, &pair.second),
+            instruction: fill(wording, [&pair.words, &pair.second, &pair.style]),
             pair: pair.clone(),
             split,
         };
@@ -130,6 +131,7 @@ mod tests {
             target: key(target),
             words: target.to_string(),
             second: String::new(),
+            style: String::new(),
             combination: key(target).path(),
             candidates: vec![key(source), key(target)],
         }
