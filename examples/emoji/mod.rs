@@ -2,11 +2,15 @@
 // Programs share this, and it stands alone.
 #![allow(dead_code, unreachable_pub, missing_docs, missing_debug_implementations)]
 
+mod compound;
 pub mod families;
+mod named;
 pub mod packages;
+mod people;
 pub mod picture;
 pub mod split;
 mod tables;
+mod whole;
 mod wording;
 
 use std::collections::{BTreeMap, BTreeSet};
