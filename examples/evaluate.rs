@@ -12,9 +12,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use common::judge::{Edit, Judge, edits};
-use common::{SHIPPED, progress, say};
+use common::{SHIPPED, progress, say, write};
 use kontext::Pipeline;
-use kontext_bench::edit::Table;
+use kontext_bench::edit::{EditScore, Table};
 
 /// Measure a model on held-out edits.
 #[derive(Debug, Parser)]
@@ -43,6 +43,9 @@ struct Args {
     /// Tell what each wrong result is nearest to
     #[arg(long)]
     mistakes: bool,
+    /// Write the scores of every edit into this file
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
     /// Write a strip for each category into this folder: reference pictures, result, truth
     #[arg(long, value_name = "DIR")]
     strips: Option<PathBuf>,
@@ -80,6 +83,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     let bar = progress::bar("editing", by_category.values().map(Vec::len).sum());
     let mut table = Table::new();
+    let mut rows = csv::Writer::from_writer(Vec::new());
+    rows.write_record(COLUMNS)?;
     for (category, edits) in &by_category {
         for (index, edit) in edits.iter().enumerate() {
             let references = match args.context {
@@ -94,6 +99,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
                     (edit.target.display(), instead.map_or("the source".to_owned(), |p| p.display().to_string()));
                 say(format_args!("{category}: {} -> {target}: {instead}", edit.instruction))?;
             }
+            rows.write_record(row(edit, &judged.score))?;
             table.add(category, judged.score);
             bar.inc(1);
             // The first of a category: not chosen.
@@ -105,5 +111,27 @@ fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     bar.finish_and_clear();
+    if let Some(path) = &args.csv {
+        write(path, &String::from_utf8(rows.into_inner()?)?)?;
+    }
     say(format_args!("{table}"))
+}
+
+const COLUMNS: [&str; 9] =
+    ["category", "instruction", "source", "target", "right", "copied", "psnr", "copy_psnr", "reconstruction_psnr"];
+
+fn row(edit: &Edit, score: &EditScore) -> [String; 9] {
+    let sources: Vec<_> = edit.source.iter().map(|path| path.display().to_string()).collect();
+    let decibels = |value: f64| format!("{value:.2}");
+    [
+        edit.category.clone(),
+        edit.instruction.clone(),
+        sources.join(" "),
+        edit.target.display().to_string(),
+        score.right.to_string(),
+        score.copied.to_string(),
+        decibels(score.psnr),
+        score.copy_psnr.map(decibels).unwrap_or_default(),
+        decibels(score.reconstruction_psnr),
+    ]
 }
