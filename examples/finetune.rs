@@ -35,7 +35,7 @@ struct Args {
     /// TOML file with the whole recipe; its model, data and out go before those given here
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
-    /// Train low-rank adapters, or all of the transformer
+    /// Train low-rank adapters, with the lengths of the weights' rows (dora) or without, or all of the transformer
     #[arg(long, value_enum, default_value_t)]
     method: Which,
     /// Rank of the adapters
@@ -56,6 +56,7 @@ struct Args {
 enum Which {
     #[default]
     Lora,
+    Dora,
     Full,
 }
 
@@ -101,9 +102,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
 
 /// What is trained, and how.
 fn recipe(args: &Args, data: &Path) -> anyhow::Result<Recipe> {
-    let lora = LoraMethod { rank: args.rank, ..LoraMethod::default() };
+    let lora = LoraMethod { rank: args.rank, dora: args.method == Which::Dora, ..LoraMethod::default() };
     let (method, usual) = match args.method {
-        Which::Lora => (Method::Lora(lora), 3e-3),
+        Which::Lora | Which::Dora => (Method::Lora(lora), 3e-3),
         Which::Full => (Method::Full, 2e-4),
     };
     let mut recipe: Recipe = serde_json::from_value(json!({

@@ -11,7 +11,7 @@ use kontext::{ActiveLora, Checkpoint, Device, Layout, Lora, LoraUse, Pipeline, P
 use kontext_core::weights::{self, Adapters, Recipe};
 use kontext_core::{Conditioning, Kind, Tensor, Weights, check};
 use kontext_dit::{
-    Dit, DitConfig, LoraFamily, LoraForm, LoraOptions, LoraTarget, RunInput, linear_parts, names, save_lora,
+    Dit, DitConfig, LoraFamily, LoraForm, LoraLayer, LoraOptions, LoraTarget, RunInput, linear_parts, names, save_lora,
 };
 use kontext_text::{ClipConfig, ClipEncoder, T5Config, T5Encoder};
 
@@ -383,7 +383,7 @@ impl Model {
                     kontext_core::noise::randn(shape, 1000 * seed + 2 * index as u64 + at, Kind::Float, Device::Cpu)
                 };
                 let (down, up) = (draw(&[2, part.input], 0).unwrap(), draw(&[part.rows, 2], 1).unwrap() * 0.02);
-                modules.push((part.module.clone(), down, up));
+                modules.push(LoraLayer { module: part.module.clone(), down, up, magnitude: None });
             }
             save_lora(model.lora(name), &modules, BTreeMap::new()).unwrap();
         }

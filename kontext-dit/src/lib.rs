@@ -15,6 +15,6 @@ mod stream;
 
 pub use config::DitConfig;
 pub use linears::{LinearPart, linear_parts};
-pub use lora::{Lora, LoraFamily, LoraForm, LoraOptions, LoraReport, LoraTarget, Unmatched, save_lora};
+pub use lora::{Lora, LoraFamily, LoraForm, LoraLayer, LoraOptions, LoraReport, LoraTarget, Unmatched, save_lora};
 pub use model::{Dit, Run, RunInput};
 pub use piece::{Piece, velocity_of};

@@ -72,6 +72,9 @@ pub struct LoraMethod {
     pub rank: i64,
     /// Their strength is `alpha / rank`. Default: the rank.
     pub alpha: Option<f64>,
+    /// Whether the lengths of the changed weights' rows are trained, too (DoRA, arXiv 2402.09353). Every changed weight is
+    /// then measured anew for each batch. Default: no.
+    pub dora: bool,
     /// Linear layers by their names in the transformer (BFL's), where `*` stands for anything.
     /// Default: attention and MLP of all blocks.
     pub targets: Vec<String>,
@@ -86,7 +89,7 @@ impl Default for LoraMethod {
             "single_blocks.*.linear1",
             "single_blocks.*.linear2",
         ];
-        Self { rank: 16, alpha: None, targets: targets.map(str::to_owned).to_vec() }
+        Self { rank: 16, alpha: None, dora: false, targets: targets.map(str::to_owned).to_vec() }
     }
 }
 

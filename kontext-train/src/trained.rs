@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use kontext::save_part;
-use kontext_core::nn::Change;
+use kontext_core::nn::{Change, Norm};
 use kontext_core::pattern::matches;
 use kontext_core::weights::Adapters;
-use kontext_core::{Device, Error, Kind, Result, Tensor};
-use kontext_dit::{Dit, LinearPart, linear_parts, save_lora};
+use kontext_core::{Device, Error, Kind, Result, Tensor, Weights};
+use kontext_dit::{Dit, LinearPart, LoraLayer, linear_parts, save_lora};
 use rand::RngExt;
 
 use crate::base::Base;
@@ -17,45 +17,71 @@ use crate::{LoraMethod, Method, Params};
 
 /// The file of a LoRA in a run's folder.
 pub(crate) const LORA_FILE: &str = "lora.safetensors";
-/// Names of the two factors of a layer's change.
+/// Names of the two factors of a layer's change, and of the lengths of its rows.
 const DOWN: &str = "lora_A";
 const UP: &str = "lora_B";
+const MAGNITUDE: &str = "lora_magnitude_vector";
 
 /// Trainable tensors and the transformer over them.
 #[derive(Debug)]
 pub(crate) struct Trained {
     pub(crate) params: Params,
-    pub(crate) dit: Dit,
+    dit: Dit,
     method: Method,
+    /// The layers with adapters.
+    parts: Vec<LinearPart>,
 }
 
 impl Trained {
     pub(crate) fn new(method: &Method, base: &Base, seed: u64, device: Device, kind: Kind) -> Result<Self> {
-        let (params, dit) = match method {
+        let lora = match method {
             Method::Full => {
                 let params = Params::new(&base.transformer_tensors()?, device)?;
                 let dit = Dit::new(&params.weights().device(device), &base.config, |_| ())?;
-                (params, dit)
+                return Ok(Self { params, dit, method: method.clone(), parts: Vec::new() });
             }
-            Method::Lora(lora) => {
-                let parts = chosen(&linear_parts(&base.config)?, &lora.targets)?;
-                let params = Params::new(&factors(&parts, lora.rank, seed)?, device)?;
-                let mut adapters = Adapters::new();
-                for part in &parts {
-                    let [down, up] = [DOWN, UP].map(|name| params.get(&format!("{}.{name}", part.module)));
-                    let (Some(down), Some(up)) = (down, up) else { continue };
-                    let change =
-                        Change::low_rank(down.shallow_clone(), up.shallow_clone(), strength(lora), part.start)?;
-                    adapters.add(part.layer.clone(), change);
-                }
-                let weights = base.transformer()?.kind(kind).device(device);
-                let dit = Dit::new(&weights, &base.config, |_| ())?;
-                weights.finish()?;
-                dit.slots().set(&adapters)?;
-                (params, dit)
-            }
+            Method::Lora(lora) => lora,
         };
-        Ok(Self { params, dit, method: method.clone() })
+        let all = linear_parts(&base.config)?;
+        let parts = chosen(&all, &lora.targets)?;
+        let mut tensors = factors(&parts, lora.rank, seed)?;
+        let weights = base.transformer()?;
+        if lora.dora {
+            tensors.extend(magnitudes(&parts, &all, &weights)?);
+        }
+        let params = Params::new(&tensors, device)?;
+        let weights = weights.kind(kind).device(device);
+        let dit = Dit::new(&weights, &base.config, |_| ())?;
+        weights.finish()?;
+        let trained = Self { params, dit, method: method.clone(), parts };
+        trained.set_adapters(lora)?;
+        Ok(trained)
+    }
+
+    /// The transformer with the values as they are now, for one forward and one backward pass: a DoRA's rows are as long as
+    /// its factors make them, and are measured anew.
+    pub(crate) fn dit(&self) -> Result<&Dit> {
+        if let Method::Lora(lora) = &self.method
+            && lora.dora
+        {
+            self.set_adapters(lora)?;
+        }
+        Ok(&self.dit)
+    }
+
+    fn set_adapters(&self, lora: &LoraMethod) -> Result<()> {
+        let mut adapters = Adapters::new();
+        for part in &self.parts {
+            let of = |name: &str| self.params.get(&format!("{}.{name}", part.module)).map(Tensor::shallow_clone);
+            let (Some(down), Some(up)) = (of(DOWN), of(UP)) else { continue };
+            let change = Change::low_rank(down, up, strength(lora), part.start)?;
+            let change = match of(MAGNITUDE) {
+                Some(magnitude) => change.with_magnitude(&magnitude, Norm::Peft)?,
+                None => change,
+            };
+            adapters.add(part.layer.clone(), change);
+        }
+        self.dit.slots().set(&adapters)
     }
 
     /// Writes the values into the run's folder.
@@ -71,15 +97,17 @@ impl Trained {
             Method::Lora(lora) => lora,
         };
         let values: BTreeMap<String, Tensor> = values.into_iter().collect();
-        let mut modules = Vec::new();
+        let mut layers = Vec::new();
         for (name, down) in &values {
             let Some(module) = name.strip_suffix(DOWN).map(|m| m.trim_end_matches('.')) else { continue };
             let up = values.get(&format!("{module}.{UP}"));
             let up = up.ok_or_else(|| Error::invalid("trained values", "both factors of each layer", name))?;
             // The strength goes into the file's values: programs differ in where they look for it.
-            modules.push((module.to_owned(), down.shallow_clone(), up.f_mul_scalar(strength(lora))?));
+            let magnitude = values.get(&format!("{module}.{MAGNITUDE}")).map(Tensor::shallow_clone);
+            let (down, up) = (down.shallow_clone(), up.f_mul_scalar(strength(lora))?);
+            layers.push(LoraLayer { module: module.to_owned(), down, up, magnitude });
         }
-        save_lora(out.join(LORA_FILE), &modules, facts)
+        save_lora(out.join(LORA_FILE), &layers, facts)
     }
 }
 
@@ -115,6 +143,18 @@ fn factors(parts: &[LinearPart], rank: i64, seed: u64) -> Result<Vec<(String, Te
         tensors.extend([(format!("{}.{DOWN}", part.module), down), (format!("{}.{UP}", part.module), up)]);
     }
     Ok(tensors)
+}
+
+/// Lengths to start from: those of the weights' own rows, so that nothing changes yet.
+fn magnitudes(parts: &[LinearPart], all: &[LinearPart], weights: &Weights) -> Result<Vec<(String, Tensor)>> {
+    let of = |part: &LinearPart| -> Result<(String, Tensor)> {
+        let rows: i64 = all.iter().filter(|other| other.layer == part.layer).map(|other| other.rows).sum();
+        let whole = weights.clone().kind(Kind::Float).tensor(&format!("{}.weight", part.layer), &[rows, part.input])?;
+        let weight = whole.f_narrow(0, part.start, part.rows)?;
+        let lengths = weight.f_norm_scalaropt_dim(2.0, [1_i64], false)?;
+        Ok((format!("{}.{MAGNITUDE}", part.module), lengths))
+    };
+    parts.iter().map(of).collect()
 }
 
 #[cfg(test)]

@@ -228,7 +228,7 @@ impl Trainer {
                     let index = (bucket as u64) << 32 | index as u64;
                     let (shift, seed) = (self.base.shift, self.recipe.seed);
                     let prepared = step::validation(&self.store, items, objective, shift, seed, index)?;
-                    let loss = tch::no_grad(|| loss_of(&self.trained.dit, &self.recipe, &prepared))?;
+                    let loss = tch::no_grad(|| loss_of(self.trained.dit()?, &self.recipe, &prepared))?;
                     sum += loss * items.len() as f64;
                     count += items.len();
                 }
@@ -244,8 +244,8 @@ impl Trainer {
     pub fn sample(&self, path: &std::path::Path) -> Result<()> {
         let items: Vec<usize> = self.held_out().into_iter().flatten().collect();
         let chosen: Vec<usize> = items.iter().copied().step_by((items.len() / SAMPLES).max(1)).take(SAMPLES).collect();
-        let sampler = Sampler {
-            dit: &self.trained.dit,
+        let sampler = |dit| Sampler {
+            dit,
             vae: &self.vae,
             shift: self.base.shift,
             steps: self.base.steps(),
@@ -253,7 +253,8 @@ impl Trainer {
             kind: self.kind,
             device: self.device,
         };
-        self.averaged(|| tch::no_grad(|| sampler.grid(&self.store, &chosen, self.recipe.seed, path)))
+        let grid = || sampler(self.trained.dit()?).grid(&self.store, &chosen, self.recipe.seed, path);
+        self.averaged(|| tch::no_grad(grid))
     }
 
     /// Held-out items by bucket, spread evenly over the split.

@@ -32,9 +32,10 @@ impl Update<'_> {
         for _ in 0..data.accumulate {
             let stopped = |_| Error::invalid("training batches", "one for each step", "none");
             let prepared = batches.recv().map_err(stopped)??;
-            let run = prepare(&self.trained.dit, self.recipe, &prepared)?;
+            let dit = self.trained.dit()?;
+            let run = prepare(dit, self.recipe, &prepared)?;
             let of = |v: &tch::Tensor| objective.loss(v, &prepared.noise, &prepared.batch.target, &prepared.sigmas);
-            loss += scale * backward(&self.trained.dit, &run, &prepared.noisy, activations, scale, of)?;
+            loss += scale * backward(dit, &run, &prepared.noisy, activations, scale, of)?;
         }
         let stage = || format!("training step {}", step + 1);
         let (gradient, norm) = params.take_gradient(loss, *clip, stage, RESUME)?;

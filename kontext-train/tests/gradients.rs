@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use kontext_core::nn::Change;
+use kontext_core::nn::{Change, Norm};
 use kontext_core::weights::{Adapters, Recipe};
 use kontext_core::{Conditioning, Device, Kind, Tensor, Tokens, Weights};
 use kontext_dit::{Dit, DitConfig, RunInput, linear_parts, names};
@@ -168,31 +168,49 @@ fn gradients_without_guidance_and_reference_are_those_of_diffusers() {
 
 #[test]
 fn gradients_of_a_lora_are_those_of_peft() {
+    adapters("lora");
+}
+
+#[test]
+fn gradients_of_a_dora_are_those_of_peft() {
+    adapters("dora");
+}
+
+fn adapters(case: &str) {
     let (config, fixture, lora) = (config("narrow"), fixture(), metadata("lora"));
     let (rank, alpha) = (lora["r"].as_i64().unwrap(), lora["lora_alpha"].as_f64().unwrap());
     let expected: BTreeMap<String, Tensor> = fixture
         .names()
         .into_iter()
-        .filter_map(|name| Some((name.strip_prefix("lora.gradient.")?.to_owned(), fixture.raw(&name).unwrap())))
+        .filter_map(|name| {
+            Some((name.strip_prefix(&format!("{case}.gradient."))?.to_owned(), fixture.raw(&name).unwrap()))
+        })
         .collect();
     assert!(expected.len() > 20);
     let made = Weights::synthetic(seed());
+    let tensor = |name: &str, size: &[i64]| match size {
+        [_] => made.tensor(&format!("{name}.scale"), size),
+        _ => made.tensor(name, size),
+    };
     let tensors: Vec<_> =
-        expected.iter().map(|(name, gradient)| (name.clone(), made.tensor(name, &gradient.size()).unwrap())).collect();
+        expected.iter().map(|(name, gradient)| (name.clone(), tensor(name, &gradient.size()).unwrap())).collect();
     for activations in BOTH {
         let params = Params::new(&tensors, Device::Cpu).unwrap();
         let mut adapters = Adapters::new();
         for part in linear_parts(&config).unwrap() {
-            let factor = |name: &str| params.get(&format!("{}.{name}.weight", part.module)).map(Tensor::shallow_clone);
-            if let (Some(down), Some(up)) = (factor("lora_A"), factor("lora_B")) {
-                let change = Change::low_rank(down, up, alpha / rank as f64, part.start).unwrap();
+            let factor = |name: &str| params.get(&format!("{}.{name}", part.module)).map(Tensor::shallow_clone);
+            if let (Some(down), Some(up)) = (factor("lora_A.weight"), factor("lora_B.weight")) {
+                let mut change = Change::low_rank(down, up, alpha / rank as f64, part.start).unwrap();
+                if let Some(magnitude) = factor("lora_magnitude_vector") {
+                    change = change.with_magnitude(&magnitude, Norm::Peft).unwrap();
+                }
                 adapters.add(part.layer, change);
             }
         }
         let dit = Dit::new(&weights("narrow"), &config, |_| ()).unwrap();
         dit.slots().set(&adapters).unwrap();
         let loss = step(&dit, true, Weighting::None, activations);
-        let expected_loss = fixture.raw("lora.loss.none").unwrap().double_value(&[]);
+        let expected_loss = fixture.raw(&format!("{case}.loss.none")).unwrap().double_value(&[]);
         close("loss", loss, expected_loss, expected_loss);
         for (name, gradient) in params.gradients().unwrap() {
             let size = expected[&name].norm().double_value(&[]);

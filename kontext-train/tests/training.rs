@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use image::{Rgb, RgbImage};
-use kontext::{Device, Layout, Lora, ModelDefaults, Pipeline, Request, save_part};
+use kontext::{Device, Layout, Lora, LoraForm, ModelDefaults, Pipeline, Request, save_part};
 use kontext_core::{Weights, check};
 use kontext_train::{Base, LoraMethod, Method, Recipe, TrainEvent, Trainer, initial_transformer};
 use serde_json::json;
@@ -155,10 +155,21 @@ fn a_resumed_run_gives_the_bits_of_an_unbroken_one() {
 
 #[test]
 fn a_lora_changes_the_pictures_alike_fused_and_beside_the_weights() {
+    pictures_of_a_lora(false, LoraForm::LowRank);
+}
+
+#[test]
+fn so_does_a_dora() {
+    pictures_of_a_lora(true, LoraForm::Dora);
+}
+
+fn pictures_of_a_lora(dora: bool, form: LoraForm) {
     let world = World::new();
     let mut recipe = world.recipe("lora", 12);
-    recipe.method = Method::Lora(LoraMethod { rank: 4, alpha: Some(8.0), ..LoraMethod::default() });
+    recipe.method = Method::Lora(LoraMethod { rank: 4, alpha: Some(8.0), dora, ..LoraMethod::default() });
     recipe.rate.peak = 2e-2;
+    // Lengths of rows are measured anew for each batch, and a piece's backward pass runs it again.
+    (recipe.data.accumulate, recipe.recompute) = (2, true);
     // A new transformer answers zero whatever its blocks say: the LoRA starts from another one.
     kontext::random_model(world.model(), 7, Layout::Diffusers).unwrap();
     Trainer::open(recipe.clone(), go_on).unwrap().run(go_on).unwrap();
@@ -166,6 +177,7 @@ fn a_lora_changes_the_pictures_alike_fused_and_beside_the_weights() {
     let lora = Lora::open(&file).unwrap();
     assert_eq!(lora.len(), 12 + 2 * 5); // One double block and two single ones.
     assert_eq!(lora.facts()["steps"], "12");
+    assert_eq!(lora.report().forms.keys().collect::<Vec<_>>(), [&form]);
     let picture = |strength: f64, fused: bool| {
         let builder = Pipeline::builder().device(Device::Cpu).lora(&file, strength).fuse_loras(fused);
         let mut latents = None;

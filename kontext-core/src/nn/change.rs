@@ -234,7 +234,8 @@ impl Change {
                 let along_rows = magnitude.size().first() != Some(&1) || magnitude.size() == [1, 1];
                 let length = sum.f_norm_scalaropt_dim(2.0, if along_rows { [1_i64] } else { [0] }, true)?;
                 let factor = match norm {
-                    Norm::Peft => magnitude.f_to_device(device)?.f_div(&length)?,
+                    // No gradient flows through the length (arXiv 2402.09353, section 4.3).
+                    Norm::Peft => magnitude.f_to_device(device)?.f_div(&length.f_detach()?)?,
                     Norm::Lycoris => {
                         let length = length.f_add_scalar(f64::from(f32::EPSILON))?;
                         let full = magnitude.f_to_device(device)?.f_div(&length)?;

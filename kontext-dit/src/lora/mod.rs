@@ -22,7 +22,7 @@ pub use self::factors::LoraForm;
 pub use self::families::LoraFamily;
 use self::families::{Key, Leaf, NoKey};
 pub use self::report::{LoraReport, Unmatched};
-pub use self::save::save_lora;
+pub use self::save::{LoraLayer, save_lora};
 use self::scaling::Scaling;
 pub use self::table::LoraTarget;
 use self::table::{Layer, Naming, Table};

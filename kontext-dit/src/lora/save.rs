@@ -6,22 +6,34 @@ use std::path::Path;
 use kontext_core::weights;
 use kontext_core::{Kind, Result, Tensor};
 
-/// Writes a LoRA: for each of diffusers' layers `down` [rank, in] and `up` [rows, rank] in f32, whose
-/// product is the whole change (strength 1, which every program takes where no `alpha` is given).
+/// What a LoRA holds of one of diffusers' layers.
+#[derive(Debug)]
+pub struct LoraLayer {
+    /// The layer's name: `transformer_blocks.0.attn.to_q`.
+    pub module: String,
+    /// [rank, in].
+    pub down: Tensor,
+    /// [rows, rank].
+    pub up: Tensor,
+    /// The lengths of the changed weight's rows, `[rows]`, of a DoRA.
+    pub magnitude: Option<Tensor>,
+}
+
+/// Writes a LoRA in f32. The product `up @ down` is the whole change (strength 1, which every program takes where no
+/// `alpha` is given).
 ///
 /// `facts` go into the header.
 ///
 /// # Errors
 /// [`kontext_core::Error::Io`] where the file cannot be written.
-pub fn save_lora(
-    path: impl AsRef<Path>,
-    modules: &[(String, Tensor, Tensor)],
-    facts: BTreeMap<String, String>,
-) -> Result<()> {
-    let mut tensors = Vec::with_capacity(2 * modules.len());
-    for (module, down, up) in modules {
+pub fn save_lora(path: impl AsRef<Path>, layers: &[LoraLayer], facts: BTreeMap<String, String>) -> Result<()> {
+    let mut tensors = Vec::with_capacity(3 * layers.len());
+    for LoraLayer { module, down, up, magnitude } in layers {
         tensors.push((format!("transformer.{module}.lora_A.weight"), down.f_to_kind(Kind::Float)?));
         tensors.push((format!("transformer.{module}.lora_B.weight"), up.f_to_kind(Kind::Float)?));
+        if let Some(magnitude) = magnitude {
+            tensors.push((format!("transformer.{module}.lora_magnitude_vector"), magnitude.f_to_kind(Kind::Float)?));
+        }
     }
     let mut text: HashMap<String, String> = facts.into_iter().collect();
     text.insert("format".to_owned(), "pt".to_owned());
@@ -33,7 +45,7 @@ mod tests {
     use kontext_core::{Device, noise};
 
     use super::*;
-    use crate::{DitConfig, Lora};
+    use crate::{DitConfig, Lora, LoraForm};
 
     #[test]
     fn what_is_saved_is_read_again_and_lands_on_its_rows() {
@@ -42,8 +54,10 @@ mod tests {
         let draw = |shape: &[i64], seed| noise::randn(shape, seed, Kind::Float, Device::Cpu).unwrap();
         let module = "single_transformer_blocks.3.attn.to_v".to_owned();
         let facts = BTreeMap::from([("steps".to_owned(), "12".to_owned())]);
-        save_lora(&path, &[(module, draw(&[2, 8], 1), draw(&[8, 2], 2))], facts).unwrap();
+        let layer = LoraLayer { module, down: draw(&[2, 8], 1), up: draw(&[8, 2], 2), magnitude: Some(draw(&[8], 3)) };
+        save_lora(&path, &[layer], facts).unwrap();
         let lora = Lora::open(&path).unwrap();
+        assert_eq!(lora.report().forms.keys().collect::<Vec<_>>(), [&LoraForm::Dora]);
         assert_eq!((lora.len(), lora.facts()["steps"].as_str()), (1, "12"));
         let config =
             DitConfig { heads: 1, head_dim: 8, axes_dim: [4, 2, 2], mlp_width: 32, ..DitConfig::kontext_dev() };

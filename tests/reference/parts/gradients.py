@@ -1,12 +1,12 @@
-"""gradients.safetensors: one training step of FluxTransformer2DModel: loss and gradients, of all weights and of a LoRA.
+"""gradients.safetensors: one training step of FluxTransformer2DModel: loss and gradients, of all weights, of a LoRA and of a DoRA.
 
 Source: diffusers 0.38 examples/dreambooth/train_dreambooth_lora_flux_kontext.py (`main`, from "Sample noise that we'll
 add to the latents" to the backward pass), training_utils.py (`compute_loss_weighting_for_sd3`); peft's LoRA layers.
 
 `input.*` enters every case. `CASE.loss.SCHEME` is a scalar. `CASE.probes.SCHEME` [P, 1 + K] has a row for each
 parameter in the order of their names: its gradient's L2 norm, and its products with K random directions, which are
-synthetic weights called `PARAMETER.direction.INDEX`. `CASE.gradient.PARAMETER` is a whole gradient; for `lora` the
-parameters have the names of peft's state dict. The metadata's `shapes` has the shapes of each model's parameters.
+synthetic weights called `PARAMETER.direction.INDEX`. `CASE.gradient.PARAMETER` is a whole gradient; for `lora` and
+`dora` the parameters have the names of peft's state dict. The metadata's `shapes` has the shapes of each model's parameters.
 """
 
 import torch
@@ -125,18 +125,19 @@ def full(case, given):
     return out, {name: list(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def lora(given):
-    """The narrow model, frozen, with adapters whose `A` and `B` are synthetic weights."""
+def lora(case, given, **options):
+    """The narrow model, frozen, with adapters whose tensors are synthetic weights; a DoRA's lengths are around one."""
     model = synthetic.fill_(FluxTransformer2DModel(**CONFIGS["narrow"]), SEED).requires_grad_(False)
-    model.add_adapter(LoraConfig(init_lora_weights=False, **LORA))
+    model.add_adapter(LoraConfig(init_lora_weights=False, **LORA, **options))
     for name, tensor in get_peft_model_state_dict(model).items():
-        tensor.data.copy_(synthetic.weight(name, tensor.shape, SEED))
+        made = f"{name}.scale" if tensor.ndim == 1 else name
+        tensor.data.copy_(synthetic.weight(made, tensor.shape, SEED))
     loss = step(model, given, True, "none")
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     gradients = get_peft_model_state_dict(model, {name: parameter.grad for name, parameter in trained.items()})
     if len(gradients) != len(trained):
         raise ValueError(f"{len(trained)} adapter weights are trained, and {len(gradients)} have names")
-    return {"lora.loss.none": loss} | {f"lora.gradient.{name}": gradient for name, gradient in gradients.items()}
+    return {f"{case}.loss.none": loss} | {f"{case}.gradient.{name}": gradient for name, gradient in gradients.items()}
 
 
 def make():
@@ -145,5 +146,5 @@ def make():
     for case, (config, _) in CASES.items():
         made, shapes[config] = full(case, given)
         tensors |= made
-    tensors |= lora(given)
+    tensors |= lora("lora", given) | lora("dora", given, use_dora=True)
     fixture_io.save("gradients", tensors, seed=SEED, configs=CONFIGS, shapes=shapes, lora=LORA, guidance=GUIDANCE)
