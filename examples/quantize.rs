@@ -10,7 +10,8 @@ use clap::{Parser, ValueEnum};
 use common::{SHIPPED, say};
 use kontext::{Checkpoint, Quantize, Weights, quantize};
 
-/// Write the transformer or T5 packed, as GGUF (q8_0 to q4_0) or as scaled fp8 in safetensors.
+/// Write the transformer or T5 packed: as GGUF (q8_0 to q4_0), as scaled fp8 in safetensors, or as a folder of int8
+/// (bitsandbytes') that diffusers and transformers read.
 #[derive(Debug, Parser)]
 struct Args {
     /// Folder of the model, in any form
@@ -19,11 +20,11 @@ struct Args {
     /// The part to write
     #[arg(long, value_enum, default_value_t)]
     part: Part,
-    /// q8_0, q5_1, q5_0, q4_1 or q4_0 for a .gguf file, fp8 for a .safetensors file
+    /// q8_0, q5_1, q5_0, q4_1 or q4_0 for a .gguf file, fp8 for a .safetensors file, int8 for a folder
     #[arg(long)]
     to: Quantize,
-    /// The file to write
-    #[arg(long, value_name = "FILE")]
+    /// The file to write; for int8 the folder, which is new or empty: its path ends in neither .gguf nor .safetensors
+    #[arg(long, value_name = "PATH")]
     out: PathBuf,
 }
 

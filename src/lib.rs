@@ -16,6 +16,7 @@ mod placement;
 mod plan;
 pub mod quantize;
 mod random_model;
+mod renamed;
 mod request;
 pub mod save_part;
 pub mod session;

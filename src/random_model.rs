@@ -13,7 +13,8 @@ use kontext_text::{ClipConfig, ClipEncoder, T5Config, T5Encoder, TextEncoder, To
 use kontext_vae::{Autoencoder, AutoencoderKl, VaeConfig};
 
 use crate::letter_tokenizers;
-use crate::save_part::{self, make_folder, renamed};
+use crate::renamed::renamed;
+use crate::save_part::{self, make_folder};
 use crate::{Layout, ModelDefaults, Parts};
 
 /// Width of the small text models, which have one head.

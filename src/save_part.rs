@@ -3,13 +3,20 @@
 
 use std::path::{Path, PathBuf};
 
-use kontext_core::weights::{NameMap, Recipe, save};
+use kontext_core::weights::save;
 use kontext_core::{Error, OutputFile, Result, Tensor};
 use kontext_dit::DitConfig;
 use kontext_sampler::Shift;
 use kontext_text::{ClipConfig, T5Config};
 use kontext_vae::VaeConfig;
 use serde_json::{Value, json};
+
+use crate::renamed::renamed;
+
+/// What diffusers calls a model's weights.
+pub(crate) const DIFFUSERS_FILE: &str = "diffusion_pytorch_model.safetensors";
+/// What transformers calls them.
+pub(crate) const TRANSFORMERS_FILE: &str = "model.safetensors";
 
 /// Writes the transformer into `folder/transformer`: tensors under this library's names (BFL's), in
 /// their kinds, are written under those of diffusers.
@@ -18,7 +25,7 @@ use serde_json::{Value, json};
 /// [`Error::Io`] where the folder cannot be written.
 pub fn transformer(folder: impl AsRef<Path>, tensors: Vec<(String, Tensor)>, config: &DitConfig) -> Result<()> {
     let tensors = renamed(tensors, kontext_dit::names::diffusers, config.width())?;
-    part(folder.as_ref(), "transformer", "diffusion_pytorch_model.safetensors", &tensors, &dit_json(config))
+    part(folder.as_ref(), "transformer", DIFFUSERS_FILE, &tensors, &dit_json(config))
 }
 
 /// Writes the autoencoder into `folder/vae`.
@@ -26,7 +33,7 @@ pub fn transformer(folder: impl AsRef<Path>, tensors: Vec<(String, Tensor)>, con
 /// # Errors
 /// [`Error::Io`] where the folder cannot be written.
 pub fn vae(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &VaeConfig) -> Result<()> {
-    part(folder.as_ref(), "vae", "diffusion_pytorch_model.safetensors", tensors, &vae_json(config))
+    part(folder.as_ref(), "vae", DIFFUSERS_FILE, tensors, &vae_json(config))
 }
 
 /// Writes CLIP's text model into `folder/text_encoder`. Its tokenizer belongs into `folder/tokenizer`.
@@ -34,7 +41,7 @@ pub fn vae(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &VaeC
 /// # Errors
 /// [`Error::Io`] where the folder cannot be written.
 pub fn clip(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &ClipConfig) -> Result<()> {
-    part(folder.as_ref(), "text_encoder", "model.safetensors", tensors, &clip_json(config))
+    part(folder.as_ref(), "text_encoder", TRANSFORMERS_FILE, tensors, &clip_json(config))
 }
 
 /// Writes T5's encoder into `folder/text_encoder_2`. Its tokenizer belongs into `folder/tokenizer_2`.
@@ -42,7 +49,7 @@ pub fn clip(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &Cli
 /// # Errors
 /// [`Error::Io`] where the folder cannot be written.
 pub fn t5(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &T5Config) -> Result<()> {
-    part(folder.as_ref(), "text_encoder_2", "model.safetensors", tensors, &t5_json(config))
+    part(folder.as_ref(), "text_encoder_2", TRANSFORMERS_FILE, tensors, &t5_json(config))
 }
 
 /// Writes `folder/model_index.json` and `folder/scheduler/scheduler_config.json`.
@@ -76,37 +83,13 @@ pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
     file.publish()
 }
 
-/// The same tensors as a file of another naming holds them.
-pub(crate) fn renamed(tensors: Vec<(String, Tensor)>, map: NameMap, width: i64) -> Result<Vec<(String, Tensor)>> {
-    let mut renamed = Vec::new();
-    for (name, value) in tensors {
-        match map(&name) {
-            Recipe::Name(name) => renamed.push((name, value)),
-            Recipe::SwapHalves(name) => {
-                let halves = value.f_chunk(2, 0)?;
-                renamed.push((name, Tensor::f_cat(&halves.iter().rev().collect::<Vec<_>>(), 0)?));
-            }
-            Recipe::Rows(names) => {
-                // All parts but the last are as high as the model is wide.
-                let rows = value.size().first().copied().unwrap_or_default();
-                let height = rows.min(width);
-                for (index, name) in names.iter().enumerate() {
-                    let start = height * index as i64;
-                    let count = if index + 1 == names.len() { rows - start } else { height };
-                    renamed.push((name.clone(), value.f_narrow(0, start, count)?));
-                }
-            }
-        }
-    }
-    Ok(renamed)
-}
-
-fn dit_json(c: &DitConfig) -> Value {
+/// The transformer's `config.json`.
+pub(crate) fn dit_json(c: &DitConfig) -> Value {
     json!({
         "_class_name": "FluxTransformer2DModel", "patch_size": 1, "in_channels": c.in_channels,
-        "num_layers": c.double_blocks, "num_single_layers": c.single_blocks, "attention_head_dim": c.head_dim,
-        "num_attention_heads": c.heads, "joint_attention_dim": c.context_dim, "pooled_projection_dim": c.pooled_dim,
-        "guidance_embeds": c.guidance_embed, "axes_dims_rope": c.axes_dim,
+        "out_channels": c.out_channels, "num_layers": c.double_blocks, "num_single_layers": c.single_blocks,
+        "attention_head_dim": c.head_dim, "num_attention_heads": c.heads, "joint_attention_dim": c.context_dim,
+        "pooled_projection_dim": c.pooled_dim, "guidance_embeds": c.guidance_embed, "axes_dims_rope": c.axes_dim,
     })
 }
 
@@ -131,11 +114,15 @@ fn clip_json(c: &ClipConfig) -> Value {
     })
 }
 
-fn t5_json(c: &T5Config) -> Value {
+/// T5's `config.json`.
+pub(crate) fn t5_json(c: &T5Config) -> Value {
+    // The two fields of what is in it win over this name of both, which cannot say all that they can.
+    let named = if c.gated { "gated-gelu" } else { "relu" };
     json!({
         "architectures": ["T5EncoderModel"], "model_type": "t5", "vocab_size": c.vocab_size, "d_model": c.d_model,
         "d_kv": c.d_kv, "d_ff": c.d_ff, "num_layers": c.num_layers, "num_heads": c.num_heads,
-        "feed_forward_proj": "gated-gelu", "relative_attention_num_buckets": c.relative_attention_num_buckets,
+        "feed_forward_proj": named, "dense_act_fn": c.activation, "is_gated_act": c.gated,
+        "relative_attention_num_buckets": c.relative_attention_num_buckets,
         "relative_attention_max_distance": c.relative_attention_max_distance, "layer_norm_epsilon": c.layer_norm_epsilon,
     })
 }
@@ -165,4 +152,20 @@ fn model_index() -> Value {
         "transformer": ["diffusers", "FluxTransformer2DModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use kontext_text::Activation;
+
+    use super::*;
+
+    #[test]
+    fn a_t5_of_any_activation_is_read_as_it_is_written() {
+        for (gated, activation) in [(true, Activation::GeluTanh), (false, Activation::Relu), (true, Activation::Gelu)] {
+            let config = T5Config { gated, activation, ..T5Config::xxl() };
+            let read: T5Config = serde_json::from_value(t5_json(&config)).unwrap();
+            assert_eq!(read, config);
+        }
+    }
 }

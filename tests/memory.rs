@@ -1,14 +1,19 @@
-//! Placements, quantisation at load, and the memory that they take.
+//! Placements, quantisation at load and in files, and the memory that they take.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
+
+#[path = "../kontext-bench/tests/common/same_files.rs"]
+mod same_files;
 
 use std::path::Path;
 use std::sync::LazyLock;
 
 use image::{Rgb, RgbImage};
 use kontext::{
-    Builder, Checkpoint, Device, Error, Layout, Pipeline, Placement, Quantize, Request, quantize, random_model,
+    Builder, Checkpoint, Device, Error, Kind, Layout, Pipeline, Placement, Quantize, Request, Tensor, Weights,
+    quantize, random_model,
 };
 use kontext_bench::metrics::psnr;
+use same_files::assert_same_files;
 use tempfile::TempDir;
 
 static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {
@@ -68,10 +73,66 @@ fn quantised_files_open_in_place_of_the_parts_that_they_were_made_of() {
         let near = psnr(&picture, &at_load).unwrap();
         assert!(near > if to == Quantize::Q8_0 { 30.0 } else { 15.0 }, "{to}: {near}");
     }
-    let error = |to, path: &Path| quantize::transformer(&model, to, path).unwrap_err().to_string();
-    let wrong = error(Quantize::Int8, &folder.path().join("a.gguf"));
-    assert_eq!(wrong, "invalid format of a .gguf file: expected q8_0, q5_1, q5_0, q4_1 or q4_0, got int8");
-    assert!(error(Quantize::Q4_0, &folder.path().join("a.safetensors")).contains("no .gguf: expected fp8, got q4_0"));
+    let error = |to, path: &str| quantize::transformer(&model, to, folder.path().join(path)).unwrap_err().to_string();
+    let expected = "expected q8_0, q5_1, q5_0, q4_1 or q4_0 (fp8 is a .safetensors file, int8 is a folder: a path that \
+                    ends in neither .gguf nor .safetensors), got int8";
+    assert_eq!(error(Quantize::Int8, "a.gguf"), format!("invalid format of a .gguf file: {expected}"));
+    assert!(error(Quantize::Int8, "a.safetensors").contains(".safetensors file: expected fp8 (int8 is a folder"));
+    assert!(error(Quantize::Q4_0, "a.safetensors").contains("no .gguf: expected fp8, or int8 for a folder"));
+}
+
+#[test]
+fn int8_is_a_folder_in_place_of_the_part_with_the_bytes_that_packing_at_load_gives() {
+    let folder = tempfile::tempdir().unwrap();
+    let written = |model: &Path, to: &str| {
+        let (model, path) = (Checkpoint::find(model).unwrap(), |part| folder.path().join(format!("{part}-{to}")));
+        quantize::transformer(&model, Quantize::Int8, path("transformer")).unwrap();
+        quantize::t5(&model, Quantize::Int8, path("t5")).unwrap();
+        [path("transformer"), path("t5")]
+    };
+    let parts = written(FOLDER.path(), "a");
+    // A fused tensor's rows are packed as those of the tensors that it is made of.
+    let single = folder.path().join("single");
+    random_model(&single, 7, Layout::SingleFiles).unwrap();
+    for (a, b) in parts.iter().zip(written(&single, "b")) {
+        assert_same_files(a, &b, 0);
+        assert_eq!(std::fs::read_dir(a).unwrap().count(), 2);
+    }
+    let wide = ["transformer", "text_encoder_2"].map(|part| FOLDER.path().join(part));
+    let kept = [&["x_embedder", "context_embedder", "time_text_embed", "norm_out"][..], &["wo"]];
+    for ((part, wide), kept) in parts.iter().zip(&wide).zip(kept) {
+        let (packed, wide) = (Weights::open(part).unwrap(), Weights::open(wide).unwrap());
+        assert_eq!(packed.names(), wide.names());
+        let mut narrow = 0;
+        for name in wide.names() {
+            let (got, value) = (packed.raw(&name).unwrap(), wide.raw(&name).unwrap());
+            let plain = name.split('.').any(|module| kept.contains(&module));
+            let table = name == "shared.weight" || name.contains("relative_attention_bias");
+            if value.dim() < 2 || plain || table {
+                let bf16 = value.dim() == 2 && !name.contains("relative_attention_bias");
+                assert_eq!(got.kind(), if bf16 { Kind::BFloat16 } else { Kind::Float }, "{name}");
+                assert_eq!(got, value.to_kind(got.kind()), "{name}");
+                continue;
+            }
+            let (codes, factors) = Quantize::Int8.pack(&value).unwrap();
+            let codes: Vec<f32> = codes.iter().map(|&code| f32::from(code as i8)).collect();
+            let expected = Tensor::from_slice(&codes).view_as(&value) * Tensor::from_slice(&factors).unsqueeze(1);
+            assert!(got.allclose(&expected, 1e-6, 0.0, false), "{name}");
+            narrow += 1;
+        }
+        assert!(narrow >= 10, "{narrow}");
+        let config: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(part.join("config.json")).unwrap()).unwrap();
+        assert_eq!(config["quantization_config"]["load_in_8bit"], true);
+        assert_eq!(config["quantization_config"]["llm_int8_skip_modules"], serde_json::json!(kept));
+    }
+    let [transformer, t5] = &parts;
+    let at_load = run(&builder().quantize(Quantize::Int8).quantize_t5(Quantize::Int8));
+    // The folders pack modulation and the last projection, too, and not `wo`.
+    let near = psnr(&run(&builder().transformer(transformer).t5(t5)), &at_load).unwrap();
+    assert!(near > 30.0, "{near}");
+    let again = quantize::t5(&Checkpoint::find(FOLDER.path()).unwrap(), Quantize::Int8, t5).unwrap_err();
+    assert!(std::error::Error::source(&again).unwrap().to_string().contains("not empty"), "{again}");
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! Activation functions, by the names that transformers' configurations use.
 
 use kontext_core::{Result, Tensor, ops};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// The non-linear function of a feed-forward part.
 ///
 /// Source: huggingface/transformers v4.57.6 `activations.py` `ACT2FN`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Activation {
     /// `max(x, 0)`.

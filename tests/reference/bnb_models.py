@@ -1,6 +1,7 @@
-"""Models quantised by bitsandbytes as diffusers and transformers save them.
+"""Models quantised by bitsandbytes as diffusers and transformers save and load them.
 
-diffusers asks for a GPU before it quantises, though bitsandbytes does it on the CPU too: that check alone is skipped.
+diffusers asks for a GPU before it quantises or loads, though bitsandbytes does it on the CPU too: that check alone is
+skipped.
 """
 
 import logging
@@ -74,6 +75,26 @@ def dequantised(state):
         elif name.endswith((".weight", ".bias")):
             out[name] = tensor.float()
     return out
+
+
+def _load(model_class, folder, dtype):
+    _allow_cpu()
+    given = {"device_map": {"": "cpu"}, "output_loading_info": True}
+    given["dtype" if model_class is transformers.T5EncoderModel else "torch_dtype"] = dtype
+    model, info = model_class.from_pretrained(folder, **given)
+    if any(info.values()):
+        raise ValueError(f"{folder}: {info}")
+    return dequantised(model.state_dict())
+
+
+def load_transformer(folder, dtype=torch.float32):
+    """`dequantised` of the transformer that diffusers makes of a folder, in which every tensor must have its place."""
+    return _load(diffusers.FluxTransformer2DModel, folder, dtype)
+
+
+def load_t5(folder, dtype=torch.float32):
+    """`dequantised` of the encoder that transformers makes of a folder, in which every tensor must have its place."""
+    return _load(transformers.T5EncoderModel, folder, dtype)
 
 
 def read(folder):

@@ -201,6 +201,13 @@ def bitsandbytes_folder(base, folder, settings, dtype=torch.float32):
     return values
 
 
+def quantize(model, part, to, out):
+    """Runs our own `quantize` example."""
+    given = {"model": model, "part": part, "to": to, "out": out}
+    flags = [text for key, value in given.items() for text in (f"--{key}", str(value))]
+    subprocess.run([str(BINARIES / "quantize"), *flags], check=True, capture_output=True)
+
+
 def our_files(base, folder, to):
     """The transformer and T5 as our own `quantize` example writes them, read by the other programs' readers."""
     link_others(base, "bfl", folder, ("transformer", "text_encoder_2"))
@@ -208,9 +215,7 @@ def our_files(base, folder, to):
     paths = {}
     for part, ours in (("transformer", "transformer"), ("text_encoder_2", "t5")):
         paths[part] = folder / f"{FILES[part]}-{to}.{ending}"
-        given = {"model": base.folder / "bfl", "part": ours, "to": to, "out": paths[part]}
-        flags = [text for key, value in given.items() for text in (f"--{key}", str(value))]
-        subprocess.run([str(BINARIES / "quantize"), *flags], check=True, capture_output=True)
+        quantize(base.folder / "bfl", ours, to, paths[part])
     if to == "fp8":
         states = {part: comfy_fp8.dequantised(safetensors.torch.load_file(path)) for part, path in paths.items()}
         values = {part: base.named(part, state) for part, state in states.items()}
@@ -219,6 +224,17 @@ def our_files(base, folder, to):
     return {
         "transformer": base.named("transformer", gguf_files.read(paths["transformer"])),
         "text_encoder_2": gguf_files.read_t5(paths["text_encoder_2"], base.states["text_encoder_2"]),
+    }
+
+
+def our_int8_folders(base, folder):
+    """The two as our own `quantize` example writes them in int8, loaded by diffusers and transformers."""
+    link_others(base, "diffusers", folder, ("transformer", "text_encoder_2"))
+    quantize(base.folder / "bfl", "transformer", "int8", folder / "transformer")
+    quantize(base.folder / "bfl", "t5", "int8", folder / "text_encoder_2")
+    return {
+        "transformer": bnb_models.load_transformer(folder / "transformer"),
+        "text_encoder_2": bnb_models.load_t5(folder / "text_encoder_2"),
     }
 
 
@@ -252,6 +268,7 @@ def _forms():
         **{f"gguf-{kind}": (gguf_folder, {"kind": kind}) for kind in gguf_files.TYPES},
         **{f"bnb-{settings}": (bitsandbytes_folder, {"settings": settings}) for settings in bnb_models.SETTINGS},
         **{f"ours-{to}": (our_files, {"to": to}) for to in ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "fp8")},
+        "ours-int8": (our_int8_folders, {}),
         "bnb-nf4-double-bf16": (bitsandbytes_folder, {"settings": "nf4-double", "dtype": torch.bfloat16}),
     }
 

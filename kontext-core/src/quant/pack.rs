@@ -171,7 +171,8 @@ impl Work for Rows<'_> {
         for ((values, data), factor) in rows.zip(self.factors) {
             let largest = pack_blocks::magnitude(values);
             *factor = largest / 127.0;
-            let steps = if largest == 0.0 { 0.0 } else { 127.0 / largest };
+            // torch takes the reciprocal where Python writes 127 / x: the last bit decides ties.
+            let steps = if largest == 0.0 { 0.0 } else { largest.recip() * 127.0 };
             for (out, value) in data.iter_mut().zip(values) {
                 *out = (value * steps).round_ties_even() as i32 as u8;
             }

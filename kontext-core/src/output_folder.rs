@@ -1,0 +1,94 @@
+//! Writing folders that appear whole or not at all.
+
+use std::io;
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use crate::{Error, Result};
+
+/// A folder under another name beside `path`, which [`OutputFolder::publish`] gives its own name.
+/// Dropped before that, it leaves nothing.
+#[derive(Debug)]
+pub struct OutputFolder<'a> {
+    path: &'a Path,
+    folder: TempDir,
+}
+
+impl<'a> OutputFolder<'a> {
+    /// Makes the folder. It gets the permissions that the user gives to new folders.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the folder above is not there or cannot be written, a file has this name, or a folder with
+    /// files in it: those are never replaced.
+    pub fn create(path: &'a Path) -> Result<Self> {
+        let above = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if !above.exists() {
+            return Err(Error::io(above)(io::ErrorKind::NotFound.into()));
+        }
+        if path.exists() && path.read_dir().map_err(Error::io(path))?.next().is_some() {
+            let source = io::Error::new(io::ErrorKind::DirectoryNotEmpty, "the folder is not empty; name a new one");
+            return Err(Error::Io { path: path.to_owned(), source });
+        }
+        let mut builder = tempfile::Builder::new();
+        // A temporary folder would be private to its owner.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+        Ok(Self { path, folder: builder.tempdir_in(above).map_err(Error::io(path))? })
+    }
+
+    /// Where to write files.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Gives the folder its name.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the operating system refuses, or something has taken the name.
+    pub fn publish(self) -> Result<()> {
+        if self.path.exists() {
+            // Takes away empty folders only.
+            std::fs::remove_dir(self.path).map_err(Error::io(self.path))?;
+        }
+        std::fs::rename(self.folder.path(), self.path).map_err(Error::io(self.path))?;
+        let _renamed = self.folder.keep();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_folder_appears_when_it_is_published_and_never_replaces_files() {
+        let all = tempfile::tempdir().unwrap();
+        let path = all.path().join("part");
+        let count = || fs::read_dir(all.path()).unwrap().count();
+        let write = |text: &str| {
+            let folder = OutputFolder::create(&path)?;
+            fs::write(folder.path().join("a"), text).unwrap();
+            Ok::<_, Error>(folder)
+        };
+        drop(write("dropped").unwrap());
+        assert_eq!(count(), 0);
+        fs::create_dir(&path).unwrap(); // An empty one gives way.
+        write("kept").unwrap().publish().unwrap();
+        let refused = write("lost").unwrap_err();
+        assert!(std::error::Error::source(&refused).unwrap().to_string().contains("not empty"), "{refused}");
+        assert_eq!((fs::read_to_string(path.join("a")).unwrap().as_str(), count()), ("kept", 1));
+    }
+
+    #[test]
+    fn a_file_or_nothing_to_stand_in_is_told() {
+        let all = tempfile::tempdir().unwrap();
+        let file = all.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(OutputFolder::create(&file).is_err());
+        assert!(OutputFolder::create(&all.path().join("absent").join("part")).is_err());
+    }
+}

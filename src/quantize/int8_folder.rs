@@ -1,0 +1,121 @@
+//! Int8 as diffusers and transformers save a model that bitsandbytes has quantised: a folder with a `config.json` that
+//! says so, and each quantised weight in bytes with the largest magnitude of each of its rows beside it, `SCB`.
+//!
+//! Sources: bitsandbytes 0.50 `nn/modules.py`, `Linear8bitLt`; huggingface/diffusers 0.38 `quantizers/bitsandbytes` and
+//! `quantization_config.py`, huggingface/transformers v4.57.6 `quantizers/quantizer_bnb_8bit.py` and
+//! `integrations/bitsandbytes.py`. The scalars `weight_format` that bitsandbytes writes for its older versions are left
+//! out: without them rows are taken as they are.
+
+use std::path::Path;
+
+use kontext_core::weights::{Quantize, StreamedTensor, save_streamed};
+use kontext_core::{Error, OutputFolder, Result, Tensor, Weights};
+use kontext_dit::{DitConfig, names};
+use kontext_text::T5Config;
+use serde_json::{Value, json};
+
+use super::{Planned, beside, floats, streamed, torch_text};
+use crate::renamed::pieces;
+use crate::save_part::{DIFFUSERS_FILE, TRANSFORMERS_FILE, dit_json, t5_json, write_json};
+
+/// Modules of the transformer that stay plain: the way in, and the last modulation. The last projection would belong to
+/// them, but its name, `proj_out`, is also that of a layer in each single block, and diffusers would spare those too.
+const DIT_PLAIN: [&str; 4] = ["x_embedder", "context_embedder", "time_text_embed", "norm_out"];
+/// Those of T5, which transformers spares whatever a configuration says.
+const T5_PLAIN: [&str; 1] = ["wo"];
+/// diffusers fixes the ratio of an MLP's width to the model's.
+const MLP_RATIO: i64 = 4;
+
+/// Writes the transformer; `shapes` are those of its tensors by BFL's names.
+pub(super) fn transformer(
+    weights: &Weights,
+    config: &DitConfig,
+    shapes: impl IntoIterator<Item = (String, Vec<i64>)>,
+    out: &Path,
+) -> Result<()> {
+    let (width, mlp) = (config.width(), config.mlp_width);
+    if mlp != MLP_RATIO * width {
+        let expected = format!("{}, as diffusers has it at the width {width}", MLP_RATIO * width);
+        return Err(Error::invalid("width of the MLPs for a folder of diffusers", expected, mlp));
+    }
+    let plan = |(name, whole): (String, Vec<i64>)| {
+        let pieces = pieces(&name, &whole, names::diffusers, width);
+        pieces.into_iter().map(move |piece| Planned { name: name.clone(), whole: whole.clone(), piece, to: INT8 })
+    };
+    let planned = shapes.into_iter().flat_map(plan);
+    write(weights, planned, &DIT_PLAIN, dit_json(config), DIFFUSERS_FILE, out)
+}
+
+/// Writes T5's encoder.
+pub(super) fn t5(
+    weights: &Weights,
+    config: &T5Config,
+    planned: impl Iterator<Item = Planned>,
+    out: &Path,
+) -> Result<()> {
+    let mut json = t5_json(config);
+    // What transformers loads the rest in, if it is not told.
+    insert(&mut json, "dtype", "bfloat16".into());
+    write(weights, planned, &T5_PLAIN, json, TRANSFORMERS_FILE, out)
+}
+
+const INT8: Option<Quantize> = Some(Quantize::Int8);
+
+fn write(
+    weights: &Weights,
+    planned: impl Iterator<Item = Planned>,
+    plain: &[&str],
+    mut config: Value,
+    file: &str,
+    out: &Path,
+) -> Result<()> {
+    let folder = OutputFolder::create(out)?;
+    let spared = |tensor: &Planned| tensor.piece.name.split('.').any(|module| plain.contains(&module));
+    let planned = planned.map(|tensor| if spared(&tensor) { Planned { to: None, ..tensor } } else { tensor });
+    let tensors = with_maxima(weights, &planned.collect::<Vec<_>>())?;
+    save_streamed(folder.path().join(file), torch_text(), tensors)?;
+    insert(&mut config, "quantization_config", quantization(plain));
+    write_json(&folder.path().join("config.json"), &config)?;
+    folder.publish()
+}
+
+/// All tensors, and the maxima of those that are quantised. They are made here, tensor by tensor, since they stand in
+/// the file before the weights; the pieces of a tensor follow each other, so that it is read once for theirs.
+fn with_maxima<'a>(weights: &'a Weights, planned: &[Planned]) -> Result<Vec<StreamedTensor<'a>>> {
+    let mut tensors = Vec::new();
+    for pieces in planned.chunk_by(|a, b| a.name == b.name) {
+        let packed = pieces.iter().filter(|piece| piece.quantize().is_some());
+        let whole = packed.clone().next().map(|piece| piece.read_whole(weights)).transpose()?;
+        for (piece, whole) in packed.zip(whole.iter().cycle()) {
+            tensors.push(maxima(piece, &piece.piece.of(whole)?)?);
+        }
+        tensors.extend(pieces.iter().map(|piece| streamed(weights, piece.clone())));
+    }
+    Ok(tensors)
+}
+
+/// The largest magnitude of each row, which is stored as 127.
+fn maxima<'a>(tensor: &Planned, value: &Tensor) -> Result<StreamedTensor<'a>> {
+    let maxima = value.f_abs()?.f_amax([1_i64].as_slice(), false)?;
+    let wrong = |_| Error::Shape { tensor: "row maxima", expected: "[out]", got: maxima.size() };
+    let maxima = Vec::<f32>::try_from(&maxima).map_err(wrong)?;
+    Ok(floats(beside(tensor, "SCB"), &[maxima.len()], &maxima))
+}
+
+/// What `BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=plain)` saves.
+fn quantization(plain: &[&str]) -> Value {
+    json!({
+        "quant_method": "bitsandbytes", "load_in_8bit": true, "load_in_4bit": false,
+        "_load_in_8bit": true, "_load_in_4bit": false,
+        "llm_int8_threshold": 6.0, "llm_int8_skip_modules": plain,
+        "llm_int8_enable_fp32_cpu_offload": false, "llm_int8_has_fp16_weight": false,
+        "bnb_4bit_compute_dtype": "float32", "bnb_4bit_quant_storage": "uint8",
+        "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": false,
+    })
+}
+
+fn insert(config: &mut Value, key: &str, value: Value) {
+    if let Some(fields) = config.as_object_mut() {
+        fields.insert(key.to_owned(), value);
+    }
+}

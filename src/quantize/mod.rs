@@ -1,0 +1,236 @@
+//! Writing the transformer or T5 packed, in forms that other programs read.
+//!
+//! GGUF files are those of ComfyUI-GGUF and stable-diffusion.cpp: the transformer by BFL's names, T5 by llama.cpp's.
+//! Safetensors files hold ComfyUI's scaled fp8. Int8 is a folder, as diffusers and transformers save what bitsandbytes
+//! has quantised. The weights come from any form that is read, one tensor at a time.
+
+mod int8_folder;
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::Path;
+
+use kontext_core::quant::{Format, pack};
+use kontext_core::weights::{Quantize, StreamedTensor, Value, save_streamed, write_gguf};
+use kontext_core::{Error, Kind, Result, Tensor, Weights};
+use kontext_dit::Dit;
+use kontext_text::{T5Encoder, t5_gguf_name};
+
+use crate::Checkpoint;
+use crate::renamed::Piece;
+
+/// What GGUF files say of the version of their quantisation.
+const QUANTIZATION_VERSION: u32 = 2;
+
+/// Writes the transformer of a model: matrices of its blocks packed, those of the way in and out in bf16, vectors in
+/// f32.
+///
+/// A file ending in `.gguf` takes the Q formats, one in `.safetensors` [`Quantize::Fp8`]. [`Quantize::Int8`] is a
+/// folder, whose path ends in neither: `config.json` and `diffusion_pytorch_model.safetensors` as diffusers saves a model
+/// of `BitsAndBytesConfig(load_in_8bit=True)`. It takes the place of a model's folder `transformer`, here and there. Its
+/// last projection is in int8, too: diffusers cannot name it apart from those of the blocks.
+///
+/// # Errors
+/// Those of opening the model; [`Error::InvalidArgument`] for a format that the file or the folder cannot hold, or a
+/// model of sizes that diffusers does not know; [`Error::Io`], also for a folder that is there and not empty.
+///
+/// # Example
+/// ```
+/// use kontext::{Checkpoint, Layout, Quantize, quantize};
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let folder = folder.path();
+/// kontext::random_model(folder, 7, Layout::Diffusers)?;
+/// let file = folder.join("flux1-kontext-Q8_0.gguf");
+/// quantize::transformer(&Checkpoint::find(folder)?, Quantize::Q8_0, &file)?;
+/// let pipe = kontext::Pipeline::builder().transformer(file).load(folder)?;
+///
+/// let part = folder.join("transformer-int8");
+/// quantize::transformer(&Checkpoint::find(folder)?, Quantize::Int8, &part)?;
+/// let pipe = kontext::Pipeline::builder().transformer(part).load(folder)?;
+/// # Ok::<(), kontext::Error>(())
+/// ```
+pub fn transformer(model: &Checkpoint, to: Quantize, out: impl AsRef<Path>) -> Result<()> {
+    let target = Target::of(out.as_ref(), to)?;
+    let (weights, config) = model.open_transformer()?;
+    let blank = Weights::blank();
+    Dit::new(&blank, &config, |_| ())?;
+    if target == Target::Folder {
+        return int8_folder::transformer(&weights, &config, blank.shapes(), out.as_ref());
+    }
+    let plan = |(name, whole): (String, Vec<i64>)| {
+        let inner = name.starts_with("double_blocks.") || name.starts_with("single_blocks.");
+        Planned { to: inner.then_some(to), piece: Piece::whole(name.clone()), name, whole }
+    };
+    write(&weights, blank.shapes().into_iter().map(plan), target, "flux", out.as_ref())
+}
+
+/// Writes T5's encoder: all matrices packed, its table and its position bias in bf16 and f32, vectors in f32. See
+/// [`transformer`] for the files.
+///
+/// The folder of [`Quantize::Int8`] holds `config.json` and `model.safetensors`, as transformers saves them, and takes
+/// the place of `text_encoder_2`. Its matrices `wo` are in bf16: transformers never quantises them.
+///
+/// # Errors
+/// Those of [`transformer`].
+pub fn t5(model: &Checkpoint, to: Quantize, out: impl AsRef<Path>) -> Result<()> {
+    let target = Target::of(out.as_ref(), to)?;
+    let weights = T5Encoder::weights(&model.t5)?;
+    let config = T5Encoder::config_of(&weights, &model.t5)?;
+    let blank = Weights::blank();
+    T5Encoder::new(&blank, &config, Kind::Float)?;
+    let table = if weights.contains("shared.weight") { "shared.weight" } else { "encoder.embed_tokens.weight" };
+    let plan = |(name, whole): (String, Vec<i64>)| {
+        let saved = if target == Target::Gguf { t5_gguf_name(&name) } else { name.clone() };
+        let inner = name.starts_with("encoder.block.") && !name.contains("relative_attention_bias");
+        let name = if name == "shared.weight" { table.to_owned() } else { name };
+        Planned { to: inner.then_some(to), piece: Piece::whole(saved), name, whole }
+    };
+    let planned = blank.shapes().into_iter().map(plan);
+    if target == Target::Folder {
+        return int8_folder::t5(&weights, &config, planned, out.as_ref());
+    }
+    write(&weights, planned, target, "t5encoder", out.as_ref())
+}
+
+/// What is written, told by the path and the format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    Gguf,
+    ScaledFp8,
+    Folder,
+}
+
+impl Target {
+    fn of(out: &Path, to: Quantize) -> Result<Self> {
+        const GGUF: &str = "q8_0, q5_1, q5_0, q4_1 or q4_0";
+        const INT8: &str = "int8 is a folder: a path that ends in neither .gguf nor .safetensors";
+        let ends = |ending: &str| out.extension().is_some_and(|extension| extension == ending);
+        match (ends("gguf"), ends("safetensors"), to) {
+            (true, _, Quantize::Fp8 | Quantize::Int8) => {
+                let expected = format!("{GGUF} (fp8 is a .safetensors file, {INT8})");
+                Err(Error::invalid("format of a .gguf file", expected, to))
+            }
+            (true, _, _) => Ok(Self::Gguf),
+            (false, _, Quantize::Fp8) => Ok(Self::ScaledFp8),
+            (false, false, Quantize::Int8) => Ok(Self::Folder),
+            (false, true, Quantize::Int8) => {
+                Err(Error::invalid("format of a .safetensors file", format!("fp8 ({INT8})"), to))
+            }
+            (false, _, _) => {
+                let expected = format!("fp8, or int8 for a folder ({GGUF} are .gguf files)");
+                Err(Error::invalid("format of a path that is no .gguf", expected, to))
+            }
+        }
+    }
+}
+
+/// A tensor and how it is to be saved.
+#[derive(Debug, Clone)]
+struct Planned {
+    /// Its name here, and its shape as a whole.
+    name: String,
+    whole: Vec<i64>,
+    /// What the file holds of it.
+    piece: Piece,
+    to: Option<Quantize>,
+}
+
+impl Planned {
+    fn shape(&self) -> Vec<i64> {
+        self.piece.shape(&self.whole)
+    }
+
+    fn matrix(&self) -> bool {
+        matches!(self.whole.as_slice(), [_, columns] if *columns > 1)
+    }
+
+    /// Packed where it may be, else bf16 for matrices and f32 for vectors.
+    fn quantize(&self) -> Option<Quantize> {
+        self.to.filter(|to| self.matrix() && to.fits(self.whole.last().copied().unwrap_or_default()))
+    }
+
+    fn sides(&self) -> Vec<usize> {
+        self.shape().iter().map(|side| side.unsigned_abs() as usize).collect()
+    }
+
+    fn plain(&self) -> Format {
+        if self.matrix() && !self.name.contains("relative_attention_bias") { Format::Bf16 } else { Format::F32 }
+    }
+
+    fn read_whole(&self, weights: &Weights) -> Result<Tensor> {
+        weights.clone().kind(Kind::Float).tensor(&self.name, &self.whole)
+    }
+
+    fn read(&self, weights: &Weights) -> Result<Tensor> {
+        self.piece.of(&self.read_whole(weights)?)
+    }
+}
+
+fn write(
+    weights: &Weights,
+    planned: impl Iterator<Item = Planned>,
+    target: Target,
+    architecture: &str,
+    out: &Path,
+) -> Result<()> {
+    if target == Target::Gguf {
+        let metadata = [
+            ("general.architecture", Value::Text(architecture.to_owned())),
+            ("general.quantization_version", Value::U32(QUANTIZATION_VERSION)),
+        ];
+        return write_gguf(out, &metadata, planned.map(|tensor| streamed(weights, tensor)));
+    }
+    let mut tensors = vec![marker()];
+    for tensor in planned {
+        match tensor.quantize() {
+            Some(_) => tensors.extend(scaled(weights, tensor)?),
+            None => tensors.push(streamed(weights, tensor)),
+        }
+    }
+    save_streamed(out, torch_text(), tensors)
+}
+
+/// What torch's programs want to find in the header of a safetensors file.
+fn torch_text() -> HashMap<String, String> {
+    HashMap::from([("format".to_owned(), "pt".to_owned())])
+}
+
+fn streamed(weights: &Weights, tensor: Planned) -> StreamedTensor<'_> {
+    let format = tensor.quantize().map_or(tensor.plain(), Quantize::format);
+    let (saved, sides) = (tensor.piece.name.clone(), tensor.sides());
+    StreamedTensor::new(saved, format, &sides, move || {
+        let value = tensor.read(weights)?;
+        if let Some(to) = tensor.quantize() {
+            return Ok(Cow::Owned(to.pack(&value)?.0));
+        }
+        let wrong = |_| Error::Shape { tensor: "weight", expected: "[..]", got: value.size() };
+        let values = Vec::<f32>::try_from(&value.f_reshape([-1])?).map_err(wrong)?;
+        Ok(Cow::Owned(pack(format, &values, values.len().max(1))?.into_parts().0))
+    })
+}
+
+/// The mark of ComfyUI's scaled fp8 files.
+fn marker<'a>() -> StreamedTensor<'a> {
+    StreamedTensor::new("scaled_fp8", Format::F8E4M3, &[0], || Ok(Cow::Borrowed(&[])))
+}
+
+/// A weight in fp8 and its factor.
+///
+/// The factor is asked for after the weight (wide tensors come first in the file), so both are made anew.
+fn scaled(weights: &Weights, tensor: Planned) -> Result<[StreamedTensor<'_>; 2]> {
+    let (_, factors) = Quantize::Fp8.pack(&tensor.read(weights)?)?;
+    let factor = floats(beside(&tensor, "scale_weight"), &[], &factors);
+    Ok([streamed(weights, tensor), factor])
+}
+
+/// The name of what stands beside a weight.
+fn beside(weight: &Planned, what: &str) -> String {
+    let saved = &weight.piece.name;
+    format!("{}.{what}", saved.strip_suffix(".weight").unwrap_or(saved))
+}
+
+/// Values that are there, in f32.
+fn floats<'a>(name: String, shape: &[usize], values: &[f32]) -> StreamedTensor<'a> {
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    StreamedTensor::new(name, Format::F32, shape, move || Ok(Cow::Owned(bytes)))
+}
