@@ -209,6 +209,13 @@ mod tests {
         assert!(packed.factors().unwrap().iter().zip(maxima).all(|(factor, max)| *factor == max / 127.0));
     }
 
+    #[test]
+    fn int8_breaks_a_tie_as_bitsandbytes_does() {
+        // -66.5 by the reciprocal, -66.50001 by 127 over the maximum.
+        let packed = pack(Format::Int8, &[0.211_713_25, -0.110_857_74], 2).unwrap();
+        assert_eq!(packed.data().iter().map(|&code| code as i8).collect::<Vec<_>>(), [127, -66]);
+    }
+
     /// The largest error of an element that lies within a block whose largest magnitude is 1, less some rounding.
     fn bound(format: Format) -> f32 {
         match format {
