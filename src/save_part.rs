@@ -116,7 +116,7 @@ fn clip_json(c: &ClipConfig) -> Value {
 
 /// T5's `config.json`.
 pub(crate) fn t5_json(c: &T5Config) -> Value {
-    // The two fields of what is in it win over this name of both, which cannot say all that they can.
+    // `dense_act_fn` and `is_gated_act` win over this field, which has no name for some pairs of them.
     let named = if c.gated { "gated-gelu" } else { "relu" };
     json!({
         "architectures": ["T5EncoderModel"], "model_type": "t5", "vocab_size": c.vocab_size, "d_model": c.d_model,

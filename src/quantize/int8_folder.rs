@@ -39,8 +39,8 @@ pub(super) fn transformer(
         return Err(Error::invalid("width of the MLPs for a folder of diffusers", expected, mlp));
     }
     let plan = |(name, whole): (String, Vec<i64>)| {
-        let pieces = pieces(&name, &whole, names::diffusers, width);
-        pieces.into_iter().map(move |piece| Planned { name: name.clone(), whole: whole.clone(), piece, to: INT8 })
+        let (pieces, to) = (pieces(&name, &whole, names::diffusers, width), Some(Quantize::Int8));
+        pieces.into_iter().map(move |piece| Planned { name: name.clone(), whole: whole.clone(), piece, to })
     };
     let planned = shapes.into_iter().flat_map(plan);
     write(weights, planned, &DIT_PLAIN, dit_json(config), DIFFUSERS_FILE, out)
@@ -58,8 +58,6 @@ pub(super) fn t5(
     insert(&mut json, "dtype", "bfloat16".into());
     write(weights, planned, &T5_PLAIN, json, TRANSFORMERS_FILE, out)
 }
-
-const INT8: Option<Quantize> = Some(Quantize::Int8);
 
 fn write(
     weights: &Weights,
@@ -84,10 +82,12 @@ fn write(
 fn with_maxima<'a>(weights: &'a Weights, planned: &[Planned]) -> Result<Vec<StreamedTensor<'a>>> {
     let mut tensors = Vec::new();
     for pieces in planned.chunk_by(|a, b| a.name == b.name) {
-        let packed = pieces.iter().filter(|piece| piece.quantize().is_some());
-        let whole = packed.clone().next().map(|piece| piece.read_whole(weights)).transpose()?;
-        for (piece, whole) in packed.zip(whole.iter().cycle()) {
-            tensors.push(maxima(piece, &piece.piece.of(whole)?)?);
+        let packed: Vec<&Planned> = pieces.iter().filter(|piece| piece.quantize().is_some()).collect();
+        if let Some(first) = packed.first() {
+            let whole = first.read_whole(weights)?;
+            for tensor in packed {
+                tensors.push(maxima(tensor, &tensor.piece.of(&whole)?)?);
+            }
         }
         tensors.extend(pieces.iter().map(|piece| streamed(weights, piece.clone())));
     }
