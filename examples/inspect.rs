@@ -11,7 +11,7 @@ use clap::Parser;
 use common::say;
 use kontext::crates::{kontext_core::weights::Account, kontext_text};
 use kontext::image::RgbImage;
-use kontext::{Autoencoder, Checkpoint, Dit, Kind, Lora, Pipeline, Request, Result, Weights, available_memory};
+use kontext::{Autoencoder, Checkpoint, Dit, Kind, Lora, Pipeline, Request, Result, Weights, free_memory};
 use kontext_text::{ClipEncoder, T5Encoder, Tokenizer};
 
 /// Tell what a model's folder holds: parts, dtypes, parameters, missing and unused tensors; or a LoRA's file.
@@ -58,7 +58,7 @@ fn main() -> ExitCode {
             for memory in Pipeline::builder().memory(&folder, &square)? {
                 say(format_args!("\n{memory}"))?;
             }
-            say(format_args!("\n{} MB of memory are free", available_memory() / 1_000_000))?;
+            say(format_args!("\n{} MB of memory are free", free_memory(kontext::Device::Cpu)? / 1_000_000))?;
         }
         if faults > 0 {
             bail!("{} has {faults} fault(s), listed above", folder.display());

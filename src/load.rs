@@ -12,7 +12,7 @@ use kontext_vae::Autoencoder;
 
 use crate::checkpoint::Checkpoint;
 use crate::lora::LoraSet;
-use crate::memory::{Footprint, MemoryPlan, available_memory};
+use crate::memory::{Footprint, MemoryPlan};
 use crate::pipeline::{PartSlots, Pipeline, Precision, fit};
 use crate::placement::{Placement, Slot};
 use crate::plan::ModelFacts;
@@ -100,7 +100,7 @@ impl Builder {
                 let square = square.copied().unwrap_or(Size::new(1024, 1024));
                 let picture = RgbImage::new(square.width, square.height);
                 let plan = Plan::new(&Request::edit(&picture, ""), facts)?;
-                Ok(footprint.placement(&plan, available_memory()))
+                Ok(footprint.placement(&plan, memory::free(device)?))
             }
             (Placement::Auto, _) => Ok(Placement::Resident),
             (asked, _) => Ok(asked),

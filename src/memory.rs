@@ -6,7 +6,6 @@ use kontext_core::weights::Quantize;
 use kontext_core::{Error, Result, Weights};
 use kontext_dit::{DitConfig, names};
 use kontext_text::{ClipEncoder, T5Config, T5Encoder};
-use sysinfo::System;
 
 use crate::{Checkpoint, Placement, Plan};
 
@@ -78,15 +77,6 @@ impl MemoryPlan {
     pub fn fits(&self, available: u64) -> bool {
         self.peak().1 <= available - available / SPARE
     }
-}
-
-/// Bytes of memory that this machine can give to a program: free ones, and caches that it would give up.
-#[must_use]
-pub fn available_memory() -> u64 {
-    let mut system = System::new();
-    system.refresh_memory();
-    let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
-    system.available_memory().min(limit)
 }
 
 impl fmt::Display for MemoryPlan {

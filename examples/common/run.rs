@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use kontext::crates::kontext_core;
-use kontext::{Builder, Cancel, Event, MemoryPlan, ModelSizes, Output, Pipeline, Plan, Request, available_memory};
+use kontext::{Builder, Cancel, Event, MemoryPlan, ModelSizes, Output, Pipeline, Plan, Request, free_memory};
 
 use super::args::RunArgs;
 use super::dump::Dump;
@@ -31,7 +31,7 @@ pub fn run(args: &RunArgs, request: &Request, out: &Path) -> anyhow::Result<Opti
             for memory in builder.memory(&folder, request)? {
                 say(format_args!("memory:      {memory}"))?;
             }
-            say(format_args!("free:        {} MB", available_memory() / MEGABYTE))?;
+            say(format_args!("free:        {} MB", free_memory(kontext::Device::Cpu)? / MEGABYTE))?;
             return Ok(None);
         }
         check_outputs(args, &plan, out)?;

@@ -2,6 +2,7 @@
 
 pub mod array;
 pub mod check;
+mod cuda;
 pub mod device;
 mod error;
 mod json;

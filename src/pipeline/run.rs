@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use image::RgbImage;
-use kontext_core::{Conditioning, Device, Error, Result, Tensor, Tokens, Weights, array, noise};
+use kontext_core::{Conditioning, Device, Error, Result, Tensor, Tokens, Weights, array, memory, noise};
 use kontext_dit::{Run, RunInput};
 use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_sampler::{CfgMode, add_noise, guidance, integrate, pack, unpack};
@@ -12,7 +12,6 @@ use kontext_vae::Autoencoder;
 use super::kept::{EncodedPicture, Kept};
 use super::{Pipeline, Precision};
 use crate::encode::{Codec, reference_pictures};
-use crate::memory::available_memory;
 use crate::placement::Lease;
 use crate::{Event, Output, Plan, Request};
 
@@ -53,7 +52,7 @@ impl Pipeline {
         // 1. The plan: all sizes, before any work.
         let plan = self.plan(request)?;
         if let (Some(files), Device::Cpu) = (&self.files, self.device) {
-            files.footprint.check(&plan, files.placement, available_memory())?;
+            files.footprint.check(&plan, files.placement, memory::free(self.device)?)?;
         }
         let seed = request.seed.unwrap_or_else(rand::random);
         tell(observe, &plan, Event::Planned { plan: &plan, seed })?;
