@@ -55,10 +55,13 @@ fn main() -> ExitCode {
         }
         if args.plan {
             let square = Request::edit(&RgbImage::new(1024, 1024), "");
-            for memory in Pipeline::builder().memory(&folder, &square)? {
+            let memory = Pipeline::builder().memory(&folder, &square)?;
+            for memory in &memory {
                 say(format_args!("\n{memory}"))?;
             }
-            say(format_args!("\n{} MB of memory are free", free_memory(kontext::Device::Cpu)? / 1_000_000))?;
+            if let Some(first) = memory.first() {
+                say(format_args!("\n{} MB of its memory are free", free_memory(first.device)? / 1_000_000))?;
+            }
         }
         if faults > 0 {
             bail!("{} has {faults} fault(s), listed above", folder.display());

@@ -12,7 +12,7 @@ use kontext_vae::Autoencoder;
 
 use crate::checkpoint::Checkpoint;
 use crate::lora::LoraSet;
-use crate::memory::{Footprint, MemoryPlan};
+use crate::memory::{Footprint, Machine, MemoryPlan};
 use crate::pipeline::{PartSlots, Pipeline, Precision, fit};
 use crate::placement::{Placement, Slot};
 use crate::plan::ModelFacts;
@@ -44,9 +44,32 @@ impl Builder {
     ///
     /// # Errors
     /// Those of [`Builder::load`].
-    pub fn load_with(&self, folder: impl AsRef<Path>, mut progress: impl FnMut(Loading)) -> Result<Pipeline> {
+    pub fn load_with(&self, folder: impl AsRef<Path>, progress: impl FnMut(Loading)) -> Result<Pipeline> {
         let model = self.open(folder.as_ref())?;
         let Opened { checkpoint, config, defaults, .. } = &model;
+        let (_, device) = self.precision()?;
+        let facts = ModelFacts::new(config, checkpoint.shift(config)?, self.text_tokens(defaults)?, defaults.clone());
+        let footprint = self.footprint(&model)?;
+        let placement = self.chosen(&footprint, &facts, device)?;
+        self.load_placed(model, facts, &footprint, placement, progress).map_err(|error| {
+            if !error.is_out_of_memory() {
+                return error;
+            }
+            memory::give_back_on(device);
+            let Ok(free) = memory::free(device) else { return error };
+            footprint.shortage_at_load(error, placement, free)
+        })
+    }
+
+    fn load_placed(
+        &self,
+        model: Opened,
+        facts: ModelFacts,
+        footprint: &Footprint,
+        placement: Placement,
+        mut progress: impl FnMut(Loading),
+    ) -> Result<Pipeline> {
+        let Opened { checkpoint, config, .. } = &model;
         let (precision, device) = self.precision()?;
         let loras = LoraSet::open(self.loras.iter().cloned())?;
         let adapters = loras.transformer(config)?;
@@ -54,9 +77,6 @@ impl Builder {
         let weights = model.weights.clone();
         let weights = if fused { weights.fused(adapters) } else { weights };
         let weights = weights.at_most(precision.dtype).device(device);
-        let facts = ModelFacts::new(config, checkpoint.shift(config)?, self.text_tokens(defaults)?, defaults.clone());
-        let footprint = self.footprint(&model)?;
-        let placement = self.chosen(&footprint, &facts, device)?;
         let (staged, left) = (placement == Placement::Staged, placement.left_in_file(device));
         // The four other parts are a piece each.
         let total = 4 + (config.double_blocks + config.single_blocks) as usize;
@@ -86,32 +106,29 @@ impl Builder {
         }
         let parts = PartSlots { text, dit, vae, config: config.clone() };
         let pipeline = Pipeline::new(parts, facts, precision, device, self.tiling);
-        let mut pipeline = pipeline.with_files(model.checkpoint, footprint, placement);
+        let mut pipeline = pipeline.with_files(model.checkpoint, footprint.clone(), placement);
         pipeline.put_loras(loras, fused)?;
         Ok(pipeline)
     }
 
     /// The placement that was asked for, or the one that fits an edit of a square picture.
     fn chosen(&self, footprint: &Footprint, facts: &ModelFacts, device: Device) -> Result<Placement> {
-        // What a CUDA device has free is not known here.
-        match (self.placement, device) {
-            (Placement::Auto, Device::Cpu) => {
-                let square = facts.sizes.iter().min_by_key(|size| size.width.abs_diff(size.height));
-                let square = square.copied().unwrap_or(Size::new(1024, 1024));
-                let picture = RgbImage::new(square.width, square.height);
-                let plan = Plan::new(&Request::edit(&picture, ""), facts)?;
-                Ok(footprint.placement(&plan, memory::free(device)?))
-            }
-            (Placement::Auto, _) => Ok(Placement::Resident),
-            (asked, _) => Ok(asked),
+        if self.placement != Placement::Auto {
+            return Ok(self.placement);
         }
+        // A machine may keep to itself what its device has free.
+        let Ok(free) = memory::free(device) else { return Ok(Placement::Resident) };
+        let square = facts.sizes.iter().min_by_key(|size| size.width.abs_diff(size.height));
+        let square = square.copied().unwrap_or(Size::new(1024, 1024));
+        let plan = Plan::new(&Request::edit(&RgbImage::new(square.width, square.height), ""), facts)?;
+        Ok(footprint.placement(&plan, free))
     }
 
-    /// How much memory a run of this request would take on a CPU with each placement (or the one that was asked
+    /// How much memory of its device a run of this request would take with each placement (or the one that was asked
     /// for), from headers alone.
     ///
     /// # Errors
-    /// Those of [`Builder::plan`].
+    /// Those of [`Builder::plan`], and [`Error::Device`] where the device is not there.
     pub fn memory(&self, folder: impl AsRef<Path>, request: &Request) -> Result<Vec<MemoryPlan>> {
         let model = self.open(folder.as_ref())?;
         let footprint = self.footprint(&model)?;
@@ -123,7 +140,9 @@ impl Builder {
     }
 
     fn footprint(&self, model: &Opened) -> Result<Footprint> {
-        Footprint::of(&model.checkpoint, &model.weights, &model.config, self.quantize, self.quantize_t5)
+        let (Precision { dtype, compute }, device) = self.precision()?;
+        let machine = Machine { device, dtype, compute };
+        Footprint::of(&model.checkpoint, &model.weights, &model.config, machine, self.quantize, self.quantize_t5)
     }
 
     /// Finds the parts and reads their headers, so that a wrong file is told before anything large is read.

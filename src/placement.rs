@@ -12,8 +12,9 @@ use crate::frozen::Frozen;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Placement {
-    /// The first of the others, in their order, whose peak fits the memory that is free when the model is loaded
-    /// (a square edit of the model's size is planned for); the last where none does.
+    /// The first of the others, in their order, whose peak fits what the device has free when the model is loaded
+    /// (a square edit of the model's size is planned for); the last where none does. Resident where a device does not
+    /// tell what it has free.
     #[default]
     Auto,
     /// All parts are in memory, on the device: the fastest for many runs.

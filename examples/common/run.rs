@@ -28,10 +28,13 @@ pub fn run(args: &RunArgs, request: &Request, out: &Path) -> anyhow::Result<Opti
         let plan = builder.plan(&folder, request)?;
         if args.plan {
             say(plan)?;
-            for memory in builder.memory(&folder, request)? {
+            let memory = builder.memory(&folder, request)?;
+            for memory in &memory {
                 say(format_args!("memory:      {memory}"))?;
             }
-            say(format_args!("free:        {} MB", free_memory(kontext::Device::Cpu)? / MEGABYTE))?;
+            if let Some(first) = memory.first() {
+                say(format_args!("free:        {} MB", free_memory(first.device)? / MEGABYTE))?;
+            }
             return Ok(None);
         }
         check_outputs(args, &plan, out)?;
@@ -67,6 +70,9 @@ pub fn run(args: &RunArgs, request: &Request, out: &Path) -> anyhow::Result<Opti
 fn tell_memory(plan: &MemoryPlan, before: u64, watch: memory::Watch) -> anyhow::Result<()> {
     let Some((own, with_files)) = watch.stop() else { return Ok(()) };
     let planned = plan.peak().1 + before;
+    if plan.device != kontext::Device::Cpu {
+        return say(format_args!("{plan}\nmemory: {} MB of the host taken", own / MEGABYTE));
+    }
     let percent = 100.0 * (planned as f64 / own as f64 - 1.0);
     say(format_args!("{plan}"))?;
     say(format_args!(

@@ -122,7 +122,7 @@ impl Pipeline {
         self.files.as_ref().map_or(Placement::Resident, |files| files.placement)
     }
 
-    /// How much memory a run of this request takes on a CPU; `None` for a pipeline of one's own parts.
+    /// How much memory of its device a run of this request takes; `None` for a pipeline of one's own parts.
     ///
     /// # Errors
     /// Those of [`Pipeline::plan`].

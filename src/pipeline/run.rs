@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use image::RgbImage;
-use kontext_core::{Conditioning, Device, Error, Result, Tensor, Tokens, Weights, array, memory, noise};
+use kontext_core::{Conditioning, Error, Result, Tensor, Tokens, Weights, array, memory, noise};
 use kontext_dit::{Run, RunInput};
 use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_sampler::{CfgMode, add_noise, guidance, integrate, pack, unpack};
@@ -12,6 +12,7 @@ use kontext_vae::Autoencoder;
 use super::kept::{EncodedPicture, Kept};
 use super::{Pipeline, Precision};
 use crate::encode::{Codec, reference_pictures};
+use crate::memory::{DECODING, DENOISING, REFERENCES, TEXT};
 use crate::placement::Lease;
 use crate::{Event, Output, Plan, Request};
 
@@ -51,20 +52,23 @@ impl Pipeline {
     fn run_stages(&self, request: &Request, kept: &mut Kept, observe: Observer<'_>) -> Result<Finished> {
         // 1. The plan: all sizes, before any work.
         let plan = self.plan(request)?;
-        if let (Some(files), Device::Cpu) = (&self.files, self.device) {
-            files.footprint.check(&plan, files.placement, memory::free(self.device)?)?;
-        }
+        self.check_memory(&plan)?;
+        let short = |stage: &'static str| {
+            let plan = &plan;
+            move |error| self.name_shortage(error, plan, stage)
+        };
         let seed = request.seed.unwrap_or_else(rand::random);
         tell(observe, &plan, Event::Planned { plan: &plan, seed })?;
         // 2. Text.
-        let (positive, negative) = self.encode_texts(request, &plan, kept, observe)?;
+        let (positive, negative) = self.encode_texts(request, &plan, kept, observe).map_err(short(TEXT))?;
         // 3. References. The autoencoder is wanted for those alone that are not encoded yet.
         let mut vae = None;
-        let (context, first) = self.encode_references(&mut vae, request, &plan, kept, observe)?;
+        let encoded = self.encode_references(&mut vae, request, &plan, kept, observe);
+        let (context, first) = encoded.map_err(short(REFERENCES))?;
         // 4. Noise, over the picture where the run starts from one.
         let mut latents = self.starting_noise(request, &plan, seed)?;
         if request.strength < 1.0 {
-            let start = self.start_picture(&mut vae, request, &plan, first.as_ref())?;
+            let start = self.start_picture(&mut vae, request, &plan, first.as_ref()).map_err(short(REFERENCES))?;
             latents = add_noise(&pack(&start)?.f_to_kind(latents.kind())?, &latents, &plan.schedule)?;
         }
         tell(observe, &plan, Event::Noise { latents: &latents })?;
@@ -72,14 +76,17 @@ impl Pipeline {
             vae.end();
         }
         // 5. Sampling.
-        let latents = self.sample(request, &plan, &latents, &positive, negative.as_ref(), context.as_ref(), observe)?;
+        let latents = self
+            .sample(request, &plan, &latents, &positive, negative.as_ref(), context.as_ref(), observe)
+            .map_err(short(DENOISING))?;
         // 6. Pictures.
-        let vae = self.parts.vae.lease()?;
+        let vae = self.parts.vae.lease().map_err(short(DECODING))?;
         let codec = self.codec(&vae, &plan);
         let mut images = Vec::with_capacity(plan.batch);
         for item in 0..plan.batch {
             let tokens = latents.f_narrow(0, item as i64, 1)?;
-            images.push(codec.decode(&unpack(&tokens, plan.target)?, plan.output, plan.conformance)?);
+            let image = codec.decode(&unpack(&tokens, plan.target)?, plan.output, plan.conformance);
+            images.push(image.map_err(short(DECODING))?);
             tell(observe, &plan, Event::Decoded { done: item + 1, total: plan.batch })?;
         }
         vae.end();
@@ -267,6 +274,28 @@ impl Pipeline {
     fn codec<'a>(&self, vae: &'a Autoencoder, plan: &Plan) -> Codec<'a> {
         let kind = plan.conformance.vae_kind(self.precision.compute);
         Codec { vae, kind, device: self.device, tiling: self.tiling }
+    }
+
+    /// Refuses a run that takes more memory than its device has free, where that can be told.
+    fn check_memory(&self, plan: &Plan) -> Result<()> {
+        let Some(files) = &self.files else { return Ok(()) };
+        let check = || match memory::free(self.device) {
+            Ok(free) => files.footprint.check(plan, files.placement, free),
+            Err(_) => Ok(()),
+        };
+        check().or_else(|_| {
+            // What earlier runs have freed may still be kept for later ones.
+            memory::give_back_on(self.device);
+            check()
+        })
+    }
+
+    /// Puts libtorch's shortage of memory into words that say what to do.
+    fn name_shortage(&self, error: Error, plan: &Plan, stage: &'static str) -> Error {
+        let Some(files) = self.files.as_ref().filter(|_| error.is_out_of_memory()) else { return error };
+        memory::give_back_on(self.device);
+        let Ok(free) = memory::free(self.device) else { return error };
+        files.footprint.shortage(error, plan, files.placement, stage, free)
     }
 
     /// Looks for the damaged tensor behind a result that is not finite.

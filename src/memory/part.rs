@@ -1,0 +1,75 @@
+//! Bytes of a part's weights, in memory and in its files.
+
+use kontext_core::weights::Quantize;
+use kontext_core::{Kind, Weights};
+
+/// Bytes of a part: matrices, which may be left in their file, and the rest.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Part {
+    /// Matrices as they are held.
+    pub(super) matrices: u64,
+    /// The same as they are in their files.
+    pub(super) stored: u64,
+    pub(super) rest: u64,
+    /// The largest matrix, which is on its way when it is left in its file.
+    pub(super) largest: Matrix,
+    /// The largest of those that are held in another form than they are multiplied in.
+    pub(super) largest_packed: Matrix,
+}
+
+/// Sizes of a matrix.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Matrix {
+    pub(super) elements: u64,
+    /// Bytes in its file.
+    pub(super) stored: u64,
+}
+
+impl Part {
+    /// The tensors that are wanted; plain ones are held at most as wide as their kind.
+    pub(super) fn of(
+        weights: &Weights,
+        to: Option<Quantize>,
+        kind: impl Fn(&str) -> Kind,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Self {
+        let mut part = Self::default();
+        for (name, (shape, stored)) in weights.stored_sizes().into_iter().filter(|(name, _)| wanted(name)) {
+            let elements = shape.iter().product::<i64>().unsigned_abs();
+            let wide = size_of(kind(&name)) * elements;
+            match shape.as_slice() {
+                [_, columns] => {
+                    let held = packed(to, *columns, elements, stored).min(wide);
+                    let matrix = Matrix { elements, stored };
+                    part.matrices += held;
+                    part.stored += stored;
+                    part.largest = part.largest.max(matrix);
+                    if held != wide {
+                        part.largest_packed = part.largest_packed.max(matrix);
+                    }
+                }
+                // What is stored wider shrinks.
+                _ => part.rest += stored.min(wide),
+            }
+        }
+        part
+    }
+
+    pub(super) fn all(self) -> u64 {
+        self.matrices + self.rest
+    }
+}
+
+/// Bytes of a matrix, packed at load where it is to be and is not packed already.
+fn packed(to: Option<Quantize>, columns: i64, elements: u64, stored: u64) -> u64 {
+    const HALF: u64 = 2;
+    match to.filter(|to| to.fits(columns) && stored >= HALF * elements) {
+        Some(to) => elements / to.format().block() as u64 * to.format().bytes() as u64,
+        None => stored,
+    }
+}
+
+/// Bytes of an element.
+pub(super) fn size_of(kind: Kind) -> u64 {
+    kind.elt_size_in_bytes() as u64
+}

@@ -1,0 +1,162 @@
+//! Plans for a CUDA device, which need none.
+
+use image::RgbImage;
+use kontext_core::{Error, Tensor};
+use kontext_dit::DitConfig;
+use kontext_sampler::Shift;
+use kontext_text::T5Config;
+
+use super::part::{Matrix, Part};
+use super::*;
+use crate::plan::ModelFacts;
+use crate::{Checkpoint, Layout, ModelDefaults, Plan, Request, random_model};
+
+const GB: u64 = 1_000_000_000;
+const CPU: Machine = Machine { device: Device::Cpu, dtype: Kind::Float, compute: Kind::Float };
+const CUDA: Machine = Machine { device: Device::Cuda(1), dtype: Kind::BFloat16, compute: Kind::BFloat16 };
+
+/// FLUX.1 Kontext in bf16 as it is published, with sizes from the headers of its files.
+fn published(machine: Machine) -> Footprint {
+    let part = |matrices: u64, rest: u64, largest: u64| Part {
+        matrices,
+        stored: matrices,
+        rest,
+        largest: Matrix { elements: largest, stored: 2 * largest },
+        largest_packed: Matrix::default(),
+    };
+    Footprint {
+        machine,
+        text: part(9_524_000_000, 247_000_000, 32_128 * 4096),
+        dit: part(17_308_000_000, 3_000_000, 21_504 * 3072),
+        modulation: part(6_491_000_000, 2_000_000, 18_432 * 3072),
+        vae: 335_000_000,
+        t5: T5Config::xxl(),
+        config: DitConfig::kontext_dev(),
+        vae_channels: 128,
+    }
+}
+
+fn plan(request: &Request) -> Plan {
+    Plan::new(request, &ModelFacts::new(&DitConfig::kontext_dev(), Shift::dev(), 512, ModelDefaults::default()))
+        .unwrap()
+}
+
+fn edit(side: u32) -> Plan {
+    plan(&Request::edit(&RgbImage::new(side, side), "").size(side, side))
+}
+
+#[test]
+fn the_published_model_is_resident_on_48_gb_staged_on_32_and_streamed_on_12() {
+    let footprint = published(CUDA);
+    let on = |free: u64| footprint.placement(&edit(1024), free * GB);
+    assert_eq!([on(48), on(32), on(12)], [Placement::Resident, Placement::Staged, Placement::Streamed]);
+    // Widened to f32 it is twice as large.
+    let wide = Part { matrices: 2 * 17_308_000_000, ..footprint.dit };
+    let machine = Machine { dtype: Kind::Float, compute: Kind::Float, ..CUDA };
+    let wide = Footprint { dit: wide, machine, ..footprint };
+    assert_eq!(wide.placement(&edit(1024), 32 * GB), Placement::Streamed);
+}
+
+#[test]
+fn a_step_on_cuda_grows_with_the_tokens_and_with_the_kind_and_not_with_their_square() {
+    let step = |machine: Machine, side: u32| {
+        let stages = published(machine).plan(&edit(side), Placement::Resident).stages;
+        stages.into_iter().find(|stage| stage.stage == DENOISING).unwrap().work
+    };
+    let tokens = |side: u32| edit(side).tokens().unsigned_abs();
+    // 16 tensors of all tokens by 3072, in bf16.
+    let added = step(CUDA, 2048) - step(CUDA, 1024);
+    assert_eq!(added, 2 * 16 * 3072 * (tokens(2048) - tokens(1024)));
+    let wide = Machine { dtype: Kind::Float, compute: Kind::Float, ..CUDA };
+    assert_eq!(step(wide, 2048) - step(wide, 1024), 2 * added);
+}
+
+#[test]
+fn what_is_unpacked_or_on_its_way_counts_on_cuda() {
+    let plain = published(CUDA);
+    let packed = Matrix { elements: 21_504 * 3072, stored: 21_504 * 3072 / 2 };
+    let packed = Footprint { dit: Part { largest_packed: packed, ..plain.dit }, ..plain.clone() };
+    let work = |footprint: &Footprint, placement| {
+        let stages = footprint.plan(&edit(1024), placement).stages;
+        stages.into_iter().find(|stage| stage.stage == DENOISING).unwrap().work
+    };
+    let elements = 21_504 * 3072;
+    // In bf16, beside what unpacking four bits takes.
+    assert_eq!(work(&packed, Placement::Resident) - work(&plain, Placement::Resident), 8 * elements);
+    // As stored, too.
+    assert_eq!(work(&plain, Placement::Streamed) - work(&plain, Placement::Resident), 10 * elements);
+}
+
+#[test]
+fn a_plan_says_whose_memory_it_means() {
+    let on = |machine| published(machine).plan(&edit(1024), Placement::Staged).to_string();
+    assert!(on(CUDA).contains(" of cuda:1's memory while denoising, and up to "), "{}", on(CUDA));
+    assert!(on(CPU).starts_with("staged: ") && !on(CPU).contains("cuda"), "{}", on(CPU));
+}
+
+#[test]
+fn headers_tell_what_is_held_in_bf16_on_cuda_and_in_f32_on_a_cpu() {
+    let folder = tempfile::tempdir().unwrap();
+    random_model(folder.path(), 7, Layout::Diffusers).unwrap();
+    let model = Checkpoint::find(folder.path()).unwrap();
+    let (weights, config) = model.open_transformer().unwrap();
+    let of = |machine| Footprint::of(&model, &weights, &config, machine, None, None).unwrap();
+    let (host, device) = (of(CPU), of(CUDA));
+    // The model is stored in f32, where bf16 takes half; the autoencoder stays wide.
+    for (host, device) in [(host.text, device.text), (host.dit, device.dit), (host.modulation, device.modulation)] {
+        assert_eq!((host.matrices, host.rest), (2 * device.matrices, 2 * device.rest));
+        assert_eq!((host.stored, host.largest), (device.stored, device.largest));
+    }
+    assert_eq!(host.vae, device.vae);
+    // In f16, T5's `wo` is wide.
+    let half = of(Machine { compute: Kind::Half, dtype: Kind::Half, ..CUDA });
+    assert!(half.text.matrices > device.text.matrices && half.dit.matrices == device.dit.matrices);
+}
+
+#[test]
+fn a_run_that_does_not_fit_the_device_is_refused_with_the_next_smaller_setting() {
+    let refused = |placement, free| published(CUDA).check(&edit(1024), placement, free).unwrap_err().to_string();
+    let staged = refused(Placement::Staged, 12 * GB);
+    assert!(
+        staged.starts_with("denoising takes ") && staged.contains(" MB of memory and 12000 MB are free; "),
+        "{staged}"
+    );
+    assert!(staged.contains("load with Placement::Streamed"), "{staged}");
+    // What is held already is not asked for again.
+    published(CUDA).check(&edit(1024), Placement::Resident, 4 * GB).unwrap();
+    assert!(refused(Placement::Resident, GB).contains("load with Placement::Staged"));
+}
+
+/// An error of libtorch with these words.
+fn torch(words: &str) -> Error {
+    tch::TchError::Torch(words.to_owned()).into()
+}
+
+const WORDS: &str = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a total capacity of 23.69 GiB of which \
+                     1.12 GiB is free.\nException raised from malloc at CUDACachingAllocator.cpp:1";
+
+#[test]
+fn libtorchs_shortage_becomes_ours_with_stage_need_and_remedy() {
+    let footprint = published(CUDA);
+    let told =
+        |placement, stage, free| footprint.shortage(torch(WORDS), &edit(1024), placement, stage, free).to_string();
+    let less = told(Placement::Staged, DENOISING, 8 * GB);
+    assert!(less.starts_with("denoising takes ") && less.contains("8000 MB are free; load with"), "{less}");
+    // Where the plan was too small, libtorch's own words are kept.
+    let more = told(Placement::Streamed, DECODING, 23 * GB);
+    assert!(
+        more.contains("23000 MB are free; all the same libtorch found too little (CUDA out of memory. Tried to allocate 2.00 GiB); make"),
+        "{more}"
+    );
+    let load = footprint.shortage_at_load(torch(WORDS), Placement::Resident, 24 * GB);
+    assert!(load.is_out_of_memory());
+    assert!(load.to_string().starts_with("loading the model takes "), "{load}");
+}
+
+#[test]
+fn other_errors_of_libtorch_stay_as_they_are() {
+    let error = Tensor::from_slice(&[1.0_f32]).f_reshape([2]).map_err(Error::from).unwrap_err();
+    let words = error.to_string();
+    let told = published(CUDA).shortage(error, &edit(1024), Placement::Staged, DENOISING, GB);
+    assert_eq!(told.to_string(), words);
+}
