@@ -14,7 +14,7 @@ use crate::checkpoint::Checkpoint;
 use crate::lora::LoraSet;
 use crate::memory::{Footprint, Machine, MemoryPlan};
 use crate::pipeline::{PartSlots, Pipeline, Precision, fit};
-use crate::placement::{Placement, Slot};
+use crate::placement::{Arrangement, Placement, Slot};
 use crate::plan::ModelFacts;
 use crate::random_model::{ModelSizes, random_parts};
 use crate::{Builder, ModelDefaults, Parts, Plan, Request};
@@ -50,14 +50,14 @@ impl Builder {
         let (_, device) = self.precision()?;
         let facts = ModelFacts::new(config, checkpoint.shift(config)?, self.text_tokens(defaults)?, defaults.clone());
         let footprint = self.footprint(&model)?;
-        let placement = self.chosen(&footprint, &facts, device)?;
-        self.load_placed(model, facts, &footprint, placement, progress).map_err(|error| {
+        let arrangement = self.chosen(&footprint, &facts, device)?;
+        self.load_placed(model, facts, &footprint, arrangement, progress).map_err(|error| {
             if !error.is_out_of_memory() {
                 return error;
             }
             memory::give_back_on(device);
             let Ok(free) = memory::free(device) else { return error };
-            footprint.shortage_at_load(error, placement, free)
+            footprint.shortage_at_load(error, arrangement, free)
         })
     }
 
@@ -66,7 +66,7 @@ impl Builder {
         model: Opened,
         facts: ModelFacts,
         footprint: &Footprint,
-        placement: Placement,
+        arrangement: Arrangement,
         mut progress: impl FnMut(Loading),
     ) -> Result<Pipeline> {
         let Opened { checkpoint, config, .. } = &model;
@@ -77,7 +77,7 @@ impl Builder {
         let weights = model.weights.clone();
         let weights = if fused { weights.fused(adapters) } else { weights };
         let weights = weights.at_most(precision.dtype).device(device);
-        let (staged, left) = (placement == Placement::Staged, placement.left_in_file(device));
+        let (staged, left) = (arrangement.placement == Placement::Staged, arrangement.left);
         // The four other parts are a piece each.
         let total = 4 + (config.double_blocks + config.single_blocks) as usize;
         let mut tell = |part: &'static str, done: usize| progress(Loading { part, done, total });
@@ -106,22 +106,24 @@ impl Builder {
         }
         let parts = PartSlots { text, dit, vae, config: config.clone() };
         let pipeline = Pipeline::new(parts, facts, precision, device, self.tiling);
-        let mut pipeline = pipeline.with_files(model.checkpoint, footprint.clone(), placement);
+        let mut pipeline = pipeline.with_files(model.checkpoint, footprint.clone(), arrangement);
         pipeline.put_loras(loras, fused)?;
         Ok(pipeline)
     }
 
     /// The placement that was asked for, or the one that fits an edit of a square picture.
-    fn chosen(&self, footprint: &Footprint, facts: &ModelFacts, device: Device) -> Result<Placement> {
-        if self.placement != Placement::Auto {
-            return Ok(self.placement);
-        }
+    fn chosen(&self, footprint: &Footprint, facts: &ModelFacts, device: Device) -> Result<Arrangement> {
+        let candidates = self.placement.arrangements(device);
         // A machine may keep to itself what its device has free.
-        let Ok(free) = memory::free(device) else { return Ok(Placement::Resident) };
+        let free = if candidates.len() > 1 { memory::free(device).ok() } else { None };
         let square = facts.sizes.iter().min_by_key(|size| size.width.abs_diff(size.height));
         let square = square.copied().unwrap_or(Size::new(1024, 1024));
         let plan = Plan::new(&Request::edit(&RgbImage::new(square.width, square.height), ""), facts)?;
-        Ok(footprint.placement(&plan, free))
+        let chosen = match free {
+            Some(free) => footprint.first_that_fits(&plan, &candidates, free),
+            None => candidates.first().copied(),
+        };
+        chosen.ok_or_else(|| Error::invalid("placement", "one of the known", self.placement))
     }
 
     /// How much memory of its device a run of this request would take with each placement (or the one that was asked
@@ -135,8 +137,9 @@ impl Builder {
         let Opened { checkpoint, config, defaults, .. } = model;
         let length = self.text_tokens(&defaults)?;
         let plan = Plan::new(request, &ModelFacts::new(&config, checkpoint.shift(&config)?, length, defaults))?;
-        let wanted = |placement: &Placement| self.placement == Placement::Auto || self.placement == *placement;
-        Ok(Placement::ALL.into_iter().filter(wanted).map(|placement| footprint.plan(&plan, placement)).collect())
+        let (_, device) = self.precision()?;
+        let arrangements = self.placement.arrangements(device).into_iter();
+        Ok(arrangements.map(|arrangement| footprint.plan(&plan, arrangement)).collect())
     }
 
     fn footprint(&self, model: &Opened) -> Result<Footprint> {

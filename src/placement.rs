@@ -17,7 +17,8 @@ pub enum Placement {
     /// tell what it has free.
     #[default]
     Auto,
-    /// All parts are in memory, on the device: the fastest for many runs.
+    /// All parts are in memory, on the device: the fastest for many runs. The modulation's weights, which work once a
+    /// run, stay in their file on a CPU, and on a CUDA device that has no room for them.
     Resident,
     /// Each part is in memory while it works: the text encoders, then the transformer, then the autoencoder. Every
     /// run loads them again.
@@ -31,15 +32,30 @@ impl Placement {
     /// All but [`Placement::Auto`], in the order in which it tries them.
     pub const ALL: [Self; 3] = [Self::Resident, Self::Staged, Self::Streamed];
 
-    /// Which weights are never in the program's own memory. A CPU reads those of the modulation from the file's
-    /// pages once a run in any case: they are a quarter of the transformer.
-    pub(crate) fn left_in_file(self, device: Device) -> LeftInFile {
-        match self {
-            Self::Streamed => LeftInFile::All,
-            _ if device == Device::Cpu => LeftInFile::UsedOnce,
-            _ => LeftInFile::None,
-        }
+    /// What a placement may mean on a device, from the fastest on; all of them for [`Placement::Auto`].
+    ///
+    /// The modulation's weights are a quarter of the transformer and work once a run. A CPU reads them from the file's
+    /// pages in any case. A CUDA device has to copy them (6.5 GB in bf16), so a resident model keeps them where there
+    /// is room; one that is loaded for each run copies them once either way.
+    pub(crate) fn arrangements(self, device: Device) -> Vec<Arrangement> {
+        let all = [
+            (Self::Resident, LeftInFile::None),
+            (Self::Resident, LeftInFile::UsedOnce),
+            (Self::Staged, LeftInFile::UsedOnce),
+            (Self::Streamed, LeftInFile::All),
+        ];
+        let wanted = |placement: Self| self == Self::Auto || self == placement;
+        let there = |left: LeftInFile| device != Device::Cpu || left != LeftInFile::None;
+        let all = all.into_iter().filter(|(placement, left)| wanted(*placement) && there(*left));
+        all.map(|(placement, left)| Arrangement { placement, left }).collect()
     }
+}
+
+/// A placement, and which weights are never in the device's memory but while they work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Arrangement {
+    pub(crate) placement: Placement,
+    pub(crate) left: LeftInFile,
 }
 
 impl fmt::Display for Placement {

@@ -7,7 +7,8 @@ use kontext_text::{ClipEncoder, T5Config, T5Encoder};
 
 use super::part::{Part, size_of};
 use super::{DECODING, DENOISING, Machine, MemoryPlan, REFERENCES, StageMemory, TEXT};
-use crate::{Checkpoint, Placement, Plan};
+use crate::placement::{Arrangement, Placement};
+use crate::{Checkpoint, Plan};
 
 /// The weights of a model's parts in bytes, and the sizes that activations depend on.
 #[derive(Debug, Clone)]
@@ -54,18 +55,19 @@ impl Footprint {
         })
     }
 
-    /// The first placement whose peak fits, or the last.
-    pub(crate) fn placement(&self, plan: &Plan, available: u64) -> Placement {
-        let fits = |placement: &Placement| self.plan(plan, *placement).fits(available);
-        Placement::ALL.into_iter().find(fits).unwrap_or(Placement::Streamed)
+    /// The first of these whose peak fits, or the last.
+    pub(crate) fn first_that_fits(&self, plan: &Plan, of: &[Arrangement], available: u64) -> Option<Arrangement> {
+        let fits = |arrangement: &&Arrangement| self.plan(plan, **arrangement).fits(available);
+        of.iter().find(fits).or(of.last()).copied()
     }
 
     /// Refuses a run whose stages take more than is free, beside what is held already.
-    pub(crate) fn check(&self, plan: &Plan, placement: Placement, available: u64) -> Result<()> {
-        let memory = self.plan(plan, placement);
+    pub(crate) fn check(&self, plan: &Plan, arrangement: Arrangement, available: u64) -> Result<()> {
+        let memory = self.plan(plan, arrangement);
         let (stage, peak) = memory.peak();
-        let needed = peak.saturating_sub(self.held(placement));
-        if needed <= available { Ok(()) } else { Err(short(stage, needed, available, smaller(placement, stage))) }
+        let needed = peak.saturating_sub(self.held(arrangement));
+        let smaller = smaller(arrangement.placement, stage);
+        if needed <= available { Ok(()) } else { Err(short(stage, needed, available, smaller)) }
     }
 
     /// What to say where libtorch found too little memory for a stage of a run; other errors as they are.
@@ -73,36 +75,40 @@ impl Footprint {
         &self,
         error: Error,
         plan: &Plan,
-        placement: Placement,
+        arrangement: Arrangement,
         stage: &'static str,
         available: u64,
     ) -> Error {
-        let own = self.plan(plan, placement).stages.into_iter().find(|s| s.stage == stage);
-        let needed = own.map_or(0, |stage| stage.bytes()).saturating_sub(self.held(placement));
-        told(error, stage, needed, available, smaller(placement, stage))
+        let own = self.plan(plan, arrangement).stages.into_iter().find(|s| s.stage == stage);
+        let needed = own.map_or(0, |stage| stage.bytes()).saturating_sub(self.held(arrangement));
+        told(error, stage, needed, available, smaller(arrangement.placement, stage))
     }
 
     /// What to say where libtorch found too little memory for the parts that a placement holds.
-    pub(crate) fn shortage_at_load(&self, error: Error, placement: Placement, available: u64) -> Error {
-        let smaller = match placement {
+    pub(crate) fn shortage_at_load(&self, error: Error, arrangement: Arrangement, available: u64) -> Error {
+        let smaller = match arrangement.placement {
             Placement::Resident => "load with Placement::Staged, or with weights of fewer bits",
             _ => "free some of it, or load on another device",
         };
-        told(error, "loading the model", self.held(placement), available, smaller)
+        told(error, "loading the model", self.held(arrangement), available, smaller)
     }
 
     /// Weights that are in memory between runs.
-    fn held(&self, placement: Placement) -> u64 {
-        match placement {
+    fn held(&self, arrangement: Arrangement) -> u64 {
+        match arrangement.placement {
             Placement::Staged => 0,
-            Placement::Streamed => self.text.rest + self.dit.rest + self.modulation.rest + self.vae,
-            _ => self.text.all() + self.transformer(placement) + self.vae,
+            _ => self.text(arrangement.left) + self.transformer(arrangement.left) + self.vae,
         }
     }
 
+    /// The text encoders' weights that are in memory while they work.
+    fn text(&self, left: LeftInFile) -> u64 {
+        if left == LeftInFile::All { self.text.rest } else { self.text.all() }
+    }
+
     /// The transformer's weights that are in memory while it works.
-    fn transformer(&self, placement: Placement) -> u64 {
-        match placement.left_in_file(self.machine.device) {
+    fn transformer(&self, left: LeftInFile) -> u64 {
+        match left {
             LeftInFile::None => self.dit.all() + self.modulation.all(),
             LeftInFile::UsedOnce => self.dit.all() + self.modulation.rest,
             LeftInFile::All => self.dit.rest + self.modulation.rest,
@@ -110,22 +116,20 @@ impl Footprint {
     }
 
     /// What a run takes on the model's device.
-    pub(crate) fn plan(&self, plan: &Plan, placement: Placement) -> MemoryPlan {
-        let streamed = placement == Placement::Streamed;
-        let text = if streamed { self.text.rest } else { self.text.all() };
-        let (dit, all) = (self.transformer(placement), self.held(placement));
+    pub(crate) fn plan(&self, plan: &Plan, arrangement: Arrangement) -> MemoryPlan {
+        let Arrangement { placement, left } = arrangement;
+        let (text, dit, all) = (self.text(left), self.transformer(left), self.held(arrangement));
         let alone = |own: u64| if placement == Placement::Staged { own } else { all };
-        let mut stages = vec![StageMemory { stage: TEXT, weights: alone(text), work: self.text_work(plan, placement) }];
+        let mut stages = vec![StageMemory { stage: TEXT, weights: alone(text), work: self.text_work(plan, left) }];
         if let Some(largest) = plan.references.iter().map(|r| r.fitted.area()).max() {
             let work = self.encoder_work(plan, largest);
             stages.push(StageMemory { stage: REFERENCES, weights: alone(self.vae), work });
         }
-        stages.push(StageMemory { stage: DENOISING, weights: alone(dit), work: self.step_work(plan, placement) });
+        stages.push(StageMemory { stage: DENOISING, weights: alone(dit), work: self.step_work(plan, left) });
         let work = self.decoder_work(plan, plan.target.size().area());
         stages.push(StageMemory { stage: DECODING, weights: alone(self.vae), work });
-        let left = placement.left_in_file(self.machine.device);
         let of = |part: &Part, is_left: bool| if is_left { part.stored } else { 0 };
-        let file_pages = of(&self.text, streamed) + of(&self.dit, streamed);
+        let file_pages = of(&self.text, left == LeftInFile::All) + of(&self.dit, left == LeftInFile::All);
         let file_pages = file_pages + of(&self.modulation, left != LeftInFile::None);
         MemoryPlan { device: self.machine.device, placement, stages, file_pages }
     }

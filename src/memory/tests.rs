@@ -1,6 +1,7 @@
 //! Plans for a CUDA device, which need none.
 
 use image::RgbImage;
+use kontext_core::weights::LeftInFile;
 use kontext_core::{Error, Tensor};
 use kontext_dit::DitConfig;
 use kontext_sampler::Shift;
@@ -8,6 +9,7 @@ use kontext_text::T5Config;
 
 use super::part::{Matrix, Part};
 use super::*;
+use crate::placement::Arrangement;
 use crate::plan::ModelFacts;
 use crate::{Checkpoint, Layout, ModelDefaults, Plan, Request, random_model};
 
@@ -45,22 +47,35 @@ fn edit(side: u32) -> Plan {
     plan(&Request::edit(&RgbImage::new(side, side), "").size(side, side))
 }
 
+const HELD: Arrangement = Arrangement { placement: Placement::Resident, left: LeftInFile::None };
+const RESIDENT: Arrangement = Arrangement { placement: Placement::Resident, left: LeftInFile::UsedOnce };
+const STAGED: Arrangement = Arrangement { placement: Placement::Staged, left: LeftInFile::UsedOnce };
+const STREAMED: Arrangement = Arrangement { placement: Placement::Streamed, left: LeftInFile::All };
+
+/// What `Placement::Auto` becomes with so many GB free.
+fn chosen(footprint: &Footprint, free: u64) -> Arrangement {
+    let all = Placement::Auto.arrangements(footprint.machine.device);
+    footprint.first_that_fits(&edit(1024), &all, free * GB).unwrap()
+}
+
 #[test]
-fn the_published_model_is_resident_on_48_gb_staged_on_32_and_streamed_on_12() {
+fn the_published_model_is_resident_on_48_and_32_gb_staged_on_24_and_streamed_on_12() {
     let footprint = published(CUDA);
-    let on = |free: u64| footprint.placement(&edit(1024), free * GB);
-    assert_eq!([on(48), on(32), on(12)], [Placement::Resident, Placement::Staged, Placement::Streamed]);
+    let on = |free: u64| chosen(&footprint, free);
+    assert_eq!([on(48), on(32), on(24), on(12)], [HELD, RESIDENT, STAGED, STREAMED]);
+    // On a CPU the modulation is never held.
+    assert_eq!(chosen(&published(CPU), 999), RESIDENT);
     // Widened to f32 it is twice as large.
     let wide = Part { matrices: 2 * 17_308_000_000, ..footprint.dit };
     let machine = Machine { dtype: Kind::Float, compute: Kind::Float, ..CUDA };
     let wide = Footprint { dit: wide, machine, ..footprint };
-    assert_eq!(wide.placement(&edit(1024), 32 * GB), Placement::Streamed);
+    assert_eq!(chosen(&wide, 32), STREAMED);
 }
 
 #[test]
 fn a_step_on_cuda_grows_with_the_tokens_and_with_the_kind_and_not_with_their_square() {
     let step = |machine: Machine, side: u32| {
-        let stages = published(machine).plan(&edit(side), Placement::Resident).stages;
+        let stages = published(machine).plan(&edit(side), RESIDENT).stages;
         stages.into_iter().find(|stage| stage.stage == DENOISING).unwrap().work
     };
     let tokens = |side: u32| edit(side).tokens().unsigned_abs();
@@ -82,14 +97,14 @@ fn what_is_unpacked_or_on_its_way_counts_on_cuda() {
     };
     let elements = 21_504 * 3072;
     // In bf16, beside what unpacking four bits takes.
-    assert_eq!(work(&packed, Placement::Resident) - work(&plain, Placement::Resident), 8 * elements);
+    assert_eq!(work(&packed, RESIDENT) - work(&plain, RESIDENT), 8 * elements);
     // As stored, too.
-    assert_eq!(work(&plain, Placement::Streamed) - work(&plain, Placement::Resident), 10 * elements);
+    assert_eq!(work(&plain, STREAMED) - work(&plain, RESIDENT), 10 * elements);
 }
 
 #[test]
 fn a_plan_says_whose_memory_it_means() {
-    let on = |machine| published(machine).plan(&edit(1024), Placement::Staged).to_string();
+    let on = |machine| published(machine).plan(&edit(1024), STAGED).to_string();
     assert!(on(CUDA).contains(" of cuda:1's memory while denoising, and up to "), "{}", on(CUDA));
     assert!(on(CPU).starts_with("staged: ") && !on(CPU).contains("cuda"), "{}", on(CPU));
 }
@@ -116,15 +131,15 @@ fn headers_tell_what_is_held_in_bf16_on_cuda_and_in_f32_on_a_cpu() {
 #[test]
 fn a_run_that_does_not_fit_the_device_is_refused_with_the_next_smaller_setting() {
     let refused = |placement, free| published(CUDA).check(&edit(1024), placement, free).unwrap_err().to_string();
-    let staged = refused(Placement::Staged, 12 * GB);
+    let staged = refused(STAGED, 12 * GB);
     assert!(
         staged.starts_with("denoising takes ") && staged.contains(" MB of memory and 12000 MB are free; "),
         "{staged}"
     );
     assert!(staged.contains("load with Placement::Streamed"), "{staged}");
     // What is held already is not asked for again.
-    published(CUDA).check(&edit(1024), Placement::Resident, 4 * GB).unwrap();
-    assert!(refused(Placement::Resident, GB).contains("load with Placement::Staged"));
+    published(CUDA).check(&edit(1024), RESIDENT, 4 * GB).unwrap();
+    assert!(refused(RESIDENT, GB).contains("load with Placement::Staged"));
 }
 
 /// An error of libtorch with these words.
@@ -140,15 +155,15 @@ fn libtorchs_shortage_becomes_ours_with_stage_need_and_remedy() {
     let footprint = published(CUDA);
     let told =
         |placement, stage, free| footprint.shortage(torch(WORDS), &edit(1024), placement, stage, free).to_string();
-    let less = told(Placement::Staged, DENOISING, 8 * GB);
+    let less = told(STAGED, DENOISING, 8 * GB);
     assert!(less.starts_with("denoising takes ") && less.contains("8000 MB are free; load with"), "{less}");
     // Where the plan was too small, libtorch's own words are kept.
-    let more = told(Placement::Streamed, DECODING, 23 * GB);
+    let more = told(STREAMED, DECODING, 23 * GB);
     assert!(
         more.contains("23000 MB are free; all the same libtorch found too little (CUDA out of memory. Tried to allocate 2.00 GiB); make"),
         "{more}"
     );
-    let load = footprint.shortage_at_load(torch(WORDS), Placement::Resident, 24 * GB);
+    let load = footprint.shortage_at_load(torch(WORDS), RESIDENT, 24 * GB);
     assert!(load.is_out_of_memory());
     assert!(load.to_string().starts_with("loading the model takes "), "{load}");
 }
@@ -157,6 +172,21 @@ fn libtorchs_shortage_becomes_ours_with_stage_need_and_remedy() {
 fn other_errors_of_libtorch_stay_as_they_are() {
     let error = Tensor::from_slice(&[1.0_f32]).f_reshape([2]).map_err(Error::from).unwrap_err();
     let words = error.to_string();
-    let told = published(CUDA).shortage(error, &edit(1024), Placement::Staged, DENOISING, GB);
+    let told = published(CUDA).shortage(error, &edit(1024), STAGED, DENOISING, GB);
     assert_eq!(told.to_string(), words);
+}
+
+#[test]
+fn modulation_on_cuda_is_held_or_on_its_way_once_a_run() {
+    let footprint = published(CUDA);
+    let weights = |arrangement| {
+        let plan = footprint.plan(&edit(1024), arrangement);
+        let weights = plan.stages.iter().map(|stage| stage.weights).max().unwrap();
+        (weights, plan.file_pages)
+    };
+    let (held, left) = (weights(HELD), weights(RESIDENT));
+    assert_eq!(held.0 - left.0, footprint.modulation.matrices);
+    assert_eq!((held.1, left.1), (0, footprint.modulation.stored));
+    // Alone, the transformer takes no more than that beside its blocks.
+    assert_eq!(weights(STAGED).0, footprint.dit.all() + footprint.modulation.rest);
 }

@@ -4,7 +4,7 @@ use kontext_core::weights::LeftInFile;
 
 use super::Footprint;
 use super::part::{Matrix, Part, size_of};
-use crate::{Placement, Plan};
+use crate::Plan;
 
 /// Bytes of an f32.
 const F32: u64 = 4;
@@ -81,7 +81,7 @@ impl Footprint {
         if self.machine.device.is_cuda() { constant } else { constant.min(weights) }
     }
 
-    pub(super) fn text_work(&self, plan: &Plan, placement: Placement) -> u64 {
+    pub(super) fn text_work(&self, plan: &Plan, left: LeftInFile) -> u64 {
         let compute = size_of(self.machine.compute);
         let (tokens, inner) = (plan.text_tokens.unsigned_abs(), (self.t5.num_heads * self.t5.d_kv).unsigned_abs());
         let (width, hidden) = (self.t5.d_model.unsigned_abs(), self.t5.d_ff.unsigned_abs());
@@ -90,12 +90,12 @@ impl Footprint {
         // the MLP, which are f32 in f16.
         let attention = (2 * compute + F32) * scores + 4 * compute * tokens * inner;
         let mlp = compute * scores + 3 * F32 * tokens * hidden;
-        let unpacked = self.unpacked(&self.text, placement == Placement::Streamed);
+        let unpacked = self.unpacked(&self.text, left == LeftInFile::All);
         let beside = self.beside(self.rates().beside_text, self.text.all());
         attention.max(mlp) + 3 * F32 * tokens * width + unpacked + beside
     }
 
-    pub(super) fn step_work(&self, plan: &Plan, placement: Placement) -> u64 {
+    pub(super) fn step_work(&self, plan: &Plan, left: LeftInFile) -> u64 {
         let compute = size_of(self.machine.compute);
         let width = self.config.width().unsigned_abs();
         let batch = plan.batch as u64 * if plan.runs_per_step == 2 { 2 } else { 1 };
@@ -104,7 +104,6 @@ impl Footprint {
         let tables = vectors.unsigned_abs() * width * plan.schedule.steps() as u64 * plan.runs_per_step as u64;
         let activations = compute * (self.rates().block * (tokens * width) as f64) as u64;
         // The tables are made before there are activations.
-        let left = placement.left_in_file(self.machine.device);
         let making = self.unpacked(&self.modulation, left != LeftInFile::None);
         let step = activations + self.unpacked(&self.dit, left == LeftInFile::All);
         step.max(making) + compute * tables + self.beside(self.rates().beside_block, self.dit.all())

@@ -16,7 +16,7 @@ pub(crate) use self::run::Finished;
 use crate::frozen::Frozen;
 use crate::lora::LoraSet;
 use crate::memory::Footprint;
-use crate::placement::Slot;
+use crate::placement::{Arrangement, Slot};
 use crate::plan::ModelFacts;
 use crate::{Builder, Checkpoint, MemoryPlan, Parts, Placement, Plan, Request};
 
@@ -51,7 +51,7 @@ pub struct Pipeline {
 struct Files {
     checkpoint: Checkpoint,
     footprint: Footprint,
-    placement: Placement,
+    arrangement: Arrangement,
 }
 
 /// The parts, in memory or not.
@@ -106,8 +106,8 @@ impl Pipeline {
     }
 
     /// The same, with its parts taken from these files.
-    pub(crate) fn with_files(self, checkpoint: Checkpoint, footprint: Footprint, placement: Placement) -> Self {
-        Self { files: Some(Files { checkpoint, footprint, placement }), ..self }
+    pub(crate) fn with_files(self, checkpoint: Checkpoint, footprint: Footprint, arrangement: Arrangement) -> Self {
+        Self { files: Some(Files { checkpoint, footprint, arrangement }), ..self }
     }
 
     /// Where the parts were found; `None` for a pipeline of one's own parts.
@@ -119,7 +119,7 @@ impl Pipeline {
     /// When its parts are in memory; a pipeline of one's own parts is resident.
     #[must_use]
     pub fn placement(&self) -> Placement {
-        self.files.as_ref().map_or(Placement::Resident, |files| files.placement)
+        self.files.as_ref().map_or(Placement::Resident, |files| files.arrangement.placement)
     }
 
     /// How much memory of its device a run of this request takes; `None` for a pipeline of one's own parts.
@@ -128,7 +128,7 @@ impl Pipeline {
     /// Those of [`Pipeline::plan`].
     pub fn memory(&self, request: &Request) -> Result<Option<MemoryPlan>> {
         let plan = self.plan(request)?;
-        Ok(self.files.as_ref().map(|files| files.footprint.plan(&plan, files.placement)))
+        Ok(self.files.as_ref().map(|files| files.footprint.plan(&plan, files.arrangement)))
     }
 
     /// The device that the model is on.

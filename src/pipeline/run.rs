@@ -280,7 +280,7 @@ impl Pipeline {
     fn check_memory(&self, plan: &Plan) -> Result<()> {
         let Some(files) = &self.files else { return Ok(()) };
         let check = || match memory::free(self.device) {
-            Ok(free) => files.footprint.check(plan, files.placement, free),
+            Ok(free) => files.footprint.check(plan, files.arrangement, free),
             Err(_) => Ok(()),
         };
         check().or_else(|_| {
@@ -295,7 +295,7 @@ impl Pipeline {
         let Some(files) = self.files.as_ref().filter(|_| error.is_out_of_memory()) else { return error };
         memory::give_back_on(self.device);
         let Ok(free) = memory::free(self.device) else { return error };
-        files.footprint.shortage(error, plan, files.placement, stage, free)
+        files.footprint.shortage(error, plan, files.arrangement, stage, free)
     }
 
     /// Looks for the damaged tensor behind a result that is not finite.
