@@ -95,6 +95,7 @@ impl Builder {
             Slot::new(staged, move || Autoencoder::open(&path, Kind::Float, device))?
         };
         let weights = weights.left_in_file(left).quantized(self.quantize);
+        let weights = if left == LeftInFile::All { weights.prefetched() } else { weights };
         let dit = if staged {
             let (weights, config) = (weights.clone(), config.clone());
             Slot::new(true, move || transformer(&weights, &config, |_| ()))?

@@ -23,8 +23,9 @@ pub enum Placement {
     /// Each part is in memory while it works: the text encoders, then the transformer, then the autoencoder. Every
     /// run loads them again.
     Staged,
-    /// Large weights stay in their files and are read, layer by layer, whenever they are multiplied. On a CPU the
-    /// system keeps as much of the files in its cache as there is room for.
+    /// Large weights stay in their files and are read, layer by layer, whenever they are multiplied. The
+    /// system keeps as much of the files in its cache as there is room for. On a CUDA device the transformer's next
+    /// weight is copied while the present one works, through pinned memory, from the second step on.
     Streamed,
 }
 

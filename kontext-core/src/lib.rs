@@ -14,6 +14,7 @@ mod output_file;
 mod output_folder;
 pub mod pattern;
 pub mod picture;
+mod prefetch;
 pub mod quant;
 mod resize;
 mod tokens;

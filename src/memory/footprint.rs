@@ -1,6 +1,6 @@
 //! A model's sizes, and which placements they leave.
 
-use kontext_core::weights::{LeftInFile, Quantize};
+use kontext_core::weights::{LeftInFile, PREFETCH_BUFFERS, Quantize};
 use kontext_core::{Error, Kind, Result, Weights};
 use kontext_dit::{DitConfig, names};
 use kontext_text::{ClipEncoder, T5Config, T5Encoder};
@@ -111,8 +111,14 @@ impl Footprint {
         match left {
             LeftInFile::None => self.dit.all() + self.modulation.all(),
             LeftInFile::UsedOnce => self.dit.all() + self.modulation.rest,
-            LeftInFile::All => self.dit.rest + self.modulation.rest,
+            LeftInFile::All => self.dit.rest + self.modulation.rest + self.prefetch(),
         }
+    }
+
+    /// The buffers that matrices come to a CUDA device through.
+    fn prefetch(&self) -> u64 {
+        let largest = self.dit.largest.stored.max(self.modulation.largest.stored);
+        if self.machine.device.is_cuda() { PREFETCH_BUFFERS as u64 * largest } else { 0 }
     }
 
     /// What a run takes on the model's device.

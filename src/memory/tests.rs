@@ -190,3 +190,12 @@ fn modulation_on_cuda_is_held_or_on_its_way_once_a_run() {
     // Alone, the transformer takes no more than that beside its blocks.
     assert_eq!(weights(STAGED).0, footprint.dit.all() + footprint.modulation.rest);
 }
+
+#[test]
+fn a_streamed_transformer_on_cuda_holds_the_buffers_that_its_matrices_come_through() {
+    let weights = |machine| {
+        let plan = published(machine).plan(&edit(1024), STREAMED);
+        plan.stages.iter().map(|stage| stage.weights).max().unwrap()
+    };
+    assert_eq!(weights(CUDA) - weights(CPU), 2 * 2 * 21_504 * 3072);
+}

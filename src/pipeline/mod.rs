@@ -3,6 +3,7 @@
 mod kept;
 mod loras;
 mod run;
+mod shortage;
 
 use std::path::Path;
 

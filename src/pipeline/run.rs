@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use image::RgbImage;
-use kontext_core::{Conditioning, Error, Result, Tensor, Tokens, Weights, array, memory, noise};
+use kontext_core::{Conditioning, Error, Result, Tensor, Tokens, Weights, array, noise};
 use kontext_dit::{Run, RunInput};
 use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_sampler::{CfgMode, add_noise, guidance, integrate, pack, unpack};
@@ -274,28 +274,6 @@ impl Pipeline {
     fn codec<'a>(&self, vae: &'a Autoencoder, plan: &Plan) -> Codec<'a> {
         let kind = plan.conformance.vae_kind(self.precision.compute);
         Codec { vae, kind, device: self.device, tiling: self.tiling }
-    }
-
-    /// Refuses a run that takes more memory than its device has free, where that can be told.
-    fn check_memory(&self, plan: &Plan) -> Result<()> {
-        let Some(files) = &self.files else { return Ok(()) };
-        let check = || match memory::free(self.device) {
-            Ok(free) => files.footprint.check(plan, files.arrangement, free),
-            Err(_) => Ok(()),
-        };
-        check().or_else(|_| {
-            // What earlier runs have freed may still be kept for later ones.
-            memory::give_back_on(self.device);
-            check()
-        })
-    }
-
-    /// Puts libtorch's shortage of memory into words that say what to do.
-    fn name_shortage(&self, error: Error, plan: &Plan, stage: &'static str) -> Error {
-        let Some(files) = self.files.as_ref().filter(|_| error.is_out_of_memory()) else { return error };
-        memory::give_back_on(self.device);
-        let Ok(free) = memory::free(self.device) else { return error };
-        files.footprint.shortage(error, plan, files.arrangement, stage, free)
     }
 
     /// Looks for the damaged tensor behind a result that is not finite.

@@ -9,6 +9,8 @@ use memmap2::Mmap;
 use tch::{Device, Kind, Tensor};
 
 use super::scratch;
+use crate::cuda::Copies;
+use crate::prefetch::{Prefetch, Source};
 use crate::quant::on_device::OnDevice;
 use crate::quant::{Format, Packed, Scale};
 use crate::weights::Factors;
@@ -29,6 +31,8 @@ pub(crate) struct PackedRows {
     parts: Vec<Part>,
     columns: Range<usize>,
     device: Device,
+    /// The way to the device of those that are left in their file.
+    prefetch: Option<Arc<Prefetch<Copies>>>,
 }
 
 /// Some rows of a packed matrix.
@@ -69,8 +73,14 @@ impl Bytes {
     }
 }
 
+impl Source for PackedMatrix {
+    fn bytes(&self) -> &[u8] {
+        self.bytes.as_slice()
+    }
+}
+
 impl PackedMatrix {
-    fn view(&self) -> Result<Packed<'_>> {
+    pub(crate) fn view(&self) -> Result<Packed<'_>> {
         let scale = match &self.factors {
             Factors::None => Scale::None,
             Factors::All(factor) => Scale::All(*factor),
@@ -90,7 +100,16 @@ impl PackedRows {
             let matrix = if moves { Arc::new(matrix.on(device)?) } else { matrix };
             Ok(Part { rows: 0..matrix.rows, matrix })
         };
-        Ok(Self { parts: matrices.into_iter().map(part).collect::<Result<_>>()?, columns: 0..columns, device })
+        let parts = matrices.into_iter().map(part).collect::<Result<_>>()?;
+        Ok(Self { parts, columns: 0..columns, device, prefetch: None })
+    }
+
+    /// The same, with those that are left in their file brought to the device ahead.
+    pub(crate) fn prefetched(self, prefetch: Option<Arc<Prefetch<Copies>>>) -> Self {
+        if let Some(prefetch) = &prefetch {
+            self.parts.iter().for_each(|part| prefetch.expect(&part.matrix));
+        }
+        Self { prefetch, ..self }
     }
 
     /// The second half of the rows before the first.

@@ -23,7 +23,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 
+use crate::cuda::Copies;
 use crate::nn::Slots;
+pub use crate::prefetch::BUFFERS as PREFETCH_BUFFERS;
+use crate::prefetch::Prefetch;
 use crate::{CheckpointError, Error, Result};
 pub use adapters::Adapters;
 use companions::Companion;
@@ -68,6 +71,7 @@ pub struct Weights {
     audit: bool,
     left: LeftInFile,
     quantize: Option<Quantize>,
+    prefetch: Option<Arc<Prefetch<Copies>>>,
 }
 
 struct Store {
@@ -135,6 +139,7 @@ impl Weights {
             audit: false,
             left: LeftInFile::None,
             quantize: None,
+            prefetch: None,
         }
     }
 

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 use super::{Companion, Entry, Factors, Recipe, Source, Stored, WeightFile, Weights, lock, same_but_ones};
+use crate::cuda::Copies;
 use crate::nn::{Bytes, Matrix, PackedMatrix, PackedRows};
+use crate::prefetch::Prefetch;
 use crate::quant::Format;
 use crate::{CheckpointError, Error, Result};
 
@@ -48,6 +50,16 @@ impl Weights {
     pub fn used_once(self) -> Self {
         let left = if self.left == LeftInFile::UsedOnce { LeftInFile::All } else { self.left };
         Self { left, ..self }
+    }
+
+    /// On a CUDA device, brings weights that are left in their file there while others are multiplied, in the order of
+    /// the last time. It takes [`PREFETCH_BUFFERS`](super::PREFETCH_BUFFERS) of the largest weight there and in
+    /// pinned memory, from the first multiplication on. Does nothing on other devices, and where it fails weights are copied when they are wanted.
+    #[must_use]
+    pub fn prefetched(self) -> Self {
+        let of = |index| Arc::new(Prefetch::new(move |capacity| Copies::new(index, capacity)));
+        let prefetch = if let Device::Cuda(index) = self.device { Some(of(index)) } else { None };
+        Self { prefetch, ..self }
     }
 
     /// The weight [out, in] of the linear layer at the cursor: packed if it is stored so, or left in its file.
@@ -96,7 +108,8 @@ impl Weights {
             matrices.push(Arc::new(matrix));
         }
         lock(&self.store.used).extend(recipe.names().iter().cloned());
-        let rows = PackedRows::new(matrices, self.device)?;
+        let prefetch = self.prefetch.clone().filter(|_| self.left == LeftInFile::All);
+        let rows = PackedRows::new(matrices, self.device)?.prefetched(prefetch);
         if rows.size() != shape {
             return Err(self.wrong_shape(recipe, &shape, &rows.size()));
         }

@@ -46,7 +46,13 @@ impl PackedRows {
         let mut offset = 0;
         for part in &self.parts {
             let count = part.rows.len() as i64;
-            part.matrix.unpack_to(part.rows.clone(), self.columns.clone(), &out.f_narrow(0, offset, count)?)?;
+            let (rows, columns, out) = (part.rows.clone(), self.columns.clone(), out.f_narrow(0, offset, count)?);
+            match &self.prefetch {
+                Some(way) if matches!(part.matrix.bytes, Bytes::Mapped(..)) => {
+                    way.unpack_to(&part.matrix, rows, columns, &out)?;
+                }
+                _ => part.matrix.unpack_to(rows, columns, &out)?,
+            }
             offset += count;
         }
         Ok(out)
@@ -70,11 +76,14 @@ impl PackedRows {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::sync::Arc;
 
     use super::super::Matrix;
     use super::*;
+    use crate::cuda::Copies;
     use crate::noise;
+    use crate::prefetch::Prefetch;
     use crate::quant::Format;
 
     const ROWS: usize = 7;
@@ -189,6 +198,23 @@ mod tests {
         matrix.apply(&x, None).unwrap().sum(Kind::Float).backward();
         let column_sums = matrix.dense(Kind::Float).unwrap().sum_dim_intlist(0, false, Kind::Float);
         assert!(is_close(&x.grad().select(0, 1), &column_sums));
+    }
+
+    #[test]
+    fn rows_in_a_file_with_a_way_to_a_device_that_is_not_there_are_those_without() {
+        let file = tempfile::tempfile().unwrap();
+        let Bytes::Held(bytes) = host(Format::Q8_0, Factors::None).bytes else { panic!("held") };
+        (&file).write_all(&bytes).unwrap();
+        // SAFETY: nobody else has the file.
+        #[allow(unsafe_code)]
+        let map = Arc::new(unsafe { memmap2::Mmap::map(&file) }.unwrap());
+        let mapped = PackedMatrix { bytes: Bytes::Mapped(map, 0..bytes.len()), ..host(Format::Q8_0, Factors::None) };
+        let way = Prefetch::new(|capacity| Copies::new(usize::from(u16::MAX), capacity));
+        let rows = PackedRows::new(vec![Arc::new(mapped)], Device::Cpu).unwrap().prefetched(Some(Arc::new(way)));
+        let expected = Matrix::Packed(rows.clone()).dense(Kind::BFloat16).unwrap();
+        for _ in 0..3 {
+            assert!(rows.dense_by_tensors(Kind::BFloat16).unwrap().equal(&expected));
+        }
     }
 
     #[test]

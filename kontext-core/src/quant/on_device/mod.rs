@@ -32,6 +32,15 @@ impl OnDevice {
         Self::copy(matrix, 0..rows, 0..columns, |tensor| Ok(tensor.f_to_device(device)?))
     }
 
+    /// A whole matrix whose bytes are on a device already, the first of `bytes` u8 [..].
+    pub(crate) fn over(matrix: &Packed<'_>, bytes: &Tensor) -> Result<Self> {
+        let ([rows, columns], device) = (matrix.size(), bytes.device());
+        let held = bytes.f_narrow(0, 0, matrix.data.len() as i64)?;
+        let held = held.f_view([rows as i64, matrix.row_bytes as i64])?;
+        let factors = Factors::copy(matrix, 0..rows, 0..columns, device, |tensor| send_pinned(tensor, device))?;
+        Ok(Self { bytes: held, format: matrix.format, columns, factors })
+    }
+
     /// A copy of some rows and columns of a matrix, sent by `send`. The columns begin and end on the matrix's borders.
     fn copy(
         matrix: &Packed<'_>,

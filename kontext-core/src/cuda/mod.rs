@@ -3,11 +3,15 @@
 //! They are taken from the libraries that libtorch's CUDA half has brought into the program, so that there is one
 //! runtime in it. Source of the signatures: CUDA 13.0 `cuda_runtime_api.h`.
 
+mod copies;
+
 use std::ffi::{CStr, c_char, c_int};
 use std::sync::OnceLock;
 use std::thread;
 
 use tch::Device;
+
+pub(crate) use self::copies::Copies;
 
 use crate::{Error, Result, device};
 
