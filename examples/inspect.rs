@@ -60,7 +60,7 @@ fn main() -> ExitCode {
                 say(format_args!("\n{memory}"))?;
             }
             if let Some(first) = memory.first() {
-                say(format_args!("\n{} MB of its memory are free", free_memory(first.device)? / 1_000_000))?;
+                say(format_args!("\n{} MB of memory are free", free_memory(first.device)? / 1_000_000))?;
             }
         }
         if faults > 0 {
