@@ -53,8 +53,9 @@ impl Weights {
     }
 
     /// On a CUDA device, brings weights that are left in their file there while others are multiplied, in the order of
-    /// the last time. It takes [`PREFETCH_BUFFERS`](super::PREFETCH_BUFFERS) of the largest weight there and in
-    /// pinned memory, from the first multiplication on. Does nothing on other devices, and where it fails weights are copied when they are wanted.
+    /// the last time. From the first multiplication on it takes a thread that reads the file, and
+    /// [`PREFETCH_BUFFERS`](super::PREFETCH_BUFFERS) of the largest weight there and in pinned memory. Does nothing on
+    /// other devices, and where it fails weights are copied when they are wanted.
     #[must_use]
     pub fn prefetched(self) -> Self {
         let of = |index| Arc::new(Prefetch::new(move |capacity| Copies::new(index, capacity)));
