@@ -147,6 +147,27 @@ mod tests {
     }
 
     #[test]
+    fn what_an_edit_holds_out_is_drawn_when_it_is_asked_for_in_another_way() {
+        let edits: Vec<Pair> = (0..40).map(|target| pair(40 + target, target)).collect();
+        let in_3d = |pair: &Pair| Pair {
+            category: "compound/clock",
+            sources: pair.sources.iter().map(|source| source.styled(Style::ThreeD)).collect(),
+            style: "flat".to_owned(),
+            ..pair.clone()
+        };
+        let compound: Vec<Pair> = edits.iter().map(in_3d).collect();
+        let lines = lines(edits.into_iter().chain(compound).collect()).unwrap();
+        let targets = |category: &str, split: &str| -> BTreeSet<Key> {
+            let of = lines.iter().filter(|line| line.pair.category == category && line.split == split);
+            of.map(|line| line.pair.target.clone()).collect()
+        };
+        let held_out = targets("local/clock", "test");
+        assert!(!held_out.is_empty() && held_out.is_disjoint(&targets("local/clock", "train")));
+        assert!(held_out.is_subset(&targets("compound/clock", "train")));
+        assert_eq!(leak(&lines), None);
+    }
+
+    #[test]
     fn a_leak_is_found() {
         let mut lines = lines(vec![pair(0, 1)]).unwrap();
         lines.extend(lines.clone().into_iter().map(|line| Line { split: "test", ..line }));
