@@ -1,5 +1,6 @@
 //! Tensors under the names of another program's files, which may hold them in pieces.
 
+use kontext_core::ops::swap_halves;
 use kontext_core::weights::{NameMap, Recipe};
 use kontext_core::{Result, Tensor};
 
@@ -36,10 +37,7 @@ impl Piece {
         Ok(match self.rows {
             Rows::All => whole.shallow_clone(),
             Rows::Some { start, count } => whole.f_narrow(0, start, count)?,
-            Rows::SwappedHalves => {
-                let halves = whole.f_chunk(2, 0)?;
-                Tensor::f_cat(&halves.iter().rev().collect::<Vec<_>>(), 0)?
-            }
+            Rows::SwappedHalves => swap_halves(whole)?,
         })
     }
 }

@@ -39,7 +39,7 @@ pub fn lines(pairs: Vec<Pair>) -> anyhow::Result<Vec<Line>> {
             .partition(|pair| held_out(pair) && !(pair.shows_otherwise() && asked_for.contains(&pair.target)));
         train.retain(by_example(&test));
         let wordings = wordings.get(name).with_context(|| format!("no wordings of {name}"))?;
-        lines.extend(category(test, train, wordings));
+        lines.extend(category(name, test, train, wordings));
     }
     Ok(lines)
 }
@@ -57,10 +57,9 @@ fn by_example(test: &[Pair]) -> impl Fn(&Pair) -> bool {
     move |pair| decides(pair).is_none_or(|first| !asked.contains(&first))
 }
 
-fn category(test: Vec<Pair>, train: Vec<Pair>, wordings: &Wordings) -> Vec<Line> {
+fn category(name: &str, test: Vec<Pair>, train: Vec<Pair>, wordings: &Wordings) -> Vec<Line> {
     let mut lines = Vec::new();
-    let (most_lines, most_held_out) =
-        if train.first().is_some_and(|pair| pair.category.starts_with("compound/")) { MOST_COMPOUND } else { MOST };
+    let (most_lines, most_held_out) = if name.starts_with("compound/") { MOST_COMPOUND } else { MOST };
     let most = train.len().min(most_lines);
     // Small categories show every wording of a pair, large ones one or two.
     let each = (most_lines / most.max(1)).clamp(1, wordings.train.len());

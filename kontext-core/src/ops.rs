@@ -33,6 +33,15 @@ pub fn merge_heads(x: &Tensor) -> Result<Tensor> {
     Ok(x.f_transpose(-3, -2)?.f_flatten(-2, -1)?)
 }
 
+/// The second half of a tensor's rows before the first: [N, ..] to [N, ..].
+///
+/// # Errors
+/// [`crate::Error::Torch`] where libtorch fails.
+pub fn swap_halves(x: &Tensor) -> Result<Tensor> {
+    let halves = x.f_chunk(2, 0)?;
+    Ok(Tensor::f_cat(&halves.iter().rev().collect::<Vec<_>>(), 0)?)
+}
+
 /// `x * sigmoid(1.702 x)`, CLIP's approximation of GELU.
 ///
 /// # Errors

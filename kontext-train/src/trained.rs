@@ -147,14 +147,20 @@ fn factors(parts: &[LinearPart], rank: i64, seed: u64) -> Result<Vec<(String, Te
 
 /// Lengths to start from: those of the weights' own rows, so that nothing changes yet.
 fn magnitudes(parts: &[LinearPart], all: &[LinearPart], weights: &Weights) -> Result<Vec<(String, Tensor)>> {
-    let of = |part: &LinearPart| -> Result<(String, Tensor)> {
-        let rows: i64 = all.iter().filter(|other| other.layer == part.layer).map(|other| other.rows).sum();
-        let whole = weights.clone().kind(Kind::Float).tensor(&format!("{}.weight", part.layer), &[rows, part.input])?;
-        let weight = whole.f_narrow(0, part.start, part.rows)?;
+    let mut magnitudes = Vec::with_capacity(parts.len());
+    // The parts of a fused layer follow each other: it is read once.
+    for parts in parts.chunk_by(|a, b| a.layer == b.layer) {
+        let Some(first) = parts.first() else { continue };
+        let rows: i64 = all.iter().filter(|part| part.layer == first.layer).map(|part| part.rows).sum();
+        let name = format!("{}.weight", first.layer);
+        let weight = weights.clone().kind(Kind::Float).tensor(&name, &[rows, first.input])?;
         let lengths = weight.f_norm_scalaropt_dim(2.0, [1_i64], false)?;
-        Ok((format!("{}.{MAGNITUDE}", part.module), lengths))
-    };
-    parts.iter().map(of).collect()
+        for part in parts {
+            let own = lengths.f_narrow(0, part.start, part.rows)?;
+            magnitudes.push((format!("{}.{MAGNITUDE}", part.module), own));
+        }
+    }
+    Ok(magnitudes)
 }
 
 #[cfg(test)]

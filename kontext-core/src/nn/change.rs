@@ -7,8 +7,9 @@ use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
-use super::delta::{Delta, product, swap_halves};
+use super::delta::{Delta, product};
 use super::placed::{Factor, Placed};
+use crate::ops::swap_halves;
 use crate::{Error, Result};
 
 /// A change of some rows of a linear layer: `scale * D` is added to its weight, where the matrix `D` [rows, in] is

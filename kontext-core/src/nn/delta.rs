@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
+use crate::ops::swap_halves;
 use crate::{Error, Result};
 
 /// A matrix [rows, in] in factors, which are multiplied with what they are applied to.
@@ -170,12 +171,6 @@ impl Delta {
             Self::Kronecker { .. } | Self::Full(_) => Self::Full(swap_halves(&self.matrix()?)?),
         })
     }
-}
-
-/// The second half of a tensor's rows before the first.
-pub(super) fn swap_halves(t: &Tensor) -> Result<Tensor> {
-    let halves = t.f_chunk(2, 0)?;
-    Ok(Tensor::f_cat(&halves.iter().rev().collect::<Vec<_>>(), 0)?)
 }
 
 /// The product of one or two matrices.

@@ -25,6 +25,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::cuda::Copies;
 use crate::nn::Slots;
+use crate::ops::swap_halves;
 pub use crate::prefetch::BUFFERS as PREFETCH_BUFFERS;
 use crate::prefetch::Prefetch;
 use crate::{CheckpointError, Error, Result};
@@ -208,10 +209,7 @@ impl Weights {
                 let rows = names.iter().map(|n| self.place(&self.read(n)?)).collect::<Result<Vec<_>>>()?;
                 Tensor::f_cat(&rows, 0)?
             }
-            Recipe::SwapHalves(name) => {
-                let halves = self.place(&self.read(name)?)?.f_chunk(2, 0)?;
-                Tensor::f_cat(&halves.iter().rev().collect::<Vec<_>>(), 0)?
-            }
+            Recipe::SwapHalves(name) => swap_halves(&self.place(&self.read(name)?)?)?,
         };
         let got = value.size();
         if got == shape {
