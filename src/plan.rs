@@ -1,12 +1,16 @@
 //! The geometry and the schedule of a run, before any heavy work.
 
+mod sizes;
+
 use kontext_core::{Error, Result};
 use kontext_dit::DitConfig;
-use kontext_sampler::geometry::{LARGEST_SIDE, TOKEN_PIXELS, bfl_target, diffusers_target, preferred_size};
+use kontext_sampler::geometry::{LARGEST_SIDE, TOKEN_PIXELS};
 use kontext_sampler::ids::{Origin, origins};
 use kontext_sampler::{Conformance, Grid, References, Schedule, Shift, Size};
 
 use crate::{ModelDefaults, Request};
+pub(crate) use sizes::stitched_width;
+use sizes::{MOST_STRETCH, input_sizes, reference_size, target_size};
 
 /// What a run will do: every size, token count and noise level. Printable.
 ///
@@ -85,14 +89,8 @@ impl ModelFacts {
 const LARGEST_BATCH: usize = 256;
 /// Beyond this, a guidance value only overflows.
 const LARGEST_GUIDANCE: f64 = 1000.0;
-/// Most pixels of joined reference pictures, as of a single one.
-const LARGEST_JOINED: u64 = 1 << 28;
 /// Steps of a model without guidance, which was distilled to few.
 const FEW_STEPS: usize = 4;
-/// Beyond this ratio of ratios, a target of the user's size and a reference do not share a grid:
-/// the stretch would show.
-const MOST_STRETCH: f64 = 1.1;
-
 impl Plan {
     pub(crate) fn new(request: &Request, facts: &ModelFacts) -> Result<Self> {
         check_request(request)?;
@@ -250,65 +248,6 @@ fn check_image_latents(request: &Request, references: &[ReferencePlan], facts: &
     }
     let expected = format!("{sizes:?} (one picture, tokens of {}, 4 * latent channels)", first.fitted);
     Err(Error::invalid("shape of image_latents", expected, format!("{:?}", latents.shape())))
-}
-
-/// Sizes of the pictures, or of the joined one.
-fn input_sizes(request: &Request) -> Result<Vec<Size>> {
-    let sizes: Vec<Size> = request.images.iter().map(|i| Size::new(i.width(), i.height())).collect();
-    let Some(first) = sizes.first().filter(|_| request.references == References::Stitch) else { return Ok(sizes) };
-    let joined = stitched_size(&sizes, first.height);
-    if joined.area() > LARGEST_JOINED {
-        let expected = format!("at most {LARGEST_JOINED} pixels; put the smallest picture first");
-        return Err(Error::invalid("joined reference pictures", expected, joined));
-    }
-    Ok(vec![joined])
-}
-
-/// Width of pictures side by side, each brought to `height`.
-fn stitched_size(sizes: &[Size], height: u32) -> Size {
-    Size::new(sizes.iter().map(|s| stitched_width(*s, height)).fold(0, u32::saturating_add), height)
-}
-
-/// Width of a picture brought to `height`.
-pub(crate) fn stitched_width(size: Size, height: u32) -> u32 {
-    ((f64::from(height) * size.ratio()).round() as u32).max(1)
-}
-
-fn target_size(request: &Request, input: Option<Size>, facts: &ModelFacts) -> Size {
-    let square = Size::new(1024, 1024);
-    let preferred = |input: Size| preferred_size(input, &facts.sizes, request.conformance);
-    let asked =
-        |missing: Size| Size::new(request.width.unwrap_or(missing.width), request.height.unwrap_or(missing.height));
-    match request.conformance {
-        Conformance::Diffusers => diffusers_target(asked(square), request.max_area.unwrap_or(square.area())),
-        Conformance::Bfl => bfl_target(asked(input.map_or(square, preferred))),
-        Conformance::Kontext => {
-            // A generation takes the model's square, or whatever it prefers in its place.
-            let native = preferred(input.unwrap_or(square));
-            let scaled = request.max_area.map_or(native, |area| native.scaled_to(area));
-            let follow = |side: u32, ratio: f64| {
-                ((f64::from(side) * ratio / f64::from(TOKEN_PIXELS)).round() as u32).max(1) * TOKEN_PIXELS
-            };
-            match (request.width, request.height) {
-                (Some(width), Some(height)) => Size::new(width, height),
-                (Some(width), None) => Size::new(width, follow(width, 1.0 / scaled.ratio())),
-                (None, Some(height)) => Size::new(follow(height, scaled.ratio()), height),
-                (None, None) => scaled,
-            }
-        }
-    }
-}
-
-fn reference_size(request: &Request, input: Size, target: Size, facts: &ModelFacts) -> Size {
-    let native = preferred_size(input, &facts.sizes, request.conformance);
-    if request.conformance != Conformance::Kontext {
-        return native.floored();
-    }
-    if request.width.is_none() && request.height.is_none() {
-        return request.max_area.map_or(native, |area| native.scaled_to(area));
-    }
-    let stretch = target.ratio() / input.ratio();
-    if (1.0 / MOST_STRETCH..=MOST_STRETCH).contains(&stretch) { target } else { native.scaled_to(target.area()) }
 }
 
 /// The request's guidance value, else the model's, else that of the mode.

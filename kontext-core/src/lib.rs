@@ -2,6 +2,7 @@
 
 pub mod array;
 pub mod check;
+mod checkpoint_error;
 mod cuda;
 pub mod device;
 mod error;
@@ -20,7 +21,8 @@ mod resize;
 mod tokens;
 pub mod weights;
 
-pub use error::{CheckpointError, During, Error, Result, TorchError};
+pub use checkpoint_error::CheckpointError;
+pub use error::{During, Error, Result, TorchError};
 pub use json::read_json;
 pub use output_file::{OutputFile, check_writable};
 pub use output_folder::OutputFolder;

@@ -1,17 +1,18 @@
 //! A training run: one step after another, and what is written in between.
 
+mod data;
+
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
 use kontext_core::{Device, Error, Kind, Result, device};
-use kontext_sampler::{References, Shift, Size};
 use kontext_vae::Autoencoder;
 
 use crate::base::Base;
 use crate::curve::{Curve, Point};
-use crate::dataset::{Dataset, Encoding, Fill, Order, Store, StoreOptions};
+use crate::dataset::Store;
 use crate::event::Observer;
 use crate::samples::Sampler;
 use crate::step::{self, Prepared};
@@ -19,6 +20,7 @@ use crate::trained::Trained;
 use crate::update::{Update, loss_of};
 use crate::watch::Watch;
 use crate::{AdamW, Ema, Recipe, Snapshot, StepReport, TrainEvent};
+use data::{Source, open_store};
 
 /// Batches that are made ready ahead of the step that needs them.
 const AHEAD: usize = 3;
@@ -276,59 +278,5 @@ impl Trainer {
     fn tell(&self, observe: Observer<'_>, event: TrainEvent<'_>) -> Result<()> {
         let cancelled = || Error::Cancelled { done: self.step as usize, total: self.recipe.steps as usize };
         if observe(event).is_break() { Err(cancelled()) } else { Ok(()) }
-    }
-}
-
-/// Encodes the dataset. The text encoders are dropped again: they are larger than the rest.
-fn open_store(
-    recipe: &Recipe,
-    base: &Base,
-    vae: &Autoencoder,
-    device: Device,
-    kind: Kind,
-    observe: Observer<'_>,
-) -> Result<Store> {
-    let data = &recipe.data;
-    let mut dataset = Dataset::open(&data.folder)?;
-    dataset.items.retain(|item| item.split == data.split || item.split == data.validation);
-    let sizes = match &data.sizes {
-        Some(sizes) => sizes.iter().map(|[width, height]| Size::new(*width, *height)).collect(),
-        None => base.sizes(),
-    };
-    let cache = data.cache.clone().unwrap_or_else(|| recipe.out.join("cache"));
-    let text = base.text(kind, device)?;
-    let encoding = Encoding { cache, sizes, kind, device };
-    let options = StoreOptions { device, kind, references: References::Offset };
-    let fill = |fill: Fill| observe(TrainEvent::Encoding(fill));
-    let store = Store::new(dataset, vae, &text, &encoding, options, fill)?;
-    for skipped in store.skipped() {
-        if observe(TrainEvent::Skipped(skipped)).is_break() {
-            return Err(Error::Cancelled { done: 0, total: recipe.steps as usize });
-        }
-    }
-    Ok(store)
-}
-
-/// Training batches in order.
-struct Source {
-    order: Order,
-    shift: Shift,
-}
-
-impl Source {
-    fn new(recipe: &Recipe, store: &Store, shift: Shift) -> Result<Self> {
-        let data = &recipe.data;
-        let buckets = store.by_bucket(|item| item.split == data.split);
-        let mut order = Order::new(buckets, store.weights(&data.weights), data.batch, recipe.seed);
-        if order.batch(0).is_none() {
-            let reason = format!("no item of split `{}` has a weight above 0; name another split", data.split);
-            return Err(Error::config(&data.folder, reason));
-        }
-        Ok(Self { order, shift })
-    }
-
-    fn next(&mut self, store: &Store, recipe: &Recipe, index: u64) -> Result<Prepared> {
-        let prepared = step::training(store, &mut self.order, &recipe.objective, self.shift, recipe.seed, index)?;
-        prepared.ok_or_else(|| Error::invalid("training items", "at least one", 0))
     }
 }
