@@ -1,7 +1,8 @@
-//! Edits within a set and a change of style in one.
+//! An edit and a change of style in one.
 
 use super::families::{Pair, Pairs};
-use super::picture::Style;
+use super::named::subjects;
+use super::picture::{Change, GROUNDS, Key, Style};
 
 impl Pairs<'_> {
     /// Edits within a set and a change of style in one: the source comes in another style than the target.
@@ -31,6 +32,36 @@ impl Pairs<'_> {
             }
         }
         self.pairs.extend(compound);
+    }
+
+    /// A thing or a face on another ground in another style. High contrast is left out: on a dark ground nothing is seen.
+    pub(super) fn styles_on_grounds(&mut self) {
+        for (slug, _) in subjects() {
+            let plain = self.styles_of(&slug);
+            let coloured: Vec<&Key> = plain.iter().filter(|key| key.style != Style::Contrast).collect();
+            let on = |index: usize| {
+                let ground = Change::Ground(index % GROUNDS.len());
+                coloured.iter().map(move |key| key.changed(ground))
+            };
+            let candidates: Vec<Key> = plain.iter().cloned().chain((0..GROUNDS.len()).flat_map(on)).collect();
+            for (index, (ground, _)) in GROUNDS.iter().enumerate() {
+                for target in on(index) {
+                    let sources = plain.iter().cloned().chain(on(index + 1));
+                    for source in sources.filter(|source| source.style != target.style) {
+                        self.pairs.push(Pair {
+                            category: "compound/background",
+                            sources: vec![source],
+                            target: target.clone(),
+                            words: (*ground).to_owned(),
+                            second: String::new(),
+                            style: target.style.words().to_owned(),
+                            combination: target.path(),
+                            candidates: candidates.clone(),
+                        });
+                    }
+                }
+            }
+        }
     }
 }
 

@@ -66,6 +66,8 @@ mod tests {
         assert_eq!(fill(&train[0], ["cool", "", "flat"]), "change the text to cool in flat style");
         assert!(train.iter().chain(held_out).all(|wording| wording.contains("{}") && wording.contains("{2}")));
         assert!(held_out.iter().all(|wording| !train.contains(wording)));
+        let Wordings { train, .. } = &all["compound/background"];
+        assert_eq!(fill(&train[1], ["red", "", "3d"]), "change the background to red, 3d style");
     }
 
     #[test]
