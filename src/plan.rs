@@ -91,6 +91,7 @@ const LARGEST_BATCH: usize = 256;
 const LARGEST_GUIDANCE: f64 = 1000.0;
 /// Steps of a model without guidance, which was distilled to few.
 const FEW_STEPS: usize = 4;
+
 impl Plan {
     pub(crate) fn new(request: &Request, facts: &ModelFacts) -> Result<Self> {
         check_request(request)?;

@@ -1,27 +1,33 @@
 //! An edit and a change of style in one.
 
 use super::families::{Pair, Pairs};
-use super::named::subjects;
-use super::picture::{Change, GROUNDS, Key, Style};
+use super::picture::{Change, Key, Style};
 
 impl Pairs<'_> {
-    /// Edits within a set and a change of style in one: the source comes in another style than the target.
+    /// An edit and a change of style in one: the source comes in another style than the target.
     pub(super) fn compound(&mut self) {
         let mut compound = Vec::new();
+        // High contrast is left as it is: on a dark ground nothing of it is seen.
+        let exists =
+            |key: &Key| key.exists(self.packages) && (key.style != Style::Contrast || key.change == Change::None);
         for pair in &self.pairs {
             let (Some((_, category)), [source]) =
                 (COMPOUND.iter().find(|(of, _)| *of == pair.category), pair.sources.as_slice())
             else {
                 continue;
             };
+            if pair.target.change == Change::None && source.change != Change::None {
+                // Back on white, it would be little more than the change of style, which may be held out.
+                continue;
+            }
             for style in Style::ALL.into_iter().filter(|style| *style != pair.target.style) {
                 let source = source.styled(style);
-                if !source.exists(self.packages) {
+                if !exists(&source) {
                     continue;
                 }
                 // Half of what is asked for is not enough.
                 let unstyled = pair.candidates.iter().map(|key| key.styled(style));
-                let unstyled = unstyled.filter(|key| key.exists(self.packages));
+                let unstyled = unstyled.filter(exists);
                 compound.push(Pair {
                     category,
                     sources: vec![source],
@@ -33,40 +39,10 @@ impl Pairs<'_> {
         }
         self.pairs.extend(compound);
     }
-
-    /// A thing or a face on another ground in another style. High contrast is left out: on a dark ground nothing is seen.
-    pub(super) fn styles_on_grounds(&mut self) {
-        for (slug, _) in subjects() {
-            let plain = self.styles_of(&slug);
-            let coloured: Vec<&Key> = plain.iter().filter(|key| key.style != Style::Contrast).collect();
-            let on = |index: usize| {
-                let ground = Change::Ground(index % GROUNDS.len());
-                coloured.iter().map(move |key| key.changed(ground))
-            };
-            let candidates: Vec<Key> = plain.iter().cloned().chain((0..GROUNDS.len()).flat_map(on)).collect();
-            for (index, (ground, _)) in GROUNDS.iter().enumerate() {
-                for target in on(index) {
-                    let sources = plain.iter().cloned().chain(on(index + 1));
-                    for source in sources.filter(|source| source.style != target.style) {
-                        self.pairs.push(Pair {
-                            category: "compound/background",
-                            sources: vec![source],
-                            target: target.clone(),
-                            words: (*ground).to_owned(),
-                            second: String::new(),
-                            style: target.style.words().to_owned(),
-                            combination: target.path(),
-                            candidates: candidates.clone(),
-                        });
-                    }
-                }
-            }
-        }
-    }
 }
 
 /// Edits that are asked for together with a change of style, too, and what that is called.
-const COMPOUND: [(&str, &str); 11] = [
+const COMPOUND: [(&str, &str); 12] = [
     ("local/skin-tone", "compound/skin-tone"),
     ("local/gender", "compound/gender"),
     ("local/hair", "compound/hair"),
@@ -78,4 +54,5 @@ const COMPOUND: [(&str, &str); 11] = [
     ("text/keycap", "compound/keycap"),
     ("text/letter", "compound/letter"),
     ("text/sign", "compound/sign"),
+    ("global/background", "compound/background"),
 ];

@@ -42,7 +42,6 @@ pub fn all(packages: &Packages) -> Vec<Pair> {
     pairs.other_pictures();
     pairs.generations();
     pairs.compound();
-    pairs.styles_on_grounds();
     pairs.pairs
 }
 
@@ -79,12 +78,6 @@ impl Pairs<'_> {
                 });
             }
         }
-    }
-
-    /// A picture in every style that it comes in.
-    pub(super) fn styles_of(&self, slug: &str) -> Vec<Key> {
-        let styles = Style::ALL.map(|style| Key::new(style, slug, 0));
-        styles.into_iter().filter(|key| key.exists(self.packages)).collect()
     }
 
     fn sets(&mut self) {

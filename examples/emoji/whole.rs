@@ -11,7 +11,11 @@ impl Pairs<'_> {
     pub(super) fn whole_pictures(&mut self) {
         let changes = Change::all();
         for (index, (slug, _)) in subjects().into_iter().enumerate() {
-            let plain = self.styles_of(&slug);
+            let plain: Vec<Key> = Style::ALL
+                .map(|style| Key::new(style, &slug, 0))
+                .into_iter()
+                .filter(|k| k.exists(self.packages))
+                .collect();
             let mut candidates = plain.clone();
             for key in plain.iter().filter(|key| key.style != Style::Contrast) {
                 candidates.extend(changes.iter().map(|change| key.changed(*change)));
