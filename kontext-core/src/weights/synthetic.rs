@@ -1,12 +1,19 @@
 //! Weights made from a seed and their names.
+//!
+//! Small tensors are drawn by the generator of [`noise`], so that other programs can make them, too. A 12 B model would
+//! take that generator minutes on its one thread: on a CUDA device large tensors are drawn there, each value from the
+//! seed and its own place.
 
 use tch::{Device, Kind, Tensor};
 
 use crate::{Result, noise};
 
-/// Elements above which a tensor is drawn on a CUDA device instead of by the portable generator:
-/// a 12 B model is made in seconds there, and nobody compares its values with another program.
-const PORTABLE: i64 = 1 << 26;
+/// Elements above which a tensor is drawn on a CUDA device instead of by the portable generator: nobody compares the
+/// values of a model of that size with another program.
+const PORTABLE: i64 = 1 << 20;
+
+/// Elements that are drawn at once on a device: what is alive meanwhile takes some 0.3 GB.
+const PIECE: i64 = 1 << 24;
 
 /// Norm weights vary around one, and biases around zero, by this much.
 const SPREAD: f64 = 0.1;
@@ -17,10 +24,11 @@ pub(super) fn tensor(name: &str, shape: &[i64], seed: Option<u64>, device: Devic
     let Some(seed) = seed else {
         return Ok(Tensor::f_zeros([1; 0], (Kind::Float, device))?.f_expand(shape, false)?);
     };
+    let seed = u64::from(crc32fast::hash(name.as_bytes())).wrapping_add(seed);
     let z = if device.is_cuda() && shape.iter().product::<i64>() > PORTABLE {
-        Tensor::f_randn(shape, (Kind::Float, device))?
+        drawn_on(device, shape, seed, PIECE)?
     } else {
-        noise::randn(shape, u64::from(crc32fast::hash(name.as_bytes())).wrapping_add(seed), Kind::Float, device)?
+        noise::randn(shape, seed, Kind::Float, device)?
     };
     Ok(match shape {
         [] => z.f_mul_scalar(SPREAD)?,
@@ -28,4 +36,73 @@ pub(super) fn tensor(name: &str, shape: &[i64], seed: Option<u64>, device: Devic
         [_] => z.f_mul_scalar(SPREAD)?,
         [_, rest @ ..] => z.f_div_scalar((rest.iter().product::<i64>() as f64).sqrt())?,
     })
+}
+
+/// Standard normal values, drawn on a device in pieces of this many elements: hashes of the seed and each element's place,
+/// through the inverse of the normal distribution. No generator has a state, so neither the order nor the size of the
+/// pieces matters.
+fn drawn_on(device: Device, shape: &[i64], seed: u64, piece: i64) -> Result<Tensor> {
+    let count = shape.iter().product::<i64>();
+    let values = Tensor::f_empty([count], (Kind::Float, device))?;
+    let mut start = 0;
+    while start < count {
+        let end = count.min(start.saturating_add(piece));
+        let place = Tensor::f_arange_start(start, end, (Kind::Int64, device))?;
+        // 23 bits, so that the middle of each of their steps is an f32 between 0 and 1.
+        let bits = hash(hash(place)?.f_bitwise_xor_(low_bits(seed))?)?.f_bitwise_right_shift_tensor_scalar_(9)?;
+        let mut uniform = bits.f_to_kind(Kind::Float)?.f_add_scalar_(0.5)?.f_mul_scalar_(2.0 / f64::from(1 << 23))?;
+        let normal = uniform.f_sub_scalar_(1.0)?.f_erfinv_()?.f_mul_scalar_(std::f64::consts::SQRT_2)?;
+        values.f_narrow(0, start, end - start)?.f_copy_(&normal)?;
+        start = end;
+    }
+    Ok(values.f_reshape(shape)?)
+}
+
+fn low_bits(seed: u64) -> i64 {
+    // Both halves count: a model's parts differ in the low one, its tensors in either.
+    ((seed ^ (seed >> 32)) & 0xffff_ffff) as i64
+}
+
+/// A hash of 32 bits held in i64, in place. Source: "hash32" of Thomas Mueller, whose products stay below 2^63.
+fn hash(mut x: Tensor) -> Result<Tensor> {
+    for _ in 0..2 {
+        let shifted = x.f_bitwise_right_shift_tensor_scalar(16)?;
+        x = x.f_bitwise_xor_tensor_(&shifted)?.f_mul_scalar_(0x045d_9f3b)?.f_bitwise_and_(0xffff_ffff_i64)?;
+    }
+    let shifted = x.f_bitwise_right_shift_tensor_scalar(16)?;
+    Ok(x.f_bitwise_xor_tensor_(&shifted)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check;
+
+    #[test]
+    fn values_drawn_on_a_device_depend_on_seed_and_place_alone() {
+        let draw = |seed, piece| drawn_on(Device::Cpu, &[50, 100], seed, piece).unwrap();
+        assert!(draw(7, 5000).equal(&draw(7, 999)));
+        let distance = check::relative_l2(&draw(7, 5000), &draw(8, 5000)).unwrap();
+        // Of independent values: the root of two.
+        assert!((distance - 2.0_f64.sqrt()).abs() < 0.05, "{distance}");
+    }
+
+    /// Moments of 1,000,000 values; the bounds are five standard errors.
+    #[test]
+    fn values_drawn_on_a_device_are_standard_normal() {
+        let count = 1_000_000;
+        let z = drawn_on(Device::Cpu, &[count], 3, PIECE).unwrap().to_kind(Kind::Double);
+        let moment = |power: f64| z.pow_tensor_scalar(power).mean(Kind::Double).double_value(&[]);
+        for (power, expected, variance) in [(1.0, 0.0, 1.0), (2.0, 1.0, 2.0), (3.0, 0.0, 15.0), (4.0, 3.0, 96.0)] {
+            let bound = 5.0 * (variance / count as f64).sqrt();
+            assert!((moment(power) - expected).abs() < bound, "{power}: {}", moment(power));
+        }
+        assert!(z.isfinite().all().int64_value(&[]) != 0);
+        // Neighbours, and elements at the distance of a row, are not alike.
+        for lag in [1, 3072] {
+            let (a, b) = (z.narrow(0, 0, count - lag), z.narrow(0, lag, count - lag));
+            let product = (a * b).mean(Kind::Double).double_value(&[]);
+            assert!(product.abs() < 5.0 / (count as f64).sqrt(), "{lag}: {product}");
+        }
+    }
 }
