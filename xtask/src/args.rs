@@ -18,6 +18,8 @@ pub(crate) enum Action {
     Help,
     /// Install libtorch and print its folder.
     Libtorch,
+    /// Install libtorch, then make the folder that a machine with a GPU is given.
+    GpuKit,
     /// Install libtorch, then run cargo with these words.
     Cargo(Vec<OsString>),
 }
@@ -38,23 +40,28 @@ impl Args {
                 set(&mut variant, named)?;
             } else if word == "--help" || word == "-h" {
                 break Action::Help;
-            } else if word == "libtorch" {
+            } else if let Some((name, action)) = own_command(&word) {
                 for word in words {
                     let named = variant_named(&word).ok_or_else(|| {
                         Failure::Usage(format!(
-                            "`cargo xtask libtorch` takes --cpu or --cuda and nothing else, got {}",
+                            "`cargo xtask {name}` takes --cpu or --cuda and nothing else, got {}",
                             word.display()
                         ))
                     })?;
                     set(&mut variant, named)?;
                 }
-                break Action::Libtorch;
+                break action;
             } else {
                 break Action::Cargo(std::iter::once(word).chain(words).collect());
             }
         };
         Ok(Self { variant, action })
     }
+}
+
+/// The commands that are not cargo's, with their names.
+fn own_command(word: &OsStr) -> Option<(&'static str, Action)> {
+    [("libtorch", Action::Libtorch), ("gpu-kit", Action::GpuKit)].into_iter().find(|(name, _)| word == *name)
 }
 
 fn variant_named(word: &OsStr) -> Option<Variant> {
@@ -82,10 +89,12 @@ pub(crate) fn help() -> String {
 Makes sure that libtorch {TORCH_VERSION} is there, then runs a cargo command with it.
 
 Usage: cargo xtask [--cpu | --cuda] COMMAND...
-       cargo xtask libtorch
+       cargo xtask [--cpu | --cuda] libtorch
+       cargo xtask [--cpu | --cuda] gpu-kit
 
   COMMAND...  any cargo command with its options: `cargo xtask test --workspace`
   libtorch    only fetches libtorch and prints its folder
+  gpu-kit     makes the folder target/gpu-kit: all that a machine with a GPU needs for the checks and timings there
   --cpu       fetches what a CPU needs: {} to download, {} on disk
   --cuda      fetches NVIDIA's libraries too: {} to download, {} on disk;
               the default where an NVIDIA driver is found and no libtorch is there yet
@@ -151,6 +160,29 @@ mod tests {
     fn libtorch_refuses_other_words() {
         let failure = parse("libtorch --gpu").expect_err("not an option");
         assert!(failure.to_string().contains("--gpu"), "{failure}");
+    }
+
+    #[test]
+    fn gpu_kit_is_no_cargo_command() {
+        for (line, variant) in [
+            ("gpu-kit", None),
+            ("--cpu gpu-kit", Some(Variant::Cpu)),
+            ("--cuda gpu-kit", Some(Variant::Cuda)),
+            ("gpu-kit --cuda", Some(Variant::Cuda)),
+        ] {
+            assert_eq!(parse(line).expect("valid"), Args { variant, action: Action::GpuKit }, "{line}");
+        }
+        assert_eq!(parse("build gpu-kit").expect("valid").action, cargo("build gpu-kit"));
+        assert!(help().contains("gpu-kit"));
+    }
+
+    #[test]
+    fn gpu_kit_refuses_other_words() {
+        for line in ["gpu-kit --release", "gpu-kit build", "--cpu gpu-kit --cuda"] {
+            assert!(matches!(parse(line), Err(Failure::Usage(_))), "{line}");
+        }
+        let failure = parse("gpu-kit --release").expect_err("not an option").to_string();
+        assert!(failure.contains("gpu-kit") && failure.contains("--release"), "{failure}");
     }
 
     #[test]

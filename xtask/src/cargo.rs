@@ -1,4 +1,4 @@
-//! Runs the cargo command, with libtorch in its environment.
+//! Runs cargo commands, with libtorch in its environment.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -21,12 +21,32 @@ const LIBRARY_PATH: &str = if cfg!(windows) {
 
 /// Runs `cargo` with the words of `args`; the exit code is cargo's.
 pub(crate) fn run(args: &[OsString], source: &Source, home: &Home) -> Result<ExitCode, Failure> {
-    // Cargo names itself to what it runs: the same toolchain goes on.
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
-    let configured = env::var_os("LIBTORCH").is_some_and(|value| !value.is_empty());
-    let mut command = command(&cargo, args, source, home, configured);
-    command.env(LIBRARY_PATH, library_path(&source.folder(home), env::var_os(LIBRARY_PATH).as_deref())?);
+    let cargo = program();
+    let command = prepared(&cargo, args, source, home)?;
     execute(command).map_err(|source| Failure::Start { program: cargo.display().to_string(), source })
+}
+
+/// Runs `cargo` with the words of `args` and comes back, with whether it succeeded. What it prints on stdout goes to
+/// stderr: stdout is kept for what xtask itself prints.
+pub(crate) fn run_and_return(args: &[OsString], source: &Source, home: &Home) -> Result<bool, Failure> {
+    let cargo = program();
+    let mut command = prepared(&cargo, args, source, home)?;
+    let status = command.stdout(std::io::stderr()).status();
+    let status = status.map_err(|source| Failure::Start { program: cargo.display().to_string(), source })?;
+    Ok(status.success())
+}
+
+/// Cargo names itself to what it runs: the same toolchain goes on.
+fn program() -> OsString {
+    env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"))
+}
+
+/// The command with all that it finds libtorch by.
+fn prepared(cargo: &OsStr, args: &[OsString], source: &Source, home: &Home) -> Result<Command, Failure> {
+    let configured = env::var_os("LIBTORCH").is_some_and(|value| !value.is_empty());
+    let mut command = command(cargo, args, source, home, configured);
+    command.env(LIBRARY_PATH, library_path(&source.folder(home), env::var_os(LIBRARY_PATH).as_deref())?);
+    Ok(command)
 }
 
 /// The command but for its library path. `configured` says whether xtask itself was given a `LIBTORCH`.

@@ -5,6 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::goods::Goods;
+use crate::kit_size::{Entry, LIMIT, Size};
 use crate::wheels::{Bytes, TORCH_VERSION};
 
 #[derive(Debug)]
@@ -25,12 +27,16 @@ pub(crate) enum Failure {
         variable: &'static str,
         found: String,
     },
-    NoPython,
+    NoPython {
+        goods: Goods,
+    },
     NoPip {
+        goods: Goods,
         python: String,
         said: String,
     },
     OldPip {
+        goods: Goods,
         python: String,
         version: String,
     },
@@ -40,19 +46,52 @@ pub(crate) enum Failure {
         free: Bytes,
     },
     /// The disk ran full on the way.
-    RanFull,
-    NoNetwork,
-    Certificate,
-    NoWheel,
+    RanFull {
+        goods: Goods,
+    },
+    NoNetwork {
+        goods: Goods,
+    },
+    Certificate {
+        goods: Goods,
+    },
+    NoWheel {
+        goods: Goods,
+    },
     /// pip failed in another way; it has said how.
-    Pip,
+    Pip {
+        goods: Goods,
+    },
     /// pip was content, yet something is missing.
     Incomplete {
+        goods: Goods,
         folder: PathBuf,
     },
+    /// The file system refuses something that libtorch is installed by.
     Io {
         path: PathBuf,
         source: io::Error,
+    },
+    /// The file system refuses something that the GPU kit is made of.
+    KitIo {
+        path: PathBuf,
+        source: io::Error,
+    },
+    /// Cargo could not build the program of the kit; it has said why.
+    Build,
+    /// Cargo was content, yet the program is not where it puts it.
+    NoProgram {
+        path: PathBuf,
+    },
+    /// Python could not pack the program of the kit.
+    Pack {
+        python: String,
+        said: String,
+    },
+    /// The kit takes more than a machine with a GPU is sent.
+    TooLarge {
+        whole: Size,
+        largest: Vec<Entry>,
     },
     /// A program could not be started.
     Start {
@@ -68,6 +107,12 @@ impl Failure {
         move |source| Self::Io { path, source }
     }
 
+    /// The same for a file of the GPU kit, which a libtorch from elsewhere does not help.
+    pub(crate) fn kit_io(path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = path.to_path_buf();
+        move |source| Self::KitIo { path, source }
+    }
+
     /// 2 for a wrong command line, 1 otherwise. (Cargo's own failures never come here: its exit code is passed on.)
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(if matches!(self, Self::Usage(_)) { 2 } else { 1 })
@@ -75,7 +120,27 @@ impl Failure {
 
     /// Whether a libtorch from elsewhere would help.
     fn has_a_way_round(&self) -> bool {
-        !matches!(self, Self::Usage(_) | Self::NoCuda { .. } | Self::Unusable { .. } | Self::Start { .. })
+        match self {
+            Self::NoPython { goods }
+            | Self::NoPip { goods, .. }
+            | Self::OldPip { goods, .. }
+            | Self::RanFull { goods }
+            | Self::NoNetwork { goods }
+            | Self::Certificate { goods }
+            | Self::NoWheel { goods }
+            | Self::Pip { goods }
+            | Self::Incomplete { goods, .. } => *goods == Goods::Libtorch,
+            Self::Platform { .. } | Self::NoRoom { .. } | Self::Io { .. } => true,
+            Self::Usage(_)
+            | Self::NoCuda { .. }
+            | Self::Unusable { .. }
+            | Self::KitIo { .. }
+            | Self::Build
+            | Self::NoProgram { .. }
+            | Self::Pack { .. }
+            | Self::TooLarge { .. }
+            | Self::Start { .. } => false,
+        }
     }
 }
 
@@ -96,15 +161,17 @@ impl fmt::Display for Failure {
                 "{variable} is set, but {found}.\n\
                  Correct {variable}, or unset it and let xtask install libtorch {TORCH_VERSION}."
             ),
-            Self::NoPython => write!(f, "found no python3, whose pip fetches libtorch.\nInstall both: {INSTALL_PIP}"),
-            Self::NoPip { python, said } => write!(
+            Self::NoPython { goods } => {
+                write!(f, "found no python3, whose pip fetches {goods}.\nInstall both: {INSTALL_PIP}")
+            }
+            Self::NoPip { goods, python, said } => write!(
                 f,
-                "{python} is there, but its pip, which fetches libtorch, is not: {said}\n\
+                "{python} is there, but its pip, which fetches {goods}, is not: {said}\n\
                  Install it: {INSTALL_PIP} In a virtual environment, run `{python} -m ensurepip`."
             ),
-            Self::OldPip { python, version } => write!(
+            Self::OldPip { goods, python, version } => write!(
                 f,
-                "pip {version} of {python} is too old for the wheels of libtorch: 20.3 or newer is needed.\n\
+                "pip {version} of {python} is too old to fetch {goods}: 20.3 or newer is needed.\n\
                  Run `{python} -m pip install --user --upgrade pip`, or let `python3` be that of a new \
                  environment: `{python} -m venv ~/kontext-pip && . ~/kontext-pip/bin/activate`."
             ),
@@ -116,42 +183,83 @@ impl fmt::Display for Failure {
                      {free} are free.\nMake room, or make {folder} a link to a folder on another disk."
                 )
             }
-            Self::RanFull => write!(
+            Self::RanFull { goods } => write!(
                 f,
-                "the disk ran full while pip installed libtorch; nothing of it is left.\n\
+                "the disk ran full while pip fetched {goods}; nothing that it wrote is left.\n\
                  Make room and run the command again."
             ),
-            Self::NoNetwork => write!(
+            Self::NoNetwork { goods } => write!(
                 f,
-                "pip could not reach PyPI to fetch libtorch.\n\
+                "pip could not reach PyPI to fetch {goods}.\n\
                  Check the network and run the command again; behind a proxy set HTTPS_PROXY, \
                  and for a mirror of PyPI set PIP_INDEX_URL."
             ),
-            Self::Certificate => write!(
+            Self::Certificate { goods } => write!(
                 f,
-                "pip does not trust the certificate of the server that it fetches libtorch from.\n\
+                "pip does not trust the certificate of the server that it fetches {goods} from.\n\
                  Behind a proxy that opens TLS, set PIP_CERT to the file of its certificates; \
                  otherwise check the date of this machine."
             ),
-            Self::NoWheel => write!(
+            Self::NoWheel { goods: Goods::KitWheels } => write!(
+                f,
+                "pip does not find all {}; it says above which one it lacks.\n\
+                 Where PIP_INDEX_URL names a mirror, the mirror may lack it. A newer pip may help as well: \
+                 `python3 -m pip install --user --upgrade pip`.",
+                Goods::KitWheels
+            ),
+            Self::NoWheel { goods: Goods::Libtorch } => write!(
                 f,
                 "pip finds no wheel of libtorch {TORCH_VERSION} for this machine.\n\
                  The wheels need glibc 2.28 or newer on Linux, macOS 11 or newer on Apple silicon, and a python3 \
                  of the machine's own architecture. Where PIP_INDEX_URL names a mirror, the mirror may lack them. \
                  A newer pip may help as well: `python3 -m pip install --user --upgrade pip`."
             ),
-            Self::Pip => write!(
+            Self::Pip { goods } => write!(
                 f,
-                "pip could not install libtorch; it says why above.\n\
+                "pip could not fetch {goods}; it says why above.\n\
                  Nothing was changed: run the command again once that is put right."
             ),
-            Self::Incomplete { folder } => write!(
+            Self::Incomplete { goods: Goods::KitWheels, folder } => write!(
+                f,
+                "pip succeeded, but not all {} came into {}.\n\
+                 A setting of pip may be the cause: `python3 -m pip config list` shows them.",
+                Goods::KitWheels,
+                folder.display()
+            ),
+            Self::Incomplete { goods: Goods::Libtorch, folder } => write!(
                 f,
                 "pip succeeded, but no whole libtorch {TORCH_VERSION} came into {}.\n\
                  A setting of pip may be the cause: `python3 -m pip config list` shows them.",
                 folder.display()
             ),
-            Self::Io { path, source } => write!(f, "cannot access {}: {source}", path.display()),
+            Self::Io { path, source } | Self::KitIo { path, source } => {
+                write!(f, "cannot access {}: {source}", path.display())
+            }
+            Self::Build => write!(
+                f,
+                "cargo could not build the program of the GPU kit; it says why above.\n\
+                 Put that right and run the command again: the kit that was there is as it was."
+            ),
+            Self::NoProgram { path } => write!(
+                f,
+                "cargo has built the program of the GPU kit, but it is not at {}.\n\
+                 A setting of cargo may put it elsewhere (build.target, build.target-dir): leave that away, \
+                 and name another target folder by CARGO_TARGET_DIR.",
+                path.display()
+            ),
+            Self::Pack { python, said } => write!(
+                f,
+                "{python} could not pack the program of the GPU kit: {said}\n\
+                 Its module lzma and room on the disk are needed; where the module is missing, use the python3 of \
+                 the system."
+            ),
+            Self::TooLarge { whole, largest } => {
+                write!(f, "the GPU kit would take {whole}, and {LIMIT} is the most. Its largest entries:")?;
+                for entry in largest {
+                    write!(f, "\n  {entry}")?;
+                }
+                write!(f, "\nMake them smaller, or leave one away. The kit that was there is as it was.")
+            }
             Self::Start { program, source } => write!(f, "cannot start {program}: {source}"),
         }?;
         if self.has_a_way_round() {
@@ -171,7 +279,7 @@ const INSTALL_PIP: &str = "`sudo apt install python3-pip` (Debian, Ubuntu), `sud
 impl std::error::Error for Failure {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Io { source, .. } | Self::Start { source, .. } => Some(source),
+            Self::Io { source, .. } | Self::KitIo { source, .. } | Self::Start { source, .. } => Some(source),
             _ => None,
         }
     }
@@ -196,9 +304,23 @@ mod tests {
 
     #[test]
     fn a_missing_python_is_told_with_how_to_install_it() {
-        let message = Failure::NoPython.to_string();
+        let message = Failure::NoPython { goods: Goods::Libtorch }.to_string();
         for part in ["python3", "apt install python3-pip", "set LIBTORCH"] {
             assert!(message.contains(part), "{part} is missing in: {message}");
+        }
+    }
+
+    #[test]
+    fn what_the_gpu_kit_lacks_is_not_answered_with_libtorch() {
+        let goods = Goods::KitWheels;
+        let kit = Path::new("/repo/target/gpu-kit.new");
+        for failure in [
+            Failure::NoPython { goods },
+            Failure::Incomplete { goods, folder: kit.to_path_buf() },
+            Failure::kit_io(kit)(io::ErrorKind::NotFound.into()),
+        ] {
+            let message = failure.to_string();
+            assert!(!message.contains("LIBTORCH"), "{message}");
         }
     }
 

@@ -10,6 +10,7 @@ use std::process;
 
 use crate::disk;
 use crate::failure::Failure;
+use crate::goods::Goods;
 use crate::home::Home;
 use crate::host::{self, Driver};
 use crate::lock::Lock;
@@ -34,7 +35,7 @@ pub(crate) fn ensure(home: &Home, asked: Option<Variant>) -> Result<(), Failure>
         return Ok(());
     }
     host::check(OS, ARCH, cfg!(target_env = "musl"), asked)?;
-    let python = Python::with_pip()?;
+    let python = Python::with_pip(Goods::Libtorch)?;
     let variant = asked.unwrap_or_else(choose);
 
     fs::create_dir_all(home.path()).map_err(Failure::io(home.path()))?;
@@ -55,7 +56,7 @@ pub(crate) fn ensure(home: &Home, asked: Option<Variant>) -> Result<(), Failure>
     let partial = Partial::create(home.path())?;
     python.install(variant, OS, &partial.new, &partial.scratch)?;
     if !Home::at(partial.new.clone()).is_complete(variant, OS) {
-        return Err(Failure::Incomplete { folder: home.path().to_path_buf() });
+        return Err(Failure::Incomplete { goods: Goods::Libtorch, folder: home.path().to_path_buf() });
     }
     home.unmark()?;
     exchange(home.path(), &partial.new, &partial.old)?;

@@ -27,7 +27,7 @@ fn lock(file: &File, path: &Path) -> Result<(), Failure> {
 
     let taken = match flock(file, FlockOperation::NonBlockingLockExclusive) {
         Err(Errno::WOULDBLOCK) => {
-            eprintln!("xtask: waiting for another `cargo xtask` that is installing libtorch");
+            eprintln!("xtask: waiting for another `cargo xtask` that is at the same work");
             retry_on_intr(|| flock(file, FlockOperation::LockExclusive))
         }
         other => other,

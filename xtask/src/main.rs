@@ -3,22 +3,30 @@
 //! libtorch comes from the wheels that PyTorch and NVIDIA publish on PyPI ([`wheels`]), is unpacked by pip
 //! ([`python`]) into the ignored folder `.libtorch` of the repository ([`home`], [`install`]), and is left alone from
 //! then on: `.cargo/config.toml` points plain cargo there. A libtorch that the user names is used instead ([`source`]).
+//!
+//! `cargo xtask gpu-kit` makes the folder that a machine with a GPU is given ([`kit`]).
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program speaks through its standard streams")]
 
 mod args;
 mod cargo;
+mod commit;
 mod disk;
 mod failure;
+mod goods;
 mod home;
 mod host;
 mod install;
+mod kit;
+mod kit_size;
+mod kit_wheels;
 mod lock;
 mod python;
 mod source;
 mod wheels;
 
 use std::env;
+use std::env::consts::OS;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -44,7 +52,12 @@ fn run() -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
 
-    let home = Home::of_repository(&repository());
+    if args.action == Action::GpuKit {
+        kit::check(OS)?;
+    }
+
+    let root = repository();
+    let home = Home::of_repository(&root);
     let source = Source::find(&Environment::read(), &home)?;
     match &source {
         Source::Own => install::ensure(&home, args.variant)?,
@@ -56,6 +69,10 @@ fn run() -> Result<ExitCode, Failure> {
 
     match args.action {
         Action::Cargo(command) => cargo::run(&command, &source, &home),
+        Action::GpuKit => {
+            kit::make(&root, &source, &home)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Action::Help | Action::Libtorch => {
             println!("{}", source.folder(&home).display());
             Ok(ExitCode::SUCCESS)

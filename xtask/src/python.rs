@@ -1,4 +1,4 @@
-//! python3's pip, which downloads, checks and unpacks the wheels.
+//! python3 and its pip, which downloads, checks and unpacks the wheels.
 
 use std::env;
 use std::ffi::OsString;
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::failure::Failure;
+use crate::goods::Goods;
 use crate::wheels::Variant;
 
 /// The wheels are chosen for this Python whatever runs pip: libtorch is the same in all of them, and one choice is
@@ -17,22 +18,31 @@ const WHEELS_FOR_PYTHON: &str = "3.12";
 /// The first pip that reads the tag `manylinux_2_28` of the wheels.
 const OLDEST_PIP: (u32, u32) = (20, 3);
 
-/// A Python with a pip that can install libtorch.
+/// Packs the file of the first argument into that of the second.
+const PACK: &str = "\
+import lzma, shutil, sys
+with open(sys.argv[1], 'rb') as plain, lzma.open(sys.argv[2], 'wb', preset=9) as packed:
+    shutil.copyfileobj(plain, packed)
+";
+
+/// A Python with a pip that can fetch wheels.
 #[derive(Debug)]
 pub(crate) struct Python {
     program: &'static str,
+    /// What failures of pip name.
+    goods: Goods,
 }
 
 impl Python {
-    pub(crate) fn with_pip() -> Result<Self, Failure> {
-        let mut failure = Failure::NoPython;
+    pub(crate) fn with_pip(goods: Goods) -> Result<Self, Failure> {
+        let mut failure = Failure::NoPython { goods };
         for program in ["python3", "python"] {
-            match pip_of(program) {
-                Ok(()) => return Ok(Self { program }),
+            match pip_of(program, goods) {
+                Ok(()) => return Ok(Self { program, goods }),
                 // What is wrong with a Python that is there says more than that another is not.
-                Err(Failure::NoPython) => {}
+                Err(Failure::NoPython { .. }) => {}
                 Err(other) => {
-                    if matches!(failure, Failure::NoPython) {
+                    if matches!(failure, Failure::NoPython { .. }) {
                         failure = other;
                     }
                 }
@@ -41,51 +51,103 @@ impl Python {
         Err(failure)
     }
 
+    /// One that tests name, without a look at whether it is there.
+    #[cfg(test)]
+    pub(crate) fn imitated(program: &'static str, goods: Goods) -> Self {
+        Self { program, goods }
+    }
+
     /// Installs the wheels of `variant` into `target`; pip shows its own progress, on stderr.
     ///
     /// `scratch` is a folder on the same disk for pip's log and temporary files: the default one, often a small disk
     /// in memory, would have to hold the downloads and everything unpacked.
     pub(crate) fn install(&self, variant: Variant, os: &str, target: &Path, scratch: &Path) -> Result<(), Failure> {
-        let log = scratch.join("pip.log");
+        let mut pip = self.pip("install", scratch);
+        pip.arg("--no-compile").arg("--target").arg(target);
+        pip.args(variant.wheels(os).iter().map(|wheel| wheel.requirement));
+        self.execute(pip, scratch)
+    }
+
+    /// Downloads the wheels of `requirements`, as they are, into `target`. They are chosen for `platforms`, of which a
+    /// wheel has to name one word for word. For `scratch`, see [`Self::install`].
+    pub(crate) fn download(
+        &self,
+        requirements: &[&str],
+        platforms: &[String],
+        target: &Path,
+        scratch: &Path,
+    ) -> Result<(), Failure> {
+        let mut pip = self.pip("download", scratch);
+        for platform in platforms {
+            pip.arg("--platform").arg(platform);
+        }
+        pip.arg("--dest").arg(target).args(requirements);
+        self.execute(pip, scratch)
+    }
+
+    /// Packs the file `plain` into `packed`, in the form of the program xz.
+    pub(crate) fn pack(&self, plain: &Path, packed: &Path) -> Result<(), Failure> {
+        let output = Command::new(self.program)
+            .args(["-c", PACK])
+            .args([plain, packed])
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|source| Failure::Start { program: self.program.to_owned(), source })?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        let said = said.trim().lines().last().unwrap_or("it says nothing").to_owned();
+        Err(Failure::Pack { python: self.program.to_owned(), said })
+    }
+
+    /// pip with a command, and the options that both commands take.
+    fn pip(&self, command: &str, scratch: &Path) -> Command {
         let mut pip = Command::new(self.program);
-        pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-deps", "--no-compile"])
+        pip.args(["-m", "pip", command, "--disable-pip-version-check", "--no-input", "--no-deps"])
             .args(["--only-binary=:all:", "--implementation=cp", "--python-version", WHEELS_FOR_PYTHON])
             // Up to 22.3, pip holds the wheels against the Python that it runs in all the same.
             .arg("--ignore-requires-python")
             .arg("--log")
-            .arg(&log)
-            .arg("--target")
-            .arg(target)
-            .args(variant.wheels(os).iter().map(|wheel| wheel.requirement));
+            .arg(log(scratch));
         // Settings of the user that would keep pip from installing into a folder, and a warning about root's packages.
         pip.env("PIP_USER", "0").env("PIP_REQUIRE_VIRTUALENV", "0").env("PIP_ROOT_USER_ACTION", "ignore");
         pip.env("TMPDIR", scratch);
         // Stdout is kept for what xtask itself prints.
         pip.stdin(Stdio::null()).stdout(io::stderr());
+        pip
+    }
 
+    /// Runs pip to its end, and reads from its log why it failed.
+    fn execute(&self, mut pip: Command, scratch: &Path) -> Result<(), Failure> {
         let status = pip.status().map_err(|source| Failure::Start { program: self.program.to_owned(), source })?;
         if status.success() {
             return Ok(());
         }
-        let said = fs::read(&log).unwrap_or_default();
-        Err(cause(&String::from_utf8_lossy(&said)))
+        let said = fs::read(log(scratch)).unwrap_or_default();
+        Err(cause(&String::from_utf8_lossy(&said), self.goods))
     }
 }
 
+/// Where pip writes its log.
+fn log(scratch: &Path) -> PathBuf {
+    scratch.join("pip.log")
+}
+
 /// Whether `program` is there and has a pip that is new enough.
-fn pip_of(program: &'static str) -> Result<(), Failure> {
+fn pip_of(program: &'static str, goods: Goods) -> Result<(), Failure> {
     let output = match Command::new(program).args(["-m", "pip", "--version"]).stdin(Stdio::null()).output() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Failure::NoPython),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Failure::NoPython { goods }),
         output => output.map_err(|source| Failure::Start { program: program.to_owned(), source })?,
     };
     let python = program.to_owned();
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         let said = said.trim().lines().last().unwrap_or("it says nothing").to_owned();
-        return Err(Failure::NoPip { python, said });
+        return Err(Failure::NoPip { goods, python, said });
     }
     match pip_version(&String::from_utf8_lossy(&output.stdout)) {
-        Some((version, numbers)) if numbers < OLDEST_PIP => Err(Failure::OldPip { python, version }),
+        Some((version, numbers)) if numbers < OLDEST_PIP => Err(Failure::OldPip { goods, python, version }),
         // An unknown form is left to pip itself.
         _ => Ok(()),
     }
@@ -102,12 +164,12 @@ fn pip_version(text: &str) -> Option<(String, (u32, u32))> {
 
 /// What made pip fail, from its log. The order matters: without a network, pip says last that there is
 /// no such wheel.
-fn cause(said: &str) -> Failure {
+fn cause(said: &str, goods: Goods) -> Failure {
     let has = |signs: &[&str]| signs.iter().any(|sign| said.contains(sign));
     if has(&["No space left on device", "Errno 28", "Disk quota exceeded"]) {
-        Failure::RanFull
+        Failure::RanFull { goods }
     } else if has(&["CERTIFICATE_VERIFY_FAILED", "SSLCertVerificationError", "SSLError"]) {
-        Failure::Certificate
+        Failure::Certificate { goods }
     } else if has(&[
         "NewConnectionError",
         ": connection error",
@@ -122,11 +184,11 @@ fn cause(said: &str) -> Failure {
         "Connection broken",
         "Connection aborted",
     ]) {
-        Failure::NoNetwork
+        Failure::NoNetwork { goods }
     } else if has(&["No matching distribution found"]) {
-        Failure::NoWheel
+        Failure::NoWheel { goods }
     } else {
-        Failure::Pip
+        Failure::Pip { goods }
     }
 }
 
@@ -173,26 +235,36 @@ mod tests {
         let nowhere = "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError(...)'\n\
                        ERROR: Could not find a version that satisfies the requirement torch==2.11.0\n\
                        ERROR: No matching distribution found for torch==2.11.0\n";
-        assert!(matches!(cause(nowhere), Failure::NoNetwork));
+        assert!(matches!(cause(nowhere, Goods::Libtorch), Failure::NoNetwork { .. }));
         let wheel = "ERROR: No matching distribution found for torch==2.11.0\n";
-        assert!(matches!(cause(wheel), Failure::NoWheel));
+        assert!(matches!(cause(wheel, Goods::Libtorch), Failure::NoWheel { .. }));
     }
 
     #[test]
     fn a_full_disk_is_noticed_in_pips_words() {
         let said = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n";
-        assert!(matches!(cause(said), Failure::RanFull));
+        assert!(matches!(cause(said, Goods::Libtorch), Failure::RanFull { .. }));
     }
 
     #[test]
     fn an_untrusted_certificate_is_not_taken_for_a_missing_network() {
         let said = "Max retries exceeded with url: /simple/torch/ (Caused by SSLError(SSLCertVerificationError(1, \
                     '[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed')))";
-        assert!(matches!(cause(said), Failure::Certificate));
+        assert!(matches!(cause(said, Goods::Libtorch), Failure::Certificate { .. }));
+    }
+
+    #[test]
+    fn a_failure_names_what_pip_was_to_fetch() {
+        let wheel = "ERROR: No matching distribution found for diffusers==0.38.0\n";
+        for said in [wheel, "NewConnectionError", "SSLError", "Errno 28", "something else"] {
+            let message = cause(said, Goods::KitWheels).to_string();
+            assert!(message.contains("GPU kit") && !message.contains("libtorch"), "{message}");
+            assert!(cause(said, Goods::Libtorch).to_string().contains("libtorch"));
+        }
     }
 
     #[test]
     fn other_words_of_pip_stand_for_themselves() {
-        assert!(matches!(cause("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES"), Failure::Pip));
+        assert!(matches!(cause("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES", Goods::Libtorch), Failure::Pip { .. }));
     }
 }

@@ -1,0 +1,51 @@
+//! Which commit a GPU kit is made of.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Stands for what git does not tell.
+const UNKNOWN: &str = "unknown";
+
+/// Two lines: the commit that is checked out in `root`, with a note where files differ from it, and its date.
+pub(crate) fn describe(root: &Path) -> String {
+    let commit = git(root, &["rev-parse", "HEAD"]);
+    let status = git(root, &["status", "--porcelain"]);
+    let date = git(root, &["show", "--no-patch", "--format=%cI", "HEAD"]);
+    lines(commit.as_deref(), status.as_deref(), date.as_deref())
+}
+
+/// A commit whose `status` cannot be told is not named: it would pass for one without changes.
+fn lines(commit: Option<&str>, status: Option<&str>, date: Option<&str>) -> String {
+    match (commit, status) {
+        (Some(commit), Some(status)) => {
+            let changes = if status.is_empty() { "" } else { " (with changes)" };
+            format!("{commit}{changes}\n{}\n", date.unwrap_or(UNKNOWN))
+        }
+        _ => format!("{UNKNOWN}\n{UNKNOWN}\n"),
+    }
+}
+
+/// What git says, or `None` where it is absent or fails.
+fn git(root: &Path, words: &[&str]) -> Option<String> {
+    let output = Command::new("git").arg("-C").arg(root).args(words).stdin(Stdio::null()).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changed_files_are_told_beside_the_commit() {
+        let (commit, date) = (Some("0123abc"), Some("2026-01-02T03:04:05+00:00"));
+        assert_eq!(lines(commit, Some(""), date), "0123abc\n2026-01-02T03:04:05+00:00\n");
+        assert_eq!(lines(commit, Some("?? new.rs"), date), "0123abc (with changes)\n2026-01-02T03:04:05+00:00\n");
+    }
+
+    #[test]
+    fn what_git_does_not_tell_is_unknown() {
+        assert_eq!(lines(None, None, None), "unknown\nunknown\n");
+        assert_eq!(lines(Some("0123abc"), None, Some("today")), "unknown\nunknown\n");
+        assert_eq!(describe(Path::new("/no/such/folder")), "unknown\nunknown\n");
+    }
+}

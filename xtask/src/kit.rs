@@ -1,0 +1,243 @@
+//! The GPU kit: a folder with all that a run on a machine with a GPU needs, where there is an NVIDIA driver and a
+//! python3 with torch, but no Rust and no network.
+//!
+//! It is made beside the folder of the last one and takes its place once nothing is missing: a kit is whole or not
+//! there.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::cargo;
+use crate::commit;
+use crate::failure::Failure;
+use crate::goods::Goods;
+use crate::home::Home;
+use crate::kit_size::Contents;
+use crate::kit_wheels;
+use crate::lock::Lock;
+use crate::python::Python;
+use crate::source::Source;
+
+/// The package, its program, and the folder of the kit.
+const NAME: &str = "gpu-kit";
+
+/// Where the package and its scripts are.
+const PACKAGE_FOLDER: &str = "benches/gpu";
+
+/// What of [`PACKAGE_FOLDER`] goes along, by its suffix.
+const SCRIPTS: [&str; 3] = ["py", "sh", "md"];
+
+/// What the checks read.
+const INPUTS: [&str; 2] = ["tests/reference/forms.safetensors", "examples/data/emoji-source.png"];
+
+/// Refuses systems whose programs a machine with a GPU does not run. `os` is [`std::env::consts::OS`].
+pub(crate) fn check(os: &str) -> Result<(), Failure> {
+    if os == "linux" {
+        return Ok(());
+    }
+    Err(Failure::Usage(format!("`cargo xtask gpu-kit` builds a program for Linux and works there alone, not on {os}")))
+}
+
+/// Makes the kit of the repository `root` and prints what is in it.
+pub(crate) fn make(root: &Path, source: &Source, home: &Home) -> Result<(), Failure> {
+    let target = root.join("target");
+    fs::create_dir_all(&target).map_err(Failure::kit_io(&target))?;
+    let lock = target.join(format!("{NAME}.lock"));
+    let _lock = Lock::take(&lock)?;
+    let python = Python::with_pip(Goods::KitWheels)?;
+
+    let commit = commit::describe(root);
+    let words = ["build", "--release", "--package", NAME].map(Into::into);
+    if !cargo::run_and_return(&words, source, home)? {
+        return Err(Failure::Build);
+    }
+
+    let kit = target.join(NAME);
+    let draft = Draft::create(&target)?;
+    let text = draft.new.join("commit.txt");
+    fs::write(&text, commit).map_err(Failure::kit_io(&text))?;
+    copy_scripts(&root.join(PACKAGE_FOLDER), &draft.new)?;
+    copy_inputs(root, &draft.new.join("inputs"))?;
+    kit_wheels::bring(&python, &kit.join("wheels"), &draft.new.join("wheels"), &draft.scratch)?;
+    eprintln!("xtask: packing {NAME}");
+    pack_program(&python, &program(root), &draft)?;
+
+    let contents = Contents::read(&draft.new)?;
+    contents.check()?;
+    draft.exchange(&kit)?;
+    println!("{}\n{contents}", kit.display());
+    Ok(())
+}
+
+/// Where cargo puts the program.
+fn program(root: &Path) -> PathBuf {
+    let target = env::var_os("CARGO_TARGET_DIR").filter(|folder| !folder.is_empty());
+    target.map_or_else(|| root.join("target"), PathBuf::from).join("release").join(NAME)
+}
+
+/// The folders of a kit on its way, removed with what is left in them when it goes out of scope.
+#[derive(Debug)]
+struct Draft {
+    /// What becomes the kit.
+    new: PathBuf,
+    /// For what is not of the kit: the unpacked program, pip's temporary files, and at last the kit before.
+    scratch: PathBuf,
+}
+
+impl Draft {
+    /// Call it under the lock: what an interrupted run has left is removed.
+    fn create(target: &Path) -> Result<Self, Failure> {
+        let draft = Self { new: target.join(format!("{NAME}.new")), scratch: target.join(format!("{NAME}.scratch")) };
+        for folder in [&draft.new, &draft.scratch] {
+            match fs::remove_dir_all(folder) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Failure::kit_io(folder)(error)),
+                _ => fs::create_dir(folder).map_err(Failure::kit_io(folder))?,
+            }
+        }
+        Ok(draft)
+    }
+
+    /// Puts the draft in the place of `kit`, whether there is one or not.
+    fn exchange(&self, kit: &Path) -> Result<(), Failure> {
+        match fs::rename(kit, self.scratch.join("old")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Failure::kit_io(kit)(error)),
+            _ => {}
+        }
+        fs::rename(&self.new, kit).map_err(Failure::kit_io(kit))
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        for folder in [&self.new, &self.scratch] {
+            // What cannot be removed now is removed by the next run.
+            let _ = fs::remove_dir_all(folder);
+        }
+    }
+}
+
+/// Copies the scripts that are in `from` itself, not those of folders in it.
+fn copy_scripts(from: &Path, to: &Path) -> Result<(), Failure> {
+    for entry in fs::read_dir(from).map_err(Failure::kit_io(from))? {
+        let path = entry.map_err(Failure::kit_io(from))?.path();
+        let is_script = path.extension().is_some_and(|suffix| SCRIPTS.iter().any(|script| suffix == *script));
+        if let (true, true, Some(name)) = (is_script, path.is_file(), path.file_name()) {
+            fs::copy(&path, to.join(name)).map_err(Failure::kit_io(&path))?;
+        }
+    }
+    Ok(())
+}
+
+fn copy_inputs(root: &Path, to: &Path) -> Result<(), Failure> {
+    fs::create_dir_all(to).map_err(Failure::kit_io(to))?;
+    for input in INPUTS {
+        let path = root.join(input);
+        let name = path.file_name().unwrap_or_default();
+        fs::copy(&path, to.join(name)).map_err(Failure::kit_io(&path))?;
+    }
+    Ok(())
+}
+
+/// Strips a copy of `program` and packs it into the draft.
+fn pack_program(python: &Python, program: &Path, draft: &Draft) -> Result<(), Failure> {
+    if !program.is_file() {
+        return Err(Failure::NoProgram { path: program.to_path_buf() });
+    }
+    let copy = draft.scratch.join(NAME);
+    fs::copy(program, &copy).map_err(Failure::kit_io(program))?;
+    strip(&copy);
+    python.pack(&copy, &draft.new.join(format!("{NAME}.xz")))
+}
+
+/// Takes the symbols out of `program`, which runs without them; where that fails it stays as it is.
+fn strip(program: &Path) {
+    let why = match Command::new("strip").arg(program).stdin(Stdio::null()).stdout(io::stderr()).status() {
+        Ok(status) if status.success() => return,
+        Ok(status) => format!("`strip` failed ({status})"),
+        Err(error) => format!("`strip` cannot be started ({error})"),
+    };
+    eprintln!("xtask: {why}: the program of the kit keeps its symbols and is larger for it");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).expect("readable").flatten();
+        let mut names: Vec<_> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn other_systems_are_refused_in_a_sentence() {
+        assert!(check("linux").is_ok());
+        for os in ["macos", "windows"] {
+            let failure = check(os).expect_err("refused");
+            assert!(matches!(failure, Failure::Usage(_)));
+            assert!(failure.to_string().contains(os), "{failure}");
+        }
+    }
+
+    #[test]
+    fn scripts_of_the_folder_itself_are_copied() {
+        let (from, to) = (tempfile::tempdir().expect("created"), tempfile::tempdir().expect("created"));
+        for folder in ["__pycache__", "src", "folder.py"] {
+            fs::create_dir(from.path().join(folder)).expect("created");
+        }
+        for file in ["run.sh", "speed.py", "README.md", "Cargo.toml", "py", "__pycache__/speed.py", "src/main.rs"] {
+            fs::write(from.path().join(file), "").expect("written");
+        }
+        copy_scripts(from.path(), to.path()).expect("copied");
+        assert_eq!(names(to.path()), ["README.md", "run.sh", "speed.py"]);
+    }
+
+    #[test]
+    fn the_inputs_are_in_the_repository() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("in the repository");
+        let to = tempfile::tempdir().expect("created");
+        copy_inputs(root, to.path()).expect("copied");
+        assert_eq!(names(to.path()), ["emoji-source.png", "forms.safetensors"]);
+    }
+
+    #[test]
+    fn a_draft_takes_the_place_of_the_kit_whole() {
+        let folder = tempfile::tempdir().expect("created");
+        let target = folder.path();
+        let kit = target.join(NAME);
+        for file in ["first.py", "second.py"] {
+            let draft = Draft::create(target).expect("created");
+            fs::write(draft.new.join(file), "").expect("written");
+            draft.exchange(&kit).expect("exchanged");
+            drop(draft);
+            assert_eq!(names(&kit), [file]);
+            assert_eq!(names(target), [NAME], "nothing else is left");
+        }
+    }
+
+    #[test]
+    fn a_draft_that_fails_leaves_the_kit_and_what_was_left_before_is_cleared() {
+        let folder = tempfile::tempdir().expect("created");
+        let target = folder.path();
+        for folder in [NAME, "gpu-kit.new/wheels", "gpu-kit.scratch"] {
+            fs::create_dir_all(target.join(folder)).expect("created");
+        }
+        let draft = Draft::create(target).expect("created");
+        assert!(names(&draft.new).is_empty());
+        drop(draft);
+        assert_eq!(names(target), [NAME]);
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_told_with_its_path() {
+        let folder = tempfile::tempdir().expect("created");
+        let draft = Draft::create(folder.path()).expect("created");
+        let python = Python::imitated("no-such-program", Goods::KitWheels);
+        let failure = pack_program(&python, Path::new("/no/gpu-kit"), &draft).expect_err("missing").to_string();
+        assert!(failure.contains("/no/gpu-kit") && failure.contains("CARGO_TARGET_DIR"), "{failure}");
+    }
+}
