@@ -203,8 +203,16 @@ impl Builder {
     /// # Ok::<(), kontext::Error>(())
     /// ```
     pub fn random(&self, sizes: &ModelSizes, seed: u64) -> Result<Pipeline> {
+        self.assemble(self.random_parts(sizes, seed)?)
+    }
+
+    /// Makes the parts that [`Builder::random`] puts together, for those who time each by itself.
+    ///
+    /// # Errors
+    /// Those of [`Builder::random`].
+    pub fn random_parts(&self, sizes: &ModelSizes, seed: u64) -> Result<Parts> {
         let (precision, device) = self.precision()?;
-        self.assemble(random_parts(sizes, seed, device, precision.dtype, precision.compute)?)
+        random_parts(sizes, seed, device, precision.dtype, precision.compute)
     }
 
     /// Tokens of T5: as asked, else as the model prefers, else as FLUX.1 was trained.

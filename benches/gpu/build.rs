@@ -1,0 +1,22 @@
+//! Compiles the shim against the libtorch that tch is built with.
+
+use std::path::Path;
+
+fn main() {
+    println!("cargo:rerun-if-changed=src/shim.cpp");
+    // Set by torch-sys; without libtorch (`doc-only`) nothing is linked, and nothing needs the shim.
+    println!("cargo:rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");
+    let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB") else { return };
+    let include = Path::new(&lib).join("../include");
+    cc::Build::new()
+        .cpp(true)
+        .warnings(false)
+        .std("c++17")
+        .include(include.join("torch/csrc/api/include"))
+        .include(&include)
+        .file("src/shim.cpp")
+        .compile("kit_shim");
+    println!("cargo:rustc-link-search=native={lib}");
+    println!("cargo:rustc-link-lib=torch_cpu");
+    println!("cargo:rustc-link-lib=c10");
+}

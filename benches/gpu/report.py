@@ -1,0 +1,139 @@
+"""Writes docs/gpu.md from the results of runs on GPUs.
+
+    python3 benches/gpu/report.py [RESULTS.json ...] [--out docs/gpu.md]
+
+Every number stands with its card, date, commit and command. Without results the page says that nothing was measured, and
+what will be. Results of `--cpu` are refused: they say nothing of a GPU.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+COLUMNS = {  # what has a column of its own, and its digits
+    "ms": ("ms", ".2f"), "min_ms": ("least ms", ".2f"), "host_ms": ("host ms", ".2f"), "first_s": ("first call s", ".2f"),
+    "tflops": ("TFLOP/s", ".0f"), "tb_per_s": ("TB/s", ".2f"), "gb_per_s": ("GB/s", ".0f"), "kernels": ("kernels", ".0f"),
+    "busy share": ("busy", ".1%"), "load_s": ("loading s", ".1f"), "seconds": ("s", ".1f"), "peak_gb": ("peak GB", ".2f"),
+    "planned_gb": ("planned GB", ".2f"), "relative_l2": ("relative L2", ".1e"), "relative L2": ("relative L2", ".1e"),
+    "PSNR dB": ("PSNR dB", ".1f"),
+}  # fmt: skip
+STAGES = {
+    "ratios": "kontext over its opponents",
+    "speed": "kontext",
+    "opponents": "Opponents",
+    "correctness": "Correctness",
+    "facts": "The card and its ceilings",
+    "faults": "Planted faults",
+}
+HEAD = """# On a GPU
+
+Written by `benches/gpu/report.py` from the results of runs of the kit. To make such a run:
+
+```sh
+cargo xtask gpu-kit                                      # where Rust is: the folder target/gpu-kit
+bash benches/gpu/check.sh target/gpu-kit OUT             # where the GPU is: python3 with torch 2.11.0, no Rust, no network
+python3 benches/gpu/report.py OUT/results.json           # this page
+```
+"""
+NOT_YET = """
+**Not measured yet.** No machine with a GPU was at hand. A run will measure, within 8 minutes on an H100:
+
+- **the card**: clocks, copy bandwidth, matrix products in f32, TF32, bf16 and fp8 (by rows and by tensors), the attention
+  that libtorch picks at 8704 tokens and what each backend takes, strided and dense;
+- **correctness** against the CPU, in f32 (without TF32) and bf16: edits, generation, true CFG, several references, img2img,
+  sessions, batches; every stored form of weights; LoRAs beside the weights and fused; staged and streamed models, bit for
+  bit; the autoencoder whole and in tiles; T5 and CLIP; noise; the shipped model's picture; ten runs at once; too little
+  memory, cancelled runs, damaged weights; a training step and the trainer's loop;
+- **speed** of a model of the published size (12 B) with random weights: steps of edits at 1024x1024 and 512x512 and of
+  text-to-image, on the device and on the host, kernels a step, the share in which the device is busy, what is prepared once
+  a run, text encoders, autoencoder, a whole run; Q4_0 and fp8, resident, staged and streamed, with the peak of memory
+  beside its plan; a LoRA's training step;
+- **opponents** on the same card in the same run: diffusers eager, with flash attention, with fused QKV, compiled by regions,
+  in fp8 by rows, and with FlashAttention 3 in fp8;
+- **ratios** of kontext's times to each of theirs.
+"""
+
+
+def number(value, form):
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return str(value)
+    return format(value, form)
+
+
+def rest(row, shown):
+    values = [(key, value) for key, value in row["values"].items() if key not in shown and not key.endswith((", allowed", ", at least"))]
+    text = [f"{key} {number(value, '.4g') if isinstance(value, float) else value}" for key, value in values]
+    return "; ".join([*text, row["note"]] if row["note"] else text)
+
+
+def table(rows):
+    """A table with a column for each common value that some row has."""
+    shown = [key for key in COLUMNS if any(key in row["values"] for row in rows)]
+    heads = ["", "", *(COLUMNS[key][0] for key in shown), ""]
+    lines = [line(heads), line(["---", "---", *["---:"] * len(shown), "---"])]
+    for row in rows:
+        status = "" if row["status"] == "measured" else row["status"]
+        cells = [number(row["values"][key], COLUMNS[key][1]) if key in row["values"] else "" for key in shown]
+        lines.append(line([row["name"], status, *cells, rest(row, shown)]))
+    return "\n".join(lines)
+
+
+def line(cells):
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def ratios(rows):
+    lines = [line(["", "kontext ms", "opponent ms", "ratio"]), line(["---", "---:", "---:", "---:"])]
+    for row in rows:
+        values = row["values"]
+        cells = [number(values["kontext_ms"], ".2f"), number(values["opponent_ms"], ".2f"), number(values["ratio"], ".3f")]
+        lines.append(line([row["name"], *cells]))
+    return "\n".join(lines)
+
+
+def count(rows):
+    """How many rows have each status: «95 passed, 2 failed»."""
+    statuses = list(dict.fromkeys(row["status"] for row in rows))
+    return ", ".join(f"{sum(row['status'] == status for row in rows)} {status}" for status in statuses)
+
+
+def section(results):
+    """All of one run."""
+    rows, run, kit = results["rows"], results["run"], results["kit"]
+    card = next((row["values"] for row in rows if row["stage"] == "facts" and row["name"] == "card"), {})
+    text = [f"## {card.get('name', 'Unknown card')}, {run['date']}", ""]
+    text.append(f"Commit {kit['commit']} of {kit['date']}; `{run['command']}`; {run['seconds']:.0f} s. {count(rows)}.")
+    unended = [f"{stage['stage']} {stage['status']}: {stage['note']}" for stage in results["stages"] if stage["status"] != "ended"]
+    text += [f"Stages that did not end: {'; '.join(unended)}."] if unended else []
+    for stage, title in STAGES.items():
+        own = [row for row in rows if row["stage"] == stage]
+        if not own:
+            continue
+        text += ["", f"### {title}", "", f"{count(own)}.", "", ratios(own) if stage == "ratios" else table(own)]
+    return "\n".join(text)
+
+
+def page(all_results):
+    body = "\n\n".join(section(results) for results in all_results)
+    return HEAD + (f"\n{body}\n" if all_results else NOT_YET)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="*", help="results.json of runs on GPUs")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "gpu.md", help="the page (default: docs/gpu.md)")
+    args = parser.parse_args()
+    all_results = [json.loads(path.read_text(encoding="utf-8")) for path in args.results]
+    for path, results in zip(args.results, all_results, strict=True):
+        if results["run"]["cpu"]:
+            sys.exit(f"{path} is of a run with --cpu, which says nothing of a GPU; leave it away")
+    draft = args.out.with_name(args.out.name + ".new")
+    draft.write_text(page(all_results), encoding="utf-8")
+    draft.replace(args.out)
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,339 @@
+"""Runs the stages of the kit, each with a limit, and keeps their rows as they come.
+
+    python3 run.py KIT OUT --program gpu-kit [--cpu] [--only STAGE,STAGE] [--model DIR] [--fa3 DIR]
+
+`check.sh` prepares a machine and calls this. OUT gets results.json, log.txt and pictures. The stages, in order of worth:
+
+    facts        the card, its ceilings, and what libtorch picks for attention
+    correctness  kontext on the device against the CPU and against stored values
+    speed        kontext at the published size: times, launches, memory against its plan
+    opponents    diffusers on the same card
+    ratios       kontext's times over the opponents'
+    faults       a crash, a hang and an exhausted memory, planted: only where it is named
+
+A stage is a program that prints a line `@begin NAME` before each case and `@row {json}` behind it. One that crashes,
+hangs beyond its case's limit or takes the machine's memory loses that case alone: the case becomes a row, and the program
+is started again for the ones behind it. The exit code is 1 where a row failed, crashed, timed out or was killed.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import queue
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+BAD = ("failed", "crashed", "timed-out", "killed")
+DEVICE_LOST = 3  # the exit code of a program that has to be started again for what is left
+MOST_STARTS = 12
+LOOK = 0.1  # seconds between two looks at a program's memory
+STDERR_LINES = 6
+NOTE = 600
+
+
+@dataclass
+class Stage:
+    """A program's rows under one name."""
+
+    name: str
+    command: list
+    seconds: float  # for all of it
+    case_seconds: float  # for each of its cases
+    python: bool = False  # whether it runs in Python, which finds torch's libraries by itself
+    environment: dict = field(default_factory=dict)
+
+
+class Results:
+    """What is known so far; the file is whole after each row."""
+
+    def __init__(self, out, kit, args):
+        self.path = out / "results.json"
+        self.log = (out / "log.txt").open("a", encoding="utf-8")
+        self.start = time.monotonic()
+        self.content = {"format": 1, "kit": commit_of(kit), "run": run_facts(args), "stages": [], "rows": []}
+        self.write()
+
+    def add(self, stage, row, seconds):
+        row = {"stage": stage, **row, "seconds": round(seconds, 3)}
+        self.content["rows"].append(row)
+        self.say(f"{stage}: {row['name']}: {row['status']}{told(row)} ({seconds:.1f} s)")
+        self.write()
+
+    def end(self, stage, status, seconds, note=""):
+        rows = [row for row in self.content["rows"] if row["stage"] == stage.name]
+        command = shlex.join(str(word) for word in stage.command)
+        entry = {"stage": stage.name, "status": status, "seconds": round(seconds, 1), "rows": len(rows)}
+        self.content["stages"].append({**entry, "command": command, "note": note})
+        self.say(f"{stage.name}: {status} after {seconds:.0f} s{': ' + note if note else ''}")
+        self.write()
+
+    def say(self, text):
+        text = f"[{time.monotonic() - self.start:6.1f} s] {text}"
+        print(text, flush=True)
+        print(text, file=self.log, flush=True)
+
+    def write(self):
+        self.content["run"]["seconds"] = round(time.monotonic() - self.start, 1)
+        draft = self.path.with_suffix(".new")
+        draft.write_text(json.dumps(self.content, indent=1), encoding="utf-8")
+        draft.replace(self.path)
+
+
+def told(row):
+    """A row's numbers and its note, in short."""
+    values = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row["values"].items()]
+    text = ", ".join([*values, row["note"]] if row["note"] else values)
+    return f": {text}" if text else ""
+
+
+def commit_of(kit):
+    lines = (kit / "commit.txt").read_text(encoding="utf-8").split("\n") if (kit / "commit.txt").is_file() else []
+    return {"commit": lines[0] if lines else "unknown", "date": lines[1] if len(lines) > 1 else "unknown"}
+
+
+def run_facts(args):
+    now = datetime.datetime.now(datetime.UTC) if hasattr(datetime, "UTC") else datetime.datetime.utcnow()
+    return {"date": now.strftime("%Y-%m-%d %H:%M UTC"), "command": args.shown, "cpu": args.cpu, "seconds": 0.0}
+
+
+class Process:
+    """A started program: its lines, its memory, its end."""
+
+    def __init__(self, stage, skip, results):
+        command = [str(word) for word in stage.command] + (["--skip", ",".join(skip)] if skip else [])
+        self.results, self.errors, self.lines = results, [], queue.Queue()
+        # A group of its own, so that all that it starts ends with it.
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, errors="replace",
+            env=stage.environment, start_new_session=True,
+        )  # fmt: skip
+        self.readers = [threading.Thread(target=target, daemon=True) for target in (self.read_output, self.read_errors)]
+        for reader in self.readers:
+            reader.start()
+
+    def read_output(self):
+        for line in self.process.stdout:
+            self.lines.put(line.rstrip("\n"))
+        self.lines.put(None)
+
+    def read_errors(self):
+        for line in self.process.stderr:
+            self.errors = [*self.errors[1 - STDERR_LINES :], line.strip()]
+            print(line, end="", file=self.results.log, flush=True)
+
+    def next(self, seconds):
+        """The next line; None at the end of all, and an empty one where none comes in time."""
+        try:
+            return self.lines.get(timeout=max(seconds, 0.001))
+        except queue.Empty:
+            return ""
+
+    def memory(self):
+        """Bytes that the program itself holds, without pages of files."""
+        try:
+            fields = Path(f"/proc/{self.process.pid}/statm").read_text(encoding="ascii").split()
+        except OSError:
+            return 0
+        return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
+
+    def stop(self):
+        """Ends it, and waits."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        return self.wait()
+
+    def wait(self):
+        code = self.process.wait()
+        for reader in self.readers:
+            reader.join(timeout=2)
+        return code
+
+
+def run(stage, results, memory_limit):
+    """Runs a stage to its end, its limit, or as often as is reasonable."""
+    begun, done = time.monotonic(), []
+    for _ in range(MOST_STARTS):
+        left = stage.seconds - (time.monotonic() - begun)
+        if left <= 0:
+            break
+        outcome = attempt(stage, done, results, begun, memory_limit)
+        if outcome is not None:
+            status, note = outcome
+            results.end(stage, status, time.monotonic() - begun, note)
+            return
+    else:
+        results.end(stage, "given-up", time.monotonic() - begun, f"after {MOST_STARTS} starts")
+        return
+    results.end(stage, "timed-out", time.monotonic() - begun, f"its {stage.seconds:.0f} s were over")
+
+
+def attempt(stage, done, results, begun, memory_limit):
+    """One start of the program. None where it has to be started again, else the stage's status and a note."""
+    try:
+        process = Process(stage, done, results)
+    except OSError as error:
+        return "failed", f"cannot start {stage.command[0]}: {error}"
+    case, case_begun, new = None, time.monotonic(), 0
+
+    def lost(status, note):
+        """The running case is a row, and is not run again."""
+        row = {"name": case, "status": status, "values": {}, "note": note[:NOTE]}
+        results.add(stage.name, row, time.monotonic() - case_begun)
+        done.append(case)
+
+    while (line := process.next(LOOK)) is not None:
+        now = time.monotonic()
+        if line.startswith("@begin "):
+            case, case_begun = line.removeprefix("@begin "), now
+        elif line.startswith("@row "):
+            row = json.loads(line.removeprefix("@row "))
+            results.add(stage.name, row, now - case_begun)
+            done.append(row["name"])
+            case, case_begun, new = None, now, new + 1
+        elif line:
+            print(line, file=results.log, flush=True)
+        if process.memory() > memory_limit:
+            limit = f"{memory_limit / 1e9:.1f} GB of the machine's memory"
+            process.stop()
+            if case is None:
+                return "killed", f"it held more than {limit} between its cases"
+            lost("killed", f"it held more than {limit}")
+            return None
+        if now - begun > stage.seconds:
+            process.stop()
+            if case is not None:
+                lost("timed-out", f"the stage's {stage.seconds:.0f} s were over")
+            return "timed-out", f"its {stage.seconds:.0f} s were over"
+        if now - case_begun > stage.case_seconds:
+            process.stop()
+            if case is None:
+                return "timed-out", f"nothing came for {stage.case_seconds:.0f} s"
+            lost("timed-out", f"no result after {stage.case_seconds:.0f} s")
+            return None
+    code = process.wait()
+    said = " | ".join(line for line in process.errors if line)
+    if case is not None:
+        lost("crashed", f"{ended(code)}: {said}")
+        return None
+    if code == 0:
+        return "ended", ""
+    if code == DEVICE_LOST and new:
+        return None
+    return "failed", f"{ended(code)}: {said}"[:NOTE]
+
+
+def ended(code):
+    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+
+
+def ratios(results, cpu):
+    """kontext's milliseconds over each opponent's, for whatever both have timed."""
+    begun, rows = time.monotonic(), results.content["rows"]
+    timed = [row for row in rows if "ms" in row["values"] and "/" in row["name"]]
+    times = [(row["stage"], *row["name"].split("/", 1), row["values"]["ms"]) for row in timed]
+    note = "both models are tiny and of sizes of their own: only to try the programs" if cpu else ""
+    for _, case, own, ms in [time for time in times if time[0] == "speed" and time[2] != "kontext, prepare"]:
+        for _, _, rival, rival_ms in [time for time in times if time[:2] == ("opponents", case)]:
+            # Where a case has several kinds, each is set against its own.
+            if any(kind in own and kind not in rival for kind in ("bf16", "f32")):
+                continue
+            values = {"ratio": ms / rival_ms, "kontext_ms": ms, "opponent_ms": rival_ms}
+            row = {"name": f"{case}/{own} over {rival}", "status": "measured", "values": values, "note": note}
+            results.add("ratios", row, 0.0)
+    results.end(Stage("ratios", ["run.py"], 0, 0), "ended", time.monotonic() - begun)
+
+
+def stages(args):
+    """The stages, with their limits on a GPU (8 minutes in all) and on a CPU."""
+    device = ["--device", "cpu" if args.cpu else "cuda"]
+    python = [args.python, "-u"]
+    cpu, fa3 = ["--cpu"] if args.cpu else [], ["--fa3", args.fa3] if args.fa3 else []
+    model = ["--model", args.model, "--inputs", args.kit / "inputs", "--out", args.out]
+
+    def budget(seconds):
+        # No case is begun so late that it could not end.
+        return ["--budget", str(round(0.9 * seconds))]
+
+    program = os.environ | ({"LD_LIBRARY_PATH": args.libraries} if args.libraries else {})
+    plain = {key: value for key, value in os.environ.items() if key != "LD_LIBRARY_PATH"}
+    limits = {"facts": (60, 30), "correctness": (150, 45), "speed": (150, 60), "opponents": (190, 90), "faults": (60, 5)}
+    if args.cpu:
+        limits |= {"facts": (60, 30), "correctness": (300, 60), "speed": (120, 60), "opponents": (120, 60)}
+    limits = {name: (args.patience * seconds, args.patience * case) for name, (seconds, case) in limits.items()}
+    commands = {
+        "facts": [*python, HERE / "facts.py", *cpu, *fa3, *budget(limits["facts"][0])],
+        "correctness": [args.program, "check", *device, *model, *budget(limits["correctness"][0])],
+        "speed": [args.program, "speed", *device, "--out", args.out, *budget(limits["speed"][0])],
+        "opponents": [*python, HERE / "opponents.py", *cpu, *fa3, *budget(limits["opponents"][0])],
+        "faults": [args.program, "plant", *device],
+    }
+    in_python = ("facts", "opponents")
+    return [
+        Stage(name, command, *limits[name], name in in_python, plain if name in in_python else program)
+        for name, command in commands.items()
+    ]
+
+
+def free_memory():
+    """Bytes of the machine that a program can have."""
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return 1024 * int(line.split()[1])
+    return 1 << 62
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kit", type=Path, help="folder that `cargo xtask gpu-kit` made")
+    parser.add_argument("out", type=Path, help="folder for the results")
+    parser.add_argument("--program", type=Path, required=True, help="the unpacked gpu-kit")
+    parser.add_argument("--libraries", default="", help="folder of libtorch's libraries, for that program")
+    parser.add_argument("--python", default=sys.executable, help="a Python with torch and the wheels (default: this one)")
+    parser.add_argument("--fa3", default="", help="folder that holds fa3_fwd")
+    parser.add_argument("--model", type=Path, default=Path("models/kontext-emoji"), help="the small model")
+    parser.add_argument("--only", default="", help="these stages, with a comma between them")
+    parser.add_argument("--cpu", action="store_true", help="the same stages at tiny sizes on the CPU")
+    parser.add_argument("--patience", type=float, default=1.0, help="all limits are multiplied by this")
+    parser.add_argument("--memory", type=float, default=0.9, help="share of the free memory that a program may hold")
+    parser.add_argument("--shown", default="", help="the command that the results name (default: this one)")
+    args = parser.parse_args()
+    args.shown = args.shown or shlex.join(["python3", *sys.argv])
+    return args
+
+
+def main():
+    args = arguments()
+    args.out.mkdir(parents=True, exist_ok=True)
+    args.out = args.out.resolve()
+    results = Results(args.out, args.kit, args)
+    chosen = [name for name in args.only.split(",") if name]
+    everything = stages(args)
+    known = [stage.name for stage in everything] + ["ratios"]
+    if unknown := [name for name in chosen if name not in known]:
+        sys.exit(f"unknown stage {', '.join(unknown)}; there are {', '.join(known)}")
+    memory_limit = args.memory * free_memory()
+    for stage in everything:
+        if stage.name in chosen or (not chosen and stage.name != "faults"):
+            run(stage, results, memory_limit)
+    if not chosen or "ratios" in chosen:
+        ratios(results, args.cpu)
+    bad = [row for row in results.content["rows"] if row["status"] in BAD]
+    bad_stages = [stage for stage in results.content["stages"] if stage["status"] != "ended"]
+    results.say(f"{len(results.content['rows'])} rows, {len(bad)} of them bad; {len(bad_stages)} stages did not end")
+    for row in bad:
+        results.say(f"  {row['stage']}: {row['name']}: {row['status']}: {row['note']}")
+    sys.exit(1 if bad or bad_stages else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+//! The tensors of a run's stages, and how far two runs are from each other.
+
+use std::ops::ControlFlow;
+
+use anyhow::{Context, bail};
+use kontext::image::RgbImage;
+use kontext::{Device, Event, Kind, Pipeline, Request, Tensor};
+use kontext_bench::metrics::psnr;
+use kontext_core::check::relative_l2;
+
+use crate::row::Outcome;
+
+/// The stages of a run, in their order: names and tensors in f32 on the CPU.
+pub(super) struct Trace {
+    stages: Vec<(String, Tensor)>,
+    pictures: Vec<RgbImage>,
+}
+
+// SAFETY: nothing writes to the tensors of a finished trace.
+#[allow(unsafe_code)]
+unsafe impl Sync for Trace {}
+
+/// How far apart two runs may be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// Relative L2 distance of noise, latents and whatever else is no encoder's.
+    pub(super) stage: f64,
+    /// That of prompts and pictures behind their encoders.
+    pub(super) encoded: f64,
+    /// PSNR of the pictures in dB.
+    pub(super) picture: f64,
+}
+
+impl Bounds {
+    /// The same f32 operations in other orders of summation: 1e-6 is seen between programs on the CPU, and a wrong
+    /// kernel, kind or stride moves a stage by 1e-2 and more. Pictures are 8 bits: a value at the border of two levels
+    /// may fall to either side.
+    pub(super) const F32: Self = Self { stage: 1e-4, encoded: 1e-4, picture: 60.0 };
+    /// bf16 keeps 8 bits: one rounding is 1.7e-3 of a tensor's size, and some ten of them follow each other in a stage.
+    /// Measured with bf16 arithmetic on a CPU: latents up to 1.3e-2, the autoencoder's up to 2.8e-2, T5 (whose scores are
+    /// not scaled) 2.2e-2, and 4.0e-2 with weights of 4 bits; pictures at 46 dB and above.
+    pub(super) const BF16: Self = Self { stage: 2e-2, encoded: 5e-2, picture: 40.0 };
+
+    pub(super) fn of(kind: Kind) -> Self {
+        if kind == Kind::Float { Self::F32 } else { Self::BF16 }
+    }
+
+    fn of_stage(self, name: &str) -> f64 {
+        let encoded = ["prompt", "negative", "reference", "T5", "CLIP", "encoded"];
+        if encoded.iter().any(|start| name.starts_with(start)) { self.encoded } else { self.stage }
+    }
+}
+
+impl Trace {
+    /// Runs a request and keeps its stages.
+    pub(super) fn of(pipe: &Pipeline, request: &Request) -> anyhow::Result<Self> {
+        let (mut stages, mut failed) = (Vec::new(), None);
+        let output = pipe.run_with(request, |event| match keep(&mut stages, &event) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                failed = Some(error);
+                ControlFlow::Break(())
+            }
+        });
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(Self { stages, pictures: output?.images }),
+        }
+    }
+
+    pub(super) fn add(&mut self, name: impl Into<String>, tensor: &Tensor) -> anyhow::Result<()> {
+        self.stages.push((name.into(), wide(tensor)?));
+        Ok(())
+    }
+
+    /// A trace without stages.
+    pub(super) fn empty() -> Self {
+        Self { stages: Vec::new(), pictures: Vec::new() }
+    }
+
+    /// Keeps in `outcome` how far this is from what is expected: the worst stage, the last latents and the pictures.
+    pub(super) fn compare(&self, expected: &Self, bounds: Bounds, outcome: &mut Outcome) -> anyhow::Result<()> {
+        if self.stages.len() != expected.stages.len() || self.pictures.len() != expected.pictures.len() {
+            let names = |trace: &Self| trace.stages.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>().join(", ");
+            bail!("other stages: {}; expected {}", names(self), names(expected));
+        }
+        // The one that comes nearest to its bound, or is furthest beyond it.
+        let mut worst = ("none", 0.0, self.stages.first().map_or(0.0, |(name, _)| bounds.of_stage(name)));
+        for ((name, got), (expected_name, expected)) in self.stages.iter().zip(&expected.stages) {
+            if name != expected_name {
+                bail!("stage {name} where {expected_name} is expected");
+            }
+            let (distance, bound) = (relative_l2(got, expected).with_context(|| name.clone())?, bounds.of_stage(name));
+            // A NaN is as far as can be.
+            let distance = if distance.is_nan() { f64::INFINITY } else { distance };
+            if distance > bound {
+                outcome.note(format!("{name}: {distance:.2e}"));
+            }
+            if distance / bound > worst.1 / worst.2 {
+                worst = (name, distance, bound);
+            }
+        }
+        outcome.at_most("relative L2", worst.1, worst.2);
+        outcome.value("worst stage", worst.0);
+        let mut nearest = f64::INFINITY;
+        for (got, expected) in self.pictures.iter().zip(&expected.pictures) {
+            nearest = nearest.min(psnr(got, expected)?);
+        }
+        if !self.pictures.is_empty() {
+            outcome.at_least("PSNR dB", nearest, bounds.picture);
+        }
+        Ok(())
+    }
+
+    /// Checks that two runs are equal to the last bit.
+    pub(super) fn equal(&self, expected: &Self, outcome: &mut Outcome) {
+        let unlike = self.stages.iter().zip(&expected.stages).find(|((_, a), (_, b))| !a.equal(b));
+        outcome.holds(self.stages.len() == expected.stages.len(), || "another number of stages".to_owned());
+        outcome.holds(unlike.is_none(), || format!("other bits from {} on", unlike.map_or("", |((name, _), _)| name)));
+        outcome.holds(self.pictures == expected.pictures, || "other pictures".to_owned());
+    }
+}
+
+fn keep(stages: &mut Vec<(String, Tensor)>, event: &Event<'_>) -> anyhow::Result<()> {
+    let mut keep = |name: String, tensor: &Tensor| -> anyhow::Result<()> {
+        stages.push((name, wide(tensor)?));
+        Ok(())
+    };
+    match event {
+        Event::Encoded { conditioning, negative } => {
+            let which = if *negative { "negative " } else { "" };
+            keep(format!("{which}prompt embeddings"), &conditioning.prompt_embeds)?;
+            keep(format!("{which}pooled prompt"), &conditioning.pooled)
+        }
+        Event::Reference { index, latents } => keep(format!("reference {index}"), latents),
+        Event::Noise { latents } => keep("noise".to_owned(), latents),
+        Event::Step { done, latents, .. } => keep(format!("step {done}"), latents),
+        _ => Ok(()),
+    }
+}
+
+fn wide(tensor: &Tensor) -> anyhow::Result<Tensor> {
+    Ok(tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.copy())
+}

@@ -1,0 +1,108 @@
+//! Memory: too little of it is an error with a stage, and what a run took it gives back.
+
+use std::ops::ControlFlow;
+
+use kontext::{Cancel, Device, Error, Event, Kind, Placement, Request, Tensor, free_memory};
+use kontext_core::memory::give_back_on;
+
+use super::distance::Trace;
+use super::world::{World, edit, picture};
+use crate::device;
+use crate::row::Outcome;
+use crate::suite::Case;
+
+/// What is left free for a run that has too little: more than the prompt takes, and a fraction of what the autoencoder
+/// takes for a picture of a megapixel.
+const LEFT: u64 = 96_000_000;
+/// Pixels of a side of that picture.
+const SIDE: u32 = 1024;
+
+pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
+    vec![
+        Case::new("memory/a cancelled run leaves nothing behind", move || cancelled(world)),
+        Case::new("memory/a run that cannot fit is refused before it starts", move || refused(world)),
+        Case::new("memory/too little in between is told with its stage", move || exhausted(world)),
+    ]
+}
+
+fn cancelled(world: &World) -> anyhow::Result<Outcome> {
+    let pipe = world.pipeline(Kind::BFloat16)?;
+    let before = Trace::of(&pipe, &edit())?;
+    let held = device::account(world.device)?;
+    let mut outcome = Outcome::default();
+    for stop in 1..=2 {
+        let cancel = Cancel::new();
+        let run = pipe.run_with(&edit(), |event| {
+            if matches!(event, Event::Step { done, .. } if done == stop) {
+                cancel.cancel();
+            }
+            cancel.check()
+        });
+        outcome.holds(run.as_ref().is_err_and(Error::is_cancelled), || format!("not cancelled at step {stop}"));
+        drop(run);
+        if let (Some(held), Some(now)) = (held, device::account(world.device)?) {
+            outcome.value(format!("bytes held, cancelled at step {stop}"), now.allocated);
+            outcome.value("bytes held before", held.allocated);
+            outcome.holds(now.allocated == held.allocated, || {
+                format!("{} bytes are held after the run, {} before", now.allocated, held.allocated)
+            });
+        }
+    }
+    Trace::of(&pipe, &edit())?.equal(&before, &mut outcome);
+    Ok(outcome)
+}
+
+fn refused(world: &World) -> anyhow::Result<Outcome> {
+    let pipe = World::builder(world.device, Kind::BFloat16).placement(Placement::Resident).load(world.model())?;
+    let before = Trace::of(&pipe, &edit())?;
+    let error = pipe.run(&Request::generate("a cat").size(8192, 8192).steps(1).batch(256)).err();
+    let told = error.as_ref().map_or_else(|| "it ran".to_owned(), ToString::to_string);
+    let mut outcome = Outcome::default();
+    outcome.holds(matches!(&error, Some(Error::Memory { stage, .. }) if *stage == "denoising"), || told.clone());
+    outcome.note(told);
+    Trace::of(&pipe, &edit())?.equal(&before, &mut outcome);
+    Ok(outcome)
+}
+
+/// The memory goes to another program, as it were, after the plan was checked.
+fn exhausted(world: &World) -> anyhow::Result<Outcome> {
+    if world.device == Device::Cpu {
+        return Ok(Outcome::skipped(
+            "a program on a CPU is ended by the system where memory is short; the plan is checked before",
+        ));
+    }
+    let pipe = World::builder(world.device, Kind::BFloat16).placement(Placement::Resident).load(world.model())?;
+    let large = Request::edit(&picture(SIDE, SIDE), "make it winter").steps(1).seed(5);
+    let before = Trace::of(&pipe, &large)?;
+    give_back_on(world.device);
+    let (mut taken, mut failed) = (None, None);
+    let run = pipe.run_with(&large, |event| {
+        if matches!(event, Event::Planned { .. }) {
+            match fill(world.device) {
+                Ok(tensor) => taken = Some(tensor),
+                Err(error) => failed = Some(error),
+            }
+        }
+        ControlFlow::Continue(())
+    });
+    if let Some(error) = failed {
+        return Err(error.context("taking the memory"));
+    }
+    drop(taken);
+    give_back_on(world.device);
+    let error = run.err();
+    let told = error.as_ref().map_or_else(|| "it ran all the same".to_owned(), ToString::to_string);
+    let mut outcome = Outcome::default();
+    outcome.holds(matches!(error, Some(Error::Memory { .. })), || format!("no shortage of memory: {told}"));
+    outcome.holds(told.contains("encoding the reference pictures"), || format!("another stage: {told}"));
+    outcome.note(told);
+    // The next run is as if nothing had been.
+    Trace::of(&pipe, &large)?.equal(&before, &mut outcome);
+    Ok(outcome)
+}
+
+/// All of a device's free memory but [`LEFT`].
+fn fill(on: Device) -> anyhow::Result<Tensor> {
+    let bytes = free_memory(on)?.saturating_sub(LEFT);
+    Ok(Tensor::f_empty([i64::try_from(bytes)?], (Kind::Uint8, on))?)
+}

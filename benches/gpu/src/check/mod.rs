@@ -1,0 +1,58 @@
+//! Correctness on a device: what it computes against the CPU's results and against stored ones.
+//!
+//! f32 is f32 here: TF32 is switched off for everything but the case that measures it.
+
+mod damage;
+mod distance;
+mod forms;
+mod lora;
+mod memory;
+mod noise;
+mod parts;
+mod placement;
+mod runs;
+mod shipped;
+mod threads;
+mod training;
+mod world;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use kontext::Device;
+
+use self::world::World;
+use crate::{Common, device};
+
+/// What `check` takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Folder of the small model that edits emoji
+    #[arg(long, value_name = "DIR", default_value = "models/kontext-emoji")]
+    model: PathBuf,
+    /// Folder of the kit's inputs: forms.safetensors, emoji-source.png
+    #[arg(long, value_name = "DIR")]
+    inputs: PathBuf,
+}
+
+pub(crate) fn run(options: &Options, on: Device) -> anyhow::Result<ExitCode> {
+    device::set_tf32(false, false)?;
+    let world = World::new(options, on)?;
+    // What the rest rests on comes first.
+    let cases = [
+        noise::cases(&world),
+        parts::cases(&world),
+        runs::cases(&world),
+        shipped::cases(&world),
+        forms::cases(&world)?,
+        placement::cases(&world),
+        lora::cases(&world),
+        training::cases(&world),
+        damage::cases(&world),
+        memory::cases(&world),
+        threads::cases(&world),
+    ];
+    options.common.selection.run(cases.into_iter().flatten().collect(), on)
+}

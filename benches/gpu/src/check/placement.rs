@@ -1,0 +1,51 @@
+//! Placements: a part that is loaded when it is wanted, or streamed through the ring of prefetched weights, computes the
+//! bits of one that stays in memory.
+
+use kontext::{Builder, Kind, Placement, Quantize};
+
+use super::distance::Trace;
+use super::forms::packed_file;
+use super::world::{World, edit};
+use crate::row::Outcome;
+use crate::suite::Case;
+
+/// The transformer's file: the model's own, or packed ones.
+const FILES: [(&str, Option<(Quantize, &str)>); 3] = [
+    ("", None),
+    (" of Q4_0", Some((Quantize::Q4_0, "q4.gguf"))),
+    (" of fp8", Some((Quantize::Fp8, "fp8.safetensors"))),
+];
+
+pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
+    let mut cases = Vec::new();
+    for (prefix, kind) in [("f32", Kind::Float), ("bf16", Kind::BFloat16)] {
+        for (file, packed) in FILES {
+            for placement in [Placement::Staged, Placement::Streamed] {
+                let name = format!("placement/{placement}{file}, {prefix}");
+                cases.push(Case::new(name, move || equal(world, kind, packed, placement)));
+            }
+        }
+    }
+    cases
+}
+
+fn equal(world: &World, kind: Kind, packed: Option<(Quantize, &str)>, placement: Placement) -> anyhow::Result<Outcome> {
+    // Files of the run's kind: on a CPU, weights left in a wider file would not be rounded to it.
+    let (folder, model) = (tempfile::tempdir()?, world.stored_in(kind)?);
+    let builder = |placement: Placement| -> anyhow::Result<Builder> {
+        let builder = World::builder(world.device, kind).placement(placement);
+        let Some((to, name)) = packed else { return Ok(builder) };
+        let path = folder.path().join(name);
+        if !path.exists() {
+            packed_file(world, to, &path)?;
+        }
+        Ok(builder.transformer(path))
+    };
+    let resident = Trace::of(&builder(Placement::Resident)?.load(&model)?, &edit())?;
+    let pipe = builder(placement)?.load(&model)?;
+    let mut outcome = Outcome::default();
+    Trace::of(&pipe, &edit())?.equal(&resident, &mut outcome);
+    // The second run finds buffers, and caches of the first.
+    Trace::of(&pipe, &edit())?.equal(&resident, &mut outcome);
+    Ok(outcome)
+}

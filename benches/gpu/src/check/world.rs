@@ -1,0 +1,122 @@
+//! What the checks share: a small random model in a folder, requests, pictures.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context;
+use kontext::image::{Rgb, RgbImage};
+use kontext::{Builder, Device, Kind, Layout, Pipeline, Request, Weights, random_model};
+use tempfile::TempDir;
+
+use super::Options;
+use super::distance::Trace;
+
+/// Seed of the small random model.
+const SEED: u64 = 7;
+/// T5's tokens: enough for its position buckets to differ, and no more.
+const TEXT: usize = 64;
+/// Pixels of a result: large enough that each block of attention sees some hundred tokens.
+const AREA: u64 = 192 * 192;
+/// Steps of a run: an error of one step reaches the next.
+const STEPS: usize = 3;
+
+/// What the checks share.
+pub(super) struct World {
+    pub(super) device: Device,
+    /// The small model that edits emoji.
+    pub(super) shipped: PathBuf,
+    pub(super) inputs: PathBuf,
+    /// Where pictures go, if anywhere.
+    pub(super) out: Option<PathBuf>,
+    folder: TempDir,
+    /// Runs on the CPU that several checks compare with.
+    expected: Mutex<BTreeMap<String, Arc<Trace>>>,
+}
+
+impl World {
+    pub(super) fn new(options: &Options, device: Device) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        random_model(folder.path().join("model"), SEED, Layout::Diffusers)?;
+        Ok(Self {
+            device,
+            shipped: options.model.clone(),
+            inputs: options.inputs.clone(),
+            out: options.common.out.clone(),
+            folder,
+            expected: Mutex::default(),
+        })
+    }
+
+    /// The folder of the random model.
+    pub(super) fn model(&self) -> PathBuf {
+        self.folder.path().join("model")
+    }
+
+    /// The folder of the same model with its weights in this kind.
+    pub(super) fn stored_in(&self, kind: Kind) -> anyhow::Result<PathBuf> {
+        let to = self.folder.path().join(format!("{kind:?}"));
+        if kind == Kind::Float {
+            return Ok(self.model());
+        }
+        for part in ["transformer", "text_encoder", "text_encoder_2", "vae", "tokenizer", "tokenizer_2", "scheduler"] {
+            narrow(&self.model().join(part), &to.join(part), kind).with_context(|| part.to_owned())?;
+        }
+        Ok(to)
+    }
+
+    /// Options of a pipeline of the random model.
+    pub(super) fn builder(device: Device, kind: Kind) -> Builder {
+        Pipeline::builder().device(device).dtype(kind).max_sequence_length(TEXT)
+    }
+
+    /// The random model as it is stored, on the device that is checked.
+    pub(super) fn pipeline(&self, kind: Kind) -> anyhow::Result<Pipeline> {
+        Ok(Self::builder(self.device, kind).load(self.model())?)
+    }
+
+    /// What `make` returns, made once for this name.
+    pub(super) fn expected(
+        &self,
+        name: &str,
+        make: impl FnOnce() -> anyhow::Result<Trace>,
+    ) -> anyhow::Result<Arc<Trace>> {
+        let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(trace) = expected.get(name) {
+            return Ok(Arc::clone(trace));
+        }
+        let trace = Arc::new(make().context("on the CPU")?);
+        expected.insert(name.to_owned(), Arc::clone(&trace));
+        Ok(trace)
+    }
+}
+
+/// A picture with gradients, edges and three unlike channels.
+pub(super) fn picture(width: u32, height: u32) -> RgbImage {
+    RgbImage::from_fn(width, height, |x, y| Rgb([(x * 7) as u8, (y * 5) as u8, ((x ^ y) + 30) as u8]))
+}
+
+/// An edit that takes a fraction of a second.
+pub(super) fn edit() -> Request {
+    Request::edit(&picture(150, 110), "make it winter, with snow on the roofs").max_area(AREA).steps(STEPS).seed(3)
+}
+
+/// Copies a part's folder, its weights in another kind.
+fn narrow(from: &Path, to: &Path, kind: Kind) -> anyhow::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let (path, out) = (entry.path(), to.join(entry.file_name()));
+        if path.extension().is_none_or(|extension| extension != "safetensors") {
+            std::fs::copy(path, out)?;
+            continue;
+        }
+        let weights = Weights::open(&path)?;
+        let tensors = weights.names().into_iter().map(|name| {
+            let tensor = weights.raw(&name)?.f_to_kind(kind)?;
+            Ok((name, tensor))
+        });
+        kontext_core::weights::save(out, &tensors.collect::<kontext::Result<Vec<_>>>()?, None)?;
+    }
+    Ok(())
+}

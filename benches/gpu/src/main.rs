@@ -1,0 +1,74 @@
+//! What a run on a GPU checks and times of kontext, on any device: `gpu-kit check` and `gpu-kit speed`.
+//!
+//! `check.sh` beside `Cargo.toml` runs it in parts, with limits, and keeps the rows that it prints.
+
+#![allow(clippy::print_stderr, reason = "a program speaks through its standard streams")]
+
+mod check;
+mod cupti;
+mod device;
+mod plant;
+mod row;
+mod speed;
+mod suite;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use kontext_core::device::parse;
+
+use row::{Outcome, Row, begin};
+use suite::Selection;
+
+#[derive(Debug, Parser)]
+#[command(about = "Checks and times kontext on a device, a row of JSON for each case")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Results against the CPU's and against stored ones
+    Check(check::Options),
+    /// Times and memory
+    Speed(speed::Options),
+    /// Faults, planted: a crash, a hang, an exhausted memory, and a case behind each
+    Plant(plant::Options),
+}
+
+/// What both commands take.
+#[derive(Debug, clap::Args)]
+struct Common {
+    /// cpu, cuda or cuda:N
+    #[arg(long, default_value = "cuda")]
+    device: String,
+    /// Folder for pictures
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    selection: Selection,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let command = Cli::parse().command;
+    let common = match &command {
+        Command::Check(options) => &options.common,
+        Command::Speed(options) => &options.common,
+        Command::Plant(options) => &options.common,
+    };
+    let device = match parse(&common.device) {
+        Ok(device) => device,
+        Err(error) => {
+            begin("device")?;
+            Row::of("device", Ok(Outcome::skipped(error.to_string()))).tell()?;
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    match &command {
+        Command::Check(options) => check::run(options, device),
+        Command::Speed(options) => speed::run(options, device),
+        Command::Plant(options) => plant::run(options, device),
+    }
+}

@@ -1,0 +1,70 @@
+//! Faults, planted: what the runner has to survive, and a case behind each that has to run all the same.
+
+use std::process::ExitCode;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::bail;
+use kontext::{Device, Kind, Tensor};
+
+use crate::Common;
+use crate::row::Outcome;
+use crate::suite::Case;
+
+/// What `plant` takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// Bytes that are taken at once.
+const PIECE: i64 = 1 << 28;
+/// Far longer than any limit.
+const LONG: Duration = Duration::from_secs(86_400);
+
+pub(crate) fn run(options: &Options, on: Device) -> anyhow::Result<ExitCode> {
+    let after = |name: &str| Case::new(format!("after the {name}"), move || works(on));
+    let cases = vec![
+        Case::new("an error", || bail!("an error, with a cause")),
+        after("error"),
+        Case::new("a panic", panicking),
+        after("panic"),
+        Case::new("a crash", || std::process::abort()),
+        after("crash"),
+        Case::new("an end", || std::process::exit(7)),
+        after("end"),
+        Case::new("a hang", || {
+            sleep(LONG);
+            Ok(Outcome::default())
+        }),
+        after("hang"),
+        Case::new("all memory of the machine", || exhaust(Device::Cpu)),
+        after("exhausted memory"),
+        Case::new("all memory of the device", move || match on {
+            Device::Cuda(_) => exhaust(on),
+            _ => Ok(Outcome::skipped("the device is the machine itself")),
+        }),
+        after("exhausted device"),
+    ];
+    options.common.selection.run(cases, on)
+}
+
+#[allow(clippy::panic, reason = "it is what this case is for")]
+fn panicking() -> anyhow::Result<Outcome> {
+    panic!("a panic, with a cause")
+}
+
+fn works(on: Device) -> anyhow::Result<Outcome> {
+    let mut outcome = Outcome::default();
+    outcome.holds(crate::device::works(on), || "the device works no more".to_owned());
+    Ok(outcome)
+}
+
+/// Takes memory and writes to it, until there is an error or an end.
+fn exhaust(on: Device) -> anyhow::Result<Outcome> {
+    let mut held = Vec::new();
+    loop {
+        held.push(Tensor::f_ones([PIECE], (Kind::Uint8, on))?);
+    }
+}

@@ -1,0 +1,54 @@
+//! Times and memory: of a model of the published size on a GPU, of a small one on a CPU.
+
+mod big_file;
+mod parts;
+mod placed;
+mod shared;
+mod timing;
+mod training;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use clap::ValueEnum;
+use kontext::{Device, ModelSizes};
+
+use self::shared::{Scale, Shared};
+use crate::Common;
+
+/// What `speed` takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Sizes of the model and of the pictures. Default: published on CUDA, small on a CPU
+    #[arg(long, value_enum)]
+    size: Option<SizeArg>,
+    /// Folder for model files of the published size (24 GB). Default: /dev/shm if it has room, else the system's
+    #[arg(long, value_name = "DIR")]
+    scratch: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SizeArg {
+    Published,
+    Small,
+}
+
+pub(crate) fn run(options: &Options, on: Device) -> anyhow::Result<ExitCode> {
+    let size = options.size.unwrap_or(if on.is_cuda() { SizeArg::Published } else { SizeArg::Small });
+    let scale = match size {
+        SizeArg::Published => Scale { sizes: ModelSizes::published(), divisor: 1, steps: 28 },
+        SizeArg::Small => Scale { sizes: ModelSizes::small(), divisor: 8, steps: 4 },
+    };
+    let shared = Rc::new(Shared::new(on, scale));
+    let files = Rc::new(big_file::Files::new(on, options.scratch.clone(), size == SizeArg::Published));
+    let mut cases = parts::cases(&shared);
+    cases.extend(training::cases(&shared));
+    cases.extend(parts::whole(&shared));
+    drop(shared);
+    cases.extend(placed::cases(&files, size == SizeArg::Published));
+    drop(files);
+    options.common.selection.run(cases, on)
+}

@@ -1,0 +1,152 @@
+//! The parts of a model by themselves, and a whole run of all of them.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use anyhow::bail;
+use kontext::{Event, Kind, Pipeline};
+
+use super::shared::{Shared, WORKS, Work};
+use super::timing::{launches, peak, timed};
+use crate::device::{self, Mark};
+use crate::row::Outcome;
+use crate::suite::Case;
+
+/// Seconds in which the model of the published size is to be made.
+const MAKING: f64 = 20.0;
+
+type Cases = Vec<Case<'static>>;
+
+pub(super) fn cases(shared: &Rc<Shared>) -> Cases {
+    let case = |name: String, work: fn(&Shared, Work) -> anyhow::Result<Outcome>, of: Work| {
+        let shared = Rc::clone(shared);
+        Case::new(name, move || work(&shared, of))
+    };
+    let [edit, ..] = WORKS;
+    let mut cases = vec![case("load/random model on the device".to_owned(), made, edit)];
+    cases.extend(WORKS.map(|work| case(format!("{}/kontext", work.name), step, work)));
+    cases.extend(WORKS.map(|work| case(format!("{}/kontext, kernels", work.name), kernels, work)));
+    cases.push(case("edit 1024/kontext, prepare".to_owned(), prepare, edit));
+    cases.push(case("text encoders/kontext".to_owned(), texts, edit));
+    for (name, kind) in [("bf16", Kind::BFloat16), ("f32", Kind::Float)] {
+        let of = |work: &'static str, encode: bool| {
+            let shared = Rc::clone(shared);
+            Case::new(format!("{work}/kontext, {name}"), move || coded(&shared, kind, encode))
+        };
+        cases.extend([of("vae encode 1024", true), of("vae decode 1024", false)]);
+    }
+    cases
+}
+
+pub(super) fn whole(shared: &Rc<Shared>) -> Cases {
+    let [edit, ..] = WORKS;
+    let shared = Rc::clone(shared);
+    vec![Case::new("edit 1024/kontext, whole run", move || run(&shared, edit))]
+}
+
+fn made(shared: &Shared, _: Work) -> anyhow::Result<Outcome> {
+    let mut outcome = Outcome::default();
+    let seconds = shared.make()?;
+    outcome.at_most("seconds", seconds, MAKING);
+    outcome.value("parameters in the transformer, 1e9", parameters(shared)? as f64 / 1e9);
+    peak(shared.device, &mut outcome)?;
+    Ok(outcome)
+}
+
+fn parameters(shared: &Shared) -> anyhow::Result<i64> {
+    let blank = kontext::Weights::blank();
+    kontext::Dit::new(&blank, &shared.scale.sizes.dit, |_| ())?;
+    Ok(blank.shapes().values().map(|shape| shape.iter().product::<i64>()).sum())
+}
+
+fn step(shared: &Shared, work: Work) -> anyhow::Result<Outcome> {
+    let mut outcome = Outcome::default();
+    let entrance = shared.entrance(work)?;
+    let parts = shared.parts()?;
+    timed(shared.device, &mut outcome, || Ok(parts.dit.forward(&entrance.run, 0, &entrance.target)?))?;
+    outcome.value("tokens", entrance.tokens);
+    let velocity = parts.dit.forward(&entrance.run, 0, &entrance.target)?;
+    kontext_core::check::finite("the step", &velocity)?;
+    Ok(outcome)
+}
+
+fn kernels(shared: &Shared, work: Work) -> anyhow::Result<Outcome> {
+    if !shared.device.is_cuda() {
+        return Ok(Outcome::skipped("kernels are counted on a CUDA device"));
+    }
+    let mut outcome = Outcome::default();
+    let entrance = shared.entrance(work)?;
+    let parts = shared.parts()?;
+    launches(shared.device, &mut outcome, || Ok(parts.dit.forward(&entrance.run, 0, &entrance.target)?))?;
+    Ok(outcome)
+}
+
+/// What a run does once for all its steps.
+fn prepare(shared: &Shared, work: Work) -> anyhow::Result<Outcome> {
+    let mut outcome = Outcome::default();
+    let entrance = shared.entrance(work)?;
+    let parts = shared.parts()?;
+    timed(shared.device, &mut outcome, || entrance.prepare(&parts))?;
+    outcome.value("steps", shared.scale.steps);
+    Ok(outcome)
+}
+
+fn texts(shared: &Shared, _: Work) -> anyhow::Result<Outcome> {
+    let mut outcome = Outcome::default();
+    let parts = shared.parts()?;
+    timed(shared.device, &mut outcome, || Ok(parts.text.encode("make it winter, with snow on the roofs")?))?;
+    outcome.value("tokens", parts.text.sequence_length());
+    Ok(outcome)
+}
+
+fn coded(shared: &Shared, kind: Kind, encode: bool) -> anyhow::Result<Outcome> {
+    let kind = if shared.device.is_cuda() { kind } else { Kind::Float };
+    let mut outcome = Outcome::default();
+    let parts = shared.parts()?;
+    let side = i64::from(shared.side(1024));
+    if encode {
+        let picture = shared.draw(&[1, 3, side, side], 1)?.f_tanh()?.f_to_kind(kind)?;
+        timed(shared.device, &mut outcome, || Ok(parts.vae.encode_latents(&picture)?))?;
+    } else {
+        let down = parts.vae.downscale();
+        let latents = shared.draw(&[1, parts.vae.latent_channels(), side / down, side / down], 2)?.f_to_kind(kind)?;
+        timed(shared.device, &mut outcome, || Ok(parts.vae.decode(&latents)?))?;
+    }
+    outcome.value("computed in", format!("{kind:?}"));
+    let (convolutions, products) = device::tf32()?;
+    outcome.value("tf32 in convolutions", convolutions);
+    outcome.value("tf32 in products", products);
+    Ok(outcome)
+}
+
+/// An edit as a user runs it: seconds of the whole, and the steps between the marks that its events leave.
+fn run(shared: &Shared, work: Work) -> anyhow::Result<Outcome> {
+    let on = shared.device;
+    let pipe = Pipeline::builder().device(on).dtype(shared.kind).assemble(shared.take()?)?;
+    let request = shared.request(work);
+    let mut outcome = Outcome::default();
+    for seconds in ["first_s", "seconds"] {
+        device::reset_peak(on)?;
+        let (mut marks, mut failed, begun) = (Vec::new(), None, Instant::now());
+        let output = pipe.run_with(&request, |event| {
+            if matches!(event, Event::Step { .. }) {
+                match Mark::now(on) {
+                    Ok(mark) => marks.push(mark),
+                    Err(error) => failed = Some(error),
+                }
+            }
+            std::ops::ControlFlow::Continue(())
+        })?;
+        device::synchronize(on)?;
+        outcome.value(seconds, begun.elapsed().as_secs_f64());
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let Some(last) = marks.last() else { bail!("a run without steps") };
+        outcome.value("ms", marks[0].until(last)? / (marks.len() - 1) as f64);
+        outcome.value("steps", output.plan.schedule.steps());
+        outcome.value("tokens", output.plan.tokens());
+    }
+    peak(on, &mut outcome)?;
+    Ok(outcome)
+}

@@ -1,0 +1,81 @@
+//! Packed models from files, in each placement: steps, loading, and memory against the plan.
+
+use std::ops::ControlFlow;
+use std::rc::Rc;
+use std::time::Instant;
+
+use anyhow::bail;
+use kontext::{Event, Kind, Pipeline, Placement};
+
+use super::big_file::{Files, Stored};
+use super::shared::request;
+use super::timing::median;
+use crate::device::{self, Mark};
+use crate::row::Outcome;
+use crate::suite::Case;
+
+/// Steps of a run: those behind the first two are timed.
+const STEPS: usize = 6;
+/// How far the plan may be from the allocator's peak.
+const PLAN: f64 = 0.05;
+
+pub(super) fn cases(files: &Rc<Files>, published: bool) -> Vec<Case<'static>> {
+    let all = [
+        ("Q4_0", Stored::Q4_0, Placement::Resident),
+        ("Q4_0", Stored::Q4_0, Placement::Staged),
+        ("Q4_0", Stored::Q4_0, Placement::Streamed),
+        ("fp8", Stored::Fp8, Placement::Resident),
+        ("fp8", Stored::Fp8, Placement::Streamed),
+    ];
+    let case = |(name, stored, placement): (&str, Stored, Placement)| {
+        let files = Rc::clone(files);
+        Case::new(format!("edit 1024/kontext, {name} {placement}"), move || run(&files, stored, placement, published))
+    };
+    all.into_iter().map(case).collect()
+}
+
+fn run(files: &Files, stored: Stored, placement: Placement, published: bool) -> anyhow::Result<Outcome> {
+    let on = files.device;
+    let kind = if on.is_cuda() { Kind::BFloat16 } else { Kind::Float };
+    let mut outcome = Outcome::default();
+    let begun = Instant::now();
+    let (model, transformer) = files.model(stored)?;
+    outcome.value("written_s", begun.elapsed().as_secs_f64());
+    let before = device::account(on)?.map_or(0, |account| account.allocated);
+    device::reset_peak(on)?;
+    let begun = Instant::now();
+    let builder = Pipeline::builder().device(on).dtype(kind).transformer(transformer).placement(placement);
+    let pipe = builder.load(&model)?;
+    device::synchronize(on)?;
+    outcome.value("load_s", begun.elapsed().as_secs_f64());
+    let request = request(true, if published { 1024 } else { 128 }, STEPS);
+    let (mut marks, mut failed, begun) = (Vec::new(), None, Instant::now());
+    pipe.run_with(&request, |event| {
+        if matches!(event, Event::Step { .. }) {
+            match Mark::now(on) {
+                Ok(mark) => marks.push(mark),
+                Err(error) => failed = Some(error),
+            }
+        }
+        ControlFlow::Continue(())
+    })?;
+    outcome.value("run_s", begun.elapsed().as_secs_f64());
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    let mut steps = marks.windows(2).map(|pair| pair[0].until(&pair[1])).collect::<anyhow::Result<Vec<f64>>>()?;
+    if steps.len() + 1 != STEPS {
+        bail!("{} steps of {STEPS}", steps.len() + 1);
+    }
+    outcome.value("ms", median(&mut steps[1..]));
+    let plan = pipe.memory(&request)?;
+    if let (Some(plan), Some(account)) = (plan, device::account(on)?) {
+        let (stage, planned) = plan.peak();
+        let taken = account.peak - before;
+        outcome.value("peak_gb", taken as f64 / 1e9);
+        outcome.value("planned_gb", planned as f64 / 1e9);
+        outcome.value("planned stage", stage);
+        outcome.at_most("plan's distance from the peak", (planned as f64 / taken as f64 - 1.0).abs(), PLAN);
+    }
+    Ok(outcome)
+}

@@ -1,0 +1,108 @@
+//! Times of a piece of work: first call, then the device's and the host's share of the steady ones.
+
+use std::time::Instant;
+
+use kontext::Device;
+
+use crate::cupti;
+use crate::device::{self, Mark};
+use crate::row::Outcome;
+
+/// Calls that are not timed, behind the first.
+const WARM: usize = 2;
+/// Calls whose time on the device is taken, one after the other without a stop, as a sampler makes them.
+const TIMED: usize = 7;
+/// Calls whose time on the host is taken, each from an idle device, so that none waits for room in the queue.
+const ENQUEUED: usize = 3;
+
+/// Times `work` and keeps what it took: `first_s` on the wall, then medians of the device's milliseconds and of those that
+/// the host needs to give the work to it, and the most memory that tensors held.
+pub(super) fn timed<T>(
+    on: Device,
+    outcome: &mut Outcome,
+    mut work: impl FnMut() -> anyhow::Result<T>,
+) -> anyhow::Result<()> {
+    device::synchronize(on)?;
+    device::reset_peak(on)?;
+    let begun = Instant::now();
+    work()?;
+    device::synchronize(on)?;
+    outcome.value("first_s", begun.elapsed().as_secs_f64());
+    for _ in 0..WARM {
+        work()?;
+    }
+    device::synchronize(on)?;
+    let mut marks = vec![Mark::now(on)?];
+    for _ in 0..TIMED {
+        work()?;
+        marks.push(Mark::now(on)?);
+    }
+    let on_device = marks.windows(2).map(|pair| pair[0].until(&pair[1]));
+    let mut on_device = on_device.collect::<anyhow::Result<Vec<f64>>>()?;
+    let mut on_host = Vec::new();
+    for _ in 0..ENQUEUED {
+        device::synchronize(on)?;
+        let begun = Instant::now();
+        work()?;
+        on_host.push(begun.elapsed().as_secs_f64() * 1e3);
+    }
+    outcome.value("ms", median(&mut on_device));
+    outcome.value("min_ms", on_device[0]);
+    outcome.value("host_ms", median(&mut on_host));
+    peak(on, outcome)
+}
+
+/// Keeps the most memory that tensors held, and that libtorch took of the device.
+pub(super) fn peak(on: Device, outcome: &mut Outcome) -> anyhow::Result<()> {
+    if let Some(account) = device::account(on)? {
+        outcome.value("peak_gb", account.peak as f64 / 1e9);
+        outcome.value("reserved_gb", account.reserved_peak as f64 / 1e9);
+    }
+    Ok(())
+}
+
+/// Keeps how many kernels one call of `work` runs, and the share of its time in which the device is busy.
+pub(super) fn launches<T>(
+    on: Device,
+    outcome: &mut Outcome,
+    mut work: impl FnMut() -> anyhow::Result<T>,
+) -> anyhow::Result<()> {
+    work()?;
+    device::synchronize(on)?;
+    let mut elapsed = 0.0;
+    let activity = cupti::observed(|| {
+        let begin = Mark::now(on)?;
+        drop(work()?);
+        elapsed = begin.until(&Mark::now(on)?)?;
+        device::synchronize(on)
+    })?;
+    outcome.value("kernels", activity.kernels);
+    outcome.value("copies and fills", activity.copies);
+    outcome.value("busy_ms", activity.busy_ns as f64 / 1e6);
+    outcome.value("ms, observed", elapsed);
+    outcome.value("busy share", activity.busy_ns as f64 / 1e6 / elapsed);
+    Ok(())
+}
+
+/// Sorts, and returns the middle one.
+pub(super) fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_is_called_as_often_as_it_says() {
+        let (mut calls, mut outcome) = (0, Outcome::default());
+        timed(Device::Cpu, &mut outcome, || {
+            calls += 1;
+            Ok(())
+        })
+        .expect("timed");
+        assert_eq!(calls, 1 + WARM + TIMED + ENQUEUED);
+        assert!((median(&mut [3.0, 1.0, 2.0]) - 2.0).abs() < f64::EPSILON);
+    }
+}

@@ -1,0 +1,95 @@
+//! A training step of a LoRA with recomputed activations.
+
+use std::rc::Rc;
+
+use kontext::{Kind, Tensor};
+use kontext_core::nn::Change;
+use kontext_core::noise;
+use kontext_core::pattern::matches;
+use kontext_core::weights::Adapters;
+use kontext_dit::{RunInput, linear_parts};
+use kontext_sampler::Size;
+use kontext_sampler::ids::{Origin, grid_ids};
+use kontext_train::{Activations, AdamW, AdamWConfig, LoraMethod, Objective, Params, add_noise, backward};
+
+use super::shared::Shared;
+use super::timing::timed;
+use crate::row::Outcome;
+use crate::suite::Case;
+
+const TEXT: i64 = 512;
+const SIDE: u32 = 1024;
+const SIGMAS: [f64; 1] = [0.6];
+const RATE: f64 = 1e-4;
+
+pub(super) fn cases(shared: &Rc<Shared>) -> Vec<Case<'static>> {
+    let shared = Rc::clone(shared);
+    vec![Case::new("lora training step 1024/kontext, recomputed", move || step(&shared))]
+}
+
+/// Forward, backward and the optimizer's step, for one picture.
+fn step(shared: &Shared) -> anyhow::Result<Outcome> {
+    let parts = shared.parts()?;
+    let (dit, config, method) = (&parts.dit, &shared.scale.sizes.dit, LoraMethod::default());
+    let params = adapters(shared, &method)?;
+    let mut optimizer = AdamW::new(&params, AdamWConfig::default())?;
+    let side = shared.side(SIDE);
+    let grid = Size::new(side, side).grid()?;
+    let features = [1, grid.tokens(), config.in_channels];
+    let conditioning = kontext::Conditioning {
+        prompt_embeds: shared.draw(&[1, TEXT, config.context_dim], 1)?,
+        pooled: shared.draw(&[1, config.pooled_dim], 2)?,
+    };
+    let ids = |t| grid_ids(grid, Origin { t, y: 0, x: 0 });
+    let context = kontext::Tokens::new(shared.draw(&features, 3)?, ids(1)?)?;
+    let target_ids = ids(0)?;
+    let (picture, noise) = (shared.draw(&features, 4)?, shared.draw(&features, 5)?);
+    let noisy = add_noise(&picture, &noise, &SIGMAS)?;
+    let objective = Objective::default();
+    let (mut outcome, mut loss) = (Outcome::default(), f64::NAN);
+    let work = || -> anyhow::Result<()> {
+        params.zero_grad();
+        let run = dit.prepare_items(&RunInput {
+            conditioning: &conditioning,
+            target_ids: &target_ids,
+            context: Some(&context),
+            times: &SIGMAS.map(|sigma| (1000.0 * sigma) as f32),
+            guidance: Some(1000.0),
+        })?;
+        let of = |velocity: &Tensor| objective.loss(velocity, &noise, &picture, &SIGMAS);
+        loss = backward(dit, &run, &noisy, Activations::Recomputed, 1.0, of)?;
+        optimizer.step(&params, &params.gradient()?, RATE)?;
+        Ok(())
+    };
+    let result = timed(shared.device, &mut outcome, work);
+    // The parts go on without adapters.
+    dit.slots().set(&Adapters::new())?;
+    result?;
+    outcome.value("trained values", params.count());
+    outcome.holds(loss.is_finite(), || "the loss is not finite".to_owned());
+    Ok(outcome)
+}
+
+/// Adapters as a run of the trainer has them by default, in f32.
+fn adapters(shared: &Shared, method: &LoraMethod) -> anyhow::Result<Params> {
+    let parts = linear_parts(&shared.scale.sizes.dit)?;
+    let named = |layer: &str| method.targets.iter().any(|pattern| matches(pattern, layer));
+    let parts: Vec<_> = parts.into_iter().filter(|part| named(&part.layer) && !part.swapped).collect();
+    let mut tensors = Vec::new();
+    for (index, part) in parts.iter().enumerate() {
+        let down = noise::randn(&[method.rank, part.input], index as u64, Kind::Float, kontext::Device::Cpu)?;
+        let down = down.f_div_scalar((part.input as f64).sqrt())?;
+        let up = Tensor::f_zeros([part.rows, method.rank], (Kind::Float, kontext::Device::Cpu))?;
+        tensors.extend([(format!("{}.down", part.module), down), (format!("{}.up", part.module), up)]);
+    }
+    let params = Params::new(&tensors, shared.device)?;
+    let mut adapters = Adapters::new();
+    for part in &parts {
+        let of = |name: &str| params.get(&format!("{}.{name}", part.module)).map(Tensor::shallow_clone);
+        if let (Some(down), Some(up)) = (of("down"), of("up")) {
+            adapters.add(part.layer.clone(), Change::low_rank(down, up, 1.0, part.start)?);
+        }
+    }
+    shared.parts()?.dit.slots().set(&adapters)?;
+    Ok(params)
+}
