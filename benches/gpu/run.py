@@ -22,9 +22,11 @@ import json
 import os
 import queue
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
@@ -34,6 +36,8 @@ HERE = Path(__file__).resolve().parent
 BAD = ("failed", "crashed", "timed-out", "killed")
 DEVICE_LOST = 3  # the exit code of a program that has to be started again for what is left
 MOST_STARTS = 12
+LAST_START = 0.9  # of a stage's seconds
+WHOLE = 470  # seconds for all stages on a GPU
 LOOK = 0.1  # seconds between two looks at a program's memory
 STDERR_LINES = 6
 NOTE = 600
@@ -47,8 +51,9 @@ class Stage:
     command: list
     seconds: float  # for all of it
     case_seconds: float  # for each of its cases
-    python: bool = False  # whether it runs in Python, which finds torch's libraries by itself
     environment: dict = field(default_factory=dict)
+    scratch: Path | None = None  # its folder for temporary files, emptied before each start
+    has_budget: bool = True  # whether it is told how many seconds are left for it
 
 
 class Results:
@@ -100,15 +105,17 @@ def commit_of(kit):
 
 
 def run_facts(args):
-    now = datetime.datetime.now(datetime.UTC) if hasattr(datetime, "UTC") else datetime.datetime.utcnow()
+    now = datetime.datetime.now(datetime.timezone.utc)
     return {"date": now.strftime("%Y-%m-%d %H:%M UTC"), "command": args.shown, "cpu": args.cpu, "seconds": 0.0}
 
 
 class Process:
     """A started program: its lines, its memory, its end."""
 
-    def __init__(self, stage, skip, results):
+    def __init__(self, stage, skip, left, results):
         command = [str(word) for word in stage.command] + (["--skip", ",".join(skip)] if skip else [])
+        # No case is begun so late that it could not end.
+        command += ["--budget", str(int(LAST_START * left))] if stage.has_budget else []
         self.results, self.errors, self.lines = results, [], queue.Queue()
         # A group of its own, so that all that it starts ends with it.
         self.process = subprocess.Popen(
@@ -166,6 +173,7 @@ def run(stage, results, memory_limit):
         left = stage.seconds - (time.monotonic() - begun)
         if left <= 0:
             break
+        empty(stage.scratch)
         outcome = attempt(stage, done, results, begun, memory_limit)
         if outcome is not None:
             status, note = outcome
@@ -180,7 +188,7 @@ def run(stage, results, memory_limit):
 def attempt(stage, done, results, begun, memory_limit):
     """One start of the program. None where it has to be started again, else the stage's status and a note."""
     try:
-        process = Process(stage, done, results)
+        process = Process(stage, done, stage.seconds - (time.monotonic() - begun), results)
     except OSError as error:
         return "failed", f"cannot start {stage.command[0]}: {error}"
     case, case_begun, new = None, time.monotonic(), 0
@@ -258,30 +266,34 @@ def stages(args):
     device = ["--device", "cpu" if args.cpu else "cuda"]
     python = [args.python, "-u"]
     cpu, fa3 = ["--cpu"] if args.cpu else [], ["--fa3", args.fa3] if args.fa3 else []
-    model = ["--model", args.model, "--inputs", args.kit / "inputs", "--out", args.out]
+    checked = ["--model", args.model, "--inputs", args.kit / "inputs", "--out", args.out]
+    libraries = {"LD_LIBRARY_PATH": args.libraries} if args.libraries else {}
+    program = {"environment": os.environ | libraries | {"TMPDIR": str(args.scratch)}, "scratch": args.scratch}
+    # Python finds torch's libraries by itself, and others with that variable.
+    plain = {"environment": {key: value for key, value in os.environ.items() if key != "LD_LIBRARY_PATH"}}
 
-    def budget(seconds):
-        # No case is begun so late that it could not end.
-        return ["--budget", str(round(0.9 * seconds))]
+    def stage(name, command, seconds, case_seconds, **more):
+        return Stage(name, command, args.patience * seconds, args.patience * case_seconds, **more)
 
-    program = os.environ | ({"LD_LIBRARY_PATH": args.libraries} if args.libraries else {})
-    plain = {key: value for key, value in os.environ.items() if key != "LD_LIBRARY_PATH"}
-    limits = {"facts": (60, 30), "correctness": (150, 45), "speed": (150, 60), "opponents": (190, 90), "faults": (60, 5)}
-    if args.cpu:
-        limits |= {"facts": (60, 30), "correctness": (300, 60), "speed": (120, 60), "opponents": (120, 60)}
-    limits = {name: (args.patience * seconds, args.patience * case) for name, (seconds, case) in limits.items()}
-    commands = {
-        "facts": [*python, HERE / "facts.py", *cpu, *fa3, *budget(limits["facts"][0])],
-        "correctness": [args.program, "check", *device, *model, *budget(limits["correctness"][0])],
-        "speed": [args.program, "speed", *device, "--out", args.out, *budget(limits["speed"][0])],
-        "opponents": [*python, HERE / "opponents.py", *cpu, *fa3, *budget(limits["opponents"][0])],
-        "faults": [args.program, "plant", *device],
-    }
-    in_python = ("facts", "opponents")
     return [
-        Stage(name, command, *limits[name], name in in_python, plain if name in in_python else program)
-        for name, command in commands.items()
+        stage("facts", [*python, HERE / "facts.py", *cpu, *fa3], 50, 30, **plain),
+        stage("correctness", [args.program, "check", *device, *checked], 300 if args.cpu else 140, 60, **program),
+        stage("speed", [args.program, "speed", *device], 140, 60, **program),
+        stage("opponents", [*python, HERE / "opponents.py", *cpu, *fa3], 190, 90, **plain),
+        stage("faults", [args.program, "plant", *device], 60, 5, has_budget=False, **program),
     ]
+
+
+def roomy(least=30_000_000_000):
+    """Where large files are written and read fastest: in memory, if that has room."""
+    memory = Path("/dev/shm")
+    return memory if memory.is_dir() and shutil.disk_usage(memory).free > least else None
+
+
+def empty(folder):
+    """Removes what a program that was killed has left."""
+    for path in folder.iterdir() if folder else ():
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def free_memory():
@@ -313,6 +325,13 @@ def arguments():
 
 def main():
     args = arguments()
+    with tempfile.TemporaryDirectory(dir=roomy()) as scratch:
+        args.scratch = Path(scratch)
+        sys.exit(run_all(args))
+
+
+def run_all(args):
+    """Runs what is asked for; 1 where something is bad, else 0."""
     args.out.mkdir(parents=True, exist_ok=True)
     args.out = args.out.resolve()
     results = Results(args.out, args.kit, args)
@@ -324,6 +343,8 @@ def main():
     memory_limit = args.memory * free_memory()
     for stage in everything:
         if stage.name in chosen or (not chosen and stage.name != "faults"):
+            if not args.cpu:
+                stage.seconds = min(stage.seconds, WHOLE - (time.monotonic() - results.start))
             run(stage, results, memory_limit)
     if not chosen or "ratios" in chosen:
         ratios(results, args.cpu)
@@ -332,7 +353,7 @@ def main():
     results.say(f"{len(results.content['rows'])} rows, {len(bad)} of them bad; {len(bad_stages)} stages did not end")
     for row in bad:
         results.say(f"  {row['stage']}: {row['name']}: {row['status']}: {row['note']}")
-    sys.exit(1 if bad or bad_stages else 0)
+    return 1 if bad or bad_stages else 0
 
 
 if __name__ == "__main__":

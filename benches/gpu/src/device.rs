@@ -15,6 +15,7 @@ mod shim {
         pub(super) fn kit_tf32(convolutions: *mut bool, products: *mut bool) -> *const c_char;
         pub(super) fn kit_memory(index: i8, out: *mut i64) -> *const c_char;
         pub(super) fn kit_reset_peak(index: i8) -> *const c_char;
+        pub(super) fn kit_empty_cache() -> *const c_char;
         pub(super) fn kit_synchronize(index: i8) -> *const c_char;
         pub(super) fn kit_event_new(event: *mut *mut c_void) -> *const c_char;
         pub(super) fn kit_event_delete(event: *mut c_void);
@@ -97,6 +98,13 @@ pub(crate) fn account(device: Device) -> anyhow::Result<Option<Account>> {
 pub(crate) fn reset_peak(device: Device) -> anyhow::Result<()> {
     // SAFETY: it takes a number alone.
     index(device).map_or(Ok(()), |index| check(unsafe { shim::kit_reset_peak(index) }))
+}
+
+/// Gives back what the allocator of a CUDA device keeps for later.
+#[allow(unsafe_code)]
+pub(crate) fn empty_cache(device: Device) -> anyhow::Result<()> {
+    // SAFETY: it takes nothing.
+    index(device).map_or(Ok(()), |_| check(unsafe { shim::kit_empty_cache() }))
 }
 
 /// Makes sure that a device still works: after some errors a CUDA program can only end.

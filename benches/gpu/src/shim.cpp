@@ -69,6 +69,10 @@ const char* kit_reset_peak(int8_t index) {
   return guarded([&] { allocator().resetPeakStats(index); });
 }
 
+const char* kit_empty_cache() {
+  return guarded([&] { allocator().emptyCache(); });
+}
+
 const char* kit_synchronize(int8_t index) {
   return guarded([&] { c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).synchronizeDevice(index); });
 }

@@ -96,8 +96,8 @@ impl Selection {
             row.tell()?;
             // Each case pays for what it holds, and leaves nothing to the next.
             drop(case);
-            kontext_core::memory::give_back_on(on);
-            if row.failed() && !device::works(on) {
+            let emptied = device::empty_cache(on);
+            if (row.failed() || emptied.is_err()) && !device::works(on) {
                 eprintln!("{on:?} works no more: its errors stay until the program ends");
                 return Ok(ExitCode::from(DEVICE_LOST));
             }

@@ -16,10 +16,6 @@ pub(super) struct Trace {
     pictures: Vec<RgbImage>,
 }
 
-// SAFETY: nothing writes to the tensors of a finished trace.
-#[allow(unsafe_code)]
-unsafe impl Sync for Trace {}
-
 /// How far apart two runs may be.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {

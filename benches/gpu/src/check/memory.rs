@@ -1,6 +1,7 @@
 //! Memory: too little of it is an error with a stage, and what a run took it gives back.
 
 use std::ops::ControlFlow;
+use std::time::Instant;
 
 use kontext::{Cancel, Device, Error, Event, Kind, Placement, Request, Tensor, free_memory};
 use kontext_core::memory::give_back_on;
@@ -14,12 +15,15 @@ use crate::suite::Case;
 /// What is left free for a run that has too little: more than the prompt takes, and a fraction of what the autoencoder
 /// takes for a picture of a megapixel.
 const LEFT: u64 = 96_000_000;
+/// Bytes of a tensor that is dropped, and kept by the allocator.
+const KEPT: i64 = 256 << 20;
 /// Pixels of a side of that picture.
 const SIDE: u32 = 1024;
 
 pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
     vec![
         Case::new("memory/a cancelled run leaves nothing behind", move || cancelled(world)),
+        Case::new("memory/giving back what is kept", move || given_back(world)),
         Case::new("memory/a run that cannot fit is refused before it starts", move || refused(world)),
         Case::new("memory/too little in between is told with its stage", move || exhausted(world)),
     ]
@@ -49,6 +53,28 @@ fn cancelled(world: &World) -> anyhow::Result<Outcome> {
         }
     }
     Trace::of(&pipe, &edit())?.equal(&before, &mut outcome);
+    Ok(outcome)
+}
+
+/// Staged models give back after each part: what libtorch keeps must go, in little time.
+fn given_back(world: &World) -> anyhow::Result<Outcome> {
+    let mut outcome = Outcome::default();
+    let (mut milliseconds, mut freed) = (Vec::new(), 0);
+    for _ in 0..3 {
+        let before = free_memory(world.device)?;
+        drop(Tensor::f_zeros([KEPT], (Kind::Uint8, world.device))?);
+        let kept = free_memory(world.device)?;
+        let begun = Instant::now();
+        give_back_on(world.device);
+        milliseconds.push(begun.elapsed().as_secs_f64() * 1e3);
+        freed = free_memory(world.device)?.saturating_sub(kept);
+        outcome.value("bytes kept", before.saturating_sub(kept));
+    }
+    outcome.value("first_ms", milliseconds[0]);
+    outcome.value("ms", milliseconds[milliseconds.len() - 1]);
+    if world.device.is_cuda() {
+        outcome.holds(freed >= KEPT.unsigned_abs() / 2, || format!("{freed} bytes were given back of {KEPT}"));
+    }
     Ok(outcome)
 }
 

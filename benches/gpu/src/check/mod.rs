@@ -10,6 +10,7 @@ mod memory;
 mod noise;
 mod parts;
 mod placement;
+mod program;
 mod runs;
 mod shipped;
 mod threads;
@@ -38,10 +39,12 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options, on: Device) -> anyhow::Result<ExitCode> {
+    let defaults = device::tf32()?;
     device::set_tf32(false, false)?;
     let world = World::new(options, on)?;
     // What the rest rests on comes first.
     let cases = [
+        program::cases(on, defaults),
         noise::cases(&world),
         parts::cases(&world),
         runs::cases(&world),

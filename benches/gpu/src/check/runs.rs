@@ -1,6 +1,6 @@
 //! Whole runs, stage by stage, against the CPU: one case for each way through the pipeline.
 
-use std::sync::Arc;
+use std::rc::Rc;
 
 use kontext::{CfgMode, Device, Kind, Pipeline, References, Request};
 
@@ -45,7 +45,7 @@ fn against_cpu(world: &World, name: &str, kind: Kind, request: &Request) -> anyh
 }
 
 /// The run on the CPU. Its weights are those of the kind, and it computes in f32: what differs is the device's rounding.
-pub(super) fn on_cpu(world: &World, name: &str, kind: Kind, request: &Request) -> anyhow::Result<Arc<Trace>> {
+pub(super) fn on_cpu(world: &World, name: &str, kind: Kind, request: &Request) -> anyhow::Result<Rc<Trace>> {
     world.expected(name, || Trace::of(&World::builder(Device::Cpu, kind).load(world.model())?, request))
 }
 

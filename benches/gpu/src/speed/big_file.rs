@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use anyhow::Context;
-use kontext::{Device, Dit, Kind, ModelSizes, Weights, save_part};
+use kontext::{Device, Dit, Kind, ModelSizes, Tensor, Weights, save_part};
+use kontext_core::noise;
 use kontext_core::quant::Format;
 use kontext_core::weights::{StreamedTensor, Value, save_streamed, write_gguf};
 use kontext_text::{ClipEncoder, T5Encoder};
@@ -23,8 +24,6 @@ const POOL: usize = 64 << 20;
 const STRIDE: usize = 7_368_787;
 /// Standard deviation of the whole numbers from -8 to 7, all alike probable.
 const DEVIATION: f32 = 4.61;
-/// What the files of the published size take, with some to spare.
-const ROOM: u64 = 28_000_000_000;
 
 /// How the transformer's blocks are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,14 +38,13 @@ pub(super) enum Stored {
 pub(super) struct Files {
     pub(super) device: Device,
     sizes: ModelSizes,
-    scratch: Option<PathBuf>,
     written: RefCell<Option<Rc<TempDir>>>,
 }
 
 impl Files {
-    pub(super) fn new(device: Device, scratch: Option<PathBuf>, published: bool) -> Self {
+    pub(super) fn new(device: Device, published: bool) -> Self {
         let sizes = if published { ModelSizes::published() } else { ModelSizes::small() };
-        Self { device, sizes, scratch, written: RefCell::new(None) }
+        Self { device, sizes, written: RefCell::new(None) }
     }
 
     /// Folder of a model without its transformer, and the transformer's file.
@@ -67,10 +65,7 @@ impl Files {
         if let Some(folder) = self.written.borrow().as_ref() {
             return Ok(Rc::clone(folder));
         }
-        let folder = match &self.scratch {
-            Some(scratch) => TempDir::new_in(scratch)?,
-            None => in_memory().map_or_else(TempDir::new, TempDir::new_in)?,
-        };
+        let folder = TempDir::new()?;
         write_rest(&self.sizes, &folder.path().join("model")).context("writing the other parts")?;
         let folder = Rc::new(folder);
         *self.written.borrow_mut() = Some(Rc::clone(&folder));
@@ -78,80 +73,110 @@ impl Files {
     }
 }
 
-/// The system's folder in memory, if it has room.
-fn in_memory() -> Option<PathBuf> {
-    let output = std::process::Command::new("df").args(["--output=avail", "-B1", "/dev/shm"]).output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    let free: u64 = text.lines().nth(1)?.trim().parse().ok()?;
-    (free > ROOM).then(|| PathBuf::from("/dev/shm"))
+/// Bytes that tensors are cut out of: one pool for each width of Q4_0, whose blocks have a factor, and one for all of
+/// fp8.
+#[derive(Default)]
+struct Pools(RefCell<HashMap<usize, Rc<Vec<u8>>>>);
+
+impl Pools {
+    /// A tensor's bytes, from a place of its own on; the pool is used again from its start where it ends.
+    fn cut(&self, stored: Stored, index: usize, count: usize, inputs: usize) -> Vec<u8> {
+        let (block, key) = match stored {
+            Stored::Q4_0 => (Format::Q4_0.bytes(), inputs),
+            Stored::Fp8 => (1, 0),
+        };
+        let pool = Rc::clone(self.0.borrow_mut().entry(key).or_insert_with(|| Rc::new(pool(stored, inputs))));
+        let wanted = match stored {
+            Stored::Q4_0 => count / Format::Q4_0.block() * block,
+            Stored::Fp8 => count,
+        };
+        let start = (index * STRIDE) % (pool.len() / block) * block;
+        let mut bytes = Vec::with_capacity(wanted);
+        bytes.extend_from_slice(&pool[start..pool.len().min(start + wanted)]);
+        while bytes.len() < wanted {
+            let rest = wanted - bytes.len();
+            bytes.extend_from_slice(&pool[..rest.min(pool.len())]);
+        }
+        bytes
+    }
 }
 
-/// Random bytes.
-fn pool() -> Vec<u8> {
+/// Random bytes as the format has them.
+fn pool(stored: Stored, inputs: usize) -> Vec<u8> {
+    /// The whole numbers from -8 to 7 as e4m3, which has them all.
+    const NUMBERS: [u8; 16] =
+        [0xd0, 0xce, 0xcc, 0xca, 0xc8, 0xc4, 0xc0, 0xb8, 0x00, 0x38, 0x40, 0x44, 0x48, 0x4a, 0x4c, 0x4e];
+    let mut bytes = random(POOL);
+    match stored {
+        Stored::Q4_0 => {
+            let factor = half::f16::from_f32(factor(inputs)).to_le_bytes();
+            bytes.chunks_exact_mut(Format::Q4_0.bytes()).for_each(|block| block[..2].copy_from_slice(&factor));
+            // Whole blocks alone.
+            bytes.truncate(POOL / Format::Q4_0.bytes() * Format::Q4_0.bytes());
+        }
+        Stored::Fp8 => bytes.iter_mut().for_each(|byte| *byte = NUMBERS[usize::from(*byte & 15)]),
+    }
+    bytes
+}
+
+/// What a whole number is multiplied by.
+fn factor(inputs: usize) -> f32 {
+    1.0 / (DEVIATION * (inputs as f32).sqrt())
+}
+
+/// Random bytes: the generator xorshift64*.
+fn random(count: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut pool = Vec::with_capacity(POOL);
-    while pool.len() < POOL {
-        // xorshift64*
+    let mut bytes = Vec::with_capacity(count + 8);
+    while bytes.len() < count {
         state ^= state >> 12;
         state ^= state << 25;
         state ^= state >> 27;
-        pool.extend(state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
+        bytes.extend(state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
     }
-    pool
-}
-
-/// `count` bytes of the pool from a tensor's own place on, which wraps around.
-fn cut(pool: &[u8], index: usize, count: usize) -> Vec<u8> {
-    let start = (index * STRIDE) % pool.len();
-    let mut bytes = Vec::with_capacity(count);
-    bytes.extend(pool[start..].iter().take(count));
-    while bytes.len() < count {
-        let rest = count - bytes.len();
-        bytes.extend(&pool[..rest.min(pool.len())]);
-    }
+    bytes.truncate(count);
     bytes
 }
 
-/// Blocks of Q4_0: an f16 factor and 16 bytes of two elements each.
-fn q4_0(pool: &[u8], index: usize, count: usize, inputs: usize) -> Vec<u8> {
-    let factor = half_bits(1.0 / (DEVIATION * (inputs as f32).sqrt()));
-    let mut bytes = cut(pool, index, count / Format::Q4_0.block() * Format::Q4_0.bytes());
-    for block in bytes.chunks_exact_mut(Format::Q4_0.bytes()) {
-        block[..2].copy_from_slice(&factor);
+/// The values of [`Weights::synthetic`], those of large matrices out of a pool of as many as are drawn quickly.
+struct Plain {
+    weights: Weights,
+    pool: Tensor,
+}
+
+impl Plain {
+    /// Values that are drawn.
+    const DRAWN: i64 = 1 << 20;
+
+    fn new(seed: u64) -> kontext::Result<Self> {
+        let pool = noise::randn(&[Self::DRAWN], seed, Kind::Float, Device::Cpu)?;
+        Ok(Self { weights: Weights::synthetic(seed), pool })
     }
-    bytes
-}
 
-/// The f16 of a value, as the packed formats have their factors.
-fn half_bits(value: f32) -> [u8; 2] {
-    half::f16::from_f32(value).to_le_bytes()
-}
-
-/// The whole numbers from -8 to 7 as e4m3, which has them all.
-fn e4m3(pool: &[u8], index: usize, count: usize) -> Vec<u8> {
-    const NUMBERS: [u8; 16] =
-        [0xd0, 0xce, 0xcc, 0xca, 0xc8, 0xc4, 0xc0, 0xb8, 0x00, 0x38, 0x40, 0x44, 0x48, 0x4a, 0x4c, 0x4e];
-    let mut bytes = cut(pool, index, count);
-    for byte in &mut bytes {
-        *byte = NUMBERS[usize::from(*byte & 15)];
+    fn tensor(&self, name: &str, shape: &[i64]) -> kontext::Result<Tensor> {
+        let count = shape.iter().product::<i64>();
+        if count <= Self::DRAWN {
+            return self.weights.tensor(name, shape);
+        }
+        let times = (count as u64).div_ceil(Self::DRAWN as u64) as i64;
+        let values = self.pool.f_repeat([times])?.f_narrow(0, 0, count)?.f_reshape(shape)?;
+        Ok(values.f_div_scalar(((count / shape.first().copied().unwrap_or(1)) as f64).sqrt())?)
     }
-    bytes
-}
 
-/// bf16 or f32 of a vector or a matrix that is not packed: those of [`Weights::synthetic`].
-fn plain(weights: &Weights, name: &str, shape: &[i64], format: Format) -> kontext::Result<Vec<u8>> {
-    let values = kontext_core::array::to_vec(&weights.tensor(name, shape)?)?;
-    Ok(match format {
-        Format::Bf16 => values.iter().flat_map(|value| half::bf16::from_f32(*value).to_le_bytes()).collect(),
-        _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-    })
+    fn bytes(&self, name: &str, shape: &[i64], format: Format) -> kontext::Result<Vec<u8>> {
+        let values = kontext_core::array::to_vec(&self.tensor(name, shape)?)?;
+        Ok(match format {
+            Format::Bf16 => values.iter().flat_map(|value| half::bf16::from_f32(*value).to_le_bytes()).collect(),
+            _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        })
+    }
 }
 
 /// A model's tensors: those that `is_packed` names in the format, and the others plain.
 fn tensors<'a>(
     shapes: Vec<(String, Vec<i64>)>,
-    pool: &'a [u8],
-    weights: &'a Weights,
+    pools: &'a Pools,
+    plain: &'a Plain,
     stored: Stored,
     is_packed: impl Fn(&str, &[i64]) -> bool,
 ) -> Vec<StreamedTensor<'a>> {
@@ -163,25 +188,17 @@ fn tensors<'a>(
             let format = if sides.len() > 1 { Format::Bf16 } else { Format::F32 };
             let own = name.clone();
             tensors.push(StreamedTensor::new(name, format, &sides, move || {
-                Ok(Cow::Owned(plain(weights, &own, &shape, format)?))
+                Ok(Cow::Owned(plain.bytes(&own, &shape, format)?))
             }));
             continue;
         }
-        match stored {
-            Stored::Q4_0 => {
-                let data = move || Ok(Cow::Owned(q4_0(pool, index, count, inputs)));
-                tensors.push(StreamedTensor::new(name, Format::Q4_0, &sides, data));
-            }
-            Stored::Fp8 => {
-                let factor = 1.0 / (DEVIATION * (inputs as f32).sqrt());
-                let beside = format!("{}.scale_weight", name.trim_end_matches(".weight"));
-                tensors.push(StreamedTensor::new(name, Format::F8E4M3, &sides, move || {
-                    Ok(Cow::Owned(e4m3(pool, index, count)))
-                }));
-                tensors.push(StreamedTensor::new(beside, Format::F32, &[], move || {
-                    Ok(Cow::Owned(factor.to_le_bytes().to_vec()))
-                }));
-            }
+        let format = if stored == Stored::Q4_0 { Format::Q4_0 } else { Format::F8E4M3 };
+        let beside = format!("{}.scale_weight", name.trim_end_matches(".weight"));
+        let data = move || Ok(Cow::Owned(pools.cut(stored, index, count, inputs)));
+        tensors.push(StreamedTensor::new(name, format, &sides, data));
+        if stored == Stored::Fp8 {
+            let data = move || Ok(Cow::Owned(factor(inputs).to_le_bytes().to_vec()));
+            tensors.push(StreamedTensor::new(beside, Format::F32, &[], data));
         }
     }
     if stored == Stored::Fp8 {
@@ -193,9 +210,9 @@ fn tensors<'a>(
 fn write_transformer(sizes: &ModelSizes, stored: Stored, path: &Path) -> anyhow::Result<()> {
     let blank = Weights::blank();
     Dit::new(&blank, &sizes.dit, |_| ())?;
-    let (pool, weights) = (pool(), Weights::synthetic(1));
+    let (pools, plain) = (Pools::default(), Plain::new(1)?);
     let block = |name: &str, shape: &[i64]| name.contains("_blocks.") && shape.len() == 2;
-    let tensors = tensors(blank.shapes().into_iter().collect(), &pool, &weights, stored, block);
+    let tensors = tensors(blank.shapes().into_iter().collect(), &pools, &plain, stored, block);
     match stored {
         Stored::Q4_0 => write_gguf(path, &[("general.architecture", Value::Text("flux".to_owned()))], tensors)?,
         Stored::Fp8 => save_streamed(path, HashMap::new(), tensors)?,
@@ -206,10 +223,10 @@ fn write_transformer(sizes: &ModelSizes, stored: Stored, path: &Path) -> anyhow:
 /// The other parts: T5 in scaled fp8, CLIP and the autoencoder in f32, tokenizers that read letter by letter.
 fn write_rest(sizes: &ModelSizes, folder: &Path) -> anyhow::Result<()> {
     kontext::random_model(folder, 1, kontext::Layout::Diffusers)?;
-    let made = |build: &dyn Fn(&Weights) -> kontext::Result<()>| -> anyhow::Result<Vec<(String, kontext::Tensor)>> {
-        let (blank, weights) = (Weights::blank(), Weights::synthetic(2));
+    let made = |build: &dyn Fn(&Weights) -> kontext::Result<()>| -> anyhow::Result<Vec<(String, Tensor)>> {
+        let (blank, plain) = (Weights::blank(), Plain::new(2)?);
         build(&blank)?;
-        let draw = |(name, shape): (String, Vec<i64>)| Ok((name.clone(), weights.tensor(&name, &shape)?));
+        let draw = |(name, shape): (String, Vec<i64>)| Ok((name.clone(), plain.tensor(&name, &shape)?));
         Ok(blank.shapes().into_iter().map(draw).collect::<kontext::Result<_>>()?)
     };
     save_part::clip(folder, &made(&|w| ClipEncoder::new(w, &sizes.clip, Kind::Float).map(drop))?, &sizes.clip)?;
@@ -218,11 +235,11 @@ fn write_rest(sizes: &ModelSizes, folder: &Path) -> anyhow::Result<()> {
     save_part::t5(folder, &[], &sizes.t5)?;
     let blank = Weights::blank();
     T5Encoder::new(&blank, &sizes.t5, Kind::Float)?;
-    let (pool, weights) = (pool(), Weights::synthetic(3));
+    let (pools, plain) = (Pools::default(), Plain::new(3)?);
     let inner = |name: &str, shape: &[i64]| {
         name.starts_with("encoder.block.") && shape.len() == 2 && !name.contains("relative_attention_bias")
     };
-    let tensors = tensors(blank.shapes().into_iter().collect(), &pool, &weights, Stored::Fp8, inner);
+    let tensors = tensors(blank.shapes().into_iter().collect(), &pools, &plain, Stored::Fp8, inner);
     save_streamed(folder.join("text_encoder_2/model.safetensors"), HashMap::new(), tensors)?;
     Ok(())
 }
@@ -234,7 +251,7 @@ mod tests {
     /// Whatever the format, the values' deviation is that of trained weights: the root of one over the inputs.
     #[test]
     fn both_formats_have_the_deviation_of_their_width() {
-        let files = Files::new(Device::Cpu, None, false);
+        let files = Files::new(Device::Cpu, false);
         for stored in [Stored::Q4_0, Stored::Fp8] {
             let (model, transformer) = files.model(stored).expect("written");
             assert!(model.join("text_encoder_2/model.safetensors").is_file());

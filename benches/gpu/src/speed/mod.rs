@@ -7,7 +7,6 @@ mod shared;
 mod timing;
 mod training;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 
@@ -25,9 +24,6 @@ pub(crate) struct Options {
     /// Sizes of the model and of the pictures. Default: published on CUDA, small on a CPU
     #[arg(long, value_enum)]
     size: Option<SizeArg>,
-    /// Folder for model files of the published size (24 GB). Default: /dev/shm if it has room, else the system's
-    #[arg(long, value_name = "DIR")]
-    scratch: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -43,7 +39,7 @@ pub(crate) fn run(options: &Options, on: Device) -> anyhow::Result<ExitCode> {
         SizeArg::Small => Scale { sizes: ModelSizes::small(), divisor: 8, steps: 4 },
     };
     let shared = Rc::new(Shared::new(on, scale));
-    let files = Rc::new(big_file::Files::new(on, options.scratch.clone(), size == SizeArg::Published));
+    let files = Rc::new(big_file::Files::new(on, size == SizeArg::Published));
     let mut cases = parts::cases(&shared);
     cases.extend(training::cases(&shared));
     cases.extend(parts::whole(&shared));

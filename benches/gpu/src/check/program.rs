@@ -1,0 +1,34 @@
+//! The program itself: the libtorch that it runs on.
+
+use kontext::Device;
+use tch::Cuda;
+
+use crate::row::Outcome;
+use crate::suite::Case;
+
+/// `defaults` says if libtorch lets convolutions and products of f32 be computed in TF32.
+pub(super) fn cases(on: Device, defaults: (bool, bool)) -> Vec<Case<'static>> {
+    vec![Case::new("program/libtorch", move || libtorch(on, defaults))]
+}
+
+fn libtorch(on: Device, (convolutions, products): (bool, bool)) -> anyhow::Result<Outcome> {
+    let mut outcome = Outcome::default();
+    outcome.value("device", format!("{on:?}"));
+    for name in ["libtorch_cpu.so", "libtorch_cuda.so", "libcudnn.so.9"] {
+        outcome.value(name, loaded(name)?.unwrap_or_else(|| "not loaded".to_owned()));
+    }
+    outcome.value("CUDA devices", Cuda::device_count());
+    outcome.value("cuDNN", Cuda::cudnn_is_available());
+    outcome.value("threads", tch::get_num_threads());
+    outcome.value("TF32 in convolutions by default", convolutions);
+    outcome.value("TF32 in products by default", products);
+    outcome.holds(!on.is_cuda() || Cuda::cudnn_is_available(), || "libtorch finds no cuDNN".to_owned());
+    Ok(outcome)
+}
+
+/// Where a library lies that the program has loaded.
+fn loaded(name: &str) -> anyhow::Result<Option<String>> {
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let paths = maps.lines().filter_map(|line| line.find('/').map(|at| &line[at..]));
+    Ok(paths.into_iter().find(|path| path.ends_with(name)).map(str::to_owned))
+}
