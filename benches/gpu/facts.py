@@ -83,7 +83,7 @@ class Facts:
     # The card
 
     def card(self):
-        """What the card and its software are; limits of clocks and power where nvidia-smi tells them."""
+        """The card and its software; limits of clocks and power where nvidia-smi tells them."""
         values = {
             "torch": torch.__version__,
             "cuda": torch.version.cuda or "none",
@@ -171,14 +171,14 @@ class Facts:
         return timing.values() | rate(timing, 2 * rows * inputs * outputs) | shape
 
     def gelu_epilogue(self):
-        """Which GELU the epilogue has: its errors against both, in f32."""
+        """The GELU of the epilogue, by its errors against both, in f32."""
         size = self.sizes.channels
         left, right = (self.random(size, size, dtype=torch.float32) for _ in range(2))
         bias = self.random(size, dtype=torch.float32)
         with tf32(False):
             result = torch._addmm_activation(bias, left, right, use_gelu=True)
         expected = torch.addmm(bias.double(), left.double(), right.double())
-        # Where the sums are large, both forms are the same: the error counts from -3 to 3.
+        # Both forms are the same at large sums: the error counts from -3 to 3.
         near = expected.abs() < 3
         forms = {"tanh": F.gelu(expected, approximate="tanh"), "erf": F.gelu(expected)}
         return {f"relative_l2_{name}": relative_l2(result[near], form[near]) for name, form in forms.items()}

@@ -1,4 +1,4 @@
-"""What `facts.py` and `opponents.py` share: named measurements, their rows on standard output, and timing.
+"""The ground of `facts.py` and `opponents.py`: named measurements, their rows on standard output, and timing.
 
 A reader of standard output needs two kinds of lines; every other line is a log for people.
 
@@ -39,7 +39,7 @@ class Skip(Exception):
 
 
 class Measurement(NamedTuple):
-    """What is measured under a name. The function gives the row's values; a «note» among them is the row's note."""
+    """A measurement by its name. The function gives the row's values; a «note» among them is the row's note."""
 
     name: str
     seconds: float  # what it wants of the budget, compilation included
@@ -190,7 +190,7 @@ def free_memory():
 
 
 def answers():
-    """Whether the GPU still computes."""
+    """True if the GPU still computes."""
     try:
         total = (torch.ones(8, device="cuda") + 1).sum()
         torch.cuda.synchronize()

@@ -190,7 +190,7 @@ def build_transformer(config, device):
 
 
 def step_inputs(case, config, device):
-    """What the pipeline gives the transformer for one step, with random contents, the same in each call."""
+    """All that the pipeline gives the transformer for one step, with random contents, the same in each call."""
     torch.manual_seed(1)
 
     def random(*shape):
@@ -366,7 +366,7 @@ class Opponents:
         return values | {"relative_l2": relative_l2(result, expected)}
 
     def eager_result(self, name):
-        """What eager gives in a case; computed here where eager was not measured in it."""
+        """The result of eager in a case; computed here where eager was not measured in it."""
         if name not in self.eager_results:
             inputs = step_inputs(self.sizes.cases[name], self.sizes.transformer, self.device)
             self.eager_results[name] = not_compiled(self.transformer("plain"))(**inputs)[0]
@@ -381,7 +381,7 @@ class Opponents:
         measure.load_fa3(self.args)
         return self.variant(name, "e4m3", compiled=True, attention=fa3_attention)
 
-    # What surrounds the steps
+    # Beside the steps
 
     def vae(self, decodes, dtype):
         """The autoencoder on one picture; f32 as libtorch is set when it starts, with or without TF32."""

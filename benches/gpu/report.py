@@ -94,7 +94,7 @@ def ratios(rows):
 
 
 def count(rows):
-    """How many rows have each status: «95 passed, 2 failed»."""
+    """Counts the rows of each status: «95 passed, 2 failed»."""
     statuses = list(dict.fromkeys(row["status"] for row in rows))
     return ", ".join(f"{sum(row['status'] == status for row in rows)} {status}" for status in statuses)
 

@@ -11,9 +11,9 @@
     ratios       kontext's times over the opponents'
     faults       a crash, a hang and an exhausted memory, planted: only where it is named
 
-A stage is a program that prints a line `@begin NAME` before each case and `@row {json}` behind it. One that crashes,
+A stage is a program that prints a line `@begin NAME` before each case and `@row {json}` after it. One that crashes,
 hangs beyond its case's limit or takes the machine's memory loses that case alone: the case becomes a row, and the program
-is started again for the ones behind it. The exit code is 1 where a row failed, crashed, timed out or was killed.
+is started again for those after it. The exit code is 1 where a row failed, crashed, timed out or was killed.
 """
 
 import argparse
@@ -57,7 +57,7 @@ class Stage:
 
 
 class Results:
-    """What is known so far; the file is whole after each row."""
+    """Everything known so far; the file is whole after each row."""
 
     def __init__(self, out, kit, args):
         self.path = out / "results.json"
@@ -252,7 +252,7 @@ def ratios(results, cpu):
     note = "both models are tiny and of sizes of their own: only to try the programs" if cpu else ""
     for _, case, own, ms in [time for time in times if time[0] == "speed" and time[2] != "kontext, prepare"]:
         for _, _, rival, rival_ms in [time for time in times if time[:2] == ("opponents", case)]:
-            # Where a case has several kinds, each is set against its own.
+            # A case of several kinds: each is set against its own.
             if any(kind in own and kind not in rival for kind in ("bf16", "f32")):
                 continue
             values = {"ratio": ms / rival_ms, "kontext_ms": ms, "opponent_ms": rival_ms}
@@ -285,7 +285,7 @@ def stages(args):
 
 
 def roomy(least=30_000_000_000):
-    """Where large files are written and read fastest: in memory, if that has room."""
+    """The folder in memory, if it has room for large files: they are written and read fastest there."""
     memory = Path("/dev/shm")
     return memory if memory.is_dir() and shutil.disk_usage(memory).free > least else None
 

@@ -1,4 +1,4 @@
-//! Which commit a GPU kit is made of.
+//! The commit that a GPU kit is made of.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -25,7 +25,7 @@ fn lines(commit: Option<&str>, status: Option<&str>, date: Option<&str>) -> Stri
     }
 }
 
-/// What git says, or `None` where it is absent or fails.
+/// The output of git, or `None` where it is absent or fails.
 fn git(root: &Path, words: &[&str]) -> Option<String> {
     let output = Command::new("git").arg("-C").arg(root).args(words).stdin(Stdio::null()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())

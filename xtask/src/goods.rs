@@ -1,11 +1,11 @@
-//! What pip is asked for, as failures name it.
+//! The things that pip is asked for, as failures name them.
 
 use std::fmt;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Goods {
     Libtorch,
-    /// What the GPU kit is compared with, see [`crate::kit_wheels`].
+    /// The wheels of the GPU kit, see [`crate::kit_wheels`].
     KitWheels,
 }
 

@@ -24,13 +24,13 @@ use crate::source::Source;
 /// The package, its program, and the folder of the kit.
 const NAME: &str = "gpu-kit";
 
-/// Where the package and its scripts are.
+/// The folder of the package and its scripts.
 const PACKAGE_FOLDER: &str = "benches/gpu";
 
-/// What of [`PACKAGE_FOLDER`] goes along, by its suffix.
+/// Suffixes of the files of [`PACKAGE_FOLDER`] that go along.
 const SCRIPTS: [&str; 3] = ["py", "sh", "md"];
 
-/// What the checks read.
+/// Inputs of the checks.
 const INPUTS: [&str; 2] = ["tests/reference/forms.safetensors", "examples/data/emoji-source.png"];
 
 /// Refuses systems whose programs a machine with a GPU does not run. `os` is [`std::env::consts::OS`].
@@ -72,7 +72,7 @@ pub(crate) fn make(root: &Path, source: &Source, home: &Home) -> Result<(), Fail
     Ok(())
 }
 
-/// Where cargo puts the program.
+/// The path that cargo puts the program at.
 fn program(root: &Path) -> PathBuf {
     let target = env::var_os("CARGO_TARGET_DIR").filter(|folder| !folder.is_empty());
     target.map_or_else(|| root.join("target"), PathBuf::from).join("release").join(NAME)
@@ -81,7 +81,7 @@ fn program(root: &Path) -> PathBuf {
 /// The folders of a kit on its way, removed with what is left in them when it goes out of scope.
 #[derive(Debug)]
 struct Draft {
-    /// What becomes the kit.
+    /// The coming kit.
     new: PathBuf,
     /// For what is not of the kit: the unpacked program, pip's temporary files, and at last the kit before.
     scratch: PathBuf,
@@ -113,7 +113,7 @@ impl Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         for folder in [&self.new, &self.scratch] {
-            // What cannot be removed now is removed by the next run.
+            // The next run removes what cannot be removed now.
             let _ = fs::remove_dir_all(folder);
         }
     }

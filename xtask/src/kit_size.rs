@@ -1,4 +1,4 @@
-//! How large a GPU kit is, and whether that is too much.
+//! The size of a GPU kit, and its limit.
 
 use std::fmt;
 use std::fs;
@@ -9,7 +9,7 @@ use crate::failure::Failure;
 /// The most that a kit may take: it is sent to the machine with the GPU each time.
 pub(crate) const LIMIT: Size = Size(40 << 20);
 
-/// How many entries a kit that is too large names.
+/// Number of entries that are named of a kit that is too large.
 const NAMED: usize = 3;
 
 /// An amount of bytes, shown in MiB.

@@ -1,4 +1,4 @@
-//! The wheels of what kontext is compared with on a GPU: a machine without a network takes them from the kit.
+//! The wheels of kontext's opponents on a GPU: a machine without a network takes them from the kit.
 
 use std::env::consts::ARCH;
 use std::fs;
@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use crate::goods::Goods;
 use crate::python::Python;
 
-/// What the machine lacks beside torch 2.11.0. diffusers requires importlib_metadata, whose own requirement zipp the
+/// Packages that the machine lacks beside torch 2.11.0. diffusers requires importlib_metadata, whose own requirement zipp the
 /// machine has; 10.1.0 is the last one that requires nothing else, as 10.2.0 does not start without lazy-importer.
 const REQUIREMENTS: [&str; 3] = ["diffusers==0.38.0", "fa3-fwd==0.0.3", "importlib_metadata==10.1.0"];
 
@@ -42,7 +42,7 @@ fn present(folder: &Path) -> Option<Vec<PathBuf>> {
     REQUIREMENTS.iter().map(|requirement| files.iter().find(|file| is_wheel_of(file, requirement)).cloned()).collect()
 }
 
-/// Whether `file` is the wheel of `requirement`, by its name: `fa3_fwd-0.0.3-...whl` is that of `fa3-fwd==0.0.3`. Wheels
+/// Tells if `file` is the wheel of `requirement`, by its name: `fa3_fwd-0.0.3-...whl` is that of `fa3-fwd==0.0.3`. Wheels
 /// of this processor and for any are taken.
 fn is_wheel_of(file: &Path, requirement: &str) -> bool {
     let (Some(name), Some((package, version))) =

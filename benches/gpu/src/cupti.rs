@@ -17,10 +17,10 @@ const CONCURRENT_KERNEL: u32 = 10;
 const FORCED: u32 = 1;
 /// Bytes of a buffer; a record takes some 200.
 const BUFFER: usize = 8 << 20;
-/// Where the records of these kinds have their two times in nanoseconds.
+/// The place of the two times in records of these kinds, in nanoseconds.
 const TIMES: usize = 16;
 
-/// What ran.
+/// The work that ran on a device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Activity {
     pub(crate) kernels: u64,

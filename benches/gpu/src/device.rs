@@ -24,7 +24,7 @@ mod shim {
     }
 }
 
-/// What the allocator of a CUDA device holds, in bytes.
+/// The account of a CUDA device's allocator, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Account {
     /// Of tensors, now.
@@ -59,7 +59,7 @@ fn index(device: Device) -> Option<i8> {
     }
 }
 
-/// If f32 convolutions and matrix products may be computed in TF32 (10 bits of mantissa).
+/// Tells if f32 convolutions and matrix products may be computed in TF32 (10 bits of mantissa).
 #[allow(unsafe_code)]
 pub(crate) fn tf32() -> anyhow::Result<(bool, bool)> {
     let (mut convolutions, mut products) = (false, false);
@@ -116,7 +116,7 @@ pub(crate) fn works(device: Device) -> bool {
 }
 
 impl Mark {
-    /// A mark behind all work that was given to the device so far.
+    /// A mark after all work that was given to the device so far.
     #[allow(unsafe_code)]
     pub(crate) fn now(device: Device) -> anyhow::Result<Self> {
         let mut mark = Self { device, at: Instant::now(), event: std::ptr::null_mut() };

@@ -1,4 +1,4 @@
-//! What a run on a GPU checks and times of kontext, on any device: `gpu-kit check` and `gpu-kit speed`.
+//! Checks and timings of kontext on a device: `gpu-kit check` and `gpu-kit speed`.
 //!
 //! `check.sh` beside `Cargo.toml` runs it in parts, with limits, and keeps the rows that it prints.
 
@@ -34,11 +34,11 @@ enum Command {
     Check(check::Options),
     /// Times and memory
     Speed(speed::Options),
-    /// Faults, planted: a crash, a hang, an exhausted memory, and a case behind each
+    /// Faults, planted: a crash, a hang, an exhausted memory, and a case after each
     Plant(plant::Options),
 }
 
-/// What both commands take.
+/// The options of all commands.
 #[derive(Debug, clap::Args)]
 struct Common {
     /// cpu, cuda or cuda:N

@@ -1,4 +1,4 @@
-//! Faults, planted: what the runner has to survive, and a case behind each that has to run all the same.
+//! Faults, planted, for the runner to survive, and a case after each that has to run all the same.
 
 use std::process::ExitCode;
 use std::thread::sleep;
@@ -11,7 +11,7 @@ use crate::Common;
 use crate::row::Outcome;
 use crate::suite::Case;
 
-/// What `plant` takes.
+/// The options of `plant`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]

@@ -1,6 +1,6 @@
-//! What a check or a measurement tells: a line of JSON on stdout, for `run.py`.
+//! The result of a check or a measurement: a line of JSON on stdout, for `run.py`.
 //!
-//! `@begin NAME` stands before each one, so that what hangs or crashes has a name, and `@row {…}` behind it.
+//! `@begin NAME` is printed before each one, so that a hang or a crash has a name, and `@row {…}` after it.
 
 use std::io::{self, Write};
 
@@ -16,7 +16,7 @@ pub(crate) struct Row {
     note: String,
 }
 
-/// How it ended.
+/// The end of a check or a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Status {

@@ -1,4 +1,4 @@
-// What a measurement asks of libtorch and tch has no word for: the allocator's account, events with times, and the
+// Functions of libtorch that measurements need and tch lacks: the allocator's account, events with times, and the
 // precision of f32. Headers of libtorch for all devices are enough; nothing of CUDA is named, so that the program is
 // linked on a machine without it. Each function returns an error's text, or null; the text is the thread's until its
 // next call.

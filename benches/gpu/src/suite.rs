@@ -16,7 +16,7 @@ use crate::row::{Outcome, Row, begin};
 /// The exit code of a program whose device works no more: it has to be started again for what is left.
 const DEVICE_LOST: u8 = 3;
 
-/// Which cases are run.
+/// The choice of cases.
 #[derive(Debug, Args)]
 pub(crate) struct Selection {
     /// Run the cases whose names begin with one of these (a comma before a space is part of a name)

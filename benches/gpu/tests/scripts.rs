@@ -1,5 +1,5 @@
 //! The kit's scripts: the runner on planted faults, what is told without a driver, and the page of results.
-#![allow(clippy::unwrap_used)] // In helper functions of a test.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // In helper functions of a test.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -16,12 +16,12 @@ pub(super) struct Trace {
     pictures: Vec<RgbImage>,
 }
 
-/// How far apart two runs may be.
+/// The largest distances of two runs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
     /// Relative L2 distance of noise, latents and whatever else is no encoder's.
     pub(super) stage: f64,
-    /// That of prompts and pictures behind their encoders.
+    /// That of prompts and pictures after their encoders.
     pub(super) encoded: f64,
     /// PSNR of the pictures in dB.
     pub(super) picture: f64,

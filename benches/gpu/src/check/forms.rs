@@ -25,7 +25,7 @@ struct Form {
     name: String,
     /// The whole file.
     file: Vec<u8>,
-    /// What that program takes the weight for, f32 [out, in].
+    /// The weight as that program reads it, f32 [out, in].
     weight: Tensor,
 }
 

@@ -12,8 +12,8 @@ use crate::device;
 use crate::row::Outcome;
 use crate::suite::Case;
 
-/// What is left free for a run that has too little: more than the prompt takes, and a fraction of what the autoencoder
-/// takes for a picture of a megapixel.
+/// Bytes that stay free for a run that has too little: more than the prompt takes, and a fraction of those that the
+/// autoencoder takes for a picture of a megapixel.
 const LEFT: u64 = 96_000_000;
 /// Bytes of a tensor that is dropped, and kept by the allocator.
 const KEPT: i64 = 256 << 20;

@@ -1,4 +1,4 @@
-//! Correctness on a device: what it computes against the CPU's results and against stored ones.
+//! Correctness on a device: its results against the CPU's and against stored ones.
 //!
 //! f32 is f32 here: TF32 is switched off for everything but the case that measures it.
 
@@ -25,7 +25,7 @@ use kontext::Device;
 use self::world::World;
 use crate::{Common, device};
 
-/// What `check` takes.
+/// The options of `check`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]
@@ -42,7 +42,7 @@ pub(crate) fn run(options: &Options, on: Device) -> anyhow::Result<ExitCode> {
     let defaults = device::tf32()?;
     device::set_tf32(false, false)?;
     let world = World::new(options, on)?;
-    // What the rest rests on comes first.
+    // The ground of the rest comes first.
     let cases = [
         program::cases(on, defaults),
         noise::cases(&world),

@@ -12,12 +12,12 @@ use crate::suite::Case;
 
 /// T5's tokens in FLUX.1 Kontext dev.
 const TEXT: i64 = 512;
-/// What bf16 may cost T5 at that length: its scores are not scaled, and a softmax over 512 of them makes much of a
+/// The bound of T5 in bf16 at that length: its scores are not scaled, and a softmax over 512 of them makes much of a
 /// rounding. Measured with bf16 arithmetic on a CPU: 7.9e-2.
 const T5_BF16: f64 = 0.15;
 /// Pixels of a side: the attention in the middle of the autoencoder sees 4096 tokens.
 const SIDE: i64 = 512;
-/// What TF32 may cost the autoencoder: 10 bits of mantissa, a rounding of 5e-4 in each of some twenty convolutions.
+/// The bound of the autoencoder in TF32: 10 bits of mantissa, a rounding of 5e-4 in each of some twenty convolutions.
 const TF32: f64 = 1e-2;
 
 pub(super) fn cases(world: &World) -> Vec<Case<'_>> {

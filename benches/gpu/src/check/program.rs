@@ -26,7 +26,7 @@ fn libtorch(on: Device, (convolutions, products): (bool, bool)) -> anyhow::Resul
     Ok(outcome)
 }
 
-/// Where a library lies that the program has loaded.
+/// Finds the file of a library that the program has loaded.
 fn loaded(name: &str) -> anyhow::Result<Option<String>> {
     let maps = std::fs::read_to_string("/proc/self/maps")?;
     let paths = maps.lines().filter_map(|line| line.find('/').map(|at| &line[at..]));

@@ -1,4 +1,4 @@
-//! What the checks share: a small random model in a folder, requests, pictures.
+//! The ground of all checks: a small random model in a folder, requests, pictures.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -22,13 +22,13 @@ const AREA: u64 = 192 * 192;
 /// Steps of a run: an error of one step reaches the next.
 const STEPS: usize = 3;
 
-/// What the checks share.
+/// The small random model, the inputs, and results of the CPU.
 pub(super) struct World {
     pub(super) device: Device,
     /// The small model that edits emoji.
     pub(super) shipped: PathBuf,
     pub(super) inputs: PathBuf,
-    /// Where pictures go, if anywhere.
+    /// The folder for pictures.
     pub(super) out: Option<PathBuf>,
     folder: TempDir,
     /// Runs on the CPU that several checks compare with.
@@ -76,7 +76,7 @@ impl World {
         Ok(Self::builder(self.device, kind).load(self.model())?)
     }
 
-    /// What `make` returns, made once for this name.
+    /// Returns what `make` makes, once for each name.
     pub(super) fn expected(
         &self,
         name: &str,

@@ -25,7 +25,7 @@ const STRIDE: usize = 7_368_787;
 /// Standard deviation of the whole numbers from -8 to 7, all alike probable.
 const DEVIATION: f32 = 4.61;
 
-/// How the transformer's blocks are stored.
+/// The format of the transformer's blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stored {
     /// GGUF's 4 bits, in a .gguf file.
@@ -119,7 +119,7 @@ fn pool(stored: Stored, inputs: usize) -> Vec<u8> {
     bytes
 }
 
-/// What a whole number is multiplied by.
+/// The factor of the whole numbers of a row.
 fn factor(inputs: usize) -> f32 {
     1.0 / (DEVIATION * (inputs as f32).sqrt())
 }

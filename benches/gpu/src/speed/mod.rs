@@ -16,7 +16,7 @@ use kontext::{Device, ModelSizes};
 use self::shared::{Scale, Shared};
 use crate::Common;
 
-/// What `speed` takes.
+/// The options of `speed`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]

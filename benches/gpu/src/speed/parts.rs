@@ -81,7 +81,7 @@ fn kernels(shared: &Shared, work: Work) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-/// What a run does once for all its steps.
+/// Times what a run does once for all its steps.
 fn prepare(shared: &Shared, work: Work) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
     let entrance = shared.entrance(work)?;

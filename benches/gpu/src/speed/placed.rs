@@ -14,9 +14,9 @@ use crate::device::{self, Mark};
 use crate::row::Outcome;
 use crate::suite::Case;
 
-/// Steps of a run: those behind the first two are timed.
+/// Steps of a run; those after the first two are timed.
 const STEPS: usize = 6;
-/// How far the plan may be from the allocator's peak.
+/// The largest distance of the plan from the allocator's peak, relative.
 const PLAN: f64 = 0.05;
 
 pub(super) fn cases(files: &Rc<Files>, published: bool) -> Vec<Case<'static>> {

@@ -17,7 +17,7 @@ const SEED: u64 = 7;
 /// T5's tokens in FLUX.1 Kontext dev.
 const TEXT: i64 = 512;
 
-/// How large things are.
+/// Sizes of the model and of the pictures.
 #[derive(Debug, Clone)]
 pub(super) struct Scale {
     pub(super) sizes: ModelSizes,
@@ -27,7 +27,7 @@ pub(super) struct Scale {
     pub(super) steps: usize,
 }
 
-/// What is denoised.
+/// A picture to be denoised.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Work {
     pub(super) name: &'static str,
@@ -50,7 +50,7 @@ pub(super) struct Shared {
     parts: RefCell<Option<Parts>>,
 }
 
-/// What enters the transformer.
+/// Everything that enters the transformer.
 pub(super) struct Entrance {
     pub(super) run: Run,
     pub(super) target: Tensor,
@@ -100,7 +100,7 @@ impl Shared {
         Ok(noise::randn(shape, seed, Kind::Float, self.device)?.f_to_kind(self.kind)?)
     }
 
-    /// What a step of this work takes, prepared for a whole run.
+    /// Makes what a step of this work takes, prepared for a whole run.
     pub(super) fn entrance(&self, work: Work) -> anyhow::Result<Entrance> {
         let config = &self.scale.sizes.dit;
         let side = self.side(work.side);

@@ -8,7 +8,7 @@ use crate::cupti;
 use crate::device::{self, Mark};
 use crate::row::Outcome;
 
-/// Calls that are not timed, behind the first.
+/// Calls that are not timed, after the first.
 const WARM: usize = 2;
 /// Calls whose time on the device is taken, one after the other without a stop, as a sampler makes them.
 const TIMED: usize = 7;
