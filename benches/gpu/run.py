@@ -38,6 +38,7 @@ DEVICE_LOST = 3  # the exit code of a program that has to be started again for w
 MOST_STARTS = 12
 LAST_START = 0.9  # of a stage's seconds
 WHOLE = 470  # seconds for all stages on a GPU
+STARTING = 90  # seconds for a program's first case to begin: gigabytes of libraries may come from a cold disk
 LOOK = 0.1  # seconds between two looks at a program's memory
 STDERR_LINES = 6
 NOTE = 600
@@ -222,10 +223,10 @@ def attempt(stage, done, results, begun, memory_limit):
             if case is not None:
                 lost("timed-out", f"the stage's {stage.seconds:.0f} s were over")
             return "timed-out", f"its {stage.seconds:.0f} s were over"
-        if now - case_begun > stage.case_seconds:
+        if now - case_begun > (STARTING if case is None and not new else stage.case_seconds):
             process.stop()
             if case is None:
-                return "timed-out", f"nothing came for {stage.case_seconds:.0f} s"
+                return "timed-out", f"nothing came for {now - case_begun:.0f} s"
             lost("timed-out", f"no result after {stage.case_seconds:.0f} s")
             return None
     code = process.wait()
@@ -276,7 +277,7 @@ def stages(args):
         return Stage(name, command, args.patience * seconds, args.patience * case_seconds, **more)
 
     return [
-        stage("facts", [*python, HERE / "facts.py", *cpu, *fa3], 50, 30, **plain),
+        stage("facts", [*python, HERE / "facts.py", *cpu, *fa3], 80, 30, **plain),
         stage("correctness", [args.program, "check", *device, *checked], 300 if args.cpu else 140, 60, **program),
         stage("speed", [args.program, "speed", *device], 140, 60, **program),
         stage("opponents", [*python, HERE / "opponents.py", *cpu, *fa3], 190, 90, **plain),

@@ -4,6 +4,7 @@
 
 #![allow(clippy::print_stderr, reason = "a program speaks through its standard streams")]
 
+mod adapters;
 mod check;
 mod cupti;
 mod device;

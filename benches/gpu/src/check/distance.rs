@@ -74,7 +74,7 @@ impl Trace {
         Self { stages: Vec::new(), pictures: Vec::new() }
     }
 
-    /// Keeps in `outcome` how far this is from what is expected: the worst stage, the last latents and the pictures.
+    /// Keeps in `outcome` how far this is from what is expected: the worst stage and the pictures.
     pub(super) fn compare(&self, expected: &Self, bounds: Bounds, outcome: &mut Outcome) -> anyhow::Result<()> {
         if self.stages.len() != expected.stages.len() || self.pictures.len() != expected.pictures.len() {
             let names = |trace: &Self| trace.stages.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>().join(", ");
@@ -137,4 +137,49 @@ fn keep(stages: &mut Vec<(String, Tensor)>, event: &Event<'_>) -> anyhow::Result
 
 fn wide(tensor: &Tensor) -> anyhow::Result<Tensor> {
     Ok(tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.copy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::world::{World, edit};
+    use super::*;
+
+    /// A run on a CPU with its weights and latents in another kind stands for a device that rounds more than it should.
+    #[test]
+    fn a_run_that_is_rounded_elsewhere_fails_the_bounds_of_f32_and_holds_those_of_bf16() {
+        let folder = tempfile::tempdir().expect("made");
+        kontext::random_model(folder.path(), 7, kontext::Layout::Diffusers).expect("written");
+        let run = |kind: Kind| {
+            let pipe = World::builder(Device::Cpu, kind).load(folder.path()).expect("loaded");
+            Trace::of(&pipe, &edit()).expect("run")
+        };
+        let (exact, again, rounded) = (run(Kind::Float), run(Kind::Float), run(Kind::BFloat16));
+        let failed = |got: &Trace, bounds: Bounds| {
+            let mut outcome = Outcome::default();
+            got.compare(&exact, bounds, &mut outcome).expect("of the same stages");
+            outcome.has_failed()
+        };
+        assert!(!failed(&again, Bounds::F32));
+        assert!(failed(&rounded, Bounds::F32));
+        assert!(!failed(&rounded, Bounds::BF16));
+        let unlike = |got: &Trace| {
+            let mut outcome = Outcome::default();
+            got.equal(&exact, &mut outcome);
+            outcome.has_failed()
+        };
+        assert!(!unlike(&again) && unlike(&rounded));
+    }
+
+    #[test]
+    fn a_stage_that_is_not_finite_or_missing_does_not_pass() {
+        let trace = |values: &[f32]| {
+            let mut trace = Trace::empty();
+            trace.add("step 1", &Tensor::from_slice(values)).expect("kept");
+            trace
+        };
+        let mut outcome = Outcome::default();
+        trace(&[1.0, f32::NAN]).compare(&trace(&[1.0, 2.0]), Bounds::BF16, &mut outcome).expect("compared");
+        assert!(outcome.has_failed());
+        assert!(Trace::empty().compare(&trace(&[1.0]), Bounds::BF16, &mut Outcome::default()).is_err());
+    }
 }

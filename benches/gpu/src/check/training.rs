@@ -4,10 +4,8 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use kontext::{Conditioning, Device, Dit, DitConfig, Kind, Tensor, Tokens, Weights};
-use kontext_core::nn::Change;
 use kontext_core::noise;
-use kontext_core::weights::Adapters;
-use kontext_dit::{RunInput, linear_parts};
+use kontext_dit::RunInput;
 use kontext_sampler::Grid;
 use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_train::{Activations, Objective, Params, Recipe, TrainEvent, Trainer, add_noise, backward};
@@ -15,6 +13,7 @@ use serde_json::json;
 
 use super::distance::{Bounds, Trace};
 use super::world::{World, picture};
+use crate::adapters;
 use crate::row::Outcome;
 use crate::suite::Case;
 
@@ -97,7 +96,7 @@ fn step(device: Device, method: Method, activations: Activations, kind: Kind) ->
         }
         Method::Lora => {
             let dit = Dit::new(&Weights::from_tensors(tensors).kind(kind).device(device), &config, |_| ())?;
-            let params = adapters(&dit, device)?;
+            let params = adapters::set(&dit, device, RANK, |_| true)?;
             (dit, params)
         }
     };
@@ -121,28 +120,6 @@ fn step(device: Device, method: Method, activations: Activations, kind: Kind) ->
     let loss =
         backward(&dit, &run, &noisy, activations, 1.0, |velocity| objective.loss(velocity, &noise, &picture, &SIGMAS))?;
     Ok((loss, params.gradient()?.f_to_device(Device::Cpu)?))
-}
-
-/// Adapters beside all layers, neither of their factors zero.
-fn adapters(dit: &Dit, device: Device) -> anyhow::Result<Params> {
-    let parts = linear_parts(dit.config())?;
-    let mut tensors = Vec::new();
-    for (index, part) in parts.iter().enumerate() {
-        let draw = |shape: &[i64], seed| noise::randn(shape, seed, Kind::Float, Device::Cpu);
-        let down = draw(&[RANK, part.input], 100 + 2 * index as u64)?.f_mul_scalar(0.1)?;
-        let up = draw(&[part.rows, RANK], 101 + 2 * index as u64)?.f_mul_scalar(0.1)?;
-        tensors.extend([(format!("{}.down", part.module), down), (format!("{}.up", part.module), up)]);
-    }
-    let params = Params::new(&tensors, device)?;
-    let mut adapters = Adapters::new();
-    for part in &parts {
-        let of = |name: &str| params.get(&format!("{}.{name}", part.module)).map(Tensor::shallow_clone);
-        if let (Some(down), Some(up)) = (of("down"), of("up")) {
-            adapters.add(part.layer.clone(), Change::low_rank(down, up, 1.0, part.start)?);
-        }
-    }
-    dit.slots().set(&adapters)?;
-    Ok(params)
 }
 
 /// Two steps of each method, with recomputation, on four drawn pairs: losses near the CPU's, and a result that loads.

@@ -4,11 +4,11 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::bail;
-use kontext::{Event, Kind, Pipeline};
+use kontext::{Kind, Pipeline};
 
 use super::shared::{Shared, WORKS, Work};
-use super::timing::{launches, peak, timed};
-use crate::device::{self, Mark};
+use super::timing::{launches, marked, peak, timed};
+use crate::device;
 use crate::row::Outcome;
 use crate::suite::Case;
 
@@ -127,21 +127,10 @@ fn run(shared: &Shared, work: Work) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
     for seconds in ["first_s", "seconds"] {
         device::reset_peak(on)?;
-        let (mut marks, mut failed, begun) = (Vec::new(), None, Instant::now());
-        let output = pipe.run_with(&request, |event| {
-            if matches!(event, Event::Step { .. }) {
-                match Mark::now(on) {
-                    Ok(mark) => marks.push(mark),
-                    Err(error) => failed = Some(error),
-                }
-            }
-            std::ops::ControlFlow::Continue(())
-        })?;
+        let begun = Instant::now();
+        let (output, marks) = marked(on, &pipe, &request)?;
         device::synchronize(on)?;
         outcome.value(seconds, begun.elapsed().as_secs_f64());
-        if let Some(error) = failed {
-            return Err(error);
-        }
         let Some(last) = marks.last() else { bail!("a run without steps") };
         outcome.value("ms", marks[0].until(last)? / (marks.len() - 1) as f64);
         outcome.value("steps", output.plan.schedule.steps());

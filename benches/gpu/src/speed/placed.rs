@@ -1,16 +1,15 @@
 //! Packed models from files, in each placement: steps, loading, and memory against the plan.
 
-use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::bail;
-use kontext::{Event, Kind, Pipeline, Placement};
+use kontext::{Kind, Pipeline, Placement};
 
 use super::big_file::{Files, Stored};
 use super::shared::request;
-use super::timing::median;
-use crate::device::{self, Mark};
+use super::timing::{marked, median};
+use crate::device;
 use crate::row::Outcome;
 use crate::suite::Case;
 
@@ -49,20 +48,9 @@ fn run(files: &Files, stored: Stored, placement: Placement, published: bool) -> 
     device::synchronize(on)?;
     outcome.value("load_s", begun.elapsed().as_secs_f64());
     let request = request(true, if published { 1024 } else { 128 }, STEPS);
-    let (mut marks, mut failed, begun) = (Vec::new(), None, Instant::now());
-    pipe.run_with(&request, |event| {
-        if matches!(event, Event::Step { .. }) {
-            match Mark::now(on) {
-                Ok(mark) => marks.push(mark),
-                Err(error) => failed = Some(error),
-            }
-        }
-        ControlFlow::Continue(())
-    })?;
+    let begun = Instant::now();
+    let (_, marks) = marked(on, &pipe, &request)?;
     outcome.value("run_s", begun.elapsed().as_secs_f64());
-    if let Some(error) = failed {
-        return Err(error);
-    }
     let mut steps = marks.windows(2).map(|pair| pair[0].until(&pair[1])).collect::<anyhow::Result<Vec<f64>>>()?;
     if steps.len() + 1 != STEPS {
         bail!("{} steps of {STEPS}", steps.len() + 1);
@@ -75,6 +63,8 @@ fn run(files: &Files, stored: Stored, placement: Placement, published: bool) -> 
         outcome.value("peak_gb", taken as f64 / 1e9);
         outcome.value("planned_gb", planned as f64 / 1e9);
         outcome.value("planned stage", stage);
+        // What libtorch held of the device, with what it kept for later.
+        outcome.value("reserved_gb", account.reserved_peak as f64 / 1e9);
         outcome.at_most("plan's distance from the peak", (planned as f64 / taken as f64 - 1.0).abs(), PLAN);
     }
     Ok(outcome)

@@ -1,8 +1,9 @@
 //! Times of a piece of work: first call, then the device's and the host's share of the steady ones.
 
+use std::ops::ControlFlow;
 use std::time::Instant;
 
-use kontext::Device;
+use kontext::{Device, Event, Output, Pipeline, Request};
 
 use crate::cupti;
 use crate::device::{self, Mark};
@@ -82,6 +83,27 @@ pub(super) fn launches<T>(
     outcome.value("ms, observed", elapsed);
     outcome.value("busy share", activity.busy_ns as f64 / 1e6 / elapsed);
     Ok(())
+}
+
+/// Runs a request, and leaves a mark after each step.
+pub(super) fn marked(on: Device, pipe: &Pipeline, request: &Request) -> anyhow::Result<(Output, Vec<Mark>)> {
+    let (mut marks, mut failed) = (Vec::new(), None);
+    let output = pipe.run_with(request, |event| {
+        if matches!(event, Event::Step { .. }) {
+            match Mark::now(on) {
+                Ok(mark) => marks.push(mark),
+                Err(error) => {
+                    failed = Some(error);
+                    return ControlFlow::Break(());
+                }
+            }
+        }
+        ControlFlow::Continue(())
+    });
+    match failed {
+        Some(error) => Err(error),
+        None => Ok((output?, marks)),
+    }
 }
 
 /// Sorts, and returns the middle one.

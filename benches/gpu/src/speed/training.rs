@@ -2,18 +2,17 @@
 
 use std::rc::Rc;
 
-use kontext::{Kind, Tensor};
-use kontext_core::nn::Change;
-use kontext_core::noise;
+use kontext::Tensor;
 use kontext_core::pattern::matches;
 use kontext_core::weights::Adapters;
-use kontext_dit::{RunInput, linear_parts};
+use kontext_dit::RunInput;
 use kontext_sampler::Size;
 use kontext_sampler::ids::{Origin, grid_ids};
-use kontext_train::{Activations, AdamW, AdamWConfig, LoraMethod, Objective, Params, add_noise, backward};
+use kontext_train::{Activations, AdamW, AdamWConfig, LoraMethod, Objective, add_noise, backward};
 
 use super::shared::Shared;
 use super::timing::timed;
+use crate::adapters;
 use crate::row::Outcome;
 use crate::suite::Case;
 
@@ -31,7 +30,8 @@ pub(super) fn cases(shared: &Rc<Shared>) -> Vec<Case<'static>> {
 fn step(shared: &Shared) -> anyhow::Result<Outcome> {
     let parts = shared.parts()?;
     let (dit, config, method) = (&parts.dit, &shared.scale.sizes.dit, LoraMethod::default());
-    let params = adapters(shared, &method)?;
+    let named = |layer: &str| method.targets.iter().any(|pattern| matches(pattern, layer));
+    let params = adapters::set(dit, shared.device, method.rank, |part| named(&part.layer) && !part.swapped)?;
     let mut optimizer = AdamW::new(&params, AdamWConfig::default())?;
     let side = shared.side(SIDE);
     let grid = Size::new(side, side).grid()?;
@@ -68,28 +68,4 @@ fn step(shared: &Shared) -> anyhow::Result<Outcome> {
     outcome.value("trained values", params.count());
     outcome.holds(loss.is_finite(), || "the loss is not finite".to_owned());
     Ok(outcome)
-}
-
-/// Adapters as a run of the trainer has them by default, in f32.
-fn adapters(shared: &Shared, method: &LoraMethod) -> anyhow::Result<Params> {
-    let parts = linear_parts(&shared.scale.sizes.dit)?;
-    let named = |layer: &str| method.targets.iter().any(|pattern| matches(pattern, layer));
-    let parts: Vec<_> = parts.into_iter().filter(|part| named(&part.layer) && !part.swapped).collect();
-    let mut tensors = Vec::new();
-    for (index, part) in parts.iter().enumerate() {
-        let down = noise::randn(&[method.rank, part.input], index as u64, Kind::Float, kontext::Device::Cpu)?;
-        let down = down.f_div_scalar((part.input as f64).sqrt())?;
-        let up = Tensor::f_zeros([part.rows, method.rank], (Kind::Float, kontext::Device::Cpu))?;
-        tensors.extend([(format!("{}.down", part.module), down), (format!("{}.up", part.module), up)]);
-    }
-    let params = Params::new(&tensors, shared.device)?;
-    let mut adapters = Adapters::new();
-    for part in &parts {
-        let of = |name: &str| params.get(&format!("{}.{name}", part.module)).map(Tensor::shallow_clone);
-        if let (Some(down), Some(up)) = (of("down"), of("up")) {
-            adapters.add(part.layer.clone(), Change::low_rank(down, up, 1.0, part.start)?);
-        }
-    }
-    shared.parts()?.dit.slots().set(&adapters)?;
-    Ok(params)
 }
