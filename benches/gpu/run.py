@@ -134,7 +134,7 @@ class Process:
 
     def read_errors(self):
         for line in self.process.stderr:
-            self.errors = [*self.errors[1 - STDERR_LINES :], line.strip()]
+            self.errors = [*self.errors, line.strip()][-STDERR_LINES:]
             print(line, end="", file=self.results.log, flush=True)
 
     def next(self, seconds):
@@ -204,6 +204,7 @@ def attempt(stage, done, results, begun, memory_limit):
         now = time.monotonic()
         if line.startswith("@begin "):
             case, case_begun = line.removeprefix("@begin "), now
+            process.errors = []
         elif line.startswith("@row "):
             row = json.loads(line.removeprefix("@row "))
             results.add(stage.name, row, now - case_begun)
@@ -232,7 +233,7 @@ def attempt(stage, done, results, begun, memory_limit):
     code = process.wait()
     said = " | ".join(line for line in process.errors if line)
     if case is not None:
-        lost("crashed", f"{ended(code)}: {said}")
+        lost("crashed", f"{ended(code)}: {said}" if said else ended(code))
         return None
     if code == 0:
         return "ended", ""
@@ -281,7 +282,7 @@ def stages(args):
         stage("correctness", [args.program, "check", *device, *checked], 300 if args.cpu else 140, 60, **program),
         stage("speed", [args.program, "speed", *device], 140, 60, **program),
         stage("opponents", [*python, HERE / "opponents.py", *cpu, *fa3], 190, 90, **plain),
-        stage("faults", [args.program, "plant", *device], 60, 5, has_budget=False, **program),
+        stage("faults", [args.program, "plant", *device], 90, 10, has_budget=False, **program),
     ]
 
 

@@ -19,7 +19,7 @@ pub(crate) struct Options {
 }
 
 /// Bytes that are taken at once.
-const PIECE: i64 = 1 << 28;
+const PIECE: usize = 1 << 28;
 /// Far longer than any limit.
 const LONG: Duration = Duration::from_secs(86_400);
 
@@ -39,10 +39,10 @@ pub(crate) fn run(options: &Options, on: Device) -> anyhow::Result<ExitCode> {
             Ok(Outcome::default())
         }),
         after("hang"),
-        Case::new("all memory of the machine", || exhaust(Device::Cpu)),
+        Case::new("all memory of the machine", exhaust_machine),
         after("exhausted memory"),
         Case::new("all memory of the device", move || match on {
-            Device::Cuda(_) => exhaust(on),
+            Device::Cuda(_) => exhaust_device(on),
             _ => Ok(Outcome::skipped("the device is the machine itself")),
         }),
         after("exhausted device"),
@@ -61,10 +61,18 @@ fn works(on: Device) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-/// Takes memory and writes to it, until there is an error or an end.
-fn exhaust(on: Device) -> anyhow::Result<Outcome> {
+/// Takes memory of the machine and writes to it, until something ends this.
+fn exhaust_machine() -> anyhow::Result<Outcome> {
+    let mut held: Vec<Vec<u8>> = Vec::new();
+    loop {
+        held.push(vec![held.len() as u8 + 1; PIECE]);
+    }
+}
+
+/// Takes memory of a device until there is an error.
+fn exhaust_device(on: Device) -> anyhow::Result<Outcome> {
     let mut held = Vec::new();
     loop {
-        held.push(Tensor::f_ones([PIECE], (Kind::Uint8, on))?);
+        held.push(Tensor::f_ones([PIECE as i64], (Kind::Uint8, on))?);
     }
 }

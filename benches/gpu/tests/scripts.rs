@@ -49,7 +49,7 @@ fn a_crash_a_hang_and_an_exhausted_memory_are_rows_and_the_cases_behind_them_run
         ("a panic", "failed", "a panic: a panic, with a cause"),
         ("a crash", "crashed", "ended by SIGABRT"),
         ("an end", "crashed", "ended with code 7"),
-        ("a hang", "timed-out", "no result after 5 s"),
+        ("a hang", "timed-out", "no result after 10 s"),
         ("all memory of the machine", "killed", "it held more than"),
         ("all memory of the device", "skipped", "the device is the machine itself"),
     ] {
