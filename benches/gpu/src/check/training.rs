@@ -43,6 +43,7 @@ pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
         step("full, recomputed", Method::Full, Activations::Recomputed, Kind::Float),
         step("lora, kept", Method::Lora, Activations::Kept, Kind::Float),
         step("lora, recomputed", Method::Lora, Activations::Recomputed, Kind::Float),
+        step("full on bf16, recomputed", Method::Full, Activations::Recomputed, Kind::BFloat16),
         step("lora on bf16, recomputed", Method::Lora, Activations::Recomputed, Kind::BFloat16),
         Case::new("training/the trainer's loop", move || whole_runs(world)),
     ]
