@@ -17,6 +17,7 @@ is started again for those after it. The exit code is 1 where a row failed, cras
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -29,6 +30,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +41,7 @@ MOST_STARTS = 12
 LAST_START = 0.9  # of a stage's seconds
 WHOLE = 470  # seconds for all stages on a GPU
 STARTING = 90  # seconds for a program's first case to begin: gigabytes of libraries may come from a cold disk
+ENDING = 10  # seconds for a program to end by itself after its output has ended
 LOOK = 0.1  # seconds between two looks at a program's memory
 STDERR_LINES = 6
 NOTE = 600
@@ -140,9 +143,13 @@ class Process:
     def next(self, seconds):
         """The next line; None at the end of all, and an empty one where none comes in time."""
         try:
-            return self.lines.get(timeout=max(seconds, 0.001))
+            return self.lines.get(timeout=seconds)
         except queue.Empty:
-            return ""
+            if self.process.poll() is None:
+                return ""
+        # It has ended; what it has started may hold its output open.
+        self.readers[0].join(timeout=1)
+        return None if self.lines.empty() else self.lines.get()
 
     def memory(self):
         """Bytes that the program itself holds, without pages of files."""
@@ -153,18 +160,20 @@ class Process:
         return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
 
     def stop(self):
-        """Ends it, and waits."""
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        return self.wait()
+        """Waits for its end after that of its output, and returns the exit code."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=ENDING)
+        return self.kill()
 
-    def wait(self):
-        code = self.process.wait()
+    def kill(self):
+        """Ends it with all that it has started, and returns the exit code; none where not even that ends it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=ENDING)
         for reader in self.readers:
-            reader.join(timeout=2)
-        return code
+            reader.join(timeout=1)
+        return self.process.returncode
 
 
 def run(stage, results, memory_limit):
@@ -206,7 +215,7 @@ def attempt(stage, done, results, begun, memory_limit):
             case, case_begun = line.removeprefix("@begin "), now
             process.errors = []
         elif line.startswith("@row "):
-            row = json.loads(line.removeprefix("@row "))
+            row = row_of(line, case)
             results.add(stage.name, row, now - case_begun)
             done.append(row["name"])
             case, case_begun, new = None, now, new + 1
@@ -214,23 +223,23 @@ def attempt(stage, done, results, begun, memory_limit):
             print(line, file=results.log, flush=True)
         if process.memory() > memory_limit:
             limit = f"{memory_limit / 1e9:.1f} GB of the machine's memory"
-            process.stop()
+            process.kill()
             if case is None:
                 return "killed", f"it held more than {limit} between its cases"
             lost("killed", f"it held more than {limit}")
             return None
         if now - begun > stage.seconds:
-            process.stop()
+            process.kill()
             if case is not None:
                 lost("timed-out", f"the stage's {stage.seconds:.0f} s were over")
             return "timed-out", f"its {stage.seconds:.0f} s were over"
         if now - case_begun > (STARTING if case is None and not new else stage.case_seconds):
-            process.stop()
+            process.kill()
             if case is None:
                 return "timed-out", f"nothing came for {now - case_begun:.0f} s"
             lost("timed-out", f"no result after {stage.case_seconds:.0f} s")
             return None
-    code = process.wait()
+    code = process.stop()
     said = " | ".join(line for line in process.errors if line)
     if case is not None:
         lost("crashed", f"{ended(code)}: {said}" if said else ended(code))
@@ -242,7 +251,19 @@ def attempt(stage, done, results, begun, memory_limit):
     return "failed", f"{ended(code)}: {said}"[:NOTE]
 
 
+def row_of(line, case):
+    """A row as the program printed it; one that cannot be read is a bad row of its case."""
+    try:
+        row = json.loads(line.removeprefix("@row "))
+        return {"name": row["name"], "status": row["status"], "values": dict(row["values"]), "note": row["note"]}
+    except (ValueError, KeyError, TypeError) as error:
+        note = f"its row cannot be read ({error}): {line}"[:NOTE]
+        return {"name": case or "unknown", "status": "failed", "values": {}, "note": note}
+
+
 def ended(code):
+    if code is None:
+        return "it did not end when it was killed"
     return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
 
@@ -269,10 +290,10 @@ def stages(args):
     python = [args.python, "-u"]
     cpu, fa3 = ["--cpu"] if args.cpu else [], ["--fa3", args.fa3] if args.fa3 else []
     checked = ["--model", args.model, "--inputs", args.kit / "inputs", "--out", args.out]
-    libraries = {"LD_LIBRARY_PATH": args.libraries} if args.libraries else {}
-    program = {"environment": os.environ | libraries | {"TMPDIR": str(args.scratch)}, "scratch": args.scratch}
-    # Python finds torch's libraries by itself, and others with that variable.
-    plain = {"environment": {key: value for key, value in os.environ.items() if key != "LD_LIBRARY_PATH"}}
+    # Python finds torch's libraries by itself. A driver's may be found by this variable alone.
+    libraries = ":".join(path for path in (args.libraries, os.environ.get("LD_LIBRARY_PATH")) if path)
+    environment = os.environ | {"TMPDIR": str(args.scratch), **({"LD_LIBRARY_PATH": libraries} if libraries else {})}
+    program, plain = {"environment": environment, "scratch": args.scratch}, {"environment": dict(os.environ)}
 
     def stage(name, command, seconds, case_seconds, **more):
         return Stage(name, command, args.patience * seconds, args.patience * case_seconds, **more)
@@ -347,7 +368,11 @@ def run_all(args):
         if stage.name in chosen or (not chosen and stage.name != "faults"):
             if not args.cpu:
                 stage.seconds = min(stage.seconds, WHOLE - (time.monotonic() - results.start))
-            run(stage, results, memory_limit)
+            try:
+                run(stage, results, memory_limit)
+            except Exception as error:  # a mistake here must not cost the stages after it
+                results.say(traceback.format_exc())
+                results.end(stage, "failed", 0, f"{type(error).__name__}: {error}")
     if not chosen or "ratios" in chosen:
         ratios(results, args.cpu)
     bad = [row for row in results.content["rows"] if row["status"] in BAD]

@@ -59,13 +59,16 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Speed(options) => &options.common,
         Command::Plant(options) => &options.common,
     };
-    let device = match parse(&common.device) {
-        Ok(device) => device,
-        Err(error) => {
-            begin("device")?;
-            Row::of("device", Ok(Outcome::skipped(error.to_string()))).tell()?;
-            return Ok(ExitCode::SUCCESS);
-        }
+    let (device, reason) = match parse(&common.device) {
+        // The first tensor is what makes CUDA ready.
+        Ok(device) if device::works(device) => (Some(device), Ok(Outcome::default())),
+        Ok(device) => (None, Err(anyhow::anyhow!("{device:?} is there and does not add up a tensor"))),
+        Err(error) => (None, Ok(Outcome::skipped(error.to_string()))),
+    };
+    let Some(device) = device else {
+        begin("device")?;
+        Row::of("device", reason).tell()?;
+        return Ok(ExitCode::SUCCESS);
     };
     match &command {
         Command::Check(options) => check::run(options, device),

@@ -82,11 +82,10 @@ impl Selection {
     pub(crate) fn run(&self, cases: Vec<Case<'_>>, on: Device) -> anyhow::Result<ExitCode> {
         let (begun, budget) = (Instant::now(), Duration::from_secs(self.budget));
         for case in cases.into_iter().filter(|case| self.takes(&case.name)) {
+            begin(&case.name)?;
             if self.list {
-                begin(&case.name)?;
                 continue;
             }
-            begin(&case.name)?;
             if begun.elapsed() > budget {
                 Row::of(&case.name, Ok(Outcome::skipped(format!("the {} s for this program are over", self.budget))))
                     .tell()?;

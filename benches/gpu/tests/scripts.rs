@@ -62,6 +62,26 @@ fn a_crash_a_hang_and_an_exhausted_memory_are_rows_and_the_cases_behind_them_run
     assert!(after.iter().all(|(_, (status, _))| status == "passed"), "{after:?}");
 }
 
+/// A program in place of the kit's, which leaves something that holds its output open, and prints a row that is none.
+#[test]
+fn a_row_that_cannot_be_read_is_a_row_and_what_a_program_leaves_is_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let (program, out) = (folder.path().join("program"), folder.path().join("out"));
+    let text = "#!/bin/sh\nsleep 600 &\necho '@begin a'\necho '@row {\"name\": \"a\"}'\necho '@begin b'\nexit 4\n";
+    std::fs::write(&program, text).unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&program, executable).unwrap();
+    let arguments = [folder.path(), &out].map(|path| path.to_str().unwrap());
+    let run = ["--program", program.to_str().unwrap(), "--cpu", "--only", "faults"];
+    let Some(run) = script("run.py", &[&arguments[..], &run[..]].concat()) else { return };
+    let results: Value = serde_json::from_slice(&std::fs::read(out.join("results.json")).unwrap()).unwrap();
+    let rows = results["rows"].as_array().unwrap();
+    assert_eq!((&rows[0]["name"], &rows[0]["status"]), (&json!("a"), &json!("failed")), "{}", said(&run));
+    assert!(rows[0]["note"].as_str().unwrap().starts_with("its row cannot be read"), "{}", said(&run));
+    assert_eq!((&rows[1]["name"], &rows[1]["status"]), (&json!("b"), &json!("crashed")), "{}", said(&run));
+    assert!(results["run"]["seconds"].as_f64().unwrap() < 60.0, "{}", said(&run));
+}
+
 #[test]
 fn without_a_driver_each_program_says_so_in_a_sentence() {
     if kontext_core::device::available(kontext::Device::Cuda(0)).is_ok() {

@@ -42,9 +42,12 @@ pub(crate) fn run(options: &Options, on: Device) -> anyhow::Result<ExitCode> {
     let files = Rc::new(big_file::Files::new(on, size == SizeArg::Published));
     let mut cases = parts::cases(&shared);
     cases.extend(training::cases(&shared));
+    // It takes the parts, and leaves their memory to the others.
     cases.extend(parts::whole(&shared));
-    drop(shared);
     cases.extend(placed::cases(&files, size == SizeArg::Published));
-    drop(files);
+    // Tracing may slow down whatever comes after it.
+    cases.extend(parts::traced(&shared));
+    // Each case holds what it needs, and what the last of them held goes with it.
+    drop((shared, files));
     options.common.selection.run(cases, on)
 }

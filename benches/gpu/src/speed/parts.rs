@@ -15,33 +15,39 @@ use crate::suite::Case;
 /// Seconds in which the model of the published size is to be made.
 const MAKING: f64 = 20.0;
 
-type Cases = Vec<Case<'static>>;
+/// A case that times one thing of the shared model.
+fn case(
+    shared: &Rc<Shared>,
+    name: String,
+    of: Work,
+    work: fn(&Shared, Work) -> anyhow::Result<Outcome>,
+) -> Case<'static> {
+    let shared = Rc::clone(shared);
+    Case::new(name, move || work(&shared, of))
+}
 
-pub(super) fn cases(shared: &Rc<Shared>) -> Cases {
-    let case = |name: String, work: fn(&Shared, Work) -> anyhow::Result<Outcome>, of: Work| {
-        let shared = Rc::clone(shared);
-        Case::new(name, move || work(&shared, of))
-    };
+pub(super) fn cases(shared: &Rc<Shared>) -> Vec<Case<'static>> {
     let [edit, ..] = WORKS;
-    let mut cases = vec![case("load/random model on the device".to_owned(), made, edit)];
-    cases.extend(WORKS.map(|work| case(format!("{}/kontext", work.name), step, work)));
-    cases.extend(WORKS.map(|work| case(format!("{}/kontext, kernels", work.name), kernels, work)));
-    cases.push(case("edit 1024/kontext, prepare".to_owned(), prepare, edit));
-    cases.push(case("text encoders/kontext".to_owned(), texts, edit));
+    let mut cases = vec![case(shared, "load/random model on the device".to_owned(), edit, made)];
+    cases.extend(WORKS.map(|work| case(shared, format!("{}/kontext", work.name), work, step)));
+    cases.push(case(shared, format!("{}/kontext, prepare", edit.name), edit, prepare));
+    cases.push(case(shared, "text encoders/kontext".to_owned(), edit, texts));
     for (name, kind) in [("bf16", Kind::BFloat16), ("f32", Kind::Float)] {
-        let of = |work: &'static str, encode: bool| {
+        for (work, encode) in [("vae encode 1024", true), ("vae decode 1024", false)] {
             let shared = Rc::clone(shared);
-            Case::new(format!("{work}/kontext, {name}"), move || coded(&shared, kind, encode))
-        };
-        cases.extend([of("vae encode 1024", true), of("vae decode 1024", false)]);
+            cases.push(Case::new(format!("{work}/kontext, {name}"), move || coded(&shared, kind, encode)));
+        }
     }
     cases
 }
 
-pub(super) fn whole(shared: &Rc<Shared>) -> Cases {
+pub(super) fn whole(shared: &Rc<Shared>) -> Vec<Case<'static>> {
     let [edit, ..] = WORKS;
-    let shared = Rc::clone(shared);
-    vec![Case::new("edit 1024/kontext, whole run", move || run(&shared, edit))]
+    vec![case(shared, format!("{}/kontext, whole run", edit.name), edit, run)]
+}
+
+pub(super) fn traced(shared: &Rc<Shared>) -> Vec<Case<'static>> {
+    WORKS.map(|work| case(shared, format!("{}/kontext, kernels", work.name), work, kernels)).into()
 }
 
 fn made(shared: &Shared, _: Work) -> anyhow::Result<Outcome> {
