@@ -17,7 +17,7 @@ COLUMNS = {  # what has a column of its own, and its digits
     "tflops": ("TFLOP/s", ".0f"), "tb_per_s": ("TB/s", ".2f"), "gb_per_s": ("GB/s", ".0f"), "kernels": ("kernels", ".0f"),
     "busy share": ("busy", ".1%"), "load_s": ("loading s", ".1f"), "seconds": ("s", ".1f"), "peak_gb": ("peak GB", ".2f"),
     "planned_gb": ("planned GB", ".2f"), "relative_l2": ("relative L2", ".1e"), "relative L2": ("relative L2", ".1e"),
-    "relative L2, allowed": ("allowed", ".0e"),
+    "relative L2, allowed": ("allowed", ".1e"),
     "PSNR dB": ("PSNR dB", ".1f"),
 }  # fmt: skip
 STAGES = {
