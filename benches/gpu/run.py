@@ -273,8 +273,8 @@ def ratios(results, cpu):
     timed = [row for row in rows if "ms" in row["values"] and "/" in row["name"]]
     times = [(row["stage"], *row["name"].split("/", 1), row["values"]["ms"]) for row in timed]
     note = "both models are tiny and of sizes of their own: only to try the programs" if cpu else ""
-    for _, case, own, ms in [time for time in times if time[0] == "speed" and time[2] != "kontext, prepare"]:
-        for _, _, rival, rival_ms in [time for time in times if time[:2] == ("opponents", case)]:
+    for _, case, own, ms in [row for row in times if row[0] == "speed" and row[2] != "kontext, prepare"]:
+        for _, _, rival, rival_ms in [row for row in times if row[:2] == ("opponents", case)]:
             # A case of several kinds: each is set against its own.
             if any(kind in own and kind not in rival for kind in ("bf16", "f32")):
                 continue

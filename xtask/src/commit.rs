@@ -14,7 +14,7 @@ pub(crate) fn describe(root: &Path) -> String {
     lines(commit.as_deref(), status.as_deref(), date.as_deref())
 }
 
-/// A commit whose `status` cannot be told is not named: it would pass for one without changes.
+/// Formats the two lines. A commit of unknown `status` is not named: it would pass for one without changes.
 fn lines(commit: Option<&str>, status: Option<&str>, date: Option<&str>) -> String {
     match (commit, status) {
         (Some(commit), Some(status)) => {

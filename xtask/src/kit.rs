@@ -1,8 +1,7 @@
 //! The GPU kit: a folder with all that a run on a machine with a GPU needs, where there is an NVIDIA driver and a
 //! python3 with torch, but no Rust and no network.
 //!
-//! It is made beside the folder of the last one and takes its place once nothing is missing: a kit is whole or not
-//! there.
+//! A new kit is made next to the last one and replaces it once it is complete: a kit is whole or not there.
 
 use std::env;
 use std::fs;

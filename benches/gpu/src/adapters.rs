@@ -1,4 +1,4 @@
-//! Low-rank adapters beside the layers of a transformer, in f32, as a run of the trainer has them.
+//! Random low-rank adapters of a transformer, in f32, as a run of the trainer has them.
 
 use kontext::{Device, Dit, Kind, Tensor};
 use kontext_core::nn::Change;
@@ -10,7 +10,7 @@ use kontext_train::Params;
 /// Deviation of the values of the second factor; those of the first are the root of one over its inputs.
 const UP: f64 = 0.1;
 
-/// Sets random adapters of a rank beside the layers that `takes` chooses, and returns their factors.
+/// Sets random adapters of this rank for the layers that `takes` chooses, and returns their factors.
 pub(crate) fn set(dit: &Dit, device: Device, rank: i64, takes: impl Fn(&LinearPart) -> bool) -> anyhow::Result<Params> {
     let parts: Vec<_> = linear_parts(dit.config())?.into_iter().filter(|part| takes(part)).collect();
     let mut tensors = Vec::new();

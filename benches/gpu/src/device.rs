@@ -59,6 +59,11 @@ fn index(device: Device) -> Option<i8> {
     }
 }
 
+/// The kind that a run of `kind` computes in: f32 on a CPU, whose bf16 units are rare.
+pub(crate) fn computed_in(device: Device, kind: Kind) -> Kind {
+    if device == Device::Cpu { Kind::Float } else { kind }
+}
+
 /// Tells if f32 convolutions and matrix products may be computed in TF32 (10 bits of mantissa).
 #[allow(unsafe_code)]
 pub(crate) fn tf32() -> anyhow::Result<(bool, bool)> {
@@ -86,14 +91,14 @@ pub(crate) fn synchronize(device: Device) -> anyhow::Result<()> {
 #[allow(unsafe_code)]
 pub(crate) fn account(device: Device) -> anyhow::Result<Option<Account>> {
     let Some(index) = index(device) else { return Ok(None) };
-    let mut numbers = [0_i64; 4];
-    // SAFETY: the shim writes four numbers.
+    let mut numbers = [0_i64; 3];
+    // SAFETY: the shim writes three numbers.
     check(unsafe { shim::kit_memory(index, numbers.as_mut_ptr()) })?;
-    let [allocated, peak, _, reserved_peak] = numbers.map(i64::unsigned_abs);
+    let [allocated, peak, reserved_peak] = numbers.map(i64::unsigned_abs);
     Ok(Some(Account { allocated, peak, reserved_peak }))
 }
 
-/// Starts the account's peaks anew, at what is held now.
+/// Resets the account's peaks to the bytes that are held now.
 #[allow(unsafe_code)]
 pub(crate) fn reset_peak(device: Device) -> anyhow::Result<()> {
     // SAFETY: it takes a number alone.

@@ -1,6 +1,6 @@
 //! Checks and timings of kontext on a device: `gpu-kit check` and `gpu-kit speed`.
 //!
-//! `check.sh` beside `Cargo.toml` runs it in parts, with limits, and keeps the rows that it prints.
+//! `check.sh`, next to `Cargo.toml`, runs both with limits and keeps the rows that they print.
 
 #![allow(clippy::print_stderr, reason = "a program speaks through its standard streams")]
 
@@ -8,6 +8,7 @@ mod adapters;
 mod check;
 mod cupti;
 mod device;
+mod observe;
 mod plant;
 mod row;
 mod speed;

@@ -53,15 +53,14 @@ const char* kit_tf32(bool* convolutions, bool* products) {
   });
 }
 
-// Bytes that tensors hold now and held at most, and that the allocator holds of the device now and held at most.
+// Bytes that tensors hold now, that they held at most, and that the allocator held of the device at most.
 const char* kit_memory(int8_t index, int64_t* out) {
   return guarded([&] {
     const auto stats = allocator().getDeviceStats(index);
     const auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
     out[0] = stats.allocated_bytes[all].current;
     out[1] = stats.allocated_bytes[all].peak;
-    out[2] = stats.reserved_bytes[all].current;
-    out[3] = stats.reserved_bytes[all].peak;
+    out[2] = stats.reserved_bytes[all].peak;
   });
 }
 

@@ -25,7 +25,7 @@ pub(crate) struct Selection {
     /// Leave these out
     #[arg(long, value_name = "NAME,…", default_value_t)]
     skip: Names,
-    /// Begin no case after so many seconds
+    /// Time limit in seconds, after which no case is begun
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     budget: u64,
     /// Print the names and stop

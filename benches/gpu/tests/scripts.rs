@@ -1,4 +1,4 @@
-//! The kit's scripts: the runner on planted faults, what is told without a driver, and the page of results.
+//! The kit's scripts: the runner on planted faults, the answer without a driver, and the page of results.
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // In helper functions of a test.
 
 use std::collections::BTreeMap;
@@ -62,7 +62,7 @@ fn a_crash_a_hang_and_an_exhausted_memory_are_rows_and_the_cases_behind_them_run
     assert!(after.iter().all(|(_, (status, _))| status == "passed"), "{after:?}");
 }
 
-/// A program in place of the kit's, which leaves something that holds its output open, and prints a row that is none.
+/// Runs a program that prints a malformed row and leaves a child that holds its output open.
 #[test]
 fn a_row_that_cannot_be_read_is_a_row_and_what_a_program_leaves_is_not_waited_for() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,13 +1,12 @@
 //! The tensors of a run's stages, and how far two runs are from each other.
 
-use std::ops::ControlFlow;
-
 use anyhow::{Context, bail};
 use kontext::image::RgbImage;
 use kontext::{Device, Event, Kind, Pipeline, Request, Tensor};
 use kontext_bench::metrics::psnr;
 use kontext_core::check::relative_l2;
 
+use crate::observe::observed;
 use crate::row::Outcome;
 
 /// The stages of a run, in their order: names and tensors in f32 on the CPU.
@@ -50,23 +49,29 @@ impl Bounds {
 impl Trace {
     /// Runs a request and keeps its stages.
     pub(super) fn of(pipe: &Pipeline, request: &Request) -> anyhow::Result<Self> {
-        let (mut stages, mut failed) = (Vec::new(), None);
-        let output = pipe.run_with(request, |event| match keep(&mut stages, &event) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(error) => {
-                failed = Some(error);
-                ControlFlow::Break(())
-            }
-        });
-        match failed {
-            Some(error) => Err(error),
-            None => Ok(Self { stages, pictures: output?.images }),
-        }
+        let mut trace = Self::empty();
+        trace.pictures = observed(pipe, request, |event| trace.keep(event))?.images;
+        Ok(trace)
     }
 
     pub(super) fn add(&mut self, name: impl Into<String>, tensor: &Tensor) -> anyhow::Result<()> {
         self.stages.push((name.into(), wide(tensor)?));
         Ok(())
+    }
+
+    /// Keeps the tensors of a run's event.
+    fn keep(&mut self, event: &Event<'_>) -> anyhow::Result<()> {
+        match event {
+            Event::Encoded { conditioning, negative } => {
+                let which = if *negative { "negative " } else { "" };
+                self.add(format!("{which}prompt embeddings"), &conditioning.prompt_embeds)?;
+                self.add(format!("{which}pooled prompt"), &conditioning.pooled)
+            }
+            Event::Reference { index, latents } => self.add(format!("reference {index}"), latents),
+            Event::Noise { latents } => self.add("noise", latents),
+            Event::Step { done, latents, .. } => self.add(format!("step {done}"), latents),
+            _ => Ok(()),
+        }
     }
 
     /// A trace without stages.
@@ -108,30 +113,19 @@ impl Trace {
         Ok(())
     }
 
+    /// Tells if this is further from another run than other orders of summation are.
+    pub(super) fn differs(&self, other: &Self) -> anyhow::Result<bool> {
+        let mut distance = Outcome::default();
+        self.compare(other, Bounds::F32, &mut distance)?;
+        Ok(distance.has_failed())
+    }
+
     /// Checks that two runs are equal to the last bit.
     pub(super) fn equal(&self, expected: &Self, outcome: &mut Outcome) {
         let unlike = self.stages.iter().zip(&expected.stages).find(|((_, a), (_, b))| !a.equal(b));
         outcome.holds(self.stages.len() == expected.stages.len(), || "another number of stages".to_owned());
         outcome.holds(unlike.is_none(), || format!("other bits from {} on", unlike.map_or("", |((name, _), _)| name)));
         outcome.holds(self.pictures == expected.pictures, || "other pictures".to_owned());
-    }
-}
-
-fn keep(stages: &mut Vec<(String, Tensor)>, event: &Event<'_>) -> anyhow::Result<()> {
-    let mut keep = |name: String, tensor: &Tensor| -> anyhow::Result<()> {
-        stages.push((name, wide(tensor)?));
-        Ok(())
-    };
-    match event {
-        Event::Encoded { conditioning, negative } => {
-            let which = if *negative { "negative " } else { "" };
-            keep(format!("{which}prompt embeddings"), &conditioning.prompt_embeds)?;
-            keep(format!("{which}pooled prompt"), &conditioning.pooled)
-        }
-        Event::Reference { index, latents } => keep(format!("reference {index}"), latents),
-        Event::Noise { latents } => keep("noise".to_owned(), latents),
-        Event::Step { done, latents, .. } => keep(format!("step {done}"), latents),
-        _ => Ok(()),
     }
 }
 

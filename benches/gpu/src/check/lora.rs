@@ -1,4 +1,4 @@
-//! LoRAs beside the weights, fused with them, scaled, and taken away again.
+//! LoRA adapters beside the weights, fused with them, scaled, and removed again.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,7 +9,7 @@ use kontext_dit::{LoraLayer, linear_parts, save_lora};
 
 use super::distance::{Bounds, Trace};
 use super::runs;
-use super::world::{World, edit};
+use super::world::{KINDS, World, edit};
 use crate::row::Outcome;
 use crate::suite::Case;
 
@@ -19,7 +19,7 @@ const STRENGTH: f64 = 0.1;
 
 pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
     let mut cases = Vec::new();
-    for (prefix, kind) in [("f32", Kind::Float), ("bf16", Kind::BFloat16)] {
+    for (prefix, kind) in KINDS {
         for (name, fused) in [("beside the weights", false), ("fused", true)] {
             cases.push(Case::new(format!("lora/{name}, {prefix}"), move || used(world, kind, fused)));
         }
@@ -52,9 +52,8 @@ fn used(world: &World, kind: Kind, fused: bool) -> anyhow::Result<Outcome> {
     let expected = world.expected(&format!("lora {kind:?} {fused}"), || run(Device::Cpu))?;
     let mut outcome = Outcome::default();
     run(world.device)?.compare(&expected, Bounds::of(kind), &mut outcome)?;
-    let (plain, mut change) = (runs::on_cpu(world, &format!("{kind:?}/plain"), kind, &edit())?, Outcome::default());
-    expected.compare(&plain, Bounds::F32, &mut change)?;
-    outcome.holds(change.has_failed(), || "the LoRA changes nothing".to_owned());
+    let changes = expected.differs(&*runs::plain_edit(world, kind)?)?;
+    outcome.holds(changes, || "the LoRA changes nothing".to_owned());
     Ok(outcome)
 }
 
@@ -79,10 +78,10 @@ fn removed(world: &World) -> anyhow::Result<Outcome> {
     write(world, &file)?;
     let mut pipe = world.pipeline(Kind::BFloat16)?;
     let before = Trace::of(&pipe, &edit())?;
-    let (mut outcome, mut change) = (Outcome::default(), Outcome::default());
+    let mut outcome = Outcome::default();
     pipe.add_lora(LoraUse::new(&file).named("all"))?;
-    Trace::of(&pipe, &edit())?.compare(&before, Bounds::F32, &mut change)?;
-    outcome.holds(change.has_failed(), || "the LoRA changes nothing".to_owned());
+    let changes = Trace::of(&pipe, &edit())?.differs(&before)?;
+    outcome.holds(changes, || "the LoRA changes nothing".to_owned());
     pipe.set_lora_scale("all", 0.5)?;
     let half = Trace::of(&pipe, &edit())?;
     let loaded = World::builder(world.device, Kind::BFloat16).lora(&file, 0.5).load(world.model())?;

@@ -49,7 +49,7 @@ pub(crate) fn run(options: &Options, on: Device) -> anyhow::Result<ExitCode> {
         parts::cases(&world),
         runs::cases(&world),
         shipped::cases(&world),
-        forms::cases(&world)?,
+        forms::cases(&world),
         placement::cases(&world),
         lora::cases(&world),
         training::cases(&world),

@@ -5,7 +5,7 @@ use kontext_core::noise;
 use kontext_text::{ClipEncoder, T5Encoder};
 
 use super::distance::{Bounds, Trace};
-use super::world::World;
+use super::world::{KINDS, World};
 use crate::device;
 use crate::row::Outcome;
 use crate::suite::Case;
@@ -22,7 +22,7 @@ const TF32: f64 = 1e-2;
 
 pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
     let mut cases = Vec::new();
-    for (prefix, kind) in [("f32", Kind::Float), ("bf16", Kind::BFloat16)] {
+    for (prefix, kind) in KINDS {
         cases.push(Case::new(format!("{prefix}/text encoders"), move || texts(world, kind)));
         cases.push(Case::new(format!("{prefix}/autoencoder"), move || pictures(world, kind, None)));
         cases.push(Case::new(format!("{prefix}/autoencoder in tiles"), move || {
@@ -41,8 +41,7 @@ fn ids(tokens: i64, end: i64) -> Tensor {
 
 fn texts(world: &World, kind: Kind) -> anyhow::Result<Outcome> {
     let states = |device: Device| -> anyhow::Result<Trace> {
-        // On a CPU bf16 weights are computed in f32, as a pipeline has it.
-        let compute = if device == Device::Cpu { Kind::Float } else { kind };
+        let compute = device::computed_in(device, kind);
         let mut trace = Trace::empty();
         let t5 = T5Encoder::weights(world.model().join("text_encoder_2"))?.at_most(kind).device(device);
         let t5 = T5Encoder::from_weights(&t5, &world.model().join("text_encoder_2"), compute)?;
@@ -61,9 +60,10 @@ fn texts(world: &World, kind: Kind) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-/// Latents and picture; f32 weights, as a pipeline holds them, and work in the given kind.
+/// Encodes and decodes, with f32 weights, as a pipeline holds them, in the kind that a run of `kind` computes in.
 fn coded(world: &World, device: Device, kind: Kind, tiling: Option<Tiling>) -> anyhow::Result<Trace> {
     let vae = Autoencoder::open(world.model().join("vae"), Kind::Float, device)?;
+    let kind = device::computed_in(device, kind);
     let draw = |shape: &[i64], seed| noise::randn(shape, seed, Kind::Float, device);
     let picture = draw(&[1, 3, SIDE, SIDE], 1)?.f_tanh()?.f_to_kind(kind)?;
     let latents = draw(&[1, vae.latent_channels(), SIDE / 8, SIDE / 8], 2)?.f_to_kind(kind)?;
@@ -83,13 +83,12 @@ fn coded(world: &World, device: Device, kind: Kind, tiling: Option<Tiling>) -> a
 
 fn pictures(world: &World, kind: Kind, tiling: Option<Tiling>) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
-    let compute = |device: Device| if device == Device::Cpu { Kind::Float } else { kind };
-    let expected = coded(world, Device::Cpu, compute(Device::Cpu), tiling)?;
-    coded(world, world.device, compute(world.device), tiling)?.compare(&expected, Bounds::of(kind), &mut outcome)?;
+    let expected = coded(world, Device::Cpu, kind, tiling)?;
+    coded(world, world.device, kind, tiling)?.compare(&expected, Bounds::of(kind), &mut outcome)?;
     Ok(outcome)
 }
 
-/// libtorch lets cuDNN round f32 to TF32 in convolutions, unless it is told not to: what that means for a picture.
+/// Measures TF32 in the autoencoder: libtorch lets cuDNN round f32 so in convolutions, unless it is told not to.
 fn precision(world: &World) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
     let expected = coded(world, Device::Cpu, Kind::Float, None)?;

@@ -5,7 +5,7 @@ use kontext::{Builder, Kind, Placement, Quantize};
 
 use super::distance::Trace;
 use super::forms::packed_file;
-use super::world::{World, edit};
+use super::world::{KINDS, World, edit};
 use crate::row::Outcome;
 use crate::suite::Case;
 
@@ -18,7 +18,7 @@ const FILES: [(&str, Option<(Quantize, &str)>); 3] = [
 
 pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
     let mut cases = Vec::new();
-    for (prefix, kind) in [("f32", Kind::Float), ("bf16", Kind::BFloat16)] {
+    for (prefix, kind) in KINDS {
         for (file, packed) in FILES {
             for placement in [Placement::Staged, Placement::Streamed] {
                 let name = format!("placement/{placement}{file}, {prefix}");

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use kontext::{CfgMode, Device, Kind, Pipeline, References, Request};
 
 use super::distance::{Bounds, Trace};
-use super::world::{World, edit, picture};
+use super::world::{KINDS, World, edit, picture};
 use crate::row::Outcome;
 use crate::suite::Case;
 
@@ -27,7 +27,7 @@ fn requests() -> Vec<(&'static str, Request)> {
 
 pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
     let mut cases = Vec::new();
-    for (prefix, kind) in [("f32", Kind::Float), ("bf16", Kind::BFloat16)] {
+    for (prefix, kind) in KINDS {
         for (name, request) in requests() {
             let name = format!("{prefix}/{name}");
             cases.push(Case::new(name.clone(), move || against_cpu(world, &name, kind, &request)));
@@ -45,8 +45,14 @@ fn against_cpu(world: &World, name: &str, kind: Kind, request: &Request) -> anyh
 }
 
 /// The run on the CPU. Its weights are those of the kind, and it computes in f32: what differs is the device's rounding.
-pub(super) fn on_cpu(world: &World, name: &str, kind: Kind, request: &Request) -> anyhow::Result<Rc<Trace>> {
+fn on_cpu(world: &World, name: &str, kind: Kind, request: &Request) -> anyhow::Result<Rc<Trace>> {
     world.expected(name, || Trace::of(&World::builder(Device::Cpu, kind).load(world.model())?, request))
+}
+
+/// The edit of the plain model on the CPU, which the case `…/edit` compares with, too.
+pub(super) fn plain_edit(world: &World, kind: Kind) -> anyhow::Result<Rc<Trace>> {
+    let prefix = KINDS.iter().find(|(_, known)| *known == kind).map_or("other", |(prefix, _)| prefix);
+    on_cpu(world, &format!("{prefix}/edit"), kind, &edit())
 }
 
 /// Three turns with an undo between them, and the original pixels put back where nothing changed.

@@ -14,6 +14,7 @@ use serde_json::json;
 use super::distance::{Bounds, Trace};
 use super::world::{World, picture};
 use crate::adapters;
+use crate::device::computed_in;
 use crate::row::Outcome;
 use crate::suite::Case;
 
@@ -81,7 +82,7 @@ fn one_step(world: &World, method: Method, activations: Activations, kind: Kind)
 /// Loss and flat gradient of a step.
 fn step(device: Device, method: Method, activations: Activations, kind: Kind) -> anyhow::Result<(f64, Tensor)> {
     let config = config();
-    let compute = if device == Device::Cpu { Kind::Float } else { kind };
+    let compute = computed_in(device, kind);
     let draw = |shape: &[i64], seed| -> kontext::Result<Tensor> {
         Ok(noise::randn(shape, seed, Kind::Float, device)?.f_to_kind(compute)?)
     };

@@ -22,6 +22,9 @@ const AREA: u64 = 192 * 192;
 /// Steps of a run: an error of one step reaches the next.
 const STEPS: usize = 3;
 
+/// The kinds that are checked, by the names that cases give them.
+pub(super) const KINDS: [(&str, Kind); 2] = [("f32", Kind::Float), ("bf16", Kind::BFloat16)];
+
 /// The small random model, the inputs, and results of the CPU.
 pub(super) struct World {
     pub(super) device: Device,
@@ -56,13 +59,18 @@ impl World {
 
     /// The folder of the same model with its weights in this kind.
     pub(super) fn stored_in(&self, kind: Kind) -> anyhow::Result<PathBuf> {
-        let to = self.folder.path().join(format!("{kind:?}"));
         if kind == Kind::Float {
             return Ok(self.model());
         }
-        for part in ["transformer", "text_encoder", "text_encoder_2", "vae", "tokenizer", "tokenizer_2", "scheduler"] {
-            narrow(&self.model().join(part), &to.join(part), kind).with_context(|| part.to_owned())?;
+        let to = self.folder.path().join(format!("{kind:?}"));
+        if to.is_dir() {
+            return Ok(to);
         }
+        let draft = to.with_extension("new");
+        for part in ["transformer", "text_encoder", "text_encoder_2", "vae", "tokenizer", "tokenizer_2", "scheduler"] {
+            narrow(&self.model().join(part), &draft.join(part), kind).with_context(|| part.to_owned())?;
+        }
+        std::fs::rename(draft, &to)?;
         Ok(to)
     }
 

@@ -5,18 +5,20 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use anyhow::Context;
 use kontext::{Device, Dit, Kind, ModelSizes, Tensor, Weights, save_part};
 use kontext_core::noise;
-use kontext_core::quant::Format;
+use kontext_core::quant::{Format, pack};
 use kontext_core::weights::{StreamedTensor, Value, save_streamed, write_gguf};
 use kontext_text::{ClipEncoder, T5Encoder};
 use kontext_vae::AutoencoderKl;
 use tempfile::TempDir;
+
+use super::shared::Scale;
 
 /// Bytes of the pool: more than a processor's caches.
 const POOL: usize = 64 << 20;
@@ -37,14 +39,13 @@ pub(super) enum Stored {
 /// The files, each written when it is first wanted.
 pub(super) struct Files {
     pub(super) device: Device,
-    sizes: ModelSizes,
+    pub(super) scale: Scale,
     written: RefCell<Option<Rc<TempDir>>>,
 }
 
 impl Files {
-    pub(super) fn new(device: Device, published: bool) -> Self {
-        let sizes = if published { ModelSizes::published() } else { ModelSizes::small() };
-        Self { device, sizes, written: RefCell::new(None) }
+    pub(super) fn new(device: Device, scale: Scale) -> Self {
+        Self { device, scale, written: RefCell::new(None) }
     }
 
     /// Folder of a model without its transformer, and the transformer's file.
@@ -56,7 +57,7 @@ impl Files {
             Stored::Fp8 => "transformer.safetensors",
         });
         if !path.exists() {
-            write_transformer(&self.sizes, stored, &path).context("writing the transformer")?;
+            write_transformer(&self.scale.sizes, stored, &path).context("writing the transformer")?;
         }
         Ok((model, path))
     }
@@ -66,7 +67,7 @@ impl Files {
             return Ok(Rc::clone(folder));
         }
         let folder = TempDir::new()?;
-        write_rest(&self.sizes, &folder.path().join("model")).context("writing the other parts")?;
+        write_rest(&self.scale.sizes, &folder.path().join("model")).context("writing the other parts")?;
         let folder = Rc::new(folder);
         *self.written.borrow_mut() = Some(Rc::clone(&folder));
         Ok(folder)
@@ -165,16 +166,13 @@ impl Plain {
 
     fn bytes(&self, name: &str, shape: &[i64], format: Format) -> kontext::Result<Vec<u8>> {
         let values = kontext_core::array::to_vec(&self.tensor(name, shape)?)?;
-        Ok(match format {
-            Format::Bf16 => values.iter().flat_map(|value| half::bf16::from_f32(*value).to_le_bytes()).collect(),
-            _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-        })
+        Ok(pack(format, &values, values.len())?.into_parts().0)
     }
 }
 
 /// A model's tensors: those that `is_packed` names in the format, and the others plain.
 fn tensors<'a>(
-    shapes: Vec<(String, Vec<i64>)>,
+    shapes: BTreeMap<String, Vec<i64>>,
     pools: &'a Pools,
     plain: &'a Plain,
     stored: Stored,
@@ -212,7 +210,7 @@ fn write_transformer(sizes: &ModelSizes, stored: Stored, path: &Path) -> anyhow:
     Dit::new(&blank, &sizes.dit, |_| ())?;
     let (pools, plain) = (Pools::default(), Plain::new(1)?);
     let block = |name: &str, shape: &[i64]| name.contains("_blocks.") && shape.len() == 2;
-    let tensors = tensors(blank.shapes().into_iter().collect(), &pools, &plain, stored, block);
+    let tensors = tensors(blank.shapes(), &pools, &plain, stored, block);
     match stored {
         Stored::Q4_0 => write_gguf(path, &[("general.architecture", Value::Text("flux".to_owned()))], tensors)?,
         Stored::Fp8 => save_streamed(path, HashMap::new(), tensors)?,
@@ -239,7 +237,7 @@ fn write_rest(sizes: &ModelSizes, folder: &Path) -> anyhow::Result<()> {
     let inner = |name: &str, shape: &[i64]| {
         name.starts_with("encoder.block.") && shape.len() == 2 && !name.contains("relative_attention_bias")
     };
-    let tensors = tensors(blank.shapes().into_iter().collect(), &pools, &plain, Stored::Fp8, inner);
+    let tensors = tensors(blank.shapes(), &pools, &plain, Stored::Fp8, inner);
     save_streamed(folder.join("text_encoder_2/model.safetensors"), HashMap::new(), tensors)?;
     Ok(())
 }
@@ -251,7 +249,7 @@ mod tests {
     /// Whatever the format, the values' deviation is that of trained weights: the root of one over the inputs.
     #[test]
     fn both_formats_have_the_deviation_of_their_width() {
-        let files = Files::new(Device::Cpu, false);
+        let files = Files::new(Device::Cpu, Scale { sizes: ModelSizes::small(), divisor: 8, steps: 1 });
         for stored in [Stored::Q4_0, Stored::Fp8] {
             let (model, transformer) = files.model(stored).expect("written");
             assert!(model.join("text_encoder_2/model.safetensors").is_file());

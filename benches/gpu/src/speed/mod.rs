@@ -38,13 +38,13 @@ pub(crate) fn run(options: &Options, on: Device) -> anyhow::Result<ExitCode> {
         SizeArg::Published => Scale { sizes: ModelSizes::published(), divisor: 1, steps: 28 },
         SizeArg::Small => Scale { sizes: ModelSizes::small(), divisor: 8, steps: 4 },
     };
+    let files = Rc::new(big_file::Files::new(on, scale.clone()));
     let shared = Rc::new(Shared::new(on, scale));
-    let files = Rc::new(big_file::Files::new(on, size == SizeArg::Published));
     let mut cases = parts::cases(&shared);
     cases.extend(training::cases(&shared));
     // It takes the parts, and leaves their memory to the others.
     cases.extend(parts::whole(&shared));
-    cases.extend(placed::cases(&files, size == SizeArg::Published));
+    cases.extend(placed::cases(&files));
     // Tracing may slow down whatever comes after it.
     cases.extend(parts::traced(&shared));
     // Each case holds what it needs, and what the last of them held goes with it.

@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::bail;
 use kontext::{Kind, Pipeline};
 
-use super::shared::{Shared, WORKS, Work};
+use super::shared::{Shared, WORKS, Work, edit};
 use super::timing::{launches, marked, peak, timed};
 use crate::device;
 use crate::row::Outcome;
@@ -18,24 +18,22 @@ const MAKING: f64 = 20.0;
 /// A case that times one thing of the shared model.
 fn case(
     shared: &Rc<Shared>,
-    name: String,
-    of: Work,
-    work: fn(&Shared, Work) -> anyhow::Result<Outcome>,
+    name: impl Into<String>,
+    work: impl Fn(&Shared) -> anyhow::Result<Outcome> + 'static,
 ) -> Case<'static> {
     let shared = Rc::clone(shared);
-    Case::new(name, move || work(&shared, of))
+    Case::new(name, move || work(&shared))
 }
 
 pub(super) fn cases(shared: &Rc<Shared>) -> Vec<Case<'static>> {
     let [edit, ..] = WORKS;
-    let mut cases = vec![case(shared, "load/random model on the device".to_owned(), edit, made)];
-    cases.extend(WORKS.map(|work| case(shared, format!("{}/kontext", work.name), work, step)));
-    cases.push(case(shared, format!("{}/kontext, prepare", edit.name), edit, prepare));
-    cases.push(case(shared, "text encoders/kontext".to_owned(), edit, texts));
+    let mut cases = vec![case(shared, "load/random model on the device", made)];
+    cases.extend(WORKS.map(|work| case(shared, format!("{}/kontext", work.name), move |shared| step(shared, work))));
+    cases.push(case(shared, format!("{}/kontext, prepare", edit.name), move |shared| prepare(shared, edit)));
+    cases.push(case(shared, "text encoders/kontext", texts));
     for (name, kind) in [("bf16", Kind::BFloat16), ("f32", Kind::Float)] {
         for (work, encode) in [("vae encode 1024", true), ("vae decode 1024", false)] {
-            let shared = Rc::clone(shared);
-            cases.push(Case::new(format!("{work}/kontext, {name}"), move || coded(&shared, kind, encode)));
+            cases.push(case(shared, format!("{work}/kontext, {name}"), move |shared| coded(shared, kind, encode)));
         }
     }
     cases
@@ -43,14 +41,15 @@ pub(super) fn cases(shared: &Rc<Shared>) -> Vec<Case<'static>> {
 
 pub(super) fn whole(shared: &Rc<Shared>) -> Vec<Case<'static>> {
     let [edit, ..] = WORKS;
-    vec![case(shared, format!("{}/kontext, whole run", edit.name), edit, run)]
+    vec![case(shared, format!("{}/kontext, whole run", edit.name), move |shared| run(shared, edit))]
 }
 
 pub(super) fn traced(shared: &Rc<Shared>) -> Vec<Case<'static>> {
-    WORKS.map(|work| case(shared, format!("{}/kontext, kernels", work.name), work, kernels)).into()
+    let of = |work: Work| case(shared, format!("{}/kontext, kernels", work.name), move |shared| kernels(shared, work));
+    WORKS.map(of).into()
 }
 
-fn made(shared: &Shared, _: Work) -> anyhow::Result<Outcome> {
+fn made(shared: &Shared) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
     let seconds = shared.make()?;
     outcome.at_most("seconds", seconds, MAKING);
@@ -67,11 +66,11 @@ fn parameters(shared: &Shared) -> anyhow::Result<i64> {
 
 fn step(shared: &Shared, work: Work) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
-    let entrance = shared.entrance(work)?;
-    let parts = shared.parts()?;
-    timed(shared.device, &mut outcome, || Ok(parts.dit.forward(&entrance.run, 0, &entrance.target)?))?;
-    outcome.value("tokens", entrance.tokens);
-    let velocity = parts.dit.forward(&entrance.run, 0, &entrance.target)?;
+    let (parts, entrance) = (shared.parts()?, shared.entrance(work)?);
+    let run = entrance.prepare(&parts.dit)?;
+    timed(shared.device, &mut outcome, || Ok(parts.dit.forward(&run, 0, &entrance.target)?))?;
+    outcome.value("tokens", entrance.tokens());
+    let velocity = parts.dit.forward(&run, 0, &entrance.target)?;
     kontext_core::check::finite("the step", &velocity)?;
     Ok(outcome)
 }
@@ -81,23 +80,22 @@ fn kernels(shared: &Shared, work: Work) -> anyhow::Result<Outcome> {
         return Ok(Outcome::skipped("kernels are counted on a CUDA device"));
     }
     let mut outcome = Outcome::default();
-    let entrance = shared.entrance(work)?;
-    let parts = shared.parts()?;
-    launches(shared.device, &mut outcome, || Ok(parts.dit.forward(&entrance.run, 0, &entrance.target)?))?;
+    let (parts, entrance) = (shared.parts()?, shared.entrance(work)?);
+    let run = entrance.prepare(&parts.dit)?;
+    launches(shared.device, &mut outcome, || Ok(parts.dit.forward(&run, 0, &entrance.target)?))?;
     Ok(outcome)
 }
 
 /// Times what a run does once for all its steps.
 fn prepare(shared: &Shared, work: Work) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
-    let entrance = shared.entrance(work)?;
-    let parts = shared.parts()?;
-    timed(shared.device, &mut outcome, || entrance.prepare(&parts))?;
+    let (parts, entrance) = (shared.parts()?, shared.entrance(work)?);
+    timed(shared.device, &mut outcome, || entrance.prepare(&parts.dit))?;
     outcome.value("steps", shared.scale.steps);
     Ok(outcome)
 }
 
-fn texts(shared: &Shared, _: Work) -> anyhow::Result<Outcome> {
+fn texts(shared: &Shared) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
     let parts = shared.parts()?;
     timed(shared.device, &mut outcome, || Ok(parts.text.encode("make it winter, with snow on the roofs")?))?;
@@ -106,10 +104,10 @@ fn texts(shared: &Shared, _: Work) -> anyhow::Result<Outcome> {
 }
 
 fn coded(shared: &Shared, kind: Kind, encode: bool) -> anyhow::Result<Outcome> {
-    let kind = if shared.device.is_cuda() { kind } else { Kind::Float };
+    let kind = device::computed_in(shared.device, kind);
     let mut outcome = Outcome::default();
     let parts = shared.parts()?;
-    let side = i64::from(shared.side(1024));
+    let side = i64::from(shared.scale.side(1024));
     if encode {
         let picture = shared.draw(&[1, 3, side, side], 1)?.f_tanh()?.f_to_kind(kind)?;
         timed(shared.device, &mut outcome, || Ok(parts.vae.encode_latents(&picture)?))?;
@@ -129,7 +127,7 @@ fn coded(shared: &Shared, kind: Kind, encode: bool) -> anyhow::Result<Outcome> {
 fn run(shared: &Shared, work: Work) -> anyhow::Result<Outcome> {
     let on = shared.device;
     let pipe = Pipeline::builder().device(on).dtype(shared.kind).assemble(shared.take()?)?;
-    let request = shared.request(work);
+    let request = edit(shared.scale.side(work.side), shared.scale.steps);
     let mut outcome = Outcome::default();
     for seconds in ["first_s", "seconds"] {
         device::reset_peak(on)?;

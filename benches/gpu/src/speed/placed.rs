@@ -4,10 +4,10 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::bail;
-use kontext::{Kind, Pipeline, Placement};
+use kontext::{Pipeline, Placement};
 
 use super::big_file::{Files, Stored};
-use super::shared::request;
+use super::shared::edit;
 use super::timing::{marked, median};
 use crate::device;
 use crate::row::Outcome;
@@ -18,7 +18,7 @@ const STEPS: usize = 6;
 /// The largest distance of the plan from the allocator's peak, relative.
 const PLAN: f64 = 0.05;
 
-pub(super) fn cases(files: &Rc<Files>, published: bool) -> Vec<Case<'static>> {
+pub(super) fn cases(files: &Rc<Files>) -> Vec<Case<'static>> {
     let all = [
         ("Q4_0", Stored::Q4_0, Placement::Resident),
         ("Q4_0", Stored::Q4_0, Placement::Staged),
@@ -28,14 +28,13 @@ pub(super) fn cases(files: &Rc<Files>, published: bool) -> Vec<Case<'static>> {
     ];
     let case = |(name, stored, placement): (&str, Stored, Placement)| {
         let files = Rc::clone(files);
-        Case::new(format!("edit 1024/kontext, {name} {placement}"), move || run(&files, stored, placement, published))
+        Case::new(format!("edit 1024/kontext, {name} {placement}"), move || run(&files, stored, placement))
     };
     all.into_iter().map(case).collect()
 }
 
-fn run(files: &Files, stored: Stored, placement: Placement, published: bool) -> anyhow::Result<Outcome> {
+fn run(files: &Files, stored: Stored, placement: Placement) -> anyhow::Result<Outcome> {
     let on = files.device;
-    let kind = if on.is_cuda() { Kind::BFloat16 } else { Kind::Float };
     let mut outcome = Outcome::default();
     let begun = Instant::now();
     let (model, transformer) = files.model(stored)?;
@@ -43,11 +42,11 @@ fn run(files: &Files, stored: Stored, placement: Placement, published: bool) -> 
     let before = device::account(on)?.map_or(0, |account| account.allocated);
     device::reset_peak(on)?;
     let begun = Instant::now();
-    let builder = Pipeline::builder().device(on).dtype(kind).transformer(transformer).placement(placement);
+    let builder = Pipeline::builder().device(on).transformer(transformer).placement(placement);
     let pipe = builder.load(&model)?;
     device::synchronize(on)?;
     outcome.value("load_s", begun.elapsed().as_secs_f64());
-    let request = request(true, if published { 1024 } else { 128 }, STEPS);
+    let request = edit(files.scale.side(1024), STEPS);
     let begun = Instant::now();
     let (_, marks) = marked(on, &pipe, &request)?;
     outcome.value("run_s", begun.elapsed().as_secs_f64());

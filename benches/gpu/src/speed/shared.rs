@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::anyhow;
 use kontext::image::RgbImage;
-use kontext::{Conditioning, Device, Kind, ModelSizes, Parts, Pipeline, Request, Tensor, Tokens};
+use kontext::{Conditioning, Device, Dit, Kind, ModelSizes, Parts, Pipeline, Request, Tensor, Tokens};
 use kontext_core::noise;
 use kontext_dit::{Run, RunInput};
 use kontext_sampler::ids::{Origin, grid_ids};
@@ -50,15 +50,21 @@ pub(super) struct Shared {
     parts: RefCell<Option<Parts>>,
 }
 
-/// Everything that enters the transformer.
+/// Everything that enters the transformer in a run.
 pub(super) struct Entrance {
-    pub(super) run: Run,
+    pub(super) conditioning: Conditioning,
+    pub(super) target_ids: Tensor,
+    pub(super) context: Option<Tokens>,
+    /// Noise, or whatever else is of the target's shape [1, L, 4 C].
     pub(super) target: Tensor,
-    pub(super) tokens: i64,
-    conditioning: Conditioning,
-    target_ids: Tensor,
-    context: Option<Tokens>,
     times: Vec<f32>,
+}
+
+impl Scale {
+    /// Width and height of a picture that is `side` at the published size.
+    pub(super) fn side(&self, side: u32) -> u32 {
+        side / self.divisor
+    }
 }
 
 impl Shared {
@@ -67,7 +73,7 @@ impl Shared {
         Self { device, kind, scale, parts: RefCell::new(None) }
     }
 
-    /// Makes the parts, if they are not there; the seconds that it took.
+    /// Makes the parts if they are not there, and returns the seconds that it took.
     pub(super) fn make(&self) -> anyhow::Result<f64> {
         let begun = Instant::now();
         if self.parts.borrow().is_none() {
@@ -79,75 +85,62 @@ impl Shared {
         Ok(begun.elapsed().as_secs_f64())
     }
 
+    /// The parts, made if they are not there.
     pub(super) fn parts(&self) -> anyhow::Result<Ref<'_, Parts>> {
         self.make()?;
         Ref::filter_map(self.parts.borrow(), Option::as_ref).map_err(|_| anyhow!("no parts"))
     }
 
-    /// The parts, which are made anew for who comes next.
+    /// Takes the parts; the next case that wants them makes them anew.
     pub(super) fn take(&self) -> anyhow::Result<Parts> {
         self.make()?;
         let mut parts: RefMut<'_, Option<Parts>> = self.parts.borrow_mut();
         parts.take().ok_or_else(|| anyhow!("no parts"))
     }
 
-    /// Width and height of a picture.
-    pub(super) fn side(&self, side: u32) -> u32 {
-        side / self.scale.divisor
-    }
-
     pub(super) fn draw(&self, shape: &[i64], seed: u64) -> anyhow::Result<Tensor> {
         Ok(noise::randn(shape, seed, Kind::Float, self.device)?.f_to_kind(self.kind)?)
     }
 
-    /// Makes what a step of this work takes, prepared for a whole run.
+    /// Draws what enters the transformer for this work.
     pub(super) fn entrance(&self, work: Work) -> anyhow::Result<Entrance> {
-        let config = &self.scale.sizes.dit;
-        let side = self.side(work.side);
+        let (config, steps, side) = (&self.scale.sizes.dit, self.scale.steps, self.scale.side(work.side));
         let grid: Grid = Size::new(side, side).grid()?;
         let features = [1, grid.tokens(), config.in_channels];
         let ids = |t| grid_ids(grid, Origin { t, y: 0, x: 0 });
-        let conditioning = Conditioning {
-            prompt_embeds: self.draw(&[1, TEXT, config.context_dim], 1)?,
-            pooled: self.draw(&[1, config.pooled_dim], 2)?,
-        };
-        let context = if work.edit { Some(Tokens::new(self.draw(&features, 3)?, ids(1)?)?) } else { None };
-        let steps = self.scale.steps;
-        let times: Vec<f32> = (0..steps).map(|step| 1000.0 * (1.0 - step as f32 / steps as f32)).collect();
-        let tokens = TEXT + grid.tokens() * if work.edit { 2 } else { 1 };
-        let target = self.draw(&features, 4)?;
-        let target_ids = ids(0)?;
-        let run = self.parts()?.dit.prepare(&input(&conditioning, &target_ids, context.as_ref(), &times))?;
-        Ok(Entrance { run, target, tokens, conditioning, target_ids, context, times })
-    }
-
-    /// A request of this work, of a whole run.
-    pub(super) fn request(&self, work: Work) -> Request {
-        let side = self.side(work.side);
-        request(work.edit, side, self.scale.steps)
+        Ok(Entrance {
+            conditioning: Conditioning {
+                prompt_embeds: self.draw(&[1, TEXT, config.context_dim], 1)?,
+                pooled: self.draw(&[1, config.pooled_dim], 2)?,
+            },
+            target_ids: ids(0)?,
+            context: if work.edit { Some(Tokens::new(self.draw(&features, 3)?, ids(1)?)?) } else { None },
+            target: self.draw(&features, 4)?,
+            times: (0..steps).map(|step| 1000.0 * (1.0 - step as f32 / steps as f32)).collect(),
+        })
     }
 }
 
 impl Entrance {
-    /// Prepares the run again.
-    pub(super) fn prepare(&self, parts: &Parts) -> anyhow::Result<Run> {
-        let context = self.context.as_ref();
-        Ok(parts.dit.prepare(&input(&self.conditioning, &self.target_ids, context, &self.times))?)
+    /// Prepares all steps of a run.
+    pub(super) fn prepare(&self, dit: &Dit) -> anyhow::Result<Run> {
+        Ok(dit.prepare(&RunInput {
+            conditioning: &self.conditioning,
+            target_ids: &self.target_ids,
+            context: self.context.as_ref(),
+            times: &self.times,
+            guidance: Some(2500.0),
+        })?)
+    }
+
+    /// Tokens of a step: text, target and context.
+    pub(super) fn tokens(&self) -> i64 {
+        TEXT + self.target_ids.size()[0] + self.context.as_ref().map_or(0, Tokens::len)
     }
 }
 
-fn input<'a>(
-    conditioning: &'a Conditioning,
-    target_ids: &'a Tensor,
-    context: Option<&'a Tokens>,
-    times: &'a [f32],
-) -> RunInput<'a> {
-    RunInput { conditioning, target_ids, context, times, guidance: Some(2500.0) }
-}
-
-/// A request for a square picture.
-pub(super) fn request(edit: bool, side: u32, steps: usize) -> Request {
+/// An edit of a square picture.
+pub(super) fn edit(side: u32, steps: usize) -> Request {
     let prompt = "make it winter, with snow on the roofs and people in warm coats";
-    let request = if edit { Request::edit(&RgbImage::new(side, side), prompt) } else { Request::generate(prompt) };
-    request.size(side, side).steps(steps).seed(1)
+    Request::edit(&RgbImage::new(side, side), prompt).size(side, side).steps(steps).seed(1)
 }

@@ -1,12 +1,12 @@
 //! Times of a piece of work: first call, then the device's and the host's share of the steady ones.
 
-use std::ops::ControlFlow;
 use std::time::Instant;
 
 use kontext::{Device, Event, Output, Pipeline, Request};
 
 use crate::cupti;
 use crate::device::{self, Mark};
+use crate::observe::observed;
 use crate::row::Outcome;
 
 /// Calls that are not timed, after the first.
@@ -87,23 +87,14 @@ pub(super) fn launches<T>(
 
 /// Runs a request, and leaves a mark after each step.
 pub(super) fn marked(on: Device, pipe: &Pipeline, request: &Request) -> anyhow::Result<(Output, Vec<Mark>)> {
-    let (mut marks, mut failed) = (Vec::new(), None);
-    let output = pipe.run_with(request, |event| {
+    let mut marks = Vec::new();
+    let output = observed(pipe, request, |event| {
         if matches!(event, Event::Step { .. }) {
-            match Mark::now(on) {
-                Ok(mark) => marks.push(mark),
-                Err(error) => {
-                    failed = Some(error);
-                    return ControlFlow::Break(());
-                }
-            }
+            marks.push(Mark::now(on)?);
         }
-        ControlFlow::Continue(())
-    });
-    match failed {
-        Some(error) => Err(error),
-        None => Ok((output?, marks)),
-    }
+        Ok(())
+    })?;
+    Ok((output, marks))
 }
 
 /// Sorts, and returns the middle one.

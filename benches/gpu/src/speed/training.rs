@@ -6,18 +6,14 @@ use kontext::Tensor;
 use kontext_core::pattern::matches;
 use kontext_core::weights::Adapters;
 use kontext_dit::RunInput;
-use kontext_sampler::Size;
-use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_train::{Activations, AdamW, AdamWConfig, LoraMethod, Objective, add_noise, backward};
 
-use super::shared::Shared;
+use super::shared::{Shared, WORKS};
 use super::timing::timed;
 use crate::adapters;
 use crate::row::Outcome;
 use crate::suite::Case;
 
-const TEXT: i64 = 512;
-const SIDE: u32 = 1024;
 const SIGMAS: [f64; 1] = [0.6];
 const RATE: f64 = 1e-4;
 
@@ -29,34 +25,26 @@ pub(super) fn cases(shared: &Rc<Shared>) -> Vec<Case<'static>> {
 /// Forward, backward and the optimizer's step, for one picture.
 fn step(shared: &Shared) -> anyhow::Result<Outcome> {
     let parts = shared.parts()?;
-    let (dit, config, method) = (&parts.dit, &shared.scale.sizes.dit, LoraMethod::default());
+    let (dit, method) = (&parts.dit, LoraMethod::default());
     let named = |layer: &str| method.targets.iter().any(|pattern| matches(pattern, layer));
     let params = adapters::set(dit, shared.device, method.rank, |part| named(&part.layer) && !part.swapped)?;
     let mut optimizer = AdamW::new(&params, AdamWConfig::default())?;
-    let side = shared.side(SIDE);
-    let grid = Size::new(side, side).grid()?;
-    let features = [1, grid.tokens(), config.in_channels];
-    let conditioning = kontext::Conditioning {
-        prompt_embeds: shared.draw(&[1, TEXT, config.context_dim], 1)?,
-        pooled: shared.draw(&[1, config.pooled_dim], 2)?,
-    };
-    let ids = |t| grid_ids(grid, Origin { t, y: 0, x: 0 });
-    let context = kontext::Tokens::new(shared.draw(&features, 3)?, ids(1)?)?;
-    let target_ids = ids(0)?;
-    let (picture, noise) = (shared.draw(&features, 4)?, shared.draw(&features, 5)?);
-    let noisy = add_noise(&picture, &noise, &SIGMAS)?;
+    let [edit, ..] = WORKS;
+    let entrance = shared.entrance(edit)?;
+    let (picture, noise) = (&entrance.target, shared.draw(&entrance.target.size(), 5)?);
+    let noisy = add_noise(picture, &noise, &SIGMAS)?;
     let objective = Objective::default();
     let (mut outcome, mut loss) = (Outcome::default(), f64::NAN);
     let work = || -> anyhow::Result<()> {
         params.zero_grad();
         let run = dit.prepare_items(&RunInput {
-            conditioning: &conditioning,
-            target_ids: &target_ids,
-            context: Some(&context),
+            conditioning: &entrance.conditioning,
+            target_ids: &entrance.target_ids,
+            context: entrance.context.as_ref(),
             times: &SIGMAS.map(|sigma| (1000.0 * sigma) as f32),
             guidance: Some(1000.0),
         })?;
-        let of = |velocity: &Tensor| objective.loss(velocity, &noise, &picture, &SIGMAS);
+        let of = |velocity: &Tensor| objective.loss(velocity, &noise, picture, &SIGMAS);
         loss = backward(dit, &run, &noisy, Activations::Recomputed, 1.0, of)?;
         optimizer.step(&params, &params.gradient()?, RATE)?;
         Ok(())
