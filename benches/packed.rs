@@ -62,9 +62,16 @@ fn model(config: &DitConfig, form: Form) -> Result<Dit> {
 
 fn blocks(criterion: &mut Criterion) {
     for (kind, double_blocks, single_blocks) in KINDS {
-        let config = DitConfig { double_blocks, single_blocks, ..DitConfig::kontext_dev() };
+        let config = DitConfig {
+            double_blocks,
+            single_blocks,
+            ..DitConfig::kontext_dev()
+        };
         let mut group = criterion.benchmark_group(kind);
-        group.sample_size(10).sampling_mode(SamplingMode::Flat).measurement_time(Duration::from_secs(15));
+        group
+            .sample_size(10)
+            .sampling_mode(SamplingMode::Flat)
+            .measurement_time(Duration::from_secs(15));
         for (name, form) in FORMS {
             let dit = model(&config, form).unwrap();
             let features = [1, GRID.tokens(), config.in_channels];

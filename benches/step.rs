@@ -42,7 +42,11 @@ struct Bench {
 
 impl Bench {
     fn new((double_blocks, single_blocks): (i64, i64)) -> Result<Self> {
-        let config = DitConfig { double_blocks, single_blocks, ..DitConfig::kontext_dev() };
+        let config = DitConfig {
+            double_blocks,
+            single_blocks,
+            ..DitConfig::kontext_dev()
+        };
         let grid = Size::new(SIDE, SIDE).grid()?;
         let features = [1, grid.tokens(), config.in_channels];
         Ok(Self {
@@ -53,7 +57,9 @@ impl Bench {
             },
             target_ids: grid_ids(grid, Origin { t: 0, y: 0, x: 0 })?,
             context: Tokens::new(random(&features)?, grid_ids(grid, Origin { t: 1, y: 0, x: 0 })?)?,
-            times: (0..STEPS).map(|step| 1000.0 * (1.0 - step as f32 / STEPS as f32)).collect(),
+            times: (0..STEPS)
+                .map(|step| 1000.0 * (1.0 - step as f32 / STEPS as f32))
+                .collect(),
             target: random(&features)?,
         })
     }
@@ -81,7 +87,9 @@ fn random_weights(config: &DitConfig) -> Result<Weights> {
         let fan_in = shape.iter().skip(1).product::<i64>() as f64;
         Ok((name, random(&shape)?.f_mul_scalar_(fan_in.powf(-0.5))?))
     };
-    Ok(Weights::from_tensors(blank.shapes().into_iter().map(draw).collect::<Result<Vec<_>>>()?))
+    Ok(Weights::from_tensors(
+        blank.shapes().into_iter().map(draw).collect::<Result<Vec<_>>>()?,
+    ))
 }
 
 fn step(criterion: &mut Criterion) {

@@ -76,8 +76,17 @@ fn run(args: &Args) -> anyhow::Result<()> {
         kontext::crates::kontext_core::check_writable(path)?;
     }
     emoji::ensure(&args.data, args.data.with_extension("packages"))?;
-    let perceptual = args.perceptual.as_deref().map(|path| Perceptual::open(path, None, Device::Cpu)).transpose()?;
-    let map = DifferenceMap { threshold: args.threshold, smooth: args.smooth, grow: args.grow, feather: args.feather };
+    let perceptual = args
+        .perceptual
+        .as_deref()
+        .map(|path| Perceptual::open(path, None, Device::Cpu))
+        .transpose()?;
+    let map = DifferenceMap {
+        threshold: args.threshold,
+        smooth: args.smooth,
+        grow: args.grow,
+        feather: args.feather,
+    };
     let walker = Walker::new(Pipeline::load(&args.model)?, map)?;
     let edits = Edits::of(&args.data)?;
     let Size { width, height } = size(&walker, &args.data, &edits)?;
@@ -111,7 +120,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
 
 /// The size that the model works at.
 fn size(walker: &Walker, data: &Path, edits: &Edits) -> anyhow::Result<Size> {
-    let edit = edits.held_out("local/clock").next().context("the dataset has no held-out edits")?;
+    let edit = edits
+        .held_out("local/clock")
+        .next()
+        .context("the dataset has no held-out edits")?;
     let source = kontext::open(data.join(&edit.source[0]))?;
     Ok(walker.pipe.plan(&kontext::Request::edit(&source, ""))?.target.size())
 }
@@ -128,11 +140,19 @@ fn measure(
     let bar = progress::bar("walking", walks.len() * Method::ALL.len());
     for walk in walks {
         let start = pictures(&walk.start)?;
-        let truths = walk.turns.iter().map(|turn| pictures(&turn.truth)).collect::<anyhow::Result<Vec<_>>>()?;
+        let truths = walk
+            .turns
+            .iter()
+            .map(|turn| pictures(&turn.truth))
+            .collect::<anyhow::Result<Vec<_>>>()?;
         let instructions: Vec<&str> = walk.turns.iter().map(|turn| turn.instruction.as_str()).collect();
         for method in Method::ALL {
             let results = walker.walk(method, &start, &instructions, seed)?;
-            let walk = drift::Walk { start: &start, truths: &truths, results: &results };
+            let walk = drift::Walk {
+                start: &start,
+                truths: &truths,
+                results: &results,
+            };
             drift.add(method.name(), walk, perceptual)?;
             bar.inc(1);
         }
@@ -176,13 +196,20 @@ fn maps(
             let map = turn.changed.as_ref().context("the turn has no map")?;
             // Against the picture as it came, what the autoencoder cannot show looks like a change.
             let naive = walker.map.map(&source, &result[0], 1.0)?;
-            let (Some(own), Some(naive)) =
-                (MapQuality::of(map, &source, &truth)?, MapQuality::of(&naive, &source, &truth)?)
-            else {
+            let (Some(own), Some(naive)) = (
+                MapQuality::of(map, &source, &truth)?,
+                MapQuality::of(&naive, &source, &truth)?,
+            ) else {
                 continue;
             };
             let decibels = |picture: &RgbImage| kontext_bench::metrics::psnr(picture, &truth);
-            let values = [own.covered, own.kept, naive.kept, decibels(&result[0])?, decibels(&turn.picture)?];
+            let values = [
+                own.covered,
+                own.kept,
+                naive.kept,
+                decibels(&result[0])?,
+                decibels(&turn.picture)?,
+            ];
             of.iter_mut().zip(values).for_each(|(of, value)| of.push(value));
         }
         if !of[0].is_empty() {
@@ -195,13 +222,17 @@ fn maps(
 }
 
 fn row(table: &mut String, name: &str, values: &[Vec<f64>; 5]) {
-    let [covered, kept, naive, plain, put_back] =
-        values.each_ref().map(|values| values.iter().sum::<f64>() / values.len() as f64);
+    let [covered, kept, naive, plain, put_back] = values
+        .each_ref()
+        .map(|values| values.iter().sum::<f64>() / values.len() as f64);
     let percent = |share: f64| format!("{:.1} %", 100.0 * share);
     let (covered, kept, naive) = (percent(covered), percent(kept), percent(naive));
     let count = values[0].len();
     // Writing to a string does not fail.
-    let _ = writeln!(table, "| {name} | {count} | {covered} | {kept} | {naive} | {plain:.2} | {put_back:.2} |");
+    let _ = writeln!(
+        table,
+        "| {name} | {count} | {covered} | {kept} | {naive} | {plain:.2} | {put_back:.2} |"
+    );
 }
 
 fn tables(title: &str, walks: &[Walk], drift: &Drift, perceptual: Option<&Perceptual>) -> anyhow::Result<String> {
@@ -209,7 +240,10 @@ fn tables(title: &str, walks: &[Walk], drift: &Drift, perceptual: Option<&Percep
     for walk in walks {
         *kinds.entry(&walk.category).or_default() += 1;
     }
-    let kinds: Vec<String> = kinds.iter().map(|(category, count)| format!("{category} {count}")).collect();
+    let kinds: Vec<String> = kinds
+        .iter()
+        .map(|(category, count)| format!("{category} {count}"))
+        .collect();
     let network = perceptual.map_or(String::new(), |network| format!(" PDist is {}.", network.name()));
     let (latents, pixels) = (Method::Latents.name(), Method::Pixels.name());
     Ok(format!(
@@ -238,7 +272,9 @@ fn panels<'a>(drifts: &'a [(&'a str, Drift)]) -> Vec<Panel<'a>> {
         drifts.iter().all(|(_, drift)| has(drift))
     };
     let columns = columns.into_iter().filter(drawn);
-    columns.flat_map(|column| drifts.iter().map(move |(title, drift)| Panel { title, drift, column })).collect()
+    columns
+        .flat_map(|column| drifts.iter().map(move |(title, drift)| Panel { title, drift, column }))
+        .collect()
 }
 
 const BEGIN: &str = "<!-- numbers: written by the example `drift` -->\n";
@@ -251,9 +287,14 @@ fn marked(path: &Path, text: &str) -> anyhow::Result<String> {
         return Ok(numbers);
     }
     let old = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let parts = old.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+    let parts = old
+        .split_once(BEGIN)
+        .and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
     let (before, after) = parts.with_context(|| {
-        format!("{} has no two marks between which the numbers go; put {BEGIN:?} and {END:?} there", path.display())
+        format!(
+            "{} has no two marks between which the numbers go; put {BEGIN:?} and {END:?} there",
+            path.display()
+        )
     })?;
     Ok(format!("{before}{numbers}{after}"))
 }

@@ -58,7 +58,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     let request = args.run.apply(request)?;
     compare.as_deref().map(kontext::check_writable).transpose()?;
-    let Some(output) = common::run::run(&args.run, &request, &args.out)? else { return Ok(()) };
+    let Some(output) = common::run::run(&args.run, &request, &args.out)? else {
+        return Ok(());
+    };
     let Some(compare) = compare else { return Ok(()) };
     let mut pictures = request.images.clone();
     pictures.push(output.image.clone());

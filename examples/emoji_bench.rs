@@ -57,7 +57,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let mut lines = String::new();
     let mut prompts_of = BTreeMap::<PathBuf, (usize, usize)>::new();
     for (category, edit) in chosen(edits(&args.data, &[&args.split])?, args.most) {
-        let [first, references @ ..] = &edit.source[..] else { continue };
+        let [first, references @ ..] = &edit.source[..] else {
+            continue;
+        };
         let images_so_far = prompts_of.len();
         let (image, prompt) = prompts_of.entry(first.clone()).or_insert((images_so_far, 0));
         let mut line = json!({
@@ -71,7 +73,13 @@ fn run(args: &Args) -> anyhow::Result<()> {
         }
         *prompt += 1;
         lines.push_str(&format!("{line}\n"));
-        pictures.extend(edit.source.iter().chain(&edit.candidates).chain([&edit.target]).cloned());
+        pictures.extend(
+            edit.source
+                .iter()
+                .chain(&edit.candidates)
+                .chain([&edit.target])
+                .cloned(),
+        );
     }
     let count = lines.lines().count();
     for path in &pictures {
@@ -82,7 +90,11 @@ fn run(args: &Args) -> anyhow::Result<()> {
     write(&args.out.join("LICENSE.txt"), &licence)?;
     // Last, because a folder without it is no bench.
     write(&args.out.join("test/metadata.jsonl"), &lines)?;
-    say(format_args!("wrote {count} pairs with {} pictures to {}", pictures.len(), args.out.display()))
+    say(format_args!(
+        "wrote {count} pairs with {} pictures to {}",
+        pictures.len(),
+        args.out.display()
+    ))
 }
 
 /// The first `most` edits of each category, taken from its kinds by turns.
@@ -100,7 +112,12 @@ fn chosen(edits: Vec<Edit>, most: usize) -> Vec<(&'static str, Edit)> {
             .collect();
         let mut left = most;
         while left > 0 && kinds.iter().any(|edits| !edits.is_empty()) {
-            for edit in kinds.iter_mut().filter_map(VecDeque::pop_front).take(left).collect::<Vec<_>>() {
+            for edit in kinds
+                .iter_mut()
+                .filter_map(VecDeque::pop_front)
+                .take(left)
+                .collect::<Vec<_>>()
+            {
                 left -= 1;
                 chosen.push((category, edit));
             }
@@ -111,7 +128,10 @@ fn chosen(edits: Vec<Edit>, most: usize) -> Vec<(&'static str, Edit)> {
 
 /// "pictures/flat/cook.png" lies in "images/flat-cook.png".
 fn place(path: &Path) -> String {
-    let parts: Vec<String> =
-        path.iter().skip_while(|part| *part == "pictures").map(|part| part.to_string_lossy().into_owned()).collect();
+    let parts: Vec<String> = path
+        .iter()
+        .skip_while(|part| *part == "pictures")
+        .map(|part| part.to_string_lossy().into_owned())
+        .collect();
     format!("images/{}", parts.join("-"))
 }

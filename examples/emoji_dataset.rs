@@ -24,7 +24,11 @@ struct Args {
 
 fn main() -> ExitCode {
     common::main(|args: Args| {
-        let options = emoji::Options { out: args.out, cache: args.cache, size: args.size };
+        let options = emoji::Options {
+            out: args.out,
+            cache: args.cache,
+            size: args.size,
+        };
         let summary = emoji::write_dataset(&options)?;
         for (category, splits) in &summary {
             let counts: Vec<String> = splits.iter().map(|(split, count)| format!("{split} {count}")).collect();

@@ -95,8 +95,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
             let judged = judge.judge(edit, &references, args.seed)?;
             if args.mistakes && !judged.score.right {
                 let instead = judged.score.mistaken_for.and_then(|index| edit.candidates.get(index));
-                let (target, instead) =
-                    (edit.target.display(), instead.map_or("the source".to_owned(), |p| p.display().to_string()));
+                let (target, instead) = (
+                    edit.target.display(),
+                    instead.map_or("the source".to_owned(), |p| p.display().to_string()),
+                );
                 say(format_args!("{category}: {} -> {target}: {instead}", edit.instruction))?;
             }
             rows.write_record(row(edit, &judged.score))?;
@@ -117,8 +119,17 @@ fn run(args: &Args) -> anyhow::Result<()> {
     say(format_args!("{table}"))
 }
 
-const COLUMNS: [&str; 9] =
-    ["category", "instruction", "source", "target", "right", "copied", "psnr", "copy_psnr", "reconstruction_psnr"];
+const COLUMNS: [&str; 9] = [
+    "category",
+    "instruction",
+    "source",
+    "target",
+    "right",
+    "copied",
+    "psnr",
+    "copy_psnr",
+    "reconstruction_psnr",
+];
 
 fn row(edit: &Edit, score: &EditScore) -> [String; 9] {
     let sources: Vec<_> = edit.source.iter().map(|path| path.display().to_string()).collect();

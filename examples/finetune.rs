@@ -75,7 +75,11 @@ fn run(args: &Args) -> anyhow::Result<()> {
         None => recipe(args, &data)?,
     };
     if edits(&recipe.data.folder, &[&recipe.data.validation])?.is_empty() {
-        bail!("{} has no lines of split `{}` to score", recipe.data.folder.display(), recipe.data.validation);
+        bail!(
+            "{} has no lines of split `{}` to score",
+            recipe.data.folder.display(),
+            recipe.data.validation
+        );
     }
     let (model, out, folder) = (recipe.model.clone(), recipe.out.clone(), recipe.data.folder.clone());
     let (split, method) = (recipe.data.validation.clone(), recipe.method.clone());
@@ -97,12 +101,20 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let after = score(&builder, &model, &folder, &split, Some(&out.join("held-out.png")))?;
     say(format_args!("before: {}", told(&before)))?;
     say(format_args!("after:  {}", told(&after)))?;
-    say(format_args!("wrote {} and {}", result.display(), out.join("held-out.png").display()))
+    say(format_args!(
+        "wrote {} and {}",
+        result.display(),
+        out.join("held-out.png").display()
+    ))
 }
 
 /// What is trained, and how.
 fn recipe(args: &Args, data: &Path) -> anyhow::Result<Recipe> {
-    let lora = LoraMethod { rank: args.rank, dora: args.method == Which::Dora, ..LoraMethod::default() };
+    let lora = LoraMethod {
+        rank: args.rank,
+        dora: args.method == Which::Dora,
+        ..LoraMethod::default()
+    };
     let (method, usual) = match args.method {
         Which::Lora | Which::Dora => (Method::Lora(lora), 3e-3),
         Which::Full => (Method::Full, 2e-4),
@@ -130,7 +142,9 @@ fn score(builder: &Builder, model: &Path, data: &Path, split: &str, grid: Option
             kontext::save_picture(&judged.strip(), path, &[])?;
         }
     }
-    table.mean("").ok_or_else(|| anyhow::anyhow!("there is nothing to score"))
+    table
+        .mean("")
+        .ok_or_else(|| anyhow::anyhow!("there is nothing to score"))
 }
 
 fn told(mean: &Mean) -> String {
@@ -156,7 +170,12 @@ fn framed(target: &Path) -> anyhow::Result<PathBuf> {
     let data = target.join("emoji");
     emoji::ensure(&data, data.with_extension("packages"))?;
     let mut pictures: Vec<PathBuf> = edits(&data, &["test"])?.into_iter().map(|edit| edit.target).collect();
-    pictures.extend(edits(&data, &["train"])?.into_iter().step_by(97).map(|edit| edit.target));
+    pictures.extend(
+        edits(&data, &["train"])?
+            .into_iter()
+            .step_by(97)
+            .map(|edit| edit.target),
+    );
     pictures.sort();
     pictures.dedup();
     std::fs::create_dir_all(&out)?;

@@ -46,11 +46,16 @@ fn main() -> ExitCode {
             Autoencoder::from_weights(w, config.is_file().then_some(config.as_path())).map(drop)
         })?;
         let (clip, t5) = (&checkpoint.clip, &checkpoint.t5);
-        faults +=
-            audit("CLIP", &ClipEncoder::weights(clip)?, |w| ClipEncoder::from_weights(w, clip, Kind::Float).map(drop))?;
-        faults += audit("T5", &T5Encoder::weights(t5)?, |w| T5Encoder::from_weights(w, t5, Kind::Float).map(drop))?;
-        for (part, path) in [("CLIP tokenizer", &checkpoint.clip_tokenizer), ("T5 tokenizer", &checkpoint.t5_tokenizer)]
-        {
+        faults += audit("CLIP", &ClipEncoder::weights(clip)?, |w| {
+            ClipEncoder::from_weights(w, clip, Kind::Float).map(drop)
+        })?;
+        faults += audit("T5", &T5Encoder::weights(t5)?, |w| {
+            T5Encoder::from_weights(w, t5, Kind::Float).map(drop)
+        })?;
+        for (part, path) in [
+            ("CLIP tokenizer", &checkpoint.clip_tokenizer),
+            ("T5 tokenizer", &checkpoint.t5_tokenizer),
+        ] {
             say(format_args!("{part}: {} tokens", Tokenizer::open(path)?.vocab_size()))?;
         }
         if args.plan {
@@ -60,7 +65,10 @@ fn main() -> ExitCode {
                 say(format_args!("\n{memory}"))?;
             }
             if let Some(first) = memory.first() {
-                say(format_args!("\n{} MB of memory are free", free_memory(first.device)? / 1_000_000))?;
+                say(format_args!(
+                    "\n{} MB of memory are free",
+                    free_memory(first.device)? / 1_000_000
+                ))?;
             }
         }
         if faults > 0 {
@@ -88,8 +96,17 @@ fn audit(part: &str, weights: &Weights, build: impl FnOnce(&Weights) -> Result<(
 /// Prints a part's account and returns the number of its faults.
 fn report(part: &str, weights: &Weights, built: Result<()>) -> anyhow::Result<usize> {
     built?;
-    let Account { tensors, parameters, bytes, dtypes, .. } = weights.account();
-    let dtypes: Vec<String> = dtypes.iter().map(|(name, count)| format!("{name} {}", millions(*count))).collect();
+    let Account {
+        tensors,
+        parameters,
+        bytes,
+        dtypes,
+        ..
+    } = weights.account();
+    let dtypes: Vec<String> = dtypes
+        .iter()
+        .map(|(name, count)| format!("{name} {}", millions(*count)))
+        .collect();
     say(format_args!(
         "{part}: {tensors} tensors, {} parameters, {} MB ({})",
         millions(parameters),

@@ -143,7 +143,10 @@ fn run_bench(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
         request.guidance = args.model.guidance;
         request.native_size = args.model.native_size;
         let output = pipe.run_with(&request, |_| cancel.check())?;
-        Ok(Edited { steps: output.plan.schedule.steps(), picture: output.image })
+        Ok(Edited {
+            steps: output.plan.schedule.steps(),
+            picture: output.image,
+        })
     };
     let mut shown: Option<indicatif::ProgressBar> = None;
     let (mut done, mut last) = (0, Instant::now());
@@ -151,7 +154,10 @@ fn run_bench(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
         match event {
             RunEvent::Started { done: before, total } => {
                 if before > 0 {
-                    note(format_args!("going on after {before} of {total} pairs in {}", out.display()));
+                    note(format_args!(
+                        "going on after {before} of {total} pairs in {}",
+                        out.display()
+                    ));
                 }
                 done = before;
                 shown = Some(progress::bar("editing", total).with_position(before as u64));
@@ -174,7 +180,10 @@ fn run_bench(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
         }
         cancel.check()
     };
-    let summary = Runner::new(bench, info).shard(args.shard).metrics(metrics).run(out, edit, watch);
+    let summary = Runner::new(bench, info)
+        .shard(args.shard)
+        .metrics(metrics)
+        .run(out, edit, watch);
     if let Some(bar) = shown {
         bar.finish_and_clear();
     }
@@ -185,7 +194,10 @@ fn run_bench(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
     match summary.report {
         Some(report) => show(&report),
         None if !summary.failed.is_empty() => {
-            bail!("{} pair(s) failed, told above; the same command tries them again", summary.failed.len())
+            bail!(
+                "{} pair(s) failed, told above; the same command tries them again",
+                summary.failed.len()
+            )
         }
         None => say(format_args!(
             "{} pairs of shard {} are done; {} of the bench are not here: other shards make them, --merge joins folders",
@@ -196,10 +208,27 @@ fn run_bench(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
 
 /// What decides the results.
 fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
-    let ModelArgs { model, load, steps, guidance, native_size } = &args.model;
-    let LoadArgs { lora, lora_strength, dtype, quantize, quantize_t5, .. } = load;
+    let ModelArgs {
+        model,
+        load,
+        steps,
+        guidance,
+        native_size,
+    } = &args.model;
+    let LoadArgs {
+        lora,
+        lora_strength,
+        dtype,
+        quantize,
+        quantize_t5,
+        ..
+    } = load;
     let folder = model.canonicalize().unwrap_or_else(|_| model.clone());
-    let of_folder = || folder.file_name().map_or("model".to_owned(), |name| name.to_string_lossy().into_owned());
+    let of_folder = || {
+        folder
+            .file_name()
+            .map_or("model".to_owned(), |name| name.to_string_lossy().into_owned())
+    };
     let mut info = RunInfo::new(args.name.clone().unwrap_or_else(of_folder), args.seed)
         .setting("kontext", env!("CARGO_PKG_VERSION"))
         .setting("model", identity::of_model(model, lora)?)
@@ -215,9 +244,17 @@ fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
     optional("dtype", dtype.map(|dtype| format!("{dtype:?}").to_lowercase()));
     optional("quantize", quantize.map(|to| to.to_string()));
     optional("quantize t5", quantize_t5.map(|to| to.to_string()));
-    optional("lora strengths", (!lora_strength.is_empty()).then(|| format!("{lora_strength:?}")));
+    optional(
+        "lora strengths",
+        (!lora_strength.is_empty()).then(|| format!("{lora_strength:?}")),
+    );
     let networks: Vec<&PathBuf> = args.embedder.iter().chain(&args.heads).collect();
-    optional("networks", (!networks.is_empty()).then(|| identity::of_files(networks)).transpose()?);
+    optional(
+        "networks",
+        (!networks.is_empty())
+            .then(|| identity::of_files(networks))
+            .transpose()?,
+    );
     Ok(info)
 }
 
@@ -229,11 +266,19 @@ fn show(report: &Path) -> anyhow::Result<()> {
     if latency.is_file() {
         say(read(&latency)?)?;
     }
-    say(format_args!("wrote {} and {}", report.display(), report.with_file_name("page.html").display()))
+    say(format_args!(
+        "wrote {} and {}",
+        report.display(),
+        report.with_file_name("page.html").display()
+    ))
 }
 
 fn write_page(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
-    let runs = args.page.iter().map(RunFolder::open).collect::<kontext::Result<Vec<_>>>()?;
+    let runs = args
+        .page
+        .iter()
+        .map(RunFolder::open)
+        .collect::<kontext::Result<Vec<_>>>()?;
     let mut page = match &runs[..] {
         [a, b] => Page::between(bench, a, b),
         [a, ..] => Page::of(bench, a),

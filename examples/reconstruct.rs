@@ -40,15 +40,23 @@ fn main() -> ExitCode {
         if let Some(out) = &args.out {
             kontext::check_writable(out)?;
         }
-        let device: Device = args.device.as_deref().map_or_else(|| Ok(device::best()), device::parse)?;
+        let device: Device = args
+            .device
+            .as_deref()
+            .map_or_else(|| Ok(device::best()), device::parse)?;
         let image = kontext::open(&args.image)?;
-        let image = PictureSize::Original.prepare(&image).with_context(|| args.image.display().to_string())?;
+        let image = PictureSize::Original
+            .prepare(&image)
+            .with_context(|| args.image.display().to_string())?;
         let vae = Autoencoder::open(&args.vae, Kind::Float, device)?;
         let begin = Instant::now();
         let back = round_trip(&vae, &image, args.tile, device)?;
         let seconds = begin.elapsed().as_secs_f64();
         let (width, height) = image.dimensions();
-        say(format_args!("{width}x{height}, {} latent channels, {seconds:.2} s", vae.latent_channels()))?;
+        say(format_args!(
+            "{width}x{height}, {} latent channels, {seconds:.2} s",
+            vae.latent_channels()
+        ))?;
         say(format_args!("PSNR {:.2} dB", psnr(&image, &back)?))?;
         say(format_args!("SSIM {:.4}", ssim(&image, &back)?))?;
         if let Some(out) = &args.out {

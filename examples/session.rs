@@ -84,7 +84,13 @@ fn run(args: &Args) -> anyhow::Result<()> {
         Some(folder) => pipe.restore_session(folder)?,
         None => pipe.session(kontext::open(&args.image)?),
     };
-    let mut desk = Desk { pipe: &pipe, session, args, references: Vec::new(), running: Running::catch_ctrl_c()? };
+    let mut desk = Desk {
+        pipe: &pipe,
+        session,
+        args,
+        references: Vec::new(),
+        running: Running::catch_ctrl_c()?,
+    };
     if args.load.is_none() {
         desk.prepare();
     }
@@ -94,7 +100,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
     loop {
         if talks {
             let mut terminal = std::io::stderr();
-            write!(terminal, "> ").and_then(|()| terminal.flush()).context("cannot write to the terminal")?;
+            write!(terminal, "> ")
+                .and_then(|()| terminal.flush())
+                .context("cannot write to the terminal")?;
         }
         let Some(line) = lines.next() else { return Ok(()) };
         let command = match line.context("cannot read the standard input")?.parse::<Command>() {
@@ -135,11 +143,21 @@ impl FromStr for Command {
     fn from_str(line: &str) -> anyhow::Result<Self> {
         let line = line.trim();
         let Some(command) = line.strip_prefix(':') else {
-            return Ok(if line.is_empty() { Self::Nothing } else { Self::Edit(line.to_owned()) });
+            return Ok(if line.is_empty() {
+                Self::Nothing
+            } else {
+                Self::Edit(line.to_owned())
+            });
         };
         let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
         let rest = rest.trim();
-        let path = || if rest.is_empty() { bail!(":{name} wants a path behind it") } else { Ok(PathBuf::from(rest)) };
+        let path = || {
+            if rest.is_empty() {
+                bail!(":{name} wants a path behind it")
+            } else {
+                Ok(PathBuf::from(rest))
+            }
+        };
         let mask = rest.strip_prefix("mask ").map(|path| PathBuf::from(path.trim()));
         Ok(match (name, rest) {
             ("undo", "") => Self::Undo,
@@ -175,7 +193,13 @@ struct Desk<'a> {
 impl Desk<'_> {
     /// Puts the program's flags before every turn.
     fn prepare(&mut self) {
-        let Args { seed, steps, guidance, max_area, .. } = *self.args;
+        let Args {
+            seed,
+            steps,
+            guidance,
+            max_area,
+            ..
+        } = *self.args;
         let defaults = &mut self.session.defaults;
         (defaults.seed, defaults.steps, defaults.guidance, defaults.max_area) = (seed, steps, guidance, max_area);
     }
@@ -217,11 +241,19 @@ impl Desk<'_> {
             }
             Command::Reencode(on) => {
                 session.reencode = on;
-                return say(if on { "each picture is encoded anew" } else { "latents are handed over" });
+                return say(if on {
+                    "each picture is encoded anew"
+                } else {
+                    "latents are handed over"
+                });
             }
             Command::Save(folder) => {
                 session.save(&folder)?;
-                return say(format_args!("saved {} turns in {}", session.turns().len() - 1, folder.display()));
+                return say(format_args!(
+                    "saved {} turns in {}",
+                    session.turns().len() - 1,
+                    folder.display()
+                ));
             }
             Command::Load(folder) => self.session = self.pipe.restore_session(folder)?,
         }
@@ -244,14 +276,24 @@ impl Desk<'_> {
         self.references.clear();
         let path = numbered(&self.args.out, turn.id);
         turn.save(&path)?;
-        say(format_args!("turn {}: wrote {} (seed {})", turn.id, path.display(), turn.seed().unwrap_or_default()))
+        say(format_args!(
+            "turn {}: wrote {} (seed {})",
+            turn.id,
+            path.display(),
+            turn.seed().unwrap_or_default()
+        ))
     }
 
     /// Where the session stands.
     fn tell(&self) -> anyhow::Result<()> {
         let turn = self.session.current();
         match turn.prompt() {
-            "" => say(format_args!("turn {}: {}x{} pixels", turn.id, turn.picture.width(), turn.picture.height())),
+            "" => say(format_args!(
+                "turn {}: {}x{} pixels",
+                turn.id,
+                turn.picture.width(),
+                turn.picture.height()
+            )),
             prompt => say(format_args!("turn {}: {prompt}", turn.id)),
         }
     }
@@ -262,7 +304,11 @@ impl Desk<'_> {
             let mark = if turn.id == current { '*' } else { ' ' };
             match (turn.parent, turn.seed()) {
                 (Some(parent), Some(seed)) => {
-                    say(format_args!("{mark} {} from {parent}: {} (seed {seed})", turn.id, turn.prompt()))?;
+                    say(format_args!(
+                        "{mark} {} from {parent}: {} (seed {seed})",
+                        turn.id,
+                        turn.prompt()
+                    ))?;
                 }
                 _ => {
                     let (width, height) = turn.picture.dimensions();
@@ -283,10 +329,12 @@ impl Running {
         const INTERRUPTED: i32 = 130;
         let running = Arc::new(Mutex::new(None::<Cancel>));
         let seen = Arc::clone(&running);
-        ctrlc::set_handler(move || match seen.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            Some(cancel) => cancel.cancel(),
-            None => std::process::exit(INTERRUPTED),
-        })?;
+        ctrlc::set_handler(
+            move || match seen.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+                Some(cancel) => cancel.cancel(),
+                None => std::process::exit(INTERRUPTED),
+            },
+        )?;
         Ok(Self(running))
     }
 

@@ -49,7 +49,13 @@ fn train(recipe: AutoencoderRecipe, args: &Args) -> anyhow::Result<()> {
     let mut shown = Shown::new("training", recipe.steps);
     let mut trainer = AutoencoderTrainer::open(recipe, &pictures, &args.out, kontext::Device::Cpu)?;
     let result = trainer.run(|r| {
-        shown.set(r.step, format!("loss {:.4}, {:.1} dB, {:.1} crops/s", r.loss, r.psnr, r.items_per_second));
+        shown.set(
+            r.step,
+            format!(
+                "loss {:.4}, {:.1} dB, {:.1} crops/s",
+                r.loss, r.psnr, r.items_per_second
+            ),
+        );
         limit.check()
     });
     stopped(result)?;
@@ -65,7 +71,10 @@ fn collect(folder: &Path, pictures: &mut Vec<PathBuf>) -> anyhow::Result<()> {
         let known = ["png", "jpg", "jpeg", "webp"];
         if path.is_dir() {
             collect(&path, pictures)?;
-        } else if path.extension().is_some_and(|e| known.iter().any(|known| e.eq_ignore_ascii_case(known))) {
+        } else if path
+            .extension()
+            .is_some_and(|e| known.iter().any(|known| e.eq_ignore_ascii_case(known)))
+        {
             pictures.push(path);
         }
     }

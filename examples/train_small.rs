@@ -96,12 +96,22 @@ fn run(args: &Args, stages: Stages) -> anyhow::Result<()> {
 /// Trains the autoencoder; false where it was stopped.
 fn autoencoder(args: &Args, stages: &Stages, start: &Path, limit: &Limit) -> anyhow::Result<bool> {
     let dataset = Dataset::open(&args.data)?;
-    let pictures: Vec<PathBuf> = dataset.pictures().into_iter().map(|picture| args.data.join(picture)).collect();
+    let pictures: Vec<PathBuf> = dataset
+        .pictures()
+        .into_iter()
+        .map(|picture| args.data.join(picture))
+        .collect();
     let recipe = stages.autoencoder.clone();
     let mut shown = Shown::new("autoencoder", recipe.steps);
     let mut trainer = AutoencoderTrainer::open(recipe, &pictures, &args.out.join("autoencoder"), Device::Cpu)?;
     let result = trainer.run(|r| {
-        shown.set(r.step, format!("loss {:.4}, {:.1} dB, {:.1} crops/s", r.loss, r.psnr, r.items_per_second));
+        shown.set(
+            r.step,
+            format!(
+                "loss {:.4}, {:.1} dB, {:.1} crops/s",
+                r.loss, r.psnr, r.items_per_second
+            ),
+        );
         limit.check()
     });
     if stopped(result)? {
@@ -116,8 +126,12 @@ fn autoencoder(args: &Args, stages: &Stages, start: &Path, limit: &Limit) -> any
 fn text(args: &Args, stages: &Stages, start: &Path, limit: &Limit) -> anyhow::Result<bool> {
     let dataset = Dataset::open(&args.data)?;
     // Words of held-out wordings are known, held-out sentences are not.
-    let train: BTreeSet<String> =
-        dataset.items.into_iter().filter(|item| item.split == "train").map(|item| item.instruction).collect();
+    let train: BTreeSet<String> = dataset
+        .items
+        .into_iter()
+        .filter(|item| item.split == "train")
+        .map(|item| item.instruction)
+        .collect();
     let mut shown = Shown::new("text", 2 * stages.text.steps);
     let result = train_text(&stages.text, &train, start, |r| {
         let before = if r.encoder == "CLIP" { r.total } else { 0 };
@@ -132,7 +146,13 @@ fn transformer(args: &Args, stages: &Stages, start: &Path) -> anyhow::Result<()>
     if start.join("transformer").is_dir() {
         return Ok(());
     }
-    let Sizes { heads, head_dim, axes_dim, double_blocks, single_blocks } = stages.transformer;
+    let Sizes {
+        heads,
+        head_dim,
+        axes_dim,
+        double_blocks,
+        single_blocks,
+    } = stages.transformer;
     let channels = 4 * stages.autoencoder.latent_channels;
     let config = DitConfig {
         in_channels: channels,

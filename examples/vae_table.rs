@@ -68,12 +68,20 @@ struct Args {
 fn main() -> ExitCode {
     common::main(|args: Args| {
         check_outputs(&args)?;
-        let device: Device = args.device.as_deref().map_or_else(|| Ok(device::best()), device::parse)?;
-        let perceptual = args.perceptual.as_deref().map(|file| Perceptual::open(file, args.heads.as_deref(), device));
+        let device: Device = args
+            .device
+            .as_deref()
+            .map_or_else(|| Ok(device::best()), device::parse)?;
+        let perceptual = args
+            .perceptual
+            .as_deref()
+            .map(|file| Perceptual::open(file, args.heads.as_deref(), device));
         let perceptual = perceptual.transpose()?;
         let vaes = args.vae.iter().map(|(name, path)| open(&args, name, path, device));
         let vaes = vaes.collect::<anyhow::Result<Vec<Vae>>>()?;
-        let least = perceptual.as_ref().map_or(0, |p| p.features().backbone().least_side() as u32);
+        let least = perceptual
+            .as_ref()
+            .map_or(0, |p| p.features().backbone().least_side() as u32);
         let pictures = usable(&args.images, |path| prepared(&args, path, least))?;
 
         // Without a folder of their own, the records go when the program ends.
@@ -82,7 +90,10 @@ fn main() -> ExitCode {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
         let mut records = Records::open(folder.join("reconstructions.jsonl"))?;
 
-        let shown = args.strip.as_ref().map_or(BTreeSet::new(), |_| spread(args.strip_pictures, pictures.len()));
+        let shown = args
+            .strip
+            .as_ref()
+            .map_or(BTreeSet::new(), |_| spread(args.strip_pictures, pictures.len()));
         let mut strip = Strip::new(vaes.len(), args.strip_side);
         let mut measurements = Vec::new();
         let bar = progress::bar("measuring", pictures.len() * vaes.len());
@@ -91,13 +102,19 @@ fn main() -> ExitCode {
             let mut reconstructions = Vec::new();
             for vae in &vaes {
                 bar.set_message(vae.name.clone());
-                let subject = Subject { vae: &vae.name, setting: &vae.setting, perceptual: perceptual.as_ref() };
+                let subject = Subject {
+                    vae: &vae.name,
+                    setting: &vae.setting,
+                    perceptual: perceptual.as_ref(),
+                };
                 let of = || format!("{} on {}", vae.name, path.display());
                 measurements.push(match subject.recorded(&name, &original, &records) {
                     Some(done) if !shown.contains(&number) => done,
                     _ => {
                         let back = round_trip(&vae.model, &original, args.tile, device).with_context(of)?;
-                        let done = subject.measure(&name, &original, &back, &mut records).with_context(of)?;
+                        let done = subject
+                            .measure(&name, &original, &back, &mut records)
+                            .with_context(of)?;
                         reconstructions.push(back);
                         done
                     }
@@ -129,12 +146,20 @@ fn open(args: &Args, name: &str, path: &Path, device: Device) -> anyhow::Result<
     if let Some(tile) = args.tile {
         setting.push_str(&format!(", tiles of {tile}"));
     }
-    Ok(Vae { name: name.to_owned(), model, setting })
+    Ok(Vae {
+        name: name.to_owned(),
+        model,
+        setting,
+    })
 }
 
 /// SHA-256 of a file, or of all files of a folder by their names.
 fn digest(path: &Path) -> anyhow::Result<String> {
-    let mut files = if path.is_dir() { listed(path)? } else { vec![path.to_owned()] };
+    let mut files = if path.is_dir() {
+        listed(path)?
+    } else {
+        vec![path.to_owned()]
+    };
     files.retain(|file| file.is_file());
     let mut sum = Sha256::new();
     for file in files {
@@ -147,7 +172,10 @@ fn digest(path: &Path) -> anyhow::Result<String> {
 
 /// A picture at the size that was asked for, unless it is smaller than the network takes.
 fn prepared(args: &Args, path: &Path, least: u32) -> anyhow::Result<RgbImage> {
-    let picture = args.size.prepare(&kontext::open(path)?).with_context(|| path.display().to_string())?;
+    let picture = args
+        .size
+        .prepare(&kontext::open(path)?)
+        .with_context(|| path.display().to_string())?;
     let (width, height) = picture.dimensions();
     if width.min(height) < least {
         let of = path.display();
@@ -162,7 +190,9 @@ fn file_name(path: &Path) -> String {
 
 /// So many of `all` numbers, evenly spread.
 fn spread(count: usize, all: usize) -> BTreeSet<usize> {
-    (0..count.min(all)).map(|n| (2 * n + 1) * all / (2 * count.min(all))).collect()
+    (0..count.min(all))
+        .map(|n| (2 * n + 1) * all / (2 * count.min(all)))
+        .collect()
 }
 
 /// By autoencoder, in the order of the command line.

@@ -53,7 +53,10 @@ pub struct Parts {
 impl Builder {
     /// Where to run. Default: the first CUDA device, else the CPU.
     pub fn device(self, device: Device) -> Self {
-        Self { device: Some(device), ..self }
+        Self {
+            device: Some(device),
+            ..self
+        }
     }
 
     /// The dtype of the run: `Float`, `BFloat16` or `Half`. Default: bf16 on CUDA, f32 on the CPU.
@@ -62,18 +65,27 @@ impl Builder {
     /// long, bf16 and f16 weights are kept narrow and widened to f32 layer by layer; latents are
     /// still rounded as in a run of that dtype.
     pub fn dtype(self, dtype: Kind) -> Self {
-        Self { dtype: Some(dtype), ..self }
+        Self {
+            dtype: Some(dtype),
+            ..self
+        }
     }
 
     /// Encodes and decodes large pictures in tiles of this size. Default: tiles of 1024 pixels
     /// above 2048x2048.
     pub fn tiling(self, tiling: Tiling) -> Self {
-        Self { tiling: Some(tiling), ..self }
+        Self {
+            tiling: Some(tiling),
+            ..self
+        }
     }
 
     /// Tokens of T5. Default: what the model's `kontext.json` says, else 512; FLUX.1-schnell was trained with 256.
     pub fn max_sequence_length(self, tokens: usize) -> Self {
-        Self { max_sequence_length: Some(tokens), ..self }
+        Self {
+            max_sequence_length: Some(tokens),
+            ..self
+        }
     }
 
     /// Adds a LoRA at a strength (1 as it was trained); several add up. See [`Lora`](crate::Lora) for the files.
@@ -92,7 +104,10 @@ impl Builder {
     /// in f32, and [`Pipeline::set_loras`](crate::Pipeline::set_loras) is refused. Layers that are
     /// packed in their file become wide, unless they are packed again ([`Builder::quantize`]). Default: no.
     pub fn fuse_loras(self, fuse: bool) -> Self {
-        Self { fuse_loras: fuse, ..self }
+        Self {
+            fuse_loras: fuse,
+            ..self
+        }
     }
 
     /// When the parts are in memory. Default: [`Placement::Auto`].
@@ -103,12 +118,18 @@ impl Builder {
     /// Packs the weights of the transformer's blocks as they are loaded, one layer after the other, if they are not
     /// packed in the file. Default: kept as they are stored.
     pub fn quantize(self, to: Quantize) -> Self {
-        Self { quantize: Some(to), ..self }
+        Self {
+            quantize: Some(to),
+            ..self
+        }
     }
 
     /// As [`Builder::quantize`], for T5.
     pub fn quantize_t5(self, to: Quantize) -> Self {
-        Self { quantize_t5: Some(to), ..self }
+        Self {
+            quantize_t5: Some(to),
+            ..self
+        }
     }
 
     /// Takes the transformer from this folder or file.

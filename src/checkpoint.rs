@@ -64,7 +64,11 @@ impl Checkpoint {
     pub(crate) fn find_with(folder: &Path, overrides: &Overrides) -> Result<Self> {
         check_folder(folder)?;
         let diffusers = folder.join("model_index.json").is_file() || folder.join("transformer").is_dir();
-        if diffusers { Self::find_diffusers(folder, overrides) } else { Self::find_single_files(folder, overrides) }
+        if diffusers {
+            Self::find_diffusers(folder, overrides)
+        } else {
+            Self::find_single_files(folder, overrides)
+        }
     }
 
     fn find_diffusers(folder: &Path, overrides: &Overrides) -> Result<Self> {
@@ -72,7 +76,11 @@ impl Checkpoint {
             Some(path) => Ok(path.clone()),
             None => {
                 let path = folder.join(name);
-                if path.is_dir() { Ok(path) } else { Err(missing(folder, part, format!("the folder `{name}` in it"))) }
+                if path.is_dir() {
+                    Ok(path)
+                } else {
+                    Err(missing(folder, part, format!("the folder `{name}` in it")))
+                }
             }
         };
         let scheduler = folder.join("scheduler").join("scheduler_config.json");
@@ -105,8 +113,16 @@ impl Checkpoint {
             vae: part(&overrides.vae, FileKind::Vae)?,
             clip: part(&overrides.clip, FileKind::Clip)?,
             t5: part(&overrides.t5, FileKind::T5)?,
-            clip_tokenizer: tokenizer(&overrides.clip_tokenizer, "CLIP tokenizer", &["tokenizer", "vocab.json"])?,
-            t5_tokenizer: tokenizer(&overrides.t5_tokenizer, "T5 tokenizer", &["tokenizer_2", "tokenizer.json"])?,
+            clip_tokenizer: tokenizer(
+                &overrides.clip_tokenizer,
+                "CLIP tokenizer",
+                &["tokenizer", "vocab.json"],
+            )?,
+            t5_tokenizer: tokenizer(
+                &overrides.t5_tokenizer,
+                "T5 tokenizer",
+                &["tokenizer_2", "tokenizer.json"],
+            )?,
             scheduler: None,
         })
     }
@@ -121,12 +137,19 @@ impl Checkpoint {
             let config = DitConfig::infer(&weights)?;
             return Ok((weights, config));
         }
-        let folder =
-            if self.transformer.is_dir() { Some(self.transformer.as_path()) } else { self.transformer.parent() };
+        let folder = if self.transformer.is_dir() {
+            Some(self.transformer.as_path())
+        } else {
+            self.transformer.parent()
+        };
         let folder = folder.unwrap_or(Path::new("."));
         let config = folder.join("config.json");
         if !config.is_file() {
-            return Err(missing(folder, "configuration of the transformer", "`config.json` in it".to_owned()));
+            return Err(missing(
+                folder,
+                "configuration of the transformer",
+                "`config.json` in it".to_owned(),
+            ));
         }
         let config = DitConfig::from_json(config)?;
         Ok((weights.named(names::diffusers), config))
@@ -195,12 +218,16 @@ impl FileKind {
     fn of(weights: &Weights) -> Vec<Self> {
         let names = weights.names();
         let holds = |sign: &str| {
-            let before =
-                |name: &String| name.strip_suffix(sign).map(|prefix| prefix.is_empty() || prefix.ends_with('.'));
+            let before = |name: &String| {
+                name.strip_suffix(sign)
+                    .map(|prefix| prefix.is_empty() || prefix.ends_with('.'))
+            };
             names.iter().filter_map(before).any(|whole| whole)
         };
         let all = [Self::Transformer, Self::Vae, Self::Clip, Self::T5];
-        all.into_iter().filter(|part| part.signs().into_iter().any(holds)).collect()
+        all.into_iter()
+            .filter(|part| part.signs().into_iter().any(holds))
+            .collect()
     }
 }
 
@@ -215,7 +242,10 @@ fn check_folder(folder: &Path) -> Result<()> {
     let expected = "expected the folder of a model, with diffusers' folders or BFL's single files";
     let refused = |kind, got: &str| {
         let source = IoError::new(kind, format!("{got}, {expected}; check the path"));
-        Err(Error::Io { path: folder.to_owned(), source })
+        Err(Error::Io {
+            path: folder.to_owned(),
+            source,
+        })
     };
     if folder.is_file() {
         return refused(ErrorKind::NotADirectory, "it is a file");
@@ -231,7 +261,11 @@ fn classify(folder: &Path) -> Result<Vec<(FileKind, PathBuf)>> {
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
         let path = entry.map_err(Error::io(folder))?.path();
-        if path.extension().is_some_and(|e| EXTENSIONS.iter().any(|known| e == *known)) && path.is_file() {
+        if path
+            .extension()
+            .is_some_and(|e| EXTENSIONS.iter().any(|known| e == *known))
+            && path.is_file()
+        {
             paths.push(path);
         }
     }

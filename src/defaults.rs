@@ -56,7 +56,10 @@ impl ModelDefaults {
         let wrong = |field: &str, expected: &str| Err(Error::config(&path, format!("`{field}` must be {expected}")));
         let sizes = defaults.sizes();
         if sizes.is_empty() || sizes.iter().any(|size| size.grid().is_err()) {
-            return wrong("sizes", "a list of [width, height], both multiples of 16 of at most 8192");
+            return wrong(
+                "sizes",
+                "a list of [width, height], both multiples of 16 of at most 8192",
+            );
         }
         match (defaults.steps, defaults.max_sequence_length, defaults.guidance) {
             (Some(0 | 1001..), ..) => wrong("steps", "from 1 to 1000"),

@@ -45,8 +45,15 @@ impl Codec<'_> {
             Conformance::Kontext | Conformance::Diffusers => picture::Rounding::Nearest,
             Conformance::Bfl => picture::Rounding::Down,
         };
-        let none = || Error::Shape { tensor: "picture", expected: "[1, 3, H, W]", got: pixels.size() };
-        let image = picture::from_tensor(&pixels, rounding)?.into_iter().next().ok_or_else(none)?;
+        let none = || Error::Shape {
+            tensor: "picture",
+            expected: "[1, 3, H, W]",
+            got: pixels.size(),
+        };
+        let image = picture::from_tensor(&pixels, rounding)?
+            .into_iter()
+            .next()
+            .ok_or_else(none)?;
         picture::resize(&image, size.width, size.height)
     }
 
@@ -61,13 +68,17 @@ pub(crate) fn reference_pictures(request: &Request, plan: &Plan) -> Result<Vec<R
     if request.references != References::Stitch {
         return Ok(request.images.clone());
     }
-    let Some(whole) = plan.references.first() else { return Ok(Vec::new()) };
+    let Some(whole) = plan.references.first() else {
+        return Ok(Vec::new());
+    };
     let mut joined = RgbImage::new(whole.input.width, whole.input.height);
     let mut x = 0;
     for image in &request.images {
         let width = stitched_width(Size::new(image.width(), image.height()), whole.input.height);
         let part = picture::resize(image, width, whole.input.height)?;
-        joined.copy_from(&part, x, 0).map_err(Error::image("the joined reference pictures"))?;
+        joined
+            .copy_from(&part, x, 0)
+            .map_err(Error::image("the joined reference pictures"))?;
         x += width;
     }
     Ok(vec![joined])

@@ -46,19 +46,30 @@ impl Builder {
     /// Those of [`Builder::load`].
     pub fn load_with(&self, folder: impl AsRef<Path>, progress: impl FnMut(Loading)) -> Result<Pipeline> {
         let model = self.open(folder.as_ref())?;
-        let Opened { checkpoint, config, defaults, .. } = &model;
+        let Opened {
+            checkpoint,
+            config,
+            defaults,
+            ..
+        } = &model;
         let (_, device) = self.precision()?;
-        let facts = ModelFacts::new(config, checkpoint.shift(config)?, self.text_tokens(defaults)?, defaults.clone());
+        let facts = ModelFacts::new(
+            config,
+            checkpoint.shift(config)?,
+            self.text_tokens(defaults)?,
+            defaults.clone(),
+        );
         let footprint = self.footprint(&model)?;
         let arrangement = self.chosen(&footprint, &facts, device)?;
-        self.load_placed(model, facts, &footprint, arrangement, progress).map_err(|error| {
-            if !error.is_out_of_memory() {
-                return error;
-            }
-            memory::give_back_on(device);
-            let Ok(free) = memory::free(device) else { return error };
-            footprint.shortage_at_load(error, arrangement, free)
-        })
+        self.load_placed(model, facts, &footprint, arrangement, progress)
+            .map_err(|error| {
+                if !error.is_out_of_memory() {
+                    return error;
+                }
+                memory::give_back_on(device);
+                let Ok(free) = memory::free(device) else { return error };
+                footprint.shortage_at_load(error, arrangement, free)
+            })
     }
 
     fn load_placed(
@@ -85,7 +96,14 @@ impl Builder {
         let text = {
             let (compute, quantize) = (precision.compute, self.quantize_t5);
             let length = facts.text_tokens as usize;
-            let files = TextFiles { checkpoint: checkpoint.clone(), length, compute, device, left, quantize };
+            let files = TextFiles {
+                checkpoint: checkpoint.clone(),
+                length,
+                compute,
+                device,
+                left,
+                quantize,
+            };
             Slot::new(staged, move || files.open())?
         };
         tell("VAE", 3);
@@ -95,7 +113,11 @@ impl Builder {
             Slot::new(staged, move || Autoencoder::open(&path, Kind::Float, device))?
         };
         let weights = weights.left_in_file(left).quantized(self.quantize);
-        let weights = if left == LeftInFile::All { weights.prefetched() } else { weights };
+        let weights = if left == LeftInFile::All {
+            weights.prefetched()
+        } else {
+            weights
+        };
         let dit = if staged {
             let (weights, config) = (weights.clone(), config.clone());
             Slot::new(true, move || transformer(&weights, &config, |_| ()))?
@@ -105,7 +127,12 @@ impl Builder {
         if let (Slot::Held(text), Slot::Held(vae)) = (&text, &vae) {
             fit(text, vae, config)?;
         }
-        let parts = PartSlots { text, dit, vae, config: config.clone() };
+        let parts = PartSlots {
+            text,
+            dit,
+            vae,
+            config: config.clone(),
+        };
         let pipeline = Pipeline::new(parts, facts, precision, device, self.tiling);
         let mut pipeline = pipeline.with_files(model.checkpoint, footprint.clone(), arrangement);
         pipeline.put_loras(loras, fused)?;
@@ -116,7 +143,11 @@ impl Builder {
     fn chosen(&self, footprint: &Footprint, facts: &ModelFacts, device: Device) -> Result<Arrangement> {
         let candidates = self.placement.arrangements(device);
         // A machine may keep to itself what its device has free.
-        let free = if candidates.len() > 1 { memory::free(device).ok() } else { None };
+        let free = if candidates.len() > 1 {
+            memory::free(device).ok()
+        } else {
+            None
+        };
         let square = facts.sizes.iter().min_by_key(|size| size.width.abs_diff(size.height));
         let square = square.copied().unwrap_or(Size::new(1024, 1024));
         let plan = Plan::new(&Request::edit(&RgbImage::new(square.width, square.height), ""), facts)?;
@@ -135,25 +166,47 @@ impl Builder {
     pub fn memory(&self, folder: impl AsRef<Path>, request: &Request) -> Result<Vec<MemoryPlan>> {
         let model = self.open(folder.as_ref())?;
         let footprint = self.footprint(&model)?;
-        let Opened { checkpoint, config, defaults, .. } = model;
+        let Opened {
+            checkpoint,
+            config,
+            defaults,
+            ..
+        } = model;
         let length = self.text_tokens(&defaults)?;
-        let plan = Plan::new(request, &ModelFacts::new(&config, checkpoint.shift(&config)?, length, defaults))?;
+        let plan = Plan::new(
+            request,
+            &ModelFacts::new(&config, checkpoint.shift(&config)?, length, defaults),
+        )?;
         let (_, device) = self.precision()?;
         let arrangements = self.placement.arrangements(device).into_iter();
-        Ok(arrangements.map(|arrangement| footprint.plan(&plan, arrangement)).collect())
+        Ok(arrangements
+            .map(|arrangement| footprint.plan(&plan, arrangement))
+            .collect())
     }
 
     fn footprint(&self, model: &Opened) -> Result<Footprint> {
         let (Precision { dtype, compute }, device) = self.precision()?;
         let machine = Machine { device, dtype, compute };
-        Footprint::of(&model.checkpoint, &model.weights, &model.config, machine, self.quantize, self.quantize_t5)
+        Footprint::of(
+            &model.checkpoint,
+            &model.weights,
+            &model.config,
+            machine,
+            self.quantize,
+            self.quantize_t5,
+        )
     }
 
     /// Finds the parts and reads their headers, so that a wrong file is told before anything large is read.
     fn open(&self, folder: &Path) -> Result<Opened> {
         let checkpoint = Checkpoint::find_with(folder, &self.overrides)?;
         let (weights, config) = checkpoint.open_transformer()?;
-        Ok(Opened { defaults: ModelDefaults::of(folder)?, checkpoint, weights, config })
+        Ok(Opened {
+            defaults: ModelDefaults::of(folder)?,
+            checkpoint,
+            weights,
+            config,
+        })
     }
 
     /// What a run of this request would do with the model in a folder, from names and headers alone:
@@ -163,9 +216,17 @@ impl Builder {
     /// [`Error::InvalidArgument`] for a request out of range, and those of [`Builder::load`] where the
     /// transformer's header or configuration is missing or damaged.
     pub fn plan(&self, folder: impl AsRef<Path>, request: &Request) -> Result<Plan> {
-        let Opened { checkpoint, config, defaults, .. } = self.open(folder.as_ref())?;
+        let Opened {
+            checkpoint,
+            config,
+            defaults,
+            ..
+        } = self.open(folder.as_ref())?;
         let length = self.text_tokens(&defaults)?;
-        Plan::new(request, &ModelFacts::new(&config, checkpoint.shift(&config)?, length, defaults))
+        Plan::new(
+            request,
+            &ModelFacts::new(&config, checkpoint.shift(&config)?, length, defaults),
+        )
     }
 
     /// Makes a pipeline of parts that are already on one device.
@@ -174,14 +235,25 @@ impl Builder {
     /// [`Error::InvalidArgument`] where the parts do not fit each other.
     pub fn assemble(&self, parts: Parts) -> Result<Pipeline> {
         let device = parts.text.t5().device();
-        let (precision, _) = Self { device: Some(device), ..self.clone() }.precision()?;
+        let (precision, _) = Self {
+            device: Some(device),
+            ..self.clone()
+        }
+        .precision()?;
         let length = match (self.max_sequence_length, parts.defaults.max_sequence_length) {
             (None, None) => parts.text.sequence_length(),
             _ => self.text_tokens(&parts.defaults)?,
         };
-        let parts = Parts { text: parts.text.max_sequence_length(length), ..parts };
+        let parts = Parts {
+            text: parts.text.max_sequence_length(length),
+            ..parts
+        };
         if self.fuse_loras && !self.loras.is_empty() {
-            return Err(Error::invalid("fuse_loras", "false for parts that are built already", true));
+            return Err(Error::invalid(
+                "fuse_loras",
+                "false for parts that are built already",
+                true,
+            ));
         }
         let mut pipeline = Pipeline::of(parts, precision, device, self.tiling)?;
         pipeline.put_loras(LoraSet::open(self.loras.iter().cloned())?, false)?;
@@ -256,7 +328,12 @@ struct TextFiles {
 
 impl TextFiles {
     fn open(&self) -> Result<TextEncoder> {
-        let Self { checkpoint, compute, device, .. } = self;
+        let Self {
+            checkpoint,
+            compute,
+            device,
+            ..
+        } = self;
         let clip_tokenizer = Tokenizer::open(&checkpoint.clip_tokenizer)?;
         let t5_tokenizer = Tokenizer::open(&checkpoint.t5_tokenizer)?;
         let clip = ClipEncoder::open(&checkpoint.clip, *compute, *device)?;

@@ -45,7 +45,13 @@ impl LoraUse {
     }
 
     fn with_source(source: Source) -> Self {
-        Self { source, name: None, scale: 1.0, layers: Vec::new(), options: Lora::options() }
+        Self {
+            source,
+            name: None,
+            scale: 1.0,
+            layers: Vec::new(),
+            options: Lora::options(),
+        }
     }
 
     /// The strength. Default: 1, as it was trained; 0 is as without it.
@@ -63,17 +69,26 @@ impl LoraUse {
 
     /// What it is called in [`crate::Pipeline::set_lora_scale`]. Default: the file's name without its ending.
     pub fn named(self, name: impl Into<String>) -> Self {
-        Self { name: Some(name.into()), ..self }
+        Self {
+            name: Some(name.into()),
+            ..self
+        }
     }
 
     /// As [`LoraOptions::allow_unmatched`].
     pub fn allow_unmatched(self, pattern: impl Into<String>) -> Self {
-        Self { options: self.options.allow_unmatched(pattern), ..self }
+        Self {
+            options: self.options.allow_unmatched(pattern),
+            ..self
+        }
     }
 
     /// As [`LoraOptions::allow_no_effect`].
     pub fn allow_no_effect(self) -> Self {
-        Self { options: self.options.allow_no_effect(), ..self }
+        Self {
+            options: self.options.allow_no_effect(),
+            ..self
+        }
     }
 
     /// What it is called.
@@ -131,8 +146,19 @@ impl ActiveLora {
             Source::File(path) => usage.options.open(path)?,
             Source::Open(lora) => *lora,
         };
-        let opened = Self { name, scale: usage.scale, layers: usage.layers, lora };
-        match opened.layers.iter().map(|(_, scale)| *scale).chain([opened.scale]).find(|scale| !scale.is_finite()) {
+        let opened = Self {
+            name,
+            scale: usage.scale,
+            layers: usage.layers,
+            lora,
+        };
+        match opened
+            .layers
+            .iter()
+            .map(|(_, scale)| *scale)
+            .chain([opened.scale])
+            .find(|scale| !scale.is_finite())
+        {
             Some(scale) => Err(Error::invalid("strength of a LoRA", "a number", scale)),
             None => Ok(opened),
         }
@@ -145,7 +171,11 @@ impl ActiveLora {
 
     /// A form that no layer has would be a slip of the pen.
     fn check_patterns(&self, names: &[String]) -> Result<()> {
-        match self.layers.iter().find(|(pattern, _)| !names.iter().any(|name| matches(pattern, name))) {
+        match self
+            .layers
+            .iter()
+            .find(|(pattern, _)| !names.iter().any(|name| matches(pattern, name)))
+        {
             Some((pattern, _)) => {
                 let expected = format!("a form that a layer of `{}` has, as `double_blocks.3.*`", self.name);
                 Err(Error::invalid("layer_scale", expected, format!("`{pattern}`")))
@@ -173,7 +203,11 @@ impl LoraSet {
         let lora = ActiveLora::open(usage)?;
         if self.0.iter().any(|other| other.name == lora.name) {
             let expected = "a name for each (`LoraUse::named`)";
-            return Err(Error::invalid("names of LoRAs", expected, format!("`{}` twice", lora.name)));
+            return Err(Error::invalid(
+                "names of LoRAs",
+                expected,
+                format!("`{}` twice", lora.name),
+            ));
         }
         self.0.push(lora);
         Ok(())
@@ -197,10 +231,20 @@ impl LoraSet {
     }
 
     fn position(&self, name: &str) -> Result<usize> {
-        let names = || self.0.iter().map(|lora| format!("`{}`", lora.name)).collect::<Vec<_>>().join(", ");
+        let names = || {
+            self.0
+                .iter()
+                .map(|lora| format!("`{}`", lora.name))
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
         let found = self.0.iter().position(|lora| lora.name == name);
         found.ok_or_else(|| {
-            let all = if self.0.is_empty() { "one that was added; there are none".to_owned() } else { names() };
+            let all = if self.0.is_empty() {
+                "one that was added; there are none".to_owned()
+            } else {
+                names()
+            };
             Error::invalid("name of a LoRA", all, format!("`{name}`"))
         })
     }

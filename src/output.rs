@@ -120,13 +120,21 @@ pub fn check_size(path: impl AsRef<Path>, size: Size) -> Result<()> {
     if size.width.max(size.height) <= most {
         return Ok(());
     }
-    Err(Error::invalid("picture size", format!("at most {most} pixels on a side for {name}; write a PNG"), size))
+    Err(Error::invalid(
+        "picture size",
+        format!("at most {most} pixels on a side for {name}; write a PNG"),
+        size,
+    ))
 }
 
 fn format_of(path: &Path) -> Result<ImageFormat> {
     match ImageFormat::from_path(path) {
         Ok(format @ (ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP)) => Ok(format),
-        _ => Err(Error::invalid("output file", "a name that ends in .png, .jpg or .webp", path.display())),
+        _ => Err(Error::invalid(
+            "output file",
+            "a name that ends in .png, .jpg or .webp",
+            path.display(),
+        )),
     }
 }
 

@@ -47,7 +47,9 @@ impl Placement {
         ];
         let wanted = |placement: Self| self == Self::Auto || self == placement;
         let there = |left: LeftInFile| device != Device::Cpu || left != LeftInFile::None;
-        let all = all.into_iter().filter(|(placement, left)| wanted(*placement) && there(*left));
+        let all = all
+            .into_iter()
+            .filter(|(placement, left)| wanted(*placement) && there(*left));
         all.map(|(placement, left)| Arrangement { placement, left }).collect()
     }
 }
@@ -74,7 +76,10 @@ impl std::str::FromStr for Placement {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let all = [Self::Auto].into_iter().chain(Self::ALL).find(|placement| placement.to_string() == text);
+        let all = [Self::Auto]
+            .into_iter()
+            .chain(Self::ALL)
+            .find(|placement| placement.to_string() == text);
         all.ok_or_else(|| Error::invalid("placement", "auto, resident, staged or streamed", text))
     }
 }
@@ -103,7 +108,11 @@ impl<T> Slot<T> {
             memory::give_back();
             part
         };
-        if on_demand { Ok(Self::OnDemand(Box::new(load))) } else { Ok(Self::held(load()?)) }
+        if on_demand {
+            Ok(Self::OnDemand(Box::new(load)))
+        } else {
+            Ok(Self::held(load()?))
+        }
     }
 
     /// The part, where it is in memory.
@@ -145,7 +154,11 @@ impl<'a, T> Lease<'a, T> {
 
 impl<T> fmt::Debug for Slot<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if matches!(self, Self::Held(_)) { "in memory" } else { "loaded when it works" })
+        f.write_str(if matches!(self, Self::Held(_)) {
+            "in memory"
+        } else {
+            "loaded when it works"
+        })
     }
 }
 
@@ -183,6 +196,12 @@ mod tests {
         for placement in Placement::ALL {
             assert_eq!(placement.to_string().parse::<Placement>().unwrap(), placement);
         }
-        assert!("gpu".parse::<Placement>().unwrap_err().to_string().contains("resident, staged or streamed"));
+        assert!(
+            "gpu"
+                .parse::<Placement>()
+                .unwrap_err()
+                .to_string()
+                .contains("resident, staged or streamed")
+        );
     }
 }

@@ -98,12 +98,20 @@ impl Plan {
         let inputs = input_sizes(request)?;
         let target = target_size(request, inputs.first().copied(), facts);
         let grid = target.grid()?;
-        let fitted: Vec<Size> = inputs.iter().map(|input| reference_size(request, *input, target, facts)).collect();
+        let fitted: Vec<Size> = inputs
+            .iter()
+            .map(|input| reference_size(request, *input, target, facts))
+            .collect();
         let grids = fitted.iter().map(|size| size.grid()).collect::<Result<Vec<_>>>()?;
         let origins = origins(&grids, request.references);
         let references = inputs.iter().zip(&fitted).zip(grids.iter().zip(origins));
         let references = references
-            .map(|((&input, &fitted), (&grid, origin))| ReferencePlan { input, fitted, grid, origin })
+            .map(|((&input, &fitted), (&grid, origin))| ReferencePlan {
+                input,
+                fitted,
+                grid,
+                origin,
+            })
             .collect::<Vec<_>>();
         let back = request.conformance == Conformance::Kontext
             && !request.native_size
@@ -176,11 +184,22 @@ impl std::fmt::Display for Plan {
                 r.grid.tokens()
             )?;
         }
-        writeln!(f, "target:      {}, {}, {} tokens", self.target.size(), self.target, self.target.tokens())?;
+        writeln!(
+            f,
+            "target:      {}, {}, {} tokens",
+            self.target.size(),
+            self.target,
+            self.target.tokens()
+        )?;
         if self.output == self.target.size() {
             writeln!(f, "output:      {}", self.output)?;
         } else {
-            writeln!(f, "output:      {}, resized from {} by Lanczos", self.output, self.target.size())?;
+            writeln!(
+                f,
+                "output:      {}, resized from {} by Lanczos",
+                self.output,
+                self.target.size()
+            )?;
         }
         let tokens = (self.text_tokens, self.target.tokens(), self.reference_tokens());
         writeln!(
@@ -191,40 +210,79 @@ impl std::fmt::Display for Plan {
             tokens.1,
             tokens.2
         )?;
-        let (steps, first) = (self.schedule.steps(), self.schedule.sigmas().first().copied().unwrap_or_default());
-        writeln!(f, "steps:       {steps} from sigma {first:.3}, {} model run(s) each", self.runs_per_step)?;
+        let (steps, first) = (
+            self.schedule.steps(),
+            self.schedule.sigmas().first().copied().unwrap_or_default(),
+        );
+        writeln!(
+            f,
+            "steps:       {steps} from sigma {first:.3}, {} model run(s) each",
+            self.runs_per_step
+        )?;
         match self.guidance {
             Some(guidance) => writeln!(f, "guidance:    {guidance}")?,
             None => writeln!(f, "guidance:    none (the model embeds none)")?,
         }
         write!(f, "pictures:    {} ({:?} conventions)", self.batch, self.conformance)?;
-        self.warnings().iter().try_for_each(|warning| write!(f, "\nwarning:     {warning}"))
+        self.warnings()
+            .iter()
+            .try_for_each(|warning| write!(f, "\nwarning:     {warning}"))
     }
 }
 
 fn check_request(request: &Request) -> Result<()> {
     for side in [request.width, request.height].into_iter().flatten() {
         if side == 0 || side > LARGEST_SIDE {
-            return Err(Error::invalid("picture size", format!("1 to {LARGEST_SIDE} pixels on a side"), side));
+            return Err(Error::invalid(
+                "picture size",
+                format!("1 to {LARGEST_SIDE} pixels on a side"),
+                side,
+            ));
         }
     }
     let largest = u64::from(LARGEST_SIDE) * u64::from(LARGEST_SIDE);
     let smallest = u64::from(TOKEN_PIXELS) * u64::from(TOKEN_PIXELS);
     if let Some(area) = request.max_area.filter(|a| !(smallest..=largest).contains(a)) {
-        return Err(Error::invalid("max_area", format!("{smallest} to {largest} pixels"), area));
+        return Err(Error::invalid(
+            "max_area",
+            format!("{smallest} to {largest} pixels"),
+            area,
+        ));
     }
     if request.max_area.is_some() && request.conformance == Conformance::Bfl {
-        return Err(Error::invalid("max_area", "none in the conventions of Bfl; give width and height", "one"));
+        return Err(Error::invalid(
+            "max_area",
+            "none in the conventions of Bfl; give width and height",
+            "one",
+        ));
     }
     if !(1..=LARGEST_BATCH).contains(&request.batch) {
-        return Err(Error::invalid("batch", format!("1 to {LARGEST_BATCH} pictures"), request.batch));
+        return Err(Error::invalid(
+            "batch",
+            format!("1 to {LARGEST_BATCH} pictures"),
+            request.batch,
+        ));
     }
-    let values = [("guidance", request.guidance.unwrap_or_default()), ("true_cfg", request.true_cfg)];
-    if let Some((name, value)) = values.into_iter().find(|(_, v)| v.is_nan() || v.abs() > LARGEST_GUIDANCE) {
-        return Err(Error::invalid(name, format!("a value from -{LARGEST_GUIDANCE} to {LARGEST_GUIDANCE}"), value));
+    let values = [
+        ("guidance", request.guidance.unwrap_or_default()),
+        ("true_cfg", request.true_cfg),
+    ];
+    if let Some((name, value)) = values
+        .into_iter()
+        .find(|(_, v)| v.is_nan() || v.abs() > LARGEST_GUIDANCE)
+    {
+        return Err(Error::invalid(
+            name,
+            format!("a value from -{LARGEST_GUIDANCE} to {LARGEST_GUIDANCE}"),
+            value,
+        ));
     }
     if request.strength != 1.0 && request.images.is_empty() {
-        return Err(Error::invalid("strength", "1 where there is no picture to start from", request.strength));
+        return Err(Error::invalid(
+            "strength",
+            "1 where there is no picture to start from",
+            request.strength,
+        ));
     }
     match request.images.iter().find(|i| i.width() == 0 || i.height() == 0) {
         Some(image) => Err(Error::invalid(
@@ -238,26 +296,46 @@ fn check_request(request: &Request) -> Result<()> {
 
 /// Latents in place of the first reference's own must have its grid.
 fn check_image_latents(request: &Request, references: &[ReferencePlan], facts: &ModelFacts) -> Result<()> {
-    let Some(latents) = &request.image_latents else { return Ok(()) };
+    let Some(latents) = &request.image_latents else {
+        return Ok(());
+    };
     let joined = request.references == References::Stitch && request.images.len() > 1;
     let Some(first) = references.first().filter(|_| !joined) else {
-        return Err(Error::invalid("image_latents", "a reference picture of its own that they are of", "none"));
+        return Err(Error::invalid(
+            "image_latents",
+            "a reference picture of its own that they are of",
+            "none",
+        ));
     };
     let sizes = [1, first.grid.tokens(), facts.packed_channels()];
     if latents.shape().iter().map(|&side| side as i64).eq(sizes) {
         return Ok(());
     }
-    let expected = format!("{sizes:?} (one picture, tokens of {}, 4 * latent channels)", first.fitted);
-    Err(Error::invalid("shape of image_latents", expected, format!("{:?}", latents.shape())))
+    let expected = format!(
+        "{sizes:?} (one picture, tokens of {}, 4 * latent channels)",
+        first.fitted
+    );
+    Err(Error::invalid(
+        "shape of image_latents",
+        expected,
+        format!("{:?}", latents.shape()),
+    ))
 }
 
 /// The request's guidance value, else the model's, else that of the mode.
 fn guidance(request: &Request, facts: &ModelFacts) -> f64 {
-    request.guidance.or(facts.defaults.guidance).unwrap_or(request.conformance.default_guidance())
+    request
+        .guidance
+        .or(facts.defaults.guidance)
+        .unwrap_or(request.conformance.default_guidance())
 }
 
 fn schedule(request: &Request, target: Grid, facts: &ModelFacts) -> Result<Schedule> {
-    let published = if facts.guidance_embed { request.conformance.default_steps() } else { FEW_STEPS };
+    let published = if facts.guidance_embed {
+        request.conformance.default_steps()
+    } else {
+        FEW_STEPS
+    };
     let default = facts.defaults.steps.unwrap_or(published);
     let (tokens, conformance) = (target.tokens(), request.conformance);
     let schedule = match &request.sigmas {

@@ -53,12 +53,33 @@ impl ModelSizes {
             num_attention_heads: 1,
             ..ClipConfig::large()
         };
-        let t5 = T5Config { vocab_size: 128, num_layers: 2, num_heads: 1, ..T5Config::xxl() };
+        let t5 = T5Config {
+            vocab_size: 128,
+            num_layers: 2,
+            num_heads: 1,
+            ..T5Config::xxl()
+        };
         Self {
-            dit: DitConfig { context_dim: text, pooled_dim: text, ..dit },
-            vae: VaeConfig { block_out_channels: [32, 32, 64, 64], ..VaeConfig::flux() },
-            clip: ClipConfig { hidden_size: text, intermediate_size: 2 * text, ..clip },
-            t5: T5Config { d_model: text, d_kv: text, d_ff: 2 * text, ..t5 },
+            dit: DitConfig {
+                context_dim: text,
+                pooled_dim: text,
+                ..dit
+            },
+            vae: VaeConfig {
+                block_out_channels: [32, 32, 64, 64],
+                ..VaeConfig::flux()
+            },
+            clip: ClipConfig {
+                hidden_size: text,
+                intermediate_size: 2 * text,
+                ..clip
+            },
+            t5: T5Config {
+                d_model: text,
+                d_kv: text,
+                d_ff: 2 * text,
+                ..t5
+            },
         }
     }
 
@@ -66,8 +87,16 @@ impl ModelSizes {
     #[must_use]
     pub fn published() -> Self {
         // The letter tokenizer's own token ends a text.
-        let clip = ClipConfig { eos_token_id: letter_tokenizers::clip_vocab() - 1, ..ClipConfig::large() };
-        Self { dit: DitConfig::kontext_dev(), vae: VaeConfig::flux(), clip, t5: T5Config::xxl() }
+        let clip = ClipConfig {
+            eos_token_id: letter_tokenizers::clip_vocab() - 1,
+            ..ClipConfig::large()
+        };
+        Self {
+            dit: DitConfig::kontext_dev(),
+            vae: VaeConfig::flux(),
+            clip,
+            t5: T5Config::xxl(),
+        }
     }
 }
 /// Writes a checkpoint with random weights into a folder, which is made if need be.
@@ -93,7 +122,9 @@ pub fn random_model(folder: impl AsRef<Path>, seed: u64, layout: Layout) -> Resu
     let ModelSizes { dit, vae, clip, t5 } = ModelSizes::small();
     let dit_weights = made(seed, |w| Dit::new(w, &dit, |_| ()).map(drop))?;
     let vae_weights = made(seed.wrapping_add(1), |w| AutoencoderKl::new(w, &vae).map(drop))?;
-    let clip_weights = made(seed.wrapping_add(2), |w| ClipEncoder::new(w, &clip, Kind::Float).map(drop))?;
+    let clip_weights = made(seed.wrapping_add(2), |w| {
+        ClipEncoder::new(w, &clip, Kind::Float).map(drop)
+    })?;
     let t5_weights = made(seed.wrapping_add(3), |w| T5Encoder::new(w, &t5, Kind::Float).map(drop))?;
     match layout {
         Layout::Diffusers => {
@@ -106,7 +137,11 @@ pub fn random_model(folder: impl AsRef<Path>, seed: u64, layout: Layout) -> Resu
         Layout::SingleFiles => {
             let folder = make_folder(folder)?;
             save(folder.join("flux1-kontext.safetensors"), &dit_weights, None)?;
-            save(folder.join("ae.safetensors"), &renamed(vae_weights, kontext_vae::names::ldm, 0)?, None)?;
+            save(
+                folder.join("ae.safetensors"),
+                &renamed(vae_weights, kontext_vae::names::ldm, 0)?,
+                None,
+            )?;
             save(folder.join("clip_l.safetensors"), &clip_weights, None)?;
             save(folder.join("t5xxl.safetensors"), &t5_weights, None)?;
         }
@@ -133,7 +168,11 @@ pub(crate) fn random_parts(
         text: TextEncoder::new(clip, tokenizer("tokenizer")?, t5, tokenizer("tokenizer_2")?)?,
         dit: Dit::new(&weights(0, stored), &sizes.dit, |_| ())?,
         vae: Autoencoder::Kl(AutoencoderKl::new(&weights(1, Kind::Float), &sizes.vae)?),
-        shift: if sizes.dit.guidance_embed { Shift::dev() } else { Shift::schnell() },
+        shift: if sizes.dit.guidance_embed {
+            Shift::dev()
+        } else {
+            Shift::schnell()
+        },
         defaults: ModelDefaults::default(),
     })
 }

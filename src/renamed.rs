@@ -21,7 +21,10 @@ enum Rows {
 impl Piece {
     /// The whole tensor under this name.
     pub(crate) fn whole(name: impl Into<String>) -> Self {
-        Self { name: name.into(), rows: Rows::All }
+        Self {
+            name: name.into(),
+            rows: Rows::All,
+        }
     }
 
     /// Its shape, of that of the whole.
@@ -46,7 +49,10 @@ impl Piece {
 pub(crate) fn pieces(name: &str, shape: &[i64], map: NameMap, width: i64) -> Vec<Piece> {
     match map(name) {
         Recipe::Name(name) => vec![Piece::whole(name)],
-        Recipe::SwapHalves(name) => vec![Piece { name, rows: Rows::SwappedHalves }],
+        Recipe::SwapHalves(name) => vec![Piece {
+            name,
+            rows: Rows::SwappedHalves,
+        }],
         Recipe::Rows(names) => {
             // All parts but the last are as high as the model is wide.
             let rows = shape.first().copied().unwrap_or_default();
@@ -54,7 +60,10 @@ pub(crate) fn pieces(name: &str, shape: &[i64], map: NameMap, width: i64) -> Vec
             let piece = |(index, name)| {
                 let start = height * index as i64;
                 let count = if index == last { rows - start } else { height };
-                Piece { name, rows: Rows::Some { start, count } }
+                Piece {
+                    name,
+                    rows: Rows::Some { start, count },
+                }
             };
             names.into_iter().enumerate().map(piece).collect()
         }

@@ -111,7 +111,10 @@ impl Request {
     /// Sets [`Request::prompt`].
     #[must_use]
     pub fn prompt(self, prompt: impl Into<String>) -> Self {
-        Self { prompt: prompt.into(), ..self }
+        Self {
+            prompt: prompt.into(),
+            ..self
+        }
     }
 
     /// Adds a reference picture.
@@ -138,55 +141,83 @@ impl Request {
     /// ```
     #[must_use]
     pub fn image_latents(self, latents: ArrayD<f32>) -> Self {
-        Self { image_latents: Some(latents), ..self }
+        Self {
+            image_latents: Some(latents),
+            ..self
+        }
     }
 
     /// Sets [`Request::negative_prompt`].
     #[must_use]
     pub fn negative_prompt(self, prompt: impl Into<String>) -> Self {
-        Self { negative_prompt: Some(prompt.into()), ..self }
+        Self {
+            negative_prompt: Some(prompt.into()),
+            ..self
+        }
     }
 
     /// Sets [`Request::width`] and [`Request::height`].
     #[must_use]
     pub fn size(self, width: u32, height: u32) -> Self {
-        Self { width: Some(width), height: Some(height), ..self }
+        Self {
+            width: Some(width),
+            height: Some(height),
+            ..self
+        }
     }
 
     /// Sets [`Request::max_area`].
     #[must_use]
     pub fn max_area(self, pixels: u64) -> Self {
-        Self { max_area: Some(pixels), ..self }
+        Self {
+            max_area: Some(pixels),
+            ..self
+        }
     }
 
     /// Sets [`Request::native_size`].
     #[must_use]
     pub fn native_size(self) -> Self {
-        Self { native_size: true, ..self }
+        Self {
+            native_size: true,
+            ..self
+        }
     }
 
     /// Sets [`Request::steps`].
     #[must_use]
     pub fn steps(self, steps: usize) -> Self {
-        Self { steps: Some(steps), ..self }
+        Self {
+            steps: Some(steps),
+            ..self
+        }
     }
 
     /// Sets [`Request::sigmas`].
     #[must_use]
     pub fn sigmas(self, sigmas: impl Into<Vec<f32>>) -> Self {
-        Self { sigmas: Some(sigmas.into()), ..self }
+        Self {
+            sigmas: Some(sigmas.into()),
+            ..self
+        }
     }
 
     /// Sets [`Request::guidance`].
     #[must_use]
     pub fn guidance(self, guidance: f64) -> Self {
-        Self { guidance: Some(guidance), ..self }
+        Self {
+            guidance: Some(guidance),
+            ..self
+        }
     }
 
     /// Sets [`Request::true_cfg`].
     #[must_use]
     pub fn true_cfg(self, scale: f64) -> Self {
-        Self { true_cfg: scale, ..self }
+        Self {
+            true_cfg: scale,
+            ..self
+        }
     }
 
     /// Sets [`Request::cfg_mode`].
@@ -198,13 +229,19 @@ impl Request {
     /// Sets [`Request::seed`].
     #[must_use]
     pub fn seed(self, seed: u64) -> Self {
-        Self { seed: Some(seed), ..self }
+        Self {
+            seed: Some(seed),
+            ..self
+        }
     }
 
     /// Sets [`Request::batch`].
     #[must_use]
     pub fn batch(self, pictures: usize) -> Self {
-        Self { batch: pictures, ..self }
+        Self {
+            batch: pictures,
+            ..self
+        }
     }
 
     /// Sets [`Request::strength`].
@@ -228,7 +265,10 @@ impl Request {
     /// Sets [`Request::noise`].
     #[must_use]
     pub fn noise(self, noise: ArrayD<f32>) -> Self {
-        Self { noise: Some(noise), ..self }
+        Self {
+            noise: Some(noise),
+            ..self
+        }
     }
 
     /// The negative prompt that the run uses, if it uses one.

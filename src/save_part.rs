@@ -25,7 +25,13 @@ pub(crate) const TRANSFORMERS_FILE: &str = "model.safetensors";
 /// [`Error::Io`] where the folder cannot be written.
 pub fn transformer(folder: impl AsRef<Path>, tensors: Vec<(String, Tensor)>, config: &DitConfig) -> Result<()> {
     let tensors = renamed(tensors, kontext_dit::names::diffusers, config.width())?;
-    part(folder.as_ref(), "transformer", DIFFUSERS_FILE, &tensors, &dit_json(config))
+    part(
+        folder.as_ref(),
+        "transformer",
+        DIFFUSERS_FILE,
+        &tensors,
+        &dit_json(config),
+    )
 }
 
 /// Writes the autoencoder into `folder/vae`.
@@ -41,7 +47,13 @@ pub fn vae(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &VaeC
 /// # Errors
 /// [`Error::Io`] where the folder cannot be written.
 pub fn clip(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &ClipConfig) -> Result<()> {
-    part(folder.as_ref(), "text_encoder", TRANSFORMERS_FILE, tensors, &clip_json(config))
+    part(
+        folder.as_ref(),
+        "text_encoder",
+        TRANSFORMERS_FILE,
+        tensors,
+        &clip_json(config),
+    )
 }
 
 /// Writes T5's encoder into `folder/text_encoder_2`. Its tokenizer belongs into `folder/tokenizer_2`.
@@ -49,7 +61,13 @@ pub fn clip(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &Cli
 /// # Errors
 /// [`Error::Io`] where the folder cannot be written.
 pub fn t5(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &T5Config) -> Result<()> {
-    part(folder.as_ref(), "text_encoder_2", TRANSFORMERS_FILE, tensors, &t5_json(config))
+    part(
+        folder.as_ref(),
+        "text_encoder_2",
+        TRANSFORMERS_FILE,
+        tensors,
+        &t5_json(config),
+    )
 }
 
 /// Writes `folder/model_index.json` and `folder/scheduler/scheduler_config.json`.
@@ -79,7 +97,9 @@ pub(crate) fn make_folder(folder: &Path) -> Result<PathBuf> {
 pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
     use std::io::Write;
     let mut file = OutputFile::create(path)?;
-    file.writer().write_all(format!("{value:#}\n").as_bytes()).map_err(Error::io(path))?;
+    file.writer()
+        .write_all(format!("{value:#}\n").as_bytes())
+        .map_err(Error::io(path))?;
     file.publish()
 }
 
@@ -130,7 +150,12 @@ pub(crate) fn t5_json(c: &T5Config) -> Value {
 fn scheduler_json(shift: Shift) -> Value {
     let class = "FlowMatchEulerDiscreteScheduler";
     match shift {
-        Shift::Dynamic { base_shift, max_shift, base_tokens, max_tokens } => json!({
+        Shift::Dynamic {
+            base_shift,
+            max_shift,
+            base_tokens,
+            max_tokens,
+        } => json!({
             "_class_name": class, "num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": true,
             "base_shift": base_shift, "max_shift": max_shift, "base_image_seq_len": base_tokens as i64,
             "max_image_seq_len": max_tokens as i64,
@@ -162,8 +187,16 @@ mod tests {
 
     #[test]
     fn a_t5_of_any_activation_is_read_as_it_is_written() {
-        for (gated, activation) in [(true, Activation::GeluTanh), (false, Activation::Relu), (true, Activation::Gelu)] {
-            let config = T5Config { gated, activation, ..T5Config::xxl() };
+        for (gated, activation) in [
+            (true, Activation::GeluTanh),
+            (false, Activation::Relu),
+            (true, Activation::Gelu),
+        ] {
+            let config = T5Config {
+                gated,
+                activation,
+                ..T5Config::xxl()
+            };
             let read: T5Config = serde_json::from_value(t5_json(&config)).unwrap();
             assert_eq!(read, config);
         }

@@ -9,8 +9,12 @@ use kontext::{Autoencoder, Device, Kind};
 use kontext_bench::reconstruction::{PictureSize, Records, Subject, Table};
 
 /// What diffusers' AutoencoderTiny reaches in f32, in dB: file, then PSNR on astronaut and on coffee.
-const REACHED: [(&str, f64, f64); 4] =
-    [("taef1", 27.46, 26.44), ("taesd3", 29.75, 27.52), ("taesd", 25.24, 24.88), ("taesdxl", 25.16, 24.66)];
+const REACHED: [(&str, f64, f64); 4] = [
+    ("taef1", 27.46, 26.44),
+    ("taesd3", 29.75, 27.52),
+    ("taesd", 25.24, 24.88),
+    ("taesdxl", 25.16, 24.66),
+];
 
 /// The values above have two digits after the point, and a level may round otherwise.
 const TOLERANCE: f64 = 0.05;
@@ -36,17 +40,30 @@ fn the_table_of_tiny_autoencoders_holds_the_psnr_that_they_reach_in_diffusers() 
     let folder = tempfile::tempdir().unwrap();
     let mut records = Records::open(folder.path().join("records.jsonl")).unwrap();
     for (name, astronaut, coffee) in REACHED {
-        let Some(file) = asset(&format!("tiny-autoencoders/{name}_diffusers_layout_f16.safetensors")) else { return };
+        let Some(file) = asset(&format!("tiny-autoencoders/{name}_diffusers_layout_f16.safetensors")) else {
+            return;
+        };
         let vae = Autoencoder::open(file, Kind::Float, Device::Cpu).unwrap();
-        let subject = Subject { vae: name, setting: "published", perceptual: None };
+        let subject = Subject {
+            vae: name,
+            setting: "published",
+            perceptual: None,
+        };
         let mut measurements = Vec::new();
         for (photo, expected) in [("astronaut", astronaut), ("coffee", coffee)] {
-            let Some(photo_file) = asset(&format!("photos/skimage_{photo}.png")) else { return };
-            let original = PictureSize::Original.prepare(&kontext::open(photo_file).unwrap()).unwrap();
+            let Some(photo_file) = asset(&format!("photos/skimage_{photo}.png")) else {
+                return;
+            };
+            let original = PictureSize::Original
+                .prepare(&kontext::open(photo_file).unwrap())
+                .unwrap();
             let back = reconstructed(&vae, &original);
             let measured = subject.measure(photo, &original, &back, &mut records).unwrap();
             let reached = measured.psnr;
-            assert!((reached - expected).abs() < TOLERANCE, "{name} on {photo}: {reached:.3} dB, expected {expected}");
+            assert!(
+                (reached - expected).abs() < TOLERANCE,
+                "{name} on {photo}: {reached:.3} dB, expected {expected}"
+            );
             measurements.push(measured);
         }
         let table = Table::of(&measurements, None).unwrap();

@@ -34,7 +34,10 @@ fn sentence(error: &Error) -> String {
 }
 
 fn load(folder: &Path) -> kontext::Result<Pipeline> {
-    Pipeline::builder().device(Device::Cpu).max_sequence_length(16).load(folder)
+    Pipeline::builder()
+        .device(Device::Cpu)
+        .max_sequence_length(16)
+        .load(folder)
 }
 
 /// What loading a folder says, with the folder's path cut from it.
@@ -56,10 +59,16 @@ fn a_folder_that_is_not_there_or_is_a_file_is_told_what_to_give() {
     let folder = tempfile::tempdir().unwrap();
     let expected = "expected the folder of a model, with diffusers' folders or BFL's single files; check the path";
     let none = folder.path().join("none");
-    assert_eq!(refusal(&none), format!("cannot access FOLDER: there is no such folder, {expected}"));
+    assert_eq!(
+        refusal(&none),
+        format!("cannot access FOLDER: there is no such folder, {expected}")
+    );
     let file = folder.path().join("file");
     std::fs::write(&file, "x").unwrap();
-    assert_eq!(refusal(&file), format!("cannot access FOLDER: it is a file, {expected}"));
+    assert_eq!(
+        refusal(&file),
+        format!("cannot access FOLDER: it is a file, {expected}")
+    );
     std::fs::remove_file(file).unwrap();
     assert_eq!(
         refusal(folder.path()),
@@ -100,16 +109,29 @@ fn a_missing_part_is_named_in_both_layouts() {
             "{text}"
         );
     }
-    let text = damaged(Layout::SingleFiles, |f| std::fs::remove_dir_all(f.join("tokenizer_2")).unwrap());
-    assert!(text.contains("no T5 tokenizer found; looked for tokenizer_2 and tokenizer.json in it; fetch"), "{text}");
+    let text = damaged(Layout::SingleFiles, |f| {
+        std::fs::remove_dir_all(f.join("tokenizer_2")).unwrap()
+    });
+    assert!(
+        text.contains("no T5 tokenizer found; looked for tokenizer_2 and tokenizer.json in it; fetch"),
+        "{text}"
+    );
 }
 
 #[test]
 fn a_missing_file_of_a_part_is_named() {
     let remove = |name: &'static str| damaged(Layout::Diffusers, |f| std::fs::remove_file(f.join(name)).unwrap());
-    for (name, folder) in [(DIT, "transformer"), (VAE, "vae"), (CLIP, "text_encoder"), (T5, "text_encoder_2")] {
+    for (name, folder) in [
+        (DIT, "transformer"),
+        (VAE, "vae"),
+        (CLIP, "text_encoder"),
+        (T5, "text_encoder_2"),
+    ] {
         let text = remove(name);
-        assert!(text.starts_with(&format!("cannot load {folder}: no weights found; looked for")), "{text}");
+        assert!(
+            text.starts_with(&format!("cannot load {folder}: no weights found; looked for")),
+            "{text}"
+        );
     }
     let text = remove("transformer/config.json");
     assert_eq!(
@@ -124,7 +146,10 @@ fn a_missing_file_of_a_part_is_named() {
          merges.txt; fetch them again"
     );
     let text = remove("tokenizer/merges.txt");
-    assert!(text.starts_with("cannot use the tokenizer tokenizer: the folder holds neither"), "{text}");
+    assert!(
+        text.starts_with("cannot use the tokenizer tokenizer: the folder holds neither"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -132,41 +157,63 @@ fn two_files_for_one_part_are_both_named() {
     let text = damaged(Layout::SingleFiles, |f| {
         std::fs::copy(f.join("ae.safetensors"), f.join("old.safetensors")).unwrap();
     });
-    assert!(text.contains("two files for the VAE: ae.safetensors and old.safetensors; move one away"), "{text}");
+    assert!(
+        text.contains("two files for the VAE: ae.safetensors and old.safetensors; move one away"),
+        "{text}"
+    );
 }
 
 #[test]
 fn a_truncated_or_corrupt_file_is_named_with_its_sizes() {
     for name in [DIT, VAE, CLIP, T5] {
         let text = damaged(Layout::Diffusers, |f| truncate(&f.join(name), 200_000));
-        assert!(text.starts_with(&format!("cannot load {name}: not a valid safetensors file: its header")), "{text}");
-        assert!(text.ends_with("the file has 200000; it may be truncated or damaged, fetch it again"), "{text}");
+        assert!(
+            text.starts_with(&format!("cannot load {name}: not a valid safetensors file: its header")),
+            "{text}"
+        );
+        assert!(
+            text.ends_with("the file has 200000; it may be truncated or damaged, fetch it again"),
+            "{text}"
+        );
     }
-    let text = damaged(Layout::SingleFiles, |f| std::fs::write(f.join("ae.safetensors"), "").unwrap());
-    assert!(text.starts_with("cannot load ae.safetensors: not a valid safetensors file: it has 0 bytes"), "{text}");
+    let text = damaged(Layout::SingleFiles, |f| {
+        std::fs::write(f.join("ae.safetensors"), "").unwrap()
+    });
+    assert!(
+        text.starts_with("cannot load ae.safetensors: not a valid safetensors file: it has 0 bytes"),
+        "{text}"
+    );
 }
 
 #[test]
 fn a_tensor_of_the_wrong_shape_or_dtype_is_named() {
     let name = "transformer_blocks.0.attn.norm_k.weight";
     assert_eq!(
-        damaged(Layout::Diffusers, |f| replace(&f.join(DIT), name, |t| t.narrow(0, 0, 64).contiguous())),
+        damaged(Layout::Diffusers, |f| replace(&f.join(DIT), name, |t| t
+            .narrow(0, 0, 64)
+            .contiguous())),
         format!(
             "cannot load {DIT}: tensor `{name}` has shape [64], the configuration asks for [128]; they are of \
              different models, take both from one"
         )
     );
     assert_eq!(
-        damaged(Layout::Diffusers, |f| replace(&f.join(DIT), name, |t| t.to_kind(Kind::Int64))),
+        damaged(Layout::Diffusers, |f| replace(&f.join(DIT), name, |t| t
+            .to_kind(Kind::Int64))),
         format!(
             "cannot load {DIT}: tensor `{name}` has dtype Int64; expected one of F64, F32, F16, BF16, F8_E4M3, \
              F8_E5M2, fetch the file in one of them"
         )
     );
     let text = damaged(Layout::SingleFiles, |f| {
-        replace(&f.join("ae.safetensors"), "decoder.norm_out.bias", |t| t.narrow(0, 0, 16).contiguous());
+        replace(&f.join("ae.safetensors"), "decoder.norm_out.bias", |t| {
+            t.narrow(0, 0, 16).contiguous()
+        });
     });
-    assert!(text.starts_with("cannot load ae.safetensors: tensor `decoder.norm_out.bias` has shape [16]"), "{text}");
+    assert!(
+        text.starts_with("cannot load ae.safetensors: tensor `decoder.norm_out.bias` has shape [16]"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -181,7 +228,11 @@ fn an_unknown_and_a_missing_tensor_are_named() {
         );
     }
     assert_eq!(
-        damaged(Layout::Diffusers, |f| rename(&f.join(DIT), "norm_out.linear.weight", "norm_out.linear.weigth")),
+        damaged(Layout::Diffusers, |f| rename(
+            &f.join(DIT),
+            "norm_out.linear.weight",
+            "norm_out.linear.weigth"
+        )),
         format!(
             "cannot load {DIT}: no tensor `norm_out.linear.weight` (nearest: `norm_out.linear.weigth`); the file is \
              incomplete or of another model, fetch the right one"
@@ -193,8 +244,13 @@ fn an_unknown_and_a_missing_tensor_are_named() {
         ("clip_l.safetensors", "text_model.final_layer_norm.bias"),
         ("t5xxl.safetensors", "encoder.final_layer_norm.weight"),
     ] {
-        let text = damaged(Layout::SingleFiles, |f| rename(&f.join(file), name, &format!("{name}_")));
-        assert!(text.starts_with(&format!("cannot load {file}: no tensor `{name}` (nearest: `{name}_`)")), "{text}");
+        let text = damaged(Layout::SingleFiles, |f| {
+            rename(&f.join(file), name, &format!("{name}_"))
+        });
+        assert!(
+            text.starts_with(&format!("cannot load {file}: no tensor `{name}` (nearest: `{name}_`)")),
+            "{text}"
+        );
     }
 }
 
@@ -207,7 +263,10 @@ fn parts_of_different_models_are_refused() {
         vocab.extend((0..100).map(|i| json!([format!("word{i}"), -4.0])));
         std::fs::write(path, json.to_string()).unwrap();
     });
-    assert!(text.starts_with("cannot use the tokenizer tokenizer_2/tokenizer.json: its ids go up to"), "{text}");
+    assert!(
+        text.starts_with("cannot use the tokenizer tokenizer_2/tokenizer.json: its ids go up to"),
+        "{text}"
+    );
     assert!(text.ends_with("take the tokenizer that came with the model"), "{text}");
 }
 
@@ -232,15 +291,30 @@ fn build(folder: &Path, part: &str) -> kontext::Result<()> {
 fn configurations_with_any_number_in_them_load_or_are_refused() {
     let folder = copy(Layout::Diffusers);
     for part in ["transformer", "scheduler", "vae", "text_encoder", "text_encoder_2"] {
-        let file = if part == "scheduler" { "scheduler/scheduler_config.json" } else { &format!("{part}/config.json") };
+        let file = if part == "scheduler" {
+            "scheduler/scheduler_config.json"
+        } else {
+            &format!("{part}/config.json")
+        };
         let path = folder.path().join(file);
         let good = std::fs::read_to_string(&path).unwrap();
         let good: Value = serde_json::from_str(&good).unwrap();
         build(folder.path(), part).unwrap();
         for key in good.as_object().unwrap().keys().filter(|key| !good[*key].is_string()) {
-            for value in [json!(0), json!(-1), json!(1_i64 << 40), json!(i64::MAX), json!(1e300), json!("x")] {
+            for value in [
+                json!(0),
+                json!(-1),
+                json!(1_i64 << 40),
+                json!(i64::MAX),
+                json!(1e300),
+                json!("x"),
+            ] {
                 let mut bad = good.clone();
-                bad[key] = if good[key].is_array() { json!([value, value, value, value]) } else { value.clone() };
+                bad[key] = if good[key].is_array() {
+                    json!([value, value, value, value])
+                } else {
+                    value.clone()
+                };
                 std::fs::write(&path, bad.to_string()).unwrap();
                 if let Err(error) = build(folder.path(), part) {
                     let text = sentence(&error);
@@ -250,7 +324,10 @@ fn configurations_with_any_number_in_them_load_or_are_refused() {
         }
         std::fs::write(&path, "{\"a\":").unwrap();
         let words = "the configuration cannot be used: EOF while parsing a value at line 1 column 5";
-        assert_eq!(refusal(folder.path()), format!("cannot load {file}: {words}; correct it or fetch it again"));
+        assert_eq!(
+            refusal(folder.path()),
+            format!("cannot load {file}: {words}; correct it or fetch it again")
+        );
         std::fs::write(&path, good.to_string()).unwrap();
     }
     load(folder.path()).unwrap();
@@ -265,34 +342,64 @@ fn a_network_of_distances_that_is_no_such_network_is_told_what_is() {
     let other = open(&model(Layout::SingleFiles).join("ae.safetensors"));
     let expected =
         "cannot load FILE: the configuration cannot be used: it is none of AlexNet, VGG16 and SqueezeNet 1.1 ";
-    assert!(other.starts_with(expected) && other.ends_with("save one of them as safetensors"), "{other}");
+    assert!(
+        other.starts_with(expected) && other.ends_with("save one of them as safetensors"),
+        "{other}"
+    );
     let folder = tempfile::tempdir().unwrap();
     let pickle = folder.path().join("alex.pth");
     std::fs::write(&pickle, b"PK\x03\x04 and so on").unwrap();
     let pickle = open(&pickle);
-    assert!(pickle.starts_with("cannot load FILE: not a safetensors file but"), "{pickle}");
+    assert!(
+        pickle.starts_with("cannot load FILE: not a safetensors file but"),
+        "{pickle}"
+    );
 }
 
 #[test]
 fn a_device_that_is_not_there_is_refused_with_one_that_is() {
     for text in ["gpu", "cuda:", "cuda:-1", "cuda:99999999", ""] {
         let error = sentence(&device::parse(text).unwrap_err());
-        assert_eq!(error, format!("invalid device: expected cpu, cuda or cuda:N, got {text}"));
+        assert_eq!(
+            error,
+            format!("invalid device: expected cpu, cuda or cuda:N, got {text}")
+        );
     }
     if let Err(error) = device::parse("cuda") {
-        assert!(sentence(&error).starts_with("device cuda:0 is not available: "), "{error}");
+        assert!(
+            sentence(&error).starts_with("device cuda:0 is not available: "),
+            "{error}"
+        );
     }
     // No machine has so many.
-    let error = sentence(&Pipeline::builder().device(Device::Cuda(999)).load(model(Layout::Diffusers)).unwrap_err());
+    let error = sentence(
+        &Pipeline::builder()
+            .device(Device::Cuda(999))
+            .load(model(Layout::Diffusers))
+            .unwrap_err(),
+    );
     assert!(error.starts_with("device cuda:999 is not available: "), "{error}");
 }
 
 #[test]
 fn a_dtype_that_is_not_for_computing_is_refused() {
-    let error = Pipeline::builder().device(Device::Cpu).dtype(Kind::Int64).load(model(Layout::Diffusers)).unwrap_err();
-    assert_eq!(sentence(&error), "invalid dtype: expected Float, BFloat16 or Half, got Int64");
-    let error = Pipeline::builder().device(Device::Cpu).max_sequence_length(0).load(model(Layout::Diffusers));
-    assert_eq!(sentence(&error.unwrap_err()), "invalid max_sequence_length: expected at least 1 token, got 0");
+    let error = Pipeline::builder()
+        .device(Device::Cpu)
+        .dtype(Kind::Int64)
+        .load(model(Layout::Diffusers))
+        .unwrap_err();
+    assert_eq!(
+        sentence(&error),
+        "invalid dtype: expected Float, BFloat16 or Half, got Int64"
+    );
+    let error = Pipeline::builder()
+        .device(Device::Cpu)
+        .max_sequence_length(0)
+        .load(model(Layout::Diffusers));
+    assert_eq!(
+        sentence(&error.unwrap_err()),
+        "invalid max_sequence_length: expected at least 1 token, got 0"
+    );
 }
 
 #[test]
@@ -305,18 +412,30 @@ fn requests_out_of_range_are_answered_with_the_range() {
         assert_eq!(sentence(&error), words);
     };
     let one = || Request::generate("x").size(32, 32).steps(1);
-    refused(one().size(0, 32), "invalid picture size: expected 1 to 8192 pixels on a side, got 0");
-    refused(one().size(u32::MAX, 32), "invalid picture size: expected 1 to 8192 pixels on a side, got 4294967295");
+    refused(
+        one().size(0, 32),
+        "invalid picture size: expected 1 to 8192 pixels on a side, got 0",
+    );
+    refused(
+        one().size(u32::MAX, 32),
+        "invalid picture size: expected 1 to 8192 pixels on a side, got 4294967295",
+    );
     refused(
         one().size(32, 40),
         "invalid picture size: expected sides that are multiples of 16 from 16 to 8192 (nearest: 32x48), got 32x40",
     );
     refused(one().steps(0), "invalid steps: expected 1 to 1000, got 0");
-    refused(one().steps(usize::MAX), "invalid steps: expected 1 to 1000, got 18446744073709551615");
+    refused(
+        one().steps(usize::MAX),
+        "invalid steps: expected 1 to 1000, got 18446744073709551615",
+    );
     refused(one().batch(0), "invalid batch: expected 1 to 256 pictures, got 0");
     let none = one().reference(&RgbImage::new(0, 5));
     refused(none, "invalid reference picture: expected at least one pixel, got 0x5");
-    refused(Request::edit(&picture, "").max_area(1), "invalid max_area: expected 256 to 67108864 pixels, got 1");
+    refused(
+        Request::edit(&picture, "").max_area(1),
+        "invalid max_area: expected 256 to 67108864 pixels, got 1",
+    );
 }
 
 #[test]
@@ -325,7 +444,10 @@ fn a_plan_needs_no_more_than_headers_and_is_that_of_the_loaded_model() {
         let builder = Pipeline::builder().device(Device::Cpu);
         let pipe = builder.load(model(layout)).unwrap();
         let request = Request::edit(&RgbImage::new(40, 30), "x").steps(3);
-        assert_eq!(builder.plan(model(layout), &request).unwrap(), pipe.plan(&request).unwrap());
+        assert_eq!(
+            builder.plan(model(layout), &request).unwrap(),
+            pipe.plan(&request).unwrap()
+        );
         let error = builder.plan(model(layout), &request.steps(0)).unwrap_err();
         assert_eq!(sentence(&error), "invalid steps: expected 1 to 1000, got 0");
     }
@@ -336,7 +458,11 @@ fn noise_of_another_shape_is_refused() {
     let pipe = load(&model(Layout::Diffusers)).unwrap();
     for shape in [vec![1, 5, 64], vec![4, 64], vec![0], vec![1, 4, 0]] {
         let noise = array::to_array(&Tensor::zeros(&shape, (Kind::Float, Device::Cpu))).unwrap();
-        let error = sentence(&pipe.run(&Request::generate("x").size(32, 32).steps(1).noise(noise)).unwrap_err());
+        let error = sentence(
+            &pipe
+                .run(&Request::generate("x").size(32, 32).steps(1).noise(noise))
+                .unwrap_err(),
+        );
         let words = "invalid shape of the noise: expected [1, 4, 64] (batch, target tokens, 4 * latent channels), got";
         assert_eq!(error, format!("{words} {shape:?}"));
     }
@@ -344,7 +470,9 @@ fn noise_of_another_shape_is_refused() {
 
 #[test]
 fn memory_that_is_not_there_is_told_apart() {
-    let error = Tensor::f_zeros([1 << 50], (Kind::Float, Device::Cpu)).map_err(Error::from).unwrap_err();
+    let error = Tensor::f_zeros([1 << 50], (Kind::Float, Device::Cpu))
+        .map_err(Error::from)
+        .unwrap_err();
     assert!(error.is_out_of_memory(), "{}", sentence(&error));
 }
 
@@ -363,8 +491,14 @@ fn an_output_that_cannot_be_written_is_refused_and_leaves_nothing() {
     let formats = "invalid output file: expected a name that ends in .png, .jpg or .webp, got";
     told(&folder.path().join("a.tiff"), &format!("{formats} F/a.tiff"));
     told(&folder.path().join("a"), &format!("{formats} F/a"));
-    told(&folder.path().join("a.png"), "cannot access F/a.png: it is a folder, expected a file; name a file");
-    told(&folder.path().join("no/a.png"), "cannot access F/no: there is no such file or folder; check the path");
+    told(
+        &folder.path().join("a.png"),
+        "cannot access F/a.png: it is a folder, expected a file; name a file",
+    );
+    told(
+        &folder.path().join("no/a.png"),
+        "cannot access F/no: there is no such file or folder; check the path",
+    );
     told(
         &folder.path().join("file/a.png"),
         "cannot access F/file/a.png: a part of the path is a file, expected a folder; check the path",
@@ -374,7 +508,10 @@ fn an_output_that_cannot_be_written_is_refused_and_leaves_nothing() {
     let text = sentence(&save_picture(&picture, &path, &[]).unwrap_err());
     let words = "at most 16383 pixels on a side for WebP; write a PNG, got 20000x1";
     assert_eq!(text, format!("invalid picture size: expected {words}"));
-    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let left: Vec<_> = std::fs::read_dir(folder.path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
     assert_eq!(left.len(), 2, "{left:?}");
 }
 
@@ -383,7 +520,12 @@ fn an_output_that_cannot_be_written_is_refused_and_leaves_nothing() {
 fn a_written_picture_has_the_permissions_of_a_new_file() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
-    let mode = |name: &str| std::fs::metadata(folder.path().join(name)).unwrap().permissions().mode();
+    let mode = |name: &str| {
+        std::fs::metadata(folder.path().join(name))
+            .unwrap()
+            .permissions()
+            .mode()
+    };
     std::fs::write(folder.path().join("new"), "x").unwrap();
     save_picture(&RgbImage::new(1, 1), folder.path().join("a.png"), &[]).unwrap();
     assert_eq!(mode("a.png"), mode("new"));

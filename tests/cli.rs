@@ -27,7 +27,12 @@ impl Desk {
     }
 
     fn run(&self, name: &str, args: &[&str]) -> Output {
-        program(name).args(args).current_dir(self.0.path()).stdin(Stdio::null()).output().unwrap()
+        program(name)
+            .args(args)
+            .current_dir(self.0.path())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
     }
 
     /// A run that must succeed; answers with what it wrote to stdout and stderr.
@@ -52,7 +57,10 @@ impl Desk {
     }
 
     fn files(&self) -> BTreeSet<String> {
-        std::fs::read_dir(self.0.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+        std::fs::read_dir(self.0.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect()
     }
 }
 
@@ -62,7 +70,12 @@ fn diffusers() -> String {
 
 /// The flags of a run that takes a moment, unless they are among the others.
 fn small<'a>(model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    let few = [["--model", model], ["--device", "cpu"], ["--max-area", "4096"], ["--steps", "2"]];
+    let few = [
+        ["--model", model],
+        ["--device", "cpu"],
+        ["--max-area", "4096"],
+        ["--steps", "2"],
+    ];
     let kept = few.into_iter().filter(|[flag, _]| !more.contains(flag)).flatten();
     kept.chain(more.iter().copied()).collect()
 }
@@ -106,16 +119,32 @@ fn flags_that_are_wrong_are_told_in_one_line() {
         let words = format!("invalid value '{value}' for '{flag} <{name}>': expected a whole number of at least 1");
         desk.bad("generate", &[flag, value], &words);
     }
-    desk.bad("generate", &["--batch", "99999999999999999999999"], "expected a smaller number");
-    desk.bad("generate", &["--seed", "-1"], "invalid value '-1' for '--seed <SEED>': expected a whole number from 0");
+    desk.bad(
+        "generate",
+        &["--batch", "99999999999999999999999"],
+        "expected a smaller number",
+    );
+    desk.bad(
+        "generate",
+        &["--seed", "-1"],
+        "invalid value '-1' for '--seed <SEED>': expected a whole number from 0",
+    );
     desk.bad(
         "generate",
         &["--sed", "1"],
         "unexpected argument '--sed' found; tip: a similar argument exists: '--seed'",
     );
     desk.bad("generate", &["--dtype", "int8"], "possible values: f32, bf16");
-    desk.bad("inspect", &[], "the following required arguments were not provided: <PATH>");
-    desk.bad("reconstruct", &[], "the following required arguments were not provided: --vae <PATH>");
+    desk.bad(
+        "inspect",
+        &[],
+        "the following required arguments were not provided: <PATH>",
+    );
+    desk.bad(
+        "reconstruct",
+        &[],
+        "the following required arguments were not provided: --vae <PATH>",
+    );
 }
 
 #[test]
@@ -137,7 +166,11 @@ fn edit_alone_edits_a_picture_with_the_model_of_this_repository() {
 /// A session whose user types these lines.
 fn typed(desk: &Desk, args: &[&str], lines: &str) -> (String, String) {
     let mut command = program("session");
-    command.args(["--device", "cpu"]).args(args).current_dir(desk.0.path()).stdin(Stdio::piped());
+    command
+        .args(["--device", "cpu"])
+        .args(args)
+        .current_dir(desk.0.path())
+        .stdin(Stdio::piped());
     let mut run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     run.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
     let (code, out, err) = told(&run.wait_with_output().unwrap());
@@ -162,14 +195,30 @@ fn a_session_writes_a_picture_after_each_turn_and_goes_on_after_an_error() {
         assert!(out.contains(line), "{line}\n{out}");
     }
     let errors: Vec<&str> = err.lines().filter(|line| line.starts_with("error: ")).collect();
-    let words = ["nothing to undo", "no command is \":nonsense\"", "a number from 0 to 2, got 7", "nowhere", "to redo"];
+    let words = [
+        "nothing to undo",
+        "no command is \":nonsense\"",
+        "a number from 0 to 2, got 7",
+        "nowhere",
+        "to redo",
+    ];
     assert_eq!(errors.len(), words.len(), "{err}");
-    assert!(errors.iter().zip(words).all(|(error, words)| error.contains(words)), "{err}");
-    assert_eq!(desk.files().into_iter().collect::<Vec<_>>(), ["kept", "session-1.png", "session-2.png"]);
+    assert!(
+        errors.iter().zip(words).all(|(error, words)| error.contains(words)),
+        "{err}"
+    );
+    assert_eq!(
+        desk.files().into_iter().collect::<Vec<_>>(),
+        ["kept", "session-1.png", "session-2.png"]
+    );
     // Another program goes on where this one was, with the same bytes.
     let more = "make it greyscale\n";
     typed(&desk, &["--load", "kept", "--out", "again.png"], more);
-    typed(&desk, &["--seed", "1", "--out", "whole.png"], &format!(":keep on\nmake the skin dark\n{more}"));
+    typed(
+        &desk,
+        &["--seed", "1", "--out", "whole.png"],
+        &format!(":keep on\nmake the skin dark\n{more}"),
+    );
     let bytes = |name: &str| kontext::open(desk.path(name)).unwrap();
     assert_eq!(bytes("again-3.png"), bytes("whole-2.png"));
 }
@@ -189,7 +238,9 @@ fn a_session_takes_masks_and_further_references() {
     let source = kontext::open(format!("{}/examples/data/emoji-source.png", env!("CARGO_MANIFEST_DIR"))).unwrap();
     let kept = kontext::open(desk.path("session-1.png")).unwrap();
     let same = |right: bool| {
-        kept.enumerate_pixels().filter(|(x, ..)| (*x >= 64) == right).all(|(x, y, p)| p == source.get_pixel(x, y))
+        kept.enumerate_pixels()
+            .filter(|(x, ..)| (*x >= 64) == right)
+            .all(|(x, y, p)| p == source.get_pixel(x, y))
     };
     assert!(same(true) && !same(false));
     assert!(desk.path("session-2.png").is_file());
@@ -200,16 +251,30 @@ fn a_session_takes_masks_and_further_references() {
 fn a_lora_that_is_none_is_refused() {
     let desk = Desk::new();
     let none = fixture("cmyk.jpg");
-    desk.bad("generate", &["--device", "cpu", "--lora", &none], "not a valid safetensors file");
-    desk.bad("generate", &["--device", "cpu", "--lora", "none.safetensors"], "cannot access none.safetensors");
+    desk.bad(
+        "generate",
+        &["--device", "cpu", "--lora", &none],
+        "not a valid safetensors file",
+    );
+    desk.bad(
+        "generate",
+        &["--device", "cpu", "--lora", "none.safetensors"],
+        "cannot access none.safetensors",
+    );
 }
 
 #[test]
 fn a_plan_is_printed_and_nothing_is_written() {
     let desk = Desk::new();
     let image = fixture("cmyk.jpg");
-    let (out, _) = desk.good("edit", &["--model", &diffusers(), "--device", "cpu", "--image", &image, "--plan"]);
-    assert!(out.contains("reference 1: 24x16, stretched to 1248x832 by Lanczos, 52 rows x 78 columns"), "{out}");
+    let (out, _) = desk.good(
+        "edit",
+        &["--model", &diffusers(), "--device", "cpu", "--image", &image, "--plan"],
+    );
+    assert!(
+        out.contains("reference 1: 24x16, stretched to 1248x832 by Lanczos, 52 rows x 78 columns"),
+        "{out}"
+    );
     assert!(out.contains("output:      24x16, resized from 1248x832"), "{out}");
     assert!(desk.files().is_empty());
 }
@@ -217,8 +282,12 @@ fn a_plan_is_printed_and_nothing_is_written() {
 #[test]
 fn pictures_of_every_kind_are_edited() {
     let desk = Desk::new();
-    RgbImage::from_pixel(20_000, 10, Rgb([1, 2, 3])).save(desk.path("wide.png")).unwrap();
-    RgbImage::from_pixel(1, 1, Rgb([1, 2, 3])).save(desk.path("dot.png")).unwrap();
+    RgbImage::from_pixel(20_000, 10, Rgb([1, 2, 3]))
+        .save(desk.path("wide.png"))
+        .unwrap();
+    RgbImage::from_pixel(1, 1, Rgb([1, 2, 3]))
+        .save(desk.path("dot.png"))
+        .unwrap();
     image::ImageBuffer::<image::Luma<u16>, _>::from_fn(9, 7, |x, y| image::Luma([(x * y * 999) as u16]))
         .save(desk.path("grey16.png"))
         .unwrap();
@@ -233,7 +302,10 @@ fn pictures_of_every_kind_are_edited() {
         (fixture("turned6.jpg"), "16x24"),
     ] {
         let model = diffusers();
-        let args = small(&model, &["--image", &image, "--prompt", "", "--seed", "1", "--steps", "1"]);
+        let args = small(
+            &model,
+            &["--image", &image, "--prompt", "", "--seed", "1", "--steps", "1"],
+        );
         let (out, _) = desk.good("edit", &args);
         assert!(out.starts_with(&format!("wrote edit.png ({size}, seed 1)")), "{out}");
     }
@@ -243,8 +315,14 @@ fn pictures_of_every_kind_are_edited() {
 #[test]
 fn a_batch_is_written_under_numbered_names() {
     let desk = Desk::new();
-    let (out, _) = desk.good("generate", &small(&diffusers(), &["--batch", "2", "--seed", "5", "--out", "a.jpg"]));
-    assert!(out.contains("wrote a.jpg (64x64, seed 5)\nwrote a-1.jpg (64x64, seed 6)"), "{out}");
+    let (out, _) = desk.good(
+        "generate",
+        &small(&diffusers(), &["--batch", "2", "--seed", "5", "--out", "a.jpg"]),
+    );
+    assert!(
+        out.contains("wrote a.jpg (64x64, seed 5)\nwrote a-1.jpg (64x64, seed 6)"),
+        "{out}"
+    );
     assert_eq!(desk.files().into_iter().collect::<Vec<_>>(), ["a-1.jpg", "a.jpg"]);
 }
 
@@ -252,15 +330,35 @@ fn a_batch_is_written_under_numbered_names() {
 fn noise_that_was_dumped_gives_the_same_picture_again() {
     let desk = Desk::new();
     let model = diffusers();
-    desk.good("generate", &small(&model, &["--seed", "3", "--dump", "dump.safetensors", "--out", "a.png"]));
-    desk.good("generate", &small(&model, &["--seed", "4", "--noise", "dump.safetensors", "--out", "b.png"]));
+    desk.good(
+        "generate",
+        &small(&model, &["--seed", "3", "--dump", "dump.safetensors", "--out", "a.png"]),
+    );
+    desk.good(
+        "generate",
+        &small(
+            &model,
+            &["--seed", "4", "--noise", "dump.safetensors", "--out", "b.png"],
+        ),
+    );
     let open = |name: &str| kontext::open(desk.path(name)).unwrap();
     assert_eq!(open("a.png"), open("b.png"));
     let dump = Weights::open(desk.path("dump.safetensors")).unwrap();
-    let names = ["final", "latents", "pooled_prompt_embeds", "prompt_embeds", "step_0", "step_1"];
+    let names = [
+        "final",
+        "latents",
+        "pooled_prompt_embeds",
+        "prompt_embeds",
+        "step_0",
+        "step_1",
+    ];
     assert_eq!(dump.names(), names);
     assert_eq!(dump.shape_of("latents").unwrap(), [1, 16, 64]);
-    desk.bad("generate", &small(&model, &["--noise", "a.png"]), "a.png: not a valid safetensors file");
+    desk.bad(
+        "generate",
+        &small(&model, &["--noise", "a.png"]),
+        "a.png: not a valid safetensors file",
+    );
     let noise = ["--noise", "dump.safetensors", "--width", "32", "--height", "32"];
     desk.bad(
         "generate",
@@ -268,7 +366,11 @@ fn noise_that_was_dumped_gives_the_same_picture_again() {
         "invalid shape of the noise: expected [1, 4, 64] (batch, target tokens, 4 * latent channels), got [1, 16, 64]",
     );
     rename(&desk.path("dump.safetensors"), "latents", "other");
-    desk.bad("generate", &small(&model, &["--noise", "dump.safetensors"]), "no tensor `latents`");
+    desk.bad(
+        "generate",
+        &small(&model, &["--noise", "dump.safetensors"]),
+        "no tensor `latents`",
+    );
 }
 
 #[test]
@@ -278,7 +380,10 @@ fn prompts_of_no_word_and_of_ten_thousand_are_taken() {
     assert!(!err.contains("does not see"), "{err}");
     let (_, err) = desk.good("generate", &small(&diffusers(), &["--prompt", &"word ".repeat(10_000)]));
     for encoder in ["T5", "CLIP"] {
-        assert!(err.contains(&format!("{encoder} does not see the end of the prompt: “")), "{err}");
+        assert!(
+            err.contains(&format!("{encoder} does not see the end of the prompt: “")),
+            "{err}"
+        );
     }
     assert!(err.len() < 2000, "{err}");
 }
@@ -288,53 +393,112 @@ fn requests_out_of_range_are_refused() {
     let desk = Desk::new();
     let model = diffusers();
     for (more, words) in [
-        (&["--width", "100", "--height", "64"][..], "invalid picture size: expected sides that are multiples of 16"),
-        (&["--width", "1000000"], "invalid picture size: expected 1 to 8192 pixels on a side, got 1000000"),
+        (
+            &["--width", "100", "--height", "64"][..],
+            "invalid picture size: expected sides that are multiples of 16",
+        ),
+        (
+            &["--width", "1000000"],
+            "invalid picture size: expected 1 to 8192 pixels on a side, got 1000000",
+        ),
         (&["--steps", "100000"], "invalid steps: expected 1 to 1000, got 100000"),
-        (&["--guidance", "nan"], "invalid guidance: expected a value from -1000 to 1000"),
+        (
+            &["--guidance", "nan"],
+            "invalid guidance: expected a value from -1000 to 1000",
+        ),
         (&["--device", "cuda:999"], "device cuda:999 is not available: "),
-        (&["--device", "tpu"], "invalid device: expected cpu, cuda or cuda:N, got tpu"),
-        (&["--out", "a.bmp"], "invalid output file: expected a name that ends in .png, .jpg or .webp, got a.bmp"),
-        (&["--out", "no/a.png"], "cannot access no: there is no such file or folder; check the path"),
-        (&["--dump", "no/a.safetensors"], "cannot access no: there is no such file or folder; check the path"),
+        (
+            &["--device", "tpu"],
+            "invalid device: expected cpu, cuda or cuda:N, got tpu",
+        ),
+        (
+            &["--out", "a.bmp"],
+            "invalid output file: expected a name that ends in .png, .jpg or .webp, got a.bmp",
+        ),
+        (
+            &["--out", "no/a.png"],
+            "cannot access no: there is no such file or folder; check the path",
+        ),
+        (
+            &["--dump", "no/a.safetensors"],
+            "cannot access no: there is no such file or folder; check the path",
+        ),
     ] {
         desk.bad("generate", &small(&model, more), words);
     }
-    desk.bad("edit", &small(&model, &["--strength", "-1"]), "invalid strength: expected");
-    RgbImage::from_pixel(20_000, 1, Rgb([1, 2, 3])).save(desk.path("wide.png")).unwrap();
+    desk.bad(
+        "edit",
+        &small(&model, &["--strength", "-1"]),
+        "invalid strength: expected",
+    );
+    RgbImage::from_pixel(20_000, 1, Rgb([1, 2, 3]))
+        .save(desk.path("wide.png"))
+        .unwrap();
     let args = small(&model, &["--image", "wide.png", "--out", "a.webp"]);
-    desk.bad("edit", &args, "expected at most 16383 pixels on a side for WebP; write a PNG, got 20000x1");
+    desk.bad(
+        "edit",
+        &args,
+        "expected at most 16383 pixels on a side for WebP; write a PNG, got 20000x1",
+    );
 }
 
 #[test]
 fn pictures_that_are_none_are_refused() {
     let desk = Desk::new();
     std::fs::write(desk.path("text.png"), "hello").unwrap();
-    std::fs::write(desk.path("cut.jpg"), &std::fs::read(fixture("turned6.jpg")).unwrap()[..800]).unwrap();
+    std::fs::write(
+        desk.path("cut.jpg"),
+        &std::fs::read(fixture("turned6.jpg")).unwrap()[..800],
+    )
+    .unwrap();
     desk.bad(
         "edit",
         &["--image", "none.png"],
         "cannot access none.png: there is no such file or folder; check the path",
     );
-    desk.bad("edit", &["--image", "."], "cannot access .: it is a folder, expected a file; name a file");
+    desk.bad(
+        "edit",
+        &["--image", "."],
+        "cannot access .: it is a folder, expected a file; name a file",
+    );
     let words =
         "cannot use the picture text.png: The image format could not be determined; give a PNG, JPEG or WebP file";
     desk.bad("edit", &["--image", "text.png"], words);
-    desk.bad("edit", &["--image", "cut.jpg"], "cannot use the picture cut.jpg: it ends early; the file is damaged");
-    desk.bad("reconstruct", &["--vae", &diffusers(), "--image", "text.png"], "cannot use the picture text.png: ");
+    desk.bad(
+        "edit",
+        &["--image", "cut.jpg"],
+        "cannot use the picture cut.jpg: it ends early; the file is damaged",
+    );
+    desk.bad(
+        "reconstruct",
+        &["--vae", &diffusers(), "--image", "text.png"],
+        "cannot use the picture text.png: ",
+    );
 }
 
 #[test]
 fn models_that_are_not_whole_are_refused() {
     let desk = Desk::new();
-    desk.bad("generate", &["--model", "none"], "cannot access none: there is no such folder, expected the folder of");
+    desk.bad(
+        "generate",
+        &["--model", "none"],
+        "cannot access none: there is no such folder, expected the folder of",
+    );
     let folder = copy(Layout::SingleFiles);
     let model = folder.path().display().to_string();
     let file = folder.path().join("ae.safetensors");
     add(&file, "line\nbreak\u{1b}[31m");
-    desk.bad("generate", &["--model", &model], "1 tensor that the model does not know: `line\\nbreak\\u{1b}[31m`");
+    desk.bad(
+        "generate",
+        &["--model", &model],
+        "1 tensor that the model does not know: `line\\nbreak\\u{1b}[31m`",
+    );
     truncate(&file, 1000);
-    desk.bad("generate", &["--model", &model], "it may be truncated or damaged, fetch it again");
+    desk.bad(
+        "generate",
+        &["--model", &model],
+        "it may be truncated or damaged, fetch it again",
+    );
     desk.bad("inspect", &[&model], "it may be truncated or damaged, fetch it again");
     std::fs::remove_file(&file).unwrap();
     desk.bad(
@@ -354,7 +518,11 @@ fn a_nan_in_the_weights_is_named_and_no_picture_written() {
         t.shallow_clone()
     });
     let model = folder.path().display().to_string();
-    desk.bad("generate", &small(&model, &[]), "tensor `double_blocks.0.txt_mlp.0.weight` of ");
+    desk.bad(
+        "generate",
+        &small(&model, &[]),
+        "tensor `double_blocks.0.txt_mlp.0.weight` of ",
+    );
 }
 
 #[test]
@@ -362,7 +530,10 @@ fn inspect_tells_what_a_checkpoint_holds_and_lacks() {
     let desk = Desk::new();
     for layout in [Layout::Diffusers, Layout::SingleFiles] {
         let (out, err) = desk.good("inspect", &[&model(layout).display().to_string()]);
-        assert!(out.contains("\nVAE: 240 tensors") && out.ends_with("\ncomplete\n") && err.is_empty(), "{out}{err}");
+        assert!(
+            out.contains("\nVAE: 240 tensors") && out.ends_with("\ncomplete\n") && err.is_empty(),
+            "{out}{err}"
+        );
     }
     let folder = copy(Layout::Diffusers);
     let path = folder.path().join("transformer/diffusion_pytorch_model.safetensors");
@@ -373,16 +544,30 @@ fn inspect_tells_what_a_checkpoint_holds_and_lacks() {
     let model = folder.path().display().to_string();
     desk.bad("inspect", &[&model], "has 4 fault(s), listed above");
     let (_, out, _) = told(&desk.run("inspect", &[&model]));
-    assert!(out.contains("no tensor `x_embedder.bias` (nearest: `x_embedder.bis`)"), "{out}");
-    assert!(out.contains(&format!("tensor `{name}` has shape [64], the configuration asks for [128]")), "{out}");
-    assert!(out.contains("unused: `x_embedder.bis`") && out.contains("unused: `extra`"), "{out}");
+    assert!(
+        out.contains("no tensor `x_embedder.bias` (nearest: `x_embedder.bis`)"),
+        "{out}"
+    );
+    assert!(
+        out.contains(&format!(
+            "tensor `{name}` has shape [64], the configuration asks for [128]"
+        )),
+        "{out}"
+    );
+    assert!(
+        out.contains("unused: `x_embedder.bis`") && out.contains("unused: `extra`"),
+        "{out}"
+    );
 }
 
 #[test]
 fn reconstruct_measures_an_autoencoder() {
     let desk = Desk::new();
     let folder = model(Layout::SingleFiles);
-    let (vae, image) = (folder.join("ae.safetensors").display().to_string(), fixture("palette.png"));
+    let (vae, image) = (
+        folder.join("ae.safetensors").display().to_string(),
+        fixture("palette.png"),
+    );
     let args = ["--vae", &vae, "--image", &image, "--device", "cpu", "--out"];
     let (out, _) = desk.good("reconstruct", &[&args[..], &["a.png"]].concat());
     assert!(
@@ -392,9 +577,15 @@ fn reconstruct_measures_an_autoencoder() {
     assert_eq!(kontext::open(desk.path("a.png")).unwrap().dimensions(), (16, 16));
     for tile in ["0", "-8", "100"] {
         let tiled = [&args[..], &["b.png", "--tile", tile]].concat();
-        desk.bad("reconstruct", &tiled, "invalid tile: expected a positive multiple of 8 pixels");
+        desk.bad(
+            "reconstruct",
+            &tiled,
+            "invalid tile: expected a positive multiple of 8 pixels",
+        );
     }
-    RgbImage::from_pixel(1, 1, Rgb([1, 2, 3])).save(desk.path("dot.png")).unwrap();
+    RgbImage::from_pixel(1, 1, Rgb([1, 2, 3]))
+        .save(desk.path("dot.png"))
+        .unwrap();
     let words = "dot.png: invalid picture: expected at least 16 pixels on a side (give a larger one), got 1x1";
     desk.bad("reconstruct", &["--vae", &vae, "--image", "dot.png"], words);
     let dit = folder.join("flux1-kontext.safetensors").display().to_string();
@@ -418,26 +609,47 @@ fn vae_table_measures_autoencoders_and_goes_on_after_a_kill() {
     album(&desk);
     let vae = format!("random={}", model(Layout::SingleFiles).join("ae.safetensors").display());
     let shipped = format!("emoji={}/models/kontext-emoji/vae", env!("CARGO_MANIFEST_DIR"));
-    let args = ["--images", "album", "--vae", &vae, "--vae", &shipped, "--device", "cpu", "--out", "work"];
-    let (first, err) = desk.good("vae_table", &[&args[..], &["--csv", "t.csv", "--markdown", "t.md"]].concat());
+    let args = [
+        "--images", "album", "--vae", &vae, "--vae", &shipped, "--device", "cpu", "--out", "work",
+    ];
+    let (first, err) = desk.good(
+        "vae_table",
+        &[&args[..], &["--csv", "t.csv", "--markdown", "t.md"]].concat(),
+    );
     assert!(err.contains("skipped: cannot use the picture album/c.png"), "{err}");
-    assert!(err.contains("1 of 3 pictures cannot be used and are left out") && !err.contains("notes"), "{err}");
+    assert!(
+        err.contains("1 of 3 pictures cannot be used and are left out") && !err.contains("notes"),
+        "{err}"
+    );
     let csv = std::fs::read_to_string(desk.path("t.csv")).unwrap();
     let rows: Vec<&str> = csv.lines().collect();
     assert_eq!(rows[0], "vae,pictures,pdist,pdist_se,ssim,ssim_se,psnr,psnr_se");
-    assert!(rows[1].starts_with("random,2,,,") && rows[2].starts_with("emoji,2,,,") && rows.len() == 3, "{csv}");
-    assert!(std::fs::read_to_string(desk.path("t.md")).unwrap().contains("| emoji | 2 | - | "));
+    assert!(
+        rows[1].starts_with("random,2,,,") && rows[2].starts_with("emoji,2,,,") && rows.len() == 3,
+        "{csv}"
+    );
+    assert!(
+        std::fs::read_to_string(desk.path("t.md"))
+            .unwrap()
+            .contains("| emoji | 2 | - | ")
+    );
 
     // Killed within the last line: that one is measured again, the others are not.
     let records = desk.path("work").join("reconstructions.jsonl");
     let whole = std::fs::read_to_string(&records).unwrap();
     assert_eq!(whole.lines().count(), 4);
     truncate(&records, whole.len() as u64 - 9);
-    let (again, _) = desk.good("vae_table", &[&args[..], &["--strip", "s.png", "--strip-pictures", "1"]].concat());
+    let (again, _) = desk.good(
+        "vae_table",
+        &[&args[..], &["--strip", "s.png", "--strip-pictures", "1"]].concat(),
+    );
     assert_eq!(std::fs::read_to_string(&records).unwrap(), whole);
     let table = |text: &str| text.lines().take(3).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(table(&again), table(&first));
-    assert_eq!(kontext::open(desk.path("s.png")).unwrap().dimensions(), (3 * 132 - 4, 2 * 132 - 4));
+    assert_eq!(
+        kontext::open(desk.path("s.png")).unwrap().dimensions(),
+        (3 * 132 - 4, 2 * 132 - 4)
+    );
     // Another size is another measurement.
     desk.good("vae_table", &[&args[..], &["--size", "32"]].concat());
     assert_eq!(std::fs::read_to_string(&records).unwrap().lines().count(), 8);
@@ -454,25 +666,61 @@ fn vae_table_says_what_it_cannot_use() {
     let file = |name: &str| format!("A={}", folder.join(name).display());
     let vae = file("ae.safetensors");
     let bad = |args: &[&str], words: &str| desk.bad("vae_table", &[&["--device", "cpu"], args].concat(), words);
-    bad(&["--images", "album"], "the following required arguments were not provided: --vae <NAME=PATH>");
+    bad(
+        &["--images", "album"],
+        "the following required arguments were not provided: --vae <NAME=PATH>",
+    );
     for text in ["ae.safetensors", "=ae.safetensors", "A="] {
-        bad(&["--images", "album", "--vae", text], "expected NAME=PATH, such as TAEF1=taef1.safetensors");
+        bad(
+            &["--images", "album", "--vae", text],
+            "expected NAME=PATH, such as TAEF1=taef1.safetensors",
+        );
     }
     bad(
         &["--images", "album", "--vae", "A=none.safetensors"],
         "autoencoder A: cannot access none.safetensors: there is",
     );
-    bad(&["--images", "album", "--vae", &file("flux1-kontext.safetensors")], "no autoencoder found; looked for");
-    bad(&["--images", "album", "--vae", &vae, "--vae", &vae], "two autoencoders have the same name");
+    bad(
+        &["--images", "album", "--vae", &file("flux1-kontext.safetensors")],
+        "no autoencoder found; looked for",
+    );
+    bad(
+        &["--images", "album", "--vae", &vae, "--vae", &vae],
+        "two autoencoders have the same name",
+    );
     bad(&["--images", "none", "--vae", &vae], "cannot read the folder none: ");
-    bad(&["--images", "empty", "--vae", &vae], "no pictures in empty: expected .png, .jpg or .webp files");
-    bad(&["--images", "broken", "--vae", &vae], "none of the 1 pictures in broken can be used");
-    bad(&["--images", "album", "--vae", &vae, "--size", "100"], "expected \"original\" or a multiple of 16");
-    bad(&["--images", "album", "--vae", &vae, "--csv", "none/t.csv"], "cannot access none: there is no such file");
+    bad(
+        &["--images", "empty", "--vae", &vae],
+        "no pictures in empty: expected .png, .jpg or .webp files",
+    );
+    bad(
+        &["--images", "broken", "--vae", &vae],
+        "none of the 1 pictures in broken can be used",
+    );
+    bad(
+        &["--images", "album", "--vae", &vae, "--size", "100"],
+        "expected \"original\" or a multiple of 16",
+    );
+    bad(
+        &["--images", "album", "--vae", &vae, "--csv", "none/t.csv"],
+        "cannot access none: there is no such file",
+    );
     bad(&["--images", "album", "--vae", &vae, "--strip", "s.gif"], "s.gif");
-    let side = ["--images", "album", "--vae", &vae, "--strip", "s.png", "--strip-side", "0"];
+    let side = [
+        "--images",
+        "album",
+        "--vae",
+        &vae,
+        "--strip",
+        "s.png",
+        "--strip-side",
+        "0",
+    ];
     bad(&side, "0 is not in 1..=1024");
-    bad(&["--images", "album", "--vae", &vae, "--heads", "h.safetensors"], "--perceptual <FILE>");
+    bad(
+        &["--images", "album", "--vae", &vae, "--heads", "h.safetensors"],
+        "--perceptual <FILE>",
+    );
     let network = folder.join("ae.safetensors").display().to_string();
     let words = "it is none of AlexNet, VGG16 and SqueezeNet 1.1";
     bad(&["--images", "album", "--vae", &vae, "--perceptual", &network], words);
@@ -483,7 +731,12 @@ fn a_reader_that_goes_away_ends_the_program_in_words() {
     let desk = Desk::new();
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let output = program("inspect").arg(diffusers()).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+    let output = program("inspect")
+        .arg(diffusers())
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
     let (code, _, err) = told(&output);
     assert_eq!(code, Some(1), "{err}");
     assert!(err.starts_with("error: cannot write to standard output: "), "{err}");
@@ -495,16 +748,32 @@ fn a_reader_that_goes_away_ends_the_program_in_words() {
 fn an_interrupted_run_says_how_far_it_came_and_writes_nothing() {
     let desk = Desk::new();
     let model = diffusers();
-    let args = ["--model", &model, "--device", "cpu", "--width", "256", "--height", "256", "--steps", "1000"];
+    let args = [
+        "--model", &model, "--device", "cpu", "--width", "256", "--height", "256", "--steps", "1000",
+    ];
     let mut command = program("generate");
-    let mut child = command.args(args).current_dir(desk.0.path()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command
+        .args(args)
+        .current_dir(desk.0.path())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     // The last line before the run begins.
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
     assert!(lines.any(|line| line.starts_with("T5 tokenizer:")));
     std::thread::sleep(Duration::from_secs(1));
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &child.id().to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
     let last = lines.last().unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(1), "{last}");
-    assert!(last.starts_with("error: cancelled after ") && last.ends_with(" of 1000 steps"), "{last}");
+    assert!(
+        last.starts_with("error: cancelled after ") && last.ends_with(" of 1000 steps"),
+        "{last}"
+    );
     assert!(desk.files().is_empty());
 }

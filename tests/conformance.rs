@@ -37,7 +37,12 @@ fn parts(dtype: Kind, sizes: &[Size]) -> Parts {
     let clip = ClipEncoder::open(&checkpoint.clip, Kind::Float, Device::Cpu).unwrap();
     let t5 = T5Encoder::open(&checkpoint.t5, Kind::Float, Device::Cpu).unwrap();
     let tokenizer = |path| Tokenizer::open(path).unwrap();
-    let text = TextEncoder::new(clip, tokenizer(&checkpoint.clip_tokenizer), t5, tokenizer(&checkpoint.t5_tokenizer));
+    let text = TextEncoder::new(
+        clip,
+        tokenizer(&checkpoint.clip_tokenizer),
+        t5,
+        tokenizer(&checkpoint.t5_tokenizer),
+    );
     Parts {
         text: text.unwrap().max_sequence_length(16),
         dit: Dit::new(&weights.at_most(dtype), &config, |_| ()).unwrap(),
@@ -74,8 +79,15 @@ fn to_picture(levels: &Tensor) -> RgbImage {
 /// A small edit, of a picture that the preferred size 48x32 suits. In mode `Diffusers`, the target
 /// would be square and large if it were not asked for.
 fn edit(mode: Conformance) -> Request {
-    let edit = Request::edit(&picture(50, 34), "make it red").steps(3).seed(7).conform(mode);
-    if mode == Conformance::Diffusers { edit.size(48, 32).max_area(48 * 32) } else { edit }
+    let edit = Request::edit(&picture(50, 34), "make it red")
+        .steps(3)
+        .seed(7)
+        .conform(mode);
+    if mode == Conformance::Diffusers {
+        edit.size(48, 32).max_area(48 * 32)
+    } else {
+        edit
+    }
 }
 
 /// The tensors of a run.
@@ -108,7 +120,11 @@ fn noise_is_drawn_in_the_dtype_of_the_mode() {
         let pipe = pipeline(dtype, &SMALL);
         for mode in MODES {
             let noise = stages(&pipe, &edit(mode)).0.noise.unwrap();
-            let kind = if mode == Conformance::Kontext { Kind::Float } else { dtype };
+            let kind = if mode == Conformance::Kontext {
+                Kind::Float
+            } else {
+                dtype
+            };
             let drawn = noise::randn(&[1, 16, 4, 6], 7, kind, Device::Cpu).unwrap();
             assert_eq!(noise.kind(), kind, "{mode:?}, {dtype:?}");
             assert!(noise.equal(&pack(&drawn).unwrap()), "{mode:?}, {dtype:?}");
@@ -119,8 +135,15 @@ fn noise_is_drawn_in_the_dtype_of_the_mode() {
 #[test]
 fn the_noise_of_a_size_that_is_rounded_up_is_that_of_bfl() {
     let fixture = bfl();
-    for (dtype, asked, name) in [(Kind::BFloat16, [100, 50], "100x50.bf16"), (Kind::Float, [33, 17], "33x17.f32")] {
-        let request = Request::generate("x").size(asked[0], asked[1]).steps(1).seed(7).conform(Conformance::Bfl);
+    for (dtype, asked, name) in [
+        (Kind::BFloat16, [100, 50], "100x50.bf16"),
+        (Kind::Float, [33, 17], "33x17.f32"),
+    ] {
+        let request = Request::generate("x")
+            .size(asked[0], asked[1])
+            .steps(1)
+            .seed(7)
+            .conform(Conformance::Bfl);
         let noise = stages(&pipeline(dtype, &SMALL), &request).0.noise.unwrap();
         let expected = pack(&fixture.raw(&format!("noise.{name}")).unwrap()).unwrap();
         assert!(noise.equal(&expected), "{name}");
@@ -143,7 +166,9 @@ fn a_reference_is_resized_and_packed_as_by_bfl() {
     let raw = |name: &str| fixture.raw(name).unwrap();
     let original = to_picture(&raw("context.picture"));
     let plan = pipeline(Kind::Float, &[Size::new(48, 32)]);
-    let plan = plan.plan(&Request::edit(&original, "").conform(Conformance::Bfl)).unwrap();
+    let plan = plan
+        .plan(&Request::edit(&original, "").conform(Conformance::Bfl))
+        .unwrap();
     let Size { width, height } = plan.references[0].fitted;
     let fitted = picture::resize(&original, width, height).unwrap();
     assert_eq!(fitted, to_picture(&raw("context.fitted")));
@@ -152,21 +177,31 @@ fn a_reference_is_resized_and_packed_as_by_bfl() {
     let patches = pixels.pixel_unshuffle(8).narrow(1, 0, 16).to_kind(Kind::BFloat16);
     assert!(pack(&patches).unwrap().equal(&raw("context.img")));
     let reference = &plan.references[0];
-    assert!(grid_ids(reference.grid, reference.origin).unwrap().unsqueeze(0).equal(&raw("context.ids")));
+    assert!(
+        grid_ids(reference.grid, reference.origin)
+            .unwrap()
+            .unsqueeze(0)
+            .equal(&raw("context.ids"))
+    );
 }
 
 #[test]
 fn a_reference_is_encoded_from_its_preferred_size_in_every_mode() {
     let vae = parts(Kind::Float, &[]).vae;
     let fitted = picture::resize(&picture(50, 34), 48, 32).unwrap();
-    let latents = vae.encode_latents(&picture::to_tensor(&fitted, Kind::Float, Device::Cpu).unwrap()).unwrap();
+    let latents = vae
+        .encode_latents(&picture::to_tensor(&fitted, Kind::Float, Device::Cpu).unwrap())
+        .unwrap();
     for dtype in KINDS {
         let pipe = pipeline(dtype, &SMALL);
         for mode in MODES {
             // On a CPU all modes compute in f32; those of the references round the result to the run's dtype.
             let expected = latents.to_kind(mode.latents_kind(dtype));
             let reference = stages(&pipe, &edit(mode)).0.reference.unwrap();
-            assert!(reference.kind() == expected.kind() && reference.equal(&expected), "{mode:?}, {dtype:?}");
+            assert!(
+                reference.kind() == expected.kind() && reference.equal(&expected),
+                "{mode:?}, {dtype:?}"
+            );
         }
     }
 }
@@ -184,16 +219,30 @@ fn the_autoencoder_runs_in_f32_in_mode_bfl_and_in_the_runs_dtype_else() {
 fn the_target_is_the_references_grid_or_in_mode_diffusers_a_square_megapixel() {
     let target = |request: Request| MODES.map(|m| PLANNER.plan(&request.clone().conform(m)).unwrap().target.size());
     let cat = Request::edit(&picture(90, 160), "");
-    assert_eq!(target(cat.clone()).map(|s| s.to_string()), ["752x1392", "1024x1024", "752x1392"]);
+    assert_eq!(
+        target(cat.clone()).map(|s| s.to_string()),
+        ["752x1392", "1024x1024", "752x1392"]
+    );
     // A preferred size that diffusers changes.
-    assert_eq!(target(cat.size(672, 1568)).map(|s| s.to_string()), ["672x1568", "656x1552", "672x1568"]);
+    assert_eq!(
+        target(cat.size(672, 1568)).map(|s| s.to_string()),
+        ["672x1568", "656x1552", "672x1568"]
+    );
 }
 
 #[test]
 fn a_side_that_is_no_multiple_of_16_is_refused_rescaled_or_rounded_up() {
     let plan = |mode| PLANNER.plan(&Request::generate("").size(1000, 700).conform(mode));
-    assert!(plan(Conformance::Kontext).unwrap_err().to_string().contains("nearest: 1008x704"));
-    assert_eq!(plan(Conformance::Diffusers).unwrap().target.size().to_string(), "1216x848");
+    assert!(
+        plan(Conformance::Kontext)
+            .unwrap_err()
+            .to_string()
+            .contains("nearest: 1008x704")
+    );
+    assert_eq!(
+        plan(Conformance::Diffusers).unwrap().target.size().to_string(),
+        "1216x848"
+    );
     assert_eq!(plan(Conformance::Bfl).unwrap().target.size().to_string(), "1008x704");
 }
 
@@ -201,7 +250,9 @@ fn a_side_that_is_no_multiple_of_16_is_refused_rescaled_or_rounded_up() {
 fn sides_asked_of_mode_bfl_give_the_picture_that_bfl_gives() {
     let rows: Vec<Vec<i32>> = Vec::try_from(bfl().raw("targets").unwrap()).unwrap();
     for row in rows {
-        let [width, height, asked_width, asked_height, target @ ..] = &row[..] else { panic!("{row:?}") };
+        let [width, height, asked_width, asked_height, target @ ..] = &row[..] else {
+            panic!("{row:?}")
+        };
         let mut request = Request::edit(&RgbImage::new(*width as u32, *height as u32), "").conform(Conformance::Bfl);
         request.width = (*asked_width > 0).then_some(*asked_width as u32);
         request.height = (*asked_height > 0).then_some(*asked_height as u32);
@@ -222,8 +273,15 @@ fn latents_between_steps_have_the_dtype_of_the_mode() {
     for dtype in KINDS {
         let pipe = pipeline(dtype, &SMALL);
         for mode in MODES {
-            let kind = if mode == Conformance::Kontext { Kind::Float } else { dtype };
-            assert!(stages(&pipe, &edit(mode)).0.steps.iter().all(|s| s.kind() == kind), "{mode:?}, {dtype:?}");
+            let kind = if mode == Conformance::Kontext {
+                Kind::Float
+            } else {
+                dtype
+            };
+            assert!(
+                stages(&pipe, &edit(mode)).0.steps.iter().all(|s| s.kind() == kind),
+                "{mode:?}, {dtype:?}"
+            );
         }
     }
 }
@@ -249,7 +307,11 @@ fn a_run_is_made_of_euler_steps_at_the_times_and_guidance_of_the_mode() {
                 |x: &Tensor, step| Ok(dit.forward(&run, step, &x.to_kind(Kind::Float)).unwrap().to_kind(dtype));
             let mut steps = stages.steps.iter();
             let end = integrate(&stages.noise.unwrap(), &plan.schedule, dtype, velocity, |step| {
-                assert!(step.latents.equal(steps.next().unwrap()), "{mode:?}, {dtype:?}, step {}", step.done);
+                assert!(
+                    step.latents.equal(steps.next().unwrap()),
+                    "{mode:?}, {dtype:?}, step {}",
+                    step.done
+                );
                 ControlFlow::Continue(())
             });
             assert!(end.is_ok() && steps.next().is_none());
@@ -270,7 +332,11 @@ fn levels_are_cut_off_in_mode_bfl_and_rounded_else() {
             Conformance::Kontext | Conformance::Diffusers => ((x.clamp(-1.0, 1.0) / 2.0 + 0.5) * 255.0).round() as u8,
             Conformance::Bfl => (127.5 * (x.clamp(-1.0, 1.0) + 1.0)) as u8,
         };
-        assert_eq!(output.image.as_raw(), &values.iter().map(level).collect::<Vec<_>>(), "{mode:?}");
+        assert_eq!(
+            output.image.as_raw(),
+            &values.iter().map(level).collect::<Vec<_>>(),
+            "{mode:?}"
+        );
     }
 }
 
@@ -288,6 +354,9 @@ fn steps_and_guidance_default_to_those_of_the_mode() {
         (plan.schedule.steps(), plan.guidance.unwrap())
     });
     let command_line: Vec<f64> = Vec::try_from(bfl().raw("defaults").unwrap()).unwrap();
-    assert_eq!(defaults, [(28, 2.5), (28, 3.5), (command_line[0] as usize, command_line[1])]);
+    assert_eq!(
+        defaults,
+        [(28, 2.5), (28, 3.5), (command_line[0] as usize, command_line[1])]
+    );
     assert_eq!(defaults[2], (30, 2.5));
 }

@@ -60,8 +60,16 @@ impl Desk {
 
     fn start(&self, args: &[&str]) -> Child {
         let mut command = program("kontextbench");
-        command.args(["--device", "cpu", "--bench", "bench"]).args(args).current_dir(self.0.path());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        command
+            .args(["--device", "cpu", "--bench", "bench"])
+            .args(args)
+            .current_dir(self.0.path());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
     }
 
     fn run(&self, args: &[&str]) -> (Option<i32>, String, String) {
@@ -90,7 +98,10 @@ impl Desk {
 fn a_run_killed_at_ten_random_moments_and_gone_on_with_has_the_bytes_of_an_unbroken_one() {
     let desk = Desk::new();
     let out = desk.good(&["--out", "whole"]);
-    assert!(out.contains("| Text Editing | 6 | ") && out.contains("| an edit | 30 | "), "{out}");
+    assert!(
+        out.contains("| Text Editing | 6 | ") && out.contains("| an edit | 30 | "),
+        "{out}"
+    );
     let mut random = rand::rng();
     let (mut moments, mut unfinished) = (Vec::new(), 0);
     for _ in 0..10 {
@@ -125,7 +136,10 @@ fn three_shards_merge_to_the_bytes_of_one_run() {
     for shard in shards {
         let (code, out, err) = told(&shard.wait_with_output().unwrap());
         assert_eq!(code, Some(0), "{out}{err}");
-        assert!(out.contains("10 pairs of shard ") && out.contains("; 20 of the bench are not here"), "{out}");
+        assert!(
+            out.contains("10 pairs of shard ") && out.contains("; 20 of the bench are not here"),
+            "{out}"
+        );
     }
     desk.good(&["--merge", "shard-2", "shard-0", "shard-1", "--out", "merged"]);
     desk.assert_same("merged", "whole");
@@ -162,10 +176,16 @@ fn what_is_wrong_with_a_bench_is_told_and_the_rest_runs() {
         "line 4: unknown category \"Colouring\"; it is counted by that name",
         "line 5: the key \"0000_00\" stands in line 1 already; the line is left out",
     ] {
-        assert!(err.contains(&format!("warning: test/metadata.jsonl {words}\n")), "{words}\n{err}");
+        assert!(
+            err.contains(&format!("warning: test/metadata.jsonl {words}\n")),
+            "{words}\n{err}"
+        );
     }
     let out = desk.good(&["--out", "run"]);
-    assert!(out.contains("| all | 3 | ") && out.contains("- test/metadata.jsonl line 4: unknown category"), "{out}");
+    assert!(
+        out.contains("| all | 3 | ") && out.contains("- test/metadata.jsonl line 4: unknown category"),
+        "{out}"
+    );
 }
 
 #[test]
@@ -176,7 +196,9 @@ fn two_runs_come_to_a_page_and_votes_to_a_table() {
     let out = desk.good(&["--limit", "1", "--page", "four", "two", "--out", "votes.html"]);
     assert!(out.starts_with("wrote votes.html ("), "{out}");
     assert!(
-        std::fs::read_to_string(desk.path("votes.html")).unwrap().contains("<title>KontextBench: four and two</title>")
+        std::fs::read_to_string(desk.path("votes.html"))
+            .unwrap()
+            .contains("<title>KontextBench: four and two</title>")
     );
     let lines = [
         "key,category,left,right,choice,time",
@@ -185,10 +207,18 @@ fn two_runs_come_to_a_page_and_votes_to_a_table() {
         "x",
     ];
     std::fs::write(desk.path("votes.csv"), lines.join("\n")).unwrap();
-    let (code, out, err) =
-        told(&program("kontextbench").args(["--votes", "votes.csv"]).current_dir(desk.0.path()).output().unwrap());
+    let (code, out, err) = told(
+        &program("kontextbench")
+            .args(["--votes", "votes.csv"])
+            .current_dir(desk.0.path())
+            .output()
+            .unwrap(),
+    );
     assert_eq!(code, Some(0), "{err}");
     assert!(out.contains("| four | two | **all** | 1 | 0 | 1 | 75 % ("), "{out}");
     assert!(out.contains("\n| four | 2 | 1"), "{out}");
-    assert!(err.contains("warning: votes.csv line 4: it has 1 fields, not 6; the line is left out"), "{err}");
+    assert!(
+        err.contains("warning: votes.csv line 4: it has 1 fields, not 6; the line is left out"),
+        "{err}"
+    );
 }

@@ -38,7 +38,11 @@ impl World {
     fn new() -> Self {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/lora.safetensors");
         let fixture = Weights::open(path).unwrap();
-        Self { metadata: fixture.metadata(), fixture, folder: tempfile::tempdir().unwrap() }
+        Self {
+            metadata: fixture.metadata(),
+            fixture,
+            folder: tempfile::tempdir().unwrap(),
+        }
     }
 
     fn raw(&self, name: &str) -> Tensor {
@@ -48,7 +52,9 @@ impl World {
     fn tensors(&self, file: &str) -> Vec<(String, Tensor)> {
         let prefix = format!("file.{file}.");
         let names = self.fixture.names();
-        let names = names.iter().filter_map(|name| Some((name.strip_prefix(&prefix)?.to_owned(), self.raw(name))));
+        let names = names
+            .iter()
+            .filter_map(|name| Some((name.strip_prefix(&prefix)?.to_owned(), self.raw(name))));
         names.collect()
     }
 
@@ -56,12 +62,17 @@ impl World {
     fn file(&self, name: &str) -> PathBuf {
         let json = |key: &str| serde_json::from_str::<serde_json::Value>(&self.metadata[key]).unwrap();
         let (headers, configs) = (json("files"), json("configs"));
-        let header: Option<HashMap<String, String>> =
-            headers.get(name).map(|header| serde_json::from_value(header.clone()).unwrap());
+        let header: Option<HashMap<String, String>> = headers
+            .get(name)
+            .map(|header| serde_json::from_value(header.clone()).unwrap());
         let folder = self.folder.path().join(name);
         std::fs::create_dir_all(&folder).unwrap();
         let config = configs.get(name);
-        let path = folder.join(if config.is_some() { "adapter_model.safetensors" } else { "lora.safetensors" });
+        let path = folder.join(if config.is_some() {
+            "adapter_model.safetensors"
+        } else {
+            "lora.safetensors"
+        });
         if let Some(config) = config {
             std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
         }
@@ -96,7 +107,8 @@ impl World {
             times: &[600.0],
             guidance: Some(2500.0),
         };
-        dit.forward(&dit.prepare(&input).unwrap(), 0, &self.raw("input.hidden_states")).unwrap()
+        dit.forward(&dit.prepare(&input).unwrap(), 0, &self.raw("input.hidden_states"))
+            .unwrap()
     }
 
     /// Both ways of using changes give what the reference gave.
@@ -135,7 +147,11 @@ fn transformer_weights() -> Weights {
         let mut rest = shape[0];
         let last = recipe.names().len() - 1;
         for (index, name) in recipe.names().iter().enumerate() {
-            let rows = if matches!(recipe, Recipe::Rows(_)) && index < last { config().width() } else { rest };
+            let rows = if matches!(recipe, Recipe::Rows(_)) && index < last {
+                config().width()
+            } else {
+                rest
+            };
             rest -= rows;
             let shape = [&[rows], &shape[1..]].concat();
             tensors.push((name.clone(), synthetic.tensor(name, &shape).unwrap()));
@@ -163,12 +179,16 @@ fn one_lora_in_the_words_of_each_family_gives_the_velocity_of_peft() {
         assert_eq!(report.families.keys().copied().collect::<Vec<_>>(), [family]);
         assert_eq!(report.ranks.keys().copied().collect::<Vec<_>>(), [2], "{name}");
         assert_eq!(report.matched, world.tensors(name).len());
-        assert_eq!(report.targets.keys().copied().collect::<Vec<_>>(), [LoraTarget::Transformer]);
+        assert_eq!(
+            report.targets.keys().copied().collect::<Vec<_>>(),
+            [LoraTarget::Transformer]
+        );
         world.agrees("whole", &adapters(&lora));
     }
-    for (name, case, family) in
-        [("xlabs", "attention", LoraFamily::XLabs), ("processors", "processors", LoraFamily::OldDiffusers)]
-    {
+    for (name, case, family) in [
+        ("xlabs", "attention", LoraFamily::XLabs),
+        ("processors", "processors", LoraFamily::OldDiffusers),
+    ] {
         let lora = Lora::open(world.file(name)).unwrap();
         assert_eq!(lora.report().families.keys().copied().collect::<Vec<_>>(), [family]);
         world.agrees(case, &adapters(&lora));
@@ -183,23 +203,41 @@ fn control_loras_of_bfl_bring_biases_and_norms_that_are_left_out_by_name() {
     let expected = "4 of 52 parts of the LoRA fit nothing in the model: `double_blocks.0.img_attn.norm.key_norm.scale` \
                     (the scale of a norm; only linear layers change here), ";
     assert!(error.starts_with(expected), "{error}");
-    assert!(error.ends_with("take a LoRA of this model, or allow them by name (`allow_unmatched`)"), "{error}");
-    let lora = LoraOptions::default().allow_unmatched("*_norm.scale").open(&file).unwrap();
-    assert_eq!(lora.report().families.keys().copied().collect::<Vec<_>>(), [LoraFamily::Bfl]);
+    assert!(
+        error.ends_with("take a LoRA of this model, or allow them by name (`allow_unmatched`)"),
+        "{error}"
+    );
+    let lora = LoraOptions::default()
+        .allow_unmatched("*_norm.scale")
+        .open(&file)
+        .unwrap();
+    assert_eq!(
+        lora.report().families.keys().copied().collect::<Vec<_>>(),
+        [LoraFamily::Bfl]
+    );
     world.agrees("biases", &adapters(&lora));
 }
 
 #[test]
 fn several_loras_add_up_as_in_peft() {
     let world = World::new();
-    let of =
-        |name: &str, strength: f64| Lora::open(world.file(name)).unwrap().adapters(&config(), |_| strength).unwrap();
+    let of = |name: &str, strength: f64| {
+        Lora::open(world.file(name))
+            .unwrap()
+            .adapters(&config(), |_| strength)
+            .unwrap()
+    };
     let mut both = of("kohya", 0.7);
     both.extend(of("processors", -0.4));
     world.agrees("two", &both);
     // By layers: those of block 1 alone are as if the file had no others.
     let lora = Lora::open(world.file("kohya")).unwrap();
-    let some = lora.adapters(&config(), |layer| if layer.starts_with("single_blocks.") { 1.0 } else { 0.0 }).unwrap();
+    let some = lora
+        .adapters(
+            &config(),
+            |layer| if layer.starts_with("single_blocks.") { 1.0 } else { 0.0 },
+        )
+        .unwrap();
     assert_eq!(some.layers().count(), 3);
 }
 
@@ -228,8 +266,15 @@ fn lokr_loha_and_dora_of_lycoris_are_those_of_its_package_at_every_strength() {
         ("full", LoraForm::Full),
     ] {
         let lora = Lora::open(world.file(name)).unwrap();
-        assert_eq!(lora.report().families.keys().copied().collect::<Vec<_>>(), [LoraFamily::Lycoris]);
-        assert_eq!(lora.report().forms.keys().copied().collect::<Vec<_>>(), [form], "{name}");
+        assert_eq!(
+            lora.report().families.keys().copied().collect::<Vec<_>>(),
+            [LoraFamily::Lycoris]
+        );
+        assert_eq!(
+            lora.report().forms.keys().copied().collect::<Vec<_>>(),
+            [form],
+            "{name}"
+        );
         world.agrees(name, &adapters(&lora));
         world.agrees(&format!("{name}.half"), &lora.adapters(&config(), |_| 0.5).unwrap());
     }
@@ -252,13 +297,23 @@ fn text_encoders_change_as_in_peft() {
         vocab_size: 60,
         ..ClipConfig::large()
     };
-    let t5_config =
-        T5Config { d_model: 14, d_kv: 6, d_ff: 20, num_heads: 2, num_layers: 1, vocab_size: 60, ..T5Config::xxl() };
+    let t5_config = T5Config {
+        d_model: 14,
+        d_kv: 6,
+        d_ff: 20,
+        num_heads: 2,
+        num_layers: 1,
+        vocab_size: 60,
+        ..T5Config::xxl()
+    };
     let ids = world.raw("text.ids");
     let clip = ClipEncoder::new(&Weights::synthetic(SEED), &clip_config, Kind::Float).unwrap();
     let t5 = T5Encoder::new(&Weights::synthetic(SEED), &t5_config, Kind::Float).unwrap();
     let agree = |case: &str| {
-        let pairs = [("clip", clip.forward(&ids).unwrap().pooled), ("t5", t5.forward(&ids).unwrap())];
+        let pairs = [
+            ("clip", clip.forward(&ids).unwrap().pooled),
+            ("t5", t5.forward(&ids).unwrap()),
+        ];
         for (name, value) in pairs {
             let error = check::relative_l2(&value, &world.raw(&format!("{name}.{case}"))).unwrap();
             assert!(error < BOUND, "{name}.{case}: {error:e}");
@@ -267,9 +322,14 @@ fn text_encoders_change_as_in_peft() {
     agree("plain");
     for file in ["text_kohya", "text_onetrainer", "text_diffusers"] {
         let lora = Lora::open(world.file(file)).unwrap();
-        assert_eq!(lora.report().targets, BTreeMap::from([(LoraTarget::Clip, 4), (LoraTarget::T5, 4)]));
+        assert_eq!(
+            lora.report().targets,
+            BTreeMap::from([(LoraTarget::Clip, 4), (LoraTarget::T5, 4)])
+        );
         let of = |target, slots: &kontext_core::nn::Slots| {
-            slots.set(&lora.text_adapters(target, &slots.layers(), |_| 1.0).unwrap()).unwrap();
+            slots
+                .set(&lora.text_adapters(target, &slots.layers(), |_| 1.0).unwrap())
+                .unwrap();
         };
         of(LoraTarget::Clip, clip.slots());
         of(LoraTarget::T5, t5.slots());
@@ -293,7 +353,10 @@ fn a_file_of_another_model_is_refused() {
     // Of SDXL.
     let path = world.write(&pair("lora_unet_down_blocks_0_attentions_0_proj_in", 24, 24));
     let error = cause(&Lora::open(path).unwrap_err());
-    assert!(error.starts_with("2 of 2 parts of the LoRA fit nothing in the model: `lora_unet_down_blocks"), "{error}");
+    assert!(
+        error.starts_with("2 of 2 parts of the LoRA fit nothing in the model: `lora_unet_down_blocks"),
+        "{error}"
+    );
     // Of a wider transformer, and of a deeper one.
     let lora = Lora::open(world.write(&pair("lora_unet_double_blocks_0_img_attn_qkv", 25, 72))).unwrap();
     let error = cause(&lora.adapters(&config(), |_| 1.0).unwrap_err());
@@ -317,27 +380,52 @@ fn a_part_that_does_not_fit_is_refused_with_the_nearest_name_unless_allowed() {
     let path = world.write(&tensors);
     let error = cause(&Lora::open(&path).unwrap_err());
     let expected = "(no linear layer of the model; nearest: `lora_unet_double_blocks_0_img_mod_lin`)";
-    assert!(error.starts_with("3 of 48 parts") && error.contains(expected), "{error}");
-    let lora = Lora::options().allow_unmatched("lora_unet_*_img_mod_line.*").open(&path).unwrap();
-    assert_eq!((lora.len(), lora.report().matched, lora.report().unmatched.len()), (15, 45, 3));
+    assert!(
+        error.starts_with("3 of 48 parts") && error.contains(expected),
+        "{error}"
+    );
+    let lora = Lora::options()
+        .allow_unmatched("lora_unet_*_img_mod_line.*")
+        .open(&path)
+        .unwrap();
+    assert_eq!(
+        (lora.len(), lora.report().matched, lora.report().unmatched.len()),
+        (15, 45, 3)
+    );
     // A factor without its partner.
-    tensors =
-        world.tensors("kohya").into_iter().filter(|(name, _)| name != "lora_unet_img_in.lora_up.weight").collect();
+    tensors = world
+        .tensors("kohya")
+        .into_iter()
+        .filter(|(name, _)| name != "lora_unet_img_in.lora_up.weight")
+        .collect();
     let report = Lora::inspect(world.write(&tensors)).unwrap();
     let names: Vec<&str> = report.unmatched.iter().map(|u| u.name.as_str()).collect();
     assert_eq!(names, ["lora_unet_img_in.lora_down.weight", "lora_unet_img_in.alpha"]);
     // The same LoRA a second time in other names.
-    tensors = world.tensors("kohya").into_iter().chain(world.tensors("diffusers")).collect();
+    tensors = world
+        .tensors("kohya")
+        .into_iter()
+        .chain(world.tensors("diffusers"))
+        .collect();
     let error = cause(&Lora::open(world.write(&tensors)).unwrap_err());
     assert!(error.contains("the file holds the same in diffusers' names"), "{error}");
-    let lora = Lora::options().allow_unmatched("lora_unet_*").open(world.write(&tensors)).unwrap();
+    let lora = Lora::options()
+        .allow_unmatched("lora_unet_*")
+        .open(world.write(&tensors))
+        .unwrap();
     world.agrees("whole", &adapters(&lora));
 }
 
 #[test]
 fn a_file_that_would_change_nothing_is_refused_unless_allowed() {
     let world = World::new();
-    let zero = |(name, t): (String, Tensor)| if name.contains("lora_up") { (name, t.zeros_like()) } else { (name, t) };
+    let zero = |(name, t): (String, Tensor)| {
+        if name.contains("lora_up") {
+            (name, t.zeros_like())
+        } else {
+            (name, t)
+        }
+    };
     let path = world.write(&world.tensors("kohya").into_iter().map(zero).collect::<Vec<_>>());
     let error = cause(&Lora::open(&path).unwrap_err());
     assert_eq!(
@@ -347,7 +435,10 @@ fn a_file_that_would_change_nothing_is_refused_unless_allowed() {
     Lora::options().allow_no_effect().open(&path).unwrap();
     let path = world.write(&[("weight".to_owned(), Tensor::ones([2], (Kind::Float, Device::Cpu)))]);
     let error = cause(&Lora::options().allow_unmatched("*").open(path).unwrap_err());
-    assert!(error.contains("none of its 1 tensors is of a layer of FLUX.1"), "{error}");
+    assert!(
+        error.contains("none of its 1 tensors is of a layer of FLUX.1"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -373,17 +464,30 @@ struct Model {
 
 impl Model {
     fn new() -> Self {
-        let model = Self { folder: tempfile::tempdir().unwrap() };
+        let model = Self {
+            folder: tempfile::tempdir().unwrap(),
+        };
         kontext::random_model(model.path(), 7, Layout::Diffusers).unwrap();
-        let (_, config) = kontext::Checkpoint::find(model.path()).unwrap().open_transformer().unwrap();
+        let (_, config) = kontext::Checkpoint::find(model.path())
+            .unwrap()
+            .open_transformer()
+            .unwrap();
         for (name, seed) in [("red", 1), ("blue", 2)] {
             let mut modules = Vec::new();
             for (index, part) in linear_parts(&config).unwrap().iter().enumerate() {
                 let draw = |shape: &[i64], at: u64| {
                     kontext_core::noise::randn(shape, 1000 * seed + 2 * index as u64 + at, Kind::Float, Device::Cpu)
                 };
-                let (down, up) = (draw(&[2, part.input], 0).unwrap(), draw(&[part.rows, 2], 1).unwrap() * 0.02);
-                modules.push(LoraLayer { module: part.module.clone(), down, up, magnitude: None });
+                let (down, up) = (
+                    draw(&[2, part.input], 0).unwrap(),
+                    draw(&[part.rows, 2], 1).unwrap() * 0.02,
+                );
+                modules.push(LoraLayer {
+                    module: part.module.clone(),
+                    down,
+                    up,
+                    magnitude: None,
+                });
             }
             save_lora(model.lora(name), &modules, BTreeMap::new()).unwrap();
         }
@@ -400,7 +504,9 @@ impl Model {
 
     fn load(&self, loras: &[(&str, f64)]) -> Pipeline {
         let builder = Pipeline::builder().device(Device::Cpu);
-        let builder = loras.iter().fold(builder, |b, (name, scale)| b.lora(self.lora(name), *scale));
+        let builder = loras
+            .iter()
+            .fold(builder, |b, (name, scale)| b.lora(self.lora(name), *scale));
         builder.load(self.path()).unwrap()
     }
 }
@@ -425,24 +531,40 @@ fn loras_come_and_go_as_if_the_model_had_been_loaded_with_them() {
     assert_eq!(both, fresh(&[("red", 0.5), ("blue", 1.0)]));
     pipe.set_lora_scale("red", -0.7).unwrap();
     assert_eq!(picture(&pipe), fresh(&[("red", -0.7), ("blue", 1.0)]));
-    let now: Vec<(&str, f64)> = pipe.loras().map(|lora: &ActiveLora| (lora.name(), lora.scale())).collect();
+    let now: Vec<(&str, f64)> = pipe
+        .loras()
+        .map(|lora: &ActiveLora| (lora.name(), lora.scale()))
+        .collect();
     assert_eq!(now, [("red", -0.7), ("blue", 1.0)]);
     pipe.remove_lora("red").unwrap();
     assert_eq!(picture(&pipe), fresh(&[("blue", 1.0)]));
 
     // Layers of their own strength, and a set that was refused.
-    pipe.set_loras([LoraUse::new(model.lora("blue")).layer_scale("*", 0.0)]).unwrap();
+    pipe.set_loras([LoraUse::new(model.lora("blue")).layer_scale("*", 0.0)])
+        .unwrap();
     assert_eq!(picture(&pipe), plain);
-    pipe.set_loras([LoraUse::new(model.lora("blue")).layer_scale("*", 0.0).layer_scale("single_blocks.1.*", 1.0)])
+    pipe.set_loras([LoraUse::new(model.lora("blue"))
+        .layer_scale("*", 0.0)
+        .layer_scale("single_blocks.1.*", 1.0)])
         .unwrap();
     let block = picture(&pipe);
     assert!(block != plain && block != fresh(&[("blue", 1.0)]));
     let refused = |error: kontext::Error| error.to_string();
-    let error = pipe.set_loras([LoraUse::new(model.lora("red")).layer_scale("singel_blocks.*", 0.0)]).unwrap_err();
+    let error = pipe
+        .set_loras([LoraUse::new(model.lora("red")).layer_scale("singel_blocks.*", 0.0)])
+        .unwrap_err();
     assert!(refused(error).contains("got `singel_blocks.*`"));
-    let error = pipe.set_loras([LoraUse::new(model.lora("red")), LoraUse::new(model.lora("red"))]).unwrap_err();
-    assert_eq!(refused(error), "invalid names of LoRAs: expected a name for each (`LoraUse::named`), got `red` twice");
-    assert_eq!(refused(pipe.remove_lora("green").unwrap_err()), "invalid name of a LoRA: expected `blue`, got `green`");
+    let error = pipe
+        .set_loras([LoraUse::new(model.lora("red")), LoraUse::new(model.lora("red"))])
+        .unwrap_err();
+    assert_eq!(
+        refused(error),
+        "invalid names of LoRAs: expected a name for each (`LoraUse::named`), got `red` twice"
+    );
+    assert_eq!(
+        refused(pipe.remove_lora("green").unwrap_err()),
+        "invalid name of a LoRA: expected `blue`, got `green`"
+    );
     let error = pipe.set_lora_scale("blue", f64::NAN).unwrap_err();
     assert_eq!(refused(error), "invalid strength of a LoRA: expected a number, got NaN");
     assert_eq!(picture(&pipe), block);
@@ -464,7 +586,8 @@ fn text_encoders_of_a_pipeline_change_too() {
     weights::save(&path, &tensors, None).unwrap();
     pipe.add_lora(&path).unwrap();
     assert_ne!(picture(&pipe), plain);
-    pipe.set_loras([LoraUse::of(Lora::open(&path).unwrap()).layer_scale("clip.*", 0.0)]).unwrap();
+    pipe.set_loras([LoraUse::of(Lora::open(&path).unwrap()).layer_scale("clip.*", 0.0)])
+        .unwrap();
     assert_eq!(picture(&pipe), plain);
     // Of a deeper encoder.
     let deep = |(name, t): (String, Tensor)| (name.replace("layers_0", "layers_11"), t);
@@ -479,7 +602,10 @@ fn text_encoders_of_a_pipeline_change_too() {
 #[test]
 fn fused_loras_stay_as_they_are() {
     let model = Model::new();
-    let builder = Pipeline::builder().device(Device::Cpu).lora(model.lora("red"), 1.0).fuse_loras(true);
+    let builder = Pipeline::builder()
+        .device(Device::Cpu)
+        .lora(model.lora("red"), 1.0)
+        .fuse_loras(true);
     let mut pipe = builder.load(model.path()).unwrap();
     let fused = picture(&pipe);
     let beside = picture(&model.load(&[("red", 1.0)]));
@@ -496,8 +622,15 @@ fn loras_are_the_same_on_packed_weights_and_on_parts_that_come_and_go() {
     let path = model.path().join("packed.gguf");
     kontext::quantize::transformer(&Checkpoint::find(model.path()).unwrap(), Quantize::Q8_0, &path).unwrap();
     let packed = |lora: bool, fuse: bool| {
-        let builder = Pipeline::builder().device(Device::Cpu).transformer(&path).fuse_loras(fuse);
-        let builder = if lora { builder.lora(model.lora("red"), 1.0) } else { builder };
+        let builder = Pipeline::builder()
+            .device(Device::Cpu)
+            .transformer(&path)
+            .fuse_loras(fuse);
+        let builder = if lora {
+            builder.lora(model.lora("red"), 1.0)
+        } else {
+            builder
+        };
         picture(&builder.load(model.path()).unwrap())
     };
     let (beside, plain) = (packed(true, false), packed(false, false));
@@ -507,7 +640,10 @@ fn loras_are_the_same_on_packed_weights_and_on_parts_that_come_and_go() {
     let wide = picture(&model.load(&[("red", 1.0)]));
     assert!(levels(&beside, &wide) <= 25, "{}", levels(&beside, &wide));
     for placement in [Placement::Staged, Placement::Streamed] {
-        let builder = Pipeline::builder().device(Device::Cpu).placement(placement).lora(model.lora("red"), 1.0);
+        let builder = Pipeline::builder()
+            .device(Device::Cpu)
+            .placement(placement)
+            .lora(model.lora("red"), 1.0);
         let mut pipe = builder.load(model.path()).unwrap();
         assert_eq!(picture(&pipe), wide, "{placement}");
         pipe.remove_lora("red").unwrap();

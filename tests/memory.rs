@@ -28,7 +28,10 @@ fn builder() -> Builder {
 
 fn edit() -> Request {
     let picture = RgbImage::from_fn(70, 50, |x, y| Rgb([(x * 3) as u8, (y * 5) as u8, (x + y) as u8]));
-    Request::edit(&picture, "make it red").max_area(64 * 64).steps(2).seed(3)
+    Request::edit(&picture, "make it red")
+        .max_area(64 * 64)
+        .steps(2)
+        .seed(3)
 }
 
 fn run(builder: &Builder) -> RgbImage {
@@ -73,10 +76,17 @@ fn quantised_files_open_in_place_of_the_parts_that_they_were_made_of() {
         let near = psnr(&picture, &at_load).unwrap();
         assert!(near > if to == Quantize::Q8_0 { 30.0 } else { 15.0 }, "{to}: {near}");
     }
-    let error = |to, path: &str| quantize::transformer(&model, to, folder.path().join(path)).unwrap_err().to_string();
+    let error = |to, path: &str| {
+        quantize::transformer(&model, to, folder.path().join(path))
+            .unwrap_err()
+            .to_string()
+    };
     let expected = "expected q8_0, q5_1, q5_0, q4_1 or q4_0 (fp8 is a .safetensors file, int8 is a folder: a path that \
                     ends in neither .gguf nor .safetensors), got int8";
-    assert_eq!(error(Quantize::Int8, "a.gguf"), format!("invalid format of a .gguf file: {expected}"));
+    assert_eq!(
+        error(Quantize::Int8, "a.gguf"),
+        format!("invalid format of a .gguf file: {expected}")
+    );
     assert!(error(Quantize::Int8, "a.safetensors").contains(".safetensors file: expected fp8 (int8 is a folder"));
     assert!(error(Quantize::Q4_0, "a.safetensors").contains("no .gguf: expected fp8, or int8 for a folder"));
 }
@@ -85,7 +95,9 @@ fn quantised_files_open_in_place_of_the_parts_that_they_were_made_of() {
 fn int8_is_a_folder_in_place_of_the_part_with_the_bytes_that_packing_at_load_gives() {
     let folder = tempfile::tempdir().unwrap();
     let written = |model: &Path, to: &str| {
-        let (model, path) = (Checkpoint::find(model).unwrap(), |part| folder.path().join(format!("{part}-{to}")));
+        let (model, path) = (Checkpoint::find(model).unwrap(), |part| {
+            folder.path().join(format!("{part}-{to}"))
+        });
         quantize::transformer(&model, Quantize::Int8, path("transformer")).unwrap();
         quantize::t5(&model, Quantize::Int8, path("t5")).unwrap();
         [path("transformer"), path("t5")]
@@ -99,7 +111,10 @@ fn int8_is_a_folder_in_place_of_the_part_with_the_bytes_that_packing_at_load_giv
         assert_eq!(std::fs::read_dir(a).unwrap().count(), 2);
     }
     let wide = ["transformer", "text_encoder_2"].map(|part| FOLDER.path().join(part));
-    let kept = [&["x_embedder", "context_embedder", "time_text_embed", "norm_out"][..], &["wo"]];
+    let kept = [
+        &["x_embedder", "context_embedder", "time_text_embed", "norm_out"][..],
+        &["wo"],
+    ];
     for ((part, wide), kept) in parts.iter().zip(&wide).zip(kept) {
         let (packed, wide) = (Weights::open(part).unwrap(), Weights::open(wide).unwrap());
         assert_eq!(packed.names(), wide.names());
@@ -124,7 +139,10 @@ fn int8_is_a_folder_in_place_of_the_part_with_the_bytes_that_packing_at_load_giv
         let config: serde_json::Value =
             serde_json::from_slice(&std::fs::read(part.join("config.json")).unwrap()).unwrap();
         assert_eq!(config["quantization_config"]["load_in_8bit"], true);
-        assert_eq!(config["quantization_config"]["llm_int8_skip_modules"], serde_json::json!(kept));
+        assert_eq!(
+            config["quantization_config"]["llm_int8_skip_modules"],
+            serde_json::json!(kept)
+        );
     }
     let [transformer, t5] = &parts;
     let at_load = run(&builder().quantize(Quantize::Int8).quantize_t5(Quantize::Int8));
@@ -132,20 +150,35 @@ fn int8_is_a_folder_in_place_of_the_part_with_the_bytes_that_packing_at_load_giv
     let near = psnr(&run(&builder().transformer(transformer).t5(t5)), &at_load).unwrap();
     assert!(near > 45.0, "{near}");
     let again = quantize::t5(&Checkpoint::find(FOLDER.path()).unwrap(), Quantize::Int8, t5).unwrap_err();
-    assert!(std::error::Error::source(&again).unwrap().to_string().contains("not empty"), "{again}");
+    assert!(
+        std::error::Error::source(&again)
+            .unwrap()
+            .to_string()
+            .contains("not empty"),
+        "{again}"
+    );
 }
 
 #[test]
 fn the_plan_of_memory_knows_placements_and_packed_weights() {
     let of = |builder: &Builder| -> Vec<(Placement, u64)> {
         let plans = builder.memory(FOLDER.path(), &edit()).unwrap();
-        plans.iter().map(|plan| (plan.placement, plan.stages.iter().map(|s| s.weights).max().unwrap())).collect()
+        plans
+            .iter()
+            .map(|plan| (plan.placement, plan.stages.iter().map(|s| s.weights).max().unwrap()))
+            .collect()
     };
     let plain = of(&builder());
-    assert_eq!(plain.iter().map(|(placement, _)| *placement).collect::<Vec<_>>(), Placement::ALL);
+    assert_eq!(
+        plain.iter().map(|(placement, _)| *placement).collect::<Vec<_>>(),
+        Placement::ALL
+    );
     let weights: Vec<u64> = plain.iter().map(|(_, weights)| *weights).collect();
     assert!(weights[0] > weights[1] && weights[0] > weights[2], "{weights:?}");
-    let packed = of(&builder().quantize(Quantize::Q4_0).quantize_t5(Quantize::Q4_0).placement(Placement::Resident));
+    let packed = of(&builder()
+        .quantize(Quantize::Q4_0)
+        .quantize_t5(Quantize::Q4_0)
+        .placement(Placement::Resident));
     assert_eq!(packed.len(), 1);
     // CLIP and the autoencoder stay as they are.
     assert!(packed[0].1 < weights[0] * 7 / 10, "{packed:?}");
@@ -161,7 +194,15 @@ fn a_run_that_does_not_fit_is_refused_with_the_stage_and_a_remedy_and_the_pipeli
     let huge = Request::generate("a cat").size(8192, 8192).steps(1).batch(200);
     let error = pipe.run(&huge).unwrap_err();
     assert!(error.is_out_of_memory(), "{error}");
-    let Error::Memory { stage, needed_mb, available_mb, .. } = &error else { panic!("{error:?}") };
+    let Error::Memory {
+        stage,
+        needed_mb,
+        available_mb,
+        ..
+    } = &error
+    else {
+        panic!("{error:?}")
+    };
     assert!(needed_mb > available_mb && *stage == "denoising");
     assert!(error.to_string().contains("load with Placement::Staged"), "{error}");
     assert_eq!(pipe.run(&edit()).unwrap().image.dimensions(), (70, 50));

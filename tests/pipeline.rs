@@ -20,7 +20,11 @@ static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {
 static PIPE: LazyLock<Pipeline> = LazyLock::new(|| load("diffusers"));
 
 fn load(layout: &str) -> Pipeline {
-    Pipeline::builder().device(Device::Cpu).max_sequence_length(32).load(FOLDER.path().join(layout)).unwrap()
+    Pipeline::builder()
+        .device(Device::Cpu)
+        .max_sequence_length(32)
+        .load(FOLDER.path().join(layout))
+        .unwrap()
 }
 
 fn picture(width: u32, height: u32) -> RgbImage {
@@ -29,7 +33,10 @@ fn picture(width: u32, height: u32) -> RgbImage {
 
 /// A small edit that takes a fraction of a second.
 fn edit() -> Request {
-    Request::edit(&picture(70, 50), "make it red").max_area(64 * 64).steps(2).seed(3)
+    Request::edit(&picture(70, 50), "make it red")
+        .max_area(64 * 64)
+        .steps(2)
+        .seed(3)
 }
 
 #[test]
@@ -46,7 +53,9 @@ fn ten_parallel_runs_equal_ten_serial_ones_byte_for_byte() {
     let request = |seed| edit().seed(seed).true_cfg(2.0).negative_prompt("blurred");
     let serial: Vec<RgbImage> = (0..10).map(|s| PIPE.run(&request(s)).unwrap().image).collect();
     std::thread::scope(|scope| {
-        let runs: Vec<_> = (0..10).map(|s| scope.spawn(move || PIPE.run(&request(s)).unwrap().image)).collect();
+        let runs: Vec<_> = (0..10)
+            .map(|s| scope.spawn(move || PIPE.run(&request(s)).unwrap().image))
+            .collect();
         for (run, expected) in runs.into_iter().zip(&serial) {
             assert_eq!(run.join().unwrap().as_raw(), expected.as_raw());
         }
@@ -78,7 +87,12 @@ fn every_picture_of_a_batch_is_the_one_of_its_seed() {
     for (image, seed) in batch.images.iter().zip([3, 4]) {
         let alone = PIPE.run(&edit().seed(seed)).unwrap();
         // A batch sums in another order: a level here and there.
-        let distance = image.as_raw().iter().zip(alone.image.as_raw()).map(|(a, b)| a.abs_diff(*b)).max();
+        let distance = image
+            .as_raw()
+            .iter()
+            .zip(alone.image.as_raw())
+            .map(|(a, b)| a.abs_diff(*b))
+            .max();
         assert!(distance <= Some(1), "seed {seed}: {distance:?} levels");
     }
 }
@@ -86,7 +100,10 @@ fn every_picture_of_a_batch_is_the_one_of_its_seed() {
 #[test]
 fn batched_guidance_equals_sequential_guidance() {
     let request = edit().true_cfg(3.0).negative_prompt("green").batch(2);
-    let (one, two) = (PIPE.run(&request).unwrap(), PIPE.run(&request.clone().cfg_mode(CfgMode::Batched)).unwrap());
+    let (one, two) = (
+        PIPE.run(&request).unwrap(),
+        PIPE.run(&request.clone().cfg_mode(CfgMode::Batched)).unwrap(),
+    );
     for (a, b) in one.images.iter().zip(&two.images) {
         let distance = a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| a.abs_diff(*b)).max();
         assert!(distance <= Some(1), "{distance:?} levels");
@@ -98,8 +115,18 @@ fn references_are_placed_as_the_plan_says() {
     let two = edit().reference(&picture(30, 60));
     let plan = PIPE.plan(&two).unwrap();
     let (first, second) = (&plan.references[0], &plan.references[1]);
-    assert_eq!((second.origin.t, second.origin.x, second.origin.y), (1, first.grid.cols, 0));
-    assert_eq!(PIPE.plan(&two.clone().references(References::Index)).unwrap().references[1].origin.t, 2);
+    assert_eq!(
+        (second.origin.t, second.origin.x, second.origin.y),
+        (1, first.grid.cols, 0)
+    );
+    assert_eq!(
+        PIPE.plan(&two.clone().references(References::Index))
+            .unwrap()
+            .references[1]
+            .origin
+            .t,
+        2
+    );
     let stitched = PIPE.plan(&two.clone().references(References::Stitch)).unwrap();
     // 70 x 50 beside 30 x 60 brought to a height of 50.
     assert_eq!(stitched.references.len(), 1);
@@ -135,7 +162,10 @@ fn events_tell_every_stage_and_a_cancelled_run_says_how_far_it_came() {
         ControlFlow::Continue(())
     })
     .unwrap();
-    assert_eq!(stages, ["planned", "text", "reference", "noise", "1/3", "2/3", "3/3", "decoded"]);
+    assert_eq!(
+        stages,
+        ["planned", "text", "reference", "noise", "1/3", "2/3", "3/3", "decoded"]
+    );
 
     let cancel = Cancel::new();
     let error = PIPE.run_with(&edit().steps(5), |event| {
@@ -167,7 +197,9 @@ fn a_long_prompt_is_cut_and_the_cut_is_told() {
 #[test]
 fn odd_pictures_and_an_empty_prompt_are_handled() {
     for (width, height) in [(1, 1), (20_000, 10), (3, 4000)] {
-        let out = PIPE.run(&Request::edit(&picture(width, height), "").max_area(64 * 64).steps(1)).unwrap();
+        let out = PIPE
+            .run(&Request::edit(&picture(width, height), "").max_area(64 * 64).steps(1))
+            .unwrap();
         assert_eq!(out.image.dimensions(), (width, height));
     }
 }
@@ -186,8 +218,13 @@ fn requests_out_of_range_are_refused_before_any_work() {
     refused(edit().batch(usize::MAX), "1 to 256 pictures");
     refused(edit().true_cfg(1e300), "invalid true_cfg");
     refused(edit().max_area(3), "invalid max_area");
-    refused(edit().guidance(f64::NAN), "invalid guidance: expected a value from -1000 to 1000, got NaN");
-    let joined = Request::edit(&picture(10, 20_000), "").reference(&picture(20_000, 10)).references(References::Stitch);
+    refused(
+        edit().guidance(f64::NAN),
+        "invalid guidance: expected a value from -1000 to 1000, got NaN",
+    );
+    let joined = Request::edit(&picture(10, 20_000), "")
+        .reference(&picture(20_000, 10))
+        .references(References::Stitch);
     refused(joined, "put the smallest picture first");
     refused(edit().strength(1.5), "invalid strength");
 }
@@ -200,8 +237,12 @@ fn the_seed_gives_the_starting_noise_of_torch_in_both_dtypes() {
             .dtype(dtype)
             .max_sequence_length(8)
             .load(FOLDER.path().join("diffusers"));
-        let request =
-            Request::generate("x").size(32, 16).max_area(32 * 16).steps(1).seed(7).conform(Conformance::Diffusers);
+        let request = Request::generate("x")
+            .size(32, 16)
+            .max_area(32 * 16)
+            .steps(1)
+            .seed(7)
+            .conform(Conformance::Diffusers);
         let mut noise = None;
         pipe.unwrap()
             .run_with(&request, |event| {
@@ -213,7 +254,10 @@ fn the_seed_gives_the_starting_noise_of_torch_in_both_dtypes() {
             .unwrap();
         // 128 values: the first 100 of the fixture's 1023 begin alike, because 16 are drawn at a time.
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/noise.safetensors");
-        let long = kontext::Weights::open(path).unwrap().raw(&format!("{name}.seed7.n1023")).unwrap();
+        let long = kontext::Weights::open(path)
+            .unwrap()
+            .raw(&format!("{name}.seed7.n1023"))
+            .unwrap();
         let expected = kontext::crates::kontext_sampler::pack(&long.narrow(0, 0, 128).reshape([1, 16, 2, 4])).unwrap();
         let noise = noise.unwrap();
         assert_eq!(noise.kind(), dtype);
@@ -225,12 +269,17 @@ fn the_seed_gives_the_starting_noise_of_torch_in_both_dtypes() {
 fn noise_of_the_callers_own_replaces_the_seed() {
     let tokens = PIPE.plan(&edit()).unwrap().target.tokens() as usize;
     let noise = ndarray::Array3::<f32>::zeros((1, tokens, 64)).into_dyn();
-    let (a, b) =
-        (PIPE.run(&edit().seed(1).noise(noise.clone())).unwrap(), PIPE.run(&edit().seed(2).noise(noise)).unwrap());
+    let (a, b) = (
+        PIPE.run(&edit().seed(1).noise(noise.clone())).unwrap(),
+        PIPE.run(&edit().seed(2).noise(noise)).unwrap(),
+    );
     assert_eq!(a.image, b.image);
     let wrong = ndarray::Array3::<f32>::zeros((1, tokens + 1, 64)).into_dyn();
     let error = PIPE.run(&edit().noise(wrong)).unwrap_err().to_string();
-    assert!(error.starts_with("invalid shape of the noise: expected [1, "), "{error}");
+    assert!(
+        error.starts_with("invalid shape of the noise: expected [1, "),
+        "{error}"
+    );
 }
 
 #[test]
@@ -241,11 +290,28 @@ fn a_saved_png_tells_what_made_it() {
         out.save(folder.path().join(name)).unwrap();
         assert_eq!(kontext::open(folder.path().join(name)).unwrap().dimensions(), (70, 50));
     }
-    let decoder = png::Decoder::new(std::io::BufReader::new(std::fs::File::open(folder.path().join("a.png")).unwrap()));
+    let decoder = png::Decoder::new(std::io::BufReader::new(
+        std::fs::File::open(folder.path().join("a.png")).unwrap(),
+    ));
     let reader = decoder.read_info().unwrap();
-    let text = |key: &str| reader.info().utf8_text.iter().find(|t| t.keyword == key).unwrap().get_text().unwrap();
-    assert_eq!((text("prompt"), text("seed"), text("steps")), ("make it red".into(), "3".into(), "2".into()));
-    assert_eq!((text("guidance"), text("size"), text("model_size")), ("2.5".into(), "70x50".into(), "80x48".into()));
+    let text = |key: &str| {
+        reader
+            .info()
+            .utf8_text
+            .iter()
+            .find(|t| t.keyword == key)
+            .unwrap()
+            .get_text()
+            .unwrap()
+    };
+    assert_eq!(
+        (text("prompt"), text("seed"), text("steps")),
+        ("make it red".into(), "3".into(), "2".into())
+    );
+    assert_eq!(
+        (text("guidance"), text("size"), text("model_size")),
+        ("2.5".into(), "70x50".into(), "80x48".into())
+    );
     let error = out.save(folder.path().join("a.tiff")).unwrap_err().to_string();
     assert!(error.contains(".png, .jpg or .webp"), "{error}");
     assert!(out.save(folder.path().join("no/a.png")).is_err());
@@ -257,14 +323,30 @@ fn a_nan_in_the_weights_is_named_with_its_file() {
     random_model(folder.path(), 7, Layout::SingleFiles).unwrap();
     let path = folder.path().join("flux1-kontext.safetensors");
     let weights = kontext::Weights::open(&path).unwrap();
-    let tensors: Vec<(String, Tensor)> =
-        weights.names().into_iter().map(|n| (n.clone(), weights.raw(&n).unwrap())).collect();
-    let damaged = tensors.iter().find(|(n, _)| n == "single_blocks.1.linear2.weight").unwrap();
+    let tensors: Vec<(String, Tensor)> = weights
+        .names()
+        .into_iter()
+        .map(|n| (n.clone(), weights.raw(&n).unwrap()))
+        .collect();
+    let damaged = tensors
+        .iter()
+        .find(|(n, _)| n == "single_blocks.1.linear2.weight")
+        .unwrap();
     let _ = damaged.1.get(3).get(5).fill_(f64::NAN);
     drop(weights);
     kontext::crates::kontext_core::weights::save(&path, &tensors, None).unwrap();
-    let pipe = Pipeline::builder().device(Device::Cpu).max_sequence_length(16).load(folder.path()).unwrap();
-    let error = pipe.run(&Request::generate("x").size(32, 32).steps(2)).unwrap_err().to_string();
-    assert!(error.starts_with("denoising step 1 produced values that are not finite"), "{error}");
+    let pipe = Pipeline::builder()
+        .device(Device::Cpu)
+        .max_sequence_length(16)
+        .load(folder.path())
+        .unwrap();
+    let error = pipe
+        .run(&Request::generate("x").size(32, 32).steps(2))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("denoising step 1 produced values that are not finite"),
+        "{error}"
+    );
     assert!(error.contains("`single_blocks.1.linear2.weight`"), "{error}");
 }

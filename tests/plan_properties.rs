@@ -13,8 +13,12 @@ use kontext::crates::kontext_sampler::ids::Origin;
 use kontext::{Conformance, Device, Error, Grid, Layout, Pipeline, Plan, References, Request, Size};
 use proptest::prelude::*;
 
-static PIPE: LazyLock<Pipeline> =
-    LazyLock::new(|| Pipeline::builder().device(Device::Cpu).load(common::model(Layout::Diffusers)).unwrap());
+static PIPE: LazyLock<Pipeline> = LazyLock::new(|| {
+    Pipeline::builder()
+        .device(Device::Cpu)
+        .load(common::model(Layout::Diffusers))
+        .unwrap()
+});
 
 const MODES: [Conformance; 3] = [Conformance::Kontext, Conformance::Diffusers, Conformance::Bfl];
 const REFERENCES: [References; 3] = [References::Offset, References::Index, References::Stitch];
@@ -27,7 +31,11 @@ fn picture() -> impl Strategy<Value = RgbImage> {
     let side = || prop_oneof![1..40_u32, 1..2000_u32, 1..=20_000_u32];
     (side(), side(), any::<bool>()).prop_map(|(long, short, lying)| {
         let short = short.min(MOST_PIXELS / long);
-        if lying { RgbImage::new(long, short) } else { RgbImage::new(short, long) }
+        if lying {
+            RgbImage::new(long, short)
+        } else {
+            RgbImage::new(short, long)
+        }
     })
 }
 
@@ -98,10 +106,18 @@ fn fits(grid: Grid) -> bool {
 /// No two grids share a position.
 fn apart(plan: &Plan) -> bool {
     let target = (plan.target, Origin { t: 0, y: 0, x: 0 });
-    let grids: Vec<_> = plan.references.iter().map(|r| (r.grid, r.origin)).chain([target]).collect();
+    let grids: Vec<_> = plan
+        .references
+        .iter()
+        .map(|r| (r.grid, r.origin))
+        .chain([target])
+        .collect();
     let before = |(a, at): (Grid, Origin), (_, to): (Grid, Origin)| at.y + a.rows <= to.y || at.x + a.cols <= to.x;
     let apart = |a: (Grid, Origin), b: (Grid, Origin)| a.1.t != b.1.t || before(a, b) || before(b, a);
-    grids.iter().enumerate().all(|(i, a)| grids.iter().skip(i + 1).all(|b| apart(*a, *b)))
+    grids
+        .iter()
+        .enumerate()
+        .all(|(i, a)| grids.iter().skip(i + 1).all(|b| apart(*a, *b)))
 }
 
 proptest! {

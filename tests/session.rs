@@ -20,7 +20,10 @@ static EMOJI: LazyLock<Pipeline> = LazyLock::new(|| {
 });
 
 fn load(placement: Placement) -> Pipeline {
-    let builder = Pipeline::builder().device(Device::Cpu).max_sequence_length(32).placement(placement);
+    let builder = Pipeline::builder()
+        .device(Device::Cpu)
+        .max_sequence_length(32)
+        .placement(placement);
     builder.load(model(Layout::Diffusers)).unwrap()
 }
 
@@ -84,9 +87,15 @@ fn only_the_first_picture_and_new_prompts_are_encoded() {
 fn the_next_turn_sees_the_latents_of_the_last_and_not_its_picture() {
     let mut session = session(&PIPE);
     session.edit("winter").unwrap();
-    let (picture, latents) = (session.current().picture.clone(), session.current().latents.clone().unwrap());
+    let (picture, latents) = (
+        session.current().picture.clone(),
+        session.current().latents.clone().unwrap(),
+    );
     let edit = request("night").reference(&picture);
-    let (by_latents, by_picture) = (PIPE.run(&edit.clone().image_latents(latents)).unwrap(), PIPE.run(&edit).unwrap());
+    let (by_latents, by_picture) = (
+        PIPE.run(&edit.clone().image_latents(latents)).unwrap(),
+        PIPE.run(&edit).unwrap(),
+    );
     let turn = session.edit("night").unwrap();
     assert_eq!(turn.picture, by_latents.image);
     assert_eq!(turn.latents.as_ref(), Some(&by_latents.latents));
@@ -101,7 +110,9 @@ fn reencoded_turns_are_runs_of_the_saved_pictures() {
     session.reencode = true;
     let path = folder.path().join("winter.png");
     session.edit("winter").unwrap().save(&path).unwrap();
-    let run = PIPE.run(&request("night").reference(&kontext::open(&path).unwrap())).unwrap();
+    let run = PIPE
+        .run(&request("night").reference(&kontext::open(&path).unwrap()))
+        .unwrap();
     assert_eq!(session.edit("night").unwrap().picture, run.image);
 }
 
@@ -112,7 +123,10 @@ fn latents_of_another_grid_are_not_handed_over() {
     assert_eq!(encoded(&mut session, &request("night").max_area(96 * 64)), (1, 1));
     assert_eq!(encoded(&mut session, &request("night").max_area(96 * 64)), (0, 0));
     // Joined pictures are one, which has no latents yet.
-    let joined = request("night").max_area(96 * 64).reference(&picture(20, 20)).references(References::Stitch);
+    let joined = request("night")
+        .max_area(96 * 64)
+        .reference(&picture(20, 20))
+        .references(References::Stitch);
     assert_eq!(encoded(&mut session, &joined), (0, 1));
 }
 
@@ -143,7 +157,10 @@ fn branches_are_kept_and_undo_leads_back() {
     assert!(session.undo() && session.redo());
     assert_eq!(session.current().id, 3);
     assert_eq!(session.branch(2).unwrap().prompt(), "green scarf");
-    assert_eq!(session.history().iter().map(|turn| turn.id).collect::<Vec<_>>(), [0, 1, 2]);
+    assert_eq!(
+        session.history().iter().map(|turn| turn.id).collect::<Vec<_>>(),
+        [0, 1, 2]
+    );
     assert_eq!(session.turns().len(), 4);
     assert!(session.branch(9).is_err());
 }
@@ -152,10 +169,21 @@ fn branches_are_kept_and_undo_leads_back() {
 fn a_turn_that_fails_leaves_the_session_as_it_was() {
     let mut session = session(&PIPE);
     session.edit("winter").unwrap();
-    assert!(session.run_with(&request("night"), |_| ControlFlow::Break(())).unwrap_err().is_cancelled());
+    assert!(
+        session
+            .run_with(&request("night"), |_| ControlFlow::Break(()))
+            .unwrap_err()
+            .is_cancelled()
+    );
     for (wrong, words) in [
-        (request("night").batch(2), "invalid batch: expected 1 picture in a turn of a session, got 2"),
-        (request("night").image_latents(session.current().latents.clone().unwrap()), "use `replace`"),
+        (
+            request("night").batch(2),
+            "invalid batch: expected 1 picture in a turn of a session, got 2",
+        ),
+        (
+            request("night").image_latents(session.current().latents.clone().unwrap()),
+            "use `replace`",
+        ),
         (request("night").strength(2.0), "strength"),
     ] {
         let error = session.run(&wrong).unwrap_err().to_string();
@@ -169,7 +197,10 @@ fn a_replaced_picture_is_encoded_anew() {
     let mut session = session(&PIPE);
     session.edit("winter").unwrap();
     let turn = session.replace(picture(70, 50));
-    assert_eq!((turn.id, turn.parent, turn.prompt(), turn.seed()), (2, Some(1), "", None));
+    assert_eq!(
+        (turn.id, turn.parent, turn.prompt(), turn.seed()),
+        (2, Some(1), "", None)
+    );
     let fresh = PIPE.run(&request("night").reference(&picture(70, 50))).unwrap();
     assert_eq!(session.edit("night").unwrap().picture, fresh.image);
 }
@@ -178,10 +209,19 @@ fn a_replaced_picture_is_encoded_anew() {
 fn full(pipe: &Pipeline) -> Session<'_> {
     let mut session = session(pipe);
     session.edit("winter").unwrap();
-    session.keep_unchanged = Some(Keep::Mask(GrayImage::from_fn(70, 50, |x, _| Luma([if x < 30 { 255 } else { 0 }]))));
+    session.keep_unchanged = Some(Keep::Mask(GrayImage::from_fn(70, 50, |x, _| {
+        Luma([if x < 30 { 255 } else { 0 }])
+    })));
     session.edit("green scarf").unwrap();
     session.undo();
-    session.run(&request("like this").reference(&picture(20, 30)).guidance(1.7).seed(u64::MAX)).unwrap();
+    session
+        .run(
+            &request("like this")
+                .reference(&picture(20, 30))
+                .guidance(1.7)
+                .seed(u64::MAX),
+        )
+        .unwrap();
     session.replace(picture(70, 50));
     session.undo();
     session
@@ -196,7 +236,10 @@ fn a_restored_session_goes_on_with_the_same_bytes() {
     let mut restored = PIPE.restore_session(&folder).unwrap();
     assert_eq!(restored.turns().len(), session.turns().len());
     for (a, b) in restored.turns().iter().zip(session.turns()) {
-        assert_eq!((a.id, a.parent, &a.picture, &a.changed), (b.id, b.parent, &b.picture, &b.changed));
+        assert_eq!(
+            (a.id, a.parent, &a.picture, &a.changed),
+            (b.id, b.parent, &b.picture, &b.changed)
+        );
         assert_eq!((a.prompt(), a.seed(), a.steps()), (b.prompt(), b.seed(), b.steps()));
         assert_eq!(a.latents, b.latents);
         assert_eq!(a.request().map(|r| &r.images), b.request().map(|r| &r.images));
@@ -220,7 +263,9 @@ fn saving_again_writes_what_is_new_alone() {
     let folder = tempfile::tempdir().unwrap();
     let names = || {
         let files = std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap());
-        files.map(|file| (file.file_name(), file.metadata().unwrap().modified().unwrap())).collect::<Vec<_>>()
+        files
+            .map(|file| (file.file_name(), file.metadata().unwrap().modified().unwrap()))
+            .collect::<Vec<_>>()
     };
     let mut session = session(&PIPE);
     session.edit("winter").unwrap();
@@ -246,14 +291,21 @@ fn latents_are_saved_in_the_dtype_of_the_run() {
         session.defaults = small().max_area(64 * 64).conform(conformance);
         session.edit("winter").unwrap();
         session.save(folder.path()).unwrap();
-        let files = std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path());
-        let latents = files.filter(|path| path.extension().is_some_and(|e| e == "safetensors")).collect::<Vec<_>>();
+        let files = std::fs::read_dir(folder.path())
+            .unwrap()
+            .map(|file| file.unwrap().path());
+        let latents = files
+            .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
+            .collect::<Vec<_>>();
         assert_eq!(latents.len(), 1);
         let header = String::from_utf8_lossy(&std::fs::read(&latents[0]).unwrap()).into_owned();
         assert!(header.contains(&format!("\"dtype\":\"{dtype}\"")), "{header:.99}");
         let mut restored = pipe.restore_session(folder.path()).unwrap();
         assert_eq!(restored.current().latents, session.current().latents);
-        assert_eq!(restored.edit("night").unwrap().picture, session.edit("night").unwrap().picture);
+        assert_eq!(
+            restored.edit("night").unwrap().picture,
+            session.edit("night").unwrap().picture
+        );
     }
 }
 
@@ -302,11 +354,22 @@ fn bytes_outside_the_map_are_those_of_the_source() {
         let result = &plain.edit(prompt).unwrap().picture;
         let map = turn.changed.as_ref().unwrap();
         let [outside, between, inside] = shares(map);
-        assert!(outside > 1000 && between > 50 && inside > 500, "{outside} {between} {inside}");
+        assert!(
+            outside > 1000 && between > 50 && inside > 500,
+            "{outside} {between} {inside}"
+        );
         let pixels = map.pixels().zip(turn.picture.pixels()).zip(source.pixels());
-        assert!(pixels.filter(|((map, _), _)| map.0[0] == 0).all(|((_, turn), source)| turn == source));
+        assert!(
+            pixels
+                .filter(|((map, _), _)| map.0[0] == 0)
+                .all(|((_, turn), source)| turn == source)
+        );
         // Without it they are not.
-        let untouched = map.pixels().zip(result.pixels()).zip(source.pixels()).filter(|((map, _), _)| map.0[0] == 0);
+        let untouched = map
+            .pixels()
+            .zip(result.pixels())
+            .zip(source.pixels())
+            .filter(|((map, _), _)| map.0[0] == 0);
         assert!(untouched.filter(|((_, result), source)| result != source).count() > 100);
         plain.undo();
         plain.replace(turn.picture.clone());
@@ -323,12 +386,22 @@ fn a_mask_of_the_users_decides_alone_and_exactly() {
     let kept = session.edit("make it sepia").unwrap().picture.clone();
     let result = emoji().edit("make it sepia").unwrap().picture.clone();
     for (x, y, pixel) in kept.enumerate_pixels() {
-        let from = if mask.get_pixel(x, y).0[0] == 255 { &result } else { &source };
+        let from = if mask.get_pixel(x, y).0[0] == 255 {
+            &result
+        } else {
+            &source
+        };
         assert_eq!(pixel, from.get_pixel(x, y));
     }
     session.keep_unchanged = Some(Keep::Mask(GrayImage::new(3, 3)));
     let error = session.edit("make it sepia").unwrap_err().to_string();
-    assert_eq!(error, format!("invalid mask: expected the picture's size, {}x{}, got 3x3", size.0, size.1));
+    assert_eq!(
+        error,
+        format!(
+            "invalid mask: expected the picture's size, {}x{}, got 3x3",
+            size.0, size.1
+        )
+    );
 }
 
 #[test]
@@ -362,10 +435,15 @@ fn a_result_that_is_not_in_the_pictures_place_cannot_be_kept() {
         request("night").native_size(),
         request("night").size(64, 96),
         request("night").conform(Conformance::Diffusers),
-        request("night").reference(&picture(70, 50)).references(References::Stitch),
+        request("night")
+            .reference(&picture(70, 50))
+            .references(References::Stitch),
     ] {
         let error = session.run(&request).unwrap_err().to_string();
-        assert!(error.starts_with("invalid request under keep_unchanged: expected a result in the place"), "{error}");
+        assert!(
+            error.starts_with("invalid request under keep_unchanged: expected a result in the place"),
+            "{error}"
+        );
     }
     assert_eq!(session.turns().len(), 1);
 }
@@ -381,7 +459,9 @@ fn latents_of_another_size_are_refused_before_any_work() {
         error.contains("shape of image_latents: expected [1, 15, 64]") && error.ends_with("got [1, 16, 64]"),
         "{error}"
     );
-    let joined = edit(&picture(64, 64)).reference(&picture(64, 64)).references(References::Stitch);
+    let joined = edit(&picture(64, 64))
+        .reference(&picture(64, 64))
+        .references(References::Stitch);
     assert!(PIPE.plan(&joined).is_err());
     assert!(PIPE.plan(&request("night").image_latents(run.latents.clone())).is_err());
 }

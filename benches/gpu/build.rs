@@ -6,7 +6,9 @@ fn main() {
     println!("cargo:rerun-if-changed=src/shim.cpp");
     // Set by torch-sys; without libtorch (`doc-only`) nothing is linked, and nothing needs the shim.
     println!("cargo:rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");
-    let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB") else { return };
+    let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB") else {
+        return;
+    };
     let include = Path::new(&lib).join("../include");
     cc::Build::new()
         .cpp(true)

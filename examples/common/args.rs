@@ -184,7 +184,8 @@ fn positive<T: TryFrom<u128>>(text: &str) -> Result<T, &'static str> {
 }
 
 fn whole(text: &str) -> Result<u64, String> {
-    text.parse().map_err(|_| format!("expected a whole number from 0 to {}", u64::MAX))
+    text.parse()
+        .map_err(|_| format!("expected a whole number from 0 to {}", u64::MAX))
 }
 
 fn read_noise(path: &Path) -> anyhow::Result<ndarray::ArrayD<f32>> {

@@ -21,7 +21,9 @@ impl Dump {
             Event::Reference { index: 0, latents } => self.keep("context_latents".to_owned(), latents)?,
             Event::Reference { index, latents } => self.keep(format!("context_latents_{index}"), latents)?,
             Event::Noise { latents } => self.keep("latents".to_owned(), latents)?,
-            Event::Step { done, total, latents, .. } => {
+            Event::Step {
+                done, total, latents, ..
+            } => {
                 self.keep(format!("step_{}", done - 1), latents)?;
                 if done == total {
                     self.keep("final".to_owned(), latents)?;
@@ -34,7 +36,8 @@ impl Dump {
 
     fn keep(&mut self, name: String, tensor: &Tensor) -> Result<()> {
         // A copy: the run goes on with the original.
-        self.tensors.push((name, tensor.f_to_device(Device::Cpu)?.f_contiguous()?.f_detach_copy()?));
+        self.tensors
+            .push((name, tensor.f_to_device(Device::Cpu)?.f_contiguous()?.f_detach_copy()?));
         Ok(())
     }
 

@@ -27,7 +27,11 @@ pub fn of_model(folder: &Path, more: &[PathBuf]) -> anyhow::Result<String> {
         &checkpoint.t5_tokenizer,
     ];
     let defaults = folder.join("kontext.json");
-    let others = checkpoint.scheduler.iter().chain(Some(&defaults).filter(|path| path.is_file())).chain(more);
+    let others = checkpoint
+        .scheduler
+        .iter()
+        .chain(Some(&defaults).filter(|path| path.is_file()))
+        .chain(more);
     of_files(parts.into_iter().chain(others))
 }
 

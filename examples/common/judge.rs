@@ -50,8 +50,11 @@ pub fn edits(folder: &Path, splits: &[&str]) -> anyhow::Result<Vec<Edit>> {
     let path = folder.join("metadata.jsonl");
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let families = folder.join("families.json");
-    let families: BTreeMap<String, Vec<PathBuf>> =
-        if families.is_file() { read_json(&families)? } else { BTreeMap::new() };
+    let families: BTreeMap<String, Vec<PathBuf>> = if families.is_file() {
+        read_json(&families)?
+    } else {
+        BTreeMap::new()
+    };
     let mut edits = Vec::new();
     for (number, line) in text.lines().enumerate() {
         let of = || format!("{} line {}", path.display(), number + 1);
@@ -113,10 +116,16 @@ impl Judge {
         let result = self.pipe.run(&request)?.image;
         let (width, height) = result.dimensions();
         let truth = self.pictures.get(&edit.target, width, height)?;
-        let sources =
-            edit.source.iter().map(|s| self.pictures.get(s, width, height)).collect::<anyhow::Result<Vec<_>>>()?;
-        let candidates =
-            edit.candidates.iter().map(|c| self.pictures.get(c, width, height)).collect::<anyhow::Result<Vec<_>>>()?;
+        let sources = edit
+            .source
+            .iter()
+            .map(|s| self.pictures.get(s, width, height))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let candidates = edit
+            .candidates
+            .iter()
+            .map(|c| self.pictures.get(c, width, height))
+            .collect::<anyhow::Result<Vec<_>>>()?;
         if !self.reconstructions.contains_key(&edit.target) {
             let reconstruction = round_trip(&self.vae, &truth, None, self.pipe.device())?;
             self.reconstructions.insert(edit.target.clone(), reconstruction);
@@ -128,6 +137,11 @@ impl Judge {
             reconstruction: &self.reconstructions[&edit.target],
         };
         let score = known.score(&result)?;
-        Ok(Judged { sources, result, truth, score })
+        Ok(Judged {
+            sources,
+            result,
+            truth,
+            score,
+        })
     }
 }

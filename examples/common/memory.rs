@@ -26,7 +26,11 @@ impl Watch {
                 std::thread::sleep(INTERVAL);
             }
         });
-        Self { stop, most, thread: Some(thread) }
+        Self {
+            stop,
+            most,
+            thread: Some(thread),
+        }
     }
 
     /// Bytes of its own, and with pages of files, at their highest.

@@ -64,7 +64,9 @@ pub fn say(line: impl Display) -> anyhow::Result<()> {
 /// Writes a text file, which appears whole or not at all.
 pub fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     let mut file = OutputFile::create(path)?;
-    file.writer().write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+    file.writer()
+        .write_all(text.as_bytes())
+        .with_context(|| format!("cannot write {}", path.display()))?;
     Ok(file.publish()?)
 }
 
@@ -83,13 +85,26 @@ fn remedy(error: &anyhow::Error) -> &'static str {
 
 /// What clap says, without its overview of the usage.
 fn in_one_line(text: &str) -> String {
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("Usage:"));
-    let line = lines.collect::<Vec<_>>().join("; ").replace(":; ", ": ").replace("; For more", "; for more");
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with("Usage:"));
+    let line = lines
+        .collect::<Vec<_>>()
+        .join("; ")
+        .replace(":; ", ": ")
+        .replace("; For more", "; for more");
     line.trim_end_matches('.').to_owned()
 }
 
 /// Names from damaged files may hold line breaks and worse.
 fn printable(text: &str) -> String {
-    let escaped = |c: char| if c.is_control() { c.escape_default().collect() } else { c.to_string() };
+    let escaped = |c: char| {
+        if c.is_control() {
+            c.escape_default().collect()
+        } else {
+            c.to_string()
+        }
+    };
     text.chars().map(escaped).collect()
 }

@@ -15,7 +15,10 @@ pub struct Pictures {
 
 impl Pictures {
     pub fn of(folder: &Path) -> Self {
-        Self { folder: folder.to_owned(), open: BTreeMap::new() }
+        Self {
+            folder: folder.to_owned(),
+            open: BTreeMap::new(),
+        }
     }
 
     pub fn get(&mut self, path: &Path, width: u32, height: u32) -> anyhow::Result<RgbImage> {
@@ -32,7 +35,10 @@ impl Pictures {
 pub fn listed(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let of = || format!("cannot read the folder {}", folder.display());
     let entries = std::fs::read_dir(folder).with_context(of)?;
-    let mut paths = entries.map(|e| Ok(e?.path())).collect::<std::io::Result<Vec<_>>>().with_context(of)?;
+    let mut paths = entries
+        .map(|e| Ok(e?.path()))
+        .collect::<std::io::Result<Vec<_>>>()
+        .with_context(of)?;
     paths.sort();
     Ok(paths)
 }
@@ -55,8 +61,14 @@ pub fn usable(folder: &Path, open: impl Fn(&Path) -> anyhow::Result<RgbImage>) -
         opened.is_ok()
     });
     match (pictures.len(), found) {
-        (0, 0) => bail!("no pictures in {}: expected .png, .jpg or .webp files; name another folder", folder.display()),
-        (0, _) => bail!("none of the {found} pictures in {} can be used; name another folder", folder.display()),
+        (0, 0) => bail!(
+            "no pictures in {}: expected .png, .jpg or .webp files; name another folder",
+            folder.display()
+        ),
+        (0, _) => bail!(
+            "none of the {found} pictures in {} can be used; name another folder",
+            folder.display()
+        ),
         (kept, _) if kept < found => eprintln!("{} of {found} pictures cannot be used and are left out", found - kept),
         _ => {}
     }

@@ -15,7 +15,10 @@ pub fn round_trip(
     let pixels = picture::to_tensor(picture, Kind::Float, device)?;
     let back = match tile {
         Some(tile) => {
-            let tiling = Tiling { tile, overlap: tile / 4 / 8 * 8 };
+            let tiling = Tiling {
+                tile,
+                overlap: tile / 4 / 8 * 8,
+            };
             vae.decode_tiled(&vae.encode_latents_tiled(&pixels, tiling)?, tiling)?
         }
         None => vae.decode(&vae.encode_latents(&pixels)?)?,

@@ -33,7 +33,10 @@ pub fn run(args: &RunArgs, request: &Request, out: &Path) -> anyhow::Result<Opti
                 say(format_args!("memory:      {memory}"))?;
             }
             if let Some(first) = memory.first() {
-                say(format_args!("free:        {} MB", free_memory(first.device)? / MEGABYTE))?;
+                say(format_args!(
+                    "free:        {} MB",
+                    free_memory(first.device)? / MEGABYTE
+                ))?;
             }
             return Ok(None);
         }
@@ -56,10 +59,18 @@ pub fn run(args: &RunArgs, request: &Request, out: &Path) -> anyhow::Result<Opti
         let path = numbered(out, index);
         output.save_image(index, &path)?;
         let seed = output.seed.wrapping_add(index as u64);
-        say(format_args!("wrote {} ({}, seed {seed})", path.display(), output.plan.output))?;
+        say(format_args!(
+            "wrote {} ({}, seed {seed})",
+            path.display(),
+            output.plan.output
+        ))?;
     }
     let steps = output.plan.schedule.steps();
-    say(format_args!("{steps} steps and the rest took {:.1} s on {:?}", begin.elapsed().as_secs_f64(), pipe.device()))?;
+    say(format_args!(
+        "{steps} steps and the rest took {:.1} s on {:?}",
+        begin.elapsed().as_secs_f64(),
+        pipe.device()
+    ))?;
     if let (Some((before, watch)), Some(plan)) = (watch, pipe.memory(request)?) {
         tell_memory(&plan, before, watch)?;
     }
@@ -68,7 +79,9 @@ pub fn run(args: &RunArgs, request: &Request, out: &Path) -> anyhow::Result<Opti
 
 /// What was planned beside what was taken.
 fn tell_memory(plan: &MemoryPlan, before: u64, watch: memory::Watch) -> anyhow::Result<()> {
-    let Some((own, with_files)) = watch.stop() else { return Ok(()) };
+    let Some((own, with_files)) = watch.stop() else {
+        return Ok(());
+    };
     let planned = plan.peak().1 + before;
     if plan.device != kontext::Device::Cpu {
         return say(format_args!("{plan}\nmemory: {} MB of the host taken", own / MEGABYTE));
@@ -112,7 +125,11 @@ fn observe(pipe: &Pipeline, request: &Request, dump_to: Option<&Path>) -> anyhow
         }
         match event {
             Event::Cut { cut } => {
-                eprintln!("{} does not see the end of the prompt: “{}”", cut.encoder, shortened(&cut.text));
+                eprintln!(
+                    "{} does not see the end of the prompt: “{}”",
+                    cut.encoder,
+                    shortened(&cut.text)
+                );
             }
             event => sampled(&event),
         }

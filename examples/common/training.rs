@@ -24,11 +24,18 @@ impl Limit {
         let cancel = Cancel::new();
         let remote = cancel.clone();
         ctrlc::set_handler(move || remote.cancel())?;
-        Ok(Self { cancel, end: minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(60.0 * minutes)) })
+        Ok(Self {
+            cancel,
+            end: minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(60.0 * minutes)),
+        })
     }
 
     pub fn check(&self) -> ControlFlow<()> {
-        if self.end.is_some_and(|end| Instant::now() > end) { ControlFlow::Break(()) } else { self.cancel.check() }
+        if self.end.is_some_and(|end| Instant::now() > end) {
+            ControlFlow::Break(())
+        } else {
+            self.cancel.check()
+        }
     }
 }
 
@@ -40,7 +47,10 @@ pub struct Shown {
 
 impl Shown {
     pub fn new(what: &'static str, total: u64) -> Self {
-        Self { bar: progress::bar(what, total as usize), last: Instant::now() }
+        Self {
+            bar: progress::bar(what, total as usize),
+            last: Instant::now(),
+        }
     }
 
     pub fn set(&mut self, done: u64, message: String) {
@@ -53,7 +63,11 @@ impl Shown {
     }
 
     pub fn say(&self, text: &str) {
-        if self.bar.is_hidden() { eprintln!("{text}") } else { self.bar.println(text) }
+        if self.bar.is_hidden() {
+            eprintln!("{text}")
+        } else {
+            self.bar.println(text)
+        }
     }
 }
 
@@ -72,7 +86,12 @@ pub fn train(recipe: Recipe, limit: &Limit) -> anyhow::Result<(Trainer, bool)> {
                 }
             }
             TrainEvent::Skipped(skipped) => eprintln!("skipped {skipped}"),
-            TrainEvent::Ready { training, validation, values, resumed } => {
+            TrainEvent::Ready {
+                training,
+                validation,
+                values,
+                resumed,
+            } => {
                 eprintln!("{training} examples to train on, {validation} held out, {values} trained values");
                 if resumed > 0 {
                     eprintln!("going on after step {resumed} in {}", out.display());
@@ -87,7 +106,10 @@ pub fn train(recipe: Recipe, limit: &Limit) -> anyhow::Result<(Trainer, bool)> {
         match event {
             TrainEvent::Step(r) => {
                 let speed = r.items_per_second;
-                shown.set(r.step, format!("loss {:.4}, gradient {:.2}, {speed:.1} pictures/s", r.loss, r.norm));
+                shown.set(
+                    r.step,
+                    format!("loss {:.4}, gradient {:.2}, {speed:.1} pictures/s", r.loss, r.norm),
+                );
             }
             TrainEvent::Validated { step, loss } => shown.say(&format!("step {step}: held-out loss {loss:.4}")),
             TrainEvent::Sampled { path, .. } => shown.say(&format!("wrote {}", path.display())),

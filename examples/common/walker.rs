@@ -58,7 +58,10 @@ impl Walker {
         instructions: &[&str],
         seed: u64,
     ) -> anyhow::Result<Vec<RgbImage>> {
-        let requests = instructions.iter().zip(seed..).map(|(text, seed)| Request::generate(*text).seed(seed));
+        let requests = instructions
+            .iter()
+            .zip(seed..)
+            .map(|(text, seed)| Request::generate(*text).seed(seed));
         if method == Method::Aligned {
             return self.aligned(start, requests);
         }
@@ -66,19 +69,25 @@ impl Walker {
         session.reencode = matches!(method, Method::Pixels | Method::KeepPixels);
         let keeps = matches!(method, Method::Keep | Method::KeepPixels);
         session.keep_unchanged = keeps.then_some(Keep::Difference(self.map));
-        requests.map(|request| Ok(session.run(&request)?.picture.clone())).collect()
+        requests
+            .map(|request| Ok(session.run(&request)?.picture.clone()))
+            .collect()
     }
 
     fn aligned(&self, start: &RgbImage, requests: impl Iterator<Item = Request>) -> anyhow::Result<Vec<RgbImage>> {
         let grid = self.pipe.plan(&Request::edit(start, ""))?.target;
         let size = grid.size();
         let fitted = picture::resize(start, size.width, size.height)?;
-        let mut latents = self.vae.encode_latents(&picture::to_tensor(&fitted, Kind::Float, self.pipe.device())?)?;
+        let mut latents = self
+            .vae
+            .encode_latents(&picture::to_tensor(&fitted, Kind::Float, self.pipe.device())?)?;
         let mut average = Statistics::of(&low_band(&latents)?)?;
         let mut pictures: Vec<RgbImage> = Vec::new();
         for request in requests {
             let context = array::to_array(&pack(&latents)?)?;
-            let request = request.reference(pictures.last().unwrap_or(start)).image_latents(context);
+            let request = request
+                .reference(pictures.last().unwrap_or(start))
+                .image_latents(context);
             let result = array::from_array(&self.pipe.run(&request)?.latents.view())?;
             latents = average.align(&unpack(&result.f_to_device(self.pipe.device())?, grid)?)?;
             pictures.push(self.decode(&latents, start)?);
@@ -88,7 +97,10 @@ impl Walker {
 
     fn decode(&self, latents: &Tensor, like: &RgbImage) -> anyhow::Result<RgbImage> {
         let picture = picture::from_tensor(&self.vae.decode(latents)?, picture::Rounding::Nearest)?;
-        let picture = picture.into_iter().next().context("the autoencoder returned no picture")?;
+        let picture = picture
+            .into_iter()
+            .next()
+            .context("the autoencoder returned no picture")?;
         Ok(picture::resize(&picture, like.width(), like.height())?)
     }
 }
@@ -113,15 +125,26 @@ impl Statistics {
     fn of(low: &Tensor) -> anyhow::Result<Self> {
         let sides = [2_i64, 3];
         let mean = low.f_mean_dim(sides.as_slice(), true, Kind::Float)?;
-        let deviation = low.f_sub(&mean)?.f_square()?.f_mean_dim(sides.as_slice(), true, Kind::Float)?.f_sqrt()?;
-        Ok(Self { mean, deviation: deviation.f_clamp_min(LEAST_DEVIATION)? })
+        let deviation = low
+            .f_sub(&mean)?
+            .f_square()?
+            .f_mean_dim(sides.as_slice(), true, Kind::Float)?
+            .f_sqrt()?;
+        Ok(Self {
+            mean,
+            deviation: deviation.f_clamp_min(LEAST_DEVIATION)?,
+        })
     }
 
     /// Aligns latents with the average, and adds them to it.
     fn align(&mut self, latents: &Tensor) -> anyhow::Result<Tensor> {
         let low = low_band(latents)?;
         let own = Self::of(&low)?;
-        let aligned = low.f_sub(&own.mean)?.f_div(&own.deviation)?.f_mul(&self.deviation)?.f_add(&self.mean)?;
+        let aligned = low
+            .f_sub(&own.mean)?
+            .f_div(&own.deviation)?
+            .f_mul(&self.deviation)?
+            .f_add(&self.mean)?;
         let mixed = |average: &Tensor, own: &Tensor| average.f_lerp(own, RATE);
         (self.mean, self.deviation) = (mixed(&self.mean, &own.mean)?, mixed(&self.deviation, &own.deviation)?);
         Ok(latents.f_sub(&low)?.f_add(&aligned)?)
@@ -131,13 +154,20 @@ impl Statistics {
 /// Latents [1, C, H, W] through a gaussian.
 fn low_band(latents: &Tensor) -> anyhow::Result<Tensor> {
     let radius = (3.0 * SIGMA).ceil() as i64;
-    let weights: Vec<f32> = (-radius..=radius).map(|x| (-0.5 * (x as f64 / SIGMA).powi(2)).exp() as f32).collect();
+    let weights: Vec<f32> = (-radius..=radius)
+        .map(|x| (-0.5 * (x as f64 / SIGMA).powi(2)).exp() as f32)
+        .collect();
     let sum: f32 = weights.iter().sum();
-    let line = Tensor::f_from_slice(&weights)?.f_div_scalar(f64::from(sum))?.f_to_device(latents.device())?;
+    let line = Tensor::f_from_slice(&weights)?
+        .f_div_scalar(f64::from(sum))?
+        .f_to_device(latents.device())?;
     let length = 2 * radius + 1;
     // Channels are pictures of their own.
     let mut planes = latents.f_transpose(0, 1)?;
-    for (sides, shape) in [([radius, radius, 0, 0], [1, 1, 1, length]), ([0, 0, radius, radius], [1, 1, length, 1])] {
+    for (sides, shape) in [
+        ([radius, radius, 0, 0], [1, 1, 1, length]),
+        ([0, 0, radius, radius], [1, 1, length, 1]),
+    ] {
         let padded = planes.f_pad(sides.as_slice(), "replicate", None)?;
         let (one, none) = ([1_i64, 1], [0_i64, 0]);
         planes = padded.f_conv2d::<Tensor>(&line.f_reshape(shape)?, None, one, none, one, 1)?;

@@ -28,11 +28,20 @@ pub struct Edits {
 }
 
 /// Changes that lead back, each with categories that begin a walk.
-const THERE_AND_BACK: [&str; 5] =
-    ["global/style", "global/background", "global/mirror", "global/rotate", "global/invert"];
+const THERE_AND_BACK: [&str; 5] = [
+    "global/style",
+    "global/background",
+    "global/mirror",
+    "global/rotate",
+    "global/invert",
+];
 /// Changes of a part, in groups among which a walk goes on.
-const ELSEWHERE: [&[&str]; 4] =
-    [&["local/skin-tone", "local/hair", "local/gender"], &["global/background"], &["local/clock"], &["text/keycap"]];
+const ELSEWHERE: [&[&str]; 4] = [
+    &["local/skin-tone", "local/hair", "local/gender"],
+    &["global/background"],
+    &["local/clock"],
+    &["text/keycap"],
+];
 
 impl Edits {
     pub fn of(folder: &Path) -> anyhow::Result<Self> {
@@ -54,12 +63,25 @@ impl Edits {
     /// Walks that change a picture and change it back, `each` of every kind.
     pub fn there_and_back(&self, turns: usize, each: usize) -> Vec<Walk> {
         let walk = |edit: &Edit| {
-            let there = Turn { instruction: edit.instruction.clone(), truth: edit.target.clone() };
-            let back = Turn { instruction: self.back(edit)?, truth: edit.source[0].clone() };
+            let there = Turn {
+                instruction: edit.instruction.clone(),
+                truth: edit.target.clone(),
+            };
+            let back = Turn {
+                instruction: self.back(edit)?,
+                truth: edit.source[0].clone(),
+            };
             let turns = [there, back].into_iter().cycle().take(turns).collect();
-            Some(Walk { category: edit.category.clone(), start: edit.source[0].clone(), turns })
+            Some(Walk {
+                category: edit.category.clone(),
+                start: edit.source[0].clone(),
+                turns,
+            })
         };
-        THERE_AND_BACK.iter().flat_map(|category| self.held_out(category).filter_map(walk).take(each)).collect()
+        THERE_AND_BACK
+            .iter()
+            .flat_map(|category| self.held_out(category).filter_map(walk).take(each))
+            .collect()
     }
 
     /// Walks that change one thing after the other, `each` of every group.
@@ -72,7 +94,10 @@ impl Edits {
                 let next: Vec<Option<&Edit>> = firsts.iter_mut().map(Iterator::next).collect();
                 next.iter().any(Option::is_some).then_some(next)
             });
-            let of_group = of_group.flatten().flatten().filter_map(|first| self.on(first, group, turns));
+            let of_group = of_group
+                .flatten()
+                .flatten()
+                .filter_map(|first| self.on(first, group, turns));
             walks.extend(of_group.take(each));
         }
         walks
@@ -90,8 +115,15 @@ impl Edits {
             let text = format!("{}|{}|{}", start.display(), first.target.display(), taken.len());
             taken.push(nexts.get(crc32fast::hash(text.as_bytes()) as usize % nexts.len().max(1))?);
         }
-        let turn = |edit: &&Edit| Turn { instruction: edit.instruction.clone(), truth: edit.target.clone() };
-        Some(Walk { category: first.category.clone(), start, turns: taken.iter().map(turn).collect() })
+        let turn = |edit: &&Edit| Turn {
+            instruction: edit.instruction.clone(),
+            truth: edit.target.clone(),
+        };
+        Some(Walk {
+            category: first.category.clone(),
+            start,
+            turns: taken.iter().map(turn).collect(),
+        })
     }
 
     /// What undoes an edit; none where it cannot be undone.
@@ -100,7 +132,9 @@ impl Edits {
             // No picture of the dataset begins mirrored, and yet the way back is the same.
             "global/mirror" | "global/invert" => Some(edit.instruction.clone()),
             "global/rotate" => {
-                let degrees = ["90", "180", "270"].into_iter().find(|degrees| edit.instruction.contains(degrees))?;
+                let degrees = ["90", "180", "270"]
+                    .into_iter()
+                    .find(|degrees| edit.instruction.contains(degrees))?;
                 let back = 360 - degrees.parse::<u32>().ok()?;
                 Some(edit.instruction.replace(degrees, &back.to_string()))
             }
@@ -109,7 +143,11 @@ impl Edits {
                 None
             }
             _ => {
-                let back = self.by_source.get(&edit.target)?.iter().find(|back| back.target == edit.source[0])?;
+                let back = self
+                    .by_source
+                    .get(&edit.target)?
+                    .iter()
+                    .find(|back| back.target == edit.source[0])?;
                 Some(back.instruction.clone())
             }
         }

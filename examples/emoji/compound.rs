@@ -11,9 +11,10 @@ impl Pairs<'_> {
         let exists =
             |key: &Key| key.exists(self.packages) && (key.style != Style::Contrast || key.change == Change::None);
         for pair in &self.pairs {
-            let (Some((_, category)), [source]) =
-                (COMPOUND.iter().find(|(of, _)| *of == pair.category), pair.sources.as_slice())
-            else {
+            let (Some((_, category)), [source]) = (
+                COMPOUND.iter().find(|(of, _)| *of == pair.category),
+                pair.sources.as_slice(),
+            ) else {
                 continue;
             };
             if pair.target.change == Change::None && source.change != Change::None {

@@ -34,7 +34,10 @@ pub(super) struct Pairs<'a> {
 
 /// All pairs.
 pub fn all(packages: &Packages) -> Vec<Pair> {
-    let mut pairs = Pairs { packages, pairs: Vec::new() };
+    let mut pairs = Pairs {
+        packages,
+        pairs: Vec::new(),
+    };
     pairs.people();
     pairs.sets();
     pairs.whole_pictures();
@@ -83,7 +86,10 @@ impl Pairs<'_> {
     fn sets(&mut self) {
         for style in Style::ALL {
             let keyed = |table: &[(&str, &str)]| -> Vec<(Key, String)> {
-                table.iter().map(|(slug, words)| (Key::new(style, slug, 0), (*words).to_owned())).collect()
+                table
+                    .iter()
+                    .map(|(slug, words)| (Key::new(style, slug, 0), (*words).to_owned()))
+                    .collect()
             };
             let by_path = |key: &Key| key.path();
             self.set("local/expression", &keyed(&FACES), "", by_path);

@@ -63,7 +63,11 @@ pub type Summary = BTreeMap<String, BTreeMap<&'static str, usize>>;
 /// Makes the dataset in `folder` if it is not there.
 pub fn ensure(folder: &Path, cache: PathBuf) -> anyhow::Result<()> {
     if !folder.join("metadata.jsonl").is_file() {
-        write_dataset(&Options { out: folder.to_owned(), cache, size: 128 })?;
+        write_dataset(&Options {
+            out: folder.to_owned(),
+            cache,
+            size: 128,
+        })?;
     }
     Ok(())
 }
@@ -75,16 +79,22 @@ pub fn write_dataset(options: &Options) -> anyhow::Result<Summary> {
     if let Some(leak) = split::leak(&lines) {
         bail!("a held-out edit is in the training data: {leak}");
     }
-    let keys: BTreeSet<&Key> =
-        lines.iter().flat_map(|l| l.pair.sources.iter().chain(&l.pair.candidates).chain([&l.pair.target])).collect();
-    let folders: BTreeSet<PathBuf> =
-        keys.iter().filter_map(|key| Some(options.out.join(key.path()).parent()?.to_owned())).collect();
+    let keys: BTreeSet<&Key> = lines
+        .iter()
+        .flat_map(|l| l.pair.sources.iter().chain(&l.pair.candidates).chain([&l.pair.target]))
+        .collect();
+    let folders: BTreeSet<PathBuf> = keys
+        .iter()
+        .filter_map(|key| Some(options.out.join(key.path()).parent()?.to_owned()))
+        .collect();
     for folder in folders {
         std::fs::create_dir_all(&folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
     }
     let bar = crate::common::progress::bar("drawing", keys.len());
     keys.par_iter().try_for_each(|key| -> anyhow::Result<()> {
-        let picture = key.draw(&packages, options.size).with_context(|| format!("cannot draw {}", key.path()))?;
+        let picture = key
+            .draw(&packages, options.size)
+            .with_context(|| format!("cannot draw {}", key.path()))?;
         bar.inc(1);
         Ok(kontext::save_picture(&picture, options.out.join(key.path()), &[])?)
     })?;
@@ -92,7 +102,11 @@ pub fn write_dataset(options: &Options) -> anyhow::Result<Summary> {
     write(&options.out.join("LICENSE.txt"), LICENCE)?;
     let mut summary = Summary::new();
     for line in &lines {
-        *summary.entry(line.pair.category.to_owned()).or_default().entry(line.split).or_default() += 1;
+        *summary
+            .entry(line.pair.category.to_owned())
+            .or_default()
+            .entry(line.split)
+            .or_default() += 1;
     }
     write(&options.out.join("summary.json"), &format!("{:#}\n", json!(summary)))?;
     Ok(summary)
@@ -104,8 +118,12 @@ fn write_lines(out: &Path, lines: &[Line]) -> anyhow::Result<()> {
     for line in lines {
         let count = families.len();
         // Training needs no candidates.
-        let family = (line.split != "train")
-            .then(|| families.entry(paths(&line.pair.candidates)).or_insert_with(|| format!("family-{count}")).clone());
+        let family = (line.split != "train").then(|| {
+            families
+                .entry(paths(&line.pair.candidates))
+                .or_insert_with(|| format!("family-{count}"))
+                .clone()
+        });
         let json = json!({
             "source": paths(&line.pair.sources), "target": line.pair.target.path(), "instruction": line.instruction,
             "category": line.pair.category, "split": line.split, "family": family,

@@ -69,8 +69,12 @@ const LIKE: usize = 2;
 
 /// Things and faces with their names.
 pub(super) fn subjects() -> Vec<(String, String)> {
-    let things = THINGS.iter().map(|slug| ((*slug).to_owned(), slug.replace("-face", "").replace('-', " ")));
-    let faces = FACES.iter().map(|(slug, words)| ((*slug).to_owned(), format!("{words} face")));
+    let things = THINGS
+        .iter()
+        .map(|slug| ((*slug).to_owned(), slug.replace("-face", "").replace('-', " ")));
+    let faces = FACES
+        .iter()
+        .map(|(slug, words)| ((*slug).to_owned(), format!("{words} face")));
     things.chain(faces).collect()
 }
 
@@ -80,22 +84,40 @@ pub(super) fn names() -> Vec<(String, String, bool)> {
     let mut add = |slug: &str, words: String, tones| names.push((slug.to_owned(), words, tones));
     for (_, noun, _) in GENDERS {
         add(noun, format!("a {noun}"), true);
-        HAIRS.iter().for_each(|(hair, words)| add(&format!("{noun}-{hair}"), format!("a {noun} with {words}"), true));
+        HAIRS
+            .iter()
+            .for_each(|(hair, words)| add(&format!("{noun}-{hair}"), format!("a {noun} with {words}"), true));
     }
     for (role, words) in ROLES {
         add(role, format!("a {words}"), true);
         add(&format!("man-{role}"), format!("a man {words}"), true);
         add(&format!("woman-{role}"), format!("a woman {words}"), true);
     }
-    HANDS.iter().for_each(|(slug, words)| add(slug, (*words).to_owned(), true));
+    HANDS
+        .iter()
+        .for_each(|(slug, words)| add(slug, (*words).to_owned(), true));
     for (what, members) in COLOURED {
-        members.iter().for_each(|(slug, words)| add(slug, format!("a {words} {what}"), false));
+        members
+            .iter()
+            .for_each(|(slug, words)| add(slug, format!("a {words} {what}"), false));
     }
-    CLOCKS.iter().for_each(|(slug, words)| add(slug, format!("a clock at {words}"), false));
-    MOONS.iter().for_each(|(slug, words)| add(slug, format!("a {words} moon"), false));
-    ARROWS.iter().for_each(|(slug, words)| add(slug, format!("an arrow pointing {words}"), false));
-    KEYCAPS.iter().for_each(|(slug, words)| add(slug, format!("the number {words}"), false));
-    LETTERS.iter().for_each(|(slug, words)| add(slug, format!("the text {words}"), false));
-    SIGNS.iter().for_each(|(slug, words)| add(slug, format!("a {words} sign"), false));
+    CLOCKS
+        .iter()
+        .for_each(|(slug, words)| add(slug, format!("a clock at {words}"), false));
+    MOONS
+        .iter()
+        .for_each(|(slug, words)| add(slug, format!("a {words} moon"), false));
+    ARROWS
+        .iter()
+        .for_each(|(slug, words)| add(slug, format!("an arrow pointing {words}"), false));
+    KEYCAPS
+        .iter()
+        .for_each(|(slug, words)| add(slug, format!("the number {words}"), false));
+    LETTERS
+        .iter()
+        .for_each(|(slug, words)| add(slug, format!("the text {words}"), false));
+    SIGNS
+        .iter()
+        .for_each(|(slug, words)| add(slug, format!("a {words} sign"), false));
     names
 }

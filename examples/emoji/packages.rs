@@ -79,9 +79,18 @@ struct Emoji {
 pub fn open(cache: &Path) -> anyhow::Result<Packages> {
     std::fs::create_dir_all(cache).with_context(|| format!("cannot make the folder {}", cache.display()))?;
     let three_d = unpack(&THREE_D, cache, |name| name.ends_with(".webp"))?;
-    let stem = |name: String| Path::new(&name).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let stem = |name: String| {
+        Path::new(&name)
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    };
     let names = unpack(&NAMES, cache, |name| name.ends_with("/en/data.json"))?;
-    let (_, names) = names.into_iter().next().context("emojibase-data holds no en/data.json")?;
+    let (_, names) = names
+        .into_iter()
+        .next()
+        .context("emojibase-data holds no en/data.json")?;
     Ok(Packages {
         three_d: three_d.into_iter().map(|(name, bytes)| (stem(name), bytes)).collect(),
         flat: icons(&FLAT, cache)?,
@@ -92,12 +101,18 @@ pub fn open(cache: &Path) -> anyhow::Result<Packages> {
 
 fn icons(package: &Package, cache: &Path) -> anyhow::Result<HashMap<String, String>> {
     let files = unpack(package, cache, |name| name.ends_with("/icons.json"))?;
-    let (_, bytes) = files.into_iter().next().with_context(|| format!("{} holds no icons.json", package.name))?;
+    let (_, bytes) = files
+        .into_iter()
+        .next()
+        .with_context(|| format!("{} holds no icons.json", package.name))?;
     let Icons { icons, width, height } = serde_json::from_slice(&bytes)?;
     let svg = |icon: Icon| {
         let (width, height) = (icon.width.unwrap_or(width), icon.height.unwrap_or(height));
         let open = format!("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\"");
-        format!("{open} width=\"{width}\" height=\"{height}\" color=\"black\">{}</svg>", icon.body)
+        format!(
+            "{open} width=\"{width}\" height=\"{height}\" color=\"black\">{}</svg>",
+            icon.body
+        )
     };
     Ok(icons.into_iter().map(|(name, icon)| (name, svg(icon))).collect())
 }
@@ -120,7 +135,10 @@ fn codes(emojis: Vec<Emoji>) -> HashMap<(String, u8), String> {
 /// "woman: red hair" to "woman-red-hair", as the packages name their files.
 fn slug(label: &str) -> String {
     let plain = label.to_lowercase().replace(['’', '\'', '.', '“', '”', '!'], "");
-    let words: Vec<&str> = plain.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    let words: Vec<&str> = plain
+        .split(|c: char| !c.is_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .collect();
     words.join("-")
 }
 
@@ -138,23 +156,37 @@ fn unpack(package: &Package, cache: &Path, wanted: impl Fn(&str) -> bool) -> any
             files.push((name, bytes));
         }
     }
-    ensure!(!files.is_empty(), "{} {} holds none of the files that were looked for", package.name, package.version);
+    ensure!(
+        !files.is_empty(),
+        "{} {} holds none of the files that were looked for",
+        package.name,
+        package.version
+    );
     Ok(files)
 }
 
 /// The package's file: from the folder, or by `npm pack`.
 fn fetch(package: &Package, cache: &Path) -> anyhow::Result<Vec<u8>> {
     let Package { name, version, .. } = package;
-    let path: PathBuf = cache.join(format!("{}-{version}.tgz", name.trim_start_matches('@').replace('/', "-")));
+    let path: PathBuf = cache.join(format!(
+        "{}-{version}.tgz",
+        name.trim_start_matches('@').replace('/', "-")
+    ));
     if let Ok(bytes) = std::fs::read(&path)
         && right(package, &bytes)
     {
         return Ok(bytes);
     }
-    let run = Command::new("npm").args(["pack", "--silent", &format!("{name}@{version}")]).current_dir(cache).output();
+    let run = Command::new("npm")
+        .args(["pack", "--silent", &format!("{name}@{version}")])
+        .current_dir(cache)
+        .output();
     let run = run.context("cannot run npm, which fetches the emoji packages; install Node.js")?;
     if !run.status.success() {
-        bail!("npm could not fetch {name}@{version}: {}", String::from_utf8_lossy(&run.stderr).trim());
+        bail!(
+            "npm could not fetch {name}@{version}: {}",
+            String::from_utf8_lossy(&run.stderr).trim()
+        );
     }
     let bytes = std::fs::read(&path).with_context(|| format!("npm wrote no {}", path.display()))?;
     ensure!(

@@ -16,7 +16,11 @@ impl Pairs<'_> {
             for tone in 0..TONES.len() as u8 {
                 for (role, _) in ROLES.iter().chain([&("", "")]) {
                     let member = |(start, noun, _): (&str, &str, &str)| {
-                        let slug = if role.is_empty() { noun.to_owned() } else { format!("{start}{role}") };
+                        let slug = if role.is_empty() {
+                            noun.to_owned()
+                        } else {
+                            format!("{start}{role}")
+                        };
                         (Key::new(style, &slug, tone), noun.to_owned())
                     };
                     self.set("local/gender", &GENDERS.map(member), "", by_path);
@@ -67,7 +71,11 @@ impl Pairs<'_> {
 /// People at work, and people.
 fn roles() -> Vec<String> {
     let people = GENDERS.map(|(_, noun, _)| noun.to_owned());
-    let working = ROLES.iter().flat_map(|(role, _)| GENDERS.map(|(start, ..)| format!("{start}{role}")));
-    let hair = HAIRS.iter().flat_map(|(hair, _)| GENDERS.map(|(_, noun, _)| format!("{noun}-{hair}")));
+    let working = ROLES
+        .iter()
+        .flat_map(|(role, _)| GENDERS.map(|(start, ..)| format!("{start}{role}")));
+    let hair = HAIRS
+        .iter()
+        .flat_map(|(hair, _)| GENDERS.map(|(_, noun, _)| format!("{noun}-{hair}")));
     people.into_iter().chain(working).chain(hair).collect()
 }

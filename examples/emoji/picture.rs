@@ -105,7 +105,12 @@ pub struct Key {
 
 impl Key {
     pub fn new(style: Style, slug: &str, tone: u8) -> Self {
-        Self { style, slug: slug.to_owned(), tone, change: Change::None }
+        Self {
+            style,
+            slug: slug.to_owned(),
+            tone,
+            change: Change::None,
+        }
     }
 
     pub fn changed(&self, change: Change) -> Self {
@@ -130,7 +135,12 @@ impl Key {
     /// Its file within the dataset.
     pub fn path(&self) -> String {
         let tone = TONES[usize::from(self.tone)].1;
-        format!("pictures/{}/{}{tone}{}.png", self.style.folder(), self.slug, self.change.suffix())
+        format!(
+            "pictures/{}/{}{tone}{}.png",
+            self.style.folder(),
+            self.slug,
+            self.change.suffix()
+        )
     }
 
     /// Whether the packages hold it.
@@ -153,13 +163,20 @@ impl Key {
         let name = format!("{}{}", self.slug, TONES[usize::from(self.tone)].1);
         let emoji = match self.style {
             Style::ThreeD => {
-                let code = packages.codes.get(&(self.slug.clone(), self.tone)).context("no code points")?;
+                let code = packages
+                    .codes
+                    .get(&(self.slug.clone(), self.tone))
+                    .context("no code points")?;
                 three_d(packages.three_d.get(code).context("no 3D picture")?, size)?
             }
             Style::Flat => svg(packages.flat.get(&name).context("no flat picture")?, size)?,
             Style::Contrast => svg(packages.contrast.get(&name).context("no picture")?, size)?,
         };
-        let ground = if let Change::Ground(index) = self.change { GROUNDS[index].1 } else { [255; 3] };
+        let ground = if let Change::Ground(index) = self.change {
+            GROUNDS[index].1
+        } else {
+            [255; 3]
+        };
         let picture = over(&emoji, ground);
         Ok(match self.change {
             Change::None | Change::Ground(_) => picture,
@@ -188,14 +205,20 @@ fn three_d(webp: &[u8], size: u32) -> anyhow::Result<RgbaImage> {
     let mut square = RgbaImage::new(side, side);
     let (x, y) = ((side - picture.width()) / 2, (side - picture.height()) / 2);
     imageops::overlay(&mut square, &picture.to_rgba8(), i64::from(x), i64::from(y));
-    Ok(DynamicImage::from(square).resize_exact(size, size, imageops::FilterType::Lanczos3).to_rgba8())
+    Ok(DynamicImage::from(square)
+        .resize_exact(size, size, imageops::FilterType::Lanczos3)
+        .to_rgba8())
 }
 
 fn svg(text: &str, size: u32) -> anyhow::Result<RgbaImage> {
     let tree = usvg::Tree::from_str(text, &usvg::Options::default())?;
     let mut pixels = tiny_skia::Pixmap::new(size, size).context("no picture of this size")?;
     let scale = size as f32 / tree.size().width().max(tree.size().height());
-    resvg::render(&tree, tiny_skia::Transform::from_scale(scale, scale), &mut pixels.as_mut());
+    resvg::render(
+        &tree,
+        tiny_skia::Transform::from_scale(scale, scale),
+        &mut pixels.as_mut(),
+    );
     let straight = pixels.pixels().iter().flat_map(|p| {
         let colour = p.demultiply();
         [colour.red(), colour.green(), colour.blue(), colour.alpha()]

@@ -31,7 +31,10 @@ pub fn lines(pairs: Vec<Pair>) -> anyhow::Result<Vec<Line>> {
         by_category.entry(pair.category).or_default().push(pair);
     }
     let edits = by_category.values().flatten().filter(|pair| !pair.shows_otherwise());
-    let asked_for: BTreeSet<Key> = edits.filter(|pair| held_out(pair)).map(|pair| pair.target.clone()).collect();
+    let asked_for: BTreeSet<Key> = edits
+        .filter(|pair| held_out(pair))
+        .map(|pair| pair.target.clone())
+        .collect();
     let mut lines = Vec::new();
     for (name, pairs) in by_category {
         let (test, mut train): (Vec<Pair>, Vec<Pair>) = pairs
@@ -59,7 +62,11 @@ fn by_example(test: &[Pair]) -> impl Fn(&Pair) -> bool {
 
 fn category(name: &str, test: Vec<Pair>, train: Vec<Pair>, wordings: &Wordings) -> Vec<Line> {
     let mut lines = Vec::new();
-    let (most_lines, most_held_out) = if name.starts_with("compound/") { MOST_COMPOUND } else { MOST };
+    let (most_lines, most_held_out) = if name.starts_with("compound/") {
+        MOST_COMPOUND
+    } else {
+        MOST
+    };
     let most = train.len().min(most_lines);
     // Small categories show every wording of a pair, large ones one or two.
     let each = (most_lines / most.max(1)).clamp(1, wordings.train.len());
@@ -107,14 +114,25 @@ fn hash(parts: &[&str]) -> u32 {
 /// A held-out target that training asks for by the same instruction, or a held-out pair in training.
 pub fn leak(lines: &[Line]) -> Option<String> {
     let train = || lines.iter().filter(|line| line.split == "train");
-    let asked: BTreeSet<_> = train().map(|l| (l.pair.category, &l.pair.target, &l.pair.words)).collect();
+    let asked: BTreeSet<_> = train()
+        .map(|l| (l.pair.category, &l.pair.target, &l.pair.words))
+        .collect();
     let pairs: BTreeSet<_> = train().map(|l| (&l.pair.sources, &l.pair.target)).collect();
     let held_out = lines.iter().filter(|line| line.split != "train");
     let leaks = |line: &&Line| {
-        let Pair { category, target, words, sources, .. } = &line.pair;
+        let Pair {
+            category,
+            target,
+            words,
+            sources,
+            ..
+        } = &line.pair;
         asked.contains(&(*category, target, words)) || (!sources.is_empty() && pairs.contains(&(sources, target)))
     };
-    held_out.filter(leaks).map(|line| format!("{} -> {}", line.instruction, line.pair.target.path())).next()
+    held_out
+        .filter(leaks)
+        .map(|line| format!("{} -> {}", line.instruction, line.pair.target.path()))
+        .next()
 }
 
 #[cfg(test)]
@@ -138,7 +156,9 @@ mod tests {
 
     #[test]
     fn a_held_out_target_is_never_trained() {
-        let pairs = (0..40).flat_map(|a| (0..40).filter(move |b| *b != a).map(move |b| pair(a, b))).collect();
+        let pairs = (0..40)
+            .flat_map(|a| (0..40).filter(move |b| *b != a).map(move |b| pair(a, b)))
+            .collect();
         let lines = lines(pairs).unwrap();
         let count = |split: &str| lines.iter().filter(|l| l.split == split).count();
         assert!(count("test") > 10 && count("test") == count("wording") && count("train") > 1000);
@@ -157,7 +177,9 @@ mod tests {
         let compound: Vec<Pair> = edits.iter().map(in_3d).collect();
         let lines = lines(edits.into_iter().chain(compound).collect()).unwrap();
         let targets = |category: &str, split: &str| -> BTreeSet<Key> {
-            let of = lines.iter().filter(|line| line.pair.category == category && line.split == split);
+            let of = lines
+                .iter()
+                .filter(|line| line.pair.category == category && line.split == split);
             of.map(|line| line.pair.target.clone()).collect()
         };
         let held_out = targets("local/clock", "test");

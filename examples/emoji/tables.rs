@@ -25,12 +25,19 @@ pub const ROLES: [(&str, &str); 20] = [
 ];
 
 /// Beginning of the name, noun, pronoun.
-pub const GENDERS: [(&str, &str, &str); 3] =
-    [("", "person", "them"), ("man-", "man", "him"), ("woman-", "woman", "her")];
+pub const GENDERS: [(&str, &str, &str); 3] = [
+    ("", "person", "them"),
+    ("man-", "man", "him"),
+    ("woman-", "woman", "her"),
+];
 
 /// Hair of people without an occupation.
-pub const HAIRS: [(&str, &str); 4] =
-    [("red-hair", "red hair"), ("curly-hair", "curly hair"), ("white-hair", "white hair"), ("bald", "no hair")];
+pub const HAIRS: [(&str, &str); 4] = [
+    ("red-hair", "red hair"),
+    ("curly-hair", "curly hair"),
+    ("white-hair", "white hair"),
+    ("bald", "no hair"),
+];
 
 pub const HANDS: [(&str, &str); 10] = [
     ("waving-hand", "waving hand"),
@@ -125,7 +132,15 @@ pub const COLOURED: [(&str, &[(&str, &str)]); 4] = [
             ("white-large-square", "white"),
         ],
     ),
-    ("book", &[("closed-book", "red"), ("green-book", "green"), ("blue-book", "blue"), ("orange-book", "orange")]),
+    (
+        "book",
+        &[
+            ("closed-book", "red"),
+            ("green-book", "green"),
+            ("blue-book", "blue"),
+            ("orange-book", "orange"),
+        ],
+    ),
 ];
 
 pub const CLOCKS: [(&str, &str); 24] = [

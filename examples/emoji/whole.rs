@@ -52,8 +52,15 @@ impl Pairs<'_> {
     fn looks(&mut self, source: &Key, index: usize, candidates: &[Key]) {
         // High contrast has no colours to lose, and black in sepia is black.
         let looks = [Change::Invert, Change::Sepia, Change::Grey];
-        let looks = if source.style == Style::Contrast { &looks[..1] } else { &looks[..] };
-        let own = looks.iter().map(|change| source.changed(*change)).filter(|key| !candidates.contains(key));
+        let looks = if source.style == Style::Contrast {
+            &looks[..1]
+        } else {
+            &looks[..]
+        };
+        let own = looks
+            .iter()
+            .map(|change| source.changed(*change))
+            .filter(|key| !candidates.contains(key));
         let candidates: Vec<Key> = candidates.iter().cloned().chain(own).collect();
         for &change in looks {
             let target = source.changed(change);
@@ -97,9 +104,13 @@ impl Pairs<'_> {
         for slug in others.into_iter().step_by(stride).take(OTHERS) {
             let keys = [Style::ThreeD, Style::Flat].map(|style| Key::new(style, &slug, 0));
             let keys: Vec<Key> = keys.into_iter().filter(|key| key.exists(self.packages)).collect();
-            let changes = Change::all().into_iter().filter(|change| !matches!(change, Change::Ground(_)));
+            let changes = Change::all()
+                .into_iter()
+                .filter(|change| !matches!(change, Change::Ground(_)));
             let changes: Vec<Change> = changes.collect();
-            let changed = keys.iter().flat_map(|key| changes.iter().map(|change| key.changed(*change)));
+            let changed = keys
+                .iter()
+                .flat_map(|key| changes.iter().map(|change| key.changed(*change)));
             let candidates: Vec<Key> = keys.iter().cloned().chain(changed).collect();
             for key in &keys {
                 changes.iter().for_each(|change| self.change(key, *change, &candidates));
@@ -120,12 +131,30 @@ impl Pairs<'_> {
                 let other = Change::Ground((index + 1) % GROUNDS.len());
                 let ground = |change: Change| source.changed(change);
                 let words = GROUNDS[index].0.to_owned();
-                self.whole("global/background", vec![ground(other)], &ground(change), words, candidates);
-                self.whole("global/background", vec![ground(change)], source, "white".to_owned(), candidates);
+                self.whole(
+                    "global/background",
+                    vec![ground(other)],
+                    &ground(change),
+                    words,
+                    candidates,
+                );
+                self.whole(
+                    "global/background",
+                    vec![ground(change)],
+                    source,
+                    "white".to_owned(),
+                    candidates,
+                );
                 ("global/background", GROUNDS[index].0.to_owned())
             }
         };
-        self.whole(category, vec![source.clone()], &source.changed(change), words, candidates);
+        self.whole(
+            category,
+            vec![source.clone()],
+            &source.changed(change),
+            words,
+            candidates,
+        );
     }
 
     fn whole(&mut self, category: &'static str, sources: Vec<Key>, target: &Key, words: String, candidates: &[Key]) {

@@ -19,8 +19,10 @@ pub fn all() -> anyhow::Result<BTreeMap<String, Wordings>> {
         toml::from_str(include_str!("wordings.toml")).context("wordings.toml is no table of wordings")?;
     let forms = all.remove("compound").context("wordings.toml has no [compound]")?;
     let of_edit = |(category, edit): (&String, &Wordings)| {
-        let wordings =
-            Wordings { train: crossed(&edit.train, &forms.train), held_out: crossed(&edit.held_out, &forms.held_out) };
+        let wordings = Wordings {
+            train: crossed(&edit.train, &forms.train),
+            held_out: crossed(&edit.held_out, &forms.held_out),
+        };
         Some((format!("compound/{}", category.split_once('/')?.1), wordings))
     };
     let compound: Vec<_> = all.iter().filter_map(of_edit).collect();
@@ -31,12 +33,17 @@ pub fn all() -> anyhow::Result<BTreeMap<String, Wordings>> {
 /// Every wording in every form; neighbours differ in both.
 fn crossed(wordings: &[String], forms: &[String]) -> Vec<String> {
     let pairs = (0..forms.len()).flat_map(|turn| wordings.iter().enumerate().map(move |(index, w)| (index + turn, w)));
-    pairs.map(|(form, wording)| forms[form % forms.len()].replace("{}", wording)).collect()
+    pairs
+        .map(|(form, wording)| forms[form % forms.len()].replace("{}", wording))
+        .collect()
 }
 
 /// A wording with its gaps filled: what the edit aims at, a second word, a style.
 pub fn fill(wording: &str, [words, second, style]: [&str; 3]) -> String {
-    let filled = wording.replace("{2}", style).replace("{1}", second).replace("{}", words);
+    let filled = wording
+        .replace("{2}", style)
+        .replace("{1}", second)
+        .replace("{}", words);
     let mut words: Vec<&str> = filled.split(' ').collect();
     for index in 1..words.len() {
         let vowel = words[index].starts_with(['a', 'e', 'i', 'o']) && words[index].len() > 1;
@@ -55,26 +62,47 @@ mod tests {
 
     #[test]
     fn an_article_suits_its_word() {
-        assert_eq!(fill("make {1} a {}", ["office worker", "her", ""]), "make her an office worker");
-        assert_eq!(fill("draw {} in {1} style", ["a cook", "3d", ""]), "draw a cook in 3d style");
+        assert_eq!(
+            fill("make {1} a {}", ["office worker", "her", ""]),
+            "make her an office worker"
+        );
+        assert_eq!(
+            fill("draw {} in {1} style", ["a cook", "3d", ""]),
+            "draw a cook in 3d style"
+        );
     }
 
     #[test]
     fn an_edit_and_a_style_are_asked_for_in_one_sentence() {
         let all = all().unwrap();
         let Wordings { train, held_out } = &all["compound/letter"];
-        assert_eq!(fill(&train[0], ["cool", "", "flat"]), "change the text to cool in flat style");
-        assert!(train.iter().chain(held_out).all(|wording| wording.contains("{}") && wording.contains("{2}")));
+        assert_eq!(
+            fill(&train[0], ["cool", "", "flat"]),
+            "change the text to cool in flat style"
+        );
+        assert!(
+            train
+                .iter()
+                .chain(held_out)
+                .all(|wording| wording.contains("{}") && wording.contains("{2}"))
+        );
         assert!(held_out.iter().all(|wording| !train.contains(wording)));
         let Wordings { train, .. } = &all["compound/background"];
-        assert_eq!(fill(&train[1], ["red", "", "3d"]), "change the background to red, 3d style");
+        assert_eq!(
+            fill(&train[1], ["red", "", "3d"]),
+            "change the background to red, 3d style"
+        );
     }
 
     #[test]
     fn held_out_wordings_are_new_sentences_of_known_words() {
         let words = |text: &str| text.split([' ', ',']).map(str::to_owned).collect::<Vec<_>>();
         let all = all().unwrap();
-        let known: BTreeSet<String> = all.values().flat_map(|w| &w.train).flat_map(|wording| words(wording)).collect();
+        let known: BTreeSet<String> = all
+            .values()
+            .flat_map(|w| &w.train)
+            .flat_map(|wording| words(wording))
+            .collect();
         for (category, Wordings { train, held_out }) in &all {
             for wording in held_out {
                 assert!(!train.contains(wording), "{category}: {wording}");

@@ -40,8 +40,16 @@ impl Summary {
         let count = values.len();
         let mean = mean(values);
         let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-        let standard_error = if count < 2 { f64::NAN } else { (squares / (count - 1) as f64 / count as f64).sqrt() };
-        Ok(Self { count, mean, standard_error })
+        let standard_error = if count < 2 {
+            f64::NAN
+        } else {
+            (squares / (count - 1) as f64 / count as f64).sqrt()
+        };
+        Ok(Self {
+            count,
+            mean,
+            standard_error,
+        })
     }
 
     /// Of decibels, of which those above [`PSNR_CAP`], infinite ones among them, count as that.
@@ -87,7 +95,11 @@ impl Estimate {
     pub fn of_mean(values: &[f64], resamples: usize) -> Result<Self> {
         const CONFIDENCE: f64 = 0.95;
         let (low, high) = bootstrap_interval(values, CONFIDENCE, resamples, 0)?;
-        Ok(Self { value: mean(values), low, high })
+        Ok(Self {
+            value: mean(values),
+            low,
+            high,
+        })
     }
 }
 
@@ -171,7 +183,11 @@ fn check(values: &[f64]) -> Result<()> {
     match values.iter().position(|value| !value.is_finite()) {
         Some(at) => {
             let got = values.get(at).copied().unwrap_or_default();
-            Err(Error::invalid("values", "finite numbers", format!("{got} at index {at}")))
+            Err(Error::invalid(
+                "values",
+                "finite numbers",
+                format!("{got} at index {at}"),
+            ))
         }
         None => Ok(()),
     }

@@ -16,9 +16,14 @@ use kontext_core::{Error, Result};
 /// What a bench's problems are, once line `number` (from 1) is replaced.
 fn problems(number: usize, line: &str) -> (usize, Vec<String>) {
     let folder = tempfile::tempdir().unwrap();
-    write_bench(folder.path(), |index, old| Some(if index + 1 == number { line.to_owned() } else { old }));
+    write_bench(folder.path(), |index, old| {
+        Some(if index + 1 == number { line.to_owned() } else { old })
+    });
     let bench = Bench::open(folder.path()).unwrap();
-    (bench.pairs.len(), bench.problems.iter().map(ToString::to_string).collect())
+    (
+        bench.pairs.len(),
+        bench.problems.iter().map(ToString::to_string).collect(),
+    )
 }
 
 #[test]
@@ -80,17 +85,28 @@ fn a_picture_that_git_lfs_has_not_fetched_is_called_so() {
     let bench = Bench::open(folder.path()).unwrap();
     // It is the source of two pairs; the first pairs' candidate too.
     assert_eq!(bench.pairs.len(), PAIRS - 2);
-    assert!(bench.problems.iter().all(|problem| problem.what.contains("run `git lfs pull`")));
+    assert!(
+        bench
+            .problems
+            .iter()
+            .all(|problem| problem.what.contains("run `git lfs pull`"))
+    );
 }
 
 #[test]
 fn a_folder_that_is_no_bench_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let error = Bench::open(folder.path()).unwrap_err().to_string();
-    assert!(error.starts_with("invalid bench: expected a folder with test/metadata.jsonl and pictures"), "{error}");
+    assert!(
+        error.starts_with("invalid bench: expected a folder with test/metadata.jsonl and pictures"),
+        "{error}"
+    );
     std::fs::write(folder.path().join("metadata.jsonl"), "\n{}\n").unwrap();
     let error = Bench::open(folder.path()).unwrap_err().to_string();
-    assert!(error.contains("got none; metadata.jsonl line 2: no field `file_name`"), "{error}");
+    assert!(
+        error.contains("got none; metadata.jsonl line 2: no field `file_name`"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -103,15 +119,27 @@ fn a_run_measures_every_pair_and_writes_what_it_comes_to() {
     let run = RunFolder::open(&out).unwrap();
     let record = run.record(&bench.pairs[0]).unwrap();
     // An inverted picture changes everywhere, and this one is the truth but for a pixel.
-    assert_eq!((record.measures.right, record.measures.copied), (Some(true), Some(false)));
-    assert!(record.measures.changed > 0.5 && record.measures.truth_psnr.unwrap() > 25.0, "{record:?}");
+    assert_eq!(
+        (record.measures.right, record.measures.copied),
+        (Some(true), Some(false))
+    );
+    assert!(
+        record.measures.changed > 0.5 && record.measures.truth_psnr.unwrap() > 25.0,
+        "{record:?}"
+    );
     assert_eq!(record.seed, bench.pairs[0].seed(7));
     assert_eq!(run.record(&bench.pairs[9]).unwrap().measures.right, None);
     let report = std::fs::read_to_string(out.join("report.md")).unwrap();
     assert!(report.contains("| Text Editing | 2 | "), "{report}");
-    assert!(report.contains("| all | 10 | ") && !report.contains("identity"), "{report}");
+    assert!(
+        report.contains("| all | 10 | ") && !report.contains("identity"),
+        "{report}"
+    );
     let table = std::fs::read_to_string(out.join("results.csv")).unwrap();
-    assert!(table.starts_with("key,category,instruction,seed,width,height,preservation,changed,"), "{table}");
+    assert!(
+        table.starts_with("key,category,instruction,seed,width,height,preservation,changed,"),
+        "{table}"
+    );
     assert_eq!(table.lines().count(), PAIRS + 1);
     let latency = std::fs::read_to_string(out.join("timings/latency.md")).unwrap();
     assert!(latency.contains("| an edit | 10 | ") && latency.contains("| a step, all else included | 10 | "));
@@ -156,9 +184,15 @@ fn a_pair_that_fails_is_told_and_tried_again() {
     let (whole, out) = (folder.path().join("whole"), folder.path().join("run"));
     run(&bench, &whole, "0/1");
     let fail = |task: &Task<'_>| {
-        if task.pair.key == "0002_01" { Err(Error::invalid("picture", "another", "this")) } else { edit(task) }
+        if task.pair.key == "0002_01" {
+            Err(Error::invalid("picture", "another", "this"))
+        } else {
+            edit(task)
+        }
     };
-    let summary = Runner::new(&bench, info("a")).run(&out, fail, |_| ControlFlow::Continue(())).unwrap();
+    let summary = Runner::new(&bench, info("a"))
+        .run(&out, fail, |_| ControlFlow::Continue(()))
+        .unwrap();
     assert_eq!((summary.done, summary.missing, summary.report), (PAIRS - 1, 1, None));
     let told = summary.failed[0].to_string();
     let words = "the pair \"0002_01\" failed: invalid picture: expected another, got this";
@@ -184,16 +218,24 @@ fn shards_in_folders_of_their_own_merge_to_the_bytes_of_one_run() {
 
     let refused = |shards: &[PathBuf]| merge(&bench, shards, path("none")).unwrap_err().to_string();
     let holes = refused(&shards[..2]);
-    assert!(holes.contains("expected every pair once, got 3 of them not at all: \"0000_01\", \"0002_00\""), "{holes}");
+    assert!(
+        holes.contains("expected every pair once, got 3 of them not at all: \"0000_01\", \"0002_00\""),
+        "{holes}"
+    );
     let doubles = refused(&[&shards[..], &shards[..1]].concat());
     assert!(
         doubles.contains("got 3 of them more than once: \"0001_00\" in ") && doubles.contains(" and "),
         "{doubles}"
     );
     let other = RunInfo::new("a", 8).setting("model", "other");
-    Runner::new(&bench, other).run(path("other"), edit, |_| ControlFlow::Continue(())).unwrap();
+    Runner::new(&bench, other)
+        .run(path("other"), edit, |_| ControlFlow::Continue(()))
+        .unwrap();
     let differing = refused(&[shards[0].clone(), path("other")]);
-    assert!(differing.ends_with("model is none and other, seed is 7 and 8"), "{differing}");
+    assert!(
+        differing.ends_with("model is none and other, seed is 7 and 8"),
+        "{differing}"
+    );
     assert!(refused(&[]).contains("expected at least one"));
     std::fs::write(path("shard-0/pictures/0000_00.png"), "damaged").unwrap();
     assert!(refused(&shards).contains("1 of them not at all: \"0000_00\""));
@@ -235,15 +277,24 @@ fn a_folder_of_another_run_is_left_as_it_is() {
     let out = folder.path().join("run");
     run(&bench, &out, "0/1");
     let before = files(&out);
-    let other = |info: RunInfo| Runner::new(&bench, info).run(&out, edit, |_| ControlFlow::Continue(())).unwrap_err();
+    let other = |info: RunInfo| {
+        Runner::new(&bench, info)
+            .run(&out, edit, |_| ControlFlow::Continue(()))
+            .unwrap_err()
+    };
     let error = other(RunInfo::new("a", 8).setting("model", "none")).to_string();
     assert!(error.ends_with("seed is 7 and 8"), "{error}");
     let error = other(info("a").setting("steps", "3")).to_string();
     assert!(error.ends_with("steps is none and 3"), "{error}");
     let metrics = Metrics::default().embedder(Means);
-    let error = Runner::new(&bench, info("a")).metrics(metrics).run(&out, edit, |_| ControlFlow::Continue(()));
+    let error = Runner::new(&bench, info("a"))
+        .metrics(metrics)
+        .run(&out, edit, |_| ControlFlow::Continue(()));
     let error = error.unwrap_err().to_string();
-    assert!(error.ends_with("metric identity is none and means of colours"), "{error}");
+    assert!(
+        error.ends_with("metric identity is none and means of colours"),
+        "{error}"
+    );
     assert!(files(&out) == before);
 }
 
@@ -275,17 +326,31 @@ fn identity_is_measured_by_an_embedder_of_the_callers() {
     let record = RunFolder::open(&out).unwrap().record(&bench.pairs[0]).unwrap();
     let identity = record.measures.identity.unwrap();
     assert!((0.1..0.95).contains(&identity), "{identity}");
-    assert!(std::fs::read_to_string(out.join("report.md")).unwrap().contains("| identity |"));
+    assert!(
+        std::fs::read_to_string(out.join("report.md"))
+            .unwrap()
+            .contains("| identity |")
+    );
 }
 
 #[test]
 fn a_key_cannot_leave_the_folder() {
     let folder = tempfile::tempdir().unwrap();
-    write_bench(&folder.path().join("bench"), |_, line| Some(line.replace("\"0000_00\"", "\"../../0000_00\"")));
+    write_bench(&folder.path().join("bench"), |_, line| {
+        Some(line.replace("\"0000_00\"", "\"../../0000_00\""))
+    });
     let bench = Bench::open(folder.path().join("bench")).unwrap();
     let out = folder.path().join("run");
     run(&bench, &out, "0/1");
     let names: Vec<PathBuf> = files(folder.path()).into_keys().collect();
-    assert!(names.contains(&Path::new("run/pictures/%2E%2E%2F%2E%2E%2F0000_00.png").to_owned()), "{names:?}");
-    assert!(names.iter().all(|name| name.starts_with("bench") || name.starts_with("run")), "{names:?}");
+    assert!(
+        names.contains(&Path::new("run/pictures/%2E%2E%2F%2E%2E%2F0000_00.png").to_owned()),
+        "{names:?}"
+    );
+    assert!(
+        names
+            .iter()
+            .all(|name| name.starts_with("bench") || name.starts_with("run")),
+        "{names:?}"
+    );
 }

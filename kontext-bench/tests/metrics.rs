@@ -25,7 +25,10 @@ fn compare(metric: &str, ours: impl Fn(&RgbImage, &RgbImage) -> f64) {
         let (a, b) = (picture_of(&read("a")), picture_of(&read("b")));
         let (ours, expected) = (ours(&a, &b), read(metric).double_value(&[]));
         let bound = BOUND * expected.abs().max(1.0);
-        assert!((ours - expected).abs() < bound, "{case}: {metric} is {ours}, expected {expected}");
+        assert!(
+            (ours - expected).abs() < bound,
+            "{case}: {metric} is {ours}, expected {expected}"
+        );
     }
 }
 
@@ -51,7 +54,12 @@ fn ciede2000_equals_that_of_scikit_image() {
     let map = delta_e_map(&picture_of(&read("noisy.a")), &picture_of(&read("noisy.b"))).unwrap();
     let expected = array::to_vec(&read("noisy.delta_e_map")).unwrap();
     assert_eq!(expected.len(), 4 * 48);
-    assert!(expected.iter().zip(map).all(|(expected, ours)| (f64::from(*expected) - ours).abs() < 1e-5));
+    assert!(
+        expected
+            .iter()
+            .zip(map)
+            .all(|(expected, ours)| (f64::from(*expected) - ours).abs() < 1e-5)
+    );
 }
 
 #[test]
@@ -95,7 +103,10 @@ fn what_an_edit_changed_equals_the_same_by_scipy_and_scikit_image() {
     ];
     for (name, ours) in ours {
         let expected = scalar(&format!("change.{name}"));
-        assert!((ours - expected).abs() < BOUND * expected.max(1.0), "{name} is {ours}, expected {expected}");
+        assert!(
+            (ours - expected).abs() < BOUND * expected.max(1.0),
+            "{name} is {ours}, expected {expected}"
+        );
     }
     // The same map, given.
     let given = ChangeMap::given(&source, &result, change.mask()).unwrap();
@@ -107,9 +118,22 @@ fn numbers_do_not_depend_on_the_number_of_threads() {
     let (a, b) = (drawn("even", (192, 176), 0.0), drawn("even", (192, 176), 20.0));
     let all = || {
         let change = ChangeMap::between(&a, &b, 4.0).unwrap();
-        let of = [psnr(&a, &b), ssim(&a, &b), ssim_grey(&a, &b), ms_ssim(&a, &b), delta_e(&a, &b), sharpness(&a)];
+        let of = [
+            psnr(&a, &b),
+            ssim(&a, &b),
+            ssim_grey(&a, &b),
+            ms_ssim(&a, &b),
+            delta_e(&a, &b),
+            sharpness(&a),
+        ];
         (of.map(Result::unwrap), change.mask().clone(), change.untouched_ssim())
     };
-    let with = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(all);
+    let with = |threads| {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap()
+            .install(all)
+    };
     assert_eq!(with(1), with(5));
 }

@@ -43,7 +43,9 @@ impl Desk {
         let bench = Bench::open(folder.path().join("bench")).unwrap();
         let run = |name: &str, edit: fn(&Task<'_>) -> Result<Edited>| {
             let out = folder.path().join(name);
-            Runner::new(&bench, info(name)).run(&out, edit, |_| ControlFlow::Continue(())).unwrap();
+            Runner::new(&bench, info(name))
+                .run(&out, edit, |_| ControlFlow::Continue(()))
+                .unwrap();
             RunFolder::open(out).unwrap()
         };
         let runs = [run("alpha-run", edit), run("beta,\"run\"", faint)];
@@ -65,7 +67,10 @@ fn faint(task: &Task<'_>) -> Result<Edited> {
 }
 
 fn data_uri(path: &Path) -> String {
-    format!("data:image/png;base64,{}", BASE64_STANDARD.encode(std::fs::read(path).unwrap()))
+    format!(
+        "data:image/png;base64,{}",
+        BASE64_STANDARD.encode(std::fs::read(path).unwrap())
+    )
 }
 
 const POSITION: &str = "document.getElementById('position').textContent";
@@ -90,7 +95,10 @@ fn one_run_is_looked_through_by_keys_words_and_category() {
     let captions = "[...document.querySelectorAll('figcaption')].map((c) => c.textContent).join()";
     assert_eq!(browser.text(captions), "Source,Reference 2,Result,Truth");
     browser.wait_for("[...document.images].every((img) => img.complete && img.naturalWidth === 24)");
-    assert_eq!(browser.text(&side("result")), data_uri(&desk.runs[0].picture(&desk.bench.pairs[0])));
+    assert_eq!(
+        browser.text(&side("result")),
+        data_uri(&desk.runs[0].picture(&desk.bench.pairs[0]))
+    );
     // Without a network, and with everything changed, three of the eleven are not there.
     assert_eq!(browser.value("document.querySelectorAll('#measures td').length"), 8);
     assert_eq!(browser.value("document.getElementById('voting').hidden"), true);
@@ -113,8 +121,16 @@ fn one_run_is_looked_through_by_keys_words_and_category() {
     (1..PAIRS).for_each(|_| browser.press("j"));
     let frame = "document.querySelector('nav').getBoundingClientRect()";
     let current = "document.querySelector('[aria-current]').getBoundingClientRect()";
-    browser.wait_for(&format!("{current}.bottom <= {frame}.bottom && {current}.top >= {frame}.top"));
-    assert!(browser.value("document.querySelector('nav').scrollTop").as_f64().unwrap() > 0.0);
+    browser.wait_for(&format!(
+        "{current}.bottom <= {frame}.bottom && {current}.top >= {frame}.top"
+    ));
+    assert!(
+        browser
+            .value("document.querySelector('nav').scrollTop")
+            .as_f64()
+            .unwrap()
+            > 0.0
+    );
     assert_eq!(
         browser.value("[scrollY, document.body.scrollTop, document.querySelector('main').scrollTop].join()"),
         "0,0,0"
@@ -125,7 +141,10 @@ fn one_run_is_looked_through_by_keys_words_and_category() {
     browser.wait_for("document.getElementById('category').value === 'Text Editing'");
     // The pair is among them, and still the one that is shown.
     assert_eq!(browser.text(POSITION), "2 of 2");
-    assert_eq!(browser.text("document.getElementById('place').textContent"), "Text Editing · 0004_01");
+    assert_eq!(
+        browser.text("document.getElementById('place').textContent"),
+        "Text Editing · 0004_01"
+    );
     assert_eq!(browser.value("document.querySelectorAll('#list button').length"), 2);
     // Keys in the search are words: `j` and `1` do nothing else.
     browser.value("document.getElementById('search').focus()");
@@ -162,7 +181,10 @@ fn two_runs_are_voted_on_blind_and_the_votes_name_what_was_seen() {
     for (index, key) in keys.into_iter().enumerate() {
         assert_eq!(browser.text(POSITION), format!("{} of {PAIRS}", index + 1));
         let text = browser.text(shown);
-        assert!(!text.contains("alpha") && !text.contains("beta") && !text.contains("Truth"), "{text}");
+        assert!(
+            !text.contains("alpha") && !text.contains("beta") && !text.contains("Truth"),
+            "{text}"
+        );
         assert_eq!(browser.value("document.getElementById('measures').hidden"), true);
         pictures.push(seen(&mut browser));
         browser.press(key);
@@ -204,11 +226,21 @@ fn two_runs_are_voted_on_blind_and_the_votes_name_what_was_seen() {
         for (name, picture) in [(&vote.left, left), (&vote.right, right)] {
             let run = if name == "alpha-run" { a } else { b };
             assert_eq!(&run.info().unwrap().name, name);
-            assert!(*picture == data_uri(&run.picture(pair)), "{name} was not on the side that the vote says");
+            assert!(
+                *picture == data_uri(&run.picture(pair)),
+                "{name} was not on the side that the vote says"
+            );
         }
     }
     // Both orders come.
-    assert_eq!(votes.iter().map(|vote| vote.left.as_str()).collect::<BTreeSet<_>>().len(), 2);
+    assert_eq!(
+        votes
+            .iter()
+            .map(|vote| vote.left.as_str())
+            .collect::<BTreeSet<_>>()
+            .len(),
+        2
+    );
     assert!(vote_report(&votes, 0).contains("| alpha-run | beta,\"run\" | **all** | "));
 }
 
@@ -226,6 +258,9 @@ fn a_page_of_many_large_pictures_shows_them_smaller() {
 #[test]
 fn runs_of_one_name_cannot_be_told_apart() {
     let desk = Desk::new();
-    let error = Page::between(&desk.bench, &desk.runs[0], &desk.runs[0]).html().unwrap_err().to_string();
+    let error = Page::between(&desk.bench, &desk.runs[0], &desk.runs[0])
+        .html()
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("expected two of different names"), "{error}");
 }

@@ -46,7 +46,10 @@ fn close(what: &str, ours: &[f64], expected: &[f32]) {
     assert_eq!(ours.len(), expected.len(), "{what}");
     for (ours, expected) in ours.iter().zip(expected) {
         let expected = f64::from(*expected);
-        assert!((ours - expected).abs() < BOUND * expected.abs().max(0.01), "{what}: {ours}, expected {expected}");
+        assert!(
+            (ours - expected).abs() < BOUND * expected.abs().max(0.01),
+            "{what}: {ours}, expected {expected}"
+        );
     }
 }
 
@@ -61,7 +64,11 @@ fn unweighted_distances_equal_those_of_lpips_with_all_three_networks() {
     for backbone in BACKBONES {
         let perceptual = Perceptual::new(features(backbone), None).unwrap();
         assert_eq!(perceptual.name(), format!("pdist-{backbone}"));
-        close(perceptual.name(), &distances(&perceptual), &values(&format!("{backbone}.pdist")));
+        close(
+            perceptual.name(),
+            &distances(&perceptual),
+            &values(&format!("{backbone}.pdist")),
+        );
     }
 }
 
@@ -71,7 +78,11 @@ fn weighted_distances_equal_those_of_lpips_with_all_three_networks() {
         let heads = Weights::from_tensors(heads(backbone));
         let perceptual = Perceptual::new(features(backbone), Some(&heads)).unwrap();
         assert_eq!(perceptual.name(), format!("lpips-{backbone}"));
-        close(perceptual.name(), &distances(&perceptual), &values(&format!("{backbone}.lpips")));
+        close(
+            perceptual.name(),
+            &distances(&perceptual),
+            &values(&format!("{backbone}.lpips")),
+        );
     }
 }
 
@@ -88,10 +99,16 @@ fn pooled_features_are_those_of_the_last_layer() {
 #[test]
 fn a_file_tells_its_network_by_its_content() {
     let folder = tempfile::tempdir().unwrap();
-    let (file, heads_file) = (folder.path().join("network.safetensors"), folder.path().join("heads.safetensors"));
+    let (file, heads_file) = (
+        folder.path().join("network.safetensors"),
+        folder.path().join("heads.safetensors"),
+    );
     for backbone in [Backbone::AlexNet, Backbone::SqueezeNet11] {
         let mut tensors = network(backbone);
-        tensors.push(("classifier.1.weight".to_owned(), Tensor::zeros([2, 2], (Kind::Float, Device::Cpu))));
+        tensors.push((
+            "classifier.1.weight".to_owned(),
+            Tensor::zeros([2, 2], (Kind::Float, Device::Cpu)),
+        ));
         weights::save(&file, &tensors, None).unwrap();
         let perceptual = Perceptual::open(&file, None, Device::Cpu).unwrap();
         assert_eq!(perceptual.features().backbone(), backbone);
@@ -106,11 +123,18 @@ fn a_file_tells_its_network_by_its_content() {
             whole.push((format!("lins.{n}.model.1.weight"), head.copy()));
             whole.push((name, head));
         }
-        whole.push(("scaling_layer.shift".to_owned(), Tensor::zeros([1, 3, 1, 1], (Kind::Float, Device::Cpu))));
+        whole.push((
+            "scaling_layer.shift".to_owned(),
+            Tensor::zeros([1, 3, 1, 1], (Kind::Float, Device::Cpu)),
+        ));
         weights::save(&heads_file, &whole, None).unwrap();
         let perceptual = Perceptual::open(&heads_file, Some(&heads_file), Device::Cpu).unwrap();
         assert_eq!(perceptual.name(), format!("lpips-{backbone}"));
-        close("whole model", &distances(&perceptual), &values(&format!("{backbone}.lpips")));
+        close(
+            "whole model",
+            &distances(&perceptual),
+            &values(&format!("{backbone}.lpips")),
+        );
     }
 }
 
@@ -135,22 +159,36 @@ fn what_is_no_such_network_is_refused_with_what_is_expected() {
 
     let heads = Weights::from_tensors(heads(Backbone::Vgg16));
     let error = Perceptual::new(features(Backbone::AlexNet), Some(&heads)).unwrap_err();
-    assert!(std::error::Error::source(&error).unwrap().to_string().contains("`lin1.model.1.weight` has shape"));
+    assert!(
+        std::error::Error::source(&error)
+            .unwrap()
+            .to_string()
+            .contains("`lin1.model.1.weight` has shape")
+    );
 }
 
 #[test]
 fn batches_of_several_sizes_give_the_numbers_of_single_pairs() {
     let perceptual = Perceptual::new(features(Backbone::SqueezeNet11), None).unwrap();
     let sizes = [(72, 56), (72, 56), (40, 64), (72, 56)];
-    let pictures: Vec<RgbImage> =
-        sizes.iter().enumerate().map(|(n, size)| drawn(&format!("size{n}"), *size, 0.0)).collect();
-    let noisy: Vec<RgbImage> =
-        sizes.iter().enumerate().map(|(n, size)| drawn(&format!("size{n}"), *size, 20.0)).collect();
+    let pictures: Vec<RgbImage> = sizes
+        .iter()
+        .enumerate()
+        .map(|(n, size)| drawn(&format!("size{n}"), *size, 0.0))
+        .collect();
+    let noisy: Vec<RgbImage> = sizes
+        .iter()
+        .enumerate()
+        .map(|(n, size)| drawn(&format!("size{n}"), *size, 20.0))
+        .collect();
     let pairs: Vec<(&RgbImage, &RgbImage)> = pictures.iter().zip(&noisy).collect();
     let together = perceptual.distance(&pairs).unwrap();
     for (pair, together) in pairs.iter().zip(together) {
         let alone = perceptual.distance(&[*pair]).unwrap()[0];
-        assert!((alone - together).abs() < 1e-6 * alone && alone > 0.01, "{alone} {together}");
+        assert!(
+            (alone - together).abs() < 1e-6 * alone && alone > 0.01,
+            "{alone} {together}"
+        );
     }
     assert_eq!(perceptual.distance(&[(pairs[0].0, pairs[0].0)]).unwrap(), [0.0]);
     assert!(perceptual.distance(&[]).unwrap().is_empty());
@@ -159,8 +197,11 @@ fn batches_of_several_sizes_give_the_numbers_of_single_pairs() {
 #[test]
 fn one_subject_is_nearer_to_itself_than_to_another() {
     let features = features(Backbone::AlexNet);
-    let (a, noisy, other) =
-        (drawn("pair0", (72, 56), 0.0), drawn("pair0", (72, 56), 8.0), drawn("pair1", (64, 64), 0.0));
+    let (a, noisy, other) = (
+        drawn("pair0", (72, 56), 0.0),
+        drawn("pair0", (72, 56), 8.0),
+        drawn("pair1", (64, 64), 0.0),
+    );
     let [same, different] = <[f64; 2]>::try_from(identity(&features, &[(&a, &noisy), (&a, &other)]).unwrap()).unwrap();
     assert!(same > different && same > 0.9, "{same} {different}");
     assert_eq!(features.name(), "pooled-alexnet");
@@ -175,15 +216,23 @@ fn pictures_that_the_network_cannot_see_are_refused() {
         assert!(perceptual.distance(&[(&least, &least)]).is_ok(), "{backbone}");
         let error = perceptual.distance(&[(&small, &small)]).unwrap_err().to_string();
         assert!(error.starts_with("invalid pictures: expected at least"), "{error}");
-        assert!(perceptual.distance(&[(&least, &small)]).unwrap_err().to_string().contains("two of one size"));
+        assert!(
+            perceptual
+                .distance(&[(&least, &small)])
+                .unwrap_err()
+                .to_string()
+                .contains("two of one size")
+        );
     }
 }
 
 /// Where the published weights are there.
 #[test]
 fn caffes_squeezenet_takes_caffes_colours() {
-    let file =
-        concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/assets/networks/squeezenet_v1.1_caffe_oihw_f32.safetensors");
+    let file = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../shared/assets/networks/squeezenet_v1.1_caffe_oihw_f32.safetensors"
+    );
     let file = PathBuf::from(file);
     if !Path::is_file(&file) {
         eprintln!("skipped: there is no {}", file.display());

@@ -30,7 +30,11 @@ pub fn to_array(tensor: &Tensor) -> Result<ArrayD<f32>> {
 /// # Errors
 /// [`Error::Torch`] where libtorch fails.
 pub fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {
-    let flat = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?.f_reshape([-1])?;
+    let flat = tensor
+        .f_to_device(Device::Cpu)?
+        .f_to_kind(Kind::Float)?
+        .f_contiguous()?
+        .f_reshape([-1])?;
     let mut values = vec![0.0; flat.numel()];
     let count = values.len();
     flat.f_copy_data(&mut values, count)?;

@@ -13,7 +13,11 @@ use crate::{Error, Result};
 pub fn shape(tensor: &'static str, value: &Tensor, expected: &'static str, sizes: &[Option<i64>]) -> Result<()> {
     let got = value.size();
     let fits = got.len() == sizes.len() && got.iter().zip(sizes).all(|(g, s)| s.is_none_or(|s| s == *g));
-    if fits { Ok(()) } else { Err(Error::Shape { tensor, expected, got }) }
+    if fits {
+        Ok(())
+    } else {
+        Err(Error::Shape { tensor, expected, got })
+    }
 }
 
 /// The sizes of a tensor of rank `N`.
@@ -53,7 +57,10 @@ pub fn read_finite_flag(stage: &str, flag: &Tensor) -> Result<()> {
         return Ok(());
     }
     let hint = "NaN or infinity: damaged weights, or a dtype too narrow for them; try f32".to_owned();
-    Err(Error::NotFinite { stage: stage.to_owned(), hint })
+    Err(Error::NotFinite {
+        stage: stage.to_owned(),
+        hint,
+    })
 }
 
 /// The distance of two tensors, `|a - b| / |b|` (L2 norms in f64): how far a result is from its reference.
@@ -61,8 +68,15 @@ pub fn read_finite_flag(stage: &str, flag: &Tensor) -> Result<()> {
 /// # Errors
 /// [`Error::Torch`] where their shapes do not agree.
 pub fn relative_l2(value: &Tensor, reference: &Tensor) -> Result<f64> {
-    let (value, reference) = (value.f_to_kind(tch::Kind::Double)?, reference.f_to_kind(tch::Kind::Double)?);
-    let distance = value.f_sub(&reference)?.f_square()?.f_sum(tch::Kind::Double)?.f_sqrt()?;
+    let (value, reference) = (
+        value.f_to_kind(tch::Kind::Double)?,
+        reference.f_to_kind(tch::Kind::Double)?,
+    );
+    let distance = value
+        .f_sub(&reference)?
+        .f_square()?
+        .f_sum(tch::Kind::Double)?
+        .f_sqrt()?;
     let norm = reference.f_square()?.f_sum(tch::Kind::Double)?.f_sqrt()?;
     Ok(distance.f_double_value(&[])? / norm.f_double_value(&[])?.max(f64::MIN_POSITIVE))
 }
@@ -76,7 +90,11 @@ mod tests {
         let mut values = vec![1.0_f32; 100];
         values[57] = f32::NAN;
         let error = finite("decoding", &Tensor::from_slice(&values)).unwrap_err();
-        assert!(error.to_string().starts_with("decoding produced values that are not finite"));
+        assert!(
+            error
+                .to_string()
+                .starts_with("decoding produced values that are not finite")
+        );
         values[57] = f32::MAX;
         values[58] = f32::MAX;
         finite("decoding", &Tensor::from_slice(&values)).unwrap();

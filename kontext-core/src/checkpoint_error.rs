@@ -105,7 +105,11 @@ pub enum CheckpointError {
 }
 
 fn count(tensors: usize) -> String {
-    if tensors == 1 { "1 tensor".to_owned() } else { format!("{tensors} tensors") }
+    if tensors == 1 {
+        "1 tensor".to_owned()
+    } else {
+        format!("{tensors} tensors")
+    }
 }
 
 /// The first few names: enough to see the pattern, short enough for one line.

@@ -37,7 +37,11 @@ pub fn parse(text: &str) -> Result<Device> {
 /// The best device of this machine: the first CUDA device, else the CPU.
 #[must_use]
 pub fn best() -> Device {
-    if driver_present() && available(Device::Cuda(0)).is_ok() { Device::Cuda(0) } else { Device::Cpu }
+    if driver_present() && available(Device::Cuda(0)).is_ok() {
+        Device::Cuda(0)
+    } else {
+        Device::Cpu
+    }
 }
 
 /// Makes sure that a device is there.
@@ -46,18 +50,23 @@ pub fn best() -> Device {
 /// [`Error::Device`] with the cause: no CUDA libraries, no driver, or no such index.
 pub fn available(device: Device) -> Result<()> {
     let Device::Cuda(index) = device else { return Ok(()) };
-    let unavailable = |reason: String| Error::Device { device: format!("cuda:{index}"), reason };
+    let unavailable = |reason: String| Error::Device {
+        device: format!("cuda:{index}"),
+        reason,
+    };
     if !driver_present() {
-        return Err(unavailable("this machine has no NVIDIA driver; use the device cpu".to_owned()));
+        return Err(unavailable(
+            "this machine has no NVIDIA driver; use the device cpu".to_owned(),
+        ));
     }
     open_cuda().as_ref().map_err(|e| unavailable(e.clone()))?;
     let count = Cuda::device_count();
     match usize::try_from(count) {
         Ok(count) if index < count => Ok(()),
         Ok(count) if count > 0 => Err(unavailable(format!("there are {count} CUDA devices, numbered from 0"))),
-        _ => {
-            Err(unavailable("libtorch finds no CUDA device; the driver may be older than CUDA 13 asks for".to_owned()))
-        }
+        _ => Err(unavailable(
+            "libtorch finds no CUDA device; the driver may be older than CUDA 13 asks for".to_owned(),
+        )),
     }
 }
 
@@ -86,11 +95,17 @@ fn open_cuda() -> &'static Result<(), String> {
 
 /// By name (found through the program's rpath), then beside the libtorch that is loaded already.
 fn candidates() -> Vec<PathBuf> {
-    const NAME: &str = if cfg!(windows) { "torch_cuda.dll" } else { "libtorch_cuda.so" };
+    const NAME: &str = if cfg!(windows) {
+        "torch_cuda.dll"
+    } else {
+        "libtorch_cuda.so"
+    };
     let mut paths = vec![PathBuf::from(NAME)];
     if let Ok(maps) = std::fs::read_to_string("/proc/self/maps") {
         let loaded = maps.lines().filter_map(|l| l.find('/').map(|at| Path::new(&l[at..])));
-        let torch = loaded.into_iter().find(|p| p.file_name().is_some_and(|n| n == "libtorch_cpu.so"));
+        let torch = loaded
+            .into_iter()
+            .find(|p| p.file_name().is_some_and(|n| n == "libtorch_cpu.so"));
         paths.extend(torch.and_then(Path::parent).map(|folder| folder.join(NAME)));
     }
     paths

@@ -182,21 +182,31 @@ impl From<TchError> for Error {
             other => other.to_string(),
         };
         let message = text.lines().next().unwrap_or("unknown error").trim().to_owned();
-        Error::Torch { during: "computing", source: TorchError { message } }
+        Error::Torch {
+            during: "computing",
+            source: TorchError { message },
+        }
     }
 }
 
 impl Error {
     /// An [`Error::InvalidArgument`].
     pub fn invalid(name: &'static str, expected: impl Into<String>, got: impl std::fmt::Display) -> Self {
-        Error::InvalidArgument { name, expected: expected.into(), got: format!("{got}") }
+        Error::InvalidArgument {
+            name,
+            expected: expected.into(),
+            got: format!("{got}"),
+        }
     }
 
     /// Attaches a path to an I/O error: `fs::read(p).map_err(Error::io(p))`. Common ones are put
     /// in words that say what to do.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Error::Io { path, source: with_remedy(source) }
+        move |source| Error::Io {
+            path,
+            source: with_remedy(source),
+        }
     }
 
     /// Attaches a path to a picture error; an I/O error inside it becomes [`Error::Io`].
@@ -205,7 +215,10 @@ impl Error {
         move |source| match source {
             // Decoders tell of a file that ends early in this way.
             ImageError::IoError(source) if source.kind() != io::ErrorKind::UnexpectedEof => Error::io(path)(source),
-            source => Error::Image { reason: picture_reason(&source), path },
+            source => Error::Image {
+                reason: picture_reason(&source),
+                path,
+            },
         }
     }
 
@@ -217,7 +230,10 @@ impl Error {
 
     /// A [`CheckpointError::Config`] with its path.
     pub fn config(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
-        Error::Checkpoint { path: path.into(), source: CheckpointError::Config { reason: reason.into() } }
+        Error::Checkpoint {
+            path: path.into(),
+            source: CheckpointError::Config { reason: reason.into() },
+        }
     }
 
     /// Whether the caller asked to stop.
@@ -252,7 +268,10 @@ pub trait During<T> {
 impl<T> During<T> for Result<T> {
     fn during(self, stage: &'static str) -> Result<T> {
         self.map_err(|error| match error {
-            Error::Torch { during: "computing", source } => Error::Torch { during: stage, source },
+            Error::Torch {
+                during: "computing",
+                source,
+            } => Error::Torch { during: stage, source },
             other => other,
         })
     }
@@ -268,7 +287,9 @@ mod tests {
             .and_then(|t| t.f_reshape([2, 2]))
             .map_err(Error::from);
         let error = error.during("testing").unwrap_err();
-        let Error::Torch { during, source } = &error else { panic!("{error:?}") };
+        let Error::Torch { during, source } = &error else {
+            panic!("{error:?}")
+        };
         assert_eq!(*during, "testing");
         assert!(!source.to_string().contains('\n'));
         assert!(source.to_string().contains("invalid for input of size 3"), "{source}");

@@ -43,7 +43,13 @@ pub fn randn(shape: &[i64], seed: u64, kind: Kind, device: Device) -> Result<Ten
         Kind::Float => Tensor::f_from_slice(&draw_f32(numel, &mut mt))?,
         Kind::BFloat16 => half_tensor(&draw_half::<bf16>(numel, &mut mt), kind)?,
         Kind::Half => half_tensor(&draw_half::<f16>(numel, &mut mt), kind)?,
-        other => return Err(Error::invalid("noise kind", "Float, BFloat16 or Half", format!("{other:?}"))),
+        other => {
+            return Err(Error::invalid(
+                "noise kind",
+                "Float, BFloat16 or Half",
+                format!("{other:?}"),
+            ));
+        }
     };
     Ok(tensor.f_reshape(shape)?.f_to_device(device)?)
 }
@@ -125,9 +131,15 @@ fn sin_cos(x: f32) -> (f32, f32) {
     let octant = ((x * FOUR_OVER_PI) as i32 + 1) & !1;
     let x = DP.iter().fold(x, |x, &d| (octant as f32).mul_add(d, x));
     let z = x * x;
-    let c = 2.443_315_7e-5_f32.mul_add(z, -1.388_731_6e-3).mul_add(z, 4.166_664_6e-2) * z;
+    let c = 2.443_315_7e-5_f32
+        .mul_add(z, -1.388_731_6e-3)
+        .mul_add(z, 4.166_664_6e-2)
+        * z;
     let c = c.mul_add(z, -(z * 0.5)) + 1.0;
-    let s = (-1.951_529_6e-4_f32).mul_add(z, 8.332_161e-3).mul_add(z, -1.666_665_5e-1) * z;
+    let s = (-1.951_529_6e-4_f32)
+        .mul_add(z, 8.332_161e-3)
+        .mul_add(z, -1.666_665_5e-1)
+        * z;
     let s = s.mul_add(x, x);
     let (sin, cos) = if octant & 2 == 0 { (s, c) } else { (c, s) };
     let flip = |value: f32, negative: bool| if negative { -value } else { value };

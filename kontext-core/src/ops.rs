@@ -85,7 +85,10 @@ pub fn timestep_embedding(t: &Tensor, width: i64) -> Result<Tensor> {
     let half = width / 2;
     let steps = Tensor::f_arange(half, (Kind::Float, t.device()))?;
     let frequencies = steps.f_mul_scalar(-PERIOD.ln())?.f_div_scalar(half)?.f_exp()?;
-    let angles = t.f_to_kind(Kind::Float)?.f_unsqueeze(-1)?.f_mul(&frequencies.f_unsqueeze(0)?)?;
+    let angles = t
+        .f_to_kind(Kind::Float)?
+        .f_unsqueeze(-1)?
+        .f_mul(&frequencies.f_unsqueeze(0)?)?;
     Ok(Tensor::f_cat(&[angles.f_cos()?, angles.f_sin()?], -1)?)
 }
 
@@ -113,6 +116,9 @@ mod tests {
     #[test]
     fn timestep_zero_embeds_as_ones_then_zeros() {
         let e = timestep_embedding(&Tensor::from_slice(&[0.0_f32]), 8).unwrap();
-        assert_eq!(Vec::<f32>::try_from(e.view([-1])).unwrap(), [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!(
+            Vec::<f32>::try_from(e.view([-1])).unwrap(),
+            [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+        );
     }
 }

@@ -21,7 +21,10 @@ impl<'a> OutputFile<'a> {
     /// # Errors
     /// [`Error::Io`] where the folder is not there or cannot be written, or a folder has this name.
     pub fn create(path: &'a Path) -> Result<Self> {
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = path
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         if path.is_dir() {
             return Err(Error::io(path)(io::ErrorKind::IsADirectory.into()));
         }
@@ -32,7 +35,10 @@ impl<'a> OutputFile<'a> {
         // A temporary file would be private to its owner.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        Ok(Self { path, file: builder.tempfile_in(folder).map_err(Error::io(path))? })
+        Ok(Self {
+            path,
+            file: builder.tempfile_in(folder).map_err(Error::io(path))?,
+        })
     }
 
     /// Where to write.
@@ -45,7 +51,10 @@ impl<'a> OutputFile<'a> {
     /// # Errors
     /// [`Error::Io`] where the operating system refuses.
     pub fn publish(self) -> Result<()> {
-        self.file.persist(self.path).map(drop).map_err(|e| Error::io(self.path)(e.error))
+        self.file
+            .persist(self.path)
+            .map(drop)
+            .map_err(|e| Error::io(self.path)(e.error))
     }
 }
 

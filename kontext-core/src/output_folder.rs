@@ -22,19 +22,31 @@ impl<'a> OutputFolder<'a> {
     /// [`Error::Io`] where the folder above is not there or cannot be written, a file has this name, or a folder with
     /// files in it: those are never replaced.
     pub fn create(path: &'a Path) -> Result<Self> {
-        let above = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let above = path
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         if !above.exists() {
             return Err(Error::io(above)(io::ErrorKind::NotFound.into()));
         }
         if path.exists() && path.read_dir().map_err(Error::io(path))?.next().is_some() {
-            let source = io::Error::new(io::ErrorKind::DirectoryNotEmpty, "the folder is not empty; name a new one");
-            return Err(Error::Io { path: path.to_owned(), source });
+            let source = io::Error::new(
+                io::ErrorKind::DirectoryNotEmpty,
+                "the folder is not empty; name a new one",
+            );
+            return Err(Error::Io {
+                path: path.to_owned(),
+                source,
+            });
         }
         let mut builder = tempfile::Builder::new();
         // A temporary folder would be private to its owner.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-        Ok(Self { path, folder: builder.tempdir_in(above).map_err(Error::io(path))? })
+        Ok(Self {
+            path,
+            folder: builder.tempdir_in(above).map_err(Error::io(path))?,
+        })
     }
 
     /// Where to write files.
@@ -79,8 +91,17 @@ mod tests {
         fs::create_dir(&path).unwrap(); // An empty one gives way.
         write("kept").unwrap().publish().unwrap();
         let refused = write("lost").unwrap_err();
-        assert!(std::error::Error::source(&refused).unwrap().to_string().contains("not empty"), "{refused}");
-        assert_eq!((fs::read_to_string(path.join("a")).unwrap().as_str(), count()), ("kept", 1));
+        assert!(
+            std::error::Error::source(&refused)
+                .unwrap()
+                .to_string()
+                .contains("not empty"),
+            "{refused}"
+        );
+        assert_eq!(
+            (fs::read_to_string(path.join("a")).unwrap().as_str(), count()),
+            ("kept", 1)
+        );
     }
 
     #[test]

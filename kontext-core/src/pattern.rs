@@ -26,7 +26,10 @@ mod tests {
     #[test]
     fn patterns_name_layers() {
         assert!(matches("*", "img_in") && matches("img_in", "img_in") && !matches("img", "img_in"));
-        assert!(matches("*_norm.scale", "double_blocks.0.img_attn.norm.query_norm.scale"));
+        assert!(matches(
+            "*_norm.scale",
+            "double_blocks.0.img_attn.norm.query_norm.scale"
+        ));
         assert!(matches("a*b*c", "abc") && !matches("a*b*c", "acb"));
     }
 }

@@ -24,19 +24,27 @@ const MOST_PIXELS: u64 = 1 << 28;
 pub fn open(path: impl AsRef<Path>) -> Result<RgbImage> {
     let path = path.as_ref();
     let file = File::open(path).map_err(Error::io(path))?;
-    let reader = ImageReader::new(BufReader::new(file)).with_guessed_format().map_err(Error::io(path))?;
+    let reader = ImageReader::new(BufReader::new(file))
+        .with_guessed_format()
+        .map_err(Error::io(path))?;
     let is_jpeg = reader.format() == Some(ImageFormat::Jpeg);
     let mut decoder = reader.into_decoder().map_err(Error::image(path))?;
     let (width, height) = decoder.dimensions();
     if u64::from(width) * u64::from(height) > MOST_PIXELS {
         let reason = format!("expected at most {MOST_PIXELS} pixels, got {width}x{height}; make it smaller");
-        return Err(Error::Image { path: path.to_owned(), reason });
+        return Err(Error::Image {
+            path: path.to_owned(),
+            reason,
+        });
     }
     let orientation = decoder.orientation().map_err(Error::image(path))?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(Error::image(path))?;
     if is_jpeg && !jpeg_ends(&std::fs::read(path).map_err(Error::io(path))?) {
         let reason = "it ends early; the file is damaged, fetch or save it again".to_owned();
-        return Err(Error::Image { path: path.to_owned(), reason });
+        return Err(Error::Image {
+            path: path.to_owned(),
+            reason,
+        });
     }
     picture.apply_orientation(orientation);
     Ok(flatten(&picture))
@@ -54,7 +62,11 @@ fn jpeg_ends(file: &[u8]) -> bool {
         if kind == START_OF_SCAN {
             break;
         }
-        let length = if kind == MARK { 1 } else { 2 + usize::from(u16::from_be_bytes([high, low])) };
+        let length = if kind == MARK {
+            1
+        } else {
+            2 + usize::from(u16::from_be_bytes([high, low]))
+        };
         rest = rest.get(length..).unwrap_or_default();
     }
     rest.windows(END.len()).rev().any(|pair| pair == END)
@@ -84,8 +96,15 @@ pub fn flatten(picture: &DynamicImage) -> RgbImage {
 pub fn to_tensor(picture: &RgbImage, kind: Kind, device: Device) -> Result<Tensor> {
     let (width, height) = (i64::from(picture.width()), i64::from(picture.height()));
     let bytes = Tensor::f_from_data_size(picture.as_raw(), &[1, height, width, 3], Kind::Uint8)?;
-    let levels = bytes.f_to_device(device)?.f_permute([0, 3, 1, 2])?.f_to_kind(Kind::Float)?;
-    Ok(levels.f_div_scalar(127.5)?.f_sub_scalar(1.0)?.f_to_kind(kind)?.f_contiguous()?)
+    let levels = bytes
+        .f_to_device(device)?
+        .f_permute([0, 3, 1, 2])?
+        .f_to_kind(Kind::Float)?;
+    Ok(levels
+        .f_div_scalar(127.5)?
+        .f_sub_scalar(1.0)?
+        .f_to_kind(kind)?
+        .f_contiguous()?)
 }
 
 /// How a value between two levels becomes one of 256.
@@ -107,16 +126,31 @@ pub fn from_tensor(values: &Tensor, rounding: Rounding) -> Result<Vec<RgbImage>>
     check::shape("picture", values, "[B, 3, H, W]", &[None, Some(3), None, None])?;
     let unit = values.f_to_kind(Kind::Float)?.f_clamp(-1.0, 1.0)?;
     let levels = match rounding {
-        Rounding::Nearest => unit.f_mul_scalar(0.5)?.f_add_scalar(0.5)?.f_mul_scalar(255.0)?.f_round()?,
+        Rounding::Nearest => unit
+            .f_mul_scalar(0.5)?
+            .f_add_scalar(0.5)?
+            .f_mul_scalar(255.0)?
+            .f_round()?,
         Rounding::Down => unit.f_add_scalar(1.0)?.f_mul_scalar(127.5)?.f_floor()?,
     };
-    let bytes = levels.f_to_kind(Kind::Uint8)?.f_permute([0, 2, 3, 1])?.f_to_device(Device::Cpu)?.f_contiguous()?;
+    let bytes = levels
+        .f_to_kind(Kind::Uint8)?
+        .f_permute([0, 2, 3, 1])?
+        .f_to_device(Device::Cpu)?
+        .f_contiguous()?;
     let size = (height * width * 3) as usize;
     (0..batch)
         .map(|item| {
             let mut buffer = vec![0_u8; size];
-            bytes.f_select(0, item)?.f_reshape([-1])?.f_copy_data(&mut buffer, size)?;
-            let got = || Error::Shape { tensor: "picture", expected: "[B, 3, H, W]", got: values.size() };
+            bytes
+                .f_select(0, item)?
+                .f_reshape([-1])?
+                .f_copy_data(&mut buffer, size)?;
+            let got = || Error::Shape {
+                tensor: "picture",
+                expected: "[B, 3, H, W]",
+                got: values.size(),
+            };
             RgbImage::from_raw(width as u32, height as u32, buffer).ok_or_else(got)
         })
         .collect()

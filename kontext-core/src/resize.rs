@@ -32,7 +32,10 @@ pub fn resize(picture: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
     if [width, height, picture.width(), picture.height()].contains(&0) {
         return Err(invalid());
     }
-    let (from, to) = ([picture.width() as usize, picture.height() as usize], [width as usize, height as usize]);
+    let (from, to) = (
+        [picture.width() as usize, picture.height() as usize],
+        [width as usize, height as usize],
+    );
     let rows = picture.as_raw();
     let rows = if vertical_first(from, to) {
         horizontal(&vertical(rows, from[0], from[1], to[1]), from[0], to[0])
@@ -62,17 +65,26 @@ fn taps(input: usize, output: usize) -> Vec<Taps> {
         let center = (position as f64 + 0.5) * scale;
         let first = (center - support + 0.5).max(0.0) as usize;
         let last = ((center + support + 0.5) as usize).min(input);
-        let weights: Vec<f64> = (first..last).map(|x| lanczos((x as f64 - center + 0.5) / stretch)).collect();
+        let weights: Vec<f64> = (first..last)
+            .map(|x| lanczos((x as f64 - center + 0.5) / stretch))
+            .collect();
         let sum: f64 = weights.iter().sum();
         let fixed = |w: &f64| (w / sum * f64::from(1 << PRECISION)).round() as i32;
-        Taps { first, weights: weights.iter().map(fixed).collect() }
+        Taps {
+            first,
+            weights: weights.iter().map(fixed).collect(),
+        }
     };
     (0..output).map(of).collect()
 }
 
 fn lanczos(x: f64) -> f64 {
     let sinc = |x: f64| if x == 0.0 { 1.0 } else { (x * PI).sin() / (x * PI) };
-    if (-LOBES..LOBES).contains(&x) { sinc(x) * sinc(x / LOBES) } else { 0.0 }
+    if (-LOBES..LOBES).contains(&x) {
+        sinc(x) * sinc(x / LOBES)
+    } else {
+        0.0
+    }
 }
 
 /// Rounds a fixed-point sum to a level.
@@ -89,7 +101,9 @@ fn horizontal(rows: &[u8], input: usize, output: usize) -> Vec<u8> {
     }
     let taps = taps(input, output);
     let mut result = vec![0; rows.len() / input * output];
-    let pairs = result.par_chunks_exact_mut(output * CHANNELS).zip(rows.par_chunks_exact(input * CHANNELS));
+    let pairs = result
+        .par_chunks_exact_mut(output * CHANNELS)
+        .zip(rows.par_chunks_exact(input * CHANNELS));
     pairs.for_each(|(target, source)| {
         for (pixel, tap) in target.chunks_exact_mut(CHANNELS).zip(&taps) {
             let mut sums = [HALF; CHANNELS];
@@ -113,16 +127,19 @@ fn vertical(rows: &[u8], width: usize, input: usize, output: usize) -> Vec<u8> {
     let taps = taps(input, output);
     let stride = width * CHANNELS;
     let mut result = vec![0; stride * output];
-    result.par_chunks_exact_mut(stride).zip(&taps).for_each(|(target, tap)| {
-        let mut sums = vec![HALF; stride];
-        for (source, weight) in rows.chunks_exact(stride).skip(tap.first).zip(&tap.weights) {
-            for (sum, value) in sums.iter_mut().zip(source) {
-                *sum += i32::from(*value) * weight;
+    result
+        .par_chunks_exact_mut(stride)
+        .zip(&taps)
+        .for_each(|(target, tap)| {
+            let mut sums = vec![HALF; stride];
+            for (source, weight) in rows.chunks_exact(stride).skip(tap.first).zip(&tap.weights) {
+                for (sum, value) in sums.iter_mut().zip(source) {
+                    *sum += i32::from(*value) * weight;
+                }
             }
-        }
-        for (value, sum) in target.iter_mut().zip(sums) {
-            *value = level(sum);
-        }
-    });
+            for (value, sum) in target.iter_mut().zip(sums) {
+                *value = level(sum);
+            }
+        });
     result
 }

@@ -40,7 +40,10 @@ impl Tokens {
 impl Clone for Tokens {
     /// Shares the tensors' memory.
     fn clone(&self) -> Self {
-        Self { features: self.features.shallow_clone(), ids: self.ids.shallow_clone() }
+        Self {
+            features: self.features.shallow_clone(),
+            ids: self.ids.shallow_clone(),
+        }
     }
 }
 
@@ -69,6 +72,9 @@ impl Conditioning {
 impl Clone for Conditioning {
     /// Shares the tensors' memory.
     fn clone(&self) -> Self {
-        Self { prompt_embeds: self.prompt_embeds.shallow_clone(), pooled: self.pooled.shallow_clone() }
+        Self {
+            prompt_embeds: self.prompt_embeds.shallow_clone(),
+            pooled: self.pooled.shallow_clone(),
+        }
     }
 }

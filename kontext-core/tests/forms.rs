@@ -37,7 +37,10 @@ fn layer(form: &Form, weights: &Weights) -> (Linear, Tensor) {
     let [output, input] = form.shape;
     let w = weights.clone().at_most(Kind::Float).at(form.layer());
     if !w.contains("bias") {
-        return (Linear::without_bias(&w, input, output).unwrap(), Tensor::zeros([output], (Kind::Float, Device::Cpu)));
+        return (
+            Linear::without_bias(&w, input, output).unwrap(),
+            Tensor::zeros([output], (Kind::Float, Device::Cpu)),
+        );
     }
     let bias = w.tensor("bias", &[output]).unwrap().to_kind(Kind::Float);
     (Linear::new(&w, input, output).unwrap(), bias)
@@ -50,7 +53,12 @@ fn draw(shape: &[i64], seed: u64) -> Tensor {
 #[test]
 fn every_form_reads_as_the_values_that_its_own_program_reads() {
     for_each_form(|form, weights, case| {
-        let weight = weights.clone().kind(Kind::Float).at(form.layer()).tensor("weight", &form.shape).unwrap();
+        let weight = weights
+            .clone()
+            .kind(Kind::Float)
+            .at(form.layer())
+            .tensor("weight", &form.shape)
+            .unwrap();
         check_equal(form, &weight, case);
         assert!(weights.first_not_finite().unwrap().is_none(), "{case}");
     });
@@ -65,7 +73,10 @@ fn every_form_multiplies_the_identity_to_its_values() {
         let no_bias = Linear::without_bias(&weights.at(form.layer()), form.shape[1], form.shape[0]).unwrap();
         check_equal(form, &no_bias.forward(&identity).unwrap().transpose(0, 1), case);
         let expected = form.weight.transpose(0, 1) + bias;
-        assert!(check::relative_l2(&linear.forward(&identity).unwrap(), &expected).unwrap() < 1e-6, "{case}");
+        assert!(
+            check::relative_l2(&linear.forward(&identity).unwrap(), &expected).unwrap() < 1e-6,
+            "{case}"
+        );
     });
 }
 
@@ -84,8 +95,16 @@ fn every_form_multiplies_as_its_values_within_1e_5() {
         let (linear, bias) = layer(form, weights);
         let expected = x.matmul(&form.weight.transpose(0, 1)) + bias;
         close("forward", &linear.forward(&x).unwrap(), &expected);
-        close("forward_add", &linear.forward_add(&x, &sum).unwrap(), &(&expected + &sum));
-        close("forward_rows", &linear.forward_rows(&x, 3, 4).unwrap(), &expected.narrow(-1, 3, 4));
+        close(
+            "forward_add",
+            &linear.forward_add(&x, &sum).unwrap(),
+            &(&expected + &sum),
+        );
+        close(
+            "forward_rows",
+            &linear.forward_rows(&x, 3, 4).unwrap(),
+            &expected.narrow(-1, 3, 4),
+        );
         // 100 lies within a block of every format.
         let (first, second) = linear.split_input(100).unwrap();
         let part = first.forward(&x.narrow(-1, 0, 100)).unwrap();
@@ -121,6 +140,8 @@ fn an_account_names_the_format_and_has_no_more_bytes_than_the_file() {
 fn a_layer_leaves_nothing_of_its_file_unused() {
     for_each_form(|form, weights, case| {
         let _ = layer(form, weights);
-        weights.finish().unwrap_or_else(|error| panic!("{case}: {}", common::chain(&error)));
+        weights
+            .finish()
+            .unwrap_or_else(|error| panic!("{case}: {}", common::chain(&error)));
     });
 }

@@ -21,7 +21,10 @@ fn file(header: &Value, data: usize) -> Vec<u8> {
 fn two_tensors() -> Vec<u8> {
     let a = json!({ "dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24] });
     let b = json!({ "dtype": "BF16", "shape": [4], "data_offsets": [24, 32] });
-    file(&json!({ "a.weight": a, "b.bias": b, "__metadata__": { "format": "pt" } }), 32)
+    file(
+        &json!({ "a.weight": a, "b.bias": b, "__metadata__": { "format": "pt" } }),
+        32,
+    )
 }
 
 fn written(bytes: &[u8]) -> (TempDir, PathBuf) {
@@ -106,7 +109,14 @@ proptest! {
 /// Sizes with those at which sums and products overflow.
 fn size() -> impl Strategy<Value = u64> {
     let edge = |v: u64| prop_oneof![Just(v), Just(v - 1), Just(v.wrapping_add(1))];
-    prop_oneof![0..9_u64, edge(1 << 31), edge(1 << 32), edge(1 << 61), edge(1 << 63), edge(u64::MAX)]
+    prop_oneof![
+        0..9_u64,
+        edge(1 << 31),
+        edge(1 << 32),
+        edge(1 << 61),
+        edge(1 << 63),
+        edge(u64::MAX)
+    ]
 }
 
 #[test]
@@ -124,56 +134,107 @@ fn a_header_whose_offsets_add_up_to_two_to_the_64_is_refused() {
 fn what_is_wrong_with_a_header_is_told_in_numbers() {
     let again = "it may be truncated or damaged, fetch it again";
     let told = |bytes: &[u8], words: &str| {
-        assert_eq!(refusal(bytes), format!("not a valid safetensors file: {words}; {again}"));
+        assert_eq!(
+            refusal(bytes),
+            format!("not a valid safetensors file: {words}; {again}")
+        );
     };
     let whole = two_tensors();
     let size = whole.len();
-    told(&whole[..size - 5], &format!("its header describes {size} bytes, the file has {}", size - 5));
+    told(
+        &whole[..size - 5],
+        &format!("its header describes {size} bytes, the file has {}", size - 5),
+    );
     told(&whole[..3], "it has 3 bytes, fewer than a header");
     told(&[], "it has 0 bytes, fewer than a header");
     let header = u64::from_le_bytes(*whole.first_chunk().unwrap());
-    told(&whole[..20], &format!("its header would have {header} bytes, the file has 20"));
+    told(
+        &whole[..20],
+        &format!("its header would have {header} bytes, the file has 20"),
+    );
     let long = [&200_000_000_u64.to_le_bytes()[..], b"{}"].concat();
     told(&long, "its header would have 200000000 bytes, the most is 100000000");
 
     let tensor = |dtype: &str, shape: &[u64], start: u64, end: u64| {
         let value = json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, end] });
-        file(&json!({ "a": { "dtype": "U8", "shape": [4], "data_offsets": [0, 4] }, "b": value }), 8)
+        file(
+            &json!({ "a": { "dtype": "U8", "shape": [4], "data_offsets": [0, 4] }, "b": value }),
+            8,
+        )
     };
-    told(&tensor("U8", &[9], 4, 8), "tensor `b` of U8 has shape [9], which does not fit its bytes 4..8");
-    told(&tensor("U8", &[4], 8, 4), "tensor `b` of U8 has shape [4], which does not fit its bytes 8..4");
-    told(&tensor("F4", &[3], 4, 5), "tensor `b` of F4 has shape [3], which does not fit its bytes 4..5");
+    told(
+        &tensor("U8", &[9], 4, 8),
+        "tensor `b` of U8 has shape [9], which does not fit its bytes 4..8",
+    );
+    told(
+        &tensor("U8", &[4], 8, 4),
+        "tensor `b` of U8 has shape [4], which does not fit its bytes 8..4",
+    );
+    told(
+        &tensor("F4", &[3], 4, 5),
+        "tensor `b` of F4 has shape [3], which does not fit its bytes 4..5",
+    );
     let most = "expected at most 2147483648 a side and 2^63 in all";
     for sides in [&[1 << 63, 4][..], &[1 << 31, 1 << 31, 2], &[1 << 31, 1 << 31, 2, 0]] {
-        told(&tensor("U8", sides, 4, 8), &format!("tensor `b` has shape {sides:?}, {most}"));
+        told(
+            &tensor("U8", sides, 4, 8),
+            &format!("tensor `b` has shape {sides:?}, {most}"),
+        );
     }
-    told(&tensor("U8", &[6], 2, 8), "its header is wrong: invalid offset for tensor `b`");
+    told(
+        &tensor("U8", &[6], 2, 8),
+        "its header is wrong: invalid offset for tensor `b`",
+    );
     let twice =
         br#"{"a":{"dtype":"U8","shape":[],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[],"data_offsets":[0,1]}}"#;
     let twice = [&(twice.len() as u64).to_le_bytes()[..], twice, b"1"].concat();
     // The column is the parser's affair.
     let text = refusal(&twice);
-    assert!(text.contains("its header is wrong: tensor `a` is there twice at line 1 column "), "{text}");
+    assert!(
+        text.contains("its header is wrong: tensor `a` is there twice at line 1 column "),
+        "{text}"
+    );
     let told = |bytes: &[u8], words: &str| {
         let text = refusal(bytes);
-        assert!(text.starts_with(&format!("not a valid safetensors file: its header is wrong: {words}")), "{text}");
+        assert!(
+            text.starts_with(&format!("not a valid safetensors file: its header is wrong: {words}")),
+            "{text}"
+        );
         assert!(text.ends_with(again), "{text}");
     };
     told(&tensor("F31", &[1], 4, 8), "unknown variant `F31`");
-    told(&file(&json!({ "a": { "dtype": "U8", "shape": [-1], "data_offsets": [0, 1] } }), 1), "invalid");
+    told(
+        &file(
+            &json!({ "a": { "dtype": "U8", "shape": [-1], "data_offsets": [0, 1] } }),
+            1,
+        ),
+        "invalid",
+    );
     told(&file(&json!([1, 2]), 0), "invalid");
 }
 
 #[test]
 fn files_that_are_often_found_in_place_of_weights_are_called_by_their_name() {
     for (bytes, words) in [
-        (&b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n"[..], "a Git LFS pointer; run `git lfs pull`"),
-        (b"PK\x03\x04\x14\0\x06\0\x08\0\0\0", "a PyTorch or zip file; take the safetensors"),
+        (
+            &b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n"[..],
+            "a Git LFS pointer; run `git lfs pull`",
+        ),
+        (
+            b"PK\x03\x04\x14\0\x06\0\x08\0\0\0",
+            "a PyTorch or zip file; take the safetensors",
+        ),
         (b"<!DOCTYPE html>", "a web page; fetch the file again, signed in"),
-        (b"{\"error\":\"Access to model is restricted\"}", "a server's error message; fetch the file again"),
+        (
+            b"{\"error\":\"Access to model is restricted\"}",
+            "a server's error message; fetch the file again",
+        ),
     ] {
         let text = refusal(bytes);
-        assert!(text.starts_with(&format!("not a safetensors file but {words}")), "{text}");
+        assert!(
+            text.starts_with(&format!("not a safetensors file but {words}")),
+            "{text}"
+        );
     }
 }
 
@@ -191,7 +252,10 @@ fn a_path_without_weights_is_named_with_what_was_looked_for() {
          diffusion_pytorch_model.safetensors, model.safetensors.index.json, model.safetensors, \
          and their variants bf16 and fp16; fetch what is missing or name another path"
     );
-    assert_eq!(cause(&folder.path().join("none")), "there is no such file or folder; check the path");
+    assert_eq!(
+        cause(&folder.path().join("none")),
+        "there is no such file or folder; check the path"
+    );
     let index = folder.path().join("model.safetensors");
     std::fs::create_dir(&index).unwrap();
     assert!(cause(folder.path()).starts_with("no weights found"));
@@ -201,10 +265,23 @@ fn a_path_without_weights_is_named_with_what_was_looked_for() {
 fn sharded(index: &Value) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let tensors = |names: &[(&str, f32)]| {
-        names.iter().map(|(n, v)| ((*n).to_owned(), Tensor::from_slice(&[*v]))).collect::<Vec<_>>()
+        names
+            .iter()
+            .map(|(n, v)| ((*n).to_owned(), Tensor::from_slice(&[*v])))
+            .collect::<Vec<_>>()
     };
-    weights::save(folder.path().join("model-1.safetensors"), &tensors(&[("x", 1.0), ("y", 2.0)]), None).unwrap();
-    weights::save(folder.path().join("model-2.safetensors"), &tensors(&[("x", -1.0), ("z", 3.0)]), None).unwrap();
+    weights::save(
+        folder.path().join("model-1.safetensors"),
+        &tensors(&[("x", 1.0), ("y", 2.0)]),
+        None,
+    )
+    .unwrap();
+    weights::save(
+        folder.path().join("model-2.safetensors"),
+        &tensors(&[("x", -1.0), ("z", 3.0)]),
+        None,
+    )
+    .unwrap();
     let path = folder.path().join("model.safetensors.index.json");
     std::fs::write(path, json!({ "weight_map": index }).to_string()).unwrap();
     folder
@@ -237,12 +314,26 @@ fn an_index_that_its_shards_do_not_fit_is_refused() {
         &json!({ "x": "model-1.safetensors", "y": "model-2.safetensors" }),
         "shard `model-2.safetensors` lacks the tensor `y` that its index names; fetch both again",
     );
-    for escape in ["../model-1.safetensors", "/etc/passwd", "a/b.safetensors", "..", ".", "", "model-1.safetensors/"] {
-        refused(&json!({ "x": escape }), &format!("shard `{escape}` is not a plain file name; fetch the index again"));
+    for escape in [
+        "../model-1.safetensors",
+        "/etc/passwd",
+        "a/b.safetensors",
+        "..",
+        ".",
+        "",
+        "model-1.safetensors/",
+    ] {
+        refused(
+            &json!({ "x": escape }),
+            &format!("shard `{escape}` is not a plain file name; fetch the index again"),
+        );
     }
     refused(&json!([1]), "invalid type: sequence, expected a map");
     let folder = sharded(&json!({}));
     std::fs::write(folder.path().join("model.safetensors.index.json"), "{\"weight_map\":").unwrap();
     let error = Weights::open(folder.path()).unwrap_err().source().unwrap().to_string();
-    assert!(error.contains("EOF while parsing") && error.ends_with("correct it or fetch it again"), "{error}");
+    assert!(
+        error.contains("EOF while parsing") && error.ends_with("correct it or fetch it again"),
+        "{error}"
+    );
 }

@@ -6,7 +6,11 @@
 use kontext_core::{Device, Kind, Tensor, Weights, noise};
 
 fn fixture() -> Weights {
-    Weights::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/reference/noise.safetensors")).unwrap()
+    Weights::open(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/reference/noise.safetensors"
+    ))
+    .unwrap()
 }
 
 fn kind(name: &str) -> Kind {
@@ -22,8 +26,12 @@ fn draws_of_every_size_seed_and_dtype_are_those_of_torch() {
     let fixture = fixture();
     let mut seen = 0;
     for name in fixture.names() {
-        let Some((dtype, rest)) = name.split_once(".seed") else { continue };
-        let Some((seed, size)) = rest.split_once(".n") else { continue };
+        let Some((dtype, rest)) = name.split_once(".seed") else {
+            continue;
+        };
+        let Some((seed, size)) = rest.split_once(".n") else {
+            continue;
+        };
         let Ok(size) = size.parse::<i64>() else { continue };
         let expected = fixture.raw(&name).unwrap();
         let draw = noise::randn(&[size], seed.parse().unwrap(), kind(dtype), Device::Cpu).unwrap();
@@ -54,7 +62,9 @@ fn synthetic_weights_are_those_of_the_reference_script() {
     for name in fixture.names().iter().filter(|n| n.starts_with("synthetic.seed")) {
         let (seed, tensor) = name["synthetic.seed".len()..].split_once('.').unwrap();
         let expected = fixture.raw(name).unwrap();
-        let value = Weights::synthetic(seed.parse().unwrap()).tensor(tensor, &expected.size()).unwrap();
+        let value = Weights::synthetic(seed.parse().unwrap())
+            .tensor(tensor, &expected.size())
+            .unwrap();
         assert!(value.equal(&expected), "{name}");
         seen += 1;
     }
@@ -66,10 +76,13 @@ fn draws_from_many_threads_are_those_of_one_and_leave_the_global_generator_alone
     tch::manual_seed(3);
     let untouched = Tensor::randn([64], (Kind::Float, Device::Cpu));
     tch::manual_seed(3);
-    let alone: Vec<Tensor> = (0..8).map(|s| noise::randn(&[1000], s, Kind::Float, Device::Cpu).unwrap()).collect();
+    let alone: Vec<Tensor> = (0..8)
+        .map(|s| noise::randn(&[1000], s, Kind::Float, Device::Cpu).unwrap())
+        .collect();
     std::thread::scope(|scope| {
-        let draws: Vec<_> =
-            (0..8).map(|s| scope.spawn(move || noise::randn(&[1000], s, Kind::Float, Device::Cpu).unwrap())).collect();
+        let draws: Vec<_> = (0..8)
+            .map(|s| scope.spawn(move || noise::randn(&[1000], s, Kind::Float, Device::Cpu).unwrap()))
+            .collect();
         for (draw, expected) in draws.into_iter().zip(&alone) {
             assert!(draw.join().unwrap().equal(expected));
         }

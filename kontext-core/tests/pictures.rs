@@ -14,10 +14,18 @@ fn fixture(name: &str) -> PathBuf {
 /// The largest distance to Pillow's picture, in levels.
 fn distance(name: &str) -> u8 {
     let (stem, _) = name.rsplit_once('.').unwrap();
-    let (ours, pillow) = (picture::open(fixture(name)), picture::open(fixture(&format!("{stem}.rgb.png"))));
+    let (ours, pillow) = (
+        picture::open(fixture(name)),
+        picture::open(fixture(&format!("{stem}.rgb.png"))),
+    );
     let (ours, pillow) = (ours.unwrap(), pillow.unwrap());
     assert_eq!(ours.dimensions(), pillow.dimensions(), "{name}");
-    ours.as_raw().iter().zip(pillow.as_raw()).map(|(a, b)| a.abs_diff(*b)).max().unwrap()
+    ours.as_raw()
+        .iter()
+        .zip(pillow.as_raw())
+        .map(|(a, b)| a.abs_diff(*b))
+        .max()
+        .unwrap()
 }
 
 fn written(bytes: &[u8], name: &str) -> (tempfile::TempDir, PathBuf) {
@@ -109,7 +117,12 @@ fn the_kind_is_told_by_content_and_not_by_name() {
 #[test]
 fn a_file_that_is_no_picture_is_named_with_what_to_give() {
     let remedy = "give a PNG, JPEG or WebP file";
-    for bytes in [&b"hello"[..], b"", b"GIF89a\x01\x00\x01\x00\x00\x00\x00", b"<svg></svg>"] {
+    for bytes in [
+        &b"hello"[..],
+        b"",
+        b"GIF89a\x01\x00\x01\x00\x00\x00\x00",
+        b"<svg></svg>",
+    ] {
         // Whatever its name says.
         for name in ["a", "a.png", "a.jpg"] {
             assert!(reason(bytes, name).ends_with(remedy), "{}", reason(bytes, name));
@@ -119,12 +132,22 @@ fn a_file_that_is_no_picture_is_named_with_what_to_give() {
 
 #[test]
 fn a_picture_that_ends_early_is_refused() {
-    for name in ["rgba.png", "palette.png", "progressive.jpg", "cmyk.jpg", "turned2.jpg", "rgba_turned.webp"] {
+    for name in [
+        "rgba.png",
+        "palette.png",
+        "progressive.jpg",
+        "cmyk.jpg",
+        "turned2.jpg",
+        "rgba_turned.webp",
+    ] {
         let whole = std::fs::read(fixture(name)).unwrap();
         for share in 2..10 {
             let cut = &whole[..whole.len() * share / 10];
             let reason = reason(cut, name);
-            assert!(reason.ends_with("; the file is damaged, fetch or save it again"), "{name}: {reason}");
+            assert!(
+                reason.ends_with("; the file is damaged, fetch or save it again"),
+                "{name}: {reason}"
+            );
             assert!(!reason.contains('\n'), "{name}: {reason}");
         }
     }
@@ -136,5 +159,8 @@ fn a_picture_that_claims_to_be_huge_is_refused_before_memory_is_taken() {
     bytes[16..24].copy_from_slice(&[0, 1, 0, 0, 0, 1, 0, 0]);
     let crc = crc32fast::hash(&bytes[12..29]);
     bytes[29..33].copy_from_slice(&crc.to_be_bytes());
-    assert_eq!(reason(&bytes, "a.png"), "expected at most 268435456 pixels, got 65536x65536; make it smaller");
+    assert_eq!(
+        reason(&bytes, "a.png"),
+        "expected at most 268435456 pixels, got 65536x65536; make it smaller"
+    );
 }

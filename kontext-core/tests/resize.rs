@@ -16,7 +16,11 @@ fn picture_of(tensor: &Tensor) -> RgbImage {
 
 #[test]
 fn lanczos_agrees_with_pillow_to_the_last_level() {
-    let fixture = Weights::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/reference/resize.safetensors")).unwrap();
+    let fixture = Weights::open(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/reference/resize.safetensors"
+    ))
+    .unwrap();
     let names = fixture.names();
     let cases: Vec<&str> = names.iter().filter_map(|n| n.strip_suffix(".input")).collect();
     assert!(cases.len() >= 15);
@@ -24,7 +28,17 @@ fn lanczos_agrees_with_pillow_to_the_last_level() {
         let input = picture_of(&fixture.raw(&format!("{case}.input")).unwrap());
         let expected = picture_of(&fixture.raw(&format!("{case}.output")).unwrap());
         let resized = picture::resize(&input, expected.width(), expected.height()).unwrap();
-        let differing = resized.as_raw().iter().zip(expected.as_raw()).filter(|(a, b)| a != b).count();
-        assert_eq!(differing, 0, "{case}: {differing} of {} levels differ", expected.as_raw().len());
+        let differing = resized
+            .as_raw()
+            .iter()
+            .zip(expected.as_raw())
+            .filter(|(a, b)| a != b)
+            .count();
+        assert_eq!(
+            differing,
+            0,
+            "{case}: {differing} of {} levels differ",
+            expected.as_raw().len()
+        );
     }
 }

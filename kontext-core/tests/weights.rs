@@ -9,7 +9,10 @@ use kontext_core::{Device, Kind, Tensor, Weights};
 fn file(tensors: &[(&str, Tensor)]) -> (tempfile::TempDir, std::path::PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
-    let tensors: Vec<_> = tensors.iter().map(|(n, t)| ((*n).to_owned(), t.shallow_clone())).collect();
+    let tensors: Vec<_> = tensors
+        .iter()
+        .map(|(n, t)| ((*n).to_owned(), t.shallow_clone()))
+        .collect();
     save(&path, &tensors, None).unwrap();
     (folder, path)
 }
@@ -18,7 +21,14 @@ fn file(tensors: &[(&str, Tensor)]) -> (tempfile::TempDir, std::path::PathBuf) {
 fn every_dtype_reads_as_the_value_that_was_written() {
     // 1.5 and -0.25 are exact in all of them, fp8 included.
     let values = Tensor::from_slice(&[1.5_f32, -0.25]);
-    for kind in [Kind::Double, Kind::Float, Kind::Half, Kind::BFloat16, Kind::Float8e4m3fn, Kind::Float8e5m2] {
+    for kind in [
+        Kind::Double,
+        Kind::Float,
+        Kind::Half,
+        Kind::BFloat16,
+        Kind::Float8e4m3fn,
+        Kind::Float8e5m2,
+    ] {
         let (_folder, path) = file(&[("x", values.to_kind(kind))]);
         let weights = Weights::open(&path).unwrap();
         assert_eq!(weights.raw("x").unwrap().kind(), kind);
@@ -37,13 +47,20 @@ fn at_most_keeps_narrow_tensors_narrow() {
     ]);
     let weights = Weights::open(path).unwrap().at_most(Kind::BFloat16);
     let kind = |name| weights.tensor(name, &[1]).unwrap().kind();
-    assert_eq!([kind("wide"), kind("same"), kind("narrow")], [Kind::BFloat16, Kind::BFloat16, Kind::Float8e5m2]);
+    assert_eq!(
+        [kind("wide"), kind("same"), kind("narrow")],
+        [Kind::BFloat16, Kind::BFloat16, Kind::Float8e5m2]
+    );
 }
 
 #[test]
 fn names_are_translated_rows_joined_and_halves_exchanged() {
     let row = |value: f32| Tensor::from_slice(&[value]).reshape([1, 1]);
-    let (_folder, path) = file(&[("q", row(1.0)), ("k", row(2.0)), ("mod", Tensor::cat(&[row(3.0), row(4.0)], 0))]);
+    let (_folder, path) = file(&[
+        ("q", row(1.0)),
+        ("k", row(2.0)),
+        ("mod", Tensor::cat(&[row(3.0), row(4.0)], 0)),
+    ]);
     let map = |name: &str| match name {
         "qk" => Recipe::Rows(vec!["q".to_owned(), "k".to_owned()]),
         other => Recipe::SwapHalves(other.to_owned()),
@@ -66,11 +83,17 @@ fn what_is_wrong_is_named_one_by_one_or_all_at_once() {
     let cause = |result: kontext_core::Result<Tensor>| result.unwrap_err().source().unwrap().to_string();
     let block = weights.at("block");
     let missing = cause(block.tensor("norm.weigth", &[3]));
-    assert!(missing.starts_with("no tensor `block.norm.weigth` (nearest: `block.norm.weight`)"), "{missing}");
+    assert!(
+        missing.starts_with("no tensor `block.norm.weigth` (nearest: `block.norm.weight`)"),
+        "{missing}"
+    );
     assert!(cause(block.tensor("norm.weight", &[4])).contains("has shape [3], the configuration asks for [4]"));
     assert!(cause(block.tensor("table", &[2])).contains("`block.table` has dtype Int64"));
     let unused = weights.finish().unwrap_err().source().unwrap().to_string();
-    assert!(unused.starts_with("1 tensor that the model does not know: `block.extra`"), "{unused}");
+    assert!(
+        unused.starts_with("1 tensor that the model does not know: `block.extra`"),
+        "{unused}"
+    );
 
     let audit = weights.audited();
     let _ = audit.tensor("missing", &[1]).unwrap();
@@ -85,5 +108,8 @@ fn a_damaged_tensor_is_found_by_name() {
     let good = Tensor::ones([4], (Kind::BFloat16, Device::Cpu));
     let bad = Tensor::from_slice(&[1.0_f32, f32::NAN]).to_kind(Kind::BFloat16);
     let (_folder, path) = file(&[("a", good.shallow_clone()), ("b", bad), ("c", good)]);
-    assert_eq!(Weights::open(path).unwrap().first_not_finite().unwrap().as_deref(), Some("b"));
+    assert_eq!(
+        Weights::open(path).unwrap().first_not_finite().unwrap().as_deref(),
+        Some("b")
+    );
 }

@@ -94,7 +94,10 @@ impl DitConfig {
     /// FLUX.1-schnell: no guidance embedding.
     #[must_use]
     pub fn schnell() -> Self {
-        Self { guidance_embed: false, ..Self::kontext_dev() }
+        Self {
+            guidance_embed: false,
+            ..Self::kontext_dev()
+        }
     }
 
     /// Width of the model.
@@ -111,7 +114,10 @@ impl DitConfig {
         let path = path.as_ref();
         let json: DiffusersConfig = read_json(path)?;
         if json.patch_size != 1 {
-            return Err(Error::config(path, format!("patch_size is {}, only 1 is known", json.patch_size)));
+            return Err(Error::config(
+                path,
+                format!("patch_size is {}, only 1 is known", json.patch_size),
+            ));
         }
         let config = Self {
             in_channels: json.in_channels,
@@ -120,7 +126,10 @@ impl DitConfig {
             head_dim: json.attention_head_dim,
             axes_dim: json.axes_dims_rope,
             // diffusers fixes the ratio at 4.
-            mlp_width: json.num_attention_heads.saturating_mul(json.attention_head_dim).saturating_mul(4),
+            mlp_width: json
+                .num_attention_heads
+                .saturating_mul(json.attention_head_dim)
+                .saturating_mul(4),
             double_blocks: json.num_layers,
             single_blocks: json.num_single_layers,
             context_dim: json.joint_attention_dim,
@@ -141,8 +150,12 @@ impl DitConfig {
         let path = weights.path();
         let shape = |name: &str| {
             let shape = weights.shape_of(name);
-            shape
-                .ok_or_else(|| Error::config(path, format!("no tensor `{name}` to infer the transformer's sizes from")))
+            shape.ok_or_else(|| {
+                Error::config(
+                    path,
+                    format!("no tensor `{name}` to infer the transformer's sizes from"),
+                )
+            })
         };
         let size = |name: &str, axis: usize| {
             let shape = shape(name)?;
@@ -152,7 +165,11 @@ impl DitConfig {
         let count = |prefix: &str| {
             let names = weights.names();
             let index = |n: &String| n.strip_prefix(prefix)?.split('.').next()?.parse::<i64>().ok();
-            names.iter().filter_map(index).max().map_or(0, |last| last.saturating_add(1))
+            names
+                .iter()
+                .filter_map(index)
+                .max()
+                .map_or(0, |last| last.saturating_add(1))
         };
         let (width, in_channels) = (size("img_in.weight", 0)?, size("img_in.weight", 1)?);
         let double_blocks = count("double_blocks.");
@@ -212,7 +229,10 @@ impl DitConfig {
             || !(0..=1000).contains(&self.single_blocks)
             || self.double_blocks + self.single_blocks == 0
         {
-            return Err(format!("{} double and {} single blocks", self.double_blocks, self.single_blocks));
+            return Err(format!(
+                "{} double and {} single blocks",
+                self.double_blocks, self.single_blocks
+            ));
         }
         Ok(())
     }
@@ -224,7 +244,10 @@ mod tests {
 
     #[test]
     fn axes_must_add_up_to_the_head_width() {
-        let config = DitConfig { axes_dim: [16, 56, 54], ..DitConfig::kontext_dev() };
+        let config = DitConfig {
+            axes_dim: [16, 56, 54],
+            ..DitConfig::kontext_dev()
+        };
         assert!(config.validate().unwrap_err().contains("add up to the head width 128"));
     }
 }

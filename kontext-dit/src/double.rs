@@ -31,7 +31,10 @@ pub(crate) struct DoubleTable {
 impl DoubleTable {
     /// A table of these values of the image and the text stream.
     pub(crate) fn of(img: &Tensor, txt: &Tensor) -> Self {
-        Self { img: Table::of(img), txt: Table::of(txt) }
+        Self {
+            img: Table::of(img),
+            txt: Table::of(txt),
+        }
     }
 
     /// The values of the image and the text stream, each [S, P, B, D].
@@ -52,7 +55,10 @@ impl DoubleBlock {
     }
 
     pub(crate) fn table(&self, vectors: &Tensor) -> Result<DoubleTable> {
-        Ok(DoubleTable { img: self.img_mod.table(vectors)?, txt: self.txt_mod.table(vectors)? })
+        Ok(DoubleTable {
+            img: self.img_mod.table(vectors)?,
+            txt: self.txt_mod.table(vectors)?,
+        })
     }
 
     /// Shapes: `txt` [B, T, D], `img` [B, L, D]; returns the same.

@@ -42,7 +42,9 @@ pub(crate) struct VectorEmbed {
 impl VectorEmbed {
     pub(crate) fn new(w: &Weights, config: &DitConfig) -> Result<Self> {
         let width = config.width();
-        let guidance = config.guidance_embed.then(|| MlpEmbedder::new(&w.at("guidance_in"), SINUSOID, width));
+        let guidance = config
+            .guidance_embed
+            .then(|| MlpEmbedder::new(&w.at("guidance_in"), SINUSOID, width));
         Ok(Self {
             time: MlpEmbedder::new(&w.at("time_in"), SINUSOID, width)?,
             guidance: guidance.transpose()?,

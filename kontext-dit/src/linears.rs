@@ -40,7 +40,9 @@ pub fn linear_parts(config: &DitConfig) -> Result<Vec<LinearPart>> {
     Dit::new(&blank, config, |_| ())?;
     let mut parts = Vec::new();
     for (name, shape) in blank.shapes() {
-        let (Some(layer), [rows, input]) = (name.strip_suffix(".weight"), shape.as_slice()) else { continue };
+        let (Some(layer), [rows, input]) = (name.strip_suffix(".weight"), shape.as_slice()) else {
+            continue;
+        };
         let recipe = names::diffusers(&name);
         let swapped = matches!(recipe, Recipe::SwapHalves(_));
         let count = recipe.names().len() as i64;
@@ -53,7 +55,14 @@ pub fn linear_parts(config: &DitConfig) -> Result<Vec<LinearPart>> {
                 _ if module.ends_with("proj_mlp") => rows - start,
                 _ => config.width(),
             };
-            parts.push(LinearPart { layer: layer.to_owned(), module, start, rows, input: *input, swapped });
+            parts.push(LinearPart {
+                layer: layer.to_owned(),
+                module,
+                start,
+                rows,
+                input: *input,
+                swapped,
+            });
             start += rows;
         }
     }
@@ -66,16 +75,32 @@ mod tests {
 
     #[test]
     fn parts_fill_their_layers() {
-        let parts =
-            linear_parts(&DitConfig { double_blocks: 1, single_blocks: 1, ..DitConfig::kontext_dev() }).unwrap();
+        let parts = linear_parts(&DitConfig {
+            double_blocks: 1,
+            single_blocks: 1,
+            ..DitConfig::kontext_dev()
+        })
+        .unwrap();
         let of = |layer: &str| -> Vec<(&str, i64, i64)> {
-            parts.iter().filter(|p| p.layer == layer).map(|p| (p.module.as_str(), p.start, p.rows)).collect()
+            parts
+                .iter()
+                .filter(|p| p.layer == layer)
+                .map(|p| (p.module.as_str(), p.start, p.rows))
+                .collect()
         };
         let single = "single_transformer_blocks.0";
-        let expected =
-            [("attn.to_q", 0, 3072), ("attn.to_k", 3072, 3072), ("attn.to_v", 6144, 3072), ("proj_mlp", 9216, 12288)];
+        let expected = [
+            ("attn.to_q", 0, 3072),
+            ("attn.to_k", 3072, 3072),
+            ("attn.to_v", 6144, 3072),
+            ("proj_mlp", 9216, 12288),
+        ];
         let expected = expected.map(|(part, start, rows)| (format!("{single}.{part}"), start, rows));
-        assert!(of("single_blocks.0.linear1").into_iter().eq(expected.iter().map(|(m, s, r)| (m.as_str(), *s, *r))));
+        assert!(
+            of("single_blocks.0.linear1")
+                .into_iter()
+                .eq(expected.iter().map(|(m, s, r)| (m.as_str(), *s, *r)))
+        );
         assert_eq!(of("final_layer.adaLN_modulation.1"), [("norm_out.linear", 0, 6144)]);
         assert_eq!(of("img_in"), [("x_embedder", 0, 3072)]);
     }

@@ -118,7 +118,8 @@ impl Dit {
     /// guidance value or no steps.
     pub fn prepare(&self, input: &RunInput<'_>) -> Result<Run> {
         self.check(input)?;
-        self.prepare_checked(input, false).during("preparing the transformer's run")
+        self.prepare_checked(input, false)
+            .during("preparing the transformer's run")
     }
 
     /// As [`Dit::prepare`] for a single step at which every item of the batch has its own time, as
@@ -130,9 +131,14 @@ impl Dit {
         self.check(input)?;
         let batch = input.conditioning.prompt_embeds.size()[0];
         if input.times.len() as i64 != batch {
-            return Err(Error::invalid("times", format!("{batch}, one for each item"), input.times.len()));
+            return Err(Error::invalid(
+                "times",
+                format!("{batch}, one for each item"),
+                input.times.len(),
+            ));
         }
-        self.prepare_checked(input, true).during("preparing the transformer's run")
+        self.prepare_checked(input, true)
+            .during("preparing the transformer's run")
     }
 
     fn check(&self, input: &RunInput<'_>) -> Result<()> {
@@ -162,7 +168,11 @@ impl Dit {
             return Err(Error::invalid("steps", "at least one", 0));
         }
         if self.config.guidance_embed && input.guidance.is_none() {
-            return Err(Error::invalid("guidance", "a value, because this model embeds it", "none"));
+            return Err(Error::invalid(
+                "guidance",
+                "a value, because this model embeds it",
+                "none",
+            ));
         }
         Ok(())
     }
@@ -171,8 +181,15 @@ impl Dit {
         let Conditioning { prompt_embeds, pooled } = input.conditioning;
         let (device, kind) = (prompt_embeds.device(), prompt_embeds.kind());
         let times = Tensor::f_from_slice(input.times)?.f_to_device(device)?;
-        let guidance = input.guidance.map(|g| Tensor::f_from_slice(&[g])?.f_to_device(device)).transpose()?;
-        let embed = if by_item { VectorEmbed::forward_items } else { VectorEmbed::forward };
+        let guidance = input
+            .guidance
+            .map(|g| Tensor::f_from_slice(&[g])?.f_to_device(device))
+            .transpose()?;
+        let embed = if by_item {
+            VectorEmbed::forward_items
+        } else {
+            VectorEmbed::forward
+        };
         let vectors = embed(&self.vector, &times, guidance.as_ref(), &pooled.f_to_kind(kind)?)?.f_silu()?;
 
         let text_ids = Tensor::f_zeros([prompt_embeds.size()[1], 3], (Kind::Float, device))?;
@@ -187,8 +204,16 @@ impl Dit {
             context,
             target: input.target_ids.size()[0],
             rope: Rope::new(&Tensor::f_cat(&ids, 0)?, &self.config.axes_dim)?,
-            double_tables: self.double_blocks.iter().map(|b| b.table(&vectors)).collect::<Result<_>>()?,
-            single_tables: self.single_blocks.iter().map(|b| b.table(&vectors)).collect::<Result<_>>()?,
+            double_tables: self
+                .double_blocks
+                .iter()
+                .map(|b| b.table(&vectors))
+                .collect::<Result<_>>()?,
+            single_tables: self
+                .single_blocks
+                .iter()
+                .map(|b| b.table(&vectors))
+                .collect::<Result<_>>()?,
             last_table: self.last_modulation.table(&vectors)?,
             steps: if by_item { 1 } else { input.times.len() },
         })
@@ -206,7 +231,8 @@ impl Dit {
     pub fn forward(&self, run: &Run, step: usize, target: &Tensor) -> Result<Tensor> {
         self.check_target(run, target)?;
         check_step(run, step)?;
-        self.forward_checked(run, step as i64, target).during("running the transformer")
+        self.forward_checked(run, step as i64, target)
+            .during("running the transformer")
     }
 
     fn forward_checked(&self, run: &Run, step: i64, target: &Tensor) -> Result<Tensor> {
@@ -248,8 +274,18 @@ impl Dit {
     }
 
     fn pieces_at<'a>(&'a self, run: &'a Run, step: i64) -> impl Iterator<Item = Piece<'a>> {
-        let piece = move |part| Piece { part, rope: &run.rope, step, text: run.txt.size()[1], target: run.target };
-        let double = self.double_blocks.iter().zip(&run.double_tables).map(|(b, t)| Part::Double(b, t));
+        let piece = move |part| Piece {
+            part,
+            rope: &run.rope,
+            step,
+            text: run.txt.size()[1],
+            target: run.target,
+        };
+        let double = self
+            .double_blocks
+            .iter()
+            .zip(&run.double_tables)
+            .map(|(b, t)| Part::Double(b, t));
         let count = self.single_blocks.len();
         let single = self.single_blocks.iter().zip(&run.single_tables).enumerate();
         let single = single.map(move |(index, (block, table))| Part::Single {
@@ -258,7 +294,10 @@ impl Dit {
             first: index == 0,
             last: index + 1 == count,
         });
-        let last = Part::Last { linear: &self.last_linear, table: &run.last_table };
+        let last = Part::Last {
+            linear: &self.last_linear,
+            table: &run.last_table,
+        };
         double.chain(single).chain([last]).map(piece)
     }
 
@@ -269,10 +308,18 @@ impl Dit {
 }
 
 fn check_step(run: &Run, step: usize) -> Result<()> {
-    if step < run.steps { Ok(()) } else { Err(Error::invalid("step", format!("below {}", run.steps), step)) }
+    if step < run.steps {
+        Ok(())
+    } else {
+        Err(Error::invalid("step", format!("below {}", run.steps), step))
+    }
 }
 
 /// One item serves the whole batch, without a copy.
 fn expand(x: &Tensor, batch: i64) -> Result<Tensor> {
-    Ok(if x.size().first() == Some(&1) { x.f_expand([batch, -1, -1], false)? } else { x.shallow_clone() })
+    Ok(if x.size().first() == Some(&1) {
+        x.f_expand([batch, -1, -1], false)?
+    } else {
+        x.shallow_clone()
+    })
 }

@@ -20,13 +20,18 @@ pub(crate) struct ModulationLayer {
 
 impl ModulationLayer {
     pub(crate) fn new(w: &Weights, width: i64, parts: i64) -> Result<Self> {
-        Ok(Self { linear: Linear::new(&w.clone().used_once(), width, parts * width)?, parts })
+        Ok(Self {
+            linear: Linear::new(&w.clone().used_once(), width, parts * width)?,
+            parts,
+        })
     }
 
     /// Shapes: `vectors` [S, B, D], already through SiLU.
     pub(crate) fn table(&self, vectors: &Tensor) -> Result<Table> {
         let parts = self.linear.forward(vectors)?.f_unflatten(-1, [self.parts, -1])?; // [S, B, P, D]
-        Ok(Table { parts: parts.f_permute([0, 2, 1, 3])?.f_contiguous()? })
+        Ok(Table {
+            parts: parts.f_permute([0, 2, 1, 3])?.f_contiguous()?,
+        })
     }
 }
 
@@ -39,7 +44,9 @@ pub(crate) struct Table {
 impl Table {
     /// The table that [`Table::values`] gave, or one of other values in its place.
     pub(crate) fn of(values: &Tensor) -> Self {
-        Self { parts: values.shallow_clone() }
+        Self {
+            parts: values.shallow_clone(),
+        }
     }
 
     /// Its values [S, P, B, D].
@@ -53,16 +60,25 @@ impl Table {
         let triple = |index: usize| -> Result<Modulation> {
             let part =
                 |offset: i64| -> Result<Tensor> { Ok(parts.f_select(0, 3 * index as i64 + offset)?.f_unsqueeze(1)?) };
-            Ok(Modulation { shift: part(0)?, scale: part(1)?.f_add_scalar(1.0)?, gate: part(2)? })
+            Ok(Modulation {
+                shift: part(0)?,
+                scale: part(1)?.f_add_scalar(1.0)?,
+                gate: part(2)?,
+            })
         };
         let triples = (0..N).map(triple).collect::<Result<Vec<_>>>()?;
-        triples.try_into().map_err(|_| Error::invalid("modulation", "triples", N))
+        triples
+            .try_into()
+            .map_err(|_| Error::invalid("modulation", "triples", N))
     }
 
     /// Shift and `1 + scale` of the last layer at one step, each [B, 1, D].
     pub(crate) fn last(&self, step: i64) -> Result<(Tensor, Tensor)> {
         let parts = self.parts.f_select(0, step)?;
-        Ok((parts.f_select(0, 0)?.f_unsqueeze(1)?, parts.f_select(0, 1)?.f_unsqueeze(1)?.f_add_scalar(1.0)?))
+        Ok((
+            parts.f_select(0, 0)?.f_unsqueeze(1)?,
+            parts.f_select(0, 1)?.f_unsqueeze(1)?.f_add_scalar(1.0)?,
+        ))
     }
 }
 

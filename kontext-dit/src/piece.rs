@@ -26,8 +26,16 @@ pub struct Piece<'a> {
 #[derive(Debug)]
 pub(crate) enum Part<'a> {
     Double(&'a DoubleBlock, &'a DoubleTable),
-    Single { block: &'a SingleBlock, table: &'a Table, first: bool, last: bool },
-    Last { linear: &'a Linear, table: &'a Table },
+    Single {
+        block: &'a SingleBlock,
+        table: &'a Table,
+        first: bool,
+        last: bool,
+    },
+    Last {
+        linear: &'a Linear,
+        table: &'a Table,
+    },
 }
 
 impl Piece<'_> {
@@ -60,7 +68,11 @@ impl Piece<'_> {
             }
             (Part::Single { block, first, last, .. }, [values]) => {
                 let table = Table::of(values);
-                let joined = if *first { Tensor::f_cat(state, 1)? } else { at(state, 0)?.shallow_clone() };
+                let joined = if *first {
+                    Tensor::f_cat(state, 1)?
+                } else {
+                    at(state, 0)?.shallow_clone()
+                };
                 if *last {
                     let target = block.forward_target(&joined, self.rope, &table, self.step, self.text, self.target)?;
                     return Ok(vec![target]);
@@ -69,7 +81,10 @@ impl Piece<'_> {
             }
             (Part::Last { linear, .. }, [values]) => {
                 // Without single blocks the target comes straight from the image stream.
-                let target = state.last().ok_or_else(|| wrong("an empty state"))?.f_narrow(1, 0, self.target)?;
+                let target = state
+                    .last()
+                    .ok_or_else(|| wrong("an empty state"))?
+                    .f_narrow(1, 0, self.target)?;
                 let (shift, scale) = Table::of(values).last(self.step)?;
                 Ok(vec![linear.forward(&modulate(&target, &shift, &scale)?)?])
             }
@@ -87,7 +102,9 @@ pub fn velocity_of(state: &[Tensor]) -> Result<&Tensor> {
 }
 
 fn at(state: &[Tensor], index: usize) -> Result<&Tensor> {
-    state.get(index).ok_or_else(|| wrong(&format!("{} tensors", state.len())))
+    state
+        .get(index)
+        .ok_or_else(|| wrong(&format!("{} tensors", state.len())))
 }
 
 fn wrong(got: &str) -> Error {

@@ -27,25 +27,42 @@ impl Rope {
             angles.push(ids.f_select(1, axis as i64)?.f_outer(&frequencies)?);
         }
         let angles = Tensor::f_cat(&angles, 1)?; // [L, D/2]
-        let (cos, sin) = (angles.f_cos()?.f_to_kind(Kind::Float)?, angles.f_sin()?.f_to_kind(Kind::Float)?);
-        Ok(Self { table: Tensor::f_complex(&cos, &sin)?.f_unsqueeze(1)? })
+        let (cos, sin) = (
+            angles.f_cos()?.f_to_kind(Kind::Float)?,
+            angles.f_sin()?.f_to_kind(Kind::Float)?,
+        );
+        Ok(Self {
+            table: Tensor::f_complex(&cos, &sin)?.f_unsqueeze(1)?,
+        })
     }
 
     /// Turns adjacent pairs of features, in f32: [B, L, H, D] to the same shape and kind.
     pub(crate) fn rotate(&self, x: &Tensor) -> Result<Tensor> {
-        let pairs = x.f_to_kind(Kind::Float)?.f_unflatten(-1, [-1_i64, 2])?.f_contiguous()?.f_view_as_complex()?;
-        Ok(pairs.f_mul(&self.table)?.f_view_as_real()?.f_flatten(-2, -1)?.f_to_kind(x.kind())?)
+        let pairs = x
+            .f_to_kind(Kind::Float)?
+            .f_unflatten(-1, [-1_i64, 2])?
+            .f_contiguous()?
+            .f_view_as_complex()?;
+        Ok(pairs
+            .f_mul(&self.table)?
+            .f_view_as_real()?
+            .f_flatten(-2, -1)?
+            .f_to_kind(x.kind())?)
     }
 
     /// The rotations of the tokens `start..`.
     pub(crate) fn from(&self, start: i64) -> Result<Self> {
         let length = self.table.size().first().copied().unwrap_or_default();
-        Ok(Self { table: self.table.f_narrow(0, start, length - start)? })
+        Ok(Self {
+            table: self.table.f_narrow(0, start, length - start)?,
+        })
     }
 
     /// The rotations of the tokens `start..start + count`.
     pub(crate) fn range(&self, start: i64, count: i64) -> Result<Self> {
-        Ok(Self { table: self.table.f_narrow(0, start, count)? })
+        Ok(Self {
+            table: self.table.f_narrow(0, start, count)?,
+        })
     }
 }
 
@@ -56,7 +73,9 @@ mod tests {
     use super::*;
 
     fn norms(x: &Tensor) -> Tensor {
-        x.unflatten(-1, [-1_i64, 2]).square().sum_dim_intlist(-1_i64, false, Kind::Float)
+        x.unflatten(-1, [-1_i64, 2])
+            .square()
+            .sum_dim_intlist(-1_i64, false, Kind::Float)
     }
 
     #[test]
@@ -75,7 +94,10 @@ mod tests {
         let k = noise::randn(&[1, 1, 1, 18], 1, Kind::Float, Device::Cpu).unwrap();
         let score = |a: [f32; 3], b: [f32; 3]| {
             let turn = |x: &Tensor, id: [f32; 3]| {
-                Rope::new(&Tensor::from_slice(&id).reshape([1, 3]), &[4, 6, 8]).unwrap().rotate(x).unwrap()
+                Rope::new(&Tensor::from_slice(&id).reshape([1, 3]), &[4, 6, 8])
+                    .unwrap()
+                    .rotate(x)
+                    .unwrap()
             };
             (turn(&q, a) * turn(&k, b)).sum(Kind::Float).double_value(&[])
         };

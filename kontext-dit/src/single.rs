@@ -54,7 +54,10 @@ impl SingleBlock {
     pub(crate) fn forward(&self, x: &Tensor, rope: &Rope, table: &Table, step: i64) -> Result<Tensor> {
         let [modulation] = table.step(step)?;
         let normed = modulation.modulate(x)?;
-        let qkv = self.linear1.forward_rows(&normed, 0, 3 * self.width)?.f_unflatten(-1, [3, self.heads, -1])?;
+        let qkv = self
+            .linear1
+            .forward_rows(&normed, 0, 3 * self.width)?
+            .f_unflatten(-1, [3, self.heads, -1])?;
         let part = |index: i64| qkv.f_select(2, index); // [B, L, H, D/H]
         let (q, k) = (self.norm.query(&part(0)?, rope)?, self.norm.key(&part(1)?, rope)?);
         self.finish(x, &normed, &attend(&q, &k, &part(2)?)?, &modulation)
@@ -76,9 +79,14 @@ impl SingleBlock {
         let [modulation] = table.step(step)?;
         let normed = modulation.modulate(x)?;
         let target = normed.f_narrow(1, start, count)?;
-        let q = self.linear1.forward_rows(&target, 0, self.width)?.f_unflatten(-1, [self.heads, -1])?;
-        let kv =
-            self.linear1.forward_rows(&normed, self.width, 2 * self.width)?.f_unflatten(-1, [2, self.heads, -1])?;
+        let q = self
+            .linear1
+            .forward_rows(&target, 0, self.width)?
+            .f_unflatten(-1, [self.heads, -1])?;
+        let kv = self
+            .linear1
+            .forward_rows(&normed, self.width, 2 * self.width)?
+            .f_unflatten(-1, [2, self.heads, -1])?;
         let q = self.norm.query(&q, &rope.range(start, count)?)?;
         let k = self.norm.key(&kv.f_select(2, 0)?, rope)?;
         let attn = attend(&q, &k, &kv.f_select(2, 1)?)?;

@@ -47,7 +47,11 @@ impl Qkv {
     /// Puts another stretch behind this one.
     pub(crate) fn join(&self, next: &Self) -> Result<Self> {
         let join = |a: &Tensor, b: &Tensor| -> Result<Tensor> { Ok(Tensor::f_cat(&[a, b], 1)?) };
-        Ok(Self { q: join(&self.q, &next.q)?, k: join(&self.k, &next.k)?, v: join(&self.v, &next.v)? })
+        Ok(Self {
+            q: join(&self.q, &next.q)?,
+            k: join(&self.k, &next.k)?,
+            v: join(&self.v, &next.v)?,
+        })
     }
 
     /// Attention within the sequence: [B, L, H * D].
@@ -92,7 +96,11 @@ impl Stream {
     pub(crate) fn qkv(&self, x: &Tensor, rope: &Rope) -> Result<Qkv> {
         let qkv = self.qkv.forward(x)?.f_unflatten(-1, [3, self.heads, -1])?; // [B, L, 3, H, D/H]
         let part = |index: i64| qkv.f_select(2, index);
-        Ok(Qkv { q: self.norm.query(&part(0)?, rope)?, k: self.norm.key(&part(1)?, rope)?, v: part(2)? })
+        Ok(Qkv {
+            q: self.norm.query(&part(0)?, rope)?,
+            k: self.norm.key(&part(1)?, rope)?,
+            v: part(2)?,
+        })
     }
 
     /// The projection behind the attention.
@@ -109,12 +117,20 @@ impl Stream {
 /// GELU in its tanh form, in place where no gradient is wanted: the MLP's activations are the
 /// largest of the model.
 pub(crate) fn gelu(mut x: Tensor) -> Result<Tensor> {
-    Ok(if x.requires_grad() { x.f_gelu("tanh")? } else { x.f_gelu_("tanh")? })
+    Ok(if x.requires_grad() {
+        x.f_gelu("tanh")?
+    } else {
+        x.f_gelu_("tanh")?
+    })
 }
 
 /// In f16, values beyond its range become its largest: as diffusers does behind text streams and
 /// single blocks, where activations of the real weights pass 65504.
 pub(crate) fn clamp_half(x: Tensor) -> Result<Tensor> {
     const LARGEST: f64 = 65_504.0;
-    if x.kind() == Kind::Half { Ok(x.f_clip(-LARGEST, LARGEST)?) } else { Ok(x) }
+    if x.kind() == Kind::Half {
+        Ok(x.f_clip(-LARGEST, LARGEST)?)
+    } else {
+        Ok(x)
+    }
 }

@@ -10,7 +10,10 @@ use kontext_dit::{Dit, DitConfig, names};
 #[test]
 fn every_official_tensor_is_expected_and_none_is_left_over() {
     let shared = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/assets/flux1-layout");
-    for (model, config) in [("FLUX.1-dev", DitConfig::kontext_dev()), ("FLUX.1-schnell", DitConfig::schnell())] {
+    for (model, config) in [
+        ("FLUX.1-dev", DitConfig::kontext_dev()),
+        ("FLUX.1-schnell", DitConfig::schnell()),
+    ] {
         let folder = shared.join(model).join("transformer");
         let index = folder.join("diffusion_pytorch_model.safetensors.index.json");
         let Ok(text) = std::fs::read_to_string(&index) else {
@@ -24,10 +27,25 @@ fn every_official_tensor_is_expected_and_none_is_left_over() {
         let blank = Weights::blank();
         Dit::new(&blank, &config, |_| ()).unwrap();
         let shapes = blank.shapes();
-        let ours: BTreeSet<String> = shapes.keys().flat_map(|n| names::diffusers(n).names().to_vec()).collect();
-        assert_eq!(ours.difference(&official).collect::<Vec<_>>(), Vec::<&String>::new(), "not in {model}");
-        assert_eq!(official.difference(&ours).collect::<Vec<_>>(), Vec::<&String>::new(), "left over in {model}");
+        let ours: BTreeSet<String> = shapes
+            .keys()
+            .flat_map(|n| names::diffusers(n).names().to_vec())
+            .collect();
+        assert_eq!(
+            ours.difference(&official).collect::<Vec<_>>(),
+            Vec::<&String>::new(),
+            "not in {model}"
+        );
+        assert_eq!(
+            official.difference(&ours).collect::<Vec<_>>(),
+            Vec::<&String>::new(),
+            "left over in {model}"
+        );
         let bytes: i64 = shapes.values().map(|s| 2 * s.iter().product::<i64>()).sum();
-        assert_eq!(Some(bytes), index["metadata"]["total_size"].as_i64(), "bytes of {model} in bf16");
+        assert_eq!(
+            Some(bytes),
+            index["metadata"]["total_size"].as_i64(),
+            "bytes of {model} in bf16"
+        );
     }
 }

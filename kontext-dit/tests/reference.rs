@@ -13,7 +13,11 @@ const BOUND: f64 = 1e-5;
 const SEED: u64 = 31;
 
 fn fixture() -> Weights {
-    Weights::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/reference/dit.safetensors")).unwrap()
+    Weights::open(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/reference/dit.safetensors"
+    ))
+    .unwrap()
 }
 
 /// The configuration that the fixture's metadata states.
@@ -86,7 +90,9 @@ fn run(case: &str, guided: bool, reference: bool) {
             times: &[700.0, time * 1000.0],
             guidance,
         });
-        let velocity = dit.forward(&run.unwrap(), 1, &pick(&hidden).narrow(1, 0, TARGET)).unwrap();
+        let velocity = dit
+            .forward(&run.unwrap(), 1, &pick(&hidden).narrow(1, 0, TARGET))
+            .unwrap();
         let error = check::relative_l2(&velocity, &pick(&expected).narrow(1, 0, TARGET)).unwrap();
         assert!(error < BOUND, "{case}: {error:e}");
     }
@@ -123,8 +129,10 @@ fn a_batch_of_two_prompts_equals_two_runs() {
     let (hidden, ids) = (raw("hidden_states"), raw("img_ids"));
     let velocity = |from: i64, count: i64| {
         let pick = |t: Tensor| t.narrow(0, from, count);
-        let conditioning =
-            Conditioning { prompt_embeds: pick(raw("encoder_hidden_states")), pooled: pick(raw("pooled_projections")) };
+        let conditioning = Conditioning {
+            prompt_embeds: pick(raw("encoder_hidden_states")),
+            pooled: pick(raw("pooled_projections")),
+        };
         let input = RunInput {
             conditioning: &conditioning,
             target_ids: &ids,
@@ -132,7 +140,8 @@ fn a_batch_of_two_prompts_equals_two_runs() {
             times: &[370.0],
             guidance: Some(2500.0),
         };
-        dit.forward(&dit.prepare(&input).unwrap(), 0, &pick(hidden.shallow_clone())).unwrap()
+        dit.forward(&dit.prepare(&input).unwrap(), 0, &pick(hidden.shallow_clone()))
+            .unwrap()
     };
     let apart = Tensor::cat(&[velocity(0, 1), velocity(1, 1)], 0);
     assert!(check::relative_l2(&velocity(0, 2), &apart).unwrap() < BOUND);
@@ -142,13 +151,27 @@ fn a_batch_of_two_prompts_equals_two_runs() {
 fn wrong_input_is_named() {
     let dit = Dit::new(&Weights::synthetic(1), &config(true), |_| ()).unwrap();
     let zeros = |shape: &[i64]| Tensor::zeros(shape, (tch::Kind::Float, tch::Device::Cpu));
-    let conditioning = Conditioning { prompt_embeds: zeros(&[1, 5, 24]), pooled: zeros(&[1, 20]) };
+    let conditioning = Conditioning {
+        prompt_embeds: zeros(&[1, 5, 24]),
+        pooled: zeros(&[1, 20]),
+    };
     let ids = zeros(&[6, 3]);
-    let input =
-        |guidance| RunInput { conditioning: &conditioning, target_ids: &ids, context: None, times: &[1.0], guidance };
+    let input = |guidance| RunInput {
+        conditioning: &conditioning,
+        target_ids: &ids,
+        context: None,
+        times: &[1.0],
+        guidance,
+    };
     let error = dit.prepare(&input(None)).unwrap_err();
-    assert_eq!(error.to_string(), "invalid guidance: expected a value, because this model embeds it, got none");
+    assert_eq!(
+        error.to_string(),
+        "invalid guidance: expected a value, because this model embeds it, got none"
+    );
     let run = dit.prepare(&input(Some(2500.0))).unwrap();
     let error = dit.forward(&run, 0, &zeros(&[1, 5, 64])).unwrap_err();
-    assert_eq!(error.to_string(), "target: expected shape [N, L, in_channels], got [1, 5, 64]");
+    assert_eq!(
+        error.to_string(),
+        "target: expected shape [N, L, in_channels], got [1, 5, 64]"
+    );
 }

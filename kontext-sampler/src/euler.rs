@@ -51,7 +51,14 @@ pub fn integrate(
         } else if let Some(flag) = flag.replace(fresh) {
             read_flag(step, &flag)?;
         }
-        if observe(&Step { done: step + 1, total, sigma: pair[1], latents: &latents }).is_break() {
+        if observe(&Step {
+            done: step + 1,
+            total,
+            sigma: pair[1],
+            latents: &latents,
+        })
+        .is_break()
+        {
             return Err(Error::Cancelled { done: step + 1, total });
         }
     }
@@ -74,7 +81,9 @@ fn euler_step(x: &Tensor, v: &Tensor, delta: f32, conformance: Conformance) -> R
         // f32 and rounded.
         Conformance::Diffusers => {
             let product = v.f_mul_scalar(f64::from(rounding(v.kind())(delta)))?;
-            Ok(x.f_to_kind(Kind::Float)?.f_add(&product.f_to_kind(Kind::Float)?)?.f_to_kind(v.kind())?)
+            Ok(x.f_to_kind(Kind::Float)?
+                .f_add(&product.f_to_kind(Kind::Float)?)?
+                .f_to_kind(v.kind())?)
         }
         // Everything in the model's kind.
         Conformance::Bfl => Ok(x.f_add(&v.f_mul_scalar(f64::from(delta))?)?),

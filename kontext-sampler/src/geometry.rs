@@ -74,7 +74,10 @@ impl Size {
             );
             return Err(Error::invalid("picture size", expected, self));
         }
-        Ok(Grid { rows: i64::from(self.height / TOKEN_PIXELS), cols: i64::from(self.width / TOKEN_PIXELS) })
+        Ok(Grid {
+            rows: i64::from(self.height / TOKEN_PIXELS),
+            cols: i64::from(self.width / TOKEN_PIXELS),
+        })
     }
 
     /// The nearest size that has a grid: what an error proposes.

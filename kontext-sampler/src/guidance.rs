@@ -31,7 +31,15 @@ pub fn combine(positive: &Tensor, negative: &Tensor, scale: f64) -> Result<Tenso
 pub fn combine_batched(both: &Tensor, scale: f64) -> Result<Tensor> {
     let batch = both.size().first().copied().unwrap_or_default();
     if batch % 2 != 0 {
-        return Err(Error::Shape { tensor: "velocity", expected: "[2 B, L, C]", got: both.size() });
+        return Err(Error::Shape {
+            tensor: "velocity",
+            expected: "[2 B, L, C]",
+            got: both.size(),
+        });
     }
-    combine(&both.f_narrow(0, 0, batch / 2)?, &both.f_narrow(0, batch / 2, batch / 2)?, scale)
+    combine(
+        &both.f_narrow(0, 0, batch / 2)?,
+        &both.f_narrow(0, batch / 2, batch / 2)?,
+        scale,
+    )
 }

@@ -39,7 +39,11 @@ pub struct Origin {
 pub fn origins(grids: &[Grid], references: References) -> Vec<Origin> {
     let (mut height, mut width) = (0, 0);
     let place = |(index, grid): (usize, &Grid)| match references {
-        References::Index => Origin { t: index as i64 + 1, y: 0, x: 0 },
+        References::Index => Origin {
+            t: index as i64 + 1,
+            y: 0,
+            x: 0,
+        },
         References::Offset | References::Stitch => {
             let beside = grid.rows + height > grid.cols + width;
             let (y, x) = if beside { (0, width) } else { (height, 0) };
@@ -81,7 +85,11 @@ mod tests {
         assert_eq!(origins(&[TALL, TALL], References::Offset), [at(1, 0, 0), at(1, 0, 2)]);
         assert_eq!(
             origins(&[WIDE, WIDE, WIDE], References::Offset),
-            [at(1, 0, 0), at(1, 2, 0), at(1, 0, 4)][..2].iter().copied().chain([at(1, 4, 0)]).collect::<Vec<_>>()
+            [at(1, 0, 0), at(1, 2, 0), at(1, 0, 4)][..2]
+                .iter()
+                .copied()
+                .chain([at(1, 4, 0)])
+                .collect::<Vec<_>>()
         );
         assert_eq!(origins(&[WIDE, TALL], References::Index), [at(1, 0, 0), at(2, 0, 0)]);
     }
@@ -90,6 +98,9 @@ mod tests {
     fn ids_count_rows_then_columns_from_their_origin() {
         let ids = grid_ids(Grid { rows: 2, cols: 2 }, Origin { t: 1, y: 5, x: 7 }).unwrap();
         let rows: Vec<Vec<f32>> = Vec::try_from(ids).unwrap();
-        assert_eq!(rows, [[1.0, 5.0, 7.0], [1.0, 5.0, 8.0], [1.0, 6.0, 7.0], [1.0, 6.0, 8.0]]);
+        assert_eq!(
+            rows,
+            [[1.0, 5.0, 7.0], [1.0, 5.0, 8.0], [1.0, 6.0, 7.0], [1.0, 6.0, 8.0]]
+        );
     }
 }

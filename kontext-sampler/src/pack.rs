@@ -14,10 +14,16 @@ use crate::Grid;
 pub fn pack(latents: &Tensor) -> Result<Tensor> {
     let [batch, channels, height, width] = check::dims("latents", latents, "[B, C, H, W]")?;
     if height % 2 != 0 || width % 2 != 0 {
-        return Err(Error::Shape { tensor: "latents", expected: "[B, C, even, even]", got: latents.size() });
+        return Err(Error::Shape {
+            tensor: "latents",
+            expected: "[B, C, even, even]",
+            got: latents.size(),
+        });
     }
     let patches = latents.f_reshape([batch, channels, height / 2, 2, width / 2, 2])?;
-    Ok(patches.f_permute([0, 2, 4, 1, 3, 5])?.f_reshape([batch, height / 2 * (width / 2), channels * 4])?)
+    Ok(patches
+        .f_permute([0, 2, 4, 1, 3, 5])?
+        .f_reshape([batch, height / 2 * (width / 2), channels * 4])?)
 }
 
 /// Tokens [B, rows * cols, 4 C] to latents [B, C, 2 rows, 2 cols].
@@ -25,10 +31,17 @@ pub fn pack(latents: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// [`Error::Shape`] where the tokens do not fill the grid.
 pub fn unpack(tokens: &Tensor, grid: Grid) -> Result<Tensor> {
-    check::shape("tokens", tokens, "[B, rows * cols, 4 C]", &[None, Some(grid.tokens()), None])?;
+    check::shape(
+        "tokens",
+        tokens,
+        "[B, rows * cols, 4 C]",
+        &[None, Some(grid.tokens()), None],
+    )?;
     let [batch, _, features] = check::dims("tokens", tokens, "[B, L, 4 C]")?;
     let patches = tokens.f_reshape([batch, grid.rows, grid.cols, features / 4, 2, 2])?;
-    Ok(patches.f_permute([0, 3, 1, 4, 2, 5])?.f_reshape([batch, features / 4, 2 * grid.rows, 2 * grid.cols])?)
+    Ok(patches
+        .f_permute([0, 3, 1, 4, 2, 5])?
+        .f_reshape([batch, features / 4, 2 * grid.rows, 2 * grid.cols])?)
 }
 
 #[cfg(test)]

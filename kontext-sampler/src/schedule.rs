@@ -77,7 +77,12 @@ impl Shift {
     /// FLUX.1-dev and Kontext: mu from 0.5 at 256 tokens to 1.15 at 4096.
     #[must_use]
     pub const fn dev() -> Self {
-        Self::Dynamic { base_shift: 0.5, max_shift: 1.15, base_tokens: 256.0, max_tokens: 4096.0 }
+        Self::Dynamic {
+            base_shift: 0.5,
+            max_shift: 1.15,
+            base_tokens: 256.0,
+            max_tokens: 4096.0,
+        }
     }
 
     /// FLUX.1-schnell: none.
@@ -94,7 +99,11 @@ impl Shift {
     pub fn from_json(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let json: DiffusersConfig = read_json(path)?;
-        let flags = [json.use_karras_sigmas, json.use_exponential_sigmas, json.use_beta_sigmas];
+        let flags = [
+            json.use_karras_sigmas,
+            json.use_exponential_sigmas,
+            json.use_beta_sigmas,
+        ];
         if flags.contains(&Some(true))
             || json.shift_terminal.is_some()
             || json.invert_sigmas
@@ -108,12 +117,20 @@ impl Shift {
         if json.use_dynamic_shifting && json.time_shift_type != "exponential" {
             return Err(Error::config(
                 path,
-                format!("time_shift_type is `{}`, only `exponential` is known", json.time_shift_type),
+                format!(
+                    "time_shift_type is `{}`, only `exponential` is known",
+                    json.time_shift_type
+                ),
             ));
         }
         let shifts = [json.shift, json.base_shift, json.max_shift];
         let tokens = [json.base_image_seq_len, json.max_image_seq_len];
-        if shifts.iter().chain(&tokens).any(|v| !(v.is_finite() && v.abs() < LARGEST)) || tokens[0] >= tokens[1] {
+        if shifts
+            .iter()
+            .chain(&tokens)
+            .any(|v| !(v.is_finite() && v.abs() < LARGEST))
+            || tokens[0] >= tokens[1]
+        {
             let reason =
                 format!("shifts {shifts:?} and lengths {tokens:?} must be below {LARGEST}, and lengths must rise");
             return Err(Error::config(path, reason));
@@ -142,7 +159,12 @@ impl Shift {
     /// Shifts sigmas for a target of so many tokens, in f32 as the references do.
     fn apply(self, sigmas: &mut [f32], target_tokens: i64, conformance: Conformance) {
         match self {
-            Self::Dynamic { base_shift, max_shift, base_tokens, max_tokens } => {
+            Self::Dynamic {
+                base_shift,
+                max_shift,
+                base_tokens,
+                max_tokens,
+            } => {
                 let slope = (max_shift - base_shift) / (max_tokens - base_tokens);
                 let mu = target_tokens as f64 * slope + (base_shift - slope * base_tokens);
                 let factor = mu.exp() as f32;
@@ -200,7 +222,11 @@ impl Schedule {
         let falls = sigmas.windows(2).all(|pair| pair[0] > pair[1]);
         let within = sigmas.iter().all(|s| *s > 0.0 && *s <= 1.0);
         if sigmas.is_empty() || !falls || !within || sigmas.len() > MOST_STEPS {
-            return Err(Error::invalid("sigmas", "1 to 1000 strictly falling values in (0, 1]", format!("{sigmas:?}")));
+            return Err(Error::invalid(
+                "sigmas",
+                "1 to 1000 strictly falling values in (0, 1]",
+                format!("{sigmas:?}"),
+            ));
         }
         let mut sigmas = sigmas.to_vec();
         if conformance == Conformance::Diffusers {
@@ -284,7 +310,13 @@ pub(crate) fn rounding(kind: Kind) -> fn(f32) -> f32 {
 fn numpy_linspace(steps: usize) -> Vec<f32> {
     let last = 1.0 / steps as f64;
     let step = (last - 1.0) / (steps as f64 - 1.0).max(1.0);
-    let value = |i: usize| if i + 1 == steps && steps > 1 { last } else { i as f64 * step + 1.0 };
+    let value = |i: usize| {
+        if i + 1 == steps && steps > 1 {
+            last
+        } else {
+            i as f64 * step + 1.0
+        }
+    };
     (0..steps).map(|i| value(i) as f32).collect()
 }
 
@@ -294,6 +326,12 @@ fn numpy_linspace(steps: usize) -> Vec<f32> {
 /// Source: pytorch/pytorch v2.11.0 `aten/src/ATen/native/cpu/RangeFactoriesKernel.cpp`, `linspace_kernel`.
 fn torch_linspace(steps: usize) -> Vec<f32> {
     let step = -1.0_f32 / steps as f32;
-    let value = |i: usize| if i < steps.div_ceil(2) { step.mul_add(i as f32, 1.0) } else { -step * (steps - i) as f32 };
+    let value = |i: usize| {
+        if i < steps.div_ceil(2) {
+            step.mul_add(i as f32, 1.0)
+        } else {
+            -step * (steps - i) as f32
+        }
+    };
     (0..steps).map(value).collect()
 }

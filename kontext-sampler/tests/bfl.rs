@@ -14,7 +14,11 @@ use kontext_sampler::{Conformance, Grid, Schedule, Shift, Size, integrate, pack,
 const KINDS: [(Kind, &str); 2] = [(Kind::Float, "f32"), (Kind::BFloat16, "bf16")];
 
 fn fixture() -> Weights {
-    Weights::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/reference/bfl.safetensors")).unwrap()
+    Weights::open(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/reference/bfl.safetensors"
+    ))
+    .unwrap()
 }
 
 fn values(fixture: &Weights, name: &str) -> Vec<f32> {
@@ -57,8 +61,13 @@ fn times_and_guidance_are_embedded_with_the_roundings_of_bfl() {
         let guidance = [1.0, 2.5, 3.5, 4.0].map(|g| schedule.embedded_guidance(g, kind));
         assert_eq!(guidance[..], values(&fixture, &format!("guidance.{name}")), "{name}");
         let some: Vec<f32> = times.iter().copied().step_by(10).collect();
-        let embedding = ops::timestep_embedding(&Tensor::from_slice(&some), 256).unwrap().to_kind(kind);
-        assert!(embedding.equal(&fixture.raw(&format!("embedding.{name}")).unwrap()), "{name}");
+        let embedding = ops::timestep_embedding(&Tensor::from_slice(&some), 256)
+            .unwrap()
+            .to_kind(kind);
+        assert!(
+            embedding.equal(&fixture.raw(&format!("embedding.{name}")).unwrap()),
+            "{name}"
+        );
     }
 }
 
@@ -69,11 +78,17 @@ fn every_euler_step_is_that_of_bfl_in_f32_and_in_bf16() {
         let raw = |part: &str| fixture.raw(&format!("euler.{name}.{part}")).unwrap();
         let (states, velocities) = (raw("states"), raw("velocities"));
         let velocity = |latents: &Tensor, step: usize| {
-            assert!(latents.squeeze_dim(0).equal(&states.get(step as i64)), "{name}, before step {step}");
+            assert!(
+                latents.squeeze_dim(0).equal(&states.get(step as i64)),
+                "{name}, before step {step}"
+            );
             Ok(velocities.get(step as i64).unsqueeze(0))
         };
         let schedule = bfl(3, 4096, Shift::dev());
-        let end = integrate(&states.narrow(0, 0, 1), &schedule, kind, velocity, |_| ControlFlow::Continue(())).unwrap();
+        let end = integrate(&states.narrow(0, 0, 1), &schedule, kind, velocity, |_| {
+            ControlFlow::Continue(())
+        })
+        .unwrap();
         assert_eq!(end.kind(), kind);
         assert!(end.squeeze_dim(0).equal(&raw("end")), "{name}");
     }
@@ -84,7 +99,9 @@ fn pictures_on_either_side_of_every_border_get_the_preferred_size_that_bfl_gives
     let rows = rows(&fixture(), "buckets");
     assert!(rows.len() > 70);
     for row in rows {
-        let [width, height, fitted @ ..] = &row[..] else { panic!("{row:?}") };
+        let [width, height, fitted @ ..] = &row[..] else {
+            panic!("{row:?}")
+        };
         let picture = Size::new(*width as u32, *height as u32);
         let size = preferred_size(picture, &PREFERRED_SIZES, Conformance::Bfl);
         assert_eq!([size.width as i32, size.height as i32], fitted, "{picture}");
@@ -96,11 +113,16 @@ fn sides_that_are_asked_for_are_rounded_up_as_by_bfl_and_the_others_follow_the_p
     let rows = rows(&fixture(), "targets");
     assert_eq!(rows.len(), 10);
     for row in rows {
-        let [width, height, asked_width, asked_height, target @ ..] = &row[..] else { panic!("{row:?}") };
+        let [width, height, asked_width, asked_height, target @ ..] = &row[..] else {
+            panic!("{row:?}")
+        };
         let picture = Size::new(*width as u32, *height as u32);
         let preferred = preferred_size(picture, &PREFERRED_SIZES, Conformance::Bfl);
         let or = |asked: &i32, side: u32| if *asked == 0 { side } else { *asked as u32 };
-        let size = bfl_target(Size::new(or(asked_width, preferred.width), or(asked_height, preferred.height)));
+        let size = bfl_target(Size::new(
+            or(asked_width, preferred.width),
+            or(asked_height, preferred.height),
+        ));
         assert_eq!([size.width as i32, size.height as i32], target, "{row:?}");
     }
 }
@@ -111,7 +133,9 @@ fn noise_for_sizes_that_are_no_multiples_of_16_is_the_draw_of_bfl() {
     let mut seen = 0;
     for (kind, name) in KINDS {
         for asked in [Size::new(100, 50), Size::new(33, 17), Size::new(48, 32)] {
-            let Ok(expected) = fixture.raw(&format!("noise.{asked}.{name}")) else { continue };
+            let Ok(expected) = fixture.raw(&format!("noise.{asked}.{name}")) else {
+                continue;
+            };
             let Grid { rows, cols } = bfl_target(asked).grid().unwrap();
             let drawn = noise::randn(&[1, 16, 2 * rows, 2 * cols], 7, kind, Device::Cpu).unwrap();
             assert!(drawn.equal(&expected), "{asked}, {name}");

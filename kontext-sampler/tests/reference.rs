@@ -11,7 +11,11 @@ use kontext_sampler::geometry::{PREFERRED_SIZES, diffusers_target, preferred_siz
 use kontext_sampler::{Conformance, Schedule, Shift, Size, integrate};
 
 fn fixture() -> Weights {
-    Weights::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/reference/schedule.safetensors")).unwrap()
+    Weights::open(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/reference/schedule.safetensors"
+    ))
+    .unwrap()
 }
 
 fn values(fixture: &Weights, name: &str) -> Vec<f32> {
@@ -27,7 +31,9 @@ fn schedules_of_every_length_are_those_of_diffusers() {
     let fixture = fixture();
     let mut seen = 0;
     for name in fixture.names() {
-        let Some(case) = name.strip_suffix(".sigmas") else { continue };
+        let Some(case) = name.strip_suffix(".sigmas") else {
+            continue;
+        };
         let parts: Vec<&str> = case.split('.').collect();
         let schedule = match parts[..] {
             ["dev", tokens, steps] => diffusers(steps.parse().unwrap(), tokens.parse().unwrap(), Shift::dev()),
@@ -45,9 +51,17 @@ fn times_and_guidance_are_embedded_with_the_roundings_of_diffusers() {
     let fixture = fixture();
     let schedule = diffusers(28, 4096, Shift::dev());
     for (kind, name) in [(Kind::Float, "f32"), (Kind::BFloat16, "bf16")] {
-        assert_eq!(schedule.embedded_times(kind), values(&fixture, &format!("embedded_times.{name}")), "{name}");
+        assert_eq!(
+            schedule.embedded_times(kind),
+            values(&fixture, &format!("embedded_times.{name}")),
+            "{name}"
+        );
         let guidance = [1.0, 2.5, 3.5, 4.0].map(|g| schedule.embedded_guidance(g, kind));
-        assert_eq!(guidance[..], values(&fixture, &format!("embedded_guidance.{name}")), "{name}");
+        assert_eq!(
+            guidance[..],
+            values(&fixture, &format!("embedded_guidance.{name}")),
+            "{name}"
+        );
     }
 }
 
@@ -59,12 +73,21 @@ fn an_euler_step_is_diffusers_in_f32_and_in_bf16() {
         let raw = |part: &str| fixture.raw(&format!("euler.{name}.{part}")).unwrap();
         let sample = raw("sample");
         // Velocity zero until the fourth step, which the fixture holds.
-        let velocity =
-            |_: &Tensor, step: usize| Ok(if step == 3 { raw("velocity") } else { raw("velocity").zeros_like() });
+        let velocity = |_: &Tensor, step: usize| {
+            Ok(if step == 3 {
+                raw("velocity")
+            } else {
+                raw("velocity").zeros_like()
+            })
+        };
         let mut after = None;
         let stop = |step: &kontext_sampler::Step<'_>| {
             after = Some(step.latents.copy());
-            if step.done == 4 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if step.done == 4 {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         };
         let error = integrate(&sample, &schedule, kind, velocity, stop).unwrap_err();
         assert_eq!(error.to_string(), "cancelled after 4 of 28 steps");
@@ -94,7 +117,10 @@ fn sizes_are_those_of_diffusers_quirks_included() {
 #[test]
 fn steps_out_of_range_and_sigmas_that_rise_are_refused() {
     let new = |steps| Schedule::new(steps, 256, Shift::dev(), Conformance::Kontext);
-    assert_eq!(new(0).unwrap_err().to_string(), "invalid steps: expected 1 to 1000, got 0");
+    assert_eq!(
+        new(0).unwrap_err().to_string(),
+        "invalid steps: expected 1 to 1000, got 0"
+    );
     assert!(new(1001).is_err());
     let sigmas = |s: &[f32]| Schedule::from_sigmas(s, 256, Shift::dev(), Conformance::Kontext);
     assert!(sigmas(&[0.5, 0.9]).is_err());
@@ -104,6 +130,9 @@ fn steps_out_of_range_and_sigmas_that_rise_are_refused() {
 #[test]
 fn half_the_strength_keeps_half_the_steps() {
     let schedule = Schedule::new(8, 256, Shift::schnell(), Conformance::Kontext).unwrap();
-    assert_eq!(schedule.clone().strength(0.5).unwrap().sigmas(), &schedule.sigmas()[4..]);
+    assert_eq!(
+        schedule.clone().strength(0.5).unwrap().sigmas(),
+        &schedule.sigmas()[4..]
+    );
     assert!(schedule.strength(0.0).is_err());
 }

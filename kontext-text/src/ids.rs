@@ -9,15 +9,31 @@ use kontext_core::{Error, Kind, Result, Tensor, check};
 pub(crate) fn check(ids: &Tensor, vocab_size: i64) -> Result<[i64; 2]> {
     let sizes = check::dims("ids", ids, "[B, T]")?;
     if ids.kind() != Kind::Int64 {
-        return Err(Error::invalid("ids", "token ids of kind Int64", format!("{:?}", ids.kind())));
+        return Err(Error::invalid(
+            "ids",
+            "token ids of kind Int64",
+            format!("{:?}", ids.kind()),
+        ));
     }
     if ids.numel() == 0 {
-        return Err(Error::Shape { tensor: "ids", expected: "[B, T] with at least one token", got: ids.size() });
+        return Err(Error::Shape {
+            tensor: "ids",
+            expected: "[B, T] with at least one token",
+            got: ids.size(),
+        });
     }
     let (low, high) = (ids.f_min()?.f_int64_value(&[])?, ids.f_max()?.f_int64_value(&[])?);
-    let outside = if low < 0 { Some(low) } else { (high >= vocab_size).then_some(high) };
+    let outside = if low < 0 {
+        Some(low)
+    } else {
+        (high >= vocab_size).then_some(high)
+    };
     match outside {
-        Some(id) => Err(Error::invalid("token id", format!("0 to {}, the model's vocabulary", vocab_size - 1), id)),
+        Some(id) => Err(Error::invalid(
+            "token id",
+            format!("0 to {}, the model's vocabulary", vocab_size - 1),
+            id,
+        )),
         None => Ok(sizes),
     }
 }
@@ -31,7 +47,10 @@ mod tests {
         let ids = |values: &[i64]| Tensor::from_slice(values).unsqueeze(0);
         assert_eq!(check(&ids(&[0, 9]), 10).unwrap(), [1, 2]);
         let error = check(&ids(&[0, 10]), 10).unwrap_err();
-        assert_eq!(error.to_string(), "invalid token id: expected 0 to 9, the model's vocabulary, got 10");
+        assert_eq!(
+            error.to_string(),
+            "invalid token id: expected 0 to 9, the model's vocabulary, got 10"
+        );
         assert!(check(&ids(&[-1]), 10).is_err());
         assert!(check(&ids(&[]), 10).is_err());
     }

@@ -14,16 +14,31 @@ pub(crate) fn config<C: DeserializeOwned>(path: &Path) -> Result<Option<C>> {
 /// Number of `{prefix}{index}.` among names, counting up from zero.
 pub(crate) fn count_layers(weights: &Weights, prefix: &str) -> i64 {
     let names = weights.names();
-    let present =
-        |index: i64| names.iter().any(|n| n.strip_prefix(prefix).is_some_and(|r| r.starts_with(&format!("{index}."))));
+    let present = |index: i64| {
+        names.iter().any(|n| {
+            n.strip_prefix(prefix)
+                .is_some_and(|r| r.starts_with(&format!("{index}.")))
+        })
+    };
     (0..).take_while(|&index| present(index)).count() as i64
 }
 
 /// The stored shape of a matrix of which the configuration is inferred.
 pub(crate) fn matrix(weights: &Weights, name: &str) -> Result<[i64; 2]> {
-    let missing = || kontext_core::CheckpointError::Missing { name: name.to_owned(), nearest: None };
-    let shape = weights.shape_of(name).ok_or_else(missing).map_err(Error::checkpoint(weights.path()))?;
-    let wrong = |_| Error::config(weights.path(), format!("tensor `{name}` has shape {shape:?}, expected a matrix"));
+    let missing = || kontext_core::CheckpointError::Missing {
+        name: name.to_owned(),
+        nearest: None,
+    };
+    let shape = weights
+        .shape_of(name)
+        .ok_or_else(missing)
+        .map_err(Error::checkpoint(weights.path()))?;
+    let wrong = |_| {
+        Error::config(
+            weights.path(),
+            format!("tensor `{name}` has shape {shape:?}, expected a matrix"),
+        )
+    };
     <[i64; 2]>::try_from(shape.as_slice()).map_err(wrong)
 }
 
@@ -44,6 +59,10 @@ pub(crate) fn in_range(path: &Path, sizes: &[(&str, i64, i64)]) -> Result<()> {
 pub(crate) fn computes(compute: Kind) -> Result<()> {
     match compute {
         Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16 => Ok(()),
-        other => Err(Error::invalid("compute kind", "Float, Double, Half or BFloat16", format!("{other:?}"))),
+        other => Err(Error::invalid(
+            "compute kind",
+            "Float, Double, Half or BFloat16",
+            format!("{other:?}"),
+        )),
     }
 }

@@ -52,14 +52,23 @@ impl TextEncoder {
     pub fn new(clip: ClipEncoder, clip_tokenizer: Tokenizer, t5: T5Encoder, t5_tokenizer: Tokenizer) -> Result<Self> {
         fits("CLIP", &clip_tokenizer, clip.config().vocab_size)?;
         fits("T5", &t5_tokenizer, t5.config().vocab_size)?;
-        Ok(Self { clip, clip_tokenizer, t5, t5_tokenizer, max_sequence_length: Self::SEQUENCE_LENGTH })
+        Ok(Self {
+            clip,
+            clip_tokenizer,
+            t5,
+            t5_tokenizer,
+            max_sequence_length: Self::SEQUENCE_LENGTH,
+        })
     }
 
     /// Number of T5 tokens of every prompt, padding included. Default: [`TextEncoder::SEQUENCE_LENGTH`];
     /// FLUX.1-schnell was trained with 256.
     #[must_use]
     pub fn max_sequence_length(self, tokens: usize) -> Self {
-        Self { max_sequence_length: tokens, ..self }
+        Self {
+            max_sequence_length: tokens,
+            ..self
+        }
     }
 
     /// Number of T5 tokens of every prompt.
@@ -80,7 +89,10 @@ impl TextEncoder {
     pub fn encode(&self, prompt: &str) -> Result<(Conditioning, Vec<Cut>)> {
         let (pooled, clip_cut) = pooled(&self.clip, &self.clip_tokenizer, prompt)?;
         let (prompt_embeds, t5_cut) = prompt_embeds(&self.t5, &self.t5_tokenizer, prompt, self.max_sequence_length)?;
-        Ok((Conditioning { prompt_embeds, pooled }, t5_cut.into_iter().chain(clip_cut).collect()))
+        Ok((
+            Conditioning { prompt_embeds, pooled },
+            t5_cut.into_iter().chain(clip_cut).collect(),
+        ))
     }
 
     /// Its CLIP.
@@ -138,5 +150,8 @@ fn fits(encoder: &str, tokenizer: &Tokenizer, vocab_size: i64) -> Result<()> {
         "its ids go up to {}, the {encoder} model has {vocab_size}; take the tokenizer that came with the model",
         size.saturating_sub(1)
     );
-    Err(Error::Tokenizer { path: tokenizer.path().to_owned(), reason })
+    Err(Error::Tokenizer {
+        path: tokenizer.path().to_owned(),
+        reason,
+    })
 }

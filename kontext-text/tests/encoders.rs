@@ -25,7 +25,10 @@ impl Fixture {
     fn open(name: &str) -> Self {
         let path = fixture(name);
         let tensors = Tensor::read_safetensors(&path).unwrap().into_iter().collect();
-        Self { tensors, metadata: Weights::open(path).unwrap().metadata() }
+        Self {
+            tensors,
+            metadata: Weights::open(path).unwrap().metadata(),
+        }
     }
 
     fn config<C: DeserializeOwned>(&self, variant: &str) -> C {
@@ -46,7 +49,11 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
 
 /// The tensors that a model asks synthetic weights for.
 fn made(weights: &Weights) -> Vec<(String, Tensor)> {
-    weights.shapes().into_iter().map(|(name, shape)| (name.clone(), weights.tensor(&name, &shape).unwrap())).collect()
+    weights
+        .shapes()
+        .into_iter()
+        .map(|(name, shape)| (name.clone(), weights.tensor(&name, &shape).unwrap()))
+        .collect()
 }
 
 fn t5_tensors(config: &T5Config) -> Vec<(String, Tensor)> {
@@ -56,7 +63,15 @@ fn t5_tensors(config: &T5Config) -> Vec<(String, Tensor)> {
 }
 
 fn tiny_t5_config() -> T5Config {
-    T5Config { vocab_size: 160, d_model: 24, d_kv: 8, d_ff: 40, num_layers: 2, num_heads: 5, ..T5Config::xxl() }
+    T5Config {
+        vocab_size: 160,
+        d_model: 24,
+        d_kv: 8,
+        d_ff: 40,
+        num_layers: 2,
+        num_heads: 5,
+        ..T5Config::xxl()
+    }
 }
 
 fn tiny_clip_config() -> ClipConfig {
@@ -78,7 +93,12 @@ fn some_ids(vocab: i64) -> Tensor {
 fn t5_matches_reference_within_1e_5_f32() {
     let fixture = Fixture::open("t5.safetensors");
     for variant in ["gated", "relu"] {
-        let t5 = T5Encoder::new(&Weights::synthetic(fixture.seed()), &fixture.config(variant), Kind::Float).unwrap();
+        let t5 = T5Encoder::new(
+            &Weights::synthetic(fixture.seed()),
+            &fixture.config(variant),
+            Kind::Float,
+        )
+        .unwrap();
         let states = t5.forward(&fixture.tensors["ids"]).unwrap();
         let error = distance(&states, &fixture.tensors[&format!("{variant}.last_hidden_state")]);
         assert!(error < F32, "{variant}: {error:e}");
@@ -89,10 +109,17 @@ fn t5_matches_reference_within_1e_5_f32() {
 fn clip_matches_reference_within_1e_5_f32() {
     let fixture = Fixture::open("clip.safetensors");
     for variant in ["quick", "gelu", "first_eos"] {
-        let clip =
-            ClipEncoder::new(&Weights::synthetic(fixture.seed()), &fixture.config(variant), Kind::Float).unwrap();
+        let clip = ClipEncoder::new(
+            &Weights::synthetic(fixture.seed()),
+            &fixture.config(variant),
+            Kind::Float,
+        )
+        .unwrap();
         let output = clip.forward(&fixture.tensors["ids"]).unwrap();
-        let states = distance(&output.states, &fixture.tensors[&format!("{variant}.last_hidden_state")]);
+        let states = distance(
+            &output.states,
+            &fixture.tensors[&format!("{variant}.last_hidden_state")],
+        );
         let pooled = distance(&output.pooled, &fixture.tensors[&format!("{variant}.pooler_output")]);
         assert!(states < F32 && pooled < F32, "{variant}: {states:e} {pooled:e}");
     }
@@ -127,8 +154,12 @@ fn half_kinds_stay_near_the_reference_and_return_their_kind() {
     // Three layers, each a few roundings of 11 bits (f16) or 8 bits (bf16).
     let fixture = Fixture::open("t5.safetensors");
     for (kind, tolerance) in [(Kind::Half, 5e-3), (Kind::BFloat16, 4e-2)] {
-        let t5 =
-            T5Encoder::new(&Weights::synthetic(fixture.seed()).kind(kind), &fixture.config("gated"), kind).unwrap();
+        let t5 = T5Encoder::new(
+            &Weights::synthetic(fixture.seed()).kind(kind),
+            &fixture.config("gated"),
+            kind,
+        )
+        .unwrap();
         let states = t5.forward(&fixture.tensors["ids"]).unwrap();
         assert_eq!(states.kind(), kind);
         let error = distance(&states, &fixture.tensors["gated.last_hidden_state"]);
@@ -145,9 +176,14 @@ fn t5_in_f16_survives_activations_beyond_its_range() {
         (name, value * factor)
     };
     let weights = || Weights::from_tensors(t5_tensors(&config).into_iter().map(large));
-    let wide = T5Encoder::new(&weights(), &config, Kind::Float).unwrap().forward(&some_ids(160)).unwrap();
-    let half =
-        T5Encoder::new(&weights().kind(Kind::Half), &config, Kind::Half).unwrap().forward(&some_ids(160)).unwrap();
+    let wide = T5Encoder::new(&weights(), &config, Kind::Float)
+        .unwrap()
+        .forward(&some_ids(160))
+        .unwrap();
+    let half = T5Encoder::new(&weights().kind(Kind::Half), &config, Kind::Half)
+        .unwrap()
+        .forward(&some_ids(160))
+        .unwrap();
     let error = distance(&half, &wide);
     assert!(error < 2e-2, "{error:e}");
 }
@@ -160,8 +196,10 @@ fn save(path: &Path, tensors: &[(String, Tensor)]) {
 fn t5_opens_as_a_folder_and_as_a_single_file_with_either_name_of_the_embedding() {
     let (folder, config) = (tempfile::tempdir().unwrap(), tiny_t5_config());
     let tensors = t5_tensors(&config);
-    let expected =
-        T5Encoder::new(&Weights::synthetic(5), &config, Kind::Float).unwrap().forward(&some_ids(160)).unwrap();
+    let expected = T5Encoder::new(&Weights::synthetic(5), &config, Kind::Float)
+        .unwrap()
+        .forward(&some_ids(160))
+        .unwrap();
     let same = |path: &Path| {
         let t5 = T5Encoder::open(path, Kind::Float, Device::Cpu).unwrap();
         assert_eq!(t5.config(), &config);
@@ -175,10 +213,22 @@ fn t5_opens_as_a_folder_and_as_a_single_file_with_either_name_of_the_embedding()
     std::fs::write(folder.path().join("config.json"), json).unwrap();
     same(folder.path());
 
-    let embedding = tensors.iter().find(|(name, _)| name == "shared.weight").unwrap().1.shallow_clone();
-    let mut both = tensors.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect::<Vec<_>>();
+    let embedding = tensors
+        .iter()
+        .find(|(name, _)| name == "shared.weight")
+        .unwrap()
+        .1
+        .shallow_clone();
+    let mut both = tensors
+        .iter()
+        .map(|(n, t)| (n.clone(), t.shallow_clone()))
+        .collect::<Vec<_>>();
     both.push(("encoder.embed_tokens.weight".to_owned(), embedding));
-    for extra in ["decoder.block.0.layer.0.layer_norm.weight", "lm_head.weight", "scaled_fp8"] {
+    for extra in [
+        "decoder.block.0.layer.0.layer_norm.weight",
+        "lm_head.weight",
+        "scaled_fp8",
+    ] {
         both.push((extra.to_owned(), Tensor::ones([2], (Kind::Float, Device::Cpu))));
     }
     save(&single, &both);
@@ -187,18 +237,31 @@ fn t5_opens_as_a_folder_and_as_a_single_file_with_either_name_of_the_embedding()
     save(&single, &both);
     same(&single);
 
-    both.push(("encoder.block.0.extra.weight".to_owned(), Tensor::ones([2], (Kind::Float, Device::Cpu))));
+    both.push((
+        "encoder.block.0.extra.weight".to_owned(),
+        Tensor::ones([2], (Kind::Float, Device::Cpu)),
+    ));
     save(&single, &both);
     let error = T5Encoder::open(&single, Kind::Float, Device::Cpu).unwrap_err();
-    assert!(chain(&error).contains("`encoder.block.0.extra.weight`"), "{}", chain(&error));
+    assert!(
+        chain(&error).contains("`encoder.block.0.extra.weight`"),
+        "{}",
+        chain(&error)
+    );
 }
 
 #[test]
 fn the_relu_variant_is_told_by_its_tensors() {
-    let (folder, config) = (tempfile::tempdir().unwrap(), Fixture::open("t5.safetensors").config::<T5Config>("relu"));
+    let (folder, config) = (
+        tempfile::tempdir().unwrap(),
+        Fixture::open("t5.safetensors").config::<T5Config>("relu"),
+    );
     let file = folder.path().join("t5.safetensors");
     save(&file, &t5_tensors(&config));
-    assert_eq!(T5Encoder::open(&file, Kind::Float, Device::Cpu).unwrap().config(), &config);
+    assert_eq!(
+        T5Encoder::open(&file, Kind::Float, Device::Cpu).unwrap().config(),
+        &config
+    );
 }
 
 #[test]
@@ -207,7 +270,9 @@ fn scaled_fp8_weights_are_used_with_their_factors() {
     let (folder, config) = (tempfile::tempdir().unwrap(), tiny_t5_config());
     let tensors = t5_tensors(&config);
     let is_linear = |name: &str| {
-        ["q.", "k.", "v.", "o.", "wi_0.", "wi_1.", "wo."].iter().any(|p| name.ends_with(&format!("{p}weight")))
+        ["q.", "k.", "v.", "o.", "wi_0.", "wi_1.", "wo."]
+            .iter()
+            .any(|p| name.ends_with(&format!("{p}weight")))
     };
     let (mut stored, mut rounded) = (vec![], vec![]);
     for (name, value) in &tensors {
@@ -223,12 +288,20 @@ fn scaled_fp8_weights_are_used_with_their_factors() {
         stored.push((name.replace(".weight", ".scale_weight"), scale));
         stored.push((name.replace(".weight", ".scale_input"), Tensor::from(1.0_f32)));
     }
-    stored.push(("scaled_fp8".to_owned(), Tensor::zeros([2], (Kind::Float, Device::Cpu)).to_kind(Kind::Float8e4m3fn)));
+    stored.push((
+        "scaled_fp8".to_owned(),
+        Tensor::zeros([2], (Kind::Float, Device::Cpu)).to_kind(Kind::Float8e4m3fn),
+    ));
     let file = folder.path().join("t5xxl_fp8_e4m3fn_scaled.safetensors");
     save(&file, &stored);
-    let ours = T5Encoder::open(&file, Kind::Float, Device::Cpu).unwrap().forward(&some_ids(160)).unwrap();
-    let expected =
-        T5Encoder::new(&Weights::from_tensors(rounded), &config, Kind::Float).unwrap().forward(&some_ids(160)).unwrap();
+    let ours = T5Encoder::open(&file, Kind::Float, Device::Cpu)
+        .unwrap()
+        .forward(&some_ids(160))
+        .unwrap();
+    let expected = T5Encoder::new(&Weights::from_tensors(rounded), &config, Kind::Float)
+        .unwrap()
+        .forward(&some_ids(160))
+        .unwrap();
     assert!(distance(&ours, &expected) < F32);
 }
 
@@ -236,7 +309,10 @@ fn scaled_fp8_weights_are_used_with_their_factors() {
 fn clip_opens_as_a_folder_and_as_a_single_file_with_and_without_prefix() {
     let (folder, config) = (tempfile::tempdir().unwrap(), tiny_clip_config());
     let weights = Weights::synthetic(6);
-    let expected = ClipEncoder::new(&weights, &config, Kind::Float).unwrap().forward(&some_ids(634)).unwrap();
+    let expected = ClipEncoder::new(&weights, &config, Kind::Float)
+        .unwrap()
+        .forward(&some_ids(634))
+        .unwrap();
     let file = folder.path().join("clip_l.safetensors");
     let same = |tensors: &[(String, Tensor)]| {
         save(&file, tensors);
@@ -245,18 +321,27 @@ fn clip_opens_as_a_folder_and_as_a_single_file_with_and_without_prefix() {
         assert!(clip.forward(&some_ids(634)).unwrap().pooled.equal(&expected.pooled));
     };
     let mut tensors = made(&weights);
-    for extra in
-        ["logit_scale", "text_projection.weight", "text_model.embeddings.position_ids", "vision_model.x.weight"]
-    {
+    for extra in [
+        "logit_scale",
+        "text_projection.weight",
+        "text_model.embeddings.position_ids",
+        "vision_model.x.weight",
+    ] {
         tensors.push((extra.to_owned(), Tensor::ones([2], (Kind::Int64, Device::Cpu))));
     }
     same(&tensors);
-    let bare: Vec<_> =
-        made(&weights).into_iter().map(|(name, value)| (name.replace("text_model.", ""), value)).collect();
+    let bare: Vec<_> = made(&weights)
+        .into_iter()
+        .map(|(name, value)| (name.replace("text_model.", ""), value))
+        .collect();
     same(&bare);
 
     save(&folder.path().join("model.safetensors"), &bare);
-    std::fs::write(folder.path().join("config.json"), r#"{"hidden_size": 128, "hidden_act": "tanh"}"#).unwrap();
+    std::fs::write(
+        folder.path().join("config.json"),
+        r#"{"hidden_size": 128, "hidden_act": "tanh"}"#,
+    )
+    .unwrap();
     let error = ClipEncoder::open(folder.path(), Kind::Float, Device::Cpu).unwrap_err();
     assert!(chain(&error).contains("unknown variant `tanh`"), "{}", chain(&error));
 }
@@ -265,9 +350,17 @@ fn clip_opens_as_a_folder_and_as_a_single_file_with_and_without_prefix() {
 fn ids_that_clip_cannot_take_are_refused() {
     let clip = ClipEncoder::new(&Weights::synthetic(6), &tiny_clip_config(), Kind::Float).unwrap();
     let long = Tensor::zeros([1, 78], (Kind::Int64, Device::Cpu));
-    assert!(clip.forward(&long).unwrap_err().to_string().contains("at most 77 tokens, got 78"));
+    assert!(
+        clip.forward(&long)
+            .unwrap_err()
+            .to_string()
+            .contains("at most 77 tokens, got 78")
+    );
     assert!(clip.forward(&Tensor::from_slice(&[634_i64]).unsqueeze(0)).is_err());
-    let explicit = ClipConfig { eos_token_id: 633, ..tiny_clip_config() };
+    let explicit = ClipConfig {
+        eos_token_id: 633,
+        ..tiny_clip_config()
+    };
     let clip = ClipEncoder::new(&Weights::synthetic(6), &explicit, Kind::Float).unwrap();
     let error = clip.forward(&Tensor::from_slice(&[1_i64, 2]).unsqueeze(0)).unwrap_err();
     assert!(error.to_string().contains("an end token 633"), "{error}");
@@ -277,14 +370,27 @@ fn ids_that_clip_cannot_take_are_refused() {
 fn the_published_configurations_are_the_presets() {
     if let Some(folder) = asset("flux1-layout/FLUX.1-dev") {
         let read = |part: &str| std::fs::read_to_string(folder.join(part).join("config.json")).unwrap();
-        assert_eq!(serde_json::from_str::<T5Config>(&read("text_encoder_2")).unwrap(), T5Config::xxl());
-        assert_eq!(serde_json::from_str::<ClipConfig>(&read("text_encoder")).unwrap(), ClipConfig::large());
+        assert_eq!(
+            serde_json::from_str::<T5Config>(&read("text_encoder_2")).unwrap(),
+            T5Config::xxl()
+        );
+        assert_eq!(
+            serde_json::from_str::<ClipConfig>(&read("text_encoder")).unwrap(),
+            ClipConfig::large()
+        );
 
         let index = std::fs::read(folder.join("text_encoder_2/model.safetensors.index.json")).unwrap();
         let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
-        let published: Vec<&String> =
-            index["weight_map"].as_object().unwrap().keys().filter(|n| *n != "encoder.embed_tokens.weight").collect();
-        let asked = t5_tensors(&T5Config { num_layers: 24, ..tiny_t5_config() });
+        let published: Vec<&String> = index["weight_map"]
+            .as_object()
+            .unwrap()
+            .keys()
+            .filter(|n| *n != "encoder.embed_tokens.weight")
+            .collect();
+        let asked = t5_tensors(&T5Config {
+            num_layers: 24,
+            ..tiny_t5_config()
+        });
         let mut asked: Vec<&String> = asked.iter().map(|(name, _)| name).collect();
         asked.sort();
         let mut published = published;
@@ -305,7 +411,10 @@ fn a_prompt_is_encoded_by_both_encoders_to_the_default_lengths() {
     assert_eq!(conditioning.prompt_embeds.size(), [1, 512, 24]);
     assert_eq!(conditioning.pooled.size(), [1, 128]);
     assert_eq!(cuts, []);
-    let (schnell, _) = text_encoder().max_sequence_length(256).encode("make the cat wear a red hat").unwrap();
+    let (schnell, _) = text_encoder()
+        .max_sequence_length(256)
+        .encode("make the cat wear a red hat")
+        .unwrap();
     assert_eq!(schnell.prompt_embeds.size(), [1, 256, 24]);
     assert!(schnell.pooled.equal(&conditioning.pooled));
 }
@@ -315,21 +424,39 @@ fn what_each_encoder_cuts_is_reported() {
     let prompt = "keep the background unchanged. ".repeat(30) + "the end";
     let (_, cuts) = text_encoder().max_sequence_length(64).encode(&prompt).unwrap();
     assert_eq!(cuts.iter().map(|c| c.encoder).collect::<Vec<_>>(), ["T5", "CLIP"]);
-    assert!(cuts.iter().all(|Cut { text, .. }| prompt.ends_with(text.as_str()) && text.ends_with("the end")));
+    assert!(
+        cuts.iter()
+            .all(|Cut { text, .. }| prompt.ends_with(text.as_str()) && text.ends_with("the end"))
+    );
 }
 
 #[test]
 fn t5_attends_to_padding() {
     let text = text_encoder();
     let short = text.encode("a cat").unwrap().0.prompt_embeds;
-    let shorter = text_encoder().max_sequence_length(256).encode("a cat").unwrap().0.prompt_embeds;
-    assert!(distance(&short.narrow(1, 0, 4), &shorter.narrow(1, 0, 4)) > 1e-4, "padding had no effect");
+    let shorter = text_encoder()
+        .max_sequence_length(256)
+        .encode("a cat")
+        .unwrap()
+        .0
+        .prompt_embeds;
+    assert!(
+        distance(&short.narrow(1, 0, 4), &shorter.narrow(1, 0, 4)) > 1e-4,
+        "padding had no effect"
+    );
 }
 
 #[test]
 fn a_tokenizer_with_more_ids_than_the_model_is_refused() {
-    let t5 =
-        T5Encoder::new(&Weights::synthetic(5), &T5Config { vocab_size: 80, ..tiny_t5_config() }, Kind::Float).unwrap();
+    let t5 = T5Encoder::new(
+        &Weights::synthetic(5),
+        &T5Config {
+            vocab_size: 80,
+            ..tiny_t5_config()
+        },
+        Kind::Float,
+    )
+    .unwrap();
     let clip = ClipEncoder::new(&Weights::synthetic(6), &tiny_clip_config(), Kind::Float).unwrap();
     let error = TextEncoder::new(clip, tiny_clip(), t5, tiny_t5()).unwrap_err();
     assert!(error.to_string().contains("the T5 model has 80"), "{error}");

@@ -13,7 +13,12 @@ use serde_json::Value;
 const WHOLE: usize = 600;
 
 fn ids(value: &Value) -> Vec<i64> {
-    value.as_array().unwrap().iter().map(|id| id.as_i64().unwrap()).collect()
+    value
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|id| id.as_i64().unwrap())
+        .collect()
 }
 
 /// Compares with one of the fixture's groups: all prompts whole, two prompts padded and cut.
@@ -28,7 +33,10 @@ fn matches_reference(tokenizer: &Tokenizer, group: &str, name: &str) {
         assert_eq!((encoded.ids.len(), encoded.cut), (WHOLE, None));
     }
     for (length, rows) in expected["fitted"].as_object().unwrap() {
-        for (prompt, row) in [prompt(3), prompt(prompts.len() - 1)].iter().zip(rows.as_array().unwrap()) {
+        for (prompt, row) in [prompt(3), prompt(prompts.len() - 1)]
+            .iter()
+            .zip(rows.as_array().unwrap())
+        {
             assert_eq!(
                 tokenizer.encode(prompt, length.parse().unwrap()).unwrap().ids,
                 ids(row),
@@ -61,7 +69,9 @@ fn the_published_tokenizers_give_the_ids_of_transformers_for_awkward_prompts() {
 fn the_published_tokenizers_give_known_ids() {
     if let Some(folder) = asset("tokenizers/t5") {
         let t5 = Tokenizer::open(folder).unwrap();
-        let encoded = t5.encode("Make the cat wear a red hat, keep the background unchanged.", 512).unwrap();
+        let encoded = t5
+            .encode("Make the cat wear a red hat, keep the background unchanged.", 512)
+            .unwrap();
         assert_eq!(
             encoded.ids[..encoded.used],
             [1796, 8, 1712, 2112, 3, 9, 1131, 3, 547, 6, 453, 8, 2458, 26164, 5, 1]
@@ -84,9 +94,15 @@ fn the_cut_part_is_told_in_the_prompts_own_words() {
     for tokenizer in [tiny_clip(), tiny_t5()] {
         let whole = tokenizer.encode(prompt, WHOLE).unwrap();
         assert_eq!(tokenizer.encode(prompt, whole.used).unwrap().cut, None);
-        assert_eq!(tokenizer.encode(prompt, whole.used - 1).unwrap().cut.as_deref(), Some("."));
+        assert_eq!(
+            tokenizer.encode(prompt, whole.used - 1).unwrap().cut.as_deref(),
+            Some(".")
+        );
         let begin = whole.ids[..whole.used].len() - tokenizer.encode("", WHOLE).unwrap().used;
-        assert_eq!(tokenizer.encode(prompt, whole.used - begin).unwrap().cut.as_deref(), Some(prompt));
+        assert_eq!(
+            tokenizer.encode(prompt, whole.used - begin).unwrap().cut.as_deref(),
+            Some(prompt)
+        );
     }
     let cut = tiny_clip().encode(prompt, 6).unwrap().cut.unwrap();
     assert_eq!(cut, "wear a red hat,\nkeep the Café unchanged.");
@@ -111,7 +127,10 @@ fn an_empty_prompt_is_its_end_token_and_padding() {
     assert_eq!((clip.used, clip.ids.len(), clip.cut), (2, 77, None));
     assert_eq!((clip.ids[0], &clip.ids[1..]), (632, vec![633; 76].as_slice()));
     let t5 = tiny_t5().encode("", 512).unwrap();
-    assert_eq!((t5.used, t5.ids[0], t5.ids.len(), t5.ids[1..].iter().sum::<i64>()), (1, 1, 512, 0));
+    assert_eq!(
+        (t5.used, t5.ids[0], t5.ids.len(), t5.ids[1..].iter().sum::<i64>()),
+        (1, 1, 512, 0)
+    );
 }
 
 #[test]
@@ -146,7 +165,10 @@ fn stored_truncation_and_padding_are_not_carried_over() {
     write(&folder, "tokenizer.json", &json.to_string());
     let prompt = "keep the background unchanged";
     let plain = tiny_t5().encode(prompt, 40).unwrap();
-    assert_eq!(Tokenizer::open(folder.path()).unwrap().encode(prompt, 40).unwrap(), plain);
+    assert_eq!(
+        Tokenizer::open(folder.path()).unwrap().encode(prompt, 40).unwrap(),
+        plain
+    );
 }
 
 #[test]
@@ -159,12 +181,25 @@ fn the_padding_token_is_the_one_that_the_settings_name() {
     let (map, config) = ("special_tokens_map.json", "tokenizer_config.json");
     assert_eq!(pad(&[]).unwrap(), 633);
     assert_eq!(pad(&[(map, r#"{"pad_token": "!"}"#)]).unwrap(), 0);
-    assert_eq!(pad(&[(map, r#"{"pad_token": {"content": "!", "lstrip": false}}"#)]).unwrap(), 0);
-    assert_eq!(pad(&[(map, r#"{"pad_token": "!"}"#), (config, r#"{"pad_token": "<|endoftext|>"}"#)]).unwrap(), 0);
+    assert_eq!(
+        pad(&[(map, r#"{"pad_token": {"content": "!", "lstrip": false}}"#)]).unwrap(),
+        0
+    );
+    assert_eq!(
+        pad(&[
+            (map, r#"{"pad_token": "!"}"#),
+            (config, r#"{"pad_token": "<|endoftext|>"}"#)
+        ])
+        .unwrap(),
+        0
+    );
     let newer = r#"{"pad_token": "<|endoftext|>", "added_tokens_decoder": {}}"#;
     assert_eq!(pad(&[(map, r#"{"pad_token": "!"}"#), (config, newer)]).unwrap(), 633);
     let error = pad(&[(config, r#"{"pad_token": "<none>"}"#)]).unwrap_err();
-    assert!(error.to_string().contains("`<none>` is not in its vocabulary"), "{error}");
+    assert!(
+        error.to_string().contains("`<none>` is not in its vocabulary"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -172,12 +207,24 @@ fn files_are_found_by_folder_or_by_name() {
     let (clip, t5) = (tiny_clip_folder(), tiny_t5_folder());
     let expected = tiny_clip().encode("a cat", 9).unwrap();
     for name in ["", "vocab.json", "merges.txt"] {
-        assert_eq!(Tokenizer::open(clip.path().join(name)).unwrap().encode("a cat", 9).unwrap(), expected);
+        assert_eq!(
+            Tokenizer::open(clip.path().join(name))
+                .unwrap()
+                .encode("a cat", 9)
+                .unwrap(),
+            expected
+        );
     }
     std::fs::copy(t5.path().join("tokenizer.json"), t5.path().join("t5xxl.json")).unwrap();
     let expected = tiny_t5().encode("a cat", 9).unwrap();
     for name in ["tokenizer.json", "t5xxl.json"] {
-        assert_eq!(Tokenizer::open(t5.path().join(name)).unwrap().encode("a cat", 9).unwrap(), expected);
+        assert_eq!(
+            Tokenizer::open(t5.path().join(name))
+                .unwrap()
+                .encode("a cat", 9)
+                .unwrap(),
+            expected
+        );
     }
 }
 

@@ -51,7 +51,9 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         if entry.path().is_dir() {
             copy(&entry.path(), &target)?;
         } else {
-            std::fs::copy(entry.path(), &target).map(drop).map_err(Error::io(&target))?;
+            std::fs::copy(entry.path(), &target)
+                .map(drop)
+                .map_err(Error::io(&target))?;
         }
     }
     Ok(())

@@ -68,8 +68,16 @@ impl Default for AutoencoderRecipe {
             size: None,
             crop: 64,
             steps: 4000,
-            rate: Rate { peak: 2e-3, warmup: 100, floor: 0.02 },
-            optimizer: AdamWConfig { beta2: 0.99, weight_decay: 0.0, ..AdamWConfig::default() },
+            rate: Rate {
+                peak: 2e-3,
+                warmup: 100,
+                floor: 0.02,
+            },
+            optimizer: AdamWConfig {
+                beta2: 0.99,
+                weight_decay: 0.0,
+                ..AdamWConfig::default()
+            },
             clip: 1.0,
             ema: 0.998,
             kl_weight: 1e-4,
@@ -134,14 +142,20 @@ impl AutoencoderTrainer {
         std::fs::create_dir_all(out).map_err(Error::io(out))?;
         let read = |path: &PathBuf| {
             let picture = picture::open(path)?;
-            let sized = recipe.size.map(|[width, height]| picture::resize(&picture, width, height)).transpose()?;
+            let sized = recipe
+                .size
+                .map(|[width, height]| picture::resize(&picture, width, height))
+                .transpose()?;
             bytes(&sized.unwrap_or(picture), recipe.crop, path)
         };
         let pictures = pictures.par_iter().map(read).collect::<Result<Vec<_>>>()?;
         if pictures.is_empty() {
             return Err(Error::invalid("pictures to train on", "at least one", 0));
         }
-        let params = Params::new(&initial(recipe.seed, |w| AutoencoderKl::new(w, &config).map(drop))?, device)?;
+        let params = Params::new(
+            &initial(recipe.seed, |w| AutoencoderKl::new(w, &config).map(drop))?,
+            device,
+        )?;
         let mut optimizer = AdamW::new(&params, recipe.optimizer)?;
         let mut ema = Ema::new(&params, recipe.ema)?;
         let state = out.join("autoencoder.safetensors");
@@ -151,7 +165,17 @@ impl AutoencoderTrainer {
             snapshot.restore(&params, &mut optimizer, Some(&mut ema))?;
             step = snapshot.step;
         }
-        Ok(Self { recipe, config, pictures, params, optimizer, ema, state, step, device })
+        Ok(Self {
+            recipe,
+            config,
+            pictures,
+            params,
+            optimizer,
+            ema,
+            state,
+            step,
+            device,
+        })
     }
 
     /// Trains to the last step; saves now and then, at the end, and where `observe` breaks off.
@@ -164,14 +188,31 @@ impl AutoencoderTrainer {
             let (loss, psnr, latent_rms) = self.train_step()?;
             let items = (self.step - first) * self.recipe.batch as u64;
             let items_per_second = items as f64 / begin.elapsed().as_secs_f64();
-            let stop = observe(AutoencoderReport { step: self.step, total, loss, psnr, latent_rms, items_per_second });
+            let stop = observe(AutoencoderReport {
+                step: self.step,
+                total,
+                loss,
+                psnr,
+                latent_rms,
+                items_per_second,
+            });
             let due = self.recipe.save > 0 && self.step.is_multiple_of(self.recipe.save);
             if due || self.step == total || stop.is_break() {
                 let facts = BTreeMap::new();
-                Snapshot::save(&self.state, &self.params, &self.optimizer, Some(&self.ema), self.step, &facts)?;
+                Snapshot::save(
+                    &self.state,
+                    &self.params,
+                    &self.optimizer,
+                    Some(&self.ema),
+                    self.step,
+                    &facts,
+                )?;
             }
             if stop.is_break() {
-                return Err(Error::Cancelled { done: self.step as usize, total: total as usize });
+                return Err(Error::Cancelled {
+                    done: self.step as usize,
+                    total: total as usize,
+                });
             }
         }
         Ok(())
@@ -195,12 +236,21 @@ impl AutoencoderTrainer {
         let value = loss.f_double_value(&[])?;
         let stage = || format!("training step {} of the autoencoder", self.step + 1);
         let (gradient, _) = self.params.take_gradient(value, self.recipe.clip, stage, RESUME)?;
-        self.optimizer.step(&self.params, &gradient, self.recipe.rate.at(self.step, self.recipe.steps))?;
+        self.optimizer.step(
+            &self.params,
+            &gradient,
+            self.recipe.rate.at(self.step, self.recipe.steps),
+        )?;
         self.ema.update(&self.params, self.step)?;
         self.step += 1;
         // Pixels are in [-1, 1], so the peak is 2.
         let psnr = 10.0 * (4.0 / square.f_double_value(&[])?).log10();
-        let rms = posterior.mean.f_square()?.f_mean(Kind::Float)?.f_sqrt()?.f_double_value(&[])?;
+        let rms = posterior
+            .mean
+            .f_square()?
+            .f_mean(Kind::Float)?
+            .f_sqrt()?
+            .f_double_value(&[])?;
         Ok((value, psnr, rms))
     }
 
@@ -227,12 +277,17 @@ impl AutoencoderTrainer {
         /// More pictures say the same.
         const ENOUGH: usize = 512;
         let tensors = self.params.named(self.ema.average())?;
-        let copies = tensors.iter().map(|(name, value)| (name.clone(), value.shallow_clone()));
+        let copies = tensors
+            .iter()
+            .map(|(name, value)| (name.clone(), value.shallow_clone()));
         let vae = AutoencoderKl::new(&Weights::from_tensors(copies), &self.config)?;
         let (mut sum, mut squares, mut count) = (0.0, 0.0, 0.0);
         for picture in self.pictures.iter().step_by(self.pictures.len().div_ceil(ENOUGH)) {
             let (_, height, width) = picture.size3()?;
-            let whole = picture.f_narrow(1, 0, height / 8 * 8)?.f_narrow(2, 0, width / 8 * 8)?.f_unsqueeze(0)?;
+            let whole = picture
+                .f_narrow(1, 0, height / 8 * 8)?
+                .f_narrow(2, 0, width / 8 * 8)?
+                .f_unsqueeze(0)?;
             let mean = tch::no_grad(|| vae.encode(&scaled(&whole.f_to_device(self.device)?)?))?.mean;
             sum += mean.f_sum(Kind::Double)?.f_double_value(&[])?;
             squares += mean.f_square()?.f_sum(Kind::Double)?.f_double_value(&[])?;
@@ -240,7 +295,11 @@ impl AutoencoderTrainer {
         }
         let mean = sum / count;
         let deviation = (squares / count - mean * mean).max(1e-12).sqrt();
-        let config = VaeConfig { scaling_factor: 1.0 / deviation, shift_factor: mean, ..self.config.clone() };
+        let config = VaeConfig {
+            scaling_factor: 1.0 / deviation,
+            shift_factor: mean,
+            ..self.config.clone()
+        };
         Ok((tensors, config))
     }
 
@@ -256,7 +315,10 @@ fn bytes(picture: &RgbImage, least: u32, path: &Path) -> Result<Tensor> {
     let (width, height) = picture.dimensions();
     if width.min(height) < least {
         let reason = format!("it has {width}x{height} pixels, fewer than the crops of {least}; take smaller crops");
-        return Err(Error::Image { path: path.to_owned(), reason });
+        return Err(Error::Image {
+            path: path.to_owned(),
+            reason,
+        });
     }
     let pixels = Tensor::f_from_slice(picture.as_raw())?.f_reshape([i64::from(height), i64::from(width), 3])?;
     Ok(pixels.f_permute([2, 0, 1])?.f_contiguous()?)
@@ -271,7 +333,9 @@ fn scaled(bytes: &Tensor) -> Result<Tensor> {
 fn edges(error: &Tensor) -> Result<Tensor> {
     let along = |dim: i64| -> Result<Tensor> {
         let length = error.size()[dim as usize] - 1;
-        let difference = error.f_narrow(dim, 1, length)?.f_sub(&error.f_narrow(dim, 0, length)?)?;
+        let difference = error
+            .f_narrow(dim, 1, length)?
+            .f_sub(&error.f_narrow(dim, 0, length)?)?;
         Ok(difference.f_abs()?.f_mean(Kind::Float)?)
     };
     Ok(along(2)?.f_add(&along(3)?)?)
@@ -279,7 +343,11 @@ fn edges(error: &Tensor) -> Result<Tensor> {
 
 /// The mean over all values of the distance of N(mean, exp(logvar)) from N(0, 1), in nats.
 fn kl(mean: &Tensor, logvar: &Tensor) -> Result<Tensor> {
-    let sum = mean.f_square()?.f_add(&logvar.f_exp()?)?.f_sub_scalar(1.0)?.f_sub(logvar)?;
+    let sum = mean
+        .f_square()?
+        .f_add(&logvar.f_exp()?)?
+        .f_sub_scalar(1.0)?
+        .f_sub(logvar)?;
     Ok(sum.f_mul_scalar(0.5)?.f_mean(Kind::Float)?)
 }
 
@@ -291,7 +359,11 @@ mod tests {
         let disc = |n: u32| {
             RgbImage::from_fn(32, 32, |x, y| {
                 let inside = (x as i32 - 16).pow(2) + (y as i32 - 12 - n as i32).pow(2) < 80;
-                image::Rgb(if inside { [200, (40 * n) as u8, 30] } else { [255, 255, 255] })
+                image::Rgb(if inside {
+                    [200, (40 * n) as u8, 30]
+                } else {
+                    [255, 255, 255]
+                })
             })
         };
         let save = |n: u32| {
@@ -309,7 +381,11 @@ mod tests {
             batch: 2,
             crop: 16,
             steps,
-            rate: Rate { peak: 5e-3, warmup: 5, floor: 1.0 },
+            rate: Rate {
+                peak: 5e-3,
+                warmup: 5,
+                floor: 1.0,
+            },
             ..AutoencoderRecipe::default()
         }
     }
@@ -330,11 +406,19 @@ mod tests {
             })
             .unwrap();
         let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
-        assert!(mean(&losses[30..]) < 0.5 * mean(&losses[..5]), "{:?}", [&losses[..5], &losses[30..]]);
+        assert!(
+            mean(&losses[30..]) < 0.5 * mean(&losses[..5]),
+            "{:?}",
+            [&losses[..5], &losses[30..]]
+        );
 
         let stop_at = |at: u64| {
             move |report: AutoencoderReport| {
-                if report.step == at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                if report.step == at {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
             }
         };
         assert!(open(40, "b").run(stop_at(20)).unwrap_err().is_cancelled());

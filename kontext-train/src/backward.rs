@@ -96,14 +96,21 @@ fn detached(tensors: &[Tensor]) -> Result<Vec<Tensor>> {
 }
 
 fn leaves(tensors: &[Tensor]) -> Result<Vec<Tensor>> {
-    tensors.iter().map(|t| Ok(t.f_detach()?.f_set_requires_grad(true)?)).collect()
+    tensors
+        .iter()
+        .map(|t| Ok(t.f_detach()?.f_set_requires_grad(true)?))
+        .collect()
 }
 
 /// The gradients that a backward pass left on leaves; zero where it did not come by.
 fn gradients_of(leaves: &[Tensor]) -> Result<Vec<Tensor>> {
     let of = |leaf: &Tensor| -> Result<Tensor> {
         let gradient = leaf.f_grad()?;
-        Ok(if gradient.defined() { gradient } else { leaf.f_detach()?.f_zeros_like()? })
+        Ok(if gradient.defined() {
+            gradient
+        } else {
+            leaf.f_detach()?.f_zeros_like()?
+        })
     };
     leaves.iter().map(of).collect()
 }
@@ -139,14 +146,20 @@ mod tests {
         let blank = Weights::blank();
         Dit::new(&blank, config, |_| ()).unwrap();
         let weights = Weights::synthetic(3);
-        let tensors: Vec<_> =
-            blank.shapes().into_iter().map(|(n, s)| (n.clone(), weights.tensor(&n, &s).unwrap())).collect();
+        let tensors: Vec<_> = blank
+            .shapes()
+            .into_iter()
+            .map(|(n, s)| (n.clone(), weights.tensor(&n, &s).unwrap()))
+            .collect();
         let params = Params::new(&tensors, Device::Cpu).unwrap();
         let dit = Dit::new(&params.weights(), config, |_| ()).unwrap();
         let draw = |shape: &[i64], seed| noise::randn(shape, seed, Kind::Float, Device::Cpu).unwrap();
         let grid = Grid { rows: 2, cols: 2 };
         let ids = |t| grid_ids(grid, Origin { t, y: 0, x: 0 }).unwrap();
-        let conditioning = Conditioning { prompt_embeds: draw(&[2, 3, 6], 1), pooled: draw(&[2, 5], 2) };
+        let conditioning = Conditioning {
+            prompt_embeds: draw(&[2, 3, 6], 1),
+            pooled: draw(&[2, 5], 2),
+        };
         let context = Tokens::new(draw(&[2, 4, 8], 3), ids(1)).unwrap();
         let input = RunInput {
             conditioning: &conditioning,

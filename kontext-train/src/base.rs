@@ -30,7 +30,12 @@ impl Base {
         let (_, config) = checkpoint.open_transformer()?;
         let shift = checkpoint.shift(&config)?;
         let defaults = kontext::ModelDefaults::of(folder.as_ref())?;
-        Ok(Self { checkpoint, defaults, config, shift })
+        Ok(Self {
+            checkpoint,
+            defaults,
+            config,
+            shift,
+        })
     }
 
     /// The sizes of pictures that it prefers.
@@ -42,7 +47,9 @@ impl Base {
     /// The number of steps that it samples with.
     #[must_use]
     pub fn steps(&self) -> usize {
-        self.defaults.steps.unwrap_or(kontext::Conformance::Kontext.default_steps())
+        self.defaults
+            .steps
+            .unwrap_or(kontext::Conformance::Kontext.default_steps())
     }
 
     /// Its autoencoder, in f32.
@@ -63,7 +70,10 @@ impl Base {
         let tokenizer = |path: &Path| Tokenizer::open(path);
         let clip_tokenizer = tokenizer(&self.checkpoint.clip_tokenizer)?;
         let text = TextEncoder::new(clip, clip_tokenizer, t5, tokenizer(&self.checkpoint.t5_tokenizer)?)?;
-        let length = self.defaults.max_sequence_length.unwrap_or(TextEncoder::SEQUENCE_LENGTH);
+        let length = self
+            .defaults
+            .max_sequence_length
+            .unwrap_or(TextEncoder::SEQUENCE_LENGTH);
         Ok(text.max_sequence_length(length))
     }
 
@@ -89,7 +99,10 @@ impl Base {
     /// # Errors
     /// Those of [`Weights::open`] and [`Weights::tensor`].
     pub fn transformer_of(folder: &Path, config: &DitConfig) -> Result<Vec<(String, Tensor)>> {
-        all(&Weights::open(folder.join("transformer"))?.named(kontext_dit::names::diffusers), config)
+        all(
+            &Weights::open(folder.join("transformer"))?.named(kontext_dit::names::diffusers),
+            config,
+        )
     }
 }
 

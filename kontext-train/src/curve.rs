@@ -31,9 +31,17 @@ impl Curve {
     /// Takes up `curve.csv` in the folder, without what comes behind `step`.
     pub(crate) fn open(folder: &Path, step: u64) -> Result<Self> {
         let path = folder.join("curve.csv");
-        let text =
-            if path.is_file() { std::fs::read_to_string(&path).map_err(Error::io(&path))? } else { String::new() };
-        let points = text.lines().skip(1).filter_map(parse).filter(|p| p.step <= step).collect();
+        let text = if path.is_file() {
+            std::fs::read_to_string(&path).map_err(Error::io(&path))?
+        } else {
+            String::new()
+        };
+        let points = text
+            .lines()
+            .skip(1)
+            .filter_map(parse)
+            .filter(|p| p.step <= step)
+            .collect();
         Ok(Self { path, points })
     }
 
@@ -56,10 +64,15 @@ impl Curve {
             let validation = p.validation.map(|v| v.to_string()).unwrap_or_default();
             text.push_str(&format!("{},{},{},{},{validation}\n", p.step, p.loss, p.rate, p.norm));
         }
-        file.writer().write_all(text.as_bytes()).map_err(Error::io(&self.path))?;
+        file.writer()
+            .write_all(text.as_bytes())
+            .map_err(Error::io(&self.path))?;
         file.publish()?;
         let path = self.path.with_extension("svg");
-        let svg = self.plot().map_err(|e| Error::Image { path: path.clone(), reason: e })?;
+        let svg = self.plot().map_err(|e| Error::Image {
+            path: path.clone(),
+            reason: e,
+        })?;
         let mut file = OutputFile::create(&path)?;
         file.writer().write_all(svg.as_bytes()).map_err(Error::io(&path))?;
         file.publish()
@@ -67,8 +80,11 @@ impl Curve {
 
     fn plot(&self) -> std::result::Result<String, String> {
         let training = self.smoothed();
-        let validation: Vec<(f64, f64)> =
-            self.points.iter().filter_map(|p| Some((p.step as f64, p.validation?))).collect();
+        let validation: Vec<(f64, f64)> = self
+            .points
+            .iter()
+            .filter_map(|p| Some((p.step as f64, p.validation?)))
+            .collect();
         let mut svg = String::new();
         let values = || training.iter().chain(&validation);
         let last = values().map(|(step, _)| *step).fold(1.0, f64::max);
@@ -92,7 +108,11 @@ impl Curve {
                     .draw_series(LineSeries::new(validation, &RED))?
                     .label("validation")
                     .legend(|(x, y)| PathElement::new(vec![(x, y), (x + 20, y)], RED));
-                chart.configure_series_labels().background_style(WHITE).border_style(BLACK).draw()?;
+                chart
+                    .configure_series_labels()
+                    .background_style(WHITE)
+                    .border_style(BLACK)
+                    .draw()?;
                 area.present()?;
                 Ok(())
             };
@@ -105,7 +125,11 @@ impl Curve {
     fn smoothed(&self) -> Vec<(f64, f64)> {
         let window = |end: usize| &self.points[end.saturating_sub(SMOOTH - 1)..=end];
         let mean = |points: &[Point]| points.iter().map(|p| p.loss).sum::<f64>() / points.len() as f64;
-        self.points.iter().enumerate().map(|(end, p)| (p.step as f64, mean(window(end)))).collect()
+        self.points
+            .iter()
+            .enumerate()
+            .map(|(end, p)| (p.step as f64, mean(window(end))))
+            .collect()
     }
 }
 
@@ -114,7 +138,13 @@ fn parse(line: &str) -> Option<Point> {
     let step = fields.next()?.parse().ok()?;
     let mut number = || fields.next()?.parse().ok();
     let (loss, rate, norm) = (number()?, number()?, number()?);
-    Some(Point { step, loss, rate, norm, validation: number() })
+    Some(Point {
+        step,
+        loss,
+        rate,
+        norm,
+        validation: number(),
+    })
 }
 
 #[cfg(test)]
@@ -126,7 +156,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut curve = Curve::open(folder.path(), 0).unwrap();
         for step in 1..=4 {
-            curve.push(Point { step, loss: 1.0 / step as f64, rate: 1e-3, norm: 0.5, validation: None });
+            curve.push(Point {
+                step,
+                loss: 1.0 / step as f64,
+                rate: 1e-3,
+                norm: 0.5,
+                validation: None,
+            });
         }
         curve.validated(0.75);
         curve.save().unwrap();

@@ -17,7 +17,10 @@ impl Ema {
     /// # Errors
     /// [`kontext_core::Error::Torch`] where memory is short.
     pub fn new(params: &Params, decay: f64) -> Result<Self> {
-        Ok(Self { average: params.flat().f_detach_copy()?, decay })
+        Ok(Self {
+            average: params.flat().f_detach_copy()?,
+            decay,
+        })
     }
 
     /// Takes in the values after step `step` (from 0). At the beginning the memory is short, so that

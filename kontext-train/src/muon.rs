@@ -76,7 +76,14 @@ fn blocks(name: &str, offset: i64, shape: &[i64]) -> Vec<Block> {
     if let &[rows, input, height, width] = shape {
         let outer = name.contains("conv_in") || name.contains("conv_out");
         let columns = input * height * width;
-        let whole = Block { offset, stride: columns, row: 0, rows, column: 0, columns };
+        let whole = Block {
+            offset,
+            stride: columns,
+            row: 0,
+            rows,
+            column: 0,
+            columns,
+        };
         return if outer { Vec::new() } else { vec![whole] };
     }
     let inner = name.starts_with("double_blocks.") || name.starts_with("single_blocks.");
@@ -84,12 +91,23 @@ fn blocks(name: &str, offset: i64, shape: &[i64]) -> Vec<Block> {
     if !inner || !name.ends_with(".weight") || name.contains("_mod.") || name.contains("modulation") {
         return Vec::new();
     }
-    let whole = Block { offset, stride: columns, row: 0, rows, column: 0, columns };
+    let whole = Block {
+        offset,
+        stride: columns,
+        row: 0,
+        rows,
+        column: 0,
+        columns,
+    };
     let by_rows = |heights: &[i64]| {
         let mut row = 0;
         let mut cut = |&height: &i64| {
             row += height;
-            Block { row: row - height, rows: height, ..whole.clone() }
+            Block {
+                row: row - height,
+                rows: height,
+                ..whole.clone()
+            }
         };
         heights.iter().map(&mut cut).collect()
     };
@@ -98,8 +116,18 @@ fn blocks(name: &str, offset: i64, shape: &[i64]) -> Vec<Block> {
     } else if name.ends_with("linear1.weight") && rows > 3 * columns {
         by_rows(&[columns, columns, columns, rows - 3 * columns])
     } else if name.ends_with("linear2.weight") && columns > rows {
-        let attention = Block { columns: rows, ..whole.clone() };
-        vec![attention, Block { column: rows, columns: columns - rows, ..whole }]
+        let attention = Block {
+            columns: rows,
+            ..whole.clone()
+        };
+        vec![
+            attention,
+            Block {
+                column: rows,
+                columns: columns - rows,
+                ..whole
+            },
+        ]
     } else {
         vec![whole]
     }
@@ -109,8 +137,16 @@ fn blocks(name: &str, offset: i64, shape: &[i64]) -> Vec<Block> {
 fn orthogonal(matrices: &Tensor) -> Result<Tensor> {
     let (a, b, c) = COEFFICIENTS;
     let tall = matrices.size()[1] > matrices.size()[2];
-    let mut x = if tall { matrices.f_transpose(1, 2)? } else { matrices.shallow_clone() };
-    let norm = x.f_square()?.f_sum_dim_intlist([1_i64, 2].as_slice(), true, x.kind())?.f_sqrt()?.f_add_scalar(1e-7)?;
+    let mut x = if tall {
+        matrices.f_transpose(1, 2)?
+    } else {
+        matrices.shallow_clone()
+    };
+    let norm = x
+        .f_square()?
+        .f_sum_dim_intlist([1_i64, 2].as_slice(), true, x.kind())?
+        .f_sqrt()?
+        .f_add_scalar(1e-7)?;
     x = x.f_div(&norm)?;
     for _ in 0..ROUNDS {
         let gram = x.f_bmm(&x.f_transpose(1, 2)?)?;
@@ -150,10 +186,19 @@ mod tests {
 
     #[test]
     fn only_the_blocks_matrices_are_redirected() {
-        let of =
-            |name: &str, shape: [i64; 2]| (name.to_owned(), noise::randn(&shape, 1, Kind::Float, Device::Cpu).unwrap());
-        let params =
-            Params::new(&[of("img_in.weight", [2, 3]), of("single_blocks.0.linear2.weight", [2, 6])], Device::Cpu);
+        let of = |name: &str, shape: [i64; 2]| {
+            (
+                name.to_owned(),
+                noise::randn(&shape, 1, Kind::Float, Device::Cpu).unwrap(),
+            )
+        };
+        let params = Params::new(
+            &[
+                of("img_in.weight", [2, 3]),
+                of("single_blocks.0.linear2.weight", [2, 6]),
+            ],
+            Device::Cpu,
+        );
         let params = params.unwrap();
         let step = params.flat().zeros_like();
         Muon::new(&params).direct(params.flat(), &step).unwrap();

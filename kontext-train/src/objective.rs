@@ -145,10 +145,15 @@ impl Objective {
             true => (index as f64 + uniform(rng)) / batch as f64,
             false => uniform(rng),
         };
-        let mut levels: Vec<f64> = (0..batch).map(|index| self.density.quantile(place(rng, index))).collect();
+        let mut levels: Vec<f64> = (0..batch)
+            .map(|index| self.density.quantile(place(rng, index)))
+            .collect();
         shuffle(rng, &mut levels);
         if self.resolution_shift {
-            levels = levels.into_iter().map(|sigma| f64::from(shift.shifted(sigma as f32, target_tokens))).collect();
+            levels = levels
+                .into_iter()
+                .map(|sigma| f64::from(shift.shifted(sigma as f32, target_tokens)))
+                .collect();
         }
         // Not quite the ends: at 0 the weight of low noise is infinite.
         levels.into_iter().map(|sigma| sigma.clamp(1e-4, 1.0)).collect()
@@ -163,7 +168,9 @@ impl Objective {
     /// [`Error::Torch`] where the shapes differ.
     pub fn loss(&self, velocity: &Tensor, noise: &Tensor, picture: &Tensor, sigmas: &[f64]) -> Result<Tensor> {
         let kind = kontext_core::Kind::Float;
-        let error = velocity.f_to_kind(kind)?.f_sub(&noise.f_sub(picture)?.f_to_kind(kind)?)?;
+        let error = velocity
+            .f_to_kind(kind)?
+            .f_sub(&noise.f_sub(picture)?.f_to_kind(kind)?)?;
         let by_item = error.f_square()?.f_mean_dim([1_i64, 2].as_slice(), false, kind)?; // [B]
         let weights: Vec<f32> = sigmas.iter().map(|s| self.weighting.weight(*s) as f32).collect();
         let weights = Tensor::f_from_slice(&weights)?.f_to_device(velocity.device())?;
@@ -177,7 +184,9 @@ impl Objective {
 /// [`Error::Torch`] where the shapes differ.
 pub fn add_noise(picture: &Tensor, noise: &Tensor, sigmas: &[f64]) -> Result<Tensor> {
     let levels: Vec<f32> = sigmas.iter().map(|s| *s as f32).collect();
-    let levels = Tensor::f_from_slice(&levels)?.f_to_device(picture.device())?.f_reshape([-1, 1, 1])?;
+    let levels = Tensor::f_from_slice(&levels)?
+        .f_to_device(picture.device())?
+        .f_reshape([-1, 1, 1])?;
     Ok(picture.f_lerp_tensor(noise, &levels.f_to_kind(picture.kind())?)?)
 }
 
@@ -200,7 +209,11 @@ mod tests {
 
     #[test]
     fn stratified_levels_fall_one_into_each_share() {
-        let objective = Objective { density: Density::Uniform, resolution_shift: false, ..Objective::default() };
+        let objective = Objective {
+            density: Density::Uniform,
+            resolution_shift: false,
+            ..Objective::default()
+        };
         let mut levels = objective.draw(&mut generator(0, Stream::Step, 0), 8, 64, Shift::dev());
         levels.sort_by(f64::total_cmp);
         for (index, level) in levels.iter().enumerate() {
@@ -213,9 +226,17 @@ mod tests {
         let full = |value: f64| Tensor::full([2, 3, 4], value, (Kind::Float, Device::Cpu));
         let (picture, noise) = (full(1.0), full(3.0));
         let objective = Objective::default();
-        let loss = |v: f64| objective.loss(&full(v), &noise, &picture, &[0.2, 0.9]).unwrap().double_value(&[]);
+        let loss = |v: f64| {
+            objective
+                .loss(&full(v), &noise, &picture, &[0.2, 0.9])
+                .unwrap()
+                .double_value(&[])
+        };
         assert_eq!((loss(2.0), loss(0.0)), (0.0, 4.0));
         let mixed = add_noise(&picture, &noise, &[0.0, 0.5]).unwrap();
-        assert_eq!((mixed.double_value(&[0, 0, 0]), mixed.double_value(&[1, 0, 0])), (1.0, 2.0));
+        assert_eq!(
+            (mixed.double_value(&[0, 0, 0]), mixed.double_value(&[1, 0, 0])),
+            (1.0, 2.0)
+        );
     }
 }

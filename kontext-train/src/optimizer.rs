@@ -29,7 +29,13 @@ pub struct AdamWConfig {
 
 impl Default for AdamWConfig {
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.01, muon: false }
+        Self {
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.01,
+            muon: false,
+        }
     }
 }
 
@@ -66,7 +72,13 @@ impl AdamW {
     /// # Errors
     /// [`kontext_core::Error::Torch`] where the sizes differ.
     pub fn step(&mut self, params: &Params, gradient: &Tensor, lr: f64) -> Result<()> {
-        let AdamWConfig { beta1, beta2, eps, weight_decay, .. } = self.config;
+        let AdamWConfig {
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            ..
+        } = self.config;
         self.steps += 1;
         let steps = self.steps as f64;
         let mut values = params.flat().shallow_clone();
@@ -77,7 +89,11 @@ impl AdamW {
         let _ = self.mean.f_lerp_(gradient, 1.0 - beta1)?;
         let square = gradient.f_square()?.f_mul_scalar(1.0 - beta2)?;
         let _ = self.square.f_mul_scalar_(beta2)?.f_add_(&square)?;
-        let root = self.square.f_sqrt()?.f_div_scalar_((1.0 - beta2.powf(steps)).sqrt())?.f_add_scalar_(eps)?;
+        let root = self
+            .square
+            .f_sqrt()?
+            .f_div_scalar_((1.0 - beta2.powf(steps)).sqrt())?
+            .f_add_scalar_(eps)?;
         let mut step = self.mean.f_div(&root)?.f_div_scalar_(1.0 - beta1.powf(steps))?;
         if let Some(muon) = &self.muon {
             // A look ahead, as Nesterov's: the mean as it will be if the gradient stays.
@@ -114,21 +130,34 @@ mod tests {
     /// and so is the root, so each step is -lr.
     #[test]
     fn a_constant_gradient_moves_by_the_learning_rate() {
-        let params = Params::new(&[("bias".to_owned(), Tensor::from_slice(&[1.0_f32, -1.0]))], Device::Cpu).unwrap();
+        let params = Params::new(
+            &[("bias".to_owned(), Tensor::from_slice(&[1.0_f32, -1.0]))],
+            Device::Cpu,
+        )
+        .unwrap();
         let mut adam = AdamW::new(&params, AdamWConfig::default()).unwrap();
         for _ in 0..2 {
             adam.step(&params, &Tensor::from_slice(&[1.0_f32, -3.0]), 0.1).unwrap();
         }
         let values: Vec<f32> = Vec::try_from(params.flat()).unwrap();
-        assert!((values[0] - 0.8).abs() < 1e-6 && (values[1] + 0.8).abs() < 1e-6, "{values:?}");
+        assert!(
+            (values[0] - 0.8).abs() < 1e-6 && (values[1] + 0.8).abs() < 1e-6,
+            "{values:?}"
+        );
     }
 
     #[test]
     fn decay_pulls_matrices_alone() {
         let tensors = [("w".to_owned(), Tensor::ones([1, 1], (Kind::Float, Device::Cpu)))];
         let params = Params::new(&tensors, Device::Cpu).unwrap();
-        let config = AdamWConfig { weight_decay: 0.5, ..AdamWConfig::default() };
-        AdamW::new(&params, config).unwrap().step(&params, &Tensor::from_slice(&[0.0_f32]), 0.1).unwrap();
+        let config = AdamWConfig {
+            weight_decay: 0.5,
+            ..AdamWConfig::default()
+        };
+        AdamW::new(&params, config)
+            .unwrap()
+            .step(&params, &Tensor::from_slice(&[0.0_f32]), 0.1)
+            .unwrap();
         assert!((params.flat().double_value(&[0]) - 0.95).abs() < 1e-6);
     }
 }

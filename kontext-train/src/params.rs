@@ -32,7 +32,10 @@ impl Params {
             return Err(Error::invalid("tensors to train", "at least one", 0));
         }
         let flat = |(_, t): &(String, Tensor)| -> Result<Tensor> {
-            Ok(t.f_detach()?.f_to_kind(Kind::Float)?.f_to_device(device)?.f_reshape([-1])?)
+            Ok(t.f_detach()?
+                .f_to_kind(Kind::Float)?
+                .f_to_device(device)?
+                .f_reshape([-1])?)
         };
         let flat = Tensor::f_cat(&tensors.iter().map(flat).collect::<Result<Vec<_>>>()?, 0)?;
         let mut entries = Vec::with_capacity(tensors.len());
@@ -40,7 +43,11 @@ impl Params {
         for (name, tensor) in tensors {
             let count = tensor.numel() as i64;
             let leaf = flat.f_narrow(0, offset, count)?.f_reshape(tensor.size())?.f_detach()?;
-            entries.push(Entry { name: name.clone(), offset, leaf: leaf.f_set_requires_grad(true)? });
+            entries.push(Entry {
+                name: name.clone(),
+                offset,
+                leaf: leaf.f_set_requires_grad(true)?,
+            });
             offset += count;
         }
         Ok(Self { flat, entries })
@@ -76,7 +83,11 @@ impl Params {
     /// [`Error::Shape`] for another number of values.
     pub fn named(&self, flat: &Tensor) -> Result<Vec<(String, Tensor)>> {
         if flat.size() != self.flat.size() {
-            return Err(Error::Shape { tensor: "flat", expected: "[number of trained values]", got: flat.size() });
+            return Err(Error::Shape {
+                tensor: "flat",
+                expected: "[number of trained values]",
+                got: flat.size(),
+            });
         }
         let cut = |e: &Entry| -> Result<(String, Tensor)> {
             let values = flat.f_narrow(0, e.offset, e.leaf.numel() as i64)?;
@@ -127,7 +138,10 @@ impl Params {
                 e.leaf.f_zeros_like()?.f_reshape([-1])?.f_detach()?
             })
         };
-        Ok(Tensor::f_cat(&self.entries.iter().map(part).collect::<Result<Vec<_>>>()?, 0)?)
+        Ok(Tensor::f_cat(
+            &self.entries.iter().map(part).collect::<Result<Vec<_>>>()?,
+            0,
+        )?)
     }
 
     /// Takes the gradient `[N]` that backward passes have left, shortened to the norm `clip` if it is longer,
@@ -146,9 +160,19 @@ impl Params {
         self.zero_grad();
         let norm = gradient.f_norm()?.f_double_value(&[])?;
         if !(loss.is_finite() && norm.is_finite()) {
-            return Err(Error::NotFinite { stage: stage(), hint: hint.to_owned() });
+            return Err(Error::NotFinite {
+                stage: stage(),
+                hint: hint.to_owned(),
+            });
         }
-        Ok((if norm > clip { gradient.f_mul_scalar(clip / norm)? } else { gradient }, norm))
+        Ok((
+            if norm > clip {
+                gradient.f_mul_scalar(clip / norm)?
+            } else {
+                gradient
+            },
+            norm,
+        ))
     }
 
     /// The gradients by name.
@@ -171,9 +195,16 @@ impl Params {
     pub(crate) fn decayed(&self) -> Result<Tensor> {
         let part = |e: &Entry| -> Result<Tensor> {
             let value = if e.leaf.dim() > 1 { 1.0 } else { 0.0 };
-            Ok(Tensor::f_full([e.leaf.numel() as i64], value, (Kind::Float, e.leaf.device()))?)
+            Ok(Tensor::f_full(
+                [e.leaf.numel() as i64],
+                value,
+                (Kind::Float, e.leaf.device()),
+            )?)
         };
-        Ok(Tensor::f_cat(&self.entries.iter().map(part).collect::<Result<Vec<_>>>()?, 0)?)
+        Ok(Tensor::f_cat(
+            &self.entries.iter().map(part).collect::<Result<Vec<_>>>()?,
+            0,
+        )?)
     }
 
     /// Shapes and places of the tensors in the flat one, in order.
@@ -198,7 +229,9 @@ mod tests {
 
     impl Concat for [&[(String, Tensor)]; 2] {
         fn concat_tensors(&self) -> Vec<(String, Tensor)> {
-            self.iter().flat_map(|part| part.iter().map(|(n, t)| (n.clone(), t.shallow_clone()))).collect()
+            self.iter()
+                .flat_map(|part| part.iter().map(|(n, t)| (n.clone(), t.shallow_clone())))
+                .collect()
         }
     }
 
@@ -212,7 +245,10 @@ mod tests {
         assert_eq!(gradient, [1.0, 2.0, 3.0, 1.0, 2.0, 3.0, 1.0, 1.0]);
         // The layer sees what is written into the flat tensor.
         params.set(&Tensor::zeros([8], (Kind::Float, Device::Cpu))).unwrap();
-        assert_eq!(linear.forward(&x).unwrap().abs().sum(Kind::Float).double_value(&[]), 0.0);
+        assert_eq!(
+            linear.forward(&x).unwrap().abs().sum(Kind::Float).double_value(&[]),
+            0.0
+        );
         params.zero_grad();
         assert_eq!(params.gradient().unwrap().abs().sum(Kind::Float).double_value(&[]), 0.0);
     }

@@ -16,7 +16,11 @@ pub struct Rate {
 
 impl Default for Rate {
     fn default() -> Self {
-        Self { peak: 1e-4, warmup: 100, floor: 0.05 }
+        Self {
+            peak: 1e-4,
+            warmup: 100,
+            floor: 0.05,
+        }
     }
 }
 
@@ -40,7 +44,11 @@ mod tests {
 
     #[test]
     fn the_rate_rises_peaks_and_ends_at_its_floor() {
-        let rate = Rate { peak: 1.0, warmup: 10, floor: 0.1 };
+        let rate = Rate {
+            peak: 1.0,
+            warmup: 10,
+            floor: 0.1,
+        };
         assert!((rate.at(0, 110) - 0.1).abs() < 1e-12);
         assert!((rate.at(10, 110) - 1.0).abs() < 1e-12);
         assert!((rate.at(60, 110) - 0.55).abs() < 1e-12);

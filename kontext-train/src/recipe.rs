@@ -89,7 +89,12 @@ impl Default for LoraMethod {
             "single_blocks.*.linear1",
             "single_blocks.*.linear2",
         ];
-        Self { rank: 16, alpha: None, dora: false, targets: targets.map(str::to_owned).to_vec() }
+        Self {
+            rank: 16,
+            alpha: None,
+            dora: false,
+            targets: targets.map(str::to_owned).to_vec(),
+        }
     }
 }
 
@@ -140,7 +145,11 @@ pub struct Every {
 
 impl Default for Every {
     fn default() -> Self {
-        Self { save: 500, validate: 250, sample: 1000 }
+        Self {
+            save: 500,
+            validate: 250,
+            sample: 1000,
+        }
     }
 }
 

@@ -32,8 +32,15 @@ impl Sampler<'_> {
         for &item in items {
             rows.push(self.row(store, item, seed)?);
         }
-        let width = rows.iter().map(|row| row.iter().map(|p| p.width() + GAP).sum::<u32>()).max().unwrap_or(1);
-        let height = rows.iter().map(|row| row.iter().map(|p| p.height() + GAP).max().unwrap_or(0)).sum::<u32>();
+        let width = rows
+            .iter()
+            .map(|row| row.iter().map(|p| p.width() + GAP).sum::<u32>())
+            .max()
+            .unwrap_or(1);
+        let height = rows
+            .iter()
+            .map(|row| row.iter().map(|p| p.height() + GAP).max().unwrap_or(0))
+            .sum::<u32>();
         let mut grid = RgbImage::from_pixel(width, height.max(1), image::Rgb([255; 3]));
         let mut y = 0;
         for row in &rows {
@@ -51,7 +58,11 @@ impl Sampler<'_> {
         let batch = store.batch(&[item], &[])?;
         let grid = batch.bucket.target;
         let schedule = Schedule::new(self.steps, grid.tokens(), self.shift, Conformance::Kontext)?;
-        let guidance = self.dit.config().guidance_embed.then(|| schedule.embedded_guidance(self.guidance, self.kind));
+        let guidance = self
+            .dit
+            .config()
+            .guidance_embed
+            .then(|| schedule.embedded_guidance(self.guidance, self.kind));
         let run = self.dit.prepare(&RunInput {
             conditioning: &batch.conditioning,
             target_ids: &batch.target_ids,
@@ -79,7 +90,14 @@ impl Sampler<'_> {
 
     fn decode(&self, latents: &Tensor) -> Result<RgbImage> {
         let pixels = self.vae.decode(&latents.f_to_kind(Kind::Float)?)?;
-        let none = || Error::Shape { tensor: "picture", expected: "[1, 3, H, W]", got: pixels.size() };
-        picture::from_tensor(&pixels, picture::Rounding::Nearest)?.into_iter().next().ok_or_else(none)
+        let none = || Error::Shape {
+            tensor: "picture",
+            expected: "[1, 3, H, W]",
+            got: pixels.size(),
+        };
+        picture::from_tensor(&pixels, picture::Rounding::Nearest)?
+            .into_iter()
+            .next()
+            .ok_or_else(none)
     }
 }

@@ -86,7 +86,10 @@ impl Snapshot {
 
 /// A check sum of the tensors' names and shapes.
 fn layout(params: &Params) -> String {
-    let text: Vec<String> = params.layout().map(|(name, _, shape)| format!("{name}{shape:?}")).collect();
+    let text: Vec<String> = params
+        .layout()
+        .map(|(name, _, shape)| format!("{name}{shape:?}"))
+        .collect();
     format!("{:08x}", crc32fast::hash(text.join(";").as_bytes()))
 }
 

@@ -31,9 +31,13 @@ pub(crate) fn training(
     seed: u64,
     index: u64,
 ) -> Result<Option<Prepared>> {
-    let Some(part) = order.batch(index) else { return Ok(None) };
+    let Some(part) = order.batch(index) else {
+        return Ok(None);
+    };
     let mut rng = generator(seed, Stream::Step, index);
-    let unprompted: Vec<usize> = (0..part.items.len()).filter(|_| happens(&mut rng, objective.drop_prompt)).collect();
+    let unprompted: Vec<usize> = (0..part.items.len())
+        .filter(|_| happens(&mut rng, objective.drop_prompt))
+        .collect();
     let mut batch = store.batch(&part.items, &unprompted)?;
     if happens(&mut rng, objective.drop_context) {
         batch.context = None;
@@ -50,7 +54,12 @@ pub(crate) fn validation(
     seed: u64,
     index: u64,
 ) -> Result<Prepared> {
-    prepare(store.batch(items, &[])?, objective, shift, &mut generator(seed, Stream::Validation, index))
+    prepare(
+        store.batch(items, &[])?,
+        objective,
+        shift,
+        &mut generator(seed, Stream::Validation, index),
+    )
 }
 
 fn prepare(batch: Batch, objective: &Objective, shift: Shift, rng: &mut impl rand::Rng) -> Result<Prepared> {
@@ -60,5 +69,10 @@ fn prepare(batch: Batch, objective: &Objective, shift: Shift, rng: &mut impl ran
     let noise =
         noise::randn(&shape, rng.random(), Kind::Float, batch.target.device())?.f_to_kind(batch.target.kind())?;
     let noisy = add_noise(&batch.target, &noise, &sigmas)?;
-    Ok(Prepared { batch, sigmas, noise, noisy })
+    Ok(Prepared {
+        batch,
+        sigmas,
+        noise,
+        noisy,
+    })
 }

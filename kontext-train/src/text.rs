@@ -51,7 +51,11 @@ impl Default for TextRecipe {
             clip_tokens: 24,
             batch: 64,
             steps: 1000,
-            rate: Rate { peak: 2e-3, warmup: 50, floor: 0.02 },
+            rate: Rate {
+                peak: 2e-3,
+                warmup: 50,
+                floor: 0.02,
+            },
             blotted: 0.2,
             seed: 0,
         }
@@ -122,16 +126,32 @@ fn train_t5(
     let tensors = initial(recipe.seed, |w| T5Encoder::new(w, &config, Kind::Float).map(drop))?;
     let tokenizer = Tokenizer::open(out.join("tokenizer_2"))?;
     let (ids, used) = encode(&tokenizer, texts, recipe.t5_tokens)?;
-    let encoder = Encoder { params: Params::new(&tensors, Device::Cpu)?, ids, used, vocab, blot: 2, first: 0 };
+    let encoder = Encoder {
+        params: Params::new(&tensors, Device::Cpu)?,
+        ids,
+        used,
+        vocab,
+        blot: 2,
+        first: 0,
+    };
     let model = T5Encoder::new(&encoder.params.weights(), &config, Kind::Float)?;
     let table = encoder.params.get("shared.weight").map(Tensor::shallow_clone);
     let table = table.ok_or_else(|| Error::invalid("T5's table", "`shared.weight`", "none"))?;
     let scale = 1.0 / (recipe.width as f64).sqrt();
     encoder.train("T5", recipe, observe, |batch| {
-        let logits = model.forward(&batch.blotted)?.f_matmul(&table.f_transpose(0, 1)?)?.f_mul_scalar(scale * 8.0)?;
+        let logits = model
+            .forward(&batch.blotted)?
+            .f_matmul(&table.f_transpose(0, 1)?)?
+            .f_mul_scalar(scale * 8.0)?;
         let logits = logits.f_flatten(0, 1)?.f_log_softmax(-1, Kind::Float)?; // [B T, V]
-        let right = logits.f_gather(1, &batch.ids.f_reshape([-1, 1])?, false)?.f_reshape_as(&batch.weights)?;
-        Ok(right.f_mul(&batch.weights)?.f_sum(Kind::Float)?.f_div(&batch.weights.f_sum(Kind::Float)?)?.f_neg()?)
+        let right = logits
+            .f_gather(1, &batch.ids.f_reshape([-1, 1])?, false)?
+            .f_reshape_as(&batch.weights)?;
+        Ok(right
+            .f_mul(&batch.weights)?
+            .f_sum(Kind::Float)?
+            .f_div(&batch.weights.f_sum(Kind::Float)?)?
+            .f_neg()?)
     })?;
     save_part::t5(out, &encoder.params.values()?, &config)
 }
@@ -156,12 +176,21 @@ fn train_clip(
     /// Reads the words off the pooled vector; thrown away afterwards.
     const HEAD: &str = "head.weight";
     let mut tensors = initial(recipe.seed, |w| ClipEncoder::new(w, &config, Kind::Float).map(drop))?;
-    tensors.extend(initial(recipe.seed, |w| w.tensor(HEAD, &[vocab, recipe.width]).map(drop))?);
+    tensors.extend(initial(recipe.seed, |w| {
+        w.tensor(HEAD, &[vocab, recipe.width]).map(drop)
+    })?);
     let tokenizer = Tokenizer::open(out.join("tokenizer"))?;
     let (ids, used) = encode(&tokenizer, texts, recipe.clip_tokens)?;
     // CLIP has no token for a blot: the one that begins a text stands in.
     let params = Params::new(&tensors, Device::Cpu)?;
-    let encoder = Encoder { params, ids, used, vocab, blot: vocab - 2, first: 1 };
+    let encoder = Encoder {
+        params,
+        ids,
+        used,
+        vocab,
+        blot: vocab - 2,
+        first: 1,
+    };
     let model = ClipEncoder::new(&encoder.params.weights(), &config, Kind::Float)?;
     let head = encoder.params.get(HEAD).map(Tensor::shallow_clone);
     let head = head.ok_or_else(|| Error::invalid("CLIP's head", "a tensor", "none"))?;
@@ -173,7 +202,12 @@ fn train_clip(
             .f_binary_cross_entropy_with_logits(&present, None::<&Tensor>, None::<&Tensor>, tch::Reduction::Mean)?
             .f_mul_scalar(encoder.vocab as f64 / 8.0)?)
     })?;
-    let values = encoder.params.values()?.into_iter().filter(|(name, _)| name != HEAD).collect::<Vec<_>>();
+    let values = encoder
+        .params
+        .values()?
+        .into_iter()
+        .filter(|(name, _)| name != HEAD)
+        .collect::<Vec<_>>();
     save_part::clip(out, &values, &config)
 }
 
@@ -195,7 +229,10 @@ impl Encoder {
         observe: &mut dyn FnMut(TextReport) -> ControlFlow<()>,
         loss: impl Fn(&Batch) -> Result<Tensor>,
     ) -> Result<()> {
-        let config = AdamWConfig { weight_decay: 0.0, ..AdamWConfig::default() };
+        let config = AdamWConfig {
+            weight_decay: 0.0,
+            ..AdamWConfig::default()
+        };
         let mut optimizer = AdamW::new(&self.params, config)?;
         for step in 0..recipe.steps {
             let value = loss(&self.batch(recipe, step)?)?;
@@ -204,8 +241,18 @@ impl Encoder {
             let stage = || format!("training step {} of {name}", step + 1);
             let (gradient, _) = self.params.take_gradient(loss, 1.0, stage, "take a lower rate.peak")?;
             optimizer.step(&self.params, &gradient, recipe.rate.at(step, recipe.steps))?;
-            if observe(TextReport { encoder: name, step: step + 1, total: recipe.steps, loss }).is_break() {
-                return Err(Error::Cancelled { done: step as usize + 1, total: recipe.steps as usize });
+            if observe(TextReport {
+                encoder: name,
+                step: step + 1,
+                total: recipe.steps,
+                loss,
+            })
+            .is_break()
+            {
+                return Err(Error::Cancelled {
+                    done: step as usize + 1,
+                    total: recipe.steps as usize,
+                });
             }
         }
         Ok(())
@@ -242,7 +289,10 @@ impl Encoder {
 
 /// Every text as ids, and how many of them are not padding.
 fn encode(tokenizer: &Tokenizer, texts: &BTreeSet<String>, length: usize) -> Result<(Vec<Vec<i64>>, Vec<usize>)> {
-    let encoded = texts.iter().map(|text| tokenizer.encode(text, length)).collect::<Result<Vec<_>>>()?;
+    let encoded = texts
+        .iter()
+        .map(|text| tokenizer.encode(text, length))
+        .collect::<Result<Vec<_>>>()?;
     Ok(encoded.into_iter().map(|e| (e.ids, e.used)).unzip())
 }
 
@@ -254,10 +304,23 @@ mod tests {
     fn encoders_learn_a_small_language_and_open_as_parts_of_a_model() {
         let folder = tempfile::tempdir().unwrap();
         let colours = ["red", "green", "blue", "white"];
-        let texts =
-            colours.iter().flat_map(|c| [format!("make the heart {c}"), format!("paint the book {c}")]).collect();
-        let rate = Rate { peak: 5e-3, warmup: 5, floor: 0.1 };
-        let recipe = TextRecipe { width: 32, layers: 1, batch: 16, steps: 60, rate, ..TextRecipe::default() };
+        let texts = colours
+            .iter()
+            .flat_map(|c| [format!("make the heart {c}"), format!("paint the book {c}")])
+            .collect();
+        let rate = Rate {
+            peak: 5e-3,
+            warmup: 5,
+            floor: 0.1,
+        };
+        let recipe = TextRecipe {
+            width: 32,
+            layers: 1,
+            batch: 16,
+            steps: 60,
+            rate,
+            ..TextRecipe::default()
+        };
         let mut losses: Vec<TextReport> = Vec::new();
         train_text(&recipe, &texts, folder.path(), |report| {
             losses.push(report);
@@ -266,7 +329,10 @@ mod tests {
         .unwrap();
         for name in ["T5", "CLIP"] {
             let of: Vec<f64> = losses.iter().filter(|r| r.encoder == name).map(|r| r.loss).collect();
-            assert!(of[50..].iter().sum::<f64>() < 0.6 * of[..10].iter().sum::<f64>(), "{name}: {of:?}");
+            assert!(
+                of[50..].iter().sum::<f64>() < 0.6 * of[..10].iter().sum::<f64>(),
+                "{name}: {of:?}"
+            );
         }
         let t5 = T5Encoder::open(folder.path().join("text_encoder_2"), Kind::Float, Device::Cpu).unwrap();
         let clip = ClipEncoder::open(folder.path().join("text_encoder"), Kind::Float, Device::Cpu).unwrap();

@@ -38,7 +38,12 @@ impl Trained {
             Method::Full => {
                 let params = Params::new(&base.transformer_tensors()?, device)?;
                 let dit = Dit::new(&params.weights().device(device), &base.config, |_| ())?;
-                return Ok(Self { params, dit, method: method.clone(), parts: Vec::new() });
+                return Ok(Self {
+                    params,
+                    dit,
+                    method: method.clone(),
+                    parts: Vec::new(),
+                });
             }
             Method::Lora(lora) => lora,
         };
@@ -53,7 +58,12 @@ impl Trained {
         let weights = weights.kind(kind).device(device);
         let dit = Dit::new(&weights, &base.config, |_| ())?;
         weights.finish()?;
-        let trained = Self { params, dit, method: method.clone(), parts };
+        let trained = Self {
+            params,
+            dit,
+            method: method.clone(),
+            parts,
+        };
         trained.set_adapters(lora)?;
         Ok(trained)
     }
@@ -72,8 +82,14 @@ impl Trained {
     fn set_adapters(&self, lora: &LoraMethod) -> Result<()> {
         let mut adapters = Adapters::new();
         for part in &self.parts {
-            let of = |name: &str| self.params.get(&format!("{}.{name}", part.module)).map(Tensor::shallow_clone);
-            let (Some(down), Some(up)) = (of(DOWN), of(UP)) else { continue };
+            let of = |name: &str| {
+                self.params
+                    .get(&format!("{}.{name}", part.module))
+                    .map(Tensor::shallow_clone)
+            };
+            let (Some(down), Some(up)) = (of(DOWN), of(UP)) else {
+                continue;
+            };
             let change = Change::low_rank(down, up, strength(lora), part.start)?;
             let change = match of(MAGNITUDE) {
                 Some(magnitude) => change.with_magnitude(&magnitude, Norm::Peft)?,
@@ -99,13 +115,20 @@ impl Trained {
         let values: BTreeMap<String, Tensor> = values.into_iter().collect();
         let mut layers = Vec::new();
         for (name, down) in &values {
-            let Some(module) = name.strip_suffix(DOWN).map(|m| m.trim_end_matches('.')) else { continue };
+            let Some(module) = name.strip_suffix(DOWN).map(|m| m.trim_end_matches('.')) else {
+                continue;
+            };
             let up = values.get(&format!("{module}.{UP}"));
             let up = up.ok_or_else(|| Error::invalid("trained values", "both factors of each layer", name))?;
             // The strength goes into the file's values: programs differ in where they look for it.
             let magnitude = values.get(&format!("{module}.{MAGNITUDE}")).map(Tensor::shallow_clone);
             let (down, up) = (down.shallow_clone(), up.f_mul_scalar(strength(lora))?);
-            layers.push(LoraLayer { module: module.to_owned(), down, up, magnitude });
+            layers.push(LoraLayer {
+                module: module.to_owned(),
+                down,
+                up,
+                magnitude,
+            });
         }
         save_lora(out.join(LORA_FILE), &layers, facts)
     }
@@ -120,7 +143,11 @@ fn chosen(parts: &[LinearPart], targets: &[String]) -> Result<Vec<LinearPart>> {
     for pattern in targets {
         if !parts.iter().any(|part| matches(pattern, &part.layer)) {
             let expected = "patterns of linear layers as in `double_blocks.*.img_attn.qkv`";
-            return Err(Error::invalid("method.targets", expected, format!("`{pattern}`, which names none")));
+            return Err(Error::invalid(
+                "method.targets",
+                expected,
+                format!("`{pattern}`, which names none"),
+            ));
         }
     }
     let named = |part: &&LinearPart| targets.iter().any(|pattern| matches(pattern, &part.layer)) && !part.swapped;
@@ -137,10 +164,15 @@ fn factors(parts: &[LinearPart], rank: i64, seed: u64) -> Result<Vec<(String, Te
     for (index, part) in parts.iter().enumerate() {
         let mut rng = generator(seed, Stream::Initial, index as u64);
         let bound = 1.0 / (part.input as f32).sqrt();
-        let values: Vec<f32> = (0..rank * part.input).map(|_| rng.random_range(-bound..bound)).collect();
+        let values: Vec<f32> = (0..rank * part.input)
+            .map(|_| rng.random_range(-bound..bound))
+            .collect();
         let down = Tensor::f_from_slice(&values)?.f_reshape([rank, part.input])?;
         let up = Tensor::f_zeros([part.rows, rank], (Kind::Float, Device::Cpu))?;
-        tensors.extend([(format!("{}.{DOWN}", part.module), down), (format!("{}.{UP}", part.module), up)]);
+        tensors.extend([
+            (format!("{}.{DOWN}", part.module), down),
+            (format!("{}.{UP}", part.module), up),
+        ]);
     }
     Ok(tensors)
 }
@@ -151,7 +183,11 @@ fn magnitudes(parts: &[LinearPart], all: &[LinearPart], weights: &Weights) -> Re
     // The parts of a fused layer follow each other: it is read once.
     for parts in parts.chunk_by(|a, b| a.layer == b.layer) {
         let Some(first) = parts.first() else { continue };
-        let rows: i64 = all.iter().filter(|part| part.layer == first.layer).map(|part| part.rows).sum();
+        let rows: i64 = all
+            .iter()
+            .filter(|part| part.layer == first.layer)
+            .map(|part| part.rows)
+            .sum();
         let name = format!("{}.weight", first.layer);
         let weight = weights.clone().kind(Kind::Float).tensor(&name, &[rows, first.input])?;
         let lengths = weight.f_norm_scalaropt_dim(2.0, [1_i64], false)?;
@@ -172,7 +208,12 @@ mod tests {
         let parts = linear_parts(&kontext_dit::DitConfig::schnell()).unwrap();
         let error = chosen(&parts, &["blocks.qkv".to_owned()]).unwrap_err();
         assert!(error.to_string().contains("`blocks.qkv`"), "{error}");
-        assert_eq!(chosen(&parts, &["double_blocks.*.img_attn.qkv".to_owned()]).unwrap().len(), 3 * 19);
+        assert_eq!(
+            chosen(&parts, &["double_blocks.*.img_attn.qkv".to_owned()])
+                .unwrap()
+                .len(),
+            3 * 19
+        );
     }
 
     #[test]

@@ -45,7 +45,10 @@ pub struct Trainer {
 
 impl std::fmt::Debug for Trainer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Trainer").field("out", &self.recipe.out).field("step", &self.step).finish_non_exhaustive()
+        f.debug_struct("Trainer")
+            .field("out", &self.recipe.out)
+            .field("step", &self.step)
+            .finish_non_exhaustive()
     }
 }
 
@@ -58,7 +61,10 @@ impl Trainer {
     pub fn open(recipe: Recipe, mut observe: impl FnMut(TrainEvent<'_>) -> ControlFlow<()>) -> Result<Self> {
         recipe.validate()?;
         std::fs::create_dir_all(&recipe.out).map_err(Error::io(&recipe.out))?;
-        let device = recipe.device.as_deref().map_or_else(|| Ok(device::best()), device::parse)?;
+        let device = recipe
+            .device
+            .as_deref()
+            .map_or_else(|| Ok(device::best()), device::parse)?;
         device::available(device)?;
         let kind = if device.is_cuda() { Kind::BFloat16 } else { Kind::Float };
         let base = Base::open(&recipe.model)?;
@@ -66,7 +72,9 @@ impl Trainer {
         let store = open_store(&recipe, &base, &vae, device, kind, &mut observe)?;
         let trained = Trained::new(&recipe.method, &base, recipe.seed, device, kind)?;
         let mut optimizer = AdamW::new(&trained.params, recipe.optimizer)?;
-        let mut ema = (recipe.ema > 0.0).then(|| Ema::new(&trained.params, recipe.ema)).transpose()?;
+        let mut ema = (recipe.ema > 0.0)
+            .then(|| Ema::new(&trained.params, recipe.ema))
+            .transpose()?;
         let state = recipe.out.join("state.safetensors");
         let mut step = 0;
         if state.is_file() {
@@ -76,7 +84,20 @@ impl Trainer {
         }
         let curve = Curve::open(&recipe.out, step)?;
         let watch = Watch::default();
-        let trainer = Self { recipe, base, store, vae, trained, optimizer, ema, curve, device, kind, step, watch };
+        let trainer = Self {
+            recipe,
+            base,
+            store,
+            vae,
+            trained,
+            optimizer,
+            ema,
+            curve,
+            device,
+            kind,
+            step,
+            watch,
+        };
         let count = |wanted: &str| trainer.store.items().iter().filter(|i| i.split == wanted).count();
         let ready = TrainEvent::Ready {
             training: count(&trainer.recipe.data.split),
@@ -143,13 +164,29 @@ impl Trainer {
                 while self.step < until {
                     let (loss, rate, norm) = update.step(self.step, &receiver)?;
                     self.step += 1;
-                    self.curve.push(Point { step: self.step, loss, rate, norm, validation: None });
+                    self.curve.push(Point {
+                        step: self.step,
+                        loss,
+                        rate,
+                        norm,
+                        validation: None,
+                    });
                     self.watch.see(self.step, loss)?;
                     let items = (self.step - first) * accumulate * self.recipe.data.batch as u64;
                     let items_per_second = items as f64 / begin.elapsed().as_secs_f64();
-                    let report = StepReport { step: self.step, total, loss, rate, norm, items_per_second };
+                    let report = StepReport {
+                        step: self.step,
+                        total,
+                        loss,
+                        rate,
+                        norm,
+                        items_per_second,
+                    };
                     if observe(TrainEvent::Step(report)).is_break() {
-                        return Err(Error::Cancelled { done: self.step as usize, total: total as usize });
+                        return Err(Error::Cancelled {
+                            done: self.step as usize,
+                            total: total as usize,
+                        });
                     }
                 }
                 Ok(())
@@ -163,8 +200,15 @@ impl Trainer {
     /// The next step behind which something is written.
     fn next_break(&self) -> u64 {
         let every = self.recipe.every;
-        let next = |every: u64| self.step.checked_div(every).map_or(u64::MAX, |passed| (passed + 1) * every);
-        [every.save, every.validate, every.sample].into_iter().map(next).fold(self.recipe.steps, u64::min)
+        let next = |every: u64| {
+            self.step
+                .checked_div(every)
+                .map_or(u64::MAX, |passed| (passed + 1) * every)
+        };
+        [every.save, every.validate, every.sample]
+            .into_iter()
+            .map(next)
+            .fold(self.recipe.steps, u64::min)
     }
 
     /// Validates, samples and saves where it is time.
@@ -192,7 +236,14 @@ impl Trainer {
     fn save(&self, observe: Observer<'_>) -> Result<()> {
         let path = self.recipe.out.join("state.safetensors");
         let facts = BTreeMap::from([("recipe".to_owned(), self.recipe.to_toml()?)]);
-        Snapshot::save(&path, &self.trained.params, &self.optimizer, self.ema.as_ref(), self.step, &facts)?;
+        Snapshot::save(
+            &path,
+            &self.trained.params,
+            &self.optimizer,
+            self.ema.as_ref(),
+            self.step,
+            &facts,
+        )?;
         self.curve.save()?;
         self.export()?;
         // A wish to stop is minded after the next step.
@@ -245,7 +296,12 @@ impl Trainer {
     /// Those of the model, and [`Error::Io`].
     pub fn sample(&self, path: &std::path::Path) -> Result<()> {
         let items: Vec<usize> = self.held_out().into_iter().flatten().collect();
-        let chosen: Vec<usize> = items.iter().copied().step_by((items.len() / SAMPLES).max(1)).take(SAMPLES).collect();
+        let chosen: Vec<usize> = items
+            .iter()
+            .copied()
+            .step_by((items.len() / SAMPLES).max(1))
+            .take(SAMPLES)
+            .collect();
         let sampler = |dit| Sampler {
             dit,
             vae: &self.vae,
@@ -265,7 +321,10 @@ impl Trainer {
         let by_bucket = self.store.by_bucket(|item| item.split == data.validation);
         let all: usize = by_bucket.iter().map(Vec::len).sum();
         let stride = all.div_ceil(data.validation_items.max(1)).max(1);
-        by_bucket.into_iter().map(|items| items.into_iter().step_by(stride).collect()).collect()
+        by_bucket
+            .into_iter()
+            .map(|items| items.into_iter().step_by(stride).collect())
+            .collect()
     }
 
     fn averaged<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
@@ -276,7 +335,14 @@ impl Trainer {
     }
 
     fn tell(&self, observe: Observer<'_>, event: TrainEvent<'_>) -> Result<()> {
-        let cancelled = || Error::Cancelled { done: self.step as usize, total: self.recipe.steps as usize };
-        if observe(event).is_break() { Err(cancelled()) } else { Ok(()) }
+        let cancelled = || Error::Cancelled {
+            done: self.step as usize,
+            total: self.recipe.steps as usize,
+        };
+        if observe(event).is_break() {
+            Err(cancelled())
+        } else {
+            Ok(())
+        }
     }
 }

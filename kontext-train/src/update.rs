@@ -24,8 +24,20 @@ pub(crate) struct Update<'a> {
 impl Update<'_> {
     /// One optimizer step: loss, learning rate and the gradient's norm.
     pub(crate) fn step(&mut self, step: u64, batches: &Receiver<Result<Prepared>>) -> Result<(f64, f64, f64)> {
-        let Recipe { data, clip, steps, rate, recompute, objective, .. } = self.recipe;
-        let activations = if *recompute { Activations::Recomputed } else { Activations::Kept };
+        let Recipe {
+            data,
+            clip,
+            steps,
+            rate,
+            recompute,
+            objective,
+            ..
+        } = self.recipe;
+        let activations = if *recompute {
+            Activations::Recomputed
+        } else {
+            Activations::Kept
+        };
         let params = &self.trained.params;
         let scale = 1.0 / data.accumulate as f64;
         let mut loss = 0.0;
@@ -49,14 +61,21 @@ impl Update<'_> {
 }
 
 fn prepare(dit: &Dit, recipe: &Recipe, prepared: &Prepared) -> Result<kontext_dit::Run> {
-    let times: Vec<f32> = prepared.sigmas.iter().map(|sigma| (sigma * TIME_FACTOR) as f32).collect();
+    let times: Vec<f32> = prepared
+        .sigmas
+        .iter()
+        .map(|sigma| (sigma * TIME_FACTOR) as f32)
+        .collect();
     let batch = &prepared.batch;
     dit.prepare_items(&RunInput {
         conditioning: &batch.conditioning,
         target_ids: &batch.target_ids,
         context: batch.context.as_ref(),
         times: &times,
-        guidance: dit.config().guidance_embed.then_some((recipe.objective.guidance * TIME_FACTOR) as f32),
+        guidance: dit
+            .config()
+            .guidance_embed
+            .then_some((recipe.objective.guidance * TIME_FACTOR) as f32),
     })
 }
 
@@ -64,6 +83,8 @@ fn prepare(dit: &Dit, recipe: &Recipe, prepared: &Prepared) -> Result<kontext_di
 pub(crate) fn loss_of(dit: &Dit, recipe: &Recipe, prepared: &Prepared) -> Result<f64> {
     let velocity = dit.forward(&prepare(dit, recipe, prepared)?, 0, &prepared.noisy)?;
     check::finite("validating", &velocity)?;
-    let loss = recipe.objective.loss(&velocity, &prepared.noise, &prepared.batch.target, &prepared.sigmas)?;
+    let loss = recipe
+        .objective
+        .loss(&velocity, &prepared.noise, &prepared.batch.target, &prepared.sigmas)?;
     Ok(loss.f_double_value(&[])?)
 }

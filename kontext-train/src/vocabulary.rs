@@ -39,7 +39,11 @@ fn words(text: &str) -> Vec<String> {
     for c in text.chars() {
         let alone = !c.is_alphabetic();
         if alone {
-            words.push(if c.is_whitespace() { String::new() } else { c.to_string() });
+            words.push(if c.is_whitespace() {
+                String::new()
+            } else {
+                c.to_string()
+            });
             words.push(String::new());
         } else if let Some(word) = words.last_mut() {
             word.push(c);
@@ -51,7 +55,10 @@ fn words(text: &str) -> Vec<String> {
 
 /// Byte pairs, merged until every word is one token.
 fn write_clip(folder: &Path, words: &BTreeSet<String>, length: usize) -> Result<i64> {
-    let failed = |e: &dyn std::fmt::Display| Error::Tokenizer { path: folder.to_owned(), reason: e.to_string() };
+    let failed = |e: &dyn std::fmt::Display| Error::Tokenizer {
+        path: folder.to_owned(),
+        reason: e.to_string(),
+    };
     let letters = ALPHABET.map(|byte| char::from(byte).to_ascii_lowercase().to_string());
     let all: Vec<String> = words.iter().cloned().chain(letters).collect();
     let mut trainer = BpeTrainer::builder()
@@ -61,7 +68,9 @@ fn write_clip(folder: &Path, words: &BTreeSet<String>, length: usize) -> Result<
         .initial_alphabet(ALPHABET.map(char::from).collect())
         .end_of_word_suffix("</w>".to_owned())
         .build();
-    trainer.feed(all.iter(), |word| Ok(vec![word.to_owned()])).map_err(|e| failed(&e))?;
+    trainer
+        .feed(all.iter(), |word| Ok(vec![word.to_owned()]))
+        .map_err(|e| failed(&e))?;
     let mut model = BPE::default();
     trainer.train(&mut model).map_err(|e| failed(&e))?;
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
@@ -87,7 +96,12 @@ fn write_t5(folder: &Path, words: &BTreeSet<String>, length: usize) -> Result<i6
     let mut vocab: Vec<(String, f64)> = special.iter().map(|s| ((*s).to_owned(), 0.0)).collect();
     vocab.push(("▁".to_owned(), -20.0));
     // A word beats its letters, and letters with a space before them beat those without.
-    vocab.extend(words.iter().filter(|word| word.chars().count() > 1).map(|word| (format!("▁{word}"), -5.0)));
+    vocab.extend(
+        words
+            .iter()
+            .filter(|word| word.chars().count() > 1)
+            .map(|word| (format!("▁{word}"), -5.0)),
+    );
     for byte in ALPHABET {
         vocab.push((format!("▁{}", char::from(byte)), -10.0));
         vocab.push((char::from(byte).to_string(), -10.0));
@@ -126,7 +140,9 @@ fn write_t5(folder: &Path, words: &BTreeSet<String>, length: usize) -> Result<i6
 fn write_json(path: &Path, value: &Value) -> Result<()> {
     use std::io::Write;
     let mut file = OutputFile::create(path)?;
-    file.writer().write_all(format!("{value:#}\n").as_bytes()).map_err(Error::io(path))?;
+    file.writer()
+        .write_all(format!("{value:#}\n").as_bytes())
+        .map_err(Error::io(path))?;
     file.publish()
 }
 
@@ -139,11 +155,18 @@ mod tests {
     #[test]
     fn known_words_are_one_token_each_and_others_are_spelt() {
         let folder = tempfile::tempdir().unwrap();
-        let texts = ["make it green", "a clock at three oclock, flat style", "turn it by 90 degrees"];
+        let texts = [
+            "make it green",
+            "a clock at three oclock, flat style",
+            "turn it by 90 degrees",
+        ];
         let (clip, t5) = write_tokenizers(folder.path(), texts.into_iter(), 24, 16).unwrap();
         let open = |name: &str| Tokenizer::open(folder.path().join(name)).unwrap();
         let (clip_tokenizer, t5_tokenizer) = (open("tokenizer"), open("tokenizer_2"));
-        assert_eq!((clip_tokenizer.vocab_size() as i64, t5_tokenizer.vocab_size() as i64), (clip, t5));
+        assert_eq!(
+            (clip_tokenizer.vocab_size() as i64, t5_tokenizer.vocab_size() as i64),
+            (clip, t5)
+        );
         let used = |tokenizer: &Tokenizer, text: &str| tokenizer.encode(text, 40).unwrap().used;
         // Words, and the tokens that every text has: T5's end, CLIP's begin and end.
         assert_eq!(used(&t5_tokenizer, "Make the clock green"), 1 + 3 + "the".len());

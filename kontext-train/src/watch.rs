@@ -50,6 +50,9 @@ mod tests {
         let result = (300..340).find_map(|step| watch.see(step, 30.0).err().map(|e| (step, e)));
         let (step, error) = result.unwrap();
         assert_eq!(step, 300 + PATIENCE as u64 - 1);
-        assert!(error.to_string().contains("30") && error.to_string().contains("usual"), "{error}");
+        assert!(
+            error.to_string().contains("30") && error.to_string().contains("usual"),
+            "{error}"
+        );
     }
 }

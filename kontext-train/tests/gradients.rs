@@ -18,7 +18,11 @@ const BOUND: f64 = 1e-4;
 const BOTH: [Activations; 2] = [Activations::Kept, Activations::Recomputed];
 
 fn fixture() -> Weights {
-    Weights::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/reference/gradients.safetensors")).unwrap()
+    Weights::open(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/reference/gradients.safetensors"
+    ))
+    .unwrap()
 }
 
 fn metadata(name: &str) -> Value {
@@ -32,7 +36,12 @@ fn seed() -> u64 {
 fn config(case: &str) -> DitConfig {
     let all = metadata("configs");
     let of = |name: &str| all[case][name].as_i64().unwrap();
-    let axes: Vec<i64> = all[case]["axes_dims_rope"].as_array().unwrap().iter().map(|v| v.as_i64().unwrap()).collect();
+    let axes: Vec<i64> = all[case]["axes_dims_rope"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|v| v.as_i64().unwrap())
+        .collect();
     DitConfig {
         in_channels: of("in_channels"),
         out_channels: of("in_channels"),
@@ -56,7 +65,9 @@ fn shapes(case: &str) -> BTreeMap<String, Vec<i64>> {
 /// The reference model's weights under our names.
 fn weights(case: &str) -> Weights {
     let made = Weights::synthetic(seed());
-    let tensors = shapes(case).into_iter().map(|(n, s)| (n.clone(), made.tensor(&n, &s).unwrap()));
+    let tensors = shapes(case)
+        .into_iter()
+        .map(|(n, s)| (n.clone(), made.tensor(&n, &s).unwrap()));
     Weights::from_tensors(tensors).named(names::diffusers)
 }
 
@@ -65,7 +76,10 @@ fn step(dit: &Dit, reference: bool, weighting: Weighting, activations: Activatio
     let fixture = fixture();
     let raw = |name: &str| fixture.raw(&format!("input.{name}")).unwrap();
     let list = |name: &str| -> Vec<f32> { Vec::try_from(raw(name)).unwrap() };
-    let conditioning = Conditioning { prompt_embeds: raw("prompt_embeds"), pooled: raw("pooled") };
+    let conditioning = Conditioning {
+        prompt_embeds: raw("prompt_embeds"),
+        pooled: raw("pooled"),
+    };
     let context = Tokens::new(raw("reference"), raw("reference_ids")).unwrap();
     let guidance = metadata("guidance").as_f64().unwrap() as f32;
     let run = dit
@@ -80,8 +94,14 @@ fn step(dit: &Dit, reference: bool, weighting: Weighting, activations: Activatio
     let sigmas: Vec<f64> = list("sigmas").into_iter().map(f64::from).collect();
     let (picture, noise) = (raw("picture"), raw("noise"));
     let noisy = add_noise(&picture, &noise, &sigmas).unwrap();
-    let objective = Objective { weighting, ..Objective::default() };
-    backward(dit, &run, &noisy, activations, 1.0, |v| objective.loss(v, &noise, &picture, &sigmas)).unwrap()
+    let objective = Objective {
+        weighting,
+        ..Objective::default()
+    };
+    backward(dit, &run, &noisy, activations, 1.0, |v| {
+        objective.loss(v, &noise, &picture, &sigmas)
+    })
+    .unwrap()
 }
 
 /// Our gradients under diffusers' names.
@@ -106,7 +126,10 @@ fn by_diffusers(params: &Params, shapes: &BTreeMap<String, Vec<i64>>) -> BTreeMa
 
 fn close(what: &str, got: f64, expected: f64, size: f64) {
     let distance = (got - expected).abs() / size;
-    assert!(distance < BOUND, "{what}: {got}, expected {expected}: {distance:.2e} of {size}");
+    assert!(
+        distance < BOUND,
+        "{what}: {got}, expected {expected}: {distance:.2e} of {size}"
+    );
 }
 
 fn all_weights(case: &str, reference: bool) {
@@ -114,15 +137,25 @@ fn all_weights(case: &str, reference: bool) {
     let blank = Weights::blank();
     Dit::new(&blank, &config, |_| ()).unwrap();
     let weights = weights(case);
-    let tensors: Vec<_> =
-        blank.shapes().into_iter().map(|(n, s)| (n.clone(), weights.tensor(&n, &s).unwrap())).collect();
+    let tensors: Vec<_> = blank
+        .shapes()
+        .into_iter()
+        .map(|(n, s)| (n.clone(), weights.tensor(&n, &s).unwrap()))
+        .collect();
     weights.finish().unwrap();
-    for (scheme, weighting) in
-        [("none", Weighting::None), ("sigma_sqrt", Weighting::SigmaSqrt), ("cosmap", Weighting::Cosmap)]
-    {
+    for (scheme, weighting) in [
+        ("none", Weighting::None),
+        ("sigma_sqrt", Weighting::SigmaSqrt),
+        ("cosmap", Weighting::Cosmap),
+    ] {
         for activations in BOTH {
             let params = Params::new(&tensors, Device::Cpu).unwrap();
-            let loss = step(&Dit::new(&params.weights(), &config, |_| ()).unwrap(), reference, weighting, activations);
+            let loss = step(
+                &Dit::new(&params.weights(), &config, |_| ()).unwrap(),
+                reference,
+                weighting,
+                activations,
+            );
             let expected = fixture.raw(&format!("{case}.loss.{scheme}")).unwrap().double_value(&[]);
             close(&format!("{case} {scheme} loss"), loss, expected, expected);
             let gradients = by_diffusers(&params, &shapes);
@@ -134,7 +167,9 @@ fn all_weights(case: &str, reference: bool) {
                 let what = format!("{case} {scheme} {activations:?} {name}");
                 close(&what, gradient.norm().double_value(&[]), expected[0], expected[0]);
                 for (index, expected_product) in expected[1..].iter().enumerate() {
-                    let direction = made.tensor(&format!("{name}.direction.{index}"), &shapes[name]).unwrap();
+                    let direction = made
+                        .tensor(&format!("{name}.direction.{index}"), &shapes[name])
+                        .unwrap();
                     let direction = direction.to_kind(Kind::Double);
                     let product = (&gradient * &direction).sum(Kind::Double).double_value(&[]);
                     // What a random direction's product is about.
@@ -183,7 +218,10 @@ fn adapters(case: &str) {
         .names()
         .into_iter()
         .filter_map(|name| {
-            Some((name.strip_prefix(&format!("{case}.gradient."))?.to_owned(), fixture.raw(&name).unwrap()))
+            Some((
+                name.strip_prefix(&format!("{case}.gradient."))?.to_owned(),
+                fixture.raw(&name).unwrap(),
+            ))
         })
         .collect();
     assert!(expected.len() > 20);
@@ -192,13 +230,19 @@ fn adapters(case: &str) {
         [_] => made.tensor(&format!("{name}.scale"), size),
         _ => made.tensor(name, size),
     };
-    let tensors: Vec<_> =
-        expected.iter().map(|(name, gradient)| (name.clone(), tensor(name, &gradient.size()).unwrap())).collect();
+    let tensors: Vec<_> = expected
+        .iter()
+        .map(|(name, gradient)| (name.clone(), tensor(name, &gradient.size()).unwrap()))
+        .collect();
     for activations in BOTH {
         let params = Params::new(&tensors, Device::Cpu).unwrap();
         let mut adapters = Adapters::new();
         for part in linear_parts(&config).unwrap() {
-            let factor = |name: &str| params.get(&format!("{}.{name}", part.module)).map(Tensor::shallow_clone);
+            let factor = |name: &str| {
+                params
+                    .get(&format!("{}.{name}", part.module))
+                    .map(Tensor::shallow_clone)
+            };
             if let (Some(down), Some(up)) = (factor("lora_A.weight"), factor("lora_B.weight")) {
                 let mut change = Change::low_rank(down, up, alpha / rank as f64, part.start).unwrap();
                 if let Some(magnitude) = factor("lora_magnitude_vector") {
@@ -214,7 +258,12 @@ fn adapters(case: &str) {
         close("loss", loss, expected_loss, expected_loss);
         for (name, gradient) in params.gradients().unwrap() {
             let size = expected[&name].norm().double_value(&[]);
-            close(&name, (&gradient - &expected[&name]).norm().double_value(&[]), 0.0, size);
+            close(
+                &name,
+                (&gradient - &expected[&name]).norm().double_value(&[]),
+                0.0,
+                size,
+            );
         }
     }
 }

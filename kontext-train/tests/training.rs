@@ -11,8 +11,12 @@ use kontext_train::{Base, LoraMethod, Method, Recipe, TrainEvent, Trainer, initi
 use serde_json::json;
 use tempfile::TempDir;
 
-const COLOURS: [(&str, [u8; 3]); 4] =
-    [("red", [220, 40, 40]), ("green", [40, 170, 60]), ("blue", [50, 70, 220]), ("black", [20, 20, 20])];
+const COLOURS: [(&str, [u8; 3]); 4] = [
+    ("red", [220, 40, 40]),
+    ("green", [40, 170, 60]),
+    ("blue", [50, 70, 220]),
+    ("black", [20, 20, 20]),
+];
 const SIDE: u32 = 32;
 
 /// A model with a new transformer, and discs that take another colour.
@@ -36,7 +40,9 @@ impl World {
         std::fs::create_dir(&data).unwrap();
         for place in 0..6 {
             for (name, colour) in COLOURS {
-                disc(place, colour).save(data.join(format!("{place}-{name}.png"))).unwrap();
+                disc(place, colour)
+                    .save(data.join(format!("{place}-{name}.png")))
+                    .unwrap();
             }
             for (from, _) in COLOURS {
                 for (to, _) in COLOURS.iter().filter(|(to, _)| *to != from) {
@@ -125,9 +131,12 @@ fn training_halves_the_held_out_loss_and_writes_what_it_promises() {
         assert!(recipe.out.join(name).is_file(), "{name}");
     }
     // The result is a part that the pipeline takes.
-    let pipe = Pipeline::builder().device(Device::Cpu).transformer(recipe.out.join("transformer"));
+    let pipe = Pipeline::builder()
+        .device(Device::Cpu)
+        .transformer(recipe.out.join("transformer"));
     let pipe = pipe.load(world.model()).unwrap();
-    pipe.run(&Request::edit(&disc(2, COLOURS[0].1), "make it blue").seed(1)).unwrap();
+    pipe.run(&Request::edit(&disc(2, COLOURS[0].1), "make it blue").seed(1))
+        .unwrap();
 }
 
 #[test]
@@ -146,7 +155,13 @@ fn a_resumed_run_gives_the_bits_of_an_unbroken_one() {
         TrainEvent::Step(report) if report.step == 3 => ControlFlow::Break(()),
         _ => ControlFlow::Continue(()),
     };
-    assert!(Trainer::open(broken.clone(), go_on).unwrap().run(stop).unwrap_err().is_cancelled());
+    assert!(
+        Trainer::open(broken.clone(), go_on)
+            .unwrap()
+            .run(stop)
+            .unwrap_err()
+            .is_cancelled()
+    );
     let mut resumed = Trainer::open(broken.clone(), go_on).unwrap();
     assert_eq!(resumed.step(), 3);
     resumed.run(go_on).unwrap();
@@ -166,7 +181,12 @@ fn so_does_a_dora() {
 fn pictures_of_a_lora(dora: bool, form: LoraForm) {
     let world = World::new();
     let mut recipe = world.recipe("lora", 12);
-    recipe.method = Method::Lora(LoraMethod { rank: 4, alpha: Some(8.0), dora, ..LoraMethod::default() });
+    recipe.method = Method::Lora(LoraMethod {
+        rank: 4,
+        alpha: Some(8.0),
+        dora,
+        ..LoraMethod::default()
+    });
     recipe.rate.peak = 2e-2;
     // Lengths of rows are measured anew for each batch, and a piece's backward pass runs it again.
     (recipe.data.accumulate, recipe.recompute) = (2, true);
@@ -179,7 +199,10 @@ fn pictures_of_a_lora(dora: bool, form: LoraForm) {
     assert_eq!(lora.facts()["steps"], "12");
     assert_eq!(lora.report().forms.keys().collect::<Vec<_>>(), [&form]);
     let picture = |strength: f64, fused: bool| {
-        let builder = Pipeline::builder().device(Device::Cpu).lora(&file, strength).fuse_loras(fused);
+        let builder = Pipeline::builder()
+            .device(Device::Cpu)
+            .lora(&file, strength)
+            .fuse_loras(fused);
         let mut latents = None;
         let request = Request::edit(&disc(2, COLOURS[0].1), "make it blue").seed(1);
         builder
@@ -228,7 +251,10 @@ fn a_state_of_another_method_is_refused() {
     let world = World::new();
     let mut recipe = world.recipe("run", 2);
     Trainer::open(recipe.clone(), go_on).unwrap().run(go_on).unwrap();
-    recipe.method = Method::Lora(LoraMethod { rank: 2, ..LoraMethod::default() });
+    recipe.method = Method::Lora(LoraMethod {
+        rank: 2,
+        ..LoraMethod::default()
+    });
     let error = Trainer::open(recipe, go_on).unwrap_err();
     assert!(error.to_string().contains("state.safetensors"), "{error}");
     assert!(Path::new(&world.0.path().join("run/state.safetensors")).is_file());

@@ -46,7 +46,10 @@ impl Attention {
 /// result is that of all at once.
 fn attend_in_chunks(q: &Tensor, k: &Tensor, v: &Tensor, rows: i64) -> Result<Tensor> {
     let chunks = q.f_split(rows, 2)?;
-    let parts = chunks.iter().map(|q| ops::attend(q, k, v, None, None)).collect::<Result<Vec<_>>>()?;
+    let parts = chunks
+        .iter()
+        .map(|q| ops::attend(q, k, v, None, None))
+        .collect::<Result<Vec<_>>>()?;
     match parts.as_slice() {
         [whole] => Ok(whole.shallow_clone()),
         parts => Ok(Tensor::f_cat(parts, 1)?),

@@ -11,7 +11,10 @@ use crate::{AutoencoderKl, AutoencoderTiny, DOWNSCALE, Tiling, TinyConfig, VaeCo
 /// An autoencoder of either kind.
 #[derive(Debug)]
 #[non_exhaustive]
-#[expect(clippy::large_enum_variant, reason = "a program holds one or two and does not move them")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a program holds one or two and does not move them"
+)]
 pub enum Autoencoder {
     /// The autoencoder that a model was trained with.
     Kl(AutoencoderKl),

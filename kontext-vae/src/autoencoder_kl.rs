@@ -68,7 +68,9 @@ impl AutoencoderKl {
     /// [`kontext_core::Error::Shape`] for another shape, [`kontext_core::Error::InvalidArgument`] for other sides.
     pub fn encode(&self, picture: &Tensor) -> Result<Posterior> {
         check_picture(picture, self.config.in_channels)?;
-        self.moments(picture).and_then(|moments| Posterior::from_moments(&moments)).during("encoding a picture")
+        self.moments(picture)
+            .and_then(|moments| Posterior::from_moments(&moments))
+            .during("encoding a picture")
     }
 
     /// The mean of [`AutoencoderKl::encode`] as models see it, `(mean - shift) * scale`: [B, latent channels, H/8, W/8].
@@ -85,7 +87,9 @@ impl AutoencoderKl {
     /// # Errors
     /// [`kontext_core::Error::Torch`] where libtorch fails.
     pub fn scale(&self, latents: &Tensor) -> Result<Tensor> {
-        Ok(latents.f_sub_scalar(self.config.shift_factor)?.f_mul_scalar(self.config.scaling_factor)?)
+        Ok(latents
+            .f_sub_scalar(self.config.shift_factor)?
+            .f_mul_scalar(self.config.scaling_factor)?)
     }
 
     /// Latents [B, latent channels, H/8, W/8] as models see them to a picture [B, 3, H, W], about in [-1, 1]:
@@ -111,7 +115,9 @@ impl AutoencoderKl {
     }
 
     fn picture(&self, latents: &Tensor) -> Result<Tensor> {
-        let raw = latents.f_div_scalar(self.config.scaling_factor)?.f_add_scalar(self.config.shift_factor)?;
+        let raw = latents
+            .f_div_scalar(self.config.scaling_factor)?
+            .f_add_scalar(self.config.shift_factor)?;
         match &self.post_quant_conv {
             Some(conv) => self.decoder.forward(&conv.forward(&raw)?),
             None => self.decoder.forward(&raw),

@@ -61,7 +61,11 @@ impl VaeConfig {
     /// Stable Diffusion 3 and 3.5: the sizes of FLUX.1, another scale.
     #[must_use]
     pub fn sd3() -> Self {
-        Self { scaling_factor: 1.5305, shift_factor: 0.0609, ..Self::flux() }
+        Self {
+            scaling_factor: 1.5305,
+            shift_factor: 0.0609,
+            ..Self::flux()
+        }
     }
 
     /// Stable Diffusion XL: 4 latent channels.
@@ -80,7 +84,10 @@ impl VaeConfig {
     /// Stable Diffusion 1 and 2: the sizes of SDXL, another scale.
     #[must_use]
     pub fn sd15() -> Self {
-        Self { scaling_factor: 0.18215, ..Self::sdxl() }
+        Self {
+            scaling_factor: 0.18215,
+            ..Self::sdxl()
+        }
     }
 
     /// Reads diffusers' `config.json`; a field that is not there has diffusers' default.
@@ -90,7 +97,9 @@ impl VaeConfig {
     /// AutoencoderKL, or of one that is built otherwise than those of the presets are.
     pub fn from_json(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let config = read_json::<Fields>(path)?.config().map_err(|reason| Error::config(path, reason))?;
+        let config = read_json::<Fields>(path)?
+            .config()
+            .map_err(|reason| Error::config(path, reason))?;
         config.validate().map_err(|e| Error::config(path, e.to_string()))?;
         Ok(config)
     }
@@ -121,12 +130,20 @@ pub(crate) const WIDEST: i64 = 1 << 16;
 pub(crate) const MOST_BLOCKS: i64 = 100;
 
 pub(crate) fn in_range(name: &'static str, value: i64, most: i64) -> Result<()> {
-    if (1..=most).contains(&value) { Ok(()) } else { Err(Error::invalid(name, format!("1 to {most}"), value)) }
+    if (1..=most).contains(&value) {
+        Ok(())
+    } else {
+        Err(Error::invalid(name, format!("1 to {most}"), value))
+    }
 }
 
 pub(crate) fn check_scale(scaling_factor: f64, shift_factor: f64) -> Result<()> {
     if !scaling_factor.is_finite() || scaling_factor == 0.0 {
-        return Err(Error::invalid("scaling_factor", "a number other than 0", scaling_factor));
+        return Err(Error::invalid(
+            "scaling_factor",
+            "a number other than 0",
+            scaling_factor,
+        ));
     }
     if !shift_factor.is_finite() {
         return Err(Error::invalid("shift_factor", "a number", shift_factor));
@@ -189,7 +206,9 @@ impl Fields {
         let other_down = self.down_block_types.iter().find(|t| *t != "DownEncoderBlock2D");
         let other_up = self.up_block_types.iter().find(|t| *t != "UpDecoderBlock2D");
         if let Some(other) = other_down.or(other_up) {
-            return Err(format!("block types: expected DownEncoderBlock2D and UpDecoderBlock2D, got {other}"));
+            return Err(format!(
+                "block types: expected DownEncoderBlock2D and UpDecoderBlock2D, got {other}"
+            ));
         }
         if self.act_fn != "silu" && self.act_fn != "swish" {
             return Err(format!("act_fn: expected silu, got {}", self.act_fn));
@@ -232,8 +251,11 @@ mod tests {
     #[test]
     fn a_model_that_is_built_otherwise_is_refused_by_the_fields_name() {
         assert_eq!(parse("{}").unwrap_err(), "block_out_channels: expected 4 levels, got 1");
-        for (field, value) in [("act_fn", r#""gelu""#), ("mid_block_add_attention", "false"), ("latents_std", "[1.0]")]
-        {
+        for (field, value) in [
+            ("act_fn", r#""gelu""#),
+            ("mid_block_add_attention", "false"),
+            ("latents_std", "[1.0]"),
+        ] {
             let json = format!(r#"{{"block_out_channels": [8, 8, 8, 8], "{field}": {value}}}"#);
             assert!(parse(&json).unwrap_err().contains(field));
         }
@@ -241,10 +263,20 @@ mod tests {
 
     #[test]
     fn sizes_that_cannot_be_built_are_refused_by_the_fields_name() {
-        let error = VaeConfig { norm_num_groups: 48, ..VaeConfig::flux() }.validate().unwrap_err();
+        let error = VaeConfig {
+            norm_num_groups: 48,
+            ..VaeConfig::flux()
+        }
+        .validate()
+        .unwrap_err();
         let expected = "invalid block_out_channels: expected multiples of norm_num_groups, which is 48, got 128";
         assert_eq!(error.to_string(), expected);
-        let error = VaeConfig { scaling_factor: 0.0, ..VaeConfig::flux() }.validate().unwrap_err();
+        let error = VaeConfig {
+            scaling_factor: 0.0,
+            ..VaeConfig::flux()
+        }
+        .validate()
+        .unwrap_err();
         assert!(error.to_string().contains("scaling_factor"));
         VaeConfig::flux().validate().unwrap();
         VaeConfig::sd15().validate().unwrap();

@@ -15,7 +15,11 @@ struct Shapes<'a> {
 impl<'a> Shapes<'a> {
     fn new(weights: &'a Weights) -> Result<Self> {
         let (naming, prefix) = Naming::of(weights)?;
-        Ok(Self { weights, naming, prefix })
+        Ok(Self {
+            weights,
+            naming,
+            prefix,
+        })
     }
 
     /// The name of a tensor in the file.
@@ -128,6 +132,8 @@ fn tiny_levels(shapes: &Shapes<'_>, half: &str) -> Result<([i64; 4], String)> {
         layer += 1;
     }
     let reason = |levels: Vec<i64>| format!("{half}: expected 4 levels, got {}", levels.len());
-    let levels = levels.try_into().map_err(|l| Error::config(shapes.weights.path(), reason(l)))?;
+    let levels = levels
+        .try_into()
+        .map_err(|l| Error::config(shapes.weights.path(), reason(l)))?;
     Ok((levels, last))
 }

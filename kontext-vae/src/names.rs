@@ -46,7 +46,10 @@ impl Naming {
             }
         }
         let looked = SIGNS.map(|(_, sign)| sign).join(", ");
-        Err(Error::checkpoint(weights.path())(CheckpointError::MissingPart { part: "autoencoder", looked }))
+        Err(Error::checkpoint(weights.path())(CheckpointError::MissingPart {
+            part: "autoencoder",
+            looked,
+        }))
     }
 
     /// The map from the names that parts ask for to those of the file.
@@ -62,9 +65,16 @@ impl Naming {
 
 /// Translates a name of today's diffusers to those before 0.17.
 pub fn old_diffusers(name: &str) -> Recipe {
-    const LAYERS: [(&str, &str); 4] =
-        [(".to_q.", ".query."), (".to_k.", ".key."), (".to_v.", ".value."), (".to_out.0.", ".proj_attn.")];
-    let renamed = LAYERS.iter().find(|(new, _)| name.contains(new)).map(|(new, old)| name.replace(new, old));
+    const LAYERS: [(&str, &str); 4] = [
+        (".to_q.", ".query."),
+        (".to_k.", ".key."),
+        (".to_v.", ".value."),
+        (".to_out.0.", ".proj_attn."),
+    ];
+    let renamed = LAYERS
+        .iter()
+        .find(|(new, _)| name.contains(new))
+        .map(|(new, old)| name.replace(new, old));
     Recipe::Name(renamed.unwrap_or_else(|| name.to_owned()))
 }
 
@@ -131,16 +141,43 @@ mod tests {
     fn names_of_black_forest_labs_stand_where_they_should() {
         for (diffusers, expected) in [
             ("encoder.conv_in.weight", "encoder.conv_in.weight"),
-            ("encoder.down_blocks.1.resnets.0.conv_shortcut.bias", "encoder.down.1.block.0.nin_shortcut.bias"),
-            ("encoder.down_blocks.2.downsamplers.0.conv.weight", "encoder.down.2.downsample.conv.weight"),
-            ("encoder.mid_block.resnets.0.norm1.weight", "encoder.mid.block_1.norm1.weight"),
-            ("encoder.mid_block.attentions.0.group_norm.bias", "encoder.mid.attn_1.norm.bias"),
-            ("encoder.mid_block.attentions.0.to_q.weight", "encoder.mid.attn_1.q.weight"),
-            ("decoder.mid_block.attentions.0.to_out.0.weight", "decoder.mid.attn_1.proj_out.weight"),
-            ("decoder.up_blocks.0.upsamplers.0.conv.bias", "decoder.up.3.upsample.conv.bias"),
-            ("decoder.up_blocks.3.resnets.2.norm2.weight", "decoder.up.0.block.2.norm2.weight"),
+            (
+                "encoder.down_blocks.1.resnets.0.conv_shortcut.bias",
+                "encoder.down.1.block.0.nin_shortcut.bias",
+            ),
+            (
+                "encoder.down_blocks.2.downsamplers.0.conv.weight",
+                "encoder.down.2.downsample.conv.weight",
+            ),
+            (
+                "encoder.mid_block.resnets.0.norm1.weight",
+                "encoder.mid.block_1.norm1.weight",
+            ),
+            (
+                "encoder.mid_block.attentions.0.group_norm.bias",
+                "encoder.mid.attn_1.norm.bias",
+            ),
+            (
+                "encoder.mid_block.attentions.0.to_q.weight",
+                "encoder.mid.attn_1.q.weight",
+            ),
+            (
+                "decoder.mid_block.attentions.0.to_out.0.weight",
+                "decoder.mid.attn_1.proj_out.weight",
+            ),
+            (
+                "decoder.up_blocks.0.upsamplers.0.conv.bias",
+                "decoder.up.3.upsample.conv.bias",
+            ),
+            (
+                "decoder.up_blocks.3.resnets.2.norm2.weight",
+                "decoder.up.0.block.2.norm2.weight",
+            ),
             ("vae.decoder.conv_norm_out.weight", "vae.decoder.norm_out.weight"),
-            ("first_stage_model.post_quant_conv.bias", "first_stage_model.post_quant_conv.bias"),
+            (
+                "first_stage_model.post_quant_conv.bias",
+                "first_stage_model.post_quant_conv.bias",
+            ),
         ] {
             assert_eq!(ldm(diffusers).names(), [expected]);
         }
@@ -159,9 +196,17 @@ mod tests {
         let file = |names: &[&str]| {
             Weights::from_tensors(names.iter().map(|n| ((*n).to_owned(), Tensor::from_slice(&[0.0_f32]))))
         };
-        let whole = file(&["model.diffusion_model.img_in.bias", "vae.encoder.down.0.block.0.conv1.weight"]);
+        let whole = file(&[
+            "model.diffusion_model.img_in.bias",
+            "vae.encoder.down.0.block.0.conv1.weight",
+        ]);
         assert_eq!(Naming::of(&whole).unwrap(), (Naming::Ldm, "vae.".to_owned()));
         let error = Naming::of(&file(&["img_in.bias"])).unwrap_err();
-        assert!(std::error::Error::source(&error).unwrap().to_string().starts_with("no autoencoder found"));
+        assert!(
+            std::error::Error::source(&error)
+                .unwrap()
+                .to_string()
+                .starts_with("no autoencoder found")
+        );
     }
 }

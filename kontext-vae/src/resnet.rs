@@ -63,12 +63,20 @@ impl Resnets {
 /// The same values [B, C, H, W] in the order of memory in which the model's convolutions are fast:
 /// channels-last, or contiguous in training.
 pub(crate) fn memory_for(first: &Conv2d, x: &Tensor) -> Result<Tensor> {
-    if first.is_trained() { Ok(x.f_contiguous()?) } else { ops::channels_last(x) }
+    if first.is_trained() {
+        Ok(x.f_contiguous()?)
+    } else {
+        ops::channels_last(x)
+    }
 }
 
 /// `silu(norm(x))`, the activation in the memory of the norm's output where no gradient is wanted: at a megapixel each
 /// copy is 0.5 GB in f32.
 pub(crate) fn norm_silu(norm: &GroupNorm, x: &Tensor) -> Result<Tensor> {
     let mut normed = norm.forward(x)?;
-    Ok(if normed.requires_grad() { normed.f_silu()? } else { normed.f_silu_()? })
+    Ok(if normed.requires_grad() {
+        normed.f_silu()?
+    } else {
+        normed.f_silu_()?
+    })
 }

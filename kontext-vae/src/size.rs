@@ -13,7 +13,11 @@ pub(crate) fn check_picture(picture: &Tensor, channels: i64) -> Result<()> {
         return Ok(());
     }
     let expected = format!("a height and a width that are multiples of {DOWNSCALE} pixels");
-    Err(Error::invalid("picture size", expected, format!("{height}x{width} (height x width)")))
+    Err(Error::invalid(
+        "picture size",
+        expected,
+        format!("{height}x{width} (height x width)"),
+    ))
 }
 
 /// Checks latents [B, channels, H/8, W/8].
@@ -21,7 +25,11 @@ pub(crate) fn check_latents(latents: &Tensor, channels: i64) -> Result<()> {
     const SHAPE: &str = "[B, latent channels, H/8, W/8]";
     let [_, _, height, width] = check::dims("latents", latents, SHAPE)?;
     if height == 0 || width == 0 {
-        return Err(Error::invalid("latents size", "at least one latent", format!("{height}x{width}")));
+        return Err(Error::invalid(
+            "latents size",
+            "at least one latent",
+            format!("{height}x{width}"),
+        ));
     }
     let got = latents.size().get(1).copied().unwrap_or_default();
     if got == channels {

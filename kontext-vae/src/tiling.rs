@@ -31,7 +31,10 @@ pub struct Tiling {
 
 impl Default for Tiling {
     fn default() -> Self {
-        Self { tile: 1024, overlap: 256 }
+        Self {
+            tile: 1024,
+            overlap: 256,
+        }
     }
 }
 
@@ -43,10 +46,17 @@ impl Tiling {
     pub fn validate(&self) -> Result<()> {
         let multiple = |value: i64| value % DOWNSCALE == 0;
         if self.tile < DOWNSCALE || !multiple(self.tile) {
-            return Err(Error::invalid("tile", format!("a positive multiple of {DOWNSCALE} pixels"), self.tile));
+            return Err(Error::invalid(
+                "tile",
+                format!("a positive multiple of {DOWNSCALE} pixels"),
+                self.tile,
+            ));
         }
         if !(0..self.tile).contains(&self.overlap) || !multiple(self.overlap) {
-            let expected = format!("a multiple of {DOWNSCALE} pixels less than the tile, which is {}", self.tile);
+            let expected = format!(
+                "a multiple of {DOWNSCALE} pixels less than the tile, which is {}",
+                self.tile
+            );
             return Err(Error::invalid("overlap", expected, self.overlap));
         }
         Ok(())
@@ -90,7 +100,11 @@ fn assemble(size: i64, tiling: Tiling, dim: i64, unit: i64, piece: impl Fn(&Span
         let piece = piece(&span)?;
         if span.start == 0 {
             let mut shape = piece.size();
-            shape.iter_mut().skip(dim as usize).take(1).for_each(|side| *side = size * unit);
+            shape
+                .iter_mut()
+                .skip(dim as usize)
+                .take(1)
+                .for_each(|side| *side = size * unit);
             target = Tensor::f_empty(shape, (piece.kind(), piece.device()))?;
         }
         paste(&target, &piece, dim, &span, unit)?;
@@ -111,7 +125,11 @@ struct Span {
 fn spans(size: i64, tiling: Tiling) -> Vec<Span> {
     let (tile, overlap) = (tiling.tile / DOWNSCALE, tiling.overlap / DOWNSCALE);
     if size <= tile {
-        return vec![Span { start: 0, length: size, overlap: 0 }];
+        return vec![Span {
+            start: 0,
+            length: size,
+            overlap: 0,
+        }];
     }
     let steps = (size - tile + tile - overlap - 1) / (tile - overlap); // rounded up, at least one
     let start = |k: i64| k * (size - tile) / steps;
@@ -135,7 +153,9 @@ fn paste(target: &Tensor, piece: &Tensor, dim: i64, span: &Span, unit: i64) -> R
         let _ = blended.f_lerp_tensor_(&piece.f_narrow(dim, 0, overlap)?, &ramp)?;
     }
     let fresh = length - overlap;
-    target.f_narrow(dim, start + overlap, fresh)?.f_copy_(&piece.f_narrow(dim, overlap, fresh)?)?;
+    target
+        .f_narrow(dim, start + overlap, fresh)?
+        .f_copy_(&piece.f_narrow(dim, overlap, fresh)?)?;
     Ok(())
 }
 
@@ -176,7 +196,11 @@ mod tests {
         let count = std::cell::Cell::new(0.0);
         let model = |t: &Tensor| {
             count.set(count.get() + 1.0);
-            Ok(Tensor::f_full([1, 1, 8, t.size4()?.3 * 8], count.get(), (Kind::Float, Device::Cpu))?)
+            Ok(Tensor::f_full(
+                [1, 1, 8, t.size4()?.3 * 8],
+                count.get(),
+                (Kind::Float, Device::Cpu),
+            )?)
         };
         let got = tiled(&x, SMALL, [1, 8], model).unwrap();
         let row = Vec::<f32>::try_from(got.select(2, 0).flatten(0, -1)).unwrap();
@@ -188,7 +212,10 @@ mod tests {
     #[test]
     fn tiles_that_are_no_multiple_of_eight_are_refused() {
         let error = Tiling { tile: 100, overlap: 0 }.validate().unwrap_err();
-        assert_eq!(error.to_string(), "invalid tile: expected a positive multiple of 8 pixels, got 100");
+        assert_eq!(
+            error.to_string(),
+            "invalid tile: expected a positive multiple of 8 pixels, got 100"
+        );
         assert!(Tiling { tile: 64, overlap: 64 }.validate().is_err());
         Tiling::default().validate().unwrap();
     }

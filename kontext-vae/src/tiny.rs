@@ -53,7 +53,9 @@ impl AutoencoderTiny {
         let encode = || {
             let unit = ops::channels_last(picture)?.f_add_scalar(1.0)?.f_div_scalar(2.0)?; // pixels in [0, 1]
             let latents = run(&self.encoder, unit)?;
-            let latents = latents.f_sub_scalar(self.config.shift_factor)?.f_mul_scalar(self.config.scaling_factor)?;
+            let latents = latents
+                .f_sub_scalar(self.config.shift_factor)?
+                .f_mul_scalar(self.config.scaling_factor)?;
             Ok(latents.f_contiguous()?)
         };
         encode().during("encoding a picture")
@@ -69,7 +71,9 @@ impl AutoencoderTiny {
         check_latents(latents, self.config.latent_channels)?;
         let decode = || {
             let latents = ops::channels_last(latents)?.f_div_scalar(self.config.scaling_factor)?;
-            let latents = latents.f_add_scalar(self.config.shift_factor)?.f_div_scalar(LATENT_MAGNITUDE)?;
+            let latents = latents
+                .f_add_scalar(self.config.shift_factor)?
+                .f_div_scalar(LATENT_MAGNITUDE)?;
             let picture = run(&self.decoder, latents.f_tanh()?.f_mul_scalar(LATENT_MAGNITUDE)?)?;
             Ok(picture.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?)
         };
@@ -116,7 +120,11 @@ struct Numbered<'a> {
 
 impl<'a> Numbered<'a> {
     fn new(weights: &'a Weights) -> Self {
-        Self { weights, number: 0, layers: Vec::new() }
+        Self {
+            weights,
+            number: 0,
+            layers: Vec::new(),
+        }
     }
 
     fn push(&mut self, layer: impl FnOnce(&Weights) -> Result<Layer>) -> Result<()> {
@@ -164,7 +172,9 @@ struct Block {
 impl Block {
     fn new(w: &Weights, width: i64) -> Result<Self> {
         let conv = |name: &str| Conv2d::new(&w.at(name), width, width, 3);
-        Ok(Self { conv: [conv("conv.0")?, conv("conv.2")?, conv("conv.4")?] })
+        Ok(Self {
+            conv: [conv("conv.0")?, conv("conv.2")?, conv("conv.4")?],
+        })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {

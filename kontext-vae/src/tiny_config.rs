@@ -57,7 +57,10 @@ impl TinyConfig {
     /// TAEF1 and TAESD3, for the latents of FLUX.1 and of Stable Diffusion 3.
     #[must_use]
     pub fn taef1() -> Self {
-        Self { latent_channels: 16, ..Self::taesd() }
+        Self {
+            latent_channels: 16,
+            ..Self::taesd()
+        }
     }
 
     /// Reads diffusers' `config.json`; a field that is not there has diffusers' default.
@@ -67,7 +70,9 @@ impl TinyConfig {
     /// AutoencoderTiny, or of one that is built otherwise than the published ones.
     pub fn from_json(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let config = read_json::<Fields>(path)?.config().map_err(|reason| Error::config(path, reason))?;
+        let config = read_json::<Fields>(path)?
+            .config()
+            .map_err(|reason| Error::config(path, reason))?;
         config.validate().map_err(|e| Error::config(path, e.to_string()))?;
         Ok(config)
     }
@@ -85,7 +90,11 @@ impl TinyConfig {
         let blocks = [self.num_encoder_blocks, self.num_decoder_blocks].concat();
         if let Some(blocks) = blocks.into_iter().find(|b| !(0..=MOST_BLOCKS).contains(b)) {
             let name = "num_encoder_blocks, num_decoder_blocks";
-            return Err(Error::invalid(name, format!("0 to {MOST_BLOCKS} in each level"), blocks));
+            return Err(Error::invalid(
+                name,
+                format!("0 to {MOST_BLOCKS} in each level"),
+                blocks,
+            ));
         }
         check_scale(self.scaling_factor, self.shift_factor)
     }
@@ -137,7 +146,9 @@ impl Fields {
         }
         if self.upsample_fn != "nearest" || self.upsampling_scaling_factor != 2 {
             let got = format!("{} by {}", self.upsample_fn, self.upsampling_scaling_factor);
-            return Err(format!("upsample_fn, upsampling_scaling_factor: expected nearest by 2, got {got}"));
+            return Err(format!(
+                "upsample_fn, upsampling_scaling_factor: expected nearest by 2, got {got}"
+            ));
         }
         Ok(TinyConfig {
             in_channels: self.in_channels,
@@ -169,7 +180,10 @@ mod tests {
     fn fields_that_are_missing_have_the_defaults_of_diffusers() {
         let parse = |json: &str| serde_json::from_str::<Fields>(json).unwrap().config();
         assert_eq!(parse("{}").unwrap(), TinyConfig::taesd());
-        assert_eq!(parse(r#"{"latent_channels": 16, "shift_factor": null}"#).unwrap(), TinyConfig::taef1());
+        assert_eq!(
+            parse(r#"{"latent_channels": 16, "shift_factor": null}"#).unwrap(),
+            TinyConfig::taef1()
+        );
         let error = parse(r#"{"encoder_block_out_channels": [64, 64, 64, 32]}"#).unwrap_err();
         assert!(error.starts_with("encoder_block_out_channels: expected four times one width"));
     }

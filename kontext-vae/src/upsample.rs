@@ -22,7 +22,10 @@ impl Upsample {
     /// Reads `weight` [C, C, 3, 3] and `bias` [C].
     pub(crate) fn new(w: &Weights, channels: i64) -> Result<Self> {
         let bias = w.tensor("bias", &[channels])?.f_repeat([4])?;
-        Ok(Self { bias: Some(bias), ..Self::without_bias(w, channels)? })
+        Ok(Self {
+            bias: Some(bias),
+            ..Self::without_bias(w, channels)?
+        })
     }
 
     /// As [`Upsample::new`], without bias.
@@ -34,7 +37,11 @@ impl Upsample {
         let [upper_left, upper_right] = pairs(&upper, 3)?;
         let [lower_left, lower_right] = pairs(&lower, 3)?;
         let weight = Tensor::f_cat(&[upper_left, upper_right, lower_left, lower_right], 0)?.f_to_kind(kind)?;
-        let weight = if weight.requires_grad() { weight } else { ops::channels_last(&weight)? };
+        let weight = if weight.requires_grad() {
+            weight
+        } else {
+            ops::channels_last(&weight)?
+        };
         Ok(Self { weight, bias: None })
     }
 
@@ -54,8 +61,14 @@ impl Upsample {
                 out.f_select(4, column)?.f_select(2, row)?.f_copy_(&corner)?;
             }
         }
-        let out = out.f_reshape([batch, 2 * height, 2 * width, channels])?.f_permute([0, 3, 1, 2])?;
-        Ok(if self.weight.requires_grad() { out.f_contiguous()? } else { out })
+        let out = out
+            .f_reshape([batch, 2 * height, 2 * width, channels])?
+            .f_permute([0, 3, 1, 2])?;
+        Ok(if self.weight.requires_grad() {
+            out.f_contiguous()?
+        } else {
+            out
+        })
     }
 }
 
@@ -64,7 +77,10 @@ impl Upsample {
 fn pairs(weight: &Tensor, dim: i64) -> Result<[Tensor; 2]> {
     let tap = |index| weight.f_narrow(dim, index, 1);
     let (a, b, c) = (tap(0)?, tap(1)?, tap(2)?);
-    Ok([Tensor::f_cat(&[&a, &b.f_add(&c)?], dim)?, Tensor::f_cat(&[&a.f_add(&b)?, &c], dim)?])
+    Ok([
+        Tensor::f_cat(&[&a, &b.f_add(&c)?], dim)?,
+        Tensor::f_cat(&[&a.f_add(&b)?, &c], dim)?,
+    ])
 }
 
 #[cfg(test)]

@@ -15,7 +15,11 @@ type Tensors = Vec<(String, Tensor)>;
 
 /// Sizes that a file without configuration is taken to have: 32 groups.
 fn config() -> VaeConfig {
-    VaeConfig { block_out_channels: [32, 32, 64, 64], layers_per_block: 1, ..VaeConfig::flux() }
+    VaeConfig {
+        block_out_channels: [32, 32, 64, 64],
+        layers_per_block: 1,
+        ..VaeConfig::flux()
+    }
 }
 
 /// The tensors that a model asks synthetic weights for.
@@ -53,7 +57,11 @@ fn as_ldm(tensors: Tensors, prefix: &str) -> Tensors {
         }
         // The attention's layers are 1x1 convolutions there.
         let is_linear = new.contains("attn_1") && tensor.dim() == 2;
-        let tensor = if is_linear { tensor.unsqueeze(-1).unsqueeze(-1) } else { tensor };
+        let tensor = if is_linear {
+            tensor.unsqueeze(-1).unsqueeze(-1)
+        } else {
+            tensor
+        };
         (format!("{prefix}{new}"), tensor)
     };
     tensors.into_iter().map(rename).collect()
@@ -61,10 +69,16 @@ fn as_ldm(tensors: Tensors, prefix: &str) -> Tensors {
 
 fn as_old_diffusers(tensors: Tensors) -> Tensors {
     let rename = |name: String| {
-        let name = name.replace("to_q", "query").replace("to_k", "key").replace("to_v", "value");
+        let name = name
+            .replace("to_q", "query")
+            .replace("to_k", "key")
+            .replace("to_v", "value");
         name.replace("to_out.0", "proj_attn")
     };
-    tensors.into_iter().map(|(name, tensor)| (rename(name), tensor)).collect()
+    tensors
+        .into_iter()
+        .map(|(name, tensor)| (rename(name), tensor))
+        .collect()
 }
 
 fn open_file(tensors: &[(String, Tensor)]) -> kontext_core::Result<Autoencoder> {
@@ -75,7 +89,9 @@ fn open_file(tensors: &[(String, Tensor)]) -> kontext_core::Result<Autoencoder> 
 }
 
 fn picture() -> Tensor {
-    noise::randn(&[1, 3, 32, 40], 3, Kind::Float, Device::Cpu).unwrap().clamp(-1.0, 1.0)
+    noise::randn(&[1, 3, 32, 40], 3, Kind::Float, Device::Cpu)
+        .unwrap()
+        .clamp(-1.0, 1.0)
 }
 
 /// Latents of a picture and the picture of those.
@@ -88,7 +104,9 @@ fn round_trip(vae: &Autoencoder) -> (Tensor, Tensor) {
 #[test]
 fn the_same_weights_in_four_namings_give_the_same_latents_and_picture() {
     let config = config();
-    let expected = round_trip(&Autoencoder::Kl(AutoencoderKl::new(&Weights::synthetic(5), &config).unwrap()));
+    let expected = round_trip(&Autoencoder::Kl(
+        AutoencoderKl::new(&Weights::synthetic(5), &config).unwrap(),
+    ));
     for tensors in [
         kl_tensors(&config),
         as_old_diffusers(kl_tensors(&config)),
@@ -105,7 +123,13 @@ fn the_same_weights_in_four_namings_give_the_same_latents_and_picture() {
 
 #[test]
 fn sizes_come_from_the_tensors_of_a_file() {
-    let presets = [config(), VaeConfig { block_out_channels: [32, 64, 96, 128], ..VaeConfig::sd15() }];
+    let presets = [
+        config(),
+        VaeConfig {
+            block_out_channels: [32, 64, 96, 128],
+            ..VaeConfig::sd15()
+        },
+    ];
     for config in presets {
         for tensors in [kl_tensors(&config), as_ldm(kl_tensors(&config), "vae.")] {
             assert_eq!(VaeConfig::infer(&Weights::from_tensors(tensors)).unwrap(), config);
@@ -141,19 +165,43 @@ fn the_five_autoencoders_of_the_papers_table_open_at_full_size() {
     let kl = |config: &VaeConfig| blank(|weights| drop(AutoencoderKl::new(weights, config).unwrap()));
     let tiny = blank(|weights| drop(AutoencoderTiny::new(weights, &TinyConfig::taef1()).unwrap()));
     for (what, tensors, channels, quant) in [
-        ("Flux-VAE, ae.safetensors", as_ldm(kl(&VaeConfig::flux()), ""), 16, false),
-        ("SD3-VAE, sd3_medium.safetensors", as_ldm(kl(&VaeConfig::sd3()), "first_stage_model."), 16, false),
+        (
+            "Flux-VAE, ae.safetensors",
+            as_ldm(kl(&VaeConfig::flux()), ""),
+            16,
+            false,
+        ),
+        (
+            "SD3-VAE, sd3_medium.safetensors",
+            as_ldm(kl(&VaeConfig::sd3()), "first_stage_model."),
+            16,
+            false,
+        ),
         ("SD3-VAE, diffusers", kl(&VaeConfig::sd3()), 16, false),
         ("SD3-TAE, diffusers", tiny, 16, false),
-        ("SDXL-VAE, sdxl_vae.safetensors", as_ldm(kl(&VaeConfig::sdxl()), ""), 4, true),
-        ("SD-VAE, sd-vae-ft-mse", as_old_diffusers(kl(&VaeConfig::sd15())), 4, true),
+        (
+            "SDXL-VAE, sdxl_vae.safetensors",
+            as_ldm(kl(&VaeConfig::sdxl()), ""),
+            4,
+            true,
+        ),
+        (
+            "SD-VAE, sd-vae-ft-mse",
+            as_old_diffusers(kl(&VaeConfig::sd15())),
+            4,
+            true,
+        ),
     ] {
         let quant_convs = tensors.iter().filter(|(name, _)| name.contains("quant_conv.")).count();
         assert_eq!(quant_convs, if quant { 4 } else { 0 }, "{what}");
         // A tensor that it did not read would be an error.
         let vae = Autoencoder::from_weights(&Weights::from_tensors(tensors), None).unwrap();
         assert_eq!(vae.latent_channels(), channels, "{what}");
-        assert_eq!(matches!(vae, Autoencoder::Tiny(_)), what.starts_with("SD3-TAE"), "{what}");
+        assert_eq!(
+            matches!(vae, Autoencoder::Tiny(_)),
+            what.starts_with("SD3-TAE"),
+            "{what}"
+        );
     }
 }
 
@@ -164,7 +212,12 @@ fn a_folder_is_opened_with_its_configuration() {
         let folder = tempfile::tempdir().unwrap();
         let config = fixture.write_config(model, folder.path());
         let tensors = collect_from(&fixture.weights(model), &config, model.starts_with("tiny"));
-        weights::save(folder.path().join("diffusion_pytorch_model.safetensors"), &tensors, None).unwrap();
+        weights::save(
+            folder.path().join("diffusion_pytorch_model.safetensors"),
+            &tensors,
+            None,
+        )
+        .unwrap();
         let vae = Autoencoder::open(folder.path(), Kind::Float, Device::Cpu).unwrap();
         let expected = fixture.tensor(&format!("{model}.one.decoded"));
         let decoded = vae.decode(&fixture.tensor(&format!("{model}.one.latents"))).unwrap();
@@ -200,11 +253,20 @@ fn a_file_that_lacks_a_tensor_or_holds_another_model_is_refused() {
     let mut tensors = as_ldm(kl_tensors(&config()), "");
     tensors.retain(|(name, _)| name != "decoder.mid.attn_1.k.weight");
     let cause = open_file(&tensors).unwrap_err().source().unwrap().to_string();
-    assert!(cause.starts_with("no tensor `decoder.mid.attn_1.k.weight` (nearest: "), "{cause}");
+    assert!(
+        cause.starts_with("no tensor `decoder.mid.attn_1.k.weight` (nearest: "),
+        "{cause}"
+    );
     let other = [("img_in.weight".to_owned(), Tensor::from_slice(&[0.0_f32]))];
     let cause = open_file(&other).unwrap_err().source().unwrap().to_string();
     assert!(cause.starts_with("no autoencoder found"), "{cause}");
-    let mut eight = as_ldm(kl_tensors(&VaeConfig { latent_channels: 8, ..config() }), "");
+    let mut eight = as_ldm(
+        kl_tensors(&VaeConfig {
+            latent_channels: 8,
+            ..config()
+        }),
+        "",
+    );
     let cause = open_file(&eight).unwrap_err().source().unwrap().to_string();
     assert!(cause.contains("latent channels: expected 4 or 16, got 8"), "{cause}");
     eight.retain(|(name, _)| !name.starts_with("encoder.down.2"));

@@ -9,8 +9,12 @@ use kontext_core::{Device, Kind, Tensor, picture};
 use kontext_vae::Autoencoder;
 
 /// What diffusers' AutoencoderTiny reaches in f32, in dB: file, then PSNR on astronaut and on coffee.
-const REACHED: [(&str, f64, f64); 4] =
-    [("taef1", 27.46, 26.44), ("taesd3", 29.75, 27.52), ("taesd", 25.24, 24.88), ("taesdxl", 25.16, 24.66)];
+const REACHED: [(&str, f64, f64); 4] = [
+    ("taef1", 27.46, 26.44),
+    ("taesd3", 29.75, 27.52),
+    ("taesd", 25.24, 24.88),
+    ("taesdxl", 25.16, 24.66),
+];
 
 /// The values above have two digits after the point, and a level may round otherwise.
 const TOLERANCE: f64 = 0.05;
@@ -40,13 +44,18 @@ fn psnr(a: &Tensor, b: &Tensor) -> f64 {
 #[test]
 fn tiny_autoencoders_reach_the_quality_that_they_reach_in_diffusers() {
     for (name, astronaut, coffee) in REACHED {
-        let Some(file) = asset(&format!("tiny-autoencoders/{name}_diffusers_layout_f16.safetensors")) else { return };
+        let Some(file) = asset(&format!("tiny-autoencoders/{name}_diffusers_layout_f16.safetensors")) else {
+            return;
+        };
         let vae = Autoencoder::open(file, Kind::Float, Device::Cpu).unwrap();
         for (photo, expected) in [("astronaut", astronaut), ("coffee", coffee)] {
             let Some(pixels) = open_cropped(photo) else { return };
             let latents = vae.encode_latents(&pixels).unwrap();
             let reached = psnr(&vae.decode(&latents).unwrap(), &pixels);
-            assert!((reached - expected).abs() < TOLERANCE, "{name} on {photo}: {reached:.3} dB, expected {expected}");
+            assert!(
+                (reached - expected).abs() < TOLERANCE,
+                "{name} on {photo}: {reached:.3} dB, expected {expected}"
+            );
         }
     }
 }

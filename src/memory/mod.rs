@@ -88,9 +88,17 @@ impl fmt::Display for MemoryPlan {
             Device::Cuda(index) => format!(" of cuda:{index}'s memory"),
             Device::Cpu | Device::Mps | Device::Vulkan => String::new(),
         };
-        write!(f, "{placement}: {peak}{whose} while {stage}, and up to {pages} of files in the system's cache")?;
+        write!(
+            f,
+            "{placement}: {peak}{whose} while {stage}, and up to {pages} of files in the system's cache"
+        )?;
         for StageMemory { stage, weights, work } in &self.stages {
-            write!(f, "\n  {stage}: {} weights + {} activations", Bytes(*weights), Bytes(*work))?;
+            write!(
+                f,
+                "\n  {stage}: {} weights + {} activations",
+                Bytes(*weights),
+                Bytes(*work)
+            )?;
         }
         Ok(())
     }

@@ -14,8 +14,16 @@ use crate::plan::ModelFacts;
 use crate::{Checkpoint, Layout, ModelDefaults, Plan, Request, random_model};
 
 const GB: u64 = 1_000_000_000;
-const CPU: Machine = Machine { device: Device::Cpu, dtype: Kind::Float, compute: Kind::Float };
-const CUDA: Machine = Machine { device: Device::Cuda(1), dtype: Kind::BFloat16, compute: Kind::BFloat16 };
+const CPU: Machine = Machine {
+    device: Device::Cpu,
+    dtype: Kind::Float,
+    compute: Kind::Float,
+};
+const CUDA: Machine = Machine {
+    device: Device::Cuda(1),
+    dtype: Kind::BFloat16,
+    compute: Kind::BFloat16,
+};
 
 /// FLUX.1 Kontext in bf16 as it is published, with sizes from the headers of its files.
 fn published(machine: Machine) -> Footprint {
@@ -23,7 +31,10 @@ fn published(machine: Machine) -> Footprint {
         matrices,
         stored: matrices,
         rest,
-        largest: Matrix { elements: largest, stored: 2 * largest },
+        largest: Matrix {
+            elements: largest,
+            stored: 2 * largest,
+        },
         largest_packed: Matrix::default(),
     };
     Footprint {
@@ -39,18 +50,33 @@ fn published(machine: Machine) -> Footprint {
 }
 
 fn plan(request: &Request) -> Plan {
-    Plan::new(request, &ModelFacts::new(&DitConfig::kontext_dev(), Shift::dev(), 512, ModelDefaults::default()))
-        .unwrap()
+    Plan::new(
+        request,
+        &ModelFacts::new(&DitConfig::kontext_dev(), Shift::dev(), 512, ModelDefaults::default()),
+    )
+    .unwrap()
 }
 
 fn edit(side: u32) -> Plan {
     plan(&Request::edit(&RgbImage::new(side, side), "").size(side, side))
 }
 
-const HELD: Arrangement = Arrangement { placement: Placement::Resident, left: LeftInFile::None };
-const RESIDENT: Arrangement = Arrangement { placement: Placement::Resident, left: LeftInFile::UsedOnce };
-const STAGED: Arrangement = Arrangement { placement: Placement::Staged, left: LeftInFile::UsedOnce };
-const STREAMED: Arrangement = Arrangement { placement: Placement::Streamed, left: LeftInFile::All };
+const HELD: Arrangement = Arrangement {
+    placement: Placement::Resident,
+    left: LeftInFile::None,
+};
+const RESIDENT: Arrangement = Arrangement {
+    placement: Placement::Resident,
+    left: LeftInFile::UsedOnce,
+};
+const STAGED: Arrangement = Arrangement {
+    placement: Placement::Staged,
+    left: LeftInFile::UsedOnce,
+};
+const STREAMED: Arrangement = Arrangement {
+    placement: Placement::Streamed,
+    left: LeftInFile::All,
+};
 
 /// What `Placement::Auto` becomes with so many GB free.
 fn chosen(footprint: &Footprint, free: u64) -> Arrangement {
@@ -66,9 +92,20 @@ fn the_published_model_is_resident_on_48_and_32_gb_staged_on_24_and_streamed_on_
     // On a CPU the modulation is never held.
     assert_eq!(chosen(&published(CPU), 999), RESIDENT);
     // Widened to f32 it is twice as large.
-    let wide = Part { matrices: 2 * 17_308_000_000, ..footprint.dit };
-    let machine = Machine { dtype: Kind::Float, compute: Kind::Float, ..CUDA };
-    let wide = Footprint { dit: wide, machine, ..footprint };
+    let wide = Part {
+        matrices: 2 * 17_308_000_000,
+        ..footprint.dit
+    };
+    let machine = Machine {
+        dtype: Kind::Float,
+        compute: Kind::Float,
+        ..CUDA
+    };
+    let wide = Footprint {
+        dit: wide,
+        machine,
+        ..footprint
+    };
     assert_eq!(chosen(&wide, 32), STREAMED);
 }
 
@@ -82,15 +119,28 @@ fn a_step_on_cuda_grows_with_the_tokens_and_with_the_kind_and_not_with_their_squ
     // 16 tensors of all tokens by 3072, in bf16.
     let added = step(CUDA, 2048) - step(CUDA, 1024);
     assert_eq!(added, 2 * 16 * 3072 * (tokens(2048) - tokens(1024)));
-    let wide = Machine { dtype: Kind::Float, compute: Kind::Float, ..CUDA };
+    let wide = Machine {
+        dtype: Kind::Float,
+        compute: Kind::Float,
+        ..CUDA
+    };
     assert_eq!(step(wide, 2048) - step(wide, 1024), 2 * added);
 }
 
 #[test]
 fn what_is_unpacked_or_on_its_way_counts_on_cuda() {
     let plain = published(CUDA);
-    let packed = Matrix { elements: 21_504 * 3072, stored: 21_504 * 3072 / 2 };
-    let packed = Footprint { dit: Part { largest_packed: packed, ..plain.dit }, ..plain.clone() };
+    let packed = Matrix {
+        elements: 21_504 * 3072,
+        stored: 21_504 * 3072 / 2,
+    };
+    let packed = Footprint {
+        dit: Part {
+            largest_packed: packed,
+            ..plain.dit
+        },
+        ..plain.clone()
+    };
     let work = |footprint: &Footprint, placement| {
         let stages = footprint.plan(&edit(1024), placement).stages;
         stages.into_iter().find(|stage| stage.stage == DENOISING).unwrap().work
@@ -105,8 +155,16 @@ fn what_is_unpacked_or_on_its_way_counts_on_cuda() {
 #[test]
 fn a_plan_says_whose_memory_it_means() {
     let on = |machine| published(machine).plan(&edit(1024), STAGED).to_string();
-    assert!(on(CUDA).contains(" of cuda:1's memory while denoising, and up to "), "{}", on(CUDA));
-    assert!(on(CPU).starts_with("staged: ") && !on(CPU).contains("cuda"), "{}", on(CPU));
+    assert!(
+        on(CUDA).contains(" of cuda:1's memory while denoising, and up to "),
+        "{}",
+        on(CUDA)
+    );
+    assert!(
+        on(CPU).starts_with("staged: ") && !on(CPU).contains("cuda"),
+        "{}",
+        on(CPU)
+    );
 }
 
 #[test]
@@ -118,19 +176,32 @@ fn headers_tell_what_is_held_in_bf16_on_cuda_and_in_f32_on_a_cpu() {
     let of = |machine| Footprint::of(&model, &weights, &config, machine, None, None).unwrap();
     let (host, device) = (of(CPU), of(CUDA));
     // The model is stored in f32, where bf16 takes half; the autoencoder stays wide.
-    for (host, device) in [(host.text, device.text), (host.dit, device.dit), (host.modulation, device.modulation)] {
+    for (host, device) in [
+        (host.text, device.text),
+        (host.dit, device.dit),
+        (host.modulation, device.modulation),
+    ] {
         assert_eq!((host.matrices, host.rest), (2 * device.matrices, 2 * device.rest));
         assert_eq!((host.stored, host.largest), (device.stored, device.largest));
     }
     assert_eq!(host.vae, device.vae);
     // In f16, T5's `wo` is wide.
-    let half = of(Machine { compute: Kind::Half, dtype: Kind::Half, ..CUDA });
+    let half = of(Machine {
+        compute: Kind::Half,
+        dtype: Kind::Half,
+        ..CUDA
+    });
     assert!(half.text.matrices > device.text.matrices && half.dit.matrices == device.dit.matrices);
 }
 
 #[test]
 fn a_run_that_does_not_fit_the_device_is_refused_with_the_next_smaller_setting() {
-    let refused = |placement, free| published(CUDA).check(&edit(1024), placement, free).unwrap_err().to_string();
+    let refused = |placement, free| {
+        published(CUDA)
+            .check(&edit(1024), placement, free)
+            .unwrap_err()
+            .to_string()
+    };
     let staged = refused(STAGED, 12 * GB);
     assert!(
         staged.starts_with("denoising takes ") && staged.contains(" MB of memory and 12000 MB are free; "),
@@ -153,10 +224,16 @@ const WORDS: &str = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a
 #[test]
 fn libtorchs_shortage_becomes_ours_with_stage_need_and_remedy() {
     let footprint = published(CUDA);
-    let told =
-        |placement, stage, free| footprint.shortage(torch(WORDS), &edit(1024), placement, stage, free).to_string();
+    let told = |placement, stage, free| {
+        footprint
+            .shortage(torch(WORDS), &edit(1024), placement, stage, free)
+            .to_string()
+    };
     let less = told(STAGED, DENOISING, 8 * GB);
-    assert!(less.starts_with("denoising takes ") && less.contains("8000 MB are free; load with"), "{less}");
+    assert!(
+        less.starts_with("denoising takes ") && less.contains("8000 MB are free; load with"),
+        "{less}"
+    );
     // Where the plan was too small, libtorch's own words are kept.
     let more = told(STREAMED, DECODING, 23 * GB);
     assert!(
@@ -170,7 +247,10 @@ fn libtorchs_shortage_becomes_ours_with_stage_need_and_remedy() {
 
 #[test]
 fn other_errors_of_libtorch_stay_as_they_are() {
-    let error = Tensor::from_slice(&[1.0_f32]).f_reshape([2]).map_err(Error::from).unwrap_err();
+    let error = Tensor::from_slice(&[1.0_f32])
+        .f_reshape([2])
+        .map_err(Error::from)
+        .unwrap_err();
     let words = error.to_string();
     let told = published(CUDA).shortage(error, &edit(1024), STAGED, DENOISING, GB);
     assert_eq!(told.to_string(), words);

@@ -71,19 +71,33 @@ impl Footprint {
     /// The matrix of a part that is just unpacked on a CUDA device: any of them where they are left in their file, from
     /// where they come as they are stored, else the packed ones. On a CPU the constants have it.
     fn unpacked(&self, part: &Part, left: bool) -> u64 {
-        let matrix = if left { part.largest } else { Matrix { stored: 0, ..part.largest_packed } };
+        let matrix = if left {
+            part.largest
+        } else {
+            Matrix {
+                stored: 0,
+                ..part.largest_packed
+            }
+        };
         let bytes = matrix.elements * (size_of(self.machine.compute) + UNPACKING) + matrix.stored;
         if self.machine.device.is_cuda() { bytes } else { 0 }
     }
 
     /// A constant of the rates; on a CPU, parts whose weights are fewer take no more than those.
     fn beside(&self, constant: u64, weights: u64) -> u64 {
-        if self.machine.device.is_cuda() { constant } else { constant.min(weights) }
+        if self.machine.device.is_cuda() {
+            constant
+        } else {
+            constant.min(weights)
+        }
     }
 
     pub(super) fn text_work(&self, plan: &Plan, left: LeftInFile) -> u64 {
         let compute = size_of(self.machine.compute);
-        let (tokens, inner) = (plan.text_tokens.unsigned_abs(), (self.t5.num_heads * self.t5.d_kv).unsigned_abs());
+        let (tokens, inner) = (
+            plan.text_tokens.unsigned_abs(),
+            (self.t5.num_heads * self.t5.d_kv).unsigned_abs(),
+        );
         let (width, hidden) = (self.t5.d_model.unsigned_abs(), self.t5.d_ff.unsigned_abs());
         let scores = self.t5.num_heads.unsigned_abs() * tokens * tokens;
         // The bias, and scores before and behind it or before and behind the softmax, which is f32; or both halves of
@@ -121,7 +135,11 @@ impl Footprint {
 
     fn picture_work(&self, plan: &Plan, area: u64, alive: f64) -> u64 {
         // Above this the codec works tile by tile, and keeps the whole picture beside the tile.
-        let (tile, picture) = if area > UNTILED_AREA { (TILE_AREA, PICTURES * area) } else { (area, 0) };
+        let (tile, picture) = if area > UNTILED_AREA {
+            (TILE_AREA, PICTURES * area)
+        } else {
+            (area, 0)
+        };
         let value = size_of(plan.conformance.vae_kind(self.machine.compute));
         let largest = value * 2 * self.vae_channels * tile + F32 * picture;
         (largest as f64 * alive) as u64

@@ -28,12 +28,18 @@ pub(crate) struct EncodedPicture {
 impl Kept {
     /// Keeps nothing: the runs of a pipeline know nothing of each other.
     pub(crate) fn nothing() -> Self {
-        Self { texts: Recent::new(0), pictures: Recent::new(0) }
+        Self {
+            texts: Recent::new(0),
+            pictures: Recent::new(0),
+        }
     }
 
     /// Keeps the latest.
     pub(crate) fn latest() -> Self {
-        Self { texts: Recent::new(PROMPTS), pictures: Recent::new(PICTURES) }
+        Self {
+            texts: Recent::new(PROMPTS),
+            pictures: Recent::new(PICTURES),
+        }
     }
 }
 
@@ -53,7 +59,10 @@ pub(crate) struct Recent<K, V> {
 
 impl<K, V> Recent<K, V> {
     fn new(most: usize) -> Self {
-        Self { most, entries: Vec::new() }
+        Self {
+            most,
+            entries: Vec::new(),
+        }
     }
 
     pub(crate) fn get(&mut self, is: impl Fn(&K) -> bool) -> Option<&V> {

@@ -70,7 +70,11 @@ impl Pipeline {
     }
 
     fn change_loras(&mut self, loras: LoraSet) -> Result<()> {
-        if self.fused { Err(fused_error()) } else { self.put_loras(loras, false) }
+        if self.fused {
+            Err(fused_error())
+        } else {
+            self.put_loras(loras, false)
+        }
     }
 
     /// Puts LoRAs in force; `fused` tells that the transformer has them in its weights.
@@ -79,7 +83,10 @@ impl Pipeline {
         if let (Some(text), Some(dit)) = (text, dit) {
             loras.check_patterns(text, dit)?;
         }
-        let mut prepared = text.map(|text| loras.prepare_text(text)).transpose()?.unwrap_or_default();
+        let mut prepared = text
+            .map(|text| loras.prepare_text(text))
+            .transpose()?
+            .unwrap_or_default();
         match dit {
             Some(dit) if !fused => prepared.push(loras.prepare_dit(dit)?),
             // One that is not in memory gets its changes when it is; whether they fit is told now.

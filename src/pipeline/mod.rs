@@ -87,11 +87,22 @@ impl Pipeline {
 
     /// A pipeline of parts that are in memory.
     pub(crate) fn of(parts: Parts, precision: Precision, device: Device, tiling: Option<Tiling>) -> Result<Self> {
-        let Parts { text, dit, vae, shift, defaults } = parts;
+        let Parts {
+            text,
+            dit,
+            vae,
+            shift,
+            defaults,
+        } = parts;
         fit(&text, &vae, dit.config())?;
         let facts = ModelFacts::new(dit.config(), shift, text.sequence_length(), defaults);
         let config = dit.config().clone();
-        let slots = PartSlots { text: Slot::held(text), dit: Slot::held(dit), vae: Slot::held(vae), config };
+        let slots = PartSlots {
+            text: Slot::held(text),
+            dit: Slot::held(dit),
+            vae: Slot::held(vae),
+            config,
+        };
         Ok(Self::new(slots, facts, precision, device, tiling))
     }
 
@@ -103,12 +114,28 @@ impl Pipeline {
         tiling: Option<Tiling>,
     ) -> Self {
         let loras = Frozen::new(LoraSet::default());
-        Self { parts, facts, precision, device, tiling, files: None, loras, fused: false }
+        Self {
+            parts,
+            facts,
+            precision,
+            device,
+            tiling,
+            files: None,
+            loras,
+            fused: false,
+        }
     }
 
     /// The same, with its parts taken from these files.
     pub(crate) fn with_files(self, checkpoint: Checkpoint, footprint: Footprint, arrangement: Arrangement) -> Self {
-        Self { files: Some(Files { checkpoint, footprint, arrangement }), ..self }
+        Self {
+            files: Some(Files {
+                checkpoint,
+                footprint,
+                arrangement,
+            }),
+            ..self
+        }
     }
 
     /// Where the parts were found; `None` for a pipeline of one's own parts.
@@ -120,7 +147,9 @@ impl Pipeline {
     /// When its parts are in memory; a pipeline of one's own parts is resident.
     #[must_use]
     pub fn placement(&self) -> Placement {
-        self.files.as_ref().map_or(Placement::Resident, |files| files.arrangement.placement)
+        self.files
+            .as_ref()
+            .map_or(Placement::Resident, |files| files.arrangement.placement)
     }
 
     /// How much memory of its device a run of this request takes; `None` for a pipeline of one's own parts.
@@ -129,7 +158,10 @@ impl Pipeline {
     /// Those of [`Pipeline::plan`].
     pub fn memory(&self, request: &Request) -> Result<Option<MemoryPlan>> {
         let plan = self.plan(request)?;
-        Ok(self.files.as_ref().map(|files| files.footprint.plan(&plan, files.arrangement)))
+        Ok(self
+            .files
+            .as_ref()
+            .map(|files| files.footprint.plan(&plan, files.arrangement)))
     }
 
     /// The device that the model is on.
@@ -164,10 +196,18 @@ pub(crate) fn fit(text: &TextEncoder, vae: &Autoencoder, config: &DitConfig) -> 
         if got == expected {
             Ok(())
         } else {
-            Err(Error::invalid(what, format!("{expected}, as the transformer takes"), got))
+            Err(Error::invalid(
+                what,
+                format!("{expected}, as the transformer takes"),
+                got,
+            ))
         }
     };
-    fits("channels of the VAE, times 4", vae.latent_channels() * 4, config.in_channels)?;
+    fits(
+        "channels of the VAE, times 4",
+        vae.latent_channels() * 4,
+        config.in_channels,
+    )?;
     fits("width of T5", text.t5().config().d_model, config.context_dim)?;
     fits("width of CLIP", text.clip().config().hidden_size, config.pooled_dim)
 }

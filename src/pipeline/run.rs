@@ -46,7 +46,8 @@ impl Pipeline {
 
     /// As [`Pipeline::run_with`], with what earlier runs have encoded; what this one encodes is added.
     pub(crate) fn run_keeping(&self, request: &Request, kept: &mut Kept, observe: Observer<'_>) -> Result<Finished> {
-        self.run_stages(request, kept, observe).map_err(|error| self.name_damage(error))
+        self.run_stages(request, kept, observe)
+            .map_err(|error| self.name_damage(error))
     }
 
     fn run_stages(&self, request: &Request, kept: &mut Kept, observe: Observer<'_>) -> Result<Finished> {
@@ -68,7 +69,9 @@ impl Pipeline {
         // 4. Noise, over the picture where the run starts from one.
         let mut latents = self.starting_noise(request, &plan, seed)?;
         if request.strength < 1.0 {
-            let start = self.start_picture(&mut vae, request, &plan, first.as_ref()).map_err(short(REFERENCES))?;
+            let start = self
+                .start_picture(&mut vae, request, &plan, first.as_ref())
+                .map_err(short(REFERENCES))?;
             latents = add_noise(&pack(&start)?.f_to_kind(latents.kind())?, &latents, &plan.schedule)?;
         }
         tell(observe, &plan, Event::Noise { latents: &latents })?;
@@ -77,7 +80,15 @@ impl Pipeline {
         }
         // 5. Sampling.
         let latents = self
-            .sample(request, &plan, &latents, &positive, negative.as_ref(), context.as_ref(), observe)
+            .sample(
+                request,
+                &plan,
+                &latents,
+                &positive,
+                negative.as_ref(),
+                context.as_ref(),
+                observe,
+            )
             .map_err(short(DENOISING))?;
         // 6. Pictures.
         let vae = self.parts.vae.lease().map_err(short(DECODING))?;
@@ -87,14 +98,29 @@ impl Pipeline {
             let tokens = latents.f_narrow(0, item as i64, 1)?;
             let image = codec.decode(&unpack(&tokens, plan.target)?, plan.output, plan.conformance);
             images.push(image.map_err(short(DECODING))?);
-            tell(observe, &plan, Event::Decoded { done: item + 1, total: plan.batch })?;
+            tell(
+                observe,
+                &plan,
+                Event::Decoded {
+                    done: item + 1,
+                    total: plan.batch,
+                },
+            )?;
         }
         vae.end();
         let none = || Error::invalid("batch", "at least 1 picture", 0);
         let image = images.first().cloned().ok_or_else(none)?;
         let guidance = plan.guidance.unwrap_or_default();
         let latents = array::to_array(&latents)?;
-        let output = Output { image, images, latents, seed, prompt: request.prompt.clone(), guidance, plan };
+        let output = Output {
+            image,
+            images,
+            latents,
+            seed,
+            prompt: request.prompt.clone(),
+            guidance,
+            plan,
+        };
         Ok(Finished { output, first })
     }
 
@@ -116,7 +142,14 @@ impl Pipeline {
             for cut in &cuts {
                 tell(observe, plan, Event::Cut { cut })?;
             }
-            tell(observe, plan, Event::Encoded { conditioning: &conditioning, negative })?;
+            tell(
+                observe,
+                plan,
+                Event::Encoded {
+                    conditioning: &conditioning,
+                    negative,
+                },
+            )?;
             kept.texts.add(|| prompt.to_owned(), || conditioning.clone());
             Ok(conditioning)
         };
@@ -139,11 +172,17 @@ impl Pipeline {
     ) -> Result<(Option<Tokens>, Option<Tensor>)> {
         let kind = plan.conformance.latents_kind(self.precision.dtype);
         let (mut features, mut ids, mut first) = (Vec::new(), Vec::new(), None);
-        for (index, (image, reference)) in reference_pictures(request, plan)?.iter().zip(&plan.references).enumerate() {
+        for (index, (image, reference)) in reference_pictures(request, plan)?
+            .iter()
+            .zip(&plan.references)
+            .enumerate()
+        {
             let (fitted, conformance) = (reference.fitted, plan.conformance);
             let given = request.image_latents.as_ref().filter(|_| index == 0);
             let latents = if let Some(given) = given {
-                let tokens = array::from_array(&given.view())?.f_to_kind(kind)?.f_to_device(self.device)?;
+                let tokens = array::from_array(&given.view())?
+                    .f_to_kind(kind)?
+                    .f_to_device(self.device)?;
                 unpack(&tokens, reference.grid)?
             } else if let Some(latents) = kept.pictures.get(|known| known.is(image, fitted, conformance)) {
                 latents.shallow_clone()
@@ -151,8 +190,19 @@ impl Pipeline {
                 let codec = self.codec(Lease::begin(vae, || self.parts.vae.lease())?, plan);
                 // Rounded to the run's dtype where the mode is, also on a CPU, which computes in f32.
                 let latents = codec.encode(image, fitted)?.f_to_kind(kind)?;
-                tell(observe, plan, Event::Reference { index, latents: &latents })?;
-                let encoded = || EncodedPicture { picture: image.clone(), fitted, conformance };
+                tell(
+                    observe,
+                    plan,
+                    Event::Reference {
+                        index,
+                        latents: &latents,
+                    },
+                )?;
+                let encoded = || EncodedPicture {
+                    picture: image.clone(),
+                    fitted,
+                    conformance,
+                };
                 kept.pictures.add(encoded, || latents.shallow_clone());
                 latents
             };
@@ -181,7 +231,11 @@ impl Pipeline {
                 let codec = self.codec(Lease::begin(vae, || self.parts.vae.lease())?, plan);
                 codec.encode(image, plan.target.size())
             }
-            _ => Err(Error::invalid("strength", "1 where there is no picture to start from", request.strength)),
+            _ => Err(Error::invalid(
+                "strength",
+                "1 where there is no picture to start from",
+                request.strength,
+            )),
         }
     }
 
@@ -202,7 +256,11 @@ impl Pipeline {
             let sizes = [batch, plan.target.tokens(), self.facts.packed_channels()];
             if tokens.size() != sizes {
                 let expected = format!("{sizes:?} (batch, target tokens, 4 * latent channels)");
-                return Err(Error::invalid("shape of the noise", expected, format!("{:?}", tokens.size())));
+                return Err(Error::invalid(
+                    "shape of the noise",
+                    expected,
+                    format!("{:?}", tokens.size()),
+                ));
             }
             return Ok(tokens.f_to_kind(kind)?.f_to_device(self.device)?);
         }
@@ -239,9 +297,10 @@ impl Pipeline {
         };
         let batched = request.cfg_mode == CfgMode::Batched;
         let (positive, negative) = match negative {
-            Some(negative) if batched => {
-                (prepare(&repeat(positive, plan.batch)?.stack(&repeat(negative, plan.batch)?)?)?, None)
-            }
+            Some(negative) if batched => (
+                prepare(&repeat(positive, plan.batch)?.stack(&repeat(negative, plan.batch)?)?)?,
+                None,
+            ),
             Some(negative) => (prepare(positive)?, Some(prepare(negative)?)),
             None => (prepare(positive)?, None),
         };
@@ -264,7 +323,12 @@ impl Pipeline {
             Ok(v.f_to_kind(dtype)?)
         };
         let sampled = integrate(latents, &plan.schedule, dtype, velocity, |step| {
-            observe(Event::Step { done: step.done, total: step.total, sigma: step.sigma, latents: step.latents })
+            observe(Event::Step {
+                done: step.done,
+                total: step.total,
+                sigma: step.sigma,
+                latents: step.latents,
+            })
         });
         drop((positive, negative));
         dit.end();
@@ -273,12 +337,19 @@ impl Pipeline {
 
     fn codec<'a>(&self, vae: &'a Autoencoder, plan: &Plan) -> Codec<'a> {
         let kind = plan.conformance.vae_kind(self.precision.compute);
-        Codec { vae, kind, device: self.device, tiling: self.tiling }
+        Codec {
+            vae,
+            kind,
+            device: self.device,
+            tiling: self.tiling,
+        }
     }
 
     /// Looks for the damaged tensor behind a result that is not finite.
     fn name_damage(&self, error: Error) -> Error {
-        let (Error::NotFinite { stage, .. }, Some(checkpoint)) = (&error, self.checkpoint()) else { return error };
+        let (Error::NotFinite { stage, .. }, Some(checkpoint)) = (&error, self.checkpoint()) else {
+            return error;
+        };
         let path = match stage.as_str() {
             s if s.contains("T5") => &checkpoint.t5,
             s if s.contains("CLIP") => &checkpoint.clip,
@@ -287,9 +358,14 @@ impl Pipeline {
         };
         match Weights::open(path).and_then(|w| w.first_not_finite()) {
             Ok(Some(tensor)) => {
-                let hint =
-                    format!("tensor `{tensor}` of {} holds NaN or infinity; fetch the file again", path.display());
-                Error::NotFinite { stage: stage.clone(), hint }
+                let hint = format!(
+                    "tensor `{tensor}` of {} holds NaN or infinity; fetch the file again",
+                    path.display()
+                );
+                Error::NotFinite {
+                    stage: stage.clone(),
+                    hint,
+                }
             }
             _ => error,
         }
@@ -299,8 +375,16 @@ impl Pipeline {
 /// Tells the observer; its wish to stop before the first step becomes an error.
 fn tell(observe: Observer<'_>, plan: &Plan, event: Event<'_>) -> Result<()> {
     let total = plan.schedule.steps();
-    let done = if matches!(event, Event::Decoded { .. }) { total } else { 0 };
-    if observe(event).is_break() { Err(Error::Cancelled { done, total }) } else { Ok(()) }
+    let done = if matches!(event, Event::Decoded { .. }) {
+        total
+    } else {
+        0
+    };
+    if observe(event).is_break() {
+        Err(Error::Cancelled { done, total })
+    } else {
+        Ok(())
+    }
 }
 
 /// One encoded prompt for every picture of a batch.

@@ -22,9 +22,13 @@ impl Pipeline {
 
     /// Puts libtorch's shortage of memory into words that say what to do.
     pub(super) fn name_shortage(&self, error: Error, plan: &Plan, stage: &'static str) -> Error {
-        let Some(files) = self.files.as_ref().filter(|_| error.is_out_of_memory()) else { return error };
+        let Some(files) = self.files.as_ref().filter(|_| error.is_out_of_memory()) else {
+            return error;
+        };
         memory::give_back_on(self.device);
-        let Ok(free) = memory::free(self.device) else { return error };
+        let Ok(free) = memory::free(self.device) else {
+            return error;
+        };
         files.footprint.shortage(error, plan, files.arrangement, stage, free)
     }
 }

@@ -15,8 +15,14 @@ pub(super) const MOST_STRETCH: f64 = 1.1;
 
 /// Sizes of the pictures, or of the joined one.
 pub(super) fn input_sizes(request: &Request) -> Result<Vec<Size>> {
-    let sizes: Vec<Size> = request.images.iter().map(|i| Size::new(i.width(), i.height())).collect();
-    let Some(first) = sizes.first().filter(|_| request.references == References::Stitch) else { return Ok(sizes) };
+    let sizes: Vec<Size> = request
+        .images
+        .iter()
+        .map(|i| Size::new(i.width(), i.height()))
+        .collect();
+    let Some(first) = sizes.first().filter(|_| request.references == References::Stitch) else {
+        return Ok(sizes);
+    };
     let joined = stitched_size(&sizes, first.height);
     if joined.area() > LARGEST_JOINED {
         let expected = format!("at most {LARGEST_JOINED} pixels; put the smallest picture first");
@@ -27,7 +33,13 @@ pub(super) fn input_sizes(request: &Request) -> Result<Vec<Size>> {
 
 /// Width of pictures side by side, each brought to `height`.
 fn stitched_size(sizes: &[Size], height: u32) -> Size {
-    Size::new(sizes.iter().map(|s| stitched_width(*s, height)).fold(0, u32::saturating_add), height)
+    Size::new(
+        sizes
+            .iter()
+            .map(|s| stitched_width(*s, height))
+            .fold(0, u32::saturating_add),
+        height,
+    )
 }
 
 /// Width of a picture brought to `height`.
@@ -39,8 +51,12 @@ pub(crate) fn stitched_width(size: Size, height: u32) -> u32 {
 pub(super) fn target_size(request: &Request, input: Option<Size>, facts: &ModelFacts) -> Size {
     let square = Size::new(1024, 1024);
     let preferred = |input: Size| preferred_size(input, &facts.sizes, request.conformance);
-    let asked =
-        |missing: Size| Size::new(request.width.unwrap_or(missing.width), request.height.unwrap_or(missing.height));
+    let asked = |missing: Size| {
+        Size::new(
+            request.width.unwrap_or(missing.width),
+            request.height.unwrap_or(missing.height),
+        )
+    };
     match request.conformance {
         Conformance::Diffusers => diffusers_target(asked(square), request.max_area.unwrap_or(square.area())),
         Conformance::Bfl => bfl_target(asked(input.map_or(square, preferred))),
@@ -71,5 +87,9 @@ pub(super) fn reference_size(request: &Request, input: Size, target: Size, facts
         return request.max_area.map_or(native, |area| native.scaled_to(area));
     }
     let stretch = target.ratio() / input.ratio();
-    if (1.0 / MOST_STRETCH..=MOST_STRETCH).contains(&stretch) { target } else { native.scaled_to(target.area()) }
+    if (1.0 / MOST_STRETCH..=MOST_STRETCH).contains(&stretch) {
+        target
+    } else {
+        native.scaled_to(target.area())
+    }
 }

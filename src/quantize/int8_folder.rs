@@ -36,11 +36,20 @@ pub(super) fn transformer(
     let (width, mlp) = (config.width(), config.mlp_width);
     if mlp != MLP_RATIO * width {
         let expected = format!("{}, as diffusers has it at the width {width}", MLP_RATIO * width);
-        return Err(Error::invalid("width of the MLPs for a folder of diffusers", expected, mlp));
+        return Err(Error::invalid(
+            "width of the MLPs for a folder of diffusers",
+            expected,
+            mlp,
+        ));
     }
     let plan = |(name, whole): (String, Vec<i64>)| {
         let (pieces, to) = (pieces(&name, &whole, names::diffusers, width), Some(Quantize::Int8));
-        pieces.into_iter().map(move |piece| Planned { name: name.clone(), whole: whole.clone(), piece, to })
+        pieces.into_iter().map(move |piece| Planned {
+            name: name.clone(),
+            whole: whole.clone(),
+            piece,
+            to,
+        })
     };
     let planned = shapes.into_iter().flat_map(plan);
     write(weights, planned, &DIT_PLAIN, dit_json(config), DIFFUSERS_FILE, out)
@@ -69,7 +78,13 @@ fn write(
 ) -> Result<()> {
     let folder = OutputFolder::create(out)?;
     let spared = |tensor: &Planned| tensor.piece.name.split('.').any(|module| plain.contains(&module));
-    let planned = planned.map(|tensor| if spared(&tensor) { Planned { to: None, ..tensor } } else { tensor });
+    let planned = planned.map(|tensor| {
+        if spared(&tensor) {
+            Planned { to: None, ..tensor }
+        } else {
+            tensor
+        }
+    });
     let tensors = with_maxima(weights, &planned.collect::<Vec<_>>())?;
     save_streamed(folder.path().join(file), torch_text(), tensors)?;
     insert(&mut config, "quantization_config", quantization(plain));
@@ -97,7 +112,11 @@ fn with_maxima<'a>(weights: &'a Weights, planned: &[Planned]) -> Result<Vec<Stre
 /// The largest magnitude of each row, which is stored as 127.
 fn maxima<'a>(tensor: &Planned, value: &Tensor) -> Result<StreamedTensor<'a>> {
     let maxima = value.f_abs()?.f_amax([1_i64].as_slice(), false)?;
-    let wrong = |_| Error::Shape { tensor: "row maxima", expected: "[out]", got: maxima.size() };
+    let wrong = |_| Error::Shape {
+        tensor: "row maxima",
+        expected: "[out]",
+        got: maxima.size(),
+    };
     let maxima = Vec::<f32>::try_from(&maxima).map_err(wrong)?;
     Ok(floats(beside(tensor, "SCB"), &[maxima.len()], &maxima))
 }

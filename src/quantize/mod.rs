@@ -59,9 +59,20 @@ pub fn transformer(model: &Checkpoint, to: Quantize, out: impl AsRef<Path>) -> R
     }
     let plan = |(name, whole): (String, Vec<i64>)| {
         let inner = name.starts_with("double_blocks.") || name.starts_with("single_blocks.");
-        Planned { to: inner.then_some(to), piece: Piece::whole(name.clone()), name, whole }
+        Planned {
+            to: inner.then_some(to),
+            piece: Piece::whole(name.clone()),
+            name,
+            whole,
+        }
     };
-    write(&weights, blank.shapes().into_iter().map(plan), target, "flux", out.as_ref())
+    write(
+        &weights,
+        blank.shapes().into_iter().map(plan),
+        target,
+        "flux",
+        out.as_ref(),
+    )
 }
 
 /// Writes T5's encoder: all matrices packed, its table and its position bias in bf16 and f32, vectors in f32. See
@@ -78,12 +89,29 @@ pub fn t5(model: &Checkpoint, to: Quantize, out: impl AsRef<Path>) -> Result<()>
     let config = T5Encoder::config_of(&weights, &model.t5)?;
     let blank = Weights::blank();
     T5Encoder::new(&blank, &config, Kind::Float)?;
-    let table = if weights.contains("shared.weight") { "shared.weight" } else { "encoder.embed_tokens.weight" };
+    let table = if weights.contains("shared.weight") {
+        "shared.weight"
+    } else {
+        "encoder.embed_tokens.weight"
+    };
     let plan = |(name, whole): (String, Vec<i64>)| {
-        let saved = if target == Target::Gguf { t5_gguf_name(&name) } else { name.clone() };
+        let saved = if target == Target::Gguf {
+            t5_gguf_name(&name)
+        } else {
+            name.clone()
+        };
         let inner = name.starts_with("encoder.block.") && !name.contains("relative_attention_bias");
-        let name = if name == "shared.weight" { table.to_owned() } else { name };
-        Planned { to: inner.then_some(to), piece: Piece::whole(saved), name, whole }
+        let name = if name == "shared.weight" {
+            table.to_owned()
+        } else {
+            name
+        };
+        Planned {
+            to: inner.then_some(to),
+            piece: Piece::whole(saved),
+            name,
+            whole,
+        }
     };
     let planned = blank.shapes().into_iter().map(plan);
     if target == Target::Folder {
@@ -113,9 +141,11 @@ impl Target {
             (true, _, _) => Ok(Self::Gguf),
             (false, _, Quantize::Fp8) => Ok(Self::ScaledFp8),
             (false, false, Quantize::Int8) => Ok(Self::Folder),
-            (false, true, Quantize::Int8) => {
-                Err(Error::invalid("format of a .safetensors file", format!("fp8 ({INT8})"), to))
-            }
+            (false, true, Quantize::Int8) => Err(Error::invalid(
+                "format of a .safetensors file",
+                format!("fp8 ({INT8})"),
+                to,
+            )),
             (false, _, _) => {
                 let expected = format!("fp8, or int8 for a folder ({GGUF} are .gguf files)");
                 Err(Error::invalid("format of a path that is no .gguf", expected, to))
@@ -146,7 +176,8 @@ impl Planned {
 
     /// Packed where it may be, else bf16 for matrices and f32 for vectors.
     fn quantize(&self) -> Option<Quantize> {
-        self.to.filter(|to| self.matrix() && to.fits(self.whole.last().copied().unwrap_or_default()))
+        self.to
+            .filter(|to| self.matrix() && to.fits(self.whole.last().copied().unwrap_or_default()))
     }
 
     fn sides(&self) -> Vec<usize> {
@@ -154,7 +185,11 @@ impl Planned {
     }
 
     fn plain(&self) -> Format {
-        if self.matrix() && !self.name.contains("relative_attention_bias") { Format::Bf16 } else { Format::F32 }
+        if self.matrix() && !self.name.contains("relative_attention_bias") {
+            Format::Bf16
+        } else {
+            Format::F32
+        }
     }
 
     fn read_whole(&self, weights: &Weights) -> Result<Tensor> {
@@ -203,7 +238,11 @@ fn streamed(weights: &Weights, tensor: Planned) -> StreamedTensor<'_> {
         if let Some(to) = tensor.quantize() {
             return Ok(Cow::Owned(to.pack(&value)?.0));
         }
-        let wrong = |_| Error::Shape { tensor: "weight", expected: "[..]", got: value.size() };
+        let wrong = |_| Error::Shape {
+            tensor: "weight",
+            expected: "[..]",
+            got: value.size(),
+        };
         let values = Vec::<f32>::try_from(&value.f_reshape([-1])?).map_err(wrong)?;
         Ok(Cow::Owned(pack(format, &values, values.len().max(1))?.into_parts().0))
     })

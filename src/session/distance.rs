@@ -5,7 +5,10 @@
 /// Squared distances in pixels, row by row, from each pixel's centre to that of the nearest pixel of the set; infinite
 /// where the set is empty.
 pub(crate) fn squared_distances(set: &[bool], width: usize) -> Vec<f64> {
-    let mut distances: Vec<f64> = set.iter().map(|&inside| if inside { 0.0 } else { f64::INFINITY }).collect();
+    let mut distances: Vec<f64> = set
+        .iter()
+        .map(|&inside| if inside { 0.0 } else { f64::INFINITY })
+        .collect();
     if width == 0 {
         return distances;
     }
@@ -46,7 +49,9 @@ fn lower_envelope(f: &[f64]) -> Vec<f64> {
         while parts.get(index + 1).is_some_and(|(_, begin)| *begin < at) {
             index += 1;
         }
-        parts.get(index).map_or(f64::INFINITY, |&(q, _)| (at - q as f64).powi(2) + f[q])
+        parts
+            .get(index)
+            .map_or(f64::INFINITY, |&(q, _)| (at - q as f64).powi(2) + f[q])
     };
     (0..f.len()).map(value).collect()
 }
@@ -65,10 +70,16 @@ mod tests {
             let set: Vec<bool> = (0..width * height).map(|_| random.random_bool(share)).collect();
             let nearest = |index: usize| {
                 let of = |other: usize| {
-                    let (dx, dy) = ((index % width).abs_diff(other % width), (index / width).abs_diff(other / width));
+                    let (dx, dy) = (
+                        (index % width).abs_diff(other % width),
+                        (index / width).abs_diff(other / width),
+                    );
                     (dx * dx + dy * dy) as f64
                 };
-                (0..set.len()).filter(|&other| set[other]).map(of).fold(f64::INFINITY, f64::min)
+                (0..set.len())
+                    .filter(|&other| set[other])
+                    .map(of)
+                    .fold(f64::INFINITY, f64::min)
             };
             let expected: Vec<f64> = (0..set.len()).map(nearest).collect();
             assert_eq!(squared_distances(&set, width), expected, "{share}");

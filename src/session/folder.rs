@@ -80,7 +80,10 @@ struct RequestEntry {
 
 pub(super) fn save(session: &Session<'_>, folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let to = Writer { folder, dtype: session.pipe.dtype() };
+    let to = Writer {
+        folder,
+        dtype: session.pipe.dtype(),
+    };
     let turn = |(turn, next): (&Turn, &Option<usize>)| to.turn(turn, *next);
     let index = Index {
         format: FORMAT,
@@ -89,7 +92,13 @@ pub(super) fn save(session: &Session<'_>, folder: &Path) -> Result<()> {
         reencode: session.reencode,
         keep_unchanged: session.keep_unchanged.as_ref().map(|keep| to.keep(keep)).transpose()?,
         defaults: to.request("defaults", &session.defaults)?,
-        turns: session.history.turns().iter().zip(session.history.next()).map(turn).collect::<Result<_>>()?,
+        turns: session
+            .history
+            .turns()
+            .iter()
+            .zip(session.history.next())
+            .map(turn)
+            .collect::<Result<_>>()?,
     };
     let path = folder.join(INDEX);
     let text = serde_json::to_string_pretty(&index).map_err(|e| Error::config(&path, e.to_string()))?;
@@ -106,11 +115,21 @@ pub(super) fn restore<'a>(pipe: &'a Pipeline, folder: &Path) -> Result<Session<'
         );
         return Err(Error::config(&path, reason));
     }
-    let Index { current, reencode, keep_unchanged, defaults, turns, .. } = read_json(&path)?;
+    let Index {
+        current,
+        reencode,
+        keep_unchanged,
+        defaults,
+        turns,
+        ..
+    } = read_json(&path)?;
     let from = Reader { folder, index: &path };
     let next = turns.iter().map(|turn| turn.next).collect();
-    let turns =
-        turns.into_iter().enumerate().map(|(id, turn)| from.turn(pipe, id, turn)).collect::<Result<Vec<_>>>()?;
+    let turns = turns
+        .into_iter()
+        .enumerate()
+        .map(|(id, turn)| from.turn(pipe, id, turn))
+        .collect::<Result<Vec<_>>>()?;
     let no_history = || Error::config(&path, "its turns are no tree; restore it from a copy");
     let mut session = Session::new(pipe, History::of(turns, next, current).ok_or_else(no_history)?);
     session.reencode = reencode;
@@ -141,18 +160,27 @@ impl Writer<'_> {
         let name = format!("turn-{}", turn.id);
         let (mut edit, mut latents) = (None, None);
         if let Some((request, made)) = &turn.edit {
-            edit = Some(EditEntry { asked: self.request(&name, request)?, made: *made });
+            edit = Some(EditEntry {
+                asked: self.request(&name, request)?,
+                made: *made,
+            });
             // As the run has them: nothing is lost.
             let kind = request.conformance.latents_kind(self.dtype);
             let of = |latents: &ArrayD<f32>| Ok::<_, Error>(array::from_array(&latents.view())?.f_to_kind(kind)?);
             let tensor = turn.latents.as_ref().map(of).transpose()?;
-            latents = tensor.map(|tensor| self.tensor(&format!("{name}-latents"), tensor)).transpose()?;
+            latents = tensor
+                .map(|tensor| self.tensor(&format!("{name}-latents"), tensor))
+                .transpose()?;
         }
         Ok(TurnEntry {
             parent: turn.parent,
             next,
             picture: self.picture(&name, &turn.picture)?,
-            changed: turn.changed.as_ref().map(|map| self.picture(&format!("{name}-changed"), map)).transpose()?,
+            changed: turn
+                .changed
+                .as_ref()
+                .map(|map| self.picture(&format!("{name}-changed"), map))
+                .transpose()?,
             latents,
             edit,
         })
@@ -163,7 +191,12 @@ impl Writer<'_> {
         let noise = |noise: &ArrayD<f32>| self.tensor(&format!("{name}-noise"), array::from_array(&noise.view())?);
         Ok(RequestEntry {
             request: request.clone(),
-            references: request.images.iter().enumerate().map(reference).collect::<Result<_>>()?,
+            references: request
+                .images
+                .iter()
+                .enumerate()
+                .map(reference)
+                .collect::<Result<_>>()?,
             noise: request.noise.as_ref().map(noise).transpose()?,
         })
     }
@@ -173,7 +206,9 @@ impl Writer<'_> {
         P: PixelWithColorType<Subpixel = u8>,
     {
         let mut bytes = Cursor::new(Vec::new());
-        picture.write_to(&mut bytes, ImageFormat::Png).map_err(Error::image(self.folder.join(name)))?;
+        picture
+            .write_to(&mut bytes, ImageFormat::Png)
+            .map_err(Error::image(self.folder.join(name)))?;
         self.file(name, "png", &bytes.into_inner())
     }
 
@@ -212,29 +247,59 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn turn(&self, pipe: &Pipeline, id: usize, entry: TurnEntry) -> Result<Turn> {
-        let TurnEntry { parent, picture, changed, latents, edit, .. } = entry;
+        let TurnEntry {
+            parent,
+            picture,
+            changed,
+            latents,
+            edit,
+            ..
+        } = entry;
         let wrong = |what: String| Error::config(self.index, format!("turn {id} {what}; restore it from a copy"));
         let picture = self.picture(&picture)?;
         let changed = changed.map(|file| self.grey(&file)).transpose()?;
-        if changed.as_ref().is_some_and(|map| map.dimensions() != picture.dimensions()) {
+        if changed
+            .as_ref()
+            .is_some_and(|map| map.dimensions() != picture.dimensions())
+        {
             return Err(wrong("has a map of another size than its picture".to_owned()));
         }
         let latents = latents.map(|file| self.tensor(&file)).transpose()?;
-        let edit = edit.map(|EditEntry { asked, made }| Ok::<_, Error>((self.request(asked)?, made))).transpose()?;
+        let edit = edit
+            .map(|EditEntry { asked, made }| Ok::<_, Error>((self.request(asked)?, made)))
+            .transpose()?;
         if let Some(latents) = &latents {
-            let Some((_, made)) = &edit else { return Err(wrong("has latents, and no run that made them".to_owned())) };
+            let Some((_, made)) = &edit else {
+                return Err(wrong("has latents, and no run that made them".to_owned()));
+            };
             let expected = [1, made.model_size.grid()?.tokens(), pipe.packed_channels()];
             if !latents.shape().iter().map(|&side| side as i64).eq(expected) {
                 let (expected, got) = (format!("{expected:?}"), format!("{:?}", latents.shape()));
-                return Err(wrong(format!("has latents {got}, and this model's are {expected}: load the one of then")));
+                return Err(wrong(format!(
+                    "has latents {got}, and this model's are {expected}: load the one of then"
+                )));
             }
         }
-        Ok(Turn { id, parent, picture, changed, latents, edit })
+        Ok(Turn {
+            id,
+            parent,
+            picture,
+            changed,
+            latents,
+            edit,
+        })
     }
 
     fn request(&self, entry: RequestEntry) -> Result<Request> {
-        let RequestEntry { mut request, references, noise } = entry;
-        request.images = references.iter().map(|file| self.picture(file)).collect::<Result<_>>()?;
+        let RequestEntry {
+            mut request,
+            references,
+            noise,
+        } = entry;
+        request.images = references
+            .iter()
+            .map(|file| self.picture(file))
+            .collect::<Result<_>>()?;
         request.noise = noise.map(|file| self.tensor(&file)).transpose()?;
         Ok(request)
     }
@@ -256,7 +321,10 @@ impl Reader<'_> {
         let mut parts = Path::new(file).components();
         match (parts.next(), parts.next()) {
             (Some(Component::Normal(_)), None) => Ok(file),
-            _ => Err(Error::config(self.index, format!("`{file}` is no file of this folder; correct it"))),
+            _ => Err(Error::config(
+                self.index,
+                format!("`{file}` is no file of this folder; correct it"),
+            )),
         }
     }
 }

@@ -17,7 +17,11 @@ pub(crate) struct History {
 
 impl History {
     pub(crate) fn new(picture: RgbImage) -> Self {
-        Self { turns: vec![Turn::given(0, picture)], next: vec![None], current: 0 }
+        Self {
+            turns: vec![Turn::given(0, picture)],
+            next: vec![None],
+            current: 0,
+        }
     }
 
     /// As it was written; none where it is no history: a turn may only edit an earlier one, and follow its own.
@@ -27,7 +31,10 @@ impl History {
             None => id == 0,
         });
         let parent = |id: usize| turns.get(id).and_then(|turn: &Turn| turn.parent);
-        let followed = next.iter().enumerate().all(|(id, next)| next.is_none_or(|next| parent(next) == Some(id)));
+        let followed = next
+            .iter()
+            .enumerate()
+            .all(|(id, next)| next.is_none_or(|next| parent(next) == Some(id)));
         let whole = parents && followed && next.len() == turns.len() && current < turns.len();
         whole.then_some(Self { turns, next, current })
     }
@@ -70,7 +77,11 @@ impl History {
     /// Goes to a turn. From the beginning, redo comes back to it.
     pub(crate) fn branch(&mut self, id: usize) -> Result<&Turn> {
         if id >= self.turns.len() {
-            return Err(Error::invalid("turn", format!("a number from 0 to {}", self.turns.len() - 1), id));
+            return Err(Error::invalid(
+                "turn",
+                format!("a number from 0 to {}", self.turns.len() - 1),
+                id,
+            ));
         }
         self.current = id;
         let mut child = id;
@@ -83,8 +94,10 @@ impl History {
 
     /// From the first turn to the current one.
     pub(crate) fn path(&self) -> Vec<&Turn> {
-        let mut path: Vec<&Turn> =
-            std::iter::successors(Some(self.current()), |turn| turn.parent.map(|parent| &self.turns[parent])).collect();
+        let mut path: Vec<&Turn> = std::iter::successors(Some(self.current()), |turn| {
+            turn.parent.map(|parent| &self.turns[parent])
+        })
+        .collect();
         path.reverse();
         path
     }
@@ -98,7 +111,12 @@ mod tests {
     fn history() -> History {
         let mut history = History::new(RgbImage::new(1, 1));
         let add = |history: &mut History| {
-            history.add(|id, parent| Turn { parent: Some(parent), ..Turn::given(id, RgbImage::new(1, 1)) }).id
+            history
+                .add(|id, parent| Turn {
+                    parent: Some(parent),
+                    ..Turn::given(id, RgbImage::new(1, 1))
+                })
+                .id
         };
         assert_eq!((add(&mut history), add(&mut history)), (1, 2));
         assert!(history.undo());
@@ -135,9 +153,16 @@ mod tests {
 
     #[test]
     fn a_tree_that_is_none_is_refused() {
-        let turn = |id: usize, parent| Turn { parent, ..Turn::given(id, RgbImage::new(1, 1)) };
+        let turn = |id: usize, parent| Turn {
+            parent,
+            ..Turn::given(id, RgbImage::new(1, 1))
+        };
         let of = |parents: &[Option<usize>], next: &[Option<usize>], current| {
-            let turns = parents.iter().enumerate().map(|(id, parent)| turn(id, *parent)).collect();
+            let turns = parents
+                .iter()
+                .enumerate()
+                .map(|(id, parent)| turn(id, *parent))
+                .collect();
             History::of(turns, next.to_vec(), current).is_some()
         };
         assert!(of(&[None, Some(0)], &[Some(1), None], 1));

@@ -63,7 +63,12 @@ pub struct DifferenceMap {
 /// gave 0.91 dB with 21; at 20, growing by a pixel gave 0.67 dB with 8, and no smoothing 0.73 dB with 13.
 impl Default for DifferenceMap {
     fn default() -> Self {
-        Self { threshold: 20.0, smooth: 1.0, grow: 0.0, feather: 2.0 }
+        Self {
+            threshold: 20.0,
+            smooth: 1.0,
+            grow: 0.0,
+            feather: 2.0,
+        }
     }
 }
 
@@ -89,22 +94,46 @@ impl DifferenceMap {
         if smooth > 0.0 {
             difference = imageops::blur(&difference, smooth);
         }
-        let changed: Vec<bool> = difference.into_raw().iter().map(|d| d * LEVELS > self.threshold).collect();
+        let changed: Vec<bool> = difference
+            .into_raw()
+            .iter()
+            .map(|d| d * LEVELS > self.threshold)
+            .collect();
         let (grow, feather) = (f64::from(self.grow) * scale, f64::from(self.feather) * scale);
         let level = |squared: f64| {
             let beyond = squared.sqrt() - grow;
-            let rest = if beyond <= 0.0 { 1.0 } else { (1.0 - beyond / feather.max(f64::MIN_POSITIVE)).max(0.0) };
+            let rest = if beyond <= 0.0 {
+                1.0
+            } else {
+                (1.0 - beyond / feather.max(f64::MIN_POSITIVE)).max(0.0)
+            };
             (rest * f64::from(LEVELS)) as u8
         };
-        let levels = squared_distances(&changed, width as usize).into_iter().map(level).collect();
-        let size = || Error::invalid("pictures of a difference map", "a size that fits the memory", "a larger one");
+        let levels = squared_distances(&changed, width as usize)
+            .into_iter()
+            .map(level)
+            .collect();
+        let size = || {
+            Error::invalid(
+                "pictures of a difference map",
+                "a size that fits the memory",
+                "a larger one",
+            )
+        };
         GrayImage::from_raw(width, height, levels).ok_or_else(size)
     }
 
     fn check(&self) -> Result<()> {
-        let settings =
-            [("threshold", self.threshold), ("smooth", self.smooth), ("grow", self.grow), ("feather", self.feather)];
-        match settings.into_iter().find(|(_, value)| !value.is_finite() || *value < 0.0) {
+        let settings = [
+            ("threshold", self.threshold),
+            ("smooth", self.smooth),
+            ("grow", self.grow),
+            ("feather", self.feather),
+        ];
+        match settings
+            .into_iter()
+            .find(|(_, value)| !value.is_finite() || *value < 0.0)
+        {
             Some((name, value)) => Err(Error::invalid(name, "a number of at least 0", value)),
             None => Ok(()),
         }
@@ -121,7 +150,11 @@ impl Keep {
             Self::Mask(mask) if mask.dimensions() == picture.dimensions() => Ok(()),
             Self::Mask(mask) => {
                 let expected = format!("the picture's size, {}x{}", picture.width(), picture.height());
-                Err(Error::invalid("mask", expected, format!("{}x{}", mask.width(), mask.height())))
+                Err(Error::invalid(
+                    "mask",
+                    expected,
+                    format!("{}x{}", mask.width(), mask.height()),
+                ))
             }
         }
     }
@@ -166,7 +199,9 @@ pub(crate) fn mix_latents(source: &Tensor, result: &Tensor, map: &GrayImage, gri
     let wide = |tokens: &Tensor| unpack(&tokens.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?, grid);
     let (from, to) = (wide(source)?, wide(result)?);
     // Not `lerp`: at a share of 0 the source's values have to stay as they are, also where a result is large.
-    let mixed = from.f_mul(&shares.f_neg()?.f_add_scalar(1.0)?)?.f_add(&to.f_mul(&shares)?)?;
+    let mixed = from
+        .f_mul(&shares.f_neg()?.f_add_scalar(1.0)?)?
+        .f_add(&to.f_mul(&shares)?)?;
     // Rounded as the run rounds its latents.
     pack(&mixed.f_to_kind(source.kind())?)
 }
@@ -185,7 +220,14 @@ mod tests {
     fn a_speck_is_no_change_where_the_difference_is_smoothed() {
         let (source, mut result) = (plain(16, 100), plain(16, 100));
         result.put_pixel(8, 2, Rgb([130; 3]));
-        let map = |smooth| DifferenceMap { smooth, ..DifferenceMap::default() }.map(&source, &result, 1.0).unwrap();
+        let map = |smooth| {
+            DifferenceMap {
+                smooth,
+                ..DifferenceMap::default()
+            }
+            .map(&source, &result, 1.0)
+            .unwrap()
+        };
         assert!(map(0.0).pixels().any(|p| p.0[0] == 255));
         assert!(map(1.0).pixels().all(|p| p.0[0] == 0));
     }
@@ -194,9 +236,20 @@ mod tests {
     fn lengths_grow_with_the_picture() {
         let (source, mut result) = (plain(20, 0), plain(20, 0));
         result.put_pixel(0, 0, Rgb([255; 3]));
-        let map = DifferenceMap { threshold: 10.0, smooth: 0.0, grow: 2.0, feather: 0.0 };
-        let width =
-            |scale: f64| map.map(&source, &result, scale).unwrap().pixels().take(20).filter(|p| p.0[0] == 255).count();
+        let map = DifferenceMap {
+            threshold: 10.0,
+            smooth: 0.0,
+            grow: 2.0,
+            feather: 0.0,
+        };
+        let width = |scale: f64| {
+            map.map(&source, &result, scale)
+                .unwrap()
+                .pixels()
+                .take(20)
+                .filter(|p| p.0[0] == 255)
+                .count()
+        };
         assert_eq!((width(1.0), width(2.0)), (3, 5));
     }
 
@@ -236,10 +289,21 @@ mod tests {
 
     #[test]
     fn settings_that_are_no_lengths_are_refused() {
-        let map = DifferenceMap { grow: -1.0, ..DifferenceMap::default() };
+        let map = DifferenceMap {
+            grow: -1.0,
+            ..DifferenceMap::default()
+        };
         let error = map.map(&plain(2, 0), &plain(2, 0), 1.0).unwrap_err();
-        assert_eq!(error.to_string(), "invalid grow: expected a number of at least 0, got -1");
-        let error = DifferenceMap::default().map(&plain(2, 0), &plain(3, 0), 1.0).unwrap_err();
-        assert!(error.to_string().contains("two of one size, got 2x4 and 3x4"), "{error}");
+        assert_eq!(
+            error.to_string(),
+            "invalid grow: expected a number of at least 0, got -1"
+        );
+        let error = DifferenceMap::default()
+            .map(&plain(2, 0), &plain(3, 0), 1.0)
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("two of one size, got 2x4 and 3x4"),
+            "{error}"
+        );
     }
 }

@@ -84,7 +84,14 @@ impl Pipeline {
 impl<'a> Session<'a> {
     fn new(pipe: &'a Pipeline, history: History) -> Self {
         let (keep_unchanged, defaults, kept) = (None, Request::default(), Kept::latest());
-        Self { keep_unchanged, reencode: false, defaults, pipe, history, kept }
+        Self {
+            keep_unchanged,
+            reencode: false,
+            defaults,
+            pipe,
+            history,
+            kept,
+        }
     }
 
     /// Edits the current picture. The result is the current one then.
@@ -135,7 +142,10 @@ impl<'a> Session<'a> {
             guidance: output.guidance,
             model_size: plan.target.size(),
         };
-        let request = Request { seed: Some(output.seed), ..request.clone() };
+        let request = Request {
+            seed: Some(output.seed),
+            ..request.clone()
+        };
         Ok(self.history.add(|id, parent| Turn {
             id,
             parent: Some(parent),
@@ -149,7 +159,10 @@ impl<'a> Session<'a> {
     /// Goes on with another picture in place of the current one: one that was retouched elsewhere, say. It is a turn
     /// without a prompt, and the next one encodes it.
     pub fn replace(&mut self, picture: RgbImage) -> &Turn {
-        self.history.add(|id, parent| Turn { parent: Some(parent), ..Turn::given(id, picture) })
+        self.history.add(|id, parent| Turn {
+            parent: Some(parent),
+            ..Turn::given(id, picture)
+        })
     }
 
     /// The turn that the next edit begins from.
@@ -202,13 +215,19 @@ impl<'a> Session<'a> {
     /// What can be told before any work.
     fn check(&self, request: &Request, source: &Turn, plan: &Plan) -> Result<()> {
         if request.batch != 1 {
-            return Err(Error::invalid("batch", "1 picture in a turn of a session", request.batch));
+            return Err(Error::invalid(
+                "batch",
+                "1 picture in a turn of a session",
+                request.batch,
+            ));
         }
         if request.image_latents.is_some() {
             let expected = "none in a session, which hands its own over; use `replace` for another picture";
             return Err(Error::invalid("image_latents", expected, "some"));
         }
-        let Some(keep) = &self.keep_unchanged else { return Ok(()) };
+        let Some(keep) = &self.keep_unchanged else {
+            return Ok(());
+        };
         keep.check(&source.picture)?;
         let aligned = plan.references.first().is_some_and(|first| {
             first.grid == plan.target && first.input == plan.output && source.picture.width() == first.input.width
@@ -218,7 +237,11 @@ impl<'a> Session<'a> {
         }
         let expected = "a result in the place of the picture: no width, height, native size or stitched references, in \
                         the conventions of Kontext";
-        Err(Error::invalid("request under keep_unchanged", expected, format!("a result of {}", plan.output)))
+        Err(Error::invalid(
+            "request under keep_unchanged",
+            expected,
+            format!("a result of {}", plan.output),
+        ))
     }
 
     /// The source's latents, where the run is to go on with them.

@@ -32,7 +32,14 @@ pub struct Turn {
 impl Turn {
     /// A picture that no run made.
     pub(crate) fn given(id: usize, picture: RgbImage) -> Self {
-        Self { id, parent: None, picture, changed: None, latents: None, edit: None }
+        Self {
+            id,
+            parent: None,
+            picture,
+            changed: None,
+            latents: None,
+            edit: None,
+        }
     }
 
     /// The prompt; empty for a picture that was given.

@@ -19,7 +19,11 @@ static MODELS: LazyLock<TempDir> = LazyLock::new(|| {
 
 /// A whole model that no test may change.
 pub fn model(layout: Layout) -> PathBuf {
-    MODELS.path().join(if layout == Layout::Diffusers { "diffusers" } else { "single" })
+    MODELS.path().join(if layout == Layout::Diffusers {
+        "diffusers"
+    } else {
+        "single"
+    })
 }
 
 /// A copy that a test may damage.
@@ -44,7 +48,11 @@ fn copy_folder(from: &Path, to: &Path) {
 /// The tensors of a file, in memory.
 pub fn tensors(path: &Path) -> Vec<(String, Tensor)> {
     let weights = Weights::open(path).unwrap();
-    weights.names().into_iter().map(|name| (name.clone(), weights.raw(&name).unwrap())).collect()
+    weights
+        .names()
+        .into_iter()
+        .map(|name| (name.clone(), weights.raw(&name).unwrap()))
+        .collect()
 }
 
 /// Changes one tensor of a file.
@@ -71,7 +79,12 @@ pub fn add(path: &Path, name: &str) {
 
 /// Cuts a file short.
 pub fn truncate(path: &Path, bytes: u64) {
-    std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(bytes).unwrap();
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(path)
+        .unwrap()
+        .set_len(bytes)
+        .unwrap();
 }
 
 /// A program that `cargo test` has built beside this test.
@@ -79,7 +92,11 @@ pub fn program(name: &str) -> Command {
     let test = std::env::current_exe().unwrap();
     let folder = test.parent().and_then(Path::parent).unwrap().join("examples");
     let path = folder.join(name).with_extension(std::env::consts::EXE_EXTENSION);
-    assert!(path.is_file(), "{} is not there; `cargo build --examples` makes it", path.display());
+    assert!(
+        path.is_file(),
+        "{} is not there; `cargo build --examples` makes it",
+        path.display()
+    );
     let mut command = Command::new(path);
     // Tests run side by side; more threads in each would be in each other's way.
     command.env("OMP_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1");

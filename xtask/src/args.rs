@@ -61,7 +61,9 @@ impl Args {
 
 /// The commands that are not cargo's, with their names.
 fn own_command(word: &OsStr) -> Option<(&'static str, Action)> {
-    [("libtorch", Action::Libtorch), ("gpu-kit", Action::GpuKit)].into_iter().find(|(name, _)| word == *name)
+    [("libtorch", Action::Libtorch), ("gpu-kit", Action::GpuKit)]
+        .into_iter()
+        .find(|(name, _)| word == *name)
 }
 
 fn variant_named(word: &OsStr) -> Option<Variant> {
@@ -170,7 +172,14 @@ mod tests {
             ("--cuda gpu-kit", Some(Variant::Cuda)),
             ("gpu-kit --cuda", Some(Variant::Cuda)),
         ] {
-            assert_eq!(parse(line).expect("valid"), Args { variant, action: Action::GpuKit }, "{line}");
+            assert_eq!(
+                parse(line).expect("valid"),
+                Args {
+                    variant,
+                    action: Action::GpuKit
+                },
+                "{line}"
+            );
         }
         assert_eq!(parse("build gpu-kit").expect("valid").action, cargo("build gpu-kit"));
         assert!(help().contains("gpu-kit"));
@@ -182,7 +191,10 @@ mod tests {
             assert!(matches!(parse(line), Err(Failure::Usage(_))), "{line}");
         }
         let failure = parse("gpu-kit --release").expect_err("not an option").to_string();
-        assert!(failure.contains("gpu-kit") && failure.contains("--release"), "{failure}");
+        assert!(
+            failure.contains("gpu-kit") && failure.contains("--release"),
+            "{failure}"
+        );
     }
 
     #[test]

@@ -23,7 +23,10 @@ const LIBRARY_PATH: &str = if cfg!(windows) {
 pub(crate) fn run(args: &[OsString], source: &Source, home: &Home) -> Result<ExitCode, Failure> {
     let cargo = program();
     let command = prepared(&cargo, args, source, home)?;
-    execute(command).map_err(|source| Failure::Start { program: cargo.display().to_string(), source })
+    execute(command).map_err(|source| Failure::Start {
+        program: cargo.display().to_string(),
+        source,
+    })
 }
 
 /// Runs `cargo` with the words of `args` and comes back, with whether it succeeded. What it prints on stdout goes to
@@ -32,7 +35,10 @@ pub(crate) fn run_and_return(args: &[OsString], source: &Source, home: &Home) ->
     let cargo = program();
     let mut command = prepared(&cargo, args, source, home)?;
     let status = command.stdout(std::io::stderr()).status();
-    let status = status.map_err(|source| Failure::Start { program: cargo.display().to_string(), source })?;
+    let status = status.map_err(|source| Failure::Start {
+        program: cargo.display().to_string(),
+        source,
+    })?;
     Ok(status.success())
 }
 
@@ -45,7 +51,10 @@ fn program() -> OsString {
 fn prepared(cargo: &OsStr, args: &[OsString], source: &Source, home: &Home) -> Result<Command, Failure> {
     let configured = env::var_os("LIBTORCH").is_some_and(|value| !value.is_empty());
     let mut command = command(cargo, args, source, home, configured);
-    command.env(LIBRARY_PATH, library_path(&source.folder(home), env::var_os(LIBRARY_PATH).as_deref())?);
+    command.env(
+        LIBRARY_PATH,
+        library_path(&source.folder(home), env::var_os(LIBRARY_PATH).as_deref())?,
+    );
     Ok(command)
 }
 
@@ -68,7 +77,9 @@ fn command(cargo: &OsStr, args: &[OsString], source: &Source, home: &Home, confi
 /// serves any other target folder, and a libtorch of the user.
 fn library_path(torch: &Path, before: Option<&OsStr>) -> Result<OsString, Failure> {
     let lib = torch.join("lib");
-    let before: Vec<PathBuf> = before.map(|paths| env::split_paths(paths).collect()).unwrap_or_default();
+    let before: Vec<PathBuf> = before
+        .map(|paths| env::split_paths(paths).collect())
+        .unwrap_or_default();
     // An empty path would mean the current folder.
     let paths = iter::once(lib.clone()).chain(before.into_iter().filter(|path| !path.as_os_str().is_empty()));
     env::join_paths(paths).map_err(|error| Failure::Unusable {
@@ -99,7 +110,10 @@ mod tests {
         let args = ["test".into(), "--workspace".into()];
         let command = command(OsStr::new("cargo"), &args, source, &home, configured);
         assert_eq!(command.get_args().collect::<Vec<_>>(), ["test", "--workspace"]);
-        command.get_envs().find(|(name, _)| *name == "LIBTORCH").and_then(|(_, value)| value.map(OsStr::to_os_string))
+        command
+            .get_envs()
+            .find(|(name, _)| *name == "LIBTORCH")
+            .and_then(|(_, value)| value.map(OsStr::to_os_string))
     }
 
     #[test]
@@ -110,9 +124,13 @@ mod tests {
 
     #[test]
     fn the_users_libtorch_is_passed_on() {
-        let source = Source::Folder { folder: PathBuf::from("/opt/libtorch") };
+        let source = Source::Folder {
+            folder: PathBuf::from("/opt/libtorch"),
+        };
         assert_eq!(libtorch_of(&source, true), Some("/opt/libtorch".into()));
-        let source = Source::Pytorch { folder: PathBuf::from("/venv/torch") };
+        let source = Source::Pytorch {
+            folder: PathBuf::from("/venv/torch"),
+        };
         assert_eq!(libtorch_of(&source, true), None);
     }
 
@@ -120,9 +138,11 @@ mod tests {
     #[test]
     fn libtorch_comes_first_in_the_library_path() {
         let torch = Path::new("/opt/libtorch");
-        for (before, after) in
-            [(None, "/opt/libtorch/lib"), (Some(""), "/opt/libtorch/lib"), (Some("/a:/b"), "/opt/libtorch/lib:/a:/b")]
-        {
+        for (before, after) in [
+            (None, "/opt/libtorch/lib"),
+            (Some(""), "/opt/libtorch/lib"),
+            (Some("/a:/b"), "/opt/libtorch/lib:/a:/b"),
+        ] {
             assert_eq!(library_path(torch, before.map(OsStr::new)).expect("joined"), after);
         }
     }

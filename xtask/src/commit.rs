@@ -27,8 +27,17 @@ fn lines(commit: Option<&str>, status: Option<&str>, date: Option<&str>) -> Stri
 
 /// The output of git, or `None` where it is absent or fails.
 fn git(root: &Path, words: &[&str]) -> Option<String> {
-    let output = Command::new("git").arg("-C").arg(root).args(words).stdin(Stdio::null()).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    let output = Command::new("git")
+        .arg("-C")
+        .arg(root)
+        .args(words)
+        .stdin(Stdio::null())
+        .output()
+        .ok()?;
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 #[cfg(test)]
@@ -39,7 +48,10 @@ mod tests {
     fn changed_files_are_told_beside_the_commit() {
         let (commit, date) = (Some("0123abc"), Some("2026-01-02T03:04:05+00:00"));
         assert_eq!(lines(commit, Some(""), date), "0123abc\n2026-01-02T03:04:05+00:00\n");
-        assert_eq!(lines(commit, Some("?? new.rs"), date), "0123abc (with changes)\n2026-01-02T03:04:05+00:00\n");
+        assert_eq!(
+            lines(commit, Some("?? new.rs"), date),
+            "0123abc (with changes)\n2026-01-02T03:04:05+00:00\n"
+        );
     }
 
     #[test]

@@ -8,7 +8,11 @@ use crate::wheels::Bytes;
 /// Refuses a folder with less than `needed` left for this user.
 pub(crate) fn check(folder: &Path, needed: Bytes) -> Result<(), Failure> {
     match free(folder) {
-        Some(free) if free < needed => Err(Failure::NoRoom { folder: folder.to_path_buf(), needed, free }),
+        Some(free) if free < needed => Err(Failure::NoRoom {
+            folder: folder.to_path_buf(),
+            needed,
+            free,
+        }),
         // What cannot be told is left to pip, which notices a full disk as well, only later.
         _ => Ok(()),
     }

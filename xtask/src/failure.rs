@@ -162,7 +162,10 @@ impl fmt::Display for Failure {
                  Correct {variable}, or unset it and let xtask install libtorch {TORCH_VERSION}."
             ),
             Self::NoPython { goods } => {
-                write!(f, "found no python3, whose pip fetches {goods}.\nInstall both: {INSTALL_PIP}")
+                write!(
+                    f,
+                    "found no python3, whose pip fetches {goods}.\nInstall both: {INSTALL_PIP}"
+                )
             }
             Self::NoPip { goods, python, said } => write!(
                 f,
@@ -200,7 +203,9 @@ impl fmt::Display for Failure {
                  Behind a proxy that opens TLS, set PIP_CERT to the file of its certificates; \
                  otherwise check the date of this machine."
             ),
-            Self::NoWheel { goods: Goods::KitWheels } => write!(
+            Self::NoWheel {
+                goods: Goods::KitWheels,
+            } => write!(
                 f,
                 "pip does not find all {}; it says above which one it lacks.\n\
                  Where PIP_INDEX_URL names a mirror, the mirror may lack it. A newer pip may help as well: \
@@ -219,14 +224,20 @@ impl fmt::Display for Failure {
                 "pip could not fetch {goods}; it says why above.\n\
                  Nothing was changed: run the command again once that is put right."
             ),
-            Self::Incomplete { goods: Goods::KitWheels, folder } => write!(
+            Self::Incomplete {
+                goods: Goods::KitWheels,
+                folder,
+            } => write!(
                 f,
                 "pip succeeded, but not all {} came into {}.\n\
                  A setting of pip may be the cause: `python3 -m pip config list` shows them.",
                 Goods::KitWheels,
                 folder.display()
             ),
-            Self::Incomplete { goods: Goods::Libtorch, folder } => write!(
+            Self::Incomplete {
+                goods: Goods::Libtorch,
+                folder,
+            } => write!(
                 f,
                 "pip succeeded, but no whole libtorch {TORCH_VERSION} came into {}.\n\
                  A setting of pip may be the cause: `python3 -m pip config list` shows them.",
@@ -254,11 +265,17 @@ impl fmt::Display for Failure {
                  the system."
             ),
             Self::TooLarge { whole, largest } => {
-                write!(f, "the GPU kit would take {whole}, and {LIMIT} is the most. Its largest entries:")?;
+                write!(
+                    f,
+                    "the GPU kit would take {whole}, and {LIMIT} is the most. Its largest entries:"
+                )?;
                 for entry in largest {
                     write!(f, "\n  {entry}")?;
                 }
-                write!(f, "\nMake them smaller, or leave one away. The kit that was there is as it was.")
+                write!(
+                    f,
+                    "\nMake them smaller, or leave one away. The kit that was there is as it was."
+                )
             }
             Self::Start { program, source } => write!(f, "cannot start {program}: {source}"),
         }?;
@@ -316,7 +333,10 @@ mod tests {
         let kit = Path::new("/repo/target/gpu-kit.new");
         for failure in [
             Failure::NoPython { goods },
-            Failure::Incomplete { goods, folder: kit.to_path_buf() },
+            Failure::Incomplete {
+                goods,
+                folder: kit.to_path_buf(),
+            },
             Failure::kit_io(kit)(io::ErrorKind::NotFound.into()),
         ] {
             let message = failure.to_string();
@@ -326,7 +346,10 @@ mod tests {
 
     #[test]
     fn an_unsupported_system_is_named_with_the_way_round() {
-        let failure = Failure::Platform { os: "windows".to_owned(), arch: "x86_64".to_owned() };
+        let failure = Failure::Platform {
+            os: "windows".to_owned(),
+            arch: "x86_64".to_owned(),
+        };
         let message = failure.to_string();
         for part in ["windows (x86_64)", "set LIBTORCH", "https://pytorch.org"] {
             assert!(message.contains(part), "{part} is missing in: {message}");

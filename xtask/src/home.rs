@@ -47,7 +47,9 @@ impl Home {
             Ok(text) => [Variant::Cpu, Variant::Cuda]
                 .into_iter()
                 .find(|variant| text == marker(*variant, os) && self.is_complete(*variant, os)),
-            Err(_) => [Variant::Cuda, Variant::Cpu].into_iter().find(|variant| self.is_complete(*variant, os)),
+            Err(_) => [Variant::Cuda, Variant::Cpu]
+                .into_iter()
+                .find(|variant| self.is_complete(*variant, os)),
         }
     }
 
@@ -79,14 +81,20 @@ impl Home {
         if !has_cuda || torch.join("build-version").is_file() {
             return has_cuda || variant == Variant::Cpu;
         }
-        variant.wheels(os).iter().all(|wheel| self.0.join(wheel.library).is_file())
+        variant
+            .wheels(os)
+            .iter()
+            .all(|wheel| self.0.join(wheel.library).is_file())
     }
 }
 
 /// The files without which nothing compiles, links or starts.
 fn has_core(torch: &Path) -> bool {
-    let library =
-        |name: &str| ["so", "dylib"].iter().any(|suffix| torch.join(format!("lib/{name}.{suffix}")).is_file());
+    let library = |name: &str| {
+        ["so", "dylib"]
+            .iter()
+            .any(|suffix| torch.join(format!("lib/{name}.{suffix}")).is_file())
+    };
     ["libtorch", "libtorch_cpu", "libc10"].into_iter().all(library)
         && torch.join("include/torch/csrc/api/include/torch/torch.h").is_file()
 }
@@ -127,7 +135,11 @@ pub(crate) mod tests {
         for file in files {
             write(home, file, "");
         }
-        write(home, "torch/version.py", "debug = False\n__version__ = '2.11.0+cu130'\n");
+        write(
+            home,
+            "torch/version.py",
+            "debug = False\n__version__ = '2.11.0+cu130'\n",
+        );
     }
 
     fn write(home: &Path, file: &str, text: &str) {
@@ -206,7 +218,8 @@ pub(crate) mod tests {
     fn a_marker_tells_the_variant_and_its_pins() {
         let (folder, home) = empty();
         imitate(folder.path(), Variant::Cuda);
-        home.mark(Variant::Cuda, "linux", &folder.path().join("draft")).expect("written");
+        home.mark(Variant::Cuda, "linux", &folder.path().join("draft"))
+            .expect("written");
         assert_eq!(home.installed("linux"), Some(Variant::Cuda));
 
         // The files of the smaller variant are all there, but the marker promises more.

@@ -28,7 +28,10 @@ impl Driver {
                 .stdin(Stdio::null())
                 .output()
                 .ok()?;
-            output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+            output
+                .status
+                .success()
+                .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
         });
         told.map_or(Self::Absent, |text| Self::read(&text))
     }
@@ -54,7 +57,10 @@ pub(crate) fn check(os: &str, arch: &str, musl: bool, asked: Option<Variant>) ->
     match (os.as_str(), arch) {
         ("macos", "aarch64") if asked == Some(Variant::Cuda) => Err(Failure::NoCuda { os }),
         ("linux", "x86_64" | "aarch64") | ("macos", "aarch64") => Ok(()),
-        _ => Err(Failure::Platform { os, arch: arch.to_owned() }),
+        _ => Err(Failure::Platform {
+            os,
+            arch: arch.to_owned(),
+        }),
     }
 }
 
@@ -91,7 +97,11 @@ mod tests {
 
     #[test]
     fn other_systems_are_refused_by_name() {
-        for (os, arch, musl) in [("windows", "x86_64", false), ("macos", "x86_64", false), ("linux", "x86_64", true)] {
+        for (os, arch, musl) in [
+            ("windows", "x86_64", false),
+            ("macos", "x86_64", false),
+            ("linux", "x86_64", true),
+        ] {
             let failure = check(os, arch, musl, None).expect_err("unsupported");
             assert!(failure.to_string().contains(os), "{failure}");
         }

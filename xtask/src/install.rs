@@ -56,7 +56,10 @@ pub(crate) fn ensure(home: &Home, asked: Option<Variant>) -> Result<(), Failure>
     let partial = Partial::create(home.path())?;
     python.install(variant, OS, &partial.new, &partial.scratch)?;
     if !Home::at(partial.new.clone()).is_complete(variant, OS) {
-        return Err(Failure::Incomplete { goods: Goods::Libtorch, folder: home.path().to_path_buf() });
+        return Err(Failure::Incomplete {
+            goods: Goods::Libtorch,
+            folder: home.path().to_path_buf(),
+        });
     }
     home.unmark()?;
     exchange(home.path(), &partial.new, &partial.old)?;
@@ -110,7 +113,12 @@ impl Partial {
         for folder in [&new, &scratch, &old] {
             fs::create_dir_all(folder).map_err(Failure::io(folder))?;
         }
-        Ok(Self { folder, new, scratch, old })
+        Ok(Self {
+            folder,
+            new,
+            scratch,
+            old,
+        })
     }
 }
 
@@ -184,7 +192,10 @@ mod tests {
         exchange(home, &partial.new, &partial.old).expect("exchanged");
         assert_eq!(Home::at(home.to_path_buf()).installed("linux"), Some(Variant::Cpu));
         assert!(home.join(".lock").is_file(), "names with a dot stay");
-        assert!(!home.join("torch-2.10.0.dist-info").exists(), "nothing of the old one is left");
+        assert!(
+            !home.join("torch-2.10.0.dist-info").exists(),
+            "nothing of the old one is left"
+        );
 
         let left = partial.folder.clone();
         drop(partial);
@@ -199,7 +210,11 @@ mod tests {
             fs::create_dir_all(home.join(name)).expect("created");
         }
         clear(home);
-        let left: Vec<_> = fs::read_dir(home).expect("readable").flatten().map(|e| e.file_name()).collect();
+        let left: Vec<_> = fs::read_dir(home)
+            .expect("readable")
+            .flatten()
+            .map(|e| e.file_name())
+            .collect();
         assert_eq!(left, ["torch"]);
     }
 }

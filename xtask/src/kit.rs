@@ -37,7 +37,9 @@ pub(crate) fn check(os: &str) -> Result<(), Failure> {
     if os == "linux" {
         return Ok(());
     }
-    Err(Failure::Usage(format!("`cargo xtask gpu-kit` builds a program for Linux and works there alone, not on {os}")))
+    Err(Failure::Usage(format!(
+        "`cargo xtask gpu-kit` builds a program for Linux and works there alone, not on {os}"
+    )))
 }
 
 /// Makes the kit of the repository `root` and prints what is in it.
@@ -74,7 +76,10 @@ pub(crate) fn make(root: &Path, source: &Source, home: &Home) -> Result<(), Fail
 /// The path that cargo puts the program at.
 fn program(root: &Path) -> PathBuf {
     let target = env::var_os("CARGO_TARGET_DIR").filter(|folder| !folder.is_empty());
-    target.map_or_else(|| root.join("target"), PathBuf::from).join("release").join(NAME)
+    target
+        .map_or_else(|| root.join("target"), PathBuf::from)
+        .join("release")
+        .join(NAME)
 }
 
 /// The folders of a kit on its way, removed with what is left in them when it goes out of scope.
@@ -89,7 +94,10 @@ struct Draft {
 impl Draft {
     /// Call it under the lock: what an interrupted run has left is removed.
     fn create(target: &Path) -> Result<Self, Failure> {
-        let draft = Self { new: target.join(format!("{NAME}.new")), scratch: target.join(format!("{NAME}.scratch")) };
+        let draft = Self {
+            new: target.join(format!("{NAME}.new")),
+            scratch: target.join(format!("{NAME}.scratch")),
+        };
         for folder in [&draft.new, &draft.scratch] {
             match fs::remove_dir_all(folder) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Failure::kit_io(folder)(error)),
@@ -122,7 +130,9 @@ impl Drop for Draft {
 fn copy_scripts(from: &Path, to: &Path) -> Result<(), Failure> {
     for entry in fs::read_dir(from).map_err(Failure::kit_io(from))? {
         let path = entry.map_err(Failure::kit_io(from))?.path();
-        let is_script = path.extension().is_some_and(|suffix| SCRIPTS.iter().any(|script| suffix == *script));
+        let is_script = path
+            .extension()
+            .is_some_and(|suffix| SCRIPTS.iter().any(|script| suffix == *script));
         if let (true, true, Some(name)) = (is_script, path.is_file(), path.file_name()) {
             fs::copy(&path, to.join(name)).map_err(Failure::kit_io(&path))?;
         }
@@ -143,7 +153,9 @@ fn copy_inputs(root: &Path, to: &Path) -> Result<(), Failure> {
 /// Strips a copy of `program` and packs it into the draft.
 fn pack_program(python: &Python, program: &Path, draft: &Draft) -> Result<(), Failure> {
     if !program.is_file() {
-        return Err(Failure::NoProgram { path: program.to_path_buf() });
+        return Err(Failure::NoProgram {
+            path: program.to_path_buf(),
+        });
     }
     let copy = draft.scratch.join(NAME);
     fs::copy(program, &copy).map_err(Failure::kit_io(program))?;
@@ -153,7 +165,12 @@ fn pack_program(python: &Python, program: &Path, draft: &Draft) -> Result<(), Fa
 
 /// Takes the symbols out of `program`, which runs without them; where that fails it stays as it is.
 fn strip(program: &Path) {
-    let why = match Command::new("strip").arg(program).stdin(Stdio::null()).stdout(io::stderr()).status() {
+    let why = match Command::new("strip")
+        .arg(program)
+        .stdin(Stdio::null())
+        .stdout(io::stderr())
+        .status()
+    {
         Ok(status) if status.success() => return,
         Ok(status) => format!("`strip` failed ({status})"),
         Err(error) => format!("`strip` cannot be started ({error})"),
@@ -167,7 +184,9 @@ mod tests {
 
     fn names(folder: &Path) -> Vec<String> {
         let entries = fs::read_dir(folder).expect("readable").flatten();
-        let mut names: Vec<_> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
         names.sort();
         names
     }
@@ -184,11 +203,22 @@ mod tests {
 
     #[test]
     fn scripts_of_the_folder_itself_are_copied() {
-        let (from, to) = (tempfile::tempdir().expect("created"), tempfile::tempdir().expect("created"));
+        let (from, to) = (
+            tempfile::tempdir().expect("created"),
+            tempfile::tempdir().expect("created"),
+        );
         for folder in ["__pycache__", "src", "folder.py"] {
             fs::create_dir(from.path().join(folder)).expect("created");
         }
-        for file in ["run.sh", "speed.py", "README.md", "Cargo.toml", "py", "__pycache__/speed.py", "src/main.rs"] {
+        for file in [
+            "run.sh",
+            "speed.py",
+            "README.md",
+            "Cargo.toml",
+            "py",
+            "__pycache__/speed.py",
+            "src/main.rs",
+        ] {
             fs::write(from.path().join(file), "").expect("written");
         }
         copy_scripts(from.path(), to.path()).expect("copied");
@@ -197,7 +227,9 @@ mod tests {
 
     #[test]
     fn the_inputs_are_in_the_repository() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("in the repository");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .expect("in the repository");
         let to = tempfile::tempdir().expect("created");
         copy_inputs(root, to.path()).expect("copied");
         assert_eq!(names(to.path()), ["emoji-source.png", "forms.safetensors"]);
@@ -236,7 +268,12 @@ mod tests {
         let folder = tempfile::tempdir().expect("created");
         let draft = Draft::create(folder.path()).expect("created");
         let python = Python::imitated("no-such-program", Goods::KitWheels);
-        let failure = pack_program(&python, Path::new("/no/gpu-kit"), &draft).expect_err("missing").to_string();
-        assert!(failure.contains("/no/gpu-kit") && failure.contains("CARGO_TARGET_DIR"), "{failure}");
+        let failure = pack_program(&python, Path::new("/no/gpu-kit"), &draft)
+            .expect_err("missing")
+            .to_string();
+        assert!(
+            failure.contains("/no/gpu-kit") && failure.contains("CARGO_TARGET_DIR"),
+            "{failure}"
+        );
     }
 }

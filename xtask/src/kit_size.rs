@@ -55,7 +55,10 @@ impl Contents {
                     folders.push(path);
                 } else {
                     let path = path.strip_prefix(folder).unwrap_or(&path).to_path_buf();
-                    entries.push(Entry { path, size: Size(metadata.len()) });
+                    entries.push(Entry {
+                        path,
+                        size: Size(metadata.len()),
+                    });
                 }
             }
         }
@@ -95,7 +98,15 @@ mod tests {
     use super::*;
 
     fn contents(sizes: &[(&str, u64)]) -> Contents {
-        Contents(sizes.iter().map(|(path, size)| Entry { path: PathBuf::from(path), size: Size(*size) }).collect())
+        Contents(
+            sizes
+                .iter()
+                .map(|(path, size)| Entry {
+                    path: PathBuf::from(path),
+                    size: Size(*size),
+                })
+                .collect(),
+        )
     }
 
     #[test]
@@ -110,7 +121,10 @@ mod tests {
     #[test]
     fn the_report_has_each_entry_and_the_whole() {
         let report = contents(&[("commit.txt", 60), ("gpu-kit.xz", 3 << 20)]).to_string();
-        assert_eq!(report, "  0.01 MiB  commit.txt\n  3.00 MiB  gpu-kit.xz\n  3.01 MiB  in all");
+        assert_eq!(
+            report,
+            "  0.01 MiB  commit.txt\n  3.00 MiB  gpu-kit.xz\n  3.01 MiB  in all"
+        );
     }
 
     #[test]
@@ -126,7 +140,10 @@ mod tests {
         let message = kit.check().expect_err("too large").to_string();
         let places: Vec<_> = ["MiB  c", "MiB  b", "MiB  a"].map(|part| message.find(part)).to_vec();
         assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{message}");
-        assert!(message.contains("45.01 MiB") && message.contains("40.00 MiB"), "{message}");
+        assert!(
+            message.contains("45.01 MiB") && message.contains("40.00 MiB"),
+            "{message}"
+        );
         assert!(!message.contains("tiny") && !message.contains("LIBTORCH"), "{message}");
     }
 

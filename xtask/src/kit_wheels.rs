@@ -32,14 +32,20 @@ pub(crate) fn bring(python: &Python, existing: &Path, new: &Path, scratch: &Path
     python.download(&REQUIREMENTS, &platforms(), new, scratch)?;
     match present(new) {
         Some(_) => Ok(()),
-        None => Err(Failure::Incomplete { goods: Goods::KitWheels, folder: new.to_path_buf() }),
+        None => Err(Failure::Incomplete {
+            goods: Goods::KitWheels,
+            folder: new.to_path_buf(),
+        }),
     }
 }
 
 /// The wheel of each requirement in `folder`, or `None` where one is missing.
 fn present(folder: &Path) -> Option<Vec<PathBuf>> {
     let files: Vec<PathBuf> = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).collect();
-    REQUIREMENTS.iter().map(|requirement| files.iter().find(|file| is_wheel_of(file, requirement)).cloned()).collect()
+    REQUIREMENTS
+        .iter()
+        .map(|requirement| files.iter().find(|file| is_wheel_of(file, requirement)).cloned())
+        .collect()
 }
 
 /// Tells if `file` is the wheel of `requirement`, by its name: `fa3_fwd-0.0.3-...whl` is that of `fa3-fwd==0.0.3`. Wheels
@@ -84,7 +90,13 @@ mod tests {
 
     #[test]
     fn all_wheels_are_found_and_nothing_else() {
-        let folder = folder(&[DIFFUSERS, METADATA, &attention(), "diffusers-0.37.0-py3-none-any.whl", "notes.txt"]);
+        let folder = folder(&[
+            DIFFUSERS,
+            METADATA,
+            &attention(),
+            "diffusers-0.37.0-py3-none-any.whl",
+            "notes.txt",
+        ]);
         let mut names: Vec<_> = present(folder.path())
             .expect("all there")
             .iter()
@@ -118,7 +130,10 @@ mod tests {
 
     #[test]
     fn wheels_that_are_there_are_taken_over() {
-        let (folder, new) = (folder(&[DIFFUSERS, METADATA, &attention()]), tempfile::tempdir().expect("created"));
+        let (folder, new) = (
+            folder(&[DIFFUSERS, METADATA, &attention()]),
+            tempfile::tempdir().expect("created"),
+        );
         let new = new.path().join("wheels");
         // A Python that cannot be started: pip is not asked.
         let python = Python::imitated("no-such-program", Goods::KitWheels);

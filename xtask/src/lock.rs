@@ -14,7 +14,12 @@ pub(crate) struct Lock {
 impl Lock {
     /// Waits for other holders, and says so.
     pub(crate) fn take(path: &Path) -> Result<Self, Failure> {
-        let file = File::options().create(true).truncate(false).write(true).open(path).map_err(Failure::io(path))?;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path)
+            .map_err(Failure::io(path))?;
         lock(&file, path)?;
         Ok(Self { _file: file })
     }

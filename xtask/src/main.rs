@@ -6,7 +6,11 @@
 //!
 //! `cargo xtask gpu-kit` makes the folder that a machine with a GPU is given ([`kit`]).
 
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program speaks through its standard streams")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program speaks through its standard streams"
+)]
 
 mod args;
 mod cargo;
@@ -62,7 +66,10 @@ fn run() -> Result<ExitCode, Failure> {
     match &source {
         Source::Own => install::ensure(&home, args.variant)?,
         Source::Folder { .. } | Source::Pytorch { .. } if args.variant.is_some() => {
-            eprintln!("xtask: --cpu and --cuda do nothing here, as {} is set", source.variable());
+            eprintln!(
+                "xtask: --cpu and --cuda do nothing here, as {} is set",
+                source.variable()
+            );
         }
         Source::Folder { .. } | Source::Pytorch { .. } => {}
     }

@@ -92,26 +92,46 @@ impl Python {
             .args([plain, packed])
             .stdin(Stdio::null())
             .output()
-            .map_err(|source| Failure::Start { program: self.program.to_owned(), source })?;
+            .map_err(|source| Failure::Start {
+                program: self.program.to_owned(),
+                source,
+            })?;
         if output.status.success() {
             return Ok(());
         }
         let said = String::from_utf8_lossy(&output.stderr);
         let said = said.trim().lines().last().unwrap_or("it says nothing").to_owned();
-        Err(Failure::Pack { python: self.program.to_owned(), said })
+        Err(Failure::Pack {
+            python: self.program.to_owned(),
+            said,
+        })
     }
 
     /// pip with a command, and the options that both commands take.
     fn pip(&self, command: &str, scratch: &Path) -> Command {
         let mut pip = Command::new(self.program);
-        pip.args(["-m", "pip", command, "--disable-pip-version-check", "--no-input", "--no-deps"])
-            .args(["--only-binary=:all:", "--implementation=cp", "--python-version", WHEELS_FOR_PYTHON])
-            // Up to 22.3, pip holds the wheels against the Python that it runs in all the same.
-            .arg("--ignore-requires-python")
-            .arg("--log")
-            .arg(log(scratch));
+        pip.args([
+            "-m",
+            "pip",
+            command,
+            "--disable-pip-version-check",
+            "--no-input",
+            "--no-deps",
+        ])
+        .args([
+            "--only-binary=:all:",
+            "--implementation=cp",
+            "--python-version",
+            WHEELS_FOR_PYTHON,
+        ])
+        // Up to 22.3, pip holds the wheels against the Python that it runs in all the same.
+        .arg("--ignore-requires-python")
+        .arg("--log")
+        .arg(log(scratch));
         // Settings of the user that would keep pip from installing into a folder, and a warning about root's packages.
-        pip.env("PIP_USER", "0").env("PIP_REQUIRE_VIRTUALENV", "0").env("PIP_ROOT_USER_ACTION", "ignore");
+        pip.env("PIP_USER", "0")
+            .env("PIP_REQUIRE_VIRTUALENV", "0")
+            .env("PIP_ROOT_USER_ACTION", "ignore");
         pip.env("TMPDIR", scratch);
         // Stdout is kept for what xtask itself prints.
         pip.stdin(Stdio::null()).stdout(io::stderr());
@@ -120,7 +140,10 @@ impl Python {
 
     /// Runs pip to its end, and reads from its log why it failed.
     fn execute(&self, mut pip: Command, scratch: &Path) -> Result<(), Failure> {
-        let status = pip.status().map_err(|source| Failure::Start { program: self.program.to_owned(), source })?;
+        let status = pip.status().map_err(|source| Failure::Start {
+            program: self.program.to_owned(),
+            source,
+        })?;
         if status.success() {
             return Ok(());
         }
@@ -136,9 +159,16 @@ fn log(scratch: &Path) -> PathBuf {
 
 /// Whether `program` is there and has a pip that is new enough.
 fn pip_of(program: &'static str, goods: Goods) -> Result<(), Failure> {
-    let output = match Command::new(program).args(["-m", "pip", "--version"]).stdin(Stdio::null()).output() {
+    let output = match Command::new(program)
+        .args(["-m", "pip", "--version"])
+        .stdin(Stdio::null())
+        .output()
+    {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Failure::NoPython { goods }),
-        output => output.map_err(|source| Failure::Start { program: program.to_owned(), source })?,
+        output => output.map_err(|source| Failure::Start {
+            program: program.to_owned(),
+            source,
+        })?,
     };
     let python = program.to_owned();
     if !output.status.success() {
@@ -194,7 +224,11 @@ fn cause(said: &str, goods: Goods) -> Failure {
 
 /// The Python that the build script of torch-sys asks for its torch where `LIBTORCH_USE_PYTORCH` is set.
 fn python_of_pytorch() -> &'static str {
-    if env::var_os("VIRTUAL_ENV").is_some() { "python" } else { "python3" }
+    if env::var_os("VIRTUAL_ENV").is_some() {
+        "python"
+    } else {
+        "python3"
+    }
 }
 
 /// The folder of the torch that Python imports.
@@ -204,8 +238,15 @@ pub(crate) fn imported_torch() -> Result<PathBuf, Failure> {
         .args(["-c", "import torch; print(torch.__path__[0])"])
         .stdin(Stdio::null())
         .output()
-        .map_err(|source| Failure::Start { program: program.to_owned(), source })?;
-    let said = String::from_utf8_lossy(if output.status.success() { &output.stdout } else { &output.stderr });
+        .map_err(|source| Failure::Start {
+            program: program.to_owned(),
+            source,
+        })?;
+    let said = String::from_utf8_lossy(if output.status.success() {
+        &output.stdout
+    } else {
+        &output.stderr
+    });
     let last = said.trim().lines().last().unwrap_or_default();
     if output.status.success() && !last.is_empty() {
         Ok(PathBuf::from(OsString::from(last)))
@@ -258,13 +299,19 @@ mod tests {
         let wheel = "ERROR: No matching distribution found for diffusers==0.38.0\n";
         for said in [wheel, "NewConnectionError", "SSLError", "Errno 28", "something else"] {
             let message = cause(said, Goods::KitWheels).to_string();
-            assert!(message.contains("GPU kit") && !message.contains("libtorch"), "{message}");
+            assert!(
+                message.contains("GPU kit") && !message.contains("libtorch"),
+                "{message}"
+            );
             assert!(cause(said, Goods::Libtorch).to_string().contains("libtorch"));
         }
     }
 
     #[test]
     fn other_words_of_pip_stand_for_themselves() {
-        assert!(matches!(cause("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES", Goods::Libtorch), Failure::Pip { .. }));
+        assert!(matches!(
+            cause("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES", Goods::Libtorch),
+            Failure::Pip { .. }
+        ));
     }
 }

@@ -58,10 +58,18 @@ impl Source {
         if real(&folder) == real(&home.torch()) {
             return Ok(Self::Own);
         }
-        let names = ["libtorch_cpu.so", "libtorch_cpu.dylib", "libtorch_cpu.a", "torch_cpu.lib"];
+        let names = [
+            "libtorch_cpu.so",
+            "libtorch_cpu.dylib",
+            "libtorch_cpu.a",
+            "torch_cpu.lib",
+        ];
         if !names.iter().any(|name| folder.join("lib").join(name).is_file()) {
             let found = format!("{} has no lib with libtorch_cpu in it", folder.display());
-            return Err(Failure::Unusable { variable: "LIBTORCH", found });
+            return Err(Failure::Unusable {
+                variable: "LIBTORCH",
+                found,
+            });
         }
         check_version("LIBTORCH", &folder, environment)?;
         Ok(Self::Folder { folder })
@@ -117,7 +125,13 @@ mod tests {
 
     fn find(libtorch: Option<&Path>, home: &Home) -> Result<Source, Failure> {
         let libtorch = libtorch.map(|path| path.as_os_str().to_owned());
-        Source::find(&Environment { libtorch, ..Environment::default() }, home)
+        Source::find(
+            &Environment {
+                libtorch,
+                ..Environment::default()
+            },
+            home,
+        )
     }
 
     #[test]
@@ -137,7 +151,10 @@ mod tests {
         fs::create_dir(&root).expect("created");
         std::os::unix::fs::symlink(&root, &link).expect("linked");
         let by_link = link.join(".libtorch/torch");
-        assert_eq!(find(Some(&by_link), &Home::of_repository(&root)).expect("found"), Source::Own);
+        assert_eq!(
+            find(Some(&by_link), &Home::of_repository(&root)).expect("found"),
+            Source::Own
+        );
     }
 
     #[test]
@@ -153,7 +170,10 @@ mod tests {
     fn a_folder_without_libtorch_is_refused_by_name() {
         let folder = tempfile::tempdir().expect("created");
         let failure = find(Some(folder.path()), &Home::of_repository(Path::new("/repo"))).expect_err("no libtorch");
-        assert!(failure.to_string().contains(&folder.path().display().to_string()), "{failure}");
+        assert!(
+            failure.to_string().contains(&folder.path().display().to_string()),
+            "{failure}"
+        );
     }
 
     #[test]
@@ -171,6 +191,9 @@ mod tests {
             bypass_version_check: true,
             ..Environment::default()
         };
-        assert_eq!(Source::find(&bypass, &home).expect("found"), Source::Folder { folder: torch });
+        assert_eq!(
+            Source::find(&bypass, &home).expect("found"),
+            Source::Folder { folder: torch }
+        );
     }
 }

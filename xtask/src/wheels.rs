@@ -38,7 +38,10 @@ const WHEELS: [Wheel; 16] = [
     wheel("nvidia-curand==10.4.0.35", "nvidia/cu13/lib/libcurand.so.10"),
     wheel("nvidia-cusolver==12.0.4.66", "nvidia/cu13/lib/libcusolver.so.12"),
     wheel("nvidia-cusparse==12.6.3.3", "nvidia/cu13/lib/libcusparse.so.12"),
-    wheel("nvidia-cusparselt-cu13==0.8.0", "nvidia/cusparselt/lib/libcusparseLt.so.0"),
+    wheel(
+        "nvidia-cusparselt-cu13==0.8.0",
+        "nvidia/cusparselt/lib/libcusparseLt.so.0",
+    ),
     wheel("nvidia-nccl-cu13==2.28.9", "nvidia/nccl/lib/libnccl.so.2"),
     wheel("nvidia-nvjitlink==13.0.88", "nvidia/cu13/lib/libnvJitLink.so.13"),
     wheel("nvidia-nvshmem-cu13==3.4.5", "nvidia/nvshmem/lib/libnvshmem_host.so.3"),
@@ -63,8 +66,14 @@ impl Variant {
     /// Measured with the wheels for Linux on x86-64, the largest ones.
     pub(crate) fn sizes(self) -> Sizes {
         match self {
-            Self::Cpu => Sizes { download: Bytes(544_000_000), installed: Bytes(1_220_000_000) },
-            Self::Cuda => Sizes { download: Bytes(2_512_000_000), installed: Bytes(4_010_000_000) },
+            Self::Cpu => Sizes {
+                download: Bytes(544_000_000),
+                installed: Bytes(1_220_000_000),
+            },
+            Self::Cuda => Sizes {
+                download: Bytes(2_512_000_000),
+                installed: Bytes(4_010_000_000),
+            },
         }
     }
 }
@@ -114,7 +123,14 @@ mod tests {
     #[test]
     fn the_cpu_variant_is_torch_and_the_two_libraries_it_is_linked_to() {
         let names: Vec<_> = Variant::Cpu.wheels("linux").iter().map(|w| w.requirement).collect();
-        assert_eq!(names, ["torch==2.11.0", "nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85"]);
+        assert_eq!(
+            names,
+            [
+                "torch==2.11.0",
+                "nvidia-cuda-runtime==13.0.96",
+                "nvidia-cuda-cupti==13.0.85"
+            ]
+        );
     }
 
     #[test]

@@ -12,18 +12,28 @@ const UP: f64 = 0.1;
 
 /// Sets random adapters of this rank for the layers that `takes` chooses, and returns their factors.
 pub(crate) fn set(dit: &Dit, device: Device, rank: i64, takes: impl Fn(&LinearPart) -> bool) -> anyhow::Result<Params> {
-    let parts: Vec<_> = linear_parts(dit.config())?.into_iter().filter(|part| takes(part)).collect();
+    let parts: Vec<_> = linear_parts(dit.config())?
+        .into_iter()
+        .filter(|part| takes(part))
+        .collect();
     let mut tensors = Vec::new();
     for (index, part) in parts.iter().enumerate() {
         let draw = |shape: &[i64], seed| noise::randn(shape, seed, Kind::Float, Device::Cpu);
         let down = draw(&[rank, part.input], 2 * index as u64)?.f_div_scalar((part.input as f64).sqrt())?;
         let up = draw(&[part.rows, rank], 2 * index as u64 + 1)?.f_mul_scalar(UP)?;
-        tensors.extend([(format!("{}.down", part.module), down), (format!("{}.up", part.module), up)]);
+        tensors.extend([
+            (format!("{}.down", part.module), down),
+            (format!("{}.up", part.module), up),
+        ]);
     }
     let params = Params::new(&tensors, device)?;
     let mut adapters = Adapters::new();
     for part in &parts {
-        let of = |name: &str| params.get(&format!("{}.{name}", part.module)).map(Tensor::shallow_clone);
+        let of = |name: &str| {
+            params
+                .get(&format!("{}.{name}", part.module))
+                .map(Tensor::shallow_clone)
+        };
         if let (Some(down), Some(up)) = (of("down"), of("up")) {
             adapters.add(part.layer.clone(), Change::low_rank(down, up, 1.0, part.start)?);
         }

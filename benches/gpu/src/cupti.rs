@@ -64,11 +64,25 @@ fn find() -> Result<Functions, String> {
 /// Runs `work`, which must wait for the device at its end, and tells what ran on it.
 #[allow(unsafe_code)]
 pub(crate) fn observed(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Activity> {
-    let functions = FUNCTIONS.get_or_init(find).as_ref().map_err(|error| anyhow!(error.clone()))?;
-    let check = |what: &str, status: u32| if status == 0 { Ok(()) } else { Err(anyhow!("{what} failed ({status})")) };
+    let functions = FUNCTIONS
+        .get_or_init(find)
+        .as_ref()
+        .map_err(|error| anyhow!(error.clone()))?;
+    let check = |what: &str, status: u32| {
+        if status == 0 {
+            Ok(())
+        } else {
+            Err(anyhow!("{what} failed ({status})"))
+        }
+    };
     records().clear();
     // SAFETY: both callbacks are functions of this module, which live as long as the program; the others take numbers.
-    unsafe { check("cuptiActivityRegisterCallbacks", (functions.register)(request, complete))? };
+    unsafe {
+        check(
+            "cuptiActivityRegisterCallbacks",
+            (functions.register)(request, complete),
+        )?
+    };
     for kind in [CONCURRENT_KERNEL, MEMCPY, MEMSET] {
         // SAFETY: as above.
         unsafe { check("cuptiActivityEnable", (functions.enable)(kind))? };
@@ -114,8 +128,12 @@ static HELD: Mutex<BTreeSet<usize>> = Mutex::new(BTreeSet::new());
 /// Hands CUPTI a buffer of u64, so that it is aligned to 8 bytes.
 #[allow(unsafe_code)]
 unsafe extern "C" fn request(buffer: *mut *mut u8, size: *mut usize, most: *mut usize) {
-    let memory = Box::leak(vec![0_u64; BUFFER / 8].into_boxed_slice()).as_mut_ptr().cast::<u8>();
-    HELD.lock().unwrap_or_else(PoisonError::into_inner).insert(memory as usize);
+    let memory = Box::leak(vec![0_u64; BUFFER / 8].into_boxed_slice())
+        .as_mut_ptr()
+        .cast::<u8>();
+    HELD.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .insert(memory as usize);
     // SAFETY: CUPTI passes three places to write to.
     unsafe {
         *buffer = memory;
@@ -145,7 +163,11 @@ unsafe extern "C" fn complete(_: *mut c_void, _: u32, buffer: *mut u8, _: usize,
             }
         }
     }
-    if HELD.lock().unwrap_or_else(PoisonError::into_inner).remove(&(buffer as usize)) {
+    if HELD
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .remove(&(buffer as usize))
+    {
         // SAFETY: it was leaked in `request` with this length, and CUPTI has given it back.
         drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(buffer.cast::<u64>(), BUFFER / 8)) });
     }
@@ -157,10 +179,21 @@ mod tests {
 
     #[test]
     fn work_at_the_same_time_is_counted_once() {
-        let mut records =
-            vec![(CONCURRENT_KERNEL, 30, 40), (CONCURRENT_KERNEL, 0, 10), (MEMCPY, 5, 20), (MEMSET, 6, 8)];
+        let mut records = vec![
+            (CONCURRENT_KERNEL, 30, 40),
+            (CONCURRENT_KERNEL, 0, 10),
+            (MEMCPY, 5, 20),
+            (MEMSET, 6, 8),
+        ];
         let activity = summed(&mut records);
-        assert_eq!(activity, Activity { kernels: 2, copies: 2, busy_ns: 30 });
+        assert_eq!(
+            activity,
+            Activity {
+                kernels: 2,
+                copies: 2,
+                busy_ns: 30
+            }
+        );
     }
 
     /// The library is found, and answers with an error of its own where there is no driver.

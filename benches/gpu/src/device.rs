@@ -95,7 +95,11 @@ pub(crate) fn account(device: Device) -> anyhow::Result<Option<Account>> {
     // SAFETY: the shim writes three numbers.
     check(unsafe { shim::kit_memory(index, numbers.as_mut_ptr()) })?;
     let [allocated, peak, reserved_peak] = numbers.map(i64::unsigned_abs);
-    Ok(Some(Account { allocated, peak, reserved_peak }))
+    Ok(Some(Account {
+        allocated,
+        peak,
+        reserved_peak,
+    }))
 }
 
 /// Resets the account's peaks to the bytes that are held now.
@@ -115,7 +119,9 @@ pub(crate) fn empty_cache(device: Device) -> anyhow::Result<()> {
 /// Makes sure that a device still works: after some errors a CUDA program can only end.
 pub(crate) fn works(device: Device) -> bool {
     let sum = || -> anyhow::Result<f64> {
-        Ok(Tensor::f_ones([32, 32], (Kind::Float, device))?.f_sum(Kind::Float)?.f_double_value(&[])?)
+        Ok(Tensor::f_ones([32, 32], (Kind::Float, device))?
+            .f_sum(Kind::Float)?
+            .f_double_value(&[])?)
     };
     sum().is_ok_and(|sum| (sum - 1024.0).abs() < 1e-6)
 }
@@ -124,7 +130,11 @@ impl Mark {
     /// A mark after all work that was given to the device so far.
     #[allow(unsafe_code)]
     pub(crate) fn now(device: Device) -> anyhow::Result<Self> {
-        let mut mark = Self { device, at: Instant::now(), event: std::ptr::null_mut() };
+        let mut mark = Self {
+            device,
+            at: Instant::now(),
+            event: std::ptr::null_mut(),
+        };
         if let Some(index) = index(device) {
             // SAFETY: the shim writes a handle that is this value's own from then on.
             check(unsafe { shim::kit_event_new(&raw mut mark.event) })?;
@@ -170,7 +180,10 @@ mod tests {
 
     #[test]
     fn marks_of_the_cpu_are_times_and_it_has_no_account() {
-        let (a, b) = (Mark::now(Device::Cpu).expect("mark"), Mark::now(Device::Cpu).expect("mark"));
+        let (a, b) = (
+            Mark::now(Device::Cpu).expect("mark"),
+            Mark::now(Device::Cpu).expect("mark"),
+        );
         assert!(a.until(&b).expect("time") >= 0.0);
         assert_eq!(account(Device::Cpu).expect("told"), None);
         assert!(works(Device::Cpu));

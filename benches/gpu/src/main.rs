@@ -63,7 +63,10 @@ fn main() -> anyhow::Result<ExitCode> {
     let (device, reason) = match parse(&common.device) {
         // The first tensor is what makes CUDA ready.
         Ok(device) if device::works(device) => (Some(device), Ok(Outcome::default())),
-        Ok(device) => (None, Err(anyhow::anyhow!("{device:?} is there and does not add up a tensor"))),
+        Ok(device) => (
+            None,
+            Err(anyhow::anyhow!("{device:?} is there and does not add up a tensor")),
+        ),
         Err(error) => (None, Ok(Outcome::skipped(error.to_string()))),
     };
     let Some(device) = device else {

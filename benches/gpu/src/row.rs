@@ -46,7 +46,11 @@ pub(crate) struct Outcome {
 impl Outcome {
     /// A row that says why nothing was done.
     pub(crate) fn skipped(reason: impl Into<String>) -> Self {
-        Self { notes: vec![reason.into()], skipped: true, ..Self::default() }
+        Self {
+            notes: vec![reason.into()],
+            skipped: true,
+            ..Self::default()
+        }
     }
 
     /// Keeps a value.
@@ -70,7 +74,9 @@ impl Outcome {
     /// Keeps a value, which must be at least `bound`.
     pub(crate) fn at_least(&mut self, key: impl Into<String>, got: f64, bound: f64) {
         let key = key.into();
-        self.holds(got >= bound, || format!("{key} is {got:.2}, at least {bound:.2} is wanted"));
+        self.holds(got >= bound, || {
+            format!("{key} is {got:.2}, at least {bound:.2} is wanted")
+        });
         self.value(&key, portable(got));
         self.value(format!("{key}, at least"), bound);
     }
@@ -91,26 +97,50 @@ impl Outcome {
 
 /// JSON has no infinity, which the PSNR of equal pictures is, and no NaN.
 fn portable(value: f64) -> Value {
-    if value.is_finite() { Value::from(value) } else { Value::from(value.to_string()) }
+    if value.is_finite() {
+        Value::from(value)
+    } else {
+        Value::from(value.to_string())
+    }
 }
 
 impl Row {
     /// The row of a finished check.
     pub(crate) fn of(name: &str, result: anyhow::Result<Outcome>) -> Self {
         let (status, values, note) = match result {
-            Ok(Outcome { skipped: true, values, notes, .. }) => (Status::Skipped, values, notes.join("; ")),
-            Ok(Outcome { values, checks, broken, notes, .. }) => {
+            Ok(Outcome {
+                skipped: true,
+                values,
+                notes,
+                ..
+            }) => (Status::Skipped, values, notes.join("; ")),
+            Ok(Outcome {
+                values,
+                checks,
+                broken,
+                notes,
+                ..
+            }) => {
                 let status = match (broken.is_empty(), checks) {
                     (false, _) => Status::Failed,
                     (true, 0) => Status::Measured,
                     (true, _) => Status::Passed,
                 };
-                (status, values, broken.into_iter().chain(notes).collect::<Vec<_>>().join("; "))
+                (
+                    status,
+                    values,
+                    broken.into_iter().chain(notes).collect::<Vec<_>>().join("; "),
+                )
             }
             Err(error) => (Status::Failed, Map::new(), format!("{error:#}")),
         };
         let note = note.replace('\n', " ").chars().take(NOTE).collect();
-        Self { name: name.to_owned(), status, values, note }
+        Self {
+            name: name.to_owned(),
+            status,
+            values,
+            note,
+        }
     }
 
     /// If something is wrong.

@@ -45,7 +45,10 @@ pub(crate) struct Case<'a> {
 
 impl<'a> Case<'a> {
     pub(crate) fn new(name: impl Into<String>, work: impl Fn() -> anyhow::Result<Outcome> + 'a) -> Self {
-        Self { name: name.into(), work: Box::new(work) }
+        Self {
+            name: name.into(),
+            work: Box::new(work),
+        }
     }
 }
 
@@ -73,7 +76,11 @@ impl fmt::Display for Names {
 
 impl Selection {
     fn takes(&self, name: &str) -> bool {
-        let Self { only: Names(only), skip: Names(skip), .. } = self;
+        let Self {
+            only: Names(only),
+            skip: Names(skip),
+            ..
+        } = self;
         (only.is_empty() || only.iter().any(|only| name.starts_with(only.as_str())))
             && !skip.iter().any(|skip| skip == name)
     }
@@ -87,8 +94,14 @@ impl Selection {
                 continue;
             }
             if begun.elapsed() > budget {
-                Row::of(&case.name, Ok(Outcome::skipped(format!("the {} s for this program are over", self.budget))))
-                    .tell()?;
+                Row::of(
+                    &case.name,
+                    Ok(Outcome::skipped(format!(
+                        "the {} s for this program are over",
+                        self.budget
+                    ))),
+                )
+                .tell()?;
                 continue;
             }
             let row = Row::of(&case.name, caught(&case));
@@ -121,11 +134,23 @@ mod tests {
     #[test]
     fn cases_are_chosen_by_prefix_and_left_out_by_name() {
         let names = |text: &str| text.parse().expect("names");
-        let selection =
-            Selection { only: names("f32,lora"), skip: names("f32/edit,lora/fused, f32"), budget: 1, list: false };
+        let selection = Selection {
+            only: names("f32,lora"),
+            skip: names("f32/edit,lora/fused, f32"),
+            budget: 1,
+            list: false,
+        };
         let all = ["f32/edit", "f32/edit two", "bf16/edit", "lora/fused", "lora/fused, f32"];
         assert_eq!(all.map(|name| selection.takes(name)), [false, true, false, true, false]);
-        assert!(Selection { only: names(""), skip: names(""), budget: 1, list: false }.takes("any"));
+        assert!(
+            Selection {
+                only: names(""),
+                skip: names(""),
+                budget: 1,
+                list: false
+            }
+            .takes("any")
+        );
     }
 
     #[test]

@@ -10,7 +10,12 @@ use serde_json::{Value, json};
 /// A script of the kit by the system's Python; none where there is no Python.
 fn script(name: &str, arguments: &[&str]) -> Option<Output> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
-    match Command::new("python3").arg(path).args(arguments).env("OMP_NUM_THREADS", "1").output() {
+    match Command::new("python3")
+        .arg(path)
+        .args(arguments)
+        .env("OMP_NUM_THREADS", "1")
+        .output()
+    {
         Ok(output) => Some(output),
         Err(_) => {
             println!("skipped: there is no python3");
@@ -33,7 +38,9 @@ fn a_crash_a_hang_and_an_exhausted_memory_are_rows_and_the_cases_behind_them_run
     std::fs::write(kit.join("commit.txt"), "abc\n2026-01-01\n").unwrap();
     let (kit, program) = (kit.to_str().unwrap(), env!("CARGO_BIN_EXE_gpu-kit"));
     let run = ["--program", program, "--cpu", "--only", "faults", "--memory", "0.05"];
-    let Some(run) = script("run.py", &[&[kit, out.to_str().unwrap()], &run[..]].concat()) else { return };
+    let Some(run) = script("run.py", &[&[kit, out.to_str().unwrap()], &run[..]].concat()) else {
+        return;
+    };
     let said = said(&run);
     // Rows that are bad make the run's own end bad.
     assert_eq!(run.status.code(), Some(1), "{said}");
@@ -42,8 +49,9 @@ fn a_crash_a_hang_and_an_exhausted_memory_are_rows_and_the_cases_behind_them_run
     assert_eq!(results["stages"][0]["status"], "ended", "{said}");
     let rows = results["rows"].as_array().unwrap().iter();
     let text = |row: &Value, key: &str| row[key].as_str().unwrap().to_owned();
-    let rows: BTreeMap<String, (String, String)> =
-        rows.map(|row| (text(row, "name"), (text(row, "status"), text(row, "note")))).collect();
+    let rows: BTreeMap<String, (String, String)> = rows
+        .map(|row| (text(row, "name"), (text(row, "status"), text(row, "note"))))
+        .collect();
     for (name, status, note) in [
         ("an error", "failed", "an error, with a cause"),
         ("a panic", "failed", "a panic: a panic, with a cause"),
@@ -51,7 +59,11 @@ fn a_crash_a_hang_and_an_exhausted_memory_are_rows_and_the_cases_behind_them_run
         ("an end", "crashed", "ended with code 7"),
         ("a hang", "timed-out", "no result after 10 s"),
         ("all memory of the machine", "killed", "it held more than"),
-        ("all memory of the device", "skipped", "the device is the machine itself"),
+        (
+            "all memory of the device",
+            "skipped",
+            "the device is the machine itself",
+        ),
     ] {
         let (got, told) = &rows[name];
         assert_eq!(got, status, "{name}: {told}");
@@ -73,12 +85,28 @@ fn a_row_that_cannot_be_read_is_a_row_and_what_a_program_leaves_is_not_waited_fo
     std::fs::set_permissions(&program, executable).unwrap();
     let arguments = [folder.path(), &out].map(|path| path.to_str().unwrap());
     let run = ["--program", program.to_str().unwrap(), "--cpu", "--only", "faults"];
-    let Some(run) = script("run.py", &[&arguments[..], &run[..]].concat()) else { return };
+    let Some(run) = script("run.py", &[&arguments[..], &run[..]].concat()) else {
+        return;
+    };
     let results: Value = serde_json::from_slice(&std::fs::read(out.join("results.json")).unwrap()).unwrap();
     let rows = results["rows"].as_array().unwrap();
-    assert_eq!((&rows[0]["name"], &rows[0]["status"]), (&json!("a"), &json!("failed")), "{}", said(&run));
-    assert!(rows[0]["note"].as_str().unwrap().starts_with("its row cannot be read"), "{}", said(&run));
-    assert_eq!((&rows[1]["name"], &rows[1]["status"]), (&json!("b"), &json!("crashed")), "{}", said(&run));
+    assert_eq!(
+        (&rows[0]["name"], &rows[0]["status"]),
+        (&json!("a"), &json!("failed")),
+        "{}",
+        said(&run)
+    );
+    assert!(
+        rows[0]["note"].as_str().unwrap().starts_with("its row cannot be read"),
+        "{}",
+        said(&run)
+    );
+    assert_eq!(
+        (&rows[1]["name"], &rows[1]["status"]),
+        (&json!("b"), &json!("crashed")),
+        "{}",
+        said(&run)
+    );
     assert!(results["run"]["seconds"].as_f64().unwrap() < 60.0, "{}", said(&run));
 }
 
@@ -89,13 +117,22 @@ fn without_a_driver_each_program_says_so_in_a_sentence() {
         return;
     }
     for arguments in [&["check", "--inputs", "none"][..], &["speed"], &["plant"]] {
-        let run = Command::new(env!("CARGO_BIN_EXE_gpu-kit")).args(arguments).output().unwrap();
+        let run = Command::new(env!("CARGO_BIN_EXE_gpu-kit"))
+            .args(arguments)
+            .output()
+            .unwrap();
         assert_eq!(run.status.code(), Some(0));
         let said = said(&run);
         let row = said.lines().find_map(|line| line.strip_prefix("@row ")).unwrap();
         let row: Value = serde_json::from_str(row).unwrap();
         assert_eq!((&row["name"], &row["status"]), (&json!("device"), &json!("skipped")));
-        assert!(row["note"].as_str().unwrap().starts_with("device cuda:0 is not available: "), "{said}");
+        assert!(
+            row["note"]
+                .as_str()
+                .unwrap()
+                .starts_with("device cuda:0 is not available: "),
+            "{said}"
+        );
     }
 }
 
@@ -121,7 +158,9 @@ fn the_page_tells_every_row_with_its_card_date_commit_and_command() {
     let write = |content: &Value| std::fs::write(&results, content.to_string()).unwrap();
     write(&content);
     let arguments = [results.to_str().unwrap(), "--out", page.to_str().unwrap()];
-    let Some(run) = script("report.py", &arguments) else { return };
+    let Some(run) = script("report.py", &arguments) else {
+        return;
+    };
     assert_eq!(run.status.code(), Some(0), "{}", said(&run));
     let text = std::fs::read_to_string(&page).unwrap();
     for part in [
@@ -152,9 +191,14 @@ fn the_page_tells_every_row_with_its_card_date_commit_and_command() {
 fn the_repositorys_page_is_what_the_script_writes() {
     let folder = tempfile::tempdir().unwrap();
     let page = folder.path().join("gpu.md");
-    let Some(run) = script("report.py", &["--out", page.to_str().unwrap()]) else { return };
+    let Some(run) = script("report.py", &["--out", page.to_str().unwrap()]) else {
+        return;
+    };
     assert_eq!(run.status.code(), Some(0), "{}", said(&run));
-    let (written, kept) = (std::fs::read_to_string(page).unwrap(), Path::new(env!("CARGO_MANIFEST_DIR")));
+    let (written, kept) = (
+        std::fs::read_to_string(page).unwrap(),
+        Path::new(env!("CARGO_MANIFEST_DIR")),
+    );
     let kept = std::fs::read_to_string(kept.join("../../docs/gpu.md")).unwrap();
     if kept.contains("Not measured yet") {
         assert_eq!(kept, written, "run `python3 benches/gpu/report.py`");

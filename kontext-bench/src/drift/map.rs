@@ -47,6 +47,9 @@ impl MapQuality {
             return Ok(None);
         }
         let share = |part: u32, all: u32| f64::from(part) / f64::from(all);
-        Ok(Some(Self { covered: share(covered, changed), kept: share(kept, same) }))
+        Ok(Some(Self {
+            covered: share(covered, changed),
+            kept: share(kept, same),
+        }))
     }
 }

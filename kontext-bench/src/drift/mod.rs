@@ -90,7 +90,12 @@ impl Drift {
     /// Number of turns.
     #[must_use]
     pub fn turns(&self) -> usize {
-        self.methods.iter().flat_map(|(_, walks)| walks).map(Vec::len).max().unwrap_or_default()
+        self.methods
+            .iter()
+            .flat_map(|(_, walks)| walks)
+            .map(Vec::len)
+            .max()
+            .unwrap_or_default()
     }
 
     /// A method's means after each turn, as far as the column has values.
@@ -105,7 +110,11 @@ impl Drift {
     /// A method's mean after a turn, counted from 0; `None` where the column has no values there.
     pub(crate) fn estimate(&self, method: &str, column: &Column, turn: usize) -> Result<Option<Estimate>> {
         let values: Vec<f64> = self.values(method, column, turn)?.into_iter().flatten().collect();
-        if values.is_empty() { Ok(None) } else { Estimate::of_mean(&values, RESAMPLES).map(Some) }
+        if values.is_empty() {
+            Ok(None)
+        } else {
+            Estimate::of_mean(&values, RESAMPLES).map(Some)
+        }
     }
 
     /// The mean difference between two methods on the same walks; `None` where the column has no values.
@@ -120,11 +129,19 @@ impl Drift {
 
     /// The values of a method's walks after a turn.
     fn values(&self, method: &str, column: &Column, turn: usize) -> Result<Vec<Option<f64>>> {
-        let walks = self.of(method).ok_or_else(|| Error::invalid("method", "one that has walks", method))?;
-        Ok(walks.iter().map(|scores| scores.get(turn).and_then(|score| (column.of)(score))).collect())
+        let walks = self
+            .of(method)
+            .ok_or_else(|| Error::invalid("method", "one that has walks", method))?;
+        Ok(walks
+            .iter()
+            .map(|scores| scores.get(turn).and_then(|score| (column.of)(score)))
+            .collect())
     }
 
     fn of(&self, method: &str) -> Option<&Vec<Vec<Score>>> {
-        self.methods.iter().find(|(name, _)| name == method).map(|(_, walks)| walks)
+        self.methods
+            .iter()
+            .find(|(name, _)| name == method)
+            .map(|(_, walks)| walks)
     }
 }

@@ -70,23 +70,37 @@ fn curves(panel: &Panel<'_>) -> Result<Vec<Curve>> {
     for method in drift.methods() {
         let mut points = Vec::new();
         for turn in 0..drift.turns() {
-            points.extend(drift.estimate(method, column, turn)?.map(|estimate| ((turn + 1) as f64, estimate)));
+            points.extend(
+                drift
+                    .estimate(method, column, turn)?
+                    .map(|estimate| ((turn + 1) as f64, estimate)),
+            );
         }
         curves.push((method.to_owned(), points));
     }
     if curves.iter().all(|(_, points)| points.is_empty()) {
-        return Err(Error::invalid("panel", "walks with values", format!("none of {}", column.name)));
+        return Err(Error::invalid(
+            "panel",
+            "walks with values",
+            format!("none of {}", column.name),
+        ));
     }
     Ok(curves)
 }
 
 fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel<'_>, curves: &[Curve]) -> Drawn {
     let estimates = || curves.iter().flat_map(|(_, points)| points);
-    let (low, high) = estimates().fold((f64::MAX, f64::MIN), |(low, high), (_, e)| (low.min(e.low), high.max(e.high)));
+    let (low, high) = estimates().fold((f64::MAX, f64::MIN), |(low, high), (_, e)| {
+        (low.min(e.low), high.max(e.high))
+    });
     let last = estimates().map(|(turn, _)| *turn).fold(1.0, f64::max);
     let margin = 0.05 * (high - low).max(1e-6);
     let mut builder = ChartBuilder::on(area);
-    builder.margin(12).caption(panel.title, ("sans-serif", 16)).x_label_area_size(34).y_label_area_size(52);
+    builder
+        .margin(12)
+        .caption(panel.title, ("sans-serif", 16))
+        .x_label_area_size(34)
+        .y_label_area_size(52);
     let mut chart = builder.build_cartesian_2d(0.8..last + 0.2, low - margin..high + margin)?;
     let whole = |turn: &f64| format!("{turn:.0}");
     chart
@@ -101,7 +115,10 @@ fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel<'_>, curv
         let upper = points.iter().map(|(turn, e)| (*turn, e.high));
         let lower = points.iter().rev().map(|(turn, e)| (*turn, e.low));
         chart.draw_series([Polygon::new(upper.chain(lower).collect::<Vec<_>>(), colour.mix(0.12))])?;
-        chart.draw_series(LineSeries::new(points.iter().map(|(turn, e)| (*turn, e.value)), colour.stroke_width(2)))?;
+        chart.draw_series(LineSeries::new(
+            points.iter().map(|(turn, e)| (*turn, e.value)),
+            colour.stroke_width(2),
+        ))?;
     }
     Ok(())
 }
@@ -114,7 +131,10 @@ fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, curves: &[Curve]) -> D
     let (line, text) = (LEGEND as i32 / 2 + 3, LEGEND as i32 / 2 - 4);
     for (index, ((name, _), colour)) in curves.iter().zip(COLOURS.iter().cycle()).enumerate() {
         let left = (index * width) as i32 + 2 * GAP;
-        area.draw(&PathElement::new(vec![(left, line), (left + LINE, line)], colour.stroke_width(2)))?;
+        area.draw(&PathElement::new(
+            vec![(left, line), (left + LINE, line)],
+            colour.stroke_width(2),
+        ))?;
         area.draw(&Text::new(name.as_str(), (left + LINE + GAP, text), ("sans-serif", 14)))?;
     }
     Ok(())
@@ -133,13 +153,36 @@ mod tests {
         let (start, mut drift) = (plain(0), Drift::new());
         for (method, error) in [("fast", 9), ("slow", 3)] {
             let (truths, results) = ([plain(0), plain(0)], [plain(error), plain(2 * error)]);
-            drift.add(method, Walk { start: &start, truths: &truths, results: &results }, None).unwrap();
+            drift
+                .add(
+                    method,
+                    Walk {
+                        start: &start,
+                        truths: &truths,
+                        results: &results,
+                    },
+                    None,
+                )
+                .unwrap();
         }
-        let panel = Panel { title: "back & forth", drift: &drift, column: Column::PSNR };
+        let panel = Panel {
+            title: "back & forth",
+            drift: &drift,
+            column: Column::PSNR,
+        };
         let svg = plot(&[panel, panel, panel]).unwrap();
-        assert!(svg.contains("width=\"1040\" height=\"714\"") && svg.contains("back &amp; forth"), "{svg:.300}");
+        assert!(
+            svg.contains("width=\"1040\" height=\"714\"") && svg.contains("back &amp; forth"),
+            "{svg:.300}"
+        );
         assert_eq!(svg.matches("<polygon").count(), 6);
         assert!(svg.contains("fast") && svg.contains("slow"));
-        assert!(plot(&[Panel { column: Column::DISTANCE, ..panel }]).is_err());
+        assert!(
+            plot(&[Panel {
+                column: Column::DISTANCE,
+                ..panel
+            }])
+            .is_err()
+        );
     }
 }

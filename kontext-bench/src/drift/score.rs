@@ -41,12 +41,21 @@ pub(super) fn scores(walk: Walk<'_>, perceptual: Option<&Perceptual>) -> Result<
     let to_start: Vec<(&RgbImage, &RgbImage)> = results.iter().map(|result| (result, start)).collect();
     let all: Vec<(&RgbImage, &RgbImage)> = to_truth.iter().chain(&to_start).copied().collect();
     let distances = perceptual.map(|network| network.distance(&all)).transpose()?;
-    let identities = perceptual.map(|network| identity(network.features(), &all)).transpose()?;
+    let identities = perceptual
+        .map(|network| identity(network.features(), &all))
+        .transpose()?;
     let at = |values: &Option<Vec<f64>>, index: usize| values.as_ref().and_then(|v| v.get(index)).copied();
     let values = |index: usize, decibels: Option<f64>| -> Result<Values> {
-        let (a, b) = all.get(index).ok_or_else(|| Error::invalid("walk", "a result for each turn", index))?;
+        let (a, b) = all
+            .get(index)
+            .ok_or_else(|| Error::invalid("walk", "a result for each turn", index))?;
         let (distance, identity) = (at(&distances, index), at(&identities, index));
-        Ok(Values { psnr: decibels.map(capped), ssim: ssim(a, b)?, distance, identity })
+        Ok(Values {
+            psnr: decibels.map(capped),
+            ssim: ssim(a, b)?,
+            distance,
+            identity,
+        })
     };
     let score = |(turn, (result, truth)): (usize, &(&RgbImage, &RgbImage))| {
         let whole = psnr(result, truth)?;

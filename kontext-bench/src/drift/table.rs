@@ -20,21 +20,53 @@ pub struct Column {
 
 impl Column {
     /// PSNR to the truth of the turn, in dB.
-    pub const PSNR: Self = Self { name: "PSNR", digits: 1, of: |score| score.truth.psnr };
+    pub const PSNR: Self = Self {
+        name: "PSNR",
+        digits: 1,
+        of: |score| score.truth.psnr,
+    };
     /// SSIM to the truth of the turn.
-    pub const SSIM: Self = Self { name: "SSIM", digits: 3, of: |score| Some(score.truth.ssim) };
+    pub const SSIM: Self = Self {
+        name: "SSIM",
+        digits: 3,
+        of: |score| Some(score.truth.ssim),
+    };
     /// PDist to the truth of the turn.
-    pub const DISTANCE: Self = Self { name: "PDist", digits: 3, of: |score| score.truth.distance };
+    pub const DISTANCE: Self = Self {
+        name: "PDist",
+        digits: 3,
+        of: |score| score.truth.distance,
+    };
     /// Identity with the truth of the turn.
-    pub const IDENTITY: Self = Self { name: "identity", digits: 3, of: |score| score.truth.identity };
+    pub const IDENTITY: Self = Self {
+        name: "identity",
+        digits: 3,
+        of: |score| score.truth.identity,
+    };
     /// PSNR to the first picture where the truth agrees with it, in dB.
-    pub const UNTOUCHED: Self = Self { name: "untouched, PSNR", digits: 1, of: |score| score.start.psnr };
+    pub const UNTOUCHED: Self = Self {
+        name: "untouched, PSNR",
+        digits: 1,
+        of: |score| score.start.psnr,
+    };
     /// SSIM to the first picture.
-    pub const START_SSIM: Self = Self { name: "turn 0, SSIM", digits: 3, of: |score| Some(score.start.ssim) };
+    pub const START_SSIM: Self = Self {
+        name: "turn 0, SSIM",
+        digits: 3,
+        of: |score| Some(score.start.ssim),
+    };
     /// PDist to the first picture.
-    pub const START_DISTANCE: Self = Self { name: "turn 0, PDist", digits: 3, of: |score| score.start.distance };
+    pub const START_DISTANCE: Self = Self {
+        name: "turn 0, PDist",
+        digits: 3,
+        of: |score| score.start.distance,
+    };
     /// Identity with the first picture.
-    pub const START_IDENTITY: Self = Self { name: "turn 0, identity", digits: 3, of: |score| score.start.identity };
+    pub const START_IDENTITY: Self = Self {
+        name: "turn 0, identity",
+        digits: 3,
+        of: |score| score.start.identity,
+    };
     /// All of them.
     pub const ALL: [Self; 8] = [
         Self::PSNR,
@@ -50,7 +82,13 @@ impl Column {
     /// `23.4 [22.9, 23.9]`; a dash for nothing.
     fn cell(&self, estimate: Option<Estimate>, sign: bool) -> String {
         let digits = self.digits;
-        let number = |value: f64| if sign { format!("{value:+.digits$}") } else { format!("{value:.digits$}") };
+        let number = |value: f64| {
+            if sign {
+                format!("{value:+.digits$}")
+            } else {
+                format!("{value:.digits$}")
+            }
+        };
         match estimate {
             Some(Estimate { value, low, high }) => format!("{} [{}, {}]", number(value), number(low), number(high)),
             None => "-".to_owned(),
@@ -68,7 +106,10 @@ impl Drift {
         let mut rows = Vec::new();
         for turn in 0..self.turns() {
             let cell = |method: &&str| Ok(column.cell(self.estimate(method, column, turn)?, false));
-            rows.push((format!("{}", turn + 1), methods.iter().map(cell).collect::<Result<_>>()?));
+            rows.push((
+                format!("{}", turn + 1),
+                methods.iter().map(cell).collect::<Result<_>>()?,
+            ));
         }
         Ok(table("turn", &methods, &rows))
     }
@@ -89,7 +130,11 @@ impl Drift {
     pub fn difference_table(&self, than: &str) -> Result<String> {
         let last = self.turns().saturating_sub(1);
         self.rows(|method, column| {
-            let difference = if method == than { None } else { self.difference(method, than, column, last)? };
+            let difference = if method == than {
+                None
+            } else {
+                self.difference(method, than, column, last)?
+            };
             Ok(column.cell(difference, true))
         })
     }
@@ -97,14 +142,23 @@ impl Drift {
     fn rows(&self, cell: impl Fn(&str, &Column) -> Result<String>) -> Result<String> {
         let mut columns = Vec::new();
         for column in Column::ALL {
-            let cells = self.methods().map(|method| cell(method, &column)).collect::<Result<Vec<_>>>()?;
+            let cells = self
+                .methods()
+                .map(|method| cell(method, &column))
+                .collect::<Result<Vec<_>>>()?;
             if cells.iter().any(|cell| cell != "-") {
                 columns.push((column.name, cells));
             }
         }
         let names: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
         let row = |(index, method): (usize, &str)| {
-            (method.to_owned(), columns.iter().filter_map(|(_, cells)| cells.get(index).cloned()).collect())
+            (
+                method.to_owned(),
+                columns
+                    .iter()
+                    .filter_map(|(_, cells)| cells.get(index).cloned())
+                    .collect(),
+            )
         };
         let rows: Vec<(String, Vec<String>)> = self.methods().enumerate().map(row).collect();
         Ok(table("method", &names, &rows))
@@ -112,7 +166,11 @@ impl Drift {
 }
 
 fn table(first: &str, columns: &[&str], rows: &[(String, Vec<String>)]) -> String {
-    let mut text = format!("| {first} | {} |\n| --- |{}\n", columns.join(" | "), " ---: |".repeat(columns.len()));
+    let mut text = format!(
+        "| {first} | {} |\n| --- |{}\n",
+        columns.join(" | "),
+        " ---: |".repeat(columns.len())
+    );
     for (name, cells) in rows {
         // Writing to a string does not fail.
         let _ = writeln!(text, "| {name} | {} |", cells.join(" | "));
@@ -138,7 +196,17 @@ mod tests {
             let truths = [plain(start + 100), plain(start)];
             for (method, error) in [("off", 10), ("exact", 0)] {
                 let results = [plain(start + 100 + error), plain(start + 2 * error)];
-                drift.add(method, Walk { start: &plain(start), truths: &truths, results: &results }, None).unwrap();
+                drift
+                    .add(
+                        method,
+                        Walk {
+                            start: &plain(start),
+                            truths: &truths,
+                            results: &results,
+                        },
+                        None,
+                    )
+                    .unwrap();
             }
         }
         drift
@@ -156,10 +224,16 @@ mod tests {
         );
         // Where nothing should stay as it was there is nothing untouched.
         let untouched = drift.turn_table(&Column::UNTOUCHED).unwrap();
-        assert!(untouched.contains("| 1 | - | - |\n| 2 | 22.1 [22.1, 22.1] | 60.0"), "{untouched}");
+        assert!(
+            untouched.contains("| 1 | - | - |\n| 2 | 22.1 [22.1, 22.1] | 60.0"),
+            "{untouched}"
+        );
         // No network, no columns of it.
         let last = drift.last_table().unwrap();
-        assert!(last.starts_with("| method | PSNR | SSIM | untouched, PSNR | turn 0, SSIM |\n"), "{last}");
+        assert!(
+            last.starts_with("| method | PSNR | SSIM | untouched, PSNR | turn 0, SSIM |\n"),
+            "{last}"
+        );
     }
 
     #[test]
@@ -172,7 +246,11 @@ mod tests {
     #[test]
     fn a_walk_needs_a_result_for_each_turn() {
         let start = plain(1);
-        let walk = Walk { start: &start, truths: &[plain(2)], results: &[] };
+        let walk = Walk {
+            start: &start,
+            truths: &[plain(2)],
+            results: &[],
+        };
         let error = Drift::new().add("none", walk, None).unwrap_err().to_string();
         assert!(error.contains("got 0 results and 1 truths"), "{error}");
         assert!(Drift::new().curve("none", &Column::PSNR).unwrap().is_empty());

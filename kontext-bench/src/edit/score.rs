@@ -69,7 +69,11 @@ impl KnownEdit<'_> {
                 (nearest, index) = (to_other, (number < self.candidates.len()).then_some(number));
             }
         }
-        let copy_psnr = self.source.map(|source| psnr(source, self.truth)).transpose()?.filter(|copy| *copy < SAME);
+        let copy_psnr = self
+            .source
+            .map(|source| psnr(source, self.truth))
+            .transpose()?
+            .filter(|copy| *copy < SAME);
         let to_source = self.source.map(|source| psnr(result, source)).transpose()?;
         let right = to_truth >= nearest;
         let copied = !right && copy_psnr.is_some() && to_source.is_some_and(|source| source >= nearest);
@@ -108,7 +112,12 @@ mod tests {
     #[test]
     fn only_what_should_stay_counts_as_untouched() {
         let (source, truth) = (split(100, 50), split(100, 200));
-        let edit = KnownEdit { source: Some(&source), truth: &truth, candidates: &[], reconstruction: &truth };
+        let edit = KnownEdit {
+            source: Some(&source),
+            truth: &truth,
+            candidates: &[],
+            reconstruction: &truth,
+        };
         let score = edit.score(&split(110, 0)).unwrap();
         assert!((score.untouched_psnr.unwrap() - 28.131).abs() < 1e-3);
         assert!(score.copied && !score.right);
@@ -118,10 +127,18 @@ mod tests {
     fn a_candidate_that_is_the_truth_in_other_words_does_not_count_against_it() {
         let (source, truth) = (split(0, 0), split(100, 200));
         let candidates = [split(100, 201)];
-        let edit = KnownEdit { source: Some(&source), truth: &truth, candidates: &candidates, reconstruction: &truth };
+        let edit = KnownEdit {
+            source: Some(&source),
+            truth: &truth,
+            candidates: &candidates,
+            reconstruction: &truth,
+        };
         assert!(edit.score(&split(100, 202)).unwrap().right);
         let other = [split(100, 230)];
-        let edit = KnownEdit { candidates: &other, ..edit };
+        let edit = KnownEdit {
+            candidates: &other,
+            ..edit
+        };
         let score = edit.score(&split(100, 225)).unwrap();
         assert!(!score.right && !score.copied);
     }
@@ -129,7 +146,12 @@ mod tests {
     #[test]
     fn an_edit_that_changes_nothing_has_no_copies() {
         let truth = split(1, 2);
-        let edit = KnownEdit { source: Some(&truth), truth: &truth, candidates: &[], reconstruction: &truth };
+        let edit = KnownEdit {
+            source: Some(&truth),
+            truth: &truth,
+            candidates: &[],
+            reconstruction: &truth,
+        };
         let score = edit.score(&split(3, 4)).unwrap();
         assert!(score.right && !score.copied && score.copy_psnr.is_none());
     }

@@ -59,9 +59,15 @@ impl Table {
             right: share(|s| s.right)?,
             copied: share(|s| s.copied)?,
             psnr: average(scores.iter().map(|s| s.psnr.min(PSNR_CAP)))?,
-            gain: average(scores.iter().filter_map(|s| Some(s.psnr.min(PSNR_CAP) - s.copy_psnr?.min(PSNR_CAP)))),
+            gain: average(
+                scores
+                    .iter()
+                    .filter_map(|s| Some(s.psnr.min(PSNR_CAP) - s.copy_psnr?.min(PSNR_CAP))),
+            ),
             behind_reconstruction: average(
-                scores.iter().map(|s| s.reconstruction_psnr.min(PSNR_CAP) - s.psnr.min(PSNR_CAP)),
+                scores
+                    .iter()
+                    .map(|s| s.reconstruction_psnr.min(PSNR_CAP) - s.psnr.min(PSNR_CAP)),
             )?,
             untouched: average(scores.iter().filter_map(|s| Some(s.untouched_psnr?.min(PSNR_CAP)))),
         })
@@ -76,7 +82,10 @@ fn average(values: impl Iterator<Item = f64>) -> Option<f64> {
 /// Markdown: a row for each category, behind rows for what stands before their slashes.
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "| edits | n | right | copied | PSNR | over copying | behind the autoencoder | untouched |")?;
+        writeln!(
+            f,
+            "| edits | n | right | copied | PSNR | over copying | behind the autoencoder | untouched |"
+        )?;
         writeln!(f, "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")?;
         let mut group = "";
         for category in self.categories() {
@@ -131,10 +140,19 @@ mod tests {
         table.add("text/sign", score(true, 26.0));
         let mean = table.mean("local/").unwrap();
         assert_eq!((mean.count, mean.right, mean.copied, mean.psnr), (2, 0.5, 0.5, 22.0));
-        assert_eq!((mean.gain, mean.behind_reconstruction, mean.untouched), (Some(12.0), 8.0, Some(60.0)));
+        assert_eq!(
+            (mean.gain, mean.behind_reconstruction, mean.untouched),
+            (Some(12.0), 8.0, Some(60.0))
+        );
         assert_eq!(table.mean("style"), None);
         let text = table.to_string();
-        assert!(text.contains("| **local** | 2 | 50 % | 50 % | 22.0 | 12.0 | 8.0 | 60.0 |"), "{text}");
-        assert!(text.ends_with("| **all** | 3 | 67 % | 33 % | 23.3 | 13.3 | 6.7 | 60.0 |\n"), "{text}");
+        assert!(
+            text.contains("| **local** | 2 | 50 % | 50 % | 22.0 | 12.0 | 8.0 | 60.0 |"),
+            "{text}"
+        );
+        assert!(
+            text.ends_with("| **all** | 3 | 67 % | 33 % | 23.3 | 13.3 | 6.7 | 60.0 |\n"),
+            "{text}"
+        );
     }
 }

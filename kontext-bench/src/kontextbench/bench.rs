@@ -73,7 +73,11 @@ impl Bench {
         }
         if bench.pairs.is_empty() {
             let first = bench.problems.first().map(ToString::to_string).unwrap_or_default();
-            return Err(Error::invalid("bench", "at least one pair that can be used", format!("none; {first}")));
+            return Err(Error::invalid(
+                "bench",
+                "at least one pair that can be used",
+                format!("none; {first}"),
+            ));
         }
         Ok(bench)
     }
@@ -84,7 +88,11 @@ impl Bench {
     }
 
     fn problem(&mut self, line: Option<usize>, what: String) {
-        self.problems.push(Problem { file: self.metadata.clone(), line, what });
+        self.problems.push(Problem {
+            file: self.metadata.clone(),
+            line,
+            what,
+        });
     }
 
     fn read_lines(&mut self, bytes: &[u8]) {
@@ -108,7 +116,10 @@ impl Bench {
                 }
             };
             if let Some(first) = lines_of_keys.get(&pair.key.to_lowercase()) {
-                let what = format!("the key {:?} stands in line {first} already; the line is left out", pair.key);
+                let what = format!(
+                    "the key {:?} stands in line {first} already; the line is left out",
+                    pair.key
+                );
                 self.problem(Some(number), what);
                 continue;
             }
@@ -153,7 +164,10 @@ impl Bench {
             pairs.push(pair);
         }
         self.pairs = pairs;
-        self.pictures = read.into_iter().filter_map(|(path, digest)| Some((path, digest.ok()?))).collect();
+        self.pictures = read
+            .into_iter()
+            .filter_map(|(path, digest)| Some((path, digest.ok()?)))
+            .collect();
     }
 
     /// Keeps the first `most` pairs of each category.
@@ -174,7 +188,10 @@ impl Bench {
         let count = |name: &str| self.pairs.iter().filter(|pair| pair.category == name).count();
         let others: BTreeSet<&str> = self.pairs.iter().map(|pair| pair.category.as_str()).collect();
         let others = others.into_iter().filter(|name| !CATEGORIES.contains(name));
-        let all = CATEGORIES.into_iter().chain(others).map(|name| (name.to_owned(), count(name)));
+        let all = CATEGORIES
+            .into_iter()
+            .chain(others)
+            .map(|name| (name.to_owned(), count(name)));
         all.filter(|(_, count)| *count > 0).collect()
     }
 
@@ -195,10 +212,14 @@ impl Bench {
             hash.update(text);
         };
         for pair in &self.pairs {
-            [&pair.key, &pair.instruction, &pair.category].into_iter().for_each(|text| add(text));
+            [&pair.key, &pair.instruction, &pair.category]
+                .into_iter()
+                .for_each(|text| add(text));
             for list in [&pair.pictures[..], pair.truth.as_slice(), &pair.candidates] {
                 add(&list.len().to_string());
-                list.iter().filter_map(|path| self.pictures.get(path)).for_each(|digest| add(digest));
+                list.iter()
+                    .filter_map(|path| self.pictures.get(path))
+                    .for_each(|digest| add(digest));
             }
         }
         format!("{:x}", hash.finalize())
@@ -210,8 +231,17 @@ impl fmt::Display for Bench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let pictures: BTreeSet<&PathBuf> = self.pairs.iter().flat_map(|pair| &pair.pictures).collect();
         let categories = self.categories();
-        let counts: Vec<String> = categories.into_iter().map(|(name, count)| format!("{name} {count}")).collect();
-        write!(f, "{} pairs of {} pictures: {}", self.pairs.len(), pictures.len(), counts.join(", "))
+        let counts: Vec<String> = categories
+            .into_iter()
+            .map(|(name, count)| format!("{name} {count}"))
+            .collect();
+        write!(
+            f,
+            "{} pairs of {} pictures: {}",
+            self.pairs.len(),
+            pictures.len(),
+            counts.join(", ")
+        )
     }
 }
 

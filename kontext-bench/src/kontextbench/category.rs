@@ -23,5 +23,7 @@ pub const CATEGORIES: [&str; 5] = [
 pub fn category(name: &str) -> Option<&'static str> {
     let letters = |name: &str| -> String { name.chars().filter(|c| c.is_alphanumeric()).collect() };
     let wanted = letters(&name.to_lowercase());
-    CATEGORIES.into_iter().find(|category| letters(&category.to_lowercase()) == wanted)
+    CATEGORIES
+        .into_iter()
+        .find(|category| letters(&category.to_lowercase()) == wanted)
 }

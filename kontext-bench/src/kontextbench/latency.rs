@@ -69,7 +69,11 @@ impl fmt::Display for Latency {
         let width = (most - least) / BARS as f64;
         let mut counts = [0_usize; BARS];
         for seconds in &self.edits {
-            let bar = if width > 0.0 { ((seconds - least) / width) as usize } else { 0 };
+            let bar = if width > 0.0 {
+                ((seconds - least) / width) as usize
+            } else {
+                0
+            };
             counts[bar.min(BARS - 1)] += 1;
         }
         let highest = counts.iter().copied().max().unwrap_or_default().max(1);
@@ -89,11 +93,21 @@ mod tests {
 
     #[test]
     fn a_histogram_counts_every_edit() {
-        let timing = |seconds| Timing { key: String::new(), seconds, steps: 2 };
+        let timing = |seconds| Timing {
+            key: String::new(),
+            seconds,
+            steps: 2,
+        };
         let timings: Vec<Timing> = [1.0, 1.1, 1.2, 13.0].into_iter().map(timing).collect();
         let text = Latency::of(&timings).unwrap().to_string();
-        assert!(text.contains("| an edit | 4 | 1.000 | 1.100 | 13.000 | 13.000 | 13.000 |"), "{text}");
-        assert!(text.contains("| a step, all else included | 4 | 0.500 | 0.550 |"), "{text}");
+        assert!(
+            text.contains("| an edit | 4 | 1.000 | 1.100 | 13.000 | 13.000 | 13.000 |"),
+            "{text}"
+        );
+        assert!(
+            text.contains("| a step, all else included | 4 | 0.500 | 0.550 |"),
+            "{text}"
+        );
         let counts: Vec<usize> = text
             .lines()
             .filter(|line| line.contains(" s "))
@@ -104,7 +118,11 @@ mod tests {
 
     #[test]
     fn equal_times_are_one_bar() {
-        let timing = Timing { key: String::new(), seconds: 2.0, steps: 0 };
+        let timing = Timing {
+            key: String::new(),
+            seconds: 2.0,
+            steps: 0,
+        };
         let text = Latency::of(&[timing.clone(), timing]).unwrap().to_string();
         assert!(
             text.contains("2.000 s ######################################## 2") && !text.contains("a step"),

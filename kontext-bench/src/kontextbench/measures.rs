@@ -156,7 +156,9 @@ impl Column {
     /// A pair's value in words; empty where there is none.
     #[must_use]
     pub fn text(&self, measures: &Measures) -> String {
-        let Some(value) = (self.value)(measures) else { return String::new() };
+        let Some(value) = (self.value)(measures) else {
+            return String::new();
+        };
         match self.form {
             Form::Decimals(digits) => format!("{value:.digits$}"),
             Form::Percent => format!("{:.0} %", 100.0 * value),
@@ -171,7 +173,9 @@ impl Column {
             Form::YesNo => Some(wilson(values.iter().sum(), values.len() as f64)).filter(|_| !values.is_empty()),
             _ => Estimate::of_mean(values, RESAMPLES).ok(),
         };
-        let Some(Estimate { value, low, high }) = estimate else { return String::new() };
+        let Some(Estimate { value, low, high }) = estimate else {
+            return String::new();
+        };
         match self.form {
             Form::Decimals(n) => format!("{value:.n$} ({low:.n$} to {high:.n$})"),
             _ => format!("{:.0} % ({:.0} to {:.0})", 100.0 * value, 100.0 * low, 100.0 * high),
@@ -202,14 +206,21 @@ impl Metrics {
     }
 
     fn identity(&self) -> Option<&dyn Embedder> {
-        let features = || self.perceptual.as_ref().map(|perceptual| perceptual.features() as &dyn Embedder);
+        let features = || {
+            self.perceptual
+                .as_ref()
+                .map(|perceptual| perceptual.features() as &dyn Embedder)
+        };
         self.embedder.as_deref().or_else(features)
     }
 
     /// What they are, by name: results with others are not of one run.
     pub(super) fn facts(&self) -> BTreeMap<String, String> {
         let threshold = Some(("changed, levels", DEFAULT_THRESHOLD.to_string()));
-        let distance = self.perceptual.as_ref().map(|perceptual| ("distance", perceptual.name().to_owned()));
+        let distance = self
+            .perceptual
+            .as_ref()
+            .map(|perceptual| ("distance", perceptual.name().to_owned()));
         let identity = self.identity().map(|embedder| ("identity", embedder.name().to_owned()));
         let facts = [threshold, distance, identity].into_iter().flatten();
         facts.map(|(name, value)| (name.to_owned(), value)).collect()
@@ -240,10 +251,18 @@ impl Metrics {
         if let Some(truth) = &pair.truth {
             let open = |path: &Path| -> Result<RgbImage> { Ok(at_size(&bench.picture(path)?, result)?.into_owned()) };
             let truth = open(truth)?;
-            let candidates = pair.candidates.iter().map(|path| open(path)).collect::<Result<Vec<_>>>()?;
+            let candidates = pair
+                .candidates
+                .iter()
+                .map(|path| open(path))
+                .collect::<Result<Vec<_>>>()?;
             // How good the autoencoder could be is no matter of this bench.
-            let known =
-                KnownEdit { source: Some(source), truth: &truth, candidates: &candidates, reconstruction: &truth };
+            let known = KnownEdit {
+                source: Some(source),
+                truth: &truth,
+                candidates: &candidates,
+                reconstruction: &truth,
+            };
             let score = known.score(result)?;
             measures.truth_psnr = Some(score.psnr.min(PSNR_CAP));
             (measures.right, measures.copied) = (Some(score.right), Some(score.copied));
@@ -275,9 +294,23 @@ mod tests {
 
     #[test]
     fn values_are_written_by_their_kind() {
-        let measures = Measures { changed: 0.256, magnitude: 3.12, right: Some(true), ..Measures::default() };
-        let text = |name: &str| COLUMNS.iter().find(|column| column.name == name).unwrap().text(&measures);
-        assert_eq!(["preservation", "changed", "magnitude", "right"].map(text), ["", "26 %", "3.1", "yes"]);
+        let measures = Measures {
+            changed: 0.256,
+            magnitude: 3.12,
+            right: Some(true),
+            ..Measures::default()
+        };
+        let text = |name: &str| {
+            COLUMNS
+                .iter()
+                .find(|column| column.name == name)
+                .unwrap()
+                .text(&measures)
+        };
+        assert_eq!(
+            ["preservation", "changed", "magnitude", "right"].map(text),
+            ["", "26 %", "3.1", "yes"]
+        );
     }
 
     #[test]

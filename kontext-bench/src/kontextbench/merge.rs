@@ -23,7 +23,9 @@ pub fn merge(bench: &Bench, shards: &[PathBuf], out: impl AsRef<Path>) -> Result
     let out = out.as_ref();
     let shards = shards.iter().map(RunFolder::open).collect::<Result<Vec<_>>>()?;
     let refuse = |expected: &str, got: String| Err(Error::invalid("shards", expected, got));
-    let Some(first) = shards.first() else { return refuse("at least one", "none".to_owned()) };
+    let Some(first) = shards.first() else {
+        return refuse("at least one", "none".to_owned());
+    };
     let info = first.info()?;
     for other in &shards[1..] {
         if let Some(difference) = info.difference(&other.info()?) {
@@ -32,12 +34,18 @@ pub fn merge(bench: &Bench, shards: &[PathBuf], out: impl AsRef<Path>) -> Result
         }
     }
     if info.bench != bench.digest() {
-        return refuse("a run of this bench", format!("{}, which is of another", first.path().display()));
+        return refuse(
+            "a run of this bench",
+            format!("{}, which is of another", first.path().display()),
+        );
     }
     let places = places(bench, &shards)?;
     let named = |pairs: Vec<String>| {
         let more = if pairs.len() > SHOWN { ", …" } else { "" };
-        format!("{}{more}", pairs.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", "))
+        format!(
+            "{}{more}",
+            pairs.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ")
+        )
     };
     let doubles: Vec<String> = bench
         .pairs
@@ -45,17 +53,29 @@ pub fn merge(bench: &Bench, shards: &[PathBuf], out: impl AsRef<Path>) -> Result
         .filter_map(|pair| Some((pair, places.get(pair.key.as_str())?)))
         .filter(|(_, places)| places.len() > 1)
         .map(|(pair, places)| {
-            let folders: Vec<String> = places.iter().map(|folder| folder.path().display().to_string()).collect();
+            let folders: Vec<String> = places
+                .iter()
+                .map(|folder| folder.path().display().to_string())
+                .collect();
             format!("{:?} in {}", pair.key, folders.join(" and "))
         })
         .collect();
     if !doubles.is_empty() {
-        return refuse("every pair once", format!("{} of them more than once: {}", doubles.len(), named(doubles)));
+        return refuse(
+            "every pair once",
+            format!("{} of them more than once: {}", doubles.len(), named(doubles)),
+        );
     }
-    let holes = bench.pairs.iter().filter(|pair| !places.contains_key(pair.key.as_str()));
+    let holes = bench
+        .pairs
+        .iter()
+        .filter(|pair| !places.contains_key(pair.key.as_str()));
     let holes: Vec<String> = holes.map(|pair| format!("{:?}", pair.key)).collect();
     if !holes.is_empty() {
-        return refuse("every pair once", format!("{} of them not at all: {}", holes.len(), named(holes)));
+        return refuse(
+            "every pair once",
+            format!("{} of them not at all: {}", holes.len(), named(holes)),
+        );
     }
     if out.exists() && fs::read_dir(out).map_err(Error::io(out))?.next().is_some() {
         return Err(Error::invalid("output folder", "a new or empty folder", out.display()));
@@ -63,7 +83,9 @@ pub fn merge(bench: &Bench, shards: &[PathBuf], out: impl AsRef<Path>) -> Result
     let (folder, writer) = RunFolder::create(out, &info, "merge")?;
     let mut records = Vec::with_capacity(bench.pairs.len());
     for pair in &bench.pairs {
-        let Some(from) = places.get(pair.key.as_str()).and_then(|places| places.first()) else { continue };
+        let Some(from) = places.get(pair.key.as_str()).and_then(|places| places.first()) else {
+            continue;
+        };
         let Some(record) = from.record(pair) else { continue };
         let path = from.picture(pair);
         let png = fs::read(&path).map_err(Error::io(path))?;

@@ -46,13 +46,23 @@ impl<'a> Page<'a> {
     /// A page of one run.
     #[must_use]
     pub fn of(bench: &'a Bench, run: &'a RunFolder) -> Self {
-        Self { bench, runs: vec![run], thumbnails: None, seed: 0 }
+        Self {
+            bench,
+            runs: vec![run],
+            thumbnails: None,
+            seed: 0,
+        }
     }
 
     /// A page to vote between two runs, side by side in an order that does not tell which is which.
     #[must_use]
     pub fn between(bench: &'a Bench, a: &'a RunFolder, b: &'a RunFolder) -> Self {
-        Self { bench, runs: vec![a, b], thumbnails: None, seed: 0 }
+        Self {
+            bench,
+            runs: vec![a, b],
+            thumbnails: None,
+            seed: 0,
+        }
     }
 
     /// Shows pictures with at most so many pixels on a side, as JPEG. By default their files are there as they are,
@@ -89,7 +99,11 @@ impl<'a> Page<'a> {
         }
         let rows = self.rows();
         if rows.is_empty() {
-            return Err(Error::invalid("runs", "a pair of the bench that each has a result of", "none"));
+            return Err(Error::invalid(
+                "runs",
+                "a pair of the bench that each has a result of",
+                "none",
+            ));
         }
         let mut pictures = Pictures::new(self.bench, &self.runs, &rows, self.thumbnails);
         let columns = report::used(&rows.iter().flat_map(|row| &row.records).collect::<Vec<_>>());
@@ -104,13 +118,20 @@ impl<'a> Page<'a> {
         }
         let missing = self.bench.pairs.len() - rows.len();
         if missing > 0 {
-            notes.push(format!("{missing} pairs of the bench are not here: they have no result."));
+            notes.push(format!(
+                "{missing} pairs of the bench are not here: they have no result."
+            ));
         }
         let categories: Vec<(String, usize)> = self
             .bench
             .categories()
             .into_iter()
-            .map(|(name, _)| (name.clone(), rows.iter().filter(|row| row.pair.category == name).count()))
+            .map(|(name, _)| {
+                (
+                    name.clone(),
+                    rows.iter().filter(|row| row.pair.category == name).count(),
+                )
+            })
             .filter(|(_, count)| *count > 0)
             .collect();
         let data = json!({
@@ -123,13 +144,21 @@ impl<'a> Page<'a> {
             "note": notes.join(" "),
         });
         let title = format!("KontextBench: {}", names.join(" and "));
-        Ok(filled(&[("title", &escaped(&title)), ("style", STYLE), ("data", &in_script(&data)), ("script", SCRIPT)]))
+        Ok(filled(&[
+            ("title", &escaped(&title)),
+            ("style", STYLE),
+            ("data", &in_script(&data)),
+            ("script", SCRIPT),
+        ]))
     }
 
     fn rows(&self) -> Vec<Row<'a>> {
         let row = |pair: &'a Pair| {
             let records: Option<Vec<Record>> = self.runs.iter().map(|run| run.record(pair)).collect();
-            Some(Row { pair, records: records? })
+            Some(Row {
+                pair,
+                records: records?,
+            })
         };
         self.bench.pairs.iter().filter_map(row).collect()
     }
@@ -137,7 +166,11 @@ impl<'a> Page<'a> {
     fn pair(&self, row: &Row<'_>, columns: &[Column], pictures: &mut Pictures) -> Value {
         let Row { pair, records } = row;
         let of_bench = |path: &PathBuf| self.bench.folder.join(path);
-        let sources: Vec<usize> = pair.pictures.iter().map(|path| pictures.index(of_bench(path))).collect();
+        let sources: Vec<usize> = pair
+            .pictures
+            .iter()
+            .map(|path| pictures.index(of_bench(path)))
+            .collect();
         let truth = pair.truth.as_ref().map(|path| pictures.index(of_bench(path)));
         let result = |(run, record): (&&RunFolder, &Record)| {
             let measures: Vec<String> = columns.iter().map(|column| column.text(&record.measures)).collect();
@@ -176,13 +209,27 @@ impl Pictures {
         let paths: BTreeSet<PathBuf> = rows
             .iter()
             .flat_map(|row| {
-                let given = row.pair.pictures.iter().chain(&row.pair.truth).map(|path| bench.folder.join(path));
-                given.chain(runs.iter().map(|run| run.picture(row.pair))).collect::<Vec<_>>()
+                let given = row
+                    .pair
+                    .pictures
+                    .iter()
+                    .chain(&row.pair.truth)
+                    .map(|path| bench.folder.join(path));
+                given
+                    .chain(runs.iter().map(|run| run.picture(row.pair)))
+                    .collect::<Vec<_>>()
             })
             .collect();
-        let bytes: u64 = paths.iter().filter_map(|path| Some(std::fs::metadata(path).ok()?.len())).sum();
+        let bytes: u64 = paths
+            .iter()
+            .filter_map(|path| Some(std::fs::metadata(path).ok()?.len()))
+            .sum();
         let side = side.or((bytes > MOST_BYTES).then_some(SMALLER));
-        Self { side, paths: Vec::new(), indices: BTreeMap::new() }
+        Self {
+            side,
+            paths: Vec::new(),
+            indices: BTreeMap::new(),
+        }
     }
 
     fn index(&mut self, path: PathBuf) -> usize {
@@ -207,14 +254,22 @@ fn inline(path: &Path, side: Option<u32>) -> Result<Value> {
     let (kind, bytes, (width, height)) = match (smaller, image::guess_format(&bytes)) {
         (Some(side), _) => {
             let picture = fitted(&picture, side)?;
-            ("jpeg", jpeg(&picture).map_err(Error::image(path))?, picture.dimensions())
+            (
+                "jpeg",
+                jpeg(&picture).map_err(Error::image(path))?,
+                picture.dimensions(),
+            )
         }
         (None, Ok(ImageFormat::Png)) => ("png", bytes, (width, height)),
         (None, Ok(ImageFormat::Jpeg)) => ("jpeg", bytes, (width, height)),
         (None, Ok(ImageFormat::WebP)) => ("webp", bytes, (width, height)),
         (None, _) => ("png", super::run_folder::png(&picture)?, (width, height)),
     };
-    Ok(json!([format!("data:image/{kind};base64,{}", BASE64_STANDARD.encode(bytes)), width, height]))
+    Ok(json!([
+        format!("data:image/{kind};base64,{}", BASE64_STANDARD.encode(bytes)),
+        width,
+        height
+    ]))
 }
 
 /// With at most `side` pixels on a side, in its own proportions.
@@ -239,7 +294,12 @@ fn filled(values: &[(&str, &str)]) -> String {
     while let Some((before, after)) = rest.split_once("{{") {
         page.push_str(before);
         let (name, after) = after.split_once("}}").unwrap_or((after, ""));
-        page.push_str(values.iter().find(|(key, _)| *key == name).map_or("", |(_, value)| value));
+        page.push_str(
+            values
+                .iter()
+                .find(|(key, _)| *key == name)
+                .map_or("", |(_, value)| value),
+        );
         rest = after;
     }
     page.push_str(rest);
@@ -253,7 +313,11 @@ fn escaped(text: &str) -> String {
 
 /// JSON within a `script` element: nothing in it can end the element.
 fn in_script(value: &Value) -> String {
-    value.to_string().replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
+    value
+        .to_string()
+        .replace('<', "\\u003c")
+        .replace('>', "\\u003e")
+        .replace('&', "\\u0026")
 }
 
 #[cfg(test)]
@@ -264,7 +328,10 @@ mod tests {
     fn text_cannot_leave_its_place() {
         let hostile = json!({"instruction": "</script><script>alert(1)</script> <!-- {{script}} & "});
         let text = in_script(&hostile);
-        assert!(!text.contains('<') && !text.contains('>') && !text.contains('&'), "{text}");
+        assert!(
+            !text.contains('<') && !text.contains('>') && !text.contains('&'),
+            "{text}"
+        );
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), hostile);
         let page = filled(&[("title", "t"), ("style", ""), ("data", &text), ("script", "let once;")]);
         assert!(page.contains("{{script}}"));

@@ -35,7 +35,9 @@ impl Pair {
             let words = error.to_string();
             format!("it is no JSON: {}", words.split(" at line ").next().unwrap_or(&words))
         })?;
-        let Value::Object(fields) = value else { return Err("expected a JSON object".to_owned()) };
+        let Value::Object(fields) = value else {
+            return Err("expected a JSON object".to_owned());
+        };
         let (name, pictures) = field(&fields, &["file_name", "image", "images", "image_path"])
             .ok_or_else(|| format!("no field `file_name` (nor `image`); it has {}", names(&fields)))?;
         let mut pictures = paths(name, pictures)?;
@@ -49,9 +51,15 @@ impl Pair {
             .ok_or_else(|| format!("no field `instruction` (nor `prompt`); it has {}", names(&fields)))?;
         let instruction = instruction.as_str().map(str::trim).filter(|text| !text.is_empty());
         let instruction = instruction.ok_or_else(|| format!("`{name}` is no text"))?.to_owned();
-        let category = field(&fields, &["category"]).and_then(|(_, value)| value.as_str()).unwrap_or_default();
-        let truth = field(&fields, &["truth"]).map(|(name, value)| paths(name, value)).transpose()?;
-        let candidates = field(&fields, &["candidates"]).map(|(name, value)| paths(name, value)).transpose()?;
+        let category = field(&fields, &["category"])
+            .and_then(|(_, value)| value.as_str())
+            .unwrap_or_default();
+        let truth = field(&fields, &["truth"])
+            .map(|(name, value)| paths(name, value))
+            .transpose()?;
+        let candidates = field(&fields, &["candidates"])
+            .map(|(name, value)| paths(name, value))
+            .transpose()?;
         Ok(Self {
             key: key(&fields, line)?,
             instruction,
@@ -104,19 +112,31 @@ impl Pair {
 
 /// 32 bits of a number and a name.
 pub(super) fn draw(seed: u64, name: &str) -> u32 {
-    let digest = Sha256::new().chain_update(seed.to_le_bytes()).chain_update(name).finalize();
+    let digest = Sha256::new()
+        .chain_update(seed.to_le_bytes())
+        .chain_update(name)
+        .finalize();
     u32::from_le_bytes([digest[0], digest[1], digest[2], digest[3]])
 }
 
 /// The first of these fields that is there and not null.
 fn field<'a>(fields: &'a Map<String, Value>, names: &[&'static str]) -> Option<(&'static str, &'a Value)> {
-    names.iter().find_map(|name| fields.get(*name).filter(|value| !value.is_null()).map(|value| (*name, value)))
+    names.iter().find_map(|name| {
+        fields
+            .get(*name)
+            .filter(|value| !value.is_null())
+            .map(|value| (*name, value))
+    })
 }
 
 fn names(fields: &Map<String, Value>) -> String {
     const SHOWN: usize = 8;
     let names: Vec<String> = fields.keys().take(SHOWN).map(|name| format!("`{name}`")).collect();
-    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+    if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
+    }
 }
 
 /// `key` or `id`; without them the published way to make one of `image_idx` and `prompt_idx`, or the line.
@@ -152,11 +172,16 @@ fn paths(name: &str, value: &Value) -> Result<Vec<PathBuf>, String> {
 /// A bench comes from elsewhere: its paths must stay in its folder.
 fn inside(text: &str) -> Result<PathBuf, String> {
     let path = Path::new(text);
-    let stays = path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    let stays = path
+        .components()
+        .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
     if text.is_empty() || !stays {
         return Err(format!("the path {text:?} does not stay in the bench's folder"));
     }
-    Ok(path.components().filter(|part| matches!(part, Component::Normal(_))).collect())
+    Ok(path
+        .components()
+        .filter(|part| matches!(part, Component::Normal(_)))
+        .collect())
 }
 
 #[cfg(test)]
@@ -172,7 +197,10 @@ mod tests {
         let line = r#"{"file_name": "images/0003.jpg", "instruction": "make it winter", "category": "Text Editing",
             "key": "0003_01", "image_idx": 3, "prompt_idx": 1}"#;
         let pair = read(line).unwrap();
-        assert_eq!((pair.key.as_str(), pair.instruction.as_str()), ("0003_01", "make it winter"));
+        assert_eq!(
+            (pair.key.as_str(), pair.instruction.as_str()),
+            ("0003_01", "make it winter")
+        );
         assert_eq!((pair.category.as_str(), pair.line), ("Text Editing", 12));
         assert_eq!(pair.pictures, [Path::new("images/0003.jpg")]);
         assert_eq!((pair.truth, pair.candidates.len()), (None, 0));
@@ -184,7 +212,10 @@ mod tests {
         assert_eq!((pair.key.as_str(), pair.instruction.as_str()), ("7", "p"));
         assert_eq!(pair.pictures, [Path::new("a.png"), Path::new("b.png")]);
         let key = |line| read(line).unwrap().key;
-        assert_eq!(key(r#"{"image": "a.png", "prompt": "p", "image_idx": 3, "prompt_idx": 1}"#), "0003_01");
+        assert_eq!(
+            key(r#"{"image": "a.png", "prompt": "p", "image_idx": 3, "prompt_idx": 1}"#),
+            "0003_01"
+        );
         assert_eq!(key(r#"{"image": "a.png", "prompt": "p"}"#), "line_00012");
     }
 
@@ -193,14 +224,29 @@ mod tests {
         for (line, words) in [
             ("{", "it is no JSON: EOF while parsing an object"),
             ("[]", "expected a JSON object"),
-            (r#"{"prompt": "p"}"#, "no field `file_name` (nor `image`); it has `prompt`"),
+            (
+                r#"{"prompt": "p"}"#,
+                "no field `file_name` (nor `image`); it has `prompt`",
+            ),
             (r#"{"image": "a.png", "instruction": 3}"#, "`instruction` is no text"),
             (r#"{"image": "a.png", "instruction": " "}"#, "`instruction` is no text"),
             (r#"{"image": [], "prompt": "p"}"#, "`image` names no picture"),
-            (r#"{"image": "../a.png", "prompt": "p"}"#, "the path \"../a.png\" does not stay in the bench's folder"),
-            (r#"{"image": "/a.png", "prompt": "p"}"#, "the path \"/a.png\" does not stay in the bench's folder"),
-            (r#"{"image": "a.png", "prompt": "p", "key": {}}"#, "`key` is neither a text nor a number"),
-            (r#"{"image": "a.png", "prompt": "p", "key": ""}"#, "the key has 0 bytes, expected 1 to 80"),
+            (
+                r#"{"image": "../a.png", "prompt": "p"}"#,
+                "the path \"../a.png\" does not stay in the bench's folder",
+            ),
+            (
+                r#"{"image": "/a.png", "prompt": "p"}"#,
+                "the path \"/a.png\" does not stay in the bench's folder",
+            ),
+            (
+                r#"{"image": "a.png", "prompt": "p", "key": {}}"#,
+                "`key` is neither a text nor a number",
+            ),
+            (
+                r#"{"image": "a.png", "prompt": "p", "key": ""}"#,
+                "the key has 0 bytes, expected 1 to 80",
+            ),
         ] {
             assert_eq!(read(line).unwrap_err(), words, "{line}");
         }

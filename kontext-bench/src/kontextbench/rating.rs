@@ -61,12 +61,20 @@ pub struct Rating {
 #[must_use]
 pub fn wilson(wins: f64, n: f64) -> Estimate {
     if n <= 0.0 {
-        return Estimate { value: 0.5, low: 0.0, high: 1.0 };
+        return Estimate {
+            value: 0.5,
+            low: 0.0,
+            high: 1.0,
+        };
     }
     let (p, z2) = (wins / n, Z * Z / n);
     let middle = (p + z2 / 2.0) / (1.0 + z2);
     let half = Z / (1.0 + z2) * (p * (1.0 - p) / n + z2 / (4.0 * n)).sqrt();
-    Estimate { value: p, low: (middle - half).max(0.0), high: (middle + half).min(1.0) }
+    Estimate {
+        value: p,
+        low: (middle - half).max(0.0),
+        high: (middle + half).min(1.0),
+    }
 }
 
 /// The win rates of every two runs that met, by category and over all; the run whose name comes first is that whose
@@ -76,8 +84,16 @@ pub fn win_rates(votes: &[Vote]) -> Vec<WinRate> {
     let mut counts = BTreeMap::<(&str, &str, Option<&str>), [usize; 3]>::new();
     for vote in votes {
         let swapped = vote.left > vote.right;
-        let (run, against) = if swapped { (&vote.right, &vote.left) } else { (&vote.left, &vote.right) };
-        let score = if swapped { 1.0 - vote.left_score() } else { vote.left_score() };
+        let (run, against) = if swapped {
+            (&vote.right, &vote.left)
+        } else {
+            (&vote.left, &vote.right)
+        };
+        let score = if swapped {
+            1.0 - vote.left_score()
+        } else {
+            vote.left_score()
+        };
         let slot = if score > 0.5 {
             0
         } else if score < 0.5 {
@@ -122,15 +138,20 @@ pub fn ratings(votes: &[Vote], seed: u64) -> Vec<Rating> {
     let place: BTreeMap<&str, usize> = names.iter().enumerate().map(|(index, name)| (*name, index)).collect();
     let mut by_pair = BTreeMap::<&str, Vec<Game>>::new();
     for vote in votes {
-        let game =
-            Game { left: place[vote.left.as_str()], right: place[vote.right.as_str()], score: vote.left_score() };
+        let game = Game {
+            left: place[vote.left.as_str()],
+            right: place[vote.right.as_str()],
+            score: vote.left_score(),
+        };
         by_pair.entry(&vote.key).or_default().push(game);
     }
     let pairs: Vec<Vec<Game>> = by_pair.into_values().collect();
     let all: Vec<&Game> = pairs.iter().flatten().collect();
     // Ties that are added go by all votes, so that no sample leaves a run alone.
-    let met: BTreeSet<(usize, usize)> =
-        all.iter().map(|game| (game.left.min(game.right), game.left.max(game.right))).collect();
+    let met: BTreeSet<(usize, usize)> = all
+        .iter()
+        .map(|game| (game.left.min(game.right), game.left.max(game.right)))
+        .collect();
     let values = bradley_terry(names.len(), &all, &met);
     let mut samples: Vec<Vec<f64>> = vec![Vec::new(); names.len()];
     let mut random = ChaCha8Rng::seed_from_u64(seed);
@@ -144,9 +165,20 @@ pub fn ratings(votes: &[Vote], seed: u64) -> Vec<Rating> {
     let rating = |(index, mut samples): (usize, Vec<f64>)| {
         samples.sort_by(f64::total_cmp);
         let at = |share: f64| samples[((samples.len() - 1) as f64 * share).round() as usize];
-        let votes = all.iter().filter(|game| game.left == index || game.right == index).count();
-        let elo = Estimate { value: values[index], low: at(0.025), high: at(0.975) };
-        Rating { run: names[index].to_owned(), votes, elo }
+        let votes = all
+            .iter()
+            .filter(|game| game.left == index || game.right == index)
+            .count();
+        let elo = Estimate {
+            value: values[index],
+            low: at(0.025),
+            high: at(0.975),
+        };
+        Rating {
+            run: names[index].to_owned(),
+            votes,
+            elo,
+        }
     };
     let mut ratings: Vec<Rating> = samples.into_iter().enumerate().map(rating).collect();
     ratings.sort_by(|a, b| b.elo.value.total_cmp(&a.elo.value));
@@ -164,7 +196,14 @@ struct Game {
 fn bradley_terry(count: usize, games: &[&Game], met: &BTreeSet<(usize, usize)>) -> Vec<f64> {
     // Games of a run against another, and points that it took from it.
     let (mut played, mut points) = (vec![vec![0.0; count]; count], vec![0.0; count]);
-    let ties = met.iter().map(|&(left, right)| Game { left, right, score: 0.5 }).collect::<Vec<_>>();
+    let ties = met
+        .iter()
+        .map(|&(left, right)| Game {
+            left,
+            right,
+            score: 0.5,
+        })
+        .collect::<Vec<_>>();
     for game in games.iter().copied().chain(&ties) {
         played[game.left][game.right] += 1.0;
         played[game.right][game.left] += 1.0;
@@ -180,7 +219,11 @@ fn bradley_terry(count: usize, games: &[&Game], met: &BTreeSet<(usize, usize)>) 
                 .filter(|other| played[run][*other] > 0.0)
                 .map(|other| played[run][other] / (strength[run] + strength[other]))
                 .sum();
-            if expected > 0.0 { MEAN + SCALE * (points[run] / expected).log10() } else { MEAN }
+            if expected > 0.0 {
+                MEAN + SCALE * (points[run] / expected).log10()
+            } else {
+                MEAN
+            }
         };
         let mut next: Vec<f64> = (0..count).map(new).collect();
         for set in &sets {
@@ -229,12 +272,17 @@ pub fn vote_report(votes: &[Vote], seed: u64) -> String {
         let [won, lost, tied] = rate.votes;
         let category = rate.category.as_deref().unwrap_or("**all**");
         let (run, against, category) = (cell(&rate.run), cell(&rate.against), cell(category));
-        text.push_str(&format!("| {run} | {against} | {category} | {won} | {lost} | {tied} | {rate} |\n"));
+        text.push_str(&format!(
+            "| {run} | {against} | {category} | {won} | {lost} | {tied} | {rate} |\n"
+        ));
     }
     text.push_str("\n| run | votes | Elo (95 %) |\n| --- | ---: | ---: |\n");
     for Rating { run, votes, elo } in ratings(votes, seed) {
         let run = cell(&run);
-        text.push_str(&format!("| {run} | {votes} | {:.0} ({:.0} to {:.0}) |\n", elo.value, elo.low, elo.high));
+        text.push_str(&format!(
+            "| {run} | {votes} | {:.0} ({:.0} to {:.0}) |\n",
+            elo.value, elo.low, elo.high
+        ));
     }
     text
 }
@@ -246,10 +294,18 @@ mod tests {
 
     fn votes(left: &str, right: &str, counts: [usize; 3]) -> Vec<Vote> {
         let choices = [Choice::Left, Choice::Right, Choice::Tie];
-        let choices = choices.into_iter().zip(counts).flat_map(|(choice, count)| std::iter::repeat_n(choice, count));
+        let choices = choices
+            .into_iter()
+            .zip(counts)
+            .flat_map(|(choice, count)| std::iter::repeat_n(choice, count));
         let vote = |(index, choice): (usize, Choice)| Vote {
             key: format!("{index:04}_00"),
-            category: if index % 2 == 0 { "Text Editing" } else { "Style Reference" }.to_owned(),
+            category: if index % 2 == 0 {
+                "Text Editing"
+            } else {
+                "Style Reference"
+            }
+            .to_owned(),
             left: left.to_owned(),
             right: right.to_owned(),
             choice,
@@ -266,7 +322,14 @@ mod tests {
         assert_eq!(rates.len(), 3);
         assert_eq!((rates[0].category.clone(), rates[0].votes), (None, [9, 3, 2]));
         assert_eq!(rates[0].rate, wilson(10.0, 14.0));
-        assert_eq!(rates.iter().skip(1).map(|rate| rate.votes.iter().sum::<usize>()).sum::<usize>(), 14);
+        assert_eq!(
+            rates
+                .iter()
+                .skip(1)
+                .map(|rate| rate.votes.iter().sum::<usize>())
+                .sum::<usize>(),
+            14
+        );
     }
 
     #[test]
@@ -277,7 +340,10 @@ mod tests {
         assert_eq!(ratings.iter().map(|r| r.run.as_str()).collect::<Vec<_>>(), ["a", "b"]);
         assert!((ratings[0].elo.value - 1000.0 - expected).abs() < 1e-3, "{ratings:?}");
         assert!((ratings[1].elo.value - 1000.0 + expected).abs() < 1e-3, "{ratings:?}");
-        assert!(ratings[0].elo.low < ratings[0].elo.value && ratings[0].elo.value < ratings[0].elo.high, "{ratings:?}");
+        assert!(
+            ratings[0].elo.low < ratings[0].elo.value && ratings[0].elo.value < ratings[0].elo.high,
+            "{ratings:?}"
+        );
         assert_eq!(ratings[0].votes, 11);
     }
 
@@ -285,7 +351,10 @@ mod tests {
     fn a_run_that_won_everything_has_a_rating() {
         let ratings = ratings(&votes("b", "a", [5, 0, 0]), 0);
         assert_eq!(ratings[0].run, "b");
-        assert!((ratings[0].elo.value - 1000.0 - 200.0 * 11_f64.log10()).abs() < 1e-3, "{ratings:?}");
+        assert!(
+            (ratings[0].elo.value - 1000.0 - 200.0 * 11_f64.log10()).abs() < 1e-3,
+            "{ratings:?}"
+        );
     }
 
     #[test]
@@ -294,10 +363,16 @@ mod tests {
         all.extend(votes("b", "c", [30, 10, 0]));
         let ratings = ratings(&all, 1);
         let elo: Vec<f64> = ratings.iter().map(|r| r.elo.value).collect();
-        assert_eq!(ratings.iter().map(|r| r.run.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
+        assert_eq!(
+            ratings.iter().map(|r| r.run.as_str()).collect::<Vec<_>>(),
+            ["a", "b", "c"]
+        );
         // Each step is 400 log10(30.5 / 10.5); without a vote between a and c it is twice that from end to end.
         let step = 400.0 * (30.5_f64 / 10.5).log10();
-        assert!((elo[0] - elo[1] - step).abs() < 1e-3 && (elo[1] - elo[2] - step).abs() < 1e-3, "{elo:?}");
+        assert!(
+            (elo[0] - elo[1] - step).abs() < 1e-3 && (elo[1] - elo[2] - step).abs() < 1e-3,
+            "{elo:?}"
+        );
     }
 
     #[test]

@@ -25,7 +25,10 @@ pub(super) fn write(bench: &Bench, folder: &RunFolder, writer: &Writer, records:
         lines.push('\n');
     }
     writer.bytes("results.jsonl", lines.as_bytes())?;
-    writer.bytes("results.csv", &csv(records).map_err(|error| Error::io(folder.path())(error.into()))?)?;
+    writer.bytes(
+        "results.csv",
+        &csv(records).map_err(|error| Error::io(folder.path())(error.into()))?,
+    )?;
     writer.bytes("page.html", Page::of(bench, folder).html()?.as_bytes())?;
     if let Some(latency) = Latency::of(&timings) {
         writer.bytes("timings/latency.md", latency.to_string().as_bytes())?;
@@ -40,9 +43,20 @@ fn csv(records: &[Record]) -> Result<Vec<u8>, csv::Error> {
     let own = ["key", "category", "instruction", "seed", "width", "height"];
     writer.write_record(own.into_iter().chain(COLUMNS.iter().map(|column| column.name)))?;
     for record in records {
-        let numbers = [record.seed.to_string(), record.width.to_string(), record.height.to_string()];
-        let own = [&record.key, &record.category, &record.instruction].into_iter().cloned().chain(numbers);
-        let value = |column: &Column| (column.value)(&record.measures).map(|v| v.to_string()).unwrap_or_default();
+        let numbers = [
+            record.seed.to_string(),
+            record.width.to_string(),
+            record.height.to_string(),
+        ];
+        let own = [&record.key, &record.category, &record.instruction]
+            .into_iter()
+            .cloned()
+            .chain(numbers);
+        let value = |column: &Column| {
+            (column.value)(&record.measures)
+                .map(|v| v.to_string())
+                .unwrap_or_default()
+        };
         writer.write_record(own.chain(COLUMNS.iter().map(value)))?;
     }
     writer.into_inner().map_err(|error| error.into_error().into())
@@ -79,7 +93,10 @@ fn text(bench: &Bench, info: &RunInfo, records: &[Record]) -> String {
 
 /// The columns that any record has a value of.
 pub(super) fn used(records: &[&Record]) -> Vec<Column> {
-    COLUMNS.into_iter().filter(|column| records.iter().any(|r| (column.value)(&r.measures).is_some())).collect()
+    COLUMNS
+        .into_iter()
+        .filter(|column| records.iter().any(|r| (column.value)(&r.measures).is_some()))
+        .collect()
 }
 
 /// A row for each category and one for all: name, number of pairs, and each column's mean.
@@ -89,13 +106,23 @@ pub(super) fn means(records: &[&Record], columns: &[Column]) -> Vec<Vec<String>>
     names.dedup();
     let row = |name: &str, records: &[&Record]| {
         let mean = |column: &Column| {
-            let values: Vec<f64> = records.iter().filter_map(|record| (column.value)(&record.measures)).collect();
+            let values: Vec<f64> = records
+                .iter()
+                .filter_map(|record| (column.value)(&record.measures))
+                .collect();
             column.mean(&values)
         };
-        [name.to_owned(), records.len().to_string()].into_iter().chain(columns.iter().map(mean)).collect()
+        [name.to_owned(), records.len().to_string()]
+            .into_iter()
+            .chain(columns.iter().map(mean))
+            .collect()
     };
     let of = |name: &&str| {
-        let of: Vec<&Record> = records.iter().copied().filter(|record| record.category == *name).collect();
+        let of: Vec<&Record> = records
+            .iter()
+            .copied()
+            .filter(|record| record.category == *name)
+            .collect();
         row(name, &of)
     };
     names.iter().map(of).chain([row("all", records)]).collect()
@@ -104,5 +131,9 @@ pub(super) fn means(records: &[&Record], columns: &[Column]) -> Vec<Vec<String>>
 /// Text within a table in Markdown.
 pub(super) fn cell(text: &str) -> String {
     let shown = |c: char| if c.is_control() { ' ' } else { c };
-    text.chars().map(shown).collect::<String>().replace('|', "\\|").replace('<', "&lt;")
+    text.chars()
+        .map(shown)
+        .collect::<String>()
+        .replace('|', "\\|")
+        .replace('<', "&lt;")
 }

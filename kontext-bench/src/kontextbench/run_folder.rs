@@ -55,13 +55,20 @@ impl RunFolder {
             && let Some(difference) = folder.info()?.difference(info)
         {
             let expected = "a folder that is new or holds the same run";
-            return Err(Error::invalid("output folder", expected, format!("{}: {difference}", path.display())));
+            return Err(Error::invalid(
+                "output folder",
+                expected,
+                format!("{}: {difference}", path.display()),
+            ));
         }
         for name in ["pictures", "records", "timings"] {
             let path = folder.file(name);
             fs::create_dir_all(&path).map_err(Error::io(path))?;
         }
-        let writer = Writer { folder: folder.clone(), partial: folder.file(&format!("{PARTIAL}{name}")) };
+        let writer = Writer {
+            folder: folder.clone(),
+            partial: folder.file(&format!("{PARTIAL}{name}")),
+        };
         writer.json("run.json", info)?;
         Ok((folder, writer))
     }
@@ -106,7 +113,11 @@ impl RunFolder {
         let folder = self.file("records");
         let mut stems = Vec::new();
         for entry in fs::read_dir(&folder).map_err(Error::io(&folder))? {
-            let name = entry.map_err(Error::io(&folder))?.file_name().to_string_lossy().into_owned();
+            let name = entry
+                .map_err(Error::io(&folder))?
+                .file_name()
+                .to_string_lossy()
+                .into_owned();
             stems.extend(name.strip_suffix(".json").map(str::to_owned));
         }
         stems.sort();
@@ -195,6 +206,8 @@ pub(super) fn png(picture: &RgbImage) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let encoder = PngEncoder::new(&mut bytes);
     let (width, height) = picture.dimensions();
-    encoder.write_image(picture.as_raw(), width, height, ExtendedColorType::Rgb8).map_err(Error::image("result"))?;
+    encoder
+        .write_image(picture.as_raw(), width, height, ExtendedColorType::Rgb8)
+        .map_err(Error::image("result"))?;
     Ok(bytes)
 }

@@ -74,7 +74,10 @@ impl RunInfo {
             ("pairs", self.pairs.to_string()),
         ];
         let own = own.into_iter().map(|(name, value)| (name.to_owned(), value));
-        let metrics = self.metrics.iter().map(|(name, value)| (format!("metric {name}"), value.clone()));
+        let metrics = self
+            .metrics
+            .iter()
+            .map(|(name, value)| (format!("metric {name}"), value.clone()));
         let settings = self.settings.iter().map(|(name, value)| (name.clone(), value.clone()));
         settings.chain(metrics).chain(own).collect()
     }

@@ -81,7 +81,12 @@ impl<'a> Runner<'a> {
     /// A run of all pairs, measured without networks.
     #[must_use]
     pub fn new(bench: &'a Bench, info: RunInfo) -> Self {
-        Self { bench, info, metrics: Metrics::default(), shard: Shard::default() }
+        Self {
+            bench,
+            info,
+            metrics: Metrics::default(),
+            shard: Shard::default(),
+        }
     }
 
     /// What results are measured with.
@@ -115,7 +120,12 @@ impl<'a> Runner<'a> {
         let bench = self.bench;
         let info = complete(self.info.clone(), bench, &self.metrics);
         let (folder, writer) = RunFolder::create(out.as_ref(), &info, &self.shard.file_name())?;
-        let pairs = bench.pairs.iter().enumerate().filter(|(index, _)| self.shard.has(*index)).map(|(_, pair)| pair);
+        let pairs = bench
+            .pairs
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| self.shard.has(*index))
+            .map(|(_, pair)| pair);
         let (done, todo): (Vec<&Pair>, Vec<&Pair>) = pairs.partition(|pair| folder.record(pair).is_some());
         let (mut done, total) = (done.len(), done.len() + todo.len());
         let stopped = |done| Error::Cancelled { done, total };
@@ -127,13 +137,20 @@ impl<'a> Runner<'a> {
             let event = match self.one(pair, &mut edit, &writer) {
                 Ok((record, timing)) => {
                     done += 1;
-                    tell(RunEvent::Done { record: &record, timing: &timing })
+                    tell(RunEvent::Done {
+                        record: &record,
+                        timing: &timing,
+                    })
                 }
                 // These are of the machine or its user, not of the pair.
                 Err(error @ (Error::Io { .. } | Error::Cancelled { .. })) => return Err(error),
                 Err(error) => {
                     let what = format!("the pair {:?} failed: {}", pair.key, chain(&error));
-                    let problem = Problem { file: bench.metadata().to_owned(), line: Some(pair.line), what };
+                    let problem = Problem {
+                        file: bench.metadata().to_owned(),
+                        line: Some(pair.line),
+                        what,
+                    };
                     let answer = tell(RunEvent::Failed { problem: &problem });
                     failed.push(problem);
                     answer
@@ -145,8 +162,17 @@ impl<'a> Runner<'a> {
         }
         let records: Vec<Record> = bench.pairs.iter().filter_map(|pair| folder.record(pair)).collect();
         let missing = bench.pairs.len() - records.len();
-        let report = if missing == 0 { Some(report::write(bench, &folder, &writer, &records)?) } else { None };
-        Ok(RunSummary { done, failed, missing, report })
+        let report = if missing == 0 {
+            Some(report::write(bench, &folder, &writer, &records)?)
+        } else {
+            None
+        };
+        Ok(RunSummary {
+            done,
+            failed,
+            missing,
+            report,
+        })
     }
 
     fn one(
@@ -155,12 +181,23 @@ impl<'a> Runner<'a> {
         edit: &mut impl FnMut(&Task<'_>) -> Result<Edited>,
         writer: &Writer,
     ) -> Result<(Record, Timing)> {
-        let pictures: Vec<RgbImage> =
-            pair.pictures.iter().map(|path| self.bench.picture(path)).collect::<Result<_>>()?;
+        let pictures: Vec<RgbImage> = pair
+            .pictures
+            .iter()
+            .map(|path| self.bench.picture(path))
+            .collect::<Result<_>>()?;
         let seed = pair.seed(self.info.seed);
         let begin = Instant::now();
-        let edited = edit(&Task { pair, pictures: &pictures, seed })?;
-        let timing = Timing { key: pair.key.clone(), seconds: begin.elapsed().as_secs_f64(), steps: edited.steps };
+        let edited = edit(&Task {
+            pair,
+            pictures: &pictures,
+            seed,
+        })?;
+        let timing = Timing {
+            key: pair.key.clone(),
+            seconds: begin.elapsed().as_secs_f64(),
+            steps: edited.steps,
+        };
         let measures = self.metrics.measure(self.bench, pair, &pictures[0], &edited.picture)?;
         let png = png(&edited.picture)?;
         let (width, height) = edited.picture.dimensions();
@@ -181,7 +218,12 @@ impl<'a> Runner<'a> {
 
 /// The facts of a run with those of its bench and metrics.
 fn complete(info: RunInfo, bench: &Bench, metrics: &Metrics) -> RunInfo {
-    RunInfo { bench: bench.digest(), pairs: bench.pairs.len(), metrics: metrics.facts(), ..info }
+    RunInfo {
+        bench: bench.digest(),
+        pairs: bench.pairs.len(),
+        metrics: metrics.facts(),
+        ..info
+    }
 }
 
 /// An error and its causes in one line.

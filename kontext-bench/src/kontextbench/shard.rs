@@ -41,7 +41,9 @@ impl FromStr for Shard {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let numbers = text.split_once('/').and_then(|(i, n)| Some((i.trim().parse().ok()?, n.trim().parse().ok()?)));
+        let numbers = text
+            .split_once('/')
+            .and_then(|(i, n)| Some((i.trim().parse().ok()?, n.trim().parse().ok()?)));
         match numbers {
             Some((index, count)) if index < count => Ok(Self { index, count }),
             _ => Err("expected i/n with i from 0 to n - 1, such as 0/3, 1/3 and 2/3".to_owned()),

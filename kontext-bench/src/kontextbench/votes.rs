@@ -70,10 +70,11 @@ pub fn read_votes(path: impl AsRef<Path>) -> Result<(Vec<Vote>, Vec<Problem>)> {
             Ok(false) => break,
             Ok(true) => {
                 line = record.position().map_or(line, |position| position.line() as usize);
-                headers
-                    .as_ref()
-                    .map_err(ToString::to_string)
-                    .and_then(|headers| record.deserialize::<Vote>(Some(headers)).map_err(|error| in_words(&error)))
+                headers.as_ref().map_err(ToString::to_string).and_then(|headers| {
+                    record
+                        .deserialize::<Vote>(Some(headers))
+                        .map_err(|error| in_words(&error))
+                })
             }
             Err(error) => Err(in_words(&error)),
         };
@@ -83,7 +84,11 @@ pub fn read_votes(path: impl AsRef<Path>) -> Result<(Vec<Vote>, Vec<Problem>)> {
             }
             let runs = [&vote.left, &vote.right];
             let (a, b) = (runs.into_iter().min(), runs.into_iter().max());
-            let name = (vote.key.clone(), a.cloned().unwrap_or_default(), b.cloned().unwrap_or_default());
+            let name = (
+                vote.key.clone(),
+                a.cloned().unwrap_or_default(),
+                b.cloned().unwrap_or_default(),
+            );
             match seen.insert(name, line) {
                 Some(first) => Err(format!("line {first} has voted on {:?} already", vote.key)),
                 None => Ok(vote),
@@ -93,7 +98,11 @@ pub fn read_votes(path: impl AsRef<Path>) -> Result<(Vec<Vote>, Vec<Problem>)> {
             Ok(vote) => votes.push(vote),
             Err(what) => {
                 let what = format!("{what}; the line is left out");
-                problems.push(Problem { file: path.to_owned(), line: Some(line), what });
+                problems.push(Problem {
+                    file: path.to_owned(),
+                    line: Some(line),
+                    what,
+                });
             }
         }
     }

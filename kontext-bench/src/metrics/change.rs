@@ -76,9 +76,16 @@ impl<'a> ChangeMap<'a> {
         }
         let smoothed = smoothed(&difference(source, result));
         let changed = |rgb: &[f64]| rgb.iter().any(|value| value.abs() > threshold);
-        let map = smoothed.values.par_chunks_exact(CHANNELS).map(|rgb| if changed(rgb) { CHANGED } else { 0 });
+        let map = smoothed
+            .values
+            .par_chunks_exact(CHANNELS)
+            .map(|rgb| if changed(rgb) { CHANGED } else { 0 });
         let map = GrayImage::from_raw(source.width(), source.height(), map.collect());
-        Ok(Self { source, result, changed: map.unwrap_or_default() })
+        Ok(Self {
+            source,
+            result,
+            changed: map.unwrap_or_default(),
+        })
     }
 
     /// Takes the changed pixels from a mask: those with a level of 128 and more.
@@ -89,12 +96,20 @@ impl<'a> ChangeMap<'a> {
         same_size_as_source(source, result)?;
         if mask.dimensions() != source.dimensions() {
             let got = format!("{}x{}", mask.width(), mask.height());
-            return Err(Error::invalid("mask", format!("the source's size, {}", size(source)), got));
+            return Err(Error::invalid(
+                "mask",
+                format!("the source's size, {}", size(source)),
+                got,
+            ));
         }
         let changed = GrayImage::from_fn(mask.width(), mask.height(), |x, y| {
             Luma([if mask.get_pixel(x, y).0 >= [MIDDLE] { CHANGED } else { 0 }])
         });
-        Ok(Self { source, result, changed })
+        Ok(Self {
+            source,
+            result,
+            changed,
+        })
     }
 
     /// The changed pixels as a picture: 255 where changed, else 0.
@@ -107,7 +122,11 @@ impl<'a> ChangeMap<'a> {
     #[must_use]
     pub fn magnitude(&self) -> Magnitude {
         let (mut all, mut inside, mut count) = (0_u64, 0_u64, 0_u64);
-        let pairs = self.source.as_raw().chunks_exact(CHANNELS).zip(self.result.as_raw().chunks_exact(CHANNELS));
+        let pairs = self
+            .source
+            .as_raw()
+            .chunks_exact(CHANNELS)
+            .zip(self.result.as_raw().chunks_exact(CHANNELS));
         for ((a, b), changed) in pairs.zip(self.changed.as_raw()) {
             let difference: u64 = a.iter().zip(b).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
             all += difference;
@@ -149,7 +168,10 @@ impl<'a> ChangeMap<'a> {
             let pixels = windows.chunks_exact(CHANNELS).enumerate();
             let kept = pixels.filter(|(x, _)| counts.in_window(*x, y) == 0);
             let (sum, count) = kept.fold((0.0, 0_usize), |(sum, count), (_, rgb)| {
-                (sum + rgb.iter().map(|window| window.whole).sum::<f64>(), count + rgb.len())
+                (
+                    sum + rgb.iter().map(|window| window.whole).sum::<f64>(),
+                    count + rgb.len(),
+                )
             });
             (sum, count, windows.len())
         });
@@ -170,7 +192,11 @@ fn same_size_as_source(source: &RgbImage, result: &RgbImage) -> Result<()> {
 fn difference(source: &RgbImage, result: &RgbImage) -> Plane {
     let pairs = source.as_raw().par_iter().zip(result.as_raw());
     let values = pairs.map(|(a, b)| f64::from(*b) - f64::from(*a)).collect();
-    Plane { values, width: source.width() as usize, channels: CHANNELS }
+    Plane {
+        values,
+        width: source.width() as usize,
+        channels: CHANNELS,
+    }
 }
 
 /// The plane under the gaussian window, mirrored at its borders.
@@ -187,7 +213,11 @@ fn smoothed(plane: &Plane) -> Plane {
         for (at, out) in out.iter_mut().enumerate() {
             let (x, channel) = ((at / channels) as isize - RADIUS as isize, at % channels);
             let value = |tap: usize| row.get(mirrored(x + tap as isize, down.width) * channels + channel);
-            *out = kernel.iter().enumerate().filter_map(|(tap, weight)| Some(weight * value(tap)?)).sum();
+            *out = kernel
+                .iter()
+                .enumerate()
+                .filter_map(|(tap, weight)| Some(weight * value(tap)?))
+                .sum();
         }
     })
 }
@@ -196,7 +226,11 @@ fn smoothed(plane: &Plane) -> Plane {
 fn mirrored(index: isize, size: usize) -> usize {
     let period = 2 * size as isize;
     let index = index.rem_euclid(period.max(1));
-    (if index < size as isize { index } else { period - 1 - index }) as usize
+    (if index < size as isize {
+        index
+    } else {
+        period - 1 - index
+    }) as usize
 }
 
 /// Numbers of changed pixels above and left of each corner.
@@ -243,10 +277,13 @@ mod tests {
     fn noise_that_goes_up_and_down_is_no_change() {
         let source = ramp();
         let noisy = RgbImage::from_fn(40, 30, |x, y| {
-            Rgb(source
-                .get_pixel(x, y)
-                .0
-                .map(|level| if (x + y) % 2 == 0 { level + 20 } else { level.saturating_sub(20) }))
+            Rgb(source.get_pixel(x, y).0.map(|level| {
+                if (x + y) % 2 == 0 {
+                    level + 20
+                } else {
+                    level.saturating_sub(20)
+                }
+            }))
         });
         let change = ChangeMap::between(&source, &noisy, 10.0).unwrap();
         assert!(change.magnitude().share < 0.05, "{:?}", change.magnitude());
@@ -264,7 +301,10 @@ mod tests {
         assert!(open.preservation_psnr().unwrap().is_finite() && open.untouched_ssim().unwrap() < 1.0);
         mask.put_pixel(3, 4, Luma([255]));
         let masked = ChangeMap::given(&source, &result, &mask).unwrap();
-        assert_eq!((masked.preservation_psnr(), masked.untouched_ssim()), (Some(f64::INFINITY), Some(1.0)));
+        assert_eq!(
+            (masked.preservation_psnr(), masked.untouched_ssim()),
+            (Some(f64::INFINITY), Some(1.0))
+        );
         assert_eq!(masked.magnitude().share, 1.0 / 1200.0);
         let all = GrayImage::from_pixel(40, 30, Luma([200]));
         let none = ChangeMap::given(&source, &result, &all).unwrap();
@@ -273,9 +313,16 @@ mod tests {
 
     #[test]
     fn another_size_is_refused_with_what_to_do() {
-        let error = ChangeMap::between(&ramp(), &RgbImage::new(30, 40), 10.0).unwrap_err().to_string();
-        assert_eq!(error, "invalid result: expected the source's size, 40x30 (resize it first), got 30x40");
-        let error = ChangeMap::given(&ramp(), &ramp(), &GrayImage::new(4, 3)).unwrap_err().to_string();
+        let error = ChangeMap::between(&ramp(), &RgbImage::new(30, 40), 10.0)
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            error,
+            "invalid result: expected the source's size, 40x30 (resize it first), got 30x40"
+        );
+        let error = ChangeMap::given(&ramp(), &ramp(), &GrayImage::new(4, 3))
+            .unwrap_err()
+            .to_string();
         assert_eq!(error, "invalid mask: expected the source's size, 40x30, got 4x3");
     }
 }

@@ -44,9 +44,16 @@ pub fn delta_e(a: &RgbImage, b: &RgbImage) -> Result<f64> {
 pub fn delta_e_map(a: &RgbImage, b: &RgbImage) -> Result<Vec<f64>> {
     same_size(a, b)?;
     let converter = Converter::new();
-    let (a, b) = (a.as_raw().as_chunks::<CHANNELS>().0, b.as_raw().as_chunks::<CHANNELS>().0);
+    let (a, b) = (
+        a.as_raw().as_chunks::<CHANNELS>().0,
+        b.as_raw().as_chunks::<CHANNELS>().0,
+    );
     let of = |(a, b): (&[u8; 3], &[u8; 3])| {
-        if a == b { 0.0 } else { ciede2000(converter.lab(*a), converter.lab(*b)) }
+        if a == b {
+            0.0
+        } else {
+            ciede2000(converter.lab(*a), converter.lab(*b))
+        }
     };
     Ok(a.par_iter().zip(b).map(of).collect())
 }
@@ -74,7 +81,9 @@ fn ciede2000(first: Lab, second: Lab) -> f64 {
     // Blues are turned.
     let angle = 30_f64.to_radians() * (-((h_mean.to_degrees() - 275.0) / 25.0).powi(2)).exp();
     let turned = -(2.0 * angle).sin() * 2.0 * saturation(c_mean) * c_term * h_term;
-    (l_term.powi(2) + c_term.powi(2) + h_term.powi(2) + turned).max(0.0).sqrt()
+    (l_term.powi(2) + c_term.powi(2) + h_term.powi(2) + turned)
+        .max(0.0)
+        .sqrt()
 }
 
 /// From 0 for greys to 1 for strong colours.
@@ -120,7 +129,10 @@ mod tests {
     fn the_published_test_data_come_out() {
         for (first, second, expected) in SHARMA {
             let ours = ciede2000(first, second);
-            assert!((ours - expected).abs() < 5e-5, "{first:?} {second:?}: {ours}, expected {expected}");
+            assert!(
+                (ours - expected).abs() < 5e-5,
+                "{first:?} {second:?}: {ours}, expected {expected}"
+            );
         }
     }
 

@@ -54,7 +54,11 @@ pub fn identity(embedder: &dyn Embedder, pairs: &[(&RgbImage, &RgbImage)]) -> Re
     let vectors = embedder.embed(&pictures)?;
     if vectors.len() != pictures.len() {
         let got = format!("{} from {}", vectors.len(), embedder.name());
-        return Err(Error::invalid("embeddings", format!("one for each of {} pictures", pictures.len()), got));
+        return Err(Error::invalid(
+            "embeddings",
+            format!("one for each of {} pictures", pictures.len()),
+            got,
+        ));
     }
     let (pairs, _) = vectors.as_chunks();
     pairs.iter().map(|[a, b]| cosine(a, b)).collect()
@@ -62,14 +66,22 @@ pub fn identity(embedder: &dyn Embedder, pairs: &[(&RgbImage, &RgbImage)]) -> Re
 
 fn cosine(a: &[f32], b: &[f32]) -> Result<f64> {
     if a.len() != b.len() {
-        return Err(Error::invalid("embeddings", "vectors of one length", format!("{} and {}", a.len(), b.len())));
+        return Err(Error::invalid(
+            "embeddings",
+            "vectors of one length",
+            format!("{} and {}", a.len(), b.len()),
+        ));
     }
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
     let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
     if cosine.is_finite() {
         return Ok(cosine.clamp(-1.0, 1.0));
     }
-    Err(Error::invalid("embeddings", "finite vectors that are not all zero", "one that has no direction"))
+    Err(Error::invalid(
+        "embeddings",
+        "finite vectors that are not all zero",
+        "one that has no direction",
+    ))
 }
 
 #[cfg(test)]
@@ -85,7 +97,12 @@ mod tests {
 
     #[test]
     fn vectors_without_a_direction_are_refused() {
-        assert!(cosine(&[0.0, 0.0], &[1.0, 1.0]).unwrap_err().to_string().contains("no direction"));
+        assert!(
+            cosine(&[0.0, 0.0], &[1.0, 1.0])
+                .unwrap_err()
+                .to_string()
+                .contains("no direction")
+        );
         assert!(cosine(&[1.0], &[1.0, 1.0]).unwrap_err().to_string().contains("1 and 2"));
         assert!(cosine(&[f32::NAN], &[1.0]).is_err());
     }

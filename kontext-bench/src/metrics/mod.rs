@@ -40,7 +40,11 @@ pub(crate) fn same_size(a: &RgbImage, b: &RgbImage) -> Result<()> {
     if a.dimensions() == b.dimensions() {
         return Ok(());
     }
-    Err(Error::invalid("pictures", "two of one size", format!("{} and {}", size(a), size(b))))
+    Err(Error::invalid(
+        "pictures",
+        "two of one size",
+        format!("{} and {}", size(a), size(b)),
+    ))
 }
 
 /// "768x512".
@@ -53,5 +57,9 @@ fn at_least(picture: &RgbImage, least: usize, why: &str) -> Result<()> {
     if picture.width().min(picture.height()) as usize >= least {
         return Ok(());
     }
-    Err(Error::invalid("pictures", format!("at least {least}x{least} pixels, {why}"), size(picture)))
+    Err(Error::invalid(
+        "pictures",
+        format!("at least {least}x{least} pixels, {why}"),
+        size(picture),
+    ))
 }

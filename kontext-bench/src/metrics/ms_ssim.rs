@@ -70,14 +70,23 @@ fn halved(plane: &Plane) -> Plane {
         (0..width * plane.channels).map(move |at| {
             let (x, channel) = (at / plane.channels, at % plane.channels);
             let value = |row: &Option<&[f64]>, x: Option<usize>| {
-                row.and_then(|row| row.get(x? * plane.channels + channel)).copied().unwrap_or_default()
+                row.and_then(|row| row.get(x? * plane.channels + channel))
+                    .copied()
+                    .unwrap_or_default()
             };
             let columns = pair(x, plane.width);
-            rows.iter().flat_map(|row| columns.iter().map(|x| value(row, *x))).sum::<f64>() / 4.0
+            rows.iter()
+                .flat_map(|row| columns.iter().map(|x| value(row, *x)))
+                .sum::<f64>()
+                / 4.0
         })
     };
     let values = (0..height).into_par_iter().flat_map_iter(row).collect();
-    Plane { values, width, channels: plane.channels }
+    Plane {
+        values,
+        width,
+        channels: plane.channels,
+    }
 }
 
 #[cfg(test)]
@@ -86,7 +95,11 @@ mod tests {
 
     #[test]
     fn an_odd_side_is_halved_with_black_before_its_first_pixel() {
-        let plane = Plane { values: vec![4.0, 8.0, 12.0, 20.0, 24.0, 28.0], width: 3, channels: 1 };
+        let plane = Plane {
+            values: vec![4.0, 8.0, 12.0, 20.0, 24.0, 28.0],
+            width: 3,
+            channels: 1,
+        };
         assert_eq!(halved(&plane).values, [6.0, 18.0]);
     }
 

@@ -20,14 +20,27 @@ impl Plane {
     /// All three channels.
     pub(super) fn colour(picture: &RgbImage) -> Self {
         let values = picture.as_raw().iter().map(|level| f64::from(*level)).collect();
-        Self { values, width: picture.width() as usize, channels: CHANNELS }
+        Self {
+            values,
+            width: picture.width() as usize,
+            channels: CHANNELS,
+        }
     }
 
     /// `0.2125 R + 0.7154 G + 0.0721 B`, as `skimage.color.rgb2gray`.
     pub(super) fn luma(picture: &RgbImage) -> Self {
-        let luma = |rgb: &[u8]| rgb.iter().zip(LUMA).map(|(level, weight)| weight * f64::from(*level)).sum();
+        let luma = |rgb: &[u8]| {
+            rgb.iter()
+                .zip(LUMA)
+                .map(|(level, weight)| weight * f64::from(*level))
+                .sum()
+        };
         let values = picture.as_raw().par_chunks_exact(CHANNELS).map(luma).collect();
-        Self { values, width: picture.width() as usize, channels: 1 }
+        Self {
+            values,
+            width: picture.width() as usize,
+            channels: 1,
+        }
     }
 
     /// Values in a row.
@@ -40,13 +53,22 @@ impl Plane {
     }
 
     pub(super) fn row(&self, y: usize) -> &[f64] {
-        self.values.get(y * self.stride()..(y + 1) * self.stride()).unwrap_or_default()
+        self.values
+            .get(y * self.stride()..(y + 1) * self.stride())
+            .unwrap_or_default()
     }
 
     /// A plane of the same size, made row by row on all cores.
     pub(super) fn by_rows(&self, row: impl Fn(usize, &mut [f64]) + Sync) -> Self {
         let mut values = vec![0.0; self.values.len()];
-        values.par_chunks_mut(self.stride().max(1)).enumerate().for_each(|(y, out)| row(y, out));
-        Self { values, width: self.width, channels: self.channels }
+        values
+            .par_chunks_mut(self.stride().max(1))
+            .enumerate()
+            .for_each(|(y, out)| row(y, out));
+        Self {
+            values,
+            width: self.width,
+            channels: self.channels,
+        }
     }
 }

@@ -36,9 +36,15 @@ pub fn psnr(a: &RgbImage, b: &RgbImage) -> Result<f64> {
 /// The same over the pixels for whose index `keep` holds; `None` where they are hardly any. Both pictures are of
 /// one size.
 pub(crate) fn psnr_where(a: &RgbImage, b: &RgbImage, keep: impl Fn(usize) -> bool) -> Option<f64> {
-    let pixels = a.as_raw().chunks_exact(CHANNELS).zip(b.as_raw().chunks_exact(CHANNELS)).enumerate();
+    let pixels = a
+        .as_raw()
+        .chunks_exact(CHANNELS)
+        .zip(b.as_raw().chunks_exact(CHANNELS))
+        .enumerate();
     let kept = pixels.filter(|(index, _)| keep(*index));
-    let (sum, count) = kept.fold((0, 0), |(sum, count), (_, (a, b))| (sum + squares(a, b), count + CHANNELS as u64));
+    let (sum, count) = kept.fold((0, 0), |(sum, count), (_, (a, b))| {
+        (sum + squares(a, b), count + CHANNELS as u64)
+    });
     (count as f64 >= LEAST_SHARE * a.as_raw().len() as f64).then(|| decibels(sum, count))
 }
 
@@ -48,7 +54,11 @@ fn squares(a: &[u8], b: &[u8]) -> u64 {
 
 /// Of a sum of squares over so many values.
 fn decibels(sum: u64, count: u64) -> f64 {
-    if sum == 0 { f64::INFINITY } else { 10.0 * (PEAK * PEAK * count as f64 / sum as f64).log10() }
+    if sum == 0 {
+        f64::INFINITY
+    } else {
+        10.0 * (PEAK * PEAK * count as f64 / sum as f64).log10()
+    }
 }
 
 #[cfg(test)]
@@ -67,6 +77,9 @@ mod tests {
     #[test]
     fn pictures_of_different_size_are_refused() {
         let error = psnr(&RgbImage::new(2, 3), &RgbImage::new(3, 2)).unwrap_err();
-        assert_eq!(error.to_string(), "invalid pictures: expected two of one size, got 2x3 and 3x2");
+        assert_eq!(
+            error.to_string(),
+            "invalid pictures: expected two of one size, got 2x3 and 3x2"
+        );
     }
 }

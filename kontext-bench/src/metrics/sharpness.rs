@@ -34,7 +34,11 @@ pub fn sharpness(picture: &RgbImage) -> Result<f64> {
     let luma = Plane::luma(picture);
     let (width, height) = (luma.width, luma.height());
     let laplacian = luma.by_rows(|y, out| {
-        let (above, row, below) = (luma.row(mirrored(y, -1, height)), luma.row(y), luma.row(mirrored(y, 1, height)));
+        let (above, row, below) = (
+            luma.row(mirrored(y, -1, height)),
+            luma.row(y),
+            luma.row(mirrored(y, 1, height)),
+        );
         let at = |row: &[f64], x: usize| row.get(x).copied().unwrap_or_default();
         for (x, out) in out.iter_mut().enumerate() {
             let beside = at(row, mirrored(x, -1, width)) + at(row, mirrored(x, 1, width));
@@ -49,7 +53,10 @@ pub fn sharpness(picture: &RgbImage) -> Result<f64> {
 /// The neighbour of `index` on one side, or on the other where there is none.
 fn mirrored(index: usize, step: isize, size: usize) -> usize {
     let other = || index.saturating_add_signed(-step);
-    index.checked_add_signed(step).filter(|next| *next < size).unwrap_or_else(other)
+    index
+        .checked_add_signed(step)
+        .filter(|next| *next < size)
+        .unwrap_or_else(other)
 }
 
 #[cfg(test)]

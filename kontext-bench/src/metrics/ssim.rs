@@ -49,7 +49,9 @@ fn similarity_of(a: &RgbImage, b: &RgbImage, plane: impl Fn(&RgbImage) -> Plane)
     at_least(a, WINDOW, SMALL)?;
     let row = |_, windows: &[_]| (sum(windows), windows.len());
     let rows = rows_of_windows(&plane(a), &plane(b), row);
-    let (sum, count) = rows.iter().fold((0.0, 0), |(sum, count), row| (sum + row.0, count + row.1));
+    let (sum, count) = rows
+        .iter()
+        .fold((0.0, 0), |(sum, count), row| (sum + row.0, count + row.1));
     Ok(sum / count as f64)
 }
 
@@ -66,7 +68,10 @@ mod tests {
 
     #[test]
     fn flat_pictures_differ_by_their_luminance_alone() {
-        let (a, b) = (RgbImage::from_pixel(20, 11, Rgb([100; 3])), RgbImage::from_pixel(20, 11, Rgb([200; 3])));
+        let (a, b) = (
+            RgbImage::from_pixel(20, 11, Rgb([100; 3])),
+            RgbImage::from_pixel(20, 11, Rgb([200; 3])),
+        );
         let expected = (2.0 * 100.0 * 200.0 + C1) / (100.0 * 100.0 + 200.0 * 200.0 + C1);
         assert!((ssim(&a, &b).unwrap() - expected).abs() < 1e-9);
         assert!((ssim_grey(&a, &b).unwrap() - expected).abs() < 1e-9);

@@ -43,8 +43,15 @@ pub(super) fn rows_of_windows<T: Send>(
     fold: impl Fn(usize, &[Similarity]) -> T + Sync,
 ) -> Vec<T> {
     let (kernel, stride, channels) = (gaussian(), a.stride(), a.channels);
-    let bands = a.values.par_windows(WINDOW * stride).zip(b.values.par_windows(WINDOW * stride)).step_by(stride);
-    bands.enumerate().map(|(number, (a, b))| fold(number, &row_of_windows(a, b, stride, channels, &kernel))).collect()
+    let bands = a
+        .values
+        .par_windows(WINDOW * stride)
+        .zip(b.values.par_windows(WINDOW * stride))
+        .step_by(stride);
+    bands
+        .enumerate()
+        .map(|(number, (a, b))| fold(number, &row_of_windows(a, b, stride, channels, &kernel)))
+        .collect()
 }
 
 /// The similarities of all windows within a band of [`WINDOW`] rows of `stride` levels.
@@ -63,7 +70,10 @@ fn row_of_windows(a: &[f64], b: &[f64], stride: usize, channels: usize, kernel: 
         similarity(&window)
     };
     // From a window's first column to its last, in levels.
-    columns.windows((WINDOW - 1) * channels + 1).map(similarity_at).collect()
+    columns
+        .windows((WINDOW - 1) * channels + 1)
+        .map(similarity_at)
+        .collect()
 }
 
 fn add_weighted(sum: &mut Moments, term: &Moments, weight: f64) {
@@ -76,7 +86,10 @@ fn similarity([a, b, aa, bb, ab]: &Moments) -> Similarity {
     let (variance_a, variance_b, covariance) = (aa - a * a, bb - b * b, ab - a * b);
     let luminance = (2.0 * a * b + C1) / (a * a + b * b + C1);
     let contrast = (2.0 * covariance + C2) / (variance_a + variance_b + C2);
-    Similarity { whole: luminance * contrast, contrast }
+    Similarity {
+        whole: luminance * contrast,
+        contrast,
+    }
 }
 
 /// The window's weights along one axis; their sum is one.

@@ -70,9 +70,17 @@ impl Subject<'_> {
             return Ok(done);
         }
         let distance = |perceptual: &Perceptual| perceptual.distance(&[(original, reconstruction)]);
-        let pdist = self.perceptual.map(distance).transpose()?.and_then(|distances| distances.first().copied());
+        let pdist = self
+            .perceptual
+            .map(distance)
+            .transpose()?
+            .and_then(|distances| distances.first().copied());
         if let Some(bad) = pdist.filter(|distance| !distance.is_finite()) {
-            return Err(Error::invalid("distance", "a finite number (check the network's weights)", bad));
+            return Err(Error::invalid(
+                "distance",
+                "a finite number (check the network's weights)",
+                bad,
+            ));
         }
         let measurement = Measurement {
             vae: self.vae.to_owned(),
@@ -88,7 +96,11 @@ impl Subject<'_> {
     }
 
     fn full_setting(&self) -> String {
-        format!("{}, {}", self.setting, self.perceptual.map_or("no network", Perceptual::name))
+        format!(
+            "{}, {}",
+            self.setting,
+            self.perceptual.map_or("no network", Perceptual::name)
+        )
     }
 }
 
@@ -102,14 +114,27 @@ mod tests {
         let mut records = Records::open(folder.path().join("records.jsonl")).unwrap();
         let original = RgbImage::from_fn(16, 16, |x, y| image::Rgb([x as u8 * 10, y as u8 * 10, 0]));
         let off = RgbImage::from_fn(16, 16, |x, y| original.get_pixel(x, y).0.map(|level| level + 10).into());
-        let subject = Subject { vae: "A", setting: "first", perceptual: None };
+        let subject = Subject {
+            vae: "A",
+            setting: "first",
+            perceptual: None,
+        };
         let first = subject.measure("a.png", &original, &off, &mut records).unwrap();
         assert!((first.psnr - 28.131).abs() < 1e-3 && first.pdist.is_none());
         // Not measured again: the reconstruction is not looked at.
-        assert_eq!(subject.measure("a.png", &original, &original, &mut records).unwrap(), first);
-        let other = Subject { setting: "second", ..subject };
+        assert_eq!(
+            subject.measure("a.png", &original, &original, &mut records).unwrap(),
+            first
+        );
+        let other = Subject {
+            setting: "second",
+            ..subject
+        };
         assert_eq!(other.recorded("a.png", &original, &records), None);
         assert_eq!(subject.recorded("a.png", &off, &records), None);
-        assert_eq!(other.measure("a.png", &original, &original, &mut records).unwrap().psnr, PSNR_CAP);
+        assert_eq!(
+            other.measure("a.png", &original, &original, &mut records).unwrap().psnr,
+            PSNR_CAP
+        );
     }
 }

@@ -26,25 +26,43 @@ impl Records {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let io = || Error::io(path);
-        let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(io())?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(path)
+            .map_err(io())?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(io())?;
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         let mut done = BTreeMap::new();
-        for (number, line) in bytes.get(..whole).unwrap_or_default().split(|byte| *byte == b'\n').enumerate() {
+        for (number, line) in bytes
+            .get(..whole)
+            .unwrap_or_default()
+            .split(|byte| *byte == b'\n')
+            .enumerate()
+        {
             if line.is_empty() {
                 continue;
             }
             let record: Measurement = serde_json::from_slice(line).map_err(|error| {
                 let expected = "a measurement (remove the line, or name another file or folder)";
-                Error::invalid("record", expected, format!("{} line {}: {error}", path.display(), number + 1))
+                Error::invalid(
+                    "record",
+                    expected,
+                    format!("{} line {}: {error}", path.display(), number + 1),
+                )
             })?;
             done.insert(record.key(), record);
         }
         if whole < bytes.len() {
             file.set_len(whole as u64).map_err(io())?;
         }
-        Ok(Self { path: path.to_owned(), file, done })
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            done,
+        })
     }
 
     /// The measurement of a picture by an autoencoder, whatever its setting was.
@@ -72,7 +90,10 @@ impl Records {
     pub fn add(&mut self, record: Measurement) -> Result<()> {
         let mut line = serde_json::to_vec(&record).map_err(|error| Error::io(&self.path)(error.into()))?;
         line.push(b'\n');
-        self.file.write_all(&line).and_then(|()| self.file.sync_data()).map_err(Error::io(&self.path))?;
+        self.file
+            .write_all(&line)
+            .and_then(|()| self.file.sync_data())
+            .map_err(Error::io(&self.path))?;
         self.done.insert(record.key(), record);
         Ok(())
     }
@@ -84,7 +105,15 @@ mod tests {
 
     fn record(picture: &str, psnr: f64) -> Measurement {
         let (vae, setting) = ("A".to_owned(), "s".to_owned());
-        Measurement { vae, picture: picture.to_owned(), setting, pixels: 7, pdist: None, ssim: 0.1 + 0.2, psnr }
+        Measurement {
+            vae,
+            picture: picture.to_owned(),
+            setting,
+            pixels: 7,
+            pdist: None,
+            ssim: 0.1 + 0.2,
+            psnr,
+        }
     }
 
     #[test]
@@ -95,7 +124,12 @@ mod tests {
         records.add(record("a.png", 30.0)).unwrap();
         records.add(record("b.png", 31.5)).unwrap();
         let length = std::fs::metadata(&path).unwrap().len();
-        OpenOptions::new().write(true).open(&path).unwrap().set_len(length - 5).unwrap();
+        OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(length - 5)
+            .unwrap();
         let mut records = Records::open(&path).unwrap();
         assert_eq!((records.len(), records.find("A", "b.png")), (1, None));
         assert_eq!(records.find("A", "a.png"), Some(&record("a.png", 30.0)));

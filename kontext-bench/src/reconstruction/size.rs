@@ -43,7 +43,11 @@ impl PictureSize {
                     let expected = format!("at least {MULTIPLE} pixels on a side (give a larger one)");
                     return Err(Error::invalid("picture", expected, format!("{width}x{height}")));
                 }
-                Ok(centre(picture, width / MULTIPLE * MULTIPLE, height / MULTIPLE * MULTIPLE))
+                Ok(centre(
+                    picture,
+                    width / MULTIPLE * MULTIPLE,
+                    height / MULTIPLE * MULTIPLE,
+                ))
             }
             PictureSize::Square(side) => {
                 let of = |length: u32| {
@@ -70,7 +74,11 @@ impl FromStr for PictureSize {
             _ if text == "original" => Ok(PictureSize::Original),
             // More than 2^14 pixels would be a mistake.
             Ok(side @ 1..=16384) if side % MULTIPLE == 0 => Ok(PictureSize::Square(side)),
-            _ => Err(Error::invalid("size", format!("\"original\" or a multiple of {MULTIPLE} up to 16384"), text)),
+            _ => Err(Error::invalid(
+                "size",
+                format!("\"original\" or a multiple of {MULTIPLE} up to 16384"),
+                text,
+            )),
         }
     }
 }
@@ -93,14 +101,19 @@ mod tests {
         let picture = RgbImage::from_fn(34, 18, |x, y| image::Rgb([x as u8, y as u8, 0]));
         let cut = PictureSize::Original.prepare(&picture).unwrap();
         assert_eq!((cut.dimensions(), cut.get_pixel(0, 0).0), ((32, 16), [1, 1, 0]));
-        let error = PictureSize::Original.prepare(&RgbImage::new(40, 15)).unwrap_err().to_string();
+        let error = PictureSize::Original
+            .prepare(&RgbImage::new(40, 15))
+            .unwrap_err()
+            .to_string();
         let expected = "invalid picture: expected at least 16 pixels on a side (give a larger one), got 40x15";
         assert_eq!(error, expected);
     }
 
     #[test]
     fn a_square_shows_the_whole_shorter_side() {
-        let picture = RgbImage::from_fn(90, 30, |x, _| image::Rgb([if (30..60).contains(&x) { 200 } else { 0 }; 3]));
+        let picture = RgbImage::from_fn(90, 30, |x, _| {
+            image::Rgb([if (30..60).contains(&x) { 200 } else { 0 }; 3])
+        });
         let square = PictureSize::Square(32).prepare(&picture).unwrap();
         assert_eq!(square.dimensions(), (32, 32));
         assert!(square.pixels().all(|p| p.0[0] > 90), "the middle third alone");

@@ -29,7 +29,11 @@ impl Strip {
     /// picture is.
     #[must_use]
     pub fn new(reconstructions: usize, side: u32) -> Self {
-        Self { side: side.clamp(1, MOST), columns: reconstructions as u32 + 1, rows: Vec::new() }
+        Self {
+            side: side.clamp(1, MOST),
+            columns: reconstructions as u32 + 1,
+            rows: Vec::new(),
+        }
     }
 
     /// Adds an original, where it has the most detail ([`sharpness`]), and its reconstructions.
@@ -121,18 +125,39 @@ mod tests {
         let picture = strip.picture().unwrap();
         assert_eq!(picture.dimensions(), (36, 2 * 36 + 12));
         // Its upper right corner, beside the reconstruction.
-        assert_eq!(crop_imm(&picture, 0, 0, 16, 16).to_image(), crop_imm(&original, 16, 0, 16, 16).to_image());
-        assert_eq!(crop_imm(&picture, 20, 0, 16, 16).to_image(), crop_imm(&off, 16, 0, 16, 16).to_image());
+        assert_eq!(
+            crop_imm(&picture, 0, 0, 16, 16).to_image(),
+            crop_imm(&original, 16, 0, 16, 16).to_image()
+        );
+        assert_eq!(
+            crop_imm(&picture, 20, 0, 16, 16).to_image(),
+            crop_imm(&off, 16, 0, 16, 16).to_image()
+        );
         assert_eq!(picture.get_pixel(25, 25).0, [8; 3]);
-        assert_eq!((picture.get_pixel(5, 25).0, picture.get_pixel(25, 48 + 25).0), ([255; 3], [0; 3]));
+        assert_eq!(
+            (picture.get_pixel(5, 25).0, picture.get_pixel(25, 48 + 25).0),
+            ([255; 3], [0; 3])
+        );
     }
 
     #[test]
     fn what_does_not_fit_is_refused() {
         let (a, b) = (RgbImage::new(32, 32), RgbImage::new(32, 16));
         let mut strip = Strip::new(2, 16);
-        assert!(strip.add(&a, from_ref(&a)).unwrap_err().to_string().contains("expected 2 for each original, got 1"));
-        assert!(strip.add(&a, &[a.clone(), b]).unwrap_err().to_string().contains("the original's size, 32x32"));
+        assert!(
+            strip
+                .add(&a, from_ref(&a))
+                .unwrap_err()
+                .to_string()
+                .contains("expected 2 for each original, got 1")
+        );
+        assert!(
+            strip
+                .add(&a, &[a.clone(), b])
+                .unwrap_err()
+                .to_string()
+                .contains("the original's size, 32x32")
+        );
         let mut small = Strip::new(1, 100);
         small.add(&a, from_ref(&a)).unwrap();
         assert_eq!(small.picture().unwrap().dimensions(), (204, 204));

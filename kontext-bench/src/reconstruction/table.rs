@@ -51,7 +51,10 @@ impl Table {
             })
         };
         let rows = names.into_iter().map(row).collect::<Result<_>>()?;
-        Ok(Self { rows, network: network.map(str::to_owned) })
+        Ok(Self {
+            rows,
+            network: network.map(str::to_owned),
+        })
     }
 
     /// The rows.
@@ -80,9 +83,17 @@ impl Table {
     pub fn csv(&self) -> String {
         let mut text = "vae,pictures,pdist,pdist_se,ssim,ssim_se,psnr,psnr_se\n".to_owned();
         for row in &self.rows {
-            let number = |value: f64| if value.is_finite() { format!("{value:.6}") } else { String::new() };
+            let number = |value: f64| {
+                if value.is_finite() {
+                    format!("{value:.6}")
+                } else {
+                    String::new()
+                }
+            };
             let pair = |summary: Option<&Summary>| {
-                summary.map_or(",".to_owned(), |s| format!("{},{}", number(s.mean), number(s.standard_error)))
+                summary.map_or(",".to_owned(), |s| {
+                    format!("{},{}", number(s.mean), number(s.standard_error))
+                })
             };
             let (pdist, ssim, psnr) = (pair(row.pdist.as_ref()), pair(Some(&row.ssim)), pair(Some(&row.psnr)));
             let _ = writeln!(text, "{},{},{pdist},{ssim},{psnr}", quoted(&row.vae), row.psnr.count);
@@ -92,14 +103,23 @@ impl Table {
 
     /// Which network the distance is of.
     fn note(&self) -> Option<String> {
-        let network = self.network.as_ref().filter(|_| self.rows.iter().any(|row| row.pdist.is_some()))?;
+        let network = self
+            .network
+            .as_ref()
+            .filter(|_| self.rows.iter().any(|row| row.pdist.is_some()))?;
         Some(format!("PDist: {network}; means ± standard errors of the mean"))
     }
 }
 
 fn cells(row: &Row) -> [String; 5] {
     let pdist = row.pdist.as_ref().map_or("-".to_owned(), |pdist| with_error(pdist, 4));
-    [row.vae.clone(), row.psnr.count.to_string(), pdist, with_error(&row.ssim, 4), with_error(&row.psnr, 2)]
+    [
+        row.vae.clone(),
+        row.psnr.count.to_string(),
+        pdist,
+        with_error(&row.ssim, 4),
+        with_error(&row.psnr, 2),
+    ]
 }
 
 /// "0.8963 ± 0.0041"; the mean alone where there is one value.
@@ -112,7 +132,11 @@ fn with_error(summary: &Summary, digits: usize) -> String {
 
 /// A field of CSV.
 fn quoted(text: &str) -> String {
-    if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
+    if text.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    } else {
+        text.to_owned()
+    }
 }
 
 impl fmt::Display for Table {
@@ -120,7 +144,12 @@ impl fmt::Display for Table {
         let head = ["autoencoder", "pictures", "PDist", "SSIM", "PSNR, dB"].map(str::to_owned);
         let lines: Vec<[String; 5]> = std::iter::once(head).chain(self.rows.iter().map(cells)).collect();
         let widths: [usize; 5] = std::array::from_fn(|at| {
-            lines.iter().filter_map(|line| line.get(at)).map(|c| c.chars().count()).max().unwrap_or(0)
+            lines
+                .iter()
+                .filter_map(|line| line.get(at))
+                .map(|c| c.chars().count())
+                .max()
+                .unwrap_or(0)
         });
         for line in &lines {
             for (number, (cell, width)) in line.iter().zip(widths).enumerate() {
@@ -141,7 +170,15 @@ mod tests {
 
     fn measured(vae: &str, pdist: Option<f64>, ssim: f64, psnr: f64) -> Measurement {
         let (picture, setting) = (String::new(), String::new());
-        Measurement { vae: vae.to_owned(), picture, setting, pixels: 0, pdist, ssim, psnr }
+        Measurement {
+            vae: vae.to_owned(),
+            picture,
+            setting,
+            pixels: 0,
+            pdist,
+            ssim,
+            psnr,
+        }
     }
 
     #[test]
@@ -158,8 +195,16 @@ mod tests {
              large,2,0.200000,0.100000,0.850000,0.050000,32.000000,2.000000\n\
              \"a,small\",1,,,0.500000,,20.000000,\n"
         );
-        assert!(table.markdown().contains("| large | 2 | 0.2000 ± 0.1000 | 0.8500 ± 0.0500 | 32.00 ± 2.00 |\n"));
-        assert!(table.markdown().ends_with("\nPDist: pdist-vgg16; means ± standard errors of the mean\n"));
+        assert!(
+            table
+                .markdown()
+                .contains("| large | 2 | 0.2000 ± 0.1000 | 0.8500 ± 0.0500 | 32.00 ± 2.00 |\n")
+        );
+        assert!(
+            table
+                .markdown()
+                .ends_with("\nPDist: pdist-vgg16; means ± standard errors of the mean\n")
+        );
         let text = table.to_string();
         let widths: Vec<usize> = text.lines().take(3).map(|line| line.chars().count()).collect();
         assert!(widths.windows(2).all(|pair| pair[0] == pair[1]), "{text}");

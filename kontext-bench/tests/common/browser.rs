@@ -41,7 +41,13 @@ impl Browser {
             .args([&to, &from])
             .arg(program)
             // Without the sandbox it also runs as root, as in a container; the page is our own.
-            .args(["--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--no-first-run"])
+            .args([
+                "--headless=new",
+                "--remote-debugging-pipe",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--no-first-run",
+            ])
             .args(["--disable-dev-shm-usage", "--window-size=1280,900"])
             .arg(format!("--user-data-dir={}", profile.path().join("profile").display()))
             .arg("about:blank")
@@ -57,14 +63,23 @@ impl Browser {
             let mut message = Vec::new();
             while pipe.read_until(0, &mut message).is_ok_and(|read| read > 0) {
                 message.pop();
-                let Ok(value) = serde_json::from_slice(&message) else { break };
+                let Ok(value) = serde_json::from_slice(&message) else {
+                    break;
+                };
                 if sender.send(value).is_err() {
                     break;
                 }
                 message.clear();
             }
         });
-        let mut browser = Self { child, to, from, session: None, last: 0, profile };
+        let mut browser = Self {
+            child,
+            to,
+            from,
+            session: None,
+            last: 0,
+            profile,
+        };
         let targets = browser.call("Target.getTargets", json!({}));
         let targets = targets["targetInfos"].as_array().unwrap();
         let page = targets.iter().find(|target| target["type"] == "page").unwrap()["targetId"].clone();
@@ -99,19 +114,32 @@ impl Browser {
 
     /// What an expression of JavaScript comes to.
     pub(crate) fn value(&mut self, expression: &str) -> Value {
-        let answer = self.call("Runtime.evaluate", json!({"expression": expression, "returnByValue": true}));
-        assert!(answer["exceptionDetails"].is_null(), "{expression}: {}", answer["exceptionDetails"]);
+        let answer = self.call(
+            "Runtime.evaluate",
+            json!({"expression": expression, "returnByValue": true}),
+        );
+        assert!(
+            answer["exceptionDetails"].is_null(),
+            "{expression}: {}",
+            answer["exceptionDetails"]
+        );
         answer["result"]["value"].clone()
     }
 
     /// The same as text.
     pub(crate) fn text(&mut self, expression: &str) -> String {
-        self.value(expression).as_str().unwrap_or_else(|| panic!("{expression} is no text")).to_owned()
+        self.value(expression)
+            .as_str()
+            .unwrap_or_else(|| panic!("{expression} is no text"))
+            .to_owned()
     }
 
     pub(crate) fn wait_for(&mut self, expression: &str) {
         let begin = Instant::now();
-        while self.value(&format!("(() => {{ try {{ return {expression} }} catch {{ return false }} }})()")) != true {
+        while self.value(&format!(
+            "(() => {{ try {{ return {expression} }} catch {{ return false }} }})()"
+        )) != true
+        {
             assert!(begin.elapsed() < PATIENCE, "never came: {expression}");
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -132,7 +160,10 @@ impl Browser {
         let folder = self.profile.path().join("downloads");
         std::fs::create_dir_all(&folder).unwrap();
         let session = self.session.take();
-        self.call("Browser.setDownloadBehavior", json!({"behavior": "allow", "downloadPath": folder}));
+        self.call(
+            "Browser.setDownloadBehavior",
+            json!({"behavior": "allow", "downloadPath": folder}),
+        );
         self.session = session;
         folder
     }
@@ -150,6 +181,8 @@ fn program() -> Option<PathBuf> {
     let named = std::env::var_os("CHROMIUM").map(PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    let found = names.iter().flat_map(|name| folders.iter().map(move |folder| folder.join(name)));
+    let found = names
+        .iter()
+        .flat_map(|name| folders.iter().map(move |folder| folder.join(name)));
     named.into_iter().chain(found).find(|path| path.is_file())
 }

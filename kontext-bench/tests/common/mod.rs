@@ -53,14 +53,20 @@ pub fn picture(index: usize) -> RgbImage {
 
 pub fn inverted(picture: &RgbImage) -> RgbImage {
     let mut picture = picture.clone();
-    picture.pixels_mut().for_each(|pixel| pixel.0.iter_mut().for_each(|level| *level = 255 - *level));
+    picture
+        .pixels_mut()
+        .for_each(|pixel| pixel.0.iter_mut().for_each(|level| *level = 255 - *level));
     picture
 }
 
 /// What stands for a model: inverts the picture, and marks it by the seed.
 pub fn edit(task: &Task<'_>) -> Result<Edited> {
     let mut picture = inverted(&task.pictures[0]);
-    picture.put_pixel(0, 0, Rgb([task.seed as u8, (task.seed >> 8) as u8, (task.seed >> 16) as u8]));
+    picture.put_pixel(
+        0,
+        0,
+        Rgb([task.seed as u8, (task.seed >> 8) as u8, (task.seed >> 16) as u8]),
+    );
     Ok(Edited { picture, steps: 2 })
 }
 
@@ -71,7 +77,10 @@ pub fn info(name: &str) -> RunInfo {
 /// A run that must not be stopped.
 pub fn run(bench: &Bench, out: &Path, shard: &str) -> RunSummary {
     let shard: Shard = shard.parse().unwrap();
-    Runner::new(bench, info("a")).shard(shard).run(out, edit, |_| ControlFlow::Continue(())).unwrap()
+    Runner::new(bench, info("a"))
+        .shard(shard)
+        .run(out, edit, |_| ControlFlow::Continue(()))
+        .unwrap()
 }
 
 /// Fails with the names of the files that differ.

@@ -106,7 +106,9 @@ impl Functions {
     }
 
     fn check(&self, index: c_int, function: &str, status: Status) -> Result<()> {
-        self.runtime.check(function, status).map_err(|reason| failed(index, reason))
+        self.runtime
+            .check(function, status)
+            .map_err(|reason| failed(index, reason))
     }
 
     /// libtorch's stream of this thread, where the device is the thread's own: the default stream's handle is null, and
@@ -122,12 +124,19 @@ impl Functions {
         if own != index {
             return Err(failed(index, format!("this thread works on cuda:{own}")));
         }
-        if status == 0 { Ok(stream) } else { Err(failed(index, "libtorch does not tell its stream".to_owned())) }
+        if status == 0 {
+            Ok(stream)
+        } else {
+            Err(failed(index, "libtorch does not tell its stream".to_owned()))
+        }
     }
 }
 
 fn failed(index: c_int, reason: String) -> Error {
-    Error::Device { device: format!("cuda:{index}"), reason }
+    Error::Device {
+        device: format!("cuda:{index}"),
+        reason,
+    }
 }
 
 impl Copies {
@@ -143,7 +152,12 @@ impl Copies {
             let status = (functions.stream_create)(&raw mut stream, NON_BLOCKING);
             functions.check(index, "cudaStreamCreateWithFlags", status)?;
         }
-        Ok(Self { functions, stream, index, capacity })
+        Ok(Self {
+            functions,
+            stream,
+            index,
+            capacity,
+        })
     }
 
     #[allow(unsafe_code)]
@@ -161,7 +175,14 @@ impl Copies {
         let pinned = Tensor::f_empty([self.capacity as i64], (Kind::Uint8, Device::Cpu))?;
         let pinned = pinned.f_internal_pin_memory(device)?;
         let (functions, index) = (self.functions, self.index);
-        let mut buffer = Buffer { functions, index, bytes, pinned, used: ptr::null_mut(), arrived: ptr::null_mut() };
+        let mut buffer = Buffer {
+            functions,
+            index,
+            bytes,
+            pinned,
+            used: ptr::null_mut(),
+            arrived: ptr::null_mut(),
+        };
         (buffer.used, buffer.arrived) = (self.event()?, self.event()?);
         // libtorch may have had this memory for something that it has queued.
         Self::release(&mut buffer)?;
@@ -180,20 +201,32 @@ impl Mover for Copies {
     fn begin(&mut self, bytes: &[u8], buffer: &mut Buffer) -> Result<()> {
         let (functions, index, count) = (self.functions, self.index, bytes.len());
         if count > self.capacity {
-            return Err(Error::invalid("weight", format!("at most {} bytes", self.capacity), count));
+            return Err(Error::invalid(
+                "weight",
+                format!("at most {} bytes", self.capacity),
+                count,
+            ));
         }
         // SAFETY: the buffer is this call's alone. Its pinned memory has `capacity` bytes, no less than are copied, and
         // no copy reads it any longer once `arrived` has passed; nor does the ring's owner. The memory on the device is
         // as large, and the copy into it is queued behind `used`. Both stay until the stream is at its end.
         unsafe {
-            functions.check(index, "cudaEventSynchronize", (functions.event_synchronize)(buffer.arrived))?;
+            functions.check(
+                index,
+                "cudaEventSynchronize",
+                (functions.event_synchronize)(buffer.arrived),
+            )?;
             ptr::copy_nonoverlapping(bytes.as_ptr(), buffer.pinned.data_ptr().cast::<u8>(), count);
             let status = (functions.stream_wait_event)(self.stream, buffer.used, 0);
             functions.check(index, "cudaStreamWaitEvent", status)?;
             let (to, from) = (buffer.bytes.data_ptr(), buffer.pinned.data_ptr());
             let status = (functions.memcpy_async)(to, from, count, HOST_TO_DEVICE, self.stream);
             functions.check(index, "cudaMemcpyAsync", status)?;
-            functions.check(index, "cudaEventRecord", (functions.event_record)(buffer.arrived, self.stream))
+            functions.check(
+                index,
+                "cudaEventRecord",
+                (functions.event_record)(buffer.arrived, self.stream),
+            )
         }
     }
 
@@ -204,7 +237,9 @@ impl Mover for Copies {
         // Behind those that read it on other streams, too, so that `used` stands behind all of them.
         [buffer.arrived, buffer.used].into_iter().try_for_each(|event| {
             // SAFETY: both handles are alive.
-            functions.check(index, "cudaStreamWaitEvent", unsafe { (functions.stream_wait_event)(stream, event, 0) })
+            functions.check(index, "cudaStreamWaitEvent", unsafe {
+                (functions.stream_wait_event)(stream, event, 0)
+            })
         })
     }
 
@@ -213,7 +248,9 @@ impl Mover for Copies {
         let (functions, index) = (buffer.functions, buffer.index);
         let stream = functions.stream_of_libtorch(index)?;
         // SAFETY: both handles are alive.
-        functions.check(index, "cudaEventRecord", unsafe { (functions.event_record)(buffer.used, stream) })
+        functions.check(index, "cudaEventRecord", unsafe {
+            (functions.event_record)(buffer.used, stream)
+        })
     }
 
     fn content(buffer: &Buffer) -> &Tensor {

@@ -31,12 +31,17 @@ struct Runtime {
 /// # Errors
 /// [`Error::Device`] where the device or a function of the runtime is not there, or the runtime refuses.
 pub(crate) fn free_memory(index: usize) -> Result<u64> {
-    let error = |reason: String| Error::Device { device: format!("cuda:{index}"), reason };
+    let error = |reason: String| Error::Device {
+        device: format!("cuda:{index}"),
+        reason,
+    };
     device::available(Device::Cuda(index))?;
     let runtime = runtime().map_err(|reason| error(reason.to_owned()))?;
     // The runtime's device is a thread's own affair: on another thread, libtorch's stays as it is.
     let asked = thread::scope(|scope| scope.spawn(|| runtime.free_memory(index)).join());
-    asked.unwrap_or_else(|_| Err("the question for its free memory was broken off".to_owned())).map_err(error)
+    asked
+        .unwrap_or_else(|_| Err("the question for its free memory was broken off".to_owned()))
+        .map_err(error)
 }
 
 /// The runtime of this program, once libtorch's CUDA half is open.
@@ -97,7 +102,11 @@ impl Runtime {
         // SAFETY: the runtime returns a text of its own that is never freed, for any number.
         let words = unsafe {
             let words = (self.get_error_string)(status);
-            if words.is_null() { None } else { Some(CStr::from_ptr(words).to_string_lossy()) }
+            if words.is_null() {
+                None
+            } else {
+                Some(CStr::from_ptr(words).to_string_lossy())
+            }
         };
         Err(format!("{function} failed: {} ({status})", words.unwrap_or_default()))
     }
@@ -133,7 +142,10 @@ mod tests {
         match thread::spawn(move || runtime.free_memory(0)).join().unwrap() {
             Ok(free) => assert!(free > 0),
             Err(reason) => {
-                assert!(reason.starts_with("cudaSetDevice failed: ") && reason.contains("CUDA"), "{reason}");
+                assert!(
+                    reason.starts_with("cudaSetDevice failed: ") && reason.contains("CUDA"),
+                    "{reason}"
+                );
             }
         }
         std::mem::forget(library);

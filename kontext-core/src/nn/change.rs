@@ -63,7 +63,15 @@ impl Change {
     fn new(delta: Delta, scale: f64, start: i64) -> Result<Self> {
         let delta = delta.checked()?;
         let rows = start..start + delta.rows();
-        Ok(Self { delta: Some(delta), bias: None, magnitude: None, scale, strength: 1.0, scales_bias: false, rows })
+        Ok(Self {
+            delta: Some(delta),
+            bias: None,
+            magnitude: None,
+            scale,
+            strength: 1.0,
+            scales_bias: false,
+            rows,
+        })
     }
 
     /// `up @ down`: `down` [rank, in], `up` [rows, rank]; the rows `start..start + rows` of the layer change.
@@ -107,8 +115,15 @@ impl Change {
     /// [`Error::Shape`] where it is no vector.
     pub fn of_bias(bias: Tensor, start: i64) -> Result<Self> {
         let rows = start..start + bias.size().first().copied().unwrap_or_default();
-        let blank =
-            Self { delta: None, bias: None, magnitude: None, scale: 1.0, strength: 1.0, scales_bias: false, rows };
+        let blank = Self {
+            delta: None,
+            bias: None,
+            magnitude: None,
+            scale: 1.0,
+            strength: 1.0,
+            scales_bias: false,
+            rows,
+        };
         blank.with_bias(bias, false)
     }
 
@@ -119,9 +134,17 @@ impl Change {
     /// [`Error::Shape`] for a bias of another length.
     pub fn with_bias(self, bias: Tensor, scaled: bool) -> Result<Self> {
         if bias.size() != [self.rows.end - self.rows.start] {
-            return Err(Error::Shape { tensor: "bias of a change", expected: "[rows]", got: bias.size() });
+            return Err(Error::Shape {
+                tensor: "bias of a change",
+                expected: "[rows]",
+                got: bias.size(),
+            });
         }
-        Ok(Self { bias: Some(bias), scales_bias: scaled, ..self })
+        Ok(Self {
+            bias: Some(bias),
+            scales_bias: scaled,
+            ..self
+        })
     }
 
     /// The same with lengths for the changed rows, `[rows]` or [rows, 1], or for its columns, [1, in] (DoRA).
@@ -135,17 +158,27 @@ impl Change {
             ([1, n], Norm::Lycoris) if *n == input => [1, input],
             _ => {
                 let expected = "[rows], [rows, 1] or [1, in]";
-                return Err(Error::Shape { tensor: "magnitude of a change", expected, got: magnitude.size() });
+                return Err(Error::Shape {
+                    tensor: "magnitude of a change",
+                    expected,
+                    got: magnitude.size(),
+                });
             }
         };
         let magnitude = magnitude.f_to_kind(Kind::Float)?.f_reshape(shape)?;
-        Ok(Self { magnitude: Some((magnitude, norm)), ..self })
+        Ok(Self {
+            magnitude: Some((magnitude, norm)),
+            ..self
+        })
     }
 
     /// The same for rows that begin at `start`.
     #[must_use]
     pub fn starting_at(self, start: i64) -> Self {
-        Self { rows: start..start + self.rows.end - self.rows.start, ..self }
+        Self {
+            rows: start..start + self.rows.end - self.rows.start,
+            ..self
+        }
     }
 
     /// The same at another strength; 1 is as it was trained.
@@ -165,7 +198,12 @@ impl Change {
         };
         let delta = self.delta.as_ref().map(Delta::swapped).transpose()?;
         let bias = self.bias.as_ref().map(swap_halves).transpose()?;
-        Ok(Self { delta, bias, magnitude, ..self })
+        Ok(Self {
+            delta,
+            bias,
+            magnitude,
+            ..self
+        })
     }
 
     /// The strength that was set.
@@ -210,7 +248,11 @@ impl Change {
             [rows, input] if (self.delta.is_none() || *input == self.input()) && self.rows.end <= *rows => Ok(()),
             _ => {
                 let got = vec![self.rows.end, self.input()];
-                Err(Error::Shape { tensor: "change", expected: "[at most out, in] of its linear layer", got })
+                Err(Error::Shape {
+                    tensor: "change",
+                    expected: "[at most out, in] of its linear layer",
+                    got,
+                })
             }
         }
     }
@@ -218,7 +260,11 @@ impl Change {
     /// What is added to the bias, in f32, and where.
     pub(crate) fn bias_to(&self, device: Device) -> Result<Option<(Tensor, Range<i64>)>> {
         let Some(bias) = &self.bias else { return Ok(None) };
-        let scale = if self.scales_bias { self.scale * self.strength } else { self.strength };
+        let scale = if self.scales_bias {
+            self.scale * self.strength
+        } else {
+            self.strength
+        };
         let bias = bias.f_to_device(device)?.f_to_kind(Kind::Float)?.f_mul_scalar(scale)?;
         Ok(Some((bias, self.rows.clone())))
     }
@@ -228,7 +274,11 @@ impl Change {
     pub(crate) fn place(&self, device: Device, weight: impl FnOnce() -> Result<Tensor>) -> Result<Placed> {
         let (scale, factor) = match (&self.magnitude, &self.delta) {
             (Some((magnitude, norm)), Some(delta)) => {
-                let scale = if *norm == Norm::Peft { self.scale * self.strength } else { self.scale };
+                let scale = if *norm == Norm::Peft {
+                    self.scale * self.strength
+                } else {
+                    self.scale
+                };
                 let delta = delta.to_device(device)?.matrix()?.f_mul_scalar(scale)?;
                 let weight = weight()?.f_narrow(0, self.rows.start, self.rows.end - self.rows.start)?;
                 let sum = weight.f_add(&delta)?;
@@ -244,12 +294,25 @@ impl Change {
                     }
                 };
                 let factor = factor.f_flatten(0, -1)?;
-                (scale, if along_rows { Factor::Rows(factor) } else { Factor::Columns(factor) })
+                (
+                    scale,
+                    if along_rows {
+                        Factor::Rows(factor)
+                    } else {
+                        Factor::Columns(factor)
+                    },
+                )
             }
             _ => (self.scale * self.strength, Factor::None),
         };
         let bias = self.bias_to(device)?.map(|(bias, _)| bias);
         let delta = self.delta.as_ref().map(|d| d.to_device(device)).transpose()?;
-        Ok(Placed { delta, bias, factor, scale, rows: self.rows.clone() })
+        Ok(Placed {
+            delta,
+            bias,
+            factor,
+            scale,
+            rows: self.rows.clone(),
+        })
     }
 }

@@ -23,7 +23,10 @@ impl Conv2d {
     /// Those of [`Weights::tensor`].
     pub fn new(w: &Weights, input: i64, output: i64, kernel: i64) -> Result<Self> {
         let bias = Some(w.tensor("bias", &[output])?);
-        Ok(Self { bias, ..Self::without_bias(w, input, output, kernel)? })
+        Ok(Self {
+            bias,
+            ..Self::without_bias(w, input, output, kernel)?
+        })
     }
 
     /// As [`Conv2d::new`], without bias.
@@ -32,8 +35,17 @@ impl Conv2d {
     /// Those of [`Weights::tensor`].
     pub fn without_bias(w: &Weights, input: i64, output: i64, kernel: i64) -> Result<Self> {
         let weight = w.tensor("weight", &[output, input, kernel, kernel])?;
-        let weight = if weight.requires_grad() { weight } else { crate::ops::channels_last(&weight)? };
-        Ok(Self { weight, bias: None, stride: 1, padding: kernel / 2 })
+        let weight = if weight.requires_grad() {
+            weight
+        } else {
+            crate::ops::channels_last(&weight)?
+        };
+        Ok(Self {
+            weight,
+            bias: None,
+            stride: 1,
+            padding: kernel / 2,
+        })
     }
 
     /// Whether its weight is being trained. The backward passes of normalisations are several times

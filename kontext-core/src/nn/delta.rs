@@ -54,11 +54,18 @@ impl Delta {
     /// Applies `f` to every tensor.
     pub(super) fn map<E>(&self, f: impl Fn(&Tensor) -> Result<Tensor, E>) -> Result<Self, E> {
         Ok(match self {
-            Self::LowRank { down, up } => Self::LowRank { down: f(down)?, up: f(up)? },
-            Self::Kronecker { first, second } => {
-                Self::Kronecker { first: f(first)?, second: second.iter().map(f).collect::<Result<_, E>>()? }
-            }
-            Self::Hadamard { a, b } => Self::Hadamard { a: [f(&a[0])?, f(&a[1])?], b: [f(&b[0])?, f(&b[1])?] },
+            Self::LowRank { down, up } => Self::LowRank {
+                down: f(down)?,
+                up: f(up)?,
+            },
+            Self::Kronecker { first, second } => Self::Kronecker {
+                first: f(first)?,
+                second: second.iter().map(f).collect::<Result<_, E>>()?,
+            },
+            Self::Hadamard { a, b } => Self::Hadamard {
+                a: [f(&a[0])?, f(&a[1])?],
+                b: [f(&b[0])?, f(&b[1])?],
+            },
             Self::Full(matrix) => Self::Full(f(matrix)?),
         })
     }
@@ -122,7 +129,8 @@ impl Delta {
     pub(super) fn apply(&self, x: &Tensor, scale: f64, rows: &Range<i64>, columns: &Range<i64>) -> Result<Tensor> {
         let kind = x.kind();
         let cut = |t: &Tensor, side: i64, range: &Range<i64>| -> Result<Tensor> {
-            Ok(t.f_narrow(side, range.start, range.end - range.start)?.f_to_kind(kind)?)
+            Ok(t.f_narrow(side, range.start, range.end - range.start)?
+                .f_to_kind(kind)?)
         };
         let linear = |x: &Tensor, matrix: &Tensor| -> Result<Tensor> { Ok(x.f_linear(matrix, None::<&Tensor>)?) };
         match self {
@@ -143,14 +151,20 @@ impl Delta {
                 let width = second.last().map_or(1, |t| side(t, 1));
                 let (down, across) = (blocks(rows, height), blocks(columns, width));
                 let pad = [columns.start - across.start * width, across.end * width - columns.end];
-                let x = if pad == [0, 0] { x.shallow_clone() } else { x.f_constant_pad_nd(pad)? };
+                let x = if pad == [0, 0] {
+                    x.shallow_clone()
+                } else {
+                    x.f_constant_pad_nd(pad)?
+                };
                 // `(W1 ⊗ W2) x`, with x as a matrix of blocks, is `W1 X W2^T`.
                 let mut y = x.f_unflatten(-1, [across.end - across.start, width])?;
                 for factor in second.iter().rev() {
                     y = linear(&y, &factor.f_to_kind(kind)?)?;
                 }
                 let first = cut(&cut(first, 0, &down)?, 1, &across)?.f_mul_scalar(scale)?;
-                let y = linear(&y.f_transpose(-1, -2)?, &first)?.f_transpose(-1, -2)?.f_flatten(-2, -1)?;
+                let y = linear(&y.f_transpose(-1, -2)?, &first)?
+                    .f_transpose(-1, -2)?
+                    .f_flatten(-2, -1)?;
                 Ok(y.f_narrow(-1, rows.start - down.start * height, rows.end - rows.start)?)
             }
         }
@@ -159,7 +173,10 @@ impl Delta {
     /// The matrix with its halves of rows exchanged.
     pub(super) fn swapped(&self) -> Result<Self> {
         Ok(match self {
-            Self::LowRank { down, up } => Self::LowRank { down: down.shallow_clone(), up: swap_halves(up)? },
+            Self::LowRank { down, up } => Self::LowRank {
+                down: down.shallow_clone(),
+                up: swap_halves(up)?,
+            },
             Self::Hadamard { a, b } => Self::Hadamard {
                 a: [swap_halves(&a[0])?, swap_halves(&a[1])?],
                 b: [b[0].shallow_clone(), b[1].shallow_clone()],
@@ -177,7 +194,8 @@ impl Delta {
 pub(super) fn product(factors: &[Tensor]) -> Result<Tensor> {
     check_product(factors)?;
     let (first, rest) = factors.split_first().ok_or_else(no_factors)?;
-    rest.iter().try_fold(first.shallow_clone(), |product, factor| Ok(product.f_matmul(factor)?))
+    rest.iter()
+        .try_fold(first.shallow_clone(), |product, factor| Ok(product.f_matmul(factor)?))
 }
 
 fn side(t: &Tensor, index: usize) -> i64 {
@@ -213,7 +231,11 @@ fn no_factors() -> Error {
 }
 
 fn wrong(got: &Tensor, expected: &'static str) -> Error {
-    Error::Shape { tensor: "factor of a change", expected, got: got.size() }
+    Error::Shape {
+        tensor: "factor of a change",
+        expected,
+        got: got.size(),
+    }
 }
 
 #[cfg(test)]
@@ -227,12 +249,21 @@ mod tests {
 
     /// One of each form, all [12, 10].
     fn all() -> Vec<Delta> {
-        let kronecker = |second| Delta::Kronecker { first: draw(&[3, 2], 3), second };
+        let kronecker = |second| Delta::Kronecker {
+            first: draw(&[3, 2], 3),
+            second,
+        };
         let all = vec![
-            Delta::LowRank { down: draw(&[2, 10], 1), up: draw(&[12, 2], 2) },
+            Delta::LowRank {
+                down: draw(&[2, 10], 1),
+                up: draw(&[12, 2], 2),
+            },
             kronecker(vec![draw(&[4, 5], 4)]),
             kronecker(vec![draw(&[4, 2], 5), draw(&[2, 5], 6)]),
-            Delta::Hadamard { a: [draw(&[12, 2], 7), draw(&[12, 3], 8)], b: [draw(&[2, 10], 9), draw(&[3, 10], 10)] },
+            Delta::Hadamard {
+                a: [draw(&[12, 2], 7), draw(&[12, 3], 8)],
+                b: [draw(&[2, 10], 9), draw(&[3, 10], 10)],
+            },
             Delta::Full(draw(&[12, 10], 11)),
         ];
         all.into_iter().map(|delta| delta.checked().unwrap()).collect()
@@ -261,7 +292,14 @@ mod tests {
     fn swapping_exchanges_the_halves_of_the_matrix() {
         for delta in all() {
             let expected = swap_halves(&delta.matrix().unwrap()).unwrap();
-            assert!(delta.swapped().unwrap().matrix().unwrap().allclose(&expected, 1e-6, 1e-6, false));
+            assert!(
+                delta
+                    .swapped()
+                    .unwrap()
+                    .matrix()
+                    .unwrap()
+                    .allclose(&expected, 1e-6, 1e-6, false)
+            );
         }
     }
 
@@ -275,7 +313,12 @@ mod tests {
 
     #[test]
     fn factors_that_do_not_fit_are_refused() {
-        let error = Delta::LowRank { down: draw(&[2, 10], 1), up: draw(&[12, 3], 2) }.checked().unwrap_err();
+        let error = Delta::LowRank {
+            down: draw(&[2, 10], 1),
+            up: draw(&[12, 3], 2),
+        }
+        .checked()
+        .unwrap_err();
         assert!(error.to_string().contains("rank of the other factor"), "{error}");
     }
 }

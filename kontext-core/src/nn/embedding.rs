@@ -17,7 +17,9 @@ impl Embedding {
     /// # Errors
     /// Those of [`Weights::tensor`].
     pub fn new(w: &Weights, count: i64, width: i64) -> Result<Self> {
-        Ok(Self { weight: w.matrix("weight", [count, width])? })
+        Ok(Self {
+            weight: w.matrix("weight", [count, width])?,
+        })
     }
 
     /// Indices [..] (i64) to vectors [.., width] of the given kind.

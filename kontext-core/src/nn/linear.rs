@@ -25,7 +25,10 @@ impl Linear {
     /// # Errors
     /// Those of [`Weights::tensor`].
     pub fn new(w: &Weights, input: i64, output: i64) -> Result<Self> {
-        Ok(Self { bias: Some(w.tensor("bias", &[output])?), ..Self::without_bias(w, input, output)? })
+        Ok(Self {
+            bias: Some(w.tensor("bias", &[output])?),
+            ..Self::without_bias(w, input, output)?
+        })
     }
 
     /// Reads `weight` [out, in]; there is no bias.
@@ -34,7 +37,11 @@ impl Linear {
     /// Those of [`Weights::tensor`].
     pub fn without_bias(w: &Weights, input: i64, output: i64) -> Result<Self> {
         let weight = w.matrix("weight", [output, input])?;
-        Ok(Self { changes: Changes::new(w.slot(&weight), input), weight, bias: None })
+        Ok(Self {
+            changes: Changes::new(w.slot(&weight), input),
+            weight,
+            bias: None,
+        })
     }
 
     /// [.., in] to [.., out], in the input's kind.
@@ -71,9 +78,16 @@ impl Linear {
         let [_, input] = self.weight.size();
         let part = |start: i64, count: i64, bias: Option<Tensor>| -> Result<Self> {
             let changes = self.changes.of_columns(start, count, start == 0);
-            Ok(Self { weight: self.weight.columns(start, count)?, bias, changes })
+            Ok(Self {
+                weight: self.weight.columns(start, count)?,
+                bias,
+                changes,
+            })
         };
-        Ok((part(0, at, self.bias.as_ref().map(Tensor::shallow_clone))?, part(at, input - at, None)?))
+        Ok((
+            part(0, at, self.bias.as_ref().map(Tensor::shallow_clone))?,
+            part(at, input - at, None)?,
+        ))
     }
 
     /// The output features `start..start + count` alone: [.., in] to [.., count].
@@ -81,7 +95,11 @@ impl Linear {
     /// # Errors
     /// [`crate::Error::Torch`] where the range is not within the output.
     pub fn forward_rows(&self, x: &Tensor, start: i64, count: i64) -> Result<Tensor> {
-        let bias = self.bias.as_ref().map(|bias| bias.f_narrow(0, start, count)?.f_to_kind(x.kind())).transpose()?;
+        let bias = self
+            .bias
+            .as_ref()
+            .map(|bias| bias.f_narrow(0, start, count)?.f_to_kind(x.kind()))
+            .transpose()?;
         let y = self.weight.rows(start, count)?.apply(x, bias.as_ref())?;
         self.changed(y, x, start, false)
     }
@@ -125,7 +143,9 @@ mod tests {
     #[test]
     fn a_weight_stored_in_bf16_multiplies_in_f32() {
         let linear = Linear::new(&Weights::synthetic(1).kind(Kind::BFloat16), 4, 3).unwrap();
-        let y = linear.forward(&Tensor::ones([1, 4], (Kind::Float, Device::Cpu))).unwrap();
+        let y = linear
+            .forward(&Tensor::ones([1, 4], (Kind::Float, Device::Cpu)))
+            .unwrap();
         assert_eq!(y.kind(), Kind::Float);
     }
 }

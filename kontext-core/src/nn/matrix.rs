@@ -24,7 +24,10 @@ impl Matrix {
         match self {
             Matrix::Plain(weight) => {
                 let size = weight.size();
-                [size.first().copied().unwrap_or_default(), size.get(1).copied().unwrap_or_default()]
+                [
+                    size.first().copied().unwrap_or_default(),
+                    size.get(1).copied().unwrap_or_default(),
+                ]
             }
             Matrix::Packed(packed) => packed.size(),
         }
@@ -78,7 +81,10 @@ impl Matrix {
             Matrix::Packed(packed) => {
                 self.within(1, start, count)?;
                 let first = packed.columns.start + start as usize;
-                Matrix::Packed(PackedRows { columns: first..first + count as usize, ..packed.clone() })
+                Matrix::Packed(PackedRows {
+                    columns: first..first + count as usize,
+                    ..packed.clone()
+                })
             }
         })
     }
@@ -87,7 +93,11 @@ impl Matrix {
         let size = self.size()[side];
         let inside = start >= 0 && count >= 0 && start.checked_add(count).is_some_and(|end| end <= size);
         let got = || format!("{start}..{start}+{count}");
-        if inside { Ok(()) } else { Err(Error::invalid("part of a weight", format!("within 0..{size}"), got())) }
+        if inside {
+            Ok(())
+        } else {
+            Err(Error::invalid("part of a weight", format!("within 0..{size}"), got()))
+        }
     }
 
     /// The rows at these indices [..]: [.., in] in the given kind.
@@ -130,7 +140,9 @@ impl Matrix {
             let count = weight.size()[0];
             let part = y.f_narrow(1, start, count)?;
             let _ = match bias {
-                Some(bias) => bias.f_narrow(0, start, count)?.f_addmm_out(&part, &rows, &weight.f_transpose(0, 1)?)?,
+                Some(bias) => bias
+                    .f_narrow(0, start, count)?
+                    .f_addmm_out(&part, &rows, &weight.f_transpose(0, 1)?)?,
                 None => rows.f_mm_out(&part, &weight.f_transpose(0, 1)?)?,
             };
             Ok(())
@@ -153,7 +165,9 @@ impl Matrix {
         self.by_pieces(|start, weight| {
             let count = weight.size()[0];
             let part = y.f_narrow(1, start, count)?;
-            let _ = sums.f_narrow(1, start, count)?.f_addmm_out(&part, &rows, &weight.f_transpose(0, 1)?)?;
+            let _ = sums
+                .f_narrow(1, start, count)?
+                .f_addmm_out(&part, &rows, &weight.f_transpose(0, 1)?)?;
             Ok(())
         })?;
         Ok(y.f_reshape(sum.size())?)
@@ -191,7 +205,12 @@ impl Matrix {
                 }
                 Matrix::Packed(packed) => {
                     let rows = packed.only_rows(start, count);
-                    scratch::with(count, input, |out| rows.unpack(out), |piece| use_piece(start as i64, piece))?;
+                    scratch::with(
+                        count,
+                        input,
+                        |out| rows.unpack(out),
+                        |piece| use_piece(start as i64, piece),
+                    )?;
                 }
             }
         }

@@ -18,7 +18,11 @@ impl LayerNorm {
     /// # Errors
     /// Those of [`Weights::tensor`].
     pub fn new(w: &Weights, width: i64, eps: f64) -> Result<Self> {
-        Ok(Self { weight: w.tensor("weight", &[width])?, bias: w.tensor("bias", &[width])?, eps })
+        Ok(Self {
+            weight: w.tensor("weight", &[width])?,
+            bias: w.tensor("bias", &[width])?,
+            eps,
+        })
     }
 
     /// [.., width] to the same shape and kind; libtorch computes the moments in f32.
@@ -45,7 +49,10 @@ impl RmsNorm {
     /// # Errors
     /// Those of [`Weights::tensor`].
     pub fn new(w: &Weights, name: &str, width: i64, eps: f64) -> Result<Self> {
-        Ok(Self { weight: w.tensor(name, &[width])?, eps })
+        Ok(Self {
+            weight: w.tensor(name, &[width])?,
+            eps,
+        })
     }
 
     /// [.., width] to the same shape and kind. The mean of squares is computed in f32: in bf16 a
@@ -56,8 +63,15 @@ impl RmsNorm {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let kind = x.kind();
         let wide = x.f_to_kind(Kind::Float)?;
-        let scale = wide.f_square()?.f_mean_dim(-1_i64, true, Kind::Float)?.f_add_scalar(self.eps)?.f_rsqrt()?;
-        Ok(wide.f_mul(&scale)?.f_to_kind(kind)?.f_mul(&self.weight.f_to_kind(kind)?)?)
+        let scale = wide
+            .f_square()?
+            .f_mean_dim(-1_i64, true, Kind::Float)?
+            .f_add_scalar(self.eps)?
+            .f_rsqrt()?;
+        Ok(wide
+            .f_mul(&scale)?
+            .f_to_kind(kind)?
+            .f_mul(&self.weight.f_to_kind(kind)?)?)
     }
 }
 
@@ -76,7 +90,12 @@ impl GroupNorm {
     /// # Errors
     /// Those of [`Weights::tensor`].
     pub fn new(w: &Weights, channels: i64, groups: i64, eps: f64) -> Result<Self> {
-        Ok(Self { weight: w.tensor("weight", &[channels])?, bias: w.tensor("bias", &[channels])?, groups, eps })
+        Ok(Self {
+            weight: w.tensor("weight", &[channels])?,
+            bias: w.tensor("bias", &[channels])?,
+            groups,
+            eps,
+        })
     }
 
     /// [B, C, ..] to the same shape and kind.

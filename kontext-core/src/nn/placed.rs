@@ -45,7 +45,13 @@ impl Placed {
             Factor::Columns(f) => Factor::Columns(f.shallow_clone()),
         };
         let bias = self.bias.as_ref().map(Tensor::shallow_clone);
-        Self { delta: self.delta.clone(), bias, factor, scale: self.scale, rows: self.rows.clone() }
+        Self {
+            delta: self.delta.clone(),
+            bias,
+            factor,
+            scale: self.scale,
+            rows: self.rows.clone(),
+        }
     }
 
     /// Whether [`Placed::add_to`] takes the plain product of the weight.
@@ -56,7 +62,10 @@ impl Placed {
     /// Adds the change to `y` [.., rows of the window], the layer's output for `x` [.., columns of the window].
     /// `plain` is the product of weight and `x` alone.
     pub(crate) fn add_to(&self, y: &Tensor, x: &Tensor, window: &Window<'_>, plain: Option<&Tensor>) -> Result<()> {
-        let (from, to) = (self.rows.start.max(window.rows.start), self.rows.end.min(window.rows.end));
+        let (from, to) = (
+            self.rows.start.max(window.rows.start),
+            self.rows.end.min(window.rows.end),
+        );
         if from >= to {
             return Ok(());
         }
@@ -66,7 +75,10 @@ impl Placed {
         // A view: what is added arrives in `y`, and gradients pass through both.
         let mut part = of_window(y)?;
         let scaled = |x: &Tensor| -> Result<Option<Tensor>> {
-            self.delta.as_ref().map(|delta| delta.apply(x, self.scale, &own, &window.columns)).transpose()
+            self.delta
+                .as_ref()
+                .map(|delta| delta.apply(x, self.scale, &own, &window.columns))
+                .transpose()
         };
         let added = match &self.factor {
             Factor::None => scaled(x)?,
@@ -77,7 +89,9 @@ impl Placed {
                 };
                 let factor = factor.f_narrow(0, own.start, to - from)?;
                 let rest = of_window(&plain)?.f_mul(&factor.f_sub_scalar(1.0)?.f_to_kind(kind)?)?;
-                scaled(x)?.map(|delta| rest.f_add(&delta.f_mul(&factor.f_to_kind(kind)?)?)).transpose()?
+                scaled(x)?
+                    .map(|delta| rest.f_add(&delta.f_mul(&factor.f_to_kind(kind)?)?))
+                    .transpose()?
             }
             Factor::Columns(factor) => {
                 let factor = factor.f_narrow(0, window.columns.start, window.columns.end - window.columns.start)?;

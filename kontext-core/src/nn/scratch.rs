@@ -22,14 +22,21 @@ pub(crate) fn with<T>(
 ) -> Result<T> {
     let elements = rows * columns;
     let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
-    let kept = idle.iter().position(|piece| piece.numel() >= elements).map(|index| idle.swap_remove(index));
+    let kept = idle
+        .iter()
+        .position(|piece| piece.numel() >= elements)
+        .map(|index| idle.swap_remove(index));
     drop(idle);
     let mut piece = match kept {
         Some(piece) => piece,
         None => Tensor::f_empty([elements.max(PIECE) as i64], (Kind::Float, Device::Cpu))?,
     };
     fill(floats(&mut piece, elements))?;
-    let result = consume(&piece.f_narrow(0, 0, elements as i64)?.f_view([rows as i64, columns as i64])?);
+    let result = consume(
+        &piece
+            .f_narrow(0, 0, elements as i64)?
+            .f_view([rows as i64, columns as i64])?,
+    );
     IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(piece);
     result
 }

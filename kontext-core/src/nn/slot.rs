@@ -63,7 +63,9 @@ impl std::fmt::Debug for Slots {
 
 impl std::fmt::Debug for Slot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Slot").field("changes", &lock(&self.0).changes.len()).finish_non_exhaustive()
+        f.debug_struct("Slot")
+            .field("changes", &lock(&self.0).changes.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -93,14 +95,21 @@ impl Slots {
         if let Some(name) = adapters.layers().find(|name| !slots.contains_key(*name)) {
             let nearest = nearest_name(name, slots.keys().map(String::as_str));
             let nearest = nearest.map(|n| format!(" (nearest: `{n}`)")).unwrap_or_default();
-            return Err(Error::invalid("layer of a change", format!("a linear layer of the model{nearest}"), name));
+            return Err(Error::invalid(
+                "layer of a change",
+                format!("a linear layer of the model{nearest}"),
+                name,
+            ));
         }
         let of = |(name, slot): (&String, &Slot)| Ok((slot.clone(), slot.place(adapters.of(name))?));
         Ok(Prepared(slots.iter().map(of).collect::<Result<_>>()?))
     }
 
     pub(crate) fn register(&self, name: &str, weight: &Matrix) -> Slot {
-        let content = Content { weight: weight.shallow_clone(), changes: Vec::new() };
+        let content = Content {
+            weight: weight.shallow_clone(),
+            changes: Vec::new(),
+        };
         let slot = Slot(Arc::new(Mutex::new(content)));
         lock(&self.0).insert(name.to_owned(), slot.clone());
         slot
@@ -138,13 +147,21 @@ pub(crate) struct Changes {
 
 impl Changes {
     pub(crate) fn new(slot: Option<Slot>, input: i64) -> Self {
-        Self { slot, columns: 0..input, bias: true }
+        Self {
+            slot,
+            columns: 0..input,
+            bias: true,
+        }
     }
 
     /// The part that meets the input features `start..start + count`.
     pub(crate) fn of_columns(&self, start: i64, count: i64, bias: bool) -> Self {
         let start = self.columns.start + start;
-        Self { slot: self.slot.clone(), columns: start..start + count, bias }
+        Self {
+            slot: self.slot.clone(),
+            columns: start..start + count,
+            bias,
+        }
     }
 
     /// Adds all changes to `y`, the output features from `start` on for the input `x`.
@@ -161,9 +178,20 @@ impl Changes {
         let Some(slot) = &self.slot else { return Ok(()) };
         let changes: Vec<Placed> = lock(&slot.0).changes.iter().map(Placed::shallow_clone).collect();
         let count = y.size().last().copied().unwrap_or_default();
-        let window = Window { rows: start..start + count, columns: self.columns.clone(), bias: self.bias, product };
-        let plain = if changes.iter().any(Placed::scales_rows) { plain()? } else { None };
-        changes.iter().try_for_each(|change| change.add_to(y, x, &window, plain.as_ref()))
+        let window = Window {
+            rows: start..start + count,
+            columns: self.columns.clone(),
+            bias: self.bias,
+            product,
+        };
+        let plain = if changes.iter().any(Placed::scales_rows) {
+            plain()?
+        } else {
+            None
+        };
+        changes
+            .iter()
+            .try_for_each(|change| change.add_to(y, x, &window, plain.as_ref()))
     }
 }
 

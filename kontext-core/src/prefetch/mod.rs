@@ -32,7 +32,11 @@ pub(crate) struct Prefetch<M: Mover> {
 impl<M: Mover> Prefetch<M> {
     /// `make` makes a mover whose buffers hold so many bytes, on its own thread.
     pub(crate) fn new(make: impl Fn(usize) -> Result<M> + Send + Sync + 'static) -> Self {
-        Self { largest: AtomicUsize::new(0), ring: OnceLock::new(), make: Arc::new(make) }
+        Self {
+            largest: AtomicUsize::new(0),
+            ring: OnceLock::new(),
+            make: Arc::new(make),
+        }
     }
 
     /// Tells of a matrix that will be asked for.
@@ -66,6 +70,8 @@ impl<M: Mover> Prefetch<M> {
 
 impl<M: Mover> std::fmt::Debug for Prefetch<M> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Prefetch").field("largest", &self.largest).finish_non_exhaustive()
+        f.debug_struct("Prefetch")
+            .field("largest", &self.largest)
+            .finish_non_exhaustive()
     }
 }

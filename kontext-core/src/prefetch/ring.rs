@@ -93,15 +93,28 @@ fn address<S>(source: &Arc<S>) -> usize {
 impl<S: Source, M: Mover> Ring<S, M> {
     /// A ring whose mover is made on its worker.
     pub(crate) fn new(make: impl FnOnce() -> Result<M> + Send + 'static) -> Self {
-        let state = State { slots: None, broken: false, next: HashMap::new(), last: HashMap::new(), clock: 0 };
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
+        let state = State {
+            slots: None,
+            broken: false,
+            next: HashMap::new(),
+            last: HashMap::new(),
+            clock: 0,
+        };
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        });
         let (jobs, inbox) = channel();
         let for_worker = Arc::clone(&shared);
         let work = move || work(&for_worker, make, &inbox);
         let worker = thread::Builder::new().name("prefetch".to_owned()).spawn(work).ok();
         // A worker that is there may have said so itself by now.
         shared.lock().broken |= worker.is_none();
-        Self { shared, jobs: Some(jobs), worker }
+        Self {
+            shared,
+            jobs: Some(jobs),
+            worker,
+        }
     }
 
     /// Hands the bytes of a source to `consume`, and puts the source that was asked for after it the last time on its
@@ -157,17 +170,31 @@ impl<S: Source, M: Mover> Ring<S, M> {
     /// Which slots are being filled just now.
     #[cfg(test)]
     pub(crate) fn filling(&self) -> Vec<bool> {
-        self.shared.lock().slots.iter().flatten().map(|slot| matches!(slot.content, Content::Filling)).collect()
+        self.shared
+            .lock()
+            .slots
+            .iter()
+            .flatten()
+            .map(|slot| matches!(slot.content, Content::Filling))
+            .collect()
     }
 
     /// Sends the buffer that was lent longest ago to be filled. False where none is here.
     fn fill(&self, state: &mut State<S, M>, source: &Arc<S>) -> bool {
         let slots = state.slots.iter_mut().flatten().enumerate();
         let here = slots.filter(|(_, slot)| matches!(slot.content, Content::Here(_)));
-        let Some((index, slot)) = here.min_by_key(|(_, slot)| slot.lent_at) else { return false };
-        let Content::Here(buffer) = std::mem::replace(&mut slot.content, Content::Filling) else { return false };
+        let Some((index, slot)) = here.min_by_key(|(_, slot)| slot.lent_at) else {
+            return false;
+        };
+        let Content::Here(buffer) = std::mem::replace(&mut slot.content, Content::Filling) else {
+            return false;
+        };
         slot.source = Some(Arc::clone(source));
-        let job = Job { slot: index, source: Arc::clone(source), buffer };
+        let job = Job {
+            slot: index,
+            source: Arc::clone(source),
+            buffer,
+        };
         state.broken |= self.jobs.as_ref().is_none_or(|jobs| jobs.send(job).is_err());
         true
     }
@@ -195,7 +222,9 @@ impl<S, M: Mover> State<S, M> {
     fn lend(&mut self, index: usize) -> Content<M::Buffer> {
         self.clock += 1;
         let clock = self.clock;
-        let Some(slot) = self.slots.as_mut().and_then(|slots| slots.get_mut(index)) else { return Content::Lent };
+        let Some(slot) = self.slots.as_mut().and_then(|slots| slots.get_mut(index)) else {
+            return Content::Lent;
+        };
         match slot.content {
             Content::Here(_) => {
                 slot.lent_at = clock;
@@ -231,10 +260,19 @@ fn work<S: Source, M: Mover>(shared: &Shared<S, M>, make: impl FnOnce() -> Resul
     let _end = End(shared);
     let Ok(mut mover) = make() else { return };
     let Ok(buffers) = mover.buffers() else { return };
-    let slot = |buffer| Slot { source: None, content: Content::Here(buffer), lent_at: 0 };
+    let slot = |buffer| Slot {
+        source: None,
+        content: Content::Here(buffer),
+        lent_at: 0,
+    };
     shared.lock().slots = Some(buffers.into_iter().map(slot).collect());
     shared.changed.notify_all();
-    while let Ok(Job { slot, source, mut buffer }) = inbox.recv() {
+    while let Ok(Job {
+        slot,
+        source,
+        mut buffer,
+    }) = inbox.recv()
+    {
         let begun = mover.begin(source.bytes(), &mut buffer);
         let mut state = shared.lock();
         if let Some(slot) = state.slots.as_mut().and_then(|slots| slots.get_mut(slot)) {

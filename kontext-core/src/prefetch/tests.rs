@@ -36,14 +36,21 @@ impl Mover for Late {
 
     fn buffers(&mut self) -> Result<Vec<LateBuffer>> {
         let one = || Ok(Tensor::f_full([self.capacity as i64], 255, (Kind::Uint8, CPU))?);
-        let buffer = |bytes| LateBuffer { bytes, coming: None, lent: false };
+        let buffer = |bytes| LateBuffer {
+            bytes,
+            coming: None,
+            lent: false,
+        };
         (0..BUFFERS).map(|_| one().map(buffer)).collect()
     }
 
     fn begin(&mut self, bytes: &[u8], buffer: &mut LateBuffer) -> Result<()> {
         assert!(!buffer.lent, "filled while it is read");
         thread_pause(bytes.len() % 3);
-        self.left = self.left.checked_sub(1).ok_or_else(|| Error::invalid("device", "one that works", "none"))?;
+        self.left = self
+            .left
+            .checked_sub(1)
+            .ok_or_else(|| Error::invalid("device", "one that works", "none"))?;
         buffer.coming = Some(bytes.to_vec());
         Ok(())
     }
@@ -52,7 +59,10 @@ impl Mover for Late {
         assert!(!buffer.lent, "lent twice");
         buffer.lent = true;
         if let Some(bytes) = buffer.coming.take() {
-            buffer.bytes.narrow(0, 0, bytes.len() as i64).copy_(&Tensor::from_slice(&bytes));
+            buffer
+                .bytes
+                .narrow(0, 0, bytes.len() as i64)
+                .copy_(&Tensor::from_slice(&bytes));
         }
         Ok(())
     }
@@ -79,9 +89,21 @@ fn matrices(count: usize) -> Vec<Arc<PackedMatrix>> {
         let format = formats[index % formats.len()];
         let rows = ROWS + index % 3;
         let size = rows * format.row_bytes(COLUMNS).unwrap();
-        let bytes = (0..size).map(|i| ((i + 7 * index).wrapping_mul(2_654_435_761) >> 13) as u8 & 0x3b).collect();
-        let factors = if format == Format::Int8 { Factors::Rows(vec![0.5; rows]) } else { Factors::None };
-        Arc::new(PackedMatrix { bytes: Bytes::Held(bytes), format, rows, columns: COLUMNS, factors })
+        let bytes = (0..size)
+            .map(|i| ((i + 7 * index).wrapping_mul(2_654_435_761) >> 13) as u8 & 0x3b)
+            .collect();
+        let factors = if format == Format::Int8 {
+            Factors::Rows(vec![0.5; rows])
+        } else {
+            Factors::None
+        };
+        Arc::new(PackedMatrix {
+            bytes: Bytes::Held(bytes),
+            format,
+            rows,
+            columns: COLUMNS,
+            factors,
+        })
     };
     (0..count).map(matrix).collect()
 }
@@ -93,12 +115,21 @@ fn prefetch(make: fn(usize) -> Result<Late>, matrices: &[Arc<PackedMatrix>]) -> 
 }
 
 fn working(capacity: usize) -> Result<Late> {
-    Ok(Late { capacity, left: usize::MAX })
+    Ok(Late {
+        capacity,
+        left: usize::MAX,
+    })
 }
 
 /// Whether a part comes out as by the plain way.
 fn is_plain(prefetch: &Prefetch<Late>, matrix: &Arc<PackedMatrix>, rows: Range<usize>, columns: Range<usize>) -> bool {
-    let empty = || Tensor::full([rows.len() as i64, columns.len() as i64], f64::NAN, (Kind::BFloat16, CPU));
+    let empty = || {
+        Tensor::full(
+            [rows.len() as i64, columns.len() as i64],
+            f64::NAN,
+            (Kind::BFloat16, CPU),
+        )
+    };
     let (got, expected) = (empty(), empty());
     prefetch.unpack_to(matrix, rows.clone(), columns.clone(), &got).unwrap();
     on_device::unpack_to(&matrix.view().unwrap(), rows, columns, &expected).unwrap();
@@ -162,11 +193,19 @@ fn a_mover_that_cannot_be_made_and_a_matrix_that_does_not_fit_leave_the_plain_wa
     // Often: the worker may end before or after the ring is made.
     for _ in 0..200 {
         let none = prefetch(|_| Err(Error::invalid("device", "one", "none")), &matrices);
-        assert!(matrices.iter().all(|matrix| is_plain(&none, matrix, 0..ROWS, 0..COLUMNS)));
+        assert!(
+            matrices
+                .iter()
+                .all(|matrix| is_plain(&none, matrix, 0..ROWS, 0..COLUMNS))
+        );
     }
     // The largest was not told of.
     let small = prefetch(working, &matrices[1..2]);
-    assert!(matrices.iter().all(|matrix| is_plain(&small, matrix, 0..ROWS, 0..COLUMNS)));
+    assert!(
+        matrices
+            .iter()
+            .all(|matrix| is_plain(&small, matrix, 0..ROWS, 0..COLUMNS))
+    );
 }
 
 /// A source of its own number, and a mover that writes down what it is told to bring.
@@ -189,7 +228,10 @@ mod order {
         type Buffer = Tensor;
 
         fn buffers(&mut self) -> Result<Vec<Tensor>> {
-            Ok(vec![Tensor::zeros([1], (Kind::Uint8, CPU)), Tensor::zeros([1], (Kind::Uint8, CPU))])
+            Ok(vec![
+                Tensor::zeros([1], (Kind::Uint8, CPU)),
+                Tensor::zeros([1], (Kind::Uint8, CPU)),
+            ])
         }
 
         fn begin(&mut self, bytes: &[u8], buffer: &mut Tensor) -> Result<()> {
@@ -218,7 +260,10 @@ mod order {
         let ask = |number: usize| {
             // Parts of one matrix are asked for one after the other.
             for _ in 0..2 {
-                let value = ring.with(&sources[number], |bytes| Ok(bytes.int64_value(&[0]))).unwrap().unwrap();
+                let value = ring
+                    .with(&sources[number], |bytes| Ok(bytes.int64_value(&[0])))
+                    .unwrap()
+                    .unwrap();
                 assert_eq!(value, number as i64);
             }
             // The worker is done when what it was told to bring is there.

@@ -23,11 +23,21 @@ impl Fixture {
     }
 
     pub(crate) fn floats(&self, name: &str) -> Vec<f32> {
-        self.data(name, Dtype::F32).as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+        self.data(name, Dtype::F32)
+            .as_chunks()
+            .0
+            .iter()
+            .map(|b| f32::from_le_bytes(*b))
+            .collect()
     }
 
     /// Floats of any bits, as integers.
     pub(crate) fn words(&self, name: &str) -> Vec<u32> {
-        self.data(name, Dtype::I32).as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
+        self.data(name, Dtype::I32)
+            .as_chunks()
+            .0
+            .iter()
+            .map(|b| u32::from_le_bytes(*b))
+            .collect()
     }
 }

@@ -42,7 +42,10 @@ pub(super) fn to_e4m3(value: f32) -> u8 {
     let bits = value.to_bits();
     let digits = (bits & 0x7fff_ffff).min(LARGEST);
     let tiny = (f32::from_bits(digits) + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits());
-    let normal = digits.wrapping_sub(120 << 23).wrapping_add(0x7_ffff + (digits >> 20 & 1)) >> 20;
+    let normal = digits
+        .wrapping_sub(120 << 23)
+        .wrapping_add(0x7_ffff + (digits >> 20 & 1))
+        >> 20;
     let code = if digits < NORMAL { tiny } else { normal };
     let code = if value.is_nan() { 0x7f } else { code };
     (bits >> 24 & 0x80 | code) as u8
@@ -60,7 +63,10 @@ pub(super) fn to_e5m2(value: f32) -> u8 {
     let bits = value.to_bits();
     let digits = (bits & 0x7fff_ffff).min(INFINITE);
     let tiny = (f32::from_bits(digits) + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits());
-    let normal = digits.wrapping_sub(112 << 23).wrapping_add(0xf_ffff + (digits >> 21 & 1)) >> 21;
+    let normal = digits
+        .wrapping_sub(112 << 23)
+        .wrapping_add(0xf_ffff + (digits >> 21 & 1))
+        >> 21;
     let code = if digits < NORMAL { tiny } else { normal };
     let code = if value.is_nan() { 0x7f } else { code };
     (bits >> 24 & 0x80 | code) as u8
@@ -85,7 +91,10 @@ mod tests {
     fn rounding_is_that_of_torch_at_and_beside_every_midpoint() {
         let fixture = Fixture::open();
         for (name, round) in [("F8_E4M3", to_e4m3 as fn(f32) -> u8), ("F8_E5M2", to_e5m2)] {
-            let (values, codes) = (fixture.words(&format!("{name}.rounds")), fixture.bytes(&format!("{name}.rounded")));
+            let (values, codes) = (
+                fixture.words(&format!("{name}.rounds")),
+                fixture.bytes(&format!("{name}.rounded")),
+            );
             assert!(values.len() > 500 && values.len() == codes.len());
             for (bits, code) in values.into_iter().zip(codes) {
                 assert_eq!(round(f32::from_bits(bits)), code, "{name}: {bits:#x}");
@@ -95,7 +104,10 @@ mod tests {
 
     #[test]
     fn e4m3_saturates_and_e5m2_overflows() {
-        assert_eq!((to_e4m3(1e9), to_e4m3(f32::NEG_INFINITY), to_e4m3(f32::NAN)), (0x7e, 0xfe, 0x7f));
+        assert_eq!(
+            (to_e4m3(1e9), to_e4m3(f32::NEG_INFINITY), to_e4m3(f32::NAN)),
+            (0x7e, 0xfe, 0x7f)
+        );
         assert_eq!((to_e5m2(57344.0), to_e5m2(61440.0), to_e5m2(-1e9)), (0x7b, 0x7c, 0xfc));
     }
 }

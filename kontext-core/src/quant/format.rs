@@ -116,7 +116,12 @@ impl Format {
             Format::Nf4 => ("NF4", 2, 1, None),
             Format::Fp4 => ("FP4", 2, 1, None),
         };
-        Facts { name, block, bytes, gguf }
+        Facts {
+            name,
+            block,
+            bytes,
+            gguf,
+        }
     }
 
     /// Elements of a block: from 1 to 256, a power of two.
@@ -141,7 +146,11 @@ impl Format {
     #[must_use]
     pub const fn row_bytes(self, columns: usize) -> Option<usize> {
         let facts = self.facts();
-        if columns.is_multiple_of(facts.block) { (columns / facts.block).checked_mul(facts.bytes) } else { None }
+        if columns.is_multiple_of(facts.block) {
+            (columns / facts.block).checked_mul(facts.bytes)
+        } else {
+            None
+        }
     }
 
     /// Its number in a GGUF file; none for formats that GGUF does not have.

@@ -42,7 +42,11 @@ mod tests {
     #[test]
     fn all_16_bit_floats_widen_as_those_of_the_half_crate() {
         for bits in 0..=u16::MAX {
-            assert_eq!(from_f16(bits).to_bits(), half::f16::from_bits(bits).to_f32_const().to_bits(), "{bits:#x}");
+            assert_eq!(
+                from_f16(bits).to_bits(),
+                half::f16::from_bits(bits).to_f32_const().to_bits(),
+                "{bits:#x}"
+            );
             // Theirs makes a NaN quiet; numpy and torch keep its bits.
             let expected = half::bf16::from_bits(bits).to_f32();
             assert!(from_bf16(bits) == expected || expected.is_nan() && from_bf16(bits).is_nan());
@@ -54,7 +58,12 @@ mod tests {
         for upper in 0..=u16::MAX {
             for lower in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
                 let value = f32::from_bits(u32::from(upper) << 16 | lower);
-                assert_eq!(to_bf16(value), half::bf16::from_f32(value).to_bits(), "{:#x}", value.to_bits());
+                assert_eq!(
+                    to_bf16(value),
+                    half::bf16::from_f32(value).to_bits(),
+                    "{:#x}",
+                    value.to_bits()
+                );
             }
         }
     }

@@ -62,11 +62,18 @@ mod tests {
             let absmax = fixture.floats(&part("absmax"));
             let columns = 48;
             let rows = expected.len() / columns;
-            let scale = Scale::Blocks { size: 64, values: &absmax };
+            let scale = Scale::Blocks {
+                size: 64,
+                values: &absmax,
+            };
             let packed = Packed::new(&packed, format, rows, columns, scale).unwrap();
             let mut out = vec![0.0_f32; expected.len()];
             packed.unpack(0..rows, 0..columns, &mut out).unwrap();
-            assert!(out.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()), "{}", format.name());
+            assert!(
+                out.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()),
+                "{}",
+                format.name()
+            );
         }
     }
 }

@@ -84,32 +84,58 @@ pub fn pack(format: Format, values: &[f32], columns: usize) -> Result<PackedVec>
         ));
     }
     let Some(row_bytes) = format.row_bytes(columns).filter(|&bytes| bytes > 0) else {
-        let expected = format!("a positive multiple of {}, the block of {}", format.block(), format.name());
+        let expected = format!(
+            "a positive multiple of {}, the block of {}",
+            format.block(),
+            format.name()
+        );
         return Err(Error::invalid("columns to pack", expected, columns));
     };
     if !values.len().is_multiple_of(columns) {
-        return Err(Error::invalid("values to pack", format!("rows of {columns}"), values.len()));
+        return Err(Error::invalid(
+            "values to pack",
+            format!("rows of {columns}"),
+            values.len(),
+        ));
     }
     let rows = values.len() / columns;
     let mut data = vec![0; rows * row_bytes];
     let together = (PIECE / columns).max(1);
-    let pieces = data.par_chunks_mut(together * row_bytes).zip(values.par_chunks(together * columns));
+    let pieces = data
+        .par_chunks_mut(together * row_bytes)
+        .zip(values.par_chunks(together * columns));
     let factors = if format == Format::Int8 {
         let mut factors = vec![0.0; rows];
-        pieces.zip(factors.par_chunks_mut(together)).for_each(|((data, values), factors)| {
-            wide::run(Rows { values, columns, data, factors });
-        });
+        pieces
+            .zip(factors.par_chunks_mut(together))
+            .for_each(|((data, values), factors)| {
+                wide::run(Rows {
+                    values,
+                    columns,
+                    data,
+                    factors,
+                });
+            });
         Some(factors)
     } else {
         pieces.for_each(|(data, values)| wide::run(Blocks { format, values, data }));
         None
     };
-    Ok(PackedVec { data, format, rows, columns, factors })
+    Ok(PackedVec {
+        data,
+        format,
+        rows,
+        columns,
+        factors,
+    })
 }
 
 fn can_pack(format: Format) -> bool {
     use Format::{Bf16, F8E4M3, F8E5M2, F16, F32, Int8, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
-    matches!(format, F32 | F16 | Bf16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | F8E4M3 | F8E5M2 | Int8)
+    matches!(
+        format,
+        F32 | F16 | Bf16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | F8E4M3 | F8E5M2 | Int8
+    )
 }
 
 struct Blocks<'a> {
@@ -167,7 +193,10 @@ struct Rows<'a> {
 impl Work for Rows<'_> {
     #[inline(always)]
     fn run(self) {
-        let rows = self.values.chunks_exact(self.columns).zip(self.data.chunks_exact_mut(self.columns));
+        let rows = self
+            .values
+            .chunks_exact(self.columns)
+            .zip(self.data.chunks_exact_mut(self.columns));
         for ((values, data), factor) in rows.zip(self.factors) {
             let largest = pack_blocks::magnitude(values);
             *factor = largest / 127.0;
@@ -191,12 +220,24 @@ mod tests {
     fn q_formats_pack_to_the_bytes_of_gguf_py() {
         let fixture = Fixture::open();
         let values = fixture.floats("pack.values");
-        for format in [Format::F16, Format::Bf16, Format::Q4_0, Format::Q4_1, Format::Q5_0, Format::Q5_1, Format::Q8_0]
-        {
+        for format in [
+            Format::F16,
+            Format::Bf16,
+            Format::Q4_0,
+            Format::Q4_1,
+            Format::Q5_0,
+            Format::Q5_1,
+            Format::Q8_0,
+        ] {
             let expected = fixture.bytes(&format!("{}.pack", format.name()));
             let packed = pack(format, &values, 64).unwrap();
             let wrong = packed.data().iter().zip(&expected).position(|(a, b)| a != b);
-            assert_eq!((packed.data().len(), wrong), (expected.len(), None), "{}", format.name());
+            assert_eq!(
+                (packed.data().len(), wrong),
+                (expected.len(), None),
+                "{}",
+                format.name()
+            );
         }
     }
 
@@ -206,14 +247,24 @@ mod tests {
         let packed = pack(Format::Int8, &fixture.floats("pack.values"), 64).unwrap();
         assert_eq!(packed.data(), fixture.bytes("INT8.pack"));
         let maxima = fixture.floats("INT8.maxima");
-        assert!(packed.factors().unwrap().iter().zip(maxima).all(|(factor, max)| *factor == max / 127.0));
+        assert!(
+            packed
+                .factors()
+                .unwrap()
+                .iter()
+                .zip(maxima)
+                .all(|(factor, max)| *factor == max / 127.0)
+        );
     }
 
     #[test]
     fn int8_breaks_a_tie_as_bitsandbytes_does() {
         // -66.5 by the reciprocal, -66.50001 by 127 over the maximum.
         let packed = pack(Format::Int8, &[0.211_713_25, -0.110_857_74], 2).unwrap();
-        assert_eq!(packed.data().iter().map(|&code| code as i8).collect::<Vec<_>>(), [127, -66]);
+        assert_eq!(
+            packed.data().iter().map(|&code| code as i8).collect::<Vec<_>>(),
+            [127, -66]
+        );
     }
 
     /// The largest error of an element that lies within a block whose largest magnitude is 1, less that of factors.
@@ -282,8 +333,17 @@ mod tests {
 
     #[test]
     fn values_that_are_not_finite_do_no_more_than_spoil_their_block() {
-        let values =
-            [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN_POSITIVE, 1e-44, -0.0, 1.0].repeat(8);
+        let values = [
+            f32::NAN,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            f32::MAX,
+            f32::MIN_POSITIVE,
+            1e-44,
+            -0.0,
+            1.0,
+        ]
+        .repeat(8);
         for format in Format::ALL.into_iter().filter(|format| can_pack(*format)) {
             assert!(pack(format, &values, 32).is_ok());
         }

@@ -70,7 +70,11 @@ pub(super) fn magnitude(values: &[f32]) -> f32 {
 #[inline(always)]
 fn furthest(values: &[f32; BLOCK]) -> f32 {
     let most = magnitude(values);
-    values.iter().copied().find(|value| value.abs() == most).unwrap_or(f32::NAN)
+    values
+        .iter()
+        .copied()
+        .find(|value| value.abs() == most)
+        .unwrap_or(f32::NAN)
 }
 
 /// The least and the largest value.
@@ -84,7 +88,10 @@ fn range(values: &[f32; BLOCK]) -> (f32, f32) {
             max[i] = if values[i] > max[i] { values[i] } else { max[i] };
         }
     }
-    (min.into_iter().fold(min[0], f32::min), max.into_iter().fold(max[0], f32::max))
+    (
+        min.into_iter().fold(min[0], f32::min),
+        max.into_iter().fold(max[0], f32::max),
+    )
 }
 
 #[inline(always)]
@@ -113,7 +120,10 @@ fn halves(q: &[u8; BLOCK]) -> [u8; HALF] {
 
 #[inline(always)]
 fn fifth_bits(q: &[u8; BLOCK]) -> [u8; 4] {
-    q.iter().enumerate().fold(0_u32, |bits, (i, &q)| bits | u32::from(q >> 4) << i).to_le_bytes()
+    q.iter()
+        .enumerate()
+        .fold(0_u32, |bits, (i, &q)| bits | u32::from(q >> 4) << i)
+        .to_le_bytes()
 }
 
 #[cfg(test)]
@@ -134,7 +144,14 @@ mod tests {
     fn halves_and_their_neighbours_are_rounded_as_by_the_standard_library() {
         for half in 0..256 {
             let half = half as f32 / 2.0;
-            for value in [half, half.next_up(), half.next_down(), -half, -half.next_up(), -half.next_down()] {
+            for value in [
+                half,
+                half.next_up(),
+                half.next_down(),
+                -half,
+                -half.next_up(),
+                -half.next_down(),
+            ] {
                 assert_eq!(away(value), value.round() as i32, "{value}");
             }
         }

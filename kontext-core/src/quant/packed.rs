@@ -79,7 +79,11 @@ impl<'a> Packed<'a> {
         let sizes = row_bytes.checked_mul(rows).zip(columns.checked_mul(rows));
         let Some((_, elements)) = sizes.filter(|(bytes, _)| *bytes == data.len()) else {
             let expected = format!("{rows} rows of {row_bytes} bytes of {}", format.name());
-            return Err(Error::invalid("data of a packed matrix", expected, format!("{} bytes", data.len())));
+            return Err(Error::invalid(
+                "data of a packed matrix",
+                expected,
+                format!("{} bytes", data.len()),
+            ));
         };
         let factors = match scale {
             Scale::None | Scale::All(_) => None,
@@ -88,10 +92,19 @@ impl<'a> Packed<'a> {
             Scale::Blocks { size, values } => Some((elements.div_ceil(size), values.len())),
         };
         match factors {
-            Some((expected, got)) if expected != got => {
-                Err(Error::invalid("factors of a packed matrix", format!("{expected} of them"), got))
-            }
-            _ => Ok(Self { data, format, rows, columns, row_bytes, scale }),
+            Some((expected, got)) if expected != got => Err(Error::invalid(
+                "factors of a packed matrix",
+                format!("{expected} of them"),
+                got,
+            )),
+            _ => Ok(Self {
+                data,
+                format,
+                rows,
+                columns,
+                row_bytes,
+                scale,
+            }),
         }
     }
 
@@ -116,7 +129,11 @@ impl<'a> Packed<'a> {
     pub fn unpack<T: Element>(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [T]) -> Result<()> {
         for (name, range, end) in [("rows", &rows, self.rows), ("columns", &columns, self.columns)] {
             if range.start > range.end || range.end > end {
-                return Err(Error::invalid(name, format!("a range within 0..{end}"), format!("{range:?}")));
+                return Err(Error::invalid(
+                    name,
+                    format!("a range within 0..{end}"),
+                    format!("{range:?}"),
+                ));
             }
         }
         // No overflow: the product of the sides was computed when the matrix was made.
@@ -124,11 +141,17 @@ impl<'a> Packed<'a> {
             let expected = format!("{} x {} elements", rows.len(), columns.len());
             return Err(Error::invalid("output of a packed matrix", expected, out.len()));
         }
-        let part = Part { matrix: self, first: [rows.start, columns.start], width: columns.len() };
+        let part = Part {
+            matrix: self,
+            first: [rows.start, columns.start],
+            width: columns.len(),
+        };
         if out.len() <= PIECE {
             part.unpack(0, out);
         } else {
-            out.par_chunks_mut(PIECE).enumerate().for_each(|(index, out)| part.unpack(index * PIECE, out));
+            out.par_chunks_mut(PIECE)
+                .enumerate()
+                .for_each(|(index, out)| part.unpack(index * PIECE, out));
         }
         Ok(())
     }
@@ -144,7 +167,12 @@ struct Part<'a> {
 impl Part<'_> {
     /// Writes the elements from `start` on.
     fn unpack<T: Element>(&self, start: usize, out: &mut [T]) {
-        let Packed { data, format, row_bytes, .. } = *self.matrix;
+        let Packed {
+            data,
+            format,
+            row_bytes,
+            ..
+        } = *self.matrix;
         let mut buffer = [0.0; TILE];
         let mut done = 0;
         while done < out.len() {
@@ -234,7 +262,9 @@ mod tests {
 
     fn bytes(count: usize) -> Vec<u8> {
         // The upper byte of every f16 is small, so that all values are finite.
-        (0..count).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 & 0x3b).collect()
+        (0..count)
+            .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 & 0x3b)
+            .collect()
     }
 
     fn whole(matrix: &Packed<'_>) -> Vec<f32> {

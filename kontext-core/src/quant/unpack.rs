@@ -8,7 +8,11 @@ impl Format {
     ///
     /// Bit for bit what gguf-py's `dequantize` gives, torch's conversion of fp8, and bitsandbytes' tables.
     pub fn unpack(self, packed: &[u8], out: &mut [f32]) {
-        wide::run(Unpack { format: self, packed, out });
+        wide::run(Unpack {
+            format: self,
+            packed,
+            out,
+        });
     }
 }
 
@@ -78,7 +82,11 @@ mod tests {
             let mut out = vec![0.0; expected.len()];
             assert_eq!(packed.len() / format.bytes() * format.block(), out.len());
             format.unpack(&packed, &mut out);
-            assert!(out.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()), "{}", format.name());
+            assert!(
+                out.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()),
+                "{}",
+                format.name()
+            );
         }
     }
 
@@ -93,7 +101,12 @@ mod tests {
             let packed: Vec<u8> = (0..256 / format.block() * format.bytes() * 8).map(|_| byte()).collect();
             let (mut wide, mut plain) = (vec![0.0; 2048], vec![0.0; 2048]);
             format.unpack(&packed, &mut wide);
-            Unpack { format, packed: &packed, out: &mut plain }.run();
+            Unpack {
+                format,
+                packed: &packed,
+                out: &mut plain,
+            }
+            .run();
             let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
             assert!(wide.iter().zip(&plain).all(same), "{}", format.name());
         }

@@ -57,31 +57,49 @@ impl Weights {
     /// model runs, and rounds the changes to the kind that it computes in.
     #[must_use]
     pub fn fused(self, adapters: Adapters) -> Self {
-        Self { adapters: Some(Arc::new(Mutex::new(adapters))), ..self }
+        Self {
+            adapters: Some(Arc::new(Mutex::new(adapters))),
+            ..self
+        }
     }
 
     /// The same weights, and where the changes of the linear layers that are built from them lie.
     #[must_use]
     pub fn with_slots(&self) -> (Self, Slots) {
         let slots = Slots::default();
-        (Self { slots: Some(slots.clone()), ..self.clone() }, slots)
+        (
+            Self {
+                slots: Some(slots.clone()),
+                ..self.clone()
+            },
+            slots,
+        )
     }
 
     /// Where a layer at the cursor with this weight keeps its changes.
     pub(crate) fn slot(&self, weight: &Matrix) -> Option<crate::nn::Slot> {
-        self.slots.as_ref().map(|slots| slots.register(self.prefix.trim_end_matches('.'), weight))
+        self.slots
+            .as_ref()
+            .map(|slots| slots.register(self.prefix.trim_end_matches('.'), weight))
     }
 
     /// Whether there are changes to be fused with this tensor.
     pub(super) fn fuses(&self, full: &str) -> bool {
-        let Some(adapters) = self.adapters.as_deref().map(lock) else { return false };
-        full.strip_suffix(".weight").is_some_and(|layer| !adapters.of(layer).is_empty())
+        let Some(adapters) = self.adapters.as_deref().map(lock) else {
+            return false;
+        };
+        full.strip_suffix(".weight")
+            .is_some_and(|layer| !adapters.of(layer).is_empty())
     }
 
     /// A tensor with the changes that are to be fused with it.
     pub(super) fn fuse(&self, full: &str, value: Tensor) -> Result<Tensor> {
-        let Some(adapters) = self.adapters.as_deref().map(lock) else { return Ok(value) };
-        let Some((layer, leaf)) = full.rsplit_once('.') else { return Ok(value) };
+        let Some(adapters) = self.adapters.as_deref().map(lock) else {
+            return Ok(value);
+        };
+        let Some((layer, leaf)) = full.rsplit_once('.') else {
+            return Ok(value);
+        };
         let changes = adapters.of(layer);
         if changes.is_empty() || !(leaf == "weight" || leaf == "bias") {
             return Ok(value);
@@ -97,7 +115,9 @@ impl Weights {
         for change in changes {
             if leaf == "weight" {
                 change.fits(&value.size())?;
-                change.place(self.device, || Ok(wide.shallow_clone()))?.fuse_into(&sum, &wide)?;
+                change
+                    .place(self.device, || Ok(wide.shallow_clone()))?
+                    .fuse_into(&sum, &wide)?;
             } else if let Some((bias, rows)) = change.bias_to(self.device)? {
                 let _ = sum.f_narrow(0, rows.start, rows.end - rows.start)?.f_add_(&bias)?;
             }
@@ -124,8 +144,18 @@ mod tests {
         let pair = |seed, shape: &[i64]| [draw(shape, seed), draw(shape, seed + 1)];
         let hadamard = || Change::hadamard(pair(8, &[4, 2]), pair(10, &[2, 6]), 0.3, 3).unwrap();
         let lengths = |shape: &[i64]| draw(shape, 12).abs() + 0.5;
-        let dora = |norm| whole().with_magnitude(&lengths(&[8, 1]), norm).unwrap().at_strength(0.6);
-        let columns = || kronecker().with_magnitude(&lengths(&[1, 6]), Norm::Lycoris).unwrap().at_strength(0.6);
+        let dora = |norm| {
+            whole()
+                .with_magnitude(&lengths(&[8, 1]), norm)
+                .unwrap()
+                .at_strength(0.6)
+        };
+        let columns = || {
+            kronecker()
+                .with_magnitude(&lengths(&[1, 6]), Norm::Lycoris)
+                .unwrap()
+                .at_strength(0.6)
+        };
         let biased = || low_rank(5).with_bias(draw(&[3], 13), true).unwrap();
         vec![
             vec![low_rank(4), whole()],
@@ -144,7 +174,10 @@ mod tests {
     }
 
     fn weights() -> Weights {
-        let tensors = [("a.b.weight".to_owned(), draw(&[8, 6], 15)), ("a.b.bias".to_owned(), draw(&[8], 16))];
+        let tensors = [
+            ("a.b.weight".to_owned(), draw(&[8, 6], 15)),
+            ("a.b.bias".to_owned(), draw(&[8], 16)),
+        ];
         Weights::from_tensors(tensors)
     }
 
@@ -184,14 +217,20 @@ mod tests {
         let plain = linear.forward(&x).unwrap();
         for changes in cases() {
             slots.set(&adapters(&changes)).unwrap();
-            assert_eq!(linear.forward(&x).unwrap(), layer(&weights, &changes, false).forward(&x).unwrap());
+            assert_eq!(
+                linear.forward(&x).unwrap(),
+                layer(&weights, &changes, false).forward(&x).unwrap()
+            );
         }
         // A set of which a part does not fit changes nothing.
         let mut wrong = adapters(&cases()[0]);
         wrong.add("a.c", Change::of_bias(draw(&[2], 1), 0).unwrap());
         let before = linear.forward(&x).unwrap();
         let error = slots.set(&wrong).unwrap_err().to_string();
-        assert_eq!(error, "invalid layer of a change: expected a linear layer of the model (nearest: `a.b`), got a.c");
+        assert_eq!(
+            error,
+            "invalid layer of a change: expected a linear layer of the model (nearest: `a.b`), got a.c"
+        );
         assert_eq!(linear.forward(&x).unwrap(), before);
         slots.set(&Adapters::new()).unwrap();
         assert_eq!(linear.forward(&x).unwrap(), plain);
@@ -217,9 +256,14 @@ mod tests {
         let (down, up) = (leaf(&[2, 6], 1), leaf(&[3, 2], 2));
         let change = Change::low_rank(down.shallow_clone(), up.shallow_clone(), 0.5, 4).unwrap();
         let x = draw(&[5, 6], 7);
-        layer(&weights(), &[change], false).forward(&x).unwrap().sum(Kind::Float).backward();
+        layer(&weights(), &[change], false)
+            .forward(&x)
+            .unwrap()
+            .sum(Kind::Float)
+            .backward();
         let expected =
-            x.linear(&down.detach(), None::<&Tensor>).sum_dim_intlist([0_i64].as_slice(), false, Kind::Float);
+            x.linear(&down.detach(), None::<&Tensor>)
+                .sum_dim_intlist([0_i64].as_slice(), false, Kind::Float);
         assert!(up.grad().get(1).allclose(&(expected * 0.5), 1e-4, 1e-5, false));
         assert!(down.grad().abs().max().double_value(&[]) > 0.0);
     }

@@ -15,7 +15,10 @@ impl Weights {
     /// does not fail; see [`Weights::unused`].
     #[must_use]
     pub fn audited(&self) -> Self {
-        Self { audit: true, ..self.clone() }
+        Self {
+            audit: true,
+            ..self.clone()
+        }
     }
 
     /// What an audit found, and clears it.
@@ -32,7 +35,10 @@ impl Weights {
             let Some(stored) = self.shape_of(name) else {
                 let all = self.names();
                 let nearest = names::nearest(name, all.iter().map(String::as_str));
-                lock(&self.store.problems).push(CheckpointError::Missing { name: name.clone(), nearest });
+                lock(&self.store.problems).push(CheckpointError::Missing {
+                    name: name.clone(),
+                    nearest,
+                });
                 return synthetic::tensor(name, shape, None, self.device);
             };
             lock(&self.store.used).insert(name.clone());
@@ -45,7 +51,11 @@ impl Weights {
         };
         if !same_but_ones(&got, shape) {
             let name = recipe.names().join("` + `");
-            lock(&self.store.problems).push(CheckpointError::Shape { name, expected: shape.to_vec(), got });
+            lock(&self.store.problems).push(CheckpointError::Shape {
+                name,
+                expected: shape.to_vec(),
+                got,
+            });
         }
         synthetic::tensor("", shape, None, self.device)
     }

@@ -26,7 +26,11 @@ pub(super) enum Companion {
     /// The largest value of each row, which is stored as 127.
     RowMaxima(Place),
     /// The largest value of each block.
-    BlockMaxima { absmax: Place, block: usize, nested: Option<Nested> },
+    BlockMaxima {
+        absmax: Place,
+        block: usize,
+        nested: Option<Nested>,
+    },
 }
 
 /// Block maxima that are quantised themselves: `map[code] * absmax[block] + offset`.
@@ -85,21 +89,35 @@ pub(super) fn fold(files: &[WeightFile], entries: &mut BTreeMap<String, Entry>) 
             four_bits(files, entries, name, weight)?;
         } else if let Some(layer) = name.strip_suffix(".SCB") {
             let bytes = |kind| kind == Some(Kind::Int8);
-            attach(files, entries, name, &format!("{layer}.weight"), bytes, |weight, maxima| {
-                let rows = weight.stored.sides().0;
-                weight.stored.kind = None;
-                weight.stored.format = Some(Format::Int8);
-                weight.companion = Companion::RowMaxima(maxima.place());
-                count(maxima, rows, &format!("{rows} values, one for each row"))
-            })?;
+            attach(
+                files,
+                entries,
+                name,
+                &format!("{layer}.weight"),
+                bytes,
+                |weight, maxima| {
+                    let rows = weight.stored.sides().0;
+                    weight.stored.kind = None;
+                    weight.stored.format = Some(Format::Int8);
+                    weight.companion = Companion::RowMaxima(maxima.place());
+                    count(maxima, rows, &format!("{rows} values, one for each row"))
+                },
+            )?;
         } else if let Some(layer) = factor {
             let narrow = |kind| matches!(kind, Some(Kind::Float8e4m3fn | Kind::Float8e5m2));
-            attach(files, entries, name, &format!("{layer}.weight"), narrow, |weight, factors| {
-                let rows = weight.stored.sides().0;
-                weight.companion = Companion::Factor(factors.place());
-                let expected = if factors.stored.elements() == 1 { 1 } else { rows };
-                count(factors, expected, &format!("1 value, or one for each of {rows} rows"))
-            })?;
+            attach(
+                files,
+                entries,
+                name,
+                &format!("{layer}.weight"),
+                narrow,
+                |weight, factors| {
+                    let rows = weight.stored.sides().0;
+                    weight.companion = Companion::Factor(factors.place());
+                    let expected = if factors.stored.elements() == 1 { 1 } else { rows };
+                    count(factors, expected, &format!("1 value, or one for each of {rows} rows"))
+                },
+            )?;
         } else if name.rsplit('.').next() == Some(MARKER) || EXTRAS.iter().any(|end| name.ends_with(end)) {
             entries.remove(name);
         }
@@ -127,9 +145,14 @@ fn attach(
 }
 
 fn four_bits(files: &[WeightFile], entries: &mut BTreeMap<String, Entry>, name: &str, weight: &str) -> Result<()> {
-    let Some(told) = entries.remove(name) else { return Ok(()) };
+    let Some(told) = entries.remove(name) else {
+        return Ok(());
+    };
     let wrong = |reason: String| quantised(files, &told, weight, reason);
-    let text: Vec<u8> = floats_of(files, &told.place())?.iter().map(|&byte| byte as u8).collect();
+    let text: Vec<u8> = floats_of(files, &told.place())?
+        .iter()
+        .map(|&byte| byte as u8)
+        .collect();
     let state: QuantState =
         serde_json::from_slice(&text).map_err(|e| wrong(format!("`{name}` is no description of one: {e}")))?;
     let format = match state.quant_type.as_str() {
@@ -140,7 +163,9 @@ fn four_bits(files: &[WeightFile], entries: &mut BTreeMap<String, Entry>, name: 
     let mut bytes = 0;
     let mut take = |part: &str| -> Result<Entry> {
         let full = format!("{weight}.{part}");
-        let entry = entries.remove(&full).ok_or_else(|| wrong(format!("`{full}` is missing")))?;
+        let entry = entries
+            .remove(&full)
+            .ok_or_else(|| wrong(format!("`{full}` is missing")))?;
         bytes += entry.stored.range.len() as u64;
         Ok(entry)
     };
@@ -153,13 +178,18 @@ fn four_bits(files: &[WeightFile], entries: &mut BTreeMap<String, Entry>, name: 
     let Some(entry) = entries.get_mut(weight) else {
         return Err(wrong(format!("`{name}` is there, the weight is not")));
     };
-    let elements = state.fit(format, entry.stored.range.len()).map_err(|reason| wrong(format!("`{name}` {reason}")))?;
+    let elements = state
+        .fit(format, entry.stored.range.len())
+        .map_err(|reason| wrong(format!("`{name}` {reason}")))?;
     let blocks = elements.div_ceil(state.blocksize);
     let of = |blocks: usize, size: usize| format!("{blocks} values, one for each block of {size}");
     count(&absmax, blocks, &of(blocks, state.blocksize)).map_err(wrong)?;
     if let Some((block, maxima, map)) = &nested {
         if absmax.stored.kind != Some(Kind::Uint8) {
-            return Err(wrong(format!("`{}` is of {}, expected U8", absmax.name, absmax.stored.dtype)));
+            return Err(wrong(format!(
+                "`{}` is of {}, expected U8",
+                absmax.name, absmax.stored.dtype
+            )));
         }
         let blocks = blocks.div_ceil(*block);
         count(maxima, blocks, &of(blocks, *block)).map_err(wrong)?;
@@ -174,7 +204,11 @@ fn four_bits(files: &[WeightFile], entries: &mut BTreeMap<String, Entry>, name: 
     entry.stored.shape = state.shape;
     entry.stored.kind = None;
     entry.stored.format = Some(format);
-    entry.companion = Companion::BlockMaxima { absmax: absmax.place(), block: state.blocksize, nested };
+    entry.companion = Companion::BlockMaxima {
+        absmax: absmax.place(),
+        block: state.blocksize,
+        nested,
+    };
     entry.companion_bytes += bytes;
     Ok(())
 }
@@ -186,17 +220,25 @@ impl QuantState {
         if shape.iter().any(|&side| side < 1) {
             return Err(format!("describes the shape {shape:?}, expected sides from 1 on"));
         }
-        let product = shape.iter().try_fold(1_usize, |product, &side| product.checked_mul(side as usize));
+        let product = shape
+            .iter()
+            .try_fold(1_usize, |product, &side| product.checked_mul(side as usize));
         let Some(elements) = product else {
-            return Err(format!("describes the shape {shape:?}, whose elements no file can hold"));
+            return Err(format!(
+                "describes the shape {shape:?}, whose elements no file can hold"
+            ));
         };
         let expected = elements.div_ceil(format.block()) * format.bytes();
         if expected != bytes {
-            return Err(format!("describes the shape {shape:?}, which takes {expected} bytes, the weight has {bytes}"));
+            return Err(format!(
+                "describes the shape {shape:?}, which takes {expected} bytes, the weight has {bytes}"
+            ));
         }
         if format.row_bytes(sides(shape).1).is_none() {
             let (block, format) = (format.block(), format.name());
-            return Err(format!("describes the shape {shape:?}, {format} asks for rows of a multiple of {block}"));
+            return Err(format!(
+                "describes the shape {shape:?}, {format} asks for rows of a multiple of {block}"
+            ));
         }
         if self.blocksize == 0 {
             return Err("describes blocks of 0 elements, expected at least 1".to_owned());
@@ -208,12 +250,19 @@ impl QuantState {
 /// That a companion has so many values; `told` puts the number in words.
 fn count(companion: &Entry, expected: usize, told: &str) -> Result<(), String> {
     let got = companion.stored.elements();
-    if got == expected as u64 { Ok(()) } else { Err(format!("`{}`: expected {told}, got {got}", companion.name)) }
+    if got == expected as u64 {
+        Ok(())
+    } else {
+        Err(format!("`{}`: expected {told}, got {got}", companion.name))
+    }
 }
 
 fn quantised(files: &[WeightFile], companion: &Entry, weight: &str, reason: String) -> Error {
     let path = files.get(companion.file).map(|f| f.path.clone()).unwrap_or_default();
-    Error::checkpoint(path)(CheckpointError::Quantised { name: weight.to_owned(), reason })
+    Error::checkpoint(path)(CheckpointError::Quantised {
+        name: weight.to_owned(),
+        reason,
+    })
 }
 
 impl Entry {
@@ -231,9 +280,12 @@ impl Companion {
                 [factor] => Factors::All(*factor),
                 factors => Factors::Rows(factors.to_vec()),
             },
-            Companion::RowMaxima(place) => {
-                Factors::Rows(floats_of(files, place)?.into_iter().map(|max| max * ONE_127TH).collect())
-            }
+            Companion::RowMaxima(place) => Factors::Rows(
+                floats_of(files, place)?
+                    .into_iter()
+                    .map(|max| max * ONE_127TH)
+                    .collect(),
+            ),
             Companion::BlockMaxima { absmax, block, nested } => {
                 let values = match nested {
                     None => floats_of(files, absmax)?,
@@ -262,5 +314,9 @@ fn floats_of(files: &[WeightFile], (file, name): &Place) -> Result<Vec<f32>> {
     let missing = || Error::invalid("file of a companion", "one of the checkpoint's", file);
     let values: Tensor = files.get(*file).ok_or_else(missing)?.read(name)?;
     let flat = values.f_to_kind(Kind::Float)?.f_reshape([-1])?;
-    Vec::<f32>::try_from(&flat).map_err(|_| Error::Shape { tensor: "companion", expected: "[N]", got: values.size() })
+    Vec::<f32>::try_from(&flat).map_err(|_| Error::Shape {
+        tensor: "companion",
+        expected: "[N]",
+        got: values.size(),
+    })
 }

@@ -57,8 +57,13 @@ pub(super) fn sides(mut shape: &[i64]) -> (usize, usize) {
     {
         shape = rest;
     }
-    let Some((columns, rows)) = shape.split_last() else { return (1, 1) };
-    (rows.iter().product::<i64>().unsigned_abs() as usize, columns.unsigned_abs() as usize)
+    let Some((columns, rows)) = shape.split_last() else {
+        return (1, 1);
+    };
+    (
+        rows.iter().product::<i64>().unsigned_abs() as usize,
+        columns.unsigned_abs() as usize,
+    )
 }
 
 impl WeightFile {
@@ -68,9 +73,19 @@ impl WeightFile {
             return Err(Error::io(path)(std::io::ErrorKind::IsADirectory.into()));
         }
         let map = map(&file).map_err(Error::io(path))?;
-        let read = if map.starts_with(gguf::MAGIC) { read_gguf } else { read_safetensors };
+        let read = if map.starts_with(gguf::MAGIC) {
+            read_gguf
+        } else {
+            read_safetensors
+        };
         let (tensors, text) = read(&map).map_err(Error::checkpoint(path))?;
-        Ok(Self { path: path.to_owned(), file, map: Arc::new(map), tensors, text })
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            map: Arc::new(map),
+            tensors,
+            text,
+        })
     }
 
     /// All tensors.
@@ -90,11 +105,25 @@ impl WeightFile {
 
     /// Copies a tensor to the host in the file's kind.
     pub(super) fn read(&self, name: &str) -> Result<Tensor> {
-        let missing = || CheckpointError::Missing { name: name.to_owned(), nearest: None };
-        let stored = self.tensors.get(name).ok_or_else(missing).map_err(Error::checkpoint(&self.path))?;
-        let unknown = || CheckpointError::Dtype { name: name.to_owned(), dtype: stored.dtype.clone() };
+        let missing = || CheckpointError::Missing {
+            name: name.to_owned(),
+            nearest: None,
+        };
+        let stored = self
+            .tensors
+            .get(name)
+            .ok_or_else(missing)
+            .map_err(Error::checkpoint(&self.path))?;
+        let unknown = || CheckpointError::Dtype {
+            name: name.to_owned(),
+            dtype: stored.dtype.clone(),
+        };
         let kind = stored.kind.ok_or_else(unknown).map_err(Error::checkpoint(&self.path))?;
-        Ok(Tensor::f_from_data_size(&self.copy(&stored.range)?, &stored.shape, kind)?)
+        Ok(Tensor::f_from_data_size(
+            &self.copy(&stored.range)?,
+            &stored.shape,
+            kind,
+        )?)
     }
 
     /// Copies bytes of the file, past the map: pages that a map has touched count as the program's memory.
@@ -121,7 +150,10 @@ fn read_safetensors(file: &[u8]) -> Result<Read, CheckpointError> {
         (name, stored)
     };
     let tensors = metadata.tensors().into_iter().map(of).collect();
-    Ok((tensors, metadata.metadata().clone().unwrap_or_default().into_iter().collect()))
+    Ok((
+        tensors,
+        metadata.metadata().clone().unwrap_or_default().into_iter().collect(),
+    ))
 }
 
 fn read_gguf(file: &[u8]) -> Result<Read, CheckpointError> {
@@ -136,7 +168,11 @@ fn read_gguf(file: &[u8]) -> Result<Read, CheckpointError> {
         };
         (tensor.name, stored)
     };
-    let text = gguf.metadata.into_iter().filter_map(|(key, value)| Some((key, value.text()?))).collect();
+    let text = gguf
+        .metadata
+        .into_iter()
+        .filter_map(|(key, value)| Some((key, value.text()?)))
+        .collect();
     Ok((gguf.tensors.into_iter().map(of).collect(), text))
 }
 

@@ -52,12 +52,14 @@ pub(super) fn read(file: &[u8]) -> Result<Gguf, CheckpointError> {
     match cursor.u32("its version")? {
         2 | 3 => {}
         version if version != 0 && version & 0xffff == 0 => {
-            return Err(
-                bad("it is big-endian, expected little-endian; convert it with gguf_convert_endian".to_owned()),
-            );
+            return Err(bad(
+                "it is big-endian, expected little-endian; convert it with gguf_convert_endian".to_owned(),
+            ));
         }
         version => {
-            return Err(bad(format!("it has the version {version}, expected 2 or 3; fetch or convert it anew")));
+            return Err(bad(format!(
+                "it has the version {version}, expected 2 or 3; fetch or convert it anew"
+            )));
         }
     }
     let tensors = count(&mut cursor, "tensors", SMALLEST_TENSOR)?;
@@ -72,12 +74,16 @@ pub(super) fn read(file: &[u8]) -> Result<Gguf, CheckpointError> {
             return Err(bad(format!("{what} is there twice; {AGAIN}")));
         }
     }
-    let tensors = (0..tensors).map(|_| Described::read(&mut cursor)).collect::<Result<Vec<_>, _>>()?;
+    let tensors = (0..tensors)
+        .map(|_| Described::read(&mut cursor))
+        .collect::<Result<Vec<_>, _>>()?;
     let alignment = alignment(&metadata)?;
     let header = file.len() - cursor.left();
     let start = header.checked_next_multiple_of(alignment).unwrap_or(usize::MAX);
-    let tensors =
-        tensors.iter().map(|tensor| tensor.place(start, alignment, file.len())).collect::<Result<Vec<_>, _>>()?;
+    let tensors = tensors
+        .iter()
+        .map(|tensor| tensor.place(start, alignment, file.len()))
+        .collect::<Result<Vec<_>, _>>()?;
     check_apart(&tensors)?;
     Ok(Gguf { metadata, tensors })
 }
@@ -87,7 +93,9 @@ fn count(cursor: &mut Cursor<'_>, what: &str, bytes: usize) -> Result<u64, Check
     let count = cursor.u64(&format!("the number of {what}"))?;
     let most = (cursor.left() / bytes) as u64;
     if count > most {
-        return Err(bad(format!("the number of {what} is {count}, its size allows {most}; {AGAIN}")));
+        return Err(bad(format!(
+            "the number of {what} is {count}, its size allows {most}; {AGAIN}"
+        )));
     }
     Ok(count)
 }
@@ -95,16 +103,26 @@ fn count(cursor: &mut Cursor<'_>, what: &str, bytes: usize) -> Result<u64, Check
 fn name<'a>(cursor: &mut Cursor<'a>, what: &str) -> Result<&'a str, CheckpointError> {
     let name = cursor.text(what)?;
     if name.len() > LONGEST_NAME {
-        return Err(bad(format!("{what} has {} bytes, the most is {LONGEST_NAME}; {AGAIN}", name.len())));
+        return Err(bad(format!(
+            "{what} has {} bytes, the most is {LONGEST_NAME}; {AGAIN}",
+            name.len()
+        )));
     }
     Ok(name)
 }
 
 fn alignment(metadata: &BTreeMap<String, Value>) -> Result<usize, CheckpointError> {
-    let Some(value) = metadata.get(ALIGNMENT_KEY) else { return Ok(ALIGNMENT) };
-    let bytes = value.as_u64().and_then(|bytes| usize::try_from(bytes).ok()).filter(|bytes| bytes.is_power_of_two());
+    let Some(value) = metadata.get(ALIGNMENT_KEY) else {
+        return Ok(ALIGNMENT);
+    };
+    let bytes = value
+        .as_u64()
+        .and_then(|bytes| usize::try_from(bytes).ok())
+        .filter(|bytes| bytes.is_power_of_two());
     bytes.ok_or_else(|| {
-        let told = value.as_u64().map_or_else(|| "no whole number".to_owned(), |number| number.to_string());
+        let told = value
+            .as_u64()
+            .map_or_else(|| "no whole number".to_owned(), |number| number.to_string());
         bad(format!("`{ALIGNMENT_KEY}` is {told}, expected a power of two; {AGAIN}"))
     })
 }
@@ -129,19 +147,31 @@ impl<'a> Described<'a> {
         for _ in 0..sides {
             let side = cursor.u64(&what)?;
             if !(1..=LONGEST_SIDE).contains(&side) {
-                return Err(bad(format!("{what} has a side of {side}, expected 1 to {LONGEST_SIDE}; {AGAIN}")));
+                return Err(bad(format!(
+                    "{what} has a side of {side}, expected 1 to {LONGEST_SIDE}; {AGAIN}"
+                )));
             }
             shape.push(side as i64);
         }
         shape.reverse();
         let number = cursor.u32(&what)?;
         let format = Format::from_gguf_type(number).ok_or_else(|| unknown(&what, number))?;
-        Ok(Self { name, format, shape, offset: cursor.u64(&what)? })
+        Ok(Self {
+            name,
+            format,
+            shape,
+            offset: cursor.u64(&what)?,
+        })
     }
 
     /// Where its bytes lie in a file of `size` bytes whose data starts at `start`.
     fn place(&self, start: usize, alignment: usize, size: usize) -> Result<TensorInfo, CheckpointError> {
-        let Self { name, format, shape, offset } = self;
+        let Self {
+            name,
+            format,
+            shape,
+            offset,
+        } = self;
         let columns = shape.last().map_or(1, |&side| side as usize);
         let Some(row) = format.row_bytes(columns) else {
             let block = format.block();
@@ -151,23 +181,38 @@ impl<'a> Described<'a> {
             )));
         };
         if !offset.is_multiple_of(alignment as u64) {
-            return Err(bad(format!("tensor `{name}` is at {offset}, expected a multiple of {alignment}; {AGAIN}")));
+            return Err(bad(format!(
+                "tensor `{name}` is at {offset}, expected a multiple of {alignment}; {AGAIN}"
+            )));
         }
         let rows = shape.iter().rev().skip(1);
         let bytes = rows.fold(row, |bytes, &side| bytes.saturating_mul(side as usize));
         let first = usize::try_from(*offset).unwrap_or(usize::MAX).saturating_add(start);
         let end = first.saturating_add(bytes);
         if end > size {
-            return Err(bad(format!("tensor `{name}` would end at {end}, the file has {size} bytes; {AGAIN}")));
+            return Err(bad(format!(
+                "tensor `{name}` would end at {end}, the file has {size} bytes; {AGAIN}"
+            )));
         }
-        Ok(TensorInfo { name: (*name).to_owned(), format: *format, shape: shape.clone(), range: first..end })
+        Ok(TensorInfo {
+            name: (*name).to_owned(),
+            format: *format,
+            shape: shape.clone(),
+            range: first..end,
+        })
     }
 }
 
 fn unknown(what: &str, number: u32) -> CheckpointError {
-    let known: Vec<&str> = Format::ALL.iter().filter(|f| f.gguf_type().is_some()).map(|f| f.name()).collect();
+    let known: Vec<&str> = Format::ALL
+        .iter()
+        .filter(|f| f.gguf_type().is_some())
+        .map(|f| f.name())
+        .collect();
     let known = known.join(", ");
-    bad(format!("{what} has the type {number}, which is not known here; fetch the model in one of {known}"))
+    bad(format!(
+        "{what} has the type {number}, which is not known here; fetch the model in one of {known}"
+    ))
 }
 
 /// That no name is there twice, and that no two tensors share a byte: what a small file describes stays small.
@@ -179,7 +224,10 @@ fn check_apart(tensors: &[TensorInfo]) -> Result<(), CheckpointError> {
     let mut order: Vec<&TensorInfo> = tensors.iter().collect();
     order.sort_by_key(|tensor| tensor.range.start);
     match order.windows(2).find(|pair| pair[0].range.end > pair[1].range.start) {
-        Some(pair) => Err(bad(format!("tensors `{}` and `{}` overlap; {AGAIN}", pair[0].name, pair[1].name))),
+        Some(pair) => Err(bad(format!(
+            "tensors `{}` and `{}` overlap; {AGAIN}",
+            pair[0].name, pair[1].name
+        ))),
         None => Ok(()),
     }
 }
@@ -226,11 +274,20 @@ mod tests {
             ("test.f64", Value::F64(0.1)),
             ("test.bool", Value::Bool(true)),
             ("test.text", text("Käse")),
-            ("test.words", Value::Array(Array::new(&[text("a"), text(""), text("word")]).unwrap())),
-            ("test.shape", Value::Array(Array::new(&[Value::I32(3), Value::I32(-1), Value::I32(2)]).unwrap())),
+            (
+                "test.words",
+                Value::Array(Array::new(&[text("a"), text(""), text("word")]).unwrap()),
+            ),
+            (
+                "test.shape",
+                Value::Array(Array::new(&[Value::I32(3), Value::I32(-1), Value::I32(2)]).unwrap()),
+            ),
         ];
         assert_eq!(metadata, expected.map(|(key, value)| (key.to_owned(), value)).into());
-        let shapes: Vec<_> = tensors.iter().map(|t| (t.name.as_str(), t.format, t.shape.as_slice())).collect();
+        let shapes: Vec<_> = tensors
+            .iter()
+            .map(|t| (t.name.as_str(), t.format, t.shape.as_slice()))
+            .collect();
         let expected: [(_, _, &[i64]); 3] = [
             ("first.weight", Format::Q8_0, &[2, 3, 64]),
             ("first.bias", Format::F32, &[5]),
@@ -251,7 +308,10 @@ mod tests {
         assert!(message(b"test.i8", b"test.u8").contains("metadata `test.u8` is there twice"));
         let described = |kind: u32| [&b"first.bias\x01\0\0\0\x05\0\0\0\0\0\0\0"[..], &kind.to_le_bytes()].concat();
         let error = message(&described(0), &described(16));
-        assert!(error.contains("tensor `first.bias` has the type 16, which is not known here"), "{error}");
+        assert!(
+            error.contains("tensor `first.bias` has the type 16, which is not known here"),
+            "{error}"
+        );
         assert!(message(&described(0), &described(2)).contains("has rows of 5, Q4_0 asks for a multiple of 32"));
         let sides = |n: u8, side: u8| [&b"first.bias"[..], &[n, 0, 0, 0, side]].concat();
         assert!(message(&sides(1, 5), &sides(5, 5)).contains("has 5 sides, expected 1 to 4"));
@@ -269,16 +329,32 @@ mod tests {
         twice.extend(&file[other + 13..other + 13 + 4 + 16 + 4 + 8]);
         twice.push(0);
         twice.extend(&file[twice.len()..]);
-        assert!(read(&twice).unwrap_err().to_string().contains("tensor `first.weight` is there twice"));
+        assert!(
+            read(&twice)
+                .unwrap_err()
+                .to_string()
+                .contains("tensor `first.weight` is there twice")
+        );
         let mut shared = file.clone();
         shared[other + 13 + 4 + 16 + 4..][..8].fill(0);
-        assert!(read(&shared).unwrap_err().to_string().contains("tensors `first.weight` and `second.weight` overlap"));
+        assert!(
+            read(&shared)
+                .unwrap_err()
+                .to_string()
+                .contains("tensors `first.weight` and `second.weight` overlap")
+        );
     }
 
     #[test]
     fn a_truncated_file_is_refused_wherever_it_ends() {
         let file = file();
-        let end = read(&file).unwrap().tensors.iter().map(|tensor| tensor.range.end).max().unwrap();
+        let end = read(&file)
+            .unwrap()
+            .tensors
+            .iter()
+            .map(|tensor| tensor.range.end)
+            .max()
+            .unwrap();
         for length in 0..end {
             assert!(read(&file[..length]).is_err(), "{length}");
         }

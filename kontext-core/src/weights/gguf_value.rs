@@ -59,7 +59,11 @@ impl Array {
         }
         let mut bytes = Vec::new();
         values.iter().for_each(|value| value.write(&mut bytes));
-        Some(Self { kind, count: values.len(), bytes })
+        Some(Self {
+            kind,
+            count: values.len(),
+            bytes,
+        })
     }
 
     /// How many there are.
@@ -191,13 +195,29 @@ fn read_array(cursor: &mut Cursor<'_>, what: &str) -> Result<Array, CheckpointEr
                 cursor.text(what)?;
             }
             let read = start.len() - cursor.rest.len();
-            return Ok(Array { kind, count: count as usize, bytes: start[..read].to_vec() });
+            return Ok(Array {
+                kind,
+                count: count as usize,
+                bytes: start[..read].to_vec(),
+            });
         }
-        ARRAY => return Err(bad(format!("{what} is an array of arrays, expected numbers or texts; {AGAIN}"))),
-        other => return Err(bad(format!("{what} has elements of the type {other}, expected 0 to 12; {AGAIN}"))),
+        ARRAY => {
+            return Err(bad(format!(
+                "{what} is an array of arrays, expected numbers or texts; {AGAIN}"
+            )));
+        }
+        other => {
+            return Err(bad(format!(
+                "{what} has elements of the type {other}, expected 0 to 12; {AGAIN}"
+            )));
+        }
     };
     let bytes = cursor.take(count.saturating_mul(width), what)?;
-    Ok(Array { kind, count: bytes.len() / width as usize, bytes: bytes.to_vec() })
+    Ok(Array {
+        kind,
+        count: bytes.len() / width as usize,
+        bytes: bytes.to_vec(),
+    })
 }
 
 /// Writes a string as GGUF has it: its length, then its bytes.
@@ -230,9 +250,14 @@ impl<'a> Cursor<'a> {
     }
 
     fn take(&mut self, count: u64, what: &str) -> Result<&'a [u8], CheckpointError> {
-        let parts = usize::try_from(count).ok().and_then(|count| self.rest.split_at_checked(count));
+        let parts = usize::try_from(count)
+            .ok()
+            .and_then(|count| self.rest.split_at_checked(count));
         let Some((taken, rest)) = parts else {
-            return Err(bad(format!("{what} would take {count} bytes, {} are left; {AGAIN}", self.left())));
+            return Err(bad(format!(
+                "{what} would take {count} bytes, {} are left; {AGAIN}",
+                self.left()
+            )));
         };
         self.rest = rest;
         Ok(taken)
@@ -279,7 +304,9 @@ mod tests {
             let mut bytes = kind.to_le_bytes().to_vec();
             bytes.extend(u64::MAX.to_le_bytes());
             bytes.extend([0; 32]);
-            let error = Value::read(&mut Cursor::new(&bytes), ARRAY, "`key`").unwrap_err().to_string();
+            let error = Value::read(&mut Cursor::new(&bytes), ARRAY, "`key`")
+                .unwrap_err()
+                .to_string();
             assert!(error.contains("`key` would take"), "{error}");
         }
     }
@@ -287,7 +314,9 @@ mod tests {
     #[test]
     fn an_array_of_arrays_is_refused() {
         let bytes = [9_u32.to_le_bytes(); 8].concat();
-        let error = Value::read(&mut Cursor::new(&bytes), ARRAY, "`key`").unwrap_err().to_string();
+        let error = Value::read(&mut Cursor::new(&bytes), ARRAY, "`key`")
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("`key` is an array of arrays"), "{error}");
     }
 }

@@ -30,7 +30,13 @@ type Provider<'a> = Box<dyn FnOnce() -> Result<Cow<'a, [u8]>> + 'a>;
 
 impl fmt::Debug for StreamedTensor<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "StreamedTensor({} {} {:?})", self.name, self.format.name(), self.shape)
+        write!(
+            f,
+            "StreamedTensor({} {} {:?})",
+            self.name,
+            self.format.name(),
+            self.shape
+        )
     }
 }
 
@@ -42,16 +48,28 @@ impl<'a> StreamedTensor<'a> {
         shape: &[usize],
         data: impl FnOnce() -> Result<Cow<'a, [u8]>> + 'a,
     ) -> Self {
-        Self { name: name.into(), format, shape: shape.to_vec(), data: Box::new(data) }
+        Self {
+            name: name.into(),
+            format,
+            shape: shape.to_vec(),
+            data: Box::new(data),
+        }
     }
 
     /// Its number in the file and its bytes, if a file can hold it.
     fn check(&self) -> Result<(u32, u64)> {
         let wrong = |expected: String, got: String| {
-            Err(Error::invalid("tensor for a GGUF file", expected, format!("{got} in `{}`", self.name)))
+            Err(Error::invalid(
+                "tensor for a GGUF file",
+                expected,
+                format!("{got} in `{}`", self.name),
+            ))
         };
         if !(1..=LONGEST_NAME).contains(&self.name.len()) {
-            return wrong(format!("a name of 1 to {LONGEST_NAME} bytes"), format!("{} bytes", self.name.len()));
+            return wrong(
+                format!("a name of 1 to {LONGEST_NAME} bytes"),
+                format!("{} bytes", self.name.len()),
+            );
         }
         let Some(number) = self.format.gguf_type() else {
             return wrong("a format of GGUF".to_owned(), self.format.name().to_owned());
@@ -137,11 +155,19 @@ fn header(metadata: &[(&str, Value)], tensors: &[StreamedTensor<'_>]) -> Result<
         let (number, bytes) = tensor.check()?;
         if !names.insert(&tensor.name) {
             let got = format!("`{}` twice", tensor.name);
-            return Err(Error::invalid("tensors for a GGUF file", "names that are given once", got));
+            return Err(Error::invalid(
+                "tensors for a GGUF file",
+                "names that are given once",
+                got,
+            ));
         }
         write_text(&tensor.name, &mut out);
         out.extend((tensor.shape.len() as u32).to_le_bytes());
-        tensor.shape.iter().rev().for_each(|side| out.extend((*side as u64).to_le_bytes()));
+        tensor
+            .shape
+            .iter()
+            .rev()
+            .for_each(|side| out.extend((*side as u64).to_le_bytes()));
         out.extend(number.to_le_bytes());
         out.extend(offset.to_le_bytes());
         let padded = bytes.checked_next_multiple_of(ALIGNMENT as u64);
@@ -190,7 +216,9 @@ mod tests {
         let tensor = |name: &str, format, shape: &[usize]| {
             let values = weights[..shape.iter().product()].to_vec();
             let columns = *shape.last().unwrap();
-            StreamedTensor::new(name, format, shape, move || Ok(pack(format, &values, columns)?.into_parts().0.into()))
+            StreamedTensor::new(name, format, shape, move || {
+                Ok(pack(format, &values, columns)?.into_parts().0.into())
+            })
         };
         let tensors = [
             tensor("first.weight", Format::Q8_0, &[2, 3, 64]),
@@ -207,13 +235,24 @@ mod tests {
     fn what_is_written_is_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file.gguf");
-        let tensors = [zeros("a", Format::Q4K, &[2, 256], 288), zeros("b", Format::Bf16, &[2, 3, 1, 5], 60)];
-        write_gguf(&path, &[("general.architecture", Value::Text("flux".to_owned()))], tensors).unwrap();
+        let tensors = [
+            zeros("a", Format::Q4K, &[2, 256], 288),
+            zeros("b", Format::Bf16, &[2, 3, 1, 5], 60),
+        ];
+        write_gguf(
+            &path,
+            &[("general.architecture", Value::Text("flux".to_owned()))],
+            tensors,
+        )
+        .unwrap();
         let file = std::fs::read(&path).unwrap();
         let gguf::Gguf { metadata, tensors } = gguf::read(&file).unwrap();
         assert_eq!(metadata.len(), 1);
         assert_eq!(tensors[0].range.len(), 288);
-        assert_eq!((tensors[1].shape.as_slice(), tensors[1].range.start % 32), (&[2, 3, 1, 5][..], 0));
+        assert_eq!(
+            (tensors[1].shape.as_slice(), tensors[1].range.start % 32),
+            (&[2, 3, 1, 5][..], 0)
+        );
     }
 
     #[test]

@@ -18,10 +18,26 @@ const LONGEST_SIDE: usize = 1 << 31;
 
 /// Beginnings of files that are often found in place of weights, what they are, and what to do.
 const OTHERS: [(&[u8], &str, &str); 4] = [
-    (b"version https://git-lfs", "a Git LFS pointer", "run `git lfs pull` in its folder"),
-    (b"PK\x03\x04", "a PyTorch or zip file", "take the safetensors of the model"),
-    (b"<", "a web page", "fetch the file again, signed in if the model asks for it"),
-    (b"{\"error", "a server's error message", "fetch the file again, signed in if the model asks for it"),
+    (
+        b"version https://git-lfs",
+        "a Git LFS pointer",
+        "run `git lfs pull` in its folder",
+    ),
+    (
+        b"PK\x03\x04",
+        "a PyTorch or zip file",
+        "take the safetensors of the model",
+    ),
+    (
+        b"<",
+        "a web page",
+        "fetch the file again, signed in if the model asks for it",
+    ),
+    (
+        b"{\"error",
+        "a server's error message",
+        "fetch the file again, signed in if the model asks for it",
+    ),
 ];
 
 /// The JSON as it is.
@@ -48,7 +64,10 @@ impl<'de> Visitor<'de> for Entries {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
-        let mut header = Header { text: None, tensors: BTreeMap::new() };
+        let mut header = Header {
+            text: None,
+            tensors: BTreeMap::new(),
+        };
         while let Some(name) = map.next_key::<String>()? {
             if name == "__metadata__" {
                 header.text = map.next_value()?;
@@ -56,7 +75,10 @@ impl<'de> Visitor<'de> for Entries {
                 match header.tensors.entry(name) {
                     Entry::Vacant(place) => drop(place.insert(map.next_value()?)),
                     Entry::Occupied(place) => {
-                        return Err(A::Error::custom(format_args!("tensor `{}` is there twice", place.key())));
+                        return Err(A::Error::custom(format_args!(
+                            "tensor `{}` is there twice",
+                            place.key()
+                        )));
                     }
                 }
             }
@@ -78,7 +100,9 @@ pub(super) fn read(file: &[u8]) -> Result<(Metadata, usize), CheckpointError> {
         if let Some((_, found, remedy)) = OTHERS.iter().find(|(sign, ..)| file.starts_with(sign)) {
             return Err(CheckpointError::Format { found, remedy });
         }
-        return Err(bad(format!("its header would have {length} bytes, the most is {LONGEST}")));
+        return Err(bad(format!(
+            "its header would have {length} bytes, the most is {LONGEST}"
+        )));
     }
     let json = usize::try_from(length).ok().and_then(|length| rest.get(..length));
     let json = json.ok_or_else(|| bad(format!("its header would have {length} bytes, the file has {size}")))?;
@@ -86,7 +110,10 @@ pub(super) fn read(file: &[u8]) -> Result<(Metadata, usize), CheckpointError> {
     // Not `SafeTensors::read_metadata`: its last sum overflows on offsets near 2^64.
     let Header { text, tensors } = serde_json::from_slice(json).map_err(|e| wrong(&e))?;
     let mut tensors: Vec<(String, TensorInfo)> = tensors.into_iter().collect();
-    tensors.iter().try_for_each(|(name, info)| check(name, info)).map_err(bad)?;
+    tensors
+        .iter()
+        .try_for_each(|(name, info)| check(name, info))
+        .map_err(bad)?;
     tensors.sort_by_key(|(_, info)| info.data_offsets);
     let metadata = Metadata::new(text, tensors).map_err(|e| wrong(&e))?;
     let start = LENGTH + json.len();
@@ -99,9 +126,15 @@ pub(super) fn read(file: &[u8]) -> Result<(Metadata, usize), CheckpointError> {
 
 /// That a tensor's shape is one that can be computed with, and that its bytes are as many.
 fn check(name: &str, info: &TensorInfo) -> Result<(), String> {
-    let TensorInfo { dtype, shape, data_offsets: (start, end) } = info;
+    let TensorInfo {
+        dtype,
+        shape,
+        data_offsets: (start, end),
+    } = info;
     // Empty sides count as one, as they do in strides: what those multiply to has to fit an i64 too.
-    let strides = shape.iter().try_fold(1_i64, |product, &side| product.checked_mul(i64::try_from(side.max(1)).ok()?));
+    let strides = shape.iter().try_fold(1_i64, |product, &side| {
+        product.checked_mul(i64::try_from(side.max(1)).ok()?)
+    });
     if strides.is_none() || shape.iter().any(|&side| side > LONGEST_SIDE) {
         let most = format!("at most {LONGEST_SIDE} a side and 2^63 in all");
         return Err(format!("tensor `{name}` has shape {shape:?}, expected {most}"));
@@ -109,8 +142,8 @@ fn check(name: &str, info: &TensorInfo) -> Result<(), String> {
     let bits = shape.iter().product::<usize>().checked_mul(dtype.bitsize());
     match (bits, end.checked_sub(*start)) {
         (Some(bits), Some(bytes)) if bits.is_multiple_of(8) && bits / 8 == bytes => Ok(()),
-        _ => {
-            Err(format!("tensor `{name}` of {dtype} has shape {shape:?}, which does not fit its bytes {start}..{end}"))
-        }
+        _ => Err(format!(
+            "tensor `{name}` of {dtype} has shape {shape:?}, which does not fit its bytes {start}..{end}"
+        )),
     }
 }

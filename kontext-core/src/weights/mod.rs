@@ -117,18 +117,29 @@ struct Entry {
 
 impl std::fmt::Debug for Weights {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Weights").field("path", &self.store.path).field("prefix", &self.prefix).finish_non_exhaustive()
+        f.debug_struct("Weights")
+            .field("path", &self.store.path)
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
     }
 }
 
 impl Weights {
     /// Tensors that are already in memory.
     pub fn from_tensors(tensors: impl IntoIterator<Item = (String, Tensor)>) -> Self {
-        Self::over(PathBuf::from("memory"), Source::Memory(Mutex::new(tensors.into_iter().collect())))
+        Self::over(
+            PathBuf::from("memory"),
+            Source::Memory(Mutex::new(tensors.into_iter().collect())),
+        )
     }
 
     fn over(path: PathBuf, source: Source) -> Self {
-        let store = Arc::new(Store { path, source, used: Mutex::default(), problems: Mutex::default() });
+        let store = Arc::new(Store {
+            path,
+            source,
+            used: Mutex::default(),
+            problems: Mutex::default(),
+        });
         Self {
             store,
             prefix: String::new(),
@@ -147,15 +158,21 @@ impl Weights {
     /// The cursor of the sub-module `name`.
     #[must_use]
     pub fn at(&self, name: impl AsRef<str>) -> Self {
-        let prefix =
-            if name.as_ref().is_empty() { self.prefix.clone() } else { format!("{}{}.", self.prefix, name.as_ref()) };
+        let prefix = if name.as_ref().is_empty() {
+            self.prefix.clone()
+        } else {
+            format!("{}{}.", self.prefix, name.as_ref())
+        };
         Self { prefix, ..self.clone() }
     }
 
     /// Tensors are converted to this kind when they are read. Default: kept as they are stored.
     #[must_use]
     pub fn kind(self, kind: Kind) -> Self {
-        Self { kind: Conversion::To(kind), ..self }
+        Self {
+            kind: Conversion::To(kind),
+            ..self
+        }
     }
 
     /// Tensors that are stored narrower than this kind stay so, others are converted to it.
@@ -164,7 +181,10 @@ impl Weights {
     /// the memory that f32 weights would take.
     #[must_use]
     pub fn at_most(self, kind: Kind) -> Self {
-        Self { kind: Conversion::AtMost(kind), ..self }
+        Self {
+            kind: Conversion::AtMost(kind),
+            ..self
+        }
     }
 
     /// Tensors are put on this device. Default: the CPU.
@@ -229,7 +249,11 @@ impl Weights {
     /// [`CheckpointError::Unused`] where there are tensors that no part asked for.
     pub fn finish(&self) -> Result<()> {
         let names = self.unused();
-        if self.audit || names.is_empty() { Ok(()) } else { Err(self.error(CheckpointError::Unused { names })) }
+        if self.audit || names.is_empty() {
+            Ok(())
+        } else {
+            Err(self.error(CheckpointError::Unused { names }))
+        }
     }
 
     /// The names that no part has asked for yet.
@@ -243,7 +267,10 @@ impl Weights {
     }
 
     fn error(&self, source: CheckpointError) -> Error {
-        Error::Checkpoint { path: self.store.path.clone(), source }
+        Error::Checkpoint {
+            path: self.store.path.clone(),
+            source,
+        }
     }
 }
 

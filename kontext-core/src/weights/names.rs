@@ -36,7 +36,9 @@ pub fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Option
         let common = wanted.bytes().zip(name.bytes()).take_while(|(a, b)| a == b).count();
         strsim::normalized_levenshtein(wanted, name) + common as f64 / wanted.len().max(1) as f64
     };
-    let best = names.map(|name| (likeness(name), name)).max_by(|a, b| a.0.total_cmp(&b.0))?;
+    let best = names
+        .map(|name| (likeness(name), name))
+        .max_by(|a, b| a.0.total_cmp(&b.0))?;
     (best.0 >= LIKE).then(|| best.1.to_owned())
 }
 
@@ -46,7 +48,11 @@ mod tests {
 
     #[test]
     fn the_nearest_name_is_the_one_a_reader_would_pick() {
-        let names = ["img_attn.norm.key_norm.weight", "img_attn.norm.query_norm.scale", "txt_in.bias"];
+        let names = [
+            "img_attn.norm.key_norm.weight",
+            "img_attn.norm.query_norm.scale",
+            "txt_in.bias",
+        ];
         let hint = nearest("img_attn.norm.key_norm.scale", names.iter().copied());
         assert_eq!(hint.as_deref(), Some("img_attn.norm.key_norm.weight"));
         assert_eq!(nearest("zzz", names.iter().copied()), None);

@@ -34,7 +34,11 @@ impl Weights {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = if path.is_dir() { find(path)? } else { path.to_owned() };
-        if file.extension().is_some_and(|e| e == "json") { open_sharded(&file) } else { open_single(&file) }
+        if file.extension().is_some_and(|e| e == "json") {
+            open_sharded(&file)
+        } else {
+            open_single(&file)
+        }
     }
 
     /// The same files under other names: each tensor is called what `rename` makes of its name, and those of
@@ -52,12 +56,19 @@ impl Weights {
     pub fn renamed(self, rename: impl Fn(&str) -> Option<String>) -> Self {
         let source = match &self.store.source {
             Source::Files { files, entries } => {
-                let renamed = entries.iter().filter_map(|(name, entry)| Some((rename(name)?, entry.clone())));
-                Source::Files { files: Arc::clone(files), entries: renamed.collect() }
+                let renamed = entries
+                    .iter()
+                    .filter_map(|(name, entry)| Some((rename(name)?, entry.clone())));
+                Source::Files {
+                    files: Arc::clone(files),
+                    entries: renamed.collect(),
+                }
             }
             Source::Memory(tensors) => {
                 let tensors = lock(tensors);
-                let renamed = tensors.iter().filter_map(|(name, value)| Some((rename(name)?, value.shallow_clone())));
+                let renamed = tensors
+                    .iter()
+                    .filter_map(|(name, value)| Some((rename(name)?, value.shallow_clone())));
                 Source::Memory(Mutex::new(renamed.collect()))
             }
             Source::Synthetic { .. } => return self,
@@ -93,14 +104,26 @@ impl Weights {
     /// made, [`crate::weights::save`] writes it.
     #[must_use]
     pub fn synthetic(seed: u64) -> Self {
-        Self::over(PathBuf::from("synthetic"), Source::Synthetic { seed: Some(seed), made: Default::default() })
+        Self::over(
+            PathBuf::from("synthetic"),
+            Source::Synthetic {
+                seed: Some(seed),
+                made: Default::default(),
+            },
+        )
     }
 
     /// Weights of zeros that take no memory: a model built on them is an account of the tensors
     /// that it needs, by [`Weights::shapes`].
     #[must_use]
     pub fn blank() -> Self {
-        Self::over(PathBuf::from("blank"), Source::Synthetic { seed: None, made: Default::default() })
+        Self::over(
+            PathBuf::from("blank"),
+            Source::Synthetic {
+                seed: None,
+                made: Default::default(),
+            },
+        )
     }
 
     /// Whether these are [`Weights::synthetic`] or [`Weights::blank`] ones.
@@ -129,23 +152,40 @@ fn find(folder: &Path) -> Result<PathBuf> {
     let of = |stem: &str| {
         let plain = [format!("{stem}.safetensors.index.json"), format!("{stem}.safetensors")];
         let variants = VARIANTS.iter().flat_map(move |variant| {
-            [format!("{stem}.safetensors.index.{variant}.json"), format!("{stem}.{variant}.safetensors")]
+            [
+                format!("{stem}.safetensors.index.{variant}.json"),
+                format!("{stem}.{variant}.safetensors"),
+            ]
         });
         plain.into_iter().chain(variants.collect::<Vec<_>>())
     };
     let names: Vec<String> = STEMS.iter().flat_map(|stem| of(stem)).collect();
-    names.iter().map(|n| folder.join(n)).find(|p| p.is_file()).ok_or_else(|| {
-        let looked = STEMS.iter().flat_map(|stem| of(stem).take(2)).collect::<Vec<_>>().join(", ");
-        let looked = format!("{looked}, and their variants {}", VARIANTS.join(" and "));
-        Error::checkpoint(folder)(CheckpointError::MissingPart { part: "weights", looked })
-    })
+    names
+        .iter()
+        .map(|n| folder.join(n))
+        .find(|p| p.is_file())
+        .ok_or_else(|| {
+            let looked = STEMS
+                .iter()
+                .flat_map(|stem| of(stem).take(2))
+                .collect::<Vec<_>>()
+                .join(", ");
+            let looked = format!("{looked}, and their variants {}", VARIANTS.join(" and "));
+            Error::checkpoint(folder)(CheckpointError::MissingPart {
+                part: "weights",
+                looked,
+            })
+        })
 }
 
 fn open_sharded(index_path: &Path) -> Result<Weights> {
     let index: Index = read_json(index_path)?;
     let shards: BTreeSet<&String> = index.weight_map.values().collect();
     // A shard is a plain file name beside its index; anything else could read files elsewhere.
-    if let Some(bad) = shards.iter().find(|s| Path::new(s.as_str()).file_name() != Some(s.as_ref())) {
+    if let Some(bad) = shards
+        .iter()
+        .find(|s| Path::new(s.as_str()).file_name() != Some(s.as_ref()))
+    {
         let reason = format!("shard `{bad}` is not a plain file name; fetch the index again, from those who made it");
         return Err(Error::config(index_path, reason));
     }
@@ -153,14 +193,26 @@ fn open_sharded(index_path: &Path) -> Result<Weights> {
     let absent = |shard: &&&String| !folder.join(shard).is_file();
     if let Some(shard) = shards.iter().find(absent) {
         let looked = format!("`{shard}`, which the index names");
-        return Err(Error::checkpoint(index_path)(CheckpointError::MissingPart { part: "shard", looked }));
+        return Err(Error::checkpoint(index_path)(CheckpointError::MissingPart {
+            part: "shard",
+            looked,
+        }));
     }
-    let files = shards.iter().map(|s| WeightFile::open(&folder.join(s))).collect::<Result<Vec<_>>>()?;
-    let numbers: BTreeMap<&String, usize> = shards.iter().enumerate().map(|(number, shard)| (*shard, number)).collect();
+    let files = shards
+        .iter()
+        .map(|s| WeightFile::open(&folder.join(s)))
+        .collect::<Result<Vec<_>>>()?;
+    let numbers: BTreeMap<&String, usize> = shards
+        .iter()
+        .enumerate()
+        .map(|(number, shard)| (*shard, number))
+        .collect();
     let mut entries = entries(&files);
     for (name, shard) in &index.weight_map {
         // Where two shards hold a tensor, the one that the index names counts.
-        let stored = numbers.get(shard).and_then(|&number| Some((number, files.get(number)?.tensors().get(name)?)));
+        let stored = numbers
+            .get(shard)
+            .and_then(|&number| Some((number, files.get(number)?.tensors().get(name)?)));
         let Some((file, stored)) = stored else {
             let reason = format!("shard `{shard}` lacks the tensor `{name}` that its index names; fetch both again");
             return Err(Error::config(index_path, reason));
@@ -178,13 +230,23 @@ fn open_single(path: &Path) -> Result<Weights> {
 
 fn over_files(path: &Path, files: Vec<WeightFile>, mut entries: BTreeMap<String, Entry>) -> Result<Weights> {
     companions::fold(&files, &mut entries)?;
-    Ok(Weights::over(path.to_owned(), Source::Files { files: Arc::new(files), entries }))
+    Ok(Weights::over(
+        path.to_owned(),
+        Source::Files {
+            files: Arc::new(files),
+            entries,
+        },
+    ))
 }
 
 /// All tensors of all files.
 fn entries(files: &[WeightFile]) -> BTreeMap<String, Entry> {
     let of = |(file, source): (usize, &WeightFile)| -> Vec<(String, Entry)> {
-        source.tensors().iter().map(|(name, stored)| (name.clone(), Entry::new(file, name, stored))).collect()
+        source
+            .tensors()
+            .iter()
+            .map(|(name, stored)| (name.clone(), Entry::new(file, name, stored)))
+            .collect()
     };
     files.iter().enumerate().flat_map(of).collect()
 }

@@ -29,7 +29,13 @@ pub enum LeftInFile {
 impl Entry {
     pub(super) fn new(file: usize, name: &str, stored: &Stored) -> Self {
         let (name, stored) = (name.to_owned(), stored.clone());
-        Self { file, name, stored, companion: Companion::None, companion_bytes: 0 }
+        Self {
+            file,
+            name,
+            stored,
+            companion: Companion::None,
+            companion_bytes: 0,
+        }
     }
 
     /// Whether its elements are more than a kind of libtorch's tells.
@@ -48,7 +54,11 @@ impl Weights {
     /// The same cursor, for layers that a model uses once a run and not once a step.
     #[must_use]
     pub fn used_once(self) -> Self {
-        let left = if self.left == LeftInFile::UsedOnce { LeftInFile::All } else { self.left };
+        let left = if self.left == LeftInFile::UsedOnce {
+            LeftInFile::All
+        } else {
+            self.left
+        };
         Self { left, ..self }
     }
 
@@ -59,7 +69,11 @@ impl Weights {
     #[must_use]
     pub fn prefetched(self) -> Self {
         let of = |index| Arc::new(Prefetch::new(move |capacity| Copies::new(index, capacity)));
-        let prefetch = if let Device::Cuda(index) = self.device { Some(of(index)) } else { None };
+        let prefetch = if let Device::Cuda(index) = self.device {
+            Some(of(index))
+        } else {
+            None
+        };
         Self { prefetch, ..self }
     }
 
@@ -87,8 +101,14 @@ impl Weights {
 
     /// The rows that a recipe names, where one of its tensors is to stay packed and all can.
     fn packed_rows(&self, recipe: &Recipe, shape: [i64; 2]) -> Result<Option<PackedRows>> {
-        let Source::Files { files, entries } = &self.store.source else { return Ok(None) };
-        let found = recipe.names().iter().map(|name| entries.get(name)).collect::<Option<Vec<_>>>();
+        let Source::Files { files, entries } = &self.store.source else {
+            return Ok(None);
+        };
+        let found = recipe
+            .names()
+            .iter()
+            .map(|name| entries.get(name))
+            .collect::<Option<Vec<_>>>();
         let Some(found) = found else { return Ok(None) };
         if !found.iter().all(|e| e.stored.format.is_some())
             || !(self.left == LeftInFile::All || found.iter().any(|e| e.is_packed()))
@@ -114,11 +134,18 @@ impl Weights {
         if rows.size() != shape {
             return Err(self.wrong_shape(recipe, &shape, &rows.size()));
         }
-        Ok(Some(if matches!(recipe, Recipe::SwapHalves(_)) { rows.halves_swapped() } else { rows }))
+        Ok(Some(if matches!(recipe, Recipe::SwapHalves(_)) {
+            rows.halves_swapped()
+        } else {
+            rows
+        }))
     }
 
     fn packed_matrix(&self, files: &[WeightFile], entry: &Entry, name: &str) -> Result<PackedMatrix> {
-        let dtype = || CheckpointError::Dtype { name: name.to_owned(), dtype: entry.stored.dtype.clone() };
+        let dtype = || CheckpointError::Dtype {
+            name: name.to_owned(),
+            dtype: entry.stored.dtype.clone(),
+        };
         let format = entry.stored.format.ok_or_else(|| self.error(dtype()))?;
         let (rows, columns) = entry.stored.sides();
         let file = files.get(entry.file).ok_or_else(|| self.error(dtype()))?;
@@ -127,7 +154,13 @@ impl Weights {
             LeftInFile::None | LeftInFile::UsedOnce => Bytes::Held(file.copy(&entry.stored.range)?),
         };
         let factors = entry.companion.read(files)?;
-        Ok(PackedMatrix { bytes, format, rows, columns, factors })
+        Ok(PackedMatrix {
+            bytes,
+            format,
+            rows,
+            columns,
+            factors,
+        })
     }
 
     /// What a packed tensor stands for, in f32 on the host.
@@ -137,7 +170,9 @@ impl Weights {
         };
         let matrix = self.packed_matrix(files, entry, name)?;
         let rows = PackedRows::new(vec![Arc::new(matrix)], Device::Cpu)?;
-        Ok(Matrix::Packed(rows).dense(Kind::Float)?.f_reshape(&entry.stored.shape)?)
+        Ok(Matrix::Packed(rows)
+            .dense(Kind::Float)?
+            .f_reshape(&entry.stored.shape)?)
     }
 }
 

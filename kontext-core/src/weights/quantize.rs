@@ -31,7 +31,15 @@ pub enum Quantize {
 
 impl Quantize {
     /// All of them, from more bits to fewer.
-    pub const ALL: [Self; 7] = [Self::Q8_0, Self::Fp8, Self::Int8, Self::Q5_1, Self::Q5_0, Self::Q4_1, Self::Q4_0];
+    pub const ALL: [Self; 7] = [
+        Self::Q8_0,
+        Self::Fp8,
+        Self::Int8,
+        Self::Q5_1,
+        Self::Q5_0,
+        Self::Q4_1,
+        Self::Q4_0,
+    ];
     /// The largest e4m3.
     const LARGEST: f64 = 448.0;
 
@@ -60,10 +68,21 @@ impl Quantize {
             expected: "[out, in]",
             got: matrix.size(),
         })?;
-        let wide = matrix.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
+        let wide = matrix
+            .f_to_device(Device::Cpu)?
+            .f_to_kind(Kind::Float)?
+            .f_contiguous()?;
         let largest = wide.f_abs()?.f_max()?.f_double_value(&[])?;
-        let factor = if largest > 0.0 { (largest / Self::LARGEST) as f32 } else { 1.0 };
-        let wide = if self == Self::Fp8 { wide.f_div_scalar(f64::from(factor))? } else { wide };
+        let factor = if largest > 0.0 {
+            (largest / Self::LARGEST) as f32
+        } else {
+            1.0
+        };
+        let wide = if self == Self::Fp8 {
+            wide.f_div_scalar(f64::from(factor))?
+        } else {
+            wide
+        };
         let values = Vec::<f32>::try_from(&wide.f_reshape([-1])?).map_err(|_| Error::Shape {
             tensor: "matrix to pack",
             expected: "[out, in]",
@@ -89,7 +108,13 @@ impl Quantize {
             _ => Factors::None,
         };
         let (rows, columns) = (rows.unsigned_abs() as usize, columns.unsigned_abs() as usize);
-        Ok(PackedMatrix { bytes: Bytes::Held(bytes), format: self.format(), rows, columns, factors })
+        Ok(PackedMatrix {
+            bytes: Bytes::Held(bytes),
+            format: self.format(),
+            rows,
+            columns,
+            factors,
+        })
     }
 }
 
@@ -121,8 +146,16 @@ impl Weights {
     pub(super) fn packed_now(&self, to: Quantize, recipe: &Recipe, shape: [i64; 2]) -> Result<PackedRows> {
         let pack = |name: &String| Ok(Arc::new(to.matrix(&self.read(name)?)?));
         let rows = PackedRows::new(recipe.names().iter().map(pack).collect::<Result<_>>()?, self.device)?;
-        let rows = if matches!(recipe, Recipe::SwapHalves(_)) { rows.halves_swapped() } else { rows };
-        if rows.size() == shape { Ok(rows) } else { Err(self.wrong_shape(recipe, &shape, &rows.size())) }
+        let rows = if matches!(recipe, Recipe::SwapHalves(_)) {
+            rows.halves_swapped()
+        } else {
+            rows
+        };
+        if rows.size() == shape {
+            Ok(rows)
+        } else {
+            Err(self.wrong_shape(recipe, &shape, &rows.size()))
+        }
     }
 }
 
@@ -140,7 +173,12 @@ mod tests {
     fn a_layer_packed_as_it_is_read_is_near_the_plain_one() {
         let weights = || Weights::from_tensors([("a.weight".to_owned(), draw(&[96, 64], 1))]);
         let x = draw(&[5, 64], 2);
-        let of = |to| Linear::without_bias(&weights().quantized(to).at("a"), 64, 96).unwrap().forward(&x).unwrap();
+        let of = |to| {
+            Linear::without_bias(&weights().quantized(to).at("a"), 64, 96)
+                .unwrap()
+                .forward(&x)
+                .unwrap()
+        };
         let plain = of(None);
         // Twice the root mean square of the rounding of each format on normal values.
         let bounds = [0.01, 0.06, 0.02, 0.06, 0.08, 0.12, 0.16];
@@ -155,7 +193,10 @@ mod tests {
         let weights =
             Weights::from_tensors([("a.weight".to_owned(), draw(&[8, 20], 1))]).quantized(Some(Quantize::Q4_0));
         let x = draw(&[5, 20], 2);
-        let y = Linear::without_bias(&weights.at("a"), 20, 8).unwrap().forward(&x).unwrap();
+        let y = Linear::without_bias(&weights.at("a"), 20, 8)
+            .unwrap()
+            .forward(&x)
+            .unwrap();
         assert!(y.allclose(&x.matmul(&draw(&[8, 20], 1).tr()), 1e-5, 1e-6, false));
     }
 
@@ -164,6 +205,11 @@ mod tests {
         for to in Quantize::ALL {
             assert_eq!(to.to_string().parse::<Quantize>().unwrap(), to);
         }
-        assert!("q3".parse::<Quantize>().unwrap_err().to_string().contains("q8_0, fp8, int8"));
+        assert!(
+            "q3".parse::<Quantize>()
+                .unwrap_err()
+                .to_string()
+                .contains("q8_0, fp8, int8")
+        );
     }
 }

@@ -28,7 +28,10 @@ impl Weights {
         let value = match &recipe {
             Recipe::Name(name) => self.place(&self.read(name)?)?,
             Recipe::Rows(names) => {
-                let rows = names.iter().map(|n| self.place(&self.read(n)?)).collect::<Result<Vec<_>>>()?;
+                let rows = names
+                    .iter()
+                    .map(|n| self.place(&self.read(n)?))
+                    .collect::<Result<Vec<_>>>()?;
                 Tensor::f_cat(&rows, 0)?
             }
             Recipe::SwapHalves(name) => swap_halves(&self.place(&self.read(name)?)?)?,
@@ -45,7 +48,11 @@ impl Weights {
 
     pub(super) fn wrong_shape(&self, recipe: &Recipe, expected: &[i64], got: &[i64]) -> Error {
         let name = recipe.names().join("` + `");
-        self.error(CheckpointError::Shape { name, expected: expected.to_vec(), got: got.to_vec() })
+        self.error(CheckpointError::Shape {
+            name,
+            expected: expected.to_vec(),
+            got: got.to_vec(),
+        })
     }
 
     /// The tensor `name` of the file on the host as it is stored, whatever its shape and dtype; packed ones
@@ -57,7 +64,10 @@ impl Weights {
         let missing = || {
             let names = self.names();
             let nearest = names::nearest(name, names.iter().map(String::as_str));
-            self.error(CheckpointError::Missing { name: name.to_owned(), nearest })
+            self.error(CheckpointError::Missing {
+                name: name.to_owned(),
+                nearest,
+            })
         };
         let value = match &self.store.source {
             Source::Files { files, entries } => {
@@ -85,7 +95,10 @@ impl Weights {
             Kind::Double | Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Float8e4m3fn | Kind::Float8e5m2 => {
                 Ok(value)
             }
-            other => Err(self.error(CheckpointError::Dtype { name: name.to_owned(), dtype: format!("{other:?}") })),
+            other => Err(self.error(CheckpointError::Dtype {
+                name: name.to_owned(),
+                dtype: format!("{other:?}"),
+            })),
         }
     }
 

@@ -65,9 +65,14 @@ impl Weights {
     /// Shape, and bytes in the file with all that belongs to it, of every tensor of a file; nothing for other weights.
     #[must_use]
     pub fn stored_sizes(&self) -> BTreeMap<String, (Vec<i64>, u64)> {
-        let Source::Files { entries, .. } = &self.store.source else { return BTreeMap::new() };
+        let Source::Files { entries, .. } = &self.store.source else {
+            return BTreeMap::new();
+        };
         let of = |entry: &super::Entry| {
-            (entry.stored.shape.clone(), entry.stored.range.len() as u64 + entry.companion_bytes)
+            (
+                entry.stored.shape.clone(),
+                entry.stored.range.len() as u64 + entry.companion_bytes,
+            )
         };
         entries.iter().map(|(name, entry)| (name.clone(), of(entry))).collect()
     }
@@ -76,7 +81,10 @@ impl Weights {
     #[must_use]
     pub fn shapes(&self) -> BTreeMap<String, Vec<i64>> {
         match &self.store.source {
-            Source::Files { entries, .. } => entries.iter().map(|(n, e)| (n.clone(), e.stored.shape.clone())).collect(),
+            Source::Files { entries, .. } => entries
+                .iter()
+                .map(|(n, e)| (n.clone(), e.stored.shape.clone()))
+                .collect(),
             Source::Memory(tensors) => lock(tensors).iter().map(|(n, t)| (n.clone(), t.size())).collect(),
             Source::Synthetic { made, .. } => lock(made).clone(),
         }

@@ -27,12 +27,18 @@ pub fn save(path: impl AsRef<Path>, tensors: &[(String, Tensor)], text: Option<H
 /// # Errors
 /// [`Error::Checkpoint`] for a kind that safetensors cannot hold.
 pub fn to_bytes(path: &Path, tensors: &[(String, Tensor)], text: Option<HashMap<String, String>>) -> Result<Vec<u8>> {
-    let raw = tensors.iter().map(|(name, value)| raw(path, name, value)).collect::<Result<Vec<_>>>()?;
+    let raw = tensors
+        .iter()
+        .map(|(name, value)| raw(path, name, value))
+        .collect::<Result<Vec<_>>>()?;
     let header =
         |e: safetensors::SafeTensorError| Error::checkpoint(path)(CheckpointError::Header { reason: e.to_string() });
     let mut views = Vec::with_capacity(raw.len());
     for ((name, _), (dtype, shape, bytes)) in tensors.iter().zip(&raw) {
-        views.push((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).map_err(header)?));
+        views.push((
+            name.as_str(),
+            TensorView::new(*dtype, shape.clone(), bytes).map_err(header)?,
+        ));
     }
     safetensors::serialize(views, text).map_err(header)
 }
@@ -43,7 +49,10 @@ fn raw(path: &Path, name: &str, value: &Tensor) -> Result<Raw> {
     let value = value.f_to_device(Device::Cpu)?.f_contiguous()?;
     let kind = value.kind();
     let dtype = dtype_of(kind).ok_or_else(|| {
-        Error::checkpoint(path)(CheckpointError::Dtype { name: name.to_owned(), dtype: format!("{kind:?}") })
+        Error::checkpoint(path)(CheckpointError::Dtype {
+            name: name.to_owned(),
+            dtype: format!("{kind:?}"),
+        })
     })?;
     let shape: Vec<usize> = value.size().iter().map(|&s| s as usize).collect();
     let numel: usize = shape.iter().product();

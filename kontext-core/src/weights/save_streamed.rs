@@ -26,15 +26,31 @@ pub fn save_streamed<'a>(
 ) -> Result<()> {
     let path = path.as_ref();
     let mut tensors: Vec<StreamedTensor<'a>> = tensors.into_iter().collect();
-    tensors.sort_by(|a, b| b.format.bytes().cmp(&a.format.bytes()).then_with(|| a.name.cmp(&b.name)));
+    tensors.sort_by(|a, b| {
+        b.format
+            .bytes()
+            .cmp(&a.format.bytes())
+            .then_with(|| a.name.cmp(&b.name))
+    });
     let (mut infos, mut end) = (Vec::with_capacity(tensors.len()), 0);
     for tensor in &tensors {
-        let unknown = || CheckpointError::Dtype { name: tensor.name.clone(), dtype: tensor.format.name().to_owned() };
-        let dtype = dtype_of(tensor.format).ok_or_else(unknown).map_err(Error::checkpoint(path))?;
+        let unknown = || CheckpointError::Dtype {
+            name: tensor.name.clone(),
+            dtype: tensor.format.name().to_owned(),
+        };
+        let dtype = dtype_of(tensor.format)
+            .ok_or_else(unknown)
+            .map_err(Error::checkpoint(path))?;
         let start = end;
         end += tensor.format.bytes() * tensor.shape.iter().product::<usize>();
-        infos
-            .push((tensor.name.clone(), TensorInfo { dtype, shape: tensor.shape.clone(), data_offsets: (start, end) }));
+        infos.push((
+            tensor.name.clone(),
+            TensorInfo {
+                dtype,
+                shape: tensor.shape.clone(),
+                data_offsets: (start, end),
+            },
+        ));
     }
     let wrong = |reason: String| Error::checkpoint(path)(CheckpointError::Header { reason });
     let metadata = Metadata::new(Some(text), infos).map_err(|e| wrong(e.to_string()))?;
@@ -87,8 +103,12 @@ mod tests {
             StreamedTensor::new(name, format, &[2], move || Ok(Cow::Borrowed(bytes)))
         };
         let text = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        let tensors =
-            || [tensor("b", Format::F8E4M3, &[0x38, 0xb8]), tensor("a", Format::F32, &[0, 0, 128, 63, 0, 0, 0, 64])];
+        let tensors = || {
+            [
+                tensor("b", Format::F8E4M3, &[0x38, 0xb8]),
+                tensor("a", Format::F32, &[0, 0, 128, 63, 0, 0, 0, 64]),
+            ]
+        };
         save_streamed(&path, text, tensors()).unwrap();
         let weights = Weights::open(&path).unwrap();
         assert_eq!(Vec::<f32>::try_from(weights.raw("a").unwrap()).unwrap(), [1.0, 2.0]);

@@ -50,8 +50,14 @@ fn drawn_on(device: Device, shape: &[i64], seed: u64, piece: i64) -> Result<Tens
         let place = Tensor::f_arange_start(start, end, (Kind::Int64, device))?;
         // 23 bits, so that the middle of each of their steps is an f32 between 0 and 1.
         let bits = hash(hash(place)?.f_bitwise_xor_(low_bits(seed))?)?.f_bitwise_right_shift_tensor_scalar_(9)?;
-        let mut uniform = bits.f_to_kind(Kind::Float)?.f_add_scalar_(0.5)?.f_mul_scalar_(2.0 / f64::from(1 << 23))?;
-        let normal = uniform.f_sub_scalar_(1.0)?.f_erfinv_()?.f_mul_scalar_(std::f64::consts::SQRT_2)?;
+        let mut uniform = bits
+            .f_to_kind(Kind::Float)?
+            .f_add_scalar_(0.5)?
+            .f_mul_scalar_(2.0 / f64::from(1 << 23))?;
+        let normal = uniform
+            .f_sub_scalar_(1.0)?
+            .f_erfinv_()?
+            .f_mul_scalar_(std::f64::consts::SQRT_2)?;
         values.f_narrow(0, start, end - start)?.f_copy_(&normal)?;
         start = end;
     }
@@ -67,7 +73,10 @@ fn low_bits(seed: u64) -> i64 {
 fn hash(mut x: Tensor) -> Result<Tensor> {
     for _ in 0..2 {
         let shifted = x.f_bitwise_right_shift_tensor_scalar(16)?;
-        x = x.f_bitwise_xor_tensor_(&shifted)?.f_mul_scalar_(0x045d_9f3b)?.f_bitwise_and_(0xffff_ffff_i64)?;
+        x = x
+            .f_bitwise_xor_tensor_(&shifted)?
+            .f_mul_scalar_(0x045d_9f3b)?
+            .f_bitwise_and_(0xffff_ffff_i64)?;
     }
     let shifted = x.f_bitwise_right_shift_tensor_scalar(16)?;
     Ok(x.f_bitwise_xor_tensor_(&shifted)?)

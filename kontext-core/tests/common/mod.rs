@@ -23,7 +23,11 @@ pub(crate) struct Form {
 impl Form {
     /// The layer's name in the file.
     pub(crate) fn layer(&self) -> &'static str {
-        if self.name.starts_with("float8") { "double_blocks.0.img_attn.proj" } else { "layer" }
+        if self.name.starts_with("float8") {
+            "double_blocks.0.img_attn.proj"
+        } else {
+            "layer"
+        }
     }
 }
 
@@ -35,9 +39,20 @@ pub(crate) fn forms() -> Vec<Form> {
         let name = key.strip_suffix(".file")?.to_owned();
         let weight = fixture.tensor(&format!("{name}.weight")).unwrap();
         assert_eq!((view.dtype(), weight.dtype()), (Dtype::U8, Dtype::F32));
-        let values: Vec<f32> = weight.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let values: Vec<f32> = weight
+            .data()
+            .as_chunks()
+            .0
+            .iter()
+            .map(|bytes| f32::from_le_bytes(*bytes))
+            .collect();
         let shape = [weight.shape()[0] as i64, weight.shape()[1] as i64];
-        Some(Form { name, file: view.data().to_vec(), shape, weight: Tensor::from_slice(&values).reshape(shape) })
+        Some(Form {
+            name,
+            file: view.data().to_vec(),
+            shape,
+            weight: Tensor::from_slice(&values).reshape(shape),
+        })
     };
     let mut forms: Vec<Form> = fixture.tensors().into_iter().filter_map(of).collect();
     forms.sort_by(|a, b| a.name.cmp(&b.name));
@@ -71,7 +86,12 @@ pub(crate) fn chain(error: &Error) -> String {
 
 /// A tensor of a safetensors file: name, dtype, shape, bytes.
 #[derive(Clone)]
-pub(crate) struct Part(pub(crate) String, pub(crate) &'static str, pub(crate) Vec<u64>, pub(crate) Vec<u8>);
+pub(crate) struct Part(
+    pub(crate) String,
+    pub(crate) &'static str,
+    pub(crate) Vec<u64>,
+    pub(crate) Vec<u8>,
+);
 
 impl Part {
     pub(crate) fn floats(name: &str, values: &[f32]) -> Self {
@@ -90,7 +110,10 @@ pub(crate) fn safetensors_file(parts: &[Part]) -> Vec<u8> {
     for Part(name, dtype, shape, bytes) in parts {
         let start = data.len();
         data.extend(bytes);
-        header.insert(name.clone(), json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, data.len()] }));
+        header.insert(
+            name.clone(),
+            json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, data.len()] }),
+        );
     }
     with_header(&Value::Object(header).to_string(), &data)
 }

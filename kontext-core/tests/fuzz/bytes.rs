@@ -24,7 +24,11 @@ const NUMBERS: [&str; 16] = [
 
 /// Changes a file in one place. Most changes are made near its beginning, where its header is.
 pub(crate) fn change(file: &mut Vec<u8>, draw: &mut Draw) {
-    let reach = if draw.once_in(4) { file.len() } else { file.len().min(600) };
+    let reach = if draw.once_in(4) {
+        file.len()
+    } else {
+        file.len().min(600)
+    };
     let at = draw.below(reach);
     match draw.below(9) {
         0 if !file.is_empty() => file[at] ^= 1 << draw.below(8),
@@ -55,14 +59,22 @@ fn overwrite(file: &mut [u8], at: usize, bytes: &[u8]) {
 
 /// Replaces the next number in digits, and mostly corrects the length of the JSON around it.
 fn number(file: &mut Vec<u8>, from: usize, draw: &mut Draw) {
-    let Some(start) = file[from..].iter().position(u8::is_ascii_digit).map(|offset| from + offset) else { return };
+    let Some(start) = file[from..]
+        .iter()
+        .position(u8::is_ascii_digit)
+        .map(|offset| from + offset)
+    else {
+        return;
+    };
     let length = file[start..].iter().take_while(|byte| byte.is_ascii_digit()).count();
     let new = draw.pick(&NUMBERS).as_bytes();
     file.splice(start..start + length, new.iter().copied());
     if let Some(header) = file.first_chunk_mut::<8>()
         && !draw.once_in(4)
     {
-        let changed = u64::from_le_bytes(*header).wrapping_add(new.len() as u64).wrapping_sub(length as u64);
+        let changed = u64::from_le_bytes(*header)
+            .wrapping_add(new.len() as u64)
+            .wrapping_sub(length as u64);
         *header = changed.to_le_bytes();
     }
 }

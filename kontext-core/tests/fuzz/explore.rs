@@ -45,7 +45,12 @@ pub(crate) fn read(weights: &Weights, file: u64) {
             assert_eq!(raw.size(), shape);
         }
         let _ = said(weights.tensor(name, &shape));
-        let _ = said(weights.clone().kind(Kind::BFloat16).tensor(name, &[&shape[..], &[2]].concat()));
+        let _ = said(
+            weights
+                .clone()
+                .kind(Kind::BFloat16)
+                .tensor(name, &[&shape[..], &[2]].concat()),
+        );
         let _ = weights.audited().tensor(name, &[1]).unwrap();
         layers(weights, name, &shape, raw.as_ref());
     }
@@ -67,7 +72,10 @@ fn layers(weights: &Weights, name: &str, shape: &[i64], raw: Option<&Tensor>) {
     if output > LONGEST || input > LONGEST {
         return;
     }
-    let only = weights.clone().at_most(Kind::Float).renamed(|other| (other == name).then(|| "weight".to_owned()));
+    let only = weights
+        .clone()
+        .at_most(Kind::Float)
+        .renamed(|other| (other == name).then(|| "weight".to_owned()));
     let of = |left| only.clone().left_in_file(left);
     let _ = said(Linear::without_bias(&of(LeftInFile::None), output, input));
     let _ = said(Linear::without_bias(&of(LeftInFile::All), input + 1, output));
@@ -78,10 +86,20 @@ fn layers(weights: &Weights, name: &str, shape: &[i64], raw: Option<&Tensor>) {
     let [held, left] = &outputs;
     assert_eq!(held.is_some(), left.is_some(), "{name}");
     if let (Some(held), Some(left)) = (held, left) {
-        assert!(held.allclose(left, 0.0, 0.0, true), "{name}: held and left in the file differ");
-        let raw = raw.unwrap().to_kind(Kind::Float).reshape([output, input]).transpose(0, 1);
+        assert!(
+            held.allclose(left, 0.0, 0.0, true),
+            "{name}: held and left in the file differ"
+        );
+        let raw = raw
+            .unwrap()
+            .to_kind(Kind::Float)
+            .reshape([output, input])
+            .transpose(0, 1);
         if raw.isfinite().all().int64_value(&[]) == 1 && input <= IDENTITY {
-            assert!(held.allclose(&raw, 0.0, 0.0, false), "{name}: the product and the values differ");
+            assert!(
+                held.allclose(&raw, 0.0, 0.0, false),
+                "{name}: the product and the values differ"
+            );
         }
     }
     if let Some(table) = said(Embedding::new(&of(LeftInFile::None), output, input)) {
@@ -98,7 +116,11 @@ const IDENTITY: i64 = 300;
 /// The layer's output for the identity, or for the identity's first row.
 fn multiply(linear: Linear, input: i64, output: i64) -> Tensor {
     let options = (Kind::Float, Device::Cpu);
-    let x = if input <= IDENTITY { Tensor::eye(input, options) } else { Tensor::eye_m(1, input, options) };
+    let x = if input <= IDENTITY {
+        Tensor::eye(input, options)
+    } else {
+        Tensor::eye_m(1, input, options)
+    };
     let y = linear.forward(&x).unwrap();
     let rows = linear.forward_rows(&x, output / 2, output - output / 2).unwrap();
     assert!(rows.allclose(&y.narrow(-1, output / 2, output - output / 2), 0.0, 0.0, true));

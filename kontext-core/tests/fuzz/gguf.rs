@@ -60,13 +60,22 @@ impl Gguf {
             let (key, kind) = (text_of(rest)?.to_vec(), u32_of(rest)?);
             let start = *rest;
             skip(rest, kind)?;
-            Some(Entry { key, kind, value: start[..start.len() - rest.len()].to_vec() })
+            Some(Entry {
+                key,
+                kind,
+                value: start[..start.len() - rest.len()].to_vec(),
+            })
         };
         let entries = (0..entries).map(|_| entry(&mut rest)).collect::<Option<Vec<_>>>()?;
         let tensor = |rest: &mut &[u8]| {
             let name = text_of(rest)?.to_vec();
             let sides = (0..u32_of(rest)?).map(|_| u64_of(rest)).collect::<Option<Vec<_>>>()?;
-            Some(Tensor { name, sides, kind: u32_of(rest)?, offset: u64_of(rest)? })
+            Some(Tensor {
+                name,
+                sides,
+                kind: u32_of(rest)?,
+                offset: u64_of(rest)?,
+            })
         };
         let tensors = (0..tensors).map(|_| tensor(&mut rest)).collect::<Option<Vec<_>>>()?;
         let start = (file.len() - rest.len()).next_multiple_of(32);
@@ -82,7 +91,11 @@ impl Gguf {
     /// The file.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let entries: Vec<_> = self.entries.iter().map(|e| entry(&e.key, e.kind, &e.value)).collect();
-        let tensors: Vec<_> = self.tensors.iter().map(|t| described(&t.name, &t.sides, t.kind, t.offset)).collect();
+        let tensors: Vec<_> = self
+            .tensors
+            .iter()
+            .map(|t| described(&t.name, &t.sides, t.kind, t.offset))
+            .collect();
         let mut file = gguf_file(self.version, &entries, &tensors, &self.data);
         for (count, at) in self.counts.iter().zip([8, 16]) {
             if let Some(count) = count {
@@ -121,8 +134,17 @@ impl Gguf {
         let offset = if draw.once_in(8) { 0 } else { self.data.len() as u64 };
         let count = sides.iter().product::<u64>() / block * bytes;
         self.data.extend(draw.bytes(count as usize));
-        let name = format!("{}{}", draw.pick(&["layer", "other"]), draw.pick(&[".weight", ".bias", ".norm"]));
-        self.tensors.push(Tensor { name: name.into_bytes(), sides, kind, offset });
+        let name = format!(
+            "{}{}",
+            draw.pick(&["layer", "other"]),
+            draw.pick(&[".weight", ".bias", ".norm"])
+        );
+        self.tensors.push(Tensor {
+            name: name.into_bytes(),
+            sides,
+            kind,
+            offset,
+        });
     }
 }
 
@@ -135,7 +157,11 @@ impl Entry {
             8 => text(draw.pick(&["flux", "", "\u{e9}"])),
             9 => {
                 let element = draw.below(13) as u32;
-                let count = if draw.once_in(3) { draw.edge() } else { draw.below(8) as u64 };
+                let count = if draw.once_in(3) {
+                    draw.edge()
+                } else {
+                    draw.below(8) as u64
+                };
                 let length = draw.below(80);
                 [&element.to_le_bytes()[..], &count.to_le_bytes(), &draw.bytes(length)].concat()
             }
@@ -153,7 +179,13 @@ impl Tensor {
     fn change(&mut self, draw: &mut Draw) {
         match draw.below(6) {
             0 => self.kind = draw.pick(&TYPES).0,
-            1 => self.offset = if draw.once_in(2) { draw.edge() } else { draw.edge() & !31 },
+            1 => {
+                self.offset = if draw.once_in(2) {
+                    draw.edge()
+                } else {
+                    draw.edge() & !31
+                }
+            }
             2 if draw.once_in(2) => self.sides.push(1 + draw.below(2) as u64),
             2 => drop(self.sides.pop()),
             3 => {

@@ -103,7 +103,12 @@ fn seeds() -> Vec<Seed> {
         quant.tensor("gguf").unwrap().data().to_vec(),
         safetensors_file(&parts),
         safetensors_file(&[]),
-        gguf_file(2, &[entry("general.alignment", 4, &32_u32.to_le_bytes())], &described, &[0x2a; 128]),
+        gguf_file(
+            2,
+            &[entry("general.alignment", 4, &32_u32.to_le_bytes())],
+            &described,
+            &[0x2a; 128],
+        ),
         gguf_file(3, &[], &[], &[]),
     ];
     files.extend(common::forms().into_iter().map(|form| form.file));
@@ -154,12 +159,16 @@ fn explore(path: &Path, size: u64) -> Result<Taken, String> {
         let text = panic.downcast_ref::<String>().cloned();
         format!(
             "it panics: {}",
-            text.or(panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+            text.or(panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+                .unwrap_or_default()
         )
     })?;
     for (what, bytes) in [("opening", taken.opening), ("reading", taken.reading)] {
         if bytes > allowed(size) {
-            return Err(format!("{what} its {size} bytes takes {bytes} bytes, at most {} are allowed", allowed(size)));
+            return Err(format!(
+                "{what} its {size} bytes takes {bytes} bytes, at most {} are allowed",
+                allowed(size)
+            ));
         }
     }
     if let (Some(before), Some(after)) = (addresses, address_space())
@@ -213,7 +222,9 @@ impl Sums {
     fn told(&self) -> String {
         let [opening, reading] = self.ratio;
         let [share, shared] = self.share.map(|share| share * 100.0);
-        let computed = self.computed.map(|time| format!(" in {:.1} min of computing", time.as_secs_f64() / 60.0));
+        let computed = self
+            .computed
+            .map(|time| format!(" in {:.1} min of computing", time.as_secs_f64() / 60.0));
         format!(
             "{} cases{}, {} opened, {} failed; at most {opening:.1} bytes for each byte of a file of 1 kB or more to open \
              it and {reading:.1} to read it, {share:.0} and {shared:.0} % of what is allowed; slowest {:.0} ms",
@@ -239,7 +250,9 @@ struct Case {
 fn watch(now: &Mutex<Option<Case>>, thread: Option<&Path>, seed: u64, at_hand: &Path) {
     loop {
         std::thread::sleep(Duration::from_millis(100));
-        let Some(case) = *now.lock().unwrap_or_else(PoisonError::into_inner) else { return };
+        let Some(case) = *now.lock().unwrap_or_else(PoisonError::into_inner) else {
+            return;
+        };
         let computed = thread.and_then(computed).map(|time| time.saturating_sub(case.computed));
         if computed.is_some_and(|time| time > LIMIT) || case.began.elapsed() > WAIT {
             let kept = failures().join(format!("{seed}-{}", case.number));
@@ -269,7 +282,11 @@ fn run(seed: u64, first: u64, most: u64, time: Duration) -> Sums {
     let thread = memory::this_thread();
     let at = |number| {
         let computed = thread.as_deref().and_then(computed).unwrap_or_default();
-        Some(Case { number, began: Instant::now(), computed })
+        Some(Case {
+            number,
+            began: Instant::now(),
+            computed,
+        })
     };
     let now = Mutex::new(at(first));
     let before = thread.as_deref().and_then(computed).unwrap_or_default();
@@ -293,10 +310,17 @@ fn run(seed: u64, first: u64, most: u64, time: Duration) -> Sums {
                     sums.failed.push(reason);
                 }
             }
-            sums.computed = thread.as_deref().and_then(computed).map(|time| time.saturating_sub(before));
+            sums.computed = thread
+                .as_deref()
+                .and_then(computed)
+                .map(|time| time.saturating_sub(before));
             if told.elapsed() > Duration::from_secs(60) {
                 told = Instant::now();
-                say(&format!("{:.0} min: {}", began.elapsed().as_secs_f64() / 60.0, sums.told()));
+                say(&format!(
+                    "{:.0} min: {}",
+                    began.elapsed().as_secs_f64() / 60.0,
+                    sums.told()
+                ));
             }
         }
         *now.lock().unwrap() = None;
@@ -326,11 +350,21 @@ fn broken_files_without_end_are_read_or_refused_in_time_and_memory() {
         return;
     }
     let clock = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
-    let (seed, case) = (given("KONTEXT_FUZZ_SEED").unwrap_or(clock), given::<u64>("KONTEXT_FUZZ_CASE"));
+    let (seed, case) = (
+        given("KONTEXT_FUZZ_SEED").unwrap_or(clock),
+        given::<u64>("KONTEXT_FUZZ_CASE"),
+    );
     let minutes = given("KONTEXT_FUZZ_MINUTES");
-    let most = if case.is_some() && minutes.is_none() { 1 } else { u64::MAX };
+    let most = if case.is_some() && minutes.is_none() {
+        1
+    } else {
+        u64::MAX
+    };
     let time = Duration::from_secs_f64(60.0 * minutes.unwrap_or(30.0));
-    say(&format!("seed {seed}, from case {} on, for {time:?}", case.unwrap_or(0)));
+    say(&format!(
+        "seed {seed}, from case {} on, for {time:?}",
+        case.unwrap_or(0)
+    ));
     let sums = run(seed, case.unwrap_or(0), most, time);
     say(&sums.told());
     assert!(sums.failed.is_empty(), "{:#?}", sums.failed);
@@ -349,28 +383,49 @@ fn the_densest_headers_take_no_more_memory_than_is_allowed() {
     let aligned = entry("general.alignment", 4, &1_u32.to_le_bytes());
     let texts = format!(
         r#""__metadata__":{{{}}}"#,
-        (0..20_000).map(|i| format!(r#""{i:x}":"""#)).collect::<Vec<_>>().join(",")
+        (0..20_000)
+            .map(|i| format!(r#""{i:x}":"""#))
+            .collect::<Vec<_>>()
+            .join(",")
     );
     for (what, file) in [
         (
             "tensors",
-            header((0..20_000).map(|i| tensor(i, "[]").replace("[0,0]", &format!("[{i},{}]", i + 1))).collect()),
+            header(
+                (0..20_000)
+                    .map(|i| tensor(i, "[]").replace("[0,0]", &format!("[{i},{}]", i + 1)))
+                    .collect(),
+            ),
         ),
         ("empty tensors", header((0..20_000).map(|i| tensor(i, "[0]")).collect())),
         ("sides", header(vec![tensor(0, &shape(200_000))])),
         ("texts", header(vec![texts])),
         ("no tensors", header(vec![format!(r#""a":{}"#, shape(200_000))])),
         ("nested", header(vec![format!(r#""a":{}"#, "[".repeat(200_000))])),
-        ("GGUF tensors", gguf_file(3, &[aligned], &(0..20_000).map(small).collect::<Vec<_>>(), &[0; 80_000])),
+        (
+            "GGUF tensors",
+            gguf_file(3, &[aligned], &(0..20_000).map(small).collect::<Vec<_>>(), &[0; 80_000]),
+        ),
         (
             "GGUF entries",
-            gguf_file(3, &(0..20_000).map(|i| entry(format!("{i:x}"), 0, &[0])).collect::<Vec<_>>(), &[], &[]),
+            gguf_file(
+                3,
+                &(0..20_000)
+                    .map(|i| entry(format!("{i:x}"), 0, &[0]))
+                    .collect::<Vec<_>>(),
+                &[],
+                &[],
+            ),
         ),
         (
             "GGUF texts",
             gguf_file(
                 3,
-                &[entry("a", 9, &[&8_u32.to_le_bytes()[..], &20_000_u64.to_le_bytes(), &[0; 160_000]].concat())],
+                &[entry(
+                    "a",
+                    9,
+                    &[&8_u32.to_le_bytes()[..], &20_000_u64.to_le_bytes(), &[0; 160_000]].concat(),
+                )],
                 &[],
                 &[],
             ),
@@ -382,7 +437,10 @@ fn the_densest_headers_take_no_more_memory_than_is_allowed() {
         let meter = Meter::start();
         let opened = explore::open(&path).is_some();
         let bytes = meter.most();
-        println!("{what}: {size} bytes, opened: {opened}, {:.1} times as many allocated", bytes as f64 / size as f64);
+        println!(
+            "{what}: {size} bytes, opened: {opened}, {:.1} times as many allocated",
+            bytes as f64 / size as f64
+        );
         assert!(bytes <= allowed(size), "{what}: {bytes} bytes for {size}");
     }
 }

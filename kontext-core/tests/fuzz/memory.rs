@@ -80,7 +80,11 @@ pub(crate) fn address_space() -> Option<u64> {
 
 /// Where the system tells of this thread, if it does.
 pub(crate) fn this_thread() -> Option<PathBuf> {
-    Some(Path::new("/proc").join(std::fs::read_link("/proc/thread-self").ok()?).join("schedstat"))
+    Some(
+        Path::new("/proc")
+            .join(std::fs::read_link("/proc/thread-self").ok()?)
+            .join("schedstat"),
+    )
 }
 
 /// How long a thread has computed; it may have waited for longer.

@@ -60,9 +60,18 @@ impl Tensors {
             let at = |end: usize| Some(info["data_offsets"][end].as_u64()? as usize);
             let data = data.get(at(0)?..at(1)?)?.to_vec();
             let (dtype, shape) = (info["dtype"].as_str()?.to_owned(), info["shape"].as_array()?.clone());
-            Some(Part { name, dtype, shape, data, offsets: None })
+            Some(Part {
+                name,
+                dtype,
+                shape,
+                data,
+                offsets: None,
+            })
         };
-        Some(Self { parts: header.into_iter().map(part).collect::<Option<_>>()?, text })
+        Some(Self {
+            parts: header.into_iter().map(part).collect::<Option<_>>()?,
+            text,
+        })
     }
 
     /// The file.
@@ -108,7 +117,10 @@ impl Tensors {
             }
             6 => drop(self.parts.remove(index)),
             7 => {
-                let copy = Part { name: format!("{}{}", layer(&part.name), draw.pick(&ENDS)), ..part.clone() };
+                let copy = Part {
+                    name: format!("{}{}", layer(&part.name), draw.pick(&ENDS)),
+                    ..part.clone()
+                };
                 self.parts.push(copy);
             }
             8 => part.offsets = Some(json!([any(draw), any(draw)])),
@@ -128,9 +140,19 @@ impl Tensors {
 
 impl Part {
     fn new(draw: &mut Draw) -> Self {
-        let name = format!("{}{}", draw.pick(&["layer", "double_blocks.0.img_attn.proj", "new"]), draw.pick(&ENDS));
+        let name = format!(
+            "{}{}",
+            draw.pick(&["layer", "double_blocks.0.img_attn.proj", "new"]),
+            draw.pick(&ENDS)
+        );
         let dtype = (*draw.pick(&DTYPES[..8])).to_owned();
-        let mut part = Self { name, dtype, shape: Vec::new(), data: Vec::new(), offsets: None };
+        let mut part = Self {
+            name,
+            dtype,
+            shape: Vec::new(),
+            data: Vec::new(),
+            offsets: None,
+        };
         part.reshape(draw);
         part
     }
@@ -149,14 +171,27 @@ impl Part {
         if bytes <= LARGEST {
             self.shape = sides.into_iter().map(Value::from).collect();
             let random = draw.once_in(3);
-            self.data = if random { draw.bytes(bytes as usize) } else { vec![0x38; bytes as usize] };
+            self.data = if random {
+                draw.bytes(bytes as usize)
+            } else {
+                vec![0x38; bytes as usize]
+            };
         }
     }
 
     /// Changes bitsandbytes' JSON.
     fn change_state(&mut self, draw: &mut Draw) {
-        const FIELDS: [&str; 6] = ["quant_type", "blocksize", "shape", "dtype", "nested_blocksize", "nested_offset"];
-        let Ok(Value::Object(mut state)) = serde_json::from_slice(&self.data) else { return };
+        const FIELDS: [&str; 6] = [
+            "quant_type",
+            "blocksize",
+            "shape",
+            "dtype",
+            "nested_blocksize",
+            "nested_offset",
+        ];
+        let Ok(Value::Object(mut state)) = serde_json::from_slice(&self.data) else {
+            return;
+        };
         let field = (*draw.pick(&FIELDS)).to_owned();
         if draw.once_in(6) {
             state.remove(&field);
@@ -188,6 +223,9 @@ fn any(draw: &mut Draw) -> Value {
 
 /// The layer that a tensor belongs to.
 fn layer(name: &str) -> &str {
-    let end = ENDS.iter().filter(|end| name.ends_with(**end)).max_by_key(|end| end.len());
+    let end = ENDS
+        .iter()
+        .filter(|end| name.ends_with(**end))
+        .max_by_key(|end| end.len());
     end.and_then(|end| name.strip_suffix(end)).unwrap_or(name)
 }

@@ -25,13 +25,20 @@ impl Lora {
                     let names = parts.iter().flat_map(|p| [p.module.as_str(), p.layer.as_str()]);
                     let nearest = nearest_name(&layer.module, names);
                     let reason = "no layer of this transformer";
-                    strange.push(Unmatched { name: layer.module.clone(), reason, nearest });
+                    strange.push(Unmatched {
+                        name: layer.module.clone(),
+                        reason,
+                        nearest,
+                    });
                 }
                 continue;
             };
             for change in changes {
                 place.check(layer, change).map_err(Error::checkpoint(&self.path))?;
-                let change = change.clone().starting_at(place.start).at_strength(strength(place.layer));
+                let change = change
+                    .clone()
+                    .starting_at(place.start)
+                    .at_strength(strength(place.layer));
                 let change = if place.swapped { change.swapped()? } else { change };
                 add(&mut adapters, place.layer, change);
             }
@@ -58,11 +65,17 @@ impl Lora {
                 if !self.allows(name) {
                     let nearest = nearest_name(name, layers.iter().map(String::as_str));
                     let reason = "no layer of this text encoder";
-                    strange.push(Unmatched { name: name.clone(), reason, nearest });
+                    strange.push(Unmatched {
+                        name: name.clone(),
+                        reason,
+                        nearest,
+                    });
                 }
                 continue;
             };
-            changes.iter().for_each(|change| add(&mut adapters, own, change.clone().at_strength(strength(own))));
+            changes
+                .iter()
+                .for_each(|change| add(&mut adapters, own, change.clone().at_strength(strength(own))));
         }
         self.complete(adapters, &strange)
     }
@@ -73,7 +86,10 @@ impl Lora {
             return Ok(adapters);
         }
         let parts = strange.iter().map(ToString::to_string).collect();
-        Err(Error::checkpoint(&self.path)(CheckpointError::LoraUnmatched { parts, total: self.layers.len() }))
+        Err(Error::checkpoint(&self.path)(CheckpointError::LoraUnmatched {
+            parts,
+            total: self.layers.len(),
+        }))
     }
 
     fn of(&self, target: LoraTarget) -> impl Iterator<Item = &(Layer, Vec<Change>)> {
@@ -105,25 +121,53 @@ impl<'a> Place<'a> {
     fn find(parts: &'a [LinearPart], layer: &Layer) -> Option<Self> {
         if layer.naming == Naming::Diffusers || layer.naming == Naming::OldDiffusers {
             let part = parts.iter().find(|part| part.module == layer.module)?;
-            let LinearPart { layer, start, rows, input, swapped, .. } = part;
-            return Some(Self { layer, start: *start, rows: *rows, input: *input, swapped: *swapped });
+            let LinearPart {
+                layer,
+                start,
+                rows,
+                input,
+                swapped,
+                ..
+            } = part;
+            return Some(Self {
+                layer,
+                start: *start,
+                rows: *rows,
+                input: *input,
+                swapped: *swapped,
+            });
         }
         // BFL's layers are whole, and their rows in our order.
         let mut own = parts.iter().filter(|part| part.layer == layer.module).peekable();
         let first = *own.peek()?;
-        let rows =
-            own.filter(|part| !(layer.attention_only && part.module.ends_with("proj_mlp"))).map(|part| part.rows);
-        Some(Self { layer: &first.layer, start: 0, rows: rows.sum(), input: first.input, swapped: false })
+        let rows = own
+            .filter(|part| !(layer.attention_only && part.module.ends_with("proj_mlp")))
+            .map(|part| part.rows);
+        Some(Self {
+            layer: &first.layer,
+            start: 0,
+            rows: rows.sum(),
+            input: first.input,
+            swapped: false,
+        })
     }
 
     fn check(&self, layer: &Layer, change: &Change) -> Result<(), CheckpointError> {
         let rows = change.rows();
-        let input = if change.input() == 0 { self.input } else { change.input() };
+        let input = if change.input() == 0 {
+            self.input
+        } else {
+            change.input()
+        };
         let got = vec![rows.end - rows.start, input];
         if got == [self.rows, self.input] {
             return Ok(());
         }
         let name = format!("change of {}", layer.module);
-        Err(CheckpointError::Shape { name, expected: vec![self.rows, self.input], got })
+        Err(CheckpointError::Shape {
+            name,
+            expected: vec![self.rows, self.input],
+            got,
+        })
     }
 }

@@ -56,7 +56,10 @@ pub(super) struct Built {
 
 impl Factors {
     pub(super) fn new(key: Key) -> Self {
-        Self { key, tensors: BTreeMap::new() }
+        Self {
+            key,
+            tensors: BTreeMap::new(),
+        }
     }
 
     /// Adds a tensor; the name of the one that it replaces comes back.
@@ -87,8 +90,10 @@ impl Factors {
         };
         let mut changes = Vec::new();
         if let Some([down, up]) = self.take([Leaf::Down, Leaf::Up])? {
-            changes
-                .push((LoraForm::LowRank, Change::low_rank(down.shallow_clone(), up, scale(Some(down.size()[0])), 0)?));
+            changes.push((
+                LoraForm::LowRank,
+                Change::low_rank(down.shallow_clone(), up, scale(Some(down.size()[0])), 0)?,
+            ));
         }
         let first = self.one_or_two(Leaf::LokrW1, [Leaf::LokrW1A, Leaf::LokrW1B]);
         let second = self.one_or_two(Leaf::LokrW2, [Leaf::LokrW2A, Leaf::LokrW2B]);
@@ -145,7 +150,11 @@ impl Factors {
     /// Which of them a matrix is given by.
     fn one_or_two(&self, one: Leaf, two: [Leaf; 2]) -> Option<Vec<Leaf>> {
         let has = |leaf: &Leaf| self.tensors.contains_key(leaf);
-        if has(&one) { Some(vec![one]) } else { two.iter().all(has).then(|| two.to_vec()) }
+        if has(&one) {
+            Some(vec![one])
+        } else {
+            two.iter().all(has).then(|| two.to_vec())
+        }
     }
 }
 
@@ -179,7 +188,11 @@ mod tests {
         let key = |leaf: &str| families::read(&format!("lora_unet_img_in.{leaf}"), &table).unwrap();
         let mut factors = Factors::new(key("alpha"));
         for (leaf, shape) in tensors {
-            factors.insert(key(leaf).leaf, (*leaf).to_owned(), Tensor::ones(*shape, (Kind::Float, Device::Cpu)));
+            factors.insert(
+                key(leaf).leaf,
+                (*leaf).to_owned(),
+                Tensor::ones(*shape, (Kind::Float, Device::Cpu)),
+            );
         }
         factors.build(&Scaling::default()).unwrap()
     }
@@ -189,19 +202,32 @@ mod tests {
         let form = |tensors: &[(&str, &[i64])]| {
             let built = build(tensors);
             assert!(built.left.is_empty(), "{:?}", built.left);
-            built.changes.iter().map(|(form, change)| (*form, change.rank())).collect::<Vec<_>>()
+            built
+                .changes
+                .iter()
+                .map(|(form, change)| (*form, change.rank()))
+                .collect::<Vec<_>>()
         };
         let low_rank: [(&str, &[i64]); 2] = [("lora_down.weight", &[2, 6, 1, 1]), ("lora_up.weight", &[8, 2, 1, 1])];
         assert_eq!(form(&low_rank), [(LoraForm::LowRank, Some(2))]);
-        assert_eq!(form(&[low_rank[0], low_rank[1], ("dora_scale", &[8, 1])]), [(LoraForm::Dora, Some(2))]);
-        assert_eq!(form(&[("lokr_w1", &[2, 2]), ("lokr_w2", &[4, 3]), ("alpha", &[])]), [(LoraForm::LoKr, None)]);
+        assert_eq!(
+            form(&[low_rank[0], low_rank[1], ("dora_scale", &[8, 1])]),
+            [(LoraForm::Dora, Some(2))]
+        );
+        assert_eq!(
+            form(&[("lokr_w1", &[2, 2]), ("lokr_w2", &[4, 3]), ("alpha", &[])]),
+            [(LoraForm::LoKr, None)]
+        );
         let both = [("diff", &[8, 6][..]), ("diff_b", &[8][..])];
         assert_eq!(form(&both), [(LoraForm::Full, None), (LoraForm::Full, None)]);
     }
 
     #[test]
     fn factors_without_their_partners_are_left() {
-        assert_eq!(build(&[("lora_down.weight", &[2, 6]), ("alpha", &[])]).left, ["lora_down.weight", "alpha"]);
+        assert_eq!(
+            build(&[("lora_down.weight", &[2, 6]), ("alpha", &[])]).left,
+            ["lora_down.weight", "alpha"]
+        );
         assert_eq!(build(&[("lokr_w1", &[2, 2])]).left, ["lokr_w1"]);
         assert_eq!(build(&[("hada_w1_a", &[8, 2]), ("hada_w1_b", &[2, 6])]).left.len(), 2);
     }

@@ -74,7 +74,11 @@ pub(super) enum Leaf {
 
 impl Leaf {
     pub(super) fn norm(self) -> Norm {
-        if self == Self::PeftMagnitude { Norm::Peft } else { Norm::Lycoris }
+        if self == Self::PeftMagnitude {
+            Norm::Peft
+        } else {
+            Norm::Lycoris
+        }
     }
 }
 
@@ -162,8 +166,13 @@ pub(super) struct NoKey {
 /// Reads a tensor's name.
 pub(super) fn read(name: &str, table: &Table) -> Result<Key, NoKey> {
     let no = |reason| NoKey { reason, nearest: None };
-    let split = LEAVES.iter().find_map(|(end, leaf)| Some((name.strip_suffix(end)?, *leaf)));
-    let of_norm = OF_NORMS.iter().find_map(|end| name.strip_suffix(end)).is_some_and(|m| m.ends_with("_norm"));
+    let split = LEAVES
+        .iter()
+        .find_map(|(end, leaf)| Some((name.strip_suffix(end)?, *leaf)));
+    let of_norm = OF_NORMS
+        .iter()
+        .find_map(|end| name.strip_suffix(end))
+        .is_some_and(|m| m.ends_with("_norm"));
     let (module, leaf) = match split {
         _ if of_norm => return Err(no("the scale of a norm; only linear layers change here")),
         Some(split) => split,
@@ -182,7 +191,10 @@ pub(super) fn read(name: &str, table: &Table) -> Result<Key, NoKey> {
     let Some(layer) = table.find(rest).filter(|layer| targets.contains(&layer.target)) else {
         let names = table.names_like(rest, targets);
         let nearest = nearest_name(rest, names.iter().map(String::as_str)).map(|n| format!("{prefix}{n}"));
-        return Err(NoKey { reason: "no linear layer of the model", nearest });
+        return Err(NoKey {
+            reason: "no linear layer of the model",
+            nearest,
+        });
     };
     let old = name.contains(".lora.down") || name.contains(".lora.up") || name.contains(".lora_linear_layer.");
     let family = match (layer.naming, family) {
@@ -210,23 +222,67 @@ mod tests {
         let bfl = "double_blocks.3.img_attn.proj";
         let diffusers = "transformer_blocks.3.attn.to_out.0";
         for (name, family, layer) in [
-            ("transformer.transformer_blocks.3.attn.to_out.0.lora_A.weight", LoraFamily::Diffusers, diffusers),
-            ("transformer_blocks.3.attn.to_out.0.lora_A.default.weight", LoraFamily::Diffusers, diffusers),
-            ("transformer.transformer_blocks.3.attn.to_out.0.lora.down.weight", LoraFamily::OldDiffusers, diffusers),
-            ("transformer_blocks.3.attn.processor.to_out_lora.down.weight", LoraFamily::OldDiffusers, diffusers),
-            ("lora_unet_double_blocks_3_img_attn_proj.lora_down.weight", LoraFamily::Kohya, bfl),
-            ("diffusion_model.double_blocks.3.img_attn.proj.lora_A.weight", LoraFamily::ComfyUi, bfl),
-            ("lora_transformer_transformer_blocks_3_attn_to_out_0.lora_down.weight", LoraFamily::OneTrainer, diffusers),
-            ("double_blocks.3.processor.proj_lora1.down.weight", LoraFamily::XLabs, bfl),
-            ("diffusion_model.double_blocks.3.processor.proj_lora1.down.weight", LoraFamily::XLabs, bfl),
+            (
+                "transformer.transformer_blocks.3.attn.to_out.0.lora_A.weight",
+                LoraFamily::Diffusers,
+                diffusers,
+            ),
+            (
+                "transformer_blocks.3.attn.to_out.0.lora_A.default.weight",
+                LoraFamily::Diffusers,
+                diffusers,
+            ),
+            (
+                "transformer.transformer_blocks.3.attn.to_out.0.lora.down.weight",
+                LoraFamily::OldDiffusers,
+                diffusers,
+            ),
+            (
+                "transformer_blocks.3.attn.processor.to_out_lora.down.weight",
+                LoraFamily::OldDiffusers,
+                diffusers,
+            ),
+            (
+                "lora_unet_double_blocks_3_img_attn_proj.lora_down.weight",
+                LoraFamily::Kohya,
+                bfl,
+            ),
+            (
+                "diffusion_model.double_blocks.3.img_attn.proj.lora_A.weight",
+                LoraFamily::ComfyUi,
+                bfl,
+            ),
+            (
+                "lora_transformer_transformer_blocks_3_attn_to_out_0.lora_down.weight",
+                LoraFamily::OneTrainer,
+                diffusers,
+            ),
+            (
+                "double_blocks.3.processor.proj_lora1.down.weight",
+                LoraFamily::XLabs,
+                bfl,
+            ),
+            (
+                "diffusion_model.double_blocks.3.processor.proj_lora1.down.weight",
+                LoraFamily::XLabs,
+                bfl,
+            ),
             ("double_blocks.3.img_attn.proj.lora_A.weight", LoraFamily::Bfl, bfl),
-            ("base_model.model.double_blocks.3.img_attn.proj.lora_A.weight", LoraFamily::Fal, bfl),
+            (
+                "base_model.model.double_blocks.3.img_attn.proj.lora_A.weight",
+                LoraFamily::Fal,
+                bfl,
+            ),
             (
                 "base_model.model.transformer.transformer_blocks.3.attn.to_out.0.lora_A.weight",
                 LoraFamily::Fal,
                 diffusers,
             ),
-            ("lycoris_transformer_blocks_3_attn_to_out_0.lora_down.weight", LoraFamily::Lycoris, diffusers),
+            (
+                "lycoris_transformer_blocks_3_attn_to_out_0.lora_down.weight",
+                LoraFamily::Lycoris,
+                diffusers,
+            ),
         ] {
             assert_eq!(module(name), (family, layer.to_owned(), Leaf::Down), "{name}");
         }
@@ -236,14 +292,36 @@ mod tests {
     fn text_encoders_are_told_apart() {
         for (name, target) in [
             ("lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha", LoraTarget::Clip),
-            ("text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight", LoraTarget::Clip),
-            ("text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_linear_layer.up.weight", LoraTarget::Clip),
-            ("text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.lora_up.weight", LoraTarget::Clip),
-            ("lora_te3_encoder_block_0_layer_0_SelfAttention_q.lora_up.weight", LoraTarget::T5),
-            ("lora_te2_encoder_block_0_layer_1_DenseReluDense_wi_0.dora_scale", LoraTarget::T5),
-            ("text_encoder_2.encoder.block.0.layer.0.SelfAttention.q.lora_B.weight", LoraTarget::T5),
+            (
+                "text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight",
+                LoraTarget::Clip,
+            ),
+            (
+                "text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_linear_layer.up.weight",
+                LoraTarget::Clip,
+            ),
+            (
+                "text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.lora_up.weight",
+                LoraTarget::Clip,
+            ),
+            (
+                "lora_te3_encoder_block_0_layer_0_SelfAttention_q.lora_up.weight",
+                LoraTarget::T5,
+            ),
+            (
+                "lora_te2_encoder_block_0_layer_1_DenseReluDense_wi_0.dora_scale",
+                LoraTarget::T5,
+            ),
+            (
+                "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q.lora_B.weight",
+                LoraTarget::T5,
+            ),
         ] {
-            assert_eq!(read(name, &Table::new().unwrap()).unwrap().layer.target, target, "{name}");
+            assert_eq!(
+                read(name, &Table::new().unwrap()).unwrap().layer.target,
+                target,
+                "{name}"
+            );
         }
     }
 
@@ -253,11 +331,29 @@ mod tests {
         let error = read("lora_unet_double_blocks_3_img_attn_qvk.lora_down.weight");
         assert_eq!(error.nearest.as_deref(), Some("lora_unet_double_blocks_3_img_attn_qkv"));
         let error = read("transformer.transformer_blocks.3.attn.to_qq.lora_A.weight");
-        assert_eq!(error.nearest.as_deref(), Some("transformer.transformer_blocks.3.attn.to_q"));
-        assert!(read("double_blocks.0.img_attn.norm.query_norm.scale").reason.contains("norm"));
-        assert!(read("lora_unet_double_blocks_0_img_attn_norm_key_norm.diff").reason.contains("norm"));
+        assert_eq!(
+            error.nearest.as_deref(),
+            Some("transformer.transformer_blocks.3.attn.to_q")
+        );
+        assert!(
+            read("double_blocks.0.img_attn.norm.query_norm.scale")
+                .reason
+                .contains("norm")
+        );
+        assert!(
+            read("lora_unet_double_blocks_0_img_attn_norm_key_norm.diff")
+                .reason
+                .contains("norm")
+        );
         // CLIP-G of SDXL is no encoder of FLUX.1.
-        assert_eq!(read("lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha").reason, "no linear layer of the model");
-        assert!(read("transformer.x_embedder.oft_R.weight").reason.starts_with("no factor"));
+        assert_eq!(
+            read("lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha").reason,
+            "no linear layer of the model"
+        );
+        assert!(
+            read("transformer.x_embedder.oft_R.weight")
+                .reason
+                .starts_with("no factor")
+        );
     }
 }

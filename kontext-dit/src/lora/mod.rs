@@ -60,7 +60,10 @@ impl LoraOptions {
 
     /// Takes files that change nothing. Default: they are errors.
     pub fn allow_no_effect(self) -> Self {
-        Self { no_effect: true, ..self }
+        Self {
+            no_effect: true,
+            ..self
+        }
     }
 
     /// Reads a file.
@@ -68,7 +71,10 @@ impl LoraOptions {
     /// # Errors
     /// Those of [`Lora::open`], but for what is allowed.
     pub fn open(self, path: impl AsRef<Path>) -> Result<Lora> {
-        let lora = Lora { options: self, ..Lora::read(path.as_ref())? };
+        let lora = Lora {
+            options: self,
+            ..Lora::read(path.as_ref())?
+        };
         let refused = |source| Err(Error::checkpoint(&lora.path)(source));
         let (report, total) = (&lora.report, lora.report.matched + lora.report.unmatched.len());
         let parts: Vec<&Unmatched> = report.unmatched.iter().filter(|u| !lora.allows(&u.name)).collect();
@@ -116,14 +122,21 @@ impl Lora {
 
     fn read(path: &Path) -> Result<Self> {
         let weights = Weights::open(path)?;
-        let mut report = LoraReport { facts: weights.metadata(), ..LoraReport::default() };
+        let mut report = LoraReport {
+            facts: weights.metadata(),
+            ..LoraReport::default()
+        };
         let scaling = Scaling::of(path, &report.facts)?;
         let mut layers = Vec::new();
         for factors in sorted(&weights, &mut report)? {
             let layer = factors.key().layer.clone();
             let built = factors.build(&scaling).map_err(|e| broken(path, &layer.module, &e))?;
             let reason = "the other factors of its layer are not in the file";
-            report.unmatched.extend(built.left.into_iter().map(|name| Unmatched { name, reason, nearest: None }));
+            report.unmatched.extend(built.left.into_iter().map(|name| Unmatched {
+                name,
+                reason,
+                nearest: None,
+            }));
             if built.changes.is_empty() {
                 continue;
             }
@@ -132,14 +145,22 @@ impl Lora {
         }
         report.matched = weights.names().len() - report.unmatched.len();
         let dora = report.forms.contains_key(&LoraForm::Dora);
-        if let Some((layer, _)) = layers.iter().find(|(layer, _)| !dora && scaling.says_dora(layer.target)) {
+        if let Some((layer, _)) = layers
+            .iter()
+            .find(|(layer, _)| !dora && scaling.says_dora(layer.target))
+        {
             let reason = format!(
                 "its metadata names DoRA, but `{}` has no `lora_magnitude_vector`; write the file again with all tensors",
                 layer.module
             );
             return Err(Error::checkpoint(path)(CheckpointError::Lora { reason }));
         }
-        Ok(Self { path: path.to_owned(), layers, report, options: LoraOptions::default() })
+        Ok(Self {
+            path: path.to_owned(),
+            layers,
+            report,
+            options: LoraOptions::default(),
+        })
     }
 
     /// The file.
@@ -194,7 +215,11 @@ fn sorted(weights: &Weights, report: &mut LoraReport) -> Result<Vec<Factors>> {
         let second = matches!(key.family, LoraFamily::Kohya | LoraFamily::ComfyUi);
         if twice && second && key.layer.target == LoraTarget::Transformer {
             let reason = "the file holds the same in diffusers' names";
-            report.unmatched.push(Unmatched { name, reason, nearest: None });
+            report.unmatched.push(Unmatched {
+                name,
+                reason,
+                nearest: None,
+            });
             continue;
         }
         if key.leaf != Leaf::Alpha {
@@ -204,7 +229,11 @@ fn sorted(weights: &Weights, report: &mut LoraReport) -> Result<Vec<Factors>> {
         let factors = layers.entry(layer).or_insert_with(|| Factors::new(key));
         if let Some(name) = factors.insert(leaf, name.clone(), weights.raw(&name)?) {
             let reason = "another tensor of the file is the same factor of the same layer";
-            report.unmatched.push(Unmatched { name, reason, nearest: None });
+            report.unmatched.push(Unmatched {
+                name,
+                reason,
+                nearest: None,
+            });
         }
     }
     Ok(layers.into_values().collect())

@@ -88,7 +88,12 @@ impl std::fmt::Display for LoraReport {
         writeln!(f, "changes:   {}", counted(&self.forms, "layers"))?;
         writeln!(f, "rank:      {}", counted(&self.ranks, "layers"))?;
         writeln!(f, "of:        {}", counted(&self.targets, "layers"))?;
-        write!(f, "matched:   {} of {} tensors", self.matched, self.matched + self.unmatched.len())?;
+        write!(
+            f,
+            "matched:   {} of {} tensors",
+            self.matched,
+            self.matched + self.unmatched.len()
+        )?;
         for unmatched in &self.unmatched {
             write!(f, "\nunmatched: {unmatched}")?;
         }
@@ -104,6 +109,13 @@ impl std::fmt::Display for LoraReport {
 
 /// "a (3 layers), b (1 layers)".
 fn counted(counts: &BTreeMap<impl std::fmt::Display, usize>, what: &str) -> String {
-    let all: Vec<String> = counts.iter().map(|(name, count)| format!("{name} ({count} {what})")).collect();
-    if all.is_empty() { "none".to_owned() } else { all.join(", ") }
+    let all: Vec<String> = counts
+        .iter()
+        .map(|(name, count)| format!("{name} ({count} {what})"))
+        .collect();
+    if all.is_empty() {
+        "none".to_owned()
+    } else {
+        all.join(", ")
+    }
 }

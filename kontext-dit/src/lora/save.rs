@@ -28,11 +28,26 @@ pub struct LoraLayer {
 /// [`kontext_core::Error::Io`] where the file cannot be written.
 pub fn save_lora(path: impl AsRef<Path>, layers: &[LoraLayer], facts: BTreeMap<String, String>) -> Result<()> {
     let mut tensors = Vec::with_capacity(3 * layers.len());
-    for LoraLayer { module, down, up, magnitude } in layers {
-        tensors.push((format!("transformer.{module}.lora_A.weight"), down.f_to_kind(Kind::Float)?));
-        tensors.push((format!("transformer.{module}.lora_B.weight"), up.f_to_kind(Kind::Float)?));
+    for LoraLayer {
+        module,
+        down,
+        up,
+        magnitude,
+    } in layers
+    {
+        tensors.push((
+            format!("transformer.{module}.lora_A.weight"),
+            down.f_to_kind(Kind::Float)?,
+        ));
+        tensors.push((
+            format!("transformer.{module}.lora_B.weight"),
+            up.f_to_kind(Kind::Float)?,
+        ));
         if let Some(magnitude) = magnitude {
-            tensors.push((format!("transformer.{module}.lora_magnitude_vector"), magnitude.f_to_kind(Kind::Float)?));
+            tensors.push((
+                format!("transformer.{module}.lora_magnitude_vector"),
+                magnitude.f_to_kind(Kind::Float)?,
+            ));
         }
     }
     let mut text: HashMap<String, String> = facts.into_iter().collect();
@@ -54,13 +69,23 @@ mod tests {
         let draw = |shape: &[i64], seed| noise::randn(shape, seed, Kind::Float, Device::Cpu).unwrap();
         let module = "single_transformer_blocks.3.attn.to_v".to_owned();
         let facts = BTreeMap::from([("steps".to_owned(), "12".to_owned())]);
-        let layer = LoraLayer { module, down: draw(&[2, 8], 1), up: draw(&[8, 2], 2), magnitude: Some(draw(&[8], 3)) };
+        let layer = LoraLayer {
+            module,
+            down: draw(&[2, 8], 1),
+            up: draw(&[8, 2], 2),
+            magnitude: Some(draw(&[8], 3)),
+        };
         save_lora(&path, &[layer], facts).unwrap();
         let lora = Lora::open(&path).unwrap();
         assert_eq!(lora.report().forms.keys().collect::<Vec<_>>(), [&LoraForm::Dora]);
         assert_eq!((lora.len(), lora.facts()["steps"].as_str()), (1, "12"));
-        let config =
-            DitConfig { heads: 1, head_dim: 8, axes_dim: [4, 2, 2], mlp_width: 32, ..DitConfig::kontext_dev() };
+        let config = DitConfig {
+            heads: 1,
+            head_dim: 8,
+            axes_dim: [4, 2, 2],
+            mlp_width: 32,
+            ..DitConfig::kontext_dev()
+        };
         let adapters = lora.adapters(&config, |_| 1.0).unwrap();
         assert_eq!(adapters.layers().collect::<Vec<_>>(), ["single_blocks.3.linear1"]);
         assert_eq!(adapters.of("single_blocks.3.linear1")[0].rows(), 16..24);

@@ -37,7 +37,10 @@ impl Scaling {
             None if path.file_name().is_some_and(|name| name == CONFIG.1) && beside.is_file() => read_json(beside)?,
             None => BTreeMap::new(),
         };
-        let alpha = facts.get(NETWORK_ALPHA).and_then(|text| text.parse().ok()).filter(|a: &f64| a.is_finite());
+        let alpha = facts
+            .get(NETWORK_ALPHA)
+            .and_then(|text| text.parse().ok())
+            .filter(|a: &f64| a.is_finite());
         Ok(Self { config, alpha })
     }
 
@@ -49,10 +52,20 @@ impl Scaling {
     /// The scale of a layer, called as in the file, whose change has this rank.
     pub(super) fn scale(&self, target: LoraTarget, module: &str, rank: f64) -> f64 {
         let patterns = self.field(target, "alpha_pattern").and_then(Value::as_object);
-        let own = patterns.into_iter().flatten().find(|(pattern, _)| fits(pattern, module));
+        let own = patterns
+            .into_iter()
+            .flatten()
+            .find(|(pattern, _)| fits(pattern, module));
         let general = || self.field(target, "lora_alpha").or_else(|| self.field(target, "alpha"));
-        let alpha = own.map(|(_, alpha)| alpha).or_else(general).and_then(Value::as_f64).or(self.alpha);
-        let stabilized = self.field(target, "use_rslora").and_then(Value::as_bool).unwrap_or(false);
+        let alpha = own
+            .map(|(_, alpha)| alpha)
+            .or_else(general)
+            .and_then(Value::as_f64)
+            .or(self.alpha);
+        let stabilized = self
+            .field(target, "use_rslora")
+            .and_then(Value::as_bool)
+            .unwrap_or(false);
         match alpha {
             Some(alpha) if stabilized => alpha / rank.sqrt(),
             Some(alpha) => alpha / rank,
@@ -71,7 +84,9 @@ impl Scaling {
             LoraTarget::Clip => "text_encoder",
             LoraTarget::T5 => "text_encoder_2",
         };
-        self.config.get(&format!("{prefix}.{name}")).or_else(|| self.config.get(name))
+        self.config
+            .get(&format!("{prefix}.{name}"))
+            .or_else(|| self.config.get(name))
     }
 }
 
@@ -80,7 +95,9 @@ fn fits(pattern: &str, module: &str) -> bool {
     let plain = pattern.replace("\\.", ".");
     match plain.strip_prefix('^') {
         Some(whole) => whole == module,
-        None => module.strip_suffix(plain.as_str()).is_some_and(|start| start.is_empty() || start.ends_with('.')),
+        None => module
+            .strip_suffix(plain.as_str())
+            .is_some_and(|start| start.is_empty() || start.ends_with('.')),
     }
 }
 
@@ -104,7 +121,13 @@ mod tests {
         assert_eq!(scale(&scaling, "proj_out"), 0.5);
         assert_eq!(scale(&scaling, "single_transformer_blocks.0.proj_out"), 2.0);
         assert_eq!(scaling.scale(LoraTarget::Clip, "mlp.fc1", 4.0), 1.5);
-        assert_eq!(scale(&of(&[(METADATA, r#"{"lora_alpha": 8, "use_rslora": true}"#)]).unwrap(), "a"), 4.0);
+        assert_eq!(
+            scale(
+                &of(&[(METADATA, r#"{"lora_alpha": 8, "use_rslora": true}"#)]).unwrap(),
+                "a"
+            ),
+            4.0
+        );
         assert!(of(&[(METADATA, "{")]).is_err());
     }
 }

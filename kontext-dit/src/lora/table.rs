@@ -60,14 +60,26 @@ pub(super) struct Table(BTreeMap<String, Layer>);
 const XLABS: [(&str, &str); 6] = [
     ("double_blocks.{}.processor.qkv_lora1", "double_blocks.{}.img_attn.qkv"),
     ("double_blocks.{}.processor.qkv_lora2", "double_blocks.{}.txt_attn.qkv"),
-    ("double_blocks.{}.processor.proj_lora1", "double_blocks.{}.img_attn.proj"),
-    ("double_blocks.{}.processor.proj_lora2", "double_blocks.{}.txt_attn.proj"),
+    (
+        "double_blocks.{}.processor.proj_lora1",
+        "double_blocks.{}.img_attn.proj",
+    ),
+    (
+        "double_blocks.{}.processor.proj_lora2",
+        "double_blocks.{}.txt_attn.proj",
+    ),
     ("single_blocks.{}.processor.qkv_lora", "single_blocks.{}.linear1"),
     ("single_blocks.{}.processor.proj_lora", "single_blocks.{}.linear2"),
 ];
 /// Layers of a CLIP block.
-const CLIP: [&str; 6] =
-    ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2"];
+const CLIP: [&str; 6] = [
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.out_proj",
+    "mlp.fc1",
+    "mlp.fc2",
+];
 /// Layers of a T5 block.
 const T5: [&str; 8] = [
     "layer.0.SelfAttention.q",
@@ -83,7 +95,11 @@ const T5: [&str; 8] = [
 impl Table {
     pub(super) fn new() -> Result<Self> {
         let mut table = Self(BTreeMap::new());
-        let shallow = DitConfig { double_blocks: 1, single_blocks: 1, ..DitConfig::kontext_dev() };
+        let shallow = DitConfig {
+            double_blocks: 1,
+            single_blocks: 1,
+            ..DitConfig::kontext_dev()
+        };
         for part in linear_parts(&shallow)? {
             let (module, layer) = (open(&part.module), open(&part.layer));
             table.add(LoraTarget::Transformer, Naming::Bfl, &layer, &layer);
@@ -100,7 +116,12 @@ impl Table {
         for part in CLIP {
             let module = format!("text_model.encoder.layers.{INDEX}.{part}");
             table.add(LoraTarget::Clip, Naming::Diffusers, &module, &module);
-            table.add(LoraTarget::Clip, Naming::Diffusers, &format!("encoder.layers.{INDEX}.{part}"), &module);
+            table.add(
+                LoraTarget::Clip,
+                Naming::Diffusers,
+                &format!("encoder.layers.{INDEX}.{part}"),
+                &module,
+            );
         }
         for part in T5 {
             let module = format!("encoder.block.{INDEX}.{part}");
@@ -111,7 +132,12 @@ impl Table {
 
     fn add(&mut self, target: LoraTarget, naming: Naming, name: &str, module: &str) {
         let attention_only = name.ends_with("processor.qkv_lora");
-        self.0.entry(flat(name)).or_insert(Layer { target, naming, module: module.to_owned(), attention_only });
+        self.0.entry(flat(name)).or_insert(Layer {
+            target,
+            naming,
+            module: module.to_owned(),
+            attention_only,
+        });
     }
 
     /// The layer that is called `name`, with dots or with underscores in their place.
@@ -122,7 +148,10 @@ impl Table {
         }
         let (open, index) = without_index(&name)?;
         let layer = self.0.get(&open)?.clone();
-        Some(Layer { module: layer.module.replacen(INDEX, &index, 1), ..layer })
+        Some(Layer {
+            module: layer.module.replacen(INDEX, &index, 1),
+            ..layer
+        })
     }
 
     /// The names of a target's layers for the block that `name` is in, as they would stand in its place.
@@ -144,13 +173,19 @@ fn flat(name: &str) -> String {
 
 /// `transformer_blocks.0.attn.to_q` with the number left open.
 fn open(module: &str) -> String {
-    if module.contains("blocks.0.") { module.replacen(".0.", &format!(".{INDEX}."), 1) } else { module.to_owned() }
+    if module.contains("blocks.0.") {
+        module.replacen(".0.", &format!(".{INDEX}."), 1)
+    } else {
+        module.to_owned()
+    }
 }
 
 /// A name with underscores whose first number is left open, and that number.
 fn without_index(name: &str) -> Option<(String, String)> {
     let mut tokens: Vec<&str> = name.split('_').collect();
-    let at = tokens.iter().position(|token| !token.is_empty() && token.bytes().all(|b| b.is_ascii_digit()))?;
+    let at = tokens
+        .iter()
+        .position(|token| !token.is_empty() && token.bytes().all(|b| b.is_ascii_digit()))?;
     let index = std::mem::replace(tokens.get_mut(at)?, INDEX);
     Some((tokens.join("_"), index.to_owned()))
 }
@@ -162,7 +197,11 @@ mod tests {
     #[test]
     fn every_name_is_found_with_dots_and_with_underscores() {
         let table = Table::new().unwrap();
-        let deep = DitConfig { double_blocks: 2, single_blocks: 13, ..DitConfig::kontext_dev() };
+        let deep = DitConfig {
+            double_blocks: 2,
+            single_blocks: 13,
+            ..DitConfig::kontext_dev()
+        };
         for part in linear_parts(&deep).unwrap() {
             for (name, naming) in [(&part.module, Naming::Diffusers), (&part.layer, Naming::Bfl)] {
                 for written in [name.clone(), flat(name)] {
@@ -176,7 +215,11 @@ mod tests {
 
     #[test]
     fn no_two_layers_share_a_name() {
-        let shallow = DitConfig { double_blocks: 1, single_blocks: 1, ..DitConfig::kontext_dev() };
+        let shallow = DitConfig {
+            double_blocks: 1,
+            single_blocks: 1,
+            ..DitConfig::kontext_dev()
+        };
         let parts = linear_parts(&shallow).unwrap();
         let layers: std::collections::BTreeSet<&str> = parts.iter().map(|p| p.layer.as_str()).collect();
         let attention = parts.iter().filter(|p| p.module.contains(".attn.")).count();
@@ -188,10 +231,19 @@ mod tests {
     fn processors_and_text_encoders_are_found() {
         let table = Table::new().unwrap();
         let module = |name: &str| table.find(name).unwrap().module;
-        assert_eq!(module("double_blocks.7.processor.qkv_lora2"), "double_blocks.7.txt_attn.qkv");
+        assert_eq!(
+            module("double_blocks.7.processor.qkv_lora2"),
+            "double_blocks.7.txt_attn.qkv"
+        );
         assert!(table.find("single_blocks.7.processor.qkv_lora").unwrap().attention_only);
-        assert_eq!(module("transformer_blocks.3.attn.processor.to_out_lora"), "transformer_blocks.3.attn.to_out.0");
-        assert_eq!(module("text_model_encoder_layers_11_mlp_fc1"), "text_model.encoder.layers.11.mlp.fc1");
+        assert_eq!(
+            module("transformer_blocks.3.attn.processor.to_out_lora"),
+            "transformer_blocks.3.attn.to_out.0"
+        );
+        assert_eq!(
+            module("text_model_encoder_layers_11_mlp_fc1"),
+            "text_model.encoder.layers.11.mlp.fc1"
+        );
         assert_eq!(
             module("encoder_block_3_layer_1_DenseReluDense_wi_0"),
             "encoder.block.3.layer.1.DenseReluDense.wi_0"

@@ -63,8 +63,14 @@ impl ClipConfig {
     /// the width is not a multiple of 64.
     pub fn infer(weights: &Weights) -> Result<Self> {
         const HEAD: i64 = 64;
-        let prefix =
-            if weights.shape_of("text_model.embeddings.token_embedding.weight").is_some() { "text_model." } else { "" };
+        let prefix = if weights
+            .shape_of("text_model.embeddings.token_embedding.weight")
+            .is_some()
+        {
+            "text_model."
+        } else {
+            ""
+        };
         let matrix = |name: &str| load::matrix(weights, &format!("{prefix}{name}"));
         let [vocab_size, hidden_size] = matrix("embeddings.token_embedding.weight")?;
         let [max_position_embeddings, _] = matrix("embeddings.position_embedding.weight")?;
@@ -173,14 +179,25 @@ mod tests {
     fn the_text_model_is_found_in_the_configuration_of_the_whole() {
         let json = r#"{"model_type": "clip", "text_config": {"hidden_size": 768, "num_attention_heads": 12, "eos_token_id": 2}, "vision_config": {}}"#;
         let config: ClipConfig = serde_json::from_str(json).unwrap();
-        assert_eq!((config.hidden_size, config.num_attention_heads, config.eos_token_id), (768, 12, 2));
+        assert_eq!(
+            (config.hidden_size, config.num_attention_heads, config.eos_token_id),
+            (768, 12, 2)
+        );
         assert_eq!(config.intermediate_size, 2048);
     }
 
     #[test]
     fn heads_that_do_not_divide_the_width_are_refused() {
-        let config = ClipConfig { num_attention_heads: 7, ..ClipConfig::large() };
+        let config = ClipConfig {
+            num_attention_heads: 7,
+            ..ClipConfig::large()
+        };
         let error = config.validate(Path::new("config.json")).unwrap_err();
-        assert!(std::error::Error::source(&error).unwrap().to_string().contains("768 is not a multiple"));
+        assert!(
+            std::error::Error::source(&error)
+                .unwrap()
+                .to_string()
+                .contains("768 is not a multiple")
+        );
     }
 }

@@ -37,7 +37,9 @@ impl Layer {
     /// [B, T, D] and the mask [T, T] to [B, T, D].
     pub(super) fn forward(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
         let x = x.f_add(&self.attention.forward(&self.layer_norm1.forward(x)?, mask)?)?;
-        let hidden = self.activation.apply(&self.fc1.forward(&self.layer_norm2.forward(&x)?)?)?;
+        let hidden = self
+            .activation
+            .apply(&self.fc1.forward(&self.layer_norm2.forward(&x)?)?)?;
         Ok(x.f_add(&self.fc2.forward(&hidden)?)?)
     }
 }
@@ -65,7 +67,13 @@ impl Attention {
 
     fn forward(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
         let heads = |p: &Linear| split_heads(&p.forward(x)?, self.heads); // [B, H, T, D/H]
-        let attended = attend(&heads(&self.q_proj)?, &heads(&self.k_proj)?, &heads(&self.v_proj)?, Some(mask), None)?;
+        let attended = attend(
+            &heads(&self.q_proj)?,
+            &heads(&self.k_proj)?,
+            &heads(&self.v_proj)?,
+            Some(mask),
+            None,
+        )?;
         self.out_proj.forward(&attended)
     }
 }

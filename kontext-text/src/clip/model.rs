@@ -49,8 +49,10 @@ pub struct ClipOutput {
 
 impl ClipEncoder {
     /// Tensors of which CLIP's text model has one.
-    pub const SIGNS: [&str; 2] =
-        ["text_model.encoder.layers.0.self_attn.q_proj.weight", "encoder.layers.0.self_attn.q_proj.weight"];
+    pub const SIGNS: [&str; 2] = [
+        "text_model.encoder.layers.0.self_attn.q_proj.weight",
+        "encoder.layers.0.self_attn.q_proj.weight",
+    ];
 
     /// Reads the text model by transformers' names, with or without `text_model.` before them.
     ///
@@ -145,15 +147,30 @@ impl ClipEncoder {
         };
         let matches = rows.f_eq_tensor(&end)?.f_to_kind(Kind::Int64)?;
         let rows = Vec::<Vec<i64>>::try_from(&matches)?;
-        let missing =
-            || Error::invalid("ids", format!("an end token {} in each row", self.config.eos_token_id), "none");
-        rows.iter().map(|row| row.iter().position(|&is| is == 1).map(|at| at as i64).ok_or_else(missing)).collect()
+        let missing = || {
+            Error::invalid(
+                "ids",
+                format!("an end token {} in each row", self.config.eos_token_id),
+                "none",
+            )
+        };
+        rows.iter()
+            .map(|row| {
+                row.iter()
+                    .position(|&is| is == 1)
+                    .map(|at| at as i64)
+                    .ok_or_else(missing)
+            })
+            .collect()
     }
 
     fn states(&self, ids: &Tensor, length: i64) -> Result<Tensor> {
         let (device, kind) = (self.device(), self.compute);
         let positions = self.position_embedding.f_narrow(0, 0, length)?.f_to_kind(kind)?;
-        let mut x = self.token_embedding.forward(&ids.f_to_device(device)?, kind)?.f_add(&positions)?; // [B, T, D]
+        let mut x = self
+            .token_embedding
+            .forward(&ids.f_to_device(device)?, kind)?
+            .f_add(&positions)?; // [B, T, D]
         let mask = Tensor::f_full([length, length], f64::NEG_INFINITY, (kind, device))?.f_triu(1)?; // later tokens are hidden
         for layer in &self.layers {
             x = layer.forward(&x, &mask)?;
@@ -189,7 +206,10 @@ impl ClipEncoder {
 
 /// Picks the state at `ends` of each row.
 fn pool(states: Tensor, ends: &[i64]) -> Result<ClipOutput> {
-    let rows = ends.iter().enumerate().map(|(row, &end)| Ok(states.f_select(0, row as i64)?.f_select(0, end)?));
+    let rows = ends
+        .iter()
+        .enumerate()
+        .map(|(row, &end)| Ok(states.f_select(0, row as i64)?.f_select(0, end)?));
     let pooled = Tensor::f_stack(&rows.collect::<Result<Vec<_>>>()?, 0)?;
     Ok(ClipOutput { states, pooled })
 }

@@ -18,20 +18,38 @@ impl RelativeBias {
     /// Reads `weight` [buckets, H].
     pub(super) fn new(w: &Weights, config: &T5Config) -> Result<Self> {
         let weight = w.tensor("weight", &[config.relative_attention_num_buckets, config.num_heads])?;
-        Ok(Self { weight, max_distance: config.relative_attention_max_distance })
+        Ok(Self {
+            weight,
+            max_distance: config.relative_attention_max_distance,
+        })
     }
 
     /// The bias [1, H, T, T] for queries (rows) and keys (columns) of one sequence.
     pub(super) fn forward(&self, length: i64, kind: Kind) -> Result<Tensor> {
         let [buckets, _] = kontext_core::check::dims("relative_attention_bias", &self.weight, "[buckets, H]")?;
-        let table: Vec<i64> = (1 - length..length).map(|d| bucket(d, buckets, self.max_distance)).collect();
+        let table: Vec<i64> = (1 - length..length)
+            .map(|d| bucket(d, buckets, self.max_distance))
+            .collect();
         let device = self.weight.device();
-        let by_distance =
-            Tensor::f_embedding(&self.weight, &Tensor::f_from_slice(&table)?.f_to_device(device)?, -1, false, false)?;
+        let by_distance = Tensor::f_embedding(
+            &self.weight,
+            &Tensor::f_from_slice(&table)?.f_to_device(device)?,
+            -1,
+            false,
+            false,
+        )?;
         let position = Tensor::f_arange(length, (Kind::Int64, device))?;
-        let distance = position.f_unsqueeze(0)?.f_sub(&position.f_unsqueeze(1)?)?.f_add_scalar(length - 1)?;
-        let bias = by_distance.f_to_kind(kind)?.f_index_select(0, &distance.f_flatten(0, -1)?)?; // [T * T, H]
-        Ok(bias.f_transpose(0, 1)?.f_contiguous()?.f_reshape([1, -1, length, length])?)
+        let distance = position
+            .f_unsqueeze(0)?
+            .f_sub(&position.f_unsqueeze(1)?)?
+            .f_add_scalar(length - 1)?;
+        let bias = by_distance
+            .f_to_kind(kind)?
+            .f_index_select(0, &distance.f_flatten(0, -1)?)?; // [T * T, H]
+        Ok(bias
+            .f_transpose(0, 1)?
+            .f_contiguous()?
+            .f_reshape([1, -1, length, length])?)
     }
 
     /// Where the weights lie.
@@ -86,13 +104,19 @@ mod tests {
         let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/reference/t5.safetensors");
         let tensors: HashMap<_, _> = Tensor::read_safetensors(fixture).unwrap().into_iter().collect();
         let read = |name: &str| Vec::<i64>::try_from(&tensors[name]).unwrap();
-        let ours: Vec<i64> = read("relative_position").into_iter().map(|d| bucket(d, 32, 128)).collect();
+        let ours: Vec<i64> = read("relative_position")
+            .into_iter()
+            .map(|d| bucket(d, 32, 128))
+            .collect();
         assert_eq!(ours, read("bucket"));
     }
 
     #[test]
     fn a_bias_depends_on_key_minus_query_alone() {
-        let config = T5Config { num_heads: 3, ..T5Config::xxl() };
+        let config = T5Config {
+            num_heads: 3,
+            ..T5Config::xxl()
+        };
         let bias = RelativeBias::new(&Weights::synthetic(0), &config).unwrap();
         for length in [1, 2, 160, 300] {
             let b = bias.forward(length, Kind::Float).unwrap();

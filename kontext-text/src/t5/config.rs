@@ -68,8 +68,11 @@ impl T5Config {
     /// [`Error::Checkpoint`] where a tensor that tells a size is missing or no matrix.
     pub fn infer(weights: &Weights) -> Result<Self> {
         const FIRST: &str = "encoder.block.0.layer";
-        let embedding =
-            if weights.shape_of("shared.weight").is_some() { "shared.weight" } else { "encoder.embed_tokens.weight" };
+        let embedding = if weights.shape_of("shared.weight").is_some() {
+            "shared.weight"
+        } else {
+            "encoder.embed_tokens.weight"
+        };
         let [vocab_size, d_model] = load::matrix(weights, embedding)?;
         let bias = format!("{FIRST}.0.SelfAttention.relative_attention_bias.weight");
         let [relative_attention_num_buckets, num_heads] = load::matrix(weights, &bias)?;
@@ -107,7 +110,10 @@ impl T5Config {
             ("num_heads", self.num_heads, load::WIDEST),
         ];
         load::in_range(path, &sizes)?;
-        let (buckets, distance) = (self.relative_attention_num_buckets, self.relative_attention_max_distance);
+        let (buckets, distance) = (
+            self.relative_attention_num_buckets,
+            self.relative_attention_max_distance,
+        );
         if buckets < 4 || buckets % 4 != 0 || distance <= buckets / 4 {
             let reason = format!(
                 "`relative_attention_num_buckets` {buckets} and `relative_attention_max_distance` {distance}: \
@@ -206,7 +212,10 @@ mod tests {
     #[test]
     fn an_empty_configuration_has_the_defaults_of_transformers() {
         let config = read("{}");
-        assert_eq!((config.d_model, config.d_ff, config.num_layers, config.num_heads), (512, 2048, 6, 8));
+        assert_eq!(
+            (config.d_model, config.d_ff, config.num_layers, config.num_heads),
+            (512, 2048, 6, 8)
+        );
         assert_eq!((config.gated, config.activation), (false, Activation::Relu));
     }
 
@@ -218,8 +227,16 @@ mod tests {
 
     #[test]
     fn a_size_of_zero_is_refused() {
-        let config = T5Config { num_heads: 0, ..T5Config::xxl() };
+        let config = T5Config {
+            num_heads: 0,
+            ..T5Config::xxl()
+        };
         let error = config.validate(Path::new("config.json")).unwrap_err();
-        assert!(std::error::Error::source(&error).unwrap().to_string().contains("`num_heads` is 0"));
+        assert!(
+            std::error::Error::source(&error)
+                .unwrap()
+                .to_string()
+                .contains("`num_heads` is 0")
+        );
     }
 }

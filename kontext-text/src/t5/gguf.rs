@@ -9,7 +9,11 @@ pub(super) const SIGN: &str = "enc.blk.0.attn_q.weight";
 
 /// The same weights by transformers' names, if they have llama.cpp's.
 pub(super) fn renamed(weights: Weights) -> Weights {
-    if weights.shape_of(SIGN).is_some() { weights.renamed(transformers) } else { weights }
+    if weights.shape_of(SIGN).is_some() {
+        weights.renamed(transformers)
+    } else {
+        weights
+    }
 }
 
 /// Parts of a block as llama.cpp and as transformers name them.
@@ -26,29 +30,43 @@ const PARTS: [(&str, &str); 10] = [
     ("ffn_norm", "1.layer_norm"),
 ];
 /// Tensors outside of the blocks.
-const OTHERS: [(&str, &str); 2] =
-    [("token_embd.weight", "shared.weight"), ("enc.output_norm.weight", "encoder.final_layer_norm.weight")];
+const OTHERS: [(&str, &str); 2] = [
+    ("token_embd.weight", "shared.weight"),
+    ("enc.output_norm.weight", "encoder.final_layer_norm.weight"),
+];
 
 /// transformers' name of a tensor of T5's encoder as GGUF files have it; others stay as they are.
 #[must_use]
 pub fn t5_gguf_name(name: &str) -> String {
     let block = || {
-        let (index, part) = name.strip_prefix("encoder.block.")?.strip_suffix(".weight")?.split_once(".layer.")?;
+        let (index, part) = name
+            .strip_prefix("encoder.block.")?
+            .strip_suffix(".weight")?
+            .split_once(".layer.")?;
         let (theirs, _) = PARTS.iter().find(|(_, ours)| *ours == part)?;
         Some(format!("enc.blk.{index}.{theirs}.weight"))
     };
-    let other = OTHERS.iter().find(|(_, ours)| *ours == name).map(|(theirs, _)| (*theirs).to_owned());
+    let other = OTHERS
+        .iter()
+        .find(|(_, ours)| *ours == name)
+        .map(|(theirs, _)| (*theirs).to_owned());
     other.or_else(block).unwrap_or_else(|| name.to_owned())
 }
 
 /// llama.cpp's name to transformers'; others stay as they are.
 fn transformers(name: &str) -> Option<String> {
     let block = || {
-        let (index, part) = name.strip_prefix("enc.blk.")?.strip_suffix(".weight")?.split_once('.')?;
+        let (index, part) = name
+            .strip_prefix("enc.blk.")?
+            .strip_suffix(".weight")?
+            .split_once('.')?;
         let (_, ours) = PARTS.iter().find(|(theirs, _)| *theirs == part)?;
         Some(format!("encoder.block.{index}.layer.{ours}.weight"))
     };
-    let other = OTHERS.iter().find(|(theirs, _)| *theirs == name).map(|(_, ours)| (*ours).to_owned());
+    let other = OTHERS
+        .iter()
+        .find(|(theirs, _)| *theirs == name)
+        .map(|(_, ours)| (*ours).to_owned());
     other.or_else(block).or_else(|| Some(name.to_owned()))
 }
 
@@ -59,10 +77,18 @@ mod tests {
     #[test]
     fn names_of_llama_cpp_become_those_of_transformers() {
         let of = |name: &str| transformers(name).unwrap();
-        assert_eq!(of("enc.blk.11.ffn_down.weight"), "encoder.block.11.layer.1.DenseReluDense.wo.weight");
+        assert_eq!(
+            of("enc.blk.11.ffn_down.weight"),
+            "encoder.block.11.layer.1.DenseReluDense.wo.weight"
+        );
         assert_eq!(of("token_embd.weight"), "shared.weight");
         assert_eq!(of("enc.blk.0.unknown.weight"), "enc.blk.0.unknown.weight");
-        for name in ["enc.blk.11.attn_norm.weight", "token_embd.weight", "enc.output_norm.weight", "other"] {
+        for name in [
+            "enc.blk.11.attn_norm.weight",
+            "token_embd.weight",
+            "enc.output_norm.weight",
+            "other",
+        ] {
             assert_eq!(t5_gguf_name(&of(name)), name);
         }
     }

@@ -86,7 +86,9 @@ impl Attention {
     /// the result. The scores of 512 tokens are small.
     fn forward(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
         let heads = |p: &Linear| split_heads(&p.forward(x)?, self.heads); // [B, H, T, D/H]
-        let scores = heads(&self.q)?.f_matmul(&heads(&self.k)?.f_transpose(-2, -1)?)?.f_add(bias)?;
+        let scores = heads(&self.q)?
+            .f_matmul(&heads(&self.k)?.f_transpose(-2, -1)?)?
+            .f_add(bias)?;
         let shares = scores.f_softmax(-1, Kind::Float)?.f_to_kind(scores.kind())?;
         self.o.forward(&merge_heads(&shares.f_matmul(&heads(&self.v)?)?)?)
     }
@@ -106,10 +108,17 @@ struct FeedForward {
 impl FeedForward {
     fn new(w: &Weights, config: &T5Config, compute: Kind) -> Result<Self> {
         let (width, hidden) = (config.d_model, config.d_ff);
-        let gated = config.gated.then(|| Linear::without_bias(&w.at("wi_1"), width, hidden)).transpose()?;
+        let gated = config
+            .gated
+            .then(|| Linear::without_bias(&w.at("wi_1"), width, hidden))
+            .transpose()?;
         let inner = if compute == Kind::Half { Kind::Float } else { compute };
         let wo = w.at("wo");
-        let wo = if compute == Kind::Half { wo.kind(Kind::Float) } else { wo };
+        let wo = if compute == Kind::Half {
+            wo.kind(Kind::Float)
+        } else {
+            wo
+        };
         Ok(Self {
             wi: Linear::without_bias(&w.at(if config.gated { "wi_0" } else { "wi" }), width, hidden)?,
             gated,
@@ -137,8 +146,14 @@ mod tests {
     fn a_half_sum_is_clamped_to_its_largest_value_or_below_when_it_overflowed() {
         let half = |values: &[f32]| Tensor::from_slice(values).to_kind(Kind::Half);
         let finite = clamp_half(half(&[65504.0, -3.0])).unwrap();
-        assert_eq!(Vec::<f32>::try_from(finite.to_kind(Kind::Float)).unwrap(), [65504.0, -3.0]);
+        assert_eq!(
+            Vec::<f32>::try_from(finite.to_kind(Kind::Float)).unwrap(),
+            [65504.0, -3.0]
+        );
         let overflown = clamp_half(half(&[f32::INFINITY, f32::NEG_INFINITY, 65504.0, 1.0])).unwrap();
-        assert_eq!(Vec::<f32>::try_from(overflown.to_kind(Kind::Float)).unwrap(), [64512.0, -64512.0, 64512.0, 1.0]);
+        assert_eq!(
+            Vec::<f32>::try_from(overflown.to_kind(Kind::Float)).unwrap(),
+            [64512.0, -64512.0, 64512.0, 1.0]
+        );
     }
 }

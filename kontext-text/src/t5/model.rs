@@ -59,7 +59,11 @@ impl T5Encoder {
         load::computes(compute)?;
         config.validate(w.path())?;
         let (w, slots) = &w.with_slots();
-        let table = if w.contains("shared.weight") { "shared" } else { "encoder.embed_tokens" };
+        let table = if w.contains("shared.weight") {
+            "shared"
+        } else {
+            "encoder.embed_tokens"
+        };
         let encoder = w.at("encoder");
         let blocks = encoder.at("block");
         let first = blocks.at("0.layer.0.SelfAttention.relative_attention_bias");
@@ -69,7 +73,12 @@ impl T5Encoder {
             blocks: (0..config.num_layers)
                 .map(|i| Block::new(&blocks.at(i.to_string()), config, compute))
                 .collect::<Result<_>>()?,
-            norm: RmsNorm::new(&encoder.at("final_layer_norm"), "weight", config.d_model, config.layer_norm_epsilon)?,
+            norm: RmsNorm::new(
+                &encoder.at("final_layer_norm"),
+                "weight",
+                config.d_model,
+                config.layer_norm_epsilon,
+            )?,
             config: config.clone(),
             compute,
             slots: slots.clone(),
@@ -169,7 +178,12 @@ impl T5Encoder {
 /// Tensors that T5 files hold and the encoder does not need: a second copy of the embedding, and the decoder.
 fn is_extra(name: &str) -> bool {
     /// `logit_scale` comes from a wrapper class, `spiece_model` is the tokenizer's file.
-    const NAMES: [&str; 4] = ["shared.weight", "encoder.embed_tokens.weight", "logit_scale", "spiece_model"];
+    const NAMES: [&str; 4] = [
+        "shared.weight",
+        "encoder.embed_tokens.weight",
+        "logit_scale",
+        "spiece_model",
+    ];
     let decoder = name.starts_with("decoder.") || name.starts_with("lm_head.");
     decoder || NAMES.contains(&name)
 }

@@ -40,7 +40,10 @@ const WORDS: &str = concat!(
 /// Builds the tokenizer; an error is the reason why the files cannot be used.
 pub(super) fn build(vocab: HashMap<String, u32>, merges: &str) -> Result<Tokenizer, String> {
     let id = |token: &str| {
-        vocab.get(token).copied().ok_or_else(|| format!("vocab.json has no `{token}`, so it is not CLIP's"))
+        vocab
+            .get(token)
+            .copied()
+            .ok_or_else(|| format!("vocab.json has no `{token}`, so it is not CLIP's"))
     };
     let (begin, end) = (id(BEGIN)?, id(END)?);
     let merges = read_merges(merges, &vocab)?;
@@ -61,12 +64,26 @@ fn assemble(
         .end_of_word_suffix(WORD_END.to_owned())
         .build()?;
     let dropped = Replace::new(ReplacePattern::Regex(DROPPED.to_owned()), "")?;
-    let words = Split::new(SplitPattern::Regex(WORDS.to_owned()), SplitDelimiterBehavior::Removed, true)?;
+    let words = Split::new(
+        SplitPattern::Regex(WORDS.to_owned()),
+        SplitDelimiterBehavior::Removed,
+        true,
+    )?;
     let mut tokenizer = Tokenizer::new(model);
-    tokenizer.with_normalizer(Some(Normalizers::new(vec![dropped.into(), NFC.into(), Lowercase.into()])))?;
-    tokenizer
-        .with_pre_tokenizer(Some(PreTokenizers::new(vec![words.into(), ByteLevel::new(false, false, false).into()])));
-    tokenizer.with_post_processor(Some(RobertaProcessing::new(end, begin).trim_offsets(false).add_prefix_space(false)));
+    tokenizer.with_normalizer(Some(Normalizers::new(vec![
+        dropped.into(),
+        NFC.into(),
+        Lowercase.into(),
+    ])))?;
+    tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(vec![
+        words.into(),
+        ByteLevel::new(false, false, false).into(),
+    ])));
+    tokenizer.with_post_processor(Some(
+        RobertaProcessing::new(end, begin)
+            .trim_offsets(false)
+            .add_prefix_space(false),
+    ));
     tokenizer.add_special_tokens([BEGIN, END].map(|token| AddedToken::from(token, true).normalized(true)))?;
     Ok(tokenizer)
 }
@@ -83,7 +100,10 @@ fn read_merges(text: &str, vocab: &HashMap<String, u32>) -> Result<Vec<(String, 
         let b = b.trim_start();
         let merged = format!("{a}{b}");
         match [a, b, &merged].into_iter().find(|part| !vocab.contains_key(*part)) {
-            Some(part) => Err(format!("line {} of merges.txt needs `{part}`, which is not in vocab.json", number + 1)),
+            Some(part) => Err(format!(
+                "line {} of merges.txt needs `{part}`, which is not in vocab.json",
+                number + 1
+            )),
             None => Ok((a.to_owned(), b.to_owned())),
         }
     };
@@ -120,9 +140,16 @@ mod tests {
     #[test]
     fn a_merge_outside_the_vocabulary_is_named_in_the_error() {
         let vocab = ["a", "b", "ab"].map(|t| (t.to_owned(), 0)).into();
-        assert_eq!(read_merges("#version\na b\n", &vocab).unwrap(), [("a".to_owned(), "b".to_owned())]);
+        assert_eq!(
+            read_merges("#version\na b\n", &vocab).unwrap(),
+            [("a".to_owned(), "b".to_owned())]
+        );
         let error = read_merges("#version\na b\nab c\n", &vocab).unwrap_err();
         assert_eq!(error, "line 3 of merges.txt needs `c`, which is not in vocab.json");
-        assert!(read_merges("#version\nab\n", &vocab).unwrap_err().contains("not a pair"));
+        assert!(
+            read_merges("#version\nab\n", &vocab)
+                .unwrap_err()
+                .contains("not a pair")
+        );
     }
 }

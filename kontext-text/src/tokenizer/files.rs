@@ -18,7 +18,10 @@ const SENTENCEPIECE: &str = "spiece.model";
 
 pub(super) fn open(path: &Path) -> Result<Tokenizer> {
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-    let beside = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let beside = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     if path.is_dir() {
         open_folder(path)
     } else if name == VOCAB || name == MERGES {
@@ -41,21 +44,33 @@ fn open_folder(folder: &Path) -> Result<Tokenizer> {
         Err(sentencepiece(&folder.join(SENTENCEPIECE)))
     } else {
         let reason = format!("the folder holds neither {JSON} nor {VOCAB} with {MERGES}; fetch them again");
-        Err(Error::Tokenizer { path: folder.to_owned(), reason })
+        Err(Error::Tokenizer {
+            path: folder.to_owned(),
+            reason,
+        })
     }
 }
 
 fn open_clip(folder: &Path) -> Result<Tokenizer> {
-    let unusable = |reason: String| Error::Tokenizer { path: folder.to_owned(), reason };
+    let unusable = |reason: String| Error::Tokenizer {
+        path: folder.to_owned(),
+        reason,
+    };
     let read = |name: &str| std::fs::read_to_string(folder.join(name)).map_err(Error::io(folder.join(name)));
     let vocab = serde_json::from_str(&read(VOCAB)?).map_err(|e| unusable(format!("{VOCAB}: {e}; fetch it again")))?;
     let inner = clip_bpe::build(vocab, &read(MERGES)?).map_err(unusable)?;
     let tokenizer = Tokenizer::new(inner, folder, pad_token(folder)?.as_deref())?;
-    Ok(Tokenizer { whole_words_lowered: true, ..tokenizer })
+    Ok(Tokenizer {
+        whole_words_lowered: true,
+        ..tokenizer
+    })
 }
 
 fn open_json(file: &Path, settings: Option<&Path>) -> Result<Tokenizer> {
-    let unusable = |reason: String| Error::Tokenizer { path: file.to_owned(), reason };
+    let unusable = |reason: String| Error::Tokenizer {
+        path: file.to_owned(),
+        reason,
+    };
     let bytes = std::fs::read(file).map_err(Error::io(file))?;
     let json: Value = serde_json::from_slice(&bytes).map_err(|e| unusable(format!("it is no JSON ({e}); {REMEDY}")))?;
     check_merges(&json).map_err(unusable)?;
@@ -68,15 +83,19 @@ fn open_json(file: &Path, settings: Option<&Path>) -> Result<Tokenizer> {
 /// results are looked up first. Merges are "a b" or ["a", "b"].
 fn check_merges(json: &Value) -> Result<(), String> {
     let model = &json["model"];
-    let (Some(merges), Some(vocab)) = (model["merges"].as_array(), model["vocab"].as_object()) else { return Ok(()) };
+    let (Some(merges), Some(vocab)) = (model["merges"].as_array(), model["vocab"].as_object()) else {
+        return Ok(());
+    };
     let prefix = model["continuing_subword_prefix"].as_str().unwrap_or_default();
     for merge in merges {
         let pair = match merge {
             Value::String(text) => text.split_once(' '),
             other => other[0].as_str().zip(other[1].as_str()),
         };
-        let known =
-            |(a, b): (&str, &str)| b.strip_prefix(prefix).is_some_and(|b| vocab.contains_key(&format!("{a}{b}")));
+        let known = |(a, b): (&str, &str)| {
+            b.strip_prefix(prefix)
+                .is_some_and(|b| vocab.contains_key(&format!("{a}{b}")))
+        };
         if !pair.is_some_and(known) {
             return Err(format!("its merge {merge} gives no token of its vocabulary; {REMEDY}"));
         }
@@ -86,7 +105,10 @@ fn check_merges(json: &Value) -> Result<(), String> {
 
 fn sentencepiece(file: &Path) -> Error {
     let reason = format!("a SentencePiece model is not read directly; {REMEDY}");
-    Error::Tokenizer { path: file.to_owned(), reason }
+    Error::Tokenizer {
+        path: file.to_owned(),
+        reason,
+    }
 }
 
 /// The padding token that the settings in a folder name.
@@ -96,7 +118,11 @@ fn sentencepiece(file: &Path) -> Error {
 fn pad_token(folder: &Path) -> Result<Option<String>> {
     let config = settings(&folder.join("tokenizer_config.json"))?;
     let map = settings(&folder.join("special_tokens_map.json"))?;
-    let order = if config.get("added_tokens_decoder").is_some() { [config, Value::Null] } else { [map, config] };
+    let order = if config.get("added_tokens_decoder").is_some() {
+        [config, Value::Null]
+    } else {
+        [map, config]
+    };
     Ok(order.iter().find_map(|value| token(&value["pad_token"])))
 }
 

@@ -70,7 +70,10 @@ impl Tokenizer {
 
     /// Finishes a tokenizer: settles its padding token and drops what it stored about lengths.
     fn new(mut inner: tokenizers::Tokenizer, path: &Path, pad: Option<&str>) -> Result<Self> {
-        let unusable = |reason: String| Error::Tokenizer { path: path.to_owned(), reason };
+        let unusable = |reason: String| Error::Tokenizer {
+            path: path.to_owned(),
+            reason,
+        };
         inner.with_truncation(None).map_err(|e| unusable(e.to_string()))?;
         inner.with_padding(None);
         let empty = inner.encode("", true).map_err(|e| unusable(e.to_string()))?;
@@ -83,7 +86,13 @@ impl Tokenizer {
             None => inner.token_to_id("<pad>").unwrap_or(end),
         };
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
-        Ok(Self { inner, path: path.to_owned(), pad, vocab_size, whole_words_lowered: false })
+        Ok(Self {
+            inner,
+            path: path.to_owned(),
+            pad,
+            vocab_size,
+            whole_words_lowered: false,
+        })
     }
 
     /// One more than the largest id that it gives.
@@ -113,7 +122,10 @@ impl Tokenizer {
     /// [`Error::InvalidArgument`] where `max_length` has no room for the begin and end tokens,
     /// [`Error::Tokenizer`] where the prompt cannot be encoded.
     pub fn encode(&self, prompt: &str, max_length: usize) -> Result<Encoded> {
-        let unusable = |e: tokenizers::Error| Error::Tokenizer { path: self.path.clone(), reason: e.to_string() };
+        let unusable = |e: tokenizers::Error| Error::Tokenizer {
+            path: self.path.clone(),
+            reason: e.to_string(),
+        };
         let added = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(false));
         let Some(room) = max_length.checked_sub(added) else {
             return Err(Error::invalid(
@@ -122,7 +134,11 @@ impl Tokenizer {
                 max_length,
             ));
         };
-        let text = if self.whole_words_lowered { clip_bpe::final_sigmas(prompt) } else { prompt.into() };
+        let text = if self.whole_words_lowered {
+            clip_bpe::final_sigmas(prompt)
+        } else {
+            prompt.into()
+        };
         let mut tokens = self.inner.encode(text.as_ref(), false).map_err(unusable)?;
         let cut = tokens.get_offsets().get(room).map(|&(start, _)| tail(prompt, start));
         tokens.truncate(room, 0, tokenizers::TruncationDirection::Right);
@@ -138,6 +154,9 @@ impl Tokenizer {
 /// The prompt from byte `start` on, without leading white space. A start within a character (of
 /// which a token holds a few bytes) moves to the character's beginning.
 fn tail(prompt: &str, start: usize) -> String {
-    let start = (0..=start).rev().find(|&at| prompt.is_char_boundary(at)).unwrap_or_default();
+    let start = (0..=start)
+        .rev()
+        .find(|&at| prompt.is_char_boundary(at))
+        .unwrap_or_default();
     prompt.get(start..).unwrap_or_default().trim_start().to_owned()
 }

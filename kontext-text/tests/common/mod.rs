@@ -8,12 +8,16 @@ use tempfile::TempDir;
 
 /// A file of tests/reference.
 pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/reference").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/reference")
+        .join(name)
 }
 
 /// A path below the folder of assets beside the repository; says so where it is absent.
 pub fn asset(path: &str) -> Option<PathBuf> {
-    let full = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/assets").join(path);
+    let full = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../shared/assets")
+        .join(path);
     if !full.exists() {
         println!("skipped: {} is not there", full.display());
     }
@@ -29,7 +33,12 @@ pub fn tokens() -> Value {
 pub fn tiny_clip_folder() -> TempDir {
     let (folder, tokens) = (tempfile::tempdir().unwrap(), tokens());
     let files = &tokens["tiny"]["clip"];
-    let merges: Vec<_> = files["merges.txt"].as_array().unwrap().iter().map(|line| line.as_str().unwrap()).collect();
+    let merges: Vec<_> = files["merges.txt"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|line| line.as_str().unwrap())
+        .collect();
     write(&folder, "vocab.json", &files["vocab.json"].to_string());
     write(&folder, "merges.txt", &merges.join("\n"));
     folder
@@ -38,7 +47,11 @@ pub fn tiny_clip_folder() -> TempDir {
 /// A folder with the tiny T5 tokenizer's `tokenizer.json`.
 pub fn tiny_t5_folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    write(&folder, "tokenizer.json", &tokens()["tiny"]["t5"]["tokenizer.json"].to_string());
+    write(
+        &folder,
+        "tokenizer.json",
+        &tokens()["tiny"]["t5"]["tokenizer.json"].to_string(),
+    );
     folder
 }
 
@@ -56,5 +69,8 @@ pub fn write(folder: &TempDir, name: &str, text: &str) {
 
 /// The messages of an error and of its sources.
 pub fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    std::iter::successors(Some(error), |e| e.source())
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
 }

@@ -17,7 +17,11 @@ impl Cache {
     /// Opens the folder, which is made if need be.
     pub(crate) fn open(folder: &Path) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        let mut cache = Self { folder: folder.to_owned(), shards: Vec::new(), index: HashMap::new() };
+        let mut cache = Self {
+            folder: folder.to_owned(),
+            shards: Vec::new(),
+            index: HashMap::new(),
+        };
         while cache.shard_path().is_file() {
             cache.take(Weights::open(cache.shard_path())?);
         }

@@ -49,8 +49,16 @@ pub struct Fill {
 fn picture_key(folder: &Path, path: &Path, size: Size) -> Result<String> {
     let file = folder.join(path);
     let facts = std::fs::metadata(&file).map_err(Error::io(&file))?;
-    let changed = facts.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
-    Ok(format!("{}|{size}|{}|{}", path.display(), facts.len(), changed.map_or(0, |t| t.as_secs())))
+    let changed = facts
+        .modified()
+        .ok()
+        .and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+    Ok(format!(
+        "{}|{size}|{}|{}",
+        path.display(),
+        facts.len(),
+        changed.map_or(0, |t| t.as_secs())
+    ))
 }
 
 /// The pictures of a dataset, encoded: where each one's tokens are kept, and its size.
@@ -67,15 +75,21 @@ pub(crate) fn pictures(
     encoding: &Encoding,
     observe: &mut dyn FnMut(Fill) -> ControlFlow<()>,
 ) -> Result<Pictures> {
-    let folder =
-        encoding.cache.join(format!("latents-{:08x}-{:?}", vae_fingerprint(vae, encoding.device)?, encoding.kind));
+    let folder = encoding.cache.join(format!(
+        "latents-{:08x}-{:?}",
+        vae_fingerprint(vae, encoding.device)?,
+        encoding.kind
+    ));
     let mut cache = Cache::open(&folder)?;
     let (mut places, mut lost) = (BTreeMap::new(), BTreeSet::new());
     let locate = |path: &PathBuf| -> Result<(String, Size)> {
         let file = dataset.folder.join(path);
         let facts = std::fs::metadata(&file).map_err(Error::io(&file))?;
         if facts.len() == 0 {
-            return Err(Error::Image { path: file, reason: "the file is empty".to_owned() });
+            return Err(Error::Image {
+                path: file,
+                reason: "the file is empty".to_owned(),
+            });
         }
         let (width, height) = image::image_dimensions(&file).map_err(Error::image(&file))?;
         let size = geometry::preferred_size(Size::new(width, height), &encoding.sizes, Conformance::Kontext);
@@ -90,13 +104,22 @@ pub(crate) fn pictures(
         }
     }
     let mut missing: Vec<(PathBuf, Size)> = Vec::new();
-    missing.extend(places.iter().filter(|(_, (key, _))| !cache.contains(key)).map(|(p, (_, size))| (p.clone(), *size)));
+    missing.extend(
+        places
+            .iter()
+            .filter(|(_, (key, _))| !cache.contains(key))
+            .map(|(p, (_, size))| (p.clone(), *size)),
+    );
     missing.sort_by_key(|(path, size)| (*size, path.clone()));
     let total = missing.len();
     for (index, chunk) in missing.chunks(PICTURES_AT_ONCE).enumerate() {
         let open = |(path, size): &(PathBuf, Size)| {
             let decoded = picture::open(dataset.folder.join(path));
-            (path.clone(), *size, decoded.and_then(|p| picture::resize(&p, size.width, size.height)))
+            (
+                path.clone(),
+                *size,
+                decoded.and_then(|p| picture::resize(&p, size.width, size.height)),
+            )
         };
         let decoded: Vec<_> = chunk.par_iter().map(open).collect();
         let mut good = Vec::new();
@@ -108,19 +131,31 @@ pub(crate) fn pictures(
         }
         let mut encoded = Vec::new();
         for group in good.chunk_by(|a, b| a.1 == b.1) {
-            let at_once = group.first().map_or(1, |(_, size, _)| (PIXELS_AT_ONCE / size.area()).max(1)) as usize;
+            let at_once = group
+                .first()
+                .map_or(1, |(_, size, _)| (PIXELS_AT_ONCE / size.area()).max(1)) as usize;
             for part in group.chunks(at_once) {
                 let pixels = Tensor::f_cat(&part.iter().map(|(_, _, pixels)| pixels).collect::<Vec<_>>(), 0)?;
                 let tokens = pack(&tch::no_grad(|| vae.encode_latents(&pixels))?)?; // [N, L, 4 C]
                 for (row, (path, ..)) in part.iter().enumerate() {
                     let (key, _) = &places[path];
-                    let tokens = tokens.f_get(row as i64)?.f_to_kind(encoding.kind)?.f_to_device(Device::Cpu)?;
+                    let tokens = tokens
+                        .f_get(row as i64)?
+                        .f_to_kind(encoding.kind)?
+                        .f_to_device(Device::Cpu)?;
                     encoded.push((key.clone(), tokens));
                 }
             }
         }
         cache.append(&encoded)?;
-        tell(observe, Fill { what: "pictures", done: (index * PICTURES_AT_ONCE + chunk.len()).min(total), total })?;
+        tell(
+            observe,
+            Fill {
+                what: "pictures",
+                done: (index * PICTURES_AT_ONCE + chunk.len()).min(total),
+                total,
+            },
+        )?;
     }
     dataset.without(&lost);
     places.retain(|path, _| !lost.contains(path));
@@ -132,7 +167,10 @@ fn lose(skipped: &mut Vec<Skipped>, lost: &mut BTreeSet<PathBuf>, path: &Path, e
         Some(source) => source.to_string(),
         None => error.to_string(),
     };
-    skipped.push(Skipped { what: path.display().to_string(), reason });
+    skipped.push(Skipped {
+        what: path.display().to_string(),
+        reason,
+    });
     lost.insert(path.to_owned());
 }
 
@@ -143,10 +181,16 @@ pub(crate) fn prompts(
     encoding: &Encoding,
     observe: &mut dyn FnMut(Fill) -> ControlFlow<()>,
 ) -> Result<Cache> {
-    let folder = encoding.cache.join(format!("text-{:08x}-{:?}", text_fingerprint(text)?, encoding.kind));
+    let folder = encoding
+        .cache
+        .join(format!("text-{:08x}-{:?}", text_fingerprint(text)?, encoding.kind));
     let mut cache = Cache::open(&folder)?;
-    let missing: Vec<&str> =
-        prompts.iter().copied().chain([""]).filter(|prompt| !cache.contains(&prompt_key(prompt, "embeds"))).collect();
+    let missing: Vec<&str> = prompts
+        .iter()
+        .copied()
+        .chain([""])
+        .filter(|prompt| !cache.contains(&prompt_key(prompt, "embeds")))
+        .collect();
     let mut done = 0;
     for chunk in missing.chunks(PROMPTS_AT_ONCE) {
         let mut encoded = Vec::new();
@@ -160,7 +204,14 @@ pub(crate) fn prompts(
         }
         cache.append(&encoded)?;
         done += chunk.len();
-        tell(observe, Fill { what: "prompts", done, total: missing.len() })?;
+        tell(
+            observe,
+            Fill {
+                what: "prompts",
+                done,
+                total: missing.len(),
+            },
+        )?;
     }
     Ok(cache)
 }
@@ -171,7 +222,14 @@ pub(crate) fn prompt_key(prompt: &str, part: &str) -> String {
 }
 
 fn tell(observe: &mut dyn FnMut(Fill) -> ControlFlow<()>, fill: Fill) -> Result<()> {
-    if observe(fill).is_break() { Err(Error::Cancelled { done: fill.done, total: fill.total }) } else { Ok(()) }
+    if observe(fill).is_break() {
+        Err(Error::Cancelled {
+            done: fill.done,
+            total: fill.total,
+        })
+    } else {
+        Ok(())
+    }
 }
 
 /// Tells encoders apart by what they do: the check sum of a fixed picture's latents.
@@ -188,10 +246,20 @@ fn text_fingerprint(text: &TextEncoder) -> Result<u32> {
 
 /// Check sum of values, rounded so that another order of summation gives the same.
 fn fingerprint(values: &Tensor) -> Result<u32> {
-    let rounded = values.f_to_kind(Kind::Float)?.f_mul_scalar(256.0)?.f_round()?.f_to_kind(Kind::Int)?;
-    let numbers: Vec<i32> = Vec::try_from(rounded.f_flatten(0, -1)?.f_to_device(Device::Cpu)?)
-        .map_err(|_| Error::Shape { tensor: "fingerprint", expected: "[N]", got: values.size() })?;
+    let rounded = values
+        .f_to_kind(Kind::Float)?
+        .f_mul_scalar(256.0)?
+        .f_round()?
+        .f_to_kind(Kind::Int)?;
+    let numbers: Vec<i32> =
+        Vec::try_from(rounded.f_flatten(0, -1)?.f_to_device(Device::Cpu)?).map_err(|_| Error::Shape {
+            tensor: "fingerprint",
+            expected: "[N]",
+            got: values.size(),
+        })?;
     // Sums of quarters: a value on the edge between two roundings moves the sum by one at most, and
     // that only where another machine's arithmetic differs, which costs an encoding and no harm.
-    Ok(crc32fast::hash(&numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<_>>()))
+    Ok(crc32fast::hash(
+        &numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<_>>(),
+    ))
 }

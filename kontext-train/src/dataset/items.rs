@@ -111,12 +111,22 @@ impl Dataset {
     /// All pictures that items name, each once, in order.
     #[must_use]
     pub fn pictures(&self) -> BTreeSet<PathBuf> {
-        self.items.iter().flat_map(|item| item.sources.iter().chain([&item.target])).cloned().collect()
+        self.items
+            .iter()
+            .flat_map(|item| item.sources.iter().chain([&item.target]))
+            .cloned()
+            .collect()
     }
 
     /// Drops the items that need one of these pictures.
     pub fn without(&mut self, lost: &BTreeSet<PathBuf>) {
-        self.items.retain(|item| !item.sources.iter().chain([&item.target]).any(|picture| lost.contains(picture)));
+        self.items.retain(|item| {
+            !item
+                .sources
+                .iter()
+                .chain([&item.target])
+                .any(|picture| lost.contains(picture))
+        });
     }
 }
 
@@ -127,7 +137,13 @@ impl From<Line> for Item {
             Some(Sources::One(source)) => vec![source],
             Some(Sources::Many(sources)) => sources,
         };
-        Self { sources, target: line.target, instruction: line.instruction, category: line.category, split: line.split }
+        Self {
+            sources,
+            target: line.target,
+            instruction: line.instruction,
+            category: line.category,
+            split: line.split,
+        }
     }
 }
 
@@ -148,9 +164,16 @@ mod tests {
         let dataset = Dataset::open(folder.path()).unwrap();
         let counts: Vec<usize> = dataset.items.iter().map(|i| i.sources.len()).collect();
         assert_eq!(counts, [1, 2, 0]);
-        assert_eq!((dataset.items[0].split.as_str(), dataset.items[1].split.as_str()), ("train", "test"));
+        assert_eq!(
+            (dataset.items[0].split.as_str(), dataset.items[1].split.as_str()),
+            ("train", "test")
+        );
         assert_eq!(dataset.skipped.len(), 1);
-        assert!(dataset.skipped[0].to_string().starts_with("metadata.jsonl line 4: "), "{}", dataset.skipped[0]);
+        assert!(
+            dataset.skipped[0].to_string().starts_with("metadata.jsonl line 4: "),
+            "{}",
+            dataset.skipped[0]
+        );
         assert_eq!(dataset.pictures().len(), 3);
     }
 }

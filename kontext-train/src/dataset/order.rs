@@ -29,7 +29,14 @@ impl Order {
     /// weight 0.5 in every second epoch on average; items without a weight come once.
     #[must_use]
     pub fn new(buckets: Vec<Vec<usize>>, weights: BTreeMap<usize, f64>, batch: usize, seed: u64) -> Self {
-        Self { buckets, weights, batch: batch.max(1), seed, epoch: None, starts: vec![0] }
+        Self {
+            buckets,
+            weights,
+            batch: batch.max(1),
+            seed,
+            epoch: None,
+            starts: vec![0],
+        }
     }
 
     /// The batch of a step: items of one bucket, `batch` of them.
@@ -93,7 +100,12 @@ mod tests {
     use super::*;
 
     fn order(seed: u64) -> Order {
-        Order::new(vec![(0..10).collect(), (10..13).collect()], BTreeMap::from([(10, 2.0), (11, 0.0)]), 4, seed)
+        Order::new(
+            vec![(0..10).collect(), (10..13).collect()],
+            BTreeMap::from([(10, 2.0), (11, 0.0)]),
+            4,
+            seed,
+        )
     }
 
     #[test]
@@ -105,7 +117,11 @@ mod tests {
         seen.sort_unstable();
         seen.dedup();
         assert_eq!(seen, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12]);
-        assert!(parts.iter().all(|p| p.items.len() == 4 && p.items.iter().all(|&i| (i >= 10) == (p.bucket == 1))));
+        assert!(
+            parts
+                .iter()
+                .all(|p| p.items.len() == 4 && p.items.iter().all(|&i| (i >= 10) == (p.bucket == 1)))
+        );
     }
 
     #[test]
@@ -119,6 +135,9 @@ mod tests {
 
     #[test]
     fn no_items_have_no_batch() {
-        assert_eq!(Order::new(vec![vec![0]], BTreeMap::from([(0, 0.0)]), 2, 0).batch(5), None);
+        assert_eq!(
+            Order::new(vec![vec![0]], BTreeMap::from([(0, 0.0)]), 2, 0).batch(5),
+            None
+        );
     }
 }

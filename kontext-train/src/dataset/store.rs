@@ -61,7 +61,10 @@ impl Store {
         let pictures = pictures(&mut dataset, vae, encoding, &mut observe)?;
         if dataset.items.is_empty() {
             let first = dataset.skipped.first().map(ToString::to_string).unwrap_or_default();
-            return Err(Error::config(&dataset.folder, format!("none of its pictures can be used; {first}")));
+            return Err(Error::config(
+                &dataset.folder,
+                format!("none of its pictures can be used; {first}"),
+            ));
         }
         let wanted: BTreeSet<&str> = dataset.items.iter().map(|item| item.instruction.as_str()).collect();
         let prompts = prompts(&wanted, text, encoding, &mut observe)?;
@@ -78,7 +81,14 @@ impl Store {
                 buckets.push(bucket);
             }
         }
-        Ok(Self { dataset, pictures, prompts, buckets, bucket_of, options })
+        Ok(Self {
+            dataset,
+            pictures,
+            prompts,
+            buckets,
+            bucket_of,
+            options,
+        })
     }
 
     /// The items that can be used.
@@ -115,10 +125,19 @@ impl Store {
     #[must_use]
     pub fn weights(&self, by_category: &BTreeMap<String, f64>) -> BTreeMap<usize, f64> {
         let weight = |item: &Item| {
-            let matching = by_category.iter().filter(|(start, _)| item.category.starts_with(start.as_str()));
-            matching.max_by_key(|(start, _)| start.len()).map(|(_, weight)| weight.max(0.0))
+            let matching = by_category
+                .iter()
+                .filter(|(start, _)| item.category.starts_with(start.as_str()));
+            matching
+                .max_by_key(|(start, _)| start.len())
+                .map(|(_, weight)| weight.max(0.0))
         };
-        self.dataset.items.iter().enumerate().filter_map(|(index, item)| Some((index, weight(item)?))).collect()
+        self.dataset
+            .items
+            .iter()
+            .enumerate()
+            .filter_map(|(index, item)| Some((index, weight(item)?)))
+            .collect()
     }
 
     /// Items of one bucket as a batch. Of those in `unprompted`, counted within the batch, the
@@ -130,7 +149,11 @@ impl Store {
         let bucket = items.first().and_then(|&item| self.bucket_of.get(item)).copied();
         let same = items.iter().all(|&item| self.bucket_of.get(item).copied() == bucket);
         let (Some(bucket), true) = (bucket, same) else {
-            return Err(Error::invalid("batch", "items of one bucket", format!("items {items:?}")));
+            return Err(Error::invalid(
+                "batch",
+                "items of one bucket",
+                format!("items {items:?}"),
+            ));
         };
         let bucket = &self.buckets[bucket];
         let chosen = || items.iter().map(|&item| &self.dataset.items[item]);
@@ -138,7 +161,11 @@ impl Store {
         let context = |index: usize| self.stack(chosen().map(|item| self.pictures.get(&item.sources[index])));
         let features = (0..bucket.references.len()).map(context).collect::<Result<Vec<_>>>()?;
         let prompt = |(index, item): (usize, &Item)| {
-            if unprompted.contains(&index) { String::new() } else { item.instruction.clone() }
+            if unprompted.contains(&index) {
+                String::new()
+            } else {
+                item.instruction.clone()
+            }
         };
         let instructions: Vec<String> = chosen().enumerate().map(prompt).collect();
         let part = |part: &'static str| self.stack(instructions.iter().map(|i| self.prompts.get(&prompt_key(i, part))));
@@ -152,7 +179,10 @@ impl Store {
                 let ids = reference_ids(&bucket.references, self.options.references)?;
                 Some(Tokens::new(Tensor::f_cat(&features, 1)?, ids)?)
             },
-            conditioning: Conditioning { prompt_embeds: part("embeds")?, pooled: part("pooled")? },
+            conditioning: Conditioning {
+                prompt_embeds: part("embeds")?,
+                pooled: part("pooled")?,
+            },
             bucket: bucket.clone(),
         })
     }
@@ -171,6 +201,9 @@ impl Pictures {
 
 /// Positions of several references' tokens [R, 3].
 fn reference_ids(grids: &[Grid], references: References) -> Result<Tensor> {
-    let ids = grids.iter().zip(origins(grids, references)).map(|(grid, origin)| grid_ids(*grid, origin));
+    let ids = grids
+        .iter()
+        .zip(origins(grids, references))
+        .map(|(grid, origin)| grid_ids(*grid, origin));
     Ok(Tensor::f_cat(&ids.collect::<Result<Vec<_>>>()?, 0)?)
 }

@@ -1,5 +1,9 @@
 //! What the tests of this crate share: fixtures and comparison.
-#![allow(dead_code, clippy::print_stdout, reason = "each test program uses a part, and says what it skips")]
+#![allow(
+    dead_code,
+    clippy::print_stdout,
+    reason = "each test program uses a part, and says what it skips"
+)]
 
 use std::path::{Path, PathBuf};
 
@@ -40,12 +44,17 @@ pub(crate) fn relative_error(got: &Tensor, expected: &Tensor) -> f64 {
 
 pub(crate) fn assert_close(got: &Tensor, expected: &Tensor, tolerance: f64, what: &str) {
     let error = relative_error(got, expected);
-    assert!(error < tolerance, "{what}: relative error {error:.2e}, allowed {tolerance:.0e}");
+    assert!(
+        error < tolerance,
+        "{what}: relative error {error:.2e}, allowed {tolerance:.0e}"
+    );
 }
 
 /// The real parts that tests use where they are present.
 pub(crate) fn asset(path: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/assets").join(path);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../shared/assets")
+        .join(path);
     if path.exists() {
         return Some(path);
     }

@@ -30,7 +30,9 @@ fn not_a_number(world: &World) -> anyhow::Result<Outcome> {
     let pipe = World::builder(world.device, Kind::BFloat16).load(folder.path())?;
     let mut outcome = Outcome::default();
     let error = pipe.run(&edit()).err();
-    let told = error.as_ref().map_or_else(|| "no error".to_owned(), ToString::to_string);
+    let told = error
+        .as_ref()
+        .map_or_else(|| "no error".to_owned(), ToString::to_string);
     outcome.holds(matches!(error, Some(Error::NotFinite { .. })), || told.clone());
     outcome.holds(told.contains("denoising step 1") && told.contains(DAMAGED), || {
         format!("stage or tensor missing: {told}")

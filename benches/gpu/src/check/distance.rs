@@ -30,11 +30,19 @@ impl Bounds {
     /// The same f32 operations in other orders of summation: 1e-6 is seen between programs on the CPU, and a wrong
     /// kernel, kind or stride moves a stage by 1e-2 and more. Pictures are 8 bits: a value at the border of two levels
     /// may fall to either side.
-    pub(super) const F32: Self = Self { stage: 1e-4, encoded: 1e-4, picture: 60.0 };
+    pub(super) const F32: Self = Self {
+        stage: 1e-4,
+        encoded: 1e-4,
+        picture: 60.0,
+    };
     /// bf16 keeps 8 bits: one rounding is 1.7e-3 of a tensor's size, and some ten of them follow each other in a stage.
     /// Measured with bf16 arithmetic on a CPU: latents up to 1.3e-2, the autoencoder's up to 2.8e-2, T5 (whose scores are
     /// not scaled) 2.2e-2, and 4.0e-2 with weights of 4 bits; pictures at 46 dB and above.
-    pub(super) const BF16: Self = Self { stage: 2e-2, encoded: 5e-2, picture: 40.0 };
+    pub(super) const BF16: Self = Self {
+        stage: 2e-2,
+        encoded: 5e-2,
+        picture: 40.0,
+    };
 
     pub(super) fn of(kind: Kind) -> Self {
         if kind == Kind::Float { Self::F32 } else { Self::BF16 }
@@ -42,7 +50,11 @@ impl Bounds {
 
     fn of_stage(self, name: &str) -> f64 {
         let encoded = ["prompt", "negative", "reference", "T5", "CLIP", "encoded"];
-        if encoded.iter().any(|start| name.starts_with(start)) { self.encoded } else { self.stage }
+        if encoded.iter().any(|start| name.starts_with(start)) {
+            self.encoded
+        } else {
+            self.stage
+        }
     }
 }
 
@@ -76,22 +88,39 @@ impl Trace {
 
     /// A trace without stages.
     pub(super) fn empty() -> Self {
-        Self { stages: Vec::new(), pictures: Vec::new() }
+        Self {
+            stages: Vec::new(),
+            pictures: Vec::new(),
+        }
     }
 
     /// Keeps in `outcome` how far this is from what is expected: the worst stage and the pictures.
     pub(super) fn compare(&self, expected: &Self, bounds: Bounds, outcome: &mut Outcome) -> anyhow::Result<()> {
         if self.stages.len() != expected.stages.len() || self.pictures.len() != expected.pictures.len() {
-            let names = |trace: &Self| trace.stages.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>().join(", ");
+            let names = |trace: &Self| {
+                trace
+                    .stages
+                    .iter()
+                    .map(|(name, _)| name.clone())
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            };
             bail!("other stages: {}; expected {}", names(self), names(expected));
         }
         // The one that comes nearest to its bound, or is furthest beyond it.
-        let mut worst = ("none", 0.0, self.stages.first().map_or(0.0, |(name, _)| bounds.of_stage(name)));
+        let mut worst = (
+            "none",
+            0.0,
+            self.stages.first().map_or(0.0, |(name, _)| bounds.of_stage(name)),
+        );
         for ((name, got), (expected_name, expected)) in self.stages.iter().zip(&expected.stages) {
             if name != expected_name {
                 bail!("stage {name} where {expected_name} is expected");
             }
-            let (distance, bound) = (relative_l2(got, expected).with_context(|| name.clone())?, bounds.of_stage(name));
+            let (distance, bound) = (
+                relative_l2(got, expected).with_context(|| name.clone())?,
+                bounds.of_stage(name),
+            );
             // A NaN is as far as can be.
             let distance = if distance.is_nan() { f64::INFINITY } else { distance };
             if distance > bound {
@@ -122,15 +151,27 @@ impl Trace {
 
     /// Checks that two runs are equal to the last bit.
     pub(super) fn equal(&self, expected: &Self, outcome: &mut Outcome) {
-        let unlike = self.stages.iter().zip(&expected.stages).find(|((_, a), (_, b))| !a.equal(b));
-        outcome.holds(self.stages.len() == expected.stages.len(), || "another number of stages".to_owned());
-        outcome.holds(unlike.is_none(), || format!("other bits from {} on", unlike.map_or("", |((name, _), _)| name)));
+        let unlike = self
+            .stages
+            .iter()
+            .zip(&expected.stages)
+            .find(|((_, a), (_, b))| !a.equal(b));
+        outcome.holds(self.stages.len() == expected.stages.len(), || {
+            "another number of stages".to_owned()
+        });
+        outcome.holds(unlike.is_none(), || {
+            format!("other bits from {} on", unlike.map_or("", |((name, _), _)| name))
+        });
         outcome.holds(self.pictures == expected.pictures, || "other pictures".to_owned());
     }
 }
 
 fn wide(tensor: &Tensor) -> anyhow::Result<Tensor> {
-    Ok(tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.copy())
+    Ok(tensor
+        .f_detach()?
+        .f_to_device(Device::Cpu)?
+        .f_to_kind(Kind::Float)?
+        .copy())
 }
 
 #[cfg(test)]
@@ -172,8 +213,14 @@ mod tests {
             trace
         };
         let mut outcome = Outcome::default();
-        trace(&[1.0, f32::NAN]).compare(&trace(&[1.0, 2.0]), Bounds::BF16, &mut outcome).expect("compared");
+        trace(&[1.0, f32::NAN])
+            .compare(&trace(&[1.0, 2.0]), Bounds::BF16, &mut outcome)
+            .expect("compared");
         assert!(outcome.has_failed());
-        assert!(Trace::empty().compare(&trace(&[1.0]), Bounds::BF16, &mut Outcome::default()).is_err());
+        assert!(
+            Trace::empty()
+                .compare(&trace(&[1.0]), Bounds::BF16, &mut Outcome::default())
+                .is_err()
+        );
     }
 }

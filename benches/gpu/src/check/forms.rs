@@ -34,16 +34,22 @@ pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
     let mut cases: Vec<Case<'_>> = Vec::new();
     match forms(world).with_context(|| world.inputs.join("forms.safetensors").display().to_string()) {
         Ok(forms) => cases.extend(
-            forms.into_iter().map(|form| Case::new(format!("stored form/{}", form.name), move || layer(world, &form))),
+            forms
+                .into_iter()
+                .map(|form| Case::new(format!("stored form/{}", form.name), move || layer(world, &form))),
         ),
         // All other cases do without the file.
         Err(error) => cases.push(Case::new("stored form", move || bail!("{error:#}"))),
     }
     for to in Quantize::ALL {
-        cases.push(Case::new(format!("packed model/{to}"), move || packed(world, to, Kind::Float)));
+        cases.push(Case::new(format!("packed model/{to}"), move || {
+            packed(world, to, Kind::Float)
+        }));
     }
     for to in [Quantize::Q4_0, Quantize::Fp8] {
-        cases.push(Case::new(format!("packed model/{to}, bf16"), move || packed(world, to, Kind::BFloat16)));
+        cases.push(Case::new(format!("packed model/{to}, bf16"), move || {
+            packed(world, to, Kind::BFloat16)
+        }));
     }
     for (name, kind) in [("bf16", Kind::BFloat16), ("f16", Kind::Half)] {
         cases.push(Case::new(format!("plain model/{name}"), move || plain(world, kind)));
@@ -57,9 +63,19 @@ fn forms(world: &World) -> anyhow::Result<Vec<Form>> {
     let of = |(key, view): (String, TensorView<'_>)| {
         let name = key.strip_suffix(".file")?.to_owned();
         let weight = fixture.tensor(&format!("{name}.weight")).ok()?;
-        let values: Vec<f32> = weight.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let values: Vec<f32> = weight
+            .data()
+            .as_chunks()
+            .0
+            .iter()
+            .map(|bytes| f32::from_le_bytes(*bytes))
+            .collect();
         let shape = [weight.shape()[0] as i64, weight.shape()[1] as i64];
-        Some(Form { name, file: view.data().to_vec(), weight: Tensor::from_slice(&values).reshape(shape) })
+        Some(Form {
+            name,
+            file: view.data().to_vec(),
+            weight: Tensor::from_slice(&values).reshape(shape),
+        })
     };
     let mut forms: Vec<Form> = fixture.tensors().into_iter().filter_map(of).collect();
     forms.sort_by(|a, b| a.name.cmp(&b.name));
@@ -71,7 +87,11 @@ fn layer(world: &World, form: &Form) -> anyhow::Result<Outcome> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("model.weights");
     std::fs::write(&path, &form.file)?;
-    let name = if form.name.starts_with("float8") { "double_blocks.0.img_attn.proj" } else { "layer" };
+    let name = if form.name.starts_with("float8") {
+        "double_blocks.0.img_attn.proj"
+    } else {
+        "layer"
+    };
     let (output, input) = form.weight.size2()?;
     let linear = |device: Device, kind: Kind| -> anyhow::Result<Linear> {
         let weights = Weights::open(&path)?.at_most(kind).device(device).at(name);
@@ -79,11 +99,16 @@ fn layer(world: &World, form: &Form) -> anyhow::Result<Outcome> {
     };
     let mut outcome = Outcome::default();
     let identity = Tensor::f_eye(input, (Kind::Float, world.device))?;
-    let got = linear(world.device, Kind::Float)?.forward(&identity)?.f_transpose(0, 1)?.f_to_device(Device::Cpu)?;
+    let got = linear(world.device, Kind::Float)?
+        .forward(&identity)?
+        .f_transpose(0, 1)?
+        .f_to_device(Device::Cpu)?;
     if form.name == "bnb.int8" {
         outcome.at_most("relative L2", relative_l2(&got, &form.weight)?, INT8);
     } else {
-        outcome.holds(got.f_equal(&form.weight)?, || "other values than the form's own program reads".to_owned());
+        outcome.holds(got.f_equal(&form.weight)?, || {
+            "other values than the form's own program reads".to_owned()
+        });
         outcome.value("relative L2", relative_l2(&got, &form.weight)?);
     }
     let x = noise::randn(&[3, input], 1, Kind::Float, Device::Cpu)?;
@@ -92,7 +117,11 @@ fn layer(world: &World, form: &Form) -> anyhow::Result<Outcome> {
         let kind = computed_in(world.device, kind);
         let y = linear(world.device, kind)?.forward(&x.f_to_device(world.device)?.f_to_kind(kind)?)?;
         let y = y.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
-        outcome.at_most(format!("product in {what}, relative L2"), relative_l2(&y, &expected)?, Bounds::of(kind).stage);
+        outcome.at_most(
+            format!("product in {what}, relative L2"),
+            relative_l2(&y, &expected)?,
+            Bounds::of(kind).stage,
+        );
     }
     Ok(outcome)
 }
@@ -100,7 +129,13 @@ fn layer(world: &World, form: &Form) -> anyhow::Result<Outcome> {
 /// A whole run of the transformer's blocks and T5 packed at load.
 fn packed(world: &World, to: Quantize, kind: Kind) -> anyhow::Result<Outcome> {
     let run = |device: Device| -> anyhow::Result<Trace> {
-        Trace::of(&World::builder(device, kind).quantize(to).quantize_t5(to).load(world.model())?, &edit())
+        Trace::of(
+            &World::builder(device, kind)
+                .quantize(to)
+                .quantize_t5(to)
+                .load(world.model())?,
+            &edit(),
+        )
     };
     let mut outcome = Outcome::default();
     let expected = world.expected(&format!("packed {to} {kind:?}"), || run(Device::Cpu))?;
@@ -122,5 +157,9 @@ fn plain(world: &World, kind: Kind) -> anyhow::Result<Outcome> {
 
 /// Writes the transformer packed into a file.
 pub(super) fn packed_file(world: &World, to: Quantize, out: &Path) -> anyhow::Result<()> {
-    Ok(quantize::transformer(&kontext::Checkpoint::find(world.model())?, to, out)?)
+    Ok(quantize::transformer(
+        &kontext::Checkpoint::find(world.model())?,
+        to,
+        out,
+    )?)
 }

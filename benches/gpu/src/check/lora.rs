@@ -21,7 +21,9 @@ pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
     let mut cases = Vec::new();
     for (prefix, kind) in KINDS {
         for (name, fused) in [("beside the weights", false), ("fused", true)] {
-            cases.push(Case::new(format!("lora/{name}, {prefix}"), move || used(world, kind, fused)));
+            cases.push(Case::new(format!("lora/{name}, {prefix}"), move || {
+                used(world, kind, fused)
+            }));
         }
     }
     cases.push(Case::new("lora/beside streamed Q4_0", move || streamed(world)));
@@ -33,11 +35,20 @@ pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
 fn write(world: &World, path: &Path) -> anyhow::Result<()> {
     let (_, config) = kontext::Checkpoint::find(world.model())?.open_transformer()?;
     let mut layers = Vec::new();
-    for (index, part) in linear_parts(&config)?.into_iter().filter(|part| !part.swapped).enumerate() {
+    for (index, part) in linear_parts(&config)?
+        .into_iter()
+        .filter(|part| !part.swapped)
+        .enumerate()
+    {
         let draw = |shape: &[i64], seed| noise::randn(shape, seed, Kind::Float, Device::Cpu);
         let down = draw(&[RANK, part.input], 2 * index as u64)?.f_mul_scalar(STRENGTH)?;
         let up = draw(&[part.rows, RANK], 2 * index as u64 + 1)?.f_mul_scalar(STRENGTH)?;
-        layers.push(LoraLayer { module: part.module, down, up, magnitude: None });
+        layers.push(LoraLayer {
+            module: part.module,
+            down,
+            up,
+            magnitude: None,
+        });
     }
     Ok(save_lora(path, &layers, BTreeMap::new())?)
 }
@@ -47,7 +58,13 @@ fn used(world: &World, kind: Kind, fused: bool) -> anyhow::Result<Outcome> {
     let file = folder.path().join("lora.safetensors");
     write(world, &file)?;
     let run = |device: Device| -> anyhow::Result<Trace> {
-        Trace::of(&World::builder(device, kind).lora(&file, 0.8).fuse_loras(fused).load(world.model())?, &edit())
+        Trace::of(
+            &World::builder(device, kind)
+                .lora(&file, 0.8)
+                .fuse_loras(fused)
+                .load(world.model())?,
+            &edit(),
+        )
     };
     let expected = world.expected(&format!("lora {kind:?} {fused}"), || run(Device::Cpu))?;
     let mut outcome = Outcome::default();
@@ -63,7 +80,9 @@ fn streamed(world: &World) -> anyhow::Result<Outcome> {
     write(world, &file)?;
     super::forms::packed_file(world, Quantize::Q4_0, &packed)?;
     let run = |placement: Placement| -> anyhow::Result<Trace> {
-        let builder = World::builder(world.device, Kind::BFloat16).transformer(&packed).lora(&file, 0.8);
+        let builder = World::builder(world.device, Kind::BFloat16)
+            .transformer(&packed)
+            .lora(&file, 0.8);
         Trace::of(&builder.placement(placement).load(world.model())?, &edit())
     };
     let mut outcome = Outcome::default();
@@ -84,7 +103,9 @@ fn removed(world: &World) -> anyhow::Result<Outcome> {
     outcome.holds(changes, || "the LoRA changes nothing".to_owned());
     pipe.set_lora_scale("all", 0.5)?;
     let half = Trace::of(&pipe, &edit())?;
-    let loaded = World::builder(world.device, Kind::BFloat16).lora(&file, 0.5).load(world.model())?;
+    let loaded = World::builder(world.device, Kind::BFloat16)
+        .lora(&file, 0.5)
+        .load(world.model())?;
     half.equal(&Trace::of(&loaded, &edit())?, &mut outcome);
     pipe.remove_lora("all")?;
     Trace::of(&pipe, &edit())?.equal(&before, &mut outcome);

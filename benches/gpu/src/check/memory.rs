@@ -24,8 +24,12 @@ pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
     vec![
         Case::new("memory/a cancelled run leaves nothing behind", move || cancelled(world)),
         Case::new("memory/giving back what is kept", move || given_back(world)),
-        Case::new("memory/a run that cannot fit is refused before it starts", move || refused(world)),
-        Case::new("memory/too little in between is told with its stage", move || exhausted(world)),
+        Case::new("memory/a run that cannot fit is refused before it starts", move || {
+            refused(world)
+        }),
+        Case::new("memory/too little in between is told with its stage", move || {
+            exhausted(world)
+        }),
     ]
 }
 
@@ -42,13 +46,18 @@ fn cancelled(world: &World) -> anyhow::Result<Outcome> {
             }
             cancel.check()
         });
-        outcome.holds(run.as_ref().is_err_and(Error::is_cancelled), || format!("not cancelled at step {stop}"));
+        outcome.holds(run.as_ref().is_err_and(Error::is_cancelled), || {
+            format!("not cancelled at step {stop}")
+        });
         drop(run);
         if let (Some(held), Some(now)) = (held, device::account(world.device)?) {
             outcome.value(format!("bytes held, cancelled at step {stop}"), now.allocated);
             outcome.value("bytes held before", held.allocated);
             outcome.holds(now.allocated == held.allocated, || {
-                format!("{} bytes are held after the run, {} before", now.allocated, held.allocated)
+                format!(
+                    "{} bytes are held after the run, {} before",
+                    now.allocated, held.allocated
+                )
             });
         }
     }
@@ -73,18 +82,27 @@ fn given_back(world: &World) -> anyhow::Result<Outcome> {
     outcome.value("first_ms", milliseconds[0]);
     outcome.value("ms", milliseconds[milliseconds.len() - 1]);
     if world.device.is_cuda() {
-        outcome.holds(freed >= KEPT.unsigned_abs() / 2, || format!("{freed} bytes were given back of {KEPT}"));
+        outcome.holds(freed >= KEPT.unsigned_abs() / 2, || {
+            format!("{freed} bytes were given back of {KEPT}")
+        });
     }
     Ok(outcome)
 }
 
 fn refused(world: &World) -> anyhow::Result<Outcome> {
-    let pipe = World::builder(world.device, Kind::BFloat16).placement(Placement::Resident).load(world.model())?;
+    let pipe = World::builder(world.device, Kind::BFloat16)
+        .placement(Placement::Resident)
+        .load(world.model())?;
     let before = Trace::of(&pipe, &edit())?;
-    let error = pipe.run(&Request::generate("a cat").size(8192, 8192).steps(1).batch(256)).err();
+    let error = pipe
+        .run(&Request::generate("a cat").size(8192, 8192).steps(1).batch(256))
+        .err();
     let told = error.as_ref().map_or_else(|| "it ran".to_owned(), ToString::to_string);
     let mut outcome = Outcome::default();
-    outcome.holds(matches!(&error, Some(Error::Memory { stage, .. }) if *stage == "denoising"), || told.clone());
+    outcome.holds(
+        matches!(&error, Some(Error::Memory { stage, .. }) if *stage == "denoising"),
+        || told.clone(),
+    );
     outcome.note(told);
     Trace::of(&pipe, &edit())?.equal(&before, &mut outcome);
     Ok(outcome)
@@ -97,7 +115,9 @@ fn exhausted(world: &World) -> anyhow::Result<Outcome> {
             "a program on a CPU is ended by the system where memory is short; the plan is checked before",
         ));
     }
-    let pipe = World::builder(world.device, Kind::BFloat16).placement(Placement::Resident).load(world.model())?;
+    let pipe = World::builder(world.device, Kind::BFloat16)
+        .placement(Placement::Resident)
+        .load(world.model())?;
     let large = Request::edit(&picture(SIDE, SIDE), "make it winter").steps(1).seed(5);
     let before = Trace::of(&pipe, &large)?;
     give_back_on(world.device);
@@ -117,10 +137,16 @@ fn exhausted(world: &World) -> anyhow::Result<Outcome> {
     drop(taken);
     give_back_on(world.device);
     let error = run.err();
-    let told = error.as_ref().map_or_else(|| "it ran all the same".to_owned(), ToString::to_string);
+    let told = error
+        .as_ref()
+        .map_or_else(|| "it ran all the same".to_owned(), ToString::to_string);
     let mut outcome = Outcome::default();
-    outcome.holds(matches!(error, Some(Error::Memory { .. })), || format!("no shortage of memory: {told}"));
-    outcome.holds(told.contains("encoding the reference pictures"), || format!("another stage: {told}"));
+    outcome.holds(matches!(error, Some(Error::Memory { .. })), || {
+        format!("no shortage of memory: {told}")
+    });
+    outcome.holds(told.contains("encoding the reference pictures"), || {
+        format!("another stage: {told}")
+    });
     outcome.note(told);
     // The next run is as if nothing had been.
     Trace::of(&pipe, &large)?.equal(&before, &mut outcome);

@@ -8,11 +8,17 @@ use super::world::World;
 use crate::row::Outcome;
 use crate::suite::Case;
 
-const MODES: [(&str, Conformance); 3] =
-    [("kontext", Conformance::Kontext), ("diffusers", Conformance::Diffusers), ("bfl", Conformance::Bfl)];
+const MODES: [(&str, Conformance); 3] = [
+    ("kontext", Conformance::Kontext),
+    ("diffusers", Conformance::Diffusers),
+    ("bfl", Conformance::Bfl),
+];
 
 pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
-    MODES.into_iter().map(|(name, mode)| Case::new(format!("noise/{name}"), move || equal(world, mode))).collect()
+    MODES
+        .into_iter()
+        .map(|(name, mode)| Case::new(format!("noise/{name}"), move || equal(world, mode)))
+        .collect()
 }
 
 fn equal(world: &World, mode: Conformance) -> anyhow::Result<Outcome> {
@@ -20,7 +26,12 @@ fn equal(world: &World, mode: Conformance) -> anyhow::Result<Outcome> {
     for kind in [Kind::Float, Kind::BFloat16] {
         let drawn = |device: Device| -> anyhow::Result<Tensor> {
             let pipe = World::builder(device, kind).load(world.model())?;
-            let request = Request::generate("").size(64, 48).steps(1).seed(11).batch(2).conform(mode);
+            let request = Request::generate("")
+                .size(64, 48)
+                .steps(1)
+                .seed(11)
+                .batch(2)
+                .conform(mode);
             let mut noise = None;
             let run = pipe.run_with(&request, |event| match event {
                 Event::Noise { latents } => {

@@ -24,12 +24,16 @@ pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
     let mut cases = Vec::new();
     for (prefix, kind) in KINDS {
         cases.push(Case::new(format!("{prefix}/text encoders"), move || texts(world, kind)));
-        cases.push(Case::new(format!("{prefix}/autoencoder"), move || pictures(world, kind, None)));
+        cases.push(Case::new(format!("{prefix}/autoencoder"), move || {
+            pictures(world, kind, None)
+        }));
         cases.push(Case::new(format!("{prefix}/autoencoder in tiles"), move || {
             pictures(world, kind, Some(Tiling { tile: 256, overlap: 64 }))
         }));
     }
-    cases.push(Case::new("tf32/autoencoder as libtorch has it", move || precision(world)));
+    cases.push(Case::new("tf32/autoencoder as libtorch has it", move || {
+        precision(world)
+    }));
     cases
 }
 
@@ -43,10 +47,17 @@ fn texts(world: &World, kind: Kind) -> anyhow::Result<Outcome> {
     let states = |device: Device| -> anyhow::Result<Trace> {
         let compute = device::computed_in(device, kind);
         let mut trace = Trace::empty();
-        let t5 = T5Encoder::weights(world.model().join("text_encoder_2"))?.at_most(kind).device(device);
+        let t5 = T5Encoder::weights(world.model().join("text_encoder_2"))?
+            .at_most(kind)
+            .device(device);
         let t5 = T5Encoder::from_weights(&t5, &world.model().join("text_encoder_2"), compute)?;
-        trace.add("T5", &t5.forward(&ids(TEXT, t5.config().vocab_size - 1).f_to_device(device)?)?)?;
-        let clip = ClipEncoder::weights(world.model().join("text_encoder"))?.at_most(kind).device(device);
+        trace.add(
+            "T5",
+            &t5.forward(&ids(TEXT, t5.config().vocab_size - 1).f_to_device(device)?)?,
+        )?;
+        let clip = ClipEncoder::weights(world.model().join("text_encoder"))?
+            .at_most(kind)
+            .device(device);
         let clip = ClipEncoder::from_weights(&clip, &world.model().join("text_encoder"), compute)?;
         let output = clip.forward(&ids(77, clip.config().eos_token_id).f_to_device(device)?)?;
         trace.add("CLIP", &output.states)?;
@@ -55,7 +66,14 @@ fn texts(world: &World, kind: Kind) -> anyhow::Result<Outcome> {
     };
     let mut outcome = Outcome::default();
     let bounds = Bounds::of(kind);
-    let bounds = if kind == Kind::Float { bounds } else { Bounds { encoded: T5_BF16, ..bounds } };
+    let bounds = if kind == Kind::Float {
+        bounds
+    } else {
+        Bounds {
+            encoded: T5_BF16,
+            ..bounds
+        }
+    };
     states(world.device)?.compare(&states(Device::Cpu)?, bounds, &mut outcome)?;
     Ok(outcome)
 }
@@ -95,6 +113,14 @@ fn precision(world: &World) -> anyhow::Result<Outcome> {
     device::set_tf32(true, false)?;
     let got = coded(world, world.device, Kind::Float, None);
     device::set_tf32(false, false)?;
-    got?.compare(&expected, Bounds { stage: TF32, encoded: TF32, ..Bounds::F32 }, &mut outcome)?;
+    got?.compare(
+        &expected,
+        Bounds {
+            stage: TF32,
+            encoded: TF32,
+            ..Bounds::F32
+        },
+        &mut outcome,
+    )?;
     Ok(outcome)
 }

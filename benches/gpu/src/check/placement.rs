@@ -47,7 +47,9 @@ fn equal(world: &World, kind: Kind, packed: Option<(Quantize, &str)>, placement:
     Trace::of(&pipe, &edit())?.equal(&resident, &mut outcome);
     if world.device.is_cuda() && placement == Placement::Streamed {
         // The ring is left for plain copies where something of it fails, and its thread ends then.
-        outcome.holds(has_thread("prefetch")?, || "weights are not copied ahead: the ring has failed".to_owned());
+        outcome.holds(has_thread("prefetch")?, || {
+            "weights are not copied ahead: the ring has failed".to_owned()
+        });
     }
     // The second run finds buffers, and caches of the first.
     Trace::of(&pipe, &edit())?.equal(&resident, &mut outcome);

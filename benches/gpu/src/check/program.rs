@@ -22,7 +22,9 @@ fn libtorch(on: Device, (convolutions, products): (bool, bool)) -> anyhow::Resul
     outcome.value("threads", tch::get_num_threads());
     outcome.value("TF32 in convolutions by default", convolutions);
     outcome.value("TF32 in products by default", products);
-    outcome.holds(!on.is_cuda() || Cuda::cudnn_is_available(), || "libtorch finds no cuDNN".to_owned());
+    outcome.holds(!on.is_cuda() || Cuda::cudnn_is_available(), || {
+        "libtorch finds no cuDNN".to_owned()
+    });
     Ok(outcome)
 }
 

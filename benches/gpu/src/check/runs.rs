@@ -14,9 +14,21 @@ fn requests() -> Vec<(&'static str, Request)> {
     let two = || edit().reference(&picture(60, 120));
     vec![
         ("edit", edit()),
-        ("generate", Request::generate("a lighthouse at dusk").size(192, 128).steps(3).seed(4)),
+        (
+            "generate",
+            Request::generate("a lighthouse at dusk")
+                .size(192, 128)
+                .steps(3)
+                .seed(4),
+        ),
         ("true cfg", edit().true_cfg(2.5).negative_prompt("blurred")),
-        ("true cfg batched", edit().true_cfg(2.5).negative_prompt("blurred").cfg_mode(CfgMode::Batched)),
+        (
+            "true cfg batched",
+            edit()
+                .true_cfg(2.5)
+                .negative_prompt("blurred")
+                .cfg_mode(CfgMode::Batched),
+        ),
         ("references offset", two().references(References::Offset)),
         ("references index", two().references(References::Index)),
         ("references stitched", two().references(References::Stitch)),
@@ -30,7 +42,9 @@ pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
     for (prefix, kind) in KINDS {
         for (name, request) in requests() {
             let name = format!("{prefix}/{name}");
-            cases.push(Case::new(name.clone(), move || against_cpu(world, &name, kind, &request)));
+            cases.push(Case::new(name.clone(), move || {
+                against_cpu(world, &name, kind, &request)
+            }));
         }
         cases.push(Case::new(format!("{prefix}/session"), move || session(world, kind)));
     }
@@ -46,19 +60,25 @@ fn against_cpu(world: &World, name: &str, kind: Kind, request: &Request) -> anyh
 
 /// The run on the CPU. Its weights are those of the kind, and it computes in f32: what differs is the device's rounding.
 fn on_cpu(world: &World, name: &str, kind: Kind, request: &Request) -> anyhow::Result<Rc<Trace>> {
-    world.expected(name, || Trace::of(&World::builder(Device::Cpu, kind).load(world.model())?, request))
+    world.expected(name, || {
+        Trace::of(&World::builder(Device::Cpu, kind).load(world.model())?, request)
+    })
 }
 
 /// The edit of the plain model on the CPU, which the case `…/edit` compares with, too.
 pub(super) fn plain_edit(world: &World, kind: Kind) -> anyhow::Result<Rc<Trace>> {
-    let prefix = KINDS.iter().find(|(_, known)| *known == kind).map_or("other", |(prefix, _)| prefix);
+    let prefix = KINDS
+        .iter()
+        .find(|(_, known)| *known == kind)
+        .map_or("other", |(prefix, _)| prefix);
     on_cpu(world, &format!("{prefix}/edit"), kind, &edit())
 }
 
 /// Three turns with an undo between them, and the original pixels put back where nothing changed.
 fn session(world: &World, kind: Kind) -> anyhow::Result<Outcome> {
-    let expected = world
-        .expected(&format!("session {kind:?}"), || turns(&World::builder(Device::Cpu, kind).load(world.model())?))?;
+    let expected = world.expected(&format!("session {kind:?}"), || {
+        turns(&World::builder(Device::Cpu, kind).load(world.model())?)
+    })?;
     let mut outcome = Outcome::default();
     turns(&world.pipeline(kind)?)?.compare(&expected, Bounds::of(kind), &mut outcome)?;
     Ok(outcome)
@@ -69,13 +89,19 @@ fn turns(pipe: &Pipeline) -> anyhow::Result<Trace> {
     session.defaults = edit().max_area(96 * 96);
     session.defaults.images.clear();
     let mut trace = Trace::empty();
-    for (turn, prompt) in ["make it winter", "give her a green scarf", "give her a red scarf"].into_iter().enumerate() {
+    for (turn, prompt) in ["make it winter", "give her a green scarf", "give her a red scarf"]
+        .into_iter()
+        .enumerate()
+    {
         if turn == 2 {
             session.undo();
         }
         let latents = session.edit(prompt)?.latents.clone();
         let latents = latents.ok_or_else(|| anyhow::anyhow!("a turn without latents"))?;
-        trace.add(format!("turn {}", turn + 1), &kontext_core::array::from_array(&latents.view())?)?;
+        trace.add(
+            format!("turn {}", turn + 1),
+            &kontext_core::array::from_array(&latents.view())?,
+        )?;
     }
     Ok(trace)
 }

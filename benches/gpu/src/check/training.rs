@@ -37,15 +37,27 @@ enum Method {
 
 pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
     let step = |name: &str, method, activations, kind| {
-        Case::new(format!("training/{name}"), move || one_step(world, method, activations, kind))
+        Case::new(format!("training/{name}"), move || {
+            one_step(world, method, activations, kind)
+        })
     };
     vec![
         step("full, kept", Method::Full, Activations::Kept, Kind::Float),
         step("full, recomputed", Method::Full, Activations::Recomputed, Kind::Float),
         step("lora, kept", Method::Lora, Activations::Kept, Kind::Float),
         step("lora, recomputed", Method::Lora, Activations::Recomputed, Kind::Float),
-        step("full on bf16, recomputed", Method::Full, Activations::Recomputed, Kind::BFloat16),
-        step("lora on bf16, recomputed", Method::Lora, Activations::Recomputed, Kind::BFloat16),
+        step(
+            "full on bf16, recomputed",
+            Method::Full,
+            Activations::Recomputed,
+            Kind::BFloat16,
+        ),
+        step(
+            "lora on bf16, recomputed",
+            Method::Lora,
+            Activations::Recomputed,
+            Kind::BFloat16,
+        ),
         Case::new("training/the trainer's loop", move || whole_runs(world)),
     ]
 }
@@ -72,10 +84,19 @@ fn one_step(world: &World, method: Method, activations: Activations, kind: Kind)
     let (mut got, mut wanted, mut outcome) = (Trace::empty(), Trace::empty(), Outcome::default());
     got.add("gradient", &gradient)?;
     wanted.add("gradient", &expected)?;
-    got.compare(&wanted, Bounds { stage: bound, ..Bounds::F32 }, &mut outcome)?;
+    got.compare(
+        &wanted,
+        Bounds {
+            stage: bound,
+            ..Bounds::F32
+        },
+        &mut outcome,
+    )?;
     outcome.value("loss", loss);
     outcome.at_most("loss, relative", (loss - expected_loss).abs() / expected_loss, bound);
-    outcome.holds(expected.f_norm()?.f_double_value(&[])? > 1e-3, || "the gradient is zero".to_owned());
+    outcome.holds(expected.f_norm()?.f_double_value(&[])? > 1e-3, || {
+        "the gradient is zero".to_owned()
+    });
     Ok(outcome)
 }
 
@@ -89,7 +110,10 @@ fn step(device: Device, method: Method, activations: Activations, kind: Kind) ->
     let blank = Weights::blank();
     Dit::new(&blank, &config, |_| ())?;
     let made = Weights::synthetic(SEED);
-    let tensors = blank.shapes().into_iter().map(|(name, shape)| Ok((name.clone(), made.tensor(&name, &shape)?)));
+    let tensors = blank
+        .shapes()
+        .into_iter()
+        .map(|(name, shape)| Ok((name.clone(), made.tensor(&name, &shape)?)));
     let tensors = tensors.collect::<kontext::Result<Vec<_>>>()?;
     let (dit, params) = match method {
         Method::Full => {
@@ -97,7 +121,11 @@ fn step(device: Device, method: Method, activations: Activations, kind: Kind) ->
             (Dit::new(&params.weights().device(device), &config, |_| ())?, params)
         }
         Method::Lora => {
-            let dit = Dit::new(&Weights::from_tensors(tensors).kind(kind).device(device), &config, |_| ())?;
+            let dit = Dit::new(
+                &Weights::from_tensors(tensors).kind(kind).device(device),
+                &config,
+                |_| (),
+            )?;
             let params = adapters::set(&dit, device, RANK, |_| true)?;
             (dit, params)
         }
@@ -116,11 +144,15 @@ fn step(device: Device, method: Method, activations: Activations, kind: Kind) ->
         times: &SIGMAS.map(|sigma| (1000.0 * sigma) as f32),
         guidance: Some(1000.0),
     })?;
-    let (picture, noise) = (draw(&[2, GRID.tokens(), channels], 4)?, draw(&[2, GRID.tokens(), channels], 5)?);
+    let (picture, noise) = (
+        draw(&[2, GRID.tokens(), channels], 4)?,
+        draw(&[2, GRID.tokens(), channels], 5)?,
+    );
     let noisy = add_noise(&picture, &noise, &SIGMAS)?;
     let objective = Objective::default();
-    let loss =
-        backward(&dit, &run, &noisy, activations, 1.0, |velocity| objective.loss(velocity, &noise, &picture, &SIGMAS))?;
+    let loss = backward(&dit, &run, &noisy, activations, 1.0, |velocity| {
+        objective.loss(velocity, &noise, &picture, &SIGMAS)
+    })?;
     Ok((loss, params.gradient()?.f_to_device(Device::Cpu)?))
 }
 
@@ -141,13 +173,24 @@ fn whole_runs(world: &World) -> anyhow::Result<Outcome> {
     }
     std::fs::write(data.join("metadata.jsonl"), lines)?;
     let mut outcome = Outcome::default();
-    for (name, method) in [("full", json!({"kind": "full"})), ("lora", json!({"kind": "lora", "rank": RANK}))] {
+    for (name, method) in [
+        ("full", json!({"kind": "full"})),
+        ("lora", json!({"kind": "lora", "rank": RANK})),
+    ] {
         let losses = |device: Device, out: &str| train(world, &data, &folder.path().join(out), &method, device);
-        let (got, expected) =
-            (losses(world.device, &format!("{name}-here"))?, losses(Device::Cpu, &format!("{name}-cpu"))?);
+        let (got, expected) = (
+            losses(world.device, &format!("{name}-here"))?,
+            losses(Device::Cpu, &format!("{name}-cpu"))?,
+        );
         outcome.value(format!("losses, {name}"), format!("{got:?}, {expected:?} on the CPU"));
-        outcome.holds(got.len() == expected.len() && !got.is_empty(), || format!("{name}: {} steps", got.len()));
-        let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs() / b).fold(0.0, f64::max);
+        outcome.holds(got.len() == expected.len() && !got.is_empty(), || {
+            format!("{name}: {} steps", got.len())
+        });
+        let worst = got
+            .iter()
+            .zip(&expected)
+            .map(|(a, b)| (a - b).abs() / b)
+            .fold(0.0, f64::max);
         outcome.at_most(format!("losses, {name}, relative"), worst, BF16);
     }
     Ok(outcome)

@@ -67,7 +67,15 @@ impl World {
             return Ok(to);
         }
         let draft = to.with_extension("new");
-        for part in ["transformer", "text_encoder", "text_encoder_2", "vae", "tokenizer", "tokenizer_2", "scheduler"] {
+        for part in [
+            "transformer",
+            "text_encoder",
+            "text_encoder_2",
+            "vae",
+            "tokenizer",
+            "tokenizer_2",
+            "scheduler",
+        ] {
             narrow(&self.model().join(part), &draft.join(part), kind).with_context(|| part.to_owned())?;
         }
         std::fs::rename(draft, &to)?;
@@ -101,12 +109,17 @@ impl World {
 
 /// A picture with gradients, edges and three unlike channels.
 pub(super) fn picture(width: u32, height: u32) -> RgbImage {
-    RgbImage::from_fn(width, height, |x, y| Rgb([(x * 7) as u8, (y * 5) as u8, ((x ^ y) + 30) as u8]))
+    RgbImage::from_fn(width, height, |x, y| {
+        Rgb([(x * 7) as u8, (y * 5) as u8, ((x ^ y) + 30) as u8])
+    })
 }
 
 /// An edit that takes a fraction of a second.
 pub(super) fn edit() -> Request {
-    Request::edit(&picture(150, 110), "make it winter, with snow on the roofs").max_area(AREA).steps(STEPS).seed(3)
+    Request::edit(&picture(150, 110), "make it winter, with snow on the roofs")
+        .max_area(AREA)
+        .steps(STEPS)
+        .seed(3)
 }
 
 /// Copies a part's folder, its weights in another kind.

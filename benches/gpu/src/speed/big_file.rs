@@ -45,7 +45,11 @@ pub(super) struct Files {
 
 impl Files {
     pub(super) fn new(device: Device, scale: Scale) -> Self {
-        Self { device, scale, written: RefCell::new(None) }
+        Self {
+            device,
+            scale,
+            written: RefCell::new(None),
+        }
     }
 
     /// Folder of a model without its transformer, and the transformer's file.
@@ -86,7 +90,12 @@ impl Pools {
             Stored::Q4_0 => (Format::Q4_0.bytes(), inputs),
             Stored::Fp8 => (1, 0),
         };
-        let pool = Rc::clone(self.0.borrow_mut().entry(key).or_insert_with(|| Rc::new(pool(stored, inputs))));
+        let pool = Rc::clone(
+            self.0
+                .borrow_mut()
+                .entry(key)
+                .or_insert_with(|| Rc::new(pool(stored, inputs))),
+        );
         let wanted = match stored {
             Stored::Q4_0 => count / Format::Q4_0.block() * block,
             Stored::Fp8 => count,
@@ -105,17 +114,22 @@ impl Pools {
 /// Random bytes as the format has them.
 fn pool(stored: Stored, inputs: usize) -> Vec<u8> {
     /// The whole numbers from -8 to 7 as e4m3, which has them all.
-    const NUMBERS: [u8; 16] =
-        [0xd0, 0xce, 0xcc, 0xca, 0xc8, 0xc4, 0xc0, 0xb8, 0x00, 0x38, 0x40, 0x44, 0x48, 0x4a, 0x4c, 0x4e];
+    const NUMBERS: [u8; 16] = [
+        0xd0, 0xce, 0xcc, 0xca, 0xc8, 0xc4, 0xc0, 0xb8, 0x00, 0x38, 0x40, 0x44, 0x48, 0x4a, 0x4c, 0x4e,
+    ];
     let mut bytes = random(POOL);
     match stored {
         Stored::Q4_0 => {
             let factor = half::f16::from_f32(factor(inputs)).to_le_bytes();
-            bytes.chunks_exact_mut(Format::Q4_0.bytes()).for_each(|block| block[..2].copy_from_slice(&factor));
+            bytes
+                .chunks_exact_mut(Format::Q4_0.bytes())
+                .for_each(|block| block[..2].copy_from_slice(&factor));
             // Whole blocks alone.
             bytes.truncate(POOL / Format::Q4_0.bytes() * Format::Q4_0.bytes());
         }
-        Stored::Fp8 => bytes.iter_mut().for_each(|byte| *byte = NUMBERS[usize::from(*byte & 15)]),
+        Stored::Fp8 => bytes
+            .iter_mut()
+            .for_each(|byte| *byte = NUMBERS[usize::from(*byte & 15)]),
     }
     bytes
 }
@@ -151,7 +165,10 @@ impl Plain {
 
     fn new(seed: u64) -> kontext::Result<Self> {
         let pool = noise::randn(&[Self::DRAWN], seed, Kind::Float, Device::Cpu)?;
-        Ok(Self { weights: Weights::synthetic(seed), pool })
+        Ok(Self {
+            weights: Weights::synthetic(seed),
+            pool,
+        })
     }
 
     fn tensor(&self, name: &str, shape: &[i64]) -> kontext::Result<Tensor> {
@@ -190,7 +207,11 @@ fn tensors<'a>(
             }));
             continue;
         }
-        let format = if stored == Stored::Q4_0 { Format::Q4_0 } else { Format::F8E4M3 };
+        let format = if stored == Stored::Q4_0 {
+            Format::Q4_0
+        } else {
+            Format::F8E4M3
+        };
         let beside = format!("{}.scale_weight", name.trim_end_matches(".weight"));
         let data = move || Ok(Cow::Owned(pools.cut(stored, index, count, inputs)));
         tensors.push(StreamedTensor::new(name, format, &sides, data));
@@ -200,7 +221,9 @@ fn tensors<'a>(
         }
     }
     if stored == Stored::Fp8 {
-        tensors.push(StreamedTensor::new("scaled_fp8", Format::F8E4M3, &[0], || Ok(Cow::Borrowed(&[]))));
+        tensors.push(StreamedTensor::new("scaled_fp8", Format::F8E4M3, &[0], || {
+            Ok(Cow::Borrowed(&[]))
+        }));
     }
     tensors
 }
@@ -212,7 +235,11 @@ fn write_transformer(sizes: &ModelSizes, stored: Stored, path: &Path) -> anyhow:
     let block = |name: &str, shape: &[i64]| name.contains("_blocks.") && shape.len() == 2;
     let tensors = tensors(blank.shapes(), &pools, &plain, stored, block);
     match stored {
-        Stored::Q4_0 => write_gguf(path, &[("general.architecture", Value::Text("flux".to_owned()))], tensors)?,
+        Stored::Q4_0 => write_gguf(
+            path,
+            &[("general.architecture", Value::Text("flux".to_owned()))],
+            tensors,
+        )?,
         Stored::Fp8 => save_streamed(path, HashMap::new(), tensors)?,
     }
     Ok(())
@@ -227,8 +254,16 @@ fn write_rest(sizes: &ModelSizes, folder: &Path) -> anyhow::Result<()> {
         let draw = |(name, shape): (String, Vec<i64>)| Ok((name.clone(), plain.tensor(&name, &shape)?));
         Ok(blank.shapes().into_iter().map(draw).collect::<kontext::Result<_>>()?)
     };
-    save_part::clip(folder, &made(&|w| ClipEncoder::new(w, &sizes.clip, Kind::Float).map(drop))?, &sizes.clip)?;
-    save_part::vae(folder, &made(&|w| AutoencoderKl::new(w, &sizes.vae).map(drop))?, &sizes.vae)?;
+    save_part::clip(
+        folder,
+        &made(&|w| ClipEncoder::new(w, &sizes.clip, Kind::Float).map(drop))?,
+        &sizes.clip,
+    )?;
+    save_part::vae(
+        folder,
+        &made(&|w| AutoencoderKl::new(w, &sizes.vae).map(drop))?,
+        &sizes.vae,
+    )?;
     // A blank T5 for its configuration; then its weights.
     save_part::t5(folder, &[], &sizes.t5)?;
     let blank = Weights::blank();
@@ -249,7 +284,14 @@ mod tests {
     /// Whatever the format, the values' deviation is that of trained weights: the root of one over the inputs.
     #[test]
     fn both_formats_have_the_deviation_of_their_width() {
-        let files = Files::new(Device::Cpu, Scale { sizes: ModelSizes::small(), divisor: 8, steps: 1 });
+        let files = Files::new(
+            Device::Cpu,
+            Scale {
+                sizes: ModelSizes::small(),
+                divisor: 8,
+                steps: 1,
+            },
+        );
         for stored in [Stored::Q4_0, Stored::Fp8] {
             let (model, transformer) = files.model(stored).expect("written");
             assert!(model.join("text_encoder_2/model.safetensors").is_file());

@@ -33,10 +33,22 @@ enum SizeArg {
 }
 
 pub(crate) fn run(options: &Options, on: Device) -> anyhow::Result<ExitCode> {
-    let size = options.size.unwrap_or(if on.is_cuda() { SizeArg::Published } else { SizeArg::Small });
+    let size = options.size.unwrap_or(if on.is_cuda() {
+        SizeArg::Published
+    } else {
+        SizeArg::Small
+    });
     let scale = match size {
-        SizeArg::Published => Scale { sizes: ModelSizes::published(), divisor: 1, steps: 28 },
-        SizeArg::Small => Scale { sizes: ModelSizes::small(), divisor: 8, steps: 4 },
+        SizeArg::Published => Scale {
+            sizes: ModelSizes::published(),
+            divisor: 1,
+            steps: 28,
+        },
+        SizeArg::Small => Scale {
+            sizes: ModelSizes::small(),
+            divisor: 8,
+            steps: 4,
+        },
     };
     let files = Rc::new(big_file::Files::new(on, scale.clone()));
     let shared = Rc::new(Shared::new(on, scale));

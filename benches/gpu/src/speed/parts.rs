@@ -28,12 +28,20 @@ fn case(
 pub(super) fn cases(shared: &Rc<Shared>) -> Vec<Case<'static>> {
     let [edit, ..] = WORKS;
     let mut cases = vec![case(shared, "load/random model on the device", made)];
-    cases.extend(WORKS.map(|work| case(shared, format!("{}/kontext", work.name), move |shared| step(shared, work))));
-    cases.push(case(shared, format!("{}/kontext, prepare", edit.name), move |shared| prepare(shared, edit)));
+    cases.extend(WORKS.map(|work| {
+        case(shared, format!("{}/kontext", work.name), move |shared| {
+            step(shared, work)
+        })
+    }));
+    cases.push(case(shared, format!("{}/kontext, prepare", edit.name), move |shared| {
+        prepare(shared, edit)
+    }));
     cases.push(case(shared, "text encoders/kontext", texts));
     for (name, kind) in [("bf16", Kind::BFloat16), ("f32", Kind::Float)] {
         for (work, encode) in [("vae encode 1024", true), ("vae decode 1024", false)] {
-            cases.push(case(shared, format!("{work}/kontext, {name}"), move |shared| coded(shared, kind, encode)));
+            cases.push(case(shared, format!("{work}/kontext, {name}"), move |shared| {
+                coded(shared, kind, encode)
+            }));
         }
     }
     cases
@@ -41,11 +49,19 @@ pub(super) fn cases(shared: &Rc<Shared>) -> Vec<Case<'static>> {
 
 pub(super) fn whole(shared: &Rc<Shared>) -> Vec<Case<'static>> {
     let [edit, ..] = WORKS;
-    vec![case(shared, format!("{}/kontext, whole run", edit.name), move |shared| run(shared, edit))]
+    vec![case(
+        shared,
+        format!("{}/kontext, whole run", edit.name),
+        move |shared| run(shared, edit),
+    )]
 }
 
 pub(super) fn traced(shared: &Rc<Shared>) -> Vec<Case<'static>> {
-    let of = |work: Work| case(shared, format!("{}/kontext, kernels", work.name), move |shared| kernels(shared, work));
+    let of = |work: Work| {
+        case(shared, format!("{}/kontext, kernels", work.name), move |shared| {
+            kernels(shared, work)
+        })
+    };
     WORKS.map(of).into()
 }
 
@@ -68,7 +84,9 @@ fn step(shared: &Shared, work: Work) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
     let (parts, entrance) = (shared.parts()?, shared.entrance(work)?);
     let run = entrance.prepare(&parts.dit)?;
-    timed(shared.device, &mut outcome, || Ok(parts.dit.forward(&run, 0, &entrance.target)?))?;
+    timed(shared.device, &mut outcome, || {
+        Ok(parts.dit.forward(&run, 0, &entrance.target)?)
+    })?;
     outcome.value("tokens", entrance.tokens());
     let velocity = parts.dit.forward(&run, 0, &entrance.target)?;
     kontext_core::check::finite("the step", &velocity)?;
@@ -82,7 +100,9 @@ fn kernels(shared: &Shared, work: Work) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
     let (parts, entrance) = (shared.parts()?, shared.entrance(work)?);
     let run = entrance.prepare(&parts.dit)?;
-    launches(shared.device, &mut outcome, || Ok(parts.dit.forward(&run, 0, &entrance.target)?))?;
+    launches(shared.device, &mut outcome, || {
+        Ok(parts.dit.forward(&run, 0, &entrance.target)?)
+    })?;
     Ok(outcome)
 }
 
@@ -98,7 +118,9 @@ fn prepare(shared: &Shared, work: Work) -> anyhow::Result<Outcome> {
 fn texts(shared: &Shared) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
     let parts = shared.parts()?;
-    timed(shared.device, &mut outcome, || Ok(parts.text.encode("make it winter, with snow on the roofs")?))?;
+    timed(shared.device, &mut outcome, || {
+        Ok(parts.text.encode("make it winter, with snow on the roofs")?)
+    })?;
     outcome.value("tokens", parts.text.sequence_length());
     Ok(outcome)
 }
@@ -110,10 +132,14 @@ fn coded(shared: &Shared, kind: Kind, encode: bool) -> anyhow::Result<Outcome> {
     let side = i64::from(shared.scale.side(1024));
     if encode {
         let picture = shared.draw(&[1, 3, side, side], 1)?.f_tanh()?.f_to_kind(kind)?;
-        timed(shared.device, &mut outcome, || Ok(parts.vae.encode_latents(&picture)?))?;
+        timed(shared.device, &mut outcome, || {
+            Ok(parts.vae.encode_latents(&picture)?)
+        })?;
     } else {
         let down = parts.vae.downscale();
-        let latents = shared.draw(&[1, parts.vae.latent_channels(), side / down, side / down], 2)?.f_to_kind(kind)?;
+        let latents = shared
+            .draw(&[1, parts.vae.latent_channels(), side / down, side / down], 2)?
+            .f_to_kind(kind)?;
         timed(shared.device, &mut outcome, || Ok(parts.vae.decode(&latents)?))?;
     }
     outcome.value("computed in", format!("{kind:?}"));
@@ -126,7 +152,10 @@ fn coded(shared: &Shared, kind: Kind, encode: bool) -> anyhow::Result<Outcome> {
 /// An edit as a user runs it: seconds of the whole, and the steps between the marks that its events leave.
 fn run(shared: &Shared, work: Work) -> anyhow::Result<Outcome> {
     let on = shared.device;
-    let pipe = Pipeline::builder().device(on).dtype(shared.kind).assemble(shared.take()?)?;
+    let pipe = Pipeline::builder()
+        .device(on)
+        .dtype(shared.kind)
+        .assemble(shared.take()?)?;
     let request = edit(shared.scale.side(work.side), shared.scale.steps);
     let mut outcome = Outcome::default();
     for seconds in ["first_s", "seconds"] {
@@ -135,7 +164,9 @@ fn run(shared: &Shared, work: Work) -> anyhow::Result<Outcome> {
         let (output, marks) = marked(on, &pipe, &request)?;
         device::synchronize(on)?;
         outcome.value(seconds, begun.elapsed().as_secs_f64());
-        let Some(last) = marks.last() else { bail!("a run without steps") };
+        let Some(last) = marks.last() else {
+            bail!("a run without steps")
+        };
         outcome.value("ms", marks[0].until(last)? / (marks.len() - 1) as f64);
         outcome.value("steps", output.plan.schedule.steps());
         outcome.value("tokens", output.plan.tokens());

@@ -28,7 +28,9 @@ pub(super) fn cases(files: &Rc<Files>) -> Vec<Case<'static>> {
     ];
     let case = |(name, stored, placement): (&str, Stored, Placement)| {
         let files = Rc::clone(files);
-        Case::new(format!("edit 1024/kontext, {name} {placement}"), move || run(&files, stored, placement))
+        Case::new(format!("edit 1024/kontext, {name} {placement}"), move || {
+            run(&files, stored, placement)
+        })
     };
     all.into_iter().map(case).collect()
 }
@@ -42,7 +44,10 @@ fn run(files: &Files, stored: Stored, placement: Placement) -> anyhow::Result<Ou
     let before = device::account(on)?.map_or(0, |account| account.allocated);
     device::reset_peak(on)?;
     let begun = Instant::now();
-    let builder = Pipeline::builder().device(on).transformer(transformer).placement(placement);
+    let builder = Pipeline::builder()
+        .device(on)
+        .transformer(transformer)
+        .placement(placement);
     let pipe = builder.load(&model)?;
     device::synchronize(on)?;
     outcome.value("load_s", begun.elapsed().as_secs_f64());
@@ -50,7 +55,10 @@ fn run(files: &Files, stored: Stored, placement: Placement) -> anyhow::Result<Ou
     let begun = Instant::now();
     let (_, marks) = marked(on, &pipe, &request)?;
     outcome.value("run_s", begun.elapsed().as_secs_f64());
-    let mut steps = marks.windows(2).map(|pair| pair[0].until(&pair[1])).collect::<anyhow::Result<Vec<f64>>>()?;
+    let mut steps = marks
+        .windows(2)
+        .map(|pair| pair[0].until(&pair[1]))
+        .collect::<anyhow::Result<Vec<f64>>>()?;
     if steps.len() + 1 != STEPS {
         bail!("{} steps of {STEPS}", steps.len() + 1);
     }
@@ -64,7 +72,11 @@ fn run(files: &Files, stored: Stored, placement: Placement) -> anyhow::Result<Ou
         outcome.value("planned stage", stage);
         // What libtorch held of the device, with what it kept for later.
         outcome.value("reserved_gb", account.reserved_peak as f64 / 1e9);
-        outcome.at_most("plan's distance from the peak", (planned as f64 / taken as f64 - 1.0).abs(), PLAN);
+        outcome.at_most(
+            "plan's distance from the peak",
+            (planned as f64 / taken as f64 - 1.0).abs(),
+            PLAN,
+        );
     }
     Ok(outcome)
 }

@@ -37,9 +37,21 @@ pub(super) struct Work {
 
 /// The cases that others publish, too.
 pub(super) const WORKS: [Work; 3] = [
-    Work { name: "edit 1024", side: 1024, edit: true },
-    Work { name: "t2i 1024", side: 1024, edit: false },
-    Work { name: "edit 512", side: 512, edit: true },
+    Work {
+        name: "edit 1024",
+        side: 1024,
+        edit: true,
+    },
+    Work {
+        name: "t2i 1024",
+        side: 1024,
+        edit: false,
+    },
+    Work {
+        name: "edit 512",
+        side: 512,
+        edit: true,
+    },
 ];
 
 /// The parts, made when they are first wanted.
@@ -70,7 +82,12 @@ impl Scale {
 impl Shared {
     pub(super) fn new(device: Device, scale: Scale) -> Self {
         let kind = if device.is_cuda() { Kind::BFloat16 } else { Kind::Float };
-        Self { device, kind, scale, parts: RefCell::new(None) }
+        Self {
+            device,
+            kind,
+            scale,
+            parts: RefCell::new(None),
+        }
     }
 
     /// Makes the parts if they are not there, and returns the seconds that it took.
@@ -114,9 +131,15 @@ impl Shared {
                 pooled: self.draw(&[1, config.pooled_dim], 2)?,
             },
             target_ids: ids(0)?,
-            context: if work.edit { Some(Tokens::new(self.draw(&features, 3)?, ids(1)?)?) } else { None },
+            context: if work.edit {
+                Some(Tokens::new(self.draw(&features, 3)?, ids(1)?)?)
+            } else {
+                None
+            },
             target: self.draw(&features, 4)?,
-            times: (0..steps).map(|step| 1000.0 * (1.0 - step as f32 / steps as f32)).collect(),
+            times: (0..steps)
+                .map(|step| 1000.0 * (1.0 - step as f32 / steps as f32))
+                .collect(),
         })
     }
 }
@@ -142,5 +165,8 @@ impl Entrance {
 /// An edit of a square picture.
 pub(super) fn edit(side: u32, steps: usize) -> Request {
     let prompt = "make it winter, with snow on the roofs and people in warm coats";
-    Request::edit(&RgbImage::new(side, side), prompt).size(side, side).steps(steps).seed(1)
+    Request::edit(&RgbImage::new(side, side), prompt)
+        .size(side, side)
+        .steps(steps)
+        .seed(1)
 }

@@ -19,7 +19,9 @@ const RATE: f64 = 1e-4;
 
 pub(super) fn cases(shared: &Rc<Shared>) -> Vec<Case<'static>> {
     let shared = Rc::clone(shared);
-    vec![Case::new("lora training step 1024/kontext, recomputed", move || step(&shared))]
+    vec![Case::new("lora training step 1024/kontext, recomputed", move || {
+        step(&shared)
+    })]
 }
 
 /// Forward, backward and the optimizer's step, for one picture.
@@ -27,7 +29,9 @@ fn step(shared: &Shared) -> anyhow::Result<Outcome> {
     let parts = shared.parts()?;
     let (dit, method) = (&parts.dit, LoraMethod::default());
     let named = |layer: &str| method.targets.iter().any(|pattern| matches(pattern, layer));
-    let params = adapters::set(dit, shared.device, method.rank, |part| named(&part.layer) && !part.swapped)?;
+    let params = adapters::set(dit, shared.device, method.rank, |part| {
+        named(&part.layer) && !part.swapped
+    })?;
     let mut optimizer = AdamW::new(&params, AdamWConfig::default())?;
     let [edit, ..] = WORKS;
     let entrance = shared.entrance(edit)?;

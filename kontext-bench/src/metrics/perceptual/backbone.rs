@@ -20,11 +20,23 @@ pub enum Backbone {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Step {
     /// A convolution, then ReLU.
-    Conv { index: u8, input: i64, output: i64, kernel: i64, stride: i64, padding: i64 },
+    Conv {
+        index: u8,
+        input: i64,
+        output: i64,
+        kernel: i64,
+        stride: i64,
+        padding: i64,
+    },
     /// The greatest of each square, two pixels apart.
     Pool { kernel: i64, ceil: bool },
     /// SqueezeNet's module: to `squeeze` channels, and from there by 1x1 and by 3x3 to `expand` channels each.
-    Fire { index: u8, input: i64, squeeze: i64, expand: i64 },
+    Fire {
+        index: u8,
+        input: i64,
+        squeeze: i64,
+        expand: i64,
+    },
     /// The features that are there are compared.
     Compare,
 }
@@ -32,7 +44,14 @@ pub(super) enum Step {
 use Step::{Compare, Fire, Pool};
 
 const fn conv(index: u8, input: i64, output: i64, kernel: i64) -> Step {
-    Step::Conv { index, input, output, kernel, stride: 1, padding: kernel / 2 }
+    Step::Conv {
+        index,
+        input,
+        output,
+        kernel,
+        stride: 1,
+        padding: kernel / 2,
+    }
 }
 
 const HALVE: Step = Pool { kernel: 2, ceil: false };
@@ -40,7 +59,14 @@ const POOL: Step = Pool { kernel: 3, ceil: false };
 const POOL_UP: Step = Pool { kernel: 3, ceil: true };
 
 const ALEXNET: &[Step] = &[
-    Step::Conv { index: 0, input: 3, output: 64, kernel: 11, stride: 4, padding: 2 },
+    Step::Conv {
+        index: 0,
+        input: 3,
+        output: 64,
+        kernel: 11,
+        stride: 4,
+        padding: 2,
+    },
     Compare,
     POOL,
     conv(3, 64, 192, 5),
@@ -80,24 +106,71 @@ const VGG16: &[Step] = &[
 ];
 
 const SQUEEZENET: &[Step] = &[
-    Step::Conv { index: 0, input: 3, output: 64, kernel: 3, stride: 2, padding: 0 },
+    Step::Conv {
+        index: 0,
+        input: 3,
+        output: 64,
+        kernel: 3,
+        stride: 2,
+        padding: 0,
+    },
     Compare,
     POOL_UP,
-    Fire { index: 3, input: 64, squeeze: 16, expand: 64 },
-    Fire { index: 4, input: 128, squeeze: 16, expand: 64 },
+    Fire {
+        index: 3,
+        input: 64,
+        squeeze: 16,
+        expand: 64,
+    },
+    Fire {
+        index: 4,
+        input: 128,
+        squeeze: 16,
+        expand: 64,
+    },
     Compare,
     POOL_UP,
-    Fire { index: 6, input: 128, squeeze: 32, expand: 128 },
-    Fire { index: 7, input: 256, squeeze: 32, expand: 128 },
+    Fire {
+        index: 6,
+        input: 128,
+        squeeze: 32,
+        expand: 128,
+    },
+    Fire {
+        index: 7,
+        input: 256,
+        squeeze: 32,
+        expand: 128,
+    },
     Compare,
     POOL_UP,
-    Fire { index: 9, input: 256, squeeze: 48, expand: 192 },
+    Fire {
+        index: 9,
+        input: 256,
+        squeeze: 48,
+        expand: 192,
+    },
     Compare,
-    Fire { index: 10, input: 384, squeeze: 48, expand: 192 },
+    Fire {
+        index: 10,
+        input: 384,
+        squeeze: 48,
+        expand: 192,
+    },
     Compare,
-    Fire { index: 11, input: 384, squeeze: 64, expand: 256 },
+    Fire {
+        index: 11,
+        input: 384,
+        squeeze: 64,
+        expand: 256,
+    },
     Compare,
-    Fire { index: 12, input: 512, squeeze: 64, expand: 256 },
+    Fire {
+        index: 12,
+        input: 512,
+        squeeze: 64,
+        expand: 256,
+    },
     Compare,
 ];
 

@@ -55,7 +55,11 @@ impl Features {
     pub fn open(weights: &Path, device: Device) -> Result<Self> {
         let weights = Weights::open(weights)?;
         let (backbone, naming) = naming::detect(&weights)?;
-        let colours = if naming == Naming::Caffe { Colours::Caffe } else { Colours::Torch };
+        let colours = if naming == Naming::Caffe {
+            Colours::Caffe
+        } else {
+            Colours::Torch
+        };
         let named = naming.apply(weights);
         let features = Self::build(backbone, &named, colours, device)?;
         named.ignore(naming::is_beside);
@@ -73,9 +77,19 @@ impl Features {
 
     fn build(backbone: Backbone, weights: &Weights, colours: Colours, device: Device) -> Result<Self> {
         let weights = weights.at("features").device(device).kind(Kind::Float);
-        let layers = backbone.steps().iter().map(|step| Layer::new(&weights, *step)).collect::<Result<_>>()?;
+        let layers = backbone
+            .steps()
+            .iter()
+            .map(|step| Layer::new(&weights, *step))
+            .collect::<Result<_>>()?;
         let form = if colours == Colours::Caffe { "-caffe" } else { "" };
-        Ok(Self { backbone, layers, colours, device, name: format!("pooled-{backbone}{form}") })
+        Ok(Self {
+            backbone,
+            layers,
+            colours,
+            device,
+            name: format!("pooled-{backbone}{form}"),
+        })
     }
 
     /// The network.
@@ -97,7 +111,11 @@ impl Features {
     /// Calls `see` with the features of each compared layer, [B, C, H, W], from the first.
     pub(super) fn each(&self, pictures: &[&RgbImage], mut see: impl FnMut(&Tensor) -> Result<()>) -> Result<()> {
         for picture in pictures {
-            at_least(picture, self.backbone.least_side(), "so that the network's last layer sees something")?;
+            at_least(
+                picture,
+                self.backbone.least_side(),
+                "so that the network's last layer sees something",
+            )?;
         }
         let tensors = pictures.iter().map(|p| picture::to_tensor(p, Kind::Float, self.device));
         let mut x = self.coloured(&Tensor::f_cat(&tensors.collect::<Result<Vec<_>>>()?, 0)?)?;
@@ -117,10 +135,18 @@ impl Features {
         const SCALE: [f32; 3] = [0.458, 0.448, 0.450];
         /// Means of blue, green and red in levels.
         const MEANS: [f32; 3] = [103.939, 116.779, 123.68];
-        let row = |values: &[f32; 3]| Tensor::f_from_slice(values)?.f_reshape([1, 3, 1, 1])?.f_to_device(self.device);
+        let row = |values: &[f32; 3]| {
+            Tensor::f_from_slice(values)?
+                .f_reshape([1, 3, 1, 1])?
+                .f_to_device(self.device)
+        };
         Ok(match self.colours {
             Colours::Torch => x.f_sub(&row(&SHIFT)?)?.f_div(&row(&SCALE)?)?,
-            Colours::Caffe => x.f_add_scalar(1.0)?.f_mul_scalar(127.5)?.f_flip([1])?.f_sub(&row(&MEANS)?)?,
+            Colours::Caffe => x
+                .f_add_scalar(1.0)?
+                .f_mul_scalar(127.5)?
+                .f_flip([1])?
+                .f_sub(&row(&MEANS)?)?,
         })
     }
 }
@@ -128,12 +154,24 @@ impl Features {
 impl Layer {
     fn new(w: &Weights, step: Step) -> Result<Self> {
         Ok(match step {
-            Step::Conv { index, input, output, kernel, stride, padding } => {
+            Step::Conv {
+                index,
+                input,
+                output,
+                kernel,
+                stride,
+                padding,
+            } => {
                 let conv = Conv2d::new(&w.at(index.to_string()), input, output, kernel)?;
                 Layer::Conv(conv.stride(stride).padding(padding))
             }
             Step::Pool { kernel, ceil } => Layer::Pool { kernel, ceil },
-            Step::Fire { index, input, squeeze, expand } => {
+            Step::Fire {
+                index,
+                input,
+                squeeze,
+                expand,
+            } => {
                 let w = w.at(index.to_string());
                 Layer::Fire {
                     squeeze: Conv2d::new(&w.at("squeeze"), input, squeeze, 1)?,
@@ -193,5 +231,8 @@ pub(super) fn batches<T>(items: &[T], picture: impl Fn(&T) -> &RgbImage, each: u
         let (width, height) = run.first().map(size).unwrap_or_default();
         (BATCH_PIXELS / each / (width as usize * height as usize).max(1)).max(1)
     };
-    items.chunk_by(|a, b| size(a) == size(b)).flat_map(|run| run.chunks(most(run))).collect()
+    items
+        .chunk_by(|a, b| size(a) == size(b))
+        .flat_map(|run| run.chunks(most(run)))
+        .collect()
 }

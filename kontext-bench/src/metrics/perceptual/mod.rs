@@ -93,14 +93,24 @@ impl Perceptual {
     }
 
     fn batch(&self, pairs: &[(&RgbImage, &RgbImage)]) -> Result<Vec<f64>> {
-        let pictures: Vec<&RgbImage> = pairs.iter().map(|(a, _)| *a).chain(pairs.iter().map(|(_, b)| *b)).collect();
+        let pictures: Vec<&RgbImage> = pairs
+            .iter()
+            .map(|(a, _)| *a)
+            .chain(pairs.iter().map(|(_, b)| *b))
+            .collect();
         let (mut sums, mut layer) = (vec![0.0; pairs.len()], 0);
         self.features.each(&pictures, |x| {
             let unit = x.f_div(
-                &x.f_square()?.f_sum_dim_intlist([1_i64].as_slice(), true, None)?.f_sqrt()?.f_add_scalar(EPSILON)?,
+                &x.f_square()?
+                    .f_sum_dim_intlist([1_i64].as_slice(), true, None)?
+                    .f_sqrt()?
+                    .f_add_scalar(EPSILON)?,
             )?;
             let half = pairs.len() as i64;
-            let squares = unit.f_narrow(0, 0, half)?.f_sub(&unit.f_narrow(0, half, half)?)?.f_square_()?;
+            let squares = unit
+                .f_narrow(0, 0, half)?
+                .f_sub(&unit.f_narrow(0, half, half)?)?
+                .f_square_()?;
             let squares = match self.heads.as_ref().and_then(|heads| heads.get(layer)) {
                 Some(head) => squares.f_mul(head)?,
                 None => squares,
@@ -125,7 +135,13 @@ fn read_heads(heads: &Weights, features: &Features) -> Result<Vec<Tensor>> {
         let there = names.iter().find(|name| weights.contains(name)).or(names.first());
         weights.tensor(there.map_or("", String::as_str), &[1, *channels, 1, 1])
     };
-    let read = features.backbone().channels().iter().enumerate().map(read).collect::<Result<Vec<_>>>()?;
+    let read = features
+        .backbone()
+        .channels()
+        .iter()
+        .enumerate()
+        .map(read)
+        .collect::<Result<Vec<_>>>()?;
     // A whole LPIPS model may be named for its heads: their twins, its network and colours are known.
     weights.ignore(|name| name.starts_with("net.") || name.starts_with("scaling_layer."));
     weights.ignore(|name| (0..read.len()).any(|layer| naming::head(layer).iter().any(|known| known == name)));

@@ -17,8 +17,16 @@ pub(super) enum Naming {
 }
 
 /// Caffe's numbers of SqueezeNet's modules beside torchvision's.
-const FIRES: [(&str, &str); 8] =
-    [("2", "3"), ("3", "4"), ("4", "6"), ("5", "7"), ("6", "9"), ("7", "10"), ("8", "11"), ("9", "12")];
+const FIRES: [(&str, &str); 8] = [
+    ("2", "3"),
+    ("3", "4"),
+    ("4", "6"),
+    ("5", "7"),
+    ("6", "9"),
+    ("7", "10"),
+    ("8", "11"),
+    ("9", "12"),
+];
 
 /// The network and the naming of a file.
 pub(super) fn detect(weights: &Weights) -> Result<(Backbone, Naming)> {
@@ -103,9 +111,18 @@ mod tests {
 
     #[test]
     fn the_three_namings_mean_the_same_layers() {
-        assert_eq!(from_lpips("net.slice4.9.squeeze.bias").as_deref(), Some("features.9.squeeze.bias"));
-        assert_eq!(to_caffe("features.9.squeeze.bias"), Recipe::Name("fire6.squeeze1x1.bias".to_owned()));
-        assert_eq!(to_caffe("features.12.expand3x3.weight"), Recipe::Name("fire9.expand3x3.weight".to_owned()));
+        assert_eq!(
+            from_lpips("net.slice4.9.squeeze.bias").as_deref(),
+            Some("features.9.squeeze.bias")
+        );
+        assert_eq!(
+            to_caffe("features.9.squeeze.bias"),
+            Recipe::Name("fire6.squeeze1x1.bias".to_owned())
+        );
+        assert_eq!(
+            to_caffe("features.12.expand3x3.weight"),
+            Recipe::Name("fire9.expand3x3.weight".to_owned())
+        );
         assert_eq!(to_caffe("features.0.weight"), Recipe::Name("conv1.weight".to_owned()));
     }
     /// Tensors of these names, the first of which has a shape.
@@ -121,11 +138,24 @@ mod tests {
         let vgg = ["features.2.weight", "features.28.weight"];
         let fire = ["features.3.squeeze.weight"];
         let caffe = file("conv1.weight", &small, &["fire2.squeeze1x1.weight"]);
-        let lpips = file("net.slice1.0.weight", &small, &["net.slice1.2.weight", "net.slice5.28.weight"]);
+        let lpips = file(
+            "net.slice1.0.weight",
+            &small,
+            &["net.slice1.2.weight", "net.slice5.28.weight"],
+        );
         for (weights, expected) in [
-            (file("features.0.weight", &[64, 3, 11, 11], &[]), (Backbone::AlexNet, Naming::Torchvision)),
-            (file("features.0.weight", &small, &vgg), (Backbone::Vgg16, Naming::Torchvision)),
-            (file("features.0.weight", &small, &fire), (Backbone::SqueezeNet11, Naming::Torchvision)),
+            (
+                file("features.0.weight", &[64, 3, 11, 11], &[]),
+                (Backbone::AlexNet, Naming::Torchvision),
+            ),
+            (
+                file("features.0.weight", &small, &vgg),
+                (Backbone::Vgg16, Naming::Torchvision),
+            ),
+            (
+                file("features.0.weight", &small, &fire),
+                (Backbone::SqueezeNet11, Naming::Torchvision),
+            ),
             (lpips, (Backbone::Vgg16, Naming::Lpips)),
             (caffe, (Backbone::SqueezeNet11, Naming::Caffe)),
         ] {

@@ -14,16 +14,25 @@ impl PackedMatrix {
     /// The same matrix in a device's memory.
     pub(super) fn on(&self, device: Device) -> Result<Self> {
         let bytes = Bytes::OnDevice(Mutex::new(OnDevice::hold(&self.view()?, device)?));
-        let Self { format, rows, columns, .. } = *self;
-        Ok(Self { bytes, format, rows, columns, factors: Factors::None })
+        let Self {
+            format, rows, columns, ..
+        } = *self;
+        Ok(Self {
+            bytes,
+            format,
+            rows,
+            columns,
+            factors: Factors::None,
+        })
     }
 
     /// Writes a part to a contiguous `out` [R, C] on the device.
     fn unpack_to(&self, rows: Range<usize>, columns: Range<usize>, out: &Tensor) -> Result<()> {
         match &self.bytes {
-            Bytes::OnDevice(matrix) => {
-                matrix.lock().unwrap_or_else(PoisonError::into_inner).unpack_to(rows, columns, out)
-            }
+            Bytes::OnDevice(matrix) => matrix
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .unpack_to(rows, columns, out),
             Bytes::Held(_) | Bytes::Mapped(..) => on_device::unpack_to(&self.view()?, rows, columns, out),
         }
     }
@@ -32,7 +41,9 @@ impl PackedMatrix {
 impl PackedRows {
     /// Whether some bytes are in a device's memory.
     pub(super) fn on_device(&self) -> bool {
-        self.parts.iter().any(|part| matches!(part.matrix.bytes, Bytes::OnDevice(_)))
+        self.parts
+            .iter()
+            .any(|part| matches!(part.matrix.bytes, Bytes::OnDevice(_)))
     }
 
     /// Whether they are unpacked on the device: on CUDA, those that are left in the file too.
@@ -93,8 +104,16 @@ mod tests {
     fn host(format: Format, factors: Factors) -> PackedMatrix {
         let count = ROWS * format.row_bytes(COLUMNS).unwrap();
         // The upper byte of every f16 is small.
-        let bytes = (0..count).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 & 0x3b).collect();
-        PackedMatrix { bytes: Bytes::Held(bytes), format, rows: ROWS, columns: COLUMNS, factors }
+        let bytes = (0..count)
+            .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 & 0x3b)
+            .collect();
+        PackedMatrix {
+            bytes: Bytes::Held(bytes),
+            format,
+            rows: ROWS,
+            columns: COLUMNS,
+            factors,
+        }
     }
 
     fn factors() -> [Factors; 5] {
@@ -103,8 +122,14 @@ mod tests {
             Factors::None,
             Factors::All(0.3),
             Factors::Rows(values(ROWS)),
-            Factors::Blocks { size: 64, values: values(ROWS * COLUMNS / 64) },
-            Factors::Blocks { size: 100, values: values((ROWS * COLUMNS).div_ceil(100)) },
+            Factors::Blocks {
+                size: 64,
+                values: values(ROWS * COLUMNS / 64),
+            },
+            Factors::Blocks {
+                size: 100,
+                values: values((ROWS * COLUMNS).div_ceil(100)),
+            },
         ]
     }
 
@@ -194,23 +219,35 @@ mod tests {
     fn the_gradient_of_an_input_goes_through_a_weight_on_a_device() {
         let matrix = host(Format::Q4K, Factors::None).on(Device::Cpu).unwrap();
         let matrix = Matrix::Packed(PackedRows::new(vec![Arc::new(matrix)], Device::Cpu).unwrap());
-        let x = noise::randn(&[3, 512], 3, Kind::Float, Device::Cpu).unwrap().set_requires_grad(true);
+        let x = noise::randn(&[3, 512], 3, Kind::Float, Device::Cpu)
+            .unwrap()
+            .set_requires_grad(true);
         matrix.apply(&x, None).unwrap().sum(Kind::Float).backward();
-        let column_sums = matrix.dense(Kind::Float).unwrap().sum_dim_intlist(0, false, Kind::Float);
+        let column_sums = matrix
+            .dense(Kind::Float)
+            .unwrap()
+            .sum_dim_intlist(0, false, Kind::Float);
         assert!(is_close(&x.grad().select(0, 1), &column_sums));
     }
 
     #[test]
     fn rows_in_a_file_with_a_way_to_a_device_that_is_not_there_are_those_without() {
         let file = tempfile::tempfile().unwrap();
-        let Bytes::Held(bytes) = host(Format::Q8_0, Factors::None).bytes else { panic!("held") };
+        let Bytes::Held(bytes) = host(Format::Q8_0, Factors::None).bytes else {
+            panic!("held")
+        };
         (&file).write_all(&bytes).unwrap();
         // SAFETY: nobody else has the file.
         #[allow(unsafe_code)]
         let map = Arc::new(unsafe { memmap2::Mmap::map(&file) }.unwrap());
-        let mapped = PackedMatrix { bytes: Bytes::Mapped(map, 0..bytes.len()), ..host(Format::Q8_0, Factors::None) };
+        let mapped = PackedMatrix {
+            bytes: Bytes::Mapped(map, 0..bytes.len()),
+            ..host(Format::Q8_0, Factors::None)
+        };
         let way = Prefetch::new(|capacity| Copies::new(usize::from(u16::MAX), capacity));
-        let rows = PackedRows::new(vec![Arc::new(mapped)], Device::Cpu).unwrap().prefetched(Some(Arc::new(way)));
+        let rows = PackedRows::new(vec![Arc::new(mapped)], Device::Cpu)
+            .unwrap()
+            .prefetched(Some(Arc::new(way)));
         let expected = Matrix::Packed(rows.clone()).dense(Kind::BFloat16).unwrap();
         for _ in 0..3 {
             assert!(rows.dense_by_tensors(Kind::BFloat16).unwrap().equal(&expected));

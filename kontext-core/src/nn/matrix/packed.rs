@@ -86,10 +86,18 @@ impl PackedRows {
         let part = |matrix: Arc<PackedMatrix>| -> Result<Part> {
             let moves = device.is_cuda() && matches!(matrix.bytes, Bytes::Held(_));
             let matrix = if moves { Arc::new(matrix.on(device)?) } else { matrix };
-            Ok(Part { rows: 0..matrix.rows, matrix })
+            Ok(Part {
+                rows: 0..matrix.rows,
+                matrix,
+            })
         };
         let parts = matrices.into_iter().map(part).collect::<Result<_>>()?;
-        Ok(Self { parts, columns: 0..columns, device, prefetch: None })
+        Ok(Self {
+            parts,
+            columns: 0..columns,
+            device,
+            prefetch: None,
+        })
     }
 
     /// The same, with those that are left in their file brought to the device ahead.
@@ -104,7 +112,10 @@ impl PackedRows {
     pub(crate) fn halves_swapped(&self) -> Self {
         let (rows, half) = (self.rows(), self.rows() / 2);
         let (first, second) = (self.only_rows(0, half), self.only_rows(half, rows - half));
-        Self { parts: second.parts.into_iter().chain(first.parts).collect(), ..self.clone() }
+        Self {
+            parts: second.parts.into_iter().chain(first.parts).collect(),
+            ..self.clone()
+        }
     }
 
     /// [out, in].
@@ -123,7 +134,10 @@ impl PackedRows {
             let to = (start + count).max(offset).min(offset + part.rows.len()) - offset;
             if from < to {
                 let rows = part.rows.start + from..part.rows.start + to;
-                parts.push(Part { matrix: Arc::clone(&part.matrix), rows });
+                parts.push(Part {
+                    matrix: Arc::clone(&part.matrix),
+                    rows,
+                });
             }
             offset += part.rows.len();
         }
@@ -134,7 +148,9 @@ impl PackedRows {
     pub(super) fn unpack(&self, mut out: &mut [f32]) -> Result<()> {
         for part in &self.parts {
             let (now, rest) = out.split_at_mut(part.rows.len() * self.columns.len());
-            part.matrix.view()?.unpack(part.rows.clone(), self.columns.clone(), now)?;
+            part.matrix
+                .view()?
+                .unpack(part.rows.clone(), self.columns.clone(), now)?;
             out = rest;
         }
         Ok(())

@@ -28,7 +28,11 @@ impl Blocks {
 
     /// f16 in a row, as f32: [R, N, count].
     pub(super) fn halves(&self, at: i64, count: i64) -> Result<Tensor> {
-        Ok(self.0.f_narrow(2, at, 2 * count)?.f_view_dtype(Kind::Half)?.f_to_kind(Kind::Float)?)
+        Ok(self
+            .0
+            .f_narrow(2, at, 2 * count)?
+            .f_view_dtype(Kind::Half)?
+            .f_to_kind(Kind::Float)?)
     }
 
     /// [R, N, ..inner].
@@ -91,7 +95,12 @@ pub(super) fn q4_0(blocks: &Blocks, out: &Tensor) -> Result<()> {
 
 /// `d * q + m`.
 pub(super) fn q4_1(blocks: &Blocks, out: &Tensor) -> Result<()> {
-    scale_add(&factor(blocks, 0)?, &halves_of_bytes(blocks, 4)?, &factor(blocks, 2)?, out)
+    scale_add(
+        &factor(blocks, 0)?,
+        &halves_of_bytes(blocks, 4)?,
+        &factor(blocks, 2)?,
+        out,
+    )
 }
 
 /// `d * (q - 16)`.
@@ -108,7 +117,11 @@ pub(super) fn q5_1(blocks: &Blocks, out: &Tensor) -> Result<()> {
 
 /// `d * q`.
 pub(super) fn q8_0(blocks: &Blocks, out: &Tensor) -> Result<()> {
-    scale(&blocks.halves(0, 1)?, &blocks.bytes(2, [32])?.f_view_dtype(Kind::Int8)?, out)
+    scale(
+        &blocks.halves(0, 1)?,
+        &blocks.bytes(2, [32])?.f_view_dtype(Kind::Int8)?,
+        out,
+    )
 }
 
 /// `d * level`.

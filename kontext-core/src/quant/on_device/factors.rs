@@ -29,7 +29,11 @@ pub(super) enum Factors {
 
 /// Elements of a matrix's block of factors.
 pub(super) fn block(matrix: &Packed<'_>) -> Option<usize> {
-    if let Scale::Blocks { size, .. } = matrix.scale { Some(size) } else { None }
+    if let Scale::Blocks { size, .. } = matrix.scale {
+        Some(size)
+    } else {
+        None
+    }
 }
 
 impl Factors {
@@ -51,12 +55,19 @@ impl Factors {
                 let lines = values[rows.start * line..rows.end * line].chunks(line.max(1));
                 let values: Vec<f32> = lines.flat_map(|line| &line[part.clone()]).copied().collect();
                 let shape = [rows.len() as i64, part.len() as i64];
-                Factors::Groups { size, values: send(&Tensor::f_from_slice(&values)?.f_reshape(shape)?)? }
+                Factors::Groups {
+                    size,
+                    values: send(&Tensor::f_from_slice(&values)?.f_reshape(shape)?)?,
+                }
             }
             Scale::Blocks { size, values } => {
                 let (first, end) = (rows.start * all, rows.end * all);
                 let values = Tensor::f_from_slice(&values[first / size..end.div_ceil(size)])?;
-                Factors::Flat { size, cut: first % size, values: send(&values)? }
+                Factors::Flat {
+                    size,
+                    cut: first % size,
+                    values: send(&values)?,
+                }
             }
         })
     }
@@ -93,20 +104,27 @@ impl Factors {
             Factors::None => Factors::None,
             Factors::Rows(values) if values.size() == [1, 1] => Factors::Rows(values.shallow_clone()),
             Factors::Rows(values) => Factors::Rows(values.f_index_select(0, indices)?),
-            Factors::Groups { size, values } => {
-                Factors::Groups { size: *size, values: values.f_index_select(0, indices)? }
-            }
-            Factors::Flat { size, cut, values } => {
-                Factors::Groups { size: 1, values: by_element(values, *size, *cut, indices, columns)? }
-            }
+            Factors::Groups { size, values } => Factors::Groups {
+                size: *size,
+                values: values.f_index_select(0, indices)?,
+            },
+            Factors::Flat { size, cut, values } => Factors::Groups {
+                size: 1,
+                values: by_element(values, *size, *cut, indices, columns)?,
+            },
         })
     }
 }
 
 /// The factor of each element of some rows: [N, columns].
 fn by_element(values: &Tensor, size: usize, cut: usize, rows: &Tensor, columns: usize) -> Result<Tensor> {
-    let first = rows.f_mul_scalar(columns as i64)?.f_add_scalar(cut as i64)?.f_unsqueeze(1)?;
+    let first = rows
+        .f_mul_scalar(columns as i64)?
+        .f_add_scalar(cut as i64)?
+        .f_unsqueeze(1)?;
     let at = Tensor::f_arange(columns as i64, (Kind::Int64, rows.device()))?.f_add(&first)?;
     let blocks = at.f_floor_divide_scalar(size as i64)?;
-    Ok(values.f_index_select(0, &blocks.f_flatten(0, -1)?)?.f_reshape(at.size())?)
+    Ok(values
+        .f_index_select(0, &blocks.f_flatten(0, -1)?)?
+        .f_reshape(at.size())?)
 }

@@ -37,8 +37,15 @@ impl OnDevice {
         let ([rows, columns], device) = (matrix.size(), bytes.device());
         let held = bytes.f_narrow(0, 0, matrix.data.len() as i64)?;
         let held = held.f_view([rows as i64, matrix.row_bytes as i64])?;
-        let factors = Factors::copy(matrix, 0..rows, 0..columns, device, |tensor| send_pinned(tensor, device))?;
-        Ok(Self { bytes: held, format: matrix.format, columns, factors })
+        let factors = Factors::copy(matrix, 0..rows, 0..columns, device, |tensor| {
+            send_pinned(tensor, device)
+        })?;
+        Ok(Self {
+            bytes: held,
+            format: matrix.format,
+            columns,
+            factors,
+        })
     }
 
     /// A copy of some rows and columns of a matrix, sent by `send`. The columns begin and end on the matrix's borders.
@@ -48,25 +55,44 @@ impl OnDevice {
         columns: Range<usize>,
         send: impl Fn(&Tensor) -> Result<Tensor>,
     ) -> Result<Self> {
-        let Packed { data, format, row_bytes, .. } = *matrix;
+        let Packed {
+            data,
+            format,
+            row_bytes,
+            ..
+        } = *matrix;
         let within = bytes_of(format, columns.start)..bytes_of(format, columns.end);
         let lines = &data[rows.start * row_bytes..rows.end * row_bytes];
         let bytes = if within.len() == row_bytes {
             Tensor::f_from_slice(lines)?
         } else {
-            let parts: Vec<u8> = lines.chunks(row_bytes).flat_map(|line| &line[within.clone()]).copied().collect();
+            let parts: Vec<u8> = lines
+                .chunks(row_bytes)
+                .flat_map(|line| &line[within.clone()])
+                .copied()
+                .collect();
             Tensor::f_from_slice(&parts)?
         };
         let bytes = send(&bytes.f_reshape([rows.len() as i64, within.len() as i64])?)?;
         let factors = Factors::copy(matrix, rows, columns.clone(), bytes.device(), send)?;
-        Ok(Self { bytes, format, columns: columns.len(), factors })
+        Ok(Self {
+            bytes,
+            format,
+            columns: columns.len(),
+            factors,
+        })
     }
 
     /// The rows at these indices, i64 [N] on the device.
     pub(crate) fn rows_at(&self, indices: &Tensor) -> Result<Self> {
         let factors = self.factors.rows_at(indices, self.columns)?;
         let bytes = self.bytes.f_index_select(0, indices)?;
-        Ok(Self { bytes, format: self.format, columns: self.columns, factors })
+        Ok(Self {
+            bytes,
+            format: self.format,
+            columns: self.columns,
+            factors,
+        })
     }
 
     /// Writes some columns of some rows, times their factors, to a contiguous `out` [R, C] on the device, in its kind.
@@ -86,7 +112,8 @@ impl OnDevice {
         let values = Tensor::f_empty([rows.len() as i64, wide.len() as i64], (out.kind(), out.device()))?;
         unpack::unpack(&bytes, self.format, factors.as_ref(), &values)?;
         let cut = (columns.start - wide.start) as i64;
-        out.shallow_clone().f_copy_(&values.f_narrow(1, cut, columns.len() as i64)?)?;
+        out.shallow_clone()
+            .f_copy_(&values.f_narrow(1, cut, columns.len() as i64)?)?;
         Ok(())
     }
 }
@@ -97,7 +124,9 @@ pub(crate) fn unpack_to(matrix: &Packed<'_>, rows: Range<usize>, columns: Range<
         return Ok(());
     }
     let wide = widened(&columns, matrix.columns, matrix.format, factors::block(matrix));
-    let there = OnDevice::copy(matrix, rows.clone(), wide.clone(), |tensor| send_pinned(tensor, out.device()))?;
+    let there = OnDevice::copy(matrix, rows.clone(), wide.clone(), |tensor| {
+        send_pinned(tensor, out.device())
+    })?;
     there.unpack_to(0..rows.len(), columns.start - wide.start..columns.end - wide.start, out)
 }
 
@@ -164,19 +193,29 @@ mod tests {
 
     /// Whether all elements have the same bits, but for NaNs.
     fn same(a: &Tensor, b: &Tensor) -> bool {
-        let bits = if a.kind() == Kind::Float { Kind::Int } else { Kind::Int16 };
+        let bits = if a.kind() == Kind::Float {
+            Kind::Int
+        } else {
+            Kind::Int16
+        };
         if a.size() != b.size() || a.kind() != b.kind() {
             return false;
         }
         let equal = a.view_dtype(bits).eq_tensor(&b.view_dtype(bits));
-        equal.logical_or(&a.isnan().logical_and(&b.isnan())).all().int64_value(&[]) == 1
+        equal
+            .logical_or(&a.isnan().logical_and(&b.isnan()))
+            .all()
+            .int64_value(&[])
+            == 1
     }
 
     /// A part by the kernels for the host.
     fn expected(matrix: &Packed<'_>, rows: Range<usize>, columns: Range<usize>, kind: Kind) -> Tensor {
         let mut values = vec![0.0_f32; rows.len() * columns.len()];
         matrix.unpack(rows.clone(), columns.clone(), &mut values).unwrap();
-        Tensor::from_slice(&values).reshape([rows.len() as i64, columns.len() as i64]).to_kind(kind)
+        Tensor::from_slice(&values)
+            .reshape([rows.len() as i64, columns.len() as i64])
+            .to_kind(kind)
     }
 
     #[test]
@@ -187,8 +226,15 @@ mod tests {
             let values = fixture.floats(&format!("{}.values", format.name()));
             let matrix = Packed::new(&packed, format, 1, values.len(), Scale::None).unwrap();
             let out = empty(1, values.len(), Kind::Float);
-            OnDevice::hold(&matrix, CPU).unwrap().unpack_to(0..1, 0..values.len(), &out).unwrap();
-            assert!(same(&out, &Tensor::from_slice(&values).unsqueeze(0)), "{}", format.name());
+            OnDevice::hold(&matrix, CPU)
+                .unwrap()
+                .unpack_to(0..1, 0..values.len(), &out)
+                .unwrap();
+            assert!(
+                same(&out, &Tensor::from_slice(&values).unsqueeze(0)),
+                "{}",
+                format.name()
+            );
         }
     }
 
@@ -200,11 +246,21 @@ mod tests {
             let (packed, values) = (fixture.bytes(&part("packed")), fixture.floats(&part("values")));
             let absmax = fixture.floats(&part("absmax"));
             let (rows, columns) = (values.len() / 48, 48);
-            let scale = Scale::Blocks { size: 64, values: &absmax };
+            let scale = Scale::Blocks {
+                size: 64,
+                values: &absmax,
+            };
             let matrix = Packed::new(&packed, format, rows, columns, scale).unwrap();
             let out = empty(rows, columns, Kind::Float);
-            OnDevice::hold(&matrix, CPU).unwrap().unpack_to(0..rows, 0..columns, &out).unwrap();
-            assert!(same(&out, &Tensor::from_slice(&values).reshape(out.size())), "{}", format.name());
+            OnDevice::hold(&matrix, CPU)
+                .unwrap()
+                .unpack_to(0..rows, 0..columns, &out)
+                .unwrap();
+            assert!(
+                same(&out, &Tensor::from_slice(&values).reshape(out.size())),
+                "{}",
+                format.name()
+            );
         }
     }
 
@@ -216,7 +272,11 @@ mod tests {
                 let matrix = Packed::new(&codes, format, 1, 256, scale).unwrap();
                 let out = empty(1, 256, Kind::Float);
                 unpack_to(&matrix, 0..1, 0..256, &out).unwrap();
-                assert!(same(&out, &expected(&matrix, 0..1, 0..256, Kind::Float)), "{} {scale:?}", format.name());
+                assert!(
+                    same(&out, &expected(&matrix, 0..1, 0..256, Kind::Float)),
+                    "{} {scale:?}",
+                    format.name()
+                );
             }
         }
     }
@@ -225,7 +285,10 @@ mod tests {
     fn every_format_has_the_bits_of_the_host_with_every_kind_of_factors() {
         let (rows, columns) = (5, 768);
         let (by_row, by_block) = (factors(rows), factors(rows * columns));
-        let blocks = |size: usize| Scale::Blocks { size, values: &by_block[..(rows * columns).div_ceil(size)] };
+        let blocks = |size: usize| Scale::Blocks {
+            size,
+            values: &by_block[..(rows * columns).div_ceil(size)],
+        };
         for format in Format::ALL {
             let data = noise(rows * format.row_bytes(columns).unwrap(), 3);
             let scales = [Scale::None, Scale::All(-0.3), Scale::Rows(&by_row)].into_iter();
@@ -233,7 +296,10 @@ mod tests {
                 let matrix = Packed::new(&data, format, rows, columns, scale).unwrap();
                 for kind in [Kind::Float, Kind::BFloat16, Kind::Half] {
                     let out = empty(rows, columns, kind);
-                    OnDevice::hold(&matrix, CPU).unwrap().unpack_to(0..rows, 0..columns, &out).unwrap();
+                    OnDevice::hold(&matrix, CPU)
+                        .unwrap()
+                        .unpack_to(0..rows, 0..columns, &out)
+                        .unwrap();
                     let expected = expected(&matrix, 0..rows, 0..columns, kind);
                     assert!(same(&out, &expected), "{} {kind:?} {scale:?}", format.name());
                 }

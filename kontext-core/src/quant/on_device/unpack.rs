@@ -51,7 +51,11 @@ fn unpack_blocks(bytes: &Tensor, format: Format, out: &Tensor) -> Result<()> {
         | Format::F8E5M2
         | Format::Int8
         | Format::Nf4
-        | Format::Fp4 => Err(crate::Error::invalid("format", "one with factors in its blocks", format.name())),
+        | Format::Fp4 => Err(crate::Error::invalid(
+            "format",
+            "one with factors in its blocks",
+            format.name(),
+        )),
     }
 }
 
@@ -61,7 +65,9 @@ fn multiply(values: &Tensor, factors: Option<&Tensor>, out: &Tensor) -> Result<(
         out.shallow_clone().f_copy_(values)?;
         return Ok(());
     };
-    let &[rows, columns] = out.size().as_slice() else { return Ok(()) };
+    let &[rows, columns] = out.size().as_slice() else {
+        return Ok(());
+    };
     let groups = factors.size().last().copied().unwrap_or(1).max(1);
     let grouped = [rows, groups, columns / groups];
     let values = match values.kind() {
@@ -69,6 +75,8 @@ fn multiply(values: &Tensor, factors: Option<&Tensor>, out: &Tensor) -> Result<(
         Kind::Float8e4m3fn | Kind::Float8e5m2 => values.f_to_kind(Kind::BFloat16)?,
         _ => values.shallow_clone(),
     };
-    let _ = values.f_reshape(grouped)?.f_mul_out(&out.f_view(grouped)?, &factors.f_unsqueeze(-1)?)?;
+    let _ = values
+        .f_reshape(grouped)?
+        .f_mul_out(&out.f_view(grouped)?, &factors.f_unsqueeze(-1)?)?;
     Ok(())
 }
