@@ -102,7 +102,7 @@ fn report(part: &str, weights: &Weights, built: Result<()>) -> anyhow::Result<us
         bytes,
         dtypes,
         ..
-    } = weights.account();
+    } = weights.store().account();
     let dtypes: Vec<String> = dtypes
         .iter()
         .map(|(name, count)| format!("{name} {}", millions(*count)))

@@ -42,7 +42,7 @@ fn main() -> ExitCode {
             Part::Transformer => quantize::transformer(&model, args.to, &args.out)?,
             Part::T5 => quantize::t5(&model, args.to, &args.out)?,
         }
-        let account = Weights::open(&args.out)?.account();
+        let account = Weights::open(&args.out)?.store().account();
         let (parameters, bytes) = (account.parameters as f64, account.bytes as f64);
         let bits = 8.0 * bytes / parameters;
         say(format_args!(

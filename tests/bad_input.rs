@@ -110,7 +110,7 @@ fn a_missing_part_is_named_in_both_layouts() {
         );
     }
     let text = damaged(Layout::SingleFiles, |f| {
-        std::fs::remove_dir_all(f.join("tokenizer_2")).unwrap()
+        std::fs::remove_dir_all(f.join("tokenizer_2")).unwrap();
     });
     assert!(
         text.contains("no T5 tokenizer found; looked for tokenizer_2 and tokenizer.json in it; fetch"),
@@ -177,7 +177,7 @@ fn a_truncated_or_corrupt_file_is_named_with_its_sizes() {
         );
     }
     let text = damaged(Layout::SingleFiles, |f| {
-        std::fs::write(f.join("ae.safetensors"), "").unwrap()
+        std::fs::write(f.join("ae.safetensors"), "").unwrap();
     });
     assert!(
         text.starts_with("cannot load ae.safetensors: not a valid safetensors file: it has 0 bytes"),
@@ -245,7 +245,7 @@ fn an_unknown_and_a_missing_tensor_are_named() {
         ("t5xxl.safetensors", "encoder.final_layer_norm.weight"),
     ] {
         let text = damaged(Layout::SingleFiles, |f| {
-            rename(&f.join(file), name, &format!("{name}_"))
+            rename(&f.join(file), name, &format!("{name}_"));
         });
         assert!(
             text.starts_with(&format!("cannot load {file}: no tensor `{name}` (nearest: `{name}_`)")),

@@ -39,7 +39,7 @@ impl World {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/lora.safetensors");
         let fixture = Weights::open(path).unwrap();
         Self {
-            metadata: fixture.metadata(),
+            metadata: fixture.store().metadata(),
             fixture,
             folder: tempfile::tempdir().unwrap(),
         }

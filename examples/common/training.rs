@@ -64,9 +64,9 @@ impl Shown {
 
     pub fn say(&self, text: &str) {
         if self.bar.is_hidden() {
-            eprintln!("{text}")
+            eprintln!("{text}");
         } else {
-            self.bar.println(text)
+            self.bar.println(text);
         }
     }
 }

@@ -60,7 +60,7 @@ fn every_form_reads_as_the_values_that_its_own_program_reads() {
             .tensor("weight", &form.shape)
             .unwrap();
         check_equal(form, &weight, case);
-        assert!(weights.first_not_finite().unwrap().is_none(), "{case}");
+        assert!(weights.store().first_not_finite().unwrap().is_none(), "{case}");
     });
 }
 
@@ -127,7 +127,7 @@ fn an_account_names_the_format_and_has_no_more_bytes_than_the_file() {
             (_, "int8") => "INT8",
             _ => "NF4",
         };
-        let account = weights.account();
+        let account = weights.store().account();
         let parameters = form.shape[0] * form.shape[1];
         assert!(account.dtypes[format] >= parameters as u64, "{case}: {account:?}");
         assert!(account.bytes <= form.file.len() as u64, "{case}: {account:?}");

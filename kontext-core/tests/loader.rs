@@ -38,8 +38,8 @@ fn written(bytes: &[u8]) -> (TempDir, PathBuf) {
 fn explore(bytes: &[u8]) -> kontext_core::Result<()> {
     let (_folder, path) = written(bytes);
     let weights = Weights::open(path)?;
-    assert!(weights.account().bytes <= bytes.len() as u64);
-    let _ = (weights.metadata(), weights.shapes());
+    assert!(weights.store().account().bytes <= bytes.len() as u64);
+    let _ = (weights.store().metadata(), weights.shapes());
     for name in weights.names() {
         let shape = weights.shape_of(&name).unwrap();
         // Tensors of kinds that libtorch does not know are refused.
@@ -49,7 +49,7 @@ fn explore(bytes: &[u8]) -> kontext_core::Result<()> {
         let _ = weights.tensor(&name, &shape);
         let _ = weights.audited().tensor(&name, &[1]);
     }
-    weights.first_not_finite().map(drop)
+    weights.store().first_not_finite().map(drop)
 }
 
 /// The whole message of a refusal, without the file's own path.

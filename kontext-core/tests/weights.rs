@@ -109,7 +109,12 @@ fn a_damaged_tensor_is_found_by_name() {
     let bad = Tensor::from_slice(&[1.0_f32, f32::NAN]).to_kind(Kind::BFloat16);
     let (_folder, path) = file(&[("a", good.shallow_clone()), ("b", bad), ("c", good)]);
     assert_eq!(
-        Weights::open(path).unwrap().first_not_finite().unwrap().as_deref(),
+        Weights::open(path)
+            .unwrap()
+            .store()
+            .first_not_finite()
+            .unwrap()
+            .as_deref(),
         Some("b")
     );
 }

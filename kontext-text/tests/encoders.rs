@@ -27,7 +27,7 @@ impl Fixture {
         let tensors = Tensor::read_safetensors(&path).unwrap().into_iter().collect();
         Self {
             tensors,
-            metadata: Weights::open(path).unwrap().metadata(),
+            metadata: Weights::open(path).unwrap().store().metadata(),
         }
     }
 

@@ -56,7 +56,7 @@ impl Snapshot {
     /// [`Error::Io`] where the file cannot be read, a checkpoint error where it is no state.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let weights = Weights::open(path.as_ref())?;
-        let mut facts = weights.metadata();
+        let mut facts = weights.store().metadata();
         let step = facts.remove("step").and_then(|s| s.parse().ok());
         let step = step.ok_or_else(|| Error::config(path.as_ref(), "it is no state of a training run: no `step`"))?;
         Ok(Self { weights, step, facts })

@@ -26,7 +26,7 @@ fn fixture() -> Weights {
 }
 
 fn metadata(name: &str) -> Value {
-    serde_json::from_str(&fixture().metadata()[name]).unwrap()
+    serde_json::from_str(&fixture().store().metadata()[name]).unwrap()
 }
 
 fn seed() -> u64 {

@@ -62,7 +62,7 @@ impl Footprint {
             },
             dit: Part::of(weights, quantize, |_| dtype, |name| !names::is_modulation(name)),
             modulation: Part::of(weights, None, |_| dtype, names::is_modulation),
-            vae: size_of(Kind::Float) * vae.account().parameters,
+            vae: size_of(Kind::Float) * vae.store().account().parameters,
             t5: T5Encoder::config_of(&t5, &checkpoint.t5)?,
             config: config.clone(),
             vae_channels: last

@@ -34,7 +34,12 @@ impl Part {
         wanted: impl Fn(&str) -> bool,
     ) -> Self {
         let mut part = Self::default();
-        for (name, (shape, stored)) in weights.stored_sizes().into_iter().filter(|(name, _)| wanted(name)) {
+        for (name, (shape, stored)) in weights
+            .store()
+            .stored_sizes()
+            .into_iter()
+            .filter(|(name, _)| wanted(name))
+        {
             let elements = shape.iter().product::<i64>().unsigned_abs();
             let wide = size_of(kind(&name)) * elements;
             match shape.as_slice() {

@@ -356,7 +356,7 @@ impl Pipeline {
             s if s.contains("denoising") => &checkpoint.transformer,
             _ => &checkpoint.vae,
         };
-        match Weights::open(path).and_then(|w| w.first_not_finite()) {
+        match Weights::open(path).and_then(|w| w.store().first_not_finite()) {
             Ok(Some(tensor)) => {
                 let hint = format!(
                     "tensor `{tensor}` of {} holds NaN or infinity; fetch the file again",

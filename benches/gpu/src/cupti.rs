@@ -81,7 +81,7 @@ pub(crate) fn observed(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Res
         check(
             "cuptiActivityRegisterCallbacks",
             (functions.register)(request, complete),
-        )?
+        )?;
     };
     for kind in [CONCURRENT_KERNEL, MEMCPY, MEMSET] {
         // SAFETY: as above.

@@ -38,7 +38,7 @@ impl Conv2d {
         let weight = if weight.requires_grad() {
             weight
         } else {
-            crate::ops::channels_last(&weight)?
+            super::ops::channels_last(&weight)?
         };
         Ok(Self {
             weight,

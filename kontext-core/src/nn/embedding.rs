@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use crate::nn::Matrix;
+use super::matrix::Matrix;
 use crate::{Result, Weights};
 
 /// A table of vectors, looked up by index. A packed one stays so: only the rows that are asked for are unpacked.

@@ -2,8 +2,8 @@
 
 use tch::Tensor;
 
-use super::slot::Changes;
-use crate::nn::Matrix;
+use super::adapter::Changes;
+use super::matrix::Matrix;
 use crate::{Result, Weights};
 
 /// `x @ weight^T + bias`, on the last dimension.

@@ -1,21 +1,21 @@
-//! The parts that the models are made of. Each is built from [`crate::Weights`] and is whole.
+//! Layers of neural networks, the weights they are built from, and their adapters.
 
-mod change;
+pub mod adapter;
 mod conv;
-mod delta;
+mod dequant;
 mod embedding;
 mod linear;
 mod matrix;
 mod norm;
-mod placed;
+pub mod ops;
+mod prefetch;
 mod scratch;
-mod slot;
+mod weights;
 
-pub use change::{Change, Norm};
+pub use adapter::{Adapters, Change, Norm, Prepared, Slots};
 pub use conv::Conv2d;
 pub use embedding::Embedding;
 pub use linear::Linear;
-pub(crate) use matrix::{Bytes, Matrix, PackedMatrix, PackedRows};
 pub use norm::{GroupNorm, LayerNorm, RmsNorm};
-pub(crate) use slot::Slot;
-pub use slot::{Prepared, Slots};
+pub use prefetch::BUFFERS as PREFETCH_BUFFERS;
+pub use weights::{LeftInFile, Weights};

@@ -30,14 +30,22 @@ fn said<T>(result: Result<T>) -> Option<T> {
 
 /// Reads everything, in every way.
 pub(crate) fn read(weights: &Weights, file: u64) {
-    let account = weights.account();
+    let account = weights.store().account();
     assert!(account.bytes <= file, "{account:?} in a file of {file} bytes");
     let names = weights.names();
     assert_eq!(
-        (names.len(), weights.shapes().len(), weights.stored_sizes().len()),
+        (
+            names.len(),
+            weights.shapes().len(),
+            weights.store().stored_sizes().len()
+        ),
         (account.tensors, names.len(), names.len())
     );
-    let _ = (weights.metadata(), weights.clone().part(&["bias", "weight"]).names());
+    let _ = (
+        weights.store().metadata(),
+        weights.clone().part(&["bias", "weight"]).names(),
+    );
+    let audit = weights.audited();
     for name in &names {
         let shape = weights.shape_of(name).unwrap();
         let raw = said(weights.raw(name));
@@ -51,13 +59,13 @@ pub(crate) fn read(weights: &Weights, file: u64) {
                 .kind(Kind::BFloat16)
                 .tensor(name, &[&shape[..], &[2]].concat()),
         );
-        let _ = weights.audited().tensor(name, &[1]).unwrap();
+        let _ = audit.tensor(name, &[1]).unwrap();
         layers(weights, name, &shape, raw.as_ref());
     }
     let _ = said(weights.tensor("layer.weigth", &[1]));
-    let _ = weights.audited().tensor("layer.weigth", &[1]).unwrap();
-    let _ = weights.problems();
-    let _ = said(weights.first_not_finite());
+    let _ = audit.tensor("layer.weigth", &[1]).unwrap();
+    let _ = audit.problems();
+    let _ = said(weights.store().first_not_finite());
     let _ = said(weights.finish());
 }
 

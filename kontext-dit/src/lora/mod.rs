@@ -123,7 +123,7 @@ impl Lora {
     fn read(path: &Path) -> Result<Self> {
         let weights = Weights::open(path)?;
         let mut report = LoraReport {
-            facts: weights.metadata(),
+            facts: weights.store().metadata(),
             ..LoraReport::default()
         };
         let scaling = Scaling::of(path, &report.facts)?;

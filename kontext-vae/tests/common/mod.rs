@@ -25,13 +25,13 @@ impl Fixture {
     /// Writes the configuration of a model to a `config.json` in `folder`.
     pub(crate) fn write_config(&self, model: &str, folder: &Path) -> PathBuf {
         let path = folder.join("config.json");
-        std::fs::write(&path, &self.0.metadata()[model]).unwrap();
+        std::fs::write(&path, &self.0.store().metadata()[model]).unwrap();
         path
     }
 
     /// The weights that the model of the reference had.
     pub(crate) fn weights(&self, model: &str) -> Weights {
-        let seeds: serde_json::Value = serde_json::from_str(&self.0.metadata()["seeds"]).unwrap();
+        let seeds: serde_json::Value = serde_json::from_str(&self.0.store().metadata()["seeds"]).unwrap();
         Weights::synthetic(seeds[model].as_u64().unwrap())
     }
 }

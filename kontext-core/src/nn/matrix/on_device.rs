@@ -1,52 +1,45 @@
 //! Packed matrices that are unpacked on a device, by tensor operations.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Bytes, PackedMatrix, PackedRows};
+use super::rows::{Held, PackedRows};
 use crate::Result;
-use crate::quant::on_device::{self, OnDevice};
-use crate::weights::Factors;
+use crate::formats::StoredMatrix;
+use crate::nn::dequant::{self, OnDevice};
 
-impl PackedMatrix {
-    /// The same matrix in a device's memory.
-    pub(super) fn on(&self, device: Device) -> Result<Self> {
-        let bytes = Bytes::OnDevice(Mutex::new(OnDevice::hold(&self.view()?, device)?));
-        let Self {
-            format, rows, columns, ..
-        } = *self;
-        Ok(Self {
-            bytes,
-            format,
-            rows,
-            columns,
-            factors: Factors::None,
-        })
+impl Held {
+    /// A copy in a device's memory.
+    pub(super) fn on(matrix: &StoredMatrix, device: Device) -> Result<Self> {
+        Ok(Held::Device(Arc::new(Mutex::new(OnDevice::hold(
+            &matrix.view()?,
+            device,
+        )?))))
     }
 
     /// Writes a part to a contiguous `out` [R, C] on the device.
     fn unpack_to(&self, rows: Range<usize>, columns: Range<usize>, out: &Tensor) -> Result<()> {
-        match &self.bytes {
-            Bytes::OnDevice(matrix) => matrix
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .unpack_to(rows, columns, out),
-            Bytes::Held(_) | Bytes::Mapped(..) => on_device::unpack_to(&self.view()?, rows, columns, out),
+        match self {
+            Held::Device(matrix) => lock(matrix).unpack_to(rows, columns, out),
+            Held::Host(matrix) => dequant::unpack_to(&matrix.view()?, rows, columns, out),
         }
     }
 }
 
+/// Locks a matrix, which nothing writes after it was made.
+fn lock(matrix: &Mutex<OnDevice>) -> MutexGuard<'_, OnDevice> {
+    matrix.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl PackedRows {
-    /// Whether some bytes are in a device's memory.
+    /// Returns `true` if some bytes are in a device's memory.
     pub(super) fn on_device(&self) -> bool {
-        self.parts
-            .iter()
-            .any(|part| matches!(part.matrix.bytes, Bytes::OnDevice(_)))
+        self.parts.iter().any(|part| matches!(part.matrix, Held::Device(_)))
     }
 
-    /// Whether they are unpacked on the device: on CUDA, those that are left in the file too.
+    /// Returns `true` if the rows are unpacked on the device: on CUDA, also those that are left in the file.
     pub(super) fn by_tensors(&self) -> bool {
         self.device.is_cuda() || self.on_device()
     }
@@ -58,25 +51,25 @@ impl PackedRows {
         for part in &self.parts {
             let count = part.rows.len() as i64;
             let (rows, columns, out) = (part.rows.clone(), self.columns.clone(), out.f_narrow(0, offset, count)?);
-            match &self.prefetch {
-                Some(way) if matches!(part.matrix.bytes, Bytes::Mapped(..)) => {
-                    way.unpack_to(&part.matrix, rows, columns, &out)?;
+            match (&self.prefetch, &part.matrix) {
+                (Some(prefetch), Held::Host(matrix)) if matrix.is_mapped() => {
+                    prefetch.unpack_to(matrix, rows, columns, &out)?;
                 }
-                _ => part.matrix.unpack_to(rows, columns, &out)?,
+                (_, matrix) => matrix.unpack_to(rows, columns, &out)?,
             }
             offset += count;
         }
         Ok(out)
     }
 
-    /// The rows at these indices, which are within: [N, in].
+    /// The rows at these indices, which are in range: [N, in].
     pub(super) fn gather_by_tensors(&self, indices: &[i64], kind: Kind) -> Result<Tensor> {
         let at = Tensor::f_from_slice(indices)?.f_to_device(self.device)?;
         if let [part] = self.parts.as_slice()
-            && let Bytes::OnDevice(matrix) = &part.matrix.bytes
+            && let Held::Device(matrix) = &part.matrix
         {
             let at = at.f_add_scalar(part.rows.start as i64)?;
-            let matrix = matrix.lock().unwrap_or_else(PoisonError::into_inner).rows_at(&at)?;
+            let matrix = lock(matrix).rows_at(&at)?;
             let out = Tensor::f_empty([indices.len() as i64, self.columns.len() as i64], (kind, self.device))?;
             matrix.unpack_to(0..indices.len(), self.columns.clone(), &out)?;
             return Ok(out);
@@ -87,32 +80,49 @@ impl PackedRows {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-    use std::sync::Arc;
+    use std::borrow::Cow;
 
     use super::super::Matrix;
+    use super::super::rows::Part;
     use super::*;
-    use crate::cuda::Copies;
+    use crate::formats::quant::Format;
+    use crate::formats::{Factors, Store, StreamedTensor, write_gguf};
+    use crate::nn::prefetch::{Copies, Prefetch};
     use crate::noise;
-    use crate::prefetch::Prefetch;
-    use crate::quant::Format;
 
     const ROWS: usize = 7;
     const COLUMNS: usize = 512;
 
-    /// A matrix on the host whose values are finite.
-    fn host(format: Format, factors: Factors) -> PackedMatrix {
+    /// Packed bytes whose values are finite.
+    fn bytes(format: Format) -> Vec<u8> {
         let count = ROWS * format.row_bytes(COLUMNS).unwrap();
         // The upper byte of every f16 is small.
-        let bytes = (0..count)
+        (0..count)
             .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 & 0x3b)
-            .collect();
-        PackedMatrix {
-            bytes: Bytes::Held(bytes),
-            format,
-            rows: ROWS,
-            columns: COLUMNS,
-            factors,
+            .collect()
+    }
+
+    /// A matrix on the host.
+    fn host(format: Format, factors: Factors) -> StoredMatrix {
+        StoredMatrix::new(bytes(format), format, [ROWS, COLUMNS], factors)
+    }
+
+    /// All rows of some matrices, each on the host or in the memory of a "device" that is the CPU: a part there takes
+    /// the way that it takes on CUDA.
+    fn rows(matrices: Vec<(StoredMatrix, bool)>) -> PackedRows {
+        let part = |(matrix, there): (StoredMatrix, bool)| Part {
+            matrix: if there {
+                Held::on(&matrix, Device::Cpu).unwrap()
+            } else {
+                Held::Host(Arc::new(matrix))
+            },
+            rows: 0..ROWS,
+        };
+        PackedRows {
+            parts: matrices.into_iter().map(part).collect(),
+            columns: 0..COLUMNS,
+            device: Device::Cpu,
+            prefetch: None,
         }
     }
 
@@ -133,20 +143,21 @@ mod tests {
         ]
     }
 
-    /// What two matrices, one after the other, are on the host, and with one or both of them in the memory of a
-    /// "device" that is the CPU: what is asked of them goes the way that it goes on CUDA.
+    /// Checks two matrices, one after the other, with one or both of them on the "device" against both on the host.
     fn each_pair(mut check: impl FnMut(&str, &Matrix, &Matrix)) {
         for format in Format::ALL {
             for factors in factors() {
-                let (first, second) = (|| host(format, factors.clone()), || host(format, Factors::All(-2.0)));
-                let rows = |a: PackedMatrix, b: PackedMatrix| {
-                    Matrix::Packed(PackedRows::new(vec![Arc::new(a), Arc::new(b)], Device::Cpu).unwrap())
+                let pair = |first, second| {
+                    let matrices = [
+                        (host(format, factors.clone()), first),
+                        (host(format, Factors::All(-2.0)), second),
+                    ];
+                    Matrix::Packed(rows(matrices.into()))
                 };
-                let there = |matrix: PackedMatrix| matrix.on(Device::Cpu).unwrap();
                 let name = format!("{} {factors:?}", format.name());
-                let expected = rows(first(), second());
-                check(&name, &rows(there(first()), there(second())), &expected);
-                check(&name, &rows(first(), there(second())), &expected);
+                let expected = pair(false, false);
+                check(&name, &pair(true, true), &expected);
+                check(&name, &pair(false, true), &expected);
             }
         }
     }
@@ -217,8 +228,7 @@ mod tests {
 
     #[test]
     fn the_gradient_of_an_input_goes_through_a_weight_on_a_device() {
-        let matrix = host(Format::Q4K, Factors::None).on(Device::Cpu).unwrap();
-        let matrix = Matrix::Packed(PackedRows::new(vec![Arc::new(matrix)], Device::Cpu).unwrap());
+        let matrix = Matrix::Packed(rows(vec![(host(Format::Q4K, Factors::None), true)]));
         let x = noise::randn(&[3, 512], 3, Kind::Float, Device::Cpu)
             .unwrap()
             .set_requires_grad(true);
@@ -232,22 +242,17 @@ mod tests {
 
     #[test]
     fn rows_in_a_file_with_a_way_to_a_device_that_is_not_there_are_those_without() {
-        let file = tempfile::tempfile().unwrap();
-        let Bytes::Held(bytes) = host(Format::Q8_0, Factors::None).bytes else {
-            panic!("held")
-        };
-        (&file).write_all(&bytes).unwrap();
-        // SAFETY: nobody else has the file.
-        #[allow(unsafe_code)]
-        let map = Arc::new(unsafe { memmap2::Mmap::map(&file) }.unwrap());
-        let mapped = PackedMatrix {
-            bytes: Bytes::Mapped(map, 0..bytes.len()),
-            ..host(Format::Q8_0, Factors::None)
-        };
-        let way = Prefetch::new(|capacity| Copies::new(usize::from(u16::MAX), capacity));
-        let rows = PackedRows::new(vec![Arc::new(mapped)], Device::Cpu)
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.gguf");
+        let shape = [ROWS, COLUMNS];
+        let tensor = StreamedTensor::new("rows", Format::Q8_0, &shape, || Ok(Cow::Owned(bytes(Format::Q8_0))));
+        write_gguf(&path, &[], [tensor]).unwrap();
+        let mapped = Store::open(&path).unwrap().map_matrix("rows").unwrap();
+        assert!(mapped.is_mapped());
+        let prefetch = Prefetch::new(|capacity| Copies::new(usize::from(u16::MAX), capacity));
+        let rows = PackedRows::new(vec![mapped], Device::Cpu)
             .unwrap()
-            .prefetched(Some(Arc::new(way)));
+            .prefetched(Some(Arc::new(prefetch)));
         let expected = Matrix::Packed(rows.clone()).dense(Kind::BFloat16).unwrap();
         for _ in 0..3 {
             assert!(rows.dense_by_tensors(Kind::BFloat16).unwrap().equal(&expected));

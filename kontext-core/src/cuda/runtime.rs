@@ -1,0 +1,146 @@
+//! Functions of the CUDA runtime: devices, free memory, and error texts.
+
+use std::ffi::{CStr, c_char, c_int};
+use std::sync::OnceLock;
+use std::thread;
+
+use tch::Device;
+
+use crate::{Error, Result, device};
+
+/// `cudaError_t`; 0 is success.
+pub(super) type Status = c_int;
+
+/// Functions of the runtime, which stays open as long as the program.
+#[derive(Debug)]
+pub(super) struct Runtime {
+    pub(super) set_device: unsafe extern "C" fn(c_int) -> Status,
+    mem_get_info: unsafe extern "C" fn(*mut usize, *mut usize) -> Status,
+    get_error_string: unsafe extern "C" fn(Status) -> *const c_char,
+}
+
+/// Bytes that a CUDA device has left for any program.
+///
+/// # Errors
+/// [`Error::Device`] where the device or a function of the runtime is not there, or the runtime refuses.
+pub(crate) fn free_memory(index: usize) -> Result<u64> {
+    let error = |reason: String| Error::Device {
+        device: format!("cuda:{index}"),
+        reason,
+    };
+    device::available(Device::Cuda(index))?;
+    let runtime = runtime().map_err(|reason| error(reason.to_owned()))?;
+    // The runtime's device is a thread's own affair: on another thread, libtorch's stays as it is.
+    let asked = thread::scope(|scope| scope.spawn(|| runtime.free_memory(index)).join());
+    asked
+        .unwrap_or_else(|_| Err("the question for its free memory was broken off".to_owned()))
+        .map_err(error)
+}
+
+/// The runtime of this program, once libtorch's CUDA half is open.
+fn runtime() -> Result<&'static Runtime, &'static str> {
+    static RUNTIME: OnceLock<Result<Runtime, String>> = OnceLock::new();
+    RUNTIME.get_or_init(find).as_ref().map_err(String::as_str)
+}
+
+/// What the program has loaded for all to see: libtorch's CUDA half is opened so, with all that it needs.
+#[cfg(unix)]
+fn find() -> Result<Runtime, String> {
+    Runtime::of(&libloading::os::unix::Library::this())
+}
+
+#[cfg(not(unix))]
+fn find() -> Result<Runtime, String> {
+    Err("its free memory is asked for on Unix alone; name a placement".to_owned())
+}
+
+impl Runtime {
+    #[cfg(unix)]
+    #[allow(unsafe_code)]
+    pub(super) fn of(library: &libloading::os::unix::Library) -> Result<Self, String> {
+        let absent = |error: libloading::Error| {
+            format!(
+                "the CUDA runtime that libtorch has loaded lacks a function ({error}); take libtorch's CUDA 13 build"
+            )
+        };
+        // SAFETY: these are the functions' types in CUDA's header; the library that they are in was opened for
+        // libtorch and is never closed.
+        unsafe {
+            Ok(Self {
+                set_device: *library.get(b"cudaSetDevice\0").map_err(absent)?,
+                mem_get_info: *library.get(b"cudaMemGetInfo\0").map_err(absent)?,
+                get_error_string: *library.get(b"cudaGetErrorString\0").map_err(absent)?,
+            })
+        }
+    }
+
+    /// Bytes that a device has left. Leaves it as the thread's device.
+    #[allow(unsafe_code)]
+    fn free_memory(&self, index: usize) -> Result<u64, String> {
+        let device = c_int::try_from(index).map_err(|error| error.to_string())?;
+        let (mut free, mut total) = (0_usize, 0_usize);
+        // SAFETY: the first takes a number alone, the second writes to two that outlive the call.
+        unsafe {
+            self.check("cudaSetDevice", (self.set_device)(device))?;
+            self.check("cudaMemGetInfo", (self.mem_get_info)(&raw mut free, &raw mut total))?;
+        }
+        Ok(free as u64)
+    }
+
+    #[allow(unsafe_code)]
+    pub(super) fn check(&self, function: &str, status: Status) -> Result<(), String> {
+        if status == 0 {
+            return Ok(());
+        }
+        // SAFETY: the runtime returns a text of its own that is never freed, for any number.
+        let words = unsafe {
+            let words = (self.get_error_string)(status);
+            if words.is_null() {
+                None
+            } else {
+                Some(CStr::from_ptr(words).to_string_lossy())
+            }
+        };
+        Err(format!("{function} failed: {} ({status})", words.unwrap_or_default()))
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use libloading::os::unix::Library;
+
+    use super::*;
+
+    #[test]
+    fn a_program_without_the_runtime_is_told_which_function_is_missing() {
+        if find().is_ok() {
+            println!("skipped: this test's libtorch has its CUDA half loaded");
+            return;
+        }
+        assert!(find().unwrap_err().contains("cudaSetDevice"), "{:?}", find());
+    }
+
+    /// With the real runtime: on a machine without a GPU it answers with an error of its own.
+    #[test]
+    #[allow(unsafe_code)]
+    fn the_runtime_tells_the_free_memory_or_says_why_not() {
+        let beside_libtorch = std::env::var("LIBTORCH").unwrap_or_else(|_| "../.libtorch/torch".to_owned());
+        let path = format!("{beside_libtorch}/../nvidia/cu13/lib/libcudart.so.13");
+        // SAFETY: the runtime has no initialisers that depend on the program.
+        let Ok(library) = (unsafe { Library::open(Some(&path), libloading::os::unix::RTLD_NOW) }) else {
+            println!("skipped: there is no {path}");
+            return;
+        };
+        let runtime = Runtime::of(&library).unwrap();
+        match thread::spawn(move || runtime.free_memory(0)).join().unwrap() {
+            Ok(free) => assert!(free > 0),
+            Err(reason) => {
+                assert!(
+                    reason.starts_with("cudaSetDevice failed: ") && reason.contains("CUDA"),
+                    "{reason}"
+                );
+            }
+        }
+        std::mem::forget(library);
+    }
+}

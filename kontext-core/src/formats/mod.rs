@@ -1,0 +1,31 @@
+//! Tensors in files: safetensors and GGUF, their packed formats, and writing them.
+
+mod entry;
+mod file;
+mod gguf;
+mod gguf_value;
+mod gguf_write;
+mod header;
+mod matrix;
+mod names;
+mod open;
+pub mod quant;
+mod quantize;
+mod report;
+mod save;
+mod save_streamed;
+mod side_tensors;
+mod store;
+mod synthetic;
+
+pub use entry::Entry;
+pub use gguf_value::{Array, Value};
+pub use gguf_write::{StreamedTensor, write_gguf};
+pub use matrix::StoredMatrix;
+pub use names::{NameMap, Recipe, nearest as nearest_name};
+pub use quantize::Quantize;
+pub use report::Account;
+pub use save::{save, to_bytes};
+pub use save_streamed::save_streamed;
+pub use side_tensors::Factors;
+pub use store::Store;

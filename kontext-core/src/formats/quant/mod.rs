@@ -1,0 +1,28 @@
+//! Packed weights: matrices whose elements are stored in fewer bits, and how they are unpacked and packed.
+//!
+//! | need | use |
+//! | --- | --- |
+//! | what a format is called and how large it is | [`Format`] |
+//! | rows and columns of a stored matrix as f32 or bf16 | [`Packed::unpack`] |
+//! | a matrix packed for storing | [`pack()`] |
+//!
+//! Bytes and factors come in as slices; nothing here knows of files, and only `on_device` knows of tensors.
+
+#[cfg(test)]
+pub(crate) mod fixture;
+mod float8;
+mod format;
+mod half_floats;
+pub(crate) mod iq4;
+mod k;
+mod legacy;
+pub(crate) mod nf4;
+mod pack;
+mod pack_blocks;
+mod packed;
+mod unpack;
+mod wide;
+
+pub use format::Format;
+pub use pack::{PackedVec, pack};
+pub use packed::{Element, Packed, Scale};

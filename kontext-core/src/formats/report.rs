@@ -1,0 +1,109 @@
+//! What a checkpoint holds: counts, dtypes, and the search for a damaged tensor.
+
+use std::collections::BTreeMap;
+
+use tch::Kind;
+
+use super::Store;
+use super::store::{Source, lock};
+use crate::{Result, check};
+
+/// Counts over the tensors of a checkpoint's part.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Account {
+    /// Number of tensors.
+    pub tensors: usize,
+    /// Number of parameters.
+    pub parameters: u64,
+    /// Bytes in the file.
+    pub bytes: u64,
+    /// Parameters for each stored dtype, by its libtorch name.
+    pub dtypes: BTreeMap<String, u64>,
+}
+
+impl Store {
+    /// Counts the tensors, from headers alone.
+    #[must_use]
+    pub fn account(&self) -> Account {
+        let mut account = Account::default();
+        let mut count = |dtype: String, parameters: u64, bytes: u64| {
+            account.tensors += 1;
+            account.parameters += parameters;
+            account.bytes += bytes;
+            *account.dtypes.entry(dtype).or_default() += parameters;
+        };
+        let of = |kind: Kind| format!("{kind:?}");
+        let sized = |kind: Kind, shape: &[i64]| {
+            let parameters = shape.iter().product::<i64>().unsigned_abs();
+            (of(kind), parameters, parameters * kind.elt_size_in_bytes() as u64)
+        };
+        match &self.source {
+            Source::Files { entries, .. } => entries.values().for_each(|entry| {
+                let dtype = match (entry.stored.kind, entry.stored.format) {
+                    (Some(kind), _) => of(kind),
+                    (None, Some(format)) => format.name().to_owned(),
+                    (None, None) => "other".to_owned(),
+                };
+                let bytes = match dtype.as_str() {
+                    "other" => 0,
+                    _ => entry.stored.range.len() as u64 + entry.companion_bytes,
+                };
+                count(dtype, entry.stored.elements(), bytes);
+            }),
+            Source::Memory(tensors) => lock(tensors).values().for_each(|tensor| {
+                let (dtype, parameters, bytes) = sized(tensor.kind(), &tensor.size());
+                count(dtype, parameters, bytes);
+            }),
+            Source::Synthetic { made, .. } => lock(made).values().for_each(|shape| {
+                let (dtype, parameters, bytes) = sized(Kind::Float, shape);
+                count(dtype, parameters, bytes);
+            }),
+        }
+        account
+    }
+
+    /// Shape, and bytes in the file with all that belongs to it, of every tensor of a file; nothing for other weights.
+    #[must_use]
+    pub fn stored_sizes(&self) -> BTreeMap<String, (Vec<i64>, u64)> {
+        let Source::Files { entries, .. } = &self.source else {
+            return BTreeMap::new();
+        };
+        let of = |entry: &super::Entry| {
+            (
+                entry.stored.shape.clone(),
+                entry.stored.range.len() as u64 + entry.companion_bytes,
+            )
+        };
+        entries.iter().map(|(name, entry)| (name.clone(), of(entry))).collect()
+    }
+
+    /// Name and shape of every tensor; of synthetic weights, of those made so far.
+    #[must_use]
+    pub fn shapes(&self) -> BTreeMap<String, Vec<i64>> {
+        match &self.source {
+            Source::Files { entries, .. } => entries
+                .iter()
+                .map(|(n, e)| (n.clone(), e.stored.shape.clone()))
+                .collect(),
+            Source::Memory(tensors) => lock(tensors).iter().map(|(n, t)| (n.clone(), t.size())).collect(),
+            Source::Synthetic { made, .. } => lock(made).clone(),
+        }
+    }
+
+    /// The first tensor that holds a NaN or an infinity: what to name when a result is not finite.
+    ///
+    /// This reads every tensor.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn first_not_finite(&self) -> Result<Option<String>> {
+        for name in self.names() {
+            let value = self.raw(&name)?.f_to_kind(Kind::Float)?;
+            if check::finite(&name, &value).is_err() {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,122 @@
+//! Writing a safetensors file one tensor after the other.
+
+use std::collections::HashMap;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+
+use super::StreamedTensor;
+use super::quant::Format;
+use crate::{CheckpointError, Error, OutputFile, Result};
+
+/// Tensors begin at multiples of this.
+const ALIGNMENT: usize = 8;
+
+/// Writes tensors of plain formats to a safetensors file, wide ones first; only one is in memory at a time. The file
+/// appears whole or not at all.
+///
+/// # Errors
+/// [`Error::Io`] where the folder cannot be written; [`Error::Checkpoint`] for a format that safetensors does not
+/// know; [`Error::InvalidArgument`] for bytes that are not those of the shape; what a tensor's own function returns.
+pub fn save_streamed<'a>(
+    path: impl AsRef<Path>,
+    text: HashMap<String, String>,
+    tensors: impl IntoIterator<Item = StreamedTensor<'a>>,
+) -> Result<()> {
+    let path = path.as_ref();
+    let mut tensors: Vec<StreamedTensor<'a>> = tensors.into_iter().collect();
+    tensors.sort_by(|a, b| {
+        b.format
+            .bytes()
+            .cmp(&a.format.bytes())
+            .then_with(|| a.name.cmp(&b.name))
+    });
+    let (mut infos, mut end) = (Vec::with_capacity(tensors.len()), 0);
+    for tensor in &tensors {
+        let unknown = || CheckpointError::Dtype {
+            name: tensor.name.clone(),
+            dtype: tensor.format.name().to_owned(),
+        };
+        let dtype = dtype_of(tensor.format)
+            .ok_or_else(unknown)
+            .map_err(Error::checkpoint(path))?;
+        let start = end;
+        end += tensor.format.bytes() * tensor.shape.iter().product::<usize>();
+        infos.push((
+            tensor.name.clone(),
+            TensorInfo {
+                dtype,
+                shape: tensor.shape.clone(),
+                data_offsets: (start, end),
+            },
+        ));
+    }
+    let wrong = |reason: String| Error::checkpoint(path)(CheckpointError::Header { reason });
+    let metadata = Metadata::new(Some(text), infos).map_err(|e| wrong(e.to_string()))?;
+    let mut header = serde_json::to_vec(&metadata).map_err(|e| wrong(e.to_string()))?;
+    header.resize(header.len().next_multiple_of(ALIGNMENT), b' ');
+
+    let mut file = OutputFile::create(path)?;
+    let mut out = BufWriter::new(file.writer());
+    let mut write = |bytes: &[u8]| out.write_all(bytes).map_err(Error::io(path));
+    write(&(header.len() as u64).to_le_bytes())?;
+    write(&header)?;
+    for tensor in tensors {
+        let expected = tensor.format.bytes() * tensor.shape.iter().product::<usize>();
+        let data = (tensor.data)()?;
+        if data.len() != expected {
+            let got = format!("{} in `{}`", data.len(), tensor.name);
+            return Err(Error::invalid("bytes of a tensor", expected.to_string(), got));
+        }
+        write(&data)?;
+    }
+    out.flush().map_err(Error::io(path))?;
+    drop(out);
+    file.publish()
+}
+
+fn dtype_of(format: Format) -> Option<Dtype> {
+    Some(match format {
+        Format::F32 => Dtype::F32,
+        Format::F16 => Dtype::F16,
+        Format::Bf16 => Dtype::BF16,
+        Format::F8E4M3 => Dtype::F8_E4M3,
+        Format::F8E5M2 => Dtype::F8_E5M2,
+        Format::Int8 => Dtype::I8,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use super::*;
+    use crate::formats::Store;
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.safetensors");
+        let tensor = |name: &str, format, bytes: &'static [u8]| {
+            StreamedTensor::new(name, format, &[2], move || Ok(Cow::Borrowed(bytes)))
+        };
+        let text = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        let tensors = || {
+            [
+                tensor("b", Format::F8E4M3, &[0x38, 0xb8]),
+                tensor("a", Format::F32, &[0, 0, 128, 63, 0, 0, 0, 64]),
+            ]
+        };
+        save_streamed(&path, text, tensors()).unwrap();
+        let weights = Store::open(&path).unwrap();
+        assert_eq!(Vec::<f32>::try_from(weights.raw("a").unwrap()).unwrap(), [1.0, 2.0]);
+        let b = weights.raw("b").unwrap().to_kind(tch::Kind::Float);
+        assert_eq!(Vec::<f32>::try_from(b).unwrap(), [1.0, -1.0]);
+        let short = [tensor("a", Format::F32, &[0, 0, 128, 63])];
+        let error = save_streamed(folder.path().join("b.safetensors"), HashMap::new(), short).unwrap_err();
+        assert_eq!(error.to_string(), "invalid bytes of a tensor: expected 8, got 4 in `a`");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}

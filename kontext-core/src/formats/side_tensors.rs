@@ -1,0 +1,328 @@
+//! What some formats keep beside a weight: factors, and the state of a quantisation.
+//!
+//! Sources: Comfy-Org/ComfyUI `comfy/ops.py` (scaled fp8, old and new names); bitsandbytes
+//! `functional.py`, `QuantState`, and `nn/modules.py`, `Linear8bitLt`, as diffusers saves them.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use tch::{Kind, Tensor};
+
+use super::Entry;
+use super::file::{WeightFile, sides};
+use super::quant::Format;
+use crate::{CheckpointError, Error, Result};
+
+/// Where a tensor stands: the number of its file, and its name there.
+pub(super) type Place = (usize, String);
+
+/// What the elements of a weight are multiplied by.
+#[derive(Debug, Clone, Default)]
+pub(super) enum Companion {
+    #[default]
+    None,
+    /// One factor, or one for each row.
+    Factor(Place),
+    /// The largest value of each row, which is stored as 127.
+    RowMaxima(Place),
+    /// The largest value of each block.
+    BlockMaxima {
+        absmax: Place,
+        block: usize,
+        nested: Option<Nested>,
+    },
+}
+
+/// Block maxima that are quantised themselves: `map[code] * absmax[block] + offset`.
+#[derive(Debug, Clone)]
+pub(super) struct Nested {
+    absmax: Place,
+    map: Place,
+    block: usize,
+    offset: f32,
+}
+
+/// Factors in memory.
+#[derive(Debug, Clone, Default)]
+pub enum Factors {
+    /// None: the elements are the values.
+    #[default]
+    None,
+    /// One for the whole matrix.
+    All(f32),
+    /// One for each row.
+    Rows(Vec<f32>),
+    /// One for each `size` elements, counted over the flattened matrix.
+    Blocks {
+        /// Elements of a block; the last may have fewer.
+        size: usize,
+        /// The scales.
+        values: Vec<f32>,
+    },
+}
+
+/// bitsandbytes' account of a weight in four bits.
+#[derive(Deserialize)]
+struct QuantState {
+    quant_type: String,
+    blocksize: usize,
+    shape: Vec<i64>,
+    #[serde(default)]
+    nested_blocksize: usize,
+    #[serde(default)]
+    nested_offset: f32,
+}
+
+/// As bitsandbytes has it.
+const ONE_127TH: f32 = 7.874_016e-3;
+/// Values that a code of 8 bits stands for.
+const CODES: usize = 256;
+const QUANT_STATE: &str = ".quant_state.bitsandbytes__";
+/// Names of a factor beside an fp8 weight, which stand in place of its `weight`.
+const FACTORS: [&str; 2] = [".scale_weight", ".weight_scale"];
+/// Said of a file or a layer, and told by the weights themselves; factors of inputs serve
+/// multiplication in fp8.
+const EXTRAS: [&str; 4] = [".scale_input", ".input_scale", ".comfy_quant", ".weight_format"];
+const MARKER: &str = "scaled_fp8";
+
+/// Puts companions to their weights, so that what is left are tensors of the model. How many values each has is
+/// checked here, from headers; they are read with their weights.
+pub(super) fn fold(files: &[WeightFile], entries: &mut BTreeMap<String, Entry>) -> Result<()> {
+    let names: Vec<String> = entries.keys().cloned().collect();
+    for name in &names {
+        let factor = FACTORS.iter().find_map(|end| name.strip_suffix(end));
+        if let Some((weight, _)) = name.split_once(QUANT_STATE) {
+            four_bits(files, entries, name, weight)?;
+        } else if let Some(layer) = name.strip_suffix(".SCB") {
+            let bytes = |kind| kind == Some(Kind::Int8);
+            attach(
+                files,
+                entries,
+                name,
+                &format!("{layer}.weight"),
+                bytes,
+                |weight, maxima| {
+                    let rows = weight.stored.sides().0;
+                    weight.stored.kind = None;
+                    weight.stored.format = Some(Format::Int8);
+                    weight.companion = Companion::RowMaxima(maxima.place());
+                    count(maxima, rows, &format!("{rows} values, one for each row"))
+                },
+            )?;
+        } else if let Some(layer) = factor {
+            let narrow = |kind| matches!(kind, Some(Kind::Float8e4m3fn | Kind::Float8e5m2));
+            attach(
+                files,
+                entries,
+                name,
+                &format!("{layer}.weight"),
+                narrow,
+                |weight, factors| {
+                    let rows = weight.stored.sides().0;
+                    weight.companion = Companion::Factor(factors.place());
+                    let expected = if factors.stored.elements() == 1 { 1 } else { rows };
+                    count(factors, expected, &format!("1 value, or one for each of {rows} rows"))
+                },
+            )?;
+        } else if name.rsplit('.').next() == Some(MARKER) || EXTRAS.iter().any(|end| name.ends_with(end)) {
+            entries.remove(name);
+        }
+    }
+    Ok(())
+}
+
+/// Takes the companion `name` out of the entries and hands it to its weight, if that is such a one.
+fn attach(
+    files: &[WeightFile],
+    entries: &mut BTreeMap<String, Entry>,
+    name: &str,
+    weight: &str,
+    fits: impl Fn(Option<Kind>) -> bool,
+    hand: impl FnOnce(&mut Entry, &Entry) -> Result<(), String>,
+) -> Result<()> {
+    if entries.get(weight).is_some_and(|entry| fits(entry.stored.kind))
+        && let Some(companion) = entries.remove(name)
+        && let Some(entry) = entries.get_mut(weight)
+    {
+        entry.companion_bytes += companion.stored.range.len() as u64;
+        hand(entry, &companion).map_err(|reason| quantised(files, &companion, weight, reason))?;
+    }
+    Ok(())
+}
+
+fn four_bits(files: &[WeightFile], entries: &mut BTreeMap<String, Entry>, name: &str, weight: &str) -> Result<()> {
+    let Some(told) = entries.remove(name) else {
+        return Ok(());
+    };
+    let wrong = |reason: String| quantised(files, &told, weight, reason);
+    let text: Vec<u8> = floats_of(files, &told.place())?
+        .iter()
+        .map(|&byte| byte as u8)
+        .collect();
+    let state: QuantState =
+        serde_json::from_slice(&text).map_err(|e| wrong(format!("`{name}` is no description of one: {e}")))?;
+    let format = match state.quant_type.as_str() {
+        "nf4" => Format::Nf4,
+        "fp4" => Format::Fp4,
+        other => return Err(wrong(format!("`{name}` names the type `{other}`, expected nf4 or fp4"))),
+    };
+    let mut bytes = 0;
+    let mut take = |part: &str| -> Result<Entry> {
+        let full = format!("{weight}.{part}");
+        let entry = entries
+            .remove(&full)
+            .ok_or_else(|| wrong(format!("`{full}` is missing")))?;
+        bytes += entry.stored.range.len() as u64;
+        Ok(entry)
+    };
+    take("quant_map")?;
+    let absmax = take("absmax")?;
+    let nested = match state.nested_blocksize {
+        0 => None,
+        block => Some((block, take("nested_absmax")?, take("nested_quant_map")?)),
+    };
+    let Some(entry) = entries.get_mut(weight) else {
+        return Err(wrong(format!("`{name}` is there, the weight is not")));
+    };
+    let elements = state
+        .fit(format, entry.stored.range.len())
+        .map_err(|reason| wrong(format!("`{name}` {reason}")))?;
+    let blocks = elements.div_ceil(state.blocksize);
+    let of = |blocks: usize, size: usize| format!("{blocks} values, one for each block of {size}");
+    count(&absmax, blocks, &of(blocks, state.blocksize)).map_err(wrong)?;
+    if let Some((block, maxima, map)) = &nested {
+        if absmax.stored.kind != Some(Kind::Uint8) {
+            return Err(wrong(format!(
+                "`{}` is of {}, expected U8",
+                absmax.name, absmax.stored.dtype
+            )));
+        }
+        let blocks = blocks.div_ceil(*block);
+        count(maxima, blocks, &of(blocks, *block)).map_err(wrong)?;
+        count(map, CODES, &format!("{CODES} values, one for each code")).map_err(wrong)?;
+    }
+    let nested = nested.map(|(block, maxima, map)| Nested {
+        absmax: maxima.place(),
+        map: map.place(),
+        block,
+        offset: state.nested_offset,
+    });
+    entry.stored.shape = state.shape;
+    entry.stored.kind = None;
+    entry.stored.format = Some(format);
+    entry.companion = Companion::BlockMaxima {
+        absmax: absmax.place(),
+        block: state.blocksize,
+        nested,
+    };
+    entry.companion_bytes += bytes;
+    Ok(())
+}
+
+impl QuantState {
+    /// The elements that it describes, if they fit so many bytes of the format.
+    fn fit(&self, format: Format, bytes: usize) -> Result<usize, String> {
+        let shape = &self.shape;
+        if shape.iter().any(|&side| side < 1) {
+            return Err(format!("describes the shape {shape:?}, expected sides from 1 on"));
+        }
+        let product = shape
+            .iter()
+            .try_fold(1_usize, |product, &side| product.checked_mul(side as usize));
+        let Some(elements) = product else {
+            return Err(format!(
+                "describes the shape {shape:?}, whose elements no file can hold"
+            ));
+        };
+        let expected = elements.div_ceil(format.block()) * format.bytes();
+        if expected != bytes {
+            return Err(format!(
+                "describes the shape {shape:?}, which takes {expected} bytes, the weight has {bytes}"
+            ));
+        }
+        if format.row_bytes(sides(shape).1).is_none() {
+            let (block, format) = (format.block(), format.name());
+            return Err(format!(
+                "describes the shape {shape:?}, {format} asks for rows of a multiple of {block}"
+            ));
+        }
+        if self.blocksize == 0 {
+            return Err("describes blocks of 0 elements, expected at least 1".to_owned());
+        }
+        Ok(elements)
+    }
+}
+
+/// That a companion has so many values; `told` puts the number in words.
+fn count(companion: &Entry, expected: usize, told: &str) -> Result<(), String> {
+    let got = companion.stored.elements();
+    if got == expected as u64 {
+        Ok(())
+    } else {
+        Err(format!("`{}`: expected {told}, got {got}", companion.name))
+    }
+}
+
+fn quantised(files: &[WeightFile], companion: &Entry, weight: &str, reason: String) -> Error {
+    let path = files.get(companion.file).map(|f| f.path.clone()).unwrap_or_default();
+    Error::checkpoint(path)(CheckpointError::Quantised {
+        name: weight.to_owned(),
+        reason,
+    })
+}
+
+impl Entry {
+    fn place(&self) -> Place {
+        (self.file, self.name.clone())
+    }
+}
+
+impl Companion {
+    /// Reads the factors.
+    pub(super) fn read(&self, files: &[WeightFile]) -> Result<Factors> {
+        Ok(match self {
+            Companion::None => Factors::None,
+            Companion::Factor(place) => match floats_of(files, place)?.as_slice() {
+                [factor] => Factors::All(*factor),
+                factors => Factors::Rows(factors.to_vec()),
+            },
+            Companion::RowMaxima(place) => Factors::Rows(
+                floats_of(files, place)?
+                    .into_iter()
+                    .map(|max| max * ONE_127TH)
+                    .collect(),
+            ),
+            Companion::BlockMaxima { absmax, block, nested } => {
+                let values = match nested {
+                    None => floats_of(files, absmax)?,
+                    Some(nested) => nested.read(files, absmax)?,
+                };
+                Factors::Blocks { size: *block, values }
+            }
+        })
+    }
+}
+
+impl Nested {
+    fn read(&self, files: &[WeightFile], codes: &Place) -> Result<Vec<f32>> {
+        let (map, maxima) = (floats_of(files, &self.map)?, floats_of(files, &self.absmax)?);
+        let value = |(index, code): (usize, &f32)| {
+            // Both are there: their numbers were checked when the file was opened.
+            let of = |values: &[f32], index: usize| values.get(index).copied().unwrap_or(f32::NAN);
+            of(&map, *code as usize) * of(&maxima, index / self.block) + self.offset
+        };
+        Ok(floats_of(files, codes)?.iter().enumerate().map(value).collect())
+    }
+}
+
+/// A tensor's values as f32.
+fn floats_of(files: &[WeightFile], (file, name): &Place) -> Result<Vec<f32>> {
+    let missing = || Error::invalid("file of a companion", "one of the checkpoint's", file);
+    let values: Tensor = files.get(*file).ok_or_else(missing)?.read(name)?;
+    let flat = values.f_to_kind(Kind::Float)?.f_reshape([-1])?;
+    Vec::<f32>::try_from(&flat).map_err(|_| Error::Shape {
+        tensor: "companion",
+        expected: "[N]",
+        got: values.size(),
+    })
+}
