@@ -15,8 +15,9 @@ use std::cell::LazyCell;
 use std::time::Duration;
 
 use criterion::{Criterion, SamplingMode, criterion_group, criterion_main};
-use kontext_core::{Conditioning, Device, Kind, Result, Tensor, Tokens, Weights};
+use kontext_core::{Conditioning, Device, Kind, Result, Tensor, Tokens};
 use kontext_dit::{Dit, DitConfig, Run, RunInput};
+use kontext_nn::Weights;
 use kontext_sampler::Size;
 use kontext_sampler::ids::{Origin, grid_ids};
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use kontext_core::weights::Quantize;
+use kontext_core::formats::Quantize;
 use kontext_core::{Device, Kind};
 use kontext_dit::Dit;
 use kontext_sampler::Shift;

@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use kontext_core::{CheckpointError, Error, Result, Weights};
+use kontext_core::{CheckpointError, Error, Result};
 use kontext_dit::{DitConfig, names};
+use kontext_nn::Weights;
 use kontext_sampler::Shift;
 use kontext_text::{ClipEncoder, T5Encoder};
 

@@ -41,11 +41,12 @@ pub use session::Session;
 #[doc(no_inline)]
 pub use image;
 #[doc(no_inline)]
-pub use kontext_core::weights::Quantize;
+pub use kontext_core::formats::Quantize;
 #[doc(no_inline)]
-pub use kontext_core::{Conditioning, Device, Error, Kind, Result, Tensor, Tokens, Weights};
+pub use kontext_core::{Conditioning, Device, Error, Kind, Result, Tensor, Tokens};
 #[doc(no_inline)]
 pub use kontext_dit::{Dit, DitConfig, Lora, LoraFamily, LoraForm, LoraOptions, LoraReport, LoraTarget, Unmatched};
+pub use kontext_nn::Weights;
 #[doc(no_inline)]
 pub use kontext_sampler::{CfgMode, Conformance, Grid, References, Schedule, Shift, Size};
 #[doc(no_inline)]
@@ -56,7 +57,7 @@ pub use kontext_vae::{Autoencoder, Tiling};
 /// The crates that this one is made of, for those who assemble their own.
 pub mod crates {
     #[doc(no_inline)]
-    pub use {kontext_core, kontext_dit, kontext_sampler, kontext_text, kontext_vae};
+    pub use {kontext_core, kontext_dit, kontext_nn, kontext_sampler, kontext_text, kontext_vae};
 }
 
 /// Why the crates are as they are.

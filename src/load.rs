@@ -3,9 +3,11 @@
 use std::path::Path;
 
 use image::RgbImage;
-use kontext_core::weights::{LeftInFile, Quantize};
-use kontext_core::{Device, Error, Kind, Result, Weights, device, memory};
+use kontext_core::formats::Quantize;
+use kontext_core::{Device, Error, Kind, Result, device, memory};
 use kontext_dit::{Dit, DitConfig};
+use kontext_nn::LeftInFile;
+use kontext_nn::Weights;
 use kontext_sampler::Size;
 use kontext_text::{ClipEncoder, T5Encoder, TextEncoder, Tokenizer};
 use kontext_vae::Autoencoder;

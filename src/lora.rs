@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use kontext_core::nn::{Prepared, Slots};
 use kontext_core::pattern::matches;
-use kontext_core::weights::Adapters;
 use kontext_core::{CheckpointError, Error, Result};
 use kontext_dit::{Dit, DitConfig, Lora, LoraOptions, LoraTarget};
+use kontext_nn::Adapters;
+use kontext_nn::{Prepared, Slots};
 use kontext_text::TextEncoder;
 
 /// A LoRA and how it is to be used: the whole of it, or with a strength of its own for some layers.

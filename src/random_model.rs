@@ -5,9 +5,10 @@
 
 use std::path::Path;
 
-use kontext_core::weights::save;
-use kontext_core::{Device, Error, Kind, Result, Tensor, Weights};
+use kontext_core::formats::save;
+use kontext_core::{Device, Error, Kind, Result, Tensor};
 use kontext_dit::{Dit, DitConfig};
+use kontext_nn::Weights;
 use kontext_sampler::Shift;
 use kontext_text::{ClipConfig, ClipEncoder, T5Config, T5Encoder, TextEncoder, Tokenizer};
 use kontext_vae::{Autoencoder, AutoencoderKl, VaeConfig};

@@ -1,8 +1,8 @@
 //! Tensors under the names of another program's files, which may hold them in pieces.
 
-use kontext_core::ops::swap_halves;
-use kontext_core::weights::{NameMap, Recipe};
+use kontext_core::formats::{NameMap, Recipe};
 use kontext_core::{Result, Tensor};
+use kontext_nn::ops::swap_halves;
 
 /// A tensor, or some of its rows, under its name in a file.
 #[derive(Debug, Clone)]

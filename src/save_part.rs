@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use kontext_core::weights::save;
+use kontext_core::formats::save;
 use kontext_core::{Error, OutputFile, Result, Tensor};
 use kontext_dit::DitConfig;
 use kontext_sampler::Shift;

@@ -8,11 +8,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use kontext::{ActiveLora, Checkpoint, Device, Layout, Lora, LoraUse, Pipeline, Placement, Quantize, Request};
-use kontext_core::weights::{self, Adapters, Recipe};
-use kontext_core::{Conditioning, Kind, Tensor, Weights, check};
+use kontext_core::formats;
+use kontext_core::formats::Recipe;
+use kontext_core::{Conditioning, Kind, Tensor, check};
 use kontext_dit::{
     Dit, DitConfig, LoraFamily, LoraForm, LoraLayer, LoraOptions, LoraTarget, RunInput, linear_parts, names, save_lora,
 };
+use kontext_nn::Adapters;
+use kontext_nn::Weights;
 use kontext_text::{ClipConfig, ClipEncoder, T5Config, T5Encoder};
 
 const BOUND: f64 = 1e-5;
@@ -76,13 +79,13 @@ impl World {
         if let Some(config) = config {
             std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
         }
-        weights::save(&path, &self.tensors(name), header).unwrap();
+        formats::save(&path, &self.tensors(name), header).unwrap();
         path
     }
 
     fn write(&self, tensors: &[(String, Tensor)]) -> PathBuf {
         let path = self.folder.path().join("made.safetensors");
-        weights::save(&path, tensors, None).unwrap();
+        formats::save(&path, tensors, None).unwrap();
         path
     }
 
@@ -326,7 +329,7 @@ fn text_encoders_change_as_in_peft() {
             lora.report().targets,
             BTreeMap::from([(LoraTarget::Clip, 4), (LoraTarget::T5, 4)])
         );
-        let of = |target, slots: &kontext_core::nn::Slots| {
+        let of = |target, slots: &kontext_nn::Slots| {
             slots
                 .set(&lora.text_adapters(target, &slots.layers(), |_| 1.0).unwrap())
                 .unwrap();
@@ -446,7 +449,7 @@ fn the_report_is_short_and_says_how_it_was_trained() {
     let world = World::new();
     let path = world.folder.path().join("told.safetensors");
     let facts = HashMap::from([("ss_base_model_version".to_owned(), "flux1".to_owned())]);
-    weights::save(&path, &world.tensors("kohya"), Some(facts)).unwrap();
+    formats::save(&path, &world.tensors("kohya"), Some(facts)).unwrap();
     let report = Lora::inspect(&path).unwrap().to_string();
     let expected = "naming:    kohya (32 tensors)\n\
                     changes:   LoRA (16 layers)\n\
@@ -583,7 +586,7 @@ fn text_encoders_of_a_pipeline_change_too() {
     let shape = weights.shape_of("text_model.encoder.layers.0.mlp.fc1.weight").unwrap();
     let name = |leaf: &str| format!("lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_{leaf}.weight");
     let tensors = [(name("down"), ones(&[2, shape[1]])), (name("up"), ones(&[shape[0], 2]))];
-    weights::save(&path, &tensors, None).unwrap();
+    formats::save(&path, &tensors, None).unwrap();
     pipe.add_lora(&path).unwrap();
     assert_ne!(picture(&pipe), plain);
     pipe.set_loras([LoraUse::of(Lora::open(&path).unwrap()).layer_scale("clip.*", 0.0)])
@@ -591,7 +594,7 @@ fn text_encoders_of_a_pipeline_change_too() {
     assert_eq!(picture(&pipe), plain);
     // Of a deeper encoder.
     let deep = |(name, t): (String, Tensor)| (name.replace("layers_0", "layers_11"), t);
-    weights::save(&path, &tensors.into_iter().map(deep).collect::<Vec<_>>(), None).unwrap();
+    formats::save(&path, &tensors.into_iter().map(deep).collect::<Vec<_>>(), None).unwrap();
     let error = cause(&pipe.add_lora(LoraUse::new(&path).named("deep")).unwrap_err());
     assert!(
         error.contains("`text_model.encoder.layers.11.mlp.fc1` (no layer of this text encoder; nearest: "),

@@ -3,14 +3,12 @@
 //! Fixture: `tests/reference/parts/noise.py`, made by torch 2.11 on an x86-64 CPU with AVX2.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
-use kontext_core::{Device, Kind, Tensor, Weights, noise};
+use kontext_core::formats::Store;
+use kontext_core::{Device, Kind, Tensor, noise};
+use kontext_fixtures::Fixture;
 
-fn fixture() -> Weights {
-    Weights::open(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../tests/reference/noise.safetensors"
-    ))
-    .unwrap()
+fn fixture() -> Fixture {
+    Fixture::open("noise.safetensors")
 }
 
 fn kind(name: &str) -> Kind {
@@ -33,7 +31,7 @@ fn draws_of_every_size_seed_and_dtype_are_those_of_torch() {
             continue;
         };
         let Ok(size) = size.parse::<i64>() else { continue };
-        let expected = fixture.raw(&name).unwrap();
+        let expected = fixture.tensor(&name);
         let draw = noise::randn(&[size], seed.parse().unwrap(), kind(dtype), Device::Cpu).unwrap();
         assert!(draw.equal(&expected), "{name}: {draw:?} against {expected:?}");
         seen += 1;
@@ -50,7 +48,7 @@ fn a_quarter_of_a_million_draws_have_the_same_bytes() {
         let mut buffer = vec![0_u8; bytes.numel()];
         let count = buffer.len();
         bytes.copy_data(&mut buffer, count);
-        let expected = fixture.raw(&format!("long.{dtype}.crc32")).unwrap().int64_value(&[0]);
+        let expected = fixture.tensor(&format!("long.{dtype}.crc32")).int64_value(&[0]);
         assert_eq!(i64::from(crc32fast::hash(&buffer)), expected, "{dtype}");
     }
 }
@@ -61,10 +59,9 @@ fn synthetic_weights_are_those_of_the_reference_script() {
     let mut seen = 0;
     for name in fixture.names().iter().filter(|n| n.starts_with("synthetic.seed")) {
         let (seed, tensor) = name["synthetic.seed".len()..].split_once('.').unwrap();
-        let expected = fixture.raw(name).unwrap();
-        let value = Weights::synthetic(seed.parse().unwrap())
-            .tensor(tensor, &expected.size())
-            .unwrap();
+        let expected = fixture.tensor(name);
+        let store = Store::synthetic(seed.parse().unwrap());
+        let value = store.draw(tensor, &expected.size(), Device::Cpu).unwrap().unwrap();
         assert!(value.equal(&expected), "{name}");
         seen += 1;
     }

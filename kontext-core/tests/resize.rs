@@ -4,7 +4,8 @@
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 use image::RgbImage;
-use kontext_core::{Tensor, Weights, picture};
+use kontext_core::{Tensor, picture};
+use kontext_fixtures::Fixture;
 
 fn picture_of(tensor: &Tensor) -> RgbImage {
     let [height, width, _] = <[i64; 3]>::try_from(tensor.size()).unwrap();
@@ -16,17 +17,13 @@ fn picture_of(tensor: &Tensor) -> RgbImage {
 
 #[test]
 fn lanczos_agrees_with_pillow_to_the_last_level() {
-    let fixture = Weights::open(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../tests/reference/resize.safetensors"
-    ))
-    .unwrap();
+    let fixture = Fixture::open("resize.safetensors");
     let names = fixture.names();
     let cases: Vec<&str> = names.iter().filter_map(|n| n.strip_suffix(".input")).collect();
     assert!(cases.len() >= 15);
     for case in cases {
-        let input = picture_of(&fixture.raw(&format!("{case}.input")).unwrap());
-        let expected = picture_of(&fixture.raw(&format!("{case}.output")).unwrap());
+        let input = picture_of(&fixture.tensor(&format!("{case}.input")));
+        let expected = picture_of(&fixture.tensor(&format!("{case}.output")));
         let resized = picture::resize(&input, expected.width(), expected.height()).unwrap();
         let differing = resized
             .as_raw()

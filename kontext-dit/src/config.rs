@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use kontext_core::{Error, Result, Weights, read_json};
+use kontext_core::{Error, Result, read_json};
+use kontext_nn::Weights;
 use serde::Deserialize;
 
 /// Sizes of the transformer. The presets are the published models; every field may be changed.

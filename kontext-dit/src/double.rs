@@ -2,7 +2,8 @@
 //!
 //! Source: black-forest-labs/flux@802fb47 `src/flux/modules/layers.py`, `DoubleStreamBlock`.
 
-use kontext_core::{Result, Tensor, Weights};
+use kontext_core::{Result, Tensor};
+use kontext_nn::Weights;
 
 use crate::DitConfig;
 use crate::modulation::{Modulation, ModulationLayer, Table};

@@ -3,8 +3,9 @@
 //! Source: black-forest-labs/flux@802fb47 `src/flux/modules/layers.py`, `MLPEmbedder`, and
 //! `model.py`, `Flux.forward`.
 
-use kontext_core::nn::Linear;
-use kontext_core::{Kind, Result, Tensor, Weights, ops};
+use kontext_core::{Kind, Result, Tensor};
+use kontext_nn::Linear;
+use kontext_nn::{Weights, ops};
 
 use crate::DitConfig;
 

@@ -1,7 +1,8 @@
 //! The linear layers of the transformer, under this library's names and diffusers'.
 
-use kontext_core::weights::Recipe;
-use kontext_core::{Result, Weights};
+use kontext_core::Result;
+use kontext_core::formats::Recipe;
+use kontext_nn::Weights;
 
 use crate::{Dit, DitConfig, names};
 

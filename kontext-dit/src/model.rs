@@ -2,8 +2,9 @@
 //!
 //! Source: black-forest-labs/flux@802fb47 `src/flux/model.py`, `Flux`.
 
-use kontext_core::nn::{Linear, Slots};
-use kontext_core::{Conditioning, During, Error, Kind, Result, Tensor, Tokens, Weights, check};
+use kontext_core::{Conditioning, During, Error, Kind, Result, Tensor, Tokens, check};
+use kontext_nn::Weights;
+use kontext_nn::{Linear, Slots};
 
 use crate::DitConfig;
 use crate::double::{DoubleBlock, DoubleTable};

@@ -5,8 +5,9 @@
 //!
 //! Source: black-forest-labs/flux@802fb47 `src/flux/modules/layers.py`, `Modulation`, `LastLayer`.
 
-use kontext_core::nn::Linear;
-use kontext_core::{Error, Result, Tensor, Weights, ops};
+use kontext_core::{Error, Result, Tensor};
+use kontext_nn::Linear;
+use kontext_nn::{Weights, ops};
 
 /// Epsilon of the layer normalisations that are modulated.
 const EPS: f64 = 1e-6;

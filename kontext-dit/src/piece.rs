@@ -1,7 +1,7 @@
 //! The transformer cut into pieces, between which the activations are few.
 
-use kontext_core::nn::Linear;
 use kontext_core::{During, Error, Result, Tensor};
+use kontext_nn::Linear;
 
 use crate::double::{DoubleBlock, DoubleTable};
 use crate::modulation::{Table, modulate};

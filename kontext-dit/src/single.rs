@@ -2,8 +2,9 @@
 //!
 //! Source: black-forest-labs/flux@802fb47 `src/flux/modules/layers.py`, `SingleStreamBlock`.
 
-use kontext_core::nn::Linear;
-use kontext_core::{Result, Tensor, Weights};
+use kontext_core::{Result, Tensor};
+use kontext_nn::Linear;
+use kontext_nn::Weights;
 
 use crate::DitConfig;
 use crate::modulation::{Modulation, ModulationLayer, Table};

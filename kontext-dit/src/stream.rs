@@ -1,7 +1,8 @@
 //! One stream (text or image) of a double-stream block: its projections, norms and MLP.
 
-use kontext_core::nn::{Linear, RmsNorm};
-use kontext_core::{Kind, Result, Tensor, Weights};
+use kontext_core::{Kind, Result, Tensor};
+use kontext_nn::Weights;
+use kontext_nn::{Linear, RmsNorm};
 
 use crate::DitConfig;
 use crate::rope::Rope;
@@ -63,7 +64,7 @@ impl Qkv {
 /// Attention on [B, L, H, D] queries, keys and values: [B, L, H * D].
 pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     let heads = |x: &Tensor| x.f_transpose(1, 2);
-    kontext_core::ops::attend(&heads(q)?, &heads(k)?, &heads(v)?, None, None)
+    kontext_nn::ops::attend(&heads(q)?, &heads(k)?, &heads(v)?, None, None)
 }
 
 /// One stream's weights.

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use kontext_core::Weights;
 use kontext_dit::{Dit, DitConfig, names};
+use kontext_nn::Weights;
 
 #[test]
 fn every_official_tensor_is_expected_and_none_is_left_over() {

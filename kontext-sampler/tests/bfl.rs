@@ -6,27 +6,25 @@
 
 use std::ops::ControlFlow;
 
-use kontext_core::{Device, Kind, Tensor, Weights, noise, ops};
+use kontext_core::{Device, Kind, Tensor, noise};
+use kontext_fixtures::Fixture;
+use kontext_nn::ops;
 use kontext_sampler::geometry::{PREFERRED_SIZES, bfl_target, preferred_size};
 use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_sampler::{Conformance, Grid, Schedule, Shift, Size, integrate, pack, unpack};
 
 const KINDS: [(Kind, &str); 2] = [(Kind::Float, "f32"), (Kind::BFloat16, "bf16")];
 
-fn fixture() -> Weights {
-    Weights::open(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../tests/reference/bfl.safetensors"
-    ))
-    .unwrap()
+fn fixture() -> Fixture {
+    Fixture::open("bfl.safetensors")
 }
 
-fn values(fixture: &Weights, name: &str) -> Vec<f32> {
-    Vec::try_from(fixture.raw(name).unwrap()).unwrap()
+fn values(fixture: &Fixture, name: &str) -> Vec<f32> {
+    Vec::try_from(fixture.tensor(name)).unwrap()
 }
 
-fn rows(fixture: &Weights, name: &str) -> Vec<Vec<i32>> {
-    Vec::try_from(fixture.raw(name).unwrap()).unwrap()
+fn rows(fixture: &Fixture, name: &str) -> Vec<Vec<i32>> {
+    Vec::try_from(fixture.tensor(name)).unwrap()
 }
 
 fn bfl(steps: usize, tokens: i64, shift: Shift) -> Schedule {
@@ -64,10 +62,7 @@ fn times_and_guidance_are_embedded_with_the_roundings_of_bfl() {
         let embedding = ops::timestep_embedding(&Tensor::from_slice(&some), 256)
             .unwrap()
             .to_kind(kind);
-        assert!(
-            embedding.equal(&fixture.raw(&format!("embedding.{name}")).unwrap()),
-            "{name}"
-        );
+        assert!(embedding.equal(&fixture.tensor(&format!("embedding.{name}"))), "{name}");
     }
 }
 
@@ -75,7 +70,7 @@ fn times_and_guidance_are_embedded_with_the_roundings_of_bfl() {
 fn every_euler_step_is_that_of_bfl_in_f32_and_in_bf16() {
     let fixture = fixture();
     for (kind, name) in KINDS {
-        let raw = |part: &str| fixture.raw(&format!("euler.{name}.{part}")).unwrap();
+        let raw = |part: &str| fixture.tensor(&format!("euler.{name}.{part}"));
         let (states, velocities) = (raw("states"), raw("velocities"));
         let velocity = |latents: &Tensor, step: usize| {
             assert!(
@@ -133,12 +128,13 @@ fn noise_for_sizes_that_are_no_multiples_of_16_is_the_draw_of_bfl() {
     let mut seen = 0;
     for (kind, name) in KINDS {
         for asked in [Size::new(100, 50), Size::new(33, 17), Size::new(48, 32)] {
-            let Ok(expected) = fixture.raw(&format!("noise.{asked}.{name}")) else {
+            let draw = format!("noise.{asked}.{name}");
+            if !fixture.contains(&draw) {
                 continue;
-            };
+            }
             let Grid { rows, cols } = bfl_target(asked).grid().unwrap();
             let drawn = noise::randn(&[1, 16, 2 * rows, 2 * cols], 7, kind, Device::Cpu).unwrap();
-            assert!(drawn.equal(&expected), "{asked}, {name}");
+            assert!(drawn.equal(&fixture.tensor(&draw)), "{asked}, {name}");
             seen += 1;
         }
     }
@@ -149,11 +145,11 @@ fn noise_for_sizes_that_are_no_multiples_of_16_is_the_draw_of_bfl() {
 fn latents_are_packed_and_unpacked_as_by_bfl() {
     let fixture = fixture();
     let grid = Size::new(48, 32).grid().unwrap();
-    let latents = fixture.raw("noise.48x32.bf16").unwrap();
+    let latents = fixture.tensor("noise.48x32.bf16");
     let tokens = pack(&latents).unwrap();
-    assert!(tokens.equal(&fixture.raw("tokens.img").unwrap()));
+    assert!(tokens.equal(&fixture.tensor("tokens.img")));
     let back = unpack(&tokens, grid).unwrap();
-    assert!(back.equal(&latents) && back.equal(&fixture.raw("tokens.unpacked").unwrap()));
+    assert!(back.equal(&latents) && back.equal(&fixture.tensor("tokens.unpacked")));
 }
 
 #[test]
@@ -162,6 +158,6 @@ fn targets_lie_on_plane_0_and_references_on_plane_1_as_in_bfl() {
     let grid = Size::new(48, 32).grid().unwrap();
     for (name, t) in [("tokens.ids", 0), ("context.ids", 1)] {
         let ids = grid_ids(grid, Origin { t, y: 0, x: 0 }).unwrap();
-        assert!(ids.unsqueeze(0).equal(&fixture.raw(name).unwrap()), "{name}");
+        assert!(ids.unsqueeze(0).equal(&fixture.tensor(name)), "{name}");
     }
 }

@@ -6,20 +6,17 @@
 
 use std::ops::ControlFlow;
 
-use kontext_core::{Kind, Tensor, Weights};
+use kontext_core::{Kind, Tensor};
+use kontext_fixtures::Fixture;
 use kontext_sampler::geometry::{PREFERRED_SIZES, diffusers_target, preferred_size};
 use kontext_sampler::{Conformance, Schedule, Shift, Size, integrate};
 
-fn fixture() -> Weights {
-    Weights::open(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../tests/reference/schedule.safetensors"
-    ))
-    .unwrap()
+fn fixture() -> Fixture {
+    Fixture::open("schedule.safetensors")
 }
 
-fn values(fixture: &Weights, name: &str) -> Vec<f32> {
-    Vec::try_from(fixture.raw(name).unwrap()).unwrap()
+fn values(fixture: &Fixture, name: &str) -> Vec<f32> {
+    Vec::try_from(fixture.tensor(name)).unwrap()
 }
 
 fn diffusers(steps: usize, tokens: i64, shift: Shift) -> Schedule {
@@ -70,7 +67,7 @@ fn an_euler_step_is_diffusers_in_f32_and_in_bf16() {
     let fixture = fixture();
     let schedule = diffusers(28, 4096, Shift::dev());
     for (kind, name) in [(Kind::Float, "f32"), (Kind::BFloat16, "bf16")] {
-        let raw = |part: &str| fixture.raw(&format!("euler.{name}.{part}")).unwrap();
+        let raw = |part: &str| fixture.tensor(&format!("euler.{name}.{part}"));
         let sample = raw("sample");
         // Velocity zero until the fourth step, which the fixture holds.
         let velocity = |_: &Tensor, step: usize| {

@@ -1,6 +1,7 @@
 //! Activation functions, by the names that transformers' configurations use.
 
-use kontext_core::{Result, Tensor, ops};
+use kontext_core::{Result, Tensor};
+use kontext_nn::ops;
 use serde::{Deserialize, Serialize};
 
 /// The non-linear function of a feed-forward part.

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use kontext_core::{Error, Kind, Result, Weights, read_json};
+use kontext_core::{Error, Kind, Result, read_json};
+use kontext_nn::Weights;
 use serde::de::DeserializeOwned;
 
 /// Reads `config.json` of a folder; `None` for a single file and a folder without one.

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use image::RgbImage;
-use kontext_core::{Device, Error, Kind, Result, Tensor, Weights, noise, picture};
+use kontext_core::{Device, Error, Kind, Result, Tensor, noise, picture};
+use kontext_nn::Weights;
 use kontext_vae::{AutoencoderKl, VaeConfig};
 use rand::RngExt;
 use rayon::prelude::*;

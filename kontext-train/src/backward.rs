@@ -117,8 +117,9 @@ fn gradients_of(leaves: &[Tensor]) -> Result<Vec<Tensor>> {
 
 #[cfg(test)]
 mod tests {
-    use kontext_core::{Conditioning, Device, Tokens, Weights, check, noise};
+    use kontext_core::{Conditioning, Device, Tokens, check, noise};
     use kontext_dit::{DitConfig, RunInput};
+    use kontext_nn::Weights;
     use kontext_sampler::Grid;
     use kontext_sampler::ids::{Origin, grid_ids};
 

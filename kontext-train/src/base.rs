@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use kontext::Checkpoint;
-use kontext_core::{Device, Kind, Result, Tensor, Weights};
+use kontext_core::{Device, Kind, Result, Tensor};
 use kontext_dit::{Dit, DitConfig};
+use kontext_nn::Weights;
 use kontext_sampler::{Shift, Size};
 use kontext_text::{ClipEncoder, T5Encoder, TextEncoder, Tokenizer};
 use kontext_vae::Autoencoder;

@@ -1,7 +1,8 @@
 //! Weights to start from where there is no model yet.
 
-use kontext_core::{Device, Kind, Result, Tensor, Weights, noise};
+use kontext_core::{Device, Kind, Result, Tensor, noise};
 use kontext_dit::{Dit, DitConfig};
+use kontext_nn::Weights;
 
 /// The tensors that `build` asks for, drawn so that training can begin: matrices and convolutions
 /// normal with variance 1 / fan-in, norm weights one, biases zero.

@@ -1,6 +1,7 @@
 //! What is trained: named tensors that share one block of memory.
 
-use kontext_core::{Device, Error, Kind, Result, Tensor, Weights};
+use kontext_core::{Device, Error, Kind, Result, Tensor};
+use kontext_nn::Weights;
 
 /// What to do where a run that saves its state has failed.
 pub(crate) const RESUME: &str = "the last saved state is kept; resume from it with a lower rate.peak";
@@ -238,7 +239,7 @@ mod tests {
     #[test]
     fn a_gradient_reaches_the_flat_values() {
         let params = two();
-        let linear = kontext_core::nn::Linear::new(&params.weights().at("a"), 3, 2).unwrap();
+        let linear = kontext_nn::Linear::new(&params.weights().at("a"), 3, 2).unwrap();
         let x = Tensor::from_slice(&[1.0_f32, 2.0, 3.0]).unsqueeze(0);
         linear.forward(&x).unwrap().sum(Kind::Float).backward();
         let gradient: Vec<f32> = Vec::try_from(params.gradient().unwrap()).unwrap();

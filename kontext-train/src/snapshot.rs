@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use kontext_core::{Error, Result, Tensor, Weights, weights};
+use kontext_core::{Error, Result, Tensor, formats};
+use kontext_nn::Weights;
 
 use crate::{AdamW, Ema, Params};
 
@@ -47,7 +48,7 @@ impl Snapshot {
         text.insert("step".to_owned(), step.to_string());
         text.insert("optimizer_steps".to_owned(), steps.to_string());
         text.insert("layout".to_owned(), layout(params));
-        weights::save(path, &tensors, Some(text))
+        formats::save(path, &tensors, Some(text))
     }
 
     /// Opens a state.

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use kontext::save_part;
-use kontext_core::nn::{Change, Norm};
 use kontext_core::pattern::matches;
-use kontext_core::weights::Adapters;
-use kontext_core::{Device, Error, Kind, Result, Tensor, Weights};
+use kontext_core::{Device, Error, Kind, Result, Tensor};
 use kontext_dit::{Dit, LinearPart, LoraLayer, linear_parts, save_lora};
+use kontext_nn::Adapters;
+use kontext_nn::Weights;
+use kontext_nn::{Change, Norm};
 use rand::RngExt;
 
 use crate::base::Base;

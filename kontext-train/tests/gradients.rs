@@ -7,10 +7,12 @@
 
 use std::collections::BTreeMap;
 
-use kontext_core::nn::{Change, Norm};
-use kontext_core::weights::{Adapters, Recipe};
-use kontext_core::{Conditioning, Device, Kind, Tensor, Tokens, Weights};
+use kontext_core::formats::Recipe;
+use kontext_core::{Conditioning, Device, Kind, Tensor, Tokens};
 use kontext_dit::{Dit, DitConfig, RunInput, linear_parts, names};
+use kontext_nn::Adapters;
+use kontext_nn::Weights;
+use kontext_nn::{Change, Norm};
 use kontext_train::{Activations, Objective, Params, Weighting, add_noise, backward};
 use serde_json::Value;
 

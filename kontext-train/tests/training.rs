@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use image::{Rgb, RgbImage};
 use kontext::{Device, Layout, Lora, LoraForm, ModelDefaults, Pipeline, Request, save_part};
-use kontext_core::{Weights, check};
+use kontext_core::check;
+use kontext_nn::Weights;
 use kontext_train::{Base, LoraMethod, Method, Recipe, TrainEvent, Trainer, initial_transformer};
 use serde_json::json;
 use tempfile::TempDir;

@@ -2,8 +2,9 @@
 //! Source: huggingface/diffusers v0.38 models/unets/unet_2d_blocks.py, UNetMidBlock2D; models/attention_processor.py,
 //! Attention, AttnProcessor2_0.
 
-use kontext_core::nn::{GroupNorm, Linear};
-use kontext_core::{Device, Result, Tensor, Weights, ops};
+use kontext_core::{Device, Result, Tensor};
+use kontext_nn::{GroupNorm, Linear};
+use kontext_nn::{Weights, ops};
 
 use crate::resnet::{NORM_EPS, ResnetBlock};
 

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use kontext_core::{Device, Kind, Result, Tensor, Weights};
+use kontext_core::{Device, Kind, Result, Tensor};
+use kontext_nn::Weights;
 
 use crate::names::Naming;
 use crate::tiling::tiled;

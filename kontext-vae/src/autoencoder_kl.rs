@@ -2,8 +2,9 @@
 //! Source: huggingface/diffusers v0.38 models/autoencoders/autoencoder_kl.py, AutoencoderKL; vae.py,
 //! DiagonalGaussianDistribution; black-forest-labs/flux@802fb47 src/flux/modules/autoencoder.py.
 
-use kontext_core::nn::Conv2d;
-use kontext_core::{During, Result, Tensor, Weights, check};
+use kontext_core::{During, Result, Tensor, check};
+use kontext_nn::Conv2d;
+use kontext_nn::Weights;
 
 use crate::VaeConfig;
 use crate::decoder::Decoder;
@@ -14,7 +15,8 @@ use crate::size::{check_latents, check_picture};
 ///
 /// # Example
 /// ```
-/// use kontext_core::{noise, Device, Kind, Weights};
+/// use kontext_core::{Device, Kind, noise};
+/// use kontext_nn::Weights;
 /// use kontext_vae::{AutoencoderKl, VaeConfig};
 ///
 /// let config = VaeConfig { block_out_channels: [8, 8, 8, 8], norm_num_groups: 4, ..VaeConfig::flux() };

@@ -1,8 +1,9 @@
 //! Decoder: latents to picture. Source: huggingface/diffusers v0.38 models/autoencoders/vae.py, Decoder;
 //! models/unets/unet_2d_blocks.py, UpDecoderBlock2D.
 
-use kontext_core::nn::{Conv2d, GroupNorm};
-use kontext_core::{Result, Tensor, Weights};
+use kontext_core::{Result, Tensor};
+use kontext_nn::Weights;
+use kontext_nn::{Conv2d, GroupNorm};
 
 use crate::VaeConfig;
 use crate::attention::MidBlock;

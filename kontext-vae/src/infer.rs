@@ -1,6 +1,7 @@
 //! Sizes of an autoencoder from the shapes of its tensors, for files that come without a configuration.
 
-use kontext_core::{CheckpointError, Error, Result, Weights};
+use kontext_core::{CheckpointError, Error, Result};
+use kontext_nn::Weights;
 
 use crate::names::Naming;
 use crate::{TinyConfig, VaeConfig};

@@ -6,8 +6,9 @@
 //! Source: huggingface/diffusers v0.38 loaders/single_file_utils.py, convert_ldm_vae_checkpoint;
 //! models/modeling_utils.py, _convert_deprecated_attention_blocks.
 
-use kontext_core::weights::{NameMap, Recipe};
-use kontext_core::{CheckpointError, Error, Result, Weights};
+use kontext_core::formats::{NameMap, Recipe};
+use kontext_core::{CheckpointError, Error, Result};
+use kontext_nn::Weights;
 
 /// How a file names the weights of an autoencoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! Residual block: twice norm, SiLU, convolution. Source: huggingface/diffusers v0.38 models/resnet.py, ResnetBlock2D.
 
-use kontext_core::nn::{Conv2d, GroupNorm};
-use kontext_core::{Result, Tensor, Weights, ops};
+use kontext_core::{Result, Tensor};
+use kontext_nn::{Conv2d, GroupNorm};
+use kontext_nn::{Weights, ops};
 
 /// Added to the variance in every group normalisation of the autoencoders.
 pub(crate) const NORM_EPS: f64 = 1e-6;

@@ -2,8 +2,9 @@
 //! autoencoders whose latents they share. Source: huggingface/diffusers v0.38 models/autoencoders/{autoencoder_tiny,vae}.py,
 //! AutoencoderTiny, EncoderTiny, DecoderTiny; models/unets/unet_2d_blocks.py, AutoencoderTinyBlock.
 
-use kontext_core::nn::Conv2d;
-use kontext_core::{During, Result, Tensor, Weights, ops};
+use kontext_core::{During, Result, Tensor};
+use kontext_nn::Conv2d;
+use kontext_nn::{Weights, ops};
 
 use crate::TinyConfig;
 use crate::size::{check_latents, check_picture};

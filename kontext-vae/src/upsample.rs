@@ -7,7 +7,8 @@
 //!
 //! Source of what it computes: huggingface/diffusers v0.38 models/upsampling.py, Upsample2D.
 
-use kontext_core::{Result, Tensor, Weights, ops};
+use kontext_core::{Result, Tensor};
+use kontext_nn::{Weights, ops};
 
 /// `conv3x3(upsample_nearest(x, 2))`.
 #[derive(Debug)]
@@ -86,8 +87,8 @@ fn pairs(weight: &Tensor, dim: i64) -> Result<[Tensor; 2]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kontext_core::nn::Conv2d;
     use kontext_core::{Device, Kind, noise};
+    use kontext_nn::Conv2d;
 
     #[test]
     fn equals_upsampling_and_then_convolving() {

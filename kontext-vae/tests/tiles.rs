@@ -6,7 +6,8 @@
 mod common;
 
 use common::{asset, relative_error};
-use kontext_core::{Device, Kind, Tensor, Weights, noise, picture};
+use kontext_core::{Device, Kind, Tensor, noise, picture};
+use kontext_nn::Weights;
 use kontext_vae::{Autoencoder, AutoencoderKl, AutoencoderTiny, Tiling, TinyConfig, VaeConfig};
 
 /// The relative errors of tiled latents and of the tiled picture of the whole latents.

@@ -1,8 +1,10 @@
 //! A model's sizes, and which placements they leave.
 
-use kontext_core::weights::{LeftInFile, PREFETCH_BUFFERS, Quantize};
-use kontext_core::{Error, Kind, Result, Weights};
+use kontext_core::formats::Quantize;
+use kontext_core::{Error, Kind, Result};
 use kontext_dit::{DitConfig, names};
+use kontext_nn::Weights;
+use kontext_nn::{LeftInFile, PREFETCH_BUFFERS};
 use kontext_text::{ClipEncoder, T5Config, T5Encoder};
 
 use super::part::{Part, size_of};

@@ -1,7 +1,8 @@
 //! Bytes of a part's weights, in memory and in its files.
 
-use kontext_core::weights::Quantize;
-use kontext_core::{Kind, Weights};
+use kontext_core::Kind;
+use kontext_core::formats::Quantize;
+use kontext_nn::Weights;
 
 /// Bytes of a part: matrices, which may be left in their file, and the rest.
 #[derive(Debug, Clone, Copy, Default)]

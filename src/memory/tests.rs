@@ -1,9 +1,9 @@
 //! Plans for a CUDA device, which need none.
 
 use image::RgbImage;
-use kontext_core::weights::LeftInFile;
 use kontext_core::{Error, Tensor};
 use kontext_dit::DitConfig;
+use kontext_nn::LeftInFile;
 use kontext_sampler::Shift;
 use kontext_text::T5Config;
 

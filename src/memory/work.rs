@@ -1,6 +1,6 @@
 //! What the stages of a run take beside weights.
 
-use kontext_core::weights::LeftInFile;
+use kontext_nn::LeftInFile;
 
 use super::Footprint;
 use super::part::{Matrix, Part, size_of};

@@ -1,8 +1,8 @@
 //! The LoRAs of a pipeline: they come and go while the model stays.
 
 use kontext_core::Result;
-use kontext_core::nn::Prepared;
 use kontext_dit::Dit;
+use kontext_nn::Prepared;
 use kontext_text::TextEncoder;
 
 use super::Pipeline;

@@ -3,8 +3,9 @@
 use std::ops::ControlFlow;
 
 use image::RgbImage;
-use kontext_core::{Conditioning, Error, Result, Tensor, Tokens, Weights, array, noise};
+use kontext_core::{Conditioning, Error, Result, Tensor, Tokens, array, noise};
 use kontext_dit::{Run, RunInput};
+use kontext_nn::Weights;
 use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_sampler::{CfgMode, add_noise, guidance, integrate, pack, unpack};
 use kontext_vae::Autoencoder;

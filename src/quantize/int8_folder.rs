@@ -8,9 +8,10 @@
 
 use std::path::Path;
 
-use kontext_core::weights::{Quantize, StreamedTensor, save_streamed};
-use kontext_core::{Error, OutputFolder, Result, Tensor, Weights};
+use kontext_core::formats::{Quantize, StreamedTensor, save_streamed};
+use kontext_core::{Error, OutputFolder, Result, Tensor};
 use kontext_dit::{DitConfig, names};
+use kontext_nn::Weights;
 use kontext_text::T5Config;
 use serde_json::{Value, json};
 

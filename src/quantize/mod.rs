@@ -10,10 +10,11 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 
-use kontext_core::quant::{Format, pack};
-use kontext_core::weights::{Quantize, StreamedTensor, Value, save_streamed, write_gguf};
-use kontext_core::{Error, Kind, Result, Tensor, Weights};
+use kontext_core::formats::quant::{Format, pack};
+use kontext_core::formats::{Quantize, StreamedTensor, Value, save_streamed, write_gguf};
+use kontext_core::{Error, Kind, Result, Tensor};
 use kontext_dit::Dit;
+use kontext_nn::Weights;
 use kontext_text::{T5Encoder, t5_gguf_name};
 
 use crate::Checkpoint;

@@ -8,7 +8,8 @@ use std::io::{Cursor, Write};
 use std::path::{Component, Path};
 
 use image::{GrayImage, ImageBuffer, ImageFormat, PixelWithColorType, RgbImage, imageops};
-use kontext_core::{Error, Kind, OutputFile, Result, Tensor, Weights, array, picture, read_json, weights};
+use kontext_core::{Error, Kind, OutputFile, Result, Tensor, array, formats, picture, read_json};
+use kontext_nn::Weights;
 use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
 
@@ -213,7 +214,7 @@ impl Writer<'_> {
     }
 
     fn tensor(&self, name: &str, tensor: Tensor) -> Result<String> {
-        let bytes = weights::to_bytes(&self.folder.join(name), &[(TENSOR.to_owned(), tensor)], None)?;
+        let bytes = formats::to_bytes(&self.folder.join(name), &[(TENSOR.to_owned(), tensor)], None)?;
         self.file(name, "safetensors", &bytes)
     }
 

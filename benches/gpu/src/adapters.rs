@@ -1,10 +1,10 @@
 //! Random low-rank adapters of a transformer, in f32, as a run of the trainer has them.
 
 use kontext::{Device, Dit, Kind, Tensor};
-use kontext_core::nn::Change;
 use kontext_core::noise;
-use kontext_core::weights::Adapters;
 use kontext_dit::{LinearPart, linear_parts};
+use kontext_nn::Adapters;
+use kontext_nn::Change;
 use kontext_train::Params;
 
 /// Deviation of the values of the second factor; those of the first are the root of one over its inputs.

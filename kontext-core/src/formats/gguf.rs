@@ -237,11 +237,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::gguf_value::Array;
-    use super::super::quant::fixture::Fixture;
     use super::*;
+    use kontext_fixtures::Fixture;
 
     fn file() -> Vec<u8> {
-        Fixture::open().bytes("gguf")
+        Fixture::open("quant.safetensors").bytes("gguf")
     }
 
     /// The message for a file with this part replaced by one of the same length.
@@ -296,7 +296,7 @@ mod tests {
         assert_eq!(shapes, expected);
         let mut bias = [0.0; 5];
         Format::F32.unpack(&file[tensors[1].range.clone()], &mut bias);
-        assert_eq!(bias, Fixture::open().floats("gguf.weights")[..5]);
+        assert_eq!(bias, Fixture::open("quant.safetensors").floats("gguf.weights")[..5]);
     }
 
     #[test]

@@ -181,10 +181,10 @@ fn header(metadata: &[(&str, Value)], tensors: &[StreamedTensor<'_>]) -> Result<
 #[cfg(test)]
 mod tests {
     use super::super::gguf_value::Array;
-    use super::super::quant::fixture::Fixture;
     use super::super::quant::pack;
     use super::*;
     use crate::formats::gguf;
+    use kontext_fixtures::Fixture;
 
     fn zeros<'a>(name: &str, format: Format, shape: &[usize], bytes: usize) -> StreamedTensor<'a> {
         StreamedTensor::new(name, format, shape, move || Ok(vec![0; bytes].into()))
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_file_has_the_bytes_that_gguf_py_writes() {
-        let fixture = Fixture::open();
+        let fixture = Fixture::open("quant.safetensors");
         let weights = fixture.floats("gguf.weights");
         let text = |text: &str| Value::Text(text.to_owned());
         let array = |values: &[Value]| Value::Array(Array::new(values).unwrap());

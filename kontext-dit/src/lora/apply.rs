@@ -1,9 +1,10 @@
 //! Where the changes of a LoRA land in a model.
 
-use kontext_core::nn::Change;
+use kontext_core::formats::nearest_name;
 use kontext_core::pattern::matches;
-use kontext_core::weights::{Adapters, nearest_name};
 use kontext_core::{CheckpointError, Error, Result};
+use kontext_nn::Adapters;
+use kontext_nn::Change;
 
 use super::table::{Layer, Naming};
 use super::{Lora, LoraTarget, Unmatched};

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use kontext_core::nn::Change;
 use kontext_core::{Error, Kind, Result, Tensor};
+use kontext_nn::Change;
 
 use super::families::{Key, Leaf};
 use super::scaling::Scaling;

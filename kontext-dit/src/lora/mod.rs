@@ -14,8 +14,9 @@ mod table;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use kontext_core::nn::Change;
-use kontext_core::{CheckpointError, Error, Result, Weights};
+use kontext_core::{CheckpointError, Error, Result};
+use kontext_nn::Change;
+use kontext_nn::Weights;
 
 use self::factors::Factors;
 pub use self::factors::LoraForm;

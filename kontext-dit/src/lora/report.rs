@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kontext_core::Result;
-use kontext_core::nn::Change;
+use kontext_nn::Change;
 
 use super::factors::LoraForm;
 use super::families::LoraFamily;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use kontext_core::weights;
+use kontext_core::formats;
 use kontext_core::{Kind, Result, Tensor};
 
 /// What a LoRA holds of one of diffusers' layers.
@@ -52,7 +52,7 @@ pub fn save_lora(path: impl AsRef<Path>, layers: &[LoraLayer], facts: BTreeMap<S
     }
     let mut text: HashMap<String, String> = facts.into_iter().collect();
     text.insert("format".to_owned(), "pt".to_owned());
-    weights::save(path, &tensors, Some(text))
+    formats::save(path, &tensors, Some(text))
 }
 
 #[cfg(test)]

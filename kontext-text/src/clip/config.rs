@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use kontext_core::{Error, Result, Weights};
+use kontext_core::{Error, Result};
+use kontext_nn::Weights;
 use serde::Deserialize;
 
 use crate::{Activation, load};

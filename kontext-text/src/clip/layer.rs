@@ -3,9 +3,10 @@
 //! Source: huggingface/transformers v4.57.6 `models/clip/modeling_clip.py` `CLIPEncoderLayer`,
 //! `CLIPAttention`, `CLIPMLP`.
 
-use kontext_core::nn::{LayerNorm, Linear};
-use kontext_core::ops::{attend, split_heads};
-use kontext_core::{Result, Tensor, Weights};
+use kontext_core::{Result, Tensor};
+use kontext_nn::Weights;
+use kontext_nn::ops::{attend, split_heads};
+use kontext_nn::{LayerNorm, Linear};
 
 use super::ClipConfig;
 use crate::Activation;

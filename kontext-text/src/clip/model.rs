@@ -4,8 +4,9 @@
 
 use std::path::Path;
 
-use kontext_core::nn::{Embedding, LayerNorm, Slots};
-use kontext_core::{Device, During, Error, Kind, Result, Tensor, Weights};
+use kontext_core::{Device, During, Error, Kind, Result, Tensor};
+use kontext_nn::Weights;
+use kontext_nn::{Embedding, LayerNorm, Slots};
 
 use super::ClipConfig;
 use super::layer::Layer;
@@ -18,7 +19,8 @@ const HIGHEST: i64 = 2;
 ///
 /// # Example
 /// ```
-/// use kontext_core::{Kind, Tensor, Weights};
+/// use kontext_core::{Kind, Tensor};
+/// use kontext_nn::Weights;
 /// use kontext_text::{ClipConfig, ClipEncoder};
 ///
 /// let tiny = ClipConfig { hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2, vocab_size: 50, ..ClipConfig::large() };

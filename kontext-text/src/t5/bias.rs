@@ -3,7 +3,8 @@
 //! Source: huggingface/transformers v4.57.6 `models/t5/modeling_t5.py`
 //! `T5Attention._relative_position_bucket`, `compute_bias`.
 
-use kontext_core::{Device, Kind, Result, Tensor, Weights};
+use kontext_core::{Device, Kind, Result, Tensor};
+use kontext_nn::Weights;
 
 use super::T5Config;
 

@@ -2,7 +2,7 @@
 //!
 //! Source: ggml-org/llama.cpp `gguf-py/gguf/tensor_mapping.py`, architecture `t5encoder`.
 
-use kontext_core::Weights;
+use kontext_nn::Weights;
 
 /// A tensor that only T5 has in such a file.
 pub(super) const SIGN: &str = "enc.blk.0.attn_q.weight";

@@ -3,9 +3,10 @@
 //! Source: huggingface/transformers v4.57.6 `models/t5/modeling_t5.py` `T5Block`, `T5Attention`,
 //! `T5DenseGatedActDense`, `T5DenseActDense`.
 
-use kontext_core::nn::{Linear, RmsNorm};
-use kontext_core::ops::{merge_heads, split_heads};
-use kontext_core::{Kind, Result, Tensor, Weights};
+use kontext_core::{Kind, Result, Tensor};
+use kontext_nn::Weights;
+use kontext_nn::ops::{merge_heads, split_heads};
+use kontext_nn::{Linear, RmsNorm};
 
 use super::T5Config;
 use crate::Activation;

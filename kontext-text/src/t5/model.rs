@@ -4,8 +4,9 @@
 
 use std::path::Path;
 
-use kontext_core::nn::{Embedding, RmsNorm, Slots};
-use kontext_core::{Device, During, Kind, Result, Tensor, Weights};
+use kontext_core::{Device, During, Kind, Result, Tensor};
+use kontext_nn::Weights;
+use kontext_nn::{Embedding, RmsNorm, Slots};
 
 use super::T5Config;
 use super::bias::RelativeBias;
@@ -19,7 +20,8 @@ use crate::{ids, load};
 ///
 /// # Example
 /// ```
-/// use kontext_core::{Kind, Tensor, Weights};
+/// use kontext_core::{Kind, Tensor};
+/// use kontext_nn::Weights;
 /// use kontext_text::{T5Config, T5Encoder};
 ///
 /// let tiny = T5Config { d_model: 16, d_ff: 32, num_layers: 2, num_heads: 2, d_kv: 8, vocab_size: 50, ..T5Config::xxl() };

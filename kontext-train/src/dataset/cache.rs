@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use kontext_core::{Error, Result, Tensor, Weights, weights};
+use kontext_core::{Error, Result, Tensor, formats};
+use kontext_nn::Weights;
 
 /// A folder of numbered safetensors files, memory-mapped.
 #[derive(Debug)]
@@ -42,7 +43,7 @@ impl Cache {
     /// Writes tensors as the next file.
     pub(crate) fn append(&mut self, tensors: &[(String, Tensor)]) -> Result<()> {
         let path = self.shard_path();
-        weights::save(&path, tensors, None)?;
+        formats::save(&path, tensors, None)?;
         self.take(Weights::open(path)?);
         Ok(())
     }

@@ -7,7 +7,8 @@
 
 use std::path::{Path, PathBuf};
 
-use kontext_core::{Tensor, Weights};
+use kontext_core::Tensor;
+use kontext_nn::Weights;
 
 /// The tensors that the reference implementation produced, with the configurations of its models.
 pub(crate) struct Fixture(Weights);

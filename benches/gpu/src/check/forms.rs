@@ -5,8 +5,8 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use kontext::{Device, Kind, Quantize, Tensor, Weights, quantize};
 use kontext_core::check::relative_l2;
-use kontext_core::nn::Linear;
 use kontext_core::noise;
+use kontext_nn::Linear;
 use safetensors::{SafeTensors, tensor::TensorView};
 
 use super::distance::{Bounds, Trace};

@@ -4,8 +4,8 @@ use std::rc::Rc;
 
 use kontext::Tensor;
 use kontext_core::pattern::matches;
-use kontext_core::weights::Adapters;
 use kontext_dit::RunInput;
+use kontext_nn::Adapters;
 use kontext_train::{Activations, AdamW, AdamWConfig, LoraMethod, Objective, add_noise, backward};
 
 use super::shared::{Shared, WORKS};

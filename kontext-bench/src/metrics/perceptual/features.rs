@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use image::RgbImage;
-use kontext_core::nn::Conv2d;
-use kontext_core::{Device, During, Kind, Result, Tensor, Weights, array, picture};
+use kontext_core::{Device, During, Kind, Result, Tensor, array, picture};
+use kontext_nn::Conv2d;
+use kontext_nn::Weights;
 
 use super::backbone::{Backbone, Step};
 use super::naming::{self, Naming};

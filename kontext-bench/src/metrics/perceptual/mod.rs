@@ -10,7 +10,8 @@ mod naming;
 use std::path::Path;
 
 use image::RgbImage;
-use kontext_core::{Device, During, Kind, Result, Tensor, Weights, array};
+use kontext_core::{Device, During, Kind, Result, Tensor, array};
+use kontext_nn::Weights;
 
 pub use backbone::Backbone;
 pub use features::Features;

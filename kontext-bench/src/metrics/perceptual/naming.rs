@@ -1,7 +1,8 @@
 //! Which network a file holds, and how its tensors are called.
 
-use kontext_core::weights::Recipe;
-use kontext_core::{Error, Result, Weights};
+use kontext_core::formats::Recipe;
+use kontext_core::{Error, Result};
+use kontext_nn::Weights;
 
 use super::backbone::Backbone;
 

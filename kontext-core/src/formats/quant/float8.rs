@@ -74,12 +74,12 @@ pub(super) fn to_e5m2(value: f32) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture::Fixture;
     use super::*;
+    use kontext_fixtures::Fixture;
 
     #[test]
     fn all_codes_have_the_bits_that_torch_gives_them() {
-        let fixture = Fixture::open();
+        let fixture = Fixture::open("quant.safetensors");
         let (e4m3, e5m2) = (fixture.words("F8_E4M3.bits"), fixture.words("F8_E5M2.bits"));
         for code in 0..=u8::MAX {
             assert_eq!(from_e4m3(code).to_bits(), e4m3[code as usize], "{code:#x}");
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn rounding_is_that_of_torch_at_and_beside_every_midpoint() {
-        let fixture = Fixture::open();
+        let fixture = Fixture::open("quant.safetensors");
         for (name, round) in [("F8_E4M3", to_e4m3 as fn(f32) -> u8), ("F8_E5M2", to_e5m2)] {
             let (values, codes) = (
                 fixture.words(&format!("{name}.rounds")),

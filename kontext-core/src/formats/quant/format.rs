@@ -10,13 +10,12 @@
 ///
 /// # Example
 /// ```
-/// use kontext_core::quant::Format;
+/// use kontext_core::formats::quant::Format;
 /// assert_eq!((Format::Q4K.block(), Format::Q4K.bytes()), (256, 144));
 /// assert_eq!(Format::Q4K.row_bytes(3072), Some(1728));
 /// assert_eq!(Format::Q4K.row_bytes(64), None);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
 pub enum Format {
     /// IEEE binary32, little-endian.
     F32,

@@ -8,15 +8,13 @@
 //!
 //! Bytes and factors come in as slices; nothing here knows of files, and only `on_device` knows of tensors.
 
-#[cfg(test)]
-pub(crate) mod fixture;
 mod float8;
 mod format;
 mod half_floats;
-pub(crate) mod iq4;
+mod iq4;
 mod k;
 mod legacy;
-pub(crate) mod nf4;
+mod nf4;
 mod pack;
 mod pack_blocks;
 mod packed;
@@ -24,5 +22,7 @@ mod unpack;
 mod wide;
 
 pub use format::Format;
+pub use iq4::LEVELS as IQ4_LEVELS;
+pub use nf4::{FP4 as FP4_PAIRS, NF4 as NF4_PAIRS};
 pub use pack::{PackedVec, pack};
 pub use packed::{Element, Packed, Scale};

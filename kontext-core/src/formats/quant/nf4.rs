@@ -3,10 +3,11 @@
 //! Source: bitsandbytes-foundation/bitsandbytes `functional.py`, `get_4bit_type`; the high half of a byte comes first
 //! (`backends/default/ops.py`, `quantize_4bit`).
 
+/// The values of both codes of each byte, the high half first.
 type Pairs = [[f32; 2]; 256];
 
-/// Quantiles of the normal distribution over their largest.
-pub(crate) static NF4: Pairs = pairs([
+/// The pairs of NF4: quantiles of the normal distribution, over the largest.
+pub static NF4: Pairs = pairs([
     -1.0,
     -0.696_192_8,
     -0.525_073_05,
@@ -25,8 +26,8 @@ pub(crate) static NF4: Pairs = pairs([
     1.0,
 ]);
 
-/// Small floats over their largest, 12; both zeros are positive.
-pub(crate) static FP4: Pairs = {
+/// The pairs of FP4: small floats over the largest, 12; both zeros are positive.
+pub static FP4: Pairs = {
     const SIZES: [f32; 8] = [0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0];
     let mut levels = [0.0; 16];
     let mut code = 1;
@@ -50,12 +51,12 @@ const fn pairs(levels: [f32; 16]) -> Pairs {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture::Fixture;
     use super::super::{Format, Packed, Scale};
+    use kontext_fixtures::Fixture;
 
     #[test]
     fn both_unpack_to_the_bits_of_bitsandbytes() {
-        let fixture = Fixture::open();
+        let fixture = Fixture::open("quant.safetensors");
         for format in [Format::Nf4, Format::Fp4] {
             let part = |what: &str| format!("{}.{what}", format.name());
             let (packed, expected) = (fixture.bytes(&part("packed")), fixture.floats(&part("values")));

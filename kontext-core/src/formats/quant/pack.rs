@@ -69,7 +69,7 @@ impl PackedVec {
 ///
 /// # Example
 /// ```
-/// use kontext_core::quant::{Format, pack};
+/// use kontext_core::formats::quant::{Format, pack};
 /// let packed = pack(Format::Int8, &[1.0, -2.0, 0.0, 4.0], 2)?;
 /// assert_eq!(packed.data(), [64, 129, 0, 127]); // 129 is -127
 /// assert_eq!(packed.factors(), Some(&[2.0 / 127.0, 4.0 / 127.0][..]));
@@ -213,12 +213,12 @@ impl Work for Rows<'_> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::fixture::Fixture;
     use super::*;
+    use kontext_fixtures::Fixture;
 
     #[test]
     fn q_formats_pack_to_the_bytes_of_gguf_py() {
-        let fixture = Fixture::open();
+        let fixture = Fixture::open("quant.safetensors");
         let values = fixture.floats("pack.values");
         for format in [
             Format::F16,
@@ -243,7 +243,7 @@ mod tests {
 
     #[test]
     fn int8_packs_to_the_bytes_of_bitsandbytes() {
-        let fixture = Fixture::open();
+        let fixture = Fixture::open("quant.safetensors");
         let packed = pack(Format::Int8, &fixture.floats("pack.values"), 64).unwrap();
         assert_eq!(packed.data(), fixture.bytes("INT8.pack"));
         let maxima = fixture.floats("INT8.maxima");

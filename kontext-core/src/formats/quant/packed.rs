@@ -19,7 +19,6 @@ const PIECE: usize = 1 << 16;
 
 /// What the elements of a packed matrix are multiplied by when they are unpacked.
 #[derive(Debug, Clone, Copy, Default)]
-#[non_exhaustive]
 pub enum Scale<'a> {
     /// Nothing.
     #[default]
@@ -41,7 +40,7 @@ pub enum Scale<'a> {
 ///
 /// # Example
 /// ```
-/// use kontext_core::quant::{Format, Packed, Scale};
+/// use kontext_core::formats::quant::{Format, Packed, Scale};
 /// let bytes = [1_u8, 2, 3, 0xfc, 5, 6]; // [[1, 2, 3], [-4, 5, 6]]
 /// let matrix = Packed::new(&bytes, Format::Int8, 2, 3, Scale::Rows(&[1.0, 0.5]))?;
 /// let mut part = [0.0_f32; 4];

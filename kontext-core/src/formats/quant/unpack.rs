@@ -70,12 +70,12 @@ fn elements<const B: usize>(packed: &[u8], out: &mut [f32], value: impl Fn([u8; 
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture::Fixture;
     use super::*;
+    use kontext_fixtures::Fixture;
 
     #[test]
     fn every_format_of_a_gguf_file_unpacks_to_the_bits_of_gguf_py() {
-        let fixture = Fixture::open();
+        let fixture = Fixture::open("quant.safetensors");
         for format in Format::ALL.into_iter().filter(|format| format.gguf_type().is_some()) {
             let packed = fixture.bytes(&format!("{}.packed", format.name()));
             let expected = fixture.floats(&format!("{}.values", format.name()));

@@ -1,0 +1,319 @@
+//! Changes of linear layers: what a LoRA does to one of them.
+//!
+//! Source: arXiv 2106.09685 (LoRA), 2402.09353 (DoRA); huggingface/peft 0.21 `src/peft/tuners/lora/dora.py`,
+//! `DoraLinearLayer`; KohakuBlueleaf/LyCORIS 4.1.3 `lycoris/functional/general.py`, `weight_decompose`.
+
+use std::ops::Range;
+
+use tch::{Device, Kind, Tensor};
+
+use super::delta::{Delta, product};
+use super::device_adapter::{Factor, Placed};
+use crate::ops::swap_halves;
+use kontext_core::{Error, Result};
+
+/// A change of some rows of a linear layer: `scale * D` is added to its weight, where the matrix `D` [rows, in] is
+/// given in factors, and the rows (or columns) of the sum may be brought to given lengths (DoRA).
+///
+/// Fused layers (`qkv`) have one for each of their parts, at the rows where the part begins.
+///
+/// # Example
+/// ```
+/// use kontext_core::{Device, Kind, Tensor};
+/// use kontext_nn::Change;
+/// let ones = |shape: &[i64]| Tensor::ones(shape, (Kind::Float, Device::Cpu));
+/// let change = Change::low_rank(ones(&[2, 6]), ones(&[3, 2]), 0.5, 4)?; // 0.5 * up @ down, from row 4
+/// assert_eq!((change.rows(), change.input(), change.rank()), (4..7, 6, Some(2)));
+/// # Ok::<(), kontext_core::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Change {
+    delta: Option<Delta>,
+    bias: Option<Tensor>,
+    magnitude: Option<(Tensor, Norm)>,
+    scale: f64,
+    strength: f64,
+    /// Whether `scale` holds for the bias, too, as for one that stands beside `up`.
+    scales_bias: bool,
+    rows: Range<i64>,
+}
+
+/// How a program that writes DoRA files applies the lengths of rows, and a strength other than 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Norm {
+    /// `m / |W + s D| * (W + s D)`, where the strength is a part of `s`. Rows only.
+    Peft,
+    /// `(1 + strength * (m / (|W + D| + eps) - 1)) * (W + D)`: the strength does not reach `D`. Rows, or columns where
+    /// `m` is [1, in].
+    Lycoris,
+}
+
+impl Clone for Change {
+    fn clone(&self) -> Self {
+        Self {
+            delta: self.delta.clone(),
+            bias: self.bias.as_ref().map(Tensor::shallow_clone),
+            magnitude: self.magnitude.as_ref().map(|(m, norm)| (m.shallow_clone(), *norm)),
+            rows: self.rows.clone(),
+            ..*self
+        }
+    }
+}
+
+impl Change {
+    fn new(delta: Delta, scale: f64, start: i64) -> Result<Self> {
+        let delta = delta.checked()?;
+        let rows = start..start + delta.rows();
+        Ok(Self {
+            delta: Some(delta),
+            bias: None,
+            magnitude: None,
+            scale,
+            strength: 1.0,
+            scales_bias: false,
+            rows,
+        })
+    }
+
+    /// `up @ down`: `down` [rank, in], `up` [rows, rank]; the rows `start..start + rows` of the layer change.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the two do not fit each other.
+    pub fn low_rank(down: Tensor, up: Tensor, scale: f64, start: i64) -> Result<Self> {
+        Self::new(Delta::LowRank { down, up }, scale, start)
+    }
+
+    /// The Kronecker product `first ⊗ second` (LoKr), each given as a matrix or as two whose product it is. It is
+    /// never written out: `x` is multiplied with one factor and then with the other.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where factors do not fit each other.
+    pub fn kronecker(first: &[Tensor], second: Vec<Tensor>, scale: f64, start: i64) -> Result<Self> {
+        // The first is small, so its product is made at once.
+        let first = product(first)?;
+        Self::new(Delta::Kronecker { first, second }, scale, start)
+    }
+
+    /// `(a0 @ b0) * (a1 @ b1)`, element by element (LoHa): `a` [rows, rank], `b` [rank, in].
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where factors do not fit each other.
+    pub fn hadamard(a: [Tensor; 2], b: [Tensor; 2], scale: f64, start: i64) -> Result<Self> {
+        Self::new(Delta::Hadamard { a, b }, scale, start)
+    }
+
+    /// A whole matrix [rows, in].
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where it is none.
+    pub fn full(matrix: Tensor, scale: f64, start: i64) -> Result<Self> {
+        Self::new(Delta::Full(matrix), scale, start)
+    }
+
+    /// A change of the bias `[rows]` alone.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where it is no vector.
+    pub fn of_bias(bias: Tensor, start: i64) -> Result<Self> {
+        let rows = start..start + bias.size().first().copied().unwrap_or_default();
+        let blank = Self {
+            delta: None,
+            bias: None,
+            magnitude: None,
+            scale: 1.0,
+            strength: 1.0,
+            scales_bias: false,
+            rows,
+        };
+        blank.with_bias(bias, false)
+    }
+
+    /// The same with a change of the bias `[rows]`, to which the scale applies (a bias beside `up`) or not (a
+    /// difference of biases).
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a bias of another length.
+    pub fn with_bias(self, bias: Tensor, scaled: bool) -> Result<Self> {
+        if bias.size() != [self.rows.end - self.rows.start] {
+            return Err(Error::Shape {
+                tensor: "bias of a change",
+                expected: "[rows]",
+                got: bias.size(),
+            });
+        }
+        Ok(Self {
+            bias: Some(bias),
+            scales_bias: scaled,
+            ..self
+        })
+    }
+
+    /// The same with lengths for the changed rows, `[rows]` or [rows, 1], or for its columns, [1, in] (DoRA).
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for another shape.
+    pub fn with_magnitude(self, magnitude: &Tensor, norm: Norm) -> Result<Self> {
+        let (rows, input) = (self.rows.end - self.rows.start, self.input());
+        let shape = match (magnitude.size().as_slice(), norm) {
+            ([n] | [n, 1], _) if *n == rows => [rows, 1],
+            ([1, n], Norm::Lycoris) if *n == input => [1, input],
+            _ => {
+                let expected = "[rows], [rows, 1] or [1, in]";
+                return Err(Error::Shape {
+                    tensor: "magnitude of a change",
+                    expected,
+                    got: magnitude.size(),
+                });
+            }
+        };
+        let magnitude = magnitude.f_to_kind(Kind::Float)?.f_reshape(shape)?;
+        Ok(Self {
+            magnitude: Some((magnitude, norm)),
+            ..self
+        })
+    }
+
+    /// The same for rows that begin at `start`.
+    #[must_use]
+    pub fn starting_at(self, start: i64) -> Self {
+        Self {
+            rows: start..start + self.rows.end - self.rows.start,
+            ..self
+        }
+    }
+
+    /// The same at another strength; 1 is as it was trained.
+    #[must_use]
+    pub fn at_strength(self, strength: f64) -> Self {
+        Self { strength, ..self }
+    }
+
+    /// The same for a layer with the halves of its rows in the other order.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] where libtorch fails.
+    pub fn swapped(self) -> Result<Self> {
+        let magnitude = match &self.magnitude {
+            Some((m, norm)) if m.size().first() != Some(&1) => Some((swap_halves(m)?, *norm)),
+            other => other.as_ref().map(|(m, norm)| (m.shallow_clone(), *norm)),
+        };
+        let delta = self.delta.as_ref().map(Delta::swapped).transpose()?;
+        let bias = self.bias.as_ref().map(swap_halves).transpose()?;
+        Ok(Self {
+            delta,
+            bias,
+            magnitude,
+            ..self
+        })
+    }
+
+    /// The strength that was set.
+    #[must_use]
+    pub fn strength(&self) -> f64 {
+        self.strength
+    }
+
+    /// Width of the layer's input; 0 for a change of the bias alone.
+    #[must_use]
+    pub fn input(&self) -> i64 {
+        self.delta.as_ref().map_or(0, Delta::input)
+    }
+
+    /// The rows of the layer that it changes.
+    #[must_use]
+    pub fn rows(&self) -> Range<i64> {
+        self.rows.clone()
+    }
+
+    /// The rank of its products; none for full matrices.
+    #[must_use]
+    pub fn rank(&self) -> Option<i64> {
+        self.delta.as_ref().and_then(Delta::rank)
+    }
+
+    /// Whether the layer would stay as it is: a factor is zero, or the strength.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] where libtorch fails.
+    pub fn is_nothing(&self) -> Result<bool> {
+        let zero = |t: &Tensor| -> Result<bool> { Ok(t.f_count_nonzero(None)?.f_int64_value(&[])? == 0) };
+        let delta = self.delta.as_ref().map_or(Ok(true), Delta::is_zero)?;
+        let bias = self.bias.as_ref().map_or(Ok(true), zero)?;
+        let silent = (delta || self.scale == 0.0) && (bias || (self.scales_bias && self.scale == 0.0));
+        Ok(self.strength == 0.0 || (silent && self.magnitude.is_none()))
+    }
+
+    /// Checks that it fits a layer with a weight of this shape.
+    pub(crate) fn fits(&self, weight: &[i64]) -> Result<()> {
+        match weight {
+            [rows, input] if (self.delta.is_none() || *input == self.input()) && self.rows.end <= *rows => Ok(()),
+            _ => {
+                let got = vec![self.rows.end, self.input()];
+                Err(Error::Shape {
+                    tensor: "change",
+                    expected: "[at most out, in] of its linear layer",
+                    got,
+                })
+            }
+        }
+    }
+
+    /// What is added to the bias, in f32, and where.
+    pub(crate) fn bias_to(&self, device: Device) -> Result<Option<(Tensor, Range<i64>)>> {
+        let Some(bias) = &self.bias else { return Ok(None) };
+        let scale = if self.scales_bias {
+            self.scale * self.strength
+        } else {
+            self.strength
+        };
+        let bias = bias.f_to_device(device)?.f_to_kind(Kind::Float)?.f_mul_scalar(scale)?;
+        Ok(Some((bias, self.rows.clone())))
+    }
+
+    /// What is to be computed on a device, with the lengths of the weight's rows found. `weight` gives the layer's
+    /// weight [out, in] in f32, and is asked for it only where lengths are needed.
+    pub(crate) fn place(&self, device: Device, weight: impl FnOnce() -> Result<Tensor>) -> Result<Placed> {
+        let (scale, factor) = match (&self.magnitude, &self.delta) {
+            (Some((magnitude, norm)), Some(delta)) => {
+                let scale = if *norm == Norm::Peft {
+                    self.scale * self.strength
+                } else {
+                    self.scale
+                };
+                let delta = delta.to_device(device)?.matrix()?.f_mul_scalar(scale)?;
+                let weight = weight()?.f_narrow(0, self.rows.start, self.rows.end - self.rows.start)?;
+                let sum = weight.f_add(&delta)?;
+                let along_rows = magnitude.size().first() != Some(&1) || magnitude.size() == [1, 1];
+                let length = sum.f_norm_scalaropt_dim(2.0, if along_rows { [1_i64] } else { [0] }, true)?;
+                let factor = match norm {
+                    // No gradient flows through the length (arXiv 2402.09353, section 4.3).
+                    Norm::Peft => magnitude.f_to_device(device)?.f_div(&length.f_detach()?)?,
+                    Norm::Lycoris => {
+                        let length = length.f_add_scalar(f64::from(f32::EPSILON))?;
+                        let full = magnitude.f_to_device(device)?.f_div(&length)?;
+                        full.f_sub_scalar(1.0)?.f_mul_scalar(self.strength)?.f_add_scalar(1.0)?
+                    }
+                };
+                let factor = factor.f_flatten(0, -1)?;
+                (
+                    scale,
+                    if along_rows {
+                        Factor::Rows(factor)
+                    } else {
+                        Factor::Columns(factor)
+                    },
+                )
+            }
+            _ => (self.scale * self.strength, Factor::None),
+        };
+        let bias = self.bias_to(device)?.map(|(bias, _)| bias);
+        let delta = self.delta.as_ref().map(|d| d.to_device(device)).transpose()?;
+        Ok(Placed {
+            delta,
+            bias,
+            factor,
+            scale,
+            rows: self.rows.clone(),
+        })
+    }
+}

@@ -1,0 +1,21 @@
+#![doc = include_str!("../README.md")]
+
+pub mod adapter;
+mod conv;
+mod dequant;
+mod embedding;
+mod linear;
+mod matrix;
+mod norm;
+pub mod ops;
+mod prefetch;
+mod scratch;
+mod weights;
+
+pub use adapter::{Adapters, Change, Norm, Prepared, Slots};
+pub use conv::Conv2d;
+pub use embedding::Embedding;
+pub use linear::Linear;
+pub use norm::{GroupNorm, LayerNorm, RmsNorm};
+pub use prefetch::BUFFERS as PREFETCH_BUFFERS;
+pub use weights::{LeftInFile, Weights};

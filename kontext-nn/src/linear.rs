@@ -1,0 +1,152 @@
+//! Linear layers: `x @ weight^T + bias`.
+
+use tch::Tensor;
+
+use super::adapter::Changes;
+use super::matrix::Matrix;
+use crate::Weights;
+use kontext_core::Result;
+
+/// `x @ weight^T + bias`, on the last dimension.
+///
+/// The weight may be stored narrower than the input (bf16 under f32) or packed (GGUF, fp8, four bits): on a CPU it
+/// is unpacked piece by piece into a scratch that all layers share, and multiplied in f32, which on CPUs without
+/// bf16 units is several times faster than computing in bf16.
+/// Changes that were set for it ([`Weights::with_slots`]) are added to the output.
+#[derive(Debug)]
+pub struct Linear {
+    weight: Matrix,
+    bias: Option<Tensor>,
+    changes: Changes,
+}
+
+impl Linear {
+    /// Reads `weight` [out, in] and `bias` `[out]`.
+    ///
+    /// # Errors
+    /// Those of [`Weights::tensor`].
+    pub fn new(w: &Weights, input: i64, output: i64) -> Result<Self> {
+        Ok(Self {
+            bias: Some(w.tensor("bias", &[output])?),
+            ..Self::without_bias(w, input, output)?
+        })
+    }
+
+    /// Reads `weight` [out, in]; there is no bias.
+    ///
+    /// # Errors
+    /// Those of [`Weights::tensor`].
+    pub fn without_bias(w: &Weights, input: i64, output: i64) -> Result<Self> {
+        let weight = w.matrix("weight", [output, input])?;
+        Ok(Self {
+            changes: Changes::new(w.slot(&weight), input),
+            weight,
+            bias: None,
+        })
+    }
+
+    /// [.., in] to [.., out], in the input's kind.
+    ///
+    /// # Errors
+    /// [`kontext_core::Error::Torch`] where libtorch fails.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let kind = x.kind();
+        let bias = self.bias.as_ref().map(|b| b.f_to_kind(kind)).transpose()?;
+        let y = self.weight.apply(x, bias.as_ref())?;
+        self.changed(y, x, 0, false)
+    }
+
+    /// `sum + x @ weight^T + bias`, with the product added inside the matrix multiplication.
+    ///
+    /// # Errors
+    /// [`kontext_core::Error::Torch`] where libtorch fails.
+    pub fn forward_add(&self, x: &Tensor, sum: &Tensor) -> Result<Tensor> {
+        let product = self.weight.apply_add(x, sum)?;
+        let y = match &self.bias {
+            Some(bias) => product.f_add(&bias.f_to_kind(x.kind())?)?,
+            None => product,
+        };
+        self.changed(y, x, 0, true)
+    }
+
+    /// Splits the input features in two: `self(cat(a, b)) = first(a) + second(b)`.
+    ///
+    /// The bias goes with the first. This saves the concatenation of large activations.
+    ///
+    /// # Errors
+    /// [`kontext_core::Error::Torch`] where `at` is not within the input.
+    pub fn split_input(self, at: i64) -> Result<(Self, Self)> {
+        let [_, input] = self.weight.size();
+        let part = |start: i64, count: i64, bias: Option<Tensor>| -> Result<Self> {
+            let changes = self.changes.of_columns(start, count, start == 0);
+            Ok(Self {
+                weight: self.weight.columns(start, count)?,
+                bias,
+                changes,
+            })
+        };
+        Ok((
+            part(0, at, self.bias.as_ref().map(Tensor::shallow_clone))?,
+            part(at, input - at, None)?,
+        ))
+    }
+
+    /// The output features `start..start + count` alone: [.., in] to [.., count].
+    ///
+    /// # Errors
+    /// [`kontext_core::Error::Torch`] where the range is not within the output.
+    pub fn forward_rows(&self, x: &Tensor, start: i64, count: i64) -> Result<Tensor> {
+        let bias = self
+            .bias
+            .as_ref()
+            .map(|bias| bias.f_narrow(0, start, count)?.f_to_kind(x.kind()))
+            .transpose()?;
+        let y = self.weight.rows(start, count)?.apply(x, bias.as_ref())?;
+        self.changed(y, x, start, false)
+    }
+
+    /// `y`, the output features from `start` on for the input `x`, with all changes. Where it was `summed` with
+    /// something else, the product of weight and input cannot be had from it.
+    fn changed(&self, y: Tensor, x: &Tensor, start: i64, summed: bool) -> Result<Tensor> {
+        let (kind, count) = (x.kind(), y.size().last().copied().unwrap_or_default());
+        let rows = |t: &Tensor| -> Result<Tensor> { Ok(t.f_narrow(0, start, count)?.f_to_kind(kind)?) };
+        let product = |x: &Tensor| self.weight.rows(start, count)?.apply(x, None);
+        let plain = || match &self.bias {
+            _ if summed => Ok(None),
+            Some(bias) => Ok(Some(y.f_sub(&rows(bias)?)?)),
+            None => Ok(Some(y.f_to_dtype(kind, false, true)?)),
+        };
+        self.changes.add_to(&y, x, start, &product, plain)?;
+        Ok(y)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kontext_core::{Device, Kind, noise};
+
+    #[test]
+    fn a_split_layer_computes_what_the_whole_computes() {
+        let whole = || Linear::new(&Weights::synthetic(1), 12, 8).unwrap();
+        let x = noise::randn(&[2, 5, 12], 0, Kind::Float, Device::Cpu).unwrap();
+        let expected = whole().forward(&x).unwrap();
+
+        let (first, second) = whole().split_input(4).unwrap();
+        let sum = first.forward(&x.narrow(-1, 0, 4)).unwrap();
+        let sum = second.forward_add(&x.narrow(-1, 4, 8), &sum).unwrap();
+        assert!(expected.allclose(&sum, 1e-5, 1e-6, false));
+
+        let rows = whole().forward_rows(&x, 3, 5).unwrap();
+        assert!(expected.narrow(-1, 3, 5).allclose(&rows, 1e-5, 1e-6, false));
+    }
+
+    #[test]
+    fn a_weight_stored_in_bf16_multiplies_in_f32() {
+        let linear = Linear::new(&Weights::synthetic(1).kind(Kind::BFloat16), 4, 3).unwrap();
+        let y = linear
+            .forward(&Tensor::ones([1, 4], (Kind::Float, Device::Cpu)))
+            .unwrap();
+        assert_eq!(y.kind(), Kind::Float);
+    }
+}

@@ -1,0 +1,111 @@
+//! Normalisations: layer, RMS and group.
+
+use tch::{Kind, Tensor};
+
+use crate::Weights;
+use kontext_core::Result;
+
+/// Layer normalisation over the last dimension, with weight and bias.
+#[derive(Debug)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// Reads `weight` and `bias` `[width]`.
+    ///
+    /// # Errors
+    /// Those of [`Weights::tensor`].
+    pub fn new(w: &Weights, width: i64, eps: f64) -> Result<Self> {
+        Ok(Self {
+            weight: w.tensor("weight", &[width])?,
+            bias: w.tensor("bias", &[width])?,
+            eps,
+        })
+    }
+
+    /// [.., width] to the same shape and kind; libtorch computes the moments in f32.
+    ///
+    /// # Errors
+    /// [`kontext_core::Error::Torch`] where libtorch fails.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let kind = x.kind();
+        let (weight, bias) = (self.weight.f_to_kind(kind)?, self.bias.f_to_kind(kind)?);
+        Ok(x.f_layer_norm(self.weight.size(), Some(&weight), Some(&bias), self.eps, true)?)
+    }
+}
+
+/// Root-mean-square normalisation over the last dimension: `x / sqrt(mean(x²) + eps) * weight`.
+#[derive(Debug)]
+pub struct RmsNorm {
+    weight: Tensor,
+    eps: f64,
+}
+
+impl RmsNorm {
+    /// Reads the tensor `name` `[width]` ("weight" or "scale").
+    ///
+    /// # Errors
+    /// Those of [`Weights::tensor`].
+    pub fn new(w: &Weights, name: &str, width: i64, eps: f64) -> Result<Self> {
+        Ok(Self {
+            weight: w.tensor(name, &[width])?,
+            eps,
+        })
+    }
+
+    /// [.., width] to the same shape and kind. The mean of squares is computed in f32: in bf16 a
+    /// sum of 128 squares keeps 8 bits, in f16 it overflows at activations above 256.
+    ///
+    /// # Errors
+    /// [`kontext_core::Error::Torch`] where libtorch fails.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let kind = x.kind();
+        let wide = x.f_to_kind(Kind::Float)?;
+        let scale = wide
+            .f_square()?
+            .f_mean_dim(-1_i64, true, Kind::Float)?
+            .f_add_scalar(self.eps)?
+            .f_rsqrt()?;
+        Ok(wide
+            .f_mul(&scale)?
+            .f_to_kind(kind)?
+            .f_mul(&self.weight.f_to_kind(kind)?)?)
+    }
+}
+
+/// Group normalisation over channels [B, C, H, W], with weight and bias.
+#[derive(Debug)]
+pub struct GroupNorm {
+    weight: Tensor,
+    bias: Tensor,
+    groups: i64,
+    eps: f64,
+}
+
+impl GroupNorm {
+    /// Reads `weight` and `bias` `[channels]`.
+    ///
+    /// # Errors
+    /// Those of [`Weights::tensor`].
+    pub fn new(w: &Weights, channels: i64, groups: i64, eps: f64) -> Result<Self> {
+        Ok(Self {
+            weight: w.tensor("weight", &[channels])?,
+            bias: w.tensor("bias", &[channels])?,
+            groups,
+            eps,
+        })
+    }
+
+    /// [B, C, ..] to the same shape and kind.
+    ///
+    /// # Errors
+    /// [`kontext_core::Error::Torch`] where libtorch fails.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let kind = x.kind();
+        let (weight, bias) = (self.weight.f_to_kind(kind)?, self.bias.f_to_kind(kind)?);
+        Ok(x.f_group_norm(self.groups, Some(&weight), Some(&bias), self.eps, true)?)
+    }
+}

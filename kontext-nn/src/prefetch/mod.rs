@@ -1,0 +1,86 @@
+//! Weights that are left in their file, on their way to a CUDA device before they are asked for.
+
+mod copies;
+mod ring;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use tch::Tensor;
+
+pub(crate) use self::copies::Copies;
+use self::ring::Ring;
+pub(crate) use self::ring::{Mover, Source};
+use crate::dequant;
+use crate::dequant::OnDevice;
+use kontext_core::Result;
+use kontext_core::formats::StoredMatrix;
+
+/// Buffers: one is read while the next is filled.
+pub const BUFFERS: usize = 2;
+
+/// The way to a device for the matrices of one model, which all its clones share. Until the first is asked for it takes
+/// no memory.
+pub(crate) struct Prefetch<M: Mover> {
+    /// Bytes of the largest matrix so far.
+    largest: AtomicUsize,
+    /// Bytes that its buffers hold, and their ring.
+    ring: OnceLock<(usize, Ring<StoredMatrix, M>)>,
+    make: Arc<dyn Fn(usize) -> Result<M> + Send + Sync>,
+}
+
+impl Source for StoredMatrix {
+    fn bytes(&self) -> &[u8] {
+        self.bytes()
+    }
+}
+
+impl<M: Mover> Prefetch<M> {
+    /// `make` makes a mover whose buffers hold so many bytes, on its own thread.
+    pub(crate) fn new(make: impl Fn(usize) -> Result<M> + Send + Sync + 'static) -> Self {
+        Self {
+            largest: AtomicUsize::new(0),
+            ring: OnceLock::new(),
+            make: Arc::new(make),
+        }
+    }
+
+    /// Tells of a matrix that will be asked for.
+    pub(crate) fn expect(&self, matrix: &StoredMatrix) {
+        self.largest.fetch_max(matrix.bytes().len(), Ordering::Relaxed);
+    }
+
+    /// [`dequant::unpack_to`] for a matrix on the host, in the same bits; where the ring cannot serve, by it.
+    pub(crate) fn unpack_to(
+        &self,
+        matrix: &Arc<StoredMatrix>,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        out: &Tensor,
+    ) -> Result<()> {
+        let start = || {
+            let (capacity, make) = (self.largest.load(Ordering::Relaxed), Arc::clone(&self.make));
+            (capacity, Ring::new(move || make(capacity)))
+        };
+        let (capacity, ring) = self.ring.get_or_init(start);
+        let packed = matrix.view()?;
+        let served = if matrix.bytes().len() <= *capacity {
+            let unpack = |bytes: &Tensor| OnDevice::over(&packed, bytes)?.unpack_to(rows.clone(), columns.clone(), out);
+            ring.with(matrix, unpack)
+        } else {
+            None
+        };
+        served.unwrap_or_else(|| dequant::unpack_to(&packed, rows, columns, out))
+    }
+}
+
+impl<M: Mover> std::fmt::Debug for Prefetch<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Prefetch")
+            .field("largest", &self.largest)
+            .finish_non_exhaustive()
+    }
+}

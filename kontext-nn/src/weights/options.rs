@@ -1,0 +1,97 @@
+//! Options of the linear layers that are built from weights.
+
+use std::sync::{Arc, Mutex};
+
+use tch::Device;
+
+use super::Weights;
+use crate::adapter::{Adapters, Slots};
+use crate::prefetch::{Copies, Prefetch};
+use kontext_core::formats::Quantize;
+
+/// Form and place of the weights of linear layers, and their adapters.
+#[derive(Clone, Default)]
+pub(super) struct LinearOptions {
+    pub(super) left: LeftInFile,
+    pub(super) quantize: Option<Quantize>,
+    pub(super) prefetch: Option<Arc<Prefetch<Copies>>>,
+    /// Adapters that are added to the weights as they are read.
+    pub(super) fused: Option<Arc<Mutex<Adapters>>>,
+    /// Slots in which the layers register.
+    pub(super) slots: Option<Slots>,
+}
+
+/// Linear layers whose weights stay in their file and are read from the system's page cache for each multiplication.
+/// They take no memory of the program's own.
+///
+/// On a CUDA device they are copied there for each multiplication, in their stored form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LeftInFile {
+    /// No layers: all are read when the model is built.
+    #[default]
+    None,
+    /// Layers that a model uses once a run ([`Weights::used_once`]), such as the transformer's modulation.
+    UsedOnce,
+    /// All layers.
+    All,
+}
+
+impl Weights {
+    /// Selects the linear layers whose weights stay in the file. Default: none.
+    #[must_use]
+    pub fn left_in_file(self, left: LeftInFile) -> Self {
+        self.with(|linear| linear.left = left)
+    }
+
+    /// The same cursor, for layers that a model uses once a run and not once a step.
+    #[must_use]
+    pub fn used_once(self) -> Self {
+        self.with(|linear| {
+            if linear.left == LeftInFile::UsedOnce {
+                linear.left = LeftInFile::All;
+            }
+        })
+    }
+
+    /// Quantises the weights of linear layers as they are read, if they are not quantised already and their columns are
+    /// whole blocks; only one layer is held in full width at a time. Default: as they are stored.
+    #[must_use]
+    pub fn quantized(self, to: Option<Quantize>) -> Self {
+        self.with(|linear| linear.quantize = to)
+    }
+
+    /// Prefetches weights that are left in their file to a CUDA device while others are multiplied, in the order of the
+    /// previous step.
+    ///
+    /// From the first multiplication on it takes a thread that reads the file, and
+    /// [`PREFETCH_BUFFERS`](crate::PREFETCH_BUFFERS) times the largest weight in device memory and in pinned
+    /// memory. Does nothing on other devices; if it fails, weights are copied on demand.
+    #[must_use]
+    pub fn prefetched(self) -> Self {
+        let prefetch = match self.device {
+            Device::Cuda(index) => Some(Arc::new(Prefetch::new(move |capacity| Copies::new(index, capacity)))),
+            _ => None,
+        };
+        self.with(|linear| linear.prefetch = prefetch)
+    }
+
+    /// Adds adapters to the weights as they are read. A run then has no extra work, and the sum is rounded to the kind
+    /// that the model computes in.
+    #[must_use]
+    pub fn fused(self, adapters: Adapters) -> Self {
+        self.with(|linear| linear.fused = Some(Arc::new(Mutex::new(adapters))))
+    }
+
+    /// The same weights, and the adapter slots of the linear layers that are built from them.
+    #[must_use]
+    pub fn with_slots(&self) -> (Self, Slots) {
+        let slots = Slots::default();
+        let weights = self.clone().with(|linear| linear.slots = Some(slots.clone()));
+        (weights, slots)
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut LinearOptions)) -> Self {
+        change(&mut self.linear);
+        self
+    }
+}

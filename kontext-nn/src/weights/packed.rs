@@ -1,0 +1,140 @@
+//! Matrices of linear layers: packed, left in the file, or plain.
+
+use super::{LeftInFile, Weights, same_but_ones};
+use crate::adapter::Slot;
+use crate::matrix::{Matrix, PackedRows};
+use kontext_core::Result;
+use kontext_core::formats::{Quantize, Recipe};
+
+impl Weights {
+    /// The weight [out, in] of the linear layer at the cursor: packed if it is stored so, or left in its file.
+    pub(crate) fn matrix(&self, name: &str, shape: [i64; 2]) -> Result<Matrix> {
+        if self.audit.is_some() {
+            return Ok(Matrix::Plain(self.tensor(name, &shape)?));
+        }
+        let full = self.full(name);
+        let recipe = self.recipe(&full);
+        // An adapter can only be fused with a weight in full width.
+        let fused = self.fuses(&full);
+        if !fused && let Some(rows) = self.packed_rows(&recipe, shape)? {
+            return Ok(Matrix::Packed(rows));
+        }
+        let quantize = self
+            .linear
+            .quantize
+            .filter(|to| to.fits(shape[1]) && !self.is_synthetic());
+        match quantize {
+            Some(to) if fused => {
+                let matrix = to.matrix(&self.tensor(name, &shape)?)?;
+                Ok(Matrix::Packed(PackedRows::new(vec![matrix], self.device)?))
+            }
+            Some(to) => Ok(Matrix::Packed(self.quantized_rows(to, &recipe, shape)?)),
+            None => Ok(Matrix::Plain(self.tensor(name, &shape)?)),
+        }
+    }
+
+    /// The adapter slot of the layer at the cursor with this weight.
+    pub(crate) fn slot(&self, weight: &Matrix) -> Option<Slot> {
+        let slots = self.linear.slots.as_ref()?;
+        Some(slots.register(self.prefix.trim_end_matches('.'), weight))
+    }
+
+    /// The rows that a recipe names, if one of its tensors is to stay packed and all can.
+    fn packed_rows(&self, recipe: &Recipe, shape: [i64; 2]) -> Result<Option<PackedRows>> {
+        let names = recipe.names();
+        let Some(found) = names
+            .iter()
+            .map(|name| self.store.entry(name))
+            .collect::<Option<Vec<_>>>()
+        else {
+            return Ok(None);
+        };
+        let in_file = self.linear.left == LeftInFile::All;
+        let can = found.iter().all(|entry| entry.format().is_some());
+        if !can || !(in_file || found.iter().any(|entry| entry.is_packed())) {
+            return Ok(None);
+        }
+        let mut matrices = Vec::with_capacity(found.len());
+        for (name, entry) in names.iter().zip(&found) {
+            let mut matrix = if in_file {
+                self.store.map_matrix(name)?
+            } else {
+                self.store.read_matrix(name)?
+            };
+            // Sizes of one may stand elsewhere, as for plain tensors.
+            if found.len() == 1 && same_but_ones(entry.shape(), &shape) {
+                matrix = matrix.reshaped(shape.map(|side| side as usize));
+            }
+            if matrix.size()[1] as i64 != shape[1] {
+                return Err(self.wrong_shape(&Recipe::Name(name.clone()), &shape, entry.shape()));
+            }
+            matrices.push(matrix);
+        }
+        self.store.mark_used(names);
+        let prefetch = self.linear.prefetch.clone().filter(|_| in_file);
+        let rows = PackedRows::new(matrices, self.device)?.prefetched(prefetch);
+        self.in_order(rows, recipe, shape).map(Some)
+    }
+
+    /// The rows that a recipe names, quantised.
+    fn quantized_rows(&self, to: Quantize, recipe: &Recipe, shape: [i64; 2]) -> Result<PackedRows> {
+        let quantize = |name: &String| to.matrix(&self.read(name)?);
+        let matrices = recipe.names().iter().map(quantize).collect::<Result<_>>()?;
+        self.in_order(PackedRows::new(matrices, self.device)?, recipe, shape)
+    }
+
+    /// Checks the size of the rows of a recipe, and puts its halves in order.
+    fn in_order(&self, rows: PackedRows, recipe: &Recipe, shape: [i64; 2]) -> Result<PackedRows> {
+        if rows.size() != shape {
+            return Err(self.wrong_shape(recipe, &shape, &rows.size()));
+        }
+        Ok(match recipe {
+            Recipe::SwapHalves(_) => rows.halves_swapped(),
+            Recipe::Name(_) | Recipe::Rows(_) => rows,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind, Tensor};
+
+    use super::*;
+    use crate::Linear;
+    use kontext_core::noise;
+
+    fn draw(shape: &[i64], seed: u64) -> Tensor {
+        noise::randn(shape, seed, Kind::Float, Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn a_layer_packed_as_it_is_read_is_near_the_plain_one() {
+        let weights = || Weights::from_tensors([("a.weight".to_owned(), draw(&[96, 64], 1))]);
+        let x = draw(&[5, 64], 2);
+        let output = |to| {
+            Linear::without_bias(&weights().quantized(to).at("a"), 64, 96)
+                .unwrap()
+                .forward(&x)
+                .unwrap()
+        };
+        let plain = output(None);
+        // Twice the root mean square of the rounding of each format on normal values.
+        let bounds = [0.01, 0.06, 0.02, 0.06, 0.08, 0.12, 0.16];
+        for (to, bound) in Quantize::ALL.into_iter().zip(bounds) {
+            let error = ((output(Some(to)) - &plain).norm() / plain.norm()).double_value(&[]);
+            assert!(error > 1e-4 && error < bound, "{to}: {error}");
+        }
+    }
+
+    #[test]
+    fn columns_that_are_no_whole_blocks_stay_plain() {
+        let weights =
+            Weights::from_tensors([("a.weight".to_owned(), draw(&[8, 20], 1))]).quantized(Some(Quantize::Q4_0));
+        let x = draw(&[5, 20], 2);
+        let y = Linear::without_bias(&weights.at("a"), 20, 8)
+            .unwrap()
+            .forward(&x)
+            .unwrap();
+        assert!(y.allclose(&x.matmul(&draw(&[8, 20], 1).tr()), 1e-5, 1e-6, false));
+    }
+}

@@ -1,0 +1,157 @@
+//! What tests of files of weights share: the forms that other programs write, and files made by hand.
+#![allow(clippy::unwrap_used, dead_code)] // In helper functions, of which each test uses some.
+
+use std::error::Error as _;
+use std::path::PathBuf;
+
+use kontext_core::{Error, Tensor};
+use safetensors::{Dtype, SafeTensors};
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+
+/// A linear layer as another program stored it (`tests/reference/parts/forms.py`).
+pub(crate) struct Form {
+    /// The program or format and its setting: "gguf.Q4_K", "bnb.nf4-double".
+    pub(crate) name: String,
+    /// The whole file.
+    pub(crate) file: Vec<u8>,
+    pub(crate) shape: [i64; 2],
+    /// What that program takes the weight for, f32 [out, in].
+    pub(crate) weight: Tensor,
+}
+
+impl Form {
+    /// The layer's name in the file.
+    pub(crate) fn layer(&self) -> &'static str {
+        if self.name.starts_with("float8") {
+            "double_blocks.0.img_attn.proj"
+        } else {
+            "layer"
+        }
+    }
+}
+
+/// All forms.
+pub(crate) fn forms() -> Vec<Form> {
+    let fixture = fixture("forms");
+    let fixture = SafeTensors::deserialize(&fixture).unwrap();
+    let of = |(key, view): (String, safetensors::tensor::TensorView<'_>)| {
+        let name = key.strip_suffix(".file")?.to_owned();
+        let weight = fixture.tensor(&format!("{name}.weight")).unwrap();
+        assert_eq!((view.dtype(), weight.dtype()), (Dtype::U8, Dtype::F32));
+        let values: Vec<f32> = weight
+            .data()
+            .as_chunks()
+            .0
+            .iter()
+            .map(|bytes| f32::from_le_bytes(*bytes))
+            .collect();
+        let shape = [weight.shape()[0] as i64, weight.shape()[1] as i64];
+        Some(Form {
+            name,
+            file: view.data().to_vec(),
+            shape,
+            weight: Tensor::from_slice(&values).reshape(shape),
+        })
+    };
+    let mut forms: Vec<Form> = fixture.tensors().into_iter().filter_map(of).collect();
+    forms.sort_by(|a, b| a.name.cmp(&b.name));
+    forms
+}
+
+/// The bytes of `tests/reference/NAME.safetensors`.
+pub(crate) fn fixture(name: &str) -> Vec<u8> {
+    std::fs::read(kontext_fixtures::reference(&format!("{name}.safetensors"))).unwrap()
+}
+
+/// A file with these bytes. Its format is told by its content, whatever its name.
+pub(crate) fn written(bytes: &[u8]) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.weights");
+    std::fs::write(&path, bytes).unwrap();
+    (folder, path)
+}
+
+/// An error with all its causes.
+pub(crate) fn chain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// A tensor of a safetensors file: name, dtype, shape, bytes.
+#[derive(Clone)]
+pub(crate) struct Part(
+    pub(crate) String,
+    pub(crate) &'static str,
+    pub(crate) Vec<u64>,
+    pub(crate) Vec<u8>,
+);
+
+impl Part {
+    pub(crate) fn floats(name: &str, values: &[f32]) -> Self {
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Self(name.to_owned(), "F32", vec![values.len() as u64], bytes)
+    }
+
+    pub(crate) fn bytes(name: &str, dtype: &'static str, shape: &[u64], bytes: &[u8]) -> Self {
+        Self(name.to_owned(), dtype, shape.to_vec(), bytes.to_vec())
+    }
+}
+
+/// A safetensors file of these tensors, one after the other.
+pub(crate) fn safetensors_file(parts: &[Part]) -> Vec<u8> {
+    let (mut header, mut data) = (Map::new(), Vec::new());
+    for Part(name, dtype, shape, bytes) in parts {
+        let start = data.len();
+        data.extend(bytes);
+        header.insert(
+            name.clone(),
+            json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, data.len()] }),
+        );
+    }
+    with_header(&Value::Object(header).to_string(), &data)
+}
+
+/// A safetensors file with this text for a header.
+pub(crate) fn with_header(header: &str, data: &[u8]) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat()
+}
+
+/// GGUF's string: length and bytes.
+pub(crate) fn text(bytes: impl AsRef<[u8]>) -> Vec<u8> {
+    let bytes = bytes.as_ref();
+    [&(bytes.len() as u64).to_le_bytes()[..], bytes].concat()
+}
+
+/// An entry of a GGUF file's metadata, its value in bytes.
+pub(crate) fn entry(key: impl AsRef<[u8]>, kind: u32, value: &[u8]) -> Vec<u8> {
+    [&text(key)[..], &kind.to_le_bytes(), value].concat()
+}
+
+/// What a GGUF file says of a tensor; sides as GGUF orders them, columns first.
+pub(crate) fn described(name: impl AsRef<[u8]>, sides: &[u64], kind: u32, offset: u64) -> Vec<u8> {
+    let mut out = text(name);
+    out.extend((sides.len() as u32).to_le_bytes());
+    sides.iter().for_each(|side| out.extend(side.to_le_bytes()));
+    out.extend(kind.to_le_bytes());
+    out.extend(offset.to_le_bytes());
+    out
+}
+
+/// A GGUF file; its data begins at a multiple of 32.
+pub(crate) fn gguf_file(version: u32, entries: &[Vec<u8>], tensors: &[Vec<u8>], data: &[u8]) -> Vec<u8> {
+    let mut out = b"GGUF".to_vec();
+    out.extend(version.to_le_bytes());
+    out.extend((tensors.len() as u64).to_le_bytes());
+    out.extend((entries.len() as u64).to_le_bytes());
+    out.extend(entries.concat());
+    out.extend(tensors.concat());
+    out.resize(out.len().next_multiple_of(32), 0);
+    out.extend(data);
+    out
+}
