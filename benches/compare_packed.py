@@ -1,9 +1,10 @@
-"""Times one block with weights in f32, bf16 and packed, and diffusers' block in f32, in one run; prints ratios.
+"""Times one block with f32, bf16 and packed weights, and diffusers' block in f32, in one run; prints ratios.
 
     python benches/compare_packed.py --python PYTHON_WITH_DIFFUSERS [--rounds 3] [--times 5]
 
-Full width, 512 text + 512 target + 512 reference tokens, on the CPU. Each round runs `cargo bench --bench packed` and
-then diffusers, one process at a time. The ratio to f32 is what packing costs in time.
+Full width, 512 text + 512 target + 512 reference tokens, on the CPU. Each round runs
+`cargo bench --bench packed` and then diffusers, one process at a time. The ratio to f32 is the time cost of
+packing.
 """
 
 import argparse
@@ -21,7 +22,7 @@ TEXT, IMAGE, WIDTH = 512, 1024, 3072
 
 
 def ours(criterion):
-    """Seconds of every sample, by kind and form."""
+    """Returns the seconds of every sample, by kind and form."""
     command = ["cargo", "bench", "--quiet", "--bench", "packed", "--", "--noplot"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"CRITERION_HOME": str(criterion)}, capture_output=True, text=True)
     if done.returncode != 0:
@@ -35,7 +36,7 @@ def ours(criterion):
 
 
 def diffusers_blocks(times):
-    """Seconds of diffusers' blocks; runs in the interpreter that has it."""
+    """Prints the seconds of diffusers' blocks as JSON; runs in the interpreter that has diffusers."""
     import time
 
     import torch
@@ -95,11 +96,11 @@ def main():
             all_ours.setdefault(key, []).extend(seconds)
         for kind, seconds in theirs(args).items():
             all_theirs.setdefault(kind, []).extend(seconds)
-    for name, of in (("median", statistics.median), ("fastest", min)):
+    for name, statistic in (("median", statistics.median), ("fastest", min)):
         print(f"{name:8}" + "".join(f"{form:>16}" for form in [*FORMS, "diffusers f32"]))
         for kind in KINDS:
-            base = of(all_ours[kind, "f32"])
-            row = [of(all_ours[kind, form]) for form in FORMS] + [of(all_theirs[kind])]
+            base = statistic(all_ours[kind, "f32"])
+            row = [statistic(all_ours[kind, form]) for form in FORMS] + [statistic(all_theirs[kind])]
             print(f"{kind:8}" + "".join(f"{f'{value:.3f} s {value / base:.2f}x':>16}" for value in row))
 
 

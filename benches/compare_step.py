@@ -1,13 +1,13 @@
-"""Times a denoising step of kontext and of diffusers in turns, and prints their ratio.
+"""Times a denoising step of kontext and of diffusers alternately, and prints their ratio.
 
     python benches/compare_step.py --python PYTHON_WITH_DIFFUSERS [--depth 1,2 2,4] [--rounds 3] [--steps 10]
 
-Each round runs `cargo bench --bench step` and then `step_diffusers.py`, one process at a time, each with its own
-warm-up; both use the threads that libtorch takes by default. Below one, kontext is faster. kontext computes the
-modulation of all steps once a run (`Dit::prepare`): a share of it for each step is part of its time here.
+Each round runs `cargo bench --bench step` and then `step_diffusers.py`, one process at a time, each with its
+own warm-up; both use libtorch's default number of threads. Below one, kontext is faster. kontext computes the
+modulation of all steps once per run (`Dit::prepare`); each step's time includes its share.
 
-With two depths, the time at FLUX.1's depth of 19 and 38 blocks is extrapolated: what a deeper model adds is the same for
-every pair of blocks, while the ends of the model, and what kontext saves in its last block, count once.
+With two depths, the time at FLUX.1's depth of 19 and 38 blocks is extrapolated: every further pair of blocks
+adds the same time, while the ends of the model, and kontext's savings in its last block, count once.
 """
 
 import argparse
@@ -24,7 +24,7 @@ FLUX_DOUBLE, FLUX_SINGLE = 19, 38
 
 
 def kontext(double, single, criterion):
-    """Seconds of each timed step, with its share of one `prepare`."""
+    """Returns the seconds of each timed step, including its share of one `prepare`, and that share."""
     model = f"{double}-double-{single}-single"
     samples = {name: criterion / model / name / "new" / "sample.json" for name in ("prepare", "step")}
     for path in samples.values():
@@ -44,14 +44,14 @@ def cargo(arguments, **environment):
 
 
 def diffusers(python, double, single, steps):
-    """Seconds of each timed step."""
+    """Returns the seconds of each timed step."""
     script = ROOT / "benches" / "step_diffusers.py"
     output = run([python, str(script), "--double", str(double), "--single", str(single), "--steps", str(steps)])
     return json.loads(output)["seconds"]
 
 
 def run(command, folder=None, **environment):
-    """What a command prints; where it fails, its errors end this program."""
+    """Returns the output of a command; if it fails, exits with its error output."""
     done = subprocess.run(command, cwd=folder, env=os.environ | environment, capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)}\n{done.stderr}")
@@ -59,7 +59,7 @@ def run(command, folder=None, **environment):
 
 
 def measure(depth, args):
-    """The steps of all rounds at one depth: kontext's and diffusers', in seconds."""
+    """Times the steps of all rounds at one depth: kontext's and diffusers', in seconds."""
     ours, theirs, shares = [], [], []
     for number in range(1, args.rounds + 1):
         a, prepare = kontext(*depth, args.criterion)
@@ -72,10 +72,11 @@ def measure(depth, args):
 
 
 def line(ours, theirs):
-    """Medians, and the fastest steps, which other programs on the machine disturbed least."""
+    """Formats the medians, and the fastest steps, which other programs on the machine disturbed least."""
     text = []
-    for name, of in (("median", statistics.median), ("fastest", min)):
-        text.append(f"{name} {of(ours):.3f} s / {of(theirs):.3f} s = {of(ours) / of(theirs):.3f}")
+    for name, statistic in (("median", statistics.median), ("fastest", min)):
+        mine, other = statistic(ours), statistic(theirs)
+        text.append(f"{name} {mine:.3f} s / {other:.3f} s = {mine / other:.3f}")
     return ", ".join(text)
 
 
@@ -83,8 +84,9 @@ def extrapolate(shallow, deep):
     """Prints the ratio at FLUX.1's depth; each argument is a depth and its two lists of seconds."""
     (depth, *few), (deeper, *many) = shallow, deep
     pairs = (FLUX_DOUBLE - depth[0]) / (deeper[0] - depth[0])
-    for name, of in (("median", statistics.median), ("fastest", min)):
-        ours, theirs = (of(a) + pairs * (of(b) - of(a)) for a, b in zip(few, many, strict=True))
+    for name, statistic in (("median", statistics.median), ("fastest", min)):
+        lists = zip(few, many, strict=True)
+        ours, theirs = (statistic(a) + pairs * (statistic(b) - statistic(a)) for a, b in lists)
         text = f"{ours:.1f} s / {theirs:.1f} s = {ours / theirs:.3f}"
         print(f"{FLUX_DOUBLE}+{FLUX_SINGLE} blocks, extrapolated: {name} {text}")
 

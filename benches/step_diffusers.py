@@ -1,4 +1,4 @@
-"""Times one denoising step of diffusers' FluxTransformer2DModel, as `step.rs` times ours, and prints it as JSON.
+"""Times one denoising step of diffusers' FluxTransformer2DModel, like `step.rs` for ours; prints JSON.
 
 Full width and few blocks, random weights, f32 on the CPU; 256 target, 256 reference and 512 text tokens.
 """
@@ -16,13 +16,13 @@ SIDE, TEXT = 256 // 16, 512
 
 
 def image_ids(t):
-    """Positions (t, y, x) of a grid's tokens, [rows * columns, 3]."""
+    """Returns the positions (t, y, x) of a grid's tokens, [rows * columns, 3]."""
     rows, columns = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
     return torch.stack([torch.full_like(rows, t), rows, columns], -1).reshape(-1, 3).float()
 
 
 def model(double, single):
-    """FLUX.1 [dev] but for its depth. The initialisation draws the weights."""
+    """Builds FLUX.1 [dev] at another depth, with the weights of its random initialisation."""
     config = {"num_layers": double, "num_single_layers": single, "guidance_embeds": True}
     return FluxTransformer2DModel(**config).eval()
 
@@ -43,7 +43,7 @@ def inputs():
 
 @torch.inference_mode()
 def seconds(double, single, steps):
-    """Wall-clock seconds of each step, after two steps to warm up."""
+    """Returns the wall-clock seconds of each step, after two warm-up steps."""
     transformer, given = model(double, single), inputs()
     times = []
     for _ in range(2 + steps):

@@ -1,4 +1,4 @@
-//! The options of a pipeline. What is done with them stands in `load`.
+//! The options of a pipeline; `load` acts on them.
 
 use std::path::PathBuf;
 
@@ -35,7 +35,7 @@ pub struct Builder {
     pub(crate) quantize_t5: Option<Quantize>,
 }
 
-/// The parts of a pipeline, for those who build or load them in their own way.
+/// The parts of a pipeline, for callers who build or load them themselves.
 #[derive(Debug)]
 pub struct Parts {
     /// Text encoders and tokenizers.
@@ -44,14 +44,14 @@ pub struct Parts {
     pub dit: Dit,
     /// The autoencoder.
     pub vae: Autoencoder,
-    /// How sigmas are shifted.
+    /// Shift of the sigmas.
     pub shift: Shift,
-    /// What the model prefers where a request does not say.
+    /// The model's defaults, used if a request sets nothing.
     pub defaults: ModelDefaults,
 }
 
 impl Builder {
-    /// Where to run. Default: the first CUDA device, else the CPU.
+    /// Sets the device. Default: the first CUDA device, else the CPU.
     pub fn device(self, device: Device) -> Self {
         Self {
             device: Some(device),
@@ -59,11 +59,11 @@ impl Builder {
         }
     }
 
-    /// The dtype of the run: `Float`, `BFloat16` or `Half`. Default: bf16 on CUDA, f32 on the CPU.
+    /// Sets the dtype of the run: `Float`, `BFloat16` or `Half`. Default: bf16 on CUDA, f32 on the CPU.
     ///
-    /// On the CPU, where bf16 units are rare and computing without them takes hundreds of times as
-    /// long, bf16 and f16 weights are kept narrow and widened to f32 layer by layer; latents are
-    /// still rounded as in a run of that dtype.
+    /// On the CPU, bf16 units are rare and computing without them takes hundreds of times as long. Therefore
+    /// bf16 and f16 weights are kept narrow and widened to f32 layer by layer; latents are still rounded as
+    /// in a run of that dtype.
     pub fn dtype(self, dtype: Kind) -> Self {
         Self {
             dtype: Some(dtype),
@@ -71,8 +71,7 @@ impl Builder {
         }
     }
 
-    /// Encodes and decodes large pictures in tiles of this size. Default: tiles of 1024 pixels
-    /// above 2048x2048.
+    /// Encodes and decodes large images in tiles of this size. Default: tiles of 1024 pixels above 2048x2048.
     pub fn tiling(self, tiling: Tiling) -> Self {
         Self {
             tiling: Some(tiling),
@@ -80,7 +79,8 @@ impl Builder {
         }
     }
 
-    /// Tokens of T5. Default: what the model's `kontext.json` says, else 512; FLUX.1-schnell was trained with 256.
+    /// Sets the number of T5 tokens. Default: the value in the model's `kontext.json`, else 512;
+    /// FLUX.1-schnell was trained with 256.
     pub fn max_sequence_length(self, tokens: usize) -> Self {
         Self {
             max_sequence_length: Some(tokens),
@@ -88,21 +88,23 @@ impl Builder {
         }
     }
 
-    /// Adds a LoRA at a strength (1 as it was trained); several add up. See [`Lora`](crate::Lora) for the files.
+    /// Adds a LoRA at a scale (1 as trained); several add up. See [`Lora`](crate::Lora) for the file formats.
     pub fn lora(self, path: impl Into<PathBuf>, strength: f64) -> Self {
         self.use_lora(LoraUse::new(path).scale(strength))
     }
 
-    /// Adds a LoRA with all that can be said of it.
+    /// Adds a LoRA with all its options.
     pub fn use_lora(mut self, lora: impl Into<LoraUse>) -> Self {
         self.loras.push(lora.into());
         self
     }
 
-    /// Whether LoRAs are added to the transformer's weights as they are loaded, so that a step takes no
-    /// longer than without them; a run in bf16 rounds what is added, one in f32 keeps the changed weights
-    /// in f32, and [`Pipeline::set_loras`](crate::Pipeline::set_loras) is refused. Layers that are
-    /// packed in their file become wide, unless they are packed again ([`Builder::quantize`]). Default: no.
+    /// Fuses LoRAs with the transformer's weights at load, so that a step takes no longer than without them.
+    /// Default: false.
+    ///
+    /// A run in bf16 rounds the added values, one in f32 keeps the changed weights in f32, and
+    /// [`Pipeline::set_loras`](crate::Pipeline::set_loras) is refused. Layers quantised in their file are
+    /// dequantised, unless they are quantised again ([`Builder::quantize`]).
     pub fn fuse_loras(self, fuse: bool) -> Self {
         Self {
             fuse_loras: fuse,
@@ -110,13 +112,13 @@ impl Builder {
         }
     }
 
-    /// When the parts are in memory. Default: [`Placement::Auto`].
+    /// Sets when the parts are in memory. Default: [`Placement::Auto`].
     pub fn placement(self, placement: Placement) -> Self {
         Self { placement, ..self }
     }
 
-    /// Packs the weights of the transformer's blocks as they are loaded, one layer after the other, if they are not
-    /// packed in the file. Default: kept as they are stored.
+    /// Quantises the weights of the transformer's blocks at load, one layer after the other, unless the file
+    /// holds them quantised. Default: weights are kept as stored.
     pub fn quantize(self, to: Quantize) -> Self {
         Self {
             quantize: Some(to),
@@ -124,7 +126,7 @@ impl Builder {
         }
     }
 
-    /// As [`Builder::quantize`], for T5.
+    /// Quantises T5 as [`Builder::quantize`] does the transformer.
     pub fn quantize_t5(self, to: Quantize) -> Self {
         Self {
             quantize_t5: Some(to),

@@ -1,4 +1,4 @@
-//! Which files of a folder are which part of a model, told by content.
+//! Discovery of a model's parts in a folder, by the files' content.
 
 use std::path::{Path, PathBuf};
 
@@ -8,14 +8,14 @@ use kontext_nn::Weights;
 use kontext_sampler::Shift;
 use kontext_text::{ClipEncoder, T5Encoder};
 
-/// How a checkpoint is laid out.
+/// Layout of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
-    /// Folders `transformer`, `vae`, `text_encoder`, `text_encoder_2`, `tokenizer`, `tokenizer_2`
-    /// and `scheduler`, each with its configuration.
+    /// Folders `transformer`, `vae`, `text_encoder`, `text_encoder_2`, `tokenizer`, `tokenizer_2` and
+    /// `scheduler`, each with its configuration.
     Diffusers,
-    /// One file for each part (`flux1-*.safetensors` or `.gguf`, `ae.safetensors`, `clip_l`, `t5xxl`), or one that
-    /// holds several, sizes inferred from their tensors.
+    /// One file per part (`flux1-*.safetensors` or `.gguf`, `ae.safetensors`, `clip_l`, `t5xxl`), or one file
+    /// with several parts. Sizes are inferred from the tensors.
     SingleFiles,
 }
 
@@ -23,7 +23,7 @@ pub enum Layout {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Checkpoint {
-    /// How the folder is laid out.
+    /// Layout of the folder.
     pub layout: Layout,
     /// The transformer.
     pub transformer: PathBuf,
@@ -41,7 +41,7 @@ pub struct Checkpoint {
     pub scheduler: Option<PathBuf>,
 }
 
-/// Parts that the caller names instead of leaving them to be found.
+/// Paths of parts given by the caller, which take precedence over discovery.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Overrides {
     pub(crate) transformer: Option<PathBuf>,
@@ -53,11 +53,11 @@ pub(crate) struct Overrides {
 }
 
 impl Checkpoint {
-    /// Finds the parts in a folder. Only names and headers are read.
+    /// Finds the parts in a folder. Reads only names and headers.
     ///
     /// # Errors
-    /// [`Error::Io`] where the folder or a file cannot be read, [`Error::Checkpoint`] where a part
-    /// is missing, or there are two for one part.
+    /// [`Error::Io`] if the folder or a file cannot be read, [`Error::Checkpoint`] if a part is missing or
+    /// found twice.
     pub fn find(folder: impl AsRef<Path>) -> Result<Self> {
         Self::find_with(folder.as_ref(), &Overrides::default())
     }
@@ -128,10 +128,11 @@ impl Checkpoint {
         })
     }
 
-    /// The transformer's weights under our names, and its sizes.
+    /// Opens the transformer's weights under this library's names (BFL's) and reads its sizes.
     ///
     /// # Errors
-    /// Those of opening, and where the sizes can be had neither from a `config.json` nor from the tensors.
+    /// Those of opening the weights, and [`Error::Checkpoint`] if neither a `config.json` nor the tensors
+    /// give the sizes.
     pub fn open_transformer(&self) -> Result<(Weights, DitConfig)> {
         let weights = Weights::open(&self.transformer)?.part(&TRANSFORMER_SIGNS);
         if weights.shape_of(TRANSFORMER_SIGNS[0]).is_some() {
@@ -156,8 +157,8 @@ impl Checkpoint {
         Ok((weights.named(names::diffusers), config))
     }
 
-    /// How the sigmas are shifted: by the scheduler's configuration, else as for a model with or
-    /// without guidance.
+    /// Returns the shift of the sigmas: that of the scheduler's configuration, else the one for a model with
+    /// or without guidance.
     ///
     /// # Errors
     /// Those of [`Shift::from_json`].
@@ -186,7 +187,7 @@ impl std::fmt::Display for Checkpoint {
     }
 }
 
-/// What a single file holds.
+/// Content of a single file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FileKind {
     Transformer,
@@ -205,7 +206,7 @@ impl FileKind {
         }
     }
 
-    /// Tensors of which only this part has one, whatever stands before its name.
+    /// Tensor names unique to this part, under any prefix.
     fn signs(self) -> Vec<&'static str> {
         match self {
             Self::Transformer => TRANSFORMER_SIGNS.to_vec(),
@@ -215,7 +216,7 @@ impl FileKind {
         }
     }
 
-    /// The parts that a file holds: one, or a whole model.
+    /// Returns the parts in a file: one, or all of a whole model.
     fn of(weights: &Weights) -> Vec<Self> {
         let names = weights.names();
         let holds = |sign: &str| {
@@ -232,12 +233,12 @@ impl FileKind {
     }
 }
 
-/// Tensors of which every transformer has one: by BFL's names, and by diffusers'.
+/// Tensor names that mark a transformer: BFL's and diffusers'.
 const TRANSFORMER_SIGNS: [&str; 2] = ["img_in.weight", "x_embedder.weight"];
-/// The endings of files that may hold weights.
+/// File extensions of weights.
 const EXTENSIONS: [&str; 2] = ["safetensors", "gguf"];
 
-/// What a user who mistypes the folder, or names a file, is told.
+/// Refuses a path that is not a readable folder, with a hint for a mistyped folder or a file.
 fn check_folder(folder: &Path) -> Result<()> {
     use std::io::{Error as IoError, ErrorKind};
     let expected = "expected the folder of a model, with diffusers' folders or BFL's single files";

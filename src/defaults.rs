@@ -1,4 +1,4 @@
-//! What a model prefers where a request does not say: `kontext.json` in its folder.
+//! A model's own defaults: `kontext.json` in its folder.
 
 use std::path::Path;
 
@@ -7,12 +7,12 @@ use kontext_sampler::Size;
 use kontext_sampler::geometry::PREFERRED_SIZES;
 use serde::{Deserialize, Serialize};
 
-/// The file's name.
+/// Name of the file.
 const FILE: &str = "kontext.json";
 
-/// A model's own defaults. Those that it does not state are those of the published models.
+/// Defaults of a model. Fields not set have the values of the published models.
 ///
-/// Options of the builder and fields of a request go before them.
+/// Builder options and request fields take precedence.
 ///
 /// # Example
 /// ```
@@ -27,26 +27,26 @@ const FILE: &str = "kontext.json";
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelDefaults {
-    /// Width and height of the pictures that it was trained on. Default: the 17 sizes near one megapixel.
+    /// Width and height of the training images. Default: the 17 sizes near one megapixel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sizes: Option<Vec<[u32; 2]>>,
     /// Sampling steps. Default: 28, or 4 for a model without a guidance embedding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<usize>,
-    /// Guidance value, for models that embed one. Default 2.5.
+    /// Guidance value, for models that embed one. Default: 2.5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guidance: Option<f64>,
-    /// Tokens of T5. Default 512.
+    /// Number of T5 tokens. Default: 512.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_sequence_length: Option<usize>,
 }
 
 impl ModelDefaults {
-    /// Those of the model in a folder.
+    /// Reads the defaults of the model in a folder.
     ///
     /// # Errors
-    /// [`Error::Io`] where there is a `kontext.json` that cannot be read, a checkpoint error with the
-    /// field where it cannot be used.
+    /// [`Error::Io`] if there is a `kontext.json` but it cannot be read, a checkpoint error naming the field
+    /// if a value is invalid.
     pub fn of(folder: impl AsRef<Path>) -> Result<Self> {
         let path = folder.as_ref().join(FILE);
         if !path.is_file() {
@@ -69,15 +69,15 @@ impl ModelDefaults {
         }
     }
 
-    /// Writes them into a model's folder.
+    /// Writes the defaults into a model's folder.
     ///
     /// # Errors
-    /// [`Error::Io`] where the folder cannot be written.
+    /// [`Error::Io`] if the folder cannot be written.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
         crate::save_part::write_json(&folder.as_ref().join(FILE), &serde_json::json!(self))
     }
 
-    /// The preferred sizes.
+    /// Returns the preferred sizes.
     #[must_use]
     pub fn sizes(&self) -> Vec<Size> {
         match &self.sizes {

@@ -1,4 +1,4 @@
-//! Reference pictures to latents, latents to pictures.
+//! Reference images to latents, latents to images.
 
 use image::{GenericImage, RgbImage};
 use kontext_core::{Device, Error, Kind, Result, Tensor, check, picture};
@@ -8,10 +8,10 @@ use kontext_vae::{Autoencoder, Tiling};
 use crate::plan::stitched_width;
 use crate::{Plan, Request};
 
-/// Pictures of more pixels are tiled unless the builder says otherwise.
+/// Largest area in pixels processed without tiles by default.
 pub(crate) const UNTILED_AREA: i64 = 2048 * 2048;
 
-/// An autoencoder and the way it is run.
+/// An autoencoder with the dtype, device and tiling of its runs.
 #[derive(Debug)]
 pub(crate) struct Codec<'a> {
     pub(crate) vae: &'a Autoencoder,
@@ -21,7 +21,7 @@ pub(crate) struct Codec<'a> {
 }
 
 impl Codec<'_> {
-    /// A picture, stretched to `size`, to latents [1, C, H, W], scaled and shifted.
+    /// Encodes an image, stretched to `size`, to latents [1, C, H, W], scaled and shifted.
     pub(crate) fn encode(&self, image: &RgbImage, size: Size) -> Result<Tensor> {
         let fitted = picture::resize(image, size.width, size.height)?;
         let pixels = picture::to_tensor(&fitted, self.kind, self.device)?;
@@ -33,7 +33,7 @@ impl Codec<'_> {
         Ok(latents)
     }
 
-    /// Latents [1, C, H, W] to a picture of `size`.
+    /// Decodes latents [1, C, H, W] to an image of `size`.
     pub(crate) fn decode(&self, latents: &Tensor, size: Size, conformance: Conformance) -> Result<RgbImage> {
         let latents = latents.f_to_kind(self.kind)?;
         let pixels = match self.tiles(&latents.size(), kontext_vae::DOWNSCALE) {
@@ -63,7 +63,7 @@ impl Codec<'_> {
     }
 }
 
-/// The pictures that are encoded, in the order of the plan's references.
+/// Returns the images to encode, in the order of the plan's references.
 pub(crate) fn reference_pictures(request: &Request, plan: &Plan) -> Result<Vec<RgbImage>> {
     if request.references != References::Stitch {
         return Ok(request.images.clone());

@@ -1,4 +1,4 @@
-//! What a run tells while it works, and how it is stopped.
+//! Progress events of a run, and its cancellation.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -9,9 +9,9 @@ use kontext_text::Cut;
 
 use crate::Plan;
 
-/// What a run tells while it works. Answer [`ControlFlow::Break`] to stop it.
+/// Progress of a run. Return [`ControlFlow::Break`] to stop it.
 ///
-/// Tensors are those that the run goes on with, on its device: looking at one waits for the device.
+/// Tensors are the run's own, on its device: reading one waits for the device.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -19,22 +19,22 @@ pub enum Event<'a> {
     Planned {
         /// Sizes, tokens and steps.
         plan: &'a Plan,
-        /// The seed of the first picture.
+        /// The seed of the first image.
         seed: u64,
     },
-    /// The end of a prompt did not fit and was left out.
+    /// A prompt was truncated.
     Cut {
-        /// By whom, and what.
+        /// The encoder that truncated it, and the dropped text.
         cut: &'a Cut,
     },
     /// A prompt is encoded.
     Encoded {
         /// The encoded prompt.
         conditioning: &'a Conditioning,
-        /// Whether it is the negative one.
+        /// `true` for the negative prompt.
         negative: bool,
     },
-    /// A reference picture is encoded.
+    /// A reference image is encoded.
     Reference {
         /// Its number, from 0.
         index: usize,
@@ -48,25 +48,25 @@ pub enum Event<'a> {
     },
     /// A step is done.
     Step {
-        /// Steps that are finished, from 1.
+        /// Number of finished steps, from 1.
         done: usize,
-        /// Steps of the run.
+        /// Total number of steps.
         total: usize,
-        /// The noise level that was reached.
+        /// The noise level reached.
         sigma: f32,
         /// The latents at that level as tokens [batch, L, 4 C].
         latents: &'a Tensor,
     },
-    /// A picture is decoded.
+    /// An image is decoded.
     Decoded {
-        /// Pictures that are finished, from 1.
+        /// Number of finished images, from 1.
         done: usize,
-        /// Pictures of the run.
+        /// Total number of images.
         total: usize,
     },
 }
 
-/// A switch that stops runs, from any thread.
+/// A cancellation switch for runs, usable from any thread.
 ///
 /// # Example
 /// ```
@@ -81,18 +81,18 @@ pub enum Event<'a> {
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
-    /// A switch that is not thrown.
+    /// Creates a switch in the off state.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Throws the switch.
+    /// Cancels the runs that check this switch.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Break after [`Cancel::cancel`], else Continue.
+    /// Returns `Break` after [`Cancel::cancel`], else `Continue`.
     pub fn check(&self) -> ControlFlow<()> {
         if self.0.load(Ordering::Relaxed) {
             ControlFlow::Break(())

@@ -1,11 +1,11 @@
-//! Weights that are only read, shared between threads.
+//! Read-only weights, shared between threads.
 
 use std::ops::Deref;
 
-/// A model whose tensors are never written after it is built.
+/// A model whose tensors are never written after construction.
 ///
-/// tch's `Tensor` is `Send` but not `Sync`, because its in-place methods take a shared handle to
-/// memory. libtorch itself allows any number of threads to read a tensor at once.
+/// tch's `Tensor` is `Send` but not `Sync`, because its in-place methods take a shared handle to memory.
+/// libtorch itself allows any number of threads to read a tensor at once.
 #[derive(Debug)]
 pub(crate) struct Frozen<T>(T);
 
@@ -23,9 +23,9 @@ impl<T> Deref for Frozen<T> {
     }
 }
 
-// SAFETY: the value is reachable by shared reference alone, and what is in it (`TextEncoder`, `Dit`,
-// `Autoencoder`, `LoraSet`) has no method that writes to a tensor: their operations make new ones, and
-// reference counts of tensors are atomic. The changes of layers lie behind mutexes and are replaced
-// whole. A test compares parallel runs with serial ones.
+// SAFETY: the value is only reachable by shared reference, and its types (`TextEncoder`, `Dit`,
+// `Autoencoder`, `LoraSet`) have no method that writes to a tensor: their operations create new ones, and
+// reference counts of tensors are atomic. The adapters of layers are guarded by mutexes and replaced whole. A
+// test compares parallel runs with serial ones.
 #[allow(unsafe_code)]
 unsafe impl<T: Send> Sync for Frozen<T> {}

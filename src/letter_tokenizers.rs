@@ -1,4 +1,4 @@
-//! Tokenizers that read a text letter by letter: for models with random weights.
+//! Letter-by-letter tokenizers, for models with random weights.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,25 +11,26 @@ use crate::save_part::{make_folder, write_json};
 /// Printable ASCII: the alphabet of the tokenizers.
 const ALPHABET: std::ops::RangeInclusive<u8> = b' '..=b'~';
 
-/// Writes both tokenizers as a diffusers checkpoint has them, into `tokenizer` and `tokenizer_2`.
+/// Writes both tokenizers in the layout of a diffusers checkpoint, into `tokenizer` and `tokenizer_2`.
 pub(crate) fn write(folder: &Path) -> Result<()> {
     write_clip(&make_folder(&folder.join("tokenizer"))?)?;
     write_json(&make_folder(&folder.join("tokenizer_2"))?.join("tokenizer.json"), &t5())
 }
 
-/// Number of CLIP's tokens; the last one ends a text.
+/// Returns CLIP's vocabulary size; the last token ends a text.
 pub(crate) fn clip_vocab() -> i64 {
     let [_, _, special] = clip_ids();
     special + 2
 }
 
-/// First letter, first letter at the end of a word, first special token.
+/// Returns the ids of the first letter, of the first letter at the end of a word, and of the first special
+/// token.
 fn clip_ids() -> [i64; 3] {
     let letters = i64::try_from(ALPHABET.count()).unwrap_or_default();
     [0, letters, 2 * letters]
 }
 
-/// A byte-pair tokenizer without merges: every letter is a token.
+/// Writes a byte-pair tokenizer without merges: every letter is a token.
 fn write_clip(folder: &Path) -> Result<()> {
     let [first, last, special] = clip_ids();
     let mut vocab = BTreeMap::new();
@@ -46,7 +47,7 @@ fn write_clip(folder: &Path) -> Result<()> {
     std::fs::write(&merges, "#version: 0.2\n").map_err(Error::io(&merges))
 }
 
-/// A unigram tokenizer over letters, with T5's special tokens.
+/// Returns a unigram tokenizer over letters, with T5's special tokens.
 fn t5() -> Value {
     let special = ["<pad>", "</s>", "<unk>"];
     let mut vocab: Vec<(String, f64)> = special.iter().map(|s| ((*s).to_owned(), 0.0)).collect();

@@ -54,16 +54,16 @@ pub use kontext_text::TextEncoder;
 #[doc(no_inline)]
 pub use kontext_vae::{Autoencoder, Tiling};
 
-/// The crates that this one is made of, for those who assemble their own.
+/// The crates of this library, for callers who assemble their own pipeline.
 pub mod crates {
     #[doc(no_inline)]
     pub use {kontext_core, kontext_dit, kontext_nn, kontext_sampler, kontext_text, kontext_vae};
 }
 
-/// Why the crates are as they are.
+/// Design notes.
 #[doc = include_str!("../DESIGN.md")]
 pub mod _design {}
 
-/// What changed.
+/// The changelog.
 #[doc = include_str!("../CHANGELOG.md")]
 pub mod _changelog {}

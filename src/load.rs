@@ -1,4 +1,5 @@
-//! Loading a pipeline by its options: from a folder, or of parts of one's own; and what can be told before.
+//! Pipelines from the builder's options: loading from a folder, assembly from given parts, and plans before
+//! loading.
 
 use std::path::Path;
 
@@ -21,14 +22,14 @@ use crate::plan::ModelFacts;
 use crate::random_model::{ModelSizes, random_parts};
 use crate::{Builder, ModelDefaults, Parts, Plan, Request};
 
-/// How far loading has come.
+/// Progress of loading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Loading {
-    /// The part that is being read.
+    /// The part being read.
     pub part: &'static str,
-    /// Pieces that are done, over all parts.
+    /// Finished pieces, over all parts.
     pub done: usize,
-    /// Pieces of all parts.
+    /// Total number of pieces, over all parts.
     pub total: usize,
 }
 
@@ -36,13 +37,13 @@ impl Builder {
     /// Finds and loads the parts in a folder; see [`Checkpoint`].
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Checkpoint`] and [`Error::Tokenizer`] where a part is missing or
-    /// damaged, [`Error::Device`] where the device is not there.
+    /// [`Error::Io`], [`Error::Checkpoint`] and [`Error::Tokenizer`] if a part is missing or damaged,
+    /// [`Error::Device`] if the device is not available.
     pub fn load(&self, folder: impl AsRef<Path>) -> Result<Pipeline> {
         self.load_with(folder, |_| ())
     }
 
-    /// As [`Builder::load`], telling how far it has come.
+    /// Loads as [`Builder::load`] does and reports its progress.
     ///
     /// # Errors
     /// Those of [`Builder::load`].
@@ -91,7 +92,7 @@ impl Builder {
         let weights = if fused { weights.fused(adapters) } else { weights };
         let weights = weights.at_most(precision.dtype).device(device);
         let (staged, left) = (arrangement.placement == Placement::Staged, arrangement.left);
-        // The four other parts are a piece each.
+        // The four other parts count as one piece each.
         let total = 4 + (config.double_blocks + config.single_blocks) as usize;
         let mut tell = |part: &'static str, done: usize| progress(Loading { part, done, total });
         tell("text encoders", 0);
@@ -109,7 +110,7 @@ impl Builder {
             Slot::new(staged, move || files.open())?
         };
         tell("VAE", 3);
-        // Always in f32: it is small, and one of the conformance modes needs it so.
+        // Always f32: the VAE is small, and one of the conformance modes requires it.
         let vae = {
             let path = checkpoint.vae.clone();
             Slot::new(staged, move || Autoencoder::open(&path, Kind::Float, device))?
@@ -141,10 +142,11 @@ impl Builder {
         Ok(pipeline)
     }
 
-    /// The placement that was asked for, or the one that fits an edit of a square picture.
+    /// Returns the requested placement, or with [`Placement::Auto`] the first that fits an edit of a square
+    /// image.
     fn chosen(&self, footprint: &Footprint, facts: &ModelFacts, device: Device) -> Result<Arrangement> {
         let candidates = self.placement.arrangements(device);
-        // A machine may keep to itself what its device has free.
+        // Not every device reports its free memory.
         let free = if candidates.len() > 1 {
             memory::free(device).ok()
         } else {
@@ -160,11 +162,11 @@ impl Builder {
         chosen.ok_or_else(|| Error::invalid("placement", "one of the known", self.placement))
     }
 
-    /// How much memory of its device a run of this request would take with each placement (or the one that was asked
-    /// for), from headers alone.
+    /// Estimates the memory that a run of this request takes on the device, for each placement (or the
+    /// requested one), from headers only.
     ///
     /// # Errors
-    /// Those of [`Builder::plan`], and [`Error::Device`] where the device is not there.
+    /// Those of [`Builder::plan`], and [`Error::Device`] if the device is not available.
     pub fn memory(&self, folder: impl AsRef<Path>, request: &Request) -> Result<Vec<MemoryPlan>> {
         let model = self.open(folder.as_ref())?;
         let footprint = self.footprint(&model)?;
@@ -199,7 +201,8 @@ impl Builder {
         )
     }
 
-    /// Finds the parts and reads their headers, so that a wrong file is told before anything large is read.
+    /// Finds the parts and reads their headers, so that a wrong file is reported before anything large is
+    /// read.
     fn open(&self, folder: &Path) -> Result<Opened> {
         let checkpoint = Checkpoint::find_with(folder, &self.overrides)?;
         let (weights, config) = checkpoint.open_transformer()?;
@@ -211,11 +214,11 @@ impl Builder {
         })
     }
 
-    /// What a run of this request would do with the model in a folder, from names and headers alone:
-    /// a wrong request is told before gigabytes are read.
+    /// Plans a run of this request with the model in a folder, from names and headers only: a wrong request
+    /// is reported before gigabytes are read.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a request out of range, and those of [`Builder::load`] where the
+    /// [`Error::InvalidArgument`] for a request out of range, and those of [`Builder::load`] if the
     /// transformer's header or configuration is missing or damaged.
     pub fn plan(&self, folder: impl AsRef<Path>, request: &Request) -> Result<Plan> {
         let Opened {
@@ -231,10 +234,10 @@ impl Builder {
         )
     }
 
-    /// Makes a pipeline of parts that are already on one device.
+    /// Assembles a pipeline from parts already on one device.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where the parts do not fit each other.
+    /// [`Error::InvalidArgument`] if the parts do not fit each other.
     pub fn assemble(&self, parts: Parts) -> Result<Pipeline> {
         let device = parts.text.t5().device();
         let (precision, _) = Self {
@@ -262,11 +265,11 @@ impl Builder {
         Ok(pipeline)
     }
 
-    /// Makes a pipeline with random weights on the device, without any file: for timing models of
-    /// the published size, and for tests. Text is read letter by letter.
+    /// Creates a pipeline with random weights on the device, without any file: for timing models of the
+    /// published size, and for tests. Text is tokenized letter by letter.
     ///
     /// # Errors
-    /// [`Error::Device`] where the device is not there, [`Error::Torch`] where its memory is too small.
+    /// [`Error::Device`] if the device is not available, [`Error::Torch`] if its memory is too small.
     ///
     /// # Example
     /// ```
@@ -280,7 +283,7 @@ impl Builder {
         self.assemble(self.random_parts(sizes, seed)?)
     }
 
-    /// Makes the parts that [`Builder::random`] puts together, for those who time each by itself.
+    /// Creates the parts of [`Builder::random`], for timing each by itself.
     ///
     /// # Errors
     /// Those of [`Builder::random`].
@@ -289,7 +292,8 @@ impl Builder {
         random_parts(sizes, seed, device, precision.dtype, precision.compute)
     }
 
-    /// Tokens of T5: as asked, else as the model prefers, else as FLUX.1 was trained.
+    /// Returns the number of T5 tokens: the builder's, else the model's default, else that of FLUX.1's
+    /// training.
     fn text_tokens(&self, defaults: &ModelDefaults) -> Result<usize> {
         match self.max_sequence_length.or(defaults.max_sequence_length) {
             Some(0) => Err(Error::invalid("max_sequence_length", "at least 1 token", 0)),
@@ -310,7 +314,7 @@ impl Builder {
     }
 }
 
-/// A model whose headers are read.
+/// A model with its headers read.
 struct Opened {
     checkpoint: Checkpoint,
     weights: Weights,
@@ -318,7 +322,7 @@ struct Opened {
     defaults: ModelDefaults,
 }
 
-/// Where the text encoders are, and how they are loaded.
+/// The text encoders' files and their loading options.
 struct TextFiles {
     checkpoint: Checkpoint,
     length: usize,

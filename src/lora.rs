@@ -1,4 +1,4 @@
-//! LoRAs of a pipeline: which files, how strong, and what they change in each part.
+//! LoRAs of a pipeline: their files, their scales, and their adapters for each part.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use kontext_nn::Adapters;
 use kontext_nn::{Prepared, Slots};
 use kontext_text::TextEncoder;
 
-/// A LoRA and how it is to be used: the whole of it, or with a strength of its own for some layers.
+/// A LoRA with its scale, for the whole of it or by layer.
 ///
 /// # Example
 /// ```
@@ -34,12 +34,12 @@ enum Source {
 }
 
 impl LoraUse {
-    /// A file, at strength 1. It is read when the pipeline takes it.
+    /// Takes a LoRA from a file, at scale 1. It is read when added to a pipeline.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self::with_source(Source::File(path.into()))
     }
 
-    /// A LoRA that is open, at strength 1.
+    /// Takes an open LoRA, at scale 1.
     pub fn of(lora: Lora) -> Self {
         Self::with_source(Source::Open(Box::new(lora)))
     }
@@ -54,20 +54,21 @@ impl LoraUse {
         }
     }
 
-    /// The strength. Default: 1, as it was trained; 0 is as without it.
+    /// Sets the LoRA scale. Default: 1, as trained; 0 disables it.
     pub fn scale(self, scale: f64) -> Self {
         Self { scale, ..self }
     }
 
-    /// Multiplies the strength of the layers whose names have this form: `double_blocks.3.*`, `*.img_attn.*`, or for
-    /// text encoders `clip.*`, `t5.encoder.block.0.*`. `*` stands for anything; of several forms, the last that fits
-    /// counts. Default: 1 for all.
+    /// Multiplies the scale of the layers whose names match this pattern: `double_blocks.3.*`,
+    /// `*.img_attn.*`, or for text encoders `clip.*`, `t5.encoder.block.0.*`. `*` matches anything; of
+    /// several patterns, the last match counts. Default: 1 for all.
     pub fn layer_scale(mut self, pattern: impl Into<String>, scale: f64) -> Self {
         self.layers.push((pattern.into(), scale));
         self
     }
 
-    /// What it is called in [`crate::Pipeline::set_lora_scale`]. Default: the file's name without its ending.
+    /// Sets the name used by [`crate::Pipeline::set_lora_scale`]. Default: the file's name without its
+    /// extension.
     pub fn named(self, name: impl Into<String>) -> Self {
         Self {
             name: Some(name.into()),
@@ -75,7 +76,7 @@ impl LoraUse {
         }
     }
 
-    /// As [`LoraOptions::allow_unmatched`].
+    /// Forwards to [`LoraOptions::allow_unmatched`].
     pub fn allow_unmatched(self, pattern: impl Into<String>) -> Self {
         Self {
             options: self.options.allow_unmatched(pattern),
@@ -83,7 +84,7 @@ impl LoraUse {
         }
     }
 
-    /// As [`LoraOptions::allow_no_effect`].
+    /// Forwards to [`LoraOptions::allow_no_effect`].
     pub fn allow_no_effect(self) -> Self {
         Self {
             options: self.options.allow_no_effect(),
@@ -91,7 +92,7 @@ impl LoraUse {
         }
     }
 
-    /// What it is called.
+    /// Returns the name.
     #[must_use]
     pub fn name(&self) -> String {
         let path = match &self.source {
@@ -112,7 +113,7 @@ fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// A LoRA that a pipeline has.
+/// A LoRA of a pipeline.
 #[derive(Debug, Clone)]
 pub struct ActiveLora {
     name: String,
@@ -122,19 +123,19 @@ pub struct ActiveLora {
 }
 
 impl ActiveLora {
-    /// What it is called.
+    /// Returns the name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its strength.
+    /// Returns the scale.
     #[must_use]
     pub fn scale(&self) -> f64 {
         self.scale
     }
 
-    /// The file's content.
+    /// Returns the file's content.
     #[must_use]
     pub fn lora(&self) -> &Lora {
         &self.lora
@@ -169,7 +170,7 @@ impl ActiveLora {
         self.scale * own.map_or(1.0, |(_, scale)| *scale)
     }
 
-    /// A form that no layer has would be a slip of the pen.
+    /// Checks that each pattern matches a layer; one without a match is taken for a typo.
     fn check_patterns(&self, names: &[String]) -> Result<()> {
         match self
             .layers
@@ -190,7 +191,7 @@ impl ActiveLora {
 pub(crate) struct LoraSet(Vec<ActiveLora>);
 
 impl LoraSet {
-    /// Reads the files.
+    /// Opens the files.
     pub(crate) fn open(uses: impl IntoIterator<Item = LoraUse>) -> Result<Self> {
         let mut set = Self::default();
         for usage in uses {
@@ -257,7 +258,7 @@ impl LoraSet {
         self.0.is_empty()
     }
 
-    /// What all together change in a transformer of these sizes.
+    /// Returns the adapters of all LoRAs for a transformer of these sizes.
     pub(crate) fn transformer(&self, config: &DitConfig) -> Result<Adapters> {
         let mut adapters = Adapters::new();
         for lora in &self.0 {
@@ -266,7 +267,7 @@ impl LoraSet {
         Ok(adapters)
     }
 
-    /// What all together change in a text encoder with these layers.
+    /// Returns the adapters of all LoRAs for a text encoder with these layers.
     fn text(&self, target: LoraTarget, layers: &[String]) -> Result<Adapters> {
         let prefix = if target == LoraTarget::Clip { "clip" } else { "t5" };
         let mut adapters = Adapters::new();
@@ -277,7 +278,7 @@ impl LoraSet {
         Ok(adapters)
     }
 
-    /// Checks that every form of layer names is one that a layer of these parts has.
+    /// Checks that every layer pattern matches a layer of these parts.
     pub(crate) fn check_patterns(&self, text: &TextEncoder, dit: &Dit) -> Result<()> {
         let named = |prefix: &str, slots: &Slots| -> Vec<String> {
             slots.layers().iter().map(|layer| format!("{prefix}{layer}")).collect()
@@ -287,7 +288,7 @@ impl LoraSet {
         self.0.iter().try_for_each(|lora| lora.check_patterns(&names))
     }
 
-    /// Checks all changes of the text encoders and brings them to the device.
+    /// Validates all adapters of the text encoders and moves them to the device.
     pub(crate) fn prepare_text(&self, text: &TextEncoder) -> Result<Vec<Prepared>> {
         let (clip, t5) = (text.clip().slots(), text.t5().slots());
         Ok(vec![
@@ -296,13 +297,13 @@ impl LoraSet {
         ])
     }
 
-    /// The same for the transformer.
+    /// Validates those of the transformer and moves them to the device.
     pub(crate) fn prepare_dit(&self, dit: &Dit) -> Result<Prepared> {
         dit.slots().prepare(&self.transformer(dit.config())?)
     }
 }
 
-/// Why LoRAs of a fused pipeline stay as they are.
+/// Returns the error for changing the LoRAs of a fused pipeline.
 pub(crate) fn fused_error() -> Error {
     let reason = "they were added to the weights; load the model again without `fuse_loras` to change them".to_owned();
     Error::checkpoint("the pipeline's LoRAs")(CheckpointError::Lora { reason })

@@ -1,4 +1,4 @@
-//! What a run returns, and writing it to a file with its circumstances.
+//! The output of a run, and image files with its parameters.
 
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -12,33 +12,34 @@ use serde::{Deserialize, Serialize};
 
 use crate::Plan;
 
-/// The pictures of a run, and what made them.
+/// The images of a run and their parameters.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Output {
-    /// The first picture.
+    /// The first image.
     pub image: RgbImage,
-    /// All pictures of the batch, the first among them.
+    /// All images of the batch, including the first.
     pub images: Vec<RgbImage>,
-    /// What they were decoded from, in packed form [batch, tokens, 64]: token by token of the target's grid, each with
-    /// the 16 channels of a patch of 2x2 latents, as [`Request::image_latents`](crate::Request::image_latents) and
-    /// [`Request::noise`](crate::Request::noise) have them. Scaled and shifted, in the values of the run's dtype.
+    /// Latents of the images in packed form [batch, tokens, 64]: row by row of the target's grid, each token
+    /// with the 16 channels of a patch of 2x2 latents, as in
+    /// [`Request::image_latents`](crate::Request::image_latents) and
+    /// [`Request::noise`](crate::Request::noise). Scaled and shifted, with values of the run's dtype.
     pub latents: ArrayD<f32>,
-    /// The seed of the first picture; the next ones have seed + 1, seed + 2, …
+    /// The seed of the first image; the next ones have seed + 1, seed + 2, …
     pub seed: u64,
     /// The prompt.
     pub prompt: String,
     /// The guidance value.
     pub guidance: f64,
-    /// What was planned and done.
+    /// The plan of the run.
     pub plan: Plan,
 }
 
-/// Quality of JPEG files: that of black-forest-labs/flux.
+/// JPEG quality of black-forest-labs/flux.
 const JPEG_QUALITY: u8 = 95;
 
 impl Output {
-    /// Writes the first picture; see [`Output::save_image`].
+    /// Writes the first image; see [`Output::save_image`].
     ///
     /// # Errors
     /// Those of [`Output::save_image`].
@@ -46,14 +47,14 @@ impl Output {
         self.save_image(0, path)
     }
 
-    /// Writes a picture of the batch as PNG, JPEG (quality 95) or WebP (lossless), by the file's
+    /// Writes an image of the batch as PNG, JPEG (quality 95) or WebP (lossless), chosen by the file
     /// extension. A PNG carries prompt, seed, steps, guidance and sizes as text.
     ///
-    /// The file is written under another name first, so it appears whole or not at all.
+    /// The file is written under a temporary name first, so it appears whole or not at all.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for another extension or a picture that is not there,
-    /// [`Error::Io`] where the folder cannot be written.
+    /// [`Error::InvalidArgument`] for another extension or an index out of range, [`Error::Io`] if the folder
+    /// cannot be written.
     pub fn save_image(&self, index: usize, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let picture = self
@@ -70,7 +71,7 @@ impl Output {
     }
 }
 
-/// How a picture was made, beside its prompt.
+/// The parameters of an image, apart from its prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Made {
     pub(crate) seed: u64,
@@ -80,7 +81,7 @@ pub(crate) struct Made {
 }
 
 impl Made {
-    /// Writes the picture, a PNG with this as text.
+    /// Writes the image; a PNG carries these parameters as text.
     pub(crate) fn save(&self, picture: &RgbImage, prompt: &str, path: &Path) -> Result<()> {
         let text = [
             ("Software", concat!("kontext ", env!("CARGO_PKG_VERSION")).to_owned()),
@@ -95,22 +96,22 @@ impl Made {
     }
 }
 
-/// Checks, before any work, that a picture can be written to `path`.
+/// Checks, before any work, that an image can be written to `path`.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] for an extension that is not written, [`Error::Io`] where the folder
-/// does not exist or cannot be written.
+/// [`Error::InvalidArgument`] for an unsupported extension, [`Error::Io`] if the folder does not exist or
+/// cannot be written.
 pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
     let path = path.as_ref();
     format_of(path)?;
     kontext_core::check_writable(path)
 }
 
-/// Checks, before any work, that a picture of this size can be written to a file of this name.
+/// Checks, before any work, that an image of this size can be written to a file of this name.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] for an extension that is not written, or a format whose pictures are
-/// smaller: WebP has 16,383 pixels on a side, JPEG 65,535.
+/// [`Error::InvalidArgument`] for an unsupported extension, or a size above the limit of the format: 16,383
+/// pixels on a side for WebP, 65,535 for JPEG.
 pub fn check_size(path: impl AsRef<Path>, size: Size) -> Result<()> {
     let (most, name) = match format_of(path.as_ref())? {
         ImageFormat::WebP => (16_383, "WebP"),
@@ -138,10 +139,10 @@ fn format_of(path: &Path) -> Result<ImageFormat> {
     }
 }
 
-/// Writes a picture as PNG (with text), JPEG or WebP, whole or not at all.
+/// Writes an image as PNG (with text), JPEG or WebP, whole or not at all.
 ///
 /// # Errors
-/// As [`Output::save_image`].
+/// Those of [`Output::save_image`].
 pub fn save_picture(picture: &RgbImage, path: impl AsRef<Path>, text: &[(&str, String)]) -> Result<()> {
     let path = path.as_ref();
     let format = format_of(path)?;

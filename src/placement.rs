@@ -1,4 +1,4 @@
-//! When the parts of a model are in memory: always, or each only while it works.
+//! Placement of a model's parts: always in memory, or only while they run.
 
 use std::fmt;
 use std::ops::Deref;
@@ -8,36 +8,38 @@ use kontext_nn::LeftInFile;
 
 use crate::frozen::Frozen;
 
-/// Where the parts of a model are while a pipeline lives.
+/// Placement of a model's parts over the life of a pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Placement {
-    /// The first of the others, in their order, whose peak fits what the device has free when the model is loaded
-    /// (a square edit of the model's size is planned for); the last where none does. Resident where a device does not
-    /// tell what it has free.
+    /// The first of the others, in order, whose peak fits the device's free memory when the model is loaded
+    /// (planned for a square edit of the model's size); the last if none fits. Resident if a device does not
+    /// report its free memory.
     #[default]
     Auto,
-    /// All parts are in memory, on the device: the fastest for many runs. The modulation's weights, which work once a
-    /// run, stay in their file on a CPU, and on a CUDA device that has no room for them.
+    /// All parts stay in device memory: fastest for many runs. The modulation's weights, used once a run,
+    /// stay in their file on a CPU, and on a CUDA device without enough memory for them.
     Resident,
-    /// Each part is in memory while it works: the text encoders, then the transformer, then the autoencoder. Every
-    /// run loads them again.
+    /// Each part is in memory only while it runs: the text encoders, then the transformer, then the
+    /// autoencoder. Every run loads them again.
     Staged,
-    /// Large weights stay in their files and are read, layer by layer, whenever they are multiplied. The
-    /// system keeps as much of the files in its cache as there is room for. On a CUDA device the transformer's next
-    /// weight is copied while the present one works, through pinned memory, from the second step on.
+    /// Large weights are offloaded: they stay in their files and are read, layer by layer, for each
+    /// multiplication. The system caches as much of the files as fits. On a CUDA device the transformer's
+    /// next weight is prefetched through pinned memory while the current one is in use, from the second step
+    /// on.
     Streamed,
 }
 
 impl Placement {
-    /// All but [`Placement::Auto`], in the order in which it tries them.
+    /// All but [`Placement::Auto`], in the order that it tries them.
     pub const ALL: [Self; 3] = [Self::Resident, Self::Staged, Self::Streamed];
 
-    /// What a placement may mean on a device, from the fastest on; all of them for [`Placement::Auto`].
+    /// Returns the arrangements of a placement on a device, from the fastest on; all of them for
+    /// [`Placement::Auto`].
     ///
-    /// The modulation's weights are a quarter of the transformer and work once a run. A CPU reads them from the file's
-    /// pages in any case. A CUDA device has to copy them (6.5 GB in bf16), so a resident model keeps them where there
-    /// is room; one that is loaded for each run copies them once either way.
+    /// The modulation's weights are a quarter of the transformer and are used once a run. A CPU reads them
+    /// from the file's pages in any case. A CUDA device has to copy them (6.5 GB in bf16), so a resident
+    /// model keeps them if they fit; a model loaded for each run copies them once either way.
     pub(crate) fn arrangements(self, device: Device) -> Vec<Arrangement> {
         let all = [
             (Self::Resident, LeftInFile::None),
@@ -54,7 +56,7 @@ impl Placement {
     }
 }
 
-/// A placement, and which weights are never in the device's memory but while they work.
+/// A placement, and the weights offloaded to their files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Arrangement {
     pub(crate) placement: Placement,
@@ -84,13 +86,13 @@ impl std::str::FromStr for Placement {
     }
 }
 
-/// A part of a pipeline: in memory, or loaded when it is wanted.
+/// A part of a pipeline: held in memory, or loaded on demand.
 pub(crate) enum Slot<T> {
     Held(Frozen<T>),
     OnDemand(Box<dyn Fn() -> Result<T> + Send + Sync>),
 }
 
-/// A part at work.
+/// A part in use: shared, or loaded for the lease.
 pub(crate) enum Lease<'a, T> {
     Shared(&'a T),
     Own(T),
@@ -101,7 +103,7 @@ impl<T> Slot<T> {
         Self::Held(Frozen::new(value))
     }
 
-    /// A part that `load` makes: now, or at every use.
+    /// Creates a part with `load`: now, or at every use.
     pub(crate) fn new(on_demand: bool, load: impl Fn() -> Result<T> + Send + Sync + 'static) -> Result<Self> {
         let load = move || {
             let part = load();
@@ -115,7 +117,7 @@ impl<T> Slot<T> {
         }
     }
 
-    /// The part, where it is in memory.
+    /// Returns the part, if it is in memory.
     pub(crate) fn in_memory(&self) -> Option<&T> {
         match self {
             Self::Held(value) => Some(value),
@@ -123,7 +125,7 @@ impl<T> Slot<T> {
         }
     }
 
-    /// The part, for as long as the lease is kept.
+    /// Leases the part, loading it if necessary.
     pub(crate) fn lease(&self) -> Result<Lease<'_, T>> {
         Ok(match self {
             Self::Held(value) => Lease::Shared(value),
@@ -133,7 +135,7 @@ impl<T> Slot<T> {
 }
 
 impl<'a, T> Lease<'a, T> {
-    /// The part of a lease that begins when it is first wanted.
+    /// Returns the leased part, taking the lease at its first use.
     pub(crate) fn begin<'b>(lease: &'b mut Option<Self>, take: impl FnOnce() -> Result<Self>) -> Result<&'b T>
     where
         'a: 'b,
@@ -144,8 +146,8 @@ impl<'a, T> Lease<'a, T> {
         })
     }
 
-    /// Ends it: a part that was loaded for it makes room, and its activations do, whose gaps fit few of the next
-    /// part's.
+    /// Drops the lease, then returns freed heap pages to the OS: the gaps of its activations, and of a part
+    /// loaded for it, fit few of the next part's tensors.
     pub(crate) fn end(self) {
         drop(self);
         memory::give_back();

@@ -12,51 +12,51 @@ use crate::{ModelDefaults, Request};
 pub(crate) use sizes::stitched_width;
 use sizes::{MOST_STRETCH, input_sizes, reference_size, target_size};
 
-/// What a run will do: every size, token count and noise level. Printable.
+/// The plan of a run: every size, token count and noise level. Printable.
 ///
-/// By default (in [`Conformance::Kontext`]) the edited picture is stretched to the preferred size
-/// nearest in ratio, the target has the same grid, and the result is mapped back to the input's
-/// exact size, which undoes the stretch. With `width` and `height` the target has that size.
+/// By default (in [`Conformance::Kontext`]) the edited image is stretched to the preferred size nearest in
+/// ratio, the target has the same grid, and the result is mapped back to the input's exact size, which undoes
+/// the stretch. With `width` and `height` the target has that size.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Plan {
-    /// Whose conventions are followed.
+    /// Conventions of the run.
     pub conformance: Conformance,
-    /// The reference pictures.
+    /// The reference images.
     pub references: Vec<ReferencePlan>,
-    /// How they are told apart.
+    /// Placement of the references.
     pub reference_mode: References,
     /// The target's grid of tokens.
     pub target: Grid,
-    /// The size of the picture that is returned. Where it is not the target's, the picture is resized.
+    /// Size of the returned image, which is resized if it differs from the target's.
     pub output: Size,
     /// Tokens of text.
     pub text_tokens: i64,
     /// Noise levels.
     pub schedule: Schedule,
-    /// The guidance value that is embedded; `None` for a model without.
+    /// The embedded guidance value; `None` for a model without guidance.
     pub guidance: Option<f64>,
-    /// Times that the model runs in each step: 2 with true classifier-free guidance.
+    /// Model runs per step: 2 with true classifier-free guidance.
     pub runs_per_step: usize,
-    /// Pictures.
+    /// Number of images.
     pub batch: usize,
 }
 
-/// A reference picture's way into the model.
+/// The preparation of a reference image for the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReferencePlan {
-    /// Its size as given (of the joined picture, for [`References::Stitch`]).
+    /// Its size as given (of the joined image, for [`References::Stitch`]).
     pub input: Size,
-    /// The size that it is stretched to, by Lanczos.
+    /// Its size after stretching, by Lanczos.
     pub fitted: Size,
     /// Its grid of tokens.
     pub grid: Grid,
-    /// Where its positions start.
+    /// Origin of its positions.
     pub origin: Origin,
 }
 
-/// What a plan needs to know of the model.
+/// Properties of the model that a plan depends on.
 #[derive(Debug, Clone)]
 pub(crate) struct ModelFacts {
     pub(crate) sizes: Vec<Size>,
@@ -79,17 +79,17 @@ impl ModelFacts {
         }
     }
 
-    /// Features of a token: the channels of a patch of 2x2 latents.
+    /// Returns the features of a token: the channels of a patch of 2x2 latents.
     pub(crate) fn packed_channels(&self) -> i64 {
         4 * self.latent_channels
     }
 }
 
-/// More pictures at once than any device holds.
+/// Largest batch size, more than any device holds.
 const LARGEST_BATCH: usize = 256;
 /// Beyond this, a guidance value only overflows.
 const LARGEST_GUIDANCE: f64 = 1000.0;
-/// Steps of a model without guidance, which was distilled to few.
+/// Default steps of a model without guidance, which was distilled to few.
 const FEW_STEPS: usize = 4;
 
 impl Plan {
@@ -133,19 +133,19 @@ impl Plan {
         })
     }
 
-    /// Tokens of all references.
+    /// Returns the tokens of all references.
     #[must_use]
     pub fn reference_tokens(&self) -> i64 {
         self.references.iter().map(|r| r.grid.tokens()).sum()
     }
 
-    /// Length of the sequence that the transformer sees.
+    /// Returns the sequence length of the transformer.
     #[must_use]
     pub fn tokens(&self) -> i64 {
         self.text_tokens + self.target.tokens() + self.reference_tokens()
     }
 
-    /// What deserves a second look before a long run.
+    /// Returns warnings worth reading before a long run.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
@@ -294,7 +294,7 @@ fn check_request(request: &Request) -> Result<()> {
     }
 }
 
-/// Latents in place of the first reference's own must have its grid.
+/// Checks that latents given for the first reference have its grid.
 fn check_image_latents(request: &Request, references: &[ReferencePlan], facts: &ModelFacts) -> Result<()> {
     let Some(latents) = &request.image_latents else {
         return Ok(());
@@ -322,7 +322,7 @@ fn check_image_latents(request: &Request, references: &[ReferencePlan], facts: &
     ))
 }
 
-/// The request's guidance value, else the model's, else that of the mode.
+/// Returns the request's guidance value, else the model's, else that of the mode.
 fn guidance(request: &Request, facts: &ModelFacts) -> f64 {
     request
         .guidance

@@ -1,7 +1,7 @@
-//! A small model with random weights: for tests, documentation and demonstrations.
+//! A small model with random weights, for tests, documentation and demonstrations.
 //!
-//! Real weights are large and gated. This writes a checkpoint of a few megabytes with the structure
-//! of the real one, so that everything but the beauty of the picture can be tried.
+//! Real weights are large and gated. This writes a checkpoint of a few megabytes with the structure of the
+//! real one, so that everything but image quality can be tried.
 
 use std::path::Path;
 
@@ -36,7 +36,7 @@ pub struct ModelSizes {
 }
 
 impl ModelSizes {
-    /// One double and two single blocks of one head, a few megabytes in all.
+    /// Returns sizes with one double and two single blocks of one head, a few megabytes in all.
     #[must_use]
     pub fn small() -> Self {
         let (head_dim, text, vocab) = (128, TEXT_WIDTH, letter_tokenizers::clip_vocab());
@@ -84,10 +84,10 @@ impl ModelSizes {
         }
     }
 
-    /// FLUX.1 Kontext dev: 12 B parameters in the transformer, 4.8 B in T5.
+    /// Returns the sizes of FLUX.1 Kontext dev: 12 B parameters in the transformer, 4.8 B in T5.
     #[must_use]
     pub fn published() -> Self {
-        // The letter tokenizer's own token ends a text.
+        // A text ends with the letter tokenizer's own end token.
         let clip = ClipConfig {
             eos_token_id: letter_tokenizers::clip_vocab() - 1,
             ..ClipConfig::large()
@@ -100,13 +100,13 @@ impl ModelSizes {
         }
     }
 }
-/// Writes a checkpoint with random weights into a folder, which is made if need be.
+/// Writes a checkpoint with random weights into a folder, which is created if necessary.
 ///
-/// The transformer has one double and two single blocks of one head. The same seed gives the same
-/// weights in both layouts. A prompt is read letter by letter.
+/// The transformer has one double and two single blocks of one head. The same seed gives the same weights in
+/// both layouts. Prompts are tokenized letter by letter.
 ///
 /// # Errors
-/// [`Error::Io`] where the folder cannot be written.
+/// [`Error::Io`] if the folder cannot be written.
 ///
 /// # Example
 /// ```
@@ -150,8 +150,8 @@ pub fn random_model(folder: impl AsRef<Path>, seed: u64, layout: Layout) -> Resu
     letter_tokenizers::write(folder)
 }
 
-/// Parts with random weights, made on the device: a model of the published size for timing, say.
-/// Each part's weights are of its given kind; see [`crate::Builder::random`].
+/// Creates parts with random weights on the device, for example of the published size for timing. Each part's
+/// weights have the given dtype; see [`crate::Builder::random`].
 pub(crate) fn random_parts(
     sizes: &ModelSizes,
     seed: u64,
@@ -178,7 +178,7 @@ pub(crate) fn random_parts(
     })
 }
 
-/// Draws the tensors that a model asks for.
+/// Draws the tensors that a model requests.
 fn made(seed: u64, build: impl FnOnce(&Weights) -> Result<()>) -> Result<Vec<(String, Tensor)>> {
     let blank = Weights::blank();
     build(&blank)?;

@@ -1,4 +1,4 @@
-//! Tensors under the names of another program's files, which may hold them in pieces.
+//! Tensors under the names of other programs' files, which may store them in pieces.
 
 use kontext_core::formats::{NameMap, Recipe};
 use kontext_core::{Result, Tensor};
@@ -19,7 +19,7 @@ enum Rows {
 }
 
 impl Piece {
-    /// The whole tensor under this name.
+    /// Returns the whole tensor under this name.
     pub(crate) fn whole(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -27,7 +27,7 @@ impl Piece {
         }
     }
 
-    /// Its shape, of that of the whole.
+    /// Returns the piece's shape, from that of the whole.
     pub(crate) fn shape(&self, whole: &[i64]) -> Vec<i64> {
         match (&self.rows, whole) {
             (Rows::Some { count, .. }, [_, columns @ ..]) => [&[*count], columns].concat(),
@@ -35,7 +35,7 @@ impl Piece {
         }
     }
 
-    /// Its values, of those of the whole.
+    /// Returns the piece's values, from those of the whole.
     pub(crate) fn of(&self, whole: &Tensor) -> Result<Tensor> {
         Ok(match self.rows {
             Rows::All => whole.shallow_clone(),
@@ -45,7 +45,7 @@ impl Piece {
     }
 }
 
-/// The pieces of a tensor of this shape, in a file of another naming.
+/// Returns the pieces of a tensor of this shape under another naming scheme.
 pub(crate) fn pieces(name: &str, shape: &[i64], map: NameMap, width: i64) -> Vec<Piece> {
     match map(name) {
         Recipe::Name(name) => vec![Piece::whole(name)],
@@ -54,7 +54,7 @@ pub(crate) fn pieces(name: &str, shape: &[i64], map: NameMap, width: i64) -> Vec
             rows: Rows::SwappedHalves,
         }],
         Recipe::Rows(names) => {
-            // All parts but the last are as high as the model is wide.
+            // All parts but the last have as many rows as the model is wide.
             let rows = shape.first().copied().unwrap_or_default();
             let (height, last) = (rows.min(width), names.len().saturating_sub(1));
             let piece = |(index, name)| {
@@ -70,7 +70,7 @@ pub(crate) fn pieces(name: &str, shape: &[i64], map: NameMap, width: i64) -> Vec
     }
 }
 
-/// The same tensors as a file of another naming holds them.
+/// Converts tensors to another naming scheme.
 pub(crate) fn renamed(tensors: Vec<(String, Tensor)>, map: NameMap, width: i64) -> Result<Vec<(String, Tensor)>> {
     let mut renamed = Vec::new();
     for (name, value) in tensors {

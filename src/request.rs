@@ -1,12 +1,12 @@
-//! What is asked for: plain data, tested and reused without any model.
+//! The parameters of a run: plain data, tested and reused without any model.
 
 use image::RgbImage;
 use kontext_sampler::{CfgMode, Conformance, References};
 use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
 
-/// An edit or a generation. Every option has a default; the defaults of steps and guidance are
-/// those of the [`Conformance`].
+/// An edit or a generation. Every option has a default; the defaults of steps and guidance are those of the
+/// [`Conformance`].
 ///
 /// # Example
 /// ```
@@ -16,51 +16,51 @@ use serde::{Deserialize, Serialize};
 /// assert_eq!(again.prompt, request.prompt);
 /// ```
 ///
-/// With serde it is written without pictures, latents and noise.
+/// With serde it is written without images, latents and noise.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Request {
-    /// What to make, or how to change the pictures. May be empty.
+    /// Description of the result or of the change. May be empty.
     pub prompt: String,
-    /// What to stay away from; used with `true_cfg` above 1.
+    /// Description of what to avoid; used with `true_cfg` above 1.
     pub negative_prompt: Option<String>,
-    /// Reference pictures; none for a generation. The first is the one that is edited.
+    /// Reference images; empty for a generation. The first one is edited.
     #[serde(skip)]
     pub images: Vec<RgbImage>,
-    /// Latents of the first reference picture in packed form [1, tokens, 64], such as an earlier run's
-    /// [`Output::latents`](crate::Output::latents): they are taken in place of the picture's own, which then gives
-    /// the sizes alone. Default: the picture is encoded.
+    /// Latents of the first reference image in packed form [1, tokens, 64], such as an earlier run's
+    /// [`Output::latents`](crate::Output::latents). They replace the image's own, which then only determines
+    /// the sizes. Default: the image is encoded.
     #[serde(skip)]
     pub image_latents: Option<ArrayD<f32>>,
     /// Width of the result in pixels. Default: see [`crate::Plan`].
     pub width: Option<u32>,
     /// Height of the result in pixels. Default: see [`crate::Plan`].
     pub height: Option<u32>,
-    /// Pixels of the result, where width and height are not given. Default: about one megapixel.
+    /// Pixels of the result, if width and height are not given. Default: about one megapixel.
     pub max_area: Option<u64>,
-    /// Keeps the size that the model worked at, instead of mapping back to the input's. Default: false.
+    /// Keeps the size of the model's output, instead of mapping back to the input's. Default: false.
     pub native_size: bool,
     /// Sampling steps. Default: [`Conformance::default_steps`], 4 for a model without guidance.
     pub steps: Option<usize>,
-    /// The noise levels themselves, falling within (0, 1]; replaces `steps`.
+    /// The noise levels themselves, decreasing within (0, 1]; replaces `steps`.
     pub sigmas: Option<Vec<f32>>,
     /// The guidance value that the model embeds. Default: [`Conformance::default_guidance`].
     pub guidance: Option<f64>,
     /// Scale of true classifier-free guidance; above 1 each step runs the model twice. Default: 1.
     pub true_cfg: f64,
-    /// How those two runs are arranged. Default: one after the other.
+    /// Arrangement of those two runs. Default: one after the other.
     pub cfg_mode: CfgMode,
-    /// Seed of the noise. Default: drawn anew for each run and told in [`crate::Output::seed`].
+    /// Seed of the noise. Default: drawn for each run and returned in [`crate::Output::seed`].
     pub seed: Option<u64>,
-    /// Number of pictures, with seeds s, s + 1, … Default: 1.
+    /// Number of images, with seeds s, s + 1, … Default: 1.
     pub batch: usize,
-    /// How far the edited picture may change, in (0, 1]: below 1 the run starts from that picture
-    /// with noise instead of from noise. Default: 1.
+    /// Amount of change to the edited image, in (0, 1]: below 1 the run starts from that image with noise
+    /// instead of from pure noise. Default: 1.
     pub strength: f64,
-    /// How several references are told apart. Default: [`References::Offset`].
+    /// Placement of several references. Default: [`References::Offset`].
     pub references: References,
-    /// Whose conventions to follow. Default: this library's.
+    /// Conventions to follow. Default: this library's.
     pub conformance: Conformance,
     /// The starting noise in packed form [batch, tokens, 64]; replaces the seeded one.
     #[serde(skip)]
@@ -75,7 +75,7 @@ impl Default for Request {
 }
 
 impl Request {
-    /// A picture from a prompt alone.
+    /// Creates a request for an image from a prompt, without references.
     #[must_use]
     pub fn generate(prompt: impl Into<String>) -> Self {
         Self {
@@ -101,8 +101,8 @@ impl Request {
         }
     }
 
-    /// A picture, changed as the prompt says. Open files with [`crate::open`], which minds their
-    /// orientation and transparency.
+    /// Creates a request to edit an image as the prompt describes. Open files with [`crate::open`], which
+    /// handles their orientation and transparency.
     #[must_use]
     pub fn edit(image: &RgbImage, prompt: impl Into<String>) -> Self {
         Self::generate(prompt).reference(image)
@@ -117,7 +117,7 @@ impl Request {
         }
     }
 
-    /// Adds a reference picture.
+    /// Adds a reference image.
     #[must_use]
     pub fn reference(mut self, image: &RgbImage) -> Self {
         self.images.push(image.clone());
@@ -134,7 +134,7 @@ impl Request {
     /// use kontext::{image::RgbImage, Request};
     /// let request = |image: &RgbImage, prompt| Request::edit(image, prompt).max_area(64 * 64).steps(1);
     /// let once = pipe.run(&request(&RgbImage::new(64, 64), "make it winter"))?;
-    /// // On with what the model made, and not with what is left of it in a picture of 8 bits.
+    /// // Continues from the latents of the first run, not from its 8-bit image.
     /// let twice = pipe.run(&request(&once.image, "make it night").image_latents(once.latents))?;
     /// assert_eq!(twice.image.dimensions(), (64, 64));
     /// # Ok::<(), kontext::Error>(())
@@ -271,14 +271,14 @@ impl Request {
         }
     }
 
-    /// The negative prompt that the run uses, if it uses one.
+    /// Returns the negative prompt, if the run uses one.
     pub(crate) fn negative(&self) -> Option<&str> {
         if self.true_cfg <= 1.0 {
             return None;
         }
         match (&self.negative_prompt, self.conformance) {
             (Some(prompt), _) => Some(prompt),
-            // diffusers ignores the scale where no negative prompt is given; a user who sets it wants it.
+            // diffusers ignores the scale if no negative prompt is given; a user who sets it wants it.
             (None, Conformance::Kontext) => Some(""),
             (None, Conformance::Diffusers | Conformance::Bfl) => None,
         }

@@ -1,5 +1,5 @@
-//! Writing the parts of a model as diffusers lays them out: a folder each, weights beside their
-//! configuration. A file appears whole or not at all.
+//! Writing the parts of a model in the layout of diffusers: a folder each, with weights and configuration. A
+//! file appears whole or not at all.
 
 use std::path::{Path, PathBuf};
 
@@ -13,16 +13,16 @@ use serde_json::{Value, json};
 
 use crate::renamed::renamed;
 
-/// What diffusers calls a model's weights.
+/// File name of a model's weights in diffusers.
 pub(crate) const DIFFUSERS_FILE: &str = "diffusion_pytorch_model.safetensors";
-/// What transformers calls them.
+/// File name of a model's weights in transformers.
 pub(crate) const TRANSFORMERS_FILE: &str = "model.safetensors";
 
-/// Writes the transformer into `folder/transformer`: tensors under this library's names (BFL's), in
-/// their kinds, are written under those of diffusers.
+/// Writes the transformer into `folder/transformer`: takes tensors under this library's names (BFL's), and
+/// writes them in the same dtypes under those of diffusers.
 ///
 /// # Errors
-/// [`Error::Io`] where the folder cannot be written.
+/// [`Error::Io`] if the folder cannot be written.
 pub fn transformer(folder: impl AsRef<Path>, tensors: Vec<(String, Tensor)>, config: &DitConfig) -> Result<()> {
     let tensors = renamed(tensors, kontext_dit::names::diffusers, config.width())?;
     part(
@@ -37,15 +37,15 @@ pub fn transformer(folder: impl AsRef<Path>, tensors: Vec<(String, Tensor)>, con
 /// Writes the autoencoder into `folder/vae`.
 ///
 /// # Errors
-/// [`Error::Io`] where the folder cannot be written.
+/// [`Error::Io`] if the folder cannot be written.
 pub fn vae(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &VaeConfig) -> Result<()> {
     part(folder.as_ref(), "vae", DIFFUSERS_FILE, tensors, &vae_json(config))
 }
 
-/// Writes CLIP's text model into `folder/text_encoder`. Its tokenizer belongs into `folder/tokenizer`.
+/// Writes CLIP's text model into `folder/text_encoder`. Its tokenizer belongs in `folder/tokenizer`.
 ///
 /// # Errors
-/// [`Error::Io`] where the folder cannot be written.
+/// [`Error::Io`] if the folder cannot be written.
 pub fn clip(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &ClipConfig) -> Result<()> {
     part(
         folder.as_ref(),
@@ -56,10 +56,10 @@ pub fn clip(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &Cli
     )
 }
 
-/// Writes T5's encoder into `folder/text_encoder_2`. Its tokenizer belongs into `folder/tokenizer_2`.
+/// Writes T5's encoder into `folder/text_encoder_2`. Its tokenizer belongs in `folder/tokenizer_2`.
 ///
 /// # Errors
-/// [`Error::Io`] where the folder cannot be written.
+/// [`Error::Io`] if the folder cannot be written.
 pub fn t5(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &T5Config) -> Result<()> {
     part(
         folder.as_ref(),
@@ -73,7 +73,7 @@ pub fn t5(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &T5Con
 /// Writes `folder/model_index.json` and `folder/scheduler/scheduler_config.json`.
 ///
 /// # Errors
-/// [`Error::Io`] where the folder cannot be written.
+/// [`Error::Io`] if the folder cannot be written.
 pub fn index(folder: impl AsRef<Path>, shift: Shift) -> Result<()> {
     let folder = folder.as_ref();
     let scheduler = make_folder(&folder.join("scheduler"))?;
@@ -87,7 +87,7 @@ fn part(folder: &Path, name: &str, file: &str, tensors: &[(String, Tensor)], con
     write_json(&part.join("config.json"), config)
 }
 
-/// Makes a folder and those above it.
+/// Creates a folder and its parents.
 pub(crate) fn make_folder(folder: &Path) -> Result<PathBuf> {
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     Ok(folder.to_owned())
@@ -103,7 +103,7 @@ pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
     file.publish()
 }
 
-/// The transformer's `config.json`.
+/// Returns the transformer's `config.json`.
 pub(crate) fn dit_json(c: &DitConfig) -> Value {
     json!({
         "_class_name": "FluxTransformer2DModel", "patch_size": 1, "in_channels": c.in_channels,
@@ -134,9 +134,9 @@ fn clip_json(c: &ClipConfig) -> Value {
     })
 }
 
-/// T5's `config.json`.
+/// Returns T5's `config.json`.
 pub(crate) fn t5_json(c: &T5Config) -> Value {
-    // `dense_act_fn` and `is_gated_act` win over this field, which has no name for some pairs of them.
+    // `dense_act_fn` and `is_gated_act` override this field, which has no name for some pairs of them.
     let named = if c.gated { "gated-gelu" } else { "relu" };
     json!({
         "architectures": ["T5EncoderModel"], "model_type": "t5", "vocab_size": c.vocab_size, "d_model": c.d_model,

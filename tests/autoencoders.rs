@@ -1,4 +1,4 @@
-//! The published tiny autoencoders in the table of autoencoders, where they are there.
+//! The published tiny autoencoders, run through the table of autoencoders if their files are available.
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // In helper functions of a test.
 
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use kontext::image::RgbImage;
 use kontext::{Autoencoder, Device, Kind};
 use kontext_bench::reconstruction::{PictureSize, Records, Subject, Table};
 
-/// What diffusers' AutoencoderTiny reaches in f32, in dB: file, then PSNR on astronaut and on coffee.
+/// PSNR of diffusers' AutoencoderTiny in f32, in dB: file, then on astronaut and on coffee.
 const REACHED: [(&str, f64, f64); 4] = [
     ("taef1", 27.46, 26.44),
     ("taesd3", 29.75, 27.52),
@@ -16,10 +16,10 @@ const REACHED: [(&str, f64, f64); 4] = [
     ("taesdxl", 25.16, 24.66),
 ];
 
-/// The values above have two digits after the point, and a level may round otherwise.
+/// The values above have two decimals, and a level may round differently.
 const TOLERANCE: f64 = 0.05;
 
-/// A file of the shared assets, which are no part of the repository.
+/// Returns a file of the shared assets, which are not part of the repository.
 fn asset(name: &str) -> Option<PathBuf> {
     let path = PathBuf::from(format!("{}/../shared/assets/{name}", env!("CARGO_MANIFEST_DIR")));
     if !path.is_file() {

@@ -1,4 +1,4 @@
-//! Every wrong input ends in one sentence that names the thing, the cause and the remedy.
+//! Every wrong input ends in one sentence with the subject, the cause and the remedy.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 mod common;
@@ -21,7 +21,7 @@ const VAE: &str = "vae/diffusion_pytorch_model.safetensors";
 const CLIP: &str = "text_encoder/model.safetensors";
 const T5: &str = "text_encoder_2/model.safetensors";
 
-/// The whole chain of an error, as programs print it.
+/// Returns the whole chain of an error, as programs print it.
 fn sentence(error: &Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
@@ -40,14 +40,14 @@ fn load(folder: &Path) -> kontext::Result<Pipeline> {
         .load(folder)
 }
 
-/// What loading a folder says, with the folder's path cut from it.
+/// Returns the error of loading a folder, without the folder's path.
 fn refusal(folder: &Path) -> String {
     sentence(&load(folder).unwrap_err())
         .replace(&format!("{}/", folder.display()), "")
         .replace(&folder.display().to_string(), "FOLDER")
 }
 
-/// What loading says of a model after some damage.
+/// Returns the error of loading a model after some damage.
 fn damaged(layout: Layout, damage: impl FnOnce(&Path)) -> String {
     let folder = copy(layout);
     damage(folder.path());
@@ -270,7 +270,7 @@ fn parts_of_different_models_are_refused() {
     assert!(text.ends_with("take the tokenizer that came with the model"), "{text}");
 }
 
-/// Builds the part that a configuration belongs to, of its tensors' shapes alone.
+/// Builds the part of a configuration, from its tensors' shapes only.
 fn build(folder: &Path, part: &str) -> kontext::Result<()> {
     let path = folder.join(part);
     let weights = || Weights::open(&path).map(|w| w.audited());
@@ -371,7 +371,7 @@ fn a_device_that_is_not_there_is_refused_with_one_that_is() {
             "{error}"
         );
     }
-    // No machine has so many.
+    // More devices than any machine has.
     let error = sentence(
         &Pipeline::builder()
             .device(Device::Cuda(999))
@@ -503,7 +503,7 @@ fn an_output_that_cannot_be_written_is_refused_and_leaves_nothing() {
         &folder.path().join("file/a.png"),
         "cannot access F/file/a.png: a part of the path is a file, expected a folder; check the path",
     );
-    // WebP holds 16383 pixels on a side, which is known only with the picture.
+    // WebP is limited to 16383 pixels on a side, which is only checked once the image exists.
     let path = folder.path().join("wide.webp");
     let text = sentence(&save_picture(&picture, &path, &[]).unwrap_err());
     let words = "at most 16383 pixels on a side for WebP; write a PNG, got 20000x1";

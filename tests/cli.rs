@@ -1,4 +1,4 @@
-//! The example programs as a user runs them: what they print, write, and return.
+//! The example programs as a user runs them: their output, files and exit codes.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 mod common;
@@ -14,7 +14,7 @@ use image::{Rgb, RgbImage};
 use kontext::{Layout, Weights};
 use tempfile::TempDir;
 
-/// An empty folder, in which a program runs.
+/// An empty folder, the working directory of a program.
 struct Desk(TempDir);
 
 impl Desk {
@@ -35,7 +35,7 @@ impl Desk {
             .unwrap()
     }
 
-    /// A run that must succeed; answers with what it wrote to stdout and stderr.
+    /// Runs a program that must succeed; returns its stdout and stderr.
     fn good(&self, name: &str, args: &[&str]) -> (String, String) {
         let (code, out, err) = told(&self.run(name, args));
         assert_eq!(code, Some(0), "{name} {args:?}\n{out}{err}");
@@ -43,7 +43,7 @@ impl Desk {
         (out, err)
     }
 
-    /// A run that must fail with one line, and leave the folder as it was.
+    /// Runs a program that must fail with one line and leave the folder unchanged.
     fn bad(&self, name: &str, args: &[&str], words: &str) {
         let before = self.files();
         let (code, out, err) = told(&self.run(name, args));
@@ -68,7 +68,7 @@ fn diffusers() -> String {
     model(Layout::Diffusers).display().to_string()
 }
 
-/// The flags of a run that takes a moment, unless they are among the others.
+/// Returns the flags of a short run, unless `more` overrides them.
 fn small<'a>(model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let few = [
         ["--model", model],
@@ -154,16 +154,16 @@ fn edit_alone_edits_a_picture_with_the_model_of_this_repository() {
     assert!(out.starts_with("wrote edit.png (128x128, seed 1)"), "{out}");
     let files = ["edit-compared.png", "edit.png"];
     assert_eq!(desk.files().into_iter().collect::<Vec<_>>(), files);
-    // Source, result, truth.
+    // Source, result, ground truth.
     let compared = kontext::open(desk.path("edit-compared.png")).unwrap();
     assert_eq!(compared.dimensions(), (3 * 128 + 2 * 8, 128));
     let part = |n: u32| image::imageops::crop_imm(&compared, n * 136, 0, 128, 128).to_image();
     let distance = |a: &RgbImage, b: &RgbImage| kontext_bench::metrics::psnr(a, b).unwrap();
-    // It is an edit: much nearer to the truth than the source is.
+    // It is an edit: much closer to the ground truth than the source.
     assert!(distance(&part(1), &part(2)) > distance(&part(0), &part(2)) + 6.0);
 }
 
-/// A session whose user types these lines.
+/// Runs a session in which the user types these lines.
 fn typed(desk: &Desk, args: &[&str], lines: &str) -> (String, String) {
     let mut command = program("session");
     command
@@ -211,7 +211,7 @@ fn a_session_writes_a_picture_after_each_turn_and_goes_on_after_an_error() {
         desk.files().into_iter().collect::<Vec<_>>(),
         ["kept", "session-1.png", "session-2.png"]
     );
-    // Another program goes on where this one was, with the same bytes.
+    // Another process continues from this one, with the same bytes.
     let more = "make it greyscale\n";
     typed(&desk, &["--load", "kept", "--out", "again.png"], more);
     typed(
@@ -298,7 +298,7 @@ fn pictures_of_every_kind_are_edited() {
         (grey16.display().to_string(), "9x7"),
         (fixture("cmyk.jpg"), "24x16"),
         (fixture("palette_transparent.png"), "24x16"),
-        // Stored lying, shown standing.
+        // Stored in landscape, displayed in portrait.
         (fixture("turned6.jpg"), "16x24"),
     ] {
         let model = diffusers();
@@ -592,7 +592,7 @@ fn reconstruct_measures_an_autoencoder() {
     desk.bad("reconstruct", &["--vae", &dit], "no autoencoder found; looked for");
 }
 
-/// Two pictures and a broken one.
+/// Writes two images and a broken one.
 fn album(desk: &Desk) {
     std::fs::create_dir(desk.path("album")).unwrap();
     for (name, step) in [("a.png", 3), ("b.jpg", 5)] {
@@ -634,7 +634,7 @@ fn vae_table_measures_autoencoders_and_goes_on_after_a_kill() {
             .contains("| emoji | 2 | - | ")
     );
 
-    // Killed within the last line: that one is measured again, the others are not.
+    // Killed within the last line: only that image is measured again.
     let records = desk.path("work").join("reconstructions.jsonl");
     let whole = std::fs::read_to_string(&records).unwrap();
     assert_eq!(whole.lines().count(), 4);

@@ -1,8 +1,8 @@
 //! Every row of the table of [`Conformance`], on a small random model.
 //!
-//! The stages of a run are compared with black-forest-labs/flux's own functions
-//! (`tests/reference/parts/bfl.py`) where they touch no weights, and with the parts of the model,
-//! called as the mode says, where they do. All comparisons are exact.
+//! The stages of a run without weights are compared with black-forest-labs/flux's own functions
+//! (`tests/reference/parts/bfl.py`), those with weights with the parts of the model, called as the mode
+//! specifies. All comparisons are exact.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 use std::ops::ControlFlow;
@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 const MODES: [Conformance; 3] = [Conformance::Kontext, Conformance::Diffusers, Conformance::Bfl];
 const KINDS: [Kind; 2] = [Kind::Float, Kind::BFloat16];
-/// In place of the preferred sizes of about a megapixel, so that a run takes no time.
+/// Replaces the preferred sizes of about a megapixel, to keep runs short.
 const SMALL: [Size; 3] = [Size::new(32, 48), Size::new(32, 32), Size::new(48, 32)];
 
 static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {
@@ -59,7 +59,7 @@ fn pipeline(dtype: Kind, sizes: &[Size]) -> Pipeline {
     Pipeline::builder().dtype(dtype).assemble(parts(dtype, sizes)).unwrap()
 }
 
-/// A pipeline that prefers the published sizes (none of its own): for plans.
+/// A pipeline with the published preferred sizes (no own ones), for plans.
 static PLANNER: LazyLock<Pipeline> = LazyLock::new(|| pipeline(Kind::Float, &[]));
 
 fn bfl() -> Weights {
@@ -70,14 +70,14 @@ fn picture(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| Rgb([(x * 7) as u8, (y * 5) as u8, (x + y) as u8]))
 }
 
-/// An 8-bit tensor [H, W, 3] as a picture.
+/// Converts an 8-bit tensor [H, W, 3] to an image.
 fn to_picture(levels: &Tensor) -> RgbImage {
     let (height, width) = (levels.size()[0] as u32, levels.size()[1] as u32);
     RgbImage::from_raw(width, height, Vec::try_from(levels.flatten(0, -1)).unwrap()).unwrap()
 }
 
-/// A small edit, of a picture that the preferred size 48x32 suits. In mode `Diffusers`, the target
-/// would be square and large if it were not asked for.
+/// Returns a small edit, of an image near the preferred size 48x32. In mode `Diffusers`, the default target
+/// would be square and large.
 fn edit(mode: Conformance) -> Request {
     let edit = Request::edit(&picture(50, 34), "make it red")
         .steps(3)
@@ -152,7 +152,7 @@ fn the_noise_of_a_size_that_is_rounded_up_is_that_of_bfl() {
 
 #[test]
 fn the_preferred_size_of_a_picture_is_picked_by_the_rule_of_the_mode() {
-    // A picture for which the three rules have three answers.
+    // An image on which the three rules disagree.
     let fitted = MODES.map(|mode| {
         let request = Request::edit(&picture(26, 41), "").conform(mode);
         PLANNER.plan(&request).unwrap().references[0].fitted.to_string()
@@ -172,7 +172,7 @@ fn a_reference_is_resized_and_packed_as_by_bfl() {
     let Size { width, height } = plan.references[0].fitted;
     let fitted = picture::resize(&original, width, height).unwrap();
     assert_eq!(fitted, to_picture(&raw("context.fitted")));
-    // The fixture has the pixels' patches where a run has the autoencoder's latents.
+    // The fixture has patches of the pixels instead of the autoencoder's latents.
     let pixels = picture::to_tensor(&fitted, Kind::Float, Device::Cpu).unwrap();
     let patches = pixels.pixel_unshuffle(8).narrow(1, 0, 16).to_kind(Kind::BFloat16);
     assert!(pack(&patches).unwrap().equal(&raw("context.img")));
@@ -195,7 +195,7 @@ fn a_reference_is_encoded_from_its_preferred_size_in_every_mode() {
     for dtype in KINDS {
         let pipe = pipeline(dtype, &SMALL);
         for mode in MODES {
-            // On a CPU all modes compute in f32; those of the references round the result to the run's dtype.
+            // On a CPU all modes compute in f32; the reference modes round the result to the run's dtype.
             let expected = latents.to_kind(mode.latents_kind(dtype));
             let reference = stages(&pipe, &edit(mode)).0.reference.unwrap();
             assert!(
@@ -298,7 +298,7 @@ fn a_run_is_made_of_euler_steps_at_the_times_and_guidance_of_the_mode() {
                 conditioning: &stages.conditioning.unwrap(),
                 target_ids: &grid_ids(plan.target, Origin { t: 0, y: 0, x: 0 }).unwrap(),
                 context: Some(&Tokens::new(pack(&stages.reference.unwrap()).unwrap(), ids).unwrap()),
-                // Their values are compared with those of the references by the tests of kontext-sampler.
+                // The tests of kontext-sampler compare their values with the references'.
                 times: &plan.schedule.embedded_times(dtype),
                 guidance: Some(plan.schedule.embedded_guidance(mode.default_guidance(), dtype)),
             });

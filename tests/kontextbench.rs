@@ -1,4 +1,4 @@
-//! KontextBench with the model of this repository: killed and gone on with, divided, merged.
+//! KontextBench with this repository's model: killed and resumed, sharded, merged.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 mod common;
@@ -14,14 +14,14 @@ use rand::RngExt;
 use same_files::assert_same_files;
 use tempfile::TempDir;
 
-/// Pairs of the bench.
+/// Number of pairs in the bench.
 const PAIRS: usize = 30;
-/// A pair takes about so long; a kill comes somewhere within two.
+/// Approximate time of a pair; a kill comes at a random time within two pairs.
 const MOMENT: Duration = Duration::from_millis(100);
-/// Nothing here takes longer.
+/// Upper bound on the time of any wait.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A bench of one emoji and what may be asked of it, in the layout that is published.
+/// A bench of one emoji and supported edits of it, in the published layout.
 struct Desk(TempDir);
 
 impl Desk {
@@ -82,12 +82,12 @@ impl Desk {
         out
     }
 
-    /// Results in a run's folder.
+    /// Returns the number of results in a run's folder.
     fn done(&self, out: &str) -> usize {
         std::fs::read_dir(self.path(out).join("records")).map_or(0, Iterator::count)
     }
 
-    /// Fails with the names of the files that differ, but for those that tell times.
+    /// Fails with the names of the files that differ, except those with timings.
     #[track_caller]
     fn assert_same(&self, a: &str, b: &str) {
         assert_same_files(&self.path(a), &self.path(b), PAIRS);
@@ -107,7 +107,8 @@ fn a_run_killed_at_ten_random_moments_and_gone_on_with_has_the_bytes_of_an_unbro
     for _ in 0..10 {
         let before = desk.done("killed");
         let mut child = desk.start(&["--out", "killed"]);
-        // Some kills come while it loads, the others within a pair: a few further on, so that all ten find work.
+        // Some kills come during loading, the others within a pair: a few further on, so that all ten find
+        // work.
         let further = random.random_range(0..=2);
         let begin = Instant::now();
         while desk.done("killed") < (before + further).min(PAIRS) && child.try_wait().unwrap().is_none() {
@@ -115,7 +116,7 @@ fn a_run_killed_at_ten_random_moments_and_gone_on_with_has_the_bytes_of_an_unbro
             std::thread::sleep(Duration::from_millis(1));
         }
         std::thread::sleep(MOMENT.mul_f64(random.random_range(0.0..1.0)));
-        // SIGKILL: nothing of the program's own runs any more.
+        // SIGKILL: no handler of the program runs.
         child.kill().unwrap();
         child.wait().unwrap();
         moments.push((begin.elapsed().as_millis(), desk.done("killed")));
@@ -146,7 +147,7 @@ fn three_shards_merge_to_the_bytes_of_one_run() {
     let (code, _, err) = desk.run(&["--merge", "shard-0", "shard-1", "--out", "none"]);
     let words = "error: invalid shards: expected every pair once, got 10 of them not at all: \"0000_02\", \"0000_05\"";
     assert!(code == Some(1) && err.contains(words), "{err}");
-    // Of another seed: another run.
+    // Another seed is another run.
     desk.good(&["--out", "other", "--shard", "2/3", "--seed", "1"]);
     let (code, _, err) = desk.run(&["--merge", "shard-0", "shard-1", "other", "--out", "none"]);
     assert!(

@@ -1,7 +1,9 @@
-//! LoRA files of every family against peft's and LyCORIS' own results, and a pipeline whose LoRAs come and go.
+//! LoRA files of every family against the results of peft and LyCORIS, and changing LoRAs of a loaded
+//! pipeline.
 //!
-//! Fixture: `tests/reference/parts/lora.py`. Bounds are relative L2 distances in f32: another order of summation moves
-//! a velocity by some 1e-7 for each of three blocks, and the smallest change in the fixture moves it by 2e-2.
+//! Fixture: `tests/reference/parts/lora.py`. Bounds are relative L2 distances in f32: another order of
+//! summation moves a velocity by some 1e-7 for each of three blocks, and the smallest adapter in the fixture
+//! moves it by 2e-2.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 use std::collections::{BTreeMap, HashMap};
@@ -20,7 +22,7 @@ use kontext_text::{ClipConfig, ClipEncoder, T5Config, T5Encoder};
 
 const BOUND: f64 = 1e-5;
 const SEED: u64 = 61;
-/// Files that hold the whole set of factors.
+/// Files with the complete set of low-rank factors.
 const WHOLE: [(&str, LoraFamily); 7] = [
     ("diffusers", LoraFamily::Diffusers),
     ("old", LoraFamily::OldDiffusers),
@@ -61,7 +63,7 @@ impl World {
         names.collect()
     }
 
-    /// The file as its writer left it.
+    /// Writes the file as its trainer did.
     fn file(&self, name: &str) -> PathBuf {
         let json = |key: &str| serde_json::from_str::<serde_json::Value>(&self.metadata[key]).unwrap();
         let (headers, configs) = (json("files"), json("configs"));
@@ -89,7 +91,7 @@ impl World {
         path
     }
 
-    /// The velocity with changes beside the weights, or fused with them.
+    /// Returns the velocity with adapters applied at run time, or fused with the weights.
     fn velocity(&self, adapters: &Adapters, fused: bool) -> Tensor {
         let weights = transformer_weights().named(names::diffusers);
         let dit = if fused {
@@ -114,7 +116,7 @@ impl World {
             .unwrap()
     }
 
-    /// Both ways of using changes give what the reference gave.
+    /// Checks both ways of applying adapters against the reference.
     fn agrees(&self, case: &str, adapters: &Adapters) {
         let expected = self.raw(&format!("velocity.{case}"));
         for fused in [false, true] {
@@ -140,7 +142,7 @@ fn config() -> DitConfig {
     }
 }
 
-/// The synthetic weights under diffusers' names, as the reference script made them.
+/// Returns the synthetic weights under diffusers' names, as in the reference script.
 fn transformer_weights() -> Weights {
     let (blank, synthetic) = (Weights::blank(), Weights::synthetic(SEED));
     Dit::new(&blank, &config(), |_| ()).unwrap();
@@ -167,7 +169,7 @@ fn adapters(lora: &Lora) -> Adapters {
     lora.adapters(&config(), |_| 1.0).unwrap()
 }
 
-/// What lies behind an error.
+/// Returns the message of an error's source.
 fn cause(error: &kontext::Error) -> String {
     std::error::Error::source(error).unwrap_or(error).to_string()
 }
@@ -224,16 +226,16 @@ fn control_loras_of_bfl_bring_biases_and_norms_that_are_left_out_by_name() {
 #[test]
 fn several_loras_add_up_as_in_peft() {
     let world = World::new();
-    let of = |name: &str, strength: f64| {
+    let scaled = |name: &str, strength: f64| {
         Lora::open(world.file(name))
             .unwrap()
             .adapters(&config(), |_| strength)
             .unwrap()
     };
-    let mut both = of("kohya", 0.7);
-    both.extend(of("processors", -0.4));
+    let mut both = scaled("kohya", 0.7);
+    both.extend(scaled("processors", -0.4));
     world.agrees("two", &both);
-    // By layers: those of block 1 alone are as if the file had no others.
+    // Per-layer scales: as if the file held only the layers of single blocks.
     let lora = Lora::open(world.file("kohya")).unwrap();
     let some = lora
         .adapters(
@@ -251,7 +253,7 @@ fn dora_of_diffusers_is_that_of_peft_at_every_strength() {
     assert_eq!(lora.report().forms, BTreeMap::from([(LoraForm::Dora, 9)]));
     world.agrees("dora", &adapters(&lora));
     world.agrees("dora.half", &lora.adapters(&config(), |_| 0.5).unwrap());
-    // Strength 0 is as without it.
+    // Scale 0 has no effect.
     assert!(lora.adapters(&config(), |_| 0.0).unwrap().is_empty());
 }
 
@@ -329,13 +331,13 @@ fn text_encoders_change_as_in_peft() {
             lora.report().targets,
             BTreeMap::from([(LoraTarget::Clip, 4), (LoraTarget::T5, 4)])
         );
-        let of = |target, slots: &kontext_nn::Slots| {
+        let activate = |target, slots: &kontext_nn::Slots| {
             slots
                 .set(&lora.text_adapters(target, &slots.layers(), |_| 1.0).unwrap())
                 .unwrap();
         };
-        of(LoraTarget::Clip, clip.slots());
-        of(LoraTarget::T5, t5.slots());
+        activate(LoraTarget::Clip, clip.slots());
+        activate(LoraTarget::T5, t5.slots());
         agree("lora");
     }
     clip.slots().set(&Adapters::new()).unwrap();
@@ -353,14 +355,14 @@ fn a_file_of_another_model_is_refused() {
             (format!("{module}.lora_up.weight"), draw(&[rows, 2])),
         ]
     };
-    // Of SDXL.
+    // An SDXL LoRA.
     let path = world.write(&pair("lora_unet_down_blocks_0_attentions_0_proj_in", 24, 24));
     let error = cause(&Lora::open(path).unwrap_err());
     assert!(
         error.starts_with("2 of 2 parts of the LoRA fit nothing in the model: `lora_unet_down_blocks"),
         "{error}"
     );
-    // Of a wider transformer, and of a deeper one.
+    // A LoRA of a wider transformer, and of a deeper one.
     let lora = Lora::open(world.write(&pair("lora_unet_double_blocks_0_img_attn_qkv", 25, 72))).unwrap();
     let error = cause(&lora.adapters(&config(), |_| 1.0).unwrap_err());
     let expected =
@@ -395,7 +397,7 @@ fn a_part_that_does_not_fit_is_refused_with_the_nearest_name_unless_allowed() {
         (lora.len(), lora.report().matched, lora.report().unmatched.len()),
         (15, 45, 3)
     );
-    // A factor without its partner.
+    // A factor without its counterpart.
     tensors = world
         .tensors("kohya")
         .into_iter()
@@ -404,7 +406,7 @@ fn a_part_that_does_not_fit_is_refused_with_the_nearest_name_unless_allowed() {
     let report = Lora::inspect(world.write(&tensors)).unwrap();
     let names: Vec<&str> = report.unmatched.iter().map(|u| u.name.as_str()).collect();
     assert_eq!(names, ["lora_unet_img_in.lora_down.weight", "lora_unet_img_in.alpha"]);
-    // The same LoRA a second time in other names.
+    // The same LoRA again under other names.
     tensors = world
         .tensors("kohya")
         .into_iter()
@@ -542,7 +544,7 @@ fn loras_come_and_go_as_if_the_model_had_been_loaded_with_them() {
     pipe.remove_lora("red").unwrap();
     assert_eq!(picture(&pipe), fresh(&[("blue", 1.0)]));
 
-    // Layers of their own strength, and a set that was refused.
+    // Per-layer scales, and a rejected set.
     pipe.set_loras([LoraUse::new(model.lora("blue")).layer_scale("*", 0.0)])
         .unwrap();
     assert_eq!(picture(&pipe), plain);
@@ -592,7 +594,7 @@ fn text_encoders_of_a_pipeline_change_too() {
     pipe.set_loras([LoraUse::of(Lora::open(&path).unwrap()).layer_scale("clip.*", 0.0)])
         .unwrap();
     assert_eq!(picture(&pipe), plain);
-    // Of a deeper encoder.
+    // A LoRA of a deeper encoder.
     let deep = |(name, t): (String, Tensor)| (name.replace("layers_0", "layers_11"), t);
     formats::save(&path, &tensors.into_iter().map(deep).collect::<Vec<_>>(), None).unwrap();
     let error = cause(&pipe.add_lora(LoraUse::new(&path).named("deep")).unwrap_err());
@@ -639,7 +641,7 @@ fn loras_are_the_same_on_packed_weights_and_on_parts_that_come_and_go() {
     let (beside, plain) = (packed(true, false), packed(false, false));
     assert!(levels(&beside, &packed(true, true)) <= 1);
     assert!(levels(&beside, &plain) > 10);
-    // What the LoRA changes is what it changes in the plain model, but for the rounding of eight bits.
+    // The LoRA has the same effect as in the plain model, up to the rounding to eight bits.
     let wide = picture(&model.load(&[("red", 1.0)]));
     assert!(levels(&beside, &wide) <= 25, "{}", levels(&beside, &wide));
     for placement in [Placement::Staged, Placement::Streamed] {

@@ -1,4 +1,4 @@
-//! Placements, quantisation at load and in files, and the memory that they take.
+//! Placements, quantisation at load and in files, and their memory use.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 #[path = "../kontext-bench/tests/common/same_files.rs"]
@@ -57,8 +57,8 @@ fn a_small_model_is_resident_where_there_is_room() {
 #[test]
 fn quantised_at_load_is_near_the_plain_model_and_the_fewer_bits_the_farther() {
     let plain = run(&builder());
-    let of = |to| psnr(&run(&builder().quantize(to).quantize_t5(to)), &plain).unwrap();
-    let (q8, fp8, q4) = (of(Quantize::Q8_0), of(Quantize::Fp8), of(Quantize::Q4_0));
+    let quality = |to| psnr(&run(&builder().quantize(to).quantize_t5(to)), &plain).unwrap();
+    let (q8, fp8, q4) = (quality(Quantize::Q8_0), quality(Quantize::Fp8), quality(Quantize::Q4_0));
     assert!(q8 > 30.0 && q8 > fp8 && fp8 > q4 && q4 > 10.0, "{q8} {fp8} {q4}");
 }
 
@@ -72,7 +72,7 @@ fn quantised_files_open_in_place_of_the_parts_that_they_were_made_of() {
         quantize::transformer(&model, to, path("flux")).unwrap();
         quantize::t5(&model, to, path("t5")).unwrap();
         let picture = run(&builder().transformer(path("flux")).t5(path("t5")));
-        // The files pack modulation, too, and round what leads in and out to bf16.
+        // The files also quantise the modulation, and round the input and output layers to bf16.
         let near = psnr(&picture, &at_load).unwrap();
         assert!(near > if to == Quantize::Q8_0 { 30.0 } else { 15.0 }, "{to}: {near}");
     }
@@ -103,7 +103,7 @@ fn int8_is_a_folder_in_place_of_the_part_with_the_bytes_that_packing_at_load_giv
         [path("transformer"), path("t5")]
     };
     let parts = written(FOLDER.path(), "a");
-    // A fused tensor's rows are packed as those of the tensors that it is made of.
+    // The rows of a fused tensor are quantised like the separate tensors.
     let single = folder.path().join("single");
     random_model(&single, 7, Layout::SingleFiles).unwrap();
     for (a, b) in parts.iter().zip(written(&single, "b")) {
@@ -146,7 +146,7 @@ fn int8_is_a_folder_in_place_of_the_part_with_the_bytes_that_packing_at_load_giv
     }
     let [transformer, t5] = &parts;
     let at_load = run(&builder().quantize(Quantize::Int8).quantize_t5(Quantize::Int8));
-    // The folders pack modulation and the last projection, too, and not `wo`.
+    // The folders also quantise the modulation and the last projection, but not `wo`.
     let near = psnr(&run(&builder().transformer(transformer).t5(t5)), &at_load).unwrap();
     assert!(near > 45.0, "{near}");
     let again = quantize::t5(&Checkpoint::find(FOLDER.path()).unwrap(), Quantize::Int8, t5).unwrap_err();
@@ -161,26 +161,28 @@ fn int8_is_a_folder_in_place_of_the_part_with_the_bytes_that_packing_at_load_giv
 
 #[test]
 fn the_plan_of_memory_knows_placements_and_packed_weights() {
-    let of = |builder: &Builder| -> Vec<(Placement, u64)> {
+    let estimate = |builder: &Builder| -> Vec<(Placement, u64)> {
         let plans = builder.memory(FOLDER.path(), &edit()).unwrap();
         plans
             .iter()
             .map(|plan| (plan.placement, plan.stages.iter().map(|s| s.weights).max().unwrap()))
             .collect()
     };
-    let plain = of(&builder());
+    let plain = estimate(&builder());
     assert_eq!(
         plain.iter().map(|(placement, _)| *placement).collect::<Vec<_>>(),
         Placement::ALL
     );
     let weights: Vec<u64> = plain.iter().map(|(_, weights)| *weights).collect();
     assert!(weights[0] > weights[1] && weights[0] > weights[2], "{weights:?}");
-    let packed = of(&builder()
-        .quantize(Quantize::Q4_0)
-        .quantize_t5(Quantize::Q4_0)
-        .placement(Placement::Resident));
+    let packed = estimate(
+        &builder()
+            .quantize(Quantize::Q4_0)
+            .quantize_t5(Quantize::Q4_0)
+            .placement(Placement::Resident),
+    );
     assert_eq!(packed.len(), 1);
-    // CLIP and the autoencoder stay as they are.
+    // CLIP and the autoencoder are unchanged.
     assert!(packed[0].1 < weights[0] * 7 / 10, "{packed:?}");
     let pipe = builder().placement(Placement::Staged).load(FOLDER.path()).unwrap();
     let plan = pipe.memory(&edit()).unwrap().unwrap();

@@ -31,7 +31,7 @@ fn picture(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| Rgb([(x * 7) as u8, (y * 5) as u8, (x + y) as u8]))
 }
 
-/// A small edit that takes a fraction of a second.
+/// Returns a small edit that takes a fraction of a second.
 fn edit() -> Request {
     Request::edit(&picture(70, 50), "make it red")
         .max_area(64 * 64)
@@ -43,7 +43,7 @@ fn edit() -> Request {
 fn the_same_weights_in_both_layouts_give_the_same_picture() {
     let (diffusers, single) = (PIPE.run(&edit()).unwrap(), load("single").run(&edit()).unwrap());
     assert_eq!(diffusers.image, single.image);
-    // And a picture, not a constant.
+    // And it is an image, not a constant.
     let first = diffusers.image.get_pixel(0, 0);
     assert!(diffusers.image.pixels().any(|p| p != first));
 }
@@ -86,7 +86,7 @@ fn every_picture_of_a_batch_is_the_one_of_its_seed() {
     assert_eq!((batch.images.len(), batch.seed), (2, 3));
     for (image, seed) in batch.images.iter().zip([3, 4]) {
         let alone = PIPE.run(&edit().seed(seed)).unwrap();
-        // A batch sums in another order: a level here and there.
+        // A batch sums in another order, which moves some values by a level.
         let distance = image
             .as_raw()
             .iter()
@@ -128,7 +128,7 @@ fn references_are_placed_as_the_plan_says() {
         2
     );
     let stitched = PIPE.plan(&two.clone().references(References::Stitch)).unwrap();
-    // 70 x 50 beside 30 x 60 brought to a height of 50.
+    // 70 x 50 next to 30 x 60 scaled to a height of 50.
     assert_eq!(stitched.references.len(), 1);
     assert_eq!(stitched.references[0].input.to_string(), "95x50");
     for references in [References::Offset, References::Index, References::Stitch] {
@@ -252,7 +252,7 @@ fn the_seed_gives_the_starting_noise_of_torch_in_both_dtypes() {
                 ControlFlow::Continue(())
             })
             .unwrap();
-        // 128 values: the first 100 of the fixture's 1023 begin alike, because 16 are drawn at a time.
+        // 128 values: the first 100 of the fixture's 1023 are the same, because 16 are drawn at a time.
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/noise.safetensors");
         let long = kontext::Weights::open(path)
             .unwrap()

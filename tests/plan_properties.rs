@@ -1,4 +1,4 @@
-//! Any pictures and any options give a plan that the model can run, or an error; never a panic.
+//! Any images and options give a plan that the model can run, or an error; never a panic.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 mod common;
@@ -23,10 +23,10 @@ static PIPE: LazyLock<Pipeline> = LazyLock::new(|| {
 const MODES: [Conformance; 3] = [Conformance::Kontext, Conformance::Diffusers, Conformance::Bfl];
 const REFERENCES: [References; 3] = [References::Offset, References::Index, References::Stitch];
 
-/// Memory that a picture of a test may take; its pages are never touched.
+/// Limit on the pixels of a test image; its memory pages are never touched.
 const MOST_PIXELS: u32 = 1 << 25;
 
-/// A picture with sides from 1 to 20,000, long thin ones among them.
+/// Generates an image with sides from 1 to 20,000, including long thin ones.
 fn picture() -> impl Strategy<Value = RgbImage> {
     let side = || prop_oneof![1..40_u32, 1..2000_u32, 1..=20_000_u32];
     (side(), side(), any::<bool>()).prop_map(|(long, short, lying)| {
@@ -39,7 +39,7 @@ fn picture() -> impl Strategy<Value = RgbImage> {
     })
 }
 
-/// Values that a careless program passes.
+/// Generates values that a careless program passes.
 fn number() -> impl Strategy<Value = f64> {
     prop_oneof![
         4 => 0.0..1.0,
@@ -103,7 +103,7 @@ fn fits(grid: Grid) -> bool {
     (1..=most).contains(&grid.rows) && (1..=most).contains(&grid.cols) && grid.size().grid().is_ok_and(|g| g == grid)
 }
 
-/// No two grids share a position.
+/// Returns `true` if no two grids share a position.
 fn apart(plan: &Plan) -> bool {
     let target = (plan.target, Origin { t: 0, y: 0, x: 0 });
     let grids: Vec<_> = plan
@@ -150,7 +150,7 @@ proptest! {
         prop_assert!(sigmas[0] <= 1.0 && sigmas[sigmas.len() - 1] == 0.0, "{sigmas:?}");
         prop_assert!(request.steps.is_none_or(|steps| plan.schedule.steps() <= steps) || request.sigmas.is_some());
 
-        // An edit without wishes comes back at the size that it went in.
+        // An edit without size options returns its input size.
         let first = request.images.first().map(|i| Size::new(i.width(), i.height()));
         let sized = request.width.is_some() || request.height.is_some() || request.native_size || stitched;
         if let (Some(first), Conformance::Kontext, false) = (first, request.conformance, sized) {
@@ -160,7 +160,7 @@ proptest! {
         if let (Some(width), Some(height), Conformance::Kontext) = (request.width, request.height, request.conformance) {
             prop_assert_eq!(plan.target.size(), Size::new(width, height));
         }
-        // Printing it takes every number once more.
+        // Printing uses every number once more.
         prop_assert!(plan.to_string().contains("sequence:"));
     }
 
@@ -174,7 +174,7 @@ proptest! {
             prop_assert!(PREFERRED_SIZES.contains(&preferred));
             prop_assert!(preferred.scaled_to(area).grid().is_ok());
         }
-        // A picture and its transpose get transposes, except where two sizes are equally near.
+        // An image and its transpose get transposed sizes, unless two sizes are equally near.
         let turned = preferred_size(Size::new(height, width), &PREFERRED_SIZES, Conformance::Kontext);
         prop_assert_eq!(
             Size::new(turned.height, turned.width),

@@ -1,4 +1,4 @@
-//! Editing in turns: what is handed over, what is kept, and what a folder gives back.
+//! Editing in turns: latents passed on, pixels kept, and sessions restored from a folder.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 mod common;
@@ -13,7 +13,7 @@ use kontext::session::{DifferenceMap, Keep};
 use kontext::{Conformance, Device, Event, Layout, Pipeline, Placement, References, Request, Session, Size};
 
 static PIPE: LazyLock<Pipeline> = LazyLock::new(|| load(Placement::Resident));
-/// A model whose edits look like edits.
+/// A model trained to edit emoji.
 static EMOJI: LazyLock<Pipeline> = LazyLock::new(|| {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/kontext-emoji");
     Pipeline::builder().device(Device::Cpu).load(folder).unwrap()
@@ -31,12 +31,12 @@ fn picture(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| Rgb([(x * 7) as u8, (y * 5) as u8, (x + y) as u8]))
 }
 
-/// Turns that take a fraction of a second.
+/// Returns a request that takes a fraction of a second.
 fn small() -> Request {
     Request::default().max_area(64 * 64).steps(2).seed(3)
 }
 
-/// Its picture comes back at a size that is not the model's.
+/// Starts a session whose image has another size than the model's output.
 fn session(pipe: &Pipeline) -> Session<'_> {
     let mut session = pipe.session(picture(70, 50));
     session.defaults = small();
@@ -54,7 +54,7 @@ fn request(prompt: &str) -> Request {
     small().prompt(prompt)
 }
 
-/// Prompts and pictures that a turn encoded.
+/// Runs a request and counts the prompts and images that it encoded.
 fn encoded(session: &mut Session<'_>, request: &Request) -> (usize, usize) {
     let (mut texts, mut pictures) = (0, 0);
     let observe = |event: Event<'_>| {
@@ -72,13 +72,13 @@ fn only_the_first_picture_and_new_prompts_are_encoded() {
     assert_eq!(encoded(&mut session, &request("winter")), (1, 1));
     assert_eq!(encoded(&mut session, &request("night")), (1, 0));
     assert_eq!(encoded(&mut session, &request("winter")), (0, 0));
-    // The first picture again, under another seed.
+    // The first image again, under another seed.
     assert!(session.undo() && session.undo() && session.undo());
     assert_eq!(encoded(&mut session, &request("night").seed(4)), (0, 0));
-    // A negative prompt is a prompt.
+    // Negative prompts share the cache of prompts.
     let guided = request("night").true_cfg(2.0).negative_prompt("winter");
     assert_eq!(encoded(&mut session, &guided), (0, 0));
-    // A further reference is new once.
+    // A further reference is encoded once.
     let two = request("night").reference(&picture(30, 60));
     assert_eq!([(); 2].map(|()| encoded(&mut session, &two)), [(0, 1), (0, 0)]);
 }
@@ -122,7 +122,7 @@ fn latents_of_another_grid_are_not_handed_over() {
     session.edit("winter").unwrap();
     assert_eq!(encoded(&mut session, &request("night").max_area(96 * 64)), (1, 1));
     assert_eq!(encoded(&mut session, &request("night").max_area(96 * 64)), (0, 0));
-    // Joined pictures are one, which has no latents yet.
+    // Stitched images form a new one, without cached latents.
     let joined = request("night")
         .max_area(96 * 64)
         .reference(&picture(20, 20))
@@ -205,7 +205,7 @@ fn a_replaced_picture_is_encoded_anew() {
     assert_eq!(session.edit("night").unwrap().picture, fresh.image);
 }
 
-/// Everything that a session can hold.
+/// Returns a session with everything it can hold.
 fn full(pipe: &Pipeline) -> Session<'_> {
     let mut session = session(pipe);
     session.edit("winter").unwrap();
@@ -274,7 +274,7 @@ fn saving_again_writes_what_is_new_alone() {
     session.edit("night").unwrap();
     session.save(folder.path()).unwrap();
     let after = names();
-    // A picture and latents more.
+    // One more image and its latents.
     assert_eq!((before.len(), after.len()), (4, 6));
     for file in before.iter().filter(|(name, _)| name != "session.json") {
         assert!(after.contains(file), "{file:?}");
@@ -338,9 +338,9 @@ fn a_folder_that_holds_no_session_is_refused_in_words() {
     assert!(format!("{:#}", anyhow::Error::from(nothing)).contains("there is no such file"));
 }
 
-/// Pixels of a kept turn: kept, mixed, and the edit's.
+/// Counts the pixels of a kept turn: kept, blended, and the edit's.
 fn shares(map: &GrayImage) -> [usize; 3] {
-    let count = |of: fn(u8) -> bool| map.pixels().filter(|p| of(p.0[0])).count();
+    let count = |matches: fn(u8) -> bool| map.pixels().filter(|p| matches(p.0[0])).count();
     [count(|m| m == 0), count(|m| m > 0 && m < 255), count(|m| m == 255)]
 }
 
@@ -364,7 +364,7 @@ fn bytes_outside_the_map_are_those_of_the_source() {
                 .filter(|((map, _), _)| map.0[0] == 0)
                 .all(|((_, turn), source)| turn == source)
         );
-        // Without it they are not.
+        // Without the map they differ.
         let untouched = map
             .pixels()
             .zip(result.pixels())
@@ -414,7 +414,7 @@ fn kept_latents_are_the_first_pictures_where_nothing_changed() {
         }
         ControlFlow::Continue(())
     };
-    // Of five token columns of 16 pixels (stretched from 70 to 80) the first one may change.
+    // Only the first of five token columns (16 pixels each, stretched from 70 to 80) may change.
     let mask = GrayImage::from_fn(70, 50, |x, _| Luma([if x < 14 { 255 } else { 0 }]));
     session.keep_unchanged = Some(Keep::Mask(mask));
     session.run_with(&request("winter"), observe).unwrap();

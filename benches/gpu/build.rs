@@ -1,10 +1,10 @@
-//! Compiles the shim against the libtorch that tch is built with.
+//! Build script: compiles the shim against the libtorch of tch.
 
 use std::path::Path;
 
 fn main() {
     println!("cargo:rerun-if-changed=src/shim.cpp");
-    // Set by torch-sys; without libtorch (`doc-only`) nothing is linked, and nothing needs the shim.
+    // Set by torch-sys; without libtorch (`doc-only`) nothing is linked, and the shim is not needed.
     println!("cargo:rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");
     let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB") else {
         return;

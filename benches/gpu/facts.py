@@ -1,10 +1,11 @@
-"""Measures what a GPU and its libraries reach at the shapes of FLUX.1: the ceilings for all that is built on them.
+"""Measures the ceilings of a GPU and its libraries at the shapes of FLUX.1.
 
     python benches/gpu/facts.py [--fa3 DIR] [--budget 120] [--only NAME,NAME] [--skip NAME,NAME] [--cpu]
 
-Needs torch alone. Standard output has a row for each measurement, see `measure.py`; `--cpu` tries the program itself,
-at tiny sizes. A step of an edit at 1024x1024 has 512 text, 4096 target and 4096 reference tokens, 8704 rows in all.
-Rates count the operations or bytes that the task needs: 2 for each product and sum, each byte read or written once.
+Requires only torch. Standard output has a row for each measurement, see `measure.py`; `--cpu` tests the
+program itself, at tiny sizes. A step of an edit at 1024x1024 has 512 text, 4096 target and 4096 reference
+tokens, 8704 rows in total. Rates count the operations or bytes required: 2 operations per multiply-add, each
+byte read or written once.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-GEMMS = {  # outputs and inputs of the linears, in widths of the model
+GEMMS = {  # outputs and inputs of the linear layers, in multiples of the model's width
     "qkv": (3, 1),
     "attention out": (1, 1),
     "mlp up": (4, 1),
@@ -68,7 +69,7 @@ TINY = Sizes(tokens=96, text=16, heads=2, head=16, square=128, copied=1 << 20, o
 
 
 class Facts:
-    """The measurements, each a method that gives a row's values."""
+    """The measurements: each method returns a row's values."""
 
     def __init__(self, args, device):
         self.args, self.device = args, device
@@ -83,7 +84,7 @@ class Facts:
     # The card
 
     def card(self):
-        """The card and its software; limits of clocks and power where nvidia-smi tells them."""
+        """Describes the card and its software, with clock and power limits if nvidia-smi reports them."""
         values = {
             "torch": torch.__version__,
             "cuda": torch.version.cuda or "none",
@@ -127,7 +128,7 @@ class Facts:
         return timing.values() | {"gb_per_s": self.sizes.over_bus / timing.ms / 1e6}
 
     def norm(self, function, shape, weighted):
-        """A norm of bf16 over several tensors in turn, so that the cache doesn't hold the next one."""
+        """Times a bf16 norm over several tensors in turn, so that the next one is not cached."""
         inputs = [self.random(*shape) for _ in range(4)]
         weight, bias = self.random(weighted), self.random(weighted)
         next_input = cycle(inputs)
@@ -148,10 +149,10 @@ class Facts:
         shape = (1, 128, self.sizes.side, self.sizes.side)
         return self.norm(lambda x, weight, bias: F.group_norm(x, 32, weight, bias, 1e-6), shape, 128)
 
-    # Products of matrices
+    # Matrix products
 
     def matmul(self, kind):
-        """A square product, and its error against f32."""
+        """Times a square matrix product, and computes its error against f32."""
         size = self.sizes.square
         left, right = (self.random(size, size, dtype=torch.float32) for _ in range(2))
         with tf32(False):
@@ -161,7 +162,7 @@ class Facts:
         return timing.values() | rate(timing, 2 * size**3) | {"relative_l2": relative_l2(product, expected)}
 
     def gemm(self, layer, kind, rows=None):
-        """A linear of the model; kinds are those of `linear_product`."""
+        """Times a linear layer of the model; kinds are those of `linear_product`."""
         rows = rows or self.sizes.tokens
         outputs, inputs = (factor * self.sizes.width for factor in GEMMS[layer])
         x, bias = self.random(rows, inputs), self.random(outputs)
@@ -171,14 +172,14 @@ class Facts:
         return timing.values() | rate(timing, 2 * rows * inputs * outputs) | shape
 
     def gelu_epilogue(self):
-        """The GELU of the epilogue, by its errors against both, in f32."""
+        """Identifies the epilogue's form of GELU by its errors against both forms, in f32."""
         size = self.sizes.channels
         left, right = (self.random(size, size, dtype=torch.float32) for _ in range(2))
         bias = self.random(size, dtype=torch.float32)
         with tf32(False):
             result = torch._addmm_activation(bias, left, right, use_gelu=True)
         expected = torch.addmm(bias.double(), left.double(), right.double())
-        # Both forms are the same at large sums: the error counts from -3 to 3.
+        # Both forms agree for large inputs: only those from -3 to 3 count.
         near = expected.abs() < 3
         forms = {"tanh": F.gelu(expected, approximate="tanh"), "erf": F.gelu(expected)}
         return {f"relative_l2_{name}": relative_l2(result[near], form[near]) for name, form in forms.items()}
@@ -186,7 +187,7 @@ class Facts:
     # Attention
 
     def attention_inputs(self):
-        """q, k, v as [1, tokens, heads, head dimension]: views of what the first linear of a single block leaves."""
+        """Returns q, k, v [1, tokens, heads, head dimension], views of a single block's `linear1` output."""
         torch.manual_seed(0)
         width = self.sizes.width
         joint = self.random(1, self.sizes.tokens, 7 * width)
@@ -194,7 +195,7 @@ class Facts:
         return [part.unflatten(-1, (self.sizes.heads, self.sizes.head)) for part in parts]
 
     def attention(self, backend=None, layout="strided"):
-        """libtorch's attention by one backend, or by the one that it picks, and its error against the latter."""
+        """Times libtorch's attention by one backend or the default one, and its error against the default."""
         if self.device.type == "cpu" and backend in ("cudnn", "efficient"):
             raise Skip("this backend is for CUDA alone.")
         q, k, v = self.attention_inputs()
@@ -230,7 +231,7 @@ class Facts:
     # TF32
 
     def tf32_defaults(self):
-        """Errors of f32 against f64, as libtorch is set when it starts and with TF32 off."""
+        """Computes errors of f32 against f64, with libtorch's default settings and with TF32 off."""
         channels, side = self.sizes.channels, self.sizes.convolved
         image = self.random(1, channels, side, side, dtype=torch.float64)
         kernel = self.random(channels, channels, 3, 3, dtype=torch.float64) * (9 * channels) ** -0.5
@@ -253,7 +254,7 @@ class Facts:
 
 
 def cpu_name():
-    """The name that Linux gives the processor."""
+    """Returns the name of the processor, from Linux."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -262,7 +263,7 @@ def cpu_name():
 
 
 def driver_cuda():
-    """The newest CUDA version that the driver knows."""
+    """Returns the newest CUDA version supported by the driver."""
     version = ctypes.c_int()
     try:
         ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
@@ -272,7 +273,7 @@ def driver_cuda():
 
 
 def limits():
-    """Clocks, the power limit and the driver, as nvidia-smi tells them; a note where it doesn't."""
+    """Returns clocks, the power limit and the driver from nvidia-smi, or a note if it fails."""
     command = ["nvidia-smi", "--id=0", f"--query-gpu={','.join(SMI_FIELDS)}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
@@ -296,7 +297,7 @@ def rate(timing, operations):
 
 @contextlib.contextmanager
 def tf32(allowed):
-    """Allows or forbids TF32 in products and convolutions of f32."""
+    """Allows or forbids TF32 in f32 matrix products and convolutions."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
     try:
@@ -306,7 +307,7 @@ def tf32(allowed):
 
 
 def square_product(kind, left, right):
-    """A function that computes `left @ right.t()`."""
+    """Returns a function that computes `left @ right.t()`."""
     if kind in ("f32", "tf32"):
         return lambda: left @ right.t()
     if kind == "bf16":
@@ -323,7 +324,7 @@ def e4m3_product(left, right, each_row, bias=None):
 
 
 def linear_product(kind, x, weight, bias):
-    """A function that computes a linear in one of several ways."""
+    """Returns a function that computes a linear layer in one of several ways."""
     if kind in ("fp8 rowwise", "fp8 tensorwise"):
         return e4m3_product(x, weight, kind == "fp8 rowwise", bias)
     weight = weight.bfloat16()
@@ -338,7 +339,7 @@ def linear_product(kind, x, weight, bias):
 
 
 def by_sdpa(q, k, v):
-    """[1, tokens, heads, head dimension], as all that it is compared with."""
+    """Computes SDPA's attention in the reference layout, [1, tokens, heads, head dimension]."""
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
@@ -349,7 +350,7 @@ def backend_name(choice):
 
 
 def measurements(facts):
-    """All measurements, in order."""
+    """Yields all measurements, in order."""
 
     def one(name, function, *given, seconds=3, **named):
         return Measurement(name, seconds, lambda: function(*given, **named))

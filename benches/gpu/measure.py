@@ -1,13 +1,13 @@
-"""The ground of `facts.py` and `opponents.py`: named measurements, their rows on standard output, and timing.
+"""Common code of `facts.py` and `opponents.py`: named measurements, their rows on stdout, and timing.
 
-A reader of standard output needs two kinds of lines; every other line is a log for people.
+Two kinds of lines on standard output are machine-readable; all others are a log for people.
 
     @begin NAME          the measurement of this name begins
     @row {"name": NAME, "status": "measured" | "failed" | "skipped", "values": {..}, "note": ".."}
 
-A measurement that raises is a row too, and the next one follows. Where the GPU doesn't answer after that, the program
-ends with code 3: it can be started again with `--skip` and the names that are done. Without a GPU and without `--cpu`
-the only row is a skipped one, «device», and the code is 0.
+A measurement that raises also gives a row, and the next one follows. If the GPU no longer responds then, the
+program exits with code 3: it can be restarted with `--skip` and the names of the finished measurements.
+Without a GPU and without `--cpu` the only row is a skipped one, «device», and the exit code is 0.
 """
 
 import argparse
@@ -35,14 +35,14 @@ E4M3, E4M3_MAX = torch.float8_e4m3fn, 448.0
 
 
 class Skip(Exception):
-    """Raised by a measurement that does not apply here; its message is the row's note."""
+    """Raised by a measurement that does not apply; its message is the row's note."""
 
 
 class Measurement(NamedTuple):
-    """A measurement by its name. The function gives the row's values; a «note» among them is the row's note."""
+    """A named measurement. The function returns the row's values; a «note» among them is the row's note."""
 
     name: str
-    seconds: float  # what it wants of the budget, compilation included
+    seconds: float  # required share of the budget, compilation included
     function: Callable[[], dict[str, Any]]
 
 
@@ -51,7 +51,7 @@ class Timing:
     first_s: float  # the first call, by the wall clock
     ms: float  # the median of the timed calls
     min_ms: float
-    peak_gb: float | None  # what all calls together allocated at most, with what lay there before; None on the CPU
+    peak_gb: float | None  # peak allocation over all calls, including earlier tensors; None on the CPU
 
     def values(self):
         values = dataclasses.asdict(self)
@@ -59,7 +59,7 @@ class Timing:
 
 
 def arguments(description, budget):
-    """A parser with the options that both programs know."""
+    """Builds a parser with the options common to both programs."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cpu", action="store_true", help="tiny sizes on the CPU, to try the program itself")
     parser.add_argument("--only", type=names, default=[], help="measure what begins with one of these names")
@@ -70,12 +70,12 @@ def arguments(description, budget):
 
 
 def names(text):
-    """Names in a list have a comma between them and no space after it; a comma within a name has one."""
+    """Splits a list of names at commas without a following space; a comma within a name has one."""
     return [name for name in re.split(r",(?! )", text) if name]
 
 
 def find_device(args):
-    """The device to measure. Where there is none, a row says so and the program ends, without an error."""
+    """Returns the device to measure. If there is none, prints a row and exits without an error."""
     if args.cpu:
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -112,7 +112,7 @@ def row(name, status, values=None, note=""):
 
 
 def portable(value):
-    """JSON has no infinity and no NaN: they become text. Six digits are enough of a float."""
+    """Converts a value to JSON: infinity and NaN, absent there, become strings; floats keep six digits."""
     if not isinstance(value, float):
         return value
     return float(f"{value:.6g}") if math.isfinite(value) else str(value)
@@ -131,7 +131,7 @@ def elapsed():
 
 
 def run(measurements, args, device):
-    """Measures all that `--only` and `--skip` leave, in order, as long as the budget lasts."""
+    """Runs the measurements selected by `--only` and `--skip`, in order, as long as the budget lasts."""
     for measurement in measurements:
         name = measurement.name
         if args.only and not any(name.startswith(prefix) for prefix in args.only):
@@ -154,7 +154,7 @@ def run(measurements, args, device):
 
 
 def measure(measurement):
-    """Prints the row of one measurement; true where it failed. Its frames, and their tensors, are gone afterwards."""
+    """Runs one measurement, prints its row, and returns True on failure. Its tensors are freed on return."""
     failure = None
     start = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
@@ -179,18 +179,18 @@ def measure(measurement):
 
 
 def free_memory():
-    """Gives back what the GPU holds for nobody; the CPU's tiny tensors may stay."""
+    """Releases the GPU's unused memory; the CPU's tiny tensors may stay."""
     if not torch.cuda.is_available():
         return
     gc.collect()
     try:
         torch.cuda.empty_cache()
-    except Exception as error:  # whether the device still works is asked apart from this
+    except Exception as error:  # `answers` checks separately if the device still works
         log(f"The cache can't be emptied: {one_line(error)[:NOTE_LENGTH]}")
 
 
 def answers():
-    """True if the GPU still computes."""
+    """Returns True if the GPU still computes."""
     try:
         total = (torch.ones(8, device="cuda") + 1).sum()
         torch.cuda.synchronize()
@@ -201,11 +201,11 @@ def answers():
 
 
 def timed(function, device, iterations, warmup, ahead=False):
-    """Times calls of a function: what they took, and what the last one gave.
+    """Times calls of a function; returns the timing and the result of the last call.
 
-    On the GPU, events stand between calls that follow each other without a stop, as the steps of a sampler do. With
-    `ahead` the device first waits some milliseconds while the host fills its queue, so that the time of short kernels
-    is theirs, not that of launching them.
+    On the GPU, events are recorded between back-to-back calls, as in the steps of a sampler. With `ahead` the
+    device first sleeps for some milliseconds while the host fills its queue, so that short kernels are timed
+    without their launch overhead.
     """
     if device.type == "cpu":
         return timed_on_cpu(function, min(iterations, 2))
@@ -246,7 +246,7 @@ def relative_l2(actual, reference):
 
 
 def to_e4m3(tensor, each_row):
-    """A tensor as e4m3, and the f32 factor of each of its rows, [rows, 1], or of the whole of it."""
+    """Quantises a tensor to e4m3; returns it with f32 scales by row, [rows, 1], or of the whole tensor."""
     tensor = tensor.float()
     largest = tensor.abs().amax(1, keepdim=True) if each_row else tensor.abs().amax()
     factors = largest.clamp(min=1e-12) / E4M3_MAX
@@ -254,10 +254,10 @@ def to_e4m3(tensor, each_row):
 
 
 def e4m3_linear(rows, weight, row_factors, weight_factors, bias=None):
-    """`rows @ weight.t() + bias` in bf16, of e4m3 [rows, in] and [out, in].
+    """Computes `rows @ weight.t() + bias` in bf16, from e4m3 [rows, in] and [out, in].
 
-    The factors are [rows, 1] and [1, out], or one each without dimensions. The CPU's `_scaled_mm` knows the latter
-    alone: there its own factors are one, and the product is multiplied by ours.
+    The scales are [rows, 1] and [1, out], or two scalars. The CPU's `_scaled_mm` only supports scalars: there
+    it is called with scales of one, and the product is multiplied by ours.
     """
     if rows.is_cuda:
         return torch._scaled_mm(
@@ -269,7 +269,7 @@ def e4m3_linear(rows, weight, row_factors, weight_factors, bias=None):
 
 
 def load_fa3(args):
-    """Makes `torch.ops.fa3_fwd.fwd` known: q, k, v as [batch, tokens, heads, head dimension]."""
+    """Registers `torch.ops.fa3_fwd.fwd`: q, k, v as [batch, tokens, heads, head dimension]."""
     if not args.fa3:
         raise Skip("FlashAttention 3 was not given with --fa3.")
     torch.ops.load_library(os.path.join(args.fa3, "fa3_fwd", "_C.abi3.so"))

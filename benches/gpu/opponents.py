@@ -1,21 +1,23 @@
-"""Times one step of FLUX.1 Kontext in diffusers, as its users run it, and what surrounds the step.
+"""Times one step of FLUX.1 Kontext in diffusers, in its usual settings, and the parts around the step.
 
     python benches/gpu/opponents.py [--fa3 DIR] [--budget 240] [--only NAME,NAME] [--skip NAME,NAME] [--cpu]
 
-Needs torch, diffusers and, for the text encoders, transformers. Standard output has a row for each measurement, see
-`measure.py`; `--cpu` tries the program itself, with a tiny model. The transformer has FLUX.1's full size in bf16 and
-random weights that the device draws; batch 1. Rows are named CASE/VARIANT. The variants of a step:
+Requires torch, diffusers and, for the text encoders, transformers. Standard output has a row for each
+measurement, see `measure.py`; `--cpu` tests the program itself, with a tiny model. The transformer has
+FLUX.1's full size in bf16, with random weights drawn on the device; batch size 1. Rows are named CASE/VARIANT.
+The variants of a step:
 
-    eager                          as the pipeline runs it without further settings
-    eager, flash attention         with libtorch's flash attention in place of what it picks
+    eager                          the pipeline's defaults
+    eager, flash attention         with libtorch's flash attention instead of its default choice
     fused QKV                      eager, after `fuse_qkv_projections`
     compiled                       after `compile_repeated_blocks(fullgraph=True)`
-    fp8 rowwise, compiled          the linears of all blocks in e4m3, a factor for each row of weights and of tokens
-    fp8 rowwise, FA3 fp8, compiled the same, with FlashAttention 3 on e4m3 without factors, as in flux-fast
+    fp8 rowwise, compiled          linear layers of all blocks in e4m3, a scale per weight row and per token
+    fp8 rowwise, FA3 fp8, compiled the same, with FlashAttention 3 on e4m3 without scales, as in flux-fast
 
-`relative_l2` is a variant's distance from eager on the same input; random weights tell rounding, not what a picture
-loses. `first_s` is the first call, with what it compiles. A LoRA's training step has rank 16 at all linears of the
-blocks but those of modulation, the edit's tokens, a loss over the target's, and adapters in f32 that compute in bf16.
+`relative_l2` is a variant's distance from eager on the same input; with random weights it shows rounding, not
+the loss in image quality. `first_s` is the first call, including compilation. A LoRA's training step has rank
+16 on all linear layers of the blocks except those of modulation, the edit's tokens, a loss over the target's
+tokens, and f32 adapters that compute in bf16.
 """
 
 import contextlib
@@ -41,7 +43,7 @@ LORA_RANK = 16
 
 @dataclass
 class Case:
-    """The tokens of a step: text, and a square side of patches for the target and, in an edit, for the reference."""
+    """Tokens of a step: text, and squares of `side` patches for the target and, in an edit, the reference."""
 
     text: int
     side: int
@@ -54,7 +56,7 @@ class Case:
 
 @dataclass
 class Sizes:
-    """The models and cases that are measured."""
+    """Configurations of the measured models, and the cases."""
 
     cases: dict
     transformer: dict
@@ -150,9 +152,9 @@ TINY = Sizes(
 
 @functools.cache
 def prepare_diffusers():
-    """Makes diffusers fit to import without its dependencies, and without PEFT, which nothing here needs.
+    """Prepares the import of diffusers without its dependencies, and without PEFT, which is not needed.
 
-    Importing PEFT takes seconds, and it may not fit the version of transformers.
+    Importing PEFT takes seconds, and it may be incompatible with the version of transformers.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
@@ -174,7 +176,7 @@ def transformer_module():
 
 
 def build_transformer(config, device):
-    """A transformer of random weights, the same in each call."""
+    """Builds a transformer with random weights, the same in each call."""
     with torch.device("meta"):
         model = transformer_module().FluxTransformer2DModel(**config)
     model = model.to(torch.bfloat16).to_empty(device=device).eval().requires_grad_(False)
@@ -190,7 +192,7 @@ def build_transformer(config, device):
 
 
 def step_inputs(case, config, device):
-    """All that the pipeline gives the transformer for one step, with random contents, the same in each call."""
+    """Draws the transformer's inputs for one step, as from the pipeline; the same in each call."""
     torch.manual_seed(1)
 
     def random(*shape):
@@ -209,13 +211,13 @@ def step_inputs(case, config, device):
 
 
 def positions(image, side, device):
-    """Positions (image, y, x) of the tokens of a square of patches, [side * side, 3]."""
+    """Returns the positions (image, y, x) of the tokens of a square of patches, [side * side, 3]."""
     rows, columns = torch.meshgrid(*[torch.arange(side, device=device)] * 2, indexing="ij")
     return torch.stack([torch.full_like(rows, image), rows, columns], -1).reshape(-1, 3).float()
 
 
 def replace_linears(model, replacement):
-    """Replaces the linears of all blocks but those of modulation, which see one row."""
+    """Replaces the linear layers of all blocks except those of modulation, which process a single row."""
     for block in [*model.transformer_blocks, *model.single_transformer_blocks]:
         for name, linear in list(block.named_modules()):
             if isinstance(linear, nn.Linear) and "norm" not in name:
@@ -225,7 +227,7 @@ def replace_linears(model, replacement):
 
 
 class E4m3Linear(nn.Module):
-    """A linear in e4m3; a row of the weight has a factor, and each token finds its own."""
+    """A linear layer in e4m3, with a scale per weight row and a dynamic scale per token."""
 
     def __init__(self, linear):
         super().__init__()
@@ -241,7 +243,7 @@ class E4m3Linear(nn.Module):
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear and an adapter of low rank in f32, which computes in the type of its input, as in autocast."""
+    """A frozen linear layer and a low-rank f32 adapter that computes in the input's dtype, as in autocast."""
 
     def __init__(self, linear):
         super().__init__()
@@ -256,7 +258,7 @@ class LoraLinear(nn.Module):
 
 @functools.cache
 def fa3_operator():
-    """FlashAttention 3 on e4m3 as an operator that torch.compile keeps whole; the CPU has a stand-in to try it."""
+    """Returns FlashAttention 3 on e4m3 as an operator opaque to torch.compile; the CPU uses SDPA instead."""
 
     @torch.library.custom_op("opponents::fa3_e4m3", mutates_args=())
     def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -275,7 +277,7 @@ def fa3_operator():
 
 @contextlib.contextmanager
 def fa3_attention():
-    """Gives diffusers' FLUX.1 FlashAttention 3 while this lasts."""
+    """Replaces the attention of diffusers' FLUX.1 by FlashAttention 3 within the context."""
     module, operator = transformer_module(), fa3_operator()
     original = module.dispatch_attention_fn
     module.dispatch_attention_fn = lambda query, key, value, **settings: operator(query, key, value)
@@ -290,7 +292,7 @@ def flash_attention():
 
 
 class Opponents:
-    """The measurements, and the transformer in the form that the last of them needed."""
+    """The measurements, and the transformer in the form of the last one."""
 
     def __init__(self, args, device):
         self.args, self.device = args, device
@@ -308,7 +310,7 @@ class Opponents:
     # The transformer and its forms
 
     def transformer(self, form):
-        """The model in a form: plain, fused, e4m3 or lora. The others are made of a plain one, which is then gone."""
+        """Returns the model in a form: plain, or converted in place from it: fused, e4m3 or lora."""
         if self.form == form:
             return self.model
         if self.form != "plain":
@@ -316,7 +318,7 @@ class Opponents:
             self.model = build_transformer(self.sizes.transformer, self.device)
             self.form = "plain"
         if form != "plain":
-            self.form = None  # a change that fails in the middle must not pass for a plain model
+            self.form = None  # a half-converted model must not pass for a plain one
             not_compiled(self.model)
             {
                 "fused": lambda: self.model.fuse_qkv_projections(),
@@ -332,7 +334,7 @@ class Opponents:
         measure.free_memory()
 
     def load(self):
-        """Importing diffusers, and building and filling the model."""
+        """Times importing diffusers, and building and initialising the model."""
         start = time.perf_counter()
         transformer_module()
         imported = time.perf_counter()
@@ -349,7 +351,7 @@ class Opponents:
     # Steps
 
     def eager(self, name):
-        """A step of the plain model; what it gives is what the other variants are compared with."""
+        """Times a step of the plain model; its result is the reference for the other variants."""
         model = not_compiled(self.transformer("plain"))
         values, result = self.step(model, name)
         self.eager_results[name] = result
@@ -366,7 +368,7 @@ class Opponents:
         return values | {"relative_l2": relative_l2(result, expected)}
 
     def eager_result(self, name):
-        """The result of eager in a case; computed here where eager was not measured in it."""
+        """Returns the result of eager in a case, computed if eager was not measured in it."""
         if name not in self.eager_results:
             inputs = step_inputs(self.sizes.cases[name], self.sizes.transformer, self.device)
             self.eager_results[name] = not_compiled(self.transformer("plain"))(**inputs)[0]
@@ -381,10 +383,10 @@ class Opponents:
         measure.load_fa3(self.args)
         return self.variant(name, "e4m3", compiled=True, attention=fa3_attention)
 
-    # Beside the steps
+    # Other parts
 
     def vae(self, decodes, dtype):
-        """The autoencoder on one picture; f32 as libtorch is set when it starts, with or without TF32."""
+        """Times the autoencoder on one image; f32 with libtorch's default for TF32."""
         self.drop_transformer()
         prepare_diffusers()
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -403,7 +405,7 @@ class Opponents:
         return timing.values() | {"finite": finite(result)} | tf32
 
     def text_encoders(self):
-        """T5-XXL's encoder and CLIP-L one after the other, each also alone."""
+        """Times T5-XXL's encoder and CLIP-L in sequence, and each separately."""
         self.drop_transformer()
         from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
@@ -429,7 +431,7 @@ class Opponents:
         }
 
     def lora_training(self, name):
-        """Forward, backward with checkpoints at all blocks, and AdamW's step of the adapters."""
+        """Times forward, backward with activation checkpointing of all blocks, and AdamW on the adapters."""
         case = self.sizes.cases[name]
         model = not_compiled(self.transformer("lora")).train()
         model.enable_gradient_checkpointing()
@@ -457,7 +459,7 @@ class Opponents:
 
 
 def not_compiled(model):
-    """The model with its blocks as they were before `compile_repeated_blocks`, and without compiled code."""
+    """Reverts `compile_repeated_blocks`, discards compiled code, and returns the model."""
     for module in model.modules():
         module._compiled_call_impl = None
     torch._dynamo.reset()
@@ -469,7 +471,7 @@ def finite(tensor):
 
 
 def measurements(opponents):
-    """All measurements, by worth; the forms of the transformer change as seldom as that allows."""
+    """Yields all measurements, by priority, with as few changes of the transformer's form as that allows."""
 
     def one(name, seconds, function, *given, **named):
         return Measurement(name, seconds, lambda: function(*given, **named))

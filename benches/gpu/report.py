@@ -2,8 +2,9 @@
 
     python3 benches/gpu/report.py [RESULTS.json ...] [--out docs/gpu.md]
 
-Every number stands with its card, date, commit and command. Without results the page says that nothing was measured, and
-what will be. Results of `--cpu` are refused: they say nothing of a GPU.
+Every number comes with its card, date, commit and command. Without results the page states that nothing has
+been measured yet, and lists the planned measurements. Results of `--cpu` are refused: they say nothing about
+a GPU.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-COLUMNS = {  # what has a column of its own, and its digits
+COLUMNS = {  # values with a separate column, and their format
     "ms": ("ms", ".2f"), "min_ms": ("least ms", ".2f"), "host_ms": ("host ms", ".2f"), "first_s": ("first call s", ".2f"),
     "tflops": ("TFLOP/s", ".0f"), "tb_per_s": ("TB/s", ".2f"), "gb_per_s": ("GB/s", ".0f"), "kernels": ("kernels", ".0f"),
     "busy share": ("busy", ".1%"), "load_s": ("loading s", ".1f"), "seconds": ("s", ".1f"), "peak_gb": ("peak GB", ".2f"),
@@ -70,7 +71,7 @@ def rest(row, shown):
 
 
 def table(rows):
-    """A table with a column for each common value that some row has."""
+    """Formats a table with a column for each value of COLUMNS that occurs in a row."""
     shown = [key for key in COLUMNS if any(key in row["values"] for row in rows)]
     heads = ["", "", *(COLUMNS[key][0] for key in shown), ""]
     lines = [line(heads), line(["---", "---", *["---:"] * len(shown), "---"])]
@@ -101,7 +102,7 @@ def count(rows):
 
 
 def section(results):
-    """All of one run."""
+    """Formats the section of one run."""
     rows, run, kit = results["rows"], results["run"], results["kit"]
     card = next((row["values"] for row in rows if row["stage"] == "facts" and row["name"] == "card"), {})
     text = [f"## {card.get('name', 'Unknown card')}, {run['date']}", ""]

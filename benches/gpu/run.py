@@ -1,19 +1,21 @@
-"""Runs the stages of the kit, each with a limit, and keeps their rows as they come.
+"""Runs the stages of the kit, each with a time limit, and records their rows as they arrive.
 
     python3 run.py KIT OUT --program gpu-kit [--cpu] [--only STAGE,STAGE] [--model DIR] [--fa3 DIR]
 
-`check.sh` prepares a machine and calls this. OUT gets results.json, log.txt and pictures. The stages, in order of worth:
+`check.sh` prepares a machine and calls this script. OUT receives results.json, log.txt and images. The
+stages, in order of priority:
 
-    facts        the card, its ceilings, and what libtorch picks for attention
-    correctness  kontext on the device against the CPU and against stored values
-    speed        kontext at the published size: times, launches, memory against its plan
+    facts        the card, its ceilings, and libtorch's choice of attention
+    correctness  kontext on the device compared with the CPU and with stored values
+    speed        kontext at the published size: times, launches, memory compared with its plan
     opponents    diffusers on the same card
-    ratios       kontext's times over the opponents'
-    faults       a crash, a hang and an exhausted memory, planted: only where it is named
+    ratios       kontext's times divided by the opponents'
+    faults       an injected crash, hang and memory exhaustion: only if requested
 
-A stage is a program that prints a line `@begin NAME` before each case and `@row {json}` after it. One that crashes,
-hangs beyond its case's limit or takes the machine's memory loses that case alone: the case becomes a row, and the program
-is started again for those after it. The exit code is 1 where a row failed, crashed, timed out or was killed.
+A stage is a program that prints a line `@begin NAME` before each case and `@row {json}` after it. If it
+crashes, exceeds the case's time limit or takes the machine's memory, only that case is lost: it becomes a
+row, and the program is restarted for the remaining cases. The exit code is 1 if a row failed, crashed, timed
+out or was killed, or if a stage did not end.
 """
 
 import argparse
@@ -36,32 +38,32 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 BAD = ("failed", "crashed", "timed-out", "killed")
-DEVICE_LOST = 3  # the exit code of a program that has to be started again for what is left
+DEVICE_LOST = 3  # exit code of a program that must be restarted for the remaining cases
 MOST_STARTS = 12
-LAST_START = 0.9  # of a stage's seconds
+LAST_START = 0.9  # share of a stage's seconds after which no case is started
 WHOLE = 470  # seconds for all stages on a GPU
-STARTING = 90  # seconds for a program's first case to begin: gigabytes of libraries may come from a cold disk
-ENDING = 10  # seconds for a program to end by itself after its output has ended
-LOOK = 0.1  # seconds between two looks at a program's memory
+STARTING = 90  # seconds until a program's first case: gigabytes of libraries may be read from a cold disk
+ENDING = 10  # seconds for a program to exit by itself after its output has ended
+LOOK = 0.1  # polling interval of a program's memory, in seconds
 STDERR_LINES = 6
 NOTE = 600
 
 
 @dataclass
 class Stage:
-    """A program's rows under one name."""
+    """A program whose rows share one name."""
 
     name: str
     command: list
-    seconds: float  # for all of it
-    case_seconds: float  # for each of its cases
+    seconds: float  # time limit of the stage
+    case_seconds: float  # time limit of each case
     environment: dict = field(default_factory=dict)
-    scratch: Path | None = None  # its folder for temporary files, emptied before each start
-    has_budget: bool = True  # whether it is told how many seconds are left for it
+    scratch: Path | None = None  # folder for temporary files, emptied before each start
+    has_budget: bool = True  # the program takes its remaining seconds as --budget
 
 
 class Results:
-    """Everything known so far; the file is whole after each row."""
+    """Results so far; the file is complete after each row."""
 
     def __init__(self, out, kit, args):
         self.path = out / "results.json"
@@ -97,7 +99,7 @@ class Results:
 
 
 def told(row):
-    """A row's numbers and its note, in short."""
+    """Formats a row's numbers and its note in short."""
     values = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row["values"].items()]
     text = ", ".join([*values, row["note"]] if row["note"] else values)
     return f": {text}" if text else ""
@@ -114,14 +116,14 @@ def run_facts(args):
 
 
 class Process:
-    """A started program: its lines, its memory, its end."""
+    """A started program: its output lines, memory and exit code."""
 
     def __init__(self, stage, skip, left, results):
         command = [str(word) for word in stage.command] + (["--skip", ",".join(skip)] if skip else [])
-        # No case is begun so late that it could not end.
+        # No case is started too late to finish.
         command += ["--budget", str(int(LAST_START * left))] if stage.has_budget else []
         self.results, self.errors, self.lines = results, [], queue.Queue()
-        # A group of its own, so that all that it starts ends with it.
+        # A separate process group, so that its children are killed with it.
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, errors="replace",
             env=stage.environment, start_new_session=True,
@@ -141,18 +143,18 @@ class Process:
             print(line, end="", file=self.results.log, flush=True)
 
     def next(self, seconds):
-        """The next line; None at the end of all, and an empty one where none comes in time."""
+        """Returns the next line, None at the end of the output, or an empty line on a timeout."""
         try:
             return self.lines.get(timeout=seconds)
         except queue.Empty:
             if self.process.poll() is None:
                 return ""
-        # It has ended; what it has started may hold its output open.
+        # The program has ended; its children may hold its output open.
         self.readers[0].join(timeout=1)
         return None if self.lines.empty() else self.lines.get()
 
     def memory(self):
-        """Bytes that the program itself holds, without pages of files."""
+        """Returns the bytes of the program's resident memory, without file pages."""
         try:
             fields = Path(f"/proc/{self.process.pid}/statm").read_text(encoding="ascii").split()
         except OSError:
@@ -160,13 +162,13 @@ class Process:
         return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
 
     def stop(self):
-        """Waits for its end after that of its output, and returns the exit code."""
+        """Waits for the program to exit after the end of its output, and returns the exit code."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=ENDING)
         return self.kill()
 
     def kill(self):
-        """Ends it with all that it has started, and returns the exit code; none where not even that ends it."""
+        """Kills the program and its children, and returns the exit code, or None if it does not exit."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -177,7 +179,7 @@ class Process:
 
 
 def run(stage, results, memory_limit):
-    """Runs a stage to its end, its limit, or as often as is reasonable."""
+    """Runs a stage, with restarts, to its end, its time limit, or the maximum number of starts."""
     begun, done = time.monotonic(), []
     for _ in range(MOST_STARTS):
         left = stage.seconds - (time.monotonic() - begun)
@@ -196,7 +198,7 @@ def run(stage, results, memory_limit):
 
 
 def attempt(stage, done, results, begun, memory_limit):
-    """One start of the program. None where it has to be started again, else the stage's status and a note."""
+    """Starts the program once. Returns None if it must be restarted, else the stage's status and a note."""
     try:
         process = Process(stage, done, stage.seconds - (time.monotonic() - begun), results)
     except OSError as error:
@@ -204,7 +206,7 @@ def attempt(stage, done, results, begun, memory_limit):
     case, case_begun, new = None, time.monotonic(), 0
 
     def lost(status, note):
-        """The running case is a row, and is not run again."""
+        """Records the running case as a row, so that it is not run again."""
         row = {"name": case, "status": status, "values": {}, "note": note[:NOTE]}
         results.add(stage.name, row, time.monotonic() - case_begun)
         done.append(case)
@@ -252,7 +254,7 @@ def attempt(stage, done, results, begun, memory_limit):
 
 
 def row_of(line, case):
-    """A row as the program printed it; one that cannot be read is a bad row of its case."""
+    """Parses a row of the program's output; a malformed one becomes a failed row of its case."""
     try:
         row = json.loads(line.removeprefix("@row "))
         return {"name": row["name"], "status": row["status"], "values": dict(row["values"]), "note": row["note"]}
@@ -268,14 +270,14 @@ def ended(code):
 
 
 def ratios(results, cpu):
-    """kontext's milliseconds over each opponent's, for whatever both have timed."""
+    """Computes kontext's milliseconds divided by each opponent's, for the cases timed by both."""
     begun, rows = time.monotonic(), results.content["rows"]
     timed = [row for row in rows if "ms" in row["values"] and "/" in row["name"]]
     times = [(row["stage"], *row["name"].split("/", 1), row["values"]["ms"]) for row in timed]
     note = "both models are tiny and of sizes of their own: only to try the programs" if cpu else ""
     for _, case, own, ms in [row for row in times if row[0] == "speed" and row[2] != "kontext, prepare"]:
         for _, _, rival, rival_ms in [row for row in times if row[:2] == ("opponents", case)]:
-            # A case of several kinds: each is set against its own.
+            # A case with several dtypes: only equal dtypes are compared.
             if any(kind in own and kind not in rival for kind in ("bf16", "f32")):
                 continue
             values = {"ratio": ms / rival_ms, "kontext_ms": ms, "opponent_ms": rival_ms}
@@ -285,12 +287,12 @@ def ratios(results, cpu):
 
 
 def stages(args):
-    """The stages, with their limits on a GPU (8 minutes in all) and on a CPU."""
+    """Returns the stages, with their time limits on a GPU (8 minutes in all) and on a CPU."""
     device = ["--device", "cpu" if args.cpu else "cuda"]
     python = [args.python, "-u"]
     cpu, fa3 = ["--cpu"] if args.cpu else [], ["--fa3", args.fa3] if args.fa3 else []
     checked = ["--model", args.model, "--inputs", args.kit / "inputs", "--out", args.out]
-    # Python finds torch's libraries by itself. A driver's may be found by this variable alone.
+    # Python finds torch's libraries by itself. A driver's libraries may only be found by this variable.
     libraries = ":".join(path for path in (args.libraries, os.environ.get("LD_LIBRARY_PATH")) if path)
     environment = os.environ | {"TMPDIR": str(args.scratch), **({"LD_LIBRARY_PATH": libraries} if libraries else {})}
     program, plain = {"environment": environment, "scratch": args.scratch}, {"environment": dict(os.environ)}
@@ -308,19 +310,19 @@ def stages(args):
 
 
 def roomy(least=30_000_000_000):
-    """The folder in memory, if it has room for large files: they are written and read fastest there."""
+    """Returns /dev/shm if it has space for large files, else None: reading and writing is fastest there."""
     memory = Path("/dev/shm")
     return memory if memory.is_dir() and shutil.disk_usage(memory).free > least else None
 
 
 def empty(folder):
-    """Removes what a program that was killed has left."""
+    """Removes the leftovers of a killed program."""
     for path in folder.iterdir() if folder else ():
         shutil.rmtree(path, ignore_errors=True)
 
 
 def free_memory():
-    """Bytes of the machine that a program can have."""
+    """Returns the bytes of available host memory."""
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         if line.startswith("MemAvailable:"):
             return 1024 * int(line.split()[1])
@@ -354,7 +356,7 @@ def main():
 
 
 def run_all(args):
-    """Runs what is asked for; 1 where something is bad, else 0."""
+    """Runs the requested stages; returns 1 if a row or a stage is bad, else 0."""
     args.out.mkdir(parents=True, exist_ok=True)
     args.out = args.out.resolve()
     results = Results(args.out, args.kit, args)
@@ -370,7 +372,7 @@ def run_all(args):
                 stage.seconds = min(stage.seconds, WHOLE - (time.monotonic() - results.start))
             try:
                 run(stage, results, memory_limit)
-            except Exception as error:  # a mistake here must not cost the stages after it
+            except Exception as error:  # an error of this script must not cost the later stages
                 results.say(traceback.format_exc())
                 results.end(stage, "failed", 0, f"{type(error).__name__}: {error}")
     if not chosen or "ratios" in chosen:

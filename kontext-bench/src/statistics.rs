@@ -4,28 +4,28 @@ use kontext_core::{Error, Result};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-/// Equal pictures have infinitely many dB; in means they, and all that is nearer than this, count as this many.
-/// It is beyond what rounding to 8 bits leaves of two pictures that are equal before it (58.9 dB).
+/// Cap on PSNR in means, in dB: equal images have infinite PSNR, and everything above the cap counts as the
+/// cap. It exceeds the PSNR of two images that differ only by rounding to 8 bits (58.9 dB).
 pub const PSNR_CAP: f64 = 60.0;
 
-/// How many values there are, and their mean.
+/// Number and mean of a set of values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Summary {
     /// Number of values.
     pub count: usize,
-    /// Their mean.
+    /// Mean of the values.
     pub mean: f64,
-    /// The standard error of the mean, `sqrt(sum((x - mean)²) / (n - 1) / n)`; NaN for a single value, which tells
-    /// nothing of it.
+    /// Standard error of the mean, `sqrt(sum((x - mean)²) / (n - 1) / n)`; NaN for a single value, for which
+    /// it is undefined.
     pub standard_error: f64,
 }
 
 impl Summary {
-    /// Of all values; none is left out.
+    /// Summarises all values; none is left out.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for no values, or where one is not finite. PSNR may be infinite:
-    /// see [`Summary::of_psnr`].
+    /// [`Error::InvalidArgument`] if there are no values or one is not finite. PSNR may be infinite: see
+    /// [`Summary::of_psnr`].
     ///
     /// # Example
     /// ```
@@ -52,10 +52,10 @@ impl Summary {
         })
     }
 
-    /// Of decibels, of which those above [`PSNR_CAP`], infinite ones among them, count as that.
+    /// Summarises decibels; values above [`PSNR_CAP`], infinite ones included, count as the cap.
     ///
     /// # Errors
-    /// Those of [`Summary::of`].
+    /// Same as [`Summary::of`].
     ///
     /// # Example
     /// ```
@@ -68,22 +68,22 @@ impl Summary {
     }
 }
 
-/// A value with the ends of its interval of 95 %.
+/// A value with its 95 % confidence interval.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Estimate {
     /// The value.
     pub value: f64,
-    /// The interval's lower end.
+    /// Lower end of the interval.
     pub low: f64,
-    /// The interval's upper end.
+    /// Upper end of the interval.
     pub high: f64,
 }
 
 impl Estimate {
-    /// The mean of values with its interval by [`bootstrap_interval`], of seed 0.
+    /// Estimates the mean of values, with its interval by [`bootstrap_interval`] with seed 0.
     ///
     /// # Errors
-    /// Those of [`bootstrap_interval`].
+    /// Same as [`bootstrap_interval`].
     ///
     /// # Example
     /// ```
@@ -103,15 +103,16 @@ impl Estimate {
     }
 }
 
-/// Decibels as means take them: at most [`PSNR_CAP`]. Not by `min`, which would take a NaN for the cap.
+/// Caps decibels at [`PSNR_CAP`] for means. Not by `min`, which would replace NaN with the cap.
 pub(crate) fn capped(decibels: f64) -> f64 {
     if decibels > PSNR_CAP { PSNR_CAP } else { decibels }
 }
 
-/// `a - b` of each pair: summed up, they tell more of two methods on the same pictures than two summaries do.
+/// Returns `a - b` of each pair. For two methods on the same images, a summary of these says more than two
+/// separate summaries.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] where one has more values than the other.
+/// [`Error::InvalidArgument`] if the lengths differ.
 pub fn paired_differences(a: &[f64], b: &[f64]) -> Result<Vec<f64>> {
     if a.len() != b.len() {
         let got = format!("{} and {}", a.len(), b.len());
@@ -120,14 +121,14 @@ pub fn paired_differences(a: &[f64], b: &[f64]) -> Result<Vec<f64>> {
     Ok(a.iter().zip(b).map(|(a, b)| a - b).collect())
 }
 
-/// Bounds between which the mean lies with this confidence, by the percentiles of the means of `resamples` draws
-/// with replacement. One seed gives one interval, on any machine.
+/// Computes the bounds of the mean at this confidence, as percentiles of the means of `resamples` draws with
+/// replacement. A seed gives the same interval on any machine.
 ///
-/// Equal, but for the draws, to `scipy.stats.bootstrap(…, np.mean, method="percentile")`.
+/// Equal, except for the draws, to `scipy.stats.bootstrap(…, np.mean, method="percentile")`.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] for no values, values that are not finite, a confidence that does not lie between 0
-/// and 1, or no resamples.
+/// [`Error::InvalidArgument`] if there are no values, a value is not finite, the confidence is not between 0
+/// and 1, or `resamples` is 0.
 ///
 /// # Example
 /// ```
@@ -158,13 +159,13 @@ pub fn bootstrap_interval(values: &[f64], confidence: f64, resamples: usize, see
     Ok((quantile(&means, tail), quantile(&means, 1.0 - tail)))
 }
 
-/// A whole number below `count` from 64 random bits: their share of the range. The bias is below 2^-32 for
+/// Maps 64 random bits to an integer below `count`, in proportion to their range. The bias is below 2^-32 for
 /// fewer than 2^32 values.
 pub(crate) fn index(bits: u64, count: usize) -> usize {
     ((u128::from(bits) * count as u128) >> u64::BITS) as usize
 }
 
-/// Of sorted values; between two, by their distance (numpy's `linear`).
+/// Returns a quantile of sorted values, interpolated linearly (numpy's `linear`).
 fn quantile(sorted: &[f64], share: f64) -> f64 {
     let at = share * sorted.len().saturating_sub(1) as f64;
     let value = |index: f64| sorted.get(index as usize).copied().unwrap_or_default();
@@ -221,8 +222,8 @@ mod tests {
     #[test]
     fn other_seeds_draw_other_values() {
         let values = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0];
-        let of = |seed| bootstrap_interval(&values, 0.8, 200, seed).unwrap();
-        assert_ne!(of(1), of(2));
+        let interval = |seed| bootstrap_interval(&values, 0.8, 200, seed).unwrap();
+        assert_ne!(interval(1), interval(2));
         assert!(bootstrap_interval(&values, 1.0, 10, 0).is_err() && bootstrap_interval(&values, 0.5, 0, 0).is_err());
     }
 

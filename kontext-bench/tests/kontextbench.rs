@@ -1,4 +1,4 @@
-//! Benches that are broken, runs that are stopped, shards, and what they come to.
+//! Broken benches, interrupted runs, shards, and their results.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 mod common;
@@ -13,7 +13,7 @@ use kontext_bench::kontextbench::{Bench, Metrics, RunEvent, RunFolder, RunInfo, 
 use kontext_bench::metrics::Embedder;
 use kontext_core::{Error, Result};
 
-/// What a bench's problems are, once line `number` (from 1) is replaced.
+/// Returns the number of pairs of a bench and its problems after line `number` (from 1) was replaced.
 fn problems(number: usize, line: &str) -> (usize, Vec<String>) {
     let folder = tempfile::tempdir().unwrap();
     write_bench(folder.path(), |index, old| {
@@ -83,7 +83,7 @@ fn a_picture_that_git_lfs_has_not_fetched_is_called_so() {
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n";
     std::fs::write(folder.path().join("test/images/0002.png"), pointer).unwrap();
     let bench = Bench::open(folder.path()).unwrap();
-    // It is the source of two pairs; the first pairs' candidate too.
+    // It is the source of two pairs, and a candidate of the first pairs.
     assert_eq!(bench.pairs.len(), PAIRS - 2);
     assert!(
         bench
@@ -118,7 +118,7 @@ fn a_run_measures_every_pair_and_writes_what_it_comes_to() {
     assert_eq!((summary.done, summary.missing, summary.failed.len()), (PAIRS, 0, 0));
     let run = RunFolder::open(&out).unwrap();
     let record = run.record(&bench.pairs[0]).unwrap();
-    // An inverted picture changes everywhere, and this one is the truth but for a pixel.
+    // An inverted image changes everywhere, and this one equals the truth except for one pixel.
     assert_eq!(
         (record.measures.right, record.measures.copied),
         (Some(true), Some(false))
@@ -166,7 +166,8 @@ fn a_run_that_is_stopped_after_any_pair_goes_on_to_the_same_bytes() {
         assert_eq!(before, Some(done - 1));
         assert_eq!(error.to_string(), format!("cancelled after {done} of {PAIRS} steps"));
     }
-    // What a kill leaves: a file that is not whole, of this shard or of another; and a power cut: a file that is empty.
+    // The leftovers of a kill: an incomplete file, of this shard or of another; and of a power cut: an empty
+    // file.
     std::fs::create_dir(stopped.join(".partial-0-of-1")).unwrap();
     std::fs::create_dir(stopped.join(".partial-1-of-3")).unwrap();
     std::fs::write(stopped.join(".partial-1-of-3/file"), "half").unwrap();
@@ -250,7 +251,7 @@ fn shards_in_one_folder_make_the_bytes_of_one_run_whichever_ends_last() {
     let bench = bench(&folder.path().join("bench"));
     let whole = folder.path().join("whole");
     run(&bench, &whole, "0/1");
-    // As many shards as pairs end at almost one moment: several find the bench complete, and write its report.
+    // As many shards as pairs finish almost at once: several find the bench complete, and write its report.
     for round in 0..10 {
         let shared = folder.path().join(format!("shared-{round}"));
         std::thread::scope(|scope| {
@@ -298,7 +299,7 @@ fn a_folder_of_another_run_is_left_as_it_is() {
     assert!(files(&out) == before);
 }
 
-/// An embedder that tells pictures by their colours.
+/// An embedder of mean colours.
 struct Means;
 
 impl Embedder for Means {

@@ -1,7 +1,7 @@
-//! Metrics of pixels against scikit-image's, scipy's and pytorch-msssim's.
+//! Pixel metrics against scikit-image's, scipy's and pytorch-msssim's.
 //!
-//! Fixture: `tests/reference/parts/metrics.py`. Both sides compute in f64, where variances of levels
-//! up to 255 keep 11 digits; 1e-9 leaves room for another order of summation.
+//! Fixture: `tests/reference/parts/metrics.py`. Both sides compute in f64, in which variances of levels up to
+//! 255 keep 11 digits; 1e-9 allows for another order of summation.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 mod fixture;
@@ -13,8 +13,7 @@ use kontext_core::array;
 
 const BOUND: f64 = 1e-9;
 
-/// Compares a metric with the fixture's number of that name in every case, relative to its size where that is
-/// more than 1.
+/// Compares a metric with the fixture's value of that name in every case, relative to the value if above 1.
 fn compare(metric: &str, ours: impl Fn(&RgbImage, &RgbImage) -> f64) {
     let fixture = metrics();
     let names = fixture.names();
@@ -75,7 +74,7 @@ fn ssim_does_not_depend_on_the_order_of_the_pictures() {
     assert_eq!(ssim(&a, &b).unwrap(), ssim(&b, &a).unwrap());
 }
 
-/// pytorch-msssim keeps its window in f32: 1e-7 is what that leaves.
+/// pytorch-msssim keeps its window in f32, which leaves an error of 1e-7.
 #[test]
 fn ms_ssim_equals_that_of_pytorch_msssim_for_even_and_odd_sides() {
     for (name, size) in [("even", (192, 176)), ("odd", (181, 163)), ("odd_at_last", (168, 210))] {
@@ -118,7 +117,7 @@ fn numbers_do_not_depend_on_the_number_of_threads() {
     let (a, b) = (drawn("even", (192, 176), 0.0), drawn("even", (192, 176), 20.0));
     let all = || {
         let change = ChangeMap::between(&a, &b, 4.0).unwrap();
-        let of = [
+        let results = [
             psnr(&a, &b),
             ssim(&a, &b),
             ssim_grey(&a, &b),
@@ -126,7 +125,11 @@ fn numbers_do_not_depend_on_the_number_of_threads() {
             delta_e(&a, &b),
             sharpness(&a),
         ];
-        (of.map(Result::unwrap), change.mask().clone(), change.untouched_ssim())
+        (
+            results.map(Result::unwrap),
+            change.mask().clone(),
+            change.untouched_ssim(),
+        )
     };
     let with = |threads| {
         rayon::ThreadPoolBuilder::new()

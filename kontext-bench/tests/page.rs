@@ -1,4 +1,4 @@
-//! The page, in a real browser.
+//! The page in a real browser.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)] // In helper functions of a test.
 
@@ -18,11 +18,11 @@ use image::Rgb;
 use kontext_bench::kontextbench::{Bench, Choice, Edited, Page, RunFolder, Runner, Task, read_votes, vote_report};
 use kontext_core::Result;
 
-/// An instruction that would do something, were it not text.
+/// An instruction that would run as HTML or script if it were not treated as text.
 const HOSTILE: &str =
     "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'> & \"{{script}}\"";
 
-/// A bench, and two runs of it.
+/// A bench with two runs.
 struct Desk {
     folder: tempfile::TempDir,
     bench: Bench,
@@ -59,7 +59,7 @@ impl Desk {
     }
 }
 
-/// Another thing that stands for a model.
+/// Mocks another model: marks one pixel by the seed.
 fn faint(task: &Task<'_>) -> Result<Edited> {
     let mut picture = task.pictures[0].clone();
     picture.put_pixel(1, 1, Rgb([task.seed as u8, 0, 0]));
@@ -76,7 +76,7 @@ fn data_uri(path: &Path) -> String {
 const POSITION: &str = "document.getElementById('position').textContent";
 const INSTRUCTION: &str = "document.getElementById('instruction').textContent";
 
-/// The picture of a side: `left`, `right` or `result`.
+/// Returns a script expression for the image of a side: `left`, `right` or `result`.
 fn side(name: &str) -> String {
     format!("document.querySelector('[data-side={name}] img').src")
 }
@@ -87,7 +87,7 @@ fn one_run_is_looked_through_by_keys_words_and_category() {
     let page = desk.write("page.html", &Page::of(&desk.bench, &desk.runs[0]).html().unwrap());
     let Some(mut browser) = Browser::start() else { return };
     browser.open(&page);
-    // Hostile text is text; nothing came from elsewhere; every picture is one.
+    // Hostile text stays text; nothing was loaded from elsewhere; every image has loaded.
     assert_eq!(browser.text(INSTRUCTION), HOSTILE);
     assert_eq!(browser.value("typeof window.hacked"), "undefined");
     let elsewhere = "performance.getEntriesByType('resource').filter((r) => !r.name.startsWith('data:')).length";
@@ -99,7 +99,7 @@ fn one_run_is_looked_through_by_keys_words_and_category() {
         browser.text(&side("result")),
         data_uri(&desk.runs[0].picture(&desk.bench.pairs[0]))
     );
-    // Without a network, and with everything changed, three of the eleven are not there.
+    // Without a network, and with everything changed, three of the eleven measures are missing.
     assert_eq!(browser.value("document.querySelectorAll('#measures td').length"), 8);
     assert_eq!(browser.value("document.getElementById('voting').hidden"), true);
 
@@ -109,13 +109,13 @@ fn one_run_is_looked_through_by_keys_words_and_category() {
         ("k", "2 of 10"),
         ("ArrowLeft", "1 of 10"),
         ("ArrowLeft", "1 of 10"),
-        // No vote with one run.
+        // No vote with a single run.
         ("1", "1 of 10"),
     ] {
         browser.press(key);
         assert_eq!(browser.text(POSITION), position, "{key}");
     }
-    // In a low window the list follows in its own frame, and the page stays where it is.
+    // In a low window the list scrolls in its own frame, and the page does not move.
     let low = serde_json::json!({"width": 1000, "height": 300, "deviceScaleFactor": 1, "mobile": false});
     browser.call("Emulation.setDeviceMetricsOverride", low);
     (1..PAIRS).for_each(|_| browser.press("j"));
@@ -135,18 +135,18 @@ fn one_run_is_looked_through_by_keys_words_and_category() {
         browser.value("[scrollY, document.body.scrollTop, document.querySelector('main').scrollTop].join()"),
         "0,0,0"
     );
-    // A list of categories, by the keyboard: focus, then the first letters of one.
+    // Selecting a category by keyboard: focus, then its first letter.
     browser.value("document.getElementById('category').focus()");
     browser.press("T");
     browser.wait_for("document.getElementById('category').value === 'Text Editing'");
-    // The pair is among them, and still the one that is shown.
+    // The current pair is in the category, and stays selected.
     assert_eq!(browser.text(POSITION), "2 of 2");
     assert_eq!(
         browser.text("document.getElementById('place').textContent"),
         "Text Editing · 0004_01"
     );
     assert_eq!(browser.value("document.querySelectorAll('#list button').length"), 2);
-    // Keys in the search are words: `j` and `1` do nothing else.
+    // Keys in the search field are text: `j` and `1` trigger nothing.
     browser.value("document.getElementById('search').focus()");
     for key in ["i", "o", "n", " ", "9"] {
         browser.press(key);
@@ -189,7 +189,7 @@ fn two_runs_are_voted_on_blind_and_the_votes_name_what_was_seen() {
         pictures.push(seen(&mut browser));
         browser.press(key);
     }
-    // The last pair has none; votes are there after the page is opened again.
+    // The last pair has no vote; votes persist when the page is opened again.
     browser.open(&page);
     let voted = "document.getElementById('voted').textContent";
     browser.wait_for(&format!("{voted} === '9 of 10 voted'"));
@@ -197,13 +197,13 @@ fn two_runs_are_voted_on_blind_and_the_votes_name_what_was_seen() {
     assert_eq!(browser.text(pressed), "left");
     browser.press("n");
     assert_eq!(browser.text(POSITION), "10 of 10");
-    // Who looks which is which does not vote.
+    // Voting is disabled while the runs are revealed.
     browser.press("r");
     assert!(browser.text(shown).contains("alpha-run"));
     browser.press("1");
     assert_eq!(browser.text(voted), "9 of 10 voted");
     browser.press("r");
-    // A vote is changed, and one withdrawn.
+    // A vote is withdrawn, and cast again.
     browser.press("k");
     browser.press("x");
     assert_eq!(browser.text(voted), "8 of 10 voted");
@@ -232,7 +232,7 @@ fn two_runs_are_voted_on_blind_and_the_votes_name_what_was_seen() {
             );
         }
     }
-    // Both orders come.
+    // Both orders occur.
     assert_eq!(
         votes
             .iter()

@@ -1,7 +1,7 @@
-//! Distances of features against the lpips package's.
+//! Feature distances against those of the lpips package.
 //!
-//! Fixture: `tests/reference/parts/metrics.py`, with synthetic weights. Networks compute in f32, whose sums over
-//! up to 4608 products in another order move a distance in its sixth digit.
+//! Fixture: `tests/reference/parts/metrics.py`, with synthetic weights. Networks compute in f32; another
+//! order of sums over up to 4608 products changes a distance in its sixth digit.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 mod fixture;
@@ -21,7 +21,7 @@ fn features(backbone: Backbone) -> Features {
     Features::new(backbone, &Weights::synthetic(WEIGHTS_SEED), Device::Cpu).unwrap()
 }
 
-/// The heads of the generator, by the names that the lpips package gives them.
+/// Returns the generator's heads, by the names of the lpips package.
 fn heads(backbone: Backbone) -> Vec<(String, Tensor)> {
     let synthetic = Weights::synthetic(0);
     let head = |(n, channels): (usize, &i64)| {
@@ -32,7 +32,7 @@ fn heads(backbone: Backbone) -> Vec<(String, Tensor)> {
     backbone.channels().iter().enumerate().map(head).collect()
 }
 
-/// All tensors of a network by torchvision's names, as a file would hold them.
+/// Returns all tensors of a network by torchvision's names, as in a file.
 fn network(backbone: Backbone) -> Vec<(String, Tensor)> {
     let synthetic = Weights::synthetic(WEIGHTS_SEED);
     Features::new(backbone, &synthetic, Device::Cpu).unwrap();
@@ -115,7 +115,7 @@ fn a_file_tells_its_network_by_its_content() {
         assert_eq!(perceptual.features().backbone(), backbone);
         close("file", &distances(&perceptual), &values(&format!("{backbone}.pdist")));
 
-        // The state of the lpips package's model: one file for both, with each head named twice.
+        // State of the lpips package's model: one file for both, with each head named twice.
         let mut whole: Vec<(String, Tensor)> = tensors
             .iter()
             .filter_map(|(name, value)| Some((format!("net.slice1.{}", name.strip_prefix("features.")?), value.copy())))
@@ -227,7 +227,7 @@ fn pictures_that_the_network_cannot_see_are_refused() {
     }
 }
 
-/// Where the published weights are there.
+/// Runs only if the published weights are present.
 #[test]
 fn caffes_squeezenet_takes_caffes_colours() {
     let file = concat!(

@@ -1,14 +1,14 @@
-//! Tensors to ndarray and back.
+//! Conversion between tensors and ndarray arrays.
 
 use ndarray::{ArrayD, ArrayViewD};
 use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result};
 
-/// Copies a tensor of any kind and device to an array of f32.
+/// Copies a tensor of any dtype and device to an f32 array.
 ///
 /// # Errors
-/// [`Error::Torch`] where libtorch fails.
+/// [`Error::Torch`] if libtorch fails.
 ///
 /// # Example
 /// ```
@@ -25,10 +25,10 @@ pub fn to_array(tensor: &Tensor) -> Result<ArrayD<f32>> {
     ArrayD::from_shape_vec(shape, values).map_err(|e| Error::invalid("tensor", "a shape that an array can have", e))
 }
 
-/// Copies a tensor of any kind and device to a flat vector of f32, in row-major order.
+/// Copies a tensor of any dtype and device to a flat vector of f32, in row-major order.
 ///
 /// # Errors
-/// [`Error::Torch`] where libtorch fails.
+/// [`Error::Torch`] if libtorch fails.
 pub fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {
     let flat = tensor
         .f_to_device(Device::Cpu)?
@@ -41,10 +41,10 @@ pub fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {
     Ok(values)
 }
 
-/// Copies an array of f32 to a tensor on the CPU.
+/// Copies an f32 array to a tensor on the CPU.
 ///
 /// # Errors
-/// [`Error::Torch`] where libtorch fails.
+/// [`Error::Torch`] if libtorch fails.
 pub fn from_array(array: &ArrayViewD<'_, f32>) -> Result<Tensor> {
     let shape: Vec<i64> = array.shape().iter().map(|&s| s as i64).collect();
     let values: Vec<f32> = array.iter().copied().collect();

@@ -1,15 +1,15 @@
-//! Checks at the door of a part: shapes that callers pass.
+//! Checks of tensors: their shapes, their finiteness, and their distance to a reference.
 
 use tch::Tensor;
 
 use crate::{Error, Result};
 
-/// Checks a tensor's rank and the sizes that are given (`None` accepts any size).
+/// Checks a tensor's rank and its sizes (`None` accepts any size).
 ///
-/// `expected` is the shape as the documentation writes it and appears in the error.
+/// `expected` is the shape as the documentation writes it; it appears in the error.
 ///
 /// # Errors
-/// [`Error::Shape`] where the rank or one of the given sizes differs.
+/// [`Error::Shape`] if the rank or one of the given sizes differs.
 pub fn shape(tensor: &'static str, value: &Tensor, expected: &'static str, sizes: &[Option<i64>]) -> Result<()> {
     let got = value.size();
     let fits = got.len() == sizes.len() && got.iter().zip(sizes).all(|(g, s)| s.is_none_or(|s| s == *g));
@@ -20,16 +20,16 @@ pub fn shape(tensor: &'static str, value: &Tensor, expected: &'static str, sizes
     }
 }
 
-/// The sizes of a tensor of rank `N`.
+/// Returns the sizes of a tensor of rank `N`.
 ///
 /// # Errors
-/// [`Error::Shape`] where the rank differs.
+/// [`Error::Shape`] if the rank differs.
 pub fn dims<const N: usize>(tensor: &'static str, value: &Tensor, expected: &'static str) -> Result<[i64; N]> {
     let got = value.size();
     <[i64; N]>::try_from(got.as_slice()).map_err(|_| Error::Shape { tensor, expected, got })
 }
 
-/// Fails where a tensor holds a NaN or an infinity. This waits for the device.
+/// Fails if a tensor holds a NaN or an infinity. Synchronises with the device.
 ///
 /// # Errors
 /// [`Error::NotFinite`] with the stage's name.
@@ -37,18 +37,18 @@ pub fn finite(stage: &str, value: &Tensor) -> Result<()> {
     finite_flag(value).and_then(|flag| read_finite_flag(stage, &flag))
 }
 
-/// A one-element tensor on the value's device: whether every element is finite. This does not wait.
+/// Returns a one-element tensor on the value's device: true if every element is finite. Does not synchronise.
 ///
-/// The sum of absolute values is finite only if every element is: one read of the memory and no
-/// mask, and it runs in f64 where the sum of many large f32 values could overflow.
+/// The sum of absolute values is finite only if every element is. It takes one pass over the memory and no
+/// mask, and runs in f64, as the sum of many large f32 values could overflow in f32.
 ///
 /// # Errors
-/// [`Error::Torch`] where libtorch fails.
+/// [`Error::Torch`] if libtorch fails.
 pub fn finite_flag(value: &Tensor) -> Result<Tensor> {
     Ok(value.f_abs()?.f_sum(tch::Kind::Double)?.f_isfinite()?)
 }
 
-/// Reads a flag of [`finite_flag`]; this waits for the device.
+/// Reads a flag of [`finite_flag`]. Synchronises with the device.
 ///
 /// # Errors
 /// [`Error::NotFinite`] with the stage's name.
@@ -63,10 +63,10 @@ pub fn read_finite_flag(stage: &str, flag: &Tensor) -> Result<()> {
     })
 }
 
-/// The distance of two tensors, `|a - b| / |b|` (L2 norms in f64): how far a result is from its reference.
+/// Returns the relative distance of a tensor to its reference, `|a - b| / |b|` (L2 norms in f64).
 ///
 /// # Errors
-/// [`Error::Torch`] where their shapes do not agree.
+/// [`Error::Torch`] if the shapes do not agree.
 pub fn relative_l2(value: &Tensor, reference: &Tensor) -> Result<f64> {
     let (value, reference) = (
         value.f_to_kind(tch::Kind::Double)?,

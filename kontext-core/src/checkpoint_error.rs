@@ -1,36 +1,36 @@
-//! What can be wrong with the files of a model.
+//! Errors in the files of a model.
 
-/// What is wrong with a checkpoint.
+/// A reason why a checkpoint cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
-    /// A tensor that the model needs is not there.
+    /// A missing tensor.
     #[error("no tensor `{name}`{}; the file is incomplete or of another model, fetch the right one", nearest.as_ref().map(|n| format!(" (nearest: `{n}`)")).unwrap_or_default())]
     Missing {
         /// The tensor's name in this checkpoint's naming.
         name: String,
-        /// The nearest name that is there, if any is near.
+        /// The nearest name in the file, if one is similar enough.
         nearest: Option<String>,
     },
     /// Tensors that no part of the model reads.
     #[error("{} that the model does not know: {}; the file is of another model, fetch the right one", count(names.len()), list(names))]
     Unused {
-        /// Their names.
+        /// The tensors' names.
         names: Vec<String>,
     },
-    /// A tensor has another shape than the configuration says.
+    /// A tensor whose shape differs from the configuration.
     #[error(
         "tensor `{name}` has shape {got:?}, the configuration asks for {expected:?}; they are of different models, take both from one"
     )]
     Shape {
         /// The tensor's name.
         name: String,
-        /// The shape that the configuration gives.
+        /// The shape that follows from the configuration.
         expected: Vec<i64>,
         /// The shape in the file.
         got: Vec<i64>,
     },
-    /// A tensor holds a type that is no weight.
+    /// A tensor with a dtype that weights cannot have.
     #[error(
         "tensor `{name}` has dtype {dtype}; expected one of F64, F32, F16, BF16, F8_E4M3, F8_E5M2, fetch the file in one of them"
     )]
@@ -40,66 +40,66 @@ pub enum CheckpointError {
         /// The dtype in the file.
         dtype: String,
     },
-    /// The file is not a valid safetensors file.
+    /// An invalid safetensors file.
     #[error("not a valid safetensors file: {reason}; it may be truncated or damaged, fetch it again")]
     Header {
-        /// The parser's words.
+        /// The parser's message.
         reason: String,
     },
-    /// The file is no GGUF file that can be used.
+    /// A GGUF file that cannot be used.
     #[error("cannot use this GGUF file: {reason}")]
     Gguf {
-        /// What is wrong with it, and what to do.
+        /// The problem and its remedy.
         reason: String,
     },
-    /// What stands beside a quantised weight does not fit it.
+    /// A quantised weight with side tensors that do not fit it.
     #[error("cannot use the quantised weight `{name}`: {reason}; the file is damaged or incomplete, fetch it again")]
     Quantised {
         /// The weight's name.
         name: String,
-        /// What does not fit, and what was expected.
+        /// The mismatch and the expected value.
         reason: String,
     },
-    /// The file is of another format.
+    /// A file of another format.
     #[error("not a safetensors file but {found}; {remedy}")]
     Format {
-        /// What it looks like: "a Git LFS pointer".
+        /// The detected format: "a Git LFS pointer".
         found: &'static str,
-        /// What to do.
+        /// The remedy.
         remedy: &'static str,
     },
-    /// A configuration file cannot be used.
+    /// A configuration file that cannot be used.
     #[error("the configuration cannot be used: {reason}")]
     Config {
-        /// What is wrong, with the field's name.
+        /// The problem, with the field's name.
         reason: String,
     },
-    /// Tensors or layers of a LoRA for which the model has no place.
+    /// Tensors or layers of a LoRA that match nothing in the model.
     #[error("{} of {total} parts of the LoRA fit nothing in the model: {}; take a LoRA of this model, or allow them by name (`allow_unmatched`)", parts.len(), first(parts))]
     LoraUnmatched {
-        /// Each one's name, with what is known of it.
+        /// The name of each, with the known details.
         parts: Vec<String>,
-        /// Number of all, tensors of the file or layers.
+        /// Total number of tensors or layers in the file.
         total: usize,
     },
-    /// A LoRA that leaves the model as it is.
+    /// A LoRA without any effect on the model.
     #[error("the LoRA would change nothing: {reason}; take another file, or allow it (`allow_no_effect`)")]
     LoraWithoutEffect {
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// A LoRA that cannot be read.
     #[error("the LoRA cannot be used: {reason}")]
     Lora {
-        /// What is wrong, and what to do.
+        /// The problem and its remedy.
         reason: String,
     },
-    /// A part of the model has no file.
+    /// A part of the model without a file.
     #[error("no {part} found; looked for {looked}; fetch what is missing or name another path")]
     MissingPart {
         /// The part: "transformer", "VAE", "T5 tokenizer".
         part: &'static str,
-        /// The places, comma separated.
+        /// The places searched, comma-separated.
         looked: String,
     },
 }
@@ -112,7 +112,7 @@ fn count(tensors: usize) -> String {
     }
 }
 
-/// The first few names: enough to see the pattern, short enough for one line.
+/// Joins the first few names: enough to see the pattern, short enough for one line.
 fn list(names: &[String]) -> String {
     first(&names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>())
 }

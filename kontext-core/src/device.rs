@@ -1,8 +1,8 @@
-//! Devices: parsing their names, and opening libtorch's CUDA half at run time.
+//! Devices: parsing their names, and loading libtorch's CUDA half at run time.
 //!
-//! A linker drops `libtorch_cuda` because no symbol of it is named, so a program that is linked
-//! in the usual way says that CUDA is not available. Here the library is opened when CUDA is
-//! asked for: one program serves machines with and without CUDA.
+//! The linker drops `libtorch_cuda` because the program names none of its symbols, so a program linked in the
+//! usual way reports that CUDA is not available. Here the library is loaded when CUDA is requested: one
+//! program serves machines with and without CUDA.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -11,10 +11,10 @@ use tch::{Cuda, Device};
 
 use crate::{Error, Result};
 
-/// Reads "cpu", "cuda" or "cuda:N" and makes sure that the device is there.
+/// Parses "cpu", "cuda" or "cuda:N" and checks that the device is available.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] for another text, [`Error::Device`] where there is no such device.
+/// [`Error::InvalidArgument`] for any other text, [`Error::Device`] if the device is not available.
 ///
 /// # Example
 /// ```
@@ -34,7 +34,7 @@ pub fn parse(text: &str) -> Result<Device> {
     Ok(device)
 }
 
-/// The best device of this machine: the first CUDA device, else the CPU.
+/// Returns the best device of this machine: the first CUDA device, otherwise the CPU.
 #[must_use]
 pub fn best() -> Device {
     if driver_present() && available(Device::Cuda(0)).is_ok() {
@@ -44,7 +44,7 @@ pub fn best() -> Device {
     }
 }
 
-/// Makes sure that a device is there.
+/// Checks that a device is available.
 ///
 /// # Errors
 /// [`Error::Device`] with the cause: no CUDA libraries, no driver, or no such index.
@@ -70,14 +70,14 @@ pub fn available(device: Device) -> Result<()> {
     }
 }
 
-/// Whether an NVIDIA driver is loaded, from the device files that it makes.
+/// Returns `true` if an NVIDIA driver is loaded, judging by the device files it creates.
 fn driver_present() -> bool {
     const SIGNS: [&str; 3] = ["/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg"];
     SIGNS.iter().any(|sign| Path::new(sign).exists()) || cfg!(windows)
 }
 
-/// Opens libtorch's CUDA library once. This must come before the first question to [`Cuda`]:
-/// libtorch remembers the answer that it gave without the library.
+/// Loads libtorch's CUDA library once. This must precede the first call to [`Cuda`]: libtorch caches its
+/// answer, also one given without the library.
 fn open_cuda() -> &'static Result<(), String> {
     static OPENED: OnceLock<Result<(), String>> = OnceLock::new();
     OPENED.get_or_init(|| {
@@ -93,7 +93,8 @@ fn open_cuda() -> &'static Result<(), String> {
     })
 }
 
-/// By name (found through the program's rpath), then beside the libtorch that is loaded already.
+/// Returns the candidate paths: by name (found through the program's rpath), then next to the libtorch
+/// already loaded.
 fn candidates() -> Vec<PathBuf> {
     const NAME: &str = if cfg!(windows) {
         "torch_cuda.dll"

@@ -1,4 +1,4 @@
-//! The one error type of all kontext crates.
+//! The error type shared by all kontext crates.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,131 +8,131 @@ use tch::TchError;
 
 use crate::CheckpointError;
 
-/// A result with [`Error`] as its error.
+/// A result whose error defaults to [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Anything that can go wrong, grouped by who can put it right.
+/// Any error of the kontext crates, grouped by who can fix it.
 ///
 /// A message never repeats its source: print the whole chain (`{:#}` of anyhow, or a loop over
 /// [`std::error::Error::source`]) to see the cause.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The caller passed a value outside its range.
+    /// A value outside its range, passed by the caller.
     #[error("invalid {name}: expected {expected}, got {got}")]
     InvalidArgument {
         /// The argument's name as the caller knows it.
         name: &'static str,
-        /// What would have been accepted.
+        /// The accepted values.
         expected: String,
-        /// What came instead.
+        /// The value received.
         got: String,
     },
-    /// The caller of a part passed a tensor of another shape.
+    /// A tensor of the wrong shape, passed by the caller of a part.
     #[error("{tensor}: expected shape {expected}, got {got:?}")]
     Shape {
         /// The tensor's name in the part's documentation.
         tensor: &'static str,
         /// The expected shape, in the letters of the documentation.
         expected: &'static str,
-        /// The shape that came.
+        /// The shape received.
         got: Vec<i64>,
     },
-    /// A file or folder of weights does not hold what the model needs.
+    /// Weights that cannot be loaded: a file or a folder.
     #[error("cannot load {}", path.display())]
     Checkpoint {
         /// The file or folder.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The cause.
         #[source]
         source: CheckpointError,
     },
-    /// The tokenizer's files cannot be used.
+    /// A tokenizer whose files cannot be used.
     #[error("cannot use the tokenizer {}: {reason}", path.display())]
     Tokenizer {
         /// The tokenizer's file or folder.
         path: PathBuf,
-        /// What is wrong, and what to do.
+        /// The problem and its remedy.
         reason: String,
     },
-    /// The machine refused access to a file or folder.
+    /// A file or folder to which the machine refused access.
     #[error("cannot access {}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// The operating system's answer, and what to do.
+        /// The operating system's error and the remedy.
         #[source]
         source: io::Error,
     },
-    /// A picture cannot be decoded or encoded.
+    /// An image that cannot be decoded or encoded.
     #[error("cannot use the picture {}: {reason}", path.display())]
     Image {
-        /// The picture's file.
+        /// The image file.
         path: PathBuf,
-        /// The decoder's or encoder's answer, and what to do.
+        /// The decoder's or encoder's message and the remedy.
         reason: String,
     },
-    /// The device that was asked for is not there.
+    /// A requested device that is not available.
     #[error("device {device} is not available: {reason}")]
     Device {
         /// The device, as [`crate::device::parse`] reads it.
         device: String,
-        /// Why, and what to do.
+        /// The reason and the remedy.
         reason: String,
     },
-    /// libtorch refused an operation.
+    /// An operation that libtorch refused.
     #[error("libtorch failed while {during}")]
     Torch {
         /// The stage, as a gerund: "decoding latents".
         during: &'static str,
-        /// libtorch's own words.
+        /// libtorch's message.
         #[source]
         source: TorchError,
     },
-    /// There is less memory than a stage of a run takes.
+    /// Too little free memory for a stage of a run.
     #[error("{stage} takes {needed_mb} MB of memory and {available_mb} MB are free; {remedy}")]
     Memory {
         /// The stage, as a gerund: "denoising".
         stage: &'static str,
-        /// What it takes, in 10^6 bytes.
+        /// Memory the stage needs, in 10^6 bytes.
         needed_mb: u64,
-        /// What is free, in 10^6 bytes.
+        /// Free memory, in 10^6 bytes.
         available_mb: u64,
         /// The next smaller setting.
         remedy: String,
     },
-    /// A stage produced NaN or infinite values.
+    /// NaN or infinite values produced by a stage.
     #[error("{stage} produced values that are not finite ({hint})")]
     NotFinite {
         /// The stage: "text encoding", "denoising step 3".
         stage: String,
-        /// The likely cause, and what to do.
+        /// The likely cause and the remedy.
         hint: String,
     },
-    /// A training run has left the range in which it learns.
+    /// A diverged training run.
     #[error(
         "training step {step}: the loss is {loss:.4} and stays far above its usual {usual:.4}; \
          the last saved state is kept, resume from it with a lower learning rate"
     )]
     Diverged {
-        /// Steps that were done.
+        /// Steps done.
         step: u64,
         /// The loss.
         loss: f64,
-        /// The mean of the losses before.
+        /// Mean of the previous losses.
         usual: f64,
     },
-    /// The caller asked to stop.
+    /// A stop requested by the caller.
     #[error("cancelled after {done} of {total} steps")]
     Cancelled {
-        /// Steps that were finished.
+        /// Steps finished.
         done: usize,
-        /// Steps that were asked for.
+        /// Steps requested.
         total: usize,
     },
 }
 
-/// The operating system's answer in the words of someone who wants to go on.
+/// Replaces the message of a common I/O error with one that names the remedy.
 fn with_remedy(source: io::Error) -> io::Error {
     use io::ErrorKind as Kind;
     let words = match source.kind() {
@@ -148,7 +148,7 @@ fn with_remedy(source: io::Error) -> io::Error {
     io::Error::new(source.kind(), words)
 }
 
-/// A decoder's or encoder's answer, and what to do.
+/// Returns a decoder's or encoder's message and the remedy.
 fn picture_reason(error: &ImageError) -> String {
     let remedy = match error {
         ImageError::Unsupported(_) => "give a PNG, JPEG or WebP file",
@@ -161,7 +161,7 @@ fn picture_reason(error: &ImageError) -> String {
     format!("{}; {remedy}", words.trim_end_matches('.'))
 }
 
-/// libtorch's error, without the C++ stack that it appends.
+/// libtorch's error message, without the C++ stack trace appended to it.
 #[derive(Debug)]
 pub struct TorchError {
     message: String,
@@ -190,7 +190,7 @@ impl From<TchError> for Error {
 }
 
 impl Error {
-    /// An [`Error::InvalidArgument`].
+    /// Creates an [`Error::InvalidArgument`].
     pub fn invalid(name: &'static str, expected: impl Into<String>, got: impl std::fmt::Display) -> Self {
         Error::InvalidArgument {
             name,
@@ -199,8 +199,8 @@ impl Error {
         }
     }
 
-    /// Attaches a path to an I/O error: `fs::read(p).map_err(Error::io(p))`. Common ones are put
-    /// in words that say what to do.
+    /// Attaches a path to an I/O error: `fs::read(p).map_err(Error::io(p))`. Common errors get a message that
+    /// names the remedy.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Error::Io {
@@ -209,11 +209,11 @@ impl Error {
         }
     }
 
-    /// Attaches a path to a picture error; an I/O error inside it becomes [`Error::Io`].
+    /// Attaches a path to an image error; an I/O error inside it becomes [`Error::Io`].
     pub fn image(path: impl Into<PathBuf>) -> impl FnOnce(ImageError) -> Self {
         let path = path.into();
         move |source| match source {
-            // Decoders tell of a file that ends early in this way.
+            // Decoders report a truncated file in this way.
             ImageError::IoError(source) if source.kind() != io::ErrorKind::UnexpectedEof => Error::io(path)(source),
             source => Error::Image {
                 reason: picture_reason(&source),
@@ -228,7 +228,7 @@ impl Error {
         move |source| Error::Checkpoint { path, source }
     }
 
-    /// A [`CheckpointError::Config`] with its path.
+    /// Creates a [`CheckpointError::Config`] with its path.
     pub fn config(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
         Error::Checkpoint {
             path: path.into(),
@@ -236,13 +236,13 @@ impl Error {
         }
     }
 
-    /// Whether the caller asked to stop.
+    /// Returns `true` if the caller asked to stop.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         matches!(self, Error::Cancelled { .. })
     }
 
-    /// Whether the device or the host ran out of memory.
+    /// Returns `true` if the device or the host ran out of memory.
     #[must_use]
     pub fn is_out_of_memory(&self) -> bool {
         match self {
@@ -256,12 +256,12 @@ impl Error {
     }
 }
 
-/// Names the stage in which libtorch failed.
+/// Extension of results that names the stage in which libtorch failed.
 pub trait During<T> {
-    /// Sets the stage (a gerund: "decoding latents") of an [`Error::Torch`] that has none yet.
+    /// Sets the stage (a gerund: "decoding latents") of an [`Error::Torch`] without one.
     ///
     /// # Errors
-    /// The error that came in, with its stage named.
+    /// The original error, with its stage named.
     fn during(self, stage: &'static str) -> Result<T>;
 }
 

@@ -1,4 +1,4 @@
-//! Reading configuration files.
+//! Reading of configuration files.
 
 use std::path::Path;
 
@@ -9,8 +9,8 @@ use crate::{Error, Result};
 /// Reads a JSON file.
 ///
 /// # Errors
-/// [`Error::Io`] where it cannot be read, a checkpoint error with line and column where it is not
-/// what was expected.
+/// [`Error::Io`] if the file cannot be read; a checkpoint error with line and column if its content is not as
+/// expected.
 pub fn read_json<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<T> {
     let path = path.as_ref();
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;

@@ -1,20 +1,20 @@
-//! Memory of the machine and of its devices: what is free, and giving back what was freed.
+//! Memory of the host and its devices: free bytes, and the return of freed memory to the system.
 
 use sysinfo::System;
 use tch::{Device, Kind, Tensor};
 
 use crate::{Result, cuda};
 
-/// More bytes than any device has (4 TiB), and less than the allocator of libtorch refuses unseen.
+/// More bytes than any device has (4 TiB), but few enough that libtorch's allocator does not refuse outright.
 const MORE_THAN_ANY: i64 = 1 << 42;
 
-/// Bytes that a device can give to a program: of a CUDA device those that no program holds, of this machine also caches
-/// that it would give up.
+/// Returns the bytes that a device can give to a program: on a CUDA device those that no program holds, on
+/// the host including caches that the system would evict.
 ///
-/// What libtorch keeps of a CUDA device for later counts as held; [`give_back_on`] sets it free.
+/// Memory that libtorch caches on a CUDA device counts as held; [`give_back_on`] frees it.
 ///
 /// # Errors
-/// [`Error::Device`](crate::Error::Device) where a CUDA device is not there or its runtime does not tell.
+/// [`Error::Device`](crate::Error::Device) if a CUDA device is not available or its runtime does not answer.
 ///
 /// # Example
 /// ```
@@ -36,21 +36,21 @@ fn free_on_host() -> u64 {
     system.available_memory().min(limit)
 }
 
-/// Gives memory that the program has freed back to the system, where the allocator keeps it for later.
+/// Returns freed memory, which the allocator keeps for later, to the system.
 ///
-/// Loading a part converts and rearranges its weights; the gaps that this leaves in the heap add up to as much as the part
-/// itself (0.26 GB for the autoencoder of FLUX.1) and fit little that comes later. Does nothing where the C library
-/// is not glibc.
+/// Loading a part converts and rearranges its weights; the gaps that this leaves in the heap add up to as
+/// much as the part itself (0.26 GB for the autoencoder of FLUX.1) and fit few later allocations. Does
+/// nothing if the C library is not glibc.
 pub fn give_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     trim();
 }
 
-/// As [`give_back`], for the memory of a device. On CUDA it waits for the device.
+/// Returns freed memory of a device to the system, as [`give_back`]. On CUDA it synchronises with the device.
 pub fn give_back_on(device: Device) {
     if device.is_cuda() {
-        // libtorch empties its cache before it tells that there is too little, and tch has no other way to ask for
-        // that. Source: pytorch v2.11.0 `c10/cuda/CUDACachingAllocator.cpp`, `DeviceCachingAllocator::malloc`.
+        // libtorch empties its cache before it reports a shortage, and tch has no other way to request that.
+        // Source: pytorch v2.11.0 `c10/cuda/CUDACachingAllocator.cpp`, `DeviceCachingAllocator::malloc`.
         drop(Tensor::f_empty([MORE_THAN_ANY], (Kind::Uint8, device)));
     } else {
         give_back();
@@ -60,7 +60,7 @@ pub fn give_back_on(device: Device) {
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[allow(unsafe_code)]
 fn trim() {
-    // SAFETY: it touches only pages of the heap that hold nothing, under the allocator's own locks.
+    // SAFETY: it touches only unused pages of the heap, under the allocator's own locks.
     let _ = unsafe { libc::malloc_trim(0) };
 }
 

@@ -1,14 +1,14 @@
-//! Seeded normal noise that equals `torch.Generator("cpu").manual_seed(seed)` draws, bit for bit.
+//! Seeded normal noise, bit for bit equal to `torch.Generator("cpu").manual_seed(seed)` draws.
 //!
-//! tch exposes only libtorch's global generator, which every thread shares. This is the same
-//! generator (MT19937) and the same transforms, owned by the call, so draws from many threads at
-//! once are the draws of one thread.
+//! tch exposes only libtorch's global generator, which all threads share. This is the same generator
+//! (MT19937) with the same transforms, owned by the call, so concurrent draws on many threads equal those of
+//! one thread.
 //!
-//! Source: pytorch/pytorch v2.11.0 `aten/src/ATen/native/cpu/DistributionTemplates.h`
-//! (`normal_kernel`, `normal_fill`, `normal_fill_AVX2`), `avx_mathfun.h` (`log256_ps`,
-//! `sincos256_ps`) and `ATen/core/DistributionsHelper.h`. f32 draws of 16 elements and more are
-//! those of x86-64 CPUs with AVX2, on which PyTorch uses polynomials with fused multiply-add;
-//! PyTorch itself differs from them in the last bits on other CPUs.
+//! Source: pytorch/pytorch v2.11.0 `aten/src/ATen/native/cpu/DistributionTemplates.h` (`normal_kernel`,
+//! `normal_fill`, `normal_fill_AVX2`), `avx_mathfun.h` (`log256_ps`, `sincos256_ps`) and
+//! `ATen/core/DistributionsHelper.h`. f32 draws of 16 or more elements are those of x86-64 CPUs with AVX2, on
+//! which PyTorch uses polynomials with fused multiply-add; PyTorch itself differs from them in the last bits
+//! on other CPUs.
 
 use half::{bf16, f16};
 use rand_mt::Mt;
@@ -16,14 +16,14 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result};
 
-/// Standard normal noise of the given shape, drawn on the CPU in `kind` and moved to `device`.
+/// Draws standard normal noise of the given shape on the CPU in dtype `kind` and moves it to `device`.
 ///
-/// Equal to `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=kind)`.
-/// Draws of one seed in different kinds are unrelated, and a bf16 draw takes only 2656 distinct
-/// values, none beyond ±3.33: the reference programs differ in which kind they draw.
+/// Equal to `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=kind)`. Draws of
+/// one seed in different dtypes are unrelated, and a bf16 draw takes only 2656 distinct values, none beyond
+/// ±3.33: the reference programs differ in the dtype they draw.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] for another kind than `Float`, `BFloat16` and `Half`, or a negative size.
+/// [`Error::InvalidArgument`] for a `kind` other than `Float`, `BFloat16` and `Half`, or a negative size.
 ///
 /// # Example
 /// ```
@@ -54,7 +54,7 @@ pub fn randn(shape: &[i64], seed: u64, kind: Kind, device: Device) -> Result<Ten
     Ok(tensor.f_reshape(shape)?.f_to_device(device)?)
 }
 
-/// Below this many elements libtorch draws one by one in double precision.
+/// Number of elements below which libtorch draws one by one in double precision.
 const VECTOR: usize = 16;
 
 fn draw_f32(numel: usize, mt: &mut Mt) -> Vec<f32> {
@@ -67,7 +67,7 @@ fn draw_f32(numel: usize, mt: &mut Mt) -> Vec<f32> {
         box_muller_f32(chunk);
     }
     if whole < numel {
-        // The tail is drawn anew and overlaps the last whole chunk, as in libtorch.
+        // The tail is redrawn and overlaps the last whole chunk, as in libtorch.
         let tail = &mut data[numel - VECTOR..];
         tail.fill_with(|| uniform_f32(mt));
         box_muller_f32(tail);
@@ -75,12 +75,12 @@ fn draw_f32(numel: usize, mt: &mut Mt) -> Vec<f32> {
     data
 }
 
-/// 24 random bits as a float in [0, 1).
+/// Draws 24 random bits as a float in [0, 1).
 fn uniform_f32(mt: &mut Mt) -> f32 {
     (mt.next_u32() & ((1 << 24) - 1)) as f32 * (1.0 / (1 << 24) as f32)
 }
 
-/// 16 uniform values to 16 normal ones: pairs (j, j + 8).
+/// Transforms 16 uniform values to 16 normal ones, in pairs (j, j + 8).
 fn box_muller_f32(chunk: &mut [f32]) {
     let (first, second) = chunk.split_at_mut(VECTOR / 2);
     for (a, b) in first.iter_mut().zip(second) {
@@ -91,7 +91,7 @@ fn box_muller_f32(chunk: &mut [f32]) {
     }
 }
 
-/// The Cephes logarithm for x in (0, 1], as libtorch's AVX2 code evaluates it.
+/// Computes the Cephes logarithm for x in (0, 1], as libtorch's AVX2 code does.
 fn ln(x: f32) -> f32 {
     #[allow(clippy::excessive_precision)] // As Cephes prints them.
     const P: [f32; 9] = [
@@ -124,7 +124,7 @@ fn ln(x: f32) -> f32 {
     e.mul_add(Q2, x + y)
 }
 
-/// The Cephes sine and cosine for x ≥ 0, as libtorch's AVX2 code evaluates them.
+/// Computes the Cephes sine and cosine for x ≥ 0, as libtorch's AVX2 code does.
 fn sin_cos(x: f32) -> (f32, f32) {
     const FOUR_OVER_PI: f32 = 1.273_239_5;
     const DP: [f32; 3] = [-0.785_156_25, -2.418_756_5e-4, -3.774_895e-8];
@@ -146,7 +146,7 @@ fn sin_cos(x: f32) -> (f32, f32) {
     (flip(sin, octant & 4 != 0), flip(cos, (octant - 2) & 4 == 0))
 }
 
-/// The double-precision pairwise transform that libtorch uses for fewer than 16 elements.
+/// Draws with the pairwise double-precision transform that libtorch uses for fewer than 16 elements.
 fn draw_scalar(numel: usize, mt: &mut Mt) -> Vec<f64> {
     let mut uniform = || {
         let (high, low) = (u64::from(mt.next_u32()), u64::from(mt.next_u32()));
@@ -163,7 +163,7 @@ fn draw_scalar(numel: usize, mt: &mut Mt) -> Vec<f64> {
     values
 }
 
-/// A 16-bit float: uniform draws carry only its mantissa's bits, and libtorch rounds at each step.
+/// A 16-bit float: uniform draws carry only as many bits as its mantissa, and libtorch rounds at each step.
 trait HalfFloat: Copy {
     const DIGITS: u32;
     fn round(x: f32) -> Self;
@@ -197,7 +197,7 @@ impl HalfFloat for f16 {
     }
 }
 
-/// tch 0.24 takes a slice of bf16 for one of f16, so the kind is given here.
+/// Builds a tensor with an explicit dtype, because tch 0.24 takes a slice of bf16 for one of f16.
 fn half_tensor<T: HalfFloat>(values: &[T], kind: Kind) -> Result<Tensor> {
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.bits().to_ne_bytes()).collect();
     Ok(Tensor::f_from_data_size(&bytes, &[values.len() as i64], kind)?)
@@ -221,7 +221,7 @@ fn draw_half<T: HalfFloat>(numel: usize, mt: &mut Mt) -> Vec<T> {
     data
 }
 
-/// Like [`box_muller_f32`], with the roundings of a 16-bit scalar type between the operations.
+/// Transforms like [`box_muller_f32`], rounding to a 16-bit scalar type between the operations.
 fn box_muller_half<T: HalfFloat>(chunk: &mut [T]) {
     let (first, second) = chunk.split_at_mut(VECTOR / 2);
     for (a, b) in first.iter_mut().zip(second) {

@@ -1,4 +1,4 @@
-//! Writing files that appear whole or not at all.
+//! Atomic writing of files, which appear whole or not at all.
 
 use std::io;
 use std::path::Path;
@@ -7,8 +7,8 @@ use tempfile::NamedTempFile;
 
 use crate::{Error, Result};
 
-/// A file under another name in the folder of `path`, which [`OutputFile::publish`] gives its own name.
-/// Dropped before that, it leaves nothing.
+/// A temporary file in the folder of `path`, renamed to `path` by [`OutputFile::publish`]. Dropped before
+/// that, it leaves nothing.
 #[derive(Debug)]
 pub struct OutputFile<'a> {
     path: &'a Path,
@@ -16,10 +16,10 @@ pub struct OutputFile<'a> {
 }
 
 impl<'a> OutputFile<'a> {
-    /// Makes the file. It gets the permissions that the user gives to new files.
+    /// Creates the file, with the user's permissions for new files.
     ///
     /// # Errors
-    /// [`Error::Io`] where the folder is not there or cannot be written, or a folder has this name.
+    /// [`Error::Io`] if the folder does not exist or cannot be written, or a folder has this name.
     pub fn create(path: &'a Path) -> Result<Self> {
         let folder = path
             .parent()
@@ -32,7 +32,7 @@ impl<'a> OutputFile<'a> {
             return Err(Error::io(folder)(io::ErrorKind::NotFound.into()));
         }
         let mut builder = tempfile::Builder::new();
-        // A temporary file would be private to its owner.
+        // By default, a temporary file is private to its owner.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         Ok(Self {
@@ -41,15 +41,15 @@ impl<'a> OutputFile<'a> {
         })
     }
 
-    /// Where to write.
+    /// Returns the file to write to.
     pub fn writer(&mut self) -> &mut std::fs::File {
         self.file.as_file_mut()
     }
 
-    /// Gives the file its name, in place of a file that had it.
+    /// Renames the file to its final path, replacing any existing file.
     ///
     /// # Errors
-    /// [`Error::Io`] where the operating system refuses.
+    /// [`Error::Io`] if the operating system refuses.
     pub fn publish(self) -> Result<()> {
         self.file
             .persist(self.path)
@@ -61,7 +61,7 @@ impl<'a> OutputFile<'a> {
 /// Checks, before any work, that a file can be written to `path`.
 ///
 /// # Errors
-/// Those of [`OutputFile::create`].
+/// The errors of [`OutputFile::create`].
 pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
     OutputFile::create(path.as_ref()).map(drop)
 }

@@ -1,4 +1,4 @@
-//! Writing folders that appear whole or not at all.
+//! Atomic writing of folders, which appear whole or not at all.
 
 use std::io;
 use std::path::Path;
@@ -7,8 +7,8 @@ use tempfile::TempDir;
 
 use crate::{Error, Result};
 
-/// A folder under another name beside `path`, which [`OutputFolder::publish`] gives its own name.
-/// Dropped before that, it leaves nothing.
+/// A temporary folder next to `path`, renamed to `path` by [`OutputFolder::publish`]. Dropped before that, it
+/// leaves nothing.
 #[derive(Debug)]
 pub struct OutputFolder<'a> {
     path: &'a Path,
@@ -16,11 +16,11 @@ pub struct OutputFolder<'a> {
 }
 
 impl<'a> OutputFolder<'a> {
-    /// Makes the folder. It gets the permissions that the user gives to new folders.
+    /// Creates the folder, with the user's permissions for new folders.
     ///
     /// # Errors
-    /// [`Error::Io`] where the folder above is not there or cannot be written, a file has this name, or a folder with
-    /// files in it: those are never replaced.
+    /// [`Error::Io`] if the parent folder does not exist or cannot be written, or if a file or a folder with
+    /// files in it has this name: those are never replaced.
     pub fn create(path: &'a Path) -> Result<Self> {
         let above = path
             .parent()
@@ -40,7 +40,7 @@ impl<'a> OutputFolder<'a> {
             });
         }
         let mut builder = tempfile::Builder::new();
-        // A temporary folder would be private to its owner.
+        // By default, a temporary folder is private to its owner.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
         Ok(Self {
@@ -49,19 +49,19 @@ impl<'a> OutputFolder<'a> {
         })
     }
 
-    /// Where to write files.
+    /// Returns the folder to write files to.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Gives the folder its name.
+    /// Renames the folder to its final path.
     ///
     /// # Errors
-    /// [`Error::Io`] where the operating system refuses, or something has taken the name.
+    /// [`Error::Io`] if the operating system refuses, or the name has been taken in the meantime.
     pub fn publish(self) -> Result<()> {
         if self.path.exists() {
-            // Takes away empty folders only.
+            // Removes only an empty folder.
             std::fs::remove_dir(self.path).map_err(Error::io(self.path))?;
         }
         std::fs::rename(self.folder.path(), self.path).map_err(Error::io(self.path))?;
@@ -88,7 +88,7 @@ mod tests {
         };
         drop(write("dropped").unwrap());
         assert_eq!(count(), 0);
-        fs::create_dir(&path).unwrap(); // An empty one gives way.
+        fs::create_dir(&path).unwrap(); // An empty folder is replaced.
         write("kept").unwrap().publish().unwrap();
         let refused = write("lost").unwrap_err();
         assert!(

@@ -1,6 +1,6 @@
-//! Patterns of names, in which `*` stands for anything.
+//! Name patterns in which `*` matches any text.
 
-/// Whether `name` has the pattern's form; `*` stands for anything.
+/// Returns `true` if `name` matches the pattern; `*` matches any text.
 ///
 /// # Example
 /// ```

@@ -1,4 +1,4 @@
-//! Pictures: 8-bit RGB files and buffers to tensors and back.
+//! Images: 8-bit RGB files and buffers to tensors and back.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -10,17 +10,17 @@ use tch::{Device, Kind, Tensor};
 pub use crate::resize::resize;
 use crate::{Error, Result, check};
 
-/// More pixels than any camera has: a file that claims more would fill the memory.
+/// Largest number of pixels, more than any camera has: a file that claims more would exhaust the memory.
 const MOST_PIXELS: u64 = 1 << 28;
 
-/// Opens a picture file of any kind that the `image` crate reads, told by content, as 8-bit RGB.
+/// Opens an image file of any format that the `image` crate reads, detected by content, as 8-bit RGB.
 ///
-/// Turned as its EXIF orientation says; transparent parts are laid on white; 16 bits are rounded
-/// to 8; palettes, greys and CMYK become RGB.
+/// Applies the EXIF orientation; composites transparent parts on white; rounds 16 bits to 8; converts
+/// palettes, greys and CMYK to RGB.
 ///
 /// # Errors
-/// [`Error::Io`] where the file cannot be read, [`Error::Image`] where it is no picture, ends early
-/// or has more than 2^28 pixels.
+/// [`Error::Io`] if the file cannot be read, [`Error::Image`] if it is not an image, is truncated or has more
+/// than 2^28 pixels.
 pub fn open(path: impl AsRef<Path>) -> Result<RgbImage> {
     let path = path.as_ref();
     let file = File::open(path).map_err(Error::io(path))?;
@@ -50,13 +50,13 @@ pub fn open(path: impl AsRef<Path>) -> Result<RgbImage> {
     Ok(flatten(&picture))
 }
 
-/// Whether the mark of the end follows the picture's data. Without it the decoder would fill what
-/// is missing with grey and say nothing.
+/// Returns `true` if the end marker follows the image data. Without it the decoder would fill the missing
+/// part with grey without an error.
 fn jpeg_ends(file: &[u8]) -> bool {
     const MARK: u8 = 0xff;
     const START_OF_SCAN: u8 = 0xda;
     const END: [u8; 2] = [MARK, 0xd9];
-    // A thumbnail in a segment before the data has an end of its own, so segments are passed over.
+    // A thumbnail in a segment before the data has its own end marker, so segments are skipped.
     let mut rest = file.get(2..).unwrap_or_default();
     while let [MARK, kind, high, low, ..] = *rest {
         if kind == START_OF_SCAN {
@@ -72,7 +72,7 @@ fn jpeg_ends(file: &[u8]) -> bool {
     rest.windows(END.len()).rev().any(|pair| pair == END)
 }
 
-/// 8-bit RGB, with transparent parts laid on white.
+/// Converts to 8-bit RGB, with transparent parts composited on white.
 #[must_use]
 pub fn flatten(picture: &DynamicImage) -> RgbImage {
     if !picture.color().has_alpha() {
@@ -89,10 +89,10 @@ pub fn flatten(picture: &DynamicImage) -> RgbImage {
     })
 }
 
-/// An 8-bit picture to a tensor [1, 3, H, W] in [-1, 1]: `level / 127.5 - 1`.
+/// Converts an 8-bit image to a tensor [1, 3, H, W] in [-1, 1]: `level / 127.5 - 1`.
 ///
 /// # Errors
-/// [`Error::Torch`] where libtorch fails.
+/// [`Error::Torch`] if libtorch fails.
 pub fn to_tensor(picture: &RgbImage, kind: Kind, device: Device) -> Result<Tensor> {
     let (width, height) = (i64::from(picture.width()), i64::from(picture.height()));
     let bytes = Tensor::f_from_data_size(picture.as_raw(), &[1, height, width, 3], Kind::Uint8)?;
@@ -107,7 +107,7 @@ pub fn to_tensor(picture: &RgbImage, kind: Kind, device: Device) -> Result<Tenso
         .f_contiguous()?)
 }
 
-/// How a value between two levels becomes one of 256.
+/// Rounding of a value to one of 256 levels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Rounding {
     /// To the nearest level, as diffusers does.
@@ -117,7 +117,7 @@ pub enum Rounding {
     Down,
 }
 
-/// A tensor [B, 3, H, W] in [-1, 1] (values outside are clamped) to B 8-bit pictures.
+/// Converts a tensor [B, 3, H, W] in [-1, 1] (values outside are clamped) to B 8-bit images.
 ///
 /// # Errors
 /// [`Error::Shape`] for another shape.

@@ -1,8 +1,8 @@
-//! Lanczos resizing of 8-bit pictures, to the last level as Pillow's.
+//! Lanczos resizing of 8-bit images, equal to Pillow's to the last level.
 //!
 //! The published crates agree with Pillow only to about one level in four (they keep 14 bits of a
-//! coefficient where Pillow keeps 22), and one level of a reference picture is visible in bf16
-//! latents, so the two passes are written out here.
+//! coefficient, Pillow 22), and one level of a reference image is visible in bf16 latents, so the two passes
+//! are implemented here.
 //!
 //! Source: python-pillow/Pillow 13.0 `src/libImaging/Resample.c` (`precompute_coeffs`,
 //! `normalize_coeffs_8bpc`, `ImagingResampleHorizontal_8bpc`, `ImagingResampleVertical_8bpc`).
@@ -16,16 +16,16 @@ use crate::{Error, Result};
 
 /// Lobes of the filter on each side.
 const LOBES: f64 = 3.0;
-/// Fractional bits of a coefficient: 32 less 8 of the level and 2 of head room for overshoot.
+/// Fractional bits of a coefficient: 32 minus 8 for the level and 2 of headroom for overshoot.
 const PRECISION: u32 = 22;
 /// Red, green and blue.
 const CHANNELS: usize = 3;
 
-/// Resizes with a Lanczos filter of three lobes, to the last level as Pillow's
-/// `Image.resize((width, height), Image.LANCZOS)` on 8-bit RGB. The aspect ratio is not kept.
+/// Resizes with a Lanczos filter of three lobes, equal to the last level to Pillow's `Image.resize((width,
+/// height), Image.LANCZOS)` on 8-bit RGB. The aspect ratio is not preserved.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] where a size is zero.
+/// [`Error::InvalidArgument`] if a size is zero.
 pub fn resize(picture: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
     let got = || format!("{}x{} to {width}x{height}", picture.width(), picture.height());
     let invalid = || Error::invalid("picture size", "a width and a height of at least 1 pixel", got());
@@ -45,13 +45,13 @@ pub fn resize(picture: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
     RgbImage::from_raw(width, height, rows).ok_or_else(invalid)
 }
 
-/// Since version 13, Pillow begins with the height where it shrinks much more than the width. The
-/// order shows, because the picture between the passes has 8 bits.
+/// Returns `true` if the vertical pass comes first. Since version 13, Pillow starts with the height if it
+/// shrinks much more than the width. The order is visible, because the intermediate image has 8 bits.
 fn vertical_first([width, height]: [usize; 2], [to_width, to_height]: [usize; 2]) -> bool {
     to_height < height && height - to_height > 2 * width.saturating_sub(to_width)
 }
 
-/// The input positions that one output position reads, and their coefficients.
+/// Input positions of one output position, and their coefficients.
 struct Taps {
     first: usize,
     weights: Vec<i32>,
@@ -61,7 +61,7 @@ fn taps(input: usize, output: usize) -> Vec<Taps> {
     let scale = input as f64 / output as f64;
     let stretch = scale.max(1.0);
     let support = LOBES * stretch;
-    let of = |position: usize| {
+    let taps_at = |position: usize| {
         let center = (position as f64 + 0.5) * scale;
         let first = (center - support + 0.5).max(0.0) as usize;
         let last = ((center + support + 0.5) as usize).min(input);
@@ -75,7 +75,7 @@ fn taps(input: usize, output: usize) -> Vec<Taps> {
             weights: weights.iter().map(fixed).collect(),
         }
     };
-    (0..output).map(of).collect()
+    (0..output).map(taps_at).collect()
 }
 
 fn lanczos(x: f64) -> f64 {
@@ -92,7 +92,7 @@ fn level(sum: i32) -> u8 {
     (sum >> PRECISION).clamp(0, 255) as u8
 }
 
-/// A sum starts at one half, so that the shift rounds.
+/// Initial value of a sum, one half, so that the shift rounds.
 const HALF: i32 = 1 << (PRECISION - 1);
 
 fn horizontal(rows: &[u8], input: usize, output: usize) -> Vec<u8> {

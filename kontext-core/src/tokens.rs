@@ -1,4 +1,4 @@
-//! What travels between the encoders, the transformer and the sampler.
+//! Data passed between the encoders, the transformer and the sampler.
 
 use tch::Tensor;
 
@@ -17,20 +17,20 @@ impl Tokens {
     /// Joins features [B, L, C] with their positions [L, 3].
     ///
     /// # Errors
-    /// [`crate::Error::Shape`] where the lengths differ.
+    /// [`crate::Error::Shape`] if the lengths differ.
     pub fn new(features: Tensor, ids: Tensor) -> Result<Self> {
         let [_, length, _] = check::dims("features", &features, "[B, L, C]")?;
         check::shape("ids", &ids, "[L, 3]", &[Some(length), Some(3)])?;
         Ok(Self { features, ids })
     }
 
-    /// Number of tokens of one sequence.
+    /// Returns the number of tokens of one sequence.
     #[must_use]
     pub fn len(&self) -> i64 {
         self.ids.size().first().copied().unwrap_or_default()
     }
 
-    /// Whether there are no tokens.
+    /// Returns `true` if there are no tokens.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -47,12 +47,12 @@ impl Clone for Tokens {
     }
 }
 
-/// A prompt, encoded.
+/// An encoded prompt.
 #[derive(Debug)]
 pub struct Conditioning {
-    /// T5's states [B, T, D]: the transformer's text tokens.
+    /// T5's hidden states [B, T, D]: the transformer's text tokens.
     pub prompt_embeds: Tensor,
-    /// CLIP's pooled state [B, P]: it modulates every block.
+    /// CLIP's pooled state [B, P], which modulates every block.
     pub pooled: Tensor,
 }
 
@@ -60,7 +60,7 @@ impl Conditioning {
     /// Stacks two encoded prompts into one batch (a prompt and its negative).
     ///
     /// # Errors
-    /// [`crate::Error::Torch`] where their lengths differ.
+    /// [`crate::Error::Torch`] if their lengths differ.
     pub fn stack(&self, other: &Self) -> Result<Self> {
         Ok(Self {
             prompt_embeds: Tensor::f_cat(&[&self.prompt_embeds, &other.prompt_embeds], 0)?,

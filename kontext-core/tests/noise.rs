@@ -1,4 +1,4 @@
-//! The noise and the synthetic weights against PyTorch's, bit for bit.
+//! Noise and synthetic weights compared with PyTorch's, bit for bit.
 //!
 //! Fixture: `tests/reference/parts/noise.py`, made by torch 2.11 on an x86-64 CPU with AVX2.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.

@@ -1,4 +1,4 @@
-//! Pictures of unusual kinds, against what Pillow makes of them (`pictures/make.py`).
+//! Images of unusual kinds, compared with Pillow's decoding of them (`pictures/make.py`).
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 use std::io::Cursor;
@@ -11,7 +11,7 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pictures").join(name)
 }
 
-/// The largest distance to Pillow's picture, in levels.
+/// Returns the largest distance to Pillow's image, in levels.
 fn distance(name: &str) -> u8 {
     let (stem, _) = name.rsplit_once('.').unwrap();
     let (ours, pillow) = (
@@ -54,7 +54,7 @@ fn reason(bytes: &[u8], name: &str) -> String {
 
 #[test]
 fn jpegs_in_four_colours_look_as_in_pillow() {
-    // Two decoders round an inverse transform, two products and a shift each in its own way.
+    // The two decoders differ in the rounding of an inverse transform, two products and a shift.
     for name in ["cmyk.jpg", "ycck.jpg"] {
         assert!(distance(name) <= 4, "{name}: {} levels", distance(name));
     }
@@ -81,7 +81,7 @@ fn palettes_bits_and_transparency_look_as_in_pillow() {
     for name in ["palette.png", "bits.png"] {
         assert_eq!(distance(name), 0, "{name}");
     }
-    // Pillow rounds the product with the transparency twice.
+    // Pillow rounds the product with alpha twice.
     for name in ["palette_transparent.png", "grey_alpha.png", "rgba.png"] {
         assert!(distance(name) <= 1, "{name}: {} levels", distance(name));
     }
@@ -89,7 +89,7 @@ fn palettes_bits_and_transparency_look_as_in_pillow() {
 
 #[test]
 fn sixteen_bits_are_rounded_to_eight() {
-    // Not against Pillow, which makes 16-bit greys above 255 white.
+    // Not compared with Pillow, which makes 16-bit greys above 255 white.
     let levels = |value: u16| (f64::from(value) / 257.0).round() as u8;
     let value = |x: u32, y: u32| (x * 2731 + y * 517) as u16;
     let grey = ImageBuffer::from_fn(24, 16, |x, y| Luma([value(x, y)]));
@@ -123,7 +123,7 @@ fn a_file_that_is_no_picture_is_named_with_what_to_give() {
         b"GIF89a\x01\x00\x01\x00\x00\x00\x00",
         b"<svg></svg>",
     ] {
-        // Whatever its name says.
+        // Regardless of its name.
         for name in ["a", "a.png", "a.jpg"] {
             assert!(reason(bytes, name).ends_with(remedy), "{}", reason(bytes, name));
         }

@@ -1,4 +1,4 @@
-//! Resizing against Pillow's LANCZOS, level for level.
+//! Resizing compared with Pillow's LANCZOS, level for level.
 //!
 //! Fixture: `tests/reference/parts/resize.py`.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.

@@ -1,4 +1,4 @@
-//! Sizes of the transformer.
+//! Configuration of the transformer.
 
 use std::path::Path;
 
@@ -6,34 +6,34 @@ use kontext_core::{Error, Result, read_json};
 use kontext_nn::Weights;
 use serde::Deserialize;
 
-/// Sizes of the transformer. The presets are the published models; every field may be changed.
+/// Configuration of the transformer. The presets are the published models; every field may be changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DitConfig {
     /// Features of a latent token: 16 channels of a 2x2 patch.
     pub in_channels: i64,
     /// Features of a predicted token.
     pub out_channels: i64,
-    /// Attention heads; the width of the model is `heads * head_dim`.
+    /// Number of attention heads; the width of the model is `heads * head_dim`.
     pub heads: i64,
     /// Width of a head.
     pub head_dim: i64,
-    /// Share of the head's width that turns with each position axis (t, y, x); their sum is `head_dim`.
+    /// Features of a head rotated by each position axis (t, y, x); they add up to `head_dim`.
     pub axes_dim: [i64; 3],
     /// Width of the MLPs in the blocks.
     pub mlp_width: i64,
-    /// Double-stream blocks.
+    /// Number of double-stream blocks.
     pub double_blocks: i64,
-    /// Single-stream blocks.
+    /// Number of single-stream blocks.
     pub single_blocks: i64,
     /// Width of a text token.
     pub context_dim: i64,
     /// Width of the pooled text vector.
     pub pooled_dim: i64,
-    /// Whether the guidance value is embedded (the guidance-distilled models) or ignored (schnell).
+    /// `true` if guidance is embedded (guidance-distilled models), `false` if it is ignored (schnell).
     pub guidance_embed: bool,
 }
 
-/// The fields of diffusers' `transformer/config.json`, with diffusers' defaults.
+/// Fields of diffusers' `transformer/config.json`, with diffusers' defaults.
 #[derive(Deserialize)]
 #[serde(default)]
 struct DiffusersConfig {
@@ -69,7 +69,7 @@ impl Default for DiffusersConfig {
 }
 
 impl DitConfig {
-    /// FLUX.1 Kontext dev, which has the sizes of FLUX.1-dev.
+    /// Returns the configuration of FLUX.1 Kontext dev, which has the sizes of FLUX.1-dev.
     ///
     /// ```
     /// let config = kontext_dit::DitConfig::kontext_dev();
@@ -92,7 +92,7 @@ impl DitConfig {
         }
     }
 
-    /// FLUX.1-schnell: no guidance embedding.
+    /// Returns the configuration of FLUX.1-schnell: no guidance embedding.
     #[must_use]
     pub fn schnell() -> Self {
         Self {
@@ -101,7 +101,7 @@ impl DitConfig {
         }
     }
 
-    /// Width of the model.
+    /// Returns the width of the model.
     #[must_use]
     pub fn width(&self) -> i64 {
         self.heads * self.head_dim
@@ -110,7 +110,7 @@ impl DitConfig {
     /// Reads diffusers' `transformer/config.json`.
     ///
     /// # Errors
-    /// [`Error::Io`], or a checkpoint error where the file is no such configuration.
+    /// [`Error::Io`], or a checkpoint error if the file is not a valid configuration.
     pub fn from_json(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let json: DiffusersConfig = read_json(path)?;
@@ -143,10 +143,11 @@ impl DitConfig {
 
     /// Infers the sizes from the tensor shapes of a single file in BFL's naming.
     ///
-    /// The axes are not in the shapes: a head of width D splits as D/8, 7D/16, 7D/16 (16, 56, 56 at 128).
+    /// Shapes do not determine the axes: a head of width D is split into D/8, 7D/16, 7D/16 (16, 56, 56 at
+    /// 128).
     ///
     /// # Errors
-    /// A checkpoint error where a tensor that gives a size is missing.
+    /// A checkpoint error if a required tensor is missing.
     pub fn infer(weights: &Weights) -> Result<Self> {
         let path = weights.path();
         let shape = |name: &str| {
@@ -202,10 +203,10 @@ impl DitConfig {
         Ok(config)
     }
 
-    /// Says what is wrong with the sizes, as the reference does on construction.
+    /// Checks the sizes, as the reference does on construction.
     ///
     /// # Errors
-    /// The reason, in words.
+    /// The reason, as text.
     pub fn validate(&self) -> std::result::Result<(), String> {
         let sizes = [
             self.in_channels,

@@ -1,4 +1,4 @@
-//! Double-stream block: text and image have their own weights and meet in the attention.
+//! Double-stream block: text and image have separate weights and share the attention.
 //!
 //! Source: black-forest-labs/flux@802fb47 `src/flux/modules/layers.py`, `DoubleStreamBlock`.
 
@@ -10,7 +10,7 @@ use crate::modulation::{Modulation, ModulationLayer, Table};
 use crate::rope::Rope;
 use crate::stream::{Stream, clamp_half};
 
-/// Modulation vectors of a stream: two times (shift, scale, gate).
+/// Number of modulation vectors of a stream: twice (shift, scale, gate).
 const PARTS: i64 = 6;
 
 /// A double-stream block.
@@ -22,7 +22,7 @@ pub(crate) struct DoubleBlock {
     txt_mod: ModulationLayer,
 }
 
-/// A double-stream block's modulation for every step.
+/// Modulation of a double-stream block for every step.
 #[derive(Debug)]
 pub(crate) struct DoubleTable {
     img: Table,
@@ -30,7 +30,7 @@ pub(crate) struct DoubleTable {
 }
 
 impl DoubleTable {
-    /// A table of these values of the image and the text stream.
+    /// Builds the table from the values of the image and text streams.
     pub(crate) fn of(img: &Tensor, txt: &Tensor) -> Self {
         Self {
             img: Table::of(img),
@@ -38,7 +38,7 @@ impl DoubleTable {
         }
     }
 
-    /// The values of the image and the text stream, each [S, P, B, D].
+    /// Returns the values of the image and text streams, each [S, P, B, D].
     pub(crate) fn values(&self) -> Vec<Tensor> {
         vec![self.img.values(), self.txt.values()]
     }
@@ -62,7 +62,7 @@ impl DoubleBlock {
         })
     }
 
-    /// Shapes: `txt` [B, T, D], `img` [B, L, D]; returns the same.
+    /// Runs the block on `txt` [B, T, D] and `img` [B, L, D]; returns the same shapes.
     pub(crate) fn forward(
         &self,
         txt: &Tensor,

@@ -1,4 +1,4 @@
-//! Embedding of the timestep, the guidance value and the pooled text into one vector.
+//! Embedding of timestep, guidance and pooled text into one vector.
 //!
 //! Source: black-forest-labs/flux@802fb47 `src/flux/modules/layers.py`, `MLPEmbedder`, and
 //! `model.py`, `Flux.forward`.
@@ -12,7 +12,7 @@ use crate::DitConfig;
 /// Width of the sinusoidal embedding.
 const SINUSOID: i64 = 256;
 
-/// Two linear layers with SiLU between them.
+/// An MLP of two linear layers with SiLU in between.
 #[derive(Debug)]
 struct MlpEmbedder {
     in_layer: Linear,
@@ -32,7 +32,7 @@ impl MlpEmbedder {
     }
 }
 
-/// Everything that modulates the blocks, in one vector.
+/// Embedding of all inputs of the modulation into one vector.
 #[derive(Debug)]
 pub(crate) struct VectorEmbed {
     time: MlpEmbedder,
@@ -53,24 +53,24 @@ impl VectorEmbed {
         })
     }
 
-    /// `time(t) + guidance(g) + pooled(p)` for every step and every item of the batch.
+    /// Computes `time(t) + guidance(g) + pooled(p)` for every step and every item of the batch.
     ///
-    /// Shapes: `times` [S] and `guidance` [1] in f32 on the scale of 0 to 1000, `pooled` [B, P];
-    /// returns [S, B, D] in the kind of `pooled`.
+    /// Shapes: `times` [S] and `guidance` [1] in f32 on a scale of 0 to 1000, `pooled` [B, P]; returns
+    /// [S, B, D] in the dtype of `pooled`.
     pub(crate) fn forward(&self, times: &Tensor, guidance: Option<&Tensor>, pooled: &Tensor) -> Result<Tensor> {
         let steps = self.times(times, guidance, pooled.kind())?; // [S, D]
         let pooled = self.pooled.forward(pooled)?; // [B, D]
         Ok(steps.f_unsqueeze(1)?.f_add(&pooled.f_unsqueeze(0)?)?)
     }
 
-    /// As [`VectorEmbed::forward`] for one step, at which every item has its own time: `times` [B],
-    /// returns [1, B, D].
+    /// Computes [`VectorEmbed::forward`] for one step with a separate time per item: `times` [B], returns
+    /// [1, B, D].
     pub(crate) fn forward_items(&self, times: &Tensor, guidance: Option<&Tensor>, pooled: &Tensor) -> Result<Tensor> {
         let items = self.times(times, guidance, pooled.kind())?; // [B, D]
         Ok(items.f_add(&self.pooled.forward(pooled)?)?.f_unsqueeze(0)?)
     }
 
-    /// `time(t) + guidance(g)`, [S, D].
+    /// Computes `time(t) + guidance(g)`, [S, D].
     fn times(&self, times: &Tensor, guidance: Option<&Tensor>, kind: Kind) -> Result<Tensor> {
         let sinusoid = |t: &Tensor| -> Result<Tensor> { Ok(ops::timestep_embedding(t, SINUSOID)?.f_to_kind(kind)?) };
         let times = self.time.forward(&sinusoid(times)?)?;

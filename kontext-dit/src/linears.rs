@@ -1,4 +1,4 @@
-//! The linear layers of the transformer, under this library's names and diffusers'.
+//! Linear layers of the transformer, by this library's names and by diffusers'.
 
 use kontext_core::Result;
 use kontext_core::formats::Recipe;
@@ -6,24 +6,24 @@ use kontext_nn::Weights;
 
 use crate::{Dit, DitConfig, names};
 
-/// A linear layer as diffusers has it: one of its own here, or some rows of a fused one.
+/// A linear layer of diffusers: a whole layer here, or some rows of a fused one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinearPart {
-    /// The layer that it is part of, by BFL's name: `double_blocks.0.img_attn.qkv`.
+    /// BFL's name of the layer that contains it: `double_blocks.0.img_attn.qkv`.
     pub layer: String,
-    /// Its name in diffusers: `transformer_blocks.0.attn.to_q`.
+    /// diffusers' name: `transformer_blocks.0.attn.to_q`.
     pub module: String,
-    /// The first of its rows in the layer.
+    /// First row in the layer.
     pub start: i64,
-    /// Number of its rows: output features.
+    /// Number of rows: output features.
     pub rows: i64,
     /// Input features.
     pub input: i64,
-    /// Whether diffusers has the halves of its rows in the other order.
+    /// If set, diffusers has the two halves of the rows swapped.
     pub swapped: bool,
 }
 
-/// All linear layers of a transformer, in diffusers' parts.
+/// Returns all linear layers of a transformer, split as in diffusers.
 ///
 /// # Errors
 /// Those of [`DitConfig::validate`].
@@ -50,7 +50,7 @@ pub fn linear_parts(config: &DitConfig) -> Result<Vec<LinearPart>> {
         let mut start = 0;
         for module in recipe.names() {
             let module = module.trim_end_matches(".weight").to_owned();
-            // All parts of a fused layer are of the model's width, but for the MLP beside the attention.
+            // All parts of a fused layer have the model's width, except the MLP next to the attention.
             let rows = match count {
                 1 => *rows,
                 _ if module.ends_with("proj_mlp") => rows - start,
@@ -82,7 +82,7 @@ mod tests {
             ..DitConfig::kontext_dev()
         })
         .unwrap();
-        let of = |layer: &str| -> Vec<(&str, i64, i64)> {
+        let spans = |layer: &str| -> Vec<(&str, i64, i64)> {
             parts
                 .iter()
                 .filter(|p| p.layer == layer)
@@ -98,11 +98,11 @@ mod tests {
         ];
         let expected = expected.map(|(part, start, rows)| (format!("{single}.{part}"), start, rows));
         assert!(
-            of("single_blocks.0.linear1")
+            spans("single_blocks.0.linear1")
                 .into_iter()
                 .eq(expected.iter().map(|(m, s, r)| (m.as_str(), *s, *r)))
         );
-        assert_eq!(of("final_layer.adaLN_modulation.1"), [("norm_out.linear", 0, 6144)]);
-        assert_eq!(of("img_in"), [("x_embedder", 0, 3072)]);
+        assert_eq!(spans("final_layer.adaLN_modulation.1"), [("norm_out.linear", 0, 6144)]);
+        assert_eq!(spans("img_in"), [("x_embedder", 0, 3072)]);
     }
 }

@@ -1,4 +1,4 @@
-//! The transformer: what is prepared once for a run, and one step of it.
+//! The transformer: preparation once per run, and one step of the run.
 //!
 //! Source: black-forest-labs/flux@802fb47 `src/flux/model.py`, `Flux`.
 
@@ -28,23 +28,23 @@ pub struct Dit {
     slots: Slots,
 }
 
-/// Everything of a run that does not depend on the sample.
+/// Inputs of a run that do not depend on the sample.
 #[derive(Debug)]
 pub struct RunInput<'a> {
-    /// The encoded prompt; its batch is B.
+    /// Encoded prompt; its batch size is B.
     pub conditioning: &'a Conditioning,
-    /// Positions of the target's tokens [L, 3] in f32.
+    /// Positions of the target tokens [L, 3] in f32.
     pub target_ids: &'a Tensor,
-    /// The reference pictures' tokens, features [1 or B, R, C], if there are any.
+    /// Tokens of the reference images, features [1 or B, R, C]; `None` without references.
     pub context: Option<&'a Tokens>,
-    /// The time of each step on the scale on which it is embedded: 1000 is noise, 0 the picture.
+    /// Time of each step on the scale of its embedding: 1000 is noise, 0 the image.
     pub times: &'a [f32],
-    /// The guidance value on the same scale (1000 times the value that users give). Models without
-    /// a guidance embedding ignore it, models with one need it.
+    /// Guidance on the same scale (1000 times the user's value). Required by models with a guidance
+    /// embedding, ignored by others.
     pub guidance: Option<f32>,
 }
 
-/// What [`Dit::prepare`] made: rope table, projected text and context, modulation of all steps.
+/// Result of [`Dit::prepare`]: rope table, projected text and context, modulation of all steps.
 #[derive(Debug)]
 pub struct Run {
     txt: Tensor,             // [B, T, D]
@@ -64,7 +64,8 @@ impl Dit {
     /// `progress` is called after each block with the number of finished blocks.
     ///
     /// # Errors
-    /// Those of [`Weights::tensor`]. The account is not closed: call [`Weights::finish`].
+    /// Those of [`Weights::tensor`], and a checkpoint error for an invalid configuration. Unused tensors are
+    /// not checked: call [`Weights::finish`].
     pub fn new(w: &Weights, config: &DitConfig, mut progress: impl FnMut(usize)) -> Result<Self> {
         config.validate().map_err(|reason| Error::config(w.path(), reason))?;
         let (w, slots) = &w.with_slots();
@@ -82,7 +83,7 @@ impl Dit {
             done += 1;
             progress(done);
         }
-        // The way in and out is small, and what is lost there is lost everywhere: never packed at load.
+        // Input and output projections are small and error-critical: never quantised at load.
         let w = w.clone().quantized(None);
         let last = w.at("final_layer");
         Ok(Self {
@@ -98,21 +99,21 @@ impl Dit {
         })
     }
 
-    /// Where the changes of its linear layers are set, by BFL's names: `double_blocks.0.img_attn.qkv`.
+    /// Returns the adapter slots of the linear layers, by BFL's names: `double_blocks.0.img_attn.qkv`.
     #[must_use]
     pub fn slots(&self) -> &Slots {
         &self.slots
     }
 
-    /// The model's sizes.
+    /// Returns the configuration.
     #[must_use]
     pub fn config(&self) -> &DitConfig {
         &self.config
     }
 
-    /// Computes what does not depend on the sample, for all steps of a run.
+    /// Computes everything that does not depend on the sample, for all steps of a run.
     ///
-    /// The kind of `conditioning.prompt_embeds` is the kind of the run's computations.
+    /// The dtype of `conditioning.prompt_embeds` is the compute dtype of the run.
     ///
     /// # Errors
     /// [`Error::Shape`] for tensors of other sizes, [`Error::InvalidArgument`] for a missing
@@ -123,8 +124,8 @@ impl Dit {
             .during("preparing the transformer's run")
     }
 
-    /// As [`Dit::prepare`] for a single step at which every item of the batch has its own time, as
-    /// in training: `times` holds B of them.
+    /// Prepares, as [`Dit::prepare`], a single step in which every item of the batch has a separate time, as
+    /// in training: `times` holds B values.
     ///
     /// # Errors
     /// Those of [`Dit::prepare`], and [`Error::InvalidArgument`] for another number of times.
@@ -220,15 +221,15 @@ impl Dit {
         })
     }
 
-    /// The velocity at one step of a run, `noise - picture` as the model sees it.
+    /// Predicts the velocity at one step of a run: `noise - image`, in latents.
     ///
     /// # Shapes
-    /// `target` [N, L, in_channels] in the run's kind, where N is the run's B, or anything if B is
-    /// 1; returns [N, L, out_channels].
+    /// `target` [N, L, in_channels] in the run's dtype, with N equal to the run's B, or any N if B is 1;
+    /// returns [N, L, out_channels].
     ///
     /// # Errors
-    /// [`Error::Shape`] where the target has another length than the run's ids,
-    /// [`Error::InvalidArgument`] for a step outside the run.
+    /// [`Error::Shape`] if the target's length differs from that of the run's ids, [`Error::InvalidArgument`]
+    /// for a step outside the run.
     pub fn forward(&self, run: &Run, step: usize, target: &Tensor) -> Result<Tensor> {
         self.check_target(run, target)?;
         check_step(run, step)?;
@@ -244,11 +245,11 @@ impl Dit {
         Ok(velocity_of(&state)?.shallow_clone())
     }
 
-    /// Projects the target and puts the text and the context beside it: what the first
-    /// [`Piece`] takes, [N, T, D] and [N, L + R, D].
+    /// Projects the target and joins it with the context; returns the input of the first [`Piece`], text
+    /// [N, T, D] and image tokens [N, L + R, D].
     ///
     /// # Errors
-    /// [`Error::Shape`] where the target has another length than the run's ids.
+    /// [`Error::Shape`] if the target's length differs from that of the run's ids.
     pub fn enter(&self, run: &Run, target: &Tensor) -> Result<Vec<Tensor>> {
         self.check_target(run, target)?;
         self.enter_checked(run, target).during("running the transformer")
@@ -263,9 +264,9 @@ impl Dit {
         Ok(vec![expand(&run.txt, batch)?, img])
     }
 
-    /// The blocks and the last layer, one after the other: `forward` cut at the places where the
-    /// activations are few. Training recomputes a piece in its backward pass instead of keeping
-    /// what happens within it.
+    /// Returns the blocks and the last layer in order: `forward` split at the points with the fewest live
+    /// activations. Training uses the pieces for activation checkpointing: it recomputes a piece in the
+    /// backward pass instead of keeping its inner activations.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for a step outside the run.
@@ -316,7 +317,7 @@ fn check_step(run: &Run, step: usize) -> Result<()> {
     }
 }
 
-/// One item serves the whole batch, without a copy.
+/// Expands a batch of one to `batch` items, without a copy.
 fn expand(x: &Tensor, batch: i64) -> Result<Tensor> {
     Ok(if x.size().first() == Some(&1) {
         x.f_expand([batch, -1, -1], false)?

@@ -1,7 +1,7 @@
 //! Modulation: shift, scale and gate of a block, for all steps of a run at once.
 //!
-//! The modulation layers hold 27 % of the weights and see one vector a step that does not depend
-//! on the sample. So they are applied once, before the loop, to the vectors of all steps.
+//! The modulation layers hold 27 % of the weights, and their input, one vector per step, does not depend on
+//! the sample. They are therefore applied once, before the loop, to the vectors of all steps.
 //!
 //! Source: black-forest-labs/flux@802fb47 `src/flux/modules/layers.py`, `Modulation`, `LastLayer`.
 
@@ -9,10 +9,11 @@ use kontext_core::{Error, Result, Tensor};
 use kontext_nn::Linear;
 use kontext_nn::{Weights, ops};
 
-/// Epsilon of the layer normalisations that are modulated.
+/// Epsilon of the modulated layer norms.
 const EPS: f64 = 1e-6;
 
-/// A linear layer that makes `parts` vectors out of one. It works once a run, so it may stay in its file.
+/// A linear layer from one vector to `parts` vectors. It is applied once per run, so its weights may be
+/// offloaded (left in their file).
 #[derive(Debug)]
 pub(crate) struct ModulationLayer {
     linear: Linear,
@@ -27,7 +28,7 @@ impl ModulationLayer {
         })
     }
 
-    /// Shapes: `vectors` [S, B, D], already through SiLU.
+    /// Computes the table from `vectors` [S, B, D], with SiLU already applied.
     pub(crate) fn table(&self, vectors: &Tensor) -> Result<Table> {
         let parts = self.linear.forward(vectors)?.f_unflatten(-1, [self.parts, -1])?; // [S, B, P, D]
         Ok(Table {
@@ -36,26 +37,26 @@ impl ModulationLayer {
     }
 }
 
-/// A block's modulation for every step: [S, P, B, D].
+/// Modulation of a block for every step: [S, P, B, D].
 #[derive(Debug)]
 pub(crate) struct Table {
     parts: Tensor,
 }
 
 impl Table {
-    /// The table that [`Table::values`] gave, or one of other values in its place.
+    /// Builds a table from the values of [`Table::values`], or from replacements for them.
     pub(crate) fn of(values: &Tensor) -> Self {
         Self {
             parts: values.shallow_clone(),
         }
     }
 
-    /// Its values [S, P, B, D].
+    /// Returns the values [S, P, B, D].
     pub(crate) fn values(&self) -> Tensor {
         self.parts.shallow_clone()
     }
 
-    /// The modulation of one step: triples of (shift, scale, gate).
+    /// Returns the modulation of one step: triples of (shift, scale, gate).
     pub(crate) fn step<const N: usize>(&self, step: i64) -> Result<[Modulation; N]> {
         let parts = self.parts.f_select(0, step)?; // [P, B, D]
         let triple = |index: usize| -> Result<Modulation> {
@@ -73,7 +74,7 @@ impl Table {
             .map_err(|_| Error::invalid("modulation", "triples", N))
     }
 
-    /// Shift and `1 + scale` of the last layer at one step, each [B, 1, D].
+    /// Returns shift and `1 + scale` of the last layer at one step, each [B, 1, D].
     pub(crate) fn last(&self, step: i64) -> Result<(Tensor, Tensor)> {
         let parts = self.parts.f_select(0, step)?;
         Ok((
@@ -83,7 +84,7 @@ impl Table {
     }
 }
 
-/// One normalisation's shift, `1 + scale`, and the gate of the branch behind it, each [B, 1, D].
+/// Shift and `1 + scale` of one layer norm, and the gate of the branch after it, each [B, 1, D].
 #[derive(Debug)]
 pub(crate) struct Modulation {
     shift: Tensor,
@@ -92,21 +93,21 @@ pub(crate) struct Modulation {
 }
 
 impl Modulation {
-    /// `norm(x) * (1 + scale) + shift`.
+    /// Computes `norm(x) * (1 + scale) + shift`.
     pub(crate) fn modulate(&self, x: &Tensor) -> Result<Tensor> {
         modulate(x, &self.shift, &self.scale)
     }
 
-    /// `x + gate * y`.
+    /// Computes `x + gate * y`.
     pub(crate) fn add_gated(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
         Ok(x.f_addcmul(&self.gate, y)?)
     }
 }
 
-/// `norm(x) * scale + shift`, where `scale` already holds the one.
+/// Computes `norm(x) * scale + shift`; `scale` already includes the one.
 ///
-/// With one vector for the whole batch, the layer normalisation applies it as its own weight and
-/// bias: one pass over the memory instead of three.
+/// With one vector for the whole batch, the layer norm applies it as its weight and bias: one pass over
+/// memory instead of three.
 pub(crate) fn modulate(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {
     if scale.size().first() == Some(&1) {
         let (weight, bias) = (scale.f_flatten(0, -1)?, shift.f_flatten(0, -1)?);

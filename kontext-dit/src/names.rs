@@ -1,17 +1,17 @@
-//! Tensor names: BFL's, which the parts use, to diffusers'.
+//! Map from BFL's tensor names, which the layers use, to diffusers'.
 //!
 //! Source: huggingface/diffusers 0.38 `scripts/convert_flux_to_diffusers.py`.
 
 use kontext_core::formats::Recipe;
 
-/// Translates a name of `black-forest-labs/flux` into where diffusers keeps that tensor.
+/// Translates a name of `black-forest-labs/flux` to diffusers' tensors.
 ///
-/// diffusers splits the fused projections (`qkv`, `linear1`) and exchanges scale and shift of the
-/// last modulation.
+/// diffusers splits the fused projections (`qkv`, `linear1`) and swaps scale and shift of the last
+/// modulation.
 #[must_use]
 pub fn diffusers(name: &str) -> Recipe {
     let (module, leaf) = name.rsplit_once('.').unwrap_or(("", name));
-    // Norm weights are called `scale` by BFL.
+    // BFL calls norm weights `scale`.
     let leaf = if leaf == "scale" { "weight" } else { leaf };
     let one = |module: String| Recipe::Name(format!("{module}.{leaf}"));
     let rows =
@@ -62,7 +62,8 @@ pub fn diffusers(name: &str) -> Recipe {
     }
 }
 
-/// Whether a tensor, in BFL's or diffusers' naming, is of a modulation layer: those work once a run.
+/// Returns `true` if a tensor, in BFL's or diffusers' naming, belongs to a modulation layer, which is applied
+/// once per run.
 #[must_use]
 pub fn is_modulation(name: &str) -> bool {
     const LAYERS: [&str; 7] = [
@@ -78,7 +79,7 @@ pub fn is_modulation(name: &str) -> bool {
     module == "norm_out.linear" || LAYERS.iter().any(|layer| module.ends_with(layer))
 }
 
-/// "time_in.in_layer" to "time_text_embed.timestep_embedder.linear_1".
+/// Translates an embedder: "time_in.in_layer" to "time_text_embed.timestep_embedder.linear_1".
 fn embedder(module: &str) -> Option<String> {
     let (embedder, layer) = module.split_once('.')?;
     let embedder = match embedder {

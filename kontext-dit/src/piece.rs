@@ -1,4 +1,4 @@
-//! The transformer cut into pieces, between which the activations are few.
+//! The transformer split into pieces with few activations between them.
 
 use kontext_core::{During, Error, Result, Tensor};
 use kontext_nn::Linear;
@@ -8,18 +8,18 @@ use crate::modulation::{Table, modulate};
 use crate::rope::Rope;
 use crate::single::SingleBlock;
 
-/// One piece of a step: a block, or the last layer. Made by [`crate::Dit::pieces`].
+/// One piece of a step: a block, or the last layer. Created by [`crate::Dit::pieces`].
 ///
-/// A piece depends on nothing but what [`Piece::forward`] is given (and the positions), so it may be
-/// computed again: that is what training needs to recompute activations in the backward pass.
+/// A piece depends only on the arguments of [`Piece::forward`] (and the positions), so it can be recomputed,
+/// as activation checkpointing in training requires.
 #[derive(Debug)]
 pub struct Piece<'a> {
     pub(crate) part: Part<'a>,
     pub(crate) rope: &'a Rope,
     pub(crate) step: i64,
-    /// Tokens of the text.
+    /// Number of text tokens.
     pub(crate) text: i64,
-    /// Tokens of the target.
+    /// Number of target tokens.
     pub(crate) target: i64,
 }
 
@@ -39,7 +39,7 @@ pub(crate) enum Part<'a> {
 }
 
 impl Piece<'_> {
-    /// The modulation that the run has for this piece.
+    /// Returns the run's modulation for this piece.
     #[must_use]
     pub fn modulation(&self) -> Vec<Tensor> {
         match &self.part {
@@ -48,13 +48,14 @@ impl Piece<'_> {
         }
     }
 
-    /// Takes the piece before it (or [`crate::Dit::enter`]) and its modulation.
+    /// Runs the piece on the state returned by the previous piece (or by [`crate::Dit::enter`]) and its
+    /// modulation.
     ///
-    /// Between double blocks the state is text and image; between single blocks their sequence;
-    /// behind the last single block the target's tokens; and behind the last piece the velocity.
+    /// The state is text and image between double blocks, their joint sequence between single blocks, the
+    /// target's tokens after the last single block, and the velocity after the last piece.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a state of another piece, [`Error::Torch`] where libtorch fails.
+    /// [`Error::InvalidArgument`] for the state of another piece, [`Error::Torch`] if libtorch fails.
     pub fn forward(&self, state: &[Tensor], modulation: &[Tensor]) -> Result<Vec<Tensor>> {
         self.compute(state, modulation).during("running the transformer")
     }
@@ -80,7 +81,7 @@ impl Piece<'_> {
                 Ok(vec![block.forward(&joined, self.rope, &table, self.step)?])
             }
             (Part::Last { linear, .. }, [values]) => {
-                // Without single blocks the target comes straight from the image stream.
+                // Without single blocks the target comes directly from the image stream.
                 let target = state
                     .last()
                     .ok_or_else(|| wrong("an empty state"))?
@@ -93,7 +94,7 @@ impl Piece<'_> {
     }
 }
 
-/// The velocity [N, L, out_channels] in what the last piece returned.
+/// Returns the velocity [N, L, out_channels] in the state returned by the last piece.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] for an empty state.

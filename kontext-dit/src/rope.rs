@@ -5,18 +5,18 @@
 
 use kontext_core::{Kind, Result, Tensor};
 
-/// The base of the frequencies.
+/// Base of the frequencies.
 const THETA: f64 = 10_000.0;
 
-/// The rotations of a sequence: one complex number of length one for each token and pair of features.
+/// Rotations of a sequence: one complex number of modulus 1 per token and pair of features.
 #[derive(Debug)]
 pub(crate) struct Rope {
     table: Tensor, // [L, 1, D/2], complex64
 }
 
 impl Rope {
-    /// Shapes: `ids` [L, 3] in f32. Angles are computed in f64: position 1000 times a frequency in
-    /// f32 is wrong by 6e-5 of a turn's radian, in bf16 by whole turns.
+    /// Computes the rotations of `ids` [L, 3] in f32. Angles are computed in f64: at position 1000 the angle
+    /// is off by 6e-5 rad in f32 and by full turns in bf16.
     pub(crate) fn new(ids: &Tensor, axes_dim: &[i64; 3]) -> Result<Self> {
         let ids = ids.f_to_kind(Kind::Double)?;
         let mut angles = Vec::with_capacity(axes_dim.len());
@@ -36,7 +36,7 @@ impl Rope {
         })
     }
 
-    /// Turns adjacent pairs of features, in f32: [B, L, H, D] to the same shape and kind.
+    /// Rotates adjacent pairs of features, in f32: [B, L, H, D] to the same shape and dtype.
     pub(crate) fn rotate(&self, x: &Tensor) -> Result<Tensor> {
         let pairs = x
             .f_to_kind(Kind::Float)?
@@ -50,7 +50,7 @@ impl Rope {
             .f_to_kind(x.kind())?)
     }
 
-    /// The rotations of the tokens `start..`.
+    /// Returns the rotations of the tokens `start..`.
     pub(crate) fn from(&self, start: i64) -> Result<Self> {
         let length = self.table.size().first().copied().unwrap_or_default();
         Ok(Self {
@@ -58,7 +58,7 @@ impl Rope {
         })
     }
 
-    /// The rotations of the tokens `start..start + count`.
+    /// Returns the rotations of the tokens `start..start + count`.
     pub(crate) fn range(&self, start: i64, count: i64) -> Result<Self> {
         Ok(Self {
             table: self.table.f_narrow(0, start, count)?,
@@ -84,7 +84,7 @@ mod tests {
         let x = noise::randn(&[1, 2, 3, 18], 0, Kind::Float, Device::Cpu).unwrap();
         let turned = Rope::new(&ids, &[4, 6, 8]).unwrap().rotate(&x).unwrap();
         assert!(norms(&turned).allclose(&norms(&x), 1e-5, 1e-6, false));
-        // Position zero does not turn.
+        // Position zero does not rotate.
         assert!(turned.narrow(1, 0, 1).equal(&x.narrow(1, 0, 1)));
     }
 

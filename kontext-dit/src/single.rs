@@ -1,4 +1,4 @@
-//! Single-stream block: one set of weights for text and image, attention and MLP side by side.
+//! Single-stream block: one set of weights for text and image, attention and MLP in parallel.
 //!
 //! Source: black-forest-labs/flux@802fb47 `src/flux/modules/layers.py`, `SingleStreamBlock`.
 
@@ -11,13 +11,13 @@ use crate::modulation::{Modulation, ModulationLayer, Table};
 use crate::rope::Rope;
 use crate::stream::{QkNorm, attend, clamp_half, gelu};
 
-/// Modulation vectors: (shift, scale, gate).
+/// Number of modulation vectors: (shift, scale, gate).
 const PARTS: i64 = 3;
 
 /// A single-stream block.
 ///
-/// `linear2` takes the concatenation of attention and MLP; it is kept as two layers whose products
-/// are added, so the concatenation is never written.
+/// `linear2` projects the concatenation of attention and MLP; it is stored as two layers whose products are
+/// added, so the concatenation is never materialised.
 #[derive(Debug)]
 pub(crate) struct SingleBlock {
     linear1: Linear,
@@ -51,7 +51,7 @@ impl SingleBlock {
         self.modulation.table(vectors)
     }
 
-    /// Shapes: `x` [B, T + L, D]; returns the same.
+    /// Runs the block on `x` [B, T + L, D]; returns the same shape.
     pub(crate) fn forward(&self, x: &Tensor, rope: &Rope, table: &Table, step: i64) -> Result<Tensor> {
         let [modulation] = table.step(step)?;
         let normed = modulation.modulate(x)?;
@@ -64,8 +64,8 @@ impl SingleBlock {
         self.finish(x, &normed, &attend(&q, &k, &part(2)?)?, &modulation)
     }
 
-    /// The last block: only the target's tokens `start..start + count` leave it, so queries, MLP
-    /// and output are computed for them alone, and keys and values for all.
+    /// Runs the last block, which outputs only the target's tokens `start..start + count`: queries, MLP and
+    /// output are computed for those, keys and values for all.
     ///
     /// Shapes: `x` [B, T + L, D]; returns [B, count, D].
     pub(crate) fn forward_target(
@@ -94,7 +94,7 @@ impl SingleBlock {
         self.finish(&x.f_narrow(1, start, count)?, &target, &attn, &modulation)
     }
 
-    /// MLP beside the attention, output projection of both, gate and residual.
+    /// Computes the MLP parallel to the attention, the output projection of both, gate and residual.
     fn finish(&self, x: &Tensor, normed: &Tensor, attn: &Tensor, modulation: &Modulation) -> Result<Tensor> {
         let mlp = gelu(self.linear1.forward_rows(normed, 3 * self.width, self.mlp_width)?)?;
         let out = self.mlp_out.forward_add(&mlp, &self.attn_out.forward(attn)?)?;

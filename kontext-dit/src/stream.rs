@@ -10,7 +10,7 @@ use crate::rope::Rope;
 /// Epsilon of the query and key norms.
 const EPS: f64 = 1e-6;
 
-/// Norms of queries and keys over the width of a head.
+/// RMS norms of queries and keys over the width of a head.
 #[derive(Debug)]
 pub(crate) struct QkNorm {
     query: RmsNorm,
@@ -25,18 +25,18 @@ impl QkNorm {
         })
     }
 
-    /// Normed and turned queries: [B, L, H, D] to the same.
+    /// Norms and rotates queries: [B, L, H, D] to the same shape.
     pub(crate) fn query(&self, q: &Tensor, rope: &Rope) -> Result<Tensor> {
         rope.rotate(&self.query.forward(q)?)
     }
 
-    /// Normed and turned keys: [B, L, H, D] to the same.
+    /// Norms and rotates keys: [B, L, H, D] to the same shape.
     pub(crate) fn key(&self, k: &Tensor, rope: &Rope) -> Result<Tensor> {
         rope.rotate(&self.key.forward(k)?)
     }
 }
 
-/// Queries, keys and values of a stretch of the sequence, each [B, L, H, D].
+/// Queries, keys and values of a segment of the sequence, each [B, L, H, D].
 #[derive(Debug)]
 pub(crate) struct Qkv {
     pub(crate) q: Tensor,
@@ -45,7 +45,7 @@ pub(crate) struct Qkv {
 }
 
 impl Qkv {
-    /// Puts another stretch behind this one.
+    /// Appends another segment.
     pub(crate) fn join(&self, next: &Self) -> Result<Self> {
         let join = |a: &Tensor, b: &Tensor| -> Result<Tensor> { Ok(Tensor::f_cat(&[a, b], 1)?) };
         Ok(Self {
@@ -55,19 +55,19 @@ impl Qkv {
         })
     }
 
-    /// Attention within the sequence: [B, L, H * D].
+    /// Computes attention within the sequence: [B, L, H * D].
     pub(crate) fn attend(&self) -> Result<Tensor> {
         attend(&self.q, &self.k, &self.v)
     }
 }
 
-/// Attention on [B, L, H, D] queries, keys and values: [B, L, H * D].
+/// Computes attention of [B, L, H, D] queries, keys and values: [B, L, H * D].
 pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     let heads = |x: &Tensor| x.f_transpose(1, 2);
     kontext_nn::ops::attend(&heads(q)?, &heads(k)?, &heads(v)?, None, None)
 }
 
-/// One stream's weights.
+/// Weights of one stream.
 #[derive(Debug)]
 pub(crate) struct Stream {
     qkv: Linear,
@@ -79,7 +79,7 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    /// `name` is "img" or "txt": the weights are `{name}_attn` and `{name}_mlp`.
+    /// Reads the weights `{name}_attn` and `{name}_mlp`; `name` is "img" or "txt".
     pub(crate) fn new(w: &Weights, name: &str, config: &DitConfig) -> Result<Self> {
         let width = config.width();
         let (attn, mlp) = (w.at(format!("{name}_attn")), w.at(format!("{name}_mlp")));
@@ -93,7 +93,7 @@ impl Stream {
         })
     }
 
-    /// Shapes: `x` [B, L, D], modulated.
+    /// Computes queries, keys and values of the modulated `x` [B, L, D].
     pub(crate) fn qkv(&self, x: &Tensor, rope: &Rope) -> Result<Qkv> {
         let qkv = self.qkv.forward(x)?.f_unflatten(-1, [3, self.heads, -1])?; // [B, L, 3, H, D/H]
         let part = |index: i64| qkv.f_select(2, index);
@@ -104,19 +104,19 @@ impl Stream {
         })
     }
 
-    /// The projection behind the attention.
+    /// Applies the output projection of the attention.
     pub(crate) fn proj(&self, x: &Tensor) -> Result<Tensor> {
         self.proj.forward(x)
     }
 
-    /// Shapes: `x` [B, L, D], modulated.
+    /// Applies the MLP to the modulated `x` [B, L, D].
     pub(crate) fn mlp(&self, x: &Tensor) -> Result<Tensor> {
         self.mlp_out.forward(&gelu(self.mlp_in.forward(x)?)?)
     }
 }
 
-/// GELU in its tanh form, in place where no gradient is wanted: the MLP's activations are the
-/// largest of the model.
+/// Computes GELU in its tanh approximation, in place if no gradient is required: the MLP's activations are
+/// the largest of the model.
 pub(crate) fn gelu(mut x: Tensor) -> Result<Tensor> {
     Ok(if x.requires_grad() {
         x.f_gelu("tanh")?
@@ -125,8 +125,8 @@ pub(crate) fn gelu(mut x: Tensor) -> Result<Tensor> {
     })
 }
 
-/// In f16, values beyond its range become its largest: as diffusers does behind text streams and
-/// single blocks, where activations of the real weights pass 65504.
+/// Clamps f16 values to the finite range, as diffusers does after text streams and single blocks, in which
+/// activations of the published weights exceed 65504.
 pub(crate) fn clamp_half(x: Tensor) -> Result<Tensor> {
     const LARGEST: f64 = 65_504.0;
     if x.kind() == Kind::Half {

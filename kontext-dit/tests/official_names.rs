@@ -1,4 +1,4 @@
-//! Our loader against the tensor names and sizes of the published FLUX.1 checkpoints.
+//! Test of the loader against the tensor names and sizes of the published FLUX.1 checkpoints.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 use std::collections::BTreeSet;

@@ -1,8 +1,8 @@
-//! The transformer against diffusers' `FluxTransformer2DModel`, f32, random weights, odd head width.
+//! Tests of the transformer against diffusers' `FluxTransformer2DModel`: f32, random weights, odd head width.
 //!
-//! Fixture: `tests/reference/parts/dit.py`. Bounds are relative L2 distances. In f32 a different
-//! order of summation moves a result by some 1e-7 for each block; 1e-5 leaves room for that and
-//! none for a wrong position, norm or gate (the smallest such error measured moves it by 1e-3).
+//! Fixture: `tests/reference/parts/dit.py`. Bounds are relative L2 distances. In f32 another order of
+//! summation changes a result by about 1e-7 per block; 1e-5 allows for that but not for a wrong position,
+//! norm or gate (the smallest such error measured changes it by 1e-3).
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 use kontext_core::formats::Recipe;
@@ -21,7 +21,7 @@ fn fixture() -> Weights {
     .unwrap()
 }
 
-/// The configuration that the fixture's metadata states.
+/// Returns the configuration stated in the fixture's metadata.
 fn config(guidance_embed: bool) -> DitConfig {
     DitConfig {
         in_channels: 64,
@@ -38,7 +38,7 @@ fn config(guidance_embed: bool) -> DitConfig {
     }
 }
 
-/// The synthetic weights under diffusers' names, as the reference script made them.
+/// Creates the synthetic weights by diffusers' names, as the reference script does.
 fn diffusers_weights(config: &DitConfig) -> Weights {
     let blank = Weights::blank();
     Dit::new(&blank, config, |_| ()).unwrap();
@@ -62,7 +62,7 @@ fn diffusers_weights(config: &DitConfig) -> Weights {
     Weights::from_tensors(tensors)
 }
 
-/// One case of the fixture through our transformer: one step for each of the batch's times.
+/// Runs one case of the fixture through the transformer: one step for each of the batch's times.
 fn run(case: &str, guided: bool, reference: bool) {
     let (fixture, config) = (fixture(), config(guided));
     let raw = |name: &str| fixture.raw(&format!("{case}.{name}")).unwrap();

@@ -7,8 +7,8 @@ use kontext_core::Result;
 
 /// A two-dimensional convolution with square kernels.
 ///
-/// Weights are kept channels-last: on CPUs the convolution is then 1.05 to 2 times as fast as with
-/// contiguous ones, and its output is channels-last too. Those in training stay contiguous.
+/// Weights are kept channels-last: on CPUs the convolution is then 1.05 to 2 times as fast as with contiguous
+/// weights, and its output is channels-last, too. Weights in training stay contiguous.
 #[derive(Debug)]
 pub struct Conv2d {
     weight: Tensor,
@@ -21,7 +21,7 @@ impl Conv2d {
     /// Reads `weight` [out, in, kernel, kernel] and `bias` `[out]`; stride 1, padding that keeps the size.
     ///
     /// # Errors
-    /// Those of [`Weights::tensor`].
+    /// The errors of [`Weights::tensor`].
     pub fn new(w: &Weights, input: i64, output: i64, kernel: i64) -> Result<Self> {
         let bias = Some(w.tensor("bias", &[output])?);
         Ok(Self {
@@ -30,10 +30,10 @@ impl Conv2d {
         })
     }
 
-    /// As [`Conv2d::new`], without bias.
+    /// Reads `weight` as [`Conv2d::new`] does; there is no bias.
     ///
     /// # Errors
-    /// Those of [`Weights::tensor`].
+    /// The errors of [`Weights::tensor`].
     pub fn without_bias(w: &Weights, input: i64, output: i64, kernel: i64) -> Result<Self> {
         let weight = w.tensor("weight", &[output, input, kernel, kernel])?;
         let weight = if weight.requires_grad() {
@@ -49,8 +49,8 @@ impl Conv2d {
         })
     }
 
-    /// Whether its weight is being trained. The backward passes of normalisations are several times
-    /// as slow on channels-last tensors, so a model in training keeps to contiguous ones.
+    /// Returns `true` if its weight is being trained. The backward passes of normalisations are several times
+    /// as slow on channels-last tensors, so a model in training uses contiguous ones.
     #[must_use]
     pub fn is_trained(&self) -> bool {
         self.weight.requires_grad()
@@ -68,10 +68,10 @@ impl Conv2d {
         Self { padding, ..self }
     }
 
-    /// [B, in, H, W] to [B, out, H', W'], in the input's kind.
+    /// Applies the convolution: [B, in, H, W] to [B, out, H', W'], in the input's dtype.
     ///
     /// # Errors
-    /// [`kontext_core::Error::Torch`] where libtorch fails.
+    /// [`kontext_core::Error::Torch`] if libtorch fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let kind = x.kind();
         let bias = self.bias.as_ref().map(|b| b.f_to_kind(kind)).transpose()?;

@@ -6,7 +6,7 @@ use super::matrix::Matrix;
 use crate::Weights;
 use kontext_core::Result;
 
-/// A table of vectors, looked up by index. A packed one stays so: only the rows that are asked for are unpacked.
+/// A table of vectors, looked up by index. A packed table stays packed: only the requested rows are unpacked.
 #[derive(Debug)]
 pub struct Embedding {
     weight: Matrix,
@@ -16,17 +16,17 @@ impl Embedding {
     /// Reads `weight` [count, width].
     ///
     /// # Errors
-    /// Those of [`Weights::tensor`].
+    /// The errors of [`Weights::tensor`].
     pub fn new(w: &Weights, count: i64, width: i64) -> Result<Self> {
         Ok(Self {
             weight: w.matrix("weight", [count, width])?,
         })
     }
 
-    /// Indices [..] (i64) to vectors [.., width] of the given kind.
+    /// Looks up indices [..] (i64) and returns vectors [.., width] of the given dtype.
     ///
     /// # Errors
-    /// [`kontext_core::Error::Torch`] where an index is outside the table.
+    /// [`kontext_core::Error::Torch`] if an index is outside the table.
     pub fn forward(&self, indices: &Tensor, kind: Kind) -> Result<Tensor> {
         self.weight.gather(indices, kind)
     }

@@ -7,12 +7,12 @@ use super::matrix::Matrix;
 use crate::Weights;
 use kontext_core::Result;
 
-/// `x @ weight^T + bias`, on the last dimension.
+/// A linear layer, `x @ weight^T + bias` on the last dimension.
 ///
-/// The weight may be stored narrower than the input (bf16 under f32) or packed (GGUF, fp8, four bits): on a CPU it
-/// is unpacked piece by piece into a scratch that all layers share, and multiplied in f32, which on CPUs without
-/// bf16 units is several times faster than computing in bf16.
-/// Changes that were set for it ([`Weights::with_slots`]) are added to the output.
+/// The weight may be stored narrower than the input (bf16 under f32) or packed (GGUF, fp8, four bits): on a
+/// CPU it is unpacked piece by piece into a scratch shared by all layers, and multiplied in f32, which on
+/// CPUs without bf16 units is several times faster than computing in bf16. Adapters set for the layer
+/// ([`Weights::with_slots`]) are added to the output.
 #[derive(Debug)]
 pub struct Linear {
     weight: Matrix,
@@ -24,7 +24,7 @@ impl Linear {
     /// Reads `weight` [out, in] and `bias` `[out]`.
     ///
     /// # Errors
-    /// Those of [`Weights::tensor`].
+    /// The errors of [`Weights::tensor`].
     pub fn new(w: &Weights, input: i64, output: i64) -> Result<Self> {
         Ok(Self {
             bias: Some(w.tensor("bias", &[output])?),
@@ -35,7 +35,7 @@ impl Linear {
     /// Reads `weight` [out, in]; there is no bias.
     ///
     /// # Errors
-    /// Those of [`Weights::tensor`].
+    /// The errors of [`Weights::tensor`].
     pub fn without_bias(w: &Weights, input: i64, output: i64) -> Result<Self> {
         let weight = w.matrix("weight", [output, input])?;
         Ok(Self {
@@ -45,10 +45,10 @@ impl Linear {
         })
     }
 
-    /// [.., in] to [.., out], in the input's kind.
+    /// Applies the layer: [.., in] to [.., out], in the input's dtype.
     ///
     /// # Errors
-    /// [`kontext_core::Error::Torch`] where libtorch fails.
+    /// [`kontext_core::Error::Torch`] if libtorch fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let kind = x.kind();
         let bias = self.bias.as_ref().map(|b| b.f_to_kind(kind)).transpose()?;
@@ -56,10 +56,10 @@ impl Linear {
         self.changed(y, x, 0, false)
     }
 
-    /// `sum + x @ weight^T + bias`, with the product added inside the matrix multiplication.
+    /// Computes `sum + x @ weight^T + bias`, with the addition fused into the matrix multiplication.
     ///
     /// # Errors
-    /// [`kontext_core::Error::Torch`] where libtorch fails.
+    /// [`kontext_core::Error::Torch`] if libtorch fails.
     pub fn forward_add(&self, x: &Tensor, sum: &Tensor) -> Result<Tensor> {
         let product = self.weight.apply_add(x, sum)?;
         let y = match &self.bias {
@@ -71,10 +71,10 @@ impl Linear {
 
     /// Splits the input features in two: `self(cat(a, b)) = first(a) + second(b)`.
     ///
-    /// The bias goes with the first. This saves the concatenation of large activations.
+    /// The bias stays with the first. This saves the concatenation of large activations.
     ///
     /// # Errors
-    /// [`kontext_core::Error::Torch`] where `at` is not within the input.
+    /// [`kontext_core::Error::Torch`] if `at` is not within the input.
     pub fn split_input(self, at: i64) -> Result<(Self, Self)> {
         let [_, input] = self.weight.size();
         let part = |start: i64, count: i64, bias: Option<Tensor>| -> Result<Self> {
@@ -91,10 +91,10 @@ impl Linear {
         ))
     }
 
-    /// The output features `start..start + count` alone: [.., in] to [.., count].
+    /// Computes only the output features `start..start + count`: [.., in] to [.., count].
     ///
     /// # Errors
-    /// [`kontext_core::Error::Torch`] where the range is not within the output.
+    /// [`kontext_core::Error::Torch`] if the range is not within the output.
     pub fn forward_rows(&self, x: &Tensor, start: i64, count: i64) -> Result<Tensor> {
         let bias = self
             .bias
@@ -105,8 +105,8 @@ impl Linear {
         self.changed(y, x, start, false)
     }
 
-    /// `y`, the output features from `start` on for the input `x`, with all changes. Where it was `summed` with
-    /// something else, the product of weight and input cannot be had from it.
+    /// Adds all adapters to `y`, the output features from `start` on for the input `x`. If `y` was `summed`
+    /// with another tensor, the product of weight and input cannot be recovered from it.
     fn changed(&self, y: Tensor, x: &Tensor, start: i64, summed: bool) -> Result<Tensor> {
         let (kind, count) = (x.kind(), y.size().last().copied().unwrap_or_default());
         let rows = |t: &Tensor| -> Result<Tensor> { Ok(t.f_narrow(0, start, count)?.f_to_kind(kind)?) };

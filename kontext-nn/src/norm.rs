@@ -17,7 +17,7 @@ impl LayerNorm {
     /// Reads `weight` and `bias` `[width]`.
     ///
     /// # Errors
-    /// Those of [`Weights::tensor`].
+    /// The errors of [`Weights::tensor`].
     pub fn new(w: &Weights, width: i64, eps: f64) -> Result<Self> {
         Ok(Self {
             weight: w.tensor("weight", &[width])?,
@@ -26,10 +26,10 @@ impl LayerNorm {
         })
     }
 
-    /// [.., width] to the same shape and kind; libtorch computes the moments in f32.
+    /// Normalises [.., width], keeping shape and dtype; libtorch computes the moments in f32.
     ///
     /// # Errors
-    /// [`kontext_core::Error::Torch`] where libtorch fails.
+    /// [`kontext_core::Error::Torch`] if libtorch fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let kind = x.kind();
         let (weight, bias) = (self.weight.f_to_kind(kind)?, self.bias.f_to_kind(kind)?);
@@ -48,7 +48,7 @@ impl RmsNorm {
     /// Reads the tensor `name` `[width]` ("weight" or "scale").
     ///
     /// # Errors
-    /// Those of [`Weights::tensor`].
+    /// The errors of [`Weights::tensor`].
     pub fn new(w: &Weights, name: &str, width: i64, eps: f64) -> Result<Self> {
         Ok(Self {
             weight: w.tensor(name, &[width])?,
@@ -56,11 +56,11 @@ impl RmsNorm {
         })
     }
 
-    /// [.., width] to the same shape and kind. The mean of squares is computed in f32: in bf16 a
-    /// sum of 128 squares keeps 8 bits, in f16 it overflows at activations above 256.
+    /// Normalises [.., width], keeping shape and dtype. The mean of squares is computed in f32: in bf16 a sum
+    /// of 128 squares keeps 8 bits, in f16 it overflows at activations above 256.
     ///
     /// # Errors
-    /// [`kontext_core::Error::Torch`] where libtorch fails.
+    /// [`kontext_core::Error::Torch`] if libtorch fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let kind = x.kind();
         let wide = x.f_to_kind(Kind::Float)?;
@@ -89,7 +89,7 @@ impl GroupNorm {
     /// Reads `weight` and `bias` `[channels]`.
     ///
     /// # Errors
-    /// Those of [`Weights::tensor`].
+    /// The errors of [`Weights::tensor`].
     pub fn new(w: &Weights, channels: i64, groups: i64, eps: f64) -> Result<Self> {
         Ok(Self {
             weight: w.tensor("weight", &[channels])?,
@@ -99,10 +99,10 @@ impl GroupNorm {
         })
     }
 
-    /// [B, C, ..] to the same shape and kind.
+    /// Normalises [B, C, ..], keeping shape and dtype.
     ///
     /// # Errors
-    /// [`kontext_core::Error::Torch`] where libtorch fails.
+    /// [`kontext_core::Error::Torch`] if libtorch fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let kind = x.kind();
         let (weight, bias) = (self.weight.f_to_kind(kind)?, self.bias.f_to_kind(kind)?);

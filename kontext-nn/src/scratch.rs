@@ -1,4 +1,4 @@
-//! Memory for weights on their way into a multiplication, kept from one layer to the next.
+//! Scratch memory for unpacked weights, reused from layer to layer.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -6,14 +6,15 @@ use tch::{Device, Kind, Tensor};
 
 use kontext_core::Result;
 
-/// Elements of a piece: 64 MB in f32. Unpacking and multiplication have threads of their own, of which those that are
-/// done wait busily for a moment: with pieces of 16 MB a block in Q8_0 took 1.11 of its time in f32, with these 1.05.
+/// Elements of a piece: 64 MB in f32. Unpacking and multiplication have separate thread pools, whose finished
+/// threads busy-wait for a moment: with pieces of 16 MB a block in Q8_0 took 1.11 of its time in f32, with
+/// these 1.05.
 pub(crate) const PIECE: usize = 1 << 24;
 
-/// Pieces that no thread uses just now: as many as threads have multiplied at once.
+/// Pieces not in use: as many as there were concurrent multiplications.
 static IDLE: Mutex<Vec<Tensor>> = Mutex::new(Vec::new());
 
-/// Fills a matrix [rows, columns] of f32 on the CPU and hands it to `consume`, which must not keep it.
+/// Fills an f32 matrix [rows, columns] on the CPU and passes it to `consume`, which must not keep it.
 pub(crate) fn with<T>(
     rows: usize,
     columns: usize,
@@ -43,7 +44,7 @@ pub(crate) fn with<T>(
 
 #[allow(unsafe_code)]
 fn floats(piece: &mut Tensor, elements: usize) -> &mut [f32] {
-    // SAFETY: the piece is a contiguous f32 tensor on the CPU with at least this many elements, and it was taken
-    // out of the list of idle ones: nothing else reads or writes it until it is put back.
+    // SAFETY: the piece is a contiguous f32 tensor on the CPU with at least this many elements, and it was
+    // removed from the idle list: nothing else reads or writes it until it is put back.
     unsafe { std::slice::from_raw_parts_mut(piece.data_ptr().cast::<f32>(), elements) }
 }

@@ -1,4 +1,4 @@
-//! Broken files of weights, each with the whole message that it is refused with.
+//! Broken weight files, each with the whole message of its refusal.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 mod common;
@@ -6,7 +6,7 @@ mod common;
 use common::{Part, chain, described, entry, gguf_file, safetensors_file, text, with_header, written};
 use kontext_nn::Weights;
 
-/// What a file is refused with, without its path.
+/// Returns the message that a file is refused with, without its path.
 fn refusal(bytes: &[u8]) -> String {
     let (_folder, path) = written(bytes);
     let message = chain(&Weights::open(&path).unwrap_err());
@@ -18,26 +18,26 @@ fn refusal(bytes: &[u8]) -> String {
 
 const AGAIN: &str = "the file is truncated or damaged, fetch it again";
 
-/// That a GGUF file is refused because of this.
+/// Checks that a GGUF file is refused for this reason.
 #[track_caller]
 fn gguf_refused(bytes: &[u8], reason: &str) {
     assert_eq!(refusal(bytes), format!("cannot use this GGUF file: {reason}"));
 }
 
-/// That a GGUF file is refused as damaged.
+/// Checks that a GGUF file is refused as damaged.
 #[track_caller]
 fn gguf_damaged(bytes: &[u8], reason: &str) {
     gguf_refused(bytes, &format!("{reason}; {AGAIN}"));
 }
 
-/// A sound file: a text, and two tensors of 64 bytes each.
+/// Builds a sound file: a text, and two tensors of 64 bytes each.
 fn gguf() -> Vec<u8> {
     let entries = [entry("general.architecture", 8, &text("flux"))];
     let tensors = [described("a", &[4, 4], 0, 0), described("b", &[16], 0, 64)];
     gguf_file(3, &entries, &tensors, &[0; 128])
 }
 
-/// A file with these tensors and 128 bytes of data.
+/// Builds a file with these tensors and 128 bytes of data.
 fn with(tensors: &[Vec<u8>]) -> Vec<u8> {
     gguf_file(3, &[], tensors, &[0; 128])
 }
@@ -88,7 +88,7 @@ fn a_gguf_file_has_no_more_parts_than_its_size_allows() {
         "the number of entries of metadata is 18446744073709551615, its size allows 20",
     );
     let key = gguf_file(3, &[u64::MAX.to_le_bytes().to_vec()], &[], &[]);
-    // The entry itself is too small for one.
+    // The entry is too short for a name.
     gguf_damaged(&key, "the number of entries of metadata is 1, its size allows 0");
     let key = gguf_file(3, &[[&u64::MAX.to_le_bytes()[..], &[0; 8]].concat()], &[], &[]);
     gguf_damaged(
@@ -217,7 +217,8 @@ fn the_alignment_of_a_gguf_file_is_a_power_of_two() {
     );
 }
 
-/// The parts of a layer [2, 64] in NF4, with blocks of 64; in double quantisation with blocks of 1 factor.
+/// Returns the parts of a layer [2, 64] in NF4, with blocks of 64; in double quantisation with blocks of 1
+/// scale.
 fn nf4(nested: bool) -> Vec<Part> {
     let state = match nested {
         false => r#"{"quant_type":"nf4","blocksize":64,"shape":[2,64]}"#,
@@ -240,7 +241,7 @@ fn nf4(nested: bool) -> Vec<Part> {
 
 const STATE: &str = "l.weight.quant_state.bitsandbytes__nf4";
 
-/// The same parts with this one in place of that of its name.
+/// Replaces the part with the same name.
 fn replaced(parts: &[Part], part: &Part) -> Vec<Part> {
     let others = parts.iter().filter(|other| other.0 != part.0).cloned();
     others.chain([part.clone()]).collect()
@@ -250,7 +251,7 @@ fn without(parts: &[Part], name: &str) -> Vec<Part> {
     parts.iter().filter(|part| part.0 != name).cloned().collect()
 }
 
-/// That a safetensors file is refused because of the quantised weight `l.weight`.
+/// Checks that a safetensors file is refused because of the quantised weight `l.weight`.
 #[track_caller]
 fn weight_refused(parts: &[Part], reason: &str) {
     let expected = format!(
@@ -292,36 +293,36 @@ fn a_state_of_four_bits_that_cannot_be_read_is_quoted() {
         "{}",
         "is no description of one: missing field `quant_type` at line 1 column 2",
     );
-    let of = |kind: &str, block: &str, shape: &str| {
+    let state_json = |kind: &str, block: &str, shape: &str| {
         format!(r#"{{"quant_type":"{kind}","blocksize":{block},"shape":{shape}}}"#)
     };
     refused(
-        &of("int4", "64", "[2,64]"),
+        &state_json("int4", "64", "[2,64]"),
         "names the type `int4`, expected nf4 or fp4",
     );
     refused(
-        &of("nf4", "0", "[2,64]"),
+        &state_json("nf4", "0", "[2,64]"),
         "describes blocks of 0 elements, expected at least 1",
     );
     let negative = "is no description of one: invalid value: integer `-1`, expected usize at line 1 column 34";
-    refused(&of("nf4", "-1", "[2,64]"), negative);
+    refused(&state_json("nf4", "-1", "[2,64]"), negative);
     let takes =
         |shape: &str, bytes| format!("describes the shape {shape}, which takes {bytes} bytes, the weight has 64");
-    refused(&of("nf4", "64", "[2,62]"), &takes("[2, 62]", 62));
-    refused(&of("nf4", "64", "[]"), &takes("[]", 1));
+    refused(&state_json("nf4", "64", "[2,62]"), &takes("[2, 62]", 62));
+    refused(&state_json("nf4", "64", "[]"), &takes("[]", 1));
     refused(
-        &of("nf4", "64", "[4294967296,2]"),
+        &state_json("nf4", "64", "[4294967296,2]"),
         &takes("[4294967296, 2]", 4_294_967_296_u64),
     );
     let sides = |shape: &str| format!("describes the shape {shape}, expected sides from 1 on");
-    refused(&of("nf4", "64", "[-2,-64]"), &sides("[-2, -64]"));
-    refused(&of("nf4", "64", "[0,64]"), &sides("[0, 64]"));
+    refused(&state_json("nf4", "64", "[-2,-64]"), &sides("[-2, -64]"));
+    refused(&state_json("nf4", "64", "[0,64]"), &sides("[0, 64]"));
     refused(
-        &of("nf4", "64", "[9223372036854775807,4,64]"),
+        &state_json("nf4", "64", "[9223372036854775807,4,64]"),
         "describes the shape [9223372036854775807, 4, 64], whose elements no file can hold",
     );
     let odd = "describes the shape [128, 1, 1], NF4 asks for rows of a multiple of 2";
-    refused(&of("nf4", "64", "[128,1,1]"), odd);
+    refused(&state_json("nf4", "64", "[128,1,1]"), odd);
     let dtype = replaced(&nf4(false), &Part::bytes(STATE, "C64", &[1], &[0; 8]));
     let expected = format!(
         "tensor `{STATE}` has dtype C64; expected one of F64, F32, F16, BF16, F8_E4M3, F8_E5M2, fetch the file in one of them"

@@ -1,4 +1,4 @@
-//! Weights in every form that other programs write: what is read is what those programs read.
+//! Weights in every form that other programs write, compared with the values that those programs read.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 mod common;
@@ -9,7 +9,7 @@ use kontext_nn::LeftInFile;
 use kontext_nn::Linear;
 use kontext_nn::Weights;
 
-/// Calls `test` with the weights of each form, held and left in their file.
+/// Calls `test` with the weights of each form, in memory and left in their file.
 fn for_each_form(test: impl Fn(&Form, &Weights, &str)) {
     let forms = forms();
     assert_eq!(forms.len(), 27);
@@ -22,9 +22,9 @@ fn for_each_form(test: impl Fn(&Form, &Weights, &str)) {
     }
 }
 
-/// That two weights are equal: to the bit, but for bitsandbytes' int8. There it multiplies by the row's maximum and then
-/// by 1/127, and here their product is one factor: two roundings of half an ulp on either side, at most 2^-22 of the
-/// value.
+/// Checks that two weights are equal: to the bit, except for bitsandbytes' int8. bitsandbytes multiplies by
+/// the row's maximum and then by 1/127, and here their product is one scale: two roundings of half an ulp on
+/// either side, at most 2^-22 of the value.
 fn check_equal(form: &Form, got: &Tensor, case: &str) {
     if form.name == "bnb.int8" {
         assert!(got.allclose(&form.weight, 2.0_f64.powi(-22), 0.0, false), "{case}");
@@ -33,7 +33,7 @@ fn check_equal(form: &Form, got: &Tensor, case: &str) {
     }
 }
 
-/// The layer, and its bias if it has one.
+/// Returns the layer and its bias, zeros if it has none.
 fn layer(form: &Form, weights: &Weights) -> (Linear, Tensor) {
     let [output, input] = form.shape;
     let w = weights.clone().at_most(Kind::Float).at(form.layer());
@@ -81,8 +81,9 @@ fn every_form_multiplies_the_identity_to_its_values() {
     });
 }
 
-/// Both sides sum 256 products in f32, in orders of their own: errors of some 2^-24 times the root of 256, 1e-6. The
-/// threshold is ten times that, and far below the step of the finest format, Q8_0: 4e-3.
+/// Compares products in f32. Both sides sum 256 of them, in different orders: errors of some 2^-24 times the
+/// root of 256, 1e-6. The threshold is ten times that, and far below the step of the finest format, Q8_0:
+/// 4e-3.
 #[test]
 fn every_form_multiplies_as_its_values_within_1e_5() {
     for_each_form(|form, weights, case| {
@@ -106,7 +107,7 @@ fn every_form_multiplies_as_its_values_within_1e_5() {
             &linear.forward_rows(&x, 3, 4).unwrap(),
             &expected.narrow(-1, 3, 4),
         );
-        // 100 lies within a block of every format.
+        // 100 is within a block of every format.
         let (first, second) = linear.split_input(100).unwrap();
         let part = first.forward(&x.narrow(-1, 0, 100)).unwrap();
         let whole = second.forward_add(&x.narrow(-1, 100, input - 100), &part).unwrap();
@@ -132,7 +133,7 @@ fn an_account_names_the_format_and_has_no_more_bytes_than_the_file() {
         let parameters = form.shape[0] * form.shape[1];
         assert!(account.dtypes[format] >= parameters as u64, "{case}: {account:?}");
         assert!(account.bytes <= form.file.len() as u64, "{case}: {account:?}");
-        // Bytes of metadata, names and shapes apart, all of the file is accounted for.
+        // Except for metadata, names and shapes, all of the file is accounted for.
         assert!(account.bytes + 1024 > form.file.len() as u64, "{case}: {account:?}");
     });
 }

@@ -1,4 +1,5 @@
-//! Opening weights that are damaged or hostile: an error in words, never a panic, and no more memory than the file has.
+//! Damaged or hostile weight files: an error message, never a panic, and no more memory than the size of the
+//! file.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 use std::error::Error as _;
@@ -10,7 +11,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// A whole file: a header and its data.
+/// Builds a whole file: a header and its data.
 fn file(header: &Value, data: usize) -> Vec<u8> {
     let header = header.to_string().into_bytes();
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
@@ -35,7 +36,7 @@ fn written(bytes: &[u8]) -> (TempDir, PathBuf) {
     (folder, path)
 }
 
-/// Does all that can be done with a file.
+/// Performs every operation on a file.
 fn explore(bytes: &[u8]) -> kontext_core::Result<()> {
     let (_folder, path) = written(bytes);
     let weights = Weights::open(path)?;
@@ -43,7 +44,7 @@ fn explore(bytes: &[u8]) -> kontext_core::Result<()> {
     let _ = (weights.store().metadata(), weights.shapes());
     for name in weights.names() {
         let shape = weights.shape_of(&name).unwrap();
-        // Tensors of kinds that libtorch does not know are refused.
+        // Tensors of dtypes that libtorch does not know are refused.
         if let Ok(tensor) = weights.raw(&name) {
             assert_eq!(tensor.size(), shape);
         }
@@ -53,7 +54,7 @@ fn explore(bytes: &[u8]) -> kontext_core::Result<()> {
     weights.store().first_not_finite().map(drop)
 }
 
-/// The whole message of a refusal, without the file's own path.
+/// Returns the whole message of a refusal, without the file's own path.
 fn refusal(bytes: &[u8]) -> String {
     let (_folder, path) = written(bytes);
     let error = Weights::open(&path).unwrap_err();
@@ -107,7 +108,7 @@ proptest! {
     }
 }
 
-/// Sizes with those at which sums and products overflow.
+/// Generates sizes, including those at which sums and products overflow.
 fn size() -> impl Strategy<Value = u64> {
     let edge = |v: u64| prop_oneof![Just(v), Just(v - 1), Just(v.wrapping_add(1))];
     prop_oneof![
@@ -134,7 +135,7 @@ fn a_header_whose_offsets_add_up_to_two_to_the_64_is_refused() {
 #[test]
 fn what_is_wrong_with_a_header_is_told_in_numbers() {
     let again = "it may be truncated or damaged, fetch it again";
-    let told = |bytes: &[u8], words: &str| {
+    let says = |bytes: &[u8], words: &str| {
         assert_eq!(
             refusal(bytes),
             format!("not a valid safetensors file: {words}; {again}")
@@ -142,19 +143,19 @@ fn what_is_wrong_with_a_header_is_told_in_numbers() {
     };
     let whole = two_tensors();
     let size = whole.len();
-    told(
+    says(
         &whole[..size - 5],
         &format!("its header describes {size} bytes, the file has {}", size - 5),
     );
-    told(&whole[..3], "it has 3 bytes, fewer than a header");
-    told(&[], "it has 0 bytes, fewer than a header");
+    says(&whole[..3], "it has 3 bytes, fewer than a header");
+    says(&[], "it has 0 bytes, fewer than a header");
     let header = u64::from_le_bytes(*whole.first_chunk().unwrap());
-    told(
+    says(
         &whole[..20],
         &format!("its header would have {header} bytes, the file has 20"),
     );
     let long = [&200_000_000_u64.to_le_bytes()[..], b"{}"].concat();
-    told(&long, "its header would have 200000000 bytes, the most is 100000000");
+    says(&long, "its header would have 200000000 bytes, the most is 100000000");
 
     let tensor = |dtype: &str, shape: &[u64], start: u64, end: u64| {
         let value = json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, end] });
@@ -163,39 +164,39 @@ fn what_is_wrong_with_a_header_is_told_in_numbers() {
             8,
         )
     };
-    told(
+    says(
         &tensor("U8", &[9], 4, 8),
         "tensor `b` of U8 has shape [9], which does not fit its bytes 4..8",
     );
-    told(
+    says(
         &tensor("U8", &[4], 8, 4),
         "tensor `b` of U8 has shape [4], which does not fit its bytes 8..4",
     );
-    told(
+    says(
         &tensor("F4", &[3], 4, 5),
         "tensor `b` of F4 has shape [3], which does not fit its bytes 4..5",
     );
     let most = "expected at most 2147483648 a side and 2^63 in all";
     for sides in [&[1 << 63, 4][..], &[1 << 31, 1 << 31, 2], &[1 << 31, 1 << 31, 2, 0]] {
-        told(
+        says(
             &tensor("U8", sides, 4, 8),
             &format!("tensor `b` has shape {sides:?}, {most}"),
         );
     }
-    told(
+    says(
         &tensor("U8", &[6], 2, 8),
         "its header is wrong: invalid offset for tensor `b`",
     );
     let twice =
         br#"{"a":{"dtype":"U8","shape":[],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[],"data_offsets":[0,1]}}"#;
     let twice = [&(twice.len() as u64).to_le_bytes()[..], twice, b"1"].concat();
-    // The column is the parser's affair.
+    // The column is up to the parser.
     let text = refusal(&twice);
     assert!(
         text.contains("its header is wrong: tensor `a` is there twice at line 1 column "),
         "{text}"
     );
-    let told = |bytes: &[u8], words: &str| {
+    let says = |bytes: &[u8], words: &str| {
         let text = refusal(bytes);
         assert!(
             text.starts_with(&format!("not a valid safetensors file: its header is wrong: {words}")),
@@ -203,15 +204,15 @@ fn what_is_wrong_with_a_header_is_told_in_numbers() {
         );
         assert!(text.ends_with(again), "{text}");
     };
-    told(&tensor("F31", &[1], 4, 8), "unknown variant `F31`");
-    told(
+    says(&tensor("F31", &[1], 4, 8), "unknown variant `F31`");
+    says(
         &file(
             &json!({ "a": { "dtype": "U8", "shape": [-1], "data_offsets": [0, 1] } }),
             1,
         ),
         "invalid",
     );
-    told(&file(&json!([1, 2]), 0), "invalid");
+    says(&file(&json!([1, 2]), 0), "invalid");
 }
 
 #[test]
@@ -262,7 +263,7 @@ fn a_path_without_weights_is_named_with_what_was_looked_for() {
     assert!(cause(folder.path()).starts_with("no weights found"));
 }
 
-/// A folder with two shards, `x` and `y` in the first and `z` in the second, and this index.
+/// Creates a folder with two shards, `x` and `y` in the first, `x` and `z` in the second, and this index.
 fn sharded(index: &Value) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let tensors = |names: &[(&str, f32)]| {

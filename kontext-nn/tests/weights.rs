@@ -1,4 +1,4 @@
-//! Reading weights: dtypes, namings, accounts and audits.
+//! Reading of weights: dtypes, naming schemes, accounts and audits.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 use std::error::Error as _;

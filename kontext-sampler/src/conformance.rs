@@ -1,33 +1,33 @@
-//! Whose conventions a run follows.
+//! Conventions that a run follows.
 
 use kontext_core::Kind;
 use serde::{Deserialize, Serialize};
 
-/// Whose conventions a run follows, where the programs that run FLUX.1 Kontext differ.
+/// Conventions that a run follows; the programs that run FLUX.1 Kontext differ in them.
 ///
 /// | | `Kontext` | `Diffusers` | `Bfl` |
 /// |---|---|---|---|
 /// | noise is drawn in | f32 | the run's dtype | the run's dtype |
 /// | nearest preferred size by | log of the ratio | ratio, sides floored to 16 | ratio |
 /// | default target | the reference's grid | 1024x1024, rescaled to `max_area` | the reference's grid |
-/// | picture returned at | the input's size | the target's size | the target's size |
+/// | image returned at | the input's size | the target's size | the target's size |
 /// | latents between steps in | f32 | the run's dtype | the run's dtype |
 /// | times and guidance embedded in | f32 | the run's dtype | the run's dtype |
 /// | autoencoder runs in | the run's dtype | the run's dtype | f32 |
-/// | levels are | rounded | rounded | cut off |
+/// | levels are | rounded | rounded | truncated |
 /// | default steps, guidance | 28, 2.5 | 28, 3.5 | 30, 2.5 |
 ///
-/// Sigmas are computed in the order of operations of each, which shows in their last bits.
+/// Sigmas are computed in each program's order of operations, which shows in their last bits.
 ///
-/// BFL's program runs in bf16 only; in another dtype, `Bfl` is that program with the dtype in place
-/// of bf16. Two things of it are left out. It decodes with convolutions in bf16 and norms in f32;
-/// f32 throughout is nearer to that (0.9 to 1.1 % of the picture's norm, with random weights) than
-/// bf16 throughout (1.2 to 1.4 %). And it hides a watermark in the picture, which moves one level of
-/// five in a photo, all levels by 0.7 on average.
+/// BFL's program runs in bf16 only; in another dtype, `Bfl` is that program with the dtype substituted for
+/// bf16. Two of its behaviours are left out. It decodes with convolutions in bf16 and norms in f32; f32
+/// throughout is nearer to that (0.9 to 1.1 % of the image's norm, with random weights) than bf16 throughout
+/// (1.2 to 1.4 %). It also hides a watermark in the image, which changes one level of five in a photo, all
+/// levels by 0.7 on average.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Conformance {
-    /// This library's own: no value is rounded that need not be, and pictures come back as they went in.
+    /// This library's own conventions: no avoidable rounding, and images are returned at the input's size.
     #[default]
     Kontext,
     /// huggingface/diffusers 0.38, `FluxKontextPipeline`.
@@ -37,7 +37,7 @@ pub enum Conformance {
 }
 
 impl Conformance {
-    /// Default number of steps.
+    /// Returns the default number of steps.
     #[must_use]
     pub fn default_steps(self) -> usize {
         match self {
@@ -46,7 +46,7 @@ impl Conformance {
         }
     }
 
-    /// Default guidance value.
+    /// Returns the default guidance value.
     #[must_use]
     pub fn default_guidance(self) -> f64 {
         match self {
@@ -55,7 +55,8 @@ impl Conformance {
         }
     }
 
-    /// The kind in which noise is drawn and latents are kept between steps, in a run of kind `kind`.
+    /// Returns the dtype in which noise is drawn and latents are kept between steps, for a run in dtype
+    /// `kind`.
     #[must_use]
     pub fn latents_kind(self, kind: Kind) -> Kind {
         match self {
@@ -64,7 +65,7 @@ impl Conformance {
         }
     }
 
-    /// The kind in which the autoencoder runs, in a run of kind `kind`.
+    /// Returns the dtype in which the autoencoder runs, for a run in dtype `kind`.
     #[must_use]
     pub fn vae_kind(self, kind: Kind) -> Kind {
         match self {

@@ -1,11 +1,11 @@
-//! Sizes: which pictures the model was trained on, and the grids of tokens that they become.
+//! Image sizes that the model was trained on, and their token grids.
 
 use kontext_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::Conformance;
 
-/// Pixels on a side of the picture that one token covers: 8 by the autoencoder, 2 by packing.
+/// Side of one token in image pixels: a factor of 8 from the autoencoder, 2 from packing.
 pub const TOKEN_PIXELS: u32 = 16;
 
 /// A width and a height in pixels.
@@ -27,32 +27,33 @@ pub struct Grid {
 }
 
 impl Size {
-    /// `width` x `height`.
+    /// Creates a size of `width` x `height`.
     #[must_use]
     pub const fn new(width: u32, height: u32) -> Self {
         Self { width, height }
     }
 
-    /// Number of pixels.
+    /// Returns the number of pixels.
     #[must_use]
     pub fn area(self) -> u64 {
         u64::from(self.width) * u64::from(self.height)
     }
 
-    /// Width divided by height.
+    /// Returns the width divided by the height.
     #[must_use]
     pub fn ratio(self) -> f64 {
         f64::from(self.width) / f64::from(self.height)
     }
 
-    /// Both sides rounded down to multiples of [`TOKEN_PIXELS`], but not below it.
+    /// Rounds both sides down to multiples of [`TOKEN_PIXELS`], but not below it.
     #[must_use]
     pub fn floored(self) -> Self {
         let floor = |side: u32| (side / TOKEN_PIXELS * TOKEN_PIXELS).max(TOKEN_PIXELS);
         Self::new(floor(self.width), floor(self.height))
     }
 
-    /// The size of the same ratio and of `area` pixels, to the nearest multiples of [`TOKEN_PIXELS`].
+    /// Scales to `area` pixels at the same ratio, with sides rounded to the nearest multiples of
+    /// [`TOKEN_PIXELS`].
     #[must_use]
     pub fn scaled_to(self, area: u64) -> Self {
         let scale = (area as f64 / self.area().max(1) as f64).sqrt();
@@ -60,10 +61,10 @@ impl Size {
         Self::new(side(self.width), side(self.height))
     }
 
-    /// The grid of tokens.
+    /// Returns the grid of tokens.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where a side is zero, no multiple of [`TOKEN_PIXELS`], or beyond
+    /// [`Error::InvalidArgument`] if a side is zero, not a multiple of [`TOKEN_PIXELS`], or larger than
     /// [`LARGEST_SIDE`].
     pub fn grid(self) -> Result<Grid> {
         let fits = |side: u32| side > 0 && side <= LARGEST_SIDE && side.is_multiple_of(TOKEN_PIXELS);
@@ -80,15 +81,15 @@ impl Size {
         })
     }
 
-    /// The nearest size that has a grid: what an error proposes.
+    /// Returns the nearest size with a grid, which the error suggests.
     fn nearest(self) -> Self {
         let side = |s: u32| (s.min(LARGEST_SIDE) + TOKEN_PIXELS / 2) / TOKEN_PIXELS * TOKEN_PIXELS;
         Self::new(side(self.width).max(TOKEN_PIXELS), side(self.height).max(TOKEN_PIXELS))
     }
 }
 
-/// Longest side of a picture that a request may ask for. Beyond 4096 the positions in bf16
-/// references would be wrong, and attention grows with the fourth power of the side.
+/// Longest side of an image that a request may ask for. Beyond 4096, positions kept in bf16, as in the
+/// references, would be wrong, and the cost of attention grows with the fourth power of the side.
 pub const LARGEST_SIDE: u32 = 8192;
 
 impl std::fmt::Display for Size {
@@ -98,13 +99,13 @@ impl std::fmt::Display for Size {
 }
 
 impl Grid {
-    /// Number of tokens.
+    /// Returns the number of tokens.
     #[must_use]
     pub fn tokens(self) -> i64 {
         self.rows * self.cols
     }
 
-    /// The picture's size.
+    /// Returns the size of the image.
     #[must_use]
     pub fn size(self) -> Size {
         Size::new(self.cols as u32 * TOKEN_PIXELS, self.rows as u32 * TOKEN_PIXELS)
@@ -140,10 +141,10 @@ pub const PREFERRED_SIZES: [Size; 17] = [
     Size::new(1568, 672),
 ];
 
-/// The preferred size nearest to a picture's ratio.
+/// Returns the preferred size nearest to an image's ratio.
 ///
-/// The references compare ratios linearly, so a picture and its transpose may get sizes that are
-/// not transposes; [`Conformance::Kontext`] compares their logarithms.
+/// The references compare ratios linearly, so an image and its transpose may get sizes that are not
+/// transposes; [`Conformance::Kontext`] compares their logarithms.
 #[must_use]
 pub fn preferred_size(picture: Size, sizes: &[Size], conformance: Conformance) -> Size {
     let ratio = match conformance {
@@ -158,8 +159,8 @@ pub fn preferred_size(picture: Size, sizes: &[Size], conformance: Conformance) -
     sizes.iter().min_by(order).copied().unwrap_or(Size::new(1024, 1024))
 }
 
-/// The target size that `FluxKontextPipeline` makes of `width`, `height` and `max_area`: the ratio
-/// at the area, floored to multiples of 16. It changes even some of the preferred sizes.
+/// Returns the target size that `FluxKontextPipeline` derives from `width`, `height` and `max_area`: the
+/// ratio at the area, floored to multiples of 16. It changes even some of the preferred sizes.
 ///
 /// Source: huggingface/diffusers 0.38 `pipeline_flux_kontext.py`, `FluxKontextPipeline.__call__`.
 #[must_use]
@@ -169,7 +170,8 @@ pub fn diffusers_target(asked: Size, max_area: u64) -> Size {
     Size::new(side(area * ratio), side(area / ratio)).floored()
 }
 
-/// The target size that `prepare_kontext` makes of `width` and `height`: each rounded up to a multiple of 16.
+/// Returns the target size that `prepare_kontext` derives from `width` and `height`: each rounded up to a
+/// multiple of 16.
 ///
 /// Source: black-forest-labs/flux@802fb47 `src/flux/sampling.py`, `get_noise` and `unpack`.
 #[must_use]

@@ -1,23 +1,23 @@
-//! True classifier-free guidance: away from a negative prompt.
+//! True classifier-free guidance, away from a negative prompt.
 
 use kontext_core::{Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-/// How the two velocities of true classifier-free guidance are computed.
+/// Batching of the two velocities of true classifier-free guidance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CfgMode {
     /// One after the other: no more memory than without guidance.
     #[default]
     Sequential,
-    /// In one batch: faster where a single picture leaves the device idle.
+    /// In one batch: faster if a single image leaves the device idle.
     Batched,
 }
 
-/// `negative + scale * (positive - negative)`.
+/// Computes `negative + scale * (positive - negative)`.
 ///
 /// # Errors
-/// [`Error::Torch`] where their shapes differ.
+/// [`Error::Torch`] if their shapes differ.
 ///
 /// Source: huggingface/diffusers 0.38 `pipeline_flux_kontext.py`, `true_cfg_scale`.
 pub fn combine(positive: &Tensor, negative: &Tensor, scale: f64) -> Result<Tensor> {
@@ -27,7 +27,7 @@ pub fn combine(positive: &Tensor, negative: &Tensor, scale: f64) -> Result<Tenso
 /// Splits a batched result (positive items first) and combines its halves.
 ///
 /// # Errors
-/// [`Error::Shape`] where the batch is odd.
+/// [`Error::Shape`] if the batch size is odd.
 pub fn combine_batched(both: &Tensor, scale: f64) -> Result<Tensor> {
     let batch = both.size().first().copied().unwrap_or_default();
     if batch % 2 != 0 {

@@ -1,16 +1,15 @@
-//! Positions of tokens: (t, y, x), where t = 0 is the target and references follow.
+//! Positions of tokens: (t, y, x), with t = 0 for the target and t >= 1 for references.
 
 use kontext_core::{Device, Kind, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::Grid;
 
-/// How several reference pictures are told apart.
+/// Placement of several reference images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum References {
-    /// All at t = 1, laid beside or below one another on one plane. The way that suits the
-    /// published weights.
+    /// All at t = 1, next to or below one another on one plane; suits the published weights.
     ///
     /// Source: comfyanonymous/ComfyUI `comfy/ldm/flux/model.py`, `ref_latents_method` "offset".
     #[default]
@@ -19,14 +18,14 @@ pub enum References {
     ///
     /// Source: as above, "index".
     Index,
-    /// Joined side by side to one picture before they are encoded.
+    /// Concatenated side by side into one image before encoding.
     Stitch,
 }
 
-/// Where a reference's grid starts.
+/// Position of the first token of a reference's grid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Origin {
-    /// Plane: 0 is the target's.
+    /// Plane; 0 is the target's.
     pub t: i64,
     /// First row.
     pub y: i64,
@@ -34,7 +33,7 @@ pub struct Origin {
     pub x: i64,
 }
 
-/// The origins of reference grids.
+/// Computes the origins of the reference grids.
 #[must_use]
 pub fn origins(grids: &[Grid], references: References) -> Vec<Origin> {
     let (mut height, mut width) = (0, 0);
@@ -45,8 +44,8 @@ pub fn origins(grids: &[Grid], references: References) -> Vec<Origin> {
             x: 0,
         },
         References::Offset | References::Stitch => {
-            let beside = grid.rows + height > grid.cols + width;
-            let (y, x) = if beside { (0, width) } else { (height, 0) };
+            let right = grid.rows + height > grid.cols + width;
+            let (y, x) = if right { (0, width) } else { (height, 0) };
             height = height.max(grid.rows + y);
             width = width.max(grid.cols + x);
             Origin { t: 1, y, x }
@@ -55,12 +54,12 @@ pub fn origins(grids: &[Grid], references: References) -> Vec<Origin> {
     grids.iter().enumerate().map(place).collect()
 }
 
-/// Positions of a grid's tokens in row-major order: [rows * cols, 3] in f32.
+/// Returns the positions of a grid's tokens in row-major order: [rows * cols, 3] in f32.
 ///
-/// f32 holds every position; bf16, in which diffusers keeps them, is wrong from 257 on.
+/// f32 is exact for every position; bf16, which diffusers uses, is wrong from 257 on.
 ///
 /// # Errors
-/// [`kontext_core::Error::Torch`] where libtorch fails.
+/// [`kontext_core::Error::Torch`] if libtorch fails.
 pub fn grid_ids(grid: Grid, origin: Origin) -> Result<Tensor> {
     let options = (Kind::Float, Device::Cpu);
     let t = Tensor::f_full([grid.rows, grid.cols], origin.t, options)?;
@@ -80,7 +79,7 @@ mod tests {
     #[test]
     fn offset_lays_references_where_the_plane_stays_squarest() {
         let at = |t, y, x| Origin { t, y, x };
-        // Worked by hand from the rule: wide below wide, tall beside tall.
+        // Worked by hand from the rule: wide below wide, tall next to tall.
         assert_eq!(origins(&[WIDE, WIDE], References::Offset), [at(1, 0, 0), at(1, 2, 0)]);
         assert_eq!(origins(&[TALL, TALL], References::Offset), [at(1, 0, 0), at(1, 0, 2)]);
         assert_eq!(

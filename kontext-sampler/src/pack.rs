@@ -1,13 +1,13 @@
-//! Latents to tokens and back: 2x2 patches, channel slowest.
+//! Packing of latents into tokens and back: 2x2 patches, channel slowest.
 
 use kontext_core::{Error, Result, Tensor, check};
 
 use crate::Grid;
 
-/// Latents [B, C, 2 rows, 2 cols] to tokens [B, rows * cols, 4 C].
+/// Packs latents [B, C, 2 rows, 2 cols] into tokens [B, rows * cols, 4 C].
 ///
 /// # Errors
-/// [`Error::Shape`] where a side is odd.
+/// [`Error::Shape`] if a side is odd.
 ///
 /// Source: black-forest-labs/flux@802fb47 `src/flux/sampling.py`, `prepare`:
 /// `b c (h ph) (w pw) -> b (h w) (c ph pw)`.
@@ -26,10 +26,10 @@ pub fn pack(latents: &Tensor) -> Result<Tensor> {
         .f_reshape([batch, height / 2 * (width / 2), channels * 4])?)
 }
 
-/// Tokens [B, rows * cols, 4 C] to latents [B, C, 2 rows, 2 cols].
+/// Unpacks tokens [B, rows * cols, 4 C] into latents [B, C, 2 rows, 2 cols].
 ///
 /// # Errors
-/// [`Error::Shape`] where the tokens do not fill the grid.
+/// [`Error::Shape`] if the tokens do not fill the grid.
 pub fn unpack(tokens: &Tensor, grid: Grid) -> Result<Tensor> {
     check::shape(
         "tokens",

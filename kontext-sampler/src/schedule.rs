@@ -1,4 +1,4 @@
-//! Noise levels: which sigmas a run passes, and how the model hears of them.
+//! Noise schedules: the sigmas of a run, and the times embedded for the model.
 
 use std::path::Path;
 
@@ -8,15 +8,15 @@ use serde::Deserialize;
 
 use crate::Conformance;
 
-/// The model was trained on times in [0, 1000].
+/// Scale of the times that the model was trained on, [0, 1000].
 const TIME_FACTOR: f32 = 1000.0;
-/// More steps than anyone needs: a mistyped number is told apart from a wish.
+/// Upper limit on the number of steps; more is taken for a typing error.
 const MOST_STEPS: usize = 1000;
 
-/// Beyond this, a number in a configuration is a mistake, and exponentials of it overflow.
+/// Limit for numbers in a configuration: beyond it they are mistakes, and their exponentials overflow.
 const LARGEST: f64 = 1e6;
 
-/// How a model's sigmas are shifted towards noise.
+/// Shift of the sigmas towards noise.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Shift {
     /// By `e^mu`, where mu grows linearly with the number of target tokens.
@@ -25,16 +25,16 @@ pub enum Shift {
         base_shift: f64,
         /// mu at `max_tokens`.
         max_shift: f64,
-        /// Tokens of the smallest training picture.
+        /// Tokens of the smallest training image.
         base_tokens: f64,
-        /// Tokens of the largest training picture.
+        /// Tokens of the largest training image.
         max_tokens: f64,
     },
     /// By a constant factor; 1 leaves the sigmas as they are.
     Fixed(f64),
 }
 
-/// The fields of diffusers' `scheduler_config.json` that decide the sigmas.
+/// Fields of diffusers' `scheduler_config.json` that determine the sigmas.
 #[derive(Deserialize)]
 #[serde(default)]
 struct DiffusersConfig {
@@ -74,7 +74,7 @@ impl Default for DiffusersConfig {
 }
 
 impl Shift {
-    /// FLUX.1-dev and Kontext: mu from 0.5 at 256 tokens to 1.15 at 4096.
+    /// Returns the shift of FLUX.1-dev and Kontext: mu from 0.5 at 256 tokens to 1.15 at 4096.
     #[must_use]
     pub const fn dev() -> Self {
         Self::Dynamic {
@@ -85,7 +85,7 @@ impl Shift {
         }
     }
 
-    /// FLUX.1-schnell: none.
+    /// Returns the shift of FLUX.1-schnell: none.
     #[must_use]
     pub const fn schnell() -> Self {
         Self::Fixed(1.0)
@@ -94,8 +94,8 @@ impl Shift {
     /// Reads diffusers' `scheduler_config.json`.
     ///
     /// # Errors
-    /// A checkpoint error where the file is no such configuration or asks for a schedule that
-    /// FLUX.1 does not have.
+    /// A checkpoint error if the file is not such a configuration, or asks for a schedule that FLUX.1 does
+    /// not use.
     pub fn from_json(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let json: DiffusersConfig = read_json(path)?;
@@ -147,8 +147,8 @@ impl Shift {
         })
     }
 
-    /// One sigma in (0, 1], shifted for a target of so many tokens: where training finds the noise
-    /// levels that a run will pass.
+    /// Shifts one sigma in (0, 1] for a target of `target_tokens` tokens, so that training samples the noise
+    /// levels of a run.
     #[must_use]
     pub fn shifted(self, sigma: f32, target_tokens: i64) -> f32 {
         let mut sigma = [sigma];
@@ -156,7 +156,7 @@ impl Shift {
         sigma[0]
     }
 
-    /// Shifts sigmas for a target of so many tokens, in f32 as the references do.
+    /// Shifts sigmas for a target of `target_tokens` tokens, in f32 as the references do.
     fn apply(self, sigmas: &mut [f32], target_tokens: i64, conformance: Conformance) {
         match self {
             Self::Dynamic {
@@ -172,7 +172,7 @@ impl Shift {
                     let sum = factor + (1.0 / *sigma - 1.0);
                     *sigma = match conformance {
                         Conformance::Kontext | Conformance::Diffusers => factor / sum,
-                        // A number divided by a tensor is its reciprocal times the number in PyTorch.
+                        // PyTorch divides a number by a tensor as the tensor's reciprocal times the number.
                         Conformance::Bfl => 1.0 / sum * factor,
                     };
                 }
@@ -187,7 +187,7 @@ impl Shift {
     }
 }
 
-/// The noise levels of a run: from noise (1) down to the picture (0).
+/// Noise levels of a run: from noise (1) down to the image (0).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
     sigmas: Vec<f32>,
@@ -195,10 +195,10 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// `steps` steps for a target of so many tokens (references do not count).
+    /// Creates a schedule of `steps` steps for a target of `target_tokens` tokens (references do not count).
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where `steps` is 0 or above 1000.
+    /// [`Error::InvalidArgument`] if `steps` is 0 or above 1000.
     pub fn new(steps: usize, target_tokens: i64, shift: Shift, conformance: Conformance) -> Result<Self> {
         if !(1..=MOST_STEPS).contains(&steps) {
             return Err(Error::invalid("steps", format!("1 to {MOST_STEPS}"), steps));
@@ -212,12 +212,12 @@ impl Schedule {
         Ok(Self { sigmas, conformance })
     }
 
-    /// The user's sigmas, from high to low; the closing 0 is added.
+    /// Creates a schedule from custom sigmas, from high to low; the final 0 is added.
     ///
-    /// They are taken as they are, but in mode [`Conformance::Diffusers`] they are shifted first, as there.
+    /// They are used unchanged, except that [`Conformance::Diffusers`] shifts them first, as diffusers does.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where they do not fall strictly within (0, 1].
+    /// [`Error::InvalidArgument`] unless there are 1 to 1000 values, strictly decreasing within (0, 1].
     pub fn from_sigmas(sigmas: &[f32], target_tokens: i64, shift: Shift, conformance: Conformance) -> Result<Self> {
         let falls = sigmas.windows(2).all(|pair| pair[0] > pair[1]);
         let within = sigmas.iter().all(|s| *s > 0.0 && *s <= 1.0);
@@ -236,13 +236,13 @@ impl Schedule {
         Ok(Self { sigmas, conformance })
     }
 
-    /// The last part of the schedule, which starts from a picture instead of noise.
+    /// Keeps the last part of the schedule, to start from an image instead of noise.
     ///
-    /// `strength` 1 keeps all steps; 0.5 the last half. Of N steps the last `floor(N * strength)`
-    /// remain, at least one.
+    /// `strength` 1 keeps all steps; 0.5 the last half. Of N steps the last `floor(N * strength)` remain, at
+    /// least one.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where `strength` is not in (0, 1].
+    /// [`Error::InvalidArgument`] if `strength` is not in (0, 1].
     ///
     /// Source: huggingface/diffusers 0.38 `pipeline_flux_img2img.py`, `get_timesteps`.
     pub fn strength(mut self, strength: f64) -> Result<Self> {
@@ -255,20 +255,20 @@ impl Schedule {
         Ok(self)
     }
 
-    /// Number of steps.
+    /// Returns the number of steps.
     #[must_use]
     pub fn steps(&self) -> usize {
         self.sigmas.len() - 1
     }
 
-    /// The sigmas, one more than steps; the last is 0.
+    /// Returns the sigmas, one more than steps; the last is 0.
     #[must_use]
     pub fn sigmas(&self) -> &[f32] {
         &self.sigmas
     }
 
-    /// The time of each step on the scale on which the model embeds it, 1000 for noise, with the
-    /// roundings of the run's kind in the order of the mode.
+    /// Returns the time of each step as the model embeds it, on a scale where 1000 is noise, with the
+    /// roundings of the run's dtype in the order of the conventions.
     #[must_use]
     pub fn embedded_times(&self, kind: Kind) -> Vec<f32> {
         let round = rounding(kind);
@@ -280,7 +280,7 @@ impl Schedule {
         self.sigmas[..self.steps()].iter().map(embed).collect()
     }
 
-    /// The guidance value on the same scale.
+    /// Returns the guidance value on the same scale.
     #[must_use]
     pub fn embedded_guidance(&self, guidance: f64, kind: Kind) -> f32 {
         let round = rounding(kind);
@@ -290,14 +290,14 @@ impl Schedule {
         }
     }
 
-    /// Whose conventions the schedule follows.
+    /// Returns the conventions of the schedule.
     #[must_use]
     pub fn conformance(&self) -> Conformance {
         self.conformance
     }
 }
 
-/// Rounds an f32 to a kind and back.
+/// Returns a function that rounds an f32 to a dtype and back.
 pub(crate) fn rounding(kind: Kind) -> fn(f32) -> f32 {
     match kind {
         Kind::BFloat16 => |x| bf16::from_f32(x).to_f32(),
@@ -306,7 +306,7 @@ pub(crate) fn rounding(kind: Kind) -> fn(f32) -> f32 {
     }
 }
 
-/// `np.linspace(1, 1 / n, n)`, then to f32.
+/// Computes `np.linspace(1, 1 / n, n)`, converted to f32.
 fn numpy_linspace(steps: usize) -> Vec<f32> {
     let last = 1.0 / steps as f64;
     let step = (last - 1.0) / (steps as f64 - 1.0).max(1.0);
@@ -320,8 +320,8 @@ fn numpy_linspace(steps: usize) -> Vec<f32> {
     (0..steps).map(|i| value(i) as f32).collect()
 }
 
-/// `torch.linspace(1, 0, n + 1)` in f32 without its last element: from the nearer end, with fused
-/// multiply-add as on every CPU that PyTorch has vector code for.
+/// Computes `torch.linspace(1, 0, n + 1)` in f32 without its last element: from the nearer end, with fused
+/// multiply-add as on every CPU for which PyTorch has vector code.
 ///
 /// Source: pytorch/pytorch v2.11.0 `aten/src/ATen/native/cpu/RangeFactoriesKernel.cpp`, `linspace_kernel`.
 fn torch_linspace(steps: usize) -> Vec<f32> {

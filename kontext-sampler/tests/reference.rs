@@ -1,7 +1,7 @@
 //! Schedules, Euler steps and geometry against diffusers' `FluxKontextPipeline`.
 //!
-//! Fixtures: `tests/reference/parts/schedule.py` and `geometry.py`. Sizes and sigmas are compared
-//! exactly, but for the last bit of a division that numpy vectorises.
+//! Fixtures: `tests/reference/parts/schedule.py` and `geometry.py`. Sizes and sigmas are compared exactly,
+//! except for the last bit of a division that numpy vectorises.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 use std::ops::ControlFlow;

@@ -1,28 +1,28 @@
-//! Activation functions, by the names that transformers' configurations use.
+//! Activation functions, by their names in transformers' configurations.
 
 use kontext_core::{Result, Tensor};
 use kontext_nn::ops;
 use serde::{Deserialize, Serialize};
 
-/// The non-linear function of a feed-forward part.
+/// Activation function of a feed-forward layer.
 ///
 /// Source: huggingface/transformers v4.57.6 `activations.py` `ACT2FN`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Activation {
-    /// `max(x, 0)`.
+    /// ReLU: `max(x, 0)`.
     #[serde(rename = "relu")]
     Relu,
-    /// `x * Phi(x)` with the exact normal distribution.
+    /// Exact GELU: `x * Phi(x)`, with the normal distribution's CDF.
     #[serde(rename = "gelu")]
     Gelu,
-    /// GELU by its tanh approximation.
+    /// GELU in its tanh approximation.
     #[serde(rename = "gelu_new", alias = "gelu_pytorch_tanh")]
     GeluTanh,
-    /// `x * sigmoid(1.702 x)`.
+    /// Quick GELU: `x * sigmoid(1.702 x)`.
     #[serde(rename = "quick_gelu")]
     QuickGelu,
-    /// `x * sigmoid(x)`.
+    /// SiLU: `x * sigmoid(x)`.
     #[serde(rename = "silu", alias = "swish")]
     Silu,
 }

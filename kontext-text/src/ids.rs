@@ -1,11 +1,11 @@
-//! Token ids at the door of an encoder.
+//! Validation of an encoder's token ids.
 
 use kontext_core::{Error, Kind, Result, Tensor, check};
 
-/// Checks ids [B, T]: integers within the vocabulary, at least one. Returns [B, T].
+/// Checks ids [B, T] (i64, within the vocabulary, at least one) and returns the sizes B and T.
 ///
-/// An id outside the embedding table would end a CUDA context for the whole program, so this
-/// reads the ids' extremes; they come from a tokenizer and lie on the host.
+/// An id outside the embedding table would destroy the CUDA context of the whole process, so this reads the
+/// ids' minimum and maximum, which is cheap: a tokenizer's ids are on the host.
 pub(crate) fn check(ids: &Tensor, vocab_size: i64) -> Result<[i64; 2]> {
     let sizes = check::dims("ids", ids, "[B, T]")?;
     if ids.kind() != Kind::Int64 {

@@ -1,4 +1,4 @@
-//! An encoder's configuration: from its file, or from the shapes of its tensors.
+//! Configuration of an encoder, read from its file or inferred from tensor shapes.
 
 use std::path::Path;
 
@@ -6,13 +6,13 @@ use kontext_core::{Error, Kind, Result, read_json};
 use kontext_nn::Weights;
 use serde::de::DeserializeOwned;
 
-/// Reads `config.json` of a folder; `None` for a single file and a folder without one.
+/// Reads the `config.json` of a folder; `None` for a single file or a folder without one.
 pub(crate) fn config<C: DeserializeOwned>(path: &Path) -> Result<Option<C>> {
     let file = path.join("config.json");
     file.is_file().then(|| read_json(file)).transpose()
 }
 
-/// Number of `{prefix}{index}.` among names, counting up from zero.
+/// Counts the consecutive indices, from zero, for which a name starts with `{prefix}{index}.`.
 pub(crate) fn count_layers(weights: &Weights, prefix: &str) -> i64 {
     let names = weights.names();
     let present = |index: i64| {
@@ -24,7 +24,7 @@ pub(crate) fn count_layers(weights: &Weights, prefix: &str) -> i64 {
     (0..).take_while(|&index| present(index)).count() as i64
 }
 
-/// The stored shape of a matrix of which the configuration is inferred.
+/// Returns the stored shape of a matrix, to infer the configuration from.
 pub(crate) fn matrix(weights: &Weights, name: &str) -> Result<[i64; 2]> {
     let missing = || kontext_core::CheckpointError::Missing {
         name: name.to_owned(),
@@ -43,12 +43,13 @@ pub(crate) fn matrix(weights: &Weights, name: &str) -> Result<[i64; 2]> {
     <[i64; 2]>::try_from(shape.as_slice()).map_err(wrong)
 }
 
-/// Wider, or with more words, and deeper than any text encoder: a damaged number is told before it
-/// takes memory or time.
+/// Upper bound of widths and vocabulary sizes, above those of any text encoder: a damaged value is reported
+/// before it costs memory or time.
 pub(crate) const WIDEST: i64 = 1 << 20;
+/// Upper bound of the number of layers.
 pub(crate) const MOST_LAYERS: i64 = 1000;
 
-/// Checks sizes, given with their names and the largest that each can be.
+/// Checks sizes, given as (name, size, maximum); the minimum is 1.
 pub(crate) fn in_range(path: &Path, sizes: &[(&str, i64, i64)]) -> Result<()> {
     match sizes.iter().find(|(_, size, most)| !(1..=*most).contains(size)) {
         Some((name, size, most)) => Err(Error::config(path, format!("`{name}` is {size}, expected 1 to {most}"))),
@@ -56,7 +57,7 @@ pub(crate) fn in_range(path: &Path, sizes: &[(&str, i64, i64)]) -> Result<()> {
     }
 }
 
-/// Computing needs a floating-point kind of at least 16 bits.
+/// Checks that `compute` is a floating-point dtype of at least 16 bits.
 pub(crate) fn computes(compute: Kind) -> Result<()> {
     match compute {
         Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16 => Ok(()),

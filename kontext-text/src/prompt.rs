@@ -1,19 +1,19 @@
-//! A prompt through both encoders.
+//! Prompt encoding with both encoders.
 
 use kontext_core::{Conditioning, Error, Result, Tensor, check};
 
 use crate::{ClipEncoder, T5Encoder, Tokenizer};
 
-/// The end of a prompt that an encoder did not see.
+/// The part of a prompt that an encoder did not see because it was truncated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cut {
-    /// "T5" or "CLIP".
+    /// Name of the encoder: "T5" or "CLIP".
     pub encoder: &'static str,
-    /// The part of the prompt, in its own words.
+    /// The cut text, verbatim.
     pub text: String,
 }
 
-/// Both text encoders with their tokenizers: prompts to what the transformer is conditioned on.
+/// Both text encoders with their tokenizers: prompts to the transformer's conditioning.
 ///
 /// Source: huggingface/diffusers 0.38 `pipelines/flux/pipeline_flux_kontext.py` `encode_prompt`.
 ///
@@ -41,14 +41,14 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
-    /// T5 tokens of a prompt, unless [`TextEncoder::max_sequence_length`] says otherwise: as many as
-    /// FLUX.1-dev and Kontext were trained with.
+    /// Default number of T5 tokens of a prompt, as in the training of FLUX.1-dev and Kontext; see
+    /// [`TextEncoder::max_sequence_length`].
     pub const SEQUENCE_LENGTH: usize = 512;
 
-    /// Joins the parts.
+    /// Combines the two encoders and their tokenizers.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] where a tokenizer gives ids that its encoder does not have.
+    /// [`Error::Tokenizer`] if a tokenizer can give ids outside its encoder's vocabulary.
     pub fn new(clip: ClipEncoder, clip_tokenizer: Tokenizer, t5: T5Encoder, t5_tokenizer: Tokenizer) -> Result<Self> {
         fits("CLIP", &clip_tokenizer, clip.config().vocab_size)?;
         fits("T5", &t5_tokenizer, t5.config().vocab_size)?;
@@ -61,8 +61,8 @@ impl TextEncoder {
         })
     }
 
-    /// Number of T5 tokens of every prompt, padding included. Default: [`TextEncoder::SEQUENCE_LENGTH`];
-    /// FLUX.1-schnell was trained with 256.
+    /// Sets the number of T5 tokens of every prompt, padding included. Default:
+    /// [`TextEncoder::SEQUENCE_LENGTH`]; FLUX.1-schnell was trained with 256.
     #[must_use]
     pub fn max_sequence_length(self, tokens: usize) -> Self {
         Self {
@@ -71,18 +71,17 @@ impl TextEncoder {
         }
     }
 
-    /// Number of T5 tokens of every prompt.
+    /// Returns the number of T5 tokens of every prompt.
     #[must_use]
     pub fn sequence_length(&self) -> usize {
         self.max_sequence_length
     }
 
-    /// Encodes one prompt by both encoders, and tells what each of them cut off (T5 after
+    /// Encodes a prompt with both encoders and returns the text that each of them cut off (T5 after
     /// [`TextEncoder::max_sequence_length`] tokens, CLIP after 77).
     ///
     /// # Shapes
-    /// `prompt_embeds` [1, T, D] and `pooled` [1, P], each in the kind and on the device of its
-    /// encoder.
+    /// `prompt_embeds` [1, T, D] and `pooled` [1, P], each with the dtype and on the device of its encoder.
     ///
     /// # Errors
     /// Those of [`prompt_embeds`] and [`pooled`].
@@ -95,25 +94,25 @@ impl TextEncoder {
         ))
     }
 
-    /// Its CLIP.
+    /// Returns the CLIP encoder.
     #[must_use]
     pub fn clip(&self) -> &ClipEncoder {
         &self.clip
     }
 
-    /// Its T5.
+    /// Returns the T5 encoder.
     #[must_use]
     pub fn t5(&self) -> &T5Encoder {
         &self.t5
     }
 }
 
-/// T5's states [1, `length`, D] of a prompt that is padded or cut to `length` tokens: the half of
-/// [`TextEncoder::encode`] that needs T5 alone.
+/// Encodes a prompt, padded or truncated to `length` tokens, to T5's states [1, `length`, D]: the half of
+/// [`TextEncoder::encode`] that needs only T5.
 ///
 /// # Errors
-/// Those of [`Tokenizer::encode`] and [`T5Encoder::forward`]; [`Error::NotFinite`] where the
-/// states hold a NaN or an infinity.
+/// Those of [`Tokenizer::encode`] and [`T5Encoder::forward`]; [`Error::NotFinite`] if the states contain a
+/// NaN or an infinity.
 pub fn prompt_embeds(
     t5: &T5Encoder,
     tokenizer: &Tokenizer,
@@ -126,12 +125,12 @@ pub fn prompt_embeds(
     Ok((states, tokens.cut.map(|text| Cut { encoder: "T5", text })))
 }
 
-/// CLIP's pooled vector [1, P] of a prompt that is padded or cut to its number of positions: the
-/// half of [`TextEncoder::encode`] that needs CLIP alone.
+/// Encodes a prompt, padded or truncated to CLIP's number of positions, to the pooled vector [1, P]: the half
+/// of [`TextEncoder::encode`] that needs only CLIP.
 ///
 /// # Errors
-/// Those of [`Tokenizer::encode`] and [`ClipEncoder::forward`]; [`Error::NotFinite`] where the
-/// vector holds a NaN or an infinity.
+/// Those of [`Tokenizer::encode`] and [`ClipEncoder::forward`]; [`Error::NotFinite`] if the vector contains a
+/// NaN or an infinity.
 pub fn pooled(clip: &ClipEncoder, tokenizer: &Tokenizer, prompt: &str) -> Result<(Tensor, Option<Cut>)> {
     let length = usize::try_from(clip.config().max_position_embeddings).unwrap_or_default();
     let tokens = tokenizer.encode(prompt, length)?;
@@ -140,7 +139,7 @@ pub fn pooled(clip: &ClipEncoder, tokenizer: &Tokenizer, prompt: &str) -> Result
     Ok((pooled, tokens.cut.map(|text| Cut { encoder: "CLIP", text })))
 }
 
-/// Every id that the tokenizer gives must be a row of the encoder's table.
+/// Checks that every id of the tokenizer is a row of the encoder's embedding table.
 fn fits(encoder: &str, tokenizer: &Tokenizer, vocab_size: i64) -> Result<()> {
     if i64::try_from(tokenizer.vocab_size()).is_ok_and(|size| size <= vocab_size) {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Encoders against transformers' (tests/reference/parts/text.py), and the files that they open.
+//! Tests of the encoders against transformers (tests/reference/parts/text.py), and of opening their files.
 
 #![allow(missing_docs, unreachable_pub, dead_code, clippy::unwrap_used, clippy::print_stdout)]
 
@@ -13,8 +13,8 @@ use kontext_nn::Weights;
 use kontext_text::{ClipConfig, ClipEncoder, Cut, T5Config, T5Encoder, TextEncoder};
 use serde::de::DeserializeOwned;
 
-/// f32 against f32 by another order of summation. States of T5 are normed at the end alone: within,
-/// its residual grows with depth and no mean is taken off, so errors are relative to the whole.
+/// Tolerance for f32 against f32 in another order of summation. T5 norms its states only at the end: inside,
+/// the residual grows with depth and no mean is subtracted, so errors are relative to the whole tensor.
 const F32: f64 = 1e-5;
 
 struct Fixture {
@@ -41,14 +41,14 @@ impl Fixture {
     }
 }
 
-/// |a - b| / |b| over all elements.
+/// Computes the relative distance |a - b| / |b| over all elements.
 fn distance(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
     let (a, b) = (a.to_kind(Kind::Double), b.to_kind(Kind::Double));
     f64::try_from((a - &b).norm() / b.norm()).unwrap()
 }
 
-/// The tensors that a model asks synthetic weights for.
+/// Collects the tensors that a model has requested from synthetic weights.
 fn made(weights: &Weights) -> Vec<(String, Tensor)> {
     weights
         .shapes()
@@ -128,7 +128,7 @@ fn clip_matches_reference_within_1e_5_f32() {
 
 #[test]
 fn weights_stored_in_bf16_compute_in_f32() {
-    // 2e-2: weights of 8 bits move the states of three layers by about 0.5 %.
+    // 2e-2: weights of 8 significant bits change the states of three layers by about 0.5 %.
     let fixture = Fixture::open("t5.safetensors");
     let stored = Weights::synthetic(fixture.seed()).kind(Kind::BFloat16);
     let states = T5Encoder::new(&stored, &fixture.config("gated"), Kind::Float)
@@ -170,7 +170,7 @@ fn half_kinds_stay_near_the_reference_and_return_their_kind() {
 
 #[test]
 fn t5_in_f16_survives_activations_beyond_its_range() {
-    // Inner activations of 1e4 times 1e4 overflow f16 (65504) by far, as those of T5 XXL do.
+    // Inner activations of 1e4 times 1e4 far exceed f16's maximum (65504), as those of T5 XXL do.
     let config = tiny_t5_config();
     let large = |(name, value): (String, Tensor)| {
         let factor = if name.contains("wi_") { 2000.0 } else { 1.0 };
@@ -267,7 +267,7 @@ fn the_relu_variant_is_told_by_its_tensors() {
 
 #[test]
 fn scaled_fp8_weights_are_used_with_their_factors() {
-    // 448 is the largest 8-bit float (e4m3): files stretch each weight to it.
+    // 448 is the largest 8-bit float (e4m3); scaled files map each weight's maximum to it.
     let (folder, config) = (tempfile::tempdir().unwrap(), tiny_t5_config());
     let tensors = t5_tensors(&config);
     let is_linear = |name: &str| {

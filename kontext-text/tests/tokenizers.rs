@@ -1,4 +1,5 @@
-//! Tokenizers against transformers' ids (tests/reference/parts/tokens.py), and what they refuse.
+//! Tests of the tokenizers against transformers' ids (tests/reference/parts/tokens.py), and of rejected
+//! files.
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::print_stdout)]
 
@@ -9,7 +10,7 @@ use kontext_text::Tokenizer;
 use proptest::prelude::*;
 use serde_json::Value;
 
-/// More tokens than any prompt of the fixture has.
+/// A length above the token count of every prompt in the fixture.
 const WHOLE: usize = 600;
 
 fn ids(value: &Value) -> Vec<i64> {
@@ -21,7 +22,7 @@ fn ids(value: &Value) -> Vec<i64> {
         .collect()
 }
 
-/// Compares with one of the fixture's groups: all prompts whole, two prompts padded and cut.
+/// Compares with one of the fixture's groups: all prompts whole, two prompts padded and truncated.
 fn matches_reference(tokenizer: &Tokenizer, group: &str, name: &str) {
     let tokens = tokens();
     let (prompts, expected) = (tokens["prompts"].as_array().unwrap(), &tokens[group][name]);
@@ -253,7 +254,7 @@ fn an_unusable_file_is_an_error_that_says_what_to_do() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// What is kept is the beginning of the whole prompt's tokens, and what is cut is its end.
+    /// Checks that the kept tokens are the first of the whole prompt's and that the cut text is its end.
     #[test]
     fn any_prompt_fills_its_length_and_is_kept_or_told(prompt in "(\\PC|[a-z ,.]){0,60}", length in 2_usize..40) {
         for tokenizer in [tiny_clip(), tiny_t5()] {

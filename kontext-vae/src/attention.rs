@@ -1,6 +1,7 @@
-//! Self-attention between the two residual blocks of the middle, and that middle.
-//! Source: huggingface/diffusers v0.38 models/unets/unet_2d_blocks.py, UNetMidBlock2D; models/attention_processor.py,
-//! Attention, AttnProcessor2_0.
+//! The middle block: self-attention between two residual blocks.
+//!
+//! Source: huggingface/diffusers v0.38 models/unets/unet_2d_blocks.py, UNetMidBlock2D;
+//! models/attention_processor.py, Attention, AttnProcessor2_0.
 
 use kontext_core::{Device, Result, Tensor};
 use kontext_nn::{GroupNorm, Linear};
@@ -8,7 +9,7 @@ use kontext_nn::{Weights, ops};
 
 use crate::resnet::{NORM_EPS, ResnetBlock};
 
-/// Attention with one head as wide as the channels, over all positions of a picture.
+/// Single-head self-attention over all positions of an image; the head is as wide as the channels.
 #[derive(Debug)]
 pub(crate) struct Attention {
     group_norm: GroupNorm,
@@ -30,7 +31,7 @@ impl Attention {
         })
     }
 
-    /// `x + attention(norm(x))`, [B, C, H, W] to the same shape; channels-last in and out.
+    /// Computes `x + attention(norm(x))`, [B, C, H, W] to the same shape; channels-last in and out.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let tokens = |t: &Tensor| -> Result<Tensor> { Ok(t.f_permute([0, 2, 3, 1])?.f_flatten(1, 2)?) };
         let normed = tokens(&self.group_norm.forward(x)?)?; // [B, H * W, C]
@@ -43,8 +44,8 @@ impl Attention {
     }
 }
 
-/// Attention [B, 1, L, C] to [B, L, C], computed for `rows` queries at a time. Each query has its own softmax, so the
-/// result is that of all at once.
+/// Computes attention, [B, 1, L, C] to [B, L, C], for `rows` queries at a time. Each query has a separate
+/// softmax, so the result is the same as for all at once.
 fn attend_in_chunks(q: &Tensor, k: &Tensor, v: &Tensor, rows: i64) -> Result<Tensor> {
     let chunks = q.f_split(rows, 2)?;
     let parts = chunks
@@ -57,11 +58,11 @@ fn attend_in_chunks(q: &Tensor, k: &Tensor, v: &Tensor, rows: i64) -> Result<Ten
     }
 }
 
-/// How many queries to attend for at once, so that a matrix of scores has at most 2^26 values: 256 MiB in f32, where
-/// all queries of a 2048x2048 picture would take 16 GiB.
+/// Returns the number of queries per chunk, chosen so that a score matrix has at most 2^26 values: 256 MiB in
+/// f32, compared with 16 GiB for all queries of a 2048x2048 image.
 ///
-/// libtorch's CPU kernel never holds the matrix, whatever the width of the head. On CUDA flash attention ends at a
-/// width of 256 and these heads have 512, so the matrix may be built.
+/// libtorch's CPU kernel never materialises the matrix, whatever the head width. On CUDA, flash attention
+/// supports heads up to 256 wide and these have 512, so the matrix may be built.
 fn rows_at_once(q: &Tensor) -> i64 {
     const SCORES: i64 = 1 << 26;
     match (q.device(), q.size().as_slice()) {
@@ -71,7 +72,7 @@ fn rows_at_once(q: &Tensor) -> i64 {
     }
 }
 
-/// The middle of encoder and decoder: a residual block, attention, a residual block.
+/// The middle block of encoder and decoder: residual block, attention, residual block.
 #[derive(Debug)]
 pub(crate) struct MidBlock {
     before: ResnetBlock,
@@ -89,7 +90,7 @@ impl MidBlock {
         })
     }
 
-    /// [B, C, H, W] to the same shape.
+    /// Maps [B, C, H, W] to the same shape.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.after.forward(&self.attention.forward(&self.before.forward(x)?)?)
     }

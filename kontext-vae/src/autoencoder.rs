@@ -1,4 +1,4 @@
-//! One face for both kinds of autoencoder, and opening either from files.
+//! Common interface of both kinds of autoencoder, and opening either from files.
 
 use std::path::Path;
 
@@ -17,21 +17,22 @@ use crate::{AutoencoderKl, AutoencoderTiny, DOWNSCALE, Tiling, TinyConfig, VaeCo
     reason = "a program holds one or two and does not move them"
 )]
 pub enum Autoencoder {
-    /// The autoencoder that a model was trained with.
+    /// The full autoencoder that a model was trained with.
     Kl(AutoencoderKl),
-    /// A small one that resembles it.
+    /// A small autoencoder that approximates a full one.
     Tiny(AutoencoderTiny),
 }
 
 impl Autoencoder {
-    /// Opens a folder with a `config.json` and weights, as diffusers saves them, or one file in any [`Naming`].
+    /// Opens a diffusers folder (`config.json` and weights) or a single file in any [`Naming`].
     ///
-    /// Which kind it is shows in the names of the tensors. Without a `config.json` the sizes come from their shapes, see
-    /// [`VaeConfig::infer`] and [`TinyConfig::infer`]. Weights are put on `device` in `kind`.
+    /// The kind of autoencoder is recognised by its tensor names. Without a `config.json`, sizes are inferred
+    /// from tensor shapes; see [`VaeConfig::infer`] and [`TinyConfig::infer`]. Weights are loaded to `device`
+    /// with dtype `kind`.
     ///
     /// # Errors
-    /// [`kontext_core::Error::Io`] where a file cannot be read, [`kontext_core::Error::Checkpoint`] where it holds no
-    /// autoencoder, or one that does not fit its configuration, or tensors that no part of it reads.
+    /// [`kontext_core::Error::Io`] if a file cannot be read, [`kontext_core::Error::Checkpoint`] if it
+    /// contains no autoencoder, one that does not match its configuration, or unknown tensors.
     pub fn open(path: impl AsRef<Path>, kind: Kind, device: Device) -> Result<Self> {
         let path = path.as_ref();
         let config = path.join("config.json");
@@ -40,7 +41,7 @@ impl Autoencoder {
         Self::from_weights(&weights, config.as_deref())
     }
 
-    /// Builds the autoencoder that a file's weights are of, with the sizes of a `config.json` or those of its tensors.
+    /// Builds the autoencoder from a file's weights, with the sizes of a `config.json` or of its tensors.
     ///
     /// # Errors
     /// As [`Autoencoder::open`].
@@ -59,7 +60,7 @@ impl Autoencoder {
         Ok(autoencoder)
     }
 
-    /// Channels of the latents: 16 for FLUX.1 and Stable Diffusion 3, 4 for those before.
+    /// Returns the number of latent channels: 16 for FLUX.1 and Stable Diffusion 3, 4 for earlier models.
     #[must_use]
     pub fn latent_channels(&self) -> i64 {
         match self {
@@ -68,17 +69,19 @@ impl Autoencoder {
         }
     }
 
-    /// Pixels along each side of one latent: [`DOWNSCALE`].
+    /// Returns the number of pixels along each side of one latent: [`DOWNSCALE`].
     #[must_use]
     pub fn downscale(&self) -> i64 {
         DOWNSCALE
     }
 
-    /// A picture [B, 3, H, W] in [-1, 1], sides multiples of 8, to latents [B, latent channels, H/8, W/8] as models see
-    /// them. Of a distribution the mean. Computed in the picture's kind.
+    /// Encodes an image [B, 3, H, W] in [-1, 1], sides multiples of 8, to scaled latents
+    /// [B, latent channels, H/8, W/8], the diffusion model's input. A variational autoencoder returns the
+    /// mean of its distribution. Computed in the image's dtype.
     ///
     /// # Errors
-    /// [`kontext_core::Error::Shape`] for another shape, [`kontext_core::Error::InvalidArgument`] for other sides.
+    /// [`kontext_core::Error::Shape`] for another shape, [`kontext_core::Error::InvalidArgument`] for other
+    /// sides.
     pub fn encode_latents(&self, picture: &Tensor) -> Result<Tensor> {
         match self {
             Self::Kl(vae) => vae.encode_latents(picture),
@@ -86,12 +89,12 @@ impl Autoencoder {
         }
     }
 
-    /// Latents [B, latent channels, H/8, W/8] as models see them to a picture [B, 3, H, W], about in [-1, 1]. Computed in
-    /// the latents' kind.
+    /// Decodes scaled latents [B, latent channels, H/8, W/8] to an image [B, 3, H, W], roughly in [-1, 1].
+    /// Computed in the latents' dtype.
     ///
     /// # Errors
-    /// [`kontext_core::Error::Shape`] for another shape, [`kontext_core::Error::InvalidArgument`] for another number of
-    /// channels.
+    /// [`kontext_core::Error::Shape`] for another shape, [`kontext_core::Error::InvalidArgument`] for another
+    /// number of channels.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         match self {
             Self::Kl(vae) => vae.decode(latents),
@@ -99,7 +102,7 @@ impl Autoencoder {
         }
     }
 
-    /// As [`Autoencoder::encode_latents`], in overlapping tiles where the picture is larger than one.
+    /// Encodes as [`Autoencoder::encode_latents`], in overlapping tiles if the image is larger than one tile.
     ///
     /// # Errors
     /// Those of [`Autoencoder::encode_latents`] and of [`Tiling::validate`].
@@ -107,7 +110,7 @@ impl Autoencoder {
         tiled(picture, tiling, [DOWNSCALE, 1], |tile| self.encode_latents(tile))
     }
 
-    /// As [`Autoencoder::decode`], in overlapping tiles where the picture is larger than one.
+    /// Decodes as [`Autoencoder::decode`], in overlapping tiles if the image is larger than one tile.
     ///
     /// # Errors
     /// Those of [`Autoencoder::decode`] and of [`Tiling::validate`].
@@ -116,7 +119,7 @@ impl Autoencoder {
     }
 }
 
-/// Whether a tensor belongs to other parts of the file, or to the training of the autoencoder.
+/// Returns `true` for tensors of other models in the file and for those needed only to train the autoencoder.
 fn is_extra(name: &str, prefix: &str) -> bool {
     const EXTRAS: [&str; 2] = ["loss.", "model_ema."];
     match name.strip_prefix(prefix) {

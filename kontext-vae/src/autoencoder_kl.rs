@@ -1,4 +1,5 @@
-//! AutoencoderKL, the autoencoder of FLUX.1, Stable Diffusion 3, XL, 2 and 1.
+//! AutoencoderKL, the autoencoder of FLUX.1 and Stable Diffusion 3, XL, 2 and 1.
+//!
 //! Source: huggingface/diffusers v0.38 models/autoencoders/autoencoder_kl.py, AutoencoderKL; vae.py,
 //! DiagonalGaussianDistribution; black-forest-labs/flux@802fb47 src/flux/modules/autoencoder.py.
 
@@ -11,7 +12,7 @@ use crate::decoder::Decoder;
 use crate::encoder::Encoder;
 use crate::size::{check_latents, check_picture};
 
-/// A variational autoencoder: pictures to latents of an eighth of the size and back.
+/// A variational autoencoder: images to latents of an eighth of the size and back.
 ///
 /// # Example
 /// ```
@@ -37,9 +38,9 @@ pub struct AutoencoderKl {
 }
 
 impl AutoencoderKl {
-    /// Reads `encoder`, `decoder` and, where the configuration has them, `quant_conv` and `post_quant_conv`.
+    /// Reads `encoder`, `decoder` and, if the configuration has them, `quant_conv` and `post_quant_conv`.
     ///
-    /// Tensors are asked for by the names of diffusers; see [`crate::names`] for files that have others.
+    /// Tensors are requested by diffusers' names; see [`crate::names`] for files in other namings.
     ///
     /// # Errors
     /// [`kontext_core::Error::InvalidArgument`] as [`VaeConfig::validate`], and those of [`Weights::tensor`].
@@ -57,17 +58,18 @@ impl AutoencoderKl {
         })
     }
 
-    /// The sizes that the model was built with.
+    /// Returns the configuration.
     #[must_use]
     pub fn config(&self) -> &VaeConfig {
         &self.config
     }
 
-    /// The distribution of latents of a picture [B, 3, H, W] in [-1, 1], sides multiples of 8. Computed in the picture's
-    /// kind.
+    /// Encodes an image [B, 3, H, W] in [-1, 1], sides multiples of 8, to the distribution of its latents.
+    /// Computed in the image's dtype.
     ///
     /// # Errors
-    /// [`kontext_core::Error::Shape`] for another shape, [`kontext_core::Error::InvalidArgument`] for other sides.
+    /// [`kontext_core::Error::Shape`] for another shape, [`kontext_core::Error::InvalidArgument`] for other
+    /// sides.
     pub fn encode(&self, picture: &Tensor) -> Result<Posterior> {
         check_picture(picture, self.config.in_channels)?;
         self.moments(picture)
@@ -75,7 +77,8 @@ impl AutoencoderKl {
             .during("encoding a picture")
     }
 
-    /// The mean of [`AutoencoderKl::encode`] as models see it, `(mean - shift) * scale`: [B, latent channels, H/8, W/8].
+    /// Encodes an image as [`AutoencoderKl::encode`] and returns the scaled mean `(mean - shift) * scale`,
+    /// [B, latent channels, H/8, W/8].
     ///
     /// # Errors
     /// Those of [`AutoencoderKl::encode`].
@@ -84,25 +87,26 @@ impl AutoencoderKl {
         self.scale(posterior.mode())
     }
 
-    /// Raw latents, such as a sample of a [`Posterior`], as models see them: `(z - shift) * scale`.
+    /// Scales raw latents, such as a sample of a [`Posterior`], for the diffusion model:
+    /// `(z - shift) * scale`.
     ///
     /// # Errors
-    /// [`kontext_core::Error::Torch`] where libtorch fails.
+    /// [`kontext_core::Error::Torch`] if libtorch fails.
     pub fn scale(&self, latents: &Tensor) -> Result<Tensor> {
         Ok(latents
             .f_sub_scalar(self.config.shift_factor)?
             .f_mul_scalar(self.config.scaling_factor)?)
     }
 
-    /// Latents [B, latent channels, H/8, W/8] as models see them to a picture [B, 3, H, W], about in [-1, 1]:
-    /// `decoder(z / scale + shift)`. Computed in the latents' kind.
+    /// Decodes scaled latents [B, latent channels, H/8, W/8] to an image [B, 3, H, W], roughly in [-1, 1]:
+    /// `decoder(z / scale + shift)`. Computed in the latents' dtype.
     ///
-    /// With the sizes of the presets it holds up to 640 values for each pixel of the picture beside the weights: 2.6 GB
-    /// for 1024x1024 in f32. [`crate::Autoencoder::decode_tiled`] bounds that.
+    /// With the presets' sizes it needs up to 640 values per pixel in addition to the weights: 2.6 GB for
+    /// 1024x1024 in f32. [`crate::Autoencoder::decode_tiled`] bounds this.
     ///
     /// # Errors
-    /// [`kontext_core::Error::Shape`] for another shape, [`kontext_core::Error::InvalidArgument`] for another number of
-    /// channels.
+    /// [`kontext_core::Error::Shape`] for another shape, [`kontext_core::Error::InvalidArgument`] for another
+    /// number of channels.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         check_latents(latents, self.config.latent_channels)?;
         self.picture(latents).during("decoding latents")
@@ -127,17 +131,17 @@ impl AutoencoderKl {
     }
 }
 
-/// The normal distribution of raw latents that the encoder gives for a picture, independent in every element.
+/// The encoder's distribution of raw latents: a normal distribution, independent in every element.
 #[derive(Debug)]
 pub struct Posterior {
     /// Mean, [B, latent channels, H/8, W/8].
     pub mean: Tensor,
-    /// Logarithm of the variance, same shape, within [-30, 20].
+    /// Log variance, same shape, clamped to [-30, 20].
     pub logvar: Tensor,
 }
 
 impl Posterior {
-    /// Splits what the encoder gives, [B, 2 * latent channels, H/8, W/8].
+    /// Splits the encoder's output [B, 2 * latent channels, H/8, W/8] into mean and log variance.
     fn from_moments(moments: &Tensor) -> Result<Self> {
         let half = moments.size4()?.1 / 2;
         let mean = moments.f_narrow(1, 0, half)?.f_contiguous()?;
@@ -145,12 +149,12 @@ impl Posterior {
         Ok(Self { mean, logvar })
     }
 
-    /// The most likely latents: the mean. What FLUX.1 Kontext is given.
+    /// Returns the most likely latents: the mean, which FLUX.1 Kontext takes as input.
     pub fn mode(&self) -> &Tensor {
         &self.mean
     }
 
-    /// `mean + exp(logvar / 2) * noise`, for standard normal noise of the shape of `mean`.
+    /// Returns the sample `mean + exp(logvar / 2) * noise`, for standard normal noise of the shape of `mean`.
     ///
     /// # Errors
     /// [`kontext_core::Error::Shape`] for noise of another shape.

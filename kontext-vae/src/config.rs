@@ -1,4 +1,5 @@
-//! Sizes of an AutoencoderKL and the scale of its latents.
+//! Configuration of an AutoencoderKL and the scale of its latents.
+//!
 //! Source: huggingface/diffusers v0.38 models/autoencoders/autoencoder_kl.py, AutoencoderKL.__init__.
 
 use std::path::Path;
@@ -7,7 +8,7 @@ use kontext_core::{Error, Result, read_json};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Sizes of an [`crate::AutoencoderKl`], in the names of diffusers' `config.json`.
+/// Configuration of an [`crate::AutoencoderKl`], with the field names of diffusers' `config.json`.
 ///
 /// # Example
 /// ```
@@ -18,30 +19,30 @@ use serde_json::Value;
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct VaeConfig {
-    /// Colour channels of the pictures that go in.
+    /// Colour channels of the input images.
     pub in_channels: i64,
-    /// Colour channels of the pictures that come out.
+    /// Colour channels of the output images.
     pub out_channels: i64,
     /// Channels of the latents.
     pub latent_channels: i64,
-    /// Width of each of the four levels, from full size to an eighth.
+    /// Channels of each of the four levels, from full size to an eighth.
     pub block_out_channels: [i64; 4],
     /// Residual blocks in each level of the encoder; the decoder has one more.
     pub layers_per_block: i64,
-    /// Groups of channels that are normalised together.
+    /// Number of groups in the group norms.
     pub norm_num_groups: i64,
-    /// Whether a 1x1 convolution follows the encoder.
+    /// If set, a 1x1 convolution follows the encoder.
     pub use_quant_conv: bool,
-    /// Whether a 1x1 convolution precedes the decoder.
+    /// If set, a 1x1 convolution precedes the decoder.
     pub use_post_quant_conv: bool,
-    /// Latents that models see are `(z - shift_factor) * scaling_factor`.
+    /// Scale of the latents: the diffusion model's input is `(z - shift_factor) * scaling_factor`.
     pub scaling_factor: f64,
-    /// See `scaling_factor`.
+    /// Shift of the latents; see `scaling_factor`.
     pub shift_factor: f64,
 }
 
 impl VaeConfig {
-    /// FLUX.1, all variants: 16 latent channels.
+    /// Returns the configuration of FLUX.1, all variants: 16 latent channels.
     #[must_use]
     pub fn flux() -> Self {
         Self {
@@ -58,7 +59,7 @@ impl VaeConfig {
         }
     }
 
-    /// Stable Diffusion 3 and 3.5: the sizes of FLUX.1, another scale.
+    /// Returns the configuration of Stable Diffusion 3 and 3.5: the sizes of FLUX.1 with another scale.
     #[must_use]
     pub fn sd3() -> Self {
         Self {
@@ -68,7 +69,7 @@ impl VaeConfig {
         }
     }
 
-    /// Stable Diffusion XL: 4 latent channels.
+    /// Returns the configuration of Stable Diffusion XL: 4 latent channels.
     #[must_use]
     pub fn sdxl() -> Self {
         Self {
@@ -81,7 +82,7 @@ impl VaeConfig {
         }
     }
 
-    /// Stable Diffusion 1 and 2: the sizes of SDXL, another scale.
+    /// Returns the configuration of Stable Diffusion 1 and 2: the sizes of SDXL with another scale.
     #[must_use]
     pub fn sd15() -> Self {
         Self {
@@ -90,11 +91,11 @@ impl VaeConfig {
         }
     }
 
-    /// Reads diffusers' `config.json`; a field that is not there has diffusers' default.
+    /// Reads diffusers' `config.json`; absent fields take diffusers' defaults.
     ///
     /// # Errors
-    /// [`Error::Io`] where the file cannot be read, [`Error::Checkpoint`] where it is not the configuration of an
-    /// AutoencoderKL, or of one that is built otherwise than those of the presets are.
+    /// [`Error::Io`] if the file cannot be read, [`Error::Checkpoint`] if it is not the configuration of an
+    /// AutoencoderKL, or describes an architecture other than the presets'.
     pub fn from_json(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let config = read_json::<Fields>(path)?
@@ -104,10 +105,10 @@ impl VaeConfig {
         Ok(config)
     }
 
-    /// Checks that a model of these sizes can be built.
+    /// Checks that all sizes are in range and consistent.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] with the field's name.
+    /// [`Error::InvalidArgument`] that names the field.
     pub fn validate(&self) -> Result<()> {
         in_range("in_channels", self.in_channels, WIDEST)?;
         in_range("out_channels", self.out_channels, WIDEST)?;
@@ -125,8 +126,10 @@ impl VaeConfig {
     }
 }
 
-/// Wider and deeper than any autoencoder: a damaged number is told before it takes memory or time.
+/// Upper bound of channels, above those of any autoencoder: a damaged value is reported before it costs
+/// memory or time.
 pub(crate) const WIDEST: i64 = 1 << 16;
+/// Upper bound of the number of blocks in a level.
 pub(crate) const MOST_BLOCKS: i64 = 100;
 
 pub(crate) fn in_range(name: &'static str, value: i64, most: i64) -> Result<()> {
@@ -151,7 +154,7 @@ pub(crate) fn check_scale(scaling_factor: f64, shift_factor: f64) -> Result<()> 
     Ok(())
 }
 
-/// The fields of `config.json` that decide how the model is built, with diffusers' defaults.
+/// Fields of `config.json` that determine the architecture, with diffusers' defaults.
 #[derive(Deserialize)]
 #[serde(default)]
 struct Fields {
@@ -197,7 +200,7 @@ impl Default for Fields {
 }
 
 impl Fields {
-    /// The configuration, or the reason why such a model cannot be built.
+    /// Converts the fields to a configuration; the error is the reason why the model is not supported.
     fn config(self) -> Result<VaeConfig, String> {
         let levels = self.block_out_channels.len();
         let block_out_channels = self.block_out_channels.try_into();

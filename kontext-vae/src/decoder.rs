@@ -1,5 +1,7 @@
-//! Decoder: latents to picture. Source: huggingface/diffusers v0.38 models/autoencoders/vae.py, Decoder;
-//! models/unets/unet_2d_blocks.py, UpDecoderBlock2D.
+//! Decoder: latents to image.
+//!
+//! Source: huggingface/diffusers v0.38 models/autoencoders/vae.py, Decoder; models/unets/unet_2d_blocks.py,
+//! UpDecoderBlock2D.
 
 use kontext_core::{Result, Tensor};
 use kontext_nn::Weights;
@@ -39,7 +41,7 @@ impl Decoder {
         })
     }
 
-    /// [B, latent channels, H/8, W/8] to [B, 3, H, W].
+    /// Maps [B, latent channels, H/8, W/8] to [B, 3, H, W].
     pub(crate) fn forward(&self, latents: &Tensor) -> Result<Tensor> {
         let h = self.conv_in.forward(&memory_for(&self.conv_in, latents)?)?;
         let mut h = self.mid_block.forward(&h)?;
@@ -50,7 +52,8 @@ impl Decoder {
     }
 }
 
-/// Residual blocks of one size, one more than in the encoder; all but the last level double it afterwards.
+/// Residual blocks of one level, one more than in the encoder, followed by upsampling by 2 except at the last
+/// level.
 #[derive(Debug)]
 struct UpBlock {
     resnets: Resnets,
@@ -66,7 +69,7 @@ impl UpBlock {
         })
     }
 
-    /// [B, input, H, W] to [B, output, 2H, 2W], or to [B, output, H, W] at the last level.
+    /// Maps [B, input, H, W] to [B, output, 2H, 2W], or to [B, output, H, W] at the last level.
     fn forward(&self, h: Tensor) -> Result<Tensor> {
         let h = self.resnets.forward(h)?;
         match &self.upsample {

@@ -1,5 +1,7 @@
-//! Encoder: picture to the moments of the latents. Source: huggingface/diffusers v0.38 models/autoencoders/vae.py,
-//! Encoder; models/unets/unet_2d_blocks.py, DownEncoderBlock2D.
+//! Encoder: image to the moments of the latents.
+//!
+//! Source: huggingface/diffusers v0.38 models/autoencoders/vae.py, Encoder; models/unets/unet_2d_blocks.py,
+//! DownEncoderBlock2D.
 
 use kontext_core::{Result, Tensor};
 use kontext_nn::Weights;
@@ -38,7 +40,7 @@ impl Encoder {
         })
     }
 
-    /// [B, 3, H, W] to [B, 2 * latent channels, H/8, W/8].
+    /// Maps [B, 3, H, W] to [B, 2 * latent channels, H/8, W/8].
     pub(crate) fn forward(&self, picture: &Tensor) -> Result<Tensor> {
         let mut h = self.conv_in.forward(&memory_for(&self.conv_in, picture)?)?;
         for block in &self.down_blocks {
@@ -49,7 +51,7 @@ impl Encoder {
     }
 }
 
-/// Residual blocks of one size; all but the last level halve it afterwards.
+/// Residual blocks of one level, followed by downsampling by 2 except at the last level.
 #[derive(Debug)]
 struct DownBlock {
     resnets: Resnets,
@@ -65,11 +67,11 @@ impl DownBlock {
         })
     }
 
-    /// [B, input, H, W] to [B, output, H/2, W/2], or to [B, output, H, W] at the last level.
+    /// Maps [B, input, H, W] to [B, output, H/2, W/2], or to [B, output, H, W] at the last level.
     fn forward(&self, h: Tensor) -> Result<Tensor> {
         let h = self.resnets.forward(h)?;
         match &self.downsample {
-            // One column on the right and one row at the bottom: windows start at even pixels.
+            // Pads one column on the right and one row at the bottom: windows start at even pixels.
             Some(conv) => conv.forward(&h.f_constant_pad_nd([0, 1, 0, 1])?),
             None => Ok(h),
         }

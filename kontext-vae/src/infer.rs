@@ -1,4 +1,4 @@
-//! Sizes of an autoencoder from the shapes of its tensors, for files that come without a configuration.
+//! Inference of an autoencoder's configuration from tensor shapes, for files without a `config.json`.
 
 use kontext_core::{CheckpointError, Error, Result};
 use kontext_nn::Weights;
@@ -6,7 +6,7 @@ use kontext_nn::Weights;
 use crate::names::Naming;
 use crate::{TinyConfig, VaeConfig};
 
-/// The shapes of one file's tensors by the names that parts ask for.
+/// Tensor shapes of a file, looked up by today's diffusers names.
 struct Shapes<'a> {
     weights: &'a Weights,
     naming: Naming,
@@ -23,7 +23,7 @@ impl<'a> Shapes<'a> {
         })
     }
 
-    /// The name of a tensor in the file.
+    /// Returns the file's name of a tensor.
     fn name(&self, name: &str) -> String {
         let recipe = self.naming.map()(&format!("{}{name}", self.prefix));
         recipe.names().join(" + ")
@@ -33,38 +33,38 @@ impl<'a> Shapes<'a> {
         self.weights.shape_of(&self.name(name)).is_some()
     }
 
-    /// One size of a weight.
+    /// Returns the size of a weight along `dim`.
     fn size(&self, name: &str, dim: usize) -> Result<i64> {
         let name = self.name(name);
         let size = self.weights.shape_of(&name).and_then(|shape| shape.get(dim).copied());
         size.ok_or_else(|| Error::checkpoint(self.weights.path())(CheckpointError::Missing { name, nearest: None }))
     }
 
-    /// The output channels of a weight.
+    /// Returns the output channels of a weight.
     fn rows(&self, name: &str) -> Result<i64> {
         self.size(name, 0)
     }
 
-    /// The input channels of a weight.
+    /// Returns the input channels of a weight.
     fn columns(&self, name: &str) -> Result<i64> {
         self.size(name, 1)
     }
 
-    /// How many of the names that `name` makes of 0, 1, 2, … are there.
+    /// Counts the consecutive tensors `name(0)`, `name(1)`, … in the file.
     fn count(&self, name: impl Fn(i64) -> String) -> i64 {
         (0..).take_while(|i| self.has(&name(*i))).count() as i64
     }
 }
 
 impl VaeConfig {
-    /// Takes the sizes from the tensors of a file in any [`Naming`] of an AutoencoderKL.
+    /// Infers the configuration from the tensor shapes of a file in any [`Naming`] of an AutoencoderKL.
     ///
-    /// What shapes do not tell is taken from the presets: 32 groups, and the scale by the number of latent channels, of
-    /// [`VaeConfig::flux`] for 16 and of [`VaeConfig::sd15`] for 4. Stable Diffusion 3 and XL have the same shapes as
-    /// those: take their presets by name.
+    /// The rest comes from a preset: 32 groups, and the scale and shift of [`VaeConfig::flux`] for 16 latent
+    /// channels or of [`VaeConfig::sd15`] for 4. Stable Diffusion 3 and XL have the same shapes as these two;
+    /// use their presets by name.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] where the file holds no autoencoder, lacks a tensor that gives a size, or has another
+    /// [`Error::Checkpoint`] if the file contains no autoencoder, lacks a required tensor, or has another
     /// number of latent channels.
     pub fn infer(weights: &Weights) -> Result<Self> {
         let shapes = Shapes::new(weights)?;
@@ -92,10 +92,11 @@ impl VaeConfig {
 }
 
 impl TinyConfig {
-    /// Takes the sizes from the tensors of a file. The layers' numbers tell how many blocks each level has.
+    /// Infers the configuration from the tensor shapes of a file. The number of blocks per level follows from
+    /// the layer numbers.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] where the file holds no AutoencoderTiny.
+    /// [`Error::Checkpoint`] if the file contains no AutoencoderTiny.
     pub fn infer(weights: &Weights) -> Result<Self> {
         let shapes = Shapes::new(weights)?;
         let (encoder, encoder_out) = tiny_levels(&shapes, "encoder")?;
@@ -113,11 +114,13 @@ impl TinyConfig {
     }
 }
 
-/// The blocks in each level of a half of an AutoencoderTiny, and the name of its last weight.
+/// Returns the number of blocks in each level of an AutoencoderTiny's encoder or decoder, and the name of its
+/// last weight.
 ///
-/// A level is a run of blocks that ends with a convolution; layers without weights (ReLU, upsampling) tell nothing.
+/// A level is a run of blocks that ends with a convolution; layers without weights (ReLU, upsampling) are
+/// skipped.
 fn tiny_levels(shapes: &Shapes<'_>, half: &str) -> Result<([i64; 4], String)> {
-    /// Layers without weights that may follow each other, and one more.
+    /// Number of consecutive layers without weights at which the search stops.
     const GAP: usize = 3;
     let (mut levels, mut blocks, mut last) = (Vec::new(), 0, String::new());
     let (mut layer, mut absent) = (1, 0);

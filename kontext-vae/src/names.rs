@@ -1,7 +1,8 @@
-//! The names under which the weights of an autoencoder are stored, and their translation.
+//! Tensor names of autoencoder files, and the maps between them.
 //!
-//! Parts ask for their tensors by the names of today's diffusers. A [`NameMap`] turns those into the names of a file;
-//! each accepts any prefix (`first_stage_model.` or `vae.` in files that hold more than the autoencoder).
+//! Layers request tensors by the names of today's diffusers. A [`NameMap`] translates those to the names of a
+//! file; every map accepts any prefix (`first_stage_model.` or `vae.` in files that contain more than the
+//! autoencoder).
 //!
 //! Source: huggingface/diffusers v0.38 loaders/single_file_utils.py, convert_ldm_vae_checkpoint;
 //! models/modeling_utils.py, _convert_deprecated_attention_blocks.
@@ -10,21 +11,21 @@ use kontext_core::formats::{NameMap, Recipe};
 use kontext_core::{CheckpointError, Error, Result};
 use kontext_nn::Weights;
 
-/// How a file names the weights of an autoencoder.
+/// Naming scheme of an autoencoder's weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Naming {
-    /// AutoencoderKL as diffusers saves it: `encoder.down_blocks.0.resnets.0.conv1.weight`.
+    /// Names of diffusers' AutoencoderKL: `encoder.down_blocks.0.resnets.0.conv1.weight`.
     Diffusers,
-    /// As diffusers saved it before 0.17: the attention's layers are `query`, `key`, `value` and `proj_attn`.
+    /// Names of diffusers before 0.17: the attention layers are `query`, `key`, `value` and `proj_attn`.
     DiffusersOld,
-    /// black-forest-labs/flux, latent-diffusion and ComfyUI: `encoder.down.0.block.0.conv1.weight`.
+    /// Names of black-forest-labs/flux, latent-diffusion and ComfyUI: `encoder.down.0.block.0.conv1.weight`.
     Ldm,
-    /// AutoencoderTiny as diffusers saves it: `encoder.layers.0.weight`.
+    /// Names of diffusers' AutoencoderTiny: `encoder.layers.0.weight`.
     Tiny,
 }
 
-/// A tensor that one naming has and the others have not; the more special first.
+/// Tensor names that identify a naming; the more specific first.
 const SIGNS: [(Naming, &str); 4] = [
     (Naming::DiffusersOld, "encoder.mid_block.attentions.0.query.weight"),
     (Naming::Diffusers, "encoder.down_blocks.0.resnets.0.conv1.weight"),
@@ -33,10 +34,10 @@ const SIGNS: [(Naming, &str); 4] = [
 ];
 
 impl Naming {
-    /// Recognises the naming of a file, and the prefix that all names of the autoencoder have in it (often none).
+    /// Detects the naming of a file and the prefix of the autoencoder's names in it (often empty).
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] where the file holds no autoencoder that this crate knows.
+    /// [`Error::Checkpoint`] if the file contains no autoencoder known to this crate.
     pub fn of(weights: &Weights) -> Result<(Self, String)> {
         let names = weights.names();
         for (naming, sign) in SIGNS {
@@ -53,7 +54,7 @@ impl Naming {
         }))
     }
 
-    /// The map from the names that parts ask for to those of the file.
+    /// Returns the map from requested names to those of the file.
     #[must_use]
     pub fn map(self) -> NameMap {
         match self {
@@ -64,7 +65,7 @@ impl Naming {
     }
 }
 
-/// Translates a name of today's diffusers to those before 0.17.
+/// Translates a name of today's diffusers to the one before 0.17.
 pub fn old_diffusers(name: &str) -> Recipe {
     const LAYERS: [(&str, &str); 4] = [
         (".to_q.", ".query."),
@@ -124,7 +125,8 @@ fn attention(rest: &[&str]) -> String {
     format!("{layer}.{}", rest.last().unwrap_or(&""))
 }
 
-/// The decoder's levels are numbered from the largest picture in one naming, from the smallest in the other.
+/// Converts the index of a decoder level: one naming counts from the largest image, the other from the
+/// smallest.
 fn mirrored(level: &str) -> i64 {
     3 - level.parse::<i64>().unwrap_or_default()
 }

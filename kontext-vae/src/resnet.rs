@@ -1,10 +1,12 @@
-//! Residual block: twice norm, SiLU, convolution. Source: huggingface/diffusers v0.38 models/resnet.py, ResnetBlock2D.
+//! Residual block: norm, SiLU and convolution, twice.
+//!
+//! Source: huggingface/diffusers v0.38 models/resnet.py, ResnetBlock2D.
 
 use kontext_core::{Result, Tensor};
 use kontext_nn::{Conv2d, GroupNorm};
 use kontext_nn::{Weights, ops};
 
-/// Added to the variance in every group normalisation of the autoencoders.
+/// Epsilon of every group norm of the autoencoders, added to the variance.
 pub(crate) const NORM_EPS: f64 = 1e-6;
 
 #[derive(Debug)]
@@ -28,7 +30,7 @@ impl ResnetBlock {
         })
     }
 
-    /// [B, input, H, W] to [B, output, H, W].
+    /// Maps [B, input, H, W] to [B, output, H, W].
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let h = self.conv1.forward(&norm_silu(&self.norm1, x)?)?; // [B, output, H, W]
         let mut h = self.conv2.forward(&norm_silu(&self.norm2, &h)?)?;
@@ -52,7 +54,8 @@ impl Resnets {
         (0..count).map(block).collect::<Result<_>>().map(Self)
     }
 
-    /// [B, input, H, W] to [B, output, H, W]. Takes its input, so that each block's input is freed after it.
+    /// Maps [B, input, H, W] to [B, output, H, W]. Takes `h` by value, so that each block's input is freed
+    /// after it.
     pub(crate) fn forward(&self, mut h: Tensor) -> Result<Tensor> {
         for block in &self.0 {
             h = block.forward(&h)?;
@@ -61,8 +64,8 @@ impl Resnets {
     }
 }
 
-/// The same values [B, C, H, W] in the order of memory in which the model's convolutions are fast:
-/// channels-last, or contiguous in training.
+/// Converts `x` [B, C, H, W] to the memory format in which the model's convolutions are fast: channels-last,
+/// or contiguous in training.
 pub(crate) fn memory_for(first: &Conv2d, x: &Tensor) -> Result<Tensor> {
     if first.is_trained() {
         Ok(x.f_contiguous()?)
@@ -71,8 +74,8 @@ pub(crate) fn memory_for(first: &Conv2d, x: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// `silu(norm(x))`, the activation in the memory of the norm's output where no gradient is wanted: at a megapixel each
-/// copy is 0.5 GB in f32.
+/// Computes `silu(norm(x))`, the SiLU in place if no gradient is required: at a megapixel each copy takes 0.5
+/// GB in f32.
 pub(crate) fn norm_silu(norm: &GroupNorm, x: &Tensor) -> Result<Tensor> {
     let mut normed = norm.forward(x)?;
     Ok(if normed.requires_grad() {

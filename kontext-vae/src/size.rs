@@ -1,11 +1,11 @@
-//! The sizes that an autoencoder takes, checked at the door.
+//! Validation of the sizes of images and latents.
 
 use kontext_core::{Error, Result, Tensor, check};
 
-/// Pixels along each side of one latent: 8, for every autoencoder of this crate.
+/// Pixels along each side of one latent: 8 for every autoencoder of this crate.
 pub const DOWNSCALE: i64 = 8;
 
-/// Checks a picture [B, channels, H, W] whose sides are multiples of [`DOWNSCALE`].
+/// Checks that an image is [B, channels, H, W] with sides that are positive multiples of [`DOWNSCALE`].
 pub(crate) fn check_picture(picture: &Tensor, channels: i64) -> Result<()> {
     let [_, _, height, width] = check::dims("picture", picture, "[B, 3, H, W]")?;
     check::shape("picture", picture, "[B, 3, H, W]", &[None, Some(channels), None, None])?;
@@ -20,7 +20,7 @@ pub(crate) fn check_picture(picture: &Tensor, channels: i64) -> Result<()> {
     ))
 }
 
-/// Checks latents [B, channels, H/8, W/8].
+/// Checks that latents are [B, channels, H/8, W/8] and not empty.
 pub(crate) fn check_latents(latents: &Tensor, channels: i64) -> Result<()> {
     const SHAPE: &str = "[B, latent channels, H/8, W/8]";
     let [_, _, height, width] = check::dims("latents", latents, SHAPE)?;

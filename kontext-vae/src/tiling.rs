@@ -1,9 +1,9 @@
-//! Encoding and decoding a large picture tile by tile, within the memory that a tile takes.
+//! Tiled encoding and decoding of large images, within the memory of one tile.
 //!
-//! Neighbouring tiles overlap and are blended there by a linear ramp, as diffusers' `tiled_decode` does. Two things
-//! differ from it: tiles are spread evenly and all have the full size (there the last ones may be slivers, which the
-//! model sees without surroundings), and each row of tiles is blended as soon as it is there, so no list of tiles is
-//! held and the weights in the corners are the product of the two ramps.
+//! Neighbouring tiles overlap and are blended with a linear ramp, as in diffusers' `tiled_decode`, with two
+//! differences: tiles are spread evenly and all have the full size (in diffusers the last ones may be
+//! slivers, which the model sees without context), and each row of tiles is blended as soon as it is
+//! computed, so no list of tiles is kept and the weights in the corners are the product of the two ramps.
 //!
 //! Source: huggingface/diffusers v0.38 models/autoencoders/autoencoder_kl.py, tiled_decode, blend_v, blend_h.
 
@@ -11,10 +11,10 @@ use kontext_core::{Error, Kind, Result, Tensor, check};
 
 use crate::DOWNSCALE;
 
-/// Size and overlap of tiles, in pixels, both multiples of 8.
+/// Size and overlap of tiles in pixels, both multiples of 8.
 ///
-/// A picture whose sides are at most `tile` is computed whole. Others differ from those computed whole: each tile is
-/// normalised by its own moments and attends to itself alone.
+/// An image with sides of at most `tile` is computed whole. The result for larger images differs from an
+/// untiled one: each tile is normalised by its own moments and attends only to itself.
 ///
 /// # Example
 /// ```
@@ -23,9 +23,9 @@ use crate::DOWNSCALE;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tiling {
-    /// Side of a tile. Default 1024, the size that the autoencoder of FLUX.1 was made for.
+    /// Side of a tile. Default 1024, the size that FLUX.1's autoencoder was designed for.
     pub tile: i64,
-    /// The least overlap of two neighbours. Default 256.
+    /// Minimum overlap of neighbouring tiles. Default 256.
     pub overlap: i64,
 }
 
@@ -39,10 +39,10 @@ impl Default for Tiling {
 }
 
 impl Tiling {
-    /// Checks the sizes.
+    /// Checks tile size and overlap.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where one is not a multiple of 8, or the overlap is not less than the tile.
+    /// [`Error::InvalidArgument`] if either is not a multiple of 8, or the overlap is not less than the tile.
     pub fn validate(&self) -> Result<()> {
         let multiple = |value: i64| value % DOWNSCALE == 0;
         if self.tile < DOWNSCALE || !multiple(self.tile) {
@@ -62,17 +62,18 @@ impl Tiling {
         Ok(())
     }
 
-    /// Whether a picture of this size is computed in more than one tile.
+    /// Returns `true` if an image of this size is computed in more than one tile.
     #[must_use]
     pub fn splits(&self, height: i64, width: i64) -> bool {
         height.max(width) > self.tile
     }
 }
 
-/// Applies `model` to overlapping tiles of `input` [B, C, H, W] and blends what it gives. A picture of one tile, or
-/// an input that `model` is to refuse, goes to it whole.
+/// Applies `model` to overlapping tiles of `input` [B, C, H, W] and blends the results. An image of one tile,
+/// or an input that is not in whole cells (left to `model` to reject), is passed whole.
 ///
-/// `unit_in` is the side of a cell (8x8 pixels) in `input`, `unit_out` in the output: 1 for latents, 8 for pixels.
+/// `unit_in` is the side of a cell (8x8 pixels) in `input` and `unit_out` in the output: 1 for latents, 8 for
+/// pixels.
 pub(crate) fn tiled(
     input: &Tensor,
     tiling: Tiling,
@@ -93,7 +94,7 @@ pub(crate) fn tiled(
     })
 }
 
-/// Joins the pieces that `piece` gives for each tile along a side of `size` cells, blended where they overlap.
+/// Joins the results of `piece` for each tile along a side of `size` cells, blending the overlaps.
 fn assemble(size: i64, tiling: Tiling, dim: i64, unit: i64, piece: impl Fn(&Span) -> Result<Tensor>) -> Result<Tensor> {
     let mut target = Tensor::new();
     for span in spans(size, tiling) {
@@ -112,16 +113,17 @@ fn assemble(size: i64, tiling: Tiling, dim: i64, unit: i64, piece: impl Fn(&Span
     Ok(target)
 }
 
-/// Where a tile lies along one side, in cells.
+/// Extent of a tile along one side, in cells.
 #[derive(Debug, PartialEq, Eq)]
 struct Span {
     start: i64,
     length: i64,
-    /// How much of it the tiles before cover.
+    /// Number of cells already covered by the preceding tiles.
     overlap: i64,
 }
 
-/// As few tiles as cover a side of `size` cells with the overlap that was asked for, spread evenly.
+/// Returns the fewest tiles that cover a side of `size` cells with at least the requested overlap, spread
+/// evenly.
 fn spans(size: i64, tiling: Tiling) -> Vec<Span> {
     let (tile, overlap) = (tiling.tile / DOWNSCALE, tiling.overlap / DOWNSCALE);
     if size <= tile {
@@ -141,11 +143,12 @@ fn spans(size: i64, tiling: Tiling) -> Vec<Span> {
     (0..=steps).map(span).collect()
 }
 
-/// Writes `piece` into `target` along `dim`. Over the overlap the weight of the piece rises from 0 in equal steps.
+/// Writes `piece` into `target` along `dim`. In the overlap, the weight of the piece rises from 0 in equal
+/// steps.
 fn paste(target: &Tensor, piece: &Tensor, dim: i64, span: &Span, unit: i64) -> Result<()> {
     let (start, overlap, length) = (span.start * unit, span.overlap * unit, span.length * unit);
     if overlap > 0 {
-        // In f32: bf16 counts in steps of two above 256.
+        // In f32: above 256, bf16 represents only every second integer.
         let ramp = Tensor::f_arange(overlap, (Kind::Float, piece.device()))?.f_div_scalar(overlap as f64)?;
         let ramp = ramp.f_to_kind(piece.kind())?;
         let ramp = if dim == 2 { ramp.f_unsqueeze(1)? } else { ramp };

@@ -1,6 +1,8 @@
-//! AutoencoderTiny: TAESD, TAESDXL, TAESD3 and TAEF1, which decode with a twentieth of the work of the
-//! autoencoders whose latents they share. Source: huggingface/diffusers v0.38 models/autoencoders/{autoencoder_tiny,vae}.py,
-//! AutoencoderTiny, EncoderTiny, DecoderTiny; models/unets/unet_2d_blocks.py, AutoencoderTinyBlock.
+//! AutoencoderTiny: TAESD, TAESDXL, TAESD3 and TAEF1, which decode at a twentieth of the cost of the
+//! autoencoders whose latents they share.
+//!
+//! Source: huggingface/diffusers v0.38 models/autoencoders/{autoencoder_tiny,vae}.py, AutoencoderTiny,
+//! EncoderTiny, DecoderTiny; models/unets/unet_2d_blocks.py, AutoencoderTinyBlock.
 
 use kontext_core::{During, Result, Tensor};
 use kontext_nn::Conv2d;
@@ -10,13 +12,12 @@ use crate::TinyConfig;
 use crate::size::{check_latents, check_picture};
 use crate::upsample::Upsample;
 
-/// The decoder bounds latents to ±3 softly, by `tanh(z / 3) * 3`.
+/// Soft bound of the decoder's latents: `tanh(z / 3) * 3`.
 const LATENT_MAGNITUDE: f64 = 3.0;
 
 /// A small autoencoder for the latents of a large one.
 ///
-/// Its latents are scaled already: those of FLUX.1's autoencoder are `(mean - 0.1159) * 0.3611`, and this one's
-/// resemble them.
+/// Its latents are already scaled: TAEF1's approximate `(mean - 0.1159) * 0.3611` of FLUX.1's autoencoder.
 #[derive(Debug)]
 pub struct AutoencoderTiny {
     encoder: Vec<Layer>,
@@ -28,7 +29,8 @@ impl AutoencoderTiny {
     /// Reads `encoder.layers.N` and `decoder.layers.N`.
     ///
     /// # Errors
-    /// [`kontext_core::Error::InvalidArgument`] as [`TinyConfig::validate`], and those of [`Weights::tensor`].
+    /// [`kontext_core::Error::InvalidArgument`] as [`TinyConfig::validate`], and those of
+    /// [`Weights::tensor`].
     pub fn new(w: &Weights, config: &TinyConfig) -> Result<Self> {
         config.validate()?;
         Ok(Self {
@@ -38,17 +40,18 @@ impl AutoencoderTiny {
         })
     }
 
-    /// The sizes that the model was built with.
+    /// Returns the configuration.
     #[must_use]
     pub fn config(&self) -> &TinyConfig {
         &self.config
     }
 
-    /// A picture [B, 3, H, W] in [-1, 1], sides multiples of 8, to latents [B, latent channels, H/8, W/8] as models see
-    /// them. Computed in the picture's kind.
+    /// Encodes an image [B, 3, H, W] in [-1, 1], sides multiples of 8, to scaled latents
+    /// [B, latent channels, H/8, W/8]. Computed in the image's dtype.
     ///
     /// # Errors
-    /// [`kontext_core::Error::Shape`] for another shape, [`kontext_core::Error::InvalidArgument`] for other sides.
+    /// [`kontext_core::Error::Shape`] for another shape, [`kontext_core::Error::InvalidArgument`] for other
+    /// sides.
     pub fn encode_latents(&self, picture: &Tensor) -> Result<Tensor> {
         check_picture(picture, self.config.in_channels)?;
         let encode = || {
@@ -62,12 +65,12 @@ impl AutoencoderTiny {
         encode().during("encoding a picture")
     }
 
-    /// Latents [B, latent channels, H/8, W/8] as models see them to a picture [B, 3, H, W], about in [-1, 1]. Computed
-    /// in the latents' kind.
+    /// Decodes scaled latents [B, latent channels, H/8, W/8] to an image [B, 3, H, W], roughly in [-1, 1].
+    /// Computed in the latents' dtype.
     ///
     /// # Errors
-    /// [`kontext_core::Error::Shape`] for another shape, [`kontext_core::Error::InvalidArgument`] for another number of
-    /// channels.
+    /// [`kontext_core::Error::Shape`] for another shape, [`kontext_core::Error::InvalidArgument`] for another
+    /// number of channels.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         check_latents(latents, self.config.latent_channels)?;
         let decode = || {
@@ -104,7 +107,7 @@ fn decoder(w: &Weights, config: &TinyConfig) -> Result<Vec<Layer>> {
     let [first, second, third, last] = config.num_decoder_blocks;
     for blocks in [first, second, third] {
         layers.push_blocks(blocks, width)?;
-        layers.skip(); // the upsampling, computed together with the convolution after it
+        layers.skip(); // the upsampling, fused with the following convolution
         layers.push(|w| Ok(Layer::Upsample(Upsample::without_bias(w, width)?)))?;
     }
     layers.push_blocks(last, width)?;
@@ -112,7 +115,7 @@ fn decoder(w: &Weights, config: &TinyConfig) -> Result<Vec<Layer>> {
     Ok(layers.layers)
 }
 
-/// Layers that are named by their number.
+/// Builder of layers named by consecutive numbers.
 struct Numbered<'a> {
     weights: &'a Weights,
     number: usize,
@@ -151,7 +154,7 @@ enum Layer {
     Upsample(Upsample),
 }
 
-/// One layer after the other, on channels-last activations that nothing else holds.
+/// Runs the layers in sequence on channels-last activations; `x` is not shared, so ReLU works in place.
 fn run(layers: &[Layer], mut x: Tensor) -> Result<Tensor> {
     for layer in layers {
         x = match layer {
@@ -164,7 +167,7 @@ fn run(layers: &[Layer], mut x: Tensor) -> Result<Tensor> {
     Ok(x)
 }
 
-/// `relu(conv(relu(conv(relu(conv(x))))) + x)`.
+/// A residual block: `relu(conv(relu(conv(relu(conv(x))))) + x)`.
 #[derive(Debug)]
 struct Block {
     conv: [Conv2d; 3],

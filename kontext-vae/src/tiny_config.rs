@@ -1,4 +1,5 @@
-//! Sizes of an AutoencoderTiny.
+//! Configuration of an AutoencoderTiny.
+//!
 //! Source: huggingface/diffusers v0.38 models/autoencoders/autoencoder_tiny.py, AutoencoderTiny.__init__.
 
 use std::path::Path;
@@ -8,7 +9,7 @@ use serde::Deserialize;
 
 use crate::config::{MOST_BLOCKS, WIDEST, check_scale, in_range};
 
-/// Sizes of an [`crate::AutoencoderTiny`].
+/// Configuration of an [`crate::AutoencoderTiny`].
 ///
 /// # Example
 /// ```
@@ -17,9 +18,9 @@ use crate::config::{MOST_BLOCKS, WIDEST, check_scale, in_range};
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct TinyConfig {
-    /// Colour channels of the pictures that go in.
+    /// Colour channels of the input images.
     pub in_channels: i64,
-    /// Colour channels of the pictures that come out.
+    /// Colour channels of the output images.
     pub out_channels: i64,
     /// Channels of the latents.
     pub latent_channels: i64,
@@ -27,18 +28,19 @@ pub struct TinyConfig {
     pub encoder_width: i64,
     /// Channels of every layer of the decoder.
     pub decoder_width: i64,
-    /// Residual blocks at each size of the encoder, from the full one to an eighth.
+    /// Residual blocks in each level of the encoder, from full size to an eighth.
     pub num_encoder_blocks: [i64; 4],
-    /// Residual blocks at each size of the decoder, from an eighth to the full one.
+    /// Residual blocks in each level of the decoder, from an eighth to full size.
     pub num_decoder_blocks: [i64; 4],
-    /// Latents that models see are `(z - shift_factor) * scaling_factor`; 1 in all published ones.
+    /// Scale of the latents, 1 in all published models: the diffusion model's input is
+    /// `(z - shift_factor) * scaling_factor`.
     pub scaling_factor: f64,
-    /// See `scaling_factor`; 0 in all published ones.
+    /// Shift of the latents, 0 in all published models; see `scaling_factor`.
     pub shift_factor: f64,
 }
 
 impl TinyConfig {
-    /// TAESD and TAESDXL, for the latents of Stable Diffusion 1, 2 and XL.
+    /// Returns the configuration of TAESD and TAESDXL, for the latents of Stable Diffusion 1, 2 and XL.
     #[must_use]
     pub fn taesd() -> Self {
         Self {
@@ -54,7 +56,7 @@ impl TinyConfig {
         }
     }
 
-    /// TAEF1 and TAESD3, for the latents of FLUX.1 and of Stable Diffusion 3.
+    /// Returns the configuration of TAEF1 and TAESD3, for the latents of FLUX.1 and of Stable Diffusion 3.
     #[must_use]
     pub fn taef1() -> Self {
         Self {
@@ -63,11 +65,11 @@ impl TinyConfig {
         }
     }
 
-    /// Reads diffusers' `config.json`; a field that is not there has diffusers' default.
+    /// Reads diffusers' `config.json`; absent fields take diffusers' defaults.
     ///
     /// # Errors
-    /// [`Error::Io`] where the file cannot be read, [`Error::Checkpoint`] where it is not the configuration of an
-    /// AutoencoderTiny, or of one that is built otherwise than the published ones.
+    /// [`Error::Io`] if the file cannot be read, [`Error::Checkpoint`] if it is not the configuration of an
+    /// AutoencoderTiny, or describes an architecture other than the published ones.
     pub fn from_json(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let config = read_json::<Fields>(path)?
@@ -77,10 +79,10 @@ impl TinyConfig {
         Ok(config)
     }
 
-    /// Checks that a model of these sizes can be built.
+    /// Checks that all sizes are in range.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] with the field's name.
+    /// [`Error::InvalidArgument`] that names the field.
     pub fn validate(&self) -> Result<()> {
         in_range("in_channels", self.in_channels, WIDEST)?;
         in_range("out_channels", self.out_channels, WIDEST)?;
@@ -100,7 +102,7 @@ impl TinyConfig {
     }
 }
 
-/// The fields of `config.json` that decide how the model is built, with diffusers' defaults.
+/// Fields of `config.json` that determine the architecture, with diffusers' defaults.
 #[derive(Deserialize)]
 #[serde(default)]
 struct Fields {
@@ -139,7 +141,7 @@ impl Default for Fields {
 }
 
 impl Fields {
-    /// The configuration, or the reason why such a model cannot be built.
+    /// Converts the fields to a configuration; the error is the reason why the model is not supported.
     fn config(&self) -> Result<TinyConfig, String> {
         if self.act_fn != "relu" {
             return Err(format!("act_fn: expected relu, got {}", self.act_fn));
@@ -164,7 +166,7 @@ impl Fields {
     }
 }
 
-/// The one width of all four levels: diffusers' model has no layer that could change it.
+/// Returns the common width of all four levels: diffusers' model has no layer that changes it.
 fn same(field: &str, widths: &[i64]) -> Result<i64, String> {
     match widths {
         [width, rest @ ..] if rest.len() == 3 && rest.iter().all(|w| w == width) => Ok(*width),

@@ -1,21 +1,22 @@
-//! Nearest-neighbour upsampling by two and the 3x3 convolution after it, as one convolution of the small picture.
+//! Nearest-neighbour upsampling by two and the following 3x3 convolution, fused into one convolution of the
+//! small image.
 //!
-//! An upsampled pixel stands in a 2x2 square of equal ones, so a 3x3 window over the upsampled picture covers only 2x2
-//! different pixels of the small one. Adding up the weights that meet the same pixel leaves, for each of the four
-//! places in the square, a 2x2 kernel: 16 products a pixel instead of 36, and the upsampled input is never built.
-//! The result differs from upsampling first by rounding only (relative 1e-6 in f32).
+//! Each pixel is upsampled to a 2x2 square of equal ones, so a 3x3 window over the upsampled image covers
+//! only 2x2 different pixels of the small one. Summing the weights of equal pixels leaves a 2x2 kernel for
+//! each of the four positions in the square: 16 products per pixel instead of 36, and the upsampled input is
+//! never built. The result differs from upsampling first only by rounding (relative 1e-6 in f32).
 //!
-//! Source of what it computes: huggingface/diffusers v0.38 models/upsampling.py, Upsample2D.
+//! Source of the unfused operation: huggingface/diffusers v0.38 models/upsampling.py, Upsample2D.
 
 use kontext_core::{Result, Tensor};
 use kontext_nn::{Weights, ops};
 
-/// `conv3x3(upsample_nearest(x, 2))`.
+/// Fused upsampling and convolution: `conv3x3(upsample_nearest(x, 2))`.
 #[derive(Debug)]
 pub(crate) struct Upsample {
-    /// [4 * C, C, 2, 2]: for upper left, upper right, lower left and lower right, channels-last.
+    /// Kernels [4 * C, C, 2, 2] for upper left, upper right, lower left and lower right, channels-last.
     weight: Tensor,
-    /// [4 * C].
+    /// Bias [4 * C].
     bias: Option<Tensor>,
 }
 
@@ -29,11 +30,11 @@ impl Upsample {
         })
     }
 
-    /// As [`Upsample::new`], without bias.
+    /// Reads `weight` [C, C, 3, 3], without bias.
     pub(crate) fn without_bias(w: &Weights, channels: i64) -> Result<Self> {
         let weight = w.tensor("weight", &[channels, channels, 3, 3])?;
         let kind = weight.kind();
-        // In f32: a sum rounded to bf16 from bf16 sums would be rounded twice.
+        // In f32: sums of bf16 sums would be rounded twice.
         let [upper, lower] = pairs(&weight.f_to_kind(kontext_core::Kind::Float)?, 2)?;
         let [upper_left, upper_right] = pairs(&upper, 3)?;
         let [lower_left, lower_right] = pairs(&lower, 3)?;
@@ -46,11 +47,11 @@ impl Upsample {
         Ok(Self { weight, bias: None })
     }
 
-    /// [B, C, H, W] to [B, C, 2H, 2W], channels-last but in training.
+    /// Maps [B, C, H, W] to [B, C, 2H, 2W], channels-last except in training.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let kind = x.kind();
         let bias = self.bias.as_ref().map(|b| b.f_to_kind(kind)).transpose()?;
-        // With a row and a column of zeros on each side: windows start one before the first pixel.
+        // Padded with a row or column of zeros on each side: windows start one before the first pixel.
         let corners = x.f_conv2d(&self.weight.f_to_kind(kind)?, bias, [1, 1], [1, 1], [1, 1], 1)?; // [B, 4C, H+1, W+1]
         let corners = corners.f_permute([0, 2, 3, 1])?.f_unflatten(3, [2, 2, -1])?; // [B, H+1, W+1, 2, 2, C]
         let (batch, channels, height, width) = x.size4()?;
@@ -73,8 +74,8 @@ impl Upsample {
     }
 }
 
-/// Kernels of three along `dim` to the two kernels of two that they are on pixels that come twice: the first of a pair
-/// sees (previous, own, own), the second (own, own, next).
+/// Splits kernels of width 3 along `dim` into the two equivalent kernels of width 2 on duplicated pixels: the
+/// first pixel of a pair sees (previous, own, own), the second (own, own, next).
 fn pairs(weight: &Tensor, dim: i64) -> Result<[Tensor; 2]> {
     let tap = |index| weight.f_narrow(dim, index, 1);
     let (a, b, c) = (tap(0)?, tap(1)?, tap(2)?);
@@ -97,7 +98,7 @@ mod tests {
         let conv = Conv2d::new(&weights, channels, channels, 3).unwrap();
         let expected = conv.forward(&x.upsample_nearest2d([10, 14], None, None)).unwrap();
         let got = Upsample::new(&weights, channels).unwrap().forward(&x).unwrap();
-        // f32 sums of 54 products near one, in another order.
+        // Sums of 54 products near 1 in f32, in another order.
         assert!(got.allclose(&expected, 1e-5, 1e-5, false));
     }
 

@@ -1,4 +1,4 @@
-//! Opening autoencoders from files, in all namings.
+//! Tests of opening autoencoders from files, in all namings.
 
 #![allow(clippy::unwrap_used)]
 
@@ -14,7 +14,7 @@ use kontext_vae::{Autoencoder, AutoencoderKl, AutoencoderTiny, TinyConfig, VaeCo
 
 type Tensors = Vec<(String, Tensor)>;
 
-/// Sizes that a file without configuration is taken to have: 32 groups.
+/// Returns a small configuration that can be inferred from a file: 32 groups.
 fn config() -> VaeConfig {
     VaeConfig {
         block_out_channels: [32, 32, 64, 64],
@@ -23,7 +23,7 @@ fn config() -> VaeConfig {
     }
 }
 
-/// The tensors that a model asks synthetic weights for.
+/// Collects the tensors that a model requests from synthetic weights.
 fn collect(build: impl Fn(&Weights)) -> Tensors {
     let weights = Weights::synthetic(5);
     build(&weights);
@@ -35,7 +35,7 @@ fn kl_tensors(config: &VaeConfig) -> Tensors {
     collect(|weights| drop(AutoencoderKl::new(weights, config).unwrap()))
 }
 
-/// Today's names of diffusers by textual replacement to those of black-forest-labs, written apart from the library.
+/// Renames today's diffusers names to black-forest-labs' by text replacement, independently of the library.
 fn as_ldm(tensors: Tensors, prefix: &str) -> Tensors {
     let rename = |(name, tensor): (String, Tensor)| {
         let mut new = name.replace("down_blocks", "down").replace("resnets", "block");
@@ -56,7 +56,7 @@ fn as_ldm(tensors: Tensors, prefix: &str) -> Tensors {
         ] {
             new = new.replace(from, to);
         }
-        // The attention's layers are 1x1 convolutions there.
+        // In that naming the attention layers are 1x1 convolutions.
         let is_linear = new.contains("attn_1") && tensor.dim() == 2;
         let tensor = if is_linear {
             tensor.unsqueeze(-1).unsqueeze(-1)
@@ -95,7 +95,7 @@ fn picture() -> Tensor {
         .clamp(-1.0, 1.0)
 }
 
-/// Latents of a picture and the picture of those.
+/// Encodes the test image and decodes its latents; returns both.
 fn round_trip(vae: &Autoencoder) -> (Tensor, Tensor) {
     let latents = vae.encode_latents(&picture()).unwrap();
     let decoded = vae.decode(&latents).unwrap();
@@ -149,7 +149,7 @@ fn sizes_come_from_the_tensors_of_a_file() {
     }
 }
 
-/// Zeros that take no memory, of the shapes that a model asks for.
+/// Collects zero tensors of the shapes that a model requests; they take no memory.
 fn blank(build: impl Fn(&Weights)) -> Tensors {
     let weights = Weights::blank();
     build(&weights);
@@ -160,7 +160,7 @@ fn blank(build: impl Fn(&Weights)) -> Tensors {
     weights.shapes().into_iter().map(zeros).collect()
 }
 
-/// Those of table 1 of the paper on FLUX.1 Kontext, under the names of the files in which they are published.
+/// The autoencoders of table 1 of the FLUX.1 Kontext paper, with the tensor names of their published files.
 #[test]
 fn the_five_autoencoders_of_the_papers_table_open_at_full_size() {
     let kl = |config: &VaeConfig| blank(|weights| drop(AutoencoderKl::new(weights, config).unwrap()));
@@ -195,7 +195,7 @@ fn the_five_autoencoders_of_the_papers_table_open_at_full_size() {
     ] {
         let quant_convs = tensors.iter().filter(|(name, _)| name.contains("quant_conv.")).count();
         assert_eq!(quant_convs, if quant { 4 } else { 0 }, "{what}");
-        // A tensor that it did not read would be an error.
+        // An unread tensor would be an error.
         let vae = Autoencoder::from_weights(&Weights::from_tensors(tensors), None).unwrap();
         assert_eq!(vae.latent_channels(), channels, "{what}");
         assert_eq!(

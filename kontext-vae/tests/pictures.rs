@@ -1,4 +1,4 @@
-//! The real tiny autoencoders on real pictures.
+//! Tests of the published tiny autoencoders on photographs.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,7 +8,7 @@ use common::asset;
 use kontext_core::{Device, Kind, Tensor, picture};
 use kontext_vae::Autoencoder;
 
-/// What diffusers' AutoencoderTiny reaches in f32, in dB: file, then PSNR on astronaut and on coffee.
+/// PSNR in dB of diffusers' AutoencoderTiny in f32: file, then astronaut and coffee.
 const REACHED: [(&str, f64, f64); 4] = [
     ("taef1", 27.46, 26.44),
     ("taesd3", 29.75, 27.52),
@@ -16,10 +16,10 @@ const REACHED: [(&str, f64, f64); 4] = [
     ("taesdxl", 25.16, 24.66),
 ];
 
-/// The values above have two digits after the point, and a level may round otherwise.
+/// Tolerance in dB: the values above have two decimals, and a level may round differently.
 const TOLERANCE: f64 = 0.05;
 
-/// The middle of a picture, with sides that are multiples of 16, [1, 3, H, W] in [-1, 1].
+/// Opens the central crop of an image, sides multiples of 16, as [1, 3, H, W] in [-1, 1].
 fn open_cropped(name: &str) -> Option<Tensor> {
     let pixels = picture::open(asset(&format!("photos/skimage_{name}.png"))?).unwrap();
     let pixels = picture::to_tensor(&pixels, Kind::Float, Device::Cpu).unwrap();
@@ -30,12 +30,12 @@ fn open_cropped(name: &str) -> Option<Tensor> {
     Some(middle(middle(pixels, 2), 3))
 }
 
-/// [-1, 1] to whole levels from 0 to 255.
+/// Converts [-1, 1] to integer levels from 0 to 255.
 fn levels(pixels: &Tensor) -> Tensor {
     (pixels.clamp(-1.0, 1.0) * 127.5 + 127.5).round()
 }
 
-/// Peak signal-to-noise ratio over all channels, in dB.
+/// Computes the peak signal-to-noise ratio over all channels, in dB.
 fn psnr(a: &Tensor, b: &Tensor) -> f64 {
     let error = (levels(a) - levels(b)).square().mean(Kind::Double).double_value(&[]);
     10.0 * (255.0 * 255.0 / error).log10()

@@ -1,4 +1,4 @@
-//! The autoencoders against tensors that diffusers produced with the same weights.
+//! Tests of the autoencoders against tensors produced by diffusers with the same weights.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,7 +8,7 @@ use common::{Fixture, assert_close};
 use kontext_core::{Device, Kind, noise};
 use kontext_vae::{AutoencoderKl, AutoencoderTiny, TinyConfig, VaeConfig};
 
-/// f32 through some fifty layers: the sums are the same, their order is not.
+/// Tolerance for f32 through some fifty layers: the same sums in another order.
 const TOLERANCE: f64 = 1e-5;
 
 fn kl(fixture: &Fixture, model: &str) -> AutoencoderKl {
@@ -96,7 +96,8 @@ fn bf16_goes_in_and_comes_out_and_stays_near_f32() {
     let latents = fixture.tensor("flux.one.latents").to_kind(Kind::BFloat16);
     let picture = vae.decode(&latents).unwrap();
     assert_eq!(picture.kind(), Kind::BFloat16);
-    // 8 bits of mantissa, some fifty roundings that add up like a random walk: 2^-9 * sqrt(50) is 1.4e-2.
+    // 8 bits of mantissa and some fifty roundings that accumulate like a random walk: 2^-9 * sqrt(50) is
+    // 1.4e-2.
     assert_close(
         &picture.to_kind(Kind::Float),
         &fixture.tensor("flux.one.decoded"),

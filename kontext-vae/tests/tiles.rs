@@ -1,5 +1,5 @@
-//! Tiles against the whole picture. What they differ by is that a tile ends, in zeros, where the picture goes on, and is
-//! normalised by its own moments.
+//! Tests of tiles against the whole image. They differ because a tile is zero-padded at edges inside the
+//! image and is normalised by its own moments.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,7 +10,7 @@ use kontext_core::{Device, Kind, Tensor, noise, picture};
 use kontext_nn::Weights;
 use kontext_vae::{Autoencoder, AutoencoderKl, AutoencoderTiny, Tiling, TinyConfig, VaeConfig};
 
-/// The relative errors of tiled latents and of the tiled picture of the whole latents.
+/// Returns the relative errors of the tiled latents and of the tiled decoding of the untiled latents.
 fn errors(vae: &Autoencoder, pixels: &Tensor, tiling: Tiling) -> (f64, f64) {
     let latents = vae.encode_latents(pixels).unwrap();
     let tiled_latents = vae.encode_latents_tiled(pixels, tiling).unwrap();
@@ -58,7 +58,7 @@ fn without_normalisation_tiles_stay_within_5_percent_in_latents_and_1_percent_in
 
 #[test]
 fn on_a_picture_that_repeats_itself_tiles_of_the_large_autoencoder_stay_within_10_percent() {
-    // Every tile then has nearly the moments of the whole, and random weights show how the tiles are put together.
+    // Every tile then has nearly the moments of the whole image, so random weights test how tiles are joined.
     let pixels = normal(&[1, 3, 64, 64]).repeat([1, 1, 6, 6]).clamp(-1.0, 1.0);
     let (latents, decoded) = errors(
         &small_kl(),
@@ -89,7 +89,7 @@ fn tiles_of_a_photograph_decode_to_within_40_db_of_the_whole() {
         .unwrap();
     let whole = vae.decode(&latents).unwrap();
     let tiled = vae.decode_tiled(&latents, Tiling { tile: 160, overlap: 64 }).unwrap();
-    // The range of pixels is 2, from -1 to 1.
+    // Pixels range over 2, from -1 to 1.
     let psnr = 10.0 * (4.0 / (tiled - whole).square().mean(Kind::Double).double_value(&[])).log10();
     assert!(psnr > 40.0, "{psnr:.1} dB");
 }

@@ -1,4 +1,4 @@
-//! A model's sizes, and which placements they leave.
+//! Memory footprint of a model, and the placements that fit it.
 
 use kontext_core::formats::Quantize;
 use kontext_core::{Error, Kind, Result};
@@ -12,7 +12,7 @@ use super::{DECODING, DENOISING, Machine, MemoryPlan, REFERENCES, StageMemory, T
 use crate::placement::{Arrangement, Placement};
 use crate::{Checkpoint, Plan};
 
-/// The weights of a model's parts in bytes, and the sizes that activations depend on.
+/// Byte sizes of a model's weights by part, and the dimensions that determine its activations.
 #[derive(Debug, Clone)]
 pub(crate) struct Footprint {
     pub(super) machine: Machine,
@@ -22,7 +22,7 @@ pub(crate) struct Footprint {
     pub(super) vae: u64,
     pub(super) t5: T5Config,
     pub(super) config: DitConfig,
-    /// Channels of the autoencoder at the picture's size.
+    /// Channels of the autoencoder at full image resolution.
     pub(super) vae_channels: u64,
 }
 
@@ -41,16 +41,16 @@ impl Footprint {
             ClipEncoder::weights(&checkpoint.clip)?,
         );
         let vae = Weights::open(&checkpoint.vae)?;
-        // In f16 the last layer of T5's MLP is f32.
-        let of_t5 = |name: &str| {
+        // In f16, the last layer of T5's MLP is f32.
+        let t5_kind = |name: &str| {
             if compute == Kind::Half && name.ends_with("wo.weight") {
                 Kind::Float
             } else {
                 compute
             }
         };
-        let of_t5 = Part::of(&t5, quantize_t5, of_t5, |_| true);
-        let of_clip = Part::of(&clip, None, |_| compute, |_| true);
+        let t5_part = Part::of(&t5, quantize_t5, t5_kind, |_| true);
+        let clip_part = Part::of(&clip, None, |_| compute, |_| true);
         let last = vae
             .shapes()
             .into_iter()
@@ -59,8 +59,8 @@ impl Footprint {
             machine,
             // CLIP is small, and always held.
             text: Part {
-                rest: of_t5.rest + of_clip.all(),
-                ..of_t5
+                rest: t5_part.rest + clip_part.all(),
+                ..t5_part
             },
             dit: Part::of(weights, quantize, |_| dtype, |name| !names::is_modulation(name)),
             modulation: Part::of(weights, None, |_| dtype, names::is_modulation),
@@ -74,13 +74,18 @@ impl Footprint {
         })
     }
 
-    /// The first of these whose peak fits, or the last.
-    pub(crate) fn first_that_fits(&self, plan: &Plan, of: &[Arrangement], available: u64) -> Option<Arrangement> {
+    /// Returns the first candidate whose peak fits, or the last.
+    pub(crate) fn first_that_fits(
+        &self,
+        plan: &Plan,
+        candidates: &[Arrangement],
+        available: u64,
+    ) -> Option<Arrangement> {
         let fits = |arrangement: &&Arrangement| self.plan(plan, **arrangement).fits(available);
-        of.iter().find(fits).or(of.last()).copied()
+        candidates.iter().find(fits).or(candidates.last()).copied()
     }
 
-    /// Refuses a run whose stages take more than is free, beside what is held already.
+    /// Refuses a run whose stages take more than the free memory, not counting weights already held.
     pub(crate) fn check(&self, plan: &Plan, arrangement: Arrangement, available: u64) -> Result<()> {
         let memory = self.plan(plan, arrangement);
         let (stage, peak) = memory.peak();
@@ -93,7 +98,7 @@ impl Footprint {
         }
     }
 
-    /// What to say where libtorch found too little memory for a stage of a run; other errors as they are.
+    /// Explains a libtorch OOM in a stage of a run; returns other errors unchanged.
     pub(crate) fn shortage(
         &self,
         error: Error,
@@ -110,19 +115,19 @@ impl Footprint {
         let needed = own
             .map_or(0, |stage| stage.bytes())
             .saturating_sub(self.held(arrangement));
-        told(error, stage, needed, available, smaller(arrangement.placement, stage))
+        with_remedy(error, stage, needed, available, smaller(arrangement.placement, stage))
     }
 
-    /// What to say where libtorch found too little memory for the parts that a placement holds.
+    /// Explains a libtorch OOM while the parts of a placement are loaded.
     pub(crate) fn shortage_at_load(&self, error: Error, arrangement: Arrangement, available: u64) -> Error {
         let smaller = match arrangement.placement {
             Placement::Resident => "load with Placement::Staged, or with weights of fewer bits",
             _ => "free some of it, or load on another device",
         };
-        told(error, "loading the model", self.held(arrangement), available, smaller)
+        with_remedy(error, "loading the model", self.held(arrangement), available, smaller)
     }
 
-    /// Weights that are in memory between runs.
+    /// Returns the bytes of weights held between runs.
     fn held(&self, arrangement: Arrangement) -> u64 {
         match arrangement.placement {
             Placement::Staged => 0,
@@ -130,7 +135,7 @@ impl Footprint {
         }
     }
 
-    /// The text encoders' weights that are in memory while they work.
+    /// Returns the bytes of the text encoders' weights held while they run.
     fn text(&self, left: LeftInFile) -> u64 {
         if left == LeftInFile::All {
             self.text.rest
@@ -139,7 +144,7 @@ impl Footprint {
         }
     }
 
-    /// The transformer's weights that are in memory while it works.
+    /// Returns the bytes of the transformer's weights held while it runs.
     fn transformer(&self, left: LeftInFile) -> u64 {
         match left {
             LeftInFile::None => self.dit.all() + self.modulation.all(),
@@ -148,7 +153,7 @@ impl Footprint {
         }
     }
 
-    /// The buffers that matrices come to a CUDA device through.
+    /// Returns the bytes of the buffers that prefetch matrices to a CUDA device.
     fn prefetch(&self) -> u64 {
         let largest = self.dit.largest.stored.max(self.modulation.largest.stored);
         if self.machine.device.is_cuda() {
@@ -158,38 +163,38 @@ impl Footprint {
         }
     }
 
-    /// What a run takes on the model's device.
+    /// Plans a run's memory on the model's device.
     pub(crate) fn plan(&self, plan: &Plan, arrangement: Arrangement) -> MemoryPlan {
         let Arrangement { placement, left } = arrangement;
         let (text, dit, all) = (self.text(left), self.transformer(left), self.held(arrangement));
-        let alone = |own: u64| if placement == Placement::Staged { own } else { all };
+        let stage_weights = |own: u64| if placement == Placement::Staged { own } else { all };
         let mut stages = vec![StageMemory {
             stage: TEXT,
-            weights: alone(text),
+            weights: stage_weights(text),
             work: self.text_work(plan, left),
         }];
         if let Some(largest) = plan.references.iter().map(|r| r.fitted.area()).max() {
             let work = self.encoder_work(plan, largest);
             stages.push(StageMemory {
                 stage: REFERENCES,
-                weights: alone(self.vae),
+                weights: stage_weights(self.vae),
                 work,
             });
         }
         stages.push(StageMemory {
             stage: DENOISING,
-            weights: alone(dit),
+            weights: stage_weights(dit),
             work: self.step_work(plan, left),
         });
         let work = self.decoder_work(plan, plan.target.size().area());
         stages.push(StageMemory {
             stage: DECODING,
-            weights: alone(self.vae),
+            weights: stage_weights(self.vae),
             work,
         });
-        let of = |part: &Part, is_left: bool| if is_left { part.stored } else { 0 };
-        let file_pages = of(&self.text, left == LeftInFile::All) + of(&self.dit, left == LeftInFile::All);
-        let file_pages = file_pages + of(&self.modulation, left != LeftInFile::None);
+        let pages = |part: &Part, is_left: bool| if is_left { part.stored } else { 0 };
+        let file_pages = pages(&self.text, left == LeftInFile::All) + pages(&self.dit, left == LeftInFile::All);
+        let file_pages = file_pages + pages(&self.modulation, left != LeftInFile::None);
         MemoryPlan {
             device: self.machine.device,
             placement,
@@ -199,7 +204,7 @@ impl Footprint {
     }
 }
 
-/// The next smaller setting.
+/// Returns advice on the next smaller setting.
 fn smaller(placement: Placement, stage: &str) -> &'static str {
     match placement {
         Placement::Resident => "load with Placement::Staged, make the picture smaller or run fewer at once",
@@ -220,8 +225,8 @@ fn short(stage: &'static str, needed: u64, available: u64, remedy: impl Into<Str
     }
 }
 
-/// libtorch's shortage of memory in our words, and in its own where the plan says that there is enough.
-fn told(error: Error, stage: &'static str, needed: u64, available: u64, smaller: &str) -> Error {
+/// Turns a libtorch OOM into `Error::Memory`; keeps libtorch's message if the plan predicted a fit.
+fn with_remedy(error: Error, stage: &'static str, needed: u64, available: u64, smaller: &str) -> Error {
     let Error::Torch { source, .. } = &error else {
         return error;
     };
@@ -231,7 +236,7 @@ fn told(error: Error, stage: &'static str, needed: u64, available: u64, smaller:
     if needed > available {
         return short(stage, needed, available, smaller);
     }
-    // The first sentences tell how much was asked for; the others are advice for Python.
+    // The first sentences state the requested size; the others are advice for Python.
     let words = source.to_string().split_inclusive(". ").take(2).collect::<String>();
     let words = words.trim_end_matches(['.', ' ']);
     short(

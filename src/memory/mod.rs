@@ -1,4 +1,4 @@
-//! How much memory a run takes, told from headers alone.
+//! Memory estimates for runs, from headers only.
 
 mod footprint;
 mod part;
@@ -13,7 +13,7 @@ use kontext_core::{Device, Kind};
 pub(crate) use self::footprint::Footprint;
 use crate::Placement;
 
-/// One part in so many of the free memory is left to other programs.
+/// Divisor of the share of free memory left to other programs: 1 / 20.
 const SPARE: u64 = 20;
 
 /// The stages of a run, as gerunds.
@@ -26,39 +26,39 @@ pub(crate) const DECODING: &str = "decoding the picture";
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct MemoryPlan {
-    /// Whose memory it is: that of the device that the model is on.
+    /// The device whose memory is planned: the model's.
     pub device: Device,
-    /// When the parts are in memory.
+    /// Placement of the parts.
     pub placement: Placement,
-    /// The stages in their order.
+    /// The stages, in order.
     pub stages: Vec<StageMemory>,
-    /// Bytes of files that are read in place: the system's cache, which it gives up when memory is short.
+    /// Bytes of files read in place: pages in the system's cache, reclaimed when memory is short.
     pub file_pages: u64,
 }
 
-/// What one stage of a run takes.
+/// Memory of one stage of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StageMemory {
-    /// What happens, as a gerund.
+    /// Name of the stage, as a gerund.
     pub stage: &'static str,
-    /// Bytes of weights that are in memory during the stage.
+    /// Bytes of weights held during the stage.
     pub weights: u64,
-    /// Bytes of activations at its peak.
+    /// Peak bytes of activations.
     pub work: u64,
 }
 
-/// Where a model is, and the kinds that it is held and computed in.
+/// A model's device, and its dtypes for storage and computation.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Machine {
     pub(crate) device: Device,
-    /// Plain weights of the transformer are at most as wide.
+    /// Upper bound for the transformer's plain weights.
     pub(crate) dtype: Kind,
     pub(crate) compute: Kind,
 }
 
 impl StageMemory {
-    /// Weights and work.
+    /// Returns the bytes of weights and activations.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.weights + self.work
@@ -66,14 +66,14 @@ impl StageMemory {
 }
 
 impl MemoryPlan {
-    /// The stage that takes the most, and its bytes, without the program itself and without pages of files.
+    /// Returns the stage with the highest use and its bytes, not counting the program itself and file pages.
     #[must_use]
     pub fn peak(&self) -> (&'static str, u64) {
         let most = self.stages.iter().max_by_key(|stage| stage.bytes());
         most.map_or(("running", 0), |stage| (stage.stage, stage.bytes()))
     }
 
-    /// Whether the peak fits this much memory, with a little left for all else.
+    /// Returns `true` if the peak fits into `available` bytes, less a small reserve.
     #[must_use]
     pub fn fits(&self, available: u64) -> bool {
         self.peak().1 <= available - available / SPARE
@@ -104,7 +104,7 @@ impl fmt::Display for MemoryPlan {
     }
 }
 
-/// Bytes for people.
+/// Human-readable bytes.
 struct Bytes(u64);
 
 impl fmt::Display for Bytes {

@@ -4,17 +4,17 @@ use kontext_core::Kind;
 use kontext_core::formats::Quantize;
 use kontext_nn::Weights;
 
-/// Bytes of a part: matrices, which may be left in their file, and the rest.
+/// Bytes of a part: matrices, which may be offloaded to their file, and all other tensors.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Part {
-    /// Matrices as they are held.
+    /// Matrices as held in memory.
     pub(super) matrices: u64,
-    /// The same as they are in their files.
+    /// Matrices as stored in their files.
     pub(super) stored: u64,
     pub(super) rest: u64,
-    /// The largest matrix, which is on its way when it is left in its file.
+    /// The largest matrix, in transit to the device if offloaded.
     pub(super) largest: Matrix,
-    /// The largest of those that are held in another form than they are multiplied in.
+    /// The largest matrix held in another form than the one it is multiplied in.
     pub(super) largest_packed: Matrix,
 }
 
@@ -27,7 +27,7 @@ pub(super) struct Matrix {
 }
 
 impl Part {
-    /// The tensors that are wanted; plain ones are held at most as wide as their kind.
+    /// Sums the tensors selected by `wanted`; plain ones are held in at most the width of their dtype.
     pub(super) fn of(
         weights: &Weights,
         to: Option<Quantize>,
@@ -54,7 +54,7 @@ impl Part {
                         part.largest_packed = part.largest_packed.max(matrix);
                     }
                 }
-                // What is stored wider shrinks.
+                // A tensor stored wider is narrowed.
                 _ => part.rest += stored.min(wide),
             }
         }
@@ -66,7 +66,8 @@ impl Part {
     }
 }
 
-/// Bytes of a matrix, packed at load where it is to be and is not packed already.
+/// Returns the bytes of a matrix after quantisation at load, if it is requested and the file holds a plain
+/// matrix.
 fn packed(to: Option<Quantize>, columns: i64, elements: u64, stored: u64) -> u64 {
     const HALF: u64 = 2;
     match to.filter(|to| to.fits(columns) && stored >= HALF * elements) {
@@ -75,7 +76,7 @@ fn packed(to: Option<Quantize>, columns: i64, elements: u64, stored: u64) -> u64
     }
 }
 
-/// Bytes of an element.
+/// Returns the bytes of an element.
 pub(super) fn size_of(kind: Kind) -> u64 {
     kind.elt_size_in_bytes() as u64
 }

@@ -1,4 +1,4 @@
-//! Plans for a CUDA device, which need none.
+//! Plans for a CUDA device, computed without one.
 
 use image::RgbImage;
 use kontext_core::{Error, Tensor};
@@ -25,7 +25,7 @@ const CUDA: Machine = Machine {
     compute: Kind::BFloat16,
 };
 
-/// FLUX.1 Kontext in bf16 as it is published, with sizes from the headers of its files.
+/// Returns the footprint of the published FLUX.1 Kontext in bf16, with sizes from the headers of its files.
 fn published(machine: Machine) -> Footprint {
     let part = |matrices: u64, rest: u64, largest: u64| Part {
         matrices,
@@ -78,7 +78,7 @@ const STREAMED: Arrangement = Arrangement {
     left: LeftInFile::All,
 };
 
-/// What `Placement::Auto` becomes with so many GB free.
+/// Returns the arrangement that `Placement::Auto` resolves to with `free` GB.
 fn chosen(footprint: &Footprint, free: u64) -> Arrangement {
     let all = Placement::Auto.arrangements(footprint.machine.device);
     footprint.first_that_fits(&edit(1024), &all, free * GB).unwrap()
@@ -146,9 +146,9 @@ fn what_is_unpacked_or_on_its_way_counts_on_cuda() {
         stages.into_iter().find(|stage| stage.stage == DENOISING).unwrap().work
     };
     let elements = 21_504 * 3072;
-    // In bf16, beside what unpacking four bits takes.
+    // The bf16 copy and the work space of four-bit dequantisation.
     assert_eq!(work(&packed, RESIDENT) - work(&plain, RESIDENT), 8 * elements);
-    // As stored, too.
+    // The matrix as stored, too.
     assert_eq!(work(&plain, STREAMED) - work(&plain, RESIDENT), 10 * elements);
 }
 
@@ -173,9 +173,9 @@ fn headers_tell_what_is_held_in_bf16_on_cuda_and_in_f32_on_a_cpu() {
     random_model(folder.path(), 7, Layout::Diffusers).unwrap();
     let model = Checkpoint::find(folder.path()).unwrap();
     let (weights, config) = model.open_transformer().unwrap();
-    let of = |machine| Footprint::of(&model, &weights, &config, machine, None, None).unwrap();
-    let (host, device) = (of(CPU), of(CUDA));
-    // The model is stored in f32, where bf16 takes half; the autoencoder stays wide.
+    let footprint = |machine| Footprint::of(&model, &weights, &config, machine, None, None).unwrap();
+    let (host, device) = (footprint(CPU), footprint(CUDA));
+    // The model is stored in f32, and bf16 takes half; the autoencoder stays wide.
     for (host, device) in [
         (host.text, device.text),
         (host.dit, device.dit),
@@ -186,7 +186,7 @@ fn headers_tell_what_is_held_in_bf16_on_cuda_and_in_f32_on_a_cpu() {
     }
     assert_eq!(host.vae, device.vae);
     // In f16, T5's `wo` is wide.
-    let half = of(Machine {
+    let half = footprint(Machine {
         compute: Kind::Half,
         dtype: Kind::Half,
         ..CUDA
@@ -208,12 +208,12 @@ fn a_run_that_does_not_fit_the_device_is_refused_with_the_next_smaller_setting()
         "{staged}"
     );
     assert!(staged.contains("load with Placement::Streamed"), "{staged}");
-    // What is held already is not asked for again.
+    // Weights already held are not counted again.
     published(CUDA).check(&edit(1024), RESIDENT, 4 * GB).unwrap();
     assert!(refused(RESIDENT, GB).contains("load with Placement::Staged"));
 }
 
-/// An error of libtorch with these words.
+/// Returns a libtorch error with this message.
 fn torch(words: &str) -> Error {
     tch::TchError::Torch(words.to_owned()).into()
 }
@@ -224,18 +224,18 @@ const WORDS: &str = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a
 #[test]
 fn libtorchs_shortage_becomes_ours_with_stage_need_and_remedy() {
     let footprint = published(CUDA);
-    let told = |placement, stage, free| {
+    let reported = |placement, stage, free| {
         footprint
             .shortage(torch(WORDS), &edit(1024), placement, stage, free)
             .to_string()
     };
-    let less = told(STAGED, DENOISING, 8 * GB);
+    let less = reported(STAGED, DENOISING, 8 * GB);
     assert!(
         less.starts_with("denoising takes ") && less.contains("8000 MB are free; load with"),
         "{less}"
     );
-    // Where the plan was too small, libtorch's own words are kept.
-    let more = told(STREAMED, DECODING, 23 * GB);
+    // If the plan was too small, libtorch's own message is kept.
+    let more = reported(STREAMED, DECODING, 23 * GB);
     assert!(
         more.contains("23000 MB are free; all the same libtorch found too little (CUDA out of memory. Tried to allocate 2.00 GiB); make"),
         "{more}"
@@ -252,8 +252,8 @@ fn other_errors_of_libtorch_stay_as_they_are() {
         .map_err(Error::from)
         .unwrap_err();
     let words = error.to_string();
-    let told = published(CUDA).shortage(error, &edit(1024), STAGED, DENOISING, GB);
-    assert_eq!(told.to_string(), words);
+    let reported = published(CUDA).shortage(error, &edit(1024), STAGED, DENOISING, GB);
+    assert_eq!(reported.to_string(), words);
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn modulation_on_cuda_is_held_or_on_its_way_once_a_run() {
     let (held, left) = (weights(HELD), weights(RESIDENT));
     assert_eq!(held.0 - left.0, footprint.modulation.matrices);
     assert_eq!((held.1, left.1), (0, footprint.modulation.stored));
-    // Alone, the transformer takes no more than that beside its blocks.
+    // A staged transformer holds its blocks and, of the modulation, only the vectors.
     assert_eq!(weights(STAGED).0, footprint.dit.all() + footprint.modulation.rest);
 }
 

@@ -1,15 +1,15 @@
-//! What earlier runs have encoded: a prompt or a picture that comes again is not encoded again.
+//! Caches of encoded prompts and images, shared by the runs of a session.
 
 use image::RgbImage;
 use kontext_core::{Conditioning, Tensor};
 use kontext_sampler::{Conformance, Size};
 
-/// Prompts that are kept. In bf16 one of the published model takes 4 MB.
+/// Capacity for prompts. One takes 4 MB in bf16 with the published model.
 const PROMPTS: usize = 16;
-/// Pictures that are kept. One of a megapixel takes 3 MB, its latents 1 MB.
+/// Capacity for images. One of a megapixel takes 3 MB, its latents 1 MB.
 const PICTURES: usize = 8;
 
-/// Encoded prompts and pictures, on the device of the pipeline that encoded them.
+/// Encoded prompts and images, on the device of their pipeline.
 #[derive(Debug)]
 pub(crate) struct Kept {
     pub(crate) texts: Recent<String, Conditioning>,
@@ -17,7 +17,7 @@ pub(crate) struct Kept {
     pub(crate) pictures: Recent<EncodedPicture, Tensor>,
 }
 
-/// What the latents of a picture depend on.
+/// Cache key of an image's latents.
 #[derive(Debug)]
 pub(crate) struct EncodedPicture {
     pub(crate) picture: RgbImage,
@@ -26,7 +26,7 @@ pub(crate) struct EncodedPicture {
 }
 
 impl Kept {
-    /// Keeps nothing: the runs of a pipeline know nothing of each other.
+    /// Creates empty caches of capacity 0: runs of a pipeline share nothing.
     pub(crate) fn nothing() -> Self {
         Self {
             texts: Recent::new(0),
@@ -34,7 +34,7 @@ impl Kept {
         }
     }
 
-    /// Keeps the latest.
+    /// Creates LRU caches with the default capacities.
     pub(crate) fn latest() -> Self {
         Self {
             texts: Recent::new(PROMPTS),
@@ -49,11 +49,11 @@ impl EncodedPicture {
     }
 }
 
-/// A few values by their keys; the one that was not wanted for longest makes room.
+/// A small least-recently-used cache.
 #[derive(Debug)]
 pub(crate) struct Recent<K, V> {
     most: usize,
-    /// The latest stands last.
+    /// Ordered by use, the most recent last.
     entries: Vec<(K, V)>,
 }
 
@@ -71,7 +71,7 @@ impl<K, V> Recent<K, V> {
         self.entries.last().map(|(_, value)| value)
     }
 
-    /// Adds a value under a key that is not there; both are made only where they are kept.
+    /// Adds a value under a key not in the cache; evaluates neither if the capacity is 0.
     pub(crate) fn add(&mut self, key: impl FnOnce() -> K, value: impl FnOnce() -> V) {
         if self.most == 0 {
             return;

@@ -1,4 +1,4 @@
-//! The LoRAs of a pipeline: they come and go while the model stays.
+//! The LoRAs of a loaded pipeline, which can change while the model stays in memory.
 
 use kontext_core::Result;
 use kontext_dit::Dit;
@@ -11,18 +11,18 @@ use crate::lora::{ActiveLora, LoraSet, LoraUse, fused_error};
 use crate::placement::Lease;
 
 impl Pipeline {
-    /// The LoRAs, in their order.
+    /// Iterates over the LoRAs, in order.
     pub fn loras(&self) -> impl Iterator<Item = &ActiveLora> {
         self.loras.iter()
     }
 
-    /// Puts these LoRAs in the place of all that there are, without reading the model again. On an error
-    /// all stays as it was.
+    /// Replaces all LoRAs without reading the model again. On an error nothing changes.
     ///
     /// # Errors
     /// Those of [`Lora::open`](crate::Lora::open) and [`Lora::adapters`](crate::Lora::adapters),
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a strength that is no number or a name that is
-    /// there twice, and [`Error::Checkpoint`](crate::Error::Checkpoint) where LoRAs were fused with the weights.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a scale that is not finite or a
+    /// duplicate name, and [`Error::Checkpoint`](crate::Error::Checkpoint) if LoRAs were fused with the
+    /// weights.
     ///
     /// # Example
     /// ```no_run
@@ -37,7 +37,7 @@ impl Pipeline {
         self.change_loras(LoraSet::open(loras)?)
     }
 
-    /// Adds a LoRA to those that there are.
+    /// Adds a LoRA to the active ones.
     ///
     /// # Errors
     /// Those of [`Pipeline::set_loras`].
@@ -47,10 +47,10 @@ impl Pipeline {
         self.change_loras(loras)
     }
 
-    /// Changes the strength of a LoRA, by its name.
+    /// Changes the scale of a LoRA, by its name.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a name that there is not, and those of
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for an unknown name, and those of
     /// [`Pipeline::set_loras`].
     pub fn set_lora_scale(&mut self, name: &str, scale: f64) -> Result<()> {
         let mut loras = LoraSet::clone(&self.loras);
@@ -61,8 +61,8 @@ impl Pipeline {
     /// Removes a LoRA, by its name.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a name that there is not, and
-    /// [`Error::Checkpoint`](crate::Error::Checkpoint) where LoRAs were fused with the weights.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for an unknown name, and
+    /// [`Error::Checkpoint`](crate::Error::Checkpoint) if LoRAs were fused with the weights.
     pub fn remove_lora(&mut self, name: &str) -> Result<()> {
         let mut loras = LoraSet::clone(&self.loras);
         loras.remove(name)?;
@@ -77,7 +77,7 @@ impl Pipeline {
         }
     }
 
-    /// Puts LoRAs in force; `fused` tells that the transformer has them in its weights.
+    /// Activates LoRAs; `fused` means that the transformer's weights already contain them.
     pub(crate) fn put_loras(&mut self, loras: LoraSet, fused: bool) -> Result<()> {
         let (text, dit) = (self.parts.text.in_memory(), self.parts.dit.in_memory());
         if let (Some(text), Some(dit)) = (text, dit) {
@@ -89,7 +89,7 @@ impl Pipeline {
             .unwrap_or_default();
         match dit {
             Some(dit) if !fused => prepared.push(loras.prepare_dit(dit)?),
-            // One that is not in memory gets its changes when it is; whether they fit is told now.
+            // A transformer not in memory gets its adapters when it is loaded; a mismatch is reported now.
             _ => drop(loras.transformer(&self.parts.config)?),
         }
         prepared.into_iter().for_each(Prepared::apply);
@@ -97,7 +97,7 @@ impl Pipeline {
         Ok(())
     }
 
-    /// The text encoders with their LoRAs.
+    /// Leases the text encoders with their LoRAs.
     pub(super) fn lease_text(&self) -> Result<Lease<'_, TextEncoder>> {
         let text = self.parts.text.lease()?;
         if matches!(text, Lease::Own(_)) {
@@ -106,7 +106,7 @@ impl Pipeline {
         Ok(text)
     }
 
-    /// The transformer with its LoRAs.
+    /// Leases the transformer with its LoRAs.
     pub(super) fn lease_dit(&self) -> Result<Lease<'_, Dit>> {
         let dit = self.parts.dit.lease()?;
         if matches!(dit, Lease::Own(_)) && !self.fused {

@@ -1,4 +1,4 @@
-//! A loaded model: what it is made of, and what it can tell before it runs.
+//! A loaded model: its parts, and its plans before a run.
 
 mod kept;
 mod loras;
@@ -21,10 +21,10 @@ use crate::placement::{Arrangement, Slot};
 use crate::plan::ModelFacts;
 use crate::{Builder, Checkpoint, MemoryPlan, Parts, Placement, Plan, Request};
 
-/// A loaded model that edits and generates pictures.
+/// A loaded model that edits and generates images.
 ///
-/// It is `Send` and `Sync`, and a run changes nothing in it: any number of threads may run requests
-/// on one pipeline, and each gets the bytes that it would have got alone.
+/// It is `Send` and `Sync`, and a run does not modify it: any number of threads may run requests on one
+/// pipeline, and each gets the same bytes as in a serial run.
 ///
 /// # Example
 /// ```no_run
@@ -47,7 +47,7 @@ pub struct Pipeline {
     fused: bool,
 }
 
-/// Where a pipeline's parts come from, and what they take.
+/// The files of a pipeline's parts and their memory footprint.
 #[derive(Debug)]
 struct Files {
     checkpoint: Checkpoint,
@@ -55,7 +55,7 @@ struct Files {
     arrangement: Arrangement,
 }
 
-/// The parts, in memory or not.
+/// The parts, in memory or loaded on demand.
 #[derive(Debug)]
 pub(crate) struct PartSlots {
     pub(crate) text: Slot<TextEncoder>,
@@ -64,7 +64,7 @@ pub(crate) struct PartSlots {
     pub(crate) config: DitConfig,
 }
 
-/// The dtype that a run follows, and the one that it computes in (they differ on the CPU).
+/// The dtype that a run follows, and the one it computes in (they differ on the CPU).
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Precision {
     pub(crate) dtype: Kind,
@@ -80,12 +80,12 @@ impl Pipeline {
         Builder::default().load(folder)
     }
 
-    /// Options of a pipeline, by default all as [`Pipeline::load`] has them.
+    /// Returns a builder, with the options of [`Pipeline::load`] as defaults.
     pub fn builder() -> Builder {
         Builder::default()
     }
 
-    /// A pipeline of parts that are in memory.
+    /// Creates a pipeline from parts in memory.
     pub(crate) fn of(parts: Parts, precision: Precision, device: Device, tiling: Option<Tiling>) -> Result<Self> {
         let Parts {
             text,
@@ -126,7 +126,7 @@ impl Pipeline {
         }
     }
 
-    /// The same, with its parts taken from these files.
+    /// Adds the files that the parts come from.
     pub(crate) fn with_files(self, checkpoint: Checkpoint, footprint: Footprint, arrangement: Arrangement) -> Self {
         Self {
             files: Some(Files {
@@ -138,13 +138,13 @@ impl Pipeline {
         }
     }
 
-    /// Where the parts were found; `None` for a pipeline of one's own parts.
+    /// Returns the files of the parts; `None` for a pipeline assembled from given parts.
     #[must_use]
     pub fn checkpoint(&self) -> Option<&Checkpoint> {
         self.files.as_ref().map(|files| &files.checkpoint)
     }
 
-    /// When its parts are in memory; a pipeline of one's own parts is resident.
+    /// Returns when the parts are in memory; a pipeline assembled from given parts is resident.
     #[must_use]
     pub fn placement(&self) -> Placement {
         self.files
@@ -152,7 +152,8 @@ impl Pipeline {
             .map_or(Placement::Resident, |files| files.arrangement.placement)
     }
 
-    /// How much memory of its device a run of this request takes; `None` for a pipeline of one's own parts.
+    /// Estimates the memory that a run of this request takes on the device; `None` for a pipeline assembled
+    /// from given parts.
     ///
     /// # Errors
     /// Those of [`Pipeline::plan`].
@@ -164,24 +165,24 @@ impl Pipeline {
             .map(|files| files.footprint.plan(&plan, files.arrangement)))
     }
 
-    /// The device that the model is on.
+    /// Returns the model's device.
     #[must_use]
     pub fn device(&self) -> Device {
         self.device
     }
 
-    /// The dtype that runs follow.
+    /// Returns the dtype that runs follow.
     #[must_use]
     pub fn dtype(&self) -> Kind {
         self.precision.dtype
     }
 
-    /// Features of a token: the channels of a patch of 2x2 latents.
+    /// Returns the features of a token: the channels of a patch of 2x2 latents.
     pub(crate) fn packed_channels(&self) -> i64 {
         self.facts.packed_channels()
     }
 
-    /// What a run of this request would do. Takes no time.
+    /// Plans a run of this request. Takes no time.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for a request out of range.
@@ -190,7 +191,7 @@ impl Pipeline {
     }
 }
 
-/// Whether the parts take what the others give.
+/// Checks that the parts fit each other.
 pub(crate) fn fit(text: &TextEncoder, vae: &Autoencoder, config: &DitConfig) -> Result<()> {
     let fits = |what: &'static str, got: i64, expected: i64| {
         if got == expected {

@@ -1,4 +1,4 @@
-//! The story of one run: plan, text, references, noise, sampling, pictures.
+//! One run, stage by stage: plan, text, references, noise, sampling, images.
 
 use std::ops::ControlFlow;
 
@@ -20,7 +20,7 @@ use crate::{Event, Output, Plan, Request};
 /// The callback of a run.
 type Observer<'a> = &'a mut dyn FnMut(Event<'_>) -> ControlFlow<()>;
 
-/// What a run returns to a session, and the latents [1, C, H, W] of the first reference that it saw.
+/// A run's output for a session, and the latents [1, C, H, W] of its first reference.
 #[derive(Debug)]
 pub(crate) struct Finished {
     pub(crate) output: Output,
@@ -31,21 +31,21 @@ impl Pipeline {
     /// Edits or generates.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a request out of range (before any work),
-    /// [`Error::NotFinite`] where a stage fails numerically, [`Error::Torch`] where libtorch does.
+    /// [`Error::InvalidArgument`] for a request out of range (before any work), [`Error::NotFinite`] if a
+    /// stage fails numerically, [`Error::Torch`] if libtorch fails.
     pub fn run(&self, request: &Request) -> Result<Output> {
         self.run_with(request, |_| ControlFlow::Continue(()))
     }
 
-    /// As [`Pipeline::run`], telling what happens and stopping when told to.
+    /// Runs as [`Pipeline::run`] does, reports events to `observe` and stops on its request.
     ///
     /// # Errors
-    /// Those of [`Pipeline::run`], and [`Error::Cancelled`] where `observe` breaks off.
+    /// Those of [`Pipeline::run`], and [`Error::Cancelled`] if `observe` returns `Break`.
     pub fn run_with(&self, request: &Request, mut observe: impl FnMut(Event<'_>) -> ControlFlow<()>) -> Result<Output> {
         Ok(self.run_keeping(request, &mut Kept::nothing(), &mut observe)?.output)
     }
 
-    /// As [`Pipeline::run_with`], with what earlier runs have encoded; what this one encodes is added.
+    /// Runs as [`Pipeline::run_with`] does, using and filling the caches of earlier runs.
     pub(crate) fn run_keeping(&self, request: &Request, kept: &mut Kept, observe: Observer<'_>) -> Result<Finished> {
         self.run_stages(request, kept, observe)
             .map_err(|error| self.name_damage(error))
@@ -63,11 +63,11 @@ impl Pipeline {
         tell(observe, &plan, Event::Planned { plan: &plan, seed })?;
         // 2. Text.
         let (positive, negative) = self.encode_texts(request, &plan, kept, observe).map_err(short(TEXT))?;
-        // 3. References. The autoencoder is wanted for those alone that are not encoded yet.
+        // 3. References. The autoencoder is loaded only for references not in the cache.
         let mut vae = None;
         let encoded = self.encode_references(&mut vae, request, &plan, kept, observe);
         let (context, first) = encoded.map_err(short(REFERENCES))?;
-        // 4. Noise, over the picture where the run starts from one.
+        // 4. Noise, mixed with the image if the run starts from one.
         let mut latents = self.starting_noise(request, &plan, seed)?;
         if request.strength < 1.0 {
             let start = self
@@ -91,7 +91,7 @@ impl Pipeline {
                 observe,
             )
             .map_err(short(DENOISING))?;
-        // 6. Pictures.
+        // 6. Images.
         let vae = self.parts.vae.lease().map_err(short(DECODING))?;
         let codec = self.codec(&vae, &plan);
         let mut images = Vec::with_capacity(plan.batch);
@@ -125,7 +125,7 @@ impl Pipeline {
         Ok(Finished { output, first })
     }
 
-    /// The prompt and, where there is one, the negative prompt.
+    /// Encodes the prompt and, if used, the negative prompt.
     fn encode_texts(
         &self,
         request: &Request,
@@ -162,7 +162,7 @@ impl Pipeline {
         Ok((positive, negative))
     }
 
-    /// The context's tokens, and the first reference's latents.
+    /// Returns the context's tokens, and the first reference's latents.
     fn encode_references<'a>(
         &'a self,
         vae: &mut Option<Lease<'a, Autoencoder>>,
@@ -189,7 +189,7 @@ impl Pipeline {
                 latents.shallow_clone()
             } else {
                 let codec = self.codec(Lease::begin(vae, || self.parts.vae.lease())?, plan);
-                // Rounded to the run's dtype where the mode is, also on a CPU, which computes in f32.
+                // Rounded to the run's dtype if the mode is, also on a CPU, which computes in f32.
                 let latents = codec.encode(image, fitted)?.f_to_kind(kind)?;
                 tell(
                     observe,
@@ -218,7 +218,7 @@ impl Pipeline {
         Ok((Some(tokens), first))
     }
 
-    /// The first picture's latents on the target's grid.
+    /// Returns the first image's latents on the target's grid.
     fn start_picture<'a>(
         &'a self,
         vae: &mut Option<Lease<'a, Autoencoder>>,
@@ -240,7 +240,7 @@ impl Pipeline {
         }
     }
 
-    /// Latents [1, C, H, W] as a picture of the plan's size.
+    /// Decodes latents [1, C, H, W] to an image of the plan's size.
     pub(crate) fn decode(&self, latents: &Tensor, plan: &Plan) -> Result<RgbImage> {
         let vae = self.parts.vae.lease()?;
         let picture = self.codec(&vae, plan).decode(latents, plan.output, plan.conformance);
@@ -248,7 +248,7 @@ impl Pipeline {
         picture
     }
 
-    /// Noise as tokens [batch, L, 4 C], drawn for each picture from its own seed, or the caller's.
+    /// Returns noise as tokens [batch, L, 4 C]: the caller's, else drawn for each image from its own seed.
     fn starting_noise(&self, request: &Request, plan: &Plan, seed: u64) -> Result<Tensor> {
         let kind = plan.conformance.latents_kind(self.precision.dtype);
         let (batch, channels) = (plan.batch as i64, self.facts.latent_channels);
@@ -271,7 +271,7 @@ impl Pipeline {
         Ok(Tensor::f_cat(&items, 0)?)
     }
 
-    /// The denoising loop: everything that does not depend on the sample is prepared before it.
+    /// Runs the denoising loop; everything independent of the sample is prepared before it.
     #[allow(clippy::too_many_arguments)] // The loop's ingredients, each used once.
     fn sample(
         &self,
@@ -346,7 +346,7 @@ impl Pipeline {
         }
     }
 
-    /// Looks for the damaged tensor behind a result that is not finite.
+    /// Finds the damaged tensor that caused a non-finite result.
     fn name_damage(&self, error: Error) -> Error {
         let (Error::NotFinite { stage, .. }, Some(checkpoint)) = (&error, self.checkpoint()) else {
             return error;
@@ -373,7 +373,7 @@ impl Pipeline {
     }
 }
 
-/// Tells the observer; its wish to stop before the first step becomes an error.
+/// Notifies the observer; a `Break` outside the denoising loop becomes an error.
 fn tell(observe: Observer<'_>, plan: &Plan, event: Event<'_>) -> Result<()> {
     let total = plan.schedule.steps();
     let done = if matches!(event, Event::Decoded { .. }) {
@@ -388,7 +388,7 @@ fn tell(observe: Observer<'_>, plan: &Plan, event: Event<'_>) -> Result<()> {
     }
 }
 
-/// One encoded prompt for every picture of a batch.
+/// Repeats one encoded prompt for every image of a batch.
 fn repeat(conditioning: &Conditioning, batch: usize) -> Result<Conditioning> {
     let batch = batch as i64;
     Ok(Conditioning {

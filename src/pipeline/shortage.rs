@@ -1,4 +1,4 @@
-//! Memory that a run's device lacks: told before the run, or when libtorch finds it.
+//! Insufficient device memory: detected before a run, or reported by libtorch.
 
 use kontext_core::{Error, Result, memory};
 
@@ -6,7 +6,7 @@ use super::Pipeline;
 use crate::Plan;
 
 impl Pipeline {
-    /// Refuses a run that takes more memory than its device has free, where that can be told.
+    /// Refuses a run that takes more memory than its device has free, if the device reports it.
     pub(super) fn check_memory(&self, plan: &Plan) -> Result<()> {
         let Some(files) = &self.files else { return Ok(()) };
         let check = || match memory::free(self.device) {
@@ -14,13 +14,13 @@ impl Pipeline {
             Err(_) => Ok(()),
         };
         check().or_else(|_| {
-            // What earlier runs have freed may still be kept for later ones.
+            // Memory freed by earlier runs may still be in the allocator's cache.
             memory::give_back_on(self.device);
             check()
         })
     }
 
-    /// Puts libtorch's shortage of memory into words that say what to do.
+    /// Turns a libtorch OOM into an error with a remedy.
     pub(super) fn name_shortage(&self, error: Error, plan: &Plan, stage: &'static str) -> Error {
         let Some(files) = self.files.as_ref().filter(|_| error.is_out_of_memory()) else {
             return error;

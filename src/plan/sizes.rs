@@ -1,4 +1,4 @@
-//! The sizes that pictures come in and go out with.
+//! Sizes of input and output images.
 
 use kontext_core::{Error, Result};
 use kontext_sampler::geometry::{TOKEN_PIXELS, bfl_target, diffusers_target, preferred_size};
@@ -7,13 +7,13 @@ use kontext_sampler::{Conformance, References, Size};
 use super::ModelFacts;
 use crate::Request;
 
-/// Most pixels of joined reference pictures, as of a single one.
+/// Most pixels of the joined reference images, the same as for a single one.
 const LARGEST_JOINED: u64 = 1 << 28;
-/// Beyond this ratio of ratios, a target of the user's size and a reference do not share a grid:
-/// the stretch would show.
+/// Largest ratio of the aspect ratios at which a target of the user's size and a reference share a grid;
+/// beyond it the stretch would be visible.
 pub(super) const MOST_STRETCH: f64 = 1.1;
 
-/// Sizes of the pictures, or of the joined one.
+/// Returns the sizes of the images, or of the joined one.
 pub(super) fn input_sizes(request: &Request) -> Result<Vec<Size>> {
     let sizes: Vec<Size> = request
         .images
@@ -31,7 +31,7 @@ pub(super) fn input_sizes(request: &Request) -> Result<Vec<Size>> {
     Ok(vec![joined])
 }
 
-/// Width of pictures side by side, each brought to `height`.
+/// Returns the size of images side by side, each scaled to `height`.
 fn stitched_size(sizes: &[Size], height: u32) -> Size {
     Size::new(
         sizes
@@ -42,12 +42,12 @@ fn stitched_size(sizes: &[Size], height: u32) -> Size {
     )
 }
 
-/// Width of a picture brought to `height`.
+/// Returns the width of an image scaled to `height`.
 pub(crate) fn stitched_width(size: Size, height: u32) -> u32 {
     ((f64::from(height) * size.ratio()).round() as u32).max(1)
 }
 
-/// Size of the target before it becomes a grid; `input` is the first reference's size.
+/// Returns the size of the target before rounding to a grid; `input` is the first reference's size.
 pub(super) fn target_size(request: &Request, input: Option<Size>, facts: &ModelFacts) -> Size {
     let square = Size::new(1024, 1024);
     let preferred = |input: Size| preferred_size(input, &facts.sizes, request.conformance);
@@ -61,7 +61,7 @@ pub(super) fn target_size(request: &Request, input: Option<Size>, facts: &ModelF
         Conformance::Diffusers => diffusers_target(asked(square), request.max_area.unwrap_or(square.area())),
         Conformance::Bfl => bfl_target(asked(input.map_or(square, preferred))),
         Conformance::Kontext => {
-            // A generation takes the model's square, or whatever it prefers in its place.
+            // A generation takes the model's square, or the preferred size nearest to it.
             let native = preferred(input.unwrap_or(square));
             let scaled = request.max_area.map_or(native, |area| native.scaled_to(area));
             let follow = |side: u32, ratio: f64| {
@@ -77,7 +77,7 @@ pub(super) fn target_size(request: &Request, input: Option<Size>, facts: &ModelF
     }
 }
 
-/// Size that a reference of this size is brought to beside a target.
+/// Returns the size that a reference is stretched to for a target.
 pub(super) fn reference_size(request: &Request, input: Size, target: Size, facts: &ModelFacts) -> Size {
     let native = preferred_size(input, &facts.sizes, request.conformance);
     if request.conformance != Conformance::Kontext {

@@ -1,10 +1,10 @@
-//! Int8 as diffusers and transformers save a model that bitsandbytes has quantised: a folder with a `config.json` that
-//! says so, and each quantised weight in bytes with the largest magnitude of each of its rows beside it, `SCB`.
+//! Int8 folders in the layout of bitsandbytes models saved by diffusers and transformers: a `config.json`
+//! that names the quantisation, and each quantised weight in bytes, next to `SCB`, the row absmax.
 //!
-//! Sources: bitsandbytes 0.50 `nn/modules.py`, `Linear8bitLt`; huggingface/diffusers 0.38 `quantizers/bitsandbytes` and
-//! `quantization_config.py`, huggingface/transformers v4.57.6 `quantizers/quantizer_bnb_8bit.py` and
-//! `integrations/bitsandbytes.py`. The scalars `weight_format` that bitsandbytes writes for its older versions are left
-//! out: without them rows are taken as they are.
+//! Sources: bitsandbytes 0.50 `nn/modules.py`, `Linear8bitLt`; huggingface/diffusers 0.38
+//! `quantizers/bitsandbytes` and `quantization_config.py`, huggingface/transformers v4.57.6
+//! `quantizers/quantizer_bnb_8bit.py` and `integrations/bitsandbytes.py`. The scalars `weight_format` that
+//! bitsandbytes writes for its older versions are omitted: without them rows are read as they are.
 
 use std::path::Path;
 
@@ -15,19 +15,20 @@ use kontext_nn::Weights;
 use kontext_text::T5Config;
 use serde_json::{Value, json};
 
-use super::{Planned, beside, floats, streamed, torch_text};
+use super::{Planned, floats, side_tensor_name, streamed, torch_text};
 use crate::renamed::pieces;
 use crate::save_part::{DIFFUSERS_FILE, TRANSFORMERS_FILE, dit_json, t5_json, write_json};
 
-/// Modules of the transformer that stay plain: the way in, and the last modulation. The last projection would belong to
-/// them, but its name, `proj_out`, is also that of a layer in each single block, and diffusers would spare those too.
+/// Modules of the transformer kept plain: the input layers and the last modulation. The last projection would
+/// be another, but its name, `proj_out`, is also that of a layer in each single block, and diffusers would
+/// skip those too.
 const DIT_PLAIN: [&str; 4] = ["x_embedder", "context_embedder", "time_text_embed", "norm_out"];
-/// Those of T5, which transformers spares whatever a configuration says.
+/// Modules of T5 kept plain: transformers skips them regardless of the configuration.
 const T5_PLAIN: [&str; 1] = ["wo"];
-/// diffusers fixes the ratio of an MLP's width to the model's.
+/// Ratio of an MLP's width to the model's, fixed by diffusers.
 const MLP_RATIO: i64 = 4;
 
-/// Writes the transformer; `shapes` are those of its tensors by BFL's names.
+/// Writes the transformer; `shapes` are its tensors' shapes by BFL's names.
 pub(super) fn transformer(
     weights: &Weights,
     config: &DitConfig,
@@ -64,7 +65,7 @@ pub(super) fn t5(
     out: &Path,
 ) -> Result<()> {
     let mut json = t5_json(config);
-    // What transformers loads the rest in, if it is not told.
+    // The dtype in which transformers loads the plain tensors by default.
     insert(&mut json, "dtype", "bfloat16".into());
     write(weights, planned, &T5_PLAIN, json, TRANSFORMERS_FILE, out)
 }
@@ -93,8 +94,9 @@ fn write(
     folder.publish()
 }
 
-/// All tensors, and the maxima of those that are quantised. They are made here, tensor by tensor, since they stand in
-/// the file before the weights; the pieces of a tensor follow each other, so that it is read once for theirs.
+/// Returns all tensors, and the absmax of the quantised ones. Absmax is computed here, tensor by tensor,
+/// since it precedes the weights in the file; the pieces of a tensor follow each other, so that it is read
+/// only once for theirs.
 fn with_maxima<'a>(weights: &'a Weights, planned: &[Planned]) -> Result<Vec<StreamedTensor<'a>>> {
     let mut tensors = Vec::new();
     for pieces in planned.chunk_by(|a, b| a.name == b.name) {
@@ -110,7 +112,7 @@ fn with_maxima<'a>(weights: &'a Weights, planned: &[Planned]) -> Result<Vec<Stre
     Ok(tensors)
 }
 
-/// The largest magnitude of each row, which is stored as 127.
+/// Computes the absmax of each row, which is stored as 127.
 fn maxima<'a>(tensor: &Planned, value: &Tensor) -> Result<StreamedTensor<'a>> {
     let maxima = value.f_abs()?.f_amax([1_i64].as_slice(), false)?;
     let wrong = |_| Error::Shape {
@@ -119,10 +121,10 @@ fn maxima<'a>(tensor: &Planned, value: &Tensor) -> Result<StreamedTensor<'a>> {
         got: maxima.size(),
     };
     let maxima = Vec::<f32>::try_from(&maxima).map_err(wrong)?;
-    Ok(floats(beside(tensor, "SCB"), &[maxima.len()], &maxima))
+    Ok(floats(side_tensor_name(tensor, "SCB"), &[maxima.len()], &maxima))
 }
 
-/// What `BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=plain)` saves.
+/// Returns the configuration saved for `BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=plain)`.
 fn quantization(plain: &[&str]) -> Value {
     json!({
         "quant_method": "bitsandbytes", "load_in_8bit": true, "load_in_4bit": false,

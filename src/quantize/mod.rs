@@ -1,8 +1,9 @@
-//! Writing the transformer or T5 packed, in forms that other programs read.
+//! Quantisation of the transformer or T5 to files in other programs' formats.
 //!
-//! GGUF files are those of ComfyUI-GGUF and stable-diffusion.cpp: the transformer by BFL's names, T5 by llama.cpp's.
-//! Safetensors files hold ComfyUI's scaled fp8. Int8 is a folder, as diffusers and transformers save what bitsandbytes
-//! has quantised. The weights come from any form that is read, one tensor at a time.
+//! GGUF files follow ComfyUI-GGUF and stable-diffusion.cpp: the transformer under BFL's names, T5 under
+//! llama.cpp's. Safetensors files hold ComfyUI's scaled fp8. Int8 is a folder, in the layout of bitsandbytes
+//! models saved by diffusers and transformers. Weights are read from any supported format, one tensor at a
+//! time.
 
 mod int8_folder;
 
@@ -20,20 +21,21 @@ use kontext_text::{T5Encoder, t5_gguf_name};
 use crate::Checkpoint;
 use crate::renamed::Piece;
 
-/// What GGUF files say of the version of their quantisation.
+/// Quantisation version stated in GGUF files.
 const QUANTIZATION_VERSION: u32 = 2;
 
-/// Writes the transformer of a model: matrices of its blocks packed, those of the way in and out in bf16, vectors in
-/// f32.
+/// Writes the transformer of a model: its blocks' matrices quantised, its input and output matrices in bf16,
+/// vectors in f32.
 ///
-/// A file ending in `.gguf` takes the Q formats, one in `.safetensors` [`Quantize::Fp8`]. [`Quantize::Int8`] is a
-/// folder, whose path ends in neither: `config.json` and `diffusion_pytorch_model.safetensors` as diffusers saves a model
-/// of `BitsAndBytesConfig(load_in_8bit=True)`. It takes the place of a model's folder `transformer`, here and there. Its
-/// last projection is in int8, too: diffusers cannot name it apart from those of the blocks.
+/// A file ending in `.gguf` takes the Q formats, one in `.safetensors` [`Quantize::Fp8`]. [`Quantize::Int8`]
+/// is a folder, whose path ends in neither: `config.json` and `diffusion_pytorch_model.safetensors` as
+/// diffusers saves a model of `BitsAndBytesConfig(load_in_8bit=True)`. It replaces a model's folder
+/// `transformer`, in diffusers as well as here. Its last projection is in int8, too, because its name in
+/// diffusers does not differ from those in the blocks.
 ///
 /// # Errors
-/// Those of opening the model; [`Error::InvalidArgument`] for a format that the file or the folder cannot hold, or a
-/// model of sizes that diffusers does not know; [`Error::Io`], also for a folder that is there and not empty.
+/// Those of opening the model; [`Error::InvalidArgument`] for a format that the file or the folder cannot
+/// hold, or a model with sizes unknown to diffusers; [`Error::Io`], also for an existing folder with content.
 ///
 /// # Example
 /// ```
@@ -76,11 +78,11 @@ pub fn transformer(model: &Checkpoint, to: Quantize, out: impl AsRef<Path>) -> R
     )
 }
 
-/// Writes T5's encoder: all matrices packed, its table and its position bias in bf16 and f32, vectors in f32. See
-/// [`transformer`] for the files.
+/// Writes T5's encoder: its matrices quantised, its embedding table in bf16 and its position bias in f32,
+/// vectors in f32. See [`transformer`] for the files.
 ///
-/// The folder of [`Quantize::Int8`] holds `config.json` and `model.safetensors`, as transformers saves them, and takes
-/// the place of `text_encoder_2`. Its matrices `wo` are in bf16: transformers never quantises them.
+/// The folder of [`Quantize::Int8`] holds `config.json` and `model.safetensors`, as transformers saves them,
+/// and replaces `text_encoder_2`. Its matrices `wo` are in bf16: transformers never quantises them.
 ///
 /// # Errors
 /// Those of [`transformer`].
@@ -121,7 +123,7 @@ pub fn t5(model: &Checkpoint, to: Quantize, out: impl AsRef<Path>) -> Result<()>
     write(&weights, planned, target, "t5encoder", out.as_ref())
 }
 
-/// What is written, told by the path and the format.
+/// Output format, determined by the path and the quantisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Target {
     Gguf,
@@ -155,13 +157,13 @@ impl Target {
     }
 }
 
-/// A tensor and how it is to be saved.
+/// A tensor and its output format.
 #[derive(Debug, Clone)]
 struct Planned {
-    /// Its name here, and its shape as a whole.
+    /// Its name in the model, and its full shape.
     name: String,
     whole: Vec<i64>,
-    /// What the file holds of it.
+    /// The piece of it in the file.
     piece: Piece,
     to: Option<Quantize>,
 }
@@ -175,7 +177,7 @@ impl Planned {
         matches!(self.whole.as_slice(), [_, columns] if *columns > 1)
     }
 
-    /// Packed where it may be, else bf16 for matrices and f32 for vectors.
+    /// Returns the quantisation if the tensor supports it; otherwise matrices are bf16 and vectors f32.
     fn quantize(&self) -> Option<Quantize> {
         self.to
             .filter(|to| self.matrix() && to.fits(self.whole.last().copied().unwrap_or_default()))
@@ -226,7 +228,7 @@ fn write(
     save_streamed(out, torch_text(), tensors)
 }
 
-/// What torch's programs want to find in the header of a safetensors file.
+/// Returns the metadata that PyTorch programs expect in a safetensors header.
 fn torch_text() -> HashMap<String, String> {
     HashMap::from([("format".to_owned(), "pt".to_owned())])
 }
@@ -249,27 +251,28 @@ fn streamed(weights: &Weights, tensor: Planned) -> StreamedTensor<'_> {
     })
 }
 
-/// The mark of ComfyUI's scaled fp8 files.
+/// Returns the marker of ComfyUI's scaled fp8 files.
 fn marker<'a>() -> StreamedTensor<'a> {
     StreamedTensor::new("scaled_fp8", Format::F8E4M3, &[0], || Ok(Cow::Borrowed(&[])))
 }
 
-/// A weight in fp8 and its factor.
+/// Returns a weight in fp8 and its scale.
 ///
-/// The factor is asked for after the weight (wide tensors come first in the file), so both are made anew.
+/// The scale is written after the weight (wide tensors come first in the file), so each is computed from a
+/// separate read.
 fn scaled(weights: &Weights, tensor: Planned) -> Result<[StreamedTensor<'_>; 2]> {
     let (_, factors) = Quantize::Fp8.pack(&tensor.read(weights)?)?;
-    let factor = floats(beside(&tensor, "scale_weight"), &[], &factors);
+    let factor = floats(side_tensor_name(&tensor, "scale_weight"), &[], &factors);
     Ok([streamed(weights, tensor), factor])
 }
 
-/// The name of what stands beside a weight.
-fn beside(weight: &Planned, what: &str) -> String {
+/// Returns the name of a side tensor of a weight.
+fn side_tensor_name(weight: &Planned, what: &str) -> String {
     let saved = &weight.piece.name;
     format!("{}.{what}", saved.strip_suffix(".weight").unwrap_or(saved))
 }
 
-/// Values that are there, in f32.
+/// Returns an f32 tensor of given values.
 fn floats<'a>(name: String, shape: &[usize], values: &[f32]) -> StreamedTensor<'a> {
     let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     StreamedTensor::new(name, Format::F32, shape, move || Ok(Cow::Owned(bytes)))

@@ -1,9 +1,9 @@
-//! How far each pixel is from the nearest one of a set.
+//! Euclidean distance transform of a set of pixels.
 //!
 //! Source: Felzenszwalb and Huttenlocher, "Distance Transforms of Sampled Functions" (2012), section 2.
 
-/// Squared distances in pixels, row by row, from each pixel's centre to that of the nearest pixel of the set; infinite
-/// where the set is empty.
+/// Computes the squared distances in pixels, row by row, from each pixel's centre to that of the nearest
+/// pixel of the set; infinite if the set is empty.
 pub(crate) fn squared_distances(set: &[bool], width: usize) -> Vec<f64> {
     let mut distances: Vec<f64> = set
         .iter()
@@ -13,7 +13,7 @@ pub(crate) fn squared_distances(set: &[bool], width: usize) -> Vec<f64> {
         return distances;
     }
     let height = set.len() / width;
-    // Along columns, then the sums along rows.
+    // Minima along columns first, then their sums along rows.
     for x in 0..width {
         let column: Vec<f64> = (0..height).map(|y| distances[y * width + x]).collect();
         for (y, value) in lower_envelope(&column).into_iter().enumerate() {
@@ -26,9 +26,9 @@ pub(crate) fn squared_distances(set: &[bool], width: usize) -> Vec<f64> {
     distances
 }
 
-/// `min over q of (p - q)^2 + f(q)`: the lowest of the parabolas that stand on `f`.
+/// Computes `min over q of (p - q)^2 + f(q)`: the lower envelope of parabolas with minima `f(q)`.
 fn lower_envelope(f: &[f64]) -> Vec<f64> {
-    // Parabolas of the envelope, each with the place where it begins.
+    // Parabolas of the envelope, each with the start of its interval.
     let mut parts: Vec<(usize, f64)> = Vec::new();
     for q in (0..f.len()).filter(|&q| f[q].is_finite()) {
         let height = |at: usize| f[at] + (at * at) as f64;
@@ -69,7 +69,7 @@ mod tests {
             let (width, height) = (13_usize, 9_usize);
             let set: Vec<bool> = (0..width * height).map(|_| random.random_bool(share)).collect();
             let nearest = |index: usize| {
-                let of = |other: usize| {
+                let squared_distance = |other: usize| {
                     let (dx, dy) = (
                         (index % width).abs_diff(other % width),
                         (index / width).abs_diff(other / width),
@@ -78,7 +78,7 @@ mod tests {
                 };
                 (0..set.len())
                     .filter(|&other| set[other])
-                    .map(of)
+                    .map(squared_distance)
                     .fold(f64::INFINITY, f64::min)
             };
             let expected: Vec<f64> = (0..set.len()).map(nearest).collect();

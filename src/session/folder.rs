@@ -1,7 +1,8 @@
-//! A session in a folder: `session.json`, which names its pictures and latents.
+//! Storage of a session in a folder: `session.json`, which names its images and latents.
 //!
-//! The names of these files hold a check sum, so that a file that is there is never written over with another
-//! content, and `session.json` comes last: whatever is interrupted, a folder holds a whole session.
+//! File names contain a checksum of the content, so an existing file is never overwritten with another
+//! content, and `session.json` is written last: a folder holds a whole session even if writing is
+//! interrupted.
 
 use std::hash::{DefaultHasher, Hasher};
 use std::io::{Cursor, Write};
@@ -18,7 +19,7 @@ use super::{DifferenceMap, Keep, Session, Turn};
 use crate::output::Made;
 use crate::{Pipeline, Request};
 
-/// The form that is written. A later one is told in words and not guessed at.
+/// Format version of written sessions. Any other version is refused with an explanation.
 const FORMAT: u32 = 1;
 const INDEX: &str = "session.json";
 
@@ -26,7 +27,7 @@ const INDEX: &str = "session.json";
 #[serde(deny_unknown_fields)]
 struct Index {
     format: u32,
-    /// The version of this crate that wrote it.
+    /// Version of the crate that wrote the session.
     kontext: String,
     current: usize,
     reencode: bool,
@@ -35,7 +36,7 @@ struct Index {
     turns: Vec<TurnEntry>,
 }
 
-/// Looked at before the rest, which another format may have changed.
+/// Read before the rest, which another format version may have changed.
 #[derive(Debug, Deserialize)]
 struct Format {
     format: u32,
@@ -47,7 +48,7 @@ struct Format {
 #[serde(rename_all = "snake_case")]
 enum KeepEntry {
     Difference(DifferenceMap),
-    /// A file.
+    /// A file name.
     Mask(String),
 }
 
@@ -56,7 +57,7 @@ enum KeepEntry {
 struct TurnEntry {
     parent: Option<usize>,
     next: Option<usize>,
-    /// A file, as the two after it.
+    /// File name, like the next two fields.
     picture: String,
     changed: Option<String>,
     latents: Option<String>,
@@ -74,7 +75,7 @@ struct EditEntry {
 #[serde(deny_unknown_fields)]
 struct RequestEntry {
     request: Request,
-    /// Files.
+    /// File names.
     references: Vec<String>,
     noise: Option<String>,
 }
@@ -165,10 +166,11 @@ impl Writer<'_> {
                 asked: self.request(&name, request)?,
                 made: *made,
             });
-            // As the run has them: nothing is lost.
+            // Stored in the run's dtype: lossless.
             let kind = request.conformance.latents_kind(self.dtype);
-            let of = |latents: &ArrayD<f32>| Ok::<_, Error>(array::from_array(&latents.view())?.f_to_kind(kind)?);
-            let tensor = turn.latents.as_ref().map(of).transpose()?;
+            let to_tensor =
+                |latents: &ArrayD<f32>| Ok::<_, Error>(array::from_array(&latents.view())?.f_to_kind(kind)?);
+            let tensor = turn.latents.as_ref().map(to_tensor).transpose()?;
             latents = tensor
                 .map(|tensor| self.tensor(&format!("{name}-latents"), tensor))
                 .transpose()?;
@@ -218,7 +220,7 @@ impl Writer<'_> {
         self.file(name, "safetensors", &bytes)
     }
 
-    /// Writes a file, unless it is there, and tells its name.
+    /// Writes a file unless it exists, and returns its name.
     fn file(&self, name: &str, extension: &str, bytes: &[u8]) -> Result<String> {
         let mut hasher = DefaultHasher::new();
         hasher.write(bytes);
@@ -231,7 +233,7 @@ impl Writer<'_> {
     }
 }
 
-/// The one tensor of a file.
+/// Name of the only tensor in a file.
 const TENSOR: &str = "latents";
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -317,7 +319,7 @@ impl Reader<'_> {
         array::to_array(&Weights::open(self.folder.join(self.own(file)?))?.raw(TENSOR)?)
     }
 
-    /// A file of the folder itself; a name from elsewhere could lead anywhere.
+    /// Checks that a name is a file of the folder itself; another path could lead anywhere.
     fn own<'b>(&self, file: &'b str) -> Result<&'b str> {
         let mut parts = Path::new(file).components();
         match (parts.next(), parts.next()) {

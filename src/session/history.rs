@@ -1,16 +1,16 @@
-//! The tree of turns, and the place in it.
+//! The tree of turns, and the current position in it.
 
 use image::RgbImage;
 use kontext_core::{Error, Result};
 
 use super::Turn;
 
-/// All turns, and which one is edited next.
+/// All turns, and the current one.
 #[derive(Debug)]
 pub(crate) struct History {
-    /// By their numbers; a turn stands behind the one that it edited.
+    /// By their numbers; a turn comes after its parent.
     turns: Vec<Turn>,
-    /// The turn that was visited last of those that edited each.
+    /// For each turn, the child visited last.
     next: Vec<Option<usize>>,
     current: usize,
 }
@@ -24,7 +24,8 @@ impl History {
         }
     }
 
-    /// As it was written; none where it is no history: a turn may only edit an earlier one, and follow its own.
+    /// Restores a history; `None` if it is invalid: a turn may only edit an earlier one, and `next` must name
+    /// a child.
     pub(crate) fn of(turns: Vec<Turn>, next: Vec<Option<usize>>, current: usize) -> Option<Self> {
         let parents = turns.iter().enumerate().all(|(id, turn)| match turn.parent {
             Some(parent) => parent < id,
@@ -43,7 +44,7 @@ impl History {
         &self.turns
     }
 
-    /// The turn that [`History::redo`] goes to from each.
+    /// Returns the turn that [`History::redo`] moves to from each.
     pub(crate) fn next(&self) -> &[Option<usize>] {
         &self.next
     }
@@ -52,7 +53,7 @@ impl History {
         &self.turns[self.current]
     }
 
-    /// Adds what `make` makes of its number and its parent's.
+    /// Adds the turn that `make` creates from its number and its parent's.
     pub(crate) fn add(&mut self, make: impl FnOnce(usize, usize) -> Turn) -> &Turn {
         let id = self.turns.len();
         self.turns.push(make(id, self.current));
@@ -74,7 +75,7 @@ impl History {
         next.is_some()
     }
 
-    /// Goes to a turn. From the beginning, redo comes back to it.
+    /// Moves to a turn. From the first turn, redo follows the path back to it.
     pub(crate) fn branch(&mut self, id: usize) -> Result<&Turn> {
         if id >= self.turns.len() {
             return Err(Error::invalid(
@@ -92,7 +93,7 @@ impl History {
         Ok(self.current())
     }
 
-    /// From the first turn to the current one.
+    /// Returns the turns from the first to the current one.
     pub(crate) fn path(&self) -> Vec<&Turn> {
         let mut path: Vec<&Turn> = std::iter::successors(Some(self.current()), |turn| {
             turn.parent.map(|parent| &self.turns[parent])
@@ -107,7 +108,7 @@ impl History {
 mod tests {
     use super::*;
 
-    /// 0 - 1 - 2, and 3 beside 2.
+    /// Turns 0 - 1 - 2, and 3 as a sibling of 2.
     fn history() -> History {
         let mut history = History::new(RgbImage::new(1, 1));
         let add = |history: &mut History| {
@@ -157,7 +158,7 @@ mod tests {
             parent,
             ..Turn::given(id, RgbImage::new(1, 1))
         };
-        let of = |parents: &[Option<usize>], next: &[Option<usize>], current| {
+        let is_tree = |parents: &[Option<usize>], next: &[Option<usize>], current| {
             let turns = parents
                 .iter()
                 .enumerate()
@@ -165,13 +166,13 @@ mod tests {
                 .collect();
             History::of(turns, next.to_vec(), current).is_some()
         };
-        assert!(of(&[None, Some(0)], &[Some(1), None], 1));
-        assert!(!of(&[], &[], 0));
-        assert!(!of(&[None, Some(1)], &[None, None], 0));
-        assert!(!of(&[None, None], &[None, None], 0));
-        assert!(!of(&[None, Some(0)], &[Some(0), None], 0));
-        assert!(!of(&[None, Some(0)], &[Some(2), None], 0));
-        assert!(!of(&[None, Some(0)], &[None], 0));
-        assert!(!of(&[None, Some(0)], &[None, None], 2));
+        assert!(is_tree(&[None, Some(0)], &[Some(1), None], 1));
+        assert!(!is_tree(&[], &[], 0));
+        assert!(!is_tree(&[None, Some(1)], &[None, None], 0));
+        assert!(!is_tree(&[None, None], &[None, None], 0));
+        assert!(!is_tree(&[None, Some(0)], &[Some(0), None], 0));
+        assert!(!is_tree(&[None, Some(0)], &[Some(2), None], 0));
+        assert!(!is_tree(&[None, Some(0)], &[None], 0));
+        assert!(!is_tree(&[None, Some(0)], &[None, None], 2));
     }
 }

@@ -1,4 +1,4 @@
-//! Where a turn changed nothing, the original pixels are put back.
+//! Restoring the original pixels that a turn did not change.
 
 use image::{GrayImage, ImageBuffer, Luma, RgbImage, imageops};
 use kontext_core::{Device, Error, Kind, Result, Tensor};
@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 use super::distance::squared_distances;
 use crate::Plan;
 
-/// What a turn may change. Elsewhere its picture has the bytes of the picture that was edited.
+/// Region that a turn may change. Elsewhere its image has the bytes of the edited image.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Keep {
-    /// What the edit did change, by the difference between both pictures.
+    /// The region changed by the edit, computed from the difference of both images.
     Difference(DifferenceMap),
-    /// This mask, of the picture's size: 255 may change, 0 stays, levels between are mixed.
+    /// This mask, of the image's size: 255 may change, 0 is kept, levels between are blended.
     Mask(GrayImage),
 }
 
@@ -25,13 +25,15 @@ impl Default for Keep {
     }
 }
 
-/// How the difference between two pictures becomes a map of what was changed.
+/// Settings that turn the difference of two images into a map of changes.
 ///
-/// 1. The difference of a pixel is the largest of its channels'. 2. It is smoothed by a gaussian. 3. Above the
-///    threshold, a pixel counts as changed. 4. Pixels nearer than `grow` to a changed one change with it; from there on
-///    the map falls to zero over `feather` pixels.
+/// 1. The difference of a pixel is the maximum over its channels.
+/// 2. It is smoothed by a Gaussian.
+/// 3. Above the threshold, a pixel counts as changed.
+/// 4. Pixels nearer than `grow` to a changed one change with it; from there on the map falls to zero over
+///    `feather` pixels.
 ///
-/// Lengths are in pixels of the picture that the model works at, and grow with the picture that is returned.
+/// Lengths are in pixels at the model's image size, and scale with the returned image.
 ///
 /// # Example
 /// ```
@@ -48,9 +50,9 @@ impl Default for Keep {
 #[serde(deny_unknown_fields)]
 #[allow(clippy::exhaustive_structs)] // Plain data, to be written out whole.
 pub struct DifferenceMap {
-    /// Levels of 255 from which on a smoothed difference is a change.
+    /// Smoothed difference, in levels of 255, above which a pixel counts as changed.
     pub threshold: f32,
-    /// Standard deviation of the gaussian in pixels; 0 for none.
+    /// Standard deviation of the Gaussian in pixels; 0 disables smoothing.
     pub smooth: f32,
     /// Pixels around a change that may change with it.
     pub grow: f32,
@@ -58,9 +60,10 @@ pub struct DifferenceMap {
     pub feather: f32,
 }
 
-/// On 410 held-out local edits of the small model at 64x64 these settings brought the results nearer to the truths by
-/// 0.79 dB and were more than 0.1 dB worse for 8. Of 560 settings, a threshold of 10 gave 0.39 dB with 4 worse ones, 28
-/// gave 0.91 dB with 21; at 20, growing by a pixel gave 0.67 dB with 8, and no smoothing 0.73 dB with 13.
+/// On 410 held-out local edits of the small model at 64x64, these settings moved the results closer to the
+/// ground truth by 0.79 dB and were more than 0.1 dB worse for 8. Of 560 settings, a threshold of 10 gave
+/// 0.39 dB with 4 worse ones, 28 gave 0.91 dB with 21; at 20, growing by a pixel gave 0.67 dB with 8, and no
+/// smoothing 0.73 dB with 13.
 impl Default for DifferenceMap {
     fn default() -> Self {
         Self {
@@ -73,10 +76,11 @@ impl Default for DifferenceMap {
 }
 
 impl DifferenceMap {
-    /// How much of each pixel was changed from `source` to `result`, from 0 to 255, with lengths times `scale`.
+    /// Computes the change of each pixel from `source` to `result`, from 0 to 255, with lengths times
+    /// `scale`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for pictures of different size, or settings that are negative or no numbers.
+    /// [`Error::InvalidArgument`] for images of different sizes, or settings that are negative or not finite.
     pub fn map(&self, source: &RgbImage, result: &RgbImage, scale: f64) -> Result<GrayImage> {
         self.check()?;
         let (width, height) = result.dimensions();
@@ -143,7 +147,7 @@ impl DifferenceMap {
 const LEVELS: f32 = 255.0;
 
 impl Keep {
-    /// Whether it can be used for this picture.
+    /// Checks that it can be used for this image.
     pub(crate) fn check(&self, picture: &RgbImage) -> Result<()> {
         match self {
             Self::Difference(map) => map.check(),
@@ -159,7 +163,7 @@ impl Keep {
         }
     }
 
-    /// The map of a result; `source` shows what was edited as the autoencoder shows it.
+    /// Returns the map of a result; `source` gives the edited image as the autoencoder reconstructs it.
     pub(crate) fn map(
         &self,
         result: &RgbImage,
@@ -173,12 +177,12 @@ impl Keep {
     }
 }
 
-/// How much larger than the model's a picture is.
+/// Returns the linear scale from the model's image size to the returned one.
 fn scale(picture: Size, model: Size) -> f64 {
     (picture.area() as f64 / model.area() as f64).sqrt()
 }
 
-/// `result` where the map is 255, the bytes of `source` where it is 0.
+/// Blends `result` where the map is 255 with the bytes of `source` where it is 0.
 pub(crate) fn mix(source: &RgbImage, mut result: RgbImage, map: &GrayImage) -> RgbImage {
     for ((result, source), map) in result.pixels_mut().zip(source.pixels()).zip(map.pixels()) {
         let share = u32::from(map.0[0]);
@@ -189,8 +193,9 @@ pub(crate) fn mix(source: &RgbImage, mut result: RgbImage, map: &GrayImage) -> R
     result
 }
 
-/// As [`mix`], of latents in packed form [1, L, 4 C]: each takes the largest share of its pixels, and so is the source's
-/// where all of them are kept. Mixed by the mean share, pictures were about 0.7 dB further from the truth after ten local edits.
+/// Blends latents in packed form [1, L, 4 C] as [`mix`] does: each takes the largest share of its pixels, so
+/// it equals the source's if all of them are kept. With the mean share, images were about 0.7 dB further from
+/// the ground truth after ten local edits.
 pub(crate) fn mix_latents(source: &Tensor, result: &Tensor, map: &GrayImage, grid: Grid) -> Result<Tensor> {
     let (width, height) = (i64::from(map.width()), i64::from(map.height()));
     let levels = Tensor::f_from_data_size(map.as_raw(), &[1, 1, height, width], Kind::Uint8)?;
@@ -198,7 +203,7 @@ pub(crate) fn mix_latents(source: &Tensor, result: &Tensor, map: &GrayImage, gri
     let shares = shares.f_adaptive_max_pool2d([2 * grid.rows, 2 * grid.cols])?.0; // [1, 1, 2 rows, 2 cols]
     let wide = |tokens: &Tensor| unpack(&tokens.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?, grid);
     let (from, to) = (wide(source)?, wide(result)?);
-    // Not `lerp`: at a share of 0 the source's values have to stay as they are, also where a result is large.
+    // Not `lerp`: at a share of 0 the source's values must be unchanged, even if a result is large.
     let mixed = from
         .f_mul(&shares.f_neg()?.f_add_scalar(1.0)?)?
         .f_add(&to.f_mul(&shares)?)?;
@@ -271,7 +276,8 @@ mod tests {
     fn a_latent_is_the_sources_where_all_its_pixels_are_kept() {
         let grid = Grid { rows: 1, cols: 1 };
         let latents = |value: f64| Tensor::full([1, 1, 8], value, (Kind::Float, Device::Cpu));
-        // Of the left latents' pixels a column has changed, and of those right below one pixel, by a fifth.
+        // A column of pixels changes under the left latents, and one pixel, by a fifth, under the lower right
+        // ones.
         let level = |x: u32, y: u32| {
             if x == 3 {
                 255

@@ -1,4 +1,4 @@
-//! Editing in turns: each result is what the next turn edits.
+//! Editing in turns: each turn edits the result of the last.
 
 mod distance;
 mod folder;
@@ -21,15 +21,15 @@ use crate::output::Made;
 use crate::pipeline::{Finished, Kept};
 use crate::{Event, Pipeline, Plan, Request};
 
-/// A picture that is edited in turns, with all that it has been.
+/// An image edited in turns, with its history.
 ///
-/// The first turn's context is the encoded picture. From then on the latents of one turn are the context of the next:
-/// between turns nothing goes through the autoencoder, nor through 8 bits. Prompts and reference pictures that come
-/// again are not encoded again. The same requests with the same seeds give the same bytes, also after the session was
-/// saved and restored.
+/// The first turn's context is the encoded image. From then on the latents of one turn are the context of the
+/// next, without a round trip through the autoencoder or 8-bit pixels. Repeated prompts and reference images
+/// are not encoded again. The same requests with the same seeds give the same bytes, also after the session
+/// was saved and restored.
 ///
-/// Turns form a tree: [`Session::undo`] goes to what was edited, an edit from there begins another branch, and
-/// [`Session::branch`] goes anywhere.
+/// Turns form a tree: [`Session::undo`] moves to the parent, an edit from there starts another branch, and
+/// [`Session::branch`] moves anywhere.
 ///
 /// # Example
 /// ```
@@ -51,12 +51,12 @@ use crate::{Event, Pipeline, Plan, Request};
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Session<'a> {
-    /// Puts the original pixels back where a turn changed nothing. Default: none, a turn's picture is the run's.
+    /// Restores the original pixels that a turn did not change. Default: `None`, a turn's image is the run's.
     pub keep_unchanged: Option<Keep>,
-    /// Encodes a turn's picture anew as the context of the next one, in place of handing its latents over. Default:
+    /// Encodes a turn's image again as the context of the next one, instead of reusing its latents. Default:
     /// false.
     pub reencode: bool,
-    /// What [`Session::edit`] asks for beside the prompt. Default: [`Request::default`].
+    /// Request of [`Session::edit`], without the prompt. Default: [`Request::default`].
     pub defaults: Request,
     pipe: &'a Pipeline,
     history: History,
@@ -64,18 +64,18 @@ pub struct Session<'a> {
 }
 
 impl Pipeline {
-    /// A session that begins with a picture.
+    /// Starts a session from an image.
     #[must_use]
     pub fn session(&self, picture: RgbImage) -> Session<'_> {
         Session::new(self, History::new(picture))
     }
 
-    /// A session that [`Session::save`] wrote, as it was. With the model, device and dtype that it was saved with, it
-    /// goes on with the same bytes.
+    /// Restores a session written by [`Session::save`]. With the same model, device and dtype, later turns
+    /// have the same bytes as in the original session.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Image`] and [`Error::Checkpoint`] where a file is missing, damaged, or of a later format,
-    /// or where the latents are those of another kind of model.
+    /// [`Error::Io`], [`Error::Image`] and [`Error::Checkpoint`] if a file is missing, damaged, or of a later
+    /// format, or if the latents belong to another kind of model.
     pub fn restore_session(&self, folder: impl AsRef<Path>) -> Result<Session<'_>> {
         folder::restore(self, folder.as_ref())
     }
@@ -94,7 +94,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Edits the current picture. The result is the current one then.
+    /// Edits the current image. The result becomes the current one.
     ///
     /// # Errors
     /// Those of [`Session::run`].
@@ -102,35 +102,35 @@ impl<'a> Session<'a> {
         self.run(&self.defaults.clone().prompt(prompt))
     }
 
-    /// Edits the current picture as a request says. The request's own pictures are further references.
+    /// Edits the current image with a request. The request's own images are further references.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a request of several pictures, one with [`Request::image_latents`], or one whose
-    /// result has not the place that [`Session::keep_unchanged`] needs; those of [`Pipeline::run`]. The session is then
-    /// as it was.
+    /// [`Error::InvalidArgument`] for a request of several images, one with [`Request::image_latents`], or
+    /// one whose result does not cover the same area, as [`Session::keep_unchanged`] requires; those of
+    /// [`Pipeline::run`]. The session is then unchanged.
     pub fn run(&mut self, request: &Request) -> Result<&Turn> {
         self.run_with(request, |_| ControlFlow::Continue(()))
     }
 
-    /// As [`Session::run`], telling what happens and stopping when told to.
+    /// Runs as [`Session::run`] does, reports events to `observe` and stops on its request.
     ///
     /// # Errors
-    /// Those of [`Session::run`], and [`Error::Cancelled`] where `observe` breaks off.
+    /// Those of [`Session::run`], and [`Error::Cancelled`] if `observe` returns `Break`.
     pub fn run_with(
         &mut self,
         request: &Request,
         mut observe: impl FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<&Turn> {
-        // 1. What is edited, before the request's own pictures.
+        // 1. The edited image, before the request's own images.
         let source = self.history.current();
         let mut whole = request.clone();
         whole.images.insert(0, source.picture.clone());
         let plan = self.pipe.plan(&whole)?;
         self.check(request, source, &plan)?;
         whole.image_latents = self.handed_over(source, request, &plan);
-        // 2. A run as any other, that finds what was encoded before.
+        // 2. A normal run, with the caches of earlier turns.
         let Finished { output, first } = self.pipe.run_keeping(&whole, &mut self.kept, &mut observe)?;
-        // 3. What the edit left alone is put back.
+        // 3. Pixels that the edit did not change are restored.
         let (picture, latents, changed) = match (&self.keep_unchanged, first) {
             (Some(keep), Some(first)) => self.put_back(keep, source, &first, output.image, &output.latents, &plan)?,
             _ => (output.image, output.latents, None),
@@ -156,8 +156,8 @@ impl<'a> Session<'a> {
         }))
     }
 
-    /// Goes on with another picture in place of the current one: one that was retouched elsewhere, say. It is a turn
-    /// without a prompt, and the next one encodes it.
+    /// Continues with another image instead of the current one, such as one retouched elsewhere. It becomes a
+    /// turn without a prompt, and the next turn encodes it.
     pub fn replace(&mut self, picture: RgbImage) -> &Turn {
         self.history.add(|id, parent| Turn {
             parent: Some(parent),
@@ -165,54 +165,57 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// The turn that the next edit begins from.
+    /// Returns the turn that the next edit starts from.
     #[must_use]
     pub fn current(&self) -> &Turn {
         self.history.current()
     }
 
-    /// Goes to what the current turn edited; false at the beginning.
+    /// Moves to the parent of the current turn; returns `false` at the first turn.
     pub fn undo(&mut self) -> bool {
         self.history.undo()
     }
 
-    /// Goes to the turn that was left last by [`Session::undo`] or [`Session::branch`]; false where there is none.
+    /// Moves to the turn last left by [`Session::undo`] or [`Session::branch`]; returns `false` if there is
+    /// none.
     pub fn redo(&mut self) -> bool {
         self.history.redo()
     }
 
-    /// Goes to any turn; the next edit branches off there.
+    /// Moves to any turn; the next edit branches off there.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a turn that there is not.
+    /// [`Error::InvalidArgument`] for an unknown turn.
     pub fn branch(&mut self, id: usize) -> Result<&Turn> {
         self.history.branch(id)
     }
 
-    /// All turns, in the order of their making; the first one is the picture that the session began with.
+    /// Returns all turns, in order of creation; the first one is the session's initial image.
     #[must_use]
     pub fn turns(&self) -> &[Turn] {
         self.history.turns()
     }
 
-    /// The turns from the first to the current one.
+    /// Returns the turns from the first to the current one.
     #[must_use]
     pub fn history(&self) -> Vec<&Turn> {
         self.history.path()
     }
 
-    /// Writes the session into a folder, which is made if need be: `session.json`, a PNG for each picture and a
-    /// safetensors file for each turn's latents, in the dtype of the run. Files that are there already are not written
-    /// again, and `session.json` comes last and whole: a folder that could not be finished holds the session that it
-    /// held before. Files of another session that it held stay.
+    /// Writes the session into a folder, which is created if necessary: `session.json`, a PNG for each image
+    /// and a safetensors file for each turn's latents, in the run's dtype.
+    ///
+    /// Existing files are not written again, and `session.json` is written last and atomically: an
+    /// interrupted save leaves the folder's previous session intact. Files of another session in the folder
+    /// are kept.
     ///
     /// # Errors
-    /// [`Error::Io`] where the folder cannot be written.
+    /// [`Error::Io`] if the folder cannot be written.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
         folder::save(self, folder.as_ref())
     }
 
-    /// What can be told before any work.
+    /// Checks the request before any work.
     fn check(&self, request: &Request, source: &Turn, plan: &Plan) -> Result<()> {
         if request.batch != 1 {
             return Err(Error::invalid(
@@ -244,18 +247,18 @@ impl<'a> Session<'a> {
         ))
     }
 
-    /// The source's latents, where the run is to go on with them.
+    /// Returns the source's latents, if the run can continue from them.
     fn handed_over(&self, source: &Turn, request: &Request, plan: &Plan) -> Option<ArrayD<f32>> {
         let joined = request.references == References::Stitch && !request.images.is_empty();
         let fits = plan.references.first().is_some_and(|first| source.is_of(first.fitted));
         source.latents.clone().filter(|_| fits && !joined && !self.reencode)
     }
 
-    /// Picture, latents and map of a turn whose source is put back where nothing was changed.
+    /// Restores the source in a turn's unchanged regions, and returns its image, latents and map.
     ///
-    /// The difference is that between the decoded latents of both, so that what the autoencoder cannot show is no
-    /// change. Latents go with their pixels: where nothing was changed they stay those of the first picture,
-    /// turn after turn.
+    /// The difference is computed between the decoded latents of both, so that losses of the autoencoder do
+    /// not count as changes. Latents follow their pixels: in unchanged regions they remain those of the first
+    /// image, turn after turn.
     fn put_back(
         &self,
         keep: &Keep,

@@ -1,4 +1,4 @@
-//! One turn: a picture, and how it was made.
+//! One turn: an image and its parameters.
 
 use std::path::Path;
 
@@ -10,27 +10,27 @@ use ndarray::ArrayD;
 use crate::Request;
 use crate::output::{Made, save_picture};
 
-/// A picture of a session, and how it was made.
+/// An image of a session and its parameters.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Turn {
-    /// Its number, in the order of making; the picture that the session began with is 0.
+    /// Number of the turn, in order of creation; the session's initial image is 0.
     pub id: usize,
-    /// The turn that was edited; none for the first.
+    /// The parent, whose image was edited; `None` for the first turn.
     pub parent: Option<usize>,
-    /// The picture.
+    /// The image.
     pub picture: RgbImage,
-    /// Under [`Session::keep_unchanged`](super::Session::keep_unchanged), how much of each pixel is the edit's: at 0 it
-    /// is the byte of the turn that was edited, at 255 the run's.
+    /// Under [`Session::keep_unchanged`](super::Session::keep_unchanged), the edit's share of each pixel: at
+    /// 0 it is the byte of the parent's image, at 255 the run's.
     pub changed: Option<GrayImage>,
-    /// The context of the next turn in packed form [1, tokens, 64]; none for a picture that was given.
+    /// The context of the next turn in packed form [1, tokens, 64]; `None` for a given image.
     pub latents: Option<ArrayD<f32>>,
-    /// The request and what was decided where it said nothing; none for a picture that was given.
+    /// The request and the resolved parameters; `None` for a given image.
     pub(crate) edit: Option<(Request, Made)>,
 }
 
 impl Turn {
-    /// A picture that no run made.
+    /// Creates a turn from an image that no run produced.
     pub(crate) fn given(id: usize, picture: RgbImage) -> Self {
         Self {
             id,
@@ -42,32 +42,32 @@ impl Turn {
         }
     }
 
-    /// The prompt; empty for a picture that was given.
+    /// Returns the prompt; empty for a given image.
     #[must_use]
     pub fn prompt(&self) -> &str {
         self.request().map_or("", |request| &request.prompt)
     }
 
-    /// The seed; none for a picture that was given.
+    /// Returns the seed; `None` for a given image.
     #[must_use]
     pub fn seed(&self) -> Option<u64> {
         self.edit.as_ref().map(|(_, made)| made.seed)
     }
 
-    /// Sampling steps that were taken; none for a picture that was given.
+    /// Returns the number of sampling steps; `None` for a given image.
     #[must_use]
     pub fn steps(&self) -> Option<usize> {
         self.edit.as_ref().map(|(_, made)| made.steps)
     }
 
-    /// What was asked for, with the seed that was used. Its pictures are the further references; the picture that was
-    /// edited is the parent's. None for a picture that was given.
+    /// Returns the request, with the seed used. Its images are the further references; the edited image is
+    /// the parent's. `None` for a given image.
     #[must_use]
     pub fn request(&self) -> Option<&Request> {
         self.edit.as_ref().map(|(request, _)| request)
     }
 
-    /// Writes the picture as PNG, JPEG or WebP; see [`Output::save_image`](crate::Output::save_image).
+    /// Writes the image as PNG, JPEG or WebP; see [`Output::save_image`](crate::Output::save_image).
     ///
     /// # Errors
     /// Those of [`Output::save_image`](crate::Output::save_image).
@@ -78,7 +78,7 @@ impl Turn {
         }
     }
 
-    /// Whether its latents are those of a picture of this size.
+    /// Returns `true` if its latents belong to an image of this size.
     pub(crate) fn is_of(&self, size: Size) -> bool {
         self.edit.as_ref().is_some_and(|(_, made)| made.model_size == size)
     }

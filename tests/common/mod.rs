@@ -1,5 +1,5 @@
-//! Small random models in folders of their own, to be damaged; and the example programs.
-// Each test file uses its part of this.
+//! Small random models in temporary folders, to be damaged, and the example programs.
+// Each test file uses some of these helpers.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ static MODELS: LazyLock<TempDir> = LazyLock::new(|| {
     folder
 });
 
-/// A whole model that no test may change.
+/// Returns an intact model, which no test may change.
 pub fn model(layout: Layout) -> PathBuf {
     MODELS.path().join(if layout == Layout::Diffusers {
         "diffusers"
@@ -26,7 +26,7 @@ pub fn model(layout: Layout) -> PathBuf {
     })
 }
 
-/// A copy that a test may damage.
+/// Returns a copy that a test may damage.
 pub fn copy(layout: Layout) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     copy_folder(&model(layout), folder.path());
@@ -45,7 +45,7 @@ fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-/// The tensors of a file, in memory.
+/// Returns the tensors of a file, in memory.
 pub fn tensors(path: &Path) -> Vec<(String, Tensor)> {
     let weights = Weights::open(path).unwrap();
     weights
@@ -55,7 +55,7 @@ pub fn tensors(path: &Path) -> Vec<(String, Tensor)> {
         .collect()
 }
 
-/// Changes one tensor of a file.
+/// Replaces one tensor of a file.
 pub fn replace(path: &Path, name: &str, change: impl FnOnce(&Tensor) -> Tensor) {
     let mut all = tensors(path);
     let tensor = all.iter_mut().find(|(n, _)| n == name).unwrap();
@@ -77,7 +77,7 @@ pub fn add(path: &Path, name: &str) {
     save(path, &all, None).unwrap();
 }
 
-/// Cuts a file short.
+/// Truncates a file.
 pub fn truncate(path: &Path, bytes: u64) {
     std::fs::OpenOptions::new()
         .write(true)
@@ -87,7 +87,7 @@ pub fn truncate(path: &Path, bytes: u64) {
         .unwrap();
 }
 
-/// A program that `cargo test` has built beside this test.
+/// Returns a program that `cargo test` built next to this test.
 pub fn program(name: &str) -> Command {
     let test = std::env::current_exe().unwrap();
     let folder = test.parent().and_then(Path::parent).unwrap().join("examples");
@@ -98,12 +98,12 @@ pub fn program(name: &str) -> Command {
         path.display()
     );
     let mut command = Command::new(path);
-    // Tests run side by side; more threads in each would be in each other's way.
+    // Tests run in parallel; more threads in each would only compete.
     command.env("OMP_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1");
     command
 }
 
-/// A program's exit code, stdout and stderr.
+/// Returns a program's exit code, stdout and stderr.
 pub fn told(output: &Output) -> (Option<i32>, String, String) {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     (output.status.code(), text(&output.stdout), text(&output.stderr))

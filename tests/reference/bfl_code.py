@@ -1,10 +1,10 @@
-"""Black Forest Labs' own code, imported from a checkout that is no part of this repository.
+"""Black Forest Labs' own code, imported from a checkout outside this repository.
 
     git clone https://github.com/black-forest-labs/flux && git -C flux checkout 802fb47
     export BFL_FLUX=$PWD/flux        # einops is needed besides requirements.txt
 
-Their command line's parser, content filter, watermark and the encoders of their other models are replaced by stand-ins
-that do nothing, since their packages or weights are large. Of these only the watermark changes the picture.
+Their command line's parser, content filter, watermark and the encoders of their other models are replaced by no-op
+stubs, since their packages or weights are large. Of these only the watermark changes the image.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ STAND_INS = ["fire", "imwatermark", "flux.content_filters", "flux.modules.image_
 
 
 def module(name):
-    """Their module `flux.NAME`."""
+    """Imports their module `flux.NAME`."""
     folder = os.environ.get("BFL_FLUX")
     if not folder or not (Path(folder) / "src" / "flux" / "sampling.py").is_file():
         raise SystemExit("BFL_FLUX does not name a checkout of black-forest-labs/flux")
@@ -30,13 +30,13 @@ def module(name):
     if source not in sys.path:
         sys.path.insert(0, source)
         sys.modules.update({name: MagicMock() for name in STAND_INS})
-    # Importing flux.util makes a folder in the working directory.
+    # Importing flux.util creates a folder in the working directory.
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
         return importlib.import_module(f"flux.{name}")
 
 
 class _WithoutBfloat16:
-    """torch, in which bf16 is f32: their code names its one dtype in the source."""
+    """torch with bf16 replaced by f32: their code hard-codes its only dtype."""
 
     bfloat16 = torch.float32
 
@@ -46,7 +46,7 @@ class _WithoutBfloat16:
 
 @contextlib.contextmanager
 def in_f32():
-    """Their sampling code in f32 instead of in bf16."""
+    """Runs their sampling code in f32 instead of bf16."""
     sampling = module("sampling")
     sampling.torch = _WithoutBfloat16()
     try:
@@ -56,7 +56,7 @@ def in_f32():
 
 
 def levels(picture):
-    """What their `save_image` writes of values [1, 3, H, W], before JPEG: a PIL image without the watermark."""
+    """Converts values [1, 3, H, W] as their `save_image` does, before JPEG: a PIL image without the watermark."""
     from PIL import Image
 
     util = module("util")

@@ -46,7 +46,7 @@ SINGLE_NORMS = {"attn.norm_q": "norm.query_norm", "attn.norm_k": "norm.key_norm"
 
 
 def _blocks(source, old, new, plain, fused, norms):
-    """The tensors of all blocks under `old.N.`, taken out of `source` and named below `new.N.`."""
+    """Moves the tensors of all blocks under `old.N.` out of `source`, renamed to `new.N.`."""
     out = {}
     for i in sorted({int(name.split(".")[1]) for name in source if name.startswith(f"{old}.")}):
         take = lambda name: source.pop(f"{old}.{i}.{name}")  # noqa: B023, E731
@@ -58,7 +58,7 @@ def _blocks(source, old, new, plain, fused, norms):
 
 
 def transformer(state):
-    """Transformer weights in BFL's names; raises ValueError for a name that has no counterpart."""
+    """Returns transformer weights in BFL's names; raises ValueError for a name without a counterpart."""
     source = dict(state)
     out = _blocks(source, "transformer_blocks", "double_blocks", DOUBLE, DOUBLE_FUSED, DOUBLE_NORMS)
     out |= _blocks(source, "single_transformer_blocks", "single_blocks", SINGLE, SINGLE_FUSED, SINGLE_NORMS)
@@ -74,7 +74,7 @@ def transformer(state):
 
 
 def _vae_name(name, levels):
-    """The original name of one VAE tensor; `decoder.up` counts from the finest level."""
+    """Returns the original name of one VAE tensor; `decoder.up` counts from the finest level."""
     name = re.sub(r"up_blocks\.(\d+)", lambda m: f"up.{levels - 1 - int(m[1])}", name)
     name = re.sub(r"down_blocks\.(\d+)", r"down.\1", name)
     name = re.sub(r"mid_block\.resnets\.(\d+)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
@@ -93,7 +93,7 @@ def _vae_name(name, levels):
 
 
 def vae(state):
-    """Autoencoder weights in the original names, the attention's linear layers as 1x1 convolutions."""
+    """Returns autoencoder weights in the original names, the attention's linear layers as 1x1 convolutions."""
     levels = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("decoder.up_blocks"))
     out = {}
     for old, tensor in state.items():
@@ -104,7 +104,7 @@ def vae(state):
 
 
 def transformer_to_diffusers(state, like):
-    """The inverse of `transformer`, found by following each row's number; `like` is a state dict in diffusers' names."""
+    """Inverse of `transformer`, found by tracing each row's number; `like` is a state dict in diffusers' names."""
     numbers, end = {}, 0
     for name, tensor in like.items():
         numbers[name] = torch.arange(end, end + len(tensor))
@@ -119,7 +119,7 @@ def transformer_to_diffusers(state, like):
 
 
 def vae_to_diffusers(state, like):
-    """The inverse of `vae`; `like` is a state dict in diffusers' names."""
+    """Inverse of `vae`; `like` is a state dict in diffusers' names."""
     return {old: state[new].reshape(like[old].shape) for old, new in zip(like, vae(like), strict=True)}
 
 

@@ -5,8 +5,8 @@
 
 The transformer and T5's encoder as GGUF, CLIP and the autoencoder as safetensors, in the single files' names. All
 weights come from small pools of random values with the deviations of synthetic.py, so that activations stay finite.
-Of a GGUF file one tensor at a time is in memory, some 0.9 GB with the packages. --tokenizers has t5/tokenizer.json
-and clip/{vocab.json,merges.txt}; without it there are none.
+GGUF files are written one tensor at a time, with some 0.9 GB in memory including the packages. --tokenizers is a
+folder with t5/tokenizer.json and clip/{vocab.json,merges.txt}; without it no tokenizers are written.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import gguf_files
 from gguf_files import Type
 from parts.vae import FLUX as VAE
 
-# What the published configs state beside the classes' defaults.
+# Values of the published configs that differ from the classes' defaults.
 TRANSFORMER = {"guidance_embeds": True}
 T5 = {
     "vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
@@ -38,11 +38,11 @@ CLIP = {
 }  # fmt: skip
 AUTOENCODER = VAE | {"block_out_channels": [128, 256, 512, 512], "norm_num_groups": 32, "sample_size": 1024}
 KINDS = [kind.name for kind in (*gguf_files.SCALES, Type.F16, Type.BF16)]
-POOL = 1 << 22  # values, of a pool of weights with one deviation
+POOL = 1 << 22  # values in a pool of weights of one deviation
 
 
 class Pools:
-    """Random weights cut out of pools, one for each type and number of inputs."""
+    """Random weights sliced from pools, one for each type and number of inputs."""
 
     def __init__(self, seed):
         self.rng = np.random.default_rng(seed)
@@ -56,7 +56,7 @@ class Pools:
         return gguf_files.gguf.quantize(values, kind).reshape(-1)
 
     def cut(self, kind, shape):
-        """A flat array of the type's bytes or values for `shape`, from a place of its own in the pool."""
+        """Returns a flat array of the type's bytes or values for `shape`, from its own offset in the pool."""
         key = kind, math.prod(shape[1:])
         if key not in self.pools:
             self.pools[key] = self._pool(*key)
@@ -68,7 +68,7 @@ class Pools:
         return np.concatenate([pool] * repeats)[start : start + size].copy()
 
     def make(self, name, tensor, kind):
-        """What is stored of a tensor, which has but its shape: matrices from the pools, norms near 1, biases near 0."""
+        """Returns the stored data of a tensor from its shape: matrices from the pools, norms near 1, biases near 0."""
         if tensor.ndim > 1:
             return self.cut(kind, tuple(tensor.shape))
         return self.vector(name, len(tensor))
@@ -78,14 +78,14 @@ class Pools:
         return (norm + (0.1 if norm else 0.02) * self.rng.standard_normal(length)).astype(np.float32)
 
     def tensor(self, name, like, dtype):
-        """A tensor in the shape of `like`."""
+        """Returns a tensor in the shape of `like`."""
         if like.ndim < 2:
             return torch.from_numpy(self.vector(name, len(like))).to(dtype)
         return torch.from_numpy(self.cut(Type.F32, tuple(like.shape))).reshape(like.shape).to(dtype)
 
 
 def sizes(build):
-    """The state dict of a model without values."""
+    """Returns the state dict of a model without values."""
     with torch.device("meta"):
         return {name: tensor for name, tensor in build().state_dict().items() if tensor.is_floating_point()}
 

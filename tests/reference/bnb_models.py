@@ -1,7 +1,6 @@
 """Models quantised by bitsandbytes as diffusers and transformers save and load them.
 
-diffusers asks for a GPU before it quantises or loads, though bitsandbytes does it on the CPU too: that check alone is
-skipped.
+diffusers requires a GPU to quantise or load, although bitsandbytes also works on the CPU: only that check is skipped.
 """
 
 import logging
@@ -46,7 +45,7 @@ def save_t5(settings, source, folder, dtype=torch.float32):
 
 
 def layer(settings, state):
-    """The state dict of one linear layer, `layer.weight` and `layer.bias`, quantised by one of SETTINGS."""
+    """Returns the state dict of one linear layer, `layer.weight` and `layer.bias`, quantised by one of SETTINGS."""
     given, (rows, columns) = SETTINGS[settings], state["layer.weight"].shape
     if "load_in_8bit" in given:
         module = bitsandbytes.nn.Linear8bitLt(columns, rows, has_fp16_weights=False)
@@ -59,9 +58,9 @@ def layer(settings, state):
 
 
 def dequantised(state):
-    """The f32 values of a saved state dict, by bitsandbytes' own functions.
+    """Dequantises a saved state dict to f32, by bitsandbytes' own functions.
 
-    Of a 4-bit weight that was quantised from bf16 these are the products before bitsandbytes rounds them to bf16.
+    For a 4-bit weight quantised from bf16, the products are taken before bitsandbytes rounds them to bf16.
     """
     out = {}
     for name, tensor in state.items():
@@ -88,12 +87,12 @@ def _load(model_class, folder, dtype):
 
 
 def load_transformer(folder, dtype=torch.float32):
-    """`dequantised` of the transformer that diffusers makes of a folder, in which every tensor must have its place."""
+    """`dequantised` of the transformer that diffusers loads from a folder; every tensor must be used."""
     return _load(diffusers.FluxTransformer2DModel, folder, dtype)
 
 
 def load_t5(folder, dtype=torch.float32):
-    """`dequantised` of the encoder that transformers makes of a folder, in which every tensor must have its place."""
+    """`dequantised` of the encoder that transformers loads from a folder; every tensor must be used."""
     return _load(transformers.T5EncoderModel, folder, dtype)
 
 

@@ -24,14 +24,14 @@ from parts.vae import FLUX as VAE
 from synthetic import fill_
 
 PRESETS = {
-    # Nothing here can be guessed from the tensors: sizes must come from the configs.
+    # Sizes cannot be inferred from the tensors: they must come from the configs.
     "odd": {
         "dit": {"num_attention_heads": 3, "attention_head_dim": 18, "axes_dims_rope": [4, 6, 8]},
         "t5": {"d_model": 24, "d_kv": 8, "num_heads": 5, "d_ff": 64},
         "clip": {"hidden_size": 36, "num_attention_heads": 3, "intermediate_size": 60},
         "vae": {"block_out_channels": [8, 16, 16, 24], "norm_num_groups": 4},
     },
-    # What loaders of the original layout take for granted: 128-wide heads with axes 16, 56, 56, T5 and CLIP heads
+    # Sizes assumed by loaders of the original layout: 128-wide heads with axes 16, 56, 56, T5 and CLIP heads
     # of 64, an autoencoder with multipliers 1, 2, 4, 4 and 32 groups.
     "standard": {
         "dit": {"num_attention_heads": 2, "attention_head_dim": 128, "axes_dims_rope": [16, 56, 56]},
@@ -39,7 +39,8 @@ PRESETS = {
         "clip": {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 192},
         "vae": {"block_out_channels": [32, 64, 128, 128], "norm_num_groups": 32},
     },
-    # As `standard`, and every matrix of a block has a multiple of 256 columns, which GGUF's larger blocks ask for.
+    # As `standard`, but every matrix of a block has a multiple of 256 columns, as GGUF's larger blocks
+    # require.
     "blocks": {
         "dit": {"num_attention_heads": 2, "attention_head_dim": 128, "axes_dims_rope": [16, 56, 56]},
         "t5": {"d_model": 256, "d_kv": 64, "num_heads": 4, "d_ff": 512},
@@ -50,7 +51,7 @@ PRESETS = {
 
 
 def clip_encoder(sizes, vocab_size, seed):
-    """CLIP with the ids of FLUX.1's published config, whose eos_token_id 2 asks for the highest id instead."""
+    """Creates CLIP with the ids of FLUX.1's published config, whose eos_token_id 2 selects the highest id instead."""
     config = CLIPTextConfig(
         vocab_size=vocab_size, num_hidden_layers=2, max_position_embeddings=77, hidden_act="quick_gelu",
         projection_dim=sizes["hidden_size"], bos_token_id=0, eos_token_id=2, pad_token_id=1, **sizes,
@@ -59,7 +60,7 @@ def clip_encoder(sizes, vocab_size, seed):
 
 
 def t5_encoder(sizes, vocab_size, seed):
-    """T5 v1.1; a few rows more than the tokenizer has entries, as the published model."""
+    """Creates T5 v1.1 with a few more rows than the tokenizer has entries, like the published model."""
     config = T5Config(vocab_size=vocab_size + 8, num_layers=2, feed_forward_proj="gated-gelu", tie_word_embeddings=False, **sizes)
     return fill_(T5EncoderModel(config), seed)
 
@@ -75,7 +76,7 @@ def transformer(args, joint_dim, pooled_dim):
 
 
 def build(args):
-    """The pipeline; one without guidance has FLUX.1-schnell's schedule, as the published ones do."""
+    """Creates the pipeline; one without guidance has FLUX.1-schnell's schedule, like the published ones."""
     preset = PRESETS[args.preset]
     with tempfile.TemporaryDirectory() as folder:
         clip_tokenizer = tiny_tokenizers.clip(Path(folder))
@@ -93,7 +94,7 @@ def build(args):
 
 
 def write_diffusers(pipe, folder, shard=None, variant=None):
-    """A diffusers folder; with `shard` the two large models are split as the published ones are."""
+    """Writes a diffusers folder; with `shard` the two large models are split like the published ones."""
     pipe.save_pretrained(folder, variant=variant)
     for name in ("transformer", "text_encoder_2") if shard else ():
         for single in (folder / name).glob("*.safetensors"):
@@ -102,7 +103,7 @@ def write_diffusers(pipe, folder, shard=None, variant=None):
 
 
 def write(args):
-    """Writes the layouts asked for; `both` puts them side by side below OUT."""
+    """Writes the requested layouts; `both` writes them side by side below OUT."""
     pipe = build(args)
     both = args.layout == "both"
     if args.layout in ("diffusers", "both"):

@@ -10,7 +10,7 @@ import re
 import torch
 
 FORMATS = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
-# The linear layers that are scaled: those of the blocks.
+# The scaled linear layers: those of the blocks.
 LINEAR = re.compile(
     r"(double|single)_blocks\..*(lin|qkv|proj|mlp\.\d|linear\d)\.weight"
     r"|.*SelfAttention\.[qkvo]\.weight|.*DenseReluDense\.w[io_01]+\.weight"
@@ -18,12 +18,12 @@ LINEAR = re.compile(
 
 
 def plain(state, dtype):
-    """Every tensor in the dtype, biases and norms too."""
+    """Converts every tensor to the dtype, including biases and norms."""
     return {name: tensor.to(dtype) for name, tensor in state.items()}
 
 
 def scale_of(tensor, dtype):
-    """What a tensor is divided by, f32: the largest value of the dtype then stands for its own largest."""
+    """Returns the scale of a tensor in f32, which maps its absmax to the largest value of the dtype."""
     return tensor.abs().max().float() / torch.finfo(dtype).max
 
 
@@ -32,7 +32,7 @@ def _layers(state):
 
 
 def _scaled(state, dtype, others, weight_scale, input_scale):
-    """Blocks' weights in `dtype` with their factors, the other tensors in `others`; every third has one for inputs."""
+    """Returns blocks' weights in `dtype` with their scales, other tensors in `others`; every third has an input scale."""
     out = {name: tensor.to(others) for name, tensor in state.items()}
     for i, layer in enumerate(_layers(state)):
         weight = state[f"{layer}.weight"]
@@ -45,12 +45,12 @@ def _scaled(state, dtype, others, weight_scale, input_scale):
 
 
 def scaled_old(state, dtype, others, marker=0):
-    """`scale_weight` and an (often empty) tensor `scaled_fp8` of `marker` values, whose dtype is the weights'."""
+    """Returns the old form: `scale_weight` and an (often empty) tensor `scaled_fp8` of `marker` values, in the weights' dtype."""
     return {"scaled_fp8": torch.zeros(marker).to(dtype)} | _scaled(state, dtype, others, "scale_weight", "scale_input")
 
 
 def scaled_new(state, name, others, tensors=True):
-    """`weight_scale` with the name of the format in tensors `comfy_quant`, or in the header; (state, metadata)."""
+    """Returns (state, metadata) of the new form: `weight_scale`, and the format in tensors `comfy_quant` or the header."""
     out, metadata = _scaled(state, FORMATS[name], others, "weight_scale", "input_scale"), {}
     layers = _layers(state)
     if tensors:
@@ -64,7 +64,7 @@ def scaled_new(state, name, others, tensors=True):
 
 
 def dequantised(state):
-    """The f32 values that a state dict of this module stands for."""
+    """Dequantises a state dict of this module to f32."""
     out = {}
     for name, tensor in state.items():
         if name.endswith(("scale_weight", "weight_scale", "scale_input", "input_scale", "comfy_quant", "scaled_fp8")):

@@ -3,11 +3,11 @@
     cargo build --release --example edit
     BFL_FLUX=path/to/their/checkout python tests/reference/compare_bfl.py
 
-On the CPU. In f32, their code, which names bf16 in its source, runs with f32 in its place; in bf16, it runs as it is,
-but for the transformer, which computes in f32 from weights and times of bf16, as ours does on a CPU. The text embeddings
-are ours; everything else is theirs, the noise too. Prints the relative L2 error of each stage, and exits 1 if the noise
-is not the same bit for bit, if an error is above 1e-4 (1e-3 in bf16, where a value that falls to the other side jumps by
-4e-3), or if the picture is more than one level off anywhere or by the same of the full scale on average.
+On the CPU. In f32, their code, which hard-codes bf16, runs with f32 instead; in bf16, it runs unmodified except for
+the transformer, which computes in f32 from weights and times of bf16, like ours on a CPU. The text embeddings are
+ours; everything else is theirs, including the noise. Prints the relative L2 error of each stage, and exits 1 if the noise
+is not the same bit for bit, if an error is above 1e-4 (1e-3 in bf16, where a value that rounds the other way jumps by
+4e-3), or if the image is more than one level off anywhere or by the same of the full scale on average.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import checkpoint
 from compare_pipeline import ROOT, picture_difference, relative_error, run_ours
 from parts.resize import picture
 
-# `image` is the size of the reference picture, `size` what is asked for: nothing, or sides that are rounded up.
+# `image` is the size of the reference image, `size` the requested one: none, or sides to be rounded up.
 CASES = {
     "follows_the_picture": {"image": (160, 90), "size": (None, None), "steps": 2, "guidance": None, "seed": 3, "dtype": "f32"},
     "rounded_up": {"image": (75, 131), "size": (100, 55), "steps": 4, "guidance": 4.0, "seed": 7, "dtype": "f32"},
@@ -39,7 +39,7 @@ DEPTH = 2
 
 
 def models(folder):
-    """Their transformer and autoencoder with the checkpoint's weights."""
+    """Loads the checkpoint's weights into their transformer and autoencoder."""
     sizes, flux, autoencoder = checkpoint.PRESETS["standard"], bfl_code.module("model"), bfl_code.module("modules.autoencoder")
     heads, width = sizes["dit"]["num_attention_heads"], sizes["dit"]["attention_head_dim"]
     transformer = flux.Flux(flux.FluxParams(
@@ -53,13 +53,13 @@ def models(folder):
     ))  # fmt: skip
     transformer.load_state_dict(safetensors.torch.load_file(folder / "flux1-kontext.safetensors"))
     ae.load_state_dict(safetensors.torch.load_file(folder / "ae.safetensors"))
-    # As ours and diffusers' are. In the other layout PyTorch's group norm sums another way on CPUs, and the latents of a
-    # megapixel differ by 2e-4: there it is the more exact one.
+    # The memory format of ours and diffusers'. In the other, PyTorch's group norm sums in another order on
+    # CPUs, and the latents of a megapixel differ by 2e-4: there the other format is the more exact one.
     return transformer.eval(), ae.eval().to(memory_format=torch.channels_last)
 
 
 def command(args, model, case, image, dump, png):
-    """The command line of our example."""
+    """Returns the command line of our example."""
     width, height = case["size"]
     given = {
         "model": model, "image": image, "prompt": PROMPT, "width": width, "height": height, "steps": case["steps"],
@@ -70,7 +70,7 @@ def command(args, model, case, image, dump, png):
 
 
 def rounded(transformer):
-    """The transformer with weights and results of bf16 and times that are rounded as in bf16, computing in f32."""
+    """Wraps the transformer: bf16 weights and results, times rounded as in bf16, computation in f32."""
     model, embed = bfl_code.module("model"), bfl_code.module("modules.layers").timestep_embedding
     model.timestep_embedding = lambda t, dim: embed((1000.0 * t).float(), dim, time_factor=1.0)
     transformer = copy.deepcopy(transformer).bfloat16().float()
@@ -83,7 +83,7 @@ def rounded(transformer):
 
 
 def recorded(transformer, length, seen):
-    """The transformer, which puts the target's latents before each step into `seen`."""
+    """Wraps the transformer to record the target's latents before each step in `seen`."""
 
     def forward(img, **given):
         seen.append(img[:, :length].clone())
@@ -94,7 +94,7 @@ def recorded(transformer, length, seen):
 
 @torch.no_grad()
 def run_theirs(transformer, ae, case, image, text):
-    """What cli_kontext.py does between reading the picture and writing the result: all stages, and the picture."""
+    """Runs cli_kontext.py's code from the loaded image to the result; returns all stages and the image."""
     sampling = bfl_code.module("sampling")
     embeds, pooled = (lambda _: text["prompt_embeds"]), (lambda _: text["pooled_prompt_embeds"])
     width, height = case["size"]
@@ -128,7 +128,7 @@ def compare(args, name, transformer, ae):
     theirs.save(folder / "bfl.png")
     results, tolerance = [], TOLERANCE[case["dtype"]]
     for stage, expected in stages.items():
-        # Compared in their dtype: our references are rounded where they enter the transformer.
+        # Compared in their dtype: our references are rounded at the transformer's input.
         got = ours[stage].to(expected.dtype) if stage in ours else None
         error, limit = relative_error(expected, got), 0 if stage == "latents" else tolerance
         results.append(error <= limit)

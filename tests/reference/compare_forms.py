@@ -1,10 +1,10 @@
-"""Runs our `edit` example on every form that forms.py writes, and diffusers on the values that the form stands for.
+"""Runs our `edit` example on every form that forms.py writes, and diffusers on the values that the form encodes.
 
     cargo build --release --examples && python tests/reference/compare_forms.py
 
 f32 on the CPU, the same starting noise. Prints the relative L2 errors of each form; exits 1 if one is above 1e-4, if
-the written picture is more than one level off anywhere or by 1e-4 of the full scale on average. "change of final" is
-how far the form moves diffusers' own result: an error below it shows that the form was read as it is.
+the written image is more than one level off anywhere or by 1e-4 of the full scale on average. "change of final" is
+the distance by which the form moves diffusers' own result: an error below it shows that our reader decodes the form.
 """
 
 import argparse
@@ -22,7 +22,8 @@ TOLERANCE = compare_pipeline.TOLERANCE
 CASE = {
     "image": (128, 128), "prompt": "Make the cat wear a red hat, keep the background unchanged.",
     "width": 128, "height": 128, "max_area": 128 * 128, "steps": 3, "guidance": 2.5,
-    # The models' kontext.json says the same, which diffusers cannot read: the reference keeps its size.
+    # The models' kontext.json has the same effect, but diffusers cannot read it: the reference keeps its
+    # size.
     "call": {"_auto_resize": False},
 }  # fmt: skip
 SHOWN = ["prompt_embeds", "pooled_prompt_embeds", "context_latents", "final"]
@@ -41,12 +42,12 @@ def parse():
 
 
 def result(args, name):
-    """The file of diffusers' results of a form, or of the checkpoint itself."""
+    """Returns the file of diffusers' results of a form, or of the checkpoint itself."""
     return args.save / name / "edit" / "diffusers.safetensors"
 
 
 def run_diffusers(args):
-    """Writes the forms and what diffusers makes of the values of each."""
+    """Writes the forms and diffusers' results on the values of each."""
     done = [name for name in args.form if args.reuse and result(args, name).exists()]
     missing = [name for name in args.form if name not in done]
     if not missing and result(args, "base").exists():
@@ -62,7 +63,7 @@ def run_diffusers(args):
 
 
 def change(args, name):
-    """How far the form's values move diffusers' result from that of the checkpoint they were made of."""
+    """Returns the distance by which the form's values move diffusers' result from that of the original checkpoint."""
     finals = [safetensors.torch.load_file(result(args, of))["final"] for of in ("base", name)]
     return compare_pipeline.relative_error(*finals)
 

@@ -1,10 +1,10 @@
-"""Loads a LoRA that our trainer wrote into diffusers' FluxKontextPipeline, and compares its picture with ours.
+"""Loads a LoRA that our trainer wrote into diffusers' FluxKontextPipeline, and compares its image with ours.
 
     cargo build --release --examples
     python tests/reference/compare_lora.py --model models/kontext-emoji --lora target/finetune/lora.safetensors
 
-f32 on the CPU, the same starting noise. Prints the relative L2 error of the final latents, with the adapters beside
-the weights and fused with them; exits 1 if one is above 1e-3, or if the LoRA changes nothing.
+f32 on the CPU, the same starting noise. Prints the relative L2 error of the final latents, with the adapters applied at
+run time and fused with the weights; exits 1 if one is above 1e-3, or if the LoRA changes nothing.
 """
 
 import argparse
@@ -38,7 +38,8 @@ def main():
     defaults = args.model / "kontext.json"
     case = dict(CASE)
     if defaults.exists():
-        # What diffusers cannot read: the length of a prompt, and that the reference is not brought to a megapixel.
+        # Settings that diffusers cannot read: the prompt's length, and a reference not resized to a
+        # megapixel.
         case["call"] = {"max_sequence_length": json.loads(defaults.read_text())["max_sequence_length"], "_auto_resize": False}
     pipe = FluxKontextPipeline.from_pretrained(args.model, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)

@@ -3,7 +3,7 @@
     cargo build --release --examples && python tests/reference/compare_pipeline.py
 
 f32 on the CPU, the same starting noise. Prints the relative L2 error of each stage, and exits 1 if one is above
-1e-4, if the written picture is more than one level off anywhere or by 1e-4 of the full scale on average, or if a
+1e-4, if the written image is more than one level off anywhere or by 1e-4 of the full scale on average, or if a
 seed does not give the pipeline's own noise bit for bit.
 """
 
@@ -23,7 +23,7 @@ import diffusers_runs as reference
 ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-4
 REQUIRED = ["latents", "prompt_embeds", "pooled_prompt_embeds", "context_latents"]
-# checkpoint and layout; the original layout cannot state the sizes of `odd`
+# Checkpoint and layout; the original layout cannot express the sizes of `odd`.
 TARGETS = [("odd", "diffusers"), ("standard", "diffusers"), ("standard", "bfl")]
 
 
@@ -41,7 +41,7 @@ def parse():
 
 
 def run_diffusers(args):
-    """Writes the checkpoints and what diffusers makes of every case."""
+    """Writes the checkpoints and diffusers' results of every case."""
     for name in args.checkpoint:
         folder = args.save / name
         missing = [c for c in args.case if not (args.reuse and (folder / c / "diffusers.safetensors").exists())]
@@ -56,7 +56,7 @@ def run_diffusers(args):
 
 
 def command(args, model, case, *more):
-    """The command line of our example for `case`."""
+    """Returns the command line of our example for `case`."""
     example = "edit" if case["image"] else "generate"
     given = {
         "model": model, "prompt": case["prompt"], "negative-prompt": case.get("negative"), "true-cfg": case.get("true_cfg"),
@@ -68,7 +68,7 @@ def command(args, model, case, *more):
 
 
 def run_ours(line):
-    """Runs our example; False, with its output printed, when it fails."""
+    """Runs our example; prints its output and returns False if it fails."""
     if not Path(line[0]).exists():
         print(f"FAILED: {line[0]} is not built")
         return False
@@ -79,7 +79,7 @@ def run_ours(line):
 
 
 def relative_error(expected, got):
-    """|expected - got| / |expected|, infinite when `got` is missing or has another shape."""
+    """|expected - got| / |expected|, infinite if `got` is missing or has another shape."""
     if got is None or got.shape != expected.shape:
         return math.inf
     expected, got = expected.double(), got.double()
@@ -88,14 +88,14 @@ def relative_error(expected, got):
 
 
 def stage_errors(expected, got):
-    """The error of every stage; the negative prompt's only where ours dumps it."""
+    """Returns the error of every stage; that of the negative prompt only if ours dumps it."""
     wanted = [name for name in REQUIRED if name in expected] + [n for n in expected if n.startswith("negative_") and n in got]
     wanted += sorted((n for n in expected if n.startswith("step_")), key=lambda n: int(n[5:])) + ["final"]
     return {name: relative_error(expected[name], got.get(name)) for name in wanted}
 
 
 def picture_difference(expected, got):
-    """Largest difference in levels, mean difference over the full scale, and the share of values that differ."""
+    """Returns the largest difference in levels, mean difference over the full scale, and the share of values that differ."""
     a, b = (np.asarray(Image.open(path).convert("RGB"), dtype=np.int16) for path in (expected, got))
     if a.shape != b.shape:
         return math.inf, math.inf, 1.0
@@ -104,9 +104,9 @@ def picture_difference(expected, got):
 
 
 def compare_case(args, model, case, folder, ours):
-    """Our half of one case against the diffusers half in `folder`: errors of the stages, and the picture's difference.
+    """Compares our half of one case with the diffusers half in `folder`: errors of the stages and of the image.
 
-    `ours` is the path of our files without its ending. None when our example fails.
+    `ours` is the path of our files without its extension. Returns None if our example fails.
     """
     dump, png = Path(f"{ours}.safetensors"), Path(f"{ours}.png")
     for old in (dump, png):
@@ -141,7 +141,7 @@ def compare(args, name, layout, case_name):
 
 
 def compare_seed(args, name, dtype):
-    """Whether our `--seed` starts from the pipeline's own noise, bit for bit."""
+    """Returns True if our `--seed` starts from the pipeline's own noise, bit for bit."""
     dump, png = args.save / name / f"seed.{dtype}.ours.safetensors", args.save / name / f"seed.{dtype}.ours.png"
     case = reference.SEED_CASE | {"image": None, "prompt": "rust", "steps": 1, "guidance": 2.5}
     more = ["--dtype", dtype, "--seed", case["seed"], "--dump", dump, "--out", png]

@@ -14,8 +14,9 @@ import synthetic
 from parts.resize import picture
 
 SEED_CASE = {"seed": 7, "width": 80, "height": 48, "max_area": 80 * 48}
-# `image` is (width, height) of the reference picture, None for text-to-image; the reference always goes to a bucket
-# of 1 MP, only the target is small. Sizes are what the caller asks for, before the pipeline fits them to max_area.
+# `image` is (width, height) of the reference image, None for text-to-image. The reference is always resized
+# to a bucket of 1 MP, only the target is small. Sizes are the requested ones, before the pipeline fits them
+# to max_area.
 CASES = {
     "edit_square": {
         "image": (96, 96), "prompt": "Make the cat wear a red hat, keep the background unchanged.",
@@ -38,7 +39,7 @@ CHECKPOINTS = {"odd": ["--shard", "60KB"], "standard": ["--preset", "standard"]}
 
 
 def write_checkpoint(name, folder):
-    """`folder/diffusers`, and `folder/bfl` for the standard sizes, which alone the original layout can state."""
+    """Writes `folder/diffusers`, and `folder/bfl` for the standard sizes, the only ones the original layout can express."""
     layout = "both" if name == "standard" else "diffusers"
     out = folder if layout == "both" else folder / "diffusers"
     checkpoint.write(checkpoint.parse([str(out), "--layout", layout, *CHECKPOINTS[name]]))
@@ -88,7 +89,7 @@ def forget(pipe):
 
 
 def noise(pipe, case):
-    """Packed f32 noise [1, L, 64] for the target that the pipeline will settle on, found by asking it."""
+    """Returns packed f32 noise [1, L, 64] for the pipeline's target, whose size is taken from the pipeline."""
     sizes = {}
 
     class Reached(Exception):
@@ -108,7 +109,7 @@ def noise(pipe, case):
 
 
 def arguments(case):
-    """The keyword arguments of the pipeline's call but the prompt, the picture and the noise; `call` adds to them."""
+    """Returns the keyword arguments of the pipeline's call except prompt, image and noise; `call` adds to them."""
     given = {"width": case["width"], "height": case["height"], "max_area": case["max_area"]}
     given |= {"num_inference_steps": case["steps"], "guidance_scale": case["guidance"]}
     if "negative" in case:

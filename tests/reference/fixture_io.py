@@ -13,7 +13,7 @@ def save(name, tensors, **metadata):
     """Writes `NAME.safetensors`; every metadata value is stored as JSON text.
 
     Raises ValueError for a value that is not finite, or for a float tensor of more than eight values that are
-    all the same beside their size: either would make a test that compares against it worthless. Position ids may
+    the same relative to their size: either would make a test against it worthless. Position ids may
     be all zero.
     """
     for key, tensor in tensors.items():
@@ -34,7 +34,7 @@ def _check(label, tensor):
 
 
 def _with_sorted_metadata(data):
-    """The same file with its metadata in order: safetensors writes it in a new order at each run."""
+    """Sorts the metadata of a file: safetensors writes it in a new order at each run."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))

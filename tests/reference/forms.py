@@ -4,13 +4,13 @@
     python forms.py OUT --form gguf-Q4_K    only this one; may be repeated
     python forms.py --list
 
-OUT/FORM/model is what a loader opens: the form's own part, and links to the other parts and the tokenizers.
+OUT/FORM/model is the folder for loaders: the form's own part, and links to the other parts and the tokenizers.
 OUT/FORM/reference holds a safetensors file for each part whose values the form changes, `transformer`,
-`text_encoder_2`, `text_encoder` and `vae`: the f32 values that it stands for, under diffusers' names, as the writing
-program dequantises them. OUT/base holds the checkpoint itself as a diffusers folder and as single files.
+`text_encoder_2`, `text_encoder` and `vae`: the f32 values it encodes, under diffusers' names, as the writing program
+dequantises them. OUT/base holds the checkpoint itself as a diffusers folder and as single files.
 
-What a GGUF file holds for the K-quants and IQ4 are random blocks of their own, since the `gguf` package cannot
-quantise to these types.
+GGUF files of the K-quants and IQ4 hold separately drawn random blocks, since the `gguf` package cannot quantise to
+these types.
 """
 
 import argparse
@@ -41,11 +41,11 @@ PREFIXES = {
     "vae": "vae.",
 }
 SHARD = "2MB"
-KEPT = {"kontext.json": '{"sizes": [[128, 128]]}\n'}  # so that a reference picture need not be of a megapixel
+KEPT = {"kontext.json": '{"sizes": [[128, 128]]}\n'}  # lets reference images be smaller than a megapixel
 
 
 class Base:
-    """The checkpoint that all forms are made of, in f32."""
+    """The checkpoint from which all forms are made, in f32."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -61,19 +61,19 @@ class Base:
         return FluxKontextPipeline.from_pretrained(self.folder / "diffusers", torch_dtype=dtype)
 
     def single(self, part):
-        """A part's state in the names of the single files."""
+        """Returns a part's state under the names of the single files."""
         renamed = {"transformer": bfl_layout.transformer, "vae": bfl_layout.vae}.get(part, dict)
         return {name: tensor.contiguous().clone() for name, tensor in renamed(self.states[part]).items()}
 
     def named(self, part, state):
-        """A state in the names of the single files under diffusers' names."""
+        """Converts a state from the names of the single files to diffusers'."""
         if part == "transformer":
             return bfl_layout.transformer_to_diffusers(state, self.states[part])
         return bfl_layout.vae_to_diffusers(state, self.states[part]) if part == "vae" else state
 
 
 def link(source, target):
-    """A hard link to a file, or to each file of a folder; a copy where links are impossible."""
+    """Creates a hard link to a file, or to each file of a folder; a copy where links are impossible."""
     if source.is_dir():
         for inner in source.iterdir():
             link(inner, target / inner.name)
@@ -86,7 +86,7 @@ def link(source, target):
 
 
 def link_others(base, layout, folder, replaced):
-    """Links all of the base's files but those of the parts `replaced`."""
+    """Links all of the base's files except those of the parts `replaced`."""
     names = replaced if layout == "diffusers" else [f"{FILES[part]}.safetensors" for part in replaced]
     for path in (base.folder / layout).iterdir():
         if path.name not in names:
@@ -103,14 +103,14 @@ def values_of(pipe):
 
 
 def diffusers_folder(base, folder, dtype=torch.float32, variant=None, shard=None):
-    """As diffusers' save_pretrained writes it."""
+    """Writes with diffusers' save_pretrained."""
     pipe = base.load(dtype)
     checkpoint.write_diffusers(pipe, folder, shard, variant)
     return values_of(pipe)
 
 
 def two_variants(base, folder):
-    """The f32 files, and the variant fp16 beside them: who asks for no variant gets f32."""
+    """Writes the f32 files and the variant fp16 next to them: loading without a variant gives f32."""
     base.load(torch.float32).save_pretrained(folder)
     half = base.load(torch.float16)
     for part in PARTS:
@@ -119,7 +119,7 @@ def two_variants(base, folder):
 
 
 def single_files(base, folder, store, parts=PARTS):
-    """One file for each part; `store(part, state)` gives a file's tensors and its metadata."""
+    """Writes one file for each part; `store(part, state)` gives a file's tensors and its metadata."""
     link_others(base, "bfl", folder, parts)
     values = {}
     for part in parts:
@@ -130,7 +130,7 @@ def single_files(base, folder, store, parts=PARTS):
 
 
 def all_in_one(base, folder, store):
-    """One file with a prefix for each part, as ComfyUI's checkpoints, with what they hold beside."""
+    """Writes one file with a prefix for each part, like ComfyUI's checkpoints, including their additional tensors."""
     for tokenizer in ("tokenizer", "tokenizer_2"):
         link(base.folder / "bfl" / tokenizer, folder / tokenizer)
     everything, values = {}, {}
@@ -155,7 +155,7 @@ def in_dtype(dtype, _part, state):
 
 
 def fp8_and_f16(dtype, part, state):
-    """The large parts in fp8, CLIP in f16 and the autoencoder in bf16."""
+    """Converts the large parts to fp8, CLIP to f16 and the autoencoder to bf16."""
     return in_dtype({"text_encoder": torch.float16, "vae": torch.bfloat16}.get(part, dtype), part, state)
 
 
@@ -172,7 +172,7 @@ def scaled_new(name, tensors, _part, state):
 
 
 def gguf_folder(base, folder, kind):
-    """The transformer and T5 in one type of GGUF."""
+    """Writes the transformer and T5 in one GGUF type."""
     kind = gguf_files.Type[kind]
     link_others(base, "bfl", folder, ("transformer", "text_encoder_2"))
     paths = {part: folder / f"{FILES[part]}-{kind.name}.gguf" for part in ("transformer", "text_encoder_2")}
@@ -186,12 +186,12 @@ def gguf_folder(base, folder, kind):
 
 
 def unigram(tokenizer):
-    """[text, score] of each piece of T5's tokenizer."""
+    """Returns [text, score] of each piece of T5's tokenizer."""
     return json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]
 
 
 def bitsandbytes_folder(base, folder, settings, dtype=torch.float32):
-    """The transformer and T5 quantised by bitsandbytes, in a diffusers folder."""
+    """Writes the transformer and T5 quantised by bitsandbytes, in a diffusers folder."""
     link_others(base, "diffusers", folder, ("transformer", "text_encoder_2"))
     source, values = base.folder / "diffusers", {}
     for part, quantise in (("transformer", bnb_models.save_transformer), ("text_encoder_2", bnb_models.save_t5)):
@@ -209,7 +209,7 @@ def quantize(model, part, to, out):
 
 
 def our_files(base, folder, to):
-    """The transformer and T5 as our own `quantize` example writes them, read by the other programs' readers."""
+    """Writes the transformer and T5 with our `quantize` example, read by the other programs' readers."""
     link_others(base, "bfl", folder, ("transformer", "text_encoder_2"))
     ending = "safetensors" if to == "fp8" else "gguf"
     paths = {}
@@ -228,7 +228,7 @@ def our_files(base, folder, to):
 
 
 def our_int8_folders(base, folder):
-    """The two as our own `quantize` example writes them in int8, loaded by diffusers and transformers."""
+    """Writes both in int8 with our `quantize` example, loaded by diffusers and transformers."""
     link_others(base, "diffusers", folder, ("transformer", "text_encoder_2"))
     quantize(base.folder / "bfl", "transformer", "int8", folder / "transformer")
     quantize(base.folder / "bfl", "t5", "int8", folder / "text_encoder_2")
@@ -242,7 +242,7 @@ E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 
 
 def _forms():
-    """Each form's writer and its arguments beside the base and the folder; the writer returns the parts' values."""
+    """Returns each form's writer and its arguments after base and folder; the writer returns the parts' values."""
     partial, both = functools.partial, ("transformer", "text_encoder_2")
     stores = {
         "fp8-e4m3fn": partial(in_dtype, E4M3),
@@ -292,7 +292,7 @@ def write(name, base, folder):
 
 
 def load_reference(base, folder):
-    """The base's pipeline with the values of the form in `folder`, and with its own where the form keeps them."""
+    """Returns the base's pipeline with the values that the form in `folder` changes."""
     for part in PARTS:
         path = folder / "reference" / f"{part}.safetensors"
         state = safetensors.torch.load_file(path) if path.exists() else base.states[part]

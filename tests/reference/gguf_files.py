@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
 
-RANDOM = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]  # what the package cannot quantise
+RANDOM = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]  # types that the package cannot quantise to
 TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", *RANDOM]
 PLAIN = (Type.F32, Type.F16, Type.BF16)
-# Where the f16 scales of a block stand, and their ratio that gives random blocks a mean near 0; the second one is
-# that of the minimum.
+# Offsets of the f16 scales in a block, and the ratio that gives random blocks a mean near 0; the second scale
+# is that of the minimum.
 SCALES = {
     Type.Q4_0: [(0, 1.0)],
     Type.Q8_0: [(0, 1.0)],
@@ -27,9 +27,9 @@ SCALES = {
     Type.IQ4_NL: [(0, 1.0)],
     Type.IQ4_XS: [(0, 1.0)],
 }
-# ComfyUI-GGUF keeps these in the dtype of the file that it quantises.
+# ComfyUI-GGUF keeps these in the dtype of its input file.
 KEPT = ("txt_in.", "img_in.", "time_in.", "vector_in.", "guidance_in.", "final_layer.")
-SMALL = 1024  # values, up to which ComfyUI-GGUF keeps f32
+SMALL = 1024  # largest number of values that ComfyUI-GGUF keeps in f32
 
 
 def _set_scales(blocks, kind, scale):
@@ -39,7 +39,7 @@ def _set_scales(blocks, kind, scale):
 
 
 def random_blocks(kind, count, std, rng):
-    """`count` valid blocks of random bytes, U8 [count, bytes], whose values have about the deviation `std`."""
+    """Returns `count` valid blocks of random bytes, U8 [count, bytes], with values of about the deviation `std`."""
     blocks = rng.integers(0, 256, (count, gguf.GGML_QUANT_SIZES[kind][1]), dtype=np.uint8)
     _set_scales(blocks, kind, np.ones((count, 1)))
     unit = gguf.dequantize(blocks, kind).std()
@@ -48,7 +48,7 @@ def random_blocks(kind, count, std, rng):
 
 
 def stored(name, tensor, kind):
-    """`tensor` in the type, U8 for types of blocks; for those in RANDOM other values of the same deviation."""
+    """Converts `tensor` to the type, U8 for block types; those in RANDOM get other values of the same deviation."""
     values = tensor.float().numpy()
     if kind.name not in RANDOM:
         return gguf.quantize(values, kind)
@@ -57,14 +57,14 @@ def stored(name, tensor, kind):
 
 
 def flux_type(name, tensor, kind):
-    """The type of one tensor of the transformer in a file of the type `kind`."""
+    """Returns the type of one tensor of the transformer in a file of type `kind`."""
     if tensor.ndim == 1 or tensor.numel() <= SMALL:
         return Type.F32
     return Type.BF16 if name.startswith(KEPT) and kind not in PLAIN else kind
 
 
 def t5_type(name, tensor, kind):
-    """The type of one tensor of T5, by its name in llama.cpp; the table of relative positions is never quantised."""
+    """Returns the type of one tensor of T5, by its name in llama.cpp; the table of relative positions is never quantised."""
     if tensor.ndim == 1:
         return Type.F32
     return Type.F16 if "attn_rel_b" in name and kind not in PLAIN else kind
@@ -88,7 +88,7 @@ def add_flux_fields(writer, kind):
 
 
 def add_t5_fields(writer, kind, config, pieces):
-    """What llama.cpp's converter states of T5's encoder; `pieces` are the tokenizer's [text, score]."""
+    """Writes the metadata of llama.cpp's converter for T5's encoder; `pieces` are the tokenizer's [text, score]."""
     writer.add_name("t5xxl")
     writer.add_context_length(512)
     writer.add_embedding_length(config.d_model)
@@ -103,7 +103,7 @@ def add_t5_fields(writer, kind, config, pieces):
     writer.add_file_type(file_type(kind))
     writer.add_tokenizer_model("t5")
     writer.add_tokenizer_pre("default")
-    more = range(len(pieces), config.vocab_size)  # rows of the embedding that are no piece
+    more = range(len(pieces), config.vocab_size)  # embedding rows without a piece
     writer.add_token_list([text for text, _ in pieces] + [f"[PAD{i}]" for i in more])
     writer.add_token_scores([score for _, score in pieces] + [-10000.0] * len(more))
     writer.add_token_types([gguf.TokenType.NORMAL] * len(pieces) + [gguf.TokenType.UNUSED] * len(more))
@@ -118,7 +118,7 @@ def file_type(kind):
 
 
 def write(path, arch, fields, tensors):
-    """One file, a tensor at a time; `fields(writer)` adds the metadata, `tensors` are (name, type, shape, maker)."""
+    """Writes one file, a tensor at a time; `fields(writer)` adds the metadata, `tensors` are (name, type, shape, maker)."""
     writer = gguf.GGUFWriter(path, arch)
     fields(writer)
     for name, kind, shape, _ in tensors:
@@ -133,13 +133,13 @@ def write(path, arch, fields, tensors):
 
 
 def flux(path, kind, state, make):
-    """The transformer; `state` has BFL's names, `make(name, tensor, type)` gives what is stored of a tensor."""
+    """Writes the transformer; `state` has BFL's names, `make(name, tensor, type)` returns the stored data of a tensor."""
     tensors = _tensors(state, make, lambda name, tensor: flux_type(name, tensor, kind))
     write(path, "flux", lambda writer: add_flux_fields(writer, kind), tensors)
 
 
 def t5(path, kind, state, config, pieces, make):
-    """T5's encoder; `state` has transformers' names, `make` is that of `flux`."""
+    """Writes T5's encoder; `state` has transformers' names, `make` is that of `flux`."""
     tensors = _tensors(t5_state(state, config.num_layers), make, lambda name, tensor: t5_type(name, tensor, kind))
     write(path, "t5encoder", lambda writer: add_t5_fields(writer, kind, config, pieces), tensors)
 
@@ -151,7 +151,7 @@ def _tensors(state, make, kind_of):
 
 
 def read(path):
-    """All tensors of a file in f32, by the package's own reader and dequantisation."""
+    """Reads all tensors of a file in f32, with the package's own reader and dequantisation."""
     tensors = gguf.GGUFReader(path).tensors
     values = {t.name: np.array(gguf.dequantize(t.data, t.tensor_type), dtype=np.float32) for t in tensors}
     return {name: torch.from_numpy(array) for name, array in values.items()}

@@ -1,6 +1,6 @@
-"""Writes the fixtures beside this file: `python make_fixtures.py [PART ...]`, all of PARTS when none is named.
+"""Writes the fixtures next to this file: `python make_fixtures.py [PART ...]`, by default all of PARTS.
 
-`bfl` and `tokens` are made only when named: they read what is no Python package.
+`bfl` and `tokens` are only made if named: they read files outside Python packages.
 """
 
 import importlib
@@ -12,7 +12,7 @@ PARTS = ["noise", "resize", "vae", "text", "dit", "schedule", "geometry", "metri
 
 
 def main():
-    torch.set_num_threads(1)  # one order of summation, so that a second run writes the same bytes
+    torch.set_num_threads(1)  # one order of summation, for byte-identical reruns
     for part in sys.argv[1:] or PARTS:
         importlib.import_module(f"parts.{part}").make()
         print(f"{part}: written")

@@ -1,4 +1,4 @@
-"""Weights and inputs that are made from names instead of being stored.
+"""Weights and inputs generated from names instead of stored.
 
 The rule, which `kontext_core::Weights::synthetic` repeats bit for bit: a tensor NAME of SHAPE under the base
 seed S is drawn as float32 from torch's CPU generator seeded with `(crc32(NAME) + S) mod 2**32`, then scaled so
@@ -17,13 +17,13 @@ import torch
 
 
 def draw(name, shape, seed=0):
-    """Plain standard normal values for `name`: the rule for inputs, and the `z` of the rule for weights."""
+    """Returns plain standard normal values for `name`: the rule for inputs, and the `z` of the rule for weights."""
     generator = torch.Generator("cpu").manual_seed((zlib.crc32(name.encode()) + seed) & 0xFFFFFFFF)
     return torch.randn(tuple(shape), generator=generator, dtype=torch.float32)
 
 
 def weight(name, shape, seed=0):
-    """The synthetic weight called `name`, in float32."""
+    """Returns the synthetic weight called `name`, in float32."""
     z = draw(name, shape, seed)
     if z.ndim == 0:
         return 0.1 * z

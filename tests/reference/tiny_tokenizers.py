@@ -19,7 +19,7 @@ SENTENCES = [
 
 
 def _merge(symbols, pair):
-    """`symbols` with each neighbouring `pair` joined, left to right."""
+    """Returns `symbols` with each adjacent `pair` merged, left to right."""
     out = []
     for symbol in symbols:
         joined = out and (out[-1], symbol) == pair
@@ -28,7 +28,7 @@ def _merge(symbols, pair):
 
 
 def clip_merges(count):
-    """`count` BPE merges; ties go to the lexicographically first pair."""
+    """Returns `count` BPE merges; ties go to the lexicographically first pair."""
     words = Counter(word for sentence in SENTENCES for word in sentence.replace(",", " ,").replace(".", " .").split())
     words = {(*word[:-1], word[-1] + "</w>"): n for word, n in words.items()}
     merges = []
@@ -44,7 +44,7 @@ def clip_merges(count):
 
 
 def clip(folder, merges=120):
-    """CLIPTokenizer of 512 byte symbols, the merges and the two special tokens; the end token has the highest id."""
+    """Writes a CLIPTokenizer of 512 byte symbols, the merges and two special tokens; the end token has the highest id."""
     folder.mkdir(parents=True, exist_ok=True)
     symbols = list(bytes_to_unicode().values())
     pairs = clip_merges(merges)
@@ -56,7 +56,7 @@ def clip(folder, merges=120):
 
 
 def _reproducible(tokenizer, specials):
-    """The trained Unigram with rounded scores and ordered ties, since the trainer's sums differ from run to run.
+    """Returns the trained Unigram with rounded scores and ordered ties, since the trainer's sums differ from run to run.
 
     The trainer gives characters it would have dropped scores next to the lowest one, in no fixed order: they
     all get the same score here.
@@ -69,7 +69,7 @@ def _reproducible(tokenizer, specials):
 
 
 def t5(vocab_size=160):
-    """T5TokenizerFast with <pad> 0, </s> 1, <unk> 2 and T5's own Metaspace; no sentinel tokens."""
+    """Trains a T5TokenizerFast with <pad> 0, </s> 1, <unk> 2 and T5's own Metaspace; no sentinel tokens."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Strip(left=False, right=True)])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first")

@@ -1,14 +1,14 @@
-//! The command line of `cargo xtask`: a few words of its own, then a cargo command that it does not look into.
+//! The command line of `cargo xtask`: a few options and commands, then a cargo command, passed on unparsed.
 
 use std::ffi::{OsStr, OsString};
 
 use crate::failure::Failure;
 use crate::wheels::{TORCH_VERSION, Variant};
 
-/// What was asked for.
+/// Parsed command line.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Args {
-    /// `--cpu` or `--cuda`; none by default, which leaves the choice to xtask.
+    /// `--cpu` or `--cuda`; with `None` (the default), xtask chooses.
     pub(crate) variant: Option<Variant>,
     pub(crate) action: Action,
 }
@@ -18,17 +18,17 @@ pub(crate) enum Action {
     Help,
     /// Install libtorch and print its folder.
     Libtorch,
-    /// Install libtorch, then make the folder that a machine with a GPU is given.
+    /// Install libtorch, then build the kit for a machine with a GPU.
     GpuKit,
-    /// Install libtorch, then run cargo with these words.
+    /// Install libtorch, then run cargo with these arguments.
     Cargo(Vec<OsString>),
 }
 
 impl Args {
-    /// Splits the words after `cargo xtask`: what comes before the cargo command is for xtask, the rest is cargo's.
+    /// Splits the arguments of `cargo xtask` into xtask's own and, from the cargo command on, cargo's.
     ///
-    /// Cargo has options before its commands too (`--offline`, `--config`), so the first word that is not one of
-    /// xtask's starts the cargo command.
+    /// Cargo takes options before its commands too (`--offline`, `--config`), so the first argument unknown
+    /// to xtask starts the cargo command.
     pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Self, Failure> {
         let mut words = words.into_iter();
         let mut variant = None;
@@ -59,7 +59,7 @@ impl Args {
     }
 }
 
-/// The commands that are not cargo's, with their names.
+/// Returns the name and action of one of xtask's own commands, `None` for a cargo command.
 fn own_command(word: &OsStr) -> Option<(&'static str, Action)> {
     [("libtorch", Action::Libtorch), ("gpu-kit", Action::GpuKit)]
         .into_iter()
@@ -83,7 +83,7 @@ fn set(variant: &mut Option<Variant>, named: Variant) -> Result<(), Failure> {
     }
 }
 
-/// What `cargo xtask --help` prints.
+/// Returns the text of `cargo xtask --help`.
 pub(crate) fn help() -> String {
     let (cpu, cuda) = (Variant::Cpu.sizes(), Variant::Cuda.sizes());
     format!(

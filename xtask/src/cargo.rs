@@ -1,4 +1,4 @@
-//! Runs cargo commands, with libtorch in its environment.
+//! Cargo commands with libtorch in their environment.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::home::Home;
 use crate::source::Source;
 
-/// Where the system's loader looks first for libraries.
+/// Environment variable that the dynamic loader searches first.
 const LIBRARY_PATH: &str = if cfg!(windows) {
     "PATH"
 } else if cfg!(target_os = "macos") {
@@ -19,7 +19,7 @@ const LIBRARY_PATH: &str = if cfg!(windows) {
     "LD_LIBRARY_PATH"
 };
 
-/// Runs `cargo` with the words of `args`; the exit code is cargo's.
+/// Runs `cargo` with `args` and passes on its exit code.
 pub(crate) fn run(args: &[OsString], source: &Source, home: &Home) -> Result<ExitCode, Failure> {
     let cargo = program();
     let command = prepared(&cargo, args, source, home)?;
@@ -29,8 +29,8 @@ pub(crate) fn run(args: &[OsString], source: &Source, home: &Home) -> Result<Exi
     })
 }
 
-/// Runs `cargo` with the words of `args` and comes back, with whether it succeeded. What it prints on stdout goes to
-/// stderr: stdout is kept for what xtask itself prints.
+/// Runs `cargo` with `args` as a child process and returns `true` if it succeeded. Its stdout is redirected
+/// to stderr: stdout is reserved for xtask's own output.
 pub(crate) fn run_and_return(args: &[OsString], source: &Source, home: &Home) -> Result<bool, Failure> {
     let cargo = program();
     let mut command = prepared(&cargo, args, source, home)?;
@@ -42,12 +42,12 @@ pub(crate) fn run_and_return(args: &[OsString], source: &Source, home: &Home) ->
     Ok(status.success())
 }
 
-/// Cargo names itself to what it runs: the same toolchain goes on.
+/// Returns the cargo that runs xtask, from `CARGO`, so that the same toolchain is used throughout.
 fn program() -> OsString {
     env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"))
 }
 
-/// The command with all that it finds libtorch by.
+/// Builds the command with `LIBTORCH` and the library path set.
 fn prepared(cargo: &OsStr, args: &[OsString], source: &Source, home: &Home) -> Result<Command, Failure> {
     let configured = env::var_os("LIBTORCH").is_some_and(|value| !value.is_empty());
     let mut command = command(cargo, args, source, home, configured);
@@ -58,12 +58,12 @@ fn prepared(cargo: &OsStr, args: &[OsString], source: &Source, home: &Home) -> R
     Ok(command)
 }
 
-/// The command but for its library path. `configured` says whether xtask itself was given a `LIBTORCH`.
+/// Builds the command without its library path. `configured` is `true` if `LIBTORCH` is set for xtask itself.
 fn command(cargo: &OsStr, args: &[OsString], source: &Source, home: &Home, configured: bool) -> Command {
     let mut command = Command::new(cargo);
     command.args(args);
     match source {
-        // `.cargo/config.toml` has set it, for xtask and for every cargo in the repository alike.
+        // `.cargo/config.toml` has set it, both for xtask and for every cargo in the repository.
         Source::Own if configured => &mut command,
         // Cargo has not read that file (it was started outside the repository), or the user's value is empty.
         Source::Own => command.env("LIBTORCH", home.torch()),
@@ -73,8 +73,8 @@ fn command(cargo: &OsStr, args: &[OsString], source: &Source, home: &Home, confi
     command
 }
 
-/// `lib` of `torch` in front of what is there already. Programs under `target/` find `.libtorch` by their rpath; this
-/// serves any other target folder, and a libtorch of the user.
+/// Prepends `lib` of `torch` to the library path. Programs under `target/` find `.libtorch` by their rpath;
+/// this serves other target folders, and a libtorch of the user.
 fn library_path(torch: &Path, before: Option<&OsStr>) -> Result<OsString, Failure> {
     let lib = torch.join("lib");
     let before: Vec<PathBuf> = before
@@ -88,7 +88,7 @@ fn library_path(torch: &Path, before: Option<&OsStr>) -> Result<OsString, Failur
     })
 }
 
-/// Becomes the command, so that signals and the exit code are its own.
+/// Replaces this process by the command, which then receives signals and sets the exit code directly.
 #[cfg(unix)]
 fn execute(mut command: Command) -> std::io::Result<ExitCode> {
     use std::os::unix::process::CommandExt;

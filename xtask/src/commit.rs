@@ -1,12 +1,12 @@
-//! The commit that a GPU kit is made of.
+//! The commit of a GPU kit.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Stands for what git does not tell.
+/// Placeholder for a missing answer from git.
 const UNKNOWN: &str = "unknown";
 
-/// Two lines: the commit that is checked out in `root`, with a note where files differ from it, and its date.
+/// Returns two lines: the commit checked out in `root`, marked if the working tree differs, and its date.
 pub(crate) fn describe(root: &Path) -> String {
     let commit = git(root, &["rev-parse", "HEAD"]);
     let status = git(root, &["status", "--porcelain"]);
@@ -14,7 +14,7 @@ pub(crate) fn describe(root: &Path) -> String {
     lines(commit.as_deref(), status.as_deref(), date.as_deref())
 }
 
-/// Formats the two lines. A commit of unknown `status` is not named: it would pass for one without changes.
+/// Formats the two lines. With an unknown `status` the commit is not named: it would pass for a clean one.
 fn lines(commit: Option<&str>, status: Option<&str>, date: Option<&str>) -> String {
     match (commit, status) {
         (Some(commit), Some(status)) => {
@@ -25,7 +25,7 @@ fn lines(commit: Option<&str>, status: Option<&str>, date: Option<&str>) -> Stri
     }
 }
 
-/// The output of git, or `None` where it is absent or fails.
+/// Returns the output of git, or `None` if it is missing or fails.
 fn git(root: &Path, words: &[&str]) -> Option<String> {
     let output = Command::new("git")
         .arg("-C")

@@ -1,11 +1,11 @@
-//! How much room a disk has.
+//! Free disk space.
 
 use std::path::Path;
 
 use crate::failure::Failure;
 use crate::wheels::Bytes;
 
-/// Refuses a folder with less than `needed` left for this user.
+/// Returns an error if the disk of `folder` has less than `needed` bytes free for this user.
 pub(crate) fn check(folder: &Path, needed: Bytes) -> Result<(), Failure> {
     match free(folder) {
         Some(free) if free < needed => Err(Failure::NoRoom {
@@ -13,7 +13,7 @@ pub(crate) fn check(folder: &Path, needed: Bytes) -> Result<(), Failure> {
             needed,
             free,
         }),
-        // What cannot be told is left to pip, which notices a full disk as well, only later.
+        // An unknown amount is left to pip, which also notices a full disk, only later.
         _ => Ok(()),
     }
 }

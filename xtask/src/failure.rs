@@ -1,4 +1,4 @@
-//! What can go wrong, and what the user can do about it: each message says both.
+//! Errors of xtask; each message also names the remedy.
 
 use std::fmt;
 use std::io;
@@ -18,7 +18,7 @@ pub(crate) enum Failure {
         os: String,
         arch: String,
     },
-    /// CUDA was asked for where there is none.
+    /// CUDA was requested on a system without it.
     NoCuda {
         os: String,
     },
@@ -45,7 +45,7 @@ pub(crate) enum Failure {
         needed: Bytes,
         free: Bytes,
     },
-    /// The disk ran full on the way.
+    /// The disk ran full during the download or installation.
     RanFull {
         goods: Goods,
     },
@@ -58,37 +58,37 @@ pub(crate) enum Failure {
     NoWheel {
         goods: Goods,
     },
-    /// pip failed in another way; it has said how.
+    /// pip failed in another way and has printed the reason.
     Pip {
         goods: Goods,
     },
-    /// pip was content, yet something is missing.
+    /// pip reported success, but something is missing.
     Incomplete {
         goods: Goods,
         folder: PathBuf,
     },
-    /// The file system refuses something that libtorch is installed by.
+    /// File system error while installing libtorch.
     Io {
         path: PathBuf,
         source: io::Error,
     },
-    /// The file system refuses something that the GPU kit is made of.
+    /// File system error while building the GPU kit.
     KitIo {
         path: PathBuf,
         source: io::Error,
     },
-    /// Cargo could not build the program of the kit; it has said why.
+    /// Cargo failed to build the kit's program and has printed the reason.
     Build,
-    /// Cargo was content, yet the program is not where it puts it.
+    /// Cargo reported success, but the program is not at the expected path.
     NoProgram {
         path: PathBuf,
     },
-    /// Python could not pack the program of the kit.
+    /// Python failed to compress the kit's program.
     Pack {
         python: String,
         said: String,
     },
-    /// The kit takes more than a machine with a GPU is sent.
+    /// The kit exceeds the size limit, [`LIMIT`].
     TooLarge {
         whole: Size,
         largest: Vec<Entry>,
@@ -101,24 +101,25 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    /// For `map_err`: attaches the path to an error of the file system.
+    /// Returns a closure for `map_err` that attaches the path to an I/O error.
     pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_path_buf();
         move |source| Self::Io { path, source }
     }
 
-    /// The same for a file of the GPU kit, which a libtorch from elsewhere does not help.
+    /// Like [`Self::io`], for a file of the GPU kit, where another libtorch would not help.
     pub(crate) fn kit_io(path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_path_buf();
         move |source| Self::KitIo { path, source }
     }
 
-    /// 2 for a wrong command line, 1 otherwise. (Cargo's own failures never come here: its exit code is passed on.)
+    /// Returns 2 for a wrong command line, 1 otherwise. (Cargo's own failures never reach this: its exit code
+    /// is passed on.)
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(if matches!(self, Self::Usage(_)) { 2 } else { 1 })
     }
 
-    /// Whether a libtorch from elsewhere would help.
+    /// Returns `true` if a libtorch from another source would help.
     fn has_a_way_round(&self) -> bool {
         match self {
             Self::NoPython { goods }

@@ -1,4 +1,4 @@
-//! The things that pip is asked for, as failures name them.
+//! Download targets of pip, as error messages name them.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! The folder `.libtorch` of the repository, and whether a libtorch that can be used is in it.
+//! The folder `.libtorch` of the repository, and the check for a usable libtorch in it.
 
 use std::fs;
 use std::io;
@@ -7,16 +7,16 @@ use std::path::{Path, PathBuf};
 use crate::failure::Failure;
 use crate::wheels::{TORCH_VERSION, Variant};
 
-/// Where xtask keeps libtorch: the target of a `pip install --target`.
+/// xtask's libtorch folder: the target of a `pip install --target`.
 #[derive(Debug, Clone)]
 pub(crate) struct Home(PathBuf);
 
-/// What else xtask writes into the folder starts with a dot, unlike anything that pip puts there.
+/// Marker of a finished installation. xtask's own files start with a dot, unlike any that pip installs.
 const MARKER: &str = ".installed";
 const LOCK: &str = ".lock";
 
 impl Home {
-    /// `.libtorch` beside the workspace's `Cargo.toml`, as in `.gitignore` and `.cargo/config.toml`.
+    /// Returns `.libtorch` next to the workspace's `Cargo.toml`, as in `.gitignore` and `.cargo/config.toml`.
     pub(crate) fn of_repository(root: &Path) -> Self {
         Self(root.join(".libtorch"))
     }
@@ -29,7 +29,7 @@ impl Home {
         &self.0
     }
 
-    /// The folder for `LIBTORCH`: it holds `lib` and `include`.
+    /// Returns the folder for `LIBTORCH`, which contains `lib` and `include`.
     pub(crate) fn torch(&self) -> PathBuf {
         self.0.join("torch")
     }
@@ -38,10 +38,11 @@ impl Home {
         self.0.join(LOCK)
     }
 
-    /// What is installed and complete, on `os` (as [`std::env::consts::OS`] names it).
+    /// Returns the variant whose installation is complete, on `os` (as [`std::env::consts::OS`] names it).
     ///
-    /// Installations of other hands count as well (`pip install --target`, an unpacked archive of pytorch.org), as
-    /// long as nothing is missing; the marker only adds what files do not tell: which variant was meant, of which pins.
+    /// Manual installations count as well (`pip install --target`, an unpacked archive of pytorch.org), as
+    /// long as nothing is missing; the marker only records what the files do not show: the intended variant
+    /// and its pinned versions.
     pub(crate) fn installed(&self, os: &str) -> Option<Variant> {
         match fs::read_to_string(self.0.join(MARKER)) {
             Ok(text) => [Variant::Cpu, Variant::Cuda]
@@ -53,14 +54,15 @@ impl Home {
         }
     }
 
-    /// Leaves the marker of a finished installation; `draft` is a path on the same disk that may be overwritten.
+    /// Writes the marker of a finished installation; `draft` is a path on the same disk that may be
+    /// overwritten.
     pub(crate) fn mark(&self, variant: Variant, os: &str, draft: &Path) -> Result<(), Failure> {
         fs::write(draft, marker(variant, os)).map_err(Failure::io(draft))?;
         let path = self.0.join(MARKER);
         fs::rename(draft, &path).map_err(Failure::io(&path))
     }
 
-    /// Takes the marker away: from here on, what is in the folder has to speak for itself.
+    /// Removes the marker: from then on, only the files in the folder count.
     pub(crate) fn unmark(&self) -> Result<(), Failure> {
         let path = self.0.join(MARKER);
         match fs::remove_file(&path) {
@@ -69,15 +71,15 @@ impl Home {
         }
     }
 
-    /// Whether nothing of `variant` is missing.
+    /// Returns `true` if all files of `variant` are present.
     pub(crate) fn is_complete(&self, variant: Variant, os: &str) -> bool {
         let torch = self.torch();
         if version(&torch).as_deref() != Some(TORCH_VERSION) || !has_core(&torch) {
             return false;
         }
         let has_cuda = torch.join("lib/libtorch_cuda.so").is_file();
-        // The archives of pytorch.org (told by their file `build-version`) bring NVIDIA's libraries in `torch/lib`;
-        // builds without CUDA need none.
+        // The archives of pytorch.org (recognised by their file `build-version`) contain NVIDIA's libraries
+        // in `torch/lib`; builds without CUDA need none.
         if !has_cuda || torch.join("build-version").is_file() {
             return has_cuda || variant == Variant::Cpu;
         }
@@ -88,7 +90,7 @@ impl Home {
     }
 }
 
-/// The files without which nothing compiles, links or starts.
+/// Returns `true` if the files required to compile, link and start are present.
 fn has_core(torch: &Path) -> bool {
     let library = |name: &str| {
         ["so", "dylib"]
@@ -99,7 +101,8 @@ fn has_core(torch: &Path) -> bool {
         && torch.join("include/torch/csrc/api/include/torch/torch.h").is_file()
 }
 
-/// The version of a libtorch without its build's suffix: `2.11.0` of `2.11.0+cu130`. `None` where no file tells it.
+/// Returns the version of a libtorch without its build suffix, `2.11.0` for `2.11.0+cu130`, or `None` if no
+/// file states it.
 pub(crate) fn version(torch: &Path) -> Option<String> {
     let full = fs::read_to_string(torch.join("build-version")).ok().or_else(|| {
         let text = fs::read_to_string(torch.join("version.py")).ok()?;
@@ -109,7 +112,8 @@ pub(crate) fn version(torch: &Path) -> Option<String> {
     full.trim().split('+').next().map(str::to_owned)
 }
 
-/// The text of the marker: it changes whenever a pin does, and an installation with other pins is then replaced.
+/// Returns the text of the marker. It changes with every pinned version; an installation with other pins is
+/// then replaced.
 fn marker(variant: Variant, os: &str) -> String {
     let mut text = format!("libtorch {TORCH_VERSION} {variant}, installed by cargo xtask\n");
     for wheel in variant.wheels(os) {
@@ -123,7 +127,7 @@ fn marker(variant: Variant, os: &str) -> String {
 pub(crate) mod tests {
     use super::*;
 
-    /// Files of no content where an installation of `variant` has its own.
+    /// Creates empty files at the paths of an installation of `variant`.
     pub(crate) fn imitate(home: &Path, variant: Variant) {
         let mut files = vec![
             "torch/lib/libtorch.so",
@@ -222,7 +226,7 @@ pub(crate) mod tests {
             .expect("written");
         assert_eq!(home.installed("linux"), Some(Variant::Cuda));
 
-        // The files of the smaller variant are all there, but the marker promises more.
+        // The files of the smaller variant are all present, but the marker promises the larger one.
         fs::remove_file(folder.path().join("nvidia/cudnn/lib/libcudnn.so.9")).expect("removed");
         assert_eq!(home.installed("linux"), None);
 

@@ -1,4 +1,4 @@
-//! What this machine is: whether PyPI has a libtorch for it, and whether an NVIDIA driver can run the CUDA one.
+//! The host machine: support by PyPI's libtorch wheels, and the NVIDIA driver for the CUDA variant.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -10,7 +10,7 @@ use crate::wheels::Variant;
 /// Source: NVIDIA, CUDA compatibility, "minimum required driver".
 const CUDA_13_DRIVER: u32 = 580;
 
-/// Whether NVIDIA's driver is loaded.
+/// State of NVIDIA's driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Driver {
     Absent,
@@ -21,7 +21,8 @@ pub(crate) enum Driver {
 
 impl Driver {
     pub(crate) fn find() -> Self {
-        // The kernel module tells on Linux; under WSL it is Windows that has the driver, and only the tool tells.
+        // On Linux the kernel module reports the version; under WSL Windows has the driver, and only the tool
+        // does.
         let told = fs::read_to_string("/proc/driver/nvidia/version").ok().or_else(|| {
             let output = Command::new("nvidia-smi")
                 .args(["--query-gpu=driver_version", "--format=csv,noheader"])
@@ -36,7 +37,7 @@ impl Driver {
         told.map_or(Self::Absent, |text| Self::read(&text))
     }
 
-    /// From the text of `/proc/driver/nvidia/version` or `nvidia-smi`: the first word like `580.65.06`.
+    /// Parses the text of `/proc/driver/nvidia/version` or `nvidia-smi`: the first word like `580.65.06`.
     fn read(text: &str) -> Self {
         let branch = text.split_whitespace().find_map(|word| {
             let mut numbers = word.split('.').map(str::parse::<u32>);
@@ -51,7 +52,8 @@ impl Driver {
     }
 }
 
-/// Refuses what cannot be installed here. The arguments are those of [`std::env::consts`], and whether libc is musl.
+/// Returns an error if libtorch, or the variant `asked` for, has no wheels for this machine. `os` and `arch`
+/// are those of [`std::env::consts`]; `musl` is `true` if libc is musl.
 pub(crate) fn check(os: &str, arch: &str, musl: bool, asked: Option<Variant>) -> Result<(), Failure> {
     let os = if musl { format!("{os} with musl") } else { os.to_owned() };
     match (os.as_str(), arch) {

@@ -1,7 +1,7 @@
-//! Brings libtorch into [`Home`], whole or not at all.
+//! Installation of libtorch into [`Home`], all or nothing.
 //!
-//! pip unpacks into a folder of this process inside `.libtorch`; what is there is exchanged by renaming once that has
-//! succeeded. An interruption therefore costs the download at most, and the next run clears up what it has left.
+//! pip unpacks into a per-process folder inside `.libtorch`; on success its contents are swapped in by
+//! renaming. An interruption therefore costs at most the download, and the next run removes its leftovers.
 
 use std::env::consts::{ARCH, OS};
 use std::fs;
@@ -17,10 +17,10 @@ use crate::lock::Lock;
 use crate::python::Python;
 use crate::wheels::{TORCH_VERSION, Variant};
 
-/// What the folders of unfinished installations are called, before their process's number.
+/// Name prefix of the folders of unfinished installations, followed by the process id.
 const PARTIAL: &str = ".partial-";
 
-/// Installs libtorch unless what is there will do. `asked` is the variant of the command line.
+/// Installs libtorch unless the present installation suffices. `asked` is the variant of the command line.
 pub(crate) fn ensure(home: &Home, asked: Option<Variant>) -> Result<(), Failure> {
     let installed = home.installed(OS);
     if suffices(asked, installed) {
@@ -68,8 +68,8 @@ pub(crate) fn ensure(home: &Home, asked: Option<Variant>) -> Result<(), Failure>
     Ok(())
 }
 
-/// Whether what is installed serves. Without a wish it does in either variant: a working installation is never
-/// replaced unasked.
+/// Returns `true` if the installed variant serves. Without a request either one does: a working installation
+/// is never replaced unasked.
 fn suffices(asked: Option<Variant>, installed: Option<Variant>) -> bool {
     match (asked, installed) {
         (_, None) => false,
@@ -78,7 +78,7 @@ fn suffices(asked: Option<Variant>, installed: Option<Variant>) -> bool {
     }
 }
 
-/// The variant for this machine, where nothing is installed and nothing was asked for.
+/// Chooses the variant for this machine if nothing is installed and none was requested.
 fn choose() -> Variant {
     match if OS == "linux" { Driver::find() } else { Driver::Absent } {
         Driver::Ready => Variant::Cuda,
@@ -94,15 +94,15 @@ fn choose() -> Variant {
     }
 }
 
-/// The folders of an installation on its way, removed with what is left in them when it goes out of scope.
+/// Folders of an installation in progress, removed with their contents on drop.
 #[derive(Debug)]
 struct Partial {
     folder: PathBuf,
-    /// Where pip installs.
+    /// Target of pip.
     new: PathBuf,
-    /// For pip's temporary files.
+    /// pip's temporary files.
     scratch: PathBuf,
-    /// For what was installed before.
+    /// Destination of the previous installation.
     old: PathBuf,
 }
 
@@ -124,27 +124,28 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        // What cannot be removed now is cleared by the next installation.
+        // The next installation removes anything that cannot be removed now.
         let _ = fs::remove_dir_all(&self.folder);
     }
 }
 
-/// Removes what interrupted installations have left. Call it under the lock.
+/// Removes the leftovers of interrupted installations. The caller must hold the lock.
 fn clear(home: &Path) {
     let Ok(entries) = fs::read_dir(home) else {
         return;
     };
     for entry in entries.flatten() {
         if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
-            // Lost room is all that a failure costs, and the check of the disk that follows notices it.
+            // A failure only costs disk space, which the disk check that follows notices.
             let _ = fs::remove_dir_all(entry.path());
         }
     }
 }
 
-/// Moves what is in `home` to `old`, and what is in `new` to `home`; names with a leading dot are xtask's own and stay.
+/// Moves the contents of `home` to `old` and those of `new` to `home`; names with a leading dot are xtask's
+/// own and stay.
 ///
-/// Programs that run with the old libtorch keep its files open and do not notice.
+/// Programs that run with the old libtorch keep its files open and are not affected.
 fn exchange(home: &Path, new: &Path, old: &Path) -> Result<(), Failure> {
     for (from, to) in [(home, old), (new, home)] {
         for entry in fs::read_dir(from).map_err(Failure::io(from))? {

@@ -1,7 +1,7 @@
-//! The GPU kit: a folder with all that a run on a machine with a GPU needs, where there is an NVIDIA driver and a
-//! python3 with torch, but no Rust and no network.
+//! The GPU kit: a self-contained folder for a machine with an NVIDIA driver and a python3 with torch, but
+//! without Rust and without a network.
 //!
-//! A new kit is made next to the last one and replaces it once it is complete: a kit is whole or not there.
+//! A new kit is built next to the previous one and replaces it once complete, so a kit is never partial.
 
 use std::env;
 use std::fs;
@@ -20,19 +20,19 @@ use crate::lock::Lock;
 use crate::python::Python;
 use crate::source::Source;
 
-/// The package, its program, and the folder of the kit.
+/// Name of the package, of its program, and of the kit's folder.
 const NAME: &str = "gpu-kit";
 
-/// The folder of the package and its scripts.
+/// Folder of the package and its scripts.
 const PACKAGE_FOLDER: &str = "benches/gpu";
 
-/// Suffixes of the files of [`PACKAGE_FOLDER`] that go along.
+/// Suffixes of the files of [`PACKAGE_FOLDER`] to copy into the kit.
 const SCRIPTS: [&str; 3] = ["py", "sh", "md"];
 
 /// Inputs of the checks.
 const INPUTS: [&str; 2] = ["tests/reference/forms.safetensors", "examples/data/emoji-source.png"];
 
-/// Refuses systems whose programs a machine with a GPU does not run. `os` is [`std::env::consts::OS`].
+/// Returns an error on systems other than Linux, the kit's only target. `os` is [`std::env::consts::OS`].
 pub(crate) fn check(os: &str) -> Result<(), Failure> {
     if os == "linux" {
         return Ok(());
@@ -42,7 +42,7 @@ pub(crate) fn check(os: &str) -> Result<(), Failure> {
     )))
 }
 
-/// Makes the kit of the repository `root` and prints what is in it.
+/// Builds the kit of the repository `root` and prints its contents.
 pub(crate) fn make(root: &Path, source: &Source, home: &Home) -> Result<(), Failure> {
     let target = root.join("target");
     fs::create_dir_all(&target).map_err(Failure::kit_io(&target))?;
@@ -73,7 +73,7 @@ pub(crate) fn make(root: &Path, source: &Source, home: &Home) -> Result<(), Fail
     Ok(())
 }
 
-/// The path that cargo puts the program at.
+/// Returns the path at which cargo places the program.
 fn program(root: &Path) -> PathBuf {
     let target = env::var_os("CARGO_TARGET_DIR").filter(|folder| !folder.is_empty());
     target
@@ -82,17 +82,17 @@ fn program(root: &Path) -> PathBuf {
         .join(NAME)
 }
 
-/// The folders of a kit on its way, removed with what is left in them when it goes out of scope.
+/// Folders of a kit in progress, removed with their contents on drop.
 #[derive(Debug)]
 struct Draft {
-    /// The coming kit.
+    /// The new kit.
     new: PathBuf,
-    /// For what is not of the kit: the unpacked program, pip's temporary files, and at last the kit before.
+    /// Files outside the kit: the uncompressed program, pip's temporary files, and finally the previous kit.
     scratch: PathBuf,
 }
 
 impl Draft {
-    /// Call it under the lock: what an interrupted run has left is removed.
+    /// Creates empty folders and removes the leftovers of an interrupted run. The caller must hold the lock.
     fn create(target: &Path) -> Result<Self, Failure> {
         let draft = Self {
             new: target.join(format!("{NAME}.new")),
@@ -107,7 +107,7 @@ impl Draft {
         Ok(draft)
     }
 
-    /// Puts the draft in the place of `kit`, whether there is one or not.
+    /// Replaces `kit`, if it exists, by the draft.
     fn exchange(&self, kit: &Path) -> Result<(), Failure> {
         match fs::rename(kit, self.scratch.join("old")) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Failure::kit_io(kit)(error)),
@@ -120,13 +120,13 @@ impl Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         for folder in [&self.new, &self.scratch] {
-            // The next run removes what cannot be removed now.
+            // The next run removes anything that cannot be removed now.
             let _ = fs::remove_dir_all(folder);
         }
     }
 }
 
-/// Copies the scripts that are in `from` itself, not those of folders in it.
+/// Copies the scripts directly in `from`, not those of its subfolders.
 fn copy_scripts(from: &Path, to: &Path) -> Result<(), Failure> {
     for entry in fs::read_dir(from).map_err(Failure::kit_io(from))? {
         let path = entry.map_err(Failure::kit_io(from))?.path();
@@ -150,7 +150,7 @@ fn copy_inputs(root: &Path, to: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Strips a copy of `program` and packs it into the draft.
+/// Strips a copy of `program` and compresses it into the draft.
 fn pack_program(python: &Python, program: &Path, draft: &Draft) -> Result<(), Failure> {
     if !program.is_file() {
         return Err(Failure::NoProgram {
@@ -163,7 +163,7 @@ fn pack_program(python: &Python, program: &Path, draft: &Draft) -> Result<(), Fa
     python.pack(&copy, &draft.new.join(format!("{NAME}.xz")))
 }
 
-/// Takes the symbols out of `program`, which runs without them; where that fails it stays as it is.
+/// Strips the symbols of `program`, which runs without them; if that fails, it is left as it is.
 fn strip(program: &Path) {
     let why = match Command::new("strip")
         .arg(program)

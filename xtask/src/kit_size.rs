@@ -6,19 +6,19 @@ use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
 
-/// The most that a kit may take: it is sent to the machine with the GPU each time.
+/// Size limit of a kit, which is sent to the machine with the GPU each time.
 pub(crate) const LIMIT: Size = Size(40 << 20);
 
-/// Number of entries that are named of a kit that is too large.
+/// Number of entries named in the error for a kit above the limit.
 const NAMED: usize = 3;
 
-/// An amount of bytes, shown in MiB.
+/// A number of bytes, displayed in MiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Size(pub(crate) u64);
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // In hundredths, rounded up: what is above the limit is never shown as the limit.
+        // In hundredths, rounded up: a size above the limit is never shown as the limit.
         let hundredths = (u128::from(self.0) * 100).div_ceil(1 << 20);
         write!(f, "{}.{:02} MiB", hundredths / 100, hundredths % 100)
     }
@@ -43,7 +43,7 @@ impl fmt::Display for Entry {
 pub(crate) struct Contents(Vec<Entry>);
 
 impl Contents {
-    /// Measures the files of `folder` and of the folders in it.
+    /// Measures the files of `folder` and its subfolders.
     pub(crate) fn read(folder: &Path) -> Result<Self, Failure> {
         let mut entries = Vec::new();
         let mut folders = vec![folder.to_path_buf()];
@@ -70,7 +70,7 @@ impl Contents {
         Size(self.0.iter().map(|entry| entry.size.0).sum())
     }
 
-    /// Refuses what is above [`LIMIT`], with the largest entries by name.
+    /// Returns an error with the largest entries if the kit exceeds [`LIMIT`].
     pub(crate) fn check(&self) -> Result<(), Failure> {
         let whole = self.whole();
         if whole <= LIMIT {
@@ -83,7 +83,7 @@ impl Contents {
     }
 }
 
-/// A line for each entry, and one for the whole.
+/// Writes a line for each entry and one for the total.
 impl fmt::Display for Contents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for entry in &self.0 {

@@ -1,4 +1,4 @@
-//! The wheels of kontext's opponents on a GPU: a machine without a network takes them from the kit.
+//! The wheels of kontext's opponents on a GPU, in the kit for a machine without a network.
 
 use std::env::consts::ARCH;
 use std::fs;
@@ -8,18 +8,20 @@ use crate::failure::Failure;
 use crate::goods::Goods;
 use crate::python::Python;
 
-/// Packages that the machine lacks beside torch 2.11.0. diffusers requires importlib_metadata, whose own requirement zipp the
-/// machine has; 10.1.0 is the last one that requires nothing else, as 10.2.0 does not start without lazy-importer.
+/// Packages required in addition to torch 2.11.0. diffusers requires importlib_metadata, whose
+/// own requirement zipp is installed there; 10.1.0 is the last version without further requirements, as
+/// 10.2.0 does not start without lazy-importer.
 const REQUIREMENTS: [&str; 3] = ["diffusers==0.38.0", "fa3-fwd==0.0.3", "importlib_metadata==10.1.0"];
 
-/// The platforms that a wheel may name, word for word as pip takes them. That of fa3-fwd names `manylinux_2_24` alone.
+/// Returns the accepted platform tags, which pip matches literally. The wheel of fa3-fwd names only
+/// `manylinux_2_24`.
 fn platforms() -> Vec<String> {
     ["manylinux_2_28", "manylinux_2_24", "manylinux_2_17", "manylinux2014"]
         .map(|platform| format!("{platform}_{ARCH}"))
         .to_vec()
 }
 
-/// Fills the folder `new` with the wheels: from the folder `existing` where all of them are in it, else from PyPI.
+/// Fills the folder `new` with the wheels: from the folder `existing` if it has all of them, else from PyPI.
 pub(crate) fn bring(python: &Python, existing: &Path, new: &Path, scratch: &Path) -> Result<(), Failure> {
     fs::create_dir_all(new).map_err(Failure::kit_io(new))?;
     if let Some(wheels) = present(existing) {
@@ -39,7 +41,7 @@ pub(crate) fn bring(python: &Python, existing: &Path, new: &Path, scratch: &Path
     }
 }
 
-/// The wheel of each requirement in `folder`, or `None` where one is missing.
+/// Returns the wheel of each requirement in `folder`, or `None` if one is missing.
 fn present(folder: &Path) -> Option<Vec<PathBuf>> {
     let files: Vec<PathBuf> = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).collect();
     REQUIREMENTS
@@ -48,8 +50,8 @@ fn present(folder: &Path) -> Option<Vec<PathBuf>> {
         .collect()
 }
 
-/// Tells if `file` is the wheel of `requirement`, by its name: `fa3_fwd-0.0.3-...whl` is that of `fa3-fwd==0.0.3`. Wheels
-/// of this processor and for any are taken.
+/// Returns `true` if `file` is the wheel of `requirement` by its name: `fa3_fwd-0.0.3-...whl` for
+/// `fa3-fwd==0.0.3`. Wheels for this architecture and for any are accepted.
 fn is_wheel_of(file: &Path, requirement: &str) -> bool {
     let (Some(name), Some((package, version))) =
         (file.file_name().and_then(|n| n.to_str()), requirement.split_once("=="))
@@ -135,7 +137,7 @@ mod tests {
             tempfile::tempdir().expect("created"),
         );
         let new = new.path().join("wheels");
-        // A Python that cannot be started: pip is not asked.
+        // A Python that cannot be started: pip is not called.
         let python = Python::imitated("no-such-program", Goods::KitWheels);
         bring(&python, folder.path(), &new, &new).expect("copied");
         assert!(present(&new).is_some());

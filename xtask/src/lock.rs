@@ -1,18 +1,19 @@
-//! One installation at a time.
+//! File lock that serialises installations.
 
 use std::fs::File;
 use std::path::Path;
 
 use crate::failure::Failure;
 
-/// Held as long as it lives. The system lets go of it when the process ends, in whichever way, so none is ever stale.
+/// An exclusive file lock, held until dropped. The system releases it when the process ends, in whichever
+/// way, so it never becomes stale.
 #[derive(Debug)]
 pub(crate) struct Lock {
     _file: File,
 }
 
 impl Lock {
-    /// Waits for other holders, and says so.
+    /// Takes the lock; if it is held, prints a message and waits.
     pub(crate) fn take(path: &Path) -> Result<Self, Failure> {
         let file = File::options()
             .create(true)
@@ -38,13 +39,13 @@ fn lock(file: &File, path: &Path) -> Result<(), Failure> {
         other => other,
     };
     match taken {
-        // Some network disks have no locks; installing without one is better than not at all.
+        // Some network file systems have no locks; installing without one is better than not at all.
         Ok(()) | Err(Errno::NOTSUP | Errno::NOSYS | Errno::NOLCK) => Ok(()),
         Err(errno) => Err(Failure::io(path)(errno.into())),
     }
 }
 
-/// Nothing is installed on such systems, see [`crate::host`].
+/// Does nothing: nothing is installed on such systems, see [`crate::host`].
 #[cfg(not(unix))]
 fn lock(_file: &File, _path: &Path) -> Result<(), Failure> {
     Ok(())

@@ -1,10 +1,11 @@
-//! `cargo xtask COMMAND...`: makes sure that libtorch is there, then runs `cargo COMMAND...` with it.
+//! `cargo xtask COMMAND...`: ensures that libtorch is installed, then runs `cargo COMMAND...` with it.
 //!
 //! libtorch comes from the wheels that PyTorch and NVIDIA publish on PyPI ([`wheels`]), is unpacked by pip
-//! ([`python`]) into the ignored folder `.libtorch` of the repository ([`home`], [`install`]), and is left alone from
-//! then on: `.cargo/config.toml` points plain cargo there. A libtorch that the user names is used instead ([`source`]).
+//! ([`python`]) into the ignored folder `.libtorch` of the repository ([`home`], [`install`]), and is not
+//! touched again: `.cargo/config.toml` points plain cargo there. A libtorch named by the user is used instead
+//! ([`source`]).
 //!
-//! `cargo xtask gpu-kit` makes the folder that a machine with a GPU is given ([`kit`]).
+//! `cargo xtask gpu-kit` builds the kit for a machine with a GPU ([`kit`]).
 
 #![allow(
     clippy::print_stdout,
@@ -87,8 +88,8 @@ fn run() -> Result<ExitCode, Failure> {
     }
 }
 
-/// The root of the repository. Cargo names this package's folder when it runs xtask; a program that is started by
-/// itself remembers where it was compiled.
+/// Returns the root of the repository. Cargo passes this package's folder when it runs xtask; a program
+/// started directly uses its path at compile time.
 fn repository() -> PathBuf {
     let package =
         env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);

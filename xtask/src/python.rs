@@ -1,4 +1,4 @@
-//! python3 and its pip, which downloads, checks and unpacks the wheels.
+//! python3 and its pip, which downloads, verifies and unpacks the wheels.
 
 use std::env;
 use std::ffi::OsString;
@@ -11,14 +11,14 @@ use crate::failure::Failure;
 use crate::goods::Goods;
 use crate::wheels::Variant;
 
-/// The wheels are chosen for this Python whatever runs pip: libtorch is the same in all of them, and one choice is
-/// there for every pip. (torch 2.11.0 has wheels for 3.10 to 3.14.)
+/// Python version of the selected wheels, whichever runs pip: libtorch is the same in all of them, and
+/// a fixed choice works with every pip. (torch 2.11.0 has wheels for 3.10 to 3.14.)
 const WHEELS_FOR_PYTHON: &str = "3.12";
 
-/// The first pip that reads the tag `manylinux_2_28` of the wheels.
+/// First pip that understands the wheels' tag `manylinux_2_28`.
 const OLDEST_PIP: (u32, u32) = (20, 3);
 
-/// Packs the file of the first argument into that of the second.
+/// Python program that compresses the file of the first argument into that of the second.
 const PACK: &str = "\
 import lzma, shutil, sys
 with open(sys.argv[1], 'rb') as plain, lzma.open(sys.argv[2], 'wb', preset=9) as packed:
@@ -29,7 +29,7 @@ with open(sys.argv[1], 'rb') as plain, lzma.open(sys.argv[2], 'wb', preset=9) as
 #[derive(Debug)]
 pub(crate) struct Python {
     program: &'static str,
-    /// What failures of pip name.
+    /// Download target named in pip's failures.
     goods: Goods,
 }
 
@@ -39,7 +39,7 @@ impl Python {
         for program in ["python3", "python"] {
             match pip_of(program, goods) {
                 Ok(()) => return Ok(Self { program, goods }),
-                // What is wrong with a Python that is there says more than that another is not.
+                // A problem of an existing Python is more informative than the absence of another.
                 Err(Failure::NoPython { .. }) => {}
                 Err(other) => {
                     if matches!(failure, Failure::NoPython { .. }) {
@@ -51,7 +51,7 @@ impl Python {
         Err(failure)
     }
 
-    /// One that tests name, without a look at whether it is there.
+    /// Returns a Python of any name for tests, without a check that it exists.
     #[cfg(test)]
     pub(crate) fn imitated(program: &'static str, goods: Goods) -> Self {
         Self { program, goods }
@@ -59,8 +59,8 @@ impl Python {
 
     /// Installs the wheels of `variant` into `target`; pip shows its own progress, on stderr.
     ///
-    /// `scratch` is a folder on the same disk for pip's log and temporary files: the default one, often a small disk
-    /// in memory, would have to hold the downloads and everything unpacked.
+    /// `scratch` is a folder on the same disk for pip's log and temporary files: the default one, often a
+    /// small in-memory file system, would have to hold the downloads and everything unpacked.
     pub(crate) fn install(&self, variant: Variant, os: &str, target: &Path, scratch: &Path) -> Result<(), Failure> {
         let mut pip = self.pip("install", scratch);
         pip.arg("--no-compile").arg("--target").arg(target);
@@ -68,8 +68,8 @@ impl Python {
         self.execute(pip, scratch)
     }
 
-    /// Downloads the wheels of `requirements`, as they are, into `target`. They are chosen for `platforms`, of which a
-    /// wheel has to name one word for word. For `scratch`, see [`Self::install`].
+    /// Downloads the wheels of `requirements`, still packed, into `target`. A wheel must name one of
+    /// `platforms` literally. For `scratch`, see [`Self::install`].
     pub(crate) fn download(
         &self,
         requirements: &[&str],
@@ -85,7 +85,7 @@ impl Python {
         self.execute(pip, scratch)
     }
 
-    /// Packs the file `plain` into `packed`, in the form of the program xz.
+    /// Compresses the file `plain` into `packed`, in the xz format.
     pub(crate) fn pack(&self, plain: &Path, packed: &Path) -> Result<(), Failure> {
         let output = Command::new(self.program)
             .args(["-c", PACK])
@@ -107,7 +107,7 @@ impl Python {
         })
     }
 
-    /// pip with a command, and the options that both commands take.
+    /// Builds a pip command with the options common to both.
     fn pip(&self, command: &str, scratch: &Path) -> Command {
         let mut pip = Command::new(self.program);
         pip.args([
@@ -124,21 +124,22 @@ impl Python {
             "--python-version",
             WHEELS_FOR_PYTHON,
         ])
-        // Up to 22.3, pip holds the wheels against the Python that it runs in all the same.
+        // Up to 22.3, pip still checks the wheels against its own Python.
         .arg("--ignore-requires-python")
         .arg("--log")
         .arg(log(scratch));
-        // Settings of the user that would keep pip from installing into a folder, and a warning about root's packages.
+        // Overrides user settings that would keep pip from installing into a folder, and silences a warning
+        // about running as root.
         pip.env("PIP_USER", "0")
             .env("PIP_REQUIRE_VIRTUALENV", "0")
             .env("PIP_ROOT_USER_ACTION", "ignore");
         pip.env("TMPDIR", scratch);
-        // Stdout is kept for what xtask itself prints.
+        // Stdout is reserved for xtask's own output.
         pip.stdin(Stdio::null()).stdout(io::stderr());
         pip
     }
 
-    /// Runs pip to its end, and reads from its log why it failed.
+    /// Runs pip to completion; on failure, derives the cause from its log.
     fn execute(&self, mut pip: Command, scratch: &Path) -> Result<(), Failure> {
         let status = pip.status().map_err(|source| Failure::Start {
             program: self.program.to_owned(),
@@ -152,12 +153,12 @@ impl Python {
     }
 }
 
-/// Where pip writes its log.
+/// Returns the path of pip's log.
 fn log(scratch: &Path) -> PathBuf {
     scratch.join("pip.log")
 }
 
-/// Whether `program` is there and has a pip that is new enough.
+/// Checks that `program` exists and has a recent enough pip.
 fn pip_of(program: &'static str, goods: Goods) -> Result<(), Failure> {
     let output = match Command::new(program)
         .args(["-m", "pip", "--version"])
@@ -178,12 +179,13 @@ fn pip_of(program: &'static str, goods: Goods) -> Result<(), Failure> {
     }
     match pip_version(&String::from_utf8_lossy(&output.stdout)) {
         Some((version, numbers)) if numbers < OLDEST_PIP => Err(Failure::OldPip { goods, python, version }),
-        // An unknown form is left to pip itself.
+        // An unknown version format is left to pip itself.
         _ => Ok(()),
     }
 }
 
-/// The version in `pip 23.2.1 from /usr/lib/python3/dist-packages/pip (python 3.11)`, whole and its first two numbers.
+/// Parses the version in `pip 23.2.1 from /usr/lib/python3/dist-packages/pip (python 3.11)`: the full text
+/// and its first two numbers.
 fn pip_version(text: &str) -> Option<(String, (u32, u32))> {
     let version = text.strip_prefix("pip ")?.split_whitespace().next()?;
     let mut numbers = version.split('.').map(str::parse);
@@ -192,8 +194,8 @@ fn pip_version(text: &str) -> Option<(String, (u32, u32))> {
     Some((version.to_owned(), (first, second)))
 }
 
-/// What made pip fail, from its log. The order matters: without a network, pip says last that there is
-/// no such wheel.
+/// Derives the cause of a failure from pip's log. The order matters: without a network, pip's last message is
+/// that no such wheel exists.
 fn cause(said: &str, goods: Goods) -> Failure {
     let has = |signs: &[&str]| signs.iter().any(|sign| said.contains(sign));
     if has(&["No space left on device", "Errno 28", "Disk quota exceeded"]) {
@@ -222,7 +224,7 @@ fn cause(said: &str, goods: Goods) -> Failure {
     }
 }
 
-/// The Python that the build script of torch-sys asks for its torch where `LIBTORCH_USE_PYTORCH` is set.
+/// Returns the Python that the build script of torch-sys uses if `LIBTORCH_USE_PYTORCH` is set.
 fn python_of_pytorch() -> &'static str {
     if env::var_os("VIRTUAL_ENV").is_some() {
         "python"
@@ -231,7 +233,7 @@ fn python_of_pytorch() -> &'static str {
     }
 }
 
-/// The folder of the torch that Python imports.
+/// Returns the folder of the torch that Python imports.
 pub(crate) fn imported_torch() -> Result<PathBuf, Failure> {
     let program = python_of_pytorch();
     let output = Command::new(program)

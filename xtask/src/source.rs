@@ -1,4 +1,4 @@
-//! Whose libtorch is used: the repository's own, or one that the user names in the environment.
+//! The choice of libtorch: the repository's own, or one named by the user in the environment.
 
 use std::env;
 use std::ffi::OsString;
@@ -10,22 +10,22 @@ use crate::home::{self, Home};
 use crate::python;
 use crate::wheels::TORCH_VERSION;
 
-/// Where libtorch comes from.
+/// Origin of libtorch.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Source {
-    /// The one that xtask installs.
+    /// libtorch installed by xtask.
     Own,
-    /// The folder of `LIBTORCH`, absolute.
+    /// Absolute path from `LIBTORCH`.
     Folder { folder: PathBuf },
-    /// The torch that Python imports, by `LIBTORCH_USE_PYTORCH`.
+    /// Python's torch, by `LIBTORCH_USE_PYTORCH`.
     Pytorch { folder: PathBuf },
 }
 
-/// The variables that the build script of torch-sys reads.
+/// Environment variables read by the build script of torch-sys.
 #[derive(Debug, Default)]
 pub(crate) struct Environment {
     libtorch: Option<OsString>,
-    /// Set to whatever value, as torch-sys has it.
+    /// `true` if set to any value, as in torch-sys.
     use_pytorch: bool,
     bypass_version_check: bool,
 }
@@ -42,18 +42,18 @@ impl Environment {
 
 impl Source {
     pub(crate) fn find(environment: &Environment, home: &Home) -> Result<Self, Failure> {
-        // In torch-sys it comes before LIBTORCH.
+        // In torch-sys it takes precedence over LIBTORCH.
         if environment.use_pytorch {
             let folder = python::imported_torch()?;
             check_version("LIBTORCH_USE_PYTORCH", &folder, environment)?;
             return Ok(Self::Pytorch { folder });
         }
-        // `.cargo/config.toml` sets LIBTORCH to the repository's own folder for whatever `cargo run` starts, and so
-        // for xtask; with that value, or an empty one, the user has not chosen.
+        // `.cargo/config.toml` sets LIBTORCH to the repository's own folder for all programs that `cargo run`
+        // starts, including xtask; that value, or an empty one, is not a choice of the user.
         let Some(folder) = environment.libtorch.as_ref().filter(|folder| !folder.is_empty()) else {
             return Ok(Self::Own);
         };
-        // The build script of torch-sys runs in another folder than the user.
+        // The build script of torch-sys runs in another working directory than the user's.
         let folder = std::path::absolute(folder).map_err(Failure::io(Path::new(folder)))?;
         if real(&folder) == real(&home.torch()) {
             return Ok(Self::Own);
@@ -75,7 +75,7 @@ impl Source {
         Ok(Self::Folder { folder })
     }
 
-    /// The folder that holds `lib` and `include`.
+    /// Returns the folder that contains `lib` and `include`.
     pub(crate) fn folder(&self, home: &Home) -> PathBuf {
         match self {
             Self::Own => home.torch(),
@@ -83,7 +83,7 @@ impl Source {
         }
     }
 
-    /// The variable that decided.
+    /// Returns the environment variable that determined the source.
     pub(crate) fn variable(&self) -> &'static str {
         match self {
             Self::Own | Self::Folder { .. } => "LIBTORCH",
@@ -92,8 +92,8 @@ impl Source {
     }
 }
 
-/// Refuses another version here, in a sentence, before minutes of compiling end in errors of C++. A folder that does
-/// not tell its version passes.
+/// Returns an error for a version mismatch before minutes of compiling end in C++ errors. A folder of unknown
+/// version passes.
 fn check_version(variable: &'static str, folder: &Path, environment: &Environment) -> Result<(), Failure> {
     match home::version(folder) {
         Some(version) if version != TORCH_VERSION && !environment.bypass_version_check => {
@@ -108,7 +108,7 @@ fn check_version(variable: &'static str, folder: &Path, environment: &Environmen
     }
 }
 
-/// `path` without symbolic links, as far as it exists.
+/// Resolves the symbolic links of `path`, as far as it exists.
 fn real(path: &Path) -> PathBuf {
     match (fs::canonicalize(path), path.parent(), path.file_name()) {
         (Ok(path), ..) => path,

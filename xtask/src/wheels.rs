@@ -1,31 +1,31 @@
-//! Which wheels make up libtorch, and how large they are.
+//! The wheels that make up libtorch, and their sizes.
 
 use std::fmt;
 
-/// The version that the `tch` of this workspace is generated for; its build script refuses any other.
+/// Version of libtorch that the workspace's `tch` is generated for; its build script refuses any other.
 pub(crate) const TORCH_VERSION: &str = "2.11.0";
 
-/// How much of libtorch is installed.
+/// Extent of a libtorch installation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Variant {
-    /// Enough for a CPU: torch, and the two NVIDIA libraries that `libtorch_cpu.so` itself is linked to.
+    /// The minimum for a CPU: torch, and the two NVIDIA libraries that `libtorch_cpu.so` itself links to.
     Cpu,
-    /// Everything that `libtorch_cuda.so` loads, too. It serves a CPU as well.
+    /// Additionally all libraries loaded by `libtorch_cuda.so`. Also works on a CPU.
     Cuda,
 }
 
-/// One package of PyPI.
+/// A package on PyPI.
 #[derive(Debug)]
 pub(crate) struct Wheel {
     /// Name and version, as pip takes them.
     pub(crate) requirement: &'static str,
-    /// A library that it brings, relative to the folder of installation: the proof that it is there.
+    /// A library of the package, relative to the installation folder, that proves its presence.
     pub(crate) library: &'static str,
 }
 
-/// torch 2.11.0 and its NVIDIA dependencies, as `pip install torch==2.11.0` resolves them (Triton and the pure Python
-/// packages serve torch's Python side only). Source: `Requires-Dist` of the wheels torch 2.11.0 and cuda-toolkit 13.0.2.
-/// [`Wheel::library`] of torch is for Linux; see [`crate::home`] for macOS.
+/// torch 2.11.0 and its NVIDIA dependencies, as `pip install torch==2.11.0` resolves them (Triton and the
+/// pure Python packages serve torch's Python side only). Source: `Requires-Dist` of the wheels torch 2.11.0
+/// and cuda-toolkit 13.0.2. [`Wheel::library`] of torch is for Linux; see [`crate::home`] for macOS.
 const WHEELS: [Wheel; 16] = [
     wheel("torch==2.11.0", "torch/lib/libtorch_cuda.so"),
     wheel("nvidia-cuda-runtime==13.0.96", "nvidia/cu13/lib/libcudart.so.13"),
@@ -53,7 +53,8 @@ const fn wheel(requirement: &'static str, library: &'static str) -> Wheel {
 }
 
 impl Variant {
-    /// The wheels to install on `os` (as [`std::env::consts::OS`] names it): the ones for macOS have no NVIDIA parts.
+    /// Returns the wheels to install on `os` (as [`std::env::consts::OS`] names it); those for macOS have no
+    /// NVIDIA parts.
     pub(crate) fn wheels(self, os: &str) -> &'static [Wheel] {
         let count = match self {
             _ if os == "macos" => 1,
@@ -63,7 +64,7 @@ impl Variant {
         WHEELS.get(..count).unwrap_or(&WHEELS)
     }
 
-    /// Measured with the wheels for Linux on x86-64, the largest ones.
+    /// Returns the sizes, measured with the wheels for Linux on x86-64, the largest ones.
     pub(crate) fn sizes(self) -> Sizes {
         match self {
             Self::Cpu => Sizes {
@@ -87,7 +88,7 @@ impl fmt::Display for Variant {
     }
 }
 
-/// How much a variant takes.
+/// Sizes of a variant.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sizes {
     pub(crate) download: Bytes,
@@ -95,17 +96,17 @@ pub(crate) struct Sizes {
 }
 
 impl Sizes {
-    /// Room that must be free while installing, in whole tenths of a GB: pip keeps the wheels until all of them are
-    /// unpacked.
+    /// Returns the disk space required during installation, in whole tenths of a GB: pip keeps the wheels
+    /// until all of them are unpacked.
     pub(crate) fn needed(self) -> Bytes {
         Bytes((self.download.0 + self.installed.0).next_multiple_of(TENTH))
     }
 }
 
-/// What an amount is rounded to when it is shown: a tenth of a GB.
+/// Rounding unit for display: a tenth of a GB.
 const TENTH: u64 = 100_000_000;
 
-/// An amount of bytes on disk, shown in GB (1e9 bytes).
+/// A number of bytes on disk, displayed in GB (1e9 bytes).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Bytes(pub(crate) u64);
 

@@ -1,4 +1,4 @@
-//! Random low-rank adapters of a transformer, in f32, as a run of the trainer has them.
+//! Random low-rank adapters of a transformer, in f32, as in a training run.
 
 use kontext::{Device, Dit, Kind, Tensor};
 use kontext_core::noise;
@@ -7,10 +7,10 @@ use kontext_nn::Adapters;
 use kontext_nn::Change;
 use kontext_train::Params;
 
-/// Deviation of the values of the second factor; those of the first are the root of one over its inputs.
+/// Standard deviation of the up matrix; that of the down matrix is 1 / sqrt(inputs).
 const UP: f64 = 0.1;
 
-/// Sets random adapters of this rank for the layers that `takes` chooses, and returns their factors.
+/// Sets random adapters of this rank for the layers chosen by `takes`, and returns their parameters.
 pub(crate) fn set(dit: &Dit, device: Device, rank: i64, takes: impl Fn(&LinearPart) -> bool) -> anyhow::Result<Params> {
     let parts: Vec<_> = linear_parts(dit.config())?
         .into_iter()
@@ -29,12 +29,12 @@ pub(crate) fn set(dit: &Dit, device: Device, rank: i64, takes: impl Fn(&LinearPa
     let params = Params::new(&tensors, device)?;
     let mut adapters = Adapters::new();
     for part in &parts {
-        let of = |name: &str| {
+        let matrix = |name: &str| {
             params
                 .get(&format!("{}.{name}", part.module))
                 .map(Tensor::shallow_clone)
         };
-        if let (Some(down), Some(up)) = (of("down"), of("up")) {
+        if let (Some(down), Some(up)) = (matrix("down"), matrix("up")) {
             adapters.add(part.layer.clone(), Change::low_rank(down, up, 1.0, part.start)?);
         }
     }

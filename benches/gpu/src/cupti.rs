@@ -1,7 +1,7 @@
-//! Kernels that a piece of work runs on a CUDA device: how many, and how long the device is busy with them.
+//! Counts of kernels and copies on a CUDA device, and the time during which it is busy.
 //!
-//! By CUPTI's activity records, from the library that libtorch itself is linked to. Source of signatures and layouts: CUDA
-//! 13.0 `cupti_activity.h`, `CUpti_ActivityKernel10` and `CUpti_ActivityMemcpy6`.
+//! Measured by CUPTI's activity records, from the library that libtorch itself links to. Source of signatures
+//! and layouts: CUDA 13.0 `cupti_activity.h`, `CUpti_ActivityKernel10` and `CUpti_ActivityMemcpy6`.
 
 use std::collections::BTreeSet;
 use std::ffi::c_void;
@@ -9,27 +9,27 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::{anyhow, bail};
 
-/// Kinds of records.
+/// Record kinds.
 const MEMCPY: u32 = 1;
 const MEMSET: u32 = 2;
 const CONCURRENT_KERNEL: u32 = 10;
-/// Records of work that has not ended are handed over, too.
+/// Flush flag: also deliver records of unfinished work.
 const FORCED: u32 = 1;
-/// Bytes of a buffer; a record takes some 200.
+/// Size of a buffer in bytes; a record takes some 200.
 const BUFFER: usize = 8 << 20;
-/// The place of the two times in records of these kinds, in nanoseconds.
+/// Byte offset of the two timestamps, in nanoseconds, in records of these kinds.
 const TIMES: usize = 16;
 
-/// The work that ran on a device.
+/// Work executed on a device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Activity {
     pub(crate) kernels: u64,
     pub(crate) copies: u64,
-    /// Nanoseconds in which at least one of them ran.
+    /// Nanoseconds during which at least one of them ran.
     pub(crate) busy_ns: u64,
 }
 
-/// Functions of CUPTI.
+/// CUPTI's functions.
 struct Functions {
     register: unsafe extern "C" fn(Request, Complete) -> u32,
     enable: unsafe extern "C" fn(u32) -> u32,
@@ -42,7 +42,7 @@ type Request = unsafe extern "C" fn(*mut *mut u8, *mut usize, *mut usize);
 type Complete = unsafe extern "C" fn(*mut c_void, u32, *mut u8, usize, usize);
 
 static FUNCTIONS: OnceLock<Result<Functions, String>> = OnceLock::new();
-/// Kind, begin and end of what ran.
+/// Kind, begin and end of the recorded work.
 static RECORDS: Mutex<Vec<(u32, u64, u64)>> = Mutex::new(Vec::new());
 
 #[allow(unsafe_code)]
@@ -61,7 +61,7 @@ fn find() -> Result<Functions, String> {
     }
 }
 
-/// Runs `work`, which must wait for the device at its end, and tells what ran on it.
+/// Runs `work`, which must synchronise with the device at its end, and returns the recorded activity.
 #[allow(unsafe_code)]
 pub(crate) fn observed(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Activity> {
     let functions = FUNCTIONS
@@ -76,7 +76,8 @@ pub(crate) fn observed(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Res
         }
     };
     records().clear();
-    // SAFETY: both callbacks are functions of this module, which live as long as the program; the others take numbers.
+    // SAFETY: both callbacks are functions of this module, which live as long as the program; the others take
+    // numbers.
     unsafe {
         check(
             "cuptiActivityRegisterCallbacks",
@@ -106,7 +107,7 @@ fn records() -> std::sync::MutexGuard<'static, Vec<(u32, u64, u64)>> {
     RECORDS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Counts, and the length of the union of all times.
+/// Computes the counts, and the length of the union of all intervals.
 fn summed(records: &mut [(u32, u64, u64)]) -> Activity {
     records.sort_by_key(|(_, begin, _)| *begin);
     let (mut activity, mut until) = (Activity::default(), 0);
@@ -122,10 +123,10 @@ fn summed(records: &mut [(u32, u64, u64)]) -> Activity {
     activity
 }
 
-/// Buffers that CUPTI holds, by address: it says how large each is when it gives one back, and nothing else frees them.
+/// Addresses of the buffers that CUPTI holds. `complete` frees only these, and nothing else does.
 static HELD: Mutex<BTreeSet<usize>> = Mutex::new(BTreeSet::new());
 
-/// Hands CUPTI a buffer of u64, so that it is aligned to 8 bytes.
+/// Callback that hands CUPTI a buffer of u64, hence aligned to 8 bytes.
 #[allow(unsafe_code)]
 unsafe extern "C" fn request(buffer: *mut *mut u8, size: *mut usize, most: *mut usize) {
     let memory = Box::leak(vec![0_u64; BUFFER / 8].into_boxed_slice())
@@ -134,7 +135,7 @@ unsafe extern "C" fn request(buffer: *mut *mut u8, size: *mut usize, most: *mut 
     HELD.lock()
         .unwrap_or_else(PoisonError::into_inner)
         .insert(memory as usize);
-    // SAFETY: CUPTI passes three places to write to.
+    // SAFETY: CUPTI passes three valid pointers to write to.
     unsafe {
         *buffer = memory;
         *size = BUFFER;
@@ -142,17 +143,17 @@ unsafe extern "C" fn request(buffer: *mut *mut u8, size: *mut usize, most: *mut 
     }
 }
 
-/// Takes a buffer back and reads its records.
+/// Callback that takes a buffer back, reads its records and frees it.
 #[allow(unsafe_code)]
 unsafe extern "C" fn complete(_: *mut c_void, _: u32, buffer: *mut u8, _: usize, valid: usize) {
     if let Some(Ok(functions)) = FUNCTIONS.get() {
         let mut record: *mut u8 = std::ptr::null_mut();
         // SAFETY: the buffer is one of `request`, and `record` is null or the last record in it.
         while valid > 0 && unsafe { (functions.next)(buffer, valid, &raw mut record) } == 0 {
-            // SAFETY: a record begins with its kind and is aligned to 8 bytes.
+            // SAFETY: a record starts with its kind and is aligned to 8 bytes.
             let kind = unsafe { record.cast::<u32>().read() };
             if [CONCURRENT_KERNEL, MEMCPY, MEMSET].contains(&kind) {
-                // SAFETY: a record of these kinds has two times there.
+                // SAFETY: records of these kinds have two timestamps at this offset.
                 let (begin, end) = unsafe {
                     (
                         record.add(TIMES).cast::<u64>().read_unaligned(),
@@ -168,7 +169,7 @@ unsafe extern "C" fn complete(_: *mut c_void, _: u32, buffer: *mut u8, _: usize,
         .unwrap_or_else(PoisonError::into_inner)
         .remove(&(buffer as usize))
     {
-        // SAFETY: it was leaked in `request` with this length, and CUPTI has given it back.
+        // SAFETY: it was leaked in `request` with this length, and CUPTI has returned it.
         drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(buffer.cast::<u64>(), BUFFER / 8)) });
     }
 }
@@ -196,7 +197,7 @@ mod tests {
         );
     }
 
-    /// The library is found, and answers with an error of its own where there is no driver.
+    /// The library is found, and returns an error if there is no driver.
     #[test]
     fn cupti_is_found_beside_libtorch_or_named() {
         if kontext_core::device::available(kontext::Device::Cuda(0)).is_ok() {

@@ -1,4 +1,4 @@
-//! Time, memory and precision of a device, as libtorch has them; on the CPU the clock alone.
+//! Timing, memory statistics and f32 precision of a device, from libtorch; on the CPU only the clock.
 
 use std::ffi::{CStr, c_char, c_void};
 use std::time::Instant;
@@ -24,18 +24,18 @@ mod shim {
     }
 }
 
-/// The account of a CUDA device's allocator, in bytes.
+/// Statistics of a CUDA device's caching allocator, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Account {
-    /// Of tensors, now.
+    /// Currently allocated to tensors.
     pub(crate) allocated: u64,
-    /// Of tensors, at most since [`reset_peak`].
+    /// Peak of `allocated` since [`reset_peak`].
     pub(crate) peak: u64,
-    /// Of the device, with what it keeps for later, at most since [`reset_peak`].
+    /// Peak of the memory reserved on the device, including the cache, since [`reset_peak`].
     pub(crate) reserved_peak: u64,
 }
 
-/// A place in a device's queue of work; on the CPU, a time.
+/// A CUDA event in the device's stream; on the CPU, a point in time.
 pub(crate) struct Mark {
     device: Device,
     at: Instant,
@@ -47,7 +47,7 @@ fn check(error: *const c_char) -> anyhow::Result<()> {
     if error.is_null() {
         return Ok(());
     }
-    // SAFETY: the shim returns a text of this thread that stays until its next call.
+    // SAFETY: the shim returns a thread-local text, valid until the thread's next call.
     let text = unsafe { CStr::from_ptr(error) }.to_string_lossy();
     bail!("libtorch: {}", text.lines().next().unwrap_or_default())
 }
@@ -59,12 +59,12 @@ fn index(device: Device) -> Option<i8> {
     }
 }
 
-/// The kind that a run of `kind` computes in: f32 on a CPU, whose bf16 units are rare.
+/// Returns the dtype that a run of `kind` computes in: f32 on a CPU, where bf16 units are rare.
 pub(crate) fn computed_in(device: Device, kind: Kind) -> Kind {
     if device == Device::Cpu { Kind::Float } else { kind }
 }
 
-/// Tells if f32 convolutions and matrix products may be computed in TF32 (10 bits of mantissa).
+/// Returns, for convolutions and for matrix products of f32, `true` if TF32 (10 bits of mantissa) is allowed.
 #[allow(unsafe_code)]
 pub(crate) fn tf32() -> anyhow::Result<(bool, bool)> {
     let (mut convolutions, mut products) = (false, false);
@@ -73,21 +73,21 @@ pub(crate) fn tf32() -> anyhow::Result<(bool, bool)> {
     Ok((convolutions, products))
 }
 
-/// Sets what [`tf32`] returns, for the whole program.
+/// Allows or forbids TF32 in f32 convolutions and matrix products, for the whole program.
 #[allow(unsafe_code)]
 pub(crate) fn set_tf32(convolutions: bool, products: bool) -> anyhow::Result<()> {
-    // SAFETY: it takes two values alone.
+    // SAFETY: it only takes two values.
     check(unsafe { shim::kit_set_tf32(convolutions, products) })
 }
 
-/// Waits for all work of a device.
+/// Waits for all work on a device.
 #[allow(unsafe_code)]
 pub(crate) fn synchronize(device: Device) -> anyhow::Result<()> {
-    // SAFETY: it takes a number alone.
+    // SAFETY: it only takes a number.
     index(device).map_or(Ok(()), |index| check(unsafe { shim::kit_synchronize(index) }))
 }
 
-/// The allocator's account of a CUDA device; `None` for others.
+/// Returns the allocator statistics of a CUDA device, `None` for other devices.
 #[allow(unsafe_code)]
 pub(crate) fn account(device: Device) -> anyhow::Result<Option<Account>> {
     let Some(index) = index(device) else { return Ok(None) };
@@ -102,21 +102,21 @@ pub(crate) fn account(device: Device) -> anyhow::Result<Option<Account>> {
     }))
 }
 
-/// Resets the account's peaks to the bytes that are held now.
+/// Resets the allocator's peaks to the current values.
 #[allow(unsafe_code)]
 pub(crate) fn reset_peak(device: Device) -> anyhow::Result<()> {
-    // SAFETY: it takes a number alone.
+    // SAFETY: it only takes a number.
     index(device).map_or(Ok(()), |index| check(unsafe { shim::kit_reset_peak(index) }))
 }
 
-/// Gives back what the allocator of a CUDA device keeps for later.
+/// Releases the memory cached by a CUDA device's allocator.
 #[allow(unsafe_code)]
 pub(crate) fn empty_cache(device: Device) -> anyhow::Result<()> {
-    // SAFETY: it takes nothing.
+    // SAFETY: it takes no arguments.
     index(device).map_or(Ok(()), |_| check(unsafe { shim::kit_empty_cache() }))
 }
 
-/// Makes sure that a device still works: after some errors a CUDA program can only end.
+/// Returns `true` if the device still computes: after some errors a CUDA program can only exit.
 pub(crate) fn works(device: Device) -> bool {
     let sum = || -> anyhow::Result<f64> {
         Ok(Tensor::f_ones([32, 32], (Kind::Float, device))?
@@ -127,7 +127,7 @@ pub(crate) fn works(device: Device) -> bool {
 }
 
 impl Mark {
-    /// A mark after all work that was given to the device so far.
+    /// Records a mark after all work submitted to the device so far.
     #[allow(unsafe_code)]
     pub(crate) fn now(device: Device) -> anyhow::Result<Self> {
         let mut mark = Self {
@@ -136,7 +136,7 @@ impl Mark {
             event: std::ptr::null_mut(),
         };
         if let Some(index) = index(device) {
-            // SAFETY: the shim writes a handle that is this value's own from then on.
+            // SAFETY: the shim writes a handle, owned by this value from then on.
             check(unsafe { shim::kit_event_new(&raw mut mark.event) })?;
             // SAFETY: the handle is alive.
             check(unsafe { shim::kit_event_record(index, mark.event) })?;
@@ -144,7 +144,7 @@ impl Mark {
         Ok(mark)
     }
 
-    /// Milliseconds of the device from this mark to a later one; waits for the later one.
+    /// Returns the milliseconds on the device from this mark to a later one; waits for the later one.
     #[allow(unsafe_code)]
     pub(crate) fn until(&self, later: &Self) -> anyhow::Result<f64> {
         if index(self.device).is_none() {
@@ -160,7 +160,7 @@ impl Mark {
 impl Drop for Mark {
     #[allow(unsafe_code)]
     fn drop(&mut self) {
-        // SAFETY: the handle is this value's own, or null.
+        // SAFETY: the handle is owned by this value, or null.
         unsafe { shim::kit_event_delete(self.event) }
     }
 }
@@ -189,7 +189,7 @@ mod tests {
         assert!(works(Device::Cpu));
     }
 
-    /// The shim throws where the program has no CUDA half, and the error comes back as one.
+    /// An exception in a program without libtorch's CUDA libraries is returned as an error.
     #[test]
     fn an_exception_of_libtorch_is_an_error() {
         if kontext_core::device::available(Device::Cuda(0)).is_ok() {

@@ -1,6 +1,6 @@
 //! Checks and timings of kontext on a device: `gpu-kit check` and `gpu-kit speed`.
 //!
-//! `check.sh`, next to `Cargo.toml`, runs both with limits and keeps the rows that they print.
+//! `check.sh`, next to `Cargo.toml`, runs both with time limits and records the rows that they print.
 
 #![allow(clippy::print_stderr, reason = "a program speaks through its standard streams")]
 
@@ -32,21 +32,21 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Results against the CPU's and against stored ones
+    /// Compare results with the CPU's and with stored ones
     Check(check::Options),
-    /// Times and memory
+    /// Measure times and memory
     Speed(speed::Options),
-    /// Faults, planted: a crash, a hang, an exhausted memory, and a case after each
+    /// Inject faults: a crash, a hang, exhausted memory, and a case after each
     Plant(plant::Options),
 }
 
-/// The options of all commands.
+/// Options common to all commands.
 #[derive(Debug, clap::Args)]
 struct Common {
     /// cpu, cuda or cuda:N
     #[arg(long, default_value = "cuda")]
     device: String,
-    /// Folder for pictures
+    /// Folder for images
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -61,7 +61,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Plant(options) => &options.common,
     };
     let (device, reason) = match parse(&common.device) {
-        // The first tensor is what makes CUDA ready.
+        // The first tensor initialises CUDA.
         Ok(device) if device::works(device) => (Some(device), Ok(Outcome::default())),
         Ok(device) => (
             None,

@@ -1,10 +1,10 @@
-//! Runs with an observer that can fail.
+//! Pipeline runs with a fallible observer.
 
 use std::ops::ControlFlow;
 
 use kontext::{Event, Output, Pipeline, Request};
 
-/// Runs a request; an error of `observe` ends the run and is returned.
+/// Runs a request; an error of `observe` stops the run and is returned.
 pub(crate) fn observed(
     pipe: &Pipeline,
     request: &Request,

@@ -1,4 +1,4 @@
-//! Faults, planted, for the runner to survive, and a case after each that has to run all the same.
+//! Fault injection: faults that the runner must survive, each followed by a case that must still run.
 
 use std::process::ExitCode;
 use std::thread::sleep;
@@ -11,14 +11,14 @@ use crate::Common;
 use crate::row::Outcome;
 use crate::suite::Case;
 
-/// The options of `plant`.
+/// Options of `plant`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) common: Common,
 }
 
-/// Bytes that are taken at once.
+/// Bytes per allocation.
 const PIECE: usize = 1 << 28;
 /// Far longer than any limit.
 const LONG: Duration = Duration::from_secs(86_400);
@@ -61,7 +61,7 @@ fn works(on: Device) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-/// Takes memory of the machine and writes to it, until something ends this.
+/// Allocates and writes host memory until the process is killed.
 fn exhaust_machine() -> anyhow::Result<Outcome> {
     let mut held: Vec<Vec<u8>> = Vec::new();
     loop {
@@ -69,7 +69,7 @@ fn exhaust_machine() -> anyhow::Result<Outcome> {
     }
 }
 
-/// Takes memory of a device until there is an error.
+/// Allocates device memory until an error occurs.
 fn exhaust_device(on: Device) -> anyhow::Result<Outcome> {
     let mut held = Vec::new();
     loop {

@@ -1,6 +1,6 @@
-//! The result of a check or a measurement: a line of JSON on stdout, for `run.py`.
+//! Results of checks and measurements: lines of JSON on stdout, for `run.py`.
 //!
-//! `@begin NAME` is printed before each one, so that a hang or a crash has a name, and `@row {…}` after it.
+//! `@begin NAME` is printed before each case, so that a hang or a crash has a name, and `@row {…}` after it.
 
 use std::io::{self, Write};
 
@@ -16,24 +16,24 @@ pub(crate) struct Row {
     note: String,
 }
 
-/// The end of a check or a measurement.
+/// Outcome of a check or a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Status {
-    /// Everything that was checked holds.
+    /// All checks hold.
     Passed,
-    /// Something that was checked does not hold, or an error came in between.
+    /// A check does not hold, or an error occurred.
     Failed,
-    /// Numbers alone.
+    /// Only values, no checks.
     Measured,
-    /// Not done, for the reason in the note.
+    /// Not run, for the reason in the note.
     Skipped,
 }
 
-/// The longest note: an error of libtorch can hold a backtrace.
+/// Maximum length of a note: an error of libtorch can contain a backtrace.
 const NOTE: usize = 600;
 
-/// Values of a row while they come in, and what of them does not hold.
+/// Values of a row in progress, and its failed checks.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     values: Map<String, Value>,
@@ -44,7 +44,7 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// A row that says why nothing was done.
+    /// Returns the outcome of a skipped case, with its reason.
     pub(crate) fn skipped(reason: impl Into<String>) -> Self {
         Self {
             notes: vec![reason.into()],
@@ -53,17 +53,17 @@ impl Outcome {
         }
     }
 
-    /// Keeps a value.
+    /// Records a value.
     pub(crate) fn value(&mut self, key: impl Into<String>, value: impl Into<Value>) {
         self.values.insert(key.into(), value.into());
     }
 
-    /// Keeps a sentence.
+    /// Records a note.
     pub(crate) fn note(&mut self, sentence: impl Into<String>) {
         self.notes.push(sentence.into());
     }
 
-    /// Keeps a distance, which must be finite and at most `bound`.
+    /// Records a distance, which must be finite and at most `bound`.
     pub(crate) fn at_most(&mut self, key: impl Into<String>, got: f64, bound: f64) {
         let key = key.into();
         self.holds(got <= bound, || format!("{key} is {got:.3e}, allowed are {bound:.1e}"));
@@ -71,7 +71,7 @@ impl Outcome {
         self.value(format!("{key}, allowed"), bound);
     }
 
-    /// Keeps a value, which must be at least `bound`.
+    /// Records a value, which must be at least `bound`.
     pub(crate) fn at_least(&mut self, key: impl Into<String>, got: f64, bound: f64) {
         let key = key.into();
         self.holds(got >= bound, || {
@@ -81,12 +81,12 @@ impl Outcome {
         self.value(format!("{key}, at least"), bound);
     }
 
-    /// If something that was checked does not hold.
+    /// Returns `true` if a check failed.
     pub(crate) fn has_failed(&self) -> bool {
         !self.broken.is_empty()
     }
 
-    /// Counts a check, and keeps `broken` where it does not hold.
+    /// Counts a check, and records `broken` if it does not hold.
     pub(crate) fn holds(&mut self, holds: bool, broken: impl FnOnce() -> String) {
         self.checks += 1;
         if !holds {
@@ -95,7 +95,7 @@ impl Outcome {
     }
 }
 
-/// JSON has no infinity, which the PSNR of equal pictures is, and no NaN.
+/// Converts a float to JSON: infinity (the PSNR of equal images) and NaN, which JSON lacks, become strings.
 fn portable(value: f64) -> Value {
     if value.is_finite() {
         Value::from(value)
@@ -105,7 +105,7 @@ fn portable(value: f64) -> Value {
 }
 
 impl Row {
-    /// The row of a finished check.
+    /// Builds the row of a finished case.
     pub(crate) fn of(name: &str, result: anyhow::Result<Outcome>) -> Self {
         let (status, values, note) = match result {
             Ok(Outcome {
@@ -143,18 +143,18 @@ impl Row {
         }
     }
 
-    /// If something is wrong.
+    /// Returns `true` if the case failed.
     pub(crate) fn failed(&self) -> bool {
         self.status == Status::Failed
     }
 
-    /// Writes the row.
+    /// Prints the row.
     pub(crate) fn tell(&self) -> io::Result<()> {
         line(&format!("@row {}", serde_json::to_string(self)?))
     }
 }
 
-/// Says what comes next.
+/// Announces the next case.
 pub(crate) fn begin(name: &str) -> io::Result<()> {
     line(&format!("@begin {name}"))
 }

@@ -1,7 +1,7 @@
-// Functions of libtorch that measurements need and tch lacks: the allocator's account, events with times, and the
-// precision of f32. Headers of libtorch for all devices are enough; nothing of CUDA is named, so that the program is
-// linked on a machine without it. Each function returns an error's text, or null; the text is the thread's until its
-// next call.
+// libtorch functions needed for the measurements and missing in tch: allocator statistics, timed events, and
+// f32 precision. The file uses only libtorch's device-independent headers, no CUDA symbols, so that the
+// program links on a machine without CUDA. Each function returns an error text or null; the text is
+// thread-local and valid until the thread's next call.
 
 #include <ATen/Context.h>
 #include <c10/core/CachingDeviceAllocator.h>
@@ -53,7 +53,8 @@ const char* kit_tf32(bool* convolutions, bool* products) {
   });
 }
 
-// Bytes that tensors hold now, that they held at most, and that the allocator held of the device at most.
+// Writes three numbers of bytes: currently allocated to tensors, their peak, and the peak reserved on the
+// device.
 const char* kit_memory(int8_t index, int64_t* out) {
   return guarded([&] {
     const auto stats = allocator().getDeviceStats(index);
@@ -88,7 +89,7 @@ const char* kit_event_record(int8_t index, void* event) {
   return guarded([&] { static_cast<c10::Event*>(event)->record(current_stream(index)); });
 }
 
-// Milliseconds between two events; waits for the second.
+// Writes the milliseconds between two events; waits for the second.
 const char* kit_event_elapsed(void* begin, void* end, double* milliseconds) {
   return guarded([&] {
     static_cast<c10::Event*>(end)->synchronize();

@@ -1,4 +1,4 @@
-//! Named cases, one after the other; one that fails does not end the program.
+//! Named cases, run in sequence; a failure does not end the program.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -13,19 +13,19 @@ use kontext::Device;
 use crate::device;
 use crate::row::{Outcome, Row, begin};
 
-/// The exit code of a program whose device works no more: it has to be started again for what is left.
+/// Exit code for a lost device: the program must be restarted for the remaining cases.
 const DEVICE_LOST: u8 = 3;
 
-/// The choice of cases.
+/// Selection of cases.
 #[derive(Debug, Args)]
 pub(crate) struct Selection {
-    /// Run the cases whose names begin with one of these (a comma before a space is part of a name)
+    /// Run only the cases whose names start with one of these (a comma before a space is part of a name)
     #[arg(long, value_name = "NAME,…", default_value_t)]
     only: Names,
-    /// Leave these out
+    /// Skip the cases of these names
     #[arg(long, value_name = "NAME,…", default_value_t)]
     skip: Names,
-    /// Time limit in seconds, after which no case is begun
+    /// Time limit in seconds, after which no case is started
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     budget: u64,
     /// Print the names and stop
@@ -106,7 +106,7 @@ impl Selection {
             }
             let row = Row::of(&case.name, caught(&case));
             row.tell()?;
-            // Each case pays for what it holds, and leaves nothing to the next.
+            // Each case releases its memory before the next one.
             drop(case);
             let emptied = device::empty_cache(on);
             if (row.failed() || emptied.is_err()) && !device::works(on) {
@@ -118,7 +118,7 @@ impl Selection {
     }
 }
 
-/// A panic is a failed case.
+/// Runs a case; a panic becomes an error.
 fn caught(case: &Case<'_>) -> anyhow::Result<Outcome> {
     catch_unwind(AssertUnwindSafe(|| (case.work)())).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();

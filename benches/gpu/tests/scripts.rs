@@ -1,5 +1,6 @@
-//! The kit's scripts: the runner on planted faults, the answer without a driver, and the page of results.
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // In helper functions of a test.
+//! Tests of the kit's scripts: the runner with injected faults, the answer without a driver, and the page of
+//! results.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // For the tests' helper functions.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,7 +8,7 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
-/// A script of the kit by the system's Python; none where there is no Python.
+/// Runs a script of the kit with the system's Python; `None` if there is no Python.
 fn script(name: &str, arguments: &[&str]) -> Option<Output> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
     match Command::new("python3")
@@ -28,8 +29,8 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-/// Runs the stage `faults` on the CPU. A program may hold a twentieth of the free memory, so that the exhausted memory is
-/// noticed before it is one.
+/// Runs the stage `faults` on the CPU. A program may hold a twentieth of the free memory, so that the runner
+/// stops it before the memory is exhausted.
 #[test]
 fn a_crash_a_hang_and_an_exhausted_memory_are_rows_and_the_cases_behind_them_run() {
     let folder = tempfile::tempdir().unwrap();
@@ -42,7 +43,7 @@ fn a_crash_a_hang_and_an_exhausted_memory_are_rows_and_the_cases_behind_them_run
         return;
     };
     let said = said(&run);
-    // Rows that are bad make the run's own end bad.
+    // Bad rows make the run itself fail.
     assert_eq!(run.status.code(), Some(1), "{said}");
     let results: Value = serde_json::from_slice(&std::fs::read(out.join("results.json")).unwrap()).unwrap();
     assert_eq!(results["kit"]["commit"], "abc");
@@ -136,7 +137,7 @@ fn without_a_driver_each_program_says_so_in_a_sentence() {
     }
 }
 
-/// The page of results from which nothing was left out, and what is asked of them.
+/// The page contains every row of the results, and results of a CPU run are refused.
 #[test]
 fn the_page_tells_every_row_with_its_card_date_commit_and_command() {
     let folder = tempfile::tempdir().unwrap();
@@ -186,7 +187,7 @@ fn the_page_tells_every_row_with_its_card_date_commit_and_command() {
     assert!(said(&refused).contains("leave it away"), "{}", said(&refused));
 }
 
-/// As long as no GPU was at hand, the page of the repository is the one that the script writes without results.
+/// Until results from a GPU exist, the repository's page is the one that the script writes without results.
 #[test]
 fn the_repositorys_page_is_what_the_script_writes() {
     let folder = tempfile::tempdir().unwrap();

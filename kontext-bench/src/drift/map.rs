@@ -1,4 +1,4 @@
-//! How well a map of changes knows what an edit should change.
+//! Accuracy of a map of changes.
 
 use image::{GrayImage, RgbImage};
 use kontext_core::Result;
@@ -6,20 +6,21 @@ use kontext_core::Result;
 use crate::edit::agree;
 use crate::metrics::same_size;
 
-/// A map of changes against the true ones.
+/// A map of changes against the true changes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MapQuality {
-    /// Share of the pixels that the edit should change which the map leaves to it wholly (255).
+    /// Share of the pixels to be edited that the map leaves fully to the edit (255).
     pub covered: f64,
-    /// Share of the pixels that it should not change which the map keeps (0).
+    /// Share of the pixels to be left unchanged that the map keeps (0).
     pub kept: f64,
 }
 
 impl MapQuality {
-    /// Compares a map with the pixels that differ between source and truth; `None` where all of them do, or none.
+    /// Compares a map with the pixels that differ between source and truth; `None` if all or none of them
+    /// differ.
     ///
     /// # Errors
-    /// [`kontext_core::Error::InvalidArgument`] for pictures of different size.
+    /// [`kontext_core::Error::InvalidArgument`] if source and truth differ in size.
     ///
     /// # Example
     /// ```

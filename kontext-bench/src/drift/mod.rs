@@ -1,7 +1,7 @@
-//! Many edits, one after the other: how far from where they should be, turn by turn.
+//! Drift over many successive edits: the distance from the correct image, turn by turn.
 //!
-//! [`Drift`] takes the pictures that methods made of the same walks, and tells means with bootstrap intervals over the
-//! walks as tables and as curves. It knows no model.
+//! [`Drift`] takes the images that several methods produced on the same walks, and reports means with
+//! bootstrap intervals over the walks as tables and curves. It contains no model.
 
 mod map;
 mod plot;
@@ -19,39 +19,39 @@ pub use table::Column;
 use crate::metrics::Perceptual;
 use crate::statistics::{Estimate, paired_differences};
 
-/// Draws for the interval of a mean.
+/// Bootstrap resamples for the interval of a mean.
 const RESAMPLES: usize = 2000;
 
-/// A picture, what it should be after each turn, and what it is.
+/// An image, the correct images after each turn, and the results.
 #[derive(Debug, Clone, Copy)]
 pub struct Walk<'a> {
-    /// The picture before the first turn.
+    /// The image before the first turn.
     pub start: &'a RgbImage,
-    /// What each turn should give.
+    /// The correct image after each turn.
     pub truths: &'a [RgbImage],
-    /// What each turn gave.
+    /// The result of each turn.
     pub results: &'a [RgbImage],
 }
 
 /// The walks of several methods.
 #[derive(Debug, Clone, Default)]
 pub struct Drift {
-    /// Methods in the order of their coming, each with the turns of its walks.
+    /// Methods in order of addition, each with the turns of its walks.
     methods: Vec<(String, Vec<Vec<Score>>)>,
 }
 
 impl Drift {
-    /// Without walks.
+    /// Creates an instance without walks.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Measures a walk and adds it to a method. The n-th walk of each method is to be that of one picture and one
-    /// series of edits.
+    /// Measures a walk and adds it to a method. The n-th walk of every method must start from the same image
+    /// and apply the same edits.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for pictures of different sizes, or another number of results than of truths.
+    /// [`Error::InvalidArgument`] if the images differ in size, or the numbers of results and truths differ.
     ///
     /// # Example
     /// ```
@@ -76,18 +76,18 @@ impl Drift {
         Ok(())
     }
 
-    /// The methods, in the order of their coming.
+    /// Returns the methods, in order of addition.
     pub fn methods(&self) -> impl Iterator<Item = &str> {
         self.methods.iter().map(|(name, _)| name.as_str())
     }
 
-    /// Number of walks of a method.
+    /// Returns the number of walks of a method.
     #[must_use]
     pub fn walks(&self, method: &str) -> usize {
         self.of(method).map_or(0, Vec::len)
     }
 
-    /// Number of turns.
+    /// Returns the number of turns.
     #[must_use]
     pub fn turns(&self) -> usize {
         self.methods
@@ -98,16 +98,16 @@ impl Drift {
             .unwrap_or_default()
     }
 
-    /// A method's means after each turn, as far as the column has values.
+    /// Returns a method's means after each turn for which the column has values.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a method without walks.
+    /// [`Error::InvalidArgument`] if the method has no walks.
     pub fn curve(&self, method: &str, column: &Column) -> Result<Vec<Estimate>> {
         let curves = (0..self.turns()).map(|turn| self.estimate(method, column, turn));
         Ok(curves.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
-    /// A method's mean after a turn, counted from 0; `None` where the column has no values there.
+    /// Returns a method's mean after a turn, counted from 0; `None` if the column has no values there.
     pub(crate) fn estimate(&self, method: &str, column: &Column, turn: usize) -> Result<Option<Estimate>> {
         let values: Vec<f64> = self.values(method, column, turn)?.into_iter().flatten().collect();
         if values.is_empty() {
@@ -117,7 +117,7 @@ impl Drift {
         }
     }
 
-    /// The mean difference between two methods on the same walks; `None` where the column has no values.
+    /// Returns the mean difference between two methods on the same walks; `None` if the column has no values.
     pub(crate) fn difference(&self, a: &str, b: &str, column: &Column, turn: usize) -> Result<Option<Estimate>> {
         let (a, b) = (self.values(a, column, turn)?, self.values(b, column, turn)?);
         let pairs: (Vec<f64>, Vec<f64>) = a.into_iter().zip(b).filter_map(|(a, b)| Some((a?, b?))).unzip();
@@ -127,7 +127,7 @@ impl Drift {
         Estimate::of_mean(&paired_differences(&pairs.0, &pairs.1)?, RESAMPLES).map(Some)
     }
 
-    /// The values of a method's walks after a turn.
+    /// Returns the values of a method's walks after a turn.
     fn values(&self, method: &str, column: &Column, turn: usize) -> Result<Vec<Option<f64>>> {
         let walks = self
             .of(method)

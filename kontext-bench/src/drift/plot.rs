@@ -1,4 +1,4 @@
-//! Curves over turns, as an SVG.
+//! SVG plots of curves over turns.
 
 use kontext_core::{Error, Result};
 use plotters::coord::Shift;
@@ -7,7 +7,7 @@ use plotters::prelude::*;
 use super::{Column, Drift};
 use crate::statistics::Estimate;
 
-/// Okabe and Ito's colours, which all eyes tell apart.
+/// Okabe and Ito's colour-blind-safe palette.
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -17,29 +17,29 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(230, 159, 0),
     RGBColor(0, 0, 0),
 ];
-/// Pixels of one panel.
+/// Size of one panel in pixels.
 const PANEL: (u32, u32) = (520, 340);
-/// Height of the legend above them.
+/// Height of the legend above the panels.
 const LEGEND: u32 = 34;
 
 /// One plot among several.
 #[derive(Debug, Clone, Copy)]
 pub struct Panel<'a> {
-    /// What stands above it.
+    /// The panel's title, above the plot.
     pub title: &'a str,
     /// The walks.
     pub drift: &'a Drift,
-    /// What is drawn.
+    /// The plotted column.
     pub column: Column,
 }
 
 type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
 
-/// Draws panels side by side, two in a row: a curve of each method with its interval as a band. The methods are named
-/// above, as those of the first panel.
+/// Draws panels side by side, two in a row: a curve per method with its interval as a band. The legend at the
+/// top names the methods of the first panel.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] for panels without walks, or where plotters fails.
+/// [`Error::InvalidArgument`] if a panel has no values, or plotters fails.
 pub fn plot(panels: &[Panel<'_>]) -> Result<String> {
     let curves = panels.iter().map(curves).collect::<Result<Vec<_>>>()?;
     let rows = panels.len().div_ceil(2).max(1);
@@ -123,7 +123,8 @@ fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel<'_>, curv
     Ok(())
 }
 
-/// The methods beside each other, each behind a piece of its line. Within a panel it would lie on the curves.
+/// Draws the legend as one row of line samples, each followed by its method. Inside a panel it would cover
+/// the curves.
 fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, curves: &[Curve]) -> Drawn {
     const LINE: i32 = 20;
     const GAP: i32 = 6;

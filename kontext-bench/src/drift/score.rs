@@ -1,4 +1,4 @@
-//! One walk, measured turn by turn.
+//! Scores of one walk, turn by turn.
 
 use image::RgbImage;
 use kontext_core::{Error, Result};
@@ -8,29 +8,31 @@ use crate::edit::untouched;
 use crate::metrics::{Perceptual, identity, psnr, ssim};
 use crate::statistics::capped;
 
-/// A result against another picture.
+/// Metrics of a result against another image.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Values {
-    /// In dB, at most [`PSNR_CAP`](crate::statistics::PSNR_CAP); `None` where hardly a pixel counts.
+    /// PSNR in dB, at most [`PSNR_CAP`](crate::statistics::PSNR_CAP); `None` if fewer than 2 % of the pixels
+    /// count.
     pub psnr: Option<f64>,
     /// Structural similarity.
     pub ssim: f64,
-    /// Distance in the features of a network, if there is one.
+    /// Distance in the features of a network; `None` without one.
     pub distance: Option<f64>,
-    /// Cosine of that network's embeddings.
+    /// Cosine similarity of that network's embeddings; `None` without one.
     pub identity: Option<f64>,
 }
 
-/// A result after a turn.
+/// Scores of a result after a turn.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Score {
-    /// Against what it should be.
+    /// Metrics against the correct image.
     pub truth: Values,
-    /// Against the picture before the first turn. PSNR is that of the pixels which should be as they were then.
+    /// Metrics against the image before the first turn. PSNR is over the pixels that should be as they were
+    /// then.
     pub start: Values,
 }
 
-/// The scores of a walk's turns.
+/// Computes the scores of a walk's turns.
 pub(super) fn scores(walk: Walk<'_>, perceptual: Option<&Perceptual>) -> Result<Vec<Score>> {
     let Walk { start, truths, results } = walk;
     if truths.len() != results.len() {

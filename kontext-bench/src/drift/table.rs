@@ -7,13 +7,13 @@ use kontext_core::Result;
 use super::{Drift, Score};
 use crate::statistics::Estimate;
 
-/// A number that scores hold, and how it is written.
+/// A number from the scores, and its format.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Column {
     /// Its name.
     pub name: &'static str,
-    /// Digits behind the point.
+    /// Decimal places.
     pub digits: usize,
     pub(super) of: fn(&Score) -> Option<f64>,
 }
@@ -43,31 +43,31 @@ impl Column {
         digits: 3,
         of: |score| score.truth.identity,
     };
-    /// PSNR to the first picture where the truth agrees with it, in dB.
+    /// PSNR to the first image where the truth agrees with it, in dB.
     pub const UNTOUCHED: Self = Self {
         name: "untouched, PSNR",
         digits: 1,
         of: |score| score.start.psnr,
     };
-    /// SSIM to the first picture.
+    /// SSIM to the first image.
     pub const START_SSIM: Self = Self {
         name: "turn 0, SSIM",
         digits: 3,
         of: |score| Some(score.start.ssim),
     };
-    /// PDist to the first picture.
+    /// PDist to the first image.
     pub const START_DISTANCE: Self = Self {
         name: "turn 0, PDist",
         digits: 3,
         of: |score| score.start.distance,
     };
-    /// Identity with the first picture.
+    /// Identity with the first image.
     pub const START_IDENTITY: Self = Self {
         name: "turn 0, identity",
         digits: 3,
         of: |score| score.start.identity,
     };
-    /// All of them.
+    /// All columns.
     pub const ALL: [Self; 8] = [
         Self::PSNR,
         Self::SSIM,
@@ -79,7 +79,7 @@ impl Column {
         Self::START_IDENTITY,
     ];
 
-    /// `23.4 [22.9, 23.9]`; a dash for nothing.
+    /// Formats a cell, such as `23.4 [22.9, 23.9]`; a dash for `None`.
     fn cell(&self, estimate: Option<Estimate>, sign: bool) -> String {
         let digits = self.digits;
         let number = |value: f64| {
@@ -97,10 +97,10 @@ impl Column {
 }
 
 impl Drift {
-    /// A row for each turn, a column for each method.
+    /// Formats a table with a row for each turn and a column for each method.
     ///
     /// # Errors
-    /// Those of [`Drift::curve`].
+    /// Same as [`Drift::curve`].
     pub fn turn_table(&self, column: &Column) -> Result<String> {
         let methods: Vec<&str> = self.methods().collect();
         let mut rows = Vec::new();
@@ -114,19 +114,19 @@ impl Drift {
         Ok(table("turn", &methods, &rows))
     }
 
-    /// The last turn: a row for each method, and a column for each of those that have values.
+    /// Formats the last turn: a row for each method, and a column for each [`Column`] with values.
     ///
     /// # Errors
-    /// Those of [`Drift::curve`].
+    /// Same as [`Drift::curve`].
     pub fn last_table(&self) -> Result<String> {
         let last = self.turns().saturating_sub(1);
         self.rows(|method, column| Ok(column.cell(self.estimate(method, column, last)?, false)))
     }
 
-    /// The last turn of the same walks: how much more each method has than `than`.
+    /// Formats the differences of each method from `than` in the last turn of the same walks.
     ///
     /// # Errors
-    /// Those of [`Drift::curve`].
+    /// Same as [`Drift::curve`].
     pub fn difference_table(&self, than: &str) -> Result<String> {
         let last = self.turns().saturating_sub(1);
         self.rows(|method, column| {
@@ -189,7 +189,8 @@ mod tests {
         RgbImage::from_pixel(16, 16, Rgb([level; 3]))
     }
 
-    /// Two walks of two turns, back to the start; one method errs by 10 levels a turn, the other by none.
+    /// Creates two walks of two turns, back to the start; one method errs by 10 levels per turn, the other by
+    /// none.
     fn drift() -> Drift {
         let mut drift = Drift::new();
         for start in [50, 60] {
@@ -222,13 +223,13 @@ mod tests {
              | 1 | 28.1 [28.1, 28.1] | 60.0 [60.0, 60.0] |\n\
              | 2 | 22.1 [22.1, 22.1] | 60.0 [60.0, 60.0] |\n"
         );
-        // Where nothing should stay as it was there is nothing untouched.
+        // If the truth nowhere agrees with the first image, there is nothing untouched.
         let untouched = drift.turn_table(&Column::UNTOUCHED).unwrap();
         assert!(
             untouched.contains("| 1 | - | - |\n| 2 | 22.1 [22.1, 22.1] | 60.0"),
             "{untouched}"
         );
-        // No network, no columns of it.
+        // Without a network, its columns are left out.
         let last = drift.last_table().unwrap();
         assert!(
             last.starts_with("| method | PSNR | SSIM | untouched, PSNR | turn 0, SSIM |\n"),

@@ -1,4 +1,4 @@
-//! Edits whose answers are known: is a result the right picture, and what else did it change?
+//! Edits with known answers: correctness of a result, and its unwanted changes.
 
 mod score;
 mod table;

@@ -1,52 +1,55 @@
-//! One result against the true picture, the source, and other pictures that it might have become.
+//! Scores of one result against the true image, the source, and other images that it might have become.
 
 use image::{Rgb, RgbImage};
 use kontext_core::Result;
 
 use crate::metrics::{psnr, psnr_where};
 
-/// Pictures this near to each other, in dB, are one: a mirrored picture that is symmetric, for example.
+/// PSNR in dB above which two images count as the same, such as the mirror image of a symmetric one.
 const SAME: f64 = 40.0;
-/// Differences between source and truth of so many levels count as none.
+/// Largest difference in levels at which source and truth agree.
 const AGREE: u8 = 4;
 
-/// An edit whose result is known.
+/// An edit with a known result.
 #[derive(Debug, Clone, Copy)]
 pub struct KnownEdit<'a> {
-    /// The picture that is edited; none where a picture is made from text alone.
+    /// The image to edit; `None` if the image is generated from text only.
     pub source: Option<&'a RgbImage>,
-    /// What it has to become.
+    /// The correct result.
     pub truth: &'a RgbImage,
-    /// What it might become instead.
+    /// Possible wrong results.
     pub candidates: &'a [RgbImage],
-    /// The truth through the model's autoencoder and back: the best that its results can be.
+    /// The truth encoded and decoded by the model's autoencoder: the best that the model can achieve.
     pub reconstruction: &'a RgbImage,
 }
 
-/// How near a result is to what it has to be.
+/// Scores of a result against the known answer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EditScore {
-    /// Whether no candidate, nor the source, is nearer to the result than the truth (mean squared error).
+    /// `true` if neither a candidate nor the source is nearer to the result than the truth (mean squared
+    /// error).
     pub right: bool,
-    /// Whether the source is nearest: nothing was edited.
+    /// `true` if the source is nearest: nothing was edited.
     pub copied: bool,
-    /// The candidate that a wrong result is nearest to, by its index; none where it is the source.
+    /// Index of the candidate nearest to a wrong result; `None` if the source is nearest.
     pub mistaken_for: Option<usize>,
-    /// Result against truth, in dB.
+    /// PSNR of the result against the truth, in dB.
     pub psnr: f64,
-    /// The source against the truth, in dB: what copying scores. None where they are the same.
+    /// PSNR of the source against the truth, in dB: the score of a copy. `None` without a source, or if they
+    /// are the same.
     pub copy_psnr: Option<f64>,
-    /// The autoencoder's reconstruction of the truth against the truth, in dB.
+    /// PSNR of the autoencoder's reconstruction of the truth against the truth, in dB.
     pub reconstruction_psnr: f64,
-    /// Result against source where source and truth agree, in dB; none where they agree hardly anywhere.
+    /// PSNR of the result against the source over the pixels on which source and truth agree, in dB; `None`
+    /// without a source, or if they agree on fewer than 2 % of the pixels.
     pub untouched_psnr: Option<f64>,
 }
 
 impl KnownEdit<'_> {
-    /// Judges a result.
+    /// Scores a result.
     ///
     /// # Errors
-    /// [`kontext_core::Error::InvalidArgument`] where the pictures are not all of one size.
+    /// [`kontext_core::Error::InvalidArgument`] if the images are not all of one size.
     ///
     /// # Example
     /// ```
@@ -89,14 +92,15 @@ impl KnownEdit<'_> {
     }
 }
 
-/// The error of `result` against `source` where `source` and `truth` agree; all three are of one size.
+/// Returns the PSNR of `result` against `source` over the pixels on which `source` and `truth` agree; all
+/// three are of one size.
 pub(crate) fn untouched(result: &RgbImage, source: &RgbImage, truth: &RgbImage) -> Option<f64> {
     let pixels = source.pixels().zip(truth.pixels());
     let agree: Vec<bool> = pixels.map(|(source, truth)| agree(source, truth)).collect();
     psnr_where(result, source, |pixel| agree.get(pixel) == Some(&true))
 }
 
-/// Whether an edit from one pixel to the other would be none.
+/// Returns `true` if two pixels are too close for an edit between them to count.
 pub(crate) fn agree(source: &Rgb<u8>, truth: &Rgb<u8>) -> bool {
     source.0.iter().zip(truth.0).all(|(a, b)| a.abs_diff(b) <= AGREE)
 }

@@ -6,7 +6,7 @@ use std::fmt;
 use crate::edit::EditScore;
 use crate::statistics::PSNR_CAP;
 
-/// Scores by category, in the order of their names.
+/// Scores by category, in alphabetical order.
 #[derive(Debug, Clone, Default)]
 pub struct Table {
     rows: BTreeMap<String, Vec<EditScore>>,
@@ -17,22 +17,22 @@ pub struct Table {
 pub struct Mean {
     /// Number of edits.
     pub count: usize,
-    /// Share of results that are nearest to the truth.
+    /// Share of results nearest to the truth.
     pub right: f64,
-    /// Share of results that are nearest to the source.
+    /// Share of results nearest to the source.
     pub copied: f64,
-    /// Result against truth, in dB.
+    /// PSNR of the results against the truth, in dB.
     pub psnr: f64,
-    /// How much nearer to the truth the result is than the source, in dB, where the two differ.
+    /// PSNR gain over copying the source, in dB, over the edits whose source and truth differ.
     pub gain: Option<f64>,
-    /// How much nearer to the truth its reconstruction by the autoencoder is than the result, in dB.
+    /// PSNR deficit to the autoencoder's reconstruction of the truth, in dB.
     pub behind_reconstruction: f64,
-    /// Result against source where it should stay the same, in dB.
+    /// PSNR of the results against the sources over the pixels that should stay the same, in dB.
     pub untouched: Option<f64>,
 }
 
 impl Table {
-    /// An empty table.
+    /// Creates an empty table.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -43,17 +43,17 @@ impl Table {
         self.rows.entry(category.into()).or_default().push(score);
     }
 
-    /// The categories.
+    /// Returns the categories.
     pub fn categories(&self) -> impl Iterator<Item = &str> {
         self.rows.keys().map(String::as_str)
     }
 
-    /// Means over all edits whose category begins with `prefix`; `None` where there are none.
+    /// Averages all edits whose category begins with `prefix`; `None` if there are none.
     #[must_use]
     pub fn mean(&self, prefix: &str) -> Option<Mean> {
         let named = self.rows.iter().filter(|(name, _)| name.starts_with(prefix));
         let scores: Vec<EditScore> = named.flat_map(|(_, scores)| scores.iter().copied()).collect();
-        let share = |of: fn(&EditScore) -> bool| average(scores.iter().map(|s| f64::from(u8::from(of(s)))));
+        let share = |holds: fn(&EditScore) -> bool| average(scores.iter().map(|s| f64::from(u8::from(holds(s)))));
         Some(Mean {
             count: scores.len(),
             right: share(|s| s.right)?,
@@ -79,7 +79,8 @@ fn average(values: impl Iterator<Item = f64>) -> Option<f64> {
     (count > 0).then(|| sum / count as f64)
 }
 
-/// Markdown: a row for each category, behind rows for what stands before their slashes.
+/// Formats the table as Markdown: a row for each category, and before each group of categories a row for
+/// their common prefix up to the slash.
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
@@ -89,11 +90,11 @@ impl fmt::Display for Table {
         writeln!(f, "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")?;
         let mut group = "";
         for category in self.categories() {
-            let of = category.split_once('/').map_or(category, |(of, _)| of);
-            if of != group && of != category {
-                line(f, &format!("**{of}**"), self.mean(&format!("{of}/")))?;
+            let prefix = category.split_once('/').map_or(category, |(prefix, _)| prefix);
+            if prefix != group && prefix != category {
+                line(f, &format!("**{prefix}**"), self.mean(&format!("{prefix}/")))?;
             }
-            group = of;
+            group = prefix;
             line(f, category, self.mean(category))?;
         }
         line(f, "**all**", self.mean(""))

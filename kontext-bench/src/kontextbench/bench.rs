@@ -1,4 +1,4 @@
-//! A bench's folder: `test/metadata.jsonl` and its pictures.
+//! Reading of a bench's folder: `test/metadata.jsonl` and its images.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -11,41 +11,41 @@ use sha2::{Digest, Sha256};
 
 use super::{CATEGORIES, Pair, Problem, category};
 
-/// What stands for a category where a line names none.
+/// Category assigned to a line without one.
 const NO_CATEGORY: &str = "no category";
-/// How a file begins that Git LFS has not fetched.
+/// First bytes of a Git LFS pointer, a file that has not been fetched.
 const LFS: &[u8] = b"version https://git-lfs";
 
-/// The pairs of a folder that can be used, and what is wrong with the others.
+/// The usable pairs of a folder, and the problems of the others.
 #[derive(Debug, Clone)]
 pub struct Bench {
     /// The folder of `metadata.jsonl`, to which the pairs' paths are relative.
     pub folder: PathBuf,
-    /// The pairs, in the file's order.
+    /// The pairs, in file order.
     pub pairs: Vec<Pair>,
-    /// What is wrong; the pairs go on without it.
+    /// Problems found; the pairs are usable without the affected parts.
     pub problems: Vec<Problem>,
-    /// `metadata.jsonl`, relative to the folder that was opened.
+    /// Path of `metadata.jsonl`, relative to the opened folder.
     metadata: PathBuf,
-    /// SHA-256 of every picture's file.
+    /// SHA-256 of every image file.
     pictures: BTreeMap<PathBuf, String>,
 }
 
 impl Bench {
-    /// Reads `folder/test/metadata.jsonl`, or `folder/metadata.jsonl`, and all pictures that it names.
+    /// Reads `folder/test/metadata.jsonl`, or `folder/metadata.jsonl`, and all images that it names.
     ///
-    /// The layout is that of black-forest-labs/kontext-bench: an object a line with `file_name` (or `image`),
-    /// `instruction` (or `prompt`), `category` and `key` (or `id`). Paths are relative to the file. Beyond it, a line may
-    /// name further reference pictures (`references`), the true result (`truth`), and what else it might be taken
-    /// for (`candidates`).
+    /// The layout is that of black-forest-labs/kontext-bench: one object per line with `file_name` (or
+    /// `image`), `instruction` (or `prompt`), `category` and `key` (or `id`). Paths are relative to the file.
+    /// As an extension, a line may name further reference images (`references`), the true result (`truth`),
+    /// and possible wrong results (`candidates`).
     ///
-    /// A line that is malformed, has a key that was there before, or names a picture that is missing or damaged is
-    /// left out; a truth that is missing, and a category that is none of [`CATEGORIES`], cost the pair nothing else.
-    /// All are told in [`Bench::problems`], and so are categories without a pair.
+    /// A line is left out if it is malformed, repeats an earlier key, or names a missing or damaged image; a
+    /// missing truth, or a category not in [`CATEGORIES`], has no other effect on the pair. All of these are
+    /// reported in [`Bench::problems`], and so are categories without a pair.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where the folder holds no such file, or no pair of it can be used; [`Error::Io`]
-    /// where the file cannot be read.
+    /// [`Error::InvalidArgument`] if the folder holds no such file, or no usable pair; [`Error::Io`] if the
+    /// file cannot be read.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         let metadata = ["test/metadata.jsonl", "metadata.jsonl"].map(PathBuf::from);
@@ -82,7 +82,7 @@ impl Bench {
         Ok(bench)
     }
 
-    /// `metadata.jsonl`, relative to the folder that was opened.
+    /// Returns the path of `metadata.jsonl`, relative to the opened folder.
     pub(super) fn metadata(&self) -> &Path {
         &self.metadata
     }
@@ -97,7 +97,7 @@ impl Bench {
 
     fn read_lines(&mut self, bytes: &[u8]) {
         let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
-        // Some file systems do not tell upper case from lower.
+        // Some file systems do not distinguish upper and lower case.
         let mut lines_of_keys = BTreeMap::<String, usize>::new();
         for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
             let number = index + 1;
@@ -139,7 +139,7 @@ impl Bench {
         }
     }
 
-    /// Reads every picture once; leaves out what needs one that cannot be read.
+    /// Reads every image once; drops pairs and truths whose images cannot be read.
     fn read_pictures(&mut self) {
         let named: BTreeSet<PathBuf> = self.pairs.iter().flat_map(Pair::all_pictures).cloned().collect();
         let read = |path: PathBuf| {
@@ -182,7 +182,7 @@ impl Bench {
         self
     }
 
-    /// Its categories with their numbers of pairs: the published ones first, in their order.
+    /// Returns the categories with their numbers of pairs: the published ones first, in their order.
     #[must_use]
     pub fn categories(&self) -> Vec<(String, usize)> {
         let count = |name: &str| self.pairs.iter().filter(|pair| pair.category == name).count();
@@ -195,15 +195,16 @@ impl Bench {
         all.filter(|(_, count)| *count > 0).collect()
     }
 
-    /// One of its pictures as 8-bit RGB.
+    /// Opens an image of the bench as 8-bit RGB.
     ///
     /// # Errors
-    /// Those of [`picture::open`].
+    /// The errors of [`picture::open`].
     pub fn picture(&self, path: &Path) -> Result<RgbImage> {
         picture::open(self.folder.join(path))
     }
 
-    /// SHA-256 over the pairs and their pictures, in their order: two benches with one digest ask for the same.
+    /// Computes SHA-256 over the pairs and their images, in order: benches with equal digests contain the
+    /// same tasks.
     #[must_use]
     pub fn digest(&self) -> String {
         let mut hash = Sha256::new();
@@ -226,7 +227,7 @@ impl Bench {
     }
 }
 
-/// "280 pairs of 150 pictures: Character Reference 40, …"
+/// Formats a summary, such as "280 pairs of 150 pictures: Character Reference 40, …".
 impl fmt::Display for Bench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let pictures: BTreeSet<&PathBuf> = self.pairs.iter().flat_map(|pair| &pair.pictures).collect();
@@ -245,7 +246,7 @@ impl fmt::Display for Bench {
     }
 }
 
-/// SHA-256 of a picture's file, once it was decoded whole.
+/// Decodes an image file completely and returns its SHA-256.
 fn digest(path: &Path) -> Result<String, String> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,

@@ -1,9 +1,9 @@
-//! The five kinds of edit that KontextBench asks for.
+//! The five edit categories of KontextBench.
 //!
-//! Source: Black Forest Labs, "FLUX.1 Kontext: Flow Matching for In-Context Image Generation and Editing in Latent
-//! Space" (2025), and the data set black-forest-labs/kontext-bench, field `category`.
+//! Source: Black Forest Labs, "FLUX.1 Kontext: Flow Matching for In-Context Image Generation and Editing in
+//! Latent Space" (2025), and the data set black-forest-labs/kontext-bench, field `category`.
 
-/// The published categories, in the order of their names.
+/// Published categories, in alphabetical order.
 pub const CATEGORIES: [&str; 5] = [
     "Character Reference",
     "Instruction Editing - Global",
@@ -12,7 +12,7 @@ pub const CATEGORIES: [&str; 5] = [
     "Text Editing",
 ];
 
-/// The published category that a name means, whatever its case, spaces and dashes; none where it means none.
+/// Returns the published category with this name, ignoring case, spaces and dashes; `None` if there is none.
 ///
 /// ```
 /// use kontext_bench::kontextbench::category;

@@ -1,25 +1,25 @@
-//! How long edits took: quantiles and a histogram.
+//! Latency of edits: quantiles and a histogram.
 
 use std::fmt;
 
 use super::Timing;
 
-/// Bars of the histogram.
+/// Number of bars in the histogram.
 const BARS: usize = 12;
-/// Characters of its longest bar.
+/// Length of its longest bar, in characters.
 const LONGEST: usize = 40;
 
-/// Times of many edits, each value in seconds.
+/// Latencies of many edits, in seconds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Latency {
-    /// Seconds of each edit, ascending.
+    /// Seconds per edit, ascending.
     edits: Vec<f64>,
-    /// Seconds of each edit by its number of steps, ascending.
+    /// Seconds per step of each edit, ascending.
     steps: Vec<f64>,
 }
 
 impl Latency {
-    /// Of these times; none where there are none.
+    /// Collects timings; `None` if there are none.
     #[must_use]
     pub fn of(timings: &[Timing]) -> Option<Self> {
         let sorted = |values: &mut dyn Iterator<Item = f64>| {
@@ -33,7 +33,7 @@ impl Latency {
         (!edits.is_empty()).then_some(Self { edits, steps })
     }
 
-    /// The value below which a share of the edits stays, in seconds: the nearest rank, so a time that was measured.
+    /// Returns a quantile of the latencies in seconds, by nearest rank, so always a measured time.
     ///
     /// ```
     /// use kontext_bench::kontextbench::{Latency, Timing};
@@ -52,7 +52,7 @@ fn nearest_rank(sorted: &[f64], share: f64) -> f64 {
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
 }
 
-/// Markdown: a table, and a histogram from the shortest to the longest time.
+/// Formats Markdown: a table, and a histogram from the shortest to the longest time.
 impl fmt::Display for Latency {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(

@@ -1,4 +1,4 @@
-//! What is measured of a result.
+//! Metrics of a result.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -15,60 +15,63 @@ use crate::edit::KnownEdit;
 use crate::metrics::{self, ChangeMap, DEFAULT_THRESHOLD, Embedder, Perceptual, WINDOW};
 use crate::statistics::{Estimate, PSNR_CAP};
 
-/// The measures of one result; what cannot be said is none. The source is the pair's first picture, at the result's
-/// size.
+/// Metrics of one result; `None` if undefined. The source is the pair's first image, resized to the result.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measures {
-    /// Result against source outside of what changed, in dB, at most 60; none where nearly all changed.
+    /// PSNR of the result against the source over the unchanged pixels, in dB, at most 60; `None` if nearly
+    /// everything changed.
     pub preservation: Option<f64>,
-    /// Share of the picture that changed, from 0 to 1.
+    /// Share of the image that changed, from 0 to 1.
     pub changed: f64,
     /// Mean absolute difference of result and source, in levels from 0 to 255.
     pub magnitude: f64,
-    /// Distance of result and source by a network's features, from 0; none without a network.
+    /// Distance of result and source in a network's features, from 0; `None` without a network, or if the
+    /// result is too small for it.
     pub distance: Option<f64>,
-    /// Cosine of the embeddings of result and source, from -1 to 1; none without a network.
+    /// Cosine similarity of the embeddings of result and source, from -1 to 1; `None` without a network.
     pub identity: Option<f64>,
     /// Variance of the result's Laplacian, in squared levels.
     pub sharpness: f64,
-    /// The same of the source.
+    /// Variance of the source's Laplacian, in squared levels.
     pub source_sharpness: f64,
-    /// Result against truth, in dB, at most 60; none where the truth is not known.
+    /// PSNR of the result against the truth, in dB, at most 60; `None` if the truth is unknown.
     pub truth_psnr: Option<f64>,
-    /// Structural similarity of result and truth.
+    /// Structural similarity of result and truth; `None` if the truth is unknown or the result is smaller
+    /// than a window.
     pub truth_ssim: Option<f64>,
-    /// Whether the result is nearer to the truth than to the source and to all candidates.
+    /// `true` if the result is nearer to the truth than to the source and all candidates; `None` if the truth
+    /// is unknown.
     pub right: Option<bool>,
-    /// Whether the source is nearest: nothing was edited.
+    /// `true` if the source is nearest: nothing was edited; `None` if the truth is unknown.
     pub copied: Option<bool>,
 }
 
-/// How a column's values are written.
+/// Number format of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
-    /// With so many digits behind the point.
+    /// A number with this many decimal places.
     Decimals(usize),
     /// A share, in percent.
     Percent,
-    /// Yes or no, and in means a share.
+    /// Yes or no; a share in means.
     YesNo,
 }
 
-/// One of the [`Measures`] in tables.
+/// One of the [`Measures`], as a table column.
 #[derive(Debug, Clone, Copy)]
 pub struct Column {
-    /// Its name in `results.csv`.
+    /// Name in `results.csv`.
     pub name: &'static str,
-    /// Its name in tables.
+    /// Title in tables.
     pub title: &'static str,
-    /// What it means, in one sentence.
+    /// Meaning, in one sentence.
     pub meaning: &'static str,
-    /// Its value; yes is 1 and no 0.
+    /// Accessor of the value; yes is 1 and no 0.
     pub value: fn(&Measures) -> Option<f64>,
     form: Form,
 }
 
-/// All columns, in their order.
+/// All columns, in order.
 pub const COLUMNS: [Column; 11] = [
     Column {
         name: "preservation",
@@ -149,11 +152,11 @@ pub const COLUMNS: [Column; 11] = [
     },
 ];
 
-/// Draws for the interval of a mean.
+/// Bootstrap resamples for the interval of a mean.
 const RESAMPLES: usize = 1000;
 
 impl Column {
-    /// A pair's value in words; empty where there is none.
+    /// Formats a pair's value; empty if there is none.
     #[must_use]
     pub fn text(&self, measures: &Measures) -> String {
         let Some(value) = (self.value)(measures) else {
@@ -166,10 +169,10 @@ impl Column {
         }
     }
 
-    /// The mean of values, with the ends of its interval of 95 %; empty where there are none.
+    /// Formats the mean of values with its 95 % interval; empty if there are none.
     pub(super) fn mean(&self, values: &[f64]) -> String {
         let estimate = match self.form {
-            // A bootstrap knows no doubt where all answers are the same.
+            // A bootstrap has zero width if all answers are equal.
             Form::YesNo => Some(wilson(values.iter().sum(), values.len() as f64)).filter(|_| !values.is_empty()),
             _ => Estimate::of_mean(values, RESAMPLES).ok(),
         };
@@ -183,7 +186,7 @@ impl Column {
     }
 }
 
-/// What results are measured with.
+/// Networks used for measuring results.
 #[derive(Default)]
 pub struct Metrics {
     perceptual: Option<Perceptual>,
@@ -191,14 +194,14 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Measures distance by this network, and identity too where no embedder is given.
+    /// Measures distance with this network, and also identity if no embedder is given.
     #[must_use]
     pub fn perceptual(mut self, perceptual: Perceptual) -> Self {
         self.perceptual = Some(perceptual);
         self
     }
 
-    /// Measures identity by this network.
+    /// Measures identity with this network.
     #[must_use]
     pub fn embedder(mut self, embedder: impl Embedder + 'static) -> Self {
         self.embedder = Some(Box::new(embedder));
@@ -214,7 +217,7 @@ impl Metrics {
         self.embedder.as_deref().or_else(features)
     }
 
-    /// What they are, by name: results with others are not of one run.
+    /// Returns the metrics by name: results with different ones never belong to one run.
     pub(super) fn facts(&self) -> BTreeMap<String, String> {
         let threshold = Some(("changed, levels", DEFAULT_THRESHOLD.to_string()));
         let distance = self
@@ -256,7 +259,7 @@ impl Metrics {
                 .iter()
                 .map(|path| open(path))
                 .collect::<Result<Vec<_>>>()?;
-            // How good the autoencoder could be is no matter of this bench.
+            // The limit set by the autoencoder is not part of this bench.
             let known = KnownEdit {
                 source: Some(source),
                 truth: &truth,
@@ -274,7 +277,7 @@ impl Metrics {
     }
 }
 
-/// A picture at the size of another.
+/// Resizes an image to the size of another.
 fn at_size<'a>(picture: &'a RgbImage, other: &RgbImage) -> Result<Cow<'a, RgbImage>> {
     if picture.dimensions() == other.dimensions() {
         return Ok(Cow::Borrowed(picture));

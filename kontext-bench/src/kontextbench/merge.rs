@@ -1,4 +1,4 @@
-//! Shards of a run, made in folders of their own, to one.
+//! Merging of a run's shards, each in its own folder.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,17 +8,17 @@ use kontext_core::{Error, Result};
 
 use super::{Bench, Pair, RunFolder, report};
 
-/// Names that a message shows of many.
+/// Number of names listed in a message.
 const SHOWN: usize = 5;
 
-/// Puts the shards of a run together, and writes the report; answers with its path.
+/// Merges the shards of a run into a new folder and writes the report; returns its path.
 ///
-/// The new folder has the bytes of a run that was made in one piece, but for the times.
+/// The new folder is byte-identical to an unsharded run, except for the times.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] where the shards are not of one run (another model, seed, setting or bench), where a pair
-/// is in none of them or in two, or where one holds a pair that is not in the bench; all are named. [`Error::Io`] where
-/// a folder cannot be read or written.
+/// [`Error::InvalidArgument`] if the shards are not of one run (another model, seed, setting or bench), a
+/// pair is in none of them or in two, one holds a pair that is not in the bench, or `out` is not empty; all
+/// are named. [`Error::Io`] if a folder cannot be read or written.
 pub fn merge(bench: &Bench, shards: &[PathBuf], out: impl AsRef<Path>) -> Result<PathBuf> {
     let out = out.as_ref();
     let shards = shards.iter().map(RunFolder::open).collect::<Result<Vec<_>>>()?;
@@ -95,7 +95,7 @@ pub fn merge(bench: &Bench, shards: &[PathBuf], out: impl AsRef<Path>) -> Result
     report::write(bench, &folder, &writer, &records)
 }
 
-/// Where each pair's result lies. A record whose picture is damaged counts as none.
+/// Returns the folders that hold each pair's result. A record with a damaged image does not count.
 fn places<'a>(bench: &'a Bench, shards: &'a [RunFolder]) -> Result<BTreeMap<&'a str, Vec<&'a RunFolder>>> {
     let pairs: BTreeMap<String, &Pair> = bench.pairs.iter().map(|pair| (pair.file_stem(), pair)).collect();
     let mut places = BTreeMap::<&str, Vec<&RunFolder>>::new();

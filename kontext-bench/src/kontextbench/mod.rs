@@ -1,9 +1,10 @@
-//! KontextBench: edits of real pictures in five categories, run, measured, looked at and voted on.
+//! KontextBench: edits of real images in five categories, run, measured, viewed and voted on.
 //!
-//! A [`Bench`] is a folder as black-forest-labs/kontext-bench has it. A [`Runner`] takes it through any model, which
-//! comes in as a closure, and writes a [`RunFolder`]: one picture and one small file a pair, so that a run goes on after
-//! a kill at any moment, and several machines divide it by the file system alone ([`Shard`], [`merge`]). A [`Page`]
-//! shows one run, or puts two side by side for votes, which [`read_votes`], [`win_rates`] and [`ratings`] count.
+//! A [`Bench`] is a folder in the layout of black-forest-labs/kontext-bench. A [`Runner`] runs it with any
+//! model, passed as a closure, and writes a [`RunFolder`]: one image and one small file per pair, so that a
+//! run resumes after a kill at any moment, and several machines can share it through the file system only
+//! ([`Shard`], [`merge`]). A [`Page`] shows one run, or compares two side by side for votes, which
+//! [`read_votes`], [`win_rates`] and [`ratings`] evaluate.
 
 mod bench;
 mod category;

@@ -1,4 +1,4 @@
-//! One page with everything in it: to look through one run, or to vote between two.
+//! A self-contained HTML page, for viewing one run or voting between two.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -20,14 +20,14 @@ const TEMPLATE: &str = include_str!("page/page.html");
 const STYLE: &str = include_str!("page/page.css");
 const SCRIPT: &str = include_str!("page/page.js");
 
-/// A page whose pictures' files have more bytes than this shows them smaller, unless it is told how large.
+/// Total size of the image files in bytes above which a page shows them smaller, unless a size is set.
 const MOST_BYTES: u64 = 48 << 20;
-/// The longest side of those, in pixels.
+/// Longest side of the smaller images, in pixels.
 const SMALLER: u32 = 512;
-/// Quality of JPEG files of smaller pictures.
+/// JPEG quality of the smaller images.
 const QUALITY: u8 = 85;
 
-/// What a page shows.
+/// An HTML page of one run, or of two to vote between.
 #[derive(Debug, Clone)]
 pub struct Page<'a> {
     bench: &'a Bench,
@@ -36,14 +36,14 @@ pub struct Page<'a> {
     seed: u64,
 }
 
-/// A pair that all of the page's runs have.
+/// A pair for which all runs of the page have a result.
 struct Row<'a> {
     pair: &'a Pair,
     records: Vec<Record>,
 }
 
 impl<'a> Page<'a> {
-    /// A page of one run.
+    /// Creates a page of one run.
     #[must_use]
     pub fn of(bench: &'a Bench, run: &'a RunFolder) -> Self {
         Self {
@@ -54,7 +54,7 @@ impl<'a> Page<'a> {
         }
     }
 
-    /// A page to vote between two runs, side by side in an order that does not tell which is which.
+    /// Creates a page for blind votes between two runs, side by side in random order.
     #[must_use]
     pub fn between(bench: &'a Bench, a: &'a RunFolder, b: &'a RunFolder) -> Self {
         Self {
@@ -65,26 +65,26 @@ impl<'a> Page<'a> {
         }
     }
 
-    /// Shows pictures with at most so many pixels on a side, as JPEG. By default their files are there as they are,
-    /// or at most 512 pixels where they have more than 48 MiB in all; the page says so.
+    /// Shows images with at most `side` pixels on a side, as JPEG. By default the files are embedded
+    /// unchanged, or with at most 512 pixels if they exceed 48 MiB in total; the page says so.
     #[must_use]
     pub fn thumbnails(mut self, side: u32) -> Self {
         self.thumbnails = Some(side.max(1));
         self
     }
 
-    /// Seed of the draw which run stands on the left, pair by pair; 0 by default.
+    /// Sets the seed that decides, pair by pair, which run is on the left; 0 by default.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 
-    /// The page's HTML. It needs nothing but itself.
+    /// Renders the page as self-contained HTML.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where the runs have no pair in common or are of one name, [`Error::Io`] and
-    /// [`Error::Image`] where a picture cannot be read.
+    /// [`Error::InvalidArgument`] if the runs have no pair in common or the same name, [`Error::Io`] and
+    /// [`Error::Image`] if an image cannot be read.
     pub fn html(&self) -> Result<String> {
         let infos = self.runs.iter().map(|run| run.info()).collect::<Result<Vec<_>>>()?;
         let names: Vec<&str> = infos.iter().map(|info| info.name.as_str()).collect();
@@ -165,13 +165,13 @@ impl<'a> Page<'a> {
 
     fn pair(&self, row: &Row<'_>, columns: &[Column], pictures: &mut Pictures) -> Value {
         let Row { pair, records } = row;
-        let of_bench = |path: &PathBuf| self.bench.folder.join(path);
+        let in_bench = |path: &PathBuf| self.bench.folder.join(path);
         let sources: Vec<usize> = pair
             .pictures
             .iter()
-            .map(|path| pictures.index(of_bench(path)))
+            .map(|path| pictures.index(in_bench(path)))
             .collect();
-        let truth = pair.truth.as_ref().map(|path| pictures.index(of_bench(path)));
+        let truth = pair.truth.as_ref().map(|path| pictures.index(in_bench(path)));
         let result = |(run, record): (&&RunFolder, &Record)| {
             let measures: Vec<String> = columns.iter().map(|column| column.text(&record.measures)).collect();
             json!({"picture": pictures.index(run.picture(pair)), "measures": measures})
@@ -184,7 +184,7 @@ impl<'a> Page<'a> {
     }
 }
 
-/// What votes belong to: the runs and the results that the page shows.
+/// Returns the identity under which votes are stored: a digest of the runs and results on the page.
 fn identity(infos: &[super::RunInfo], rows: &[Row<'_>]) -> String {
     let mut hash = Sha256::new();
     for info in infos {
@@ -196,9 +196,9 @@ fn identity(infos: &[super::RunInfo], rows: &[Row<'_>]) -> String {
     format!("{:x}", hash.finalize()).chars().take(16).collect()
 }
 
-/// The pictures of a page, each file once.
+/// Images of a page, each file once.
 struct Pictures {
-    /// The longest side, where they are made smaller.
+    /// Longest side to which images are scaled down, if they are.
     side: Option<u32>,
     paths: Vec<PathBuf>,
     indices: BTreeMap<PathBuf, usize>,
@@ -240,7 +240,7 @@ impl Pictures {
         })
     }
 
-    /// Each picture as a data URI, with its width and height.
+    /// Returns each image as a data URI, with its width and height.
     fn finish(self) -> Result<Vec<Value>> {
         self.paths.par_iter().map(|path| inline(path, self.side)).collect()
     }
@@ -272,7 +272,7 @@ fn inline(path: &Path, side: Option<u32>) -> Result<Value> {
     ]))
 }
 
-/// With at most `side` pixels on a side, in its own proportions.
+/// Scales to at most `side` pixels on a side, keeping the aspect ratio.
 fn fitted(picture: &RgbImage, side: u32) -> Result<RgbImage> {
     let (width, height) = picture.dimensions();
     let scale = f64::from(side) / f64::from(width.max(height));
@@ -288,7 +288,7 @@ fn jpeg(picture: &RgbImage) -> Result<Vec<u8>, image::ImageError> {
     Ok(bytes)
 }
 
-/// The template with its marks replaced, in one pass: what is put in may hold marks.
+/// Fills the template's placeholders in one pass, because values may contain placeholders.
 fn filled(values: &[(&str, &str)]) -> String {
     let (mut page, mut rest) = (String::new(), TEMPLATE);
     while let Some((before, after)) = rest.split_once("{{") {
@@ -306,12 +306,12 @@ fn filled(values: &[(&str, &str)]) -> String {
     page
 }
 
-/// Text in HTML.
+/// Escapes text for HTML.
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
-/// JSON within a `script` element: nothing in it can end the element.
+/// Serialises JSON for a `script` element, so that nothing in it can end the element.
 fn in_script(value: &Value) -> String {
     value
         .to_string()

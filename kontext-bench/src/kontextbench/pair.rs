@@ -1,37 +1,37 @@
-//! One pair of a bench: what is given, and what is asked for.
+//! One pair of a bench: images and an instruction.
 
 use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-/// Longer keys make longer file names than file systems take.
+/// Length limit of keys in bytes; longer ones exceed the file name limits of file systems.
 const LONGEST_KEY: usize = 80;
 
-/// A picture (or several) and an instruction. Paths are relative to the folder of `metadata.jsonl`.
+/// One or more images and an instruction. Paths are relative to the folder of `metadata.jsonl`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pair {
-    /// Its name, unique in the bench: `0000_00`.
+    /// Name, unique in the bench: `0000_00`.
     pub key: String,
-    /// What to do.
+    /// The edit to make.
     pub instruction: String,
-    /// One of [`CATEGORIES`](super::CATEGORIES), or what the bench says in its place.
+    /// One of [`CATEGORIES`](super::CATEGORIES), or the bench's own category.
     pub category: String,
-    /// The picture to edit, then further references.
+    /// The image to edit, then further references.
     pub pictures: Vec<PathBuf>,
-    /// The picture that it has to become, where that is known.
+    /// The true result, if known.
     pub truth: Option<PathBuf>,
-    /// Pictures that the result might be taken for, where the truth is known.
+    /// Images that the result might be mistaken for, if the truth is known.
     pub candidates: Vec<PathBuf>,
-    /// Its line in `metadata.jsonl`, from 1.
+    /// Line in `metadata.jsonl`, from 1.
     pub line: usize,
 }
 
 impl Pair {
-    /// Reads a line of `metadata.jsonl`. The category is left as it stands there.
+    /// Reads a line of `metadata.jsonl`. The category is kept unchanged.
     pub(super) fn read(text: &str, line: usize) -> Result<Self, String> {
         let value: Value = serde_json::from_str(text).map_err(|error| {
-            // The line that serde_json counts is that within this one.
+            // serde_json's line number refers to this line only.
             let words = error.to_string();
             format!("it is no JSON: {}", words.split(" at line ").next().unwrap_or(&words))
         })?;
@@ -71,12 +71,13 @@ impl Pair {
         })
     }
 
-    /// All pictures that it names.
+    /// Returns all images of the pair.
     pub(super) fn all_pictures(&self) -> impl Iterator<Item = &PathBuf> {
         self.pictures.iter().chain(&self.truth).chain(&self.candidates)
     }
 
-    /// Its key as the name of a file: letters, digits, `_` and `-` stand as they are, all else as `%` and its bytes.
+    /// Returns the key as a file name: letters, digits, `_` and `-` are kept, all else is percent-encoded by
+    /// byte.
     #[must_use]
     pub fn file_stem(&self) -> String {
         let mut name = String::new();
@@ -90,8 +91,8 @@ impl Pair {
         name
     }
 
-    /// The seed of its noise, a function of the run's seed and the key alone: 32 bits, because `torch.Generator` takes
-    /// no more.
+    /// Returns the seed of its noise, derived only from the run's seed and the key: 32 bits, because
+    /// `torch.Generator` takes no more.
     ///
     /// ```
     /// # let folder = tempfile::tempdir().unwrap();
@@ -110,7 +111,7 @@ impl Pair {
     }
 }
 
-/// 32 bits of a number and a name.
+/// Hashes a number and a name to 32 bits.
 pub(super) fn draw(seed: u64, name: &str) -> u32 {
     let digest = Sha256::new()
         .chain_update(seed.to_le_bytes())
@@ -119,7 +120,7 @@ pub(super) fn draw(seed: u64, name: &str) -> u32 {
     u32::from_le_bytes([digest[0], digest[1], digest[2], digest[3]])
 }
 
-/// The first of these fields that is there and not null.
+/// Returns the first of these fields that exists and is not null.
 fn field<'a>(fields: &'a Map<String, Value>, names: &[&'static str]) -> Option<(&'static str, &'a Value)> {
     names.iter().find_map(|name| {
         fields
@@ -139,7 +140,8 @@ fn names(fields: &Map<String, Value>) -> String {
     }
 }
 
-/// `key` or `id`; without them the published way to make one of `image_idx` and `prompt_idx`, or the line.
+/// Returns `key` or `id`; without them the published form of `image_idx` and `prompt_idx`, or the line
+/// number.
 fn key(fields: &Map<String, Value>, line: usize) -> Result<String, String> {
     let number = |name: &str| fields.get(name).and_then(Value::as_u64);
     let key = match field(fields, &["key", "id"]) {
@@ -157,7 +159,7 @@ fn key(fields: &Map<String, Value>, line: usize) -> Result<String, String> {
     Ok(key)
 }
 
-/// A path, a list of them, or objects with a `path`, as the `datasets` library writes pictures.
+/// Reads a path, a list of them, or objects with a `path`, as the `datasets` library writes images.
 fn paths(name: &str, value: &Value) -> Result<Vec<PathBuf>, String> {
     let one = |value: &Value| {
         let text = value.get("path").unwrap_or(value).as_str();
@@ -169,7 +171,7 @@ fn paths(name: &str, value: &Value) -> Result<Vec<PathBuf>, String> {
     }
 }
 
-/// A bench comes from elsewhere: its paths must stay in its folder.
+/// Checks that a path stays in the bench's folder: a bench is untrusted input.
 fn inside(text: &str) -> Result<PathBuf, String> {
     let path = Path::new(text);
     let stays = path

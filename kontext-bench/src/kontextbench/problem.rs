@@ -1,16 +1,16 @@
-//! What is wrong with a bench, and where.
+//! Problems of a bench, with their locations.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// Something of a bench, of a run or of votes that cannot be used. The rest goes on without it.
+/// An unusable part of a bench, a run or votes. The rest is processed without it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// The file, relative to the folder that was opened.
+    /// The file, relative to the opened folder.
     pub file: PathBuf,
-    /// The line in it, from 1; none where the whole is meant.
+    /// Line in the file, from 1; `None` for the whole.
     pub line: Option<usize>,
-    /// What is wrong, and what follows from it.
+    /// Description of the problem and its consequence.
     pub what: String,
 }
 

@@ -1,4 +1,4 @@
-//! Votes to win rates and Elo, with intervals.
+//! Win rates and Elo ratings from votes, with intervals.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -10,46 +10,46 @@ use super::Vote;
 use super::report::cell;
 use crate::statistics::{Estimate, index};
 
-/// The standard normal quantile of a two-sided interval of 95 %.
+/// Standard normal quantile of a two-sided 95 % interval.
 const Z: f64 = 1.959_963_985;
-/// Ratings of a set of runs that met have this mean.
+/// Mean rating of a connected set of runs.
 const MEAN: f64 = 1000.0;
-/// A run that is expected to win ten of eleven is so many points ahead: Elo's scale.
+/// Elo's scale: points by which a run leads if it is expected to win ten of eleven votes.
 const SCALE: f64 = 400.0;
-/// Bradley-Terry's iteration ends at this change of a rating, in points.
+/// Change of a rating, in points, at which Bradley-Terry's iteration has converged.
 const CONVERGED: f64 = 1e-6;
-/// Or here: runs that hardly met take long.
+/// Iteration limit: runs with few votes between them converge slowly.
 const MOST_ITERATIONS: usize = 100_000;
-/// Samples of the bootstrap.
+/// Bootstrap samples.
 const SAMPLES: usize = 1000;
 
-/// How one run did against another.
+/// Win rate of one run against another.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WinRate {
     /// The run.
     pub run: String,
-    /// The other one.
+    /// The other run.
     pub against: String,
-    /// The category; none for all.
+    /// The category; `None` for all.
     pub category: Option<String>,
-    /// Votes for it, for the other one, and for neither.
+    /// Votes for the run, for the other, and ties.
     pub votes: [usize; 3],
-    /// Its share of the votes, ties half, with Wilson's interval.
+    /// Share of the votes, ties counted half, with Wilson's interval.
     pub rate: Estimate,
 }
 
-/// A run's Elo.
+/// A run's Elo rating.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rating {
     /// The run.
     pub run: String,
-    /// Votes in which it took part.
+    /// Number of votes in which the run took part.
     pub votes: usize,
-    /// Its Elo, with an interval by bootstrap over pairs.
+    /// Elo rating, with a bootstrap interval over pairs.
     pub elo: Estimate,
 }
 
-/// Wilson's interval for a share of `n`; the whole range where there are none.
+/// Computes Wilson's interval for a share of `n`; the whole range if `n` is 0.
 ///
 /// Source: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference" (1927).
 ///
@@ -77,8 +77,8 @@ pub fn wilson(wins: f64, n: f64) -> Estimate {
     }
 }
 
-/// The win rates of every two runs that met, by category and over all; the run whose name comes first is that whose
-/// rate it is.
+/// Computes the win rate of each two runs that were compared, by category and overall; each rate is that of
+/// the run whose name comes first alphabetically.
 #[must_use]
 pub fn win_rates(votes: &[Vote]) -> Vec<WinRate> {
     let mut counts = BTreeMap::<(&str, &str, Option<&str>), [usize; 3]>::new();
@@ -118,15 +118,15 @@ pub fn win_rates(votes: &[Vote]) -> Vec<WinRate> {
     counts.into_iter().map(rate).collect()
 }
 
-/// The runs' Elo: Bradley and Terry's strengths that make the votes likeliest, on a scale with the mean 1000.
+/// Computes the runs' Elo ratings: Bradley and Terry's maximum-likelihood strengths, with mean 1000.
 ///
-/// A tie is half a win for each. To every two runs that met, one tie is added, or a run that won all its votes would
-/// have no finite rating. Runs that no chain of votes joins are rated apart, each set around 1000. Intervals are the
-/// middle 95 % of 1000 bootstrap samples, which draw pairs (with all their votes), because votes on one pair are of one
-/// kind.
+/// A tie is half a win for each. One tie is added for every two runs that were compared; otherwise a run that
+/// won all its votes would have no finite rating. Runs not connected by any chain of votes are rated
+/// separately, each set around 1000. Intervals are the middle 95 % of 1000 bootstrap samples, which resample
+/// pairs (with all their votes), because votes on one pair are correlated.
 ///
-/// Source: R. A. Bradley and M. E. Terry, "Rank Analysis of Incomplete Block Designs" (1952), by the iteration of
-/// D. R. Hunter, "MM algorithms for generalized Bradley-Terry models" (2004).
+/// Source: R. A. Bradley and M. E. Terry, "Rank Analysis of Incomplete Block Designs" (1952), by the
+/// iteration of D. R. Hunter, "MM algorithms for generalized Bradley-Terry models" (2004).
 #[must_use]
 pub fn ratings(votes: &[Vote], seed: u64) -> Vec<Rating> {
     let names: Vec<&str> = votes
@@ -147,7 +147,7 @@ pub fn ratings(votes: &[Vote], seed: u64) -> Vec<Rating> {
     }
     let pairs: Vec<Vec<Game>> = by_pair.into_values().collect();
     let all: Vec<&Game> = pairs.iter().flatten().collect();
-    // Ties that are added go by all votes, so that no sample leaves a run alone.
+    // The added ties are taken from all votes, so that no sample disconnects a run.
     let met: BTreeSet<(usize, usize)> = all
         .iter()
         .map(|game| (game.left.min(game.right), game.left.max(game.right)))
@@ -185,16 +185,16 @@ pub fn ratings(votes: &[Vote], seed: u64) -> Vec<Rating> {
     ratings
 }
 
-/// A vote, by indices of runs.
+/// A vote, with runs as indices.
 struct Game {
     left: usize,
     right: usize,
     score: f64,
 }
 
-/// The Elo of `count` runs.
+/// Computes the Elo ratings of `count` runs.
 fn bradley_terry(count: usize, games: &[&Game], met: &BTreeSet<(usize, usize)>) -> Vec<f64> {
-    // Games of a run against another, and points that it took from it.
+    // Games between each two runs, and total points of each run.
     let (mut played, mut points) = (vec![vec![0.0; count]; count], vec![0.0; count]);
     let ties = met
         .iter()
@@ -239,7 +239,7 @@ fn bradley_terry(count: usize, games: &[&Game], met: &BTreeSet<(usize, usize)>) 
     elo
 }
 
-/// The runs in sets that chains of votes join.
+/// Groups runs into sets connected by votes.
 fn sets(count: usize, met: &BTreeSet<(usize, usize)>) -> Vec<Vec<usize>> {
     let mut set_of: Vec<usize> = (0..count).collect();
     for &(a, b) in met {
@@ -253,7 +253,7 @@ fn sets(count: usize, met: &BTreeSet<(usize, usize)>) -> Vec<Vec<usize>> {
     sets.into_values().collect()
 }
 
-/// "62 % (48 to 74)"
+/// Formats the rate as "62 % (48 to 74)".
 impl fmt::Display for WinRate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Estimate { value, low, high } = self.rate;
@@ -261,7 +261,7 @@ impl fmt::Display for WinRate {
     }
 }
 
-/// Votes as two tables in Markdown.
+/// Formats votes as two Markdown tables.
 #[must_use]
 pub fn vote_report(votes: &[Vote], seed: u64) -> String {
     let mut text = String::from(
@@ -334,7 +334,7 @@ mod tests {
 
     #[test]
     fn ten_wins_in_eleven_are_four_hundred_points() {
-        // With the tie that is added: 10.5 of 12 points are 400 log10(10.5 / 1.5).
+        // With the added tie, 10.5 of 12 points are 400 log10(10.5 / 1.5).
         let ratings = ratings(&votes("a", "b", [10, 1, 0]), 0);
         let expected = 400.0 * 7_f64.log10() / 2.0;
         assert_eq!(ratings.iter().map(|r| r.run.as_str()).collect::<Vec<_>>(), ["a", "b"]);
@@ -367,7 +367,8 @@ mod tests {
             ratings.iter().map(|r| r.run.as_str()).collect::<Vec<_>>(),
             ["a", "b", "c"]
         );
-        // Each step is 400 log10(30.5 / 10.5); without a vote between a and c it is twice that from end to end.
+        // Each step is 400 log10(30.5 / 10.5); without a vote between a and c it is twice that from end to
+        // end.
         let step = 400.0 * (30.5_f64 / 10.5).log10();
         assert!(
             (elo[0] - elo[1] - step).abs() < 1e-3 && (elo[1] - elo[2] - step).abs() < 1e-3,

@@ -1,10 +1,10 @@
-//! One pair's result in numbers.
+//! Numbers of one pair's result.
 
 use serde::{Deserialize, Serialize};
 
 use super::Measures;
 
-/// What `records/KEY.json` holds. It has no times, so that a run made again has the same bytes.
+/// Contents of `records/KEY.json`, without times, so that a repeated run gives the same bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// The pair's key.
@@ -13,25 +13,25 @@ pub struct Record {
     pub category: String,
     /// The pair's instruction.
     pub instruction: String,
-    /// The seed of the result's noise.
+    /// Seed of the result's noise.
     pub seed: u64,
-    /// The result's width in pixels.
+    /// Width of the result in pixels.
     pub width: u32,
-    /// The result's height in pixels.
+    /// Height of the result in pixels.
     pub height: u32,
-    /// SHA-256 of the result's file.
+    /// SHA-256 of the result file.
     pub sha256: String,
-    /// How it was measured.
+    /// Metrics of the result.
     pub measures: Measures,
 }
 
-/// What `timings/KEY.json` holds.
+/// Contents of `timings/KEY.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Timing {
     /// The pair's key.
     pub key: String,
-    /// Seconds from request to picture, on the wall.
+    /// Wall-clock seconds from request to image.
     pub seconds: f64,
-    /// Sampling steps within.
+    /// Sampling steps in that time.
     pub steps: usize,
 }

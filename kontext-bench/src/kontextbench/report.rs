@@ -1,4 +1,4 @@
-//! What a complete run comes to: its results as tables, and the page.
+//! Report of a complete run: its results as tables, and the page.
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -8,13 +8,13 @@ use kontext_core::{Error, Result};
 use super::run_folder::Writer;
 use super::{Bench, COLUMNS, Column, Latency, Page, Record, RunFolder, RunInfo, Timing};
 
-/// Writes what follows from the records, which are in the bench's order; answers with the report's path.
+/// Writes everything derived from the records, which are in the bench's order; returns the report's path.
 ///
 /// ```text
 /// results.jsonl, results.csv    the records
-/// report.md                     means by category, and what was left out
+/// report.md                     means by category, and problems of the bench
 /// page.html                     source, instruction and result of every pair
-/// timings/latency.md            how long edits took
+/// timings/latency.md            latency of the edits
 /// ```
 pub(super) fn write(bench: &Bench, folder: &RunFolder, writer: &Writer, records: &[Record]) -> Result<PathBuf> {
     let timings: Vec<Timing> = bench.pairs.iter().filter_map(|pair| folder.timing(pair)).collect();
@@ -91,7 +91,7 @@ fn text(bench: &Bench, info: &RunInfo, records: &[Record]) -> String {
     text
 }
 
-/// The columns that any record has a value of.
+/// Returns the columns for which any record has a value.
 pub(super) fn used(records: &[&Record]) -> Vec<Column> {
     COLUMNS
         .into_iter()
@@ -99,7 +99,7 @@ pub(super) fn used(records: &[&Record]) -> Vec<Column> {
         .collect()
 }
 
-/// A row for each category and one for all: name, number of pairs, and each column's mean.
+/// Formats a row for each category and one for all: name, number of pairs, and each column's mean.
 pub(super) fn means(records: &[&Record], columns: &[Column]) -> Vec<Vec<String>> {
     let mut names: Vec<&str> = records.iter().map(|record| record.category.as_str()).collect();
     names.sort_unstable();
@@ -117,18 +117,18 @@ pub(super) fn means(records: &[&Record], columns: &[Column]) -> Vec<Vec<String>>
             .chain(columns.iter().map(mean))
             .collect()
     };
-    let of = |name: &&str| {
-        let of: Vec<&Record> = records
+    let category_row = |name: &&str| {
+        let in_category: Vec<&Record> = records
             .iter()
             .copied()
             .filter(|record| record.category == *name)
             .collect();
-        row(name, &of)
+        row(name, &in_category)
     };
-    names.iter().map(of).chain([row("all", records)]).collect()
+    names.iter().map(category_row).chain([row("all", records)]).collect()
 }
 
-/// Text within a table in Markdown.
+/// Escapes text for a cell of a Markdown table.
 pub(super) fn cell(text: &str) -> String {
     let shown = |c: char| if c.is_control() { ' ' } else { c };
     text.chars()

@@ -1,14 +1,14 @@
-//! A run's folder, in which a pair is done when its record is there.
+//! A run's folder, in which a pair is done once its record exists.
 //!
 //! ```text
-//! run.json             what made the run
+//! run.json             facts of the run
 //! pictures/KEY.png     results
 //! records/KEY.json     their metrics, written last
-//! timings/KEY.json     seconds; what is under timings/ is the only thing that differs when a run is made again
+//! timings/KEY.json     seconds; only files under timings/ differ if a run is repeated
 //! ```
 //!
-//! Every file is written under another name in `.partial-i-of-n/`, and then renamed, so that a process may be killed
-//! at any moment. Each shard has such a folder of its own, because several may work in one folder.
+//! Every file is written under another name in `.partial-i-of-n/` and then renamed, so that a process may be
+//! killed at any moment. Each shard has its own such folder, because several may work in one run folder.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -23,9 +23,10 @@ use sha2::{Digest, Sha256};
 
 use super::{Pair, Record, RunInfo, Timing};
 
-/// Folders with files that are not whole yet begin so.
+/// Prefix of folders with incomplete files.
 const PARTIAL: &str = ".partial-";
-/// A folder with such files is taken away once by each shard that ends, and there are seldom many at one moment.
+/// Retry limit of a write. Each shard deletes such folders once, when it ends, and rarely do many end at one
+/// moment.
 const ATTEMPTS: usize = 100;
 
 /// A folder with results of one run.
@@ -35,10 +36,10 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// An existing one.
+    /// Opens an existing folder.
     ///
     /// # Errors
-    /// [`Error::Io`] where there is no `run.json`.
+    /// [`Error::Io`] if there is no `run.json`.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_owned();
         let info = path.join("run.json");
@@ -48,7 +49,7 @@ impl RunFolder {
         Ok(Self { path })
     }
 
-    /// One to write to: made if it is not there, and refused where it holds a run that something else made.
+    /// Opens a folder for writing: created if missing, refused if it holds a different run.
     pub(super) fn create(path: &Path, info: &RunInfo, name: &str) -> Result<(Self, Writer)> {
         let folder = Self { path: path.to_owned() };
         if folder.file("run.json").is_file()
@@ -73,22 +74,22 @@ impl RunFolder {
         Ok((folder, writer))
     }
 
-    /// Its path.
+    /// Returns the folder's path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What made it.
+    /// Reads the facts of the run.
     ///
     /// # Errors
-    /// [`Error::Io`] and [`Error::Checkpoint`] where `run.json` cannot be read.
+    /// [`Error::Io`] and [`Error::Checkpoint`] if `run.json` cannot be read.
     pub fn info(&self) -> Result<RunInfo> {
         read_json(self.file("run.json"))
     }
 
-    /// A pair's record, where the pair is done: the record is whole and of this pair, and the picture is the one that
-    /// was measured.
+    /// Returns a pair's record if the pair is done: the record is complete and of this pair, and the image is
+    /// the one that was measured.
     #[must_use]
     pub fn record(&self, pair: &Pair) -> Option<Record> {
         let record: Record = self.json("records", pair)?;
@@ -96,19 +97,19 @@ impl RunFolder {
         same.then_some(record)
     }
 
-    /// How long a pair took.
+    /// Returns the timing of a pair.
     #[must_use]
     pub fn timing(&self, pair: &Pair) -> Option<Timing> {
         self.json("timings", pair)
     }
 
-    /// The file of a pair's result.
+    /// Returns the path of a pair's result.
     #[must_use]
     pub fn picture(&self, pair: &Pair) -> PathBuf {
         self.file("pictures").join(pair.file_stem()).with_extension("png")
     }
 
-    /// The stems of all records in it, of whatever pairs.
+    /// Returns the file stems of all records in the folder, whatever their pairs.
     pub(super) fn stems(&self) -> Result<Vec<String>> {
         let folder = self.file("records");
         let mut stems = Vec::new();
@@ -124,8 +125,8 @@ impl RunFolder {
         Ok(stems)
     }
 
-    /// Takes away what killed processes left, of whatever shard. A shard that is still at work makes its own anew, and
-    /// takes it away at its end.
+    /// Removes the leftovers of killed processes, of any shard. A shard still at work recreates its own
+    /// folder and removes it at its end.
     pub(super) fn sweep(&self) -> Result<()> {
         for entry in fs::read_dir(&self.path).map_err(Error::io(&self.path))? {
             let entry = entry.map_err(Error::io(&self.path))?;
@@ -146,7 +147,7 @@ impl RunFolder {
     }
 }
 
-/// Writes files that appear whole or not at all.
+/// Atomic file writer: files appear complete or not at all.
 #[derive(Debug)]
 pub(super) struct Writer {
     folder: RunFolder,
@@ -154,7 +155,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// A pair's picture, how long it took, and then its record; answers with the record.
+    /// Writes a pair's image, its timing if any, and last its record.
     pub(super) fn pair(&self, pair: &Pair, png: &[u8], timing: Option<&Timing>, record: &Record) -> Result<()> {
         let stem = pair.file_stem();
         self.bytes(&format!("pictures/{stem}.png"), png)?;
@@ -183,7 +184,8 @@ impl Writer {
 
     fn publish(&self, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         let partial = self.partial.join("file");
-        // Another shard that finds the bench complete takes this folder for one that a killed process left.
+        // Another shard that finds the bench complete may have removed this folder as the leftover of a
+        // killed process.
         fs::create_dir_all(&self.partial)?;
         fs::write(&partial, bytes)?;
         fs::rename(&partial, path)
@@ -192,7 +194,7 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        // It holds nothing that anyone needs; the next run would take it away.
+        // The folder holds nothing needed; the next run would remove it.
         let _ = fs::remove_dir_all(&self.partial);
     }
 }
@@ -201,7 +203,7 @@ pub(super) fn sha256(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }
 
-/// A picture as the bytes of a PNG.
+/// Encodes an image as PNG.
 pub(super) fn png(picture: &RgbImage) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let encoder = PngEncoder::new(&mut bytes);

@@ -1,31 +1,31 @@
-//! What made a run: results with different ones are never mixed.
+//! Facts that determine a run: results with different ones are never mixed.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// The facts of `run.json`.
+/// Contents of `run.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunInfo {
-    /// What the run is called on the page and in votes.
+    /// Name of the run on the page and in votes.
     pub name: String,
-    /// Seed of the run; each pair's own follows from it and from the pair's key.
+    /// Seed of the run; each pair's seed derives from it and the pair's key.
     pub seed: u64,
-    /// What else decides the results, by name: the model's identity, its device, steps, guidance.
+    /// Other settings that determine the results, by name: the model's identity, its device, steps, guidance.
     pub settings: BTreeMap<String, String>,
-    /// The bench's digest; [`RunInfo`]s of callers leave it empty, the run fills it in.
+    /// Digest of the bench; left empty by the caller and filled in by the run.
     #[serde(default)]
     pub bench: String,
-    /// The bench's number of pairs.
+    /// Number of pairs in the bench.
     #[serde(default)]
     pub pairs: usize,
-    /// What the metrics were measured with, by name.
+    /// Networks and settings of the metrics, by name.
     #[serde(default)]
     pub metrics: BTreeMap<String, String>,
 }
 
 impl RunInfo {
-    /// A run of this name and seed, with no settings yet.
+    /// Creates the facts of a run with this name and seed, without settings.
     #[must_use]
     pub fn new(name: impl Into<String>, seed: u64) -> Self {
         Self {
@@ -45,7 +45,7 @@ impl RunInfo {
         self
     }
 
-    /// How another one differs, in words; none where it is the same.
+    /// Describes the differences from another run; `None` if there are none.
     ///
     /// ```
     /// use kontext_bench::kontextbench::RunInfo;
@@ -64,7 +64,7 @@ impl RunInfo {
         (!words.is_empty()).then_some(words)
     }
 
-    /// All that it tells, by name.
+    /// Returns all facts, by name.
     #[must_use]
     pub fn facts(&self) -> BTreeMap<String, String> {
         let own = [

@@ -1,4 +1,4 @@
-//! Runs a bench's pairs, each once, whatever happens in between.
+//! Resumable run over a bench's pairs, each edited once.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -10,61 +10,61 @@ use kontext_core::{Error, Result};
 use super::run_folder::{Writer, png, sha256};
 use super::{Bench, Metrics, Pair, Problem, Record, RunFolder, RunInfo, Shard, Timing, report};
 
-/// What the model is asked for.
+/// An edit requested from the model.
 #[derive(Debug)]
 pub struct Task<'a> {
     /// The pair.
     pub pair: &'a Pair,
-    /// Its pictures: the one to edit, then further references.
+    /// The pair's images: the one to edit, then further references.
     pub pictures: &'a [RgbImage],
     /// Seed of the noise.
     pub seed: u64,
 }
 
-/// What the model answers.
+/// The model's result.
 #[derive(Debug, Clone)]
 pub struct Edited {
-    /// The result.
+    /// The edited image.
     pub picture: RgbImage,
-    /// Sampling steps that it took.
+    /// Number of sampling steps.
     pub steps: usize,
 }
 
-/// What a run tells while it works. Answer [`ControlFlow::Break`] to stop it after the pair.
+/// Progress of a run. Return [`ControlFlow::Break`] to stop it after the current pair.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum RunEvent<'a> {
-    /// It begins.
+    /// The run begins.
     Started {
-        /// Pairs that were done before.
+        /// Pairs done before.
         done: usize,
-        /// Pairs of the shard.
+        /// Total pairs of the shard.
         total: usize,
     },
-    /// A pair is done, and on the disk.
+    /// A pair is done and on disk.
     Done {
-        /// Its result.
+        /// The pair's result.
         record: &'a Record,
-        /// How long the edit took.
+        /// Timing of the edit.
         timing: &'a Timing,
     },
-    /// A pair failed; the run goes on. The next run tries it again.
+    /// A pair failed; the run continues. The next run retries it.
     Failed {
-        /// Why.
+        /// The reason.
         problem: &'a Problem,
     },
 }
 
-/// How a run ended.
+/// Outcome of a run.
 #[derive(Debug, Clone)]
 pub struct RunSummary {
-    /// Pairs of the shard that have a result now.
+    /// Pairs of the shard that now have a result.
     pub done: usize,
     /// Pairs that failed.
     pub failed: Vec<Problem>,
-    /// Pairs of the whole bench that have no result in the folder.
+    /// Pairs of the whole bench without a result in the folder.
     pub missing: usize,
-    /// The report, written where no pair is missing.
+    /// Path of the report, written if no pair is missing.
     pub report: Option<PathBuf>,
 }
 
@@ -78,7 +78,7 @@ pub struct Runner<'a> {
 }
 
 impl<'a> Runner<'a> {
-    /// A run of all pairs, measured without networks.
+    /// Creates a run of all pairs, measured without networks.
     #[must_use]
     pub fn new(bench: &'a Bench, info: RunInfo) -> Self {
         Self {
@@ -89,28 +89,29 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// What results are measured with.
+    /// Sets the networks used for measuring.
     #[must_use]
     pub fn metrics(mut self, metrics: Metrics) -> Self {
         self.metrics = metrics;
         self
     }
 
-    /// The share of the pairs to run; all by default.
+    /// Sets the shard of pairs to run; all by default.
     #[must_use]
     pub fn shard(mut self, shard: Shard) -> Self {
         self.shard = shard;
         self
     }
 
-    /// Runs every pair of the shard that has no result in the folder yet, and writes the report where the bench is
-    /// complete. Several shards may write to one folder at a time, each shard once.
+    /// Runs every pair of the shard without a result in the folder, and writes the report if the bench is
+    /// complete. Several shards may write to one folder concurrently, each shard once.
     ///
-    /// A pair whose edit fails is told and left without a result.
+    /// A pair whose edit fails is reported to `tell` and left without a result.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where the folder holds a run that something else made, [`Error::Io`] where it cannot
-    /// be written, [`Error::Cancelled`] where `tell` answered [`ControlFlow::Break`].
+    /// [`Error::InvalidArgument`] if the folder holds a different run, [`Error::Io`] if it cannot be written,
+    /// [`Error::Cancelled`] if `tell` returns [`ControlFlow::Break`]. [`Error::Io`] and [`Error::Cancelled`] of
+    /// `edit` also end the run.
     pub fn run(
         &self,
         out: impl AsRef<Path>,
@@ -142,7 +143,7 @@ impl<'a> Runner<'a> {
                         timing: &timing,
                     })
                 }
-                // These are of the machine or its user, not of the pair.
+                // These concern the machine or its user, not the pair.
                 Err(error @ (Error::Io { .. } | Error::Cancelled { .. })) => return Err(error),
                 Err(error) => {
                     let what = format!("the pair {:?} failed: {}", pair.key, chain(&error));
@@ -216,7 +217,7 @@ impl<'a> Runner<'a> {
     }
 }
 
-/// The facts of a run with those of its bench and metrics.
+/// Completes a run's facts with those of its bench and metrics.
 fn complete(info: RunInfo, bench: &Bench, metrics: &Metrics) -> RunInfo {
     RunInfo {
         bench: bench.digest(),
@@ -226,7 +227,7 @@ fn complete(info: RunInfo, bench: &Bench, metrics: &Metrics) -> RunInfo {
     }
 }
 
-/// An error and its causes in one line.
+/// Formats an error and its causes in one line.
 fn chain(error: &Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);

@@ -1,9 +1,9 @@
-//! A run's share among several processes or machines.
+//! A shard of a run, for several processes or machines.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Every pair whose index is `index` modulo `count`; by default all.
+/// The pairs whose index is `index` modulo `count`; by default all.
 ///
 /// ```
 /// use kontext_bench::kontextbench::Shard;
@@ -19,13 +19,13 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// Whether a pair is in it, by its index in the bench.
+    /// Returns `true` if the pair with this index in the bench belongs to the shard.
     #[must_use]
     pub fn has(&self, index: usize) -> bool {
         index % self.count == self.index
     }
 
-    /// Its name among files.
+    /// Returns the shard's name for files.
     pub(super) fn file_name(&self) -> String {
         format!("{}-of-{}", self.index, self.count)
     }

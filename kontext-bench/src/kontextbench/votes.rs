@@ -1,4 +1,4 @@
-//! Votes between runs, as the page exports them.
+//! Votes between runs, as exported by the page.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Problem;
 
-/// What a voter found better.
+/// The result that a voter preferred.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Choice {
@@ -19,26 +19,26 @@ pub enum Choice {
     Tie,
 }
 
-/// A line of the page's CSV.
+/// A line of the page's CSV export.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vote {
     /// The pair's key.
     pub key: String,
     /// The pair's category.
     pub category: String,
-    /// The run whose result stood on the left.
+    /// The run shown on the left.
     pub left: String,
-    /// The run whose result stood on the right.
+    /// The run shown on the right.
     pub right: String,
-    /// Which was better.
+    /// The preferred result.
     pub choice: Choice,
-    /// When, in ISO 8601.
+    /// Time of the vote, in ISO 8601.
     #[serde(default)]
     pub time: String,
 }
 
 impl Vote {
-    /// What the left run scores: 1, 0, or one half for a tie.
+    /// Returns the left run's score: 1, 0, or one half for a tie.
     #[must_use]
     pub fn left_score(&self) -> f64 {
         match self.choice {
@@ -49,13 +49,14 @@ impl Vote {
     }
 }
 
-/// Reads a file of votes: CSV with the columns key, category, left, right, choice (`left`, `right` or `tie`) and time.
+/// Reads a file of votes: CSV with the columns key, category, left, right, choice (`left`, `right` or `tie`)
+/// and time.
 ///
-/// A line that is no vote, that compares a run with itself, or whose pair and runs the file has voted on before is left
-/// out and told.
+/// A line is left out and reported as a problem if it is not a vote, compares a run with itself, or repeats
+/// an earlier vote on the same pair and runs.
 ///
 /// # Errors
-/// [`Error::Io`] where the file cannot be read.
+/// [`Error::Io`] if the file cannot be read.
 pub fn read_votes(path: impl AsRef<Path>) -> Result<(Vec<Vote>, Vec<Problem>)> {
     let path = path.as_ref();
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
@@ -109,7 +110,7 @@ pub fn read_votes(path: impl AsRef<Path>) -> Result<(Vec<Vote>, Vec<Problem>)> {
     Ok((votes, problems))
 }
 
-/// csv's words without the position, which is told beside them.
+/// Formats csv's error without its position, which is reported separately.
 fn in_words(error: &csv::Error) -> String {
     match error.kind() {
         csv::ErrorKind::Deserialize { err, .. } => {

@@ -1,4 +1,4 @@
-//! What an edit changed, and how well it kept the rest.
+//! Extent of an edit, and preservation of the rest of the image.
 
 use image::{GrayImage, Luma, RgbImage};
 use kontext_core::{Error, Result};
@@ -10,20 +10,20 @@ use super::{CHANNELS, LEAST_SHARE, psnr_where, same_size, size};
 
 /// Levels that a smoothed difference must exceed to count as a change.
 ///
-/// On five pictures of Kodak's, encoded and decoded by the tiny autoencoders of SD3 and FLUX.1 and not edited,
-/// 0.1 % and 0.8 % of the pixels exceed it, 6 % by that of SD 1.5; at half as many levels it would be 6 %, 23 % and
-/// 37 %. A full autoencoder errs less.
+/// On five Kodak images, encoded and decoded but not edited, 0.1 % and 0.8 % of the pixels exceed it with the
+/// tiny autoencoders of SD3 and FLUX.1, and 6 % with that of SD 1.5; at half the threshold it would be 6 %,
+/// 23 % and 37 %. A full autoencoder has smaller errors.
 pub const DEFAULT_THRESHOLD: f64 = 16.0;
 
-/// What counts as changed in a picture that is given: the upper half of its levels.
+/// Lowest level of a given mask that counts as changed: the upper half of the levels.
 const MIDDLE: u8 = 128;
-/// A changed pixel in a mask.
+/// Level of a changed pixel in a mask.
 const CHANGED: u8 = 255;
 
-/// A source, the result that an edit made of it, and which of its pixels the edit changed.
+/// A source, an edited result, and a map of the pixels that the edit changed.
 ///
-/// Both pictures have one size, that of the source as it came in. Where a model works at another size, resize
-/// its result first (`kontext_core::picture::resize`), as kontext's pipeline does by itself.
+/// Both images have the size of the original source. If a model works at another size, resize its result
+/// first (`kontext_core::picture::resize`); kontext's pipeline already does.
 ///
 /// # Example
 /// ```
@@ -46,29 +46,31 @@ pub struct ChangeMap<'a> {
     changed: GrayImage,
 }
 
-/// How much an edit changed.
+/// Magnitude of an edit.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Magnitude {
-    /// Share of the picture that is changed, from 0 to 1.
+    /// Share of the image that changed, from 0 to 1.
     pub share: f64,
     /// Mean absolute difference over all pixels and channels, in levels from 0 to 255.
     pub mean_difference: f64,
-    /// The same over the changed pixels alone; 0 where there are none.
+    /// Mean absolute difference over the changed pixels only; 0 if there are none.
     pub changed_difference: f64,
 }
 
 impl<'a> ChangeMap<'a> {
-    /// Finds the changed pixels: those where the difference of a channel, smoothed by a gaussian with a standard
-    /// deviation of 1.5 pixels, exceeds `threshold` levels ([`DEFAULT_THRESHOLD`] is a good one).
+    /// Finds the changed pixels: those for which the difference of a channel, smoothed by a gaussian with a
+    /// standard deviation of 1.5 pixels, exceeds `threshold` levels ([`DEFAULT_THRESHOLD`] is a good one).
     ///
-    /// An autoencoder changes every pixel a little, up and down by turns; smoothing takes that away and leaves
-    /// what differs over an area. The smoothing is `scipy.ndimage.gaussian_filter(difference, 1.5, truncate=3.5)`.
+    /// An autoencoder changes every pixel slightly, with alternating signs; smoothing removes such noise and
+    /// leaves differences over an area. The smoothing is
+    /// `scipy.ndimage.gaussian_filter(difference, 1.5, truncate=3.5)`.
     ///
-    /// What lies under the threshold counts as untouched, so the agreement outside the map has an upper bound of
-    /// error by its making. Where it is known what an edit may change, [`ChangeMap::given`] asks more.
+    /// Pixels below the threshold count as untouched, so the error outside the map is bounded by
+    /// construction. If the region that an edit may change is known, [`ChangeMap::given`] is the stricter
+    /// test.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for pictures of different size, or a threshold that is negative or no number.
+    /// [`Error::InvalidArgument`] if the images differ in size, or the threshold is negative or NaN.
     pub fn between(source: &'a RgbImage, result: &'a RgbImage, threshold: f64) -> Result<Self> {
         same_size_as_source(source, result)?;
         if threshold.is_nan() || threshold < 0.0 {
@@ -88,10 +90,10 @@ impl<'a> ChangeMap<'a> {
         })
     }
 
-    /// Takes the changed pixels from a mask: those with a level of 128 and more.
+    /// Takes the changed pixels from a mask: those with a level of 128 or more.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where the three are not of one size.
+    /// [`Error::InvalidArgument`] if the three sizes differ.
     pub fn given(source: &'a RgbImage, result: &'a RgbImage, mask: &GrayImage) -> Result<Self> {
         same_size_as_source(source, result)?;
         if mask.dimensions() != source.dimensions() {
@@ -112,13 +114,13 @@ impl<'a> ChangeMap<'a> {
         })
     }
 
-    /// The changed pixels as a picture: 255 where changed, else 0.
+    /// Returns the changed pixels as an image: 255 if changed, else 0.
     #[must_use]
     pub fn mask(&self) -> &GrayImage {
         &self.changed
     }
 
-    /// How much is changed.
+    /// Computes the magnitude of the edit.
     #[must_use]
     pub fn magnitude(&self) -> Magnitude {
         let (mut all, mut inside, mut count) = (0_u64, 0_u64, 0_u64);
@@ -144,19 +146,19 @@ impl<'a> ChangeMap<'a> {
         }
     }
 
-    /// [`crate::metrics::psnr`] over the pixels that are not changed, in dB, infinite where they are equal; `None`
-    /// where fewer than 2 % of the pixels are left.
+    /// Computes [`crate::metrics::psnr`] over the unchanged pixels, in dB; infinite if they are equal, `None`
+    /// if fewer than 2 % of the pixels are left.
     #[must_use]
     pub fn preservation_psnr(&self) -> Option<f64> {
         let changed = self.changed.as_raw();
         psnr_where(self.source, self.result, |pixel| changed.get(pixel) == Some(&0))
     }
 
-    /// [`crate::metrics::ssim`] over the windows that hold no changed pixel; `None` where fewer than 2 % of the
-    /// windows are left, or the picture is smaller than one.
+    /// Computes [`crate::metrics::ssim`] over the windows without a changed pixel; `None` if fewer than 2 %
+    /// of the windows are left, or the image is smaller than one.
     ///
-    /// Equal to the mean of scikit-image's map (`structural_similarity(…, full=True)`) over the centres of those
-    /// windows, within 1e-6.
+    /// Equal to the mean of scikit-image's map (`structural_similarity(…, full=True)`) over the centres of
+    /// those windows, within 1e-6.
     #[must_use]
     pub fn untouched_ssim(&self) -> Option<f64> {
         if (self.source.width().min(self.source.height()) as usize) < WINDOW {
@@ -188,7 +190,7 @@ fn same_size_as_source(source: &RgbImage, result: &RgbImage) -> Result<()> {
     })
 }
 
-/// Result less source.
+/// Computes result minus source.
 fn difference(source: &RgbImage, result: &RgbImage) -> Plane {
     let pairs = source.as_raw().par_iter().zip(result.as_raw());
     let values = pairs.map(|(a, b)| f64::from(*b) - f64::from(*a)).collect();
@@ -199,7 +201,7 @@ fn difference(source: &RgbImage, result: &RgbImage) -> Plane {
     }
 }
 
-/// The plane under the gaussian window, mirrored at its borders.
+/// Convolves the plane with the gaussian window, mirrored at its borders.
 fn smoothed(plane: &Plane) -> Plane {
     let (kernel, height, channels) = (gaussian(), plane.height(), plane.channels);
     let down = plane.by_rows(|y, out| {
@@ -222,7 +224,7 @@ fn smoothed(plane: &Plane) -> Plane {
     })
 }
 
-/// An index beyond a border, mirrored so that the outermost pixel comes twice (scipy's `reflect`).
+/// Mirrors an index beyond a border, repeating the outermost pixel (scipy's `reflect`).
 fn mirrored(index: isize, size: usize) -> usize {
     let period = 2 * size as isize;
     let index = index.rem_euclid(period.max(1));
@@ -233,7 +235,7 @@ fn mirrored(index: isize, size: usize) -> usize {
     }) as usize
 }
 
-/// Numbers of changed pixels above and left of each corner.
+/// Summed-area table: numbers of changed pixels above and left of each corner.
 struct Counts {
     sums: Vec<u32>,
     stride: usize,
@@ -256,7 +258,7 @@ impl Counts {
         Self { sums, stride }
     }
 
-    /// In the window whose first pixel is (x, y).
+    /// Returns the number of changed pixels in the window whose first pixel is (x, y).
     fn in_window(&self, x: usize, y: usize) -> u32 {
         let at = |x: usize, y: usize| self.sums.get(y * self.stride + x).copied().unwrap_or_default();
         at(x + WINDOW, y + WINDOW) + at(x, y) - at(x + WINDOW, y) - at(x, y + WINDOW)

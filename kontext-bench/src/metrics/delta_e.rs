@@ -1,4 +1,4 @@
-//! Differences of colour as they are seen: CIEDE2000.
+//! Perceived colour differences: CIEDE2000.
 //!
 //! Source: scikit-image 0.26 `skimage/color/delta_e.py`, `deltaE_ciede2000`, after Sharma et al., "The CIEDE2000
 //! Color-Difference Formula" (2005).
@@ -12,17 +12,17 @@ use rayon::prelude::*;
 use super::lab::{Converter, Lab};
 use super::{CHANNELS, same_size};
 
-/// Where chroma begins to saturate.
+/// Chroma at which saturation sets in.
 const KNEE: f64 = 25.0;
 
-/// CIEDE2000 between two pictures, the mean over their pixels; 0 for equal pictures. About 1 is the least
-/// difference of plain colours that an eye sees, 100 is from black to white.
+/// Computes the mean CIEDE2000 over the pixels of two images; 0 for equal images. About 1 is the smallest
+/// visible difference of plain colours, 100 the difference of black and white.
 ///
 /// Equal to the mean of `skimage.color.deltaE_ciede2000(rgb2lab(a), rgb2lab(b))` within 1e-6: sRGB under D65,
 /// all in f64.
 ///
 /// # Errors
-/// [`kontext_core::Error::InvalidArgument`] for pictures of different size.
+/// [`kontext_core::Error::InvalidArgument`] if the images differ in size.
 ///
 /// # Example
 /// ```
@@ -33,14 +33,14 @@ const KNEE: f64 = 25.0;
 /// ```
 pub fn delta_e(a: &RgbImage, b: &RgbImage) -> Result<f64> {
     let map = delta_e_map(a, b)?;
-    // One after the other, so that the sum does not depend on the threads.
+    // Summed sequentially, so that the result does not depend on the threads.
     Ok(map.iter().sum::<f64>() / map.len() as f64)
 }
 
-/// CIEDE2000 of each pixel, row by row from the top.
+/// Computes CIEDE2000 for each pixel, row by row from the top.
 ///
 /// # Errors
-/// Those of [`delta_e`].
+/// Same as [`delta_e`].
 pub fn delta_e_map(a: &RgbImage, b: &RgbImage) -> Result<Vec<f64>> {
     same_size(a, b)?;
     let converter = Converter::new();
@@ -48,19 +48,19 @@ pub fn delta_e_map(a: &RgbImage, b: &RgbImage) -> Result<Vec<f64>> {
         a.as_raw().as_chunks::<CHANNELS>().0,
         b.as_raw().as_chunks::<CHANNELS>().0,
     );
-    let of = |(a, b): (&[u8; 3], &[u8; 3])| {
+    let difference = |(a, b): (&[u8; 3], &[u8; 3])| {
         if a == b {
             0.0
         } else {
             ciede2000(converter.lab(*a), converter.lab(*b))
         }
     };
-    Ok(a.par_iter().zip(b).map(of).collect())
+    Ok(a.par_iter().zip(b).map(difference).collect())
 }
 
 fn ciede2000(first: Lab, second: Lab) -> f64 {
     let ([l1, a1, b1], [l2, a2, b2]) = (first, second);
-    // Reds and greens of little chroma count more.
+    // Reds and greens of low chroma have more weight.
     let stretch = 1.0 + 0.5 * (1.0 - saturation(0.5 * (a1.hypot(b1) + a2.hypot(b2))));
     let (c1, h1) = polar(a1 * stretch, b1);
     let (c2, h2) = polar(a2 * stretch, b2);
@@ -78,7 +78,7 @@ fn ciede2000(first: Lab, second: Lab) -> f64 {
         - 0.20 * (4.0 * h_mean - 63_f64.to_radians()).cos();
     let h_term = 2.0 * (c1 * c2).sqrt() * (0.5 * turn).sin() / (1.0 + 0.015 * c_mean * t);
 
-    // Blues are turned.
+    // Rotation term for blues.
     let angle = 30_f64.to_radians() * (-((h_mean.to_degrees() - 275.0) / 25.0).powi(2)).exp();
     let turned = -(2.0 * angle).sin() * 2.0 * saturation(c_mean) * c_term * h_term;
     (l_term.powi(2) + c_term.powi(2) + h_term.powi(2) + turned)
@@ -86,19 +86,19 @@ fn ciede2000(first: Lab, second: Lab) -> f64 {
         .sqrt()
 }
 
-/// From 0 for greys to 1 for strong colours.
+/// Maps chroma to 0 for greys, up to 1 for strong colours.
 fn saturation(chroma: f64) -> f64 {
     let seventh = chroma.powi(7);
     (seventh / (seventh + KNEE.powi(7))).sqrt()
 }
 
-/// Chroma, and hue from 0 to 2 pi.
+/// Returns chroma, and hue from 0 to 2 pi.
 fn polar(a: f64, b: f64) -> (f64, f64) {
     let hue = b.atan2(a);
     (a.hypot(b), if hue < 0.0 { hue + TAU } else { hue })
 }
 
-/// The shorter way from one hue to the other, and the hue in its middle; greys have none.
+/// Returns the shorter rotation from one hue to the other, and the mean hue; greys have none.
 fn hues(h1: f64, h2: f64, grey: bool) -> (f64, f64) {
     let (turn, sum) = (h2 - h1, h1 + h2);
     if grey {
@@ -115,7 +115,7 @@ fn hues(h1: f64, h2: f64, grey: bool) -> (f64, f64) {
 mod tests {
     use super::*;
 
-    /// Rows of the table of test data that Sharma et al. give, with turned hues and greys among them.
+    /// Rows of the test data of Sharma et al., including hue wrap-around and greys.
     const SHARMA: [(Lab, Lab, f64); 6] = [
         ([50.0, 2.6772, -79.7751], [50.0, 0.0, -82.7485], 2.0425),
         ([50.0, 0.0, 0.0], [50.0, -1.0, 2.0], 2.3669),

@@ -1,13 +1,14 @@
-//! Whether two pictures show the same subject, by a network of the caller's choice.
+//! Subject identity of two images, by a network of the caller's choice.
 
 use image::RgbImage;
 use kontext_core::{Error, Result};
 
-/// A network that makes a vector of a picture; vectors of one subject point in one direction.
+/// A network that embeds images; embeddings of the same subject point in the same direction.
 ///
-/// [`crate::metrics::Features`] is one of general use, for any subject. It is no face network: for faces, give
-/// the network that your numbers shall be comparable with, such as ArcFace as a TorchScript file. Finding and
-/// aligning the face, the size that the network takes, and the range of its values are the embedder's affair:
+/// [`crate::metrics::Features`] is a general-purpose embedder, for any subject. It is not a face network: for
+/// faces, use the network with which your numbers should be comparable, such as ArcFace as a TorchScript
+/// file. The embedder handles face detection and alignment, the input size of the network, and its value
+/// range:
 ///
 /// ```
 /// use image::{RgbImage, imageops};
@@ -22,7 +23,7 @@ use kontext_core::{Error, Result};
 ///     }
 ///
 ///     fn embed(&self, pictures: &[&RgbImage]) -> Result<Vec<Vec<f32>>> {
-///         // Here: cut out the face, run the network. For this example: the picture at 4x4 is the vector.
+///         // Here: crop the face, run the network. For this example, the image at 4x4 is the vector.
 ///         let small = |p: &&RgbImage| imageops::thumbnail(*p, 4, 4).into_raw().into_iter().map(f32::from).collect();
 ///         Ok(pictures.iter().map(small).collect())
 ///     }
@@ -33,22 +34,22 @@ use kontext_core::{Error, Result};
 /// # Ok::<(), kontext_core::Error>(())
 /// ```
 pub trait Embedder {
-    /// What reports call it: the network, and what its weights were trained for.
+    /// Returns the name for reports: the network, and the purpose of its weights.
     fn name(&self) -> &str;
 
-    /// A vector for each picture, in their order; all of one length, of any scale.
+    /// Embeds each image, in order; all vectors have the same length and any scale.
     ///
     /// # Errors
-    /// What the network fails with.
+    /// Any error of the network.
     fn embed(&self, pictures: &[&RgbImage]) -> Result<Vec<Vec<f32>>>;
 }
 
-/// The cosine of the embeddings of each pair: 1 for one subject, near 0 or below for unrelated ones. What value
-/// separates the two depends on the network.
+/// Computes the cosine similarity of the embeddings of each pair: 1 for the same subject, near 0 or below for
+/// unrelated ones. The threshold between the two depends on the network.
 ///
 /// # Errors
-/// Those of the embedder; [`Error::InvalidArgument`] where its vectors are missing, of different length, all zero
-/// or not finite.
+/// The errors of the embedder; [`Error::InvalidArgument`] if its vectors are missing, differ in length, are
+/// all zero, or are not finite.
 pub fn identity(embedder: &dyn Embedder, pairs: &[(&RgbImage, &RgbImage)]) -> Result<Vec<f64>> {
     let pictures: Vec<&RgbImage> = pairs.iter().flat_map(|(a, b)| [*a, *b]).collect();
     let vectors = embedder.embed(&pictures)?;

@@ -1,17 +1,17 @@
-//! From 8-bit sRGB to CIE L*a*b* under D65.
+//! Conversion of 8-bit sRGB to CIE L*a*b* under D65.
 //!
 //! Source: scikit-image 0.26 `skimage/color/colorconv.py`, `rgb2lab`, with its matrix and white.
 
 /// L*, a*, b*.
 pub(super) type Lab = [f64; 3];
 
-/// From linear red, green and blue to X, Y, Z.
+/// Matrix from linear red, green and blue to X, Y, Z.
 const TO_XYZ: [[f64; 3]; 3] = [
     [0.412453, 0.357580, 0.180423],
     [0.212671, 0.715160, 0.072169],
     [0.019334, 0.119193, 0.950227],
 ];
-/// X, Y, Z of D65, seen under 2 degrees.
+/// X, Y, Z of D65 for the 2-degree observer.
 const WHITE: [f64; 3] = [0.95047, 1.0, 1.08883];
 
 /// Linear intensity of each of the 256 levels.
@@ -47,7 +47,7 @@ impl Converter {
     }
 }
 
-/// The cube root, and a line near black, with the rounded constants of scikit-image.
+/// Computes the cube root, with a line near black and scikit-image's rounded constants.
 fn curve(value: f64) -> f64 {
     if value > 0.008856 {
         value.cbrt()

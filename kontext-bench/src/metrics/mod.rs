@@ -1,4 +1,4 @@
-//! Distances between 8-bit RGB pictures: by pixels, by colours, by structure, and by the features of a network.
+//! Distances between 8-bit RGB images: by pixels, colours, structure, and features of a network.
 
 mod change;
 mod delta_e;
@@ -29,13 +29,13 @@ pub use windows::WINDOW;
 /// Red, green and blue.
 const CHANNELS: usize = 3;
 
-/// The highest level of 8 bits: the range that the metrics refer to.
+/// Highest 8-bit level: the range that the metrics refer to.
 const PEAK: f64 = 255.0;
 
-/// The least share of a picture whose error says something.
+/// Smallest share of an image whose error is meaningful.
 pub(crate) const LEAST_SHARE: f64 = 0.02;
 
-/// Two pictures can only be compared pixel by pixel.
+/// Checks that two images have the same size.
 pub(crate) fn same_size(a: &RgbImage, b: &RgbImage) -> Result<()> {
     if a.dimensions() == b.dimensions() {
         return Ok(());
@@ -47,12 +47,12 @@ pub(crate) fn same_size(a: &RgbImage, b: &RgbImage) -> Result<()> {
     ))
 }
 
-/// "768x512".
+/// Formats a size as "768x512".
 fn size(picture: &RgbImage) -> String {
     format!("{}x{}", picture.width(), picture.height())
 }
 
-/// Fails where a side is shorter than `least`.
+/// Fails if a side is shorter than `least`.
 fn at_least(picture: &RgbImage, least: usize, why: &str) -> Result<()> {
     if picture.width().min(picture.height()) as usize >= least {
         return Ok(());

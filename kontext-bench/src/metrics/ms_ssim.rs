@@ -11,23 +11,22 @@ use super::plane::Plane;
 use super::windows::{Similarity, WINDOW, rows_of_windows};
 use super::{CHANNELS, at_least, same_size};
 
-/// The paper's exponents, from the full size down.
+/// The paper's exponents, from full size down.
 const EXPONENTS: [f64; 5] = [0.0448, 0.2856, 0.3001, 0.2363, 0.1333];
 
-/// The shortest side that still holds a window after four halvings, by the rule of pytorch-msssim.
+/// Shortest side that still holds a window after four halvings, by pytorch-msssim's rule.
 pub const LEAST_SIDE: usize = (WINDOW - 1) * 16 + 1;
 
-/// Structural similarity at five scales, each of half the size of the one before; the mean over the channels.
-/// From 0 to 1, and 1 for equal pictures.
+/// Computes structural similarity at five scales, each half the size of the previous one; the mean over the
+/// channels. From 0 to 1, and 1 for equal images.
 ///
-/// Equal to `pytorch_msssim.ms_ssim(a, b, data_range=255)` within 1e-6, quirks included: a side of an odd
-/// number of pixels is halved with a black pixel before its first, and negative similarities count as 0.
-/// torchmetrics and the paper's own program drop the last pixel instead; on sides that are multiples of 16
-/// they all agree.
+/// Equal to `pytorch_msssim.ms_ssim(a, b, data_range=255)` within 1e-6, quirks included: an odd side is
+/// halved with a black pixel before its first, and negative similarities count as 0. torchmetrics and the
+/// paper's own program drop the last pixel instead; on sides that are multiples of 16 they all agree.
 ///
 /// # Errors
-/// [`kontext_core::Error::InvalidArgument`] for pictures of different size, or smaller than [`LEAST_SIDE`]
-/// pixels on a side.
+/// [`kontext_core::Error::InvalidArgument`] if the images differ in size, or a side is shorter than
+/// [`LEAST_SIDE`] pixels.
 pub fn ms_ssim(a: &RgbImage, b: &RgbImage) -> Result<f64> {
     same_size(a, b)?;
     at_least(a, LEAST_SIDE, "for a window of 11 after four halvings")?;
@@ -35,7 +34,7 @@ pub fn ms_ssim(a: &RgbImage, b: &RgbImage) -> Result<f64> {
     let mut product = [1.0; CHANNELS];
     for (scale, exponent) in EXPONENTS.into_iter().enumerate() {
         let last = scale + 1 == EXPONENTS.len();
-        // The luminance is compared at the smallest scale alone.
+        // The luminance is compared only at the smallest scale.
         let means = means(&a, &b, |window| if last { window.whole } else { window.contrast });
         for (product, mean) in product.iter_mut().zip(means) {
             *product *= mean.max(0.0).powf(exponent);
@@ -47,18 +46,18 @@ pub fn ms_ssim(a: &RgbImage, b: &RgbImage) -> Result<f64> {
     Ok(product.iter().sum::<f64>() / CHANNELS as f64)
 }
 
-/// The mean over the windows of each channel.
+/// Averages the windows of each channel.
 fn means(a: &Plane, b: &Plane, value: impl Fn(&Similarity) -> f64 + Sync) -> [f64; CHANNELS] {
     let rows = rows_of_windows(a, b, |_, windows| {
-        let of = |channel| windows.iter().skip(channel).step_by(CHANNELS).map(&value).sum::<f64>();
-        let sums: [f64; CHANNELS] = std::array::from_fn(of);
+        let sum = |channel| windows.iter().skip(channel).step_by(CHANNELS).map(&value).sum::<f64>();
+        let sums: [f64; CHANNELS] = std::array::from_fn(sum);
         (sums, windows.len() / CHANNELS)
     });
     let count: usize = rows.iter().map(|(_, count)| count).sum();
     std::array::from_fn(|channel| rows.iter().filter_map(|(sums, _)| sums.get(channel)).sum::<f64>() / count as f64)
 }
 
-/// Means of two by two pixels, as `avg_pool2d(x, 2, padding=size % 2)`: black beyond the border counts.
+/// Averages 2x2 pixels, as `avg_pool2d(x, 2, padding=size % 2)` does: black pixels beyond the border count.
 fn halved(plane: &Plane) -> Plane {
     let (width, height) = (plane.width.div_ceil(2), plane.height().div_ceil(2));
     let pair = |index: usize, size: usize| {

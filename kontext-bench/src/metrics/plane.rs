@@ -1,14 +1,14 @@
-//! A picture's levels as numbers that can be filtered.
+//! Image levels as numbers that can be filtered.
 
 use image::RgbImage;
 use rayon::prelude::*;
 
 use super::CHANNELS;
 
-/// The weights of red, green and blue in scikit-image's `rgb2gray`.
+/// Weights of red, green and blue in scikit-image's `rgb2gray`.
 const LUMA: [f64; CHANNELS] = [0.2125, 0.7154, 0.0721];
 
-/// Rows of pixels, whose channels stand beside each other, in levels from 0 to 255.
+/// Rows of pixels with interleaved channels, in levels from 0 to 255.
 #[derive(Debug, Clone)]
 pub(super) struct Plane {
     pub(super) values: Vec<f64>,
@@ -17,7 +17,7 @@ pub(super) struct Plane {
 }
 
 impl Plane {
-    /// All three channels.
+    /// Converts all three channels.
     pub(super) fn colour(picture: &RgbImage) -> Self {
         let values = picture.as_raw().iter().map(|level| f64::from(*level)).collect();
         Self {
@@ -27,7 +27,7 @@ impl Plane {
         }
     }
 
-    /// `0.2125 R + 0.7154 G + 0.0721 B`, as `skimage.color.rgb2gray`.
+    /// Computes `0.2125 R + 0.7154 G + 0.0721 B`, as `skimage.color.rgb2gray` does.
     pub(super) fn luma(picture: &RgbImage) -> Self {
         let luma = |rgb: &[u8]| {
             rgb.iter()
@@ -43,7 +43,7 @@ impl Plane {
         }
     }
 
-    /// Values in a row.
+    /// Returns the number of values in a row.
     pub(super) fn stride(&self) -> usize {
         self.width * self.channels
     }
@@ -58,7 +58,7 @@ impl Plane {
             .unwrap_or_default()
     }
 
-    /// A plane of the same size, made row by row on all cores.
+    /// Creates a plane of the same size, row by row on all cores.
     pub(super) fn by_rows(&self, row: impl Fn(usize, &mut [f64]) + Sync) -> Self {
         let mut values = vec![0.0; self.values.len()];
         values

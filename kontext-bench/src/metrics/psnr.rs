@@ -8,16 +8,16 @@ use rayon::prelude::*;
 
 use super::{CHANNELS, LEAST_SHARE, PEAK, same_size};
 
-/// Rows of this many levels are summed by one thread: enough to pay for handing them out.
+/// Levels summed by one thread: enough to outweigh the cost of dispatch.
 const CHUNK: usize = CHANNELS << 14;
 
-/// Peak signal-to-noise ratio in dB, `10 log10(255² / mean((a - b)²))`, over all three channels; infinite
-/// for equal pictures.
+/// Computes the peak signal-to-noise ratio in dB, `10 log10(255² / mean((a - b)²))`, over all three channels;
+/// infinite for equal images.
 ///
-/// The squares are summed as integers, so the number does not depend on the order.
+/// The squares are summed as integers, so the result does not depend on the order.
 ///
 /// # Errors
-/// [`kontext_core::Error::InvalidArgument`] for pictures of different size.
+/// [`kontext_core::Error::InvalidArgument`] if the images differ in size.
 ///
 /// # Example
 /// ```
@@ -33,8 +33,8 @@ pub fn psnr(a: &RgbImage, b: &RgbImage) -> Result<f64> {
     Ok(decibels(sum, a.as_raw().len() as u64))
 }
 
-/// The same over the pixels for whose index `keep` holds; `None` where they are hardly any. Both pictures are of
-/// one size.
+/// Computes [`psnr`] over the pixels for whose index `keep` holds; `None` if fewer than [`LEAST_SHARE`] are
+/// left. Both images must have the same size.
 pub(crate) fn psnr_where(a: &RgbImage, b: &RgbImage, keep: impl Fn(usize) -> bool) -> Option<f64> {
     let pixels = a
         .as_raw()
@@ -52,7 +52,7 @@ fn squares(a: &[u8], b: &[u8]) -> u64 {
     a.iter().zip(b).map(|(a, b)| u64::from(a.abs_diff(*b)).pow(2)).sum()
 }
 
-/// Of a sum of squares over so many values.
+/// Converts a sum of squares over `count` values to dB.
 fn decibels(sum: u64, count: u64) -> f64 {
     if sum == 0 {
         f64::INFINITY

@@ -1,4 +1,4 @@
-//! How sharp one picture is.
+//! Sharpness of a single image.
 //!
 //! Source: Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy: a comparative study" (2000),
 //! the variance of the Laplacian.
@@ -9,16 +9,17 @@ use kontext_core::Result;
 use super::at_least;
 use super::plane::Plane;
 
-/// The variance of the Laplacian of the luma, in squared levels: 0 for a flat picture, a few tens for a blurred
-/// photo, hundreds and more for a sharp or noisy one. It compares pictures of one scene and one size.
+/// Computes the variance of the Laplacian of the luma, in squared levels: 0 for a flat image, a few tens for
+/// a blurred photo, hundreds and more for a sharp or noisy one. Compare it only between images of the same
+/// scene and size.
 ///
-/// The Laplacian is the sum of the four neighbours less four times the pixel, with the picture mirrored at its
-/// outermost pixels; the luma is `0.2125 R + 0.7154 G + 0.0721 B`. Equal to
-/// `scipy.ndimage.laplace(255 * skimage.color.rgb2gray(a), mode="mirror").var()` within 1e-9 of its size, and
-/// but for the rounding of the luma to `cv2.Laplacian(grey, cv2.CV_64F).var()`.
+/// The Laplacian is the sum of the four neighbours minus four times the pixel, with the image mirrored at its
+/// outermost pixels; the luma is `0.2125 R + 0.7154 G + 0.0721 B`. Equal to `scipy.ndimage.laplace(255 *
+/// skimage.color.rgb2gray(a), mode="mirror").var()` within a relative 1e-9, and, except for the rounding of
+/// the luma, to `cv2.Laplacian(grey, cv2.CV_64F).var()`.
 ///
 /// # Errors
-/// [`kontext_core::Error::InvalidArgument`] for a picture of fewer than 2 pixels on a side.
+/// [`kontext_core::Error::InvalidArgument`] if a side has fewer than 2 pixels.
 ///
 /// # Example
 /// ```
@@ -41,8 +42,8 @@ pub fn sharpness(picture: &RgbImage) -> Result<f64> {
         );
         let at = |row: &[f64], x: usize| row.get(x).copied().unwrap_or_default();
         for (x, out) in out.iter_mut().enumerate() {
-            let beside = at(row, mirrored(x, -1, width)) + at(row, mirrored(x, 1, width));
-            *out = at(above, x) + at(below, x) + beside - 4.0 * at(row, x);
+            let sides = at(row, mirrored(x, -1, width)) + at(row, mirrored(x, 1, width));
+            *out = at(above, x) + at(below, x) + sides - 4.0 * at(row, x);
         }
     });
     let count = laplacian.values.len() as f64;
@@ -50,7 +51,7 @@ pub fn sharpness(picture: &RgbImage) -> Result<f64> {
     Ok(laplacian.values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count)
 }
 
-/// The neighbour of `index` on one side, or on the other where there is none.
+/// Returns the neighbour of `index` on one side, or on the other at a border.
 fn mirrored(index: usize, step: isize, size: usize) -> usize {
     let other = || index.saturating_add_signed(-step);
     index

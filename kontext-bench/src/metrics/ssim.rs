@@ -10,15 +10,16 @@ use super::plane::Plane;
 use super::windows::{SMALL, WINDOW, rows_of_windows};
 use super::{at_least, same_size};
 
-/// Structural similarity, the mean over channels and windows; 1 for equal pictures, down to -1.
+/// Computes structural similarity, the mean over channels and windows; 1 for equal images, down to -1.
 ///
 /// Equal to scikit-image's `structural_similarity(a, b, channel_axis=2, gaussian_weights=True, sigma=1.5,
-/// use_sample_covariance=False, data_range=255)`, within 1e-6. That computes windows over the border too,
-/// with reflected pixels, and then leaves them out of the mean; here they are not computed. All in f64.
+/// use_sample_covariance=False, data_range=255)`, within 1e-6. scikit-image also computes windows over the
+/// border, with reflected pixels, and then excludes them from the mean; here they are not computed. All in
+/// f64.
 ///
 /// # Errors
-/// [`kontext_core::Error::InvalidArgument`] for pictures of different size, or smaller than [`WINDOW`] pixels
-/// on a side.
+/// [`kontext_core::Error::InvalidArgument`] if the images differ in size, or a side is shorter than
+/// [`WINDOW`] pixels.
 ///
 /// # Example
 /// ```
@@ -33,13 +34,13 @@ pub fn ssim(a: &RgbImage, b: &RgbImage) -> Result<f64> {
     similarity_of(a, b, Plane::colour)
 }
 
-/// Structural similarity of the luma, `0.2125 R + 0.7154 G + 0.0721 B`; otherwise as [`ssim`].
+/// Computes structural similarity of the luma, `0.2125 R + 0.7154 G + 0.0721 B`; otherwise as [`ssim`].
 ///
 /// Equal to scikit-image's `structural_similarity(rgb2gray(a), rgb2gray(b), gaussian_weights=True, sigma=1.5,
 /// use_sample_covariance=False, data_range=1)`, within 1e-6.
 ///
 /// # Errors
-/// Those of [`ssim`].
+/// Same as [`ssim`].
 pub fn ssim_grey(a: &RgbImage, b: &RgbImage) -> Result<f64> {
     similarity_of(a, b, Plane::luma)
 }

@@ -1,14 +1,14 @@
-//! Structural similarity of gaussian windows: what SSIM and MS-SSIM average.
+//! Structural similarity of gaussian windows, which SSIM and MS-SSIM average.
 
 use rayon::prelude::*;
 
 use super::PEAK;
 use super::plane::Plane;
 
-/// Side of the gaussian window in pixels; a picture must be at least as large.
+/// Side of the gaussian window in pixels; the minimum side of an image.
 pub const WINDOW: usize = 2 * RADIUS + 1;
 
-/// scipy cuts the gaussian at 3.5 standard deviations: `int(3.5 * 1.5 + 0.5)`.
+/// Radius of the window: scipy truncates the gaussian at 3.5 standard deviations, `int(3.5 * 1.5 + 0.5)`.
 pub(super) const RADIUS: usize = 5;
 /// Standard deviation of the window, in pixels.
 const SIGMA: f64 = 1.5;
@@ -17,26 +17,26 @@ pub(super) const C1: f64 = (0.01 * PEAK) * (0.01 * PEAK);
 /// Stabilises the comparison of flat windows: `(K2 * 255)²` with Wang's K2.
 const C2: f64 = (0.03 * PEAK) * (0.03 * PEAK);
 
-/// Why a smaller picture has no similarity.
+/// Reason, for the error, that a smaller image has no similarity.
 pub(super) const SMALL: &str = "the size of the window";
 
-/// The means of a window that structural similarity is made of: a, b, a², b², ab.
+/// Window means from which structural similarity is computed: a, b, a², b², ab.
 type Moments = [f64; 5];
 
-/// The similarity of one window.
+/// Similarity of one window.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Similarity {
     /// Luminance times contrast and structure.
     pub(super) whole: f64,
-    /// Contrast and structure alone.
+    /// Contrast and structure only.
     pub(super) contrast: f64,
 }
 
-/// What `fold` makes of each row of windows, from the top.
+/// Applies `fold` to each row of windows, from the top.
 ///
-/// A row holds the windows whose centres are [`RADIUS`] pixels and more from the sides, channel by channel;
-/// the first row of windows is that of number 0. Both planes are of one size, of at least a window. What is
-/// made of the rows comes back in their order, so that sums over it do not depend on the threads.
+/// A row holds the windows whose centres are at least [`RADIUS`] pixels from the sides, with interleaved
+/// channels; rows are numbered from 0. Both planes have the same size, at least that of a window. The results
+/// are returned in row order, so that sums over them do not depend on the threads.
 pub(super) fn rows_of_windows<T: Send>(
     a: &Plane,
     b: &Plane,
@@ -54,7 +54,7 @@ pub(super) fn rows_of_windows<T: Send>(
         .collect()
 }
 
-/// The similarities of all windows within a band of [`WINDOW`] rows of `stride` levels.
+/// Computes the similarities of all windows within a band of [`WINDOW`] rows of `stride` levels.
 fn row_of_windows(a: &[f64], b: &[f64], stride: usize, channels: usize, kernel: &[f64; WINDOW]) -> Vec<Similarity> {
     let mut columns = vec![[0.0; 5]; stride];
     for ((a, b), weight) in a.chunks_exact(stride).zip(b.chunks_exact(stride)).zip(kernel) {
@@ -92,7 +92,7 @@ fn similarity([a, b, aa, bb, ab]: &Moments) -> Similarity {
     }
 }
 
-/// The window's weights along one axis; their sum is one.
+/// Returns the window's weights along one axis, which sum to one.
 pub(super) fn gaussian() -> [f64; WINDOW] {
     let weight = |tap: usize| (-0.5 * ((tap as f64 - RADIUS as f64) / SIGMA).powi(2)).exp();
     let weights: [f64; WINDOW] = std::array::from_fn(weight);

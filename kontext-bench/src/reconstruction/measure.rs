@@ -1,4 +1,4 @@
-//! One picture through one autoencoder and back.
+//! Measurement of one image through one autoencoder and back.
 
 use image::RgbImage;
 use kontext_core::{Error, Result};
@@ -8,18 +8,18 @@ use super::Records;
 use crate::metrics::{Perceptual, psnr, ssim};
 use crate::statistics::PSNR_CAP;
 
-/// What a reconstruction measured.
+/// Metrics of one reconstruction.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Measurement {
     /// The autoencoder's name in the table.
     pub vae: String,
-    /// The picture's name.
+    /// The image's name.
     pub picture: String,
-    /// What the numbers depend on beside the picture: [`Subject::setting`] and the network of `pdist`.
+    /// Setting of the measurement: [`Subject::setting`] and the network of `pdist`.
     pub setting: String,
-    /// CRC-32 of the original's pixels, as they were encoded.
+    /// CRC-32 of the original's pixels, as encoded.
     pub pixels: u32,
-    /// [`Perceptual::distance`], where a network was given.
+    /// [`Perceptual::distance`], if a network was given.
     pub pdist: Option<f64>,
     /// [`ssim`].
     pub ssim: f64,
@@ -38,15 +38,16 @@ impl Measurement {
 pub struct Subject<'a> {
     /// Its name in the table.
     pub vae: &'a str,
-    /// What its numbers depend on: its weights and the network's by their digests, say. A record of another setting is made anew.
+    /// Everything apart from the image that determines the numbers, such as digests of its weights and the
+    /// network's. A record with another setting is measured again.
     pub setting: &'a str,
-    /// The network of the perceptual distance; without it there is none.
+    /// Network of the perceptual distance; without one, [`Measurement::pdist`] is `None`.
     pub perceptual: Option<&'a Perceptual>,
 }
 
 impl Subject<'_> {
-    /// The measurement of a picture from the records; `None` where there is none, or one of another setting, network
-    /// or of other pixels under the same name.
+    /// Returns the recorded measurement of an image; `None` if there is none, or if it has another setting or
+    /// network, or other pixels under the same name.
     #[must_use]
     pub fn recorded(&self, picture: &str, original: &RgbImage, records: &Records) -> Option<Measurement> {
         let found = records.find(self.vae, picture)?;
@@ -54,11 +55,11 @@ impl Subject<'_> {
             .then(|| found.clone())
     }
 
-    /// Measures a reconstruction and adds it to the records, unless it is there.
+    /// Measures a reconstruction and adds it to the records, unless already recorded.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a reconstruction of another size, and those of the metrics and of
-    /// [`Records::add`].
+    /// [`Error::InvalidArgument`] if the sizes differ or the distance is not finite, and the errors of the
+    /// metrics and of [`Records::add`].
     pub fn measure(
         &self,
         picture: &str,
@@ -121,7 +122,7 @@ mod tests {
         };
         let first = subject.measure("a.png", &original, &off, &mut records).unwrap();
         assert!((first.psnr - 28.131).abs() < 1e-3 && first.pdist.is_none());
-        // Not measured again: the reconstruction is not looked at.
+        // Not measured again: the reconstruction is ignored.
         assert_eq!(
             subject.measure("a.png", &original, &original, &mut records).unwrap(),
             first

@@ -1,12 +1,12 @@
-//! How well autoencoders keep pictures: the table of the paper on FLUX.1 Kontext, for any of them.
+//! Reconstruction quality of autoencoders: the table of the paper on FLUX.1 Kontext, for any autoencoder.
 //!
-//! The crate knows no autoencoder: whoever calls it encodes and decodes a picture. [`Subject::measure`] compares the
-//! two and keeps the numbers in a file of [`Records`], from which a run that was stopped goes on; [`Table`] sums them
-//! up, and a [`Strip`] shows crops.
+//! The crate contains no autoencoder: the caller encodes and decodes an image. [`Subject::measure`] compares
+//! the two and appends the numbers to a file of [`Records`], from which an interrupted run resumes; [`Table`]
+//! summarises them, and a [`Strip`] shows crops.
 //!
-//! Source: Black Forest Labs, "FLUX.1 Kontext: Flow Matching for In-Context Image Generation and Editing in Latent
-//! Space" (2025), table 1: PDist, SSIM and PSNR of Flux-VAE, SD3-VAE, SD3-TAE, SDXL-VAE and SD-VAE, with standard
-//! errors.
+//! Source: Black Forest Labs, "FLUX.1 Kontext: Flow Matching for In-Context Image Generation and Editing in
+//! Latent Space" (2025), table 1: PDist, SSIM and PSNR of Flux-VAE, SD3-VAE, SD3-TAE, SDXL-VAE and SD-VAE,
+//! with standard errors.
 
 mod measure;
 mod records;

@@ -1,4 +1,4 @@
-//! Measurements in a file to which they are appended, so that nothing is measured twice.
+//! Measurements in an append-only file, so that nothing is measured twice.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -9,7 +9,7 @@ use kontext_core::{Error, Result};
 
 use super::Measurement;
 
-/// A file of [`Measurement`]s, one JSON object a line. Each is on the disk before the next is made.
+/// A file of [`Measurement`]s, one JSON object per line. Each is on disk before the next is made.
 #[derive(Debug)]
 pub struct Records {
     path: PathBuf,
@@ -18,11 +18,11 @@ pub struct Records {
 }
 
 impl Records {
-    /// Opens the file, or makes it, and reads what is there. A last line that was torn by a kill is cut off.
+    /// Opens or creates the file and reads its records. A last line truncated by a kill is dropped.
     ///
     /// # Errors
-    /// [`Error::Io`] where the file cannot be read and written; [`Error::InvalidArgument`] where a whole line is no
-    /// measurement, with its number.
+    /// [`Error::Io`] if the file cannot be read and written; [`Error::InvalidArgument`] with the line number
+    /// if a complete line is not a measurement.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let io = || Error::io(path);
@@ -65,28 +65,28 @@ impl Records {
         })
     }
 
-    /// The measurement of a picture by an autoencoder, whatever its setting was.
+    /// Returns the measurement of an image by an autoencoder, whatever its setting.
     #[must_use]
     pub fn find(&self, vae: &str, picture: &str) -> Option<&Measurement> {
         self.done.get(&(vae.to_owned(), picture.to_owned()))
     }
 
-    /// Number of measurements.
+    /// Returns the number of measurements.
     #[must_use]
     pub fn len(&self) -> usize {
         self.done.len()
     }
 
-    /// Whether there are none.
+    /// Returns `true` if there are no measurements.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.done.is_empty()
     }
 
-    /// Adds a measurement, in place of one of the same picture and autoencoder, and waits until it is on the disk.
+    /// Adds a measurement, replacing one of the same image and autoencoder, and waits until it is on disk.
     ///
     /// # Errors
-    /// [`Error::Io`] where it cannot be written.
+    /// [`Error::Io`] if it cannot be written.
     pub fn add(&mut self, record: Measurement) -> Result<()> {
         let mut line = serde_json::to_vec(&record).map_err(|error| Error::io(&self.path)(error.into()))?;
         line.push(b'\n');
@@ -133,7 +133,7 @@ mod tests {
         let mut records = Records::open(&path).unwrap();
         assert_eq!((records.len(), records.find("A", "b.png")), (1, None));
         assert_eq!(records.find("A", "a.png"), Some(&record("a.png", 30.0)));
-        // What is added now stands on a line of its own.
+        // A line added now is not joined to the torn one.
         records.add(record("b.png", 32.0)).unwrap();
         records.add(record("a.png", 33.0)).unwrap();
         let records = Records::open(&path).unwrap();

@@ -1,4 +1,4 @@
-//! The size at which pictures are measured.
+//! The size at which images are measured.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,10 +7,10 @@ use image::RgbImage;
 use image::imageops::crop_imm;
 use kontext_core::{Error, Result, picture};
 
-/// Sides are cut to multiples of this: the autoencoder's 8, and the transformer's 2.
+/// Sides are cropped to multiples of this: the autoencoder's 8 times the transformer's 2.
 pub const MULTIPLE: u32 = 16;
 
-/// The size at which pictures are measured, read from "original" or a number of pixels.
+/// The size at which images are measured, parsed from "original" or a number of pixels.
 ///
 /// # Example
 /// ```
@@ -23,18 +23,19 @@ pub const MULTIPLE: u32 = 16;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PictureSize {
-    /// Each picture's own, cut around the centre to sides that are multiples of [`MULTIPLE`].
+    /// Each image's own size, centre-cropped to sides that are multiples of [`MULTIPLE`].
     #[default]
     Original,
-    /// Squares of so many pixels: the shorter side is resized to it (Lanczos), and the centre is cut out.
+    /// Squares of this many pixels on a side: the shorter side is resized to it (Lanczos), then the centre is
+    /// cropped.
     Square(u32),
 }
 
 impl PictureSize {
-    /// Brings a picture to the size.
+    /// Resizes or crops an image to the size.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a picture of fewer than [`MULTIPLE`] pixels on a side that is to keep its size.
+    /// [`Error::InvalidArgument`] for [`PictureSize::Original`] if a side has fewer than [`MULTIPLE`] pixels.
     pub fn prepare(self, picture: &RgbImage) -> Result<RgbImage> {
         let (width, height) = picture.dimensions();
         match self {
@@ -50,12 +51,16 @@ impl PictureSize {
                 ))
             }
             PictureSize::Square(side) => {
-                let of = |length: u32| {
+                let size = |length: u32| {
                     let shorter = u64::from(width.min(height).max(1));
                     // Rounded to whole pixels, the shorter side exactly.
                     ((u64::from(length) * u64::from(side) + shorter / 2) / shorter) as u32
                 };
-                Ok(centre(&picture::resize(picture, of(width), of(height))?, side, side))
+                Ok(centre(
+                    &picture::resize(picture, size(width), size(height))?,
+                    side,
+                    side,
+                ))
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Crops of originals and of their reconstructions, with their errors, as one picture.
+//! Crops of originals and their reconstructions, with error maps, in one image.
 
 use image::imageops::{self, crop_imm};
 use image::{Rgb, RgbImage};
@@ -6,17 +6,18 @@ use kontext_core::{Error, Result};
 
 use crate::metrics::sharpness;
 
-/// White between the crops, in pixels.
+/// White gap between the crops, in pixels.
 const GAP: u32 = 4;
-/// Errors are shown this many times as bright.
+/// Brightness gain of the error maps.
 const GAIN: u8 = 4;
-/// The largest side of a crop.
+/// Largest side of a crop.
 const MOST: u32 = 1024;
-/// Crops are looked for at steps of a part of their side.
+/// Divisor of the crop's side that gives the step of the search for detail.
 const STEPS: u32 = 4;
 
-/// A picture that grows by two lines for each original: the crop and its reconstructions, and below each of these
-/// the map of its error. In the map, black is no error, and white one of 64 levels and more in any channel.
+/// An image that grows by two lines for each original: the crop and its reconstructions, and below each
+/// reconstruction its error map. In the map, black is no error, and white an error of 64 levels or more in
+/// any channel.
 #[derive(Debug, Clone)]
 pub struct Strip {
     side: u32,
@@ -25,8 +26,8 @@ pub struct Strip {
 }
 
 impl Strip {
-    /// For so many reconstructions of each original, in crops of `side` pixels, from 1 to 1024; smaller where a
-    /// picture is.
+    /// Creates an empty strip for `reconstructions` reconstructions of each original, in crops of `side`
+    /// pixels, from 1 to 1024; smaller if an image is smaller.
     #[must_use]
     pub fn new(reconstructions: usize, side: u32) -> Self {
         Self {
@@ -36,10 +37,10 @@ impl Strip {
         }
     }
 
-    /// Adds an original, where it has the most detail ([`sharpness`]), and its reconstructions.
+    /// Adds the crop of an original with the most detail ([`sharpness`]), and those of its reconstructions.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for another number of reconstructions, or one of another size than the original's.
+    /// [`Error::InvalidArgument`] if the number of reconstructions or the size of one is wrong.
     pub fn add(&mut self, original: &RgbImage, reconstructions: &[RgbImage]) -> Result<()> {
         if reconstructions.len() as u32 + 1 != self.columns {
             let expected = format!("{} for each original", self.columns - 1);
@@ -69,7 +70,7 @@ impl Strip {
         Ok(())
     }
 
-    /// All lines below each other; `None` where nothing was added.
+    /// Returns the whole strip; `None` if nothing was added.
     #[must_use]
     pub fn picture(&self) -> Option<RgbImage> {
         let (first, pitch) = (self.rows.first()?, self.rows.first()?.height() + 3 * GAP);
@@ -81,7 +82,7 @@ impl Strip {
         Some(picture)
     }
 
-    /// The first pixel of the crop with the most detail.
+    /// Finds the first pixel of the crop with the most detail.
     fn detail(&self, picture: &RgbImage) -> Result<(u32, u32)> {
         let starts = |length: u32| {
             let last = length.saturating_sub(self.side);
@@ -98,7 +99,7 @@ impl Strip {
     }
 }
 
-/// The greatest difference of a channel, times [`GAIN`], as grey.
+/// Returns the largest channel difference, times [`GAIN`], as grey.
 fn error_map(original: &RgbImage, reconstruction: &RgbImage) -> RgbImage {
     RgbImage::from_fn(original.width(), original.height(), |x, y| {
         let (a, b) = (original.get_pixel(x, y).0, reconstruction.get_pixel(x, y).0);
@@ -124,7 +125,7 @@ mod tests {
         strip.add(&original, from_ref(&original)).unwrap();
         let picture = strip.picture().unwrap();
         assert_eq!(picture.dimensions(), (36, 2 * 36 + 12));
-        // Its upper right corner, beside the reconstruction.
+        // Its upper right corner, next to the reconstruction.
         assert_eq!(
             crop_imm(&picture, 0, 0, 16, 16).to_image(),
             crop_imm(&original, 16, 0, 16, 16).to_image()

@@ -1,4 +1,4 @@
-//! The means over all pictures, a row for each autoencoder.
+//! Means over all images, with one row per autoencoder.
 
 use std::fmt::{self, Write as _};
 
@@ -7,12 +7,12 @@ use kontext_core::Result;
 use super::Measurement;
 use crate::statistics::Summary;
 
-/// A row: one autoencoder.
+/// The row of one autoencoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
     /// The autoencoder's name.
     pub vae: String,
-    /// Perceptual distance, where all its pictures have one.
+    /// Perceptual distance, if every image has one.
     pub pdist: Option<Summary>,
     /// Structural similarity.
     pub ssim: Summary,
@@ -20,7 +20,7 @@ pub struct Row {
     pub psnr: Summary,
 }
 
-/// The table; as text for a terminal by `Display`.
+/// A table of means; `Display` formats it as text for a terminal.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Table {
     rows: Vec<Row>,
@@ -28,11 +28,11 @@ pub struct Table {
 }
 
 impl Table {
-    /// Sums measurements up; autoencoders stand in the order in which they come. `network` is the name of the
+    /// Summarises measurements, with autoencoders in order of first appearance. `network` is the name of the
     /// perceptual distance ([`crate::metrics::Perceptual::name`]).
     ///
     /// # Errors
-    /// [`kontext_core::Error::InvalidArgument`] for measurements that are not finite.
+    /// [`kontext_core::Error::InvalidArgument`] if a measurement is not finite.
     pub fn of(measurements: &[Measurement], network: Option<&str>) -> Result<Self> {
         let mut names: Vec<&str> = Vec::new();
         for measurement in measurements {
@@ -41,13 +41,13 @@ impl Table {
             }
         }
         let row = |name: &str| {
-            let of: Vec<&Measurement> = measurements.iter().filter(|m| m.vae == name).collect();
-            let pdist: Option<Vec<f64>> = of.iter().map(|m| m.pdist).collect();
+            let named: Vec<&Measurement> = measurements.iter().filter(|m| m.vae == name).collect();
+            let pdist: Option<Vec<f64>> = named.iter().map(|m| m.pdist).collect();
             Ok(Row {
                 vae: name.to_owned(),
                 pdist: pdist.map(|values| Summary::of(&values)).transpose()?,
-                ssim: Summary::of(&of.iter().map(|m| m.ssim).collect::<Vec<_>>())?,
-                psnr: Summary::of_psnr(&of.iter().map(|m| m.psnr).collect::<Vec<_>>())?,
+                ssim: Summary::of(&named.iter().map(|m| m.ssim).collect::<Vec<_>>())?,
+                psnr: Summary::of_psnr(&named.iter().map(|m| m.psnr).collect::<Vec<_>>())?,
             })
         };
         let rows = names.into_iter().map(row).collect::<Result<_>>()?;
@@ -57,13 +57,13 @@ impl Table {
         })
     }
 
-    /// The rows.
+    /// Returns the rows.
     #[must_use]
     pub fn rows(&self) -> &[Row] {
         &self.rows
     }
 
-    /// A table in Markdown: means ± standard errors.
+    /// Formats the table as Markdown: means ± standard errors.
     #[must_use]
     pub fn markdown(&self) -> String {
         let mut text = "| autoencoder | pictures | PDist ↓ | SSIM ↑ | PSNR ↑ |\n".to_owned();
@@ -78,7 +78,8 @@ impl Table {
         text
     }
 
-    /// As CSV, with the columns `vae,pictures,pdist,pdist_se,ssim,ssim_se,psnr,psnr_se`; what is not known is empty.
+    /// Formats the table as CSV, with the columns `vae,pictures,pdist,pdist_se,ssim,ssim_se,psnr,psnr_se`;
+    /// unknown values are empty.
     #[must_use]
     pub fn csv(&self) -> String {
         let mut text = "vae,pictures,pdist,pdist_se,ssim,ssim_se,psnr,psnr_se\n".to_owned();
@@ -101,7 +102,7 @@ impl Table {
         text
     }
 
-    /// Which network the distance is of.
+    /// Returns a note that names the network of the distance.
     fn note(&self) -> Option<String> {
         let network = self
             .network
@@ -122,7 +123,7 @@ fn cells(row: &Row) -> [String; 5] {
     ]
 }
 
-/// "0.8963 ± 0.0041"; the mean alone where there is one value.
+/// Formats "0.8963 ± 0.0041", or only the mean for a single value.
 fn with_error(summary: &Summary, digits: usize) -> String {
     if summary.standard_error.is_nan() {
         return format!("{:.digits$}", summary.mean);
@@ -130,7 +131,7 @@ fn with_error(summary: &Summary, digits: usize) -> String {
     format!("{:.digits$} ± {:.digits$}", summary.mean, summary.standard_error)
 }
 
-/// A field of CSV.
+/// Quotes a CSV field if necessary.
 fn quoted(text: &str) -> String {
     if text.contains([',', '"', '\n', '\r']) {
         format!("\"{}\"", text.replace('"', "\"\""))

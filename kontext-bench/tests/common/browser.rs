@@ -1,7 +1,7 @@
 //! A real browser, driven by real key events over the DevTools protocol.
 //!
-//! `--remote-debugging-pipe` takes and gives one JSON message after the other, each ended by a zero byte, on the file
-//! descriptors 3 and 4. Two named pipes stand for those: no socket, no port.
+//! `--remote-debugging-pipe` exchanges JSON messages, each terminated by a zero byte, over the file
+//! descriptors 3 and 4. Two named pipes serve as those: no socket, no port.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// A browser that says nothing for so long has failed.
+/// Timeout for an answer from the browser.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A browser with one page.
@@ -27,7 +27,7 @@ pub(crate) struct Browser {
 }
 
 impl Browser {
-    /// Starts one; none, with a printed reason, where none is installed.
+    /// Starts a browser; prints a reason and returns `None` if none is installed.
     pub(crate) fn start() -> Option<Self> {
         let Some(program) = program() else {
             println!("skipped: there is no chromium in PATH (`apt-get install chromium`, or set CHROMIUM)");
@@ -88,7 +88,7 @@ impl Browser {
         Some(browser)
     }
 
-    /// Calls a method of the protocol.
+    /// Calls a method of the protocol and returns its result.
     pub(crate) fn call(&mut self, method: &str, params: Value) -> Value {
         self.last += 1;
         let mut message = json!({"id": self.last, "method": method});
@@ -106,13 +106,13 @@ impl Browser {
         }
     }
 
-    /// Opens a file, and waits until its script has run.
+    /// Opens a file and waits until its script has run.
     pub(crate) fn open(&mut self, page: &Path) {
         self.call("Page.navigate", json!({"url": format!("file://{}", page.display())}));
         self.wait_for("document.readyState === 'complete' && document.getElementById('position').textContent !== ''");
     }
 
-    /// What an expression of JavaScript comes to.
+    /// Evaluates a JavaScript expression.
     pub(crate) fn value(&mut self, expression: &str) -> Value {
         let answer = self.call(
             "Runtime.evaluate",
@@ -126,7 +126,7 @@ impl Browser {
         answer["result"]["value"].clone()
     }
 
-    /// The same as text.
+    /// Evaluates an expression to text.
     pub(crate) fn text(&mut self, expression: &str) -> String {
         self.value(expression)
             .as_str()
@@ -145,7 +145,7 @@ impl Browser {
         }
     }
 
-    /// Presses a key, as a keyboard does: of one letter or digit, or by its name.
+    /// Presses a key, as a keyboard does: a letter or digit, or a key by its name.
     pub(crate) fn press(&mut self, key: &str) {
         let mut event = json!({"type": "keyDown", "key": key});
         if key.chars().count() == 1 {
@@ -155,7 +155,7 @@ impl Browser {
         self.call("Input.dispatchKeyEvent", json!({"type": "keyUp", "key": key}));
     }
 
-    /// Where what the page exports is written to.
+    /// Enables downloads and returns the folder for the page's exports.
     pub(crate) fn downloads(&mut self) -> PathBuf {
         let folder = self.profile.path().join("downloads");
         std::fs::create_dir_all(&folder).unwrap();

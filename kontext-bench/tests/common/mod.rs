@@ -1,4 +1,4 @@
-//! A small bench, and a model that is none.
+//! A small bench and a mock model.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)] // In helper functions of tests.
 
 pub mod same_files;
@@ -12,16 +12,17 @@ use kontext_core::Result;
 
 use same_files::assert_same_files;
 
-/// Pairs of the bench.
+/// Number of pairs in the bench.
 pub const PAIRS: usize = 10;
 
-/// Writes a bench as published: two instructions a picture, all five categories; the first two pairs have a truth.
+/// Writes a bench as published: two instructions per image, all five categories; the first two pairs have a
+/// truth.
 pub fn bench(folder: &Path) -> Bench {
     write_bench(folder, |_, line| Some(line));
     Bench::open(folder).unwrap()
 }
 
-/// The same with its lines changed: none leaves a line out.
+/// Writes the same bench with its lines changed: `None` leaves a line out.
 pub fn write_bench(folder: &Path, change: impl Fn(usize, String) -> Option<String>) {
     let images = folder.join("test/images");
     std::fs::create_dir_all(&images).unwrap();
@@ -59,7 +60,7 @@ pub fn inverted(picture: &RgbImage) -> RgbImage {
     picture
 }
 
-/// What stands for a model: inverts the picture, and marks it by the seed.
+/// Mocks a model: inverts the image, and marks it by the seed.
 pub fn edit(task: &Task<'_>) -> Result<Edited> {
     let mut picture = inverted(&task.pictures[0]);
     picture.put_pixel(
@@ -74,7 +75,7 @@ pub fn info(name: &str) -> RunInfo {
     RunInfo::new(name, 7).setting("model", "none")
 }
 
-/// A run that must not be stopped.
+/// Runs a shard of the bench without interruption.
 pub fn run(bench: &Bench, out: &Path, shard: &str) -> RunSummary {
     let shard: Shard = shard.parse().unwrap();
     Runner::new(bench, info("a"))

@@ -1,10 +1,10 @@
-//! Folders compared byte for byte, but for what tells times.
+//! Byte-for-byte comparison of folders, except for timings.
 #![allow(unreachable_pub, clippy::unwrap_used)] // In helper functions of tests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// Every file of a folder but those that tell times, with its bytes.
+/// Returns every file of a folder with its bytes, except for timings.
 pub fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
@@ -25,7 +25,7 @@ pub fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     files
 }
 
-/// Fails with the names of the files that differ, or where there are not more than two for each of so many pairs.
+/// Fails with the names of the files that differ, or if there are not more than two files per pair.
 #[track_caller]
 pub fn assert_same_files(a: &Path, b: &Path, pairs: usize) {
     let (a, b) = (files(a), files(b));

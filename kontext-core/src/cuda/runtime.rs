@@ -11,7 +11,7 @@ use crate::{Error, Result, device};
 /// `cudaError_t`; 0 is success.
 pub(super) type Status = c_int;
 
-/// Functions of the runtime, which stays open as long as the program.
+/// Functions of the runtime, which stays loaded as long as the program runs.
 #[derive(Debug)]
 pub(super) struct Runtime {
     pub(super) set_device: unsafe extern "C" fn(c_int) -> Status,
@@ -19,10 +19,10 @@ pub(super) struct Runtime {
     get_error_string: unsafe extern "C" fn(Status) -> *const c_char,
 }
 
-/// Bytes that a CUDA device has left for any program.
+/// Returns the free memory of a CUDA device in bytes.
 ///
 /// # Errors
-/// [`Error::Device`] where the device or a function of the runtime is not there, or the runtime refuses.
+/// [`Error::Device`] if the device or a function of the runtime is missing, or the runtime fails.
 pub(crate) fn free_memory(index: usize) -> Result<u64> {
     let error = |reason: String| Error::Device {
         device: format!("cuda:{index}"),
@@ -30,20 +30,21 @@ pub(crate) fn free_memory(index: usize) -> Result<u64> {
     };
     device::available(Device::Cuda(index))?;
     let runtime = runtime().map_err(|reason| error(reason.to_owned()))?;
-    // The runtime's device is a thread's own affair: on another thread, libtorch's stays as it is.
+    // The runtime's current device is per thread: on another thread, libtorch's stays as it is.
     let asked = thread::scope(|scope| scope.spawn(|| runtime.free_memory(index)).join());
     asked
         .unwrap_or_else(|_| Err("the question for its free memory was broken off".to_owned()))
         .map_err(error)
 }
 
-/// The runtime of this program, once libtorch's CUDA half is open.
+/// Returns the runtime of this program, once libtorch's CUDA half is loaded.
 fn runtime() -> Result<&'static Runtime, &'static str> {
     static RUNTIME: OnceLock<Result<Runtime, String>> = OnceLock::new();
     RUNTIME.get_or_init(find).as_ref().map_err(String::as_str)
 }
 
-/// What the program has loaded for all to see: libtorch's CUDA half is opened so, with all that it needs.
+/// Looks up the functions among the program's global symbols, which include those of libtorch's CUDA half and
+/// of its dependencies.
 #[cfg(unix)]
 fn find() -> Result<Runtime, String> {
     Runtime::of(&libloading::os::unix::Library::this())
@@ -63,8 +64,8 @@ impl Runtime {
                 "the CUDA runtime that libtorch has loaded lacks a function ({error}); take libtorch's CUDA 13 build"
             )
         };
-        // SAFETY: these are the functions' types in CUDA's header; the library that they are in was opened for
-        // libtorch and is never closed.
+        // SAFETY: these are the functions' types in CUDA's header; the library that they are in was opened
+        // for libtorch and is never closed.
         unsafe {
             Ok(Self {
                 set_device: *library.get(b"cudaSetDevice\0").map_err(absent)?,
@@ -74,12 +75,12 @@ impl Runtime {
         }
     }
 
-    /// Bytes that a device has left. Leaves it as the thread's device.
+    /// Returns the free memory of a device in bytes. Leaves it as the thread's current device.
     #[allow(unsafe_code)]
     fn free_memory(&self, index: usize) -> Result<u64, String> {
         let device = c_int::try_from(index).map_err(|error| error.to_string())?;
         let (mut free, mut total) = (0_usize, 0_usize);
-        // SAFETY: the first takes a number alone, the second writes to two that outlive the call.
+        // SAFETY: the first takes only a number, the second writes to two variables that outlive the call.
         unsafe {
             self.check("cudaSetDevice", (self.set_device)(device))?;
             self.check("cudaMemGetInfo", (self.mem_get_info)(&raw mut free, &raw mut total))?;
@@ -92,7 +93,7 @@ impl Runtime {
         if status == 0 {
             return Ok(());
         }
-        // SAFETY: the runtime returns a text of its own that is never freed, for any number.
+        // SAFETY: for any number, the runtime returns a static string, never freed.
         let words = unsafe {
             let words = (self.get_error_string)(status);
             if words.is_null() {
@@ -120,7 +121,7 @@ mod tests {
         assert!(find().unwrap_err().contains("cudaSetDevice"), "{:?}", find());
     }
 
-    /// With the real runtime: on a machine without a GPU it answers with an error of its own.
+    /// Checks the real runtime, which returns an error on a machine without a GPU.
     #[test]
     #[allow(unsafe_code)]
     fn the_runtime_tells_the_free_memory_or_says_why_not() {

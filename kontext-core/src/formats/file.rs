@@ -1,4 +1,4 @@
-//! One memory-mapped file of weights: safetensors or GGUF.
+//! Memory-mapped weight files: safetensors or GGUF.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,7 +14,7 @@ use super::quant::Format;
 use super::{gguf, header};
 use crate::{CheckpointError, Error, Result};
 
-/// A file whose header was read and checked; tensors are read on demand.
+/// A file with a validated header; tensors are read on demand.
 pub(super) struct WeightFile {
     pub(super) path: PathBuf,
     file: File,
@@ -23,34 +23,34 @@ pub(super) struct WeightFile {
     text: BTreeMap<String, String>,
 }
 
-/// How a tensor stands in its file.
+/// Description of a stored tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Stored {
     pub(super) shape: Vec<i64>,
-    /// Its libtorch kind; none for packed formats and those that nobody here knows.
+    /// The libtorch dtype; `None` for packed formats and unknown dtypes.
     pub(super) kind: Option<Kind>,
-    /// Its format, if it may be a weight of a linear layer as it is.
+    /// The storage format, if the tensor can be a weight of a linear layer as it is.
     pub(super) format: Option<Format>,
-    /// What the file calls its type.
+    /// The file's name for the dtype.
     pub(super) dtype: String,
-    /// Its bytes in the file.
+    /// Byte range in the file.
     pub(super) range: Range<usize>,
 }
 
 impl Stored {
-    /// Number of elements.
+    /// Returns the number of elements.
     pub(super) fn elements(&self) -> u64 {
         self.shape.iter().product::<i64>().unsigned_abs()
     }
 
-    /// The shape as rows and columns.
+    /// Returns the shape as rows and columns.
     pub(super) fn sides(&self) -> (usize, usize) {
         sides(&self.shape)
     }
 }
 
-/// A shape as rows and columns: blocks of a format lie along the last side, but for the ones behind the second of a
-/// 1x1 convolution.
+/// Returns a shape as rows and columns. Blocks of a format run along the last side; the ones after the second
+/// side of a 1x1 convolution do not count.
 pub(super) fn sides(mut shape: &[i64]) -> (usize, usize) {
     while let [rest @ .., 1] = shape
         && rest.len() > 1
@@ -88,22 +88,22 @@ impl WeightFile {
         })
     }
 
-    /// All tensors.
+    /// Returns all tensors.
     pub(super) fn tensors(&self) -> &BTreeMap<String, Stored> {
         &self.tensors
     }
 
-    /// The free text of the header.
+    /// Returns the text metadata of the header.
     pub(super) fn text(&self) -> &BTreeMap<String, String> {
         &self.text
     }
 
-    /// The whole file, as it is mapped.
+    /// Returns the mapping of the whole file.
     pub(super) fn map(&self) -> &Arc<Mmap> {
         &self.map
     }
 
-    /// Copies a tensor to the host in the file's kind.
+    /// Copies a tensor to the host in the file's dtype.
     pub(super) fn read(&self, name: &str) -> Result<Tensor> {
         let missing = || CheckpointError::Missing {
             name: name.to_owned(),
@@ -126,7 +126,8 @@ impl WeightFile {
         )?)
     }
 
-    /// Copies bytes of the file, past the map: pages that a map has touched count as the program's memory.
+    /// Copies bytes of the file, bypassing the mapping: touched pages of a mapping count as the program's
+    /// memory.
     pub(super) fn copy(&self, range: &Range<usize>) -> Result<Vec<u8>> {
         let mut bytes = vec![0; range.len()];
         read_at(&self.file, &mut bytes, range.start as u64).map_err(Error::io(&self.path))?;
@@ -138,7 +139,7 @@ type Read = (BTreeMap<String, Stored>, BTreeMap<String, String>);
 
 fn read_safetensors(file: &[u8]) -> Result<Read, CheckpointError> {
     let (metadata, start) = header::read(file)?;
-    let of = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
+    let stored_entry = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
         let (first, end) = info.data_offsets;
         let stored = Stored {
             shape: info.shape.iter().map(|&side| side as i64).collect(),
@@ -149,7 +150,7 @@ fn read_safetensors(file: &[u8]) -> Result<Read, CheckpointError> {
         };
         (name, stored)
     };
-    let tensors = metadata.tensors().into_iter().map(of).collect();
+    let tensors = metadata.tensors().into_iter().map(stored_entry).collect();
     Ok((
         tensors,
         metadata.metadata().clone().unwrap_or_default().into_iter().collect(),
@@ -158,7 +159,7 @@ fn read_safetensors(file: &[u8]) -> Result<Read, CheckpointError> {
 
 fn read_gguf(file: &[u8]) -> Result<Read, CheckpointError> {
     let gguf = gguf::read(file)?;
-    let of = |tensor: gguf::TensorInfo| {
+    let stored_entry = |tensor: gguf::TensorInfo| {
         let stored = Stored {
             shape: tensor.shape,
             kind: plain_kind(tensor.format),
@@ -173,10 +174,10 @@ fn read_gguf(file: &[u8]) -> Result<Read, CheckpointError> {
         .into_iter()
         .filter_map(|(key, value)| Some((key, value.text()?)))
         .collect();
-    Ok((gguf.tensors.into_iter().map(of).collect(), text))
+    Ok((gguf.tensors.into_iter().map(stored_entry).collect(), text))
 }
 
-/// The libtorch kind of a safetensors dtype.
+/// Returns the libtorch dtype of a safetensors dtype.
 fn kind_of(dtype: Dtype) -> Option<Kind> {
     Some(match dtype {
         Dtype::F64 => Kind::Double,
@@ -195,7 +196,7 @@ fn kind_of(dtype: Dtype) -> Option<Kind> {
     })
 }
 
-/// The format of a safetensors dtype that a linear layer can use as it is.
+/// Returns the storage format of a safetensors dtype that a linear layer can use as it is.
 fn format_of(dtype: Dtype) -> Option<Format> {
     Some(match dtype {
         Dtype::F32 => Format::F32,
@@ -207,7 +208,7 @@ fn format_of(dtype: Dtype) -> Option<Format> {
     })
 }
 
-/// The libtorch kind of a format that libtorch can compute with.
+/// Returns the libtorch dtype of a format that libtorch can compute with.
 pub(super) fn plain_kind(format: Format) -> Option<Kind> {
     match format {
         Format::F32 => Some(Kind::Float),
@@ -235,7 +236,7 @@ fn read_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> std::io::Resul
 
 #[allow(unsafe_code)]
 fn map(file: &File) -> std::io::Result<Mmap> {
-    // SAFETY: the map is private and read-only. What remains is that another program truncates the
-    // file meanwhile, which ends this one with SIGBUS, as it does every program that maps its weights.
+    // SAFETY: the map is private and read-only. The remaining risk is another program that truncates the file
+    // meanwhile, which ends this one with SIGBUS, as it does every program that maps its weights.
     unsafe { Mmap::map(file) }
 }

@@ -1,4 +1,4 @@
-//! The beginning of a GGUF file, checked: metadata, then what its tensors are and where they lie.
+//! Parsing and validation of a GGUF header: metadata, then the type, shape and position of each tensor.
 //!
 //! Source: ggml-org/ggml `docs/gguf.md`; ggml-org/llama.cpp `gguf-py/gguf/gguf_reader.py`.
 
@@ -9,41 +9,41 @@ use super::gguf_value::{AGAIN, Cursor, Value, bad};
 use super::quant::Format;
 use crate::CheckpointError;
 
-/// What a GGUF file begins with.
+/// Magic bytes at the start of a GGUF file.
 pub(super) const MAGIC: &[u8] = b"GGUF";
-/// Where tensors begin, if the file does not say otherwise.
+/// Default alignment of tensor data, in bytes.
 pub(super) const ALIGNMENT: usize = 32;
-/// The metadata that says otherwise.
+/// Metadata key that overrides the default alignment.
 pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
-/// The format's own limit for names of metadata.
+/// Longest metadata name, the format's own limit.
 const LONGEST_NAME: usize = 65_535;
-/// No model has a longer side; products of two of them fit an i64.
+/// Longest side of a tensor, which no model exceeds; products of two such sides fit an i64.
 const LONGEST_SIDE: u64 = 1 << 31;
-/// Bytes that the description of a tensor has at least: an empty name, one side.
+/// Smallest description of a tensor in bytes: an empty name, one side.
 const SMALLEST_TENSOR: usize = 32;
-/// Bytes that an entry of the metadata has at least: an empty name, one byte.
+/// Smallest metadata entry in bytes: an empty name, one byte.
 const SMALLEST_ENTRY: usize = 13;
 
-/// What a file says of itself.
+/// The parsed header of a file.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Gguf {
     pub(super) metadata: BTreeMap<String, Value>,
-    /// In the file's order.
+    /// The tensors in file order.
     pub(super) tensors: Vec<TensorInfo>,
 }
 
-/// What a file says of one tensor.
+/// The description of one tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct TensorInfo {
     pub(super) name: String,
     pub(super) format: Format,
-    /// In torch's order, from the slowest side to the columns.
+    /// Sides in torch's order, from the slowest to the columns.
     pub(super) shape: Vec<i64>,
-    /// Its bytes in the file.
+    /// Byte range in the file.
     pub(super) range: Range<usize>,
 }
 
-/// Reads the header of a file. All that it returns lies in the file, and no byte belongs to two tensors.
+/// Reads the header of a file. All ranges returned are within the file, and no byte belongs to two tensors.
 pub(super) fn read(file: &[u8]) -> Result<Gguf, CheckpointError> {
     let Some(rest) = file.strip_prefix(MAGIC) else {
         return Err(bad(format!("it does not begin with GGUF; {AGAIN}")));
@@ -88,7 +88,7 @@ pub(super) fn read(file: &[u8]) -> Result<Gguf, CheckpointError> {
     Ok(Gguf { metadata, tensors })
 }
 
-/// A number of things that have at least so many bytes each.
+/// Reads a count of items of at least `bytes` bytes each.
 fn count(cursor: &mut Cursor<'_>, what: &str, bytes: usize) -> Result<u64, CheckpointError> {
     let count = cursor.u64(&format!("the number of {what}"))?;
     let most = (cursor.left() / bytes) as u64;
@@ -120,14 +120,14 @@ fn alignment(metadata: &BTreeMap<String, Value>) -> Result<usize, CheckpointErro
         .and_then(|bytes| usize::try_from(bytes).ok())
         .filter(|bytes| bytes.is_power_of_two());
     bytes.ok_or_else(|| {
-        let told = value
+        let got = value
             .as_u64()
             .map_or_else(|| "no whole number".to_owned(), |number| number.to_string());
-        bad(format!("`{ALIGNMENT_KEY}` is {told}, expected a power of two; {AGAIN}"))
+        bad(format!("`{ALIGNMENT_KEY}` is {got}, expected a power of two; {AGAIN}"))
     })
 }
 
-/// A tensor as the file describes it, before it is known where the data starts.
+/// A tensor as the file describes it, before the start of the data is known.
 struct Described<'a> {
     name: &'a str,
     format: Format,
@@ -164,7 +164,7 @@ impl<'a> Described<'a> {
         })
     }
 
-    /// Where its bytes lie in a file of `size` bytes whose data starts at `start`.
+    /// Locates its bytes in a file of `size` bytes whose data starts at `start`.
     fn place(&self, start: usize, alignment: usize, size: usize) -> Result<TensorInfo, CheckpointError> {
         let Self {
             name,
@@ -215,7 +215,8 @@ fn unknown(what: &str, number: u32) -> CheckpointError {
     ))
 }
 
-/// That no name is there twice, and that no two tensors share a byte: what a small file describes stays small.
+/// Checks that no name occurs twice and that no two tensors share a byte, so that a small file describes
+/// little data.
 fn check_apart(tensors: &[TensorInfo]) -> Result<(), CheckpointError> {
     let mut names = BTreeSet::new();
     if let Some(twice) = tensors.iter().find(|tensor| !names.insert(&tensor.name)) {
@@ -244,7 +245,7 @@ mod tests {
         Fixture::open("quant.safetensors").bytes("gguf")
     }
 
-    /// The message for a file with this part replaced by one of the same length.
+    /// Returns the message for a file with `from` replaced by `to`, which has the same length.
     fn message(from: &[u8], to: &[u8]) -> String {
         let mut file = file();
         let at = file.windows(from.len()).position(|part| part == from).unwrap();
@@ -325,7 +326,7 @@ mod tests {
         let mut twice = file[..other - 8].to_vec();
         twice.extend(12_u64.to_le_bytes());
         twice.extend(b"first.weight");
-        // One byte shorter, so one more of padding, which stands at the end of the header.
+        // One byte shorter, so one more byte of padding, which is at the end of the header.
         twice.extend(&file[other + 13..other + 13 + 4 + 16 + 4 + 8]);
         twice.push(0);
         twice.extend(&file[twice.len()..]);
@@ -370,7 +371,7 @@ mod tests {
             cut in any::<bool>(),
         ) {
             let mut file = file();
-            // The data behind the header cannot be wrong.
+            // The data after the header cannot be wrong.
             let header = read(&file).unwrap().tensors[0].range.start;
             for (at, byte) in changes {
                 file[at.index(header)] = byte;

@@ -1,47 +1,47 @@
-//! The values of a GGUF file's metadata, and the cursor that reads them from bytes nobody vouches for.
+//! Metadata values of a GGUF file, and the cursor that reads them from untrusted bytes.
 //!
 //! Source: ggml-org/ggml `docs/gguf.md`, `gguf_metadata_value_t`.
 
 use crate::CheckpointError;
 
-/// A value of the metadata, in the type that the file gives it.
+/// A metadata value, in its type in the file.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
-    /// 8 bits without sign.
+    /// Unsigned 8-bit integer.
     U8(u8),
-    /// 8 bits with sign.
+    /// Signed 8-bit integer.
     I8(i8),
-    /// 16 bits without sign.
+    /// Unsigned 16-bit integer.
     U16(u16),
-    /// 16 bits with sign.
+    /// Signed 16-bit integer.
     I16(i16),
-    /// 32 bits without sign.
+    /// Unsigned 32-bit integer.
     U32(u32),
-    /// 32 bits with sign.
+    /// Signed 32-bit integer.
     I32(i32),
-    /// A float of 32 bits.
+    /// 32-bit float.
     F32(f32),
-    /// True or false.
+    /// Boolean.
     Bool(bool),
-    /// Text.
+    /// String.
     Text(String),
-    /// Values of one type.
+    /// Array of values of one type.
     Array(Array),
-    /// 64 bits without sign.
+    /// Unsigned 64-bit integer.
     U64(u64),
-    /// 64 bits with sign.
+    /// Signed 64-bit integer.
     I64(i64),
-    /// A float of 64 bits.
+    /// 64-bit float.
     F64(f64),
 }
 
-/// The number of a string's type.
+/// Type number of a string.
 const TEXT: u32 = 8;
-/// The number of an array's type.
+/// Type number of an array.
 const ARRAY: u32 = 9;
 
-/// Values of one type, none of them arrays; kept as the file has them, so that a file costs no more memory than it has
-/// bytes.
+/// An array of values of one type, which are not arrays themselves. It keeps the encoding of the file, so
+/// that a file takes no more memory than it has bytes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Array {
     kind: u32,
@@ -50,7 +50,7 @@ pub struct Array {
 }
 
 impl Array {
-    /// The values; none where there are none, or they are of more than one type, or arrays themselves.
+    /// Creates an array; `None` if `values` is empty, of more than one type, or of arrays.
     #[must_use]
     pub fn new(values: &[Value]) -> Option<Self> {
         let kind = values.first()?.kind();
@@ -66,28 +66,28 @@ impl Array {
         })
     }
 
-    /// How many there are.
+    /// Returns the number of values.
     #[must_use]
     pub fn len(&self) -> usize {
         self.count
     }
 
-    /// Whether there are none.
+    /// Returns `true` if there are no values.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// One after the other.
+    /// Iterates over the values.
     pub fn iter(&self) -> impl Iterator<Item = Value> + '_ {
         let mut cursor = Cursor::new(&self.bytes);
-        // They were read once before: none is missing.
+        // The bytes were checked before: no value is missing.
         (0..self.count).map_while(move |_| Value::read(&mut cursor, self.kind, "array").ok())
     }
 }
 
 impl Value {
-    /// A whole number that is not negative, of any width.
+    /// Returns a non-negative integer of any width.
     #[must_use]
     pub fn as_u64(&self) -> Option<u64> {
         match *self {
@@ -103,7 +103,7 @@ impl Value {
         }
     }
 
-    /// Its text, if it is a string.
+    /// Returns the text, if it is a string.
     #[must_use]
     pub fn text(self) -> Option<String> {
         match self {
@@ -112,7 +112,7 @@ impl Value {
         }
     }
 
-    /// The number of its type.
+    /// Returns the type number.
     fn kind(&self) -> u32 {
         match self {
             Value::U8(_) => 0,
@@ -131,7 +131,7 @@ impl Value {
         }
     }
 
-    /// Writes the number of its type and then the value.
+    /// Writes the type number and then the value.
     pub(super) fn write_typed(&self, out: &mut Vec<u8>) {
         out.extend(self.kind().to_le_bytes());
         self.write(out);
@@ -159,7 +159,7 @@ impl Value {
         }
     }
 
-    /// Reads a value of the type of this number; `what` names it in errors.
+    /// Reads a value of the type with this number; `what` names it in errors.
     pub(super) fn read(cursor: &mut Cursor<'_>, kind: u32, what: &str) -> Result<Self, CheckpointError> {
         Ok(match kind {
             0 => Value::U8(u8::from_le_bytes(cursor.array(what)?)),
@@ -190,7 +190,7 @@ fn read_array(cursor: &mut Cursor<'_>, what: &str) -> Result<Array, CheckpointEr
         10..=12 => 8,
         TEXT => {
             let start = cursor.rest;
-            // Each takes 8 bytes at least, so a count that lies ends with the file.
+            // Each takes at least 8 bytes, so a false count ends with the file.
             for _ in 0..count {
                 cursor.text(what)?;
             }
@@ -220,20 +220,20 @@ fn read_array(cursor: &mut Cursor<'_>, what: &str) -> Result<Array, CheckpointEr
     })
 }
 
-/// Writes a string as GGUF has it: its length, then its bytes.
+/// Writes a string in GGUF's encoding: its length, then its bytes.
 pub(super) fn write_text(text: &str, out: &mut Vec<u8>) {
     out.extend((text.len() as u64).to_le_bytes());
     out.extend(text.as_bytes());
 }
 
-/// What to do with a file that breaks its own rules.
+/// Remedy for a malformed file.
 pub(super) const AGAIN: &str = "the file is truncated or damaged, fetch it again";
 
 pub(super) fn bad(reason: String) -> CheckpointError {
     CheckpointError::Gguf { reason }
 }
 
-/// Reads from what is left of a file. Nothing is allocated, and each error names what was read.
+/// A cursor over the rest of a file. It allocates nothing, and each error names the item read.
 #[derive(Debug, Clone)]
 pub(super) struct Cursor<'a> {
     rest: &'a [u8],
@@ -244,7 +244,7 @@ impl<'a> Cursor<'a> {
         Self { rest: bytes }
     }
 
-    /// Bytes that are left.
+    /// Returns the number of bytes left.
     pub(super) fn left(&self) -> usize {
         self.rest.len()
     }

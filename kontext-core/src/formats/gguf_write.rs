@@ -1,6 +1,7 @@
-//! Writing a GGUF file, one tensor after the other.
+//! Streaming writer of GGUF files, one tensor after the other.
 //!
-//! Source: ggml-org/ggml `docs/gguf.md`; ggml-org/llama.cpp `gguf-py/gguf/gguf_writer.py`, whose bytes these are.
+//! Source: ggml-org/ggml `docs/gguf.md`; ggml-org/llama.cpp `gguf-py/gguf/gguf_writer.py`, whose output is
+//! reproduced byte for byte.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -13,12 +14,13 @@ use super::gguf_value::{Value, write_text};
 use super::quant::Format;
 use crate::{Error, OutputFile, Result};
 
-/// The version that is written.
+/// The GGUF version written.
 const VERSION: u32 = 3;
-/// What programs for image models read (stable-diffusion.cpp, ComfyUI-GGUF); llama.cpp itself reads 63.
+/// Longest tensor name that programs for image models read (stable-diffusion.cpp, ComfyUI-GGUF); llama.cpp
+/// itself reads 63.
 const LONGEST_NAME: usize = 127;
 
-/// A tensor on its way to a file; its bytes are asked for when their turn comes.
+/// A tensor to be written to a file; its bytes are requested at its turn.
 pub struct StreamedTensor<'a> {
     pub(super) name: String,
     pub(super) format: Format,
@@ -41,7 +43,7 @@ impl fmt::Debug for StreamedTensor<'_> {
 }
 
 impl<'a> StreamedTensor<'a> {
-    /// A tensor with a shape in torch's order; `data` gives its bytes, row after row in the format.
+    /// Creates a tensor with a shape in torch's order; `data` returns its bytes, row after row in the format.
     pub fn new(
         name: impl Into<String>,
         format: Format,
@@ -56,7 +58,7 @@ impl<'a> StreamedTensor<'a> {
         }
     }
 
-    /// Its number in the file and its bytes, if a file can hold it.
+    /// Returns its type number and its size in bytes, if a file can hold it.
     fn check(&self) -> Result<(u32, u64)> {
         let wrong = |expected: String, got: String| {
             Err(Error::invalid(
@@ -95,15 +97,16 @@ impl<'a> StreamedTensor<'a> {
     }
 }
 
-/// Writes a GGUF file of version 3. Tensors stand in it as they come, 32 bytes aligned; only one is in memory at a
-/// time. The file appears whole or not at all.
+/// Writes a GGUF file of version 3. Tensors are stored in the given order, aligned to 32 bytes; only one is
+/// in memory at a time. The file appears whole or not at all.
 ///
 /// Programs look for the text `general.architecture` in the metadata ("flux"), and quantised files carry
 /// `general.quantization_version` (2, U32) and `general.file_type` (U32).
 ///
 /// # Errors
-/// [`Error::Io`] where the folder cannot be written; [`Error::InvalidArgument`] for a tensor that no file can hold, bytes
-/// that are not those of its shape, and a name that is there twice; what a tensor's own function returns.
+/// [`Error::Io`] if the folder cannot be written; [`Error::InvalidArgument`] for a tensor that no file can
+/// hold, bytes that do not match its shape, or a duplicate name; any error that a tensor's own function
+/// returns.
 pub fn write_gguf<'a>(
     path: impl AsRef<Path>,
     metadata: &[(&str, Value)],
@@ -134,7 +137,7 @@ fn write_padded(out: &mut impl Write, data: &[u8]) -> io::Result<()> {
     out.write_all(&[0; ALIGNMENT][..data.len().next_multiple_of(ALIGNMENT) - data.len()])
 }
 
-/// All that stands before the data.
+/// Builds everything before the data.
 fn header(metadata: &[(&str, Value)], tensors: &[StreamedTensor<'_>]) -> Result<Vec<u8>> {
     let mut out = MAGIC.to_vec();
     out.extend(VERSION.to_le_bytes());

@@ -1,4 +1,4 @@
-//! The beginning of a safetensors file, checked: its length, then JSON.
+//! Parsing and validation of a safetensors header: its length, then JSON.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -9,14 +9,14 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
 use crate::CheckpointError;
 
-/// Bytes of the number that a file begins with: the length of its JSON.
+/// Bytes of the length prefix, which holds the length of the JSON.
 const LENGTH: usize = 8;
-/// The format's own limit. FLUX.1's header has 0.1 MB.
+/// Largest header in bytes, the format's own limit. FLUX.1's header has 0.1 MB.
 const LONGEST: u64 = 100_000_000;
-/// No model has a longer side; products of two of them fit an i64.
+/// Longest side of a tensor, which no model exceeds; products of two such sides fit an i64.
 const LONGEST_SIDE: usize = 1 << 31;
 
-/// Beginnings of files that are often found in place of weights, what they are, and what to do.
+/// Signatures of files often found instead of weights, with their description and remedy.
 const OTHERS: [(&[u8], &str, &str); 4] = [
     (
         b"version https://git-lfs",
@@ -40,7 +40,7 @@ const OTHERS: [(&[u8], &str, &str); 4] = [
     ),
 ];
 
-/// The JSON as it is.
+/// The deserialised JSON.
 struct Header {
     text: Option<HashMap<String, String>>,
     tensors: BTreeMap<String, TensorInfo>,
@@ -52,8 +52,8 @@ impl<'de> Deserialize<'de> for Header {
     }
 }
 
-/// Reads one tensor after the other. What safetensors derives keeps all of the JSON in a form that takes some fifty
-/// times its size before it looks at the first tensor.
+/// A visitor that reads one tensor after the other. The implementation that safetensors derives first keeps
+/// all of the JSON in a form of some fifty times its size.
 struct Entries;
 
 impl<'de> Visitor<'de> for Entries {
@@ -87,7 +87,7 @@ impl<'de> Visitor<'de> for Entries {
     }
 }
 
-/// Reads the header of a file, and tells where its data starts.
+/// Reads the header of a file and returns it with the start of the data.
 pub(super) fn read(file: &[u8]) -> Result<(Metadata, usize), CheckpointError> {
     let bad = |reason: String| CheckpointError::Header { reason };
     let size = file.len();
@@ -96,7 +96,7 @@ pub(super) fn read(file: &[u8]) -> Result<(Metadata, usize), CheckpointError> {
     };
     let length = u64::from_le_bytes(*length);
     if length > LONGEST {
-        // Here alone, because a length may begin with any byte.
+        // Only here, because a valid length may begin with any byte.
         if let Some((_, found, remedy)) = OTHERS.iter().find(|(sign, ..)| file.starts_with(sign)) {
             return Err(CheckpointError::Format { found, remedy });
         }
@@ -124,14 +124,14 @@ pub(super) fn read(file: &[u8]) -> Result<(Metadata, usize), CheckpointError> {
     Ok((metadata, start))
 }
 
-/// That a tensor's shape is one that can be computed with, and that its bytes are as many.
+/// Checks that a tensor has a usable shape that matches its number of bytes.
 fn check(name: &str, info: &TensorInfo) -> Result<(), String> {
     let TensorInfo {
         dtype,
         shape,
         data_offsets: (start, end),
     } = info;
-    // Empty sides count as one, as they do in strides: what those multiply to has to fit an i64 too.
+    // Empty sides count as one, as they do in strides: that product has to fit an i64, too.
     let strides = shape.iter().try_fold(1_i64, |product, &side| {
         product.checked_mul(i64::try_from(side.max(1)).ok()?)
     });

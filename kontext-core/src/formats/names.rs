@@ -1,18 +1,19 @@
-//! Tensor names: translation between namings, and the nearest name to a missing one.
+//! Tensor names: translation between naming schemes, and the nearest name to a missing one.
 
-/// Where the tensor that a part asks for stands in a file that names things differently.
+/// The source of a part's tensor in a file with another naming scheme.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Recipe {
-    /// Under this name, as it is (or with sizes of one added or removed: 1x1 convolutions and linears).
+    /// The tensor of this name, as it is (or with sizes of one added or removed: 1x1 convolutions and
+    /// linears).
     Name(String),
-    /// The rows of these tensors one after the other (`to_q`, `to_k`, `to_v` for a fused `qkv`).
+    /// The rows of these tensors, concatenated (`to_q`, `to_k`, `to_v` for a fused `qkv`).
     Rows(Vec<String>),
-    /// Under this name with its halves of rows exchanged (`shift, scale` against `scale, shift`).
+    /// The tensor of this name with the halves of its rows swapped (`shift, scale` against `scale, shift`).
     SwapHalves(String),
 }
 
 impl Recipe {
-    /// The names that the recipe reads.
+    /// Returns the names of the tensors to read.
     pub fn names(&self) -> &[String] {
         match self {
             Recipe::Name(name) | Recipe::SwapHalves(name) => std::slice::from_ref(name),
@@ -21,16 +22,16 @@ impl Recipe {
     }
 }
 
-/// Translates a part's name for a tensor into a [`Recipe`] over a file's names.
+/// A translation of a part's name for a tensor into a [`Recipe`] over a file's names.
 pub type NameMap = fn(&str) -> Recipe;
 
-/// The name most like `wanted`, unless none is much like it.
+/// Returns the name most similar to `wanted`, unless none is similar enough.
 ///
-/// Few edits make a name alike, and so does a long common beginning: the parts of a module stand
-/// nearer than the same part of another module.
+/// Few edits make names similar, and so does a long common prefix: the parts of a module rank nearer than the
+/// same part of another module.
 #[must_use]
 pub fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
-    /// Below this likeness, of at most 2, a hint would mislead.
+    /// Minimum similarity, of at most 2; below it a hint would mislead.
     const LIKE: f64 = 1.0;
     let likeness = |name: &str| {
         let common = wanted.bytes().zip(name.bytes()).take_while(|(a, b)| a == b).count();

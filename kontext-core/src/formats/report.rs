@@ -1,4 +1,4 @@
-//! What a checkpoint holds: counts, dtypes, and the search for a damaged tensor.
+//! Reports on a checkpoint: counts, dtypes, and the search for a damaged tensor.
 
 use std::collections::BTreeMap;
 
@@ -16,14 +16,14 @@ pub struct Account {
     pub tensors: usize,
     /// Number of parameters.
     pub parameters: u64,
-    /// Bytes in the file.
+    /// Size in the file, in bytes.
     pub bytes: u64,
-    /// Parameters for each stored dtype, by its libtorch name.
+    /// Number of parameters per stored dtype, by its libtorch name, or the format's if libtorch has none.
     pub dtypes: BTreeMap<String, u64>,
 }
 
 impl Store {
-    /// Counts the tensors, from headers alone.
+    /// Counts the tensors, from headers only.
     #[must_use]
     pub fn account(&self) -> Account {
         let mut account = Account::default();
@@ -33,15 +33,19 @@ impl Store {
             account.bytes += bytes;
             *account.dtypes.entry(dtype).or_default() += parameters;
         };
-        let of = |kind: Kind| format!("{kind:?}");
+        let dtype_name = |kind: Kind| format!("{kind:?}");
         let sized = |kind: Kind, shape: &[i64]| {
             let parameters = shape.iter().product::<i64>().unsigned_abs();
-            (of(kind), parameters, parameters * kind.elt_size_in_bytes() as u64)
+            (
+                dtype_name(kind),
+                parameters,
+                parameters * kind.elt_size_in_bytes() as u64,
+            )
         };
         match &self.source {
             Source::Files { entries, .. } => entries.values().for_each(|entry| {
                 let dtype = match (entry.stored.kind, entry.stored.format) {
-                    (Some(kind), _) => of(kind),
+                    (Some(kind), _) => dtype_name(kind),
                     (None, Some(format)) => format.name().to_owned(),
                     (None, None) => "other".to_owned(),
                 };
@@ -63,22 +67,26 @@ impl Store {
         account
     }
 
-    /// Shape, and bytes in the file with all that belongs to it, of every tensor of a file; nothing for other weights.
+    /// Returns the shape of every tensor of a file, and its bytes with those of its side tensors; empty for
+    /// other weights.
     #[must_use]
     pub fn stored_sizes(&self) -> BTreeMap<String, (Vec<i64>, u64)> {
         let Source::Files { entries, .. } = &self.source else {
             return BTreeMap::new();
         };
-        let of = |entry: &super::Entry| {
+        let sizes = |entry: &super::Entry| {
             (
                 entry.stored.shape.clone(),
                 entry.stored.range.len() as u64 + entry.companion_bytes,
             )
         };
-        entries.iter().map(|(name, entry)| (name.clone(), of(entry))).collect()
+        entries
+            .iter()
+            .map(|(name, entry)| (name.clone(), sizes(entry)))
+            .collect()
     }
 
-    /// Name and shape of every tensor; of synthetic weights, of those made so far.
+    /// Returns the name and shape of every tensor; for synthetic weights, of those made so far.
     #[must_use]
     pub fn shapes(&self) -> BTreeMap<String, Vec<i64>> {
         match &self.source {
@@ -91,12 +99,12 @@ impl Store {
         }
     }
 
-    /// The first tensor that holds a NaN or an infinity: what to name when a result is not finite.
+    /// Returns the first tensor that holds a NaN or an infinity, to be named if a result is not finite.
     ///
-    /// This reads every tensor.
+    /// Reads every tensor.
     ///
     /// # Errors
-    /// Those of reading.
+    /// The errors of reading.
     pub fn first_not_finite(&self) -> Result<Option<String>> {
         for name in self.names() {
             let value = self.raw(&name)?.f_to_kind(Kind::Float)?;

@@ -1,4 +1,4 @@
-//! Writing tensors to a safetensors file.
+//! Writer of safetensors files.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -9,11 +9,11 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{CheckpointError, Error, OutputFile, Result};
 
-/// Writes tensors to a safetensors file, in their kinds. The file appears whole or not at all.
+/// Writes tensors to a safetensors file, in their dtypes. The file appears whole or not at all.
 ///
 /// # Errors
-/// [`Error::Io`] where the folder cannot be written, [`Error::Checkpoint`] for a kind that
-/// safetensors cannot hold.
+/// [`Error::Io`] if the folder cannot be written, [`Error::Checkpoint`] for a dtype that safetensors cannot
+/// hold.
 pub fn save(path: impl AsRef<Path>, tensors: &[(String, Tensor)], text: Option<HashMap<String, String>>) -> Result<()> {
     let path = path.as_ref();
     let bytes = to_bytes(path, tensors, text)?;
@@ -22,10 +22,10 @@ pub fn save(path: impl AsRef<Path>, tensors: &[(String, Tensor)], text: Option<H
     file.publish()
 }
 
-/// The bytes of a safetensors file; `path` is named in errors.
+/// Serialises tensors to the bytes of a safetensors file; `path` is named in errors.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] for a kind that safetensors cannot hold.
+/// [`Error::Checkpoint`] for a dtype that safetensors cannot hold.
 pub fn to_bytes(path: &Path, tensors: &[(String, Tensor)], text: Option<HashMap<String, String>>) -> Result<Vec<u8>> {
     let raw = tensors
         .iter()
@@ -56,7 +56,7 @@ fn raw(path: &Path, name: &str, value: &Tensor) -> Result<Raw> {
     })?;
     let shape: Vec<usize> = value.size().iter().map(|&s| s as usize).collect();
     let numel: usize = shape.iter().product();
-    // A byte view of the same memory: f_copy_data wants elements of the tensor's own kind.
+    // A byte view of the same memory: f_copy_data requires elements of the tensor's own dtype.
     let bytes = value.f_reshape([-1])?.f_view_dtype(Kind::Uint8)?;
     let mut buffer = vec![0_u8; numel * kind.elt_size_in_bytes()];
     let len = buffer.len();

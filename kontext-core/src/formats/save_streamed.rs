@@ -1,4 +1,4 @@
-//! Writing a safetensors file one tensor after the other.
+//! Streaming writer of safetensors files, one tensor after the other.
 
 use std::collections::HashMap;
 use std::io::{BufWriter, Write};
@@ -10,15 +10,16 @@ use super::StreamedTensor;
 use super::quant::Format;
 use crate::{CheckpointError, Error, OutputFile, Result};
 
-/// Tensors begin at multiples of this.
+/// Alignment of the start of the data, in bytes.
 const ALIGNMENT: usize = 8;
 
-/// Writes tensors of plain formats to a safetensors file, wide ones first; only one is in memory at a time. The file
-/// appears whole or not at all.
+/// Writes tensors of plain formats to a safetensors file, wide ones first; only one is in memory at a time.
+/// The file appears whole or not at all.
 ///
 /// # Errors
-/// [`Error::Io`] where the folder cannot be written; [`Error::Checkpoint`] for a format that safetensors does not
-/// know; [`Error::InvalidArgument`] for bytes that are not those of the shape; what a tensor's own function returns.
+/// [`Error::Io`] if the folder cannot be written; [`Error::Checkpoint`] for a format unknown to safetensors;
+/// [`Error::InvalidArgument`] for bytes that do not match the shape; any error that a tensor's own function
+/// returns.
 pub fn save_streamed<'a>(
     path: impl AsRef<Path>,
     text: HashMap<String, String>,

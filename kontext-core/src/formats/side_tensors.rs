@@ -1,4 +1,4 @@
-//! What some formats keep beside a weight: factors, and the state of a quantisation.
+//! Quantisation side tensors: scales, absmax and bitsandbytes' quant state.
 //!
 //! Sources: Comfy-Org/ComfyUI `comfy/ops.py` (scaled fp8, old and new names); bitsandbytes
 //! `functional.py`, `QuantState`, and `nn/modules.py`, `Linear8bitLt`, as diffusers saves them.
@@ -13,19 +13,19 @@ use super::file::{WeightFile, sides};
 use super::quant::Format;
 use crate::{CheckpointError, Error, Result};
 
-/// Where a tensor stands: the number of its file, and its name there.
+/// Location of a tensor: the index of its file, and its name there.
 pub(super) type Place = (usize, String);
 
-/// What the elements of a weight are multiplied by.
+/// The side tensors that hold the scales of a weight.
 #[derive(Debug, Clone, Default)]
 pub(super) enum Companion {
     #[default]
     None,
-    /// One factor, or one for each row.
+    /// One scale, or one per row.
     Factor(Place),
-    /// The largest value of each row, which is stored as 127.
+    /// The absmax of each row, stored as 127.
     RowMaxima(Place),
-    /// The largest value of each block.
+    /// The absmax of each block.
     BlockMaxima {
         absmax: Place,
         block: usize,
@@ -33,7 +33,7 @@ pub(super) enum Companion {
     },
 }
 
-/// Block maxima that are quantised themselves: `map[code] * absmax[block] + offset`.
+/// Block absmax in double quantisation: `map[code] * absmax[block] + offset`.
 #[derive(Debug, Clone)]
 pub(super) struct Nested {
     absmax: Place,
@@ -42,7 +42,7 @@ pub(super) struct Nested {
     offset: f32,
 }
 
-/// Factors in memory.
+/// Scales in memory.
 #[derive(Debug, Clone, Default)]
 pub enum Factors {
     /// None: the elements are the values.
@@ -61,7 +61,7 @@ pub enum Factors {
     },
 }
 
-/// bitsandbytes' account of a weight in four bits.
+/// bitsandbytes' quant state of a 4-bit weight.
 #[derive(Deserialize)]
 struct QuantState {
     quant_type: String,
@@ -73,19 +73,19 @@ struct QuantState {
     nested_offset: f32,
 }
 
-/// As bitsandbytes has it.
+/// 1/127, as in bitsandbytes.
 const ONE_127TH: f32 = 7.874_016e-3;
-/// Values that a code of 8 bits stands for.
+/// Number of 8-bit codes.
 const CODES: usize = 256;
 const QUANT_STATE: &str = ".quant_state.bitsandbytes__";
-/// Names of a factor beside an fp8 weight, which stand in place of its `weight`.
+/// Suffixes of an fp8 weight's scale, which replace its `weight`.
 const FACTORS: [&str; 2] = [".scale_weight", ".weight_scale"];
-/// Said of a file or a layer, and told by the weights themselves; factors of inputs serve
-/// multiplication in fp8.
+/// Suffixes of dropped tensors: markers of a file or a layer, which the weights themselves make redundant,
+/// and input scales, which serve multiplication in fp8.
 const EXTRAS: [&str; 4] = [".scale_input", ".input_scale", ".comfy_quant", ".weight_format"];
 const MARKER: &str = "scaled_fp8";
 
-/// Puts companions to their weights, so that what is left are tensors of the model. How many values each has is
+/// Attaches side tensors to their weights, so that only tensors of the model remain. Their element counts are
 /// checked here, from headers; they are read with their weights.
 pub(super) fn fold(files: &[WeightFile], entries: &mut BTreeMap<String, Entry>) -> Result<()> {
     let names: Vec<String> = entries.keys().cloned().collect();
@@ -131,7 +131,7 @@ pub(super) fn fold(files: &[WeightFile], entries: &mut BTreeMap<String, Entry>) 
     Ok(())
 }
 
-/// Takes the companion `name` out of the entries and hands it to its weight, if that is such a one.
+/// Moves the side tensor `name` from the entries to its weight, if that weight fits.
 fn attach(
     files: &[WeightFile],
     entries: &mut BTreeMap<String, Entry>,
@@ -151,11 +151,11 @@ fn attach(
 }
 
 fn four_bits(files: &[WeightFile], entries: &mut BTreeMap<String, Entry>, name: &str, weight: &str) -> Result<()> {
-    let Some(told) = entries.remove(name) else {
+    let Some(state_entry) = entries.remove(name) else {
         return Ok(());
     };
-    let wrong = |reason: String| quantised(files, &told, weight, reason);
-    let text: Vec<u8> = floats_of(files, &told.place())?
+    let wrong = |reason: String| quantised(files, &state_entry, weight, reason);
+    let text: Vec<u8> = floats_of(files, &state_entry.place())?
         .iter()
         .map(|&byte| byte as u8)
         .collect();
@@ -188,8 +188,8 @@ fn four_bits(files: &[WeightFile], entries: &mut BTreeMap<String, Entry>, name: 
         .fit(format, entry.stored.range.len())
         .map_err(|reason| wrong(format!("`{name}` {reason}")))?;
     let blocks = elements.div_ceil(state.blocksize);
-    let of = |blocks: usize, size: usize| format!("{blocks} values, one for each block of {size}");
-    count(&absmax, blocks, &of(blocks, state.blocksize)).map_err(wrong)?;
+    let block_count = |blocks: usize, size: usize| format!("{blocks} values, one for each block of {size}");
+    count(&absmax, blocks, &block_count(blocks, state.blocksize)).map_err(wrong)?;
     if let Some((block, maxima, map)) = &nested {
         if absmax.stored.kind != Some(Kind::Uint8) {
             return Err(wrong(format!(
@@ -198,7 +198,7 @@ fn four_bits(files: &[WeightFile], entries: &mut BTreeMap<String, Entry>, name: 
             )));
         }
         let blocks = blocks.div_ceil(*block);
-        count(maxima, blocks, &of(blocks, *block)).map_err(wrong)?;
+        count(maxima, blocks, &block_count(blocks, *block)).map_err(wrong)?;
         count(map, CODES, &format!("{CODES} values, one for each code")).map_err(wrong)?;
     }
     let nested = nested.map(|(block, maxima, map)| Nested {
@@ -220,7 +220,7 @@ fn four_bits(files: &[WeightFile], entries: &mut BTreeMap<String, Entry>, name: 
 }
 
 impl QuantState {
-    /// The elements that it describes, if they fit so many bytes of the format.
+    /// Returns the number of elements described, if they fit this many bytes of the format.
     fn fit(&self, format: Format, bytes: usize) -> Result<usize, String> {
         let shape = &self.shape;
         if shape.iter().any(|&side| side < 1) {
@@ -253,13 +253,13 @@ impl QuantState {
     }
 }
 
-/// That a companion has so many values; `told` puts the number in words.
-fn count(companion: &Entry, expected: usize, told: &str) -> Result<(), String> {
+/// Checks the element count of a side tensor; `description` is the expected count in words, for the error.
+fn count(companion: &Entry, expected: usize, description: &str) -> Result<(), String> {
     let got = companion.stored.elements();
     if got == expected as u64 {
         Ok(())
     } else {
-        Err(format!("`{}`: expected {told}, got {got}", companion.name))
+        Err(format!("`{}`: expected {description}, got {got}", companion.name))
     }
 }
 
@@ -278,7 +278,7 @@ impl Entry {
 }
 
 impl Companion {
-    /// Reads the factors.
+    /// Reads the scales.
     pub(super) fn read(&self, files: &[WeightFile]) -> Result<Factors> {
         Ok(match self {
             Companion::None => Factors::None,
@@ -307,15 +307,15 @@ impl Nested {
     fn read(&self, files: &[WeightFile], codes: &Place) -> Result<Vec<f32>> {
         let (map, maxima) = (floats_of(files, &self.map)?, floats_of(files, &self.absmax)?);
         let value = |(index, code): (usize, &f32)| {
-            // Both are there: their numbers were checked when the file was opened.
-            let of = |values: &[f32], index: usize| values.get(index).copied().unwrap_or(f32::NAN);
-            of(&map, *code as usize) * of(&maxima, index / self.block) + self.offset
+            // Both are present: their counts were checked when the file was opened.
+            let value_at = |values: &[f32], index: usize| values.get(index).copied().unwrap_or(f32::NAN);
+            value_at(&map, *code as usize) * value_at(&maxima, index / self.block) + self.offset
         };
         Ok(floats_of(files, codes)?.iter().enumerate().map(value).collect())
     }
 }
 
-/// A tensor's values as f32.
+/// Reads a tensor's values as f32.
 fn floats_of(files: &[WeightFile], (file, name): &Place) -> Result<Vec<f32>> {
     let missing = || Error::invalid("file of a companion", "one of the checkpoint's", file);
     let values: Tensor = files.get(*file).ok_or_else(missing)?.read(name)?;

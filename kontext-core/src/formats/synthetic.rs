@@ -1,25 +1,25 @@
-//! Weights made from a seed and their names.
+//! Synthetic weights, generated from a seed and their names.
 //!
-//! Small tensors are drawn by the generator of [`noise`], so that other programs can make them, too. A 12 B model would
-//! take that generator minutes on its one thread: on a CUDA device large tensors are drawn there, each value from the
-//! seed and its own place.
+//! Small tensors are drawn by the generator of [`noise`], so that other programs can reproduce them. A 12 B
+//! model would take minutes on that single-threaded generator: on a CUDA device large tensors are drawn
+//! there, each value from the seed and its own index.
 
 use tch::{Device, Kind, Tensor};
 
 use crate::{Result, noise};
 
-/// Elements above which a tensor is drawn on a CUDA device instead of by the portable generator: nobody compares the
-/// values of a model of that size with another program.
+/// Number of elements above which a tensor is drawn on a CUDA device instead of by the portable generator:
+/// the values of a model of that size are not compared with another program.
 const PORTABLE: i64 = 1 << 20;
 
-/// Elements that are drawn at once on a device: what is alive meanwhile takes some 0.3 GB.
+/// Elements drawn at once on a device; the live temporaries take some 0.3 GB.
 const PIECE: i64 = 1 << 24;
 
-/// Norm weights vary around one, and biases around zero, by this much.
+/// Spread of norm weights around one, and of biases around zero.
 const SPREAD: f64 = 0.1;
 
-/// The tensor that every program makes for this name, shape and seed (CPU, f32); without a seed,
-/// zeros that share one element of memory.
+/// Generates the f32 tensor of this name, shape and seed on `device`; without a seed, zeros that share one
+/// element of memory.
 pub(super) fn tensor(name: &str, shape: &[i64], seed: Option<u64>, device: Device) -> Result<Tensor> {
     let Some(seed) = seed else {
         return Ok(Tensor::f_zeros([1; 0], (Kind::Float, device))?.f_expand(shape, false)?);
@@ -38,9 +38,9 @@ pub(super) fn tensor(name: &str, shape: &[i64], seed: Option<u64>, device: Devic
     })
 }
 
-/// Standard normal values, drawn on a device in pieces of this many elements: hashes of the seed and each element's place,
-/// through the inverse of the normal distribution. No generator has a state, so neither the order nor the size of the
-/// pieces matters.
+/// Draws standard normal values on a device in pieces of this many elements: hashes of the seed and each
+/// element's index, through the inverse of the normal distribution. No generator has a state, so neither the
+/// order nor the size of the pieces matters.
 fn drawn_on(device: Device, shape: &[i64], seed: u64, piece: i64) -> Result<Tensor> {
     let count = shape.iter().product::<i64>();
     let values = Tensor::f_empty([count], (Kind::Float, device))?;
@@ -48,7 +48,7 @@ fn drawn_on(device: Device, shape: &[i64], seed: u64, piece: i64) -> Result<Tens
     while start < count {
         let end = count.min(start.saturating_add(piece));
         let place = Tensor::f_arange_start(start, end, (Kind::Int64, device))?;
-        // 23 bits, so that the middle of each of their steps is an f32 between 0 and 1.
+        // 23 bits, so that the midpoint of each step is an f32 between 0 and 1.
         let bits = hash(hash(place)?.f_bitwise_xor_(low_bits(seed))?)?.f_bitwise_right_shift_tensor_scalar_(9)?;
         let mut uniform = bits
             .f_to_kind(Kind::Float)?
@@ -69,7 +69,7 @@ fn low_bits(seed: u64) -> i64 {
     ((seed ^ (seed >> 32)) & 0xffff_ffff) as i64
 }
 
-/// A hash of 32 bits held in i64, in place. Source: "hash32" of Thomas Mueller, whose products stay below 2^63.
+/// Hashes 32 bits held in i64, in place. Source: "hash32" of Thomas Mueller, whose products stay below 2^63.
 fn hash(mut x: Tensor) -> Result<Tensor> {
     for _ in 0..2 {
         let shifted = x.f_bitwise_right_shift_tensor_scalar(16)?;
@@ -92,11 +92,11 @@ mod tests {
         let draw = |seed, piece| drawn_on(Device::Cpu, &[50, 100], seed, piece).unwrap();
         assert!(draw(7, 5000).equal(&draw(7, 999)));
         let distance = check::relative_l2(&draw(7, 5000), &draw(8, 5000)).unwrap();
-        // Of independent values: the root of two.
+        // The square root of two, as for independent values.
         assert!((distance - 2.0_f64.sqrt()).abs() < 0.05, "{distance}");
     }
 
-    /// Moments of 1,000,000 values; the bounds are five standard errors.
+    /// Checks the moments of 1,000,000 values; the bounds are five standard errors.
     #[test]
     fn values_drawn_on_a_device_are_standard_normal() {
         let count = 1_000_000;
@@ -107,7 +107,7 @@ mod tests {
             assert!((moment(power) - expected).abs() < bound, "{power}: {}", moment(power));
         }
         assert!(z.isfinite().all().int64_value(&[]) != 0);
-        // Neighbours, and elements at the distance of a row, are not alike.
+        // Neighbours, and elements one row apart, are not correlated.
         for lag in [1, 3072] {
             let (a, b) = (z.narrow(0, 0, count - lag), z.narrow(0, lag, count - lag));
             let product = (a * b).mean(Kind::Double).double_value(&[]);

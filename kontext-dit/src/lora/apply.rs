@@ -1,4 +1,4 @@
-//! Where the changes of a LoRA land in a model.
+//! Mapping of a LoRA's adapters to the layers of a model.
 
 use kontext_core::formats::nearest_name;
 use kontext_core::pattern::matches;
@@ -11,22 +11,22 @@ use super::{Lora, LoraTarget, Unmatched};
 use crate::{DitConfig, LinearPart, linear_parts};
 
 impl Lora {
-    /// The changes for a transformer of these sizes. `strength` gives that of each layer, called as BFL does
-    /// (`double_blocks.0.img_attn.qkv`); 1 is as it was trained, and at 0 a layer is left as it is.
+    /// Returns the adapters for a transformer of these sizes. `strength` maps BFL's name of a layer
+    /// (`double_blocks.0.img_attn.qkv`) to its LoRA scale: 1 is as trained, 0 leaves the layer unchanged.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] for a layer that the transformer does not have, or of another shape.
+    /// [`Error::Checkpoint`] if a layer is not in the transformer or has another shape.
     pub fn adapters(&self, config: &DitConfig, strength: impl Fn(&str) -> f64) -> Result<Adapters> {
         let parts = linear_parts(config)?;
         let mut adapters = Adapters::new();
-        let mut strange = Vec::new();
+        let mut unmatched = Vec::new();
         for (layer, changes) in self.of(LoraTarget::Transformer) {
             let Some(place) = Place::find(&parts, layer) else {
                 if !self.allows(&layer.module) {
                     let names = parts.iter().flat_map(|p| [p.module.as_str(), p.layer.as_str()]);
                     let nearest = nearest_name(&layer.module, names);
                     let reason = "no layer of this transformer";
-                    strange.push(Unmatched {
+                    unmatched.push(Unmatched {
                         name: layer.module.clone(),
                         reason,
                         nearest,
@@ -44,14 +44,14 @@ impl Lora {
                 add(&mut adapters, place.layer, change);
             }
         }
-        self.complete(adapters, &strange)
+        self.complete(adapters, &unmatched)
     }
 
-    /// The changes for a text encoder with these linear layers, called as transformers does. CLIP's may lack the
-    /// `text_model.` before their names.
+    /// Returns the adapters for a text encoder with these linear layers, in transformers' naming. CLIP's
+    /// names may lack the prefix `text_model.`. `strength` maps the name of a layer to its LoRA scale.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] for a layer that the encoder does not have.
+    /// [`Error::Checkpoint`] if a layer is not in the encoder.
     pub fn text_adapters(
         &self,
         target: LoraTarget,
@@ -59,14 +59,14 @@ impl Lora {
         strength: impl Fn(&str) -> f64,
     ) -> Result<Adapters> {
         let mut adapters = Adapters::new();
-        let mut strange = Vec::new();
+        let mut unmatched = Vec::new();
         for (layer, changes) in self.of(target) {
             let (name, bare) = (&layer.module, layer.module.trim_start_matches("text_model."));
             let Some(own) = layers.iter().find(|own| *own == name || *own == bare) else {
                 if !self.allows(name) {
                     let nearest = nearest_name(name, layers.iter().map(String::as_str));
                     let reason = "no layer of this text encoder";
-                    strange.push(Unmatched {
+                    unmatched.push(Unmatched {
                         name: name.clone(),
                         reason,
                         nearest,
@@ -78,15 +78,15 @@ impl Lora {
                 .iter()
                 .for_each(|change| add(&mut adapters, own, change.clone().at_strength(strength(own))));
         }
-        self.complete(adapters, &strange)
+        self.complete(adapters, &unmatched)
     }
 
-    /// The adapters, if all layers were found.
-    fn complete(&self, adapters: Adapters, strange: &[Unmatched]) -> Result<Adapters> {
-        if strange.is_empty() {
+    /// Returns the adapters, or an error if any layer is unmatched.
+    fn complete(&self, adapters: Adapters, unmatched: &[Unmatched]) -> Result<Adapters> {
+        if unmatched.is_empty() {
             return Ok(adapters);
         }
-        let parts = strange.iter().map(ToString::to_string).collect();
+        let parts = unmatched.iter().map(ToString::to_string).collect();
         Err(Error::checkpoint(&self.path)(CheckpointError::LoraUnmatched {
             parts,
             total: self.layers.len(),
@@ -103,13 +103,14 @@ impl Lora {
 }
 
 fn add(adapters: &mut Adapters, layer: &str, change: Change) {
-    // At strength 0 nothing is computed, also where a program's DoRA would still bring rows to their lengths.
+    // At scale 0 the layer is skipped entirely, although a DoRA would still rescale its rows in other
+    // programs.
     if change.strength() != 0.0 {
         adapters.add(layer, change);
     }
 }
 
-/// Where a change lands in the transformer.
+/// Target of an adapter in the transformer.
 struct Place<'a> {
     layer: &'a str,
     start: i64,
@@ -138,7 +139,7 @@ impl<'a> Place<'a> {
                 swapped: *swapped,
             });
         }
-        // BFL's layers are whole, and their rows in our order.
+        // BFL's layers are whole, with their rows in our order.
         let mut own = parts.iter().filter(|part| part.layer == layer.module).peekable();
         let first = *own.peek()?;
         let rows = own

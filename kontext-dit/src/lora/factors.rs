@@ -1,4 +1,4 @@
-//! The tensors of one layer, and the changes that they make.
+//! Tensors of one layer, and the adapters built from them.
 //!
 //! Source: KohakuBlueleaf/LyCORIS 4.1.3 `lycoris/modules/{locon,lokr,loha,full}.py`; huggingface/peft 0.21
 //! `src/peft/tuners/{lora,lokr,loha}/layer.py`.
@@ -11,19 +11,19 @@ use kontext_nn::Change;
 use super::families::{Key, Leaf};
 use super::scaling::Scaling;
 
-/// The form of a layer's change.
+/// Form of a layer's adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum LoraForm {
-    /// `up @ down`.
+    /// Low-rank product `up @ down`.
     LowRank,
-    /// A low-rank change and the lengths of the rows.
+    /// DoRA: any other form, with magnitudes of the rows.
     Dora,
-    /// A Kronecker product.
+    /// LoKr: Kronecker product.
     LoKr,
-    /// A Hadamard product of two low-rank ones.
+    /// LoHa: Hadamard product of two low-rank products.
     LoHa,
-    /// A whole matrix, or a bias.
+    /// Full difference of a matrix or a bias.
     Full,
 }
 
@@ -46,11 +46,11 @@ pub(super) struct Factors {
     tensors: BTreeMap<Leaf, (String, Tensor)>,
 }
 
-/// What came of a layer's tensors.
+/// Adapters built from a layer's tensors.
 #[derive(Debug)]
 pub(super) struct Built {
     pub(super) changes: Vec<(LoraForm, Change)>,
-    /// Tensors that lack their partner.
+    /// Names of tensors whose counterparts are missing.
     pub(super) left: Vec<String>,
 }
 
@@ -62,7 +62,7 @@ impl Factors {
         }
     }
 
-    /// Adds a tensor; the name of the one that it replaces comes back.
+    /// Adds a tensor; returns the name of the tensor that it replaces, if any.
     pub(super) fn insert(&mut self, leaf: Leaf, name: String, tensor: Tensor) -> Option<String> {
         self.tensors.insert(leaf, (name, tensor)).map(|(name, _)| name)
     }
@@ -71,7 +71,7 @@ impl Factors {
         &self.key
     }
 
-    /// Makes the changes, for a layer that begins at row 0.
+    /// Builds the adapters, for a layer that starts at row 0.
     pub(super) fn build(mut self, scaling: &Scaling) -> Result<Built> {
         let alpha = match self.tensors.remove(&Leaf::Alpha) {
             Some((name, alpha)) if alpha.numel() == 1 => Some((name, alpha.f_flatten(0, -1)?.f_double_value(&[0])?)),
@@ -81,7 +81,7 @@ impl Factors {
         let (target, module) = (self.key.layer.target, self.key.layer.module.clone());
         let scale = |rank: Option<i64>| match (&alpha, rank) {
             (Some((_, alpha)), Some(rank)) => alpha / rank as f64,
-            // LyCORIS: two whole matrices have the scale in them.
+            // LyCORIS: two full matrices already include the scale.
             (Some(_), None) => 1.0,
             (None, rank) => match rank.map(|r| r as f64).or_else(|| scaling.rank(target)) {
                 Some(rank) => scaling.scale(target, &module, rank),
@@ -113,7 +113,7 @@ impl Factors {
         if let Some([bias]) = self.take([Leaf::DiffBias])? {
             changes.push((LoraForm::Full, Change::of_bias(bias, 0)?));
         }
-        // What belongs to a matrix goes to the first.
+        // A bias and magnitudes belong to the first adapter.
         let mut changes = changes.into_iter();
         let mut built = Vec::new();
         if let Some((mut form, mut change)) = changes.next() {
@@ -129,12 +129,12 @@ impl Factors {
             built.push((form, change));
         }
         built.extend(changes);
-        let alone = alpha.filter(|_| built.is_empty()).map(|(name, _)| name);
-        let left = self.tensors.into_values().map(|(name, _)| name).chain(alone).collect();
+        let alpha = alpha.filter(|_| built.is_empty()).map(|(name, _)| name);
+        let left = self.tensors.into_values().map(|(name, _)| name).chain(alpha).collect();
         Ok(Built { changes: built, left })
     }
 
-    /// The tensors, if all are there.
+    /// Removes and returns the tensors if all are present.
     fn take<const N: usize>(&mut self, leaves: [Leaf; N]) -> Result<Option<[Tensor; N]>> {
         if !leaves.iter().all(|leaf| self.tensors.contains_key(leaf)) {
             return Ok(None);
@@ -147,7 +147,7 @@ impl Factors {
         tensors.map(|(_, tensor)| plain(&tensor)).collect()
     }
 
-    /// Which of them a matrix is given by.
+    /// Returns the leaves that define a matrix: itself, or its two low-rank factors.
     fn one_or_two(&self, one: Leaf, two: [Leaf; 2]) -> Option<Vec<Leaf>> {
         let has = |leaf: &Leaf| self.tensors.contains_key(leaf);
         if has(&one) {
@@ -158,7 +158,7 @@ impl Factors {
     }
 }
 
-/// A tensor to compute with: a convolution of one pixel as the matrix that it is, 8-bit floats widened.
+/// Converts a tensor for computing: flattens a 1x1 convolution to a matrix, widens 8-bit floats to f16.
 fn plain(tensor: &Tensor) -> Result<Tensor> {
     let value = match tensor.kind() {
         Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double => tensor.shallow_clone(),

@@ -1,21 +1,21 @@
-//! What a tensor's name in a LoRA file says: who wrote it, of which layer it is, and which factor of the change.
+//! Parsing of tensor names in LoRA files: the writer's family, the layer, and the factor of its adapter.
 //!
-//! Source: huggingface/diffusers 0.38 `src/diffusers/loaders/lora_conversion_utils.py` (kohya, OneTrainer's mixture,
-//! XLabs, BFL control, fal Kontext); kohya-ss/sd-scripts `networks/lora_flux.py` for the text encoders' prefixes;
-//! KohakuBlueleaf/LyCORIS 4.1.3 `lycoris/modules/*.py`, `weight_list`.
+//! Source: huggingface/diffusers 0.38 `src/diffusers/loaders/lora_conversion_utils.py` (kohya, OneTrainer's
+//! mixture, XLabs, BFL control, fal Kontext); kohya-ss/sd-scripts `networks/lora_flux.py` for the text
+//! encoders' prefixes; KohakuBlueleaf/LyCORIS 4.1.3 `lycoris/modules/*.py`, `weight_list`.
 
 use kontext_core::formats::nearest_name;
 use kontext_nn::Norm;
 
 use super::table::{Layer, LoraTarget, Naming, Table};
 
-/// Who writes names in this way.
+/// Naming family of a LoRA file, by the program that writes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum LoraFamily {
     /// diffusers and PEFT: `transformer.transformer_blocks.0.attn.to_q.lora_A.weight`.
     Diffusers,
-    /// diffusers in its early days: `….to_q.lora.down.weight`, `….processor.to_q_lora.down.weight`.
+    /// Early diffusers: `….to_q.lora.down.weight`, `….processor.to_q_lora.down.weight`.
     OldDiffusers,
     /// kohya's sd-scripts: `lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight`, with `alpha`.
     Kohya,
@@ -27,7 +27,7 @@ pub enum LoraFamily {
     XLabs,
     /// Black Forest Labs: `double_blocks.0.img_attn.qkv.lora_A.weight`.
     Bfl,
-    /// fal, and PEFT alone: `base_model.model.double_blocks.0.img_attn.qkv.lora_A.weight`.
+    /// fal, and PEFT without diffusers: `base_model.model.double_blocks.0.img_attn.qkv.lora_A.weight`.
     Fal,
     /// LyCORIS: `lycoris_transformer_blocks_0_attn_to_q.lokr_w1`.
     Lycoris,
@@ -49,7 +49,7 @@ impl std::fmt::Display for LoraFamily {
     }
 }
 
-/// A factor of a layer's change.
+/// Role of a tensor in a layer's adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Leaf {
     Down,
@@ -82,7 +82,7 @@ impl Leaf {
     }
 }
 
-/// Ends of names and what they stand for. The first that fits decides.
+/// Suffixes of names and their roles; the first match wins.
 const LEAVES: &[(&str, Leaf)] = &[
     (".lora_A.weight", Leaf::Down),
     (".lora_B.weight", Leaf::Up),
@@ -119,10 +119,10 @@ const LEAVES: &[(&str, Leaf)] = &[
     (".diff", Leaf::Diff),
     (".diff_b", Leaf::DiffBias),
 ];
-/// Ends of names that tell a norm's tensor, where the module is a norm.
-const OF_NORMS: [&str; 5] = [".scale", ".weight", ".diff", ".w_norm", ".b_norm"];
+/// Suffixes of a norm's tensors, if the module is a norm.
+const NORM_ENDS: [&str; 5] = [".scale", ".weight", ".diff", ".w_norm", ".b_norm"];
 
-/// Beginnings of names: what is left of them is a layer of one of these targets.
+/// Prefixes of names; the rest of the name is a layer of one of these targets.
 const PREFIXES: [(&str, LoraFamily, &[LoraTarget]); 16] = {
     use LoraFamily::{ComfyUi, Diffusers, Fal, Kohya, Lycoris, OldDiffusers, OneTrainer};
     use LoraTarget::{Clip, T5, Transformer};
@@ -140,7 +140,7 @@ const PREFIXES: [(&str, LoraFamily, &[LoraTarget]); 16] = {
         ("lora_transformer_", OneTrainer, &[Transformer]),
         ("lora_te_", Kohya, &[Clip]),
         ("lora_te1_", Kohya, &[Clip]),
-        // OneTrainer counts FLUX.1's encoders, kohya those of SD3.
+        // OneTrainer numbers FLUX.1's encoders, kohya those of SD3.
         ("lora_te2_", OneTrainer, &[T5]),
         ("lora_te3_", Kohya, &[T5]),
         ("lycoris_", Lycoris, ANY),
@@ -148,7 +148,7 @@ const PREFIXES: [(&str, LoraFamily, &[LoraTarget]); 16] = {
 };
 const ANY: &[LoraTarget] = &[LoraTarget::Transformer, LoraTarget::Clip, LoraTarget::T5];
 
-/// What a tensor is for.
+/// Parsed name of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Key {
     pub(super) family: LoraFamily,
@@ -156,34 +156,34 @@ pub(super) struct Key {
     pub(super) leaf: Leaf,
 }
 
-/// Why a tensor is for nothing.
+/// Reason why a tensor has no match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct NoKey {
     pub(super) reason: &'static str,
     pub(super) nearest: Option<String>,
 }
 
-/// Reads a tensor's name.
+/// Parses a tensor's name.
 pub(super) fn read(name: &str, table: &Table) -> Result<Key, NoKey> {
     let no = |reason| NoKey { reason, nearest: None };
     let split = LEAVES
         .iter()
         .find_map(|(end, leaf)| Some((name.strip_suffix(end)?, *leaf)));
-    let of_norm = OF_NORMS
+    let is_norm = NORM_ENDS
         .iter()
         .find_map(|end| name.strip_suffix(end))
         .is_some_and(|m| m.ends_with("_norm"));
     let (module, leaf) = match split {
-        _ if of_norm => return Err(no("the scale of a norm; only linear layers change here")),
+        _ if is_norm => return Err(no("the scale of a norm; only linear layers change here")),
         Some(split) => split,
         None => return Err(no("no factor of LoRA, LoKr, LoHa or DoRA")),
     };
     let mut rest = module;
     let (mut family, mut targets, mut prefix) = (None, ANY, String::new());
-    // Twice: PEFT's `base_model.model.` may stand before another.
+    // Twice: PEFT's `base_model.model.` may precede another prefix.
     for _ in 0..2 {
-        if let Some((start, writer, of)) = PREFIXES.iter().find(|(start, ..)| rest.starts_with(start)) {
-            (family, targets) = (family.or(Some(*writer)), of);
+        if let Some((start, writer, allowed)) = PREFIXES.iter().find(|(start, ..)| rest.starts_with(start)) {
+            (family, targets) = (family.or(Some(*writer)), allowed);
             prefix.push_str(start);
             rest = rest.get(start.len()..).unwrap_or_default();
         }

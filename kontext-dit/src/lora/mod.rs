@@ -1,4 +1,4 @@
-//! LoRA files, in every naming that trainers for FLUX.1 write, for the transformer and the text encoders.
+//! LoRA files for the transformer and the text encoders, in every naming that FLUX.1 trainers write.
 //!
 //! Source: huggingface/diffusers 0.38 `src/diffusers/loaders/lora_pipeline.py`, `FluxLoraLoaderMixin`, and
 //! `lora_conversion_utils.py`.
@@ -28,13 +28,14 @@ use self::scaling::Scaling;
 pub use self::table::LoraTarget;
 use self::table::{Layer, Naming, Table};
 
-/// Changes of linear layers of the transformer and the text encoders, read from a file.
+/// Adapters for linear layers of the transformer and the text encoders, read from a LoRA file.
 ///
-/// Names may be those of diffusers and PEFT, early diffusers, kohya, ComfyUI, OneTrainer, XLabs, BFL, fal and LyCORIS;
-/// the changes low-rank (LoRA), LoKr, LoHa, with or without DoRA, or whole differences of weights and biases.
+/// Supported namings: diffusers and PEFT, early diffusers, kohya, ComfyUI, OneTrainer, XLabs, BFL, fal and
+/// LyCORIS. Supported forms: low-rank (LoRA), LoKr and LoHa, each with or without DoRA, and full differences
+/// of weights and biases.
 ///
-/// The strength of a layer is `alpha / rank`, by a tensor `alpha` beside it, by PEFT's configuration in the metadata
-/// (or in the file that PEFT puts beside), and 1 where neither is there.
+/// The scale of a layer is `alpha / rank`, with alpha from the layer's `alpha` tensor or from PEFT's
+/// configuration in the metadata (or in the file that PEFT saves next to the weights); 1 without either.
 #[derive(Debug, Clone)]
 pub struct Lora {
     path: PathBuf,
@@ -43,7 +44,7 @@ pub struct Lora {
     options: LoraOptions,
 }
 
-/// What is allowed of a LoRA that fits in part only, or not at all.
+/// Options for opening a LoRA that fits the model only in part, or not at all.
 #[derive(Debug, Clone, Default)]
 #[must_use]
 pub struct LoraOptions {
@@ -52,14 +53,15 @@ pub struct LoraOptions {
 }
 
 impl LoraOptions {
-    /// Leaves out tensors that fit nothing in the model, and whose names have this form; `*` stands for anything. May
-    /// be called several times. Default: none, so a part that does not fit is an error.
+    /// Ignores tensors that match nothing in the model if their names match this pattern, in which `*`
+    /// matches any text. May be called several times. Default: no pattern, so any unmatched tensor is an
+    /// error.
     pub fn allow_unmatched(mut self, pattern: impl Into<String>) -> Self {
         self.unmatched.push(pattern.into());
         self
     }
 
-    /// Takes files that change nothing. Default: they are errors.
+    /// Accepts files without effect. Default: they are errors.
     pub fn allow_no_effect(self) -> Self {
         Self {
             no_effect: true,
@@ -70,7 +72,7 @@ impl LoraOptions {
     /// Reads a file.
     ///
     /// # Errors
-    /// Those of [`Lora::open`], but for what is allowed.
+    /// Those of [`Lora::open`], except for the cases that these options allow.
     pub fn open(self, path: impl AsRef<Path>) -> Result<Lora> {
         let lora = Lora {
             options: self,
@@ -102,18 +104,18 @@ impl Lora {
     /// Reads a file.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Checkpoint`] for a file that is damaged, of which a part is for no layer of FLUX.1
-    /// (named, with the nearest name), or which would change nothing.
+    /// [`Error::Io`]; [`Error::Checkpoint`] if the file is damaged, has tensors for no layer of FLUX.1
+    /// (named, with the nearest name), or would have no effect.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::options().open(path)
     }
 
-    /// Options of reading, by default all as [`Lora::open`] has them.
+    /// Returns options for opening a file; the defaults are those of [`Lora::open`].
     pub fn options() -> LoraOptions {
         LoraOptions::default()
     }
 
-    /// What a file holds, whether it can be used or not.
+    /// Reports the content of a file, even if it cannot be used.
     ///
     /// # Errors
     /// [`Error::Io`], and [`Error::Checkpoint`] for a damaged file.
@@ -164,38 +166,38 @@ impl Lora {
         })
     }
 
-    /// The file.
+    /// Returns the path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What the file holds.
+    /// Returns the report on the file's content.
     #[must_use]
     pub fn report(&self) -> &LoraReport {
         &self.report
     }
 
-    /// The free text in the file's header: how it was trained, where its writer says so.
+    /// Returns the file's metadata, such as training details recorded by its writer.
     #[must_use]
     pub fn facts(&self) -> &BTreeMap<String, String> {
         &self.report.facts
     }
 
-    /// Number of layers that it names.
+    /// Returns the number of layers in the file.
     #[must_use]
     pub fn len(&self) -> usize {
         self.layers.len()
     }
 
-    /// Whether it names no layer.
+    /// Returns `true` if the file has no layers.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.layers.is_empty()
     }
 }
 
-/// The tensors of a file by layer. What is for none goes into the report.
+/// Groups the tensors of a file by layer; unmatched ones are added to the report.
 fn sorted(weights: &Weights, report: &mut LoraReport) -> Result<Vec<Factors>> {
     let table = Table::new()?;
     let mut keys = Vec::new();
@@ -205,12 +207,12 @@ fn sorted(weights: &Weights, report: &mut LoraReport) -> Result<Vec<Factors>> {
             Err(NoKey { reason, nearest }) => report.unmatched.push(Unmatched { name, reason, nearest }),
         }
     }
-    // Some files hold the same LoRA twice: of the two, diffusers takes the one in its own names.
-    let of_transformer = |family| {
+    // Some files contain the same LoRA twice; diffusers then uses the one in its own naming.
+    let names_transformer = |family| {
         let own = |key: &Key| key.family == family && key.layer.target == LoraTarget::Transformer;
         keys.iter().any(|(_, key)| own(key))
     };
-    let twice = of_transformer(LoraFamily::Diffusers) || of_transformer(LoraFamily::OneTrainer);
+    let twice = names_transformer(LoraFamily::Diffusers) || names_transformer(LoraFamily::OneTrainer);
     let mut layers: BTreeMap<(LoraTarget, Naming, String), Factors> = BTreeMap::new();
     for (name, key) in keys {
         let second = matches!(key.family, LoraFamily::Kohya | LoraFamily::ComfyUi);
@@ -240,7 +242,7 @@ fn sorted(weights: &Weights, report: &mut LoraReport) -> Result<Vec<Factors>> {
     Ok(layers.into_values().collect())
 }
 
-/// An error in a layer's tensors.
+/// Wraps an error in a layer's tensors.
 fn broken(path: &Path, module: &str, error: &Error) -> Error {
     let reason = format!("the tensors of `{module}` make no change: {error}; the file is damaged, fetch it again");
     Error::checkpoint(path)(CheckpointError::Lora { reason })

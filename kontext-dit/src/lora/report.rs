@@ -1,4 +1,4 @@
-//! What a LoRA file holds.
+//! Report on the content of a LoRA file.
 
 use std::collections::BTreeMap;
 
@@ -9,39 +9,39 @@ use super::factors::LoraForm;
 use super::families::LoraFamily;
 use super::table::{Layer, LoraTarget};
 
-/// What a LoRA file holds, and what of it fits FLUX.1.
+/// Content of a LoRA file, and its match with FLUX.1.
 ///
-/// Printed, it is a short account in lines.
+/// Its `Display` is a summary of a few lines.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct LoraReport {
-    /// Whose names it has, with the number of tensors.
+    /// Families of its tensor names, with the number of tensors.
     pub families: BTreeMap<LoraFamily, usize>,
-    /// The forms of its changes, with the number of layers.
+    /// Forms of its adapters, with the number of layers.
     pub forms: BTreeMap<LoraForm, usize>,
-    /// Its ranks, with the number of layers.
+    /// Ranks, with the number of layers.
     pub ranks: BTreeMap<i64, usize>,
-    /// The parts of a pipeline that it changes, with the number of layers.
+    /// Models that it adapts, with the number of layers.
     pub targets: BTreeMap<LoraTarget, usize>,
-    /// Names of the layers without effect, because a factor is zero.
+    /// Names of layers without effect because a factor is zero.
     pub without_effect: Vec<String>,
-    /// Number of tensors that are used.
+    /// Number of tensors in use.
     pub matched: usize,
-    /// Tensors that fit nothing.
+    /// Tensors without a match in the model.
     pub unmatched: Vec<Unmatched>,
-    /// The free text of the header: how it was trained, where its writer says so.
+    /// The file's metadata, such as training details recorded by its writer.
     pub facts: BTreeMap<String, String>,
 }
 
-/// A tensor that fits nothing.
+/// A tensor without a match in the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Unmatched {
-    /// Its name in the file.
+    /// Name of the tensor in the file.
     pub name: String,
-    /// Why.
+    /// Reason why it has no match.
     pub reason: &'static str,
-    /// The nearest name of a layer, as the file would write it.
+    /// Nearest layer name, in the file's naming.
     pub nearest: Option<String>,
 }
 
@@ -56,7 +56,7 @@ impl std::fmt::Display for Unmatched {
 }
 
 impl LoraReport {
-    /// Counts a layer and its changes.
+    /// Adds a layer and its adapters to the counts.
     pub(super) fn add(&mut self, layer: &Layer, changes: &[(LoraForm, Change)]) -> Result<()> {
         let mut silent = true;
         for (form, change) in changes {
@@ -73,7 +73,7 @@ impl LoraReport {
         Ok(())
     }
 
-    /// Number of layers that it names.
+    /// Returns the number of layers in the file.
     #[must_use]
     pub fn layers(&self) -> usize {
         self.targets.values().sum()
@@ -82,7 +82,8 @@ impl LoraReport {
 
 impl std::fmt::Display for LoraReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        /// Longer texts (counts of all tags of a data set) are for programs.
+        /// Longest metadata value to print; longer ones (counts of all tags of a data set) are meant for
+        /// programs.
         const LONGEST: usize = 100;
         writeln!(f, "naming:    {}", counted(&self.families, "tensors"))?;
         writeln!(f, "changes:   {}", counted(&self.forms, "layers"))?;
@@ -107,7 +108,7 @@ impl std::fmt::Display for LoraReport {
     }
 }
 
-/// "a (3 layers), b (1 layers)".
+/// Formats counts as "a (3 layers), b (1 layers)".
 fn counted(counts: &BTreeMap<impl std::fmt::Display, usize>, what: &str) -> String {
     let all: Vec<String> = counts
         .iter()

@@ -1,4 +1,4 @@
-//! Writing a LoRA, in the naming of diffusers and PEFT.
+//! Writing a LoRA file in the naming of diffusers and PEFT.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -6,26 +6,26 @@ use std::path::Path;
 use kontext_core::formats;
 use kontext_core::{Kind, Result, Tensor};
 
-/// What a LoRA holds of one of diffusers' layers.
+/// LoRA tensors of one layer, in diffusers' naming.
 #[derive(Debug)]
 pub struct LoraLayer {
-    /// The layer's name: `transformer_blocks.0.attn.to_q`.
+    /// Name of the layer: `transformer_blocks.0.attn.to_q`.
     pub module: String,
-    /// [rank, in].
+    /// Down projection [rank, in].
     pub down: Tensor,
-    /// [rows, rank].
+    /// Up projection [rows, rank].
     pub up: Tensor,
-    /// The lengths of the changed weight's rows, `[rows]`, of a DoRA.
+    /// DoRA magnitude: row norms of the adapted weight, `[rows]`; `None` for plain LoRA.
     pub magnitude: Option<Tensor>,
 }
 
-/// Writes a LoRA in f32. The product `up @ down` is the whole change (strength 1, which every program takes where no
-/// `alpha` is given).
+/// Writes a LoRA in f32. The weight difference is `up @ down`, unscaled: without an `alpha`, every program
+/// uses a scale of 1.
 ///
-/// `facts` go into the header.
+/// `facts` are written to the header as metadata.
 ///
 /// # Errors
-/// [`kontext_core::Error::Io`] where the file cannot be written.
+/// [`kontext_core::Error::Io`] if the file cannot be written.
 pub fn save_lora(path: impl AsRef<Path>, layers: &[LoraLayer], facts: BTreeMap<String, String>) -> Result<()> {
     let mut tensors = Vec::with_capacity(3 * layers.len());
     for LoraLayer {

@@ -1,4 +1,4 @@
-//! How strong a change is: `alpha / rank`, where the writer says what alpha is.
+//! Scale of a LoRA: `alpha / rank` if the metadata states alpha, otherwise 1.
 //!
 //! Source: huggingface/diffusers 0.38 `src/diffusers/loaders/lora_base.py` (metadata); huggingface/peft 0.21
 //! `src/peft/tuners/lora/layer.py`, `update_layer` (rank-stabilised scales).
@@ -11,14 +11,14 @@ use serde_json::Value;
 
 use super::table::LoraTarget;
 
-/// Where diffusers keeps PEFT's configuration in the file's metadata.
+/// Metadata key under which diffusers stores PEFT's configuration.
 pub(super) const METADATA: &str = "lora_adapter_metadata";
-/// Where PEFT keeps it beside its file, and what that is called.
+/// PEFT's configuration file, and the name of the weights file next to it.
 const CONFIG: (&str, &str) = ("adapter_config.json", "adapter_model.safetensors");
-/// A number for all layers in the metadata.
+/// Metadata key of one alpha for all layers.
 const NETWORK_ALPHA: &str = "network_alpha";
 
-/// Alphas of layers that have no tensor for it.
+/// Alphas of layers without an alpha tensor.
 #[derive(Debug, Default)]
 pub(super) struct Scaling {
     config: BTreeMap<String, Value>,
@@ -26,15 +26,15 @@ pub(super) struct Scaling {
 }
 
 impl Scaling {
-    /// What a file's metadata and its neighbour say.
+    /// Reads the alphas from a file's metadata or from PEFT's configuration next to it.
     pub(super) fn of(path: &Path, facts: &BTreeMap<String, String>) -> Result<Self> {
-        let beside = path.with_file_name(CONFIG.0);
+        let sidecar = path.with_file_name(CONFIG.0);
         let config = match facts.get(METADATA) {
             Some(text) => serde_json::from_str(text).map_err(|e| {
                 let reason = format!("`{METADATA}` in its header is no JSON: {e}; write the file again");
                 Error::checkpoint(path)(CheckpointError::Lora { reason })
             })?,
-            None if path.file_name().is_some_and(|name| name == CONFIG.1) && beside.is_file() => read_json(beside)?,
+            None if path.file_name().is_some_and(|name| name == CONFIG.1) && sidecar.is_file() => read_json(sidecar)?,
             None => BTreeMap::new(),
         };
         let alpha = facts
@@ -44,12 +44,12 @@ impl Scaling {
         Ok(Self { config, alpha })
     }
 
-    /// Whether PEFT computed DoRA.
+    /// Returns `true` if PEFT's configuration enables DoRA.
     pub(super) fn says_dora(&self, target: LoraTarget) -> bool {
         self.field(target, "use_dora").and_then(Value::as_bool).unwrap_or(false)
     }
 
-    /// The scale of a layer, called as in the file, whose change has this rank.
+    /// Returns the LoRA scale of a layer, by its name in the file and its rank.
     pub(super) fn scale(&self, target: LoraTarget, module: &str, rank: f64) -> f64 {
         let patterns = self.field(target, "alpha_pattern").and_then(Value::as_object);
         let own = patterns
@@ -73,7 +73,7 @@ impl Scaling {
         }
     }
 
-    /// The rank that PEFT was given, for factors that do not show one.
+    /// Returns the rank in PEFT's configuration, for factors whose shapes do not show it.
     pub(super) fn rank(&self, target: LoraTarget) -> Option<f64> {
         self.field(target, "r").and_then(Value::as_f64)
     }
@@ -90,7 +90,8 @@ impl Scaling {
     }
 }
 
-/// Whether a pattern of PEFT names a module: it is the end of its name, or with `^` before it the whole.
+/// Returns `true` if a PEFT pattern matches a module: it is a suffix of the name, or the whole name if it
+/// starts with `^`.
 fn fits(pattern: &str, module: &str) -> bool {
     let plain = pattern.replace("\\.", ".");
     match plain.strip_prefix('^') {
@@ -107,15 +108,15 @@ mod tests {
 
     #[test]
     fn the_metadata_says_how_strong_layers_are() {
-        let of = |facts: &[(&str, &str)]| {
+        let read = |facts: &[(&str, &str)]| {
             let facts = facts.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
             Scaling::of(Path::new("lora.safetensors"), &facts)
         };
         let scale = |scaling: &Scaling, module: &str| scaling.scale(LoraTarget::Transformer, module, 4.0);
-        assert_eq!(scale(&of(&[]).unwrap(), "x_embedder"), 1.0);
-        assert_eq!(scale(&of(&[(NETWORK_ALPHA, "2")]).unwrap(), "x_embedder"), 0.5);
+        assert_eq!(scale(&read(&[]).unwrap(), "x_embedder"), 1.0);
+        assert_eq!(scale(&read(&[(NETWORK_ALPHA, "2")]).unwrap(), "x_embedder"), 0.5);
         let text = r#"{"transformer.lora_alpha": 8, "transformer.alpha_pattern": {"to_q": 1, "^proj_out": 2}, "text_encoder.lora_alpha": 6}"#;
-        let scaling = of(&[(METADATA, text)]).unwrap();
+        let scaling = read(&[(METADATA, text)]).unwrap();
         assert_eq!(scale(&scaling, "x_embedder"), 2.0);
         assert_eq!(scale(&scaling, "transformer_blocks.0.attn.to_q"), 0.25);
         assert_eq!(scale(&scaling, "proj_out"), 0.5);
@@ -123,11 +124,11 @@ mod tests {
         assert_eq!(scaling.scale(LoraTarget::Clip, "mlp.fc1", 4.0), 1.5);
         assert_eq!(
             scale(
-                &of(&[(METADATA, r#"{"lora_alpha": 8, "use_rslora": true}"#)]).unwrap(),
+                &read(&[(METADATA, r#"{"lora_alpha": 8, "use_rslora": true}"#)]).unwrap(),
                 "a"
             ),
             4.0
         );
-        assert!(of(&[(METADATA, "{")]).is_err());
+        assert!(read(&[(METADATA, "{")]).is_err());
     }
 }

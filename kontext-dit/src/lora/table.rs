@@ -1,4 +1,4 @@
-//! The linear layers that a LoRA can name, under every name that programs have for them.
+//! Table of the linear layers that a LoRA can adapt, under all their names.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use kontext_core::Result;
 
 use crate::{DitConfig, linear_parts};
 
-/// The part of a pipeline that a layer belongs to.
+/// Model of the pipeline that a layer belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LoraTarget {
     /// The transformer.
@@ -27,36 +27,37 @@ impl std::fmt::Display for LoraTarget {
     }
 }
 
-/// Whose names a layer is called by.
+/// Naming scheme of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Naming {
-    /// BFL's, for the whole of a fused layer.
+    /// BFL's, for whole fused layers.
     Bfl,
-    /// diffusers' (and transformers'), for a part of it.
+    /// diffusers' (and transformers'), for parts of a fused layer.
     Diffusers,
-    /// Processors of XLabs, and of diffusers in its early days.
+    /// Attention processors of XLabs.
     XLabs,
+    /// Attention processors of early diffusers.
     OldDiffusers,
 }
 
-/// A layer that was found.
+/// A layer in the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Layer {
     pub(super) target: LoraTarget,
     pub(super) naming: Naming,
-    /// Its name with dots, by BFL or diffusers.
+    /// Dotted name, in BFL's or diffusers' naming.
     pub(super) module: String,
-    /// Only queries, keys and values of a layer that holds the MLP, too.
+    /// If set, only queries, keys and values of a layer that also contains the MLP.
     pub(super) attention_only: bool,
 }
 
-/// Stands for a block's number.
+/// Placeholder for a block's index.
 const INDEX: &str = "{}";
 
-/// Names of layers, in which the block's number is left open: a LoRA may be of a model of any depth.
+/// Layers by name, with a placeholder for the block's index: a LoRA may be for a model of any depth.
 pub(super) struct Table(BTreeMap<String, Layer>);
 
-/// XLabs' processors, and the layers that they stand at.
+/// XLabs' processors and their layers.
 const XLABS: [(&str, &str); 6] = [
     ("double_blocks.{}.processor.qkv_lora1", "double_blocks.{}.img_attn.qkv"),
     ("double_blocks.{}.processor.qkv_lora2", "double_blocks.{}.txt_attn.qkv"),
@@ -140,7 +141,7 @@ impl Table {
         });
     }
 
-    /// The layer that is called `name`, with dots or with underscores in their place.
+    /// Finds the layer called `name`, with dots or with underscores instead of them.
     pub(super) fn find(&self, name: &str) -> Option<Layer> {
         let name = flat(name);
         if let Some(layer) = self.0.get(&name) {
@@ -154,7 +155,7 @@ impl Table {
         })
     }
 
-    /// The names of a target's layers for the block that `name` is in, as they would stand in its place.
+    /// Returns the names of the targets' layers in the block of `name`, in the same notation.
     pub(super) fn names_like(&self, name: &str, targets: &[LoraTarget]) -> Vec<String> {
         let index = without_index(&flat(name)).map_or_else(|| "0".to_owned(), |(_, index)| index);
         let entries = self.0.iter().filter(|(_, layer)| targets.contains(&layer.target));
@@ -171,7 +172,7 @@ fn flat(name: &str) -> String {
     name.replace('.', "_")
 }
 
-/// `transformer_blocks.0.attn.to_q` with the number left open.
+/// Replaces the block index of `transformer_blocks.0.attn.to_q` by the placeholder.
 fn open(module: &str) -> String {
     if module.contains("blocks.0.") {
         module.replacen(".0.", &format!(".{INDEX}."), 1)
@@ -180,7 +181,7 @@ fn open(module: &str) -> String {
     }
 }
 
-/// A name with underscores whose first number is left open, and that number.
+/// Replaces the first number of an underscored name by the placeholder; returns the name and the number.
 fn without_index(name: &str) -> Option<(String, String)> {
     let mut tokens: Vec<&str> = name.split('_').collect();
     let at = tokens

@@ -1,7 +1,7 @@
-//! A matrix that is added to a weight, kept in factors.
+//! The matrix that an adapter adds to a weight, kept in factors.
 //!
-//! Source: arXiv 2106.09685 (LoRA), section 4.1; KohakuBlueleaf/LyCORIS 4.1.3 `lycoris/modules/lokr.py` (LoKr) and
-//! `loha.py` (LoHa); huggingface/peft 0.21 `src/peft/tuners/{lora,lokr,loha}/layer.py`.
+//! Source: arXiv 2106.09685 (LoRA), section 4.1; KohakuBlueleaf/LyCORIS 4.1.3 `lycoris/modules/lokr.py`
+//! (LoKr) and `loha.py` (LoHa); huggingface/peft 0.21 `src/peft/tuners/{lora,lokr,loha}/layer.py`.
 
 use std::convert::Infallible;
 use std::ops::Range;
@@ -11,14 +11,14 @@ use tch::{Device, Kind, Tensor};
 use crate::ops::swap_halves;
 use kontext_core::{Error, Result};
 
-/// A matrix [rows, in] in factors, which are multiplied with what they are applied to.
+/// A matrix [rows, in] in factors, which are applied to the input.
 #[derive(Debug)]
 pub(super) enum Delta {
     /// `up @ down`: [rows, r] and [r, in].
     LowRank { down: Tensor, up: Tensor },
     /// The Kronecker product `w1 ⊗ (second ...)`, whose second factor may be a product itself.
     Kronecker { first: Tensor, second: Vec<Tensor> },
-    /// `(a0 @ b0) * (a1 @ b1)`, element by element.
+    /// `(a0 @ b0) * (a1 @ b1)`, element-wise.
     Hadamard { a: [Tensor; 2], b: [Tensor; 2] },
     /// The matrix itself.
     Full(Tensor),
@@ -32,7 +32,7 @@ impl Clone for Delta {
 }
 
 impl Delta {
-    /// Checks that the factors are matrices that fit each other.
+    /// Checks that the factors are matrices of matching sizes.
     pub(super) fn checked(self) -> Result<Self> {
         match &self {
             Self::LowRank { down, up } => check_chain(up, down)?,
@@ -92,7 +92,7 @@ impl Delta {
         }
     }
 
-    /// The rank of its smallest product; of a full matrix, none.
+    /// Returns the rank of its smallest product; `None` for a full matrix.
     pub(super) fn rank(&self) -> Option<i64> {
         match self {
             Self::LowRank { down, .. } => Some(side(down, 0)),
@@ -102,7 +102,7 @@ impl Delta {
         }
     }
 
-    /// Whether the matrix is zero because a factor is.
+    /// Returns `true` if the matrix is zero because a factor is.
     pub(super) fn is_zero(&self) -> Result<bool> {
         let zero = |t: &Tensor| -> Result<bool> { Ok(t.f_count_nonzero(None)?.f_int64_value(&[])? == 0) };
         let any = |all: &[&Tensor]| all.iter().try_fold(false, |any, t| Ok(any || zero(t)?));
@@ -114,7 +114,7 @@ impl Delta {
         }
     }
 
-    /// The matrix [rows, in] in f32.
+    /// Computes the matrix [rows, in] in f32.
     pub(super) fn matrix(&self) -> Result<Tensor> {
         Ok(match &self.map(|t| t.f_to_kind(Kind::Float))? {
             Self::LowRank { down, up } => up.f_matmul(down)?,
@@ -124,8 +124,8 @@ impl Delta {
         })
     }
 
-    /// `scale` times some rows of the matrix times `x`, which holds the input features `columns`: [.., in] to
-    /// [.., rows], in the kind of `x`. The smallest tensor on the way is the one that is scaled.
+    /// Computes `scale` times some rows of the matrix times `x`, which holds the input features `columns`:
+    /// [.., in] to [.., rows], in the dtype of `x`. The scale is applied to the smallest intermediate tensor.
     pub(super) fn apply(&self, x: &Tensor, scale: f64, rows: &Range<i64>, columns: &Range<i64>) -> Result<Tensor> {
         let kind = x.kind();
         let cut = |t: &Tensor, side: i64, range: &Range<i64>| -> Result<Tensor> {
@@ -170,7 +170,7 @@ impl Delta {
         }
     }
 
-    /// The matrix with its halves of rows exchanged.
+    /// Returns the matrix with the halves of its rows swapped.
     pub(super) fn swapped(&self) -> Result<Self> {
         Ok(match self {
             Self::LowRank { down, up } => Self::LowRank {
@@ -190,7 +190,7 @@ impl Delta {
     }
 }
 
-/// The product of one or two matrices.
+/// Computes the product of one or two matrices.
 pub(super) fn product(factors: &[Tensor]) -> Result<Tensor> {
     check_product(factors)?;
     let (first, rest) = factors.split_first().ok_or_else(no_factors)?;
@@ -209,7 +209,7 @@ fn check_matrix(t: &Tensor) -> Result<()> {
     }
 }
 
-/// Two matrices can be multiplied.
+/// Checks that two matrices can be multiplied.
 fn check_chain(left: &Tensor, right: &Tensor) -> Result<()> {
     check_matrix(right)?;
     match left.size().as_slice() {
@@ -247,7 +247,7 @@ mod tests {
         noise::randn(shape, seed, Kind::Float, Device::Cpu).unwrap()
     }
 
-    /// One of each form, all [12, 10].
+    /// Returns one of each form, all [12, 10].
     fn all() -> Vec<Delta> {
         let kronecker = |second| Delta::Kronecker {
             first: draw(&[3, 2], 3),

@@ -1,4 +1,4 @@
-//! Changes on their layer's device: added to what it returns, or to its weight.
+//! Adapters on their layer's device: added to its output, or to its weight.
 
 use std::ops::Range;
 
@@ -7,7 +7,7 @@ use tch::Tensor;
 use super::delta::Delta;
 use kontext_core::Result;
 
-/// A change on its layer's device.
+/// An adapter on its layer's device.
 #[derive(Debug)]
 pub(crate) struct Placed {
     pub(super) delta: Option<Delta>,
@@ -17,7 +17,7 @@ pub(crate) struct Placed {
     pub(super) rows: Range<i64>,
 }
 
-/// What the rows or the columns of weight and change are multiplied with, in f32.
+/// DoRA multipliers for the rows or the columns of weight and adapter, in f32.
 #[derive(Debug)]
 pub(super) enum Factor {
     None,
@@ -25,15 +25,15 @@ pub(super) enum Factor {
     Columns(Tensor),
 }
 
-/// The stretch of a layer that an output holds.
+/// The part of a layer that an output covers.
 pub(crate) struct Window<'a> {
     /// Output features.
     pub(crate) rows: Range<i64>,
     /// Input features.
     pub(crate) columns: Range<i64>,
-    /// Whether the bias is a part of it.
+    /// If set, the bias is included.
     pub(crate) bias: bool,
-    /// Those rows and columns of the weight, times a tensor of those input features.
+    /// The product of those rows and columns of the weight with a tensor of those input features.
     pub(crate) product: &'a dyn Fn(&Tensor) -> Result<Tensor>,
 }
 
@@ -54,13 +54,13 @@ impl Placed {
         }
     }
 
-    /// Whether [`Placed::add_to`] takes the plain product of the weight.
+    /// Returns `true` if [`Placed::add_to`] uses the plain product of the weight.
     pub(crate) fn scales_rows(&self) -> bool {
         matches!(self.factor, Factor::Rows(_))
     }
 
-    /// Adds the change to `y` [.., rows of the window], the layer's output for `x` [.., columns of the window].
-    /// `plain` is the product of weight and `x` alone.
+    /// Adds the adapter to `y` [.., rows of the window], the layer's output for `x` [.., columns of the
+    /// window]. `plain` is the product of weight and `x` without adapters.
     pub(crate) fn add_to(&self, y: &Tensor, x: &Tensor, window: &Window<'_>, plain: Option<&Tensor>) -> Result<()> {
         let (from, to) = (
             self.rows.start.max(window.rows.start),
@@ -70,10 +70,10 @@ impl Placed {
             return Ok(());
         }
         let kind = x.kind();
-        let of_window = |t: &Tensor| t.f_narrow(-1, from - window.rows.start, to - from);
+        let window_rows = |t: &Tensor| t.f_narrow(-1, from - window.rows.start, to - from);
         let own = from - self.rows.start..to - self.rows.start;
-        // A view: what is added arrives in `y`, and gradients pass through both.
-        let mut part = of_window(y)?;
+        // A view: the sum is written to `y`, and gradients pass through both.
+        let mut part = window_rows(y)?;
         let scaled = |x: &Tensor| -> Result<Option<Tensor>> {
             self.delta
                 .as_ref()
@@ -88,7 +88,7 @@ impl Placed {
                     None => (window.product)(x)?,
                 };
                 let factor = factor.f_narrow(0, own.start, to - from)?;
-                let rest = of_window(&plain)?.f_mul(&factor.f_sub_scalar(1.0)?.f_to_kind(kind)?)?;
+                let rest = window_rows(&plain)?.f_mul(&factor.f_sub_scalar(1.0)?.f_to_kind(kind)?)?;
                 scaled(x)?
                     .map(|delta| rest.f_add(&delta.f_mul(&factor.f_to_kind(kind)?)?))
                     .transpose()?
@@ -97,7 +97,7 @@ impl Placed {
                 let factor = factor.f_narrow(0, window.columns.start, window.columns.end - window.columns.start)?;
                 let rest = (window.product)(&x.f_mul(&factor.f_sub_scalar(1.0)?.f_to_kind(kind)?)?)?;
                 let delta = scaled(&x.f_mul(&factor.f_to_kind(kind)?)?)?;
-                delta.map(|delta| of_window(&rest)?.f_add(&delta)).transpose()?
+                delta.map(|delta| window_rows(&rest)?.f_add(&delta)).transpose()?
             }
         };
         if let Some(added) = added {
@@ -109,7 +109,8 @@ impl Placed {
         Ok(())
     }
 
-    /// Adds the change to `sum`, which begins as the layer's weight [out, in] in f32; `weight` is the weight itself.
+    /// Adds the adapter to `sum`, which begins as the layer's weight [out, in] in f32; `weight` is the weight
+    /// itself.
     pub(crate) fn fuse_into(&self, sum: &Tensor, weight: &Tensor) -> Result<()> {
         let Some(delta) = &self.delta else { return Ok(()) };
         let count = self.rows.end - self.rows.start;

@@ -1,4 +1,4 @@
-//! Changes of linear layers: what a LoRA does to one of them.
+//! Adapters of linear layers: the part of a LoRA that modifies one layer.
 //!
 //! Source: arXiv 2106.09685 (LoRA), 2402.09353 (DoRA); huggingface/peft 0.21 `src/peft/tuners/lora/dora.py`,
 //! `DoraLinearLayer`; KohakuBlueleaf/LyCORIS 4.1.3 `lycoris/functional/general.py`, `weight_decompose`.
@@ -12,10 +12,10 @@ use super::device_adapter::{Factor, Placed};
 use crate::ops::swap_halves;
 use kontext_core::{Error, Result};
 
-/// A change of some rows of a linear layer: `scale * D` is added to its weight, where the matrix `D` [rows, in] is
-/// given in factors, and the rows (or columns) of the sum may be brought to given lengths (DoRA).
+/// An adapter of some rows of a linear layer. It adds `scale * D` to the weight; the matrix `D` [rows, in] is
+/// given in factors, and the rows (or columns) of the sum may be normalised to given magnitudes (DoRA).
 ///
-/// Fused layers (`qkv`) have one for each of their parts, at the rows where the part begins.
+/// Fused layers (`qkv`) have one adapter per part, at the rows where the part begins.
 ///
 /// # Example
 /// ```
@@ -33,18 +33,19 @@ pub struct Change {
     magnitude: Option<(Tensor, Norm)>,
     scale: f64,
     strength: f64,
-    /// Whether `scale` holds for the bias, too, as for one that stands beside `up`.
+    /// If set, `scale` applies to the bias, too, as to one stored next to `up`.
     scales_bias: bool,
     rows: Range<i64>,
 }
 
-/// How a program that writes DoRA files applies the lengths of rows, and a strength other than 1.
+/// DoRA normalisation. The programs that write DoRA files differ in how they apply the magnitudes, and a LoRA
+/// scale other than 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Norm {
-    /// `m / |W + s D| * (W + s D)`, where the strength is a part of `s`. Rows only.
+    /// `m / |W + s D| * (W + s D)`, with the LoRA scale included in `s`. Rows only.
     Peft,
-    /// `(1 + strength * (m / (|W + D| + eps) - 1)) * (W + D)`: the strength does not reach `D`. Rows, or columns where
-    /// `m` is [1, in].
+    /// `(1 + strength * (m / (|W + D| + eps) - 1)) * (W + D)`: the LoRA scale `strength` does not apply to
+    /// `D`. Rows, or columns if `m` is [1, in].
     Lycoris,
 }
 
@@ -75,45 +76,46 @@ impl Change {
         })
     }
 
-    /// `up @ down`: `down` [rank, in], `up` [rows, rank]; the rows `start..start + rows` of the layer change.
+    /// Creates the adapter `up @ down`, from `down` [rank, in] and `up` [rows, rank], for the rows
+    /// `start..start + rows` of the layer.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the two do not fit each other.
+    /// [`Error::Shape`] if the two do not fit each other.
     pub fn low_rank(down: Tensor, up: Tensor, scale: f64, start: i64) -> Result<Self> {
         Self::new(Delta::LowRank { down, up }, scale, start)
     }
 
-    /// The Kronecker product `first ⊗ second` (LoKr), each given as a matrix or as two whose product it is. It is
-    /// never written out: `x` is multiplied with one factor and then with the other.
+    /// Creates the Kronecker product `first ⊗ second` (LoKr), each factor given as a matrix or as two to be
+    /// multiplied. It is never materialised: `x` is multiplied by one factor and then by the other.
     ///
     /// # Errors
-    /// [`Error::Shape`] where factors do not fit each other.
+    /// [`Error::Shape`] if factors do not fit each other.
     pub fn kronecker(first: &[Tensor], second: Vec<Tensor>, scale: f64, start: i64) -> Result<Self> {
-        // The first is small, so its product is made at once.
+        // The first is small, so its product is computed at once.
         let first = product(first)?;
         Self::new(Delta::Kronecker { first, second }, scale, start)
     }
 
-    /// `(a0 @ b0) * (a1 @ b1)`, element by element (LoHa): `a` [rows, rank], `b` [rank, in].
+    /// Creates `(a0 @ b0) * (a1 @ b1)`, element-wise (LoHa): `a` [rows, rank], `b` [rank, in].
     ///
     /// # Errors
-    /// [`Error::Shape`] where factors do not fit each other.
+    /// [`Error::Shape`] if factors do not fit each other.
     pub fn hadamard(a: [Tensor; 2], b: [Tensor; 2], scale: f64, start: i64) -> Result<Self> {
         Self::new(Delta::Hadamard { a, b }, scale, start)
     }
 
-    /// A whole matrix [rows, in].
+    /// Creates an adapter from a full matrix [rows, in].
     ///
     /// # Errors
-    /// [`Error::Shape`] where it is none.
+    /// [`Error::Shape`] if it is not a matrix.
     pub fn full(matrix: Tensor, scale: f64, start: i64) -> Result<Self> {
         Self::new(Delta::Full(matrix), scale, start)
     }
 
-    /// A change of the bias `[rows]` alone.
+    /// Creates an adapter of the bias `[rows]` only.
     ///
     /// # Errors
-    /// [`Error::Shape`] where it is no vector.
+    /// [`Error::Shape`] if it is not a vector.
     pub fn of_bias(bias: Tensor, start: i64) -> Result<Self> {
         let rows = start..start + bias.size().first().copied().unwrap_or_default();
         let blank = Self {
@@ -128,7 +130,7 @@ impl Change {
         blank.with_bias(bias, false)
     }
 
-    /// The same with a change of the bias `[rows]`, to which the scale applies (a bias beside `up`) or not (a
+    /// Adds a bias `[rows]`. The scale applies to it if `scaled` (a bias next to `up`), otherwise not (a
     /// difference of biases).
     ///
     /// # Errors
@@ -148,7 +150,7 @@ impl Change {
         })
     }
 
-    /// The same with lengths for the changed rows, `[rows]` or [rows, 1], or for its columns, [1, in] (DoRA).
+    /// Adds DoRA magnitudes for the adapted rows, `[rows]` or [rows, 1], or for the columns, [1, in].
     ///
     /// # Errors
     /// [`Error::Shape`] for another shape.
@@ -173,7 +175,7 @@ impl Change {
         })
     }
 
-    /// The same for rows that begin at `start`.
+    /// Moves the adapter to the rows that begin at `start`.
     #[must_use]
     pub fn starting_at(self, start: i64) -> Self {
         Self {
@@ -182,16 +184,16 @@ impl Change {
         }
     }
 
-    /// The same at another strength; 1 is as it was trained.
+    /// Sets the LoRA scale; 1 is the scale of training.
     #[must_use]
     pub fn at_strength(self, strength: f64) -> Self {
         Self { strength, ..self }
     }
 
-    /// The same for a layer with the halves of its rows in the other order.
+    /// Swaps the halves of the rows, for a layer with them in the other order.
     ///
     /// # Errors
-    /// [`Error::Torch`] where libtorch fails.
+    /// [`Error::Torch`] if libtorch fails.
     pub fn swapped(self) -> Result<Self> {
         let magnitude = match &self.magnitude {
             Some((m, norm)) if m.size().first() != Some(&1) => Some((swap_halves(m)?, *norm)),
@@ -207,34 +209,34 @@ impl Change {
         })
     }
 
-    /// The strength that was set.
+    /// Returns the LoRA scale.
     #[must_use]
     pub fn strength(&self) -> f64 {
         self.strength
     }
 
-    /// Width of the layer's input; 0 for a change of the bias alone.
+    /// Returns the width of the layer's input; 0 for an adapter of the bias only.
     #[must_use]
     pub fn input(&self) -> i64 {
         self.delta.as_ref().map_or(0, Delta::input)
     }
 
-    /// The rows of the layer that it changes.
+    /// Returns the modified rows of the layer.
     #[must_use]
     pub fn rows(&self) -> Range<i64> {
         self.rows.clone()
     }
 
-    /// The rank of its products; none for full matrices.
+    /// Returns the rank of its products; `None` for full matrices.
     #[must_use]
     pub fn rank(&self) -> Option<i64> {
         self.delta.as_ref().and_then(Delta::rank)
     }
 
-    /// Whether the layer would stay as it is: a factor is zero, or the strength.
+    /// Returns `true` if the layer would stay unchanged: a factor or the LoRA scale is zero.
     ///
     /// # Errors
-    /// [`Error::Torch`] where libtorch fails.
+    /// [`Error::Torch`] if libtorch fails.
     pub fn is_nothing(&self) -> Result<bool> {
         let zero = |t: &Tensor| -> Result<bool> { Ok(t.f_count_nonzero(None)?.f_int64_value(&[])? == 0) };
         let delta = self.delta.as_ref().map_or(Ok(true), Delta::is_zero)?;
@@ -243,7 +245,7 @@ impl Change {
         Ok(self.strength == 0.0 || (silent && self.magnitude.is_none()))
     }
 
-    /// Checks that it fits a layer with a weight of this shape.
+    /// Checks that the adapter fits a layer with a weight of this shape.
     pub(crate) fn fits(&self, weight: &[i64]) -> Result<()> {
         match weight {
             [rows, input] if (self.delta.is_none() || *input == self.input()) && self.rows.end <= *rows => Ok(()),
@@ -258,7 +260,7 @@ impl Change {
         }
     }
 
-    /// What is added to the bias, in f32, and where.
+    /// Returns the term added to the bias, in f32, and its rows.
     pub(crate) fn bias_to(&self, device: Device) -> Result<Option<(Tensor, Range<i64>)>> {
         let Some(bias) = &self.bias else { return Ok(None) };
         let scale = if self.scales_bias {
@@ -270,8 +272,8 @@ impl Change {
         Ok(Some((bias, self.rows.clone())))
     }
 
-    /// What is to be computed on a device, with the lengths of the weight's rows found. `weight` gives the layer's
-    /// weight [out, in] in f32, and is asked for it only where lengths are needed.
+    /// Moves the adapter to `device` and computes the norms that DoRA needs. `weight` returns the layer's
+    /// weight [out, in] in f32; it is called only if norms are needed.
     pub(crate) fn place(&self, device: Device, weight: impl FnOnce() -> Result<Tensor>) -> Result<Placed> {
         let (scale, factor) = match (&self.magnitude, &self.delta) {
             (Some((magnitude, norm)), Some(delta)) => {
@@ -286,7 +288,7 @@ impl Change {
                 let along_rows = magnitude.size().first() != Some(&1) || magnitude.size() == [1, 1];
                 let length = sum.f_norm_scalaropt_dim(2.0, if along_rows { [1_i64] } else { [0] }, true)?;
                 let factor = match norm {
-                    // No gradient flows through the length (arXiv 2402.09353, section 4.3).
+                    // No gradient flows through the norm (arXiv 2402.09353, section 4.3).
                     Norm::Peft => magnitude.f_to_device(device)?.f_div(&length.f_detach()?)?,
                     Norm::Lycoris => {
                         let length = length.f_add_scalar(f64::from(f32::EPSILON))?;

@@ -1,4 +1,5 @@
-//! Where the changes of a model's linear layers lie, so that they can be replaced while the weights stay.
+//! Adapter slots of a model's linear layers, through which adapters are replaced while the weights stay
+//! loaded.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -13,10 +14,10 @@ use crate::matrix::Matrix;
 use kontext_core::formats::nearest_name;
 use kontext_core::{Error, Result};
 
-/// The linear layers of one model by name: changes can be set, replaced and removed without its weights being read
-/// again. All clones are the same layers.
+/// The linear layers of one model by name, whose adapters can be set, replaced and removed without reading
+/// its weights again. All clones share the same layers.
 ///
-/// Layers register themselves as they are built from weights that bring it along ([`crate::Weights::with_slots`]).
+/// Layers register themselves when they are built from weights with slots ([`crate::Weights::with_slots`]).
 ///
 /// # Example
 /// ```
@@ -41,18 +42,18 @@ use kontext_core::{Error, Result};
 #[derive(Clone, Default)]
 pub struct Slots(Arc<Mutex<BTreeMap<String, Slot>>>);
 
-/// One layer's changes.
+/// One layer's adapters.
 #[derive(Clone)]
 pub(crate) struct Slot(Arc<Mutex<Content>>);
 
-/// In a `Mutex`, because tensors are `Send` alone: readers take shallow copies.
+/// State of a slot. In a `Mutex`, because tensors are `Send` but not `Sync`: readers take shallow copies.
 struct Content {
-    /// The layer's weight [out, in]; it shares its memory with the layer.
+    /// The layer's weight [out, in], which shares its memory with the layer.
     weight: Matrix,
     changes: Vec<Placed>,
 }
 
-/// Changes that were checked and brought to the device, and are not in force yet.
+/// Validated adapters, on the device but not yet active.
 #[derive(Debug)]
 #[must_use]
 pub struct Prepared(Vec<(Slot, Vec<Placed>)>);
@@ -72,26 +73,26 @@ impl std::fmt::Debug for Slot {
 }
 
 impl Slots {
-    /// The names of the layers, sorted.
+    /// Returns the names of the layers, sorted.
     #[must_use]
     pub fn layers(&self) -> Vec<String> {
         lock(&self.0).keys().cloned().collect()
     }
 
-    /// Puts these changes in the place of all that were set before; a layer that is not named is unchanged again.
+    /// Replaces all adapters with these; a layer without one is then unmodified.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a layer that the model does not have, [`Error::Shape`] for a change of another
-    /// layer's width. Nothing is changed then.
+    /// [`Error::InvalidArgument`] for a layer outside the model, [`Error::Shape`] for an adapter of a layer
+    /// of another width. The active adapters are then unchanged.
     pub fn set(&self, adapters: &Adapters) -> Result<()> {
         self.prepare(adapters)?.apply();
         Ok(())
     }
 
-    /// Does everything of [`Slots::set`] that can fail; [`Prepared::apply`] does the rest.
+    /// Does the fallible part of [`Slots::set`]; [`Prepared::apply`] does the rest.
     ///
     /// # Errors
-    /// Those of [`Slots::set`].
+    /// The errors of [`Slots::set`].
     pub fn prepare(&self, adapters: &Adapters) -> Result<Prepared> {
         let slots = lock(&self.0);
         if let Some(name) = adapters.layers().find(|name| !slots.contains_key(*name)) {
@@ -103,8 +104,8 @@ impl Slots {
                 name,
             ));
         }
-        let of = |(name, slot): (&String, &Slot)| Ok((slot.clone(), slot.place(adapters.of(name))?));
-        Ok(Prepared(slots.iter().map(of).collect::<Result<_>>()?))
+        let prepared_slot = |(name, slot): (&String, &Slot)| Ok((slot.clone(), slot.place(adapters.of(name))?));
+        Ok(Prepared(slots.iter().map(prepared_slot).collect::<Result<_>>()?))
     }
 
     pub(crate) fn register(&self, name: &str, weight: &Matrix) -> Slot {
@@ -119,7 +120,7 @@ impl Slots {
 }
 
 impl Prepared {
-    /// Puts the changes in force.
+    /// Activates the adapters.
     pub fn apply(self) {
         for (slot, changes) in self.0 {
             lock(&slot.0).changes = changes;
@@ -138,12 +139,12 @@ impl Slot {
     }
 }
 
-/// A layer's view of its changes: all of them, or those of some of its input features.
+/// A layer's view of its adapters: all of them, or those of some of its input features.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     slot: Option<Slot>,
     columns: Range<i64>,
-    /// Whether the layer has the bias, and with it its changes.
+    /// If set, the layer has the bias, and with it the bias adapters.
     bias: bool,
 }
 
@@ -156,7 +157,7 @@ impl Changes {
         }
     }
 
-    /// The part that meets the input features `start..start + count`.
+    /// Returns the part for the input features `start..start + count`.
     pub(crate) fn of_columns(&self, start: i64, count: i64, bias: bool) -> Self {
         let start = self.columns.start + start;
         Self {
@@ -166,9 +167,10 @@ impl Changes {
         }
     }
 
-    /// Adds all changes to `y`, the output features from `start` on for the input `x`.
+    /// Adds all adapters to `y`, the output features from `start` on for the input `x`.
     ///
-    /// `product` multiplies those rows of the weight; `plain` is the product with `x`, where the layer has it.
+    /// `product` multiplies by those rows of the weight; `plain` returns the product with `x`, if the layer
+    /// has it.
     pub(crate) fn add_to(
         &self,
         y: &Tensor,
@@ -197,7 +199,7 @@ impl Changes {
     }
 }
 
-/// A poisoned lock holds whole values.
+/// Locks a mutex. A poisoned lock holds whole values.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,6 +1,8 @@
-//! Blocks of 32 elements, and tables of four bits. The host's are `legacy.rs`, `iq4.rs` and `nf4.rs`.
+//! Blocks of 32 elements, and 4-bit lookup tables. The host versions are in `legacy.rs`, `iq4.rs` and
+//! `nf4.rs`.
 //!
-//! Numbers of few bits stay in bytes until the one multiplication that writes them: libtorch widens them in it.
+//! Numbers of few bits stay in bytes until the single multiplication that writes them, in which libtorch
+//! widens them.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -9,24 +11,24 @@ use tch::{Device, Kind, Tensor};
 use kontext_core::Result;
 use kontext_core::formats::quant::{FP4_PAIRS, Format, IQ4_LEVELS, NF4_PAIRS};
 
-/// Whole blocks: u8 [R, N, bytes of a block].
+/// Whole blocks: u8 [R, N, bytes per block].
 pub(super) struct Blocks(Tensor);
 
 impl Blocks {
-    /// From rows [R, N * bytes of a block].
+    /// Splits rows [R, N * bytes per block] into blocks.
     pub(super) fn new(bytes: &Tensor, format: Format) -> Result<Self> {
         let (rows, size) = (bytes.size().first().copied().unwrap_or_default(), format.bytes() as i64);
         let count = bytes.size().last().copied().unwrap_or_default() / size;
         Ok(Self(bytes.f_reshape([rows, count, size])?))
     }
 
-    /// Some bytes of each, in this shape: [R, N, ..shape].
+    /// Returns the bytes of each block from `at` on, in this shape: [R, N, ..shape].
     pub(super) fn bytes<const D: usize>(&self, at: i64, shape: [i64; D]) -> Result<Tensor> {
         let bytes = self.0.f_narrow(2, at, shape.iter().product())?;
         Ok(bytes.f_reshape(self.shape(shape))?)
     }
 
-    /// f16 in a row, as f32: [R, N, count].
+    /// Returns `count` consecutive f16 of each block from `at` on, as f32: [R, N, count].
     pub(super) fn halves(&self, at: i64, count: i64) -> Result<Tensor> {
         Ok(self
             .0
@@ -35,65 +37,65 @@ impl Blocks {
             .f_to_kind(Kind::Float)?)
     }
 
-    /// [R, N, ..inner].
+    /// Returns the shape [R, N, ..inner].
     pub(super) fn shape<const D: usize>(&self, inner: [i64; D]) -> Vec<i64> {
         self.0.size().iter().take(2).copied().chain(inner).collect()
     }
 }
 
-/// All numbers of `width` bits in each byte, the lowest bits first: u8 [.., K] to [.., 8 / width, K].
+/// Splits each byte into its numbers of `width` bits, lowest bits first: u8 [.., K] to [.., 8 / width, K].
 pub(super) fn bits(bytes: &Tensor, width: i64) -> Result<Tensor> {
-    // Made on the device: a copy from the host would wait for all that runs there.
+    // Created on the device: a copy from the host would wait for all work queued there.
     let shifts = Tensor::f_arange_start_step(0, 8, width, (Kind::Uint8, bytes.device()))?;
     let mut parts = bytes.f_unsqueeze(-2)?.f_bitwise_right_shift(&shifts.f_unsqueeze(-1)?)?;
     Ok(parts.f_bitwise_and_((1_i64 << width) - 1)?)
 }
 
-/// `low | high << at`, in the shape of `low`.
+/// Computes `low | high << at`, in the shape of `low`.
 pub(super) fn join(mut low: Tensor, mut high: Tensor, at: i64) -> Result<Tensor> {
     let high = high.f_bitwise_left_shift_tensor_scalar_(at)?.f_reshape(low.size())?;
     Ok(low.f_bitwise_or_tensor_(&high)?)
 }
 
-/// `q - zero` of u8 as i8.
+/// Computes `q - zero` of u8 as i8.
 pub(super) fn less(q: &Tensor, zero: i64) -> Result<Tensor> {
     Ok(q.f_view_dtype(Kind::Int8)?.f_sub_scalar_(zero)?)
 }
 
-/// `out = d * q`.
+/// Computes `out = d * q`.
 pub(super) fn scale(d: &Tensor, q: &Tensor, out: &Tensor) -> Result<()> {
     let _ = q.f_mul_out(&out.f_view_(q.size())?, d)?;
     Ok(())
 }
 
-/// `out = d * q + m`. The product is exact in f32, since a factor has at most 17 digits and a number 5, so that it is
-/// no matter whether libtorch rounds it before it adds.
+/// Computes `out = d * q + m`. The product is exact in f32, since a scale has at most 17 significant bits and
+/// a number 5, so it does not matter whether libtorch rounds it before it adds.
 pub(super) fn scale_add(d: &Tensor, q: &Tensor, m: &Tensor, out: &Tensor) -> Result<()> {
     let _ = m.f_addcmul_out(&out.f_view_(q.size())?, d, q)?;
     Ok(())
 }
 
-/// 16 bytes to 32 numbers, the low halves first: [R, N, 2, 16].
+/// Splits 16 bytes into 32 numbers of 4 bits, the low halves first: [R, N, 2, 16].
 fn halves_of_bytes(blocks: &Blocks, at: i64) -> Result<Tensor> {
     bits(&blocks.bytes(at, [16])?, 4)
 }
 
-/// 4 bytes to the fifth bits of 32 numbers.
+/// Adds the fifth bits of 32 numbers, from 4 bytes.
 fn with_fifth_bits(blocks: &Blocks, q: Tensor, at: i64) -> Result<Tensor> {
     join(q, bits(&blocks.bytes(at, [4, 1])?, 1)?, 4)
 }
 
-/// The f16 at a place of each block: [R, N, 1, 1].
+/// Returns the f16 at offset `at` of each block: [R, N, 1, 1].
 fn factor(blocks: &Blocks, at: i64) -> Result<Tensor> {
     Ok(blocks.halves(at, 1)?.f_unsqueeze(-1)?)
 }
 
-/// `d * (q - 8)`.
+/// Unpacks Q4_0: `d * (q - 8)`.
 pub(super) fn q4_0(blocks: &Blocks, out: &Tensor) -> Result<()> {
     scale(&factor(blocks, 0)?, &less(&halves_of_bytes(blocks, 2)?, 8)?, out)
 }
 
-/// `d * q + m`.
+/// Unpacks Q4_1: `d * q + m`.
 pub(super) fn q4_1(blocks: &Blocks, out: &Tensor) -> Result<()> {
     scale_add(
         &factor(blocks, 0)?,
@@ -103,19 +105,19 @@ pub(super) fn q4_1(blocks: &Blocks, out: &Tensor) -> Result<()> {
     )
 }
 
-/// `d * (q - 16)`.
+/// Unpacks Q5_0: `d * (q - 16)`.
 pub(super) fn q5_0(blocks: &Blocks, out: &Tensor) -> Result<()> {
     let q = with_fifth_bits(blocks, halves_of_bytes(blocks, 6)?, 2)?;
     scale(&factor(blocks, 0)?, &less(&q, 16)?, out)
 }
 
-/// `d * q + m`.
+/// Unpacks Q5_1: `d * q + m`.
 pub(super) fn q5_1(blocks: &Blocks, out: &Tensor) -> Result<()> {
     let q = with_fifth_bits(blocks, halves_of_bytes(blocks, 8)?, 4)?;
     scale_add(&factor(blocks, 0)?, &q, &factor(blocks, 2)?, out)
 }
 
-/// `d * q`.
+/// Unpacks Q8_0: `d * q`.
 pub(super) fn q8_0(blocks: &Blocks, out: &Tensor) -> Result<()> {
     scale(
         &blocks.halves(0, 1)?,
@@ -124,12 +126,12 @@ pub(super) fn q8_0(blocks: &Blocks, out: &Tensor) -> Result<()> {
     )
 }
 
-/// `d * level`.
+/// Unpacks IQ4_NL: `d * level`.
 pub(super) fn iq4_nl(blocks: &Blocks, out: &Tensor) -> Result<()> {
     levels(&factor(blocks, 0)?, &blocks.bytes(2, [16])?, out)
 }
 
-/// `d * (s - 32) * level`; the 6 bits of `s` for 32 elements stand in two places.
+/// Unpacks IQ4_XS: `d * (s - 32) * level`; the 6 bits of `s` per 32 elements are stored in two places.
 pub(super) fn iq4_xs(blocks: &Blocks, out: &Tensor) -> Result<()> {
     let low = bits(&blocks.bytes(4, [4, 1])?, 4)?;
     let s = less(&join(low, bits(&blocks.bytes(2, [2, 1])?, 2)?, 4)?, 32)?.f_reshape(blocks.shape([8]))?;
@@ -137,13 +139,14 @@ pub(super) fn iq4_xs(blocks: &Blocks, out: &Tensor) -> Result<()> {
     levels(&d.f_unsqueeze(-1)?.f_unsqueeze(-1)?, &blocks.bytes(8, [8, 16])?, out)
 }
 
-/// `out = d * level` for bytes [.., 16] whose low halves are the first 16 elements, `d` [.., 1, 1].
+/// Computes `out = d * level` for bytes [.., 16] whose low halves are the first 16 elements, and `d` [.., 1,
+/// 1].
 fn levels(d: &Tensor, bytes: &Tensor, out: &Tensor) -> Result<()> {
     let levels = pairs(bytes, Format::Iq4Nl)?.f_transpose(-1, -2)?; // [.., 2, 16]
     scale(d, &levels, out)
 }
 
-/// The pair that each byte stands for, in a table: [..] to [.., 2], in f32, or in i8 where levels are whole.
+/// Looks up the pair that each byte encodes: [..] to [.., 2], in f32, or in i8 if the levels are integers.
 pub(super) fn pairs(bytes: &Tensor, format: Format) -> Result<Tensor> {
     let table = table(format, bytes.device())?;
     let index = bytes.f_to_kind(Kind::Int)?.f_flatten(0, -1)?;
@@ -152,10 +155,10 @@ pub(super) fn pairs(bytes: &Tensor, format: Format) -> Result<Tensor> {
     Ok(table.f_index_select(0, &index)?.f_reshape(shape)?)
 }
 
-/// Tables on devices, kept because a copy from the host would wait for all that runs there.
+/// Lookup tables by device, cached because a copy from the host would wait for all work queued there.
 static TABLES: Mutex<Vec<(Format, Device, Tensor)>> = Mutex::new(Vec::new());
 
-/// [256, 2].
+/// Returns the lookup table [256, 2] of a format.
 fn table(format: Format, device: Device) -> Result<Tensor> {
     let mut tables = TABLES.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((.., table)) = tables.iter().find(|(f, d, _)| *f == format && *d == device) {

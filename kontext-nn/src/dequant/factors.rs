@@ -1,4 +1,4 @@
-//! What packed elements on a device are multiplied by.
+//! Scales of packed matrices on a device.
 
 use std::ops::Range;
 
@@ -7,19 +7,19 @@ use tch::{Device, Kind, Tensor};
 use kontext_core::Result;
 use kontext_core::formats::quant::{Packed, Scale};
 
-/// Factors of a matrix [R, C] in f32.
+/// Scales of a matrix [R, C] in f32.
 #[derive(Debug)]
 pub(super) enum Factors {
     None,
-    /// One [1, 1], or one for each row [R, 1].
+    /// One [1, 1], or one per row [R, 1].
     Rows(Tensor),
-    /// [R, C / size]: one for each `size` elements of a row.
+    /// [R, C / size]: one per `size` elements of a row.
     Groups {
         size: usize,
         values: Tensor,
     },
-    /// \[N\]: one for each `size` elements, counted over the rows one after the other; of the first block, `cut`
-    /// elements lie before the matrix.
+    /// \[N\]: one per `size` elements, counted over consecutive rows; `cut` elements of the first block
+    /// precede the matrix.
     Flat {
         size: usize,
         cut: usize,
@@ -27,7 +27,7 @@ pub(super) enum Factors {
     },
 }
 
-/// Elements of a matrix's block of factors.
+/// Returns the elements per block of a matrix's scales.
 pub(super) fn block(matrix: &Packed<'_>) -> Option<usize> {
     if let Scale::Blocks { size, .. } = matrix.scale() {
         Some(size)
@@ -37,7 +37,7 @@ pub(super) fn block(matrix: &Packed<'_>) -> Option<usize> {
 }
 
 impl Factors {
-    /// A copy of the factors of some rows and columns, which are on borders.
+    /// Copies the scales of some rows and columns, which are on block boundaries.
     pub(super) fn copy(
         matrix: &Packed<'_>,
         rows: Range<usize>,
@@ -72,7 +72,7 @@ impl Factors {
         })
     }
 
-    /// Elements of a block of factors.
+    /// Returns the elements per block of scales.
     pub(super) fn block(&self) -> Option<usize> {
         match self {
             Factors::None | Factors::Rows(_) => None,
@@ -80,7 +80,8 @@ impl Factors {
         }
     }
 
-    /// Those of some rows and columns on borders: [R or 1, G], each for as many columns.
+    /// Returns the scales of some rows and columns on block boundaries: [R or 1, G], each for as many
+    /// columns.
     pub(super) fn part(&self, rows: &Range<usize>, columns: &Range<usize>, all: usize) -> Result<Option<Tensor>> {
         let (start, count) = (rows.start as i64, rows.len() as i64);
         Ok(Some(match self {
@@ -98,7 +99,7 @@ impl Factors {
         }))
     }
 
-    /// Those of the rows at these indices [N].
+    /// Gathers the scales of the rows at these indices [N].
     pub(super) fn rows_at(&self, indices: &Tensor, columns: usize) -> Result<Self> {
         Ok(match self {
             Factors::None => Factors::None,
@@ -116,7 +117,7 @@ impl Factors {
     }
 }
 
-/// The factor of each element of some rows: [N, columns].
+/// Returns the scale of each element of some rows: [N, columns].
 fn by_element(values: &Tensor, size: usize, cut: usize, rows: &Tensor, columns: usize) -> Result<Tensor> {
     let first = rows
         .f_mul_scalar(columns as i64)?

@@ -1,6 +1,7 @@
-//! Packed matrices in a device's memory, unpacked there by tensor operations.
+//! Packed matrices in device memory, unpacked there by tensor operations.
 //!
-//! They give the bits of the kernels for the host: values in f32, in the same order of operations, and rounded once.
+//! The results have the bits of the host kernels: values in f32, in the same order of operations, and rounded
+//! once.
 
 mod blocks;
 mod factors;
@@ -18,7 +19,7 @@ use kontext_core::formats::quant::{Format, Packed};
 /// A packed matrix [R, C], or a part of one, as tensors on one device.
 #[derive(Debug)]
 pub(crate) struct OnDevice {
-    /// u8 [R, bytes of a row].
+    /// u8 [R, bytes per row].
     bytes: Tensor,
     format: Format,
     columns: usize,
@@ -26,13 +27,13 @@ pub(crate) struct OnDevice {
 }
 
 impl OnDevice {
-    /// A copy of a whole matrix that stays.
+    /// Copies a whole matrix to a device.
     pub(crate) fn hold(matrix: &Packed<'_>, device: Device) -> Result<Self> {
         let [rows, columns] = matrix.size();
         Self::copy(matrix, 0..rows, 0..columns, |tensor| Ok(tensor.f_to_device(device)?))
     }
 
-    /// A whole matrix whose bytes are on a device already, the first of `bytes` u8 [..].
+    /// Wraps a whole matrix whose bytes are on a device already, the first of `bytes` u8 [..].
     pub(crate) fn over(matrix: &Packed<'_>, bytes: &Tensor) -> Result<Self> {
         let ([rows, columns], device) = (matrix.size(), bytes.device());
         let held = bytes.f_narrow(0, 0, matrix.data().len() as i64)?;
@@ -48,7 +49,8 @@ impl OnDevice {
         })
     }
 
-    /// A copy of some rows and columns of a matrix, sent by `send`. The columns begin and end on the matrix's borders.
+    /// Copies some rows and columns of a matrix through `send`. The columns begin and end on block
+    /// boundaries.
     fn copy(
         matrix: &Packed<'_>,
         rows: Range<usize>,
@@ -78,7 +80,7 @@ impl OnDevice {
         })
     }
 
-    /// The rows at these indices, i64 [N] on the device.
+    /// Gathers the rows at these indices, i64 [N] on the device.
     pub(crate) fn rows_at(&self, indices: &Tensor) -> Result<Self> {
         let factors = self.factors.rows_at(indices, self.columns)?;
         let bytes = self.bytes.f_index_select(0, indices)?;
@@ -90,7 +92,7 @@ impl OnDevice {
         })
     }
 
-    /// Writes some columns of some rows, times their factors, to a contiguous `out` [R, C] on the device, in its kind.
+    /// Unpacks and scales some columns of some rows to a contiguous `out` [R, C] on the device, in its dtype.
     /// Columns may begin and end within a block.
     pub(crate) fn unpack_to(&self, rows: Range<usize>, columns: Range<usize>, out: &Tensor) -> Result<()> {
         if rows.is_empty() || columns.is_empty() {
@@ -113,7 +115,8 @@ impl OnDevice {
     }
 }
 
-/// [`OnDevice::unpack_to`] for a matrix on the host: the part travels packed, from pinned memory where `out` is on CUDA.
+/// Unpacks a matrix on the host, as [`OnDevice::unpack_to`]: the part is transferred packed, from pinned
+/// memory if `out` is on CUDA.
 pub(crate) fn unpack_to(matrix: &Packed<'_>, rows: Range<usize>, columns: Range<usize>, out: &Tensor) -> Result<()> {
     if rows.is_empty() || columns.is_empty() {
         return Ok(());
@@ -125,26 +128,27 @@ pub(crate) fn unpack_to(matrix: &Packed<'_>, rows: Range<usize>, columns: Range<
     there.unpack_to(0..rows.len(), columns.start - wide.start..columns.end - wide.start, out)
 }
 
-/// Without waiting for the copy: the allocator of pinned memory keeps what is on its way.
+/// Transfers a tensor without waiting for the copy: the allocator of pinned memory keeps memory in flight
+/// alive.
 fn send_pinned(tensor: &Tensor, device: Device) -> Result<Tensor> {
     if !device.is_cuda() {
         return Ok(tensor.f_to_device(device)?);
     }
-    // Not `f_pin_memory`, which prints that its argument is deprecated, and tch cannot leave it out.
+    // Not `f_pin_memory`, which warns that its argument is deprecated, and tch cannot omit it.
     match tensor.f_internal_pin_memory(device) {
         Ok(pinned) => Ok(pinned.f_internal_to_copy((tensor.kind(), device), true)?),
-        // A machine may lend no more pinned memory.
+        // The machine may refuse more pinned memory.
         Err(_) => Ok(tensor.f_to_device(device)?),
     }
 }
 
-/// Bytes of so many elements, which are whole blocks.
+/// Returns the bytes of `elements`, a whole number of blocks.
 const fn bytes_of(format: Format, elements: usize) -> usize {
     elements / format.block() * format.bytes()
 }
 
-/// The least range of columns around this one that begins and ends on borders of blocks, those of the format and those
-/// of the factors. Blocks of factors that cross the ends of rows leave only the ends of rows.
+/// Returns the smallest range of columns around this one that begins and ends on block boundaries, both of
+/// the format and of the scales. If blocks of scales cross row ends, only the row ends are boundaries.
 fn widened(columns: &Range<usize>, all: usize, format: Format, factors: Option<usize>) -> Range<usize> {
     let block = format.block();
     let unit = match factors {
@@ -168,7 +172,7 @@ mod tests {
 
     const CPU: Device = Device::Cpu;
 
-    /// Any bytes: factors that are infinite, tiny or NaN among them.
+    /// Returns arbitrary bytes, which include infinite, tiny and NaN scales.
     fn noise(count: usize, seed: u32) -> Vec<u8> {
         let mut state = seed;
         let mut byte = || {
@@ -186,7 +190,7 @@ mod tests {
         Tensor::full([rows as i64, columns as i64], f64::NAN, (kind, CPU))
     }
 
-    /// Whether all elements have the same bits, but for NaNs.
+    /// Returns `true` if all elements have the same bits, except for NaNs.
     fn same(a: &Tensor, b: &Tensor) -> bool {
         let bits = if a.kind() == Kind::Float {
             Kind::Int
@@ -204,7 +208,7 @@ mod tests {
             == 1
     }
 
-    /// A part by the kernels for the host.
+    /// Unpacks a part with the host kernels.
     fn expected(matrix: &Packed<'_>, rows: Range<usize>, columns: Range<usize>, kind: Kind) -> Tensor {
         let mut values = vec![0.0_f32; rows.len() * columns.len()];
         matrix.unpack(rows.clone(), columns.clone(), &mut values).unwrap();

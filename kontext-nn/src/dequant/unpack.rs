@@ -1,4 +1,4 @@
-//! Rows of whole blocks to a tensor.
+//! Unpacking of rows of whole blocks to a tensor.
 
 use tch::{Kind, Tensor};
 
@@ -7,8 +7,8 @@ use super::k;
 use kontext_core::Result;
 use kontext_core::formats::quant::Format;
 
-/// Writes what `bytes` u8 [R, bytes of a row] stand for, times `factors` f32 [R or 1, G], each of as many columns, to a
-/// contiguous `out` [R, C], rounded once to its kind. The bytes of a row lie side by side.
+/// Unpacks `bytes` u8 [R, bytes per row] times the scales `factors` f32 [R or 1, G], each for as many
+/// columns, to a contiguous `out` [R, C], rounded once to its dtype. The bytes of a row are contiguous.
 pub(super) fn unpack(bytes: &Tensor, format: Format, factors: Option<&Tensor>, out: &Tensor) -> Result<()> {
     let numbers = |kind| multiply(&bytes.f_view_dtype(kind)?, factors, out);
     match format {
@@ -28,7 +28,7 @@ pub(super) fn unpack(bytes: &Tensor, format: Format, factors: Option<&Tensor>, o
     }
 }
 
-/// Blocks that bring their factors along.
+/// Unpacks blocks that contain their scales.
 fn unpack_blocks(bytes: &Tensor, format: Format, out: &Tensor) -> Result<()> {
     let blocks = Blocks::new(bytes, format)?;
     match format {
@@ -59,7 +59,7 @@ fn unpack_blocks(bytes: &Tensor, format: Format, out: &Tensor) -> Result<()> {
     }
 }
 
-/// `out = values * factors`, computed in f32.
+/// Computes `out = values * factors` in f32.
 fn multiply(values: &Tensor, factors: Option<&Tensor>, out: &Tensor) -> Result<()> {
     let Some(factors) = factors else {
         out.shallow_clone().f_copy_(values)?;
@@ -71,7 +71,7 @@ fn multiply(values: &Tensor, factors: Option<&Tensor>, out: &Tensor) -> Result<(
     let groups = factors.size().last().copied().unwrap_or(1).max(1);
     let grouped = [rows, groups, columns / groups];
     let values = match values.kind() {
-        // libtorch multiplies none of fp8, and bf16 holds them all.
+        // libtorch cannot multiply fp8, and bf16 represents all of its values.
         Kind::Float8e4m3fn | Kind::Float8e5m2 => values.f_to_kind(Kind::BFloat16)?,
         _ => values.shallow_clone(),
     };

@@ -1,4 +1,4 @@
-//! Weights that are left in their file, on their way to a CUDA device before they are asked for.
+//! Prefetching of offloaded weights (left in their file) to a CUDA device.
 
 mod copies;
 mod ring;
@@ -19,15 +19,15 @@ use crate::dequant::OnDevice;
 use kontext_core::Result;
 use kontext_core::formats::StoredMatrix;
 
-/// Buffers: one is read while the next is filled.
+/// Number of buffers: one is read while the next is filled.
 pub const BUFFERS: usize = 2;
 
-/// The way to a device for the matrices of one model, which all its clones share. Until the first is asked for it takes
-/// no memory.
+/// Shared host-to-device prefetcher for one model's offloaded weights, used by all clones of the model. It
+/// takes no memory until the first request.
 pub(crate) struct Prefetch<M: Mover> {
-    /// Bytes of the largest matrix so far.
+    /// Size of the largest matrix so far, in bytes.
     largest: AtomicUsize,
-    /// Bytes that its buffers hold, and their ring.
+    /// Capacity of the buffers in bytes, and their ring.
     ring: OnceLock<(usize, Ring<StoredMatrix, M>)>,
     make: Arc<dyn Fn(usize) -> Result<M> + Send + Sync>,
 }
@@ -39,7 +39,8 @@ impl Source for StoredMatrix {
 }
 
 impl<M: Mover> Prefetch<M> {
-    /// `make` makes a mover whose buffers hold so many bytes, on its own thread.
+    /// Creates a prefetcher; `make` is called on the ring's own thread and returns a mover whose buffers hold
+    /// the given number of bytes.
     pub(crate) fn new(make: impl Fn(usize) -> Result<M> + Send + Sync + 'static) -> Self {
         Self {
             largest: AtomicUsize::new(0),
@@ -48,12 +49,13 @@ impl<M: Mover> Prefetch<M> {
         }
     }
 
-    /// Tells of a matrix that will be asked for.
+    /// Announces a matrix that will be requested.
     pub(crate) fn expect(&self, matrix: &StoredMatrix) {
         self.largest.fetch_max(matrix.bytes().len(), Ordering::Relaxed);
     }
 
-    /// [`dequant::unpack_to`] for a matrix on the host, in the same bits; where the ring cannot serve, by it.
+    /// Unpacks a matrix on the host as [`dequant::unpack_to`] does, bit for bit; falls back to it if the
+    /// ring cannot serve.
     pub(crate) fn unpack_to(
         &self,
         matrix: &Arc<StoredMatrix>,

@@ -1,7 +1,7 @@
-//! A ring of buffers that are filled ahead, in the order in which sources were asked for the last time.
+//! A ring of buffers, filled ahead in the order of the previous requests.
 //!
-//! A buffer is owned by one side at a time: by the ring, by the worker that fills it, or by whoever asked for it. So
-//! nothing is written that is read just now; what a device does later is the mover's affair.
+//! A buffer has one owner at a time: the ring, the worker that fills it, or the caller that requested it. So
+//! a buffer is never written while it is read; the order of later work on a device is up to the mover.
 
 use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -12,31 +12,32 @@ use tch::Tensor;
 
 use kontext_core::Result;
 
-/// Threads whose last source is remembered: those that have ended are among them.
+/// Number of threads whose last source is remembered, including ended ones.
 const THREADS: usize = 64;
 
-/// What is brought into a buffer.
+/// A source of bytes that the ring can prefetch.
 pub(crate) trait Source: Send + Sync + 'static {
     fn bytes(&self) -> &[u8];
 }
 
-/// Brings bytes into buffers. It lives on the ring's worker; `wait` and `release` are called by whoever asked.
+/// A transport of bytes into buffers. It belongs to the ring's worker; `wait` and `release` are called by the
+/// requesting thread.
 pub(crate) trait Mover: Sized + 'static {
     type Buffer: Send + 'static;
 
-    /// The ring's buffers.
+    /// Creates the ring's buffers.
     fn buffers(&mut self) -> Result<Vec<Self::Buffer>>;
 
-    /// Puts bytes on their way into a buffer, behind all that was queued before its last release.
+    /// Starts the transfer of bytes into a buffer, after all work queued before its last release.
     fn begin(&mut self, bytes: &[u8], buffer: &mut Self::Buffer) -> Result<()>;
 
-    /// Lets what the caller queues from now on wait until the bytes are there.
+    /// Makes work queued by the caller from now on wait for the bytes.
     fn wait(buffer: &mut Self::Buffer) -> Result<()>;
 
-    /// Tells that all that reads the buffer is queued.
+    /// Marks the point at which all work that reads the buffer is queued.
     fn release(buffer: &mut Self::Buffer) -> Result<()>;
 
-    /// u8: the bytes, and after them what was there before.
+    /// Returns the buffer's content as u8: the bytes, followed by leftovers of earlier ones.
     fn content(buffer: &Self::Buffer) -> &Tensor;
 }
 
@@ -47,7 +48,7 @@ pub(crate) struct Ring<S: Source, M: Mover> {
     worker: Option<JoinHandle<()>>,
 }
 
-/// A buffer that is to be filled, and the slot to put it back in.
+/// A buffer to be filled, and the slot to return it to.
 struct Job<S, M: Mover> {
     slot: usize,
     source: Arc<S>,
@@ -60,15 +61,15 @@ struct Shared<S, M: Mover> {
 }
 
 struct State<S, M: Mover> {
-    /// None until the worker has made its buffers.
+    /// The slots; `None` until the worker has created its buffers.
     slots: Option<Vec<Slot<S, M>>>,
-    /// After the worker or the device has failed, nobody is served any more.
+    /// Set after a failure of the worker or the device; requests are no longer served.
     broken: bool,
-    /// What was asked for after a source, by its address: sources are kept, so addresses stay theirs.
+    /// The source that followed each source, by its address: sources are kept, so addresses stay valid.
     next: HashMap<usize, (Arc<S>, Arc<S>)>,
-    /// What each thread asked for last.
+    /// The last request of each thread.
     last: HashMap<ThreadId, Arc<S>>,
-    /// Counts what was lent.
+    /// Counter of loans.
     clock: u64,
 }
 
@@ -80,9 +81,9 @@ struct Slot<S, M: Mover> {
 
 enum Content<B> {
     Here(B),
-    /// With the worker.
+    /// Owned by the worker.
     Filling,
-    /// With whoever asked.
+    /// Owned by the caller that requested it.
     Lent,
 }
 
@@ -91,7 +92,7 @@ fn address<S>(source: &Arc<S>) -> usize {
 }
 
 impl<S: Source, M: Mover> Ring<S, M> {
-    /// A ring whose mover is made on its worker.
+    /// Creates a ring whose mover is created on its worker.
     pub(crate) fn new(make: impl FnOnce() -> Result<M> + Send + 'static) -> Self {
         let state = State {
             slots: None,
@@ -108,7 +109,7 @@ impl<S: Source, M: Mover> Ring<S, M> {
         let for_worker = Arc::clone(&shared);
         let work = move || work(&for_worker, make, &inbox);
         let worker = thread::Builder::new().name("prefetch".to_owned()).spawn(work).ok();
-        // A worker that is there may have said so itself by now.
+        // A running worker may have set it already.
         shared.lock().broken |= worker.is_none();
         Self {
             shared,
@@ -117,9 +118,9 @@ impl<S: Source, M: Mover> Ring<S, M> {
         }
     }
 
-    /// Hands the bytes of a source to `consume`, and puts the source that was asked for after it the last time on its
-    /// way. `None` where the ring cannot serve: all buffers are lent, or something has failed before; `consume` was not
-    /// called then.
+    /// Passes the bytes of a source to `consume`, and prefetches the source that followed it the last time.
+    /// Returns `None` without calling `consume` if the ring cannot serve: all buffers are lent, or something
+    /// has failed before.
     pub(crate) fn with<T>(&self, source: &Arc<S>, consume: impl FnOnce(&Tensor) -> Result<T>) -> Option<Result<T>> {
         let (slot, mut buffer) = self.take(source)?;
         let result = match M::wait(&mut buffer) {
@@ -137,7 +138,7 @@ impl<S: Source, M: Mover> Ring<S, M> {
         result
     }
 
-    /// The buffer with a source's bytes, out of its slot.
+    /// Takes the buffer with a source's bytes out of its slot.
     fn take(&self, source: &Arc<S>) -> Option<(usize, M::Buffer)> {
         let mut state = self.shared.lock();
         state.learn(source);
@@ -167,7 +168,7 @@ impl<S: Source, M: Mover> Ring<S, M> {
         Some(taken)
     }
 
-    /// Which slots are being filled just now.
+    /// Returns, for each slot, `true` if it is being filled.
     #[cfg(test)]
     pub(crate) fn filling(&self) -> Vec<bool> {
         self.shared
@@ -179,7 +180,7 @@ impl<S: Source, M: Mover> Ring<S, M> {
             .collect()
     }
 
-    /// Sends the buffer that was lent longest ago to be filled. False where none is here.
+    /// Sends the least recently lent buffer to be filled. Returns `false` if none is available.
     fn fill(&self, state: &mut State<S, M>, source: &Arc<S>) -> bool {
         let slots = state.slots.iter_mut().flatten().enumerate();
         let here = slots.filter(|(_, slot)| matches!(slot.content, Content::Here(_)));
@@ -207,7 +208,7 @@ impl<S, M: Mover> Slot<S, M> {
 }
 
 impl<S, M: Mover> State<S, M> {
-    /// Remembers what this thread asked for before.
+    /// Records that this source followed the thread's previous one.
     fn learn(&mut self, source: &Arc<S>) {
         if self.last.len() > THREADS {
             self.last.clear();
@@ -218,7 +219,7 @@ impl<S, M: Mover> State<S, M> {
         }
     }
 
-    /// What is in a slot; a buffer that is here is lent.
+    /// Returns the content of a slot; an available buffer is lent.
     fn lend(&mut self, index: usize) -> Content<M::Buffer> {
         self.clock += 1;
         let clock = self.clock;
@@ -237,7 +238,7 @@ impl<S, M: Mover> State<S, M> {
 }
 
 impl<S, M: Mover> Shared<S, M> {
-    /// A poisoned lock holds a state between two whole changes: nothing within them panics.
+    /// Locks the state. A poisoned lock holds a state between two whole changes: no change panics midway.
     fn lock(&self) -> MutexGuard<'_, State<S, M>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -249,7 +250,7 @@ impl<S, M: Mover> Shared<S, M> {
 
 /// Fills buffers until the ring is dropped or something fails.
 fn work<S: Source, M: Mover>(shared: &Shared<S, M>, make: impl FnOnce() -> Result<M>, inbox: &Receiver<Job<S, M>>) {
-    /// Whatever ends the worker, nobody waits for it any longer.
+    /// A guard that marks the ring as broken however the worker ends, so that no caller waits for it.
     struct End<'a, S, M: Mover>(&'a Shared<S, M>);
     impl<S, M: Mover> Drop for End<'_, S, M> {
         fn drop(&mut self) {
@@ -287,7 +288,7 @@ fn work<S: Source, M: Mover>(shared: &Shared<S, M>, make: impl FnOnce() -> Resul
 }
 
 impl<S: Source, M: Mover> Drop for Ring<S, M> {
-    /// The mover ends its copies before the buffers go.
+    /// Waits for the worker: the mover ends its copies before the buffers are freed.
     fn drop(&mut self) {
         self.jobs = None;
         if let Some(worker) = self.worker.take() {

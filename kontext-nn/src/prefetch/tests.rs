@@ -1,4 +1,4 @@
-//! Whatever is asked for, in whatever order and by however many threads, is what the plain way gives.
+//! Tests that prefetched weights equal those of the plain way, in any order and from any number of threads.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -15,17 +15,17 @@ const CPU: Device = Device::Cpu;
 const ROWS: usize = 6;
 const COLUMNS: usize = 64;
 
-/// A device that does everything as late as it may: bytes are copied when they are waited for. It fails where the ring
-/// breaks its word.
+/// A device that does everything as late as allowed: bytes are copied when they are waited for. It panics if
+/// the ring breaks its contract.
 struct Late {
     capacity: usize,
-    /// Fills until it fails.
+    /// Number of fills until it fails.
     left: usize,
 }
 
 struct LateBuffer {
     bytes: Tensor,
-    /// On their way.
+    /// Bytes in flight.
     coming: Option<Vec<u8>>,
     lent: bool,
 }
@@ -81,7 +81,7 @@ fn thread_pause(tens: usize) {
     std::thread::sleep(Duration::from_micros(10 * tens as u64));
 }
 
-/// Matrices in several formats, each of other bytes.
+/// Returns matrices in several formats, each with different bytes.
 fn matrices(count: usize) -> Vec<Arc<StoredMatrix>> {
     let formats = [Format::Bf16, Format::Q8_0, Format::F32, Format::Q4_0, Format::Int8];
     let matrix = |index: usize| {
@@ -114,7 +114,7 @@ fn working(capacity: usize) -> Result<Late> {
     })
 }
 
-/// Whether a part comes out as by the plain way.
+/// Returns `true` if a part equals that of the plain way.
 fn is_plain(prefetch: &Prefetch<Late>, matrix: &Arc<StoredMatrix>, rows: Range<usize>, columns: Range<usize>) -> bool {
     let empty = || {
         Tensor::full(
@@ -166,7 +166,7 @@ proptest! {
 
     #[test]
     fn a_device_that_fails_at_any_time_leaves_the_plain_way(good in 0..12_usize, asks in 1..20_usize) {
-        /// Works for the number of fills that the capacity's remainder tells.
+        /// Creates a mover that works for a number of fills, given by the remainder of the capacity.
         fn failing(capacity: usize) -> Result<Late> {
             Ok(Late { capacity, left: capacity % 12 })
         }
@@ -183,7 +183,7 @@ proptest! {
 #[test]
 fn a_mover_that_cannot_be_made_and_a_matrix_that_does_not_fit_leave_the_plain_way() {
     let matrices = matrices(3);
-    // Often: the worker may end before or after the ring is made.
+    // Repeated: the worker may end before or after the ring is created.
     for _ in 0..200 {
         let none = prefetch(|_| Err(Error::invalid("device", "one", "none")), &matrices);
         assert!(
@@ -192,7 +192,7 @@ fn a_mover_that_cannot_be_made_and_a_matrix_that_does_not_fit_leave_the_plain_wa
                 .all(|matrix| is_plain(&none, matrix, 0..ROWS, 0..COLUMNS))
         );
     }
-    // The largest was not told of.
+    // The largest matrix was not announced.
     let small = prefetch(working, &matrices[1..2]);
     assert!(
         matrices
@@ -201,7 +201,7 @@ fn a_mover_that_cannot_be_made_and_a_matrix_that_does_not_fit_leave_the_plain_wa
     );
 }
 
-/// A source of its own number, and a mover that writes down what it is told to bring.
+/// A source that holds its own number, and a mover that records its transfers.
 mod order {
     use std::sync::Mutex;
 
@@ -251,7 +251,7 @@ mod order {
         let ring = Ring::<Number, Recorder>::new(|| Ok(Recorder));
         let sources: Vec<_> = (0..5).map(|number| Arc::new(Number(vec![number]))).collect();
         let ask = |number: usize| {
-            // Parts of one matrix are asked for one after the other.
+            // Parts of one matrix are requested one after the other.
             for _ in 0..2 {
                 let value = ring
                     .with(&sources[number], |bytes| Ok(bytes.int64_value(&[0])))
@@ -259,17 +259,17 @@ mod order {
                     .unwrap();
                 assert_eq!(value, number as i64);
             }
-            // The worker is done when what it was told to bring is there.
+            // The worker is done when all requested transfers have arrived.
             while ring.filling().contains(&true) {
                 std::thread::yield_now();
             }
             BROUGHT.lock().unwrap().clone()
         };
         for number in 0..5 {
-            // The first step brings what is asked for; nothing is known of what follows.
+            // The first step transfers each on request; the order is not known yet.
             assert_eq!(ask(number), (0..=number as u8).collect::<Vec<_>>());
         }
-        // The order closes: after the last comes the first.
+        // The order is cyclic: the first follows the last.
         assert_eq!(ask(0), [0, 1, 2, 3, 4, 0, 1]);
         assert_eq!(ask(1), [0, 1, 2, 3, 4, 0, 1, 2]);
         assert_eq!(ask(2), [0, 1, 2, 3, 4, 0, 1, 2, 3]);

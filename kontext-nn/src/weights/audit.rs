@@ -1,4 +1,4 @@
-//! Checking a checkpoint without reading it, to list all of its problems at once.
+//! Building a model without its weights, to collect all errors of a checkpoint at once.
 
 use std::sync::{Arc, Mutex};
 
@@ -9,10 +9,11 @@ use kontext_core::formats::Recipe;
 use kontext_core::{CheckpointError, Result};
 
 impl Weights {
-    /// The same weights, to be checked instead of read.
+    /// Returns the same weights in audit mode, to be checked instead of read.
     ///
-    /// A model built from them gets zeros that take no memory; tensors that are missing or of another shape are noted
-    /// instead of failing, see [`Weights::problems`]. [`Weights::finish`] does not fail; see [`Weights::unused`].
+    /// A model built from them gets zeros that take no memory; missing tensors and wrong shapes are recorded
+    /// instead of failing, see [`Weights::problems`]. [`Weights::finish`] does not fail; see
+    /// [`Weights::unused`].
     #[must_use]
     pub fn audited(&self) -> Self {
         Self {
@@ -21,7 +22,7 @@ impl Weights {
         }
     }
 
-    /// Takes the problems that an audit has found so far.
+    /// Returns the problems that an audit found, and clears them.
     #[must_use]
     pub fn problems(&self) -> Vec<CheckpointError> {
         self.audit
@@ -30,7 +31,7 @@ impl Weights {
             .unwrap_or_default()
     }
 
-    /// Notes the problems of a tensor, and returns zeros.
+    /// Records any problem of a tensor and returns zeros.
     pub(super) fn check(
         &self,
         recipe: &Recipe,

@@ -1,4 +1,4 @@
-//! What tests of files of weights share: the forms that other programs write, and files made by hand.
+//! Helpers of the tests of weight files: the forms that other programs write, and handmade files.
 #![allow(clippy::unwrap_used, dead_code)] // In helper functions, of which each test uses some.
 
 use std::error::Error as _;
@@ -16,12 +16,12 @@ pub(crate) struct Form {
     /// The whole file.
     pub(crate) file: Vec<u8>,
     pub(crate) shape: [i64; 2],
-    /// What that program takes the weight for, f32 [out, in].
+    /// The weight as that program reads it, f32 [out, in].
     pub(crate) weight: Tensor,
 }
 
 impl Form {
-    /// The layer's name in the file.
+    /// Returns the layer's name in the file.
     pub(crate) fn layer(&self) -> &'static str {
         if self.name.starts_with("float8") {
             "double_blocks.0.img_attn.proj"
@@ -31,11 +31,11 @@ impl Form {
     }
 }
 
-/// All forms.
+/// Returns all forms.
 pub(crate) fn forms() -> Vec<Form> {
     let fixture = fixture("forms");
     let fixture = SafeTensors::deserialize(&fixture).unwrap();
-    let of = |(key, view): (String, safetensors::tensor::TensorView<'_>)| {
+    let form = |(key, view): (String, safetensors::tensor::TensorView<'_>)| {
         let name = key.strip_suffix(".file")?.to_owned();
         let weight = fixture.tensor(&format!("{name}.weight")).unwrap();
         assert_eq!((view.dtype(), weight.dtype()), (Dtype::U8, Dtype::F32));
@@ -54,17 +54,17 @@ pub(crate) fn forms() -> Vec<Form> {
             weight: Tensor::from_slice(&values).reshape(shape),
         })
     };
-    let mut forms: Vec<Form> = fixture.tensors().into_iter().filter_map(of).collect();
+    let mut forms: Vec<Form> = fixture.tensors().into_iter().filter_map(form).collect();
     forms.sort_by(|a, b| a.name.cmp(&b.name));
     forms
 }
 
-/// The bytes of `tests/reference/NAME.safetensors`.
+/// Reads the bytes of `tests/reference/NAME.safetensors`.
 pub(crate) fn fixture(name: &str) -> Vec<u8> {
     std::fs::read(kontext_fixtures::reference(&format!("{name}.safetensors"))).unwrap()
 }
 
-/// A file with these bytes. Its format is told by its content, whatever its name.
+/// Writes a file with these bytes. Its format is detected by its content, whatever its name.
 pub(crate) fn written(bytes: &[u8]) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.weights");
@@ -72,7 +72,7 @@ pub(crate) fn written(bytes: &[u8]) -> (TempDir, PathBuf) {
     (folder, path)
 }
 
-/// An error with all its causes.
+/// Formats an error with all its causes.
 pub(crate) fn chain(error: &Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -103,7 +103,7 @@ impl Part {
     }
 }
 
-/// A safetensors file of these tensors, one after the other.
+/// Builds a safetensors file of these tensors, one after the other.
 pub(crate) fn safetensors_file(parts: &[Part]) -> Vec<u8> {
     let (mut header, mut data) = (Map::new(), Vec::new());
     for Part(name, dtype, shape, bytes) in parts {
@@ -117,23 +117,23 @@ pub(crate) fn safetensors_file(parts: &[Part]) -> Vec<u8> {
     with_header(&Value::Object(header).to_string(), &data)
 }
 
-/// A safetensors file with this text for a header.
+/// Builds a safetensors file with this text as its header.
 pub(crate) fn with_header(header: &str, data: &[u8]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat()
 }
 
-/// GGUF's string: length and bytes.
+/// Encodes a GGUF string: length and bytes.
 pub(crate) fn text(bytes: impl AsRef<[u8]>) -> Vec<u8> {
     let bytes = bytes.as_ref();
     [&(bytes.len() as u64).to_le_bytes()[..], bytes].concat()
 }
 
-/// An entry of a GGUF file's metadata, its value in bytes.
+/// Encodes an entry of a GGUF file's metadata, with its value in bytes.
 pub(crate) fn entry(key: impl AsRef<[u8]>, kind: u32, value: &[u8]) -> Vec<u8> {
     [&text(key)[..], &kind.to_le_bytes(), value].concat()
 }
 
-/// What a GGUF file says of a tensor; sides as GGUF orders them, columns first.
+/// Encodes the description of a tensor in a GGUF file; sides in GGUF's order, columns first.
 pub(crate) fn described(name: impl AsRef<[u8]>, sides: &[u64], kind: u32, offset: u64) -> Vec<u8> {
     let mut out = text(name);
     out.extend((sides.len() as u32).to_le_bytes());
@@ -143,7 +143,7 @@ pub(crate) fn described(name: impl AsRef<[u8]>, sides: &[u64], kind: u32, offset
     out
 }
 
-/// A GGUF file; its data begins at a multiple of 32.
+/// Builds a GGUF file; its data begins at a multiple of 32.
 pub(crate) fn gguf_file(version: u32, entries: &[Vec<u8>], tensors: &[Vec<u8>], data: &[u8]) -> Vec<u8> {
     let mut out = b"GGUF".to_vec();
     out.extend(version.to_le_bytes());

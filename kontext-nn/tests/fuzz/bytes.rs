@@ -1,8 +1,8 @@
-//! Changes of a file that know nothing of its format.
+//! Mutations of a file that do not know its format.
 
 use crate::draw::Draw;
 
-/// What stands in place of a number in a header's JSON.
+/// Replacements for a number in a header's JSON.
 const NUMBERS: [&str; 16] = [
     "-1",
     "0",
@@ -22,7 +22,7 @@ const NUMBERS: [&str; 16] = [
     "{}",
 ];
 
-/// Changes a file in one place. Most changes are made near its beginning, where its header is.
+/// Mutates a file in one place. Most mutations are near its beginning, where its header is.
 pub(crate) fn change(file: &mut Vec<u8>, draw: &mut Draw) {
     let reach = if draw.once_in(4) {
         file.len()
@@ -57,7 +57,7 @@ fn overwrite(file: &mut [u8], at: usize, bytes: &[u8]) {
     file[at..end].copy_from_slice(&bytes[..end - at]);
 }
 
-/// Replaces the next number in digits, and mostly corrects the length of the JSON around it.
+/// Replaces the next number in digits, and usually corrects the length of the JSON around it.
 fn number(file: &mut Vec<u8>, from: usize, draw: &mut Draw) {
     let Some(start) = file[from..]
         .iter()

@@ -1,10 +1,10 @@
-//! Numbers that a seed gives, the same on every machine.
+//! Seeded numbers, the same on every machine.
 
-/// SplitMix64.
+/// The SplitMix64 generator.
 pub(crate) struct Draw(u64);
 
 impl Draw {
-    /// The numbers of one case of a seed.
+    /// Creates the generator for one case of a seed.
     pub(crate) fn new(seed: u64, case: u64) -> Self {
         let mut draw = Self(seed);
         Self(draw.next() ^ case.wrapping_mul(0xd134_2543_de82_ef95))
@@ -18,12 +18,12 @@ impl Draw {
         z ^ (z >> 31)
     }
 
-    /// Less than `end`; 0 where that is 0.
+    /// Draws a number less than `end`; 0 if `end` is 0.
     pub(crate) fn below(&mut self, end: usize) -> usize {
         (self.next() % end.max(1) as u64) as usize
     }
 
-    /// True once in so many times.
+    /// Returns `true` once in `times` draws, on average.
     pub(crate) fn once_in(&mut self, times: usize) -> bool {
         self.below(times) == 0
     }
@@ -32,14 +32,14 @@ impl Draw {
         &from[self.below(from.len())]
     }
 
-    /// A part of `0..length`, often a short one.
+    /// Draws a part of `0..length`, often a short one.
     pub(crate) fn range(&mut self, length: usize) -> std::ops::Range<usize> {
         let start = self.below(length + 1);
         let most = if self.once_in(2) { 16 } else { length };
         start..start + self.below(most.min(length - start) + 1)
     }
 
-    /// A number that is small, or one at which sums and products overflow, or any.
+    /// Draws a small number, or one at which sums and products overflow, or any.
     pub(crate) fn edge(&mut self) -> u64 {
         let near = 1_u64 << self.below(64);
         match self.below(8) {

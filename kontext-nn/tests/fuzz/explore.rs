@@ -1,4 +1,4 @@
-//! All that can be done with a file of weights.
+//! Every operation on a weight file.
 
 use std::path::Path;
 
@@ -9,15 +9,15 @@ use kontext_nn::{Embedding, Linear};
 
 use crate::common::chain;
 
-/// Layers with longer sides are not multiplied: a side costs nothing in the file where the other is 0.
+/// Longest side of a layer to be multiplied: a side takes no space in the file if the other is 0.
 const LONGEST: i64 = 1 << 14;
 
-/// Opens a file; what is wrong with it is said of the file.
+/// Opens a file; any error must be one of the checkpoint.
 pub(crate) fn open(path: &Path) -> Option<Weights> {
     said(Weights::open(path))
 }
 
-/// What a call returns, if it is no error; that would be one of the checkpoint.
+/// Returns the result of a call; any error must be one of the checkpoint.
 fn said<T>(result: Result<T>) -> Option<T> {
     match result {
         Ok(value) => Some(value),
@@ -70,7 +70,7 @@ pub(crate) fn read(weights: &Weights, file: u64) {
     let _ = said(weights.finish());
 }
 
-/// Reads a tensor as the weight of a layer, held and left in the file.
+/// Reads a tensor as the weight of a layer, in memory and left in the file.
 fn layers(weights: &Weights, name: &str, shape: &[i64], raw: Option<&Tensor>) {
     let sides: Vec<i64> = shape.iter().copied().filter(|&side| side != 1).collect();
     let (output, input) = match (shape, sides.as_slice()) {
@@ -85,11 +85,11 @@ fn layers(weights: &Weights, name: &str, shape: &[i64], raw: Option<&Tensor>) {
         .clone()
         .at_most(Kind::Float)
         .renamed(|other| (other == name).then(|| "weight".to_owned()));
-    let of = |left| only.clone().left_in_file(left);
-    let _ = said(Linear::without_bias(&of(LeftInFile::None), output, input));
-    let _ = said(Linear::without_bias(&of(LeftInFile::All), input + 1, output));
+    let placed = |left| only.clone().left_in_file(left);
+    let _ = said(Linear::without_bias(&placed(LeftInFile::None), output, input));
+    let _ = said(Linear::without_bias(&placed(LeftInFile::All), input + 1, output));
     let outputs = [LeftInFile::None, LeftInFile::All].map(|left| {
-        let linear = said(Linear::without_bias(&of(left), input, output))?;
+        let linear = said(Linear::without_bias(&placed(left), input, output))?;
         Some(multiply(linear, input, output))
     });
     let [held, left] = &outputs;
@@ -111,7 +111,7 @@ fn layers(weights: &Weights, name: &str, shape: &[i64], raw: Option<&Tensor>) {
             );
         }
     }
-    if let Some(table) = said(Embedding::new(&of(LeftInFile::None), output, input)) {
+    if let Some(table) = said(Embedding::new(&placed(LeftInFile::None), output, input)) {
         let rows = table.forward(&Tensor::from_slice(&[0_i64, output - 1]), Kind::Float);
         assert_eq!(rows.is_ok(), output > 0);
         // A table without columns has nothing to look up.
@@ -119,10 +119,10 @@ fn layers(weights: &Weights, name: &str, shape: &[i64], raw: Option<&Tensor>) {
     }
 }
 
-/// Layers of no more columns are multiplied with the identity, whose products are exact.
+/// Largest number of columns of a layer multiplied by the identity, whose products are exact.
 const IDENTITY: i64 = 300;
 
-/// The layer's output for the identity, or for the identity's first row.
+/// Returns the layer's output for the identity, or for the identity's first row.
 fn multiply(linear: Linear, input: i64, output: i64) -> Tensor {
     let options = (Kind::Float, Device::Cpu);
     let x = if input <= IDENTITY {

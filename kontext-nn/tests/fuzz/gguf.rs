@@ -1,9 +1,9 @@
-//! A GGUF file in its parts, and changes that its format knows.
+//! A GGUF file in its parts, and mutations that know its format.
 
 use crate::common::{described, entry, gguf_file, text};
 use crate::draw::Draw;
 
-/// Numbers of types, and the elements and bytes of their blocks; two that are not known.
+/// Type numbers with the elements and bytes of their blocks; the last two are not known.
 const TYPES: [(u32, u64, u64); 17] = [
     (0, 1, 4),
     (1, 1, 2),
@@ -30,7 +30,7 @@ pub(crate) struct Gguf {
     entries: Vec<Entry>,
     tensors: Vec<Tensor>,
     data: Vec<u8>,
-    /// Counts of tensors and entries that are not theirs.
+    /// Counts of tensors and entries, if they differ from the actual ones.
     counts: [Option<u64>; 2],
 }
 
@@ -44,14 +44,14 @@ struct Entry {
 #[derive(Clone)]
 struct Tensor {
     name: Vec<u8>,
-    /// Columns first.
+    /// Sides, columns first.
     sides: Vec<u64>,
     kind: u32,
     offset: u64,
 }
 
 impl Gguf {
-    /// The parts of a sound file.
+    /// Reads the parts of a sound file.
     pub(crate) fn read(file: &[u8]) -> Option<Self> {
         let mut rest = file.strip_prefix(b"GGUF")?;
         let version = u32_of(&mut rest)?;
@@ -88,7 +88,7 @@ impl Gguf {
         })
     }
 
-    /// The file.
+    /// Builds the file.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let entries: Vec<_> = self.entries.iter().map(|e| entry(&e.key, e.kind, &e.value)).collect();
         let tensors: Vec<_> = self
@@ -105,7 +105,7 @@ impl Gguf {
         file
     }
 
-    /// Changes one thing.
+    /// Mutates one thing.
     pub(crate) fn change(&mut self, draw: &mut Draw) {
         let (index, key) = (draw.below(self.tensors.len()), draw.below(self.entries.len()));
         match draw.below(12) {
@@ -222,7 +222,7 @@ fn text_of<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     take(rest, length)
 }
 
-/// Passes over a value of the metadata.
+/// Skips a metadata value.
 fn skip(rest: &mut &[u8], kind: u32) -> Option<()> {
     match kind {
         8 => drop(text_of(rest)?),

@@ -1,4 +1,5 @@
-//! Broken files of weights without end: each is read or refused, in time, and for no more memory than it explains.
+//! Fuzzing of weight files: each broken file is read or refused, in time, and for no more memory than its
+//! size explains.
 //!
 //! A short run is among the tests. A long one, of 30 minutes or as many as are given:
 //!
@@ -6,14 +7,15 @@
 //! KONTEXT_FUZZ_MINUTES=30 cargo test --release -p kontext-core --test fuzz -- --ignored --nocapture
 //! ```
 //!
-//! It starts from small files in every form that other programs write and from some made by hand, and changes them in
-//! their fields and in their bytes; then it opens the file and reads all of it, in every way. Case `n` of a seed is the
-//! same on every machine: `KONTEXT_FUZZ_SEED` gives the seed of a long run (default: the time), `KONTEXT_FUZZ_CASE` the
-//! one case to run, or the first of many with `KONTEXT_FUZZ_MINUTES`. `KONTEXT_FUZZ_FILE` names a file to be tried
-//! instead.
+//! It starts from small files in every form that other programs write and from some handmade ones, and
+//! mutates their fields and their bytes; then it opens the file and reads all of it, in every way. Case `n`
+//! of a seed is the same on every machine: `KONTEXT_FUZZ_SEED` gives the seed of a long run (default: the
+//! time), `KONTEXT_FUZZ_CASE` the one case to run, or the first of many with `KONTEXT_FUZZ_MINUTES`.
+//! `KONTEXT_FUZZ_FILE` names a file to try instead.
 //!
-//! A file that panics, takes more memory than [`allowed`] or longer than [`LIMIT`] is kept in `target/fuzz-failures`. A
-//! file that ends the program is found there, too, under the name of the file at hand.
+//! A file that panics, takes more memory than [`allowed`] or longer than [`LIMIT`] is kept in
+//! `target/fuzz-failures`. A file that ends the program is found there, too, under the name of the file at
+//! hand.
 #![allow(clippy::unwrap_used, clippy::panic)] // In helper functions of a test.
 
 mod bytes;
@@ -37,32 +39,33 @@ use gguf::Gguf;
 use memory::{Meter, address_space, computed};
 use tensors::Tensors;
 
-/// A file takes some milliseconds; one that computes for longer than this hangs.
+/// Limit of computing time per file. A file takes some milliseconds; one that computes for longer hangs.
 const LIMIT: Duration = Duration::from_secs(5);
-/// So does one that takes longer than this though it does not compute, or nobody tells. Other programs may keep one
-/// waiting for a while.
+/// Limit of elapsed time per file, for one that does not compute, or a system that does not report it. Other
+/// programs may delay it for a while.
 const WAIT: Duration = Duration::from_secs(120);
-/// How much the addresses of the program may grow beyond what sound files take: libtorch's scratch and threads. A
-/// tensor as large as a damaged header says would take far more.
+/// Allowed growth of the program's address space beyond that of sound files: libtorch's scratch and threads.
+/// A tensor as large as a damaged header claims would take far more.
 const ADDRESSES: u64 = 256 << 20;
 
-/// Bytes that opening or reading a file of this size may allocate at once: 32 times the file, and 32 kB for messages and
-/// libtorch's options, which a file of a few bytes takes as well.
+/// Returns the bytes that opening or reading a file of this size may allocate at once: 32 times the file, and
+/// 32 kB for messages and libtorch's options, which a file of a few bytes takes as well.
 ///
-/// A header is the densest part of a file. The shortest description of a tensor takes 50 bytes in safetensors and 37 in
-/// GGUF, data included, and becomes some 1000 bytes of names, shapes and tree nodes in three lists, two of which are
-/// given back. Data take less: Q2_K has 84 bytes for 256 values, which are 1024 bytes unpacked, 12 times as much.
+/// A header is the densest part of a file. The shortest description of a tensor takes 50 bytes in safetensors
+/// and 37 in GGUF, data included, and becomes some 1000 bytes of names, shapes and tree nodes in three lists,
+/// two of which are freed. Data take less: Q2_K has 84 bytes for 256 values, which are 1024 bytes unpacked,
+/// 12 times as much.
 fn allowed(file: u64) -> u64 {
     32 * file + 32_768
 }
 
-/// Tests that measure memory do so one at a time.
+/// Serialises the tests that measure memory.
 fn alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A sound file that cases start from.
+/// A sound file from which cases start.
 #[derive(Clone)]
 enum Seed {
     Tensors(Tensors),
@@ -85,7 +88,7 @@ impl Seed {
     }
 }
 
-/// Every form, GGUF with all types of metadata, and what none of them has.
+/// Returns the seeds: every form, GGUF with all types of metadata, and features absent from these.
 fn seeds() -> Vec<Seed> {
     let quant = common::fixture("quant");
     let quant = safetensors::SafeTensors::deserialize(&quant).unwrap();
@@ -115,7 +118,7 @@ fn seeds() -> Vec<Seed> {
     files.iter().map(|file| Seed::read(file).unwrap()).collect()
 }
 
-/// The file of a case: a seed with up to four changes of its fields, or of its bytes, or of both.
+/// Builds the file of a case: a seed with up to four mutations of its fields, or of its bytes, or of both.
 fn file_of(seeds: &[Seed], seed: u64, case: u64) -> Vec<u8> {
     let draw = &mut Draw::new(seed, case);
     let mut changed = draw.pick(seeds).clone();
@@ -131,16 +134,16 @@ fn file_of(seeds: &[Seed], seed: u64, case: u64) -> Vec<u8> {
     file
 }
 
-/// What one file took.
+/// Resources that one file took.
 #[derive(Default)]
 struct Taken {
     opened: bool,
-    /// Bytes allocated at once, by the one or the other.
+    /// Peak of the bytes allocated, by opening and by reading.
     opening: u64,
     reading: u64,
 }
 
-/// Opens a file and reads all of it; an error in words if it does what no file may do.
+/// Opens a file and reads all of it; returns an error message if it breaks a limit.
 fn explore(path: &Path, size: u64) -> Result<Taken, String> {
     let addresses = address_space();
     let mut taken = Taken::default();
@@ -179,29 +182,29 @@ fn explore(path: &Path, size: u64) -> Result<Taken, String> {
     Ok(taken)
 }
 
-/// Where files that fail are kept: `target/fuzz-failures`.
+/// Returns the folder of failing files: `target/fuzz-failures`.
 fn failures() -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("fuzz-failures");
     std::fs::create_dir_all(&folder).unwrap();
     folder
 }
 
-/// Not captured, as what a test prints is: it has to be seen where the program ends at once.
+/// Prints without the capture of tests: the text has to be seen if the program ends at once.
 fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// What many cases took.
+/// Resources that many cases took.
 #[derive(Default)]
 struct Sums {
     cases: u64,
     opened: u64,
     failed: Vec<String>,
-    /// The largest part of what is allowed that was taken, and bytes allocated for each of the file.
+    /// Largest share of the allowed bytes taken, and largest ratio of bytes allocated to bytes of the file.
     share: [f64; 2],
     ratio: [f64; 2],
     slowest: Duration,
-    /// What the thread has computed, where the system tells.
+    /// Computing time of the thread, if the system reports it.
     computed: Option<Duration>,
 }
 
@@ -212,14 +215,14 @@ impl Sums {
         self.slowest = self.slowest.max(time);
         for (index, bytes) in [taken.opening, taken.reading].into_iter().enumerate() {
             self.share[index] = self.share[index].max(bytes as f64 / allowed(size) as f64);
-            // Of small files, messages take the larger part.
+            // In small files, messages take the larger part.
             if size >= 1024 {
                 self.ratio[index] = self.ratio[index].max(bytes as f64 / size as f64);
             }
         }
     }
 
-    fn told(&self) -> String {
+    fn summary(&self) -> String {
         let [opening, reading] = self.ratio;
         let [share, shared] = self.share.map(|share| share * 100.0);
         let computed = self
@@ -237,16 +240,16 @@ impl Sums {
     }
 }
 
-/// A case that is under way.
+/// A running case.
 #[derive(Clone, Copy)]
 struct Case {
     number: u64,
     began: Instant,
-    /// What its thread had computed before.
+    /// Computing time of its thread before the case.
     computed: Duration,
 }
 
-/// Ends the program where a case hangs. None is under way at the end.
+/// Ends the program if a case hangs; returns when no case is running.
 fn watch(now: &Mutex<Option<Case>>, thread: Option<&Path>, seed: u64, at_hand: &Path) {
     loop {
         std::thread::sleep(Duration::from_millis(100));
@@ -267,14 +270,14 @@ fn watch(now: &Mutex<Option<Case>>, thread: Option<&Path>, seed: u64, at_hand: &
     }
 }
 
-/// Runs cases from the first on until there are enough or the time is up.
+/// Runs cases from `first` on until there are enough or the time is up.
 fn run(seed: u64, first: u64, most: u64, time: Duration) -> Sums {
     let seeds = seeds();
     let folder = failures();
     let at_hand = folder.join(format!("at-hand-{}", std::process::id()));
-    let (began, mut sums, mut told) = (Instant::now(), Sums::default(), Instant::now());
+    let (began, mut sums, mut reported) = (Instant::now(), Sums::default(), Instant::now());
     for sound in &seeds {
-        // All that is made once is made here.
+        // One-time initialisation happens here.
         let file = sound.bytes();
         std::fs::write(&at_hand, &file).unwrap();
         explore::read(&explore::open(&at_hand).unwrap(), file.len() as u64);
@@ -314,12 +317,12 @@ fn run(seed: u64, first: u64, most: u64, time: Duration) -> Sums {
                 .as_deref()
                 .and_then(computed)
                 .map(|time| time.saturating_sub(before));
-            if told.elapsed() > Duration::from_secs(60) {
-                told = Instant::now();
+            if reported.elapsed() > Duration::from_secs(60) {
+                reported = Instant::now();
                 say(&format!(
                     "{:.0} min: {}",
                     began.elapsed().as_secs_f64() / 60.0,
-                    sums.told()
+                    sums.summary()
                 ));
             }
         }
@@ -337,7 +340,7 @@ fn given<T: std::str::FromStr>(name: &str) -> Option<T> {
 fn broken_files_are_read_or_refused_in_time_and_memory() {
     let _alone = alone();
     let sums = run(0, 0, u64::MAX, Duration::from_secs(2));
-    println!("{}", sums.told());
+    println!("{}", sums.summary());
     assert!(sums.failed.is_empty(), "{:#?}", sums.failed);
 }
 
@@ -366,7 +369,7 @@ fn broken_files_without_end_are_read_or_refused_in_time_and_memory() {
         case.unwrap_or(0)
     ));
     let sums = run(seed, case.unwrap_or(0), most, time);
-    say(&sums.told());
+    say(&sums.summary());
     assert!(sums.failed.is_empty(), "{:#?}", sums.failed);
 }
 

@@ -1,4 +1,4 @@
-//! How much memory and time a piece of code takes.
+//! Measurement of the memory and the computing time of code.
 
 #![allow(unsafe_code)]
 
@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};
 use std::time::Duration;
 
-/// The system's allocator, with an account. libtorch does not allocate through it: see [`address_space`].
+/// The system's allocator, with a count. libtorch does not allocate through it: see [`address_space`].
 struct Counting;
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// Bytes that are allocated now, and the most that were since the last [`Meter::start`].
+/// Bytes allocated now, and their peak since the last [`Meter::start`].
 static NOW: AtomicIsize = AtomicIsize::new(0);
 static MOST: AtomicIsize = AtomicIsize::new(0);
 
@@ -26,37 +26,38 @@ fn remove(bytes: usize) {
     NOW.fetch_sub(bytes as isize, Relaxed);
 }
 
-// SAFETY: every call is passed on to the system's allocator as it came.
+// SAFETY: every call is passed on unchanged to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         add(layout.size());
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         add(layout.size());
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         remove(layout.size());
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe { System.dealloc(at, layout) }
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // Both are there while the bytes are copied.
+        // Both exist while the bytes are copied.
         add(size);
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         let moved = unsafe { System.realloc(at, layout, size) };
         remove(layout.size());
         moved
     }
 }
 
-/// The most memory since it was started, beyond what was taken then. Of all threads: one at a time is used.
+/// Peak memory since its start, beyond the memory taken then. It counts all threads, so one is used at a
+/// time.
 pub(crate) struct Meter(isize);
 
 impl Meter {
@@ -71,14 +72,15 @@ impl Meter {
     }
 }
 
-/// The most bytes of addresses that the program ever had, libtorch's included; none where the system does not tell.
+/// Returns the peak address space of the program in bytes, with libtorch's; `None` if the system does not
+/// report it.
 pub(crate) fn address_space() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmPeak:"))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
-/// Where the system tells of this thread, if it does.
+/// Returns the path of this thread's statistics, if the system has them.
 pub(crate) fn this_thread() -> Option<PathBuf> {
     Some(
         Path::new("/proc")
@@ -87,8 +89,8 @@ pub(crate) fn this_thread() -> Option<PathBuf> {
     )
 }
 
-/// How long a thread has computed; it may have waited for longer.
+/// Returns the computing time of a thread, which may have waited for longer.
 pub(crate) fn computed(thread: &Path) -> Option<Duration> {
-    let told = std::fs::read_to_string(thread).ok()?;
-    told.split_whitespace().next()?.parse().ok().map(Duration::from_nanos)
+    let text = std::fs::read_to_string(thread).ok()?;
+    text.split_whitespace().next()?.parse().ok().map(Duration::from_nanos)
 }

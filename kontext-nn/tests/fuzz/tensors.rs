@@ -1,4 +1,4 @@
-//! A safetensors file in its parts, and changes that its format knows.
+//! A safetensors file in its parts, and mutations that know its format.
 
 use serde_json::{Map, Value, json};
 
@@ -9,7 +9,7 @@ const DTYPES: [&str; 18] = [
     "F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL", "I64", "I32", "I16", "U64", "C64", "F4",
     "F6_E2M3", "F8_E8M0", "F31",
 ];
-/// Ends of names that stand for something.
+/// Name suffixes with a meaning.
 const ENDS: [&str; 18] = [
     ".weight",
     ".bias",
@@ -30,7 +30,7 @@ const ENDS: [&str; 18] = [
     ".quant_state.bitsandbytes__",
     "",
 ];
-/// Tensors are made no larger, so that cases stay fast.
+/// Size limit of a reshaped tensor in bytes, so that cases stay fast.
 const LARGEST: u64 = 20_000;
 
 #[derive(Clone)]
@@ -45,12 +45,12 @@ struct Part {
     dtype: String,
     shape: Vec<Value>,
     data: Vec<u8>,
-    /// Offsets that are not those of the data.
+    /// Offsets that differ from those of the data.
     offsets: Option<Value>,
 }
 
 impl Tensors {
-    /// The parts of a sound file.
+    /// Reads the parts of a sound file.
     pub(crate) fn read(file: &[u8]) -> Option<Self> {
         let (length, rest) = file.split_first_chunk::<8>()?;
         let (header, data) = rest.split_at_checked(u64::from_le_bytes(*length) as usize)?;
@@ -74,7 +74,7 @@ impl Tensors {
         })
     }
 
-    /// The file.
+    /// Builds the file.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let (mut header, mut data) = (Map::new(), Vec::new());
         for part in &self.parts {
@@ -90,7 +90,7 @@ impl Tensors {
         with_header(&Value::Object(header).to_string(), &data)
     }
 
-    /// Changes one thing.
+    /// Mutates one thing.
     pub(crate) fn change(&mut self, draw: &mut Draw) {
         let index = draw.below(self.parts.len());
         let names: Vec<String> = self.parts.iter().map(|part| part.name.clone()).collect();
@@ -157,7 +157,7 @@ impl Part {
         part
     }
 
-    /// Another shape, with as many bytes as it takes.
+    /// Draws another shape, with as many bytes as it takes.
     fn reshape(&mut self, draw: &mut Draw) {
         const SIDES: [u64; 12] = [0, 1, 1, 2, 3, 8, 16, 32, 64, 72, 256, 257];
         let sides: Vec<u64> = (0..draw.below(5)).map(|_| *draw.pick(&SIDES)).collect();
@@ -179,7 +179,7 @@ impl Part {
         }
     }
 
-    /// Changes bitsandbytes' JSON.
+    /// Mutates bitsandbytes' JSON.
     fn change_state(&mut self, draw: &mut Draw) {
         const FIELDS: [&str; 6] = [
             "quant_type",
@@ -208,7 +208,7 @@ impl Part {
     }
 }
 
-/// A JSON value, mostly a number.
+/// Draws a JSON value, mostly a number.
 fn any(draw: &mut Draw) -> Value {
     match draw.below(16) {
         0 => Value::Null,
@@ -221,7 +221,7 @@ fn any(draw: &mut Draw) -> Value {
     }
 }
 
-/// The layer that a tensor belongs to.
+/// Returns the layer that a tensor belongs to.
 fn layer(name: &str) -> &str {
     let end = ENDS
         .iter()

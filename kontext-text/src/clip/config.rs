@@ -1,4 +1,4 @@
-//! Sizes and variants of a CLIP text model.
+//! Configuration of a CLIP text model.
 
 use std::path::Path;
 
@@ -8,38 +8,38 @@ use serde::Deserialize;
 
 use crate::{Activation, load};
 
-/// Sizes and variants of a CLIP text model; [`ClipConfig::large`] is FLUX.1's.
+/// Configuration of a CLIP text model; [`ClipConfig::large`] is FLUX.1's.
 ///
-/// Deserialises from transformers' `config.json` of the text model or of the whole CLIP (whose
-/// `text_config` is taken), with the defaults of its `CLIPTextConfig`.
+/// Deserialises from transformers' `config.json` of the text model or of a full CLIP (its `text_config`),
+/// with the defaults of `CLIPTextConfig`.
 ///
 /// Source: huggingface/transformers v4.57.6 `models/clip/configuration_clip.py` `CLIPTextConfig`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(from = "Json")]
 pub struct ClipConfig {
-    /// Rows of the embedding table; token ids are below it.
+    /// Vocabulary size: rows of the embedding table, exclusive upper bound of token ids.
     pub vocab_size: i64,
     /// Width of the hidden states and of the pooled vector.
     pub hidden_size: i64,
-    /// Inner width of the feed-forward part.
+    /// Inner width of the feed-forward layers.
     pub intermediate_size: i64,
     /// Number of layers.
     pub num_hidden_layers: i64,
     /// Number of attention heads.
     pub num_attention_heads: i64,
-    /// The most tokens of one prompt.
+    /// Maximum number of tokens of a prompt.
     pub max_position_embeddings: i64,
-    /// Non-linear function of the feed-forward part.
+    /// Activation function of the feed-forward layers.
     pub hidden_act: Activation,
-    /// Added to the variance in the norms.
+    /// Epsilon of the layer norms, added to the variance.
     pub layer_norm_eps: f64,
-    /// The token whose first state is the pooled vector. 2 stands for the highest id of the
-    /// prompt: older configurations, FLUX.1's too, hold a 2 that the tokenizer never gives.
+    /// End token; the state at its first occurrence is the pooled vector. 2 means the highest id of the
+    /// prompt: older configurations, including FLUX.1's, hold a 2, which the tokenizer never produces.
     pub eos_token_id: i64,
 }
 
 impl ClipConfig {
-    /// The text model of CLIP ViT-L/14, as FLUX.1 uses it: 123 million parameters.
+    /// Returns the configuration of CLIP ViT-L/14's text model, as used by FLUX.1: 123 million parameters.
     #[must_use]
     pub fn large() -> Self {
         Self {
@@ -55,13 +55,13 @@ impl ClipConfig {
         }
     }
 
-    /// The configuration that the shapes of the tensors tell, by transformers' names.
+    /// Infers the configuration from tensor shapes, by transformers' names.
     ///
-    /// Heads are 64 wide and the rest is as in [`ClipConfig::large`].
+    /// Heads are taken to be 64 wide; the other fields are those of [`ClipConfig::large`].
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] where a tensor that tells a size is missing or no matrix, or where
-    /// the width is not a multiple of 64.
+    /// [`Error::Checkpoint`] if a required tensor is missing or is not a matrix, or if the width is not a
+    /// multiple of 64.
     pub fn infer(weights: &Weights) -> Result<Self> {
         const HEAD: i64 = 64;
         let prefix = if weights
@@ -95,7 +95,7 @@ impl ClipConfig {
         Ok(config)
     }
 
-    /// Checks that a model of these sizes can be; `path` is named in the error.
+    /// Checks that all sizes are in range and the heads divide the width; `path` is named in the error.
     pub(crate) fn validate(&self, path: &Path) -> Result<()> {
         let sizes = [
             ("vocab_size", self.vocab_size, load::WIDEST),
@@ -117,7 +117,7 @@ impl ClipConfig {
     }
 }
 
-/// `config.json` of the text model, or of the whole CLIP around it.
+/// `config.json` of the text model, or of a full CLIP that contains it.
 #[derive(Deserialize)]
 struct Json {
     text_config: Option<Text>,

@@ -1,4 +1,4 @@
-//! One layer: causal attention, then the feed-forward part, each on a normed residual.
+//! One layer: causal attention, then the feed-forward layer, each pre-normed and residual.
 //!
 //! Source: huggingface/transformers v4.57.6 `models/clip/modeling_clip.py` `CLIPEncoderLayer`,
 //! `CLIPAttention`, `CLIPMLP`.
@@ -11,7 +11,7 @@ use kontext_nn::{LayerNorm, Linear};
 use super::ClipConfig;
 use crate::Activation;
 
-/// `x + attention(norm(x))`, then `x + feed_forward(norm(x))`.
+/// A pre-norm layer: `x + attention(norm(x))`, then `x + feed_forward(norm(x))`.
 #[derive(Debug)]
 pub(super) struct Layer {
     layer_norm1: LayerNorm,
@@ -35,7 +35,7 @@ impl Layer {
         })
     }
 
-    /// [B, T, D] and the mask [T, T] to [B, T, D].
+    /// Maps `x` [B, T, D] and the mask [T, T] to [B, T, D].
     pub(super) fn forward(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
         let x = x.f_add(&self.attention.forward(&self.layer_norm1.forward(x)?, mask)?)?;
         let hidden = self

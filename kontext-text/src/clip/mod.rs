@@ -1,4 +1,4 @@
-//! CLIP's text model: a prompt to the one vector that modulates the transformer's blocks.
+//! CLIP's text model, which produces the pooled vector that modulates the transformer's blocks.
 
 mod config;
 mod layer;

@@ -12,10 +12,10 @@ use super::ClipConfig;
 use super::layer::Layer;
 use crate::{ids, load};
 
-/// The end token that stands for "the highest id of the prompt".
+/// Value of `eos_token_id` that means "the highest id of the prompt".
 const HIGHEST: i64 = 2;
 
-/// Token ids to hidden states and their pooled vector, without projection.
+/// CLIP's text model: token ids to hidden states and their pooled vector, without projection.
 ///
 /// # Example
 /// ```
@@ -40,29 +40,29 @@ pub struct ClipEncoder {
     slots: Slots,
 }
 
-/// What CLIP's text model returns, in the kind that it computes in.
+/// Output of CLIP's text model, in its compute dtype.
 #[derive(Debug)]
 pub struct ClipOutput {
-    /// States of all tokens after the final norm [B, T, D].
+    /// Hidden states of all tokens after the final norm [B, T, D].
     pub states: Tensor,
-    /// The state at the first end token [B, D].
+    /// Pooled vector: the state at the first end token [B, D].
     pub pooled: Tensor,
 }
 
 impl ClipEncoder {
-    /// Tensors of which CLIP's text model has one.
+    /// Tensor names, one of which every CLIP text model has.
     pub const SIGNS: [&str; 2] = [
         "text_model.encoder.layers.0.self_attn.q_proj.weight",
         "encoder.layers.0.self_attn.q_proj.weight",
     ];
 
-    /// Reads the text model by transformers' names, with or without `text_model.` before them.
+    /// Reads the text model by transformers' names, with or without the prefix `text_model.`.
     ///
-    /// Weights are kept in the kind that `w` gives them and widened to `compute` layer by layer.
+    /// Weights keep the dtype of `w` and are cast to `compute` layer by layer.
     ///
     /// # Errors
-    /// Those of [`Weights::tensor`]; [`Error::Checkpoint`] for a configuration that cannot be,
-    /// [`Error::InvalidArgument`] where `compute` is no float.
+    /// Those of [`Weights::tensor`]; [`Error::Checkpoint`] for an invalid configuration,
+    /// [`Error::InvalidArgument`] if `compute` is not a floating-point type of at least 16 bits.
     pub fn new(w: &Weights, config: &ClipConfig, compute: Kind) -> Result<Self> {
         load::computes(compute)?;
         config.validate(w.path())?;
@@ -84,22 +84,22 @@ impl ClipEncoder {
         })
     }
 
-    /// Opens a folder of transformers (`config.json` beside the safetensors file) or a single
-    /// safetensors file (`clip_l.safetensors`), whose shapes tell the configuration.
+    /// Opens a transformers folder (`config.json` and the safetensors file) or a single safetensors file
+    /// (`clip_l.safetensors`), whose configuration is inferred from its shapes.
     ///
-    /// `compute` is the kind of the result; a file in a narrower kind stays narrow in memory.
-    /// The picture half of a whole CLIP and the projections are left out.
+    /// `compute` is the dtype of the result; narrower weights stay narrow in memory. The vision model of a
+    /// full CLIP and the projections are ignored.
     ///
     /// # Errors
-    /// Those of [`Weights::open`], [`ClipConfig::infer`] and [`ClipEncoder::new`], and
-    /// [`Error::Checkpoint`] where tensors are left that CLIP does not know.
+    /// Those of [`Weights::open`], [`ClipConfig::infer`] and [`ClipEncoder::new`], and [`Error::Checkpoint`]
+    /// if the file holds tensors unknown to CLIP.
     pub fn open(path: impl AsRef<Path>, compute: Kind, device: Device) -> Result<Self> {
         load::computes(compute)?;
         let path = path.as_ref();
         Self::from_weights(&Self::weights(path)?.at_most(compute).device(device), path, compute)
     }
 
-    /// The text model's weights, from a file of any form that [`ClipEncoder::open`] takes.
+    /// Opens the text model's weights, from any folder or file that [`ClipEncoder::open`] takes.
     ///
     /// # Errors
     /// Those of [`Weights::open`].
@@ -107,8 +107,8 @@ impl ClipEncoder {
         Ok(Weights::open(path)?.part(&Self::SIGNS))
     }
 
-    /// Builds the model from weights that are open, with the `config.json` in `folder` or, where
-    /// there is none, the sizes of its tensors, and closes their account.
+    /// Builds the model from open weights, configured by the `config.json` in `folder` or, without one, by
+    /// the tensors' shapes, and checks that no tensor is left unused.
     ///
     /// # Errors
     /// As [`ClipEncoder::open`].
@@ -123,11 +123,11 @@ impl ClipEncoder {
         Ok(model)
     }
 
-    /// Ids [B, T] (i64, any device), T at most `max_position_embeddings`, each with an end token.
+    /// Encodes ids [B, T] (i64, any device), T at most `max_position_embeddings`, each row with an end token.
     ///
     /// # Errors
-    /// [`Error::Shape`] for another rank, [`Error::InvalidArgument`] for too many tokens, an id
-    /// outside the vocabulary or no end token, [`Error::Torch`] where libtorch fails.
+    /// [`Error::Shape`] for another rank, [`Error::InvalidArgument`] for too many tokens, an id outside the
+    /// vocabulary or no end token, [`Error::Torch`] if libtorch fails.
     pub fn forward(&self, ids: &Tensor) -> Result<ClipOutput> {
         let [_, length] = ids::check(ids, self.config.vocab_size)?;
         if length > self.config.max_position_embeddings {
@@ -139,11 +139,11 @@ impl ClipEncoder {
         output.during("encoding the prompt with CLIP")
     }
 
-    /// Position of the first end token of each row.
+    /// Finds the position of the first end token of each row.
     fn ends(&self, ids: &Tensor) -> Result<Vec<i64>> {
         let rows = ids.f_to_device(Device::Cpu)?;
         let end = match self.config.eos_token_id {
-            // Among equal ids `argmax` may return any; the first is meant.
+            // `argmax` may return any of several equal ids; the first is needed.
             HIGHEST => rows.f_amax([-1], true)?,
             end => Tensor::f_full([1], end, (Kind::Int64, Device::Cpu))?,
         };
@@ -173,40 +173,40 @@ impl ClipEncoder {
             .token_embedding
             .forward(&ids.f_to_device(device)?, kind)?
             .f_add(&positions)?; // [B, T, D]
-        let mask = Tensor::f_full([length, length], f64::NEG_INFINITY, (kind, device))?.f_triu(1)?; // later tokens are hidden
+        let mask = Tensor::f_full([length, length], f64::NEG_INFINITY, (kind, device))?.f_triu(1)?; // causal
         for layer in &self.layers {
             x = layer.forward(&x, &mask)?;
         }
         self.final_layer_norm.forward(&x)
     }
 
-    /// Where the changes of its linear layers are set, by the file's names:
-    /// `text_model.encoder.layers.0.mlp.fc1`, or without `text_model.` where the file has none.
+    /// Returns the adapter slots of the linear layers, by the file's names:
+    /// `text_model.encoder.layers.0.mlp.fc1`, or the same without `text_model.` if the file has no prefix.
     #[must_use]
     pub fn slots(&self) -> &Slots {
         &self.slots
     }
 
-    /// Its sizes.
+    /// Returns the configuration.
     #[must_use]
     pub fn config(&self) -> &ClipConfig {
         &self.config
     }
 
-    /// The kind that it computes in and returns.
+    /// Returns the dtype of the computation and the result.
     #[must_use]
     pub fn compute(&self) -> Kind {
         self.compute
     }
 
-    /// Where its weights lie.
+    /// Returns the device of the weights.
     #[must_use]
     pub fn device(&self) -> Device {
         self.position_embedding.device()
     }
 }
 
-/// Picks the state at `ends` of each row.
+/// Pools the states: selects each row's state at its position in `ends`.
 fn pool(states: Tensor, ends: &[i64]) -> Result<ClipOutput> {
     let rows = ends
         .iter()
@@ -216,9 +216,9 @@ fn pool(states: Tensor, ends: &[i64]) -> Result<ClipOutput> {
     Ok(ClipOutput { states, pooled })
 }
 
-/// Tensors that CLIP files hold and the text model does not need.
+/// Returns `true` for tensors of CLIP files not needed by the text model.
 fn is_extra(name: &str) -> bool {
-    /// The last two are buffers that transformers once saved, without and with the prefix.
+    /// The last two are buffers saved by older transformers, without and with the prefix.
     const NAMES: [&str; 5] = [
         "logit_scale",
         "text_projection.weight",

@@ -1,4 +1,4 @@
-//! Relative position bias: a learnt number for each head and each distance between two tokens.
+//! Relative position bias: a learnt scalar per head and token distance.
 //!
 //! Source: huggingface/transformers v4.57.6 `models/t5/modeling_t5.py`
 //! `T5Attention._relative_position_bucket`, `compute_bias`.
@@ -8,7 +8,7 @@ use kontext_nn::Weights;
 
 use super::T5Config;
 
-/// The bias that layer 0 holds and all layers add to their attention scores.
+/// Relative position bias, stored in layer 0 and added to the attention scores of every layer.
 #[derive(Debug)]
 pub(super) struct RelativeBias {
     weight: Tensor,
@@ -25,7 +25,7 @@ impl RelativeBias {
         })
     }
 
-    /// The bias [1, H, T, T] for queries (rows) and keys (columns) of one sequence.
+    /// Computes the bias [1, H, T, T] of queries (rows) and keys (columns) for sequences of `length` tokens.
     pub(super) fn forward(&self, length: i64, kind: Kind) -> Result<Tensor> {
         let [buckets, _] = kontext_core::check::dims("relative_attention_bias", &self.weight, "[buckets, H]")?;
         let table: Vec<i64> = (1 - length..length)
@@ -53,17 +53,17 @@ impl RelativeBias {
             .f_reshape([1, -1, length, length])?)
     }
 
-    /// Where the weights lie.
+    /// Returns the device of the weights.
     pub(super) fn device(&self) -> Device {
         self.weight.device()
     }
 }
 
-/// The bucket of `distance = key - query`: the second half of the buckets is for keys after the
-/// query; within a half, the first half is exact and the rest logarithmic up to `max_distance`.
+/// Returns the bucket of `distance = key - query`: the second half of the buckets holds keys after the query;
+/// within each half, the first half is exact and the rest logarithmic up to `max_distance`.
 ///
-/// The reference takes the logarithm in f32; at the distances where it steps exactly (16, 32, 64
-/// and 128 by default) the nudge gives the same bucket on every machine.
+/// The reference computes the logarithm in f32; at the distances at which it steps exactly (16, 32, 64 and
+/// 128 by default), `NUDGE` gives the same bucket on every machine.
 fn bucket(distance: i64, buckets: i64, max_distance: i64) -> i64 {
     const NUDGE: f64 = 1e-6;
     let half = buckets / 2;
@@ -82,7 +82,7 @@ mod tests {
 
     use super::*;
 
-    /// The same law in whole numbers: `8 + floor(8 log16(d / 8))` steps where `d^8 >= 8^8 16^k`.
+    /// Computes the bucket in integers: `8 + floor(8 log16(d / 8))` steps at `d^8 >= 8^8 16^k`.
     fn exactly(distance: i64) -> i64 {
         let d = distance.unsigned_abs().min(127) as u128;
         let within = if d < 8 {

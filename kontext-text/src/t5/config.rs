@@ -1,4 +1,4 @@
-//! Sizes and variants of a T5 encoder.
+//! Configuration of a T5 encoder.
 
 use std::path::Path;
 
@@ -8,41 +8,42 @@ use serde::Deserialize;
 
 use crate::{Activation, load};
 
-/// Sizes and variants of a T5 encoder; [`T5Config::xxl`] is FLUX.1's.
+/// Configuration of a T5 encoder; [`T5Config::xxl`] is FLUX.1's.
 ///
-/// Deserialises from transformers' `config.json`, with the defaults of its `T5Config`: fields that
-/// are absent, and fields that only the decoder needs, are no error.
+/// Deserialises from transformers' `config.json`: absent fields take the defaults of its `T5Config`, and
+/// decoder fields are ignored.
 ///
 /// Source: huggingface/transformers v4.57.6 `models/t5/configuration_t5.py` `T5Config`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(try_from = "Json")]
 pub struct T5Config {
-    /// Rows of the embedding table; token ids are below it.
+    /// Vocabulary size: rows of the embedding table, exclusive upper bound of token ids.
     pub vocab_size: i64,
     /// Width of the hidden states.
     pub d_model: i64,
-    /// Width of one head; heads times this need not be `d_model`.
+    /// Width of one head; `num_heads * d_kv` may differ from `d_model`.
     pub d_kv: i64,
-    /// Inner width of the feed-forward part.
+    /// Inner width of the feed-forward layers.
     pub d_ff: i64,
     /// Number of blocks.
     pub num_layers: i64,
     /// Number of attention heads.
     pub num_heads: i64,
-    /// Number of learnt distances, half of them for keys after the query.
+    /// Number of relative position buckets, half of them for keys after the query.
     pub relative_attention_num_buckets: i64,
-    /// Distance in tokens from which all distances are one.
+    /// Distance in tokens from which all distances share a bucket.
     pub relative_attention_max_distance: i64,
-    /// Added to the mean of squares in the norms.
+    /// Epsilon of the RMS norms, added to the mean of squares.
     pub layer_norm_epsilon: f64,
-    /// Non-linear function of the feed-forward part.
+    /// Activation function of the feed-forward layers.
     pub activation: Activation,
-    /// Whether the feed-forward part is `activation(wi_0 x) * wi_1 x` (v1.1) or `activation(wi x)`.
+    /// `true` for the gated feed-forward layer `activation(wi_0 x) * wi_1 x` (v1.1), `false` for
+    /// `activation(wi x)`.
     pub gated: bool,
 }
 
 impl T5Config {
-    /// T5 v1.1 XXL, the text encoder of FLUX.1: 4.8 billion parameters.
+    /// Returns the configuration of T5 v1.1 XXL, the text encoder of FLUX.1: 4.8 billion parameters.
     #[must_use]
     pub fn xxl() -> Self {
         Self {
@@ -60,13 +61,13 @@ impl T5Config {
         }
     }
 
-    /// The configuration that the shapes of the tensors tell, by transformers' names.
+    /// Infers the configuration from tensor shapes, by transformers' names.
     ///
-    /// What shapes do not tell is as in [`T5Config::xxl`]; an ungated model has ReLU, as every
-    /// published T5.
+    /// Fields that shapes do not determine are those of [`T5Config::xxl`]; an ungated model gets ReLU, as in
+    /// every published T5.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] where a tensor that tells a size is missing or no matrix.
+    /// [`Error::Checkpoint`] if a required tensor is missing or is not a matrix.
     pub fn infer(weights: &Weights) -> Result<Self> {
         const FIRST: &str = "encoder.block.0.layer";
         let embedding = if weights.shape_of("shared.weight").is_some() {
@@ -97,10 +98,10 @@ impl T5Config {
         Ok(config)
     }
 
-    /// Checks that a model of these sizes can be; `path` is named in the error.
+    /// Checks that all sizes are in range; `path` is named in the error.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] with the field that is out of range.
+    /// [`Error::Checkpoint`] that names the first field out of range.
     pub(crate) fn validate(&self, path: &Path) -> Result<()> {
         let sizes = [
             ("vocab_size", self.vocab_size, load::WIDEST),
@@ -126,7 +127,7 @@ impl T5Config {
     }
 }
 
-/// `config.json` as transformers writes it, with its defaults.
+/// transformers' `config.json`, with its defaults.
 #[derive(Deserialize)]
 #[serde(default)]
 struct Json {
@@ -140,7 +141,7 @@ struct Json {
     relative_attention_max_distance: i64,
     layer_norm_epsilon: f64,
     feed_forward_proj: String,
-    /// Where they are present, these two win over `feed_forward_proj`, as in transformers.
+    /// Overrides `feed_forward_proj` if present, as in transformers; so does `is_gated_act`.
     dense_act_fn: Option<Activation>,
     is_gated_act: Option<bool>,
 }

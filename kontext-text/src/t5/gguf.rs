@@ -1,13 +1,13 @@
-//! The names of T5 in GGUF files.
+//! Tensor names of T5 in GGUF files.
 //!
 //! Source: ggml-org/llama.cpp `gguf-py/gguf/tensor_mapping.py`, architecture `t5encoder`.
 
 use kontext_nn::Weights;
 
-/// A tensor that only T5 has in such a file.
+/// Name of a tensor that only T5 has in a GGUF file.
 pub(super) const SIGN: &str = "enc.blk.0.attn_q.weight";
 
-/// The same weights by transformers' names, if they have llama.cpp's.
+/// Renames weights from llama.cpp's names to transformers'; returns others unchanged.
 pub(super) fn renamed(weights: Weights) -> Weights {
     if weights.shape_of(SIGN).is_some() {
         weights.renamed(transformers)
@@ -16,7 +16,7 @@ pub(super) fn renamed(weights: Weights) -> Weights {
     }
 }
 
-/// Parts of a block as llama.cpp and as transformers name them.
+/// Layers of a block: llama.cpp's name, transformers' name.
 const PARTS: [(&str, &str); 10] = [
     ("attn_q", "0.SelfAttention.q"),
     ("attn_k", "0.SelfAttention.k"),
@@ -29,13 +29,13 @@ const PARTS: [(&str, &str); 10] = [
     ("ffn_down", "1.DenseReluDense.wo"),
     ("ffn_norm", "1.layer_norm"),
 ];
-/// Tensors outside of the blocks.
+/// Tensors outside the blocks: llama.cpp's name, transformers' name.
 const OTHERS: [(&str, &str); 2] = [
     ("token_embd.weight", "shared.weight"),
     ("enc.output_norm.weight", "encoder.final_layer_norm.weight"),
 ];
 
-/// transformers' name of a tensor of T5's encoder as GGUF files have it; others stay as they are.
+/// Maps transformers' name of a T5 encoder tensor to its name in GGUF files; returns others unchanged.
 #[must_use]
 pub fn t5_gguf_name(name: &str) -> String {
     let block = || {
@@ -53,7 +53,7 @@ pub fn t5_gguf_name(name: &str) -> String {
     other.or_else(block).unwrap_or_else(|| name.to_owned())
 }
 
-/// llama.cpp's name to transformers'; others stay as they are.
+/// Maps llama.cpp's name of a tensor to transformers'; returns others unchanged.
 fn transformers(name: &str) -> Option<String> {
     let block = || {
         let (index, part) = name
@@ -76,20 +76,20 @@ mod tests {
 
     #[test]
     fn names_of_llama_cpp_become_those_of_transformers() {
-        let of = |name: &str| transformers(name).unwrap();
+        let renamed = |name: &str| transformers(name).unwrap();
         assert_eq!(
-            of("enc.blk.11.ffn_down.weight"),
+            renamed("enc.blk.11.ffn_down.weight"),
             "encoder.block.11.layer.1.DenseReluDense.wo.weight"
         );
-        assert_eq!(of("token_embd.weight"), "shared.weight");
-        assert_eq!(of("enc.blk.0.unknown.weight"), "enc.blk.0.unknown.weight");
+        assert_eq!(renamed("token_embd.weight"), "shared.weight");
+        assert_eq!(renamed("enc.blk.0.unknown.weight"), "enc.blk.0.unknown.weight");
         for name in [
             "enc.blk.11.attn_norm.weight",
             "token_embd.weight",
             "enc.output_norm.weight",
             "other",
         ] {
-            assert_eq!(t5_gguf_name(&of(name)), name);
+            assert_eq!(t5_gguf_name(&renamed(name)), name);
         }
     }
 }

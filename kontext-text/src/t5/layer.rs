@@ -1,4 +1,4 @@
-//! One block of the encoder: attention, then the feed-forward part, each on a normed residual.
+//! One encoder block: attention, then the feed-forward layer, each pre-normed and residual.
 //!
 //! Source: huggingface/transformers v4.57.6 `models/t5/modeling_t5.py` `T5Block`, `T5Attention`,
 //! `T5DenseGatedActDense`, `T5DenseActDense`.
@@ -11,7 +11,7 @@ use kontext_nn::{Linear, RmsNorm};
 use super::T5Config;
 use crate::Activation;
 
-/// `x + attention(norm(x))`, then `x + feed_forward(norm(x))`.
+/// A pre-norm block: `x + attention(norm(x))`, then `x + feed_forward(norm(x))`.
 #[derive(Debug)]
 pub(super) struct Block {
     attention_norm: RmsNorm,
@@ -34,9 +34,9 @@ impl Block {
         })
     }
 
-    /// [B, T, D] and the bias [1, H, T, T] to [B, T, D].
+    /// Maps `x` [B, T, D] and the bias [1, H, T, T] to [B, T, D].
     ///
-    /// The sum may be wider than `compute`: in f16 the feed-forward part returns f32.
+    /// The result may be wider than `compute`: in f16 the feed-forward layer returns f32.
     pub(super) fn forward(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
         let normed = self.attention_norm.forward(x)?.f_to_kind(self.compute)?;
         let x = clamp_half(x.f_add(&self.attention.forward(&normed, bias)?)?)?;
@@ -45,7 +45,7 @@ impl Block {
     }
 }
 
-/// Keeps f16 sums finite: to its largest value, or 1000 less where one has overflowed already.
+/// Clamps f16 sums to the largest finite value, or to 1000 less if any has already overflowed.
 fn clamp_half(x: Tensor) -> Result<Tensor> {
     /// The largest finite f16.
     const MAX: f64 = 65_504.0;
@@ -58,7 +58,7 @@ fn clamp_half(x: Tensor) -> Result<Tensor> {
     Ok(x.f_clamp_tensor(Some(&limit.f_neg()?), Some(&limit))?)
 }
 
-/// Attention of every token to every token, padding included, without the usual 1 / sqrt(d).
+/// Full self-attention, padding included, without the usual 1 / sqrt(d) scale.
 #[derive(Debug)]
 struct Attention {
     q: Linear,
@@ -80,11 +80,11 @@ impl Attention {
         })
     }
 
-    /// The softmax runs in f32 in all kinds.
+    /// Computes attention with the softmax in f32 for every dtype.
     ///
-    /// Written out in the reference's order instead of by fused attention: scores without a scale
-    /// reach the hundreds, where the softmax turns a last bit of a score into the fifth digit of
-    /// the result. The scores of 512 tokens are small.
+    /// Written out in the reference's order instead of with fused attention: unscaled scores reach the
+    /// hundreds, at which the softmax turns the last bit of a score into the fifth digit of the result. The
+    /// score matrix of 512 tokens is small.
     fn forward(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
         let heads = |p: &Linear| split_heads(&p.forward(x)?, self.heads); // [B, H, T, D/H]
         let scores = heads(&self.q)?
@@ -95,14 +95,14 @@ impl Attention {
     }
 }
 
-/// `wo (activation(wi_0 x) * wi_1 x)`, or `wo activation(wi x)` of the ungated variant.
+/// The feed-forward layer: `wo (activation(wi_0 x) * wi_1 x)`, or `wo activation(wi x)` if ungated.
 #[derive(Debug)]
 struct FeedForward {
     wi: Linear,
     gated: Option<Linear>,
     wo: Linear,
     activation: Activation,
-    /// f32 under f16, where the inner activations overflow; else the kind that all is computed in.
+    /// Dtype of the inner activations: f32 under f16, in which they overflow; otherwise the compute dtype.
     inner: Kind,
 }
 
@@ -129,7 +129,7 @@ impl FeedForward {
         })
     }
 
-    /// [B, T, D] to [B, T, D] in `inner`.
+    /// Maps [B, T, D] to [B, T, D] in `inner`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut hidden = self.activation.apply(&self.wi.forward(x)?)?.f_to_kind(self.inner)?; // [B, T, F]
         if let Some(gated) = &self.gated {

@@ -1,4 +1,4 @@
-//! The encoder of T5 v1.1 and T5: prompts to the transformer's text tokens.
+//! The T5 and T5 v1.1 encoder, which produces the transformer's text tokens.
 
 mod bias;
 mod config;

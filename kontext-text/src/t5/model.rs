@@ -14,9 +14,9 @@ use super::gguf;
 use super::layer::Block;
 use crate::{ids, load};
 
-/// Token ids to hidden states.
+/// The T5 encoder: token ids to hidden states.
 ///
-/// There is no mask: padding is attended to, as FLUX.1 was trained.
+/// No attention mask: padding is attended to, as in FLUX.1's training.
 ///
 /// # Example
 /// ```
@@ -42,21 +42,21 @@ pub struct T5Encoder {
 }
 
 impl T5Encoder {
-    /// A tensor that only T5 has, as transformers names it.
+    /// Name of a tensor that only T5 has, in transformers' naming.
     pub const SIGN: &str = "encoder.block.0.layer.0.SelfAttention.q.weight";
-    /// The same in GGUF files.
+    /// Name of a tensor that only T5 has in a GGUF file.
     pub const GGUF_SIGN: &str = gguf::SIGN;
 
     /// Reads the encoder by transformers' names: `shared.weight` (or `encoder.embed_tokens.weight`),
     /// `encoder.block.N…`, `encoder.final_layer_norm.weight`.
     ///
-    /// Weights are kept in the kind that `w` gives them and widened to `compute` layer by layer.
-    /// In f16 `wo` is read, and the sum of the residuals kept, in f32: activations of T5 XXL leave
-    /// f16's range. bf16 is safe.
+    /// Weights keep the dtype of `w` and are cast to `compute` layer by layer. In f16, `wo` is read and the
+    /// residual kept in f32: activations of T5 XXL exceed f16's range. bf16 is safe.
     ///
     /// # Errors
-    /// Those of [`Weights::tensor`]; [`kontext_core::Error::Checkpoint`] for a configuration that
-    /// cannot be, [`kontext_core::Error::InvalidArgument`] where `compute` is no float.
+    /// Those of [`Weights::tensor`]; [`kontext_core::Error::Checkpoint`] for an invalid configuration,
+    /// [`kontext_core::Error::InvalidArgument`] if `compute` is not a floating-point type of at least 16
+    /// bits.
     pub fn new(w: &Weights, config: &T5Config, compute: Kind) -> Result<Self> {
         load::computes(compute)?;
         config.validate(w.path())?;
@@ -87,24 +87,25 @@ impl T5Encoder {
         })
     }
 
-    /// Opens a folder of transformers (`config.json` beside one or more safetensors files) or a
-    /// single safetensors or GGUF file (`t5xxl_fp16.safetensors`), also one that holds a whole model, whose shapes
-    /// tell the configuration.
+    /// Opens a transformers folder (`config.json` and one or more safetensors files) or a single safetensors
+    /// or GGUF file (`t5xxl_fp16.safetensors`, or a checkpoint of a whole model), whose configuration is
+    /// inferred from its shapes.
     ///
-    /// `compute` is the kind of the result: bf16 on a GPU, f32 on a CPU. What is narrower in the file, or packed,
-    /// stays so in memory and is widened layer by layer: on a CPU, T5 XXL in bf16 takes 9.5 GB and computes in f32,
-    /// which would take 19 GB. What is wider is converted. Tensors of the decoder are left out.
+    /// `compute` is the dtype of the result: bf16 on a GPU, f32 on a CPU. Narrower and quantised weights stay
+    /// so in memory and are widened layer by layer: on a CPU, T5 XXL in bf16 takes 9.5 GB and computes in
+    /// f32, which would take 19 GB. Wider weights are converted at load. Decoder tensors are ignored.
     ///
     /// # Errors
     /// Those of [`Weights::open`], [`T5Config::infer`] and [`T5Encoder::new`], and
-    /// [`kontext_core::Error::Checkpoint`] where tensors are left that T5 does not know.
+    /// [`kontext_core::Error::Checkpoint`] if the file holds tensors unknown to T5.
     pub fn open(path: impl AsRef<Path>, compute: Kind, device: Device) -> Result<Self> {
         load::computes(compute)?;
         let path = path.as_ref();
         Self::from_weights(&Self::weights(path)?.at_most(compute).device(device), path, compute)
     }
 
-    /// The encoder's weights by transformers' names, from a file of any form that [`T5Encoder::open`] takes.
+    /// Opens the encoder's weights by transformers' names, from any folder or file that [`T5Encoder::open`]
+    /// takes.
     ///
     /// # Errors
     /// Those of [`Weights::open`].
@@ -112,8 +113,8 @@ impl T5Encoder {
         Ok(gguf::renamed(Weights::open(path)?.part(&[Self::SIGN, gguf::SIGN])))
     }
 
-    /// Builds the model from weights that are open, with the `config.json` in `folder` or, where
-    /// there is none, the sizes of its tensors, and closes their account.
+    /// Builds the model from open weights, configured by the `config.json` in `folder` or, without one, by
+    /// the tensors' shapes, and checks that no tensor is left unused.
     ///
     /// # Errors
     /// As [`T5Encoder::open`].
@@ -125,7 +126,8 @@ impl T5Encoder {
         Ok(model)
     }
 
-    /// The `config.json` in `folder` or, where there is none, the sizes of the tensors.
+    /// Reads the `config.json` in `folder` or, without one, infers the configuration from the tensors'
+    /// shapes.
     ///
     /// # Errors
     /// Those of reading the file, and of [`T5Config::infer`].
@@ -133,11 +135,11 @@ impl T5Encoder {
         load::config(folder)?.map_or_else(|| T5Config::infer(weights), Ok)
     }
 
-    /// Ids [B, T] (i64, any device) to states [B, T, `d_model`] in the kind that is computed in.
+    /// Maps ids [B, T] (i64, any device) to states [B, T, `d_model`] in the compute dtype.
     ///
     /// # Errors
-    /// [`kontext_core::Error::Shape`] for another rank, [`kontext_core::Error::InvalidArgument`]
-    /// for an id outside the vocabulary, [`kontext_core::Error::Torch`] where libtorch fails.
+    /// [`kontext_core::Error::Shape`] for another rank, [`kontext_core::Error::InvalidArgument`] for an id
+    /// outside the vocabulary, [`kontext_core::Error::Torch`] if libtorch fails.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         let [_, length] = ids::check(ids, self.config.vocab_size)?;
         self.states(ids, length).during("encoding the prompt with T5")
@@ -152,32 +154,33 @@ impl T5Encoder {
         Ok(self.norm.forward(&x)?.f_to_kind(self.compute)?)
     }
 
-    /// Where the changes of its linear layers are set: `encoder.block.0.layer.0.SelfAttention.q`.
+    /// Returns the adapter slots of the linear layers, named as in `encoder.block.0.layer.0.SelfAttention.q`.
     #[must_use]
     pub fn slots(&self) -> &Slots {
         &self.slots
     }
 
-    /// Its sizes.
+    /// Returns the configuration.
     #[must_use]
     pub fn config(&self) -> &T5Config {
         &self.config
     }
 
-    /// The kind that it computes in and returns.
+    /// Returns the dtype of the computation and the result.
     #[must_use]
     pub fn compute(&self) -> Kind {
         self.compute
     }
 
-    /// Where its weights lie.
+    /// Returns the device of the weights.
     #[must_use]
     pub fn device(&self) -> Device {
         self.bias.device()
     }
 }
 
-/// Tensors that T5 files hold and the encoder does not need: a second copy of the embedding, and the decoder.
+/// Returns `true` for tensors of T5 files not needed by the encoder: a second copy of the embedding, and the
+/// decoder.
 fn is_extra(name: &str) -> bool {
     /// `logit_scale` comes from a wrapper class, `spiece_model` is the tokenizer's file.
     const NAMES: [&str; 4] = [

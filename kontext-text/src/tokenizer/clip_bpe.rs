@@ -1,10 +1,11 @@
 //! CLIP's byte-pair encoding from `vocab.json` and `merges.txt`.
 //!
-//! Source: huggingface/transformers v4.57.6 `models/clip/tokenization_clip.py` `CLIPTokenizer` with
-//! its `BasicTokenizer`, which the reference pipelines use. The steps are other ones than there, so
-//! that each token still knows its place in the prompt; the ids are the same. Of 80,000 random
-//! strings of awkward pieces 0.2 % differ: a Greek capital sigma right beside a control character, a
-//! private one or a special token, and one odd order of combining marks.
+//! Source: huggingface/transformers v4.57.6 `models/clip/tokenization_clip.py` `CLIPTokenizer` with its
+//! `BasicTokenizer`, which the reference pipelines use.
+//!
+//! The steps differ from the reference's so that each token keeps its offset in the prompt; the ids are the
+//! same. Of 80,000 random strings of awkward pieces, 0.2 % differ: a Greek capital sigma directly next to a
+//! control character, a private-use character or a special token, and one odd order of combining marks.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -20,16 +21,16 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
 const BEGIN: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
-/// Marks the last piece of a word.
+/// Suffix of the last piece of a word.
 const WORD_END: &str = "</w>";
-/// The published `merges.txt` lists more merges than the model was trained with.
+/// Number of merges to use; the published `merges.txt` lists more than the model was trained with.
 const MERGES: usize = 49_152 - 256 - 2;
 
-/// Control, format, private and unassigned characters are dropped, but for white space.
+/// Dropped characters: control, format, private-use and unassigned ones, except white space.
 const DROPPED: &str = r"[\p{C}\x{FFFD}&&[^\t\n\r]]";
 
-/// Words, single digits, runs of signs; each Chinese character is a word of its own. The iota
-/// subscript U+0345 is in no class: Python's regex, ignoring case, takes it for a letter here.
+/// Words, single digits and runs of symbols; each Chinese character is a separate word. The iota subscript
+/// U+0345 is in no class: Python's case-insensitive regex treats it as a letter here.
 const WORDS: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
     r"|[\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2B73F}\x{2B740}-\x{2B81F}\x{2B820}-\x{2CEAF}\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}]",
@@ -37,7 +38,7 @@ const WORDS: &str = concat!(
     r"|\p{N}|[^\s\p{L}\p{N}\x{345}]+",
 );
 
-/// Builds the tokenizer; an error is the reason why the files cannot be used.
+/// Builds the tokenizer; the error is the reason why the files are unusable.
 pub(super) fn build(vocab: HashMap<String, u32>, merges: &str) -> Result<Tokenizer, String> {
     let id = |token: &str| {
         vocab
@@ -88,9 +89,9 @@ fn assemble(
     Ok(tokenizer)
 }
 
-/// The pairs of `merges.txt` after its first line, which tells a version.
+/// Parses the pairs of `merges.txt`, skipping its first line, the version.
 ///
-/// Each pair and what it merges to must be in the vocabulary, or building would go wrong.
+/// Both parts of a pair and their concatenation must be in the vocabulary, or building the model would fail.
 fn read_merges(text: &str, vocab: &HashMap<String, u32>) -> Result<Vec<(String, String)>, String> {
     let pair = |(number, line): (usize, &str)| {
         let (a, b) = line
@@ -110,10 +111,10 @@ fn read_merges(text: &str, vocab: &HashMap<String, u32>) -> Result<Vec<(String, 
     text.trim().lines().enumerate().skip(1).take(MERGES).map(pair).collect()
 }
 
-/// Replaces a capital sigma that ends a word by the final small one.
+/// Replaces a word-final capital sigma by the final small sigma.
 ///
-/// Python lowers whole strings and knows this rule of Greek; the normalizer lowers one character
-/// at a time. Both letters take two bytes, so places in the prompt stay.
+/// Python lowercases whole strings and applies this Greek rule; the normalizer lowercases one character at a
+/// time. Both letters take two bytes, so offsets in the prompt are unchanged.
 pub(super) fn final_sigmas(prompt: &str) -> Cow<'_, str> {
     if !prompt.contains('Σ') {
         return prompt.into();

@@ -1,4 +1,4 @@
-//! Finding and reading a tokenizer's files.
+//! Locating and reading a tokenizer's files.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{Tokenizer, clip_bpe};
 
-/// What to do about a tokenizer that cannot be used.
+/// Remedy for an unusable tokenizer, appended to errors.
 pub(super) const REMEDY: &str = "to make a usable tokenizer.json, run in Python: \
      from transformers import AutoTokenizer; AutoTokenizer.from_pretrained(\"THE FOLDER\").save_pretrained(\"THE FOLDER\")";
 
@@ -18,19 +18,19 @@ const SENTENCEPIECE: &str = "spiece.model";
 
 pub(super) fn open(path: &Path) -> Result<Tokenizer> {
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-    let beside = path
+    let folder = path
         .parent()
         .filter(|p| !p.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
     if path.is_dir() {
         open_folder(path)
     } else if name == VOCAB || name == MERGES {
-        open_clip(beside)
+        open_clip(folder)
     } else if name.ends_with(".model") {
         Err(sentencepiece(path))
     } else {
-        // Of files with another name, the settings beside them may belong to another tokenizer.
-        open_json(path, (name == JSON).then_some(beside))
+        // For a file of another name, the neighbouring settings may belong to another tokenizer.
+        open_json(path, (name == JSON).then_some(folder))
     }
 }
 
@@ -79,8 +79,8 @@ fn open_json(file: &Path, settings: Option<&Path>) -> Result<Tokenizer> {
     Tokenizer::new(inner, file, pad.as_deref())
 }
 
-/// The tokenizers crate ends the program at a merge whose result is longer than any token, so the
-/// results are looked up first. Merges are "a b" or ["a", "b"].
+/// Checks that the result of every merge is in the vocabulary: the tokenizers crate aborts the process on a
+/// merge whose result is longer than any token. Merges are "a b" or ["a", "b"].
 fn check_merges(json: &Value) -> Result<(), String> {
     let model = &json["model"];
     let (Some(merges), Some(vocab)) = (model["merges"].as_array(), model["vocab"].as_object()) else {
@@ -111,9 +111,9 @@ fn sentencepiece(file: &Path) -> Error {
     }
 }
 
-/// The padding token that the settings in a folder name.
+/// Reads the padding token from the settings in a folder.
 ///
-/// As in transformers, `special_tokens_map.json` wins unless `tokenizer_config.json` is of the
+/// As in transformers, `special_tokens_map.json` takes precedence unless `tokenizer_config.json` has the
 /// newer form, which lists its added tokens.
 fn pad_token(folder: &Path) -> Result<Option<String>> {
     let config = settings(&folder.join("tokenizer_config.json"))?;
@@ -126,7 +126,7 @@ fn pad_token(folder: &Path) -> Result<Option<String>> {
     Ok(order.iter().find_map(|value| token(&value["pad_token"])))
 }
 
-/// A token is stored as its text or with its options.
+/// Returns a token's text; tokens are stored as a string or as an object with options.
 fn token(value: &Value) -> Option<String> {
     value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned)
 }

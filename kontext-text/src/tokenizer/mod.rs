@@ -1,4 +1,4 @@
-//! One tokenizer for both encoders: prompts to padded token ids, and what did not fit.
+//! The tokenizer of both encoders: prompts to padded token ids, and the text that did not fit.
 
 mod clip_bpe;
 mod files;
@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use kontext_core::{Error, Result, Tensor};
 use tokenizers::PostProcessor;
 
-/// A tokenizer of CLIP or T5, opened from the files that transformers saves.
+/// A CLIP or T5 tokenizer, opened from files saved by transformers.
 ///
-/// It is `Send + Sync`, and [`Tokenizer::encode`] changes nothing in it.
+/// `Send + Sync`; [`Tokenizer::encode`] does not modify it.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     path: PathBuf,
@@ -22,19 +22,19 @@ pub struct Tokenizer {
 /// A prompt as token ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoded {
-    /// Token ids, begin and end tokens included, padded to the length that was asked for.
+    /// Token ids, including the begin and end tokens, padded to the requested length.
     pub ids: Vec<i64>,
     /// Number of ids before the padding.
     pub used: usize,
-    /// The end of the prompt that did not fit, in the prompt's own words.
+    /// The end of the prompt that did not fit, verbatim.
     pub cut: Option<String>,
 }
 
 impl Encoded {
-    /// The ids as a batch of one [1, T], i64 on the CPU.
+    /// Returns the ids as a batch of one [1, T], i64 on the CPU.
     ///
     /// # Errors
-    /// [`Error::Torch`] where libtorch fails.
+    /// [`Error::Torch`] if libtorch fails.
     pub fn tensor(&self) -> Result<Tensor> {
         Ok(Tensor::f_from_slice(&self.ids)?.f_unsqueeze(0)?)
     }
@@ -51,24 +51,23 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Opens a folder or a file of it.
+    /// Opens a tokenizer's folder or one of its files.
     ///
-    /// * `vocab.json` with `merges.txt` is CLIP's, and gives the ids of transformers'
-    ///   `CLIPTokenizer` (without the optional ftfy). It goes before a `tokenizer.json` in the same
-    ///   folder, as in the reference pipelines; the two differ in Chinese and control characters.
-    /// * `tokenizer.json` is read as it stands, but for its stored truncation and padding.
+    /// * `vocab.json` with `merges.txt` is CLIP's format and gives the ids of transformers' `CLIPTokenizer`
+    ///   (without the optional ftfy). It takes precedence over a `tokenizer.json` in the same folder, as in
+    ///   the reference pipelines; the two differ in Chinese and control characters.
+    /// * `tokenizer.json` is used as is, except for its stored truncation and padding.
     ///
-    /// The padding token is that of `tokenizer_config.json` and `special_tokens_map.json` beside
-    /// them; where they do not say, `<pad>` if there is one, else the end token.
+    /// The padding token is read from `tokenizer_config.json` and `special_tokens_map.json` in the same
+    /// folder; the default is `<pad>` if the vocabulary has it, otherwise the end token.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] where there is no usable file, with what to do; [`Error::Io`] where a
-    /// file cannot be read.
+    /// [`Error::Tokenizer`] with a remedy if there is no usable file; [`Error::Io`] if a file cannot be read.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         files::open(path.as_ref())
     }
 
-    /// Finishes a tokenizer: settles its padding token and drops what it stored about lengths.
+    /// Finishes a tokenizer: determines its padding token and drops its stored truncation and padding.
     fn new(mut inner: tokenizers::Tokenizer, path: &Path, pad: Option<&str>) -> Result<Self> {
         let unusable = |reason: String| Error::Tokenizer {
             path: path.to_owned(),
@@ -95,19 +94,19 @@ impl Tokenizer {
         })
     }
 
-    /// One more than the largest id that it gives.
+    /// Returns the vocabulary size: the largest id plus one.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
 
-    /// The id that fills a short prompt up.
+    /// Returns the id that pads short prompts.
     #[must_use]
     pub fn pad_id(&self) -> i64 {
         i64::from(self.pad)
     }
 
-    /// The file or folder that it was opened from.
+    /// Returns the file or folder it was opened from.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -115,12 +114,12 @@ impl Tokenizer {
 
     /// Encodes a prompt to exactly `max_length` ids.
     ///
-    /// A short prompt is padded at its end; of a long one the last tokens are cut, while the begin
-    /// and end tokens stay.
+    /// A short prompt is padded at its end; a long one is truncated at its end, keeping the begin and end
+    /// tokens.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where `max_length` has no room for the begin and end tokens,
-    /// [`Error::Tokenizer`] where the prompt cannot be encoded.
+    /// [`Error::InvalidArgument`] if `max_length` is too small for the begin and end tokens,
+    /// [`Error::Tokenizer`] if the prompt cannot be encoded.
     pub fn encode(&self, prompt: &str, max_length: usize) -> Result<Encoded> {
         let unusable = |e: tokenizers::Error| Error::Tokenizer {
             path: self.path.clone(),
@@ -151,8 +150,8 @@ impl Tokenizer {
     }
 }
 
-/// The prompt from byte `start` on, without leading white space. A start within a character (of
-/// which a token holds a few bytes) moves to the character's beginning.
+/// Returns the prompt from byte `start` on, without leading white space. A start within a character (a token
+/// may hold a few of its bytes) moves back to the character's first byte.
 fn tail(prompt: &str, start: usize) -> String {
     let start = (0..=start)
         .rev()

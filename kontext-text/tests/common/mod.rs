@@ -1,4 +1,4 @@
-//! What the tests share: the repository's fixtures, and a folder of real tokenizers where there is one.
+//! Shared test helpers: the repository's fixtures, and real tokenizers if their folder exists.
 
 use std::path::{Path, PathBuf};
 
@@ -6,14 +6,15 @@ use kontext_text::Tokenizer;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A file of tests/reference.
+/// Returns the path of a file in tests/reference.
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../tests/reference")
         .join(name)
 }
 
-/// A path below the folder of assets beside the repository; says so where it is absent.
+/// Returns a path in the assets folder outside the repository; prints a note and returns `None` if it is
+/// absent.
 pub fn asset(path: &str) -> Option<PathBuf> {
     let full = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../shared/assets")
@@ -24,12 +25,12 @@ pub fn asset(path: &str) -> Option<PathBuf> {
     full.exists().then_some(full)
 }
 
-/// tokens.json.
+/// Reads tokens.json.
 pub fn tokens() -> Value {
     serde_json::from_slice(&std::fs::read(fixture("tokens.json")).unwrap()).unwrap()
 }
 
-/// A folder with the tiny CLIP tokenizer's `vocab.json` and `merges.txt`.
+/// Creates a folder with the tiny CLIP tokenizer's `vocab.json` and `merges.txt`.
 pub fn tiny_clip_folder() -> TempDir {
     let (folder, tokens) = (tempfile::tempdir().unwrap(), tokens());
     let files = &tokens["tiny"]["clip"];
@@ -44,7 +45,7 @@ pub fn tiny_clip_folder() -> TempDir {
     folder
 }
 
-/// A folder with the tiny T5 tokenizer's `tokenizer.json`.
+/// Creates a folder with the tiny T5 tokenizer's `tokenizer.json`.
 pub fn tiny_t5_folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     write(
@@ -67,7 +68,7 @@ pub fn write(folder: &TempDir, name: &str, text: &str) {
     std::fs::write(folder.path().join(name), text).unwrap();
 }
 
-/// The messages of an error and of its sources.
+/// Joins the messages of an error and its sources.
 pub fn chain(error: &dyn std::error::Error) -> String {
     std::iter::successors(Some(error), |e| e.source())
         .map(ToString::to_string)

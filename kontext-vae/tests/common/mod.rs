@@ -1,4 +1,4 @@
-//! What the tests of this crate share: fixtures and comparison.
+//! Shared test helpers: fixtures and comparisons.
 #![allow(
     dead_code,
     clippy::print_stdout,
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use kontext_core::Tensor;
 use kontext_nn::Weights;
 
-/// The tensors that the reference implementation produced, with the configurations of its models.
+/// Tensors produced by the reference implementation, with the configurations of its models.
 pub(crate) struct Fixture(Weights);
 
 impl Fixture {
@@ -30,14 +30,14 @@ impl Fixture {
         path
     }
 
-    /// The weights that the model of the reference had.
+    /// Returns the weights of the reference's model.
     pub(crate) fn weights(&self, model: &str) -> Weights {
         let seeds: serde_json::Value = serde_json::from_str(&self.0.store().metadata()["seeds"]).unwrap();
         Weights::synthetic(seeds[model].as_u64().unwrap())
     }
 }
 
-/// `|got - expected| / |expected|`, by the Euclidean norm.
+/// Computes `|got - expected| / |expected|` in the Euclidean norm.
 pub(crate) fn relative_error(got: &Tensor, expected: &Tensor) -> f64 {
     assert_eq!(got.size(), expected.size());
     ((got - expected).norm() / expected.norm()).double_value(&[])
@@ -51,7 +51,7 @@ pub(crate) fn assert_close(got: &Tensor, expected: &Tensor, tolerance: f64, what
     );
 }
 
-/// The real parts that tests use where they are present.
+/// Returns the path of an asset that some tests use; prints a note and returns `None` if it is absent.
 pub(crate) fn asset(path: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../shared/assets")

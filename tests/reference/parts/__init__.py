@@ -1,1 +1,1 @@
-"""One module a fixture file; each has `make()`, which writes it."""
+"""One module per fixture file; `make()` writes it."""

@@ -1,4 +1,4 @@
-"""bfl.safetensors: what Black Forest Labs' own functions compute, stage by stage; only made when it is named.
+"""bfl.safetensors: results of Black Forest Labs' own functions, stage by stage; only made if named.
 
     BFL_FLUX=path/to/their/checkout python make_fixtures.py bfl
 
@@ -25,31 +25,31 @@ SEED = 7
 STEPS = [1, 4, 28, 30, 50]
 TOKENS = [6, 256, 4042, 4096, 4150]
 GUIDANCE = [1.0, 2.5, 3.5, 4.0]
-# Sizes of targets (width, height) that no multiple of 16 divides, and one that does.
+# Target sizes (width, height): two not divisible by 16, and one divisible.
 NOISE = [(100, 50), (33, 17), (48, 32)]
-# (picture, width and height asked for); None follows the picture.
+# (image size, requested width and height); None follows the image.
 TARGETS = [
     ((640, 480), (None, None)), ((300, 1000), (None, None)), ((640, 480), (1024, 1024)), ((640, 480), (1000, 700)), ((640, 480), (17, 16)),
     ((640, 480), (None, 752)), ((640, 480), (752, None)), ((90, 160), (513, None)), ((90, 160), (None, 1)), ((90, 160), (1569, 671)),
 ]  # fmt: skip
 OTHERS = [(1, 1), (20000, 10), (10, 20000), (640, 480), (480, 640), (1920, 1080), (1080, 1920), (97, 101), (101, 97), (451, 300), (17, 1000)]
-# A small picture and the one size that it is fitted to, so that all of its way is small.
+# A small image and the only size to fit it to, to keep all stages small.
 CONTEXT = ((50, 34), (48, 32))
 EULER_STEPS = 3
 
 
 def text(_prompt):
-    """In place of T5."""
+    """Stub for T5."""
     return torch.zeros(1, 2, 4)
 
 
 def pooled(_prompt):
-    """In place of CLIP."""
+    """Stub for CLIP."""
     return torch.zeros(1, 4)
 
 
 class Patches:
-    """In place of the autoencoder: the first 16 values of each 8x8 patch."""
+    """Stub for the autoencoder: the first 16 values of each 8x8 patch."""
 
     @staticmethod
     def encode(pixels):
@@ -57,7 +57,7 @@ class Patches:
 
 
 class Blank:
-    """In place of a picture file: nothing but a size, so that large ones cost nothing."""
+    """Stub for an image file: only a size, so that large ones cost nothing."""
 
     def __init__(self, size):
         self.size = size
@@ -70,7 +70,7 @@ class Blank:
 
 
 def prepared(size, width=None, height=None):
-    """The inputs, width and height that prepare_kontext makes for a blank picture of this size."""
+    """Returns the inputs, width and height of prepare_kontext for a blank image of this size."""
     sampling = bfl_code.module("sampling")
     opened, sampling.Image.open = sampling.Image.open, Blank
     try:
@@ -89,13 +89,13 @@ def schedules():
 
 
 def denoise(dtype, steps, guidance, velocities):
-    """Runs their loop with a model that answers with `velocities`, and what the model received at each step."""
+    """Runs their loop with a model that returns `velocities`; also returns its input at each step."""
     sampling = bfl_code.module("sampling")
     seen = []
 
     def model(img, timesteps, guidance, **_):
         seen.append((img.clone(), timesteps, guidance))
-        # The model answers for the reference's tokens too.
+        # The model also answers for the reference's tokens.
         return torch.cat((velocities[len(seen) - 1], img[:, velocities[0].shape[1] :]), dim=1)
 
     start = synthetic.draw("input.start", [1, 6, 64]).to(dtype)
@@ -107,13 +107,13 @@ def denoise(dtype, steps, guidance, velocities):
 
 
 def times(name, dtype):
-    """`times.D` [30] and `guidance.D` [4] on the scale of 1000 as their embedding has them, `embedding.D` [3, 256] of
+    """`times.D` [30] and `guidance.D` [4] on their embedding's scale of 1000, `embedding.D` [3, 256] of
     every tenth time."""
     embed = bfl_code.module("modules.layers").timestep_embedding
     still = [torch.zeros(1, 6, 64, dtype=dtype)] * 30
     times = torch.cat([t for _, t, _ in denoise(dtype, 30, 2.5, still)[1]])
     guidance = torch.cat([denoise(dtype, 1, value, still)[1][0][2] for value in GUIDANCE])
-    # The first line of timestep_embedding, which is all of it that rounds before the sinusoids.
+    # The first line of timestep_embedding, the only rounding before the sinusoids.
     scaled = {f"times.{name}": (1000.0 * times).float(), f"guidance.{name}": (1000.0 * guidance).float()}
     return scaled | {f"embedding.{name}": embed(times[::10], 256)}
 
@@ -141,7 +141,7 @@ def tokens():
 
 
 def picture_sizes():
-    """All preferred sizes, both sides of the border between each and the next, the border itself, and some others."""
+    """All preferred sizes, both sides of the boundary between each and the next, the boundary itself, and some others."""
     preferred = bfl_code.module("util").PREFERED_KONTEXT_RESOLUTIONS
     ratios = [Fraction(w, h) for w, h in preferred]
     borders = [(low + high) / 2 for low, high in zip(ratios, ratios[1:])]
@@ -150,8 +150,8 @@ def picture_sizes():
 
 
 def geometry():
-    """`buckets` rows (picture's width and height, those of the size it is fitted to); `targets` rows (picture's, asked
-    for with 0 for none, those of the result)."""
+    """`buckets` rows (image width and height, those of the fitted size); `targets` rows (the image's, the requested
+    ones with 0 for None, those of the result)."""
     sampling = bfl_code.module("sampling")
     buckets, targets = [], []
     for size in picture_sizes():
@@ -204,6 +204,6 @@ def make():
     tensors = schedules() | tokens() | geometry() | context() | rounding() | defaults()
     for name, dtype in DTYPES.items():
         tensors |= times(name, dtype) | euler(name, dtype) | noise(name, dtype)
-    # bf16 is all that their program draws; the longest f32 draw only repeats noise.safetensors.
+    # Their program only draws bf16; the longest f32 draw would repeat noise.safetensors.
     del tensors["noise.100x50.f32"]
     fixture_io.save("bfl", tensors, commit="802fb47", steps=STEPS, tokens=TOKENS, guidance=GUIDANCE, seed=SEED)

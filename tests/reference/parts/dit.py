@@ -24,7 +24,7 @@ BASE = {
 CONFIGS = {"guided": BASE | {"guidance_embeds": True}, "plain": BASE | {"guidance_embeds": False}}
 SEED = 31
 TARGET, REFERENCE, TEXT = (4, 6), (4, 4), 7
-# name: config, timestep of each batch item, guidance of each, with the reference picture
+# name: config, timestep of each batch item, guidance of each, with the reference image
 CASES = {
     "guided.t1": ("guided", [1.0], [2.5], True),
     "guided.t037": ("guided", [0.37], [2.5], True),
@@ -38,7 +38,7 @@ FLUX_AXES = [16, 56, 56]
 
 
 def image_ids(reference):
-    """The pipeline's own ids: the target grid with t = 0, then the reference grid with t = 1."""
+    """Returns the pipeline's own ids: the target grid with t = 0, then the reference grid with t = 1."""
     ids = [FluxKontextPipeline._prepare_latent_image_ids(1, *TARGET, "cpu", torch.float32)]
     if reference:
         ids.append(FluxKontextPipeline._prepare_latent_image_ids(1, *REFERENCE, "cpu", torch.float32))
@@ -47,7 +47,7 @@ def image_ids(reference):
 
 
 def inputs(batch, reference):
-    """The tensors that enter the transformer, by the names of its arguments."""
+    """Returns the transformer's input tensors, by argument name."""
     ids = image_ids(reference)
     suffix = f"{batch}.{len(ids)}"
     return {
@@ -60,7 +60,7 @@ def inputs(batch, reference):
 
 
 def watch(model, states):
-    """Hooks that put the inner states of the next run into `states`."""
+    """Registers hooks that record the inner states of the next run in `states`."""
 
     def keep(*names):
         def hook(_module, _args, output):

@@ -1,4 +1,4 @@
-"""forms.safetensors: one linear layer in every form that other programs store, as the files that they write.
+"""forms.safetensors: one linear layer in every storage form of other programs, as the files they write.
 
 `FORM.file` holds the bytes of a GGUF or safetensors file with the tensor `layer.weight`, and in safetensors also the
 `layer.bias`; ComfyUI's forms call the layer `double_blocks.0.img_attn.proj`. `FORM.weight` are the f32 values that the
@@ -19,7 +19,7 @@ import synthetic
 
 SEED = 61
 SHAPE = [8, 256]
-NESTED = [72, 256]  # more than one block of the factors' factors
+NESTED = [72, 256]  # more than one block of nested absmax
 
 
 def layer(shape):
@@ -32,7 +32,7 @@ def as_bytes(data):
 
 
 def gguf_file(kind):
-    """A file with one tensor of a type, and its values."""
+    """Returns a file with one tensor of a type, and its values."""
     kind, weight = gguf_files.Type[kind], layer(SHAPE)["layer.weight"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layer.gguf"
@@ -52,7 +52,7 @@ def fp8_file(state, metadata=None):
 
 
 def files():
-    """The bytes and the values of each form, by its name."""
+    """Returns the bytes and the values of each form, by its name."""
     out = {f"gguf.{kind}": gguf_file(kind) for kind in gguf_files.TYPES}
     out |= {f"bnb.{settings}": bitsandbytes_file(settings) for settings in bnb_models.SETTINGS}
     out["bnb.nf4-bf16"] = bitsandbytes_file("nf4", torch.bfloat16)

@@ -35,7 +35,7 @@ class Reached(Exception):
 
 
 def pipeline(seen):
-    """A pipeline without models that puts the sizes it arrives at into `seen`."""
+    """A pipeline without models that records its sizes in `seen`."""
     pipe = FluxKontextPipeline(*[None] * 7)
     pipe.transformer = SimpleNamespace(config=SimpleNamespace(in_channels=64))
     pipe.encode_prompt = lambda **_: (torch.zeros(1, 1, 1), torch.zeros(1, 1), torch.zeros(1, 3))
@@ -49,7 +49,7 @@ def pipeline(seen):
 
 
 def measure(image, height, width, max_area):
-    """One row of the table; `[W, H]` for pictures, `[rows, columns]` for token grids, 16 pixels a token."""
+    """Returns one row of the table; `[W, H]` for images, `[rows, columns]` for token grids, 16 pixels a token."""
     seen = {}
     given = {"height": height, "width": width} | ({} if max_area is None else {"max_area": max_area})
     picture = None if image is None else Image.new("RGB", image)

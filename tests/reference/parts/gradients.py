@@ -36,7 +36,7 @@ CONFIGS = {
 SEED = 47
 ITEMS, TARGET, REFERENCE, TEXT = 3, (4, 3), (2, 3), 5
 SCHEMES = ["none", "sigma_sqrt", "cosmap"]
-# Places in the scheduler's 1000 training steps, of which the first is noise.
+# Indices into the scheduler's 1000 training steps, the first of which is noise.
 INDICES = [70, 480, 850]
 GUIDANCE = 1.0
 DIRECTIONS = 4
@@ -53,7 +53,7 @@ LORA = {
 
 
 def inputs():
-    """`input.*`: packed latents [3, L, C] of the picture, its noise and the reference, the prompt, levels and ids."""
+    """`input.*`: packed latents [3, L, C] of the image, its noise and the reference, the prompt, levels and ids."""
 
     def draw(name, *shape):
         return synthetic.draw(f"input.{name}", [ITEMS, *shape])
@@ -79,7 +79,7 @@ def inputs():
 
 
 def step(model, given, with_reference, scheme):
-    """The loss of one training step; gradients are left on the model."""
+    """Returns the loss of one training step; the model holds the gradients."""
     sigmas = given["sigmas"].reshape(-1, 1, 1)
     hidden = (1.0 - sigmas) * given["picture"] + sigmas * given["noise"]
     image_ids = given["target_ids"]
@@ -105,7 +105,7 @@ def step(model, given, with_reference, scheme):
 
 
 def probe(name, gradient):
-    """The norm of a gradient and its products with the directions."""
+    """Returns the norm of a gradient and its products with the directions."""
     directions = [synthetic.weight(f"{name}.direction.{i}", gradient.shape, SEED).double() for i in range(DIRECTIONS)]
     gradient = gradient.double()
     return torch.stack([gradient.norm(), *((gradient * d).sum() for d in directions)]).float()
@@ -126,7 +126,7 @@ def full(case, given):
 
 
 def lora(case, given, **options):
-    """The narrow model, frozen, with adapters whose tensors are synthetic weights; a DoRA's lengths are around one."""
+    """The narrow model, frozen, with adapters from synthetic weights; a DoRA's row norms are around one."""
     model = synthetic.fill_(FluxTransformer2DModel(**CONFIGS["narrow"]), SEED).requires_grad_(False)
     model.add_adapter(LoraConfig(init_lora_weights=False, **LORA, **options))
     for name, tensor in get_peft_model_state_dict(model).items():

@@ -1,9 +1,9 @@
-"""lora.safetensors: LoRA files as trainers write them, and what peft and LyCORIS compute with them, in float32.
+"""lora.safetensors: LoRA files as trainers write them, and the results of peft and LyCORIS, in float32.
 
 Source: diffusers 0.38 loaders/lora_conversion_utils.py; peft 0.21 tuners/lora, lokr; lycoris-lora 4.1.3 wrapper.py.
 
 `file.NAME.KEY` is the tensor KEY of the file NAME; the metadata's `files` has the metadata of each file, and
-`configs` the adapter_config.json that peft puts beside one. `velocity.CASE` is FluxTransformer2DModel's output, and
+`configs` the adapter_config.json that peft writes next to one. `velocity.CASE` is FluxTransformer2DModel's output, and
 `clip.CASE`, `t5.CASE` are the text encoders'. All files of FAMILIES hold one set of factors (XLabs and processors: its
 attention), which diffusers' own converters confirm here, patched to the sizes of the tiny model.
 """
@@ -40,7 +40,7 @@ CLIP = {"vocab_size": 60, "hidden_size": 16, "intermediate_size": 24, "num_hidde
 T5 = {"d_model": 14, "d_kv": 6, "d_ff": 20, "num_heads": 2, "num_layers": 1, "vocab_size": 60, "feed_forward_proj": "gated-gelu"}
 WIDTH, MLP, SEED, RANK, ALPHA = 24, 96, 61, 2, 3.0
 TARGET, TEXT = (3, 2), 5
-# BFL's layers: diffusers' parts of them, and their sizes.
+# BFL's layers: their parts in diffusers, and their sizes.
 QKV = ["attn.to_q", "attn.to_k", "attn.to_v"]
 DOUBLE = {
     "img_mod.lin": (["norm1.linear"], WIDTH, 6 * WIDTH),
@@ -75,30 +75,30 @@ XLABS = {
 
 
 def layers():
-    """BFL's name of each layer: diffusers' parts, inputs, outputs."""
+    """Returns, by BFL's name of each layer, diffusers' parts, inputs and outputs."""
     all_layers = {f"double_blocks.0.{name}": ([f"transformer_blocks.0.{p}" for p in parts], *sizes) for name, (parts, *sizes) in DOUBLE.items()}
     all_layers |= {f"single_blocks.1.{name}": ([f"single_transformer_blocks.1.{p}" for p in parts], *sizes) for name, (parts, *sizes) in SINGLE.items()}
     return all_layers | OTHER
 
 
 def draw(name, shape):
-    """Values with few bits: a file in float16, and one whose alpha is multiplied in, hold them exactly."""
+    """Draws values with few bits, exact in a float16 file and with alpha multiplied in."""
     return (synthetic.draw(name, shape).clamp(-3, 3) * 8).round() / 32
 
 
 def factors():
-    """BFL's name: `down` and `up`."""
+    """Draws `down` and `up` by BFL's names."""
     return {name: (draw(f"{name}.down", [RANK, i]), draw(f"{name}.up", [o, RANK])) for name, (_, i, o) in layers().items()}
 
 
 def attention(given):
-    """What XLabs can say: attention only, and of single blocks without the MLP's rows."""
+    """Returns the subset expressible by XLabs: attention only, in single blocks without the MLP's rows."""
     kept = {name: pair for name, pair in given.items() if name.split(".", 2)[-1] in XLABS}
     return {name: (down, up[: 3 * WIDTH]) if name.endswith("linear1") else (down, up) for name, (down, up) in kept.items()}
 
 
 def parts(given):
-    """The same by diffusers' names: every part with the whole `down` and its rows of `up`."""
+    """Converts to diffusers' names: every part with the whole `down` and its rows of `up`."""
     out = {}
     for name, (down, up) in given.items():
         if name == "final_layer.adaLN_modulation.1":
@@ -110,7 +110,7 @@ def parts(given):
 
 
 def written(given, name, down=".lora_down.weight", up=".lora_up.weight", alpha=".alpha"):
-    """A file: `name` makes the beginning of a layer's keys; without `alpha` the scale is in `down`."""
+    """Builds a file: `name` gives the prefix of a layer's keys; without `alpha` the scale is in `down`."""
     out = {}
     for layer, (a, b) in given.items():
         out[name(layer) + down] = a if alpha else a * (ALPHA / RANK)
@@ -135,7 +135,7 @@ def processor_name(module):
 
 
 def families():
-    """The files of each family, in float16."""
+    """Returns the files of each family, in float16."""
     whole = factors()
     split, lora = parts(whole), (".lora_A.weight", ".lora_B.weight")
     some = attention(whole)
@@ -181,7 +181,7 @@ def velocity(model):
 
 
 def with_peft(*loras, strengths=(1.0,)):
-    """The velocity with diffusers' adapters, each the keys of one file in peft's naming."""
+    """Returns the velocity with diffusers' adapters, each given as the keys of one file in peft's naming."""
     model = transformer()
     for index, lora in enumerate(loras):
         model.load_lora_adapter({f"transformer.{key}": t.float() for key, t in lora.items()}, adapter_name=f"a{index}")
@@ -197,7 +197,7 @@ def in_peft(modules, biases=()):
 
 
 def patched(name):
-    """One of diffusers' converters, for a model of our sizes: it has those of FLUX.1 in its text."""
+    """Patches one of diffusers' converters to our model's sizes: it hard-codes those of FLUX.1."""
     text = inspect.getsource(getattr(lora_conversion_utils, name))
     for old, new in [
         ("[3072, 3072, 3072, 12288]", f"[{WIDTH}, {WIDTH}, {WIDTH}, {MLP}]"),
@@ -219,10 +219,10 @@ CONVERTERS = {
 
 
 def confirm(name, file, modules):
-    """diffusers reads the file to the velocity of these modules, where it has a converter for a part of all layers."""
+    """Checks that diffusers' own converter, if it covers some of the layers, gives the velocity of these modules."""
     file = {key: t.float() for key, t in file.items()}
     if name in ("kohya", "comfy"):
-        # It refuses the alphas of the last layers.
+        # It rejects the alphas of the last layers.
         file = {key: t for key, t in file.items() if "final_layer" not in key}
         modules = {module: pair for module, pair in modules.items() if module not in ("proj_out", "norm_out.linear")}
     if name in CONVERTERS:
@@ -240,7 +240,7 @@ def confirm(name, file, modules):
 
 
 def randomize(named, spread=0.3):
-    """New values for adapters, which peft and LyCORIS begin as no change; lengths of rows stay near those of the weight."""
+    """Sets adapters, which peft and LyCORIS initialise to zero effect; row norms stay near those of the weight."""
     for name, parameter in named:
         drawn = synthetic.draw(name, parameter.shape)
         lengths = "magnitude" in name or "dora_scale" in name
@@ -248,7 +248,7 @@ def randomize(named, spread=0.3):
 
 
 def peft_dora():
-    """A DoRA as diffusers saves it: the file, its metadata, and its velocity at two strengths."""
+    """Returns a DoRA as diffusers saves it: the file, its metadata, and its velocity at two scales."""
     model = transformer()
     targets = ["attn.to_q", "attn.add_k_proj", "proj_mlp", "transformer_blocks.0.ff.net.2", "single_transformer_blocks.1.proj_out", "norm_out.linear"]
     names = [n for n, _ in model.named_modules() if any(n.endswith(t) for t in targets)]
@@ -266,7 +266,7 @@ def peft_dora():
 
 
 def header_of(path):
-    """The metadata of a file, without what peft writes in a new order at each run: its sets of names."""
+    """Returns the metadata of a file without its sets of names, which peft writes in a new order at each run."""
     data = path.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
     config = {key: value for key, value in json.loads(header["lora_adapter_metadata"]).items() if not isinstance(value, list)}
@@ -274,7 +274,7 @@ def header_of(path):
 
 
 def peft_lokr():
-    """A LoKr of peft alone: `adapter_model.safetensors` and `adapter_config.json`."""
+    """Returns a LoKr in peft's own files: `adapter_model.safetensors` and `adapter_config.json`."""
     model = get_peft_model(transformer(), LoKrConfig(r=4, alpha=6, decompose_both=True, target_modules=["attn.to_q", "proj_mlp", "ff.net.2"]))
     randomize((n, p) for n, p in model.named_parameters() if "lokr" in n)
     with tempfile.TemporaryDirectory() as folder:
@@ -298,7 +298,7 @@ LYCORIS_LAYERS = ["transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.t
 
 
 def lycoris(case):
-    """A file of LyCORIS, and its velocity at two strengths."""
+    """Returns a LyCORIS file, and its velocity at two scales."""
     model = transformer()
     layers = LYCORIS_LAYERS[:2] if case == "full" else LYCORIS_LAYERS
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
@@ -317,7 +317,7 @@ def lycoris(case):
 
 
 def text_encoders():
-    """Changes of CLIP and T5 in the words of kohya, OneTrainer and diffusers, and the encoders' outputs."""
+    """Returns adapters of CLIP and T5 in the naming of kohya, OneTrainer and diffusers, and the encoders' outputs."""
     clip = synthetic.fill_(CLIPTextModel(CLIPTextConfig(**CLIP)), SEED)
     t5 = synthetic.fill_(T5EncoderModel(T5Config(**T5)), SEED)
     ids = torch.tensor([[3, 17, 5, 59, 59, 59]])
@@ -345,7 +345,7 @@ def text_encoders():
 
 
 def make_families():
-    """Files and velocities of FAMILIES."""
+    """Returns files and velocities of FAMILIES."""
     files, split, in_blocks, in_attention, biases = families()
     lora = in_peft(split)
     tensors = {"velocity.whole": with_peft(lora), "velocity.attention": with_peft(in_peft(in_blocks)), "velocity.processors": with_peft(in_peft(in_attention))}
@@ -363,7 +363,7 @@ def make_families():
 
 @torch.no_grad()
 def make():
-    torch.manual_seed(SEED)  # peft's lengths of rows begin as those of weights with a random change
+    torch.manual_seed(SEED)  # peft initialises row norms from weights with a random change
     given = inputs()
     tensors = {f"input.{name}": value for name, value in given.items()} | {"velocity.plain": velocity(transformer())}
     made, files = make_families()

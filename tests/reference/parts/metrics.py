@@ -1,4 +1,4 @@
-"""metrics.safetensors: metrics of pairs of small 8-bit pictures, by scikit-image, scipy, pytorch-msssim and lpips.
+"""metrics.safetensors: metrics of pairs of small 8-bit images, by scikit-image, scipy, pytorch-msssim and lpips.
 
 Source: scikit-image 0.26 metrics/simple_metrics.py, metrics/_structural_similarity.py, color/delta_e.py; scipy 1.17
 ndimage (`laplace`, `gaussian_filter`) and stats (`bootstrap`); pytorch-msssim 1.0.0; lpips 0.1.4 on torchvision 0.26.
@@ -21,7 +21,7 @@ import fixture_io
 import synthetic
 from parts.resize import picture
 
-# name: (width, height), contents of the two pictures, standard deviation in levels of what is added to the second
+# name: (width, height), contents of the two images, standard deviation in levels of the noise on the second
 CASES = {
     "noisy": ((48, 32), ("mixed", "mixed"), 12.0),
     "slight": ((37, 23), ("mixed", "mixed"), 1.0),
@@ -33,17 +33,17 @@ CASES = {
     "negative": ((32, 24), ("mixed", "inverted"), None),
 }
 SSIM = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-# Pictures that both sides draw instead of storing them: width, height. Sides that halve evenly, and odd ones.
+# Images drawn on both sides instead of stored: width, height. Sides that halve evenly, and odd ones.
 SCALES = {"even": (192, 176), "odd": (181, 163), "odd_at_last": (168, 210)}
-# Side of the pictures whose features are compared, and the seed of the networks' weights.
+# Side of the images for feature distances, and the seed of the networks' weights.
 NETWORKS, SIDE, WEIGHTS_SEED = {"alexnet": "alex", "vgg16": "vgg", "squeezenet1.1": "squeeze"}, (72, 56), 11
 CAFFE = Path(__file__).resolve().parents[3] / "../shared/assets/networks/squeezenet_v1.1_caffe_oihw_f32.safetensors"
-# Edits of `drawn` pictures: what is painted over, as (left, top, right, bottom), and the noise added, in levels.
+# Edits of `drawn` images: the painted box as (left, top, right, bottom), and the noise added, in levels.
 EDIT, THRESHOLD = ((20, 12, 47, 30), 5.0), 16.0
 
 
 def pair(size, contents, added, seed):
-    """Two pictures, uint8 [height, width, 3]; unless noise is added, the second is drawn from another seed."""
+    """Returns two images, uint8 [height, width, 3]; unless noise is added, the second is drawn from another seed."""
     first = picture(contents[0], *size, seed)
     if contents[1] == "inverted":
         return first, 255 - first
@@ -54,9 +54,9 @@ def pair(size, contents, added, seed):
 
 
 def drawn(name, width, height, noise=0.0):
-    """A picture that `draw` makes from its name, uint8 [height, width, 3]: blocks of 8 pixels, grain, and noise.
+    """Draws an image from its name, uint8 [height, width, 3]: blocks of 8 pixels, grain, and noise.
 
-    Products and sums are apart, in f32, so that both sides round alike.
+    Products and sums are separate, in f32, so that both sides round alike.
     """
     coarse = synthetic.draw(f"{name}.coarse", (height // 8 + 1, width // 8 + 1, 3))
     blocks = coarse.repeat_interleave(8, 0).repeat_interleave(8, 1)[:height, :width]
@@ -71,7 +71,7 @@ def scalar(value):
 
 
 def small():
-    """`CASE.{a,b}`: the pictures; `CASE.{psnr,ssim,ssim_grey,delta_e,sharpness}`: float64 scalars, the last of a."""
+    """`CASE.{a,b}`: the images; `CASE.{psnr,ssim,ssim_grey,delta_e,sharpness}`: float64 scalars, the last of a."""
     tensors = {}
     for seed, (name, (size, contents, added)) in enumerate(CASES.items()):
         a, b = pair(size, contents, added, seed)
@@ -101,7 +101,7 @@ def scales():
 
 
 def features_of(net):
-    """The network's weights are synthetic, by their names in torchvision."""
+    """Sets synthetic weights, by their names in torchvision."""
     state = net.state_dict()
     renamed = {name: "features." + name.split(".", 1)[1] for name in state}
     net.load_state_dict({name: synthetic.weight(renamed[name], value.shape, WEIGHTS_SEED) for name, value in state.items()})
@@ -109,7 +109,7 @@ def features_of(net):
 
 @torch.no_grad()
 def perceptual():
-    """`NETWORK.pdist`, `NETWORK.lpips`: of three pairs; `NETWORK.pooled`: the first picture's last features."""
+    """`NETWORK.pdist`, `NETWORK.lpips`: of three pairs; `NETWORK.pooled`: the first image's last features."""
     pairs = [(drawn(f"pair{n}", *SIDE), drawn(f"pair{n}", *SIDE, noise)) for n, noise in enumerate([4.0, 15.0, 60.0])]
     to_tensor = lambda pictures: torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
     a, b = (to_tensor(side) for side in zip(*pairs))
@@ -131,7 +131,7 @@ def perceptual():
 
 
 def caffe(a, b):
-    """The unweighted distance with Caffe's SqueezeNet 1.1 and its colours."""
+    """Computes the unweighted distance with Caffe's SqueezeNet 1.1 and its colours."""
     plain = lpips.LPIPS(net="squeeze", pnet_rand=True, lpips=False, verbose=False)
     weights, modules = load_file(CAFFE), {2: 3, 3: 4, 4: 6, 5: 7, 6: 9, 7: 10, 8: 11, 9: 12}
     theirs = {"0.weight": "conv1.weight", "0.bias": "conv1.bias"}
@@ -146,7 +146,7 @@ def caffe(a, b):
 
 
 def change():
-    """`change.{share,mean_difference,psnr,ssim}` of a picture with a part painted over and noise elsewhere."""
+    """`change.{share,mean_difference,psnr,ssim}` of an image with a part painted over and noise elsewhere."""
     (left, top, right, bottom), noise = EDIT
     source, result = drawn("edit", *SIDE), drawn("edit", *SIDE, noise)
     result[top:bottom, left:right] = [200, 30, 60]

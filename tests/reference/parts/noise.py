@@ -21,7 +21,7 @@ SYNTHETIC = {"norm.weight": [17], "norm.scale": [5], "lin.bias": [33], "lin.weig
 
 
 def randn(size, seed, dtype):
-    """One draw from a fresh generator."""
+    """Returns one draw from a fresh generator."""
     return torch.randn(size, generator=torch.Generator("cpu").manual_seed(seed), dtype=dtype)
 
 

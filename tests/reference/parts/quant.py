@@ -1,10 +1,10 @@
-"""quant.safetensors: packed blocks and what gguf-py, torch and bitsandbytes unpack them to, packed rows, a GGUF file.
+"""quant.safetensors: packed blocks and their values by gguf-py, torch and bitsandbytes, packed rows, a GGUF file.
 
 Source: gguf-py 0.19 `quants.py` and `gguf_writer.py`, torch 2.11, bitsandbytes 0.50 `functional.py`.
 
-`FORMAT.packed` are random blocks with factors of a sane size, `FORMAT.values` their elements, `FORMAT.absmax` the
-factors of NF4 and FP4. `pack.values` [R, 64] is packed to `FORMAT.pack`; rows of zeros, ties, and of very small and
-large values are among it. Of fp8, `FORMAT.bits` are the f32 of all 256 codes, `FORMAT.rounds` f32 at and beside the
+`FORMAT.packed` are random blocks with scales of a sane size, `FORMAT.values` their elements, `FORMAT.absmax` the
+absmax of NF4 and FP4. `pack.values` [R, 64] is packed to `FORMAT.pack`; it includes rows of zeros, ties, and very
+small and large values. For fp8, `FORMAT.bits` are the f32 of all 256 codes, `FORMAT.rounds` f32 at and next to the
 midpoints of neighbours, and `FORMAT.rounded` their codes; floats that may be NaN or tiny are stored as integers.
 `gguf` is a whole file with every type of metadata.
 """
@@ -21,7 +21,7 @@ from gguf import GGMLQuantizationType as Type
 import fixture_io
 
 SEED = 23
-# Of each format: elements to unpack, and the places of f16 factors in a block, with the size of the factor.
+# For each format: elements to dequantise, and the offsets of f16 scales in a block, with the scale's size.
 ELEMENTS = 1024
 FACTORS = {
     Type.F16: {0: 1.0}, Type.Q4_0: {0: 0.02}, Type.Q4_1: {0: 0.02, 2: 0.1}, Type.Q5_0: {0: 0.01}, Type.Q5_1: {0: 0.01, 2: 0.1},
@@ -34,12 +34,12 @@ COLUMNS, BLOCK = 64, 64
 
 
 def u8(array):
-    """A numpy array's bytes."""
+    """Returns a numpy array's bytes."""
     return torch.from_numpy(np.frombuffer(np.ascontiguousarray(array).tobytes(), dtype=np.uint8).copy())
 
 
 def unpacked(random):
-    """`FORMAT.packed` and `FORMAT.values` of the types of GGUF."""
+    """`FORMAT.packed` and `FORMAT.values` of the GGUF types."""
     out = {}
     for kind, factors in (FACTORS | {Type.BF16: {}, Type.F32: {}}).items():
         block, size = gguf.GGML_QUANT_SIZES[kind]
@@ -57,7 +57,7 @@ def unpacked(random):
 
 
 def to_pack(random):
-    """[R, COLUMNS], each row with a difficulty of its own."""
+    """Returns [R, COLUMNS], rows of different difficulty."""
     draw = lambda rows: random.standard_normal((rows, COLUMNS))  # noqa: E731
     rows = [draw(8), draw(2) * 1e-6, draw(2) * 1e-9, draw(2) * 300.0, np.zeros((1, COLUMNS)), np.ones((1, COLUMNS)) * -0.7]
     rows += [np.linspace(-8, 7.5, COLUMNS)[None], np.arange(COLUMNS)[None] / 2, np.sign(draw(1)), np.abs(draw(1)) + 3]
@@ -66,7 +66,7 @@ def to_pack(random):
 
 
 def packed(values):
-    """`pack.values`, `FORMAT.pack`, and the largest magnitude of each row."""
+    """`pack.values`, `FORMAT.pack`, and the absmax of each row."""
     out = {"pack.values": torch.from_numpy(values)}
     for kind in PACKED:
         out[f"{kind.name}.pack"] = u8(gguf.quantize(values, kind))

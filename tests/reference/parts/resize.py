@@ -1,4 +1,4 @@
-"""resize.safetensors: Pillow's 8-bit LANCZOS, which fits the reference picture to its bucket.
+"""resize.safetensors: Pillow's 8-bit LANCZOS, which fits the reference image to its bucket.
 
 Source: Pillow 13.0 src/libImaging/Resample.c (a=3, horizontal pass first, 22-bit fixed-point coefficients).
 """
@@ -31,7 +31,7 @@ CASES = {
 
 
 def picture(content, width, height, seed):
-    """A deterministic RGB picture, uint8 [height, width, 3]."""
+    """Draws a deterministic RGB image, uint8 [height, width, 3]."""
     rng = np.random.default_rng(seed)
     noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     if content == "random":

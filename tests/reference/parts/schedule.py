@@ -21,7 +21,7 @@ GUIDANCE = [1.0, 2.5, 3.5, 4.0]
 
 
 def schedule(config, steps, length):
-    """The scheduler as the pipeline sets it up for `length` target tokens, and the pipeline's mu."""
+    """Returns the scheduler as the pipeline sets it up for `length` target tokens, and the pipeline's mu."""
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
     mu = calculate_shift(length, *(config[k] for k in ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")))
     sigmas = np.linspace(1.0, 1 / steps, steps)
@@ -47,7 +47,7 @@ def schedules():
 
 
 def embedded_times(dtype):
-    """What the sinusoidal embedding receives in `dtype`, on the 0-1000 scale, back in float32."""
+    """Returns the sinusoidal embedding's input in `dtype`, on the 0-1000 scale, back in float32."""
     timesteps = schedule(DEV, 28, 4096)[0].timesteps
     passed = timesteps.to(dtype) / 1000  # the pipeline
     return (passed.to(dtype) * 1000).float()  # the transformer

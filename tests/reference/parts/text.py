@@ -42,12 +42,12 @@ SEEDS = {"t5": 21, "clip": 22}
 
 
 def token_ids(shape, low, high, seed):
-    """Uniform token ids in [low, high), int64."""
+    """Draws uniform token ids in [low, high), int64."""
     return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def t5_ids():
-    """Two prompts of 160 tokens, the second one padded with 0 after its </s> at 40."""
+    """Draws two prompts of 160 tokens, the second one padded with 0 after its </s> at 40."""
     ids = token_ids((2, 160), 3, 100, 1)
     ids[0, 159] = 1
     ids[1, 40] = 1
@@ -56,7 +56,7 @@ def t5_ids():
 
 
 def clip_ids():
-    """Two prompts of 77 tokens; the highest id, 99, and the id 50 are each in several places, first in different ones."""
+    """Draws two prompts of 77 tokens; the highest id, 99, and id 50 each occur several times, first at different places."""
     ids = token_ids((2, 77), 3, 49, 2)
     ids[:, 0] = 98
     ids[0, 12] = 50

@@ -1,8 +1,8 @@
 """tokens.json: token ids of awkward prompts, by the tokenizers that the reference pipelines use.
 
-CLIPTokenizer (the slow one, without ftfy: that is what FluxKontextPipeline and black-forest-labs/flux construct)
+CLIPTokenizer (the slow one, without ftfy, as constructed by FluxKontextPipeline and black-forest-labs/flux)
 and T5TokenizerFast of transformers 4.57.6. Two pairs of tokenizers: the tiny ones of tiny_tokenizers.py, whose
-files are stored along, and the published ones, which are read from `../shared/assets/tokenizers`.
+files are stored too, and the published ones, which are read from `../shared/assets/tokenizers`.
 """
 
 import json
@@ -43,7 +43,7 @@ LENGTHS = {"clip": [77, 10], "t5": [512, 256, 10]}
 
 
 def cases(clip, t5):
-    """Ids with special tokens of every prompt, whole, and filled up or cut to each length."""
+    """Returns ids with special tokens of every prompt, whole, and padded or truncated to each length."""
     out = {}
     for name, tokenizer in [("clip", clip), ("t5", t5)]:
         whole = [tokenizer(prompt).input_ids for prompt in PROMPTS]
@@ -53,7 +53,7 @@ def cases(clip, t5):
 
 
 def tiny():
-    """The cases of the tiny tokenizers, with their files."""
+    """Returns the cases of the tiny tokenizers, with their files."""
     with tempfile.TemporaryDirectory() as folder:
         clip = tiny_tokenizers.clip(Path(folder))
         vocab = json.loads((Path(folder) / "vocab.json").read_text(encoding="utf-8"))

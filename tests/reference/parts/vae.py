@@ -30,19 +30,19 @@ SIZES = {"one": [1, 32, 48], "two": [2, 16, 24]}
 
 
 def images(size):
-    """Pixels in [-1, 1], [N, 3, H, W]."""
+    """Draws pixels in [-1, 1], [N, 3, H, W]."""
     n, h, w = SIZES[size]
     return synthetic.draw(f"input.pixels.{size}", [n, 3, h, w]).mul(0.5).clamp(-1, 1)
 
 
 def latents(size, channels):
-    """Latents as the transformer sees them, [N, C, H/8, W/8]."""
+    """Draws latents as the transformer sees them, [N, C, H/8, W/8]."""
     n, h, w = SIZES[size]
     return synthetic.draw(f"input.latents.{size}", [n, channels, h // 8, w // 8])
 
 
 def kl(name, config):
-    """`NAME.SIZE.{mean,logvar,scaled,decoded}`; `decoded` is the picture of the scaled latents `NAME.SIZE.latents`."""
+    """`NAME.SIZE.{mean,logvar,scaled,decoded}`; `decoded` is the image of the scaled latents `NAME.SIZE.latents`."""
     vae = synthetic.fill_(AutoencoderKL(**config), SEEDS[name])
     shift = vae.config.shift_factor or 0.0
     out = {}

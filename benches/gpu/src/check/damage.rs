@@ -1,4 +1,4 @@
-//! Damaged weights: the error names the stage and the tensor.
+//! Damaged weights: the error must name the stage and the tensor.
 
 use kontext::{Error, Kind, Layout, Weights, random_model};
 

@@ -1,4 +1,4 @@
-//! The tensors of a run's stages, and how far two runs are from each other.
+//! Tensors of a run's stages, and distances between two runs.
 
 use anyhow::{Context, bail};
 use kontext::image::RgbImage;
@@ -9,35 +9,36 @@ use kontext_core::check::relative_l2;
 use crate::observe::observed;
 use crate::row::Outcome;
 
-/// The stages of a run, in their order: names and tensors in f32 on the CPU.
+/// Stages of a run, in order: names, and tensors in f32 on the CPU.
 pub(super) struct Trace {
     stages: Vec<(String, Tensor)>,
     pictures: Vec<RgbImage>,
 }
 
-/// The largest distances of two runs.
+/// Largest allowed distances between two runs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
-    /// Relative L2 distance of noise, latents and whatever else is no encoder's.
+    /// Relative L2 distance of noise, latents and all other tensors except encoder outputs.
     pub(super) stage: f64,
-    /// That of prompts and pictures after their encoders.
+    /// Relative L2 distance of encoded prompts and images.
     pub(super) encoded: f64,
-    /// PSNR of the pictures in dB.
+    /// Lowest PSNR of the images, in dB.
     pub(super) picture: f64,
 }
 
 impl Bounds {
-    /// The same f32 operations in other orders of summation: 1e-6 is seen between programs on the CPU, and a wrong
-    /// kernel, kind or stride moves a stage by 1e-2 and more. Pictures are 8 bits: a value at the border of two levels
-    /// may fall to either side.
+    /// Bounds for the same f32 operations in other orders of summation: programs on the CPU differ by 1e-6,
+    /// and a wrong kernel, dtype or stride changes a stage by 1e-2 and more. Images have 8 bits: a value at
+    /// the boundary between two levels may be rounded either way.
     pub(super) const F32: Self = Self {
         stage: 1e-4,
         encoded: 1e-4,
         picture: 60.0,
     };
-    /// bf16 keeps 8 bits: one rounding is 1.7e-3 of a tensor's size, and some ten of them follow each other in a stage.
-    /// Measured with bf16 arithmetic on a CPU: latents up to 1.3e-2, the autoencoder's up to 2.8e-2, T5 (whose scores are
-    /// not scaled) 2.2e-2, and 4.0e-2 with weights of 4 bits; pictures at 46 dB and above.
+    /// Bounds for bf16, which has 8 significant bits: one rounding is 1.7e-3 of a tensor's norm, and a stage
+    /// has some ten in sequence. Measured with bf16 arithmetic on a CPU: latents up to 1.3e-2, the
+    /// autoencoder's up to 2.8e-2, T5 (whose attention scores are not scaled) 2.2e-2, and 4.0e-2 with 4-bit
+    /// weights; images at 46 dB and above.
     pub(super) const BF16: Self = Self {
         stage: 2e-2,
         encoded: 5e-2,
@@ -59,7 +60,7 @@ impl Bounds {
 }
 
 impl Trace {
-    /// Runs a request and keeps its stages.
+    /// Runs a request and records its stages.
     pub(super) fn of(pipe: &Pipeline, request: &Request) -> anyhow::Result<Self> {
         let mut trace = Self::empty();
         trace.pictures = observed(pipe, request, |event| trace.keep(event))?.images;
@@ -71,7 +72,7 @@ impl Trace {
         Ok(())
     }
 
-    /// Keeps the tensors of a run's event.
+    /// Records the tensors of an event.
     fn keep(&mut self, event: &Event<'_>) -> anyhow::Result<()> {
         match event {
             Event::Encoded { conditioning, negative } => {
@@ -86,7 +87,7 @@ impl Trace {
         }
     }
 
-    /// A trace without stages.
+    /// Returns a trace without stages.
     pub(super) fn empty() -> Self {
         Self {
             stages: Vec::new(),
@@ -94,7 +95,7 @@ impl Trace {
         }
     }
 
-    /// Keeps in `outcome` how far this is from what is expected: the worst stage and the pictures.
+    /// Records in `outcome` the distance from the expected trace: the worst stage and the images.
     pub(super) fn compare(&self, expected: &Self, bounds: Bounds, outcome: &mut Outcome) -> anyhow::Result<()> {
         if self.stages.len() != expected.stages.len() || self.pictures.len() != expected.pictures.len() {
             let names = |trace: &Self| {
@@ -107,7 +108,7 @@ impl Trace {
             };
             bail!("other stages: {}; expected {}", names(self), names(expected));
         }
-        // The one that comes nearest to its bound, or is furthest beyond it.
+        // The stage with the largest ratio of distance to bound.
         let mut worst = (
             "none",
             0.0,
@@ -121,7 +122,7 @@ impl Trace {
                 relative_l2(got, expected).with_context(|| name.clone())?,
                 bounds.of_stage(name),
             );
-            // A NaN is as far as can be.
+            // NaN counts as infinitely far.
             let distance = if distance.is_nan() { f64::INFINITY } else { distance };
             if distance > bound {
                 outcome.note(format!("{name}: {distance:.2e}"));
@@ -142,14 +143,14 @@ impl Trace {
         Ok(())
     }
 
-    /// Tells if this is further from another run than other orders of summation are.
+    /// Returns `true` if the distance to another run exceeds that of other orders of summation.
     pub(super) fn differs(&self, other: &Self) -> anyhow::Result<bool> {
         let mut distance = Outcome::default();
         self.compare(other, Bounds::F32, &mut distance)?;
         Ok(distance.has_failed())
     }
 
-    /// Checks that two runs are equal to the last bit.
+    /// Checks that two runs are bitwise equal.
     pub(super) fn equal(&self, expected: &Self, outcome: &mut Outcome) {
         let unlike = self
             .stages
@@ -179,7 +180,7 @@ mod tests {
     use super::super::world::{World, edit};
     use super::*;
 
-    /// A run on a CPU with its weights and latents in another kind stands for a device that rounds more than it should.
+    /// A CPU run with weights and latents in another dtype simulates a device with excessive rounding.
     #[test]
     fn a_run_that_is_rounded_elsewhere_fails_the_bounds_of_f32_and_holds_those_of_bf16() {
         let folder = tempfile::tempdir().expect("made");

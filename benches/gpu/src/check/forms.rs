@@ -1,4 +1,5 @@
-//! Weights in every stored form: what the device unpacks are the values that the form's own program reads.
+//! Weights in every stored form: the device must dequantise them to the same values as the program that
+//! defines the form.
 
 use std::path::Path;
 
@@ -16,17 +17,17 @@ use crate::device::computed_in;
 use crate::row::Outcome;
 use crate::suite::Case;
 
-/// bitsandbytes multiplies by a row's maximum and then by 1/127, here their product is one factor: two roundings on
-/// either side.
+/// Bound for int8: bitsandbytes multiplies by a row's absmax and then by 1/127, while here their product is a
+/// single scale; each side rounds twice.
 const INT8: f64 = 2.384_185_791_015_625e-7;
 
 /// A linear layer as another program stored it (`tests/reference/parts/forms.py`).
 struct Form {
-    /// The program or format and its setting: "gguf.Q4_K", "bnb.nf4-double".
+    /// Program or format and its setting: "gguf.Q4_K", "bnb.nf4-double".
     name: String,
-    /// The whole file.
+    /// Contents of the whole file.
     file: Vec<u8>,
-    /// The weight as that program reads it, f32 [out, in].
+    /// Weight as read by that program, f32 [out, in].
     weight: Tensor,
 }
 
@@ -38,7 +39,7 @@ pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
                 .into_iter()
                 .map(|form| Case::new(format!("stored form/{}", form.name), move || layer(world, &form))),
         ),
-        // All other cases do without the file.
+        // The other cases do not need the file.
         Err(error) => cases.push(Case::new("stored form", move || bail!("{error:#}"))),
     }
     for to in Quantize::ALL {
@@ -60,7 +61,7 @@ pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
 fn forms(world: &World) -> anyhow::Result<Vec<Form>> {
     let bytes = std::fs::read(world.inputs.join("forms.safetensors"))?;
     let fixture = SafeTensors::deserialize(&bytes)?;
-    let of = |(key, view): (String, TensorView<'_>)| {
+    let form = |(key, view): (String, TensorView<'_>)| {
         let name = key.strip_suffix(".file")?.to_owned();
         let weight = fixture.tensor(&format!("{name}.weight")).ok()?;
         let values: Vec<f32> = weight
@@ -77,12 +78,13 @@ fn forms(world: &World) -> anyhow::Result<Vec<Form>> {
             weight: Tensor::from_slice(&values).reshape(shape),
         })
     };
-    let mut forms: Vec<Form> = fixture.tensors().into_iter().filter_map(of).collect();
+    let mut forms: Vec<Form> = fixture.tensors().into_iter().filter_map(form).collect();
     forms.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(forms)
 }
 
-/// The layer times the identity is its weight: sums of one product and zeros are exact.
+/// Checks a layer by its product with the identity, which is its weight: sums of one product and zeros are
+/// exact.
 fn layer(world: &World, form: &Form) -> anyhow::Result<Outcome> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("model.weights");
@@ -126,7 +128,7 @@ fn layer(world: &World, form: &Form) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-/// A whole run of the transformer's blocks and T5 packed at load.
+/// Checks a whole run with the transformer's blocks and T5 quantised at load.
 fn packed(world: &World, to: Quantize, kind: Kind) -> anyhow::Result<Outcome> {
     let run = |device: Device| -> anyhow::Result<Trace> {
         Trace::of(
@@ -140,13 +142,13 @@ fn packed(world: &World, to: Quantize, kind: Kind) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
     let expected = world.expected(&format!("packed {to} {kind:?}"), || run(Device::Cpu))?;
     run(world.device)?.compare(&expected, Bounds::of(kind), &mut outcome)?;
-    // Packing has changed something: it was not left out.
+    // A changed result shows that the quantisation took place.
     let changes = expected.differs(&*runs::plain_edit(world, kind)?)?;
     outcome.holds(changes, || "the packed model's run is that of the plain one".to_owned());
     Ok(outcome)
 }
 
-/// A whole run of a model whose files are in bf16 or f16, computed in that kind.
+/// Checks a whole run of a model with files in bf16 or f16, computed in that dtype.
 fn plain(world: &World, kind: Kind) -> anyhow::Result<Outcome> {
     let folder = world.stored_in(kind)?;
     let run = |device: Device| Trace::of(&World::builder(device, kind).load(&folder)?, &edit());
@@ -155,7 +157,7 @@ fn plain(world: &World, kind: Kind) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-/// Writes the transformer packed into a file.
+/// Writes the quantised transformer to a file.
 pub(super) fn packed_file(world: &World, to: Quantize, out: &Path) -> anyhow::Result<()> {
     Ok(quantize::transformer(
         &kontext::Checkpoint::find(world.model())?,

@@ -1,4 +1,4 @@
-//! LoRA adapters beside the weights, fused with them, scaled, and removed again.
+//! LoRA adapters next to the weights, fused into them, scaled, and removed again.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::row::Outcome;
 use crate::suite::Case;
 
 const RANK: i64 = 4;
-/// Strength of each factor: a run moves by some percent.
+/// Standard deviation of each low-rank matrix: a run changes by a few percent.
 const STRENGTH: f64 = 0.1;
 
 pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
@@ -31,7 +31,7 @@ pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
     cases
 }
 
-/// A LoRA of all linear layers of the random model.
+/// Writes a LoRA for all linear layers of the random model.
 fn write(world: &World, path: &Path) -> anyhow::Result<()> {
     let (_, config) = kontext::Checkpoint::find(world.model())?.open_transformer()?;
     let mut layers = Vec::new();
@@ -90,7 +90,7 @@ fn streamed(world: &World) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-/// A LoRA that came, was scaled and went leaves the bits that were there before.
+/// Checks that adding, scaling and removing a LoRA restores the previous results bit for bit.
 fn removed(world: &World) -> anyhow::Result<Outcome> {
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("lora.safetensors");

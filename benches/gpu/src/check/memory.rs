@@ -1,4 +1,4 @@
-//! Memory: too little of it is an error with a stage, and what a run took it gives back.
+//! Memory: a shortage must be an error that names its stage, and a run must release its memory.
 
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -12,12 +12,12 @@ use crate::device;
 use crate::row::Outcome;
 use crate::suite::Case;
 
-/// Bytes that stay free for a run that has too little: more than the prompt takes, and a fraction of those that the
-/// autoencoder takes for a picture of a megapixel.
+/// Bytes left free in the shortage case: more than the prompt needs, and a fraction of the autoencoder's need
+/// for a one-megapixel image.
 const LEFT: u64 = 96_000_000;
-/// Bytes of a tensor that is dropped, and kept by the allocator.
+/// Size in bytes of a dropped tensor that the allocator caches.
 const KEPT: i64 = 256 << 20;
-/// Pixels of a side of that picture.
+/// Side of the one-megapixel image, in pixels.
 const SIDE: u32 = 1024;
 
 pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
@@ -65,7 +65,8 @@ fn cancelled(world: &World) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-/// Staged models give back after each part: what libtorch keeps must go, in little time.
+/// Measures the release of memory that libtorch caches. Staged models release after each part, so it must be
+/// fast.
 fn given_back(world: &World) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
     let (mut milliseconds, mut freed) = (Vec::new(), 0);
@@ -108,7 +109,7 @@ fn refused(world: &World) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-/// The memory goes to another program, as it were, after the plan was checked.
+/// Simulates another program that takes the memory after the plan was checked.
 fn exhausted(world: &World) -> anyhow::Result<Outcome> {
     if world.device == Device::Cpu {
         return Ok(Outcome::skipped(
@@ -148,12 +149,12 @@ fn exhausted(world: &World) -> anyhow::Result<Outcome> {
         format!("another stage: {told}")
     });
     outcome.note(told);
-    // The next run is as if nothing had been.
+    // The next run must not be affected.
     Trace::of(&pipe, &large)?.equal(&before, &mut outcome);
     Ok(outcome)
 }
 
-/// All of a device's free memory but [`LEFT`].
+/// Allocates all free memory of a device except [`LEFT`] bytes.
 fn fill(on: Device) -> anyhow::Result<Tensor> {
     let bytes = free_memory(on)?.saturating_sub(LEFT);
     Ok(Tensor::f_empty([i64::try_from(bytes)?], (Kind::Uint8, on))?)

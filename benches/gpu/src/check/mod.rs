@@ -1,6 +1,6 @@
-//! Correctness on a device: its results against the CPU's and against stored ones.
+//! Correctness on a device: comparison with the CPU's results and with stored ones.
 //!
-//! f32 is f32 here: TF32 is switched off for everything but the case that measures it.
+//! TF32 is switched off in all cases except the one that measures it.
 
 mod damage;
 mod distance;
@@ -25,7 +25,7 @@ use kontext::Device;
 use self::world::World;
 use crate::{Common, device};
 
-/// The options of `check`.
+/// Options of `check`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]
@@ -42,7 +42,7 @@ pub(crate) fn run(options: &Options, on: Device) -> anyhow::Result<ExitCode> {
     let defaults = device::tf32()?;
     device::set_tf32(false, false)?;
     let world = World::new(options, on)?;
-    // The ground of the rest comes first.
+    // The cases on which the others build come first.
     let cases = [
         program::cases(on, defaults),
         noise::cases(&world),

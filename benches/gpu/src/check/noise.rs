@@ -1,4 +1,4 @@
-//! Noise: drawn on the host, so a seed means the same picture on every device.
+//! Noise: drawn on the host, so that a seed gives the same image on every device.
 
 use std::ops::ControlFlow;
 

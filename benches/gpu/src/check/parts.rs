@@ -1,4 +1,4 @@
-//! The parts by themselves: text encoders at their full length, the autoencoder whole and in tiles.
+//! The parts individually: text encoders at full sequence length, the autoencoder whole and tiled.
 
 use kontext::{Autoencoder, Device, Kind, Tensor, Tiling};
 use kontext_core::noise;
@@ -10,14 +10,15 @@ use crate::device;
 use crate::row::Outcome;
 use crate::suite::Case;
 
-/// T5's tokens in FLUX.1 Kontext dev.
+/// Number of T5 tokens in FLUX.1 Kontext dev.
 const TEXT: i64 = 512;
-/// The bound of T5 in bf16 at that length: its scores are not scaled, and a softmax over 512 of them makes much of a
-/// rounding. Measured with bf16 arithmetic on a CPU: 7.9e-2.
+/// Bound of T5 in bf16 at that length: its attention scores are not scaled, and a softmax over 512 of them
+/// amplifies roundings. Measured with bf16 arithmetic on a CPU: 7.9e-2.
 const T5_BF16: f64 = 0.15;
-/// Pixels of a side: the attention in the middle of the autoencoder sees 4096 tokens.
+/// Side of the image in pixels: the autoencoder's mid-block attention sees 4096 tokens.
 const SIDE: i64 = 512;
-/// The bound of the autoencoder in TF32: 10 bits of mantissa, a rounding of 5e-4 in each of some twenty convolutions.
+/// Bound of the autoencoder in TF32: 10 bits of mantissa, a rounding of 5e-4 in each of some twenty
+/// convolutions.
 const TF32: f64 = 1e-2;
 
 pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
@@ -37,7 +38,7 @@ pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
     cases
 }
 
-/// Ids of [1, `tokens`] below `end`, which stands last.
+/// Returns ids [1, `tokens`] below `end`, which comes last.
 fn ids(tokens: i64, end: i64) -> Tensor {
     let ids: Vec<i64> = (1..tokens).map(|place| (place * 37 + 5) % end).chain([end]).collect();
     Tensor::from_slice(&ids).reshape([1, tokens])
@@ -78,7 +79,7 @@ fn texts(world: &World, kind: Kind) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-/// Encodes and decodes, with f32 weights, as a pipeline holds them, in the kind that a run of `kind` computes in.
+/// Encodes and decodes with f32 weights, as in a pipeline, in the dtype that a run of `kind` computes in.
 fn coded(world: &World, device: Device, kind: Kind, tiling: Option<Tiling>) -> anyhow::Result<Trace> {
     let vae = Autoencoder::open(world.model().join("vae"), Kind::Float, device)?;
     let kind = device::computed_in(device, kind);
@@ -106,7 +107,7 @@ fn pictures(world: &World, kind: Kind, tiling: Option<Tiling>) -> anyhow::Result
     Ok(outcome)
 }
 
-/// Measures TF32 in the autoencoder: libtorch lets cuDNN round f32 so in convolutions, unless it is told not to.
+/// Measures TF32 in the autoencoder: by default libtorch lets cuDNN use it in f32 convolutions.
 fn precision(world: &World) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
     let expected = coded(world, Device::Cpu, Kind::Float, None)?;

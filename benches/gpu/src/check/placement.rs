@@ -1,5 +1,5 @@
-//! Placements: a part that is loaded when it is wanted, or streamed through the ring of prefetched weights, computes the
-//! bits of one that stays in memory.
+//! Placements: a part loaded on demand, or streamed through the prefetch ring, must compute the same bits as
+//! a resident one.
 
 use kontext::{Builder, Kind, Placement, Quantize};
 
@@ -9,7 +9,7 @@ use super::world::{KINDS, World, edit};
 use crate::row::Outcome;
 use crate::suite::Case;
 
-/// The transformer's file: the model's own, or packed ones.
+/// Transformer files: the model's own, and quantised ones.
 const FILES: [(&str, Option<(Quantize, &str)>); 3] = [
     ("", None),
     (" of Q4_0", Some((Quantize::Q4_0, "q4.gguf"))),
@@ -30,7 +30,7 @@ pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
 }
 
 fn equal(world: &World, kind: Kind, packed: Option<(Quantize, &str)>, placement: Placement) -> anyhow::Result<Outcome> {
-    // Files of the run's kind: on a CPU, weights left in a wider file would not be rounded to it.
+    // Files in the run's dtype: on a CPU, offloaded weights of a wider file would not be rounded to it.
     let (folder, model) = (tempfile::tempdir()?, world.stored_in(kind)?);
     let builder = |placement: Placement| -> anyhow::Result<Builder> {
         let builder = World::builder(world.device, kind).placement(placement);
@@ -46,20 +46,20 @@ fn equal(world: &World, kind: Kind, packed: Option<(Quantize, &str)>, placement:
     let mut outcome = Outcome::default();
     Trace::of(&pipe, &edit())?.equal(&resident, &mut outcome);
     if world.device.is_cuda() && placement == Placement::Streamed {
-        // The ring is left for plain copies where something of it fails, and its thread ends then.
+        // If the ring fails, plain copies replace it and its thread ends.
         outcome.holds(has_thread("prefetch")?, || {
             "weights are not copied ahead: the ring has failed".to_owned()
         });
     }
-    // The second run finds buffers, and caches of the first.
+    // The second run reuses buffers and caches of the first.
     Trace::of(&pipe, &edit())?.equal(&resident, &mut outcome);
     Ok(outcome)
 }
 
-/// If a thread of this program has this name.
+/// Returns `true` if a thread of this process has this name.
 fn has_thread(name: &str) -> anyhow::Result<bool> {
     for thread in std::fs::read_dir("/proc/self/task")? {
-        // One that has just ended has no name.
+        // A thread that has just ended has no name.
         let own = std::fs::read_to_string(thread?.path().join("comm")).unwrap_or_default();
         if own.trim() == name {
             return Ok(true);
@@ -76,7 +76,7 @@ mod tests {
     fn a_thread_is_found_by_its_name_as_long_as_it_lives() {
         let (begin, begun) = std::sync::mpsc::channel();
         let (end, ended) = std::sync::mpsc::channel::<()>();
-        // A thread takes its name when it begins.
+        // A thread gets its name when it starts.
         let work = move || {
             let _ = begin.send(());
             let _ = ended.recv();

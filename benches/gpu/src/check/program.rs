@@ -1,4 +1,4 @@
-//! The program itself: the libtorch that it runs on.
+//! The program itself: its libtorch.
 
 use kontext::Device;
 use tch::Cuda;
@@ -6,7 +6,8 @@ use tch::Cuda;
 use crate::row::Outcome;
 use crate::suite::Case;
 
-/// `defaults` says if libtorch lets convolutions and products of f32 be computed in TF32.
+/// Returns the cases. `defaults` holds libtorch's defaults for TF32 in convolutions and in matrix products of
+/// f32.
 pub(super) fn cases(on: Device, defaults: (bool, bool)) -> Vec<Case<'static>> {
     vec![Case::new("program/libtorch", move || libtorch(on, defaults))]
 }
@@ -28,7 +29,7 @@ fn libtorch(on: Device, (convolutions, products): (bool, bool)) -> anyhow::Resul
     Ok(outcome)
 }
 
-/// Finds the file of a library that the program has loaded.
+/// Finds the file of a loaded library.
 fn loaded(name: &str) -> anyhow::Result<Option<String>> {
     let maps = std::fs::read_to_string("/proc/self/maps")?;
     let paths = maps.lines().filter_map(|line| line.find('/').map(|at| &line[at..]));

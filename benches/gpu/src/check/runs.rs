@@ -1,4 +1,4 @@
-//! Whole runs, stage by stage, against the CPU: one case for each way through the pipeline.
+//! Whole runs compared with the CPU stage by stage: one case for each path through the pipeline.
 
 use std::rc::Rc;
 
@@ -9,7 +9,7 @@ use super::world::{KINDS, World, edit, picture};
 use crate::row::Outcome;
 use crate::suite::Case;
 
-/// One request for each way through a run.
+/// Returns one request for each path through a run.
 fn requests() -> Vec<(&'static str, Request)> {
     let two = || edit().reference(&picture(60, 120));
     vec![
@@ -58,14 +58,15 @@ fn against_cpu(world: &World, name: &str, kind: Kind, request: &Request) -> anyh
     Ok(outcome)
 }
 
-/// The run on the CPU. Its weights are those of the kind, and it computes in f32: what differs is the device's rounding.
+/// Returns the run on the CPU, with weights in `kind` but computed in f32: only the device's rounding
+/// differs.
 fn on_cpu(world: &World, name: &str, kind: Kind, request: &Request) -> anyhow::Result<Rc<Trace>> {
     world.expected(name, || {
         Trace::of(&World::builder(Device::Cpu, kind).load(world.model())?, request)
     })
 }
 
-/// The edit of the plain model on the CPU, which the case `…/edit` compares with, too.
+/// Returns the edit of the plain model on the CPU, shared with the case `…/edit`.
 pub(super) fn plain_edit(world: &World, kind: Kind) -> anyhow::Result<Rc<Trace>> {
     let prefix = KINDS
         .iter()
@@ -74,7 +75,8 @@ pub(super) fn plain_edit(world: &World, kind: Kind) -> anyhow::Result<Rc<Trace>>
     on_cpu(world, &format!("{prefix}/edit"), kind, &edit())
 }
 
-/// Three turns with an undo between them, and the original pixels put back where nothing changed.
+/// Checks a session of three turns with an undo in between; the original pixels are restored where nothing
+/// changed.
 fn session(world: &World, kind: Kind) -> anyhow::Result<Outcome> {
     let expected = world.expected(&format!("session {kind:?}"), || {
         turns(&World::builder(Device::Cpu, kind).load(world.model())?)

@@ -1,4 +1,4 @@
-//! The small model that edits emoji: the same picture on every device.
+//! The small emoji model: the same image on every device.
 
 use kontext::image::RgbImage;
 use kontext::{Device, Kind, Pipeline, Request};
@@ -10,7 +10,7 @@ use crate::suite::Case;
 
 const PROMPT: &str = "turn him into a cook";
 const SEED: u64 = 1;
-/// PSNR in dB that a picture must have against the CPU's: below half a level of 255 on average.
+/// Minimum PSNR in dB of an image against the CPU's; the error is then below half a level of 255 on average.
 const NEAR: f64 = 45.0;
 
 pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
@@ -33,7 +33,7 @@ fn edited(world: &World, name: &str, kind: Kind) -> anyhow::Result<Outcome> {
     let (got, expected) = (on(world.device, kind)?, on(Device::Cpu, Kind::Float)?);
     let mut outcome = Outcome::default();
     outcome.at_least("PSNR dB", psnr(&got, &expected)?, NEAR);
-    // A model that ignored its prompt would be near, too.
+    // A model that ignored its prompt would be close, too.
     outcome.at_least("changed, dB below the source", 40.0 - psnr(&got, &source)?, 0.0);
     if let Some(out) = &world.out {
         kontext::save_picture(
@@ -45,7 +45,7 @@ fn edited(world: &World, name: &str, kind: Kind) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-/// Pictures of one height side by side: the source, the CPU's, the device's.
+/// Concatenates images of one height horizontally: the source, the CPU's, the device's.
 fn strip(pictures: &[&RgbImage]) -> RgbImage {
     let width = pictures.iter().map(|picture| picture.width()).sum();
     let height = pictures.iter().map(|picture| picture.height()).max().unwrap_or(0);

@@ -1,4 +1,4 @@
-//! One pipeline and many threads.
+//! One pipeline shared by many threads.
 
 use kontext::image::RgbImage;
 use kontext::{Kind, Pipeline};

@@ -1,4 +1,4 @@
-//! Training: a step's loss and gradients against the CPU's, and the trainer's own loop.
+//! Training: a step's loss and gradients compared with the CPU's, and the trainer's own loop.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -18,13 +18,14 @@ use crate::device::computed_in;
 use crate::row::Outcome;
 use crate::suite::Case;
 
-/// Relative distance of loss and gradient in f32: sums over tokens in another order, forward and backward.
+/// Bound of the relative distance of loss and gradient in f32: sums over tokens in another order, forward and
+/// backward.
 const F32: f64 = 1e-3;
-/// The same with the base in bf16: forward and backward round at each layer.
+/// The same bound with the base in bf16: forward and backward round at each layer.
 const BF16: f64 = 5e-2;
 const RANK: i64 = 4;
 const SEED: u64 = 31;
-/// A batch of two, each at its own noise level.
+/// Noise levels of a batch of two.
 const SIGMAS: [f64; 2] = [0.3, 0.8];
 const TEXT: i64 = 32;
 const GRID: Grid = Grid { rows: 8, cols: 8 };
@@ -78,7 +79,7 @@ fn config() -> DitConfig {
 
 fn one_step(world: &World, method: Method, activations: Activations, kind: Kind) -> anyhow::Result<Outcome> {
     let (loss, gradient) = step(world.device, method, activations, kind)?;
-    // The CPU's values of the narrow weights are computed in f32.
+    // The CPU computes in f32, also with bf16 weights.
     let (expected_loss, expected) = step(Device::Cpu, method, activations, kind)?;
     let bound = if kind == Kind::Float { F32 } else { BF16 };
     let (mut got, mut wanted, mut outcome) = (Trace::empty(), Trace::empty(), Outcome::default());
@@ -100,7 +101,7 @@ fn one_step(world: &World, method: Method, activations: Activations, kind: Kind)
     Ok(outcome)
 }
 
-/// Loss and flat gradient of a step.
+/// Returns the loss and the flattened gradient of a step.
 fn step(device: Device, method: Method, activations: Activations, kind: Kind) -> anyhow::Result<(f64, Tensor)> {
     let config = config();
     let compute = computed_in(device, kind);
@@ -156,7 +157,8 @@ fn step(device: Device, method: Method, activations: Activations, kind: Kind) ->
     Ok((loss, params.gradient()?.f_to_device(Device::Cpu)?))
 }
 
-/// Two steps of each method, with recomputation, on four drawn pairs: losses near the CPU's, and a result that loads.
+/// Trains two steps with each method, with activation checkpointing, on four synthetic pairs: the losses must
+/// be close to the CPU's.
 fn whole_runs(world: &World) -> anyhow::Result<Outcome> {
     let folder = tempfile::tempdir()?;
     let data = folder.path().join("data");

@@ -1,4 +1,4 @@
-//! The ground of all checks: a small random model in a folder, requests, pictures.
+//! Common fixtures of the checks: a small random model in a folder, requests, images.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -15,26 +15,26 @@ use super::distance::Trace;
 
 /// Seed of the small random model.
 const SEED: u64 = 7;
-/// T5's tokens: enough for its position buckets to differ, and no more.
+/// Number of T5 tokens: just enough for different position buckets.
 const TEXT: usize = 64;
-/// Pixels of a result: large enough that each block of attention sees some hundred tokens.
+/// Area of a result in pixels: large enough for some hundred tokens in each attention.
 const AREA: u64 = 192 * 192;
-/// Steps of a run: an error of one step reaches the next.
+/// Number of steps of a run: an error of one step propagates to the next.
 const STEPS: usize = 3;
 
-/// The kinds that are checked, by the names that cases give them.
+/// Checked dtypes with their names in cases.
 pub(super) const KINDS: [(&str, Kind); 2] = [("f32", Kind::Float), ("bf16", Kind::BFloat16)];
 
-/// The small random model, the inputs, and results of the CPU.
+/// The small random model, the inputs, and the CPU's results.
 pub(super) struct World {
     pub(super) device: Device,
-    /// The small model that edits emoji.
+    /// Folder of the small emoji model.
     pub(super) shipped: PathBuf,
     pub(super) inputs: PathBuf,
-    /// The folder for pictures.
+    /// Folder for images.
     pub(super) out: Option<PathBuf>,
     folder: TempDir,
-    /// Runs on the CPU that several checks compare with.
+    /// CPU runs shared by several checks.
     expected: RefCell<BTreeMap<String, Rc<Trace>>>,
 }
 
@@ -52,12 +52,12 @@ impl World {
         })
     }
 
-    /// The folder of the random model.
+    /// Returns the folder of the random model.
     pub(super) fn model(&self) -> PathBuf {
         self.folder.path().join("model")
     }
 
-    /// The folder of the same model with its weights in this kind.
+    /// Returns the folder of the same model with its weights in this dtype.
     pub(super) fn stored_in(&self, kind: Kind) -> anyhow::Result<PathBuf> {
         if kind == Kind::Float {
             return Ok(self.model());
@@ -82,17 +82,17 @@ impl World {
         Ok(to)
     }
 
-    /// Options of a pipeline of the random model.
+    /// Returns the options of a pipeline for the random model.
     pub(super) fn builder(device: Device, kind: Kind) -> Builder {
         Pipeline::builder().device(device).dtype(kind).max_sequence_length(TEXT)
     }
 
-    /// The random model as it is stored, on the device that is checked.
+    /// Loads the random model from its files onto the checked device.
     pub(super) fn pipeline(&self, kind: Kind) -> anyhow::Result<Pipeline> {
         Ok(Self::builder(self.device, kind).load(self.model())?)
     }
 
-    /// Returns what `make` makes, once for each name.
+    /// Returns the trace computed by `make`, cached by name.
     pub(super) fn expected(
         &self,
         name: &str,
@@ -107,14 +107,14 @@ impl World {
     }
 }
 
-/// A picture with gradients, edges and three unlike channels.
+/// Draws an image with gradients, edges and three different channels.
 pub(super) fn picture(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| {
         Rgb([(x * 7) as u8, (y * 5) as u8, ((x ^ y) + 30) as u8])
     })
 }
 
-/// An edit that takes a fraction of a second.
+/// Returns an edit that takes a fraction of a second.
 pub(super) fn edit() -> Request {
     Request::edit(&picture(150, 110), "make it winter, with snow on the roofs")
         .max_area(AREA)
@@ -122,7 +122,7 @@ pub(super) fn edit() -> Request {
         .seed(3)
 }
 
-/// Copies a part's folder, its weights in another kind.
+/// Copies a part's folder, with its weights in another dtype.
 fn narrow(from: &Path, to: &Path, kind: Kind) -> anyhow::Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from)? {

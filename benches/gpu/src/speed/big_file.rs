@@ -1,7 +1,8 @@
-//! Model files of any size with random packed weights, written as fast as memory goes.
+//! Model files of any size with random packed weights, written at memory speed.
 //!
-//! Drawing and packing 17 G parameters takes minutes. Here bytes of one random pool become blocks of the format, each
-//! tensor from a place of its own, with factors that give its values the deviation of trained ones.
+//! Drawing and packing 17 G parameters takes minutes. Here the bytes of one random pool become blocks of the
+//! format, each tensor from a different offset, with scales that give the values the standard deviation of
+//! trained ones.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -20,23 +21,23 @@ use tempfile::TempDir;
 
 use super::shared::Scale;
 
-/// Bytes of the pool: more than a processor's caches.
+/// Size of the pool in bytes: larger than a processor's caches.
 const POOL: usize = 64 << 20;
-/// Two tensors of one size begin this far from each other in the pool: a prime.
+/// Offset between consecutive tensors in the pool, a prime.
 const STRIDE: usize = 7_368_787;
-/// Standard deviation of the whole numbers from -8 to 7, all alike probable.
+/// Standard deviation of the integers from -8 to 7, uniformly distributed.
 const DEVIATION: f32 = 4.61;
 
-/// The format of the transformer's blocks.
+/// Storage format of the transformer's blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stored {
-    /// GGUF's 4 bits, in a .gguf file.
+    /// GGUF's 4-bit format, in a .gguf file.
     Q4_0,
-    /// 8-bit floats with a factor for each layer, as ComfyUI has them.
+    /// 8-bit floats with a scale per layer, as in ComfyUI.
     Fp8,
 }
 
-/// The files, each written when it is first wanted.
+/// Model files, written on first use.
 pub(super) struct Files {
     pub(super) device: Device,
     pub(super) scale: Scale,
@@ -52,7 +53,7 @@ impl Files {
         }
     }
 
-    /// Folder of a model without its transformer, and the transformer's file.
+    /// Returns the folder of a model without its transformer, and the transformer's file.
     pub(super) fn model(&self, stored: Stored) -> anyhow::Result<(PathBuf, PathBuf)> {
         let folder = self.folder()?;
         let model = folder.path().join("model");
@@ -78,13 +79,13 @@ impl Files {
     }
 }
 
-/// Bytes that tensors are cut out of: one pool for each width of Q4_0, whose blocks have a factor, and one for all of
-/// fp8.
+/// Byte pools for the tensors' data: one for each width of Q4_0, whose blocks contain a scale, and one for
+/// all of fp8.
 #[derive(Default)]
 struct Pools(RefCell<HashMap<usize, Rc<Vec<u8>>>>);
 
 impl Pools {
-    /// A tensor's bytes, from a place of its own on; the pool is used again from its start where it ends.
+    /// Returns a tensor's bytes, from an offset given by `index`; the pool is read cyclically.
     fn cut(&self, stored: Stored, index: usize, count: usize, inputs: usize) -> Vec<u8> {
         let (block, key) = match stored {
             Stored::Q4_0 => (Format::Q4_0.bytes(), inputs),
@@ -111,9 +112,9 @@ impl Pools {
     }
 }
 
-/// Random bytes as the format has them.
+/// Fills a pool with random bytes that are valid in the format.
 fn pool(stored: Stored, inputs: usize) -> Vec<u8> {
-    /// The whole numbers from -8 to 7 as e4m3, which has them all.
+    /// The integers from -8 to 7 in e4m3, which represents them exactly.
     const NUMBERS: [u8; 16] = [
         0xd0, 0xce, 0xcc, 0xca, 0xc8, 0xc4, 0xc0, 0xb8, 0x00, 0x38, 0x40, 0x44, 0x48, 0x4a, 0x4c, 0x4e,
     ];
@@ -124,7 +125,7 @@ fn pool(stored: Stored, inputs: usize) -> Vec<u8> {
             bytes
                 .chunks_exact_mut(Format::Q4_0.bytes())
                 .for_each(|block| block[..2].copy_from_slice(&factor));
-            // Whole blocks alone.
+            // Only whole blocks.
             bytes.truncate(POOL / Format::Q4_0.bytes() * Format::Q4_0.bytes());
         }
         Stored::Fp8 => bytes
@@ -134,12 +135,12 @@ fn pool(stored: Stored, inputs: usize) -> Vec<u8> {
     bytes
 }
 
-/// The factor of the whole numbers of a row.
+/// Returns the scale of a row's integers.
 fn factor(inputs: usize) -> f32 {
     1.0 / (DEVIATION * (inputs as f32).sqrt())
 }
 
-/// Random bytes: the generator xorshift64*.
+/// Draws random bytes with the generator xorshift64*.
 fn random(count: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = Vec::with_capacity(count + 8);
@@ -153,14 +154,14 @@ fn random(count: usize) -> Vec<u8> {
     bytes
 }
 
-/// The values of [`Weights::synthetic`], those of large matrices out of a pool of as many as are drawn quickly.
+/// The values of [`Weights::synthetic`]; those of large matrices are repeated from a pool of 2^20 values.
 struct Plain {
     weights: Weights,
     pool: Tensor,
 }
 
 impl Plain {
-    /// Values that are drawn.
+    /// Number of values drawn.
     const DRAWN: i64 = 1 << 20;
 
     fn new(seed: u64) -> kontext::Result<Self> {
@@ -187,7 +188,7 @@ impl Plain {
     }
 }
 
-/// A model's tensors: those that `is_packed` names in the format, and the others plain.
+/// Returns a model's tensors: those selected by `is_packed` in the format, the others plain.
 fn tensors<'a>(
     shapes: BTreeMap<String, Vec<i64>>,
     pools: &'a Pools,
@@ -212,12 +213,12 @@ fn tensors<'a>(
         } else {
             Format::F8E4M3
         };
-        let beside = format!("{}.scale_weight", name.trim_end_matches(".weight"));
+        let scale = format!("{}.scale_weight", name.trim_end_matches(".weight"));
         let data = move || Ok(Cow::Owned(pools.cut(stored, index, count, inputs)));
         tensors.push(StreamedTensor::new(name, format, &sides, data));
         if stored == Stored::Fp8 {
             let data = move || Ok(Cow::Owned(factor(inputs).to_le_bytes().to_vec()));
-            tensors.push(StreamedTensor::new(beside, Format::F32, &[], data));
+            tensors.push(StreamedTensor::new(scale, Format::F32, &[], data));
         }
     }
     if stored == Stored::Fp8 {
@@ -245,7 +246,7 @@ fn write_transformer(sizes: &ModelSizes, stored: Stored, path: &Path) -> anyhow:
     Ok(())
 }
 
-/// The other parts: T5 in scaled fp8, CLIP and the autoencoder in f32, tokenizers that read letter by letter.
+/// Writes the other parts: T5 in scaled fp8, CLIP and the autoencoder in f32, character-level tokenizers.
 fn write_rest(sizes: &ModelSizes, folder: &Path) -> anyhow::Result<()> {
     kontext::random_model(folder, 1, kontext::Layout::Diffusers)?;
     let made = |build: &dyn Fn(&Weights) -> kontext::Result<()>| -> anyhow::Result<Vec<(String, Tensor)>> {
@@ -264,7 +265,7 @@ fn write_rest(sizes: &ModelSizes, folder: &Path) -> anyhow::Result<()> {
         &made(&|w| AutoencoderKl::new(w, &sizes.vae).map(drop))?,
         &sizes.vae,
     )?;
-    // A blank T5 for its configuration; then its weights.
+    // First an empty T5 for its configuration, then its weights.
     save_part::t5(folder, &[], &sizes.t5)?;
     let blank = Weights::blank();
     T5Encoder::new(&blank, &sizes.t5, Kind::Float)?;
@@ -281,7 +282,7 @@ fn write_rest(sizes: &ModelSizes, folder: &Path) -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
-    /// Whatever the format, the values' deviation is that of trained weights: the root of one over the inputs.
+    /// In both formats the values have the standard deviation of trained weights: 1 / sqrt(inputs).
     #[test]
     fn both_formats_have_the_deviation_of_their_width() {
         let files = Files::new(

@@ -1,4 +1,4 @@
-//! Times and memory: of a model of the published size on a GPU, of a small one on a CPU.
+//! Timings and memory measurements: of a model of the published size on a GPU, of a small one on a CPU.
 
 mod big_file;
 mod parts;
@@ -16,12 +16,12 @@ use kontext::{Device, ModelSizes};
 use self::shared::{Scale, Shared};
 use crate::Common;
 
-/// The options of `speed`.
+/// Options of `speed`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) common: Common,
-    /// Sizes of the model and of the pictures. Default: published on CUDA, small on a CPU
+    /// Sizes of the model and of the images. Default: published on CUDA, small on a CPU
     #[arg(long, value_enum)]
     size: Option<SizeArg>,
 }
@@ -54,12 +54,12 @@ pub(crate) fn run(options: &Options, on: Device) -> anyhow::Result<ExitCode> {
     let shared = Rc::new(Shared::new(on, scale));
     let mut cases = parts::cases(&shared);
     cases.extend(training::cases(&shared));
-    // It takes the parts, and leaves their memory to the others.
+    // The whole run takes the parts; their memory is then free for the following cases.
     cases.extend(parts::whole(&shared));
     cases.extend(placed::cases(&files));
-    // Tracing may slow down whatever comes after it.
+    // Last, as tracing may slow down all that follows.
     cases.extend(parts::traced(&shared));
-    // Each case holds what it needs, and what the last of them held goes with it.
+    // Each case holds its own references, and the last one frees the data.
     drop((shared, files));
     options.common.selection.run(cases, on)
 }

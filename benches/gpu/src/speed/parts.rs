@@ -1,4 +1,4 @@
-//! The parts of a model by themselves, and a whole run of all of them.
+//! The parts of a model individually, and a whole run.
 
 use std::rc::Rc;
 use std::time::Instant;
@@ -12,10 +12,10 @@ use crate::device;
 use crate::row::Outcome;
 use crate::suite::Case;
 
-/// Seconds in which the model of the published size is to be made.
+/// Time limit in seconds for building the model of the published size.
 const MAKING: f64 = 20.0;
 
-/// A case that times one thing of the shared model.
+/// Builds a case that measures one aspect of the shared model.
 fn case(
     shared: &Rc<Shared>,
     name: impl Into<String>,
@@ -57,12 +57,12 @@ pub(super) fn whole(shared: &Rc<Shared>) -> Vec<Case<'static>> {
 }
 
 pub(super) fn traced(shared: &Rc<Shared>) -> Vec<Case<'static>> {
-    let of = |work: Work| {
+    let kernel_case = |work: Work| {
         case(shared, format!("{}/kontext, kernels", work.name), move |shared| {
             kernels(shared, work)
         })
     };
-    WORKS.map(of).into()
+    WORKS.map(kernel_case).into()
 }
 
 fn made(shared: &Shared) -> anyhow::Result<Outcome> {
@@ -106,7 +106,7 @@ fn kernels(shared: &Shared, work: Work) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-/// Times what a run does once for all its steps.
+/// Times the preparation that a run performs once for all steps.
 fn prepare(shared: &Shared, work: Work) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
     let (parts, entrance) = (shared.parts()?, shared.entrance(work)?);
@@ -149,7 +149,7 @@ fn coded(shared: &Shared, kind: Kind, encode: bool) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-/// An edit as a user runs it: seconds of the whole, and the steps between the marks that its events leave.
+/// Times an edit as a user runs it: the total in seconds, and the steps by marks recorded at its events.
 fn run(shared: &Shared, work: Work) -> anyhow::Result<Outcome> {
     let on = shared.device;
     let pipe = Pipeline::builder()

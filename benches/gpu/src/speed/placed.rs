@@ -1,4 +1,4 @@
-//! Packed models from files, in each placement: steps, loading, and memory against the plan.
+//! Packed models from files, in each placement: step times, loading, and memory compared with the plan.
 
 use std::rc::Rc;
 use std::time::Instant;
@@ -13,9 +13,9 @@ use crate::device;
 use crate::row::Outcome;
 use crate::suite::Case;
 
-/// Steps of a run; those after the first two are timed.
+/// Number of steps of a run; those after the first two are timed.
 const STEPS: usize = 6;
-/// The largest distance of the plan from the allocator's peak, relative.
+/// Largest relative difference between the plan and the allocator's peak.
 const PLAN: f64 = 0.05;
 
 pub(super) fn cases(files: &Rc<Files>) -> Vec<Case<'static>> {
@@ -70,7 +70,7 @@ fn run(files: &Files, stored: Stored, placement: Placement) -> anyhow::Result<Ou
         outcome.value("peak_gb", taken as f64 / 1e9);
         outcome.value("planned_gb", planned as f64 / 1e9);
         outcome.value("planned stage", stage);
-        // What libtorch held of the device, with what it kept for later.
+        // Memory that libtorch reserved on the device, including its cache.
         outcome.value("reserved_gb", account.reserved_peak as f64 / 1e9);
         outcome.at_most(
             "plan's distance from the peak",

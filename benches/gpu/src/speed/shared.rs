@@ -1,4 +1,4 @@
-//! The parts of a random model, made once for all cases that time them, and the requests that they are timed with.
+//! The parts of a random model, built once for all cases that time them, and the inputs of the cases.
 
 use std::cell::{Ref, RefCell, RefMut};
 use std::time::Instant;
@@ -14,20 +14,20 @@ use kontext_sampler::{Grid, Size};
 use crate::device;
 
 const SEED: u64 = 7;
-/// T5's tokens in FLUX.1 Kontext dev.
+/// Number of T5 tokens in FLUX.1 Kontext dev.
 const TEXT: i64 = 512;
 
-/// Sizes of the model and of the pictures.
+/// Sizes of the model and of the images.
 #[derive(Debug, Clone)]
 pub(super) struct Scale {
     pub(super) sizes: ModelSizes,
-    /// Sides of pictures are divided by this.
+    /// Divisor of the images' sides.
     pub(super) divisor: u32,
-    /// Steps of a whole run.
+    /// Number of steps of a whole run.
     pub(super) steps: usize,
 }
 
-/// A picture to be denoised.
+/// An image to denoise.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Work {
     pub(super) name: &'static str,
@@ -35,7 +35,7 @@ pub(super) struct Work {
     pub(super) edit: bool,
 }
 
-/// The cases that others publish, too.
+/// Cases for which others publish timings too.
 pub(super) const WORKS: [Work; 3] = [
     Work {
         name: "edit 1024",
@@ -54,7 +54,7 @@ pub(super) const WORKS: [Work; 3] = [
     },
 ];
 
-/// The parts, made when they are first wanted.
+/// The model's parts, built on first use.
 pub(super) struct Shared {
     pub(super) device: Device,
     pub(super) kind: Kind,
@@ -62,18 +62,18 @@ pub(super) struct Shared {
     parts: RefCell<Option<Parts>>,
 }
 
-/// Everything that enters the transformer in a run.
+/// Inputs of the transformer in a run.
 pub(super) struct Entrance {
     pub(super) conditioning: Conditioning,
     pub(super) target_ids: Tensor,
     pub(super) context: Option<Tokens>,
-    /// Noise, or whatever else is of the target's shape [1, L, 4 C].
+    /// Noise, or any other tensor of the target's shape [1, L, 4 C].
     pub(super) target: Tensor,
     times: Vec<f32>,
 }
 
 impl Scale {
-    /// Width and height of a picture that is `side` at the published size.
+    /// Returns the width and height of an image with sides of `side` pixels at the published size.
     pub(super) fn side(&self, side: u32) -> u32 {
         side / self.divisor
     }
@@ -90,7 +90,7 @@ impl Shared {
         }
     }
 
-    /// Makes the parts if they are not there, and returns the seconds that it took.
+    /// Builds the parts if necessary, and returns the seconds taken.
     pub(super) fn make(&self) -> anyhow::Result<f64> {
         let begun = Instant::now();
         if self.parts.borrow().is_none() {
@@ -102,13 +102,13 @@ impl Shared {
         Ok(begun.elapsed().as_secs_f64())
     }
 
-    /// The parts, made if they are not there.
+    /// Returns the parts, built if necessary.
     pub(super) fn parts(&self) -> anyhow::Result<Ref<'_, Parts>> {
         self.make()?;
         Ref::filter_map(self.parts.borrow(), Option::as_ref).map_err(|_| anyhow!("no parts"))
     }
 
-    /// Takes the parts; the next case that wants them makes them anew.
+    /// Takes the parts; the next case that needs them builds them again.
     pub(super) fn take(&self) -> anyhow::Result<Parts> {
         self.make()?;
         let mut parts: RefMut<'_, Option<Parts>> = self.parts.borrow_mut();
@@ -119,7 +119,7 @@ impl Shared {
         Ok(noise::randn(shape, seed, Kind::Float, self.device)?.f_to_kind(self.kind)?)
     }
 
-    /// Draws what enters the transformer for this work.
+    /// Draws the transformer's inputs for this work.
     pub(super) fn entrance(&self, work: Work) -> anyhow::Result<Entrance> {
         let (config, steps, side) = (&self.scale.sizes.dit, self.scale.steps, self.scale.side(work.side));
         let grid: Grid = Size::new(side, side).grid()?;
@@ -156,13 +156,13 @@ impl Entrance {
         })?)
     }
 
-    /// Tokens of a step: text, target and context.
+    /// Returns the number of tokens of a step: text, target and context.
     pub(super) fn tokens(&self) -> i64 {
         TEXT + self.target_ids.size()[0] + self.context.as_ref().map_or(0, Tokens::len)
     }
 }
 
-/// An edit of a square picture.
+/// Returns an edit of a square image.
 pub(super) fn edit(side: u32, steps: usize) -> Request {
     let prompt = "make it winter, with snow on the roofs and people in warm coats";
     Request::edit(&RgbImage::new(side, side), prompt)

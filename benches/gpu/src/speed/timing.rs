@@ -1,4 +1,4 @@
-//! Times of a piece of work: first call, then the device's and the host's share of the steady ones.
+//! Timing of repeated work: the first call, then the device and host time of steady calls.
 
 use std::time::Instant;
 
@@ -9,15 +9,15 @@ use crate::device::{self, Mark};
 use crate::observe::observed;
 use crate::row::Outcome;
 
-/// Calls that are not timed, after the first.
+/// Number of warm-up calls after the first.
 const WARM: usize = 2;
-/// Calls whose time on the device is taken, one after the other without a stop, as a sampler makes them.
+/// Number of calls timed on the device, back to back without synchronisation, as in a sampler.
 const TIMED: usize = 7;
-/// Calls whose time on the host is taken, each from an idle device, so that none waits for room in the queue.
+/// Number of calls timed on the host, each with the device idle, so that none waits for space in the queue.
 const ENQUEUED: usize = 3;
 
-/// Times `work` and keeps what it took: `first_s` on the wall, then medians of the device's milliseconds and of those that
-/// the host needs to give the work to it, and the most memory that tensors held.
+/// Times `work` and records the results: `first_s` by the wall clock, the medians of the device's
+/// milliseconds and of the host's for submitting the work, and the peak memory of tensors.
 pub(super) fn timed<T>(
     on: Device,
     outcome: &mut Outcome,
@@ -53,7 +53,7 @@ pub(super) fn timed<T>(
     peak(on, outcome)
 }
 
-/// Keeps the most memory that tensors held, and that libtorch took of the device.
+/// Records the peak memory of tensors, and the peak that libtorch reserved on the device.
 pub(super) fn peak(on: Device, outcome: &mut Outcome) -> anyhow::Result<()> {
     if let Some(account) = device::account(on)? {
         outcome.value("peak_gb", account.peak as f64 / 1e9);
@@ -62,7 +62,8 @@ pub(super) fn peak(on: Device, outcome: &mut Outcome) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Keeps how many kernels one call of `work` runs, and the share of its time in which the device is busy.
+/// Records the number of kernels that one call of `work` runs, and the share of its time during which the
+/// device is busy.
 pub(super) fn launches<T>(
     on: Device,
     outcome: &mut Outcome,
@@ -85,7 +86,7 @@ pub(super) fn launches<T>(
     Ok(())
 }
 
-/// Runs a request, and leaves a mark after each step.
+/// Runs a request, and records a mark after each step.
 pub(super) fn marked(on: Device, pipe: &Pipeline, request: &Request) -> anyhow::Result<(Output, Vec<Mark>)> {
     let mut marks = Vec::new();
     let output = observed(pipe, request, |event| {
@@ -97,7 +98,7 @@ pub(super) fn marked(on: Device, pipe: &Pipeline, request: &Request) -> anyhow::
     Ok((output, marks))
 }
 
-/// Sorts, and returns the middle one.
+/// Sorts the values, and returns the median.
 pub(super) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]

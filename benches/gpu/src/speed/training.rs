@@ -1,4 +1,4 @@
-//! A training step of a LoRA with recomputed activations.
+//! A training step of a LoRA with activation checkpointing.
 
 use std::rc::Rc;
 
@@ -24,7 +24,7 @@ pub(super) fn cases(shared: &Rc<Shared>) -> Vec<Case<'static>> {
     })]
 }
 
-/// Forward, backward and the optimizer's step, for one picture.
+/// Times forward, backward and the optimizer's step, for one image.
 fn step(shared: &Shared) -> anyhow::Result<Outcome> {
     let parts = shared.parts()?;
     let (dit, method) = (&parts.dit, LoraMethod::default());
@@ -48,13 +48,13 @@ fn step(shared: &Shared) -> anyhow::Result<Outcome> {
             times: &SIGMAS.map(|sigma| (1000.0 * sigma) as f32),
             guidance: Some(1000.0),
         })?;
-        let of = |velocity: &Tensor| objective.loss(velocity, &noise, picture, &SIGMAS);
-        loss = backward(dit, &run, &noisy, Activations::Recomputed, 1.0, of)?;
+        let velocity_loss = |velocity: &Tensor| objective.loss(velocity, &noise, picture, &SIGMAS);
+        loss = backward(dit, &run, &noisy, Activations::Recomputed, 1.0, velocity_loss)?;
         optimizer.step(&params, &params.gradient()?, RATE)?;
         Ok(())
     };
     let result = timed(shared.device, &mut outcome, work);
-    // The parts go on without adapters.
+    // Later cases use the parts without adapters.
     dit.slots().set(&Adapters::new())?;
     result?;
     outcome.value("trained values", params.count());

@@ -11,7 +11,7 @@
     return element;
   };
 
-  // Votes: by key, { choice, time }. `left` and `right` are as the page shows them.
+  // Votes by key, as { choice, time }. `left` and `right` are as shown on the page.
   const storage = "kontextbench votes " + data.id;
   let votes = new Map();
   const load = () => {
@@ -28,7 +28,7 @@
       byId("storage").hidden = false;
     }
   };
-  // Which run stands on the left was drawn when the page was made, from a seed and the pair's key.
+  // The run shown on the left was drawn when the page was made, from a seed and the pair's key.
   const sides = (pair) => (pair.swapped ? [1, 0] : [0, 1]);
 
   const state = { shown: data.pairs.slice(), index: 0, revealed: false };
@@ -115,7 +115,7 @@
     byId("measures").replaceChildren(table("Measures of this pair", ["run", ...data.columns], rows));
   };
 
-  // The list alone scrolls: `scrollIntoView` would move all that is around it, too.
+  // Only the list scrolls: `scrollIntoView` would also move everything around it.
   const follow = (button) => {
     const list = document.querySelector("nav");
     const [frame, box] = [list.getBoundingClientRect(), button.getBoundingClientRect()];
@@ -145,7 +145,7 @@
     const vote = votes.get(pair.key);
     for (const choice of document.querySelectorAll("[data-choice]")) {
       choice.setAttribute("aria-pressed", String(Boolean(vote) && vote.choice === choice.dataset.choice));
-      // Who knows which is which does not vote blind.
+      // Votes must be blind, so revealing the runs disables voting.
       choice.disabled = state.revealed;
     }
     byId("withdraw").disabled = !vote || state.revealed;
@@ -188,8 +188,8 @@
   };
   const nextWithoutVote = () => {
     const open = (pair) => !votes.has(pair.key);
-    const behind = state.shown.findIndex((pair, index) => index > state.index && open(pair));
-    const index = behind >= 0 ? behind : state.shown.findIndex(open);
+    const later = state.shown.findIndex((pair, index) => index > state.index && open(pair));
+    const index = later >= 0 ? later : state.shown.findIndex(open);
     if (comparing && index >= 0) go(index);
   };
   const reveal = () => {
@@ -242,7 +242,7 @@
     const typing = event.target.closest && event.target.closest("input, select, textarea");
     if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
     const act = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
-    // A key that is held down moves, and does not vote.
+    // Auto-repeat moves, but does not vote.
     if (!act || (event.repeat && !/^Arrow|^[jk]$/.test(event.key))) return;
     event.preventDefault();
     act();
@@ -257,7 +257,7 @@
   byId("reveal").addEventListener("click", reveal);
   byId("export").addEventListener("click", exportVotes);
   byId("clear").addEventListener("click", clear);
-  // Votes of another window on this page, whose last ones may still be under way when this one opens.
+  // Votes from another window on this page, whose last ones may still be in progress when this one opens.
   window.addEventListener("storage", (event) => {
     if (event.key !== storage) return;
     load();

@@ -1,16 +1,16 @@
-//! The three networks that perceptual distances are measured in, as lists of layers.
+//! The three networks for perceptual distances, as lists of layers.
 //!
-//! Source: torchvision 0.26 `torchvision/models/{alexnet,vgg,squeezenet}.py`, their `features`; which of their
-//! outputs are compared: richzhang/PerceptualSimilarity (lpips 0.1.4) `lpips/pretrained_networks.py`.
+//! Source: torchvision 0.26 `torchvision/models/{alexnet,vgg,squeezenet}.py`, their `features`; compared
+//! outputs: richzhang/PerceptualSimilarity (lpips 0.1.4) `lpips/pretrained_networks.py`.
 
 use std::fmt;
 
-/// A network for classifying ImageNet whose features are compared.
+/// An ImageNet classifier whose features are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Backbone {
-    /// AlexNet, five layers. The usual one for reporting LPIPS.
+    /// AlexNet, five layers. The usual choice for reporting LPIPS.
     AlexNet,
-    /// VGG with 16 layers, five of which are compared. The usual one for training.
+    /// VGG with 16 layers, five of which are compared. The usual choice for training.
     Vgg16,
     /// SqueezeNet 1.1, seven layers.
     SqueezeNet11,
@@ -28,16 +28,17 @@ pub(super) enum Step {
         stride: i64,
         padding: i64,
     },
-    /// The greatest of each square, two pixels apart.
+    /// Max pooling over squares, with stride 2.
     Pool { kernel: i64, ceil: bool },
-    /// SqueezeNet's module: to `squeeze` channels, and from there by 1x1 and by 3x3 to `expand` channels each.
+    /// SqueezeNet's module: a 1x1 convolution to `squeeze` channels, then 1x1 and 3x3 convolutions to
+    /// `expand` channels each.
     Fire {
         index: u8,
         input: i64,
         squeeze: i64,
         expand: i64,
     },
-    /// The features that are there are compared.
+    /// Comparison of the current features.
     Compare,
 }
 
@@ -183,7 +184,7 @@ impl Backbone {
         }
     }
 
-    /// Channels of the features that are compared, layer by layer.
+    /// Returns the channels of the compared features, layer by layer.
     #[must_use]
     pub fn channels(self) -> &'static [i64] {
         match self {
@@ -193,7 +194,7 @@ impl Backbone {
         }
     }
 
-    /// The shortest side of a picture, in pixels, of which its last layer still sees something.
+    /// Returns the shortest side of an image, in pixels, for which the last layer still has an output.
     #[must_use]
     pub fn least_side(self) -> usize {
         match self {
@@ -204,7 +205,7 @@ impl Backbone {
     }
 }
 
-/// Its name in lower case, as reports write it.
+/// Formats the name in lower case, as in reports.
 impl fmt::Display for Backbone {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -1,4 +1,4 @@
-//! The features that a network sees in pictures, layer by layer.
+//! Features of images in a network, layer by layer.
 
 use std::path::Path;
 
@@ -11,13 +11,13 @@ use super::backbone::{Backbone, Step};
 use super::naming::{self, Naming};
 use crate::metrics::{Embedder, at_least};
 
-/// Pixels that go through the network at once: VGG's first layers take 512 bytes for each.
+/// Pixels per batch: VGG's first layers take 512 bytes for each.
 const BATCH_PIXELS: usize = 1 << 20;
 
-/// A network whose layers are compared by [`super::Perceptual`]; of its own, an embedder of general use.
+/// A network whose layers [`super::Perceptual`] compares, and a general-purpose embedder.
 ///
-/// As an [`Embedder`] it gives the last layer's features, averaged over their positions: a vector of what
-/// is in a picture, whatever its size and wherever the things are. It tells subjects apart, not persons.
+/// As an [`Embedder`] it returns the last layer's features, averaged over their positions: a vector of the
+/// image's content, whatever its size and layout. It distinguishes subjects, not persons.
 #[derive(Debug)]
 pub struct Features {
     backbone: Backbone,
@@ -35,24 +35,25 @@ enum Layer {
     Compare,
 }
 
-/// What the network's colours are.
+/// Colour convention of a network's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Colours {
-    /// RGB of mean 0 and deviation 1, as torchvision's networks were trained.
+    /// RGB of mean 0 and standard deviation 1, as torchvision's networks were trained.
     Torch,
-    /// BGR levels from 0 to 255, less their means, as Caffe's were.
+    /// BGR levels from 0 to 255, minus their means, as Caffe's networks were trained.
     Caffe,
 }
 
 impl Features {
-    /// Opens a safetensors file; which network it holds is told by the names and shapes of its tensors.
+    /// Opens a safetensors file and detects the network by the names and shapes of its tensors.
     ///
-    /// Known are torchvision's names (`features.0.weight`), those of the lpips package (`net.slice1.0.weight`)
-    /// and those of Caffe's SqueezeNet 1.1 (`fire2.squeeze1x1.weight`), which takes colours of its own.
+    /// Supported are torchvision's names (`features.0.weight`), those of the lpips package
+    /// (`net.slice1.0.weight`) and those of Caffe's SqueezeNet 1.1 (`fire2.squeeze1x1.weight`), which has its
+    /// own colour convention.
     ///
     /// # Errors
-    /// Those of [`Weights::open`]; [`kontext_core::Error::Checkpoint`] where it is none of these networks, or parts of it are
-    /// missing, unknown or of another shape.
+    /// The errors of [`Weights::open`]; [`kontext_core::Error::Checkpoint`] if the file holds none of these
+    /// networks, or tensors of it are missing, unknown or of another shape.
     pub fn open(weights: &Path, device: Device) -> Result<Self> {
         let weights = Weights::open(weights)?;
         let (backbone, naming) = naming::detect(&weights)?;
@@ -68,10 +69,10 @@ impl Features {
         Ok(features)
     }
 
-    /// From weights in torchvision's names, such as [`Weights::synthetic`] makes.
+    /// Creates a network from weights in torchvision's names, such as those of [`Weights::synthetic`].
     ///
     /// # Errors
-    /// Those of [`Weights::tensor`].
+    /// The errors of [`Weights::tensor`].
     pub fn new(backbone: Backbone, weights: &Weights, device: Device) -> Result<Self> {
         Self::build(backbone, weights, Colours::Torch, device)
     }
@@ -93,13 +94,14 @@ impl Features {
         })
     }
 
-    /// The network.
+    /// Returns the network.
     #[must_use]
     pub fn backbone(&self) -> Backbone {
         self.backbone
     }
 
-    /// The network, and the program whose colours it takes where that is not torchvision: "squeezenet1.1-caffe".
+    /// Returns the network's name, with the framework whose colours it takes if it is not torchvision:
+    /// "squeezenet1.1-caffe".
     #[must_use]
     pub fn network(&self) -> &str {
         self.name.trim_start_matches("pooled-")
@@ -129,9 +131,10 @@ impl Features {
         Ok(())
     }
 
-    /// From [-1, 1] to the network's colours.
+    /// Converts [-1, 1] to the network's colours.
     fn coloured(&self, x: &Tensor) -> Result<Tensor> {
-        /// Means and deviations of red, green and blue on ImageNet in [-1, 1], as the lpips package rounds them.
+        /// Means and standard deviations of red, green and blue on ImageNet in [-1, 1], as the lpips package
+        /// rounds them.
         const SHIFT: [f32; 3] = [-0.030, -0.088, -0.188];
         const SCALE: [f32; 3] = [0.458, 0.448, 0.450];
         /// Means of blue, green and red in levels.
@@ -224,8 +227,8 @@ impl Embedder for Features {
     }
 }
 
-/// Runs of items whose pictures are of one size, as many as go through a network at once; each item holds
-/// `each` pictures.
+/// Splits items into batches: consecutive items with images of one size, as many as fit in a network's batch;
+/// each item holds `each` images.
 pub(super) fn batches<T>(items: &[T], picture: impl Fn(&T) -> &RgbImage, each: usize) -> Vec<&[T]> {
     let size = |item: &T| picture(item).dimensions();
     let most = |run: &[T]| {

@@ -1,7 +1,7 @@
-//! Distances between pictures in the features of a network.
+//! Distances between images in the features of a network.
 //!
-//! Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (2018), equation 1,
-//! as richzhang/PerceptualSimilarity (lpips 0.1.4) `lpips/lpips.py` computes it.
+//! Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (2018),
+//! equation 1, as richzhang/PerceptualSimilarity (lpips 0.1.4) `lpips/lpips.py` computes it.
 
 mod backbone;
 mod features;
@@ -19,15 +19,16 @@ use features::batches;
 
 use super::same_size;
 
-/// Keeps features of zeros from being divided by zero; lpips 0.1.4 adds it to the length.
+/// Guard against division by zero for all-zero features; lpips 0.1.4 adds it to the norm.
 const EPSILON: f64 = 1e-10;
 
-/// The distance of two pictures in the features of a network: at each of its layers and positions both vectors of
-/// channels are brought to length 1 and their squared difference is taken; means over positions, summed over layers.
+/// Perceptual distance of two images in the features of a network. At each compared layer and position both
+/// channel vectors are normalised to unit length and their squared difference is taken, averaged over
+/// positions and summed over layers.
 ///
-/// With heads, each layer's squares are weighted by channel. With the weights of torchvision and the heads of the
-/// lpips package that is LPIPS, and no other weights make numbers that may be called so. Without heads it is what
-/// that package calls its baseline (`lpips=False`), and [`Perceptual::name`] says `pdist-…`.
+/// With heads, each layer's squares are weighted by channel. With torchvision's weights and the heads of the
+/// lpips package this is LPIPS; numbers of other weights must not be called so. Without heads it is the
+/// baseline of that package (`lpips=False`), and [`Perceptual::name`] says `pdist-…`.
 ///
 /// # Files
 /// safetensors in the names of torchvision, lpips or Caffe; see [`Features::open`]. From Python:
@@ -45,20 +46,21 @@ pub struct Perceptual {
 }
 
 impl Perceptual {
-    /// Opens a network, told by its content, and the weights of the channels where `heads` names them.
+    /// Opens a network, detected by its content, and the channel weights in `heads`, if given.
     ///
     /// # Errors
-    /// Those of [`Features::open`], for either file; heads of another network are of another shape.
+    /// The errors of [`Features::open`], for either file; heads of another network have another shape.
     pub fn open(backbone_weights: &Path, heads: Option<&Path>, device: Device) -> Result<Self> {
         let features = Features::open(backbone_weights, device)?;
         let heads = heads.map(Weights::open).transpose()?;
         Self::new(features, heads.as_ref())
     }
 
-    /// From a network and, for weighted distances, its heads: `linN.model.1.weight` [1, C, 1, 1] of each layer N.
+    /// Creates a distance from a network and, for weighted distances, its heads: `linN.model.1.weight`
+    /// [1, C, 1, 1] for each layer N.
     ///
     /// # Errors
-    /// [`kontext_core::Error::Checkpoint`] where heads are missing, unknown or of another shape.
+    /// [`kontext_core::Error::Checkpoint`] if heads are missing, unknown or of another shape.
     pub fn new(features: Features, heads: Option<&Weights>) -> Result<Self> {
         let form = if heads.is_some() { "lpips" } else { "pdist" };
         let name = format!("{form}-{}", features.network());
@@ -66,24 +68,25 @@ impl Perceptual {
         Ok(Self { features, heads, name })
     }
 
-    /// What the distance is: "lpips-alexnet" with heads, else "pdist-alexnet"; "-caffe" for Caffe's weights.
+    /// Returns the name of the distance: "lpips-alexnet" with heads, else "pdist-alexnet"; "-caffe" is
+    /// appended for Caffe's weights.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The network, which embeds pictures by itself.
+    /// Returns the network, itself an [`Embedder`](crate::metrics::Embedder).
     #[must_use]
     pub fn features(&self) -> &Features {
         &self.features
     }
 
-    /// The distance of each pair, from 0 for equal pictures. Neighbours of one size go through the network
-    /// together.
+    /// Computes the distance of each pair, from 0 for equal images. Consecutive pairs of one size are
+    /// batched.
     ///
     /// # Errors
-    /// [`kontext_core::Error::InvalidArgument`] where the pictures of a pair are of different size, or smaller than
-    /// [`Backbone::least_side`]; [`kontext_core::Error::Torch`] where libtorch fails.
+    /// [`kontext_core::Error::InvalidArgument`] if the images of a pair differ in size, or are smaller than
+    /// [`Backbone::least_side`]; [`kontext_core::Error::Torch`] if libtorch fails.
     pub fn distance(&self, pairs: &[(&RgbImage, &RgbImage)]) -> Result<Vec<f64>> {
         pairs.iter().try_for_each(|(a, b)| same_size(a, b))?;
         let mut distances = Vec::with_capacity(pairs.len());
@@ -128,7 +131,7 @@ impl Perceptual {
     }
 }
 
-/// One head for each layer, [1, C, 1, 1].
+/// Reads one head per layer, [1, C, 1, 1].
 fn read_heads(heads: &Weights, features: &Features) -> Result<Vec<Tensor>> {
     let weights = heads.clone().device(features.device()).kind(Kind::Float);
     let read = |(layer, channels): (usize, &i64)| {
@@ -143,7 +146,7 @@ fn read_heads(heads: &Weights, features: &Features) -> Result<Vec<Tensor>> {
         .enumerate()
         .map(read)
         .collect::<Result<Vec<_>>>()?;
-    // A whole LPIPS model may be named for its heads: their twins, its network and colours are known.
+    // A whole LPIPS model may be given as the heads: its duplicates, network and colours are ignored.
     weights.ignore(|name| name.starts_with("net.") || name.starts_with("scaling_layer."));
     weights.ignore(|name| (0..read.len()).any(|layer| naming::head(layer).iter().any(|known| known == name)));
     weights.finish()?;

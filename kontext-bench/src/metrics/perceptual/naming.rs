@@ -1,4 +1,4 @@
-//! Which network a file holds, and how its tensors are called.
+//! Detection of a file's network and tensor names.
 
 use kontext_core::formats::Recipe;
 use kontext_core::{Error, Result};
@@ -6,18 +6,18 @@ use kontext_nn::Weights;
 
 use super::backbone::Backbone;
 
-/// How a file names the tensors.
+/// Naming convention of the tensors in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Naming {
     /// `features.3.squeeze.weight`
     Torchvision,
-    /// `net.slice2.3.squeeze.weight`: the number behind the slice is torchvision's.
+    /// `net.slice2.3.squeeze.weight`: the number after the slice is torchvision's.
     Lpips,
     /// `fire2.squeeze1x1.weight`
     Caffe,
 }
 
-/// Caffe's numbers of SqueezeNet's modules beside torchvision's.
+/// Caffe's numbers of SqueezeNet's modules, each with torchvision's.
 const FIRES: [(&str, &str); 8] = [
     ("2", "3"),
     ("3", "4"),
@@ -29,7 +29,7 @@ const FIRES: [(&str, &str); 8] = [
     ("9", "12"),
 ];
 
-/// The network and the naming of a file.
+/// Detects the network and the naming convention of a file.
 pub(super) fn detect(weights: &Weights) -> Result<(Backbone, Naming)> {
     if weights.contains("conv1.weight") && weights.contains("fire2.squeeze1x1.weight") {
         return Ok((Backbone::SqueezeNet11, Naming::Caffe));
@@ -42,7 +42,7 @@ pub(super) fn detect(weights: &Weights) -> Result<(Backbone, Naming)> {
         match first.as_slice() {
             [64, 3, 11, 11] => Some((Backbone::AlexNet, naming)),
             [64, 3, 3, 3] if has("features.3.squeeze.weight") => Some((Backbone::SqueezeNet11, naming)),
-            // SqueezeNet 1.0 begins with 96 channels, VGG with 11 and 13 layers lacks the last of these.
+            // SqueezeNet 1.0 begins with 96 channels; VGG with 11 or 13 layers lacks the last of these.
             [64, 3, 3, 3] if has("features.2.weight") && has("features.28.weight") => Some((Backbone::Vgg16, naming)),
             _ => None,
         }
@@ -58,7 +58,7 @@ fn unknown(weights: &Weights) -> Error {
 }
 
 impl Naming {
-    /// The weights under torchvision's names.
+    /// Maps the weights to torchvision's names.
     pub(super) fn apply(self, weights: Weights) -> Weights {
         match self {
             Naming::Torchvision => weights,
@@ -68,13 +68,13 @@ impl Naming {
     }
 }
 
-/// `net.slice2.3.bias` to `features.3.bias`.
+/// Maps `net.slice2.3.bias` to `features.3.bias`.
 fn from_lpips(name: &str) -> Option<String> {
     let (_, layer) = name.strip_prefix("net.slice")?.split_once('.')?;
     Some(format!("features.{layer}"))
 }
 
-/// `features.3.squeeze.bias` to `fire2.squeeze1x1.bias`.
+/// Maps `features.3.squeeze.bias` to `fire2.squeeze1x1.bias`.
 fn to_caffe(name: &str) -> Recipe {
     let translated = || {
         let rest = name.strip_prefix("features.")?;
@@ -88,13 +88,13 @@ fn to_caffe(name: &str) -> Recipe {
     Recipe::Name(translated().unwrap_or_else(|| name.to_owned()))
 }
 
-/// What files hold beside the features: the classifiers, and LPIPS's heads and colours.
+/// Returns `true` for tensors other than the features: the classifiers, and LPIPS's heads and colours.
 pub(super) fn is_beside(name: &str) -> bool {
     const BESIDE: [&str; 5] = ["classifier.", "conv10.", "lin", "scaling_layer.", "avgpool."];
     BESIDE.iter().any(|beginning| name.starts_with(beginning))
 }
 
-/// The names that a head has: with and without dropout before it, from a list or by itself.
+/// Returns the possible names of a head: with and without dropout before it, as a list item or a field.
 pub(super) fn head(layer: usize) -> [String; 4] {
     [
         format!("lin{layer}.model.1.weight"),
@@ -126,7 +126,7 @@ mod tests {
         );
         assert_eq!(to_caffe("features.0.weight"), Recipe::Name("conv1.weight".to_owned()));
     }
-    /// Tensors of these names, the first of which has a shape.
+    /// Creates tensors with these names, of which the first has the given shape.
     fn file(first: &str, shape: &[i64], others: &[&str]) -> Weights {
         let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
         let others = others.iter().map(|name| ((*name).to_owned(), zeros(&[1])));

@@ -1,14 +1,14 @@
 //! 8-bit floats: e4m3fn and e5m2.
 //!
-//! Source: pytorch/pytorch `torch/headeronly/util/Float8_e4m3fn.h`, `Float8_e5m2.h`. Computed, not looked up: without
-//! branches, a loop takes eight at a time.
+//! Source: pytorch/pytorch `torch/headeronly/util/Float8_e4m3fn.h`, `Float8_e5m2.h`. Computed, not looked up:
+//! without branches, a loop processes eight at a time.
 
 use super::half_floats;
 
-/// Sign, 4 of exponent with bias 7, 3 of mantissa.
+/// Converts from e4m3: sign, 4 exponent bits with bias 7, 3 mantissa bits.
 #[inline(always)]
 pub(super) fn from_e4m3(code: u8) -> f32 {
-    /// What torch gives for the code NaN, less its sign.
+    /// torch's value for the NaN code, without its sign.
     const NAN: u32 = 0x7ff0_0000;
     /// 2^-9, the smallest value.
     const STEP: f32 = 1.0 / 512.0;
@@ -23,21 +23,21 @@ pub(super) fn from_e4m3(code: u8) -> f32 {
     f32::from_bits(u32::from(code & 0x80) << 24 | value)
 }
 
-/// The upper half of an f16.
+/// Converts from e5m2, the upper half of an f16.
 #[inline(always)]
 pub(super) fn from_e5m2(code: u8) -> f32 {
     half_floats::from_f16(u16::from(code) << 8)
 }
 
-/// The nearest e4m3, the even one of two; beyond 448 it is 448. torch has NaN beyond 464, so weights are clamped
-/// before they are converted there.
+/// Rounds to the nearest e4m3, ties to even; saturates at 448. torch returns NaN beyond 464, so weights are
+/// clamped there before the conversion.
 #[inline(always)]
 pub(super) fn to_e4m3(value: f32) -> u8 {
     /// 448.
     const LARGEST: u32 = 0x43e0_0000;
     /// 2^-6, the smallest normal value.
     const NORMAL: u32 = 121 << 23;
-    /// The digits of a sum with 2^14 end at 2^-9, the smallest value.
+    /// The last bit of a sum with 2^14 is 2^-9, the smallest value.
     const MAGIC: f32 = 16384.0;
     let bits = value.to_bits();
     let digits = (bits & 0x7fff_ffff).min(LARGEST);
@@ -51,14 +51,14 @@ pub(super) fn to_e4m3(value: f32) -> u8 {
     (bits >> 24 & 0x80 | code) as u8
 }
 
-/// The nearest e5m2, the even one of two; from 61440 on it is infinite.
+/// Rounds to the nearest e5m2, ties to even; infinite from 61440 on.
 #[inline(always)]
 pub(super) fn to_e5m2(value: f32) -> u8 {
-    /// 65536, which is written as infinity.
+    /// 65536, written as infinity.
     const INFINITE: u32 = 143 << 23;
     /// 2^-14, the smallest normal value.
     const NORMAL: u32 = 113 << 23;
-    /// The digits of a sum with 2^7 end at 2^-16, the smallest value.
+    /// The last bit of a sum with 2^7 is 2^-16, the smallest value.
     const MAGIC: f32 = 128.0;
     let bits = value.to_bits();
     let digits = (bits & 0x7fff_ffff).min(INFINITE);

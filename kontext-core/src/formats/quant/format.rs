@@ -1,12 +1,12 @@
-//! The formats that elements of weights are stored in: names, sizes, numbers.
+//! Storage formats of weights: their names, block sizes and GGUF type numbers.
 //!
 //! Source: ggml-org/llama.cpp `gguf-py/gguf/constants.py`, `GGMLQuantizationType` and `GGML_QUANT_SIZES`.
 
-/// How the elements of a matrix are stored: in blocks of [`Format::block`] elements along a row, of
-/// [`Format::bytes`] bytes each.
+/// A storage format of a matrix: blocks of [`Format::block`] elements along a row, of [`Format::bytes`] bytes
+/// each.
 ///
-/// Those from `Q4_0` to `Iq4Xs` bring their factors along in each block. The others are numbers by themselves, or need
-/// a [`Scale`](super::Scale).
+/// The formats from `Q4_0` to `Iq4Xs` store scales in each block. The others are plain numbers, or need a
+/// [`Scale`](super::Scale).
 ///
 /// # Example
 /// ```
@@ -33,33 +33,35 @@ pub enum Format {
     Q5_1,
     /// 8 bits: `d * q`.
     Q8_0,
-    /// 2 bits, with 4-bit factors and offsets of 16 elements.
+    /// 2 bits, with 4-bit scales and minima per 16 elements.
     Q2K,
-    /// 3 bits, with 6-bit factors of 16 elements.
+    /// 3 bits, with 6-bit scales per 16 elements.
     Q3K,
-    /// 4 bits, with 6-bit factors and offsets of 32 elements.
+    /// 4 bits, with 6-bit scales and minima per 32 elements.
     Q4K,
-    /// 5 bits, with 6-bit factors and offsets of 32 elements.
+    /// 5 bits, with 6-bit scales and minima per 32 elements.
     Q5K,
-    /// 6 bits, with 8-bit factors of 16 elements.
+    /// 6 bits, with 8-bit scales per 16 elements.
     Q6K,
-    /// 4 bits, places in a table of 16 levels.
+    /// 4-bit indices into a table of 16 levels.
     Iq4Nl,
-    /// 4 bits, places in the same table, with 6-bit factors of 32 elements.
+    /// 4-bit indices into the same table, with 6-bit scales per 32 elements.
     Iq4Xs,
-    /// 8 bits: sign, 4 of exponent, 3 of mantissa; no infinities, NaN is 0x7f and 0xff (torch's `float8_e4m3fn`).
+    /// 8 bits: sign, 4 exponent bits, 3 mantissa bits; no infinities, NaN is 0x7f and 0xff (torch's
+    /// `float8_e4m3fn`).
     F8E4M3,
-    /// 8 bits: sign, 5 of exponent, 2 of mantissa: the upper half of an f16 (torch's `float8_e5m2`).
+    /// 8 bits: sign, 5 exponent bits, 2 mantissa bits: the upper half of an f16 (torch's `float8_e5m2`).
     F8E5M2,
-    /// A signed byte, to be scaled by rows.
+    /// Signed bytes, scaled by row.
     Int8,
-    /// bitsandbytes' NF4: places in a table of 16 levels, to be scaled by blocks; the first of two in the high bits.
+    /// bitsandbytes' NF4: 4-bit indices into a table of 16 levels, scaled by block; the first of two in the
+    /// high bits.
     Nf4,
-    /// bitsandbytes' FP4: sign, 2 of exponent, 1 of mantissa, over 12; packed and scaled as NF4.
+    /// bitsandbytes' FP4: sign, 2 exponent bits, 1 mantissa bit, over 12; packed and scaled as NF4.
     Fp4,
 }
 
-/// What is known of a format.
+/// Properties of a format.
 struct Facts {
     name: &'static str,
     block: usize,
@@ -68,7 +70,7 @@ struct Facts {
 }
 
 impl Format {
-    /// All formats, in the order of their declaration.
+    /// All formats, in declaration order.
     pub const ALL: [Format; 20] = [
         Format::F32,
         Format::F16,
@@ -123,25 +125,26 @@ impl Format {
         }
     }
 
-    /// Elements of a block: from 1 to 256, a power of two.
+    /// Returns the elements per block: a power of two from 1 to 256.
     #[must_use]
     pub const fn block(self) -> usize {
         self.facts().block
     }
 
-    /// Bytes of a block.
+    /// Returns the bytes per block.
     #[must_use]
     pub const fn bytes(self) -> usize {
         self.facts().bytes
     }
 
-    /// The name that its own world uses: "Q4_K", "BF16", "NF4".
+    /// Returns the name in common use: "Q4_K", "BF16", "NF4".
     #[must_use]
     pub const fn name(self) -> &'static str {
         self.facts().name
     }
 
-    /// Bytes of a row of so many elements; none if they are no whole number of blocks.
+    /// Returns the bytes of a row of `columns` elements, or `None` if they are not a whole number of blocks
+    /// or the size overflows.
     #[must_use]
     pub const fn row_bytes(self, columns: usize) -> Option<usize> {
         let facts = self.facts();
@@ -152,13 +155,13 @@ impl Format {
         }
     }
 
-    /// Its number in a GGUF file; none for formats that GGUF does not have.
+    /// Returns the type number in a GGUF file, or `None` for formats outside GGUF.
     #[must_use]
     pub const fn gguf_type(self) -> Option<u32> {
         self.facts().gguf
     }
 
-    /// The format of a number in a GGUF file, if it is one of these.
+    /// Returns the format of a GGUF type number, if supported.
     #[must_use]
     pub fn from_gguf_type(number: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|format| format.gguf_type() == Some(number))

@@ -1,6 +1,6 @@
-//! 16-bit floats to f32, without branches, so that loops over them use wide registers.
+//! Conversion between 16-bit floats and f32 without branches, so that loops over them vectorise.
 
-/// The value of an IEEE binary16; a NaN becomes quiet, as processors make it.
+/// Converts from IEEE binary16; a NaN becomes quiet, as in hardware.
 #[inline(always)]
 pub(super) fn from_f16(half: u16) -> f32 {
     const EXPONENT: u32 = 0x7f80_0000;
@@ -20,13 +20,13 @@ pub(super) fn from_f16(half: u16) -> f32 {
     f32::from_bits((half & 0x8000) << 16 | value)
 }
 
-/// The value of a bfloat16, bit for bit.
+/// Converts from bfloat16, bit for bit.
 #[inline(always)]
 pub(super) fn from_bf16(half: u16) -> f32 {
     f32::from_bits(u32::from(half) << 16)
 }
 
-/// The nearest bfloat16, the even one of two; a NaN stays one and becomes quiet.
+/// Rounds to the nearest bfloat16, ties to even; a NaN stays NaN and becomes quiet.
 #[inline(always)]
 pub(super) fn to_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
@@ -47,7 +47,7 @@ mod tests {
                 half::f16::from_bits(bits).to_f32_const().to_bits(),
                 "{bits:#x}"
             );
-            // Theirs makes a NaN quiet; numpy and torch keep its bits.
+            // The half crate makes a NaN quiet; numpy and torch keep its bits.
             let expected = half::bf16::from_bits(bits).to_f32();
             assert!(from_bf16(bits) == expected || expected.is_nan() && from_bf16(bits).is_nan());
         }

@@ -1,7 +1,7 @@
-//! Four bits as places in a table that is denser near zero: IQ4_NL and IQ4_XS.
+//! 4-bit indices into a table with denser levels near zero: IQ4_NL and IQ4_XS.
 //!
-//! Source: ggml-org/llama.cpp `ggml/src/ggml-quants.c`, `dequantize_row_iq4_nl` and `dequantize_row_iq4_xs`, and
-//! `gguf-py/gguf/quants.py`.
+//! Source: ggml-org/llama.cpp `ggml/src/ggml-quants.c`, `dequantize_row_iq4_nl` and `dequantize_row_iq4_xs`,
+//! and `gguf-py/gguf/quants.py`.
 
 use super::legacy::f16_at;
 use super::{k, legacy};
@@ -11,7 +11,7 @@ pub static LEVELS: [f32; 16] = [
     -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0,
 ];
 
-/// `d * level`.
+/// Unpacks IQ4_NL: `d * level`.
 #[inline(always)]
 pub(super) fn nl(block: &[u8; 18], out: &mut [f32; legacy::BLOCK]) {
     let mut q = [0; legacy::HALF];
@@ -19,7 +19,7 @@ pub(super) fn nl(block: &[u8; 18], out: &mut [f32; legacy::BLOCK]) {
     levels(f16_at(block, 0), q, out);
 }
 
-/// `d * (s - 32) * level`; the 6 bits of `s` for 32 elements stand in two places.
+/// Unpacks IQ4_XS: `d * (s - 32) * level`; the 6 bits of `s` per 32 elements are stored in two places.
 #[inline(always)]
 pub(super) fn xs(block: &[u8; 136], out: &mut [f32; k::BLOCK]) {
     let d = f16_at(block, 0);

@@ -1,14 +1,14 @@
-//! Super-blocks of 256 elements whose factors are quantised themselves: Q2_K to Q6_K.
+//! Super-blocks of 256 elements whose scales are quantised, too: Q2_K to Q6_K.
 //!
-//! Source: ggml-org/llama.cpp `ggml/src/ggml-quants.c`, `dequantize_row_q*_K`, and `gguf-py/gguf/quants.py`, whose
-//! order of operations this is.
+//! Source: ggml-org/llama.cpp `ggml/src/ggml-quants.c`, `dequantize_row_q*_K`, and `gguf-py/gguf/quants.py`,
+//! whose order of operations is kept.
 
 use super::legacy::f16_at;
 
-/// Elements of a super-block.
+/// Elements per super-block.
 pub(super) const BLOCK: usize = 256;
 
-/// `d * s * q - m * t`, 2 bits; `s` and `t` are the halves of a byte for 16 elements.
+/// Unpacks Q2_K: `d * s * q - m * t`, 2 bits; `s` and `t` are the halves of a byte per 16 elements.
 #[inline(always)]
 pub(super) fn q2(block: &[u8; 84], out: &mut [f32; BLOCK]) {
     let (scales, q) = (&block[..16], &block[16..80]);
@@ -26,7 +26,7 @@ pub(super) fn q2(block: &[u8; 84], out: &mut [f32; BLOCK]) {
     }
 }
 
-/// `d * (s - 32) * (q - 4)`, 3 bits: two of them together, the third apart.
+/// Unpacks Q3_K: `d * (s - 32) * (q - 4)`, 3 bits: two stored together, the third separately.
 #[inline(always)]
 pub(super) fn q3(block: &[u8; 110], out: &mut [f32; BLOCK]) {
     let (high, q, scales) = (&block[..32], &block[32..96], &block[96..108]);
@@ -46,7 +46,7 @@ pub(super) fn q3(block: &[u8; 110], out: &mut [f32; BLOCK]) {
     }
 }
 
-/// `d * s * q - m * t`, 4 bits.
+/// Unpacks Q4_K: `d * s * q - m * t`, 4 bits.
 #[inline(always)]
 pub(super) fn q4(block: &[u8; 144], out: &mut [f32; BLOCK]) {
     let (d, m, q) = (f16_at(block, 0), f16_at(block, 2), &block[16..]);
@@ -63,7 +63,7 @@ pub(super) fn q4(block: &[u8; 144], out: &mut [f32; BLOCK]) {
     }
 }
 
-/// `d * s * q - m * t`, 5 bits: four of them together, the fifth apart.
+/// Unpacks Q5_K: `d * s * q - m * t`, 5 bits: four stored together, the fifth separately.
 #[inline(always)]
 pub(super) fn q5(block: &[u8; 176], out: &mut [f32; BLOCK]) {
     let (d, m, fifth, q) = (f16_at(block, 0), f16_at(block, 2), &block[16..48], &block[48..]);
@@ -81,7 +81,7 @@ pub(super) fn q5(block: &[u8; 176], out: &mut [f32; BLOCK]) {
     }
 }
 
-/// The 6-bit factors and offsets of 8 groups, from 12 bytes.
+/// Extracts the 6-bit scales and minima of 8 groups from 12 bytes.
 #[inline(always)]
 fn scales_and_minima(packed: &[u8]) -> ([u8; 8], [u8; 8]) {
     let (mut scales, mut minima) = ([0; 8], [0; 8]);
@@ -93,7 +93,8 @@ fn scales_and_minima(packed: &[u8]) -> ([u8; 8], [u8; 8]) {
     (scales, minima)
 }
 
-/// `d * s * (q - 32)`, 6 bits: four of them together, two apart; `s` is a signed byte for 16 elements.
+/// Unpacks Q6_K: `d * s * (q - 32)`, 6 bits: four stored together, two separately; `s` is a signed byte per
+/// 16 elements.
 #[inline(always)]
 pub(super) fn q6(block: &[u8; 210], out: &mut [f32; BLOCK]) {
     let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);

@@ -1,23 +1,23 @@
-//! Blocks of 32 elements with one factor: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0.
+//! Blocks of 32 elements with one scale: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0.
 //!
 //! Source: ggml-org/llama.cpp `ggml/src/ggml-quants.c`, `dequantize_row_q*`, and `gguf-py/gguf/quants.py`.
 //!
-//! In those of 4 and 5 bits, the low halves of 16 bytes are the first 16 elements and the high halves the other 16. A
-//! fifth bit stands apart, in a word of 32.
+//! In the 4- and 5-bit formats, the low halves of 16 bytes are the first 16 elements and the high halves the
+//! other 16. The fifth bits are stored separately, in a 32-bit word.
 
 use super::half_floats::from_f16;
 
-/// Elements of a block.
+/// Elements per block.
 pub(super) const BLOCK: usize = 32;
 pub(super) const HALF: usize = BLOCK / 2;
 
-/// The f16 at a place of a block.
+/// Reads the f16 at offset `at` of a block.
 #[inline(always)]
 pub(super) fn f16_at(block: &[u8], at: usize) -> f32 {
     from_f16(u16::from_le_bytes([block[at], block[at + 1]]))
 }
 
-/// `d * (q - 8)`.
+/// Unpacks Q4_0: `d * (q - 8)`.
 #[inline(always)]
 pub(super) fn q4_0(block: &[u8; 18], out: &mut [f32; BLOCK]) {
     let (d, q) = (f16_at(block, 0), &block[2..]);
@@ -27,7 +27,7 @@ pub(super) fn q4_0(block: &[u8; 18], out: &mut [f32; BLOCK]) {
     }
 }
 
-/// `d * q + m`.
+/// Unpacks Q4_1: `d * q + m`.
 #[inline(always)]
 pub(super) fn q4_1(block: &[u8; 20], out: &mut [f32; BLOCK]) {
     let (d, m, q) = (f16_at(block, 0), f16_at(block, 2), &block[4..]);
@@ -37,7 +37,7 @@ pub(super) fn q4_1(block: &[u8; 20], out: &mut [f32; BLOCK]) {
     }
 }
 
-/// `d * (q - 16)`.
+/// Unpacks Q5_0: `d * (q - 16)`.
 #[inline(always)]
 pub(super) fn q5_0(block: &[u8; 22], out: &mut [f32; BLOCK]) {
     let (d, fifth, q) = (f16_at(block, 0), fifth_bits(block, 2), &block[6..]);
@@ -47,7 +47,7 @@ pub(super) fn q5_0(block: &[u8; 22], out: &mut [f32; BLOCK]) {
     }
 }
 
-/// `d * q + m`.
+/// Unpacks Q5_1: `d * q + m`.
 #[inline(always)]
 pub(super) fn q5_1(block: &[u8; 24], out: &mut [f32; BLOCK]) {
     let (d, m, fifth, q) = (f16_at(block, 0), f16_at(block, 2), fifth_bits(block, 4), &block[8..]);
@@ -62,7 +62,7 @@ fn fifth_bits(block: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
 }
 
-/// `d * q`.
+/// Unpacks Q8_0: `d * q`.
 #[inline(always)]
 pub(super) fn q8_0(block: &[u8; 34], out: &mut [f32; BLOCK]) {
     let (d, q) = (f16_at(block, 0), &block[2..]);

@@ -1,12 +1,13 @@
-//! Packed weights: matrices whose elements are stored in fewer bits, and how they are unpacked and packed.
+//! Packed weights: matrices with fewer bits per element, and their unpacking and packing.
 //!
 //! | need | use |
 //! | --- | --- |
-//! | what a format is called and how large it is | [`Format`] |
+//! | name and size of a format | [`Format`] |
 //! | rows and columns of a stored matrix as f32 or bf16 | [`Packed::unpack`] |
-//! | a matrix packed for storing | [`pack()`] |
+//! | a matrix packed for storage | [`pack()`] |
 //!
-//! Bytes and factors come in as slices; nothing here knows of files, and only `on_device` knows of tensors.
+//! Bytes and scales are passed as slices; the module does not access files, and only `on_device` uses
+//! tensors.
 
 mod float8;
 mod format;

@@ -1,12 +1,12 @@
-//! bitsandbytes' two formats of four bits, as tables of the pairs that a byte stands for.
+//! bitsandbytes' two 4-bit formats, as tables of the pairs that a byte encodes.
 //!
-//! Source: bitsandbytes-foundation/bitsandbytes `functional.py`, `get_4bit_type`; the high half of a byte comes first
-//! (`backends/default/ops.py`, `quantize_4bit`).
+//! Source: bitsandbytes-foundation/bitsandbytes `functional.py`, `get_4bit_type`; the high half of a byte
+//! comes first (`backends/default/ops.py`, `quantize_4bit`).
 
 /// The values of both codes of each byte, the high half first.
 type Pairs = [[f32; 2]; 256];
 
-/// The pairs of NF4: quantiles of the normal distribution, over the largest.
+/// NF4: quantiles of the normal distribution, divided by the largest.
 pub static NF4: Pairs = pairs([
     -1.0,
     -0.696_192_8,
@@ -26,7 +26,7 @@ pub static NF4: Pairs = pairs([
     1.0,
 ]);
 
-/// The pairs of FP4: small floats over the largest, 12; both zeros are positive.
+/// FP4: small floats, divided by the largest, 12; both zeros are positive.
 pub static FP4: Pairs = {
     const SIZES: [f32; 8] = [0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0];
     let mut levels = [0.0; 16];

@@ -1,4 +1,4 @@
-//! A matrix packed for storing.
+//! Packing of a matrix for storage.
 
 use half::f16;
 use rayon::prelude::*;
@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// Elements of a thread's piece.
 const PIECE: usize = 1 << 15;
 
-/// A packed matrix that owns its bytes.
+/// An owned packed matrix.
 #[derive(Clone)]
 pub struct PackedVec {
     data: Vec<u8>,
@@ -28,44 +28,44 @@ impl std::fmt::Debug for PackedVec {
 }
 
 impl PackedVec {
-    /// The bytes, row after row.
+    /// Returns the bytes, row after row.
     #[must_use]
     pub fn data(&self) -> &[u8] {
         &self.data
     }
 
-    /// The factor of each row, for [`Format::Int8`] only: its largest magnitude over 127.
+    /// Returns the scale of each row, for [`Format::Int8`] only: its largest magnitude over 127.
     #[must_use]
     pub fn factors(&self) -> Option<&[f32]> {
         self.factors.as_deref()
     }
 
-    /// The matrix, to be unpacked.
+    /// Returns a view of the matrix, for unpacking.
     ///
     /// # Errors
-    /// None that can come: it is checked as any [`Packed`] is.
+    /// None in practice: the view is checked like any [`Packed`].
     pub fn view(&self) -> Result<Packed<'_>> {
         let scale = self.factors().map_or(Scale::None, Scale::Rows);
         Packed::new(&self.data, self.format, self.rows, self.columns, scale)
     }
 
-    /// The bytes, and the factors of [`PackedVec::factors`].
+    /// Returns the bytes, and the scales as in [`PackedVec::factors`].
     #[must_use]
     pub fn into_parts(self) -> (Vec<u8>, Option<Vec<f32>>) {
         (self.data, self.factors)
     }
 }
 
-/// Packs a matrix with rows of `columns` elements, by all threads of rayon's pool.
+/// Packs a matrix with rows of `columns` elements, on all threads of rayon's pool.
 ///
-/// Takes F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, F8_E4M3, F8_E5M2 and INT8. Floats go to the nearest, the even one
-/// of two; e4m3 goes no further than 448, so weights beyond it want a factor of their own. The Q formats give the bytes
-/// of gguf-py's `quantize` (but the sign of a minimum that is zero, which numpy leaves open), INT8 those of bitsandbytes'
-/// `int8_vectorwise_quant`. Values are to be finite: a NaN spoils its block.
+/// Supports F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, F8_E4M3, F8_E5M2 and INT8. Floats round to nearest,
+/// ties to even; e4m3 saturates at 448, so larger weights need a scale. The Q formats give the bytes of
+/// gguf-py's `quantize` (except for the sign of a zero minimum, which numpy leaves open), INT8 those of
+/// bitsandbytes' `int8_vectorwise_quant`. Values should be finite: a NaN spoils its block.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] for another format, columns that are no whole number of blocks, or values that are no whole
-/// number of rows.
+/// [`Error::InvalidArgument`] for any other format, columns that are not a whole number of blocks, or values
+/// that do not form whole rows.
 ///
 /// # Example
 /// ```
@@ -159,7 +159,7 @@ impl Work for Blocks<'_> {
             Format::Q5_0 => blocks(values, data, pack_blocks::q5_0),
             Format::Q5_1 => blocks(values, data, pack_blocks::q5_1),
             Format::Q8_0 => blocks(values, data, pack_blocks::q8_0),
-            // Refused at the door.
+            // Refused on entry.
             _ => {}
         }
     }
@@ -182,7 +182,7 @@ fn elements<const B: usize>(values: &[f32], data: &mut [u8], bytes: impl Fn(f32)
     }
 }
 
-/// Whole rows as signed bytes.
+/// Packing of whole rows as signed bytes.
 struct Rows<'a> {
     values: &'a [f32],
     columns: usize,
@@ -200,7 +200,7 @@ impl Work for Rows<'_> {
         for ((values, data), factor) in rows.zip(self.factors) {
             let largest = pack_blocks::magnitude(values);
             *factor = largest / 127.0;
-            // torch takes the reciprocal where Python writes 127 / x: the last bit decides ties.
+            // torch multiplies by the reciprocal for Python's `127 / x`: the last bit decides ties.
             let steps = if largest == 0.0 { 0.0 } else { largest.recip() * 127.0 };
             for (out, value) in data.iter_mut().zip(values) {
                 *out = (value * steps).round_ties_even() as i32 as u8;
@@ -267,13 +267,14 @@ mod tests {
         );
     }
 
-    /// The largest error of an element that lies within a block whose largest magnitude is 1, less that of factors.
+    /// Returns the largest error of an element within a block whose largest magnitude is 1, without the error
+    /// of the scales.
     fn bound(format: Format) -> f32 {
         match format {
             Format::F32 => 0.0,
             Format::F16 => 0.5_f32.powi(11),
             Format::Bf16 => 0.5_f32.powi(8),
-            // One side of the range is a step short.
+            // One side of the range is one step short.
             Format::Q4_0 => 1.0 / 8.0,
             Format::Q5_0 => 1.0 / 16.0,
             // The range is at most 2.
@@ -285,8 +286,8 @@ mod tests {
         }
     }
 
-    /// What more the f16 of a block's factor and minimum costs, each rounded by 2^-11 of itself: a factor times its largest
-    /// code is at most the range, which is 2 where there is a minimum.
+    /// Returns the additional error from the f16 of a block's scale and minimum, each rounded by 2^-11 of
+    /// itself: a scale times its largest code is at most the range, which is 2 if there is a minimum.
     fn rounded_factors(format: Format) -> f32 {
         let half = 0.5_f32.powi(11);
         match format {

@@ -1,13 +1,13 @@
-//! Packing of one block: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0.
+//! Packing of single blocks: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0.
 //!
-//! Source: ggml-org/llama.cpp `gguf-py/gguf/quants.py`, `quantize_blocks`, which follows `ggml/src/ggml-quants.c`,
-//! `quantize_row_q*_ref`.
+//! Source: ggml-org/llama.cpp `gguf-py/gguf/quants.py`, `quantize_blocks`, which follows
+//! `ggml/src/ggml-quants.c`, `quantize_row_q*_ref`.
 
 use half::f16;
 
 use super::legacy::{BLOCK, HALF};
 
-/// `d` is the value of largest magnitude over -8, so that this value is met exactly.
+/// Packs Q4_0: `d` is the value of largest magnitude over -8, so this value is exact.
 #[inline(always)]
 pub(super) fn q4_0(values: &[f32; BLOCK], out: &mut [u8; 18]) {
     let d = furthest(values) / -8.0;
@@ -16,7 +16,7 @@ pub(super) fn q4_0(values: &[f32; BLOCK], out: &mut [u8; 18]) {
     out[2..].copy_from_slice(&halves(&q));
 }
 
-/// The range is 15 steps of `d` from `m` on.
+/// Packs Q4_1: the range is 15 steps of `d` from `m` on.
 #[inline(always)]
 pub(super) fn q4_1(values: &[f32; BLOCK], out: &mut [u8; 20]) {
     let (min, max) = range(values);
@@ -27,7 +27,7 @@ pub(super) fn q4_1(values: &[f32; BLOCK], out: &mut [u8; 20]) {
     out[4..].copy_from_slice(&halves(&q));
 }
 
-/// `d` is the value of largest magnitude over -16.
+/// Packs Q5_0: `d` is the value of largest magnitude over -16.
 #[inline(always)]
 pub(super) fn q5_0(values: &[f32; BLOCK], out: &mut [u8; 22]) {
     let d = furthest(values) / -16.0;
@@ -37,7 +37,7 @@ pub(super) fn q5_0(values: &[f32; BLOCK], out: &mut [u8; 22]) {
     out[6..].copy_from_slice(&halves(&q));
 }
 
-/// The range is 31 steps of `d` from `m` on.
+/// Packs Q5_1: the range is 31 steps of `d` from `m` on.
 #[inline(always)]
 pub(super) fn q5_1(values: &[f32; BLOCK], out: &mut [u8; 24]) {
     let (min, max) = range(values);
@@ -49,7 +49,7 @@ pub(super) fn q5_1(values: &[f32; BLOCK], out: &mut [u8; 24]) {
     out[8..].copy_from_slice(&halves(&q));
 }
 
-/// `d` is the largest magnitude over 127; halves are rounded away from zero.
+/// Packs Q8_0: `d` is the largest magnitude over 127; halves round away from zero.
 #[inline(always)]
 pub(super) fn q8_0(values: &[f32; BLOCK], out: &mut [u8; 34]) {
     let d = magnitude(values) / 127.0;
@@ -60,13 +60,13 @@ pub(super) fn q8_0(values: &[f32; BLOCK], out: &mut [u8; 34]) {
     }
 }
 
-/// The largest magnitude. Compared as integers, which have an order that loops can change.
+/// Returns the largest magnitude. Compares as integers, whose maximum the compiler may compute in any order.
 #[inline(always)]
 pub(super) fn magnitude(values: &[f32]) -> f32 {
     f32::from_bits(values.iter().fold(0, |most, value| value.abs().to_bits().max(most)))
 }
 
-/// The first value of largest magnitude.
+/// Returns the first value of largest magnitude.
 #[inline(always)]
 fn furthest(values: &[f32; BLOCK]) -> f32 {
     let most = magnitude(values);
@@ -77,7 +77,7 @@ fn furthest(values: &[f32; BLOCK]) -> f32 {
         .unwrap_or(f32::NAN)
 }
 
-/// The least and the largest value.
+/// Returns the smallest and the largest value.
 #[inline(always)]
 fn range(values: &[f32; BLOCK]) -> (f32, f32) {
     const LANES: usize = 8;
@@ -99,7 +99,8 @@ fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
 
-/// The nearest integer, of two the one further from zero: `f32::round`, which would be a call for each element.
+/// Rounds to the nearest integer, halves away from zero, as `f32::round` does, which would be a call for each
+/// element.
 #[inline(always)]
 fn away(value: f32) -> i32 {
     /// The largest f32 below 0.5: with 0.5 itself, 0.49999997 would go to 1.
@@ -112,7 +113,7 @@ fn levels(values: &[f32; BLOCK], zero: f32, steps: f32, offset: f32, most: i32) 
     values.map(|value| (((value - zero) * steps + offset) as i32).clamp(0, most) as u8)
 }
 
-/// The low four bits of 32 levels: of the first 16 in the low half of each byte.
+/// Packs the low four bits of 32 levels: those of the first 16 into the low half of each byte.
 #[inline(always)]
 fn halves(q: &[u8; BLOCK]) -> [u8; HALF] {
     std::array::from_fn(|i| q[i] & 15 | q[i + HALF] << 4)

@@ -1,4 +1,4 @@
-//! A packed matrix, and any part of it unpacked.
+//! Packed matrices, and unpacking of any part of them.
 
 use std::fmt;
 use std::ops::Range;
@@ -11,32 +11,32 @@ use super::half_floats::to_bf16;
 use super::wide::{self, Work};
 use crate::{Error, Result};
 
-/// Elements that are unpacked at once, so that they are scaled and written while they are in the first cache: 4 kB, and
-/// whole blocks of every format.
+/// Elements unpacked at once: 4 kB, small enough to be scaled and written while in the L1 cache, and whole
+/// blocks of every format.
 const TILE: usize = 1024;
-/// Elements of a thread's piece: some 30 microseconds of work, which is more than it costs to hand it over.
+/// Elements of a thread's piece: some 30 microseconds of work, more than the handover costs.
 const PIECE: usize = 1 << 16;
 
-/// What the elements of a packed matrix are multiplied by when they are unpacked.
+/// The scale of a packed matrix, by which its elements are multiplied when they are unpacked.
 #[derive(Debug, Clone, Copy, Default)]
 pub enum Scale<'a> {
-    /// Nothing.
+    /// No scale.
     #[default]
     None,
-    /// One factor.
+    /// One scale for all elements.
     All(f32),
-    /// A factor for each row.
+    /// One scale per row.
     Rows(&'a [f32]),
-    /// A factor for each `size` elements, counted over the flattened matrix; the last may have fewer.
+    /// One scale per `size` elements, counted over the flattened matrix; the last block may be shorter.
     Blocks {
-        /// Elements of a block.
+        /// Elements per block.
         size: usize,
-        /// The factors.
+        /// The scales.
         values: &'a [f32],
     },
 }
 
-/// A matrix [rows, columns] whose rows are stored one after the other, each as whole blocks of a [`Format`].
+/// A matrix [rows, columns] stored row after row, each as whole blocks of a [`Format`].
 ///
 /// # Example
 /// ```
@@ -65,11 +65,11 @@ impl fmt::Debug for Packed<'_> {
 }
 
 impl<'a> Packed<'a> {
-    /// A matrix over bytes that are kept elsewhere.
+    /// Creates a matrix over borrowed bytes.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where the columns are no whole number of blocks, the bytes are not those of so many
-    /// rows, or the factors are not as many as the matrix needs.
+    /// [`Error::InvalidArgument`] if the columns are not a whole number of blocks, the bytes do not match the
+    /// number of rows, or the number of scales is wrong.
     pub fn new(data: &'a [u8], format: Format, rows: usize, columns: usize, scale: Scale<'a>) -> Result<Self> {
         let Some(row_bytes) = format.row_bytes(columns) else {
             let expected = format!("a multiple of {}, the block of {}", format.block(), format.name());
@@ -107,7 +107,7 @@ impl<'a> Packed<'a> {
         }
     }
 
-    /// How its elements are stored.
+    /// Returns the storage format of its elements.
     #[must_use]
     pub fn format(&self) -> Format {
         self.format
@@ -131,18 +131,19 @@ impl<'a> Packed<'a> {
         self.scale
     }
 
-    /// Rows and columns.
+    /// Returns the number of rows and columns.
     #[must_use]
     pub fn size(&self) -> [usize; 2] {
         [self.rows, self.columns]
     }
 
-    /// Writes some columns of some rows, row by row, times their factors. Columns may begin and end within a block.
+    /// Unpacks and scales some columns of some rows, row by row. Columns may begin and end within a block.
     ///
-    /// It computes in f32 and rounds once at the end. Large parts are done by all threads of rayon's pool.
+    /// Computes in f32 and rounds once at the end. Large parts use all threads of rayon's pool.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where a range ends beyond the matrix, or `out` has another size than the part.
+    /// [`Error::InvalidArgument`] if a range ends beyond the matrix, or the size of `out` differs from that
+    /// of the part.
     pub fn unpack<T: Element>(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [T]) -> Result<()> {
         for (name, range, end) in [("rows", &rows, self.rows), ("columns", &columns, self.columns)] {
             if range.start > range.end || range.end > end {
@@ -153,7 +154,7 @@ impl<'a> Packed<'a> {
                 ));
             }
         }
-        // No overflow: the product of the sides was computed when the matrix was made.
+        // No overflow: the product of the sides was computed in `new`.
         if rows.len() * columns.len() != out.len() {
             let expected = format!("{} x {} elements", rows.len(), columns.len());
             return Err(Error::invalid("output of a packed matrix", expected, out.len()));
@@ -174,7 +175,7 @@ impl<'a> Packed<'a> {
     }
 }
 
-/// A part of a matrix, whose elements are counted row by row.
+/// A part of a matrix, with its elements counted row by row.
 struct Part<'a> {
     matrix: &'a Packed<'a>,
     first: [usize; 2],
@@ -209,7 +210,7 @@ impl Part<'_> {
 }
 
 impl Packed<'_> {
-    /// Multiplies values of a row, from `column` on, by their factors.
+    /// Multiplies values of a row, from `column` on, by their scales.
     fn multiply(&self, row: usize, column: usize, values: &mut [f32]) {
         match self.scale {
             Scale::None => {}
@@ -232,9 +233,9 @@ fn times(values: &mut [f32], factor: f32) {
     values.iter_mut().for_each(|value| *value *= factor);
 }
 
-/// An element that matrices are unpacked to: f32 or bf16.
+/// An element type that matrices are unpacked to: f32 or bf16.
 pub trait Element: Copy + Send + private::Sealed {
-    /// Writes f32 values, rounded to the nearest, the even one of two. Both slices have one length.
+    /// Writes f32 values, rounded to nearest, ties to even. Both slices have the same length.
     #[doc(hidden)]
     fn store(values: &[f32], out: &mut [Self]);
 }
@@ -278,7 +279,7 @@ mod tests {
     use super::*;
 
     fn bytes(count: usize) -> Vec<u8> {
-        // The upper byte of every f16 is small, so that all values are finite.
+        // The upper byte of every f16 is small, so all values are finite.
         (0..count)
             .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 & 0x3b)
             .collect()

@@ -4,9 +4,9 @@ use super::wide::{self, Work};
 use super::{Format, float8, half_floats, iq4, k, legacy, nf4};
 
 impl Format {
-    /// Unpacks whole blocks: as many as both `packed` and `out` hold; what is left of either is not touched.
+    /// Unpacks whole blocks: as many as both `packed` and `out` hold; the rest of either is not touched.
     ///
-    /// Bit for bit what gguf-py's `dequantize` gives, torch's conversion of fp8, and bitsandbytes' tables.
+    /// Bit for bit equal to gguf-py's `dequantize`, torch's conversion of fp8, and bitsandbytes' tables.
     pub fn unpack(self, packed: &[u8], out: &mut [f32]) {
         wide::run(Unpack {
             format: self,
