@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::Parser;
 use common::round_trip::round_trip;
 use common::say;
-use kontext::crates::kontext_core::device;
+use kontext::crates::kontext_device::device;
 use kontext::{Autoencoder, Device, Kind};
 use kontext_bench::metrics::{psnr, ssim};
 use kontext_bench::reconstruction::PictureSize;

@@ -14,7 +14,7 @@ use anyhow::{Context, bail};
 use clap::Parser;
 use common::run::numbered;
 use common::{SHIPPED, complain, progress, say};
-use kontext::crates::kontext_core::device;
+use kontext::crates::kontext_device::device;
 use kontext::image::imageops::grayscale;
 use kontext::session::Keep;
 use kontext::{Cancel, Pipeline, Request, Session};

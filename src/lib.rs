@@ -25,8 +25,8 @@ pub use builder::{Builder, Parts};
 pub use checkpoint::{Checkpoint, Layout};
 pub use defaults::ModelDefaults;
 pub use event::{Cancel, Event};
-pub use kontext_core::memory::free as free_memory;
 pub use kontext_core::picture::open;
+pub use kontext_device::memory::free as free_memory;
 pub use load::Loading;
 pub use lora::{ActiveLora, LoraUse};
 pub use memory::{MemoryPlan, StageMemory};
@@ -57,7 +57,7 @@ pub use kontext_vae::{Autoencoder, Tiling};
 /// The crates of this library, for callers who assemble their own pipeline.
 pub mod crates {
     #[doc(no_inline)]
-    pub use {kontext_core, kontext_dit, kontext_nn, kontext_sampler, kontext_text, kontext_vae};
+    pub use {kontext_core, kontext_device, kontext_dit, kontext_nn, kontext_sampler, kontext_text, kontext_vae};
 }
 
 /// Design notes.

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::ops::Deref;
 
-use kontext_core::{Device, Error, Result, memory};
+use kontext_core::{Device, Error, Result};
+use kontext_device::memory;
 use kontext_nn::LeftInFile;
 
 use crate::frozen::Frozen;

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use common::{add, copy, model, rename, replace, truncate};
 use image::{Rgb, RgbImage};
-use kontext::crates::kontext_core::{array, device};
+use kontext::crates::kontext_core::array;
+use kontext::crates::kontext_device::device;
 use kontext::crates::kontext_text::{ClipEncoder, T5Encoder};
 use kontext::{
     Autoencoder, Checkpoint, Device, Dit, Error, Kind, Layout, Pipeline, Request, Tensor, Weights, check_writable,

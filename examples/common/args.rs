@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use kontext::crates::kontext_core::device;
+use kontext::crates::kontext_device::device;
 use kontext::{Builder, Conformance, Kind, Pipeline, Placement, Quantize, References, Request};
 
 /// How the model is loaded, wherever it lies.

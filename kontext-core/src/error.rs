@@ -75,7 +75,7 @@ pub enum Error {
     /// A requested device that is not available.
     #[error("device {device} is not available: {reason}")]
     Device {
-        /// The device, as [`crate::device::parse`] reads it.
+        /// The device, such as "cuda:0".
         device: String,
         /// The reason and the remedy.
         reason: String,

@@ -3,12 +3,9 @@
 pub mod array;
 pub mod check;
 mod checkpoint_error;
-pub mod cuda;
-pub mod device;
 mod error;
 pub mod formats;
 mod json;
-pub mod memory;
 pub mod noise;
 mod output_file;
 mod output_folder;

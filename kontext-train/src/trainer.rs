@@ -7,7 +7,8 @@ use std::ops::ControlFlow;
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
-use kontext_core::{Device, Error, Kind, Result, device};
+use kontext_core::{Device, Error, Kind, Result};
+use kontext_device::device;
 use kontext_vae::Autoencoder;
 
 use crate::base::Base;

@@ -1,6 +1,7 @@
 //! Insufficient device memory: detected before a run, or reported by libtorch.
 
-use kontext_core::{Error, Result, memory};
+use kontext_core::{Error, Result};
+use kontext_device::memory;
 
 use super::Pipeline;
 use crate::Plan;

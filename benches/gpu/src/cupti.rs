@@ -200,7 +200,7 @@ mod tests {
     /// The library is found, and returns an error if there is no driver.
     #[test]
     fn cupti_is_found_beside_libtorch_or_named() {
-        if kontext_core::device::available(kontext::Device::Cuda(0)).is_ok() {
+        if kontext_device::device::available(kontext::Device::Cuda(0)).is_ok() {
             println!("skipped: this machine has a CUDA device");
             return;
         }

@@ -192,7 +192,7 @@ mod tests {
     /// An exception in a program without libtorch's CUDA libraries is returned as an error.
     #[test]
     fn an_exception_of_libtorch_is_an_error() {
-        if kontext_core::device::available(Device::Cuda(0)).is_ok() {
+        if kontext_device::device::available(Device::Cuda(0)).is_ok() {
             println!("skipped: this machine has a CUDA device");
             return;
         }

@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use kontext_core::device::parse;
+use kontext_device::device::parse;
 
 use row::{Outcome, Row, begin};
 use suite::Selection;

@@ -113,7 +113,7 @@ fn a_row_that_cannot_be_read_is_a_row_and_what_a_program_leaves_is_not_waited_fo
 
 #[test]
 fn without_a_driver_each_program_says_so_in_a_sentence() {
-    if kontext_core::device::available(kontext::Device::Cuda(0)).is_ok() {
+    if kontext_device::device::available(kontext::Device::Cuda(0)).is_ok() {
         println!("skipped: this machine has a CUDA device");
         return;
     }

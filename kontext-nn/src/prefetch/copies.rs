@@ -9,8 +9,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::BUFFERS;
 use super::ring::Mover;
-use kontext_core::cuda::{Event, Stream};
 use kontext_core::{Error, Result};
+use kontext_device::cuda::{Event, Stream};
 
 /// A mover that copies through pinned memory, on a stream of its own. It is made and used on one thread.
 pub(crate) struct Copies {

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use kontext::{Cancel, Device, Error, Event, Kind, Placement, Request, Tensor, free_memory};
-use kontext_core::memory::give_back_on;
+use kontext_device::memory::give_back_on;
 
 use super::distance::Trace;
 use super::world::{World, edit, picture};

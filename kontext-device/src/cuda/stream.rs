@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use tch::Tensor;
 
 use super::runtime::{Runtime, Status};
-use crate::{Error, Result};
+use kontext_core::{Error, Result};
 
 /// `cudaStream_t`, a handle of the runtime that any thread may use.
 type StreamHandle = *mut c_void;

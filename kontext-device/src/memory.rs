@@ -3,7 +3,8 @@
 use sysinfo::System;
 use tch::{Device, Kind, Tensor};
 
-use crate::{Result, cuda};
+use crate::cuda;
+use kontext_core::Result;
 
 /// More bytes than any device has (4 TiB), but few enough that libtorch's allocator does not refuse outright.
 const MORE_THAN_ANY: i64 = 1 << 42;
@@ -14,11 +15,12 @@ const MORE_THAN_ANY: i64 = 1 << 42;
 /// Memory that libtorch caches on a CUDA device counts as held; [`give_back_on`] frees it.
 ///
 /// # Errors
-/// [`Error::Device`](crate::Error::Device) if a CUDA device is not available or its runtime does not answer.
+/// [`Error::Device`](kontext_core::Error::Device) if a CUDA device is not available or its runtime does not answer.
 ///
 /// # Example
 /// ```
-/// use kontext_core::{Device, memory};
+/// use kontext_core::Device;
+/// use kontext_device::memory;
 /// assert!(memory::free(Device::Cpu)? > 0);
 /// # Ok::<(), kontext_core::Error>(())
 /// ```

@@ -6,7 +6,8 @@ use std::thread;
 
 use tch::Device;
 
-use crate::{Error, Result, device};
+use crate::device;
+use kontext_core::{Error, Result};
 
 /// `cudaError_t`; 0 is success.
 pub(super) type Status = c_int;

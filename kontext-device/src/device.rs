@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use tch::{Cuda, Device};
 
-use crate::{Error, Result};
+use kontext_core::{Error, Result};
 
 /// Parses "cpu", "cuda" or "cuda:N" and checks that the device is available.
 ///
@@ -18,7 +18,8 @@ use crate::{Error, Result};
 ///
 /// # Example
 /// ```
-/// use kontext_core::{device, Device};
+/// use kontext_device::device;
+/// use kontext_core::Device;
 /// assert_eq!(device::parse("cpu")?, Device::Cpu);
 /// assert!(device::parse("gpu").unwrap_err().to_string().contains("cpu, cuda or cuda:N"));
 /// # Ok::<(), kontext_core::Error>(())
