@@ -13,9 +13,9 @@
 use std::time::Duration;
 
 use criterion::{Criterion, SamplingMode, criterion_group, criterion_main};
-use kontext_core::formats::Quantize;
 use kontext_core::{Conditioning, Device, Kind, Result, Tensor, Tokens};
 use kontext_dit::{Dit, DitConfig, RunInput};
+use kontext_formats::Quantize;
 use kontext_nn::Weights;
 use kontext_sampler::Grid;
 use kontext_sampler::ids::{Origin, grid_ids};

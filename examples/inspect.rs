@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::Parser;
 use common::say;
-use kontext::crates::{kontext_core::formats::Account, kontext_text};
+use kontext::crates::{kontext_formats::Account, kontext_text};
 use kontext::image::RgbImage;
 use kontext::{Autoencoder, Checkpoint, Dit, Kind, Lora, Pipeline, Request, Result, Weights, free_memory};
 use kontext_text::{ClipEncoder, T5Encoder, Tokenizer};

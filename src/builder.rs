@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use kontext_core::formats::Quantize;
 use kontext_core::{Device, Kind};
 use kontext_dit::Dit;
+use kontext_formats::Quantize;
 use kontext_sampler::Shift;
 use kontext_text::TextEncoder;
 use kontext_vae::{Autoencoder, Tiling};

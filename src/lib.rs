@@ -41,11 +41,11 @@ pub use session::Session;
 #[doc(no_inline)]
 pub use image;
 #[doc(no_inline)]
-pub use kontext_core::formats::Quantize;
-#[doc(no_inline)]
 pub use kontext_core::{Conditioning, Device, Error, Kind, Result, Tensor, Tokens};
 #[doc(no_inline)]
 pub use kontext_dit::{Dit, DitConfig, Lora, LoraFamily, LoraForm, LoraOptions, LoraReport, LoraTarget, Unmatched};
+#[doc(no_inline)]
+pub use kontext_formats::Quantize;
 pub use kontext_nn::Weights;
 #[doc(no_inline)]
 pub use kontext_sampler::{CfgMode, Conformance, Grid, References, Schedule, Shift, Size};
@@ -57,7 +57,10 @@ pub use kontext_vae::{Autoencoder, Tiling};
 /// The crates of this library, for callers who assemble their own pipeline.
 pub mod crates {
     #[doc(no_inline)]
-    pub use {kontext_core, kontext_device, kontext_dit, kontext_nn, kontext_sampler, kontext_text, kontext_vae};
+    pub use {
+        kontext_core, kontext_device, kontext_dit, kontext_formats, kontext_nn, kontext_sampler, kontext_text,
+        kontext_vae,
+    };
 }
 
 /// Design notes.

@@ -4,10 +4,10 @@
 use std::path::Path;
 
 use image::RgbImage;
-use kontext_core::formats::Quantize;
 use kontext_core::{Device, Error, Kind, Result};
 use kontext_device::{device, memory};
 use kontext_dit::{Dit, DitConfig};
+use kontext_formats::Quantize;
 use kontext_nn::LeftInFile;
 use kontext_nn::Weights;
 use kontext_sampler::Size;

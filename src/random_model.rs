@@ -5,9 +5,9 @@
 
 use std::path::Path;
 
-use kontext_core::formats::save;
 use kontext_core::{Device, Error, Kind, Result, Tensor};
 use kontext_dit::{Dit, DitConfig};
+use kontext_formats::save;
 use kontext_nn::Weights;
 use kontext_sampler::Shift;
 use kontext_text::{ClipConfig, ClipEncoder, T5Config, T5Encoder, TextEncoder, Tokenizer};

@@ -1,7 +1,7 @@
 //! Tensors under the names of other programs' files, which may store them in pieces.
 
-use kontext_core::formats::{NameMap, Recipe};
 use kontext_core::{Result, Tensor};
+use kontext_formats::{NameMap, Recipe};
 use kontext_nn::ops::swap_halves;
 
 /// A tensor, or some of its rows, under its name in a file.

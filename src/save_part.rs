@@ -3,9 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use kontext_core::formats::save;
 use kontext_core::{Error, OutputFile, Result, Tensor};
 use kontext_dit::DitConfig;
+use kontext_formats::save;
 use kontext_sampler::Shift;
 use kontext_text::{ClipConfig, T5Config};
 use kontext_vae::VaeConfig;

@@ -10,12 +10,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use kontext::{ActiveLora, Checkpoint, Device, Layout, Lora, LoraUse, Pipeline, Placement, Quantize, Request};
-use kontext_core::formats;
-use kontext_core::formats::Recipe;
 use kontext_core::{Conditioning, Kind, Tensor, check};
 use kontext_dit::{
     Dit, DitConfig, LoraFamily, LoraForm, LoraLayer, LoraOptions, LoraTarget, RunInput, linear_parts, names, save_lora,
 };
+use kontext_formats::Recipe;
 use kontext_nn::Adapters;
 use kontext_nn::Weights;
 use kontext_text::{ClipConfig, ClipEncoder, T5Config, T5Encoder};
@@ -81,13 +80,13 @@ impl World {
         if let Some(config) = config {
             std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
         }
-        formats::save(&path, &self.tensors(name), header).unwrap();
+        kontext_formats::save(&path, &self.tensors(name), header).unwrap();
         path
     }
 
     fn write(&self, tensors: &[(String, Tensor)]) -> PathBuf {
         let path = self.folder.path().join("made.safetensors");
-        formats::save(&path, tensors, None).unwrap();
+        kontext_formats::save(&path, tensors, None).unwrap();
         path
     }
 
@@ -451,7 +450,7 @@ fn the_report_is_short_and_says_how_it_was_trained() {
     let world = World::new();
     let path = world.folder.path().join("told.safetensors");
     let facts = HashMap::from([("ss_base_model_version".to_owned(), "flux1".to_owned())]);
-    formats::save(&path, &world.tensors("kohya"), Some(facts)).unwrap();
+    kontext_formats::save(&path, &world.tensors("kohya"), Some(facts)).unwrap();
     let report = Lora::inspect(&path).unwrap().to_string();
     let expected = "naming:    kohya (32 tensors)\n\
                     changes:   LoRA (16 layers)\n\
@@ -588,7 +587,7 @@ fn text_encoders_of_a_pipeline_change_too() {
     let shape = weights.shape_of("text_model.encoder.layers.0.mlp.fc1.weight").unwrap();
     let name = |leaf: &str| format!("lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_{leaf}.weight");
     let tensors = [(name("down"), ones(&[2, shape[1]])), (name("up"), ones(&[shape[0], 2]))];
-    formats::save(&path, &tensors, None).unwrap();
+    kontext_formats::save(&path, &tensors, None).unwrap();
     pipe.add_lora(&path).unwrap();
     assert_ne!(picture(&pipe), plain);
     pipe.set_loras([LoraUse::of(Lora::open(&path).unwrap()).layer_scale("clip.*", 0.0)])
@@ -596,7 +595,7 @@ fn text_encoders_of_a_pipeline_change_too() {
     assert_eq!(picture(&pipe), plain);
     // A LoRA of a deeper encoder.
     let deep = |(name, t): (String, Tensor)| (name.replace("layers_0", "layers_11"), t);
-    formats::save(&path, &tensors.into_iter().map(deep).collect::<Vec<_>>(), None).unwrap();
+    kontext_formats::save(&path, &tensors.into_iter().map(deep).collect::<Vec<_>>(), None).unwrap();
     let error = cause(&pipe.add_lora(LoraUse::new(&path).named("deep")).unwrap_err());
     assert!(
         error.contains("`text_model.encoder.layers.11.mlp.fc1` (no layer of this text encoder; nearest: "),

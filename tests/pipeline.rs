@@ -334,7 +334,7 @@ fn a_nan_in_the_weights_is_named_with_its_file() {
         .unwrap();
     let _ = damaged.1.get(3).get(5).fill_(f64::NAN);
     drop(weights);
-    kontext::crates::kontext_core::formats::save(&path, &tensors, None).unwrap();
+    kontext::crates::kontext_formats::save(&path, &tensors, None).unwrap();
     let pipe = Pipeline::builder()
         .device(Device::Cpu)
         .max_sequence_length(16)

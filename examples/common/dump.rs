@@ -42,6 +42,6 @@ impl Dump {
     }
 
     pub fn save(&self, path: &Path) -> Result<()> {
-        kontext::crates::kontext_core::formats::save(path, &self.tensors, None)
+        kontext::crates::kontext_formats::save(path, &self.tensors, None)
     }
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use fixture::{WEIGHTS_SEED, drawn, pairs, values};
 use image::RgbImage;
 use kontext_bench::metrics::{Backbone, Embedder, Features, Perceptual, identity};
-use kontext_core::{Device, Kind, Tensor, formats};
+use kontext_core::{Device, Kind, Tensor};
 use kontext_nn::Weights;
 
 const BOUND: f64 = 1e-5;
@@ -110,7 +110,7 @@ fn a_file_tells_its_network_by_its_content() {
             "classifier.1.weight".to_owned(),
             Tensor::zeros([2, 2], (Kind::Float, Device::Cpu)),
         ));
-        formats::save(&file, &tensors, None).unwrap();
+        kontext_formats::save(&file, &tensors, None).unwrap();
         let perceptual = Perceptual::open(&file, None, Device::Cpu).unwrap();
         assert_eq!(perceptual.features().backbone(), backbone);
         close("file", &distances(&perceptual), &values(&format!("{backbone}.pdist")));
@@ -128,7 +128,7 @@ fn a_file_tells_its_network_by_its_content() {
             "scaling_layer.shift".to_owned(),
             Tensor::zeros([1, 3, 1, 1], (Kind::Float, Device::Cpu)),
         ));
-        formats::save(&heads_file, &whole, None).unwrap();
+        kontext_formats::save(&heads_file, &whole, None).unwrap();
         let perceptual = Perceptual::open(&heads_file, Some(&heads_file), Device::Cpu).unwrap();
         assert_eq!(perceptual.name(), format!("lpips-{backbone}"));
         close(
@@ -145,7 +145,7 @@ fn what_is_no_such_network_is_refused_with_what_is_expected() {
     let file = folder.path().join("other.safetensors");
     let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
     let message = |tensors: &[(String, Tensor)]| {
-        formats::save(&file, tensors, None).unwrap();
+        kontext_formats::save(&file, tensors, None).unwrap();
         let error = Perceptual::open(&file, None, Device::Cpu).unwrap_err();
         std::error::Error::source(&error).unwrap().to_string()
     };

@@ -4,7 +4,6 @@ pub mod array;
 pub mod check;
 mod checkpoint_error;
 mod error;
-pub mod formats;
 mod json;
 pub mod noise;
 mod output_file;

@@ -1,9 +1,8 @@
-//! Noise and synthetic weights compared with PyTorch's, bit for bit.
+//! Noise compared with PyTorch's, bit for bit.
 //!
 //! Fixture: `tests/reference/parts/noise.py`, made by torch 2.11 on an x86-64 CPU with AVX2.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
-use kontext_core::formats::Store;
 use kontext_core::{Device, Kind, Tensor, noise};
 use kontext_fixtures::Fixture;
 
@@ -51,21 +50,6 @@ fn a_quarter_of_a_million_draws_have_the_same_bytes() {
         let expected = fixture.tensor(&format!("long.{dtype}.crc32")).int64_value(&[0]);
         assert_eq!(i64::from(crc32fast::hash(&buffer)), expected, "{dtype}");
     }
-}
-
-#[test]
-fn synthetic_weights_are_those_of_the_reference_script() {
-    let fixture = fixture();
-    let mut seen = 0;
-    for name in fixture.names().iter().filter(|n| n.starts_with("synthetic.seed")) {
-        let (seed, tensor) = name["synthetic.seed".len()..].split_once('.').unwrap();
-        let expected = fixture.tensor(name);
-        let store = Store::synthetic(seed.parse().unwrap());
-        let value = store.draw(tensor, &expected.size(), Device::Cpu).unwrap().unwrap();
-        assert!(value.equal(&expected), "{name}");
-        seen += 1;
-    }
-    assert!(seen >= 6, "only {seen} synthetic tensors in the fixture");
 }
 
 #[test]

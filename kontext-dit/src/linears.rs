@@ -1,7 +1,7 @@
 //! Linear layers of the transformer, by this library's names and by diffusers'.
 
 use kontext_core::Result;
-use kontext_core::formats::Recipe;
+use kontext_formats::Recipe;
 use kontext_nn::Weights;
 
 use crate::{Dit, DitConfig, names};

@@ -2,7 +2,7 @@
 //!
 //! Source: huggingface/diffusers 0.38 `scripts/convert_flux_to_diffusers.py`.
 
-use kontext_core::formats::Recipe;
+use kontext_formats::Recipe;
 
 /// Translates a name of `black-forest-labs/flux` to diffusers' tensors.
 ///

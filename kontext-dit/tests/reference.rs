@@ -5,9 +5,9 @@
 //! norm or gate (the smallest such error measured changes it by 1e-3).
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
-use kontext_core::formats::Recipe;
 use kontext_core::{Conditioning, Tensor, Tokens, check};
 use kontext_dit::{Dit, DitConfig, RunInput, names};
+use kontext_formats::Recipe;
 use kontext_nn::Weights;
 
 const BOUND: f64 = 1e-5;

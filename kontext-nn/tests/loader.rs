@@ -5,7 +5,7 @@
 use std::error::Error as _;
 use std::path::{Path, PathBuf};
 
-use kontext_core::{Error, Tensor, formats};
+use kontext_core::{Error, Tensor};
 use kontext_nn::Weights;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -272,13 +272,13 @@ fn sharded(index: &Value) -> TempDir {
             .map(|(n, v)| ((*n).to_owned(), Tensor::from_slice(&[*v])))
             .collect::<Vec<_>>()
     };
-    formats::save(
+    kontext_formats::save(
         folder.path().join("model-1.safetensors"),
         &tensors(&[("x", 1.0), ("y", 2.0)]),
         None,
     )
     .unwrap();
-    formats::save(
+    kontext_formats::save(
         folder.path().join("model-2.safetensors"),
         &tensors(&[("x", -1.0), ("z", 3.0)]),
         None,

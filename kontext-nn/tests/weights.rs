@@ -3,8 +3,8 @@
 
 use std::error::Error as _;
 
-use kontext_core::formats::{Recipe, save};
 use kontext_core::{Device, Kind, Tensor};
+use kontext_formats::{Recipe, save};
 use kontext_nn::Weights;
 
 fn file(tensors: &[(&str, Tensor)]) -> (tempfile::TempDir, std::path::PathBuf) {

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use common::{asset, chain, fixture, tiny_clip, tiny_t5};
-use kontext_core::{Device, Kind, Tensor, formats};
+use kontext_core::{Device, Kind, Tensor};
 use kontext_nn::Weights;
 use kontext_text::{ClipConfig, ClipEncoder, Cut, T5Config, T5Encoder, TextEncoder};
 use serde::de::DeserializeOwned;
@@ -190,7 +190,7 @@ fn t5_in_f16_survives_activations_beyond_its_range() {
 }
 
 fn save(path: &Path, tensors: &[(String, Tensor)]) {
-    formats::save(path, tensors, None).unwrap();
+    kontext_formats::save(path, tensors, None).unwrap();
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use kontext::{Checkpoint, ModelDefaults, save_part};
-use kontext_core::{Error, Kind, Result, Tensor, formats};
+use kontext_core::{Error, Kind, Result, Tensor};
 use kontext_nn::Weights;
 
 use crate::base::Base;
@@ -36,7 +36,7 @@ pub fn assemble(base: &Path, trained: &Path, out: &Path, kind: Kind) -> Result<(
         };
         let tensors = weights.names().into_iter().map(read).collect::<Result<Vec<_>>>()?;
         let file = weights.path().file_name().unwrap_or_default();
-        formats::save(to.join(file), &tensors, None)?;
+        kontext_formats::save(to.join(file), &tensors, None)?;
     }
     let tensors = Base::transformer_of(trained, &config)?;
     let narrow = |(name, value): (String, Tensor)| -> Result<(String, Tensor)> { Ok((name, value.f_to_kind(kind)?)) };

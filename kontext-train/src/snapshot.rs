@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use kontext_core::{Error, Result, Tensor, formats};
+use kontext_core::{Error, Result, Tensor};
 use kontext_nn::Weights;
 
 use crate::{AdamW, Ema, Params};
@@ -48,7 +48,7 @@ impl Snapshot {
         text.insert("step".to_owned(), step.to_string());
         text.insert("optimizer_steps".to_owned(), steps.to_string());
         text.insert("layout".to_owned(), layout(params));
-        formats::save(path, &tensors, Some(text))
+        kontext_formats::save(path, &tensors, Some(text))
     }
 
     /// Opens a state.

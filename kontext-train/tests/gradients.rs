@@ -7,9 +7,9 @@
 
 use std::collections::BTreeMap;
 
-use kontext_core::formats::Recipe;
 use kontext_core::{Conditioning, Device, Kind, Tensor, Tokens};
 use kontext_dit::{Dit, DitConfig, RunInput, linear_parts, names};
+use kontext_formats::Recipe;
 use kontext_nn::Adapters;
 use kontext_nn::Weights;
 use kontext_nn::{Change, Norm};

@@ -7,8 +7,8 @@
 //! Source: huggingface/diffusers v0.38 loaders/single_file_utils.py, convert_ldm_vae_checkpoint;
 //! models/modeling_utils.py, _convert_deprecated_attention_blocks.
 
-use kontext_core::formats::{NameMap, Recipe};
 use kontext_core::{CheckpointError, Error, Result};
+use kontext_formats::{NameMap, Recipe};
 use kontext_nn::Weights;
 
 /// Naming scheme of an autoencoder's weights.

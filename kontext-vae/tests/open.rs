@@ -8,7 +8,7 @@ use std::error::Error as _;
 use std::path::Path;
 
 use common::{Fixture, relative_error};
-use kontext_core::{Device, Kind, Tensor, formats, noise};
+use kontext_core::{Device, Kind, Tensor, noise};
 use kontext_nn::Weights;
 use kontext_vae::{Autoencoder, AutoencoderKl, AutoencoderTiny, TinyConfig, VaeConfig};
 
@@ -85,7 +85,7 @@ fn as_old_diffusers(tensors: Tensors) -> Tensors {
 fn open_file(tensors: &[(String, Tensor)]) -> kontext_core::Result<Autoencoder> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ae.safetensors");
-    formats::save(&path, tensors, None).unwrap();
+    kontext_formats::save(&path, tensors, None).unwrap();
     Autoencoder::open(path, Kind::Float, Device::Cpu)
 }
 
@@ -213,7 +213,7 @@ fn a_folder_is_opened_with_its_configuration() {
         let folder = tempfile::tempdir().unwrap();
         let config = fixture.write_config(model, folder.path());
         let tensors = collect_from(&fixture.weights(model), &config, model.starts_with("tiny"));
-        formats::save(
+        kontext_formats::save(
             folder.path().join("diffusion_pytorch_model.safetensors"),
             &tensors,
             None,

@@ -1,8 +1,8 @@
 //! Memory footprint of a model, and the placements that fit it.
 
-use kontext_core::formats::Quantize;
 use kontext_core::{Error, Kind, Result};
 use kontext_dit::{DitConfig, names};
+use kontext_formats::Quantize;
 use kontext_nn::Weights;
 use kontext_nn::{LeftInFile, PREFETCH_BUFFERS};
 use kontext_text::{ClipEncoder, T5Config, T5Encoder};

@@ -1,7 +1,7 @@
 //! Bytes of a part's weights, in memory and in its files.
 
 use kontext_core::Kind;
-use kontext_core::formats::Quantize;
+use kontext_formats::Quantize;
 use kontext_nn::Weights;
 
 /// Bytes of a part: matrices, which may be offloaded to their file, and all other tensors.

@@ -8,9 +8,9 @@
 
 use std::path::Path;
 
-use kontext_core::formats::{Quantize, StreamedTensor, save_streamed};
 use kontext_core::{Error, OutputFolder, Result, Tensor};
 use kontext_dit::{DitConfig, names};
+use kontext_formats::{Quantize, StreamedTensor, save_streamed};
 use kontext_nn::Weights;
 use kontext_text::T5Config;
 use serde_json::{Value, json};

@@ -11,10 +11,10 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 
-use kontext_core::formats::quant::{Format, pack};
-use kontext_core::formats::{Quantize, StreamedTensor, Value, save_streamed, write_gguf};
 use kontext_core::{Error, Kind, Result, Tensor};
 use kontext_dit::Dit;
+use kontext_formats::quant::{Format, pack};
+use kontext_formats::{Quantize, StreamedTensor, Value, save_streamed, write_gguf};
 use kontext_nn::Weights;
 use kontext_text::{T5Encoder, t5_gguf_name};
 

@@ -9,7 +9,7 @@ use std::io::{Cursor, Write};
 use std::path::{Component, Path};
 
 use image::{GrayImage, ImageBuffer, ImageFormat, PixelWithColorType, RgbImage, imageops};
-use kontext_core::{Error, Kind, OutputFile, Result, Tensor, array, formats, picture, read_json};
+use kontext_core::{Error, Kind, OutputFile, Result, Tensor, array, picture, read_json};
 use kontext_nn::Weights;
 use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
@@ -216,7 +216,7 @@ impl Writer<'_> {
     }
 
     fn tensor(&self, name: &str, tensor: Tensor) -> Result<String> {
-        let bytes = formats::to_bytes(&self.folder.join(name), &[(TENSOR.to_owned(), tensor)], None)?;
+        let bytes = kontext_formats::to_bytes(&self.folder.join(name), &[(TENSOR.to_owned(), tensor)], None)?;
         self.file(name, "safetensors", &bytes)
     }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::LazyLock;
 
-use kontext::crates::kontext_core::formats::save;
+use kontext::crates::kontext_formats::save;
 use kontext::{Layout, Tensor, Weights, random_model};
 use tempfile::TempDir;
 

@@ -1,8 +1,8 @@
 //! Mapping of a LoRA's adapters to the layers of a model.
 
-use kontext_core::formats::nearest_name;
 use kontext_core::pattern::matches;
 use kontext_core::{CheckpointError, Error, Result};
+use kontext_formats::nearest_name;
 use kontext_nn::Adapters;
 use kontext_nn::Change;
 

@@ -4,7 +4,7 @@
 //! mixture, XLabs, BFL control, fal Kontext); kohya-ss/sd-scripts `networks/lora_flux.py` for the text
 //! encoders' prefixes; KohakuBlueleaf/LyCORIS 4.1.3 `lycoris/modules/*.py`, `weight_list`.
 
-use kontext_core::formats::nearest_name;
+use kontext_formats::nearest_name;
 use kontext_nn::Norm;
 
 use super::table::{Layer, LoraTarget, Naming, Table};

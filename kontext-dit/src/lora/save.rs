@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use kontext_core::formats;
 use kontext_core::{Kind, Result, Tensor};
 
 /// LoRA tensors of one layer, in diffusers' naming.
@@ -52,7 +51,7 @@ pub fn save_lora(path: impl AsRef<Path>, layers: &[LoraLayer], facts: BTreeMap<S
     }
     let mut text: HashMap<String, String> = facts.into_iter().collect();
     text.insert("format".to_owned(), "pt".to_owned());
-    formats::save(path, &tensors, Some(text))
+    kontext_formats::save(path, &tensors, Some(text))
 }
 
 #[cfg(test)]

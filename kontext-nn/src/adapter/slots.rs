@@ -11,8 +11,8 @@ use super::Adapters;
 use super::device_adapter::{Placed, Window};
 use super::linear_adapter::Change;
 use crate::matrix::Matrix;
-use kontext_core::formats::nearest_name;
 use kontext_core::{Error, Result};
+use kontext_formats::nearest_name;
 
 /// The linear layers of one model by name, whose adapters can be set, replaced and removed without reading
 /// its weights again. All clones share the same layers.

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
 use kontext_core::Result;
-use kontext_core::formats::quant::{FP4_PAIRS, Format, IQ4_LEVELS, NF4_PAIRS};
+use kontext_formats::quant::{FP4_PAIRS, Format, IQ4_LEVELS, NF4_PAIRS};
 
 /// Whole blocks: u8 [R, N, bytes per block].
 pub(super) struct Blocks(Tensor);

@@ -5,7 +5,7 @@ use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 use kontext_core::Result;
-use kontext_core::formats::quant::{Packed, Scale};
+use kontext_formats::quant::{Packed, Scale};
 
 /// Scales of a matrix [R, C] in f32.
 #[derive(Debug)]

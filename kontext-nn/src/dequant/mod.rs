@@ -14,7 +14,7 @@ use tch::{Device, Tensor};
 
 use self::factors::Factors;
 use kontext_core::Result;
-use kontext_core::formats::quant::{Format, Packed};
+use kontext_formats::quant::{Format, Packed};
 
 /// A packed matrix [R, C], or a part of one, as tensors on one device.
 #[derive(Debug)]
@@ -167,8 +167,8 @@ mod tests {
     use tch::Kind;
 
     use super::*;
-    use kontext_core::formats::quant::{Packed, Scale};
     use kontext_fixtures::Fixture;
+    use kontext_formats::quant::{Packed, Scale};
 
     const CPU: Device = Device::Cpu;
 

@@ -9,7 +9,7 @@ use super::rows::{Held, PackedRows};
 use crate::dequant;
 use crate::dequant::OnDevice;
 use kontext_core::Result;
-use kontext_core::formats::StoredMatrix;
+use kontext_formats::StoredMatrix;
 
 impl Held {
     /// A copy in a device's memory.
@@ -87,9 +87,9 @@ mod tests {
     use super::super::rows::Part;
     use super::*;
     use crate::prefetch::{Copies, Prefetch};
-    use kontext_core::formats::quant::Format;
-    use kontext_core::formats::{Factors, Store, StreamedTensor, write_gguf};
     use kontext_core::noise;
+    use kontext_formats::quant::Format;
+    use kontext_formats::{Factors, Store, StreamedTensor, write_gguf};
 
     const ROWS: usize = 7;
     const COLUMNS: usize = 512;

@@ -7,8 +7,8 @@ use tch::Device;
 
 use crate::dequant::OnDevice;
 use crate::prefetch::{Copies, Prefetch};
-use kontext_core::formats::StoredMatrix;
 use kontext_core::{Error, Result};
+use kontext_formats::StoredMatrix;
 
 /// Rows of one or more packed matrices, one after the other, and some of their columns. Cheap to clone.
 #[derive(Debug, Clone)]

@@ -17,7 +17,7 @@ pub(crate) use self::ring::{Mover, Source};
 use crate::dequant;
 use crate::dequant::OnDevice;
 use kontext_core::Result;
-use kontext_core::formats::StoredMatrix;
+use kontext_formats::StoredMatrix;
 
 /// Number of buffers: one is read while the next is filled.
 pub const BUFFERS: usize = 2;

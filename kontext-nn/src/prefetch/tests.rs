@@ -8,8 +8,8 @@ use tch::{Device, Kind};
 
 use super::*;
 use kontext_core::Error;
-use kontext_core::formats::Factors;
-use kontext_core::formats::quant::Format;
+use kontext_formats::Factors;
+use kontext_formats::quant::Format;
 
 const CPU: Device = Device::Cpu;
 const ROWS: usize = 6;

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use tch::{Kind, Tensor};
 
 use super::{Weights, lock, same_but_ones};
-use kontext_core::formats::Recipe;
 use kontext_core::{CheckpointError, Result};
+use kontext_formats::Recipe;
 
 impl Weights {
     /// Returns the same weights in audit mode, to be checked instead of read.

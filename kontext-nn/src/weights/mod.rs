@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 
-use kontext_core::formats::{NameMap, Recipe, Store};
 use kontext_core::{CheckpointError, Result};
+use kontext_formats::{NameMap, Recipe, Store};
 pub use options::LeftInFile;
 use options::LinearOptions;
 

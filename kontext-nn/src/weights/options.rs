@@ -7,7 +7,7 @@ use tch::Device;
 use super::Weights;
 use crate::adapter::{Adapters, Slots};
 use crate::prefetch::{Copies, Prefetch};
-use kontext_core::formats::Quantize;
+use kontext_formats::Quantize;
 
 /// Form and place of the weights of linear layers, and their adapters.
 #[derive(Clone, Default)]

@@ -4,7 +4,7 @@ use super::{LeftInFile, Weights, same_but_ones};
 use crate::adapter::Slot;
 use crate::matrix::{Matrix, PackedRows};
 use kontext_core::Result;
-use kontext_core::formats::{Quantize, Recipe};
+use kontext_formats::{Quantize, Recipe};
 
 impl Weights {
     /// The weight [out, in] of the linear layer at the cursor: packed if it is stored so, or left in its file.

@@ -4,8 +4,8 @@ use tch::{Kind, Tensor};
 
 use super::{Conversion, Weights, lock, same_but_ones};
 use crate::ops::swap_halves;
-use kontext_core::formats::Recipe;
 use kontext_core::{CheckpointError, Error, Result};
+use kontext_formats::Recipe;
 
 impl Weights {
     /// The tensor `name` below the cursor.

@@ -8,7 +8,7 @@ use tch::Tensor;
 
 use super::Weights;
 use kontext_core::Result;
-use kontext_core::formats::Store;
+use kontext_formats::Store;
 
 impl Weights {
     /// The tensors that all clones of the cursor share.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use kontext_core::{Error, Result, Tensor, formats};
+use kontext_core::{Error, Result, Tensor};
 use kontext_nn::Weights;
 
 /// A folder of numbered safetensors files, memory-mapped.
@@ -43,7 +43,7 @@ impl Cache {
     /// Writes tensors as the next file.
     pub(crate) fn append(&mut self, tensors: &[(String, Tensor)]) -> Result<()> {
         let path = self.shard_path();
-        formats::save(&path, tensors, None)?;
+        kontext_formats::save(&path, tensors, None)?;
         self.take(Weights::open(path)?);
         Ok(())
     }

@@ -26,7 +26,7 @@ fn not_a_number(world: &World) -> anyhow::Result<Outcome> {
     });
     let tensors = tensors.collect::<kontext::Result<Vec<_>>>()?;
     drop(weights);
-    kontext_core::formats::save(&path, &tensors, None)?;
+    kontext_formats::save(&path, &tensors, None)?;
     let pipe = World::builder(world.device, Kind::BFloat16).load(folder.path())?;
     let mut outcome = Outcome::default();
     let error = pipe.run(&edit()).err();

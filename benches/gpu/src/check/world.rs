@@ -137,7 +137,7 @@ fn narrow(from: &Path, to: &Path, kind: Kind) -> anyhow::Result<()> {
             let tensor = weights.raw(&name)?.f_to_kind(kind)?;
             Ok((name, tensor))
         });
-        kontext_core::formats::save(out, &tensors.collect::<kontext::Result<Vec<_>>>()?, None)?;
+        kontext_formats::save(out, &tensors.collect::<kontext::Result<Vec<_>>>()?, None)?;
     }
     Ok(())
 }

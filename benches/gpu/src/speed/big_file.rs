@@ -12,9 +12,9 @@ use std::rc::Rc;
 
 use anyhow::Context;
 use kontext::{Device, Dit, Kind, ModelSizes, Tensor, Weights, save_part};
-use kontext_core::formats::quant::{Format, pack};
-use kontext_core::formats::{StreamedTensor, Value, save_streamed, write_gguf};
 use kontext_core::noise;
+use kontext_formats::quant::{Format, pack};
+use kontext_formats::{StreamedTensor, Value, save_streamed, write_gguf};
 use kontext_text::{ClipEncoder, T5Encoder};
 use kontext_vae::AutoencoderKl;
 use tempfile::TempDir;

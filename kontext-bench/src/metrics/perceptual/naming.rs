@@ -1,7 +1,7 @@
 //! Detection of a file's network and tensor names.
 
-use kontext_core::formats::Recipe;
 use kontext_core::{Error, Result};
+use kontext_formats::Recipe;
 use kontext_nn::Weights;
 
 use super::backbone::Backbone;

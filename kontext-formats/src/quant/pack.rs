@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::half_floats::to_bf16;
 use super::wide::{self, Work};
 use super::{Format, Packed, Scale, float8, pack_blocks};
-use crate::{Error, Result};
+use kontext_core::{Error, Result};
 
 /// Elements of a thread's piece.
 const PIECE: usize = 1 << 15;
@@ -69,7 +69,7 @@ impl PackedVec {
 ///
 /// # Example
 /// ```
-/// use kontext_core::formats::quant::{Format, pack};
+/// use kontext_formats::quant::{Format, pack};
 /// let packed = pack(Format::Int8, &[1.0, -2.0, 0.0, 4.0], 2)?;
 /// assert_eq!(packed.data(), [64, 129, 0, 127]); // 129 is -127
 /// assert_eq!(packed.factors(), Some(&[2.0 / 127.0, 4.0 / 127.0][..]));

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::file::WeightFile;
 use super::store::Source;
 use super::{Entry, Store, side_tensors};
-use crate::{CheckpointError, Error, Result, read_json};
+use kontext_core::{CheckpointError, Error, Result, read_json};
 
 /// The stems under which diffusers and transformers save the weights of a part.
 const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];

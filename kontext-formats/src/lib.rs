@@ -1,4 +1,4 @@
-//! Tensors in files: safetensors and GGUF, their packed formats, and writing them.
+#![doc = include_str!("../README.md")]
 
 mod entry;
 mod file;

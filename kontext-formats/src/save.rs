@@ -7,7 +7,7 @@ use std::path::Path;
 use safetensors::tensor::{Dtype, TensorView};
 use tch::{Device, Kind, Tensor};
 
-use crate::{CheckpointError, Error, OutputFile, Result};
+use kontext_core::{CheckpointError, Error, OutputFile, Result};
 
 /// Writes tensors to a safetensors file, in their dtypes. The file appears whole or not at all.
 ///

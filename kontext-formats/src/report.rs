@@ -6,7 +6,7 @@ use tch::Kind;
 
 use super::Store;
 use super::store::{Source, lock};
-use crate::{Result, check};
+use kontext_core::{Result, check};
 
 /// Counts over the tensors of a checkpoint's part.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

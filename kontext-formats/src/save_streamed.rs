@@ -8,7 +8,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use super::StreamedTensor;
 use super::quant::Format;
-use crate::{CheckpointError, Error, OutputFile, Result};
+use kontext_core::{CheckpointError, Error, OutputFile, Result};
 
 /// Alignment of the start of the data, in bytes.
 const ALIGNMENT: usize = 8;
@@ -94,7 +94,7 @@ mod tests {
     use std::borrow::Cow;
 
     use super::*;
-    use crate::formats::Store;
+    use crate::Store;
 
     #[test]
     fn what_is_written_is_read_again() {

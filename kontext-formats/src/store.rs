@@ -8,7 +8,7 @@ use tch::{Device, Tensor};
 
 use super::file::WeightFile;
 use super::{Entry, StoredMatrix, names, synthetic};
-use crate::{CheckpointError, Error, Result};
+use kontext_core::{CheckpointError, Error, Result};
 
 /// A set of named tensors: those of memory-mapped files, of memory, or drawn from a seed.
 ///
@@ -16,7 +16,8 @@ use crate::{CheckpointError, Error, Result};
 ///
 /// # Example
 /// ```
-/// use kontext_core::{Tensor, formats::Store};
+/// use kontext_core::Tensor;
+/// use kontext_formats::Store;
 /// let store = Store::from_tensors([("bias".to_owned(), Tensor::from_slice(&[1.0_f32, 2.0]))]);
 /// assert_eq!(store.shape_of("bias"), Some(vec![2]));
 /// assert_eq!(store.unused(), ["bias"]);

@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::quant::{Format, pack};
 use super::{Factors, StoredMatrix};
-use crate::{Error, Result};
+use kontext_core::{Error, Result};
 
 /// What the weights of linear layers are packed to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

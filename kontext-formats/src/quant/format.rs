@@ -10,7 +10,7 @@
 ///
 /// # Example
 /// ```
-/// use kontext_core::formats::quant::Format;
+/// use kontext_formats::quant::Format;
 /// assert_eq!((Format::Q4K.block(), Format::Q4K.bytes()), (256, 144));
 /// assert_eq!(Format::Q4K.row_bytes(3072), Some(1728));
 /// assert_eq!(Format::Q4K.row_bytes(64), None);

@@ -8,7 +8,7 @@ use tch::Tensor;
 
 use super::quant::{Format, Packed, Scale};
 use super::side_tensors::Factors;
-use crate::{Error, Result};
+use kontext_core::{Error, Result};
 
 /// A matrix [rows, columns] in its stored form, on the host: packed bytes and their scales.
 #[derive(Debug)]

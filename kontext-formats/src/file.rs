@@ -12,7 +12,7 @@ use tch::{Kind, Tensor};
 
 use super::quant::Format;
 use super::{gguf, header};
-use crate::{CheckpointError, Error, Result};
+use kontext_core::{CheckpointError, Error, Result};
 
 /// A file with a validated header; tensors are read on demand.
 pub(super) struct WeightFile {

@@ -2,7 +2,7 @@
 //!
 //! Source: ggml-org/ggml `docs/gguf.md`, `gguf_metadata_value_t`.
 
-use crate::CheckpointError;
+use kontext_core::CheckpointError;
 
 /// A metadata value, in its type in the file.
 #[derive(Debug, Clone, PartialEq)]

@@ -6,7 +6,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::{Result, noise};
+use kontext_core::{Result, noise};
 
 /// Number of elements above which a tensor is drawn on a CUDA device instead of by the portable generator:
 /// the values of a model of that size are not compared with another program.
@@ -85,7 +85,7 @@ fn hash(mut x: Tensor) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check;
+    use kontext_core::check;
 
     #[test]
     fn values_drawn_on_a_device_depend_on_seed_and_place_alone() {

@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 use super::Entry;
 use super::file::{WeightFile, sides};
 use super::quant::Format;
-use crate::{CheckpointError, Error, Result};
+use kontext_core::{CheckpointError, Error, Result};
 
 /// Location of a tensor: the index of its file, and its name there.
 pub(super) type Place = (usize, String);

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::Format;
 use super::half_floats::to_bf16;
 use super::wide::{self, Work};
-use crate::{Error, Result};
+use kontext_core::{Error, Result};
 
 /// Elements unpacked at once: 4 kB, small enough to be scaled and written while in the L1 cache, and whole
 /// blocks of every format.
@@ -40,7 +40,7 @@ pub enum Scale<'a> {
 ///
 /// # Example
 /// ```
-/// use kontext_core::formats::quant::{Format, Packed, Scale};
+/// use kontext_formats::quant::{Format, Packed, Scale};
 /// let bytes = [1_u8, 2, 3, 0xfc, 5, 6]; // [[1, 2, 3], [-4, 5, 6]]
 /// let matrix = Packed::new(&bytes, Format::Int8, 2, 3, Scale::Rows(&[1.0, 0.5]))?;
 /// let mut part = [0.0_f32; 4];

@@ -7,7 +7,7 @@ use std::fmt;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
-use crate::CheckpointError;
+use kontext_core::CheckpointError;
 
 /// Bytes of the length prefix, which holds the length of the JSON.
 const LENGTH: usize = 8;

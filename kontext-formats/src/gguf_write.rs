@@ -12,7 +12,7 @@ use std::path::Path;
 use super::gguf::{ALIGNMENT, ALIGNMENT_KEY, MAGIC};
 use super::gguf_value::{Value, write_text};
 use super::quant::Format;
-use crate::{Error, OutputFile, Result};
+use kontext_core::{Error, OutputFile, Result};
 
 /// The GGUF version written.
 const VERSION: u32 = 3;
@@ -186,7 +186,7 @@ mod tests {
     use super::super::gguf_value::Array;
     use super::super::quant::pack;
     use super::*;
-    use crate::formats::gguf;
+    use crate::gguf;
     use kontext_fixtures::Fixture;
 
     fn zeros<'a>(name: &str, format: Format, shape: &[usize], bytes: usize) -> StreamedTensor<'a> {

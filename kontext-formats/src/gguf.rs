@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::gguf_value::{AGAIN, Cursor, Value, bad};
 use super::quant::Format;
-use crate::CheckpointError;
+use kontext_core::CheckpointError;
 
 /// Magic bytes at the start of a GGUF file.
 pub(super) const MAGIC: &[u8] = b"GGUF";
