@@ -43,9 +43,10 @@ pub use image;
 #[doc(no_inline)]
 pub use kontext_core::{Conditioning, Device, Error, Kind, Result, Tensor, Tokens};
 #[doc(no_inline)]
-pub use kontext_dit::{Dit, DitConfig, Lora, LoraFamily, LoraForm, LoraOptions, LoraReport, LoraTarget, Unmatched};
+pub use kontext_dit::{Dit, DitConfig};
 #[doc(no_inline)]
 pub use kontext_formats::Quantize;
+pub use kontext_lora::{Lora, LoraFamily, LoraForm, LoraOptions, LoraReport, LoraTarget, Unmatched};
 pub use kontext_nn::Weights;
 #[doc(no_inline)]
 pub use kontext_sampler::{CfgMode, Conformance, Grid, References, Schedule, Shift, Size};
@@ -58,8 +59,8 @@ pub use kontext_vae::{Autoencoder, Tiling};
 pub mod crates {
     #[doc(no_inline)]
     pub use {
-        kontext_core, kontext_device, kontext_dit, kontext_formats, kontext_nn, kontext_sampler, kontext_text,
-        kontext_vae,
+        kontext_core, kontext_device, kontext_dit, kontext_formats, kontext_lora, kontext_nn, kontext_sampler,
+        kontext_text, kontext_vae,
     };
 }
 

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use kontext_core::pattern::matches;
 use kontext_core::{CheckpointError, Error, Result};
-use kontext_dit::{Dit, DitConfig, Lora, LoraOptions, LoraTarget};
+use kontext_dit::{Dit, DitConfig};
+use kontext_lora::{Lora, LoraOptions, LoraTarget};
 use kontext_nn::Adapters;
 use kontext_nn::{Prepared, Slots};
 use kontext_text::TextEncoder;

@@ -11,10 +11,9 @@ use std::path::{Path, PathBuf};
 
 use kontext::{ActiveLora, Checkpoint, Device, Layout, Lora, LoraUse, Pipeline, Placement, Quantize, Request};
 use kontext_core::{Conditioning, Kind, Tensor, check};
-use kontext_dit::{
-    Dit, DitConfig, LoraFamily, LoraForm, LoraLayer, LoraOptions, LoraTarget, RunInput, linear_parts, names, save_lora,
-};
+use kontext_dit::{Dit, DitConfig, RunInput, linear_parts, names};
 use kontext_formats::Recipe;
+use kontext_lora::{LoraFamily, LoraForm, LoraLayer, LoraOptions, LoraTarget, save_lora};
 use kontext_nn::Adapters;
 use kontext_nn::Weights;
 use kontext_text::{ClipConfig, ClipEncoder, T5Config, T5Encoder};

@@ -4,7 +4,6 @@ mod config;
 mod double;
 mod embed;
 mod linears;
-mod lora;
 mod model;
 mod modulation;
 pub mod names;
@@ -15,6 +14,5 @@ mod stream;
 
 pub use config::DitConfig;
 pub use linears::{LinearPart, linear_parts};
-pub use lora::{Lora, LoraFamily, LoraForm, LoraLayer, LoraOptions, LoraReport, LoraTarget, Unmatched, save_lora};
 pub use model::{Dit, Run, RunInput};
 pub use piece::{Piece, velocity_of};

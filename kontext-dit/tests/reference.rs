@@ -5,7 +5,7 @@
 //! norm or gate (the smallest such error measured changes it by 1e-3).
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
-use kontext_core::{Conditioning, Tensor, Tokens, check};
+use kontext_core::{Conditioning, Device, Kind, Tensor, Tokens, check};
 use kontext_dit::{Dit, DitConfig, RunInput, names};
 use kontext_formats::Recipe;
 use kontext_nn::Weights;
@@ -151,7 +151,7 @@ fn a_batch_of_two_prompts_equals_two_runs() {
 #[test]
 fn wrong_input_is_named() {
     let dit = Dit::new(&Weights::synthetic(1), &config(true), |_| ()).unwrap();
-    let zeros = |shape: &[i64]| Tensor::zeros(shape, (tch::Kind::Float, tch::Device::Cpu));
+    let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
     let conditioning = Conditioning {
         prompt_embeds: zeros(&[1, 5, 24]),
         pooled: zeros(&[1, 20]),

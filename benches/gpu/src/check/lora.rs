@@ -5,7 +5,8 @@ use std::path::Path;
 
 use kontext::{Device, Kind, LoraUse, Placement, Quantize};
 use kontext_core::noise;
-use kontext_dit::{LoraLayer, linear_parts, save_lora};
+use kontext_dit::linear_parts;
+use kontext_lora::{LoraLayer, save_lora};
 
 use super::distance::{Bounds, Trace};
 use super::runs;

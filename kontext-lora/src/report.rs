@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use kontext_core::Result;
 use kontext_nn::Change;
 
-use super::factors::LoraForm;
-use super::families::LoraFamily;
-use super::table::{Layer, LoraTarget};
+use crate::factors::LoraForm;
+use crate::families::LoraFamily;
+use crate::table::{Layer, LoraTarget};
 
 /// Content of a LoRA file, and its match with FLUX.1.
 ///

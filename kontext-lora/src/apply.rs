@@ -6,9 +6,9 @@ use kontext_formats::nearest_name;
 use kontext_nn::Adapters;
 use kontext_nn::Change;
 
-use super::table::{Layer, Naming};
-use super::{Lora, LoraTarget, Unmatched};
-use crate::{DitConfig, LinearPart, linear_parts};
+use crate::table::{Layer, Naming};
+use crate::{Lora, LoraTarget, Unmatched};
+use kontext_dit::{DitConfig, LinearPart, linear_parts};
 
 impl Lora {
     /// Returns the adapters for a transformer of these sizes. `strength` maps BFL's name of a layer

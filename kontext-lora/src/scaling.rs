@@ -9,7 +9,7 @@ use std::path::Path;
 use kontext_core::{CheckpointError, Error, Result, read_json};
 use serde_json::Value;
 
-use super::table::LoraTarget;
+use crate::table::LoraTarget;
 
 /// Metadata key under which diffusers stores PEFT's configuration.
 pub(super) const METADATA: &str = "lora_adapter_metadata";

@@ -3,30 +3,17 @@
 //! Source: huggingface/diffusers 0.38 `src/diffusers/loaders/lora_pipeline.py`, `FluxLoraLoaderMixin`, and
 //! `lora_conversion_utils.py`.
 
-mod apply;
-mod factors;
-mod families;
-mod report;
-mod save;
-mod scaling;
-mod table;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use kontext_core::{CheckpointError, Error, Result};
-use kontext_nn::Change;
-use kontext_nn::Weights;
+use kontext_nn::{Change, Weights};
 
-use self::factors::Factors;
-pub use self::factors::LoraForm;
-pub use self::families::LoraFamily;
-use self::families::{Key, Leaf, NoKey};
-pub use self::report::{LoraReport, Unmatched};
-pub use self::save::{LoraLayer, save_lora};
-use self::scaling::Scaling;
-pub use self::table::LoraTarget;
-use self::table::{Layer, Naming, Table};
+use crate::factors::{Factors, LoraForm};
+use crate::families::{self, Key, Leaf, LoraFamily, NoKey};
+use crate::report::{LoraReport, Unmatched};
+use crate::scaling::Scaling;
+use crate::table::{Layer, LoraTarget, Naming, Table};
 
 /// Adapters for linear layers of the transformer and the text encoders, read from a LoRA file.
 ///
@@ -38,18 +25,18 @@ use self::table::{Layer, Naming, Table};
 /// configuration in the metadata (or in the file that PEFT saves next to the weights); 1 without either.
 #[derive(Debug, Clone)]
 pub struct Lora {
-    path: PathBuf,
-    layers: Vec<(Layer, Vec<Change>)>,
-    report: LoraReport,
-    options: LoraOptions,
+    pub(crate) path: PathBuf,
+    pub(crate) layers: Vec<(Layer, Vec<Change>)>,
+    pub(crate) report: LoraReport,
+    pub(crate) options: LoraOptions,
 }
 
 /// Options for opening a LoRA that fits the model only in part, or not at all.
 #[derive(Debug, Clone, Default)]
 #[must_use]
 pub struct LoraOptions {
-    unmatched: Vec<String>,
-    no_effect: bool,
+    pub(crate) unmatched: Vec<String>,
+    pub(crate) no_effect: bool,
 }
 
 impl LoraOptions {

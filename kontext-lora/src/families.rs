@@ -7,7 +7,7 @@
 use kontext_formats::nearest_name;
 use kontext_nn::Norm;
 
-use super::table::{Layer, LoraTarget, Naming, Table};
+use crate::table::{Layer, LoraTarget, Naming, Table};
 
 /// Naming family of a LoRA file, by the program that writes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use kontext_core::{Error, Kind, Result, Tensor};
 use kontext_nn::Change;
 
-use super::families::{Key, Leaf};
-use super::scaling::Scaling;
+use crate::families::{Key, Leaf};
+use crate::scaling::Scaling;
 
 /// Form of a layer's adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -179,9 +179,9 @@ fn shape(name: &str, tensor: &Tensor) -> String {
 mod tests {
     use kontext_core::Device;
 
-    use super::super::table::Table;
     use super::*;
-    use crate::lora::families;
+    use crate::families;
+    use crate::table::Table;
 
     fn build(tensors: &[(&str, &[i64])]) -> Built {
         let table = Table::new().unwrap();

@@ -59,7 +59,8 @@ mod tests {
     use kontext_core::{Device, noise};
 
     use super::*;
-    use crate::{DitConfig, Lora, LoraForm};
+    use crate::{Lora, LoraForm};
+    use kontext_dit::DitConfig;
 
     #[test]
     fn what_is_saved_is_read_again_and_lands_on_its_rows() {

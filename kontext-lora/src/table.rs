@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kontext_core::Result;
 
-use crate::{DitConfig, linear_parts};
+use kontext_dit::{DitConfig, linear_parts};
 
 /// Model of the pipeline that a layer belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
