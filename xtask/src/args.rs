@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 
 use crate::failure::Failure;
+use crate::prose;
 use crate::wheels::{TORCH_VERSION, Variant};
 
 /// Parsed command line.
@@ -20,6 +21,17 @@ pub(crate) enum Action {
     Libtorch,
     /// Install libtorch, then build the kit for a machine with a GPU.
     GpuKit,
+    /// Check the order of crates and modules.
+    Layers,
+    /// Measure the prose of these paths, all of the repository by default, and print its worst lines.
+    Prose {
+        lines: usize,
+        paths: Vec<OsString>,
+    },
+    /// Compare the public API with its listings, or write these.
+    Api {
+        write: bool,
+    },
     /// Install libtorch, then run cargo with these arguments.
     Cargo(Vec<OsString>),
 }
@@ -51,6 +63,28 @@ impl Args {
                     set(&mut variant, named)?;
                 }
                 break action;
+            } else if word == "layers" {
+                refuse_variant(variant, "layers")?;
+                if let Some(word) = words.next() {
+                    return Err(Failure::Usage(format!(
+                        "`cargo xtask layers` takes no words, got {}",
+                        word.display()
+                    )));
+                }
+                break Action::Layers;
+            } else if word == "api" {
+                refuse_variant(variant, "api")?;
+                let words: Vec<_> = words.collect();
+                let write = words == ["--write"];
+                if !write && !words.is_empty() {
+                    return Err(Failure::Usage(
+                        "`cargo xtask api` takes --write and nothing else".to_owned(),
+                    ));
+                }
+                break Action::Api { write };
+            } else if word == "prose" {
+                refuse_variant(variant, "prose")?;
+                break prose_action(words)?;
             } else {
                 break Action::Cargo(std::iter::once(word).chain(words).collect());
             }
@@ -64,6 +98,36 @@ fn own_command(word: &OsStr) -> Option<(&'static str, Action)> {
     [("libtorch", Action::Libtorch), ("gpu-kit", Action::GpuKit)]
         .into_iter()
         .find(|(name, _)| word == *name)
+}
+
+/// The checks of the repository do without libtorch.
+fn refuse_variant(variant: Option<Variant>, name: &str) -> Result<(), Failure> {
+    variant.map_or(Ok(()), |_| {
+        Err(Failure::Usage(format!(
+            "`cargo xtask {name}` needs no libtorch and takes neither --cpu nor --cuda"
+        )))
+    })
+}
+
+fn prose_action(mut words: impl Iterator<Item = OsString>) -> Result<Action, Failure> {
+    let mut lines = prose::LINES;
+    let mut paths = Vec::new();
+    while let Some(word) = words.next() {
+        if word == "--lines" {
+            lines = words
+                .next()
+                .and_then(|number| number.to_str()?.parse().ok())
+                .ok_or_else(|| Failure::Usage("`cargo xtask prose --lines` takes a number".to_owned()))?;
+        } else if word.to_string_lossy().starts_with('-') {
+            return Err(Failure::Usage(format!(
+                "`cargo xtask prose` takes --lines and paths, got {}",
+                word.display()
+            )));
+        } else {
+            paths.push(word);
+        }
+    }
+    Ok(Action::Prose { lines, paths })
 }
 
 fn variant_named(word: &OsStr) -> Option<Variant> {
@@ -93,10 +157,19 @@ Makes sure that libtorch {TORCH_VERSION} is there, then runs a cargo command wit
 Usage: cargo xtask [--cpu | --cuda] COMMAND...
        cargo xtask [--cpu | --cuda] libtorch
        cargo xtask [--cpu | --cuda] gpu-kit
+       cargo xtask layers
+       cargo xtask prose [--lines N] [PATH...]
+       cargo xtask api [--write]
 
   COMMAND...  any cargo command with its options: `cargo xtask test --workspace`
   libtorch    only fetches libtorch and prints its folder
   gpu-kit     makes the folder target/gpu-kit: all that a machine with a GPU needs for the checks and timings there
+  layers      checks that crates depend on lower layers only (`layers` in Cargo.toml) and that the top-level modules
+              of a crate form no cycle; needs no libtorch
+  prose       measures the prose of the files that git tracks, or of PATHs, and prints its N worst lines
+              ({lines} by default); needs no libtorch
+  api         compares the public API of the libraries with the listings in docs/api, or writes these; needs no
+              libtorch, but the Rust that xtask/api/Cargo.toml names
   --cpu       fetches what a CPU needs: {} to download, {} on disk
   --cuda      fetches NVIDIA's libraries too: {} to download, {} on disk;
               the default where an NVIDIA driver is found and no libtorch is there yet
@@ -105,7 +178,11 @@ libtorch comes from PyPI, with python3 and pip, into the folder .libtorch of the
 Plain `cargo run`, `cargo test` and the programs under target/ find it there from then on.
 To use another one, set LIBTORCH to its folder, or LIBTORCH_USE_PYTORCH=1 for that of python3.
 ",
-        cpu.download, cpu.installed, cuda.download, cuda.installed,
+        cpu.download,
+        cpu.installed,
+        cuda.download,
+        cuda.installed,
+        lines = prose::LINES,
     )
 }
 
@@ -195,6 +272,49 @@ mod tests {
             failure.contains("gpu-kit") && failure.contains("--release"),
             "{failure}"
         );
+    }
+
+    #[test]
+    fn the_checks_of_the_repository_take_no_variant() {
+        assert_eq!(parse("layers").expect("valid").action, Action::Layers);
+        for line in [
+            "--cpu layers",
+            "layers --cpu",
+            "layers x",
+            "--cuda prose",
+            "prose --cuda",
+        ] {
+            assert!(matches!(parse(line), Err(Failure::Usage(_))), "{line}");
+        }
+    }
+
+    #[test]
+    fn api_takes_write() {
+        for (line, write) in [("api", false), ("api --write", true)] {
+            assert_eq!(parse(line).expect("valid").action, Action::Api { write }, "{line}");
+        }
+        for line in ["api write", "api --write --write", "--cpu api"] {
+            assert!(matches!(parse(line), Err(Failure::Usage(_))), "{line}");
+        }
+    }
+
+    #[test]
+    fn prose_takes_a_number_of_lines_and_paths() {
+        for (line, lines, paths) in [
+            ("prose", prose::LINES, vec![]),
+            ("prose --lines 0 src README.md", 0, vec!["src", "README.md"]),
+            ("prose src --lines 7", 7, vec!["src"]),
+        ] {
+            let paths = paths.into_iter().map(OsString::from).collect();
+            assert_eq!(
+                parse(line).expect("valid").action,
+                Action::Prose { lines, paths },
+                "{line}"
+            );
+        }
+        for line in ["prose --lines", "prose --lines x", "prose -v"] {
+            assert!(matches!(parse(line), Err(Failure::Usage(_))), "{line}");
+        }
     }
 
     #[test]

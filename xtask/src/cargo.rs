@@ -23,10 +23,7 @@ const LIBRARY_PATH: &str = if cfg!(windows) {
 pub(crate) fn run(args: &[OsString], source: &Source, home: &Home) -> Result<ExitCode, Failure> {
     let cargo = program();
     let command = prepared(&cargo, args, source, home)?;
-    execute(command).map_err(|source| Failure::Start {
-        program: cargo.display().to_string(),
-        source,
-    })
+    execute(command).map_err(Failure::start(&cargo))
 }
 
 /// Runs `cargo` with `args` as a child process and returns `true` if it succeeded. Its stdout is redirected
@@ -35,15 +32,11 @@ pub(crate) fn run_and_return(args: &[OsString], source: &Source, home: &Home) ->
     let cargo = program();
     let mut command = prepared(&cargo, args, source, home)?;
     let status = command.stdout(std::io::stderr()).status();
-    let status = status.map_err(|source| Failure::Start {
-        program: cargo.display().to_string(),
-        source,
-    })?;
-    Ok(status.success())
+    Ok(status.map_err(Failure::start(&cargo))?.success())
 }
 
 /// Returns the cargo that runs xtask, from `CARGO`, so that the same toolchain is used throughout.
-fn program() -> OsString {
+pub(crate) fn program() -> OsString {
     env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"))
 }
 
@@ -90,13 +83,13 @@ fn library_path(torch: &Path, before: Option<&OsStr>) -> Result<OsString, Failur
 
 /// Replaces this process by the command, which then receives signals and sets the exit code directly.
 #[cfg(unix)]
-fn execute(mut command: Command) -> std::io::Result<ExitCode> {
+pub(crate) fn execute(mut command: Command) -> std::io::Result<ExitCode> {
     use std::os::unix::process::CommandExt;
     Err(command.exec())
 }
 
 #[cfg(not(unix))]
-fn execute(mut command: Command) -> std::io::Result<ExitCode> {
+pub(crate) fn execute(mut command: Command) -> std::io::Result<ExitCode> {
     let code = command.status()?.code().and_then(|code| u8::try_from(code).ok());
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }

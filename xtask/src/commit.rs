@@ -1,16 +1,17 @@
 //! The commit of a GPU kit.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+
+use crate::git;
 
 /// Placeholder for a missing answer from git.
 const UNKNOWN: &str = "unknown";
 
 /// Returns two lines: the commit checked out in `root`, marked if the working tree differs, and its date.
 pub(crate) fn describe(root: &Path) -> String {
-    let commit = git(root, &["rev-parse", "HEAD"]);
-    let status = git(root, &["status", "--porcelain"]);
-    let date = git(root, &["show", "--no-patch", "--format=%cI", "HEAD"]);
+    let commit = git::output(root, &["rev-parse", "HEAD"]);
+    let status = git::output(root, &["status", "--porcelain"]);
+    let date = git::output(root, &["show", "--no-patch", "--format=%cI", "HEAD"]);
     lines(commit.as_deref(), status.as_deref(), date.as_deref())
 }
 
@@ -23,21 +24,6 @@ fn lines(commit: Option<&str>, status: Option<&str>, date: Option<&str>) -> Stri
         }
         _ => format!("{UNKNOWN}\n{UNKNOWN}\n"),
     }
-}
-
-/// Returns the output of git, or `None` if it is missing or fails.
-fn git(root: &Path, words: &[&str]) -> Option<String> {
-    let output = Command::new("git")
-        .arg("-C")
-        .arg(root)
-        .args(words)
-        .stdin(Stdio::null())
-        .output()
-        .ok()?;
-    output
-        .status
-        .success()
-        .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 #[cfg(test)]

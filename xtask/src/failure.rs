@@ -1,12 +1,13 @@
 //! Errors of xtask; each message also names the remedy.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::goods::Goods;
-use crate::kit_size::{Entry, LIMIT, Size};
+use crate::kit_entry::{Entry, LIMIT, Size};
 use crate::wheels::{Bytes, TORCH_VERSION};
 
 #[derive(Debug)]
@@ -98,6 +99,36 @@ pub(crate) enum Failure {
         program: String,
         source: io::Error,
     },
+    /// A check of the repository has findings, each with its remedy.
+    Findings {
+        check: &'static str,
+        findings: Vec<String>,
+    },
+    /// Cargo does not list the crates of the workspace.
+    Metadata {
+        said: String,
+    },
+    /// The file system refuses a file of the repository that a check reads.
+    SourceIo {
+        path: PathBuf,
+        source: io::Error,
+    },
+    /// A source file is not Rust.
+    Syntax {
+        path: PathBuf,
+        line: usize,
+    },
+    /// Git lists no files to check.
+    Untracked,
+    /// A pattern of the check of the prose is wrong.
+    Pattern {
+        pattern: String,
+        said: String,
+    },
+    /// Rustdoc could not write its JSON; it has said why.
+    Document,
+    /// `xtask/api` could not read rustdoc's JSON; it has said why.
+    Listing,
 }
 
 impl Failure {
@@ -111,6 +142,27 @@ impl Failure {
     pub(crate) fn kit_io(path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_path_buf();
         move |source| Self::KitIo { path, source }
+    }
+
+    /// The same for a file of the repository that a check reads.
+    pub(crate) fn source_io(path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = path.to_path_buf();
+        move |source| Self::SourceIo { path, source }
+    }
+
+    /// For `map_err`: attaches the program to an error of starting it.
+    pub(crate) fn start(program: &OsStr) -> impl FnOnce(io::Error) -> Self + use<> {
+        let program = program.display().to_string();
+        move |source| Self::Start { program, source }
+    }
+
+    /// Fails if the `check` of this name has findings.
+    pub(crate) fn unless_empty(check: &'static str, findings: Vec<String>) -> Result<(), Self> {
+        if findings.is_empty() {
+            Ok(())
+        } else {
+            Err(Self::Findings { check, findings })
+        }
     }
 
     /// Returns 2 for a wrong command line, 1 otherwise. (Cargo's own failures never reach this: its exit code
@@ -140,7 +192,15 @@ impl Failure {
             | Self::NoProgram { .. }
             | Self::Pack { .. }
             | Self::TooLarge { .. }
-            | Self::Start { .. } => false,
+            | Self::Start { .. }
+            | Self::Findings { .. }
+            | Self::Metadata { .. }
+            | Self::SourceIo { .. }
+            | Self::Syntax { .. }
+            | Self::Untracked
+            | Self::Pattern { .. }
+            | Self::Document
+            | Self::Listing => false,
         }
     }
 }
@@ -244,7 +304,7 @@ impl fmt::Display for Failure {
                  A setting of pip may be the cause: `python3 -m pip config list` shows them.",
                 folder.display()
             ),
-            Self::Io { path, source } | Self::KitIo { path, source } => {
+            Self::Io { path, source } | Self::KitIo { path, source } | Self::SourceIo { path, source } => {
                 write!(f, "cannot access {}: {source}", path.display())
             }
             Self::Build => write!(
@@ -279,6 +339,40 @@ impl fmt::Display for Failure {
                 )
             }
             Self::Start { program, source } => write!(f, "cannot start {program}: {source}"),
+            Self::Findings { check, findings } => {
+                let count = findings.len();
+                let noun = if count == 1 { "finding" } else { "findings" };
+                write!(f, "`cargo xtask {check}` has {count} {noun}:")?;
+                findings.iter().try_for_each(|finding| write!(f, "\n{finding}"))
+            }
+            Self::Metadata { said } => write!(
+                f,
+                "`cargo metadata` does not list the crates of the workspace: {said}\n\
+                 Correct the Cargo.toml that it names and run the command again."
+            ),
+            Self::Syntax { path, line } => write!(
+                f,
+                "{}:{line} is not Rust; correct it (`cargo check` says more) and run the command again.",
+                path.display()
+            ),
+            Self::Untracked => write!(
+                f,
+                "git lists no files to check.\n\
+                 Git and a clone of the repository are needed; paths have to name files in it that git does not ignore."
+            ),
+            Self::Document => write!(
+                f,
+                "rustdoc could not write the public API as JSON; it says why above.\n\
+                 Correct that (`cargo doc --features doc-only` says more) and run the command again."
+            ),
+            Self::Listing => write!(
+                f,
+                "the public API could not be listed; the reason and a remedy are above."
+            ),
+            Self::Pattern { pattern, said } => write!(
+                f,
+                "the pattern {pattern} of xtask/src/prose/counts.rs is wrong; correct it: {said}"
+            ),
         }?;
         if self.has_a_way_round() {
             write!(
@@ -297,7 +391,10 @@ const INSTALL_PIP: &str = "`sudo apt install python3-pip` (Debian, Ubuntu), `sud
 impl std::error::Error for Failure {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Io { source, .. } | Self::KitIo { source, .. } | Self::Start { source, .. } => Some(source),
+            Self::Io { source, .. }
+            | Self::KitIo { source, .. }
+            | Self::SourceIo { source, .. }
+            | Self::Start { source, .. } => Some(source),
             _ => None,
         }
     }
@@ -355,6 +452,19 @@ mod tests {
         for part in ["windows (x86_64)", "set LIBTORCH", "https://pytorch.org"] {
             assert!(message.contains(part), "{part} is missing in: {message}");
         }
+    }
+
+    #[test]
+    fn findings_are_listed_one_after_another() {
+        assert!(Failure::unless_empty("layers", Vec::new()).is_ok());
+        let findings = vec!["a/Cargo.toml: a".to_owned(), "b/Cargo.toml: b".to_owned()];
+        let message = Failure::unless_empty("layers", findings)
+            .expect_err("two findings")
+            .to_string();
+        assert_eq!(
+            message,
+            "`cargo xtask layers` has 2 findings:\na/Cargo.toml: a\nb/Cargo.toml: b"
+        );
     }
 
     #[test]

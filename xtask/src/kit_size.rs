@@ -1,42 +1,14 @@
-//! The size of a GPU kit, and its limit.
+//! The size of a whole GPU kit.
 
 use std::fmt;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::failure::Failure;
-
-/// Size limit of a kit, which is sent to the machine with the GPU each time.
-pub(crate) const LIMIT: Size = Size(40 << 20);
+use crate::kit_entry::{Entry, LIMIT, Size};
 
 /// Number of entries named in the error for a kit above the limit.
 const NAMED: usize = 3;
-
-/// A number of bytes, displayed in MiB.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Size(pub(crate) u64);
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // In hundredths, rounded up: a size above the limit is never shown as the limit.
-        let hundredths = (u128::from(self.0) * 100).div_ceil(1 << 20);
-        write!(f, "{}.{:02} MiB", hundredths / 100, hundredths % 100)
-    }
-}
-
-/// A file of the kit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Entry {
-    /// Relative to the folder of the kit.
-    pub(crate) path: PathBuf,
-    pub(crate) size: Size,
-}
-
-impl fmt::Display for Entry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:>10}  {}", self.size.to_string(), self.path.display())
-    }
-}
 
 /// All files of a kit.
 #[derive(Debug)]
@@ -95,6 +67,8 @@ impl fmt::Display for Contents {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn contents(sizes: &[(&str, u64)]) -> Contents {
@@ -107,15 +81,6 @@ mod tests {
                 })
                 .collect(),
         )
-    }
-
-    #[test]
-    fn sizes_are_shown_in_hundredths_of_mebibytes() {
-        assert_eq!(Size(0).to_string(), "0.00 MiB");
-        assert_eq!(Size(1).to_string(), "0.01 MiB");
-        assert_eq!(Size(3 << 19).to_string(), "1.50 MiB");
-        assert_eq!(LIMIT.to_string(), "40.00 MiB");
-        assert_eq!(Size(LIMIT.0 + 1).to_string(), "40.01 MiB");
     }
 
     #[test]

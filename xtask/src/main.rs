@@ -5,7 +5,8 @@
 //! touched again: `.cargo/config.toml` points plain cargo there. A libtorch named by the user is used instead
 //! ([`source`]).
 //!
-//! `cargo xtask gpu-kit` builds the kit for a machine with a GPU ([`kit`]).
+//! `cargo xtask gpu-kit` builds the kit for a machine with a GPU ([`kit`]). `cargo xtask layers`, `prose` and
+//! `api` check the repository and need no libtorch ([`layers`], [`prose`], [`api`]).
 
 #![allow(
     clippy::print_stdout,
@@ -13,22 +14,28 @@
     reason = "a program speaks through its standard streams"
 )]
 
+mod api;
 mod args;
 mod cargo;
 mod commit;
 mod disk;
 mod failure;
+mod git;
 mod goods;
 mod home;
 mod host;
 mod install;
 mod kit;
+mod kit_entry;
 mod kit_size;
 mod kit_wheels;
+mod layers;
 mod lock;
+mod prose;
 mod python;
 mod source;
 mod wheels;
+mod workspace;
 
 use std::env;
 use std::env::consts::OS;
@@ -39,9 +46,10 @@ use args::{Action, Args};
 use failure::Failure;
 use home::Home;
 use source::{Environment, Source};
+use wheels::Variant;
 
 fn main() -> ExitCode {
-    match run() {
+    match api::as_rustdoc().unwrap_or_else(run) {
         Ok(code) => code,
         Err(failure) => {
             eprintln!("xtask: {failure}");
@@ -52,21 +60,36 @@ fn main() -> ExitCode {
 
 fn run() -> Result<ExitCode, Failure> {
     let args = Args::parse(env::args_os().skip(1))?;
-    if args.action == Action::Help {
-        print!("{}", args::help());
-        return Ok(ExitCode::SUCCESS);
-    }
-
-    if args.action == Action::GpuKit {
-        kit::check(OS)?;
-    }
-
     let root = repository();
-    let home = Home::of_repository(&root);
+    match args.action {
+        Action::Help => print!("{}", args::help()),
+        Action::Api { write } => api::check(&root, write)?,
+        Action::Layers => layers::check(&root)?,
+        Action::Prose { lines, paths } => prose::check(&root, lines, &paths)?,
+        Action::Libtorch => {
+            let (source, home) = libtorch(&root, args.variant)?;
+            println!("{}", source.folder(&home).display());
+        }
+        Action::GpuKit => {
+            kit::check(OS)?;
+            let (source, home) = libtorch(&root, args.variant)?;
+            kit::make(&root, &source, &home)?;
+        }
+        Action::Cargo(command) => {
+            let (source, home) = libtorch(&root, args.variant)?;
+            return cargo::run(&command, &source, &home);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Finds the libtorch to use, and installs it if it is the repository's own.
+fn libtorch(root: &Path, variant: Option<Variant>) -> Result<(Source, Home), Failure> {
+    let home = Home::of_repository(root);
     let source = Source::find(&Environment::read(), &home)?;
     match &source {
-        Source::Own => install::ensure(&home, args.variant)?,
-        Source::Folder { .. } | Source::Pytorch { .. } if args.variant.is_some() => {
+        Source::Own => install::ensure(&home, variant)?,
+        Source::Folder { .. } | Source::Pytorch { .. } if variant.is_some() => {
             eprintln!(
                 "xtask: --cpu and --cuda do nothing here, as {} is set",
                 source.variable()
@@ -74,18 +97,7 @@ fn run() -> Result<ExitCode, Failure> {
         }
         Source::Folder { .. } | Source::Pytorch { .. } => {}
     }
-
-    match args.action {
-        Action::Cargo(command) => cargo::run(&command, &source, &home),
-        Action::GpuKit => {
-            kit::make(&root, &source, &home)?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Action::Help | Action::Libtorch => {
-            println!("{}", source.folder(&home).display());
-            Ok(ExitCode::SUCCESS)
-        }
-    }
+    Ok((source, home))
 }
 
 /// Returns the root of the repository. Cargo passes this package's folder when it runs xtask; a program
