@@ -8,7 +8,7 @@ use kontext_core::{Device, Error, Kind, Result};
 use kontext_device::{device, memory};
 use kontext_dit::{Dit, DitConfig};
 use kontext_formats::Quantize;
-use kontext_nn::LeftInFile;
+use kontext_nn::Offload;
 use kontext_nn::Weights;
 use kontext_sampler::Size;
 use kontext_text::{ClipEncoder, T5Encoder, TextEncoder, Tokenizer};
@@ -116,8 +116,8 @@ impl Builder {
             let path = checkpoint.vae.clone();
             Slot::new(staged, move || Autoencoder::open(&path, Kind::Float, device))?
         };
-        let weights = weights.left_in_file(left).quantized(self.quantize);
-        let weights = if left == LeftInFile::All {
+        let weights = weights.offload(left).quantized(self.quantize);
+        let weights = if left == Offload::All {
             weights.prefetched()
         } else {
             weights
@@ -329,7 +329,7 @@ struct TextFiles {
     length: usize,
     compute: Kind,
     device: Device,
-    left: LeftInFile,
+    left: Offload,
     quantize: Option<Quantize>,
 }
 
@@ -345,7 +345,7 @@ impl TextFiles {
         let t5_tokenizer = Tokenizer::open(&checkpoint.t5_tokenizer)?;
         let clip = ClipEncoder::open(&checkpoint.clip, *compute, *device)?;
         let t5 = T5Encoder::weights(&checkpoint.t5)?.at_most(*compute).device(*device);
-        let t5 = t5.left_in_file(self.left).quantized(self.quantize);
+        let t5 = t5.offload(self.left).quantized(self.quantize);
         let t5 = T5Encoder::from_weights(&t5, &checkpoint.t5, *compute)?;
         Ok(TextEncoder::new(clip, clip_tokenizer, t5, t5_tokenizer)?.max_sequence_length(self.length))
     }

@@ -7,7 +7,7 @@ use kontext_core::{CheckpointError, Error, Result};
 use kontext_dit::{Dit, DitConfig};
 use kontext_lora::{Lora, LoraOptions, LoraTarget};
 use kontext_nn::Adapters;
-use kontext_nn::{Prepared, Slots};
+use kontext_nn::{AdapterSlots, PendingAdapters};
 use kontext_text::TextEncoder;
 
 /// A LoRA with its scale, for the whole of it or by layer.
@@ -281,7 +281,7 @@ impl LoraSet {
 
     /// Checks that every layer pattern matches a layer of these parts.
     pub(crate) fn check_patterns(&self, text: &TextEncoder, dit: &Dit) -> Result<()> {
-        let named = |prefix: &str, slots: &Slots| -> Vec<String> {
+        let named = |prefix: &str, slots: &AdapterSlots| -> Vec<String> {
             slots.layers().iter().map(|layer| format!("{prefix}{layer}")).collect()
         };
         let (clip, t5) = (text.clip().slots(), text.t5().slots());
@@ -290,7 +290,7 @@ impl LoraSet {
     }
 
     /// Validates all adapters of the text encoders and moves them to the device.
-    pub(crate) fn prepare_text(&self, text: &TextEncoder) -> Result<Vec<Prepared>> {
+    pub(crate) fn prepare_text(&self, text: &TextEncoder) -> Result<Vec<PendingAdapters>> {
         let (clip, t5) = (text.clip().slots(), text.t5().slots());
         Ok(vec![
             clip.prepare(&self.text(LoraTarget::Clip, &clip.layers())?)?,
@@ -299,7 +299,7 @@ impl LoraSet {
     }
 
     /// Validates those of the transformer and moves them to the device.
-    pub(crate) fn prepare_dit(&self, dit: &Dit) -> Result<Prepared> {
+    pub(crate) fn prepare_dit(&self, dit: &Dit) -> Result<PendingAdapters> {
         dit.slots().prepare(&self.transformer(dit.config())?)
     }
 }

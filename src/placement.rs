@@ -5,7 +5,7 @@ use std::ops::Deref;
 
 use kontext_core::{Device, Error, Result};
 use kontext_device::memory;
-use kontext_nn::LeftInFile;
+use kontext_nn::Offload;
 
 use crate::frozen::Frozen;
 
@@ -43,13 +43,13 @@ impl Placement {
     /// model keeps them if they fit; a model loaded for each run copies them once either way.
     pub(crate) fn arrangements(self, device: Device) -> Vec<Arrangement> {
         let all = [
-            (Self::Resident, LeftInFile::None),
-            (Self::Resident, LeftInFile::UsedOnce),
-            (Self::Staged, LeftInFile::UsedOnce),
-            (Self::Streamed, LeftInFile::All),
+            (Self::Resident, Offload::None),
+            (Self::Resident, Offload::Once),
+            (Self::Staged, Offload::Once),
+            (Self::Streamed, Offload::All),
         ];
         let wanted = |placement: Self| self == Self::Auto || self == placement;
-        let there = |left: LeftInFile| device != Device::Cpu || left != LeftInFile::None;
+        let there = |left: Offload| device != Device::Cpu || left != Offload::None;
         let all = all
             .into_iter()
             .filter(|(placement, left)| wanted(*placement) && there(*left));
@@ -61,7 +61,7 @@ impl Placement {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Arrangement {
     pub(crate) placement: Placement,
-    pub(crate) left: LeftInFile,
+    pub(crate) left: Offload,
 }
 
 impl fmt::Display for Placement {

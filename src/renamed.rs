@@ -1,7 +1,7 @@
 //! Tensors under the names of other programs' files, which may store them in pieces.
 
 use kontext_core::{Result, Tensor};
-use kontext_formats::{NameMap, Recipe};
+use kontext_formats::{NameMap, TensorMap};
 use kontext_nn::ops::swap_halves;
 
 /// A tensor, or some of its rows, under its name in a file.
@@ -48,12 +48,12 @@ impl Piece {
 /// Returns the pieces of a tensor of this shape under another naming scheme.
 pub(crate) fn pieces(name: &str, shape: &[i64], map: NameMap, width: i64) -> Vec<Piece> {
     match map(name) {
-        Recipe::Name(name) => vec![Piece::whole(name)],
-        Recipe::SwapHalves(name) => vec![Piece {
+        TensorMap::Name(name) => vec![Piece::whole(name)],
+        TensorMap::SwapHalves(name) => vec![Piece {
             name,
             rows: Rows::SwappedHalves,
         }],
-        Recipe::Rows(names) => {
+        TensorMap::Rows(names) => {
             // All parts but the last have as many rows as the model is wide.
             let rows = shape.first().copied().unwrap_or_default();
             let (height, last) = (rows.min(width), names.len().saturating_sub(1));

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use kontext::{ActiveLora, Checkpoint, Device, Layout, Lora, LoraUse, Pipeline, Placement, Quantize, Request};
 use kontext_core::{Conditioning, Kind, Tensor, check};
 use kontext_dit::{Dit, DitConfig, RunInput, linear_parts, names};
-use kontext_formats::Recipe;
+use kontext_formats::TensorMap;
 use kontext_lora::{LoraFamily, LoraForm, LoraLayer, LoraOptions, LoraTarget, save_lora};
 use kontext_nn::Adapters;
 use kontext_nn::Weights;
@@ -150,7 +150,7 @@ fn transformer_weights() -> Weights {
         let mut rest = shape[0];
         let last = recipe.names().len() - 1;
         for (index, name) in recipe.names().iter().enumerate() {
-            let rows = if matches!(recipe, Recipe::Rows(_)) && index < last {
+            let rows = if matches!(recipe, TensorMap::Rows(_)) && index < last {
                 config().width()
             } else {
                 rest
@@ -329,7 +329,7 @@ fn text_encoders_change_as_in_peft() {
             lora.report().targets,
             BTreeMap::from([(LoraTarget::Clip, 4), (LoraTarget::T5, 4)])
         );
-        let activate = |target, slots: &kontext_nn::Slots| {
+        let activate = |target, slots: &kontext_nn::AdapterSlots| {
             slots
                 .set(&lora.text_adapters(target, &slots.layers(), |_| 1.0).unwrap())
                 .unwrap();

@@ -1,7 +1,7 @@
 //! Linear layers of the transformer, by this library's names and by diffusers'.
 
 use kontext_core::Result;
-use kontext_formats::Recipe;
+use kontext_formats::TensorMap;
 use kontext_nn::Weights;
 
 use crate::{Dit, DitConfig, names};
@@ -45,7 +45,7 @@ pub fn linear_parts(config: &DitConfig) -> Result<Vec<LinearPart>> {
             continue;
         };
         let recipe = names::diffusers(&name);
-        let swapped = matches!(recipe, Recipe::SwapHalves(_));
+        let swapped = matches!(recipe, TensorMap::SwapHalves(_));
         let count = recipe.names().len() as i64;
         let mut start = 0;
         for module in recipe.names() {

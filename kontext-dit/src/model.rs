@@ -4,7 +4,7 @@
 
 use kontext_core::{Conditioning, During, Error, Kind, Result, Tensor, Tokens, check};
 use kontext_nn::Weights;
-use kontext_nn::{Linear, Slots};
+use kontext_nn::{AdapterSlots, Linear};
 
 use crate::DitConfig;
 use crate::double::{DoubleBlock, DoubleTable};
@@ -25,7 +25,7 @@ pub struct Dit {
     single_blocks: Vec<SingleBlock>,
     last_modulation: ModulationLayer,
     last_linear: Linear,
-    slots: Slots,
+    slots: AdapterSlots,
 }
 
 /// Inputs of a run that do not depend on the sample.
@@ -101,7 +101,7 @@ impl Dit {
 
     /// Returns the adapter slots of the linear layers, by BFL's names: `double_blocks.0.img_attn.qkv`.
     #[must_use]
-    pub fn slots(&self) -> &Slots {
+    pub fn slots(&self) -> &AdapterSlots {
         &self.slots
     }
 

@@ -2,20 +2,21 @@
 //!
 //! Source: huggingface/diffusers 0.38 `scripts/convert_flux_to_diffusers.py`.
 
-use kontext_formats::Recipe;
+use kontext_formats::TensorMap;
 
 /// Translates a name of `black-forest-labs/flux` to diffusers' tensors.
 ///
 /// diffusers splits the fused projections (`qkv`, `linear1`) and swaps scale and shift of the last
 /// modulation.
 #[must_use]
-pub fn diffusers(name: &str) -> Recipe {
+pub fn diffusers(name: &str) -> TensorMap {
     let (module, leaf) = name.rsplit_once('.').unwrap_or(("", name));
     // BFL calls norm weights `scale`.
     let leaf = if leaf == "scale" { "weight" } else { leaf };
-    let one = |module: String| Recipe::Name(format!("{module}.{leaf}"));
-    let rows =
-        |prefix: String, parts: &[&str]| Recipe::Rows(parts.iter().map(|p| format!("{prefix}.{p}.{leaf}")).collect());
+    let one = |module: String| TensorMap::Name(format!("{module}.{leaf}"));
+    let rows = |prefix: String, parts: &[&str]| {
+        TensorMap::Rows(parts.iter().map(|p| format!("{prefix}.{p}.{leaf}")).collect())
+    };
     if let Some((block, part)) = indexed(module, "double_blocks.") {
         let at = |s: &str| format!("transformer_blocks.{block}.{s}");
         return match part {
@@ -54,10 +55,10 @@ pub fn diffusers(name: &str) -> Recipe {
         "img_in" => one("x_embedder".to_owned()),
         "txt_in" => one("context_embedder".to_owned()),
         "final_layer.linear" => one("proj_out".to_owned()),
-        "final_layer.adaLN_modulation.1" => Recipe::SwapHalves(format!("norm_out.linear.{leaf}")),
+        "final_layer.adaLN_modulation.1" => TensorMap::SwapHalves(format!("norm_out.linear.{leaf}")),
         other => match embedder(other) {
             Some(module) => one(module),
-            None => Recipe::Name(name.to_owned()),
+            None => TensorMap::Name(name.to_owned()),
         },
     }
 }

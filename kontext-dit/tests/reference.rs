@@ -7,7 +7,7 @@
 
 use kontext_core::{Conditioning, Device, Kind, Tensor, Tokens, check};
 use kontext_dit::{Dit, DitConfig, RunInput, names};
-use kontext_formats::Recipe;
+use kontext_formats::TensorMap;
 use kontext_nn::Weights;
 
 const BOUND: f64 = 1e-5;
@@ -47,11 +47,11 @@ fn diffusers_weights(config: &DitConfig) -> Weights {
     for (name, shape) in blank.shapes() {
         let recipe = names::diffusers(&name);
         let parts = match &recipe {
-            Recipe::Rows(rows) if rows.len() == 4 => {
+            TensorMap::Rows(rows) if rows.len() == 4 => {
                 let width = config.width();
                 vec![width, width, width, shape[0] - 3 * width]
             }
-            Recipe::Rows(rows) => vec![shape[0] / rows.len() as i64; rows.len()],
+            TensorMap::Rows(rows) => vec![shape[0] / rows.len() as i64; rows.len()],
             _ => vec![shape[0]],
         };
         for (name, rows) in recipe.names().iter().zip(parts) {

@@ -2,7 +2,7 @@
 
 use super::file::Stored;
 use super::quant::Format;
-use super::side_tensors::Companion;
+use super::scales::{Place, SideTensors};
 
 /// A tensor in a file: its shape and form, without its values.
 #[derive(Debug, Clone)]
@@ -12,9 +12,9 @@ pub struct Entry {
     /// The tensor's name in that file.
     pub(super) name: String,
     pub(super) stored: Stored,
-    pub(super) companion: Companion,
+    pub(super) side: SideTensors,
     /// Size of the side tensors in bytes.
-    pub(super) companion_bytes: u64,
+    pub(super) side_bytes: u64,
 }
 
 impl Entry {
@@ -23,9 +23,13 @@ impl Entry {
             file,
             name: name.to_owned(),
             stored: stored.clone(),
-            companion: Companion::None,
-            companion_bytes: 0,
+            side: SideTensors::None,
+            side_bytes: 0,
         }
+    }
+
+    pub(super) fn place(&self) -> Place {
+        (self.file, self.name.clone())
     }
 
     /// The stored shape.
@@ -44,12 +48,12 @@ impl Entry {
     /// and weights with scales next to them.
     #[must_use]
     pub fn is_packed(&self) -> bool {
-        self.stored.format.is_some() && (self.stored.kind.is_none() || !matches!(self.companion, Companion::None))
+        self.stored.format.is_some() && (self.stored.kind.is_none() || !matches!(self.side, SideTensors::None))
     }
 
     /// Size in the file in bytes, side tensors included.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.stored.range.len() as u64 + self.companion_bytes
+        self.stored.range.len() as u64 + self.side_bytes
     }
 }

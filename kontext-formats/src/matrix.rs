@@ -7,7 +7,7 @@ use memmap2::Mmap;
 use tch::Tensor;
 
 use super::quant::{Format, Packed, Scale};
-use super::side_tensors::Factors;
+use super::scales::Scales;
 use kontext_core::{Error, Result};
 
 /// A matrix [rows, columns] in its stored form, on the host: packed bytes and their scales.
@@ -17,7 +17,7 @@ pub struct StoredMatrix {
     format: Format,
     rows: usize,
     columns: usize,
-    factors: Factors,
+    scales: Scales,
 }
 
 #[derive(Debug)]
@@ -32,13 +32,13 @@ impl StoredMatrix {
     ///
     /// The sizes are checked by [`StoredMatrix::view`].
     #[must_use]
-    pub fn new(bytes: Vec<u8>, format: Format, [rows, columns]: [usize; 2], factors: Factors) -> Self {
+    pub fn new(bytes: Vec<u8>, format: Format, [rows, columns]: [usize; 2], scales: Scales) -> Self {
         Self {
             bytes: Bytes::Held(bytes),
             format,
             rows,
             columns,
-            factors,
+            scales,
         }
     }
 
@@ -48,14 +48,14 @@ impl StoredMatrix {
         range: Range<usize>,
         format: Format,
         [rows, columns]: [usize; 2],
-        factors: Factors,
+        scales: Scales,
     ) -> Self {
         Self {
             bytes: Bytes::Mapped(Arc::clone(map), range),
             format,
             rows,
             columns,
-            factors,
+            scales,
         }
     }
 
@@ -85,7 +85,7 @@ impl StoredMatrix {
     #[must_use]
     pub fn reshaped(self, [rows, columns]: [usize; 2]) -> Self {
         let same = rows.checked_mul(columns) == self.rows.checked_mul(self.columns);
-        let free = self.format.block() == 1 && !matches!(self.factors, Factors::Rows(_));
+        let free = self.format.block() == 1 && !matches!(self.scales, Scales::Rows(_));
         if same && free {
             Self { rows, columns, ..self }
         } else {
@@ -98,11 +98,11 @@ impl StoredMatrix {
     /// # Errors
     /// [`Error::InvalidArgument`] if bytes or scales do not fit the size.
     pub fn view(&self) -> Result<Packed<'_>> {
-        let scale = match &self.factors {
-            Factors::None => Scale::None,
-            Factors::All(factor) => Scale::All(*factor),
-            Factors::Rows(factors) => Scale::Rows(factors),
-            Factors::Blocks { size, values } => Scale::Blocks { size: *size, values },
+        let scale = match &self.scales {
+            Scales::None => Scale::None,
+            Scales::All(scale) => Scale::All(*scale),
+            Scales::Rows(scales) => Scale::Rows(scales),
+            Scales::Blocks { size, values } => Scale::Blocks { size: *size, values },
         };
         Packed::new(self.bytes(), self.format, self.rows, self.columns, scale)
     }

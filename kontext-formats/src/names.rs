@@ -2,7 +2,7 @@
 
 /// The source of a part's tensor in a file with another naming scheme.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Recipe {
+pub enum TensorMap {
     /// The tensor of this name, as it is (or with sizes of one added or removed: 1x1 convolutions and
     /// linears).
     Name(String),
@@ -12,18 +12,18 @@ pub enum Recipe {
     SwapHalves(String),
 }
 
-impl Recipe {
+impl TensorMap {
     /// Returns the names of the tensors to read.
     pub fn names(&self) -> &[String] {
         match self {
-            Recipe::Name(name) | Recipe::SwapHalves(name) => std::slice::from_ref(name),
-            Recipe::Rows(names) => names,
+            TensorMap::Name(name) | TensorMap::SwapHalves(name) => std::slice::from_ref(name),
+            TensorMap::Rows(names) => names,
         }
     }
 }
 
-/// A translation of a part's name for a tensor into a [`Recipe`] over a file's names.
-pub type NameMap = fn(&str) -> Recipe;
+/// A translation of a part's name for a tensor into a [`TensorMap`] over a file's names.
+pub type NameMap = fn(&str) -> TensorMap;
 
 /// Returns the name most similar to `wanted`, unless none is similar enough.
 ///

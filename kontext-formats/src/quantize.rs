@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::quant::{Format, pack};
-use super::{Factors, StoredMatrix};
+use super::{Scales, StoredMatrix};
 use kontext_core::{Error, Result};
 
 /// What the weights of linear layers are packed to.
@@ -54,7 +54,7 @@ impl Quantize {
         }
     }
 
-    /// Packs a matrix [out, in] of any floating kind: its bytes, and the factors beside them (one for fp8, one for
+    /// Packs a matrix [out, in] of any floating kind: its bytes, and the scales beside them (one for fp8, one for
     /// each row for int8, none for the others).
     ///
     /// # Errors
@@ -101,15 +101,15 @@ impl Quantize {
     /// # Errors
     /// Those of [`Quantize::pack`].
     pub fn matrix(self, matrix: &Tensor) -> Result<StoredMatrix> {
-        let (bytes, factors) = self.pack(matrix)?;
+        let (bytes, scales) = self.pack(matrix)?;
         let (rows, columns) = matrix.size2()?;
-        let factors = match (self, factors.as_slice()) {
-            (Self::Fp8, [factor]) => Factors::All(*factor),
-            (Self::Int8, _) => Factors::Rows(factors),
-            _ => Factors::None,
+        let scales = match (self, scales.as_slice()) {
+            (Self::Fp8, [factor]) => Scales::All(*factor),
+            (Self::Int8, _) => Scales::Rows(scales),
+            _ => Scales::None,
         };
         let size = [rows.unsigned_abs() as usize, columns.unsigned_abs() as usize];
-        Ok(StoredMatrix::new(bytes, self.format(), size, factors))
+        Ok(StoredMatrix::new(bytes, self.format(), size, scales))
     }
 }
 

@@ -51,7 +51,7 @@ impl Store {
                 };
                 let bytes = match dtype.as_str() {
                     "other" => 0,
-                    _ => entry.stored.range.len() as u64 + entry.companion_bytes,
+                    _ => entry.stored.range.len() as u64 + entry.side_bytes,
                 };
                 count(dtype, entry.stored.elements(), bytes);
             }),
@@ -77,7 +77,7 @@ impl Store {
         let sizes = |entry: &super::Entry| {
             (
                 entry.stored.shape.clone(),
-                entry.stored.range.len() as u64 + entry.companion_bytes,
+                entry.stored.range.len() as u64 + entry.side_bytes,
             )
         };
         entries

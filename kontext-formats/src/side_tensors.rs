@@ -1,4 +1,4 @@
-//! Quantisation side tensors: scales, absmax and bitsandbytes' quant state.
+//! Attaching side tensors to their weights: scales, absmax and bitsandbytes' quant state.
 //!
 //! Sources: Comfy-Org/ComfyUI `comfy/ops.py` (scaled fp8, old and new names); bitsandbytes
 //! `functional.py`, `QuantState`, and `nn/modules.py`, `Linear8bitLt`, as diffusers saves them.
@@ -6,60 +6,13 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use tch::{Kind, Tensor};
+use tch::Kind;
 
 use super::Entry;
 use super::file::{WeightFile, sides};
 use super::quant::Format;
+use super::scales::{Nested, SideTensors, floats_of};
 use kontext_core::{CheckpointError, Error, Result};
-
-/// Location of a tensor: the index of its file, and its name there.
-pub(super) type Place = (usize, String);
-
-/// The side tensors that hold the scales of a weight.
-#[derive(Debug, Clone, Default)]
-pub(super) enum Companion {
-    #[default]
-    None,
-    /// One scale, or one per row.
-    Factor(Place),
-    /// The absmax of each row, stored as 127.
-    RowMaxima(Place),
-    /// The absmax of each block.
-    BlockMaxima {
-        absmax: Place,
-        block: usize,
-        nested: Option<Nested>,
-    },
-}
-
-/// Block absmax in double quantisation: `map[code] * absmax[block] + offset`.
-#[derive(Debug, Clone)]
-pub(super) struct Nested {
-    absmax: Place,
-    map: Place,
-    block: usize,
-    offset: f32,
-}
-
-/// Scales in memory.
-#[derive(Debug, Clone, Default)]
-pub enum Factors {
-    /// None: the elements are the values.
-    #[default]
-    None,
-    /// One for the whole matrix.
-    All(f32),
-    /// One for each row.
-    Rows(Vec<f32>),
-    /// One for each `size` elements, counted over the flattened matrix.
-    Blocks {
-        /// Elements of a block; the last may have fewer.
-        size: usize,
-        /// The scales.
-        values: Vec<f32>,
-    },
-}
 
 /// bitsandbytes' quant state of a 4-bit weight.
 #[derive(Deserialize)]
@@ -73,13 +26,11 @@ struct QuantState {
     nested_offset: f32,
 }
 
-/// 1/127, as in bitsandbytes.
-const ONE_127TH: f32 = 7.874_016e-3;
 /// Number of 8-bit codes.
 const CODES: usize = 256;
 const QUANT_STATE: &str = ".quant_state.bitsandbytes__";
 /// Suffixes of an fp8 weight's scale, which replace its `weight`.
-const FACTORS: [&str; 2] = [".scale_weight", ".weight_scale"];
+const SCALES: [&str; 2] = [".scale_weight", ".weight_scale"];
 /// Suffixes of dropped tensors: markers of a file or a layer, which the weights themselves make redundant,
 /// and input scales, which serve multiplication in fp8.
 const EXTRAS: [&str; 4] = [".scale_input", ".input_scale", ".comfy_quant", ".weight_format"];
@@ -90,7 +41,7 @@ const MARKER: &str = "scaled_fp8";
 pub(super) fn fold(files: &[WeightFile], entries: &mut BTreeMap<String, Entry>) -> Result<()> {
     let names: Vec<String> = entries.keys().cloned().collect();
     for name in &names {
-        let factor = FACTORS.iter().find_map(|end| name.strip_suffix(end));
+        let scaled = SCALES.iter().find_map(|end| name.strip_suffix(end));
         if let Some((weight, _)) = name.split_once(QUANT_STATE) {
             four_bits(files, entries, name, weight)?;
         } else if let Some(layer) = name.strip_suffix(".SCB") {
@@ -105,11 +56,11 @@ pub(super) fn fold(files: &[WeightFile], entries: &mut BTreeMap<String, Entry>) 
                     let rows = weight.stored.sides().0;
                     weight.stored.kind = None;
                     weight.stored.format = Some(Format::Int8);
-                    weight.companion = Companion::RowMaxima(maxima.place());
+                    weight.side = SideTensors::RowAbsmax(maxima.place());
                     count(maxima, rows, &format!("{rows} values, one for each row"))
                 },
             )?;
-        } else if let Some(layer) = factor {
+        } else if let Some(layer) = scaled {
             let narrow = |kind| matches!(kind, Some(Kind::Float8e4m3fn | Kind::Float8e5m2));
             attach(
                 files,
@@ -117,11 +68,11 @@ pub(super) fn fold(files: &[WeightFile], entries: &mut BTreeMap<String, Entry>) 
                 name,
                 &format!("{layer}.weight"),
                 narrow,
-                |weight, factors| {
+                |weight, scales| {
                     let rows = weight.stored.sides().0;
-                    weight.companion = Companion::Factor(factors.place());
-                    let expected = if factors.stored.elements() == 1 { 1 } else { rows };
-                    count(factors, expected, &format!("1 value, or one for each of {rows} rows"))
+                    weight.side = SideTensors::Scale(scales.place());
+                    let expected = if scales.stored.elements() == 1 { 1 } else { rows };
+                    count(scales, expected, &format!("1 value, or one for each of {rows} rows"))
                 },
             )?;
         } else if name.rsplit('.').next() == Some(MARKER) || EXTRAS.iter().any(|end| name.ends_with(end)) {
@@ -141,11 +92,11 @@ fn attach(
     hand: impl FnOnce(&mut Entry, &Entry) -> Result<(), String>,
 ) -> Result<()> {
     if entries.get(weight).is_some_and(|entry| fits(entry.stored.kind))
-        && let Some(companion) = entries.remove(name)
+        && let Some(tensor) = entries.remove(name)
         && let Some(entry) = entries.get_mut(weight)
     {
-        entry.companion_bytes += companion.stored.range.len() as u64;
-        hand(entry, &companion).map_err(|reason| quantised(files, &companion, weight, reason))?;
+        entry.side_bytes += tensor.stored.range.len() as u64;
+        hand(entry, &tensor).map_err(|reason| quantised(files, &tensor, weight, reason))?;
     }
     Ok(())
 }
@@ -210,12 +161,12 @@ fn four_bits(files: &[WeightFile], entries: &mut BTreeMap<String, Entry>, name: 
     entry.stored.shape = state.shape;
     entry.stored.kind = None;
     entry.stored.format = Some(format);
-    entry.companion = Companion::BlockMaxima {
+    entry.side = SideTensors::BlockAbsmax {
         absmax: absmax.place(),
         block: state.blocksize,
         nested,
     };
-    entry.companion_bytes += bytes;
+    entry.side_bytes += bytes;
     Ok(())
 }
 
@@ -254,75 +205,19 @@ impl QuantState {
 }
 
 /// Checks the element count of a side tensor; `description` is the expected count in words, for the error.
-fn count(companion: &Entry, expected: usize, description: &str) -> Result<(), String> {
-    let got = companion.stored.elements();
+fn count(tensor: &Entry, expected: usize, description: &str) -> Result<(), String> {
+    let got = tensor.stored.elements();
     if got == expected as u64 {
         Ok(())
     } else {
-        Err(format!("`{}`: expected {description}, got {got}", companion.name))
+        Err(format!("`{}`: expected {description}, got {got}", tensor.name))
     }
 }
 
-fn quantised(files: &[WeightFile], companion: &Entry, weight: &str, reason: String) -> Error {
-    let path = files.get(companion.file).map(|f| f.path.clone()).unwrap_or_default();
+fn quantised(files: &[WeightFile], tensor: &Entry, weight: &str, reason: String) -> Error {
+    let path = files.get(tensor.file).map(|f| f.path.clone()).unwrap_or_default();
     Error::checkpoint(path)(CheckpointError::Quantised {
         name: weight.to_owned(),
         reason,
-    })
-}
-
-impl Entry {
-    fn place(&self) -> Place {
-        (self.file, self.name.clone())
-    }
-}
-
-impl Companion {
-    /// Reads the scales.
-    pub(super) fn read(&self, files: &[WeightFile]) -> Result<Factors> {
-        Ok(match self {
-            Companion::None => Factors::None,
-            Companion::Factor(place) => match floats_of(files, place)?.as_slice() {
-                [factor] => Factors::All(*factor),
-                factors => Factors::Rows(factors.to_vec()),
-            },
-            Companion::RowMaxima(place) => Factors::Rows(
-                floats_of(files, place)?
-                    .into_iter()
-                    .map(|max| max * ONE_127TH)
-                    .collect(),
-            ),
-            Companion::BlockMaxima { absmax, block, nested } => {
-                let values = match nested {
-                    None => floats_of(files, absmax)?,
-                    Some(nested) => nested.read(files, absmax)?,
-                };
-                Factors::Blocks { size: *block, values }
-            }
-        })
-    }
-}
-
-impl Nested {
-    fn read(&self, files: &[WeightFile], codes: &Place) -> Result<Vec<f32>> {
-        let (map, maxima) = (floats_of(files, &self.map)?, floats_of(files, &self.absmax)?);
-        let value = |(index, code): (usize, &f32)| {
-            // Both are present: their counts were checked when the file was opened.
-            let value_at = |values: &[f32], index: usize| values.get(index).copied().unwrap_or(f32::NAN);
-            value_at(&map, *code as usize) * value_at(&maxima, index / self.block) + self.offset
-        };
-        Ok(floats_of(files, codes)?.iter().enumerate().map(value).collect())
-    }
-}
-
-/// Reads a tensor's values as f32.
-fn floats_of(files: &[WeightFile], (file, name): &Place) -> Result<Vec<f32>> {
-    let missing = || Error::invalid("file of a companion", "one of the checkpoint's", file);
-    let values: Tensor = files.get(*file).ok_or_else(missing)?.read(name)?;
-    let flat = values.f_to_kind(Kind::Float)?.f_reshape([-1])?;
-    Vec::<f32>::try_from(&flat).map_err(|_| Error::Shape {
-        tensor: "companion",
-        expected: "[N]",
-        got: values.size(),
     })
 }

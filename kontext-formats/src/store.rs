@@ -256,11 +256,11 @@ impl Store {
         let (rows, columns) = entry.stored.sides();
         let (range, size) = (&entry.stored.range, [rows, columns]);
         if mapped {
-            let factors = entry.companion.read(files)?;
-            Ok(StoredMatrix::mapped(file.map(), range.clone(), format, size, factors))
+            let scales = entry.side.read(files)?;
+            Ok(StoredMatrix::mapped(file.map(), range.clone(), format, size, scales))
         } else {
             let bytes = file.copy(range)?;
-            Ok(StoredMatrix::new(bytes, format, size, entry.companion.read(files)?))
+            Ok(StoredMatrix::new(bytes, format, size, entry.side.read(files)?))
         }
     }
 

@@ -4,23 +4,23 @@ use kontext_core::pattern::matches;
 use kontext_core::{CheckpointError, Error, Result};
 use kontext_formats::nearest_name;
 use kontext_nn::Adapters;
-use kontext_nn::Change;
+use kontext_nn::LinearAdapter;
 
 use crate::table::{Layer, Naming};
 use crate::{Lora, LoraTarget, Unmatched};
 use kontext_dit::{DitConfig, LinearPart, linear_parts};
 
 impl Lora {
-    /// Returns the adapters for a transformer of these sizes. `strength` maps BFL's name of a layer
+    /// Returns the adapters for a transformer of these sizes. `scale` maps BFL's name of a layer
     /// (`double_blocks.0.img_attn.qkv`) to its LoRA scale: 1 is as trained, 0 leaves the layer unchanged.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if a layer is not in the transformer or has another shape.
-    pub fn adapters(&self, config: &DitConfig, strength: impl Fn(&str) -> f64) -> Result<Adapters> {
+    pub fn adapters(&self, config: &DitConfig, scale: impl Fn(&str) -> f64) -> Result<Adapters> {
         let parts = linear_parts(config)?;
         let mut adapters = Adapters::new();
         let mut unmatched = Vec::new();
-        for (layer, changes) in self.of(LoraTarget::Transformer) {
+        for (layer, stored) in self.of(LoraTarget::Transformer) {
             let Some(place) = Place::find(&parts, layer) else {
                 if !self.allows(&layer.module) {
                     let names = parts.iter().flat_map(|p| [p.module.as_str(), p.layer.as_str()]);
@@ -34,21 +34,18 @@ impl Lora {
                 }
                 continue;
             };
-            for change in changes {
-                place.check(layer, change).map_err(Error::checkpoint(&self.path))?;
-                let change = change
-                    .clone()
-                    .starting_at(place.start)
-                    .at_strength(strength(place.layer));
-                let change = if place.swapped { change.swapped()? } else { change };
-                add(&mut adapters, place.layer, change);
+            for adapter in stored {
+                place.check(layer, adapter).map_err(Error::checkpoint(&self.path))?;
+                let adapter = adapter.clone().starting_at(place.start).with_scale(scale(place.layer));
+                let adapter = if place.swapped { adapter.swapped()? } else { adapter };
+                add(&mut adapters, place.layer, adapter);
             }
         }
         self.complete(adapters, &unmatched)
     }
 
     /// Returns the adapters for a text encoder with these linear layers, in transformers' naming. CLIP's
-    /// names may lack the prefix `text_model.`. `strength` maps the name of a layer to its LoRA scale.
+    /// names may lack the prefix `text_model.`. `scale` maps the name of a layer to its LoRA scale.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if a layer is not in the encoder.
@@ -56,11 +53,11 @@ impl Lora {
         &self,
         target: LoraTarget,
         layers: &[String],
-        strength: impl Fn(&str) -> f64,
+        scale: impl Fn(&str) -> f64,
     ) -> Result<Adapters> {
         let mut adapters = Adapters::new();
         let mut unmatched = Vec::new();
-        for (layer, changes) in self.of(target) {
+        for (layer, stored) in self.of(target) {
             let (name, bare) = (&layer.module, layer.module.trim_start_matches("text_model."));
             let Some(own) = layers.iter().find(|own| *own == name || *own == bare) else {
                 if !self.allows(name) {
@@ -74,9 +71,9 @@ impl Lora {
                 }
                 continue;
             };
-            changes
+            stored
                 .iter()
-                .for_each(|change| add(&mut adapters, own, change.clone().at_strength(strength(own))));
+                .for_each(|adapter| add(&mut adapters, own, adapter.clone().with_scale(scale(own))));
         }
         self.complete(adapters, &unmatched)
     }
@@ -93,7 +90,7 @@ impl Lora {
         }))
     }
 
-    fn of(&self, target: LoraTarget) -> impl Iterator<Item = &(Layer, Vec<Change>)> {
+    fn of(&self, target: LoraTarget) -> impl Iterator<Item = &(Layer, Vec<LinearAdapter>)> {
         self.layers.iter().filter(move |(layer, _)| layer.target == target)
     }
 
@@ -102,11 +99,11 @@ impl Lora {
     }
 }
 
-fn add(adapters: &mut Adapters, layer: &str, change: Change) {
+fn add(adapters: &mut Adapters, layer: &str, adapter: LinearAdapter) {
     // At scale 0 the layer is skipped entirely, although a DoRA would still rescale its rows in other
     // programs.
-    if change.strength() != 0.0 {
-        adapters.add(layer, change);
+    if adapter.scale() != 0.0 {
+        adapters.add(layer, adapter);
     }
 }
 
@@ -154,18 +151,18 @@ impl<'a> Place<'a> {
         })
     }
 
-    fn check(&self, layer: &Layer, change: &Change) -> Result<(), CheckpointError> {
-        let rows = change.rows();
-        let input = if change.input() == 0 {
+    fn check(&self, layer: &Layer, adapter: &LinearAdapter) -> Result<(), CheckpointError> {
+        let rows = adapter.rows();
+        let input = if adapter.input() == 0 {
             self.input
         } else {
-            change.input()
+            adapter.input()
         };
         let got = vec![rows.end - rows.start, input];
         if got == [self.rows, self.input] {
             return Ok(());
         }
-        let name = format!("change of {}", layer.module);
+        let name = format!("adapter of {}", layer.module);
         Err(CheckpointError::Shape {
             name,
             expected: vec![self.rows, self.input],

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use kontext_core::{Error, Kind, Result, Tensor};
-use kontext_nn::Change;
+use kontext_nn::LinearAdapter;
 
 use crate::families::{Key, Leaf};
 use crate::scaling::Scaling;
@@ -41,7 +41,7 @@ impl std::fmt::Display for LoraForm {
 
 /// The tensors of one layer.
 #[derive(Debug)]
-pub(super) struct Factors {
+pub(super) struct AdapterFactors {
     key: Key,
     tensors: BTreeMap<Leaf, (String, Tensor)>,
 }
@@ -49,12 +49,12 @@ pub(super) struct Factors {
 /// Adapters built from a layer's tensors.
 #[derive(Debug)]
 pub(super) struct Built {
-    pub(super) changes: Vec<(LoraForm, Change)>,
+    pub(super) adapters: Vec<(LoraForm, LinearAdapter)>,
     /// Names of tensors whose counterparts are missing.
     pub(super) left: Vec<String>,
 }
 
-impl Factors {
+impl AdapterFactors {
     pub(super) fn new(key: Key) -> Self {
         Self {
             key,
@@ -88,11 +88,11 @@ impl Factors {
                 None => 1.0,
             },
         };
-        let mut changes = Vec::new();
+        let mut adapters = Vec::new();
         if let Some([down, up]) = self.take([Leaf::Down, Leaf::Up])? {
-            changes.push((
+            adapters.push((
                 LoraForm::LowRank,
-                Change::low_rank(down.shallow_clone(), up, scale(Some(down.size()[0])), 0)?,
+                LinearAdapter::low_rank(down.shallow_clone(), up, scale(Some(down.size()[0])), 0)?,
             ));
         }
         let first = self.one_or_two(Leaf::LokrW1, [Leaf::LokrW1A, Leaf::LokrW1B]);
@@ -101,37 +101,37 @@ impl Factors {
             let (first, second) = (self.remove(&first)?, self.remove(&second)?);
             let rank = |pair: &[Tensor]| pair.get(1).and_then(|b| b.size().first().copied());
             let scale = scale(rank(&first).or_else(|| rank(&second)));
-            changes.push((LoraForm::LoKr, Change::kronecker(&first, second, scale, 0)?));
+            adapters.push((LoraForm::LoKr, LinearAdapter::kronecker(&first, second, scale, 0)?));
         }
         if let Some([a0, b0, a1, b1]) = self.take([Leaf::HadaW1A, Leaf::HadaW1B, Leaf::HadaW2A, Leaf::HadaW2B])? {
             let scale = scale(b0.size().first().copied());
-            changes.push((LoraForm::LoHa, Change::hadamard([a0, a1], [b0, b1], scale, 0)?));
+            adapters.push((LoraForm::LoHa, LinearAdapter::hadamard([a0, a1], [b0, b1], scale, 0)?));
         }
         if let Some([diff]) = self.take([Leaf::Diff])? {
-            changes.push((LoraForm::Full, Change::full(diff, 1.0, 0)?));
+            adapters.push((LoraForm::Full, LinearAdapter::full(diff, 1.0, 0)?));
         }
         if let Some([bias]) = self.take([Leaf::DiffBias])? {
-            changes.push((LoraForm::Full, Change::of_bias(bias, 0)?));
+            adapters.push((LoraForm::Full, LinearAdapter::of_bias(bias, 0)?));
         }
         // A bias and magnitudes belong to the first adapter.
-        let mut changes = changes.into_iter();
+        let mut adapters = adapters.into_iter();
         let mut built = Vec::new();
-        if let Some((mut form, mut change)) = changes.next() {
+        if let Some((mut form, mut adapter)) = adapters.next() {
             if let Some([bias]) = self.take([Leaf::UpBias])? {
-                change = change.with_bias(bias, true)?;
+                adapter = adapter.with_bias(bias, true)?;
             }
             for leaf in [Leaf::PeftMagnitude, Leaf::LycorisMagnitude] {
                 if let Some((_, magnitude)) = self.tensors.remove(&leaf) {
-                    change = change.with_magnitude(&magnitude, leaf.norm())?;
+                    adapter = adapter.with_magnitude(&magnitude, leaf.norm())?;
                     form = LoraForm::Dora;
                 }
             }
-            built.push((form, change));
+            built.push((form, adapter));
         }
-        built.extend(changes);
+        built.extend(adapters);
         let alpha = alpha.filter(|_| built.is_empty()).map(|(name, _)| name);
         let left = self.tensors.into_values().map(|(name, _)| name).chain(alpha).collect();
-        Ok(Built { changes: built, left })
+        Ok(Built { adapters: built, left })
     }
 
     /// Removes and returns the tensors if all are present.
@@ -186,7 +186,7 @@ mod tests {
     fn build(tensors: &[(&str, &[i64])]) -> Built {
         let table = Table::new().unwrap();
         let key = |leaf: &str| families::read(&format!("lora_unet_img_in.{leaf}"), &table).unwrap();
-        let mut factors = Factors::new(key("alpha"));
+        let mut factors = AdapterFactors::new(key("alpha"));
         for (leaf, shape) in tensors {
             factors.insert(
                 key(leaf).leaf,
@@ -203,9 +203,9 @@ mod tests {
             let built = build(tensors);
             assert!(built.left.is_empty(), "{:?}", built.left);
             built
-                .changes
+                .adapters
                 .iter()
-                .map(|(form, change)| (*form, change.rank()))
+                .map(|(form, adapter)| (*form, adapter.rank()))
                 .collect::<Vec<_>>()
         };
         let low_rank: [(&str, &[i64]); 2] = [("lora_down.weight", &[2, 6, 1, 1]), ("lora_up.weight", &[8, 2, 1, 1])];

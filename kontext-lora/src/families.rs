@@ -5,7 +5,7 @@
 //! encoders' prefixes; KohakuBlueleaf/LyCORIS 4.1.3 `lycoris/modules/*.py`, `weight_list`.
 
 use kontext_formats::nearest_name;
-use kontext_nn::Norm;
+use kontext_nn::DoraNorm;
 
 use crate::table::{Layer, LoraTarget, Naming, Table};
 
@@ -73,11 +73,11 @@ pub(super) enum Leaf {
 }
 
 impl Leaf {
-    pub(super) fn norm(self) -> Norm {
+    pub(super) fn norm(self) -> DoraNorm {
         if self == Self::PeftMagnitude {
-            Norm::Peft
+            DoraNorm::Peft
         } else {
-            Norm::Lycoris
+            DoraNorm::Lycoris
         }
     }
 }

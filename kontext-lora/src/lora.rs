@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use kontext_core::{CheckpointError, Error, Result};
-use kontext_nn::{Change, Weights};
+use kontext_nn::{LinearAdapter, Weights};
 
-use crate::factors::{Factors, LoraForm};
+use crate::factors::{AdapterFactors, LoraForm};
 use crate::families::{self, Key, Leaf, LoraFamily, NoKey};
 use crate::report::{LoraReport, Unmatched};
 use crate::scaling::Scaling;
@@ -26,7 +26,7 @@ use crate::table::{Layer, LoraTarget, Naming, Table};
 #[derive(Debug, Clone)]
 pub struct Lora {
     pub(crate) path: PathBuf,
-    pub(crate) layers: Vec<(Layer, Vec<Change>)>,
+    pub(crate) layers: Vec<(Layer, Vec<LinearAdapter>)>,
     pub(crate) report: LoraReport,
     pub(crate) options: LoraOptions,
 }
@@ -127,11 +127,11 @@ impl Lora {
                 reason,
                 nearest: None,
             }));
-            if built.changes.is_empty() {
+            if built.adapters.is_empty() {
                 continue;
             }
-            report.add(&layer, &built.changes)?;
-            layers.push((layer, built.changes.into_iter().map(|(_, change)| change).collect()));
+            report.add(&layer, &built.adapters)?;
+            layers.push((layer, built.adapters.into_iter().map(|(_, adapter)| adapter).collect()));
         }
         report.matched = weights.names().len() - report.unmatched.len();
         let dora = report.forms.contains_key(&LoraForm::Dora);
@@ -185,7 +185,7 @@ impl Lora {
 }
 
 /// Groups the tensors of a file by layer; unmatched ones are added to the report.
-fn sorted(weights: &Weights, report: &mut LoraReport) -> Result<Vec<Factors>> {
+fn sorted(weights: &Weights, report: &mut LoraReport) -> Result<Vec<AdapterFactors>> {
     let table = Table::new()?;
     let mut keys = Vec::new();
     for name in weights.names() {
@@ -200,7 +200,7 @@ fn sorted(weights: &Weights, report: &mut LoraReport) -> Result<Vec<Factors>> {
         keys.iter().any(|(_, key)| own(key))
     };
     let twice = names_transformer(LoraFamily::Diffusers) || names_transformer(LoraFamily::OneTrainer);
-    let mut layers: BTreeMap<(LoraTarget, Naming, String), Factors> = BTreeMap::new();
+    let mut layers: BTreeMap<(LoraTarget, Naming, String), AdapterFactors> = BTreeMap::new();
     for (name, key) in keys {
         let second = matches!(key.family, LoraFamily::Kohya | LoraFamily::ComfyUi);
         if twice && second && key.layer.target == LoraTarget::Transformer {
@@ -216,7 +216,7 @@ fn sorted(weights: &Weights, report: &mut LoraReport) -> Result<Vec<Factors>> {
             *report.families.entry(key.family).or_default() += 1;
         }
         let (leaf, layer) = (key.leaf, (key.layer.target, key.layer.naming, key.layer.module.clone()));
-        let factors = layers.entry(layer).or_insert_with(|| Factors::new(key));
+        let factors = layers.entry(layer).or_insert_with(|| AdapterFactors::new(key));
         if let Some(name) = factors.insert(leaf, name.clone(), weights.raw(&name)?) {
             let reason = "another tensor of the file is the same factor of the same layer";
             report.unmatched.push(Unmatched {
@@ -231,6 +231,6 @@ fn sorted(weights: &Weights, report: &mut LoraReport) -> Result<Vec<Factors>> {
 
 /// Wraps an error in a layer's tensors.
 fn broken(path: &Path, module: &str, error: &Error) -> Error {
-    let reason = format!("the tensors of `{module}` make no change: {error}; the file is damaged, fetch it again");
+    let reason = format!("the tensors of `{module}` make no adapter: {error}; the file is damaged, fetch it again");
     Error::checkpoint(path)(CheckpointError::Lora { reason })
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kontext_core::Result;
-use kontext_nn::Change;
+use kontext_nn::LinearAdapter;
 
 use crate::factors::LoraForm;
 use crate::families::LoraFamily;
@@ -57,14 +57,14 @@ impl std::fmt::Display for Unmatched {
 
 impl LoraReport {
     /// Adds a layer and its adapters to the counts.
-    pub(super) fn add(&mut self, layer: &Layer, changes: &[(LoraForm, Change)]) -> Result<()> {
+    pub(super) fn add(&mut self, layer: &Layer, adapters: &[(LoraForm, LinearAdapter)]) -> Result<()> {
         let mut silent = true;
-        for (form, change) in changes {
+        for (form, adapter) in adapters {
             *self.forms.entry(*form).or_default() += 1;
-            if let Some(rank) = change.rank() {
+            if let Some(rank) = adapter.rank() {
                 *self.ranks.entry(rank).or_default() += 1;
             }
-            silent &= change.is_nothing()?;
+            silent &= adapter.is_nothing()?;
         }
         if silent {
             self.without_effect.push(layer.module.clone());
@@ -86,7 +86,7 @@ impl std::fmt::Display for LoraReport {
         /// programs.
         const LONGEST: usize = 100;
         writeln!(f, "naming:    {}", counted(&self.families, "tensors"))?;
-        writeln!(f, "changes:   {}", counted(&self.forms, "layers"))?;
+        writeln!(f, "adapters:   {}", counted(&self.forms, "layers"))?;
         writeln!(f, "rank:      {}", counted(&self.ranks, "layers"))?;
         writeln!(f, "of:        {}", counted(&self.targets, "layers"))?;
         write!(

@@ -12,10 +12,10 @@ mod prefetch;
 mod scratch;
 mod weights;
 
-pub use adapter::{Adapters, Change, Norm, Prepared, Slots};
+pub use adapter::{AdapterSlots, Adapters, DoraNorm, LinearAdapter, PendingAdapters};
 pub use conv::Conv2d;
 pub use embedding::Embedding;
 pub use linear::Linear;
 pub use norm::{GroupNorm, LayerNorm, RmsNorm};
 pub use prefetch::BUFFERS as PREFETCH_BUFFERS;
-pub use weights::{LeftInFile, Weights};
+pub use weights::{Offload, Weights};

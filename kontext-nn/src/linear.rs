@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::adapter::Changes;
+use super::adapter::ActiveAdapters;
 use super::matrix::Matrix;
 use crate::Weights;
 use kontext_core::Result;
@@ -17,7 +17,7 @@ use kontext_core::Result;
 pub struct Linear {
     weight: Matrix,
     bias: Option<Tensor>,
-    changes: Changes,
+    adapters: ActiveAdapters,
 }
 
 impl Linear {
@@ -39,7 +39,7 @@ impl Linear {
     pub fn without_bias(w: &Weights, input: i64, output: i64) -> Result<Self> {
         let weight = w.matrix("weight", [output, input])?;
         Ok(Self {
-            changes: Changes::new(w.slot(&weight), input),
+            adapters: ActiveAdapters::new(w.slot(&weight), input),
             weight,
             bias: None,
         })
@@ -78,11 +78,11 @@ impl Linear {
     pub fn split_input(self, at: i64) -> Result<(Self, Self)> {
         let [_, input] = self.weight.size();
         let part = |start: i64, count: i64, bias: Option<Tensor>| -> Result<Self> {
-            let changes = self.changes.of_columns(start, count, start == 0);
+            let adapters = self.adapters.of_columns(start, count, start == 0);
             Ok(Self {
                 weight: self.weight.columns(start, count)?,
                 bias,
-                changes,
+                adapters,
             })
         };
         Ok((
@@ -116,7 +116,7 @@ impl Linear {
             Some(bias) => Ok(Some(y.f_sub(&rows(bias)?)?)),
             None => Ok(Some(y.f_to_dtype(kind, false, true)?)),
         };
-        self.changes.add_to(&y, x, start, &product, plain)?;
+        self.adapters.add_to(&y, x, start, &product, plain)?;
         Ok(y)
     }
 }

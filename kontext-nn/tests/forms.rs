@@ -5,8 +5,8 @@ mod common;
 
 use common::{Form, forms, written};
 use kontext_core::{Device, Kind, Tensor, check, noise};
-use kontext_nn::LeftInFile;
 use kontext_nn::Linear;
+use kontext_nn::Offload;
 use kontext_nn::Weights;
 
 /// Calls `test` with the weights of each form, in memory and left in their file.
@@ -15,8 +15,8 @@ fn for_each_form(test: impl Fn(&Form, &Weights, &str)) {
     assert_eq!(forms.len(), 27);
     for form in &forms {
         let (_folder, path) = written(&form.file);
-        for left in [LeftInFile::None, LeftInFile::All] {
-            let weights = Weights::open(&path).unwrap().left_in_file(left);
+        for left in [Offload::None, Offload::All] {
+            let weights = Weights::open(&path).unwrap().offload(left);
             test(form, &weights, &format!("{}, left in file: {left:?}", form.name));
         }
     }

@@ -4,7 +4,7 @@
 use std::error::Error as _;
 
 use kontext_core::{Device, Kind, Tensor};
-use kontext_formats::{Recipe, save};
+use kontext_formats::{TensorMap, save};
 use kontext_nn::Weights;
 
 fn file(tensors: &[(&str, Tensor)]) -> (tempfile::TempDir, std::path::PathBuf) {
@@ -63,8 +63,8 @@ fn names_are_translated_rows_joined_and_halves_exchanged() {
         ("mod", Tensor::cat(&[row(3.0), row(4.0)], 0)),
     ]);
     let map = |name: &str| match name {
-        "qk" => Recipe::Rows(vec!["q".to_owned(), "k".to_owned()]),
-        other => Recipe::SwapHalves(other.to_owned()),
+        "qk" => TensorMap::Rows(vec!["q".to_owned(), "k".to_owned()]),
+        other => TensorMap::SwapHalves(other.to_owned()),
     };
     let weights = Weights::open(path).unwrap().named(map);
     let read = |name: &str| Vec::<f32>::try_from(weights.tensor(name, &[2, 1]).unwrap().reshape([-1])).unwrap();

@@ -10,7 +10,7 @@ use kontext_dit::{Dit, LinearPart, linear_parts};
 use kontext_lora::{LoraLayer, save_lora};
 use kontext_nn::Adapters;
 use kontext_nn::Weights;
-use kontext_nn::{Change, Norm};
+use kontext_nn::{DoraNorm, LinearAdapter};
 use rand::RngExt;
 
 use crate::base::Base;
@@ -19,7 +19,7 @@ use crate::{LoraMethod, Method, Params};
 
 /// The file of a LoRA in a run's folder.
 pub(crate) const LORA_FILE: &str = "lora.safetensors";
-/// Names of the two factors of a layer's change, and of the lengths of its rows.
+/// Names of the two factors of a layer's adapter, and of the lengths of its rows.
 const DOWN: &str = "lora_A";
 const UP: &str = "lora_B";
 const MAGNITUDE: &str = "lora_magnitude_vector";
@@ -92,12 +92,12 @@ impl Trained {
             let (Some(down), Some(up)) = (of(DOWN), of(UP)) else {
                 continue;
             };
-            let change = Change::low_rank(down, up, strength(lora), part.start)?;
-            let change = match of(MAGNITUDE) {
-                Some(magnitude) => change.with_magnitude(&magnitude, Norm::Peft)?,
-                None => change,
+            let adapter = LinearAdapter::low_rank(down, up, strength(lora), part.start)?;
+            let adapter = match of(MAGNITUDE) {
+                Some(magnitude) => adapter.with_magnitude(&magnitude, DoraNorm::Peft)?,
+                None => adapter,
             };
-            adapters.add(part.layer.clone(), change);
+            adapters.add(part.layer.clone(), adapter);
         }
         self.dit.slots().set(&adapters)
     }

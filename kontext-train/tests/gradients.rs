@@ -9,10 +9,10 @@ use std::collections::BTreeMap;
 
 use kontext_core::{Conditioning, Device, Kind, Tensor, Tokens};
 use kontext_dit::{Dit, DitConfig, RunInput, linear_parts, names};
-use kontext_formats::Recipe;
+use kontext_formats::TensorMap;
 use kontext_nn::Adapters;
 use kontext_nn::Weights;
-use kontext_nn::{Change, Norm};
+use kontext_nn::{DoraNorm, LinearAdapter};
 use kontext_train::{Activations, Objective, Params, Weighting, add_noise, backward};
 use serde_json::Value;
 
@@ -115,7 +115,7 @@ fn by_diffusers(params: &Params, shapes: &BTreeMap<String, Vec<i64>>) -> BTreeMa
         for part in recipe.names() {
             let rows = shapes[part][0];
             let mut gradient = gradient.narrow(0, start, rows);
-            if matches!(recipe, Recipe::SwapHalves(_)) {
+            if matches!(recipe, TensorMap::SwapHalves(_)) {
                 let halves = gradient.chunk(2, 0);
                 gradient = Tensor::cat(&[&halves[1], &halves[0]], 0);
             }
@@ -246,11 +246,11 @@ fn adapters(case: &str) {
                     .map(Tensor::shallow_clone)
             };
             if let (Some(down), Some(up)) = (factor("lora_A.weight"), factor("lora_B.weight")) {
-                let mut change = Change::low_rank(down, up, alpha / rank as f64, part.start).unwrap();
+                let mut adapter = LinearAdapter::low_rank(down, up, alpha / rank as f64, part.start).unwrap();
                 if let Some(magnitude) = factor("lora_magnitude_vector") {
-                    change = change.with_magnitude(&magnitude, Norm::Peft).unwrap();
+                    adapter = adapter.with_magnitude(&magnitude, DoraNorm::Peft).unwrap();
                 }
-                adapters.add(part.layer, change);
+                adapters.add(part.layer, adapter);
             }
         }
         let dit = Dit::new(&weights("narrow"), &config, |_| ()).unwrap();

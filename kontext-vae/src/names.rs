@@ -8,7 +8,7 @@
 //! models/modeling_utils.py, _convert_deprecated_attention_blocks.
 
 use kontext_core::{CheckpointError, Error, Result};
-use kontext_formats::{NameMap, Recipe};
+use kontext_formats::{NameMap, TensorMap};
 use kontext_nn::Weights;
 
 /// Naming scheme of an autoencoder's weights.
@@ -58,7 +58,7 @@ impl Naming {
     #[must_use]
     pub fn map(self) -> NameMap {
         match self {
-            Naming::Diffusers | Naming::Tiny => |name| Recipe::Name(name.to_owned()),
+            Naming::Diffusers | Naming::Tiny => |name| TensorMap::Name(name.to_owned()),
             Naming::DiffusersOld => old_diffusers,
             Naming::Ldm => ldm,
         }
@@ -66,7 +66,7 @@ impl Naming {
 }
 
 /// Translates a name of today's diffusers to the one before 0.17.
-pub fn old_diffusers(name: &str) -> Recipe {
+pub fn old_diffusers(name: &str) -> TensorMap {
     const LAYERS: [(&str, &str); 4] = [
         (".to_q.", ".query."),
         (".to_k.", ".key."),
@@ -77,7 +77,7 @@ pub fn old_diffusers(name: &str) -> Recipe {
         .iter()
         .find(|(new, _)| name.contains(new))
         .map(|(new, old)| name.replace(new, old));
-    Recipe::Name(renamed.unwrap_or_else(|| name.to_owned()))
+    TensorMap::Name(renamed.unwrap_or_else(|| name.to_owned()))
 }
 
 /// Translates a name of today's diffusers to that of black-forest-labs/flux and latent-diffusion.
@@ -88,7 +88,7 @@ pub fn old_diffusers(name: &str) -> Recipe {
 /// let name = ldm("decoder.up_blocks.0.resnets.1.conv1.weight");
 /// assert_eq!(name.names(), ["decoder.up.3.block.1.conv1.weight"]);
 /// ```
-pub fn ldm(name: &str) -> Recipe {
+pub fn ldm(name: &str) -> TensorMap {
     let start = ["encoder.", "decoder."].iter().find_map(|side| name.find(side));
     let (prefix, name) = name.split_at(start.unwrap_or_default());
     let parts: Vec<&str> = name.split('.').collect();
@@ -108,7 +108,7 @@ pub fn ldm(name: &str) -> Recipe {
         [side, "conv_norm_out", rest @ ..] => format!("{side}.norm_out.{}", rest.join(".")),
         _ => name.to_owned(),
     };
-    Recipe::Name(format!("{prefix}{renamed}"))
+    TensorMap::Name(format!("{prefix}{renamed}"))
 }
 
 fn resnet(rest: &[&str]) -> String {

@@ -4,7 +4,7 @@ use kontext_core::{Error, Kind, Result};
 use kontext_dit::{DitConfig, names};
 use kontext_formats::Quantize;
 use kontext_nn::Weights;
-use kontext_nn::{LeftInFile, PREFETCH_BUFFERS};
+use kontext_nn::{Offload, PREFETCH_BUFFERS};
 use kontext_text::{ClipEncoder, T5Config, T5Encoder};
 
 use super::part::{Part, size_of};
@@ -136,8 +136,8 @@ impl Footprint {
     }
 
     /// Returns the bytes of the text encoders' weights held while they run.
-    fn text(&self, left: LeftInFile) -> u64 {
-        if left == LeftInFile::All {
+    fn text(&self, left: Offload) -> u64 {
+        if left == Offload::All {
             self.text.rest
         } else {
             self.text.all()
@@ -145,11 +145,11 @@ impl Footprint {
     }
 
     /// Returns the bytes of the transformer's weights held while it runs.
-    fn transformer(&self, left: LeftInFile) -> u64 {
+    fn transformer(&self, left: Offload) -> u64 {
         match left {
-            LeftInFile::None => self.dit.all() + self.modulation.all(),
-            LeftInFile::UsedOnce => self.dit.all() + self.modulation.rest,
-            LeftInFile::All => self.dit.rest + self.modulation.rest + self.prefetch(),
+            Offload::None => self.dit.all() + self.modulation.all(),
+            Offload::Once => self.dit.all() + self.modulation.rest,
+            Offload::All => self.dit.rest + self.modulation.rest + self.prefetch(),
         }
     }
 
@@ -193,8 +193,8 @@ impl Footprint {
             work,
         });
         let pages = |part: &Part, is_left: bool| if is_left { part.stored } else { 0 };
-        let file_pages = pages(&self.text, left == LeftInFile::All) + pages(&self.dit, left == LeftInFile::All);
-        let file_pages = file_pages + pages(&self.modulation, left != LeftInFile::None);
+        let file_pages = pages(&self.text, left == Offload::All) + pages(&self.dit, left == Offload::All);
+        let file_pages = file_pages + pages(&self.modulation, left != Offload::None);
         MemoryPlan {
             device: self.machine.device,
             placement,

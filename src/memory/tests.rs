@@ -3,7 +3,7 @@
 use image::RgbImage;
 use kontext_core::{Error, Tensor};
 use kontext_dit::DitConfig;
-use kontext_nn::LeftInFile;
+use kontext_nn::Offload;
 use kontext_sampler::Shift;
 use kontext_text::T5Config;
 
@@ -63,19 +63,19 @@ fn edit(side: u32) -> Plan {
 
 const HELD: Arrangement = Arrangement {
     placement: Placement::Resident,
-    left: LeftInFile::None,
+    left: Offload::None,
 };
 const RESIDENT: Arrangement = Arrangement {
     placement: Placement::Resident,
-    left: LeftInFile::UsedOnce,
+    left: Offload::Once,
 };
 const STAGED: Arrangement = Arrangement {
     placement: Placement::Staged,
-    left: LeftInFile::UsedOnce,
+    left: Offload::Once,
 };
 const STREAMED: Arrangement = Arrangement {
     placement: Placement::Streamed,
-    left: LeftInFile::All,
+    left: Offload::All,
 };
 
 /// Returns the arrangement that `Placement::Auto` resolves to with `free` GB.

@@ -1,6 +1,6 @@
 //! Activation memory of a run's stages, apart from weights.
 
-use kontext_nn::LeftInFile;
+use kontext_nn::Offload;
 
 use super::Footprint;
 use super::part::{Matrix, Part, size_of};
@@ -100,7 +100,7 @@ impl Footprint {
         }
     }
 
-    pub(super) fn text_work(&self, plan: &Plan, left: LeftInFile) -> u64 {
+    pub(super) fn text_work(&self, plan: &Plan, left: Offload) -> u64 {
         let compute = size_of(self.machine.compute);
         let (tokens, inner) = (
             plan.text_tokens.unsigned_abs(),
@@ -112,12 +112,12 @@ impl Footprint {
         // softmax, which is f32. The MLP holds both its halves, which are f32 in an f16 run.
         let attention = (2 * compute + F32) * scores + 4 * compute * tokens * inner;
         let mlp = compute * scores + 3 * F32 * tokens * hidden;
-        let unpacked = self.unpacked(&self.text, left == LeftInFile::All);
+        let unpacked = self.unpacked(&self.text, left == Offload::All);
         let fixed = self.fixed(self.rates().fixed_text, self.text.all());
         attention.max(mlp) + 3 * F32 * tokens * width + unpacked + fixed
     }
 
-    pub(super) fn step_work(&self, plan: &Plan, left: LeftInFile) -> u64 {
+    pub(super) fn step_work(&self, plan: &Plan, left: Offload) -> u64 {
         let compute = size_of(self.machine.compute);
         let width = self.config.width().unsigned_abs();
         let batch = plan.batch as u64 * if plan.runs_per_step == 2 { 2 } else { 1 };
@@ -126,8 +126,8 @@ impl Footprint {
         let tables = vectors.unsigned_abs() * width * plan.schedule.steps() as u64 * plan.runs_per_step as u64;
         let activations = compute * (self.rates().block * (tokens * width) as f64) as u64;
         // The tables are computed before any activations exist.
-        let making = self.unpacked(&self.modulation, left != LeftInFile::None);
-        let step = activations + self.unpacked(&self.dit, left == LeftInFile::All);
+        let making = self.unpacked(&self.modulation, left != Offload::None);
+        let step = activations + self.unpacked(&self.dit, left == Offload::All);
         step.max(making) + compute * tables + self.fixed(self.rates().fixed_block, self.dit.all())
     }
 

@@ -2,7 +2,7 @@
 
 use kontext_core::Result;
 use kontext_dit::Dit;
-use kontext_nn::Prepared;
+use kontext_nn::PendingAdapters;
 use kontext_text::TextEncoder;
 
 use super::Pipeline;
@@ -92,7 +92,7 @@ impl Pipeline {
             // A transformer not in memory gets its adapters when it is loaded; a mismatch is reported now.
             _ => drop(loras.transformer(&self.parts.config)?),
         }
-        prepared.into_iter().for_each(Prepared::apply);
+        prepared.into_iter().for_each(PendingAdapters::apply);
         (self.loras, self.fused) = (Frozen::new(loras), fused);
         Ok(())
     }
@@ -101,7 +101,10 @@ impl Pipeline {
     pub(super) fn lease_text(&self) -> Result<Lease<'_, TextEncoder>> {
         let text = self.parts.text.lease()?;
         if matches!(text, Lease::Own(_)) {
-            self.loras.prepare_text(&text)?.into_iter().for_each(Prepared::apply);
+            self.loras
+                .prepare_text(&text)?
+                .into_iter()
+                .for_each(PendingAdapters::apply);
         }
         Ok(text)
     }

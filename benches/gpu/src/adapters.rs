@@ -4,7 +4,7 @@ use kontext::{Device, Dit, Kind, Tensor};
 use kontext_core::noise;
 use kontext_dit::{LinearPart, linear_parts};
 use kontext_nn::Adapters;
-use kontext_nn::Change;
+use kontext_nn::LinearAdapter;
 use kontext_train::Params;
 
 /// Standard deviation of the up matrix; that of the down matrix is 1 / sqrt(inputs).
@@ -35,7 +35,7 @@ pub(crate) fn set(dit: &Dit, device: Device, rank: i64, takes: impl Fn(&LinearPa
                 .map(Tensor::shallow_clone)
         };
         if let (Some(down), Some(up)) = (matrix("down"), matrix("up")) {
-            adapters.add(part.layer.clone(), Change::low_rank(down, up, 1.0, part.start)?);
+            adapters.add(part.layer.clone(), LinearAdapter::low_rank(down, up, 1.0, part.start)?);
         }
     }
     dit.slots().set(&adapters)?;

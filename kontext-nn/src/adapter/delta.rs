@@ -232,7 +232,7 @@ fn no_factors() -> Error {
 
 fn wrong(got: &Tensor, expected: &'static str) -> Error {
     Error::Shape {
-        tensor: "factor of a change",
+        tensor: "factor of an adapter",
         expected,
         got: got.size(),
     }

@@ -9,11 +9,11 @@ use kontext_core::Result;
 
 /// An adapter on its layer's device.
 #[derive(Debug)]
-pub(crate) struct Placed {
+pub(crate) struct DeviceAdapter {
     pub(super) delta: Option<Delta>,
     pub(super) bias: Option<Tensor>,
     pub(super) factor: Factor,
-    pub(super) scale: f64,
+    pub(super) scaling: f64,
     pub(super) rows: Range<i64>,
 }
 
@@ -37,7 +37,7 @@ pub(crate) struct Window<'a> {
     pub(crate) product: &'a dyn Fn(&Tensor) -> Result<Tensor>,
 }
 
-impl Placed {
+impl DeviceAdapter {
     pub(crate) fn shallow_clone(&self) -> Self {
         let factor = match &self.factor {
             Factor::None => Factor::None,
@@ -49,12 +49,12 @@ impl Placed {
             delta: self.delta.clone(),
             bias,
             factor,
-            scale: self.scale,
+            scaling: self.scaling,
             rows: self.rows.clone(),
         }
     }
 
-    /// Returns `true` if [`Placed::add_to`] uses the plain product of the weight.
+    /// Returns `true` if [`DeviceAdapter::add_to`] uses the plain product of the weight.
     pub(crate) fn scales_rows(&self) -> bool {
         matches!(self.factor, Factor::Rows(_))
     }
@@ -77,7 +77,7 @@ impl Placed {
         let scaled = |x: &Tensor| -> Result<Option<Tensor>> {
             self.delta
                 .as_ref()
-                .map(|delta| delta.apply(x, self.scale, &own, &window.columns))
+                .map(|delta| delta.apply(x, self.scaling, &own, &window.columns))
                 .transpose()
         };
         let added = match &self.factor {
@@ -114,7 +114,7 @@ impl Placed {
     pub(crate) fn fuse_into(&self, sum: &Tensor, weight: &Tensor) -> Result<()> {
         let Some(delta) = &self.delta else { return Ok(()) };
         let count = self.rows.end - self.rows.start;
-        let delta = delta.matrix()?.f_mul_scalar(self.scale)?;
+        let delta = delta.matrix()?.f_mul_scalar(self.scaling)?;
         let own = weight.f_narrow(0, self.rows.start, count)?;
         let added = match &self.factor {
             Factor::None => delta,

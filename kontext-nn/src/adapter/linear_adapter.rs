@@ -8,11 +8,11 @@ use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 use super::delta::{Delta, product};
-use super::device_adapter::{Factor, Placed};
+use super::device_adapter::{DeviceAdapter, Factor};
 use crate::ops::swap_halves;
 use kontext_core::{Error, Result};
 
-/// An adapter of some rows of a linear layer. It adds `scale * D` to the weight; the matrix `D` [rows, in] is
+/// An adapter of some rows of a linear layer. It adds `scaling * D` to the weight; the matrix `D` [rows, in] is
 /// given in factors, and the rows (or columns) of the sum may be normalised to given magnitudes (DoRA).
 ///
 /// Fused layers (`qkv`) have one adapter per part, at the rows where the part begins.
@@ -20,36 +20,36 @@ use kontext_core::{Error, Result};
 /// # Example
 /// ```
 /// use kontext_core::{Device, Kind, Tensor};
-/// use kontext_nn::Change;
+/// use kontext_nn::LinearAdapter;
 /// let ones = |shape: &[i64]| Tensor::ones(shape, (Kind::Float, Device::Cpu));
-/// let change = Change::low_rank(ones(&[2, 6]), ones(&[3, 2]), 0.5, 4)?; // 0.5 * up @ down, from row 4
-/// assert_eq!((change.rows(), change.input(), change.rank()), (4..7, 6, Some(2)));
+/// let adapter = LinearAdapter::low_rank(ones(&[2, 6]), ones(&[3, 2]), 0.5, 4)?; // 0.5 * up @ down, from row 4
+/// assert_eq!((adapter.rows(), adapter.input(), adapter.rank()), (4..7, 6, Some(2)));
 /// # Ok::<(), kontext_core::Error>(())
 /// ```
 #[derive(Debug)]
-pub struct Change {
+pub struct LinearAdapter {
     delta: Option<Delta>,
     bias: Option<Tensor>,
-    magnitude: Option<(Tensor, Norm)>,
+    magnitude: Option<(Tensor, DoraNorm)>,
+    scaling: f64,
     scale: f64,
-    strength: f64,
-    /// If set, `scale` applies to the bias, too, as to one stored next to `up`.
+    /// If set, `scaling` applies to the bias, too, as to one stored next to `up`.
     scales_bias: bool,
     rows: Range<i64>,
 }
 
 /// DoRA normalisation. The programs that write DoRA files differ in how they apply the magnitudes, and a LoRA
-/// scale other than 1.
+/// scaling other than 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Norm {
+pub enum DoraNorm {
     /// `m / |W + s D| * (W + s D)`, with the LoRA scale included in `s`. Rows only.
     Peft,
-    /// `(1 + strength * (m / (|W + D| + eps) - 1)) * (W + D)`: the LoRA scale `strength` does not apply to
+    /// `(1 + scale * (m / (|W + D| + eps) - 1)) * (W + D)`: the LoRA scale `scale` does not apply to
     /// `D`. Rows, or columns if `m` is [1, in].
     Lycoris,
 }
 
-impl Clone for Change {
+impl Clone for LinearAdapter {
     fn clone(&self) -> Self {
         Self {
             delta: self.delta.clone(),
@@ -61,16 +61,16 @@ impl Clone for Change {
     }
 }
 
-impl Change {
-    fn new(delta: Delta, scale: f64, start: i64) -> Result<Self> {
+impl LinearAdapter {
+    fn new(delta: Delta, scaling: f64, start: i64) -> Result<Self> {
         let delta = delta.checked()?;
         let rows = start..start + delta.rows();
         Ok(Self {
             delta: Some(delta),
             bias: None,
             magnitude: None,
-            scale,
-            strength: 1.0,
+            scaling,
+            scale: 1.0,
             scales_bias: false,
             rows,
         })
@@ -81,8 +81,8 @@ impl Change {
     ///
     /// # Errors
     /// [`Error::Shape`] if the two do not fit each other.
-    pub fn low_rank(down: Tensor, up: Tensor, scale: f64, start: i64) -> Result<Self> {
-        Self::new(Delta::LowRank { down, up }, scale, start)
+    pub fn low_rank(down: Tensor, up: Tensor, scaling: f64, start: i64) -> Result<Self> {
+        Self::new(Delta::LowRank { down, up }, scaling, start)
     }
 
     /// Creates the Kronecker product `first ⊗ second` (LoKr), each factor given as a matrix or as two to be
@@ -90,26 +90,26 @@ impl Change {
     ///
     /// # Errors
     /// [`Error::Shape`] if factors do not fit each other.
-    pub fn kronecker(first: &[Tensor], second: Vec<Tensor>, scale: f64, start: i64) -> Result<Self> {
+    pub fn kronecker(first: &[Tensor], second: Vec<Tensor>, scaling: f64, start: i64) -> Result<Self> {
         // The first is small, so its product is computed at once.
         let first = product(first)?;
-        Self::new(Delta::Kronecker { first, second }, scale, start)
+        Self::new(Delta::Kronecker { first, second }, scaling, start)
     }
 
     /// Creates `(a0 @ b0) * (a1 @ b1)`, element-wise (LoHa): `a` [rows, rank], `b` [rank, in].
     ///
     /// # Errors
     /// [`Error::Shape`] if factors do not fit each other.
-    pub fn hadamard(a: [Tensor; 2], b: [Tensor; 2], scale: f64, start: i64) -> Result<Self> {
-        Self::new(Delta::Hadamard { a, b }, scale, start)
+    pub fn hadamard(a: [Tensor; 2], b: [Tensor; 2], scaling: f64, start: i64) -> Result<Self> {
+        Self::new(Delta::Hadamard { a, b }, scaling, start)
     }
 
     /// Creates an adapter from a full matrix [rows, in].
     ///
     /// # Errors
     /// [`Error::Shape`] if it is not a matrix.
-    pub fn full(matrix: Tensor, scale: f64, start: i64) -> Result<Self> {
-        Self::new(Delta::Full(matrix), scale, start)
+    pub fn full(matrix: Tensor, scaling: f64, start: i64) -> Result<Self> {
+        Self::new(Delta::Full(matrix), scaling, start)
     }
 
     /// Creates an adapter of the bias `[rows]` only.
@@ -122,15 +122,15 @@ impl Change {
             delta: None,
             bias: None,
             magnitude: None,
+            scaling: 1.0,
             scale: 1.0,
-            strength: 1.0,
             scales_bias: false,
             rows,
         };
         blank.with_bias(bias, false)
     }
 
-    /// Adds a bias `[rows]`. The scale applies to it if `scaled` (a bias next to `up`), otherwise not (a
+    /// Adds a bias `[rows]`. The scaling applies to it if `scaled` (a bias next to `up`), otherwise not (a
     /// difference of biases).
     ///
     /// # Errors
@@ -138,7 +138,7 @@ impl Change {
     pub fn with_bias(self, bias: Tensor, scaled: bool) -> Result<Self> {
         if bias.size() != [self.rows.end - self.rows.start] {
             return Err(Error::Shape {
-                tensor: "bias of a change",
+                tensor: "bias of an adapter",
                 expected: "[rows]",
                 got: bias.size(),
             });
@@ -154,15 +154,15 @@ impl Change {
     ///
     /// # Errors
     /// [`Error::Shape`] for another shape.
-    pub fn with_magnitude(self, magnitude: &Tensor, norm: Norm) -> Result<Self> {
+    pub fn with_magnitude(self, magnitude: &Tensor, norm: DoraNorm) -> Result<Self> {
         let (rows, input) = (self.rows.end - self.rows.start, self.input());
         let shape = match (magnitude.size().as_slice(), norm) {
             ([n] | [n, 1], _) if *n == rows => [rows, 1],
-            ([1, n], Norm::Lycoris) if *n == input => [1, input],
+            ([1, n], DoraNorm::Lycoris) if *n == input => [1, input],
             _ => {
                 let expected = "[rows], [rows, 1] or [1, in]";
                 return Err(Error::Shape {
-                    tensor: "magnitude of a change",
+                    tensor: "magnitude of an adapter",
                     expected,
                     got: magnitude.size(),
                 });
@@ -186,8 +186,8 @@ impl Change {
 
     /// Sets the LoRA scale; 1 is the scale of training.
     #[must_use]
-    pub fn at_strength(self, strength: f64) -> Self {
-        Self { strength, ..self }
+    pub fn with_scale(self, scale: f64) -> Self {
+        Self { scale, ..self }
     }
 
     /// Swaps the halves of the rows, for a layer with them in the other order.
@@ -211,8 +211,8 @@ impl Change {
 
     /// Returns the LoRA scale.
     #[must_use]
-    pub fn strength(&self) -> f64 {
-        self.strength
+    pub fn scale(&self) -> f64 {
+        self.scale
     }
 
     /// Returns the width of the layer's input; 0 for an adapter of the bias only.
@@ -241,8 +241,8 @@ impl Change {
         let zero = |t: &Tensor| -> Result<bool> { Ok(t.f_count_nonzero(None)?.f_int64_value(&[])? == 0) };
         let delta = self.delta.as_ref().map_or(Ok(true), Delta::is_zero)?;
         let bias = self.bias.as_ref().map_or(Ok(true), zero)?;
-        let silent = (delta || self.scale == 0.0) && (bias || (self.scales_bias && self.scale == 0.0));
-        Ok(self.strength == 0.0 || (silent && self.magnitude.is_none()))
+        let silent = (delta || self.scaling == 0.0) && (bias || (self.scales_bias && self.scaling == 0.0));
+        Ok(self.scale == 0.0 || (silent && self.magnitude.is_none()))
     }
 
     /// Checks that the adapter fits a layer with a weight of this shape.
@@ -252,7 +252,7 @@ impl Change {
             _ => {
                 let got = vec![self.rows.end, self.input()];
                 Err(Error::Shape {
-                    tensor: "change",
+                    tensor: "adapter",
                     expected: "[at most out, in] of its linear layer",
                     got,
                 })
@@ -263,42 +263,45 @@ impl Change {
     /// Returns the term added to the bias, in f32, and its rows.
     pub(crate) fn bias_to(&self, device: Device) -> Result<Option<(Tensor, Range<i64>)>> {
         let Some(bias) = &self.bias else { return Ok(None) };
-        let scale = if self.scales_bias {
-            self.scale * self.strength
+        let scaling = if self.scales_bias {
+            self.scaling * self.scale
         } else {
-            self.strength
+            self.scale
         };
-        let bias = bias.f_to_device(device)?.f_to_kind(Kind::Float)?.f_mul_scalar(scale)?;
+        let bias = bias
+            .f_to_device(device)?
+            .f_to_kind(Kind::Float)?
+            .f_mul_scalar(scaling)?;
         Ok(Some((bias, self.rows.clone())))
     }
 
     /// Moves the adapter to `device` and computes the norms that DoRA needs. `weight` returns the layer's
     /// weight [out, in] in f32; it is called only if norms are needed.
-    pub(crate) fn place(&self, device: Device, weight: impl FnOnce() -> Result<Tensor>) -> Result<Placed> {
-        let (scale, factor) = match (&self.magnitude, &self.delta) {
+    pub(crate) fn place(&self, device: Device, weight: impl FnOnce() -> Result<Tensor>) -> Result<DeviceAdapter> {
+        let (scaling, factor) = match (&self.magnitude, &self.delta) {
             (Some((magnitude, norm)), Some(delta)) => {
-                let scale = if *norm == Norm::Peft {
-                    self.scale * self.strength
+                let scaling = if *norm == DoraNorm::Peft {
+                    self.scaling * self.scale
                 } else {
-                    self.scale
+                    self.scaling
                 };
-                let delta = delta.to_device(device)?.matrix()?.f_mul_scalar(scale)?;
+                let delta = delta.to_device(device)?.matrix()?.f_mul_scalar(scaling)?;
                 let weight = weight()?.f_narrow(0, self.rows.start, self.rows.end - self.rows.start)?;
                 let sum = weight.f_add(&delta)?;
                 let along_rows = magnitude.size().first() != Some(&1) || magnitude.size() == [1, 1];
                 let length = sum.f_norm_scalaropt_dim(2.0, if along_rows { [1_i64] } else { [0] }, true)?;
                 let factor = match norm {
                     // No gradient flows through the norm (arXiv 2402.09353, section 4.3).
-                    Norm::Peft => magnitude.f_to_device(device)?.f_div(&length.f_detach()?)?,
-                    Norm::Lycoris => {
+                    DoraNorm::Peft => magnitude.f_to_device(device)?.f_div(&length.f_detach()?)?,
+                    DoraNorm::Lycoris => {
                         let length = length.f_add_scalar(f64::from(f32::EPSILON))?;
                         let full = magnitude.f_to_device(device)?.f_div(&length)?;
-                        full.f_sub_scalar(1.0)?.f_mul_scalar(self.strength)?.f_add_scalar(1.0)?
+                        full.f_sub_scalar(1.0)?.f_mul_scalar(self.scale)?.f_add_scalar(1.0)?
                     }
                 };
                 let factor = factor.f_flatten(0, -1)?;
                 (
-                    scale,
+                    scaling,
                     if along_rows {
                         Factor::Rows(factor)
                     } else {
@@ -306,15 +309,15 @@ impl Change {
                     },
                 )
             }
-            _ => (self.scale * self.strength, Factor::None),
+            _ => (self.scaling * self.scale, Factor::None),
         };
         let bias = self.bias_to(device)?.map(|(bias, _)| bias);
         let delta = self.delta.as_ref().map(|d| d.to_device(device)).transpose()?;
-        Ok(Placed {
+        Ok(DeviceAdapter {
             delta,
             bias,
             factor,
-            scale,
+            scaling,
             rows: self.rows.clone(),
         })
     }

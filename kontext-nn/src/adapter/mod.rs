@@ -7,14 +7,14 @@ mod slots;
 
 use std::collections::BTreeMap;
 
-pub use linear_adapter::{Change, Norm};
-pub(crate) use slots::{Changes, Slot};
-pub use slots::{Prepared, Slots};
+pub use linear_adapter::{DoraNorm, LinearAdapter};
+pub(crate) use slots::{ActiveAdapters, AdapterSlot};
+pub use slots::{AdapterSlots, PendingAdapters};
 
-/// Changes of linear layers, by the layers' names (without `.weight`).
+/// Adapters of linear layers, by the layers' names (without `.weight`).
 #[derive(Debug, Clone, Default)]
 pub struct Adapters {
-    layers: BTreeMap<String, Vec<Change>>,
+    layers: BTreeMap<String, Vec<LinearAdapter>>,
 }
 
 impl Adapters {
@@ -24,26 +24,26 @@ impl Adapters {
         Self::default()
     }
 
-    /// Adds a change; several of one layer add up.
-    pub fn add(&mut self, layer: impl Into<String>, change: Change) {
-        self.layers.entry(layer.into()).or_default().push(change);
+    /// Adds an adapter; several of one layer add up.
+    pub fn add(&mut self, layer: impl Into<String>, adapter: LinearAdapter) {
+        self.layers.entry(layer.into()).or_default().push(adapter);
     }
 
-    /// Takes the changes of another set, too.
+    /// Takes the adapters of another set, too.
     pub fn extend(&mut self, other: Self) {
-        for (layer, changes) in other.layers {
-            self.layers.entry(layer).or_default().extend(changes);
+        for (layer, adapters) in other.layers {
+            self.layers.entry(layer).or_default().extend(adapters);
         }
     }
 
-    /// The layers that change.
+    /// The layers that have adapters.
     pub fn layers(&self) -> impl Iterator<Item = &str> {
         self.layers.keys().map(String::as_str)
     }
 
-    /// The changes of a layer.
+    /// The adapters of a layer.
     #[must_use]
-    pub fn of(&self, layer: &str) -> &[Change] {
+    pub fn of(&self, layer: &str) -> &[LinearAdapter] {
         self.layers.get(layer).map_or(&[], Vec::as_slice)
     }
 
@@ -66,41 +66,36 @@ mod tests {
         noise::randn(shape, seed, Kind::Float, Device::Cpu).unwrap()
     }
 
-    /// Every form of change, alone and together, for a layer [8, 6].
-    fn cases() -> Vec<Vec<Change>> {
-        let low_rank = |start| Change::low_rank(draw(&[2, 6], 1), draw(&[3, 2], 2), 0.5, start).unwrap();
-        let whole = || Change::low_rank(draw(&[1, 6], 3), draw(&[8, 1], 4), 2.0, 0).unwrap();
-        let kronecker = || Change::kronecker(&[draw(&[2, 3], 5)], vec![draw(&[4, 2], 6)], 0.7, 0).unwrap();
+    /// Every form of adapter, alone and together, for a layer [8, 6].
+    fn cases() -> Vec<Vec<LinearAdapter>> {
+        let low_rank = |start| LinearAdapter::low_rank(draw(&[2, 6], 1), draw(&[3, 2], 2), 0.5, start).unwrap();
+        let whole = || LinearAdapter::low_rank(draw(&[1, 6], 3), draw(&[8, 1], 4), 2.0, 0).unwrap();
+        let kronecker = || LinearAdapter::kronecker(&[draw(&[2, 3], 5)], vec![draw(&[4, 2], 6)], 0.7, 0).unwrap();
         let pair = |seed, shape: &[i64]| [draw(shape, seed), draw(shape, seed + 1)];
-        let hadamard = || Change::hadamard(pair(8, &[4, 2]), pair(10, &[2, 6]), 0.3, 3).unwrap();
+        let hadamard = || LinearAdapter::hadamard(pair(8, &[4, 2]), pair(10, &[2, 6]), 0.3, 3).unwrap();
         let lengths = |shape: &[i64]| draw(shape, 12).abs() + 0.5;
-        let dora = |norm| {
-            whole()
-                .with_magnitude(&lengths(&[8, 1]), norm)
-                .unwrap()
-                .at_strength(0.6)
-        };
+        let dora = |norm| whole().with_magnitude(&lengths(&[8, 1]), norm).unwrap().with_scale(0.6);
         let columns = || {
             kronecker()
-                .with_magnitude(&lengths(&[1, 6]), Norm::Lycoris)
+                .with_magnitude(&lengths(&[1, 6]), DoraNorm::Lycoris)
                 .unwrap()
-                .at_strength(0.6)
+                .with_scale(0.6)
         };
         let biased = || low_rank(5).with_bias(draw(&[3], 13), true).unwrap();
         vec![
             vec![low_rank(4), whole()],
-            vec![kronecker(), Change::full(draw(&[2, 6], 7), 1.5, 6).unwrap()],
-            vec![hadamard(), biased(), Change::of_bias(draw(&[4], 14), 2).unwrap()],
-            vec![dora(Norm::Peft), whole()],
-            vec![low_rank(0), dora(Norm::Lycoris)],
+            vec![kronecker(), LinearAdapter::full(draw(&[2, 6], 7), 1.5, 6).unwrap()],
+            vec![hadamard(), biased(), LinearAdapter::of_bias(draw(&[4], 14), 2).unwrap()],
+            vec![dora(DoraNorm::Peft), whole()],
+            vec![low_rank(0), dora(DoraNorm::Lycoris)],
             vec![columns(), low_rank(1)],
         ]
     }
 
-    fn adapters(changes: &[Change]) -> Adapters {
-        let mut adapters = Adapters::new();
-        changes.iter().for_each(|change| adapters.add("a.b", change.clone()));
-        adapters
+    fn by_layer(adapters: &[LinearAdapter]) -> Adapters {
+        let mut all = Adapters::new();
+        adapters.iter().for_each(|adapter| all.add("a.b", adapter.clone()));
+        all
     }
 
     fn weights() -> Weights {
@@ -111,13 +106,13 @@ mod tests {
         Weights::from_tensors(tensors)
     }
 
-    fn layer(weights: &Weights, changes: &[Change], fused: bool) -> Linear {
+    fn layer(weights: &Weights, adapters: &[LinearAdapter], fused: bool) -> Linear {
         if fused {
-            return Linear::new(&weights.clone().fused(adapters(changes)).at("a.b"), 6, 8).unwrap();
+            return Linear::new(&weights.clone().fused(by_layer(adapters)).at("a.b"), 6, 8).unwrap();
         }
         let (weights, slots) = weights.with_slots();
         let layer = Linear::new(&weights.at("a.b"), 6, 8).unwrap();
-        slots.set(&adapters(changes)).unwrap();
+        slots.set(&by_layer(adapters)).unwrap();
         layer
     }
 
@@ -126,9 +121,9 @@ mod tests {
         let (x, sum) = (draw(&[2, 5, 6], 17), draw(&[2, 5, 8], 18));
         let close = |a: &Tensor, b: &Tensor| assert!(a.allclose(b, 1e-4, 1e-5, false));
         let plain = Linear::new(&weights().at("a.b"), 6, 8).unwrap().forward(&x).unwrap();
-        for changes in cases() {
-            let expected = layer(&weights(), &changes, true).forward(&x).unwrap();
-            let beside = || layer(&weights(), &changes, false);
+        for adapters in cases() {
+            let expected = layer(&weights(), &adapters, true).forward(&x).unwrap();
+            let beside = || layer(&weights(), &adapters, false);
             assert!((&expected - &plain).abs().max().double_value(&[]) > 0.1);
             close(&expected, &beside().forward(&x).unwrap());
             close(&expected.narrow(-1, 3, 4), &beside().forward_rows(&x, 3, 4).unwrap());
@@ -145,21 +140,21 @@ mod tests {
         let linear = Linear::new(&weights.at("a.b"), 6, 8).unwrap();
         let x = draw(&[5, 6], 17);
         let plain = linear.forward(&x).unwrap();
-        for changes in cases() {
-            slots.set(&adapters(&changes)).unwrap();
+        for adapters in cases() {
+            slots.set(&by_layer(&adapters)).unwrap();
             assert_eq!(
                 linear.forward(&x).unwrap(),
-                layer(&weights, &changes, false).forward(&x).unwrap()
+                layer(&weights, &adapters, false).forward(&x).unwrap()
             );
         }
         // A set of which a part does not fit changes nothing.
-        let mut wrong = adapters(&cases()[0]);
-        wrong.add("a.c", Change::of_bias(draw(&[2], 1), 0).unwrap());
+        let mut wrong = by_layer(&cases()[0]);
+        wrong.add("a.c", LinearAdapter::of_bias(draw(&[2], 1), 0).unwrap());
         let before = linear.forward(&x).unwrap();
         let error = slots.set(&wrong).unwrap_err().to_string();
         assert_eq!(
             error,
-            "invalid layer of a change: expected a linear layer of the model (nearest: `a.b`), got a.c"
+            "invalid layer of an adapter: expected a linear layer of the model (nearest: `a.b`), got a.c"
         );
         assert_eq!(linear.forward(&x).unwrap(), before);
         slots.set(&Adapters::new()).unwrap();
@@ -175,8 +170,8 @@ mod tests {
             ]
         };
         let narrow = Weights::from_tensors(tensors()).at_most(Kind::Float);
-        let (x, changes) = (draw(&[5, 6], 7), &cases()[0]);
-        let [fused, beside] = [true, false].map(|fused| layer(&narrow, changes, fused).forward(&x).unwrap());
+        let (x, adapters) = (draw(&[5, 6], 7), &cases()[0]);
+        let [fused, beside] = [true, false].map(|fused| layer(&narrow, adapters, fused).forward(&x).unwrap());
         assert!(fused.allclose(&beside, 1e-5, 1e-5, false));
     }
 
@@ -184,9 +179,9 @@ mod tests {
     fn gradients_reach_both_factors() {
         let leaf = |shape: &[i64], seed| draw(shape, seed).set_requires_grad(true);
         let (down, up) = (leaf(&[2, 6], 1), leaf(&[3, 2], 2));
-        let change = Change::low_rank(down.shallow_clone(), up.shallow_clone(), 0.5, 4).unwrap();
+        let adapter = LinearAdapter::low_rank(down.shallow_clone(), up.shallow_clone(), 0.5, 4).unwrap();
         let x = draw(&[5, 6], 7);
-        layer(&weights(), &[change], false)
+        layer(&weights(), &[adapter], false)
             .forward(&x)
             .unwrap()
             .sum(Kind::Float)
@@ -200,9 +195,9 @@ mod tests {
 
     #[test]
     fn a_change_of_another_width_is_refused() {
-        let adapters = adapters(&[Change::low_rank(draw(&[2, 5], 1), draw(&[3, 2], 2), 1.0, 0).unwrap()]);
+        let adapters = by_layer(&[LinearAdapter::low_rank(draw(&[2, 5], 1), draw(&[3, 2], 2), 1.0, 0).unwrap()]);
         let error = Linear::new(&weights().fused(adapters.clone()).at("a.b"), 6, 8).unwrap_err();
-        assert!(error.to_string().starts_with("change: expected shape"), "{error}");
+        assert!(error.to_string().starts_with("adapter: expected shape"), "{error}");
         let (weights, slots) = weights().with_slots();
         let _layer = Linear::new(&weights.at("a.b"), 6, 8).unwrap();
         assert_eq!(slots.set(&adapters).unwrap_err().to_string(), error.to_string());

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch::{Kind, Tensor};
 
 use super::Adapters;
-use super::device_adapter::{Placed, Window};
-use super::linear_adapter::Change;
+use super::device_adapter::{DeviceAdapter, Window};
+use super::linear_adapter::LinearAdapter;
 use crate::matrix::Matrix;
 use kontext_core::{Error, Result};
 use kontext_formats::nearest_name;
@@ -21,7 +21,7 @@ use kontext_formats::nearest_name;
 ///
 /// # Example
 /// ```
-/// use kontext_nn::{Change, Linear};
+/// use kontext_nn::{LinearAdapter, Linear};
 /// use kontext_nn::Adapters;
 /// use kontext_core::{Device, Kind, Tensor};
 /// use kontext_nn::Weights;
@@ -32,7 +32,7 @@ use kontext_formats::nearest_name;
 ///
 /// let mut adapters = Adapters::new();
 /// let ones = |shape: &[i64]| Tensor::ones(shape, (Kind::Float, Device::Cpu));
-/// adapters.add("qkv", Change::low_rank(ones(&[1, 6]), ones(&[8, 1]), 0.5, 0)?);
+/// adapters.add("qkv", LinearAdapter::low_rank(ones(&[1, 6]), ones(&[8, 1]), 0.5, 0)?);
 /// slots.set(&adapters)?;
 /// assert_eq!(layer.forward(&x)?, &plain + 3.0); // 0.5 * (1 + 1 + 1 + 1 + 1 + 1)
 /// slots.set(&Adapters::new())?;
@@ -40,39 +40,41 @@ use kontext_formats::nearest_name;
 /// # Ok::<(), kontext_core::Error>(())
 /// ```
 #[derive(Clone, Default)]
-pub struct Slots(Arc<Mutex<BTreeMap<String, Slot>>>);
+pub struct AdapterSlots(Arc<Mutex<BTreeMap<String, AdapterSlot>>>);
 
 /// One layer's adapters.
 #[derive(Clone)]
-pub(crate) struct Slot(Arc<Mutex<Content>>);
+pub(crate) struct AdapterSlot(Arc<Mutex<Content>>);
 
 /// State of a slot. In a `Mutex`, because tensors are `Send` but not `Sync`: readers take shallow copies.
 struct Content {
     /// The layer's weight [out, in], which shares its memory with the layer.
     weight: Matrix,
-    changes: Vec<Placed>,
+    adapters: Vec<DeviceAdapter>,
 }
 
 /// Validated adapters, on the device but not yet active.
 #[derive(Debug)]
 #[must_use]
-pub struct Prepared(Vec<(Slot, Vec<Placed>)>);
+pub struct PendingAdapters(Vec<(AdapterSlot, Vec<DeviceAdapter>)>);
 
-impl std::fmt::Debug for Slots {
+impl std::fmt::Debug for AdapterSlots {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Slots").field("layers", &lock(&self.0).len()).finish()
+        f.debug_struct("AdapterSlots")
+            .field("layers", &lock(&self.0).len())
+            .finish()
     }
 }
 
-impl std::fmt::Debug for Slot {
+impl std::fmt::Debug for AdapterSlot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Slot")
-            .field("changes", &lock(&self.0).changes.len())
+        f.debug_struct("AdapterSlot")
+            .field("adapters", &lock(&self.0).adapters.len())
             .finish_non_exhaustive()
     }
 }
 
-impl Slots {
+impl AdapterSlots {
     /// Returns the names of the layers, sorted.
     #[must_use]
     pub fn layers(&self) -> Vec<String> {
@@ -89,67 +91,67 @@ impl Slots {
         Ok(())
     }
 
-    /// Does the fallible part of [`Slots::set`]; [`Prepared::apply`] does the rest.
+    /// Does the fallible part of [`AdapterSlots::set`]; [`PendingAdapters::apply`] does the rest.
     ///
     /// # Errors
-    /// The errors of [`Slots::set`].
-    pub fn prepare(&self, adapters: &Adapters) -> Result<Prepared> {
+    /// The errors of [`AdapterSlots::set`].
+    pub fn prepare(&self, adapters: &Adapters) -> Result<PendingAdapters> {
         let slots = lock(&self.0);
         if let Some(name) = adapters.layers().find(|name| !slots.contains_key(*name)) {
             let nearest = nearest_name(name, slots.keys().map(String::as_str));
             let nearest = nearest.map(|n| format!(" (nearest: `{n}`)")).unwrap_or_default();
             return Err(Error::invalid(
-                "layer of a change",
+                "layer of an adapter",
                 format!("a linear layer of the model{nearest}"),
                 name,
             ));
         }
-        let prepared_slot = |(name, slot): (&String, &Slot)| Ok((slot.clone(), slot.place(adapters.of(name))?));
-        Ok(Prepared(slots.iter().map(prepared_slot).collect::<Result<_>>()?))
+        let prepared_slot = |(name, slot): (&String, &AdapterSlot)| Ok((slot.clone(), slot.place(adapters.of(name))?));
+        Ok(PendingAdapters(slots.iter().map(prepared_slot).collect::<Result<_>>()?))
     }
 
-    pub(crate) fn register(&self, name: &str, weight: &Matrix) -> Slot {
+    pub(crate) fn register(&self, name: &str, weight: &Matrix) -> AdapterSlot {
         let content = Content {
             weight: weight.shallow_clone(),
-            changes: Vec::new(),
+            adapters: Vec::new(),
         };
-        let slot = Slot(Arc::new(Mutex::new(content)));
+        let slot = AdapterSlot(Arc::new(Mutex::new(content)));
         lock(&self.0).insert(name.to_owned(), slot.clone());
         slot
     }
 }
 
-impl Prepared {
+impl PendingAdapters {
     /// Activates the adapters.
     pub fn apply(self) {
-        for (slot, changes) in self.0 {
-            lock(&slot.0).changes = changes;
+        for (slot, adapters) in self.0 {
+            lock(&slot.0).adapters = adapters;
         }
     }
 }
 
-impl Slot {
-    fn place(&self, changes: &[Change]) -> Result<Vec<Placed>> {
+impl AdapterSlot {
+    fn place(&self, adapters: &[LinearAdapter]) -> Result<Vec<DeviceAdapter>> {
         let content = lock(&self.0);
-        let place = |change: &Change| {
-            change.fits(&content.weight.size())?;
-            change.place(content.weight.device(), || content.weight.dense(Kind::Float))
+        let place = |adapter: &LinearAdapter| {
+            adapter.fits(&content.weight.size())?;
+            adapter.place(content.weight.device(), || content.weight.dense(Kind::Float))
         };
-        changes.iter().map(place).collect()
+        adapters.iter().map(place).collect()
     }
 }
 
 /// A layer's view of its adapters: all of them, or those of some of its input features.
 #[derive(Debug, Default)]
-pub(crate) struct Changes {
-    slot: Option<Slot>,
+pub(crate) struct ActiveAdapters {
+    slot: Option<AdapterSlot>,
     columns: Range<i64>,
     /// If set, the layer has the bias, and with it the bias adapters.
     bias: bool,
 }
 
-impl Changes {
-    pub(crate) fn new(slot: Option<Slot>, input: i64) -> Self {
+impl ActiveAdapters {
+    pub(crate) fn new(slot: Option<AdapterSlot>, input: i64) -> Self {
         Self {
             slot,
             columns: 0..input,
@@ -180,7 +182,11 @@ impl Changes {
         plain: impl FnOnce() -> Result<Option<Tensor>>,
     ) -> Result<()> {
         let Some(slot) = &self.slot else { return Ok(()) };
-        let changes: Vec<Placed> = lock(&slot.0).changes.iter().map(Placed::shallow_clone).collect();
+        let adapters: Vec<DeviceAdapter> = lock(&slot.0)
+            .adapters
+            .iter()
+            .map(DeviceAdapter::shallow_clone)
+            .collect();
         let count = y.size().last().copied().unwrap_or_default();
         let window = Window {
             rows: start..start + count,
@@ -188,14 +194,14 @@ impl Changes {
             bias: self.bias,
             product,
         };
-        let plain = if changes.iter().any(Placed::scales_rows) {
+        let plain = if adapters.iter().any(DeviceAdapter::scales_rows) {
             plain()?
         } else {
             None
         };
-        changes
+        adapters
             .iter()
-            .try_for_each(|change| change.add_to(y, x, &window, plain.as_ref()))
+            .try_for_each(|adapter| adapter.add_to(y, x, &window, plain.as_ref()))
     }
 }
 

@@ -86,21 +86,21 @@ fn with_fifth_bits(blocks: &Blocks, q: Tensor, at: i64) -> Result<Tensor> {
 }
 
 /// Returns the f16 at offset `at` of each block: [R, N, 1, 1].
-fn factor(blocks: &Blocks, at: i64) -> Result<Tensor> {
+fn block_scale(blocks: &Blocks, at: i64) -> Result<Tensor> {
     Ok(blocks.halves(at, 1)?.f_unsqueeze(-1)?)
 }
 
 /// Unpacks Q4_0: `d * (q - 8)`.
 pub(super) fn q4_0(blocks: &Blocks, out: &Tensor) -> Result<()> {
-    scale(&factor(blocks, 0)?, &less(&halves_of_bytes(blocks, 2)?, 8)?, out)
+    scale(&block_scale(blocks, 0)?, &less(&halves_of_bytes(blocks, 2)?, 8)?, out)
 }
 
 /// Unpacks Q4_1: `d * q + m`.
 pub(super) fn q4_1(blocks: &Blocks, out: &Tensor) -> Result<()> {
     scale_add(
-        &factor(blocks, 0)?,
+        &block_scale(blocks, 0)?,
         &halves_of_bytes(blocks, 4)?,
-        &factor(blocks, 2)?,
+        &block_scale(blocks, 2)?,
         out,
     )
 }
@@ -108,13 +108,13 @@ pub(super) fn q4_1(blocks: &Blocks, out: &Tensor) -> Result<()> {
 /// Unpacks Q5_0: `d * (q - 16)`.
 pub(super) fn q5_0(blocks: &Blocks, out: &Tensor) -> Result<()> {
     let q = with_fifth_bits(blocks, halves_of_bytes(blocks, 6)?, 2)?;
-    scale(&factor(blocks, 0)?, &less(&q, 16)?, out)
+    scale(&block_scale(blocks, 0)?, &less(&q, 16)?, out)
 }
 
 /// Unpacks Q5_1: `d * q + m`.
 pub(super) fn q5_1(blocks: &Blocks, out: &Tensor) -> Result<()> {
     let q = with_fifth_bits(blocks, halves_of_bytes(blocks, 8)?, 4)?;
-    scale_add(&factor(blocks, 0)?, &q, &factor(blocks, 2)?, out)
+    scale_add(&block_scale(blocks, 0)?, &q, &block_scale(blocks, 2)?, out)
 }
 
 /// Unpacks Q8_0: `d * q`.
@@ -128,7 +128,7 @@ pub(super) fn q8_0(blocks: &Blocks, out: &Tensor) -> Result<()> {
 
 /// Unpacks IQ4_NL: `d * level`.
 pub(super) fn iq4_nl(blocks: &Blocks, out: &Tensor) -> Result<()> {
-    levels(&factor(blocks, 0)?, &blocks.bytes(2, [16])?, out)
+    levels(&block_scale(blocks, 0)?, &blocks.bytes(2, [16])?, out)
 }
 
 /// Unpacks IQ4_XS: `d * (s - 32) * level`; the 6 bits of `s` per 32 elements are stored in two places.

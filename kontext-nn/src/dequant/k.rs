@@ -8,7 +8,7 @@ use kontext_core::Result;
 /// Unpacks Q2_K: `d * s * q - m * t`, 2 bits; `s` and `t` are the halves of a byte per 16 elements.
 pub(super) fn q2(blocks: &Blocks, out: &Tensor) -> Result<()> {
     let q = two_bits(blocks, 16)?.f_view_(blocks.shape([16, 16]))?;
-    let (d, m) = factors(blocks, 80, &bits(&blocks.bytes(0, [16])?, 4)?)?;
+    let (d, m) = scales(blocks, 80, &bits(&blocks.bytes(0, [16])?, 4)?)?;
     scale_add(&d, &q, &m, out)
 }
 
@@ -24,7 +24,7 @@ pub(super) fn q3(blocks: &Blocks, out: &Tensor) -> Result<()> {
 /// Unpacks Q4_K: `d * s * q - m * t`, 4 bits.
 pub(super) fn q4(blocks: &Blocks, out: &Tensor) -> Result<()> {
     let q = bits(&blocks.bytes(16, [4, 32])?, 4)?.f_view_(blocks.shape([8, 32]))?;
-    let (d, m) = factors(blocks, 0, &scales_and_minima(blocks)?)?;
+    let (d, m) = scales(blocks, 0, &scales_and_minima(blocks)?)?;
     scale_add(&d, &q, &m, out)
 }
 
@@ -32,7 +32,7 @@ pub(super) fn q4(blocks: &Blocks, out: &Tensor) -> Result<()> {
 pub(super) fn q5(blocks: &Blocks, out: &Tensor) -> Result<()> {
     let q = bits(&blocks.bytes(48, [4, 32])?, 4)?.f_view_(blocks.shape([8, 32]))?;
     let q = join(q, bits(&blocks.bytes(16, [32])?, 1)?, 4)?;
-    let (d, m) = factors(blocks, 0, &scales_and_minima(blocks)?)?;
+    let (d, m) = scales(blocks, 0, &scales_and_minima(blocks)?)?;
     scale_add(&d, &q, &m, out)
 }
 
@@ -52,7 +52,7 @@ fn two_bits(blocks: &Blocks, at: i64) -> Result<Tensor> {
 }
 
 /// Returns `d * s` and `-m * t` [R, N, S, 1], from two f16 and from `s` and `t` [R, N, 2, S].
-fn factors(blocks: &Blocks, at: i64, scales: &Tensor) -> Result<(Tensor, Tensor)> {
+fn scales(blocks: &Blocks, at: i64, scales: &Tensor) -> Result<(Tensor, Tensor)> {
     let both = blocks.halves(at, 2)?.f_unsqueeze(-1)?.f_mul(scales)?.f_unsqueeze(-1)?; // [R, N, 2, S, 1]
     Ok((both.f_select(2, 0)?, both.f_select(2, 1)?.f_neg()?))
 }

@@ -4,15 +4,15 @@
 //! once.
 
 mod blocks;
-mod factors;
 mod k;
+mod scales;
 mod unpack;
 
 use std::ops::Range;
 
 use tch::{Device, Tensor};
 
-use self::factors::Factors;
+use self::scales::DeviceScales;
 use kontext_core::Result;
 use kontext_formats::quant::{Format, Packed};
 
@@ -23,7 +23,7 @@ pub(crate) struct OnDevice {
     bytes: Tensor,
     format: Format,
     columns: usize,
-    factors: Factors,
+    scales: DeviceScales,
 }
 
 impl OnDevice {
@@ -38,14 +38,14 @@ impl OnDevice {
         let ([rows, columns], device) = (matrix.size(), bytes.device());
         let held = bytes.f_narrow(0, 0, matrix.data().len() as i64)?;
         let held = held.f_view([rows as i64, matrix.row_bytes() as i64])?;
-        let factors = Factors::copy(matrix, 0..rows, 0..columns, device, |tensor| {
+        let scales = DeviceScales::copy(matrix, 0..rows, 0..columns, device, |tensor| {
             send_pinned(tensor, device)
         })?;
         Ok(Self {
             bytes: held,
             format: matrix.format(),
             columns,
-            factors,
+            scales,
         })
     }
 
@@ -71,24 +71,24 @@ impl OnDevice {
             Tensor::f_from_slice(&parts)?
         };
         let bytes = send(&bytes.f_reshape([rows.len() as i64, within.len() as i64])?)?;
-        let factors = Factors::copy(matrix, rows, columns.clone(), bytes.device(), send)?;
+        let scales = DeviceScales::copy(matrix, rows, columns.clone(), bytes.device(), send)?;
         Ok(Self {
             bytes,
             format,
             columns: columns.len(),
-            factors,
+            scales,
         })
     }
 
     /// Gathers the rows at these indices, i64 [N] on the device.
     pub(crate) fn rows_at(&self, indices: &Tensor) -> Result<Self> {
-        let factors = self.factors.rows_at(indices, self.columns)?;
+        let scales = self.scales.rows_at(indices, self.columns)?;
         let bytes = self.bytes.f_index_select(0, indices)?;
         Ok(Self {
             bytes,
             format: self.format,
             columns: self.columns,
-            factors,
+            scales,
         })
     }
 
@@ -98,16 +98,16 @@ impl OnDevice {
         if rows.is_empty() || columns.is_empty() {
             return Ok(());
         }
-        let wide = widened(&columns, self.columns, self.format, self.factors.block());
+        let wide = widened(&columns, self.columns, self.format, self.scales.block());
         let (first, count) = (bytes_of(self.format, wide.start), bytes_of(self.format, wide.len()));
         let bytes = self.bytes.f_narrow(0, rows.start as i64, rows.len() as i64)?;
         let bytes = bytes.f_narrow(1, first as i64, count as i64)?;
-        let factors = self.factors.part(&rows, &wide, self.columns)?;
+        let scales = self.scales.part(&rows, &wide, self.columns)?;
         if wide == columns {
-            return unpack::unpack(&bytes, self.format, factors.as_ref(), out);
+            return unpack::unpack(&bytes, self.format, scales.as_ref(), out);
         }
         let values = Tensor::f_empty([rows.len() as i64, wide.len() as i64], (out.kind(), out.device()))?;
-        unpack::unpack(&bytes, self.format, factors.as_ref(), &values)?;
+        unpack::unpack(&bytes, self.format, scales.as_ref(), &values)?;
         let cut = (columns.start - wide.start) as i64;
         out.shallow_clone()
             .f_copy_(&values.f_narrow(1, cut, columns.len() as i64)?)?;
@@ -121,7 +121,7 @@ pub(crate) fn unpack_to(matrix: &Packed<'_>, rows: Range<usize>, columns: Range<
     if rows.is_empty() || columns.is_empty() {
         return Ok(());
     }
-    let wide = widened(&columns, matrix.size()[1], matrix.format(), factors::block(matrix));
+    let wide = widened(&columns, matrix.size()[1], matrix.format(), scales::block(matrix));
     let there = OnDevice::copy(matrix, rows.clone(), wide.clone(), |tensor| {
         send_pinned(tensor, out.device())
     })?;
@@ -149,9 +149,9 @@ const fn bytes_of(format: Format, elements: usize) -> usize {
 
 /// Returns the smallest range of columns around this one that begins and ends on block boundaries, both of
 /// the format and of the scales. If blocks of scales cross row ends, only the row ends are boundaries.
-fn widened(columns: &Range<usize>, all: usize, format: Format, factors: Option<usize>) -> Range<usize> {
+fn widened(columns: &Range<usize>, all: usize, format: Format, scales: Option<usize>) -> Range<usize> {
     let block = format.block();
-    let unit = match factors {
+    let unit = match scales {
         None => block,
         Some(size) if !all.is_multiple_of(size) => all,
         // The least common multiple: a block is a power of two.
@@ -182,7 +182,7 @@ mod tests {
         (0..count).map(|_| byte()).collect()
     }
 
-    fn factors(count: usize) -> Vec<f32> {
+    fn scales(count: usize) -> Vec<f32> {
         (0..count).map(|i| (i as f32 * 0.7).sin() * 3.0).collect()
     }
 
@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn every_format_has_the_bits_of_the_host_with_every_kind_of_factors() {
         let (rows, columns) = (5, 768);
-        let (by_row, by_block) = (factors(rows), factors(rows * columns));
+        let (by_row, by_block) = (scales(rows), scales(rows * columns));
         let blocks = |size: usize| Scale::Blocks {
             size,
             values: &by_block[..(rows * columns).div_ceil(size)],
@@ -316,7 +316,7 @@ mod tests {
         ) {
             let columns = 256 * blocks;
             let data = noise(rows * format.row_bytes(columns).unwrap(), seed);
-            let values = factors(if size == 0 { rows } else { (rows * columns).div_ceil(size) });
+            let values = scales(if size == 0 { rows } else { (rows * columns).div_ceil(size) });
             let scale = if size == 0 { Scale::Rows(&values) } else { Scale::Blocks { size, values: &values } };
             let matrix = Packed::new(&data, format, rows, columns, scale).unwrap();
             let range = |a: usize, b: usize, side: usize| a.min(b) * side / 1000..a.max(b) * side / 1000;

@@ -7,10 +7,10 @@ use super::k;
 use kontext_core::Result;
 use kontext_formats::quant::Format;
 
-/// Unpacks `bytes` u8 [R, bytes per row] times the scales `factors` f32 [R or 1, G], each for as many
+/// Unpacks `bytes` u8 [R, bytes per row] times the scales `scales` f32 [R or 1, G], each for as many
 /// columns, to a contiguous `out` [R, C], rounded once to its dtype. The bytes of a row are contiguous.
-pub(super) fn unpack(bytes: &Tensor, format: Format, factors: Option<&Tensor>, out: &Tensor) -> Result<()> {
-    let numbers = |kind| multiply(&bytes.f_view_dtype(kind)?, factors, out);
+pub(super) fn unpack(bytes: &Tensor, format: Format, scales: Option<&Tensor>, out: &Tensor) -> Result<()> {
+    let numbers = |kind| multiply(&bytes.f_view_dtype(kind)?, scales, out);
     match format {
         Format::F32 => numbers(Kind::Float),
         Format::F16 => numbers(Kind::Half),
@@ -18,12 +18,12 @@ pub(super) fn unpack(bytes: &Tensor, format: Format, factors: Option<&Tensor>, o
         Format::F8E4M3 => numbers(Kind::Float8e4m3fn),
         Format::F8E5M2 => numbers(Kind::Float8e5m2),
         Format::Int8 => numbers(Kind::Int8),
-        Format::Nf4 | Format::Fp4 => multiply(&blocks::pairs(bytes, format)?.f_reshape(out.size())?, factors, out),
-        _ if factors.is_none() => unpack_blocks(bytes, format, out),
+        Format::Nf4 | Format::Fp4 => multiply(&blocks::pairs(bytes, format)?.f_reshape(out.size())?, scales, out),
+        _ if scales.is_none() => unpack_blocks(bytes, format, out),
         _ => {
             let values = Tensor::f_empty(out.size(), (Kind::Float, out.device()))?;
             unpack_blocks(bytes, format, &values)?;
-            multiply(&values, factors, out)
+            multiply(&values, scales, out)
         }
     }
 }
@@ -53,22 +53,22 @@ fn unpack_blocks(bytes: &Tensor, format: Format, out: &Tensor) -> Result<()> {
         | Format::Nf4
         | Format::Fp4 => Err(kontext_core::Error::invalid(
             "format",
-            "one with factors in its blocks",
+            "one with scales in its blocks",
             format.name(),
         )),
     }
 }
 
-/// Computes `out = values * factors` in f32.
-fn multiply(values: &Tensor, factors: Option<&Tensor>, out: &Tensor) -> Result<()> {
-    let Some(factors) = factors else {
+/// Computes `out = values * scales` in f32.
+fn multiply(values: &Tensor, scales: Option<&Tensor>, out: &Tensor) -> Result<()> {
+    let Some(scales) = scales else {
         out.shallow_clone().f_copy_(values)?;
         return Ok(());
     };
     let &[rows, columns] = out.size().as_slice() else {
         return Ok(());
     };
-    let groups = factors.size().last().copied().unwrap_or(1).max(1);
+    let groups = scales.size().last().copied().unwrap_or(1).max(1);
     let grouped = [rows, groups, columns / groups];
     let values = match values.kind() {
         // libtorch cannot multiply fp8, and bf16 represents all of its values.
@@ -77,6 +77,6 @@ fn multiply(values: &Tensor, factors: Option<&Tensor>, out: &Tensor) -> Result<(
     };
     let _ = values
         .f_reshape(grouped)?
-        .f_mul_out(&out.f_view(grouped)?, &factors.f_unsqueeze(-1)?)?;
+        .f_mul_out(&out.f_view(grouped)?, &scales.f_unsqueeze(-1)?)?;
     Ok(())
 }

@@ -89,7 +89,7 @@ mod tests {
     use crate::prefetch::{Copies, Prefetch};
     use kontext_core::noise;
     use kontext_formats::quant::Format;
-    use kontext_formats::{Factors, Store, StreamedTensor, write_gguf};
+    use kontext_formats::{Scales, Store, StreamedTensor, write_gguf};
 
     const ROWS: usize = 7;
     const COLUMNS: usize = 512;
@@ -104,8 +104,8 @@ mod tests {
     }
 
     /// A matrix on the host.
-    fn host(format: Format, factors: Factors) -> StoredMatrix {
-        StoredMatrix::new(bytes(format), format, [ROWS, COLUMNS], factors)
+    fn host(format: Format, scales: Scales) -> StoredMatrix {
+        StoredMatrix::new(bytes(format), format, [ROWS, COLUMNS], scales)
     }
 
     /// All rows of some matrices, each on the host or in the memory of a "device" that is the CPU: a part there takes
@@ -127,17 +127,17 @@ mod tests {
         }
     }
 
-    fn factors() -> [Factors; 5] {
+    fn scales() -> [Scales; 5] {
         let values = |count: usize| (0..count).map(|i| (i as f32 * 0.7).sin()).collect();
         [
-            Factors::None,
-            Factors::All(0.3),
-            Factors::Rows(values(ROWS)),
-            Factors::Blocks {
+            Scales::None,
+            Scales::All(0.3),
+            Scales::Rows(values(ROWS)),
+            Scales::Blocks {
                 size: 64,
                 values: values(ROWS * COLUMNS / 64),
             },
-            Factors::Blocks {
+            Scales::Blocks {
                 size: 100,
                 values: values((ROWS * COLUMNS).div_ceil(100)),
             },
@@ -147,15 +147,15 @@ mod tests {
     /// Checks two matrices, one after the other, with one or both of them on the "device" against both on the host.
     fn each_pair(mut check: impl FnMut(&str, &Matrix, &Matrix)) {
         for format in Format::ALL {
-            for factors in factors() {
+            for scales in scales() {
                 let pair = |first, second| {
                     let matrices = [
-                        (host(format, factors.clone()), first),
-                        (host(format, Factors::All(-2.0)), second),
+                        (host(format, scales.clone()), first),
+                        (host(format, Scales::All(-2.0)), second),
                     ];
                     Matrix::Packed(rows(matrices.into()))
                 };
-                let name = format!("{} {factors:?}", format.name());
+                let name = format!("{} {scales:?}", format.name());
                 let expected = pair(false, false);
                 check(&name, &pair(true, true), &expected);
                 check(&name, &pair(false, true), &expected);
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn the_gradient_of_an_input_goes_through_a_weight_on_a_device() {
-        let matrix = Matrix::Packed(rows(vec![(host(Format::Q4K, Factors::None), true)]));
+        let matrix = Matrix::Packed(rows(vec![(host(Format::Q4K, Scales::None), true)]));
         let x = noise::randn(&[3, 512], 3, Kind::Float, Device::Cpu)
             .unwrap()
             .set_requires_grad(true);

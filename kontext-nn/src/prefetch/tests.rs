@@ -8,7 +8,7 @@ use tch::{Device, Kind};
 
 use super::*;
 use kontext_core::Error;
-use kontext_formats::Factors;
+use kontext_formats::Scales;
 use kontext_formats::quant::Format;
 
 const CPU: Device = Device::Cpu;
@@ -91,12 +91,12 @@ fn matrices(count: usize) -> Vec<Arc<StoredMatrix>> {
         let bytes = (0..size)
             .map(|i| ((i + 7 * index).wrapping_mul(2_654_435_761) >> 13) as u8 & 0x3b)
             .collect();
-        let factors = if format == Format::Int8 {
-            Factors::Rows(vec![0.5; rows])
+        let scales = if format == Format::Int8 {
+            Scales::Rows(vec![0.5; rows])
         } else {
-            Factors::None
+            Scales::None
         };
-        Arc::new(StoredMatrix::new(bytes, format, [rows, COLUMNS], factors))
+        Arc::new(StoredMatrix::new(bytes, format, [rows, COLUMNS], scales))
     };
     (0..count).map(matrix).collect()
 }

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::{Weights, lock, same_but_ones};
 use kontext_core::{CheckpointError, Result};
-use kontext_formats::Recipe;
+use kontext_formats::TensorMap;
 
 impl Weights {
     /// Returns the same weights in audit mode, to be checked instead of read.
@@ -34,13 +34,13 @@ impl Weights {
     /// Records any problem of a tensor and returns zeros.
     pub(super) fn check(
         &self,
-        recipe: &Recipe,
+        map: &TensorMap,
         shape: &[i64],
         problems: &Mutex<Vec<CheckpointError>>,
     ) -> Result<Tensor> {
         let mut rows = 0;
         let mut rest: Option<Vec<i64>> = None;
-        for name in recipe.names() {
+        for name in map.names() {
             let Some(stored) = self.shape_of(name) else {
                 lock(problems).push(self.store.missing_tensor(name));
                 return self.zeros(shape);
@@ -49,13 +49,13 @@ impl Weights {
             rows += stored.first().copied().unwrap_or(1);
             rest = Some(stored.get(1..).unwrap_or_default().to_vec());
         }
-        let got = match recipe {
-            Recipe::Rows(_) => [&[rows][..], &rest.unwrap_or_default()].concat(),
-            Recipe::Name(name) | Recipe::SwapHalves(name) => self.shape_of(name).unwrap_or_default(),
+        let got = match map {
+            TensorMap::Rows(_) => [&[rows][..], &rest.unwrap_or_default()].concat(),
+            TensorMap::Name(name) | TensorMap::SwapHalves(name) => self.shape_of(name).unwrap_or_default(),
         };
         if !same_but_ones(&got, shape) {
             lock(problems).push(CheckpointError::Shape {
-                name: recipe.names().join("` + `"),
+                name: map.names().join("` + `"),
                 expected: shape.to_vec(),
                 got,
             });

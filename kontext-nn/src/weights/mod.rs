@@ -12,9 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch::{Device, Kind, Tensor};
 
 use kontext_core::{CheckpointError, Result};
-use kontext_formats::{NameMap, Recipe, Store};
-pub use options::LeftInFile;
+use kontext_formats::{NameMap, Store, TensorMap};
 use options::LinearOptions;
+pub use options::Offload;
 
 /// A cheap, cloneable cursor into a set of named tensors.
 ///
@@ -41,7 +41,7 @@ pub struct Weights {
     prefix: String,
     kind: Conversion,
     device: Device,
-    map: Option<NameMap>,
+    names: Option<NameMap>,
     linear: LinearOptions,
     /// Problems found so far, if the weights are checked instead of read.
     audit: Option<Arc<Mutex<Vec<CheckpointError>>>>,
@@ -71,7 +71,7 @@ impl From<Store> for Weights {
             prefix: String::new(),
             kind: Conversion::Keep,
             device: Device::Cpu,
-            map: None,
+            names: None,
             linear: LinearOptions::default(),
             audit: None,
         }
@@ -144,14 +144,17 @@ impl Weights {
     /// Translates the names that parts ask for into the file's names.
     #[must_use]
     pub fn named(self, map: NameMap) -> Self {
-        Self { map: Some(map), ..self }
+        Self {
+            names: Some(map),
+            ..self
+        }
     }
 
     /// Returns `true` if the tensor `name` below the cursor is there; always `true` for synthetic weights.
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
-        let recipe = self.recipe(&self.full(name));
-        recipe.names().iter().all(|name| self.store.contains(name))
+        let map = self.map(&self.full(name));
+        map.names().iter().all(|name| self.store.contains(name))
     }
 
     /// Closes the account.
@@ -173,8 +176,9 @@ impl Weights {
     }
 
     /// The tensors of the file that a tensor is made of.
-    fn recipe(&self, full: &str) -> Recipe {
-        self.map.map_or_else(|| Recipe::Name(full.to_owned()), |map| map(full))
+    fn map(&self, full: &str) -> TensorMap {
+        self.names
+            .map_or_else(|| TensorMap::Name(full.to_owned()), |map| map(full))
     }
 }
 

@@ -5,20 +5,20 @@ use std::sync::{Arc, Mutex};
 use tch::Device;
 
 use super::Weights;
-use crate::adapter::{Adapters, Slots};
+use crate::adapter::{AdapterSlots, Adapters};
 use crate::prefetch::{Copies, Prefetch};
 use kontext_formats::Quantize;
 
 /// Form and place of the weights of linear layers, and their adapters.
 #[derive(Clone, Default)]
 pub(super) struct LinearOptions {
-    pub(super) left: LeftInFile,
+    pub(super) offload: Offload,
     pub(super) quantize: Option<Quantize>,
     pub(super) prefetch: Option<Arc<Prefetch<Copies>>>,
     /// Adapters that are added to the weights as they are read.
     pub(super) fused: Option<Arc<Mutex<Adapters>>>,
-    /// Slots in which the layers register.
-    pub(super) slots: Option<Slots>,
+    /// AdapterSlots in which the layers register.
+    pub(super) slots: Option<AdapterSlots>,
 }
 
 /// Linear layers whose weights stay in their file and are read from the system's page cache for each multiplication.
@@ -26,12 +26,12 @@ pub(super) struct LinearOptions {
 ///
 /// On a CUDA device they are copied there for each multiplication, in their stored form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum LeftInFile {
+pub enum Offload {
     /// No layers: all are read when the model is built.
     #[default]
     None,
     /// Layers that a model uses once a run ([`Weights::used_once`]), such as the transformer's modulation.
-    UsedOnce,
+    Once,
     /// All layers.
     All,
 }
@@ -39,16 +39,16 @@ pub enum LeftInFile {
 impl Weights {
     /// Selects the linear layers whose weights stay in the file. Default: none.
     #[must_use]
-    pub fn left_in_file(self, left: LeftInFile) -> Self {
-        self.with(|linear| linear.left = left)
+    pub fn offload(self, offload: Offload) -> Self {
+        self.with(|linear| linear.offload = offload)
     }
 
     /// The same cursor, for layers that a model uses once a run and not once a step.
     #[must_use]
     pub fn used_once(self) -> Self {
         self.with(|linear| {
-            if linear.left == LeftInFile::UsedOnce {
-                linear.left = LeftInFile::All;
+            if linear.offload == Offload::Once {
+                linear.offload = Offload::All;
             }
         })
     }
@@ -84,14 +84,14 @@ impl Weights {
 
     /// The same weights, and the adapter slots of the linear layers that are built from them.
     #[must_use]
-    pub fn with_slots(&self) -> (Self, Slots) {
-        let slots = Slots::default();
+    pub fn with_slots(&self) -> (Self, AdapterSlots) {
+        let slots = AdapterSlots::default();
         let weights = self.clone().with(|linear| linear.slots = Some(slots.clone()));
         (weights, slots)
     }
 
-    fn with(mut self, change: impl FnOnce(&mut LinearOptions)) -> Self {
-        change(&mut self.linear);
+    fn with(mut self, adapter: impl FnOnce(&mut LinearOptions)) -> Self {
+        adapter(&mut self.linear);
         self
     }
 }

@@ -1,10 +1,10 @@
 //! Matrices of linear layers: packed, left in the file, or plain.
 
-use super::{LeftInFile, Weights, same_but_ones};
-use crate::adapter::Slot;
+use super::{Offload, Weights, same_but_ones};
+use crate::adapter::AdapterSlot;
 use crate::matrix::{Matrix, PackedRows};
 use kontext_core::Result;
-use kontext_formats::{Quantize, Recipe};
+use kontext_formats::{Quantize, TensorMap};
 
 impl Weights {
     /// The weight [out, in] of the linear layer at the cursor: packed if it is stored so, or left in its file.
@@ -13,10 +13,10 @@ impl Weights {
             return Ok(Matrix::Plain(self.tensor(name, &shape)?));
         }
         let full = self.full(name);
-        let recipe = self.recipe(&full);
+        let map = self.map(&full);
         // An adapter can only be fused with a weight in full width.
         let fused = self.fuses(&full);
-        if !fused && let Some(rows) = self.packed_rows(&recipe, shape)? {
+        if !fused && let Some(rows) = self.packed_rows(&map, shape)? {
             return Ok(Matrix::Packed(rows));
         }
         let quantize = self
@@ -28,20 +28,20 @@ impl Weights {
                 let matrix = to.matrix(&self.tensor(name, &shape)?)?;
                 Ok(Matrix::Packed(PackedRows::new(vec![matrix], self.device)?))
             }
-            Some(to) => Ok(Matrix::Packed(self.quantized_rows(to, &recipe, shape)?)),
+            Some(to) => Ok(Matrix::Packed(self.quantized_rows(to, &map, shape)?)),
             None => Ok(Matrix::Plain(self.tensor(name, &shape)?)),
         }
     }
 
     /// The adapter slot of the layer at the cursor with this weight.
-    pub(crate) fn slot(&self, weight: &Matrix) -> Option<Slot> {
+    pub(crate) fn slot(&self, weight: &Matrix) -> Option<AdapterSlot> {
         let slots = self.linear.slots.as_ref()?;
         Some(slots.register(self.prefix.trim_end_matches('.'), weight))
     }
 
-    /// The rows that a recipe names, if one of its tensors is to stay packed and all can.
-    fn packed_rows(&self, recipe: &Recipe, shape: [i64; 2]) -> Result<Option<PackedRows>> {
-        let names = recipe.names();
+    /// The rows that a map names, if one of its tensors is to stay packed and all can.
+    fn packed_rows(&self, map: &TensorMap, shape: [i64; 2]) -> Result<Option<PackedRows>> {
+        let names = map.names();
         let Some(found) = names
             .iter()
             .map(|name| self.store.entry(name))
@@ -49,7 +49,7 @@ impl Weights {
         else {
             return Ok(None);
         };
-        let in_file = self.linear.left == LeftInFile::All;
+        let in_file = self.linear.offload == Offload::All;
         let can = found.iter().all(|entry| entry.format().is_some());
         if !can || !(in_file || found.iter().any(|entry| entry.is_packed())) {
             return Ok(None);
@@ -66,31 +66,31 @@ impl Weights {
                 matrix = matrix.reshaped(shape.map(|side| side as usize));
             }
             if matrix.size()[1] as i64 != shape[1] {
-                return Err(self.wrong_shape(&Recipe::Name(name.clone()), &shape, entry.shape()));
+                return Err(self.wrong_shape(&TensorMap::Name(name.clone()), &shape, entry.shape()));
             }
             matrices.push(matrix);
         }
         self.store.mark_used(names);
         let prefetch = self.linear.prefetch.clone().filter(|_| in_file);
         let rows = PackedRows::new(matrices, self.device)?.prefetched(prefetch);
-        self.in_order(rows, recipe, shape).map(Some)
+        self.in_order(rows, map, shape).map(Some)
     }
 
-    /// The rows that a recipe names, quantised.
-    fn quantized_rows(&self, to: Quantize, recipe: &Recipe, shape: [i64; 2]) -> Result<PackedRows> {
+    /// The rows that a map names, quantised.
+    fn quantized_rows(&self, to: Quantize, map: &TensorMap, shape: [i64; 2]) -> Result<PackedRows> {
         let quantize = |name: &String| to.matrix(&self.read(name)?);
-        let matrices = recipe.names().iter().map(quantize).collect::<Result<_>>()?;
-        self.in_order(PackedRows::new(matrices, self.device)?, recipe, shape)
+        let matrices = map.names().iter().map(quantize).collect::<Result<_>>()?;
+        self.in_order(PackedRows::new(matrices, self.device)?, map, shape)
     }
 
-    /// Checks the size of the rows of a recipe, and puts its halves in order.
-    fn in_order(&self, rows: PackedRows, recipe: &Recipe, shape: [i64; 2]) -> Result<PackedRows> {
+    /// Checks the size of the rows of a map, and puts its halves in order.
+    fn in_order(&self, rows: PackedRows, map: &TensorMap, shape: [i64; 2]) -> Result<PackedRows> {
         if rows.size() != shape {
-            return Err(self.wrong_shape(recipe, &shape, &rows.size()));
+            return Err(self.wrong_shape(map, &shape, &rows.size()));
         }
-        Ok(match recipe {
-            Recipe::SwapHalves(_) => rows.halves_swapped(),
-            Recipe::Name(_) | Recipe::Rows(_) => rows,
+        Ok(match map {
+            TensorMap::SwapHalves(_) => rows.halves_swapped(),
+            TensorMap::Name(_) | TensorMap::Rows(_) => rows,
         })
     }
 }

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 use super::{Conversion, Weights, lock, same_but_ones};
 use crate::ops::swap_halves;
 use kontext_core::{CheckpointError, Error, Result};
-use kontext_formats::Recipe;
+use kontext_formats::TensorMap;
 
 impl Weights {
     /// The tensor `name` below the cursor.
@@ -20,17 +20,17 @@ impl Weights {
         if let Some(drawn) = self.store.draw(&full, shape, self.device)? {
             return self.fuse(&full, self.place(&drawn)?);
         }
-        let recipe = self.recipe(&full);
+        let map = self.map(&full);
         if let Some(problems) = &self.audit {
-            return self.check(&recipe, shape, problems);
+            return self.check(&map, shape, problems);
         }
-        let value = match &recipe {
-            Recipe::Name(name) => self.place(&self.read(name)?)?,
-            Recipe::Rows(names) => {
+        let value = match &map {
+            TensorMap::Name(name) => self.place(&self.read(name)?)?,
+            TensorMap::Rows(names) => {
                 let rows = names.iter().map(|name| self.place(&self.read(name)?));
                 Tensor::f_cat(&rows.collect::<Result<Vec<_>>>()?, 0)?
             }
-            Recipe::SwapHalves(name) => swap_halves(&self.place(&self.read(name)?)?)?,
+            TensorMap::SwapHalves(name) => swap_halves(&self.place(&self.read(name)?)?)?,
         };
         let got = value.size();
         if got == shape {
@@ -39,12 +39,12 @@ impl Weights {
         if same_but_ones(&got, shape) {
             return self.fuse(&full, value.f_reshape(shape)?);
         }
-        Err(self.wrong_shape(&recipe, shape, &got))
+        Err(self.wrong_shape(&map, shape, &got))
     }
 
-    pub(super) fn wrong_shape(&self, recipe: &Recipe, expected: &[i64], got: &[i64]) -> Error {
+    pub(super) fn wrong_shape(&self, map: &TensorMap, expected: &[i64], got: &[i64]) -> Error {
         self.store.error(CheckpointError::Shape {
-            name: recipe.names().join("` + `"),
+            name: map.names().join("` + `"),
             expected: expected.to_vec(),
             got: got.to_vec(),
         })
@@ -93,8 +93,8 @@ impl Weights {
         let Some((layer, leaf)) = full.rsplit_once('.') else {
             return Ok(value);
         };
-        let changes = adapters.of(layer);
-        if changes.is_empty() || !(leaf == "weight" || leaf == "bias") {
+        let adapters = adapters.of(layer);
+        if adapters.is_empty() || !(leaf == "weight" || leaf == "bias") {
             return Ok(value);
         }
         // Narrow weights of a model that computes in a wide kind are widened: rounding would lose the adapters.
@@ -105,13 +105,13 @@ impl Weights {
         let wide = value.f_to_kind(Kind::Float)?;
         // A copy, never the file's or another model's values.
         let sum = wide.f_to_dtype(Kind::Float, false, true)?;
-        for change in changes {
+        for adapter in adapters {
             if leaf == "weight" {
-                change.fits(&value.size())?;
-                change
+                adapter.fits(&value.size())?;
+                adapter
                     .place(self.device, || Ok(wide.shallow_clone()))?
                     .fuse_into(&sum, &wide)?;
-            } else if let Some((bias, rows)) = change.bias_to(self.device)? {
+            } else if let Some((bias, rows)) = adapter.bias_to(self.device)? {
                 let _ = sum.f_narrow(0, rows.start, rows.end - rows.start)?.f_add_(&bias)?;
             }
         }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use kontext_core::{Device, Error, Kind, Result, Tensor};
-use kontext_nn::LeftInFile;
+use kontext_nn::Offload;
 use kontext_nn::Weights;
 use kontext_nn::{Embedding, Linear};
 
@@ -85,10 +85,10 @@ fn layers(weights: &Weights, name: &str, shape: &[i64], raw: Option<&Tensor>) {
         .clone()
         .at_most(Kind::Float)
         .renamed(|other| (other == name).then(|| "weight".to_owned()));
-    let placed = |left| only.clone().left_in_file(left);
-    let _ = said(Linear::without_bias(&placed(LeftInFile::None), output, input));
-    let _ = said(Linear::without_bias(&placed(LeftInFile::All), input + 1, output));
-    let outputs = [LeftInFile::None, LeftInFile::All].map(|left| {
+    let placed = |left| only.clone().offload(left);
+    let _ = said(Linear::without_bias(&placed(Offload::None), output, input));
+    let _ = said(Linear::without_bias(&placed(Offload::All), input + 1, output));
+    let outputs = [Offload::None, Offload::All].map(|left| {
         let linear = said(Linear::without_bias(&placed(left), input, output))?;
         Some(multiply(linear, input, output))
     });
@@ -111,7 +111,7 @@ fn layers(weights: &Weights, name: &str, shape: &[i64], raw: Option<&Tensor>) {
             );
         }
     }
-    if let Some(table) = said(Embedding::new(&placed(LeftInFile::None), output, input)) {
+    if let Some(table) = said(Embedding::new(&placed(Offload::None), output, input)) {
         let rows = table.forward(&Tensor::from_slice(&[0_i64, output - 1]), Kind::Float);
         assert_eq!(rows.is_ok(), output > 0);
         // A table without columns has nothing to look up.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use kontext_core::{Device, During, Error, Kind, Result, Tensor};
 use kontext_nn::Weights;
-use kontext_nn::{Embedding, LayerNorm, Slots};
+use kontext_nn::{AdapterSlots, Embedding, LayerNorm};
 
 use super::ClipConfig;
 use super::layer::Layer;
@@ -37,7 +37,7 @@ pub struct ClipEncoder {
     final_layer_norm: LayerNorm,
     config: ClipConfig,
     compute: Kind,
-    slots: Slots,
+    slots: AdapterSlots,
 }
 
 /// Output of CLIP's text model, in its compute dtype.
@@ -183,7 +183,7 @@ impl ClipEncoder {
     /// Returns the adapter slots of the linear layers, by the file's names:
     /// `text_model.encoder.layers.0.mlp.fc1`, or the same without `text_model.` if the file has no prefix.
     #[must_use]
-    pub fn slots(&self) -> &Slots {
+    pub fn slots(&self) -> &AdapterSlots {
         &self.slots
     }
 

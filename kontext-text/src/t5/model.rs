@@ -6,7 +6,7 @@ use std::path::Path;
 
 use kontext_core::{Device, During, Kind, Result, Tensor};
 use kontext_nn::Weights;
-use kontext_nn::{Embedding, RmsNorm, Slots};
+use kontext_nn::{AdapterSlots, Embedding, RmsNorm};
 
 use super::T5Config;
 use super::bias::RelativeBias;
@@ -38,7 +38,7 @@ pub struct T5Encoder {
     norm: RmsNorm,
     config: T5Config,
     compute: Kind,
-    slots: Slots,
+    slots: AdapterSlots,
 }
 
 impl T5Encoder {
@@ -156,7 +156,7 @@ impl T5Encoder {
 
     /// Returns the adapter slots of the linear layers, named as in `encoder.block.0.layer.0.SelfAttention.q`.
     #[must_use]
-    pub fn slots(&self) -> &Slots {
+    pub fn slots(&self) -> &AdapterSlots {
         &self.slots
     }
 

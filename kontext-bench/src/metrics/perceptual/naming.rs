@@ -1,7 +1,7 @@
 //! Detection of a file's network and tensor names.
 
 use kontext_core::{Error, Result};
-use kontext_formats::Recipe;
+use kontext_formats::TensorMap;
 use kontext_nn::Weights;
 
 use super::backbone::Backbone;
@@ -75,7 +75,7 @@ fn from_lpips(name: &str) -> Option<String> {
 }
 
 /// Maps `features.3.squeeze.bias` to `fire2.squeeze1x1.bias`.
-fn to_caffe(name: &str) -> Recipe {
+fn to_caffe(name: &str) -> TensorMap {
     let translated = || {
         let rest = name.strip_prefix("features.")?;
         if let Some(first) = rest.strip_prefix("0.") {
@@ -85,7 +85,7 @@ fn to_caffe(name: &str) -> Recipe {
         let (fire, _) = FIRES.iter().find(|(_, torchvision)| *torchvision == index)?;
         Some(format!("fire{fire}.{}", rest.replace("squeeze.", "squeeze1x1.")))
     };
-    Recipe::Name(translated().unwrap_or_else(|| name.to_owned()))
+    TensorMap::Name(translated().unwrap_or_else(|| name.to_owned()))
 }
 
 /// Returns `true` for tensors other than the features: the classifiers, and LPIPS's heads and colours.
@@ -118,13 +118,16 @@ mod tests {
         );
         assert_eq!(
             to_caffe("features.9.squeeze.bias"),
-            Recipe::Name("fire6.squeeze1x1.bias".to_owned())
+            TensorMap::Name("fire6.squeeze1x1.bias".to_owned())
         );
         assert_eq!(
             to_caffe("features.12.expand3x3.weight"),
-            Recipe::Name("fire9.expand3x3.weight".to_owned())
+            TensorMap::Name("fire9.expand3x3.weight".to_owned())
         );
-        assert_eq!(to_caffe("features.0.weight"), Recipe::Name("conv1.weight".to_owned()));
+        assert_eq!(
+            to_caffe("features.0.weight"),
+            TensorMap::Name("conv1.weight".to_owned())
+        );
     }
     /// Creates tensors with these names, of which the first has the given shape.
     fn file(first: &str, shape: &[i64], others: &[&str]) -> Weights {

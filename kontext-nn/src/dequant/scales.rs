@@ -9,7 +9,7 @@ use kontext_formats::quant::{Packed, Scale};
 
 /// Scales of a matrix [R, C] in f32.
 #[derive(Debug)]
-pub(super) enum Factors {
+pub(super) enum DeviceScales {
     None,
     /// One [1, 1], or one per row [R, 1].
     Rows(Tensor),
@@ -36,7 +36,7 @@ pub(super) fn block(matrix: &Packed<'_>) -> Option<usize> {
     }
 }
 
-impl Factors {
+impl DeviceScales {
     /// Copies the scales of some rows and columns, which are on block boundaries.
     pub(super) fn copy(
         matrix: &Packed<'_>,
@@ -47,15 +47,15 @@ impl Factors {
     ) -> Result<Self> {
         let all = matrix.size()[1];
         Ok(match matrix.scale() {
-            Scale::None => Factors::None,
-            Scale::All(factor) => Factors::Rows(Tensor::f_full([1, 1], f64::from(factor), (Kind::Float, device))?),
-            Scale::Rows(values) => Factors::Rows(send(&Tensor::f_from_slice(&values[rows])?.f_unsqueeze(1)?)?),
+            Scale::None => DeviceScales::None,
+            Scale::All(scale) => DeviceScales::Rows(Tensor::f_full([1, 1], f64::from(scale), (Kind::Float, device))?),
+            Scale::Rows(values) => DeviceScales::Rows(send(&Tensor::f_from_slice(&values[rows])?.f_unsqueeze(1)?)?),
             Scale::Blocks { size, values } if all.is_multiple_of(size) => {
                 let (line, part) = (all / size, columns.start / size..columns.end / size);
                 let lines = values[rows.start * line..rows.end * line].chunks(line.max(1));
                 let values: Vec<f32> = lines.flat_map(|line| &line[part.clone()]).copied().collect();
                 let shape = [rows.len() as i64, part.len() as i64];
-                Factors::Groups {
+                DeviceScales::Groups {
                     size,
                     values: send(&Tensor::f_from_slice(&values)?.f_reshape(shape)?)?,
                 }
@@ -63,7 +63,7 @@ impl Factors {
             Scale::Blocks { size, values } => {
                 let (first, end) = (rows.start * all, rows.end * all);
                 let values = Tensor::f_from_slice(&values[first / size..end.div_ceil(size)])?;
-                Factors::Flat {
+                DeviceScales::Flat {
                     size,
                     cut: first % size,
                     values: send(&values)?,
@@ -75,8 +75,8 @@ impl Factors {
     /// Returns the elements per block of scales.
     pub(super) fn block(&self) -> Option<usize> {
         match self {
-            Factors::None | Factors::Rows(_) => None,
-            Factors::Groups { size, .. } | Factors::Flat { size, .. } => Some(*size),
+            DeviceScales::None | DeviceScales::Rows(_) => None,
+            DeviceScales::Groups { size, .. } | DeviceScales::Flat { size, .. } => Some(*size),
         }
     }
 
@@ -85,14 +85,14 @@ impl Factors {
     pub(super) fn part(&self, rows: &Range<usize>, columns: &Range<usize>, all: usize) -> Result<Option<Tensor>> {
         let (start, count) = (rows.start as i64, rows.len() as i64);
         Ok(Some(match self {
-            Factors::None => return Ok(None),
-            Factors::Rows(values) if values.size() == [1, 1] => values.shallow_clone(),
-            Factors::Rows(values) => values.f_narrow(0, start, count)?,
-            Factors::Groups { size, values } => {
+            DeviceScales::None => return Ok(None),
+            DeviceScales::Rows(values) if values.size() == [1, 1] => values.shallow_clone(),
+            DeviceScales::Rows(values) => values.f_narrow(0, start, count)?,
+            DeviceScales::Groups { size, values } => {
                 let (first, groups) = ((columns.start / size) as i64, (columns.len() / size) as i64);
                 values.f_narrow(0, start, count)?.f_narrow(1, first, groups)?
             }
-            Factors::Flat { size, cut, values } => {
+            DeviceScales::Flat { size, cut, values } => {
                 let rows = Tensor::f_arange_start(start, start + count, (Kind::Int64, values.device()))?;
                 by_element(values, *size, *cut, &rows, all)?
             }
@@ -102,14 +102,14 @@ impl Factors {
     /// Gathers the scales of the rows at these indices [N].
     pub(super) fn rows_at(&self, indices: &Tensor, columns: usize) -> Result<Self> {
         Ok(match self {
-            Factors::None => Factors::None,
-            Factors::Rows(values) if values.size() == [1, 1] => Factors::Rows(values.shallow_clone()),
-            Factors::Rows(values) => Factors::Rows(values.f_index_select(0, indices)?),
-            Factors::Groups { size, values } => Factors::Groups {
+            DeviceScales::None => DeviceScales::None,
+            DeviceScales::Rows(values) if values.size() == [1, 1] => DeviceScales::Rows(values.shallow_clone()),
+            DeviceScales::Rows(values) => DeviceScales::Rows(values.f_index_select(0, indices)?),
+            DeviceScales::Groups { size, values } => DeviceScales::Groups {
                 size: *size,
                 values: values.f_index_select(0, indices)?,
             },
-            Factors::Flat { size, cut, values } => Factors::Groups {
+            DeviceScales::Flat { size, cut, values } => DeviceScales::Groups {
                 size: 1,
                 values: by_element(values, *size, *cut, indices, columns)?,
             },
