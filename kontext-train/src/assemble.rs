@@ -1,4 +1,4 @@
-//! A trained transformer and the parts that it was trained with, as one model's folder.
+//! A model folder assembled from a trained transformer and the other parts of its base model.
 
 use std::path::Path;
 
@@ -8,16 +8,16 @@ use kontext_nn::Weights;
 
 use crate::base::Base;
 
-/// Files beside the weights that belong to a model.
+/// Folders of a model without weights: copied as they are.
 const FOLDERS: [&str; 2] = ["tokenizer", "tokenizer_2"];
-/// Parts whose weights are stored anew.
+/// Parts whose weights are rewritten in the requested dtype.
 const PARTS: [&str; 3] = ["vae", "text_encoder", "text_encoder_2"];
 
-/// Writes a model of the `transformer` in the folder `trained` and all other parts of `base`, with
-/// weights in `kind`, into `out`.
+/// Writes a complete model into `out`: the `transformer` of the folder `trained`, and all other parts of
+/// `base`. Weights are stored in `kind`.
 ///
 /// # Errors
-/// Those of reading the parts, and [`Error::Io`] where `out` cannot be written.
+/// Those of reading the parts, and [`Error::Io`] if `out` cannot be written.
 pub fn assemble(base: &Path, trained: &Path, out: &Path, kind: Kind) -> Result<()> {
     let found = Checkpoint::find(base)?;
     let (_, config) = found.open_transformer()?;
@@ -43,7 +43,7 @@ pub fn assemble(base: &Path, trained: &Path, out: &Path, kind: Kind) -> Result<(
     save_part::transformer(out, tensors.into_iter().map(narrow).collect::<Result<_>>()?, &config)
 }
 
-/// Copies the files of a folder, and those in folders below it.
+/// Copies a folder recursively.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     std::fs::create_dir_all(to).map_err(Error::io(to))?;
     for entry in std::fs::read_dir(from).map_err(Error::io(from))? {

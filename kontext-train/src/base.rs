@@ -1,4 +1,4 @@
-//! The model that a run starts from.
+//! The base model of a run.
 
 use std::path::Path;
 
@@ -10,19 +10,19 @@ use kontext_sampler::{Shift, Size};
 use kontext_text::{ClipEncoder, T5Encoder, TextEncoder, Tokenizer};
 use kontext_vae::Autoencoder;
 
-/// A model's folder and what its configuration says.
+/// A model folder with its configuration.
 #[derive(Debug)]
 pub struct Base {
     checkpoint: Checkpoint,
     defaults: kontext::ModelDefaults,
-    /// The transformer's sizes.
+    /// Configuration of the transformer.
     pub config: DitConfig,
-    /// How its noise levels are shifted.
+    /// Shift of the noise levels.
     pub shift: Shift,
 }
 
 impl Base {
-    /// Finds the parts of a model in a folder; nothing but headers is read.
+    /// Finds the parts of a model in a folder. Reads headers only.
     ///
     /// # Errors
     /// Those of [`Checkpoint::find`].
@@ -39,13 +39,13 @@ impl Base {
         })
     }
 
-    /// The sizes of pictures that it prefers.
+    /// Returns the model's preferred image sizes.
     #[must_use]
     pub fn sizes(&self) -> Vec<Size> {
         self.defaults.sizes()
     }
 
-    /// The number of steps that it samples with.
+    /// Returns the model's default number of sampling steps.
     #[must_use]
     pub fn steps(&self) -> usize {
         self.defaults
@@ -53,7 +53,7 @@ impl Base {
             .unwrap_or(kontext::Conformance::Kontext.default_steps())
     }
 
-    /// Its autoencoder, in f32.
+    /// Loads the autoencoder, in f32.
     ///
     /// # Errors
     /// Those of [`Autoencoder::open`].
@@ -61,10 +61,10 @@ impl Base {
         Autoencoder::open(&self.checkpoint.vae, Kind::Float, device)
     }
 
-    /// Its text encoders.
+    /// Loads the text encoders.
     ///
     /// # Errors
-    /// Those of opening them.
+    /// Those of opening the encoders and tokenizers.
     pub fn text(&self, compute: Kind, device: Device) -> Result<TextEncoder> {
         let clip = ClipEncoder::open(&self.checkpoint.clip, compute, device)?;
         let t5 = T5Encoder::open(&self.checkpoint.t5, compute, device)?;
@@ -78,7 +78,7 @@ impl Base {
         Ok(text.max_sequence_length(length))
     }
 
-    /// The transformer's weights under this library's names.
+    /// Opens the transformer's weights, under this library's names.
     ///
     /// # Errors
     /// Those of [`Checkpoint::open_transformer`].
@@ -86,7 +86,7 @@ impl Base {
         Ok(self.checkpoint.open_transformer()?.0)
     }
 
-    /// All tensors of the transformer by this library's names.
+    /// Reads all tensors of the transformer, under this library's names.
     ///
     /// # Errors
     /// Those of [`Weights::tensor`].
@@ -94,8 +94,7 @@ impl Base {
         all(&self.transformer()?, &self.config)
     }
 
-    /// As [`Base::transformer_tensors`], of a folder that holds no more than a `transformer` as
-    /// diffusers saves it.
+    /// As [`Base::transformer_tensors`], of a folder that only holds a `transformer` as diffusers saves it.
     ///
     /// # Errors
     /// Those of [`Weights::open`] and [`Weights::tensor`].

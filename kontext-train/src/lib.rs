@@ -1,44 +1,22 @@
 #![doc = include_str!("../README.md")]
 
 mod assemble;
-mod autoencoder;
-mod backward;
 mod base;
-mod curve;
 pub mod dataset;
-mod ema;
-mod event;
-mod initial;
-mod muon;
-mod objective;
-mod optimizer;
-mod params;
-mod random;
-mod rate;
-mod recipe;
-mod samples;
-mod snapshot;
-mod step;
-mod text;
-mod trained;
-mod trainer;
-mod update;
-mod vocabulary;
-mod watch;
+mod flow;
+mod from_scratch;
+mod optim;
+mod run;
 
 pub use assemble::assemble;
-pub use autoencoder::{AutoencoderRecipe, AutoencoderReport, AutoencoderTrainer};
-pub use backward::{Activations, backward};
 pub use base::Base;
-pub use ema::Ema;
-pub use event::{StepReport, TrainEvent};
-pub use initial::{initial, initial_transformer};
-pub use objective::{Density, Objective, Weighting, add_noise};
-pub use optimizer::{AdamW, AdamWConfig};
-pub use params::Params;
-pub use rate::Rate;
-pub use recipe::{Data, Every, LoraMethod, Method, Recipe};
-pub use snapshot::Snapshot;
-pub use text::{TextRecipe, TextReport, train_text};
-pub use trainer::Trainer;
-pub use vocabulary::write_tokenizers;
+pub use flow::{
+    Activations, Data, Density, LoraMethod, Method, Objective, Recipe, StepReport, TrainEvent, Trainer, Weighting,
+    add_noise, backward,
+};
+pub use from_scratch::{
+    AutoencoderRecipe, AutoencoderReport, AutoencoderTrainer, TextRecipe, TextReport, initial, initial_transformer,
+    train_text, write_tokenizers,
+};
+pub use optim::{AdamW, AdamWConfig, Ema, LrSchedule, Params};
+pub use run::{Intervals, Snapshot};

@@ -1,8 +1,8 @@
 //! Loss and gradients of a training step against diffusers' (f32, random weights, odd head width), of all
 //! weights and of a LoRA's, with kept and with recomputed activations.
 //!
-//! Fixture: `tests/reference/parts/gradients.py`. Bounds are relative: 1e-4 of a gradient's norm. What is
-//! seen is 1e-6; a wrong weighting, time or mask moves gradients by 1e-2 and more.
+//! Fixture: `tests/reference/parts/gradients.py`. Bounds are relative: 1e-4 of a gradient's norm. The
+//! measured distance is 1e-6; a wrong weighting, time or mask moves gradients by 1e-2 and more.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 use std::collections::BTreeMap;
@@ -37,7 +37,7 @@ fn seed() -> u64 {
 
 fn config(case: &str) -> DitConfig {
     let all = metadata("configs");
-    let of = |name: &str| all[case][name].as_i64().unwrap();
+    let number = |name: &str| all[case][name].as_i64().unwrap();
     let axes: Vec<i64> = all[case]["axes_dims_rope"]
         .as_array()
         .unwrap()
@@ -45,26 +45,26 @@ fn config(case: &str) -> DitConfig {
         .map(|v| v.as_i64().unwrap())
         .collect();
     DitConfig {
-        in_channels: of("in_channels"),
-        out_channels: of("in_channels"),
-        heads: of("num_attention_heads"),
-        head_dim: of("attention_head_dim"),
+        in_channels: number("in_channels"),
+        out_channels: number("in_channels"),
+        heads: number("num_attention_heads"),
+        head_dim: number("attention_head_dim"),
         axes_dim: axes.try_into().unwrap(),
-        mlp_width: 4 * of("num_attention_heads") * of("attention_head_dim"),
-        double_blocks: of("num_layers"),
-        single_blocks: of("num_single_layers"),
-        context_dim: of("joint_attention_dim"),
-        pooled_dim: of("pooled_projection_dim"),
+        mlp_width: 4 * number("num_attention_heads") * number("attention_head_dim"),
+        double_blocks: number("num_layers"),
+        single_blocks: number("num_single_layers"),
+        context_dim: number("joint_attention_dim"),
+        pooled_dim: number("pooled_projection_dim"),
         guidance_embed: all[case]["guidance_embeds"].as_bool().unwrap(),
     }
 }
 
-/// Shapes of the model's parameters by diffusers' names, in order.
+/// Returns the shapes of the model's parameters by diffusers' names, in order.
 fn shapes(case: &str) -> BTreeMap<String, Vec<i64>> {
     serde_json::from_value(metadata("shapes")[case].clone()).unwrap()
 }
 
-/// The reference model's weights under our names.
+/// Returns the reference model's weights under our names.
 fn weights(case: &str) -> Weights {
     let made = Weights::synthetic(seed());
     let tensors = shapes(case)
@@ -73,7 +73,7 @@ fn weights(case: &str) -> Weights {
     Weights::from_tensors(tensors).named(names::diffusers)
 }
 
-/// Loss of a training step; gradients are left on what is trained.
+/// Runs a training step and returns its loss; gradients remain on the trained tensors.
 fn step(dit: &Dit, reference: bool, weighting: Weighting, activations: Activations) -> f64 {
     let fixture = fixture();
     let raw = |name: &str| fixture.raw(&format!("input.{name}")).unwrap();
@@ -106,7 +106,7 @@ fn step(dit: &Dit, reference: bool, weighting: Weighting, activations: Activatio
     .unwrap()
 }
 
-/// Our gradients under diffusers' names.
+/// Returns our gradients under diffusers' names.
 fn by_diffusers(params: &Params, shapes: &BTreeMap<String, Vec<i64>>) -> BTreeMap<String, Tensor> {
     let mut all = BTreeMap::new();
     for (name, gradient) in params.gradients().unwrap() {
@@ -174,7 +174,7 @@ fn all_weights(case: &str, reference: bool) {
                         .unwrap();
                     let direction = direction.to_kind(Kind::Double);
                     let product = (&gradient * &direction).sum(Kind::Double).double_value(&[]);
-                    // What a random direction's product is about.
+                    // Expected magnitude of the product with a random direction.
                     let size = expected[0] * direction.norm().double_value(&[]) / (gradient.numel() as f64).sqrt();
                     close(&what, product, *expected_product, size);
                 }
@@ -246,11 +246,11 @@ fn adapters(case: &str) {
                     .map(Tensor::shallow_clone)
             };
             if let (Some(down), Some(up)) = (factor("lora_A.weight"), factor("lora_B.weight")) {
-                let mut adapter = LinearAdapter::low_rank(down, up, alpha / rank as f64, part.start).unwrap();
+                let mut change = LinearAdapter::low_rank(down, up, alpha / rank as f64, part.start).unwrap();
                 if let Some(magnitude) = factor("lora_magnitude_vector") {
-                    adapter = adapter.with_magnitude(&magnitude, DoraNorm::Peft).unwrap();
+                    change = change.with_magnitude(&magnitude, DoraNorm::Peft).unwrap();
                 }
-                adapters.add(part.layer, adapter);
+                adapters.add(part.layer, change);
             }
         }
         let dit = Dit::new(&weights("narrow"), &config, |_| ()).unwrap();

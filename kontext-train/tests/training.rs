@@ -1,4 +1,4 @@
-//! Whole runs on a small model and drawn pictures: what they learn, write, skip and resume.
+//! Complete runs on a small model and drawn images: learning, written files, skipped data and resume.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 use std::ops::ControlFlow;
@@ -20,7 +20,7 @@ const COLOURS: [(&str, [u8; 3]); 4] = [
 ];
 const SIDE: u32 = 32;
 
-/// A model with a new transformer, and discs that take another colour.
+/// A model with a new transformer, and discs to recolour.
 struct World(TempDir);
 
 impl World {
@@ -47,7 +47,7 @@ impl World {
             }
             for (from, _) in COLOURS {
                 for (to, _) in COLOURS.iter().filter(|(to, _)| *to != from) {
-                    // What is held out are places, not colours.
+                    // Positions are held out, not colours.
                     let line = json!({
                         "source": format!("{place}-{from}.png"), "target": format!("{place}-{to}.png"),
                         "instruction": format!("make it {to}"), "category": "colour",
@@ -92,7 +92,7 @@ fn go_on(_: TrainEvent<'_>) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-/// The values of a run's state.
+/// Opens the state of a run.
 fn state(recipe: &Recipe) -> Weights {
     Weights::open(recipe.out.join("state.safetensors")).unwrap()
 }
@@ -105,7 +105,8 @@ fn same_state(a: &Recipe, b: &Recipe) {
     }
 }
 
-/// The factor is stated by issue and README: the held-out loss falls below a half of what it was. Seen: 0.29.
+/// The factor is stated by issue and README: the held-out loss falls below half of its initial value.
+/// Measured: 0.29.
 #[test]
 fn training_halves_the_held_out_loss_and_writes_what_it_promises() {
     let world = World::new();
@@ -131,7 +132,7 @@ fn training_halves_the_held_out_loss_and_writes_what_it_promises() {
     for name in ["curve.svg", "samples-000120.png", "state.safetensors"] {
         assert!(recipe.out.join(name).is_file(), "{name}");
     }
-    // The result is a part that the pipeline takes.
+    // The pipeline loads the result as a part.
     let pipe = Pipeline::builder()
         .device(Device::Cpu)
         .transformer(recipe.out.join("transformer"));
@@ -189,9 +190,9 @@ fn pictures_of_a_lora(dora: bool, form: LoraForm) {
         ..LoraMethod::default()
     });
     recipe.rate.peak = 2e-2;
-    // Lengths of rows are measured anew for each batch, and a piece's backward pass runs it again.
+    // Row norms are recomputed for each batch, and a piece's backward pass runs it again.
     (recipe.data.accumulate, recipe.recompute) = (2, true);
-    // A new transformer answers zero whatever its blocks say: the LoRA starts from another one.
+    // A new transformer outputs zero regardless of its blocks: the LoRA starts from another one.
     kontext::random_model(world.model(), 7, Layout::Diffusers).unwrap();
     Trainer::open(recipe.clone(), go_on).unwrap().run(go_on).unwrap();
     let file = recipe.out.join("lora.safetensors");
@@ -243,7 +244,7 @@ fn what_cannot_be_used_is_named_and_the_rest_is_trained_on() {
     trainer.unwrap().run(go_on).unwrap();
     assert_eq!(skipped.len(), 2, "{skipped:?}");
     assert!(skipped.iter().any(|s| s.contains("0-red.png")) && skipped.iter().any(|s| s.contains("1-blue.png")));
-    // Each picture is source of three pairs and target of three.
+    // Each image is the source of three pairs and the target of three.
     assert_eq!(training, 5 * 12 - 12);
 }
 

@@ -1,30 +1,30 @@
-//! Items of one bucket as tensors.
+//! Batches of encoded items that share their image sizes.
 
 use kontext_core::{Conditioning, Tensor, Tokens};
 use kontext_sampler::Grid;
 
-/// The sizes that the items of a batch share.
+/// The image sizes shared by the items of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bucket {
-    /// The target's grid of tokens.
+    /// Token grid of the target.
     pub target: Grid,
-    /// The grid of each reference picture.
+    /// Token grid of each reference image.
     pub references: Vec<Grid>,
 }
 
-/// A batch of items, encoded.
+/// A batch of encoded items.
 #[derive(Debug)]
 pub struct Batch {
     /// Indices of the items in the dataset.
     pub items: Vec<usize>,
-    /// The sizes that they share.
+    /// The shared image sizes.
     pub bucket: Bucket,
-    /// The targets' tokens [B, L, 4 C].
+    /// Target tokens [B, L, 4 C].
     pub target: Tensor,
-    /// Positions of the target's tokens [L, 3].
+    /// Positions of the target tokens [L, 3].
     pub target_ids: Tensor,
-    /// The reference pictures' tokens [B, R, 4 C] with their positions, if there are any.
+    /// Reference tokens [B, R, 4 C] with their positions; `None` without references.
     pub context: Option<Tokens>,
-    /// The instructions; B of them.
+    /// Encoded instructions, B of them.
     pub conditioning: Conditioning,
 }

@@ -1,4 +1,4 @@
-//! Tensors on disk by name: what the frozen encoders made, so that they run once.
+//! An on-disk cache of tensors by name: the outputs of the frozen encoders, computed once.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use kontext_core::{Error, Result, Tensor};
 use kontext_nn::Weights;
 
-/// A folder of numbered safetensors files, memory-mapped.
+/// A folder of numbered, memory-mapped safetensors files.
 #[derive(Debug)]
 pub(crate) struct Cache {
     folder: PathBuf,
@@ -15,7 +15,7 @@ pub(crate) struct Cache {
 }
 
 impl Cache {
-    /// Opens the folder, which is made if need be.
+    /// Opens the folder; creates it if missing.
     pub(crate) fn open(folder: &Path) -> Result<Self> {
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let mut cache = Self {
@@ -33,14 +33,14 @@ impl Cache {
         self.index.contains_key(name)
     }
 
-    /// The tensor of this name, on the host.
+    /// Returns the tensor of this name, on the host.
     pub(crate) fn get(&self, name: &str) -> Result<Tensor> {
         let shard = self.index.get(name).and_then(|&shard| self.shards.get(shard));
         let shard = shard.ok_or_else(|| Error::config(&self.folder, format!("no `{name}` in the cache; delete it")))?;
         shard.raw(name)
     }
 
-    /// Writes tensors as the next file.
+    /// Writes tensors as the next shard.
     pub(crate) fn append(&mut self, tensors: &[(String, Tensor)]) -> Result<()> {
         let path = self.shard_path();
         kontext_formats::save(&path, tensors, None)?;
@@ -54,7 +54,7 @@ impl Cache {
         self.shards.push(shard);
     }
 
-    /// Where the next file belongs.
+    /// Returns the path of the next shard.
     fn shard_path(&self) -> PathBuf {
         self.folder.join(format!("{:05}.safetensors", self.shards.len()))
     }

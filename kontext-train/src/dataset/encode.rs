@@ -1,4 +1,4 @@
-//! Encoding a dataset: pictures to latents, instructions to what the transformer is conditioned on.
+//! Encoding of a dataset: images to latents, instructions to the transformer's conditioning.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -13,39 +13,39 @@ use rayon::prelude::*;
 use super::cache::Cache;
 use super::items::{Dataset, Skipped};
 
-/// Pictures that are decoded at once and written to one file of the cache.
+/// Images decoded at a time and written to one shard of the cache.
 const PICTURES_AT_ONCE: usize = 256;
-/// Prompts in one file of the cache.
+/// Prompts in one shard of the cache.
 const PROMPTS_AT_ONCE: usize = 512;
-/// Pixels that the autoencoder gets at once: a few small pictures, or one large one.
+/// Pixels in one batch of the autoencoder: a few small images, or one large one.
 const PIXELS_AT_ONCE: u64 = 1 << 20;
 
-/// How pictures and prompts are encoded.
+/// Options of the encoding.
 #[derive(Debug, Clone)]
 pub struct Encoding {
-    /// Where the encoded form is kept.
+    /// Folder of the cache.
     pub cache: PathBuf,
-    /// The sizes that pictures are brought to, each to the one nearest to its ratio.
+    /// Available sizes; each image is resized to the one nearest to its aspect ratio.
     pub sizes: Vec<Size>,
-    /// The kind in which it is kept: bf16 halves the files, f32 is exact.
+    /// Dtype of the cached tensors: bf16 halves the files, f32 is exact.
     pub kind: Kind,
-    /// Where the encoders are.
+    /// Device of the encoders.
     pub device: Device,
 }
 
-/// How far filling the cache has come.
+/// Progress of the encoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fill {
+pub struct EncodeProgress {
     /// "pictures" or "prompts".
     pub what: &'static str,
-    /// How many are done.
+    /// Number of encoded ones.
     pub done: usize,
-    /// How many there are to do.
+    /// Number to encode.
     pub total: usize,
 }
 
-/// The name under which a picture's tokens are kept: its path, the size that it is brought to, and
-/// its length in bytes and time of change, so that a changed picture is encoded anew.
+/// Returns the cache key of an image's tokens: path, target size, file length and modification time, so that
+/// a changed image is encoded again.
 fn picture_key(folder: &Path, path: &Path, size: Size) -> Result<String> {
     let file = folder.join(path);
     let facts = std::fs::metadata(&file).map_err(Error::io(&file))?;
@@ -61,19 +61,19 @@ fn picture_key(folder: &Path, path: &Path, size: Size) -> Result<String> {
     ))
 }
 
-/// The pictures of a dataset, encoded: where each one's tokens are kept, and its size.
+/// Cached image tokens, with the key and size of each image.
 pub(crate) struct Pictures {
     pub(crate) cache: Cache,
     pub(crate) places: BTreeMap<PathBuf, (String, Size)>,
 }
 
-/// Encodes the pictures that the cache lacks. Those that cannot be used are named in the dataset's
-/// `skipped`, and the items that need them are dropped.
+/// Encodes the images missing from the cache. Unusable images are listed in the dataset's `skipped`, and the
+/// items that need them are dropped.
 pub(crate) fn pictures(
     dataset: &mut Dataset,
     vae: &Autoencoder,
     encoding: &Encoding,
-    observe: &mut dyn FnMut(Fill) -> ControlFlow<()>,
+    observe: &mut dyn FnMut(EncodeProgress) -> ControlFlow<()>,
 ) -> Result<Pictures> {
     let folder = encoding.cache.join(format!(
         "latents-{:08x}-{:?}",
@@ -100,7 +100,7 @@ pub(crate) fn pictures(
     for (path, located) in located {
         match located {
             Ok(place) => drop(places.insert(path.clone(), place)),
-            Err(error) => lose(&mut dataset.skipped, &mut lost, path, &error),
+            Err(error) => skip(&mut dataset.skipped, &mut lost, path, &error),
         }
     }
     let mut missing: Vec<(PathBuf, Size)> = Vec::new();
@@ -126,7 +126,7 @@ pub(crate) fn pictures(
         for (path, size, decoded) in decoded {
             match decoded {
                 Ok(picture) => good.push((path, size, picture::to_tensor(&picture, Kind::Float, encoding.device)?)),
-                Err(error) => lose(&mut dataset.skipped, &mut lost, &path, &error),
+                Err(error) => skip(&mut dataset.skipped, &mut lost, &path, &error),
             }
         }
         let mut encoded = Vec::new();
@@ -148,9 +148,9 @@ pub(crate) fn pictures(
             }
         }
         cache.append(&encoded)?;
-        tell(
+        report(
             observe,
-            Fill {
+            EncodeProgress {
                 what: "pictures",
                 done: (index * PICTURES_AT_ONCE + chunk.len()).min(total),
                 total,
@@ -162,7 +162,7 @@ pub(crate) fn pictures(
     Ok(Pictures { cache, places })
 }
 
-fn lose(skipped: &mut Vec<Skipped>, lost: &mut BTreeSet<PathBuf>, path: &Path, error: &Error) {
+fn skip(skipped: &mut Vec<Skipped>, lost: &mut BTreeSet<PathBuf>, path: &Path, error: &Error) {
     let reason = match std::error::Error::source(error) {
         Some(source) => source.to_string(),
         None => error.to_string(),
@@ -174,12 +174,12 @@ fn lose(skipped: &mut Vec<Skipped>, lost: &mut BTreeSet<PathBuf>, path: &Path, e
     lost.insert(path.to_owned());
 }
 
-/// Encodes the prompts that the cache lacks, the empty one among them.
+/// Encodes the prompts missing from the cache, including the empty one.
 pub(crate) fn prompts(
     prompts: &BTreeSet<&str>,
     text: &TextEncoder,
     encoding: &Encoding,
-    observe: &mut dyn FnMut(Fill) -> ControlFlow<()>,
+    observe: &mut dyn FnMut(EncodeProgress) -> ControlFlow<()>,
 ) -> Result<Cache> {
     let folder = encoding
         .cache
@@ -204,9 +204,9 @@ pub(crate) fn prompts(
         }
         cache.append(&encoded)?;
         done += chunk.len();
-        tell(
+        report(
             observe,
-            Fill {
+            EncodeProgress {
                 what: "prompts",
                 done,
                 total: missing.len(),
@@ -216,35 +216,35 @@ pub(crate) fn prompts(
     Ok(cache)
 }
 
-/// The name under which one part of an encoded prompt is kept.
+/// Returns the cache key of one part of an encoded prompt.
 pub(crate) fn prompt_key(prompt: &str, part: &str) -> String {
     format!("{part}|{prompt}")
 }
 
-fn tell(observe: &mut dyn FnMut(Fill) -> ControlFlow<()>, fill: Fill) -> Result<()> {
-    if observe(fill).is_break() {
+fn report(observe: &mut dyn FnMut(EncodeProgress) -> ControlFlow<()>, progress: EncodeProgress) -> Result<()> {
+    if observe(progress).is_break() {
         Err(Error::Cancelled {
-            done: fill.done,
-            total: fill.total,
+            done: progress.done,
+            total: progress.total,
         })
     } else {
         Ok(())
     }
 }
 
-/// Tells encoders apart by what they do: the check sum of a fixed picture's latents.
+/// Returns a fingerprint of the encoder's behaviour: the checksum of a fixed image's latents.
 fn vae_fingerprint(vae: &Autoencoder, device: Device) -> Result<u32> {
     let picture = kontext_core::noise::randn(&[1, 3, 32, 32], 0, Kind::Float, device)?.f_clamp(-1.0, 1.0)?;
     fingerprint(&tch::no_grad(|| vae.encode_latents(&picture))?)
 }
 
-/// As [`vae_fingerprint`], of a fixed prompt and the number of tokens.
+/// As [`vae_fingerprint`], of a fixed prompt and the sequence length.
 fn text_fingerprint(text: &TextEncoder) -> Result<u32> {
     let (Conditioning { prompt_embeds, pooled }, _) = tch::no_grad(|| text.encode("a red cat"))?;
     Ok(fingerprint(&prompt_embeds)? ^ fingerprint(&pooled)?.rotate_left(1) ^ text.sequence_length() as u32)
 }
 
-/// Check sum of values, rounded so that another order of summation gives the same.
+/// Returns a checksum of the values, rounded so that another order of summation gives the same.
 fn fingerprint(values: &Tensor) -> Result<u32> {
     let rounded = values
         .f_to_kind(Kind::Float)?
@@ -257,8 +257,8 @@ fn fingerprint(values: &Tensor) -> Result<u32> {
             expected: "[N]",
             got: values.size(),
         })?;
-    // Sums of quarters: a value on the edge between two roundings moves the sum by one at most, and
-    // that only where another machine's arithmetic differs, which costs an encoding and no harm.
+    // The checksum is over 1/256 steps: a value at a rounding boundary can differ by one step, but only under
+    // another machine's arithmetic; the cost is one more encoding, never a wrong result.
     Ok(crc32fast::hash(
         &numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<_>>(),
     ))

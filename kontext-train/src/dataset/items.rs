@@ -1,4 +1,4 @@
-//! A dataset's folder: pictures, and `metadata.jsonl` that pairs them.
+//! A dataset's folder: images, and `metadata.jsonl` with one training example a line.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -6,27 +6,27 @@ use std::path::{Path, PathBuf};
 use kontext_core::{Error, Result};
 use serde::Deserialize;
 
-/// One training example: none, one or more reference pictures, an instruction, and the result.
+/// A training example: zero or more reference images, an instruction, and the target image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
-    /// Reference pictures, relative to the dataset's folder; none for text to image.
+    /// Reference images, relative to the dataset's folder; empty for text to image.
     pub sources: Vec<PathBuf>,
-    /// The result, relative to the dataset's folder.
+    /// Target image, relative to the dataset's folder.
     pub target: PathBuf,
     /// The prompt.
     pub instruction: String,
-    /// What kind of edit it is, such as `local/hair`; may be empty.
+    /// Category of the edit, such as `local/hair`; can be empty.
     pub category: String,
-    /// `train`, `test`, or any other name; `train` if the line does not say.
+    /// Split: `train`, `test`, or any other name. Default `train`.
     pub split: String,
 }
 
-/// Something of the dataset that training goes without.
+/// A skipped line or file of the dataset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Skipped {
     /// The file, or the line of `metadata.jsonl`.
     pub what: String,
-    /// Why it cannot be used.
+    /// The reason it was skipped.
     pub reason: String,
 }
 
@@ -41,13 +41,13 @@ impl std::fmt::Display for Skipped {
 pub struct Dataset {
     /// The folder.
     pub folder: PathBuf,
-    /// Its examples, in the order of the file.
+    /// Examples in file order.
     pub items: Vec<Item>,
-    /// Lines that could not be read, and later files that could not.
+    /// Unreadable lines, and images found unreadable while encoding.
     pub skipped: Vec<Skipped>,
 }
 
-/// A line of `metadata.jsonl`. Other fields are left alone.
+/// A line of `metadata.jsonl`; unknown fields are ignored.
 #[derive(Deserialize)]
 struct Line {
     #[serde(default)]
@@ -73,13 +73,13 @@ fn train() -> String {
 }
 
 impl Dataset {
-    /// Reads `folder/metadata.jsonl`: one JSON object a line with `target`, `instruction`, and if
-    /// there are any `source` (a path or a list of them), `category` and `split`.
+    /// Reads `folder/metadata.jsonl`: one JSON object a line, with the fields `target` and `instruction` and,
+    /// optionally, `source` (a path or a list of paths), `category` and `split`.
     ///
-    /// A line that is no such object is skipped and named in [`Dataset::skipped`].
+    /// Invalid lines are skipped and listed in [`Dataset::skipped`].
     ///
     /// # Errors
-    /// [`Error::Io`] where the file cannot be read, a checkpoint error where no line of it can be used.
+    /// [`Error::Io`] if the file cannot be read, a checkpoint error if no line is valid.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref().to_owned();
         let path = folder.join("metadata.jsonl");
@@ -108,7 +108,7 @@ impl Dataset {
         Ok(Self { folder, items, skipped })
     }
 
-    /// All pictures that items name, each once, in order.
+    /// Returns the paths of all images of the items, without duplicates, in order.
     #[must_use]
     pub fn pictures(&self) -> BTreeSet<PathBuf> {
         self.items
@@ -118,7 +118,7 @@ impl Dataset {
             .collect()
     }
 
-    /// Drops the items that need one of these pictures.
+    /// Drops the items that use one of these images.
     pub fn without(&mut self, lost: &BTreeSet<PathBuf>) {
         self.items.retain(|item| {
             !item

@@ -1,15 +1,14 @@
-//! Pairs of pictures with instructions: what is on disk, its encoded form, and the order in which
-//! training meets it.
+//! Image pairs with instructions: the files, their encoded form, and the sampling of batches.
 
 mod batch;
+mod batch_sampler;
 mod cache;
 mod encode;
+mod encoded;
 mod items;
-mod order;
-mod store;
 
 pub use batch::{Batch, Bucket};
-pub use encode::{Encoding, Fill};
+pub use batch_sampler::{BatchItems, BatchSampler};
+pub use encode::{EncodeProgress, Encoding};
+pub use encoded::{BatchOptions, EncodedDataset};
 pub use items::{Dataset, Item, Skipped};
-pub use order::{Order, Part};
-pub use store::{Store, StoreOptions};

@@ -1,0 +1,66 @@
+//! Events of a training run.
+
+use std::path::PathBuf;
+
+use crate::dataset::{EncodeProgress, Skipped};
+
+/// An event of a training run.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum TrainEvent<'a> {
+    /// Progress of encoding images or prompts.
+    Encoding(EncodeProgress),
+    /// A line or file of the dataset was skipped.
+    Skipped(&'a Skipped),
+    /// The data is ready.
+    Ready {
+        /// Training items.
+        training: usize,
+        /// Validation items.
+        validation: usize,
+        /// Number of trained values.
+        values: i64,
+        /// Steps finished before this run resumed.
+        resumed: u64,
+    },
+    /// A step is finished.
+    Step(StepReport),
+    /// The held-out loss was measured, by the moving average of the weights.
+    Validated {
+        /// Finished steps.
+        step: u64,
+        /// The loss.
+        loss: f64,
+    },
+    /// The state was saved.
+    Saved {
+        /// Finished steps.
+        step: u64,
+        /// The file.
+        path: PathBuf,
+    },
+    /// A sample grid was written: reference images, result, target.
+    Sampled {
+        /// Finished steps.
+        step: u64,
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Report of a training step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepReport {
+    /// Finished steps.
+    pub step: u64,
+    /// Steps of the run.
+    pub total: u64,
+    /// The loss.
+    pub loss: f64,
+    /// The learning rate.
+    pub rate: f64,
+    /// Norm of the gradient before clipping.
+    pub norm: f64,
+    /// Throughput since this part of the run began, in items per second.
+    pub items_per_second: f64,
+}

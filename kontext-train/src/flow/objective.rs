@@ -1,0 +1,240 @@
+//! The rectified-flow objective: density and weighting of the noise levels, dropout, and the loss.
+//!
+//! Source: arXiv 2506.15742 (FLUX.1 Kontext) eq. 1; arXiv 2403.03206 (Stable Diffusion 3) section 3.1;
+//! huggingface/diffusers 0.38 `training_utils.py`, `compute_density_for_timestep_sampling` and
+//! `compute_loss_weighting_for_sd3`.
+
+use kontext_core::{Error, Result, Tensor};
+use kontext_sampler::Shift;
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+use statrs::distribution::{ContinuousCDF, Normal};
+
+use crate::run::random::{shuffle, uniform};
+
+/// Density of the trained noise levels.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind", deny_unknown_fields)]
+pub enum Density {
+    /// All levels are equally likely.
+    Uniform,
+    /// The logistic function of a normal variable: prefers the middle levels, which are the hard ones.
+    LogitNormal {
+        /// Mean of the normal variable; above 0 prefers noise.
+        #[serde(default)]
+        mean: f64,
+        /// Standard deviation of the normal variable.
+        #[serde(default = "one")]
+        std: f64,
+    },
+    /// Heavy tails: more density at both ends or, below 0, in the middle.
+    Mode {
+        /// From -1 to 2 / (pi - 2), about 1.75; 1.29 is the value of Stable Diffusion 3.
+        scale: f64,
+    },
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// Weight of the loss at a noise level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Weighting {
+    /// The same weight at all levels.
+    #[default]
+    None,
+    /// `1 / sigma²`: emphasises low noise.
+    SigmaSqrt,
+    /// `2 / (pi (1 - 2 sigma + 2 sigma²))`: emphasises the middle.
+    Cosmap,
+}
+
+/// The training objective.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Objective {
+    /// Density of the noise levels. Default: logit-normal, mean 0 and deviation 1.
+    pub density: Density,
+    /// If set, shifts levels towards noise as the model's schedule does for the target's size. Default: set.
+    pub resolution_shift: bool,
+    /// If set, spreads the levels of a batch evenly over the density, which reduces the variance of loss and
+    /// gradient. Default: set.
+    pub stratified: bool,
+    /// Weight of each level. Default: the same for all.
+    pub weighting: Weighting,
+    /// Input of models with a guidance embedding. Default 1: the value of data without guidance.
+    pub guidance: f64,
+    /// Share of items trained with the empty prompt. Default 0.
+    pub drop_prompt: f64,
+    /// Share of batches trained without their reference images. Default 0.
+    pub drop_context: f64,
+}
+
+impl Default for Objective {
+    fn default() -> Self {
+        Self {
+            density: Density::LogitNormal { mean: 0.0, std: 1.0 },
+            resolution_shift: true,
+            stratified: true,
+            weighting: Weighting::None,
+            guidance: 1.0,
+            drop_prompt: 0.0,
+            drop_context: 0.0,
+        }
+    }
+}
+
+impl Density {
+    /// Returns the quantile `u` of the density: the level in (0, 1) with the share `u` of all levels below
+    /// it. For the mode density, evaluates the published map, which can run through the levels backwards.
+    #[must_use]
+    pub fn quantile(&self, u: f64) -> f64 {
+        match *self {
+            Self::Uniform => u,
+            Self::LogitNormal { mean, std } => 1.0 / (1.0 + (-(mean + std * Normal::standard().inverse_cdf(u))).exp()),
+            Self::Mode { scale } => {
+                let cos = (std::f64::consts::FRAC_PI_2 * u).cos();
+                1.0 - u - scale * (cos * cos - 1.0 + u)
+            }
+        }
+    }
+}
+
+impl Weighting {
+    /// Returns the weight at a level in (0, 1].
+    #[must_use]
+    pub fn weight(self, sigma: f64) -> f64 {
+        match self {
+            Self::None => 1.0,
+            Self::SigmaSqrt => 1.0 / (sigma * sigma),
+            Self::Cosmap => 2.0 / (std::f64::consts::PI * (1.0 - 2.0 * sigma + 2.0 * sigma * sigma)),
+        }
+    }
+}
+
+impl Objective {
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`], naming the field.
+    pub fn validate(&self) -> Result<()> {
+        let share = |name: &'static str, value: f64| match (0.0..=1.0).contains(&value) {
+            true => Ok(()),
+            false => Err(Error::invalid(name, "a share from 0 to 1", value)),
+        };
+        share("drop_prompt", self.drop_prompt)?;
+        share("drop_context", self.drop_context)?;
+        match self.density {
+            Density::LogitNormal { mean, std } if !(mean.is_finite() && std > 0.0 && std.is_finite()) => {
+                Err(Error::invalid("std of the logit-normal density", "above 0", std))
+            }
+            Density::Mode { scale } if !(-1.0..=1.75).contains(&scale) => {
+                Err(Error::invalid("scale of the mode density", "-1 to 1.75", scale))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Draws the noise levels of a batch, in (0, 1).
+    pub(crate) fn draw(&self, rng: &mut impl Rng, batch: usize, target_tokens: i64, shift: Shift) -> Vec<f64> {
+        let place = |rng: &mut _, index: usize| match self.stratified {
+            true => (index as f64 + uniform(rng)) / batch as f64,
+            false => uniform(rng),
+        };
+        let mut levels: Vec<f64> = (0..batch)
+            .map(|index| self.density.quantile(place(rng, index)))
+            .collect();
+        shuffle(rng, &mut levels);
+        if self.resolution_shift {
+            levels = levels
+                .into_iter()
+                .map(|sigma| f64::from(shift.shifted(sigma as f32, target_tokens)))
+                .collect();
+        }
+        // Clamped off zero: the weight of low noise is infinite there.
+        levels.into_iter().map(|sigma| sigma.clamp(1e-4, 1.0)).collect()
+    }
+
+    /// Returns the mean over the batch of `weight * mean((velocity - (noise - picture))²)`, a scalar.
+    ///
+    /// # Shapes
+    /// `velocity`, `noise` and `picture` [B, L, C]; `sigmas` one per item.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] if the shapes differ.
+    pub fn loss(&self, velocity: &Tensor, noise: &Tensor, picture: &Tensor, sigmas: &[f64]) -> Result<Tensor> {
+        let kind = kontext_core::Kind::Float;
+        let error = velocity
+            .f_to_kind(kind)?
+            .f_sub(&noise.f_sub(picture)?.f_to_kind(kind)?)?;
+        let by_item = error.f_square()?.f_mean_dim([1_i64, 2].as_slice(), false, kind)?; // [B]
+        let weights: Vec<f32> = sigmas.iter().map(|s| self.weighting.weight(*s) as f32).collect();
+        let weights = Tensor::f_from_slice(&weights)?.f_to_device(velocity.device())?;
+        Ok(by_item.f_mul(&weights)?.f_mean(kind)?)
+    }
+}
+
+/// Returns `(1 - sigma) * picture + sigma * noise` [B, L, C], with one sigma per item.
+///
+/// # Errors
+/// [`Error::Torch`] if the shapes differ.
+pub fn add_noise(picture: &Tensor, noise: &Tensor, sigmas: &[f64]) -> Result<Tensor> {
+    let levels: Vec<f32> = sigmas.iter().map(|s| *s as f32).collect();
+    let levels = Tensor::f_from_slice(&levels)?
+        .f_to_device(picture.device())?
+        .f_reshape([-1, 1, 1])?;
+    Ok(picture.f_lerp_tensor(noise, &levels.f_to_kind(picture.kind())?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use kontext_core::{Device, Kind};
+
+    use super::*;
+    use crate::run::random::{Stream, generator};
+
+    #[test]
+    fn quantiles_of_the_densities_are_those_of_their_formulas() {
+        let logit = Density::LogitNormal { mean: 0.0, std: 1.0 };
+        assert!((logit.quantile(0.5) - 0.5).abs() < 1e-9);
+        // The normal quantile of 0.841344746 is 1, and the logistic function of 1 is 0.731058579.
+        assert!((logit.quantile(0.841_344_746) - 0.731_058_579).abs() < 1e-6);
+        // With scale 0 the mode density is uniform.
+        assert!((Density::Mode { scale: 0.0 }.quantile(0.3) - 0.7).abs() < 1e-12);
+    }
+
+    #[test]
+    fn stratified_levels_fall_one_into_each_share() {
+        let objective = Objective {
+            density: Density::Uniform,
+            resolution_shift: false,
+            ..Objective::default()
+        };
+        let mut levels = objective.draw(&mut generator(0, Stream::Step, 0), 8, 64, Shift::dev());
+        levels.sort_by(f64::total_cmp);
+        for (index, level) in levels.iter().enumerate() {
+            assert!((index as f64 / 8.0..(index as f64 + 1.0) / 8.0).contains(level));
+        }
+    }
+
+    #[test]
+    fn the_true_velocity_has_no_loss_and_zero_has_the_mean_square() {
+        let full = |value: f64| Tensor::full([2, 3, 4], value, (Kind::Float, Device::Cpu));
+        let (picture, noise) = (full(1.0), full(3.0));
+        let objective = Objective::default();
+        let loss = |v: f64| {
+            objective
+                .loss(&full(v), &noise, &picture, &[0.2, 0.9])
+                .unwrap()
+                .double_value(&[])
+        };
+        assert_eq!((loss(2.0), loss(0.0)), (0.0, 4.0));
+        let mixed = add_noise(&picture, &noise, &[0.0, 0.5]).unwrap();
+        assert_eq!(
+            (mixed.double_value(&[0, 0, 0]), mixed.double_value(&[1, 0, 0])),
+            (1.0, 2.0)
+        );
+    }
+}

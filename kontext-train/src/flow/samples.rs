@@ -1,0 +1,103 @@
+//! A grid of samples from the model in training: references, result, target.
+
+use std::path::Path;
+
+use image::{GenericImage, RgbImage};
+use kontext_core::{Device, Error, Kind, Result, Tensor, noise, picture};
+use kontext_dit::{Dit, RunInput};
+use kontext_sampler::{Conformance, Schedule, Shift, integrate, unpack};
+use kontext_vae::Autoencoder;
+
+use crate::dataset::EncodedDataset;
+
+/// White pixels between images.
+const GAP: u32 = 4;
+
+/// Model and settings of the sampling.
+#[derive(Debug)]
+pub(crate) struct SampleGrid<'a> {
+    pub(crate) dit: &'a Dit,
+    pub(crate) vae: &'a Autoencoder,
+    pub(crate) shift: Shift,
+    pub(crate) steps: usize,
+    pub(crate) guidance: f64,
+    pub(crate) kind: Kind,
+    pub(crate) device: Device,
+}
+
+impl SampleGrid<'_> {
+    /// Samples each item and writes it as a row: reference images, result, target.
+    pub(crate) fn write(&self, dataset: &EncodedDataset, items: &[usize], seed: u64, path: &Path) -> Result<()> {
+        let mut rows = Vec::new();
+        for &item in items {
+            rows.push(self.row(dataset, item, seed)?);
+        }
+        let width = rows
+            .iter()
+            .map(|row| row.iter().map(|p| p.width() + GAP).sum::<u32>())
+            .max()
+            .unwrap_or(1);
+        let height = rows
+            .iter()
+            .map(|row| row.iter().map(|p| p.height() + GAP).max().unwrap_or(0))
+            .sum::<u32>();
+        let mut grid = RgbImage::from_pixel(width, height.max(1), image::Rgb([255; 3]));
+        let mut y = 0;
+        for row in &rows {
+            let mut x = 0;
+            for picture in row {
+                grid.copy_from(picture, x, y).map_err(Error::image(path))?;
+                x += picture.width() + GAP;
+            }
+            y += row.iter().map(|p| p.height() + GAP).max().unwrap_or(0);
+        }
+        kontext::save_picture(&grid, path, &[])
+    }
+
+    fn row(&self, dataset: &EncodedDataset, item: usize, seed: u64) -> Result<Vec<RgbImage>> {
+        let batch = dataset.batch(&[item], &[])?;
+        let grid = batch.bucket.target;
+        let schedule = Schedule::new(self.steps, grid.tokens(), self.shift, Conformance::Kontext)?;
+        let guidance = self
+            .dit
+            .config()
+            .guidance_embed
+            .then(|| schedule.embedded_guidance(self.guidance, self.kind));
+        let run = self.dit.prepare(&RunInput {
+            conditioning: &batch.conditioning,
+            target_ids: &batch.target_ids,
+            context: batch.context.as_ref(),
+            times: &schedule.embedded_times(self.kind),
+            guidance,
+        })?;
+        let noise = noise::randn(&batch.target.size(), seed, Kind::Float, self.device)?;
+        let velocity = |x: &Tensor, step: usize| self.dit.forward(&run, step, x);
+        let go_on = |_: &kontext_sampler::Step<'_>| std::ops::ControlFlow::Continue(());
+        let tokens = integrate(&noise, &schedule, self.kind, velocity, go_on)?;
+        let mut row = Vec::new();
+        if let Some(context) = &batch.context {
+            let mut start = 0;
+            for reference in &batch.bucket.references {
+                let part = context.features.f_narrow(1, start, reference.tokens())?;
+                row.push(self.decode(&unpack(&part, *reference)?)?);
+                start += reference.tokens();
+            }
+        }
+        row.push(self.decode(&unpack(&tokens, grid)?)?);
+        row.push(self.decode(&unpack(&batch.target, grid)?)?);
+        Ok(row)
+    }
+
+    fn decode(&self, latents: &Tensor) -> Result<RgbImage> {
+        let pixels = self.vae.decode(&latents.f_to_kind(Kind::Float)?)?;
+        let wrong_shape = || Error::Shape {
+            tensor: "picture",
+            expected: "[1, 3, H, W]",
+            got: pixels.size(),
+        };
+        picture::from_tensor(&pixels, picture::Rounding::Nearest)?
+            .into_iter()
+            .next()
+            .ok_or_else(wrong_shape)
+    }
+}

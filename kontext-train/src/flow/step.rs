@@ -1,0 +1,79 @@
+//! The random part of a training step: batch, noise levels and noise.
+
+use kontext_core::{Kind, Result, Tensor, noise};
+use kontext_sampler::Shift;
+use rand::RngExt;
+
+use crate::dataset::{Batch, BatchSampler, EncodedDataset};
+use crate::run::random::{Stream, generator, happens};
+
+use super::objective::{Objective, add_noise};
+
+/// A batch with its noise: all random inputs of a step.
+#[derive(Debug)]
+pub(crate) struct NoisyBatch {
+    pub(crate) batch: Batch,
+    /// Noise level of each item.
+    pub(crate) sigmas: Vec<f64>,
+    /// [B, L, 4 C].
+    pub(crate) noise: Tensor,
+    /// Noisy targets [B, L, 4 C].
+    pub(crate) noisy_target: Tensor,
+}
+
+/// Draws the batch of micro step `index`, and drops prompts and reference images at random.
+///
+/// Returns `None` if there is no data.
+pub(crate) fn training(
+    dataset: &EncodedDataset,
+    sampler: &mut BatchSampler,
+    objective: &Objective,
+    shift: Shift,
+    seed: u64,
+    index: u64,
+) -> Result<Option<NoisyBatch>> {
+    let Some(part) = sampler.batch(index) else {
+        return Ok(None);
+    };
+    let mut rng = generator(seed, Stream::Step, index);
+    let unprompted: Vec<usize> = (0..part.items.len())
+        .filter(|_| happens(&mut rng, objective.drop_prompt))
+        .collect();
+    let mut batch = dataset.batch(&part.items, &unprompted)?;
+    if happens(&mut rng, objective.drop_context) {
+        batch.context = None;
+    }
+    prepare(batch, objective, shift, &mut rng).map(Some)
+}
+
+/// Returns the `index`-th batch of held-out items, with the same noise levels and noise at every validation.
+pub(crate) fn validation(
+    dataset: &EncodedDataset,
+    items: &[usize],
+    objective: &Objective,
+    shift: Shift,
+    seed: u64,
+    index: u64,
+) -> Result<NoisyBatch> {
+    prepare(
+        dataset.batch(items, &[])?,
+        objective,
+        shift,
+        &mut generator(seed, Stream::Validation, index),
+    )
+}
+
+fn prepare(batch: Batch, objective: &Objective, shift: Shift, rng: &mut impl rand::Rng) -> Result<NoisyBatch> {
+    let sigmas = objective.draw(rng, batch.items.len(), batch.bucket.target.tokens(), shift);
+    let shape = batch.target.size();
+    // Drawn in f32 on the CPU, so that a run has the same noise on every device.
+    let noise =
+        noise::randn(&shape, rng.random(), Kind::Float, batch.target.device())?.f_to_kind(batch.target.kind())?;
+    let noisy_target = add_noise(&batch.target, &noise, &sigmas)?;
+    Ok(NoisyBatch {
+        batch,
+        sigmas,
+        noise,
+        noisy_target,
+    })
+}

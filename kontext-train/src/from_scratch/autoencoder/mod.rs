@@ -1,0 +1,218 @@
+//! Training of an autoencoder: reconstruction, sharp edges, and latents close to a normal distribution.
+//!
+//! Source of the objective: arXiv 2112.10752 (latent diffusion) appendix G, with a term for the differences
+//! of neighbouring pixels instead of a perceptual network and a discriminator.
+
+mod recipe;
+mod reconstruction;
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use image::RgbImage;
+use kontext_core::{Device, Error, Result, Tensor, picture};
+use kontext_vae::{AutoencoderKl, VaeConfig};
+use rayon::prelude::*;
+
+use crate::optim::{Learner, LearnerConfig, Params, RESUME};
+use crate::run::Intervals;
+use crate::run::shell::Shell;
+
+use super::initial::initial;
+use reconstruction::Reconstruction;
+
+pub use recipe::AutoencoderRecipe;
+pub use reconstruction::AutoencoderReport;
+
+/// A training run of an autoencoder on images held in memory as bytes.
+#[derive(Debug)]
+pub struct AutoencoderTrainer {
+    shell: Shell,
+    training: Reconstruction,
+}
+
+impl AutoencoderTrainer {
+    /// Reads the images, and resumes from the state in `out` if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Image`] and [`Error::Io`] for images that cannot be read, [`Error::InvalidArgument`] if they
+    /// are smaller than the crops.
+    pub fn open(recipe: AutoencoderRecipe, pictures: &[PathBuf], out: &Path, device: Device) -> Result<Self> {
+        let config = VaeConfig {
+            latent_channels: recipe.latent_channels,
+            block_out_channels: recipe.channels,
+            layers_per_block: recipe.layers,
+            norm_num_groups: recipe.groups,
+            scaling_factor: 1.0,
+            shift_factor: 0.0,
+            ..VaeConfig::flux()
+        };
+        config.validate()?;
+        if recipe.crop == 0 || !recipe.crop.is_multiple_of(8) {
+            return Err(Error::invalid("crop", "a multiple of 8", recipe.crop));
+        }
+        let every = Intervals {
+            save: recipe.save,
+            validate: 0,
+            sample: 0,
+        };
+        let mut shell = Shell::open(out, "autoencoder.safetensors", recipe.steps, every)?;
+        let read = |path: &PathBuf| {
+            let picture = picture::open(path)?;
+            let sized = recipe
+                .size
+                .map(|[width, height]| picture::resize(&picture, width, height))
+                .transpose()?;
+            bytes(&sized.unwrap_or(picture), recipe.crop, path)
+        };
+        let pictures = pictures.par_iter().map(read).collect::<Result<Vec<_>>>()?;
+        if pictures.is_empty() {
+            return Err(Error::invalid("pictures to train on", "at least one", 0));
+        }
+        let params = Params::new(
+            &initial(recipe.seed, |w| AutoencoderKl::new(w, &config).map(drop))?,
+            device,
+        )?;
+        let learner = LearnerConfig {
+            prefix: "",
+            optimizer: recipe.optimizer,
+            ema: Some(recipe.ema),
+            clip: recipe.clip,
+            model: Some("the autoencoder"),
+            hint: RESUME,
+        };
+        let mut learner = Learner::new(params, learner)?;
+        shell.resume(vec![&mut learner])?;
+        let training = Reconstruction {
+            recipe,
+            config,
+            pictures,
+            learner,
+            device,
+        };
+        Ok(Self { shell, training })
+    }
+
+    /// Trains to the last step. Saves at the recipe's interval, at the end, and if `observe` breaks off.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] and [`Error::NotFinite`]; the last saved state remains.
+    pub fn run(&mut self, mut observe: impl FnMut(AutoencoderReport) -> ControlFlow<()>) -> Result<()> {
+        self.shell.run(&mut self.training, &mut observe)
+    }
+
+    /// Returns tensors and configuration of the trained autoencoder, by its moving average. The
+    /// configuration's scale and shift normalise the latents of the images to mean 0 and deviation 1.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] if libtorch fails.
+    pub fn result(&self) -> Result<(Vec<(String, Tensor)>, VaeConfig)> {
+        self.training.result()
+    }
+
+    /// Returns the number of finished steps.
+    #[must_use]
+    pub fn step(&self) -> u64 {
+        self.shell.step()
+    }
+}
+
+/// Converts an image to bytes [3, H, W].
+fn bytes(picture: &RgbImage, least: u32, path: &Path) -> Result<Tensor> {
+    let (width, height) = picture.dimensions();
+    if width.min(height) < least {
+        let reason = format!("it has {width}x{height} pixels, fewer than the crops of {least}; take smaller crops");
+        return Err(Error::Image {
+            path: path.to_owned(),
+            reason,
+        });
+    }
+    let pixels = Tensor::f_from_slice(picture.as_raw())?.f_reshape([i64::from(height), i64::from(width), 3])?;
+    Ok(pixels.f_permute([2, 0, 1])?.f_contiguous()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::optim::LrSchedule;
+
+    fn pictures(folder: &Path) -> Vec<PathBuf> {
+        let disc = |n: u32| {
+            RgbImage::from_fn(32, 32, |x, y| {
+                let inside = (x as i32 - 16).pow(2) + (y as i32 - 12 - n as i32).pow(2) < 80;
+                image::Rgb(if inside {
+                    [200, (40 * n) as u8, 30]
+                } else {
+                    [255, 255, 255]
+                })
+            })
+        };
+        let save = |n: u32| {
+            let path = folder.join(format!("{n}.png"));
+            disc(n).save(&path).unwrap();
+            path
+        };
+        (0..4).map(save).collect()
+    }
+
+    fn recipe(steps: u64) -> AutoencoderRecipe {
+        AutoencoderRecipe {
+            channels: [8, 8, 8, 8],
+            groups: 4,
+            batch: 2,
+            crop: 16,
+            steps,
+            rate: LrSchedule {
+                peak: 5e-3,
+                warmup: 5,
+                floor: 1.0,
+            },
+            ..AutoencoderRecipe::default()
+        }
+    }
+
+    fn values(trainer: &AutoencoderTrainer) -> &Tensor {
+        trainer.training.learner.params.flat()
+    }
+
+    #[test]
+    fn training_halves_the_loss_and_a_resumed_run_gives_the_same_bits() {
+        let folder = tempfile::tempdir().unwrap();
+        let pictures = pictures(folder.path());
+        let open = |steps, out: &str| {
+            AutoencoderTrainer::open(recipe(steps), &pictures, &folder.path().join(out), Device::Cpu).unwrap()
+        };
+        let mut losses = Vec::new();
+        let mut unbroken = open(40, "a");
+        unbroken
+            .run(|report| {
+                losses.push(report.loss);
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+        assert!(
+            mean(&losses[30..]) < 0.5 * mean(&losses[..5]),
+            "{:?}",
+            [&losses[..5], &losses[30..]]
+        );
+
+        let stop_at = |at: u64| {
+            move |report: AutoencoderReport| {
+                if report.step == at {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            }
+        };
+        assert!(open(40, "b").run(stop_at(20)).unwrap_err().is_cancelled());
+        let mut resumed = open(40, "b");
+        assert_eq!(resumed.step(), 20);
+        resumed.run(|_| ControlFlow::Continue(())).unwrap();
+        assert!(values(&resumed).equal(values(&unbroken)));
+
+        let (_, config) = resumed.result().unwrap();
+        assert!(config.scaling_factor > 0.0 && config.scaling_factor.is_finite());
+    }
+}

@@ -1,0 +1,12 @@
+//! Training of the other parts of a new model: an autoencoder, text encoders with their tokenizers; and
+//! initial weights.
+
+mod autoencoder;
+mod initial;
+mod text;
+mod vocabulary;
+
+pub use autoencoder::{AutoencoderRecipe, AutoencoderReport, AutoencoderTrainer};
+pub use initial::{initial, initial_transformer};
+pub use text::{TextRecipe, TextReport, train_text};
+pub use vocabulary::write_tokenizers;

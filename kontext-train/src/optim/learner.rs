@@ -1,0 +1,90 @@
+//! One set of trained values with its optimizer and moving average.
+
+use kontext_core::{Result, Tensor};
+
+use super::{AdamW, AdamWConfig, Ema, Params, gradient};
+
+/// Hint of a run that saves its state.
+pub(crate) const RESUME: &str = "the last saved state is kept; resume from it with a lower rate.peak";
+
+/// Constants of a [`Learner`].
+#[derive(Debug, Clone)]
+pub(crate) struct LearnerConfig {
+    /// Prefix of its names in a snapshot: empty for the only learner of a run, distinct for each of several.
+    pub(crate) prefix: &'static str,
+    pub(crate) optimizer: AdamWConfig,
+    /// EMA decay; `None` keeps no average.
+    pub(crate) ema: Option<f64>,
+    /// Maximum norm of the gradient; longer ones are clipped.
+    pub(crate) clip: f64,
+    /// Name of the model in errors; `None` for a run's main one.
+    pub(crate) model: Option<&'static str>,
+    /// Remedy in the error for a loss or gradient that is not finite.
+    pub(crate) hint: &'static str,
+}
+
+/// Trained values with everything that a step updates. A run has one learner per optimizer.
+#[derive(Debug)]
+pub(crate) struct Learner {
+    pub(crate) params: Params,
+    pub(crate) optimizer: AdamW,
+    pub(crate) ema: Option<Ema>,
+    config: LearnerConfig,
+}
+
+impl Learner {
+    pub(crate) fn new(params: Params, config: LearnerConfig) -> Result<Self> {
+        let optimizer = AdamW::new(&params, config.optimizer)?;
+        let ema = config.ema.map(|decay| Ema::new(&params, decay)).transpose()?;
+        Ok(Self {
+            params,
+            optimizer,
+            ema,
+            config,
+        })
+    }
+
+    pub(crate) fn prefix(&self) -> &'static str {
+        self.config.prefix
+    }
+
+    /// Updates the values and their average by the accumulated gradient. Returns the gradient's norm before
+    /// clipping.
+    ///
+    /// `step` counts from 0; `loss` is only checked.
+    ///
+    /// # Errors
+    /// [`kontext_core::Error::NotFinite`] if the loss or the gradient is not finite; the values are then
+    /// unchanged.
+    pub(crate) fn update(&mut self, step: u64, loss: f64, lr: f64) -> Result<f64> {
+        let gradient = gradient::collect(&self.params)?;
+        let norm = gradient::norm(&gradient)?;
+        let stage = || match self.config.model {
+            Some(model) => format!("training step {} of {model}", step + 1),
+            None => format!("training step {}", step + 1),
+        };
+        gradient::check(loss, norm, stage, self.config.hint)?;
+        let gradient = gradient::clip(gradient, norm, self.config.clip)?;
+        self.optimizer.step(&self.params, &gradient, lr)?;
+        if let Some(ema) = &mut self.ema {
+            ema.update(&self.params, step)?;
+        }
+        Ok(norm)
+    }
+
+    /// Returns the tensors by name: their moving average if there is one, else the current values.
+    pub(crate) fn averaged(&self) -> Result<Vec<(String, Tensor)>> {
+        match &self.ema {
+            Some(ema) => self.params.named(ema.average()),
+            None => self.params.values(),
+        }
+    }
+
+    /// Runs `work` with the moving average in the tensors, if there is one, and restores the current values.
+    pub(crate) fn with_average<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        match &self.ema {
+            Some(ema) => self.params.with_values(ema.average(), work),
+            None => work(),
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! A training run of any model: the shell around its loop, its files and its random numbers.
+
+pub(crate) mod curve;
+pub(crate) mod divergence;
+mod intervals;
+pub(crate) mod random;
+pub(crate) mod shell;
+mod snapshot;
+
+pub use intervals::Intervals;
+pub use snapshot::Snapshot;
