@@ -1,10 +1,7 @@
 //! Measures how far edits drift, turn by turn: `cargo xtask run --release --example drift`.
 //!
-//! Walks through the emoji dataset, of which every turn's true picture is known, are made by each way of going from one
-//! turn to the next. The first run fetches the dataset.
-
-mod common;
-mod emoji;
+//! Runs walks through the emoji dataset, with a known result for every turn, by each method of handing a result to the
+//! next turn. The first run fetches the dataset.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -13,21 +10,21 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use common::pictures::Pictures;
-use common::walker::{Method, Walker};
-use common::walks::{Edits, Walk};
-use common::{SHIPPED, progress, say, write};
 use kontext::image::RgbImage;
 use kontext::session::DifferenceMap;
 use kontext::{Device, Pipeline, Size};
 use kontext_bench::drift::{self, Column, Drift, MapQuality, Panel, plot};
 use kontext_bench::metrics::Perceptual;
+use kontext_cli::images::ImageCache;
+use kontext_cli::walker::{Method, Walker};
+use kontext_cli::walks::{Edits, Walk};
+use kontext_cli::{emoji, progress, read, say, shipped, write};
 
-/// Measure how pictures drift over turns of edits.
+/// Measure the drift of images over turns of edits.
 #[derive(Debug, Parser)]
 struct Args {
     /// Folder of the model
-    #[arg(long, value_name = "DIR", default_value = SHIPPED)]
+    #[arg(long, value_name = "DIR", default_value_os_t = shipped::model())]
     model: PathBuf,
     /// The dataset's folder; made if it is not there
     #[arg(long, value_name = "DIR", default_value = "target/emoji")]
@@ -44,7 +41,7 @@ struct Args {
     /// Weights of a feature network, for the columns PDist and identity
     #[arg(long, value_name = "FILE")]
     perceptual: Option<PathBuf>,
-    /// Levels from which on a difference is a change
+    /// Minimum difference in levels that counts as a change
     #[arg(long, default_value_t = DifferenceMap::default().threshold)]
     threshold: f32,
     /// Standard deviation of the smoothing before it, in pixels
@@ -56,10 +53,10 @@ struct Args {
     /// Pixels over which the map falls to zero
     #[arg(long, default_value_t = DifferenceMap::default().feather)]
     feather: f32,
-    /// Measure the difference maps alone
-    #[arg(long)]
-    maps_alone: bool,
-    /// Put the tables into this file: between its two marks, or as a new file
+    /// Measure the difference maps only
+    #[arg(long, alias = "maps-alone")]
+    maps_only: bool,
+    /// Write the tables to this file: between its two marks, or as a new file
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
     /// Write the curves to this SVG file
@@ -68,14 +65,14 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    common::main(|args: Args| run(&args))
+    kontext_cli::main(|args: Args| run(&args))
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
     for path in args.markdown.iter().chain(&args.plot) {
         kontext::crates::kontext_core::check_writable(path)?;
     }
-    emoji::ensure(&args.data, args.data.with_extension("packages"))?;
+    emoji::ensure(&args.data, None)?;
     let perceptual = args
         .perceptual
         .as_deref()
@@ -88,12 +85,12 @@ fn run(args: &Args) -> anyhow::Result<()> {
         feather: args.feather,
     };
     let walker = Walker::new(Pipeline::load(&args.model)?, map)?;
-    let edits = Edits::of(&args.data)?;
+    let edits = Edits::open(&args.data)?;
     let Size { width, height } = size(&walker, &args.data, &edits)?;
-    let mut dataset = Pictures::of(&args.data);
-    let mut pictures = |path: &Path| dataset.get(path, width, height);
-    let mut text = maps(&walker, &edits, &mut pictures, args)?;
-    if args.maps_alone {
+    let mut cache = ImageCache::new(&args.data);
+    let mut image = |path: &Path| cache.get(path, width, height);
+    let mut text = maps(&walker, &edits, &mut image, args)?;
+    if args.maps_only {
         return say(text);
     }
     let mut drifts = Vec::new();
@@ -102,7 +99,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         ("Edits elsewhere", edits.elsewhere(args.turns, args.each)),
     ];
     for (title, walks) in kinds {
-        let drift = measure(&walker, &walks, &mut pictures, perceptual.as_ref(), args.seed)?;
+        let drift = measure(&walker, &walks, &mut image, perceptual.as_ref(), args.seed)?;
         text.push_str(&tables(title, &walks, &drift, perceptual.as_ref())?);
         drifts.push((title, drift));
     }
@@ -118,7 +115,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The size that the model works at.
+/// Returns the size that the model works at.
 fn size(walker: &Walker, data: &Path, edits: &Edits) -> anyhow::Result<Size> {
     let edit = edits
         .held_out("local/clock")
@@ -128,22 +125,22 @@ fn size(walker: &Walker, data: &Path, edits: &Edits) -> anyhow::Result<Size> {
     Ok(walker.pipe.plan(&kontext::Request::edit(&source, ""))?.target.size())
 }
 
-/// Every walk by every method.
+/// Runs every walk by every method.
 fn measure(
     walker: &Walker,
     walks: &[Walk],
-    pictures: &mut impl FnMut(&Path) -> anyhow::Result<RgbImage>,
+    image: &mut impl FnMut(&Path) -> anyhow::Result<RgbImage>,
     perceptual: Option<&Perceptual>,
     seed: u64,
 ) -> anyhow::Result<Drift> {
     let mut drift = Drift::new();
     let bar = progress::bar("walking", walks.len() * Method::ALL.len());
     for walk in walks {
-        let start = pictures(&walk.start)?;
+        let start = image(&walk.start)?;
         let truths = walk
             .turns
             .iter()
-            .map(|turn| pictures(&turn.truth))
+            .map(|turn| image(&turn.truth))
             .collect::<anyhow::Result<Vec<_>>>()?;
         let instructions: Vec<&str> = walk.turns.iter().map(|turn| turn.instruction.as_str()).collect();
         for method in Method::ALL {
@@ -161,11 +158,11 @@ fn measure(
     Ok(drift)
 }
 
-/// What becomes of local edits whose unchanged pixels are kept: how good the map is, and how good the picture.
+/// Returns a table of local edits that keep unchanged pixels: quality of the difference map, and of the image.
 fn maps(
     walker: &Walker,
     edits: &Edits,
-    pictures: &mut impl FnMut(&Path) -> anyhow::Result<RgbImage>,
+    image: &mut impl FnMut(&Path) -> anyhow::Result<RgbImage>,
     args: &Args,
 ) -> anyhow::Result<String> {
     const CATEGORIES: [&str; 10] = [
@@ -186,15 +183,15 @@ fn maps(
             .to_owned();
     let mut all: [Vec<f64>; 5] = Default::default();
     for category in CATEGORIES {
-        let mut of: [Vec<f64>; 5] = Default::default();
+        let mut columns: [Vec<f64>; 5] = Default::default();
         for edit in edits.held_out(category) {
-            let (source, truth) = (pictures(&edit.source[0])?, pictures(&edit.target)?);
+            let (source, truth) = (image(&edit.source[0])?, image(&edit.target)?);
             let result = walker.walk(Method::Latents, &source, &[&edit.instruction], args.seed)?;
             let mut session = walker.pipe.session(source.clone());
             session.keep_unchanged = Some(kontext::session::Keep::Difference(walker.map));
             let turn = session.run(&kontext::Request::generate(&edit.instruction).seed(args.seed))?;
             let map = turn.changed.as_ref().context("the turn has no map")?;
-            // Against the picture as it came, what the autoencoder cannot show looks like a change.
+            // Against the image itself, the autoencoder's losses look like changes.
             let naive = walker.map.map(&source, &result[0], 1.0)?;
             let (Some(own), Some(naive)) = (
                 MapQuality::of(map, &source, &truth)?,
@@ -202,7 +199,7 @@ fn maps(
             ) else {
                 continue;
             };
-            let decibels = |picture: &RgbImage| kontext_bench::metrics::psnr(picture, &truth);
+            let decibels = |image: &RgbImage| kontext_bench::metrics::psnr(image, &truth);
             let values = [
                 own.covered,
                 own.kept,
@@ -210,11 +207,14 @@ fn maps(
                 decibels(&result[0])?,
                 decibels(&turn.picture)?,
             ];
-            of.iter_mut().zip(values).for_each(|(of, value)| of.push(value));
+            columns
+                .iter_mut()
+                .zip(values)
+                .for_each(|(column, value)| column.push(value));
         }
-        if !of[0].is_empty() {
-            row(&mut table, category, &of);
-            all.iter_mut().zip(of).for_each(|(all, of)| all.extend(of));
+        if !columns[0].is_empty() {
+            row(&mut table, category, &columns);
+            all.iter_mut().zip(columns).for_each(|(all, column)| all.extend(column));
         }
     }
     row(&mut table, "**all**", &all);
@@ -280,13 +280,13 @@ fn panels<'a>(drifts: &'a [(&'a str, Drift)]) -> Vec<Panel<'a>> {
 const BEGIN: &str = "<!-- numbers: written by the example `drift` -->\n";
 const END: &str = "<!-- end of numbers -->\n";
 
-/// The file with the text between its marks; the text alone where there is no such file.
+/// Returns the file's text with `text` between its marks; only `text` if there is no such file.
 fn marked(path: &Path, text: &str) -> anyhow::Result<String> {
     let numbers = format!("{BEGIN}\n{}\n\n{END}", text.trim());
     if !path.is_file() {
         return Ok(numbers);
     }
-    let old = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let old = read(path)?;
     let parts = old
         .split_once(BEGIN)
         .and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));

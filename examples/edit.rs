@@ -1,39 +1,36 @@
-//! Edits a picture: `cargo xtask run --release --example edit -- --image cat.png --prompt "make it winter"`.
-
-mod common;
+//! Edits an image: `cargo xtask run --release --example edit -- --image cat.png --prompt "make it winter"`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use common::args::RunArgs;
-use common::say;
-use common::strip::strip;
 use kontext::Request;
 use kontext::crates::kontext_core::picture::resize;
+use kontext::image::RgbImage;
+use kontext_cli::args::RunArgs;
+use kontext_cli::{say, shipped, strip};
 
-/// The edit that is made where no picture is given. Its result is none that the small model was trained on for this
-/// instruction.
-const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/emoji-source.png");
-const TRUTH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/emoji-truth.png");
+/// Files of the default edit. The small model was not trained on its result for this instruction.
+const SOURCE: &str = "emoji-source.png";
+const TRUTH: &str = "emoji-truth.png";
 const PROMPT: &str = "turn him into a cook";
 
-/// Edit a picture with FLUX.1 Kontext.
+/// Edit an image with FLUX.1 Kontext.
 #[derive(Debug, Parser)]
 struct Args {
-    /// The picture to edit; more of them are further references. An emoji if not given
+    /// The image to edit, and further references. An emoji if not given
     #[arg(long, value_name = "FILE")]
     image: Vec<PathBuf>,
-    /// How to change it
+    /// Instruction of the edit
     #[arg(long, value_name = "TEXT", default_value = PROMPT)]
     prompt: String,
-    /// How far it may change, in (0, 1]: below 1 the run starts from the picture
+    /// Strength of the change, in (0, 1]: below 1 the run starts from the image
     #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     strength: f64,
     /// The file to write: .png, .jpg or .webp
     #[arg(long, value_name = "FILE", default_value = "edit.png")]
     out: PathBuf,
-    /// Write reference pictures and result side by side to this file; edit-compared.png where no --image is given
+    /// Write reference images and result side by side to this file; edit-compared.png if no --image is given
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
     #[command(flatten)]
@@ -41,7 +38,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    common::main(|args: Args| run(&args))
+    kontext_cli::main(|args: Args| run(&args))
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
@@ -49,7 +46,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let mut images = args.image.clone();
     let mut compare = args.compare.clone();
     if demonstration {
-        images.push(SOURCE.into());
+        images.push(shipped::data(SOURCE));
         compare = compare.or(Some("edit-compared.png".into()));
     }
     let mut request = Request::generate(&args.prompt).strength(args.strength);
@@ -58,19 +55,22 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     let request = args.run.apply(request)?;
     compare.as_deref().map(kontext::check_writable).transpose()?;
-    let Some(output) = common::run::run(&args.run, &request, &args.out)? else {
+    let Some(output) = kontext_cli::run::run(&args.run, &request, &args.out)? else {
         return Ok(());
     };
     let Some(compare) = compare else { return Ok(()) };
-    let mut pictures = request.images.clone();
-    pictures.push(output.image.clone());
-    // What it should be is known for one edit alone.
+    let mut images = request.images.clone();
+    images.push(output.image.clone());
+    // The truth is known for one edit only.
     if demonstration && args.prompt == PROMPT {
-        pictures.push(kontext::open(TRUTH)?);
+        images.push(kontext::open(shipped::data(TRUTH))?);
     }
     let height = output.image.height();
-    let level = |p: &kontext::image::RgbImage| resize(p, (p.width() * height).div_ceil(p.height()).max(1), height);
-    let pictures = pictures.iter().map(level).collect::<kontext::Result<Vec<_>>>()?;
-    kontext::save_picture(&strip(&pictures.iter().collect::<Vec<_>>(), 1), &compare, &[])?;
+    let level = |image: &RgbImage| {
+        let width = (image.width() * height).div_ceil(image.height()).max(1);
+        resize(image, width, height)
+    };
+    let images = images.iter().map(level).collect::<kontext::Result<Vec<_>>>()?;
+    kontext::save_picture(&strip(&images.iter().collect::<Vec<_>>(), 1), &compare, &[])?;
     say(format_args!("wrote {}", compare.display()))
 }

@@ -1,9 +1,6 @@
 //! Makes a bench in KontextBench's layout of held-out emoji edits: `cargo xtask run --release --example emoji_bench`.
 //!
-//! Its answers are known, and the small model of this repository was made for it.
-
-mod common;
-mod emoji;
+//! The true results are known, and the small model of this repository was made for such edits.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -11,12 +8,12 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use common::judge::{Edit, edits};
-use common::{say, write};
 use kontext::crates::kontext_core::picture::resize;
+use kontext_cli::judge::{Edit, edits};
+use kontext_cli::{create_folder, emoji, say, write};
 use serde_json::json;
 
-/// The dataset's categories, by what stands before the slash, and what KontextBench calls them.
+/// Categories of the dataset, up to the slash, and their names in KontextBench.
 const CATEGORIES: [(&str, &str); 5] = [
     ("character", "Character Reference"),
     ("global", "Instruction Editing - Global"),
@@ -37,31 +34,31 @@ struct Args {
     /// The split to take: `test` for new combinations, `wording` for the same in new words
     #[arg(long, default_value = "test")]
     split: String,
-    /// At most so many pairs of each of the five categories
+    /// Maximum of pairs of each of the five categories
     #[arg(long, default_value_t = 60)]
     most: usize,
-    /// Width and height of the pictures; by default those that the small model works at
+    /// Width and height of the images; by default those of the small model
     #[arg(long, default_value_t = 64)]
     size: u32,
 }
 
 fn main() -> ExitCode {
-    common::main(|args: Args| run(&args))
+    kontext_cli::main(|args: Args| run(&args))
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
-    emoji::ensure(&args.data, args.data.with_extension("packages"))?;
+    emoji::ensure(&args.data, None)?;
     let images = args.out.join("test/images");
-    std::fs::create_dir_all(&images).with_context(|| format!("cannot make the folder {}", images.display()))?;
-    let mut pictures = BTreeSet::<PathBuf>::new();
+    create_folder(&images)?;
+    let mut paths = BTreeSet::<PathBuf>::new();
     let mut lines = String::new();
-    let mut prompts_of = BTreeMap::<PathBuf, (usize, usize)>::new();
+    let mut sources = BTreeMap::<PathBuf, (usize, usize)>::new();
     for (category, edit) in chosen(edits(&args.data, &[&args.split])?, args.most) {
         let [first, references @ ..] = &edit.source[..] else {
             continue;
         };
-        let images_so_far = prompts_of.len();
-        let (image, prompt) = prompts_of.entry(first.clone()).or_insert((images_so_far, 0));
+        let sources_so_far = sources.len();
+        let (image, prompt) = sources.entry(first.clone()).or_insert((sources_so_far, 0));
         let mut line = json!({
             "file_name": place(first), "instruction": edit.instruction, "category": category,
             "key": format!("{image:04}_{prompt:02}"), "image_idx": *image, "prompt_idx": *prompt,
@@ -73,7 +70,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         }
         *prompt += 1;
         lines.push_str(&format!("{line}\n"));
-        pictures.extend(
+        paths.extend(
             edit.source
                 .iter()
                 .chain(&edit.candidates)
@@ -82,22 +79,22 @@ fn run(args: &Args) -> anyhow::Result<()> {
         );
     }
     let count = lines.lines().count();
-    for path in &pictures {
-        let picture = resize(&kontext::open(args.data.join(path))?, args.size, args.size)?;
-        kontext::save_picture(&picture, args.out.join("test").join(place(path)), &[])?;
+    for path in &paths {
+        let image = resize(&kontext::open(args.data.join(path))?, args.size, args.size)?;
+        kontext::save_picture(&image, args.out.join("test").join(place(path)), &[])?;
     }
     let licence = std::fs::read_to_string(args.data.join("LICENSE.txt")).context("the dataset has no LICENSE.txt")?;
     write(&args.out.join("LICENSE.txt"), &licence)?;
-    // Last, because a folder without it is no bench.
+    // Written last, because a folder without it is no bench.
     write(&args.out.join("test/metadata.jsonl"), &lines)?;
     say(format_args!(
         "wrote {count} pairs with {} pictures to {}",
-        pictures.len(),
+        paths.len(),
         args.out.display()
     ))
 }
 
-/// The first `most` edits of each category, taken from its kinds by turns.
+/// Returns the first `most` edits of each category, alternating between its kinds.
 fn chosen(edits: Vec<Edit>, most: usize) -> Vec<(&'static str, Edit)> {
     let mut by_kind = BTreeMap::<String, VecDeque<Edit>>::new();
     for edit in edits {
@@ -126,7 +123,7 @@ fn chosen(edits: Vec<Edit>, most: usize) -> Vec<(&'static str, Edit)> {
     chosen
 }
 
-/// "pictures/flat/cook.png" lies in "images/flat-cook.png".
+/// Returns the path of an image in the bench: "images/flat-cook.png" for "pictures/flat/cook.png".
 fn place(path: &Path) -> String {
     let parts: Vec<String> = path
         .iter()

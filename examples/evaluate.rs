@@ -1,26 +1,23 @@
 //! Recomputes the table of a model's card: `cargo xtask run --release --example evaluate`.
 //!
-//! Every held-out edit of the dataset is made and compared with the truth and with all pictures that
-//! it might have become. The first run fetches the dataset.
-
-mod common;
-mod emoji;
+//! Runs every held-out edit of the dataset and compares the result with the truth and with all images of the edit's
+//! family. The first run fetches the dataset.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use common::judge::{Edit, Judge, edits};
-use common::{SHIPPED, progress, say, write};
 use kontext::Pipeline;
 use kontext_bench::edit::{EditScore, Table};
+use kontext_cli::judge::{Edit, Judge, edits};
+use kontext_cli::{emoji, progress, say, shipped, write};
 
 /// Measure a model on held-out edits.
 #[derive(Debug, Parser)]
 struct Args {
     /// Folder of the model
-    #[arg(long, value_name = "DIR", default_value = SHIPPED)]
+    #[arg(long, value_name = "DIR", default_value_os_t = shipped::model())]
     model: PathBuf,
     /// The dataset's folder; made if it is not there
     #[arg(long, value_name = "DIR", default_value = "target/emoji")]
@@ -31,22 +28,22 @@ struct Args {
     /// The split to measure: `test` for new combinations, `wording` for the same in new words
     #[arg(long, default_value = "test")]
     split: String,
-    /// Which reference pictures the model is given
+    /// The reference images that the model is given
     #[arg(long, value_enum, default_value_t)]
     context: Context,
-    /// At most so many edits of a category
+    /// Maximum of edits of a category
     #[arg(long, default_value_t = usize::MAX, hide_default_value = true)]
     most: usize,
     /// Seed of the noise
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Tell what each wrong result is nearest to
+    /// Print the nearest image of each wrong result
     #[arg(long)]
     mistakes: bool,
     /// Write the scores of every edit into this file
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
-    /// Write a strip for each category into this folder: reference pictures, result, truth
+    /// Write a strip for each category into this folder: reference images, result, truth
     #[arg(long, value_name = "DIR")]
     strips: Option<PathBuf>,
 }
@@ -63,11 +60,11 @@ enum Context {
 }
 
 fn main() -> ExitCode {
-    common::main(|args: Args| run(&args))
+    kontext_cli::main(|args: Args| run(&args))
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
-    emoji::ensure(&args.data, args.data.with_extension("packages"))?;
+    emoji::ensure(&args.data, None)?;
     let mut builder = Pipeline::builder();
     if let Some(lora) = &args.lora {
         builder = builder.lora(lora, 1.0);
@@ -104,7 +101,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
             rows.write_record(row(edit, &judged.score))?;
             table.add(category, judged.score);
             bar.inc(1);
-            // The first of a category: not chosen.
+            // The first of a category, without selection.
             if let (Some(folder), 0) = (&args.strips, index) {
                 let name = category.replace('/', "-");
                 kontext::save_picture(&judged.strip(), folder.join(format!("{name}.png")), &[])?;

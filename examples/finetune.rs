@@ -1,29 +1,26 @@
-//! Teaches a model an edit by pairs of pictures: `cargo xtask run --release --example finetune`.
+//! Teaches a model an edit from pairs of images: `cargo xtask run --release --example finetune`.
 //!
-//! Without `--data`, the edit is one that the small model cannot do: a red frame around the picture.
-
-mod common;
-mod emoji;
+//! Without `--data`, the edit is one that the small model cannot do: a red frame around the image.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::{Parser, ValueEnum};
-use common::judge::{Judge, edits};
-use common::training::{Limit, train};
-use common::{SHIPPED, say, write};
 use kontext::image::{Rgb, RgbImage};
 use kontext::{Builder, Pipeline};
 use kontext_bench::edit::{Mean, Table};
+use kontext_cli::judge::{Judge, edits};
+use kontext_cli::training::{Limit, train};
+use kontext_cli::{emoji, say, shipped, write};
 use kontext_train::{LoraMethod, Method, Recipe};
 use serde_json::json;
 
-/// Fine-tune a model on pairs of pictures, and score it before and after.
+/// Fine-tune a model on pairs of images, and score it before and after.
 #[derive(Debug, Parser)]
 struct Args {
     /// Folder of the model
-    #[arg(long, value_name = "DIR", default_value = SHIPPED)]
+    #[arg(long, value_name = "DIR", default_value_os_t = shipped::model())]
     model: PathBuf,
     /// Folder with metadata.jsonl: source, target, instruction and split (`train` or `test`) on each
     /// line. Without it, pairs with a red frame are made of the emoji dataset
@@ -32,10 +29,10 @@ struct Args {
     /// Folder of the run: state, curves, samples, and the result
     #[arg(long, value_name = "DIR", default_value = "target/finetune")]
     out: PathBuf,
-    /// TOML file with the whole recipe; its model, data and out go before those given here
+    /// TOML file with the whole recipe; its model, data and out override those given here
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
-    /// Train low-rank adapters, with the lengths of the weights' rows (dora) or without, or all of the transformer
+    /// Train low-rank adapters, with the norms of the weights' rows (dora) or without, or all of the transformer
     #[arg(long, value_enum, default_value_t)]
     method: Which,
     /// Rank of the adapters
@@ -61,7 +58,7 @@ enum Which {
 }
 
 fn main() -> ExitCode {
-    common::main(|args: Args| run(&args))
+    kontext_cli::main(|args: Args| run(&args))
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
@@ -84,7 +81,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let (model, out, folder) = (recipe.model.clone(), recipe.out.clone(), recipe.data.folder.clone());
     let (split, method) = (recipe.data.validation.clone(), recipe.method.clone());
     let before = score(&Pipeline::builder(), &model, &folder, &split, None)?;
-    say(format_args!("before: {}", told(&before)))?;
+    say(format_args!("before: {}", described(&before)))?;
     if !train(recipe, &limit)?.1 {
         return Ok(());
     }
@@ -99,8 +96,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
         }
     };
     let after = score(&builder, &model, &folder, &split, Some(&out.join("held-out.png")))?;
-    say(format_args!("before: {}", told(&before)))?;
-    say(format_args!("after:  {}", told(&after)))?;
+    say(format_args!("before: {}", described(&before)))?;
+    say(format_args!("after:  {}", described(&after)))?;
     say(format_args!(
         "wrote {} and {}",
         result.display(),
@@ -108,7 +105,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     ))
 }
 
-/// What is trained, and how.
+/// Returns the recipe that the options describe.
 fn recipe(args: &Args, data: &Path) -> anyhow::Result<Recipe> {
     let lora = LoraMethod {
         rank: args.rank,
@@ -129,16 +126,16 @@ fn recipe(args: &Args, data: &Path) -> anyhow::Result<Recipe> {
     Ok(recipe)
 }
 
-/// The mean over the held-out pairs; the first of them side by side in a picture.
-fn score(builder: &Builder, model: &Path, data: &Path, split: &str, grid: Option<&Path>) -> anyhow::Result<Mean> {
-    /// More pairs say the same.
+/// Returns the mean score of the held-out pairs; writes the images of the first one to `strip`.
+fn score(builder: &Builder, model: &Path, data: &Path, split: &str, strip: Option<&Path>) -> anyhow::Result<Mean> {
+    /// More pairs give the same numbers.
     const MOST: usize = 32;
     let mut judge = Judge::new(builder.load(model)?, data)?;
     let mut table = Table::new();
     for (index, edit) in edits(data, &[split])?.iter().take(MOST).enumerate() {
         let judged = judge.judge(edit, &edit.source, 0)?;
         table.add("held out", judged.score);
-        if let (Some(path), 0) = (grid, index) {
+        if let (Some(path), 0) = (strip, index) {
             kontext::save_picture(&judged.strip(), path, &[])?;
         }
     }
@@ -147,7 +144,7 @@ fn score(builder: &Builder, model: &Path, data: &Path, split: &str, grid: Option
         .ok_or_else(|| anyhow::anyhow!("there is nothing to score"))
 }
 
-fn told(mean: &Mean) -> String {
+fn described(mean: &Mean) -> String {
     format!(
         "{:.0} % of {} held-out edits right, PSNR {:.1} dB ({:+.1} dB over copying)",
         100.0 * mean.right,
@@ -157,10 +154,10 @@ fn told(mean: &Mean) -> String {
     )
 }
 
-/// Pairs without and with a red frame, made of emoji.
+/// Makes pairs without and with a red frame from emoji; returns their folder.
 fn framed(target: &Path) -> anyhow::Result<PathBuf> {
     const INSTRUCTION: &str = "add a red frame";
-    /// Of so many pictures, one is held out.
+    /// One in this many pairs is held out.
     const ONE_IN: usize = 10;
     const PAIRS: usize = 320;
     let out = target.join("frames");
@@ -168,24 +165,24 @@ fn framed(target: &Path) -> anyhow::Result<PathBuf> {
         return Ok(out);
     }
     let data = target.join("emoji");
-    emoji::ensure(&data, data.with_extension("packages"))?;
-    let mut pictures: Vec<PathBuf> = edits(&data, &["test"])?.into_iter().map(|edit| edit.target).collect();
-    pictures.extend(
+    emoji::ensure(&data, None)?;
+    let mut images: Vec<PathBuf> = edits(&data, &["test"])?.into_iter().map(|edit| edit.target).collect();
+    images.extend(
         edits(&data, &["train"])?
             .into_iter()
             .step_by(97)
             .map(|edit| edit.target),
     );
-    pictures.sort();
-    pictures.dedup();
+    images.sort();
+    images.dedup();
     std::fs::create_dir_all(&out)?;
     let mut lines = String::new();
-    let stride = (pictures.len() / PAIRS).max(1);
-    for (index, path) in pictures.iter().step_by(stride).take(PAIRS).enumerate() {
-        let picture = kontext::open(data.join(path))?;
+    let stride = (images.len() / PAIRS).max(1);
+    for (index, path) in images.iter().step_by(stride).take(PAIRS).enumerate() {
+        let image = kontext::open(data.join(path))?;
         let (source, framed) = (format!("{index}.png"), format!("{index}-framed.png"));
-        kontext::save_picture(&picture, out.join(&source), &[])?;
-        kontext::save_picture(&with_frame(picture), out.join(&framed), &[])?;
+        kontext::save_picture(&image, out.join(&source), &[])?;
+        kontext::save_picture(&with_frame(image), out.join(&framed), &[])?;
         let split = if index % ONE_IN == 0 { "test" } else { "train" };
         let line = json!({"source": source, "target": framed, "instruction": INSTRUCTION, "split": split});
         lines.push_str(&format!("{line}\n"));
@@ -194,15 +191,15 @@ fn framed(target: &Path) -> anyhow::Result<PathBuf> {
     Ok(out)
 }
 
-/// The picture with a frame of a twelfth of its side.
-fn with_frame(mut picture: RgbImage) -> RgbImage {
-    let (width, height) = picture.dimensions();
+/// Adds a frame of a twelfth of the image's shorter side.
+fn with_frame(mut image: RgbImage) -> RgbImage {
+    let (width, height) = image.dimensions();
     let border = width.min(height) / 12;
-    for (x, y, pixel) in picture.enumerate_pixels_mut() {
+    for (x, y, pixel) in image.enumerate_pixels_mut() {
         let edge = x.min(y).min(width - 1 - x).min(height - 1 - y);
         if edge < border {
             *pixel = Rgb([215, 35, 40]);
         }
     }
-    picture
+    image
 }

@@ -1,18 +1,16 @@
-//! Makes a picture from text: `cargo xtask run --release --example generate -- --prompt "a lighthouse at dusk"`.
-
-mod common;
+//! Generates an image from text: `cargo xtask run --release --example generate -- --prompt "a lighthouse at dusk"`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use common::args::RunArgs;
 use kontext::Request;
+use kontext_cli::args::RunArgs;
 
-/// Generate a picture with FLUX.1 Kontext.
+/// Generate an image with FLUX.1 Kontext.
 #[derive(Debug, Parser)]
 struct Args {
-    /// What to make; the default is for the small model, which knows emoji
+    /// Description of the image; the default is for the small model, which knows emoji
     #[arg(long, value_name = "TEXT", default_value = "a red heart, 3d style")]
     prompt: String,
     /// The file to write: .png, .jpg or .webp
@@ -23,8 +21,8 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    common::main(|args: Args| {
+    kontext_cli::main(|args: Args| {
         let request = args.run.apply(Request::generate(&args.prompt))?;
-        common::run::run(&args.run, &request, &args.out).map(drop)
+        kontext_cli::run::run(&args.run, &request, &args.out).map(drop)
     })
 }

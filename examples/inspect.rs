@@ -1,20 +1,18 @@
-//! A checkpoint's account: `cargo xtask run --release --example inspect -- DIR`. Only headers are read. Of a LoRA, told
-//! by a file instead of a folder: naming, ranks, layers, tensors that fit nothing, and how it was trained.
-
-mod common;
+//! Lists the contents of a checkpoint: `cargo xtask run --release --example inspect -- DIR`. Only headers are read. For
+//! the file of a LoRA: naming, ranks, layers, tensors that fit no layer, and the settings of its training.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::Parser;
-use common::say;
 use kontext::crates::{kontext_formats::Account, kontext_text};
 use kontext::image::RgbImage;
 use kontext::{Autoencoder, Checkpoint, Dit, Kind, Lora, Pipeline, Request, Result, Weights, free_memory};
+use kontext_cli::say;
 use kontext_text::{ClipEncoder, T5Encoder, Tokenizer};
 
-/// Tell what a model's folder holds: parts, dtypes, parameters, missing and unused tensors; or a LoRA's file.
+/// List the contents of a model's folder: parts, dtypes, parameters, missing and unused tensors; or of a LoRA's file.
 #[derive(Debug, Parser)]
 struct Args {
     /// Folder of the model, or a LoRA's file
@@ -23,13 +21,13 @@ struct Args {
     /// The same, as a flag
     #[arg(long, value_name = "DIR", conflicts_with = "folder")]
     model: Option<PathBuf>,
-    /// Tell how much memory an edit of a square picture takes with each placement
+    /// Print the memory that an edit of a square image takes with each placement
     #[arg(long)]
     plan: bool,
 }
 
 fn main() -> ExitCode {
-    common::main(|args: Args| {
+    kontext_cli::main(|args: Args| {
         let folder = args.folder.or(args.model).unwrap_or_default();
         if folder.is_file() {
             return lora(&folder);
@@ -78,13 +76,14 @@ fn main() -> ExitCode {
     })
 }
 
-/// Prints what a LoRA holds, and fails where a pipeline would refuse it.
+/// Prints the contents of a LoRA; fails if a pipeline would refuse it.
 fn lora(file: &Path) -> anyhow::Result<()> {
     say(Lora::inspect(file)?)?;
     Lora::open(file)?;
     say("complete")
 }
 
+/// Builds a part, then reports on its weights.
 fn audit(part: &str, weights: &Weights, build: impl FnOnce(&Weights) -> Result<()>) -> anyhow::Result<usize> {
     let weights = weights.audited();
     let built = build(&weights);
@@ -93,7 +92,7 @@ fn audit(part: &str, weights: &Weights, build: impl FnOnce(&Weights) -> Result<(
     Ok(faults)
 }
 
-/// Prints a part's account and returns the number of its faults.
+/// Prints the summary of a part and returns the number of its faults.
 fn report(part: &str, weights: &Weights, built: Result<()>) -> anyhow::Result<usize> {
     built?;
     let Account {

@@ -1,41 +1,37 @@
 //! Runs KontextBench: `cargo xtask run --release --example kontextbench -- --model DIR --bench DIR --out DIR`.
 //!
-//! docs/kontextbench.md tells where to get the bench, and how to divide a run, look at it and vote.
-
-mod common;
+//! docs/kontextbench.md describes how to get the bench, and how to shard a run, view it and vote.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use common::args::LoadArgs;
-use common::{SHIPPED, identity, note, progress, say, write};
-use kontext::{Cancel, Pipeline, Request};
+use kontext::{Pipeline, Request};
 use kontext_bench::kontextbench::{
     Bench, Edited, Metrics, Page, Problem, RunEvent, RunFolder, RunInfo, Runner, Shard, Task, merge, read_votes,
     vote_report,
 };
 use kontext_bench::metrics::Perceptual;
-
-/// Without a bar, a line comes this often.
-const LINES: Duration = Duration::from_secs(30);
+use kontext_cli::args::LoadArgs;
+use kontext_cli::interrupt::cancel_on_ctrl_c;
+use kontext_cli::progress::{self, Reporter};
+use kontext_cli::{identity, note, read, say, shipped, write};
 
 /// Run KontextBench, merge its shards, show it, count votes.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Folder of the bench: test/metadata.jsonl and pictures, as black-forest-labs/kontext-bench has them
+    /// Folder of the bench: test/metadata.jsonl and images, as in black-forest-labs/kontext-bench
     #[arg(long, value_name = "DIR", required_unless_present = "votes")]
     bench: Option<PathBuf>,
     /// Folder of the run; the same command goes on with what is there. With --page, the page's file
     #[arg(long, value_name = "PATH", required_unless_present_any = ["check", "votes"])]
     out: Option<PathBuf>,
-    /// Read the bench, say what is wrong with it, and stop
+    /// Read the bench, print its faults, and stop
     #[arg(long, conflicts_with_all = ["merge", "page", "votes"])]
     check: bool,
-    /// Put shards that were made in folders of their own together
+    /// Merge shards from separate folders
     #[arg(long, value_name = "DIR", num_args = 1.., conflicts_with_all = ["page", "votes"])]
     merge: Vec<PathBuf>,
     /// Write a page of one run, or of two to vote between
@@ -44,10 +40,10 @@ struct Args {
     /// Count the votes that pages have exported: win rates and Elo
     #[arg(long, value_name = "FILE", num_args = 1..)]
     votes: Vec<PathBuf>,
-    /// Show pictures of a page with at most so many pixels on a side
+    /// Maximum side of a page's images in pixels
     #[arg(long, value_name = "PIXELS", requires = "page")]
     thumbnails: Option<u32>,
-    /// Take the first so many pairs of each category
+    /// Maximum of pairs of each category: the first ones
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     /// Seed: of the noise, of a page's left and right, of the intervals of Elo
@@ -56,7 +52,7 @@ struct Args {
     /// Run every pair whose index is i modulo n; the shards' folder may be one or several
     #[arg(long, value_name = "I/N", default_value_t)]
     shard: Shard,
-    /// What the run is called; the name of the model's folder if not given
+    /// Name of the run; that of the model's folder if not given
     #[arg(long)]
     name: Option<String>,
     /// A network's weights (AlexNet, VGG 16 or SqueezeNet 1.1) for distance and identity
@@ -72,7 +68,7 @@ struct Args {
 #[derive(Debug, clap::Args)]
 struct ModelArgs {
     /// Folder of the model
-    #[arg(long, value_name = "DIR", default_value = SHIPPED)]
+    #[arg(long, value_name = "DIR", default_value_os_t = shipped::model())]
     model: PathBuf,
     #[command(flatten)]
     load: LoadArgs,
@@ -88,7 +84,7 @@ struct ModelArgs {
 }
 
 fn main() -> ExitCode {
-    common::main(|args: Args| run(&args))
+    kontext_cli::main(|args: Args| run(&args))
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
@@ -99,7 +95,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(most) = args.limit {
         bench = bench.limit(most);
     }
-    tell("warning", &bench.problems);
+    warn(&bench.problems);
     if args.check {
         say(&bench)?;
         if bench.problems.is_empty() {
@@ -119,16 +115,14 @@ fn run(args: &Args) -> anyhow::Result<()> {
     run_bench(args, &bench, out)
 }
 
-fn tell(what: &str, problems: &[Problem]) {
+fn warn(problems: &[Problem]) {
     for problem in problems {
-        note(format_args!("{what}: {problem}"));
+        note(format_args!("warning: {problem}"));
     }
 }
 
 fn run_bench(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
-    let cancel = Cancel::new();
-    let remote = cancel.clone();
-    ctrlc::set_handler(move || remote.cancel())?;
+    let cancel = cancel_on_ctrl_c()?;
     let builder = args.model.load.builder()?;
     let pipe = builder.load_with(&args.model.model, progress::loading())?;
     let mut metrics = Metrics::default();
@@ -148,8 +142,8 @@ fn run_bench(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
             picture: output.image,
         })
     };
-    let mut shown: Option<indicatif::ProgressBar> = None;
-    let (mut done, mut last) = (0, Instant::now());
+    let mut reporter: Option<Reporter> = None;
+    let mut done = 0;
     let watch = |event: RunEvent<'_>| -> ControlFlow<()> {
         match event {
             RunEvent::Started { done: before, total } => {
@@ -160,22 +154,21 @@ fn run_bench(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
                     ));
                 }
                 done = before;
-                shown = Some(progress::bar("editing", total).with_position(before as u64));
+                reporter = Some(Reporter::new("editing", total as u64).starting_at(before as u64));
             }
             RunEvent::Done { record, .. } => {
                 done += 1;
-                if let Some(bar) = &shown {
-                    bar.set_position(done as u64);
-                    if bar.is_hidden() && last.elapsed() > LINES {
-                        note(format_args!("{done}: {}", record.key));
-                        last = Instant::now();
-                    }
+                if let Some(reporter) = &mut reporter {
+                    reporter.advance(done as u64, &record.key);
                 }
             }
-            RunEvent::Failed { problem } => match &shown {
-                Some(bar) if !bar.is_hidden() => bar.println(format!("warning: {problem}")),
-                _ => note(format_args!("warning: {problem}")),
-            },
+            RunEvent::Failed { problem } => {
+                let line = format!("warning: {problem}");
+                match &reporter {
+                    Some(reporter) => reporter.println(&line),
+                    None => note(line),
+                }
+            }
             _ => {}
         }
         cancel.check()
@@ -184,8 +177,8 @@ fn run_bench(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
         .shard(args.shard)
         .metrics(metrics)
         .run(out, edit, watch);
-    if let Some(bar) = shown {
-        bar.finish_and_clear();
+    if let Some(reporter) = reporter {
+        reporter.clear();
     }
     let summary = match summary {
         Err(error) if error.is_cancelled() => bail!("stopped after {done} pairs; run the same command to go on"),
@@ -206,7 +199,7 @@ fn run_bench(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// What decides the results.
+/// Returns the settings that decide the results; a run is only continued with the same ones.
 fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
     let ModelArgs {
         model,
@@ -217,19 +210,19 @@ fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
     } = &args.model;
     let LoadArgs {
         lora,
-        lora_strength,
+        lora_scale,
         dtype,
         quantize,
         quantize_t5,
         ..
     } = load;
     let folder = model.canonicalize().unwrap_or_else(|_| model.clone());
-    let of_folder = || {
+    let folder_name = || {
         folder
             .file_name()
             .map_or("model".to_owned(), |name| name.to_string_lossy().into_owned())
     };
-    let mut info = RunInfo::new(args.name.clone().unwrap_or_else(of_folder), args.seed)
+    let mut info = RunInfo::new(args.name.clone().unwrap_or_else(folder_name), args.seed)
         .setting("kontext", env!("CARGO_PKG_VERSION"))
         .setting("model", identity::of_model(model, lora)?)
         .setting("device", if pipe.device().is_cuda() { "cuda" } else { "cpu" })
@@ -244,9 +237,10 @@ fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
     optional("dtype", dtype.map(|dtype| format!("{dtype:?}").to_lowercase()));
     optional("quantize", quantize.map(|to| to.to_string()));
     optional("quantize t5", quantize_t5.map(|to| to.to_string()));
+    // Named as the option was before `--lora-scale`: earlier runs can be continued.
     optional(
         "lora strengths",
-        (!lora_strength.is_empty()).then(|| format!("{lora_strength:?}")),
+        (!lora_scale.is_empty()).then(|| format!("{lora_scale:?}")),
     );
     let networks: Vec<&PathBuf> = args.embedder.iter().chain(&args.heads).collect();
     optional(
@@ -258,9 +252,8 @@ fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
     Ok(info)
 }
 
-/// Prints a report, and where its page is.
+/// Prints a report and the path of its page.
 fn show(report: &Path) -> anyhow::Result<()> {
-    let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
     say(read(report)?)?;
     let latency = report.with_file_name("timings").join("latency.md");
     if latency.is_file() {
@@ -296,7 +289,7 @@ fn count_votes(args: &Args) -> anyhow::Result<()> {
     let mut all = Vec::new();
     for path in &args.votes {
         let (votes, problems) = read_votes(path)?;
-        tell("warning", &problems);
+        warn(&problems);
         all.extend(votes);
     }
     if all.is_empty() {

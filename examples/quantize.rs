@@ -1,21 +1,19 @@
-//! Writes a model's transformer or T5 in fewer bits:
+//! Quantises a model's transformer or T5:
 //! `cargo xtask run --release --example quantize -- --model DIR --part transformer --to q4_0 --out flux1-Q4_0.gguf`.
-
-mod common;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use common::{SHIPPED, say};
 use kontext::{Checkpoint, Quantize, Weights, quantize};
+use kontext_cli::{say, shipped};
 
-/// Write the transformer or T5 packed: as GGUF (q8_0 to q4_0), as scaled fp8 in safetensors, or as a folder of int8
+/// Write the transformer or T5 quantised: as GGUF (q8_0 to q4_0), as scaled fp8 in safetensors, or as a folder of int8
 /// (bitsandbytes') that diffusers and transformers read.
 #[derive(Debug, Parser)]
 struct Args {
     /// Folder of the model, in any form
-    #[arg(long, value_name = "DIR", default_value = SHIPPED)]
+    #[arg(long, value_name = "DIR", default_value_os_t = shipped::model())]
     model: PathBuf,
     /// The part to write
     #[arg(long, value_enum, default_value_t)]
@@ -23,7 +21,7 @@ struct Args {
     /// q8_0, q5_1, q5_0, q4_1 or q4_0 for a .gguf file, fp8 for a .safetensors file, int8 for a folder
     #[arg(long)]
     to: Quantize,
-    /// The file to write; for int8 the folder, which is new or empty: its path ends in neither .gguf nor .safetensors
+    /// The file to write; for int8 a new or empty folder: its path ends in neither .gguf nor .safetensors
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
 }
@@ -36,7 +34,7 @@ enum Part {
 }
 
 fn main() -> ExitCode {
-    common::main(|args: Args| {
+    kontext_cli::main(|args: Args| {
         let model = Checkpoint::find(&args.model)?;
         match args.part {
             Part::Transformer => quantize::transformer(&model, args.to, &args.out)?,

@@ -1,6 +1,5 @@
-//! A picture through an autoencoder and back: `cargo xtask run --release --example reconstruct -- --vae ae.safetensors --image cat.png`.
-
-mod common;
+//! Encodes an image and decodes it again:
+//! `cargo xtask run --release --example reconstruct -- --vae ae.safetensors --image cat.png`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,26 +7,25 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::Parser;
-use common::round_trip::round_trip;
-use common::say;
-use kontext::crates::kontext_device::device;
-use kontext::{Autoencoder, Device, Kind};
+use kontext::{Autoencoder, Kind};
 use kontext_bench::metrics::{psnr, ssim};
 use kontext_bench::reconstruction::PictureSize;
+use kontext_cli::args::device;
+use kontext_cli::{round_trip, say, shipped};
 
-/// Encode a picture and decode it again; print PSNR and SSIM.
+/// Encode an image and decode it again; print PSNR and SSIM.
 #[derive(Debug, Parser)]
 struct Args {
     /// The autoencoder: a folder with config.json and weights, or one safetensors file
     #[arg(long, value_name = "PATH")]
     vae: PathBuf,
-    /// The picture. A photo of a cat if not given
-    #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/chelsea.png"))]
+    /// The image. A photo of a cat if not given
+    #[arg(long, value_name = "FILE", default_value_os_t = shipped::data("chelsea.png"))]
     image: PathBuf,
     /// cpu, cuda or cuda:N; the best there is if not given
     #[arg(long)]
     device: Option<String>,
-    /// Work in tiles of so many pixels
+    /// Work in tiles of this many pixels
     #[arg(long, value_name = "PIXELS", allow_negative_numbers = true)]
     tile: Option<i64>,
     /// Write the reconstruction to this file: .png, .jpg or .webp
@@ -36,31 +34,28 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    common::main(|args: Args| {
+    kontext_cli::main(|args: Args| {
         if let Some(out) = &args.out {
             kontext::check_writable(out)?;
         }
-        let device: Device = args
-            .device
-            .as_deref()
-            .map_or_else(|| Ok(device::best()), device::parse)?;
+        let device = device(args.device.as_deref())?;
         let image = kontext::open(&args.image)?;
         let image = PictureSize::Original
             .prepare(&image)
             .with_context(|| args.image.display().to_string())?;
         let vae = Autoencoder::open(&args.vae, Kind::Float, device)?;
         let begin = Instant::now();
-        let back = round_trip(&vae, &image, args.tile, device)?;
+        let decoded = round_trip(&vae, &image, args.tile, device)?;
         let seconds = begin.elapsed().as_secs_f64();
         let (width, height) = image.dimensions();
         say(format_args!(
             "{width}x{height}, {} latent channels, {seconds:.2} s",
             vae.latent_channels()
         ))?;
-        say(format_args!("PSNR {:.2} dB", psnr(&image, &back)?))?;
-        say(format_args!("SSIM {:.4}", ssim(&image, &back)?))?;
+        say(format_args!("PSNR {:.2} dB", psnr(&image, &decoded)?))?;
+        say(format_args!("SSIM {:.4}", ssim(&image, &decoded)?))?;
         if let Some(out) = &args.out {
-            kontext::save_picture(&back, out, &[])?;
+            kontext::save_picture(&decoded, out, &[])?;
             say(format_args!("wrote {}", out.display()))?;
         }
         Ok(())

@@ -1,25 +1,21 @@
-//! Edits a picture in turns, typed one after the other: `cargo xtask run --release --example session`.
+//! Edits an image in turns, typed one after the other: `cargo xtask run --release --example session`.
 //!
-//! Lines are prompts, or commands that begin with a colon (`:help` names them). They may also come from a pipe.
-
-mod common;
+//! Lines are prompts, or commands that begin with a colon (`:help` lists them). They may also come from a pipe.
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use common::run::numbered;
-use common::{SHIPPED, complain, progress, say};
 use kontext::crates::kontext_device::device;
 use kontext::image::imageops::grayscale;
 use kontext::session::Keep;
-use kontext::{Cancel, Pipeline, Request, Session};
-
-const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/emoji-source.png");
+use kontext::{Pipeline, Request, Session};
+use kontext_cli::interrupt::Interrupt;
+use kontext_cli::run::numbered;
+use kontext_cli::{complain, progress, say, shipped};
 
 const HELP: &str = "\
 a prompt          edits the picture; the result is the picture then
@@ -37,19 +33,19 @@ a prompt          edits the picture; the result is the picture then
 :help
 :quit             as the end of the input; Ctrl-C stops a turn that runs";
 
-/// Edit a picture in turns.
+/// Edit an image in turns.
 #[derive(Debug, Parser)]
 struct Args {
     /// Folder of the model
-    #[arg(long, value_name = "DIR", default_value = SHIPPED)]
+    #[arg(long, value_name = "DIR", default_value_os_t = shipped::model())]
     model: PathBuf,
-    /// The picture to begin with. An emoji if not given
-    #[arg(long, value_name = "FILE", default_value = SOURCE, hide_default_value = true)]
+    /// The first image. An emoji if not given
+    #[arg(long, value_name = "FILE", default_value_os_t = shipped::data("emoji-source.png"), hide_default_value = true)]
     image: PathBuf,
-    /// Go on with a session that was saved, in place of a picture
+    /// Continue a saved session instead
     #[arg(long, value_name = "DIR", conflicts_with = "image")]
     load: Option<PathBuf>,
-    /// The picture of turn N is written as this file with -N before its extension
+    /// The image of turn N is written to this file with -N before its extension
     #[arg(long, value_name = "FILE", default_value = "session.png")]
     out: PathBuf,
     /// Seed of the noise of each turn; drawn for each if not given
@@ -61,7 +57,7 @@ struct Args {
     /// Guidance value
     #[arg(long)]
     guidance: Option<f64>,
-    /// Pixels of the picture that the model works at
+    /// Pixels of the image that the model works at
     #[arg(long, value_name = "PIXELS")]
     max_area: Option<u64>,
     /// cpu, cuda or cuda:N; the first CUDA device if not given, else the CPU
@@ -70,7 +66,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    common::main(|args: Args| run(&args))
+    kontext_cli::main(|args: Args| run(&args))
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
@@ -89,16 +85,16 @@ fn run(args: &Args) -> anyhow::Result<()> {
         session,
         args,
         references: Vec::new(),
-        running: Running::catch_ctrl_c()?,
+        interrupt: Interrupt::install()?,
     };
     if args.load.is_none() {
         desk.prepare();
     }
-    desk.tell()?;
-    let talks = std::io::stdin().is_terminal();
+    desk.show()?;
+    let interactive = std::io::stdin().is_terminal();
     let mut lines = std::io::stdin().lock().lines();
     loop {
-        if talks {
+        if interactive {
             let mut terminal = std::io::stderr();
             write!(terminal, "> ")
                 .and_then(|()| terminal.flush())
@@ -109,14 +105,14 @@ fn run(args: &Args) -> anyhow::Result<()> {
             Ok(Command::Quit) => return Ok(()),
             command => command,
         };
-        // What goes wrong in a turn ends the turn and nothing else.
+        // An error ends the turn, but not the program.
         if let Err(error) = command.and_then(|command| desk.obey(command)) {
             complain(&error);
         }
     }
 }
 
-/// A line.
+/// A line of input.
 #[derive(Debug, PartialEq)]
 enum Command {
     Nothing,
@@ -181,17 +177,17 @@ impl FromStr for Command {
     }
 }
 
-/// A session and what its user has said of the turns to come.
+/// A session and the user's settings for the next turns.
 struct Desk<'a> {
     pipe: &'a Pipeline,
     session: Session<'a>,
     args: &'a Args,
     references: Vec<PathBuf>,
-    running: Running,
+    interrupt: Interrupt,
 }
 
 impl Desk<'_> {
-    /// Puts the program's flags before every turn.
+    /// Makes the program's options the defaults of every turn.
     fn prepare(&mut self) {
         let Args {
             seed,
@@ -222,7 +218,7 @@ impl Desk<'_> {
                 return say(seed.map_or("seeds are drawn".to_owned(), |seed| format!("seed {seed}")));
             }
             Command::Reference(path) => {
-                // A file that is none is told now.
+                // A file that cannot be used is reported now.
                 kontext::open(&path)?;
                 self.references.push(path);
                 return say("the next turn sees it");
@@ -257,7 +253,7 @@ impl Desk<'_> {
             }
             Command::Load(folder) => self.session = self.pipe.restore_session(folder)?,
         }
-        self.tell()
+        self.show()
     }
 
     fn edit(&mut self, prompt: &str) -> anyhow::Result<()> {
@@ -265,13 +261,13 @@ impl Desk<'_> {
         for path in &self.references {
             request = request.reference(&kontext::open(path)?);
         }
-        let cancel = self.running.begin();
+        let cancel = self.interrupt.begin();
         let mut sampled = progress::sampling();
         let turn = self.session.run_with(&request, |event| {
             sampled(&event);
             cancel.check()
         });
-        self.running.end();
+        self.interrupt.end();
         let turn = turn?;
         self.references.clear();
         let path = numbered(&self.args.out, turn.id);
@@ -284,8 +280,8 @@ impl Desk<'_> {
         ))
     }
 
-    /// Where the session stands.
-    fn tell(&self) -> anyhow::Result<()> {
+    /// Prints the current turn.
+    fn show(&self) -> anyhow::Result<()> {
         let turn = self.session.current();
         match turn.prompt() {
             "" => say(format_args!(
@@ -317,38 +313,5 @@ impl Desk<'_> {
             }
         }
         Ok(())
-    }
-}
-
-/// The turn that runs: Ctrl-C stops it, and the program where none runs.
-struct Running(Arc<Mutex<Option<Cancel>>>);
-
-impl Running {
-    fn catch_ctrl_c() -> anyhow::Result<Self> {
-        /// What shells tell of a program that Ctrl-C ended.
-        const INTERRUPTED: i32 = 130;
-        let running = Arc::new(Mutex::new(None::<Cancel>));
-        let seen = Arc::clone(&running);
-        ctrlc::set_handler(
-            move || match seen.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-                Some(cancel) => cancel.cancel(),
-                None => std::process::exit(INTERRUPTED),
-            },
-        )?;
-        Ok(Self(running))
-    }
-
-    fn begin(&self) -> Cancel {
-        let cancel = Cancel::new();
-        self.set(Some(cancel.clone()));
-        cancel
-    }
-
-    fn end(&self) {
-        self.set(None);
-    }
-
-    fn set(&self, cancel: Option<Cancel>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = cancel;
     }
 }

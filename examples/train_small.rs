@@ -1,9 +1,6 @@
-//! Makes the model `models/kontext-emoji` from nothing: data, autoencoder, text encoders, transformer.
+//! Trains the model `models/kontext-emoji` from scratch: data, autoencoder, text encoders, transformer.
 //!
-//! `cargo xtask run --release --example train_small`. It may be stopped and goes on where it was.
-
-mod common;
-mod emoji;
+//! `cargo xtask run --release --example train_small`. If stopped, the same command continues.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,35 +8,35 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use common::training::{Limit, Shown, stopped, train};
-use kontext::{Device, DitConfig, ModelDefaults, Shift, save_part};
+use kontext::{DitConfig, ModelDefaults, Shift, save_part};
+use kontext_cli::progress::Reporter;
+use kontext_cli::training::{Limit, stopped, train, train_autoencoder};
+use kontext_cli::{create_folder, emoji, say, shipped};
 use kontext_train::dataset::Dataset;
-use kontext_train::{
-    AutoencoderRecipe, AutoencoderTrainer, Recipe, TextRecipe, assemble, initial_transformer, train_text,
-};
+use kontext_train::{AutoencoderRecipe, Recipe, TextRecipe, assemble, initial_transformer, train_text};
 use serde::Deserialize;
 
-/// Train the small model from nothing.
+/// Train the small model from scratch.
 #[derive(Debug, Parser)]
 struct Args {
     /// TOML file with the recipe
-    #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kontext-emoji/recipe.toml"))]
+    #[arg(long, value_name = "FILE", default_value_os_t = shipped::model().join("recipe.toml"))]
     recipe: PathBuf,
     /// The dataset's folder; made if it is not there
     #[arg(long, value_name = "DIR", default_value = "target/emoji")]
     data: PathBuf,
-    /// Folder of all stages; the model comes to lie in `model`
+    /// Folder of all stages; the model is written to `model` in it
     #[arg(long, value_name = "DIR", default_value = "target/kontext-emoji")]
     out: PathBuf,
     /// Stop after this many minutes; the same command goes on
     #[arg(long)]
     minutes: Option<f64>,
-    /// Start the transformer from this model's instead of random values, if its sizes are the same
+    /// Start the transformer from this model's instead of random values; the sizes must be the same
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
 }
 
-/// All stages.
+/// The recipe of all stages.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Stages {
@@ -47,7 +44,7 @@ struct Stages {
     text: TextRecipe,
     transformer: Sizes,
     defaults: ModelDefaults,
-    /// Factor by which noise levels are moved towards noise; 1 for none.
+    /// Factor by which noise levels are shifted towards noise; 1 disables it.
     shift: f64,
     training: Recipe,
 }
@@ -64,7 +61,7 @@ struct Sizes {
 }
 
 fn main() -> ExitCode {
-    common::main(|args: Args| {
+    kontext_cli::main(|args: Args| {
         let text = std::fs::read_to_string(&args.recipe)
             .with_context(|| format!("cannot read the recipe {}", args.recipe.display()))?;
         let stages = toml::from_str(&text).with_context(|| format!("{} is no recipe", args.recipe.display()))?;
@@ -74,9 +71,9 @@ fn main() -> ExitCode {
 
 fn run(args: &Args, stages: Stages) -> anyhow::Result<()> {
     let limit = Limit::new(args.minutes)?;
-    emoji::ensure(&args.data, args.out.join("packages"))?;
+    emoji::ensure(&args.data, Some(args.out.join("packages")))?;
     let start = args.out.join("start");
-    std::fs::create_dir_all(&start).with_context(|| format!("cannot make the folder {}", start.display()))?;
+    create_folder(&start)?;
     if !start.join("vae").is_dir() && !autoencoder(args, &stages, &start, &limit)? {
         return Ok(());
     }
@@ -90,31 +87,21 @@ fn run(args: &Args, stages: Stages) -> anyhow::Result<()> {
     train(recipe, &limit)?;
     let model = args.out.join("model");
     assemble(&start, &run, &model, kontext::Kind::BFloat16)?;
-    common::say(format_args!("wrote {}", model.display()))
+    say(format_args!("wrote {}", model.display()))
 }
 
-/// Trains the autoencoder; false where it was stopped.
+/// Trains the autoencoder; returns `false` if it was stopped.
 fn autoencoder(args: &Args, stages: &Stages, start: &Path, limit: &Limit) -> anyhow::Result<bool> {
     let dataset = Dataset::open(&args.data)?;
-    let pictures: Vec<PathBuf> = dataset
+    let images: Vec<PathBuf> = dataset
         .pictures()
         .into_iter()
-        .map(|picture| args.data.join(picture))
+        .map(|image| args.data.join(image))
         .collect();
     let recipe = stages.autoencoder.clone();
-    let mut shown = Shown::new("autoencoder", recipe.steps);
-    let mut trainer = AutoencoderTrainer::open(recipe, &pictures, &args.out.join("autoencoder"), Device::Cpu)?;
-    let result = trainer.run(|r| {
-        shown.set(
-            r.step,
-            format!(
-                "loss {:.4}, {:.1} dB, {:.1} crops/s",
-                r.loss, r.psnr, r.items_per_second
-            ),
-        );
-        limit.check()
-    });
-    if stopped(result)? {
+    let folder = args.out.join("autoencoder");
+    let (trainer, completed) = train_autoencoder("autoencoder", recipe, &images, &folder, limit)?;
+    if !completed {
         return Ok(false);
     }
     let (tensors, config) = trainer.result()?;
@@ -122,26 +109,26 @@ fn autoencoder(args: &Args, stages: &Stages, start: &Path, limit: &Limit) -> any
     Ok(true)
 }
 
-/// Trains the text encoders; false where it was stopped.
+/// Trains the text encoders; returns `false` if it was stopped.
 fn text(args: &Args, stages: &Stages, start: &Path, limit: &Limit) -> anyhow::Result<bool> {
     let dataset = Dataset::open(&args.data)?;
-    // Words of held-out wordings are known, held-out sentences are not.
+    // Held-out wordings consist of known words; as sentences they are new.
     let train: BTreeSet<String> = dataset
         .items
         .into_iter()
         .filter(|item| item.split == "train")
         .map(|item| item.instruction)
         .collect();
-    let mut shown = Shown::new("text", 2 * stages.text.steps);
+    let mut reporter = Reporter::new("text", 2 * stages.text.steps);
     let result = train_text(&stages.text, &train, start, |r| {
         let before = if r.encoder == "CLIP" { r.total } else { 0 };
-        shown.set(before + r.step, format!("{} loss {:.4}", r.encoder, r.loss));
+        reporter.set(before + r.step, format!("{} loss {:.4}", r.encoder, r.loss));
         limit.check()
     });
     Ok(!stopped(result)?)
 }
 
-/// Writes the transformer to start from and everything that makes the folder a model.
+/// Writes the initial transformer and the other files of the model's folder.
 fn transformer(args: &Args, stages: &Stages, start: &Path) -> anyhow::Result<()> {
     if start.join("transformer").is_dir() {
         return Ok(());

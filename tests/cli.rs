@@ -134,6 +134,9 @@ fn flags_that_are_wrong_are_told_in_one_line() {
         &["--sed", "1"],
         "unexpected argument '--sed' found; tip: a similar argument exists: '--seed'",
     );
+    for flag in ["--lora-scale", "--lora-strength"] {
+        desk.bad("generate", &[flag, "x"], "invalid value 'x' for '--lora-scale <X>'");
+    }
     desk.bad("generate", &["--dtype", "int8"], "possible values: f32, bf16");
     desk.bad(
         "inspect",
@@ -161,6 +164,42 @@ fn edit_alone_edits_a_picture_with_the_model_of_this_repository() {
     let distance = |a: &RgbImage, b: &RgbImage| kontext_bench::metrics::psnr(a, b).unwrap();
     // It is an edit: much closer to the ground truth than the source.
     assert!(distance(&part(1), &part(2)) > distance(&part(0), &part(2)) + 6.0);
+}
+
+#[test]
+fn programs_of_a_few_lines_edit_in_turns_and_take_a_lora() {
+    let desk = Desk::new();
+    for name in ["hello_edit", "hello_session", "hello_lora"] {
+        let (out, err) = desk.good(name, &[]);
+        assert!(out.is_empty() && err.is_empty(), "{out}{err}");
+    }
+    let files = [
+        "hello-edit.png",
+        "hello-lora.png",
+        "hello-lora.safetensors",
+        "hello-session-1.png",
+        "hello-session-2.png",
+    ];
+    assert_eq!(desk.files().into_iter().collect::<Vec<_>>(), files);
+    let open = |name: &str| kontext::open(desk.path(name)).unwrap();
+    // The same seed, image and instruction.
+    assert_eq!(open("hello-edit.png"), open("hello-session-1.png"));
+    assert_ne!(open("hello-session-1.png"), open("hello-session-2.png"));
+    let lora = desk.path("hello-lora.safetensors").display().to_string();
+    let flags = [
+        "--device",
+        "cpu",
+        "--seed",
+        "1",
+        "--lora",
+        &lora,
+        "--lora-strength",
+        "0.05",
+    ];
+    desk.good("generate", &flags);
+    assert_eq!(open("generate.png"), open("hello-lora.png"));
+    desk.good("generate", &[&flags[..6], &["--lora-scale", "0"]].concat());
+    assert_ne!(open("generate.png"), open("hello-lora.png"));
 }
 
 /// Runs a session in which the user types these lines.

@@ -1,0 +1,253 @@
+//! Command-line options shared by several programs: of loading a model, and of one run.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use kontext::{Builder, Conformance, Device, Kind, Pipeline, Placement, Quantize, References, Request};
+use kontext_core::array;
+use kontext_device::device;
+
+/// Options of loading a model.
+#[derive(Debug, Args)]
+pub struct LoadArgs {
+    /// A LoRA for the transformer; may be given several times
+    #[arg(long, value_name = "FILE")]
+    pub lora: Vec<PathBuf>,
+    /// Scales of the LoRAs, in their order; 1 if not given
+    #[arg(long, alias = "lora-strength", value_name = "X", allow_negative_numbers = true)]
+    pub lora_scale: Vec<f64>,
+    /// cpu, cuda or cuda:N; the best there is if not given
+    #[arg(long)]
+    pub device: Option<String>,
+    /// bf16 on CUDA and f32 on the CPU if not given
+    #[arg(long, value_enum)]
+    pub dtype: Option<DtypeArg>,
+    /// Placement of the model's parts in memory: auto, resident, staged or streamed
+    #[arg(long, default_value_t)]
+    pub placement: Placement,
+    /// Pack the transformer's blocks as they are loaded: q8_0, fp8, int8, q5_1, q5_0, q4_1 or q4_0
+    #[arg(long, value_name = "FORMAT")]
+    pub quantize: Option<Quantize>,
+    /// The same for T5
+    #[arg(long, value_name = "FORMAT")]
+    pub quantize_t5: Option<Quantize>,
+}
+
+impl LoadArgs {
+    /// Returns a pipeline's builder with these options.
+    ///
+    /// # Errors
+    /// If the device does not exist.
+    pub fn builder(&self) -> anyhow::Result<Builder> {
+        let mut builder = Pipeline::builder().placement(self.placement);
+        if let Some(text) = &self.device {
+            builder = builder.device(device::parse(text)?);
+        }
+        if let Some(dtype) = self.dtype {
+            builder = builder.dtype(match dtype {
+                DtypeArg::F32 => Kind::Float,
+                DtypeArg::Bf16 => Kind::BFloat16,
+            });
+        }
+        if let Some(to) = self.quantize {
+            builder = builder.quantize(to);
+        }
+        if let Some(to) = self.quantize_t5 {
+            builder = builder.quantize_t5(to);
+        }
+        let scales = self.lora_scale.iter().copied().chain(std::iter::repeat(1.0));
+        for (path, scale) in self.lora.iter().zip(scales) {
+            builder = builder.lora(path, scale);
+        }
+        Ok(builder)
+    }
+}
+
+/// Options of one run of the pipeline.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Folder of the model: a diffusers checkpoint, or BFL / ComfyUI single files.
+    /// Without it, the small model in models/kontext-emoji
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Make a model of the published size (12 B) with RANDOM weights on the device, for timing
+    #[arg(long, conflicts_with = "model")]
+    pub full_size: bool,
+    /// Options of loading it.
+    #[command(flatten)]
+    pub load: LoadArgs,
+    /// Add the LoRAs to the weights at once: steps take no longer than without
+    #[arg(long)]
+    pub fuse_loras: bool,
+    /// Negative prompt; used with --true-cfg above 1
+    #[arg(long, value_name = "TEXT")]
+    pub negative_prompt: Option<String>,
+    /// Scale of true classifier-free guidance; above 1 each step runs the model twice
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub true_cfg: f64,
+    /// Width of the result in pixels, a multiple of 16
+    #[arg(long, value_parser = positive::<u32>, allow_negative_numbers = true)]
+    pub width: Option<u32>,
+    /// Height of the result in pixels, a multiple of 16
+    #[arg(long, value_parser = positive::<u32>, allow_negative_numbers = true)]
+    pub height: Option<u32>,
+    /// Pixels of the result, if width and height are not given
+    #[arg(long, value_name = "PIXELS", value_parser = positive::<u64>, allow_negative_numbers = true)]
+    pub max_area: Option<u64>,
+    /// Keep the size that the model worked at, instead of the input's
+    #[arg(long)]
+    pub native_size: bool,
+    /// Sampling steps
+    #[arg(long, value_parser = positive::<usize>, allow_negative_numbers = true)]
+    pub steps: Option<usize>,
+    /// Guidance value
+    #[arg(long, allow_negative_numbers = true)]
+    pub guidance: Option<f64>,
+    /// Seed of the noise; drawn and printed if not given
+    #[arg(long, value_parser = whole, allow_negative_numbers = true)]
+    pub seed: Option<u64>,
+    /// Number of images, with seeds s, s + 1, …
+    #[arg(long, default_value_t = 1, value_parser = positive::<usize>, allow_negative_numbers = true)]
+    pub batch: usize,
+    /// Positions of several reference images
+    #[arg(long, value_enum, default_value_t)]
+    pub references: ReferencesArg,
+    /// Print the planned and the measured memory at the end
+    #[arg(long)]
+    pub memory: bool,
+    /// Follow the conventions of another program exactly
+    #[arg(long, value_enum)]
+    pub conform: Option<ConformArg>,
+    /// safetensors file with `latents` [1, L, 64] in packed form: replaces the seeded noise
+    #[arg(long, value_name = "FILE")]
+    pub noise: Option<PathBuf>,
+    /// Write the tensors of every stage to this safetensors file
+    #[arg(long, value_name = "FILE")]
+    pub dump: Option<PathBuf>,
+    /// Print the plan (sizes, tokens, steps, memory) and stop
+    #[arg(long)]
+    pub plan: bool,
+}
+
+/// Values of `--references`; see [`References`].
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub enum ReferencesArg {
+    /// Side by side on one plane of positions
+    #[default]
+    Offset,
+    /// Each on a separate plane
+    Index,
+    /// Joined to one image
+    Stitch,
+}
+
+/// Values of `--dtype`.
+#[allow(
+    missing_docs,
+    reason = "the documentation of a value is printed by --help; these need none"
+)]
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum DtypeArg {
+    F32,
+    Bf16,
+}
+
+/// Values of `--conform`; see [`Conformance`].
+#[allow(
+    missing_docs,
+    reason = "the documentation of a value is printed by --help; these need none"
+)]
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ConformArg {
+    Diffusers,
+    Bfl,
+}
+
+impl RunArgs {
+    /// Sets these options in a request.
+    ///
+    /// # Errors
+    /// If the file of `--noise` cannot be used.
+    pub fn apply(&self, mut request: Request) -> anyhow::Result<Request> {
+        request.negative_prompt = self.negative_prompt.clone();
+        request.true_cfg = self.true_cfg;
+        request.width = self.width;
+        request.height = self.height;
+        request.max_area = self.max_area;
+        request.native_size = self.native_size;
+        request.steps = self.steps;
+        request.guidance = self.guidance;
+        request.seed = self.seed;
+        request.batch = self.batch;
+        request.references = match self.references {
+            ReferencesArg::Offset => References::Offset,
+            ReferencesArg::Index => References::Index,
+            ReferencesArg::Stitch => References::Stitch,
+        };
+        request.conformance = match self.conform {
+            None => Conformance::Kontext,
+            Some(ConformArg::Diffusers) => Conformance::Diffusers,
+            Some(ConformArg::Bfl) => Conformance::Bfl,
+        };
+        request.noise = self.noise.as_deref().map(read_noise).transpose()?;
+        Ok(request)
+    }
+}
+
+/// Returns the device that `--device` names, or the best one.
+///
+/// # Errors
+/// If the text names no device, or the device does not exist.
+pub fn device(text: Option<&str>) -> kontext::Result<Device> {
+    text.map_or_else(|| Ok(device::best()), device::parse)
+}
+
+/// Parses a number of pixels, steps or images.
+fn positive<T: TryFrom<u128>>(text: &str) -> Result<T, &'static str> {
+    match text.parse::<u128>() {
+        Ok(number) if number > 0 => T::try_from(number).map_err(|_| "expected a smaller number"),
+        _ => Err("expected a whole number of at least 1"),
+    }
+}
+
+fn whole(text: &str) -> Result<u64, String> {
+    text.parse()
+        .map_err(|_| format!("expected a whole number from 0 to {}", u64::MAX))
+}
+
+fn read_noise(path: &Path) -> anyhow::Result<ndarray::ArrayD<f32>> {
+    let latents = kontext::Weights::open(path)?.raw("latents");
+    let latents = latents.and_then(|latents| array::to_array(&latents));
+    latents.context("--noise takes a file that --dump wrote, or one tensor `latents` [batch, tokens, 64]")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        load: LoadArgs,
+    }
+
+    #[test]
+    fn the_scale_of_a_lora_may_be_given_under_its_old_name() {
+        for flag in ["--lora-scale", "--lora-strength"] {
+            let words = ["program", "--lora", "a", "--lora", "b", flag, "0.5", flag, "-1"];
+            assert_eq!(
+                Program::try_parse_from(words).unwrap().load.lora_scale,
+                [0.5, -1.0],
+                "{flag}"
+            );
+        }
+        let help = Program::command().render_long_help().to_string();
+        assert!(
+            help.contains("--lora-scale <X>") && !help.contains("strength"),
+            "{help}"
+        );
+    }
+}

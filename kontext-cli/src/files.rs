@@ -1,0 +1,35 @@
+//! Text files and folders, with errors that name them.
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::Context;
+use kontext_core::OutputFile;
+
+/// Reads a text file.
+///
+/// # Errors
+/// If the file cannot be read or is not UTF-8.
+pub fn read(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Writes a text file through a temporary file and a rename.
+///
+/// # Errors
+/// If the file cannot be created or written.
+pub fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    let mut file = OutputFile::create(path)?;
+    file.writer()
+        .write_all(text.as_bytes())
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(file.publish()?)
+}
+
+/// Creates a folder and its parents; an existing one is left as it is.
+///
+/// # Errors
+/// If the folder cannot be created.
+pub fn create_folder(path: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(path).with_context(|| format!("cannot make the folder {}", path.display()))
+}

@@ -1,0 +1,25 @@
+#![doc = include_str!("../README.md")]
+
+pub mod args;
+mod dump;
+pub mod emoji;
+mod files;
+pub mod identity;
+pub mod images;
+pub mod interrupt;
+pub mod judge;
+mod memory;
+mod program;
+pub mod progress;
+mod round_trip;
+pub mod run;
+pub mod shipped;
+mod strip;
+pub mod training;
+pub mod walker;
+pub mod walks;
+
+pub use files::{create_folder, read, write};
+pub use program::{complain, main, note, say};
+pub use round_trip::round_trip;
+pub use strip::strip;

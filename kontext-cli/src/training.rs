@@ -1,0 +1,138 @@
+//! Training runs with progress on stderr, limited by time and Ctrl-C.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use kontext::{Cancel, Device, Error};
+use kontext_train::{AutoencoderRecipe, AutoencoderTrainer, Recipe, TrainEvent, Trainer};
+
+use crate::interrupt::cancel_on_ctrl_c;
+use crate::program::note;
+use crate::progress::Reporter;
+
+/// The conditions that stop a run before its last step: Ctrl-C, or a time limit.
+#[derive(Debug)]
+pub struct Limit {
+    cancel: Cancel,
+    end: Option<Instant>,
+}
+
+impl Limit {
+    /// Installs a handler of Ctrl-C and starts the clock; `None` sets no time limit.
+    ///
+    /// # Errors
+    /// If the program has a handler already.
+    pub fn new(minutes: Option<f64>) -> anyhow::Result<Self> {
+        Ok(Self {
+            cancel: cancel_on_ctrl_c()?,
+            end: minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(60.0 * minutes)),
+        })
+    }
+
+    /// Returns `Break` once a run has to stop.
+    pub fn check(&self) -> ControlFlow<()> {
+        if self.end.is_some_and(|end| Instant::now() > end) {
+            ControlFlow::Break(())
+        } else {
+            self.cancel.check()
+        }
+    }
+}
+
+/// Trains a transformer; returns the trainer, and `true` if the last step was reached.
+///
+/// # Errors
+/// If the recipe, its model or its data cannot be used, or a step fails.
+pub fn train(recipe: Recipe, limit: &Limit) -> anyhow::Result<(Trainer, bool)> {
+    let (out, total) = (recipe.out.clone(), recipe.steps);
+    let mut encoding: Option<(&'static str, Reporter)> = None;
+    let mut trainer = Trainer::open(recipe, |event| {
+        match event {
+            TrainEvent::Encoding(fill) => {
+                if encoding.as_ref().is_none_or(|(what, _)| *what != fill.what) {
+                    encoding = Some((fill.what, Reporter::new("encoding", fill.total as u64)));
+                }
+                if let Some((_, reporter)) = &mut encoding {
+                    reporter.set(fill.done as u64, fill.what.to_owned());
+                }
+            }
+            TrainEvent::Skipped(skipped) => note(format_args!("skipped {skipped}")),
+            TrainEvent::Ready {
+                training,
+                validation,
+                values,
+                resumed,
+            } => {
+                note(format_args!(
+                    "{training} examples to train on, {validation} held out, {values} trained values"
+                ));
+                if resumed > 0 {
+                    note(format_args!("going on after step {resumed} in {}", out.display()));
+                }
+            }
+            _ => {}
+        }
+        limit.check()
+    })?;
+    let mut reporter = Reporter::new("training", total);
+    let result = trainer.run(|event| {
+        match event {
+            TrainEvent::Step(r) => {
+                let speed = r.items_per_second;
+                reporter.set(
+                    r.step,
+                    format!("loss {:.4}, gradient {:.2}, {speed:.1} pictures/s", r.loss, r.norm),
+                );
+            }
+            TrainEvent::Validated { step, loss } => reporter.println(&format!("step {step}: held-out loss {loss:.4}")),
+            TrainEvent::Sampled { path, .. } => reporter.println(&format!("wrote {}", path.display())),
+            _ => {}
+        }
+        limit.check()
+    });
+    Ok((trainer, !stopped(result)?))
+}
+
+/// Trains an autoencoder on image files, on the CPU; returns the trainer, and `true` if the last step was reached.
+///
+/// # Errors
+/// If the recipe or the images cannot be used, or a step fails.
+pub fn train_autoencoder(
+    label: &'static str,
+    recipe: AutoencoderRecipe,
+    images: &[PathBuf],
+    folder: &Path,
+    limit: &Limit,
+) -> anyhow::Result<(AutoencoderTrainer, bool)> {
+    let mut reporter = Reporter::new(label, recipe.steps);
+    let mut trainer = AutoencoderTrainer::open(recipe, images, folder, Device::Cpu)?;
+    let result = trainer.run(|r| {
+        reporter.set(
+            r.step,
+            format!(
+                "loss {:.4}, {:.1} dB, {:.1} crops/s",
+                r.loss, r.psnr, r.items_per_second
+            ),
+        );
+        limit.check()
+    });
+    Ok((trainer, !stopped(result)?))
+}
+
+/// Returns `true` if a training was stopped by its limit, and says so on stderr.
+///
+/// # Errors
+/// Any other error of the training.
+pub fn stopped(result: Result<(), Error>) -> anyhow::Result<bool> {
+    match result {
+        Ok(()) => Ok(false),
+        Err(Error::Cancelled { done, total }) => {
+            note(format_args!(
+                "stopped after step {done} of {total}; the state is saved, run the same command to go on"
+            ));
+            Ok(true)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
