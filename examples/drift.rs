@@ -121,7 +121,7 @@ fn size(walker: &Walker, data: &Path, edits: &Edits) -> anyhow::Result<Size> {
         .held_out("local/clock")
         .next()
         .context("the dataset has no held-out edits")?;
-    let source = kontext::open(data.join(&edit.source[0]))?;
+    let source = kontext::open_image(data.join(&edit.source[0]))?;
     Ok(walker.pipe.plan(&kontext::Request::edit(&source, ""))?.target.size())
 }
 
@@ -178,7 +178,7 @@ fn maps(
         "text/letter",
     ];
     let mut table =
-        "### Difference maps\n\n| edits | n | covered | kept | kept, of the picture itself | PSNR | PSNR, kept |\n\
+        "### Difference maps\n\n| edits | n | covered | kept | kept, of the image itself | PSNR | PSNR, kept |\n\
                      | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
             .to_owned();
     let mut all: [Vec<f64>; 5] = Default::default();
@@ -188,7 +188,7 @@ fn maps(
             let (source, truth) = (image(&edit.source[0])?, image(&edit.target)?);
             let result = walker.walk(Method::Latents, &source, &[&edit.instruction], args.seed)?;
             let mut session = walker.pipe.session(source.clone());
-            session.keep_unchanged = Some(kontext::session::Keep::Difference(walker.map));
+            session.keep_unchanged = Some(kontext::session::KeepUnchanged::Difference(walker.map));
             let turn = session.run(&kontext::Request::generate(&edit.instruction).seed(args.seed))?;
             let map = turn.changed.as_ref().context("the turn has no map")?;
             // Against the image itself, the autoencoder's losses look like changes.
@@ -205,7 +205,7 @@ fn maps(
                 own.kept,
                 naive.kept,
                 decibels(&result[0])?,
-                decibels(&turn.picture)?,
+                decibels(&turn.image)?,
             ];
             columns
                 .iter_mut()
@@ -248,7 +248,7 @@ fn tables(title: &str, walks: &[Walk], drift: &Drift, perceptual: Option<&Percep
     let (latents, pixels) = (Method::Latents.name(), Method::Pixels.name());
     Ok(format!(
         "### {title}\n\n{} walks of {} turns; first edits: {}.{network}\n\nPSNR to the truth of each turn, in dB:\n\n{}\n\
-         PSNR to the first picture, where the truth still agrees with it, in dB:\n\n{}\nAfter the last turn:\n\n{}\n\
+         PSNR to the first image, where the truth still agrees with it, in dB:\n\n{}\nAfter the last turn:\n\n{}\n\
          After the last turn, more than `{pixels}` on the same walks:\n\n{}\n\
          After the last turn, more than `{latents}` on the same walks:\n\n{}\n",
         walks.len(),

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use kontext::Request;
-use kontext::crates::kontext_core::picture::resize;
+use kontext::crates::kontext_core::images::resize;
 use kontext::image::RgbImage;
 use kontext_cli::args::RunArgs;
 use kontext_cli::{say, shipped, strip};
@@ -51,7 +51,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     let mut request = Request::generate(&args.prompt).strength(args.strength);
     for path in images {
-        request.images.push(kontext::open(path)?);
+        request.images.push(kontext::open_image(path)?);
     }
     let request = args.run.apply(request)?;
     compare.as_deref().map(kontext::check_writable).transpose()?;
@@ -63,7 +63,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     images.push(output.image.clone());
     // The truth is known for one edit only.
     if demonstration && args.prompt == PROMPT {
-        images.push(kontext::open(shipped::data(TRUTH))?);
+        images.push(kontext::open_image(shipped::data(TRUTH))?);
     }
     let height = output.image.height();
     let level = |image: &RgbImage| {
@@ -71,6 +71,6 @@ fn run(args: &Args) -> anyhow::Result<()> {
         resize(image, width, height)
     };
     let images = images.iter().map(level).collect::<kontext::Result<Vec<_>>>()?;
-    kontext::save_picture(&strip(&images.iter().collect::<Vec<_>>(), 1), &compare, &[])?;
+    kontext::save_image(&strip(&images.iter().collect::<Vec<_>>(), 1), &compare, &[])?;
     say(format_args!("wrote {}", compare.display()))
 }

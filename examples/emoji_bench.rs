@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use kontext::crates::kontext_core::picture::resize;
+use kontext::crates::kontext_core::images::resize;
 use kontext_cli::judge::{Edit, edits};
 use kontext_cli::{create_folder, emoji, say, write};
 use serde_json::json;
@@ -80,8 +80,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     let count = lines.lines().count();
     for path in &paths {
-        let image = resize(&kontext::open(args.data.join(path))?, args.size, args.size)?;
-        kontext::save_picture(&image, args.out.join("test").join(place(path)), &[])?;
+        let image = resize(&kontext::open_image(args.data.join(path))?, args.size, args.size)?;
+        kontext::save_image(&image, args.out.join("test").join(place(path)), &[])?;
     }
     let licence = std::fs::read_to_string(args.data.join("LICENSE.txt")).context("the dataset has no LICENSE.txt")?;
     write(&args.out.join("LICENSE.txt"), &licence)?;
@@ -123,7 +123,7 @@ fn chosen(edits: Vec<Edit>, most: usize) -> Vec<(&'static str, Edit)> {
     chosen
 }
 
-/// Returns the path of an image in the bench: "images/flat-cook.png" for "pictures/flat/cook.png".
+/// Returns the path of an image in the bench: "images/flat-cook.png" for "images/flat/cook.png".
 fn place(path: &Path) -> String {
     let parts: Vec<String> = path
         .iter()

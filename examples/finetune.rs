@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::{Parser, ValueEnum};
 use kontext::image::{Rgb, RgbImage};
-use kontext::{Builder, Pipeline};
+use kontext::{Pipeline, PipelineBuilder};
 use kontext_bench::edit::{Mean, Table};
 use kontext_cli::judge::{Judge, edits};
 use kontext_cli::training::{Limit, train};
@@ -127,7 +127,13 @@ fn recipe(args: &Args, data: &Path) -> anyhow::Result<Recipe> {
 }
 
 /// Returns the mean score of the held-out pairs; writes the images of the first one to `strip`.
-fn score(builder: &Builder, model: &Path, data: &Path, split: &str, strip: Option<&Path>) -> anyhow::Result<Mean> {
+fn score(
+    builder: &PipelineBuilder,
+    model: &Path,
+    data: &Path,
+    split: &str,
+    strip: Option<&Path>,
+) -> anyhow::Result<Mean> {
     /// More pairs give the same numbers.
     const MOST: usize = 32;
     let mut judge = Judge::new(builder.load(model)?, data)?;
@@ -136,7 +142,7 @@ fn score(builder: &Builder, model: &Path, data: &Path, split: &str, strip: Optio
         let judged = judge.judge(edit, &edit.source, 0)?;
         table.add("held out", judged.score);
         if let (Some(path), 0) = (strip, index) {
-            kontext::save_picture(&judged.strip(), path, &[])?;
+            kontext::save_image(&judged.strip(), path, &[])?;
         }
     }
     table
@@ -179,10 +185,10 @@ fn framed(target: &Path) -> anyhow::Result<PathBuf> {
     let mut lines = String::new();
     let stride = (images.len() / PAIRS).max(1);
     for (index, path) in images.iter().step_by(stride).take(PAIRS).enumerate() {
-        let image = kontext::open(data.join(path))?;
+        let image = kontext::open_image(data.join(path))?;
         let (source, framed) = (format!("{index}.png"), format!("{index}-framed.png"));
-        kontext::save_picture(&image, out.join(&source), &[])?;
-        kontext::save_picture(&with_frame(image), out.join(&framed), &[])?;
+        kontext::save_image(&image, out.join(&source), &[])?;
+        kontext::save_image(&with_frame(image), out.join(&framed), &[])?;
         let split = if index % ONE_IN == 0 { "test" } else { "train" };
         let line = json!({"source": source, "target": framed, "instruction": INSTRUCTION, "split": split});
         lines.push_str(&format!("{line}\n"));

@@ -7,7 +7,7 @@ const IMAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/emoji-so
 
 fn main() -> kontext::Result<()> {
     let pipe = Pipeline::load(MODEL)?;
-    let image = kontext::open(IMAGE)?;
+    let image = kontext::open_image(IMAGE)?;
     let output = pipe.run(&Request::edit(&image, "turn him into a cook").seed(1))?;
     output.save("hello-edit.png")
 }

@@ -7,7 +7,7 @@ const IMAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/emoji-so
 
 fn main() -> kontext::Result<()> {
     let pipe = Pipeline::load(MODEL)?;
-    let mut session = pipe.session(kontext::open(IMAGE)?);
+    let mut session = pipe.session(kontext::open_image(IMAGE)?);
     session.defaults.seed = Some(1);
     session.edit("turn him into a cook")?.save("hello-session-1.png")?;
     session.edit("make the skin dark")?.save("hello-session-2.png")

@@ -132,14 +132,14 @@ fn run_bench(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
     let info = info(args, &pipe)?;
     let edit = |task: &Task<'_>| {
         let mut request = Request::generate(&task.pair.instruction).seed(task.seed);
-        request.images = task.pictures.to_vec();
+        request.images = task.images.to_vec();
         request.steps = args.model.steps;
         request.guidance = args.model.guidance;
         request.native_size = args.model.native_size;
         let output = pipe.run_with(&request, |_| cancel.check())?;
         Ok(Edited {
             steps: output.plan.schedule.steps(),
-            picture: output.image,
+            image: output.image,
         })
     };
     let mut reporter: Option<Reporter> = None;

@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::Parser;
 use kontext::{Autoencoder, Kind};
 use kontext_bench::metrics::{psnr, ssim};
-use kontext_bench::reconstruction::PictureSize;
+use kontext_bench::reconstruction::ImageSize;
 use kontext_cli::args::device;
 use kontext_cli::{round_trip, say, shipped};
 
@@ -39,8 +39,8 @@ fn main() -> ExitCode {
             kontext::check_writable(out)?;
         }
         let device = device(args.device.as_deref())?;
-        let image = kontext::open(&args.image)?;
-        let image = PictureSize::Original
+        let image = kontext::open_image(&args.image)?;
+        let image = ImageSize::Original
             .prepare(&image)
             .with_context(|| args.image.display().to_string())?;
         let vae = Autoencoder::open(&args.vae, Kind::Float, device)?;
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
         say(format_args!("PSNR {:.2} dB", psnr(&image, &decoded)?))?;
         say(format_args!("SSIM {:.4}", ssim(&image, &decoded)?))?;
         if let Some(out) = &args.out {
-            kontext::save_picture(&decoded, out, &[])?;
+            kontext::save_image(&decoded, out, &[])?;
             say(format_args!("wrote {}", out.display()))?;
         }
         Ok(())

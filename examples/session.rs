@@ -11,23 +11,23 @@ use anyhow::{Context, bail};
 use clap::Parser;
 use kontext::crates::kontext_device::device;
 use kontext::image::imageops::grayscale;
-use kontext::session::Keep;
+use kontext::session::KeepUnchanged;
 use kontext::{Pipeline, Request, Session};
 use kontext_cli::interrupt::Interrupt;
 use kontext_cli::run::numbered;
 use kontext_cli::{complain, progress, say, shipped};
 
 const HELP: &str = "\
-a prompt          edits the picture; the result is the picture then
+a prompt          edits the image; the result is the image then
 :undo, :redo      to the turn before, and back
 :branch N         to turn N; the next edit begins there
 :history          all turns; * is the current one
 :seed N           the seed of the turns that follow; without N a new one is drawn for each
-:reference FILE   a further reference picture for the next turn
+:reference FILE   a further reference image for the next turn
 :keep on          puts the original pixels back where a turn changed nothing
-:keep mask FILE   lets turns change only what is white in this picture
+:keep mask FILE   lets turns change only what is white in this image
 :keep off
-:reencode on      encodes each picture anew, in place of going on with its latents; off
+:reencode on      encodes each image anew, in place of going on with its latents; off
 :save DIR         writes the session into a folder
 :load DIR         goes on with one that was saved
 :help
@@ -78,7 +78,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let pipe = builder.load_with(&args.model, progress::loading())?;
     let session = match &args.load {
         Some(folder) => pipe.restore_session(folder)?,
-        None => pipe.session(kontext::open(&args.image)?),
+        None => pipe.session(kontext::open_image(&args.image)?),
     };
     let mut desk = Desk {
         pipe: &pipe,
@@ -207,7 +207,7 @@ impl Desk<'_> {
             Command::Edit(prompt) => return self.edit(&prompt),
             Command::Help => return say(HELP),
             Command::History => return self.history(),
-            Command::Undo if !session.undo() => bail!("this is the first picture; there is nothing to undo"),
+            Command::Undo if !session.undo() => bail!("this is the first image; there is nothing to undo"),
             Command::Redo if !session.redo() => bail!("this is the last turn; there is nothing to redo"),
             Command::Undo | Command::Redo => {}
             Command::Branch(id) => {
@@ -219,26 +219,26 @@ impl Desk<'_> {
             }
             Command::Reference(path) => {
                 // A file that cannot be used is reported now.
-                kontext::open(&path)?;
+                kontext::open_image(&path)?;
                 self.references.push(path);
                 return say("the next turn sees it");
             }
             Command::KeepOn => {
-                session.keep_unchanged = Some(Keep::default());
+                session.keep_unchanged = Some(KeepUnchanged::default());
                 return say("what a turn does not change stays as it was");
             }
             Command::KeepMask(path) => {
-                session.keep_unchanged = Some(Keep::Mask(grayscale(&kontext::open(path)?)));
+                session.keep_unchanged = Some(KeepUnchanged::Mask(grayscale(&kontext::open_image(path)?)));
                 return say("what is black in the mask stays as it was");
             }
             Command::KeepOff => {
                 session.keep_unchanged = None;
-                return say("pictures are as the model makes them");
+                return say("images are as the model makes them");
             }
             Command::Reencode(on) => {
                 session.reencode = on;
                 return say(if on {
-                    "each picture is encoded anew"
+                    "each image is encoded anew"
                 } else {
                     "latents are handed over"
                 });
@@ -259,7 +259,7 @@ impl Desk<'_> {
     fn edit(&mut self, prompt: &str) -> anyhow::Result<()> {
         let mut request: Request = self.session.defaults.clone().prompt(prompt);
         for path in &self.references {
-            request = request.reference(&kontext::open(path)?);
+            request = request.reference(&kontext::open_image(path)?);
         }
         let cancel = self.interrupt.begin();
         let mut sampled = progress::sampling();
@@ -287,8 +287,8 @@ impl Desk<'_> {
             "" => say(format_args!(
                 "turn {}: {}x{} pixels",
                 turn.id,
-                turn.picture.width(),
-                turn.picture.height()
+                turn.image.width(),
+                turn.image.height()
             )),
             prompt => say(format_args!("turn {}: {prompt}", turn.id)),
         }
@@ -307,7 +307,7 @@ impl Desk<'_> {
                     ))?;
                 }
                 _ => {
-                    let (width, height) = turn.picture.dimensions();
+                    let (width, height) = turn.image.dimensions();
                     say(format_args!("{mark} {}: {width}x{height} pixels", turn.id))?;
                 }
             }

@@ -94,7 +94,7 @@ fn run(args: &Args, stages: Stages) -> anyhow::Result<()> {
 fn autoencoder(args: &Args, stages: &Stages, start: &Path, limit: &Limit) -> anyhow::Result<bool> {
     let dataset = Dataset::open(&args.data)?;
     let images: Vec<PathBuf> = dataset
-        .pictures()
+        .images()
         .into_iter()
         .map(|image| args.data.join(image))
         .collect();

@@ -11,7 +11,7 @@ use kontext::crates::kontext_core::check_writable;
 use kontext::image::RgbImage;
 use kontext::{Autoencoder, Device, Kind};
 use kontext_bench::metrics::Perceptual;
-use kontext_bench::reconstruction::{Measurement, PictureSize, Records, Strip, Subject, Table};
+use kontext_bench::reconstruction::{ImageSize, Measurement, Records, Strip, Subject, Table};
 use kontext_cli::args::device;
 use kontext_cli::identity::sha256;
 use kontext_cli::images::usable;
@@ -37,7 +37,7 @@ struct Args {
     /// `original`: cut around the centre to multiples of 16. A number: the shorter side is resized to it,
     /// and the square in the centre cut out
     #[arg(long, default_value_t, allow_negative_numbers = true)]
-    size: PictureSize,
+    size: ImageSize,
     /// Work in tiles of this many pixels
     #[arg(long, value_name = "PIXELS", allow_negative_numbers = true)]
     tile: Option<i64>,
@@ -160,7 +160,7 @@ fn open(args: &Args, name: &str, path: &Path, device: Device) -> anyhow::Result<
 fn prepared(args: &Args, path: &Path, least: u32) -> anyhow::Result<RgbImage> {
     let image = args
         .size
-        .prepare(&kontext::open(path)?)
+        .prepare(&kontext::open_image(path)?)
         .with_context(|| path.display().to_string())?;
     let (width, height) = image.dimensions();
     if width.min(height) < least {
@@ -213,8 +213,8 @@ fn report(
         write(path, &text)?;
         say(format_args!("wrote {}", path.display()))?;
     }
-    if let (Some(path), Some(image)) = (&args.strip, strip.picture()) {
-        kontext::save_picture(&image, path, &[])?;
+    if let (Some(path), Some(image)) = (&args.strip, strip.image()) {
+        kontext::save_image(&image, path, &[])?;
         say(format_args!("wrote {}", path.display()))?;
     }
     Ok(())

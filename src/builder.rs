@@ -22,7 +22,7 @@ use crate::{LoraUse, ModelDefaults, Placement};
 /// ```
 #[derive(Debug, Clone, Default)]
 #[must_use]
-pub struct Builder {
+pub struct PipelineBuilder {
     pub(crate) device: Option<Device>,
     pub(crate) dtype: Option<Kind>,
     pub(crate) tiling: Option<Tiling>,
@@ -50,7 +50,7 @@ pub struct Parts {
     pub defaults: ModelDefaults,
 }
 
-impl Builder {
+impl PipelineBuilder {
     /// Sets the device. Default: the first CUDA device, else the CPU.
     pub fn device(self, device: Device) -> Self {
         Self {
@@ -104,7 +104,7 @@ impl Builder {
     ///
     /// A run in bf16 rounds the added values, one in f32 keeps the changed weights in f32, and
     /// [`Pipeline::set_loras`](crate::Pipeline::set_loras) is refused. Layers quantised in their file are
-    /// dequantised, unless they are quantised again ([`Builder::quantize`]).
+    /// dequantised, unless they are quantised again ([`PipelineBuilder::quantize`]).
     pub fn fuse_loras(self, fuse: bool) -> Self {
         Self {
             fuse_loras: fuse,
@@ -126,7 +126,7 @@ impl Builder {
         }
     }
 
-    /// Quantises T5 as [`Builder::quantize`] does the transformer.
+    /// Quantises T5 as [`PipelineBuilder::quantize`] does the transformer.
     pub fn quantize_t5(self, to: Quantize) -> Self {
         Self {
             quantize_t5: Some(to),

@@ -12,7 +12,7 @@ const FILE: &str = "kontext.json";
 
 /// Defaults of a model. Fields not set have the values of the published models.
 ///
-/// Builder options and request fields take precedence.
+/// PipelineBuilder options and request fields take precedence.
 ///
 /// # Example
 /// ```

@@ -1,7 +1,7 @@
 //! Reference images to latents, latents to images.
 
 use image::{GenericImage, RgbImage};
-use kontext_core::{Device, Error, Kind, Result, Tensor, check, picture};
+use kontext_core::{Device, Error, Kind, Result, Tensor, check, images};
 use kontext_sampler::{Conformance, References, Size};
 use kontext_vae::{Autoencoder, Tiling};
 
@@ -23,13 +23,13 @@ pub(crate) struct Codec<'a> {
 impl Codec<'_> {
     /// Encodes an image, stretched to `size`, to latents [1, C, H, W], scaled and shifted.
     pub(crate) fn encode(&self, image: &RgbImage, size: Size) -> Result<Tensor> {
-        let fitted = picture::resize(image, size.width, size.height)?;
-        let pixels = picture::to_tensor(&fitted, self.kind, self.device)?;
+        let fitted = images::resize(image, size.width, size.height)?;
+        let pixels = images::to_tensor(&fitted, self.kind, self.device)?;
         let latents = match self.tiles(&pixels.size(), 1) {
             Some(tiling) => self.vae.encode_latents_tiled(&pixels, tiling)?,
             None => self.vae.encode_latents(&pixels)?,
         };
-        check::finite("encoding a reference picture", &latents)?;
+        check::finite("encoding a reference image", &latents)?;
         Ok(latents)
     }
 
@@ -42,19 +42,19 @@ impl Codec<'_> {
         };
         check::finite("decoding the latents", &pixels)?;
         let rounding = match conformance {
-            Conformance::Kontext | Conformance::Diffusers => picture::Rounding::Nearest,
-            Conformance::Bfl => picture::Rounding::Down,
+            Conformance::Native | Conformance::Diffusers => images::Rounding::Nearest,
+            Conformance::Bfl => images::Rounding::Down,
         };
         let none = || Error::Shape {
-            tensor: "picture",
+            tensor: "image",
             expected: "[1, 3, H, W]",
             got: pixels.size(),
         };
-        let image = picture::from_tensor(&pixels, rounding)?
+        let image = images::from_tensor(&pixels, rounding)?
             .into_iter()
             .next()
             .ok_or_else(none)?;
-        picture::resize(&image, size.width, size.height)
+        images::resize(&image, size.width, size.height)
     }
 
     fn tiles(&self, shape: &[i64], pixels: i64) -> Option<Tiling> {
@@ -64,7 +64,7 @@ impl Codec<'_> {
 }
 
 /// Returns the images to encode, in the order of the plan's references.
-pub(crate) fn reference_pictures(request: &Request, plan: &Plan) -> Result<Vec<RgbImage>> {
+pub(crate) fn reference_images(request: &Request, plan: &Plan) -> Result<Vec<RgbImage>> {
     if request.references != References::Stitch {
         return Ok(request.images.clone());
     }
@@ -75,10 +75,10 @@ pub(crate) fn reference_pictures(request: &Request, plan: &Plan) -> Result<Vec<R
     let mut x = 0;
     for image in &request.images {
         let width = stitched_width(Size::new(image.width(), image.height()), whole.input.height);
-        let part = picture::resize(image, width, whole.input.height)?;
+        let part = images::resize(image, width, whole.input.height)?;
         joined
             .copy_from(&part, x, 0)
-            .map_err(Error::image("the joined reference pictures"))?;
+            .map_err(Error::image("the joined reference images"))?;
         x += width;
     }
     Ok(vec![joined])

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kontext_core::{Conditioning, Tensor};
-use kontext_text::Cut;
+use kontext_text::Truncation;
 
 use crate::Plan;
 
@@ -23,9 +23,9 @@ pub enum Event<'a> {
         seed: u64,
     },
     /// A prompt was truncated.
-    Cut {
+    PromptTruncated {
         /// The encoder that truncated it, and the dropped text.
-        cut: &'a Cut,
+        truncation: &'a Truncation,
     },
     /// A prompt is encoded.
     Encoded {

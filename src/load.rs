@@ -21,11 +21,11 @@ use crate::pipeline::{PartSlots, Pipeline, Precision, fit};
 use crate::placement::{Arrangement, Placement, Slot};
 use crate::plan::ModelFacts;
 use crate::random_model::{ModelSizes, random_parts};
-use crate::{Builder, ModelDefaults, Parts, Plan, Request};
+use crate::{ModelDefaults, Parts, PipelineBuilder, Plan, Request};
 
 /// Progress of loading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Loading {
+pub struct LoadProgress {
     /// The part being read.
     pub part: &'static str,
     /// Finished pieces, over all parts.
@@ -34,7 +34,7 @@ pub struct Loading {
     pub total: usize,
 }
 
-impl Builder {
+impl PipelineBuilder {
     /// Finds and loads the parts in a folder; see [`Checkpoint`].
     ///
     /// # Errors
@@ -44,11 +44,11 @@ impl Builder {
         self.load_with(folder, |_| ())
     }
 
-    /// Loads as [`Builder::load`] does and reports its progress.
+    /// Loads as [`PipelineBuilder::load`] does and reports its progress.
     ///
     /// # Errors
-    /// Those of [`Builder::load`].
-    pub fn load_with(&self, folder: impl AsRef<Path>, progress: impl FnMut(Loading)) -> Result<Pipeline> {
+    /// Those of [`PipelineBuilder::load`].
+    pub fn load_with(&self, folder: impl AsRef<Path>, progress: impl FnMut(LoadProgress)) -> Result<Pipeline> {
         let model = self.open(folder.as_ref())?;
         let Opened {
             checkpoint,
@@ -82,7 +82,7 @@ impl Builder {
         facts: ModelFacts,
         footprint: &Footprint,
         arrangement: Arrangement,
-        mut progress: impl FnMut(Loading),
+        mut progress: impl FnMut(LoadProgress),
     ) -> Result<Pipeline> {
         let Opened { checkpoint, config, .. } = &model;
         let (precision, device) = self.precision()?;
@@ -95,7 +95,7 @@ impl Builder {
         let (staged, left) = (arrangement.placement == Placement::Staged, arrangement.left);
         // The four other parts count as one piece each.
         let total = 4 + (config.double_blocks + config.single_blocks) as usize;
-        let mut tell = |part: &'static str, done: usize| progress(Loading { part, done, total });
+        let mut tell = |part: &'static str, done: usize| progress(LoadProgress { part, done, total });
         tell("text encoders", 0);
         let text = {
             let (compute, quantize) = (precision.compute, self.quantize_t5);
@@ -167,7 +167,7 @@ impl Builder {
     /// requested one), from headers only.
     ///
     /// # Errors
-    /// Those of [`Builder::plan`], and [`Error::Device`] if the device is not available.
+    /// Those of [`PipelineBuilder::plan`], and [`Error::Device`] if the device is not available.
     pub fn memory(&self, folder: impl AsRef<Path>, request: &Request) -> Result<Vec<MemoryPlan>> {
         let model = self.open(folder.as_ref())?;
         let footprint = self.footprint(&model)?;
@@ -219,7 +219,7 @@ impl Builder {
     /// is reported before gigabytes are read.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a request out of range, and those of [`Builder::load`] if the
+    /// [`Error::InvalidArgument`] for a request out of range, and those of [`PipelineBuilder::load`] if the
     /// transformer's header or configuration is missing or damaged.
     pub fn plan(&self, folder: impl AsRef<Path>, request: &Request) -> Result<Plan> {
         let Opened {
@@ -284,10 +284,10 @@ impl Builder {
         self.assemble(self.random_parts(sizes, seed)?)
     }
 
-    /// Creates the parts of [`Builder::random`], for timing each by itself.
+    /// Creates the parts of [`PipelineBuilder::random`], for timing each by itself.
     ///
     /// # Errors
-    /// Those of [`Builder::random`].
+    /// Those of [`PipelineBuilder::random`].
     pub fn random_parts(&self, sizes: &ModelSizes, seed: u64) -> Result<Parts> {
         let (precision, device) = self.precision()?;
         random_parts(sizes, seed, device, precision.dtype, precision.compute)

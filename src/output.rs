@@ -57,17 +57,17 @@ impl Output {
     /// cannot be written.
     pub fn save_image(&self, index: usize, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        let picture = self
+        let image = self
             .images
             .get(index)
-            .ok_or_else(|| Error::invalid("picture's number", format!("below {}", self.images.len()), index))?;
+            .ok_or_else(|| Error::invalid("image's number", format!("below {}", self.images.len()), index))?;
         let made = Made {
             seed: self.seed.wrapping_add(index as u64),
             steps: self.plan.schedule.steps(),
             guidance: self.guidance,
             model_size: self.plan.target.size(),
         };
-        made.save(picture, &self.prompt, path)
+        made.save(image, &self.prompt, path)
     }
 }
 
@@ -82,17 +82,17 @@ pub(crate) struct Made {
 
 impl Made {
     /// Writes the image; a PNG carries these parameters as text.
-    pub(crate) fn save(&self, picture: &RgbImage, prompt: &str, path: &Path) -> Result<()> {
+    pub(crate) fn save(&self, image: &RgbImage, prompt: &str, path: &Path) -> Result<()> {
         let text = [
             ("Software", concat!("kontext ", env!("CARGO_PKG_VERSION")).to_owned()),
             ("prompt", prompt.to_owned()),
             ("seed", self.seed.to_string()),
             ("steps", self.steps.to_string()),
             ("guidance", self.guidance.to_string()),
-            ("size", Size::new(picture.width(), picture.height()).to_string()),
+            ("size", Size::new(image.width(), image.height()).to_string()),
             ("model_size", self.model_size.to_string()),
         ];
-        save_picture(picture, path, &text)
+        save_image(image, path, &text)
     }
 }
 
@@ -122,7 +122,7 @@ pub fn check_size(path: impl AsRef<Path>, size: Size) -> Result<()> {
         return Ok(());
     }
     Err(Error::invalid(
-        "picture size",
+        "image size",
         format!("at most {most} pixels on a side for {name}; write a PNG"),
         size,
     ))
@@ -143,36 +143,36 @@ fn format_of(path: &Path) -> Result<ImageFormat> {
 ///
 /// # Errors
 /// Those of [`Output::save_image`].
-pub fn save_picture(picture: &RgbImage, path: impl AsRef<Path>, text: &[(&str, String)]) -> Result<()> {
+pub fn save_image(image: &RgbImage, path: impl AsRef<Path>, text: &[(&str, String)]) -> Result<()> {
     let path = path.as_ref();
     let format = format_of(path)?;
-    check_size(path, Size::new(picture.width(), picture.height()))?;
+    check_size(path, Size::new(image.width(), image.height()))?;
     let mut file = OutputFile::create(path)?;
     {
         let mut writer = BufWriter::new(file.writer());
-        let (width, height) = picture.dimensions();
+        let (width, height) = image.dimensions();
         match format {
             ImageFormat::Jpeg => JpegEncoder::new_with_quality(&mut writer, JPEG_QUALITY)
-                .write_image(picture.as_raw(), width, height, ExtendedColorType::Rgb8)
+                .write_image(image.as_raw(), width, height, ExtendedColorType::Rgb8)
                 .map_err(Error::image(path))?,
             ImageFormat::WebP => image::codecs::webp::WebPEncoder::new_lossless(&mut writer)
-                .write_image(picture.as_raw(), width, height, ExtendedColorType::Rgb8)
+                .write_image(image.as_raw(), width, height, ExtendedColorType::Rgb8)
                 .map_err(Error::image(path))?,
-            _ => write_png(picture, &mut writer, text).map_err(|e| Error::io(path)(e.into()))?,
+            _ => write_png(image, &mut writer, text).map_err(|e| Error::io(path)(e.into()))?,
         }
         writer.flush().map_err(Error::io(path))?;
     }
     file.publish()
 }
 
-fn write_png(picture: &RgbImage, writer: impl Write, text: &[(&str, String)]) -> Result<(), png::EncodingError> {
-    let mut encoder = png::Encoder::new(writer, picture.width(), picture.height());
+fn write_png(image: &RgbImage, writer: impl Write, text: &[(&str, String)]) -> Result<(), png::EncodingError> {
+    let mut encoder = png::Encoder::new(writer, image.width(), image.height());
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
     for (key, value) in text {
         encoder.add_itxt_chunk((*key).to_owned(), value.clone())?;
     }
     let mut writer = encoder.write_header()?;
-    writer.write_image_data(picture.as_raw())?;
+    writer.write_image_data(image.as_raw())?;
     writer.finish()
 }

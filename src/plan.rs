@@ -14,7 +14,7 @@ use sizes::{MOST_STRETCH, input_sizes, reference_size, target_size};
 
 /// The plan of a run: every size, token count and noise level. Printable.
 ///
-/// By default (in [`Conformance::Kontext`]) the edited image is stretched to the preferred size nearest in
+/// By default (in [`Conformance::Native`]) the edited image is stretched to the preferred size nearest in
 /// ratio, the target has the same grid, and the result is mapped back to the input's exact size, which undoes
 /// the stretch. With `width` and `height` the target has that size.
 #[derive(Debug, Clone, PartialEq)]
@@ -113,7 +113,7 @@ impl Plan {
                 origin,
             })
             .collect::<Vec<_>>();
-        let back = request.conformance == Conformance::Kontext
+        let back = request.conformance == Conformance::Native
             && !request.native_size
             && request.references != References::Stitch
             && request.width.is_none()
@@ -223,7 +223,7 @@ impl std::fmt::Display for Plan {
             Some(guidance) => writeln!(f, "guidance:    {guidance}")?,
             None => writeln!(f, "guidance:    none (the model embeds none)")?,
         }
-        write!(f, "pictures:    {} ({:?} conventions)", self.batch, self.conformance)?;
+        write!(f, "images:    {} ({:?} conventions)", self.batch, self.conformance)?;
         self.warnings()
             .iter()
             .try_for_each(|warning| write!(f, "\nwarning:     {warning}"))
@@ -234,7 +234,7 @@ fn check_request(request: &Request) -> Result<()> {
     for side in [request.width, request.height].into_iter().flatten() {
         if side == 0 || side > LARGEST_SIDE {
             return Err(Error::invalid(
-                "picture size",
+                "image size",
                 format!("1 to {LARGEST_SIDE} pixels on a side"),
                 side,
             ));
@@ -259,7 +259,7 @@ fn check_request(request: &Request) -> Result<()> {
     if !(1..=LARGEST_BATCH).contains(&request.batch) {
         return Err(Error::invalid(
             "batch",
-            format!("1 to {LARGEST_BATCH} pictures"),
+            format!("1 to {LARGEST_BATCH} images"),
             request.batch,
         ));
     }
@@ -280,13 +280,13 @@ fn check_request(request: &Request) -> Result<()> {
     if request.strength != 1.0 && request.images.is_empty() {
         return Err(Error::invalid(
             "strength",
-            "1 where there is no picture to start from",
+            "1 where there is no image to start from",
             request.strength,
         ));
     }
     match request.images.iter().find(|i| i.width() == 0 || i.height() == 0) {
         Some(image) => Err(Error::invalid(
-            "reference picture",
+            "reference image",
             "at least one pixel",
             format!("{}x{}", image.width(), image.height()),
         )),
@@ -303,7 +303,7 @@ fn check_image_latents(request: &Request, references: &[ReferencePlan], facts: &
     let Some(first) = references.first().filter(|_| !joined) else {
         return Err(Error::invalid(
             "image_latents",
-            "a reference picture of its own that they are of",
+            "a reference image of its own that they are of",
             "none",
         ));
     };
@@ -311,10 +311,7 @@ fn check_image_latents(request: &Request, references: &[ReferencePlan], facts: &
     if latents.shape().iter().map(|&side| side as i64).eq(sizes) {
         return Ok(());
     }
-    let expected = format!(
-        "{sizes:?} (one picture, tokens of {}, 4 * latent channels)",
-        first.fitted
-    );
+    let expected = format!("{sizes:?} (one image, tokens of {}, 4 * latent channels)", first.fitted);
     Err(Error::invalid(
         "shape of image_latents",
         expected,

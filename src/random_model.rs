@@ -151,7 +151,7 @@ pub fn random_model(folder: impl AsRef<Path>, seed: u64, layout: Layout) -> Resu
 }
 
 /// Creates parts with random weights on the device, for example of the published size for timing. Each part's
-/// weights have the given dtype; see [`crate::Builder::random`].
+/// weights have the given dtype; see [`crate::PipelineBuilder::random`].
 pub(crate) fn random_parts(
     sizes: &ModelSizes,
     seed: u64,

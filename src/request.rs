@@ -101,7 +101,7 @@ impl Request {
         }
     }
 
-    /// Creates a request to edit an image as the prompt describes. Open files with [`crate::open`], which
+    /// Creates a request to edit an image as the prompt describes. Open files with [`crate::open_image`], which
     /// handles their orientation and transparency.
     #[must_use]
     pub fn edit(image: &RgbImage, prompt: impl Into<String>) -> Self {
@@ -237,11 +237,8 @@ impl Request {
 
     /// Sets [`Request::batch`].
     #[must_use]
-    pub fn batch(self, pictures: usize) -> Self {
-        Self {
-            batch: pictures,
-            ..self
-        }
+    pub fn batch(self, images: usize) -> Self {
+        Self { batch: images, ..self }
     }
 
     /// Sets [`Request::strength`].
@@ -279,7 +276,7 @@ impl Request {
         match (&self.negative_prompt, self.conformance) {
             (Some(prompt), _) => Some(prompt),
             // diffusers ignores the scale if no negative prompt is given; a user who sets it wants it.
-            (None, Conformance::Kontext) => Some(""),
+            (None, Conformance::Native) => Some(""),
             (None, Conformance::Diffusers | Conformance::Bfl) => None,
         }
     }

@@ -3,10 +3,10 @@
 
 use std::path::PathBuf;
 
-use kontext::crates::kontext_core::picture::{Rounding, from_tensor, to_tensor};
+use kontext::crates::kontext_core::images::{Rounding, from_tensor, to_tensor};
 use kontext::image::RgbImage;
 use kontext::{Autoencoder, Device, Kind};
-use kontext_bench::reconstruction::{PictureSize, Records, Subject, Table};
+use kontext_bench::reconstruction::{ImageSize, Records, Subject, Table};
 
 /// PSNR of diffusers' AutoencoderTiny in f32, in dB: file, then on astronaut and on coffee.
 const REACHED: [(&str, f64, f64); 4] = [
@@ -29,8 +29,8 @@ fn asset(name: &str) -> Option<PathBuf> {
     Some(path)
 }
 
-fn reconstructed(vae: &Autoencoder, picture: &RgbImage) -> RgbImage {
-    let pixels = to_tensor(picture, Kind::Float, Device::Cpu).unwrap();
+fn reconstructed(vae: &Autoencoder, image: &RgbImage) -> RgbImage {
+    let pixels = to_tensor(image, Kind::Float, Device::Cpu).unwrap();
     let decoded = vae.decode(&vae.encode_latents(&pixels).unwrap()).unwrap();
     from_tensor(&decoded, Rounding::Nearest).unwrap().remove(0)
 }
@@ -54,8 +54,8 @@ fn the_table_of_tiny_autoencoders_holds_the_psnr_that_they_reach_in_diffusers() 
             let Some(photo_file) = asset(&format!("photos/skimage_{photo}.png")) else {
                 return;
             };
-            let original = PictureSize::Original
-                .prepare(&kontext::open(photo_file).unwrap())
+            let original = ImageSize::Original
+                .prepare(&kontext::open_image(photo_file).unwrap())
                 .unwrap();
             let back = reconstructed(&vae, &original);
             let measured = subject.measure(photo, &original, &back, &mut records).unwrap();

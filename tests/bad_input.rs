@@ -12,7 +12,7 @@ use kontext::crates::kontext_device::device;
 use kontext::crates::kontext_text::{ClipEncoder, T5Encoder};
 use kontext::{
     Autoencoder, Checkpoint, Device, Dit, Error, Kind, Layout, Pipeline, Request, Tensor, Weights, check_writable,
-    save_picture,
+    save_image,
 };
 use kontext_bench::metrics::Perceptual;
 use serde_json::{Value, json};
@@ -406,7 +406,7 @@ fn a_dtype_that_is_not_for_computing_is_refused() {
 #[test]
 fn requests_out_of_range_are_answered_with_the_range() {
     let pipe = load(&model(Layout::Diffusers)).unwrap();
-    let picture = RgbImage::from_pixel(40, 30, Rgb([9, 8, 7]));
+    let image = RgbImage::from_pixel(40, 30, Rgb([9, 8, 7]));
     let refused = |request: Request, words: &str| {
         let error = pipe.run(&request).unwrap_err();
         assert!(matches!(error, Error::InvalidArgument { .. }), "{error:?}");
@@ -415,26 +415,26 @@ fn requests_out_of_range_are_answered_with_the_range() {
     let one = || Request::generate("x").size(32, 32).steps(1);
     refused(
         one().size(0, 32),
-        "invalid picture size: expected 1 to 8192 pixels on a side, got 0",
+        "invalid image size: expected 1 to 8192 pixels on a side, got 0",
     );
     refused(
         one().size(u32::MAX, 32),
-        "invalid picture size: expected 1 to 8192 pixels on a side, got 4294967295",
+        "invalid image size: expected 1 to 8192 pixels on a side, got 4294967295",
     );
     refused(
         one().size(32, 40),
-        "invalid picture size: expected sides that are multiples of 16 from 16 to 8192 (nearest: 32x48), got 32x40",
+        "invalid image size: expected sides that are multiples of 16 from 16 to 8192 (nearest: 32x48), got 32x40",
     );
     refused(one().steps(0), "invalid steps: expected 1 to 1000, got 0");
     refused(
         one().steps(usize::MAX),
         "invalid steps: expected 1 to 1000, got 18446744073709551615",
     );
-    refused(one().batch(0), "invalid batch: expected 1 to 256 pictures, got 0");
+    refused(one().batch(0), "invalid batch: expected 1 to 256 images, got 0");
     let none = one().reference(&RgbImage::new(0, 5));
-    refused(none, "invalid reference picture: expected at least one pixel, got 0x5");
+    refused(none, "invalid reference image: expected at least one pixel, got 0x5");
     refused(
-        Request::edit(&picture, "").max_area(1),
+        Request::edit(&image, "").max_area(1),
         "invalid max_area: expected 256 to 67108864 pixels, got 1",
     );
 }
@@ -480,9 +480,9 @@ fn memory_that_is_not_there_is_told_apart() {
 #[test]
 fn an_output_that_cannot_be_written_is_refused_and_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let picture = RgbImage::from_pixel(20_000, 1, Rgb([1, 2, 3]));
+    let image = RgbImage::from_pixel(20_000, 1, Rgb([1, 2, 3]));
     let told = |path: &Path, words: &str| {
-        for result in [check_writable(path), save_picture(&picture, path, &[])] {
+        for result in [check_writable(path), save_image(&image, path, &[])] {
             let text = sentence(&result.unwrap_err());
             assert_eq!(text.replace(&folder.path().display().to_string(), "F"), words);
         }
@@ -506,9 +506,9 @@ fn an_output_that_cannot_be_written_is_refused_and_leaves_nothing() {
     );
     // WebP is limited to 16383 pixels on a side, which is only checked once the image exists.
     let path = folder.path().join("wide.webp");
-    let text = sentence(&save_picture(&picture, &path, &[]).unwrap_err());
+    let text = sentence(&save_image(&image, &path, &[]).unwrap_err());
     let words = "at most 16383 pixels on a side for WebP; write a PNG, got 20000x1";
-    assert_eq!(text, format!("invalid picture size: expected {words}"));
+    assert_eq!(text, format!("invalid image size: expected {words}"));
     let left: Vec<_> = std::fs::read_dir(folder.path())
         .unwrap()
         .map(|e| e.unwrap().file_name())
@@ -518,7 +518,7 @@ fn an_output_that_cannot_be_written_is_refused_and_leaves_nothing() {
 
 #[cfg(unix)]
 #[test]
-fn a_written_picture_has_the_permissions_of_a_new_file() {
+fn a_written_image_has_the_permissions_of_a_new_file() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
     let mode = |name: &str| {
@@ -528,6 +528,6 @@ fn a_written_picture_has_the_permissions_of_a_new_file() {
             .mode()
     };
     std::fs::write(folder.path().join("new"), "x").unwrap();
-    save_picture(&RgbImage::new(1, 1), folder.path().join("a.png"), &[]).unwrap();
+    save_image(&RgbImage::new(1, 1), folder.path().join("a.png"), &[]).unwrap();
     assert_eq!(mode("a.png"), mode("new"));
 }

@@ -151,14 +151,14 @@ fn flags_that_are_wrong_are_told_in_one_line() {
 }
 
 #[test]
-fn edit_alone_edits_a_picture_with_the_model_of_this_repository() {
+fn edit_alone_edits_a_image_with_the_model_of_this_repository() {
     let desk = Desk::new();
     let (out, _) = desk.good("edit", &["--device", "cpu", "--seed", "1"]);
     assert!(out.starts_with("wrote edit.png (128x128, seed 1)"), "{out}");
     let files = ["edit-compared.png", "edit.png"];
     assert_eq!(desk.files().into_iter().collect::<Vec<_>>(), files);
     // Source, result, ground truth.
-    let compared = kontext::open(desk.path("edit-compared.png")).unwrap();
+    let compared = kontext::open_image(desk.path("edit-compared.png")).unwrap();
     assert_eq!(compared.dimensions(), (3 * 128 + 2 * 8, 128));
     let part = |n: u32| image::imageops::crop_imm(&compared, n * 136, 0, 128, 128).to_image();
     let distance = |a: &RgbImage, b: &RgbImage| kontext_bench::metrics::psnr(a, b).unwrap();
@@ -181,7 +181,7 @@ fn programs_of_a_few_lines_edit_in_turns_and_take_a_lora() {
         "hello-session-2.png",
     ];
     assert_eq!(desk.files().into_iter().collect::<Vec<_>>(), files);
-    let open = |name: &str| kontext::open(desk.path(name)).unwrap();
+    let open = |name: &str| kontext::open_image(desk.path(name)).unwrap();
     // The same seed, image and instruction.
     assert_eq!(open("hello-edit.png"), open("hello-session-1.png"));
     assert_ne!(open("hello-session-1.png"), open("hello-session-2.png"));
@@ -218,7 +218,7 @@ fn typed(desk: &Desk, args: &[&str], lines: &str) -> (String, String) {
 }
 
 #[test]
-fn a_session_writes_a_picture_after_each_turn_and_goes_on_after_an_error() {
+fn a_session_writes_a_image_after_each_turn_and_goes_on_after_an_error() {
     let desk = Desk::new();
     let lines = "make it sepia\n:undo\n:undo\n\n:keep on\nmake the skin dark\n:history\n:nonsense\n:branch 7\n\
                  :save kept\n:load nowhere\n:redo\n:quit\nnot read any more\n";
@@ -258,7 +258,7 @@ fn a_session_writes_a_picture_after_each_turn_and_goes_on_after_an_error() {
         &["--seed", "1", "--out", "whole.png"],
         &format!(":keep on\nmake the skin dark\n{more}"),
     );
-    let bytes = |name: &str| kontext::open(desk.path(name)).unwrap();
+    let bytes = |name: &str| kontext::open_image(desk.path(name)).unwrap();
     assert_eq!(bytes("again-3.png"), bytes("whole-2.png"));
 }
 
@@ -268,14 +268,14 @@ fn a_session_takes_masks_and_further_references() {
     let mask = RgbImage::from_fn(128, 128, |x, _| Rgb([if x < 64 { 255 } else { 0 }; 3]));
     mask.save(desk.path("mask.png")).unwrap();
     let lines = ":keep mask mask.png\n:keep\nmake it sepia\n:keep off\n:reencode on\n:reference mask.png\n\
-                 in the style of the second picture\n:seed\n:seed x\n:branch 0\n:help\n";
+                 in the style of the second image\n:seed\n:seed x\n:branch 0\n:help\n";
     let (out, err) = typed(&desk, &["--seed", "1"], lines);
     assert!(out.contains("the next turn sees it") && out.contains("seeds are drawn") && out.contains(":reencode on"));
     assert!(
         err.contains("error: :keep wants on, off, or mask and a file") && err.contains("error: :seed wants a whole")
     );
-    let source = kontext::open(format!("{}/examples/data/emoji-source.png", env!("CARGO_MANIFEST_DIR"))).unwrap();
-    let kept = kontext::open(desk.path("session-1.png")).unwrap();
+    let source = kontext::open_image(format!("{}/examples/data/emoji-source.png", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let kept = kontext::open_image(desk.path("session-1.png")).unwrap();
     let same = |right: bool| {
         kept.enumerate_pixels()
             .filter(|(x, ..)| (*x >= 64) == right)
@@ -319,7 +319,7 @@ fn a_plan_is_printed_and_nothing_is_written() {
 }
 
 #[test]
-fn pictures_of_every_kind_are_edited() {
+fn images_of_every_kind_are_edited() {
     let desk = Desk::new();
     RgbImage::from_pixel(20_000, 10, Rgb([1, 2, 3]))
         .save(desk.path("wide.png"))
@@ -366,7 +366,7 @@ fn a_batch_is_written_under_numbered_names() {
 }
 
 #[test]
-fn noise_that_was_dumped_gives_the_same_picture_again() {
+fn noise_that_was_dumped_gives_the_same_image_again() {
     let desk = Desk::new();
     let model = diffusers();
     desk.good(
@@ -380,7 +380,7 @@ fn noise_that_was_dumped_gives_the_same_picture_again() {
             &["--seed", "4", "--noise", "dump.safetensors", "--out", "b.png"],
         ),
     );
-    let open = |name: &str| kontext::open(desk.path(name)).unwrap();
+    let open = |name: &str| kontext::open_image(desk.path(name)).unwrap();
     assert_eq!(open("a.png"), open("b.png"));
     let dump = Weights::open(desk.path("dump.safetensors")).unwrap();
     let names = [
@@ -434,11 +434,11 @@ fn requests_out_of_range_are_refused() {
     for (more, words) in [
         (
             &["--width", "100", "--height", "64"][..],
-            "invalid picture size: expected sides that are multiples of 16",
+            "invalid image size: expected sides that are multiples of 16",
         ),
         (
             &["--width", "1000000"],
-            "invalid picture size: expected 1 to 8192 pixels on a side, got 1000000",
+            "invalid image size: expected 1 to 8192 pixels on a side, got 1000000",
         ),
         (&["--steps", "100000"], "invalid steps: expected 1 to 1000, got 100000"),
         (
@@ -482,7 +482,7 @@ fn requests_out_of_range_are_refused() {
 }
 
 #[test]
-fn pictures_that_are_none_are_refused() {
+fn images_that_are_none_are_refused() {
     let desk = Desk::new();
     std::fs::write(desk.path("text.png"), "hello").unwrap();
     std::fs::write(
@@ -501,17 +501,17 @@ fn pictures_that_are_none_are_refused() {
         "cannot access .: it is a folder, expected a file; name a file",
     );
     let words =
-        "cannot use the picture text.png: The image format could not be determined; give a PNG, JPEG or WebP file";
+        "cannot use the image text.png: The image format could not be determined; give a PNG, JPEG or WebP file";
     desk.bad("edit", &["--image", "text.png"], words);
     desk.bad(
         "edit",
         &["--image", "cut.jpg"],
-        "cannot use the picture cut.jpg: it ends early; the file is damaged",
+        "cannot use the image cut.jpg: it ends early; the file is damaged",
     );
     desk.bad(
         "reconstruct",
         &["--vae", &diffusers(), "--image", "text.png"],
-        "cannot use the picture text.png: ",
+        "cannot use the image text.png: ",
     );
 }
 
@@ -548,7 +548,7 @@ fn models_that_are_not_whole_are_refused() {
 }
 
 #[test]
-fn a_nan_in_the_weights_is_named_and_no_picture_written() {
+fn a_nan_in_the_weights_is_named_and_no_image_written() {
     let desk = Desk::new();
     let folder = copy(Layout::SingleFiles);
     let name = "double_blocks.0.txt_mlp.0.weight";
@@ -613,7 +613,7 @@ fn reconstruct_measures_an_autoencoder() {
         out.starts_with("16x16, 16 latent channels, ") && out.contains("\nPSNR ") && out.contains("\nSSIM "),
         "{out}"
     );
-    assert_eq!(kontext::open(desk.path("a.png")).unwrap().dimensions(), (16, 16));
+    assert_eq!(kontext::open_image(desk.path("a.png")).unwrap().dimensions(), (16, 16));
     for tile in ["0", "-8", "100"] {
         let tiled = [&args[..], &["b.png", "--tile", tile]].concat();
         desk.bad(
@@ -625,7 +625,7 @@ fn reconstruct_measures_an_autoencoder() {
     RgbImage::from_pixel(1, 1, Rgb([1, 2, 3]))
         .save(desk.path("dot.png"))
         .unwrap();
-    let words = "dot.png: invalid picture: expected at least 16 pixels on a side (give a larger one), got 1x1";
+    let words = "dot.png: invalid image: expected at least 16 pixels on a side (give a larger one), got 1x1";
     desk.bad("reconstruct", &["--vae", &vae, "--image", "dot.png"], words);
     let dit = folder.join("flux1-kontext.safetensors").display().to_string();
     desk.bad("reconstruct", &["--vae", &dit], "no autoencoder found; looked for");
@@ -635,8 +635,8 @@ fn reconstruct_measures_an_autoencoder() {
 fn album(desk: &Desk) {
     std::fs::create_dir(desk.path("album")).unwrap();
     for (name, step) in [("a.png", 3), ("b.jpg", 5)] {
-        let picture = RgbImage::from_fn(72, 40, |x, y| Rgb([(x * step) as u8, (y * step) as u8, (x * y) as u8]));
-        picture.save(desk.path("album").join(name)).unwrap();
+        let image = RgbImage::from_fn(72, 40, |x, y| Rgb([(x * step) as u8, (y * step) as u8, (x * y) as u8]));
+        image.save(desk.path("album").join(name)).unwrap();
     }
     std::fs::write(desk.path("album").join("c.png"), "hello").unwrap();
     std::fs::write(desk.path("album").join("notes.txt"), "hello").unwrap();
@@ -655,9 +655,9 @@ fn vae_table_measures_autoencoders_and_goes_on_after_a_kill() {
         "vae_table",
         &[&args[..], &["--csv", "t.csv", "--markdown", "t.md"]].concat(),
     );
-    assert!(err.contains("skipped: cannot use the picture album/c.png"), "{err}");
+    assert!(err.contains("skipped: cannot use the image album/c.png"), "{err}");
     assert!(
-        err.contains("1 of 3 pictures cannot be used and are left out") && !err.contains("notes"),
+        err.contains("1 of 3 images cannot be used and are left out") && !err.contains("notes"),
         "{err}"
     );
     let csv = std::fs::read_to_string(desk.path("t.csv")).unwrap();
@@ -686,7 +686,7 @@ fn vae_table_measures_autoencoders_and_goes_on_after_a_kill() {
     let table = |text: &str| text.lines().take(3).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(table(&again), table(&first));
     assert_eq!(
-        kontext::open(desk.path("s.png")).unwrap().dimensions(),
+        kontext::open_image(desk.path("s.png")).unwrap().dimensions(),
         (3 * 132 - 4, 2 * 132 - 4)
     );
     // Another size is another measurement.
@@ -730,11 +730,11 @@ fn vae_table_says_what_it_cannot_use() {
     bad(&["--images", "none", "--vae", &vae], "cannot read the folder none: ");
     bad(
         &["--images", "empty", "--vae", &vae],
-        "no pictures in empty: expected .png, .jpg or .webp files",
+        "no images in empty: expected .png, .jpg or .webp files",
     );
     bad(
         &["--images", "broken", "--vae", &vae],
-        "none of the 1 pictures in broken can be used",
+        "none of the 1 images in broken can be used",
     );
     bad(
         &["--images", "album", "--vae", &vae, "--size", "100"],

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use std::sync::LazyLock;
 
 use image::{Rgb, RgbImage};
-use kontext::crates::kontext_core::{noise, picture};
+use kontext::crates::kontext_core::{images, noise};
 use kontext::crates::kontext_dit::RunInput;
 use kontext::crates::kontext_sampler::ids::{Origin, grid_ids};
 use kontext::crates::kontext_sampler::{integrate, pack, unpack};
@@ -20,7 +20,7 @@ use kontext::{
 };
 use tempfile::TempDir;
 
-const MODES: [Conformance; 3] = [Conformance::Kontext, Conformance::Diffusers, Conformance::Bfl];
+const MODES: [Conformance; 3] = [Conformance::Native, Conformance::Diffusers, Conformance::Bfl];
 const KINDS: [Kind; 2] = [Kind::Float, Kind::BFloat16];
 /// Replaces the preferred sizes of about a megapixel, to keep runs short.
 const SMALL: [Size; 3] = [Size::new(32, 48), Size::new(32, 32), Size::new(48, 32)];
@@ -66,12 +66,12 @@ fn bfl() -> Weights {
     Weights::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/bfl.safetensors")).unwrap()
 }
 
-fn picture(width: u32, height: u32) -> RgbImage {
+fn image(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| Rgb([(x * 7) as u8, (y * 5) as u8, (x + y) as u8]))
 }
 
 /// Converts an 8-bit tensor [H, W, 3] to an image.
-fn to_picture(levels: &Tensor) -> RgbImage {
+fn to_image(levels: &Tensor) -> RgbImage {
     let (height, width) = (levels.size()[0] as u32, levels.size()[1] as u32);
     RgbImage::from_raw(width, height, Vec::try_from(levels.flatten(0, -1)).unwrap()).unwrap()
 }
@@ -79,7 +79,7 @@ fn to_picture(levels: &Tensor) -> RgbImage {
 /// Returns a small edit, of an image near the preferred size 48x32. In mode `Diffusers`, the default target
 /// would be square and large.
 fn edit(mode: Conformance) -> Request {
-    let edit = Request::edit(&picture(50, 34), "make it red")
+    let edit = Request::edit(&image(50, 34), "make it red")
         .steps(3)
         .seed(7)
         .conform(mode);
@@ -120,7 +120,7 @@ fn noise_is_drawn_in_the_dtype_of_the_mode() {
         let pipe = pipeline(dtype, &SMALL);
         for mode in MODES {
             let noise = stages(&pipe, &edit(mode)).0.noise.unwrap();
-            let kind = if mode == Conformance::Kontext {
+            let kind = if mode == Conformance::Native {
                 Kind::Float
             } else {
                 dtype
@@ -151,10 +151,10 @@ fn the_noise_of_a_size_that_is_rounded_up_is_that_of_bfl() {
 }
 
 #[test]
-fn the_preferred_size_of_a_picture_is_picked_by_the_rule_of_the_mode() {
+fn the_preferred_size_of_a_image_is_picked_by_the_rule_of_the_mode() {
     // An image on which the three rules disagree.
     let fitted = MODES.map(|mode| {
-        let request = Request::edit(&picture(26, 41), "").conform(mode);
+        let request = Request::edit(&image(26, 41), "").conform(mode);
         PLANNER.plan(&request).unwrap().references[0].fitted.to_string()
     });
     assert_eq!(fitted, ["832x1248", "720x1456", "800x1328"]);
@@ -164,16 +164,16 @@ fn the_preferred_size_of_a_picture_is_picked_by_the_rule_of_the_mode() {
 fn a_reference_is_resized_and_packed_as_by_bfl() {
     let fixture = bfl();
     let raw = |name: &str| fixture.raw(name).unwrap();
-    let original = to_picture(&raw("context.picture"));
+    let original = to_image(&raw("context.picture"));
     let plan = pipeline(Kind::Float, &[Size::new(48, 32)]);
     let plan = plan
         .plan(&Request::edit(&original, "").conform(Conformance::Bfl))
         .unwrap();
     let Size { width, height } = plan.references[0].fitted;
-    let fitted = picture::resize(&original, width, height).unwrap();
-    assert_eq!(fitted, to_picture(&raw("context.fitted")));
+    let fitted = images::resize(&original, width, height).unwrap();
+    assert_eq!(fitted, to_image(&raw("context.fitted")));
     // The fixture has patches of the pixels instead of the autoencoder's latents.
-    let pixels = picture::to_tensor(&fitted, Kind::Float, Device::Cpu).unwrap();
+    let pixels = images::to_tensor(&fitted, Kind::Float, Device::Cpu).unwrap();
     let patches = pixels.pixel_unshuffle(8).narrow(1, 0, 16).to_kind(Kind::BFloat16);
     assert!(pack(&patches).unwrap().equal(&raw("context.img")));
     let reference = &plan.references[0];
@@ -188,9 +188,9 @@ fn a_reference_is_resized_and_packed_as_by_bfl() {
 #[test]
 fn a_reference_is_encoded_from_its_preferred_size_in_every_mode() {
     let vae = parts(Kind::Float, &[]).vae;
-    let fitted = picture::resize(&picture(50, 34), 48, 32).unwrap();
+    let fitted = images::resize(&image(50, 34), 48, 32).unwrap();
     let latents = vae
-        .encode_latents(&picture::to_tensor(&fitted, Kind::Float, Device::Cpu).unwrap())
+        .encode_latents(&images::to_tensor(&fitted, Kind::Float, Device::Cpu).unwrap())
         .unwrap();
     for dtype in KINDS {
         let pipe = pipeline(dtype, &SMALL);
@@ -209,7 +209,7 @@ fn a_reference_is_encoded_from_its_preferred_size_in_every_mode() {
 #[test]
 fn the_autoencoder_runs_in_f32_in_mode_bfl_and_in_the_runs_dtype_else() {
     for kind in KINDS {
-        assert_eq!(Conformance::Kontext.vae_kind(kind), kind);
+        assert_eq!(Conformance::Native.vae_kind(kind), kind);
         assert_eq!(Conformance::Diffusers.vae_kind(kind), kind);
         assert_eq!(Conformance::Bfl.vae_kind(kind), Kind::Float);
     }
@@ -218,7 +218,7 @@ fn the_autoencoder_runs_in_f32_in_mode_bfl_and_in_the_runs_dtype_else() {
 #[test]
 fn the_target_is_the_references_grid_or_in_mode_diffusers_a_square_megapixel() {
     let target = |request: Request| MODES.map(|m| PLANNER.plan(&request.clone().conform(m)).unwrap().target.size());
-    let cat = Request::edit(&picture(90, 160), "");
+    let cat = Request::edit(&image(90, 160), "");
     assert_eq!(
         target(cat.clone()).map(|s| s.to_string()),
         ["752x1392", "1024x1024", "752x1392"]
@@ -234,7 +234,7 @@ fn the_target_is_the_references_grid_or_in_mode_diffusers_a_square_megapixel() {
 fn a_side_that_is_no_multiple_of_16_is_refused_rescaled_or_rounded_up() {
     let plan = |mode| PLANNER.plan(&Request::generate("").size(1000, 700).conform(mode));
     assert!(
-        plan(Conformance::Kontext)
+        plan(Conformance::Native)
             .unwrap_err()
             .to_string()
             .contains("nearest: 1008x704")
@@ -247,7 +247,7 @@ fn a_side_that_is_no_multiple_of_16_is_refused_rescaled_or_rounded_up() {
 }
 
 #[test]
-fn sides_asked_of_mode_bfl_give_the_picture_that_bfl_gives() {
+fn sides_asked_of_mode_bfl_give_the_image_that_bfl_gives() {
     let rows: Vec<Vec<i32>> = Vec::try_from(bfl().raw("targets").unwrap()).unwrap();
     for row in rows {
         let [width, height, asked_width, asked_height, target @ ..] = &row[..] else {
@@ -262,7 +262,7 @@ fn sides_asked_of_mode_bfl_give_the_picture_that_bfl_gives() {
 }
 
 #[test]
-fn a_picture_comes_back_at_the_inputs_size_only_in_this_librarys_mode() {
+fn a_image_comes_back_at_the_inputs_size_only_in_this_librarys_mode() {
     let pipe = pipeline(Kind::Float, &SMALL);
     let sizes = MODES.map(|mode| pipe.run(&edit(mode)).unwrap().image.dimensions());
     assert_eq!(sizes, [(50, 34), (48, 32), (48, 32)]);
@@ -273,7 +273,7 @@ fn latents_between_steps_have_the_dtype_of_the_mode() {
     for dtype in KINDS {
         let pipe = pipeline(dtype, &SMALL);
         for mode in MODES {
-            let kind = if mode == Conformance::Kontext {
+            let kind = if mode == Conformance::Native {
                 Kind::Float
             } else {
                 dtype
@@ -329,7 +329,7 @@ fn levels_are_cut_off_in_mode_bfl_and_rounded_else() {
         let values: Vec<f32> =
             Vec::try_from(vae.decode(&latents).unwrap().permute([0, 2, 3, 1]).flatten(0, -1)).unwrap();
         let level = |x: &f32| match mode {
-            Conformance::Kontext | Conformance::Diffusers => ((x.clamp(-1.0, 1.0) / 2.0 + 0.5) * 255.0).round() as u8,
+            Conformance::Native | Conformance::Diffusers => ((x.clamp(-1.0, 1.0) / 2.0 + 0.5) * 255.0).round() as u8,
             Conformance::Bfl => (127.5 * (x.clamp(-1.0, 1.0) + 1.0)) as u8,
         };
         assert_eq!(
@@ -343,8 +343,8 @@ fn levels_are_cut_off_in_mode_bfl_and_rounded_else() {
 #[test]
 fn all_levels_and_values_beyond_them_are_cut_off_as_by_bfl() {
     let fixture = bfl();
-    let levels = picture::from_tensor(&fixture.raw("values").unwrap(), picture::Rounding::Down).unwrap();
-    assert_eq!(levels, [to_picture(&fixture.raw("levels").unwrap())]);
+    let levels = images::from_tensor(&fixture.raw("values").unwrap(), images::Rounding::Down).unwrap();
+    assert_eq!(levels, [to_image(&fixture.raw("levels").unwrap())]);
 }
 
 #[test]

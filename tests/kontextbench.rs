@@ -30,9 +30,9 @@ impl Desk {
         let images = desk.path("bench/test/images");
         std::fs::create_dir_all(&images).unwrap();
         for name in ["source", "truth"] {
-            let picture = kontext::open(format!("{}/examples/data/emoji-{name}.png", env!("CARGO_MANIFEST_DIR")));
-            let picture = kontext::crates::kontext_core::picture::resize(&picture.unwrap(), 64, 64).unwrap();
-            picture.save(images.join(format!("{name}.png"))).unwrap();
+            let image = kontext::open_image(format!("{}/examples/data/emoji-{name}.png", env!("CARGO_MANIFEST_DIR")));
+            let image = kontext::crates::kontext_core::images::resize(&image.unwrap(), 64, 64).unwrap();
+            image.save(images.join(format!("{name}.png"))).unwrap();
         }
         let instructions = ["turn him into a cook", "make it greyscale", "make it a woman"];
         let categories = kontext_bench::kontextbench::CATEGORIES;
@@ -172,7 +172,7 @@ fn what_is_wrong_with_a_bench_is_told_and_the_rest_runs() {
     let (code, out, err) = desk.run(&["--check"]);
     assert_eq!(code, Some(1), "{out}{err}");
     for words in [
-        "line 2: the picture images/none.png: there is no such file; the pair is left out",
+        "line 2: the image images/none.png: there is no such file; the pair is left out",
         "line 3: it is no JSON: EOF while parsing a value; the line is left out",
         "line 4: unknown category \"Colouring\"; it is counted by that name",
         "line 5: the key \"0000_00\" stands in line 1 already; the line is left out",

@@ -514,7 +514,7 @@ impl Model {
     }
 }
 
-fn picture(pipe: &Pipeline) -> Vec<u8> {
+fn image(pipe: &Pipeline) -> Vec<u8> {
     let request = Request::generate("a cat").size(32, 32).steps(2).seed(3);
     pipe.run(&request).unwrap().image.into_raw()
 }
@@ -523,34 +523,34 @@ fn picture(pipe: &Pipeline) -> Vec<u8> {
 fn loras_come_and_go_as_if_the_model_had_been_loaded_with_them() {
     let model = Model::new();
     let mut pipe = model.load(&[]);
-    let plain = picture(&pipe);
-    let fresh = |loras: &[(&str, f64)]| picture(&model.load(loras));
+    let plain = image(&pipe);
+    let fresh = |loras: &[(&str, f64)]| image(&model.load(loras));
 
     pipe.set_loras([LoraUse::new(model.lora("red")).scale(0.5)]).unwrap();
-    assert_eq!(picture(&pipe), fresh(&[("red", 0.5)]));
-    assert_ne!(picture(&pipe), plain);
+    assert_eq!(image(&pipe), fresh(&[("red", 0.5)]));
+    assert_ne!(image(&pipe), plain);
     pipe.add_lora(model.lora("blue")).unwrap();
-    let both = picture(&pipe);
+    let both = image(&pipe);
     assert_eq!(both, fresh(&[("red", 0.5), ("blue", 1.0)]));
     pipe.set_lora_scale("red", -0.7).unwrap();
-    assert_eq!(picture(&pipe), fresh(&[("red", -0.7), ("blue", 1.0)]));
+    assert_eq!(image(&pipe), fresh(&[("red", -0.7), ("blue", 1.0)]));
     let now: Vec<(&str, f64)> = pipe
         .loras()
         .map(|lora: &ActiveLora| (lora.name(), lora.scale()))
         .collect();
     assert_eq!(now, [("red", -0.7), ("blue", 1.0)]);
     pipe.remove_lora("red").unwrap();
-    assert_eq!(picture(&pipe), fresh(&[("blue", 1.0)]));
+    assert_eq!(image(&pipe), fresh(&[("blue", 1.0)]));
 
     // Per-layer scales, and a rejected set.
     pipe.set_loras([LoraUse::new(model.lora("blue")).layer_scale("*", 0.0)])
         .unwrap();
-    assert_eq!(picture(&pipe), plain);
+    assert_eq!(image(&pipe), plain);
     pipe.set_loras([LoraUse::new(model.lora("blue"))
         .layer_scale("*", 0.0)
         .layer_scale("single_blocks.1.*", 1.0)])
         .unwrap();
-    let block = picture(&pipe);
+    let block = image(&pipe);
     assert!(block != plain && block != fresh(&[("blue", 1.0)]));
     let refused = |error: kontext::Error| error.to_string();
     let error = pipe
@@ -570,9 +570,9 @@ fn loras_come_and_go_as_if_the_model_had_been_loaded_with_them() {
     );
     let error = pipe.set_lora_scale("blue", f64::NAN).unwrap_err();
     assert_eq!(refused(error), "invalid strength of a LoRA: expected a number, got NaN");
-    assert_eq!(picture(&pipe), block);
+    assert_eq!(image(&pipe), block);
     pipe.set_loras([]).unwrap();
-    assert_eq!(picture(&pipe), plain);
+    assert_eq!(image(&pipe), plain);
 }
 
 #[test]
@@ -581,17 +581,17 @@ fn text_encoders_of_a_pipeline_change_too() {
     let path = model.lora("text");
     let ones = |shape: &[i64]| Tensor::ones(shape, (Kind::Float, Device::Cpu)) * 0.1;
     let mut pipe = model.load(&[]);
-    let plain = picture(&pipe);
+    let plain = image(&pipe);
     let weights = Weights::open(kontext::Checkpoint::find(model.path()).unwrap().clip).unwrap();
     let shape = weights.shape_of("text_model.encoder.layers.0.mlp.fc1.weight").unwrap();
     let name = |leaf: &str| format!("lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_{leaf}.weight");
     let tensors = [(name("down"), ones(&[2, shape[1]])), (name("up"), ones(&[shape[0], 2]))];
     kontext_formats::save(&path, &tensors, None).unwrap();
     pipe.add_lora(&path).unwrap();
-    assert_ne!(picture(&pipe), plain);
+    assert_ne!(image(&pipe), plain);
     pipe.set_loras([LoraUse::of(Lora::open(&path).unwrap()).layer_scale("clip.*", 0.0)])
         .unwrap();
-    assert_eq!(picture(&pipe), plain);
+    assert_eq!(image(&pipe), plain);
     // A LoRA of a deeper encoder.
     let deep = |(name, t): (String, Tensor)| (name.replace("layers_0", "layers_11"), t);
     kontext_formats::save(&path, &tensors.into_iter().map(deep).collect::<Vec<_>>(), None).unwrap();
@@ -610,8 +610,8 @@ fn fused_loras_stay_as_they_are() {
         .lora(model.lora("red"), 1.0)
         .fuse_loras(true);
     let mut pipe = builder.load(model.path()).unwrap();
-    let fused = picture(&pipe);
-    let beside = picture(&model.load(&[("red", 1.0)]));
+    let fused = image(&pipe);
+    let beside = image(&model.load(&[("red", 1.0)]));
     let distance = fused.iter().zip(&beside).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
     assert!(distance <= 1, "levels that differ by {distance}");
     let error = cause(&pipe.set_lora_scale("red", 0.5).unwrap_err());
@@ -634,13 +634,13 @@ fn loras_are_the_same_on_packed_weights_and_on_parts_that_come_and_go() {
         } else {
             builder
         };
-        picture(&builder.load(model.path()).unwrap())
+        image(&builder.load(model.path()).unwrap())
     };
     let (beside, plain) = (packed(true, false), packed(false, false));
     assert!(levels(&beside, &packed(true, true)) <= 1);
     assert!(levels(&beside, &plain) > 10);
     // The LoRA has the same effect as in the plain model, up to the rounding to eight bits.
-    let wide = picture(&model.load(&[("red", 1.0)]));
+    let wide = image(&model.load(&[("red", 1.0)]));
     assert!(levels(&beside, &wide) <= 25, "{}", levels(&beside, &wide));
     for placement in [Placement::Staged, Placement::Streamed] {
         let builder = Pipeline::builder()
@@ -648,8 +648,8 @@ fn loras_are_the_same_on_packed_weights_and_on_parts_that_come_and_go() {
             .placement(placement)
             .lora(model.lora("red"), 1.0);
         let mut pipe = builder.load(model.path()).unwrap();
-        assert_eq!(picture(&pipe), wide, "{placement}");
+        assert_eq!(image(&pipe), wide, "{placement}");
         pipe.remove_lora("red").unwrap();
-        assert_eq!(picture(&pipe), picture(&model.load(&[])), "{placement}");
+        assert_eq!(image(&pipe), image(&model.load(&[])), "{placement}");
     }
 }

@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use image::{Rgb, RgbImage};
 use kontext::{
-    Builder, Checkpoint, Device, Error, Kind, Layout, Pipeline, Placement, Quantize, Request, Tensor, Weights,
+    Checkpoint, Device, Error, Kind, Layout, Pipeline, PipelineBuilder, Placement, Quantize, Request, Tensor, Weights,
     quantize, random_model,
 };
 use kontext_bench::metrics::psnr;
@@ -22,19 +22,16 @@ static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {
     folder
 });
 
-fn builder() -> Builder {
+fn builder() -> PipelineBuilder {
     Pipeline::builder().device(Device::Cpu).max_sequence_length(32)
 }
 
 fn edit() -> Request {
-    let picture = RgbImage::from_fn(70, 50, |x, y| Rgb([(x * 3) as u8, (y * 5) as u8, (x + y) as u8]));
-    Request::edit(&picture, "make it red")
-        .max_area(64 * 64)
-        .steps(2)
-        .seed(3)
+    let image = RgbImage::from_fn(70, 50, |x, y| Rgb([(x * 3) as u8, (y * 5) as u8, (x + y) as u8]));
+    Request::edit(&image, "make it red").max_area(64 * 64).steps(2).seed(3)
 }
 
-fn run(builder: &Builder) -> RgbImage {
+fn run(builder: &PipelineBuilder) -> RgbImage {
     builder.load(FOLDER.path()).unwrap().run(&edit()).unwrap().image
 }
 
@@ -71,9 +68,9 @@ fn quantised_files_open_in_place_of_the_parts_that_they_were_made_of() {
         let path = |part: &str| folder.path().join(format!("{part}.{ending}"));
         quantize::transformer(&model, to, path("flux")).unwrap();
         quantize::t5(&model, to, path("t5")).unwrap();
-        let picture = run(&builder().transformer(path("flux")).t5(path("t5")));
+        let image = run(&builder().transformer(path("flux")).t5(path("t5")));
         // The files also quantise the modulation, and round the input and output layers to bf16.
-        let near = psnr(&picture, &at_load).unwrap();
+        let near = psnr(&image, &at_load).unwrap();
         assert!(near > if to == Quantize::Q8_0 { 30.0 } else { 15.0 }, "{to}: {near}");
     }
     let error = |to, path: &str| {
@@ -161,7 +158,7 @@ fn int8_is_a_folder_in_place_of_the_part_with_the_bytes_that_packing_at_load_giv
 
 #[test]
 fn the_plan_of_memory_knows_placements_and_packed_weights() {
-    let estimate = |builder: &Builder| -> Vec<(Placement, u64)> {
+    let estimate = |builder: &PipelineBuilder| -> Vec<(Placement, u64)> {
         let plans = builder.memory(FOLDER.path(), &edit()).unwrap();
         plans
             .iter()

@@ -27,20 +27,20 @@ fn load(layout: &str) -> Pipeline {
         .unwrap()
 }
 
-fn picture(width: u32, height: u32) -> RgbImage {
+fn image(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| Rgb([(x * 7) as u8, (y * 5) as u8, (x + y) as u8]))
 }
 
 /// Returns a small edit that takes a fraction of a second.
 fn edit() -> Request {
-    Request::edit(&picture(70, 50), "make it red")
+    Request::edit(&image(70, 50), "make it red")
         .max_area(64 * 64)
         .steps(2)
         .seed(3)
 }
 
 #[test]
-fn the_same_weights_in_both_layouts_give_the_same_picture() {
+fn the_same_weights_in_both_layouts_give_the_same_image() {
     let (diffusers, single) = (PIPE.run(&edit()).unwrap(), load("single").run(&edit()).unwrap());
     assert_eq!(diffusers.image, single.image);
     // And it is an image, not a constant.
@@ -81,7 +81,7 @@ fn an_edit_comes_back_at_the_size_it_went_in() {
 }
 
 #[test]
-fn every_picture_of_a_batch_is_the_one_of_its_seed() {
+fn every_image_of_a_batch_is_the_one_of_its_seed() {
     let batch = PIPE.run(&edit().batch(2)).unwrap();
     assert_eq!((batch.images.len(), batch.seed), (2, 3));
     for (image, seed) in batch.images.iter().zip([3, 4]) {
@@ -112,7 +112,7 @@ fn batched_guidance_equals_sequential_guidance() {
 
 #[test]
 fn references_are_placed_as_the_plan_says() {
-    let two = edit().reference(&picture(30, 60));
+    let two = edit().reference(&image(30, 60));
     let plan = PIPE.plan(&two).unwrap();
     let (first, second) = (&plan.references[0], &plan.references[1]);
     assert_eq!(
@@ -137,13 +137,13 @@ fn references_are_placed_as_the_plan_says() {
 }
 
 #[test]
-fn little_strength_stays_near_the_picture() {
-    let original = Request::edit(&picture(64, 64), "").max_area(64 * 64).steps(8).seed(1);
+fn little_strength_stays_near_the_image() {
+    let original = Request::edit(&image(64, 64), "").max_area(64 * 64).steps(8).seed(1);
     let plan = PIPE.plan(&original.clone().strength(0.25)).unwrap();
     assert_eq!(plan.schedule.steps(), 2);
     PIPE.run(&original.strength(0.25)).unwrap();
     let error = PIPE.run(&Request::generate("x").strength(0.5)).unwrap_err();
-    assert!(error.to_string().contains("no picture to start from"));
+    assert!(error.to_string().contains("no image to start from"));
 }
 
 #[test]
@@ -184,8 +184,8 @@ fn a_long_prompt_is_cut_and_the_cut_is_told() {
     let prompt = "word ".repeat(10_000);
     let mut cuts = Vec::new();
     PIPE.run_with(&Request::generate(prompt).size(32, 32).steps(1), |event| {
-        if let Event::Cut { cut } = event {
-            cuts.push(cut.clone());
+        if let Event::PromptTruncated { truncation } = event {
+            cuts.push(truncation.clone());
         }
         ControlFlow::Continue(())
     })
@@ -195,10 +195,10 @@ fn a_long_prompt_is_cut_and_the_cut_is_told() {
 }
 
 #[test]
-fn odd_pictures_and_an_empty_prompt_are_handled() {
+fn odd_images_and_an_empty_prompt_are_handled() {
     for (width, height) in [(1, 1), (20_000, 10), (3, 4000)] {
         let out = PIPE
-            .run(&Request::edit(&picture(width, height), "").max_area(64 * 64).steps(1))
+            .run(&Request::edit(&image(width, height), "").max_area(64 * 64).steps(1))
             .unwrap();
         assert_eq!(out.image.dimensions(), (width, height));
     }
@@ -214,18 +214,18 @@ fn requests_out_of_range_are_refused_before_any_work() {
     refused(edit().size(100, 64), "nearest: 96x64");
     refused(edit().size(1 << 20, 64), "1 to 8192 pixels");
     refused(edit().steps(0), "invalid steps: expected 1 to 1000, got 0");
-    refused(edit().batch(0), "1 to 256 pictures");
-    refused(edit().batch(usize::MAX), "1 to 256 pictures");
+    refused(edit().batch(0), "1 to 256 images");
+    refused(edit().batch(usize::MAX), "1 to 256 images");
     refused(edit().true_cfg(1e300), "invalid true_cfg");
     refused(edit().max_area(3), "invalid max_area");
     refused(
         edit().guidance(f64::NAN),
         "invalid guidance: expected a value from -1000 to 1000, got NaN",
     );
-    let joined = Request::edit(&picture(10, 20_000), "")
-        .reference(&picture(20_000, 10))
+    let joined = Request::edit(&image(10, 20_000), "")
+        .reference(&image(20_000, 10))
         .references(References::Stitch);
-    refused(joined, "put the smallest picture first");
+    refused(joined, "put the smallest image first");
     refused(edit().strength(1.5), "invalid strength");
 }
 
@@ -288,7 +288,10 @@ fn a_saved_png_tells_what_made_it() {
     let out = PIPE.run(&edit()).unwrap();
     for name in ["a.png", "a.jpg", "a.webp"] {
         out.save(folder.path().join(name)).unwrap();
-        assert_eq!(kontext::open(folder.path().join(name)).unwrap().dimensions(), (70, 50));
+        assert_eq!(
+            kontext::open_image(folder.path().join(name)).unwrap().dimensions(),
+            (70, 50)
+        );
     }
     let decoder = png::Decoder::new(std::io::BufReader::new(
         std::fs::File::open(folder.path().join("a.png")).unwrap(),

@@ -20,14 +20,14 @@ static PIPE: LazyLock<Pipeline> = LazyLock::new(|| {
         .unwrap()
 });
 
-const MODES: [Conformance; 3] = [Conformance::Kontext, Conformance::Diffusers, Conformance::Bfl];
+const MODES: [Conformance; 3] = [Conformance::Native, Conformance::Diffusers, Conformance::Bfl];
 const REFERENCES: [References; 3] = [References::Offset, References::Index, References::Stitch];
 
 /// Limit on the pixels of a test image; its memory pages are never touched.
 const MOST_PIXELS: u32 = 1 << 25;
 
 /// Generates an image with sides from 1 to 20,000, including long thin ones.
-fn picture() -> impl Strategy<Value = RgbImage> {
+fn image() -> impl Strategy<Value = RgbImage> {
     let side = || prop_oneof![1..40_u32, 1..2000_u32, 1..=20_000_u32];
     (side(), side(), any::<bool>()).prop_map(|(long, short, lying)| {
         let short = short.min(MOST_PIXELS / long);
@@ -63,7 +63,7 @@ fn area() -> impl Strategy<Value = Option<u64>> {
 }
 
 fn request() -> impl Strategy<Value = Request> {
-    let images = prop::collection::vec(picture(), 0..4);
+    let images = prop::collection::vec(image(), 0..4);
     let steps = prop_oneof![3 => Just(None), 3 => (0..60_usize).prop_map(Some), 1 => any::<usize>().prop_map(Some)];
     let value = || prop_oneof![Just(0.0_f32), Just(1.0), Just(f32::NAN), Just(1e-45), -0.1..1.1_f32];
     let sigmas = prop_oneof![
@@ -153,11 +153,11 @@ proptest! {
         // An edit without size options returns its input size.
         let first = request.images.first().map(|i| Size::new(i.width(), i.height()));
         let sized = request.width.is_some() || request.height.is_some() || request.native_size || stitched;
-        if let (Some(first), Conformance::Kontext, false) = (first, request.conformance, sized) {
+        if let (Some(first), Conformance::Native, false) = (first, request.conformance, sized) {
             prop_assert_eq!(plan.output, first);
             prop_assert_eq!(plan.references[0].grid, plan.target);
         }
-        if let (Some(width), Some(height), Conformance::Kontext) = (request.width, request.height, request.conformance) {
+        if let (Some(width), Some(height), Conformance::Native) = (request.width, request.height, request.conformance) {
             prop_assert_eq!(plan.target.size(), Size::new(width, height));
         }
         // Printing uses every number once more.
@@ -165,23 +165,23 @@ proptest! {
     }
 
     #[test]
-    fn every_picture_has_a_preferred_size_and_any_area_a_grid(
+    fn every_image_has_a_preferred_size_and_any_area_a_grid(
         width in 1..=20_000_u32, height in 1..=20_000_u32, area in 256..4_000_000_u64,
     ) {
-        let picture = Size::new(width, height);
+        let image = Size::new(width, height);
         for mode in MODES {
-            let preferred = preferred_size(picture, &PREFERRED_SIZES, mode);
+            let preferred = preferred_size(image, &PREFERRED_SIZES, mode);
             prop_assert!(PREFERRED_SIZES.contains(&preferred));
             prop_assert!(preferred.scaled_to(area).grid().is_ok());
         }
         // An image and its transpose get transposed sizes, unless two sizes are equally near.
-        let turned = preferred_size(Size::new(height, width), &PREFERRED_SIZES, Conformance::Kontext);
+        let turned = preferred_size(Size::new(height, width), &PREFERRED_SIZES, Conformance::Native);
         prop_assert_eq!(
             Size::new(turned.height, turned.width),
-            preferred_size(picture, &PREFERRED_SIZES, Conformance::Kontext)
+            preferred_size(image, &PREFERRED_SIZES, Conformance::Native)
         );
-        prop_assert!(picture.floored().grid().is_ok() == (width <= LARGEST_SIDE + 15 && height <= LARGEST_SIDE + 15));
-        let target = diffusers_target(picture, area);
+        prop_assert!(image.floored().grid().is_ok() == (width <= LARGEST_SIDE + 15 && height <= LARGEST_SIDE + 15));
+        let target = diffusers_target(image, area);
         prop_assert_eq!(target, target.floored());
     }
 }

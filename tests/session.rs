@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use common::model;
 use image::{GrayImage, Luma, Rgb, RgbImage};
-use kontext::session::{DifferenceMap, Keep};
+use kontext::session::{DifferenceMap, KeepUnchanged};
 use kontext::{Conformance, Device, Event, Layout, Pipeline, Placement, References, Request, Session, Size};
 
 static PIPE: LazyLock<Pipeline> = LazyLock::new(|| load(Placement::Resident));
@@ -27,7 +27,7 @@ fn load(placement: Placement) -> Pipeline {
     builder.load(model(Layout::Diffusers)).unwrap()
 }
 
-fn picture(width: u32, height: u32) -> RgbImage {
+fn image(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| Rgb([(x * 7) as u8, (y * 5) as u8, (x + y) as u8]))
 }
 
@@ -38,14 +38,14 @@ fn small() -> Request {
 
 /// Starts a session whose image has another size than the model's output.
 fn session(pipe: &Pipeline) -> Session<'_> {
-    let mut session = pipe.session(picture(70, 50));
+    let mut session = pipe.session(image(70, 50));
     session.defaults = small();
     session
 }
 
 fn emoji() -> Session<'static> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/emoji-source.png");
-    let mut session = EMOJI.session(kontext::open(source).unwrap());
+    let mut session = EMOJI.session(kontext::open_image(source).unwrap());
     session.defaults = Request::default().seed(1);
     session
 }
@@ -56,18 +56,18 @@ fn request(prompt: &str) -> Request {
 
 /// Runs a request and counts the prompts and images that it encoded.
 fn encoded(session: &mut Session<'_>, request: &Request) -> (usize, usize) {
-    let (mut texts, mut pictures) = (0, 0);
+    let (mut texts, mut images) = (0, 0);
     let observe = |event: Event<'_>| {
         texts += usize::from(matches!(event, Event::Encoded { .. }));
-        pictures += usize::from(matches!(event, Event::Reference { .. }));
+        images += usize::from(matches!(event, Event::Reference { .. }));
         ControlFlow::Continue(())
     };
     session.run_with(request, observe).unwrap();
-    (texts, pictures)
+    (texts, images)
 }
 
 #[test]
-fn only_the_first_picture_and_new_prompts_are_encoded() {
+fn only_the_first_image_and_new_prompts_are_encoded() {
     let mut session = session(&PIPE);
     assert_eq!(encoded(&mut session, &request("winter")), (1, 1));
     assert_eq!(encoded(&mut session, &request("night")), (1, 0));
@@ -79,41 +79,41 @@ fn only_the_first_picture_and_new_prompts_are_encoded() {
     let guided = request("night").true_cfg(2.0).negative_prompt("winter");
     assert_eq!(encoded(&mut session, &guided), (0, 0));
     // A further reference is encoded once.
-    let two = request("night").reference(&picture(30, 60));
+    let two = request("night").reference(&image(30, 60));
     assert_eq!([(); 2].map(|()| encoded(&mut session, &two)), [(0, 1), (0, 0)]);
 }
 
 #[test]
-fn the_next_turn_sees_the_latents_of_the_last_and_not_its_picture() {
+fn the_next_turn_sees_the_latents_of_the_last_and_not_its_image() {
     let mut session = session(&PIPE);
     session.edit("winter").unwrap();
-    let (picture, latents) = (
-        session.current().picture.clone(),
+    let (image, latents) = (
+        session.current().image.clone(),
         session.current().latents.clone().unwrap(),
     );
-    let edit = request("night").reference(&picture);
-    let (by_latents, by_picture) = (
+    let edit = request("night").reference(&image);
+    let (by_latents, by_image) = (
         PIPE.run(&edit.clone().image_latents(latents)).unwrap(),
         PIPE.run(&edit).unwrap(),
     );
     let turn = session.edit("night").unwrap();
-    assert_eq!(turn.picture, by_latents.image);
+    assert_eq!(turn.image, by_latents.image);
     assert_eq!(turn.latents.as_ref(), Some(&by_latents.latents));
-    assert_ne!(turn.latents.as_ref(), Some(&by_picture.latents));
-    assert_eq!(turn.picture.dimensions(), (70, 50));
+    assert_ne!(turn.latents.as_ref(), Some(&by_image.latents));
+    assert_eq!(turn.image.dimensions(), (70, 50));
 }
 
 #[test]
-fn reencoded_turns_are_runs_of_the_saved_pictures() {
+fn reencoded_turns_are_runs_of_the_saved_images() {
     let folder = tempfile::tempdir().unwrap();
     let mut session = session(&PIPE);
     session.reencode = true;
     let path = folder.path().join("winter.png");
     session.edit("winter").unwrap().save(&path).unwrap();
     let run = PIPE
-        .run(&request("night").reference(&kontext::open(&path).unwrap()))
+        .run(&request("night").reference(&kontext::open_image(&path).unwrap()))
         .unwrap();
-    assert_eq!(session.edit("night").unwrap().picture, run.image);
+    assert_eq!(session.edit("night").unwrap().image, run.image);
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn latents_of_another_grid_are_not_handed_over() {
     // Stitched images form a new one, without cached latents.
     let joined = request("night")
         .max_area(96 * 64)
-        .reference(&picture(20, 20))
+        .reference(&image(20, 20))
         .references(References::Stitch);
     assert_eq!(encoded(&mut session, &joined), (0, 1));
 }
@@ -136,7 +136,7 @@ fn a_session_of_parts_that_come_and_go_gives_the_same_bytes() {
     let run = |pipe| {
         let mut session = session(pipe);
         session.edit("winter").unwrap();
-        session.edit("night").unwrap().picture.clone()
+        session.edit("night").unwrap().image.clone()
     };
     assert_eq!(run(&staged), run(&PIPE));
 }
@@ -178,7 +178,7 @@ fn a_turn_that_fails_leaves_the_session_as_it_was() {
     for (wrong, words) in [
         (
             request("night").batch(2),
-            "invalid batch: expected 1 picture in a turn of a session, got 2",
+            "invalid batch: expected 1 image in a turn of a session, got 2",
         ),
         (
             request("night").image_latents(session.current().latents.clone().unwrap()),
@@ -193,23 +193,23 @@ fn a_turn_that_fails_leaves_the_session_as_it_was() {
 }
 
 #[test]
-fn a_replaced_picture_is_encoded_anew() {
+fn a_replaced_image_is_encoded_anew() {
     let mut session = session(&PIPE);
     session.edit("winter").unwrap();
-    let turn = session.replace(picture(70, 50));
+    let turn = session.replace(image(70, 50));
     assert_eq!(
         (turn.id, turn.parent, turn.prompt(), turn.seed()),
         (2, Some(1), "", None)
     );
-    let fresh = PIPE.run(&request("night").reference(&picture(70, 50))).unwrap();
-    assert_eq!(session.edit("night").unwrap().picture, fresh.image);
+    let fresh = PIPE.run(&request("night").reference(&image(70, 50))).unwrap();
+    assert_eq!(session.edit("night").unwrap().image, fresh.image);
 }
 
 /// Returns a session with everything it can hold.
 fn full(pipe: &Pipeline) -> Session<'_> {
     let mut session = session(pipe);
     session.edit("winter").unwrap();
-    session.keep_unchanged = Some(Keep::Mask(GrayImage::from_fn(70, 50, |x, _| {
+    session.keep_unchanged = Some(KeepUnchanged::Mask(GrayImage::from_fn(70, 50, |x, _| {
         Luma([if x < 30 { 255 } else { 0 }])
     })));
     session.edit("green scarf").unwrap();
@@ -217,12 +217,12 @@ fn full(pipe: &Pipeline) -> Session<'_> {
     session
         .run(
             &request("like this")
-                .reference(&picture(20, 30))
+                .reference(&image(20, 30))
                 .guidance(1.7)
                 .seed(u64::MAX),
         )
         .unwrap();
-    session.replace(picture(70, 50));
+    session.replace(image(70, 50));
     session.undo();
     session
 }
@@ -237,8 +237,8 @@ fn a_restored_session_goes_on_with_the_same_bytes() {
     assert_eq!(restored.turns().len(), session.turns().len());
     for (a, b) in restored.turns().iter().zip(session.turns()) {
         assert_eq!(
-            (a.id, a.parent, &a.picture, &a.changed),
-            (b.id, b.parent, &b.picture, &b.changed)
+            (a.id, a.parent, &a.image, &a.changed),
+            (b.id, b.parent, &b.image, &b.changed)
         );
         assert_eq!((a.prompt(), a.seed(), a.steps()), (b.prompt(), b.seed(), b.steps()));
         assert_eq!(a.latents, b.latents);
@@ -250,7 +250,7 @@ fn a_restored_session_goes_on_with_the_same_bytes() {
         assert_eq!(session.current().id, 3);
         session.edit("night").unwrap();
     }
-    assert_eq!(restored.current().picture, session.current().picture);
+    assert_eq!(restored.current().image, session.current().image);
     assert_eq!(restored.current().latents, session.current().latents);
     for session in [&mut session, &mut restored] {
         assert!(session.undo() && session.undo() && session.redo() && session.redo());
@@ -285,7 +285,7 @@ fn saving_again_writes_what_is_new_alone() {
 fn latents_are_saved_in_the_dtype_of_the_run() {
     let pipe = Pipeline::builder().device(Device::Cpu).dtype(kontext::Kind::BFloat16);
     let pipe = pipe.load(model(Layout::Diffusers)).unwrap();
-    for (conformance, dtype) in [(Conformance::Diffusers, "BF16"), (Conformance::Kontext, "F32")] {
+    for (conformance, dtype) in [(Conformance::Diffusers, "BF16"), (Conformance::Native, "F32")] {
         let folder = tempfile::tempdir().unwrap();
         let mut session = session(&pipe);
         session.defaults = small().max_area(64 * 64).conform(conformance);
@@ -303,8 +303,8 @@ fn latents_are_saved_in_the_dtype_of_the_run() {
         let mut restored = pipe.restore_session(folder.path()).unwrap();
         assert_eq!(restored.current().latents, session.current().latents);
         assert_eq!(
-            restored.edit("night").unwrap().picture,
-            session.edit("night").unwrap().picture
+            restored.edit("night").unwrap().image,
+            session.edit("night").unwrap().image
         );
     }
 }
@@ -329,8 +329,8 @@ fn a_folder_that_holds_no_session_is_refused_in_words() {
     refused("\"format\": 1", "\"format\": 2", "this version reads 1: update kontext");
     refused("\"current\": 3", "\"current\": 9", "its turns are no tree");
     refused("\"parent\": 0", "\"parent\": 7", "its turns are no tree");
-    refused("\"picture\": \"", "\"picture\": \"../", "is no file of this folder");
-    refused("\"picture\": \"", "\"picture\": \"no-", "there is no such file");
+    refused("\"image\": \"", "\"image\": \"../", "is no file of this folder");
+    refused("\"image\": \"", "\"image\": \"no-", "there is no such file");
     refused("\"width\": 80", "\"width\": 96", "this model's are");
     refused("\"reencode\"", "\"reencoded\"", "unknown field `reencoded`");
     assert!(error(&|text| text[..text.len() / 2].to_owned()).contains("session.json"));
@@ -347,18 +347,18 @@ fn shares(map: &GrayImage) -> [usize; 3] {
 #[test]
 fn bytes_outside_the_map_are_those_of_the_source() {
     let (mut plain, mut kept) = (emoji(), emoji());
-    kept.keep_unchanged = Some(Keep::default());
+    kept.keep_unchanged = Some(KeepUnchanged::default());
     for prompt in ["give him red hair", "make the skin dark"] {
-        let source = kept.current().picture.clone();
+        let source = kept.current().image.clone();
         let turn = kept.edit(prompt).unwrap();
-        let result = &plain.edit(prompt).unwrap().picture;
+        let result = &plain.edit(prompt).unwrap().image;
         let map = turn.changed.as_ref().unwrap();
         let [outside, between, inside] = shares(map);
         assert!(
             outside > 1000 && between > 50 && inside > 500,
             "{outside} {between} {inside}"
         );
-        let pixels = map.pixels().zip(turn.picture.pixels()).zip(source.pixels());
+        let pixels = map.pixels().zip(turn.image.pixels()).zip(source.pixels());
         assert!(
             pixels
                 .filter(|((map, _), _)| map.0[0] == 0)
@@ -372,19 +372,19 @@ fn bytes_outside_the_map_are_those_of_the_source() {
             .filter(|((map, _), _)| map.0[0] == 0);
         assert!(untouched.filter(|((_, result), source)| result != source).count() > 100);
         plain.undo();
-        plain.replace(turn.picture.clone());
+        plain.replace(turn.image.clone());
     }
 }
 
 #[test]
 fn a_mask_of_the_users_decides_alone_and_exactly() {
     let mut session = emoji();
-    let size = session.current().picture.dimensions();
+    let size = session.current().image.dimensions();
     let mask = GrayImage::from_fn(size.0, size.1, |x, y| Luma([if x > 40 && y < 90 { 255 } else { 0 }]));
-    session.keep_unchanged = Some(Keep::Mask(mask.clone()));
-    let source = session.current().picture.clone();
-    let kept = session.edit("make it sepia").unwrap().picture.clone();
-    let result = emoji().edit("make it sepia").unwrap().picture.clone();
+    session.keep_unchanged = Some(KeepUnchanged::Mask(mask.clone()));
+    let source = session.current().image.clone();
+    let kept = session.edit("make it sepia").unwrap().image.clone();
+    let result = emoji().edit("make it sepia").unwrap().image.clone();
     for (x, y, pixel) in kept.enumerate_pixels() {
         let from = if mask.get_pixel(x, y).0[0] == 255 {
             &result
@@ -393,19 +393,19 @@ fn a_mask_of_the_users_decides_alone_and_exactly() {
         };
         assert_eq!(pixel, from.get_pixel(x, y));
     }
-    session.keep_unchanged = Some(Keep::Mask(GrayImage::new(3, 3)));
+    session.keep_unchanged = Some(KeepUnchanged::Mask(GrayImage::new(3, 3)));
     let error = session.edit("make it sepia").unwrap_err().to_string();
     assert_eq!(
         error,
         format!(
-            "invalid mask: expected the picture's size, {}x{}, got 3x3",
+            "invalid mask: expected the image's size, {}x{}, got 3x3",
             size.0, size.1
         )
     );
 }
 
 #[test]
-fn kept_latents_are_the_first_pictures_where_nothing_changed() {
+fn kept_latents_are_the_first_images_where_nothing_changed() {
     let mut session = session(&PIPE);
     let mut first = None;
     let observe = |event: Event<'_>| {
@@ -416,7 +416,7 @@ fn kept_latents_are_the_first_pictures_where_nothing_changed() {
     };
     // Only the first of five token columns (16 pixels each, stretched from 70 to 80) may change.
     let mask = GrayImage::from_fn(70, 50, |x, _| Luma([if x < 14 { 255 } else { 0 }]));
-    session.keep_unchanged = Some(Keep::Mask(mask));
+    session.keep_unchanged = Some(KeepUnchanged::Mask(mask));
     session.run_with(&request("winter"), observe).unwrap();
     session.edit("night").unwrap();
     let first = kontext::crates::kontext_core::array::to_array(&first.unwrap()).unwrap();
@@ -428,15 +428,15 @@ fn kept_latents_are_the_first_pictures_where_nothing_changed() {
 }
 
 #[test]
-fn a_result_that_is_not_in_the_pictures_place_cannot_be_kept() {
+fn a_result_that_is_not_in_the_images_place_cannot_be_kept() {
     let mut session = session(&PIPE);
-    session.keep_unchanged = Some(Keep::Difference(DifferenceMap::default()));
+    session.keep_unchanged = Some(KeepUnchanged::Difference(DifferenceMap::default()));
     for request in [
         request("night").native_size(),
         request("night").size(64, 96),
         request("night").conform(Conformance::Diffusers),
         request("night")
-            .reference(&picture(70, 50))
+            .reference(&image(70, 50))
             .references(References::Stitch),
     ] {
         let error = session.run(&request).unwrap_err().to_string();
@@ -450,17 +450,17 @@ fn a_result_that_is_not_in_the_pictures_place_cannot_be_kept() {
 
 #[test]
 fn latents_of_another_size_are_refused_before_any_work() {
-    let run = PIPE.run(&request("winter").reference(&picture(64, 64))).unwrap();
+    let run = PIPE.run(&request("winter").reference(&image(64, 64))).unwrap();
     assert_eq!(run.plan.target.size(), Size::new(64, 64));
     let edit = |image: &RgbImage| request("night").reference(image).image_latents(run.latents.clone());
-    assert!(PIPE.plan(&edit(&picture(64, 64))).is_ok());
-    let error = PIPE.plan(&edit(&picture(70, 50))).unwrap_err().to_string();
+    assert!(PIPE.plan(&edit(&image(64, 64))).is_ok());
+    let error = PIPE.plan(&edit(&image(70, 50))).unwrap_err().to_string();
     assert!(
         error.contains("shape of image_latents: expected [1, 15, 64]") && error.ends_with("got [1, 16, 64]"),
         "{error}"
     );
-    let joined = edit(&picture(64, 64))
-        .reference(&picture(64, 64))
+    let joined = edit(&image(64, 64))
+        .reference(&image(64, 64))
         .references(References::Stitch);
     assert!(PIPE.plan(&joined).is_err());
     assert!(PIPE.plan(&request("night").image_latents(run.latents.clone())).is_err());

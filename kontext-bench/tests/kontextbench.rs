@@ -36,7 +36,7 @@ fn what_is_wrong_with_a_bench_is_told_with_file_and_line() {
         (
             pair("new", text, "images/none.png"),
             PAIRS - 1,
-            "test/metadata.jsonl line 7: the picture images/none.png: there is no such file; the pair is left out",
+            "test/metadata.jsonl line 7: the image images/none.png: there is no such file; the pair is left out",
         ),
         (
             "{\"file_name\": ".to_owned(),
@@ -56,7 +56,7 @@ fn what_is_wrong_with_a_bench_is_told_with_file_and_line() {
         (
             pair("new", text, "metadata.jsonl"),
             PAIRS - 1,
-            "test/metadata.jsonl line 7: the picture metadata.jsonl: The image format could not be determined; give a \
+            "test/metadata.jsonl line 7: the image metadata.jsonl: The image format could not be determined; give a \
              PNG, JPEG or WebP file; the pair is left out",
         ),
     ] {
@@ -72,12 +72,12 @@ fn a_truth_that_is_missing_costs_the_truth_alone() {
     let bench = Bench::open(folder.path()).unwrap();
     assert_eq!((bench.pairs.len(), bench.problems.len()), (PAIRS, 2));
     assert!(bench.pairs.iter().all(|pair| pair.truth.is_none()));
-    let words = "the picture images/truth.png: there is no such file; the pair is judged without the truth";
+    let words = "the image images/truth.png: there is no such file; the pair is judged without the truth";
     assert!(bench.problems[1].to_string().ends_with(words), "{}", bench.problems[1]);
 }
 
 #[test]
-fn a_picture_that_git_lfs_has_not_fetched_is_called_so() {
+fn a_image_that_git_lfs_has_not_fetched_is_called_so() {
     let folder = tempfile::tempdir().unwrap();
     bench(folder.path());
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n";
@@ -98,7 +98,7 @@ fn a_folder_that_is_no_bench_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let error = Bench::open(folder.path()).unwrap_err().to_string();
     assert!(
-        error.starts_with("invalid bench: expected a folder with test/metadata.jsonl and pictures"),
+        error.starts_with("invalid bench: expected a folder with test/metadata.jsonl and images"),
         "{error}"
     );
     std::fs::write(folder.path().join("metadata.jsonl"), "\n{}\n").unwrap();
@@ -186,7 +186,7 @@ fn a_pair_that_fails_is_told_and_tried_again() {
     run(&bench, &whole, "0/1");
     let fail = |task: &Task<'_>| {
         if task.pair.key == "0002_01" {
-            Err(Error::invalid("picture", "another", "this"))
+            Err(Error::invalid("image", "another", "this"))
         } else {
             edit(task)
         }
@@ -196,7 +196,7 @@ fn a_pair_that_fails_is_told_and_tried_again() {
         .unwrap();
     assert_eq!((summary.done, summary.missing, summary.report), (PAIRS - 1, 1, None));
     let told = summary.failed[0].to_string();
-    let words = "the pair \"0002_01\" failed: invalid picture: expected another, got this";
+    let words = "the pair \"0002_01\" failed: invalid image: expected another, got this";
     assert_eq!(told, format!("test/metadata.jsonl line 6: {words}"));
     run(&bench, &out, "0/1");
     assert_same(&out, &whole);
@@ -307,12 +307,12 @@ impl Embedder for Means {
         "means of colours"
     }
 
-    fn embed(&self, pictures: &[&RgbImage]) -> Result<Vec<Vec<f32>>> {
-        let mean = |picture: &&RgbImage| {
-            let sum = |channel: usize| picture.pixels().map(|pixel| f32::from(pixel.0[channel])).sum::<f32>();
+    fn embed(&self, images: &[&RgbImage]) -> Result<Vec<Vec<f32>>> {
+        let mean = |image: &&RgbImage| {
+            let sum = |channel: usize| image.pixels().map(|pixel| f32::from(pixel.0[channel])).sum::<f32>();
             (0..3).map(sum).collect()
         };
-        Ok(pictures.iter().map(mean).collect())
+        Ok(images.iter().map(mean).collect())
     }
 }
 

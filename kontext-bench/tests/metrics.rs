@@ -6,7 +6,7 @@
 
 mod fixture;
 
-use fixture::{SIDE, drawn, metrics, picture_of, scalar};
+use fixture::{SIDE, drawn, image_of, metrics, scalar};
 use image::{Rgb, RgbImage};
 use kontext_bench::metrics::{ChangeMap, delta_e, delta_e_map, ms_ssim, psnr, sharpness, ssim, ssim_grey};
 use kontext_core::array;
@@ -21,7 +21,7 @@ fn compare(metric: &str, ours: impl Fn(&RgbImage, &RgbImage) -> f64) {
     assert!(cases.len() >= 8);
     for case in cases {
         let read = |name: &str| fixture.raw(&format!("{case}.{name}")).unwrap();
-        let (a, b) = (picture_of(&read("a")), picture_of(&read("b")));
+        let (a, b) = (image_of(&read("a")), image_of(&read("b")));
         let (ours, expected) = (ours(&a, &b), read(metric).double_value(&[]));
         let bound = BOUND * expected.abs().max(1.0);
         assert!(
@@ -50,7 +50,7 @@ fn ssim_of_the_luma_equals_that_of_scikit_image() {
 fn ciede2000_equals_that_of_scikit_image() {
     compare("delta_e", |a, b| delta_e(a, b).unwrap());
     let read = |name: &str| metrics().raw(name).unwrap();
-    let map = delta_e_map(&picture_of(&read("noisy.a")), &picture_of(&read("noisy.b"))).unwrap();
+    let map = delta_e_map(&image_of(&read("noisy.a")), &image_of(&read("noisy.b"))).unwrap();
     let expected = array::to_vec(&read("noisy.delta_e_map")).unwrap();
     assert_eq!(expected.len(), 4 * 48);
     assert!(
@@ -67,10 +67,10 @@ fn sharpness_equals_the_variance_of_scipys_laplacian() {
 }
 
 #[test]
-fn ssim_does_not_depend_on_the_order_of_the_pictures() {
+fn ssim_does_not_depend_on_the_order_of_the_images() {
     let fixture = metrics();
     let (a, b) = (fixture.raw("noisy.a").unwrap(), fixture.raw("noisy.b").unwrap());
-    let (a, b) = (picture_of(&a), picture_of(&b));
+    let (a, b) = (image_of(&a), image_of(&b));
     assert_eq!(ssim(&a, &b).unwrap(), ssim(&b, &a).unwrap());
 }
 

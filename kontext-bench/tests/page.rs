@@ -61,9 +61,9 @@ impl Desk {
 
 /// Mocks another model: marks one pixel by the seed.
 fn faint(task: &Task<'_>) -> Result<Edited> {
-    let mut picture = task.pictures[0].clone();
-    picture.put_pixel(1, 1, Rgb([task.seed as u8, 0, 0]));
-    Ok(Edited { picture, steps: 2 })
+    let mut image = task.images[0].clone();
+    image.put_pixel(1, 1, Rgb([task.seed as u8, 0, 0]));
+    Ok(Edited { image, steps: 2 })
 }
 
 fn data_uri(path: &Path) -> String {
@@ -97,7 +97,7 @@ fn one_run_is_looked_through_by_keys_words_and_category() {
     browser.wait_for("[...document.images].every((img) => img.complete && img.naturalWidth === 24)");
     assert_eq!(
         browser.text(&side("result")),
-        data_uri(&desk.runs[0].picture(&desk.bench.pairs[0]))
+        data_uri(&desk.runs[0].image(&desk.bench.pairs[0]))
     );
     // Without a network, and with everything changed, three of the eleven measures are missing.
     assert_eq!(browser.value("document.querySelectorAll('#measures td').length"), 8);
@@ -177,7 +177,7 @@ fn two_runs_are_voted_on_blind_and_the_votes_name_what_was_seen() {
         _ => Choice::Tie,
     });
     let choices: Vec<Choice> = choices.collect();
-    let mut pictures = Vec::new();
+    let mut images = Vec::new();
     for (index, key) in keys.into_iter().enumerate() {
         assert_eq!(browser.text(POSITION), format!("{} of {PAIRS}", index + 1));
         let text = browser.text(shown);
@@ -186,7 +186,7 @@ fn two_runs_are_voted_on_blind_and_the_votes_name_what_was_seen() {
             "{text}"
         );
         assert_eq!(browser.value("document.getElementById('measures').hidden"), true);
-        pictures.push(seen(&mut browser));
+        images.push(seen(&mut browser));
         browser.press(key);
     }
     // The last pair has no vote; votes persist when the page is opened again.
@@ -220,14 +220,14 @@ fn two_runs_are_voted_on_blind_and_the_votes_name_what_was_seen() {
     let (votes, problems) = read_votes(&file).unwrap();
     assert!(problems.is_empty(), "{problems:?}");
     assert_eq!(votes.iter().map(|vote| vote.choice).collect::<Vec<_>>(), choices);
-    for ((vote, pair), [left, right]) in votes.iter().zip(&desk.bench.pairs).zip(&pictures) {
+    for ((vote, pair), [left, right]) in votes.iter().zip(&desk.bench.pairs).zip(&images) {
         assert_eq!((&vote.key, &vote.category), (&pair.key, &pair.category));
         assert!(vote.time.ends_with('Z') && vote.time.len() == 24, "{}", vote.time);
-        for (name, picture) in [(&vote.left, left), (&vote.right, right)] {
+        for (name, image) in [(&vote.left, left), (&vote.right, right)] {
             let run = if name == "alpha-run" { a } else { b };
             assert_eq!(&run.info().unwrap().name, name);
             assert!(
-                *picture == data_uri(&run.picture(pair)),
+                *image == data_uri(&run.image(pair)),
                 "{name} was not on the side that the vote says"
             );
         }
@@ -245,11 +245,11 @@ fn two_runs_are_voted_on_blind_and_the_votes_name_what_was_seen() {
 }
 
 #[test]
-fn a_page_of_many_large_pictures_shows_them_smaller() {
+fn a_page_of_many_large_images_shows_them_smaller() {
     let desk = Desk::new();
     let whole = Page::of(&desk.bench, &desk.runs[0]).html().unwrap();
     let smaller = Page::of(&desk.bench, &desk.runs[0]).thumbnails(8).html().unwrap();
-    assert!(smaller.contains("Pictures are shown with at most 8 pixels on a side.") && !whole.contains("at most 8"));
+    assert!(smaller.contains("Images are shown with at most 8 pixels on a side.") && !whole.contains("at most 8"));
     let Some(mut browser) = Browser::start() else { return };
     browser.open(&desk.write("smaller.html", &smaller));
     browser.wait_for("[...document.images].every((img) => img.naturalWidth === 8 && img.naturalHeight === 7)");

@@ -172,7 +172,7 @@ fn what_is_no_such_network_is_refused_with_what_is_expected() {
 fn batches_of_several_sizes_give_the_numbers_of_single_pairs() {
     let perceptual = Perceptual::new(features(Backbone::SqueezeNet11), None).unwrap();
     let sizes = [(72, 56), (72, 56), (40, 64), (72, 56)];
-    let pictures: Vec<RgbImage> = sizes
+    let images: Vec<RgbImage> = sizes
         .iter()
         .enumerate()
         .map(|(n, size)| drawn(&format!("size{n}"), *size, 0.0))
@@ -182,7 +182,7 @@ fn batches_of_several_sizes_give_the_numbers_of_single_pairs() {
         .enumerate()
         .map(|(n, size)| drawn(&format!("size{n}"), *size, 20.0))
         .collect();
-    let pairs: Vec<(&RgbImage, &RgbImage)> = pictures.iter().zip(&noisy).collect();
+    let pairs: Vec<(&RgbImage, &RgbImage)> = images.iter().zip(&noisy).collect();
     let together = perceptual.distance(&pairs).unwrap();
     for (pair, together) in pairs.iter().zip(together) {
         let alone = perceptual.distance(&[*pair]).unwrap()[0];
@@ -209,14 +209,14 @@ fn one_subject_is_nearer_to_itself_than_to_another() {
 }
 
 #[test]
-fn pictures_that_the_network_cannot_see_are_refused() {
+fn images_that_the_network_cannot_see_are_refused() {
     for backbone in BACKBONES {
         let perceptual = Perceptual::new(features(backbone), None).unwrap();
         let least = backbone.least_side() as u32;
         let (least, small) = (RgbImage::new(least, least), RgbImage::new(least, least - 1));
         assert!(perceptual.distance(&[(&least, &least)]).is_ok(), "{backbone}");
         let error = perceptual.distance(&[(&small, &small)]).unwrap_err().to_string();
-        assert!(error.starts_with("invalid pictures: expected at least"), "{error}");
+        assert!(error.starts_with("invalid images: expected at least"), "{error}");
         assert!(
             perceptual
                 .distance(&[(&least, &small)])

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use kontext::{Builder, Conformance, Device, Kind, Pipeline, Placement, Quantize, References, Request};
+use kontext::{Conformance, Device, Kind, Pipeline, PipelineBuilder, Placement, Quantize, References, Request};
 use kontext_core::array;
 use kontext_device::device;
 
@@ -39,7 +39,7 @@ impl LoadArgs {
     ///
     /// # Errors
     /// If the device does not exist.
-    pub fn builder(&self) -> anyhow::Result<Builder> {
+    pub fn builder(&self) -> anyhow::Result<PipelineBuilder> {
         let mut builder = Pipeline::builder().placement(self.placement);
         if let Some(text) = &self.device {
             builder = builder.device(device::parse(text)?);
@@ -186,7 +186,7 @@ impl RunArgs {
             ReferencesArg::Stitch => References::Stitch,
         };
         request.conformance = match self.conform {
-            None => Conformance::Kontext,
+            None => Conformance::Native,
             Some(ConformArg::Diffusers) => Conformance::Diffusers,
             Some(ConformArg::Bfl) => Conformance::Bfl,
         };

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use kontext::image::RgbImage;
-use kontext_core::picture;
+use kontext_core::images;
 
 use crate::program::note;
 
@@ -38,7 +38,7 @@ impl ImageCache {
         if let Some(image) = self.images.get(&key) {
             return Ok(image.clone());
         }
-        let image = picture::resize(&kontext::open(self.folder.join(path))?, width, height)?;
+        let image = images::resize(&kontext::open_image(self.folder.join(path))?, width, height)?;
         Ok(self.images.entry(key).or_insert(image).clone())
     }
 }
@@ -92,15 +92,15 @@ pub fn usable(folder: &Path, open: impl Fn(&Path) -> anyhow::Result<RgbImage>) -
     });
     match (images.len(), found) {
         (0, 0) => bail!(
-            "no pictures in {}: expected .png, .jpg or .webp files; name another folder",
+            "no images in {}: expected .png, .jpg or .webp files; name another folder",
             folder.display()
         ),
         (0, _) => bail!(
-            "none of the {found} pictures in {} can be used; name another folder",
+            "none of the {found} images in {} can be used; name another folder",
             folder.display()
         ),
         (kept, _) if kept < found => note(format_args!(
-            "{} of {found} pictures cannot be used and are left out",
+            "{} of {found} images cannot be used and are left out",
             found - kept
         )),
         _ => {}

@@ -51,7 +51,7 @@ pub fn note(line: impl Display) {
 /// Returns the advice that only a program can give: a library does not know its flags.
 fn remedy(error: &anyhow::Error) -> &'static str {
     match error.downcast_ref::<kontext::Error>() {
-        Some(error) if error.is_out_of_memory() => "; try a smaller size, fewer pictures or another device",
+        Some(error) if error.is_out_of_memory() => "; try a smaller size, fewer images or another device",
         _ => "",
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use kontext::{Event, Loading};
+use kontext::{Event, LoadProgress};
 
 use crate::program::note;
 
@@ -20,7 +20,7 @@ pub fn bar(label: &'static str, total: usize) -> ProgressBar {
 }
 
 /// Returns an observer that shows the progress of loading.
-pub fn loading() -> impl FnMut(Loading) {
+pub fn loading() -> impl FnMut(LoadProgress) {
     let mut shown: Option<ProgressBar> = None;
     move |loading| {
         let bar = shown.get_or_insert_with(|| bar("loading", loading.total));

@@ -3,14 +3,14 @@
 use anyhow::Context;
 use kontext::image::RgbImage;
 use kontext::{Autoencoder, Device, Kind, Pipeline, Tensor, Tiling};
-use kontext_core::picture;
+use kontext_core::images;
 
 /// Encodes and decodes an image, whole or in tiles of `tile` pixels.
 ///
 /// # Errors
 /// If the image or the tile does not suit the autoencoder, or libtorch fails.
 pub fn round_trip(vae: &Autoencoder, image: &RgbImage, tile: Option<i64>, device: Device) -> anyhow::Result<RgbImage> {
-    let pixels = picture::to_tensor(image, Kind::Float, device)?;
+    let pixels = images::to_tensor(image, Kind::Float, device)?;
     match tile {
         Some(tile) => {
             let tiling = Tiling {
@@ -35,6 +35,6 @@ pub(crate) fn autoencoder(pipe: &Pipeline) -> anyhow::Result<Autoencoder> {
 }
 
 fn to_image(pixels: &Tensor) -> anyhow::Result<RgbImage> {
-    let images = picture::from_tensor(pixels, picture::Rounding::Nearest)?;
-    images.into_iter().next().context("the autoencoder returned no picture")
+    let images = images::from_tensor(pixels, images::Rounding::Nearest)?;
+    images.into_iter().next().context("the autoencoder returned no image")
 }

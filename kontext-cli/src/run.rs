@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use kontext::{Builder, Device, Event, MemoryPlan, ModelSizes, Output, Pipeline, Plan, Request, free_memory};
+use kontext::{Device, Event, MemoryPlan, ModelSizes, Output, Pipeline, PipelineBuilder, Plan, Request, free_memory};
 
 use crate::args::RunArgs;
 use crate::dump::Dump;
@@ -27,7 +27,7 @@ pub fn run(args: &RunArgs, request: &Request, out: &Path) -> anyhow::Result<Opti
     let builder = args.load.builder()?.fuse_loras(args.fuse_loras);
     let mut watch = None;
     let pipe = if args.full_size {
-        note("This is a model of the published size with RANDOM weights, and its picture will be noise.");
+        note("This is a model of the published size with RANDOM weights, and its image will be noise.");
         builder.random(&ModelSizes::published(), RANDOM_SEED)?
     } else {
         let folder = args.model.clone().unwrap_or_else(shipped::model);
@@ -87,7 +87,7 @@ pub fn numbered(path: &Path, index: usize) -> PathBuf {
 }
 
 /// Prints the memory that the run would take, and the device's free memory.
-fn print_memory_plan(builder: &Builder, folder: &Path, request: &Request) -> anyhow::Result<()> {
+fn print_memory_plan(builder: &PipelineBuilder, folder: &Path, request: &Request) -> anyhow::Result<()> {
     let plans = builder.memory(folder, request)?;
     for plan in &plans {
         say(format_args!("memory:      {plan}"))?;
@@ -127,7 +127,7 @@ fn check_outputs(args: &RunArgs, plan: &Plan, out: &Path) -> anyhow::Result<()> 
     Ok(())
 }
 
-fn load(builder: &Builder, folder: &Path) -> anyhow::Result<Pipeline> {
+fn load(builder: &PipelineBuilder, folder: &Path) -> anyhow::Result<Pipeline> {
     let pipe = builder.load_with(folder, progress::loading())?;
     if let Some(checkpoint) = pipe.checkpoint() {
         note(checkpoint);
@@ -147,10 +147,10 @@ fn observe(pipe: &Pipeline, request: &Request, dump_to: Option<&Path>) -> anyhow
             return ControlFlow::Break(());
         }
         match event {
-            Event::Cut { cut } => note(format_args!(
+            Event::PromptTruncated { truncation } => note(format_args!(
                 "{} does not see the end of the prompt: “{}”",
-                cut.encoder,
-                shortened(&cut.text)
+                truncation.encoder,
+                shortened(&truncation.text)
             )),
             event => sampled(&event),
         }

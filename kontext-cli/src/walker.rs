@@ -1,9 +1,9 @@
 //! Edits in turns, with different ways of handing a result to the next turn.
 
 use kontext::image::RgbImage;
-use kontext::session::{DifferenceMap, Keep};
+use kontext::session::{DifferenceMap, KeepUnchanged};
 use kontext::{Autoencoder, Kind, Pipeline, Request, Tensor};
-use kontext_core::{array, picture};
+use kontext_core::{array, images};
 use kontext_sampler::{pack, unpack};
 
 use crate::round_trip::{autoencoder, decode};
@@ -84,19 +84,19 @@ impl Walker {
         let mut session = self.pipe.session(start.clone());
         session.reencode = matches!(method, Method::Pixels | Method::KeepPixels);
         let keeps = matches!(method, Method::Keep | Method::KeepPixels);
-        session.keep_unchanged = keeps.then_some(Keep::Difference(self.map));
+        session.keep_unchanged = keeps.then_some(KeepUnchanged::Difference(self.map));
         requests
-            .map(|request| Ok(session.run(&request)?.picture.clone()))
+            .map(|request| Ok(session.run(&request)?.image.clone()))
             .collect()
     }
 
     fn aligned(&self, start: &RgbImage, requests: impl Iterator<Item = Request>) -> anyhow::Result<Vec<RgbImage>> {
         let grid = self.pipe.plan(&Request::edit(start, ""))?.target;
         let size = grid.size();
-        let fitted = picture::resize(start, size.width, size.height)?;
+        let fitted = images::resize(start, size.width, size.height)?;
         let mut latents = self
             .vae
-            .encode_latents(&picture::to_tensor(&fitted, Kind::Float, self.pipe.device())?)?;
+            .encode_latents(&images::to_tensor(&fitted, Kind::Float, self.pipe.device())?)?;
         let mut average = Statistics::of(&low_band(&latents)?)?;
         let mut images: Vec<RgbImage> = Vec::new();
         for request in requests {
@@ -111,7 +111,7 @@ impl Walker {
 
     fn decode(&self, latents: &Tensor, like: &RgbImage) -> anyhow::Result<RgbImage> {
         let image = decode(&self.vae, latents)?;
-        Ok(picture::resize(&image, like.width(), like.height())?)
+        Ok(images::resize(&image, like.width(), like.height())?)
     }
 }
 

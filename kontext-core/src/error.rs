@@ -65,7 +65,7 @@ pub enum Error {
         source: io::Error,
     },
     /// An image that cannot be decoded or encoded.
-    #[error("cannot use the picture {}: {reason}", path.display())]
+    #[error("cannot use the image {}: {reason}", path.display())]
     Image {
         /// The image file.
         path: PathBuf,
@@ -149,7 +149,7 @@ fn with_remedy(source: io::Error) -> io::Error {
 }
 
 /// Returns a decoder's or encoder's message and the remedy.
-fn picture_reason(error: &ImageError) -> String {
+fn image_reason(error: &ImageError) -> String {
     let remedy = match error {
         ImageError::Unsupported(_) => "give a PNG, JPEG or WebP file",
         ImageError::Limits(_) => "make it smaller",
@@ -216,7 +216,7 @@ impl Error {
             // Decoders report a truncated file in this way.
             ImageError::IoError(source) if source.kind() != io::ErrorKind::UnexpectedEof => Error::io(path)(source),
             source => Error::Image {
-                reason: picture_reason(&source),
+                reason: image_reason(&source),
                 path,
             },
         }

@@ -4,12 +4,12 @@ pub mod array;
 pub mod check;
 mod checkpoint_error;
 mod error;
+pub mod images;
 mod json;
 pub mod noise;
 mod output_file;
 mod output_folder;
 pub mod pattern;
-pub mod picture;
 mod resize;
 mod tokens;
 

@@ -26,17 +26,17 @@ const CHANNELS: usize = 3;
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] if a size is zero.
-pub fn resize(picture: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
-    let got = || format!("{}x{} to {width}x{height}", picture.width(), picture.height());
-    let invalid = || Error::invalid("picture size", "a width and a height of at least 1 pixel", got());
-    if [width, height, picture.width(), picture.height()].contains(&0) {
+pub fn resize(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
+    let got = || format!("{}x{} to {width}x{height}", image.width(), image.height());
+    let invalid = || Error::invalid("image size", "a width and a height of at least 1 pixel", got());
+    if [width, height, image.width(), image.height()].contains(&0) {
         return Err(invalid());
     }
     let (from, to) = (
-        [picture.width() as usize, picture.height() as usize],
+        [image.width() as usize, image.height() as usize],
         [width as usize, height as usize],
     );
-    let rows = picture.as_raw();
+    let rows = image.as_raw();
     let rows = if vertical_first(from, to) {
         horizontal(&vertical(rows, from[0], from[1], to[1]), from[0], to[0])
     } else {

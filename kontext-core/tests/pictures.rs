@@ -1,11 +1,11 @@
-//! Images of unusual kinds, compared with Pillow's decoding of them (`pictures/make.py`).
+//! Images of unusual kinds, compared with Pillow's decoding of them (`images/make.py`).
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use image::{ImageBuffer, ImageFormat, Luma, Rgb, RgbImage, Rgba};
-use kontext_core::picture;
+use kontext_core::images;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pictures").join(name)
@@ -15,8 +15,8 @@ fn fixture(name: &str) -> PathBuf {
 fn distance(name: &str) -> u8 {
     let (stem, _) = name.rsplit_once('.').unwrap();
     let (ours, pillow) = (
-        picture::open(fixture(name)),
-        picture::open(fixture(&format!("{stem}.rgb.png"))),
+        images::open(fixture(name)),
+        images::open(fixture(&format!("{stem}.rgb.png"))),
     );
     let (ours, pillow) = (ours.unwrap(), pillow.unwrap());
     assert_eq!(ours.dimensions(), pillow.dimensions(), "{name}");
@@ -35,19 +35,19 @@ fn written(bytes: &[u8], name: &str) -> (tempfile::TempDir, PathBuf) {
     (folder, path)
 }
 
-fn png<P: image::PixelWithColorType>(picture: &ImageBuffer<P, Vec<P::Subpixel>>) -> Vec<u8>
+fn png<P: image::PixelWithColorType>(image: &ImageBuffer<P, Vec<P::Subpixel>>) -> Vec<u8>
 where
     [P::Subpixel]: image::EncodableLayout,
 {
     let mut bytes = Cursor::new(Vec::new());
-    picture.write_to(&mut bytes, ImageFormat::Png).unwrap();
+    image.write_to(&mut bytes, ImageFormat::Png).unwrap();
     bytes.into_inner()
 }
 
 fn reason(bytes: &[u8], name: &str) -> String {
     let (_folder, path) = written(bytes, name);
-    let error = picture::open(&path).unwrap_err().to_string();
-    let start = format!("cannot use the picture {}: ", path.display());
+    let error = images::open(&path).unwrap_err().to_string();
+    let start = format!("cannot use the image {}: ", path.display());
     assert!(error.starts_with(&start), "{error}");
     error[start.len()..].to_owned()
 }
@@ -97,7 +97,7 @@ fn sixteen_bits_are_rounded_to_eight() {
     let rgba = ImageBuffer::from_fn(24, 16, |x, y| Rgba([value(x, y), value(y, x), 300, 65_535_u16]));
     let read = |bytes: &[u8]| {
         let (_folder, path) = written(bytes, "a.png");
-        picture::open(path).unwrap()
+        images::open(path).unwrap()
     };
     let (grey, rgb, rgba) = (read(&png(&grey)), read(&png(&rgb)), read(&png(&rgba)));
     for (x, y) in [(0, 0), (3, 4), (23, 15), (11, 9)] {
@@ -111,11 +111,11 @@ fn sixteen_bits_are_rounded_to_eight() {
 #[test]
 fn the_kind_is_told_by_content_and_not_by_name() {
     let (_folder, path) = written(&png(&RgbImage::from_pixel(3, 2, Rgb([1, 2, 3]))), "picture.jpg");
-    assert_eq!(picture::open(path).unwrap().dimensions(), (3, 2));
+    assert_eq!(images::open(path).unwrap().dimensions(), (3, 2));
 }
 
 #[test]
-fn a_file_that_is_no_picture_is_named_with_what_to_give() {
+fn a_file_that_is_no_image_is_named_with_what_to_give() {
     let remedy = "give a PNG, JPEG or WebP file";
     for bytes in [
         &b"hello"[..],
@@ -131,7 +131,7 @@ fn a_file_that_is_no_picture_is_named_with_what_to_give() {
 }
 
 #[test]
-fn a_picture_that_ends_early_is_refused() {
+fn a_image_that_ends_early_is_refused() {
     for name in [
         "rgba.png",
         "palette.png",
@@ -154,7 +154,7 @@ fn a_picture_that_ends_early_is_refused() {
 }
 
 #[test]
-fn a_picture_that_claims_to_be_huge_is_refused_before_memory_is_taken() {
+fn a_image_that_claims_to_be_huge_is_refused_before_memory_is_taken() {
     let mut bytes = png(&RgbImage::new(1, 1));
     bytes[16..24].copy_from_slice(&[0, 1, 0, 0, 0, 1, 0, 0]);
     let crc = crc32fast::hash(&bytes[12..29]);

@@ -4,10 +4,10 @@
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 use image::RgbImage;
-use kontext_core::{Tensor, picture};
+use kontext_core::{Tensor, images};
 use kontext_fixtures::Fixture;
 
-fn picture_of(tensor: &Tensor) -> RgbImage {
+fn image_of(tensor: &Tensor) -> RgbImage {
     let [height, width, _] = <[i64; 3]>::try_from(tensor.size()).unwrap();
     let mut bytes = vec![0_u8; tensor.numel()];
     let count = bytes.len();
@@ -22,9 +22,9 @@ fn lanczos_agrees_with_pillow_to_the_last_level() {
     let cases: Vec<&str> = names.iter().filter_map(|n| n.strip_suffix(".input")).collect();
     assert!(cases.len() >= 15);
     for case in cases {
-        let input = picture_of(&fixture.tensor(&format!("{case}.input")));
-        let expected = picture_of(&fixture.tensor(&format!("{case}.output")));
-        let resized = picture::resize(&input, expected.width(), expected.height()).unwrap();
+        let input = image_of(&fixture.tensor(&format!("{case}.input")));
+        let expected = image_of(&fixture.tensor(&format!("{case}.output")));
+        let resized = images::resize(&input, expected.width(), expected.height()).unwrap();
         let differing = resized
             .as_raw()
             .iter()

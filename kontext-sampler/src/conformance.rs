@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// Conventions that a run follows; the programs that run FLUX.1 Kontext differ in them.
 ///
-/// | | `Kontext` | `Diffusers` | `Bfl` |
+/// | | `Native` | `Diffusers` | `Bfl` |
 /// |---|---|---|---|
 /// | noise is drawn in | f32 | the run's dtype | the run's dtype |
 /// | nearest preferred size by | log of the ratio | ratio, sides floored to 16 | ratio |
@@ -29,7 +29,8 @@ use serde::{Deserialize, Serialize};
 pub enum Conformance {
     /// This library's own conventions: no avoidable rounding, and images are returned at the input's size.
     #[default]
-    Kontext,
+    #[serde(alias = "kontext")] // Its name in requests of earlier versions.
+    Native,
     /// huggingface/diffusers 0.38, `FluxKontextPipeline`.
     Diffusers,
     /// black-forest-labs/flux@802fb47, `cli_kontext.py`.
@@ -41,7 +42,7 @@ impl Conformance {
     #[must_use]
     pub fn default_steps(self) -> usize {
         match self {
-            Self::Kontext | Self::Diffusers => 28,
+            Self::Native | Self::Diffusers => 28,
             Self::Bfl => 30,
         }
     }
@@ -50,7 +51,7 @@ impl Conformance {
     #[must_use]
     pub fn default_guidance(self) -> f64 {
         match self {
-            Self::Kontext | Self::Bfl => 2.5,
+            Self::Native | Self::Bfl => 2.5,
             Self::Diffusers => 3.5,
         }
     }
@@ -60,7 +61,7 @@ impl Conformance {
     #[must_use]
     pub fn latents_kind(self, kind: Kind) -> Kind {
         match self {
-            Self::Kontext => Kind::Float,
+            Self::Native => Kind::Float,
             Self::Diffusers | Self::Bfl => kind,
         }
     }
@@ -69,7 +70,7 @@ impl Conformance {
     #[must_use]
     pub fn vae_kind(self, kind: Kind) -> Kind {
         match self {
-            Self::Kontext | Self::Diffusers => kind,
+            Self::Native | Self::Diffusers => kind,
             Self::Bfl => Kind::Float,
         }
     }

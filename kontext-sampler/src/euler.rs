@@ -76,7 +76,7 @@ fn read_flag(step: usize, flag: &Tensor) -> Result<()> {
 fn euler_step(x: &Tensor, v: &Tensor, delta: f32, conformance: Conformance) -> Result<Tensor> {
     match conformance {
         // f32 throughout.
-        Conformance::Kontext => Ok(x.f_add(&v.f_to_kind(Kind::Float)?.f_mul_scalar(f64::from(delta))?)?),
+        Conformance::Native => Ok(x.f_add(&v.f_to_kind(Kind::Float)?.f_mul_scalar(f64::from(delta))?)?),
         // The step size is rounded to the model's dtype, and so is the product; the sum is computed in f32
         // and rounded.
         Conformance::Diffusers => {

@@ -73,7 +73,7 @@ impl Size {
                 "sides that are multiples of {TOKEN_PIXELS} from {TOKEN_PIXELS} to {LARGEST_SIDE} (nearest: {})",
                 self.nearest()
             );
-            return Err(Error::invalid("picture size", expected, self));
+            return Err(Error::invalid("image size", expected, self));
         }
         Ok(Grid {
             rows: i64::from(self.height / TOKEN_PIXELS),
@@ -144,15 +144,15 @@ pub const PREFERRED_SIZES: [Size; 17] = [
 /// Returns the preferred size nearest to an image's ratio.
 ///
 /// The references compare ratios linearly, so an image and its transpose may get sizes that are not
-/// transposes; [`Conformance::Kontext`] compares their logarithms.
+/// transposes; [`Conformance::Native`] compares their logarithms.
 #[must_use]
-pub fn preferred_size(picture: Size, sizes: &[Size], conformance: Conformance) -> Size {
+pub fn preferred_size(image: Size, sizes: &[Size], conformance: Conformance) -> Size {
     let ratio = match conformance {
-        Conformance::Diffusers => picture.floored().ratio(),
-        Conformance::Kontext | Conformance::Bfl => picture.ratio(),
+        Conformance::Diffusers => image.floored().ratio(),
+        Conformance::Native | Conformance::Bfl => image.ratio(),
     };
     let distance = |size: &Size| match conformance {
-        Conformance::Kontext => (ratio.ln() - size.ratio().ln()).abs(),
+        Conformance::Native => (ratio.ln() - size.ratio().ln()).abs(),
         Conformance::Diffusers | Conformance::Bfl => (ratio - size.ratio()).abs(),
     };
     let order = |a: &&Size, b: &&Size| distance(a).total_cmp(&distance(b)).then(a.cmp(b));
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn a_preferred_size_is_nearest_to_itself_in_every_mode() {
         for size in PREFERRED_SIZES {
-            for mode in [Conformance::Kontext, Conformance::Diffusers, Conformance::Bfl] {
+            for mode in [Conformance::Native, Conformance::Diffusers, Conformance::Bfl] {
                 assert_eq!(preferred_size(size, &PREFERRED_SIZES, mode), size);
             }
         }

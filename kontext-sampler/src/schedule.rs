@@ -152,7 +152,7 @@ impl Shift {
     #[must_use]
     pub fn shifted(self, sigma: f32, target_tokens: i64) -> f32 {
         let mut sigma = [sigma];
-        self.apply(&mut sigma, target_tokens, Conformance::Kontext);
+        self.apply(&mut sigma, target_tokens, Conformance::Native);
         sigma[0]
     }
 
@@ -171,7 +171,7 @@ impl Shift {
                 for sigma in sigmas {
                     let sum = factor + (1.0 / *sigma - 1.0);
                     *sigma = match conformance {
-                        Conformance::Kontext | Conformance::Diffusers => factor / sum,
+                        Conformance::Native | Conformance::Diffusers => factor / sum,
                         // PyTorch divides a number by a tensor as the tensor's reciprocal times the number.
                         Conformance::Bfl => 1.0 / sum * factor,
                     };
@@ -205,7 +205,7 @@ impl Schedule {
         }
         let mut sigmas = match conformance {
             Conformance::Bfl => torch_linspace(steps),
-            Conformance::Kontext | Conformance::Diffusers => numpy_linspace(steps),
+            Conformance::Native | Conformance::Diffusers => numpy_linspace(steps),
         };
         shift.apply(&mut sigmas, target_tokens, conformance);
         sigmas.push(0.0);
@@ -273,7 +273,7 @@ impl Schedule {
     pub fn embedded_times(&self, kind: Kind) -> Vec<f32> {
         let round = rounding(kind);
         let embed = |sigma: &f32| match self.conformance {
-            Conformance::Kontext => sigma * TIME_FACTOR,
+            Conformance::Native => sigma * TIME_FACTOR,
             Conformance::Diffusers => round(round(round(sigma * TIME_FACTOR) / TIME_FACTOR) * TIME_FACTOR),
             Conformance::Bfl => round(round(*sigma) * TIME_FACTOR),
         };
@@ -285,7 +285,7 @@ impl Schedule {
     pub fn embedded_guidance(&self, guidance: f64, kind: Kind) -> f32 {
         let round = rounding(kind);
         match self.conformance {
-            Conformance::Kontext => guidance as f32 * TIME_FACTOR,
+            Conformance::Native => guidance as f32 * TIME_FACTOR,
             Conformance::Diffusers | Conformance::Bfl => round(round(guidance as f32) * TIME_FACTOR),
         }
     }

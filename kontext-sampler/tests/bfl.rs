@@ -90,29 +90,29 @@ fn every_euler_step_is_that_of_bfl_in_f32_and_in_bf16() {
 }
 
 #[test]
-fn pictures_on_either_side_of_every_border_get_the_preferred_size_that_bfl_gives_them() {
+fn images_on_either_side_of_every_border_get_the_preferred_size_that_bfl_gives_them() {
     let rows = rows(&fixture(), "buckets");
     assert!(rows.len() > 70);
     for row in rows {
         let [width, height, fitted @ ..] = &row[..] else {
             panic!("{row:?}")
         };
-        let picture = Size::new(*width as u32, *height as u32);
-        let size = preferred_size(picture, &PREFERRED_SIZES, Conformance::Bfl);
-        assert_eq!([size.width as i32, size.height as i32], fitted, "{picture}");
+        let image = Size::new(*width as u32, *height as u32);
+        let size = preferred_size(image, &PREFERRED_SIZES, Conformance::Bfl);
+        assert_eq!([size.width as i32, size.height as i32], fitted, "{image}");
     }
 }
 
 #[test]
-fn sides_that_are_asked_for_are_rounded_up_as_by_bfl_and_the_others_follow_the_picture() {
+fn sides_that_are_asked_for_are_rounded_up_as_by_bfl_and_the_others_follow_the_image() {
     let rows = rows(&fixture(), "targets");
     assert_eq!(rows.len(), 10);
     for row in rows {
         let [width, height, asked_width, asked_height, target @ ..] = &row[..] else {
             panic!("{row:?}")
         };
-        let picture = Size::new(*width as u32, *height as u32);
-        let preferred = preferred_size(picture, &PREFERRED_SIZES, Conformance::Bfl);
+        let image = Size::new(*width as u32, *height as u32);
+        let preferred = preferred_size(image, &PREFERRED_SIZES, Conformance::Bfl);
         let or = |asked: &i32, side: u32| if *asked == 0 { side } else { *asked as u32 };
         let size = bfl_target(Size::new(
             or(asked_width, preferred.width),

@@ -113,20 +113,20 @@ fn sizes_are_those_of_diffusers_quirks_included() {
 
 #[test]
 fn steps_out_of_range_and_sigmas_that_rise_are_refused() {
-    let new = |steps| Schedule::new(steps, 256, Shift::dev(), Conformance::Kontext);
+    let new = |steps| Schedule::new(steps, 256, Shift::dev(), Conformance::Native);
     assert_eq!(
         new(0).unwrap_err().to_string(),
         "invalid steps: expected 1 to 1000, got 0"
     );
     assert!(new(1001).is_err());
-    let sigmas = |s: &[f32]| Schedule::from_sigmas(s, 256, Shift::dev(), Conformance::Kontext);
+    let sigmas = |s: &[f32]| Schedule::from_sigmas(s, 256, Shift::dev(), Conformance::Native);
     assert!(sigmas(&[0.5, 0.9]).is_err());
     assert_eq!(sigmas(&[0.9, 0.5]).unwrap().sigmas(), [0.9, 0.5, 0.0]);
 }
 
 #[test]
 fn half_the_strength_keeps_half_the_steps() {
-    let schedule = Schedule::new(8, 256, Shift::schnell(), Conformance::Kontext).unwrap();
+    let schedule = Schedule::new(8, 256, Shift::schnell(), Conformance::Native).unwrap();
     assert_eq!(
         schedule.clone().strength(0.5).unwrap().sigmas(),
         &schedule.sigmas()[4..]

@@ -11,6 +11,6 @@ mod tokenizer;
 
 pub use activation::Activation;
 pub use clip::{ClipConfig, ClipEncoder, ClipOutput};
-pub use prompt::{Cut, TextEncoder, pooled, prompt_embeds};
+pub use prompt::{TextEncoder, Truncation, pooled, prompt_embeds};
 pub use t5::{T5Config, T5Encoder, t5_gguf_name};
 pub use tokenizer::{Encoded, Tokenizer};

@@ -6,7 +6,7 @@ use crate::{ClipEncoder, T5Encoder, Tokenizer};
 
 /// The part of a prompt that an encoder did not see because it was truncated.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cut {
+pub struct Truncation {
     /// Name of the encoder: "T5" or "CLIP".
     pub encoder: &'static str,
     /// The cut text, verbatim.
@@ -85,7 +85,7 @@ impl TextEncoder {
     ///
     /// # Errors
     /// Those of [`prompt_embeds`] and [`pooled`].
-    pub fn encode(&self, prompt: &str) -> Result<(Conditioning, Vec<Cut>)> {
+    pub fn encode(&self, prompt: &str) -> Result<(Conditioning, Vec<Truncation>)> {
         let (pooled, clip_cut) = pooled(&self.clip, &self.clip_tokenizer, prompt)?;
         let (prompt_embeds, t5_cut) = prompt_embeds(&self.t5, &self.t5_tokenizer, prompt, self.max_sequence_length)?;
         Ok((
@@ -118,11 +118,11 @@ pub fn prompt_embeds(
     tokenizer: &Tokenizer,
     prompt: &str,
     length: usize,
-) -> Result<(Tensor, Option<Cut>)> {
+) -> Result<(Tensor, Option<Truncation>)> {
     let tokens = tokenizer.encode(prompt, length)?;
     let states = t5.forward(&tokens.tensor()?)?;
     check::finite("encoding the prompt with T5", &states)?;
-    Ok((states, tokens.cut.map(|text| Cut { encoder: "T5", text })))
+    Ok((states, tokens.cut.map(|text| Truncation { encoder: "T5", text })))
 }
 
 /// Encodes a prompt, padded or truncated to CLIP's number of positions, to the pooled vector [1, P]: the half
@@ -131,12 +131,12 @@ pub fn prompt_embeds(
 /// # Errors
 /// Those of [`Tokenizer::encode`] and [`ClipEncoder::forward`]; [`Error::NotFinite`] if the vector contains a
 /// NaN or an infinity.
-pub fn pooled(clip: &ClipEncoder, tokenizer: &Tokenizer, prompt: &str) -> Result<(Tensor, Option<Cut>)> {
+pub fn pooled(clip: &ClipEncoder, tokenizer: &Tokenizer, prompt: &str) -> Result<(Tensor, Option<Truncation>)> {
     let length = usize::try_from(clip.config().max_position_embeddings).unwrap_or_default();
     let tokens = tokenizer.encode(prompt, length)?;
     let pooled = clip.forward(&tokens.tensor()?)?.pooled;
     check::finite("encoding the prompt with CLIP", &pooled)?;
-    Ok((pooled, tokens.cut.map(|text| Cut { encoder: "CLIP", text })))
+    Ok((pooled, tokens.cut.map(|text| Truncation { encoder: "CLIP", text })))
 }
 
 /// Checks that every id of the tokenizer is a row of the encoder's embedding table.

@@ -10,7 +10,7 @@ use std::path::Path;
 use common::{asset, chain, fixture, tiny_clip, tiny_t5};
 use kontext_core::{Device, Kind, Tensor};
 use kontext_nn::Weights;
-use kontext_text::{ClipConfig, ClipEncoder, Cut, T5Config, T5Encoder, TextEncoder};
+use kontext_text::{ClipConfig, ClipEncoder, T5Config, T5Encoder, TextEncoder, Truncation};
 use serde::de::DeserializeOwned;
 
 /// Tolerance for f32 against f32 in another order of summation. T5 norms its states only at the end: inside,
@@ -427,7 +427,7 @@ fn what_each_encoder_cuts_is_reported() {
     assert_eq!(cuts.iter().map(|c| c.encoder).collect::<Vec<_>>(), ["T5", "CLIP"]);
     assert!(
         cuts.iter()
-            .all(|Cut { text, .. }| prompt.ends_with(text.as_str()) && text.ends_with("the end"))
+            .all(|Truncation { text, .. }| prompt.ends_with(text.as_str()) && text.ends_with("the end"))
     );
 }
 

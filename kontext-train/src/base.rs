@@ -50,7 +50,7 @@ impl Base {
     pub fn steps(&self) -> usize {
         self.defaults
             .steps
-            .unwrap_or(kontext::Conformance::Kontext.default_steps())
+            .unwrap_or(kontext::Conformance::Native.default_steps())
     }
 
     /// Loads the autoencoder, in f32.

@@ -94,14 +94,14 @@ fn step(dit: &Dit, reference: bool, weighting: Weighting, activations: Activatio
         })
         .unwrap();
     let sigmas: Vec<f64> = list("sigmas").into_iter().map(f64::from).collect();
-    let (picture, noise) = (raw("picture"), raw("noise"));
-    let noisy = add_noise(&picture, &noise, &sigmas).unwrap();
+    let (image, noise) = (raw("picture"), raw("noise"));
+    let noisy = add_noise(&image, &noise, &sigmas).unwrap();
     let objective = Objective {
         weighting,
         ..Objective::default()
     };
     backward(dit, &run, &noisy, activations, 1.0, |v| {
-        objective.loss(v, &noise, &picture, &sigmas)
+        objective.loss(v, &noise, &image, &sigmas)
     })
     .unwrap()
 }

@@ -171,16 +171,16 @@ fn a_resumed_run_gives_the_bits_of_an_unbroken_one() {
 }
 
 #[test]
-fn a_lora_changes_the_pictures_alike_fused_and_beside_the_weights() {
-    pictures_of_a_lora(false, LoraForm::LowRank);
+fn a_lora_changes_the_images_alike_fused_and_beside_the_weights() {
+    images_of_a_lora(false, LoraForm::LowRank);
 }
 
 #[test]
 fn so_does_a_dora() {
-    pictures_of_a_lora(true, LoraForm::Dora);
+    images_of_a_lora(true, LoraForm::Dora);
 }
 
-fn pictures_of_a_lora(dora: bool, form: LoraForm) {
+fn images_of_a_lora(dora: bool, form: LoraForm) {
     let world = World::new();
     let mut recipe = world.recipe("lora", 12);
     recipe.method = Method::Lora(LoraMethod {
@@ -200,7 +200,7 @@ fn pictures_of_a_lora(dora: bool, form: LoraForm) {
     assert_eq!(lora.len(), 12 + 2 * 5); // One double block and two single ones.
     assert_eq!(lora.facts()["steps"], "12");
     assert_eq!(lora.report().forms.keys().collect::<Vec<_>>(), [&form]);
-    let picture = |strength: f64, fused: bool| {
+    let image = |strength: f64, fused: bool| {
         let builder = Pipeline::builder()
             .device(Device::Cpu)
             .lora(&file, strength)
@@ -219,7 +219,7 @@ fn pictures_of_a_lora(dora: bool, form: LoraForm) {
             .unwrap();
         latents.unwrap()
     };
-    let (beside, fused, without) = (picture(1.0, false), picture(1.0, true), picture(0.0, false));
+    let (beside, fused, without) = (image(1.0, false), image(1.0, true), image(0.0, false));
     let distance = check::relative_l2(&fused, &beside).unwrap();
     assert!(distance < 1e-5, "fused against beside: {distance}");
     assert!(check::relative_l2(&without, &beside).unwrap() > 1e-3);
@@ -228,7 +228,7 @@ fn pictures_of_a_lora(dora: bool, form: LoraForm) {
 #[test]
 fn what_cannot_be_used_is_named_and_the_rest_is_trained_on() {
     let world = World::new();
-    std::fs::write(world.data().join("0-red.png"), "no picture").unwrap();
+    std::fs::write(world.data().join("0-red.png"), "no image").unwrap();
     std::fs::remove_file(world.data().join("1-blue.png")).unwrap();
     let recipe = world.recipe("run", 2);
     let mut skipped = Vec::new();

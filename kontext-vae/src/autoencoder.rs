@@ -82,10 +82,10 @@ impl Autoencoder {
     /// # Errors
     /// [`kontext_core::Error::Shape`] for another shape, [`kontext_core::Error::InvalidArgument`] for other
     /// sides.
-    pub fn encode_latents(&self, picture: &Tensor) -> Result<Tensor> {
+    pub fn encode_latents(&self, image: &Tensor) -> Result<Tensor> {
         match self {
-            Self::Kl(vae) => vae.encode_latents(picture),
-            Self::Tiny(vae) => vae.encode_latents(picture),
+            Self::Kl(vae) => vae.encode_latents(image),
+            Self::Tiny(vae) => vae.encode_latents(image),
         }
     }
 
@@ -106,8 +106,8 @@ impl Autoencoder {
     ///
     /// # Errors
     /// Those of [`Autoencoder::encode_latents`] and of [`Tiling::validate`].
-    pub fn encode_latents_tiled(&self, picture: &Tensor, tiling: Tiling) -> Result<Tensor> {
-        tiled(picture, tiling, [DOWNSCALE, 1], |tile| self.encode_latents(tile))
+    pub fn encode_latents_tiled(&self, image: &Tensor, tiling: Tiling) -> Result<Tensor> {
+        tiled(image, tiling, [DOWNSCALE, 1], |tile| self.encode_latents(tile))
     }
 
     /// Decodes as [`Autoencoder::decode`], in overlapping tiles if the image is larger than one tile.

@@ -10,7 +10,7 @@ use kontext_nn::Weights;
 use crate::VaeConfig;
 use crate::decoder::Decoder;
 use crate::encoder::Encoder;
-use crate::size::{check_latents, check_picture};
+use crate::size::{check_image, check_latents};
 
 /// A variational autoencoder: images to latents of an eighth of the size and back.
 ///
@@ -22,8 +22,8 @@ use crate::size::{check_latents, check_picture};
 ///
 /// let config = VaeConfig { block_out_channels: [8, 8, 8, 8], norm_num_groups: 4, ..VaeConfig::flux() };
 /// let vae = AutoencoderKl::new(&Weights::synthetic(0), &config)?;
-/// let picture = noise::randn(&[1, 3, 32, 48], 0, Kind::Float, Device::Cpu)?.f_clamp(-1.0, 1.0)?;
-/// let latents = vae.encode_latents(&picture)?;
+/// let image = noise::randn(&[1, 3, 32, 48], 0, Kind::Float, Device::Cpu)?.f_clamp(-1.0, 1.0)?;
+/// let latents = vae.encode_latents(&image)?;
 /// assert_eq!(latents.size(), [1, 16, 4, 6]);
 /// assert_eq!(vae.decode(&latents)?.size(), [1, 3, 32, 48]);
 /// # Ok::<(), kontext_core::Error>(())
@@ -70,11 +70,11 @@ impl AutoencoderKl {
     /// # Errors
     /// [`kontext_core::Error::Shape`] for another shape, [`kontext_core::Error::InvalidArgument`] for other
     /// sides.
-    pub fn encode(&self, picture: &Tensor) -> Result<Posterior> {
-        check_picture(picture, self.config.in_channels)?;
-        self.moments(picture)
+    pub fn encode(&self, image: &Tensor) -> Result<Posterior> {
+        check_image(image, self.config.in_channels)?;
+        self.moments(image)
             .and_then(|moments| Posterior::from_moments(&moments))
-            .during("encoding a picture")
+            .during("encoding an image")
     }
 
     /// Encodes an image as [`AutoencoderKl::encode`] and returns the scaled mean `(mean - shift) * scale`,
@@ -82,8 +82,8 @@ impl AutoencoderKl {
     ///
     /// # Errors
     /// Those of [`AutoencoderKl::encode`].
-    pub fn encode_latents(&self, picture: &Tensor) -> Result<Tensor> {
-        let posterior = self.encode(picture)?;
+    pub fn encode_latents(&self, image: &Tensor) -> Result<Tensor> {
+        let posterior = self.encode(image)?;
         self.scale(posterior.mode())
     }
 
@@ -109,18 +109,18 @@ impl AutoencoderKl {
     /// number of channels.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         check_latents(latents, self.config.latent_channels)?;
-        self.picture(latents).during("decoding latents")
+        self.image(latents).during("decoding latents")
     }
 
-    fn moments(&self, picture: &Tensor) -> Result<Tensor> {
-        let moments = self.encoder.forward(picture)?;
+    fn moments(&self, image: &Tensor) -> Result<Tensor> {
+        let moments = self.encoder.forward(image)?;
         match &self.quant_conv {
             Some(conv) => conv.forward(&moments),
             None => Ok(moments),
         }
     }
 
-    fn picture(&self, latents: &Tensor) -> Result<Tensor> {
+    fn image(&self, latents: &Tensor) -> Result<Tensor> {
         let raw = latents
             .f_div_scalar(self.config.scaling_factor)?
             .f_add_scalar(self.config.shift_factor)?;

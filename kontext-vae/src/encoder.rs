@@ -41,8 +41,8 @@ impl Encoder {
     }
 
     /// Maps [B, 3, H, W] to [B, 2 * latent channels, H/8, W/8].
-    pub(crate) fn forward(&self, picture: &Tensor) -> Result<Tensor> {
-        let mut h = self.conv_in.forward(&memory_for(&self.conv_in, picture)?)?;
+    pub(crate) fn forward(&self, image: &Tensor) -> Result<Tensor> {
+        let mut h = self.conv_in.forward(&memory_for(&self.conv_in, image)?)?;
         for block in &self.down_blocks {
             h = block.forward(h)?;
         }

@@ -6,15 +6,15 @@ use kontext_core::{Error, Result, Tensor, check};
 pub const DOWNSCALE: i64 = 8;
 
 /// Checks that an image is [B, channels, H, W] with sides that are positive multiples of [`DOWNSCALE`].
-pub(crate) fn check_picture(picture: &Tensor, channels: i64) -> Result<()> {
-    let [_, _, height, width] = check::dims("picture", picture, "[B, 3, H, W]")?;
-    check::shape("picture", picture, "[B, 3, H, W]", &[None, Some(channels), None, None])?;
+pub(crate) fn check_image(image: &Tensor, channels: i64) -> Result<()> {
+    let [_, _, height, width] = check::dims("image", image, "[B, 3, H, W]")?;
+    check::shape("image", image, "[B, 3, H, W]", &[None, Some(channels), None, None])?;
     if [height, width].iter().all(|side| *side > 0 && side % DOWNSCALE == 0) {
         return Ok(());
     }
     let expected = format!("a height and a width that are multiples of {DOWNSCALE} pixels");
     Err(Error::invalid(
-        "picture size",
+        "image size",
         expected,
         format!("{height}x{width} (height x width)"),
     ))

@@ -9,7 +9,7 @@ use kontext_nn::Conv2d;
 use kontext_nn::{Weights, ops};
 
 use crate::TinyConfig;
-use crate::size::{check_latents, check_picture};
+use crate::size::{check_image, check_latents};
 use crate::upsample::Upsample;
 
 /// Soft bound of the decoder's latents: `tanh(z / 3) * 3`.
@@ -52,17 +52,17 @@ impl AutoencoderTiny {
     /// # Errors
     /// [`kontext_core::Error::Shape`] for another shape, [`kontext_core::Error::InvalidArgument`] for other
     /// sides.
-    pub fn encode_latents(&self, picture: &Tensor) -> Result<Tensor> {
-        check_picture(picture, self.config.in_channels)?;
+    pub fn encode_latents(&self, image: &Tensor) -> Result<Tensor> {
+        check_image(image, self.config.in_channels)?;
         let encode = || {
-            let unit = ops::channels_last(picture)?.f_add_scalar(1.0)?.f_div_scalar(2.0)?; // pixels in [0, 1]
+            let unit = ops::channels_last(image)?.f_add_scalar(1.0)?.f_div_scalar(2.0)?; // pixels in [0, 1]
             let latents = run(&self.encoder, unit)?;
             let latents = latents
                 .f_sub_scalar(self.config.shift_factor)?
                 .f_mul_scalar(self.config.scaling_factor)?;
             Ok(latents.f_contiguous()?)
         };
-        encode().during("encoding a picture")
+        encode().during("encoding an image")
     }
 
     /// Decodes scaled latents [B, latent channels, H/8, W/8] to an image [B, 3, H, W], roughly in [-1, 1].
@@ -78,8 +78,8 @@ impl AutoencoderTiny {
             let latents = latents
                 .f_add_scalar(self.config.shift_factor)?
                 .f_div_scalar(LATENT_MAGNITUDE)?;
-            let picture = run(&self.decoder, latents.f_tanh()?.f_mul_scalar(LATENT_MAGNITUDE)?)?;
-            Ok(picture.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?)
+            let image = run(&self.decoder, latents.f_tanh()?.f_mul_scalar(LATENT_MAGNITUDE)?)?;
+            Ok(image.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?)
         };
         decode().during("decoding latents")
     }

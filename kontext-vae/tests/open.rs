@@ -89,7 +89,7 @@ fn open_file(tensors: &[(String, Tensor)]) -> kontext_core::Result<Autoencoder> 
     Autoencoder::open(path, Kind::Float, Device::Cpu)
 }
 
-fn picture() -> Tensor {
+fn image() -> Tensor {
     noise::randn(&[1, 3, 32, 40], 3, Kind::Float, Device::Cpu)
         .unwrap()
         .clamp(-1.0, 1.0)
@@ -97,13 +97,13 @@ fn picture() -> Tensor {
 
 /// Encodes the test image and decodes its latents; returns both.
 fn round_trip(vae: &Autoencoder) -> (Tensor, Tensor) {
-    let latents = vae.encode_latents(&picture()).unwrap();
+    let latents = vae.encode_latents(&image()).unwrap();
     let decoded = vae.decode(&latents).unwrap();
     (latents, decoded)
 }
 
 #[test]
-fn the_same_weights_in_four_namings_give_the_same_latents_and_picture() {
+fn the_same_weights_in_four_namings_give_the_same_latents_and_image() {
     let config = config();
     let expected = round_trip(&Autoencoder::Kl(
         AutoencoderKl::new(&Weights::synthetic(5), &config).unwrap(),

@@ -5,7 +5,7 @@
 mod common;
 
 use common::asset;
-use kontext_core::{Device, Kind, Tensor, picture};
+use kontext_core::{Device, Kind, Tensor, images};
 use kontext_vae::Autoencoder;
 
 /// PSNR in dB of diffusers' AutoencoderTiny in f32: file, then astronaut and coffee.
@@ -21,8 +21,8 @@ const TOLERANCE: f64 = 0.05;
 
 /// Opens the central crop of an image, sides multiples of 16, as [1, 3, H, W] in [-1, 1].
 fn open_cropped(name: &str) -> Option<Tensor> {
-    let pixels = picture::open(asset(&format!("photos/skimage_{name}.png"))?).unwrap();
-    let pixels = picture::to_tensor(&pixels, Kind::Float, Device::Cpu).unwrap();
+    let pixels = images::open(asset(&format!("photos/skimage_{name}.png"))?).unwrap();
+    let pixels = images::to_tensor(&pixels, Kind::Float, Device::Cpu).unwrap();
     let middle = |t: Tensor, dim: i64| {
         let size = t.size()[dim as usize];
         t.narrow(dim, (size - size / 16 * 16) / 2, size / 16 * 16)

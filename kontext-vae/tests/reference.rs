@@ -22,12 +22,12 @@ fn kl_matches(model: &str) {
     let vae = kl(&fixture, model);
     for size in ["one", "two"] {
         let expected = |name: &str| fixture.tensor(&format!("{model}.{size}.{name}"));
-        let picture = fixture.tensor(&format!("pixels.{size}"));
-        let posterior = vae.encode(&picture).unwrap();
+        let image = fixture.tensor(&format!("pixels.{size}"));
+        let posterior = vae.encode(&image).unwrap();
         assert_close(&posterior.mean, &expected("mean"), TOLERANCE, "mean");
         assert_close(&posterior.logvar, &expected("logvar"), TOLERANCE, "logvar");
         assert_close(
-            &vae.encode_latents(&picture).unwrap(),
+            &vae.encode_latents(&image).unwrap(),
             &expected("scaled"),
             TOLERANCE,
             "scaled",
@@ -60,9 +60,9 @@ fn tiny_autoencoders_match_diffusers_within_1e_5_f32() {
         let vae = AutoencoderTiny::new(&fixture.weights(model), &config).unwrap();
         for size in ["one", "two"] {
             let expected = |name: &str| fixture.tensor(&format!("{model}.{size}.{name}"));
-            let picture = fixture.tensor(&format!("pixels.{size}"));
+            let image = fixture.tensor(&format!("pixels.{size}"));
             assert_close(
-                &vae.encode_latents(&picture).unwrap(),
+                &vae.encode_latents(&image).unwrap(),
                 &expected("encoded"),
                 TOLERANCE,
                 "encoded",
@@ -94,12 +94,12 @@ fn bf16_goes_in_and_comes_out_and_stays_near_f32() {
     let fixture = Fixture::open();
     let vae = kl(&fixture, "flux");
     let latents = fixture.tensor("flux.one.latents").to_kind(Kind::BFloat16);
-    let picture = vae.decode(&latents).unwrap();
-    assert_eq!(picture.kind(), Kind::BFloat16);
+    let image = vae.decode(&latents).unwrap();
+    assert_eq!(image.kind(), Kind::BFloat16);
     // 8 bits of mantissa and some fifty roundings that accumulate like a random walk: 2^-9 * sqrt(50) is
     // 1.4e-2.
     assert_close(
-        &picture.to_kind(Kind::Float),
+        &image.to_kind(Kind::Float),
         &fixture.tensor("flux.one.decoded"),
         3e-2,
         "decoded in bf16",
@@ -110,16 +110,16 @@ fn bf16_goes_in_and_comes_out_and_stays_near_f32() {
 fn other_sizes_are_refused_with_what_would_do() {
     let vae = kl(&Fixture::open(), "flux");
     let zeros = |shape: &[i64]| kontext_core::Tensor::zeros(shape, (Kind::Float, Device::Cpu));
-    let message = |picture: &[i64]| vae.encode_latents(&zeros(picture)).unwrap_err().to_string();
+    let message = |image: &[i64]| vae.encode_latents(&zeros(image)).unwrap_err().to_string();
     let expected = "expected a height and a width that are multiples of 8 pixels, got 30x48 (height x width)";
-    assert_eq!(message(&[1, 3, 30, 48]), format!("invalid picture size: {expected}"));
+    assert_eq!(message(&[1, 3, 30, 48]), format!("invalid image size: {expected}"));
     assert_eq!(
         message(&[3, 32, 48]),
-        "picture: expected shape [B, 3, H, W], got [3, 32, 48]"
+        "image: expected shape [B, 3, H, W], got [3, 32, 48]"
     );
     assert_eq!(
         message(&[1, 4, 32, 48]),
-        "picture: expected shape [B, 3, H, W], got [1, 4, 32, 48]"
+        "image: expected shape [B, 3, H, W], got [1, 4, 32, 48]"
     );
     let error = vae.decode(&zeros(&[1, 4, 4, 6])).unwrap_err();
     let expected = "invalid number of latent channels: expected the 16 that this autoencoder has, got 4";

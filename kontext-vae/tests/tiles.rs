@@ -6,7 +6,7 @@
 mod common;
 
 use common::{asset, relative_error};
-use kontext_core::{Device, Kind, Tensor, noise, picture};
+use kontext_core::{Device, Kind, Tensor, images, noise};
 use kontext_nn::Weights;
 use kontext_vae::{Autoencoder, AutoencoderKl, AutoencoderTiny, Tiling, TinyConfig, VaeConfig};
 
@@ -52,12 +52,12 @@ fn without_normalisation_tiles_stay_within_5_percent_in_latents_and_1_percent_in
     let (latents, decoded) = errors(&small_tiny(), &pixels, Tiling { tile: 256, overlap: 64 });
     assert!(
         latents < 0.05 && decoded < 0.01,
-        "latents {latents:.3}, picture {decoded:.3}"
+        "latents {latents:.3}, image {decoded:.3}"
     );
 }
 
 #[test]
-fn on_a_picture_that_repeats_itself_tiles_of_the_large_autoencoder_stay_within_10_percent() {
+fn on_a_image_that_repeats_itself_tiles_of_the_large_autoencoder_stay_within_10_percent() {
     // Every tile then has nearly the moments of the whole image, so random weights test how tiles are joined.
     let pixels = normal(&[1, 3, 64, 64]).repeat([1, 1, 6, 6]).clamp(-1.0, 1.0);
     let (latents, decoded) = errors(
@@ -70,7 +70,7 @@ fn on_a_picture_that_repeats_itself_tiles_of_the_large_autoencoder_stay_within_1
     );
     assert!(
         latents < 0.05 && decoded < 0.1,
-        "latents {latents:.3}, picture {decoded:.3}"
+        "latents {latents:.3}, image {decoded:.3}"
     );
 }
 
@@ -83,7 +83,7 @@ fn tiles_of_a_photograph_decode_to_within_40_db_of_the_whole() {
         return;
     };
     let vae = Autoencoder::open(file, Kind::Float, Device::Cpu).unwrap();
-    let pixels = picture::to_tensor(&picture::open(photo).unwrap(), Kind::Float, Device::Cpu).unwrap();
+    let pixels = images::to_tensor(&images::open(photo).unwrap(), Kind::Float, Device::Cpu).unwrap();
     let latents = vae
         .encode_latents(&pixels.narrow(2, 0, 256).narrow(3, 128, 320))
         .unwrap();
@@ -95,7 +95,7 @@ fn tiles_of_a_photograph_decode_to_within_40_db_of_the_whole() {
 }
 
 #[test]
-fn a_picture_of_one_tile_is_computed_whole() {
+fn a_image_of_one_tile_is_computed_whole() {
     let vae = small_kl();
     let pixels = normal(&[1, 3, 64, 40]).clamp(-1.0, 1.0);
     let tiling = Tiling { tile: 64, overlap: 0 };

@@ -207,11 +207,11 @@ impl Footprint {
 /// Returns advice on the next smaller setting.
 fn smaller(placement: Placement, stage: &str) -> &'static str {
     match placement {
-        Placement::Resident => "load with Placement::Staged, make the picture smaller or run fewer at once",
+        Placement::Resident => "load with Placement::Staged, make the image smaller or run fewer at once",
         Placement::Staged if stage == DENOISING || stage == TEXT => {
-            "load with Placement::Streamed, make the picture smaller or run fewer at once"
+            "load with Placement::Streamed, make the image smaller or run fewer at once"
         }
-        _ => "make the picture smaller, run fewer at once, or let the autoencoder work in tiles",
+        _ => "make the image smaller, run fewer at once, or let the autoencoder work in tiles",
     }
 }
 

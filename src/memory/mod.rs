@@ -18,9 +18,9 @@ const SPARE: u64 = 20;
 
 /// The stages of a run, as gerunds.
 pub(crate) const TEXT: &str = "encoding the prompt";
-pub(crate) const REFERENCES: &str = "encoding the reference pictures";
+pub(crate) const REFERENCES: &str = "encoding the reference images";
 pub(crate) const DENOISING: &str = "denoising";
-pub(crate) const DECODING: &str = "decoding the picture";
+pub(crate) const DECODING: &str = "decoding the image";
 
 /// Peak memory of a run, stage by stage.
 #[derive(Debug, Clone, PartialEq)]

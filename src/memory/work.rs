@@ -12,7 +12,7 @@ const F32: u64 = 4;
 const UNTILED_AREA: u64 = crate::encode::UNTILED_AREA as u64;
 const TILE_AREA: u64 = 1024 * 1024;
 /// Values per pixel of a whole tiled image: its pixels, the sum over tiles, and the sum's weights.
-const PICTURES: u64 = 9;
+const IMAGES: u64 = 9;
 
 /// Peak activation rates of a kind of device.
 struct Rates {
@@ -133,23 +133,23 @@ impl Footprint {
 
     pub(super) fn encoder_work(&self, plan: &Plan, area: u64) -> u64 {
         let fixed = self.fixed(self.rates().fixed_encoder, self.vae);
-        self.picture_work(plan, area, self.rates().encoder) + fixed
+        self.image_work(plan, area, self.rates().encoder) + fixed
     }
 
     pub(super) fn decoder_work(&self, plan: &Plan, area: u64) -> u64 {
         let fixed = self.fixed(self.rates().fixed_decoder, self.vae);
-        self.picture_work(plan, area, self.rates().decoder) + fixed
+        self.image_work(plan, area, self.rates().decoder) + fixed
     }
 
-    fn picture_work(&self, plan: &Plan, area: u64, alive: f64) -> u64 {
+    fn image_work(&self, plan: &Plan, area: u64, alive: f64) -> u64 {
         // Above this area the codec works tile by tile and also keeps the whole image.
-        let (tile, picture) = if area > UNTILED_AREA {
-            (TILE_AREA, PICTURES * area)
+        let (tile, image) = if area > UNTILED_AREA {
+            (TILE_AREA, IMAGES * area)
         } else {
             (area, 0)
         };
         let value = size_of(plan.conformance.vae_kind(self.machine.compute));
-        let largest = value * 2 * self.vae_channels * tile + F32 * picture;
+        let largest = value * 2 * self.vae_channels * tile + F32 * image;
         (largest as f64 * alive) as u64
     }
 }

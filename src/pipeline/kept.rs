@@ -7,20 +7,20 @@ use kontext_sampler::{Conformance, Size};
 /// Capacity for prompts. One takes 4 MB in bf16 with the published model.
 const PROMPTS: usize = 16;
 /// Capacity for images. One of a megapixel takes 3 MB, its latents 1 MB.
-const PICTURES: usize = 8;
+const IMAGES: usize = 8;
 
 /// Encoded prompts and images, on the device of their pipeline.
 #[derive(Debug)]
 pub(crate) struct Kept {
     pub(crate) texts: Recent<String, Conditioning>,
     /// Latents [1, C, H, W].
-    pub(crate) pictures: Recent<EncodedPicture, Tensor>,
+    pub(crate) images: Recent<EncodedImage, Tensor>,
 }
 
 /// Cache key of an image's latents.
 #[derive(Debug)]
-pub(crate) struct EncodedPicture {
-    pub(crate) picture: RgbImage,
+pub(crate) struct EncodedImage {
+    pub(crate) image: RgbImage,
     pub(crate) fitted: Size,
     pub(crate) conformance: Conformance,
 }
@@ -30,7 +30,7 @@ impl Kept {
     pub(crate) fn nothing() -> Self {
         Self {
             texts: Recent::new(0),
-            pictures: Recent::new(0),
+            images: Recent::new(0),
         }
     }
 
@@ -38,14 +38,14 @@ impl Kept {
     pub(crate) fn latest() -> Self {
         Self {
             texts: Recent::new(PROMPTS),
-            pictures: Recent::new(PICTURES),
+            images: Recent::new(IMAGES),
         }
     }
 }
 
-impl EncodedPicture {
-    pub(crate) fn is(&self, picture: &RgbImage, fitted: Size, conformance: Conformance) -> bool {
-        self.fitted == fitted && self.conformance == conformance && self.picture == *picture
+impl EncodedImage {
+    pub(crate) fn is(&self, image: &RgbImage, fitted: Size, conformance: Conformance) -> bool {
+        self.fitted == fitted && self.conformance == conformance && self.image == *image
     }
 }
 

@@ -19,7 +19,7 @@ use crate::lora::LoraSet;
 use crate::memory::Footprint;
 use crate::placement::{Arrangement, Slot};
 use crate::plan::ModelFacts;
-use crate::{Builder, Checkpoint, MemoryPlan, Parts, Placement, Plan, Request};
+use crate::{Checkpoint, MemoryPlan, Parts, PipelineBuilder, Placement, Plan, Request};
 
 /// A loaded model that edits and generates images.
 ///
@@ -30,7 +30,7 @@ use crate::{Builder, Checkpoint, MemoryPlan, Parts, Placement, Plan, Request};
 /// ```no_run
 /// use kontext::{Pipeline, Request};
 /// let pipe = Pipeline::load("FLUX.1-Kontext-dev")?;
-/// let cup = kontext::open("cup.png")?;
+/// let cup = kontext::open_image("cup.png")?;
 /// let out = pipe.run(&Request::edit(&cup, "replace the logo with the word 'Rust'").seed(7))?;
 /// out.save("cup-rust.png")?;
 /// # Ok::<(), kontext::Error>(())
@@ -72,17 +72,17 @@ pub(crate) struct Precision {
 }
 
 impl Pipeline {
-    /// Loads a model with the default options; see [`Builder`].
+    /// Loads a model with the default options; see [`PipelineBuilder`].
     ///
     /// # Errors
-    /// Those of [`Builder::load`].
+    /// Those of [`PipelineBuilder::load`].
     pub fn load(folder: impl AsRef<Path>) -> Result<Self> {
-        Builder::default().load(folder)
+        PipelineBuilder::default().load(folder)
     }
 
     /// Returns a builder, with the options of [`Pipeline::load`] as defaults.
-    pub fn builder() -> Builder {
-        Builder::default()
+    pub fn builder() -> PipelineBuilder {
+        PipelineBuilder::default()
     }
 
     /// Creates a pipeline from parts in memory.

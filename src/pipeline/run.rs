@@ -10,9 +10,9 @@ use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_sampler::{CfgMode, add_noise, guidance, integrate, pack, unpack};
 use kontext_vae::Autoencoder;
 
-use super::kept::{EncodedPicture, Kept};
+use super::kept::{EncodedImage, Kept};
 use super::{Pipeline, Precision};
-use crate::encode::{Codec, reference_pictures};
+use crate::encode::{Codec, reference_images};
 use crate::memory::{DECODING, DENOISING, REFERENCES, TEXT};
 use crate::placement::Lease;
 use crate::{Event, Output, Plan, Request};
@@ -71,7 +71,7 @@ impl Pipeline {
         let mut latents = self.starting_noise(request, &plan, seed)?;
         if request.strength < 1.0 {
             let start = self
-                .start_picture(&mut vae, request, &plan, first.as_ref())
+                .start_image(&mut vae, request, &plan, first.as_ref())
                 .map_err(short(REFERENCES))?;
             latents = add_noise(&pack(&start)?.f_to_kind(latents.kind())?, &latents, &plan.schedule)?;
         }
@@ -109,7 +109,7 @@ impl Pipeline {
             )?;
         }
         vae.end();
-        let none = || Error::invalid("batch", "at least 1 picture", 0);
+        let none = || Error::invalid("batch", "at least 1 image", 0);
         let image = images.first().cloned().ok_or_else(none)?;
         let guidance = plan.guidance.unwrap_or_default();
         let latents = array::to_array(&latents)?;
@@ -139,9 +139,9 @@ impl Pipeline {
                 return Ok(conditioning.clone());
             }
             let encoder = Lease::begin(&mut text, || self.lease_text())?;
-            let (conditioning, cuts) = encoder.encode(prompt)?;
-            for cut in &cuts {
-                tell(observe, plan, Event::Cut { cut })?;
+            let (conditioning, truncations) = encoder.encode(prompt)?;
+            for truncation in &truncations {
+                tell(observe, plan, Event::PromptTruncated { truncation })?;
             }
             tell(
                 observe,
@@ -173,7 +173,7 @@ impl Pipeline {
     ) -> Result<(Option<Tokens>, Option<Tensor>)> {
         let kind = plan.conformance.latents_kind(self.precision.dtype);
         let (mut features, mut ids, mut first) = (Vec::new(), Vec::new(), None);
-        for (index, (image, reference)) in reference_pictures(request, plan)?
+        for (index, (image, reference)) in reference_images(request, plan)?
             .iter()
             .zip(&plan.references)
             .enumerate()
@@ -185,7 +185,7 @@ impl Pipeline {
                     .f_to_kind(kind)?
                     .f_to_device(self.device)?;
                 unpack(&tokens, reference.grid)?
-            } else if let Some(latents) = kept.pictures.get(|known| known.is(image, fitted, conformance)) {
+            } else if let Some(latents) = kept.images.get(|known| known.is(image, fitted, conformance)) {
                 latents.shallow_clone()
             } else {
                 let codec = self.codec(Lease::begin(vae, || self.parts.vae.lease())?, plan);
@@ -199,12 +199,12 @@ impl Pipeline {
                         latents: &latents,
                     },
                 )?;
-                let encoded = || EncodedPicture {
-                    picture: image.clone(),
+                let encoded = || EncodedImage {
+                    image: image.clone(),
                     fitted,
                     conformance,
                 };
-                kept.pictures.add(encoded, || latents.shallow_clone());
+                kept.images.add(encoded, || latents.shallow_clone());
                 latents
             };
             features.push(pack(&latents)?);
@@ -219,7 +219,7 @@ impl Pipeline {
     }
 
     /// Returns the first image's latents on the target's grid.
-    fn start_picture<'a>(
+    fn start_image<'a>(
         &'a self,
         vae: &mut Option<Lease<'a, Autoencoder>>,
         request: &Request,
@@ -234,7 +234,7 @@ impl Pipeline {
             }
             _ => Err(Error::invalid(
                 "strength",
-                "1 where there is no picture to start from",
+                "1 where there is no image to start from",
                 request.strength,
             )),
         }
@@ -243,9 +243,9 @@ impl Pipeline {
     /// Decodes latents [1, C, H, W] to an image of the plan's size.
     pub(crate) fn decode(&self, latents: &Tensor, plan: &Plan) -> Result<RgbImage> {
         let vae = self.parts.vae.lease()?;
-        let picture = self.codec(&vae, plan).decode(latents, plan.output, plan.conformance);
+        let image = self.codec(&vae, plan).decode(latents, plan.output, plan.conformance);
         vae.end();
-        picture
+        image
     }
 
     /// Returns noise as tokens [batch, L, 4 C]: the caller's, else drawn for each image from its own seed.

@@ -25,8 +25,8 @@ pub(super) fn input_sizes(request: &Request) -> Result<Vec<Size>> {
     };
     let joined = stitched_size(&sizes, first.height);
     if joined.area() > LARGEST_JOINED {
-        let expected = format!("at most {LARGEST_JOINED} pixels; put the smallest picture first");
-        return Err(Error::invalid("joined reference pictures", expected, joined));
+        let expected = format!("at most {LARGEST_JOINED} pixels; put the smallest image first");
+        return Err(Error::invalid("joined reference images", expected, joined));
     }
     Ok(vec![joined])
 }
@@ -60,7 +60,7 @@ pub(super) fn target_size(request: &Request, input: Option<Size>, facts: &ModelF
     match request.conformance {
         Conformance::Diffusers => diffusers_target(asked(square), request.max_area.unwrap_or(square.area())),
         Conformance::Bfl => bfl_target(asked(input.map_or(square, preferred))),
-        Conformance::Kontext => {
+        Conformance::Native => {
             // A generation takes the model's square, or the preferred size nearest to it.
             let native = preferred(input.unwrap_or(square));
             let scaled = request.max_area.map_or(native, |area| native.scaled_to(area));
@@ -80,7 +80,7 @@ pub(super) fn target_size(request: &Request, input: Option<Size>, facts: &ModelF
 /// Returns the size that a reference is stretched to for a target.
 pub(super) fn reference_size(request: &Request, input: Size, target: Size, facts: &ModelFacts) -> Size {
     let native = preferred_size(input, &facts.sizes, request.conformance);
-    if request.conformance != Conformance::Kontext {
+    if request.conformance != Conformance::Native {
         return native.floored();
     }
     if request.width.is_none() && request.height.is_none() {

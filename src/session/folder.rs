@@ -9,13 +9,13 @@ use std::io::{Cursor, Write};
 use std::path::{Component, Path};
 
 use image::{GrayImage, ImageBuffer, ImageFormat, PixelWithColorType, RgbImage, imageops};
-use kontext_core::{Error, Kind, OutputFile, Result, Tensor, array, picture, read_json};
+use kontext_core::{Error, Kind, OutputFile, Result, Tensor, array, images, read_json};
 use kontext_nn::Weights;
 use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
 
 use super::history::History;
-use super::{DifferenceMap, Keep, Session, Turn};
+use super::{DifferenceMap, KeepUnchanged, Session, Turn};
 use crate::output::Made;
 use crate::{Pipeline, Request};
 
@@ -57,8 +57,9 @@ enum KeepEntry {
 struct TurnEntry {
     parent: Option<usize>,
     next: Option<usize>,
-    /// File name, like the next two fields.
-    picture: String,
+    /// File name, like the next two fields. The key is older than the field's name.
+    #[serde(rename = "picture")]
+    image: String,
     changed: Option<String>,
     latents: Option<String>,
     edit: Option<EditEntry>,
@@ -138,8 +139,8 @@ pub(super) fn restore<'a>(pipe: &'a Pipeline, folder: &Path) -> Result<Session<'
     session.defaults = from.request(defaults)?;
     session.keep_unchanged = match keep_unchanged {
         None => None,
-        Some(KeepEntry::Difference(map)) => Some(Keep::Difference(map)),
-        Some(KeepEntry::Mask(file)) => Some(Keep::Mask(from.grey(&file)?)),
+        Some(KeepEntry::Difference(map)) => Some(KeepUnchanged::Difference(map)),
+        Some(KeepEntry::Mask(file)) => Some(KeepUnchanged::Mask(from.grey(&file)?)),
     };
     Ok(session)
 }
@@ -151,10 +152,10 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn keep(&self, keep: &Keep) -> Result<KeepEntry> {
+    fn keep(&self, keep: &KeepUnchanged) -> Result<KeepEntry> {
         Ok(match keep {
-            Keep::Difference(map) => KeepEntry::Difference(*map),
-            Keep::Mask(mask) => KeepEntry::Mask(self.picture("mask", mask)?),
+            KeepUnchanged::Difference(map) => KeepEntry::Difference(*map),
+            KeepUnchanged::Mask(mask) => KeepEntry::Mask(self.image("mask", mask)?),
         })
     }
 
@@ -178,11 +179,11 @@ impl Writer<'_> {
         Ok(TurnEntry {
             parent: turn.parent,
             next,
-            picture: self.picture(&name, &turn.picture)?,
+            image: self.image(&name, &turn.image)?,
             changed: turn
                 .changed
                 .as_ref()
-                .map(|map| self.picture(&format!("{name}-changed"), map))
+                .map(|map| self.image(&format!("{name}-changed"), map))
                 .transpose()?,
             latents,
             edit,
@@ -190,7 +191,7 @@ impl Writer<'_> {
     }
 
     fn request(&self, name: &str, request: &Request) -> Result<RequestEntry> {
-        let reference = |(index, image): (usize, &RgbImage)| self.picture(&format!("{name}-reference-{index}"), image);
+        let reference = |(index, image): (usize, &RgbImage)| self.image(&format!("{name}-reference-{index}"), image);
         let noise = |noise: &ArrayD<f32>| self.tensor(&format!("{name}-noise"), array::from_array(&noise.view())?);
         Ok(RequestEntry {
             request: request.clone(),
@@ -204,12 +205,12 @@ impl Writer<'_> {
         })
     }
 
-    fn picture<P>(&self, name: &str, picture: &ImageBuffer<P, Vec<u8>>) -> Result<String>
+    fn image<P>(&self, name: &str, image: &ImageBuffer<P, Vec<u8>>) -> Result<String>
     where
         P: PixelWithColorType<Subpixel = u8>,
     {
         let mut bytes = Cursor::new(Vec::new());
-        picture
+        image
             .write_to(&mut bytes, ImageFormat::Png)
             .map_err(Error::image(self.folder.join(name)))?;
         self.file(name, "png", &bytes.into_inner())
@@ -252,20 +253,20 @@ impl Reader<'_> {
     fn turn(&self, pipe: &Pipeline, id: usize, entry: TurnEntry) -> Result<Turn> {
         let TurnEntry {
             parent,
-            picture,
+            image,
             changed,
             latents,
             edit,
             ..
         } = entry;
         let wrong = |what: String| Error::config(self.index, format!("turn {id} {what}; restore it from a copy"));
-        let picture = self.picture(&picture)?;
+        let image = self.image(&image)?;
         let changed = changed.map(|file| self.grey(&file)).transpose()?;
         if changed
             .as_ref()
-            .is_some_and(|map| map.dimensions() != picture.dimensions())
+            .is_some_and(|map| map.dimensions() != image.dimensions())
         {
-            return Err(wrong("has a map of another size than its picture".to_owned()));
+            return Err(wrong("has a map of another size than its image".to_owned()));
         }
         let latents = latents.map(|file| self.tensor(&file)).transpose()?;
         let edit = edit
@@ -286,7 +287,7 @@ impl Reader<'_> {
         Ok(Turn {
             id,
             parent,
-            picture,
+            image,
             changed,
             latents,
             edit,
@@ -299,20 +300,17 @@ impl Reader<'_> {
             references,
             noise,
         } = entry;
-        request.images = references
-            .iter()
-            .map(|file| self.picture(file))
-            .collect::<Result<_>>()?;
+        request.images = references.iter().map(|file| self.image(file)).collect::<Result<_>>()?;
         request.noise = noise.map(|file| self.tensor(&file)).transpose()?;
         Ok(request)
     }
 
-    fn picture(&self, file: &str) -> Result<RgbImage> {
-        picture::open(self.folder.join(self.own(file)?))
+    fn image(&self, file: &str) -> Result<RgbImage> {
+        images::open(self.folder.join(self.own(file)?))
     }
 
     fn grey(&self, file: &str) -> Result<GrayImage> {
-        Ok(imageops::grayscale(&self.picture(file)?))
+        Ok(imageops::grayscale(&self.image(file)?))
     }
 
     fn tensor(&self, file: &str) -> Result<ArrayD<f32>> {

@@ -16,9 +16,9 @@ pub(crate) struct History {
 }
 
 impl History {
-    pub(crate) fn new(picture: RgbImage) -> Self {
+    pub(crate) fn new(image: RgbImage) -> Self {
         Self {
-            turns: vec![Turn::given(0, picture)],
+            turns: vec![Turn::given(0, image)],
             next: vec![None],
             current: 0,
         }

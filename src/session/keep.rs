@@ -11,7 +11,7 @@ use crate::Plan;
 /// Region that a turn may change. Elsewhere its image has the bytes of the edited image.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
-pub enum Keep {
+pub enum KeepUnchanged {
     /// The region changed by the edit, computed from the difference of both images.
     Difference(DifferenceMap),
     /// This mask, of the image's size: 255 may change, 0 is kept, levels between are blended.
@@ -19,7 +19,7 @@ pub enum Keep {
 }
 
 /// The difference map, with its default settings.
-impl Default for Keep {
+impl Default for KeepUnchanged {
     fn default() -> Self {
         Self::Difference(DifferenceMap::default())
     }
@@ -86,7 +86,7 @@ impl DifferenceMap {
         let (width, height) = result.dimensions();
         if source.dimensions() != result.dimensions() {
             let got = format!("{}x{} and {width}x{height}", source.width(), source.height());
-            return Err(Error::invalid("pictures of a difference map", "two of one size", got));
+            return Err(Error::invalid("images of a difference map", "two of one size", got));
         }
         let share = |x: u32, y: u32| {
             let (a, b) = (source.get_pixel(x, y).0, result.get_pixel(x, y).0);
@@ -119,7 +119,7 @@ impl DifferenceMap {
             .collect();
         let size = || {
             Error::invalid(
-                "pictures of a difference map",
+                "images of a difference map",
                 "a size that fits the memory",
                 "a larger one",
             )
@@ -146,14 +146,14 @@ impl DifferenceMap {
 
 const LEVELS: f32 = 255.0;
 
-impl Keep {
+impl KeepUnchanged {
     /// Checks that it can be used for this image.
-    pub(crate) fn check(&self, picture: &RgbImage) -> Result<()> {
+    pub(crate) fn check(&self, image: &RgbImage) -> Result<()> {
         match self {
             Self::Difference(map) => map.check(),
-            Self::Mask(mask) if mask.dimensions() == picture.dimensions() => Ok(()),
+            Self::Mask(mask) if mask.dimensions() == image.dimensions() => Ok(()),
             Self::Mask(mask) => {
-                let expected = format!("the picture's size, {}x{}", picture.width(), picture.height());
+                let expected = format!("the image's size, {}x{}", image.width(), image.height());
                 Err(Error::invalid(
                     "mask",
                     expected,
@@ -178,8 +178,8 @@ impl Keep {
 }
 
 /// Returns the linear scale from the model's image size to the returned one.
-fn scale(picture: Size, model: Size) -> f64 {
-    (picture.area() as f64 / model.area() as f64).sqrt()
+fn scale(image: Size, model: Size) -> f64 {
+    (image.area() as f64 / model.area() as f64).sqrt()
 }
 
 /// Blends `result` where the map is 255 with the bytes of `source` where it is 0.
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_grow_with_the_picture() {
+    fn lengths_grow_with_the_image() {
         let (source, mut result) = (plain(20, 0), plain(20, 0));
         result.put_pixel(0, 0, Rgb([255; 3]));
         let map = DifferenceMap {
@@ -259,9 +259,9 @@ mod tests {
     }
 
     #[test]
-    fn equal_pictures_have_an_empty_map() {
-        let picture = plain(8, 9);
-        let map = DifferenceMap::default().map(&picture, &picture, 1.0).unwrap();
+    fn equal_images_have_an_empty_map() {
+        let image = plain(8, 9);
+        let map = DifferenceMap::default().map(&image, &image, 1.0).unwrap();
         assert!(map.pixels().all(|p| p.0[0] == 0));
     }
 

@@ -15,7 +15,7 @@ use kontext_sampler::{References, pack};
 use ndarray::ArrayD;
 
 use self::history::History;
-pub use self::keep::{DifferenceMap, Keep};
+pub use self::keep::{DifferenceMap, KeepUnchanged};
 pub use self::turn::Turn;
 use crate::output::Made;
 use crate::pipeline::{Finished, Kept};
@@ -52,7 +52,7 @@ use crate::{Event, Pipeline, Plan, Request};
 #[non_exhaustive]
 pub struct Session<'a> {
     /// Restores the original pixels that a turn did not change. Default: `None`, a turn's image is the run's.
-    pub keep_unchanged: Option<Keep>,
+    pub keep_unchanged: Option<KeepUnchanged>,
     /// Encodes a turn's image again as the context of the next one, instead of reusing its latents. Default:
     /// false.
     pub reencode: bool,
@@ -66,8 +66,8 @@ pub struct Session<'a> {
 impl Pipeline {
     /// Starts a session from an image.
     #[must_use]
-    pub fn session(&self, picture: RgbImage) -> Session<'_> {
-        Session::new(self, History::new(picture))
+    pub fn session(&self, image: RgbImage) -> Session<'_> {
+        Session::new(self, History::new(image))
     }
 
     /// Restores a session written by [`Session::save`]. With the same model, device and dtype, later turns
@@ -124,14 +124,14 @@ impl<'a> Session<'a> {
         // 1. The edited image, before the request's own images.
         let source = self.history.current();
         let mut whole = request.clone();
-        whole.images.insert(0, source.picture.clone());
+        whole.images.insert(0, source.image.clone());
         let plan = self.pipe.plan(&whole)?;
         self.check(request, source, &plan)?;
         whole.image_latents = self.handed_over(source, request, &plan);
         // 2. A normal run, with the caches of earlier turns.
         let Finished { output, first } = self.pipe.run_keeping(&whole, &mut self.kept, &mut observe)?;
         // 3. Pixels that the edit did not change are restored.
-        let (picture, latents, changed) = match (&self.keep_unchanged, first) {
+        let (image, latents, changed) = match (&self.keep_unchanged, first) {
             (Some(keep), Some(first)) => self.put_back(keep, source, &first, output.image, &output.latents, &plan)?,
             _ => (output.image, output.latents, None),
         };
@@ -149,7 +149,7 @@ impl<'a> Session<'a> {
         Ok(self.history.add(|id, parent| Turn {
             id,
             parent: Some(parent),
-            picture,
+            image,
             changed,
             latents: Some(latents),
             edit: Some((request, made)),
@@ -158,10 +158,10 @@ impl<'a> Session<'a> {
 
     /// Continues with another image instead of the current one, such as one retouched elsewhere. It becomes a
     /// turn without a prompt, and the next turn encodes it.
-    pub fn replace(&mut self, picture: RgbImage) -> &Turn {
+    pub fn replace(&mut self, image: RgbImage) -> &Turn {
         self.history.add(|id, parent| Turn {
             parent: Some(parent),
-            ..Turn::given(id, picture)
+            ..Turn::given(id, image)
         })
     }
 
@@ -218,27 +218,23 @@ impl<'a> Session<'a> {
     /// Checks the request before any work.
     fn check(&self, request: &Request, source: &Turn, plan: &Plan) -> Result<()> {
         if request.batch != 1 {
-            return Err(Error::invalid(
-                "batch",
-                "1 picture in a turn of a session",
-                request.batch,
-            ));
+            return Err(Error::invalid("batch", "1 image in a turn of a session", request.batch));
         }
         if request.image_latents.is_some() {
-            let expected = "none in a session, which hands its own over; use `replace` for another picture";
+            let expected = "none in a session, which hands its own over; use `replace` for another image";
             return Err(Error::invalid("image_latents", expected, "some"));
         }
         let Some(keep) = &self.keep_unchanged else {
             return Ok(());
         };
-        keep.check(&source.picture)?;
+        keep.check(&source.image)?;
         let aligned = plan.references.first().is_some_and(|first| {
-            first.grid == plan.target && first.input == plan.output && source.picture.width() == first.input.width
+            first.grid == plan.target && first.input == plan.output && source.image.width() == first.input.width
         });
         if aligned {
             return Ok(());
         }
-        let expected = "a result in the place of the picture: no width, height, native size or stitched references, in \
+        let expected = "a result in the place of the image: no width, height, native size or stitched references, in \
                         the conventions of Kontext";
         Err(Error::invalid(
             "request under keep_unchanged",
@@ -261,7 +257,7 @@ impl<'a> Session<'a> {
     /// image, turn after turn.
     fn put_back(
         &self,
-        keep: &Keep,
+        keep: &KeepUnchanged,
         source: &Turn,
         first: &Tensor,
         image: RgbImage,
@@ -269,9 +265,9 @@ impl<'a> Session<'a> {
         plan: &Plan,
     ) -> Result<(RgbImage, ArrayD<f32>, Option<GrayImage>)> {
         let map = keep.map(&image, plan, || self.pipe.decode(first, plan))?;
-        let picture = keep::mix(&source.picture, image, &map);
+        let image = keep::mix(&source.image, image, &map);
         let result = array::from_array(&latents.view())?;
         let mixed = keep::mix_latents(&pack(first)?, &result, &map, plan.target)?;
-        Ok((picture, array::to_array(&mixed)?, Some(map)))
+        Ok((image, array::to_array(&mixed)?, Some(map)))
     }
 }

@@ -8,7 +8,7 @@ use kontext_sampler::Size;
 use ndarray::ArrayD;
 
 use crate::Request;
-use crate::output::{Made, save_picture};
+use crate::output::{Made, save_image};
 
 /// An image of a session and its parameters.
 #[derive(Debug, Clone)]
@@ -19,7 +19,7 @@ pub struct Turn {
     /// The parent, whose image was edited; `None` for the first turn.
     pub parent: Option<usize>,
     /// The image.
-    pub picture: RgbImage,
+    pub image: RgbImage,
     /// Under [`Session::keep_unchanged`](super::Session::keep_unchanged), the edit's share of each pixel: at
     /// 0 it is the byte of the parent's image, at 255 the run's.
     pub changed: Option<GrayImage>,
@@ -31,11 +31,11 @@ pub struct Turn {
 
 impl Turn {
     /// Creates a turn from an image that no run produced.
-    pub(crate) fn given(id: usize, picture: RgbImage) -> Self {
+    pub(crate) fn given(id: usize, image: RgbImage) -> Self {
         Self {
             id,
             parent: None,
-            picture,
+            image,
             changed: None,
             latents: None,
             edit: None,
@@ -73,8 +73,8 @@ impl Turn {
     /// Those of [`Output::save_image`](crate::Output::save_image).
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         match &self.edit {
-            Some((request, made)) => made.save(&self.picture, &request.prompt, path.as_ref()),
-            None => save_picture(&self.picture, path, &[]),
+            Some((request, made)) => made.save(&self.image, &request.prompt, path.as_ref()),
+            None => save_image(&self.image, path, &[]),
         }
     }
 

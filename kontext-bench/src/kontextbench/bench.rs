@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use image::RgbImage;
-use kontext_core::{Error, Result, picture};
+use kontext_core::{Error, Result, images};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
@@ -28,7 +28,7 @@ pub struct Bench {
     /// Path of `metadata.jsonl`, relative to the opened folder.
     metadata: PathBuf,
     /// SHA-256 of every image file.
-    pictures: BTreeMap<PathBuf, String>,
+    images: BTreeMap<PathBuf, String>,
 }
 
 impl Bench {
@@ -50,8 +50,7 @@ impl Bench {
         let folder = folder.as_ref();
         let metadata = ["test/metadata.jsonl", "metadata.jsonl"].map(PathBuf::from);
         let Some(metadata) = metadata.into_iter().find(|path| folder.join(path).is_file()) else {
-            let expected =
-                "a folder with test/metadata.jsonl and pictures, as black-forest-labs/kontext-bench has them";
+            let expected = "a folder with test/metadata.jsonl and images, as black-forest-labs/kontext-bench has them";
             return Err(Error::invalid("bench", expected, folder.display()));
         };
         let path = folder.join(&metadata);
@@ -61,10 +60,10 @@ impl Bench {
             pairs: Vec::new(),
             problems: Vec::new(),
             metadata,
-            pictures: BTreeMap::new(),
+            images: BTreeMap::new(),
         };
         bench.read_lines(&bytes);
-        bench.read_pictures();
+        bench.read_images();
         bench.problems.sort_by_key(|problem| problem.line);
         for category in CATEGORIES {
             if !bench.pairs.iter().any(|pair| pair.category == category) {
@@ -140,8 +139,8 @@ impl Bench {
     }
 
     /// Reads every image once; drops pairs and truths whose images cannot be read.
-    fn read_pictures(&mut self) {
-        let named: BTreeSet<PathBuf> = self.pairs.iter().flat_map(Pair::all_pictures).cloned().collect();
+    fn read_images(&mut self) {
+        let named: BTreeSet<PathBuf> = self.pairs.iter().flat_map(Pair::all_images).cloned().collect();
         let read = |path: PathBuf| {
             let digest = digest(&self.folder.join(&path));
             (path, digest)
@@ -151,9 +150,9 @@ impl Bench {
         for mut pair in std::mem::take(&mut self.pairs) {
             let lost = |path: &PathBuf| {
                 let reason = read.get(path)?.as_ref().err()?;
-                Some(format!("the picture {}: {reason}", path.display()))
+                Some(format!("the image {}: {reason}", path.display()))
             };
-            if let Some(what) = pair.pictures.iter().find_map(lost) {
+            if let Some(what) = pair.images.iter().find_map(lost) {
                 self.problem(Some(pair.line), format!("{what}; the pair is left out"));
                 continue;
             }
@@ -164,7 +163,7 @@ impl Bench {
             pairs.push(pair);
         }
         self.pairs = pairs;
-        self.pictures = read
+        self.images = read
             .into_iter()
             .filter_map(|(path, digest)| Some((path, digest.ok()?)))
             .collect();
@@ -198,9 +197,9 @@ impl Bench {
     /// Opens an image of the bench as 8-bit RGB.
     ///
     /// # Errors
-    /// The errors of [`picture::open`].
-    pub fn picture(&self, path: &Path) -> Result<RgbImage> {
-        picture::open(self.folder.join(path))
+    /// The errors of [`images::open`].
+    pub fn image(&self, path: &Path) -> Result<RgbImage> {
+        images::open(self.folder.join(path))
     }
 
     /// Computes SHA-256 over the pairs and their images, in order: benches with equal digests contain the
@@ -216,10 +215,10 @@ impl Bench {
             [&pair.key, &pair.instruction, &pair.category]
                 .into_iter()
                 .for_each(|text| add(text));
-            for list in [&pair.pictures[..], pair.truth.as_slice(), &pair.candidates] {
+            for list in [&pair.images[..], pair.truth.as_slice(), &pair.candidates] {
                 add(&list.len().to_string());
                 list.iter()
-                    .filter_map(|path| self.pictures.get(path))
+                    .filter_map(|path| self.images.get(path))
                     .for_each(|digest| add(digest));
             }
         }
@@ -227,10 +226,10 @@ impl Bench {
     }
 }
 
-/// Formats a summary, such as "280 pairs of 150 pictures: Character Reference 40, …".
+/// Formats a summary, such as "280 pairs of 150 images: Character Reference 40, …".
 impl fmt::Display for Bench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let pictures: BTreeSet<&PathBuf> = self.pairs.iter().flat_map(|pair| &pair.pictures).collect();
+        let images: BTreeSet<&PathBuf> = self.pairs.iter().flat_map(|pair| &pair.images).collect();
         let categories = self.categories();
         let counts: Vec<String> = categories
             .into_iter()
@@ -238,9 +237,9 @@ impl fmt::Display for Bench {
             .collect();
         write!(
             f,
-            "{} pairs of {} pictures: {}",
+            "{} pairs of {} images: {}",
             self.pairs.len(),
-            pictures.len(),
+            images.len(),
             counts.join(", ")
         )
     }
@@ -254,9 +253,9 @@ fn digest(path: &Path) -> Result<String, String> {
         Err(error) => return Err(error.to_string()),
     };
     if bytes.starts_with(LFS) {
-        return Err("it is a pointer of Git LFS in place of the picture; run `git lfs pull`".to_owned());
+        return Err("it is a pointer of Git LFS in place of the image; run `git lfs pull`".to_owned());
     }
-    picture::open(path).map_err(|error| match error {
+    images::open(path).map_err(|error| match error {
         Error::Image { reason, .. } => reason,
         other => other.to_string(),
     })?;

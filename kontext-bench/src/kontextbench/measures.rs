@@ -7,7 +7,7 @@ use std::path::Path;
 
 use image::RgbImage;
 use kontext_core::Result;
-use kontext_core::picture::resize;
+use kontext_core::images::resize;
 use serde::{Deserialize, Serialize};
 
 use super::{Bench, Pair, wilson};
@@ -83,7 +83,7 @@ pub const COLUMNS: [Column; 11] = [
     Column {
         name: "changed",
         title: "changed",
-        meaning: "share of the picture that changed",
+        meaning: "share of the image that changed",
         value: |m| Some(m.changed),
         form: Form::Percent,
     },
@@ -252,7 +252,7 @@ impl Metrics {
             measures.identity = metrics::identity(embedder, &[(source, result)])?.first().copied();
         }
         if let Some(truth) = &pair.truth {
-            let open = |path: &Path| -> Result<RgbImage> { Ok(at_size(&bench.picture(path)?, result)?.into_owned()) };
+            let open = |path: &Path| -> Result<RgbImage> { Ok(at_size(&bench.image(path)?, result)?.into_owned()) };
             let truth = open(truth)?;
             let candidates = pair
                 .candidates
@@ -278,11 +278,11 @@ impl Metrics {
 }
 
 /// Resizes an image to the size of another.
-fn at_size<'a>(picture: &'a RgbImage, other: &RgbImage) -> Result<Cow<'a, RgbImage>> {
-    if picture.dimensions() == other.dimensions() {
-        return Ok(Cow::Borrowed(picture));
+fn at_size<'a>(image: &'a RgbImage, other: &RgbImage) -> Result<Cow<'a, RgbImage>> {
+    if image.dimensions() == other.dimensions() {
+        return Ok(Cow::Borrowed(image));
     }
-    resize(picture, other.width(), other.height()).map(Cow::Owned)
+    resize(image, other.width(), other.height()).map(Cow::Owned)
 }
 
 impl fmt::Debug for Metrics {

@@ -87,7 +87,7 @@ pub fn merge(bench: &Bench, shards: &[PathBuf], out: impl AsRef<Path>) -> Result
             continue;
         };
         let Some(record) = from.record(pair) else { continue };
-        let path = from.picture(pair);
+        let path = from.image(pair);
         let png = fs::read(&path).map_err(Error::io(path))?;
         writer.pair(pair, &png, from.timing(pair).as_ref(), &record)?;
         records.push(record);

@@ -7,7 +7,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use image::codecs::jpeg::JpegEncoder;
 use image::{ExtendedColorType, ImageEncoder, ImageFormat, RgbImage};
-use kontext_core::picture::{self, resize};
+use kontext_core::images::{self, resize};
 use kontext_core::{Error, Result};
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -105,16 +105,16 @@ impl<'a> Page<'a> {
                 "none",
             ));
         }
-        let mut pictures = Pictures::new(self.bench, &self.runs, &rows, self.thumbnails);
+        let mut images = Images::new(self.bench, &self.runs, &rows, self.thumbnails);
         let columns = report::used(&rows.iter().flat_map(|row| &row.records).collect::<Vec<_>>());
-        let pairs: Vec<Value> = rows.iter().map(|row| self.pair(row, &columns, &mut pictures)).collect();
+        let pairs: Vec<Value> = rows.iter().map(|row| self.pair(row, &columns, &mut images)).collect();
         let run = |(index, info): (usize, &super::RunInfo)| {
             let records: Vec<&Record> = rows.iter().map(|row| &row.records[index]).collect();
             json!({"name": info.name, "facts": info.facts().into_iter().collect::<Vec<_>>(), "means": report::means(&records, &columns)})
         };
         let mut notes = Vec::new();
-        if let Some(side) = pictures.side {
-            notes.push(format!("Pictures are shown with at most {side} pixels on a side."));
+        if let Some(side) = images.side {
+            notes.push(format!("Images are shown with at most {side} pixels on a side."));
         }
         let missing = self.bench.pairs.len() - rows.len();
         if missing > 0 {
@@ -140,7 +140,7 @@ impl<'a> Page<'a> {
             "columns": columns.iter().map(|column| column.title).collect::<Vec<_>>(),
             "categories": categories,
             "pairs": pairs,
-            "pictures": pictures.finish()?,
+            "images": images.finish()?,
             "note": notes.join(" "),
         });
         let title = format!("KontextBench: {}", names.join(" and "));
@@ -163,18 +163,14 @@ impl<'a> Page<'a> {
         self.bench.pairs.iter().filter_map(row).collect()
     }
 
-    fn pair(&self, row: &Row<'_>, columns: &[Column], pictures: &mut Pictures) -> Value {
+    fn pair(&self, row: &Row<'_>, columns: &[Column], images: &mut Images) -> Value {
         let Row { pair, records } = row;
         let in_bench = |path: &PathBuf| self.bench.folder.join(path);
-        let sources: Vec<usize> = pair
-            .pictures
-            .iter()
-            .map(|path| pictures.index(in_bench(path)))
-            .collect();
-        let truth = pair.truth.as_ref().map(|path| pictures.index(in_bench(path)));
+        let sources: Vec<usize> = pair.images.iter().map(|path| images.index(in_bench(path))).collect();
+        let truth = pair.truth.as_ref().map(|path| images.index(in_bench(path)));
         let result = |(run, record): (&&RunFolder, &Record)| {
             let measures: Vec<String> = columns.iter().map(|column| column.text(&record.measures)).collect();
-            json!({"picture": pictures.index(run.picture(pair)), "measures": measures})
+            json!({"image": images.index(run.image(pair)), "measures": measures})
         };
         let results: Vec<Value> = self.runs.iter().zip(records).map(result).collect();
         json!({
@@ -197,26 +193,26 @@ fn identity(infos: &[super::RunInfo], rows: &[Row<'_>]) -> String {
 }
 
 /// Images of a page, each file once.
-struct Pictures {
+struct Images {
     /// Longest side to which images are scaled down, if they are.
     side: Option<u32>,
     paths: Vec<PathBuf>,
     indices: BTreeMap<PathBuf, usize>,
 }
 
-impl Pictures {
+impl Images {
     fn new(bench: &Bench, runs: &[&RunFolder], rows: &[Row<'_>], side: Option<u32>) -> Self {
         let paths: BTreeSet<PathBuf> = rows
             .iter()
             .flat_map(|row| {
                 let given = row
                     .pair
-                    .pictures
+                    .images
                     .iter()
                     .chain(&row.pair.truth)
                     .map(|path| bench.folder.join(path));
                 given
-                    .chain(runs.iter().map(|run| run.picture(row.pair)))
+                    .chain(runs.iter().map(|run| run.image(row.pair)))
                     .collect::<Vec<_>>()
             })
             .collect();
@@ -248,22 +244,18 @@ impl Pictures {
 
 fn inline(path: &Path, side: Option<u32>) -> Result<Value> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let picture = picture::open(path)?;
-    let (width, height) = picture.dimensions();
+    let image = images::open(path)?;
+    let (width, height) = image.dimensions();
     let smaller = side.filter(|side| width.max(height) > *side);
     let (kind, bytes, (width, height)) = match (smaller, image::guess_format(&bytes)) {
         (Some(side), _) => {
-            let picture = fitted(&picture, side)?;
-            (
-                "jpeg",
-                jpeg(&picture).map_err(Error::image(path))?,
-                picture.dimensions(),
-            )
+            let image = fitted(&image, side)?;
+            ("jpeg", jpeg(&image).map_err(Error::image(path))?, image.dimensions())
         }
         (None, Ok(ImageFormat::Png)) => ("png", bytes, (width, height)),
         (None, Ok(ImageFormat::Jpeg)) => ("jpeg", bytes, (width, height)),
         (None, Ok(ImageFormat::WebP)) => ("webp", bytes, (width, height)),
-        (None, _) => ("png", super::run_folder::png(&picture)?, (width, height)),
+        (None, _) => ("png", super::run_folder::png(&image)?, (width, height)),
     };
     Ok(json!([
         format!("data:image/{kind};base64,{}", BASE64_STANDARD.encode(bytes)),
@@ -273,18 +265,18 @@ fn inline(path: &Path, side: Option<u32>) -> Result<Value> {
 }
 
 /// Scales to at most `side` pixels on a side, keeping the aspect ratio.
-fn fitted(picture: &RgbImage, side: u32) -> Result<RgbImage> {
-    let (width, height) = picture.dimensions();
+fn fitted(image: &RgbImage, side: u32) -> Result<RgbImage> {
+    let (width, height) = image.dimensions();
     let scale = f64::from(side) / f64::from(width.max(height));
     let scaled = |length: u32| ((f64::from(length) * scale).round() as u32).max(1);
-    resize(picture, scaled(width), scaled(height))
+    resize(image, scaled(width), scaled(height))
 }
 
-fn jpeg(picture: &RgbImage) -> Result<Vec<u8>, image::ImageError> {
+fn jpeg(image: &RgbImage) -> Result<Vec<u8>, image::ImageError> {
     let mut bytes = Vec::new();
-    let (width, height) = picture.dimensions();
+    let (width, height) = image.dimensions();
     let encoder = JpegEncoder::new_with_quality(&mut bytes, QUALITY);
-    encoder.write_image(picture.as_raw(), width, height, ExtendedColorType::Rgb8)?;
+    encoder.write_image(image.as_raw(), width, height, ExtendedColorType::Rgb8)?;
     Ok(bytes)
 }
 
@@ -348,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn smaller_pictures_keep_their_proportions() {
+    fn smaller_images_keep_their_proportions() {
         assert_eq!(fitted(&RgbImage::new(1000, 300), 512).unwrap().dimensions(), (512, 154));
         assert_eq!(fitted(&RgbImage::new(1, 3000), 512).unwrap().dimensions(), (1, 512));
     }

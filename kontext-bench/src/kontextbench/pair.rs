@@ -18,7 +18,7 @@ pub struct Pair {
     /// One of [`CATEGORIES`](super::CATEGORIES), or the bench's own category.
     pub category: String,
     /// The image to edit, then further references.
-    pub pictures: Vec<PathBuf>,
+    pub images: Vec<PathBuf>,
     /// The true result, if known.
     pub truth: Option<PathBuf>,
     /// Images that the result might be mistaken for, if the truth is known.
@@ -38,14 +38,14 @@ impl Pair {
         let Value::Object(fields) = value else {
             return Err("expected a JSON object".to_owned());
         };
-        let (name, pictures) = field(&fields, &["file_name", "image", "images", "image_path"])
+        let (name, images) = field(&fields, &["file_name", "image", "images", "image_path"])
             .ok_or_else(|| format!("no field `file_name` (nor `image`); it has {}", names(&fields)))?;
-        let mut pictures = paths(name, pictures)?;
-        if pictures.is_empty() {
-            return Err(format!("`{name}` names no picture"));
+        let mut images = paths(name, images)?;
+        if images.is_empty() {
+            return Err(format!("`{name}` names no image"));
         }
         if let Some((name, more)) = field(&fields, &["references"]) {
-            pictures.extend(paths(name, more)?);
+            images.extend(paths(name, more)?);
         }
         let (name, instruction) = field(&fields, &["instruction", "prompt", "text"])
             .ok_or_else(|| format!("no field `instruction` (nor `prompt`); it has {}", names(&fields)))?;
@@ -64,7 +64,7 @@ impl Pair {
             key: key(&fields, line)?,
             instruction,
             category: category.trim().to_owned(),
-            pictures,
+            images,
             truth: truth.and_then(|paths| paths.into_iter().next()),
             candidates: candidates.unwrap_or_default(),
             line,
@@ -72,8 +72,8 @@ impl Pair {
     }
 
     /// Returns all images of the pair.
-    pub(super) fn all_pictures(&self) -> impl Iterator<Item = &PathBuf> {
-        self.pictures.iter().chain(&self.truth).chain(&self.candidates)
+    pub(super) fn all_images(&self) -> impl Iterator<Item = &PathBuf> {
+        self.images.iter().chain(&self.truth).chain(&self.candidates)
     }
 
     /// Returns the key as a file name: letters, digits, `_` and `-` are kept, all else is percent-encoded by
@@ -163,7 +163,7 @@ fn key(fields: &Map<String, Value>, line: usize) -> Result<String, String> {
 fn paths(name: &str, value: &Value) -> Result<Vec<PathBuf>, String> {
     let one = |value: &Value| {
         let text = value.get("path").unwrap_or(value).as_str();
-        inside(text.ok_or_else(|| format!("`{name}` is no path of a picture"))?)
+        inside(text.ok_or_else(|| format!("`{name}` is no path of an image"))?)
     };
     match value {
         Value::Array(values) => values.iter().map(one).collect(),
@@ -204,7 +204,7 @@ mod tests {
             ("0003_01", "make it winter")
         );
         assert_eq!((pair.category.as_str(), pair.line), ("Text Editing", 12));
-        assert_eq!(pair.pictures, [Path::new("images/0003.jpg")]);
+        assert_eq!(pair.images, [Path::new("images/0003.jpg")]);
         assert_eq!((pair.truth, pair.candidates.len()), (None, 0));
     }
 
@@ -212,7 +212,7 @@ mod tests {
     fn other_names_of_fields_are_read() {
         let pair = read(r#"{"image": {"path": "a.png"}, "prompt": " p ", "id": 7, "references": ["b.png"]}"#).unwrap();
         assert_eq!((pair.key.as_str(), pair.instruction.as_str()), ("7", "p"));
-        assert_eq!(pair.pictures, [Path::new("a.png"), Path::new("b.png")]);
+        assert_eq!(pair.images, [Path::new("a.png"), Path::new("b.png")]);
         let key = |line| read(line).unwrap().key;
         assert_eq!(
             key(r#"{"image": "a.png", "prompt": "p", "image_idx": 3, "prompt_idx": 1}"#),
@@ -232,7 +232,7 @@ mod tests {
             ),
             (r#"{"image": "a.png", "instruction": 3}"#, "`instruction` is no text"),
             (r#"{"image": "a.png", "instruction": " "}"#, "`instruction` is no text"),
-            (r#"{"image": [], "prompt": "p"}"#, "`image` names no picture"),
+            (r#"{"image": [], "prompt": "p"}"#, "`image` names no image"),
             (
                 r#"{"image": "../a.png", "prompt": "p"}"#,
                 "the path \"../a.png\" does not stay in the bench's folder",

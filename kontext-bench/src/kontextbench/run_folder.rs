@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! run.json             facts of the run
-//! pictures/KEY.png     results
+//! images/KEY.png     results
 //! records/KEY.json     their metrics, written last
 //! timings/KEY.json     seconds; only files under timings/ differ if a run is repeated
 //! ```
@@ -93,7 +93,7 @@ impl RunFolder {
     #[must_use]
     pub fn record(&self, pair: &Pair) -> Option<Record> {
         let record: Record = self.json("records", pair)?;
-        let same = record.key == pair.key && record.sha256 == sha256(&fs::read(self.picture(pair)).ok()?);
+        let same = record.key == pair.key && record.sha256 == sha256(&fs::read(self.image(pair)).ok()?);
         same.then_some(record)
     }
 
@@ -105,7 +105,7 @@ impl RunFolder {
 
     /// Returns the path of a pair's result.
     #[must_use]
-    pub fn picture(&self, pair: &Pair) -> PathBuf {
+    pub fn image(&self, pair: &Pair) -> PathBuf {
         self.file("pictures").join(pair.file_stem()).with_extension("png")
     }
 
@@ -204,12 +204,12 @@ pub(super) fn sha256(bytes: &[u8]) -> String {
 }
 
 /// Encodes an image as PNG.
-pub(super) fn png(picture: &RgbImage) -> Result<Vec<u8>> {
+pub(super) fn png(image: &RgbImage) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let encoder = PngEncoder::new(&mut bytes);
-    let (width, height) = picture.dimensions();
+    let (width, height) = image.dimensions();
     encoder
-        .write_image(picture.as_raw(), width, height, ExtendedColorType::Rgb8)
+        .write_image(image.as_raw(), width, height, ExtendedColorType::Rgb8)
         .map_err(Error::image("result"))?;
     Ok(bytes)
 }

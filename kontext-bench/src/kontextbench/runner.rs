@@ -16,7 +16,7 @@ pub struct Task<'a> {
     /// The pair.
     pub pair: &'a Pair,
     /// The pair's images: the one to edit, then further references.
-    pub pictures: &'a [RgbImage],
+    pub images: &'a [RgbImage],
     /// Seed of the noise.
     pub seed: u64,
 }
@@ -25,7 +25,7 @@ pub struct Task<'a> {
 #[derive(Debug, Clone)]
 pub struct Edited {
     /// The edited image.
-    pub picture: RgbImage,
+    pub image: RgbImage,
     /// Number of sampling steps.
     pub steps: usize,
 }
@@ -182,16 +182,16 @@ impl<'a> Runner<'a> {
         edit: &mut impl FnMut(&Task<'_>) -> Result<Edited>,
         writer: &Writer,
     ) -> Result<(Record, Timing)> {
-        let pictures: Vec<RgbImage> = pair
-            .pictures
+        let images: Vec<RgbImage> = pair
+            .images
             .iter()
-            .map(|path| self.bench.picture(path))
+            .map(|path| self.bench.image(path))
             .collect::<Result<_>>()?;
         let seed = pair.seed(self.info.seed);
         let begin = Instant::now();
         let edited = edit(&Task {
             pair,
-            pictures: &pictures,
+            images: &images,
             seed,
         })?;
         let timing = Timing {
@@ -199,9 +199,9 @@ impl<'a> Runner<'a> {
             seconds: begin.elapsed().as_secs_f64(),
             steps: edited.steps,
         };
-        let measures = self.metrics.measure(self.bench, pair, &pictures[0], &edited.picture)?;
-        let png = png(&edited.picture)?;
-        let (width, height) = edited.picture.dimensions();
+        let measures = self.metrics.measure(self.bench, pair, &images[0], &edited.image)?;
+        let png = png(&edited.image)?;
+        let (width, height) = edited.image.dimensions();
         let record = Record {
             key: pair.key.clone(),
             category: pair.category.clone(),

@@ -23,7 +23,7 @@ const CHANGED: u8 = 255;
 /// A source, an edited result, and a map of the pixels that the edit changed.
 ///
 /// Both images have the size of the original source. If a model works at another size, resize its result
-/// first (`kontext_core::picture::resize`); kontext's pipeline already does.
+/// first (`kontext_core::images::resize`); kontext's pipeline already does.
 ///
 /// # Example
 /// ```

@@ -137,8 +137,8 @@ mod tests {
     }
 
     #[test]
-    fn equal_pictures_differ_by_nothing() {
-        let picture = RgbImage::from_fn(3, 3, |x, y| image::Rgb([200, 70 * x as u8, 70 * y as u8]));
-        assert_eq!(delta_e(&picture, &picture).unwrap(), 0.0);
+    fn equal_images_differ_by_nothing() {
+        let image = RgbImage::from_fn(3, 3, |x, y| image::Rgb([200, 70 * x as u8, 70 * y as u8]));
+        assert_eq!(delta_e(&image, &image).unwrap(), 0.0);
     }
 }

@@ -22,10 +22,10 @@ use kontext_core::{Error, Result};
 ///         "my face network, 112x112"
 ///     }
 ///
-///     fn embed(&self, pictures: &[&RgbImage]) -> Result<Vec<Vec<f32>>> {
+///     fn embed(&self, images: &[&RgbImage]) -> Result<Vec<Vec<f32>>> {
 ///         // Here: crop the face, run the network. For this example, the image at 4x4 is the vector.
 ///         let small = |p: &&RgbImage| imageops::thumbnail(*p, 4, 4).into_raw().into_iter().map(f32::from).collect();
-///         Ok(pictures.iter().map(small).collect())
+///         Ok(images.iter().map(small).collect())
 ///     }
 /// }
 ///
@@ -41,7 +41,7 @@ pub trait Embedder {
     ///
     /// # Errors
     /// Any error of the network.
-    fn embed(&self, pictures: &[&RgbImage]) -> Result<Vec<Vec<f32>>>;
+    fn embed(&self, images: &[&RgbImage]) -> Result<Vec<Vec<f32>>>;
 }
 
 /// Computes the cosine similarity of the embeddings of each pair: 1 for the same subject, near 0 or below for
@@ -51,13 +51,13 @@ pub trait Embedder {
 /// The errors of the embedder; [`Error::InvalidArgument`] if its vectors are missing, differ in length, are
 /// all zero, or are not finite.
 pub fn identity(embedder: &dyn Embedder, pairs: &[(&RgbImage, &RgbImage)]) -> Result<Vec<f64>> {
-    let pictures: Vec<&RgbImage> = pairs.iter().flat_map(|(a, b)| [*a, *b]).collect();
-    let vectors = embedder.embed(&pictures)?;
-    if vectors.len() != pictures.len() {
+    let images: Vec<&RgbImage> = pairs.iter().flat_map(|(a, b)| [*a, *b]).collect();
+    let vectors = embedder.embed(&images)?;
+    if vectors.len() != images.len() {
         let got = format!("{} from {}", vectors.len(), embedder.name());
         return Err(Error::invalid(
             "embeddings",
-            format!("one for each of {} pictures", pictures.len()),
+            format!("one for each of {} images", images.len()),
             got,
         ));
     }

@@ -41,25 +41,25 @@ pub(crate) fn same_size(a: &RgbImage, b: &RgbImage) -> Result<()> {
         return Ok(());
     }
     Err(Error::invalid(
-        "pictures",
+        "images",
         "two of one size",
         format!("{} and {}", size(a), size(b)),
     ))
 }
 
 /// Formats a size as "768x512".
-fn size(picture: &RgbImage) -> String {
-    format!("{}x{}", picture.width(), picture.height())
+fn size(image: &RgbImage) -> String {
+    format!("{}x{}", image.width(), image.height())
 }
 
 /// Fails if a side is shorter than `least`.
-fn at_least(picture: &RgbImage, least: usize, why: &str) -> Result<()> {
-    if picture.width().min(picture.height()) as usize >= least {
+fn at_least(image: &RgbImage, least: usize, why: &str) -> Result<()> {
+    if image.width().min(image.height()) as usize >= least {
         return Ok(());
     }
     Err(Error::invalid(
-        "pictures",
+        "images",
         format!("at least {least}x{least} pixels, {why}"),
-        size(picture),
+        size(image),
     ))
 }

@@ -103,10 +103,10 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_that_cannot_be_halved_four_times_is_refused() {
+    fn a_image_that_cannot_be_halved_four_times_is_refused() {
         let small = RgbImage::new(400, 160);
         let error = ms_ssim(&small, &small).unwrap_err().to_string();
-        let expected = "invalid pictures: expected at least 161x161 pixels, for a window of 11 after four halvings, ";
+        let expected = "invalid images: expected at least 161x161 pixels, for a window of 11 after four halvings, ";
         assert_eq!(error, format!("{expected}got 400x160"));
     }
 }

@@ -18,27 +18,27 @@ pub(super) struct Plane {
 
 impl Plane {
     /// Converts all three channels.
-    pub(super) fn colour(picture: &RgbImage) -> Self {
-        let values = picture.as_raw().iter().map(|level| f64::from(*level)).collect();
+    pub(super) fn colour(image: &RgbImage) -> Self {
+        let values = image.as_raw().iter().map(|level| f64::from(*level)).collect();
         Self {
             values,
-            width: picture.width() as usize,
+            width: image.width() as usize,
             channels: CHANNELS,
         }
     }
 
     /// Computes `0.2125 R + 0.7154 G + 0.0721 B`, as `skimage.color.rgb2gray` does.
-    pub(super) fn luma(picture: &RgbImage) -> Self {
+    pub(super) fn luma(image: &RgbImage) -> Self {
         let luma = |rgb: &[u8]| {
             rgb.iter()
                 .zip(LUMA)
                 .map(|(level, weight)| weight * f64::from(*level))
                 .sum()
         };
-        let values = picture.as_raw().par_chunks_exact(CHANNELS).map(luma).collect();
+        let values = image.as_raw().par_chunks_exact(CHANNELS).map(luma).collect();
         Self {
             values,
-            width: picture.width() as usize,
+            width: image.width() as usize,
             channels: 1,
         }
     }

@@ -75,11 +75,11 @@ mod tests {
     }
 
     #[test]
-    fn pictures_of_different_size_are_refused() {
+    fn images_of_different_size_are_refused() {
         let error = psnr(&RgbImage::new(2, 3), &RgbImage::new(3, 2)).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "invalid pictures: expected two of one size, got 2x3 and 3x2"
+            "invalid images: expected two of one size, got 2x3 and 3x2"
         );
     }
 }

@@ -30,9 +30,9 @@ use super::plane::Plane;
 /// assert!(sharpness(&edge)? > 50.0 * sharpness(&ramp)?);
 /// # Ok::<(), kontext_core::Error>(())
 /// ```
-pub fn sharpness(picture: &RgbImage) -> Result<f64> {
-    at_least(picture, 2, "so that each has neighbours")?;
-    let luma = Plane::luma(picture);
+pub fn sharpness(image: &RgbImage) -> Result<f64> {
+    at_least(image, 2, "so that each has neighbours")?;
+    let luma = Plane::luma(image);
     let (width, height) = (luma.width, luma.height());
     let laplacian = luma.by_rows(|y, out| {
         let (above, row, below) = (
@@ -66,10 +66,10 @@ mod tests {
 
     #[test]
     fn one_bright_pixel_has_the_variance_that_its_kernel_gives() {
-        let mut picture = RgbImage::new(5, 5);
-        picture.put_pixel(2, 2, image::Rgb([100; 3]));
+        let mut image = RgbImage::new(5, 5);
+        image.put_pixel(2, 2, image::Rgb([100; 3]));
         // -400 once and 100 four times among 25 pixels, with mean 0.
         let expected = (160_000.0 + 4.0 * 10_000.0) / 25.0;
-        assert!((sharpness(&picture).unwrap() - expected).abs() < 1e-9);
+        assert!((sharpness(&image).unwrap() - expected).abs() < 1e-9);
     }
 }

@@ -68,7 +68,7 @@ mod tests {
     use crate::metrics::windows::C1;
 
     #[test]
-    fn flat_pictures_differ_by_their_luminance_alone() {
+    fn flat_images_differ_by_their_luminance_alone() {
         let (a, b) = (
             RgbImage::from_pixel(20, 11, Rgb([100; 3])),
             RgbImage::from_pixel(20, 11, Rgb([200; 3])),
@@ -79,15 +79,15 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_smaller_than_the_window_is_refused() {
+    fn a_image_smaller_than_the_window_is_refused() {
         let small = RgbImage::new(40, 10);
         let error = ssim(&small, &small).unwrap_err();
-        let expected = "invalid pictures: expected at least 11x11 pixels, the size of the window, got 40x10";
+        let expected = "invalid images: expected at least 11x11 pixels, the size of the window, got 40x10";
         assert_eq!(error.to_string(), expected);
     }
 
     #[test]
-    fn pictures_of_different_size_are_refused() {
+    fn images_of_different_size_are_refused() {
         assert!(ssim(&RgbImage::new(20, 30), &RgbImage::new(30, 20)).is_err());
     }
 }

@@ -14,7 +14,7 @@ pub struct Measurement {
     /// The autoencoder's name in the table.
     pub vae: String,
     /// The image's name.
-    pub picture: String,
+    pub image: String,
     /// Setting of the measurement: [`Subject::setting`] and the network of `pdist`.
     pub setting: String,
     /// CRC-32 of the original's pixels, as encoded.
@@ -29,7 +29,7 @@ pub struct Measurement {
 
 impl Measurement {
     pub(super) fn key(&self) -> (String, String) {
-        (self.vae.clone(), self.picture.clone())
+        (self.vae.clone(), self.image.clone())
     }
 }
 
@@ -49,8 +49,8 @@ impl Subject<'_> {
     /// Returns the recorded measurement of an image; `None` if there is none, or if it has another setting or
     /// network, or other pixels under the same name.
     #[must_use]
-    pub fn recorded(&self, picture: &str, original: &RgbImage, records: &Records) -> Option<Measurement> {
-        let found = records.find(self.vae, picture)?;
+    pub fn recorded(&self, image: &str, original: &RgbImage, records: &Records) -> Option<Measurement> {
+        let found = records.find(self.vae, image)?;
         (found.setting == self.full_setting() && found.pixels == crc32fast::hash(original.as_raw()))
             .then(|| found.clone())
     }
@@ -62,12 +62,12 @@ impl Subject<'_> {
     /// metrics and of [`Records::add`].
     pub fn measure(
         &self,
-        picture: &str,
+        image: &str,
         original: &RgbImage,
         reconstruction: &RgbImage,
         records: &mut Records,
     ) -> Result<Measurement> {
-        if let Some(done) = self.recorded(picture, original, records) {
+        if let Some(done) = self.recorded(image, original, records) {
             return Ok(done);
         }
         let distance = |perceptual: &Perceptual| perceptual.distance(&[(original, reconstruction)]);
@@ -85,7 +85,7 @@ impl Subject<'_> {
         }
         let measurement = Measurement {
             vae: self.vae.to_owned(),
-            picture: picture.to_owned(),
+            image: image.to_owned(),
             setting: self.full_setting(),
             pixels: crc32fast::hash(original.as_raw()),
             pdist,
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_recorded_is_taken_unless_the_setting_or_the_picture_is_another() {
+    fn what_is_recorded_is_taken_unless_the_setting_or_the_image_is_another() {
         let folder = tempfile::tempdir().unwrap();
         let mut records = Records::open(folder.path().join("records.jsonl")).unwrap();
         let original = RgbImage::from_fn(16, 16, |x, y| image::Rgb([x as u8 * 10, y as u8 * 10, 0]));

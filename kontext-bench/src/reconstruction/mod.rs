@@ -16,6 +16,6 @@ mod table;
 
 pub use measure::{Measurement, Subject};
 pub use records::Records;
-pub use size::{MULTIPLE, PictureSize};
+pub use size::{ImageSize, MULTIPLE};
 pub use strip::Strip;
 pub use table::{Row, Table};

@@ -67,8 +67,8 @@ impl Records {
 
     /// Returns the measurement of an image by an autoencoder, whatever its setting.
     #[must_use]
-    pub fn find(&self, vae: &str, picture: &str) -> Option<&Measurement> {
-        self.done.get(&(vae.to_owned(), picture.to_owned()))
+    pub fn find(&self, vae: &str, image: &str) -> Option<&Measurement> {
+        self.done.get(&(vae.to_owned(), image.to_owned()))
     }
 
     /// Returns the number of measurements.
@@ -103,11 +103,11 @@ impl Records {
 mod tests {
     use super::*;
 
-    fn record(picture: &str, psnr: f64) -> Measurement {
+    fn record(image: &str, psnr: f64) -> Measurement {
         let (vae, setting) = ("A".to_owned(), "s".to_owned());
         Measurement {
             vae,
-            picture: picture.to_owned(),
+            image: image.to_owned(),
             setting,
             pixels: 7,
             pdist: None,

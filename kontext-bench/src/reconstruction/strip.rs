@@ -47,7 +47,7 @@ impl Strip {
             return Err(Error::invalid("reconstructions", expected, reconstructions.len()));
         }
         if let Some(other) = reconstructions.iter().find(|r| r.dimensions() != original.dimensions()) {
-            let size = |picture: &RgbImage| format!("{}x{}", picture.width(), picture.height());
+            let size = |image: &RgbImage| format!("{}x{}", image.width(), image.height());
             return Err(Error::invalid(
                 "reconstruction",
                 format!("the original's size, {}", size(original)),
@@ -55,7 +55,7 @@ impl Strip {
             ));
         }
         let (x, y) = self.detail(original)?;
-        let crop = |picture: &RgbImage| crop_imm(picture, x, y, self.side, self.side).to_image();
+        let crop = |image: &RgbImage| crop_imm(image, x, y, self.side, self.side).to_image();
         let pitch = self.side + GAP;
         let mut row = RgbImage::from_pixel(self.columns * pitch - GAP, 2 * pitch - GAP, Rgb([255; 3]));
         let original = crop(original);
@@ -72,25 +72,25 @@ impl Strip {
 
     /// Returns the whole strip; `None` if nothing was added.
     #[must_use]
-    pub fn picture(&self) -> Option<RgbImage> {
+    pub fn image(&self) -> Option<RgbImage> {
         let (first, pitch) = (self.rows.first()?, self.rows.first()?.height() + 3 * GAP);
         let height = pitch * self.rows.len() as u32 - 3 * GAP;
-        let mut picture = RgbImage::from_pixel(first.width(), height, Rgb([255; 3]));
+        let mut image = RgbImage::from_pixel(first.width(), height, Rgb([255; 3]));
         for (top, row) in (0_i64..).step_by(pitch as usize).zip(&self.rows) {
-            imageops::replace(&mut picture, row, 0, top);
+            imageops::replace(&mut image, row, 0, top);
         }
-        Some(picture)
+        Some(image)
     }
 
     /// Finds the first pixel of the crop with the most detail.
-    fn detail(&self, picture: &RgbImage) -> Result<(u32, u32)> {
+    fn detail(&self, image: &RgbImage) -> Result<(u32, u32)> {
         let starts = |length: u32| {
             let last = length.saturating_sub(self.side);
             (0..=last).step_by((self.side / STEPS).max(1) as usize)
         };
         let (mut best, mut most) = ((0, 0), f64::NEG_INFINITY);
-        for (x, y) in starts(picture.height()).flat_map(|y| starts(picture.width()).map(move |x| (x, y))) {
-            let detail = sharpness(&crop_imm(picture, x, y, self.side, self.side).to_image())?;
+        for (x, y) in starts(image.height()).flat_map(|y| starts(image.width()).map(move |x| (x, y))) {
+            let detail = sharpness(&crop_imm(image, x, y, self.side, self.side).to_image())?;
             if detail > most {
                 (best, most) = ((x, y), detail);
             }
@@ -120,23 +120,23 @@ mod tests {
         let original = RgbImage::from_fn(32, 24, |x, y| Rgb([noisy(x, y); 3]));
         let off = RgbImage::from_fn(32, 24, |x, y| Rgb([noisy(x, y).saturating_add(2); 3]));
         let mut strip = Strip::new(1, 16);
-        assert!(strip.picture().is_none());
+        assert!(strip.image().is_none());
         strip.add(&original, from_ref(&off)).unwrap();
         strip.add(&original, from_ref(&original)).unwrap();
-        let picture = strip.picture().unwrap();
-        assert_eq!(picture.dimensions(), (36, 2 * 36 + 12));
+        let image = strip.image().unwrap();
+        assert_eq!(image.dimensions(), (36, 2 * 36 + 12));
         // Its upper right corner, next to the reconstruction.
         assert_eq!(
-            crop_imm(&picture, 0, 0, 16, 16).to_image(),
+            crop_imm(&image, 0, 0, 16, 16).to_image(),
             crop_imm(&original, 16, 0, 16, 16).to_image()
         );
         assert_eq!(
-            crop_imm(&picture, 20, 0, 16, 16).to_image(),
+            crop_imm(&image, 20, 0, 16, 16).to_image(),
             crop_imm(&off, 16, 0, 16, 16).to_image()
         );
-        assert_eq!(picture.get_pixel(25, 25).0, [8; 3]);
+        assert_eq!(image.get_pixel(25, 25).0, [8; 3]);
         assert_eq!(
-            (picture.get_pixel(5, 25).0, picture.get_pixel(25, 48 + 25).0),
+            (image.get_pixel(5, 25).0, image.get_pixel(25, 48 + 25).0),
             ([255; 3], [0; 3])
         );
     }
@@ -161,6 +161,6 @@ mod tests {
         );
         let mut small = Strip::new(1, 100);
         small.add(&a, from_ref(&a)).unwrap();
-        assert_eq!(small.picture().unwrap().dimensions(), (204, 204));
+        assert_eq!(small.image().unwrap().dimensions(), (204, 204));
     }
 }

@@ -78,7 +78,7 @@ impl Table {
         text
     }
 
-    /// Formats the table as CSV, with the columns `vae,pictures,pdist,pdist_se,ssim,ssim_se,psnr,psnr_se`;
+    /// Formats the table as CSV, with the columns `vae,images,pdist,pdist_se,ssim,ssim_se,psnr,psnr_se`;
     /// unknown values are empty.
     #[must_use]
     pub fn csv(&self) -> String {
@@ -170,10 +170,10 @@ mod tests {
     use super::*;
 
     fn measured(vae: &str, pdist: Option<f64>, ssim: f64, psnr: f64) -> Measurement {
-        let (picture, setting) = (String::new(), String::new());
+        let (image, setting) = (String::new(), String::new());
         Measurement {
             vae: vae.to_owned(),
-            picture,
+            image,
             setting,
             pixels: 0,
             pdist,

@@ -26,10 +26,10 @@ pub fn bench(folder: &Path) -> Bench {
 pub fn write_bench(folder: &Path, change: impl Fn(usize, String) -> Option<String>) {
     let images = folder.join("test/images");
     std::fs::create_dir_all(&images).unwrap();
-    for image in 0..PAIRS / 2 {
-        picture(image).save(images.join(format!("{image:04}.png"))).unwrap();
+    for index in 0..PAIRS / 2 {
+        image(index).save(images.join(format!("{index:04}.png"))).unwrap();
     }
-    inverted(&picture(0)).save(images.join("truth.png")).unwrap();
+    inverted(&image(0)).save(images.join("truth.png")).unwrap();
     let mut lines = Vec::new();
     for index in 0..PAIRS {
         let (image, prompt) = (index / 2, index % 2);
@@ -47,28 +47,28 @@ pub fn write_bench(folder: &Path, change: impl Fn(usize, String) -> Option<Strin
     std::fs::write(folder.join("test/metadata.jsonl"), lines.join("\n")).unwrap();
 }
 
-pub fn picture(index: usize) -> RgbImage {
+pub fn image(index: usize) -> RgbImage {
     let base = 20 * index as u8;
     RgbImage::from_fn(24, 20, |x, y| Rgb([base + x as u8 * 5, 40 + y as u8 * 6, 255 - base]))
 }
 
-pub fn inverted(picture: &RgbImage) -> RgbImage {
-    let mut picture = picture.clone();
-    picture
+pub fn inverted(image: &RgbImage) -> RgbImage {
+    let mut image = image.clone();
+    image
         .pixels_mut()
         .for_each(|pixel| pixel.0.iter_mut().for_each(|level| *level = 255 - *level));
-    picture
+    image
 }
 
 /// Mocks a model: inverts the image, and marks it by the seed.
 pub fn edit(task: &Task<'_>) -> Result<Edited> {
-    let mut picture = inverted(&task.pictures[0]);
-    picture.put_pixel(
+    let mut image = inverted(&task.images[0]);
+    image.put_pixel(
         0,
         0,
         Rgb([task.seed as u8, (task.seed >> 8) as u8, (task.seed >> 16) as u8]),
     );
-    Ok(Edited { picture, steps: 2 })
+    Ok(Edited { image, steps: 2 })
 }
 
 pub fn info(name: &str) -> RunInfo {

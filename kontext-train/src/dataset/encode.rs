@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use kontext_core::{Conditioning, Device, Error, Kind, Result, Tensor, picture};
+use kontext_core::{Conditioning, Device, Error, Kind, Result, Tensor, images};
 use kontext_sampler::{Conformance, Size, geometry, pack};
 use kontext_text::TextEncoder;
 use kontext_vae::Autoencoder;
@@ -14,7 +14,7 @@ use super::cache::Cache;
 use super::items::{Dataset, Skipped};
 
 /// Images decoded at a time and written to one shard of the cache.
-const PICTURES_AT_ONCE: usize = 256;
+const IMAGES_AT_ONCE: usize = 256;
 /// Prompts in one shard of the cache.
 const PROMPTS_AT_ONCE: usize = 512;
 /// Pixels in one batch of the autoencoder: a few small images, or one large one.
@@ -36,7 +36,7 @@ pub struct Encoding {
 /// Progress of the encoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EncodeProgress {
-    /// "pictures" or "prompts".
+    /// "images" or "prompts".
     pub what: &'static str,
     /// Number of encoded ones.
     pub done: usize,
@@ -46,7 +46,7 @@ pub struct EncodeProgress {
 
 /// Returns the cache key of an image's tokens: path, target size, file length and modification time, so that
 /// a changed image is encoded again.
-fn picture_key(folder: &Path, path: &Path, size: Size) -> Result<String> {
+fn image_key(folder: &Path, path: &Path, size: Size) -> Result<String> {
     let file = folder.join(path);
     let facts = std::fs::metadata(&file).map_err(Error::io(&file))?;
     let changed = facts
@@ -62,19 +62,19 @@ fn picture_key(folder: &Path, path: &Path, size: Size) -> Result<String> {
 }
 
 /// Cached image tokens, with the key and size of each image.
-pub(crate) struct Pictures {
+pub(crate) struct Images {
     pub(crate) cache: Cache,
     pub(crate) places: BTreeMap<PathBuf, (String, Size)>,
 }
 
 /// Encodes the images missing from the cache. Unusable images are listed in the dataset's `skipped`, and the
 /// items that need them are dropped.
-pub(crate) fn pictures(
+pub(crate) fn images(
     dataset: &mut Dataset,
     vae: &Autoencoder,
     encoding: &Encoding,
     observe: &mut dyn FnMut(EncodeProgress) -> ControlFlow<()>,
-) -> Result<Pictures> {
+) -> Result<Images> {
     let folder = encoding.cache.join(format!(
         "latents-{:08x}-{:?}",
         vae_fingerprint(vae, encoding.device)?,
@@ -92,10 +92,10 @@ pub(crate) fn pictures(
             });
         }
         let (width, height) = image::image_dimensions(&file).map_err(Error::image(&file))?;
-        let size = geometry::preferred_size(Size::new(width, height), &encoding.sizes, Conformance::Kontext);
-        Ok((picture_key(&dataset.folder, path, size)?, size))
+        let size = geometry::preferred_size(Size::new(width, height), &encoding.sizes, Conformance::Native);
+        Ok((image_key(&dataset.folder, path, size)?, size))
     };
-    let all: Vec<PathBuf> = dataset.pictures().into_iter().collect();
+    let all: Vec<PathBuf> = dataset.images().into_iter().collect();
     let located: Vec<_> = all.par_iter().map(|path| (path, locate(path))).collect();
     for (path, located) in located {
         match located {
@@ -112,20 +112,20 @@ pub(crate) fn pictures(
     );
     missing.sort_by_key(|(path, size)| (*size, path.clone()));
     let total = missing.len();
-    for (index, chunk) in missing.chunks(PICTURES_AT_ONCE).enumerate() {
+    for (index, chunk) in missing.chunks(IMAGES_AT_ONCE).enumerate() {
         let open = |(path, size): &(PathBuf, Size)| {
-            let decoded = picture::open(dataset.folder.join(path));
+            let decoded = images::open(dataset.folder.join(path));
             (
                 path.clone(),
                 *size,
-                decoded.and_then(|p| picture::resize(&p, size.width, size.height)),
+                decoded.and_then(|p| images::resize(&p, size.width, size.height)),
             )
         };
         let decoded: Vec<_> = chunk.par_iter().map(open).collect();
         let mut good = Vec::new();
         for (path, size, decoded) in decoded {
             match decoded {
-                Ok(picture) => good.push((path, size, picture::to_tensor(&picture, Kind::Float, encoding.device)?)),
+                Ok(image) => good.push((path, size, images::to_tensor(&image, Kind::Float, encoding.device)?)),
                 Err(error) => skip(&mut dataset.skipped, &mut lost, &path, &error),
             }
         }
@@ -151,15 +151,15 @@ pub(crate) fn pictures(
         report(
             observe,
             EncodeProgress {
-                what: "pictures",
-                done: (index * PICTURES_AT_ONCE + chunk.len()).min(total),
+                what: "images",
+                done: (index * IMAGES_AT_ONCE + chunk.len()).min(total),
                 total,
             },
         )?;
     }
     dataset.without(&lost);
     places.retain(|path, _| !lost.contains(path));
-    Ok(Pictures { cache, places })
+    Ok(Images { cache, places })
 }
 
 fn skip(skipped: &mut Vec<Skipped>, lost: &mut BTreeSet<PathBuf>, path: &Path, error: &Error) {
@@ -234,8 +234,8 @@ fn report(observe: &mut dyn FnMut(EncodeProgress) -> ControlFlow<()>, progress: 
 
 /// Returns a fingerprint of the encoder's behaviour: the checksum of a fixed image's latents.
 fn vae_fingerprint(vae: &Autoencoder, device: Device) -> Result<u32> {
-    let picture = kontext_core::noise::randn(&[1, 3, 32, 32], 0, Kind::Float, device)?.f_clamp(-1.0, 1.0)?;
-    fingerprint(&tch::no_grad(|| vae.encode_latents(&picture))?)
+    let image = kontext_core::noise::randn(&[1, 3, 32, 32], 0, Kind::Float, device)?.f_clamp(-1.0, 1.0)?;
+    fingerprint(&tch::no_grad(|| vae.encode_latents(&image))?)
 }
 
 /// As [`vae_fingerprint`], of a fixed prompt and the sequence length.

@@ -11,7 +11,7 @@ use kontext_vae::Autoencoder;
 
 use super::batch::{Batch, Bucket};
 use super::cache::Cache;
-use super::encode::{EncodeProgress, Encoding, Pictures, pictures, prompt_key, prompts};
+use super::encode::{EncodeProgress, Encoding, Images, images, prompt_key, prompts};
 use super::items::{Dataset, Item, Skipped};
 
 /// Options of the batches.
@@ -28,7 +28,7 @@ pub struct BatchOptions {
 /// A dataset with encoded images and prompts.
 pub struct EncodedDataset {
     dataset: Dataset,
-    pictures: Pictures,
+    images: Images,
     prompts: Cache,
     buckets: Vec<Bucket>,
     bucket_of: Vec<usize>,
@@ -58,19 +58,19 @@ impl EncodedDataset {
         options: BatchOptions,
         mut observe: impl FnMut(EncodeProgress) -> ControlFlow<()>,
     ) -> Result<Self> {
-        let pictures = pictures(&mut dataset, vae, encoding, &mut observe)?;
+        let images = images(&mut dataset, vae, encoding, &mut observe)?;
         if dataset.items.is_empty() {
             let first = dataset.skipped.first().map(ToString::to_string).unwrap_or_default();
             return Err(Error::config(
                 &dataset.folder,
-                format!("none of its pictures can be used; {first}"),
+                format!("none of its images can be used; {first}"),
             ));
         }
         let wanted: BTreeSet<&str> = dataset.items.iter().map(|item| item.instruction.as_str()).collect();
         let prompts = prompts(&wanted, text, encoding, &mut observe)?;
         let (mut buckets, mut bucket_of) = (Vec::<Bucket>::new(), Vec::with_capacity(dataset.items.len()));
         for item in &dataset.items {
-            let grid = |path| pictures.places[path].1.grid();
+            let grid = |path| images.places[path].1.grid();
             let bucket = Bucket {
                 target: grid(&item.target)?,
                 references: item.sources.iter().map(grid).collect::<Result<_>>()?,
@@ -83,7 +83,7 @@ impl EncodedDataset {
         }
         Ok(Self {
             dataset,
-            pictures,
+            images,
             prompts,
             buckets,
             bucket_of,
@@ -156,8 +156,8 @@ impl EncodedDataset {
         };
         let bucket = &self.buckets[bucket];
         let chosen = || items.iter().map(|&item| &self.dataset.items[item]);
-        let target = self.stack(chosen().map(|item| self.pictures.get(&item.target)))?;
-        let context = |index: usize| self.stack(chosen().map(|item| self.pictures.get(&item.sources[index])));
+        let target = self.stack(chosen().map(|item| self.images.get(&item.target)))?;
+        let context = |index: usize| self.stack(chosen().map(|item| self.images.get(&item.sources[index])));
         let features = (0..bucket.references.len()).map(context).collect::<Result<Vec<_>>>()?;
         let prompt = |(index, item): (usize, &Item)| {
             if unprompted.contains(&index) {
@@ -192,7 +192,7 @@ impl EncodedDataset {
     }
 }
 
-impl Pictures {
+impl Images {
     fn get(&self, path: &std::path::PathBuf) -> Result<Tensor> {
         self.cache.get(&self.places[path].0)
     }

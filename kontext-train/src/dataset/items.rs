@@ -110,7 +110,7 @@ impl Dataset {
 
     /// Returns the paths of all images of the items, without duplicates, in order.
     #[must_use]
-    pub fn pictures(&self) -> BTreeSet<PathBuf> {
+    pub fn images(&self) -> BTreeSet<PathBuf> {
         self.items
             .iter()
             .flat_map(|item| item.sources.iter().chain([&item.target]))
@@ -125,7 +125,7 @@ impl Dataset {
                 .sources
                 .iter()
                 .chain([&item.target])
-                .any(|picture| lost.contains(picture))
+                .any(|image| lost.contains(image))
         });
     }
 }
@@ -174,6 +174,6 @@ mod tests {
             "{}",
             dataset.skipped[0]
         );
-        assert_eq!(dataset.pictures().len(), 3);
+        assert_eq!(dataset.images().len(), 3);
     }
 }

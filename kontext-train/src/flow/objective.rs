@@ -157,18 +157,16 @@ impl Objective {
         levels.into_iter().map(|sigma| sigma.clamp(1e-4, 1.0)).collect()
     }
 
-    /// Returns the mean over the batch of `weight * mean((velocity - (noise - picture))²)`, a scalar.
+    /// Returns the mean over the batch of `weight * mean((velocity - (noise - image))²)`, a scalar.
     ///
     /// # Shapes
-    /// `velocity`, `noise` and `picture` [B, L, C]; `sigmas` one per item.
+    /// `velocity`, `noise` and `image` [B, L, C]; `sigmas` one per item.
     ///
     /// # Errors
     /// [`Error::Torch`] if the shapes differ.
-    pub fn loss(&self, velocity: &Tensor, noise: &Tensor, picture: &Tensor, sigmas: &[f64]) -> Result<Tensor> {
+    pub fn loss(&self, velocity: &Tensor, noise: &Tensor, image: &Tensor, sigmas: &[f64]) -> Result<Tensor> {
         let kind = kontext_core::Kind::Float;
-        let error = velocity
-            .f_to_kind(kind)?
-            .f_sub(&noise.f_sub(picture)?.f_to_kind(kind)?)?;
+        let error = velocity.f_to_kind(kind)?.f_sub(&noise.f_sub(image)?.f_to_kind(kind)?)?;
         let by_item = error.f_square()?.f_mean_dim([1_i64, 2].as_slice(), false, kind)?; // [B]
         let weights: Vec<f32> = sigmas.iter().map(|s| self.weighting.weight(*s) as f32).collect();
         let weights = Tensor::f_from_slice(&weights)?.f_to_device(velocity.device())?;
@@ -176,16 +174,16 @@ impl Objective {
     }
 }
 
-/// Returns `(1 - sigma) * picture + sigma * noise` [B, L, C], with one sigma per item.
+/// Returns `(1 - sigma) * image + sigma * noise` [B, L, C], with one sigma per item.
 ///
 /// # Errors
 /// [`Error::Torch`] if the shapes differ.
-pub fn add_noise(picture: &Tensor, noise: &Tensor, sigmas: &[f64]) -> Result<Tensor> {
+pub fn add_noise(image: &Tensor, noise: &Tensor, sigmas: &[f64]) -> Result<Tensor> {
     let levels: Vec<f32> = sigmas.iter().map(|s| *s as f32).collect();
     let levels = Tensor::f_from_slice(&levels)?
-        .f_to_device(picture.device())?
+        .f_to_device(image.device())?
         .f_reshape([-1, 1, 1])?;
-    Ok(picture.f_lerp_tensor(noise, &levels.f_to_kind(picture.kind())?)?)
+    Ok(image.f_lerp_tensor(noise, &levels.f_to_kind(image.kind())?)?)
 }
 
 #[cfg(test)]
@@ -222,16 +220,16 @@ mod tests {
     #[test]
     fn the_true_velocity_has_no_loss_and_zero_has_the_mean_square() {
         let full = |value: f64| Tensor::full([2, 3, 4], value, (Kind::Float, Device::Cpu));
-        let (picture, noise) = (full(1.0), full(3.0));
+        let (image, noise) = (full(1.0), full(3.0));
         let objective = Objective::default();
         let loss = |v: f64| {
             objective
-                .loss(&full(v), &noise, &picture, &[0.2, 0.9])
+                .loss(&full(v), &noise, &image, &[0.2, 0.9])
                 .unwrap()
                 .double_value(&[])
         };
         assert_eq!((loss(2.0), loss(0.0)), (0.0, 4.0));
-        let mixed = add_noise(&picture, &noise, &[0.0, 0.5]).unwrap();
+        let mixed = add_noise(&image, &noise, &[0.0, 0.5]).unwrap();
         assert_eq!(
             (mixed.double_value(&[0, 0, 0]), mixed.double_value(&[1, 0, 0])),
             (1.0, 2.0)

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use image::{GenericImage, RgbImage};
-use kontext_core::{Device, Error, Kind, Result, Tensor, noise, picture};
+use kontext_core::{Device, Error, Kind, Result, Tensor, images, noise};
 use kontext_dit::{Dit, RunInput};
 use kontext_sampler::{Conformance, Schedule, Shift, integrate, unpack};
 use kontext_vae::Autoencoder;
@@ -45,19 +45,19 @@ impl SampleGrid<'_> {
         let mut y = 0;
         for row in &rows {
             let mut x = 0;
-            for picture in row {
-                grid.copy_from(picture, x, y).map_err(Error::image(path))?;
-                x += picture.width() + GAP;
+            for image in row {
+                grid.copy_from(image, x, y).map_err(Error::image(path))?;
+                x += image.width() + GAP;
             }
             y += row.iter().map(|p| p.height() + GAP).max().unwrap_or(0);
         }
-        kontext::save_picture(&grid, path, &[])
+        kontext::save_image(&grid, path, &[])
     }
 
     fn row(&self, dataset: &EncodedDataset, item: usize, seed: u64) -> Result<Vec<RgbImage>> {
         let batch = dataset.batch(&[item], &[])?;
         let grid = batch.bucket.target;
-        let schedule = Schedule::new(self.steps, grid.tokens(), self.shift, Conformance::Kontext)?;
+        let schedule = Schedule::new(self.steps, grid.tokens(), self.shift, Conformance::Native)?;
         let guidance = self
             .dit
             .config()
@@ -91,11 +91,11 @@ impl SampleGrid<'_> {
     fn decode(&self, latents: &Tensor) -> Result<RgbImage> {
         let pixels = self.vae.decode(&latents.f_to_kind(Kind::Float)?)?;
         let wrong_shape = || Error::Shape {
-            tensor: "picture",
+            tensor: "image",
             expected: "[1, 3, H, W]",
             got: pixels.size(),
         };
-        picture::from_tensor(&pixels, picture::Rounding::Nearest)?
+        images::from_tensor(&pixels, images::Rounding::Nearest)?
             .into_iter()
             .next()
             .ok_or_else(wrong_shape)

@@ -12,7 +12,7 @@ use crate::row::Outcome;
 /// Stages of a run, in order: names, and tensors in f32 on the CPU.
 pub(super) struct Trace {
     stages: Vec<(String, Tensor)>,
-    pictures: Vec<RgbImage>,
+    images: Vec<RgbImage>,
 }
 
 /// Largest allowed distances between two runs.
@@ -23,7 +23,7 @@ pub(super) struct Bounds {
     /// Relative L2 distance of encoded prompts and images.
     pub(super) encoded: f64,
     /// Lowest PSNR of the images, in dB.
-    pub(super) picture: f64,
+    pub(super) image: f64,
 }
 
 impl Bounds {
@@ -33,7 +33,7 @@ impl Bounds {
     pub(super) const F32: Self = Self {
         stage: 1e-4,
         encoded: 1e-4,
-        picture: 60.0,
+        image: 60.0,
     };
     /// Bounds for bf16, which has 8 significant bits: one rounding is 1.7e-3 of a tensor's norm, and a stage
     /// has some ten in sequence. Measured with bf16 arithmetic on a CPU: latents up to 1.3e-2, the
@@ -42,7 +42,7 @@ impl Bounds {
     pub(super) const BF16: Self = Self {
         stage: 2e-2,
         encoded: 5e-2,
-        picture: 40.0,
+        image: 40.0,
     };
 
     pub(super) fn of(kind: Kind) -> Self {
@@ -63,7 +63,7 @@ impl Trace {
     /// Runs a request and records its stages.
     pub(super) fn of(pipe: &Pipeline, request: &Request) -> anyhow::Result<Self> {
         let mut trace = Self::empty();
-        trace.pictures = observed(pipe, request, |event| trace.keep(event))?.images;
+        trace.images = observed(pipe, request, |event| trace.keep(event))?.images;
         Ok(trace)
     }
 
@@ -91,13 +91,13 @@ impl Trace {
     pub(super) fn empty() -> Self {
         Self {
             stages: Vec::new(),
-            pictures: Vec::new(),
+            images: Vec::new(),
         }
     }
 
     /// Records in `outcome` the distance from the expected trace: the worst stage and the images.
     pub(super) fn compare(&self, expected: &Self, bounds: Bounds, outcome: &mut Outcome) -> anyhow::Result<()> {
-        if self.stages.len() != expected.stages.len() || self.pictures.len() != expected.pictures.len() {
+        if self.stages.len() != expected.stages.len() || self.images.len() != expected.images.len() {
             let names = |trace: &Self| {
                 trace
                     .stages
@@ -134,11 +134,11 @@ impl Trace {
         outcome.at_most("relative L2", worst.1, worst.2);
         outcome.value("worst stage", worst.0);
         let mut nearest = f64::INFINITY;
-        for (got, expected) in self.pictures.iter().zip(&expected.pictures) {
+        for (got, expected) in self.images.iter().zip(&expected.images) {
             nearest = nearest.min(psnr(got, expected)?);
         }
-        if !self.pictures.is_empty() {
-            outcome.at_least("PSNR dB", nearest, bounds.picture);
+        if !self.images.is_empty() {
+            outcome.at_least("PSNR dB", nearest, bounds.image);
         }
         Ok(())
     }
@@ -163,7 +163,7 @@ impl Trace {
         outcome.holds(unlike.is_none(), || {
             format!("other bits from {} on", unlike.map_or("", |((name, _), _)| name))
         });
-        outcome.holds(self.pictures == expected.pictures, || "other pictures".to_owned());
+        outcome.holds(self.images == expected.images, || "other images".to_owned());
     }
 }
 

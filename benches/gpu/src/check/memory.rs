@@ -7,7 +7,7 @@ use kontext::{Cancel, Device, Error, Event, Kind, Placement, Request, Tensor, fr
 use kontext_device::memory::give_back_on;
 
 use super::distance::Trace;
-use super::world::{World, edit, picture};
+use super::world::{World, edit, image};
 use crate::device;
 use crate::row::Outcome;
 use crate::suite::Case;
@@ -119,7 +119,7 @@ fn exhausted(world: &World) -> anyhow::Result<Outcome> {
     let pipe = World::builder(world.device, Kind::BFloat16)
         .placement(Placement::Resident)
         .load(world.model())?;
-    let large = Request::edit(&picture(SIDE, SIDE), "make it winter").steps(1).seed(5);
+    let large = Request::edit(&image(SIDE, SIDE), "make it winter").steps(1).seed(5);
     let before = Trace::of(&pipe, &large)?;
     give_back_on(world.device);
     let (mut taken, mut failed) = (None, None);
@@ -145,7 +145,7 @@ fn exhausted(world: &World) -> anyhow::Result<Outcome> {
     outcome.holds(matches!(error, Some(Error::Memory { .. })), || {
         format!("no shortage of memory: {told}")
     });
-    outcome.holds(told.contains("encoding the reference pictures"), || {
+    outcome.holds(told.contains("encoding the reference images"), || {
         format!("another stage: {told}")
     });
     outcome.note(told);

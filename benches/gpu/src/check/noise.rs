@@ -9,7 +9,7 @@ use crate::row::Outcome;
 use crate::suite::Case;
 
 const MODES: [(&str, Conformance); 3] = [
-    ("kontext", Conformance::Kontext),
+    ("kontext", Conformance::Native),
     ("diffusers", Conformance::Diffusers),
     ("bfl", Conformance::Bfl),
 ];

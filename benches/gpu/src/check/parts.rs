@@ -26,10 +26,10 @@ pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
     for (prefix, kind) in KINDS {
         cases.push(Case::new(format!("{prefix}/text encoders"), move || texts(world, kind)));
         cases.push(Case::new(format!("{prefix}/autoencoder"), move || {
-            pictures(world, kind, None)
+            images(world, kind, None)
         }));
         cases.push(Case::new(format!("{prefix}/autoencoder in tiles"), move || {
-            pictures(world, kind, Some(Tiling { tile: 256, overlap: 64 }))
+            images(world, kind, Some(Tiling { tile: 256, overlap: 64 }))
         }));
     }
     cases.push(Case::new("tf32/autoencoder as libtorch has it", move || {
@@ -84,23 +84,23 @@ fn coded(world: &World, device: Device, kind: Kind, tiling: Option<Tiling>) -> a
     let vae = Autoencoder::open(world.model().join("vae"), Kind::Float, device)?;
     let kind = device::computed_in(device, kind);
     let draw = |shape: &[i64], seed| noise::randn(shape, seed, Kind::Float, device);
-    let picture = draw(&[1, 3, SIDE, SIDE], 1)?.f_tanh()?.f_to_kind(kind)?;
+    let image = draw(&[1, 3, SIDE, SIDE], 1)?.f_tanh()?.f_to_kind(kind)?;
     let latents = draw(&[1, vae.latent_channels(), SIDE / 8, SIDE / 8], 2)?.f_to_kind(kind)?;
     let mut trace = Trace::empty();
     match tiling {
         None => {
-            trace.add("encoded picture", &vae.encode_latents(&picture)?)?;
-            trace.add("decoded picture", &vae.decode(&latents)?)?;
+            trace.add("encoded image", &vae.encode_latents(&image)?)?;
+            trace.add("decoded image", &vae.decode(&latents)?)?;
         }
         Some(tiling) => {
-            trace.add("encoded picture", &vae.encode_latents_tiled(&picture, tiling)?)?;
-            trace.add("decoded picture", &vae.decode_tiled(&latents, tiling)?)?;
+            trace.add("encoded image", &vae.encode_latents_tiled(&image, tiling)?)?;
+            trace.add("decoded image", &vae.decode_tiled(&latents, tiling)?)?;
         }
     }
     Ok(trace)
 }
 
-fn pictures(world: &World, kind: Kind, tiling: Option<Tiling>) -> anyhow::Result<Outcome> {
+fn images(world: &World, kind: Kind, tiling: Option<Tiling>) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
     let expected = coded(world, Device::Cpu, kind, tiling)?;
     coded(world, world.device, kind, tiling)?.compare(&expected, Bounds::of(kind), &mut outcome)?;

@@ -1,7 +1,7 @@
 //! Placements: a part loaded on demand, or streamed through the prefetch ring, must compute the same bits as
 //! a resident one.
 
-use kontext::{Builder, Kind, Placement, Quantize};
+use kontext::{Kind, PipelineBuilder, Placement, Quantize};
 
 use super::distance::Trace;
 use super::forms::packed_file;
@@ -32,7 +32,7 @@ pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
 fn equal(world: &World, kind: Kind, packed: Option<(Quantize, &str)>, placement: Placement) -> anyhow::Result<Outcome> {
     // Files in the run's dtype: on a CPU, offloaded weights of a wider file would not be rounded to it.
     let (folder, model) = (tempfile::tempdir()?, world.stored_in(kind)?);
-    let builder = |placement: Placement| -> anyhow::Result<Builder> {
+    let builder = |placement: Placement| -> anyhow::Result<PipelineBuilder> {
         let builder = World::builder(world.device, kind).placement(placement);
         let Some((to, name)) = packed else { return Ok(builder) };
         let path = folder.path().join(name);

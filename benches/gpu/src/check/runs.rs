@@ -5,13 +5,13 @@ use std::rc::Rc;
 use kontext::{CfgMode, Device, Kind, Pipeline, References, Request};
 
 use super::distance::{Bounds, Trace};
-use super::world::{KINDS, World, edit, picture};
+use super::world::{KINDS, World, edit, image};
 use crate::row::Outcome;
 use crate::suite::Case;
 
 /// Returns one request for each path through a run.
 fn requests() -> Vec<(&'static str, Request)> {
-    let two = || edit().reference(&picture(60, 120));
+    let two = || edit().reference(&image(60, 120));
     vec![
         ("edit", edit()),
         (
@@ -87,7 +87,7 @@ fn session(world: &World, kind: Kind) -> anyhow::Result<Outcome> {
 }
 
 fn turns(pipe: &Pipeline) -> anyhow::Result<Trace> {
-    let mut session = pipe.session(picture(96, 96));
+    let mut session = pipe.session(image(96, 96));
     session.defaults = edit().max_area(96 * 96);
     session.defaults.images.clear();
     let mut trace = Trace::empty();

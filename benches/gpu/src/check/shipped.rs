@@ -25,7 +25,7 @@ fn edited(world: &World, name: &str, kind: Kind) -> anyhow::Result<Outcome> {
             world.shipped.display()
         )));
     }
-    let source = kontext::open(world.inputs.join("emoji-source.png"))?;
+    let source = kontext::open_image(world.inputs.join("emoji-source.png"))?;
     let on = |device: Device, kind: Kind| -> anyhow::Result<RgbImage> {
         let pipe = Pipeline::builder().device(device).dtype(kind).load(&world.shipped)?;
         Ok(pipe.run(&Request::edit(&source, PROMPT).seed(SEED))?.image)
@@ -36,7 +36,7 @@ fn edited(world: &World, name: &str, kind: Kind) -> anyhow::Result<Outcome> {
     // A model that ignored its prompt would be close, too.
     outcome.at_least("changed, dB below the source", 40.0 - psnr(&got, &source)?, 0.0);
     if let Some(out) = &world.out {
-        kontext::save_picture(
+        kontext::save_image(
             &strip(&[&source, &expected, &got]),
             out.join(format!("shipped-{name}.png")),
             &[],
@@ -46,13 +46,13 @@ fn edited(world: &World, name: &str, kind: Kind) -> anyhow::Result<Outcome> {
 }
 
 /// Concatenates images of one height horizontally: the source, the CPU's, the device's.
-fn strip(pictures: &[&RgbImage]) -> RgbImage {
-    let width = pictures.iter().map(|picture| picture.width()).sum();
-    let height = pictures.iter().map(|picture| picture.height()).max().unwrap_or(0);
+fn strip(images: &[&RgbImage]) -> RgbImage {
+    let width = images.iter().map(|image| image.width()).sum();
+    let height = images.iter().map(|image| image.height()).max().unwrap_or(0);
     let (mut strip, mut x) = (RgbImage::new(width, height), 0);
-    for picture in pictures {
-        kontext::image::imageops::replace(&mut strip, *picture, x, 0);
-        x += i64::from(picture.width());
+    for image in images {
+        kontext::image::imageops::replace(&mut strip, *image, x, 0);
+        x += i64::from(image.width());
     }
     strip
 }

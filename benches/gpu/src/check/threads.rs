@@ -43,11 +43,11 @@ fn parallel(world: &World) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
     for (seed, (got, expected)) in parallel.iter().zip(&serial).enumerate() {
         outcome.holds(got == expected, || {
-            format!("seed {seed} gives another picture beside others")
+            format!("seed {seed} gives another image beside others")
         });
     }
     outcome.holds(serial.first() != serial.get(1), || {
-        "all seeds give one picture".to_owned()
+        "all seeds give one image".to_owned()
     });
     Ok(outcome)
 }

@@ -12,7 +12,7 @@ use kontext_train::{Activations, Objective, Params, Recipe, TrainEvent, Trainer,
 use serde_json::json;
 
 use super::distance::{Bounds, Trace};
-use super::world::{World, picture};
+use super::world::{World, image};
 use crate::adapters;
 use crate::device::computed_in;
 use crate::row::Outcome;
@@ -145,14 +145,14 @@ fn step(device: Device, method: Method, activations: Activations, kind: Kind) ->
         times: &SIGMAS.map(|sigma| (1000.0 * sigma) as f32),
         guidance: Some(1000.0),
     })?;
-    let (picture, noise) = (
+    let (image, noise) = (
         draw(&[2, GRID.tokens(), channels], 4)?,
         draw(&[2, GRID.tokens(), channels], 5)?,
     );
-    let noisy = add_noise(&picture, &noise, &SIGMAS)?;
+    let noisy = add_noise(&image, &noise, &SIGMAS)?;
     let objective = Objective::default();
     let loss = backward(&dit, &run, &noisy, activations, 1.0, |velocity| {
-        objective.loss(velocity, &noise, &picture, &SIGMAS)
+        objective.loss(velocity, &noise, &image, &SIGMAS)
     })?;
     Ok((loss, params.gradient()?.f_to_device(Device::Cpu)?))
 }
@@ -165,8 +165,8 @@ fn whole_runs(world: &World) -> anyhow::Result<Outcome> {
     std::fs::create_dir(&data)?;
     let mut lines = String::new();
     for item in 0..4_u32 {
-        picture(64 + item, 64).save(data.join(format!("{item}-source.png")))?;
-        picture(64, 64 + item).save(data.join(format!("{item}-target.png")))?;
+        image(64 + item, 64).save(data.join(format!("{item}-source.png")))?;
+        image(64, 64 + item).save(data.join(format!("{item}-target.png")))?;
         let line = json!({
             "source": format!("{item}-source.png"), "target": format!("{item}-target.png"),
             "instruction": "make it winter", "category": "season", "split": "train",

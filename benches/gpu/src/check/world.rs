@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use anyhow::Context;
 use kontext::image::{Rgb, RgbImage};
-use kontext::{Builder, Device, Kind, Layout, Pipeline, Request, Weights, random_model};
+use kontext::{Device, Kind, Layout, Pipeline, PipelineBuilder, Request, Weights, random_model};
 use tempfile::TempDir;
 
 use super::Options;
@@ -83,7 +83,7 @@ impl World {
     }
 
     /// Returns the options of a pipeline for the random model.
-    pub(super) fn builder(device: Device, kind: Kind) -> Builder {
+    pub(super) fn builder(device: Device, kind: Kind) -> PipelineBuilder {
         Pipeline::builder().device(device).dtype(kind).max_sequence_length(TEXT)
     }
 
@@ -108,7 +108,7 @@ impl World {
 }
 
 /// Draws an image with gradients, edges and three different channels.
-pub(super) fn picture(width: u32, height: u32) -> RgbImage {
+pub(super) fn image(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| {
         Rgb([(x * 7) as u8, (y * 5) as u8, ((x ^ y) + 30) as u8])
     })
@@ -116,7 +116,7 @@ pub(super) fn picture(width: u32, height: u32) -> RgbImage {
 
 /// Returns an edit that takes a fraction of a second.
 pub(super) fn edit() -> Request {
-    Request::edit(&picture(150, 110), "make it winter, with snow on the roofs")
+    Request::edit(&image(150, 110), "make it winter, with snow on the roofs")
         .max_area(AREA)
         .steps(STEPS)
         .seed(3)

@@ -131,10 +131,8 @@ fn coded(shared: &Shared, kind: Kind, encode: bool) -> anyhow::Result<Outcome> {
     let parts = shared.parts()?;
     let side = i64::from(shared.scale.side(1024));
     if encode {
-        let picture = shared.draw(&[1, 3, side, side], 1)?.f_tanh()?.f_to_kind(kind)?;
-        timed(shared.device, &mut outcome, || {
-            Ok(parts.vae.encode_latents(&picture)?)
-        })?;
+        let image = shared.draw(&[1, 3, side, side], 1)?.f_tanh()?.f_to_kind(kind)?;
+        timed(shared.device, &mut outcome, || Ok(parts.vae.encode_latents(&image)?))?;
     } else {
         let down = parts.vae.downscale();
         let latents = shared

@@ -35,8 +35,8 @@ fn step(shared: &Shared) -> anyhow::Result<Outcome> {
     let mut optimizer = AdamW::new(&params, AdamWConfig::default())?;
     let [edit, ..] = WORKS;
     let entrance = shared.entrance(edit)?;
-    let (picture, noise) = (&entrance.target, shared.draw(&entrance.target.size(), 5)?);
-    let noisy = add_noise(picture, &noise, &SIGMAS)?;
+    let (image, noise) = (&entrance.target, shared.draw(&entrance.target.size(), 5)?);
+    let noisy = add_noise(image, &noise, &SIGMAS)?;
     let objective = Objective::default();
     let (mut outcome, mut loss) = (Outcome::default(), f64::NAN);
     let work = || -> anyhow::Result<()> {
@@ -48,7 +48,7 @@ fn step(shared: &Shared) -> anyhow::Result<Outcome> {
             times: &SIGMAS.map(|sigma| (1000.0 * sigma) as f32),
             guidance: Some(1000.0),
         })?;
-        let velocity_loss = |velocity: &Tensor| objective.loss(velocity, &noise, picture, &SIGMAS);
+        let velocity_loss = |velocity: &Tensor| objective.loss(velocity, &noise, image, &SIGMAS);
         loss = backward(dit, &run, &noisy, Activations::Recomputed, 1.0, velocity_loss)?;
         optimizer.step(&params, &params.gradient()?, RATE)?;
         Ok(())

@@ -54,8 +54,8 @@
     item.querySelector(".mark").textContent = !comparing || !vote ? "" : { left: "left", right: "right", tie: "neither" }[vote.choice];
   };
 
-  const figure = (picture, caption) => {
-    const [source, width, height] = data.pictures[picture];
+  const figure = (image, caption) => {
+    const [source, width, height] = data.images[image];
     const box = make("figure", Math.max(width, height) <= 256 ? "small" : "");
     const img = make("img");
     img.src = source;
@@ -65,25 +65,25 @@
     box.append(img, make("figcaption", "", caption));
     return box;
   };
-  const drawPictures = (pair) => {
-    const figures = pair.sources.map((picture, index) => figure(picture, index === 0 ? "Source" : "Reference " + (index + 1)));
+  const drawImages = (pair) => {
+    const figures = pair.sources.map((image, index) => figure(image, index === 0 ? "Source" : "Reference " + (index + 1)));
     const vote = votes.get(pair.key);
     if (comparing) {
       sides(pair).forEach((run, side) => {
         const name = side === 0 ? "Left" : "Right";
-        const box = figure(pair.results[run].picture, state.revealed ? name + ": " + data.runs[run].name : name);
+        const box = figure(pair.results[run].image, state.revealed ? name + ": " + data.runs[run].name : name);
         box.dataset.side = name.toLowerCase();
         box.classList.toggle("chosen", Boolean(vote) && vote.choice === name.toLowerCase());
         figures.push(box);
       });
     } else {
-      const box = figure(pair.results[0].picture, "Result");
+      const box = figure(pair.results[0].image, "Result");
       box.dataset.side = "result";
       figures.push(box);
     }
     // The truth would decide the vote.
     if (pair.truth !== null && (!comparing || state.revealed)) figures.push(figure(pair.truth, "Truth"));
-    byId("pictures").replaceChildren(...figures);
+    byId("images").replaceChildren(...figures);
   };
   const table = (caption, head, rows) => {
     const box = make("div", "scroll");
@@ -126,7 +126,7 @@
     const pair = current();
     const some = Boolean(pair);
     byId("empty").hidden = some;
-    for (const id of ["instruction", "pictures"]) byId(id).hidden = !some;
+    for (const id of ["instruction", "images"]) byId(id).hidden = !some;
     byId("voting").hidden = !some || !comparing;
     byId("position").textContent = some ? `${state.index + 1} of ${state.shown.length}` : "none";
     byId("previous").disabled = !some || state.index === 0;
@@ -134,7 +134,7 @@
     byId("place").textContent = some ? `${pair.category} · ${pair.key}` : "";
     if (!some) return byId("measures").replaceChildren();
     byId("instruction").textContent = pair.instruction;
-    drawPictures(pair);
+    drawImages(pair);
     drawMeasures(pair);
     const buttons = byId("list").children;
     for (const item of byId("list").querySelectorAll("[aria-current]")) item.removeAttribute("aria-current");

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use image::RgbImage;
-use kontext_core::{Device, During, Kind, Result, Tensor, array, picture};
+use kontext_core::{Device, During, Kind, Result, Tensor, array, images};
 use kontext_nn::Conv2d;
 use kontext_nn::Weights;
 
@@ -112,15 +112,15 @@ impl Features {
     }
 
     /// Calls `see` with the features of each compared layer, [B, C, H, W], from the first.
-    pub(super) fn each(&self, pictures: &[&RgbImage], mut see: impl FnMut(&Tensor) -> Result<()>) -> Result<()> {
-        for picture in pictures {
+    pub(super) fn each(&self, images: &[&RgbImage], mut see: impl FnMut(&Tensor) -> Result<()>) -> Result<()> {
+        for image in images {
             at_least(
-                picture,
+                image,
                 self.backbone.least_side(),
                 "so that the network's last layer sees something",
             )?;
         }
-        let tensors = pictures.iter().map(|p| picture::to_tensor(p, Kind::Float, self.device));
+        let tensors = images.iter().map(|p| images::to_tensor(p, Kind::Float, self.device));
         let mut x = self.coloured(&Tensor::f_cat(&tensors.collect::<Result<Vec<_>>>()?, 0)?)?;
         for layer in &self.layers {
             match layer {
@@ -208,15 +208,15 @@ impl Embedder for Features {
         &self.name
     }
 
-    fn embed(&self, pictures: &[&RgbImage]) -> Result<Vec<Vec<f32>>> {
-        let mut vectors = Vec::with_capacity(pictures.len());
-        for batch in batches(pictures, |picture| *picture, 1) {
+    fn embed(&self, images: &[&RgbImage]) -> Result<Vec<Vec<f32>>> {
+        let mut vectors = Vec::with_capacity(images.len());
+        for batch in batches(images, |image| *image, 1) {
             let mut last = None;
             self.each(batch, |features| {
                 last = Some(features.shallow_clone());
                 Ok(())
             })
-            .during("embedding pictures")?;
+            .during("embedding images")?;
             let Some(last) = last else { continue };
             let pooled = last.f_mean_dim([2_i64, 3].as_slice(), false, Kind::Float)?; // [B, C]
             for row in 0..batch.len() as i64 {
@@ -229,8 +229,8 @@ impl Embedder for Features {
 
 /// Splits items into batches: consecutive items with images of one size, as many as fit in a network's batch;
 /// each item holds `each` images.
-pub(super) fn batches<T>(items: &[T], picture: impl Fn(&T) -> &RgbImage, each: usize) -> Vec<&[T]> {
-    let size = |item: &T| picture(item).dimensions();
+pub(super) fn batches<T>(items: &[T], image: impl Fn(&T) -> &RgbImage, each: usize) -> Vec<&[T]> {
+    let size = |item: &T| image(item).dimensions();
     let most = |run: &[T]| {
         let (width, height) = run.first().map(size).unwrap_or_default();
         (BATCH_PIXELS / each / (width as usize * height as usize).max(1)).max(1)

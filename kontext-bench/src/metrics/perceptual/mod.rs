@@ -97,13 +97,13 @@ impl Perceptual {
     }
 
     fn batch(&self, pairs: &[(&RgbImage, &RgbImage)]) -> Result<Vec<f64>> {
-        let pictures: Vec<&RgbImage> = pairs
+        let images: Vec<&RgbImage> = pairs
             .iter()
             .map(|(a, _)| *a)
             .chain(pairs.iter().map(|(_, b)| *b))
             .collect();
         let (mut sums, mut layer) = (vec![0.0; pairs.len()], 0);
-        self.features.each(&pictures, |x| {
+        self.features.each(&images, |x| {
             let unit = x.f_div(
                 &x.f_square()?
                     .f_sum_dim_intlist([1_i64].as_slice(), true, None)?

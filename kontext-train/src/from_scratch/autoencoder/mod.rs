@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use image::RgbImage;
-use kontext_core::{Device, Error, Result, Tensor, picture};
+use kontext_core::{Device, Error, Result, Tensor, images};
 use kontext_vae::{AutoencoderKl, VaeConfig};
 use rayon::prelude::*;
 
@@ -37,7 +37,7 @@ impl AutoencoderTrainer {
     /// # Errors
     /// [`Error::Image`] and [`Error::Io`] for images that cannot be read, [`Error::InvalidArgument`] if they
     /// are smaller than the crops.
-    pub fn open(recipe: AutoencoderRecipe, pictures: &[PathBuf], out: &Path, device: Device) -> Result<Self> {
+    pub fn open(recipe: AutoencoderRecipe, images: &[PathBuf], out: &Path, device: Device) -> Result<Self> {
         let config = VaeConfig {
             latent_channels: recipe.latent_channels,
             block_out_channels: recipe.channels,
@@ -58,16 +58,16 @@ impl AutoencoderTrainer {
         };
         let mut shell = Shell::open(out, "autoencoder.safetensors", recipe.steps, every)?;
         let read = |path: &PathBuf| {
-            let picture = picture::open(path)?;
+            let image = images::open(path)?;
             let sized = recipe
                 .size
-                .map(|[width, height]| picture::resize(&picture, width, height))
+                .map(|[width, height]| images::resize(&image, width, height))
                 .transpose()?;
-            bytes(&sized.unwrap_or(picture), recipe.crop, path)
+            bytes(&sized.unwrap_or(image), recipe.crop, path)
         };
-        let pictures = pictures.par_iter().map(read).collect::<Result<Vec<_>>>()?;
-        if pictures.is_empty() {
-            return Err(Error::invalid("pictures to train on", "at least one", 0));
+        let images = images.par_iter().map(read).collect::<Result<Vec<_>>>()?;
+        if images.is_empty() {
+            return Err(Error::invalid("images to train on", "at least one", 0));
         }
         let params = Params::new(
             &initial(recipe.seed, |w| AutoencoderKl::new(w, &config).map(drop))?,
@@ -86,7 +86,7 @@ impl AutoencoderTrainer {
         let training = Reconstruction {
             recipe,
             config,
-            pictures,
+            images,
             learner,
             device,
         };
@@ -118,8 +118,8 @@ impl AutoencoderTrainer {
 }
 
 /// Converts an image to bytes [3, H, W].
-fn bytes(picture: &RgbImage, least: u32, path: &Path) -> Result<Tensor> {
-    let (width, height) = picture.dimensions();
+fn bytes(image: &RgbImage, least: u32, path: &Path) -> Result<Tensor> {
+    let (width, height) = image.dimensions();
     if width.min(height) < least {
         let reason = format!("it has {width}x{height} pixels, fewer than the crops of {least}; take smaller crops");
         return Err(Error::Image {
@@ -127,7 +127,7 @@ fn bytes(picture: &RgbImage, least: u32, path: &Path) -> Result<Tensor> {
             reason,
         });
     }
-    let pixels = Tensor::f_from_slice(picture.as_raw())?.f_reshape([i64::from(height), i64::from(width), 3])?;
+    let pixels = Tensor::f_from_slice(image.as_raw())?.f_reshape([i64::from(height), i64::from(width), 3])?;
     Ok(pixels.f_permute([2, 0, 1])?.f_contiguous()?)
 }
 
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
     use crate::optim::LrSchedule;
 
-    fn pictures(folder: &Path) -> Vec<PathBuf> {
+    fn images(folder: &Path) -> Vec<PathBuf> {
         let disc = |n: u32| {
             RgbImage::from_fn(32, 32, |x, y| {
                 let inside = (x as i32 - 16).pow(2) + (y as i32 - 12 - n as i32).pow(2) < 80;
@@ -178,9 +178,9 @@ mod tests {
     #[test]
     fn training_halves_the_loss_and_a_resumed_run_gives_the_same_bits() {
         let folder = tempfile::tempdir().unwrap();
-        let pictures = pictures(folder.path());
+        let images = images(folder.path());
         let open = |steps, out: &str| {
-            AutoencoderTrainer::open(recipe(steps), &pictures, &folder.path().join(out), Device::Cpu).unwrap()
+            AutoencoderTrainer::open(recipe(steps), &images, &folder.path().join(out), Device::Cpu).unwrap()
         };
         let mut losses = Vec::new();
         let mut unbroken = open(40, "a");

@@ -34,7 +34,7 @@ pub struct AutoencoderReport {
 pub(super) struct Reconstruction {
     pub(super) recipe: AutoencoderRecipe,
     pub(super) config: VaeConfig,
-    pub(super) pictures: Vec<Tensor>, // [3, H, W], bytes
+    pub(super) images: Vec<Tensor>, // [3, H, W], bytes
     pub(super) learner: Learner,
     pub(super) device: Device,
 }
@@ -108,10 +108,10 @@ impl Reconstruction {
         let side = i64::from(self.recipe.crop);
         let mut crops = Vec::with_capacity(self.recipe.batch);
         for _ in 0..self.recipe.batch {
-            let picture = &self.pictures[rng.random_range(0..self.pictures.len())];
-            let (_, height, width) = picture.size3()?;
+            let image = &self.images[rng.random_range(0..self.images.len())];
+            let (_, height, width) = image.size3()?;
             let (y, x) = (rng.random_range(0..=height - side), rng.random_range(0..=width - side));
-            crops.push(picture.f_narrow(1, y, side)?.f_narrow(2, x, side)?);
+            crops.push(image.f_narrow(1, y, side)?.f_narrow(2, x, side)?);
         }
         scaled(&Tensor::f_stack(&crops, 0)?.f_to_device(self.device)?)
     }
@@ -125,9 +125,9 @@ impl Reconstruction {
             .map(|(name, value)| (name.clone(), value.shallow_clone()));
         let vae = AutoencoderKl::new(&Weights::from_tensors(copies), &self.config)?;
         let (mut sum, mut squares, mut count) = (0.0, 0.0, 0.0);
-        for picture in self.pictures.iter().step_by(self.pictures.len().div_ceil(ENOUGH)) {
-            let (_, height, width) = picture.size3()?;
-            let whole = picture
+        for image in self.images.iter().step_by(self.images.len().div_ceil(ENOUGH)) {
+            let (_, height, width) = image.size3()?;
+            let whole = image
                 .f_narrow(1, 0, height / 8 * 8)?
                 .f_narrow(2, 0, width / 8 * 8)?
                 .f_unsqueeze(0)?;

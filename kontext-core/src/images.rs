@@ -38,7 +38,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<RgbImage> {
         });
     }
     let orientation = decoder.orientation().map_err(Error::image(path))?;
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(Error::image(path))?;
+    let mut image = DynamicImage::from_decoder(decoder).map_err(Error::image(path))?;
     if is_jpeg && !jpeg_ends(&std::fs::read(path).map_err(Error::io(path))?) {
         let reason = "it ends early; the file is damaged, fetch or save it again".to_owned();
         return Err(Error::Image {
@@ -46,8 +46,8 @@ pub fn open(path: impl AsRef<Path>) -> Result<RgbImage> {
             reason,
         });
     }
-    picture.apply_orientation(orientation);
-    Ok(flatten(&picture))
+    image.apply_orientation(orientation);
+    Ok(flatten(&image))
 }
 
 /// Returns `true` if the end marker follows the image data. Without it the decoder would fill the missing
@@ -74,11 +74,11 @@ fn jpeg_ends(file: &[u8]) -> bool {
 
 /// Converts to 8-bit RGB, with transparent parts composited on white.
 #[must_use]
-pub fn flatten(picture: &DynamicImage) -> RgbImage {
-    if !picture.color().has_alpha() {
-        return picture.to_rgb8();
+pub fn flatten(image: &DynamicImage) -> RgbImage {
+    if !image.color().has_alpha() {
+        return image.to_rgb8();
     }
-    let rgba = picture.to_rgba8();
+    let rgba = image.to_rgba8();
     let over_white = |value: u8, alpha: u8| {
         let (value, alpha) = (u32::from(value), u32::from(alpha));
         ((value * alpha + 255 * (255 - alpha) + 127) / 255) as u8
@@ -93,9 +93,9 @@ pub fn flatten(picture: &DynamicImage) -> RgbImage {
 ///
 /// # Errors
 /// [`Error::Torch`] if libtorch fails.
-pub fn to_tensor(picture: &RgbImage, kind: Kind, device: Device) -> Result<Tensor> {
-    let (width, height) = (i64::from(picture.width()), i64::from(picture.height()));
-    let bytes = Tensor::f_from_data_size(picture.as_raw(), &[1, height, width, 3], Kind::Uint8)?;
+pub fn to_tensor(image: &RgbImage, kind: Kind, device: Device) -> Result<Tensor> {
+    let (width, height) = (i64::from(image.width()), i64::from(image.height()));
+    let bytes = Tensor::f_from_data_size(image.as_raw(), &[1, height, width, 3], Kind::Uint8)?;
     let levels = bytes
         .f_to_device(device)?
         .f_permute([0, 3, 1, 2])?
@@ -122,8 +122,8 @@ pub enum Rounding {
 /// # Errors
 /// [`Error::Shape`] for another shape.
 pub fn from_tensor(values: &Tensor, rounding: Rounding) -> Result<Vec<RgbImage>> {
-    let [batch, _, height, width] = check::dims("picture", values, "[B, 3, H, W]")?;
-    check::shape("picture", values, "[B, 3, H, W]", &[None, Some(3), None, None])?;
+    let [batch, _, height, width] = check::dims("image", values, "[B, 3, H, W]")?;
+    check::shape("image", values, "[B, 3, H, W]", &[None, Some(3), None, None])?;
     let unit = values.f_to_kind(Kind::Float)?.f_clamp(-1.0, 1.0)?;
     let levels = match rounding {
         Rounding::Nearest => unit
@@ -147,7 +147,7 @@ pub fn from_tensor(values: &Tensor, rounding: Rounding) -> Result<Vec<RgbImage>>
                 .f_reshape([-1])?
                 .f_copy_data(&mut buffer, size)?;
             let got = || Error::Shape {
-                tensor: "picture",
+                tensor: "image",
                 expected: "[B, 3, H, W]",
                 got: values.size(),
             };
@@ -162,10 +162,10 @@ mod tests {
 
     #[test]
     fn every_level_survives_the_way_to_a_tensor_and_back() {
-        let picture = RgbImage::from_fn(16, 16, |x, y| image::Rgb([(y * 16 + x) as u8, x as u8, 255 - y as u8]));
-        let tensor = to_tensor(&picture, Kind::Float, Device::Cpu).unwrap();
+        let image = RgbImage::from_fn(16, 16, |x, y| image::Rgb([(y * 16 + x) as u8, x as u8, 255 - y as u8]));
+        let tensor = to_tensor(&image, Kind::Float, Device::Cpu).unwrap();
         assert_eq!(tensor.size(), [1, 3, 16, 16]);
-        assert_eq!(from_tensor(&tensor, Rounding::Nearest).unwrap(), [picture]);
+        assert_eq!(from_tensor(&tensor, Rounding::Nearest).unwrap(), [image]);
     }
 
     #[test]
