@@ -364,7 +364,7 @@ fn a_file_of_another_model_is_refused() {
     let lora = Lora::open(world.write(&pair("lora_unet_double_blocks_0_img_attn_qkv", 25, 72))).unwrap();
     let error = cause(&lora.adapters(&config(), |_| 1.0).unwrap_err());
     let expected =
-        "tensor `change of double_blocks.0.img_attn.qkv` has shape [72, 25], the configuration asks for [72, 24]";
+        "tensor `adapter of double_blocks.0.img_attn.qkv` has shape [72, 25], the configuration asks for [72, 24]";
     assert!(error.starts_with(expected), "{error}");
     let lora = Lora::open(world.write(&pair("lora_unet_double_blocks_7_img_attn_qkv", 24, 72))).unwrap();
     let error = cause(&lora.adapters(&config(), |_| 1.0).unwrap_err());
@@ -452,7 +452,7 @@ fn the_report_is_short_and_says_how_it_was_trained() {
     kontext_formats::save(&path, &world.tensors("kohya"), Some(facts)).unwrap();
     let report = Lora::inspect(&path).unwrap().to_string();
     let expected = "naming:    kohya (32 tensors)\n\
-                    changes:   LoRA (16 layers)\n\
+                    adapters:  LoRA (16 layers)\n\
                     rank:      2 (16 layers)\n\
                     of:        transformer (16 layers)\n\
                     matched:   48 of 48 tensors\n\

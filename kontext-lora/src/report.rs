@@ -86,7 +86,7 @@ impl std::fmt::Display for LoraReport {
         /// programs.
         const LONGEST: usize = 100;
         writeln!(f, "naming:    {}", counted(&self.families, "tensors"))?;
-        writeln!(f, "adapters:   {}", counted(&self.forms, "layers"))?;
+        writeln!(f, "adapters:  {}", counted(&self.forms, "layers"))?;
         writeln!(f, "rank:      {}", counted(&self.ranks, "layers"))?;
         writeln!(f, "of:        {}", counted(&self.targets, "layers"))?;
         write!(
