@@ -81,7 +81,7 @@ impl StoredMatrix {
     }
 
     /// Changes the shape to another one with as many elements, if the stored form allows it: blocks and row scales
-    /// cannot be cut anew. Returns the matrix unchanged otherwise.
+    /// cannot be divided differently. Returns the matrix unchanged otherwise.
     #[must_use]
     pub fn reshaped(self, [rows, columns]: [usize; 2]) -> Self {
         let same = rows.checked_mul(columns) == self.rows.checked_mul(self.columns);

@@ -1,4 +1,4 @@
-//! Opening weights: one file, a sharded folder, or a seed.
+//! Opening files of tensors: a single one, or a folder with its shards.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -11,9 +11,9 @@ use super::store::Source;
 use super::{Entry, Store, side_tensors};
 use kontext_core::{CheckpointError, Error, Result, read_json};
 
-/// The stems under which diffusers and transformers save the weights of a part.
+/// File stems under which diffusers and transformers save the weights of a part.
 const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
-/// What they call files of another dtype beside the first, or in its place.
+/// Their names for files of another dtype, next to the first or instead of it.
 const VARIANTS: [&str; 2] = ["bf16", "fp16"];
 
 #[derive(Deserialize)]
@@ -26,12 +26,12 @@ impl Store {
     /// diffusers and transformers use, variants (`bf16`, `fp16`) included. Files are memory-mapped; nothing is
     /// read yet.
     ///
-    /// Factors and states of quantisation (scaled fp8, bitsandbytes) belong to their weights: they have no names
-    /// of their own here.
+    /// Side tensors of quantisation (the scales of fp8, bitsandbytes' states) belong to their weights and have no
+    /// names here.
     ///
     /// # Errors
-    /// [`Error::Io`] where a file cannot be opened, [`Error::Checkpoint`] where the folder has no
-    /// weights, or a header is damaged, or a shard lacks a tensor that the index names.
+    /// [`Error::Io`] if a file cannot be opened; [`Error::Checkpoint`] if the folder has no weights, a header is
+    /// damaged, or a shard lacks a tensor that the index names.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = if path.is_dir() { find(path)? } else { path.to_owned() };
@@ -45,7 +45,7 @@ impl Store {
     /// The part that has one of these tensors: the prefix of the sign's name is removed from all names, and tensors
     /// without it are left out. Without any of the signs, all tensors as they are.
     ///
-    /// So a part is found both in a file that holds it alone and in one that holds a whole model.
+    /// This finds a part both in its own file and in one that holds a whole model.
     #[must_use]
     pub fn part(self, signs: &[&str]) -> Self {
         match self.part_prefix(signs) {
@@ -66,13 +66,13 @@ impl Store {
         shortest.filter(|prefix| !prefix.is_empty())
     }
 
-    /// Whether `path` is or holds weights that [`Store::open`] would find.
+    /// Returns `true` if [`Store::open`] would find weights in this folder.
     #[must_use]
     pub fn found_in(folder: impl AsRef<Path>) -> bool {
         find(folder.as_ref()).is_ok()
     }
 
-    /// The free text in the files' headers.
+    /// Returns the metadata of the files' headers.
     #[must_use]
     pub fn metadata(&self) -> BTreeMap<String, String> {
         match &self.source {
@@ -83,7 +83,7 @@ impl Store {
 }
 
 fn find(folder: &Path) -> Result<PathBuf> {
-    let of = |stem: &str| {
+    let candidates = |stem: &str| {
         let plain = [format!("{stem}.safetensors.index.json"), format!("{stem}.safetensors")];
         let variants = VARIANTS.iter().flat_map(move |variant| {
             [
@@ -93,7 +93,7 @@ fn find(folder: &Path) -> Result<PathBuf> {
         });
         plain.into_iter().chain(variants.collect::<Vec<_>>())
     };
-    let names: Vec<String> = STEMS.iter().flat_map(|stem| of(stem)).collect();
+    let names: Vec<String> = STEMS.iter().flat_map(|stem| candidates(stem)).collect();
     names
         .iter()
         .map(|n| folder.join(n))
@@ -101,7 +101,7 @@ fn find(folder: &Path) -> Result<PathBuf> {
         .ok_or_else(|| {
             let looked = STEMS
                 .iter()
-                .flat_map(|stem| of(stem).take(2))
+                .flat_map(|stem| candidates(stem).take(2))
                 .collect::<Vec<_>>()
                 .join(", ");
             let looked = format!("{looked}, and their variants {}", VARIANTS.join(" and "));
@@ -115,7 +115,7 @@ fn find(folder: &Path) -> Result<PathBuf> {
 fn open_sharded(index_path: &Path) -> Result<Store> {
     let index: Index = read_json(index_path)?;
     let shards: BTreeSet<&String> = index.weight_map.values().collect();
-    // A shard is a plain file name beside its index; anything else could read files elsewhere.
+    // A shard is a plain file name beside its index; anything else could read files outside the folder.
     if let Some(bad) = shards
         .iter()
         .find(|s| Path::new(s.as_str()).file_name() != Some(s.as_ref()))
@@ -143,7 +143,7 @@ fn open_sharded(index_path: &Path) -> Result<Store> {
         .collect();
     let mut entries = entries(&files);
     for (name, shard) in &index.weight_map {
-        // Where two shards hold a tensor, the one that the index names counts.
+        // If two shards hold a tensor, the one that the index names is used.
         let stored = numbers
             .get(shard)
             .and_then(|&number| Some((number, files.get(number)?.tensors().get(name)?)));
@@ -173,14 +173,14 @@ fn over_files(path: &Path, files: Vec<WeightFile>, mut entries: BTreeMap<String,
     ))
 }
 
-/// All tensors of all files.
+/// Lists all tensors of all files.
 fn entries(files: &[WeightFile]) -> BTreeMap<String, Entry> {
-    let of = |(file, source): (usize, &WeightFile)| -> Vec<(String, Entry)> {
+    let entries_of_file = |(file, source): (usize, &WeightFile)| -> Vec<(String, Entry)> {
         source
             .tensors()
             .iter()
             .map(|(name, stored)| (name.clone(), Entry::new(file, name, stored)))
             .collect()
     };
-    files.iter().enumerate().flat_map(of).collect()
+    files.iter().enumerate().flat_map(entries_of_file).collect()
 }

@@ -1,4 +1,4 @@
-//! Packing the weights of linear layers as they are read.
+//! Quantising matrices when they are loaded or saved.
 
 use tch::{Device, Kind, Tensor};
 
@@ -6,28 +6,28 @@ use super::quant::{Format, pack};
 use super::{Scales, StoredMatrix};
 use kontext_core::{Error, Result};
 
-/// What the weights of linear layers are packed to.
+/// Target format of a quantisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Quantize {
-    /// 8-bit floats (e4m3) with one factor for each layer, as ComfyUI's scaled fp8 files have them.
+    /// 8-bit floats (e4m3) with one scale per matrix, as in ComfyUI's scaled fp8 files.
     Fp8,
-    /// Bytes with a factor for each row, as bitsandbytes has them.
+    /// 8-bit integers with one scale per row, as in bitsandbytes.
     Int8,
-    /// GGUF's 8 bits: 8.5 bits an element.
+    /// GGUF's Q8_0: 8.5 bits per element.
     Q8_0,
-    /// GGUF's 5 bits with an offset: 6 bits an element.
+    /// GGUF's Q5_1, 5 bits with an offset: 6 bits per element.
     Q5_1,
-    /// GGUF's 5 bits: 5.5 bits an element.
+    /// GGUF's Q5_0: 5.5 bits per element.
     Q5_0,
-    /// GGUF's 4 bits with an offset: 5 bits an element.
+    /// GGUF's Q4_1, 4 bits with an offset: 5 bits per element.
     Q4_1,
-    /// GGUF's 4 bits: 4.5 bits an element.
+    /// GGUF's Q4_0: 4.5 bits per element.
     Q4_0,
 }
 
 impl Quantize {
-    /// All of them, from more bits to fewer.
+    /// All formats, from more bits to fewer.
     pub const ALL: [Self; 7] = [
         Self::Q8_0,
         Self::Fp8,
@@ -37,10 +37,10 @@ impl Quantize {
         Self::Q4_1,
         Self::Q4_0,
     ];
-    /// The largest e4m3.
+    /// Largest finite value of e4m3.
     const LARGEST: f64 = 448.0;
 
-    /// How the elements are stored.
+    /// Returns the storage format of the elements.
     #[must_use]
     pub fn format(self) -> Format {
         match self {
@@ -54,11 +54,12 @@ impl Quantize {
         }
     }
 
-    /// Packs a matrix [out, in] of any floating kind: its bytes, and the scales beside them (one for fp8, one for
-    /// each row for int8, none for the others).
+    /// Quantises a matrix [out, in] of any floating dtype, and returns its bytes and scales: one for fp8, one per
+    /// row for int8, none for the others, whose blocks contain them.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where the columns are no whole number of blocks or the tensor is no matrix.
+    /// [`Error::InvalidArgument`] if the columns are not a multiple of the block; [`Error::Shape`] if the tensor is
+    /// not a matrix.
     pub fn pack(self, matrix: &Tensor) -> Result<(Vec<u8>, Vec<f32>)> {
         let [_, columns] = <[i64; 2]>::try_from(matrix.size().as_slice()).map_err(|_| Error::Shape {
             tensor: "matrix to pack",
@@ -90,13 +91,13 @@ impl Quantize {
         Ok((data, rows.unwrap_or(one)))
     }
 
-    /// Whether a matrix with so many columns can be packed.
+    /// Returns `true` if a matrix with this number of columns can be quantised.
     #[must_use]
     pub fn fits(self, columns: i64) -> bool {
         columns > 0 && columns.unsigned_abs().is_multiple_of(self.format().block() as u64)
     }
 
-    /// Packs a matrix [out, in] of any floating kind, and keeps it in memory.
+    /// Quantises a matrix [out, in] of any floating dtype into memory.
     ///
     /// # Errors
     /// Those of [`Quantize::pack`].

@@ -187,7 +187,7 @@ impl Store {
     }
 
     /// Reads a tensor to the host as it is stored, and marks it as read; packed ones and those with scales are returned
-    /// as the f32 values that they stand for.
+    /// dequantised, in f32.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] for a missing name and an unknown dtype.

@@ -47,7 +47,7 @@ impl Adapters {
         self.layers.get(layer).map_or(&[], Vec::as_slice)
     }
 
-    /// Whether there are none.
+    /// Returns `true` if there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.layers.is_empty()
@@ -66,7 +66,7 @@ mod tests {
         noise::randn(shape, seed, Kind::Float, Device::Cpu).unwrap()
     }
 
-    /// Every form of adapter, alone and together, for a layer [8, 6].
+    /// Every form of adapter, one at a time and combined, for a layer [8, 6].
     fn cases() -> Vec<Vec<LinearAdapter>> {
         let low_rank = |start| LinearAdapter::low_rank(draw(&[2, 6], 1), draw(&[3, 2], 2), 0.5, start).unwrap();
         let whole = || LinearAdapter::low_rank(draw(&[1, 6], 3), draw(&[8, 1], 4), 2.0, 0).unwrap();

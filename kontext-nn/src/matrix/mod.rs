@@ -41,7 +41,7 @@ impl Matrix {
         }
     }
 
-    /// Where it is multiplied.
+    /// The device of its multiplications.
     pub(crate) fn device(&self) -> Device {
         match self {
             Matrix::Plain(weight) => weight.device(),
@@ -173,7 +173,7 @@ impl Matrix {
         Ok(y.f_reshape(sum.size())?)
     }
 
-    /// Whether the weight goes through the scratch: where it is narrower than what is computed in, on a CPU, and
+    /// Returns `true` if the weight is widened piece by piece: on a CPU, if it is narrower than the arithmetic, and
     /// nothing has to remember it for a backward pass.
     fn unpacks_for(&self, x: &Tensor) -> bool {
         let host = x.kind() == Kind::Float && x.device() == Device::Cpu && !x.requires_grad();

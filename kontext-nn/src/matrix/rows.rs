@@ -31,7 +31,7 @@ pub(super) struct Part {
 #[derive(Debug, Clone)]
 pub(super) enum Held {
     Host(Arc<StoredMatrix>),
-    /// Behind a lock, so that threads may share it: tensors are `Send` only.
+    /// In a `Mutex`, so that threads may share it: tensors are `Send` only.
     Device(Arc<Mutex<OnDevice>>),
 }
 

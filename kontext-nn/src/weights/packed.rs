@@ -61,7 +61,7 @@ impl Weights {
             } else {
                 self.store.read_matrix(name)?
             };
-            // Sizes of one may stand elsewhere, as for plain tensors.
+            // Sizes of one may differ, as for plain tensors.
             if found.len() == 1 && same_but_ones(entry.shape(), &shape) {
                 matrix = matrix.reshaped(shape.map(|side| side as usize));
             }

@@ -1,4 +1,4 @@
-//! The tensors behind a cursor, by their names in the file.
+//! The tensors of a cursor by their names in the file.
 
 use std::collections::BTreeMap;
 use std::path::Path;
