@@ -63,7 +63,7 @@ fn pipeline(dtype: Kind, sizes: &[Size]) -> Pipeline {
 static PLANNER: LazyLock<Pipeline> = LazyLock::new(|| pipeline(Kind::Float, &[]));
 
 fn bfl() -> Weights {
-    Weights::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/bfl.safetensors")).unwrap()
+    Weights::open(kontext_fixtures::reference("bfl.safetensors")).unwrap()
 }
 
 fn image(width: u32, height: u32) -> RgbImage {

@@ -39,8 +39,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/lora.safetensors");
-        let fixture = Weights::open(path).unwrap();
+        let fixture = Weights::open(kontext_fixtures::reference("lora.safetensors")).unwrap();
         Self {
             metadata: fixture.store().metadata(),
             fixture,

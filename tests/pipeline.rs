@@ -253,7 +253,7 @@ fn the_seed_gives_the_starting_noise_of_torch_in_both_dtypes() {
             })
             .unwrap();
         // 128 values: the first 100 of the fixture's 1023 are the same, because 16 are drawn at a time.
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/noise.safetensors");
+        let path = kontext_fixtures::reference("noise.safetensors");
         let long = kontext::Weights::open(path)
             .unwrap()
             .raw(&format!("{name}.seed7.n1023"))

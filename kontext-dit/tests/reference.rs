@@ -14,11 +14,7 @@ const BOUND: f64 = 1e-5;
 const SEED: u64 = 31;
 
 fn fixture() -> Weights {
-    Weights::open(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../tests/reference/dit.safetensors"
-    ))
-    .unwrap()
+    Weights::open(kontext_fixtures::reference("dit.safetensors")).unwrap()
 }
 
 /// Returns the configuration stated in the fixture's metadata.

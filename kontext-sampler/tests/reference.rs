@@ -94,8 +94,7 @@ fn an_euler_step_is_diffusers_in_f32_and_in_bf16() {
 
 #[test]
 fn sizes_are_those_of_diffusers_quirks_included() {
-    let text =
-        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/reference/geometry.json")).unwrap();
+    let text = std::fs::read_to_string(kontext_fixtures::reference("geometry.json")).unwrap();
     let rows: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
     assert!(rows.len() > 50);
     let size = |v: &serde_json::Value| Some(Size::new(v.get(0)?.as_u64()? as u32, v.get(1)?.as_u64()? as u32));

@@ -20,11 +20,7 @@ const BOUND: f64 = 1e-4;
 const BOTH: [Activations; 2] = [Activations::Kept, Activations::Recomputed];
 
 fn fixture() -> Weights {
-    Weights::open(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../tests/reference/gradients.safetensors"
-    ))
-    .unwrap()
+    Weights::open(kontext_fixtures::reference("gradients.safetensors")).unwrap()
 }
 
 fn metadata(name: &str) -> Value {

@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn buckets_match_the_reference_from_minus_300_to_300() {
-        let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/reference/t5.safetensors");
+        let fixture = kontext_fixtures::reference("t5.safetensors");
         let tensors: HashMap<_, _> = Tensor::read_safetensors(fixture).unwrap().into_iter().collect();
         let read = |name: &str| Vec::<i64>::try_from(&tensors[name]).unwrap();
         let ours: Vec<i64> = read("relative_position")

@@ -6,12 +6,7 @@ use kontext_text::Tokenizer;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Returns the path of a file in tests/reference.
-pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../tests/reference")
-        .join(name)
-}
+pub use kontext_fixtures::reference as fixture;
 
 /// Returns a path in the assets folder outside the repository; prints a note and returns `None` if it is
 /// absent.

@@ -15,8 +15,7 @@ pub(crate) struct Fixture(Weights);
 
 impl Fixture {
     pub(crate) fn open() -> Self {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/reference/vae.safetensors");
-        Self(Weights::open(path).unwrap())
+        Self(Weights::open(kontext_fixtures::reference("vae.safetensors")).unwrap())
     }
 
     pub(crate) fn tensor(&self, name: &str) -> Tensor {
