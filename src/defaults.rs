@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use kontext_core::{Error, Result, read_json};
+use kontext_core::{Error, Result, read_json, write_json};
 use kontext_sampler::Size;
 use kontext_sampler::geometry::PREFERRED_SIZES;
 use serde::{Deserialize, Serialize};
@@ -74,7 +74,7 @@ impl ModelDefaults {
     /// # Errors
     /// [`Error::Io`] if the folder cannot be written.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
-        crate::save_part::write_json(&folder.as_ref().join(FILE), &serde_json::json!(self))
+        write_json(folder.as_ref().join(FILE), &serde_json::json!(self))
     }
 
     /// Returns the preferred sizes.

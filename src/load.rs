@@ -15,12 +15,12 @@ use kontext_text::{ClipEncoder, T5Encoder, TextEncoder, Tokenizer};
 use kontext_vae::Autoencoder;
 
 use crate::checkpoint::Checkpoint;
+use crate::export::{ModelSizes, random_parts};
 use crate::lora::LoraSet;
 use crate::memory::{Footprint, Machine, MemoryPlan};
 use crate::pipeline::{PartSlots, Pipeline, Precision, fit};
 use crate::placement::{Arrangement, Placement, Slot};
 use crate::plan::ModelFacts;
-use crate::random_model::{ModelSizes, random_parts};
 use crate::{ModelDefaults, Parts, PipelineBuilder, Plan, Request};
 
 /// Progress of loading.

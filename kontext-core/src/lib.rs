@@ -15,7 +15,7 @@ mod tokens;
 
 pub use checkpoint_error::CheckpointError;
 pub use error::{During, Error, Result, TorchError};
-pub use json::read_json;
+pub use json::{read_json, write_json};
 pub use output_file::{OutputFile, check_writable};
 pub use output_folder::OutputFolder;
 pub use tch::{Device, Kind, Tensor};

@@ -3,8 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
-use kontext_core::{Error, OutputFile, Result};
-use serde_json::{Value, json};
+use kontext_core::{Error, Result, write_json};
+use serde_json::json;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::tokenizer::Trainer;
 
@@ -79,9 +79,9 @@ fn write_clip(folder: &Path, words: &BTreeSet<String>, length: usize) -> Result<
     let count = vocab.len() as u32;
     vocab.insert("<|startoftext|>".to_owned(), count);
     vocab.insert("<|endoftext|>".to_owned(), count + 1);
-    write_json(&folder.join("vocab.json"), &json!(vocab))?;
+    write_json(folder.join("vocab.json"), &json!(vocab))?;
     write_json(
-        &folder.join("tokenizer_config.json"),
+        folder.join("tokenizer_config.json"),
         &json!({
             "tokenizer_class": "CLIPTokenizer", "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>",
             "pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "model_max_length": length,
@@ -126,24 +126,15 @@ fn write_t5(folder: &Path, words: &BTreeSet<String>, length: usize) -> Result<i6
         "model": { "type": "Unigram", "unk_id": 2, "vocab": vocab, "byte_fallback": false },
     });
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    write_json(&folder.join("tokenizer.json"), &tokenizer)?;
+    write_json(folder.join("tokenizer.json"), &tokenizer)?;
     write_json(
-        &folder.join("tokenizer_config.json"),
+        folder.join("tokenizer_config.json"),
         &json!({
             "model_max_length": length, "tokenizer_class": "T5TokenizerFast", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>",
             "extra_ids": 0, "additional_special_tokens": [],
         }),
     )?;
     Ok(count)
-}
-
-fn write_json(path: &Path, value: &Value) -> Result<()> {
-    use std::io::Write;
-    let mut file = OutputFile::create(path)?;
-    file.writer()
-        .write_all(format!("{value:#}\n").as_bytes())
-        .map_err(Error::io(path))?;
-    file.publish()
 }
 
 #[cfg(test)]

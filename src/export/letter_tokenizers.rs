@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use kontext_core::{Error, Result};
+use kontext_core::{Error, Result, write_json};
 use serde_json::{Value, json};
 
-use crate::save_part::{make_folder, write_json};
+use super::save_part::make_folder;
 
 /// Printable ASCII: the alphabet of the tokenizers.
 const ALPHABET: std::ops::RangeInclusive<u8> = b' '..=b'~';
@@ -14,7 +14,7 @@ const ALPHABET: std::ops::RangeInclusive<u8> = b' '..=b'~';
 /// Writes both tokenizers in the layout of a diffusers checkpoint, into `tokenizer` and `tokenizer_2`.
 pub(crate) fn write(folder: &Path) -> Result<()> {
     write_clip(&make_folder(&folder.join("tokenizer"))?)?;
-    write_json(&make_folder(&folder.join("tokenizer_2"))?.join("tokenizer.json"), &t5())
+    write_json(make_folder(&folder.join("tokenizer_2"))?.join("tokenizer.json"), &t5())
 }
 
 /// Returns CLIP's vocabulary size; the last token ends a text.
@@ -42,7 +42,7 @@ fn write_clip(folder: &Path) -> Result<()> {
     }
     vocab.insert("<|startoftext|>".to_owned(), special);
     vocab.insert("<|endoftext|>".to_owned(), special + 1);
-    write_json(&folder.join("vocab.json"), &json!(vocab))?;
+    write_json(folder.join("vocab.json"), &json!(vocab))?;
     let merges = folder.join("merges.txt");
     std::fs::write(&merges, "#version: 0.2\n").map_err(Error::io(&merges))
 }

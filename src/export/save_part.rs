@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use kontext_core::{Error, OutputFile, Result, Tensor};
+use kontext_core::{Error, Result, Tensor, write_json};
 use kontext_dit::DitConfig;
 use kontext_formats::save;
 use kontext_sampler::Shift;
@@ -11,7 +11,7 @@ use kontext_text::{ClipConfig, T5Config};
 use kontext_vae::VaeConfig;
 use serde_json::{Value, json};
 
-use crate::renamed::renamed;
+use super::renamed::renamed;
 
 /// File name of a model's weights in diffusers.
 pub(crate) const DIFFUSERS_FILE: &str = "diffusion_pytorch_model.safetensors";
@@ -77,30 +77,20 @@ pub fn t5(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &T5Con
 pub fn index(folder: impl AsRef<Path>, shift: Shift) -> Result<()> {
     let folder = folder.as_ref();
     let scheduler = make_folder(&folder.join("scheduler"))?;
-    write_json(&scheduler.join("scheduler_config.json"), &scheduler_json(shift))?;
-    write_json(&folder.join("model_index.json"), &model_index())
+    write_json(scheduler.join("scheduler_config.json"), &scheduler_json(shift))?;
+    write_json(folder.join("model_index.json"), &model_index())
 }
 
 fn part(folder: &Path, name: &str, file: &str, tensors: &[(String, Tensor)], config: &Value) -> Result<()> {
     let part = make_folder(&folder.join(name))?;
     save(part.join(file), tensors, None)?;
-    write_json(&part.join("config.json"), config)
+    write_json(part.join("config.json"), config)
 }
 
 /// Creates a folder and its parents.
 pub(crate) fn make_folder(folder: &Path) -> Result<PathBuf> {
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     Ok(folder.to_owned())
-}
-
-/// Writes a JSON file.
-pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
-    use std::io::Write;
-    let mut file = OutputFile::create(path)?;
-    file.writer()
-        .write_all(format!("{value:#}\n").as_bytes())
-        .map_err(Error::io(path))?;
-    file.publish()
 }
 
 /// Returns the transformer's `config.json`.

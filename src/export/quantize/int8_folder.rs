@@ -8,7 +8,7 @@
 
 use std::path::Path;
 
-use kontext_core::{Error, OutputFolder, Result, Tensor};
+use kontext_core::{Error, OutputFolder, Result, Tensor, write_json};
 use kontext_dit::{DitConfig, names};
 use kontext_formats::{Quantize, StreamedTensor, save_streamed};
 use kontext_nn::Weights;
@@ -16,8 +16,8 @@ use kontext_text::T5Config;
 use serde_json::{Value, json};
 
 use super::{Planned, floats, side_tensor_name, streamed, torch_text};
-use crate::renamed::pieces;
-use crate::save_part::{DIFFUSERS_FILE, TRANSFORMERS_FILE, dit_json, t5_json, write_json};
+use crate::export::renamed::pieces;
+use crate::export::save_part::{DIFFUSERS_FILE, TRANSFORMERS_FILE, dit_json, t5_json};
 
 /// Modules of the transformer kept plain: the input layers and the last modulation. The last projection would
 /// be another, but its name, `proj_out`, is also that of a layer in each single block, and diffusers would
@@ -90,7 +90,7 @@ fn write(
     let tensors = with_maxima(weights, &planned.collect::<Vec<_>>())?;
     save_streamed(folder.path().join(file), torch_text(), tensors)?;
     insert(&mut config, "quantization_config", quantization(plain));
-    write_json(&folder.path().join("config.json"), &config)?;
+    write_json(folder.path().join("config.json"), &config)?;
     folder.publish()
 }
 

@@ -18,8 +18,8 @@ use kontext_formats::{Quantize, StreamedTensor, Value, save_streamed, write_gguf
 use kontext_nn::Weights;
 use kontext_text::{T5Encoder, t5_gguf_name};
 
+use super::renamed::Piece;
 use crate::Checkpoint;
-use crate::renamed::Piece;
 
 /// Quantisation version stated in GGUF files.
 const QUANTIZATION_VERSION: u32 = 2;

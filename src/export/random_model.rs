@@ -13,9 +13,9 @@ use kontext_sampler::Shift;
 use kontext_text::{ClipConfig, ClipEncoder, T5Config, T5Encoder, TextEncoder, Tokenizer};
 use kontext_vae::{Autoencoder, AutoencoderKl, VaeConfig};
 
-use crate::letter_tokenizers;
-use crate::renamed::renamed;
-use crate::save_part::{self, make_folder};
+use super::letter_tokenizers;
+use super::renamed::renamed;
+use super::save_part::{self, make_folder};
 use crate::{Layout, ModelDefaults, Parts};
 
 /// Width of the small text models, which have one head.
