@@ -34,10 +34,11 @@ pub use plan::{Plan, ReferencePlan};
 pub use request::Request;
 pub use session::Session;
 
+/// The crate [`image`], in the version whose images requests take and outputs hold.
 #[doc(no_inline)]
 pub use image;
 #[doc(no_inline)]
-pub use kontext_core::{Conditioning, Device, Error, Kind, Result, Tensor, Tokens};
+pub use kontext_core::{CheckpointError, Conditioning, Device, Error, Kind, Result, Tensor, Tokens, TorchError};
 #[doc(no_inline)]
 pub use kontext_dit::{Dit, DitConfig};
 #[doc(no_inline)]
@@ -45,11 +46,17 @@ pub use kontext_formats::Quantize;
 pub use kontext_lora::{Lora, LoraFamily, LoraForm, LoraOptions, LoraReport, LoraTarget, Unmatched};
 pub use kontext_nn::Weights;
 #[doc(no_inline)]
-pub use kontext_sampler::{CfgMode, Conformance, Grid, References, Schedule, Shift, Size};
+pub use kontext_sampler::{CfgMode, Conformance, Grid, References, Schedule, Shift, Size, ids::Origin};
 #[doc(no_inline)]
-pub use kontext_text::TextEncoder;
+pub use kontext_text::{ClipConfig, T5Config, TextEncoder, Truncation};
 #[doc(no_inline)]
-pub use kontext_vae::{Autoencoder, Tiling};
+pub use kontext_vae::{Autoencoder, Tiling, VaeConfig};
+/// The crate [`ndarray`], in the version whose arrays are the latents and the noise of a run.
+#[doc(no_inline)]
+pub use ndarray;
+/// The crate [`tch`], in the version whose [`Tensor`], [`Device`] and [`Kind`] are those of this library.
+#[doc(no_inline)]
+pub use tch;
 
 /// The crates of this library, for callers who assemble their own pipeline.
 pub mod crates {
