@@ -5,11 +5,12 @@
 use kontext_core::{Result, Tensor};
 use kontext_nn::Linear;
 use kontext_nn::Weights;
+use kontext_nn::ops::attend_tokens;
 
 use crate::DitConfig;
 use crate::modulation::{Modulation, ModulationLayer, Table};
 use crate::rope::Rope;
-use crate::stream::{QkNorm, attend, clamp_half, gelu};
+use crate::stream::{QkNorm, clamp_half, gelu};
 
 /// Number of modulation vectors: (shift, scale, gate).
 const PARTS: i64 = 3;
@@ -61,7 +62,7 @@ impl SingleBlock {
             .f_unflatten(-1, [3, self.heads, -1])?;
         let part = |index: i64| qkv.f_select(2, index); // [B, L, H, D/H]
         let (q, k) = (self.norm.query(&part(0)?, rope)?, self.norm.key(&part(1)?, rope)?);
-        self.finish(x, &normed, &attend(&q, &k, &part(2)?)?, &modulation)
+        self.finish(x, &normed, &attend_tokens(&q, &k, &part(2)?)?, &modulation)
     }
 
     /// Runs the last block, which outputs only the target's tokens `start..start + count`: queries, MLP and
@@ -90,7 +91,7 @@ impl SingleBlock {
             .f_unflatten(-1, [2, self.heads, -1])?;
         let q = self.norm.query(&q, &rope.range(start, count)?)?;
         let k = self.norm.key(&kv.f_select(2, 0)?, rope)?;
-        let attn = attend(&q, &k, &kv.f_select(2, 1)?)?;
+        let attn = attend_tokens(&q, &k, &kv.f_select(2, 1)?)?;
         self.finish(&x.f_narrow(1, start, count)?, &target, &attn, &modulation)
     }
 

@@ -2,6 +2,7 @@
 
 use kontext_core::{Kind, Result, Tensor};
 use kontext_nn::Weights;
+use kontext_nn::ops::attend_tokens;
 use kontext_nn::{Linear, RmsNorm};
 
 use crate::DitConfig;
@@ -57,14 +58,8 @@ impl Qkv {
 
     /// Computes attention within the sequence: [B, L, H * D].
     pub(crate) fn attend(&self) -> Result<Tensor> {
-        attend(&self.q, &self.k, &self.v)
+        attend_tokens(&self.q, &self.k, &self.v)
     }
-}
-
-/// Computes attention of [B, L, H, D] queries, keys and values: [B, L, H * D].
-pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    let heads = |x: &Tensor| x.f_transpose(1, 2);
-    kontext_nn::ops::attend(&heads(q)?, &heads(k)?, &heads(v)?, None, None)
 }
 
 /// Weights of one stream.

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod adapter;
+mod attention;
 mod conv;
 mod dequant;
 mod embedding;

@@ -4,34 +4,7 @@ use tch::{Kind, Tensor};
 
 use kontext_core::Result;
 
-/// Computes scaled dot-product attention on heads, `softmax(q k^T * scale + bias) v`.
-///
-/// # Shapes
-/// `q` [B, H, L, D], `k` and `v` [B, H, S, D], `bias` broadcastable to [B, H, L, S]; returns
-/// [B, L, H * D]. `scale` defaults to 1 / sqrt(D).
-///
-/// # Errors
-/// [`kontext_core::Error::Torch`] if libtorch fails.
-pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>, scale: Option<f64>) -> Result<Tensor> {
-    let heads = Tensor::f_scaled_dot_product_attention(q, k, v, bias, 0.0, false, scale, false)?;
-    merge_heads(&heads)
-}
-
-/// Splits the heads: [B, L, H * D] to [B, H, L, D].
-///
-/// # Errors
-/// [`kontext_core::Error::Torch`] if the last size is not a multiple of `heads`.
-pub fn split_heads(x: &Tensor, heads: i64) -> Result<Tensor> {
-    Ok(x.f_unflatten(-1, [heads, -1])?.f_transpose(-3, -2)?)
-}
-
-/// Merges the heads: [B, H, L, D] to [B, L, H * D].
-///
-/// # Errors
-/// [`kontext_core::Error::Torch`] if libtorch fails.
-pub fn merge_heads(x: &Tensor) -> Result<Tensor> {
-    Ok(x.f_transpose(-3, -2)?.f_flatten(-2, -1)?)
-}
+pub use crate::attention::{attend, attend_tokens, merge_heads, split_heads};
 
 /// Swaps the two halves of a tensor's rows: [N, ..] to [N, ..].
 ///
@@ -95,23 +68,6 @@ pub fn timestep_embedding(t: &Tensor, width: i64) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kontext_core::{Device, noise};
-
-    #[test]
-    fn heads_split_and_merge_back() {
-        let x = noise::randn(&[2, 5, 12], 0, Kind::Float, Device::Cpu).unwrap();
-        let heads = split_heads(&x, 3).unwrap();
-        assert_eq!(heads.size(), [2, 3, 5, 4]);
-        assert!(merge_heads(&heads).unwrap().equal(&x));
-    }
-
-    #[test]
-    fn attention_over_one_key_returns_its_value() {
-        let q = noise::randn(&[1, 2, 3, 4], 0, Kind::Float, Device::Cpu).unwrap();
-        let kv = noise::randn(&[1, 2, 1, 4], 1, Kind::Float, Device::Cpu).unwrap();
-        let out = attend(&q, &kv, &kv, None, None).unwrap();
-        assert!(out.allclose(&merge_heads(&kv).unwrap().expand([1, 3, 8], false), 1e-6, 1e-6, false));
-    }
 
     #[test]
     fn timestep_zero_embeds_as_ones_then_zeros() {

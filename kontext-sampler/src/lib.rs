@@ -14,4 +14,4 @@ pub use geometry::{Grid, Size};
 pub use guidance::CfgMode;
 pub use ids::References;
 pub use pack::{pack, unpack};
-pub use schedule::{Schedule, Shift};
+pub use schedule::{Schedule, Shift, TIME_FACTOR};

@@ -8,8 +8,17 @@ use serde::Deserialize;
 
 use crate::Conformance;
 
-/// Scale of the times that the model was trained on, [0, 1000].
-const TIME_FACTOR: f32 = 1000.0;
+/// Scale of the model's time and guidance inputs: it was trained on times in [0, 1000], where sigmas are in [0, 1].
+///
+/// ```
+/// use kontext_core::Kind;
+/// use kontext_sampler::{Conformance, Schedule, Shift, TIME_FACTOR};
+///
+/// let schedule = Schedule::new(4, 256, Shift::schnell(), Conformance::Native)?;
+/// assert_eq!(schedule.embedded_times(Kind::Float)[1], 0.75 * TIME_FACTOR);
+/// # Ok::<(), kontext_core::Error>(())
+/// ```
+pub const TIME_FACTOR: f32 = 1000.0;
 /// Upper limit on the number of steps; more is taken for a typing error.
 const MOST_STEPS: usize = 1000;
 

@@ -4,14 +4,12 @@ use std::sync::mpsc::Receiver;
 
 use kontext_core::{Error, Result, check};
 use kontext_dit::{Dit, RunInput};
+use kontext_sampler::TIME_FACTOR;
 
 use super::backward::{Activations, backward};
 use super::recipe::Recipe;
 use super::step::NoisyBatch;
 use super::trained::Trained;
-
-/// Scale of the model's time and guidance inputs.
-const TIME_FACTOR: f64 = 1000.0;
 
 /// Loss, learning rate and gradient norm of an optimizer step.
 pub(crate) struct Updated {
@@ -56,17 +54,15 @@ pub(crate) fn update(
 }
 
 fn prepare(dit: &Dit, recipe: &Recipe, noisy: &NoisyBatch) -> Result<kontext_dit::Run> {
-    let times: Vec<f32> = noisy.sigmas.iter().map(|sigma| (sigma * TIME_FACTOR) as f32).collect();
+    let embedded = |value: f64| (value * f64::from(TIME_FACTOR)) as f32;
+    let times: Vec<f32> = noisy.sigmas.iter().map(|sigma| embedded(*sigma)).collect();
     let batch = &noisy.batch;
     dit.prepare_items(&RunInput {
         conditioning: &batch.conditioning,
         target_ids: &batch.target_ids,
         context: batch.context.as_ref(),
         times: &times,
-        guidance: dit
-            .config()
-            .guidance_embed
-            .then_some((recipe.objective.guidance * TIME_FACTOR) as f32),
+        guidance: dit.config().guidance_embed.then(|| embedded(recipe.objective.guidance)),
     })
 }
 
