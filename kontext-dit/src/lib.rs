@@ -10,9 +10,11 @@ pub mod names;
 mod piece;
 mod rope;
 mod single;
+mod state;
 mod stream;
 
 pub use config::DitConfig;
 pub use linears::{LinearPart, linear_parts};
 pub use model::{Dit, Run, RunInput};
-pub use piece::{Piece, velocity_of};
+pub use piece::Piece;
+pub use state::State;

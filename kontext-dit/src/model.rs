@@ -10,9 +10,10 @@ use crate::DitConfig;
 use crate::double::{DoubleBlock, DoubleTable};
 use crate::embed::VectorEmbed;
 use crate::modulation::{ModulationLayer, Table};
-use crate::piece::{Part, Piece, velocity_of};
+use crate::piece::{Part, Piece};
 use crate::rope::Rope;
 use crate::single::SingleBlock;
+use crate::state::State;
 
 /// The velocity model of FLUX.1: a multimodal diffusion transformer.
 #[derive(Debug)]
@@ -242,26 +243,27 @@ impl Dit {
         for piece in self.pieces_at(run, step) {
             state = piece.forward(&state, &piece.modulation())?;
         }
-        Ok(velocity_of(&state)?.shallow_clone())
+        Ok(state.velocity()?.shallow_clone())
     }
 
-    /// Projects the target and joins it with the context; returns the input of the first [`Piece`], text
-    /// [N, T, D] and image tokens [N, L + R, D].
+    /// Projects the target and joins it with the context; returns the input of the first [`Piece`],
+    /// [`State::Streams`].
     ///
     /// # Errors
     /// [`Error::Shape`] if the target's length differs from that of the run's ids.
-    pub fn enter(&self, run: &Run, target: &Tensor) -> Result<Vec<Tensor>> {
+    pub fn enter(&self, run: &Run, target: &Tensor) -> Result<State> {
         self.check_target(run, target)?;
         self.enter_checked(run, target).during("running the transformer")
     }
 
-    fn enter_checked(&self, run: &Run, target: &Tensor) -> Result<Vec<Tensor>> {
+    fn enter_checked(&self, run: &Run, target: &Tensor) -> Result<State> {
         let batch = target.size()[0];
         let mut img = self.img_in.forward(target)?;
         if let Some(context) = &run.context {
             img = Tensor::f_cat(&[&img, &expand(context, batch)?], 1)?; // [N, L + R, D]
         }
-        Ok(vec![expand(&run.txt, batch)?, img])
+        let txt = expand(&run.txt, batch)?;
+        Ok(State::Streams { txt, img })
     }
 
     /// Returns the blocks and the last layer in order: `forward` split at the points with the fewest live
@@ -293,7 +295,6 @@ impl Dit {
         let single = single.map(move |(index, (block, table))| Part::Single {
             block,
             table,
-            first: index == 0,
             last: index + 1 == count,
         });
         let last = Part::Last {

@@ -7,6 +7,7 @@ use crate::double::{DoubleBlock, DoubleTable};
 use crate::modulation::{Table, modulate};
 use crate::rope::Rope;
 use crate::single::SingleBlock;
+use crate::state::State;
 
 /// One piece of a step: a block, or the last layer. Created by [`crate::Dit::pieces`].
 ///
@@ -29,7 +30,6 @@ pub(crate) enum Part<'a> {
     Single {
         block: &'a SingleBlock,
         table: &'a Table,
-        first: bool,
         last: bool,
     },
     Last {
@@ -49,65 +49,141 @@ impl Piece<'_> {
     }
 
     /// Runs the piece on the state returned by the previous piece (or by [`crate::Dit::enter`]) and its
-    /// modulation.
-    ///
-    /// The state is text and image between double blocks, their joint sequence between single blocks, the
-    /// target's tokens after the last single block, and the velocity after the last piece.
+    /// modulation, [`Piece::modulation`] or tensors of the same shapes.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for the state of another piece, [`Error::Torch`] if libtorch fails.
-    pub fn forward(&self, state: &[Tensor], modulation: &[Tensor]) -> Result<Vec<Tensor>> {
+    /// [`Error::InvalidArgument`] for the state or the modulation of another piece, [`Error::Torch`] if libtorch
+    /// fails.
+    pub fn forward(&self, state: &State, modulation: &[Tensor]) -> Result<State> {
         self.compute(state, modulation).during("running the transformer")
     }
 
-    fn compute(&self, state: &[Tensor], modulation: &[Tensor]) -> Result<Vec<Tensor>> {
+    fn compute(&self, state: &State, modulation: &[Tensor]) -> Result<State> {
         match (&self.part, modulation) {
             (Part::Double(block, _), [img, txt]) => {
                 let table = DoubleTable::of(img, txt);
-                let (txt, img) = block.forward(at(state, 0)?, at(state, 1)?, self.rope, &table, self.step)?;
-                Ok(vec![txt, img])
+                let State::Streams { txt, img } = state else {
+                    return Err(state.unexpected("separate streams"));
+                };
+                let (txt, img) = block.forward(txt, img, self.rope, &table, self.step)?;
+                Ok(State::Streams { txt, img })
             }
-            (Part::Single { block, first, last, .. }, [values]) => {
+            (Part::Single { block, last, .. }, [values]) => {
                 let table = Table::of(values);
-                let joined = if *first {
-                    Tensor::f_cat(state, 1)?
-                } else {
-                    at(state, 0)?.shallow_clone()
+                let joined = match state {
+                    State::Streams { txt, img } => Tensor::f_cat(&[txt, img], 1)?, // [N, T + L + R, D]
+                    State::Joined(joined) => joined.shallow_clone(),
+                    other => return Err(other.unexpected("separate streams or a joined sequence")),
                 };
                 if *last {
                     let target = block.forward_target(&joined, self.rope, &table, self.step, self.text, self.target)?;
-                    return Ok(vec![target]);
+                    return Ok(State::Target(target));
                 }
-                Ok(vec![block.forward(&joined, self.rope, &table, self.step)?])
+                Ok(State::Joined(block.forward(&joined, self.rope, &table, self.step)?))
             }
             (Part::Last { linear, .. }, [values]) => {
-                // Without single blocks the target comes directly from the image stream.
-                let target = state
-                    .last()
-                    .ok_or_else(|| wrong("an empty state"))?
-                    .f_narrow(1, 0, self.target)?;
+                let target = match state {
+                    State::Target(target) => target.shallow_clone(),
+                    // Without single blocks the target comes directly from the image stream.
+                    State::Streams { img, .. } => img.f_narrow(1, 0, self.target)?,
+                    other => return Err(other.unexpected("the target's tokens or separate streams")),
+                };
                 let (shift, scale) = Table::of(values).last(self.step)?;
-                Ok(vec![linear.forward(&modulate(&target, &shift, &scale)?)?])
+                Ok(State::Velocity(linear.forward(&modulate(&target, &shift, &scale)?)?))
             }
-            _ => Err(wrong(&format!("{} tensors of modulation", modulation.len()))),
+            _ => Err(Error::invalid(
+                "modulation of a piece",
+                format!("{} tensors", self.modulation().len()),
+                modulation.len(),
+            )),
         }
     }
 }
 
-/// Returns the velocity [N, L, out_channels] in the state returned by the last piece.
-///
-/// # Errors
-/// [`Error::InvalidArgument`] for an empty state.
-pub fn velocity_of(state: &[Tensor]) -> Result<&Tensor> {
-    at(state, 0)
-}
+#[cfg(test)]
+mod tests {
+    use kontext_core::{Conditioning, Device, Kind, Tensor, Tokens, noise};
+    use kontext_nn::Weights;
 
-fn at(state: &[Tensor], index: usize) -> Result<&Tensor> {
-    state
-        .get(index)
-        .ok_or_else(|| wrong(&format!("{} tensors", state.len())))
-}
+    use crate::{Dit, DitConfig, Run, RunInput, State};
 
-fn wrong(got: &str) -> Error {
-    Error::invalid("state of a piece", "what the piece before it returned", got)
+    fn tiny(double_blocks: i64, single_blocks: i64) -> (Dit, Run, Tensor) {
+        let config = DitConfig {
+            in_channels: 4,
+            out_channels: 4,
+            heads: 2,
+            head_dim: 8,
+            axes_dim: [4, 2, 2],
+            mlp_width: 32,
+            double_blocks,
+            single_blocks,
+            context_dim: 6,
+            pooled_dim: 5,
+            guidance_embed: true,
+        };
+        let draw = |shape: &[i64], seed| noise::randn(shape, seed, Kind::Float, Device::Cpu).unwrap();
+        let ids = |t: f64| Tensor::full([3, 3], t, (Kind::Float, Device::Cpu));
+        let conditioning = Conditioning {
+            prompt_embeds: draw(&[1, 2, 6], 1),
+            pooled: draw(&[1, 5], 2),
+        };
+        let dit = Dit::new(&Weights::synthetic(3), &config, |_| ()).unwrap();
+        let input = RunInput {
+            conditioning: &conditioning,
+            target_ids: &ids(0.0),
+            context: Some(&Tokens::new(draw(&[1, 3, 4], 3), ids(1.0)).unwrap()),
+            times: &[500.0],
+            guidance: Some(2500.0),
+        };
+        let run = dit.prepare(&input).unwrap();
+        (dit, run, draw(&[1, 3, 4], 4))
+    }
+
+    #[test]
+    fn pieces_pass_streams_then_the_joined_sequence_then_the_target_and_end_in_the_velocity() {
+        let path = |double, single| {
+            let (dit, run, target) = tiny(double, single);
+            let mut state = dit.enter(&run, &target).unwrap();
+            let mut path = String::new();
+            for piece in dit.pieces(&run, 0).unwrap() {
+                let (name, lengths): (_, Vec<i64>) = match &state {
+                    State::Streams { txt, img } => ('s', vec![txt.size()[1], img.size()[1]]),
+                    State::Joined(x) => ('j', vec![x.size()[1]]),
+                    State::Target(x) => ('t', vec![x.size()[1]]),
+                    State::Velocity(x) => ('v', vec![x.size()[1]]),
+                };
+                path.push_str(&format!("{name}{lengths:?} "));
+                state = piece.forward(&state, &piece.modulation()).unwrap();
+            }
+            assert!(state.velocity().unwrap().equal(&dit.forward(&run, 0, &target).unwrap()));
+            path
+        };
+        assert_eq!(path(2, 3), "s[2, 6] s[2, 6] s[2, 6] j[8] j[8] t[3] ");
+        assert_eq!(path(0, 1), "s[2, 6] t[3] ");
+        assert_eq!(path(1, 0), "s[2, 6] s[2, 6] ");
+    }
+
+    #[test]
+    fn the_state_or_modulation_of_another_piece_is_refused() {
+        let (dit, run, target) = tiny(1, 2);
+        let state = dit.enter(&run, &target).unwrap();
+        let pieces = dit.pieces(&run, 0).unwrap();
+        let (double, single) = (&pieces[0], &pieces[1]);
+        let error = state.velocity().unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "invalid state of a step: expected the velocity, got separate streams"
+        );
+        let joined = single.forward(&state, &single.modulation()).unwrap();
+        let error = double.forward(&joined, &double.modulation()).unwrap_err().to_string();
+        assert!(
+            error.contains("expected separate streams, got a joined sequence"),
+            "{error}"
+        );
+        let error = double.forward(&state, &single.modulation()).unwrap_err().to_string();
+        assert!(
+            error.contains("modulation of a piece: expected 2 tensors, got 1"),
+            "{error}"
+        );
+    }
 }

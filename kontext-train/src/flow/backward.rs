@@ -1,5 +1,7 @@
 //! A forward and backward pass, with or without activation checkpointing.
 
+use std::mem;
+
 use kontext_core::{Kind, Result, Tensor};
 use kontext_dit::{Dit, Run};
 
@@ -48,37 +50,38 @@ fn recomputed(
     let pieces = dit.pieces(run, 0)?;
     let entrance = dit.enter(run, target)?;
     // Forward: the input of each piece is kept, detached from the graph.
-    let mut inputs: Vec<Vec<Tensor>> = vec![detached(&entrance)?];
+    let mut inputs = Vec::new();
+    let mut state = entrance.try_map(detached)?;
     for piece in &pieces {
-        let state = inputs.last().map(Vec::as_slice).unwrap_or_default();
-        let next = tch::no_grad(|| piece.forward(state, &piece.modulation()))?;
-        inputs.push(detached(&next)?);
+        let next = tch::no_grad(|| piece.forward(&state, &piece.modulation()))?;
+        inputs.push(mem::replace(&mut state, next.try_map(detached)?));
     }
     // The loss, and its gradient with respect to the velocity.
-    let velocity = leaves(&inputs.pop().unwrap_or_default())?;
-    let value = loss(kontext_dit::velocity_of(&velocity)?)?;
+    let end = state.try_map(leaf)?;
+    let value = loss(end.velocity()?)?;
     value.f_mul_scalar(scale)?.f_backward()?;
-    let mut gradients = gradients_of(&velocity)?;
+    let mut gradients = gradients_of(end.tensors())?;
     // Backward: each piece is run again from its input. Gradients reach the trained tensors within it, its
     // inputs, and its modulation; those of the modulation continue into the run below.
     let mut roots = Vec::new();
     for (piece, input) in pieces.iter().zip(&inputs).rev() {
         let modulation = piece.modulation();
-        let (input, values) = (leaves(input)?, leaves(&modulation)?);
-        backward_from(&piece.forward(&input, &values)?, &gradients)?;
-        gradients = gradients_of(&input)?;
+        let input = input.try_map(leaf)?;
+        let values = modulation.iter().map(leaf).collect::<Result<Vec<_>>>()?;
+        backward_from(piece.forward(&input, &values)?.tensors(), &gradients)?;
+        gradients = gradients_of(input.tensors())?;
         roots.extend(modulation.into_iter().zip(gradients_of(&values)?));
     }
-    roots.extend(entrance.into_iter().zip(gradients));
+    roots.extend(entrance.tensors().into_iter().map(Tensor::shallow_clone).zip(gradients));
     let (values, gradients): (Vec<_>, Vec<_>) = roots.into_iter().filter(|(t, _)| t.requires_grad()).unzip();
     backward_from(&values, &gradients)?;
     Ok(value.f_double_value(&[])?)
 }
 
 /// Runs a backward pass from `outputs`, given their gradients: that of the sum of the products.
-fn backward_from(outputs: &[Tensor], gradients: &[Tensor]) -> Result<()> {
+fn backward_from<'a>(outputs: impl IntoIterator<Item = &'a Tensor>, gradients: &[Tensor]) -> Result<()> {
     let mut sum: Option<Tensor> = None;
-    for (output, gradient) in outputs.iter().zip(gradients).filter(|(o, _)| o.requires_grad()) {
+    for (output, gradient) in outputs.into_iter().zip(gradients).filter(|(o, _)| o.requires_grad()) {
         let product = output.f_mul(gradient)?.f_sum(Kind::Float)?;
         sum = Some(match sum {
             Some(sum) => sum.f_add(&product)?,
@@ -91,19 +94,17 @@ fn backward_from(outputs: &[Tensor], gradients: &[Tensor]) -> Result<()> {
     Ok(())
 }
 
-fn detached(tensors: &[Tensor]) -> Result<Vec<Tensor>> {
-    tensors.iter().map(|t| Ok(t.f_detach()?)).collect()
+fn detached(tensor: &Tensor) -> Result<Tensor> {
+    Ok(tensor.f_detach()?)
 }
 
-fn leaves(tensors: &[Tensor]) -> Result<Vec<Tensor>> {
-    tensors
-        .iter()
-        .map(|t| Ok(t.f_detach()?.f_set_requires_grad(true)?))
-        .collect()
+/// Returns the same values as a leaf of another graph.
+fn leaf(tensor: &Tensor) -> Result<Tensor> {
+    Ok(tensor.f_detach()?.f_set_requires_grad(true)?)
 }
 
 /// Returns the gradients of leaves after a backward pass; zero for leaves not reached.
-fn gradients_of(leaves: &[Tensor]) -> Result<Vec<Tensor>> {
+fn gradients_of<'a>(leaves: impl IntoIterator<Item = &'a Tensor>) -> Result<Vec<Tensor>> {
     let gradient = |leaf: &Tensor| -> Result<Tensor> {
         let gradient = leaf.f_grad()?;
         Ok(if gradient.defined() {
@@ -112,7 +113,7 @@ fn gradients_of(leaves: &[Tensor]) -> Result<Vec<Tensor>> {
             leaf.f_detach()?.f_zeros_like()?
         })
     };
-    leaves.iter().map(gradient).collect()
+    leaves.into_iter().map(gradient).collect()
 }
 
 #[cfg(test)]
