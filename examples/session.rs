@@ -6,6 +6,7 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Parser;
@@ -75,13 +76,12 @@ fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(text) = &args.device {
         builder = builder.device(device::parse(text)?);
     }
-    let pipe = builder.load_with(&args.model, progress::loading())?;
+    let pipe = Arc::new(builder.load_with(&args.model, progress::loading())?);
     let session = match &args.load {
         Some(folder) => pipe.restore_session(folder)?,
         None => pipe.session(kontext::open_image(&args.image)?),
     };
     let mut desk = Desk {
-        pipe: &pipe,
         session,
         args,
         references: Vec::new(),
@@ -179,8 +179,7 @@ impl FromStr for Command {
 
 /// A session and the user's settings for the next turns.
 struct Desk<'a> {
-    pipe: &'a Pipeline,
-    session: Session<'a>,
+    session: Session,
     args: &'a Args,
     references: Vec<PathBuf>,
     interrupt: Interrupt,
@@ -251,7 +250,7 @@ impl Desk<'_> {
                     folder.display()
                 ));
             }
-            Command::Load(folder) => self.session = self.pipe.restore_session(folder)?,
+            Command::Load(folder) => self.session = self.session.pipeline().restore_session(folder)?,
         }
         self.show()
     }

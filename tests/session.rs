@@ -3,28 +3,30 @@
 
 mod common;
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock, Mutex};
+use std::thread;
 
 use common::model;
 use image::{GrayImage, Luma, Rgb, RgbImage};
 use kontext::session::{DifferenceMap, KeepUnchanged};
 use kontext::{Conformance, Device, Event, Layout, Pipeline, Placement, References, Request, Session, Size};
 
-static PIPE: LazyLock<Pipeline> = LazyLock::new(|| load(Placement::Resident));
+static PIPE: LazyLock<Arc<Pipeline>> = LazyLock::new(|| load(Placement::Resident));
 /// A model trained to edit emoji.
-static EMOJI: LazyLock<Pipeline> = LazyLock::new(|| {
+static EMOJI: LazyLock<Arc<Pipeline>> = LazyLock::new(|| {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/kontext-emoji");
-    Pipeline::builder().device(Device::Cpu).load(folder).unwrap()
+    Arc::new(Pipeline::builder().device(Device::Cpu).load(folder).unwrap())
 });
 
-fn load(placement: Placement) -> Pipeline {
+fn load(placement: Placement) -> Arc<Pipeline> {
     let builder = Pipeline::builder()
         .device(Device::Cpu)
         .max_sequence_length(32)
         .placement(placement);
-    builder.load(model(Layout::Diffusers)).unwrap()
+    Arc::new(builder.load(model(Layout::Diffusers)).unwrap())
 }
 
 fn image(width: u32, height: u32) -> RgbImage {
@@ -37,13 +39,13 @@ fn small() -> Request {
 }
 
 /// Starts a session whose image has another size than the model's output.
-fn session(pipe: &Pipeline) -> Session<'_> {
+fn session(pipe: &Arc<Pipeline>) -> Session {
     let mut session = pipe.session(image(70, 50));
     session.defaults = small();
     session
 }
 
-fn emoji() -> Session<'static> {
+fn emoji() -> Session {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/emoji-source.png");
     let mut session = EMOJI.session(kontext::open_image(source).unwrap());
     session.defaults = Request::default().seed(1);
@@ -55,7 +57,7 @@ fn request(prompt: &str) -> Request {
 }
 
 /// Runs a request and counts the prompts and images that it encoded.
-fn encoded(session: &mut Session<'_>, request: &Request) -> (usize, usize) {
+fn encoded(session: &mut Session, request: &Request) -> (usize, usize) {
     let (mut texts, mut images) = (0, 0);
     let observe = |event: Event<'_>| {
         texts += usize::from(matches!(event, Event::Encoded { .. }));
@@ -206,7 +208,7 @@ fn a_replaced_image_is_encoded_anew() {
 }
 
 /// Returns a session with everything it can hold.
-fn full(pipe: &Pipeline) -> Session<'_> {
+fn full(pipe: &Arc<Pipeline>) -> Session {
     let mut session = session(pipe);
     session.edit("winter").unwrap();
     session.keep_unchanged = Some(KeepUnchanged::Mask(GrayImage::from_fn(70, 50, |x, _| {
@@ -259,6 +261,46 @@ fn a_restored_session_goes_on_with_the_same_bytes() {
 }
 
 #[test]
+fn sessions_in_a_map_move_between_threads_and_give_the_same_bytes() {
+    const USERS: [&str; 3] = ["anna", "ben", "chi"];
+    let folder = tempfile::tempdir().unwrap();
+    let prompts = |user: &str| ["winter", "night", "rain"].map(|word| format!("{word} for {user}"));
+    // Serial results: the bytes that every other way must give.
+    let expected: HashMap<&str, Vec<RgbImage>> = USERS
+        .into_iter()
+        .map(|user| {
+            let mut alone = session(&PIPE);
+            let images = prompts(user).map(|prompt| alone.edit(prompt).unwrap().image.clone());
+            (user, images.to_vec())
+        })
+        .collect();
+    let sessions: Mutex<HashMap<String, Session>> = Mutex::default();
+    for user in USERS {
+        sessions.lock().unwrap().insert(user.to_owned(), session(&PIPE));
+    }
+    // Turn after turn, each on a new thread; the map is not locked while a session runs.
+    for turn in 0..3 {
+        thread::scope(|scope| {
+            for user in USERS {
+                let (sessions, folder, expected) = (&sessions, folder.path().join(user), &expected);
+                scope.spawn(move || {
+                    let mut own = sessions.lock().unwrap().remove(user).unwrap();
+                    assert_eq!(own.edit(&prompts(user)[turn]).unwrap().image, expected[user][turn]);
+                    if turn == 1 {
+                        own.save(&folder).unwrap();
+                        own = own.pipeline().restore_session(&folder).unwrap();
+                    }
+                    sessions.lock().unwrap().insert(user.to_owned(), own);
+                });
+            }
+        });
+    }
+    let left = sessions.into_inner().unwrap();
+    assert!(left.values().all(|session| session.turns().len() == 4));
+    assert!(left.values().all(|session| Arc::ptr_eq(session.pipeline(), &PIPE)));
+}
+
+#[test]
 fn saving_again_writes_what_is_new_alone() {
     let folder = tempfile::tempdir().unwrap();
     let names = || {
@@ -284,7 +326,7 @@ fn saving_again_writes_what_is_new_alone() {
 #[test]
 fn latents_are_saved_in_the_dtype_of_the_run() {
     let pipe = Pipeline::builder().device(Device::Cpu).dtype(kontext::Kind::BFloat16);
-    let pipe = pipe.load(model(Layout::Diffusers)).unwrap();
+    let pipe = Arc::new(pipe.load(model(Layout::Diffusers)).unwrap());
     for (conformance, dtype) in [(Conformance::Diffusers, "BF16"), (Conformance::Native, "F32")] {
         let folder = tempfile::tempdir().unwrap();
         let mut session = session(&pipe);

@@ -1,5 +1,7 @@
 //! Edits in turns, with different ways of handing a result to the next turn.
 
+use std::sync::Arc;
+
 use kontext::image::RgbImage;
 use kontext::session::{DifferenceMap, KeepUnchanged};
 use kontext::{Autoencoder, Kind, Pipeline, Request, Tensor};
@@ -44,7 +46,7 @@ impl Method {
 #[derive(Debug)]
 pub struct Walker {
     /// The model.
-    pub pipe: Pipeline,
+    pub pipe: Arc<Pipeline>,
     vae: Autoencoder,
     /// The difference map of the methods that keep unchanged pixels.
     pub map: DifferenceMap,
@@ -58,7 +60,7 @@ impl Walker {
     pub fn new(pipe: Pipeline, map: DifferenceMap) -> anyhow::Result<Self> {
         Ok(Self {
             vae: autoencoder(&pipe)?,
-            pipe,
+            pipe: Arc::new(pipe),
             map,
         })
     }

@@ -7,6 +7,7 @@
 use std::hash::{DefaultHasher, Hasher};
 use std::io::{Cursor, Write};
 use std::path::{Component, Path};
+use std::sync::Arc;
 
 use image::{GrayImage, ImageBuffer, ImageFormat, PixelWithColorType, RgbImage, imageops};
 use kontext_core::{Error, Kind, OutputFile, Result, Tensor, array, images, read_json};
@@ -81,7 +82,7 @@ struct RequestEntry {
     noise: Option<String>,
 }
 
-pub(super) fn save(session: &Session<'_>, folder: &Path) -> Result<()> {
+pub(super) fn save(session: &Session, folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
     let to = Writer {
         folder,
@@ -108,7 +109,7 @@ pub(super) fn save(session: &Session<'_>, folder: &Path) -> Result<()> {
     write(&path, text.as_bytes())
 }
 
-pub(super) fn restore<'a>(pipe: &'a Pipeline, folder: &Path) -> Result<Session<'a>> {
+pub(super) fn restore(pipe: &Arc<Pipeline>, folder: &Path) -> Result<Session> {
     let path = folder.join(INDEX);
     let Format { format, kontext } = read_json(&path)?;
     if format != FORMAT {
@@ -134,7 +135,10 @@ pub(super) fn restore<'a>(pipe: &'a Pipeline, folder: &Path) -> Result<Session<'
         .map(|(id, turn)| from.turn(pipe, id, turn))
         .collect::<Result<Vec<_>>>()?;
     let no_history = || Error::config(&path, "its turns are no tree; restore it from a copy");
-    let mut session = Session::new(pipe, History::of(turns, next, current).ok_or_else(no_history)?);
+    let mut session = Session::new(
+        Arc::clone(pipe),
+        History::of(turns, next, current).ok_or_else(no_history)?,
+    );
     session.reencode = reencode;
     session.defaults = from.request(defaults)?;
     session.keep_unchanged = match keep_unchanged {

@@ -8,6 +8,7 @@ mod turn;
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 use image::{GrayImage, RgbImage};
 use kontext_core::{Error, Result, Tensor, array};
@@ -28,6 +29,8 @@ use crate::{Event, Pipeline, Plan, Request};
 /// are not encoded again. The same requests with the same seeds give the same bytes, also after the session
 /// was saved and restored.
 ///
+/// A session shares its pipeline with others and is `Send`: a server may hold any number of them in a map.
+///
 /// Turns form a tree: [`Session::undo`] moves to the parent, an edit from there starts another branch, and
 /// [`Session::branch`] moves anywhere.
 ///
@@ -36,7 +39,9 @@ use crate::{Event, Pipeline, Plan, Request};
 /// # let folder = tempfile::tempdir().unwrap();
 /// # kontext::random_model(folder.path(), 7, kontext::Layout::Diffusers)?;
 /// # let pipe = kontext::Pipeline::builder().device(kontext::Device::Cpu).load(folder.path())?;
+/// use std::sync::Arc;
 /// use kontext::{image::RgbImage, Request};
+/// let pipe = Arc::new(pipe);
 /// let mut session = pipe.session(RgbImage::new(64, 64));
 /// session.defaults = Request::default().max_area(64 * 64).steps(1);
 /// session.edit("make it winter")?;
@@ -50,7 +55,7 @@ use crate::{Event, Pipeline, Plan, Request};
 /// ```
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Session<'a> {
+pub struct Session {
     /// Restores the original pixels that a turn did not change. Default: `None`, a turn's image is the run's.
     pub keep_unchanged: Option<KeepUnchanged>,
     /// Encodes a turn's image again as the context of the next one, instead of reusing its latents. Default:
@@ -58,16 +63,16 @@ pub struct Session<'a> {
     pub reencode: bool,
     /// Request of [`Session::edit`], without the prompt. Default: [`Request::default`].
     pub defaults: Request,
-    pipe: &'a Pipeline,
+    pipe: Arc<Pipeline>,
     history: History,
     kept: Kept,
 }
 
 impl Pipeline {
-    /// Starts a session from an image.
+    /// Starts a session from an image. The session shares the pipeline.
     #[must_use]
-    pub fn session(&self, image: RgbImage) -> Session<'_> {
-        Session::new(self, History::new(image))
+    pub fn session(self: &Arc<Self>, image: RgbImage) -> Session {
+        Session::new(Arc::clone(self), History::new(image))
     }
 
     /// Restores a session written by [`Session::save`]. With the same model, device and dtype, later turns
@@ -76,13 +81,13 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Io`], [`Error::Image`] and [`Error::Checkpoint`] if a file is missing, damaged, or of a later
     /// format, or if the latents belong to another kind of model.
-    pub fn restore_session(&self, folder: impl AsRef<Path>) -> Result<Session<'_>> {
+    pub fn restore_session(self: &Arc<Self>, folder: impl AsRef<Path>) -> Result<Session> {
         folder::restore(self, folder.as_ref())
     }
 }
 
-impl<'a> Session<'a> {
-    fn new(pipe: &'a Pipeline, history: History) -> Self {
+impl Session {
+    fn new(pipe: Arc<Pipeline>, history: History) -> Self {
         let (keep_unchanged, defaults, kept) = (None, Request::default(), Kept::latest());
         Self {
             keep_unchanged,
@@ -163,6 +168,12 @@ impl<'a> Session<'a> {
             parent: Some(parent),
             ..Turn::given(id, image)
         })
+    }
+
+    /// Returns the pipeline, which other sessions and threads may share.
+    #[must_use]
+    pub fn pipeline(&self) -> &Arc<Pipeline> {
+        &self.pipe
     }
 
     /// Returns the turn that the next edit starts from.

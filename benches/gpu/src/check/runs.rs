@@ -1,6 +1,7 @@
 //! Whole runs compared with the CPU stage by stage: one case for each path through the pipeline.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use kontext::{CfgMode, Device, Kind, Pipeline, References, Request};
 
@@ -79,15 +80,15 @@ pub(super) fn plain_edit(world: &World, kind: Kind) -> anyhow::Result<Rc<Trace>>
 /// changed.
 fn session(world: &World, kind: Kind) -> anyhow::Result<Outcome> {
     let expected = world.expected(&format!("session {kind:?}"), || {
-        turns(&World::builder(Device::Cpu, kind).load(world.model())?)
+        turns(World::builder(Device::Cpu, kind).load(world.model())?)
     })?;
     let mut outcome = Outcome::default();
-    turns(&world.pipeline(kind)?)?.compare(&expected, Bounds::of(kind), &mut outcome)?;
+    turns(world.pipeline(kind)?)?.compare(&expected, Bounds::of(kind), &mut outcome)?;
     Ok(outcome)
 }
 
-fn turns(pipe: &Pipeline) -> anyhow::Result<Trace> {
-    let mut session = pipe.session(image(96, 96));
+fn turns(pipe: Pipeline) -> anyhow::Result<Trace> {
+    let mut session = Arc::new(pipe).session(image(96, 96));
     session.defaults = edit().max_area(96 * 96);
     session.defaults.images.clear();
     let mut trace = Trace::empty();
