@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use kontext::Request;
@@ -51,7 +52,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     let mut request = Request::generate(&args.prompt).strength(args.strength);
     for path in images {
-        request.images.push(kontext::open_image(path)?);
+        request = request.reference(kontext::open_image(path)?);
     }
     let request = args.run.apply(request)?;
     compare.as_deref().map(kontext::check_writable).transpose()?;
@@ -60,13 +61,13 @@ fn run(args: &Args) -> anyhow::Result<()> {
     };
     let Some(compare) = compare else { return Ok(()) };
     let mut images = request.images.clone();
-    images.push(output.image.clone());
+    images.push(output.image.clone().into());
     // The truth is known for one edit only.
     if demonstration && args.prompt == PROMPT {
-        images.push(kontext::open_image(shipped::data(TRUTH))?);
+        images.push(kontext::open_image(shipped::data(TRUTH))?.into());
     }
     let height = output.image.height();
-    let level = |image: &RgbImage| {
+    let level = |image: &Arc<RgbImage>| {
         let width = (image.width() * height).div_ceil(image.height()).max(1);
         resize(image, width, height)
     };

@@ -57,7 +57,7 @@ fn main() -> ExitCode {
             say(format_args!("{part}: {} tokens", Tokenizer::open(path)?.vocab_size()))?;
         }
         if args.plan {
-            let square = Request::edit(&RgbImage::new(1024, 1024), "");
+            let square = Request::edit(RgbImage::new(1024, 1024), "");
             let memory = Pipeline::builder().memory(&folder, &square)?;
             for memory in &memory {
                 say(format_args!("\n{memory}"))?;

@@ -5,6 +5,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Parser;
@@ -132,7 +133,7 @@ fn run_bench(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
     let info = info(args, &pipe)?;
     let edit = |task: &Task<'_>| {
         let mut request = Request::generate(&task.pair.instruction).seed(task.seed);
-        request.images = task.images.to_vec();
+        request.images = task.images.iter().cloned().map(Arc::new).collect();
         request.steps = args.model.steps;
         request.guidance = args.model.guidance;
         request.native_size = args.model.native_size;

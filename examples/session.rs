@@ -258,7 +258,7 @@ impl Desk<'_> {
     fn edit(&mut self, prompt: &str) -> anyhow::Result<()> {
         let mut request: Request = self.session.defaults.clone().prompt(prompt);
         for path in &self.references {
-            request = request.reference(&kontext::open_image(path)?);
+            request = request.reference(kontext::open_image(path)?);
         }
         let cancel = self.interrupt.begin();
         let mut sampled = progress::sampling();

@@ -1,5 +1,7 @@
 //! Reference images to latents, latents to images.
 
+use std::sync::Arc;
+
 use image::{GenericImage, RgbImage};
 use kontext_core::{Device, Error, Kind, Result, Tensor, check, images};
 use kontext_sampler::{Conformance, References, Size};
@@ -64,7 +66,7 @@ impl Codec<'_> {
 }
 
 /// Returns the images to encode, in the order of the plan's references.
-pub(crate) fn reference_images(request: &Request, plan: &Plan) -> Result<Vec<RgbImage>> {
+pub(crate) fn reference_images(request: &Request, plan: &Plan) -> Result<Vec<Arc<RgbImage>>> {
     if request.references != References::Stitch {
         return Ok(request.images.clone());
     }
@@ -81,5 +83,5 @@ pub(crate) fn reference_images(request: &Request, plan: &Plan) -> Result<Vec<Rgb
             .map_err(Error::image("the joined reference images"))?;
         x += width;
     }
-    Ok(vec![joined])
+    Ok(vec![Arc::new(joined)])
 }

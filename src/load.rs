@@ -155,7 +155,7 @@ impl PipelineBuilder {
         };
         let square = facts.sizes.iter().min_by_key(|size| size.width.abs_diff(size.height));
         let square = square.copied().unwrap_or(Size::new(1024, 1024));
-        let plan = Plan::new(&Request::edit(&RgbImage::new(square.width, square.height), ""), facts)?;
+        let plan = Plan::new(&Request::edit(RgbImage::new(square.width, square.height), ""), facts)?;
         let chosen = match free {
             Some(free) => footprint.first_that_fits(&plan, &candidates, free),
             None => candidates.first().copied(),

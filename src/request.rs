@@ -1,9 +1,13 @@
 //! The parameters of a run: plain data, tested and reused without any model.
 
+use std::sync::Arc;
+
 use image::RgbImage;
 use kontext_sampler::{CfgMode, Conformance, References};
 use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
+
+use crate::IntoImage;
 
 /// An edit or a generation. Every option has a default; the defaults of steps and guidance are those of the
 /// [`Conformance`].
@@ -25,9 +29,9 @@ pub struct Request {
     pub prompt: String,
     /// Description of what to avoid; used with `true_cfg` above 1.
     pub negative_prompt: Option<String>,
-    /// Reference images; empty for a generation. The first one is edited.
+    /// Reference images; empty for a generation. The first one is edited. Clones of a request share them.
     #[serde(skip)]
-    pub images: Vec<RgbImage>,
+    pub images: Vec<Arc<RgbImage>>,
     /// Latents of the first reference image in packed form [1, tokens, 64], such as an earlier run's
     /// [`Output::latents`](crate::Output::latents). They replace the image's own, which then only determines
     /// the sizes. Default: the image is encoded.
@@ -104,7 +108,7 @@ impl Request {
     /// Creates a request to edit an image as the prompt describes. Open files with [`crate::open_image`], which
     /// handles their orientation and transparency.
     #[must_use]
-    pub fn edit(image: &RgbImage, prompt: impl Into<String>) -> Self {
+    pub fn edit(image: impl IntoImage, prompt: impl Into<String>) -> Self {
         Self::generate(prompt).reference(image)
     }
 
@@ -119,8 +123,8 @@ impl Request {
 
     /// Adds a reference image.
     #[must_use]
-    pub fn reference(mut self, image: &RgbImage) -> Self {
-        self.images.push(image.clone());
+    pub fn reference(mut self, image: impl IntoImage) -> Self {
+        self.images.push(image.into_image());
         self
     }
 

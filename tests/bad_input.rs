@@ -431,7 +431,7 @@ fn requests_out_of_range_are_answered_with_the_range() {
         "invalid steps: expected 1 to 1000, got 18446744073709551615",
     );
     refused(one().batch(0), "invalid batch: expected 1 to 256 images, got 0");
-    let none = one().reference(&RgbImage::new(0, 5));
+    let none = one().reference(RgbImage::new(0, 5));
     refused(none, "invalid reference image: expected at least one pixel, got 0x5");
     refused(
         Request::edit(&image, "").max_area(1),
@@ -444,7 +444,7 @@ fn a_plan_needs_no_more_than_headers_and_is_that_of_the_loaded_model() {
     for layout in [Layout::Diffusers, Layout::SingleFiles] {
         let builder = Pipeline::builder().device(Device::Cpu);
         let pipe = builder.load(model(layout)).unwrap();
-        let request = Request::edit(&RgbImage::new(40, 30), "x").steps(3);
+        let request = Request::edit(RgbImage::new(40, 30), "x").steps(3);
         assert_eq!(
             builder.plan(model(layout), &request).unwrap(),
             pipe.plan(&request).unwrap()

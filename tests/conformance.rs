@@ -79,7 +79,7 @@ fn to_image(levels: &Tensor) -> RgbImage {
 /// Returns a small edit, of an image near the preferred size 48x32. In mode `Diffusers`, the default target
 /// would be square and large.
 fn edit(mode: Conformance) -> Request {
-    let edit = Request::edit(&image(50, 34), "make it red")
+    let edit = Request::edit(image(50, 34), "make it red")
         .steps(3)
         .seed(7)
         .conform(mode);
@@ -154,7 +154,7 @@ fn the_noise_of_a_size_that_is_rounded_up_is_that_of_bfl() {
 fn the_preferred_size_of_a_image_is_picked_by_the_rule_of_the_mode() {
     // An image on which the three rules disagree.
     let fitted = MODES.map(|mode| {
-        let request = Request::edit(&image(26, 41), "").conform(mode);
+        let request = Request::edit(image(26, 41), "").conform(mode);
         PLANNER.plan(&request).unwrap().references[0].fitted.to_string()
     });
     assert_eq!(fitted, ["832x1248", "720x1456", "800x1328"]);
@@ -218,7 +218,7 @@ fn the_autoencoder_runs_in_f32_in_mode_bfl_and_in_the_runs_dtype_else() {
 #[test]
 fn the_target_is_the_references_grid_or_in_mode_diffusers_a_square_megapixel() {
     let target = |request: Request| MODES.map(|m| PLANNER.plan(&request.clone().conform(m)).unwrap().target.size());
-    let cat = Request::edit(&image(90, 160), "");
+    let cat = Request::edit(image(90, 160), "");
     assert_eq!(
         target(cat.clone()).map(|s| s.to_string()),
         ["752x1392", "1024x1024", "752x1392"]
@@ -253,7 +253,7 @@ fn sides_asked_of_mode_bfl_give_the_image_that_bfl_gives() {
         let [width, height, asked_width, asked_height, target @ ..] = &row[..] else {
             panic!("{row:?}")
         };
-        let mut request = Request::edit(&RgbImage::new(*width as u32, *height as u32), "").conform(Conformance::Bfl);
+        let mut request = Request::edit(RgbImage::new(*width as u32, *height as u32), "").conform(Conformance::Bfl);
         request.width = (*asked_width > 0).then_some(*asked_width as u32);
         request.height = (*asked_height > 0).then_some(*asked_height as u32);
         let output = PLANNER.plan(&request).unwrap().output;

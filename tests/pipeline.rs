@@ -33,7 +33,7 @@ fn image(width: u32, height: u32) -> RgbImage {
 
 /// Returns a small edit that takes a fraction of a second.
 fn edit() -> Request {
-    Request::edit(&image(70, 50), "make it red")
+    Request::edit(image(70, 50), "make it red")
         .max_area(64 * 64)
         .steps(2)
         .seed(3)
@@ -112,7 +112,7 @@ fn batched_guidance_equals_sequential_guidance() {
 
 #[test]
 fn references_are_placed_as_the_plan_says() {
-    let two = edit().reference(&image(30, 60));
+    let two = edit().reference(image(30, 60));
     let plan = PIPE.plan(&two).unwrap();
     let (first, second) = (&plan.references[0], &plan.references[1]);
     assert_eq!(
@@ -138,7 +138,7 @@ fn references_are_placed_as_the_plan_says() {
 
 #[test]
 fn little_strength_stays_near_the_image() {
-    let original = Request::edit(&image(64, 64), "").max_area(64 * 64).steps(8).seed(1);
+    let original = Request::edit(image(64, 64), "").max_area(64 * 64).steps(8).seed(1);
     let plan = PIPE.plan(&original.clone().strength(0.25)).unwrap();
     assert_eq!(plan.schedule.steps(), 2);
     PIPE.run(&original.strength(0.25)).unwrap();
@@ -198,7 +198,7 @@ fn a_long_prompt_is_cut_and_the_cut_is_told() {
 fn odd_images_and_an_empty_prompt_are_handled() {
     for (width, height) in [(1, 1), (20_000, 10), (3, 4000)] {
         let out = PIPE
-            .run(&Request::edit(&image(width, height), "").max_area(64 * 64).steps(1))
+            .run(&Request::edit(image(width, height), "").max_area(64 * 64).steps(1))
             .unwrap();
         assert_eq!(out.image.dimensions(), (width, height));
     }
@@ -222,8 +222,8 @@ fn requests_out_of_range_are_refused_before_any_work() {
         edit().guidance(f64::NAN),
         "invalid guidance: expected a value from -1000 to 1000, got NaN",
     );
-    let joined = Request::edit(&image(10, 20_000), "")
-        .reference(&image(20_000, 10))
+    let joined = Request::edit(image(10, 20_000), "")
+        .reference(image(20_000, 10))
         .references(References::Stitch);
     refused(joined, "put the smallest image first");
     refused(edit().strength(1.5), "invalid strength");

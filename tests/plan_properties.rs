@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use image::RgbImage;
 use kontext::crates::kontext_sampler::geometry::{
@@ -90,7 +90,8 @@ fn request() -> impl Strategy<Value = Request> {
         .prop_map(
             |(images, width, height, area, native, steps, sigmas, strength, (guidance, cfg), (mode, references))| {
                 let mut request = Request::generate("x").strength(strength).true_cfg(cfg);
-                (request.images, request.width, request.height, request.max_area) = (images, width, height, area);
+                (request.images, request.width, request.height, request.max_area) =
+                    (images.into_iter().map(Arc::new).collect(), width, height, area);
                 (request.native_size, request.steps, request.sigmas, request.guidance) =
                     (native, steps, sigmas, guidance);
                 request.conform(MODES[mode]).references(REFERENCES[references])

@@ -81,7 +81,7 @@ fn only_the_first_image_and_new_prompts_are_encoded() {
     let guided = request("night").true_cfg(2.0).negative_prompt("winter");
     assert_eq!(encoded(&mut session, &guided), (0, 0));
     // A further reference is encoded once.
-    let two = request("night").reference(&image(30, 60));
+    let two = request("night").reference(image(30, 60));
     assert_eq!([(); 2].map(|()| encoded(&mut session, &two)), [(0, 1), (0, 0)]);
 }
 
@@ -113,7 +113,7 @@ fn reencoded_turns_are_runs_of_the_saved_images() {
     let path = folder.path().join("winter.png");
     session.edit("winter").unwrap().save(&path).unwrap();
     let run = PIPE
-        .run(&request("night").reference(&kontext::open_image(&path).unwrap()))
+        .run(&request("night").reference(kontext::open_image(&path).unwrap()))
         .unwrap();
     assert_eq!(session.edit("night").unwrap().image, run.image);
 }
@@ -127,7 +127,7 @@ fn latents_of_another_grid_are_not_handed_over() {
     // Stitched images form a new one, without cached latents.
     let joined = request("night")
         .max_area(96 * 64)
-        .reference(&image(20, 20))
+        .reference(image(20, 20))
         .references(References::Stitch);
     assert_eq!(encoded(&mut session, &joined), (0, 1));
 }
@@ -203,7 +203,7 @@ fn a_replaced_image_is_encoded_anew() {
         (turn.id, turn.parent, turn.prompt(), turn.seed()),
         (2, Some(1), "", None)
     );
-    let fresh = PIPE.run(&request("night").reference(&image(70, 50))).unwrap();
+    let fresh = PIPE.run(&request("night").reference(image(70, 50))).unwrap();
     assert_eq!(session.edit("night").unwrap().image, fresh.image);
 }
 
@@ -219,7 +219,7 @@ fn full(pipe: &Arc<Pipeline>) -> Session {
     session
         .run(
             &request("like this")
-                .reference(&image(20, 30))
+                .reference(image(20, 30))
                 .guidance(1.7)
                 .seed(u64::MAX),
         )
@@ -477,9 +477,7 @@ fn a_result_that_is_not_in_the_images_place_cannot_be_kept() {
         request("night").native_size(),
         request("night").size(64, 96),
         request("night").conform(Conformance::Diffusers),
-        request("night")
-            .reference(&image(70, 50))
-            .references(References::Stitch),
+        request("night").reference(image(70, 50)).references(References::Stitch),
     ] {
         let error = session.run(&request).unwrap_err().to_string();
         assert!(
@@ -492,7 +490,7 @@ fn a_result_that_is_not_in_the_images_place_cannot_be_kept() {
 
 #[test]
 fn latents_of_another_size_are_refused_before_any_work() {
-    let run = PIPE.run(&request("winter").reference(&image(64, 64))).unwrap();
+    let run = PIPE.run(&request("winter").reference(image(64, 64))).unwrap();
     assert_eq!(run.plan.target.size(), Size::new(64, 64));
     let edit = |image: &RgbImage| request("night").reference(image).image_latents(run.latents.clone());
     assert!(PIPE.plan(&edit(&image(64, 64))).is_ok());
@@ -502,7 +500,7 @@ fn latents_of_another_size_are_refused_before_any_work() {
         "{error}"
     );
     let joined = edit(&image(64, 64))
-        .reference(&image(64, 64))
+        .reference(image(64, 64))
         .references(References::Stitch);
     assert!(PIPE.plan(&joined).is_err());
     assert!(PIPE.plan(&request("night").image_latents(run.latents.clone())).is_err());

@@ -133,7 +133,7 @@ impl Judge {
     pub fn judge(&mut self, edit: &Edit, references: &[PathBuf], seed: u64) -> anyhow::Result<Judged> {
         let mut request = Request::generate(&edit.instruction).seed(seed).native_size();
         for path in references {
-            request.images.push(kontext::open_image(self.folder.join(path))?);
+            request = request.reference(kontext::open_image(self.folder.join(path))?);
         }
         let result = self.pipe.run(&request)?.image;
         let (width, height) = result.dimensions();

@@ -137,7 +137,7 @@ fn training_halves_the_held_out_loss_and_writes_what_it_promises() {
         .device(Device::Cpu)
         .transformer(recipe.out.join("transformer"));
     let pipe = pipe.load(world.model()).unwrap();
-    pipe.run(&Request::edit(&disc(2, COLOURS[0].1), "make it blue").seed(1))
+    pipe.run(&Request::edit(disc(2, COLOURS[0].1), "make it blue").seed(1))
         .unwrap();
 }
 
@@ -206,7 +206,7 @@ fn images_of_a_lora(dora: bool, form: LoraForm) {
             .lora(&file, strength)
             .fuse_loras(fused);
         let mut latents = None;
-        let request = Request::edit(&disc(2, COLOURS[0].1), "make it blue").seed(1);
+        let request = Request::edit(disc(2, COLOURS[0].1), "make it blue").seed(1);
         builder
             .load(world.model())
             .unwrap()

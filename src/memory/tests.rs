@@ -58,7 +58,7 @@ fn plan(request: &Request) -> Plan {
 }
 
 fn edit(side: u32) -> Plan {
-    plan(&Request::edit(&RgbImage::new(side, side), "").size(side, side))
+    plan(&Request::edit(RgbImage::new(side, side), "").size(side, side))
 }
 
 const HELD: Arrangement = Arrangement {

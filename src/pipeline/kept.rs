@@ -1,5 +1,7 @@
 //! Caches of encoded prompts and images, shared by the runs of a session.
 
+use std::sync::Arc;
+
 use image::RgbImage;
 use kontext_core::{Conditioning, Tensor};
 use kontext_sampler::{Conformance, Size};
@@ -20,7 +22,7 @@ pub(crate) struct Kept {
 /// Cache key of an image's latents.
 #[derive(Debug)]
 pub(crate) struct EncodedImage {
-    pub(crate) image: RgbImage,
+    pub(crate) image: Arc<RgbImage>,
     pub(crate) fitted: Size,
     pub(crate) conformance: Conformance,
 }
@@ -44,8 +46,9 @@ impl Kept {
 }
 
 impl EncodedImage {
-    pub(crate) fn is(&self, image: &RgbImage, fitted: Size, conformance: Conformance) -> bool {
-        self.fitted == fitted && self.conformance == conformance && self.image == *image
+    pub(crate) fn is(&self, image: &Arc<RgbImage>, fitted: Size, conformance: Conformance) -> bool {
+        let same_image = || Arc::ptr_eq(&self.image, image) || self.image == *image;
+        self.fitted == fitted && self.conformance == conformance && same_image()
     }
 }
 

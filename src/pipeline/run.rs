@@ -1,6 +1,7 @@
 //! One run, stage by stage: plan, text, references, noise, sampling, images.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use image::RgbImage;
 use kontext_core::{Conditioning, Error, Result, Tensor, Tokens, array, noise};
@@ -200,7 +201,7 @@ impl Pipeline {
                     },
                 )?;
                 let encoded = || EncodedImage {
-                    image: image.clone(),
+                    image: Arc::clone(image),
                     fitted,
                     conformance,
                 };

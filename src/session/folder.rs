@@ -195,7 +195,8 @@ impl Writer<'_> {
     }
 
     fn request(&self, name: &str, request: &Request) -> Result<RequestEntry> {
-        let reference = |(index, image): (usize, &RgbImage)| self.image(&format!("{name}-reference-{index}"), image);
+        let reference =
+            |(index, image): (usize, &Arc<RgbImage>)| self.image(&format!("{name}-reference-{index}"), image);
         let noise = |noise: &ArrayD<f32>| self.tensor(&format!("{name}-noise"), array::from_array(&noise.view())?);
         Ok(RequestEntry {
             request: request.clone(),
@@ -304,7 +305,10 @@ impl Reader<'_> {
             references,
             noise,
         } = entry;
-        request.images = references.iter().map(|file| self.image(file)).collect::<Result<_>>()?;
+        request.images = references
+            .iter()
+            .map(|file| Ok(Arc::new(self.image(file)?)))
+            .collect::<Result<_>>()?;
         request.noise = noise.map(|file| self.tensor(&file)).transpose()?;
         Ok(request)
     }

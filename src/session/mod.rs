@@ -20,7 +20,7 @@ pub use self::keep::{DifferenceMap, KeepUnchanged};
 pub use self::turn::Turn;
 use crate::output::Made;
 use crate::pipeline::{Finished, Kept};
-use crate::{Event, Pipeline, Plan, Request};
+use crate::{Event, IntoImage, Pipeline, Plan, Request};
 
 /// An image edited in turns, with its history.
 ///
@@ -71,8 +71,8 @@ pub struct Session {
 impl Pipeline {
     /// Starts a session from an image. The session shares the pipeline.
     #[must_use]
-    pub fn session(self: &Arc<Self>, image: RgbImage) -> Session {
-        Session::new(Arc::clone(self), History::new(image))
+    pub fn session(self: &Arc<Self>, image: impl IntoImage) -> Session {
+        Session::new(Arc::clone(self), History::new(owned(image)))
     }
 
     /// Restores a session written by [`Session::save`]. With the same model, device and dtype, later turns
@@ -129,7 +129,7 @@ impl Session {
         // 1. The edited image, before the request's own images.
         let source = self.history.current();
         let mut whole = request.clone();
-        whole.images.insert(0, source.image.clone());
+        whole.images.insert(0, Arc::new(source.image.clone()));
         let plan = self.pipe.plan(&whole)?;
         self.check(request, source, &plan)?;
         whole.image_latents = self.handed_over(source, request, &plan);
@@ -163,10 +163,10 @@ impl Session {
 
     /// Continues with another image instead of the current one, such as one retouched elsewhere. It becomes a
     /// turn without a prompt, and the next turn encodes it.
-    pub fn replace(&mut self, image: RgbImage) -> &Turn {
+    pub fn replace(&mut self, image: impl IntoImage) -> &Turn {
         self.history.add(|id, parent| Turn {
             parent: Some(parent),
-            ..Turn::given(id, image)
+            ..Turn::given(id, owned(image))
         })
     }
 
@@ -281,4 +281,9 @@ impl Session {
         let mixed = keep::mix_latents(&pack(first)?, &result, &map, plan.target)?;
         Ok((image, array::to_array(&mixed)?, Some(map)))
     }
+}
+
+/// Returns the image, copied if it is shared.
+fn owned(image: impl IntoImage) -> RgbImage {
+    Arc::unwrap_or_clone(image.into_image())
 }

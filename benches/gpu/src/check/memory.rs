@@ -119,7 +119,7 @@ fn exhausted(world: &World) -> anyhow::Result<Outcome> {
     let pipe = World::builder(world.device, Kind::BFloat16)
         .placement(Placement::Resident)
         .load(world.model())?;
-    let large = Request::edit(&image(SIDE, SIDE), "make it winter").steps(1).seed(5);
+    let large = Request::edit(image(SIDE, SIDE), "make it winter").steps(1).seed(5);
     let before = Trace::of(&pipe, &large)?;
     give_back_on(world.device);
     let (mut taken, mut failed) = (None, None);

@@ -12,7 +12,7 @@ use crate::suite::Case;
 
 /// Returns one request for each path through a run.
 fn requests() -> Vec<(&'static str, Request)> {
-    let two = || edit().reference(&image(60, 120));
+    let two = || edit().reference(image(60, 120));
     vec![
         ("edit", edit()),
         (

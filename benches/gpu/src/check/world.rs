@@ -116,7 +116,7 @@ pub(super) fn image(width: u32, height: u32) -> RgbImage {
 
 /// Returns an edit that takes a fraction of a second.
 pub(super) fn edit() -> Request {
-    Request::edit(&image(150, 110), "make it winter, with snow on the roofs")
+    Request::edit(image(150, 110), "make it winter, with snow on the roofs")
         .max_area(AREA)
         .steps(STEPS)
         .seed(3)

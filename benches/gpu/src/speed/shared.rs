@@ -165,7 +165,7 @@ impl Entrance {
 /// Returns an edit of a square image.
 pub(super) fn edit(side: u32, steps: usize) -> Request {
     let prompt = "make it winter, with snow on the roofs and people in warm coats";
-    Request::edit(&RgbImage::new(side, side), prompt)
+    Request::edit(RgbImage::new(side, side), prompt)
         .size(side, side)
         .steps(steps)
         .seed(1)
