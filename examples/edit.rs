@@ -55,7 +55,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         request = request.reference(kontext::open_image(path)?);
     }
     let request = args.run.apply(request)?;
-    compare.as_deref().map(kontext::check_writable).transpose()?;
+    compare.as_deref().map(kontext::io::check_writable).transpose()?;
     let Some(output) = kontext_cli::run::run(&args.run, &request, &args.out)? else {
         return Ok(());
     };
@@ -72,6 +72,6 @@ fn run(args: &Args) -> anyhow::Result<()> {
         resize(image, width, height)
     };
     let images = images.iter().map(level).collect::<kontext::Result<Vec<_>>>()?;
-    kontext::save_image(&strip(&images.iter().collect::<Vec<_>>(), 1), &compare, &[])?;
+    kontext::io::save_image(&strip(&images.iter().collect::<Vec<_>>(), 1), &compare, &[])?;
     say(format_args!("wrote {}", compare.display()))
 }

@@ -81,7 +81,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let count = lines.lines().count();
     for path in &paths {
         let image = resize(&kontext::open_image(args.data.join(path))?, args.size, args.size)?;
-        kontext::save_image(&image, args.out.join("test").join(place(path)), &[])?;
+        kontext::io::save_image(&image, args.out.join("test").join(place(path)), &[])?;
     }
     let licence = std::fs::read_to_string(args.data.join("LICENSE.txt")).context("the dataset has no LICENSE.txt")?;
     write(&args.out.join("LICENSE.txt"), &licence)?;

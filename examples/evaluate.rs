@@ -104,7 +104,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
             // The first of a category, without selection.
             if let (Some(folder), 0) = (&args.strips, index) {
                 let name = category.replace('/', "-");
-                kontext::save_image(&judged.strip(), folder.join(format!("{name}.png")), &[])?;
+                kontext::io::save_image(&judged.strip(), folder.join(format!("{name}.png")), &[])?;
                 say(format_args!("{name}: {}", edit.instruction))?;
             }
         }

@@ -142,7 +142,7 @@ fn score(
         let judged = judge.judge(edit, &edit.source, 0)?;
         table.add("held out", judged.score);
         if let (Some(path), 0) = (strip, index) {
-            kontext::save_image(&judged.strip(), path, &[])?;
+            kontext::io::save_image(&judged.strip(), path, &[])?;
         }
     }
     table
@@ -187,8 +187,8 @@ fn framed(target: &Path) -> anyhow::Result<PathBuf> {
     for (index, path) in images.iter().step_by(stride).take(PAIRS).enumerate() {
         let image = kontext::open_image(data.join(path))?;
         let (source, framed) = (format!("{index}.png"), format!("{index}-framed.png"));
-        kontext::save_image(&image, out.join(&source), &[])?;
-        kontext::save_image(&with_frame(image), out.join(&framed), &[])?;
+        kontext::io::save_image(&image, out.join(&source), &[])?;
+        kontext::io::save_image(&with_frame(image), out.join(&framed), &[])?;
         let split = if index % ONE_IN == 0 { "test" } else { "train" };
         let line = json!({"source": source, "target": framed, "instruction": INSTRUCTION, "split": split});
         lines.push_str(&format!("{line}\n"));

@@ -36,7 +36,7 @@ struct Args {
 fn main() -> ExitCode {
     kontext_cli::main(|args: Args| {
         if let Some(out) = &args.out {
-            kontext::check_writable(out)?;
+            kontext::io::check_writable(out)?;
         }
         let device = device(args.device.as_deref())?;
         let image = kontext::open_image(&args.image)?;
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
         say(format_args!("PSNR {:.2} dB", psnr(&image, &decoded)?))?;
         say(format_args!("SSIM {:.4}", ssim(&image, &decoded)?))?;
         if let Some(out) = &args.out {
-            kontext::save_image(&decoded, out, &[])?;
+            kontext::io::save_image(&decoded, out, &[])?;
             say(format_args!("wrote {}", out.display()))?;
         }
         Ok(())

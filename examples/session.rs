@@ -71,7 +71,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
-    kontext::check_writable(&args.out)?;
+    kontext::io::check_writable(&args.out)?;
     let mut builder = Pipeline::builder();
     if let Some(text) = &args.device {
         builder = builder.device(device::parse(text)?);

@@ -195,7 +195,7 @@ fn check_outputs(args: &Args) -> anyhow::Result<()> {
     for path in args.csv.iter().chain(&args.markdown) {
         check_writable(path)?;
     }
-    args.strip.as_deref().map(kontext::check_writable).transpose()?;
+    args.strip.as_deref().map(kontext::io::check_writable).transpose()?;
     Ok(())
 }
 
@@ -214,7 +214,7 @@ fn report(
         say(format_args!("wrote {}", path.display()))?;
     }
     if let (Some(path), Some(image)) = (&args.strip, strip.image()) {
-        kontext::save_image(&image, path, &[])?;
+        kontext::io::save_image(&image, path, &[])?;
         say(format_args!("wrote {}", path.display()))?;
     }
     Ok(())

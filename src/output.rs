@@ -1,16 +1,15 @@
 //! The output of a run, and image files with its parameters.
 
-use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use image::codecs::jpeg::JpegEncoder;
-use image::{ExtendedColorType, ImageEncoder, ImageFormat, RgbImage};
-use kontext_core::{Error, OutputFile, Result};
+use image::{ImageFormat, RgbImage};
+use kontext_core::{Error, Result};
 use kontext_sampler::Size;
 use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
 
 use crate::Plan;
+use crate::io::{encode_image, save_image};
 
 /// The images of a run and their parameters.
 #[derive(Debug, Clone)]
@@ -35,9 +34,6 @@ pub struct Output {
     pub plan: Plan,
 }
 
-/// JPEG quality of black-forest-labs/flux.
-const JPEG_QUALITY: u8 = 95;
-
 impl Output {
     /// Writes the first image; see [`Output::save_image`].
     ///
@@ -56,7 +52,31 @@ impl Output {
     /// [`Error::InvalidArgument`] for another extension or an index out of range, [`Error::Io`] if the folder
     /// cannot be written.
     pub fn save_image(&self, index: usize, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
+        let (image, made) = self.made(index)?;
+        made.save(image, &self.prompt, path.as_ref())
+    }
+
+    /// Encodes the first image as PNG: the bytes of the file that [`Output::save`] writes, with its text.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the output holds no image.
+    pub fn to_png(&self) -> Result<Vec<u8>> {
+        self.encode(0, ImageFormat::Png)
+    }
+
+    /// Encodes an image of the batch as PNG, JPEG or WebP: the bytes of the file that [`Output::save_image`]
+    /// writes.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for another format, an index out of range, or a size above the limit of the
+    /// format ([`check_size`](crate::io::check_size)).
+    pub fn encode(&self, index: usize, format: ImageFormat) -> Result<Vec<u8>> {
+        let (image, made) = self.made(index)?;
+        made.encode(image, &self.prompt, format)
+    }
+
+    /// Returns an image of the batch, with its parameters.
+    fn made(&self, index: usize) -> Result<(&RgbImage, Made)> {
         let image = self
             .images
             .get(index)
@@ -67,7 +87,7 @@ impl Output {
             guidance: self.guidance,
             model_size: self.plan.target.size(),
         };
-        made.save(image, &self.prompt, path)
+        Ok((image, made))
     }
 }
 
@@ -83,7 +103,16 @@ pub(crate) struct Made {
 impl Made {
     /// Writes the image; a PNG carries these parameters as text.
     pub(crate) fn save(&self, image: &RgbImage, prompt: &str, path: &Path) -> Result<()> {
-        let text = [
+        save_image(image, path, &self.text(image, prompt))
+    }
+
+    /// Encodes the image; a PNG carries these parameters as text.
+    pub(crate) fn encode(&self, image: &RgbImage, prompt: &str, format: ImageFormat) -> Result<Vec<u8>> {
+        encode_image(image, format, &self.text(image, prompt))
+    }
+
+    fn text(&self, image: &RgbImage, prompt: &str) -> [(&'static str, String); 7] {
+        [
             ("Software", concat!("kontext ", env!("CARGO_PKG_VERSION")).to_owned()),
             ("prompt", prompt.to_owned()),
             ("seed", self.seed.to_string()),
@@ -91,88 +120,6 @@ impl Made {
             ("guidance", self.guidance.to_string()),
             ("size", Size::new(image.width(), image.height()).to_string()),
             ("model_size", self.model_size.to_string()),
-        ];
-        save_image(image, path, &text)
+        ]
     }
-}
-
-/// Checks, before any work, that an image can be written to `path`.
-///
-/// # Errors
-/// [`Error::InvalidArgument`] for an unsupported extension, [`Error::Io`] if the folder does not exist or
-/// cannot be written.
-pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
-    let path = path.as_ref();
-    format_of(path)?;
-    kontext_core::check_writable(path)
-}
-
-/// Checks, before any work, that an image of this size can be written to a file of this name.
-///
-/// # Errors
-/// [`Error::InvalidArgument`] for an unsupported extension, or a size above the limit of the format: 16,383
-/// pixels on a side for WebP, 65,535 for JPEG.
-pub fn check_size(path: impl AsRef<Path>, size: Size) -> Result<()> {
-    let (most, name) = match format_of(path.as_ref())? {
-        ImageFormat::WebP => (16_383, "WebP"),
-        ImageFormat::Jpeg => (65_535, "JPEG"),
-        _ => return Ok(()),
-    };
-    if size.width.max(size.height) <= most {
-        return Ok(());
-    }
-    Err(Error::invalid(
-        "image size",
-        format!("at most {most} pixels on a side for {name}; write a PNG"),
-        size,
-    ))
-}
-
-fn format_of(path: &Path) -> Result<ImageFormat> {
-    match ImageFormat::from_path(path) {
-        Ok(format @ (ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP)) => Ok(format),
-        _ => Err(Error::invalid(
-            "output file",
-            "a name that ends in .png, .jpg or .webp",
-            path.display(),
-        )),
-    }
-}
-
-/// Writes an image as PNG (with text), JPEG or WebP, whole or not at all.
-///
-/// # Errors
-/// Those of [`Output::save_image`].
-pub fn save_image(image: &RgbImage, path: impl AsRef<Path>, text: &[(&str, String)]) -> Result<()> {
-    let path = path.as_ref();
-    let format = format_of(path)?;
-    check_size(path, Size::new(image.width(), image.height()))?;
-    let mut file = OutputFile::create(path)?;
-    {
-        let mut writer = BufWriter::new(file.writer());
-        let (width, height) = image.dimensions();
-        match format {
-            ImageFormat::Jpeg => JpegEncoder::new_with_quality(&mut writer, JPEG_QUALITY)
-                .write_image(image.as_raw(), width, height, ExtendedColorType::Rgb8)
-                .map_err(Error::image(path))?,
-            ImageFormat::WebP => image::codecs::webp::WebPEncoder::new_lossless(&mut writer)
-                .write_image(image.as_raw(), width, height, ExtendedColorType::Rgb8)
-                .map_err(Error::image(path))?,
-            _ => write_png(image, &mut writer, text).map_err(|e| Error::io(path)(e.into()))?,
-        }
-        writer.flush().map_err(Error::io(path))?;
-    }
-    file.publish()
-}
-
-fn write_png(image: &RgbImage, writer: impl Write, text: &[(&str, String)]) -> Result<(), png::EncodingError> {
-    let mut encoder = png::Encoder::new(writer, image.width(), image.height());
-    encoder.set_color(png::ColorType::Rgb);
-    encoder.set_depth(png::BitDepth::Eight);
-    for (key, value) in text {
-        encoder.add_itxt_chunk((*key).to_owned(), value.clone())?;
-    }
-    let mut writer = encoder.write_header()?;
-    writer.write_image_data(image.as_raw())?;
-    writer.finish()
 }

@@ -10,10 +10,8 @@ use image::{Rgb, RgbImage};
 use kontext::crates::kontext_core::array;
 use kontext::crates::kontext_device::device;
 use kontext::crates::kontext_text::{ClipEncoder, T5Encoder};
-use kontext::{
-    Autoencoder, Checkpoint, Device, Dit, Error, Kind, Layout, Pipeline, Request, Tensor, Weights, check_writable,
-    save_image,
-};
+use kontext::io::{check_writable, encode_image, save_image};
+use kontext::{Autoencoder, Checkpoint, Device, Dit, Error, Kind, Layout, Pipeline, Request, Tensor, Weights};
 use kontext_bench::metrics::Perceptual;
 use serde_json::{Value, json};
 
@@ -509,6 +507,8 @@ fn an_output_that_cannot_be_written_is_refused_and_leaves_nothing() {
     let text = sentence(&save_image(&image, &path, &[]).unwrap_err());
     let words = "at most 16383 pixels on a side for WebP; write a PNG, got 20000x1";
     assert_eq!(text, format!("invalid image size: expected {words}"));
+    let error = encode_image(&image, kontext::image::ImageFormat::WebP, &[]).unwrap_err();
+    assert_eq!(sentence(&error), text);
     let left: Vec<_> = std::fs::read_dir(folder.path())
         .unwrap()
         .map(|e| e.unwrap().file_name())

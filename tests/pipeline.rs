@@ -4,7 +4,7 @@
 use std::ops::ControlFlow;
 use std::sync::LazyLock;
 
-use image::{Rgb, RgbImage};
+use image::{ImageFormat, Rgb, RgbImage};
 use kontext::{
     Cancel, CfgMode, Conformance, Device, Error, Event, Kind, Layout, Pipeline, References, Request, Tensor,
     random_model,
@@ -292,7 +292,18 @@ fn a_saved_png_tells_what_made_it() {
             kontext::open_image(folder.path().join(name)).unwrap().dimensions(),
             (70, 50)
         );
+        let format = ImageFormat::from_path(name).unwrap();
+        let bytes = std::fs::read(folder.path().join(name)).unwrap();
+        assert_eq!(out.encode(0, format).unwrap(), bytes);
+        if format == ImageFormat::Png {
+            assert_eq!(out.to_png().unwrap(), bytes);
+            assert_eq!(kontext::image_from_bytes(&bytes).unwrap(), out.image);
+        }
     }
+    let error = out.encode(0, ImageFormat::Tiff).unwrap_err().to_string();
+    assert_eq!(error, "invalid image format: expected PNG, JPEG or WebP, got Tiff");
+    let error = out.encode(1, ImageFormat::Png).unwrap_err().to_string();
+    assert_eq!(error, "invalid image's number: expected below 1, got 1");
     let decoder = png::Decoder::new(std::io::BufReader::new(
         std::fs::File::open(folder.path().join("a.png")).unwrap(),
     ));

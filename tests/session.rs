@@ -10,7 +10,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::thread;
 
 use common::model;
-use image::{GrayImage, Luma, Rgb, RgbImage};
+use image::{GrayImage, ImageFormat, Luma, Rgb, RgbImage};
 use kontext::session::{DifferenceMap, KeepUnchanged};
 use kontext::{Conformance, Device, Event, Layout, Pipeline, Placement, References, Request, Session, Size};
 
@@ -112,6 +112,8 @@ fn reencoded_turns_are_runs_of_the_saved_images() {
     session.reencode = true;
     let path = folder.path().join("winter.png");
     session.edit("winter").unwrap().save(&path).unwrap();
+    let bytes = session.current().encode(ImageFormat::Png).unwrap();
+    assert_eq!(bytes, std::fs::read(&path).unwrap());
     let run = PIPE
         .run(&request("night").reference(kontext::open_image(&path).unwrap()))
         .unwrap();
@@ -371,8 +373,8 @@ fn a_folder_that_holds_no_session_is_refused_in_words() {
     refused("\"format\": 1", "\"format\": 2", "this version reads 1: update kontext");
     refused("\"current\": 3", "\"current\": 9", "its turns are no tree");
     refused("\"parent\": 0", "\"parent\": 7", "its turns are no tree");
-    refused("\"image\": \"", "\"image\": \"../", "is no file of this folder");
-    refused("\"image\": \"", "\"image\": \"no-", "there is no such file");
+    refused("\"picture\": \"", "\"picture\": \"../", "is no file of this folder");
+    refused("\"picture\": \"", "\"picture\": \"no-", "there is no such file");
     refused("\"width\": 80", "\"width\": 96", "this model's are");
     refused("\"reencode\"", "\"reencoded\"", "unknown field `reencoded`");
     assert!(error(&|text| text[..text.len() / 2].to_owned()).contains("session.json"));

@@ -121,8 +121,8 @@ fn print_memory(plan: &MemoryPlan, before: u64, watch: MemoryWatch) -> anyhow::R
 }
 
 fn check_outputs(args: &RunArgs, plan: &Plan, out: &Path) -> anyhow::Result<()> {
-    kontext::check_writable(out)?;
-    kontext::check_size(out, plan.output)?;
+    kontext::io::check_writable(out)?;
+    kontext::io::check_size(out, plan.output)?;
     args.dump.as_deref().map(kontext_core::check_writable).transpose()?;
     Ok(())
 }

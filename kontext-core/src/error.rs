@@ -1,7 +1,7 @@
 //! The error type shared by all kontext crates.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use image::ImageError;
 use tch::TchError;
@@ -65,9 +65,9 @@ pub enum Error {
         source: io::Error,
     },
     /// An image that cannot be decoded or encoded.
-    #[error("cannot use the image {}: {reason}", path.display())]
+    #[error("cannot use the image{}: {reason}", after_space(path))]
     Image {
-        /// The image file.
+        /// The image file; empty for an image in memory.
         path: PathBuf,
         /// The decoder's or encoder's message and the remedy.
         reason: String,
@@ -130,6 +130,15 @@ pub enum Error {
         /// Steps requested.
         total: usize,
     },
+}
+
+/// Returns the path after a space; nothing for an empty one.
+fn after_space(path: &Path) -> String {
+    if path.as_os_str().is_empty() {
+        String::new()
+    } else {
+        format!(" {}", path.display())
+    }
 }
 
 /// Replaces the message of a common I/O error with one that names the remedy.

@@ -1,7 +1,7 @@
 //! Images: 8-bit RGB files and buffers to tensors and back.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufRead, BufReader, Cursor, Seek};
 use std::path::Path;
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
@@ -24,9 +24,22 @@ const MOST_PIXELS: u64 = 1 << 28;
 pub fn open(path: impl AsRef<Path>) -> Result<RgbImage> {
     let path = path.as_ref();
     let file = File::open(path).map_err(Error::io(path))?;
-    let reader = ImageReader::new(BufReader::new(file))
-        .with_guessed_format()
-        .map_err(Error::io(path))?;
+    decode(BufReader::new(file), path, || {
+        Ok(jpeg_ends(&std::fs::read(path).map_err(Error::io(path))?))
+    })
+}
+
+/// Decodes an image file in memory as [`open`] does.
+///
+/// # Errors
+/// Those of [`open`], with an empty path: they read "cannot use the image: …".
+pub fn from_bytes(bytes: &[u8]) -> Result<RgbImage> {
+    decode(Cursor::new(bytes), Path::new(""), || Ok(jpeg_ends(bytes)))
+}
+
+/// Decodes an image; `jpeg_ends` checks the whole file if it is a JPEG, and errors name `path`.
+fn decode(file: impl BufRead + Seek, path: &Path, jpeg_ends: impl FnOnce() -> Result<bool>) -> Result<RgbImage> {
+    let reader = ImageReader::new(file).with_guessed_format().map_err(Error::io(path))?;
     let is_jpeg = reader.format() == Some(ImageFormat::Jpeg);
     let mut decoder = reader.into_decoder().map_err(Error::image(path))?;
     let (width, height) = decoder.dimensions();
@@ -39,7 +52,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<RgbImage> {
     }
     let orientation = decoder.orientation().map_err(Error::image(path))?;
     let mut image = DynamicImage::from_decoder(decoder).map_err(Error::image(path))?;
-    if is_jpeg && !jpeg_ends(&std::fs::read(path).map_err(Error::io(path))?) {
+    if is_jpeg && !jpeg_ends()? {
         let reason = "it ends early; the file is damaged, fetch or save it again".to_owned();
         return Err(Error::Image {
             path: path.to_owned(),

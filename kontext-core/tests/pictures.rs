@@ -19,6 +19,10 @@ fn distance(name: &str) -> u8 {
         images::open(fixture(&format!("{stem}.rgb.png"))),
     );
     let (ours, pillow) = (ours.unwrap(), pillow.unwrap());
+    assert_eq!(
+        ours,
+        images::from_bytes(&std::fs::read(fixture(name)).unwrap()).unwrap()
+    );
     assert_eq!(ours.dimensions(), pillow.dimensions(), "{name}");
     ours.as_raw()
         .iter()
@@ -49,7 +53,11 @@ fn reason(bytes: &[u8], name: &str) -> String {
     let error = images::open(&path).unwrap_err().to_string();
     let start = format!("cannot use the image {}: ", path.display());
     assert!(error.starts_with(&start), "{error}");
-    error[start.len()..].to_owned()
+    let reason = error[start.len()..].to_owned();
+    // The same bytes in memory are refused for the same reason, without a path.
+    let error = images::from_bytes(bytes).unwrap_err().to_string();
+    assert_eq!(error, format!("cannot use the image: {reason}"));
+    reason
 }
 
 #[test]

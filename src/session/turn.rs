@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use image::{GrayImage, RgbImage};
+use image::{GrayImage, ImageFormat, RgbImage};
 use kontext_core::Result;
 use kontext_sampler::Size;
 use ndarray::ArrayD;
 
 use crate::Request;
-use crate::output::{Made, save_image};
+use crate::io::{encode_image, save_image};
+use crate::output::Made;
 
 /// An image of a session and its parameters.
 #[derive(Debug, Clone)]
@@ -75,6 +76,17 @@ impl Turn {
         match &self.edit {
             Some((request, made)) => made.save(&self.image, &request.prompt, path.as_ref()),
             None => save_image(&self.image, path, &[]),
+        }
+    }
+
+    /// Encodes the image as PNG, JPEG or WebP: the bytes of the file that [`Turn::save`] writes.
+    ///
+    /// # Errors
+    /// Those of [`Output::encode`](crate::Output::encode).
+    pub fn encode(&self, format: ImageFormat) -> Result<Vec<u8>> {
+        match &self.edit {
+            Some((request, made)) => made.encode(&self.image, &request.prompt, format),
+            None => encode_image(&self.image, format, &[]),
         }
     }
 

@@ -102,7 +102,7 @@ pub fn write_dataset(options: &Options) -> anyhow::Result<Summary> {
     keys.par_iter().try_for_each(|key| -> anyhow::Result<()> {
         let image = draw::draw(key, &packages, options.size).with_context(|| format!("cannot draw {}", key.path()))?;
         bar.inc(1);
-        Ok(kontext::save_image(&image, options.out.join(key.path()), &[])?)
+        Ok(kontext::io::save_image(&image, options.out.join(key.path()), &[])?)
     })?;
     write_lines(&options.out, &lines)?;
     write(&options.out.join("LICENSE.txt"), LICENCE)?;

@@ -51,7 +51,7 @@ impl SampleGrid<'_> {
             }
             y += row.iter().map(|p| p.height() + GAP).max().unwrap_or(0);
         }
-        kontext::save_image(&grid, path, &[])
+        kontext::io::save_image(&grid, path, &[])
     }
 
     fn row(&self, dataset: &EncodedDataset, item: usize, seed: u64) -> Result<Vec<RgbImage>> {

@@ -36,7 +36,7 @@ fn edited(world: &World, name: &str, kind: Kind) -> anyhow::Result<Outcome> {
     // A model that ignored its prompt would be close, too.
     outcome.at_least("changed, dB below the source", 40.0 - psnr(&got, &source)?, 0.0);
     if let Some(out) = &world.out {
-        kontext::save_image(
+        kontext::io::save_image(
             &strip(&[&source, &expected, &got]),
             out.join(format!("shipped-{name}.png")),
             &[],

@@ -1,0 +1,141 @@
+//! Image files and bytes, in and out, and checks before any work.
+
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use image::codecs::jpeg::JpegEncoder;
+use image::codecs::webp::WebPEncoder;
+use image::{ExtendedColorType, ImageEncoder, ImageFormat, RgbImage};
+pub use kontext_core::images::{from_bytes as image_from_bytes, open as open_image};
+use kontext_core::{Error, OutputFile, Result};
+pub use kontext_device::memory::free as free_memory;
+use kontext_sampler::Size;
+
+/// JPEG quality of black-forest-labs/flux.
+const JPEG_QUALITY: u8 = 95;
+/// Formats of written images.
+const FORMATS: [ImageFormat; 3] = [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP];
+
+/// Checks, before any work, that an image can be written to `path`.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for an unsupported extension, [`Error::Io`] if the folder does not exist or
+/// cannot be written.
+pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    format_of(path)?;
+    kontext_core::check_writable(path)
+}
+
+/// Checks, before any work, that an image of this size can be written to a file of this name.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for an unsupported extension, or a size above the limit of the format: 16,383
+/// pixels on a side for WebP, 65,535 for JPEG.
+pub fn check_size(path: impl AsRef<Path>, size: Size) -> Result<()> {
+    check_limit(format_of(path.as_ref())?, size)
+}
+
+/// Checks a size against the limit of a format.
+fn check_limit(format: ImageFormat, size: Size) -> Result<()> {
+    let (most, name) = match format {
+        ImageFormat::WebP => (16_383, "WebP"),
+        ImageFormat::Jpeg => (65_535, "JPEG"),
+        _ => return Ok(()),
+    };
+    if size.width.max(size.height) <= most {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "image size",
+        format!("at most {most} pixels on a side for {name}; write a PNG"),
+        size,
+    ))
+}
+
+fn format_of(path: &Path) -> Result<ImageFormat> {
+    match ImageFormat::from_path(path) {
+        Ok(format) if FORMATS.contains(&format) => Ok(format),
+        _ => Err(Error::invalid(
+            "output file",
+            "a name that ends in .png, .jpg or .webp",
+            path.display(),
+        )),
+    }
+}
+
+/// Writes an image as PNG (with text), JPEG or WebP, whole or not at all.
+///
+/// # Errors
+/// Those of [`Output::save_image`](crate::Output::save_image).
+pub fn save_image(image: &RgbImage, path: impl AsRef<Path>, text: &[(&str, String)]) -> Result<()> {
+    let path = path.as_ref();
+    let format = format_of(path)?;
+    check_limit(format, Size::new(image.width(), image.height()))?;
+    let mut file = OutputFile::create(path)?;
+    let mut writer = BufWriter::new(file.writer());
+    write(image, format, &mut writer, text, path)?;
+    writer.flush().map_err(Error::io(path))?;
+    drop(writer);
+    file.publish()
+}
+
+/// Encodes an image as the bytes of a PNG (with text), JPEG (quality 95) or WebP (lossless): those that
+/// [`save_image`] writes.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for another format, or a size above its limit (see [`check_size`]).
+///
+/// # Example
+/// ```
+/// use kontext::image::{ImageFormat, RgbImage};
+/// let image = RgbImage::new(3, 2);
+/// let png = kontext::io::encode_image(&image, ImageFormat::Png, &[("title", "black".to_owned())])?;
+/// assert_eq!(kontext::image_from_bytes(&png)?, image);
+/// # Ok::<(), kontext::Error>(())
+/// ```
+pub fn encode_image(image: &RgbImage, format: ImageFormat, text: &[(&str, String)]) -> Result<Vec<u8>> {
+    if !FORMATS.contains(&format) {
+        return Err(Error::invalid(
+            "image format",
+            "PNG, JPEG or WebP",
+            format!("{format:?}"),
+        ));
+    }
+    check_limit(format, Size::new(image.width(), image.height()))?;
+    let mut bytes = Vec::new();
+    write(image, format, &mut bytes, text, Path::new(""))?;
+    Ok(bytes)
+}
+
+/// Encodes an image to `writer`; errors name `path`.
+fn write(
+    image: &RgbImage,
+    format: ImageFormat,
+    mut writer: impl Write,
+    text: &[(&str, String)],
+    path: &Path,
+) -> Result<()> {
+    let (width, height) = image.dimensions();
+    match format {
+        ImageFormat::Jpeg => JpegEncoder::new_with_quality(&mut writer, JPEG_QUALITY)
+            .write_image(image.as_raw(), width, height, ExtendedColorType::Rgb8)
+            .map_err(Error::image(path)),
+        ImageFormat::WebP => WebPEncoder::new_lossless(&mut writer)
+            .write_image(image.as_raw(), width, height, ExtendedColorType::Rgb8)
+            .map_err(Error::image(path)),
+        _ => write_png(image, &mut writer, text).map_err(|e| Error::io(path)(e.into())),
+    }
+}
+
+fn write_png(image: &RgbImage, writer: impl Write, text: &[(&str, String)]) -> Result<(), png::EncodingError> {
+    let mut encoder = png::Encoder::new(writer, image.width(), image.height());
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    for (key, value) in text {
+        encoder.add_itxt_chunk((*key).to_owned(), value.clone())?;
+    }
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(image.as_raw())?;
+    writer.finish()
+}
