@@ -18,6 +18,7 @@ mod placement;
 mod plan;
 mod request;
 pub mod session;
+mod stream;
 
 pub use builder::{Parts, PipelineBuilder};
 pub use checkpoint::{Checkpoint, Layout};
@@ -36,6 +37,7 @@ pub use placement::Placement;
 pub use plan::{Plan, ReferencePlan};
 pub use request::Request;
 pub use session::Session;
+pub use stream::{RunStream, RunStreamIter, StreamEvent};
 
 /// The crate [`image`], in the version whose images requests take and outputs hold.
 #[doc(no_inline)]

@@ -122,6 +122,12 @@ pub enum Error {
         /// Mean of the previous losses.
         usual: f64,
     },
+    /// A thread that could not start or that panicked.
+    #[error("the thread of the run failed: {reason}")]
+    Thread {
+        /// The system's error, or the message of the panic.
+        reason: String,
+    },
     /// A stop requested by the caller.
     #[error("cancelled after {done} of {total} steps")]
     Cancelled {
