@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use kontext::{DitConfig, ModelDefaults, Shift, save_part};
+use kontext::{DitConfig, ModelDefaults, ModelPart, Shift, save_part};
 use kontext_cli::progress::Reporter;
 use kontext_cli::training::{Limit, stopped, train, train_autoencoder};
 use kontext_cli::{create_folder, emoji, say, shipped};
@@ -121,7 +121,7 @@ fn text(args: &Args, stages: &Stages, start: &Path, limit: &Limit) -> anyhow::Re
         .collect();
     let mut reporter = Reporter::new("text", 2 * stages.text.steps);
     let result = train_text(&stages.text, &train, start, |r| {
-        let before = if r.encoder == "CLIP" { r.total } else { 0 };
+        let before = if r.encoder == ModelPart::Clip { r.total } else { 0 };
         reporter.set(before + r.step, format!("{} loss {:.4}", r.encoder, r.loss));
         limit.check()
     });

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use image::{GenericImage, RgbImage};
-use kontext_core::{Device, Error, Kind, Result, Tensor, check, images};
+use kontext_core::{Device, Error, Kind, Result, Stage, Tensor, check, images};
 use kontext_sampler::{Conformance, References, Size};
 use kontext_vae::{Autoencoder, Tiling};
 
@@ -31,7 +31,7 @@ impl Codec<'_> {
             Some(tiling) => self.vae.encode_latents_tiled(&pixels, tiling)?,
             None => self.vae.encode_latents(&pixels)?,
         };
-        check::finite("encoding a reference image", &latents)?;
+        check::finite(Stage::Encode, &latents)?;
         Ok(latents)
     }
 
@@ -42,16 +42,12 @@ impl Codec<'_> {
             Some(tiling) => self.vae.decode_tiled(&latents, tiling)?,
             None => self.vae.decode(&latents)?,
         };
-        check::finite("decoding the latents", &pixels)?;
+        check::finite(Stage::Decode, &pixels)?;
         let rounding = match conformance {
             Conformance::Native | Conformance::Diffusers => images::Rounding::Nearest,
             Conformance::Bfl => images::Rounding::Down,
         };
-        let none = || Error::Shape {
-            tensor: "image",
-            expected: "[1, 3, H, W]",
-            got: pixels.size(),
-        };
+        let none = || Error::bug("decoded latents of no image");
         let image = images::from_tensor(&pixels, rounding)?
             .into_iter()
             .next()
@@ -80,7 +76,7 @@ pub(crate) fn reference_images(request: &Request, plan: &Plan) -> Result<Vec<Arc
         let part = images::resize(image, width, whole.input.height)?;
         joined
             .copy_from(&part, x, 0)
-            .map_err(Error::image("the joined reference images"))?;
+            .map_err(|error| Error::bug(format!("reference images that do not join ({error})")))?;
         x += width;
     }
     Ok(vec![Arc::new(joined)])

@@ -43,7 +43,9 @@ pub use stream::{RunStream, RunStreamIter, StreamEvent};
 #[doc(no_inline)]
 pub use image;
 #[doc(no_inline)]
-pub use kontext_core::{CheckpointError, Conditioning, Device, Error, Kind, Result, Tensor, Tokens, TorchError};
+pub use kontext_core::{
+    CheckpointError, Conditioning, Device, Error, Kind, ModelPart, Result, Stage, Tensor, Tokens, TorchError,
+};
 #[doc(no_inline)]
 pub use kontext_dit::{Dit, DitConfig};
 #[doc(no_inline)]

@@ -9,8 +9,8 @@ use std::sync::LazyLock;
 
 use image::{Rgb, RgbImage};
 use kontext::{
-    Checkpoint, Device, Error, Kind, Layout, Pipeline, PipelineBuilder, Placement, Quantize, Request, Tensor, Weights,
-    quantize, random_model,
+    Checkpoint, Device, Error, Kind, Layout, Pipeline, PipelineBuilder, Placement, Quantize, Request, Stage, Tensor,
+    Weights, quantize, random_model,
 };
 use kontext_bench::metrics::psnr;
 use same_files::assert_same_files;
@@ -202,7 +202,7 @@ fn a_run_that_does_not_fit_is_refused_with_the_stage_and_a_remedy_and_the_pipeli
     else {
         panic!("{error:?}")
     };
-    assert!(needed_mb > available_mb && *stage == "denoising");
+    assert!(needed_mb > available_mb && *stage == Stage::Denoise);
     assert!(error.to_string().contains("load with Placement::Staged"), "{error}");
     assert_eq!(pipe.run(&edit()).unwrap().image.dimensions(), (70, 50));
 }

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use image::{ImageFormat, Rgb, RgbImage};
 use kontext::{
-    Cancel, CfgMode, Conformance, Device, Error, Event, Kind, Layout, Pipeline, References, Request, Tensor,
+    Cancel, CfgMode, Conformance, Device, Error, Event, Kind, Layout, ModelPart, Pipeline, References, Request, Tensor,
     random_model,
 };
 use tempfile::TempDir;
@@ -190,7 +190,10 @@ fn a_long_prompt_is_cut_and_the_cut_is_told() {
         ControlFlow::Continue(())
     })
     .unwrap();
-    assert_eq!(cuts.iter().map(|c| c.encoder).collect::<Vec<_>>(), ["T5", "CLIP"]);
+    assert_eq!(
+        cuts.iter().map(|c| c.encoder).collect::<Vec<_>>(),
+        [ModelPart::T5, ModelPart::Clip]
+    );
     assert!(cuts.iter().all(|c| c.text.len() > 40_000));
 }
 
@@ -333,34 +336,45 @@ fn a_saved_png_tells_what_made_it() {
 
 #[test]
 fn a_nan_in_the_weights_is_named_with_its_file() {
-    let folder = tempfile::tempdir().unwrap();
-    random_model(folder.path(), 7, Layout::SingleFiles).unwrap();
-    let path = folder.path().join("flux1-kontext.safetensors");
-    let weights = kontext::Weights::open(&path).unwrap();
-    let tensors: Vec<(String, Tensor)> = weights
-        .names()
-        .into_iter()
-        .map(|n| (n.clone(), weights.raw(&n).unwrap()))
-        .collect();
-    let damaged = tensors
-        .iter()
-        .find(|(n, _)| n == "single_blocks.1.linear2.weight")
-        .unwrap();
-    let _ = damaged.1.get(3).get(5).fill_(f64::NAN);
-    drop(weights);
-    kontext::crates::kontext_formats::save(&path, &tensors, None).unwrap();
-    let pipe = Pipeline::builder()
-        .device(Device::Cpu)
-        .max_sequence_length(16)
-        .load(folder.path())
-        .unwrap();
-    let error = pipe
-        .run(&Request::generate("x").size(32, 32).steps(2))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.starts_with("denoising step 1 produced values that are not finite"),
-        "{error}"
-    );
-    assert!(error.contains("`single_blocks.1.linear2.weight`"), "{error}");
+    let damages = [
+        (
+            "t5xxl",
+            "encoder.final_layer_norm.weight",
+            "encoding the prompt with T5",
+        ),
+        (
+            "clip_l",
+            "text_model.final_layer_norm.weight",
+            "encoding the prompt with CLIP",
+        ),
+        ("flux1-kontext", "single_blocks.1.linear2.weight", "denoising step 1"),
+        ("ae", "decoder.conv_out.weight", "decoding the image"),
+    ];
+    for (file, tensor, stage) in damages {
+        let folder = tempfile::tempdir().unwrap();
+        random_model(folder.path(), 7, Layout::SingleFiles).unwrap();
+        let path = folder.path().join(format!("{file}.safetensors"));
+        let weights = kontext::Weights::open(&path).unwrap();
+        let tensors: Vec<(String, Tensor)> = weights
+            .names()
+            .into_iter()
+            .map(|n| (n.clone(), weights.raw(&n).unwrap()))
+            .collect();
+        let damaged = tensors.iter().find(|(n, _)| n == tensor).unwrap();
+        let _ = damaged.1.flatten(0, -1).get(5).fill_(f64::NAN);
+        drop(weights);
+        kontext::crates::kontext_formats::save(&path, &tensors, None).unwrap();
+        let pipe = Pipeline::builder()
+            .device(Device::Cpu)
+            .max_sequence_length(16)
+            .load(folder.path())
+            .unwrap();
+        let error = pipe
+            .run(&Request::generate("x").size(32, 32).steps(2))
+            .unwrap_err()
+            .to_string();
+        let start = format!("{stage} produced values that are not finite (tensor `{tensor}` of ");
+        assert!(error.starts_with(&start), "{error}");
+        assert!(error.contains(&format!("{file}.safetensors")), "{error}");
+    }
 }

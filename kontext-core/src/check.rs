@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use crate::{Error, Result};
+use crate::{Error, Result, Stage};
 
 /// Checks a tensor's rank and its sizes (`None` accepts any size).
 ///
@@ -32,9 +32,17 @@ pub fn dims<const N: usize>(tensor: &'static str, value: &Tensor, expected: &'st
 /// Fails if a tensor holds a NaN or an infinity. Synchronises with the device.
 ///
 /// # Errors
-/// [`Error::NotFinite`] with the stage's name.
-pub fn finite(stage: &str, value: &Tensor) -> Result<()> {
+/// [`Error::NotFinite`] with the stage that produced the tensor.
+pub fn finite(stage: Stage, value: &Tensor) -> Result<()> {
     finite_flag(value).and_then(|flag| read_finite_flag(stage, &flag))
+}
+
+/// Returns `true` if a tensor holds neither a NaN nor an infinity. Synchronises with the device.
+///
+/// # Errors
+/// [`Error::Torch`] if libtorch fails.
+pub fn is_finite(value: &Tensor) -> Result<bool> {
+    finite_flag(value).and_then(|flag| is_set(&flag))
 }
 
 /// Returns a one-element tensor on the value's device: true if every element is finite. Does not synchronise.
@@ -51,16 +59,17 @@ pub fn finite_flag(value: &Tensor) -> Result<Tensor> {
 /// Reads a flag of [`finite_flag`]. Synchronises with the device.
 ///
 /// # Errors
-/// [`Error::NotFinite`] with the stage's name.
-pub fn read_finite_flag(stage: &str, flag: &Tensor) -> Result<()> {
-    if flag.f_int64_value(&[])? != 0 {
+/// [`Error::NotFinite`] with the stage that produced the tensor.
+pub fn read_finite_flag(stage: Stage, flag: &Tensor) -> Result<()> {
+    if is_set(flag)? {
         return Ok(());
     }
     let hint = "NaN or infinity: damaged weights, or a dtype too narrow for them; try f32".to_owned();
-    Err(Error::NotFinite {
-        stage: stage.to_owned(),
-        hint,
-    })
+    Err(Error::NotFinite { stage, hint })
+}
+
+fn is_set(flag: &Tensor) -> Result<bool> {
+    Ok(flag.f_int64_value(&[])? != 0)
 }
 
 /// Returns the relative distance of a tensor to its reference, `|a - b| / |b|` (L2 norms in f64).
@@ -89,14 +98,15 @@ mod tests {
     fn a_single_nan_is_found() {
         let mut values = vec![1.0_f32; 100];
         values[57] = f32::NAN;
-        let error = finite("decoding", &Tensor::from_slice(&values)).unwrap_err();
+        let error = finite(Stage::Decode, &Tensor::from_slice(&values)).unwrap_err();
         assert!(
             error
                 .to_string()
-                .starts_with("decoding produced values that are not finite")
+                .starts_with("decoding the image produced values that are not finite")
         );
         values[57] = f32::MAX;
         values[58] = f32::MAX;
-        finite("decoding", &Tensor::from_slice(&values)).unwrap();
+        finite(Stage::Decode, &Tensor::from_slice(&values)).unwrap();
+        assert!(is_finite(&Tensor::from_slice(&values)).unwrap());
     }
 }

@@ -6,19 +6,28 @@ use std::path::{Path, PathBuf};
 use image::ImageError;
 use tch::TchError;
 
-use crate::CheckpointError;
+use crate::{CheckpointError, Stage};
 
 /// A result whose error defaults to [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Any error of the kontext crates, grouped by who can fix it.
+/// Any error of the kontext crates.
+///
+/// The variants by the person who can act:
+/// - the caller, by other arguments: [`Error::InvalidArgument`], [`Error::Shape`];
+/// - the owner of the files: [`Error::Checkpoint`], [`Error::Tokenizer`], [`Error::Io`], [`Error::Image`];
+/// - the caller, by smaller settings, or the owner of the machine: [`Error::Device`], [`Error::Memory`],
+///   [`Error::Torch`];
+/// - the author of the weights or of the recipe: [`Error::NotFinite`], [`Error::Diverged`];
+/// - nobody, because the caller asked for it: [`Error::Cancelled`];
+/// - the developers of kontext: [`Error::Bug`].
 ///
 /// A message never repeats its source: print the whole chain (`{:#}` of anyhow, or a loop over
 /// [`std::error::Error::source`]) to see the cause.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A value outside its range, passed by the caller.
+    /// A value outside its range, passed by the caller, who can pass one of the accepted values.
     #[error("invalid {name}: expected {expected}, got {got}")]
     InvalidArgument {
         /// The argument's name as the caller knows it.
@@ -28,7 +37,7 @@ pub enum Error {
         /// The value received.
         got: String,
     },
-    /// A tensor of the wrong shape, passed by the caller of a part.
+    /// A tensor of the wrong shape, passed by the caller of a part, who can reshape it.
     #[error("{tensor}: expected shape {expected}, got {got:?}")]
     Shape {
         /// The tensor's name in the part's documentation.
@@ -38,7 +47,7 @@ pub enum Error {
         /// The shape received.
         got: Vec<i64>,
     },
-    /// Weights that cannot be loaded: a file or a folder.
+    /// Weights that cannot be loaded: a file or a folder, which its owner can replace or convert.
     #[error("cannot load {}", path.display())]
     Checkpoint {
         /// The file or folder.
@@ -47,7 +56,7 @@ pub enum Error {
         #[source]
         source: CheckpointError,
     },
-    /// A tokenizer whose files cannot be used.
+    /// A tokenizer whose files cannot be used; their owner can replace them.
     #[error("cannot use the tokenizer {}: {reason}", path.display())]
     Tokenizer {
         /// The tokenizer's file or folder.
@@ -55,7 +64,7 @@ pub enum Error {
         /// The problem and its remedy.
         reason: String,
     },
-    /// A file or folder to which the machine refused access.
+    /// A file or folder to which the machine refused access; its owner can grant it or free some space.
     #[error("cannot access {}", path.display())]
     Io {
         /// The file or folder.
@@ -64,7 +73,7 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// An image that cannot be decoded or encoded.
+    /// An image that cannot be decoded or encoded; its owner can replace it.
     #[error("cannot use the image{}: {reason}", after_space(path))]
     Image {
         /// The image file; empty for an image in memory.
@@ -72,7 +81,7 @@ pub enum Error {
         /// The decoder's or encoder's message and the remedy.
         reason: String,
     },
-    /// A requested device that is not available.
+    /// A requested device that is not available; the caller can name another one.
     #[error("device {device} is not available: {reason}")]
     Device {
         /// The device, such as "cuda:0".
@@ -80,20 +89,21 @@ pub enum Error {
         /// The reason and the remedy.
         reason: String,
     },
-    /// An operation that libtorch refused.
-    #[error("libtorch failed while {during}")]
+    /// An operation that libtorch refused: for lack of memory ([`Error::is_out_of_memory`]), of which the
+    /// caller can take less, or because of the device or its driver, which the machine's owner can check.
+    #[error("libtorch failed while {stage}")]
     Torch {
-        /// The stage, as a gerund: "decoding latents".
-        during: &'static str,
+        /// The stage; [`Stage::Compute`] if none is known.
+        stage: Stage,
         /// libtorch's message.
         #[source]
         source: TorchError,
     },
-    /// Too little free memory for a stage of a run.
+    /// Too little free memory for a stage; the caller can take the smaller setting that the remedy names.
     #[error("{stage} takes {needed_mb} MB of memory and {available_mb} MB are free; {remedy}")]
     Memory {
-        /// The stage, as a gerund: "denoising".
-        stage: &'static str,
+        /// The stage with the highest use.
+        stage: Stage,
         /// Memory the stage needs, in 10^6 bytes.
         needed_mb: u64,
         /// Free memory, in 10^6 bytes.
@@ -101,15 +111,16 @@ pub enum Error {
         /// The next smaller setting.
         remedy: String,
     },
-    /// NaN or infinite values produced by a stage.
+    /// NaN or infinite values produced by a stage; the caller can fetch damaged weights again, take a wider
+    /// dtype, or train at a lower rate.
     #[error("{stage} produced values that are not finite ({hint})")]
     NotFinite {
-        /// The stage: "text encoding", "denoising step 3".
-        stage: String,
+        /// The stage.
+        stage: Stage,
         /// The likely cause and the remedy.
         hint: String,
     },
-    /// A diverged training run.
+    /// A diverged training run; the recipe's author can lower the learning rate and resume.
     #[error(
         "training step {step}: the loss is {loss:.4} and stays far above its usual {usual:.4}; \
          the last saved state is kept, resume from it with a lower learning rate"
@@ -122,19 +133,25 @@ pub enum Error {
         /// Mean of the previous losses.
         usual: f64,
     },
-    /// A thread that could not start or that panicked.
+    /// A thread that could not start, for which the machine needs more resources, or that panicked.
     #[error("the thread of the run failed: {reason}")]
     Thread {
         /// The system's error, or the message of the panic.
         reason: String,
     },
-    /// A stop requested by the caller.
+    /// A stop requested by the caller; nobody needs to act.
     #[error("cancelled after {done} of {total} steps")]
     Cancelled {
         /// Steps finished.
         done: usize,
         /// Steps requested.
         total: usize,
+    },
+    /// A condition that no caller, file or machine can cause. Only the developers can act: please report it.
+    #[error("{what}: this is a bug in kontext; please report it")]
+    Bug {
+        /// The condition that was broken.
+        what: String,
     },
 }
 
@@ -198,7 +215,7 @@ impl From<TchError> for Error {
         };
         let message = text.lines().next().unwrap_or("unknown error").trim().to_owned();
         Error::Torch {
-            during: "computing",
+            stage: Stage::Compute,
             source: TorchError { message },
         }
     }
@@ -212,6 +229,11 @@ impl Error {
             expected: expected.into(),
             got: format!("{got}"),
         }
+    }
+
+    /// Creates an [`Error::Bug`]; `what` is the condition that was broken, as a phrase: "a run of no images".
+    pub fn bug(what: impl Into<String>) -> Self {
+        Error::Bug { what: what.into() }
     }
 
     /// Attaches a path to an I/O error: `fs::read(p).map_err(Error::io(p))`. Common errors get a message that
@@ -257,6 +279,12 @@ impl Error {
         matches!(self, Error::Cancelled { .. })
     }
 
+    /// Returns `true` if no caller, file or machine caused the error: it should be reported.
+    #[must_use]
+    pub fn is_bug(&self) -> bool {
+        matches!(self, Error::Bug { .. })
+    }
+
     /// Returns `true` if the device or the host ran out of memory.
     #[must_use]
     pub fn is_out_of_memory(&self) -> bool {
@@ -273,20 +301,20 @@ impl Error {
 
 /// Extension of results that names the stage in which libtorch failed.
 pub trait During<T> {
-    /// Sets the stage (a gerund: "decoding latents") of an [`Error::Torch`] without one.
+    /// Sets the stage of an [`Error::Torch`] without one, that is with [`Stage::Compute`].
     ///
     /// # Errors
     /// The original error, with its stage named.
-    fn during(self, stage: &'static str) -> Result<T>;
+    fn during(self, stage: Stage) -> Result<T>;
 }
 
 impl<T> During<T> for Result<T> {
-    fn during(self, stage: &'static str) -> Result<T> {
+    fn during(self, stage: Stage) -> Result<T> {
         self.map_err(|error| match error {
             Error::Torch {
-                during: "computing",
+                stage: Stage::Compute,
                 source,
-            } => Error::Torch { during: stage, source },
+            } => Error::Torch { stage, source },
             other => other,
         })
     }
@@ -301,13 +329,25 @@ mod tests {
         let error = tch::Tensor::f_arange(3, (tch::Kind::Float, tch::Device::Cpu))
             .and_then(|t| t.f_reshape([2, 2]))
             .map_err(Error::from);
-        let error = error.during("testing").unwrap_err();
-        let Error::Torch { during, source } = &error else {
+        // The stage nearest to the failure is kept.
+        let error = error.during(Stage::Decode).during(Stage::Other("testing")).unwrap_err();
+        let Error::Torch { stage, source } = &error else {
             panic!("{error:?}")
         };
-        assert_eq!(*during, "testing");
+        assert_eq!(*stage, Stage::Decode);
+        assert_eq!(error.to_string(), "libtorch failed while decoding the image");
         assert!(!source.to_string().contains('\n'));
         assert!(source.to_string().contains("invalid for input of size 3"), "{source}");
+    }
+
+    #[test]
+    fn a_bug_asks_to_be_reported() {
+        let error = Error::bug("a run of no images");
+        assert!(error.is_bug() && !Error::invalid("batch", "at least 1 image", 0).is_bug());
+        assert_eq!(
+            error.to_string(),
+            "a run of no images: this is a bug in kontext; please report it"
+        );
     }
 
     #[test]

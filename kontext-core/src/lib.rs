@@ -11,6 +11,7 @@ mod output_file;
 mod output_folder;
 pub mod pattern;
 mod resize;
+mod stage;
 mod tokens;
 
 pub use checkpoint_error::CheckpointError;
@@ -18,5 +19,6 @@ pub use error::{During, Error, Result, TorchError};
 pub use json::{read_json, write_json};
 pub use output_file::{OutputFile, check_writable};
 pub use output_folder::OutputFolder;
+pub use stage::{ModelPart, Stage};
 pub use tch::{Device, Kind, Tensor};
 pub use tokens::{Conditioning, Tokens};

@@ -2,7 +2,7 @@
 //!
 //! Source: black-forest-labs/flux@802fb47 `src/flux/model.py`, `Flux`.
 
-use kontext_core::{Conditioning, During, Error, Kind, Result, Tensor, Tokens, check};
+use kontext_core::{Conditioning, During, Error, Kind, Result, Stage, Tensor, Tokens, check};
 use kontext_nn::Weights;
 use kontext_nn::{AdapterSlots, Linear};
 
@@ -121,8 +121,7 @@ impl Dit {
     /// guidance value or no steps.
     pub fn prepare(&self, input: &RunInput<'_>) -> Result<Run> {
         self.check(input)?;
-        self.prepare_checked(input, false)
-            .during("preparing the transformer's run")
+        self.prepare_checked(input, false).during(Stage::Prepare)
     }
 
     /// Prepares, as [`Dit::prepare`], a single step in which every item of the batch has a separate time, as
@@ -140,8 +139,7 @@ impl Dit {
                 input.times.len(),
             ));
         }
-        self.prepare_checked(input, true)
-            .during("preparing the transformer's run")
+        self.prepare_checked(input, true).during(Stage::Prepare)
     }
 
     fn check(&self, input: &RunInput<'_>) -> Result<()> {
@@ -234,8 +232,7 @@ impl Dit {
     pub fn forward(&self, run: &Run, step: usize, target: &Tensor) -> Result<Tensor> {
         self.check_target(run, target)?;
         check_step(run, step)?;
-        self.forward_checked(run, step as i64, target)
-            .during("running the transformer")
+        self.forward_checked(run, step as i64, target).during(Stage::Forward)
     }
 
     fn forward_checked(&self, run: &Run, step: i64, target: &Tensor) -> Result<Tensor> {
@@ -253,7 +250,7 @@ impl Dit {
     /// [`Error::Shape`] if the target's length differs from that of the run's ids.
     pub fn enter(&self, run: &Run, target: &Tensor) -> Result<State> {
         self.check_target(run, target)?;
-        self.enter_checked(run, target).during("running the transformer")
+        self.enter_checked(run, target).during(Stage::Forward)
     }
 
     fn enter_checked(&self, run: &Run, target: &Tensor) -> Result<State> {

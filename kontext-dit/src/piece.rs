@@ -1,6 +1,6 @@
 //! The transformer split into pieces with few activations between them.
 
-use kontext_core::{During, Error, Result, Tensor};
+use kontext_core::{During, Error, Result, Stage, Tensor};
 use kontext_nn::Linear;
 
 use crate::double::{DoubleBlock, DoubleTable};
@@ -55,7 +55,7 @@ impl Piece<'_> {
     /// [`Error::InvalidArgument`] for the state or the modulation of another piece, [`Error::Torch`] if libtorch
     /// fails.
     pub fn forward(&self, state: &State, modulation: &[Tensor]) -> Result<State> {
-        self.compute(state, modulation).during("running the transformer")
+        self.compute(state, modulation).during(Stage::Forward)
     }
 
     fn compute(&self, state: &State, modulation: &[Tensor]) -> Result<State> {

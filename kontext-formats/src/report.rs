@@ -108,7 +108,7 @@ impl Store {
     pub fn first_not_finite(&self) -> Result<Option<String>> {
         for name in self.names() {
             let value = self.raw(&name)?.f_to_kind(Kind::Float)?;
-            if check::finite(&name, &value).is_err() {
+            if !check::is_finite(&value)? {
                 return Ok(Some(name));
             }
         }

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use kontext_core::{Device, During, Error, Kind, Result, Tensor, check};
+use kontext_core::{Device, During, Error, Kind, Result, Stage, Tensor, check};
 
 use crate::schedule::rounding;
 use crate::{Conformance, Schedule};
@@ -42,8 +42,8 @@ pub fn integrate(
     let mut flag: Option<Tensor> = None;
     for (step, pair) in schedule.sigmas().windows(2).enumerate() {
         let v = velocity(&latents.f_to_kind(kind)?, step)?;
-        latents =
-            euler_step(&latents, &v, pair[1] - pair[0], schedule.conformance()).during("taking a sampling step")?;
+        latents = euler_step(&latents, &v, pair[1] - pair[0], schedule.conformance())
+            .during(Stage::DenoiseStep { step: step + 1 })?;
         // On the CPU the flag is ready at once; on a GPU the previous step's is read while this one runs.
         let fresh = check::finite_flag(&latents)?;
         if latents.device() == Device::Cpu {
@@ -69,7 +69,7 @@ pub fn integrate(
 }
 
 fn read_flag(step: usize, flag: &Tensor) -> Result<()> {
-    check::read_finite_flag(&format!("denoising step {step}"), flag)
+    check::read_finite_flag(Stage::DenoiseStep { step }, flag)
 }
 
 /// Computes `x + delta * v` with the roundings of the conventions.

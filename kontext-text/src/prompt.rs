@@ -1,14 +1,14 @@
 //! Prompt encoding with both encoders.
 
-use kontext_core::{Conditioning, Error, Result, Tensor, check};
+use kontext_core::{Conditioning, Error, ModelPart, Result, Stage, Tensor, check};
 
 use crate::{ClipEncoder, T5Encoder, Tokenizer};
 
 /// The part of a prompt that an encoder did not see because it was truncated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Truncation {
-    /// Name of the encoder: "T5" or "CLIP".
-    pub encoder: &'static str,
+    /// The encoder: [`ModelPart::T5`] or [`ModelPart::Clip`].
+    pub encoder: ModelPart,
     /// The cut text, verbatim.
     pub text: String,
 }
@@ -50,8 +50,8 @@ impl TextEncoder {
     /// # Errors
     /// [`Error::Tokenizer`] if a tokenizer can give ids outside its encoder's vocabulary.
     pub fn new(clip: ClipEncoder, clip_tokenizer: Tokenizer, t5: T5Encoder, t5_tokenizer: Tokenizer) -> Result<Self> {
-        fits("CLIP", &clip_tokenizer, clip.config().vocab_size)?;
-        fits("T5", &t5_tokenizer, t5.config().vocab_size)?;
+        fits(ModelPart::Clip, &clip_tokenizer, clip.config().vocab_size)?;
+        fits(ModelPart::T5, &t5_tokenizer, t5.config().vocab_size)?;
         Ok(Self {
             clip,
             clip_tokenizer,
@@ -121,8 +121,9 @@ pub fn prompt_embeds(
 ) -> Result<(Tensor, Option<Truncation>)> {
     let tokens = tokenizer.encode(prompt, length)?;
     let states = t5.forward(&tokens.tensor()?)?;
-    check::finite("encoding the prompt with T5", &states)?;
-    Ok((states, tokens.cut.map(|text| Truncation { encoder: "T5", text })))
+    check::finite(Stage::TextT5, &states)?;
+    let encoder = ModelPart::T5;
+    Ok((states, tokens.cut.map(|text| Truncation { encoder, text })))
 }
 
 /// Encodes a prompt, padded or truncated to CLIP's number of positions, to the pooled vector [1, P]: the half
@@ -135,12 +136,13 @@ pub fn pooled(clip: &ClipEncoder, tokenizer: &Tokenizer, prompt: &str) -> Result
     let length = usize::try_from(clip.config().max_position_embeddings).unwrap_or_default();
     let tokens = tokenizer.encode(prompt, length)?;
     let pooled = clip.forward(&tokens.tensor()?)?.pooled;
-    check::finite("encoding the prompt with CLIP", &pooled)?;
-    Ok((pooled, tokens.cut.map(|text| Truncation { encoder: "CLIP", text })))
+    check::finite(Stage::TextClip, &pooled)?;
+    let encoder = ModelPart::Clip;
+    Ok((pooled, tokens.cut.map(|text| Truncation { encoder, text })))
 }
 
 /// Checks that every id of the tokenizer is a row of the encoder's embedding table.
-fn fits(encoder: &str, tokenizer: &Tokenizer, vocab_size: i64) -> Result<()> {
+fn fits(encoder: ModelPart, tokenizer: &Tokenizer, vocab_size: i64) -> Result<()> {
     if i64::try_from(tokenizer.vocab_size()).is_ok_and(|size| size <= vocab_size) {
         return Ok(());
     }

@@ -3,7 +3,7 @@
 //! Source: huggingface/diffusers v0.38 models/autoencoders/autoencoder_kl.py, AutoencoderKL; vae.py,
 //! DiagonalGaussianDistribution; black-forest-labs/flux@802fb47 src/flux/modules/autoencoder.py.
 
-use kontext_core::{During, Result, Tensor, check};
+use kontext_core::{During, Result, Stage, Tensor, check};
 use kontext_nn::Conv2d;
 use kontext_nn::Weights;
 
@@ -74,7 +74,7 @@ impl AutoencoderKl {
         check_image(image, self.config.in_channels)?;
         self.moments(image)
             .and_then(|moments| Posterior::from_moments(&moments))
-            .during("encoding an image")
+            .during(Stage::Encode)
     }
 
     /// Encodes an image as [`AutoencoderKl::encode`] and returns the scaled mean `(mean - shift) * scale`,
@@ -109,7 +109,7 @@ impl AutoencoderKl {
     /// number of channels.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         check_latents(latents, self.config.latent_channels)?;
-        self.image(latents).during("decoding latents")
+        self.image(latents).during(Stage::Decode)
     }
 
     fn moments(&self, image: &Tensor) -> Result<Tensor> {

@@ -4,7 +4,7 @@
 //! Source: huggingface/diffusers v0.38 models/autoencoders/{autoencoder_tiny,vae}.py, AutoencoderTiny,
 //! EncoderTiny, DecoderTiny; models/unets/unet_2d_blocks.py, AutoencoderTinyBlock.
 
-use kontext_core::{During, Result, Tensor};
+use kontext_core::{During, Result, Stage, Tensor};
 use kontext_nn::Conv2d;
 use kontext_nn::{Weights, ops};
 
@@ -62,7 +62,7 @@ impl AutoencoderTiny {
                 .f_mul_scalar(self.config.scaling_factor)?;
             Ok(latents.f_contiguous()?)
         };
-        encode().during("encoding an image")
+        encode().during(Stage::Encode)
     }
 
     /// Decodes scaled latents [B, latent channels, H/8, W/8] to an image [B, 3, H, W], roughly in [-1, 1].
@@ -81,7 +81,7 @@ impl AutoencoderTiny {
             let image = run(&self.decoder, latents.f_tanh()?.f_mul_scalar(LATENT_MAGNITUDE)?)?;
             Ok(image.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?)
         };
-        decode().during("decoding latents")
+        decode().during(Stage::Decode)
     }
 }
 

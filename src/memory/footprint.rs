@@ -1,6 +1,6 @@
 //! Memory footprint of a model, and the placements that fit it.
 
-use kontext_core::{Error, Kind, Result};
+use kontext_core::{Error, Kind, Result, Stage};
 use kontext_dit::{DitConfig, names};
 use kontext_formats::Quantize;
 use kontext_nn::Weights;
@@ -8,7 +8,7 @@ use kontext_nn::{Offload, PREFETCH_BUFFERS};
 use kontext_text::{ClipEncoder, T5Config, T5Encoder};
 
 use super::part::{Part, size_of};
-use super::{DECODING, DENOISING, Machine, MemoryPlan, REFERENCES, StageMemory, TEXT};
+use super::{Machine, MemoryPlan, StageMemory};
 use crate::placement::{Arrangement, Placement};
 use crate::{Checkpoint, Plan};
 
@@ -104,7 +104,7 @@ impl Footprint {
         error: Error,
         plan: &Plan,
         arrangement: Arrangement,
-        stage: &'static str,
+        stage: Stage,
         available: u64,
     ) -> Error {
         let own = self
@@ -124,7 +124,7 @@ impl Footprint {
             Placement::Resident => "load with Placement::Staged, or with weights of fewer bits",
             _ => "free some of it, or load on another device",
         };
-        with_remedy(error, "loading the model", self.held(arrangement), available, smaller)
+        with_remedy(error, Stage::Load, self.held(arrangement), available, smaller)
     }
 
     /// Returns the bytes of weights held between runs.
@@ -169,26 +169,26 @@ impl Footprint {
         let (text, dit, all) = (self.text(left), self.transformer(left), self.held(arrangement));
         let stage_weights = |own: u64| if placement == Placement::Staged { own } else { all };
         let mut stages = vec![StageMemory {
-            stage: TEXT,
+            stage: Stage::Text,
             weights: stage_weights(text),
             work: self.text_work(plan, left),
         }];
         if let Some(largest) = plan.references.iter().map(|r| r.fitted.area()).max() {
             let work = self.encoder_work(plan, largest);
             stages.push(StageMemory {
-                stage: REFERENCES,
+                stage: Stage::References,
                 weights: stage_weights(self.vae),
                 work,
             });
         }
         stages.push(StageMemory {
-            stage: DENOISING,
+            stage: Stage::Denoise,
             weights: stage_weights(dit),
             work: self.step_work(plan, left),
         });
         let work = self.decoder_work(plan, plan.target.size().area());
         stages.push(StageMemory {
-            stage: DECODING,
+            stage: Stage::Decode,
             weights: stage_weights(self.vae),
             work,
         });
@@ -205,17 +205,17 @@ impl Footprint {
 }
 
 /// Returns advice on the next smaller setting.
-fn smaller(placement: Placement, stage: &str) -> &'static str {
+fn smaller(placement: Placement, stage: Stage) -> &'static str {
     match placement {
         Placement::Resident => "load with Placement::Staged, make the image smaller or run fewer at once",
-        Placement::Staged if stage == DENOISING || stage == TEXT => {
+        Placement::Staged if matches!(stage, Stage::Denoise | Stage::Text) => {
             "load with Placement::Streamed, make the image smaller or run fewer at once"
         }
         _ => "make the image smaller, run fewer at once, or let the autoencoder work in tiles",
     }
 }
 
-fn short(stage: &'static str, needed: u64, available: u64, remedy: impl Into<String>) -> Error {
+fn short(stage: Stage, needed: u64, available: u64, remedy: impl Into<String>) -> Error {
     let (needed_mb, available_mb) = (needed.div_ceil(1_000_000), available / 1_000_000);
     Error::Memory {
         stage,
@@ -226,7 +226,7 @@ fn short(stage: &'static str, needed: u64, available: u64, remedy: impl Into<Str
 }
 
 /// Turns a libtorch OOM into `Error::Memory`; keeps libtorch's message if the plan predicted a fit.
-fn with_remedy(error: Error, stage: &'static str, needed: u64, available: u64, smaller: &str) -> Error {
+fn with_remedy(error: Error, stage: Stage, needed: u64, available: u64, smaller: &str) -> Error {
     let Error::Torch { source, .. } = &error else {
         return error;
     };

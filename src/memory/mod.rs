@@ -8,19 +8,13 @@ mod work;
 
 use std::fmt;
 
-use kontext_core::{Device, Kind};
+use kontext_core::{Device, Kind, Stage};
 
 pub(crate) use self::footprint::Footprint;
 use crate::Placement;
 
 /// Divisor of the share of free memory left to other programs: 1 / 20.
 const SPARE: u64 = 20;
-
-/// The stages of a run, as gerunds.
-pub(crate) const TEXT: &str = "encoding the prompt";
-pub(crate) const REFERENCES: &str = "encoding the reference images";
-pub(crate) const DENOISING: &str = "denoising";
-pub(crate) const DECODING: &str = "decoding the image";
 
 /// Peak memory of a run, stage by stage.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,7 +24,8 @@ pub struct MemoryPlan {
     pub device: Device,
     /// Placement of the parts.
     pub placement: Placement,
-    /// The stages, in order.
+    /// The stages, in order: [`Stage::Text`], [`Stage::References`] if there are any, [`Stage::Denoise`],
+    /// [`Stage::Decode`].
     pub stages: Vec<StageMemory>,
     /// Bytes of files read in place: pages in the system's cache, reclaimed when memory is short.
     pub file_pages: u64,
@@ -40,8 +35,8 @@ pub struct MemoryPlan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StageMemory {
-    /// Name of the stage, as a gerund.
-    pub stage: &'static str,
+    /// The stage.
+    pub stage: Stage,
     /// Bytes of weights held during the stage.
     pub weights: u64,
     /// Peak bytes of activations.
@@ -68,9 +63,9 @@ impl StageMemory {
 impl MemoryPlan {
     /// Returns the stage with the highest use and its bytes, not counting the program itself and file pages.
     #[must_use]
-    pub fn peak(&self) -> (&'static str, u64) {
+    pub fn peak(&self) -> (Stage, u64) {
         let most = self.stages.iter().max_by_key(|stage| stage.bytes());
-        most.map_or(("running", 0), |stage| (stage.stage, stage.bytes()))
+        most.map_or((Stage::default(), 0), |stage| (stage.stage, stage.bytes()))
     }
 
     /// Returns `true` if the peak fits into `available` bytes, less a small reserve.

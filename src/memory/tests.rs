@@ -113,7 +113,11 @@ fn the_published_model_is_resident_on_48_and_32_gb_staged_on_24_and_streamed_on_
 fn a_step_on_cuda_grows_with_the_tokens_and_with_the_kind_and_not_with_their_square() {
     let step = |machine: Machine, side: u32| {
         let stages = published(machine).plan(&edit(side), RESIDENT).stages;
-        stages.into_iter().find(|stage| stage.stage == DENOISING).unwrap().work
+        stages
+            .into_iter()
+            .find(|stage| stage.stage == Stage::Denoise)
+            .unwrap()
+            .work
     };
     let tokens = |side: u32| edit(side).tokens().unsigned_abs();
     // 16 tensors of all tokens by 3072, in bf16.
@@ -143,7 +147,11 @@ fn what_is_unpacked_or_on_its_way_counts_on_cuda() {
     };
     let work = |footprint: &Footprint, placement| {
         let stages = footprint.plan(&edit(1024), placement).stages;
-        stages.into_iter().find(|stage| stage.stage == DENOISING).unwrap().work
+        stages
+            .into_iter()
+            .find(|stage| stage.stage == Stage::Denoise)
+            .unwrap()
+            .work
     };
     let elements = 21_504 * 3072;
     // The bf16 copy and the work space of four-bit dequantisation.
@@ -229,13 +237,13 @@ fn libtorchs_shortage_becomes_ours_with_stage_need_and_remedy() {
             .shortage(torch(WORDS), &edit(1024), placement, stage, free)
             .to_string()
     };
-    let less = reported(STAGED, DENOISING, 8 * GB);
+    let less = reported(STAGED, Stage::Denoise, 8 * GB);
     assert!(
         less.starts_with("denoising takes ") && less.contains("8000 MB are free; load with"),
         "{less}"
     );
     // If the plan was too small, libtorch's own message is kept.
-    let more = reported(STREAMED, DECODING, 23 * GB);
+    let more = reported(STREAMED, Stage::Decode, 23 * GB);
     assert!(
         more.contains("23000 MB are free; all the same libtorch found too little (CUDA out of memory. Tried to allocate 2.00 GiB); make"),
         "{more}"
@@ -252,7 +260,7 @@ fn other_errors_of_libtorch_stay_as_they_are() {
         .map_err(Error::from)
         .unwrap_err();
     let words = error.to_string();
-    let reported = published(CUDA).shortage(error, &edit(1024), STAGED, DENOISING, GB);
+    let reported = published(CUDA).shortage(error, &edit(1024), STAGED, Stage::Denoise, GB);
     assert_eq!(reported.to_string(), words);
 }
 

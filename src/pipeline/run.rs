@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use image::RgbImage;
-use kontext_core::{Conditioning, Error, Result, Tensor, Tokens, array, noise};
+use kontext_core::{Conditioning, During, Error, ModelPart, Result, Stage, Tensor, Tokens, array, noise};
 use kontext_dit::{Run, RunInput};
 use kontext_nn::Weights;
 use kontext_sampler::ids::{Origin, grid_ids};
@@ -14,7 +14,6 @@ use kontext_vae::Autoencoder;
 use super::kept::{EncodedImage, Kept};
 use super::{Pipeline, Precision};
 use crate::encode::{Codec, reference_images};
-use crate::memory::{DECODING, DENOISING, REFERENCES, TEXT};
 use crate::placement::Lease;
 use crate::{Event, Output, Plan, Request};
 
@@ -56,24 +55,26 @@ impl Pipeline {
         // 1. The plan: all sizes, before any work.
         let plan = self.plan(request)?;
         self.check_memory(&plan)?;
-        let short = |stage: &'static str| {
+        let short = |stage: Stage| {
             let plan = &plan;
             move |error| self.name_shortage(error, plan, stage)
         };
         let seed = request.seed.unwrap_or_else(rand::random);
         tell(observe, &plan, Event::Planned { plan: &plan, seed })?;
         // 2. Text.
-        let (positive, negative) = self.encode_texts(request, &plan, kept, observe).map_err(short(TEXT))?;
+        let (positive, negative) = self
+            .encode_texts(request, &plan, kept, observe)
+            .map_err(short(Stage::Text))?;
         // 3. References. The autoencoder is loaded only for references not in the cache.
         let mut vae = None;
         let encoded = self.encode_references(&mut vae, request, &plan, kept, observe);
-        let (context, first) = encoded.map_err(short(REFERENCES))?;
+        let (context, first) = encoded.map_err(short(Stage::References))?;
         // 4. Noise, mixed with the image if the run starts from one.
-        let mut latents = self.starting_noise(request, &plan, seed)?;
+        let mut latents = self.starting_noise(request, &plan, seed).during(Stage::Noise)?;
         if request.strength < 1.0 {
             let start = self
                 .start_image(&mut vae, request, &plan, first.as_ref())
-                .map_err(short(REFERENCES))?;
+                .map_err(short(Stage::References))?;
             latents = add_noise(&pack(&start)?.f_to_kind(latents.kind())?, &latents, &plan.schedule)?;
         }
         tell(observe, &plan, Event::Noise { latents: &latents })?;
@@ -91,15 +92,15 @@ impl Pipeline {
                 context.as_ref(),
                 observe,
             )
-            .map_err(short(DENOISING))?;
+            .map_err(short(Stage::Denoise))?;
         // 6. Images.
-        let vae = self.parts.vae.lease().map_err(short(DECODING))?;
+        let vae = self.parts.vae.lease().map_err(short(Stage::Decode))?;
         let codec = self.codec(&vae, &plan);
         let mut images = Vec::with_capacity(plan.batch);
         for item in 0..plan.batch {
             let tokens = latents.f_narrow(0, item as i64, 1)?;
             let image = codec.decode(&unpack(&tokens, plan.target)?, plan.output, plan.conformance);
-            images.push(image.map_err(short(DECODING))?);
+            images.push(image.map_err(short(Stage::Decode))?);
             tell(
                 observe,
                 &plan,
@@ -110,8 +111,10 @@ impl Pipeline {
             )?;
         }
         vae.end();
-        let none = || Error::invalid("batch", "at least 1 image", 0);
-        let image = images.first().cloned().ok_or_else(none)?;
+        let image = images
+            .first()
+            .cloned()
+            .ok_or_else(|| Error::bug("a run of no images"))?;
         let guidance = plan.guidance.unwrap_or_default();
         let latents = array::to_array(&latents)?;
         let output = Output {
@@ -233,11 +236,7 @@ impl Pipeline {
                 let codec = self.codec(Lease::begin(vae, || self.parts.vae.lease())?, plan);
                 codec.encode(image, plan.target.size())
             }
-            _ => Err(Error::invalid(
-                "strength",
-                "1 where there is no image to start from",
-                request.strength,
-            )),
+            _ => Err(Error::bug("a strength below 1 without an image to start from")),
         }
     }
 
@@ -352,11 +351,12 @@ impl Pipeline {
         let (Error::NotFinite { stage, .. }, Some(checkpoint)) = (&error, self.checkpoint()) else {
             return error;
         };
-        let path = match stage.as_str() {
-            s if s.contains("T5") => &checkpoint.t5,
-            s if s.contains("CLIP") => &checkpoint.clip,
-            s if s.contains("denoising") => &checkpoint.transformer,
-            _ => &checkpoint.vae,
+        let path = match stage.part() {
+            Some(ModelPart::T5) => &checkpoint.t5,
+            Some(ModelPart::Clip) => &checkpoint.clip,
+            Some(ModelPart::Transformer) => &checkpoint.transformer,
+            Some(ModelPart::Autoencoder) => &checkpoint.vae,
+            _ => return error,
         };
         match Weights::open(path).and_then(|w| w.store().first_not_finite()) {
             Ok(Some(tensor)) => {
@@ -364,10 +364,7 @@ impl Pipeline {
                     "tensor `{tensor}` of {} holds NaN or infinity; fetch the file again",
                     path.display()
                 );
-                Error::NotFinite {
-                    stage: stage.clone(),
-                    hint,
-                }
+                Error::NotFinite { stage: *stage, hint }
             }
             _ => error,
         }

@@ -1,6 +1,6 @@
 //! Insufficient device memory: detected before a run, or reported by libtorch.
 
-use kontext_core::{Error, Result};
+use kontext_core::{Error, Result, Stage};
 use kontext_device::memory;
 
 use super::Pipeline;
@@ -22,7 +22,7 @@ impl Pipeline {
     }
 
     /// Turns a libtorch OOM into an error with a remedy.
-    pub(super) fn name_shortage(&self, error: Error, plan: &Plan, stage: &'static str) -> Error {
+    pub(super) fn name_shortage(&self, error: Error, plan: &Plan, stage: Stage) -> Error {
         let Some(files) = self.files.as_ref().filter(|_| error.is_out_of_memory()) else {
             return error;
         };

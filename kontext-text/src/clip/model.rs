@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use kontext_core::{Device, During, Error, Kind, Result, Tensor};
+use kontext_core::{Device, During, Error, Kind, ModelPart, Result, Stage, Tensor};
 use kontext_nn::Weights;
 use kontext_nn::{AdapterSlots, Embedding, LayerNorm};
 
@@ -117,7 +117,7 @@ impl ClipEncoder {
             Some(config) => config,
             None => ClipConfig::infer(weights)?,
         };
-        let model = Self::new(weights, &config, compute).during("loading CLIP")?;
+        let model = Self::new(weights, &config, compute).during(Stage::LoadPart { part: ModelPart::Clip })?;
         weights.ignore(is_extra);
         weights.finish()?;
         Ok(model)
@@ -136,7 +136,7 @@ impl ClipEncoder {
         }
         let ends = self.ends(ids)?;
         let output = self.states(ids, length).and_then(|states| pool(states, &ends));
-        output.during("encoding the prompt with CLIP")
+        output.during(Stage::TextClip)
     }
 
     /// Finds the position of the first end token of each row.

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use kontext_core::{Device, During, Kind, Result, Tensor};
+use kontext_core::{Device, During, Kind, ModelPart, Result, Stage, Tensor};
 use kontext_nn::Weights;
 use kontext_nn::{AdapterSlots, Embedding, RmsNorm};
 
@@ -120,7 +120,7 @@ impl T5Encoder {
     /// As [`T5Encoder::open`].
     pub fn from_weights(weights: &Weights, folder: &Path, compute: Kind) -> Result<Self> {
         let config = Self::config_of(weights, folder)?;
-        let model = Self::new(weights, &config, compute).during("loading T5")?;
+        let model = Self::new(weights, &config, compute).during(Stage::LoadPart { part: ModelPart::T5 })?;
         weights.ignore(is_extra);
         weights.finish()?;
         Ok(model)
@@ -142,7 +142,7 @@ impl T5Encoder {
     /// outside the vocabulary, [`kontext_core::Error::Torch`] if libtorch fails.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         let [_, length] = ids::check(ids, self.config.vocab_size)?;
-        self.states(ids, length).during("encoding the prompt with T5")
+        self.states(ids, length).during(Stage::TextT5)
     }
 
     fn states(&self, ids: &Tensor, length: i64) -> Result<Tensor> {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use kontext::save_part;
 use kontext_core::pattern::matches;
-use kontext_core::{Device, Error, Kind, Result, Tensor};
+use kontext_core::{Device, Error, Kind, ModelPart, Result, Tensor};
 use kontext_dit::{Dit, LinearPart, linear_parts};
 use kontext_lora::{LoraLayer, save_lora};
 use kontext_nn::Adapters;
@@ -43,7 +43,7 @@ impl Trained {
             optimizer: recipe.optimizer,
             ema: (recipe.ema > 0.0).then_some(recipe.ema),
             clip: recipe.clip,
-            model: None,
+            part: ModelPart::Transformer,
             hint: RESUME,
         };
         let lora = match &recipe.method {
@@ -132,7 +132,7 @@ impl Trained {
                 continue;
             };
             let up = values.get(&format!("{module}.{UP}"));
-            let up = up.ok_or_else(|| Error::invalid("trained values", "both factors of each layer", name))?;
+            let up = up.ok_or_else(|| Error::bug(format!("trained values with `{name}` and no `{UP}`")))?;
             // The scale is folded into the saved values: programs differ in where they look for it.
             let magnitude = values.get(&format!("{module}.{MAGNITUDE}")).map(Tensor::shallow_clone);
             let (down, up) = (down.shallow_clone(), up.f_mul_scalar(strength(lora))?);

@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::Receiver;
 
-use kontext_core::{Error, Result, check};
+use kontext_core::{Error, Result, Stage, check};
 use kontext_dit::{Dit, RunInput};
 use kontext_sampler::TIME_FACTOR;
 
@@ -41,7 +41,7 @@ pub(crate) fn update(
     let scale = 1.0 / data.accumulate as f64;
     let mut loss = 0.0;
     for _ in 0..data.accumulate {
-        let stopped = |_| Error::invalid("training batches", "one for each step", "none");
+        let stopped = |_| Error::bug("batches that end before the steps");
         let noisy = batches.recv().map_err(stopped)??;
         let dit = trained.dit()?;
         let run = prepare(dit, recipe, &noisy)?;
@@ -69,7 +69,7 @@ fn prepare(dit: &Dit, recipe: &Recipe, noisy: &NoisyBatch) -> Result<kontext_dit
 /// Returns the loss without a gradient.
 pub(crate) fn loss_of(dit: &Dit, recipe: &Recipe, noisy: &NoisyBatch) -> Result<f64> {
     let velocity = dit.forward(&prepare(dit, recipe, noisy)?, 0, &noisy.noisy_target)?;
-    check::finite("validating", &velocity)?;
+    check::finite(Stage::Validate, &velocity)?;
     let loss = recipe
         .objective
         .loss(&velocity, &noisy.noise, &noisy.batch.target, &noisy.sigmas)?;

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use kontext::save_part;
-use kontext_core::{Device, Error, Kind, Result, Tensor};
+use kontext_core::{Device, Error, Kind, ModelPart, Result, Tensor};
 use kontext_text::{ClipConfig, ClipEncoder, T5Config, T5Encoder, Tokenizer};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
@@ -70,8 +70,8 @@ impl Default for TextRecipe {
 /// Report of a training step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TextReport {
-    /// "T5" or "CLIP".
-    pub encoder: &'static str,
+    /// The encoder: [`ModelPart::T5`] or [`ModelPart::Clip`].
+    pub encoder: ModelPart,
     /// Finished steps.
     pub step: u64,
     /// Steps of this encoder.
@@ -119,10 +119,10 @@ fn train_t5(
     let tensors = initial(recipe.seed, |w| T5Encoder::new(w, &config, Kind::Float).map(drop))?;
     let corpus = Corpus::open(&out.join("tokenizer_2"), texts, recipe.t5_tokens, 2, 0)?;
     let scale = 8.0 / (recipe.width as f64).sqrt();
-    let values = train("T5", recipe, &corpus, &tensors, observe, |params| {
+    let values = train(ModelPart::T5, recipe, &corpus, &tensors, observe, |params| {
         let model = T5Encoder::new(&params.weights(), &config, Kind::Float)?;
         let table = params.get("shared.weight").map(Tensor::shallow_clone);
-        let table = table.ok_or_else(|| Error::invalid("T5's table", "`shared.weight`", "none"))?;
+        let table = table.ok_or_else(|| Error::bug("T5 without `shared.weight`"))?;
         Ok(move |batch: &Batch| {
             let logits = model
                 .forward(&batch.masked)?
@@ -167,10 +167,10 @@ fn train_clip(
     })?);
     // CLIP has no mask token: the start-of-text token serves as one.
     let corpus = Corpus::open(&out.join("tokenizer"), texts, recipe.clip_tokens, vocab - 2, 1)?;
-    let mut values = train("CLIP", recipe, &corpus, &tensors, observe, |params| {
+    let mut values = train(ModelPart::Clip, recipe, &corpus, &tensors, observe, |params| {
         let model = ClipEncoder::new(&params.weights(), &config, Kind::Float)?;
         let head = params.get(HEAD).map(Tensor::shallow_clone);
-        let head = head.ok_or_else(|| Error::invalid("CLIP's head", "a tensor", "none"))?;
+        let head = head.ok_or_else(|| Error::bug(format!("CLIP's values without `{HEAD}`")))?;
         Ok(move |batch: &Batch| {
             let pooled = model.forward(&batch.masked)?.pooled;
             let logits = pooled.f_linear(&head, None::<&Tensor>)?.f_sub_scalar(4.0)?; // [B, V]: most words are absent
@@ -187,7 +187,7 @@ fn train_clip(
 /// Trains the encoder whose loss `build` makes over the trainable tensors. Returns the trained values by
 /// name.
 fn train<L: Fn(&Batch) -> Result<Tensor>>(
-    encoder: &'static str,
+    encoder: ModelPart,
     recipe: &TextRecipe,
     corpus: &Corpus,
     tensors: &[(String, Tensor)],
@@ -202,7 +202,7 @@ fn train<L: Fn(&Batch) -> Result<Tensor>>(
         },
         ema: None,
         clip: 1.0,
-        model: Some(encoder),
+        part: encoder,
         hint: "take a lower rate.peak",
     };
     let params = Params::new(tensors, Device::Cpu)?;
@@ -220,7 +220,7 @@ fn train<L: Fn(&Batch) -> Result<Tensor>>(
 
 /// The training loop of either encoder.
 struct TextTraining<'a, L> {
-    encoder: &'static str,
+    encoder: ModelPart,
     recipe: &'a TextRecipe,
     corpus: &'a Corpus,
     learner: Learner,
@@ -351,7 +351,7 @@ mod tests {
             ControlFlow::Continue(())
         })
         .unwrap();
-        for name in ["T5", "CLIP"] {
+        for name in [ModelPart::T5, ModelPart::Clip] {
             let values: Vec<f64> = losses.iter().filter(|r| r.encoder == name).map(|r| r.loss).collect();
             assert!(
                 values[50..].iter().sum::<f64>() < 0.6 * values[..10].iter().sum::<f64>(),

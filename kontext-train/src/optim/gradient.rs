@@ -3,7 +3,7 @@
 //! They are separate functions so that, with parameters or batches spread over devices, an all-reduce can
 //! follow `collect` and a global norm can replace `norm`.
 
-use kontext_core::{Error, Result, Tensor};
+use kontext_core::{Error, Result, Stage, Tensor};
 
 use super::Params;
 
@@ -19,16 +19,16 @@ pub(crate) fn norm(gradient: &Tensor) -> Result<f64> {
     Ok(gradient.f_norm()?.f_double_value(&[])?)
 }
 
-/// Checks that the loss and the norm are finite; `stage` and `hint` are the error's text.
+/// Checks that the loss and the norm are finite; `stage` and `hint` are the error's.
 ///
 /// # Errors
 /// [`Error::NotFinite`] if one of them is not.
-pub(crate) fn check(loss: f64, norm: f64, stage: impl FnOnce() -> String, hint: &str) -> Result<()> {
+pub(crate) fn check(loss: f64, norm: f64, stage: Stage, hint: &str) -> Result<()> {
     if loss.is_finite() && norm.is_finite() {
         return Ok(());
     }
     Err(Error::NotFinite {
-        stage: stage(),
+        stage,
         hint: hint.to_owned(),
     })
 }
@@ -44,6 +44,8 @@ pub(crate) fn clip(gradient: Tensor, norm: f64, max_norm: f64) -> Result<Tensor>
 
 #[cfg(test)]
 mod tests {
+    use kontext_core::ModelPart;
+
     use super::*;
 
     #[test]
@@ -57,7 +59,10 @@ mod tests {
 
     #[test]
     fn a_loss_or_norm_that_is_not_finite_names_the_stage() {
-        let stage = || "training step 3".to_owned();
+        let stage = Stage::Train {
+            part: ModelPart::Transformer,
+            step: 3,
+        };
         assert!(check(1.0, 1.0, stage, "").is_ok());
         for (loss, norm) in [(f64::NAN, 1.0), (1.0, f64::INFINITY)] {
             let error = check(loss, norm, stage, "take a lower rate.peak").unwrap_err();

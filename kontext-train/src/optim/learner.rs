@@ -1,6 +1,6 @@
 //! One set of trained values with its optimizer and moving average.
 
-use kontext_core::{Result, Tensor};
+use kontext_core::{ModelPart, Result, Stage, Tensor};
 
 use super::{AdamW, AdamWConfig, Ema, Params, gradient};
 
@@ -17,8 +17,8 @@ pub(crate) struct LearnerConfig {
     pub(crate) ema: Option<f64>,
     /// Maximum norm of the gradient; longer ones are clipped.
     pub(crate) clip: f64,
-    /// Name of the model in errors; `None` for a run's main one.
-    pub(crate) model: Option<&'static str>,
+    /// The trained part, for errors.
+    pub(crate) part: ModelPart,
     /// Remedy in the error for a loss or gradient that is not finite.
     pub(crate) hint: &'static str,
 }
@@ -59,9 +59,9 @@ impl Learner {
     pub(crate) fn update(&mut self, step: u64, loss: f64, lr: f64) -> Result<f64> {
         let gradient = gradient::collect(&self.params)?;
         let norm = gradient::norm(&gradient)?;
-        let stage = || match self.config.model {
-            Some(model) => format!("training step {} of {model}", step + 1),
-            None => format!("training step {}", step + 1),
+        let stage = Stage::Train {
+            part: self.config.part,
+            step: step + 1,
         };
         gradient::check(loss, norm, stage, self.config.hint)?;
         let gradient = gradient::clip(gradient, norm, self.config.clip)?;

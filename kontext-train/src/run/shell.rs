@@ -232,7 +232,7 @@ fn report<E>(observe: Observer<'_, E>, event: E, done: u64, total: u64) -> Resul
 
 #[cfg(test)]
 mod tests {
-    use kontext_core::{Device, Tensor};
+    use kontext_core::{Device, ModelPart, Tensor};
 
     use super::*;
     use crate::optim::{AdamWConfig, LearnerConfig, Params};
@@ -248,7 +248,7 @@ mod tests {
                 optimizer: AdamWConfig::default(),
                 ema: None,
                 clip: 1.0,
-                model: None,
+                part: ModelPart::Transformer,
                 hint: "",
             };
             Self(Learner::new(params, config).unwrap())

@@ -166,7 +166,7 @@ fn layout(params: &Params) -> String {
 
 #[cfg(test)]
 mod tests {
-    use kontext_core::Device;
+    use kontext_core::{Device, ModelPart};
 
     use super::*;
     use crate::optim::{AdamWConfig, LearnerConfig};
@@ -187,7 +187,7 @@ mod tests {
                 optimizer: AdamWConfig::default(),
                 ema,
                 clip: 1.0,
-                model: None,
+                part: ModelPart::Transformer,
                 hint: "",
             };
             Learner::new(params, config).unwrap()

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use kontext::{Cancel, Device, Error, Event, Kind, Placement, Request, Tensor, free_memory};
+use kontext::{Cancel, Device, Error, Event, Kind, Placement, Request, Stage, Tensor, free_memory};
 use kontext_device::memory::give_back_on;
 
 use super::distance::Trace;
@@ -101,7 +101,7 @@ fn refused(world: &World) -> anyhow::Result<Outcome> {
     let told = error.as_ref().map_or_else(|| "it ran".to_owned(), ToString::to_string);
     let mut outcome = Outcome::default();
     outcome.holds(
-        matches!(&error, Some(Error::Memory { stage, .. }) if *stage == "denoising"),
+        matches!(&error, Some(Error::Memory { stage, .. }) if *stage == Stage::Denoise),
         || told.clone(),
     );
     outcome.note(told);

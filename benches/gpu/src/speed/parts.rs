@@ -89,7 +89,7 @@ fn step(shared: &Shared, work: Work) -> anyhow::Result<Outcome> {
     })?;
     outcome.value("tokens", entrance.tokens());
     let velocity = parts.dit.forward(&run, 0, &entrance.target)?;
-    kontext_core::check::finite("the step", &velocity)?;
+    kontext_core::check::finite(kontext_core::Stage::Forward, &velocity)?;
     Ok(outcome)
 }
 

@@ -69,7 +69,7 @@ fn run(files: &Files, stored: Stored, placement: Placement) -> anyhow::Result<Ou
         let taken = account.peak - before;
         outcome.value("peak_gb", taken as f64 / 1e9);
         outcome.value("planned_gb", planned as f64 / 1e9);
-        outcome.value("planned stage", stage);
+        outcome.value("planned stage", stage.to_string());
         // Memory that libtorch reserved on the device, including its cache.
         outcome.value("reserved_gb", account.reserved_peak as f64 / 1e9);
         outcome.at_most(

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use image::RgbImage;
-use kontext_core::{Device, During, Kind, Result, Tensor, array, images};
+use kontext_core::{Device, During, Kind, Result, Stage, Tensor, array, images};
 use kontext_nn::Conv2d;
 use kontext_nn::Weights;
 
@@ -216,7 +216,7 @@ impl Embedder for Features {
                 last = Some(features.shallow_clone());
                 Ok(())
             })
-            .during("embedding images")?;
+            .during(Stage::Other("embedding images"))?;
             let Some(last) = last else { continue };
             let pooled = last.f_mean_dim([2_i64, 3].as_slice(), false, Kind::Float)?; // [B, C]
             for row in 0..batch.len() as i64 {

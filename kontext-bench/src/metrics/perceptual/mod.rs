@@ -10,7 +10,7 @@ mod naming;
 use std::path::Path;
 
 use image::RgbImage;
-use kontext_core::{Device, During, Kind, Result, Tensor, array};
+use kontext_core::{Device, During, Kind, Result, Stage, Tensor, array};
 use kontext_nn::Weights;
 
 pub use backbone::Backbone;
@@ -91,7 +91,7 @@ impl Perceptual {
         pairs.iter().try_for_each(|(a, b)| same_size(a, b))?;
         let mut distances = Vec::with_capacity(pairs.len());
         for batch in batches(pairs, |(a, _)| *a, 2) {
-            distances.extend(self.batch(batch).during("comparing features")?);
+            distances.extend(self.batch(batch).during(Stage::Other("comparing features"))?);
         }
         Ok(distances)
     }

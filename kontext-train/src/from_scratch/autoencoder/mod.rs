@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use image::RgbImage;
-use kontext_core::{Device, Error, Result, Tensor, images};
+use kontext_core::{Device, Error, ModelPart, Result, Tensor, images};
 use kontext_vae::{AutoencoderKl, VaeConfig};
 use rayon::prelude::*;
 
@@ -78,7 +78,7 @@ impl AutoencoderTrainer {
             optimizer: recipe.optimizer,
             ema: Some(recipe.ema),
             clip: recipe.clip,
-            model: Some("the autoencoder"),
+            part: ModelPart::Autoencoder,
             hint: RESUME,
         };
         let mut learner = Learner::new(params, learner)?;
