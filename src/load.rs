@@ -160,7 +160,7 @@ impl PipelineBuilder {
             Some(free) => footprint.first_that_fits(&plan, &candidates, free),
             None => candidates.first().copied(),
         };
-        chosen.ok_or_else(|| Error::invalid("placement", "one of the known", self.placement))
+        chosen.ok_or_else(|| Error::bug(format!("placement `{}` without an arrangement", self.placement)))
     }
 
     /// Estimates the memory that a run of this request takes on the device, for each placement (or the

@@ -159,12 +159,8 @@ pub fn from_tensor(values: &Tensor, rounding: Rounding) -> Result<Vec<RgbImage>>
                 .f_select(0, item)?
                 .f_reshape([-1])?
                 .f_copy_data(&mut buffer, size)?;
-            let got = || Error::Shape {
-                tensor: "image",
-                expected: "[B, 3, H, W]",
-                got: values.size(),
-            };
-            RgbImage::from_raw(width as u32, height as u32, buffer).ok_or_else(got)
+            let missing = || Error::bug("an image of a tensor with missing pixels");
+            RgbImage::from_raw(width as u32, height as u32, buffer).ok_or_else(missing)
         })
         .collect()
 }

@@ -27,10 +27,13 @@ const CHANNELS: usize = 3;
 /// # Errors
 /// [`Error::InvalidArgument`] if a size is zero.
 pub fn resize(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
-    let got = || format!("{}x{} to {width}x{height}", image.width(), image.height());
-    let invalid = || Error::invalid("image size", "a width and a height of at least 1 pixel", got());
     if [width, height, image.width(), image.height()].contains(&0) {
-        return Err(invalid());
+        let got = format!("{}x{} to {width}x{height}", image.width(), image.height());
+        return Err(Error::invalid(
+            "image size",
+            "a width and a height of at least 1 pixel",
+            got,
+        ));
     }
     let (from, to) = (
         [image.width() as usize, image.height() as usize],
@@ -42,7 +45,7 @@ pub fn resize(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
     } else {
         vertical(&horizontal(rows, from[0], to[0]), to[0], from[1], to[1])
     };
-    RgbImage::from_raw(width, height, rows).ok_or_else(invalid)
+    RgbImage::from_raw(width, height, rows).ok_or_else(|| Error::bug("a resized image with missing pixels"))
 }
 
 /// Returns `true` if the vertical pass comes first. Since version 13, Pillow starts with the height if it

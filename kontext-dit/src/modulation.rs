@@ -71,7 +71,7 @@ impl Table {
         let triples = (0..N).map(triple).collect::<Result<Vec<_>>>()?;
         triples
             .try_into()
-            .map_err(|_| Error::invalid("modulation", "triples", N))
+            .map_err(|_| Error::bug(format!("modulation that is not of {N} triples")))
     }
 
     /// Returns shift and `1 + scale` of the last layer at one step, each [B, 1, D].

@@ -98,7 +98,7 @@ impl Nested {
 
 /// Reads a tensor's values as f32.
 pub(super) fn floats_of(files: &[WeightFile], (file, name): &Place) -> Result<Vec<f32>> {
-    let missing = || Error::invalid("file of a companion", "one of the checkpoint's", file);
+    let missing = || Error::bug(format!("scales in file {file} of a checkpoint that has fewer"));
     let values: Tensor = files.get(*file).ok_or_else(missing)?.read(name)?;
     let flat = values.f_to_kind(Kind::Float)?.f_reshape([-1])?;
     Vec::<f32>::try_from(&flat).map_err(|_| Error::Shape {

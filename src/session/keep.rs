@@ -117,14 +117,8 @@ impl DifferenceMap {
             .into_iter()
             .map(level)
             .collect();
-        let size = || {
-            Error::invalid(
-                "images of a difference map",
-                "a size that fits the memory",
-                "a larger one",
-            )
-        };
-        GrayImage::from_raw(width, height, levels).ok_or_else(size)
+        let missing = || Error::bug("a difference map with missing pixels");
+        GrayImage::from_raw(width, height, levels).ok_or_else(missing)
     }
 
     fn check(&self) -> Result<()> {

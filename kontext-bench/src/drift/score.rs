@@ -50,7 +50,7 @@ pub(super) fn scores(walk: Walk<'_>, perceptual: Option<&Perceptual>) -> Result<
     let values = |index: usize, decibels: Option<f64>| -> Result<Values> {
         let (a, b) = all
             .get(index)
-            .ok_or_else(|| Error::invalid("walk", "a result for each turn", index))?;
+            .ok_or_else(|| Error::bug(format!("a walk without pair {index}")))?;
         let (distance, identity) = (at(&distances, index), at(&identities, index));
         Ok(Values {
             psnr: decibels.map(capped),

@@ -51,11 +51,10 @@ fn unpack_blocks(bytes: &Tensor, format: Format, out: &Tensor) -> Result<()> {
         | Format::F8E5M2
         | Format::Int8
         | Format::Nf4
-        | Format::Fp4 => Err(kontext_core::Error::invalid(
-            "format",
-            "one with scales in its blocks",
-            format.name(),
-        )),
+        | Format::Fp4 => Err(kontext_core::Error::bug(format!(
+            "blocks of {}, which has none with scales",
+            format.name()
+        ))),
     }
 }
 

@@ -109,7 +109,7 @@ impl PackedRows {
         for part in &self.parts {
             let (now, rest) = out.split_at_mut(part.rows.len() * self.columns.len());
             let Held::Host(matrix) = &part.matrix else {
-                return Err(Error::invalid("packed rows", "ones on the host", "ones on a device"));
+                return Err(Error::bug("rows on a device for the kernels of the host"));
             };
             matrix.view()?.unpack(part.rows.clone(), self.columns.clone(), now)?;
             out = rest;

@@ -66,11 +66,10 @@ impl Mover for Copies {
     fn begin(&mut self, bytes: &[u8], buffer: &mut Buffer) -> Result<()> {
         let count = bytes.len();
         if count > self.capacity {
-            return Err(Error::invalid(
-                "weight",
-                format!("at most {} bytes", self.capacity),
-                count,
-            ));
+            return Err(Error::bug(format!(
+                "a weight of {count} bytes for a buffer of {}",
+                self.capacity
+            )));
         }
         buffer.arrived.synchronize()?;
         // SAFETY: the buffer is this call's only. Its pinned memory has `capacity` bytes, no less than are copied, and no

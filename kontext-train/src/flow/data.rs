@@ -87,6 +87,6 @@ impl Batches {
             recipe.seed,
             index,
         )?;
-        prepared.ok_or_else(|| Error::invalid("training items", "at least one", 0))
+        prepared.ok_or_else(|| Error::bug(format!("no batch {index} of a dataset that has items")))
     }
 }
