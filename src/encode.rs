@@ -10,8 +10,11 @@ use kontext_vae::{Autoencoder, Tiling};
 use crate::plan::stitched_width;
 use crate::{Plan, Request};
 
-/// Largest area in pixels processed without tiles by default.
-pub(crate) const UNTILED_AREA: i64 = 2048 * 2048;
+/// Returns the tiling of an image of `area` pixels by default: none up to 2048 x 2048.
+pub(crate) fn default_tiling(area: u64) -> Option<Tiling> {
+    const UNTILED_AREA: u64 = 2048 * 2048;
+    (area > UNTILED_AREA).then(Tiling::default)
+}
 
 /// An autoencoder with the dtype, device and tiling of its runs.
 #[derive(Debug)]
@@ -57,7 +60,7 @@ impl Codec<'_> {
 
     fn tiles(&self, shape: &[i64], pixels: i64) -> Option<Tiling> {
         let area = shape.iter().rev().take(2).map(|side| side * pixels).product::<i64>();
-        self.tiling.or((area > UNTILED_AREA).then(Tiling::default))
+        self.tiling.or_else(|| default_tiling(area.unsigned_abs()))
     }
 }
 

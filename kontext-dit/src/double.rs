@@ -11,7 +11,7 @@ use crate::rope::Rope;
 use crate::stream::{Stream, clamp_half};
 
 /// Number of modulation vectors of a stream: twice (shift, scale, gate).
-const PARTS: i64 = 6;
+pub(crate) const PARTS: i64 = 6;
 
 /// A double-stream block.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 mod config;
 mod double;
 mod embed;
+mod footprint;
 mod linears;
 mod model;
 mod modulation;
@@ -14,6 +15,7 @@ mod state;
 mod stream;
 
 pub use config::DitConfig;
+pub use footprint::{DitFootprint, DitWeights, RunSizes};
 pub use linears::{LinearPart, linear_parts};
 pub use model::{Dit, Run, RunInput};
 pub use piece::Piece;

@@ -52,8 +52,8 @@ impl Piece<'_> {
     /// modulation, [`Piece::modulation`] or tensors of the same shapes.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for the state or the modulation of another piece, [`Error::Torch`] if libtorch
-    /// fails.
+    /// [`Error::InvalidArgument`] for the state or the modulation of another piece, [`Error::Torch`] if
+    /// libtorch fails.
     pub fn forward(&self, state: &State, modulation: &[Tensor]) -> Result<State> {
         self.compute(state, modulation).during(Stage::Forward)
     }

@@ -13,7 +13,7 @@ use crate::rope::Rope;
 use crate::stream::{QkNorm, clamp_half, gelu};
 
 /// Number of modulation vectors: (shift, scale, gate).
-const PARTS: i64 = 3;
+pub(crate) const PARTS: i64 = 3;
 
 /// A single-stream block.
 ///

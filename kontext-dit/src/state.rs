@@ -4,8 +4,8 @@ use kontext_core::{Error, Result, Tensor};
 
 /// Activations between two pieces of a step: the output of one and the input of the next.
 ///
-/// A step goes through the variants in their order; it skips those that its blocks do not return.
-/// Shapes are in terms of N samples, T text tokens, L target tokens, R reference tokens and the model's width D; the
+/// A step goes through the variants in their order; it skips those that its blocks do not return. Shapes are
+/// in terms of N samples, T text tokens, L target tokens, R reference tokens and the model's width D; the
 /// dtype is that of the run.
 ///
 /// # Example

@@ -1,7 +1,7 @@
 //! Scaled dot-product attention, and the layouts of its heads.
 //!
-//! All models except T5 compute their attention here, so another backend is chosen here too. T5 writes its attention
-//! out: its unscaled scores need the reference's order of operations.
+//! All models except T5 compute their attention here, so another backend is chosen here too. T5 writes its
+//! attention out: its unscaled scores need the reference's order of operations.
 
 use tch::Tensor;
 
@@ -20,7 +20,8 @@ pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>, scale: 
     merge_heads(&heads)
 }
 
-/// Computes [`attend`], without bias and with the default scale, on heads in the order of a projection's output.
+/// Computes [`attend`], without bias and with the default scale, on heads in the order of a projection's
+/// output.
 ///
 /// # Shapes
 /// `q` [B, L, H, D], `k` and `v` [B, S, H, D]; returns [B, L, H * D].

@@ -5,6 +5,7 @@ mod attention;
 mod conv;
 mod dequant;
 mod embedding;
+pub mod footprint;
 mod linear;
 mod matrix;
 mod norm;

@@ -8,7 +8,8 @@ use serde::Deserialize;
 
 use crate::Conformance;
 
-/// Scale of the model's time and guidance inputs: it was trained on times in [0, 1000], where sigmas are in [0, 1].
+/// Scale of the model's time and guidance inputs: it was trained on times in [0, 1000], where sigmas are in
+/// [0, 1].
 ///
 /// ```
 /// use kontext_core::Kind;

@@ -3,6 +3,7 @@
 
 mod activation;
 pub mod clip;
+mod footprint;
 mod ids;
 mod load;
 mod prompt;
@@ -11,6 +12,7 @@ mod tokenizer;
 
 pub use activation::Activation;
 pub use clip::{ClipConfig, ClipEncoder, ClipOutput};
+pub use footprint::TextFootprint;
 pub use prompt::{TextEncoder, Truncation, pooled, prompt_embeds};
 pub use t5::{T5Config, T5Encoder, t5_gguf_name};
 pub use tokenizer::{Encoded, Tokenizer};

@@ -1,13 +1,13 @@
 //! Memory footprint of a model, and the placements that fit it.
 
 use kontext_core::{Error, Kind, Result, Stage};
-use kontext_dit::{DitConfig, names};
+use kontext_dit::{DitConfig, DitWeights};
 use kontext_formats::Quantize;
-use kontext_nn::Weights;
-use kontext_nn::{Offload, PREFETCH_BUFFERS};
-use kontext_text::{ClipEncoder, T5Config, T5Encoder};
+use kontext_nn::footprint::WeightBytes;
+use kontext_nn::{Offload, Weights};
+use kontext_text::{ClipEncoder, T5Config, T5Encoder, TextFootprint};
+use kontext_vae::VaeFootprint;
 
-use super::part::{Part, size_of};
 use super::{Machine, MemoryPlan, StageMemory};
 use crate::placement::{Arrangement, Placement};
 use crate::{Checkpoint, Plan};
@@ -16,9 +16,9 @@ use crate::{Checkpoint, Plan};
 #[derive(Debug, Clone)]
 pub(crate) struct Footprint {
     pub(super) machine: Machine,
-    pub(super) text: Part,
-    pub(super) dit: Part,
-    pub(super) modulation: Part,
+    pub(super) text: WeightBytes,
+    pub(super) dit: WeightBytes,
+    pub(super) modulation: WeightBytes,
     pub(super) vae: u64,
     pub(super) t5: T5Config,
     pub(super) config: DitConfig,
@@ -40,37 +40,17 @@ impl Footprint {
             T5Encoder::weights(&checkpoint.t5)?,
             ClipEncoder::weights(&checkpoint.clip)?,
         );
-        let vae = Weights::open(&checkpoint.vae)?;
-        // In f16, the last layer of T5's MLP is f32.
-        let t5_kind = |name: &str| {
-            if compute == Kind::Half && name.ends_with("wo.weight") {
-                Kind::Float
-            } else {
-                compute
-            }
-        };
-        let t5_part = Part::of(&t5, quantize_t5, t5_kind, |_| true);
-        let clip_part = Part::of(&clip, None, |_| compute, |_| true);
-        let last = vae
-            .shapes()
-            .into_iter()
-            .find(|(name, _)| name.ends_with("decoder.conv_out.weight"));
+        let vae = VaeFootprint::of(&Weights::open(&checkpoint.vae)?, Kind::Float);
+        let dit = DitWeights::of(weights, quantize, dtype);
         Ok(Self {
             machine,
-            // CLIP is small, and always held.
-            text: Part {
-                rest: t5_part.rest + clip_part.all(),
-                ..t5_part
-            },
-            dit: Part::of(weights, quantize, |_| dtype, |name| !names::is_modulation(name)),
-            modulation: Part::of(weights, None, |_| dtype, names::is_modulation),
-            vae: size_of(Kind::Float) * vae.store().account().parameters,
+            text: TextFootprint::weight_bytes(&t5, &clip, quantize_t5, compute),
+            dit: dit.blocks,
+            modulation: dit.modulation,
+            vae: vae.weights,
             t5: T5Encoder::config_of(&t5, &checkpoint.t5)?,
             config: config.clone(),
-            vae_channels: last
-                .and_then(|(_, shape)| shape.get(1).copied())
-                .unwrap_or(128)
-                .unsigned_abs(),
+            vae_channels: vae.channels,
         })
     }
 
@@ -131,42 +111,15 @@ impl Footprint {
     fn held(&self, arrangement: Arrangement) -> u64 {
         match arrangement.placement {
             Placement::Staged => 0,
-            _ => self.text(arrangement.left) + self.transformer(arrangement.left) + self.vae,
-        }
-    }
-
-    /// Returns the bytes of the text encoders' weights held while they run.
-    fn text(&self, left: Offload) -> u64 {
-        if left == Offload::All {
-            self.text.rest
-        } else {
-            self.text.all()
-        }
-    }
-
-    /// Returns the bytes of the transformer's weights held while it runs.
-    fn transformer(&self, left: Offload) -> u64 {
-        match left {
-            Offload::None => self.dit.all() + self.modulation.all(),
-            Offload::Once => self.dit.all() + self.modulation.rest,
-            Offload::All => self.dit.rest + self.modulation.rest + self.prefetch(),
-        }
-    }
-
-    /// Returns the bytes of the buffers that prefetch matrices to a CUDA device.
-    fn prefetch(&self) -> u64 {
-        let largest = self.dit.largest.stored.max(self.modulation.largest.stored);
-        if self.machine.device.is_cuda() {
-            PREFETCH_BUFFERS as u64 * largest
-        } else {
-            0
+            _ => self.text_encoders(arrangement.left).held() + self.transformer(arrangement.left).held() + self.vae,
         }
     }
 
     /// Plans a run's memory on the model's device.
     pub(crate) fn plan(&self, plan: &Plan, arrangement: Arrangement) -> MemoryPlan {
         let Arrangement { placement, left } = arrangement;
-        let (text, dit, all) = (self.text(left), self.transformer(left), self.held(arrangement));
+        let (text, dit) = (self.text_encoders(left).held(), self.transformer(left).held());
+        let all = self.held(arrangement);
         let stage_weights = |own: u64| if placement == Placement::Staged { own } else { all };
         let mut stages = vec![StageMemory {
             stage: Stage::Text,
@@ -192,7 +145,7 @@ impl Footprint {
             weights: stage_weights(self.vae),
             work,
         });
-        let pages = |part: &Part, is_left: bool| if is_left { part.stored } else { 0 };
+        let pages = |part: &WeightBytes, is_left: bool| if is_left { part.stored } else { 0 };
         let file_pages = pages(&self.text, left == Offload::All) + pages(&self.dit, left == Offload::All);
         let file_pages = file_pages + pages(&self.modulation, left != Offload::None);
         MemoryPlan {

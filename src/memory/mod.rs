@@ -1,7 +1,6 @@
 //! Memory estimates for runs, from headers only.
 
 mod footprint;
-mod part;
 #[cfg(test)]
 mod tests;
 mod work;

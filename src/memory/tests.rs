@@ -4,10 +4,10 @@ use image::RgbImage;
 use kontext_core::{Error, Tensor};
 use kontext_dit::DitConfig;
 use kontext_nn::Offload;
+use kontext_nn::footprint::{MatrixBytes as Matrix, WeightBytes as Part};
 use kontext_sampler::Shift;
 use kontext_text::T5Config;
 
-use super::part::{Matrix, Part};
 use super::*;
 use crate::placement::Arrangement;
 use crate::plan::ModelFacts;

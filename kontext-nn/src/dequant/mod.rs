@@ -16,6 +16,10 @@ use self::scales::DeviceScales;
 use kontext_core::Result;
 use kontext_formats::quant::{Format, Packed};
 
+/// Most bytes alive for each element while a matrix is dequantised by tensor operations, next to the result:
+/// with 4 bits and a lookup table (`blocks::pairs`), a 4-byte index for two elements and both of them in f32.
+pub(crate) const WORKSPACE: u64 = 6;
+
 /// A packed matrix [R, C], or a part of one, as tensors on one device.
 #[derive(Debug)]
 pub(crate) struct OnDevice {

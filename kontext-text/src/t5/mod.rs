@@ -2,10 +2,12 @@
 
 mod bias;
 mod config;
+mod footprint;
 mod gguf;
 mod layer;
 mod model;
 
 pub use config::T5Config;
+pub(crate) use footprint::{activations, held_kind};
 pub use gguf::t5_gguf_name;
 pub use model::T5Encoder;
