@@ -16,7 +16,7 @@ use kontext::session::KeepUnchanged;
 use kontext::{Pipeline, Request, Session};
 use kontext_cli::interrupt::Interrupt;
 use kontext_cli::run::numbered;
-use kontext_cli::{complain, progress, say, shipped};
+use kontext_cli::{complain, note, notes, progress, say, shipped};
 
 const HELP: &str = "\
 a prompt          edits the image; the result is the image then
@@ -263,7 +263,10 @@ impl Desk<'_> {
         let cancel = self.interrupt.begin();
         let mut sampled = progress::sampling();
         let turn = self.session.run_with(&request, |event| {
-            sampled(&event);
+            match notes::of(&event) {
+                Some(line) => note(line),
+                None => sampled(&event),
+            }
             cancel.check()
         });
         self.interrupt.end();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kontext_core::{Conditioning, Tensor};
-use kontext_text::Truncation;
+use kontext_text::{Truncation, Unknown};
 
 use crate::Plan;
 
@@ -26,6 +26,11 @@ pub enum Event<'a> {
     PromptTruncated {
         /// The encoder that truncated it, and the dropped text.
         truncation: &'a Truncation,
+    },
+    /// A prompt has text that an encoder's vocabulary lacks.
+    UnknownWords {
+        /// The encoder that does not know it, and the text.
+        unknown: &'a Unknown,
     },
     /// A prompt is encoded.
     Encoded {

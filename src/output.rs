@@ -28,6 +28,8 @@ pub struct Output {
     pub seed: u64,
     /// The prompt.
     pub prompt: String,
+    /// The prompt of T5, if it is another one.
+    pub prompt_2: Option<String>,
     /// The guidance value.
     pub guidance: f64,
     /// The plan of the run.
@@ -44,7 +46,7 @@ impl Output {
     }
 
     /// Writes an image of the batch as PNG, JPEG (quality 95) or WebP (lossless), chosen by the file
-    /// extension. A PNG carries prompt, seed, steps, guidance and sizes as text.
+    /// extension. A PNG carries the prompt (or both), seed, steps, guidance and sizes as text.
     ///
     /// The file is written under a temporary name first, so it appears whole or not at all.
     ///
@@ -53,7 +55,7 @@ impl Output {
     /// cannot be written.
     pub fn save_image(&self, index: usize, path: impl AsRef<Path>) -> Result<()> {
         let (image, made) = self.made(index)?;
-        made.save(image, &self.prompt, path.as_ref())
+        made.save(image, self.prompts(), path.as_ref())
     }
 
     /// Encodes the first image as PNG: the bytes of the file that [`Output::save`] writes, with its text.
@@ -72,7 +74,11 @@ impl Output {
     /// format ([`check_size`](crate::io::check_size)).
     pub fn encode(&self, index: usize, format: ImageFormat) -> Result<Vec<u8>> {
         let (image, made) = self.made(index)?;
-        made.encode(image, &self.prompt, format)
+        made.encode(image, self.prompts(), format)
+    }
+
+    fn prompts(&self) -> Prompts<'_> {
+        (&self.prompt, self.prompt_2.as_deref())
     }
 
     /// Returns an image of the batch, with its parameters.
@@ -91,6 +97,9 @@ impl Output {
     }
 }
 
+/// The prompt, and the one of T5 if it has its own.
+pub(crate) type Prompts<'a> = (&'a str, Option<&'a str>);
+
 /// The parameters of an image, apart from its prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Made {
@@ -101,18 +110,18 @@ pub(crate) struct Made {
 }
 
 impl Made {
-    /// Writes the image; a PNG carries these parameters as text.
-    pub(crate) fn save(&self, image: &RgbImage, prompt: &str, path: &Path) -> Result<()> {
-        save_image(image, path, &self.text(image, prompt))
+    /// Writes the image; a PNG carries these parameters and the prompts as text.
+    pub(crate) fn save(&self, image: &RgbImage, prompts: Prompts<'_>, path: &Path) -> Result<()> {
+        save_image(image, path, &self.text(image, prompts))
     }
 
-    /// Encodes the image; a PNG carries these parameters as text.
-    pub(crate) fn encode(&self, image: &RgbImage, prompt: &str, format: ImageFormat) -> Result<Vec<u8>> {
-        encode_image(image, format, &self.text(image, prompt))
+    /// Encodes the image; a PNG carries these parameters and the prompts as text.
+    pub(crate) fn encode(&self, image: &RgbImage, prompts: Prompts<'_>, format: ImageFormat) -> Result<Vec<u8>> {
+        encode_image(image, format, &self.text(image, prompts))
     }
 
-    fn text(&self, image: &RgbImage, prompt: &str) -> [(&'static str, String); 7] {
-        [
+    fn text(&self, image: &RgbImage, (prompt, prompt_2): Prompts<'_>) -> Vec<(&'static str, String)> {
+        let mut text = vec![
             ("Software", concat!("kontext ", env!("CARGO_PKG_VERSION")).to_owned()),
             ("prompt", prompt.to_owned()),
             ("seed", self.seed.to_string()),
@@ -120,6 +129,8 @@ impl Made {
             ("guidance", self.guidance.to_string()),
             ("size", Size::new(image.width(), image.height()).to_string()),
             ("model_size", self.model_size.to_string()),
-        ]
+        ];
+        text.extend(prompt_2.map(|prompt| ("prompt_2", prompt.to_owned())));
+        text
     }
 }

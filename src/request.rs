@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use image::RgbImage;
 use kontext_sampler::{CfgMode, Conformance, References};
+use kontext_text::Prompt;
 use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
 
@@ -27,8 +28,22 @@ use crate::IntoImage;
 pub struct Request {
     /// Description of the result or of the change. May be empty.
     pub prompt: String,
+    /// Text for T5 instead of `prompt`, which then only CLIP sees. Default: T5 sees `prompt`, too.
+    ///
+    /// T5's states are the transformer's text tokens and carry the detail; CLIP's pooled vector sets the tone
+    /// of all of its layers. An empty text counts as one, except in the conventions of
+    /// [`Conformance::Diffusers`], where it means the default.
+    ///
+    /// Source: huggingface/diffusers 0.38 `pipelines/flux/pipeline_flux_kontext.py` `encode_prompt`. The same
+    /// as ComfyUI's `CLIPTextEncodeFlux` with `prompt` as `clip_l` and this as `t5xxl`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_2: Option<String>,
     /// Description of what to avoid; used with `true_cfg` above 1.
     pub negative_prompt: Option<String>,
+    /// Text for T5 instead of `negative_prompt`, as [`Request::prompt_2`]. Default: T5 sees
+    /// `negative_prompt`, too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub negative_prompt_2: Option<String>,
     /// Reference images; empty for a generation. The first one is edited. Clones of a request share them.
     #[serde(skip)]
     pub images: Vec<Arc<RgbImage>>,
@@ -84,7 +99,9 @@ impl Request {
     pub fn generate(prompt: impl Into<String>) -> Self {
         Self {
             prompt: prompt.into(),
+            prompt_2: None,
             negative_prompt: None,
+            negative_prompt_2: None,
             images: Vec::new(),
             image_latents: None,
             width: None,
@@ -117,6 +134,22 @@ impl Request {
     pub fn prompt(self, prompt: impl Into<String>) -> Self {
         Self {
             prompt: prompt.into(),
+            ..self
+        }
+    }
+
+    /// Sets [`Request::prompt_2`].
+    ///
+    /// # Example
+    /// ```
+    /// use kontext::Request;
+    /// let request = Request::generate("a lighthouse").prompt_2("a lighthouse at dusk, fog below");
+    /// assert_eq!(request.prompt, "a lighthouse");
+    /// ```
+    #[must_use]
+    pub fn prompt_2(self, prompt: impl Into<String>) -> Self {
+        Self {
+            prompt_2: Some(prompt.into()),
             ..self
         }
     }
@@ -156,6 +189,15 @@ impl Request {
     pub fn negative_prompt(self, prompt: impl Into<String>) -> Self {
         Self {
             negative_prompt: Some(prompt.into()),
+            ..self
+        }
+    }
+
+    /// Sets [`Request::negative_prompt_2`].
+    #[must_use]
+    pub fn negative_prompt_2(self, prompt: impl Into<String>) -> Self {
+        Self {
+            negative_prompt_2: Some(prompt.into()),
             ..self
         }
     }
@@ -272,16 +314,31 @@ impl Request {
         }
     }
 
-    /// Returns the negative prompt, if the run uses one.
-    pub(crate) fn negative(&self) -> Option<&str> {
+    /// Returns the prompt of each encoder.
+    pub(crate) fn positive(&self) -> Prompt<'_> {
+        self.both(&self.prompt, self.prompt_2.as_deref())
+    }
+
+    /// Returns the negative prompt of each encoder, if the run uses one.
+    pub(crate) fn negative(&self) -> Option<Prompt<'_>> {
         if self.true_cfg <= 1.0 {
             return None;
         }
-        match (&self.negative_prompt, self.conformance) {
-            (Some(prompt), _) => Some(prompt),
+        let first = match (&self.negative_prompt, self.conformance) {
+            (Some(prompt), _) => prompt.as_str(),
             // diffusers ignores the scale if no negative prompt is given; a user who sets it wants it.
-            (None, Conformance::Native) => Some(""),
-            (None, Conformance::Diffusers | Conformance::Bfl) => None,
+            (None, Conformance::Native) => "",
+            (None, Conformance::Diffusers | Conformance::Bfl) => return None,
+        };
+        Some(self.both(first, self.negative_prompt_2.as_deref()))
+    }
+
+    /// Returns a prompt of two texts. diffusers takes `prompt_2 or prompt`, and an empty text is false.
+    fn both<'a>(&self, first: &'a str, second: Option<&'a str>) -> Prompt<'a> {
+        let second = second.filter(|text| !text.is_empty() || self.conformance != Conformance::Diffusers);
+        Prompt {
+            clip: first,
+            t5: second.unwrap_or(first),
         }
     }
 }

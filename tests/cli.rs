@@ -428,6 +428,69 @@ fn prompts_of_no_word_and_of_ten_thousand_are_taken() {
 }
 
 #[test]
+fn prompts_of_their_own_reach_clip_and_t5() {
+    let desk = Desk::new();
+    let model = diffusers();
+    let dump = |flags: &[&str]| {
+        let more = [
+            flags,
+            &[
+                "--true-cfg",
+                "2",
+                "--steps",
+                "1",
+                "--seed",
+                "3",
+                "--dump",
+                "dump.safetensors",
+            ],
+        ]
+        .concat();
+        desk.good("generate", &small(&model, &more));
+        Weights::open(desk.path("dump.safetensors")).unwrap()
+    };
+    let (cup, hat) = (dump(&["--prompt", "a cup"]), dump(&["--prompt", "a hat"]));
+    let flags = [
+        "--prompt-2",
+        "a hat",
+        "--negative-prompt",
+        "a hat",
+        "--negative-prompt-2",
+        "a cup",
+    ];
+    let both = dump(&[&["--prompt", "a cup"], &flags[..]].concat());
+    for (name, from, source) in [
+        ("pooled_prompt_embeds", &cup, "pooled_prompt_embeds"),
+        ("prompt_embeds", &hat, "prompt_embeds"),
+        ("negative_pooled_prompt_embeds", &hat, "pooled_prompt_embeds"),
+        ("negative_prompt_embeds", &cup, "prompt_embeds"),
+    ] {
+        assert!(both.raw(name).unwrap().equal(&from.raw(source).unwrap()), "{name}");
+    }
+    assert!(
+        !cup.raw("prompt_embeds")
+            .unwrap()
+            .equal(&hat.raw("prompt_embeds").unwrap())
+    );
+}
+
+#[test]
+fn what_an_encoder_does_not_know_is_noted() {
+    let desk = Desk::new();
+    let model = diffusers();
+    let (_, err) = desk.good("generate", &small(&model, &["--prompt", "a 漢字 cup"]));
+    let lines: Vec<&str> = err.lines().collect();
+    for line in [
+        "T5 does not know this of the prompt: “漢字”",
+        "CLIP does not know this of the prompt: “漢字”",
+    ] {
+        assert_eq!(lines.iter().filter(|other| **other == line).count(), 1, "{line}\n{err}");
+    }
+    let (_, err) = desk.good("generate", &small(&model, &["--prompt", "a cup"]));
+    assert!(!err.contains("does not know"), "{err}");
+}
+
+#[test]
 fn requests_out_of_range_are_refused() {
     let desk = Desk::new();
     let model = diffusers();

@@ -360,3 +360,18 @@ fn steps_and_guidance_default_to_those_of_the_mode() {
     );
     assert_eq!(defaults[2], (30, 2.5));
 }
+
+#[test]
+fn an_empty_second_prompt_is_the_first_in_mode_diffusers() {
+    let pipe = pipeline(Kind::Float, &SMALL);
+    let encode = |request: Request| stages(&pipe, &request).0.conditioning.unwrap().prompt_embeds;
+    for mode in MODES {
+        let (red, empty) = (encode(edit(mode)), encode(edit(mode).prompt("")));
+        let second = encode(edit(mode).prompt_2(""));
+        assert!(!red.equal(&empty));
+        assert!(
+            second.equal(if mode == Conformance::Diffusers { &red } else { &empty }),
+            "{mode:?}"
+        );
+    }
+}

@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 
 use image::{ImageFormat, Rgb, RgbImage};
 use kontext::{
-    Cancel, CfgMode, Conformance, Device, Error, Event, Kind, Layout, ModelPart, Pipeline, References, Request, Tensor,
-    random_model,
+    Cancel, CfgMode, Conditioning, Conformance, Device, Error, Event, Kind, Layout, ModelPart, Pipeline, References,
+    Request, Tensor, random_model,
 };
 use tempfile::TempDir;
 
@@ -197,6 +197,69 @@ fn a_long_prompt_is_cut_and_the_cut_is_told() {
     assert!(cuts.iter().all(|c| c.text.len() > 40_000));
 }
 
+/// Runs a request and collects the prompts that it encoded, with those of T5 and CLIP that are unknown.
+fn texts(request: &Request) -> (Vec<Conditioning>, Vec<(ModelPart, String)>) {
+    let (mut encoded, mut texts) = (Vec::new(), Vec::new());
+    PIPE.run_with(request, |event| {
+        match event {
+            Event::Encoded { conditioning, .. } => encoded.push(conditioning.clone()),
+            Event::UnknownWords { unknown } => texts.push((unknown.encoder, unknown.texts.join(" "))),
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    (encoded, texts)
+}
+
+#[test]
+fn clip_sees_the_prompt_and_t5_the_second_one() {
+    let request = |prompt| Request::generate(prompt).size(32, 32).steps(1).seed(3);
+    let encode = |request: &Request| texts(request).0;
+    let [cup, hat] = ["a cup", "a hat"].map(|prompt| encode(&request(prompt)).remove(0));
+    let is = |made: &Conditioning, clip: &Conditioning, t5: &Conditioning| {
+        made.pooled.equal(&clip.pooled) && made.prompt_embeds.equal(&t5.prompt_embeds)
+    };
+    assert!(!cup.pooled.equal(&hat.pooled) && !cup.prompt_embeds.equal(&hat.prompt_embeds));
+    // Both prompts, and the negative ones the other way round.
+    let two = request("a cup").prompt_2("a hat").true_cfg(2.0);
+    let made = encode(&two.clone().negative_prompt("a hat").negative_prompt_2("a cup"));
+    assert!(made.len() == 2 && is(&made[0], &cup, &hat) && is(&made[1], &hat, &cup));
+    // A second negative prompt is enough; CLIP then sees an empty one.
+    let (empty, made) = (
+        encode(&request("")).remove(0),
+        encode(&two.clone().negative_prompt_2("a cup")),
+    );
+    assert!(made.len() == 2 && is(&made[1], &empty, &cup));
+    assert_eq!(
+        encode(&two.clone().negative_prompt_2("a cup").conform(Conformance::Bfl)).len(),
+        1
+    );
+    // The image follows from both.
+    let [one, other] = [two.true_cfg(1.0), request("a cup")].map(|request| PIPE.run(&request).unwrap());
+    assert_ne!(one.latents, other.latents);
+    assert_eq!(
+        (one.prompt.as_str(), one.prompt_2.as_deref(), other.prompt_2),
+        ("a cup", Some("a hat"), None)
+    );
+}
+
+#[test]
+fn text_outside_a_vocabulary_is_told_once_a_prompt() {
+    let request = Request::generate("a 漢字 cup ☃, a 漢字").size(32, 32).steps(1);
+    let pairs = [ModelPart::T5, ModelPart::Clip].map(|encoder| (encoder, "漢字 ☃".to_owned()));
+    assert_eq!(texts(&request).1, pairs);
+    // Each encoder is asked for its own text.
+    assert_eq!(texts(&request.clone().prompt_2("a cup")).1, pairs[1..]);
+    assert_eq!(texts(&request.clone().prompt("a cup")).1, []);
+    let negative = request
+        .prompt("a cup")
+        .negative_prompt("é")
+        .negative_prompt_2("a cup")
+        .true_cfg(2.0);
+    assert_eq!(texts(&negative).1, [(ModelPart::Clip, "é".to_owned())]);
+}
+
 #[test]
 fn odd_images_and_an_empty_prompt_are_handled() {
     for (width, height) in [(1, 1), (20_000, 10), (3, 4000)] {
@@ -288,7 +351,7 @@ fn noise_of_the_callers_own_replaces_the_seed() {
 #[test]
 fn a_saved_png_tells_what_made_it() {
     let folder = tempfile::tempdir().unwrap();
-    let out = PIPE.run(&edit()).unwrap();
+    let out = PIPE.run(&edit().prompt_2("make it green")).unwrap();
     for name in ["a.png", "a.jpg", "a.webp"] {
         out.save(folder.path().join(name)).unwrap();
         assert_eq!(
@@ -325,6 +388,7 @@ fn a_saved_png_tells_what_made_it() {
         (text("prompt"), text("seed"), text("steps")),
         ("make it red".into(), "3".into(), "2".into())
     );
+    assert_eq!(text("prompt_2"), "make it green");
     assert_eq!(
         (text("guidance"), text("size"), text("model_size")),
         ("2.5".into(), "70x50".into(), "80x48".into())

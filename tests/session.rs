@@ -80,6 +80,11 @@ fn only_the_first_image_and_new_prompts_are_encoded() {
     // Negative prompts share the cache of prompts.
     let guided = request("night").true_cfg(2.0).negative_prompt("winter");
     assert_eq!(encoded(&mut session, &guided), (0, 0));
+    // Known by the texts of both encoders.
+    let two = request("night").prompt_2("winter");
+    assert_eq!([(); 2].map(|()| encoded(&mut session, &two)), [(1, 0), (0, 0)]);
+    assert_eq!(encoded(&mut session, &request("night").prompt_2("night")), (0, 0));
+    assert_eq!(encoded(&mut session, &request("winter").prompt_2("night")), (1, 0));
     // A further reference is encoded once.
     let two = request("night").reference(image(30, 60));
     assert_eq!([(); 2].map(|()| encoded(&mut session, &two)), [(0, 1), (0, 0)]);
@@ -143,6 +148,40 @@ fn a_session_of_parts_that_come_and_go_gives_the_same_bytes() {
         session.edit("night").unwrap().image.clone()
     };
     assert_eq!(run(&staged), run(&PIPE));
+}
+
+#[test]
+fn both_prompts_are_saved_and_files_without_a_second_one_open() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = || std::fs::read_to_string(folder.path().join("session.json")).unwrap();
+    let mut session = session(&PIPE);
+    session.edit("winter").unwrap();
+    session.save(folder.path()).unwrap();
+    // The keys of earlier versions.
+    assert!(!index().contains("prompt_2"), "{}", index());
+    assert_eq!(
+        PIPE.restore_session(folder.path()).unwrap().current().prompt(),
+        "winter"
+    );
+
+    let two = request("night")
+        .prompt_2("many stars")
+        .negative_prompt_2("day")
+        .true_cfg(2.0);
+    session.run(&two).unwrap();
+    session.defaults = small().prompt_2("snow");
+    session.save(folder.path()).unwrap();
+    let mut restored = PIPE.restore_session(folder.path()).unwrap();
+    let request = restored.current().request().unwrap();
+    assert_eq!(request.prompt_2.as_deref(), Some("many stars"));
+    assert_eq!(
+        (&request.negative_prompt, request.negative_prompt_2.as_deref()),
+        (&None, Some("day"))
+    );
+    assert_eq!(restored.defaults.prompt_2.as_deref(), Some("snow"));
+    // An edit by one text gives it to both encoders.
+    let turn = restored.edit("night").unwrap();
+    assert_eq!(turn.request().unwrap().prompt_2, None);
 }
 
 #[test]

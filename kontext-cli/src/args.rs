@@ -80,9 +80,15 @@ pub struct RunArgs {
     /// Add the LoRAs to the weights at once: steps take no longer than without
     #[arg(long)]
     pub fuse_loras: bool,
+    /// Prompt for T5; --prompt is then for CLIP only
+    #[arg(long, value_name = "TEXT")]
+    pub prompt_2: Option<String>,
     /// Negative prompt; used with --true-cfg above 1
     #[arg(long, value_name = "TEXT")]
     pub negative_prompt: Option<String>,
+    /// Negative prompt for T5; --negative-prompt is then for CLIP only
+    #[arg(long, value_name = "TEXT")]
+    pub negative_prompt_2: Option<String>,
     /// Scale of true classifier-free guidance; above 1 each step runs the model twice
     #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
     pub true_cfg: f64,
@@ -170,7 +176,9 @@ impl RunArgs {
     /// # Errors
     /// If the file of `--noise` cannot be used.
     pub fn apply(&self, mut request: Request) -> anyhow::Result<Request> {
+        request.prompt_2 = self.prompt_2.clone();
         request.negative_prompt = self.negative_prompt.clone();
+        request.negative_prompt_2 = self.negative_prompt_2.clone();
         request.true_cfg = self.true_cfg;
         request.width = self.width;
         request.height = self.height;

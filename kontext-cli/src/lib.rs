@@ -9,6 +9,7 @@ pub mod images;
 pub mod interrupt;
 pub mod judge;
 mod memory;
+pub mod notes;
 mod program;
 pub mod progress;
 mod round_trip;

@@ -4,14 +4,14 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use kontext::{Device, Event, MemoryPlan, ModelSizes, Output, Pipeline, PipelineBuilder, Plan, Request, free_memory};
+use kontext::{Device, MemoryPlan, ModelSizes, Output, Pipeline, PipelineBuilder, Plan, Request, free_memory};
 
 use crate::args::RunArgs;
 use crate::dump::Dump;
 use crate::interrupt::cancel_on_ctrl_c;
 use crate::memory::{self, MemoryWatch};
 use crate::program::{note, say};
-use crate::{progress, shipped};
+use crate::{notes, progress, shipped};
 
 const MEGABYTE: u64 = 1_000_000;
 /// Seed of the weights of a model of the published size.
@@ -146,13 +146,9 @@ fn observe(pipe: &Pipeline, request: &Request, dump_to: Option<&Path>) -> anyhow
             failed = Some(error);
             return ControlFlow::Break(());
         }
-        match event {
-            Event::PromptTruncated { truncation } => note(format_args!(
-                "{} does not see the end of the prompt: “{}”",
-                truncation.encoder,
-                shortened(&truncation.text)
-            )),
-            event => sampled(&event),
+        match notes::of(&event) {
+            Some(line) => note(line),
+            None => sampled(&event),
         }
         cancel.check()
     });
@@ -166,17 +162,6 @@ fn observe(pipe: &Pipeline, request: &Request, dump_to: Option<&Path>) -> anyhow
     Ok(output)
 }
 
-/// Returns the first 80 characters of a text.
-fn shortened(text: &str) -> String {
-    const SHOWN: usize = 80;
-    let text = text.trim();
-    if text.chars().count() <= SHOWN {
-        text.to_owned()
-    } else {
-        text.chars().take(SHOWN).chain("…".chars()).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,11 +170,5 @@ mod tests {
     fn images_after_the_first_have_a_number_before_their_extension() {
         let name = |index| numbered(Path::new("out/cat.png"), index);
         assert_eq!([name(0), name(2)], ["out/cat.png", "out/cat-2.png"].map(PathBuf::from));
-    }
-
-    #[test]
-    fn a_long_text_is_shortened_by_characters() {
-        assert_eq!(shortened(" é ".trim_end()), "é");
-        assert_eq!(shortened(&"é".repeat(81)), "é".repeat(80) + "…");
     }
 }

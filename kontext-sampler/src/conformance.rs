@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 /// | times and guidance embedded in | f32 | the run's dtype | the run's dtype |
 /// | autoencoder runs in | the run's dtype | the run's dtype | f32 |
 /// | levels are | rounded | rounded | truncated |
+/// | an empty second prompt is | an empty text | the first prompt | an empty text |
 /// | default steps, guidance | 28, 2.5 | 28, 3.5 | 30, 2.5 |
 ///
 /// Sigmas are computed in each program's order of operations, which shows in their last bits.

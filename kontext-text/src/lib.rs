@@ -9,10 +9,12 @@ mod load;
 mod prompt;
 pub mod t5;
 mod tokenizer;
+mod unseen;
 
 pub use activation::Activation;
 pub use clip::{ClipConfig, ClipEncoder, ClipOutput};
 pub use footprint::TextFootprint;
-pub use prompt::{TextEncoder, Truncation, pooled, prompt_embeds};
+pub use prompt::{Prompt, TextEncoder, pooled, prompt_embeds};
 pub use t5::{T5Config, T5Encoder, t5_gguf_name};
 pub use tokenizer::{Encoded, Tokenizer};
+pub use unseen::{Truncation, Unknown, Unseen};

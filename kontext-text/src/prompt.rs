@@ -2,15 +2,30 @@
 
 use kontext_core::{Conditioning, Error, ModelPart, Result, Stage, Tensor, check};
 
-use crate::{ClipEncoder, T5Encoder, Tokenizer};
+use crate::{ClipEncoder, T5Encoder, Tokenizer, Unseen};
 
-/// The part of a prompt that an encoder did not see because it was truncated.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Truncation {
-    /// The encoder: [`ModelPart::T5`] or [`ModelPart::Clip`].
-    pub encoder: ModelPart,
-    /// The cut text, verbatim.
-    pub text: String,
+/// A prompt: the text for each encoder. It is made from one text for both, or has two, as `prompt` and
+/// `prompt_2` of diffusers and the two fields of ComfyUI's `CLIPTextEncodeFlux`.
+///
+/// # Example
+/// ```
+/// use kontext_text::Prompt;
+/// assert_eq!(Prompt::from("a cup"), Prompt { clip: "a cup", t5: "a cup" });
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prompt<'a> {
+    /// The text for CLIP, whose pooled vector modulates the transformer's blocks: diffusers' `prompt`.
+    pub clip: &'a str,
+    /// The text for T5, whose states are the transformer's text tokens: diffusers' `prompt_2`.
+    pub t5: &'a str,
+}
+
+/// The same text for both encoders.
+impl<'a, T: AsRef<str> + ?Sized> From<&'a T> for Prompt<'a> {
+    fn from(text: &'a T) -> Self {
+        let text = text.as_ref();
+        Self { clip: text, t5: text }
+    }
 }
 
 /// Both text encoders with their tokenizers: prompts to the transformer's conditioning.
@@ -20,15 +35,17 @@ pub struct Truncation {
 /// # Example
 /// ```no_run
 /// use kontext_core::{Device, Kind};
-/// use kontext_text::{ClipEncoder, T5Encoder, TextEncoder, Tokenizer};
+/// use kontext_text::{ClipEncoder, Prompt, T5Encoder, TextEncoder, Tokenizer};
 ///
 /// let clip = ClipEncoder::open("kontext/text_encoder", Kind::Float, Device::Cpu)?;
 /// let t5 = T5Encoder::open("kontext/text_encoder_2", Kind::Float, Device::Cpu)?;
 /// let text = TextEncoder::new(clip, Tokenizer::open("kontext/tokenizer")?, t5, Tokenizer::open("kontext/tokenizer_2")?)?;
-/// let (conditioning, cuts) = text.encode("make it winter")?;
+/// let (conditioning, unseen) = text.encode("make it winter")?;
 /// assert_eq!(conditioning.prompt_embeds.size(), [1, 512, 4096]);
 /// assert_eq!(conditioning.pooled.size(), [1, 768]);
-/// assert!(cuts.is_empty());
+/// assert!(unseen.is_empty());
+/// let (two, _) = text.encode(Prompt { clip: "make it winter", t5: "snow on the roofs, bare trees" })?;
+/// assert_eq!(two.pooled, conditioning.pooled);
 /// # Ok::<(), kontext_core::Error>(())
 /// ```
 #[derive(Debug)]
@@ -77,21 +94,20 @@ impl TextEncoder {
         self.max_sequence_length
     }
 
-    /// Encodes a prompt with both encoders and returns the text that each of them cut off (T5 after
-    /// [`TextEncoder::max_sequence_length`] tokens, CLIP after 77).
+    /// Encodes a prompt with both encoders and returns the text that each of them did not see: the end that
+    /// it cut off (T5 after [`TextEncoder::max_sequence_length`] tokens, CLIP after 77), and what its
+    /// vocabulary lacks.
     ///
     /// # Shapes
     /// `prompt_embeds` [1, T, D] and `pooled` [1, P], each with the dtype and on the device of its encoder.
     ///
     /// # Errors
     /// Those of [`prompt_embeds`] and [`pooled`].
-    pub fn encode(&self, prompt: &str) -> Result<(Conditioning, Vec<Truncation>)> {
-        let (pooled, clip_cut) = pooled(&self.clip, &self.clip_tokenizer, prompt)?;
-        let (prompt_embeds, t5_cut) = prompt_embeds(&self.t5, &self.t5_tokenizer, prompt, self.max_sequence_length)?;
-        Ok((
-            Conditioning { prompt_embeds, pooled },
-            t5_cut.into_iter().chain(clip_cut).collect(),
-        ))
+    pub fn encode<'a>(&self, prompt: impl Into<Prompt<'a>>) -> Result<(Conditioning, Unseen)> {
+        let Prompt { clip, t5 } = prompt.into();
+        let (pooled, clip_unseen) = pooled(&self.clip, &self.clip_tokenizer, clip)?;
+        let (prompt_embeds, t5_unseen) = prompt_embeds(&self.t5, &self.t5_tokenizer, t5, self.max_sequence_length)?;
+        Ok((Conditioning { prompt_embeds, pooled }, t5_unseen.and(clip_unseen)))
     }
 
     /// Returns the CLIP encoder.
@@ -113,17 +129,11 @@ impl TextEncoder {
 /// # Errors
 /// Those of [`Tokenizer::encode`] and [`T5Encoder::forward`]; [`Error::NotFinite`] if the states contain a
 /// NaN or an infinity.
-pub fn prompt_embeds(
-    t5: &T5Encoder,
-    tokenizer: &Tokenizer,
-    prompt: &str,
-    length: usize,
-) -> Result<(Tensor, Option<Truncation>)> {
+pub fn prompt_embeds(t5: &T5Encoder, tokenizer: &Tokenizer, prompt: &str, length: usize) -> Result<(Tensor, Unseen)> {
     let tokens = tokenizer.encode(prompt, length)?;
     let states = t5.forward(&tokens.tensor()?)?;
     check::finite(Stage::TextT5, &states)?;
-    let encoder = ModelPart::T5;
-    Ok((states, tokens.cut.map(|text| Truncation { encoder, text })))
+    Ok((states, Unseen::of(ModelPart::T5, tokens)))
 }
 
 /// Encodes a prompt, padded or truncated to CLIP's number of positions, to the pooled vector [1, P]: the half
@@ -132,13 +142,12 @@ pub fn prompt_embeds(
 /// # Errors
 /// Those of [`Tokenizer::encode`] and [`ClipEncoder::forward`]; [`Error::NotFinite`] if the vector contains a
 /// NaN or an infinity.
-pub fn pooled(clip: &ClipEncoder, tokenizer: &Tokenizer, prompt: &str) -> Result<(Tensor, Option<Truncation>)> {
+pub fn pooled(clip: &ClipEncoder, tokenizer: &Tokenizer, prompt: &str) -> Result<(Tensor, Unseen)> {
     let length = usize::try_from(clip.config().max_position_embeddings).unwrap_or_default();
     let tokens = tokenizer.encode(prompt, length)?;
     let pooled = clip.forward(&tokens.tensor()?)?.pooled;
     check::finite(Stage::TextClip, &pooled)?;
-    let encoder = ModelPart::Clip;
-    Ok((pooled, tokens.cut.map(|text| Truncation { encoder, text })))
+    Ok((pooled, Unseen::of(ModelPart::Clip, tokens)))
 }
 
 /// Checks that every id of the tokenizer is a row of the encoder's embedding table.

@@ -10,7 +10,7 @@ use std::path::Path;
 use common::{asset, chain, fixture, tiny_clip, tiny_t5};
 use kontext_core::{Device, Kind, ModelPart, Tensor};
 use kontext_nn::Weights;
-use kontext_text::{ClipConfig, ClipEncoder, T5Config, T5Encoder, TextEncoder, Truncation};
+use kontext_text::{ClipConfig, ClipEncoder, Prompt, T5Config, T5Encoder, TextEncoder, Truncation, Unknown};
 use serde::de::DeserializeOwned;
 
 /// Tolerance for f32 against f32 in another order of summation. T5 norms its states only at the end: inside,
@@ -408,10 +408,10 @@ fn text_encoder() -> TextEncoder {
 
 #[test]
 fn a_prompt_is_encoded_by_both_encoders_to_the_default_lengths() {
-    let (conditioning, cuts) = text_encoder().encode("make the cat wear a red hat").unwrap();
+    let (conditioning, unseen) = text_encoder().encode("make the cat wear a red hat").unwrap();
     assert_eq!(conditioning.prompt_embeds.size(), [1, 512, 24]);
     assert_eq!(conditioning.pooled.size(), [1, 128]);
-    assert_eq!(cuts, []);
+    assert!(unseen.is_empty(), "{unseen:?}");
     let (schnell, _) = text_encoder()
         .max_sequence_length(256)
         .encode("make the cat wear a red hat")
@@ -423,7 +423,8 @@ fn a_prompt_is_encoded_by_both_encoders_to_the_default_lengths() {
 #[test]
 fn what_each_encoder_cuts_is_reported() {
     let prompt = "keep the background unchanged. ".repeat(30) + "the end";
-    let (_, cuts) = text_encoder().max_sequence_length(64).encode(&prompt).unwrap();
+    let (_, unseen) = text_encoder().max_sequence_length(64).encode(&prompt).unwrap();
+    let cuts = unseen.truncated;
     assert_eq!(
         cuts.iter().map(|c| c.encoder).collect::<Vec<_>>(),
         [ModelPart::T5, ModelPart::Clip]
@@ -432,6 +433,37 @@ fn what_each_encoder_cuts_is_reported() {
         cuts.iter()
             .all(|Truncation { text, .. }| prompt.ends_with(text.as_str()) && text.ends_with("the end"))
     );
+}
+
+#[test]
+fn clip_sees_the_first_text_of_a_prompt_and_t5_the_second() {
+    let text = text_encoder();
+    let encode = |prompt: Prompt<'_>| text.encode(prompt).unwrap().0;
+    let (cat, hat) = (encode(Prompt::from("a cat")), encode(Prompt::from("a red hat")));
+    assert!(!cat.pooled.equal(&hat.pooled) && !cat.prompt_embeds.equal(&hat.prompt_embeds));
+    let both = encode(Prompt {
+        clip: "a cat",
+        t5: "a red hat",
+    });
+    assert!(both.pooled.equal(&cat.pooled) && both.prompt_embeds.equal(&hat.prompt_embeds));
+}
+
+#[test]
+fn what_each_encoder_does_not_know_is_reported_for_its_own_text() {
+    let prompt = Prompt {
+        clip: "a cat",
+        t5: "a 漢字 hat ☃, a 漢字",
+    };
+    let (_, unseen) = text_encoder().encode(prompt).unwrap();
+    let texts = ["漢字", "☃"].map(str::to_owned).to_vec();
+    assert_eq!(
+        unseen.unknown,
+        [Unknown {
+            encoder: ModelPart::T5,
+            texts
+        }]
+    );
+    assert!(unseen.truncated.is_empty() && !unseen.is_empty());
 }
 
 #[test]

@@ -5,11 +5,15 @@
 
 mod common;
 
+use std::sync::LazyLock;
+
 use common::{asset, chain, tiny_clip, tiny_clip_folder, tiny_t5, tiny_t5_folder, tokens, write};
 use kontext_text::Tokenizer;
 use proptest::prelude::*;
 use serde_json::Value;
 
+/// T5's `<unk>`, in the published tokenizer and the tiny one.
+const UNKNOWN: i64 = 2;
 /// A length above the token count of every prompt in the fixture.
 const WHOLE: usize = 600;
 
@@ -120,6 +124,61 @@ fn a_character_of_several_tokens_is_never_split_in_the_cut_text() {
             "{length}: {cut:?}"
         );
     }
+}
+
+#[test]
+fn unknown_texts_are_told_in_the_prompts_own_words() {
+    let unknown = |tokenizer: &Tokenizer, prompt| tokenizer.encode(prompt, WHOLE).unwrap().unknown;
+    let published = asset("tokenizers/t5").map(|folder| Tokenizer::open(folder).unwrap());
+    for t5 in [tiny_t5()].iter().chain(&published) {
+        assert_eq!(unknown(t5, "keep the background unchanged"), [""; 0]);
+        assert_eq!(unknown(t5, "a 漢字 hat for the 🐕, a漢字 hat"), ["漢字", "🐕"]);
+        assert_eq!(unknown(t5, "漢 🐕🐈"), ["漢", "🐕🐈"]);
+        // Written out, the token is a special one; next to it an unknown text is still one.
+        assert_eq!(unknown(t5, "a <unk>"), [""; 0]);
+        assert_eq!(unknown(t5, "a <unk>漢<unk>字"), ["漢", "字"]);
+        // Cut texts are reported as such.
+        assert_eq!(t5.encode("漢 🐕", 2).unwrap().unknown, [""; 0]);
+        assert_eq!(t5.encode("漢 🐕", 3).unwrap().unknown, ["漢"]);
+    }
+    if let Some(t5) = published {
+        // The normal form of a character may be several, of which some are known: it is reported whole.
+        assert_eq!(unknown(&t5, "a ㈱ hat"), ["㈱"]);
+        assert_eq!(unknown(&t5, "Żółw ﬁne café ½"), ["Ż", "ł", "½"]);
+    }
+}
+
+#[test]
+fn a_clip_tokenizer_with_all_bytes_knows_every_text() {
+    let prompt = "a 漢字 hat ☃ for the 🐕, Żółw\u{10FFFF}\u{0}";
+    let clip = tiny_clip();
+    assert_eq!(clip.encode(prompt, WHOLE).unwrap().unknown, [""; 0]);
+    if let Some(folder) = asset("tokenizers/clip") {
+        let vocab: Value = serde_json::from_slice(&std::fs::read(folder.join("vocab.json")).unwrap()).unwrap();
+        // The first ids are the 256 bytes within a word, the next ones those at its end.
+        let letters = vocab
+            .as_object()
+            .unwrap()
+            .iter()
+            .filter(|(_, id)| id.as_i64() < Some(512));
+        let (ends, within): (Vec<_>, Vec<_>) = letters.partition(|(token, _)| token.ends_with("</w>"));
+        assert_eq!((within.len(), ends.len()), (256, 256));
+        let clip = Tokenizer::open(folder).unwrap();
+        assert_eq!(clip.encode(prompt, WHOLE).unwrap().unknown, [""; 0]);
+    }
+}
+
+#[test]
+fn a_clip_tokenizer_without_some_bytes_reports_their_characters() {
+    let folder = tempfile::tempdir().unwrap();
+    let vocab = serde_json::json!({"a": 0, "a</w>": 1, "b": 2, "b</w>": 3, "<|startoftext|>": 4, "<|endoftext|>": 5});
+    write(&folder, "vocab.json", &vocab.to_string());
+    write(&folder, "merges.txt", "#version: 0.2\n");
+    let clip = Tokenizer::open(folder.path()).unwrap();
+    let unknown = |prompt| clip.encode(prompt, WHOLE).unwrap().unknown;
+    assert_eq!(unknown("ab BA a"), [""; 0]);
+    assert_eq!(unknown("abba é a漢字b, a"), ["é", "漢字", ","]);
+    assert_eq!(unknown("a <|endoftext|> b"), [""; 0]);
 }
 
 #[test]
@@ -270,4 +329,35 @@ proptest! {
             prop_assert!(prompt.ends_with(&cut));
         }
     }
+
+    /// Checks that each run of unknown characters is reported with a text of the prompt, and nothing else is.
+    #[test]
+    fn unknown_texts_occur_in_the_prompt_and_known_words_are_none(
+        prompt in "(\\PC|[a-z ,.漢字🐕\u{301}]){0,60}", words in "(cat|hat|make|the|red| |,){0,20}",
+    ) {
+        for tokenizer in tokenizers() {
+            let encoded = tokenizer.encode(&prompt, WHOLE).unwrap();
+            let unknown = encoded.ids.contains(&UNKNOWN) && tokenizer.pad_id() == 0;
+            prop_assert_eq!(!encoded.unknown.is_empty(), unknown, "{:?}", encoded.unknown);
+            for (index, text) in encoded.unknown.iter().enumerate() {
+                prop_assert!(!text.is_empty() && prompt.contains(text.as_str()), "{:?}", text);
+                prop_assert!(!encoded.unknown[..index].contains(text), "{:?}", text);
+                // It is unknown by itself, too.
+                prop_assert!(!tokenizer.encode(text, WHOLE).unwrap().unknown.is_empty(), "{:?}", text);
+            }
+            prop_assert_eq!(tokenizer.encode(&words, WHOLE).unwrap().unknown, Vec::<String>::new());
+        }
+    }
+}
+
+/// Returns both kinds of tokenizer, the tiny ones and the published ones that are there.
+fn tokenizers() -> &'static [Tokenizer] {
+    static TOKENIZERS: LazyLock<Vec<Tokenizer>> = LazyLock::new(|| {
+        let published = ["clip", "t5"]
+            .into_iter()
+            .filter_map(|name| asset(&format!("tokenizers/{name}")));
+        let published = published.map(|folder| Tokenizer::open(folder).unwrap());
+        [tiny_clip(), tiny_t5()].into_iter().chain(published).collect()
+    });
+    &TOKENIZERS
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use image::RgbImage;
 use kontext_core::{Conditioning, Tensor};
 use kontext_sampler::{Conformance, Size};
+use kontext_text::Prompt;
 
 /// Capacity for prompts. One takes 4 MB in bf16 with the published model.
 const PROMPTS: usize = 16;
@@ -14,9 +15,16 @@ const IMAGES: usize = 8;
 /// Encoded prompts and images, on the device of their pipeline.
 #[derive(Debug)]
 pub(crate) struct Kept {
-    pub(crate) texts: Recent<String, Conditioning>,
+    pub(crate) texts: Recent<EncodedPrompt, Conditioning>,
     /// Latents [1, C, H, W].
     pub(crate) images: Recent<EncodedImage, Tensor>,
+}
+
+/// Cache key of a prompt's conditioning: the text of each encoder.
+#[derive(Debug)]
+pub(crate) struct EncodedPrompt {
+    clip: String,
+    t5: String,
 }
 
 /// Cache key of an image's latents.
@@ -42,6 +50,19 @@ impl Kept {
             texts: Recent::new(PROMPTS),
             images: Recent::new(IMAGES),
         }
+    }
+}
+
+impl EncodedPrompt {
+    pub(crate) fn of(prompt: Prompt<'_>) -> Self {
+        Self {
+            clip: prompt.clip.to_owned(),
+            t5: prompt.t5.to_owned(),
+        }
+    }
+
+    pub(crate) fn is(&self, prompt: Prompt<'_>) -> bool {
+        self.clip == prompt.clip && self.t5 == prompt.t5
     }
 }
 

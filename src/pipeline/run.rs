@@ -9,9 +9,10 @@ use kontext_dit::{Run, RunInput};
 use kontext_nn::Weights;
 use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_sampler::{CfgMode, add_noise, guidance, integrate, pack, unpack};
+use kontext_text::Prompt;
 use kontext_vae::Autoencoder;
 
-use super::kept::{EncodedImage, Kept};
+use super::kept::{EncodedImage, EncodedPrompt, Kept};
 use super::{Pipeline, Precision};
 use crate::encode::{Codec, reference_images};
 use crate::placement::Lease;
@@ -123,6 +124,7 @@ impl Pipeline {
             latents,
             seed,
             prompt: request.prompt.clone(),
+            prompt_2: request.prompt_2.clone(),
             guidance,
             plan,
         };
@@ -138,14 +140,17 @@ impl Pipeline {
         observe: Observer<'_>,
     ) -> Result<(Conditioning, Option<Conditioning>)> {
         let mut text = None;
-        let mut encode = |prompt: &str, negative: bool| -> Result<Conditioning> {
-            if let Some(conditioning) = kept.texts.get(|known| known == prompt) {
+        let mut encode = |prompt: Prompt<'_>, negative: bool| -> Result<Conditioning> {
+            if let Some(conditioning) = kept.texts.get(|known| known.is(prompt)) {
                 return Ok(conditioning.clone());
             }
             let encoder = Lease::begin(&mut text, || self.lease_text())?;
-            let (conditioning, truncations) = encoder.encode(prompt)?;
-            for truncation in &truncations {
+            let (conditioning, unseen) = encoder.encode(prompt)?;
+            for truncation in &unseen.truncated {
                 tell(observe, plan, Event::PromptTruncated { truncation })?;
+            }
+            for unknown in &unseen.unknown {
+                tell(observe, plan, Event::UnknownWords { unknown })?;
             }
             tell(
                 observe,
@@ -155,10 +160,10 @@ impl Pipeline {
                     negative,
                 },
             )?;
-            kept.texts.add(|| prompt.to_owned(), || conditioning.clone());
+            kept.texts.add(|| EncodedPrompt::of(prompt), || conditioning.clone());
             Ok(conditioning)
         };
-        let positive = encode(&request.prompt, false)?;
+        let positive = encode(request.positive(), false)?;
         let negative = request.negative().map(|prompt| encode(prompt, true)).transpose()?;
         if let Some(text) = text {
             text.end();

@@ -61,7 +61,7 @@ pub struct Session {
     /// Encodes a turn's image again as the context of the next one, instead of reusing its latents. Default:
     /// false.
     pub reencode: bool,
-    /// Request of [`Session::edit`], without the prompt. Default: [`Request::default`].
+    /// Request of [`Session::edit`], without its prompts. Default: [`Request::default`].
     pub defaults: Request,
     pipe: Arc<Pipeline>,
     history: History,
@@ -99,12 +99,14 @@ impl Session {
         }
     }
 
-    /// Edits the current image. The result becomes the current one.
+    /// Edits the current image. Both encoders see the prompt. The result becomes the current one.
     ///
     /// # Errors
     /// Those of [`Session::run`].
     pub fn edit(&mut self, prompt: impl Into<String>) -> Result<&Turn> {
-        self.run(&self.defaults.clone().prompt(prompt))
+        let mut request = self.defaults.clone().prompt(prompt);
+        request.prompt_2 = None;
+        self.run(&request)
     }
 
     /// Edits the current image with a request. The request's own images are further references.

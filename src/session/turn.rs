@@ -74,7 +74,10 @@ impl Turn {
     /// Those of [`Output::save_image`](crate::Output::save_image).
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         match &self.edit {
-            Some((request, made)) => made.save(&self.image, &request.prompt, path.as_ref()),
+            Some((request, made)) => {
+                let prompts = (request.prompt.as_str(), request.prompt_2.as_deref());
+                made.save(&self.image, prompts, path.as_ref())
+            }
             None => save_image(&self.image, path, &[]),
         }
     }
@@ -85,7 +88,10 @@ impl Turn {
     /// Those of [`Output::encode`](crate::Output::encode).
     pub fn encode(&self, format: ImageFormat) -> Result<Vec<u8>> {
         match &self.edit {
-            Some((request, made)) => made.encode(&self.image, &request.prompt, format),
+            Some((request, made)) => {
+                let prompts = (request.prompt.as_str(), request.prompt_2.as_deref());
+                made.encode(&self.image, prompts, format)
+            }
             None => encode_image(&self.image, format, &[]),
         }
     }

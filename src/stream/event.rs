@@ -1,7 +1,7 @@
 //! Owned events of a run.
 
 use kontext_core::Tensor;
-use kontext_text::Truncation;
+use kontext_text::{Truncation, Unknown};
 
 use crate::{Event, Output, Plan};
 
@@ -24,6 +24,11 @@ pub enum StreamEvent {
     PromptTruncated {
         /// The encoder that truncated it, and the dropped text.
         truncation: Truncation,
+    },
+    /// A prompt has words that an encoder's vocabulary lacks.
+    UnknownWords {
+        /// The encoder, and the unknown texts.
+        unknown: Unknown,
     },
     /// A step is done.
     Step {
@@ -58,6 +63,9 @@ impl StreamEvent {
             },
             Event::PromptTruncated { truncation } => Self::PromptTruncated {
                 truncation: truncation.clone(),
+            },
+            Event::UnknownWords { unknown } => Self::UnknownWords {
+                unknown: unknown.clone(),
             },
             Event::Step {
                 done,

@@ -60,6 +60,7 @@ def command(args, model, case, *more):
     example = "edit" if case["image"] else "generate"
     given = {
         "model": model, "prompt": case["prompt"], "negative-prompt": case.get("negative"), "true-cfg": case.get("true_cfg"),
+        "prompt-2": case.get("prompt_2"), "negative-prompt-2": case.get("negative_2"),
         "width": case["width"], "height": case["height"], "max-area": case["max_area"], "steps": case["steps"],
         "guidance": case["guidance"], "device": "cpu", "conform": "diffusers",
     }  # fmt: skip

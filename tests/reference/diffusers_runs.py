@@ -30,6 +30,11 @@ CASES = {
         "image": (75, 131), "prompt": "replace the logo with the word 'rust'", "negative": "blurry, low quality",
         "true_cfg": 2.0, "width": 752, "height": 1328, "max_area": 128 * 128, "steps": 3, "guidance": 2.5,
     },
+    "edit_two_prompts": {
+        "image": (96, 96), "prompt": "a red hat", "prompt_2": "Make the cat wear a red hat, keep the background.",
+        "negative": "blurry", "negative_2": "low quality, a blurry hat", "true_cfg": 2.0,
+        "width": 1024, "height": 1024, "max_area": 128 * 128, "steps": 2, "guidance": 2.5,
+    },
     "generate": {
         "image": None, "prompt": "a lighthouse at dusk, oil painting",
         "width": 192, "height": 128, "max_area": 192 * 128, "steps": 4, "guidance": 2.5,
@@ -114,6 +119,7 @@ def arguments(case):
     given |= {"num_inference_steps": case["steps"], "guidance_scale": case["guidance"]}
     if "negative" in case:
         given |= {"negative_prompt": case["negative"], "true_cfg_scale": case["true_cfg"]}
+    given |= {name: case[key] for name, key in (("prompt_2", "prompt_2"), ("negative_prompt_2", "negative_2")) if key in case}
     return given | case.get("call", {})
 
 

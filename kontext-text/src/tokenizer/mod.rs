@@ -1,7 +1,8 @@
-//! The tokenizer of both encoders: prompts to padded token ids, and the text that did not fit.
+//! The tokenizer of both encoders: prompts to padded token ids, and the text that did not fit or is unknown.
 
 mod clip_bpe;
 mod files;
+mod unknown;
 
 use std::path::{Path, PathBuf};
 
@@ -16,6 +17,8 @@ pub struct Tokenizer {
     path: PathBuf,
     pad: u32,
     vocab_size: usize,
+    /// Id and name of the token for texts outside the vocabulary.
+    unknown: Option<(u32, String)>,
     whole_words_lowered: bool,
 }
 
@@ -28,6 +31,9 @@ pub struct Encoded {
     pub used: usize,
     /// The end of the prompt that did not fit, verbatim.
     pub cut: Option<String>,
+    /// Texts of the rest that are not in the vocabulary, verbatim, each once. T5's tokenizer gives its id 2,
+    /// `<unk>`, to each run of such characters. CLIP's published vocabulary has none.
+    pub unknown: Vec<String>,
 }
 
 impl Encoded {
@@ -85,11 +91,13 @@ impl Tokenizer {
             None => inner.token_to_id("<pad>").unwrap_or(end),
         };
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
+        let unknown = unknown::unknown_id(inner.get_model()).and_then(|id| Some((id, inner.id_to_token(id)?)));
         Ok(Self {
             inner,
             path: path.to_owned(),
             pad,
             vocab_size,
+            unknown,
             whole_words_lowered: false,
         })
     }
@@ -142,20 +150,30 @@ impl Tokenizer {
         let cut = tokens.get_offsets().get(room).map(|&(start, _)| tail(prompt, start));
         tokens.truncate(room, 0, tokenizers::TruncationDirection::Right);
         tokens.take_overflowing();
+        let unknown = self.unknown.as_ref().map_or_else(Vec::new, |(id, name)| {
+            unknown::unknown_texts(prompt, &tokens, *id, name)
+        });
         let tokens = self.inner.post_process(tokens, None, true).map_err(unusable)?;
         let mut ids: Vec<i64> = tokens.get_ids().iter().map(|&id| i64::from(id)).collect();
         let used = ids.len();
         ids.resize(max_length.max(used), self.pad_id());
-        Ok(Encoded { ids, used, cut })
+        Ok(Encoded {
+            ids,
+            used,
+            cut,
+            unknown,
+        })
     }
 }
 
 /// Returns the prompt from byte `start` on, without leading white space. A start within a character (a token
 /// may hold a few of its bytes) moves back to the character's first byte.
 fn tail(prompt: &str, start: usize) -> String {
-    let start = (0..=start)
-        .rev()
-        .find(|&at| prompt.is_char_boundary(at))
-        .unwrap_or_default();
+    let start = boundary(prompt, (0..=start).rev());
     prompt.get(start..).unwrap_or_default().trim_start().to_owned()
+}
+
+/// Returns the first of these byte offsets that is between characters.
+fn boundary(prompt: &str, mut offsets: impl Iterator<Item = usize>) -> usize {
+    offsets.find(|&at| prompt.is_char_boundary(at)).unwrap_or_default()
 }
