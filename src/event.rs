@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use kontext_core::{Conditioning, Tensor};
 use kontext_text::{Truncation, Unknown};
 
-use crate::Plan;
+use crate::{Plan, Warning};
 
 /// Progress of a run. Return [`ControlFlow::Break`] to stop it.
 ///
@@ -21,6 +21,12 @@ pub enum Event<'a> {
         plan: &'a Plan,
         /// The seed of the first image.
         seed: u64,
+    },
+    /// A setting has no effect, or the result may not be the expected one: each of [`Plan::warnings`], before
+    /// any work.
+    Warning {
+        /// The warning; it prints as a sentence with a remedy.
+        warning: &'a Warning,
     },
     /// A prompt was truncated.
     PromptTruncated {

@@ -19,6 +19,7 @@ mod plan;
 mod request;
 pub mod session;
 mod stream;
+mod warning;
 
 pub use builder::{Parts, PipelineBuilder};
 pub use checkpoint::{Checkpoint, Layout};
@@ -38,6 +39,7 @@ pub use plan::{Plan, ReferencePlan};
 pub use request::Request;
 pub use session::Session;
 pub use stream::{RunStream, RunStreamIter, StreamEvent};
+pub use warning::Warning;
 
 /// The crate [`image`], in the version whose images requests take and outputs hold.
 #[doc(no_inline)]

@@ -1,6 +1,7 @@
 //! The geometry and the schedule of a run, before any heavy work.
 
 mod sizes;
+mod warnings;
 
 use kontext_core::{Error, Result};
 use kontext_dit::DitConfig;
@@ -8,9 +9,9 @@ use kontext_sampler::geometry::{LARGEST_SIDE, TOKEN_PIXELS};
 use kontext_sampler::ids::{Origin, origins};
 use kontext_sampler::{Conformance, Grid, References, Schedule, Shift, Size};
 
-use crate::{ModelDefaults, Request};
+use crate::{ModelDefaults, Request, Warning};
 pub(crate) use sizes::stitched_width;
-use sizes::{MOST_STRETCH, input_sizes, reference_size, target_size};
+use sizes::{input_sizes, reference_size, target_size};
 
 /// The plan of a run: every size, token count and noise level. Printable.
 ///
@@ -40,6 +41,8 @@ pub struct Plan {
     pub runs_per_step: usize,
     /// Number of images.
     pub batch: usize,
+    /// Settings of the request that have no effect, and sizes that may surprise.
+    pub warnings: Vec<Warning>,
 }
 
 /// The preparation of a reference image for the model.
@@ -119,7 +122,7 @@ impl Plan {
             && request.width.is_none()
             && request.height.is_none();
         check_image_latents(request, &references, facts)?;
-        Ok(Self {
+        let plan = Self {
             conformance: request.conformance,
             reference_mode: request.references,
             target: grid,
@@ -130,7 +133,10 @@ impl Plan {
             guidance: facts.guidance_embed.then(|| guidance(request, facts)),
             runs_per_step: 1 + usize::from(request.negative().is_some()),
             batch: request.batch,
-        })
+            warnings: Vec::new(),
+        };
+        let warnings = warnings::warnings(request, &plan, facts);
+        Ok(Self { warnings, ..plan })
     }
 
     /// Returns the tokens of all references.
@@ -143,26 +149,6 @@ impl Plan {
     #[must_use]
     pub fn tokens(&self) -> i64 {
         self.text_tokens + self.target.tokens() + self.reference_tokens()
-    }
-
-    /// Returns warnings worth reading before a long run.
-    #[must_use]
-    pub fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
-        if let Some(first) = self.references.first().filter(|r| r.grid != self.target) {
-            warnings.push(format!(
-                "the reference has {} and the target {}: an edit in place may shift",
-                first.grid, self.target
-            ));
-        }
-        for (index, reference) in self.references.iter().enumerate() {
-            let stretch = reference.fitted.ratio() / reference.input.ratio();
-            if !(1.0 / MOST_STRETCH..=MOST_STRETCH).contains(&stretch) {
-                let percent = (stretch.max(1.0 / stretch) - 1.0) * 100.0;
-                warnings.push(format!("reference {} is stretched by {percent:.0} %", index + 1));
-            }
-        }
-        warnings
     }
 }
 
@@ -224,7 +210,7 @@ impl std::fmt::Display for Plan {
             None => writeln!(f, "guidance:    none (the model embeds none)")?,
         }
         write!(f, "images:    {} ({:?} conventions)", self.batch, self.conformance)?;
-        self.warnings()
+        self.warnings
             .iter()
             .try_for_each(|warning| write!(f, "\nwarning:     {warning}"))
     }

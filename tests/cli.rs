@@ -475,19 +475,24 @@ fn prompts_of_their_own_reach_clip_and_t5() {
 }
 
 #[test]
-fn what_an_encoder_does_not_know_is_noted() {
+fn what_has_no_effect_and_what_is_unknown_is_noted() {
     let desk = Desk::new();
     let model = diffusers();
-    let (_, err) = desk.good("generate", &small(&model, &["--prompt", "a 漢字 cup"]));
+    let ignored = "the negative prompt has no effect with true_cfg 1; set true_cfg above 1";
+    let flags = ["--prompt", "a 漢字 cup", "--negative-prompt", "red"];
+    let (_, err) = desk.good("generate", &small(&model, &flags));
     let lines: Vec<&str> = err.lines().collect();
     for line in [
+        &format!("warning: {ignored}"),
         "T5 does not know this of the prompt: “漢字”",
         "CLIP does not know this of the prompt: “漢字”",
     ] {
         assert_eq!(lines.iter().filter(|other| **other == line).count(), 1, "{line}\n{err}");
     }
+    let (out, _) = desk.good("generate", &small(&model, &["--negative-prompt", "red", "--plan"]));
+    assert!(out.contains(&format!("\nwarning:     {ignored}\n")), "{out}");
     let (_, err) = desk.good("generate", &small(&model, &["--prompt", "a cup"]));
-    assert!(!err.contains("does not know"), "{err}");
+    assert!(!err.contains("warning:") && !err.contains("does not know"), "{err}");
 }
 
 #[test]

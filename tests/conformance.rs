@@ -375,3 +375,14 @@ fn an_empty_second_prompt_is_the_first_in_mode_diffusers() {
         );
     }
 }
+
+#[test]
+fn true_cfg_without_a_negative_prompt_is_ours() {
+    let runs = MODES.map(|mode| {
+        PLANNER
+            .plan(&Request::generate("").true_cfg(2.0).conform(mode))
+            .unwrap()
+            .runs_per_step
+    });
+    assert_eq!(runs, [2, 1, 1]);
+}

@@ -152,6 +152,7 @@ fn events_tell_every_stage_and_a_cancelled_run_says_how_far_it_came() {
     PIPE.run_with(&edit().steps(3), |event| {
         stages.push(match event {
             Event::Planned { .. } => "planned".to_owned(),
+            Event::Warning { warning } => warning.to_string(),
             Event::Encoded { .. } => "text".to_owned(),
             Event::Reference { .. } => "reference".to_owned(),
             Event::Noise { .. } => "noise".to_owned(),
@@ -164,7 +165,17 @@ fn events_tell_every_stage_and_a_cancelled_run_says_how_far_it_came() {
     .unwrap();
     assert_eq!(
         stages,
-        ["planned", "text", "reference", "noise", "1/3", "2/3", "3/3", "decoded"]
+        [
+            "planned",
+            "reference 1 is stretched by 19 %",
+            "text",
+            "reference",
+            "noise",
+            "1/3",
+            "2/3",
+            "3/3",
+            "decoded"
+        ]
     );
 
     let cancel = Cancel::new();
@@ -258,6 +269,59 @@ fn text_outside_a_vocabulary_is_told_once_a_prompt() {
         .negative_prompt_2("a cup")
         .true_cfg(2.0);
     assert_eq!(texts(&negative).1, [(ModelPart::Clip, "é".to_owned())]);
+}
+
+#[test]
+fn a_setting_that_a_warning_calls_ignored_changes_no_bit() {
+    let tokens = PIPE.plan(&edit()).unwrap().target.tokens() as usize;
+    let noise = ndarray::Array3::<f32>::ones((1, tokens, 64)).into_dyn();
+    let bare = edit().max_area(64 * 64).steps(1);
+    let sized = Request::edit(image(64, 64), "x").size(64, 64).steps(1).seed(3);
+    let levels = Request::edit(image(64, 64), "x")
+        .size(64, 64)
+        .sigmas([1.0, 0.5])
+        .seed(3);
+    let bfl = sized.clone().conform(Conformance::Bfl);
+    let unguided = {
+        let mut sizes = kontext::ModelSizes::small();
+        sizes.dit.guidance_embed = false;
+        Pipeline::builder()
+            .device(Device::Cpu)
+            .max_sequence_length(8)
+            .random(&sizes, 7)
+            .unwrap()
+    };
+    for (pipe, with, without) in [
+        (&*PIPE, bare.clone().negative_prompt("green"), bare.clone()),
+        (&*PIPE, bare.clone().true_cfg(-3.0), bare.clone()),
+        (&*PIPE, bfl.clone().true_cfg(3.0), bfl),
+        (&*PIPE, bare.clone().cfg_mode(CfgMode::Batched), bare.clone()),
+        (&*PIPE, levels.clone().steps(7), levels),
+        (&*PIPE, sized.clone().max_area(999), sized),
+        (&*PIPE, bare.clone().references(References::Index), bare.clone()),
+        (
+            &*PIPE,
+            bare.clone().noise(noise.clone()).seed(9),
+            bare.clone().noise(noise.clone()).seed(8),
+        ),
+        (&unguided, bare.clone().guidance(9.0), bare),
+    ] {
+        let mut warnings = Vec::new();
+        let made = pipe.run_with(&with, |event| {
+            if let Event::Warning { warning } = event {
+                warnings.push(*warning);
+            }
+            ControlFlow::Continue(())
+        });
+        let (made, other) = (made.unwrap(), pipe.run(&without).unwrap());
+        assert_eq!(warnings, made.plan.warnings);
+        let more = warnings.iter().filter(|warning| !other.plan.warnings.contains(warning));
+        assert_eq!(more.count(), 1, "{warnings:?}");
+        assert!(
+            made.latents == other.latents && made.image == other.image,
+            "{warnings:?}"
+        );
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use kontext::crates::kontext_sampler::geometry::{
     LARGEST_SIDE, PREFERRED_SIZES, TOKEN_PIXELS, diffusers_target, preferred_size,
 };
 use kontext::crates::kontext_sampler::ids::Origin;
-use kontext::{Conformance, Device, Error, Grid, Layout, Pipeline, Plan, References, Request, Size};
+use kontext::{CfgMode, Conformance, Device, Error, Grid, Layout, Pipeline, Plan, References, Request, Size, Warning};
 use proptest::prelude::*;
 
 static PIPE: LazyLock<Pipeline> = LazyLock::new(|| {
@@ -84,12 +84,26 @@ fn request() -> impl Strategy<Value = Request> {
         steps,
         sigmas,
         strength,
-        (guidance, number()),
+        (guidance, number(), any::<bool>(), [any::<bool>(), any::<bool>()]),
         (0..3_usize, 0..3_usize),
     )
         .prop_map(
-            |(images, width, height, area, native, steps, sigmas, strength, (guidance, cfg), (mode, references))| {
+            |(
+                images,
+                width,
+                height,
+                area,
+                native,
+                steps,
+                sigmas,
+                strength,
+                (guidance, cfg, batched, negative),
+                (mode, references),
+            )| {
                 let mut request = Request::generate("x").strength(strength).true_cfg(cfg);
+                request.cfg_mode = if batched { CfgMode::Batched } else { CfgMode::default() };
+                let texts = negative.map(|given| given.then(|| "y".to_owned()));
+                [request.negative_prompt, request.negative_prompt_2] = texts;
                 (request.images, request.width, request.height, request.max_area) =
                     (images.into_iter().map(Arc::new).collect(), width, height, area);
                 (request.native_size, request.steps, request.sigmas, request.guidance) =
@@ -102,6 +116,21 @@ fn request() -> impl Strategy<Value = Request> {
 fn fits(grid: Grid) -> bool {
     let most = i64::from(LARGEST_SIDE / TOKEN_PIXELS);
     (1..=most).contains(&grid.rows) && (1..=most).contains(&grid.cols) && grid.size().grid().is_ok_and(|g| g == grid)
+}
+
+/// Returns the request without the setting that a warning calls ignored; `None` for other warnings.
+fn without(request: &Request, warning: &Warning) -> Option<Request> {
+    let mut request = request.clone();
+    match warning {
+        Warning::NegativePromptIgnored { .. } => (request.negative_prompt, request.negative_prompt_2) = (None, None),
+        Warning::TrueCfgIgnored { .. } => request.true_cfg = 1.0,
+        Warning::CfgModeIgnored => request.cfg_mode = CfgMode::default(),
+        Warning::StepsIgnored { .. } => request.steps = None,
+        Warning::MaxAreaIgnored { .. } => request.max_area = None,
+        Warning::ReferencesIgnored { .. } => request.references = References::default(),
+        _ => return None,
+    }
+    Some(request)
 }
 
 /// Returns `true` if no two grids share a position.
@@ -163,6 +192,16 @@ proptest! {
         }
         // Printing uses every number once more.
         prop_assert!(plan.to_string().contains("sequence:"));
+        // Without an ignored setting the plan is the same, and does not warn of it.
+        for warning in &plan.warnings {
+            prop_assert!(plan.to_string().contains(&format!("\nwarning:     {warning}")), "{plan}");
+            let Some(request) = without(&request, warning) else { continue };
+            let other = PIPE.plan(&request).unwrap();
+            prop_assert!(!other.warnings.contains(warning), "{warning}");
+            let mut same = other.clone();
+            (same.warnings, same.reference_mode) = (plan.warnings.clone(), plan.reference_mode);
+            prop_assert_eq!(&same, &plan, "{}", warning);
+        }
     }
 
     #[test]

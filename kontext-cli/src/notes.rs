@@ -9,6 +9,7 @@ const SHOWN: usize = 80;
 #[must_use]
 pub fn of(event: &Event<'_>) -> Option<String> {
     match event {
+        Event::Warning { warning } => Some(format!("warning: {warning}")),
         Event::PromptTruncated { truncation } => Some(format!(
             "{} does not see the end of the prompt: “{}”",
             truncation.encoder,
@@ -49,7 +50,7 @@ mod tests {
     fn unknown_texts_are_quoted_one_by_one() {
         let texts = ["漢字", "☃"].map(str::to_owned).to_vec();
         let unknown = Unknown {
-            encoder: ModelPart::T5,
+            encoder: kontext::ModelPart::T5,
             texts,
         };
         assert_eq!(

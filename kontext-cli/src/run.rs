@@ -48,9 +48,6 @@ pub fn run(args: &RunArgs, request: &Request, out: &Path) -> anyhow::Result<Opti
         return Ok(None);
     }
     check_outputs(args, &plan, out)?;
-    for warning in plan.warnings() {
-        note(format_args!("warning: {warning}"));
-    }
     let begin = Instant::now();
     let output = observe(&pipe, request, args.dump.as_deref())?;
     for index in 0..output.images.len() {

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 /// | autoencoder runs in | the run's dtype | the run's dtype | f32 |
 /// | levels are | rounded | rounded | truncated |
 /// | an empty second prompt is | an empty text | the first prompt | an empty text |
+/// | true CFG without a negative prompt | avoids the empty text | is ignored | is ignored |
 /// | default steps, guidance | 28, 2.5 | 28, 3.5 | 30, 2.5 |
 ///
 /// Sigmas are computed in each program's order of operations, which shows in their last bits.

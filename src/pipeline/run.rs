@@ -62,6 +62,9 @@ impl Pipeline {
         };
         let seed = request.seed.unwrap_or_else(rand::random);
         tell(observe, &plan, Event::Planned { plan: &plan, seed })?;
+        for warning in &plan.warnings {
+            tell(observe, &plan, Event::Warning { warning })?;
+        }
         // 2. Text.
         let (positive, negative) = self
             .encode_texts(request, &plan, kept, observe)

@@ -3,7 +3,7 @@
 use kontext_core::Tensor;
 use kontext_text::{Truncation, Unknown};
 
-use crate::{Event, Output, Plan};
+use crate::{Event, Output, Plan, Warning};
 
 /// Progress of a run in a [`RunStream`](crate::RunStream), and its output.
 #[derive(Debug)]
@@ -19,6 +19,11 @@ pub enum StreamEvent {
         plan: Plan,
         /// The seed of the first image.
         seed: u64,
+    },
+    /// A setting has no effect, or the result may not be the expected one.
+    Warning {
+        /// The warning; it prints as a sentence with a remedy.
+        warning: Warning,
     },
     /// A prompt was truncated.
     PromptTruncated {
@@ -61,6 +66,7 @@ impl StreamEvent {
                 plan: plan.clone(),
                 seed,
             },
+            Event::Warning { warning } => Self::Warning { warning: *warning },
             Event::PromptTruncated { truncation } => Self::PromptTruncated {
                 truncation: truncation.clone(),
             },

@@ -1,0 +1,138 @@
+//! Warnings of a plan: settings without effect, and results that may surprise.
+
+use std::fmt;
+
+use kontext_sampler::{Conformance, Grid, References, Size};
+
+/// A setting of a request that a run ignores, or a result that may not be the expected one.
+///
+/// It prints as a sentence that says what to set. All of them are known before any work: see
+/// [`Plan::warnings`](crate::Plan::warnings).
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum Warning {
+    /// The negative prompt has no effect, because [`Request::true_cfg`](crate::Request::true_cfg) is not
+    /// above 1. An empty one is not reported.
+    NegativePromptIgnored {
+        /// The scale.
+        true_cfg: f64,
+    },
+    /// The scale of true classifier-free guidance has no effect: it is below 1, or there is no negative
+    /// prompt in conventions that need one.
+    TrueCfgIgnored {
+        /// The scale.
+        true_cfg: f64,
+        /// The run's conventions.
+        conformance: Conformance,
+    },
+    /// [`Request::cfg_mode`](crate::Request::cfg_mode) has no effect without true classifier-free guidance.
+    CfgModeIgnored,
+    /// The guidance value has no effect, because the model embeds none (FLUX.1-schnell).
+    GuidanceIgnored {
+        /// The value.
+        guidance: f64,
+    },
+    /// The number of steps has no effect next to [`Request::sigmas`](crate::Request::sigmas).
+    StepsIgnored {
+        /// The number.
+        steps: usize,
+    },
+    /// The seed has no effect next to [`Request::noise`](crate::Request::noise).
+    SeedIgnored {
+        /// The seed.
+        seed: u64,
+    },
+    /// The area has no effect next to both width and height.
+    MaxAreaIgnored {
+        /// Pixels.
+        max_area: u64,
+    },
+    /// The placement of references has no effect: there are too few.
+    ReferencesIgnored {
+        /// The placement.
+        references: References,
+    },
+    /// The conventions do not keep the width and height that are set.
+    SizeAdjusted {
+        /// The size that is set; a side that is not set is the target's.
+        asked: Size,
+        /// The target's size.
+        target: Size,
+        /// The run's conventions.
+        conformance: Conformance,
+    },
+    /// The edited image and the result have different grids.
+    GridsDiffer {
+        /// Grid of the first reference.
+        reference: Grid,
+        /// Grid of the target.
+        target: Grid,
+    },
+    /// A reference is visibly stretched.
+    Stretched {
+        /// Its number, from 0.
+        index: usize,
+        /// The change of its aspect ratio in percent.
+        percent: f64,
+    },
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NegativePromptIgnored { true_cfg } => write!(
+                f,
+                "the negative prompt has no effect with true_cfg {true_cfg}; set true_cfg above 1"
+            ),
+            Self::TrueCfgIgnored { true_cfg, .. } if *true_cfg <= 1.0 => {
+                write!(f, "true_cfg {true_cfg} has no effect; set it above 1, or leave it at 1")
+            }
+            Self::TrueCfgIgnored { true_cfg, conformance } => write!(
+                f,
+                "true_cfg {true_cfg} has no effect without a negative prompt in the conventions of {conformance:?}; \
+                 set negative_prompt, which may be empty"
+            ),
+            Self::CfgModeIgnored => write!(f, "cfg_mode has no effect without true_cfg; set true_cfg above 1"),
+            Self::GuidanceIgnored { guidance } => write!(
+                f,
+                "guidance {guidance} has no effect, because this model embeds none; use true_cfg and a negative prompt"
+            ),
+            Self::StepsIgnored { steps } => {
+                write!(f, "steps {steps} has no effect next to sigmas; set one of them")
+            }
+            Self::SeedIgnored { seed } => write!(f, "seed {seed} has no effect next to noise; set one of them"),
+            Self::MaxAreaIgnored { max_area } => write!(
+                f,
+                "max_area {max_area} has no effect next to width and height; set at most one of these"
+            ),
+            Self::ReferencesIgnored { references } => write!(
+                f,
+                "references {references:?} has no effect with so few images; add one, or leave it out"
+            ),
+            Self::SizeAdjusted {
+                asked,
+                target,
+                conformance: Conformance::Diffusers,
+            } => write!(
+                f,
+                "the size {asked} becomes {target} in the conventions of Diffusers; set max_area to its pixels, and \
+                 sides to multiples of 16"
+            ),
+            Self::SizeAdjusted {
+                asked,
+                target,
+                conformance,
+            } => write!(
+                f,
+                "the size {asked} becomes {target} in the conventions of {conformance:?}; set sides to multiples of 16"
+            ),
+            Self::GridsDiffer { reference, target } => write!(
+                f,
+                "the reference has {reference} and the target {target}: an edit in place may shift"
+            ),
+            Self::Stretched { index, percent } => {
+                write!(f, "reference {} is stretched by {percent:.0} %", index + 1)
+            }
+        }
+    }
+}
