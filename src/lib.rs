@@ -3,6 +3,7 @@
 mod builder;
 mod checkpoint;
 mod defaults;
+pub mod doctor;
 mod encode;
 mod event;
 mod export;
@@ -24,6 +25,7 @@ mod warning;
 pub use builder::{Parts, PipelineBuilder};
 pub use checkpoint::{Checkpoint, Layout};
 pub use defaults::ModelDefaults;
+pub use doctor::doctor;
 pub use event::{Cancel, Event};
 pub use export::{ModelSizes, quantize, random_model, save_part};
 pub use into_image::IntoImage;

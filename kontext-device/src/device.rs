@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 
 use tch::{Cuda, Device};
 
+use crate::libtorch;
 use kontext_core::{Error, Result};
 
 /// Parses "cpu", "cuda" or "cuda:N" and checks that the device is available.
@@ -72,14 +73,14 @@ pub fn available(device: Device) -> Result<()> {
 }
 
 /// Returns `true` if an NVIDIA driver is loaded, judging by the device files it creates.
-fn driver_present() -> bool {
+pub(crate) fn driver_present() -> bool {
     const SIGNS: [&str; 3] = ["/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg"];
     SIGNS.iter().any(|sign| Path::new(sign).exists()) || cfg!(windows)
 }
 
 /// Loads libtorch's CUDA library once. This must precede the first call to [`Cuda`]: libtorch caches its
 /// answer, also one given without the library.
-fn open_cuda() -> &'static Result<(), String> {
+pub(crate) fn open_cuda() -> &'static Result<(), String> {
     static OPENED: OnceLock<Result<(), String>> = OnceLock::new();
     OPENED.get_or_init(|| {
         let mut errors = Vec::new();
@@ -97,19 +98,8 @@ fn open_cuda() -> &'static Result<(), String> {
 /// Returns the candidate paths: by name (found through the program's rpath), then next to the libtorch
 /// already loaded.
 fn candidates() -> Vec<PathBuf> {
-    const NAME: &str = if cfg!(windows) {
-        "torch_cuda.dll"
-    } else {
-        "libtorch_cuda.so"
-    };
-    let mut paths = vec![PathBuf::from(NAME)];
-    if let Ok(maps) = std::fs::read_to_string("/proc/self/maps") {
-        let loaded = maps.lines().filter_map(|l| l.find('/').map(|at| Path::new(&l[at..])));
-        let torch = loaded
-            .into_iter()
-            .find(|p| p.file_name().is_some_and(|n| n == "libtorch_cpu.so"));
-        paths.extend(torch.and_then(Path::parent).map(|folder| folder.join(NAME)));
-    }
+    let mut paths = vec![PathBuf::from(libtorch::CUDA_LIBRARY)];
+    paths.extend(libtorch::loaded(libtorch::CPU_LIBRARY).map(|file| file.with_file_name(libtorch::CUDA_LIBRARY)));
     paths
 }
 

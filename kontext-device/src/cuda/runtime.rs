@@ -6,6 +6,7 @@ use std::thread;
 
 use tch::Device;
 
+use super::driver::CudaVersion;
 use crate::device;
 use kontext_core::{Error, Result};
 
@@ -17,6 +18,7 @@ pub(super) type Status = c_int;
 pub(super) struct Runtime {
     pub(super) set_device: unsafe extern "C" fn(c_int) -> Status,
     mem_get_info: unsafe extern "C" fn(*mut usize, *mut usize) -> Status,
+    runtime_get_version: unsafe extern "C" fn(*mut c_int) -> Status,
     get_error_string: unsafe extern "C" fn(Status) -> *const c_char,
 }
 
@@ -36,6 +38,21 @@ pub(crate) fn free_memory(index: usize) -> Result<u64> {
     asked
         .unwrap_or_else(|_| Err("the question for its free memory was broken off".to_owned()))
         .map_err(error)
+}
+
+/// Returns the version of CUDA that libtorch's CUDA half was built for. Opens that half.
+///
+/// # Errors
+/// [`Error::Device`] if the half or a function of the runtime is missing.
+pub fn runtime_version() -> Result<CudaVersion> {
+    let version = || {
+        device::open_cuda().as_ref().map_err(Clone::clone)?;
+        runtime()?.version()
+    };
+    version().map_err(|reason: String| Error::Device {
+        device: "cuda".to_owned(),
+        reason,
+    })
 }
 
 /// Returns the runtime of this program, once libtorch's CUDA half is loaded.
@@ -71,6 +88,7 @@ impl Runtime {
             Ok(Self {
                 set_device: *library.get(b"cudaSetDevice\0").map_err(absent)?,
                 mem_get_info: *library.get(b"cudaMemGetInfo\0").map_err(absent)?,
+                runtime_get_version: *library.get(b"cudaRuntimeGetVersion\0").map_err(absent)?,
                 get_error_string: *library.get(b"cudaGetErrorString\0").map_err(absent)?,
             })
         }
@@ -87,6 +105,15 @@ impl Runtime {
             self.check("cudaMemGetInfo", (self.mem_get_info)(&raw mut free, &raw mut total))?;
         }
         Ok(free as u64)
+    }
+
+    #[allow(unsafe_code)]
+    fn version(&self) -> Result<CudaVersion, String> {
+        let mut version = 0;
+        // SAFETY: it writes to a variable that outlives the call.
+        let status = unsafe { (self.runtime_get_version)(&raw mut version) };
+        self.check("cudaRuntimeGetVersion", status)?;
+        Ok(CudaVersion::of_number(version))
     }
 
     #[allow(unsafe_code)]
@@ -134,6 +161,7 @@ mod tests {
             return;
         };
         let runtime = Runtime::of(&library).unwrap();
+        assert_eq!(runtime.version().unwrap().to_string(), "13.0");
         match thread::spawn(move || runtime.free_memory(0)).join().unwrap() {
             Ok(free) => assert!(free > 0),
             Err(reason) => {

@@ -1,6 +1,7 @@
 //! The program itself: its libtorch.
 
 use kontext::Device;
+use kontext_device::libtorch::loaded;
 use tch::Cuda;
 
 use crate::row::Outcome;
@@ -16,7 +17,10 @@ fn libtorch(on: Device, (convolutions, products): (bool, bool)) -> anyhow::Resul
     let mut outcome = Outcome::default();
     outcome.value("device", format!("{on:?}"));
     for name in ["libtorch_cpu.so", "libtorch_cuda.so", "libcudnn.so.9"] {
-        outcome.value(name, loaded(name)?.unwrap_or_else(|| "not loaded".to_owned()));
+        outcome.value(
+            name,
+            loaded(name).map_or_else(|| "not loaded".to_owned(), |file| file.display().to_string()),
+        );
     }
     outcome.value("CUDA devices", Cuda::device_count());
     outcome.value("cuDNN", Cuda::cudnn_is_available());
@@ -27,11 +31,4 @@ fn libtorch(on: Device, (convolutions, products): (bool, bool)) -> anyhow::Resul
         "libtorch finds no cuDNN".to_owned()
     });
     Ok(outcome)
-}
-
-/// Finds the file of a loaded library.
-fn loaded(name: &str) -> anyhow::Result<Option<String>> {
-    let maps = std::fs::read_to_string("/proc/self/maps")?;
-    let paths = maps.lines().filter_map(|line| line.find('/').map(|at| &line[at..]));
-    Ok(paths.into_iter().find(|path| path.ends_with(name)).map(str::to_owned))
 }

@@ -1,0 +1,56 @@
+//! Features of the CPU that decide how fast it computes.
+
+/// Returns those of the CPU's features that its speed depends on, by their usual names: AVX2 for unpacking
+/// weights; FMA, AVX-512 and AMX for libtorch's products. AMX and bf16 are found on Linux only.
+///
+/// # Example
+/// ```
+/// # #[cfg(target_arch = "x86_64")]
+/// assert_eq!(kontext_device::cpu::features().contains(&"AVX2"), is_x86_feature_detected!("avx2"));
+/// ```
+#[must_use]
+pub fn features() -> Vec<&'static str> {
+    let mut features = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    {
+        let detected = [
+            ("AVX2", is_x86_feature_detected!("avx2")),
+            ("FMA", is_x86_feature_detected!("fma")),
+            ("AVX-512", is_x86_feature_detected!("avx512f")),
+        ];
+        features.extend(detected.into_iter().filter_map(|(name, has)| has.then_some(name)));
+    }
+    if cfg!(target_arch = "aarch64") {
+        // A part of the architecture.
+        features.push("NEON");
+    }
+    features.extend(listed(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default()));
+    features
+}
+
+/// Returns the features that only the system's list names.
+fn listed(cpuinfo: &str) -> Vec<&'static str> {
+    const NAMES: [(&str, &str); 3] = [
+        ("avx512_bf16", "AVX-512 bf16"),
+        ("amx_tile", "AMX"),
+        ("amx_bf16", "AMX bf16"),
+    ];
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags"));
+    let has = |flag: &str| flags.is_some_and(|line| line.split_whitespace().any(|word| word == flag));
+    NAMES
+        .into_iter()
+        .filter_map(|(flag, name)| has(flag).then_some(name))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_are_read_from_the_first_processors_flags() {
+        let text = "processor\t: 0\nflags\t\t: fpu avx2 amx_tile amx_int8\n\nprocessor\t: 1\nflags\t\t: amx_bf16\n";
+        assert_eq!(listed(text), ["AMX"]);
+        assert_eq!(listed("Features\t: asimd bf16\n"), Vec::<&str>::new());
+    }
+}
