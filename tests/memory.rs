@@ -4,13 +4,15 @@
 #[path = "../kontext-bench/tests/common/same_files.rs"]
 mod same_files;
 
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::LazyLock;
 
 use image::{Rgb, RgbImage};
 use kontext::{
-    Checkpoint, Device, Error, Kind, Layout, Pipeline, PipelineBuilder, Placement, Quantize, Request, Stage, Tensor,
-    Weights, quantize, random_model,
+    Checkpoint, Device, Error, Event, Kind, Layout, Pipeline, PipelineBuilder, Placement, Quantize, Request, Stage,
+    Tensor, Weights, quantize, random_model,
 };
 use kontext_bench::metrics::psnr;
 use same_files::assert_same_files;
@@ -43,6 +45,35 @@ fn every_placement_gives_the_same_bytes_run_after_run() {
         for _ in 0..2 {
             assert_eq!(pipe.run(&edit()).unwrap().image, expected, "{placement}");
         }
+    }
+}
+
+#[test]
+fn a_panic_in_a_callback_leaves_the_pipeline_usable() {
+    let expected = run(&builder().placement(Placement::Resident));
+    for placement in Placement::ALL {
+        let pipe = builder().placement(placement).load(FOLDER.path()).unwrap();
+        let mut events = 0;
+        let count = |_: Event<'_>| {
+            events += 1;
+            ControlFlow::Continue(())
+        };
+        pipe.run_with(&edit(), count).unwrap();
+        // Planned, the prompt, the reference, the noise, two steps, the image.
+        assert_eq!(events, 7);
+        for at in 0..events {
+            let mut seen = 0;
+            let panicking = || {
+                pipe.run_with(&edit(), |_| {
+                    assert_ne!(seen, at, "the callback's own");
+                    seen += 1;
+                    ControlFlow::Continue(())
+                })
+            };
+            let panic = catch_unwind(AssertUnwindSafe(panicking)).unwrap_err();
+            assert!(panic.downcast_ref::<String>().unwrap().contains("the callback's own"));
+        }
+        assert_eq!(pipe.run(&edit()).unwrap().image, expected, "{placement}");
     }
 }
 

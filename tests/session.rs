@@ -5,6 +5,7 @@ mod common;
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::thread;
@@ -232,7 +233,12 @@ fn a_turn_that_fails_leaves_the_session_as_it_was() {
         let error = session.run(&wrong).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
     }
+    let panicking = |session: &mut Session| session.run_with(&request("night"), |_| panic!("own")).map(|_| ());
+    assert!(catch_unwind(AssertUnwindSafe(|| panicking(&mut session))).is_err());
     assert_eq!((session.current().id, session.turns().len()), (1, 2));
+    let mut other = self::session(&PIPE);
+    other.edit("winter").unwrap();
+    assert_eq!(session.edit("night").unwrap().image, other.edit("night").unwrap().image);
 }
 
 #[test]
