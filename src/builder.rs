@@ -31,6 +31,7 @@ pub struct PipelineBuilder {
     pub(crate) loras: Vec<LoraUse>,
     pub(crate) fuse_loras: bool,
     pub(crate) placement: Placement,
+    pub(crate) memory_budget: Option<u64>,
     pub(crate) quantize: Option<Quantize>,
     pub(crate) quantize_t5: Option<Quantize>,
 }
@@ -115,6 +116,20 @@ impl PipelineBuilder {
     /// Sets when the parts are in memory. Default: [`Placement::Auto`].
     pub fn placement(self, placement: Placement) -> Self {
         Self { placement, ..self }
+    }
+
+    /// Sets the most bytes of device memory that the model's weights and a run's activations may take.
+    /// Default: all that is free.
+    ///
+    /// [`Placement::Auto`] chooses for the smaller of the budget and the free memory, and a run whose estimate
+    /// ([`Pipeline::memory`](crate::Pipeline::memory)) exceeds the budget is refused with
+    /// [`Error::Memory`](crate::Error::Memory) before any work. Runs on several threads are checked one by one.
+    /// Ignored for pipelines assembled from given parts.
+    pub fn memory_budget(self, bytes: u64) -> Self {
+        Self {
+            memory_budget: Some(bytes),
+            ..self
+        }
     }
 
     /// Quantises the weights of the transformer's blocks at load, one layer after the other, unless the file

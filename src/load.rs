@@ -116,20 +116,19 @@ impl PipelineBuilder {
             let path = checkpoint.vae.clone();
             Slot::new(staged, move || Autoencoder::open(&path, Kind::Float, device))?
         };
-        let weights = weights.offload(left).quantized(self.quantize);
-        let weights = if left == Offload::All {
-            weights.prefetched()
-        } else {
-            weights
+        let files = TransformerFiles {
+            weights: weights.offload(left).quantized(self.quantize),
+            config: config.clone(),
+            prefetched: left == Offload::All,
         };
         let dit = if staged {
-            let (weights, config) = (weights.clone(), config.clone());
-            Slot::new(true, move || transformer(&weights, &config, |_| ()))?
+            Slot::new(true, move || files.open(|_| ()))?
         } else {
-            Slot::held(transformer(&weights, config, |blocks| tell("transformer", 4 + blocks))?)
+            let dit = files.open(|blocks| tell("transformer", 4 + blocks))?;
+            Slot::kept(dit, move || files.open(|_| ()))
         };
-        if let (Slot::Held(text), Slot::Held(vae)) = (&text, &vae) {
-            fit(text, vae, config)?;
+        if let (Some(text), Some(vae)) = (text.in_memory(), vae.in_memory()) {
+            fit(&text, &vae, config)?;
         }
         let parts = PartSlots {
             text,
@@ -138,7 +137,7 @@ impl PipelineBuilder {
             config: config.clone(),
         };
         let pipeline = Pipeline::new(parts, facts, precision, device, self.tiling);
-        let mut pipeline = pipeline.with_files(model.checkpoint, footprint.clone(), arrangement);
+        let mut pipeline = pipeline.with_files(model.checkpoint, footprint.clone(), arrangement, self.memory_budget);
         pipeline.put_loras(loras, fused)?;
         Ok(pipeline)
     }
@@ -153,11 +152,12 @@ impl PipelineBuilder {
         } else {
             None
         };
+        let available = free.into_iter().chain(self.memory_budget).min();
         let square = facts.sizes.iter().min_by_key(|size| size.width.abs_diff(size.height));
         let square = square.copied().unwrap_or(Size::new(1024, 1024));
         let plan = Plan::new(&Request::edit(RgbImage::new(square.width, square.height), ""), facts)?;
-        let chosen = match free {
-            Some(free) => footprint.first_that_fits(&plan, &candidates, free),
+        let chosen = match available {
+            Some(available) => footprint.first_that_fits(&plan, &candidates, available),
             None => candidates.first().copied(),
         };
         chosen.ok_or_else(|| Error::bug(format!("placement `{}` without an arrangement", self.placement)))
@@ -351,9 +351,21 @@ impl TextFiles {
     }
 }
 
-fn transformer(weights: &Weights, config: &DitConfig, progress: impl FnMut(usize)) -> Result<Dit> {
-    let dit = Dit::new(weights, config, progress)?;
-    weights.finish()?;
-    memory::give_back();
-    Ok(dit)
+/// The transformer's weights and their loading options.
+struct TransformerFiles {
+    weights: Weights,
+    config: DitConfig,
+    prefetched: bool,
+}
+
+impl TransformerFiles {
+    fn open(&self, progress: impl FnMut(usize)) -> Result<Dit> {
+        let weights = self.weights.clone();
+        // A prefetcher lives as long as the transformer that it was made for.
+        let weights = if self.prefetched { weights.prefetched() } else { weights };
+        let dit = Dit::new(&weights, &self.config, progress)?;
+        weights.finish()?;
+        memory::give_back();
+        Ok(dit)
+    }
 }

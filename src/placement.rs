@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Deref;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kontext_core::{Device, Error, Result};
 use kontext_device::memory;
@@ -87,52 +88,103 @@ impl std::str::FromStr for Placement {
     }
 }
 
-/// A part of a pipeline: held in memory, or loaded on demand.
+/// A part of a pipeline.
 pub(crate) enum Slot<T> {
-    Held(Frozen<T>),
-    OnDemand(Box<dyn Fn() -> Result<T> + Send + Sync>),
+    /// Given by the caller, and always in memory.
+    Given(Frozen<T>),
+    /// Loaded with the pipeline, and again at the first use after it was unloaded.
+    Kept {
+        part: Mutex<Option<Arc<Frozen<T>>>>,
+        load: Loader<T>,
+    },
+    /// Loaded for each use.
+    OnDemand(Loader<T>),
 }
+
+/// Loads a part from its files.
+type Loader<T> = Box<dyn Fn() -> Result<T> + Send + Sync>;
 
 /// A part in use: shared, or loaded for the lease.
 pub(crate) enum Lease<'a, T> {
-    Shared(&'a T),
+    Given(&'a T),
+    Shared(Arc<Frozen<T>>),
     Own(T),
 }
 
-impl<T> Slot<T> {
-    pub(crate) fn held(value: T) -> Self {
-        Self::Held(Frozen::new(value))
+impl<T: 'static> Slot<T> {
+    pub(crate) fn given(value: T) -> Self {
+        Self::Given(Frozen::new(value))
     }
 
     /// Creates a part with `load`: now, or at every use.
     pub(crate) fn new(on_demand: bool, load: impl Fn() -> Result<T> + Send + Sync + 'static) -> Result<Self> {
-        let load = move || {
+        let load: Loader<T> = Box::new(move || {
             let part = load();
             memory::give_back();
             part
-        };
+        });
         if on_demand {
-            Ok(Self::OnDemand(Box::new(load)))
+            Ok(Self::OnDemand(load))
         } else {
-            Ok(Self::held(load()?))
+            Ok(Self::kept(load()?, load))
+        }
+    }
+
+    /// Creates a part in memory; `load` loads it again after it was unloaded.
+    pub(crate) fn kept(part: T, load: impl Fn() -> Result<T> + Send + Sync + 'static) -> Self {
+        Self::Kept {
+            part: Mutex::new(Some(Arc::new(Frozen::new(part)))),
+            load: Box::new(load),
         }
     }
 
     /// Returns the part, if it is in memory.
-    pub(crate) fn in_memory(&self) -> Option<&T> {
+    pub(crate) fn in_memory(&self) -> Option<Lease<'_, T>> {
         match self {
-            Self::Held(value) => Some(value),
+            Self::Given(value) => Some(Lease::Given(value)),
+            Self::Kept { part, .. } => lock(part).clone().map(Lease::Shared),
             Self::OnDemand(_) => None,
         }
     }
 
     /// Leases the part, loading it if necessary.
     pub(crate) fn lease(&self) -> Result<Lease<'_, T>> {
+        self.lease_with(|_| Ok(()))
+    }
+
+    /// Leases the part. If it has to be loaded, `prepare` is called before anyone else sees it.
+    pub(crate) fn lease_with(&self, prepare: impl FnOnce(&T) -> Result<()>) -> Result<Lease<'_, T>> {
+        let fresh = |load: &Loader<T>| {
+            let value = load()?;
+            prepare(&value)?;
+            Ok::<_, Error>(value)
+        };
         Ok(match self {
-            Self::Held(value) => Lease::Shared(value),
-            Self::OnDemand(load) => Lease::Own(load()?),
+            Self::Given(value) => Lease::Given(value),
+            Self::Kept { part, load } => {
+                // Runs that start together wait for one load.
+                let mut part = lock(part);
+                Lease::Shared(Arc::clone(match &mut *part {
+                    Some(part) => part,
+                    part => part.insert(Arc::new(Frozen::new(fresh(load)?))),
+                }))
+            }
+            Self::OnDemand(load) => Lease::Own(fresh(load)?),
         })
     }
+
+    /// Drops the part, which is loaded again at the next use; running leases keep theirs. Does nothing to a
+    /// given part.
+    pub(crate) fn unload(&self) {
+        if let Self::Kept { part, .. } = self {
+            let part = lock(part).take();
+            drop(part);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<'a, T> Lease<'a, T> {
@@ -157,10 +209,10 @@ impl<'a, T> Lease<'a, T> {
 
 impl<T> fmt::Debug for Slot<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if matches!(self, Self::Held(_)) {
-            "in memory"
-        } else {
-            "loaded when it works"
+        f.write_str(match self {
+            Self::Given(_) => "in memory",
+            Self::Kept { .. } => "in memory until it is unloaded",
+            Self::OnDemand(_) => "in memory while it is used",
         })
     }
 }
@@ -170,6 +222,7 @@ impl<T> Deref for Lease<'_, T> {
 
     fn deref(&self) -> &T {
         match self {
+            Self::Given(value) => value,
             Self::Shared(value) => value,
             Self::Own(value) => value,
         }
@@ -178,7 +231,6 @@ impl<T> Deref for Lease<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
@@ -192,6 +244,54 @@ mod tests {
             let _ = (*slot.lease().unwrap(), *slot.lease().unwrap());
             assert_eq!(made.load(Ordering::Relaxed), expected);
         }
+    }
+
+    #[test]
+    fn an_unloaded_part_is_made_once_more_and_prepared_before_it_is_shared() {
+        let made = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&made);
+        let slot = Slot::new(false, move || Ok(Arc::new(count.fetch_add(1, Ordering::Relaxed)))).unwrap();
+        let lease = slot.lease().unwrap();
+        let part = Arc::downgrade(&lease);
+        slot.unload();
+        assert!(slot.in_memory().is_none());
+        // The running lease keeps its part, and is the last to do so.
+        assert_eq!((**lease, part.strong_count()), (0, 1));
+        drop(lease);
+        assert_eq!(part.strong_count(), 0);
+        let prepared = AtomicUsize::new(0);
+        let prepare = |_: &Arc<usize>| {
+            prepared.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        };
+        let refused = slot.lease_with(|_| Err(Error::invalid("part", "none", 1)));
+        assert!(refused.is_err() && slot.in_memory().is_none());
+        for _ in 0..2 {
+            assert_eq!(**slot.lease_with(prepare).unwrap(), 2);
+        }
+        assert_eq!((made.load(Ordering::Relaxed), prepared.load(Ordering::Relaxed)), (3, 1));
+    }
+
+    #[test]
+    fn a_panic_while_a_part_is_loaded_leaves_its_slot_usable() {
+        let made = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&made);
+        let load = move || {
+            assert_ne!(count.fetch_add(1, Ordering::Relaxed), 1, "the second load");
+            Ok(7)
+        };
+        let slot = Slot::new(false, load).unwrap();
+        slot.unload();
+        let lease = || slot.lease().map(|part| *part).unwrap();
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(lease)).is_err());
+        assert_eq!(lease(), 7);
+    }
+
+    #[test]
+    fn a_given_part_stays() {
+        let slot = Slot::given(7);
+        slot.unload();
+        assert_eq!(slot.in_memory().map(|part| *part), Some(7));
     }
 
     #[test]

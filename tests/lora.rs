@@ -641,13 +641,17 @@ fn loras_are_the_same_on_packed_weights_and_on_parts_that_come_and_go() {
     // The LoRA has the same effect as in the plain model, up to the rounding to eight bits.
     let wide = image(&model.load(&[("red", 1.0)]));
     assert!(levels(&beside, &wide) <= 25, "{}", levels(&beside, &wide));
-    for placement in [Placement::Staged, Placement::Streamed] {
+    for placement in Placement::ALL {
         let builder = Pipeline::builder()
             .device(Device::Cpu)
             .placement(placement)
             .lora(model.lora("red"), 1.0);
         let mut pipe = builder.load(model.path()).unwrap();
         assert_eq!(image(&pipe), wide, "{placement}");
+        assert!(pipe.unload());
+        assert_eq!(image(&pipe), wide, "{placement}, loaded again");
+        // A change while nothing is in memory.
+        assert!(pipe.unload());
         pipe.remove_lora("red").unwrap();
         assert_eq!(image(&pipe), image(&model.load(&[])), "{placement}");
     }

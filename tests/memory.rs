@@ -7,12 +7,13 @@ mod same_files;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
+use std::thread;
 
 use image::{Rgb, RgbImage};
 use kontext::{
-    Checkpoint, Device, Error, Event, Kind, Layout, Pipeline, PipelineBuilder, Placement, Quantize, Request, Stage,
-    Tensor, Weights, quantize, random_model,
+    Checkpoint, Device, Error, Event, Kind, Layout, ModelSizes, Pipeline, PipelineBuilder, Placement, Quantize,
+    Request, Stage, Tensor, Weights, quantize, random_model,
 };
 use kontext_bench::metrics::psnr;
 use same_files::assert_same_files;
@@ -74,6 +75,101 @@ fn a_panic_in_a_callback_leaves_the_pipeline_usable() {
             assert!(panic.downcast_ref::<String>().unwrap().contains("the callback's own"));
         }
         assert_eq!(pipe.run(&edit()).unwrap().image, expected, "{placement}");
+    }
+}
+
+#[test]
+fn an_unloaded_pipeline_loads_its_parts_again_and_gives_the_same_bytes() {
+    for placement in Placement::ALL {
+        let pipe = Arc::new(builder().placement(placement).load(FOLDER.path()).unwrap());
+        let kept = placement != Placement::Staged;
+        let expected = pipe.run(&edit()).unwrap().image;
+        for _ in 0..2 {
+            assert_eq!(pipe.is_loaded(), kept, "{placement}");
+            assert!(pipe.unload() && !pipe.is_loaded(), "{placement}");
+            assert_eq!(pipe.run(&edit()).unwrap().image, expected, "{placement}");
+        }
+        // While runs are under way: they finish, and the next ones load the parts again.
+        pipe.unload();
+        thread::scope(|scope| {
+            let runs = [(); 3].map(|()| scope.spawn(|| pipe.run(&edit()).unwrap().image));
+            for run in runs {
+                pipe.unload();
+                assert_eq!(run.join().unwrap(), expected, "{placement}");
+            }
+        });
+    }
+}
+
+#[test]
+fn a_session_goes_on_after_its_pipeline_was_unloaded() {
+    let pipe = Arc::new(builder().load(FOLDER.path()).unwrap());
+    let turns = |unload: bool| {
+        let mut session = pipe.session(RgbImage::new(70, 50));
+        session.defaults = Request::default().max_area(64 * 64).steps(2).seed(3);
+        ["winter", "night"].map(|prompt| {
+            assert!(!unload || pipe.unload());
+            session.edit(prompt).unwrap().image.clone()
+        })
+    };
+    assert_eq!(turns(true), turns(false));
+}
+
+#[test]
+fn a_pipeline_of_given_parts_cannot_be_unloaded() {
+    let pipe = builder().random(&ModelSizes::small(), 7).unwrap();
+    assert!(!pipe.unload() && pipe.is_loaded());
+    pipe.run(&edit()).unwrap();
+}
+
+#[test]
+fn a_budget_decides_the_placement() {
+    let square = Request::edit(RgbImage::new(1024, 1024), "");
+    let plans = builder().memory(FOLDER.path(), &square).unwrap();
+    // The smallest budget in which a peak fits next to the reserve of a twentieth.
+    let budget = |placement| {
+        let plan = plans.iter().find(|plan| plan.placement == placement).unwrap();
+        let mut bytes = plan.peak().1;
+        bytes += bytes / 20;
+        while !plan.fits(bytes) {
+            bytes += 1;
+        }
+        bytes
+    };
+    let placed = |bytes| builder().memory_budget(bytes).load(FOLDER.path()).unwrap().placement();
+    let (resident, staged) = (budget(Placement::Resident), budget(Placement::Staged));
+    assert_eq!(placed(u64::MAX), Placement::Resident);
+    assert_eq!(placed(resident), Placement::Resident);
+    assert_eq!(placed(resident - 1), Placement::Staged);
+    assert_eq!(placed(staged), Placement::Staged);
+    assert_eq!(placed(1), Placement::Streamed);
+    // A placement that was asked for stays.
+    let asked = builder().placement(Placement::Resident).memory_budget(1);
+    assert_eq!(asked.load(FOLDER.path()).unwrap().placement(), Placement::Resident);
+}
+
+#[test]
+fn a_run_above_the_budget_is_refused_before_any_work() {
+    for placement in Placement::ALL {
+        let builder = builder().placement(placement);
+        let peak = builder.memory(FOLDER.path(), &edit()).unwrap()[0].peak().1;
+        let within = builder.clone().memory_budget(peak).load(FOLDER.path()).unwrap();
+        let above = builder.memory_budget(peak - 1).load(FOLDER.path()).unwrap();
+        for unloaded in [false, true] {
+            if unloaded {
+                assert!(within.unload() && above.unload());
+            }
+            within.run(&edit()).unwrap();
+            let mut events = 0;
+            let refused = above.run_with(&edit(), |_| {
+                events += 1;
+                ControlFlow::Continue(())
+            });
+            let error = refused.unwrap_err();
+            assert!(matches!(error, Error::Memory { .. }), "{error}");
+            assert_eq!(events, 0);
+            assert_eq!(above.is_loaded(), !unloaded && placement != Placement::Staged);
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use kontext_nn::{Offload, Weights};
 use kontext_text::{ClipEncoder, T5Config, T5Encoder, TextFootprint};
 use kontext_vae::VaeFootprint;
 
-use super::{Machine, MemoryPlan, StageMemory};
+use super::{LoadedParts, Machine, MemoryPlan, StageMemory};
 use crate::placement::{Arrangement, Placement};
 use crate::{Checkpoint, Plan};
 
@@ -66,10 +66,16 @@ impl Footprint {
     }
 
     /// Refuses a run whose stages take more than the free memory, not counting weights already held.
-    pub(crate) fn check(&self, plan: &Plan, arrangement: Arrangement, available: u64) -> Result<()> {
+    pub(crate) fn check(
+        &self,
+        plan: &Plan,
+        arrangement: Arrangement,
+        loaded: LoadedParts,
+        available: u64,
+    ) -> Result<()> {
         let memory = self.plan(plan, arrangement);
         let (stage, peak) = memory.peak();
-        let needed = peak.saturating_sub(self.held(arrangement));
+        let needed = peak.saturating_sub(self.held(arrangement, loaded));
         let smaller = smaller(arrangement.placement, stage);
         if needed <= available {
             Ok(())
@@ -84,6 +90,7 @@ impl Footprint {
         error: Error,
         plan: &Plan,
         arrangement: Arrangement,
+        loaded: LoadedParts,
         stage: Stage,
         available: u64,
     ) -> Error {
@@ -94,7 +101,7 @@ impl Footprint {
             .find(|s| s.stage == stage);
         let needed = own
             .map_or(0, |stage| stage.bytes())
-            .saturating_sub(self.held(arrangement));
+            .saturating_sub(self.held(arrangement, loaded));
         with_remedy(error, stage, needed, available, smaller(arrangement.placement, stage))
     }
 
@@ -104,14 +111,25 @@ impl Footprint {
             Placement::Resident => "load with Placement::Staged, or with weights of fewer bits",
             _ => "free some of it, or load on another device",
         };
-        with_remedy(error, Stage::Load, self.held(arrangement), available, smaller)
+        let held = self.held(arrangement, LoadedParts::ALL);
+        with_remedy(error, Stage::Load, held, available, smaller)
+    }
+
+    /// Returns the bytes of a budget that the loaded weights leave to a run.
+    pub(crate) fn left_of(&self, budget: u64, arrangement: Arrangement, loaded: LoadedParts) -> u64 {
+        budget.saturating_sub(self.held(arrangement, loaded))
     }
 
     /// Returns the bytes of weights held between runs.
-    fn held(&self, arrangement: Arrangement) -> u64 {
+    fn held(&self, arrangement: Arrangement, loaded: LoadedParts) -> u64 {
+        let held_bytes = |loaded: bool, bytes: u64| if loaded { bytes } else { 0 };
         match arrangement.placement {
             Placement::Staged => 0,
-            _ => self.text_encoders(arrangement.left).held() + self.transformer(arrangement.left).held() + self.vae,
+            _ => {
+                held_bytes(loaded.text, self.text_encoders(arrangement.left).held())
+                    + held_bytes(loaded.dit, self.transformer(arrangement.left).held())
+                    + held_bytes(loaded.vae, self.vae)
+            }
         }
     }
 
@@ -119,7 +137,7 @@ impl Footprint {
     pub(crate) fn plan(&self, plan: &Plan, arrangement: Arrangement) -> MemoryPlan {
         let Arrangement { placement, left } = arrangement;
         let (text, dit) = (self.text_encoders(left).held(), self.transformer(left).held());
-        let all = self.held(arrangement);
+        let all = self.held(arrangement, LoadedParts::ALL);
         let stage_weights = |own: u64| if placement == Placement::Staged { own } else { all };
         let mut stages = vec![StageMemory {
             stage: Stage::Text,

@@ -51,6 +51,23 @@ pub(crate) struct Machine {
     pub(crate) compute: Kind,
 }
 
+/// The parts whose weights are in memory between runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct LoadedParts {
+    pub(crate) text: bool,
+    pub(crate) dit: bool,
+    pub(crate) vae: bool,
+}
+
+impl LoadedParts {
+    /// All parts, as after loading.
+    pub(crate) const ALL: Self = Self {
+        text: true,
+        dit: true,
+        vae: true,
+    };
+}
+
 impl StageMemory {
     /// Returns the bytes of weights and activations.
     #[must_use]

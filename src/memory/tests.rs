@@ -206,7 +206,7 @@ fn headers_tell_what_is_held_in_bf16_on_cuda_and_in_f32_on_a_cpu() {
 fn a_run_that_does_not_fit_the_device_is_refused_with_the_next_smaller_setting() {
     let refused = |placement, free| {
         published(CUDA)
-            .check(&edit(1024), placement, free)
+            .check(&edit(1024), placement, LoadedParts::ALL, free)
             .unwrap_err()
             .to_string()
     };
@@ -217,8 +217,22 @@ fn a_run_that_does_not_fit_the_device_is_refused_with_the_next_smaller_setting()
     );
     assert!(staged.contains("load with Placement::Streamed"), "{staged}");
     // Weights already held are not counted again.
-    published(CUDA).check(&edit(1024), RESIDENT, 4 * GB).unwrap();
+    published(CUDA)
+        .check(&edit(1024), RESIDENT, LoadedParts::ALL, 4 * GB)
+        .unwrap();
     assert!(refused(RESIDENT, GB).contains("load with Placement::Staged"));
+    // Unless they were unloaded: then a run loads them again.
+    let check = |loaded, free| published(CUDA).check(&edit(1024), RESIDENT, loaded, free);
+    let no_dit = LoadedParts {
+        dit: false,
+        ..LoadedParts::ALL
+    };
+    assert!(check(no_dit, 20 * GB).is_err() && check(no_dit, 22 * GB).is_ok());
+    let none = LoadedParts::default();
+    assert!(check(none, 22 * GB).is_err() && check(none, 32 * GB).is_ok());
+    // A budget covers the weights, too.
+    let left = |loaded| published(CUDA).left_of(32 * GB, RESIDENT, loaded);
+    assert!(left(LoadedParts::ALL) < 5 * GB && left(none) == 32 * GB);
 }
 
 /// Returns a libtorch error with this message.
@@ -234,7 +248,7 @@ fn libtorchs_shortage_becomes_ours_with_stage_need_and_remedy() {
     let footprint = published(CUDA);
     let reported = |placement, stage, free| {
         footprint
-            .shortage(torch(WORDS), &edit(1024), placement, stage, free)
+            .shortage(torch(WORDS), &edit(1024), placement, LoadedParts::ALL, stage, free)
             .to_string()
     };
     let less = reported(STAGED, Stage::Denoise, 8 * GB);
@@ -260,7 +274,7 @@ fn other_errors_of_libtorch_stay_as_they_are() {
         .map_err(Error::from)
         .unwrap_err();
     let words = error.to_string();
-    let reported = published(CUDA).shortage(error, &edit(1024), STAGED, Stage::Denoise, GB);
+    let reported = published(CUDA).shortage(error, &edit(1024), STAGED, LoadedParts::ALL, Stage::Denoise, GB);
     assert_eq!(reported.to_string(), words);
 }
 

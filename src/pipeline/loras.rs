@@ -80,41 +80,41 @@ impl Pipeline {
     /// Activates LoRAs; `fused` means that the transformer's weights already contain them.
     pub(crate) fn put_loras(&mut self, loras: LoraSet, fused: bool) -> Result<()> {
         let (text, dit) = (self.parts.text.in_memory(), self.parts.dit.in_memory());
-        if let (Some(text), Some(dit)) = (text, dit) {
+        if let (Some(text), Some(dit)) = (&text, &dit) {
             loras.check_patterns(text, dit)?;
         }
         let mut prepared = text
+            .as_ref()
             .map(|text| loras.prepare_text(text))
             .transpose()?
             .unwrap_or_default();
-        match dit {
+        match &dit {
             Some(dit) if !fused => prepared.push(loras.prepare_dit(dit)?),
             // A transformer not in memory gets its adapters when it is loaded; a mismatch is reported now.
             _ => drop(loras.transformer(&self.parts.config)?),
         }
         prepared.into_iter().for_each(PendingAdapters::apply);
+        drop((text, dit));
         (self.loras, self.fused) = (Frozen::new(loras), fused);
         Ok(())
     }
 
     /// Leases the text encoders with their LoRAs.
     pub(super) fn lease_text(&self) -> Result<Lease<'_, TextEncoder>> {
-        let text = self.parts.text.lease()?;
-        if matches!(text, Lease::Own(_)) {
-            self.loras
-                .prepare_text(&text)?
-                .into_iter()
-                .for_each(PendingAdapters::apply);
-        }
-        Ok(text)
+        self.parts.text.lease_with(|text| {
+            let prepared = self.loras.prepare_text(text)?;
+            prepared.into_iter().for_each(PendingAdapters::apply);
+            Ok(())
+        })
     }
 
     /// Leases the transformer with its LoRAs.
     pub(super) fn lease_dit(&self) -> Result<Lease<'_, Dit>> {
-        let dit = self.parts.dit.lease()?;
-        if matches!(dit, Lease::Own(_)) && !self.fused {
-            self.loras.prepare_dit(&dit)?.apply();
-        }
-        Ok(dit)
+        self.parts.dit.lease_with(|dit| {
+            if !self.fused {
+                self.loras.prepare_dit(dit)?.apply();
+            }
+            Ok(())
+        })
     }
 }

@@ -4,6 +4,7 @@ mod kept;
 mod loras;
 mod run;
 mod shortage;
+mod unload;
 
 use std::path::Path;
 
@@ -53,6 +54,8 @@ struct Files {
     checkpoint: Checkpoint,
     footprint: Footprint,
     arrangement: Arrangement,
+    /// Bytes of device memory that the model may take.
+    budget: Option<u64>,
 }
 
 /// The parts, in memory or loaded on demand.
@@ -98,9 +101,9 @@ impl Pipeline {
         let facts = ModelFacts::new(dit.config(), shift, text.sequence_length(), defaults);
         let config = dit.config().clone();
         let slots = PartSlots {
-            text: Slot::held(text),
-            dit: Slot::held(dit),
-            vae: Slot::held(vae),
+            text: Slot::given(text),
+            dit: Slot::given(dit),
+            vae: Slot::given(vae),
             config,
         };
         Ok(Self::new(slots, facts, precision, device, tiling))
@@ -127,12 +130,19 @@ impl Pipeline {
     }
 
     /// Adds the files that the parts come from.
-    pub(crate) fn with_files(self, checkpoint: Checkpoint, footprint: Footprint, arrangement: Arrangement) -> Self {
+    pub(crate) fn with_files(
+        self,
+        checkpoint: Checkpoint,
+        footprint: Footprint,
+        arrangement: Arrangement,
+        budget: Option<u64>,
+    ) -> Self {
         Self {
             files: Some(Files {
                 checkpoint,
                 footprint,
                 arrangement,
+                budget,
             }),
             ..self
         }

@@ -7,12 +7,18 @@ use super::Pipeline;
 use crate::Plan;
 
 impl Pipeline {
-    /// Refuses a run that takes more memory than its device has free, if the device reports it.
+    /// Refuses a run that takes more memory than its device has free, if the device reports it, or more than
+    /// the budget leaves.
     pub(super) fn check_memory(&self, plan: &Plan) -> Result<()> {
         let Some(files) = &self.files else { return Ok(()) };
-        let check = || match memory::free(self.device) {
-            Ok(free) => files.footprint.check(plan, files.arrangement, free),
-            Err(_) => Ok(()),
+        let loaded = self.loaded_parts();
+        let budget = files
+            .budget
+            .map(|budget| files.footprint.left_of(budget, files.arrangement, loaded));
+        // Not every device reports its free memory.
+        let check = || match memory::free(self.device).ok().into_iter().chain(budget).min() {
+            Some(available) => files.footprint.check(plan, files.arrangement, loaded, available),
+            None => Ok(()),
         };
         check().or_else(|_| {
             // Memory freed by earlier runs may still be in the allocator's cache.
@@ -30,6 +36,8 @@ impl Pipeline {
         let Ok(free) = memory::free(self.device) else {
             return error;
         };
-        files.footprint.shortage(error, plan, files.arrangement, stage, free)
+        files
+            .footprint
+            .shortage(error, plan, files.arrangement, self.loaded_parts(), stage, free)
     }
 }
