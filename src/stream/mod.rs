@@ -15,7 +15,7 @@ use self::channel::{Receiver, Sender};
 pub use self::event::StreamEvent;
 use crate::{Cancel, Event, IntoImage, Output, Pipeline, Request};
 
-/// Capacity in events: a run whose consumer is further behind waits for it.
+/// Capacity in events. A run waits while its channel is full.
 const CAPACITY: usize = 16;
 
 /// The callback of a run.
@@ -27,7 +27,8 @@ type Observer<'a> = &'a mut dyn FnMut(Event<'_>) -> ControlFlow<()>;
 /// a panic of the run. Dropping the stream cancels the run: its thread ends after the step that it computes.
 /// A run waits for a consumer that is more than 16 events late.
 ///
-/// With the feature `async` it implements `futures_core::Stream`, for any executor.
+/// With the feature `async` it implements `futures_core::Stream`, for any executor. It is not an [`Iterator`]
+/// itself, because `next` would be ambiguous next to that of `StreamExt`.
 ///
 /// # Example
 /// ```
