@@ -24,7 +24,7 @@ impl<T> Deref for Frozen<T> {
 }
 
 // SAFETY: the value is only reachable by shared reference, and its types (`TextEncoder`, `Dit`,
-// `Autoencoder`, `LoraSet`) have no method that writes to a tensor: their operations create new ones, and
+// `Autoencoder`, `OpenLora`) have no method that writes to a tensor: their operations create new ones, and
 // reference counts of tensors are atomic. The adapters of layers are guarded by mutexes and replaced whole. A
 // test compares parallel runs with serial ones.
 #[allow(unsafe_code)]

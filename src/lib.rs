@@ -32,7 +32,7 @@ pub use into_image::IntoImage;
 #[doc(no_inline)]
 pub use io::{free_memory, image_from_bytes, open_image};
 pub use load::LoadProgress;
-pub use lora::{ActiveLora, LoraUse};
+pub use lora::{LoadedLora, LoraScale, LoraUse};
 pub use memory::{MemoryPlan, StageMemory};
 pub use output::Output;
 pub use pipeline::Pipeline;

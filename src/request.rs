@@ -8,7 +8,7 @@ use kontext_text::Prompt;
 use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
 
-use crate::IntoImage;
+use crate::{IntoImage, LoraScale};
 
 /// An edit or a generation. Every option has a default; the defaults of steps and guidance are those of the
 /// [`Conformance`].
@@ -79,6 +79,9 @@ pub struct Request {
     pub strength: f64,
     /// Placement of several references. Default: [`References::Offset`].
     pub references: References,
+    /// LoRAs out of those that the pipeline has loaded, in order, instead of its active ones; an empty list
+    /// for none. Default: `None`, the active ones ([`crate::Pipeline::loras`]).
+    pub loras: Option<Vec<LoraScale>>,
     /// Conventions to follow. Default: this library's.
     pub conformance: Conformance,
     /// The starting noise in packed form [batch, tokens, 64]; replaces the seeded one.
@@ -117,6 +120,7 @@ impl Request {
             batch: 1,
             strength: 1.0,
             references: References::default(),
+            loras: None,
             conformance: Conformance::default(),
             noise: None,
         }
@@ -297,6 +301,35 @@ impl Request {
     #[must_use]
     pub fn references(self, references: References) -> Self {
         Self { references, ..self }
+    }
+
+    /// Adds a LoRA of the pipeline to [`Request::loras`], by its name and at a scale (1 as trained). Requests
+    /// with different LoRAs can run on one pipeline at the same time.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use kontext::{LoraUse, Pipeline, Request};
+    /// let pipe = Pipeline::load("FLUX.1-Kontext-dev")?;
+    /// pipe.add_lora(LoraUse::new("watercolour.safetensors").inactive())?;
+    /// let request = Request::generate("a lighthouse").seed(1);
+    /// let plain = pipe.run(&request)?;
+    /// let painted = pipe.run(&request.clone().lora("watercolour", 0.8))?;
+    /// # Ok::<(), kontext::Error>(())
+    /// ```
+    #[must_use]
+    pub fn lora(mut self, name: impl Into<String>, scale: f64) -> Self {
+        let name = name.into();
+        self.loras.get_or_insert_default().push(LoraScale { name, scale });
+        self
+    }
+
+    /// Sets [`Request::loras`] to none, whatever the pipeline's active ones are.
+    #[must_use]
+    pub fn without_loras(self) -> Self {
+        Self {
+            loras: Some(Vec::new()),
+            ..self
+        }
     }
 
     /// Sets [`Request::conformance`].

@@ -6,14 +6,17 @@
 //! moves it by 2e-2.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+mod common;
 
-use kontext::{ActiveLora, Checkpoint, Device, Layout, Lora, LoraUse, Pipeline, Placement, Quantize, Request};
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+
+use common::loras::{Model, image};
+use kontext::{Checkpoint, Device, Lora, LoraUse, Pipeline, Placement, Quantize};
 use kontext_core::{Conditioning, Kind, Tensor, check};
-use kontext_dit::{Dit, DitConfig, RunInput, linear_parts, names};
+use kontext_dit::{Dit, DitConfig, RunInput, names};
 use kontext_formats::TensorMap;
-use kontext_lora::{LoraFamily, LoraForm, LoraLayer, LoraOptions, LoraTarget, save_lora};
+use kontext_lora::{LoraFamily, LoraForm, LoraOptions, LoraTarget};
 use kontext_nn::Adapters;
 use kontext_nn::Weights;
 use kontext_text::{ClipConfig, ClipEncoder, T5Config, T5Encoder};
@@ -459,69 +462,10 @@ fn the_report_is_short_and_says_how_it_was_trained() {
     assert_eq!(report, expected);
 }
 
-/// A tiny model in a folder, and two LoRAs for it.
-struct Model {
-    folder: tempfile::TempDir,
-}
-
-impl Model {
-    fn new() -> Self {
-        let model = Self {
-            folder: tempfile::tempdir().unwrap(),
-        };
-        kontext::random_model(model.path(), 7, Layout::Diffusers).unwrap();
-        let (_, config) = kontext::Checkpoint::find(model.path())
-            .unwrap()
-            .open_transformer()
-            .unwrap();
-        for (name, seed) in [("red", 1), ("blue", 2)] {
-            let mut modules = Vec::new();
-            for (index, part) in linear_parts(&config).unwrap().iter().enumerate() {
-                let draw = |shape: &[i64], at: u64| {
-                    kontext_core::noise::randn(shape, 1000 * seed + 2 * index as u64 + at, Kind::Float, Device::Cpu)
-                };
-                let (down, up) = (
-                    draw(&[2, part.input], 0).unwrap(),
-                    draw(&[part.rows, 2], 1).unwrap() * 0.02,
-                );
-                modules.push(LoraLayer {
-                    module: part.module.clone(),
-                    down,
-                    up,
-                    magnitude: None,
-                });
-            }
-            save_lora(model.lora(name), &modules, BTreeMap::new()).unwrap();
-        }
-        model
-    }
-
-    fn path(&self) -> &Path {
-        self.folder.path()
-    }
-
-    fn lora(&self, name: &str) -> PathBuf {
-        self.folder.path().join(format!("{name}.safetensors"))
-    }
-
-    fn load(&self, loras: &[(&str, f64)]) -> Pipeline {
-        let builder = Pipeline::builder().device(Device::Cpu);
-        let builder = loras
-            .iter()
-            .fold(builder, |b, (name, scale)| b.lora(self.lora(name), *scale));
-        builder.load(self.path()).unwrap()
-    }
-}
-
-fn image(pipe: &Pipeline) -> Vec<u8> {
-    let request = Request::generate("a cat").size(32, 32).steps(2).seed(3);
-    pipe.run(&request).unwrap().image.into_raw()
-}
-
 #[test]
 fn loras_come_and_go_as_if_the_model_had_been_loaded_with_them() {
     let model = Model::new();
-    let mut pipe = model.load(&[]);
+    let pipe = model.load(&[]);
     let plain = image(&pipe);
     let fresh = |loras: &[(&str, f64)]| image(&model.load(loras));
 
@@ -533,10 +477,8 @@ fn loras_come_and_go_as_if_the_model_had_been_loaded_with_them() {
     assert_eq!(both, fresh(&[("red", 0.5), ("blue", 1.0)]));
     pipe.set_lora_scale("red", -0.7).unwrap();
     assert_eq!(image(&pipe), fresh(&[("red", -0.7), ("blue", 1.0)]));
-    let now: Vec<(&str, f64)> = pipe
-        .loras()
-        .map(|lora: &ActiveLora| (lora.name(), lora.scale()))
-        .collect();
+    let loras = pipe.loras();
+    let now: Vec<(&str, f64)> = loras.iter().map(|lora| (lora.name(), lora.scale())).collect();
     assert_eq!(now, [("red", -0.7), ("blue", 1.0)]);
     pipe.remove_lora("red").unwrap();
     assert_eq!(image(&pipe), fresh(&[("blue", 1.0)]));
@@ -577,15 +519,9 @@ fn loras_come_and_go_as_if_the_model_had_been_loaded_with_them() {
 #[test]
 fn text_encoders_of_a_pipeline_change_too() {
     let model = Model::new();
-    let path = model.lora("text");
-    let ones = |shape: &[i64]| Tensor::ones(shape, (Kind::Float, Device::Cpu)) * 0.1;
-    let mut pipe = model.load(&[]);
+    let path = model.text_lora();
+    let pipe = model.load(&[]);
     let plain = image(&pipe);
-    let weights = Weights::open(kontext::Checkpoint::find(model.path()).unwrap().clip).unwrap();
-    let shape = weights.shape_of("text_model.encoder.layers.0.mlp.fc1.weight").unwrap();
-    let name = |leaf: &str| format!("lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_{leaf}.weight");
-    let tensors = [(name("down"), ones(&[2, shape[1]])), (name("up"), ones(&[shape[0], 2]))];
-    kontext_formats::save(&path, &tensors, None).unwrap();
     pipe.add_lora(&path).unwrap();
     assert_ne!(image(&pipe), plain);
     pipe.set_loras([LoraUse::of(Lora::open(&path).unwrap()).layer_scale("clip.*", 0.0)])
@@ -593,7 +529,8 @@ fn text_encoders_of_a_pipeline_change_too() {
     assert_eq!(image(&pipe), plain);
     // A LoRA of a deeper encoder.
     let deep = |(name, t): (String, Tensor)| (name.replace("layers_0", "layers_11"), t);
-    kontext_formats::save(&path, &tensors.into_iter().map(deep).collect::<Vec<_>>(), None).unwrap();
+    let tensors: Vec<_> = common::tensors(&path).into_iter().map(deep).collect();
+    kontext_formats::save(&path, &tensors, None).unwrap();
     let error = cause(&pipe.add_lora(LoraUse::new(&path).named("deep")).unwrap_err());
     assert!(
         error.contains("`text_model.encoder.layers.11.mlp.fc1` (no layer of this text encoder; nearest: "),
@@ -608,7 +545,7 @@ fn fused_loras_stay_as_they_are() {
         .device(Device::Cpu)
         .lora(model.lora("red"), 1.0)
         .fuse_loras(true);
-    let mut pipe = builder.load(model.path()).unwrap();
+    let pipe = builder.load(model.path()).unwrap();
     let fused = image(&pipe);
     let beside = image(&model.load(&[("red", 1.0)]));
     let distance = fused.iter().zip(&beside).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
@@ -646,7 +583,7 @@ fn loras_are_the_same_on_packed_weights_and_on_parts_that_come_and_go() {
             .device(Device::Cpu)
             .placement(placement)
             .lora(model.lora("red"), 1.0);
-        let mut pipe = builder.load(model.path()).unwrap();
+        let pipe = builder.load(model.path()).unwrap();
         assert_eq!(image(&pipe), wide, "{placement}");
         assert!(pipe.unload());
         assert_eq!(image(&pipe), wide, "{placement}, loaded again");

@@ -14,7 +14,7 @@ mod prefetch;
 mod scratch;
 mod weights;
 
-pub use adapter::{AdapterSlots, Adapters, DoraNorm, LinearAdapter, PendingAdapters};
+pub use adapter::{AdapterSet, AdapterSlots, Adapters, DoraNorm, LinearAdapter};
 pub use conv::Conv2d;
 pub use embedding::Embedding;
 pub use linear::Linear;

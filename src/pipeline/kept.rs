@@ -7,6 +7,8 @@ use kontext_core::{Conditioning, Tensor};
 use kontext_sampler::{Conformance, Size};
 use kontext_text::Prompt;
 
+use crate::lora::LoraKey;
+
 /// Capacity for prompts. One takes 4 MB in bf16 with the published model.
 const PROMPTS: usize = 16;
 /// Capacity for images. One of a megapixel takes 3 MB, its latents 1 MB.
@@ -20,11 +22,12 @@ pub(crate) struct Kept {
     pub(crate) images: Recent<EncodedImage, Tensor>,
 }
 
-/// Cache key of a prompt's conditioning: the text of each encoder.
+/// Cache key of a prompt's conditioning: the text of each encoder, and the LoRAs of both.
 #[derive(Debug)]
 pub(crate) struct EncodedPrompt {
     clip: String,
     t5: String,
+    loras: LoraKey,
 }
 
 /// Cache key of an image's latents.
@@ -54,15 +57,16 @@ impl Kept {
 }
 
 impl EncodedPrompt {
-    pub(crate) fn of(prompt: Prompt<'_>) -> Self {
+    pub(crate) fn of(prompt: Prompt<'_>, loras: LoraKey) -> Self {
         Self {
             clip: prompt.clip.to_owned(),
             t5: prompt.t5.to_owned(),
+            loras,
         }
     }
 
-    pub(crate) fn is(&self, prompt: Prompt<'_>) -> bool {
-        self.clip == prompt.clip && self.t5 == prompt.t5
+    pub(crate) fn is(&self, prompt: Prompt<'_>, loras: &LoraKey) -> bool {
+        self.clip == prompt.clip && self.t5 == prompt.t5 && self.loras == *loras
     }
 }
 
@@ -82,7 +86,7 @@ pub(crate) struct Recent<K, V> {
 }
 
 impl<K, V> Recent<K, V> {
-    fn new(most: usize) -> Self {
+    pub(crate) fn new(most: usize) -> Self {
         Self {
             most,
             entries: Vec::new(),
@@ -104,6 +108,16 @@ impl<K, V> Recent<K, V> {
             self.entries.remove(0);
         }
         self.entries.push((key(), value()));
+    }
+
+    /// Takes all values, and leaves the cache empty.
+    pub(crate) fn take(&mut self) -> Vec<(K, V)> {
+        std::mem::take(&mut self.entries)
+    }
+
+    /// Drops the values whose keys do not fulfil the condition.
+    pub(crate) fn retain(&mut self, keep: impl Fn(&K) -> bool) {
+        self.entries.retain(|(key, _)| keep(key));
     }
 }
 

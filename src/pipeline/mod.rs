@@ -1,5 +1,6 @@
 //! A loaded model: its parts, and its plans before a run.
 
+mod adapted;
 mod kept;
 mod loras;
 mod run;
@@ -13,10 +14,9 @@ use kontext_dit::{Dit, DitConfig};
 use kontext_text::TextEncoder;
 use kontext_vae::{Autoencoder, Tiling};
 
+use self::adapted::PreparedLoras;
 pub(crate) use self::kept::Kept;
 pub(crate) use self::run::Finished;
-use crate::frozen::Frozen;
-use crate::lora::LoraSet;
 use crate::memory::Footprint;
 use crate::placement::{Arrangement, Slot};
 use crate::plan::ModelFacts;
@@ -25,7 +25,7 @@ use crate::{Checkpoint, MemoryPlan, Parts, PipelineBuilder, Placement, Plan, Req
 /// A loaded model that edits and generates images.
 ///
 /// It is `Send` and `Sync`, and a run does not modify it: any number of threads may run requests on one
-/// pipeline, and each gets the same bytes as in a serial run.
+/// pipeline, each with its own LoRAs ([`Request::lora`]), and each gets the same bytes as in a serial run.
 ///
 /// # Example
 /// ```no_run
@@ -44,7 +44,7 @@ pub struct Pipeline {
     device: Device,
     tiling: Option<Tiling>,
     files: Option<Files>,
-    loras: Frozen<LoraSet>,
+    loras: PreparedLoras,
     fused: bool,
 }
 
@@ -116,7 +116,6 @@ impl Pipeline {
         device: Device,
         tiling: Option<Tiling>,
     ) -> Self {
-        let loras = Frozen::new(LoraSet::default());
         Self {
             parts,
             facts,
@@ -124,7 +123,7 @@ impl Pipeline {
             device,
             tiling,
             files: None,
-            loras,
+            loras: PreparedLoras::default(),
             fused: false,
         }
     }
@@ -195,8 +194,10 @@ impl Pipeline {
     /// Plans a run of this request. Takes no time.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a request out of range.
+    /// [`Error::InvalidArgument`] for a request out of range or a LoRA that is not loaded,
+    /// [`Error::Checkpoint`] for [`Request::loras`] if LoRAs were fused with the weights.
     pub fn plan(&self, request: &Request) -> Result<Plan> {
+        self.chosen_loras(request)?;
         Plan::new(request, &self.facts)
     }
 }

@@ -9,12 +9,14 @@ use kontext_dit::{Run, RunInput};
 use kontext_nn::Weights;
 use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_sampler::{CfgMode, add_noise, guidance, integrate, pack, unpack};
-use kontext_text::Prompt;
+use kontext_text::{Prompt, TextEncoder};
 use kontext_vae::Autoencoder;
 
+use super::adapted::Adapted;
 use super::kept::{EncodedImage, EncodedPrompt, Kept};
 use super::{Pipeline, Precision};
 use crate::encode::{Codec, reference_images};
+use crate::lora::LoraSet;
 use crate::placement::Lease;
 use crate::{Event, Output, Plan, Request};
 
@@ -55,6 +57,7 @@ impl Pipeline {
     fn run_stages(&self, request: &Request, kept: &mut Kept, observe: Observer<'_>) -> Result<Finished> {
         // 1. The plan: all sizes, before any work.
         let plan = self.plan(request)?;
+        let loras = self.chosen_loras(request)?;
         self.check_memory(&plan)?;
         let short = |stage: Stage| {
             let plan = &plan;
@@ -67,7 +70,7 @@ impl Pipeline {
         }
         // 2. Text.
         let (positive, negative) = self
-            .encode_texts(request, &plan, kept, observe)
+            .encode_texts(request, &plan, &loras, kept, observe)
             .map_err(short(Stage::Text))?;
         // 3. References. The autoencoder is loaded only for references not in the cache.
         let mut vae = None;
@@ -90,6 +93,7 @@ impl Pipeline {
             .sample(
                 request,
                 &plan,
+                &loras,
                 &latents,
                 &positive,
                 negative.as_ref(),
@@ -139,16 +143,21 @@ impl Pipeline {
         &self,
         request: &Request,
         plan: &Plan,
+        loras: &LoraSet,
         kept: &mut Kept,
         observe: Observer<'_>,
     ) -> Result<(Conditioning, Option<Conditioning>)> {
-        let mut text = None;
+        let text_loras = loras.text_key();
+        let mut text: Option<Adapted<'_, TextEncoder>> = None;
         let mut encode = |prompt: Prompt<'_>, negative: bool| -> Result<Conditioning> {
-            if let Some(conditioning) = kept.texts.get(|known| known.is(prompt)) {
+            if let Some(conditioning) = kept.texts.get(|known| known.is(prompt, &text_loras)) {
                 return Ok(conditioning.clone());
             }
-            let encoder = Lease::begin(&mut text, || self.lease_text())?;
-            let (conditioning, unseen) = encoder.encode(prompt)?;
+            let encoder = match &text {
+                Some(leased) => leased,
+                None => text.insert(self.lease_text(loras)?),
+            };
+            let (conditioning, unseen) = encoder.with(|encoder| encoder.encode(prompt))?;
             for truncation in &unseen.truncated {
                 tell(observe, plan, Event::PromptTruncated { truncation })?;
             }
@@ -163,7 +172,8 @@ impl Pipeline {
                     negative,
                 },
             )?;
-            kept.texts.add(|| EncodedPrompt::of(prompt), || conditioning.clone());
+            let key = || EncodedPrompt::of(prompt, text_loras.clone());
+            kept.texts.add(key, || conditioning.clone());
             Ok(conditioning)
         };
         let positive = encode(request.positive(), false)?;
@@ -285,25 +295,28 @@ impl Pipeline {
         &self,
         request: &Request,
         plan: &Plan,
+        loras: &LoraSet,
         latents: &Tensor,
         positive: &Conditioning,
         negative: Option<&Conditioning>,
         context: Option<&Tokens>,
         observe: Observer<'_>,
     ) -> Result<Tensor> {
-        let (dit, Precision { dtype, compute }) = (self.lease_dit()?, self.precision);
+        let (dit, Precision { dtype, compute }) = (self.lease_dit(loras)?, self.precision);
         let target_ids = grid_ids(plan.target, Origin { t: 0, y: 0, x: 0 })?;
         let times = plan.schedule.embedded_times(dtype);
         let guidance_value = plan.guidance.map(|g| plan.schedule.embedded_guidance(g, dtype));
         let prepare = |conditioning: &Conditioning| -> Result<Run> {
-            dit.prepare(&RunInput {
+            let input = RunInput {
                 conditioning,
                 target_ids: &target_ids,
                 context,
                 times: &times,
                 guidance: guidance_value,
-            })
+            };
+            dit.with(|dit| dit.prepare(&input))
         };
+        let forward = |run: &Run, step: usize, x: &Tensor| dit.with(|dit| dit.forward(run, step, x));
         let batched = request.cfg_mode == CfgMode::Batched;
         let (positive, negative) = match negative {
             Some(negative) if batched => (
@@ -317,17 +330,17 @@ impl Pipeline {
             let x = x.f_to_kind(compute)?;
             let v = if let Some(negative) = &negative {
                 guidance::combine(
-                    &dit.forward(&positive, step, &x)?,
-                    &dit.forward(negative, step, &x)?,
+                    &forward(&positive, step, &x)?,
+                    &forward(negative, step, &x)?,
                     request.true_cfg,
                 )?
             } else if plan.runs_per_step == 2 {
                 guidance::combine_batched(
-                    &dit.forward(&positive, step, &Tensor::f_cat(&[&x, &x], 0)?)?,
+                    &forward(&positive, step, &Tensor::f_cat(&[&x, &x], 0)?)?,
                     request.true_cfg,
                 )?
             } else {
-                dit.forward(&positive, step, &x)?
+                forward(&positive, step, &x)?
             };
             Ok(v.f_to_kind(dtype)?)
         };

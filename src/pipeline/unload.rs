@@ -33,6 +33,7 @@ impl Pipeline {
         self.parts.text.unload();
         self.parts.dit.unload();
         self.parts.vae.unload();
+        self.loras.forget_prepared();
         memory::give_back();
         memory::give_back_on(self.device);
         true

@@ -2,6 +2,8 @@
 // Each test file uses some of these helpers.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+pub mod loras;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::LazyLock;

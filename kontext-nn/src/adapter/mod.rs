@@ -3,13 +3,17 @@
 mod delta;
 mod device_adapter;
 mod linear_adapter;
+mod set;
+mod slot;
 mod slots;
 
 use std::collections::BTreeMap;
 
 pub use linear_adapter::{DoraNorm, LinearAdapter};
-pub(crate) use slots::{ActiveAdapters, AdapterSlot};
-pub use slots::{AdapterSlots, PendingAdapters};
+pub use set::AdapterSet;
+pub(crate) use slot::AdapterSlot;
+pub(crate) use slots::ActiveAdapters;
+pub use slots::AdapterSlots;
 
 /// Adapters of linear layers, by the layers' names (without `.weight`).
 #[derive(Debug, Clone, Default)]

@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::Adapters;
 use super::device_adapter::{DeviceAdapter, Window};
-use super::linear_adapter::LinearAdapter;
+use super::set::{self, AdapterSet};
+use super::slot::{AdapterSlot, lock};
 use crate::matrix::Matrix;
 use kontext_core::{Error, Result};
 use kontext_formats::nearest_name;
@@ -42,35 +43,11 @@ use kontext_formats::nearest_name;
 #[derive(Clone, Default)]
 pub struct AdapterSlots(Arc<Mutex<BTreeMap<String, AdapterSlot>>>);
 
-/// One layer's adapters.
-#[derive(Clone)]
-pub(crate) struct AdapterSlot(Arc<Mutex<Content>>);
-
-/// State of a slot. In a `Mutex`, because tensors are `Send` but not `Sync`: readers take shallow copies.
-struct Content {
-    /// The layer's weight [out, in], which shares its memory with the layer.
-    weight: Matrix,
-    adapters: Vec<DeviceAdapter>,
-}
-
-/// Validated adapters, on the device but not yet active.
-#[derive(Debug)]
-#[must_use]
-pub struct PendingAdapters(Vec<(AdapterSlot, Vec<DeviceAdapter>)>);
-
 impl std::fmt::Debug for AdapterSlots {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("AdapterSlots")
             .field("layers", &lock(&self.0).len())
             .finish()
-    }
-}
-
-impl std::fmt::Debug for AdapterSlot {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AdapterSlot")
-            .field("adapters", &lock(&self.0).adapters.len())
-            .finish_non_exhaustive()
     }
 }
 
@@ -81,63 +58,60 @@ impl AdapterSlots {
         lock(&self.0).keys().cloned().collect()
     }
 
-    /// Replaces all adapters with these; a layer without one is then unmodified.
+    /// Replaces all adapters with these, for all threads; a layer without one is then unmodified.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a layer outside the model, [`Error::Shape`] for an adapter of a layer
-    /// of another width. The active adapters are then unchanged.
+    /// Those of [`AdapterSlots::check`]. The active adapters are then unchanged.
     pub fn set(&self, adapters: &Adapters) -> Result<()> {
         self.prepare(adapters)?.apply();
         Ok(())
     }
 
-    /// Does the fallible part of [`AdapterSlots::set`]; [`PendingAdapters::apply`] does the rest.
+    /// Validates adapters and moves them to the layers' device, without making them active: a set of them can
+    /// be used by one thread ([`AdapterSet::scope`]). A layer without adapters is unmodified under the set.
     ///
     /// # Errors
-    /// The errors of [`AdapterSlots::set`].
-    pub fn prepare(&self, adapters: &Adapters) -> Result<PendingAdapters> {
+    /// Those of [`AdapterSlots::check`].
+    pub fn prepare(&self, adapters: &Adapters) -> Result<AdapterSet> {
+        self.check(adapters)?;
+        // A copy, so that the lock is not held while norms are computed.
+        let slots = lock(&self.0).clone();
+        let placed = |(name, slot): (String, AdapterSlot)| {
+            let adapters = slot.place(adapters.of(&name))?;
+            Ok((slot, adapters))
+        };
+        Ok(AdapterSet::new(
+            slots.into_iter().map(placed).collect::<Result<Vec<_>>>()?,
+        ))
+    }
+
+    /// Checks that adapters fit the model. Moves and computes nothing.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a layer outside the model, [`Error::Shape`] for an adapter of a layer
+    /// of another width.
+    pub fn check(&self, adapters: &Adapters) -> Result<()> {
         let slots = lock(&self.0);
-        if let Some(name) = adapters.layers().find(|name| !slots.contains_key(*name)) {
-            let nearest = nearest_name(name, slots.keys().map(String::as_str));
-            let nearest = nearest.map(|n| format!(" (nearest: `{n}`)")).unwrap_or_default();
-            return Err(Error::invalid(
-                "layer of an adapter",
-                format!("a linear layer of the model{nearest}"),
-                name,
-            ));
-        }
-        let prepared_slot = |(name, slot): (&String, &AdapterSlot)| Ok((slot.clone(), slot.place(adapters.of(name))?));
-        Ok(PendingAdapters(slots.iter().map(prepared_slot).collect::<Result<_>>()?))
+        adapters.layers().try_for_each(|name| {
+            let outside = || {
+                let nearest = nearest_name(name, slots.keys().map(String::as_str));
+                let nearest = nearest.map(|n| format!(" (nearest: `{n}`)")).unwrap_or_default();
+                let expected = format!("a linear layer of the model{nearest}");
+                Error::invalid("layer of an adapter", expected, name)
+            };
+            slots.get(name).ok_or_else(outside)?.check(adapters.of(name))
+        })
+    }
+
+    /// Returns `true` if the condition holds for all slots.
+    pub(super) fn all(&self, condition: impl Fn(&AdapterSlot) -> bool) -> bool {
+        lock(&self.0).values().all(condition)
     }
 
     pub(crate) fn register(&self, name: &str, weight: &Matrix) -> AdapterSlot {
-        let content = Content {
-            weight: weight.shallow_clone(),
-            adapters: Vec::new(),
-        };
-        let slot = AdapterSlot(Arc::new(Mutex::new(content)));
+        let slot = AdapterSlot::new(weight);
         lock(&self.0).insert(name.to_owned(), slot.clone());
         slot
-    }
-}
-
-impl PendingAdapters {
-    /// Activates the adapters.
-    pub fn apply(self) {
-        for (slot, adapters) in self.0 {
-            lock(&slot.0).adapters = adapters;
-        }
-    }
-}
-
-impl AdapterSlot {
-    fn place(&self, adapters: &[LinearAdapter]) -> Result<Vec<DeviceAdapter>> {
-        let content = lock(&self.0);
-        let place = |adapter: &LinearAdapter| {
-            adapter.fits(&content.weight.size())?;
-            adapter.place(content.weight.device(), || content.weight.dense(Kind::Float))
-        };
-        adapters.iter().map(place).collect()
     }
 }
 
@@ -169,7 +143,8 @@ impl ActiveAdapters {
         }
     }
 
-    /// Adds all adapters to `y`, the output features from `start` on for the input `x`.
+    /// Adds all adapters to `y`, the output features from `start` on for the input `x`: those of the set that
+    /// this thread uses, otherwise the slot's.
     ///
     /// `product` multiplies by those rows of the weight; `plain` returns the product with `x`, if the layer
     /// has it.
@@ -182,11 +157,7 @@ impl ActiveAdapters {
         plain: impl FnOnce() -> Result<Option<Tensor>>,
     ) -> Result<()> {
         let Some(slot) = &self.slot else { return Ok(()) };
-        let adapters: Vec<DeviceAdapter> = lock(&slot.0)
-            .adapters
-            .iter()
-            .map(DeviceAdapter::shallow_clone)
-            .collect();
+        let adapters = set::in_scope(slot).unwrap_or_else(|| slot.get());
         let count = y.size().last().copied().unwrap_or_default();
         let window = Window {
             rows: start..start + count,
@@ -203,9 +174,4 @@ impl ActiveAdapters {
             .iter()
             .try_for_each(|adapter| adapter.add_to(y, x, &window, plain.as_ref()))
     }
-}
-
-/// Locks a mutex. A poisoned lock holds whole values.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

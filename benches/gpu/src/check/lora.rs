@@ -96,7 +96,7 @@ fn removed(world: &World) -> anyhow::Result<Outcome> {
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("lora.safetensors");
     write(world, &file)?;
-    let mut pipe = world.pipeline(Kind::BFloat16)?;
+    let pipe = world.pipeline(Kind::BFloat16)?;
     let before = Trace::of(&pipe, &edit())?;
     let mut outcome = Outcome::default();
     pipe.add_lora(LoraUse::new(&file).named("all"))?;

@@ -1,0 +1,78 @@
+//! The adapter slot of one linear layer.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tch::Kind;
+
+use super::device_adapter::DeviceAdapter;
+use super::linear_adapter::LinearAdapter;
+use crate::matrix::Matrix;
+use kontext_core::Result;
+
+/// One layer's adapters. All clones are the same slot.
+#[derive(Clone)]
+pub(crate) struct AdapterSlot(Arc<Mutex<Content>>);
+
+/// State of a slot. In a `Mutex`, because tensors are `Send` but not `Sync`: readers take shallow copies.
+struct Content {
+    /// The layer's weight [out, in], which shares its memory with the layer.
+    weight: Matrix,
+    adapters: Vec<DeviceAdapter>,
+}
+
+impl AdapterSlot {
+    /// Creates the slot of a layer with this weight, without adapters.
+    pub(super) fn new(weight: &Matrix) -> Self {
+        Self(Arc::new(Mutex::new(Content {
+            weight: weight.shallow_clone(),
+            adapters: Vec::new(),
+        })))
+    }
+
+    /// Returns a number that no other slot has as long as a clone of this one exists.
+    pub(super) fn address(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
+    }
+
+    /// Checks that the adapters fit the layer.
+    pub(super) fn check(&self, adapters: &[LinearAdapter]) -> Result<()> {
+        let size = lock(&self.0).weight.size();
+        adapters.iter().try_for_each(|adapter| adapter.fits(&size))
+    }
+
+    /// Moves adapters to the layer's device. The weight's lock is not held meanwhile, so that other threads
+    /// can run the layer while norms are computed.
+    pub(super) fn place(&self, adapters: &[LinearAdapter]) -> Result<Vec<DeviceAdapter>> {
+        let weight = lock(&self.0).weight.shallow_clone();
+        let place = |adapter: &LinearAdapter| adapter.place(weight.device(), || weight.dense(Kind::Float));
+        adapters.iter().map(place).collect()
+    }
+
+    /// Replaces the adapters.
+    pub(super) fn set(&self, adapters: Vec<DeviceAdapter>) {
+        lock(&self.0).adapters = adapters;
+    }
+
+    /// Returns shallow copies of the adapters.
+    pub(super) fn get(&self) -> Vec<DeviceAdapter> {
+        copies(&lock(&self.0).adapters)
+    }
+}
+
+impl std::fmt::Debug for AdapterSlot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AdapterSlot")
+            .field("adapters", &lock(&self.0).adapters.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Returns shallow copies.
+pub(super) fn copies(adapters: &[DeviceAdapter]) -> Vec<DeviceAdapter> {
+    adapters.iter().map(DeviceAdapter::shallow_clone).collect()
+}
+
+/// Locks a mutex. A poisoned lock holds whole values.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
