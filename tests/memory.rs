@@ -60,8 +60,8 @@ fn a_panic_in_a_callback_leaves_the_pipeline_usable() {
             ControlFlow::Continue(())
         };
         pipe.run_with(&edit(), count).unwrap();
-        // Planned, the prompt, the reference, the noise, two steps, the image.
-        assert_eq!(events, 7);
+        // Planned, a warning, the prompt, the reference, the noise, two steps, the image.
+        assert_eq!(events, 8);
         for at in 0..events {
             let mut seen = 0;
             let panicking = || {

@@ -25,6 +25,8 @@ fn edit() -> Request {
 fn name(event: &StreamEvent) -> String {
     match event {
         StreamEvent::Planned { seed, .. } => format!("planned {seed}"),
+        // The reference is stretched to the grid.
+        StreamEvent::Warning { .. } => "warning".to_owned(),
         StreamEvent::Step { done, total, .. } => format!("step {done}/{total}"),
         StreamEvent::Decoded { done, total } => format!("decoded {done}/{total}"),
         StreamEvent::Done(_) => "done".to_owned(),
@@ -43,7 +45,7 @@ fn output(event: StreamEvent) -> Option<Output> {
 /// Checks that events are those of a run of [`edit`], and returns its output.
 fn checked(items: Vec<Result<StreamEvent>>) -> Output {
     let names: Vec<String> = items.iter().map(|item| name(item.as_ref().unwrap())).collect();
-    let expected = ["planned 3", "step 1/3", "step 2/3", "step 3/3", "decoded 1/1", "done"];
+    let expected = ["planned 3", "warning", "step 1/3", "step 2/3", "step 3/3", "decoded 1/1", "done"];
     assert_eq!(names, expected);
     items.into_iter().find_map(|item| output(item.unwrap())).unwrap()
 }
@@ -122,7 +124,7 @@ fn a_cancelled_stream_ends_with_that_error() {
     let stream = pipe.run_stream(edit().steps(500));
     let cancel = stream.canceller();
     let mut events = stream.into_iter();
-    for expected in ["planned 3", "step 1/500", "step 2/500"] {
+    for expected in ["planned 3", "warning", "step 1/500", "step 2/500"] {
         assert_eq!(name(&events.next().unwrap().unwrap()), expected);
     }
     cancel.cancel();
@@ -233,7 +235,7 @@ mod asynchronous {
         let pipe = load();
         let wake = unpark();
         let mut stream = Box::pin(pipe.run_stream(edit().steps(500)));
-        for expected in ["planned 3", "step 1/500", "step 2/500"] {
+        for expected in ["planned 3", "warning", "step 1/500", "step 2/500"] {
             assert_eq!(name(&next(stream.as_mut(), &wake).unwrap().unwrap()), expected);
         }
         drop(stream);

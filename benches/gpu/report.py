@@ -45,13 +45,13 @@ NOT_YET = """
 - **the card**: clocks, copy bandwidth, matrix products in f32, TF32, bf16 and fp8 (by rows and by tensors), the attention
   that libtorch picks at 8704 tokens and what each backend takes, strided and dense;
 - **correctness** against the CPU, in f32 (without TF32) and bf16: edits, generation, true CFG, several references, img2img,
-  sessions, batches; every stored form of weights; LoRAs beside the weights and fused; staged and streamed models, bit for
-  bit; the autoencoder whole and in tiles; T5 and CLIP; noise; the shipped model's picture; ten runs at once; too little
+  sessions, batches; every stored form of weights; LoRAs next to the weights and fused; staged and streamed models, bit for
+  bit; the autoencoder whole and in tiles; T5 and CLIP; noise; the shipped model's image; ten runs at once; too little
   memory, cancelled runs, damaged weights; a training step and the trainer's loop;
 - **speed** of a model of the published size (12 B) with random weights: steps of edits at 1024x1024 and 512x512 and of
   text-to-image, on the device and on the host, kernels a step, the share in which the device is busy, what is prepared once
   a run, text encoders, autoencoder, a whole run; Q4_0 and fp8, resident, staged and streamed, with the peak of memory
-  beside its plan; a LoRA's training step;
+  next to its plan; a LoRA's training step;
 - **opponents** on the same card in the same run: diffusers eager, with flash attention, with fused QKV, compiled by regions,
   in fp8 by rows, and with FlashAttention 3 in fp8;
 - **ratios** of kontext's times to each of theirs.
