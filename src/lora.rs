@@ -63,8 +63,8 @@ impl LoraUse {
         Self { scale, ..self }
     }
 
-    /// Loads it for requests that name it ([`crate::Request::lora`]), without activating it: the same as scale
-    /// 0.
+    /// Loads it without activating it, for requests that name it ([`crate::Request::lora`]). The same as a
+    /// scale of 0.
     pub fn inactive(self) -> Self {
         self.scale(0.0)
     }

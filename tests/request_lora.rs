@@ -12,6 +12,9 @@ use std::time::Duration;
 use common::loras::{Model, cat, image};
 use kontext::{Device, Event, LoraScale, LoraUse, Pipeline, Placement, Request, image::RgbImage};
 
+/// A change of a pipeline's LoRAs.
+type Change = fn(&Pipeline);
+
 /// Returns the image's bytes.
 fn bytes(pipe: &Pipeline, request: &Request) -> Vec<u8> {
     pipe.run(request).unwrap().image.into_raw()
@@ -131,8 +134,7 @@ fn a_requests_scale_multiplies_those_of_layers() {
 #[test]
 fn a_run_keeps_the_loras_that_it_began_with() {
     let model = Model::new();
-    type Change = fn(&Pipeline);
-    let change: [(&str, Change); 3] = [
+    let changes: [(&str, Change); 3] = [
         ("scale", |pipe| pipe.set_lora_scale("red", -1.0).unwrap()),
         ("remove", |pipe| pipe.remove_lora("red").unwrap()),
         ("replace", |pipe| pipe.set_loras([]).unwrap()),
@@ -149,7 +151,7 @@ fn a_run_keeps_the_loras_that_it_began_with() {
         let named = cat().lora("red", 0.5).lora("text", 0.7);
         let expected = image(&pipe);
         assert_eq!(bytes(&pipe, &named), expected);
-        for (name, change) in change {
+        for (name, change) in changes {
             for request in [&cat(), &named] {
                 // Before the text is encoded, before the transformer is leased, and between two steps.
                 for moment in 0..3 {

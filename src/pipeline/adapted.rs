@@ -11,9 +11,9 @@ use super::kept::Recent;
 use crate::lora::{LoraKey, LoraSet};
 use crate::placement::Lease;
 
-/// Capacity for prepared sets of each kind of part, that of the active LoRAs among them. On a CUDA device a set
-/// holds a copy of its LoRAs: 172 MB for all layers of the published transformer at rank 16 in bf16. On a CPU
-/// sets share the LoRAs' tensors.
+/// Capacity for prepared sets of each kind of part, that of the active LoRAs among them. On a CUDA device a
+/// set holds a copy of its LoRAs: 172 MB for all layers of the published transformer at rank 16 in bf16. On a
+/// CPU sets share the LoRAs' tensors.
 const PREPARED: usize = 4;
 
 /// A part whose layers have adapters.
@@ -132,8 +132,9 @@ impl PreparedLoras {
         lock(&self.changing)
     }
 
-    /// Replaces the loaded LoRAs. Cached adapters of removed ones are dropped, and so are those of the previous
-    /// active set: it seldom returns, and a copy for each value of a scale would fill the device's memory.
+    /// Replaces the loaded LoRAs. Cached adapters of removed ones are dropped, and so are those of the
+    /// previous active set: it seldom returns, and a copy for each value of a scale would fill the device's
+    /// memory.
     pub(super) fn replace(&self, loaded: LoraSet) {
         let mut state = lock(&self.state);
         let previous = state.loaded.active();

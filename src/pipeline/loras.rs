@@ -1,8 +1,8 @@
 //! The LoRAs of a loaded pipeline, which can change while the model stays in memory, and those of a run.
 //!
-//! A run resolves its LoRAs once, at its start, and uses their adapters for its own forward passes only. Nothing
-//! of a run is written to the shared parts, so that runs with different LoRAs do not meet, and a change of the
-//! pipeline's LoRAs is seen by later runs only.
+//! A run resolves its LoRAs once, at its start, and uses their adapters for its own forward passes only.
+//! Nothing is written to the shared parts, so runs with different LoRAs do not affect each other, and a change
+//! of the pipeline's LoRAs is seen by later runs only.
 
 use kontext_core::Result;
 use kontext_dit::Dit;
