@@ -90,8 +90,8 @@ impl PipelineBuilder {
     }
 
     /// Adds a LoRA at a scale (1 as trained); several add up. See [`Lora`](crate::Lora) for the file formats.
-    pub fn lora(self, path: impl Into<PathBuf>, strength: f64) -> Self {
-        self.use_lora(LoraUse::new(path).scale(strength))
+    pub fn lora(self, path: impl Into<PathBuf>, scale: f64) -> Self {
+        self.use_lora(LoraUse::new(path).scale(scale))
     }
 
     /// Adds a LoRA with all its options.

@@ -215,7 +215,7 @@ fn check_scale(scale: f64) -> Result<()> {
     if scale.is_finite() {
         Ok(())
     } else {
-        Err(Error::invalid("strength of a LoRA", "a number", scale))
+        Err(Error::invalid("scale of a LoRA", "a number", scale))
     }
 }
 

@@ -13,6 +13,7 @@ use crate::frozen::Frozen;
 /// Placement of a model's parts over the life of a pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
+#[doc(alias = "cpu_offload")]
 pub enum Placement {
     /// The first of the others, in order, whose peak fits the device's free memory when the model is loaded
     /// (planned for a square edit of the model's size); the last if none fits. Resident if a device does not

@@ -226,10 +226,10 @@ fn control_loras_of_bfl_bring_biases_and_norms_that_are_left_out_by_name() {
 #[test]
 fn several_loras_add_up_as_in_peft() {
     let world = World::new();
-    let scaled = |name: &str, strength: f64| {
+    let scaled = |name: &str, scale: f64| {
         Lora::open(world.file(name))
             .unwrap()
-            .adapters(&config(), |_| strength)
+            .adapters(&config(), |_| scale)
             .unwrap()
     };
     let mut both = scaled("kohya", 0.7);
@@ -247,7 +247,7 @@ fn several_loras_add_up_as_in_peft() {
 }
 
 #[test]
-fn dora_of_diffusers_is_that_of_peft_at_every_strength() {
+fn dora_of_diffusers_is_that_of_peft_at_every_scale() {
     let world = World::new();
     let lora = Lora::open(world.file("dora")).unwrap();
     assert_eq!(lora.report().forms, BTreeMap::from([(LoraForm::Dora, 9)]));
@@ -258,7 +258,7 @@ fn dora_of_diffusers_is_that_of_peft_at_every_strength() {
 }
 
 #[test]
-fn lokr_loha_and_dora_of_lycoris_are_those_of_its_package_at_every_strength() {
+fn lokr_loha_and_dora_of_lycoris_are_those_of_its_package_at_every_scale() {
     let world = World::new();
     for (name, form) in [
         ("lokr", LoraForm::LoKr),
@@ -286,7 +286,7 @@ fn lokr_loha_and_dora_of_lycoris_are_those_of_its_package_at_every_strength() {
 }
 
 #[test]
-fn a_lokr_of_peft_takes_its_strength_from_the_file_beside_it() {
+fn a_lokr_of_peft_takes_its_scale_from_the_file_beside_it() {
     let world = World::new();
     world.agrees("peft_lokr", &adapters(&Lora::open(world.file("peft_lokr")).unwrap()));
 }
@@ -510,7 +510,7 @@ fn loras_come_and_go_as_if_the_model_had_been_loaded_with_them() {
         "invalid name of a LoRA: expected `blue`, got `green`"
     );
     let error = pipe.set_lora_scale("blue", f64::NAN).unwrap_err();
-    assert_eq!(refused(error), "invalid strength of a LoRA: expected a number, got NaN");
+    assert_eq!(refused(error), "invalid scale of a LoRA: expected a number, got NaN");
     assert_eq!(image(&pipe), block);
     pipe.set_loras([]).unwrap();
     assert_eq!(image(&pipe), plain);

@@ -229,7 +229,7 @@ fn names_and_scales_are_checked_before_any_work() {
     );
     assert_eq!(
         refused(&pipe, &cat().lora("red", f64::INFINITY)),
-        "invalid strength of a LoRA: expected a number, got inf"
+        "invalid scale of a LoRA: expected a number, got inf"
     );
     let builder = Pipeline::builder().device(Device::Cpu).lora(model.lora("red"), 1.0);
     let fused = builder.fuse_loras(true).load(model.path()).unwrap();

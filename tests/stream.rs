@@ -45,7 +45,15 @@ fn output(event: StreamEvent) -> Option<Output> {
 /// Checks that events are those of a run of [`edit`], and returns its output.
 fn checked(items: Vec<Result<StreamEvent>>) -> Output {
     let names: Vec<String> = items.iter().map(|item| name(item.as_ref().unwrap())).collect();
-    let expected = ["planned 3", "warning", "step 1/3", "step 2/3", "step 3/3", "decoded 1/1", "done"];
+    let expected = [
+        "planned 3",
+        "warning",
+        "step 1/3",
+        "step 2/3",
+        "step 3/3",
+        "decoded 1/1",
+        "done",
+    ];
     assert_eq!(names, expected);
     items.into_iter().find_map(|item| output(item.unwrap())).unwrap()
 }

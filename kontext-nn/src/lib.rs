@@ -1,6 +1,6 @@
 #![doc = include_str!("../README.md")]
 
-pub mod adapter;
+mod adapter;
 mod attention;
 mod conv;
 mod dequant;

@@ -103,7 +103,7 @@ impl Trained {
             let (Some(down), Some(up)) = (factor(DOWN), factor(UP)) else {
                 continue;
             };
-            let adapter = LinearAdapter::low_rank(down, up, strength(lora), part.start)?;
+            let adapter = LinearAdapter::low_rank(down, up, scaling(lora), part.start)?;
             let adapter = match factor(MAGNITUDE) {
                 Some(magnitude) => adapter.with_magnitude(&magnitude, DoraNorm::Peft)?,
                 None => adapter,
@@ -135,7 +135,7 @@ impl Trained {
             let up = up.ok_or_else(|| Error::bug(format!("trained values with `{name}` and no `{UP}`")))?;
             // The scale is folded into the saved values: programs differ in where they look for it.
             let magnitude = values.get(&format!("{module}.{MAGNITUDE}")).map(Tensor::shallow_clone);
-            let (down, up) = (down.shallow_clone(), up.f_mul_scalar(strength(lora))?);
+            let (down, up) = (down.shallow_clone(), up.f_mul_scalar(scaling(lora))?);
             layers.push(LoraLayer {
                 module: module.to_owned(),
                 down,
@@ -147,7 +147,7 @@ impl Trained {
     }
 }
 
-fn strength(lora: &LoraMethod) -> f64 {
+fn scaling(lora: &LoraMethod) -> f64 {
     lora.alpha.map_or(1.0, |alpha| alpha / lora.rank as f64)
 }
 
