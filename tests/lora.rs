@@ -17,8 +17,7 @@ use kontext_core::{Conditioning, Kind, Tensor, check};
 use kontext_dit::{Dit, DitConfig, RunInput, names};
 use kontext_formats::TensorMap;
 use kontext_lora::{LoraFamily, LoraForm, LoraOptions, LoraTarget};
-use kontext_nn::Adapters;
-use kontext_nn::Weights;
+use kontext_nn::{Adapters, Weights};
 use kontext_text::{ClipConfig, ClipEncoder, T5Config, T5Encoder};
 
 const BOUND: f64 = 1e-5;

@@ -7,10 +7,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use kontext_core::{Error, Result};
 use tch::{Cuda, Device};
 
 use crate::libtorch;
-use kontext_core::{Error, Result};
 
 /// Parses "cpu", "cuda" or "cuda:N" and checks that the device is available.
 ///

@@ -1,10 +1,10 @@
 //! Memory of the host and its devices: free bytes, and the return of freed memory to the system.
 
+use kontext_core::Result;
 use sysinfo::System;
 use tch::{Device, Kind, Tensor};
 
 use crate::cuda;
-use kontext_core::Result;
 
 /// More bytes than any device has (4 TiB), but few enough that libtorch's allocator does not refuse outright.
 const MORE_THAN_ANY: i64 = 1 << 42;

@@ -4,8 +4,7 @@
 //! `model.py`, `Flux.forward`.
 
 use kontext_core::{Kind, Result, Tensor};
-use kontext_nn::Linear;
-use kontext_nn::{Weights, ops};
+use kontext_nn::{Linear, Weights, ops};
 
 use crate::DitConfig;
 

@@ -3,8 +3,7 @@
 //! Source: black-forest-labs/flux@802fb47 `src/flux/model.py`, `Flux`.
 
 use kontext_core::{Conditioning, During, Error, Kind, Result, Stage, Tensor, Tokens, check};
-use kontext_nn::Weights;
-use kontext_nn::{AdapterSlots, Linear};
+use kontext_nn::{AdapterSlots, Linear, Weights};
 
 use crate::DitConfig;
 use crate::double::{DoubleBlock, DoubleTable};

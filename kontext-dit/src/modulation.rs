@@ -6,8 +6,7 @@
 //! Source: black-forest-labs/flux@802fb47 `src/flux/modules/layers.py`, `Modulation`, `LastLayer`.
 
 use kontext_core::{Error, Result, Tensor};
-use kontext_nn::Linear;
-use kontext_nn::{Weights, ops};
+use kontext_nn::{Linear, Weights, ops};
 
 /// Epsilon of the modulated layer norms.
 const EPS: f64 = 1e-6;

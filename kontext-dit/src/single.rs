@@ -3,9 +3,8 @@
 //! Source: black-forest-labs/flux@802fb47 `src/flux/modules/layers.py`, `SingleStreamBlock`.
 
 use kontext_core::{Result, Tensor};
-use kontext_nn::Linear;
-use kontext_nn::Weights;
 use kontext_nn::ops::attend_tokens;
+use kontext_nn::{Linear, Weights};
 
 use crate::DitConfig;
 use crate::modulation::{Modulation, ModulationLayer, Table};

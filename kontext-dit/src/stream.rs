@@ -1,9 +1,8 @@
 //! One stream (text or image) of a double-stream block: its projections, norms and MLP.
 
 use kontext_core::{Kind, Result, Tensor};
-use kontext_nn::Weights;
 use kontext_nn::ops::attend_tokens;
-use kontext_nn::{Linear, RmsNorm};
+use kontext_nn::{Linear, RmsNorm, Weights};
 
 use crate::DitConfig;
 use crate::rope::Rope;

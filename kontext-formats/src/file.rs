@@ -6,13 +6,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use kontext_core::{CheckpointError, Error, Result};
 use memmap2::Mmap;
 use safetensors::tensor::Dtype;
 use tch::{Kind, Tensor};
 
 use super::quant::Format;
 use super::{gguf, header};
-use kontext_core::{CheckpointError, Error, Result};
 
 /// A file with a validated header; tensors are read on demand.
 pub(super) struct WeightFile {

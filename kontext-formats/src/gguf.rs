@@ -5,9 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use kontext_core::CheckpointError;
+
 use super::gguf_value::{AGAIN, Cursor, Value, bad};
 use super::quant::Format;
-use kontext_core::CheckpointError;
 
 /// Magic bytes at the start of a GGUF file.
 pub(super) const MAGIC: &[u8] = b"GGUF";
@@ -235,11 +236,11 @@ fn check_apart(tensors: &[TensorInfo]) -> Result<(), CheckpointError> {
 
 #[cfg(test)]
 mod tests {
+    use kontext_fixtures::Fixture;
     use proptest::prelude::*;
 
     use super::super::gguf_value::Array;
     use super::*;
-    use kontext_fixtures::Fixture;
 
     fn file() -> Vec<u8> {
         Fixture::open("quant.safetensors").bytes("gguf")

@@ -9,10 +9,11 @@ use std::fmt;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+use kontext_core::{Error, OutputFile, Result};
+
 use super::gguf::{ALIGNMENT, ALIGNMENT_KEY, MAGIC};
 use super::gguf_value::{Value, write_text};
 use super::quant::Format;
-use kontext_core::{Error, OutputFile, Result};
 
 /// The GGUF version written.
 const VERSION: u32 = 3;
@@ -183,11 +184,12 @@ fn header(metadata: &[(&str, Value)], tensors: &[StreamedTensor<'_>]) -> Result<
 
 #[cfg(test)]
 mod tests {
+    use kontext_fixtures::Fixture;
+
     use super::super::gguf_value::Array;
     use super::super::quant::pack;
     use super::*;
     use crate::gguf;
-    use kontext_fixtures::Fixture;
 
     fn zeros<'a>(name: &str, format: Format, shape: &[usize], bytes: usize) -> StreamedTensor<'a> {
         StreamedTensor::new(name, format, shape, move || Ok(vec![0; bytes].into()))

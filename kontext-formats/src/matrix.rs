@@ -3,12 +3,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use kontext_core::{Error, Result};
 use memmap2::Mmap;
 use tch::Tensor;
 
 use super::quant::{Format, Packed, Scale};
 use super::scales::Scales;
-use kontext_core::{Error, Result};
 
 /// A matrix [rows, columns] in its stored form, on the host: packed bytes and their scales.
 #[derive(Debug)]

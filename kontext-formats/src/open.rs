@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use kontext_core::{CheckpointError, Error, Result, read_json};
 use serde::Deserialize;
 
 use super::file::WeightFile;
 use super::store::Source;
 use super::{Entry, Store, side_tensors};
-use kontext_core::{CheckpointError, Error, Result, read_json};
 
 /// File stems under which diffusers and transformers save the weights of a part.
 const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];

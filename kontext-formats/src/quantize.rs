@@ -1,10 +1,10 @@
 //! Quantising matrices when they are loaded or saved.
 
+use kontext_core::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
 use super::quant::{Format, pack};
 use super::{Scales, StoredMatrix};
-use kontext_core::{Error, Result};
 
 /// Target format of a quantisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use kontext_core::{Result, check};
 use tch::Kind;
 
 use super::Store;
 use super::store::{Source, lock};
-use kontext_core::{Result, check};
 
 /// Counts over the tensors of a checkpoint's part.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

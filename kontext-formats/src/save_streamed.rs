@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
+use kontext_core::{CheckpointError, Error, OutputFile, Result};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use super::StreamedTensor;
 use super::quant::Format;
-use kontext_core::{CheckpointError, Error, OutputFile, Result};
 
 /// Alignment of the start of the data, in bytes.
 const ALIGNMENT: usize = 8;

@@ -2,10 +2,10 @@
 //!
 //! Sources: bitsandbytes `functional.py`, `QuantState`, and `nn/modules.py`, `Linear8bitLt`.
 
+use kontext_core::{Error, Result};
 use tch::{Kind, Tensor};
 
 use super::file::WeightFile;
-use kontext_core::{Error, Result};
 
 /// 1/127, as in bitsandbytes.
 const ONE_127TH: f32 = 7.874_016e-3;

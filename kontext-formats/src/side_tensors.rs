@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use kontext_core::{CheckpointError, Error, Result};
 use serde::Deserialize;
 use tch::Kind;
 
@@ -12,7 +13,6 @@ use super::Entry;
 use super::file::{WeightFile, sides};
 use super::quant::Format;
 use super::scales::{Nested, SideTensors, floats_of};
-use kontext_core::{CheckpointError, Error, Result};
 
 /// bitsandbytes' quant state of a 4-bit weight.
 #[derive(Deserialize)]

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use kontext_core::{CheckpointError, Error, Result};
 use tch::{Device, Tensor};
 
 use super::file::WeightFile;
 use super::{Entry, StoredMatrix, names, synthetic};
-use kontext_core::{CheckpointError, Error, Result};
 
 /// A set of named tensors: those of memory-mapped files, of memory, or drawn from a seed.
 ///

@@ -84,8 +84,9 @@ fn hash(mut x: Tensor) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use kontext_core::check;
+
+    use super::*;
 
     #[test]
     fn values_drawn_on_a_device_depend_on_seed_and_place_alone() {

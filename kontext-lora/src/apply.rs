@@ -2,13 +2,12 @@
 
 use kontext_core::pattern::matches;
 use kontext_core::{CheckpointError, Error, Result};
+use kontext_dit::{DitConfig, LinearPart, linear_parts};
 use kontext_formats::nearest_name;
-use kontext_nn::Adapters;
-use kontext_nn::LinearAdapter;
+use kontext_nn::{Adapters, LinearAdapter};
 
 use crate::table::{Layer, Naming};
 use crate::{Lora, LoraTarget, Unmatched};
-use kontext_dit::{DitConfig, LinearPart, linear_parts};
 
 impl Lora {
     /// Returns the adapters for a transformer of these sizes. `scale` maps BFL's name of a layer

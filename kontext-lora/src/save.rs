@@ -57,10 +57,10 @@ pub fn save_lora(path: impl AsRef<Path>, layers: &[LoraLayer], facts: BTreeMap<S
 #[cfg(test)]
 mod tests {
     use kontext_core::{Device, noise};
+    use kontext_dit::DitConfig;
 
     use super::*;
     use crate::{Lora, LoraForm};
-    use kontext_dit::DitConfig;
 
     #[test]
     fn what_is_saved_is_read_again_and_lands_on_its_rows() {

@@ -51,9 +51,10 @@ pub fn merge_heads(x: &Tensor) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use kontext_core::{Device, noise};
     use tch::Kind;
+
+    use super::*;
 
     #[test]
     fn heads_split_and_merge_back() {

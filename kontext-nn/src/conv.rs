@@ -1,9 +1,9 @@
 //! Two-dimensional convolutions.
 
+use kontext_core::Result;
 use tch::Tensor;
 
 use crate::Weights;
-use kontext_core::Result;
 
 /// A two-dimensional convolution with square kernels.
 ///

@@ -1,10 +1,10 @@
 //! Embedding tables.
 
+use kontext_core::Result;
 use tch::{Kind, Tensor};
 
 use super::matrix::Matrix;
 use crate::Weights;
-use kontext_core::Result;
 
 /// A table of vectors, looked up by index. A packed table stays packed: only the requested rows are unpacked.
 #[derive(Debug)]

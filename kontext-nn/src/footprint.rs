@@ -2,12 +2,12 @@
 //!
 //! Each model crate counts the activations of its own code and adds these numbers; nothing is loaded for it.
 
+use kontext_formats::Quantize;
 use tch::{Device, Kind};
 
 use crate::Weights;
 use crate::dequant::WORKSPACE;
 use crate::prefetch::BUFFERS;
-use kontext_formats::Quantize;
 
 /// Device and dtype of a computation.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -1,11 +1,11 @@
 //! Linear layers: `x @ weight^T + bias`.
 
+use kontext_core::Result;
 use tch::Tensor;
 
 use super::adapter::ActiveAdapters;
 use super::matrix::Matrix;
 use crate::Weights;
-use kontext_core::Result;
 
 /// A linear layer, `x @ weight^T + bias` on the last dimension.
 ///
@@ -123,8 +123,9 @@ impl Linear {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use kontext_core::{Device, Kind, noise};
+
+    use super::*;
 
     #[test]
     fn a_split_layer_computes_what_the_whole_computes() {

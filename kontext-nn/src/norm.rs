@@ -1,9 +1,9 @@
 //! Normalisations: layer, RMS and group.
 
+use kontext_core::Result;
 use tch::{Kind, Tensor};
 
 use crate::Weights;
-use kontext_core::Result;
 
 /// Layer normalisation over the last dimension, with weight and bias.
 #[derive(Debug)]

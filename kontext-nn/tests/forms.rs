@@ -5,9 +5,7 @@ mod common;
 
 use common::{Form, forms, written};
 use kontext_core::{Device, Kind, Tensor, check, noise};
-use kontext_nn::Linear;
-use kontext_nn::Offload;
-use kontext_nn::Weights;
+use kontext_nn::{Linear, Offload, Weights};
 
 /// Calls `test` with the weights of each form, in memory and left in their file.
 fn for_each_form(test: impl Fn(&Form, &Weights, &str)) {

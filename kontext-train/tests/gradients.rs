@@ -10,9 +10,7 @@ use std::collections::BTreeMap;
 use kontext_core::{Conditioning, Device, Kind, Tensor, Tokens};
 use kontext_dit::{Dit, DitConfig, RunInput, linear_parts, names};
 use kontext_formats::TensorMap;
-use kontext_nn::Adapters;
-use kontext_nn::Weights;
-use kontext_nn::{DoraNorm, LinearAdapter};
+use kontext_nn::{Adapters, DoraNorm, LinearAdapter, Weights};
 use kontext_train::{Activations, Objective, Params, Weighting, add_noise, backward};
 use serde_json::Value;
 

@@ -4,8 +4,7 @@
 //! models/attention_processor.py, Attention, AttnProcessor2_0.
 
 use kontext_core::{Device, Result, Tensor};
-use kontext_nn::{GroupNorm, Linear};
-use kontext_nn::{Weights, ops};
+use kontext_nn::{GroupNorm, Linear, Weights, ops};
 
 use crate::resnet::{NORM_EPS, ResnetBlock};
 
@@ -98,8 +97,9 @@ impl MidBlock {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use kontext_core::{Kind, noise};
+
+    use super::*;
 
     #[test]
     fn attention_in_chunks_equals_attention_at_once() {

@@ -4,8 +4,7 @@
 //! DiagonalGaussianDistribution; black-forest-labs/flux@802fb47 src/flux/modules/autoencoder.py.
 
 use kontext_core::{During, Result, Stage, Tensor, check};
-use kontext_nn::Conv2d;
-use kontext_nn::Weights;
+use kontext_nn::{Conv2d, Weights};
 
 use crate::VaeConfig;
 use crate::decoder::Decoder;

@@ -4,8 +4,7 @@
 //! UpDecoderBlock2D.
 
 use kontext_core::{Result, Tensor};
-use kontext_nn::Weights;
-use kontext_nn::{Conv2d, GroupNorm};
+use kontext_nn::{Conv2d, GroupNorm, Weights};
 
 use crate::VaeConfig;
 use crate::attention::MidBlock;

@@ -137,8 +137,9 @@ fn from_one(index: &str) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use kontext_core::Tensor;
+
+    use super::*;
 
     #[test]
     fn names_of_black_forest_labs_stand_where_they_should() {

@@ -3,8 +3,7 @@
 //! Source: huggingface/diffusers v0.38 models/resnet.py, ResnetBlock2D.
 
 use kontext_core::{Result, Tensor};
-use kontext_nn::{Conv2d, GroupNorm};
-use kontext_nn::{Weights, ops};
+use kontext_nn::{Conv2d, GroupNorm, Weights, ops};
 
 /// Epsilon of every group norm of the autoencoders, added to the variance.
 pub(crate) const NORM_EPS: f64 = 1e-6;

@@ -164,8 +164,9 @@ fn paste(target: &Tensor, piece: &Tensor, dim: i64, span: &Span, unit: i64) -> R
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use kontext_core::{Device, noise};
+
+    use super::*;
 
     /// Tiles of two cells with an overlap of one.
     const SMALL: Tiling = Tiling { tile: 16, overlap: 8 };

@@ -5,8 +5,7 @@
 //! EncoderTiny, DecoderTiny; models/unets/unet_2d_blocks.py, AutoencoderTinyBlock.
 
 use kontext_core::{During, Result, Stage, Tensor};
-use kontext_nn::Conv2d;
-use kontext_nn::{Weights, ops};
+use kontext_nn::{Conv2d, Weights, ops};
 
 use crate::TinyConfig;
 use crate::size::{check_image, check_latents};

@@ -87,9 +87,10 @@ fn pairs(weight: &Tensor, dim: i64) -> Result<[Tensor; 2]> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use kontext_core::{Device, Kind, noise};
     use kontext_nn::Conv2d;
+
+    use super::*;
 
     #[test]
     fn equals_upsampling_and_then_convolving() {

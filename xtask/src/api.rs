@@ -5,12 +5,10 @@
 //! takes the part of rustdoc, see [`as_rustdoc`]. `xtask/api` turns a JSON file into a listing.
 
 use std::collections::BTreeMap;
-use std::env;
 use std::ffi::OsStr;
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::{env, fs, io};
 
 use crate::cargo;
 use crate::failure::Failure;

@@ -1,10 +1,9 @@
 //! Cargo commands with libtorch in their environment.
 
-use std::env;
 use std::ffi::{OsStr, OsString};
-use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::{env, iter};
 
 use crate::failure::Failure;
 use crate::home::Home;

@@ -1,10 +1,9 @@
 //! Errors of xtask; each message also names the remedy.
 
 use std::ffi::OsStr;
-use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::{fmt, io};
 
 use crate::goods::Goods;
 use crate::kit_entry::{Entry, LIMIT, Size};

@@ -1,8 +1,7 @@
 //! The folder `.libtorch` of the repository, and the check for a usable libtorch in it.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use crate::failure::Failure;
 use crate::wheels::{TORCH_VERSION, Variant};

@@ -4,9 +4,8 @@
 //! renaming. An interruption therefore costs at most the download, and the next run removes its leftovers.
 
 use std::env::consts::{ARCH, OS};
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::process;
+use std::{fs, process};
 
 use crate::disk;
 use crate::failure::Failure;

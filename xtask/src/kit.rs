@@ -3,22 +3,18 @@
 //!
 //! A new kit is built next to the previous one and replaces it once complete, so a kit is never partial.
 
-use std::env;
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::{env, fs, io};
 
-use crate::cargo;
-use crate::commit;
 use crate::failure::Failure;
 use crate::goods::Goods;
 use crate::home::Home;
 use crate::kit_size::Contents;
-use crate::kit_wheels;
 use crate::lock::Lock;
 use crate::python::Python;
 use crate::source::Source;
+use crate::{cargo, commit, kit_wheels};
 
 /// Name of the package, of its program, and of the kit's folder.
 const NAME: &str = "gpu-kit";

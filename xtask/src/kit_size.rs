@@ -1,8 +1,7 @@
 //! The size of a whole GPU kit.
 
-use std::fmt;
-use std::fs;
 use std::path::Path;
+use std::{fmt, fs};
 
 use crate::failure::Failure;
 use crate::kit_entry::{Entry, LIMIT, Size};

@@ -53,8 +53,9 @@ fn lock(_file: &File, _path: &Path) -> Result<(), Failure> {
 
 #[cfg(all(test, unix))]
 mod tests {
-    use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
 
     #[test]
     fn two_holders_never_overlap() {

@@ -1,11 +1,9 @@
 //! python3 and its pip, which downloads, verifies and unpacks the wheels.
 
-use std::env;
 use std::ffi::OsString;
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::{env, fs, io};
 
 use crate::failure::Failure;
 use crate::goods::Goods;

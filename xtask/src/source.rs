@@ -1,9 +1,8 @@
 //! The choice of libtorch: the repository's own, or one named by the user in the environment.
 
-use std::env;
 use std::ffi::OsString;
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{env, fs};
 
 use crate::failure::Failure;
 use crate::home::{self, Home};

@@ -3,8 +3,7 @@
 use kontext::{Device, Dit, Kind, Tensor};
 use kontext_core::noise;
 use kontext_dit::{LinearPart, linear_parts};
-use kontext_nn::Adapters;
-use kontext_nn::LinearAdapter;
+use kontext_nn::{Adapters, LinearAdapter};
 use kontext_train::Params;
 
 /// Standard deviation of the up matrix; that of the down matrix is 1 / sqrt(inputs).

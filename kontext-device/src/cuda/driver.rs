@@ -3,10 +3,10 @@
 use std::ffi::{CStr, c_char, c_int};
 use std::fmt;
 
+use kontext_core::{Error, Result};
 use libloading::Library;
 
 use crate::device;
-use kontext_core::{Error, Result};
 
 /// File name of the driver's library.
 const LIBRARY: &str = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };

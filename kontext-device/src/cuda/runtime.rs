@@ -4,11 +4,11 @@ use std::ffi::{CStr, c_char, c_int};
 use std::sync::OnceLock;
 use std::thread;
 
+use kontext_core::{Error, Result};
 use tch::Device;
 
 use super::driver::CudaVersion;
 use crate::device;
-use kontext_core::{Error, Result};
 
 /// `cudaError_t`; 0 is success.
 pub(super) type Status = c_int;

@@ -4,10 +4,10 @@ use std::ffi::{c_int, c_uint, c_void};
 use std::ptr;
 use std::sync::OnceLock;
 
+use kontext_core::{Error, Result};
 use tch::Tensor;
 
 use super::runtime::{Runtime, Status};
-use kontext_core::{Error, Result};
 
 /// `cudaStream_t`, a handle of the runtime that any thread may use.
 type StreamHandle = *mut c_void;

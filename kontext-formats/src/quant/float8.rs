@@ -74,8 +74,9 @@ pub(super) fn to_e5m2(value: f32) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use kontext_fixtures::Fixture;
+
+    use super::*;
 
     #[test]
     fn all_codes_have_the_bits_that_torch_gives_them() {

@@ -51,8 +51,9 @@ const fn pairs(levels: [f32; 16]) -> Pairs {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Format, Packed, Scale};
     use kontext_fixtures::Fixture;
+
+    use super::super::{Format, Packed, Scale};
 
     #[test]
     fn both_unpack_to_the_bits_of_bitsandbytes() {

@@ -1,12 +1,12 @@
 //! Packing of a matrix for storage.
 
 use half::f16;
+use kontext_core::{Error, Result};
 use rayon::prelude::*;
 
 use super::half_floats::to_bf16;
 use super::wide::{self, Work};
 use super::{Format, Packed, Scale, float8, pack_blocks};
-use kontext_core::{Error, Result};
 
 /// Elements of a thread's piece.
 const PIECE: usize = 1 << 15;
@@ -211,10 +211,10 @@ impl Work for Rows<'_> {
 
 #[cfg(test)]
 mod tests {
+    use kontext_fixtures::Fixture;
     use proptest::prelude::*;
 
     use super::*;
-    use kontext_fixtures::Fixture;
 
     #[test]
     fn q_formats_pack_to_the_bytes_of_gguf_py() {

@@ -4,12 +4,12 @@ use std::fmt;
 use std::ops::Range;
 
 use half::bf16;
+use kontext_core::{Error, Result};
 use rayon::prelude::*;
 
 use super::Format;
 use super::half_floats::to_bf16;
 use super::wide::{self, Work};
-use kontext_core::{Error, Result};
 
 /// Elements unpacked at once: 4 kB, small enough to be scaled and written while in the L1 cache, and whole
 /// blocks of every format.

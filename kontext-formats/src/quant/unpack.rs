@@ -70,8 +70,9 @@ fn elements<const B: usize>(packed: &[u8], out: &mut [f32], value: impl Fn([u8; 
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use kontext_fixtures::Fixture;
+
+    use super::*;
 
     #[test]
     fn every_format_of_a_gguf_file_unpacks_to_the_bits_of_gguf_py() {

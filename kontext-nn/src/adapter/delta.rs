@@ -6,10 +6,10 @@
 use std::convert::Infallible;
 use std::ops::Range;
 
+use kontext_core::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
 use crate::ops::swap_halves;
-use kontext_core::{Error, Result};
 
 /// A matrix [rows, in] in factors, which are applied to the input.
 #[derive(Debug)]
@@ -240,8 +240,9 @@ fn wrong(got: &Tensor, expected: &'static str) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use kontext_core::noise;
+
+    use super::*;
 
     fn draw(shape: &[i64], seed: u64) -> Tensor {
         noise::randn(shape, seed, Kind::Float, Device::Cpu).unwrap()

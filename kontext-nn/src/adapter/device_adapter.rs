@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
+use kontext_core::Result;
 use tch::Tensor;
 
 use super::delta::Delta;
-use kontext_core::Result;
 
 /// An adapter on its layer's device.
 #[derive(Debug)]

@@ -5,12 +5,12 @@
 
 use std::ops::Range;
 
+use kontext_core::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
 use super::delta::{Delta, product};
 use super::device_adapter::{DeviceAdapter, Factor};
 use crate::ops::swap_halves;
-use kontext_core::{Error, Result};
 
 /// An adapter of some rows of a linear layer. It adds `scaling * D` to the weight; the matrix `D` [rows, in] is
 /// given in factors, and the rows (or columns) of the sum may be normalised to given magnitudes (DoRA).

@@ -60,11 +60,11 @@ impl Adapters {
 
 #[cfg(test)]
 mod tests {
+    use kontext_core::noise;
     use tch::{Device, Kind, Tensor};
 
     use super::*;
     use crate::{Linear, Weights};
-    use kontext_core::noise;
 
     fn draw(shape: &[i64], seed: u64) -> Tensor {
         noise::randn(shape, seed, Kind::Float, Device::Cpu).unwrap()

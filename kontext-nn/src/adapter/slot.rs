@@ -2,12 +2,12 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use kontext_core::Result;
 use tch::Kind;
 
 use super::device_adapter::DeviceAdapter;
 use super::linear_adapter::LinearAdapter;
 use crate::matrix::Matrix;
-use kontext_core::Result;
 
 /// One layer's adapters. All clones are the same slot.
 #[derive(Clone)]

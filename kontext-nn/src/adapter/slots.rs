@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
+use kontext_core::{Error, Result};
+use kontext_formats::nearest_name;
 use tch::Tensor;
 
 use super::Adapters;
@@ -12,8 +14,6 @@ use super::device_adapter::{DeviceAdapter, Window};
 use super::set::{self, AdapterSet};
 use super::slot::{AdapterSlot, lock};
 use crate::matrix::Matrix;
-use kontext_core::{Error, Result};
-use kontext_formats::nearest_name;
 
 /// The linear layers of one model by name, whose adapters can be set, replaced and removed without reading
 /// its weights again. All clones share the same layers.

@@ -1,9 +1,9 @@
 //! Super-blocks of 256 elements: Q2_K to Q6_K. The host versions are in `quant/k.rs`.
 
+use kontext_core::Result;
 use tch::{Kind, Tensor};
 
 use super::blocks::{Blocks, bits, join, less, scale, scale_add};
-use kontext_core::Result;
 
 /// Unpacks Q2_K: `d * s * q - m * t`, 2 bits; `s` and `t` are the halves of a byte per 16 elements.
 pub(super) fn q2(blocks: &Blocks, out: &Tensor) -> Result<()> {

@@ -10,11 +10,11 @@ mod unpack;
 
 use std::ops::Range;
 
+use kontext_core::Result;
+use kontext_formats::quant::{Format, Packed};
 use tch::{Device, Tensor};
 
 use self::scales::DeviceScales;
-use kontext_core::Result;
-use kontext_formats::quant::{Format, Packed};
 
 /// Most bytes alive for each element while a matrix is dequantised by tensor operations, next to the result:
 /// with 4 bits and a lookup table (`blocks::pairs`), a 4-byte index for two elements and both of them in f32.
@@ -167,12 +167,12 @@ fn widened(columns: &Range<usize>, all: usize, format: Format, scales: Option<us
 
 #[cfg(test)]
 mod tests {
+    use kontext_fixtures::Fixture;
+    use kontext_formats::quant::{Packed, Scale};
     use proptest::prelude::*;
     use tch::Kind;
 
     use super::*;
-    use kontext_fixtures::Fixture;
-    use kontext_formats::quant::{Packed, Scale};
 
     const CPU: Device = Device::Cpu;
 

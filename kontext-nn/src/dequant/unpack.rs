@@ -1,11 +1,11 @@
 //! Unpacking of rows of whole blocks to a tensor.
 
+use kontext_core::Result;
+use kontext_formats::quant::Format;
 use tch::{Kind, Tensor};
 
 use super::blocks::{self, Blocks};
 use super::k;
-use kontext_core::Result;
-use kontext_formats::quant::Format;
 
 /// Unpacks `bytes` u8 [R, bytes per row] times the scales `scales` f32 [R or 1, G], each for as many
 /// columns, to a contiguous `out` [R, C], rounded once to its dtype. The bytes of a row are contiguous.

@@ -3,10 +3,10 @@
 mod on_device;
 mod rows;
 
+use kontext_core::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
 use super::scratch;
-use kontext_core::{Error, Result};
 pub(crate) use rows::PackedRows;
 
 /// A matrix [out, in].

@@ -3,13 +3,13 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use kontext_core::Result;
+use kontext_formats::StoredMatrix;
 use tch::{Device, Kind, Tensor};
 
 use super::rows::{Held, PackedRows};
 use crate::dequant;
 use crate::dequant::OnDevice;
-use kontext_core::Result;
-use kontext_formats::StoredMatrix;
 
 impl Held {
     /// A copy in a device's memory.
@@ -83,13 +83,14 @@ impl PackedRows {
 mod tests {
     use std::borrow::Cow;
 
+    use kontext_core::noise;
+    use kontext_formats::quant::Format;
+    use kontext_formats::{Scales, Store, StreamedTensor, write_gguf};
+
     use super::super::Matrix;
     use super::super::rows::Part;
     use super::*;
     use crate::prefetch::{Copies, Prefetch};
-    use kontext_core::noise;
-    use kontext_formats::quant::Format;
-    use kontext_formats::{Scales, Store, StreamedTensor, write_gguf};
 
     const ROWS: usize = 7;
     const COLUMNS: usize = 512;

@@ -3,12 +3,12 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
+use kontext_core::{Error, Result};
+use kontext_formats::StoredMatrix;
 use tch::Device;
 
 use crate::dequant::OnDevice;
 use crate::prefetch::{Copies, Prefetch};
-use kontext_core::{Error, Result};
-use kontext_formats::StoredMatrix;
 
 /// Rows of one or more packed matrices, one after the other, and some of their columns. Cheap to clone.
 #[derive(Debug, Clone)]

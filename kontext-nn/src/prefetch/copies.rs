@@ -5,12 +5,12 @@
 //! and so does the host before it writes to the pinned memory that the copy reads. A copy never runs before its event is
 //! recorded, and a buffer is dropped only after its copies have ended.
 
+use kontext_core::{Error, Result};
+use kontext_device::cuda::{Event, Stream};
 use tch::{Device, Kind, Tensor};
 
 use super::BUFFERS;
 use super::ring::Mover;
-use kontext_core::{Error, Result};
-use kontext_device::cuda::{Event, Stream};
 
 /// A mover that copies through pinned memory, on a stream of its own. It is made and used on one thread.
 pub(crate) struct Copies {

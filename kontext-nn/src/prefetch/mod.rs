@@ -14,10 +14,11 @@ use tch::Tensor;
 pub(crate) use self::copies::Copies;
 use self::ring::Ring;
 pub(crate) use self::ring::{Mover, Source};
-use crate::dequant;
-use crate::dequant::OnDevice;
 use kontext_core::Result;
 use kontext_formats::StoredMatrix;
+
+use crate::dequant;
+use crate::dequant::OnDevice;
 
 /// Number of buffers: one is read while the next is filled.
 pub const BUFFERS: usize = 2;

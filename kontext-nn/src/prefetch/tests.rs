@@ -3,13 +3,13 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use kontext_core::Error;
+use kontext_formats::Scales;
+use kontext_formats::quant::Format;
 use proptest::prelude::*;
 use tch::{Device, Kind};
 
 use super::*;
-use kontext_core::Error;
-use kontext_formats::Scales;
-use kontext_formats::quant::Format;
 
 const CPU: Device = Device::Cpu;
 const ROWS: usize = 6;

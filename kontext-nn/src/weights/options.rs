@@ -2,12 +2,12 @@
 
 use std::sync::{Arc, Mutex};
 
+use kontext_formats::Quantize;
 use tch::Device;
 
 use super::Weights;
 use crate::adapter::{AdapterSlots, Adapters};
 use crate::prefetch::{Copies, Prefetch};
-use kontext_formats::Quantize;
 
 /// Form and place of the weights of linear layers, and their adapters.
 #[derive(Clone, Default)]

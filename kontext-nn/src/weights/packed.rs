@@ -1,10 +1,11 @@
 //! Matrices of linear layers: packed, left in the file, or plain.
 
+use kontext_core::Result;
+use kontext_formats::{Quantize, TensorMap};
+
 use super::{Offload, Weights, same_but_ones};
 use crate::adapter::AdapterSlot;
 use crate::matrix::{Matrix, PackedRows};
-use kontext_core::Result;
-use kontext_formats::{Quantize, TensorMap};
 
 impl Weights {
     /// The weight [out, in] of the linear layer at the cursor: packed if it is stored so, or left in its file.
@@ -97,11 +98,11 @@ impl Weights {
 
 #[cfg(test)]
 mod tests {
+    use kontext_core::noise;
     use tch::{Device, Kind, Tensor};
 
     use super::*;
     use crate::Linear;
-    use kontext_core::noise;
 
     fn draw(shape: &[i64], seed: u64) -> Tensor {
         noise::randn(shape, seed, Kind::Float, Device::Cpu).unwrap()

@@ -1,11 +1,11 @@
 //! Tensors as a part asks for them: found by name, checked, converted and moved to their device.
 
+use kontext_core::{CheckpointError, Error, Result};
+use kontext_formats::TensorMap;
 use tch::{Kind, Tensor};
 
 use super::{Conversion, Weights, lock, same_but_ones};
 use crate::ops::swap_halves;
-use kontext_core::{CheckpointError, Error, Result};
-use kontext_formats::TensorMap;
 
 impl Weights {
     /// The tensor `name` below the cursor.

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use kontext_core::Result;
+use kontext_formats::Store;
 use tch::Tensor;
 
 use super::Weights;
-use kontext_core::Result;
-use kontext_formats::Store;
 
 impl Weights {
     /// The tensors that all clones of the cursor share.

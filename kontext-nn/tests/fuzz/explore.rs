@@ -3,9 +3,7 @@
 use std::path::Path;
 
 use kontext_core::{Device, Error, Kind, Result, Tensor};
-use kontext_nn::Offload;
-use kontext_nn::Weights;
-use kontext_nn::{Embedding, Linear};
+use kontext_nn::{Embedding, Linear, Offload, Weights};
 
 use crate::common::chain;
 

@@ -4,9 +4,8 @@
 //! `CLIPAttention`, `CLIPMLP`.
 
 use kontext_core::{Result, Tensor};
-use kontext_nn::Weights;
 use kontext_nn::ops::{attend, split_heads};
-use kontext_nn::{LayerNorm, Linear};
+use kontext_nn::{LayerNorm, Linear, Weights};
 
 use super::ClipConfig;
 use crate::Activation;

@@ -5,8 +5,7 @@
 use std::path::Path;
 
 use kontext_core::{Device, During, Error, Kind, ModelPart, Result, Stage, Tensor};
-use kontext_nn::Weights;
-use kontext_nn::{AdapterSlots, Embedding, LayerNorm};
+use kontext_nn::{AdapterSlots, Embedding, LayerNorm, Weights};
 
 use super::ClipConfig;
 use super::layer::Layer;

@@ -4,9 +4,8 @@
 //! `T5DenseGatedActDense`, `T5DenseActDense`.
 
 use kontext_core::{Kind, Result, Tensor};
-use kontext_nn::Weights;
 use kontext_nn::ops::{merge_heads, split_heads};
-use kontext_nn::{Linear, RmsNorm};
+use kontext_nn::{Linear, RmsNorm, Weights};
 
 use super::T5Config;
 use crate::Activation;

@@ -5,13 +5,11 @@
 use std::path::Path;
 
 use kontext_core::{Device, During, Kind, ModelPart, Result, Stage, Tensor};
-use kontext_nn::Weights;
-use kontext_nn::{AdapterSlots, Embedding, RmsNorm};
+use kontext_nn::{AdapterSlots, Embedding, RmsNorm, Weights};
 
-use super::T5Config;
 use super::bias::RelativeBias;
-use super::gguf;
 use super::layer::Block;
+use super::{T5Config, gguf};
 use crate::{ids, load};
 
 /// The T5 encoder: token ids to hidden states.

@@ -8,16 +8,13 @@ use kontext_core::pattern::matches;
 use kontext_core::{Device, Error, Kind, ModelPart, Result, Tensor};
 use kontext_dit::{Dit, LinearPart, linear_parts};
 use kontext_lora::{LoraLayer, save_lora};
-use kontext_nn::Adapters;
-use kontext_nn::Weights;
-use kontext_nn::{DoraNorm, LinearAdapter};
+use kontext_nn::{Adapters, DoraNorm, LinearAdapter, Weights};
 use rand::RngExt;
 
+use super::recipe::{LoraMethod, Method, Recipe};
 use crate::base::Base;
 use crate::optim::{Learner, LearnerConfig, Params, RESUME};
 use crate::run::random::{Stream, generator};
-
-use super::recipe::{LoraMethod, Method, Recipe};
 
 /// Name of a LoRA's file in a run's folder.
 pub(crate) const LORA_FILE: &str = "lora.safetensors";

@@ -7,15 +7,14 @@ mod text;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::fmt;
-use std::fs;
-use std::io;
 use std::path::Path;
+use std::{fmt, fs, io};
+
+use counts::{Counts, MOST_IDIOMS, MOST_OPENINGS, Patterns};
+use text::Language;
 
 use crate::failure::Failure;
 use crate::git;
-use counts::{Counts, MOST_IDIOMS, MOST_OPENINGS, Patterns};
-use text::Language;
 
 /// The number of lines that are printed by default.
 pub(crate) const LINES: usize = 20;

@@ -4,8 +4,7 @@ use std::path::Path;
 
 use image::RgbImage;
 use kontext_core::{Device, During, Kind, Result, Stage, Tensor, array, images};
-use kontext_nn::Conv2d;
-use kontext_nn::Weights;
+use kontext_nn::{Conv2d, Weights};
 
 use super::backbone::{Backbone, Step};
 use super::naming::{self, Naming};

@@ -13,13 +13,12 @@ use image::RgbImage;
 use kontext_core::{Device, Error, ModelPart, Result, Tensor, images};
 use kontext_vae::{AutoencoderKl, VaeConfig};
 use rayon::prelude::*;
+use reconstruction::Reconstruction;
 
+use super::initial::initial;
 use crate::optim::{Learner, LearnerConfig, Params, RESUME};
 use crate::run::Intervals;
 use crate::run::shell::Shell;
-
-use super::initial::initial;
-use reconstruction::Reconstruction;
 
 pub use recipe::AutoencoderRecipe;
 pub use reconstruction::AutoencoderReport;
