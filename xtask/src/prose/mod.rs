@@ -7,6 +7,7 @@ mod text;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::io::Write;
 use std::path::Path;
 use std::{fmt, fs, io};
 
@@ -35,7 +36,8 @@ pub(crate) fn check(root: &Path, lines: usize, paths: &[OsString]) -> Result<(),
             Err(error) => return Err(Failure::source_io(&path)(error)),
         }
     }
-    print!("{}", measured.report(lines));
+    // Not `print!`, which panics if the reader is gone (`| head`); the findings are reported in any case.
+    let _ = write!(io::stdout(), "{}", measured.report(lines));
     Failure::unless_empty("prose", measured.findings())
 }
 
