@@ -2,9 +2,9 @@
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use kontext_core::{Device, Error, Result};
+use kontext_core::{Device, Error, Result, lock};
 use kontext_device::memory;
 use kontext_nn::Offload;
 
@@ -182,10 +182,6 @@ impl<T: 'static> Slot<T> {
             drop(part);
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<'a, T> Lease<'a, T> {

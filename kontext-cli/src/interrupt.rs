@@ -1,6 +1,6 @@
 //! Cancellation by Ctrl-C.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use kontext::Cancel;
 
@@ -31,12 +31,10 @@ impl Interrupt {
     pub fn install() -> anyhow::Result<Self> {
         let running = Arc::new(Mutex::new(None::<Cancel>));
         let seen = Arc::clone(&running);
-        ctrlc::set_handler(
-            move || match seen.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-                Some(cancel) => cancel.cancel(),
-                None => std::process::exit(INTERRUPTED),
-            },
-        )?;
+        ctrlc::set_handler(move || match kontext_core::lock(&seen).as_ref() {
+            Some(cancel) => cancel.cancel(),
+            None => std::process::exit(INTERRUPTED),
+        })?;
         Ok(Self(running))
     }
 
@@ -54,6 +52,6 @@ impl Interrupt {
     }
 
     fn set(&self, cancel: Option<Cancel>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = cancel;
+        *kontext_core::lock(&self.0) = cancel;
     }
 }

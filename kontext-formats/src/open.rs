@@ -42,18 +42,6 @@ impl Store {
         }
     }
 
-    /// The part that has one of these tensors: the prefix of the sign's name is removed from all names, and tensors
-    /// without it are left out. Without any of the signs, all tensors as they are.
-    ///
-    /// This finds a part both in its own file and in one that holds a whole model.
-    #[must_use]
-    pub fn part(self, signs: &[&str]) -> Self {
-        match self.part_prefix(signs) {
-            Some(prefix) => self.renamed(|name| Some(name.strip_prefix(prefix.as_str())?.to_owned())),
-            None => self,
-        }
-    }
-
     /// The prefix of the part that has one of these tensors, if it has one.
     #[must_use]
     pub fn part_prefix(&self, signs: &[&str]) -> Option<String> {

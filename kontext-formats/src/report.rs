@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use kontext_core::{Result, check};
+use kontext_core::{Result, check, lock};
 use tch::Kind;
 
 use super::Store;
-use super::store::{Source, lock};
+use super::store::Source;
 
 /// Counts over the tensors of a checkpoint's part.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -51,7 +51,7 @@ impl Store {
                 };
                 let bytes = match dtype.as_str() {
                     "other" => 0,
-                    _ => entry.stored.range.len() as u64 + entry.side_bytes,
+                    _ => entry.bytes(),
                 };
                 count(dtype, entry.stored.elements(), bytes);
             }),
@@ -74,15 +74,9 @@ impl Store {
         let Source::Files { entries, .. } = &self.source else {
             return BTreeMap::new();
         };
-        let sizes = |entry: &super::Entry| {
-            (
-                entry.stored.shape.clone(),
-                entry.stored.range.len() as u64 + entry.side_bytes,
-            )
-        };
         entries
             .iter()
-            .map(|(name, entry)| (name.clone(), sizes(entry)))
+            .map(|(name, entry)| (name.clone(), (entry.shape().to_vec(), entry.bytes())))
             .collect()
     }
 

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use kontext_core::{CheckpointError, Error, Result};
+use kontext_core::{CheckpointError, Error, Result, lock};
 use tch::{Device, Tensor};
 
 use super::file::WeightFile;
@@ -285,9 +285,4 @@ impl Store {
             nearest: names::nearest(name, all.iter().map(String::as_str)),
         }
     }
-}
-
-/// Locks a mutex; a poisoned one holds a plain set of names, which stays valid.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

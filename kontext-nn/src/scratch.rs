@@ -1,6 +1,6 @@
 //! Scratch memory for unpacked weights, reused from layer to layer.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use tch::{Device, Kind, Tensor};
 
@@ -22,7 +22,7 @@ pub(crate) fn with<T>(
     consume: impl FnOnce(&Tensor) -> Result<T>,
 ) -> Result<T> {
     let elements = rows * columns;
-    let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut idle = kontext_core::lock(&IDLE);
     let kept = idle
         .iter()
         .position(|piece| piece.numel() >= elements)
@@ -38,7 +38,7 @@ pub(crate) fn with<T>(
             .f_narrow(0, 0, elements as i64)?
             .f_view([rows as i64, columns as i64])?,
     );
-    IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(piece);
+    kontext_core::lock(&IDLE).push(piece);
     result
 }
 

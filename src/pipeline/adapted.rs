@@ -1,8 +1,8 @@
 //! Parts with the adapters of a run, and a cache of prepared adapters.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
-use kontext_core::Result;
+use kontext_core::{Result, lock};
 use kontext_dit::Dit;
 use kontext_nn::{AdapterSet, AdapterSlots};
 use kontext_text::TextEncoder;
@@ -64,9 +64,13 @@ impl<'a, T: AdaptedPart> Adapted<'a, T> {
         let adapters = match &part {
             Lease::Own(own) => prepare(loras, own)?,
             Lease::Given(_) | Lease::Shared(_) => {
-                let adapters = cache.find_or_prepare(&*part, loras, || prepare(loras, &part))?;
-                cache.add(T::KIND, loras, &adapters);
-                adapters
+                if let Some(adapters) = cache.find(&*part, loras) {
+                    adapters
+                } else {
+                    let adapters = prepare(loras, &part)?;
+                    cache.add(T::KIND, loras, &adapters);
+                    adapters
+                }
             }
         };
         Ok(Self { part, adapters })
@@ -155,19 +159,11 @@ impl PreparedLoras {
         drop(dropped);
     }
 
-    /// Returns the adapters of these LoRAs for a part: from the cache, otherwise those that `prepare` makes.
-    pub(super) fn find_or_prepare<T: AdaptedPart>(
-        &self,
-        part: &T,
-        loras: &LoraSet,
-        prepare: impl FnOnce() -> Result<AdapterSet>,
-    ) -> Result<AdapterSet> {
+    /// Returns the cached adapters of these LoRAs for a part.
+    pub(super) fn find<T: AdaptedPart>(&self, part: &T, loras: &LoraSet) -> Option<AdapterSet> {
         let key = T::KIND.key(loras);
         let found = lock(&self.state).sets(T::KIND).get(|known| *known == key).cloned();
-        match found {
-            Some(adapters) if part.has_prepared(&adapters) => Ok(adapters),
-            _ => prepare(),
-        }
+        found.filter(|adapters| part.has_prepared(adapters))
     }
 
     /// Adds adapters to the cache instead of those with the same key, unless a LoRA was removed meanwhile.
@@ -197,11 +193,6 @@ impl State {
             PartKind::Transformer => &mut self.transformer,
         }
     }
-}
-
-/// Locks a mutex. A poisoned lock holds whole values.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -250,13 +241,10 @@ mod tests {
 
     /// Returns `true` if adapters of these LoRAs are in the cache; adds them otherwise.
     fn cached(cache: &PreparedLoras, loras: &LoraSet) -> bool {
-        let mut found = true;
-        let prepare = || {
-            found = false;
-            Ok(AdapterSet::default())
-        };
-        let adapters = cache.find_or_prepare(&NoLayers, loras, prepare).unwrap();
-        cache.add(PartKind::Transformer, loras, &adapters);
+        let found = cache.find(&NoLayers, loras).is_some();
+        if !found {
+            cache.add(PartKind::Transformer, loras, &AdapterSet::default());
+        }
         found
     }
 

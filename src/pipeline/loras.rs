@@ -103,10 +103,16 @@ impl Pipeline {
         }
         let active = loras.active();
         let sets = &self.loras;
-        let text = text.map(|text| sets.find_or_prepare(text, &active, || active.prepare_text(text)));
+        let text = text.map(|text| {
+            let found = sets.find(text, &active);
+            found.map_or_else(|| active.prepare_text(text), Ok)
+        });
         let text = text.transpose()?;
         let dit = dit.filter(|_| !self.fused);
-        let dit = dit.map(|dit| sets.find_or_prepare(dit, &active, || active.prepare_dit(dit)));
+        let dit = dit.map(|dit| {
+            let found = sets.find(dit, &active);
+            found.map_or_else(|| active.prepare_dit(dit), Ok)
+        });
         let dit = dit.transpose()?;
         sets.replace(loras);
         for (kind, adapters) in [(PartKind::Text, text), (PartKind::Transformer, dit)] {

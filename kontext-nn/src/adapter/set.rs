@@ -12,8 +12,10 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
+use kontext_core::lock;
+
 use super::device_adapter::DeviceAdapter;
-use super::slot::{AdapterSlot, copies, lock};
+use super::slot::{AdapterSlot, copies};
 use super::slots::AdapterSlots;
 
 thread_local! {

@@ -1,8 +1,8 @@
 //! The adapter slot of one linear layer.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use kontext_core::Result;
+use kontext_core::{Result, lock};
 use tch::Kind;
 
 use super::device_adapter::DeviceAdapter;
@@ -70,9 +70,4 @@ impl std::fmt::Debug for AdapterSlot {
 /// Returns shallow copies.
 pub(super) fn copies(adapters: &[DeviceAdapter]) -> Vec<DeviceAdapter> {
     adapters.iter().map(DeviceAdapter::shallow_clone).collect()
-}
-
-/// Locks a mutex. A poisoned lock holds whole values.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

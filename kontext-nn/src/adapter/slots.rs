@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use kontext_core::{Error, Result};
+use kontext_core::{Error, Result, lock};
 use kontext_formats::nearest_name;
 use tch::Tensor;
 
 use super::Adapters;
 use super::device_adapter::{DeviceAdapter, Window};
 use super::set::{self, AdapterSet};
-use super::slot::{AdapterSlot, lock};
+use super::slot::AdapterSlot;
 use crate::matrix::Matrix;
 
 /// The linear layers of one model by name, whose adapters can be set, replaced and removed without reading

@@ -4,7 +4,7 @@
 //! Numbers of few bits stay in bytes until the single multiplication that writes them, in which libtorch
 //! widens them.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use tch::{Device, Kind, Tensor};
 
@@ -160,7 +160,7 @@ static TABLES: Mutex<Vec<(Format, Device, Tensor)>> = Mutex::new(Vec::new());
 
 /// Returns the lookup table [256, 2] of a format.
 fn table(format: Format, device: Device) -> Result<Tensor> {
-    let mut tables = TABLES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut tables = kontext_core::lock(&TABLES);
     if let Some((.., table)) = tables.iter().find(|(f, d, _)| *f == format && *d == device) {
         return Ok(table.shallow_clone());
     }

@@ -1,9 +1,9 @@
 //! Packed matrices that are unpacked on a device, by tensor operations.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use kontext_core::Result;
+use kontext_core::{Result, lock};
 use kontext_formats::StoredMatrix;
 use tch::{Device, Kind, Tensor};
 
@@ -27,11 +27,6 @@ impl Held {
             Held::Host(matrix) => dequant::unpack_to(&matrix.view()?, rows, columns, out),
         }
     }
-}
-
-/// Locks a matrix, which nothing writes after it was made.
-fn lock(matrix: &Mutex<OnDevice>) -> MutexGuard<'_, OnDevice> {
-    matrix.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl PackedRows {

@@ -240,7 +240,7 @@ impl<S, M: Mover> State<S, M> {
 impl<S, M: Mover> Shared<S, M> {
     /// Locks the state. A poisoned lock holds a state between two whole changes: no change panics midway.
     fn lock(&self) -> MutexGuard<'_, State<S, M>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        kontext_core::lock(&self.state)
     }
 
     fn wait<'a>(&self, state: MutexGuard<'a, State<S, M>>) -> MutexGuard<'a, State<S, M>> {

@@ -2,11 +2,11 @@
 
 use std::sync::{Arc, Mutex};
 
-use kontext_core::{CheckpointError, Result};
+use kontext_core::{CheckpointError, Result, lock};
 use kontext_formats::TensorMap;
 use tch::{Kind, Tensor};
 
-use super::{Weights, lock, same_but_ones};
+use super::{Weights, same_but_ones};
 
 impl Weights {
     /// Returns the same weights in audit mode, to be checked instead of read.

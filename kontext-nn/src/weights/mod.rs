@@ -7,7 +7,7 @@ mod read;
 mod store;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tch::{Device, Kind, Tensor};
 
@@ -180,11 +180,6 @@ impl Weights {
         self.names
             .map_or_else(|| TensorMap::Name(full.to_owned()), |map| map(full))
     }
-}
-
-/// Locks a mutex; a poisoned one holds a plain list, which stays valid.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn same_but_ones(a: &[i64], b: &[i64]) -> bool {

@@ -1,10 +1,10 @@
 //! Tensors as a part asks for them: found by name, checked, converted and moved to their device.
 
-use kontext_core::{CheckpointError, Error, Result};
+use kontext_core::{CheckpointError, Error, Result, lock};
 use kontext_formats::TensorMap;
 use tch::{Kind, Tensor};
 
-use super::{Conversion, Weights, lock, same_but_ones};
+use super::{Conversion, Weights, same_but_ones};
 use crate::ops::swap_halves;
 
 impl Weights {

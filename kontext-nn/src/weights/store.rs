@@ -88,7 +88,10 @@ impl Weights {
         }
     }
 
-    /// The same cursor over the part that has one of these tensors; see [`Store::part`].
+    /// The same cursor over the part that has one of these tensors: the prefix of the sign's name is removed from
+    /// all names, and tensors without it are left out. Without any of the signs, all tensors as they are.
+    ///
+    /// This finds a part both in its own file and in one that holds a whole model.
     #[must_use]
     pub fn part(self, signs: &[&str]) -> Self {
         match self.store.part_prefix(signs) {

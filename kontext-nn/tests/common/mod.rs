@@ -4,8 +4,8 @@
 use std::error::Error as _;
 use std::path::PathBuf;
 
-use kontext_core::{Error, Tensor};
-use safetensors::{Dtype, SafeTensors};
+use kontext_core::{Error, Kind, Tensor};
+use kontext_fixtures::Fixture;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -33,28 +33,19 @@ impl Form {
 
 /// Returns all forms.
 pub(crate) fn forms() -> Vec<Form> {
-    let fixture = fixture("forms");
-    let fixture = SafeTensors::deserialize(&fixture).unwrap();
-    let form = |(key, view): (String, safetensors::tensor::TensorView<'_>)| {
+    let fixture = Fixture::open("forms.safetensors");
+    let form = |key: String| {
         let name = key.strip_suffix(".file")?.to_owned();
-        let weight = fixture.tensor(&format!("{name}.weight")).unwrap();
-        assert_eq!((view.dtype(), weight.dtype()), (Dtype::U8, Dtype::F32));
-        let values: Vec<f32> = weight
-            .data()
-            .as_chunks()
-            .0
-            .iter()
-            .map(|bytes| f32::from_le_bytes(*bytes))
-            .collect();
-        let shape = [weight.shape()[0] as i64, weight.shape()[1] as i64];
+        let weight = fixture.tensor(&format!("{name}.weight"));
+        assert_eq!(weight.kind(), Kind::Float);
         Some(Form {
+            file: fixture.bytes(&key),
+            shape: weight.size2().unwrap().into(),
             name,
-            file: view.data().to_vec(),
-            shape,
-            weight: Tensor::from_slice(&values).reshape(shape),
+            weight,
         })
     };
-    let mut forms: Vec<Form> = fixture.tensors().into_iter().filter_map(form).collect();
+    let mut forms: Vec<Form> = fixture.names().into_iter().filter_map(form).collect();
     forms.sort_by(|a, b| a.name.cmp(&b.name));
     forms
 }
