@@ -150,16 +150,6 @@ impl<T: 'static> Slot<T> {
 
     /// Leases the part, loading it if necessary.
     pub(crate) fn lease(&self) -> Result<Lease<'_, T>> {
-        self.lease_with(|_| Ok(()))
-    }
-
-    /// Leases the part. If it has to be loaded, `prepare` is called before anyone else sees it.
-    pub(crate) fn lease_with(&self, prepare: impl FnOnce(&T) -> Result<()>) -> Result<Lease<'_, T>> {
-        let fresh = |load: &Loader<T>| {
-            let value = load()?;
-            prepare(&value)?;
-            Ok::<_, Error>(value)
-        };
         Ok(match self {
             Self::Given(value) => Lease::Given(value),
             Self::Kept { part, load } => {
@@ -167,10 +157,10 @@ impl<T: 'static> Slot<T> {
                 let mut part = lock(part);
                 Lease::Shared(Arc::clone(match &mut *part {
                     Some(part) => part,
-                    part => part.insert(Arc::new(Frozen::new(fresh(load)?))),
+                    part => part.insert(Arc::new(Frozen::new(load()?))),
                 }))
             }
-            Self::OnDemand(load) => Lease::Own(fresh(load)?),
+            Self::OnDemand(load) => Lease::Own(load()?),
         })
     }
 
@@ -244,10 +234,14 @@ mod tests {
     }
 
     #[test]
-    fn an_unloaded_part_is_made_once_more_and_prepared_before_it_is_shared() {
+    fn an_unloaded_part_is_made_once_more_and_a_load_that_fails_leaves_none() {
         let made = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&made);
-        let slot = Slot::new(false, move || Ok(Arc::new(count.fetch_add(1, Ordering::Relaxed)))).unwrap();
+        let load = move || match count.fetch_add(1, Ordering::Relaxed) {
+            1 => Err(Error::invalid("part", "none", 1)),
+            number => Ok(Arc::new(number)),
+        };
+        let slot = Slot::new(false, load).unwrap();
         let lease = slot.lease().unwrap();
         let part = Arc::downgrade(&lease);
         slot.unload();
@@ -256,17 +250,11 @@ mod tests {
         assert_eq!((**lease, part.strong_count()), (0, 1));
         drop(lease);
         assert_eq!(part.strong_count(), 0);
-        let prepared = AtomicUsize::new(0);
-        let prepare = |_: &Arc<usize>| {
-            prepared.fetch_add(1, Ordering::Relaxed);
-            Ok(())
-        };
-        let refused = slot.lease_with(|_| Err(Error::invalid("part", "none", 1)));
-        assert!(refused.is_err() && slot.in_memory().is_none());
+        assert!(slot.lease().is_err() && slot.in_memory().is_none());
         for _ in 0..2 {
-            assert_eq!(**slot.lease_with(prepare).unwrap(), 2);
+            assert_eq!(**slot.lease().unwrap(), 2);
         }
-        assert_eq!((made.load(Ordering::Relaxed), prepared.load(Ordering::Relaxed)), (3, 1));
+        assert_eq!(made.load(Ordering::Relaxed), 3);
     }
 
     #[test]

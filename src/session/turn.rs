@@ -9,7 +9,7 @@ use ndarray::ArrayD;
 
 use crate::Request;
 use crate::io::{encode_image, save_image};
-use crate::output::Made;
+use crate::output::{Made, Prompts};
 
 /// An image of a session and its parameters.
 #[derive(Debug, Clone)]
@@ -74,10 +74,7 @@ impl Turn {
     /// Those of [`Output::save_image`](crate::Output::save_image).
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         match &self.edit {
-            Some((request, made)) => {
-                let prompts = (request.prompt.as_str(), request.prompt_2.as_deref());
-                made.save(&self.image, prompts, path.as_ref())
-            }
+            Some((request, made)) => made.save(&self.image, prompts(request), path.as_ref()),
             None => save_image(&self.image, path, &[]),
         }
     }
@@ -88,10 +85,7 @@ impl Turn {
     /// Those of [`Output::encode`](crate::Output::encode).
     pub fn encode(&self, format: ImageFormat) -> Result<Vec<u8>> {
         match &self.edit {
-            Some((request, made)) => {
-                let prompts = (request.prompt.as_str(), request.prompt_2.as_deref());
-                made.encode(&self.image, prompts, format)
-            }
+            Some((request, made)) => made.encode(&self.image, prompts(request), format),
             None => encode_image(&self.image, format, &[]),
         }
     }
@@ -100,4 +94,9 @@ impl Turn {
     pub(crate) fn is_of(&self, size: Size) -> bool {
         self.edit.as_ref().is_some_and(|(_, made)| made.model_size == size)
     }
+}
+
+/// Returns the prompts that an image records.
+fn prompts(request: &Request) -> Prompts<'_> {
+    (&request.prompt, request.prompt_2.as_deref())
 }
