@@ -17,7 +17,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// - the caller, by other arguments: [`Error::InvalidArgument`], [`Error::Shape`];
 /// - the owner of the files: [`Error::Checkpoint`], [`Error::Tokenizer`], [`Error::Io`], [`Error::Image`];
 /// - the caller, by smaller settings, or the owner of the machine: [`Error::Device`], [`Error::Memory`],
-///   [`Error::Torch`];
+///   [`Error::Allocation`], [`Error::Torch`];
 /// - the author of the weights or of the recipe: [`Error::NotFinite`], [`Error::Diverged`];
 /// - nobody, because the caller asked for it: [`Error::Cancelled`];
 /// - the developers of kontext: [`Error::Bug`].
@@ -110,6 +110,14 @@ pub enum Error {
         available_mb: u64,
         /// The next smaller setting.
         remedy: String,
+    },
+    /// Memory that the system refused; the caller can give a smaller input, or free some memory.
+    #[error("cannot allocate {mb} MB for {purpose}; give a smaller one, or free some memory")]
+    Allocation {
+        /// The thing that needs the memory: "the decoded image".
+        purpose: &'static str,
+        /// Its size, in 10^6 bytes.
+        mb: u128,
     },
     /// NaN or infinite values produced by a stage; the caller can fetch damaged weights again, take a wider
     /// dtype, or train at a lower rate.
@@ -273,6 +281,16 @@ impl Error {
         }
     }
 
+    /// Turns an [`Error::InvalidArgument`] about a number of a configuration file into an error of that file; other
+    /// errors stay as they are.
+    pub fn in_config(path: impl Into<PathBuf>) -> impl FnOnce(Self) -> Self {
+        let path = path.into();
+        move |error| match error {
+            Error::InvalidArgument { .. } => Error::config(path, format!("{error}; correct it or fetch it again")),
+            error => error,
+        }
+    }
+
     /// Returns `true` if the caller asked to stop.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
@@ -289,7 +307,7 @@ impl Error {
     #[must_use]
     pub fn is_out_of_memory(&self) -> bool {
         match self {
-            Error::Memory { .. } => true,
+            Error::Memory { .. } | Error::Allocation { .. } => true,
             Error::Torch { source, .. } => {
                 let text = source.message.to_ascii_lowercase();
                 text.contains("out of memory") || text.contains("can't allocate memory")

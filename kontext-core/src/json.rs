@@ -7,15 +7,33 @@ use serde::de::DeserializeOwned;
 
 use crate::{Error, OutputFile, Result};
 
-/// Reads a JSON file.
+/// Reads a JSON file that holds one object, also one that starts with a byte order mark.
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be read; a checkpoint error with line and column if its content is not as
 /// expected.
 pub fn read_json<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<T> {
     let path = path.as_ref();
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-    serde_json::from_str(&text).map_err(|e| Error::config(path, format!("{e}; correct it or fetch it again")))
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let text = utf8(&bytes).map_err(|reason| Error::config(path, reason))?;
+    // A struct would also be read from a list of its fields' values, and `[]` as all defaults.
+    if !text.trim_start().starts_with('{') {
+        let reason = "expected an object in braces, `{…}`; correct it or fetch it again";
+        return Err(Error::config(path, reason));
+    }
+    serde_json::from_str(text).map_err(|e| Error::config(path, format!("{e}; correct it or fetch it again")))
+}
+
+/// Returns the text of a UTF-8 file, without the byte order mark that some editors write at its start.
+///
+/// # Errors
+/// The problem and its remedy, if the bytes are not UTF-8.
+pub fn utf8(bytes: &[u8]) -> std::result::Result<&str, &'static str> {
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err("its text is UTF-16; save it as UTF-8");
+    }
+    let text = std::str::from_utf8(bytes).map_err(|_| "its text is not UTF-8; save it as UTF-8")?;
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
 }
 
 /// Writes an indented JSON file, which appears whole or not at all.
@@ -29,4 +47,52 @@ pub fn write_json(path: impl AsRef<Path>, value: &serde_json::Value) -> Result<(
         .write_all(format!("{value:#}\n").as_bytes())
         .map_err(Error::io(path))?;
     file.publish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, PartialEq, serde::Deserialize)]
+    #[serde(default)]
+    struct Sizes {
+        heads: i64,
+    }
+
+    impl Default for Sizes {
+        fn default() -> Self {
+            Self { heads: 24 }
+        }
+    }
+
+    fn read(bytes: &[u8]) -> std::result::Result<i64, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        std::fs::write(&path, bytes).unwrap();
+        read_json::<Sizes>(&path)
+            .map(|sizes| sizes.heads)
+            .map_err(|error| std::error::Error::source(&error).map_or_else(String::new, ToString::to_string))
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_skipped_and_other_encodings_are_named() {
+        assert_eq!(read(b"\xef\xbb\xbf{\"heads\": 2}"), Ok(2));
+        assert_eq!(read(b" {}"), Ok(24));
+        assert!(
+            read(b"\xff\xfe{\0}\0")
+                .unwrap_err()
+                .contains("UTF-16; save it as UTF-8")
+        );
+        assert!(read(b"{\"\xe9\": 1}").unwrap_err().contains("not UTF-8"));
+    }
+
+    #[test]
+    fn a_list_is_not_a_configuration() {
+        for text in ["[]", "[2]", "2", "null", ""] {
+            assert!(
+                read(text.as_bytes()).unwrap_err().contains("expected an object"),
+                "{text}"
+            );
+        }
+    }
 }

@@ -1,8 +1,10 @@
 #![doc = include_str!("../README.md")]
 
 pub mod array;
+pub mod buffer;
 pub mod check;
 mod checkpoint_error;
+mod contain;
 mod error;
 pub mod images;
 mod json;
@@ -11,13 +13,15 @@ pub mod noise;
 mod output_file;
 mod output_folder;
 pub mod pattern;
+pub mod range;
 mod resize;
 mod stage;
 mod tokens;
 
 pub use checkpoint_error::CheckpointError;
+pub use contain::contain;
 pub use error::{During, Error, Result, TorchError};
-pub use json::{read_json, write_json};
+pub use json::{read_json, utf8, write_json};
 pub use lock::lock;
 pub use output_file::{OutputFile, check_writable};
 pub use output_folder::OutputFolder;

@@ -3,13 +3,11 @@
 mod channel;
 mod event;
 
-use std::any::Any;
 use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 
-use kontext_core::{Error, Result};
+use kontext_core::{Error, Result, contain};
 
 use self::channel::{Receiver, Sender};
 pub use self::event::StreamEvent;
@@ -149,20 +147,13 @@ fn work(run: impl FnOnce(Observer<'_>) -> Result<Output>, sender: &Sender<Result
         cancel.check()
     };
     let observe: Observer<'_> = &mut observe;
-    let result = catch_unwind(AssertUnwindSafe(move || run(observe)));
+    let result = contain(move || run(observe));
     sender.send_last(match result {
         Ok(result) => result.map(StreamEvent::Done),
-        Err(panic) => Err(Error::Thread {
-            reason: format!("it panicked: {}", message(panic.as_ref())),
+        Err(message) => Err(Error::Thread {
+            reason: format!("it panicked: {message}"),
         }),
     });
-}
-
-/// Returns the message of a panic.
-fn message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }
 
 #[cfg(test)]
