@@ -8,6 +8,7 @@ use kontext_dit::DitConfig;
 use kontext_sampler::geometry::{LARGEST_SIDE, TOKEN_PIXELS};
 use kontext_sampler::ids::{Origin, origins};
 use kontext_sampler::{Conformance, Grid, References, Schedule, Shift, Size};
+use kontext_text::Tokenizer;
 
 use crate::{ModelDefaults, Request, Warning};
 pub(crate) use sizes::stitched_width;
@@ -217,6 +218,10 @@ impl std::fmt::Display for Plan {
 }
 
 fn check_request(request: &Request) -> Result<()> {
+    let optional = [&request.prompt_2, &request.negative_prompt, &request.negative_prompt_2];
+    for prompt in optional.into_iter().flatten().chain([&request.prompt]) {
+        Tokenizer::check_length(prompt)?;
+    }
     for side in [request.width, request.height].into_iter().flatten() {
         if side == 0 || side > LARGEST_SIDE {
             return Err(Error::invalid(

@@ -2,6 +2,7 @@
 
 use kontext_core::{Conditioning, Error, ModelPart, Result, Stage, Tensor, check};
 
+use crate::clip::{ClipConfig, HIGHEST_ID};
 use crate::{ClipEncoder, T5Encoder, Tokenizer, Unseen};
 
 /// A prompt: the text for each encoder. It is made from one text for both, or has two, as `prompt` and
@@ -65,10 +66,13 @@ impl TextEncoder {
     /// Combines the two encoders and their tokenizers.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] if a tokenizer can give ids outside its encoder's vocabulary.
+    /// [`Error::Tokenizer`] if a tokenizer can give ids outside its encoder's vocabulary, or does not begin and end
+    /// prompts as the encoder expects: it is another encoder's.
     pub fn new(clip: ClipEncoder, clip_tokenizer: Tokenizer, t5: T5Encoder, t5_tokenizer: Tokenizer) -> Result<Self> {
         fits(ModelPart::Clip, &clip_tokenizer, clip.config().vocab_size)?;
         fits(ModelPart::T5, &t5_tokenizer, t5.config().vocab_size)?;
+        ends_for_clip(&clip_tokenizer, clip.config())?;
+        ends_for_t5(&t5_tokenizer)?;
         Ok(Self {
             clip,
             clip_tokenizer,
@@ -164,4 +168,37 @@ fn fits(encoder: ModelPart, tokenizer: &Tokenizer, vocab_size: i64) -> Result<()
         path: tokenizer.path().to_owned(),
         reason,
     })
+}
+
+/// Checks that CLIP finds the pooled vector at the tokenizer's end token.
+fn ends_for_clip(tokenizer: &Tokenizer, config: &ClipConfig) -> Result<()> {
+    let end = tokenizer.end_id();
+    let highest = i64::try_from(tokenizer.vocab_size()).unwrap_or(i64::MAX) - 1;
+    let expected = match config.eos_token_id {
+        HIGHEST_ID => highest,
+        id => id,
+    };
+    if end == expected {
+        return Ok(());
+    }
+    let reason = format!("it ends prompts with token {end}, the CLIP model expects {expected}");
+    Err(of_another_encoder(tokenizer, &reason))
+}
+
+/// Checks that the tokenizer adds nothing but an end token.
+fn ends_for_t5(tokenizer: &Tokenizer) -> Result<()> {
+    match tokenizer.added_tokens() {
+        1 => Ok(()),
+        added => {
+            let reason = format!("it adds {added} tokens to a prompt, the T5 model expects an end token only");
+            Err(of_another_encoder(tokenizer, &reason))
+        }
+    }
+}
+
+fn of_another_encoder(tokenizer: &Tokenizer, reason: &str) -> Error {
+    Error::Tokenizer {
+        path: tokenizer.path().to_owned(),
+        reason: format!("{reason}; take the tokenizer that came with the model"),
+    }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use common::{asset, chain, fixture, tiny_clip, tiny_t5};
 use kontext_core::{Device, Kind, ModelPart, Tensor};
 use kontext_nn::Weights;
-use kontext_text::{ClipConfig, ClipEncoder, Prompt, T5Config, T5Encoder, TextEncoder, Truncation, Unknown};
+use kontext_text::{ClipConfig, ClipEncoder, Prompt, T5Config, T5Encoder, TextEncoder, Tokenizer, Truncation, Unknown};
 use serde::de::DeserializeOwned;
 
 /// Tolerance for f32 against f32 in another order of summation. T5 norms its states only at the end: inside,
@@ -496,4 +496,35 @@ fn a_tokenizer_with_more_ids_than_the_model_is_refused() {
     let clip = ClipEncoder::new(&Weights::synthetic(6), &tiny_clip_config(), Kind::Float).unwrap();
     let error = TextEncoder::new(clip, tiny_clip(), t5, tiny_t5()).unwrap_err();
     assert!(error.to_string().contains("the T5 model has 80"), "{error}");
+}
+
+#[test]
+fn a_tokenizer_of_the_other_encoder_is_refused_though_its_ids_fit() {
+    let with = |eos_token_id, clip_tokenizer: Tokenizer, t5_tokenizer: Tokenizer| {
+        let t5 = T5Config {
+            vocab_size: 634,
+            ..tiny_t5_config()
+        };
+        let t5 = T5Encoder::new(&Weights::synthetic(5), &t5, Kind::Float).unwrap();
+        let clip = ClipConfig {
+            eos_token_id,
+            ..tiny_clip_config()
+        };
+        let clip = ClipEncoder::new(&Weights::synthetic(6), &clip, Kind::Float).unwrap();
+        TextEncoder::new(clip, clip_tokenizer, t5, t5_tokenizer).map(drop)
+    };
+    // 2 in older configurations of CLIP means the highest id.
+    for eos in [2, 633] {
+        with(eos, tiny_clip(), tiny_t5()).unwrap();
+        let error = with(eos, tiny_t5(), tiny_t5()).unwrap_err().to_string();
+        assert!(
+            error.contains("it ends prompts with token 1, the CLIP model expects "),
+            "{error}"
+        );
+        let error = with(eos, tiny_clip(), tiny_clip()).unwrap_err().to_string();
+        assert!(
+            error.contains("adds 2 tokens to a prompt, the T5 model expects an end token only"),
+            "{error}"
+        );
+    }
 }

@@ -310,6 +310,143 @@ fn an_unusable_file_is_an_error_that_says_what_to_do() {
     assert!(refused(&[("tokenizer.json", &json.to_string())]).contains("gives no token"));
 }
 
+/// Opens the tiny T5 tokenizer with one value of its JSON replaced, and encodes a prompt.
+fn with(pointer: &str, value: Value) -> kontext_core::Result<Vec<i64>> {
+    let folder = tempfile::tempdir().unwrap();
+    let mut json = tokens()["tiny"]["t5"]["tokenizer.json"].take();
+    *json.pointer_mut(pointer).unwrap() = value;
+    write(&folder, "tokenizer.json", &json.to_string());
+    Ok(Tokenizer::open(folder.path())?.encode("keep the cat", 20)?.ids)
+}
+
+#[test]
+fn a_part_on_which_the_library_panics_is_an_error_and_not_a_panic() {
+    let template = |single: &Value, special: &Value| {
+        let id = serde_json::json!({"Sequence": {"id": "A", "type_id": 0}});
+        serde_json::json!({"type": "TemplateProcessing", "single": single, "pair": [id], "special_tokens": special})
+    };
+    let end = serde_json::json!({"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}});
+    let sequence = |id| serde_json::json!({"Sequence": {"id": id, "type_id": 0}});
+    let special = serde_json::json!({"SpecialToken": {"id": "</s>", "type_id": 0}});
+    let precompiled = |map: &str| serde_json::json!({"type": "Precompiled", "precompiled_charsmap": map});
+    let cases = [
+        // Neither base64 nor whole; then a length of the trie beyond the data, and a trie that points outside.
+        ("/normalizer", precompiled("not base64!")),
+        ("/normalizer", precompiled("AA==")),
+        ("/normalizer", precompiled("/////w==")),
+        ("/normalizer", precompiled("CAAAAP//////////")),
+        (
+            "/pre_tokenizer",
+            serde_json::json!({"type": "FixedLength", "length": 0}),
+        ),
+        (
+            "/post_processor",
+            template(&serde_json::json!([sequence("A"), special]), &serde_json::json!({})),
+        ),
+        (
+            "/post_processor",
+            template(&serde_json::json!([sequence("B"), special]), &end),
+        ),
+    ];
+    for (pointer, value) in cases {
+        let error = with(pointer, value.clone()).unwrap_err();
+        assert!(
+            matches!(error, kontext_core::Error::Tokenizer { .. }) && chain(&error).contains("save_pretrained"),
+            "{value}: {error:?}"
+        );
+    }
+}
+
+#[test]
+fn the_dropout_of_a_stored_model_is_off_so_that_ids_are_the_same_each_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let vocab: serde_json::Map<String, Value> = ["a", "b", "ab", "abab", "</s>"]
+        .iter()
+        .enumerate()
+        .map(|(id, token)| ((*token).to_owned(), id.into()))
+        .collect();
+    let json = serde_json::json!({
+        "version": "1.0", "added_tokens": [], "truncation": null, "padding": null, "normalizer": null,
+        "pre_tokenizer": null, "decoder": null,
+        "post_processor": {"type": "BertProcessing", "sep": ["</s>", 4], "cls": ["</s>", 4]},
+        "model": {"type": "BPE", "dropout": 0.5, "unk_token": null, "vocab": vocab, "merges": ["a b", "ab ab"]},
+    });
+    write(&folder, "tokenizer.json", &json.to_string());
+    let tokenizer = Tokenizer::open(folder.path()).unwrap();
+    for _ in 0..50 {
+        assert_eq!(tokenizer.encode("abab", 4).unwrap().ids, [4, 3, 4, 4]);
+    }
+}
+
+#[test]
+fn truncated_merges_are_an_error_that_names_a_token_they_no_longer_make() {
+    let folder = tiny_clip_folder();
+    let path = folder.path().join("merges.txt");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    for kept in [0, 1, lines.len() / 2, lines.len() - 1] {
+        write(&folder, "merges.txt", &lines[..kept].join("\n"));
+        let error = chain(&Tokenizer::open(folder.path()).unwrap_err());
+        assert!(
+            error.contains("merges.txt makes no `") && error.contains("truncated"),
+            "{kept}: {error}"
+        );
+    }
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_a_file() {
+    let (clip, t5) = (tiny_clip_folder(), tiny_t5_folder());
+    for (folder, names) in [
+        (&clip, ["vocab.json", "merges.txt"].as_slice()),
+        (&t5, &["tokenizer.json"]),
+    ] {
+        let expected = Tokenizer::open(folder.path()).unwrap().encode("a cat", 9).unwrap();
+        for name in names {
+            let text = std::fs::read_to_string(folder.path().join(name)).unwrap();
+            write(folder, name, &format!("\u{feff}{text}"));
+        }
+        assert_eq!(
+            Tokenizer::open(folder.path()).unwrap().encode("a cat", 9).unwrap(),
+            expected
+        );
+    }
+}
+
+#[test]
+fn a_prompt_longer_than_the_limit_is_refused_before_it_is_encoded() {
+    let longest = "a".repeat(Tokenizer::LONGEST_PROMPT);
+    for tokenizer in [tiny_clip(), tiny_t5()] {
+        assert_eq!(tokenizer.encode(&longest, 20).unwrap().ids.len(), 20);
+        let error = tokenizer.encode(&format!("{longest}a"), 20).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "invalid prompt: expected at most 262144 bytes, got 262145 bytes"
+        );
+    }
+}
+
+#[test]
+fn scripts_that_t5_does_not_know_are_reported() {
+    let Some(folder) = asset("tokenizers/t5") else { return };
+    let t5 = Tokenizer::open(folder).unwrap();
+    for prompt in [
+        "让天空变红",
+        "空を赤く",
+        "하늘을 빨갛게",
+        "اجعل السماء حمراء",
+        "🐕",
+        "{",
+        "}",
+        "<",
+        "~",
+        "\\",
+    ] {
+        let unknown = t5.encode(prompt, WHOLE).unwrap().unknown;
+        assert_eq!(unknown.is_empty(), false, "{prompt}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 

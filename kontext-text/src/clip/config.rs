@@ -8,6 +8,9 @@ use serde::Deserialize;
 
 use crate::{Activation, load};
 
+/// Value of [`ClipConfig::eos_token_id`] that means "the highest id of the prompt".
+pub(crate) const HIGHEST_ID: i64 = 2;
+
 /// Configuration of a CLIP text model; [`ClipConfig::large`] is FLUX.1's.
 ///
 /// Deserialises from transformers' `config.json` of the text model or of a full CLIP (its `text_config`),
@@ -51,7 +54,7 @@ impl ClipConfig {
             max_position_embeddings: 77,
             hidden_act: Activation::QuickGelu,
             layer_norm_eps: 1e-5,
-            eos_token_id: 2,
+            eos_token_id: HIGHEST_ID,
         }
     }
 

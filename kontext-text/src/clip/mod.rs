@@ -5,4 +5,5 @@ mod layer;
 mod model;
 
 pub use config::ClipConfig;
+pub(crate) use config::HIGHEST_ID;
 pub use model::{ClipEncoder, ClipOutput};

@@ -7,12 +7,9 @@ use std::path::Path;
 use kontext_core::{Device, During, Error, Kind, ModelPart, Result, Stage, Tensor};
 use kontext_nn::{AdapterSlots, Embedding, LayerNorm, Weights};
 
-use super::ClipConfig;
+use super::config::{ClipConfig, HIGHEST_ID};
 use super::layer::Layer;
 use crate::{ids, load};
-
-/// Value of `eos_token_id` that means "the highest id of the prompt".
-const HIGHEST: i64 = 2;
 
 /// CLIP's text model: token ids to hidden states and their pooled vector, without projection.
 ///
@@ -143,7 +140,7 @@ impl ClipEncoder {
         let rows = ids.f_to_device(Device::Cpu)?;
         let end = match self.config.eos_token_id {
             // `argmax` may return any of several equal ids; the first is needed.
-            HIGHEST => rows.f_amax([-1], true)?,
+            HIGHEST_ID => rows.f_amax([-1], true)?,
             end => Tensor::f_full([1], end, (Kind::Int64, Device::Cpu))?,
         };
         let matches = rows.f_eq_tensor(&end)?.f_to_kind(Kind::Int64)?;

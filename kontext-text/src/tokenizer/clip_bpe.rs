@@ -8,7 +8,7 @@
 //! control character, a private-use character or a special token, and one odd order of combining marks.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::replace::{Replace, ReplacePattern};
@@ -48,6 +48,7 @@ pub(super) fn build(vocab: HashMap<String, u32>, merges: &str) -> Result<Tokeniz
     };
     let (begin, end) = (id(BEGIN)?, id(END)?);
     let merges = read_merges(merges, &vocab)?;
+    check_made(&vocab, &merges)?;
     assemble(vocab, merges, (BEGIN.to_owned(), begin), (END.to_owned(), end)).map_err(|e| e.to_string())
 }
 
@@ -109,6 +110,23 @@ fn read_merges(text: &str, vocab: &HashMap<String, u32>) -> Result<Vec<(String, 
         }
     };
     text.trim().lines().enumerate().skip(1).take(MERGES).map(pair).collect()
+}
+
+/// Checks that a merge makes each token of several letters, except for special ones such as `<pad>`: with a truncated
+/// `merges.txt`, prompts would get other ids without an error.
+fn check_made(vocab: &HashMap<String, u32>, merges: &[(String, String)]) -> Result<(), String> {
+    let made: HashSet<String> = merges.iter().map(|(a, b)| format!("{a}{b}")).collect();
+    let is_special = |token: &str| token.starts_with('<') && token.ends_with('>');
+    let is_letter = |token: &str| token.strip_suffix(WORD_END).unwrap_or(token).chars().count() <= 1;
+    let missing = vocab
+        .iter()
+        .filter(|(token, _)| !is_special(token) && !is_letter(token) && !made.contains(*token));
+    match missing.min_by_key(|(_, id)| **id) {
+        None => Ok(()),
+        Some((token, _)) => Err(format!(
+            "merges.txt makes no `{token}`, which is in vocab.json: it is truncated or of another tokenizer; fetch both again"
+        )),
+    }
 }
 
 /// Replaces a word-final capital sigma by the final small sigma.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use kontext_core::{Error, Result};
+use kontext_core::{Error, Result, utf8};
 use serde_json::Value;
 
 use super::{Tokenizer, clip_bpe};
@@ -56,9 +56,9 @@ fn open_clip(folder: &Path) -> Result<Tokenizer> {
         path: folder.to_owned(),
         reason,
     };
-    let read = |name: &str| std::fs::read_to_string(folder.join(name)).map_err(Error::io(folder.join(name)));
-    let vocab = serde_json::from_str(&read(VOCAB)?).map_err(|e| unusable(format!("{VOCAB}: {e}; fetch it again")))?;
-    let inner = clip_bpe::build(vocab, &read(MERGES)?).map_err(unusable)?;
+    let vocab = serde_json::from_str(&read(&folder.join(VOCAB))?);
+    let vocab = vocab.map_err(|e| unusable(format!("{VOCAB}: {e}; fetch it again")))?;
+    let inner = clip_bpe::build(vocab, &read(&folder.join(MERGES))?).map_err(unusable)?;
     let tokenizer = Tokenizer::new(inner, folder, pad_token(folder)?.as_deref())?;
     Ok(Tokenizer {
         whole_words_lowered: true,
@@ -71,12 +71,26 @@ fn open_json(file: &Path, settings: Option<&Path>) -> Result<Tokenizer> {
         path: file.to_owned(),
         reason,
     };
-    let bytes = std::fs::read(file).map_err(Error::io(file))?;
-    let json: Value = serde_json::from_slice(&bytes).map_err(|e| unusable(format!("it is no JSON ({e}); {REMEDY}")))?;
+    let json = serde_json::from_str(&read(file)?);
+    let mut json: Value = json.map_err(|e| unusable(format!("it is no JSON ({e}); {REMEDY}")))?;
     check_merges(&json).map_err(unusable)?;
+    // Random merges are for training; with them the same prompt would get other ids at each run.
+    if let Some(dropout) = json.pointer_mut("/model/dropout") {
+        *dropout = Value::Null;
+    }
     let inner = serde_json::from_value(json).map_err(|e| unusable(format!("{e}; {REMEDY}")))?;
     let pad = settings.map(pad_token).transpose()?.flatten();
     Tokenizer::new(inner, file, pad.as_deref())
+}
+
+/// Reads a text file of a tokenizer.
+fn read(file: &Path) -> Result<String> {
+    let bytes = std::fs::read(file).map_err(Error::io(file))?;
+    let text = utf8(&bytes).map_err(|reason| Error::Tokenizer {
+        path: file.to_owned(),
+        reason: reason.to_owned(),
+    })?;
+    Ok(text.to_owned())
 }
 
 /// Checks that the result of every merge is in the vocabulary: the tokenizers crate aborts the process on a
@@ -135,7 +149,7 @@ fn settings(file: &Path) -> Result<Value> {
     if !file.is_file() {
         return Ok(Value::Null);
     }
-    let text = std::fs::read_to_string(file).map_err(Error::io(file))?;
+    let text = read(file)?;
     let broken = |e: serde_json::Error| Error::Tokenizer {
         path: file.to_owned(),
         reason: format!("it is no JSON ({e}); fetch it again"),

@@ -6,7 +6,7 @@ mod unknown;
 
 use std::path::{Path, PathBuf};
 
-use kontext_core::{Error, Result, Tensor};
+use kontext_core::{Error, Result, Tensor, contain};
 use tokenizers::PostProcessor;
 
 /// A CLIP or T5 tokenizer, opened from files saved by transformers.
@@ -15,6 +15,7 @@ use tokenizers::PostProcessor;
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     path: PathBuf,
+    end: u32,
     pad: u32,
     vocab_size: usize,
     /// Id and name of the token for texts outside the vocabulary.
@@ -57,20 +58,27 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
+    /// Largest prompt in bytes of UTF-8 (256 KiB): a hundred times more than T5's 512 tokens hold. A longer one is
+    /// refused, because the time to encode it grows with its length and cannot be cancelled.
+    pub const LONGEST_PROMPT: usize = 1 << 18;
+
     /// Opens a tokenizer's folder or one of its files.
     ///
     /// * `vocab.json` with `merges.txt` is CLIP's format and gives the ids of transformers' `CLIPTokenizer`
     ///   (without the optional ftfy). It takes precedence over a `tokenizer.json` in the same folder, as in
     ///   the reference pipelines; the two differ in Chinese and control characters.
-    /// * `tokenizer.json` is used as is, except for its stored truncation and padding.
+    /// * `tokenizer.json` is used as is, except for its stored truncation and padding, and a BPE model's dropout,
+    ///   which would give a prompt other ids at each run.
     ///
     /// The padding token is read from `tokenizer_config.json` and `special_tokens_map.json` in the same
     /// folder; the default is `<pad>` if the vocabulary has it, otherwise the end token.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] with a remedy if there is no usable file; [`Error::Io`] if a file cannot be read.
+    /// [`Error::Tokenizer`] with a remedy if there is no usable file, also if the tokenizers crate panics on it
+    /// (the program's panic hook then still runs); [`Error::Io`] if a file cannot be read.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        files::open(path.as_ref())
+        let path = path.as_ref();
+        contain(|| files::open(path)).unwrap_or_else(|panic| Err(crashed(path, &panic)))
     }
 
     /// Finishes a tokenizer: determines its padding token and drops its stored truncation and padding.
@@ -95,6 +103,7 @@ impl Tokenizer {
         Ok(Self {
             inner,
             path: path.to_owned(),
+            end,
             pad,
             vocab_size,
             unknown,
@@ -114,10 +123,35 @@ impl Tokenizer {
         i64::from(self.pad)
     }
 
+    /// Returns the id that ends every prompt.
+    #[must_use]
+    pub fn end_id(&self) -> i64 {
+        i64::from(self.end)
+    }
+
+    /// Returns the number of tokens that every prompt has besides its text's: 2 for CLIP (begin and end), 1 for T5
+    /// (end).
+    #[must_use]
+    pub fn added_tokens(&self) -> usize {
+        self.inner.get_post_processor().map_or(0, |p| p.added_tokens(false))
+    }
+
     /// Returns the file or folder it was opened from.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Checks that a prompt has at most [`Tokenizer::LONGEST_PROMPT`] bytes.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] otherwise.
+    pub fn check_length(prompt: &str) -> Result<()> {
+        if prompt.len() <= Self::LONGEST_PROMPT {
+            return Ok(());
+        }
+        let expected = format!("at most {} bytes", Self::LONGEST_PROMPT);
+        Err(Error::invalid("prompt", expected, format!("{} bytes", prompt.len())))
     }
 
     /// Encodes a prompt to exactly `max_length` ids.
@@ -126,14 +160,19 @@ impl Tokenizer {
     /// tokens.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if `max_length` is too small for the begin and end tokens,
-    /// [`Error::Tokenizer`] if the prompt cannot be encoded.
+    /// [`Error::InvalidArgument`] if `max_length` is too small for the begin and end tokens, or the prompt is longer
+    /// than [`Tokenizer::LONGEST_PROMPT`]; [`Error::Tokenizer`] if the prompt cannot be encoded.
     pub fn encode(&self, prompt: &str, max_length: usize) -> Result<Encoded> {
+        Self::check_length(prompt)?;
+        contain(|| self.encode_checked(prompt, max_length)).unwrap_or_else(|panic| Err(crashed(&self.path, &panic)))
+    }
+
+    fn encode_checked(&self, prompt: &str, max_length: usize) -> Result<Encoded> {
         let unusable = |e: tokenizers::Error| Error::Tokenizer {
             path: self.path.clone(),
             reason: e.to_string(),
         };
-        let added = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(false));
+        let added = self.added_tokens();
         let Some(room) = max_length.checked_sub(added) else {
             return Err(Error::invalid(
                 "length in tokens",
@@ -163,6 +202,14 @@ impl Tokenizer {
             cut,
             unknown,
         })
+    }
+}
+
+/// Returns the error for a panic of the tokenizers crate.
+fn crashed(path: &Path, panic: &str) -> Error {
+    Error::Tokenizer {
+        path: path.to_owned(),
+        reason: format!("the tokenizers library failed on it ({panic}); {}", files::REMEDY),
     }
 }
 
