@@ -443,7 +443,7 @@ fn scripts_that_t5_does_not_know_are_reported() {
         "\\",
     ] {
         let unknown = t5.encode(prompt, WHOLE).unwrap().unknown;
-        assert_eq!(unknown.is_empty(), false, "{prompt}");
+        assert!(!unknown.is_empty(), "{prompt}");
     }
 }
 

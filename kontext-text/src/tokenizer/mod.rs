@@ -129,8 +129,8 @@ impl Tokenizer {
         i64::from(self.end)
     }
 
-    /// Returns the number of tokens that every prompt has besides its text's: 2 for CLIP (begin and end), 1 for T5
-    /// (end).
+    /// Returns the number of tokens that are added to the text of every prompt: 2 for CLIP (begin and end), 1 for
+    /// T5 (end).
     #[must_use]
     pub fn added_tokens(&self) -> usize {
         self.inner.get_post_processor().map_or(0, |p| p.added_tokens(false))
