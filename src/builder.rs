@@ -101,7 +101,7 @@ impl PipelineBuilder {
     }
 
     /// Fuses LoRAs with the transformer's weights at load, so that a step takes no longer than without them.
-    /// Default: false.
+    /// Default: false. Without LoRAs it has no effect, and each plan warns of that.
     ///
     /// A run in bf16 rounds the added values, one in f32 keeps the changed weights in f32, and
     /// [`Pipeline::set_loras`](crate::Pipeline::set_loras) is refused. Layers quantised in their file are
@@ -124,7 +124,7 @@ impl PipelineBuilder {
     /// [`Placement::Auto`] chooses for the smaller of the budget and the free memory, and a run whose estimate
     /// ([`Pipeline::memory`](crate::Pipeline::memory)) exceeds the budget is refused with
     /// [`Error::Memory`](crate::Error::Memory) before any work. Runs on several threads are checked one by one.
-    /// Ignored for pipelines assembled from given parts.
+    /// Refused for pipelines assembled from given parts.
     pub fn memory_budget(self, bytes: u64) -> Self {
         Self {
             memory_budget: Some(bytes),
@@ -133,7 +133,8 @@ impl PipelineBuilder {
     }
 
     /// Quantises the weights of the transformer's blocks at load, one layer after the other, unless the file
-    /// holds them quantised. Default: weights are kept as stored.
+    /// holds them quantised or they are streamed from it; if that leaves none, each plan warns of it. Default:
+    /// weights are kept as stored.
     pub fn quantize(self, to: Quantize) -> Self {
         Self {
             quantize: Some(to),

@@ -42,7 +42,7 @@ pub struct Checkpoint {
 }
 
 /// Paths of parts given by the caller, which take precedence over discovery.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Overrides {
     pub(crate) transformer: Option<PathBuf>,
     pub(crate) vae: Option<PathBuf>,

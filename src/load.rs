@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use image::RgbImage;
-use kontext_core::{Device, Error, Kind, Result};
+use kontext_core::{Device, Error, Kind, ModelPart, Result};
 use kontext_device::{device, memory};
 use kontext_dit::{Dit, DitConfig};
 use kontext_formats::Quantize;
@@ -13,14 +13,24 @@ use kontext_sampler::Size;
 use kontext_text::{ClipEncoder, T5Encoder, TextEncoder, Tokenizer};
 use kontext_vae::Autoencoder;
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Overrides};
 use crate::export::{ModelSizes, random_parts};
 use crate::lora::LoraSet;
 use crate::memory::{Footprint, Machine, MemoryPlan};
 use crate::pipeline::{PartSlots, Pipeline, Precision, fit};
 use crate::placement::{Arrangement, Placement, Slot};
 use crate::plan::ModelFacts;
-use crate::{ModelDefaults, Parts, PipelineBuilder, Plan, Request};
+use crate::{ModelDefaults, Parts, PipelineBuilder, Plan, Request, Warning};
+
+/// Starts of the names of the transformer's blocks, in files of BFL and of diffusers.
+const DIT_BLOCKS: [&str; 4] = [
+    "double_blocks.",
+    "single_blocks.",
+    "transformer_blocks.",
+    "single_transformer_blocks.",
+];
+/// Starts of the names of T5's blocks.
+const T5_BLOCKS: [&str; 1] = ["encoder.block."];
 
 /// Progress of loading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,21 +59,11 @@ impl PipelineBuilder {
     /// Those of [`PipelineBuilder::load`].
     pub fn load_with(&self, folder: impl AsRef<Path>, progress: impl FnMut(LoadProgress)) -> Result<Pipeline> {
         let model = self.open(folder.as_ref())?;
-        let Opened {
-            checkpoint,
-            config,
-            defaults,
-            ..
-        } = &model;
         let (_, device) = self.precision()?;
-        let facts = ModelFacts::new(
-            config,
-            checkpoint.shift(config)?,
-            self.text_tokens(defaults)?,
-            defaults.clone(),
-        );
+        let facts = self.facts(&model)?;
         let footprint = self.footprint(&model)?;
         let arrangement = self.chosen(&footprint, &facts, device)?;
+        let facts = facts.ignoring(self.ignored(&model, arrangement.left)?);
         self.load_placed(model, facts, &footprint, arrangement, progress)
             .map_err(|error| {
                 if !error.is_out_of_memory() {
@@ -170,17 +170,7 @@ impl PipelineBuilder {
     pub fn memory(&self, folder: impl AsRef<Path>, request: &Request) -> Result<Vec<MemoryPlan>> {
         let model = self.open(folder.as_ref())?;
         let footprint = self.footprint(&model)?;
-        let Opened {
-            checkpoint,
-            config,
-            defaults,
-            ..
-        } = model;
-        let length = self.text_tokens(&defaults)?;
-        let plan = Plan::new(
-            request,
-            &ModelFacts::new(&config, checkpoint.shift(&config)?, length, defaults),
-        )?;
+        let plan = self.plan_of(&model, request)?;
         let (_, device) = self.precision()?;
         let arrangements = self.placement.arrangements(device).into_iter();
         Ok(arrangements
@@ -221,23 +211,53 @@ impl PipelineBuilder {
     /// [`Error::InvalidArgument`] for a request out of range, and those of [`PipelineBuilder::load`] if the
     /// transformer's header or configuration is missing or damaged.
     pub fn plan(&self, folder: impl AsRef<Path>, request: &Request) -> Result<Plan> {
-        let Opened {
-            checkpoint,
-            config,
-            defaults,
-            ..
-        } = self.open(folder.as_ref())?;
-        let length = self.text_tokens(&defaults)?;
-        Plan::new(
-            request,
-            &ModelFacts::new(&config, checkpoint.shift(&config)?, length, defaults),
-        )
+        self.plan_of(&self.open(folder.as_ref())?, request)
+    }
+
+    fn plan_of(&self, model: &Opened, request: &Request) -> Result<Plan> {
+        let left = match self.placement {
+            Placement::Streamed => Offload::All,
+            Placement::Auto | Placement::Resident | Placement::Staged => Offload::None,
+        };
+        let ignored = self.ignored(model, left)?;
+        Plan::new(request, &self.facts(model)?.ignoring(ignored))
+    }
+
+    fn facts(&self, model: &Opened) -> Result<ModelFacts> {
+        let Opened { config, defaults, .. } = model;
+        let (shift, length) = (model.checkpoint.shift(config)?, self.text_tokens(defaults)?);
+        Ok(ModelFacts::new(config, shift, length, defaults.clone()))
+    }
+
+    /// Returns the settings that have no effect on this model, for weights that are left in their file as `left`
+    /// says.
+    fn ignored(&self, model: &Opened, left: Offload) -> Result<Vec<Warning>> {
+        let mut ignored = Vec::new();
+        if let Some(to) = self.quantize {
+            let weights = model.weights.clone().offload(left).quantized(Some(to));
+            if !weights.quantizes_any(&DIT_BLOCKS) {
+                let part = ModelPart::Transformer;
+                ignored.push(Warning::QuantizeIgnored { part, to });
+            }
+        }
+        if let Some(to) = self.quantize_t5 {
+            let weights = T5Encoder::weights(&model.checkpoint.t5)?;
+            if !weights.offload(left).quantized(Some(to)).quantizes_any(&T5_BLOCKS) {
+                let part = ModelPart::T5;
+                ignored.push(Warning::QuantizeIgnored { part, to });
+            }
+        }
+        if self.fuse_loras && self.loras.is_empty() {
+            ignored.push(Warning::FuseLorasIgnored);
+        }
+        Ok(ignored)
     }
 
     /// Assembles a pipeline from parts already on one device.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the parts do not fit each other.
+    /// [`Error::InvalidArgument`] if the parts do not fit each other, or for an option of loading files:
+    /// quantisation, fused LoRAs, a placement, a memory budget, paths of parts.
     pub fn assemble(&self, parts: Parts) -> Result<Pipeline> {
         let device = parts.text.t5().device();
         let (precision, _) = Self {
@@ -253,16 +273,26 @@ impl PipelineBuilder {
             text: parts.text.max_sequence_length(length),
             ..parts
         };
-        if self.fuse_loras && !self.loras.is_empty() {
-            return Err(Error::invalid(
-                "fuse_loras",
-                "false for parts that are built already",
-                true,
-            ));
-        }
+        self.check_for_parts()?;
         let mut pipeline = Pipeline::of(parts, precision, device, self.tiling)?;
         pipeline.put_loras(LoraSet::open(self.loras.iter().cloned())?, false)?;
         Ok(pipeline)
+    }
+
+    /// Checks that no option is set that only files can follow.
+    fn check_for_parts(&self) -> Result<()> {
+        let set = [
+            ("quantize", self.quantize.is_some()),
+            ("quantize_t5", self.quantize_t5.is_some()),
+            ("fuse_loras", self.fuse_loras),
+            ("placement", self.placement != Placement::Auto),
+            ("memory_budget", self.memory_budget.is_some()),
+            ("paths of parts", self.overrides != Overrides::default()),
+        ];
+        match set.into_iter().find(|(_, set)| *set) {
+            None => Ok(()),
+            Some((name, _)) => Err(Error::invalid(name, "none for parts that are built already", "one")),
+        }
     }
 
     /// Creates a pipeline with random weights on the device, without any file: for timing models of the

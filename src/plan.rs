@@ -69,6 +69,8 @@ pub(crate) struct ModelFacts {
     pub(crate) text_tokens: i64,
     pub(crate) latent_channels: i64,
     pub(crate) defaults: ModelDefaults,
+    /// Settings of the builder without effect.
+    pub(crate) ignored: Vec<Warning>,
 }
 
 impl ModelFacts {
@@ -80,7 +82,13 @@ impl ModelFacts {
             text_tokens: text_tokens as i64,
             latent_channels: config.in_channels / 4,
             defaults,
+            ignored: Vec::new(),
         }
+    }
+
+    /// Adds the settings of the builder without effect.
+    pub(crate) fn ignoring(self, ignored: Vec<Warning>) -> Self {
+        Self { ignored, ..self }
     }
 
     /// Returns the features of a token: the channels of a patch of 2x2 latents.

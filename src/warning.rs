@@ -1,10 +1,12 @@
-//! Warnings of a plan: settings without effect, and results that may surprise.
+//! Warnings of a plan: settings of the request or the builder without effect, and results that may surprise.
 
 use std::fmt;
 
+use kontext_core::ModelPart;
+use kontext_formats::Quantize;
 use kontext_sampler::{Conformance, Grid, References, Size};
 
-/// A setting of a request that a run ignores, or a result that may not be the expected one.
+/// A setting of a request, or of its pipeline's builder, that a run ignores, or a result that may not be the expected one.
 ///
 /// It prints as a sentence that says what to set. All of them are known before any work: see
 /// [`Plan::warnings`](crate::Plan::warnings).
@@ -42,7 +44,7 @@ pub enum Warning {
         /// The seed.
         seed: u64,
     },
-    /// The area has no effect next to both width and height.
+    /// The area has no effect next to a width or a height: the other side follows from the image's ratio.
     MaxAreaIgnored {
         /// Pixels.
         max_area: u64,
@@ -52,6 +54,17 @@ pub enum Warning {
         /// The placement.
         references: References,
     },
+    /// [`PipelineBuilder::quantize`](crate::PipelineBuilder::quantize) or its twin for T5 has no effect: the
+    /// weights are quantised in their file, or left in it.
+    QuantizeIgnored {
+        /// The part: [`ModelPart::Transformer`] or [`ModelPart::T5`].
+        part: ModelPart,
+        /// The format.
+        to: Quantize,
+    },
+    /// [`PipelineBuilder::fuse_loras`](crate::PipelineBuilder::fuse_loras) has no effect: the pipeline was
+    /// loaded without LoRAs.
+    FuseLorasIgnored,
     /// The conventions do not keep the width and height that are set.
     SizeAdjusted {
         /// The size that is set; a side that is not set is the target's.
@@ -103,12 +116,18 @@ impl fmt::Display for Warning {
             Self::SeedIgnored { seed } => write!(f, "seed {seed} has no effect next to noise; set one of them"),
             Self::MaxAreaIgnored { max_area } => write!(
                 f,
-                "max_area {max_area} has no effect next to width and height; set at most one of these"
+                "max_area {max_area} has no effect next to width or height; leave it out, or leave out both sides"
             ),
             Self::ReferencesIgnored { references } => write!(
                 f,
                 "references {references:?} has no effect with so few images; add one, or leave it out"
             ),
+            Self::QuantizeIgnored { part, to } => write!(
+                f,
+                "quantize {to} has no effect on {part}: its weights are quantised in their file, or streamed from it; \
+                 leave it out, or write a file in this format (`quantize`)"
+            ),
+            Self::FuseLorasIgnored => write!(f, "fuse_loras has no effect without LoRAs; add one, or leave it out"),
             Self::SizeAdjusted {
                 asked,
                 target,

@@ -6,9 +6,10 @@ use super::sizes::MOST_STRETCH;
 use super::{ModelFacts, Plan};
 use crate::{Request, Warning};
 
-/// Returns the warnings of a request and its plan: ignored settings, then sizes.
+/// Returns the warnings of a request and its plan: ignored settings of the builder and the request, then sizes.
 pub(super) fn warnings(request: &Request, plan: &Plan, facts: &ModelFacts) -> Vec<Warning> {
-    let mut warnings = of_guidance(request, facts);
+    let mut warnings = facts.ignored.clone();
+    warnings.extend(of_guidance(request, facts));
     if let (Some(steps), Some(_)) = (request.steps, &request.sigmas) {
         warnings.push(Warning::StepsIgnored { steps });
     }
@@ -55,7 +56,7 @@ fn of_guidance(request: &Request, facts: &ModelFacts) -> Vec<Warning> {
 fn of_sizes(request: &Request, plan: &Plan) -> Vec<Warning> {
     let mut warnings = Vec::new();
     let (target, conformance) = (plan.target.size(), request.conformance);
-    let sized = request.width.is_some() && request.height.is_some();
+    let sized = request.width.is_some() || request.height.is_some();
     if let Some(max_area) = request.max_area.filter(|_| sized && conformance == Conformance::Native) {
         warnings.push(Warning::MaxAreaIgnored { max_area });
     }
@@ -148,7 +149,7 @@ mod tests {
             ),
             (
                 edit().size(1024, 1024).max_area(65_536),
-                "max_area 65536 has no effect next to width and height; set at most one of these",
+                "max_area 65536 has no effect next to width or height; leave it out, or leave out both sides",
             ),
             (
                 edit().references(References::Index),

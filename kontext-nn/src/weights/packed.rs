@@ -34,6 +34,24 @@ impl Weights {
         }
     }
 
+    /// Returns `true` if [`Weights::quantized`] applies to at least one matrix of a file whose name starts with one
+    /// of `prefixes`: those quantised in the file, or left in it, stay as they are.
+    #[must_use]
+    pub fn quantizes_any(&self, prefixes: &[&str]) -> bool {
+        let Some(to) = self.linear.quantize else { return false };
+        let in_file = self.linear.offload == Offload::All;
+        let applies = |name: &String| {
+            let entry = self.store.entry(name);
+            entry.is_some_and(|entry| {
+                let columns = entry.shape().get(1).filter(|_| entry.shape().len() == 2);
+                let stays = entry.is_packed() || in_file && entry.format().is_some();
+                !stays && columns.is_some_and(|columns| to.fits(*columns))
+            })
+        };
+        let mut names = self.store.names().into_iter();
+        names.any(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)) && applies(&name))
+    }
+
     /// The adapter slot of the layer at the cursor with this weight.
     pub(crate) fn slot(&self, weight: &Matrix) -> Option<AdapterSlot> {
         let slots = self.linear.slots.as_ref()?;
