@@ -1,7 +1,7 @@
 //! A GGUF file in its parts, and mutations that know its format.
 
 use crate::common::{described, entry, gguf_file, text};
-use crate::draw::Draw;
+use kontext_fixtures::fuzz::Draw;
 
 /// Type numbers with the elements and bytes of their blocks; the last two are not known.
 const TYPES: [(u32, u64, u64); 17] = [
