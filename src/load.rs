@@ -207,7 +207,7 @@ impl PipelineBuilder {
         let checkpoint = Checkpoint::find_with(folder, &self.overrides)?;
         let (weights, config) = checkpoint.open_transformer()?;
         Ok(Opened {
-            defaults: ModelDefaults::of(folder)?,
+            defaults: ModelDefaults::of(&checkpoint.folder)?,
             checkpoint,
             weights,
             config,

@@ -611,7 +611,7 @@ fn models_that_are_not_whole_are_refused() {
     desk.bad(
         "generate",
         &["--model", &model],
-        "no VAE found; looked for a *.safetensors or *.gguf file with its tensors",
+        "no VAE found; looked for a *.safetensors, *.sft or *.gguf file with its tensors",
     );
 }
 

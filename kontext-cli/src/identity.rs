@@ -31,7 +31,7 @@ pub fn of_model(folder: &Path, more: &[PathBuf]) -> anyhow::Result<String> {
         &checkpoint.clip_tokenizer,
         &checkpoint.t5_tokenizer,
     ];
-    let defaults = folder.join("kontext.json");
+    let defaults = checkpoint.folder.join("kontext.json");
     let others = checkpoint
         .scheduler
         .iter()

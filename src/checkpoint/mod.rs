@@ -1,12 +1,21 @@
 //! Discovery of a model's parts in a folder, by the files' content.
 
+mod contents;
+mod hub;
+mod other_model;
+mod search;
+
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
-use kontext_core::{CheckpointError, Error, Result};
+use kontext_core::{CheckpointError, Error, ModelPart, Result, read_json};
 use kontext_dit::{DitConfig, names};
 use kontext_nn::Weights;
 use kontext_sampler::Shift;
-use kontext_text::{ClipEncoder, T5Encoder};
+use serde_json::{Map, Value};
+
+use contents::{Place, TRANSFORMER_SIGNS};
+use search::{Search, fits};
 
 /// Layout of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,15 +24,24 @@ pub enum Layout {
     /// `scheduler`, each with its configuration.
     Diffusers,
     /// One file per part (`flux1-*.safetensors` or `.gguf`, `ae.safetensors`, `clip_l`, `t5xxl`), or one file
-    /// with several parts. Sizes are inferred from the tensors.
+    /// with several parts, in one folder or in those of ComfyUI's `models`. Sizes are inferred from the tensors.
     SingleFiles,
 }
 
 /// The files of a model's parts.
+///
+/// Each part is looked for in its folder of diffusers' layout (`vae`), then among the files of the folder itself,
+/// then in ComfyUI's folders (`diffusion_models` or `unet`, `vae`, `text_encoders` or `clip`, and `checkpoints`); so
+/// a diffusers checkpoint may lack a part that is a single file next to its folders. Of several files with one part,
+/// the one whose sizes fit the transformer is taken, if it is the only one. A folder of the Hugging Face hub's cache
+/// (`models--OWNER--NAME`) is replaced by its snapshot that `refs/main` names. Hidden files are left out, links are
+/// followed, and a file that cannot be read is named only if a part is missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Checkpoint {
-    /// Layout of the folder.
+    /// The folder that was searched: the given one, or the snapshot in it.
+    pub folder: PathBuf,
+    /// Layout of the folder. Single parts may be of the other one.
     pub layout: Layout,
     /// The transformer.
     pub transformer: PathBuf,
@@ -56,105 +74,86 @@ impl Checkpoint {
     /// Finds the parts in a folder. Reads only names and headers.
     ///
     /// # Errors
-    /// [`Error::Io`] if the folder or a file cannot be read, [`Error::Checkpoint`] if a part is missing or
-    /// found twice.
+    /// [`Error::Io`] if the folder or that of a part cannot be read, [`Error::Checkpoint`] if a part is missing,
+    /// with the files found instead of it, if two files fit it, or if `model_index.json` is of another pipeline.
     pub fn find(folder: impl AsRef<Path>) -> Result<Self> {
         Self::find_with(folder.as_ref(), &Overrides::default())
     }
 
     pub(crate) fn find_with(folder: &Path, overrides: &Overrides) -> Result<Self> {
         check_folder(folder)?;
-        let diffusers = folder.join("model_index.json").is_file() || folder.join("transformer").is_dir();
-        if diffusers {
-            Self::find_diffusers(folder, overrides)
-        } else {
-            Self::find_single_files(folder, overrides)
+        let folder = &hub::snapshot(folder)?;
+        let index = folder.join("model_index.json");
+        if index.is_file() {
+            check_pipeline(&index)?;
         }
-    }
-
-    fn find_diffusers(folder: &Path, overrides: &Overrides) -> Result<Self> {
-        let part = |given: &Option<PathBuf>, part: &'static str, name: &str| match given {
-            Some(path) => Ok(path.clone()),
-            None => {
-                let path = folder.join(name);
-                if path.is_dir() {
-                    Ok(path)
-                } else {
-                    Err(missing(folder, part, format!("the folder `{name}` in it")))
-                }
-            }
+        let search = Search::new(folder);
+        let given = |path: &Option<PathBuf>, find: &dyn Fn() -> Result<PathBuf>| path.clone().map_or_else(find, Ok);
+        let transformer = given(&overrides.transformer, &|| {
+            search.find(&contents::TRANSFORMER, |_| false)
+        })?;
+        let config = OnceCell::new();
+        let fitting = |place: &Place, path: &Path| {
+            let config = config.get_or_init(|| open_transformer(&transformer).ok());
+            config
+                .as_ref()
+                .is_some_and(|(_, config)| fits(place.part, path, config))
         };
+        let find =
+            |path: &Option<PathBuf>, place: &Place| given(path, &|| search.find(place, |path| fitting(place, path)));
+        let (vae, clip, t5) = (
+            find(&overrides.vae, &contents::VAE)?,
+            find(&overrides.clip, &contents::CLIP)?,
+            find(&overrides.t5, &contents::T5)?,
+        );
+        let clip_tokenizer = || search.tokenizer("CLIP tokenizer", ["tokenizer", "vocab.json"]);
+        let t5_tokenizer = || search.tokenizer("T5 tokenizer", ["tokenizer_2", "tokenizer.json"]);
+        let diffusers = index.is_file() || folder.join("transformer").is_dir();
         let scheduler = folder.join("scheduler").join("scheduler_config.json");
         Ok(Self {
-            layout: Layout::Diffusers,
-            transformer: part(&overrides.transformer, "transformer", "transformer")?,
-            vae: part(&overrides.vae, "VAE", "vae")?,
-            clip: part(&overrides.clip, "CLIP text encoder", "text_encoder")?,
-            t5: part(&overrides.t5, "T5 text encoder", "text_encoder_2")?,
-            clip_tokenizer: part(&overrides.clip_tokenizer, "CLIP tokenizer", "tokenizer")?,
-            t5_tokenizer: part(&overrides.t5_tokenizer, "T5 tokenizer", "tokenizer_2")?,
+            layout: if diffusers {
+                Layout::Diffusers
+            } else {
+                Layout::SingleFiles
+            },
+            clip_tokenizer: given(&overrides.clip_tokenizer, &clip_tokenizer)?,
+            t5_tokenizer: given(&overrides.t5_tokenizer, &t5_tokenizer)?,
             scheduler: scheduler.is_file().then_some(scheduler),
+            folder: folder.clone(),
+            transformer,
+            vae,
+            clip,
+            t5,
         })
     }
 
-    fn find_single_files(folder: &Path, overrides: &Overrides) -> Result<Self> {
-        let files = classify(folder)?;
-        let part = |given: &Option<PathBuf>, kind: FileKind| match given {
-            Some(path) => Ok(path.clone()),
-            None => one_of(folder, &files, kind),
-        };
-        let tokenizer = |given: &Option<PathBuf>, part: &'static str, places: &[&str]| {
-            let found = places.iter().map(|p| folder.join(p)).find(|p| p.exists());
-            let looked = || format!("{} in it", places.join(" and "));
-            given.clone().or(found).ok_or_else(|| missing(folder, part, looked()))
-        };
-        Ok(Self {
-            layout: Layout::SingleFiles,
-            transformer: part(&overrides.transformer, FileKind::Transformer)?,
-            vae: part(&overrides.vae, FileKind::Vae)?,
-            clip: part(&overrides.clip, FileKind::Clip)?,
-            t5: part(&overrides.t5, FileKind::T5)?,
-            clip_tokenizer: tokenizer(
-                &overrides.clip_tokenizer,
-                "CLIP tokenizer",
-                &["tokenizer", "vocab.json"],
-            )?,
-            t5_tokenizer: tokenizer(
-                &overrides.t5_tokenizer,
-                "T5 tokenizer",
-                &["tokenizer_2", "tokenizer.json"],
-            )?,
-            scheduler: None,
-        })
-    }
-
-    /// Opens the transformer's weights under this library's names (BFL's) and reads its sizes.
+    /// Returns the parts of FLUX.1 that a file or folder of weights holds, by the names of its tensors: one, several
+    /// for a file with a whole model, or none, as for a LoRA.
     ///
     /// # Errors
-    /// Those of opening the weights, and [`Error::Checkpoint`] if neither a `config.json` nor the tensors
-    /// give the sizes.
+    /// Those of [`Weights::open`].
+    ///
+    /// # Example
+    /// ```
+    /// use kontext::{Checkpoint, Layout, ModelPart};
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let folder = folder.path();
+    /// kontext::random_model(folder, 7, Layout::SingleFiles)?;
+    /// assert_eq!(Checkpoint::parts_in(folder.join("ae.safetensors"))?, [ModelPart::Autoencoder]);
+    /// # Ok::<(), kontext::Error>(())
+    /// ```
+    pub fn parts_in(path: impl AsRef<Path>) -> Result<Vec<ModelPart>> {
+        Ok(contents::parts(&Weights::open(path)?.names()))
+    }
+
+    /// Opens the transformer's weights under this library's names (BFL's) and reads its sizes: from the
+    /// `config.json` of diffusers' folder, else from the tensors' shapes.
+    ///
+    /// # Errors
+    /// Those of opening the weights, and [`Error::Checkpoint`] if a folder of diffusers has no `config.json`, the
+    /// tensors do not give the sizes, or the transformer is of a model that does not run here (FLUX.1-Fill, Chroma).
     pub fn open_transformer(&self) -> Result<(Weights, DitConfig)> {
-        let weights = Weights::open(&self.transformer)?.part(&TRANSFORMER_SIGNS);
-        if weights.shape_of(TRANSFORMER_SIGNS[0]).is_some() {
-            let config = DitConfig::infer(&weights)?;
-            return Ok((weights, config));
-        }
-        let folder = if self.transformer.is_dir() {
-            Some(self.transformer.as_path())
-        } else {
-            self.transformer.parent()
-        };
-        let folder = folder.unwrap_or(Path::new("."));
-        let config = folder.join("config.json");
-        if !config.is_file() {
-            return Err(missing(
-                folder,
-                "configuration of the transformer",
-                "`config.json` in it".to_owned(),
-            ));
-        }
-        let config = DitConfig::from_json(config)?;
-        Ok((weights.named(names::diffusers), config))
+        open_transformer(&self.transformer)
     }
 
     /// Returns the shift of the sigmas: that of the scheduler's configuration, else the one for a model with
@@ -187,56 +186,59 @@ impl std::fmt::Display for Checkpoint {
     }
 }
 
-/// Content of a single file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum FileKind {
-    Transformer,
-    Vae,
-    Clip,
-    T5,
+/// Opens a transformer; see [`Checkpoint::open_transformer`].
+fn open_transformer(path: &Path) -> Result<(Weights, DitConfig)> {
+    let weights = Weights::open(path)?;
+    other_model::check_model(path, &weights.names())?;
+    let weights = weights.part(&TRANSFORMER_SIGNS);
+    let bfl = weights.shape_of(TRANSFORMER_SIGNS[0]).is_some();
+    let config = if bfl { None } else { config_of(path)? };
+    let config = config.map_or_else(|| DitConfig::infer(&weights), DitConfig::from_json)?;
+    other_model::check_channels(path, &config)?;
+    let weights = if bfl { weights } else { weights.named(names::diffusers) };
+    Ok((weights, config))
 }
 
-impl FileKind {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Transformer => "transformer",
-            Self::Vae => "VAE",
-            Self::Clip => "CLIP text encoder",
-            Self::T5 => "T5 text encoder",
+/// Returns the configuration of a transformer in diffusers' naming. A folder must have one; next to a single file it
+/// may be that of anything, unless it names its class.
+fn config_of(transformer: &Path) -> Result<Option<PathBuf>> {
+    if transformer.is_dir() {
+        let config = transformer.join("config.json");
+        if config.is_file() {
+            return Ok(Some(config));
         }
+        return Err(Error::checkpoint(transformer)(CheckpointError::MissingPart {
+            part: "configuration of the transformer",
+            looked: "`config.json` in it".to_owned(),
+            found: Vec::new(),
+        }));
     }
-
-    /// Tensor names unique to this part, under any prefix.
-    fn signs(self) -> Vec<&'static str> {
-        match self {
-            Self::Transformer => TRANSFORMER_SIGNS.to_vec(),
-            Self::Vae => vec!["decoder.conv_in.weight", "decoder.layers.0.weight"],
-            Self::Clip => vec![ClipEncoder::SIGNS[0]],
-            Self::T5 => vec![T5Encoder::SIGN, T5Encoder::GGUF_SIGN],
-        }
-    }
-
-    /// Returns the parts in a file: one, or all of a whole model.
-    fn of(weights: &Weights) -> Vec<Self> {
-        let names = weights.names();
-        let holds = |sign: &str| {
-            let before = |name: &String| {
-                name.strip_suffix(sign)
-                    .map(|prefix| prefix.is_empty() || prefix.ends_with('.'))
-            };
-            names.iter().filter_map(before).any(|whole| whole)
-        };
-        let all = [Self::Transformer, Self::Vae, Self::Clip, Self::T5];
-        all.into_iter()
-            .filter(|part| part.signs().into_iter().any(holds))
-            .collect()
-    }
+    let config = transformer.with_file_name("config.json");
+    let class = config
+        .is_file()
+        .then(|| read_json::<Map<String, Value>>(&config).ok())
+        .flatten();
+    let own = class.is_some_and(|json| {
+        json.get("_class_name")
+            .is_some_and(|class| class == "FluxTransformer2DModel")
+    });
+    Ok(own.then_some(config))
 }
 
-/// Tensor names that mark a transformer: BFL's and diffusers'.
-const TRANSFORMER_SIGNS: [&str; 2] = ["img_in.weight", "x_embedder.weight"];
-/// File extensions of weights.
-const EXTENSIONS: [&str; 2] = ["safetensors", "gguf"];
+/// Refuses the `model_index.json` of a pipeline of another model.
+fn check_pipeline(index: &Path) -> Result<()> {
+    let json: Map<String, Value> = read_json(index)?;
+    match json.get("_class_name").and_then(Value::as_str) {
+        Some(class) if !class.starts_with("Flux") || class.starts_with("Flux2") => {
+            let reason = format!(
+                "`_class_name` is {class}, expected one of FLUX.1's, as FluxKontextPipeline or FluxPipeline: it is of \
+                 another model, fetch the right one"
+            );
+            Err(Error::config(index, reason))
+        }
+        _ => Ok(()),
+    }
+}
 
 /// Refuses a path that is not a readable folder, with a hint for a mistyped folder or a file.
 fn check_folder(folder: &Path) -> Result<()> {
@@ -257,50 +259,4 @@ fn check_folder(folder: &Path) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::NotFound => refused(error.kind(), "there is no such folder"),
         Err(error) => Err(Error::io(folder)(error)),
     }
-}
-
-fn classify(folder: &Path) -> Result<Vec<(FileKind, PathBuf)>> {
-    let mut paths = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
-        let path = entry.map_err(Error::io(folder))?.path();
-        if path
-            .extension()
-            .is_some_and(|e| EXTENSIONS.iter().any(|known| e == *known))
-            && path.is_file()
-        {
-            paths.push(path);
-        }
-    }
-    paths.sort();
-    let mut files = Vec::new();
-    for path in paths {
-        let kinds = FileKind::of(&Weights::open(&path)?);
-        files.extend(kinds.into_iter().map(|kind| (kind, path.clone())));
-    }
-    Ok(files)
-}
-
-fn one_of(folder: &Path, files: &[(FileKind, PathBuf)], kind: FileKind) -> Result<PathBuf> {
-    let found: Vec<&PathBuf> = files.iter().filter(|(k, _)| *k == kind).map(|(_, path)| path).collect();
-    match found.as_slice() {
-        [path] => Ok((*path).clone()),
-        [] => Err(missing(
-            folder,
-            kind.name(),
-            "a *.safetensors or *.gguf file with its tensors, and for the folders of a diffusers checkpoint".to_owned(),
-        )),
-        [first, second, ..] => {
-            let reason = format!(
-                "two files for the {}: {} and {}; move one away or name one to the builder",
-                kind.name(),
-                first.display(),
-                second.display()
-            );
-            Err(Error::config(folder, reason))
-        }
-    }
-}
-
-fn missing(folder: &Path, part: &'static str, looked: String) -> Error {
-    Error::checkpoint(folder)(CheckpointError::MissingPart { part, looked })
 }
