@@ -131,7 +131,7 @@ impl Checkpoint {
     /// for a file with a whole model, or none, as for a LoRA.
     ///
     /// # Errors
-    /// Those of [`Weights::open`].
+    /// Those of [`Weights::open`], and [`Error::Checkpoint`] for a file of another model.
     ///
     /// # Example
     /// ```
@@ -143,7 +143,13 @@ impl Checkpoint {
     /// # Ok::<(), kontext::Error>(())
     /// ```
     pub fn parts_in(path: impl AsRef<Path>) -> Result<Vec<ModelPart>> {
-        Ok(contents::parts(&Weights::open(path)?.names()))
+        let path = path.as_ref();
+        let names = Weights::open(path)?.names();
+        let parts = contents::parts(&names);
+        if parts.is_empty() {
+            other_model::check_model(path, &names)?;
+        }
+        Ok(parts)
     }
 
     /// Opens the transformer's weights under this library's names (BFL's) and reads its sizes: from the
@@ -153,7 +159,15 @@ impl Checkpoint {
     /// Those of opening the weights, and [`Error::Checkpoint`] if a folder of diffusers has no `config.json`, the
     /// tensors do not give the sizes, or the transformer is of a model that does not run here (FLUX.1-Fill, Chroma).
     pub fn open_transformer(&self) -> Result<(Weights, DitConfig)> {
-        open_transformer(&self.transformer)
+        Self::transformer_in(&self.transformer)
+    }
+
+    /// Opens the transformer in a file, or in a folder of diffusers, as [`Checkpoint::open_transformer`] does.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::open_transformer`].
+    pub fn transformer_in(path: impl AsRef<Path>) -> Result<(Weights, DitConfig)> {
+        open_transformer(path.as_ref())
     }
 
     /// Returns the shift of the sigmas: that of the scheduler's configuration, else the one for a model with

@@ -59,11 +59,15 @@ pub(super) fn other_model(names: &[String]) -> Option<OtherModel> {
     })
 }
 
-/// Refuses the transformer of another model.
+/// Refuses a part of another model.
 pub(super) fn check_model(path: &Path, names: &[String]) -> Result<()> {
     match other_model(names) {
+        None => Ok(()),
         Some(other) if other.part == ModelPart::Transformer => Err(refused(path, other.name)),
-        _ => Ok(()),
+        Some(other) => Err(Error::checkpoint(path)(CheckpointError::Unsupported {
+            found: format!("the text encoder {}", other.name),
+            remedy: "take T5 v1.1 XXL, the one of FLUX.1".to_owned(),
+        })),
     }
 }
 

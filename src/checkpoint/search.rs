@@ -74,10 +74,11 @@ impl<'a> Search<'a> {
                 [] => others.extend(contents.others.iter().cloned()),
                 [path] => return Ok((*path).clone()),
                 several => {
-                    let fitting: Vec<&&PathBuf> = several.iter().filter(|path| fits(path)).collect();
+                    let fitting: Vec<&PathBuf> = several.iter().copied().filter(|path| fits(path)).collect();
                     return match fitting.as_slice() {
-                        [path] => Ok((**path).clone()),
-                        _ => Err(self.several(place, several)),
+                        [path] => Ok((*path).clone()),
+                        [] => Err(self.several(place, several)),
+                        fitting => Err(self.several(place, fitting)),
                     };
                 }
             }
