@@ -162,8 +162,8 @@ impl PipelineBuilder {
         chosen.ok_or_else(|| Error::bug(format!("placement `{}` without an arrangement", self.placement)))
     }
 
-    /// Finds the parts in a folder, with those that the builder names instead of the folder's; reads only names and
-    /// headers.
+    /// Finds the parts in a folder, with those that the builder names instead of the folder's; reads only
+    /// names and headers.
     ///
     /// # Errors
     /// Those of [`Checkpoint::find`].

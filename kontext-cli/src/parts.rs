@@ -8,8 +8,8 @@ use kontext::PipelineBuilder;
 /// Paths of single parts, each taken instead of the one in the model's folder.
 #[derive(Debug, Clone, Default, Args)]
 pub struct PartArgs {
-    /// The transformer: a file, or a folder of diffusers. By default the one in the model's folder; the same for all
-    /// parts
+    /// The transformer: a file, or a folder of diffusers. By default the one in the model's folder; the same
+    /// for all parts
     #[arg(long, value_name = "PATH")]
     pub transformer: Option<PathBuf>,
     /// The autoencoder

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
-/// Checks the class that a configuration names, as `_class_name` in diffusers; one without a class is accepted.
-/// `field` is the field's name, `path` the configuration's.
+/// Checks the class that a configuration names, as `_class_name` in diffusers; one without a class is
+/// accepted. `field` is the field's name, `path` the configuration's.
 ///
 /// # Errors
 /// A checkpoint error that names the class, if it is none of `expected`.

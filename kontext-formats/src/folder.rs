@@ -14,7 +14,8 @@ const WEIGHTS: [&str; 3] = ["safetensors", "sft", "gguf"];
 /// Extensions of PyTorch's pickles.
 const PICKLES: [&str; 6] = ["bin", "pt", "pth", "ckpt", "pkl", "pickle"];
 
-/// The content of a folder, as far as weights are concerned: by names only, nothing is opened but shard indices.
+/// The content of a folder, as far as weights are concerned: by names only, nothing is opened but shard
+/// indices.
 ///
 /// Hidden files and folders (`._model.safetensors`, `.cache`) are left out, and symbolic links are followed.
 ///
@@ -33,15 +34,15 @@ const PICKLES: [&str; 6] = ["bin", "pt", "pth", "ckpt", "pkl", "pickle"];
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FolderListing {
-    /// Files that [`Store::open`](crate::Store::open) takes, by name: whole ones (`.safetensors`, `.sft`, `.gguf`)
-    /// and, for each set of shards, its index or, without one, its first file.
+    /// Files that [`Store::open`](crate::Store::open) takes, by name: whole ones (`.safetensors`, `.sft`,
+    /// `.gguf`) and, for each set of shards, its index or, without one, its first file.
     pub weights: Vec<PathBuf>,
     /// PyTorch's pickles, by name. They are not read: opening one can run the code in it.
     pub pickles: Vec<PathBuf>,
     /// Folders, by name.
     pub folders: Vec<PathBuf>,
-    /// Files of weights that cannot be used, by name, and the reason of each: no permission, a link to a file that
-    /// is gone, a missing shard.
+    /// Files of weights that cannot be used, by name, and the reason of each: no permission, a link to a
+    /// file that is gone, a missing shard.
     pub unusable: Vec<(PathBuf, String)>,
 }
 
@@ -106,7 +107,8 @@ impl FolderListing {
         unusable.chain(self.pickles.iter().map(pickle)).collect()
     }
 
-    /// Returns those of the weights under the names that diffusers and transformers give to a part, with any variant.
+    /// Returns those of the weights under the names that diffusers and transformers give to a part, with any
+    /// variant.
     #[must_use]
     pub fn of_a_part(&self) -> Vec<&PathBuf> {
         let named = |path: &&PathBuf| {

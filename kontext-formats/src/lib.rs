@@ -4,6 +4,7 @@ mod entry;
 mod file;
 mod folder;
 mod gguf;
+mod gguf_types;
 mod gguf_value;
 mod gguf_write;
 mod header;

@@ -17,18 +17,18 @@ const VARIANTS: [&str; 3] = ["bf16", "fp16", "fp32"];
 
 impl Store {
     /// Opens a safetensors or GGUF file, an `*.index.json`, or a folder that holds one: under the names that
-    /// diffusers and transformers use, or the only one under any name ([`FolderListing`]). Of several variants,
-    /// the one without a name, `bf16`, `fp16` and `fp32` are preferred in this order. A file that is one of a
-    /// numbered set (`…-00001-of-00003…`) is opened with the others. Files are memory-mapped; nothing is read
-    /// yet.
+    /// diffusers and transformers use, or the only one under any name ([`FolderListing`]). Of several
+    /// variants, the one without a name, `bf16`, `fp16` and `fp32` are preferred in this order. A file that
+    /// is one of a numbered set (`…-00001-of-00003…`) is opened with the others. Files are memory-mapped;
+    /// nothing is read yet.
     ///
-    /// Side tensors of quantisation (the scales of fp8, bitsandbytes' states) belong to their weights and have no
-    /// names here.
+    /// Side tensors of quantisation (the scales of fp8, bitsandbytes' states) belong to their weights and
+    /// have no names here.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be opened or is a pipe; [`Error::Checkpoint`] if the folder has no weights or
-    /// several to choose from, a header is damaged, a shard is missing or lacks a tensor that the index names, or
-    /// the weights are quantised in a form that is not read.
+    /// [`Error::Io`] if a file cannot be opened or is a pipe; [`Error::Checkpoint`] if the folder has no
+    /// weights or several to choose from, a header is damaged, a shard is missing or lacks a tensor that the
+    /// index names, or the weights are quantised in a form that is not read.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = if path.is_dir() { find(path)? } else { path.to_owned() };

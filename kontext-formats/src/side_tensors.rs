@@ -35,8 +35,8 @@ const SCALES: [&str; 2] = [".scale_weight", ".weight_scale"];
 /// and input scales, which serve multiplication in fp8.
 const EXTRAS: [&str; 4] = [".scale_input", ".input_scale", ".comfy_quant", ".weight_format"];
 const MARKER: &str = "scaled_fp8";
-/// Suffixes of tensors that only programs write whose quantised weights are not read, and these programs' names.
-/// A file may hold several; the first counts.
+/// Suffixes of tensors that only programs write whose quantised weights are not read, and these programs'
+/// names. A file may hold several; the first counts.
 const UNREAD: [(&str, &str); 5] = [
     (".wscales", "nunchaku (SVDQuant)"),
     (".wcscales", "nunchaku (SVDQuant)"),

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use kontext_core::{Error, Result};
 use kontext_formats::FolderListing;
 
-/// Returns the folder's snapshot, if it is a model in the hub's cache: the one that `refs/main` names, or the only one.
-/// Other folders are returned as they are.
+/// Returns the folder's snapshot, if it is a model in the hub's cache: the one that `refs/main` names, or
+/// the only one. Other folders are returned as they are.
 pub(super) fn snapshot(folder: &Path) -> Result<PathBuf> {
     let snapshots = folder.join("snapshots");
     let model = folder.join("refs").is_dir() || is_model(folder);

@@ -23,19 +23,21 @@ pub enum Layout {
     /// Folders `transformer`, `vae`, `text_encoder`, `text_encoder_2`, `tokenizer`, `tokenizer_2` and
     /// `scheduler`, each with its configuration.
     Diffusers,
-    /// One file per part (`flux1-*.safetensors` or `.gguf`, `ae.safetensors`, `clip_l`, `t5xxl`), or one file
-    /// with several parts, in one folder or in those of ComfyUI's `models`. Sizes are inferred from the tensors.
+    /// One file per part (`flux1-*.safetensors` or `.gguf`, `ae.safetensors`, `clip_l`, `t5xxl`), or one
+    /// file with several parts, in one folder or in those of ComfyUI's `models`. Sizes are inferred from the
+    /// tensors.
     SingleFiles,
 }
 
 /// The files of a model's parts.
 ///
-/// Each part is looked for in its folder of diffusers' layout (`vae`), then among the files of the folder itself,
-/// then in ComfyUI's folders (`diffusion_models` or `unet`, `vae`, `text_encoders` or `clip`, and `checkpoints`); so
-/// a diffusers checkpoint may lack a part that is a single file next to its folders. Of several files with one part,
-/// the one whose sizes fit the transformer is taken, if it is the only one. A folder of the Hugging Face hub's cache
-/// (`models--OWNER--NAME`) is replaced by its snapshot that `refs/main` names. Hidden files are left out, links are
-/// followed, and a file that cannot be read is named only if a part is missing.
+/// Each part is looked for in its folder of diffusers' layout (`vae`), then among the files of the folder
+/// itself, then in ComfyUI's folders (`diffusion_models` or `unet`, `vae`, `text_encoders` or `clip`, and
+/// `checkpoints`); so a diffusers checkpoint may lack a part that is a single file next to its folders. Of
+/// several files with one part, the one whose sizes fit the transformer is taken, if it is the only one. A
+/// folder of the Hugging Face hub's cache (`models--OWNER--NAME`) is replaced by its snapshot that
+/// `refs/main` names. Hidden files are left out, links are followed, and a file that cannot be read is named
+/// only if a part is missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Checkpoint {
@@ -74,8 +76,9 @@ impl Checkpoint {
     /// Finds the parts in a folder. Reads only names and headers.
     ///
     /// # Errors
-    /// [`Error::Io`] if the folder or that of a part cannot be read, [`Error::Checkpoint`] if a part is missing,
-    /// with the files found instead of it, if two files fit it, or if `model_index.json` is of another pipeline.
+    /// [`Error::Io`] if the folder or that of a part cannot be read, [`Error::Checkpoint`] if a part is
+    /// missing, with the files found instead of it, if two files fit it, or if `model_index.json` is of
+    /// another pipeline.
     pub fn find(folder: impl AsRef<Path>) -> Result<Self> {
         Self::find_with(folder.as_ref(), &Overrides::default())
     }
@@ -127,8 +130,8 @@ impl Checkpoint {
         })
     }
 
-    /// Returns the parts of FLUX.1 that a file or folder of weights holds, by the names of its tensors: one, several
-    /// for a file with a whole model, or none, as for a LoRA.
+    /// Returns the parts of FLUX.1 that a file or folder of weights holds, by the names of its tensors: one,
+    /// several for a file with a whole model, or none, as for a LoRA.
     ///
     /// # Errors
     /// Those of [`Weights::open`], and [`Error::Checkpoint`] for a file of another model.
@@ -156,13 +159,15 @@ impl Checkpoint {
     /// `config.json` of diffusers' folder, else from the tensors' shapes.
     ///
     /// # Errors
-    /// Those of opening the weights, and [`Error::Checkpoint`] if a folder of diffusers has no `config.json`, the
-    /// tensors do not give the sizes, or the transformer is of a model that does not run here (FLUX.1-Fill, Chroma).
+    /// Those of opening the weights, and [`Error::Checkpoint`] if a folder of diffusers has no
+    /// `config.json`, the tensors do not give the sizes, or the transformer is of a model that does not run
+    /// here (FLUX.1-Fill, Chroma).
     pub fn open_transformer(&self) -> Result<(Weights, DitConfig)> {
         Self::transformer_in(&self.transformer)
     }
 
-    /// Opens the transformer in a file, or in a folder of diffusers, as [`Checkpoint::open_transformer`] does.
+    /// Opens the transformer in a file, or in a folder of diffusers, as [`Checkpoint::open_transformer`]
+    /// does.
     ///
     /// # Errors
     /// Those of [`Checkpoint::open_transformer`].
@@ -213,8 +218,8 @@ fn open_transformer(path: &Path) -> Result<(Weights, DitConfig)> {
     Ok((weights, config))
 }
 
-/// Returns the configuration of a transformer in diffusers' naming. A folder must have one; next to a single file it
-/// may be that of anything, unless it names its class.
+/// Returns the configuration of a transformer in diffusers' naming. A folder must have one; next to a single
+/// file it may be that of anything, unless it names its class.
 fn config_of(transformer: &Path) -> Result<Option<PathBuf>> {
     if transformer.is_dir() {
         let config = transformer.join("config.json");

@@ -13,8 +13,8 @@ pub(super) struct OtherModel {
     pub(super) name: &'static str,
 }
 
-/// Beginnings of tensor names that only the transformer of another model has. Several are the names of BFL, of
-/// diffusers, or of both.
+/// Beginnings of tensor names that only the transformer of another model has. Several are the names of BFL,
+/// of diffusers, or of both.
 const TRANSFORMERS: [(&str, &str); 18] = [
     ("distilled_guidance_layer.", "Chroma"),
     ("double_stream_modulation_img.", "FLUX.2"),
@@ -71,8 +71,8 @@ pub(super) fn check_model(path: &Path, names: &[String]) -> Result<()> {
     }
 }
 
-/// Refuses a transformer with further input channels than the latents: FLUX.1's tools, which take a masked image or
-/// a control image in them.
+/// Refuses a transformer with further input channels than the latents: FLUX.1's tools, which take a masked
+/// image or a control image in them.
 pub(super) fn check_channels(path: &Path, config: &DitConfig) -> Result<()> {
     let DitConfig {
         in_channels,

@@ -29,7 +29,8 @@ pub(super) struct Search<'a> {
     checkpoints: OnceCell<Contents>,
 }
 
-/// Places of files, in the order of the search. The later ones are opened only if the earlier hold no such part.
+/// Places of files, in the order of the search. The later ones are opened only if the earlier hold no such
+/// part.
 #[derive(Clone, Copy)]
 enum Group {
     Root,
@@ -54,8 +55,8 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Finds a part: in its folder of diffusers' layout, in a file of the folder, or in ComfyUI's folders. Of several
-    /// files in one place, the only one that fits the transformer.
+    /// Finds a part: in its folder of diffusers' layout, in a file of the folder, or in ComfyUI's folders.
+    /// Of several files in one place, the only one that fits the transformer.
     pub(super) fn find(&self, place: &Place, fits: impl Fn(&Path) -> bool) -> Result<PathBuf> {
         let own = self.folder.join(place.folder);
         if is_part(&own) {
@@ -189,8 +190,8 @@ impl<'a> Search<'a> {
 }
 
 impl Contents {
-    /// Opens the headers of all files of weights in a folder and `levels - 1` levels below it. A folder that is not
-    /// there is empty.
+    /// Opens the headers of all files of weights in a folder and `levels - 1` levels below it. A folder that
+    /// is not there is empty.
     fn of(root: &Path, folder: &Path, levels: usize) -> Self {
         let mut contents = Self::default();
         if !folder.is_dir() {
