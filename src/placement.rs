@@ -11,6 +11,13 @@ use kontext_nn::Offload;
 use crate::frozen::Frozen;
 
 /// Placement of a model's parts over the life of a pipeline.
+///
+/// Weights that are not copied to memory are read through a map of their file: with [`Placement::Streamed`]
+/// the large ones, on a CPU with every placement the modulation's, and with [`Placement::Staged`] a part is
+/// read for each run. A file of weights must not be changed in place while the pipeline exists. If it is
+/// truncated (`cp new old`, `curl -o old`), the system ends the program with SIGBUS, which no error can
+/// report; if it is overwritten, results change without an error. To replace it, write a new file, rename
+/// that to the old name, and load the model again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 #[doc(alias = "cpu_offload")]

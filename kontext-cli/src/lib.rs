@@ -10,6 +10,7 @@ pub mod interrupt;
 pub mod judge;
 mod memory;
 pub mod notes;
+mod parts;
 mod program;
 pub mod progress;
 mod round_trip;
@@ -21,6 +22,7 @@ pub mod walker;
 pub mod walks;
 
 pub use files::{create_folder, read, write};
+pub use parts::PartArgs;
 pub use program::{complain, main, note, say};
 pub use round_trip::round_trip;
 pub use strip::strip;

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use kontext_core::CheckpointError;
 
+use super::gguf_types::unknown;
 use super::gguf_value::{AGAIN, Cursor, Value, bad};
 use super::quant::Format;
 
@@ -42,6 +43,17 @@ pub(super) struct TensorInfo {
     pub(super) shape: Vec<i64>,
     /// Byte range in the file.
     pub(super) range: Range<usize>,
+}
+
+impl Gguf {
+    /// Returns the number, from 1, and the count of the files of a split model; `None` for a whole one.
+    ///
+    /// Source: ggml-org/llama.cpp `src/llama-model-loader.cpp`, `LLM_KV_SPLIT_COUNT`.
+    pub(super) fn split(&self) -> Option<(u64, u64)> {
+        let number = |key: &str| self.metadata.get(key).and_then(Value::as_u64);
+        let count = number("split.count").filter(|count| *count > 1)?;
+        Some((number("split.no").unwrap_or_default().saturating_add(1), count))
+    }
 }
 
 /// Reads the header of a file. All ranges returned are within the file, and no byte belongs to two tensors.
@@ -204,18 +216,6 @@ impl<'a> Described<'a> {
     }
 }
 
-fn unknown(what: &str, number: u32) -> CheckpointError {
-    let known: Vec<&str> = Format::ALL
-        .iter()
-        .filter(|f| f.gguf_type().is_some())
-        .map(|f| f.name())
-        .collect();
-    let known = known.join(", ");
-    bad(format!(
-        "{what} has the type {number}, which is not known here; fetch the model in one of {known}"
-    ))
-}
-
 /// Checks that no name occurs twice and that no two tensors share a byte, so that a small file describes
 /// little data.
 fn check_apart(tensors: &[TensorInfo]) -> Result<(), CheckpointError> {
@@ -311,7 +311,7 @@ mod tests {
         let described = |kind: u32| [&b"first.bias\x01\0\0\0\x05\0\0\0\0\0\0\0"[..], &kind.to_le_bytes()].concat();
         let error = message(&described(0), &described(16));
         assert!(
-            error.contains("tensor `first.bias` has the type 16, which is not known here"),
+            error.contains("tensor `first.bias` is stored in IQ2_XXS, which is not read here"),
             "{error}"
         );
         assert!(message(&described(0), &described(2)).contains("has rows of 5, Q4_0 asks for a multiple of 32"));
