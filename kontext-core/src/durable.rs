@@ -19,7 +19,7 @@ pub fn create_folder(path: impl AsRef<Path>) -> Result<()> {
         .map(Path::to_owned)
         .collect();
     std::fs::create_dir_all(path).map_err(Error::io(path))?;
-    missing.iter().rev().try_for_each(|folder| sync_folder(above(folder)))
+    missing.iter().rev().try_for_each(sync_entry)
 }
 
 /// Returns the folder that holds a path.
@@ -37,9 +37,16 @@ pub(crate) fn sync_file(file: &File, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Waits until a folder's entries are on disk, without which a new name may be lost in a power cut. Does nothing
-/// for a folder that may be written but not read, and on systems other than Unix, whose folders cannot be opened.
-pub(crate) fn sync_folder(path: &Path) -> Result<()> {
+/// Waits until a path's entry in its folder is on disk, without which a new name may be lost in a power cut. Does
+/// nothing if the folder may be written but not read, and on Windows, whose folders cannot be opened.
+///
+/// # Errors
+/// [`Error::Io`] if the operating system fails to write.
+pub fn sync_entry(path: impl AsRef<Path>) -> Result<()> {
+    sync_folder(above(path.as_ref()))
+}
+
+fn sync_folder(path: &Path) -> Result<()> {
     if cfg!(not(unix)) {
         return Ok(());
     }

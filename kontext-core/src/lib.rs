@@ -22,7 +22,7 @@ mod tokens;
 
 pub use checkpoint_error::CheckpointError;
 pub use contain::contain;
-pub use durable::create_folder;
+pub use durable::{create_folder, sync_entry};
 pub use error::{During, Error, Result, TorchError};
 pub use json::{read_json, utf8, write_json};
 pub use lock::lock;

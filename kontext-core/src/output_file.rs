@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tempfile::NamedTempFile;
 
-use crate::durable::{above, sync_file, sync_folder};
+use crate::durable::{above, sync_entry, sync_file};
 use crate::{Error, Result, leftovers};
 
 /// A temporary file in the folder of `path`, renamed to `path` by [`OutputFile::publish`]. Dropped before
@@ -63,7 +63,7 @@ impl<'a> OutputFile<'a> {
             .persist(self.path)
             .map(drop)
             .map_err(|e| Error::io(self.path)(e.error))?;
-        sync_folder(above(self.path))
+        sync_entry(self.path)
     }
 }
 

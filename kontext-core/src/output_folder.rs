@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
-use crate::durable::{above, sync_folder, sync_tree};
+use crate::durable::{above, sync_entry, sync_tree};
 use crate::{Error, Result, leftovers};
 
 /// A temporary folder next to `path`, renamed to `path` by [`OutputFolder::publish`]. Dropped before that, it
@@ -82,7 +82,7 @@ impl<'a> OutputFolder<'a> {
         }
         std::fs::rename(self.folder.path(), self.path).map_err(Error::io(self.path))?;
         let _renamed = self.folder.keep();
-        sync_folder(above(self.path))
+        sync_entry(self.path)
     }
 }
 
