@@ -9,9 +9,10 @@ use std::sync::{Arc, LazyLock};
 
 use common::model;
 use image::{GrayImage, Luma, Rgb, RgbImage};
+use kontext::crates::kontext_formats::save;
 use kontext::ndarray::ArrayD;
 use kontext::session::{DifferenceMap, KeepUnchanged};
-use kontext::{Device, Layout, Pipeline, Request, Result, Session};
+use kontext::{Device, Layout, Pipeline, Request, Result, Session, Tensor};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -120,18 +121,7 @@ fn a_number_at_the_extremes_is_refused_or_the_next_edit_runs() {
     numbers(&whole, "", &mut all);
     assert!(all.len() > 30, "{all:?}");
     for (at, extreme) in all.iter().flat_map(|at| {
-        let extremes = [
-            "0",
-            "-1",
-            "1e5",
-            "1e12",
-            "1e308",
-            "-1e308",
-            "1e999",
-            "18446744073709551615",
-            "1e-45",
-            "4294967295",
-        ];
+        let extremes = ["-1", "0", "1e-45", "1e12", "1e308", "1e999", "18446744073709551615"];
         extremes.map(|extreme| (at, extreme))
     }) {
         let mut changed = whole.clone();
@@ -415,6 +405,26 @@ fn images_that_take_more_than_the_memory_are_refused() {
 /// A turn without a run.
 fn turn(id: usize, image: &str) -> Value {
     json!({"parent": id.checked_sub(1), "next": null, "picture": image, "changed": null, "latents": null, "edit": null})
+}
+
+#[test]
+fn latents_that_are_not_finite_are_refused_when_a_session_is_restored() {
+    let folder = copy();
+    let whole = index(folder.path());
+    for (value, shown) in [(f64::NAN, "NaN"), (f64::INFINITY, "inf"), (1e9, "1e9")] {
+        let tensor = Tensor::full([1, 16, 64], value, (kontext::Kind::Float, Device::Cpu));
+        let path = folder.path().join("wrong.safetensors");
+        save(&path, &[("latents".to_owned(), tensor)], None).unwrap();
+        for (at, name) in [("/turns/2/latents", "latents"), ("/turns/1/edit/asked/noise", "noise")] {
+            let mut changed = whole.clone();
+            *changed.pointer_mut(at).unwrap() = json!("wrong.safetensors");
+            set_index(folder.path(), &changed);
+            let error = use_it(folder.path()).unwrap();
+            let words =
+                format!("wrong.safetensors: invalid {name}: expected finite numbers from -65504 to 65504, got {shown}");
+            assert!(error.contains(&words), "{error}");
+        }
+    }
 }
 
 #[test]

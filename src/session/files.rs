@@ -58,12 +58,14 @@ impl<'a> Files<'a> {
     pub(super) fn own(self, name: &str) -> Result<PathBuf> {
         let path = self.folder.join(name);
         let mut parts = Path::new(name).components();
-        let is_name = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
+        let is_name =
+            matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) && !name.contains('\0');
         let canonical = |path: &Path| path.canonicalize().map_err(Error::io(path));
         if is_name && canonical(&path)?.parent() == Some(&canonical(self.folder)?) && path.is_file() {
             return Ok(path);
         }
-        let reason = format!("`{name:.200}` is no file of this folder; correct it");
+        let shown = format!("{:.200}", name.escape_debug().to_string());
+        let reason = format!("`{shown}` is no file of this folder; correct it");
         Err(Error::config(self.folder.join(INDEX), reason))
     }
 }
