@@ -25,7 +25,8 @@ fn image(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| Rgb([(x * 7) as u8, (y * 5) as u8, (x + y) as u8]))
 }
 
-/// A session of two edits, with a reference, noise, a mask in the first turn and a map of changes in the second.
+/// A session of two edits, with a reference, noise, a mask in the first turn and a map of changes in the
+/// second.
 fn session() -> Session {
     let mut session = PIPE.session(image(64, 64));
     session.defaults = Request::default().max_area(64 * 64).steps(1).seed(3);
@@ -121,7 +122,7 @@ fn a_number_at_the_extremes_is_refused_or_the_next_edit_runs() {
     numbers(&whole, "", &mut all);
     assert!(all.len() > 30, "{all:?}");
     for (at, extreme) in all.iter().flat_map(|at| {
-        let extremes = ["-1", "0", "1e-45", "1e12", "1e308", "1e999", "18446744073709551615"];
+        let extremes = ["-1", "0", "1e-45", "1e308", "1e999", "18446744073709551615"];
         extremes.map(|extreme| (at, extreme))
     }) {
         let mut changed = whole.clone();
@@ -341,7 +342,12 @@ fn a_name_that_leads_out_of_the_folder_is_refused() {
             *changed.pointer_mut(at).unwrap() = json!(path);
             set_index(folder.path(), &changed);
             let error = use_it(folder.path()).unwrap();
-            assert!(error.contains("session"), "{path}: {error}");
+            let words = if path.len() > 255 {
+                "cannot access"
+            } else {
+                "is no file of this folder; correct it"
+            };
+            assert!(error.contains(words), "{path:?}: {error}");
         }
     }
 }
@@ -420,9 +426,11 @@ fn latents_that_are_not_finite_are_refused_when_a_session_is_restored() {
             *changed.pointer_mut(at).unwrap() = json!("wrong.safetensors");
             set_index(folder.path(), &changed);
             let error = use_it(folder.path()).unwrap();
-            let words =
-                format!("wrong.safetensors: invalid {name}: expected finite numbers from -65504 to 65504, got {shown}");
-            assert!(error.contains(&words), "{error}");
+            let words = format!("invalid {name}: expected finite numbers from -65504 to 65504, got {shown}");
+            assert!(
+                error.contains("wrong.safetensors: ") && error.contains(&words),
+                "{error}"
+            );
         }
     }
 }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
-/// Creates a folder and its parents, and waits until the new ones are on disk. An existing folder is left as it
-/// is.
+/// Creates a folder and its parents, and waits until the new ones are on disk. An existing folder is left as
+/// it is.
 ///
 /// # Errors
 /// [`Error::Io`] if the folder cannot be created or a file has its name.
@@ -37,8 +37,8 @@ pub(crate) fn sync_file(file: &File, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Waits until a path's entry in its folder is on disk, without which a new name may be lost in a power cut. Does
-/// nothing if the folder may be written but not read, and on Windows, whose folders cannot be opened.
+/// Waits until a path's entry in its folder is on disk, without which a new name may be lost in a power cut.
+/// Does nothing if the folder may be written but not read, and on Windows, whose folders cannot be opened.
 ///
 /// # Errors
 /// [`Error::Io`] if the operating system fails to write.

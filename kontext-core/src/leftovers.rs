@@ -16,8 +16,8 @@ const SUFFIX: &str = ".tmp";
 const MACHINE: usize = 8;
 /// Random letters of a name.
 const RANDOM: usize = 6;
-/// Age from which a leftover of another machine, or of this one before it was started, is removed: some network
-/// file systems keep locks to one machine.
+/// Age from which a leftover of another machine, or of this one before it was started, is removed: some
+/// network file systems keep locks to one machine.
 const OLD: Duration = Duration::from_secs(600);
 /// Folders remembered as swept.
 const REMEMBERED: usize = 1000;
@@ -38,8 +38,8 @@ pub(crate) fn builder() -> tempfile::Builder<'static, 'static> {
     builder
 }
 
-/// Locks a new entry as long as `file` is open. Returns `false` if a program that sweeps at this moment has taken
-/// the lock first, and removes the entry: another one is to be made.
+/// Locks a new entry as long as `file` is open. Returns `false` if a program that sweeps at this moment has
+/// taken the lock first, and removes the entry: another one is to be made.
 pub(crate) fn claim(file: &File, path: &Path) -> bool {
     lock(file) != Lock::HeldByAnother && is_at(file, path)
 }
@@ -53,8 +53,8 @@ pub(crate) fn open_folder(path: &Path) -> std::io::Result<Option<File>> {
     }
 }
 
-/// Removes the leftovers of killed programs in a folder, once in the life of this process. `own` is an entry of
-/// this process: those of other users are not touched. What cannot be removed is left.
+/// Removes the leftovers of killed programs in a folder, once in the life of this process. `own` is an entry
+/// of this process: those of other users are not touched. What cannot be removed is left.
 pub(crate) fn sweep_once(folder: &Path, own: &File) {
     static SWEPT: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
     let first = {
@@ -92,7 +92,8 @@ fn sweep(folder: &Path, own: &Metadata) {
     }
 }
 
-/// Returns `true` if no program writes to an entry. A lock proves this among the programs of one running system.
+/// Returns `true` if no program writes to an entry. A lock proves this among the programs of one running
+/// system.
 fn is_dead(lock: Lock, here: bool, is_old: impl FnOnce() -> bool) -> bool {
     lock == Lock::Taken && (here || is_old())
 }

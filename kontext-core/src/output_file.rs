@@ -11,9 +11,9 @@ use crate::{Error, Result, leftovers};
 /// A temporary file in the folder of `path`, renamed to `path` by [`OutputFile::publish`]. Dropped before
 /// that, it leaves nothing.
 ///
-/// A program that is killed leaves the file, `.kontext-XXXXXXXX-XXXXXX.tmp`. It is removed when another file is
-/// written to the same folder, by any program that uses this type, if a lock proves that its writer has ended;
-/// without locks of the file system, on Windows, and if another user wrote it, it stays.
+/// A program that is killed leaves the file, `.kontext-XXXXXXXX-XXXXXX.tmp`. It is removed when another file
+/// is written to the same folder, by any program that uses this type, if a lock proves that its writer has
+/// ended; without locks of the file system, on Windows, and if another user wrote it, it stays.
 #[derive(Debug)]
 pub struct OutputFile<'a> {
     path: &'a Path,

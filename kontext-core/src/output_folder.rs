@@ -69,8 +69,8 @@ impl<'a> OutputFolder<'a> {
         self.folder.path()
     }
 
-    /// Waits until the folder's files are on disk, renames it to its final path, and waits until the name is on
-    /// disk, too.
+    /// Waits until the folder's files are on disk, renames it to its final path, and waits until the name is
+    /// on disk, too.
     ///
     /// # Errors
     /// [`Error::Io`] if the operating system refuses, or the name has been taken in the meantime.

@@ -7,8 +7,8 @@ use ndarray::ArrayD;
 use super::{ModelFacts, ReferencePlan};
 use crate::Request;
 
-/// Largest value of latents and noise, that of f16. Those of images and of noise are below 20, and in f32 the model
-/// can still square it.
+/// Largest value of latents and noise, that of f16. Those of images and of noise are below 20, and in f32 the
+/// model can still square it.
 const LARGEST_VALUE: f32 = 65_504.0;
 
 /// Checks that latents given for the first reference have its grid, and their values.

@@ -54,7 +54,8 @@ impl<'a> Files<'a> {
         }
     }
 
-    /// Returns the path of a regular file, and checks that it is in the folder itself; another could lead anywhere.
+    /// Returns the path of a regular file, and checks that it is in the folder itself; another could lead
+    /// anywhere.
     pub(super) fn own(self, name: &str) -> Result<PathBuf> {
         let path = self.folder.join(name);
         let mut parts = Path::new(name).components();

@@ -11,8 +11,8 @@ use super::{DifferenceMap, Session, Turn};
 use crate::Request;
 use crate::output::Made;
 
-/// Format version of written sessions. Version 1, without an id, is still read; a later one is refused with an
-/// explanation.
+/// Format version of written sessions. Version 1, without an id, is still read; a later one is refused with
+/// an explanation.
 pub(super) const FORMAT: u32 = 2;
 pub(super) const INDEX: &str = "session.json";
 
@@ -20,7 +20,8 @@ pub(super) const INDEX: &str = "session.json";
 #[serde(deny_unknown_fields)]
 pub(super) struct Index {
     pub(super) format: u32,
-    /// Drawn when the session began: a folder's session is only replaced by later turns of itself. `None` in format
+    /// Drawn when the session began: a folder's session is only replaced by later turns of itself. `None` in
+    /// format
     /// 1.
     pub(super) id: Option<String>,
     /// Version of the crate that wrote the session.
@@ -111,7 +112,8 @@ impl Index {
     }
 }
 
-/// Checks that saving a session into a folder loses no turn of another one, nor of another copy of the session.
+/// Checks that saving a session into a folder loses no turn of another one, nor of another copy of the
+/// session.
 pub(super) fn check_replaceable(path: &Path, session: &Session) -> Result<()> {
     let refused = |what: String| {
         let expected = "a new one, or that of this session; name another, or remove its session.json";
@@ -161,7 +163,7 @@ fn names(bytes: &[u8], id: &str) -> bool {
 }
 
 impl TurnEntry {
-    /// Returns what tells a turn from another, apart from files.
+    /// Returns the facts that distinguish a turn, apart from its files.
     fn facts(&self) -> Value {
         let edit = self.edit.as_ref().map(|edit| (&edit.asked.request, &edit.made));
         json!([self.parent, edit])

@@ -53,8 +53,8 @@ impl Default for KeepUnchanged {
 pub struct DifferenceMap {
     /// Smoothed difference, in levels from 0 to 255, above which a pixel counts as changed.
     pub threshold: f32,
-    /// Standard deviation of the Gaussian in pixels; 0 disables smoothing. Scaled, it is at most the longer side
-    /// of the image; above 32, three box filters approximate the Gaussian.
+    /// Standard deviation of the Gaussian in pixels; 0 disables smoothing. Scaled, it is at most the longer
+    /// side of the image; above 32, three box filters approximate the Gaussian.
     pub smooth: f32,
     /// Pixels around a change that may change with it.
     pub grow: f32,

@@ -83,13 +83,13 @@ impl Pipeline {
     /// Restores a session written by [`Session::save`]. With the same model, device and dtype, later turns
     /// have the same bytes as in the original session.
     ///
-    /// The folder need not be trusted: names that lead out of it, files with another content than was saved, and
-    /// numbers that a request could not have are refused.
+    /// The folder need not be trusted: names that lead out of it, files with another content than was saved,
+    /// and numbers that a request could not have are refused.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Image`] and [`Error::Checkpoint`] if a file is missing, damaged, or of a later
-    /// format, or if the latents belong to another kind of model; [`Error::Allocation`] if the images take more
-    /// than the free memory.
+    /// format, or if the latents belong to another kind of model; [`Error::Allocation`] if the images take
+    /// more than the free memory.
     pub fn restore_session(self: &Arc<Self>, folder: impl AsRef<Path>) -> Result<Session> {
         restore::restore(self, folder.as_ref())
     }
@@ -229,15 +229,15 @@ impl Session {
     /// and a safetensors file for each turn's latents, in the run's dtype.
     ///
     /// Files that are there with their content are not written again, so that another save repairs a damaged
-    /// folder, and `session.json` is written last and atomically: an interrupted save, or a power cut, leaves the
-    /// folder's previous session intact.
+    /// folder, and `session.json` is written last and atomically: an interrupted save, or a power cut, leaves
+    /// the folder's previous session intact.
     ///
-    /// A folder that holds another session, or turns of this one that were added elsewhere, is refused, because
-    /// they could not be restored any more. Remove its `session.json` first if they are not needed.
+    /// A folder that holds another session, or turns of this one that were added elsewhere, is refused,
+    /// because they could not be restored any more. Remove its `session.json` first if they are not needed.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for such a folder, and for settings that no request may have, before anything is
-    /// written; [`Error::Io`] if the folder cannot be written.
+    /// [`Error::InvalidArgument`] for such a folder, and for settings that no request may have, before
+    /// anything is written; [`Error::Io`] if the folder cannot be written.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
         save::save(self, folder.as_ref())
     }

@@ -44,8 +44,8 @@ pub(super) fn restore(pipe: &Arc<Pipeline>, folder: &Path) -> Result<Session> {
     Ok(session)
 }
 
-/// Checks that the images fit into the free memory: a small file may hold a large one, and any number of turns may
-/// name it.
+/// Checks that the images fit into the free memory: a small file may hold a large one, and any number of
+/// turns may name it.
 fn check_room(files: Files<'_>, index: &Index) -> Result<()> {
     let mut sizes: HashMap<&str, u64> = HashMap::new();
     // What is no image of the folder is reported when it is read.

@@ -51,8 +51,8 @@ pub(super) fn save(session: &Session, folder: &Path) -> Result<()> {
     write_file(&path, index.to_text(&path)?.as_bytes())
 }
 
-/// Checks what the caller has set since the last turn, so that a session that cannot be restored is refused before
-/// anything is written.
+/// Checks what the caller has set since the last turn, so that a session that cannot be restored is refused
+/// before anything is written.
 fn check_settings(session: &Session) -> Result<()> {
     if let Some(KeepUnchanged::Difference(map)) = &session.keep_unchanged {
         map.check()?;

@@ -7,8 +7,8 @@
 //! timings/KEY.json     seconds; only files under timings/ differ if a run is repeated
 //! ```
 //!
-//! Every file is an [`OutputFile`](kontext_core::OutputFile), so that a process may be killed, or the power cut, at
-//! any moment, and that several shards may work in one run folder.
+//! Every file is an [`OutputFile`](kontext_core::OutputFile), so that a process may be killed, or the power
+//! cut, at any moment, and that several shards may work in one run folder.
 
 use std::fs;
 use std::io::ErrorKind;
