@@ -1,9 +1,10 @@
 //! The geometry and the schedule of a run, before any heavy work.
 
+mod arrays;
 mod sizes;
 mod warnings;
 
-use kontext_core::{Error, Result};
+use kontext_core::{Error, Result, range};
 use kontext_dit::DitConfig;
 use kontext_sampler::geometry::{LARGEST_SIDE, TOKEN_PIXELS};
 use kontext_sampler::ids::{Origin, origins};
@@ -11,6 +12,8 @@ use kontext_sampler::{Conformance, Grid, References, Schedule, Shift, Size};
 use kontext_text::Tokenizer;
 
 use crate::{ModelDefaults, Request, Warning};
+pub(crate) use arrays::check_values;
+use arrays::{check_image_latents, check_noise};
 pub(crate) use sizes::stitched_width;
 use sizes::{input_sizes, reference_size, target_size};
 
@@ -100,7 +103,7 @@ impl ModelFacts {
 /// Largest batch size, more than any device holds.
 const LARGEST_BATCH: usize = 256;
 /// Beyond this, a guidance value only overflows.
-const LARGEST_GUIDANCE: f64 = 1000.0;
+pub(crate) const LARGEST_GUIDANCE: f64 = 1000.0;
 /// Default steps of a model without guidance, which was distilled to few.
 const FEW_STEPS: usize = 4;
 
@@ -131,6 +134,7 @@ impl Plan {
             && request.width.is_none()
             && request.height.is_none();
         check_image_latents(request, &references, facts)?;
+        check_noise(request, grid, facts)?;
         let plan = Self {
             conformance: request.conformance,
             reference_mode: request.references,
@@ -230,6 +234,26 @@ fn check_request(request: &Request) -> Result<()> {
     for prompt in optional.into_iter().flatten().chain([&request.prompt]) {
         Tokenizer::check_length(prompt)?;
     }
+    check_numbers(request)?;
+    if request.strength != 1.0 && request.images.is_empty() {
+        return Err(Error::invalid(
+            "strength",
+            "1 where there is no image to start from",
+            request.strength,
+        ));
+    }
+    match request.images.iter().find(|i| i.width() == 0 || i.height() == 0) {
+        Some(image) => Err(Error::invalid(
+            "reference image",
+            "at least one pixel",
+            format!("{}x{}", image.width(), image.height()),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Checks the numbers of a request, whatever its images and the model are.
+pub(crate) fn check_numbers(request: &Request) -> Result<()> {
     for side in [request.width, request.height].into_iter().flatten() {
         if side == 0 || side > LARGEST_SIDE {
             return Err(Error::invalid(
@@ -276,46 +300,11 @@ fn check_request(request: &Request) -> Result<()> {
             value,
         ));
     }
-    if request.strength != 1.0 && request.images.is_empty() {
-        return Err(Error::invalid(
-            "strength",
-            "1 where there is no image to start from",
-            request.strength,
-        ));
+    for lora in request.loras.iter().flatten() {
+        range::finite("scale of a LoRA", lora.scale)?;
     }
-    match request.images.iter().find(|i| i.width() == 0 || i.height() == 0) {
-        Some(image) => Err(Error::invalid(
-            "reference image",
-            "at least one pixel",
-            format!("{}x{}", image.width(), image.height()),
-        )),
-        None => Ok(()),
-    }
-}
-
-/// Checks that latents given for the first reference have its grid.
-fn check_image_latents(request: &Request, references: &[ReferencePlan], facts: &ModelFacts) -> Result<()> {
-    let Some(latents) = &request.image_latents else {
-        return Ok(());
-    };
-    let joined = request.references == References::Stitch && request.images.len() > 1;
-    let Some(first) = references.first().filter(|_| !joined) else {
-        return Err(Error::invalid(
-            "image_latents",
-            "a reference image of its own that they are of",
-            "none",
-        ));
-    };
-    let sizes = [1, first.grid.tokens(), facts.packed_channels()];
-    if latents.shape().iter().map(|&side| side as i64).eq(sizes) {
-        return Ok(());
-    }
-    let expected = format!("{sizes:?} (one image, tokens of {}, 4 * latent channels)", first.fitted);
-    Err(Error::invalid(
-        "shape of image_latents",
-        expected,
-        format!("{:?}", latents.shape()),
-    ))
+    // The target and the shift of the model change the levels, and not which are accepted.
+    levels(request, 1, 1, Shift::schnell()).map(drop)
 }
 
 /// Returns the request's guidance value, else the model's, else that of the mode.
@@ -333,10 +322,14 @@ fn schedule(request: &Request, target: Grid, facts: &ModelFacts) -> Result<Sched
         FEW_STEPS
     };
     let default = facts.defaults.steps.unwrap_or(published);
-    let (tokens, conformance) = (target.tokens(), request.conformance);
+    levels(request, default, target.tokens(), facts.shift)
+}
+
+fn levels(request: &Request, default: usize, tokens: i64, shift: Shift) -> Result<Schedule> {
+    let conformance = request.conformance;
     let schedule = match &request.sigmas {
-        Some(sigmas) => Schedule::from_sigmas(sigmas, tokens, facts.shift, conformance)?,
-        None => Schedule::new(request.steps.unwrap_or(default), tokens, facts.shift, conformance)?,
+        Some(sigmas) => Schedule::from_sigmas(sigmas, tokens, shift, conformance)?,
+        None => Schedule::new(request.steps.unwrap_or(default), tokens, shift, conformance)?,
     };
     schedule.strength(request.strength)
 }

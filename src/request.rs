@@ -49,7 +49,7 @@ pub struct Request {
     pub images: Vec<Arc<RgbImage>>,
     /// Latents of the first reference image in packed form [1, tokens, 64], such as an earlier run's
     /// [`Output::latents`](crate::Output::latents). They replace the image's own, which then only determines
-    /// the sizes. Default: the image is encoded.
+    /// the sizes. Values from -65504 to 65504. Default: the image is encoded.
     #[serde(skip)]
     pub image_latents: Option<ArrayD<f32>>,
     /// Width of the result in pixels. Default: see [`crate::Plan`].
@@ -84,7 +84,8 @@ pub struct Request {
     pub loras: Option<Vec<LoraScale>>,
     /// Conventions to follow. Default: this library's.
     pub conformance: Conformance,
-    /// The starting noise in packed form [batch, tokens, 64]; replaces the seeded one.
+    /// The starting noise in packed form [batch, tokens, 64], values from -65504 to 65504; replaces the
+    /// seeded one.
     #[serde(skip)]
     pub noise: Option<ArrayD<f32>>,
 }
@@ -126,8 +127,8 @@ impl Request {
         }
     }
 
-    /// Creates a request to edit an image as the prompt describes. Open files with [`crate::open_image`], which
-    /// handles their orientation and transparency.
+    /// Creates a request to edit an image as the prompt describes. Open files with [`crate::open_image`],
+    /// which handles their orientation and transparency.
     #[must_use]
     pub fn edit(image: impl IntoImage, prompt: impl Into<String>) -> Self {
         Self::generate(prompt).reference(image)

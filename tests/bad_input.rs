@@ -494,6 +494,48 @@ fn noise_of_another_shape_is_refused() {
 }
 
 #[test]
+fn values_that_are_not_finite_are_refused_by_the_name_of_their_input_before_anything_runs() {
+    let pipe = load(&model(Layout::Diffusers)).unwrap();
+    let refused = |request: &Request| {
+        let mut events = 0;
+        let run = pipe.run_with(request, |_| {
+            events += 1;
+            std::ops::ControlFlow::Continue(())
+        });
+        assert_eq!(events, 0);
+        sentence(&run.unwrap_err())
+    };
+    let request = || Request::edit(RgbImage::new(32, 32), "x").max_area(32 * 32).steps(1);
+    for (value, shown) in [
+        (f32::NAN, "NaN"),
+        (f32::INFINITY, "inf"),
+        (f32::NEG_INFINITY, "-inf"),
+        (1e30, "1e30"),
+        (-65_536.0, "-6.5536e4"),
+    ] {
+        let mut values = array::to_array(&Tensor::zeros([1, 4, 64], (Kind::Float, Device::Cpu))).unwrap();
+        values[[0, 1, 2]] = value;
+        for (name, request) in [
+            ("noise", request().noise(values.clone())),
+            ("image_latents", request().image_latents(values)),
+        ] {
+            let expected = "expected finite numbers from -65504 to 65504, got";
+            let words = format!("invalid {name}: {expected} {shown} at place 66 of 256");
+            assert_eq!(refused(&request), words);
+        }
+        if !value.is_finite() {
+            assert!(refused(&request().true_cfg(f64::from(value))).starts_with("invalid true_cfg: "));
+            assert!(refused(&request().guidance(f64::from(value))).starts_with("invalid guidance: "));
+            assert!(refused(&request().strength(f64::from(value))).starts_with("invalid strength: "));
+            assert!(refused(&request().sigmas([1.0, value])).starts_with("invalid sigmas: "));
+        }
+    }
+    let values = |shape: [i64; 3]| array::to_array(&Tensor::full(shape, 65_504.0, (Kind::Float, Device::Cpu))).unwrap();
+    pipe.plan(&request().noise(values([1, 4, 64])).image_latents(values([1, 4, 64])))
+        .unwrap();
+}
+
+#[test]
 fn memory_that_is_not_there_is_told_apart() {
     let error = Tensor::f_zeros([1 << 50], (Kind::Float, Device::Cpu))
         .map_err(Error::from)

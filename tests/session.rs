@@ -401,10 +401,11 @@ fn latents_are_saved_in_the_dtype_of_the_run() {
 #[test]
 fn a_folder_that_holds_no_session_is_refused_in_words() {
     let folder = tempfile::tempdir().unwrap();
+    full(&PIPE).save(folder.path()).unwrap();
+    let path = folder.path().join("session.json");
+    let saved = std::fs::read_to_string(&path).unwrap();
     let error = |change: &dyn Fn(String) -> String| {
-        full(&PIPE).save(folder.path()).unwrap();
-        let path = folder.path().join("session.json");
-        std::fs::write(&path, change(std::fs::read_to_string(&path).unwrap())).unwrap();
+        std::fs::write(&path, change(saved.clone())).unwrap();
         let error = PIPE.restore_session(folder.path()).unwrap_err();
         format!("{:#}", anyhow::Error::from(error))
     };
@@ -415,7 +416,11 @@ fn a_folder_that_holds_no_session_is_refused_in_words() {
         });
         assert!(error.contains(words), "{error}");
     };
-    refused("\"format\": 1", "\"format\": 2", "this version reads 1: update kontext");
+    refused(
+        "\"format\": 2",
+        "\"format\": 3",
+        "this version reads 1 to 2: update kontext",
+    );
     refused("\"current\": 3", "\"current\": 9", "its turns are no tree");
     refused("\"parent\": 0", "\"parent\": 7", "its turns are no tree");
     refused("\"picture\": \"", "\"picture\": \"../", "is no file of this folder");

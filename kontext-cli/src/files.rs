@@ -1,10 +1,8 @@
 //! Text files and folders, with errors that name them.
 
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
-use kontext_core::OutputFile;
 
 /// Reads a text file.
 ///
@@ -19,11 +17,7 @@ pub fn read(path: &Path) -> anyhow::Result<String> {
 /// # Errors
 /// If the file cannot be created or written.
 pub fn write(path: &Path, text: &str) -> anyhow::Result<()> {
-    let mut file = OutputFile::create(path)?;
-    file.writer()
-        .write_all(text.as_bytes())
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(file.publish()?)
+    Ok(kontext_core::write_file(path, text.as_bytes())?)
 }
 
 /// Creates a folder and its parents; an existing one is left as it is.
@@ -31,5 +25,5 @@ pub fn write(path: &Path, text: &str) -> anyhow::Result<()> {
 /// # Errors
 /// If the folder cannot be created.
 pub fn create_folder(path: &Path) -> anyhow::Result<()> {
-    std::fs::create_dir_all(path).with_context(|| format!("cannot make the folder {}", path.display()))
+    kontext_core::create_folder(path).with_context(|| format!("cannot make the folder {}", path.display()))
 }

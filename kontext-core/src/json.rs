@@ -1,11 +1,10 @@
 //! Reading and writing of configuration files.
 
-use std::io::Write;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
-use crate::{Error, OutputFile, Result};
+use crate::{Error, Result, write_file};
 
 /// Reads a JSON file that holds one object, also one that starts with a byte order mark.
 ///
@@ -41,12 +40,7 @@ pub fn utf8(bytes: &[u8]) -> std::result::Result<&str, &'static str> {
 /// # Errors
 /// [`Error::Io`] if the file cannot be written.
 pub fn write_json(path: impl AsRef<Path>, value: &serde_json::Value) -> Result<()> {
-    let path = path.as_ref();
-    let mut file = OutputFile::create(path)?;
-    file.writer()
-        .write_all(format!("{value:#}\n").as_bytes())
-        .map_err(Error::io(path))?;
-    file.publish()
+    write_file(path, format!("{value:#}\n").as_bytes())
 }
 
 #[cfg(test)]

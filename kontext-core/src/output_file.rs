@@ -1,14 +1,19 @@
 //! Atomic writing of files, which appear whole or not at all.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
 use tempfile::NamedTempFile;
 
-use crate::{Error, Result};
+use crate::durable::{above, sync_entry, sync_file};
+use crate::{Error, Result, leftovers};
 
 /// A temporary file in the folder of `path`, renamed to `path` by [`OutputFile::publish`]. Dropped before
 /// that, it leaves nothing.
+///
+/// A program that is killed leaves the file, `.kontext-XXXXXXXX-XXXXXX.tmp`. It is removed when another file
+/// is written to the same folder, by any program that uses this type, if a lock proves that its writer has
+/// ended; without locks of the file system, on Windows, and if another user wrote it, it stays.
 #[derive(Debug)]
 pub struct OutputFile<'a> {
     path: &'a Path,
@@ -21,24 +26,25 @@ impl<'a> OutputFile<'a> {
     /// # Errors
     /// [`Error::Io`] if the folder does not exist or cannot be written, or a folder has this name.
     pub fn create(path: &'a Path) -> Result<Self> {
-        let folder = path
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
+        let folder = above(path);
         if path.is_dir() {
             return Err(Error::io(path)(io::ErrorKind::IsADirectory.into()));
         }
         if !folder.exists() {
             return Err(Error::io(folder)(io::ErrorKind::NotFound.into()));
         }
-        let mut builder = tempfile::Builder::new();
+        let mut builder = leftovers::builder();
         // By default, a temporary file is private to its owner.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        Ok(Self {
-            path,
-            file: builder.tempfile_in(folder).map_err(Error::io(path))?,
-        })
+        let file = loop {
+            let file = builder.tempfile_in(folder).map_err(Error::io(path))?;
+            if leftovers::claim(file.as_file(), file.path()) {
+                break file;
+            }
+        };
+        leftovers::sweep_once(folder, file.as_file());
+        Ok(Self { path, file })
     }
 
     /// Returns the file to write to.
@@ -46,16 +52,39 @@ impl<'a> OutputFile<'a> {
         self.file.as_file_mut()
     }
 
-    /// Renames the file to its final path, replacing any existing file.
+    /// Waits until the file is on disk, renames it to its final path, replacing any existing file, and waits
+    /// until the name is on disk, too. After a power cut the path holds the old file or the new one, whole.
     ///
     /// # Errors
-    /// [`Error::Io`] if the operating system refuses.
+    /// [`Error::Io`] if the operating system refuses. A file system that cannot sync is no error.
     pub fn publish(self) -> Result<()> {
+        sync_file(self.file.as_file(), self.path)?;
         self.file
             .persist(self.path)
             .map(drop)
-            .map_err(|e| Error::io(self.path)(e.error))
+            .map_err(|e| Error::io(self.path)(e.error))?;
+        sync_entry(self.path)
     }
+}
+
+/// Writes a file as [`OutputFile`] does.
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be written.
+///
+/// # Example
+/// ```
+/// let folder = tempfile::tempdir().unwrap();
+/// let path = folder.path().join("merges.txt");
+/// kontext_core::write_file(&path, b"#version: 0.2\n")?;
+/// assert_eq!(std::fs::read(&path).unwrap(), b"#version: 0.2\n");
+/// # Ok::<(), kontext_core::Error>(())
+/// ```
+pub fn write_file(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
+    let path = path.as_ref();
+    let mut file = OutputFile::create(path)?;
+    file.writer().write_all(bytes).map_err(Error::io(path))?;
+    file.publish()
 }
 
 /// Checks, before any work, that a file can be written to `path`.
@@ -64,4 +93,23 @@ impl<'a> OutputFile<'a> {
 /// The errors of [`OutputFile::create`].
 pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
     OutputFile::create(path.as_ref()).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::durable::log;
+
+    #[test]
+    fn a_file_is_on_disk_before_its_name_is_and_both_before_publish_returns() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        log::take();
+        write_file(&path, b"a").unwrap();
+        let expected = [path.clone(), folder.path().to_owned()];
+        assert_eq!(log::take(), expected[..if cfg!(unix) { 2 } else { 1 }]);
+        // A check writes nothing.
+        check_writable(&path).unwrap();
+        assert!(log::take().is_empty());
+    }
 }

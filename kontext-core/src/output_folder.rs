@@ -5,14 +5,17 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
-use crate::{Error, Result};
+use crate::durable::{above, sync_entry, sync_tree};
+use crate::{Error, Result, leftovers};
 
 /// A temporary folder next to `path`, renamed to `path` by [`OutputFolder::publish`]. Dropped before that, it
-/// leaves nothing.
+/// leaves nothing. That of a killed program is removed as [`OutputFile`](crate::OutputFile) says.
 #[derive(Debug)]
 pub struct OutputFolder<'a> {
     path: &'a Path,
     folder: TempDir,
+    /// The opened folder, which holds its lock.
+    _lock: Option<std::fs::File>,
 }
 
 impl<'a> OutputFolder<'a> {
@@ -22,12 +25,9 @@ impl<'a> OutputFolder<'a> {
     /// [`Error::Io`] if the parent folder does not exist or cannot be written, or if a file or a folder with
     /// files in it has this name: those are never replaced.
     pub fn create(path: &'a Path) -> Result<Self> {
-        let above = path
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        if !above.exists() {
-            return Err(Error::io(above)(io::ErrorKind::NotFound.into()));
+        let parent = above(path);
+        if !parent.exists() {
+            return Err(Error::io(parent)(io::ErrorKind::NotFound.into()));
         }
         if path.exists() && path.read_dir().map_err(Error::io(path))?.next().is_some() {
             let source = io::Error::new(
@@ -39,13 +39,27 @@ impl<'a> OutputFolder<'a> {
                 source,
             });
         }
-        let mut builder = tempfile::Builder::new();
+        let mut builder = leftovers::builder();
         // By default, a temporary folder is private to its owner.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+        let (folder, lock) = loop {
+            let folder = builder.tempdir_in(parent).map_err(Error::io(path))?;
+            let opened = leftovers::open_folder(folder.path()).map_err(Error::io(path))?;
+            if opened
+                .as_ref()
+                .is_none_or(|opened| leftovers::claim(opened, folder.path()))
+            {
+                break (folder, opened);
+            }
+        };
+        if let Some(lock) = &lock {
+            leftovers::sweep_once(parent, lock);
+        }
         Ok(Self {
             path,
-            folder: builder.tempdir_in(above).map_err(Error::io(path))?,
+            folder,
+            _lock: lock,
         })
     }
 
@@ -55,18 +69,20 @@ impl<'a> OutputFolder<'a> {
         self.folder.path()
     }
 
-    /// Renames the folder to its final path.
+    /// Waits until the folder's files are on disk, renames it to its final path, and waits until the name is
+    /// on disk, too.
     ///
     /// # Errors
     /// [`Error::Io`] if the operating system refuses, or the name has been taken in the meantime.
     pub fn publish(self) -> Result<()> {
+        sync_tree(self.folder.path())?;
         if self.path.exists() {
             // Removes only an empty folder.
             std::fs::remove_dir(self.path).map_err(Error::io(self.path))?;
         }
         std::fs::rename(self.folder.path(), self.path).map_err(Error::io(self.path))?;
         let _renamed = self.folder.keep();
-        Ok(())
+        sync_entry(self.path)
     }
 }
 
@@ -102,6 +118,22 @@ mod tests {
             (fs::read_to_string(path.join("a")).unwrap().as_str(), count()),
             ("kept", 1)
         );
+    }
+
+    #[test]
+    fn a_folder_is_on_disk_whole_before_its_name_is() {
+        let all = tempfile::tempdir().unwrap();
+        let path = all.path().join("model");
+        let folder = OutputFolder::create(&path).unwrap();
+        fs::create_dir(folder.path().join("part")).unwrap();
+        fs::write(folder.path().join("part/a"), "a").unwrap();
+        let inside = folder.path().to_owned();
+        crate::durable::log::take();
+        folder.publish().unwrap();
+        let synced = crate::durable::log::take();
+        let file = inside.join("part/a");
+        let expected = [file.clone(), inside.join("part"), inside, all.path().to_owned()];
+        assert_eq!(synced, if cfg!(unix) { expected.to_vec() } else { vec![file] });
     }
 
     #[test]

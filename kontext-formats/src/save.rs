@@ -1,13 +1,12 @@
 //! Writer of safetensors files.
 
 use std::collections::HashMap;
-use std::io::Write;
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView};
 use tch::{Device, Kind, Tensor};
 
-use kontext_core::{CheckpointError, Error, OutputFile, Result};
+use kontext_core::{CheckpointError, Error, Result, write_file};
 
 /// Writes tensors to a safetensors file, in their dtypes. The file appears whole or not at all.
 ///
@@ -17,9 +16,7 @@ use kontext_core::{CheckpointError, Error, OutputFile, Result};
 pub fn save(path: impl AsRef<Path>, tensors: &[(String, Tensor)], text: Option<HashMap<String, String>>) -> Result<()> {
     let path = path.as_ref();
     let bytes = to_bytes(path, tensors, text)?;
-    let mut file = OutputFile::create(path)?;
-    file.writer().write_all(&bytes).map_err(Error::io(path))?;
-    file.publish()
+    write_file(path, &bytes)
 }
 
 /// Serialises tensors to the bytes of a safetensors file; `path` is named in errors.

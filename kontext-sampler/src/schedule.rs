@@ -20,6 +20,21 @@ pub const TIME_FACTOR: f32 = 1000.0;
 /// Upper limit on the number of steps; more is taken for a typing error.
 const MOST_STEPS: usize = 1000;
 
+/// Returns the first thing wrong with custom sigmas.
+fn wrong_sigmas(sigmas: &[f32]) -> Option<String> {
+    let count = sigmas.len();
+    if !(1..=MOST_STEPS).contains(&count) {
+        return Some(format!("{count} values"));
+    }
+    let within = |sigma: f32| sigma > 0.0 && sigma <= 1.0;
+    if let Some(place) = sigmas.iter().position(|&sigma| !within(sigma)) {
+        return Some(format!("{:?} at place {place} of {count}", sigmas[place]));
+    }
+    let place = 1 + sigmas.windows(2).position(|pair| pair[0] <= pair[1])?;
+    let (before, sigma) = (sigmas[place - 1], sigmas[place]);
+    Some(format!("{sigma} after {before}, at place {place} of {count}"))
+}
+
 /// Noise levels of a run: from noise (1) down to the image (0).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
@@ -53,14 +68,9 @@ impl Schedule {
     /// # Errors
     /// [`Error::InvalidArgument`] unless there are 1 to 1000 values, strictly decreasing within (0, 1].
     pub fn from_sigmas(sigmas: &[f32], target_tokens: i64, shift: Shift, conformance: Conformance) -> Result<Self> {
-        let falls = sigmas.windows(2).all(|pair| pair[0] > pair[1]);
-        let within = sigmas.iter().all(|s| *s > 0.0 && *s <= 1.0);
-        if sigmas.is_empty() || !falls || !within || sigmas.len() > MOST_STEPS {
-            return Err(Error::invalid(
-                "sigmas",
-                "1 to 1000 strictly falling values in (0, 1]",
-                format!("{sigmas:?}"),
-            ));
+        if let Some(got) = wrong_sigmas(sigmas) {
+            let expected = format!("1 to {MOST_STEPS} strictly falling values in (0, 1]");
+            return Err(Error::invalid("sigmas", expected, got));
         }
         let mut sigmas = sigmas.to_vec();
         if conformance == Conformance::Diffusers {

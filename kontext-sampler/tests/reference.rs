@@ -132,3 +132,23 @@ fn half_the_strength_keeps_half_the_steps() {
     );
     assert!(schedule.strength(0.0).is_err());
 }
+
+#[test]
+fn what_is_wrong_with_sigmas_is_said_in_a_line() {
+    let got = |sigmas: &[f32]| {
+        let error = Schedule::from_sigmas(sigmas, 256, Shift::dev(), Conformance::Native).unwrap_err();
+        let error = error.to_string();
+        let words = "invalid sigmas: expected 1 to 1000 strictly falling values in (0, 1], got ";
+        error
+            .strip_prefix(words)
+            .unwrap_or_else(|| panic!("{error}"))
+            .to_owned()
+    };
+    assert_eq!(got(&vec![0.5; 1001]), "1001 values");
+    assert_eq!(got(&[]), "0 values");
+    assert_eq!(got(&[1.0, 0.5, 0.5, 0.1]), "0.5 after 0.5, at place 2 of 4");
+    assert_eq!(got(&[1.0, f32::NAN]), "NaN at place 1 of 2");
+    assert_eq!(got(&[f32::INFINITY]), "inf at place 0 of 1");
+    assert_eq!(got(&[1.0, 0.0]), "0.0 at place 1 of 2");
+    assert_eq!(got(&[1e38]), "1e38 at place 0 of 1");
+}

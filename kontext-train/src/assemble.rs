@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use kontext::{Checkpoint, ModelDefaults, save_part};
-use kontext_core::{Error, Kind, Result, Tensor};
+use kontext_core::{Error, Kind, OutputFile, Result, Tensor, create_folder};
 use kontext_nn::Weights;
 
 use crate::base::Base;
@@ -46,17 +46,23 @@ pub fn assemble(base: &Path, trained: &Path, out: &Path, kind: Kind) -> Result<(
 
 /// Copies a folder recursively.
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    std::fs::create_dir_all(to).map_err(Error::io(to))?;
+    create_folder(to)?;
     for entry in std::fs::read_dir(from).map_err(Error::io(from))? {
         let entry = entry.map_err(Error::io(from))?;
         let target = to.join(entry.file_name());
         if entry.path().is_dir() {
             copy(&entry.path(), &target)?;
         } else {
-            std::fs::copy(entry.path(), &target)
-                .map(drop)
-                .map_err(Error::io(&target))?;
+            copy_file(&entry.path(), &target)?;
         }
     }
     Ok(())
+}
+
+/// Copies a file, which appears whole or not at all.
+fn copy_file(from: &Path, to: &Path) -> Result<()> {
+    let mut source = std::fs::File::open(from).map_err(Error::io(from))?;
+    let mut copy = OutputFile::create(to)?;
+    std::io::copy(&mut source, copy.writer()).map_err(Error::io(to))?;
+    copy.publish()
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use kontext_core::{Error, Result, write_json};
+use kontext_core::{Result, write_file, write_json};
 use serde_json::{Value, json};
 
 use super::save_part::make_folder;
@@ -43,8 +43,7 @@ fn write_clip(folder: &Path) -> Result<()> {
     vocab.insert("<|startoftext|>".to_owned(), special);
     vocab.insert("<|endoftext|>".to_owned(), special + 1);
     write_json(folder.join("vocab.json"), &json!(vocab))?;
-    let merges = folder.join("merges.txt");
-    std::fs::write(&merges, "#version: 0.2\n").map_err(Error::io(&merges))
+    write_file(folder.join("merges.txt"), b"#version: 0.2\n")
 }
 
 /// Returns a unigram tokenizer over letters, with T5's special tokens.

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use kontext_core::{Error, Result, Tensor, write_json};
+use kontext_core::{Result, Tensor, create_folder, write_json};
 use kontext_dit::DitConfig;
 use kontext_formats::save;
 use kontext_sampler::Shift;
@@ -89,7 +89,7 @@ fn part(folder: &Path, name: &str, file: &str, tensors: &[(String, Tensor)], con
 
 /// Creates a folder and its parents.
 pub(crate) fn make_folder(folder: &Path) -> Result<PathBuf> {
-    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    create_folder(folder)?;
     Ok(folder.to_owned())
 }
 

@@ -1,7 +1,8 @@
 //! Restoring the original pixels that a turn did not change.
 
 use image::{GrayImage, ImageBuffer, Luma, RgbImage, imageops};
-use kontext_core::{Device, Error, Kind, Result, Tensor};
+use kontext_core::{Device, Error, Kind, Result, Tensor, range};
+use kontext_sampler::geometry::LARGEST_SIDE;
 use kontext_sampler::{Grid, Size, pack, unpack};
 use serde::{Deserialize, Serialize};
 
@@ -33,7 +34,7 @@ impl Default for KeepUnchanged {
 /// 4. Pixels nearer than `grow` to a changed one change with it; from there on the map falls to zero over
 ///    `feather` pixels.
 ///
-/// Lengths are in pixels at the model's image size, and scale with the returned image.
+/// Lengths are in pixels at the model's image size, from 0 to 8192, and scale with the returned image.
 ///
 /// # Example
 /// ```
@@ -50,9 +51,10 @@ impl Default for KeepUnchanged {
 #[serde(deny_unknown_fields)]
 #[allow(clippy::exhaustive_structs)] // Plain data, to be written out whole.
 pub struct DifferenceMap {
-    /// Smoothed difference, in levels of 255, above which a pixel counts as changed.
+    /// Smoothed difference, in levels from 0 to 255, above which a pixel counts as changed.
     pub threshold: f32,
-    /// Standard deviation of the Gaussian in pixels; 0 disables smoothing.
+    /// Standard deviation of the Gaussian in pixels; 0 disables smoothing. Scaled, it is at most the longer
+    /// side of the image; above 32, three box filters approximate the Gaussian.
     pub smooth: f32,
     /// Pixels around a change that may change with it.
     pub grow: f32,
@@ -77,12 +79,13 @@ impl Default for DifferenceMap {
 
 impl DifferenceMap {
     /// Computes the change of each pixel from `source` to `result`, from 0 to 255, with lengths times
-    /// `scale`.
+    /// `scale`, from 0 to 65536.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for images of different sizes, or settings that are negative or not finite.
+    /// [`Error::InvalidArgument`] for images of different sizes, or numbers out of range.
     pub fn map(&self, source: &RgbImage, result: &RgbImage, scale: f64) -> Result<GrayImage> {
         self.check()?;
+        range::within("scale of a difference map", scale, 0.0..=LARGEST_SCALE)?;
         let (width, height) = result.dimensions();
         if source.dimensions() != result.dimensions() {
             let got = format!("{}x{} and {width}x{height}", source.width(), source.height());
@@ -93,11 +96,9 @@ impl DifferenceMap {
             let most = a.iter().zip(b).map(|(a, b)| a.abs_diff(b)).max().unwrap_or_default();
             Luma([f32::from(most) / LEVELS])
         };
-        let mut difference: ImageBuffer<Luma<f32>, Vec<f32>> = ImageBuffer::from_fn(width, height, share);
-        let smooth = self.smooth * scale as f32;
-        if smooth > 0.0 {
-            difference = imageops::blur(&difference, smooth);
-        }
+        let difference = ImageBuffer::from_fn(width, height, share);
+        let longest = width.max(height) as f32;
+        let difference = smoothed(difference, (self.smooth * scale as f32).min(longest));
         let changed: Vec<bool> = difference
             .into_raw()
             .iter()
@@ -121,24 +122,34 @@ impl DifferenceMap {
         GrayImage::from_raw(width, height, levels).ok_or_else(missing)
     }
 
-    fn check(&self) -> Result<()> {
-        let settings = [
-            ("threshold", self.threshold),
-            ("smooth", self.smooth),
-            ("grow", self.grow),
-            ("feather", self.feather),
-        ];
-        match settings
-            .into_iter()
-            .find(|(_, value)| !value.is_finite() || *value < 0.0)
-        {
-            Some((name, value)) => Err(Error::invalid(name, "a number of at least 0", value)),
-            None => Ok(()),
+    pub(crate) fn check(&self) -> Result<()> {
+        range::within("threshold", self.threshold, 0.0..=LEVELS)?;
+        for (name, length) in [("smooth", self.smooth), ("grow", self.grow), ("feather", self.feather)] {
+            range::within(name, length, 0.0..=LARGEST_SIDE as f32)?;
         }
+        Ok(())
     }
 }
 
 const LEVELS: f32 = 255.0;
+/// Largest scale of a map: more than from the model's smallest image to the largest one that can be opened.
+const LARGEST_SCALE: f64 = 65_536.0;
+/// Deviation above which box filters approximate a Gaussian; the time of theirs does not grow with it.
+const WIDE: f32 = 32.0;
+
+/// Smooths by a Gaussian of this standard deviation in pixels.
+fn smoothed(difference: Difference, deviation: f32) -> Difference {
+    if deviation > WIDE {
+        imageops::fast_blur(&difference, deviation)
+    } else if deviation >= f32::MIN_POSITIVE {
+        imageops::blur(&difference, deviation)
+    } else {
+        difference
+    }
+}
+
+/// Differences of pixels from 0 to 1.
+type Difference = ImageBuffer<Luma<f32>, Vec<f32>>;
 
 impl KeepUnchanged {
     /// Checks that it can be used for this image.
@@ -296,7 +307,7 @@ mod tests {
         let error = map.map(&plain(2, 0), &plain(2, 0), 1.0).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "invalid grow: expected a number of at least 0, got -1"
+            "invalid grow: expected a number from 0 to 8192, got -1"
         );
         let error = DifferenceMap::default()
             .map(&plain(2, 0), &plain(3, 0), 1.0)
@@ -305,5 +316,57 @@ mod tests {
             error.to_string().contains("two of one size, got 2x4 and 3x4"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn smoothing_of_any_width_ends_soon_and_beyond_the_image_is_as_the_image() {
+        let source = RgbImage::new(600, 400);
+        let mut result = source.clone();
+        for x in 0..60 {
+            result.put_pixel(x, 200, Rgb([255; 3]));
+        }
+        let map = |smooth, scale| {
+            let map = DifferenceMap {
+                smooth,
+                threshold: 0.01,
+                ..DifferenceMap::default()
+            };
+            map.map(&source, &result, scale)
+        };
+        let begin = std::time::Instant::now();
+        assert_eq!(map(8192.0, 65_536.0).unwrap(), map(600.0, 1.0).unwrap());
+        // Too narrow for a Gaussian: nothing is smoothed.
+        assert_eq!(map(1e-45, 1.0).unwrap(), map(0.0, 1.0).unwrap());
+        map(1e-20, 1e-20).unwrap();
+        assert!(begin.elapsed().as_secs() < 20, "{:?}", begin.elapsed());
+        for wrong in [1e4, 1e7, 1e12, 3e38, f32::INFINITY, f32::NAN, -1.0] {
+            let error = map(wrong, 1.0).unwrap_err().to_string();
+            assert!(
+                error.starts_with("invalid smooth: expected a number from 0 to 8192, got "),
+                "{error}"
+            );
+        }
+        for wrong in [1e30, f64::NAN, f64::INFINITY, -1.0] {
+            assert!(
+                map(1.0, wrong)
+                    .unwrap_err()
+                    .to_string()
+                    .contains("scale of a difference map")
+            );
+        }
+    }
+
+    #[test]
+    fn a_wide_gaussian_is_nearly_the_same_by_boxes() {
+        let spot = Difference::from_fn(400, 300, |x, y| {
+            Luma([if (150..250).contains(&x) && y > 99 { 1.0 } else { 0.0 }])
+        });
+        let (exact, boxes) = (imageops::blur(&spot, 40.0), smoothed(spot, 40.0));
+        let most = exact
+            .iter()
+            .zip(boxes.iter())
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max);
+        assert!(most < 0.03, "{most}");
     }
 }

@@ -1,9 +1,12 @@
 //! Editing in turns: each turn edits the result of the last.
 
 mod distance;
-mod folder;
+mod files;
 mod history;
+mod index;
 mod keep;
+mod restore;
+mod save;
 mod turn;
 
 use std::ops::ControlFlow;
@@ -63,6 +66,8 @@ pub struct Session {
     pub reencode: bool,
     /// Request of [`Session::edit`], without its prompts. Default: [`Request::default`].
     pub defaults: Request,
+    /// Names the session in folders that it is saved to.
+    id: String,
     pipe: Arc<Pipeline>,
     history: History,
     kept: Kept,
@@ -78,11 +83,15 @@ impl Pipeline {
     /// Restores a session written by [`Session::save`]. With the same model, device and dtype, later turns
     /// have the same bytes as in the original session.
     ///
+    /// The folder need not be trusted: names that lead out of it, files with another content than was saved,
+    /// and numbers that a request could not have are refused.
+    ///
     /// # Errors
     /// [`Error::Io`], [`Error::Image`] and [`Error::Checkpoint`] if a file is missing, damaged, or of a later
-    /// format, or if the latents belong to another kind of model.
+    /// format, or if the latents belong to another kind of model; [`Error::Allocation`] if the images take
+    /// more than the free memory.
     pub fn restore_session(self: &Arc<Self>, folder: impl AsRef<Path>) -> Result<Session> {
-        folder::restore(self, folder.as_ref())
+        restore::restore(self, folder.as_ref())
     }
 }
 
@@ -93,6 +102,7 @@ impl Session {
             keep_unchanged,
             reencode: false,
             defaults,
+            id: format!("{:032x}", rand::random::<u128>()),
             pipe,
             history,
             kept,
@@ -218,14 +228,18 @@ impl Session {
     /// Writes the session into a folder, which is created if necessary: `session.json`, a PNG for each image
     /// and a safetensors file for each turn's latents, in the run's dtype.
     ///
-    /// Existing files are not written again, and `session.json` is written last and atomically: an
-    /// interrupted save leaves the folder's previous session intact. Files of another session in the folder
-    /// are kept.
+    /// Files that are there with their content are not written again, so that another save repairs a damaged
+    /// folder, and `session.json` is written last and atomically: an interrupted save, or a power cut, leaves
+    /// the folder's previous session intact.
+    ///
+    /// A folder that holds another session, or turns of this one that were added elsewhere, is refused,
+    /// because they could not be restored any more. Remove its `session.json` first if they are not needed.
     ///
     /// # Errors
-    /// [`Error::Io`] if the folder cannot be written.
+    /// [`Error::InvalidArgument`] for such a folder, and for settings that no request may have, before
+    /// anything is written; [`Error::Io`] if the folder cannot be written.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
-        folder::save(self, folder.as_ref())
+        save::save(self, folder.as_ref())
     }
 
     /// Checks the request before any work.

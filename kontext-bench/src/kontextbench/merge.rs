@@ -80,7 +80,7 @@ pub fn merge(bench: &Bench, shards: &[PathBuf], out: impl AsRef<Path>) -> Result
     if out.exists() && fs::read_dir(out).map_err(Error::io(out))?.next().is_some() {
         return Err(Error::invalid("output folder", "a new or empty folder", out.display()));
     }
-    let (folder, writer) = RunFolder::create(out, &info, "merge")?;
+    let (folder, writer) = RunFolder::create(out, &info)?;
     let mut records = Vec::with_capacity(bench.pairs.len());
     for pair in &bench.pairs {
         let Some(from) = places.get(pair.key.as_str()).and_then(|places| places.first()) else {

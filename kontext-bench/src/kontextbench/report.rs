@@ -34,7 +34,6 @@ pub(super) fn write(bench: &Bench, folder: &RunFolder, writer: &Writer, records:
         writer.bytes("timings/latency.md", latency.to_string().as_bytes())?;
     }
     writer.bytes("report.md", text(bench, &folder.info()?, records).as_bytes())?;
-    folder.sweep()?;
     Ok(folder.path().join("report.md"))
 }
 

@@ -7,8 +7,8 @@
 //! timings/KEY.json     seconds; only files under timings/ differ if a run is repeated
 //! ```
 //!
-//! Every file is written under another name in `.partial-i-of-n/` and then renamed, so that a process may be
-//! killed at any moment. Each shard has its own such folder, because several may work in one run folder.
+//! Every file is an [`OutputFile`](kontext_core::OutputFile), so that a process may be killed, or the power
+//! cut, at any moment, and that several shards may work in one run folder.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -16,18 +16,12 @@ use std::path::{Path, PathBuf};
 
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder, RgbImage};
-use kontext_core::{Error, Result, read_json};
+use kontext_core::{Error, Result, create_folder, read_json, write_file};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 use super::{Pair, Record, RunInfo, Timing};
-
-/// Prefix of folders with incomplete files.
-const PARTIAL: &str = ".partial-";
-/// Retry limit of a write. Each shard deletes such folders once, when it ends, and rarely do many end at one
-/// moment.
-const ATTEMPTS: usize = 100;
 
 /// A folder with results of one run.
 #[derive(Debug, Clone)]
@@ -50,7 +44,7 @@ impl RunFolder {
     }
 
     /// Opens a folder for writing: created if missing, refused if it holds a different run.
-    pub(super) fn create(path: &Path, info: &RunInfo, name: &str) -> Result<(Self, Writer)> {
+    pub(super) fn create(path: &Path, info: &RunInfo) -> Result<(Self, Writer)> {
         let folder = Self { path: path.to_owned() };
         if folder.file("run.json").is_file()
             && let Some(difference) = folder.info()?.difference(info)
@@ -63,13 +57,9 @@ impl RunFolder {
             ));
         }
         for name in ["pictures", "records", "timings"] {
-            let path = folder.file(name);
-            fs::create_dir_all(&path).map_err(Error::io(path))?;
+            create_folder(folder.file(name))?;
         }
-        let writer = Writer {
-            folder: folder.clone(),
-            partial: folder.file(&format!("{PARTIAL}{name}")),
-        };
+        let writer = Writer { folder: folder.clone() };
         writer.json("run.json", info)?;
         Ok((folder, writer))
     }
@@ -125,18 +115,6 @@ impl RunFolder {
         Ok(stems)
     }
 
-    /// Removes the leftovers of killed processes, of any shard. A shard still at work recreates its own
-    /// folder and removes it at its end.
-    pub(super) fn sweep(&self) -> Result<()> {
-        for entry in fs::read_dir(&self.path).map_err(Error::io(&self.path))? {
-            let entry = entry.map_err(Error::io(&self.path))?;
-            if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
-                let _ = fs::remove_dir_all(entry.path());
-            }
-        }
-        Ok(())
-    }
-
     fn json<T: DeserializeOwned>(&self, folder: &str, pair: &Pair) -> Option<T> {
         let path = self.file(folder).join(pair.file_stem()).with_extension("json");
         serde_json::from_slice(&fs::read(path).ok()?).ok()
@@ -147,11 +125,10 @@ impl RunFolder {
     }
 }
 
-/// Atomic file writer: files appear complete or not at all.
+/// Writer of the folder's files.
 #[derive(Debug)]
 pub(super) struct Writer {
     folder: RunFolder,
-    partial: PathBuf,
 }
 
 impl Writer {
@@ -171,31 +148,7 @@ impl Writer {
     }
 
     pub(super) fn bytes(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let path = self.folder.file(name);
-        let mut left = ATTEMPTS;
-        loop {
-            left -= 1;
-            match self.publish(&path, bytes) {
-                Err(error) if error.kind() == ErrorKind::NotFound && left > 0 => {}
-                result => return result.map_err(Error::io(path)),
-            }
-        }
-    }
-
-    fn publish(&self, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-        let partial = self.partial.join("file");
-        // Another shard that finds the bench complete may have removed this folder as the leftover of a
-        // killed process.
-        fs::create_dir_all(&self.partial)?;
-        fs::write(&partial, bytes)?;
-        fs::rename(&partial, path)
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        // The folder holds nothing needed; the next run would remove it.
-        let _ = fs::remove_dir_all(&self.partial);
+        write_file(self.folder.file(name), bytes)
     }
 }
 

@@ -120,7 +120,7 @@ impl<'a> Runner<'a> {
     ) -> Result<RunSummary> {
         let bench = self.bench;
         let info = complete(self.info.clone(), bench, &self.metrics);
-        let (folder, writer) = RunFolder::create(out.as_ref(), &info, &self.shard.file_name())?;
+        let (folder, writer) = RunFolder::create(out.as_ref(), &info)?;
         let pairs = bench
             .pairs
             .iter()

@@ -24,11 +24,6 @@ impl Shard {
     pub fn has(&self, index: usize) -> bool {
         index % self.count == self.index
     }
-
-    /// Returns the shard's name for files.
-    pub(super) fn file_name(&self) -> String {
-        format!("{}-of-{}", self.index, self.count)
-    }
 }
 
 impl Default for Shard {

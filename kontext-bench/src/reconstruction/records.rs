@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-use kontext_core::{Error, Result};
+use kontext_core::{Error, Result, sync_entry};
 
 use super::Measurement;
 
@@ -32,6 +32,7 @@ impl Records {
             .create(true)
             .open(path)
             .map_err(io())?;
+        sync_entry(path)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(io())?;
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);

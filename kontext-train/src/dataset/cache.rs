@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use kontext_core::{Error, Result, Tensor};
+use kontext_core::{Error, Result, Tensor, create_folder};
 use kontext_nn::Weights;
 
 /// A folder of numbered, memory-mapped safetensors files.
@@ -17,7 +17,7 @@ pub(crate) struct Cache {
 impl Cache {
     /// Opens the folder; creates it if missing.
     pub(crate) fn open(folder: &Path) -> Result<Self> {
-        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        create_folder(folder)?;
         let mut cache = Self {
             folder: folder.to_owned(),
             shards: Vec::new(),

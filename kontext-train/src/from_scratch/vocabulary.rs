@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
-use kontext_core::{Error, Result, write_json};
+use kontext_core::{Error, Result, create_folder, write_json};
 use serde_json::json;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::tokenizer::Trainer;
@@ -73,7 +73,7 @@ fn write_clip(folder: &Path, words: &BTreeSet<String>, length: usize) -> Result<
         .map_err(|e| failed(&e))?;
     let mut model = BPE::default();
     trainer.train(&mut model).map_err(|e| failed(&e))?;
-    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    create_folder(folder)?;
     tokenizers::Model::save(&model, folder, None).map_err(|e| failed(&e))?;
     let mut vocab: HashMap<String, u32> = model.get_vocab().into_iter().collect();
     let count = vocab.len() as u32;
@@ -125,7 +125,7 @@ fn write_t5(folder: &Path, words: &BTreeSet<String>, length: usize) -> Result<i6
         "decoder": space,
         "model": { "type": "Unigram", "unk_id": 2, "vocab": vocab, "byte_fallback": false },
     });
-    std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    create_folder(folder)?;
     write_json(folder.join("tokenizer.json"), &tokenizer)?;
     write_json(
         folder.join("tokenizer_config.json"),

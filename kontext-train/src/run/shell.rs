@@ -9,7 +9,7 @@ use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use kontext_core::{Error, Result};
+use kontext_core::{Error, Result, create_folder};
 
 use super::{Intervals, Snapshot};
 use crate::optim::Learner;
@@ -63,7 +63,7 @@ pub(crate) struct Shell {
 impl Shell {
     /// Creates the run's folder. `state` is the name of the snapshot in it.
     pub(crate) fn open(folder: &Path, state: &str, total: u64, every: Intervals) -> Result<Self> {
-        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        create_folder(folder)?;
         Ok(Self {
             folder: folder.to_owned(),
             state: Some(folder.join(state)),

@@ -1,0 +1,186 @@
+//! Restoring a session from a folder, whose content anyone may have changed.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use image::{GrayImage, ImageReader, RgbImage, imageops};
+use kontext_core::{Device, Error, Result, array, images, range};
+use kontext_device::memory;
+use kontext_nn::Weights;
+use ndarray::ArrayD;
+
+use super::files::{Files, read_bounded};
+use super::history::History;
+use super::index::{EditEntry, INDEX, Index, KeepEntry, RequestEntry, TurnEntry};
+use super::save::{TENSOR, check_request};
+use super::{KeepUnchanged, Session, Turn};
+use crate::output::Made;
+use crate::plan::{LARGEST_GUIDANCE, check_values};
+use crate::{Pipeline, Request};
+
+pub(super) fn restore(pipe: &Arc<Pipeline>, folder: &Path) -> Result<Session> {
+    let path = folder.join(INDEX);
+    let files = Files { folder };
+    let index = Index::parse(&path, &read_bounded(&files.own(INDEX)?)?)?;
+    let from = Reader { files, index: &path };
+    check_room(files, &index)?;
+    let next = index.turns.iter().map(|turn| turn.next).collect();
+    let turns = index
+        .turns
+        .into_iter()
+        .enumerate()
+        .map(|(id, turn)| from.turn(pipe, id, turn))
+        .collect::<Result<Vec<_>>>()?;
+    let no_history = || Error::config(&path, "its turns are no tree; restore it from a copy");
+    let mut session = Session::new(
+        Arc::clone(pipe),
+        History::of(turns, next, index.current).ok_or_else(no_history)?,
+    );
+    session.id = index.id.unwrap_or(session.id);
+    session.reencode = index.reencode;
+    session.defaults = from.request(index.defaults)?;
+    session.keep_unchanged = index.keep_unchanged.map(|keep| from.keep(keep)).transpose()?;
+    Ok(session)
+}
+
+/// Checks that the images fit into the free memory: a small file may hold a large one, and any number of
+/// turns may name it.
+fn check_room(files: Files<'_>, index: &Index) -> Result<()> {
+    let mut sizes: HashMap<&str, u64> = HashMap::new();
+    // What is no image of the folder is reported when it is read.
+    let mut pixels = |name| {
+        *sizes.entry(name).or_insert_with(|| {
+            let reader = files.own(name).ok().and_then(|path| ImageReader::open(path).ok());
+            let sides = reader.and_then(|reader| reader.with_guessed_format().ok()?.into_dimensions().ok());
+            sides.map_or(0, |(width, height)| u64::from(width) * u64::from(height))
+        })
+    };
+    let asked = index.turns.iter().filter_map(|turn| Some(&turn.edit.as_ref()?.asked));
+    let references = asked.chain([&index.defaults]).flat_map(|request| &request.references);
+    let images = index.turns.iter().map(|turn| &turn.image).chain(references);
+    let mut bytes: u64 = images.map(|name| 3 * pixels(name)).sum();
+    bytes += index
+        .turns
+        .iter()
+        .filter_map(|turn| turn.changed.as_ref())
+        .map(|name| pixels(name))
+        .sum::<u64>();
+    if bytes <= memory::free(Device::Cpu).unwrap_or(u64::MAX) {
+        return Ok(());
+    }
+    Err(Error::Allocation {
+        purpose: "the images of the session",
+        mb: u128::from(bytes.div_ceil(1_000_000)),
+    })
+}
+
+/// Reads the files of a folder.
+struct Reader<'a> {
+    files: Files<'a>,
+    index: &'a Path,
+}
+
+impl Reader<'_> {
+    fn keep(&self, entry: KeepEntry) -> Result<KeepUnchanged> {
+        Ok(match entry {
+            KeepEntry::Difference(map) => {
+                map.check().map_err(Error::in_config(self.index))?;
+                KeepUnchanged::Difference(map)
+            }
+            KeepEntry::Mask(file) => KeepUnchanged::Mask(self.grey(&file)?),
+        })
+    }
+
+    fn turn(&self, pipe: &Pipeline, id: usize, entry: TurnEntry) -> Result<Turn> {
+        let TurnEntry {
+            parent,
+            image,
+            changed,
+            latents,
+            edit,
+            ..
+        } = entry;
+        let wrong = |what: String| Error::config(self.index, format!("turn {id} {what}; restore it from a copy"));
+        let image = self.image(&image)?;
+        let changed = changed.map(|file| self.grey(&file)).transpose()?;
+        if changed
+            .as_ref()
+            .is_some_and(|map| map.dimensions() != image.dimensions())
+        {
+            return Err(wrong("has a map of another size than its image".to_owned()));
+        }
+        let edit = edit
+            .map(|EditEntry { asked, made }| {
+                check_made(&made).map_err(Error::in_config(self.index))?;
+                Ok::<_, Error>((self.request(asked)?, made))
+            })
+            .transpose()?;
+        let latents = latents.map(|file| self.tensor("latents", &file)).transpose()?;
+        if let Some(latents) = &latents {
+            let Some((_, made)) = &edit else {
+                return Err(wrong("has latents, and no run that made them".to_owned()));
+            };
+            let expected = [1, made.model_size.grid()?.tokens(), pipe.packed_channels()];
+            if !latents.shape().iter().map(|&side| side as i64).eq(expected) {
+                let (expected, got) = (format!("{expected:?}"), format!("{:?}", latents.shape()));
+                return Err(wrong(format!(
+                    "has latents {got}, and this model's are {expected}: load the one of then"
+                )));
+            }
+        }
+        Ok(Turn {
+            id,
+            parent,
+            image,
+            changed,
+            latents,
+            edit,
+        })
+    }
+
+    fn request(&self, entry: RequestEntry) -> Result<Request> {
+        let RequestEntry {
+            mut request,
+            references,
+            noise,
+        } = entry;
+        request.images = references
+            .iter()
+            .map(|file| Ok(Arc::new(self.image(file)?)))
+            .collect::<Result<_>>()?;
+        request.noise = noise.map(|file| self.tensor("noise", &file)).transpose()?;
+        check_request(&request).map_err(Error::in_config(self.index))?;
+        Ok(request)
+    }
+
+    fn image(&self, file: &str) -> Result<RgbImage> {
+        let bytes = self.files.read(file)?;
+        images::from_bytes(&bytes).map_err(|error| match error {
+            Error::Image { reason, .. } => Error::Image {
+                path: self.files.folder.join(file),
+                reason,
+            },
+            other => other,
+        })
+    }
+
+    fn grey(&self, file: &str) -> Result<GrayImage> {
+        Ok(imageops::grayscale(&self.image(file)?))
+    }
+
+    fn tensor(&self, name: &'static str, file: &str) -> Result<ArrayD<f32>> {
+        self.files.read(file)?;
+        let path = self.files.own(file)?;
+        let values = array::to_array(&Weights::open(&path)?.raw(TENSOR)?)?;
+        check_values(name, &values).map_err(Error::in_config(path))?;
+        Ok(values)
+    }
+}
+
+/// Checks the numbers of a run.
+fn check_made(made: &Made) -> Result<()> {
+    range::within("steps", made.steps, 1..=1000)?;
+    range::within("guidance", made.guidance, -LARGEST_GUIDANCE..=LARGEST_GUIDANCE)?;
+    made.model_size.grid().map(drop)
+}
