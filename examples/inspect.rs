@@ -1,5 +1,5 @@
 //! Lists the contents of a checkpoint: `cargo xtask run --release --example inspect -- DIR`. Only headers are read. For
-//! the file of a LoRA: naming, ranks, layers, tensors that fit no layer, and the settings of its training.
+//! the file or folder of a LoRA: naming, ranks, layers, tensors that fit no layer, and the settings of its training.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,10 +12,10 @@ use kontext::{Autoencoder, Checkpoint, Dit, Kind, Lora, Pipeline, Request, Resul
 use kontext_cli::say;
 use kontext_text::{ClipEncoder, T5Encoder, Tokenizer};
 
-/// List the contents of a model's folder: parts, dtypes, parameters, missing and unused tensors; or of a LoRA's file.
+/// List the contents of a model's folder: parts, dtypes, parameters, missing and unused tensors; or of a LoRA.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Folder of the model, or a LoRA's file
+    /// Folder of the model, or a LoRA's file or folder
     #[arg(value_name = "PATH", required_unless_present = "model")]
     folder: Option<PathBuf>,
     /// The same, as a flag
@@ -29,7 +29,7 @@ struct Args {
 fn main() -> ExitCode {
     kontext_cli::main(|args: Args| {
         let folder = args.folder.or(args.model).unwrap_or_default();
-        if folder.is_file() {
+        if folder.is_file() || Lora::found_in(&folder) {
             return lora(&folder);
         }
         let checkpoint = Checkpoint::find(&folder)?;

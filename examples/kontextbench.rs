@@ -210,7 +210,6 @@ fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
         native_size,
     } = &args.model;
     let LoadArgs {
-        lora,
         lora_scale,
         dtype,
         quantize,
@@ -225,7 +224,7 @@ fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
     };
     let mut info = RunInfo::new(args.name.clone().unwrap_or_else(folder_name), args.seed)
         .setting("kontext", env!("CARGO_PKG_VERSION"))
-        .setting("model", identity::of_model(model, lora)?)
+        .setting("model", identity::of_model(model, &load.lora_files()?)?)
         .setting("device", if pipe.device().is_cuda() { "cuda" } else { "cpu" })
         .setting("native size", native_size.to_string());
     let mut optional = |name: &str, value: Option<String>| {

@@ -3,7 +3,10 @@
 mod apply;
 mod factors;
 mod families;
+mod file;
+mod leaf;
 mod lora;
+mod prefix;
 mod report;
 mod save;
 mod scaling;

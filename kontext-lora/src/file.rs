@@ -1,0 +1,197 @@
+//! The file of a LoRA in its folder.
+
+use std::path::{Path, PathBuf};
+
+use kontext_core::{CheckpointError, Error, Result};
+use kontext_nn::Weights;
+
+use crate::Lora;
+use crate::families;
+use crate::table::Table;
+
+/// File names under which diffusers and PEFT save a LoRA in a folder of its own.
+const STANDARD: [&str; 2] = ["pytorch_lora_weights.safetensors", "adapter_model.safetensors"];
+const EXTENSIONS: [&str; 2] = ["safetensors", "sft"];
+/// Extensions that a name does not keep.
+const NAMED: [&str; 3] = ["safetensors", "sft", "gguf"];
+const PICKLES: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
+
+impl Lora {
+    /// Finds the file that [`Lora::open`] reads. A file is itself. In a folder it is
+    /// `pytorch_lora_weights.safetensors` (diffusers) or `adapter_model.safetensors` (PEFT), otherwise the only
+    /// `*.safetensors` or `*.sft` that is not hidden.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the folder cannot be read; [`Error::Checkpoint`] if it has no such file or several,
+    /// which are named.
+    pub fn find(path: impl AsRef<Path>) -> Result<PathBuf> {
+        let path = path.as_ref();
+        if !path.is_dir() {
+            return Ok(path.to_owned());
+        }
+        let standard: Vec<String> = STANDARD
+            .iter()
+            .filter(|name| path.join(name).is_file())
+            .map(|&name| name.to_owned())
+            .collect();
+        let names = if standard.is_empty() {
+            files(path, &EXTENSIONS)?
+        } else {
+            standard
+        };
+        let refused = |source| Err(Error::checkpoint(path)(source));
+        match names.as_slice() {
+            [name] => Ok(path.join(name)),
+            [] => match files(path, &PICKLES)?.first() {
+                Some(pickle) => refused(CheckpointError::Lora {
+                    reason: format!(
+                        "`{pickle}` in the folder is a pickle, a program that could do anything when it is read; fetch or \
+                         save it as safetensors"
+                    ),
+                }),
+                None => refused(CheckpointError::MissingPart {
+                    part: "LoRA",
+                    looked: format!("{}, or one other *.safetensors", STANDARD.join(", ")),
+                }),
+            },
+            several => {
+                let all: Vec<String> = several.iter().map(|name| format!("`{name}`")).collect();
+                refused(CheckpointError::Lora {
+                    reason: format!("the folder has several files: {}; name one of them", all.join(", ")),
+                })
+            }
+        }
+    }
+
+    /// Returns a name for the LoRA at this path: that of the file without its extension, or of the folder, which is also
+    /// the name of a file that diffusers or PEFT named (`ink/pytorch_lora_weights.safetensors` is `ink`).
+    ///
+    /// # Example
+    /// ```
+    /// use kontext_lora::Lora;
+    /// for path in ["loras/ink.safetensors", "loras/ink", "ink/pytorch_lora_weights.safetensors"] {
+    ///     assert_eq!(Lora::name_of(path), "ink");
+    /// }
+    /// ```
+    #[must_use]
+    pub fn name_of(path: impl AsRef<Path>) -> String {
+        let path = path.as_ref();
+        let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let own = name(path).unwrap_or_else(|| path.display().to_string());
+        let folder = path.parent().and_then(name);
+        match (folder, own.rsplit_once('.')) {
+            (Some(folder), _) if STANDARD.contains(&own.as_str()) => folder,
+            (_, Some((stem, end))) if !stem.is_empty() && NAMED.contains(&end.to_lowercase().as_str()) => {
+                stem.to_owned()
+            }
+            _ => own,
+        }
+    }
+
+    /// Returns `true` if the folder is one of a LoRA: it has the file of [`Lora::find`], and most names in it are
+    /// those of a LoRA's tensors. Only the header is read.
+    #[must_use]
+    pub fn found_in(folder: impl AsRef<Path>) -> bool {
+        let folder = folder.as_ref();
+        let names = || -> Result<Vec<String>> { Ok(Weights::open(Self::find(folder)?)?.names()) };
+        let (Ok(names), Ok(table)) = (names(), Table::new()) else {
+            return false;
+        };
+        let known = names.iter().filter(|name| families::read(name, &table, false).is_ok());
+        folder.is_dir() && 2 * known.count() > names.len()
+    }
+}
+
+/// Lists the files with these extensions that are not hidden, sorted.
+fn files(folder: &Path, extensions: &[&str]) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
+        let path = entry.map_err(Error::io(folder))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+        if !name.starts_with('.') && extensions.contains(&extension.as_str()) && path.is_file() {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(names: &[&str]) -> Result<String> {
+        let folder = tempfile::tempdir().unwrap();
+        for name in names {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        let file = Lora::find(folder.path())?;
+        Ok(file.strip_prefix(folder.path()).unwrap().display().to_string())
+    }
+
+    #[test]
+    fn the_file_of_a_lora_is_found_in_its_folder() {
+        for (names, file) in [
+            (
+                &["pytorch_lora_weights.safetensors"][..],
+                "pytorch_lora_weights.safetensors",
+            ),
+            (
+                &[
+                    "adapter_model.safetensors",
+                    "adapter_config.json",
+                    "optimizer.safetensors",
+                ],
+                "adapter_model.safetensors",
+            ),
+            (
+                &["._ink.safetensors", "ink.safetensors", "README.md", "ink.png"],
+                "ink.safetensors",
+            ),
+            (&["ink.SFT", "ink.pt"], "ink.SFT"),
+        ] {
+            assert_eq!(found(names).unwrap(), file, "{names:?}");
+        }
+        assert_eq!(Lora::find("no/such.file").unwrap(), Path::new("no/such.file"));
+    }
+
+    #[test]
+    fn the_name_of_a_lora_is_that_of_its_file_or_of_its_folder() {
+        for (path, name) in [
+            ("loras/ink.safetensors", "ink"),
+            ("ink-v1.5.SFT", "ink-v1.5"),
+            ("loras/ink-v1.5", "ink-v1.5"),
+            ("loras/ink-v1.5/", "ink-v1.5"),
+            ("ink/pytorch_lora_weights.safetensors", "ink"),
+            ("ink/adapter_model.safetensors", "ink"),
+            ("adapter_model.safetensors", "adapter_model"),
+            (".safetensors", ".safetensors"),
+            ("..", ".."),
+        ] {
+            assert_eq!(Lora::name_of(path), name, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_folder_without_one_file_of_a_lora_is_refused_with_what_lies_in_it() {
+        let refused = |names: &[&str]| {
+            let error = found(names).unwrap_err();
+            std::error::Error::source(&error).unwrap().to_string()
+        };
+        assert_eq!(
+            refused(&["._ink.safetensors"]),
+            "no LoRA found; looked for pytorch_lora_weights.safetensors, adapter_model.safetensors, or one other \
+             *.safetensors; fetch what is missing or name another path"
+        );
+        assert_eq!(
+            refused(&["ink-2.safetensors", "ink-1.safetensors"]),
+            "the LoRA cannot be used: the folder has several files: `ink-1.safetensors`, `ink-2.safetensors`; name one \
+             of them"
+        );
+        assert!(refused(&STANDARD).contains("several files: `pytorch"));
+        assert!(
+            refused(&["pytorch_lora_weights.bin"]).contains("`pytorch_lora_weights.bin` in the folder is a pickle")
+        );
+    }
+}
