@@ -1,5 +1,6 @@
-//! Lists the contents of a checkpoint: `cargo xtask run --release --example inspect -- DIR`. Only headers are read. For
-//! the file or folder of a LoRA: naming, ranks, layers, tensors that fit no layer, and the settings of its training.
+//! Lists the contents of a checkpoint: `cargo xtask run --release --example inspect -- DIR`. Only headers are
+//! read. For the file or folder of a LoRA: naming, ranks, layers, tensors that fit no layer, and the settings
+//! of its training.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,7 +13,8 @@ use kontext::{Autoencoder, Checkpoint, Dit, Kind, Lora, Pipeline, Request, Resul
 use kontext_cli::say;
 use kontext_text::{ClipEncoder, T5Encoder, Tokenizer};
 
-/// List the contents of a model's folder: parts, dtypes, parameters, missing and unused tensors; or of a LoRA.
+/// List the contents of a model's folder: parts, dtypes, parameters, missing and unused tensors; or of a
+/// LoRA.
 #[derive(Debug, Parser)]
 struct Args {
     /// Folder of the model, or a LoRA's file or folder

@@ -81,8 +81,8 @@ impl LoraUse {
         self
     }
 
-    /// Sets the name used by [`crate::Request::lora`] and [`crate::Pipeline::set_lora_scale`]. Default: that of
-    /// [`Lora::name_of`].
+    /// Sets the name used by [`crate::Request::lora`] and [`crate::Pipeline::set_lora_scale`]. Default: that
+    /// of [`Lora::name_of`].
     pub fn named(self, name: impl Into<String>) -> Self {
         Self {
             name: Some(name.into()),

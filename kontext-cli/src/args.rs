@@ -17,8 +17,8 @@ pub struct LoadArgs {
     /// Scales of the LoRAs, in their order; 1 if not given
     #[arg(long, alias = "lora-strength", value_name = "X", allow_negative_numbers = true)]
     pub lora_scale: Vec<f64>,
-    /// Leave out what matches nothing in the model from the LoRAs, if its name matches: '*_norm.*'; may be given several
-    /// times
+    /// Ignore tensors of the LoRAs that match nothing in the model, if their names match: '*_norm.*'; may be
+    /// given several times
     #[arg(long, value_name = "PATTERN", requires = "lora")]
     pub allow_unmatched: Vec<String>,
     /// Accept LoRAs that change nothing

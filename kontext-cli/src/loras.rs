@@ -27,7 +27,8 @@ impl LoadArgs {
         Ok(files)
     }
 
-    /// Returns the LoRAs with their scales and options. Those of equal names get a number, in their order: `ink`, `ink-2`.
+    /// Returns the LoRAs with their scales and options. Those of equal names get a number, in their order:
+    /// `ink`, `ink-2`.
     ///
     /// # Errors
     /// Those of [`LoadArgs::lora_files`]; if there are more scales than LoRAs.

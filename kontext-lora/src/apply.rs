@@ -46,9 +46,9 @@ impl Lora {
         self.complete(adapters, &unmatched)
     }
 
-    /// Returns the adapters for a text encoder with these linear layers: their names, in transformers' naming, with the
-    /// sizes of their weights, [out, in]. CLIP's names may lack the prefix `text_model.`. `scale` maps the name of a
-    /// layer to its LoRA scale.
+    /// Returns the adapters for a text encoder with these linear layers: their names, in transformers'
+    /// naming, with the sizes of their weights, [out, in]. CLIP's names may lack the prefix `text_model.`.
+    /// `scale` maps the name of a layer to its LoRA scale.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if a layer is not in the encoder or has another shape.

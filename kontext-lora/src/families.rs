@@ -70,7 +70,8 @@ pub(super) struct NoKey {
     pub(super) nearest: Option<String>,
 }
 
-/// Parses a tensor's name. The nearest name of a layer, which takes a while to find, is searched for if `hint` is set.
+/// Parses a tensor's name. The nearest name of a layer, which takes a while to find, is searched for if
+/// `hint` is set.
 pub(super) fn read(name: &str, table: &Table, hint: bool) -> Result<Key, NoKey> {
     let no = |reason| NoKey { reason, nearest: None };
     let is_norm = NORM_ENDS

@@ -18,8 +18,8 @@ const PICKLES: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
 
 impl Lora {
     /// Finds the file that [`Lora::open`] reads. A file is itself. In a folder it is
-    /// `pytorch_lora_weights.safetensors` (diffusers) or `adapter_model.safetensors` (PEFT), otherwise the only
-    /// `*.safetensors` or `*.sft` that is not hidden.
+    /// `pytorch_lora_weights.safetensors` (diffusers) or `adapter_model.safetensors` (PEFT), otherwise the
+    /// only `*.safetensors` or `*.sft` that is not hidden.
     ///
     /// # Errors
     /// [`Error::Io`] if the folder cannot be read; [`Error::Checkpoint`] if it has no such file or several,
@@ -63,8 +63,9 @@ impl Lora {
         }
     }
 
-    /// Returns a name for the LoRA at this path: that of the file without its extension, or of the folder, which is also
-    /// the name of a file that diffusers or PEFT named (`ink/pytorch_lora_weights.safetensors` is `ink`).
+    /// Returns a name for the LoRA at this path: that of the file without its extension, or of the folder,
+    /// which is also the name of a file that diffusers or PEFT named (`ink/pytorch_lora_weights.safetensors`
+    /// is `ink`).
     ///
     /// # Example
     /// ```
@@ -88,8 +89,8 @@ impl Lora {
         }
     }
 
-    /// Returns `true` if the folder is one of a LoRA: it has the file of [`Lora::find`], and most names in it are
-    /// those of a LoRA's tensors. Only the header is read.
+    /// Returns `true` if the folder is one of a LoRA: it has the file of [`Lora::find`], and most names in it
+    /// are those of a LoRA's tensors. Only the header is read.
     #[must_use]
     pub fn found_in(folder: impl AsRef<Path>) -> bool {
         let folder = folder.as_ref();

@@ -1,8 +1,8 @@
 //! Suffixes of tensor names in LoRA files: the part that a tensor has in its layer's adapter.
 //!
 //! Source: KohakuBlueleaf/LyCORIS 4.1.3 `lycoris/modules/*.py`, `weight_list`; huggingface/peft 0.21
-//! `src/peft/utils/save_and_load.py`, `get_peft_model_state_dict` (which removes the adapter's name, and which not
-//! every writer calls).
+//! `src/peft/utils/save_and_load.py`, `get_peft_model_state_dict` (which removes the adapter's name, and
+//! which not every writer calls).
 
 use kontext_nn::DoraNorm;
 
@@ -39,8 +39,8 @@ impl Leaf {
     }
 }
 
-/// PEFT's factors, by their parameter and by its ending. In a model's state dict, the name of the adapter comes between
-/// the two.
+/// PEFT's factors, by their parameter and by its ending. In a model's state dict, the name of the adapter
+/// comes between the two.
 const PEFT: &[(&str, &str, Leaf)] = &[
     ("lora_A", ".weight", Leaf::Down),
     ("lora_A", "", Leaf::Down),

@@ -18,12 +18,15 @@ use crate::table::{Layer, LoraTarget, Naming, Table};
 
 /// Adapters for linear layers of the transformer and the text encoders, read from a LoRA file.
 ///
-/// Supported namings: diffusers and PEFT, early diffusers, kohya, ComfyUI, OneTrainer, XLabs, BFL, fal and
-/// LyCORIS. Supported forms: low-rank (LoRA), LoKr and LoHa, each with or without DoRA, and full differences
-/// of weights and biases.
+/// Supported namings: diffusers and PEFT (with the name of an adapter, too), early diffusers, kohya, ComfyUI,
+/// OneTrainer (also with BFL's layers), XLabs, BFL, fal and LyCORIS. Prefix, layer and factor of a name may
+/// be of different programs; dots, underscores and dashes between words are equal, and one too many does not
+/// count. Of several adapters in a file the first is used. Supported forms: low-rank (LoRA), LoKr and LoHa,
+/// each with or without DoRA, and full differences of weights and biases.
 ///
 /// The scale of a layer is `alpha / rank`, with alpha from the layer's `alpha` tensor or from PEFT's
-/// configuration in the metadata (or in the file that PEFT saves next to the weights); 1 without either.
+/// configuration in the metadata (or in the file that PEFT saves next to the weights); 1 without either. An
+/// empty entry of the metadata is none, a value of another kind an error.
 #[derive(Debug, Clone)]
 pub struct Lora {
     pub(crate) path: PathBuf,
@@ -105,7 +108,8 @@ impl Lora {
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Checkpoint`] if the file is damaged, has tensors for no layer of FLUX.1
-    /// (named, with the nearest name), holds NaN or infinity in a factor or an alpha, or would have no effect.
+    /// (named, with the nearest name), holds NaN or infinity in a factor or an alpha, or would have no
+    /// effect.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::options().open(path)
     }

@@ -1,4 +1,5 @@
-//! Prefixes of tensor names in LoRA files: the writer's family, and the models that the rest of a name can be of.
+//! Prefixes of tensor names in LoRA files: the writer's family, and the models that the rest of a name can be
+//! of.
 
 use crate::families::LoraFamily;
 use crate::table::LoraTarget;

@@ -73,8 +73,8 @@ fn printable(text: &str) -> String {
 }
 
 impl LoraReport {
-    /// Returns `true` if the nearest name of one more tensor is worth its time: the first ones show the pattern, and a
-    /// damaged file can hold any number.
+    /// Returns `true` if the nearest name of one more tensor is worth its time: the first ones show the
+    /// pattern, and a damaged file can hold any number.
     pub(super) fn wants_hints(&self) -> bool {
         self.unmatched.len() < HINTS
     }

@@ -26,7 +26,8 @@ pub(super) struct Scaling {
 }
 
 impl Scaling {
-    /// Reads the alphas from a file's metadata or from PEFT's configuration next to it. An empty entry is none.
+    /// Reads the alphas from a file's metadata or from PEFT's configuration next to it. An empty entry is
+    /// none.
     pub(super) fn of(path: &Path, facts: &BTreeMap<String, String>) -> Result<Self> {
         let wrong = |reason: String| Error::checkpoint(path)(CheckpointError::Lora { reason });
         let fact = |name: &str| facts.get(name).map(|text| text.trim()).filter(|text| !text.is_empty());
@@ -62,8 +63,8 @@ impl Scaling {
         self.field(target, "use_dora").and_then(Value::as_bool).unwrap_or(false)
     }
 
-    /// Returns the LoRA scale of a layer, by its name in the file and its rank. If its factors do not show the rank, it
-    /// is that in PEFT's configuration, and without one the scale is 1.
+    /// Returns the LoRA scale of a layer, by its name in the file and its rank. If its factors do not show
+    /// the rank, it is that in PEFT's configuration, and without one the scale is 1.
     pub(super) fn scale(&self, target: LoraTarget, module: &str, rank: Option<f64>) -> f64 {
         let number = |name| self.field(target, name).and_then(Value::as_f64);
         let Some(rank) = rank.or_else(|| number("r")) else {
@@ -103,7 +104,8 @@ impl Scaling {
     }
 }
 
-/// Checks the kinds of the fields that are read. A value of another kind would be ignored, and the scale be another one.
+/// Checks the kinds of the fields that are read. A value of another kind would be ignored, and the scale be
+/// another one.
 fn check(config: &BTreeMap<String, Value>) -> std::result::Result<(), String> {
     let finite = |value: &Value| value.as_f64().is_some_and(|number| (number as f32).is_finite());
     for (name, value) in config.iter().filter(|(_, value)| !value.is_null()) {

@@ -169,8 +169,8 @@ impl Table {
         });
     }
 
-    /// Finds the layer called `name`, with dots or with underscores or dashes instead of them. Separators too many
-    /// (`attn_to_v_`) do not count.
+    /// Finds the layer called `name`, with dots or with underscores or dashes instead of them. Separators too
+    /// many (`attn_to_v_`) do not count.
     pub(super) fn find(&self, name: &str) -> Option<Layer> {
         let name = flat(name);
         if let Some(layer) = self.0.get(&name) {

@@ -1,5 +1,5 @@
-//! Mutated LoRA files: reading them, matching them with a model and preparing their adapters ends in a result or in an
-//! error, never in a panic, and takes memory in proportion to the file.
+//! Mutated LoRA files: reading them, matching them with a model and preparing their adapters ends in a result
+//! or in an error, never in a panic, and takes memory in proportion to the file.
 //!
 //! Files are written byte by byte, so that their headers can hold what no writer writes.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
@@ -123,7 +123,8 @@ impl Desk {
     }
 }
 
-/// Returns a file of each family that fits the model: `img_in` [8, 16] and the queries of the double block [8, 8].
+/// Returns a file of each family that fits the model: `img_in` [8, 16] and the queries of the double block
+/// [8, 8].
 fn families() -> Vec<(&'static str, Vec<Stored>)> {
     let layer = |module: &str, suffixes: &[(&str, &[u64])]| -> Vec<Stored> {
         let tensor = |(suffix, shape): &(&str, &[u64])| Stored::f32(&format!("{module}.{suffix}"), shape, 0.5);

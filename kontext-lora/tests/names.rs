@@ -1,7 +1,7 @@
 //! Weights with a LoRA added, under the names of every writer, against numpy's.
 //!
-//! Fixtures: `tests/reference/parts/lora.py` (the factors) and `lora_names.py` (the weights). Bounds are relative L2
-//! distances: a product of f32 with an identity, and one rounding of the sum, are within 1e-6.
+//! Fixtures: `tests/reference/parts/lora.py` (the factors) and `lora_names.py` (the weights). Bounds are
+//! relative L2 distances: a product of f32 with an identity, and one rounding of the sum, are within 1e-6.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 use kontext_core::{Device, Kind, Tensor, check};
@@ -75,7 +75,8 @@ fn weights() -> Weights {
     Weights::from_tensors(tensors).named(names::diffusers)
 }
 
-/// Returns the tensors of a dotted file of the fixture: the layer, the factor (0 down, 1 up, 2 alpha), the value.
+/// Returns the tensors of a dotted file of the fixture: the layer, the factor (0 down, 1 up, 2 alpha), the
+/// value.
 fn factors((file, prefix, leaves): Source) -> Vec<(String, usize, Tensor)> {
     let fixture = Weights::open(kontext_fixtures::reference("lora.safetensors")).unwrap();
     let start = format!("file.{file}.{prefix}");

@@ -70,8 +70,8 @@ impl Delta {
         })
     }
 
-    /// Moves the factors to `device`. The first factor of a Kronecker product, which is small, is multiplied there once;
-    /// not before, because only the layer's size bounds it.
+    /// Moves the factors to `device`. The first factor of a Kronecker product, which is small, is multiplied
+    /// there once; not before, because only the layer's size bounds it.
     pub(super) fn to_device(&self, device: Device) -> Result<Self> {
         Ok(match self.map(|t| t.f_to_device(device))? {
             Self::Kronecker { first, second } => Self::Kronecker {
