@@ -95,13 +95,35 @@ pub enum CheckpointError {
         reason: String,
     },
     /// A part of the model without a file.
-    #[error("no {part} found; looked for {looked}; fetch what is missing or name another path")]
+    #[error(
+        "no {part} found; looked for {looked}{}; fetch what is missing or name another path",
+        instead(found)
+    )]
     MissingPart {
         /// The part: "transformer", "VAE", "T5 tokenizer".
         part: &'static str,
         /// The places searched, comma-separated.
         looked: String,
+        /// Files and folders found in these places that cannot be used, each with the reason or the remedy.
+        found: Vec<String>,
     },
+    /// Weights of another model, or in a form that is not read.
+    #[error("it is {found}; {remedy}")]
+    Unsupported {
+        /// The model or the form: "FLUX.2's transformer".
+        found: String,
+        /// The remedy.
+        remedy: String,
+    },
+}
+
+/// Lists what was found instead of a part.
+fn instead(found: &[String]) -> String {
+    if found.is_empty() {
+        String::new()
+    } else {
+        format!("; found instead {}", first(found))
+    }
 }
 
 fn count(tensors: usize) -> String {

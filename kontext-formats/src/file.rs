@@ -21,6 +21,7 @@ pub(super) struct WeightFile {
     map: Arc<Mmap>,
     tensors: BTreeMap<String, Stored>,
     text: BTreeMap<String, String>,
+    split: Option<(u64, u64)>,
 }
 
 /// Description of a stored tensor.
@@ -68,24 +69,28 @@ pub(super) fn sides(mut shape: &[i64]) -> (usize, usize) {
 
 impl WeightFile {
     pub(super) fn open(path: &Path) -> Result<Self> {
+        regular(path)?;
         let file = File::open(path).map_err(Error::io(path))?;
-        if file.metadata().map_err(Error::io(path))?.is_dir() {
-            return Err(Error::io(path)(std::io::ErrorKind::IsADirectory.into()));
-        }
         let map = map(&file).map_err(Error::io(path))?;
         let read = if map.starts_with(gguf::MAGIC) {
             read_gguf
         } else {
             read_safetensors
         };
-        let (tensors, text) = read(&map).map_err(Error::checkpoint(path))?;
+        let Read { tensors, text, split } = read(&map).map_err(Error::checkpoint(path))?;
         Ok(Self {
             path: path.to_owned(),
             file,
             map: Arc::new(map),
             tensors,
             text,
+            split,
         })
+    }
+
+    /// Returns the number, from 1, and the count of the files of a split model, if the header names them.
+    pub(super) fn split(&self) -> Option<(u64, u64)> {
+        self.split
     }
 
     /// Returns all tensors.
@@ -135,7 +140,29 @@ impl WeightFile {
     }
 }
 
-type Read = (BTreeMap<String, Stored>, BTreeMap<String, String>);
+/// Checks that a path is a file: opening a pipe would wait for its writer.
+pub(super) fn regular(path: &Path) -> Result<()> {
+    let meta = std::fs::metadata(path).map_err(Error::io(path))?;
+    if meta.is_dir() {
+        return Err(Error::io(path)(std::io::ErrorKind::IsADirectory.into()));
+    }
+    if !meta.is_file() {
+        let text = "it is a pipe or a device, expected a file: weights are mapped into memory; write them to a file";
+        let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, text);
+        return Err(Error::Io {
+            path: path.to_owned(),
+            source,
+        });
+    }
+    Ok(())
+}
+
+/// The content of a header.
+struct Read {
+    tensors: BTreeMap<String, Stored>,
+    text: BTreeMap<String, String>,
+    split: Option<(u64, u64)>,
+}
 
 fn read_safetensors(file: &[u8]) -> Result<Read, CheckpointError> {
     let (metadata, start) = header::read(file)?;
@@ -151,10 +178,11 @@ fn read_safetensors(file: &[u8]) -> Result<Read, CheckpointError> {
         (name, stored)
     };
     let tensors = metadata.tensors().into_iter().map(stored_entry).collect();
-    Ok((
+    Ok(Read {
         tensors,
-        metadata.metadata().clone().unwrap_or_default().into_iter().collect(),
-    ))
+        text: metadata.metadata().clone().unwrap_or_default().into_iter().collect(),
+        split: None,
+    })
 }
 
 fn read_gguf(file: &[u8]) -> Result<Read, CheckpointError> {
@@ -169,12 +197,17 @@ fn read_gguf(file: &[u8]) -> Result<Read, CheckpointError> {
         };
         (tensor.name, stored)
     };
+    let split = gguf.split();
     let text = gguf
         .metadata
         .into_iter()
         .filter_map(|(key, value)| Some((key, value.text()?)))
         .collect();
-    Ok((gguf.tensors.into_iter().map(stored_entry).collect(), text))
+    Ok(Read {
+        tensors: gguf.tensors.into_iter().map(stored_entry).collect(),
+        text,
+        split,
+    })
 }
 
 /// Returns the libtorch dtype of a safetensors dtype.

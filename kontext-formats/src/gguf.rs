@@ -44,6 +44,17 @@ pub(super) struct TensorInfo {
     pub(super) range: Range<usize>,
 }
 
+impl Gguf {
+    /// Returns the number, from 1, and the count of the files of a split model; `None` for a whole one.
+    ///
+    /// Source: ggml-org/llama.cpp `src/llama-model-loader.cpp`, `LLM_KV_SPLIT_COUNT`.
+    pub(super) fn split(&self) -> Option<(u64, u64)> {
+        let number = |key: &str| self.metadata.get(key).and_then(Value::as_u64);
+        let count = number("split.count").filter(|count| *count > 1)?;
+        Some((number("split.no").unwrap_or_default().saturating_add(1), count))
+    }
+}
+
 /// Reads the header of a file. All ranges returned are within the file, and no byte belongs to two tensors.
 pub(super) fn read(file: &[u8]) -> Result<Gguf, CheckpointError> {
     let Some(rest) = file.strip_prefix(MAGIC) else {
@@ -204,6 +215,33 @@ impl<'a> Described<'a> {
     }
 }
 
+/// Types of llama.cpp that are not read here, by number.
+///
+/// Source: ggml-org/llama.cpp `gguf-py/gguf/constants.py`, `GGMLQuantizationType`.
+const OTHER_TYPES: [(u32, &str); 21] = [
+    (4, "Q4_2"),
+    (5, "Q4_3"),
+    (9, "Q8_1"),
+    (15, "Q8_K"),
+    (16, "IQ2_XXS"),
+    (17, "IQ2_XS"),
+    (18, "IQ3_XXS"),
+    (19, "IQ1_S"),
+    (21, "IQ3_S"),
+    (22, "IQ2_S"),
+    (24, "I8"),
+    (25, "I16"),
+    (26, "I32"),
+    (27, "I64"),
+    (28, "F64"),
+    (29, "IQ1_M"),
+    (34, "TQ1_0"),
+    (35, "TQ2_0"),
+    (39, "MXFP4"),
+    (40, "NVFP4"),
+    (41, "Q1_0"),
+];
+
 fn unknown(what: &str, number: u32) -> CheckpointError {
     let known: Vec<&str> = Format::ALL
         .iter()
@@ -211,9 +249,11 @@ fn unknown(what: &str, number: u32) -> CheckpointError {
         .map(|f| f.name())
         .collect();
     let known = known.join(", ");
-    bad(format!(
-        "{what} has the type {number}, which is not known here; fetch the model in one of {known}"
-    ))
+    let stored = match OTHER_TYPES.iter().find(|(other, _)| *other == number) {
+        Some((_, name)) => format!("is stored in {name}, which is not read here"),
+        None => format!("has the type {number}, which is not known here"),
+    };
+    bad(format!("{what} {stored}; fetch the model in one of {known}"))
 }
 
 /// Checks that no name occurs twice and that no two tensors share a byte, so that a small file describes
@@ -311,7 +351,7 @@ mod tests {
         let described = |kind: u32| [&b"first.bias\x01\0\0\0\x05\0\0\0\0\0\0\0"[..], &kind.to_le_bytes()].concat();
         let error = message(&described(0), &described(16));
         assert!(
-            error.contains("tensor `first.bias` has the type 16, which is not known here"),
+            error.contains("tensor `first.bias` is stored in IQ2_XXS, which is not read here"),
             "{error}"
         );
         assert!(message(&described(0), &described(2)).contains("has rows of 5, Q4_0 asks for a multiple of 32"));

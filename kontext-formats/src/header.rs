@@ -17,7 +17,7 @@ const LONGEST: u64 = 100_000_000;
 const LONGEST_SIDE: usize = 1 << 31;
 
 /// Signatures of files often found instead of weights, with their description and remedy.
-const OTHERS: [(&[u8], &str, &str); 4] = [
+const OTHERS: [(&[u8], &str, &str); 5] = [
     (
         b"version https://git-lfs",
         "a Git LFS pointer",
@@ -28,6 +28,8 @@ const OTHERS: [(&[u8], &str, &str); 4] = [
         "a PyTorch or zip file",
         "take the safetensors of the model",
     ),
+    // Protocol 2 of pickles, as PyTorch wrote them before its zip files.
+    (b"\x80\x02", "a PyTorch pickle", "take the safetensors of the model"),
     (
         b"<",
         "a web page",

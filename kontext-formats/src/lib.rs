@@ -2,6 +2,7 @@
 
 mod entry;
 mod file;
+mod folder;
 mod gguf;
 mod gguf_value;
 mod gguf_write;
@@ -15,11 +16,13 @@ mod report;
 mod save;
 mod save_streamed;
 mod scales;
+mod shards;
 mod side_tensors;
 mod store;
 mod synthetic;
 
 pub use entry::Entry;
+pub use folder::FolderListing;
 pub use gguf_value::{Array, Value};
 pub use gguf_write::{StreamedTensor, write_gguf};
 pub use matrix::StoredMatrix;

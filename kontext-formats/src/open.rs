@@ -1,42 +1,44 @@
 //! Opening files of tensors: a single one, or a folder with its shards.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kontext_core::{CheckpointError, Error, Result, read_json};
-use serde::Deserialize;
+use kontext_core::{CheckpointError, Error, Result};
 
-use super::file::WeightFile;
+use super::file::{WeightFile, regular};
+use super::folder::quoted;
+use super::shards::{Index, Shard};
 use super::store::Source;
-use super::{Entry, Store, side_tensors};
+use super::{Entry, FolderListing, Store, side_tensors};
 
 /// File stems under which diffusers and transformers save the weights of a part.
 const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
-/// Their names for files of another dtype, next to the first or instead of it.
-const VARIANTS: [&str; 2] = ["bf16", "fp16"];
-
-#[derive(Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
-}
+/// Their names for files of another dtype, next to the first or instead of it, in order of preference.
+const VARIANTS: [&str; 3] = ["bf16", "fp16", "fp32"];
 
 impl Store {
-    /// Opens a safetensors or GGUF file, an `*.index.json`, or a folder that holds one under the names that
-    /// diffusers and transformers use, variants (`bf16`, `fp16`) included. Files are memory-mapped; nothing is
-    /// read yet.
+    /// Opens a safetensors or GGUF file, an `*.index.json`, or a folder that holds one: under the names that
+    /// diffusers and transformers use, or the only one under any name ([`FolderListing`]). Of several variants,
+    /// the one without a name, `bf16`, `fp16` and `fp32` are preferred in this order. A file that is one of a
+    /// numbered set (`…-00001-of-00003…`) is opened with the others. Files are memory-mapped; nothing is read
+    /// yet.
     ///
     /// Side tensors of quantisation (the scales of fp8, bitsandbytes' states) belong to their weights and have no
     /// names here.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be opened; [`Error::Checkpoint`] if the folder has no weights, a header is
-    /// damaged, or a shard lacks a tensor that the index names.
+    /// [`Error::Io`] if a file cannot be opened or is a pipe; [`Error::Checkpoint`] if the folder has no weights or
+    /// several to choose from, a header is damaged, a shard is missing or lacks a tensor that the index names, or
+    /// the weights are quantised in a form that is not read.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = if path.is_dir() { find(path)? } else { path.to_owned() };
         if file.extension().is_some_and(|e| e == "json") {
+            regular(&file)?;
             open_sharded(&file)
+        } else if let Some(shard) = Shard::of(&file) {
+            open_set(&file, &shard)
         } else {
             open_single(&file)
         }
@@ -81,53 +83,85 @@ fn find(folder: &Path) -> Result<PathBuf> {
         });
         plain.into_iter().chain(variants.collect::<Vec<_>>())
     };
-    let names: Vec<String> = STEMS.iter().flat_map(|stem| candidates(stem)).collect();
-    names
+    let names = STEMS.iter().flat_map(|stem| candidates(stem));
+    if let Some(path) = names.map(|name| folder.join(name)).find(|path| path.is_file()) {
+        return Ok(path);
+    }
+    let listing = FolderListing::of(folder)?;
+    let weights = &listing.weights;
+    let of_a_stem = |path: &&PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let mut stems = STEMS.iter().filter_map(|stem| name.strip_prefix(stem));
+        stems.any(|rest| rest.starts_with(['.', '-']))
+    };
+    let of_stems: Vec<&PathBuf> = weights.iter().filter(of_a_stem).collect();
+    match (of_stems.as_slice(), weights.as_slice()) {
+        ([path], _) => Ok((*path).clone()),
+        ([], [path]) => Ok(path.clone()),
+        _ => Err(no_weights(folder, &listing)),
+    }
+}
+
+/// Returns the error for a folder without weights, or with several to choose from.
+fn no_weights(folder: &Path, listing: &FolderListing) -> Error {
+    let looked = STEMS
+        .map(|stem| format!("{stem}.safetensors.index.json, {stem}.safetensors"))
+        .join(", ");
+    let several = listing.weights.iter().map(|path| quoted(path)).collect::<Vec<_>>();
+    let several = (!several.is_empty()).then(|| format!("{} (name one of them)", several.join(" and ")));
+    Error::checkpoint(folder)(CheckpointError::MissingPart {
+        part: "weights",
+        looked: format!(
+            "{looked}, their variants {}, or one file of weights",
+            VARIANTS.join(", ")
+        ),
+        found: several.into_iter().chain(listing.unread()).collect(),
+    })
+}
+
+fn missing_shard(path: &Path, shard: &Path, named: &str) -> Error {
+    Error::checkpoint(path)(CheckpointError::MissingPart {
+        part: "shard",
+        looked: format!("{}, {named}", quoted(shard)),
+        found: Vec::new(),
+    })
+}
+
+/// Opens all files of a numbered set.
+fn open_set(path: &Path, shard: &Shard) -> Result<Store> {
+    // The named file first: if it is not there, no other is missed.
+    regular(path)?;
+    let paths: Vec<PathBuf> = shard.paths().collect();
+    if let Some(absent) = paths.iter().find(|path| !path.is_file()) {
+        return Err(missing_shard(path, absent, "another file of the same set"));
+    }
+    let files = paths
         .iter()
-        .map(|n| folder.join(n))
-        .find(|p| p.is_file())
-        .ok_or_else(|| {
-            let looked = STEMS
-                .iter()
-                .flat_map(|stem| candidates(stem).take(2))
-                .collect::<Vec<_>>()
-                .join(", ");
-            let looked = format!("{looked}, and their variants {}", VARIANTS.join(" and "));
-            Error::checkpoint(folder)(CheckpointError::MissingPart {
-                part: "weights",
-                looked,
-            })
-        })
+        .map(|path| WeightFile::open(path))
+        .collect::<Result<Vec<_>>>()?;
+    let entries = entries(&files);
+    if entries.len() < files.iter().map(|file| file.tensors().len()).sum() {
+        let reason = "two files of its set hold the same tensor; fetch the set again";
+        return Err(Error::config(path, reason));
+    }
+    over_files(path, files, entries)
 }
 
 fn open_sharded(index_path: &Path) -> Result<Store> {
-    let index: Index = read_json(index_path)?;
-    let shards: BTreeSet<&String> = index.weight_map.values().collect();
-    // A shard is a plain file name beside its index; anything else could read files outside the folder.
-    if let Some(bad) = shards
-        .iter()
-        .find(|s| Path::new(s.as_str()).file_name() != Some(s.as_ref()))
-    {
-        let reason = format!("shard `{bad}` is not a plain file name; fetch the index again, from those who made it");
-        return Err(Error::config(index_path, reason));
+    let index = Index::read(index_path)?;
+    let paths = index.paths();
+    if let Some(absent) = paths.iter().find(|path| !path.is_file()) {
+        return Err(missing_shard(index_path, absent, "which the index names"));
     }
-    let folder = index_path.parent().unwrap_or(Path::new("."));
-    let absent = |shard: &&&String| !folder.join(shard).is_file();
-    if let Some(shard) = shards.iter().find(absent) {
-        let looked = format!("`{shard}`, which the index names");
-        return Err(Error::checkpoint(index_path)(CheckpointError::MissingPart {
-            part: "shard",
-            looked,
-        }));
-    }
-    let files = shards
+    let shards = &index.shards;
+    let files = paths
         .iter()
-        .map(|s| WeightFile::open(&folder.join(s)))
+        .map(|path| WeightFile::open(path))
         .collect::<Result<Vec<_>>>()?;
     let numbers: BTreeMap<&String, usize> = shards
         .iter()
         .enumerate()
-        .map(|(number, shard)| (*shard, number))
+        .map(|(number, shard)| (shard, number))
         .collect();
     let mut entries = entries(&files);
     for (name, shard) in &index.weight_map {
@@ -145,7 +179,15 @@ fn open_sharded(index_path: &Path) -> Result<Store> {
 }
 
 fn open_single(path: &Path) -> Result<Store> {
-    let files = vec![WeightFile::open(path)?];
+    let file = WeightFile::open(path)?;
+    if let Some((index, count)) = file.split() {
+        let reason = format!(
+            "it is file {index} of {count} of a split model; name the files `NAME-00001-of-{count:05}.gguf` and so on \
+             again and put them into one folder, or join them with gguf-split --merge"
+        );
+        return Err(Error::checkpoint(path)(CheckpointError::Gguf { reason }));
+    }
+    let files = vec![file];
     let entries = entries(&files);
     over_files(path, files, entries)
 }

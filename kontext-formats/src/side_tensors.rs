@@ -35,11 +35,36 @@ const SCALES: [&str; 2] = [".scale_weight", ".weight_scale"];
 /// and input scales, which serve multiplication in fp8.
 const EXTRAS: [&str; 4] = [".scale_input", ".input_scale", ".comfy_quant", ".weight_format"];
 const MARKER: &str = "scaled_fp8";
+/// Suffixes of tensors that only programs write whose quantised weights are not read, and these programs' names.
+/// A file may hold several; the first counts.
+const UNREAD: [(&str, &str); 5] = [
+    (".wscales", "nunchaku (SVDQuant)"),
+    (".wcscales", "nunchaku (SVDQuant)"),
+    (".weight._data", "optimum-quanto"),
+    (".qzeros", "GPTQ or AWQ"),
+    (".qweight", "GPTQ, AWQ or Marlin"),
+];
+
+/// Refuses weights that another program quantised in a form that is not read.
+fn check_form(files: &[WeightFile], names: &[String]) -> Result<()> {
+    let ends = |suffix: &str| names.iter().any(|name| name.ends_with(suffix));
+    match UNREAD.iter().find(|(suffix, _)| ends(suffix)) {
+        None => Ok(()),
+        Some((_, program)) => {
+            let path = files.first().map(|file| file.path.clone()).unwrap_or_default();
+            Err(Error::checkpoint(path)(CheckpointError::Unsupported {
+                found: format!("quantised by {program}, which is not read here"),
+                remedy: "take the model in bf16, fp8 (plain or scaled), NF4 of bitsandbytes, or GGUF".to_owned(),
+            }))
+        }
+    }
+}
 
 /// Attaches side tensors to their weights, so that only tensors of the model remain. Their element counts are
 /// checked here, from headers; they are read with their weights.
 pub(super) fn fold(files: &[WeightFile], entries: &mut BTreeMap<String, Entry>) -> Result<()> {
     let names: Vec<String> = entries.keys().cloned().collect();
+    check_form(files, &names)?;
     for name in &names {
         let scaled = SCALES.iter().find_map(|end| name.strip_suffix(end));
         if let Some((weight, _)) = name.split_once(QUANT_STATE) {

@@ -127,9 +127,14 @@ fn a_gguf_file_has_no_more_parts_than_its_size_allows() {
 
 #[test]
 fn a_tensor_that_no_gguf_file_can_have_is_named() {
-    let unknown = "tensor `a` has the type 16, which is not known here; fetch the model in one of F32, F16, BF16, Q4_0, \
-                   Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS";
-    gguf_refused(&with(&[described("a", &[32], 16, 0)]), unknown);
+    let known = "fetch the model in one of F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, \
+                 IQ4_NL, IQ4_XS";
+    for (number, name) in [(16, "IQ2_XXS"), (28, "F64"), (39, "MXFP4")] {
+        let reason = format!("tensor `a` is stored in {name}, which is not read here; {known}");
+        gguf_refused(&with(&[described("a", &[32], number, 0)]), &reason);
+    }
+    let unknown = format!("tensor `a` has the type 99, which is not known here; {known}");
+    gguf_refused(&with(&[described("a", &[32], 99, 0)]), &unknown);
     let sides = |sides: &[u64]| with(&[described("a", sides, 0, 0)]);
     gguf_damaged(&sides(&[]), "tensor `a` has 0 sides, expected 1 to 4");
     gguf_damaged(&sides(&[1; 5]), "tensor `a` has 5 sides, expected 1 to 4");

@@ -226,6 +226,10 @@ fn files_that_are_often_found_in_place_of_weights_are_called_by_their_name() {
             b"PK\x03\x04\x14\0\x06\0\x08\0\0\0",
             "a PyTorch or zip file; take the safetensors",
         ),
+        (
+            b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",
+            "a PyTorch pickle; take the safetensors",
+        ),
         (b"<!DOCTYPE html>", "a web page; fetch the file again, signed in"),
         (
             b"{\"error\":\"Access to model is restricted\"}",
@@ -252,7 +256,7 @@ fn a_path_without_weights_is_named_with_what_was_looked_for() {
         cause(folder.path()),
         "no weights found; looked for diffusion_pytorch_model.safetensors.index.json, \
          diffusion_pytorch_model.safetensors, model.safetensors.index.json, model.safetensors, \
-         and their variants bf16 and fp16; fetch what is missing or name another path"
+         their variants bf16, fp16, fp32, or one file of weights; fetch what is missing or name another path"
     );
     assert_eq!(
         cause(&folder.path().join("none")),

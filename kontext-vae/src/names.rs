@@ -51,6 +51,7 @@ impl Naming {
         Err(Error::checkpoint(weights.path())(CheckpointError::MissingPart {
             part: "autoencoder",
             looked,
+            found: Vec::new(),
         }))
     }
 
