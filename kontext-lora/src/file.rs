@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use kontext_core::{CheckpointError, Error, Result};
+use kontext_formats::FolderListing;
 use kontext_nn::Weights;
 
 use crate::Lora;
@@ -11,15 +12,13 @@ use crate::table::Table;
 
 /// File names under which diffusers and PEFT save a LoRA in a folder of its own.
 const STANDARD: [&str; 2] = ["pytorch_lora_weights.safetensors", "adapter_model.safetensors"];
-const EXTENSIONS: [&str; 2] = ["safetensors", "sft"];
 /// Extensions that a name does not keep.
 const NAMED: [&str; 3] = ["safetensors", "sft", "gguf"];
-const PICKLES: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
 
 impl Lora {
     /// Finds the file that [`Lora::open`] reads. A file is itself. In a folder it is
     /// `pytorch_lora_weights.safetensors` (diffusers) or `adapter_model.safetensors` (PEFT), otherwise the
-    /// only `*.safetensors` or `*.sft` that is not hidden.
+    /// only file of weights that [`FolderListing`] has.
     ///
     /// # Errors
     /// [`Error::Io`] if the folder cannot be read; [`Error::Checkpoint`] if it has no such file or several,
@@ -29,38 +28,21 @@ impl Lora {
         if !path.is_dir() {
             return Ok(path.to_owned());
         }
-        let standard: Vec<String> = STANDARD
-            .iter()
-            .filter(|name| path.join(name).is_file())
-            .map(|&name| name.to_owned())
-            .collect();
-        let names = if standard.is_empty() {
-            files(path, &EXTENSIONS)?
-        } else {
-            standard
-        };
-        let refused = |source| Err(Error::checkpoint(path)(source));
-        match names.as_slice() {
-            [name] => Ok(path.join(name)),
-            [] => match files(path, &PICKLES)?.first() {
-                Some(pickle) => refused(CheckpointError::Lora {
-                    reason: format!(
-                        "`{pickle}` in the folder is a pickle, a program that could do anything when it is read; fetch or \
-                         save it as safetensors"
-                    ),
-                }),
-                None => refused(CheckpointError::MissingPart {
-                    part: "LoRA",
-                    looked: format!("{}, or one other *.safetensors", STANDARD.join(", ")),
-                }),
-            },
-            several => {
-                let all: Vec<String> = several.iter().map(|name| format!("`{name}`")).collect();
-                refused(CheckpointError::Lora {
-                    reason: format!("the folder has several files: {}; name one of them", all.join(", ")),
-                })
-            }
+        let listing = FolderListing::of(path)?;
+        let standard = listing.weights.iter().filter(|path| is_standard(path));
+        let (standard, all): (Vec<&PathBuf>, Vec<&PathBuf>) = (standard.collect(), listing.weights.iter().collect());
+        let files = if standard.is_empty() { all } else { standard };
+        if let [file] = files.as_slice() {
+            return Ok((*file).clone());
         }
+        let names = files.iter().filter_map(|file| file.file_name());
+        let names: Vec<String> = names.map(|name| format!("`{}`", name.to_string_lossy())).collect();
+        let several = (!names.is_empty()).then(|| format!("{} (name one of them)", names.join(", ")));
+        Err(Error::checkpoint(path)(CheckpointError::MissingPart {
+            part: "LoRA",
+            looked: format!("{}, or one file of weights", STANDARD.join(", ")),
+            found: several.into_iter().chain(listing.unread()).collect(),
+        }))
     }
 
     /// Returns a name for the LoRA at this path: that of the file without its extension, or of the folder,
@@ -81,7 +63,7 @@ impl Lora {
         let own = name(path).unwrap_or_else(|| path.display().to_string());
         let folder = path.parent().and_then(name);
         match (folder, own.rsplit_once('.')) {
-            (Some(folder), _) if STANDARD.contains(&own.as_str()) => folder,
+            (Some(folder), _) if is_standard(path) => folder,
             (_, Some((stem, end))) if !stem.is_empty() && NAMED.contains(&end.to_lowercase().as_str()) => {
                 stem.to_owned()
             }
@@ -103,19 +85,8 @@ impl Lora {
     }
 }
 
-/// Lists the files with these extensions that are not hidden, sorted.
-fn files(folder: &Path, extensions: &[&str]) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
-        let path = entry.map_err(Error::io(folder))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-        if !name.starts_with('.') && extensions.contains(&extension.as_str()) && path.is_file() {
-            names.push(name);
-        }
-    }
-    names.sort();
-    Ok(names)
+fn is_standard(path: &Path) -> bool {
+    STANDARD.iter().any(|name| path.file_name() == Some(name.as_ref()))
 }
 
 #[cfg(test)]
@@ -182,17 +153,23 @@ mod tests {
         };
         assert_eq!(
             refused(&["._ink.safetensors"]),
-            "no LoRA found; looked for pytorch_lora_weights.safetensors, adapter_model.safetensors, or one other \
-             *.safetensors; fetch what is missing or name another path"
+            "no LoRA found; looked for pytorch_lora_weights.safetensors, adapter_model.safetensors, or one file of \
+             weights; fetch what is missing or name another path"
         );
-        assert_eq!(
-            refused(&["ink-2.safetensors", "ink-1.safetensors"]),
-            "the LoRA cannot be used: the folder has several files: `ink-1.safetensors`, `ink-2.safetensors`; name one \
-             of them"
-        );
-        assert!(refused(&STANDARD).contains("several files: `pytorch"));
+        let several = refused(&["ink-2.safetensors", "ink-1.safetensors"]);
         assert!(
-            refused(&["pytorch_lora_weights.bin"]).contains("`pytorch_lora_weights.bin` in the folder is a pickle")
+            several.contains("`ink-1.safetensors`, `ink-2.safetensors` (name one of them)"),
+            "{several}"
+        );
+        let both = refused(&[STANDARD[0], STANDARD[1], "ink.safetensors"]);
+        assert!(
+            both.contains("`adapter_model.safetensors`, `pytorch_lora_weights.safetensors` (name"),
+            "{both}"
+        );
+        let pickle = refused(&["pytorch_lora_weights.bin"]);
+        assert!(
+            pickle.contains("`pytorch_lora_weights.bin`, a PyTorch pickle"),
+            "{pickle}"
         );
     }
 }
