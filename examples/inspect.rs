@@ -1,6 +1,6 @@
-//! Lists the contents of a checkpoint: `cargo xtask run --release --example inspect -- DIR`. Only headers are
-//! read. For the file or folder of a LoRA: naming, ranks, layers, tensors that fit no layer, and the settings
-//! of its training.
+//! Lists the contents of a checkpoint: `cargo xtask run --release --example inspect -- DIR`. Only headers are read. For
+//! a single file the parts of a model in it; for the file or folder of a LoRA: naming, ranks, layers, tensors that fit no
+//! layer, and the settings of its training.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,15 +9,15 @@ use anyhow::bail;
 use clap::Parser;
 use kontext::crates::{kontext_formats::Account, kontext_text};
 use kontext::image::RgbImage;
-use kontext::{Autoencoder, Checkpoint, Dit, Kind, Lora, Pipeline, Request, Result, Weights, free_memory};
-use kontext_cli::say;
+use kontext::{Autoencoder, Checkpoint, Dit, Kind, Lora, ModelPart, Pipeline, Request, Result, Weights, free_memory};
+use kontext_cli::{PartArgs, say};
 use kontext_text::{ClipEncoder, T5Encoder, Tokenizer};
 
-/// List the contents of a model's folder: parts, dtypes, parameters, missing and unused tensors; or of a
-/// LoRA.
+/// List the contents of a model's folder: parts, dtypes, parameters, missing and unused tensors; or of one file with
+/// parts of a model; or of a LoRA.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Folder of the model, or a LoRA's file or folder
+    /// Folder of the model, or the file of a part; or a LoRA's file or folder
     #[arg(value_name = "PATH", required_unless_present = "model")]
     folder: Option<PathBuf>,
     /// The same, as a flag
@@ -26,32 +26,31 @@ struct Args {
     /// Print the memory that an edit of a square image takes with each placement
     #[arg(long)]
     plan: bool,
+    #[command(flatten)]
+    parts: PartArgs,
 }
 
 fn main() -> ExitCode {
     kontext_cli::main(|args: Args| {
+        let builder = args.parts.apply(Pipeline::builder());
         let folder = args.folder.or(args.model).unwrap_or_default();
-        if folder.is_file() || Lora::found_in(&folder) {
-            return lora(&folder);
+        if folder.is_file() {
+            return file(&folder);
         }
-        let checkpoint = Checkpoint::find(&folder)?;
+        let checkpoint = match builder.checkpoint(&folder) {
+            Err(_) if Lora::found_in(&folder) => return lora(&folder),
+            found => found?,
+        };
         say(format_args!("{checkpoint}\n"))?;
         let mut faults = 0;
-        let (weights, config) = checkpoint.open_transformer()?;
-        let audited = weights.audited();
-        faults += report("transformer", &audited, Dit::new(&audited, &config, |_| ()).map(drop))?;
-        say(format_args!("  {config:?}\n"))?;
-        faults += audit("VAE", &Weights::open(&checkpoint.vae)?, |w| {
-            let config = checkpoint.vae.join("config.json");
-            Autoencoder::from_weights(w, config.is_file().then_some(config.as_path())).map(drop)
-        })?;
-        let (clip, t5) = (&checkpoint.clip, &checkpoint.t5);
-        faults += audit("CLIP", &ClipEncoder::weights(clip)?, |w| {
-            ClipEncoder::from_weights(w, clip, Kind::Float).map(drop)
-        })?;
-        faults += audit("T5", &T5Encoder::weights(t5)?, |w| {
-            T5Encoder::from_weights(w, t5, Kind::Float).map(drop)
-        })?;
+        for (kind, path) in [
+            (ModelPart::Transformer, &checkpoint.transformer),
+            (ModelPart::Autoencoder, &checkpoint.vae),
+            (ModelPart::Clip, &checkpoint.clip),
+            (ModelPart::T5, &checkpoint.t5),
+        ] {
+            faults += part(kind, path)?;
+        }
         for (part, path) in [
             ("CLIP tokenizer", &checkpoint.clip_tokenizer),
             ("T5 tokenizer", &checkpoint.t5_tokenizer),
@@ -60,7 +59,7 @@ fn main() -> ExitCode {
         }
         if args.plan {
             let square = Request::edit(RgbImage::new(1024, 1024), "");
-            let memory = Pipeline::builder().memory(&folder, &square)?;
+            let memory = builder.memory(&folder, &square)?;
             for memory in &memory {
                 say(format_args!("\n{memory}"))?;
             }
@@ -71,11 +70,53 @@ fn main() -> ExitCode {
                 ))?;
             }
         }
-        if faults > 0 {
-            bail!("{} has {faults} fault(s), listed above", folder.display());
-        }
-        say("complete")
+        concluded(&folder, faults)
     })
+}
+
+/// Prints the contents of a single file: the parts of a model in it, or a LoRA.
+fn file(path: &Path) -> anyhow::Result<()> {
+    let parts = Checkpoint::parts_in(path)?;
+    if parts.is_empty() {
+        return lora(path);
+    }
+    let mut faults = 0;
+    for kind in parts {
+        faults += part(kind, path)?;
+    }
+    concluded(path, faults)
+}
+
+/// Prints that a model or a part is complete; fails if it has faults.
+fn concluded(path: &Path, faults: usize) -> anyhow::Result<()> {
+    if faults > 0 {
+        bail!("{} has {faults} fault(s), listed above", path.display());
+    }
+    say("complete")
+}
+
+/// Prints the contents of a part and returns the number of its faults.
+fn part(part: ModelPart, path: &Path) -> anyhow::Result<usize> {
+    match part {
+        ModelPart::Transformer => {
+            let (weights, config) = Checkpoint::transformer_in(path)?;
+            let audited = weights.audited();
+            let faults = report("transformer", &audited, Dit::new(&audited, &config, |_| ()).map(drop))?;
+            say(format_args!("  {config:?}\n"))?;
+            Ok(faults)
+        }
+        ModelPart::Autoencoder => audit("VAE", &Weights::open(path)?, |w| {
+            let config = path.join("config.json");
+            Autoencoder::from_weights(w, config.is_file().then_some(config.as_path())).map(drop)
+        }),
+        ModelPart::Clip => audit("CLIP", &ClipEncoder::weights(path)?, |w| {
+            ClipEncoder::from_weights(w, path, Kind::Float).map(drop)
+        }),
+        ModelPart::T5 => audit("T5", &T5Encoder::weights(path)?, |w| {
+            T5Encoder::from_weights(w, path, Kind::Float).map(drop)
+        }),
+        other => bail!("{other} is a part that this program does not know"),
+    }
 }
 
 /// Prints the contents of a LoRA; fails if a pipeline would refuse it.

@@ -222,9 +222,10 @@ fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
             .file_name()
             .map_or("model".to_owned(), |name| name.to_string_lossy().into_owned())
     };
+    let checkpoint = pipe.checkpoint().context("the pipeline was not loaded from a folder")?;
     let mut info = RunInfo::new(args.name.clone().unwrap_or_else(folder_name), args.seed)
         .setting("kontext", env!("CARGO_PKG_VERSION"))
-        .setting("model", identity::of_model(model, &load.lora_files()?)?)
+        .setting("model", identity::of_model(checkpoint, &load.lora_files()?)?)
         .setting("device", if pipe.device().is_cuda() { "cuda" } else { "cpu" })
         .setting("native size", native_size.to_string());
     let mut optional = |name: &str, value: Option<String>| {

@@ -16,7 +16,7 @@ use kontext::session::KeepUnchanged;
 use kontext::{Pipeline, Request, Session};
 use kontext_cli::interrupt::Interrupt;
 use kontext_cli::run::numbered;
-use kontext_cli::{complain, note, notes, progress, say, shipped};
+use kontext_cli::{PartArgs, complain, note, notes, progress, say, shipped};
 
 const HELP: &str = "\
 a prompt          edits the image; the result is the image then
@@ -64,6 +64,8 @@ struct Args {
     /// cpu, cuda or cuda:N; the first CUDA device if not given, else the CPU
     #[arg(long)]
     device: Option<String>,
+    #[command(flatten)]
+    parts: PartArgs,
 }
 
 fn main() -> ExitCode {
@@ -72,7 +74,7 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> anyhow::Result<()> {
     kontext::io::check_writable(&args.out)?;
-    let mut builder = Pipeline::builder();
+    let mut builder = args.parts.apply(Pipeline::builder());
     if let Some(text) = &args.device {
         builder = builder.device(device::parse(text)?);
     }

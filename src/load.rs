@@ -162,6 +162,15 @@ impl PipelineBuilder {
         chosen.ok_or_else(|| Error::bug(format!("placement `{}` without an arrangement", self.placement)))
     }
 
+    /// Finds the parts in a folder, with those that the builder names instead of the folder's; reads only names and
+    /// headers.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::find`].
+    pub fn checkpoint(&self, folder: impl AsRef<Path>) -> Result<Checkpoint> {
+        Checkpoint::find_with(folder.as_ref(), &self.overrides)
+    }
+
     /// Estimates the memory that a run of this request takes on the device, for each placement (or the
     /// requested one), from headers only.
     ///
@@ -204,10 +213,10 @@ impl PipelineBuilder {
     /// Finds the parts and reads their headers, so that a wrong file is reported before anything large is
     /// read.
     fn open(&self, folder: &Path) -> Result<Opened> {
-        let checkpoint = Checkpoint::find_with(folder, &self.overrides)?;
+        let checkpoint = self.checkpoint(folder)?;
         let (weights, config) = checkpoint.open_transformer()?;
         Ok(Opened {
-            defaults: ModelDefaults::of(folder)?,
+            defaults: ModelDefaults::of(&checkpoint.folder)?,
             checkpoint,
             weights,
             config,

@@ -71,26 +71,49 @@ fn a_folder_that_is_not_there_or_is_a_file_is_told_what_to_give() {
     std::fs::remove_file(file).unwrap();
     assert_eq!(
         refusal(folder.path()),
-        "cannot load FOLDER: no transformer found; looked for a *.safetensors or *.gguf file with its tensors, and for the folders of \
-         a diffusers checkpoint; fetch what is missing or name another path"
+        "cannot load FOLDER: no transformer found; looked for a *.safetensors, *.sft or *.gguf file with its tensors in \
+         it and in its folders `transformer`, `diffusion_models`, `unet`, `checkpoints`; fetch what is missing or name \
+         another path"
     );
 }
 
 #[test]
 fn a_missing_part_is_named_in_both_layouts() {
-    for (name, part) in [
-        ("transformer", "transformer"),
-        ("vae", "VAE"),
-        ("text_encoder", "CLIP text encoder"),
-        ("text_encoder_2", "T5 text encoder"),
-        ("tokenizer", "CLIP tokenizer"),
-        ("tokenizer_2", "T5 tokenizer"),
+    for (name, part, looked) in [
+        (
+            "transformer",
+            "transformer",
+            "its folders `transformer`, `diffusion_models`, `unet`, `checkpoints`",
+        ),
+        ("vae", "VAE", "its folders `vae`, `checkpoints`"),
+        (
+            "text_encoder",
+            "CLIP text encoder",
+            "its folders `text_encoder`, `text_encoders`, `clip`, `checkpoints`",
+        ),
+        (
+            "text_encoder_2",
+            "T5 text encoder",
+            "its folders `text_encoder_2`, `text_encoders`, `clip`, `checkpoints`",
+        ),
     ] {
         assert_eq!(
             damaged(Layout::Diffusers, |f| std::fs::remove_dir_all(f.join(name)).unwrap()),
             format!(
-                "cannot load FOLDER: no {part} found; looked for the folder `{name}` in it; fetch what is missing or \
-                 name another path"
+                "cannot load FOLDER: no {part} found; looked for a *.safetensors, *.sft or *.gguf file with its tensors \
+                 in it and in {looked}; fetch what is missing or name another path"
+            )
+        );
+    }
+    for (name, part, other) in [
+        ("tokenizer", "CLIP tokenizer", "vocab.json"),
+        ("tokenizer_2", "T5 tokenizer", "tokenizer.json"),
+    ] {
+        assert_eq!(
+            damaged(Layout::Diffusers, |f| std::fs::remove_dir_all(f.join(name)).unwrap()),
+            format!(
+                "cannot load FOLDER: no {part} found; looked for {name} and {other} in it; fetch what is missing or name \
+                 another path"
             )
         );
     }
@@ -103,7 +126,7 @@ fn a_missing_part_is_named_in_both_layouts() {
         let text = damaged(Layout::SingleFiles, |f| std::fs::remove_file(f.join(name)).unwrap());
         assert!(
             text.starts_with(&format!(
-                "cannot load FOLDER: no {part} found; looked for a *.safetensors or *.gguf file"
+                "cannot load FOLDER: no {part} found; looked for a *.safetensors, *.sft or *.gguf file"
             )),
             "{text}"
         );
@@ -179,7 +202,10 @@ fn a_truncated_or_corrupt_file_is_named_with_its_sizes() {
         std::fs::write(f.join("ae.safetensors"), "").unwrap();
     });
     assert!(
-        text.starts_with("cannot load ae.safetensors: not a valid safetensors file: it has 0 bytes"),
+        text.starts_with("cannot load FOLDER: no VAE found; looked for")
+            && text.contains(
+                "found instead `ae.safetensors`, which cannot be used (not a valid safetensors file: it has 0"
+            ),
         "{text}"
     );
 }

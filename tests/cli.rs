@@ -611,7 +611,7 @@ fn models_that_are_not_whole_are_refused() {
     desk.bad(
         "generate",
         &["--model", &model],
-        "no VAE found; looked for a *.safetensors or *.gguf file with its tensors",
+        "no VAE found; looked for a *.safetensors, *.sft or *.gguf file with its tensors",
     );
 }
 
@@ -664,6 +664,92 @@ fn inspect_tells_what_a_checkpoint_holds_and_lacks() {
     assert!(
         out.contains("unused: `x_embedder.bis`") && out.contains("unused: `extra`"),
         "{out}"
+    );
+}
+
+#[test]
+fn inspect_reports_the_parts_of_a_single_file() {
+    let desk = Desk::new();
+    let folder = model(Layout::SingleFiles);
+    for (file, part) in [
+        ("flux1-kontext.safetensors", "transformer: "),
+        ("ae.safetensors", "VAE: 240 tensors"),
+        ("clip_l.safetensors", "CLIP: "),
+        ("t5xxl.safetensors", "T5: "),
+    ] {
+        let (out, _) = desk.good("inspect", &[&folder.join(file).display().to_string()]);
+        assert!(out.starts_with(part) && out.ends_with("\ncomplete\n"), "{file}: {out}");
+    }
+    let folder = copy(Layout::SingleFiles);
+    let file = folder.path().join("flux1-kontext.safetensors");
+    let path = file.display().to_string();
+    add(&file, "extra");
+    desk.bad(
+        "inspect",
+        &[&path],
+        "flux1-kontext.safetensors has 1 fault(s), listed above",
+    );
+    rename(&file, "extra", "distilled_guidance_layer.in_proj.weight");
+    desk.bad(
+        "inspect",
+        &[&path],
+        "it is the transformer of Chroma; take that of FLUX.1 Kontext",
+    );
+}
+
+#[test]
+fn single_parts_are_named_by_flags() {
+    let desk = Desk::new();
+    let folder = copy(Layout::SingleFiles);
+    let vae = folder.path().join("ae.safetensors");
+    std::fs::copy(&vae, folder.path().join("old.safetensors")).unwrap();
+    let (model, vae) = (folder.path().display().to_string(), vae.display().to_string());
+    desk.bad(
+        "generate",
+        &small(&model, &["--prompt", "a cat"]),
+        "--vae of the programs)",
+    );
+    let args = [
+        "--prompt",
+        "a cat",
+        "--plan",
+        "--vae",
+        &vae,
+        "--t5-tokenizer",
+        &format!("{model}/tokenizer_2"),
+    ];
+    let (out, _) = desk.good("generate", &small(&model, &args));
+    assert!(out.contains("steps"), "{out}");
+    desk.bad("inspect", &[&model], "two files for the VAE");
+    let (out, _) = desk.good("inspect", &[&model, "--vae", &vae]);
+    assert!(out.ends_with("\ncomplete\n"), "{out}");
+}
+
+/// Runs `inspect` as a user who is not root, whom no permission binds.
+#[cfg(unix)]
+#[test]
+fn a_locked_folder_is_said_to_be_locked() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    const NOBODY: u32 = 65_534;
+    let folder = copy(Layout::Diffusers);
+    let mode = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(folder.path(), 0o755);
+    let vae = folder.path().join("vae");
+    mode(&vae, 0o000);
+    let mut inspect = program("inspect");
+    if std::fs::read_dir(&vae).is_ok() {
+        inspect.uid(NOBODY).gid(NOBODY);
+    }
+    let (code, _, err) = told(&inspect.arg(folder.path()).stdin(Stdio::null()).output().unwrap());
+    mode(&vae, 0o755);
+    assert_eq!(code, Some(1), "{err}");
+    let words = format!("cannot access {}: ", vae.display());
+    assert!(
+        err.contains(&words) && err.to_lowercase().contains("permission"),
+        "{err}"
     );
 }
 

@@ -8,6 +8,8 @@ use kontext::{Conformance, Device, Kind, Pipeline, PipelineBuilder, Placement, Q
 use kontext_core::array;
 use kontext_device::device;
 
+use crate::PartArgs;
+
 /// Options of loading a model.
 #[derive(Debug, Args)]
 pub struct LoadArgs {
@@ -39,6 +41,9 @@ pub struct LoadArgs {
     /// The same for T5
     #[arg(long, value_name = "FORMAT")]
     pub quantize_t5: Option<Quantize>,
+    /// Single parts.
+    #[command(flatten)]
+    pub parts: PartArgs,
 }
 
 impl LoadArgs {
@@ -47,7 +52,7 @@ impl LoadArgs {
     /// # Errors
     /// If the device does not exist; those of [`LoadArgs::loras`].
     pub fn builder(&self) -> anyhow::Result<PipelineBuilder> {
-        let mut builder = Pipeline::builder().placement(self.placement);
+        let mut builder = self.parts.apply(Pipeline::builder()).placement(self.placement);
         if let Some(text) = &self.device {
             builder = builder.device(device::parse(text)?);
         }

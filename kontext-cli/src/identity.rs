@@ -20,9 +20,8 @@ const SAMPLE: u64 = 1 << 20;
 /// Returns a digest of all files of a model and of `more`, such as LoRAs.
 ///
 /// # Errors
-/// If the folder holds no model, or a file cannot be read.
-pub fn of_model(folder: &Path, more: &[PathBuf]) -> anyhow::Result<String> {
-    let checkpoint = Checkpoint::find(folder)?;
+/// If a file cannot be read.
+pub fn of_model(checkpoint: &Checkpoint, more: &[PathBuf]) -> anyhow::Result<String> {
     let parts = [
         &checkpoint.transformer,
         &checkpoint.vae,
@@ -31,7 +30,7 @@ pub fn of_model(folder: &Path, more: &[PathBuf]) -> anyhow::Result<String> {
         &checkpoint.clip_tokenizer,
         &checkpoint.t5_tokenizer,
     ];
-    let defaults = folder.join("kontext.json");
+    let defaults = checkpoint.folder.join("kontext.json");
     let others = checkpoint
         .scheduler
         .iter()

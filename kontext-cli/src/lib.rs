@@ -11,6 +11,7 @@ pub mod judge;
 mod loras;
 mod memory;
 pub mod notes;
+mod parts;
 mod program;
 pub mod progress;
 mod round_trip;
@@ -22,6 +23,7 @@ pub mod walker;
 pub mod walks;
 
 pub use files::{create_folder, read, write};
+pub use parts::PartArgs;
 pub use program::{complain, main, note, say};
 pub use round_trip::round_trip;
 pub use strip::strip;

@@ -4,6 +4,7 @@ pub mod array;
 pub mod buffer;
 pub mod check;
 mod checkpoint_error;
+mod class_name;
 mod contain;
 mod error;
 pub mod images;
@@ -19,6 +20,7 @@ mod stage;
 mod tokens;
 
 pub use checkpoint_error::CheckpointError;
+pub use class_name::check_class;
 pub use contain::contain;
 pub use error::{During, Error, Result, TorchError};
 pub use json::{read_json, utf8, write_json};

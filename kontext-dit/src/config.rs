@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
-use kontext_core::{Error, Result, read_json};
+use kontext_core::{Error, Result, check_class, read_json};
 use kontext_nn::Weights;
 use serde::Deserialize;
+
+use crate::names;
 
 /// Configuration of the transformer. The presets are the published models; every field may be changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +39,8 @@ pub struct DitConfig {
 #[derive(Deserialize)]
 #[serde(default)]
 struct DiffusersConfig {
+    #[serde(rename = "_class_name")]
+    class_name: Option<String>,
     patch_size: i64,
     in_channels: i64,
     out_channels: Option<i64>,
@@ -53,6 +57,7 @@ struct DiffusersConfig {
 impl Default for DiffusersConfig {
     fn default() -> Self {
         Self {
+            class_name: None,
             patch_size: 1,
             in_channels: 64,
             out_channels: None,
@@ -114,6 +119,12 @@ impl DitConfig {
     pub fn from_json(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let json: DiffusersConfig = read_json(path)?;
+        check_class(
+            path,
+            "_class_name",
+            json.class_name.as_deref(),
+            &["FluxTransformer2DModel"],
+        )?;
         if json.patch_size != 1 {
             return Err(Error::config(
                 path,
@@ -141,7 +152,7 @@ impl DitConfig {
         Ok(config)
     }
 
-    /// Infers the sizes from the tensor shapes of a single file in BFL's naming.
+    /// Infers the sizes from the tensor shapes of a single file in the naming of BFL or of diffusers.
     ///
     /// Shapes do not determine the axes: a head of width D is split into D/8, 7D/16, 7D/16 (16, 56, 56 at
     /// 128).
@@ -150,19 +161,33 @@ impl DitConfig {
     /// A checkpoint error if a required tensor is missing.
     pub fn infer(weights: &Weights) -> Result<Self> {
         let path = weights.path();
-        let shape = |name: &str| {
-            let shape = weights.shape_of(name);
-            shape.ok_or_else(|| {
-                Error::config(
-                    path,
-                    format!("no tensor `{name}` to infer the transformer's sizes from"),
-                )
-            })
+        let diffusers = weights.shape_of("img_in.weight").is_none() && weights.shape_of("x_embedder.weight").is_some();
+        let in_file = |name: &str| {
+            let map = names::diffusers(name);
+            if diffusers {
+                map.names().to_vec()
+            } else {
+                vec![name.to_owned()]
+            }
         };
+        // Of the tensors asked for, only the fused projection of a single block is several in diffusers' files; its
+        // rows add up.
         let size = |name: &str, axis: usize| {
-            let shape = shape(name)?;
-            let size = shape.get(axis).copied();
-            size.ok_or_else(|| Error::config(path, format!("tensor `{name}` has shape {shape:?}, expected two sizes")))
+            let mut total = 0;
+            for name in in_file(name) {
+                let Some(shape) = weights.shape_of(&name) else {
+                    let reason = format!(
+                        "no tensor `{name}` to infer the transformer's sizes from; the file is incomplete or of \
+                         another model, fetch the right one"
+                    );
+                    return Err(Error::config(path, reason));
+                };
+                let size = shape.get(axis).copied().ok_or_else(|| {
+                    Error::config(path, format!("tensor `{name}` has shape {shape:?}, expected two sizes"))
+                })?;
+                total = if axis == 0 { size + total } else { size };
+            }
+            Ok(total)
         };
         let count = |prefix: &str| {
             let names = weights.names();
@@ -173,8 +198,13 @@ impl DitConfig {
                 .max()
                 .map_or(0, |last| last.saturating_add(1))
         };
+        let [double, single] = if diffusers {
+            ["transformer_blocks.", "single_transformer_blocks."]
+        } else {
+            ["double_blocks.", "single_blocks."]
+        };
         let (width, in_channels) = (size("img_in.weight", 0)?, size("img_in.weight", 1)?);
-        let double_blocks = count("double_blocks.");
+        let double_blocks = count(double);
         let norm = if double_blocks > 0 {
             "double_blocks.0.img_attn.norm.query_norm.scale"
         } else {
@@ -186,6 +216,7 @@ impl DitConfig {
         } else {
             size("single_blocks.0.linear1.weight", 0)? - 3 * width
         };
+        let guidance = in_file("guidance_in.in_layer.weight");
         let config = Self {
             in_channels,
             out_channels: size("final_layer.linear.weight", 0)?,
@@ -194,10 +225,10 @@ impl DitConfig {
             axes_dim: [head_dim / 8, head_dim * 7 / 16, head_dim * 7 / 16],
             mlp_width,
             double_blocks,
-            single_blocks: count("single_blocks."),
+            single_blocks: count(single),
             context_dim: size("txt_in.weight", 1)?,
             pooled_dim: size("vector_in.in_layer.weight", 1)?,
-            guidance_embed: weights.shape_of("guidance_in.in_layer.weight").is_some(),
+            guidance_embed: guidance.iter().all(|name| weights.shape_of(name).is_some()),
         };
         config.validate().map_err(|reason| Error::config(path, reason))?;
         Ok(config)
@@ -220,10 +251,10 @@ impl DitConfig {
         if sizes.iter().any(|s| !(1..=1 << 20).contains(s)) {
             return Err(format!("sizes must be between 1 and 1048576: {self:?}"));
         }
-        let even = |d: &i64| (0..=self.head_dim).contains(d) && d % 2 == 0;
+        let even = |d: &i64| (2..=self.head_dim).contains(d) && d % 2 == 0;
         if !self.axes_dim.iter().all(even) || self.axes_dim.iter().sum::<i64>() != self.head_dim {
             return Err(format!(
-                "the position axes {:?} must be even and add up to the head width {}",
+                "the position axes {:?} must be even, at least 2, and add up to the head width {}",
                 self.axes_dim, self.head_dim
             ));
         }
@@ -243,6 +274,20 @@ impl DitConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_axis_without_features_is_refused() {
+        let config = DitConfig {
+            axes_dim: [0, 64, 64],
+            ..DitConfig::kontext_dev()
+        };
+        assert!(
+            config
+                .validate()
+                .unwrap_err()
+                .contains("[0, 64, 64] must be even, at least 2")
+        );
+    }
 
     #[test]
     fn axes_must_add_up_to_the_head_width() {

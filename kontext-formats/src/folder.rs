@@ -7,6 +7,8 @@ use kontext_core::{Error, Result};
 
 use super::shards::{Index, Shard};
 
+/// File stems under which diffusers and transformers save the weights of a part.
+pub(super) const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
 /// Extensions of files of weights.
 const WEIGHTS: [&str; 3] = ["safetensors", "sft", "gguf"];
 /// Extensions of PyTorch's pickles.
@@ -102,6 +104,17 @@ impl FolderListing {
             |(path, reason): &(PathBuf, String)| format!("{}, which cannot be used ({reason})", quoted(path));
         let unusable = self.unusable.iter().map(unusable);
         unusable.chain(self.pickles.iter().map(pickle)).collect()
+    }
+
+    /// Returns those of the weights under the names that diffusers and transformers give to a part, with any variant.
+    #[must_use]
+    pub fn of_a_part(&self) -> Vec<&PathBuf> {
+        let named = |path: &&PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let mut stems = STEMS.iter().filter_map(|stem| name.strip_prefix(stem));
+            stems.any(|rest| rest.starts_with(['.', '-']))
+        };
+        self.weights.iter().filter(named).collect()
     }
 
     /// Adds whole files as they are, and sets of shards by one file each.

@@ -7,13 +7,11 @@ use std::sync::Arc;
 use kontext_core::{CheckpointError, Error, Result};
 
 use super::file::{WeightFile, regular};
-use super::folder::quoted;
+use super::folder::{STEMS, quoted};
 use super::shards::{Index, Shard};
 use super::store::Source;
 use super::{Entry, FolderListing, Store, side_tensors};
 
-/// File stems under which diffusers and transformers save the weights of a part.
-const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
 /// Their names for files of another dtype, next to the first or instead of it, in order of preference.
 const VARIANTS: [&str; 3] = ["bf16", "fp16", "fp32"];
 
@@ -88,14 +86,7 @@ fn find(folder: &Path) -> Result<PathBuf> {
         return Ok(path);
     }
     let listing = FolderListing::of(folder)?;
-    let weights = &listing.weights;
-    let of_a_stem = |path: &&PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let mut stems = STEMS.iter().filter_map(|stem| name.strip_prefix(stem));
-        stems.any(|rest| rest.starts_with(['.', '-']))
-    };
-    let of_stems: Vec<&PathBuf> = weights.iter().filter(of_a_stem).collect();
-    match (of_stems.as_slice(), weights.as_slice()) {
+    match (listing.of_a_part().as_slice(), listing.weights.as_slice()) {
         ([path], _) => Ok((*path).clone()),
         ([], [path]) => Ok(path.clone()),
         _ => Err(no_weights(folder, &listing)),

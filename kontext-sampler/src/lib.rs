@@ -7,6 +7,7 @@ pub mod guidance;
 pub mod ids;
 mod pack;
 mod schedule;
+mod shift;
 
 pub use conformance::Conformance;
 pub use euler::{Step, add_noise, integrate};
@@ -14,4 +15,5 @@ pub use geometry::{Grid, Size};
 pub use guidance::CfgMode;
 pub use ids::References;
 pub use pack::{pack, unpack};
-pub use schedule::{Schedule, Shift, TIME_FACTOR};
+pub use schedule::{Schedule, TIME_FACTOR};
+pub use shift::Shift;

@@ -1,12 +1,9 @@
 //! Noise schedules: the sigmas of a run, and the times embedded for the model.
 
-use std::path::Path;
-
 use half::bf16;
-use kontext_core::{Error, Kind, Result, read_json};
-use serde::Deserialize;
+use kontext_core::{Error, Kind, Result};
 
-use crate::Conformance;
+use crate::{Conformance, Shift};
 
 /// Scale of the model's time and guidance inputs: it was trained on times in [0, 1000], where sigmas are in
 /// [0, 1].
@@ -23,180 +20,6 @@ pub const TIME_FACTOR: f32 = 1000.0;
 /// Upper limit on the number of steps; more is taken for a typing error.
 const MOST_STEPS: usize = 1000;
 
-/// Limit for numbers in a configuration: beyond it they are mistakes, and their exponentials overflow.
-const LARGEST: f64 = 1e6;
-
-/// Shift of the sigmas towards noise.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Shift {
-    /// By `e^mu`, where mu grows linearly with the number of target tokens.
-    Dynamic {
-        /// mu at `base_tokens`.
-        base_shift: f64,
-        /// mu at `max_tokens`.
-        max_shift: f64,
-        /// Tokens of the smallest training image.
-        base_tokens: f64,
-        /// Tokens of the largest training image.
-        max_tokens: f64,
-    },
-    /// By a constant factor; 1 leaves the sigmas as they are.
-    Fixed(f64),
-}
-
-/// Fields of diffusers' `scheduler_config.json` that determine the sigmas.
-#[derive(Deserialize)]
-#[serde(default)]
-struct DiffusersConfig {
-    shift: f64,
-    use_dynamic_shifting: bool,
-    base_shift: f64,
-    max_shift: f64,
-    base_image_seq_len: f64,
-    max_image_seq_len: f64,
-    time_shift_type: String,
-    shift_terminal: Option<f64>,
-    use_karras_sigmas: Option<bool>,
-    use_exponential_sigmas: Option<bool>,
-    use_beta_sigmas: Option<bool>,
-    invert_sigmas: bool,
-    stochastic_sampling: bool,
-}
-
-impl Default for DiffusersConfig {
-    fn default() -> Self {
-        Self {
-            shift: 1.0,
-            use_dynamic_shifting: false,
-            base_shift: 0.5,
-            max_shift: 1.15,
-            base_image_seq_len: 256.0,
-            max_image_seq_len: 4096.0,
-            time_shift_type: "exponential".to_owned(),
-            shift_terminal: None,
-            use_karras_sigmas: None,
-            use_exponential_sigmas: None,
-            use_beta_sigmas: None,
-            invert_sigmas: false,
-            stochastic_sampling: false,
-        }
-    }
-}
-
-impl Shift {
-    /// Returns the shift of FLUX.1-dev and Kontext: mu from 0.5 at 256 tokens to 1.15 at 4096.
-    #[must_use]
-    pub const fn dev() -> Self {
-        Self::Dynamic {
-            base_shift: 0.5,
-            max_shift: 1.15,
-            base_tokens: 256.0,
-            max_tokens: 4096.0,
-        }
-    }
-
-    /// Returns the shift of FLUX.1-schnell: none.
-    #[must_use]
-    pub const fn schnell() -> Self {
-        Self::Fixed(1.0)
-    }
-
-    /// Reads diffusers' `scheduler_config.json`.
-    ///
-    /// # Errors
-    /// A checkpoint error if the file is not such a configuration, or asks for a schedule that FLUX.1 does
-    /// not use.
-    pub fn from_json(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let json: DiffusersConfig = read_json(path)?;
-        let flags = [
-            json.use_karras_sigmas,
-            json.use_exponential_sigmas,
-            json.use_beta_sigmas,
-        ];
-        if flags.contains(&Some(true))
-            || json.shift_terminal.is_some()
-            || json.invert_sigmas
-            || json.stochastic_sampling
-        {
-            return Err(Error::config(
-                path,
-                "it asks for karras, exponential, beta, terminal, inverted or stochastic sigmas, which FLUX.1 does not use",
-            ));
-        }
-        if json.use_dynamic_shifting && json.time_shift_type != "exponential" {
-            return Err(Error::config(
-                path,
-                format!(
-                    "time_shift_type is `{}`, only `exponential` is known",
-                    json.time_shift_type
-                ),
-            ));
-        }
-        let shifts = [json.shift, json.base_shift, json.max_shift];
-        let tokens = [json.base_image_seq_len, json.max_image_seq_len];
-        if shifts
-            .iter()
-            .chain(&tokens)
-            .any(|v| !(v.is_finite() && v.abs() < LARGEST))
-            || tokens[0] >= tokens[1]
-        {
-            let reason =
-                format!("shifts {shifts:?} and lengths {tokens:?} must be below {LARGEST}, and lengths must rise");
-            return Err(Error::config(path, reason));
-        }
-        Ok(if json.use_dynamic_shifting {
-            Self::Dynamic {
-                base_shift: json.base_shift,
-                max_shift: json.max_shift,
-                base_tokens: json.base_image_seq_len,
-                max_tokens: json.max_image_seq_len,
-            }
-        } else {
-            Self::Fixed(json.shift)
-        })
-    }
-
-    /// Shifts one sigma in (0, 1] for a target of `target_tokens` tokens, so that training samples the noise
-    /// levels of a run.
-    #[must_use]
-    pub fn shifted(self, sigma: f32, target_tokens: i64) -> f32 {
-        let mut sigma = [sigma];
-        self.apply(&mut sigma, target_tokens, Conformance::Native);
-        sigma[0]
-    }
-
-    /// Shifts sigmas for a target of `target_tokens` tokens, in f32 as the references do.
-    fn apply(self, sigmas: &mut [f32], target_tokens: i64, conformance: Conformance) {
-        match self {
-            Self::Dynamic {
-                base_shift,
-                max_shift,
-                base_tokens,
-                max_tokens,
-            } => {
-                let slope = (max_shift - base_shift) / (max_tokens - base_tokens);
-                let mu = target_tokens as f64 * slope + (base_shift - slope * base_tokens);
-                let factor = mu.exp() as f32;
-                for sigma in sigmas {
-                    let sum = factor + (1.0 / *sigma - 1.0);
-                    *sigma = match conformance {
-                        Conformance::Native | Conformance::Diffusers => factor / sum,
-                        // PyTorch divides a number by a tensor as the tensor's reciprocal times the number.
-                        Conformance::Bfl => 1.0 / sum * factor,
-                    };
-                }
-            }
-            Self::Fixed(shift) => {
-                let (shift, excess) = (shift as f32, (shift - 1.0) as f32);
-                for sigma in sigmas {
-                    *sigma = shift * *sigma / (1.0 + excess * *sigma);
-                }
-            }
-        }
-    }
-}
-
 /// Noise levels of a run: from noise (1) down to the image (0).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
@@ -208,7 +31,7 @@ impl Schedule {
     /// Creates a schedule of `steps` steps for a target of `target_tokens` tokens (references do not count).
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if `steps` is 0 or above 1000.
+    /// [`Error::InvalidArgument`] if `steps` is 0 or above 1000, or if the shift moves sigmas out of [0, 1].
     pub fn new(steps: usize, target_tokens: i64, shift: Shift, conformance: Conformance) -> Result<Self> {
         if !(1..=MOST_STEPS).contains(&steps) {
             return Err(Error::invalid("steps", format!("1 to {MOST_STEPS}"), steps));
@@ -218,6 +41,7 @@ impl Schedule {
             Conformance::Native | Conformance::Diffusers => numpy_linspace(steps),
         };
         shift.apply(&mut sigmas, target_tokens, conformance);
+        check_shifted(&sigmas, shift, target_tokens)?;
         sigmas.push(0.0);
         Ok(Self { sigmas, conformance })
     }
@@ -241,6 +65,7 @@ impl Schedule {
         let mut sigmas = sigmas.to_vec();
         if conformance == Conformance::Diffusers {
             shift.apply(&mut sigmas, target_tokens, conformance);
+            check_shifted(&sigmas, shift, target_tokens)?;
         }
         sigmas.push(0.0);
         Ok(Self { sigmas, conformance })
@@ -307,6 +132,19 @@ impl Schedule {
     }
 }
 
+/// Checks shifted sigmas: a negative factor makes them leave [0, 1], and one that overflows NaN.
+fn check_shifted(sigmas: &[f32], shift: Shift, target_tokens: i64) -> Result<()> {
+    /// Above 1 by the rounding of a division.
+    const MOST: f32 = 1.0 + 1e-5;
+    match sigmas.iter().find(|sigma| !(0.0..=MOST).contains(*sigma)) {
+        None => Ok(()),
+        Some(sigma) => {
+            let got = format!("{shift:?}, which gives {sigma} for {target_tokens} tokens");
+            Err(Error::invalid("shift", "one that keeps sigmas from 0 to 1", got))
+        }
+    }
+}
+
 /// Returns a function that rounds an f32 to a dtype and back.
 pub(crate) fn rounding(kind: Kind) -> fn(f32) -> f32 {
     match kind {
@@ -344,4 +182,30 @@ fn torch_linspace(steps: usize) -> Vec<f32> {
         }
     };
     (0..steps).map(value).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shift_that_gives_no_sigmas_is_refused() {
+        let steep = Shift::Dynamic {
+            base_shift: -10.0,
+            max_shift: 10.0,
+            base_tokens: 1.0,
+            max_tokens: 2.0,
+        };
+        for shift in [Shift::Fixed(-5.0), Shift::Fixed(f64::NAN), steep] {
+            let error = Schedule::new(4, 4096, shift, Conformance::Native).unwrap_err();
+            assert!(
+                error.to_string().contains("expected one that keeps sigmas from 0 to 1"),
+                "{error}"
+            );
+        }
+        for conformance in [Conformance::Native, Conformance::Diffusers, Conformance::Bfl] {
+            let longest = Schedule::new(1000, 262_144, Shift::dev(), conformance).unwrap();
+            assert_eq!(longest.steps(), 1000);
+        }
+    }
 }

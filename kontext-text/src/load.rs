@@ -46,6 +46,8 @@ pub(crate) fn matrix(weights: &Weights, name: &str) -> Result<[i64; 2]> {
 /// Upper bound of widths and vocabulary sizes, above those of any text encoder: a damaged value is reported
 /// before it costs memory or time.
 pub(crate) const WIDEST: i64 = 1 << 20;
+/// Bounds of the epsilons of norms; those of published encoders are 1e-6 and 1e-5.
+pub(crate) const EPSILONS: std::ops::RangeInclusive<f64> = 0.0..=0.1;
 /// Upper bound of the number of layers.
 pub(crate) const MOST_LAYERS: i64 = 1000;
 
@@ -54,6 +56,19 @@ pub(crate) fn in_range(path: &Path, sizes: &[(&str, i64, i64)]) -> Result<()> {
     match sizes.iter().find(|(_, size, most)| !(1..=*most).contains(size)) {
         Some((name, size, most)) => Err(Error::config(path, format!("`{name}` is {size}, expected 1 to {most}"))),
         None => Ok(()),
+    }
+}
+
+/// Checks the `model_type` of a configuration; one without it is accepted.
+pub(crate) fn of_type(got: Option<&str>, expected: &[&str]) -> Result<(), String> {
+    match got {
+        Some(got) if !expected.contains(&got) => {
+            let expected = expected.join(" or ");
+            Err(format!(
+                "`model_type` is {got}, expected {expected}: it is of another model"
+            ))
+        }
+        _ => Ok(()),
     }
 }
 

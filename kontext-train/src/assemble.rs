@@ -22,6 +22,7 @@ pub fn assemble(base: &Path, trained: &Path, out: &Path, kind: Kind) -> Result<(
     let found = Checkpoint::find(base)?;
     let (_, config) = found.open_transformer()?;
     save_part::index(out, found.shift(&config)?)?;
+    let base = found.folder.as_path();
     ModelDefaults::of(base)?.save(out)?;
     for name in FOLDERS {
         copy(&base.join(name), &out.join(name))?;

@@ -30,7 +30,7 @@ impl Base {
         let checkpoint = Checkpoint::find(folder.as_ref())?;
         let (_, config) = checkpoint.open_transformer()?;
         let shift = checkpoint.shift(&config)?;
-        let defaults = kontext::ModelDefaults::of(folder.as_ref())?;
+        let defaults = kontext::ModelDefaults::of(&checkpoint.folder)?;
         Ok(Self {
             checkpoint,
             defaults,

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use kontext_core::{Error, Result, read_json};
+use kontext_core::{Error, Result, check_class, range, read_json};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -98,9 +98,9 @@ impl VaeConfig {
     /// AutoencoderKL, or describes an architecture other than the presets'.
     pub fn from_json(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let config = read_json::<Fields>(path)?
-            .config()
-            .map_err(|reason| Error::config(path, reason))?;
+        let fields: Fields = read_json(path)?;
+        check_class(path, "_class_name", fields.class_name.as_deref(), &["AutoencoderKL"])?;
+        let config = fields.config().map_err(|reason| Error::config(path, reason))?;
         config.validate().map_err(|e| Error::config(path, e.to_string()))?;
         Ok(config)
     }
@@ -141,23 +141,17 @@ pub(crate) fn in_range(name: &'static str, value: i64, most: i64) -> Result<()> 
 }
 
 pub(crate) fn check_scale(scaling_factor: f64, shift_factor: f64) -> Result<()> {
-    if !scaling_factor.is_finite() || scaling_factor == 0.0 {
-        return Err(Error::invalid(
-            "scaling_factor",
-            "a number other than 0",
-            scaling_factor,
-        ));
-    }
-    if !shift_factor.is_finite() {
-        return Err(Error::invalid("shift_factor", "a number", shift_factor));
-    }
-    Ok(())
+    // Those of published autoencoders are 0.13 to 1.53, and -0.03 to 0.12.
+    range::within("scaling_factor", scaling_factor, 1e-3..=1e3)?;
+    range::within("shift_factor", shift_factor, -1e3..=1e3).map(drop)
 }
 
 /// Fields of `config.json` that determine the architecture, with diffusers' defaults.
 #[derive(Deserialize)]
 #[serde(default)]
 struct Fields {
+    #[serde(rename = "_class_name")]
+    class_name: Option<String>,
     in_channels: i64,
     out_channels: i64,
     latent_channels: i64,
@@ -179,6 +173,7 @@ struct Fields {
 impl Default for Fields {
     fn default() -> Self {
         Self {
+            class_name: None,
             in_channels: 3,
             out_channels: 3,
             latent_channels: 4,
@@ -274,13 +269,15 @@ mod tests {
         .unwrap_err();
         let expected = "invalid block_out_channels: expected multiples of norm_num_groups, which is 48, got 128";
         assert_eq!(error.to_string(), expected);
-        let error = VaeConfig {
-            scaling_factor: 0.0,
-            ..VaeConfig::flux()
+        for scaling_factor in [0.0, -1.0, 1e9, f64::NAN] {
+            let config = VaeConfig {
+                scaling_factor,
+                ..VaeConfig::flux()
+            };
+            let expected =
+                format!("invalid scaling_factor: expected a number from 0.001 to 1000, got {scaling_factor}");
+            assert_eq!(config.validate().unwrap_err().to_string(), expected);
         }
-        .validate()
-        .unwrap_err();
-        assert!(error.to_string().contains("scaling_factor"));
         VaeConfig::flux().validate().unwrap();
         VaeConfig::sd15().validate().unwrap();
     }

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use kontext_core::{Error, Result, read_json};
+use kontext_core::{Error, Result, check_class, read_json};
 use serde::Deserialize;
 
 use crate::config::{MOST_BLOCKS, WIDEST, check_scale, in_range};
@@ -72,9 +72,9 @@ impl TinyConfig {
     /// AutoencoderTiny, or describes an architecture other than the published ones.
     pub fn from_json(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let config = read_json::<Fields>(path)?
-            .config()
-            .map_err(|reason| Error::config(path, reason))?;
+        let fields: Fields = read_json(path)?;
+        check_class(path, "_class_name", fields.class_name.as_deref(), &["AutoencoderTiny"])?;
+        let config = fields.config().map_err(|reason| Error::config(path, reason))?;
         config.validate().map_err(|e| Error::config(path, e.to_string()))?;
         Ok(config)
     }
@@ -106,6 +106,8 @@ impl TinyConfig {
 #[derive(Deserialize)]
 #[serde(default)]
 struct Fields {
+    #[serde(rename = "_class_name")]
+    class_name: Option<String>,
     in_channels: i64,
     out_channels: i64,
     latent_channels: i64,
@@ -124,6 +126,7 @@ impl Default for Fields {
     fn default() -> Self {
         let taesd = TinyConfig::taesd();
         Self {
+            class_name: None,
             in_channels: taesd.in_channels,
             out_channels: taesd.out_channels,
             latent_channels: taesd.latent_channels,

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use kontext_core::{Error, Result};
+use kontext_core::{Error, Result, range};
 use kontext_nn::Weights;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use crate::{Activation, load};
 
@@ -15,7 +16,7 @@ use crate::{Activation, load};
 ///
 /// Source: huggingface/transformers v4.57.6 `models/clip/configuration_clip.py` `CLIPTextConfig`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(from = "Json")]
+#[serde(try_from = "Json")]
 pub struct ClipConfig {
     /// Vocabulary size: rows of the embedding table, exclusive upper bound of token ids.
     pub vocab_size: i64,
@@ -106,6 +107,7 @@ impl ClipConfig {
             ("max_position_embeddings", self.max_position_embeddings, load::WIDEST),
         ];
         load::in_range(path, &sizes)?;
+        range::within("layer_norm_eps", self.layer_norm_eps, load::EPSILONS).map_err(Error::in_config(path))?;
         if self.hidden_size % self.num_attention_heads != 0 {
             let reason = format!(
                 "`hidden_size` {} is not a multiple of `num_attention_heads` {}",
@@ -120,7 +122,9 @@ impl ClipConfig {
 /// `config.json` of the text model, or of a full CLIP that contains it.
 #[derive(Deserialize)]
 struct Json {
-    text_config: Option<Text>,
+    model_type: Option<String>,
+    /// A map, because a struct would also be read from a list.
+    text_config: Option<Map<String, Value>>,
     #[serde(flatten)]
     text: Text,
 }
@@ -155,10 +159,18 @@ impl Default for Text {
     }
 }
 
-impl From<Json> for ClipConfig {
-    fn from(json: Json) -> Self {
-        let text = json.text_config.unwrap_or(json.text);
-        Self {
+impl TryFrom<Json> for ClipConfig {
+    type Error = String;
+
+    fn try_from(json: Json) -> Result<Self, String> {
+        load::of_type(json.model_type.as_deref(), &["clip_text_model", "clip"])?;
+        let text = match json.text_config {
+            None => json.text,
+            Some(text) => {
+                serde_json::from_value(Value::Object(text)).map_err(|error| format!("`text_config`: {error}"))?
+            }
+        };
+        Ok(Self {
             vocab_size: text.vocab_size,
             hidden_size: text.hidden_size,
             intermediate_size: text.intermediate_size,
@@ -168,7 +180,7 @@ impl From<Json> for ClipConfig {
             hidden_act: text.hidden_act,
             layer_norm_eps: text.layer_norm_eps,
             eos_token_id: text.eos_token_id,
-        }
+        })
     }
 }
 
@@ -185,6 +197,36 @@ mod tests {
             (768, 12, 2)
         );
         assert_eq!(config.intermediate_size, 2048);
+    }
+
+    #[test]
+    fn a_list_and_another_model_are_no_configuration() {
+        for (json, words) in [
+            (r#"{"text_config": []}"#, "invalid type: sequence, expected a map"),
+            (
+                r#"{"model_type": "siglip"}"#,
+                "`model_type` is siglip, expected clip_text_model or clip",
+            ),
+        ] {
+            let error = serde_json::from_str::<ClipConfig>(json).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_epsilon_out_of_range_is_refused() {
+        for layer_norm_eps in [-1.0, 9e18, f64::NAN] {
+            let config = ClipConfig {
+                layer_norm_eps,
+                ..ClipConfig::large()
+            };
+            let error = config.validate(Path::new("config.json")).unwrap_err();
+            let cause = std::error::Error::source(&error).unwrap().to_string();
+            assert!(
+                cause.contains("invalid layer_norm_eps: expected a number from 0 to 0.1"),
+                "{cause}"
+            );
+        }
     }
 
     #[test]

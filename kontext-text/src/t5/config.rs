@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use kontext_core::{Error, Result};
+use kontext_core::{Error, Result, range};
 use kontext_nn::Weights;
 use serde::Deserialize;
 
@@ -112,6 +112,7 @@ impl T5Config {
             ("num_heads", self.num_heads, load::WIDEST),
         ];
         load::in_range(path, &sizes)?;
+        range::within("layer_norm_epsilon", self.layer_norm_epsilon, load::EPSILONS).map_err(Error::in_config(path))?;
         let (buckets, distance) = (
             self.relative_attention_num_buckets,
             self.relative_attention_max_distance,
@@ -131,6 +132,7 @@ impl T5Config {
 #[derive(Deserialize)]
 #[serde(default)]
 struct Json {
+    model_type: Option<String>,
     vocab_size: i64,
     d_model: i64,
     d_kv: i64,
@@ -149,6 +151,7 @@ struct Json {
 impl Default for Json {
     fn default() -> Self {
         Self {
+            model_type: None,
             vocab_size: 32_128,
             d_model: 512,
             d_kv: 64,
@@ -169,6 +172,7 @@ impl TryFrom<Json> for T5Config {
     type Error = String;
 
     fn try_from(json: Json) -> Result<Self, String> {
+        load::of_type(json.model_type.as_deref(), &["t5", "mt5"])?;
         let (gated, function) = match json.feed_forward_proj.strip_prefix("gated-") {
             // transformers: "gated-gelu" has always meant the tanh approximation.
             Some("gelu") => (true, "gelu_new"),
@@ -225,6 +229,27 @@ mod tests {
     fn an_unknown_function_is_named_in_the_error() {
         let error = serde_json::from_str::<T5Config>(r#"{"feed_forward_proj": "gated-tanh"}"#).unwrap_err();
         assert!(error.to_string().contains("gated-tanh"), "{error}");
+    }
+
+    #[test]
+    fn an_epsilon_out_of_range_and_another_model_are_refused() {
+        for layer_norm_epsilon in [-1e-6, 9e18] {
+            let config = T5Config {
+                layer_norm_epsilon,
+                ..T5Config::xxl()
+            };
+            let error = config.validate(Path::new("config.json")).unwrap_err();
+            let cause = std::error::Error::source(&error).unwrap().to_string();
+            assert!(
+                cause.contains("invalid layer_norm_epsilon: expected a number from 0 to 0.1"),
+                "{cause}"
+            );
+        }
+        let error = serde_json::from_str::<T5Config>(r#"{"model_type": "umt5"}"#).unwrap_err();
+        assert!(
+            error.to_string().contains("`model_type` is umt5, expected t5 or mt5"),
+            "{error}"
+        );
     }
 
     #[test]
