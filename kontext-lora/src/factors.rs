@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use kontext_core::{Error, Kind, Result, Tensor};
 use kontext_nn::LinearAdapter;
 
-use crate::families::Key;
+use crate::key::Key;
 use crate::leaf::Leaf;
 use crate::scaling::Scaling;
 
@@ -209,12 +209,12 @@ mod tests {
     use kontext_core::Device;
 
     use super::*;
-    use crate::families;
+    use crate::key;
     use crate::table::Table;
 
     fn try_build(tensors: &[(&str, Tensor)]) -> Result<Built> {
         let table = Table::new().unwrap();
-        let key = |leaf: &str| families::read(&format!("lora_unet_img_in.{leaf}"), &table, true).unwrap();
+        let key = |leaf: &str| key::read(&format!("lora_unet_img_in.{leaf}"), &table, true).unwrap();
         let mut factors = AdapterFactors::new(key("alpha"));
         for (leaf, tensor) in tensors {
             factors.insert(key(leaf).leaf, (*leaf).to_owned(), tensor.shallow_clone());

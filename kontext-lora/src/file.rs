@@ -7,7 +7,7 @@ use kontext_formats::FolderListing;
 use kontext_nn::Weights;
 
 use crate::Lora;
-use crate::families;
+use crate::key;
 use crate::table::Table;
 
 /// File names under which diffusers and PEFT save a LoRA in a folder of its own.
@@ -38,10 +38,12 @@ impl Lora {
         let names = files.iter().filter_map(|file| file.file_name());
         let names: Vec<String> = names.map(|name| format!("`{}`", name.to_string_lossy())).collect();
         let several = (!names.is_empty()).then(|| format!("{} (name one of them)", names.join(", ")));
+        let cache = listing.folders.iter().any(|folder| folder.ends_with("snapshots"));
+        let cache = cache.then(|| "`snapshots`, whose folders have the files of the hub's cache (name one)".to_owned());
         Err(Error::checkpoint(path)(CheckpointError::MissingPart {
             part: "LoRA",
             looked: format!("{}, or one file of weights", STANDARD.join(", ")),
-            found: several.into_iter().chain(listing.unread()).collect(),
+            found: several.into_iter().chain(cache).chain(listing.unread()).collect(),
         }))
     }
 
@@ -80,7 +82,7 @@ impl Lora {
         let (Ok(names), Ok(table)) = (names(), Table::new()) else {
             return false;
         };
-        let known = names.iter().filter(|name| families::read(name, &table, false).is_ok());
+        let known = names.iter().filter(|name| key::read(name, &table, false).is_ok());
         folder.is_dir() && 2 * known.count() > names.len()
     }
 }
@@ -165,6 +167,15 @@ mod tests {
         assert!(
             both.contains("`adapter_model.safetensors`, `pytorch_lora_weights.safetensors` (name"),
             "{both}"
+        );
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("snapshots")).unwrap();
+        let error = Lora::find(folder.path()).unwrap_err();
+        assert!(
+            std::error::Error::source(&error)
+                .unwrap()
+                .to_string()
+                .contains("`snapshots`")
         );
         let pickle = refused(&["pytorch_lora_weights.bin"]);
         assert!(

@@ -2,8 +2,9 @@
 
 mod apply;
 mod factors;
-mod families;
+mod family;
 mod file;
+mod key;
 mod leaf;
 mod lora;
 mod prefix;
@@ -13,7 +14,7 @@ mod scaling;
 mod table;
 
 pub use factors::LoraForm;
-pub use families::LoraFamily;
+pub use family::LoraFamily;
 pub use lora::{Lora, LoraOptions};
 pub use report::{LoraReport, Unmatched};
 pub use save::{LoraLayer, save_lora};

@@ -10,7 +10,8 @@ use kontext_core::{CheckpointError, Error, Result};
 use kontext_nn::{LinearAdapter, Weights};
 
 use crate::factors::{AdapterFactors, LoraForm};
-use crate::families::{self, Key, LoraFamily, NoKey};
+use crate::family::LoraFamily;
+use crate::key::{self, Key, NoKey};
 use crate::leaf::Leaf;
 use crate::report::{LoraReport, Unmatched};
 use crate::scaling::Scaling;
@@ -215,7 +216,7 @@ fn sorted(weights: &Weights, report: &mut LoraReport) -> Result<Vec<AdapterFacto
     let table = Table::new()?;
     let mut keys = Vec::new();
     for name in weights.names() {
-        match families::read(&name, &table, report.wants_hints()) {
+        match key::read(&name, &table, report.wants_hints()) {
             Ok(key) => keys.push((name, key)),
             Err(NoKey { reason, nearest }) => report.unmatched.push(Unmatched { name, reason, nearest }),
         }

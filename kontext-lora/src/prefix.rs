@@ -1,7 +1,7 @@
 //! Prefixes of tensor names in LoRA files: the writer's family, and the models that the rest of a name can be
 //! of.
 
-use crate::families::LoraFamily;
+use crate::family::LoraFamily;
 use crate::table::LoraTarget;
 
 /// Prefixes of names; the rest of the name is a layer of one of these targets.

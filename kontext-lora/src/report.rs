@@ -6,7 +6,7 @@ use kontext_core::Result;
 use kontext_nn::LinearAdapter;
 
 use crate::factors::LoraForm;
-use crate::families::LoraFamily;
+use crate::family::LoraFamily;
 use crate::table::{Layer, LoraTarget};
 
 /// Number of unmatched tensors whose nearest names are searched for.
