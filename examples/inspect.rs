@@ -1,6 +1,6 @@
 //! Lists the contents of a checkpoint: `cargo xtask run --release --example inspect -- DIR`. Only headers are read. For
-//! a single file the parts of a model in it, or for that of a LoRA: naming, ranks, layers, tensors that fit no layer, and
-//! the settings of its training.
+//! a single file the parts of a model in it; for the file or folder of a LoRA: naming, ranks, layers, tensors that fit no
+//! layer, and the settings of its training.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,11 +13,11 @@ use kontext::{Autoencoder, Checkpoint, Dit, Kind, Lora, ModelPart, Pipeline, Req
 use kontext_cli::{PartArgs, say};
 use kontext_text::{ClipEncoder, T5Encoder, Tokenizer};
 
-/// List the contents of a model's folder: parts, dtypes, parameters, missing and unused tensors; or of one file: a part
-/// of a model, or a LoRA.
+/// List the contents of a model's folder: parts, dtypes, parameters, missing and unused tensors; or of one file with
+/// parts of a model; or of a LoRA.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Folder of the model, or the file of a part or of a LoRA
+    /// Folder of the model, or the file of a part; or a LoRA's file or folder
     #[arg(value_name = "PATH", required_unless_present = "model")]
     folder: Option<PathBuf>,
     /// The same, as a flag
@@ -37,7 +37,10 @@ fn main() -> ExitCode {
         if folder.is_file() {
             return file(&folder);
         }
-        let checkpoint = builder.checkpoint(&folder)?;
+        let checkpoint = match builder.checkpoint(&folder) {
+            Err(_) if Lora::found_in(&folder) => return lora(&folder),
+            found => found?,
+        };
         say(format_args!("{checkpoint}\n"))?;
         let mut faults = 0;
         for (kind, path) in [

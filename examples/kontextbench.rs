@@ -210,7 +210,6 @@ fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
         native_size,
     } = &args.model;
     let LoadArgs {
-        lora,
         lora_scale,
         dtype,
         quantize,
@@ -226,7 +225,7 @@ fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
     let checkpoint = pipe.checkpoint().context("the pipeline was not loaded from a folder")?;
     let mut info = RunInfo::new(args.name.clone().unwrap_or_else(folder_name), args.seed)
         .setting("kontext", env!("CARGO_PKG_VERSION"))
-        .setting("model", identity::of_model(checkpoint, lora)?)
+        .setting("model", identity::of_model(checkpoint, &load.lora_files()?)?)
         .setting("device", if pipe.device().is_cuda() { "cuda" } else { "cpu" })
         .setting("native size", native_size.to_string());
     let mut optional = |name: &str, value: Option<String>| {

@@ -104,8 +104,9 @@ impl PipelineBuilder {
     /// Default: false. Without LoRAs it has no effect, and each plan warns of that.
     ///
     /// A run in bf16 rounds the added values, one in f32 keeps the changed weights in f32, and
-    /// [`Pipeline::set_loras`](crate::Pipeline::set_loras) is refused. Layers quantised in their file are
-    /// dequantised, unless they are quantised again ([`PipelineBuilder::quantize`]).
+    /// [`Pipeline::set_loras`](crate::Pipeline::set_loras) is refused, so that a LoRA at scale 0 stays
+    /// without effect. Layers quantised in their file are dequantised, unless they are quantised again
+    /// ([`PipelineBuilder::quantize`]).
     pub fn fuse_loras(self, fuse: bool) -> Self {
         Self {
             fuse_loras: fuse,

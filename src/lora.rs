@@ -2,7 +2,7 @@
 
 mod set;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use kontext_core::pattern::matches;
@@ -21,6 +21,8 @@ use crate::frozen::Frozen;
 /// let faint = LoraUse::new("watercolour.safetensors").scale(0.6).layer_scale("single_blocks.*", 0.0);
 /// assert_eq!(faint.name(), "watercolour");
 /// ```
+///
+/// A folder of a LoRA is as good as its file; see [`Lora::find`].
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct LoraUse {
@@ -28,7 +30,8 @@ pub struct LoraUse {
     name: Option<String>,
     scale: f64,
     layers: Vec<(String, f64)>,
-    options: LoraOptions,
+    unmatched: Vec<String>,
+    no_effect: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -38,7 +41,7 @@ enum Source {
 }
 
 impl LoraUse {
-    /// Takes a LoRA from a file, at scale 1. It is read when added to a pipeline.
+    /// Takes a LoRA from a file or its folder, at scale 1. It is read when added to a pipeline.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self::with_source(Source::File(path.into()))
     }
@@ -54,11 +57,12 @@ impl LoraUse {
             name: None,
             scale: 1.0,
             layers: Vec::new(),
-            options: Lora::options(),
+            unmatched: Vec::new(),
+            no_effect: false,
         }
     }
 
-    /// Sets the LoRA scale. Default: 1, as trained; 0 disables it.
+    /// Sets the LoRA scale, a number in the range of f32. Default: 1, as trained; 0 disables it.
     pub fn scale(self, scale: f64) -> Self {
         Self { scale, ..self }
     }
@@ -77,8 +81,8 @@ impl LoraUse {
         self
     }
 
-    /// Sets the name used by [`crate::Request::lora`] and [`crate::Pipeline::set_lora_scale`]. Default: the
-    /// file's name without its extension.
+    /// Sets the name used by [`crate::Request::lora`] and [`crate::Pipeline::set_lora_scale`]. Default: that
+    /// of [`Lora::name_of`].
     pub fn named(self, name: impl Into<String>) -> Self {
         Self {
             name: Some(name.into()),
@@ -86,18 +90,18 @@ impl LoraUse {
         }
     }
 
-    /// Forwards to [`LoraOptions::allow_unmatched`].
-    pub fn allow_unmatched(self, pattern: impl Into<String>) -> Self {
-        Self {
-            options: self.options.allow_unmatched(pattern),
-            ..self
-        }
+    /// Ignores tensors and layers that match nothing in the model if their names match this pattern; see
+    /// [`LoraOptions::allow_unmatched`]. May be called several times. Default: none.
+    pub fn allow_unmatched(mut self, pattern: impl Into<String>) -> Self {
+        self.unmatched.push(pattern.into());
+        self
     }
 
-    /// Forwards to [`LoraOptions::allow_no_effect`].
+    /// Accepts a file without effect; see [`LoraOptions::allow_no_effect`]. Default: it is an error. An open
+    /// LoRA has an effect, or was allowed to have none.
     pub fn allow_no_effect(self) -> Self {
         Self {
-            options: self.options.allow_no_effect(),
+            no_effect: true,
             ..self
         }
     }
@@ -109,7 +113,7 @@ impl LoraUse {
             Source::File(path) => path,
             Source::Open(lora) => lora.path(),
         };
-        self.name.clone().unwrap_or_else(|| stem(path))
+        self.name.clone().unwrap_or_else(|| Lora::name_of(path))
     }
 }
 
@@ -117,10 +121,6 @@ impl<P: Into<PathBuf>> From<P> for LoraUse {
     fn from(path: P) -> Self {
         Self::new(path)
     }
-}
-
-fn stem(path: &Path) -> String {
-    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// A LoRA in a pipeline's memory. A clone shares it.
@@ -160,11 +160,22 @@ impl LoadedLora {
     /// Reads the file.
     pub(crate) fn open(usage: LoraUse) -> Result<Self> {
         let name = usage.name();
-        let lora = match usage.source {
-            Source::File(path) => usage.options.open(path)?,
-            Source::Open(lora) => *lora,
-        };
         usage.layers.iter().try_for_each(|(_, scale)| check_scale(*scale))?;
+        let lora = match usage.source {
+            Source::File(path) => {
+                let options = usage
+                    .unmatched
+                    .into_iter()
+                    .fold(Lora::options(), LoraOptions::allow_unmatched);
+                let options = if usage.no_effect {
+                    options.allow_no_effect()
+                } else {
+                    options
+                };
+                options.open(path)?
+            }
+            Source::Open(lora) => usage.unmatched.into_iter().fold(*lora, Lora::allow_unmatched),
+        };
         let layers = usage.layers;
         Self {
             file: Arc::new(Frozen::new(OpenLora { name, layers, lora })),
@@ -176,6 +187,10 @@ impl LoadedLora {
     /// Returns the same LoRA at another scale.
     fn scaled(&self, scale: f64) -> Result<Self> {
         check_scale(scale)?;
+        self.file
+            .layers
+            .iter()
+            .try_for_each(|(_, own)| check_scale(scale * own))?;
         let file = Arc::clone(&self.file);
         Ok(Self { file, scale })
     }
@@ -212,10 +227,12 @@ pub struct LoraScale {
 }
 
 fn check_scale(scale: f64) -> Result<()> {
-    if scale.is_finite() {
+    // Adapters are computed in f32.
+    if (scale as f32).is_finite() {
         Ok(())
     } else {
-        Err(Error::invalid("scale of a LoRA", "a number", scale))
+        let got = format!("{scale:e}");
+        Err(Error::invalid("scale of a LoRA", "a number in the range of f32", got))
     }
 }
 

@@ -332,7 +332,7 @@ fn text_encoders_change_as_in_peft() {
         );
         let activate = |target, slots: &kontext_nn::AdapterSlots| {
             slots
-                .set(&lora.text_adapters(target, &slots.layers(), |_| 1.0).unwrap())
+                .set(&lora.text_adapters(target, &slots.sizes(), |_| 1.0).unwrap())
                 .unwrap();
         };
         activate(LoraTarget::Clip, clip.slots());
@@ -446,6 +446,86 @@ fn a_file_that_would_change_nothing_is_refused_unless_allowed() {
 }
 
 #[test]
+fn a_factor_that_is_not_finite_is_named_when_the_lora_is_added() {
+    let model = Model::new();
+    let pipe = model.load(&[]);
+    let plain = image(&pipe);
+    let name = "transformer.x_embedder.lora_B.weight";
+    let spoiled = |(own, t): (String, Tensor)| {
+        if own == name {
+            (own, t * f64::INFINITY)
+        } else {
+            (own, t)
+        }
+    };
+    let tensors: Vec<_> = common::tensors(&model.lora("red")).into_iter().map(spoiled).collect();
+    let path = model.lora("spoiled");
+    kontext_formats::save(&path, &tensors, None).unwrap();
+    assert_eq!(Lora::inspect(&path).unwrap().not_finite, [name]);
+    let error = pipe.add_lora(&path).unwrap_err();
+    assert!(error.to_string().contains("spoiled.safetensors"), "{error}");
+    let error = cause(&error);
+    assert!(
+        error.starts_with(&format!("the LoRA cannot be used: `{name}` of its ")) && error.contains("NaN or infinity"),
+        "{error}"
+    );
+    // The scale, also as a product with that of a layer.
+    let red = || LoraUse::new(model.lora("red"));
+    for lora in [
+        red().scale(1e300),
+        red().scale(1e30).layer_scale("*", 1e30),
+        red().layer_scale("*", f64::NAN),
+    ] {
+        let error = pipe.add_lora(lora).unwrap_err().to_string();
+        assert!(
+            error.starts_with("invalid scale of a LoRA: expected a number in the range of f32"),
+            "{error}"
+        );
+    }
+    assert!(pipe.loras().is_empty());
+    assert_eq!(image(&pipe), plain);
+}
+
+#[test]
+fn what_an_open_lora_may_leave_out_can_be_allowed_later() {
+    let model = Model::new();
+    let path = model.lora("red");
+    // A deeper model's LoRA: its tensors are known, its last block is not there.
+    let deep = |(name, t): (String, Tensor)| {
+        (
+            name.replace("single_transformer_blocks.0.", "single_transformer_blocks.30."),
+            t,
+        )
+    };
+    let tensors: Vec<_> = common::tensors(&path).into_iter().map(deep).collect();
+    kontext_formats::save(&path, &tensors, None).unwrap();
+    let pipe = model.load(&[]);
+    let open = || LoraUse::of(Lora::open(&path).unwrap());
+    let error = cause(&pipe.add_lora(open()).unwrap_err());
+    assert!(error.contains("(no layer of this transformer; nearest: "), "{error}");
+    let plain = image(&pipe);
+    pipe.add_lora(open().allow_unmatched("single_transformer_blocks.30.*"))
+        .unwrap();
+    assert_ne!(image(&pipe), plain);
+}
+
+#[test]
+fn the_report_shows_no_control_characters_of_a_file() {
+    let world = World::new();
+    let path = world.folder.path().join("codes.safetensors");
+    let facts = HashMap::from([("title\u{1b}[2J".to_owned(), "a\nnaming: none".to_owned())]);
+    let mut tensors = world.tensors("kohya");
+    tensors.push(("\u{7}bell".to_owned(), Tensor::ones([2], (Kind::Float, Device::Cpu))));
+    kontext_formats::save(&path, &tensors, Some(facts)).unwrap();
+    let report = Lora::inspect(&path).unwrap().to_string();
+    assert!(!report.contains(['\u{1b}', '\u{7}']), "{report}");
+    assert!(
+        report.contains("title\\u{1b}[2J = a\\nnaming: none") && report.contains("`\\u{7}bell`"),
+        "{report}"
+    );
+}
+
+#[test]
 fn the_report_is_short_and_says_how_it_was_trained() {
     let world = World::new();
     let path = world.folder.path().join("told.safetensors");
@@ -509,7 +589,10 @@ fn loras_come_and_go_as_if_the_model_had_been_loaded_with_them() {
         "invalid name of a LoRA: expected `blue`, got `green`"
     );
     let error = pipe.set_lora_scale("blue", f64::NAN).unwrap_err();
-    assert_eq!(refused(error), "invalid scale of a LoRA: expected a number, got NaN");
+    assert_eq!(
+        refused(error),
+        "invalid scale of a LoRA: expected a number in the range of f32, got NaN"
+    );
     assert_eq!(image(&pipe), block);
     pipe.set_loras([]).unwrap();
     assert_eq!(image(&pipe), plain);

@@ -13,12 +13,19 @@ use crate::PartArgs;
 /// Options of loading a model.
 #[derive(Debug, Args)]
 pub struct LoadArgs {
-    /// A LoRA for the transformer; may be given several times
+    /// A LoRA's file, or its folder; may be given several times
     #[arg(long, value_name = "FILE")]
     pub lora: Vec<PathBuf>,
     /// Scales of the LoRAs, in their order; 1 if not given
     #[arg(long, alias = "lora-strength", value_name = "X", allow_negative_numbers = true)]
     pub lora_scale: Vec<f64>,
+    /// Ignore tensors of the LoRAs that match nothing in the model, if their names match: '*_norm.*'; may be
+    /// given several times
+    #[arg(long, value_name = "PATTERN", requires = "lora")]
+    pub allow_unmatched: Vec<String>,
+    /// Accept LoRAs that change nothing
+    #[arg(long, requires = "lora")]
+    pub allow_no_effect: bool,
     /// cpu, cuda or cuda:N; the best there is if not given
     #[arg(long)]
     pub device: Option<String>,
@@ -43,7 +50,7 @@ impl LoadArgs {
     /// Returns a pipeline's builder with these options.
     ///
     /// # Errors
-    /// If the device does not exist.
+    /// If the device does not exist; those of [`LoadArgs::loras`].
     pub fn builder(&self) -> anyhow::Result<PipelineBuilder> {
         let mut builder = self.parts.apply(Pipeline::builder()).placement(self.placement);
         if let Some(text) = &self.device {
@@ -61,9 +68,8 @@ impl LoadArgs {
         if let Some(to) = self.quantize_t5 {
             builder = builder.quantize_t5(to);
         }
-        let scales = self.lora_scale.iter().copied().chain(std::iter::repeat(1.0));
-        for (path, scale) in self.lora.iter().zip(scales) {
-            builder = builder.lora(path, scale);
+        for lora in self.loras()? {
+            builder = builder.use_lora(lora);
         }
         Ok(builder)
     }
@@ -83,7 +89,7 @@ pub struct RunArgs {
     #[command(flatten)]
     pub load: LoadArgs,
     /// Add the LoRAs to the weights at once: steps take no longer than without
-    #[arg(long)]
+    #[arg(long, requires = "lora")]
     pub fuse_loras: bool,
     /// Prompt for T5; --prompt is then for CLIP only
     #[arg(long, value_name = "TEXT")]

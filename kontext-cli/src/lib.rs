@@ -8,6 +8,7 @@ pub mod identity;
 pub mod images;
 pub mod interrupt;
 pub mod judge;
+mod loras;
 mod memory;
 pub mod notes;
 mod parts;

@@ -50,8 +50,14 @@ pub fn note(line: impl Display) {
 
 /// Returns the advice that only a program can give: a library does not know its flags.
 fn remedy(error: &anyhow::Error) -> &'static str {
+    use kontext::CheckpointError::{LoraUnmatched, LoraWithoutEffect};
     match error.downcast_ref::<kontext::Error>() {
         Some(error) if error.is_out_of_memory() => "; try a smaller size, fewer images or another device",
+        Some(kontext::Error::Checkpoint { source, .. }) => match source {
+            LoraUnmatched { .. } => "; programs with --lora-scale do so with `--allow-unmatched PATTERN`",
+            LoraWithoutEffect { .. } => "; programs with --lora-scale do so with --allow-no-effect",
+            _ => "",
+        },
         _ => "",
     }
 }
@@ -94,6 +100,26 @@ mod tests {
             in_one_line(text),
             "error: the following required arguments were not provided: <PATH>; for more information, try '--help'"
         );
+    }
+
+    #[test]
+    fn what_a_library_allows_by_name_is_named_as_a_flag_too() {
+        let remedy = |source| {
+            let error: anyhow::Error = kontext::Error::checkpoint("a.safetensors")(source).into();
+            remedy(&error.context("cannot load"))
+        };
+        let parts = vec!["`clip_l`".to_owned()];
+        let unmatched = kontext::CheckpointError::LoraUnmatched { parts, total: 9 };
+        assert!(
+            unmatched
+                .to_string()
+                .ends_with("allow them by name (`allow_unmatched`)")
+        );
+        assert!(remedy(unmatched).ends_with("`--allow-unmatched PATTERN`"));
+        let reason = "all is zero".to_owned();
+        let nothing = kontext::CheckpointError::LoraWithoutEffect { reason };
+        assert!(nothing.to_string().ends_with("allow it (`allow_no_effect`)"));
+        assert!(remedy(nothing).ends_with("--allow-no-effect"));
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! Mapping of a LoRA's adapters to the layers of a model.
 
+use std::collections::BTreeMap;
+
 use kontext_core::pattern::matches;
 use kontext_core::{CheckpointError, Error, Result};
 use kontext_dit::{DitConfig, LinearPart, linear_parts};
 use kontext_formats::nearest_name;
 use kontext_nn::{Adapters, LinearAdapter};
 
+use crate::report::HINTS;
 use crate::table::{Layer, Naming};
 use crate::{Lora, LoraTarget, Unmatched};
 
@@ -23,7 +26,7 @@ impl Lora {
             let Some(place) = Place::find(&parts, layer) else {
                 if !self.allows(&layer.module) {
                     let names = parts.iter().flat_map(|p| [p.module.as_str(), p.layer.as_str()]);
-                    let nearest = nearest_name(&layer.module, names);
+                    let nearest = hint(&unmatched, &layer.module, names);
                     let reason = "no layer of this transformer";
                     unmatched.push(Unmatched {
                         name: layer.module.clone(),
@@ -34,7 +37,7 @@ impl Lora {
                 continue;
             };
             for adapter in stored {
-                place.check(layer, adapter).map_err(Error::checkpoint(&self.path))?;
+                check(layer, adapter, [place.rows, place.input]).map_err(Error::checkpoint(&self.path))?;
                 let adapter = adapter.clone().starting_at(place.start).with_scale(scale(place.layer));
                 let adapter = if place.swapped { adapter.swapped()? } else { adapter };
                 add(&mut adapters, place.layer, adapter);
@@ -43,24 +46,25 @@ impl Lora {
         self.complete(adapters, &unmatched)
     }
 
-    /// Returns the adapters for a text encoder with these linear layers, in transformers' naming. CLIP's
-    /// names may lack the prefix `text_model.`. `scale` maps the name of a layer to its LoRA scale.
+    /// Returns the adapters for a text encoder with these linear layers: their names, in transformers'
+    /// naming, with the sizes of their weights, [out, in]. CLIP's names may lack the prefix `text_model.`.
+    /// `scale` maps the name of a layer to its LoRA scale.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] if a layer is not in the encoder.
+    /// [`Error::Checkpoint`] if a layer is not in the encoder or has another shape.
     pub fn text_adapters(
         &self,
         target: LoraTarget,
-        layers: &[String],
+        layers: &BTreeMap<String, [i64; 2]>,
         scale: impl Fn(&str) -> f64,
     ) -> Result<Adapters> {
         let mut adapters = Adapters::new();
         let mut unmatched = Vec::new();
         for (layer, stored) in self.of(target) {
             let (name, bare) = (&layer.module, layer.module.trim_start_matches("text_model."));
-            let Some(own) = layers.iter().find(|own| *own == name || *own == bare) else {
+            let Some((own, size)) = layers.get_key_value(name).or_else(|| layers.get_key_value(bare)) else {
                 if !self.allows(name) {
-                    let nearest = nearest_name(name, layers.iter().map(String::as_str));
+                    let nearest = hint(&unmatched, name, layers.keys().map(String::as_str));
                     let reason = "no layer of this text encoder";
                     unmatched.push(Unmatched {
                         name: name.clone(),
@@ -70,9 +74,10 @@ impl Lora {
                 }
                 continue;
             };
-            stored
-                .iter()
-                .for_each(|adapter| add(&mut adapters, own, adapter.clone().with_scale(scale(own))));
+            for adapter in stored {
+                check(layer, adapter, *size).map_err(Error::checkpoint(&self.path))?;
+                add(&mut adapters, own, adapter.clone().with_scale(scale(own)));
+            }
         }
         self.complete(adapters, &unmatched)
     }
@@ -98,6 +103,11 @@ impl Lora {
     }
 }
 
+/// Returns the nearest name, for the first unmatched layers.
+fn hint<'a>(unmatched: &[Unmatched], name: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
+    (unmatched.len() < HINTS).then(|| nearest_name(name, names)).flatten()
+}
+
 fn add(adapters: &mut Adapters, layer: &str, adapter: LinearAdapter) {
     // At scale 0 the layer is skipped entirely, although a DoRA would still rescale its rows in other
     // programs.
@@ -117,7 +127,10 @@ struct Place<'a> {
 
 impl<'a> Place<'a> {
     fn find(parts: &'a [LinearPart], layer: &Layer) -> Option<Self> {
-        if layer.naming == Naming::Diffusers || layer.naming == Naming::OldDiffusers {
+        if matches!(
+            layer.naming,
+            Naming::Diffusers | Naming::OldDiffusers | Naming::OneTrainer
+        ) {
             let part = parts.iter().find(|part| part.module == layer.module)?;
             let LinearPart {
                 layer,
@@ -149,23 +162,20 @@ impl<'a> Place<'a> {
             swapped: false,
         })
     }
+}
 
-    fn check(&self, layer: &Layer, adapter: &LinearAdapter) -> Result<(), CheckpointError> {
-        let rows = adapter.rows();
-        let input = if adapter.input() == 0 {
-            self.input
-        } else {
-            adapter.input()
-        };
-        let got = vec![rows.end - rows.start, input];
-        if got == [self.rows, self.input] {
-            return Ok(());
-        }
-        let name = format!("adapter of {}", layer.module);
-        Err(CheckpointError::Shape {
-            name,
-            expected: vec![self.rows, self.input],
-            got,
-        })
+/// Checks that an adapter covers a layer, or a part of one, of these rows and inputs.
+fn check(layer: &Layer, adapter: &LinearAdapter, [rows, input]: [i64; 2]) -> Result<(), CheckpointError> {
+    // One of the bias only has no input.
+    let own = if adapter.input() == 0 { input } else { adapter.input() };
+    let got = vec![adapter.rows().end - adapter.rows().start, own];
+    if got == [rows, input] {
+        return Ok(());
     }
+    let name = format!("adapter of {}", layer.module);
+    Err(CheckpointError::Shape {
+        name,
+        expected: vec![rows, input],
+        got,
+    })
 }

@@ -2,15 +2,19 @@
 
 mod apply;
 mod factors;
-mod families;
+mod family;
+mod file;
+mod key;
+mod leaf;
 mod lora;
+mod prefix;
 mod report;
 mod save;
 mod scaling;
 mod table;
 
 pub use factors::LoraForm;
-pub use families::LoraFamily;
+pub use family::LoraFamily;
 pub use lora::{Lora, LoraOptions};
 pub use report::{LoraReport, Unmatched};
 pub use save::{LoraLayer, save_lora};

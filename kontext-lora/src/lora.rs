@@ -10,19 +10,24 @@ use kontext_core::{CheckpointError, Error, Result};
 use kontext_nn::{LinearAdapter, Weights};
 
 use crate::factors::{AdapterFactors, LoraForm};
-use crate::families::{self, Key, Leaf, LoraFamily, NoKey};
+use crate::family::LoraFamily;
+use crate::key::{self, Key, NoKey};
+use crate::leaf::Leaf;
 use crate::report::{LoraReport, Unmatched};
 use crate::scaling::Scaling;
 use crate::table::{Layer, LoraTarget, Naming, Table};
 
 /// Adapters for linear layers of the transformer and the text encoders, read from a LoRA file.
 ///
-/// Supported namings: diffusers and PEFT, early diffusers, kohya, ComfyUI, OneTrainer, XLabs, BFL, fal and
-/// LyCORIS. Supported forms: low-rank (LoRA), LoKr and LoHa, each with or without DoRA, and full differences
-/// of weights and biases.
+/// Supported namings: diffusers and PEFT (with the name of an adapter, too), early diffusers, kohya, ComfyUI,
+/// OneTrainer (also with BFL's layers), XLabs, BFL, fal and LyCORIS. Prefix, layer and factor of a name may
+/// be of different programs; dots, underscores and dashes between words are equal, and one too many does not
+/// count. Of several adapters in a file the first is used. Supported forms: low-rank (LoRA), LoKr and LoHa,
+/// each with or without DoRA, and full differences of weights and biases.
 ///
 /// The scale of a layer is `alpha / rank`, with alpha from the layer's `alpha` tensor or from PEFT's
-/// configuration in the metadata (or in the file that PEFT saves next to the weights); 1 without either.
+/// configuration in the metadata (or in the file that PEFT saves next to the weights); 1 without either. An
+/// empty entry of the metadata is none, a value of another kind an error.
 #[derive(Debug, Clone)]
 pub struct Lora {
     pub(crate) path: PathBuf,
@@ -56,7 +61,7 @@ impl LoraOptions {
         }
     }
 
-    /// Reads a file.
+    /// Reads a file, or the one in a LoRA's folder ([`Lora::find`]).
     ///
     /// # Errors
     /// Those of [`Lora::open`], except for the cases that these options allow.
@@ -67,6 +72,18 @@ impl LoraOptions {
         };
         let refused = |source| Err(Error::checkpoint(&lora.path)(source));
         let (report, total) = (&lora.report, lora.report.matched + lora.report.unmatched.len());
+        if let [first, rest @ ..] = report.not_finite.as_slice() {
+            let more = if rest.is_empty() {
+                String::new()
+            } else {
+                format!(" and {} more", rest.len())
+            };
+            let reason = format!(
+                "`{first}`{more} of its {total} tensors hold NaN or infinity: the training diverged, or the file is \
+                 damaged; take another file of it"
+            );
+            return refused(CheckpointError::Lora { reason });
+        }
         let parts: Vec<&Unmatched> = report.unmatched.iter().filter(|u| !lora.allows(&u.name)).collect();
         if !parts.is_empty() {
             let parts = parts.iter().map(ToString::to_string).collect();
@@ -88,11 +105,12 @@ impl LoraOptions {
 }
 
 impl Lora {
-    /// Reads a file.
+    /// Reads a file, or the one in a LoRA's folder ([`Lora::find`]).
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Checkpoint`] if the file is damaged, has tensors for no layer of FLUX.1
-    /// (named, with the nearest name), or would have no effect.
+    /// (named, with the nearest name), holds NaN or infinity in a factor or an alpha, or would have no
+    /// effect.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::options().open(path)
     }
@@ -105,12 +123,13 @@ impl Lora {
     /// Reports the content of a file, even if it cannot be used.
     ///
     /// # Errors
-    /// [`Error::Io`], and [`Error::Checkpoint`] for a damaged file.
+    /// Those of [`Lora::find`], [`Error::Io`], and [`Error::Checkpoint`] for a damaged file.
     pub fn inspect(path: impl AsRef<Path>) -> Result<LoraReport> {
         Ok(Self::read(path.as_ref())?.report)
     }
 
     fn read(path: &Path) -> Result<Self> {
+        let path = &Self::find(path)?;
         let weights = Weights::open(path)?;
         let mut report = LoraReport {
             facts: weights.store().metadata(),
@@ -121,7 +140,8 @@ impl Lora {
         for factors in sorted(&weights, &mut report)? {
             let layer = factors.key().layer.clone();
             let built = factors.build(&scaling).map_err(|e| broken(path, &layer.module, &e))?;
-            let reason = "the other factors of its layer are not in the file";
+            report.not_finite.extend(built.not_finite);
+            let reason = "the factors of its layer that it goes with are not in the file";
             report.unmatched.extend(built.left.into_iter().map(|name| Unmatched {
                 name,
                 reason,
@@ -135,10 +155,10 @@ impl Lora {
         }
         report.matched = weights.names().len() - report.unmatched.len();
         let dora = report.forms.contains_key(&LoraForm::Dora);
-        if let Some((layer, _)) = layers
+        let undone = layers
             .iter()
-            .find(|(layer, _)| !dora && scaling.says_dora(layer.target))
-        {
+            .find(|(layer, _)| !dora && scaling.says_dora(layer.target));
+        if let Some((layer, _)) = undone {
             let reason = format!(
                 "its metadata names DoRA, but `{}` has no `lora_magnitude_vector`; write the file again with all tensors",
                 layer.module
@@ -151,6 +171,13 @@ impl Lora {
             report,
             options: LoraOptions::default(),
         })
+    }
+
+    /// Ignores more of what matches nothing in the model; see [`LoraOptions::allow_unmatched`].
+    #[must_use]
+    pub fn allow_unmatched(mut self, pattern: impl Into<String>) -> Self {
+        self.options.unmatched.push(pattern.into());
+        self
     }
 
     /// Returns the path of the file.
@@ -189,7 +216,7 @@ fn sorted(weights: &Weights, report: &mut LoraReport) -> Result<Vec<AdapterFacto
     let table = Table::new()?;
     let mut keys = Vec::new();
     for name in weights.names() {
-        match families::read(&name, &table) {
+        match key::read(&name, &table, report.wants_hints()) {
             Ok(key) => keys.push((name, key)),
             Err(NoKey { reason, nearest }) => report.unmatched.push(Unmatched { name, reason, nearest }),
         }
@@ -200,8 +227,18 @@ fn sorted(weights: &Weights, report: &mut LoraReport) -> Result<Vec<AdapterFacto
         keys.iter().any(|(_, key)| own(key))
     };
     let twice = names_transformer(LoraFamily::Diffusers) || names_transformer(LoraFamily::OneTrainer);
+    let first_adapter = keys.iter().filter_map(|(_, key)| key.adapter.as_ref()).min().cloned();
     let mut layers: BTreeMap<(LoraTarget, Naming, String), AdapterFactors> = BTreeMap::new();
     for (name, key) in keys {
+        if key.adapter.is_some() && key.adapter != first_adapter {
+            let reason = "of another adapter of PEFT; the first of the file is used";
+            report.unmatched.push(Unmatched {
+                name,
+                reason,
+                nearest: None,
+            });
+            continue;
+        }
         let second = matches!(key.family, LoraFamily::Kohya | LoraFamily::ComfyUi);
         if twice && second && key.layer.target == LoraTarget::Transformer {
             let reason = "the file holds the same in diffusers' names";
@@ -217,14 +254,16 @@ fn sorted(weights: &Weights, report: &mut LoraReport) -> Result<Vec<AdapterFacto
         }
         let (leaf, layer) = (key.leaf, (key.layer.target, key.layer.naming, key.layer.module.clone()));
         let factors = layers.entry(layer).or_insert_with(|| AdapterFactors::new(key));
-        if let Some(name) = factors.insert(leaf, name.clone(), weights.raw(&name)?) {
+        if factors.has(leaf) {
             let reason = "another tensor of the file is the same factor of the same layer";
             report.unmatched.push(Unmatched {
                 name,
                 reason,
                 nearest: None,
             });
+            continue;
         }
+        factors.insert(leaf, name.clone(), weights.raw(&name)?);
     }
     Ok(layers.into_values().collect())
 }

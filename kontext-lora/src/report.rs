@@ -6,8 +6,11 @@ use kontext_core::Result;
 use kontext_nn::LinearAdapter;
 
 use crate::factors::LoraForm;
-use crate::families::LoraFamily;
+use crate::family::LoraFamily;
 use crate::table::{Layer, LoraTarget};
+
+/// Number of unmatched tensors whose nearest names are searched for.
+pub(super) const HINTS: usize = 32;
 
 /// Content of a LoRA file, and its match with FLUX.1.
 ///
@@ -25,6 +28,8 @@ pub struct LoraReport {
     pub targets: BTreeMap<LoraTarget, usize>,
     /// Names of layers without effect because a factor is zero.
     pub without_effect: Vec<String>,
+    /// Names of used tensors that hold NaN or infinity: a file with any is refused.
+    pub not_finite: Vec<String>,
     /// Number of tensors in use.
     pub matched: usize,
     /// Tensors without a match in the model.
@@ -41,13 +46,13 @@ pub struct Unmatched {
     pub name: String,
     /// Reason why it has no match.
     pub reason: &'static str,
-    /// Nearest layer name, in the file's naming.
+    /// Nearest layer name, in the file's naming. It is searched for the first 32 tensors of a file.
     pub nearest: Option<String>,
 }
 
 impl std::fmt::Display for Unmatched {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "`{}` ({}", self.name, self.reason)?;
+        write!(f, "`{}` ({}", printable(&self.name), self.reason)?;
         match &self.nearest {
             Some(nearest) => write!(f, "; nearest: `{nearest}`)"),
             None => f.write_str(")"),
@@ -55,7 +60,25 @@ impl std::fmt::Display for Unmatched {
     }
 }
 
+/// Escapes control characters: a stranger's file may hold codes of a terminal in its names and metadata.
+fn printable(text: &str) -> String {
+    let escaped = |c: char| {
+        if c.is_control() {
+            c.escape_default().to_string()
+        } else {
+            c.to_string()
+        }
+    };
+    text.chars().map(escaped).collect()
+}
+
 impl LoraReport {
+    /// Returns `true` if the nearest name of one more tensor is worth its time: the first ones show the
+    /// pattern, and a damaged file can hold any number.
+    pub(super) fn wants_hints(&self) -> bool {
+        self.unmatched.len() < HINTS
+    }
+
     /// Adds a layer and its adapters to the counts.
     pub(super) fn add(&mut self, layer: &Layer, adapters: &[(LoraForm, LinearAdapter)]) -> Result<()> {
         let mut silent = true;
@@ -98,11 +121,14 @@ impl std::fmt::Display for LoraReport {
         for unmatched in &self.unmatched {
             write!(f, "\nunmatched: {unmatched}")?;
         }
+        for name in &self.not_finite {
+            write!(f, "\nnot finite: `{}` (it holds NaN or infinity)", printable(name))?;
+        }
         for layer in &self.without_effect {
             write!(f, "\nno effect: `{layer}` (a factor is zero)")?;
         }
         for (name, value) in self.facts.iter().filter(|(_, value)| value.len() <= LONGEST) {
-            write!(f, "\n{name} = {value}")?;
+            write!(f, "\n{} = {}", printable(name), printable(value))?;
         }
         Ok(())
     }

@@ -38,6 +38,8 @@ pub(super) enum Naming {
     XLabs,
     /// Attention processors of early diffusers.
     OldDiffusers,
+    /// OneTrainer's, for parts of a fused layer: BFL's name of it, and a number.
+    OneTrainer,
 }
 
 /// A layer in the table.
@@ -71,6 +73,29 @@ const XLABS: [(&str, &str); 6] = [
     ),
     ("single_blocks.{}.processor.qkv_lora", "single_blocks.{}.linear1"),
     ("single_blocks.{}.processor.proj_lora", "single_blocks.{}.linear2"),
+];
+/// OneTrainer's names of parts that have a number.
+const ONETRAINER: [(&str, &str); 11] = [
+    ("double_blocks.{}.img_attn.qkv.0", "transformer_blocks.{}.attn.to_q"),
+    ("double_blocks.{}.img_attn.qkv.1", "transformer_blocks.{}.attn.to_k"),
+    ("double_blocks.{}.img_attn.qkv.2", "transformer_blocks.{}.attn.to_v"),
+    (
+        "double_blocks.{}.txt_attn.qkv.0",
+        "transformer_blocks.{}.attn.add_q_proj",
+    ),
+    (
+        "double_blocks.{}.txt_attn.qkv.1",
+        "transformer_blocks.{}.attn.add_k_proj",
+    ),
+    (
+        "double_blocks.{}.txt_attn.qkv.2",
+        "transformer_blocks.{}.attn.add_v_proj",
+    ),
+    ("single_blocks.{}.linear1.0", "single_transformer_blocks.{}.attn.to_q"),
+    ("single_blocks.{}.linear1.1", "single_transformer_blocks.{}.attn.to_k"),
+    ("single_blocks.{}.linear1.2", "single_transformer_blocks.{}.attn.to_v"),
+    ("single_blocks.{}.linear1.3", "single_transformer_blocks.{}.proj_mlp"),
+    ("img_in.proj", "x_embedder"),
 ];
 /// Layers of a CLIP block.
 const CLIP: [&str; 6] = [
@@ -114,6 +139,9 @@ impl Table {
         for (name, layer) in XLABS {
             table.add(LoraTarget::Transformer, Naming::XLabs, name, layer);
         }
+        for (name, part) in ONETRAINER {
+            table.add(LoraTarget::Transformer, Naming::OneTrainer, name, part);
+        }
         for part in CLIP {
             let module = format!("text_model.encoder.layers.{INDEX}.{part}");
             table.add(LoraTarget::Clip, Naming::Diffusers, &module, &module);
@@ -141,7 +169,8 @@ impl Table {
         });
     }
 
-    /// Finds the layer called `name`, with dots or with underscores instead of them.
+    /// Finds the layer called `name`, with dots or with underscores or dashes instead of them. Separators too
+    /// many (`attn_to_v_`) do not count.
     pub(super) fn find(&self, name: &str) -> Option<Layer> {
         let name = flat(name);
         if let Some(layer) = self.0.get(&name) {
@@ -169,7 +198,8 @@ impl Table {
 }
 
 fn flat(name: &str) -> String {
-    name.replace('.', "_")
+    let words = name.split(['.', '_', '-']).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join("_")
 }
 
 /// Replaces the block index of `transformer_blocks.0.attn.to_q` by the placeholder.
@@ -205,7 +235,12 @@ mod tests {
         };
         for part in linear_parts(&deep).unwrap() {
             for (name, naming) in [(&part.module, Naming::Diffusers), (&part.layer, Naming::Bfl)] {
-                for written in [name.clone(), flat(name)] {
+                for written in [
+                    name.clone(),
+                    flat(name),
+                    format!("{}_", flat(name)),
+                    name.replace('.', "-"),
+                ] {
                     let layer = table.find(&written).unwrap();
                     assert_eq!((&layer.module, layer.target), (name, LoraTarget::Transformer));
                     assert_eq!(layer.naming, naming, "{written}");
@@ -224,7 +259,8 @@ mod tests {
         let parts = linear_parts(&shallow).unwrap();
         let layers: std::collections::BTreeSet<&str> = parts.iter().map(|p| p.layer.as_str()).collect();
         let attention = parts.iter().filter(|p| p.module.contains(".attn.")).count();
-        let expected = layers.len() + parts.len() + attention + XLABS.len() + 2 * CLIP.len() + T5.len();
+        let expected =
+            layers.len() + parts.len() + attention + XLABS.len() + ONETRAINER.len() + 2 * CLIP.len() + T5.len();
         assert_eq!(Table::new().unwrap().0.len(), expected);
     }
 

@@ -1,5 +1,6 @@
 //! LoRAs in order: those of a pipeline, and those of one run.
 
+use std::collections::BTreeMap;
 use std::ptr;
 use std::sync::{Arc, Weak};
 
@@ -127,7 +128,7 @@ impl LoraSet {
     }
 
     /// Returns the adapters of all LoRAs for a text encoder with these layers.
-    fn text(&self, target: LoraTarget, layers: &[String]) -> Result<Adapters> {
+    fn text(&self, target: LoraTarget, layers: &BTreeMap<String, [i64; 2]>) -> Result<Adapters> {
         let prefix = if target == LoraTarget::Clip { "clip" } else { "t5" };
         let mut adapters = Adapters::new();
         for lora in &self.0 {
@@ -148,7 +149,7 @@ impl LoraSet {
         for lora in &self.0 {
             lora.check_patterns(&names)?;
             for (target, slots) in [(LoraTarget::Clip, clip), (LoraTarget::T5, t5)] {
-                slots.check(&lora.lora().text_adapters(target, &slots.layers(), |_| 1.0)?)?;
+                slots.check(&lora.lora().text_adapters(target, &slots.sizes(), |_| 1.0)?)?;
             }
         }
         dit.slots().check(&self.transformer(dit.config())?)
@@ -158,8 +159,8 @@ impl LoraSet {
     pub(crate) fn prepare_text(&self, text: &TextEncoder) -> Result<AdapterSet> {
         let (clip, t5) = (text.clip().slots(), text.t5().slots());
         Ok(AdapterSet::join([
-            clip.prepare(&self.text(LoraTarget::Clip, &clip.layers())?)?,
-            t5.prepare(&self.text(LoraTarget::T5, &t5.layers())?)?,
+            clip.prepare(&self.text(LoraTarget::Clip, &clip.sizes())?)?,
+            t5.prepare(&self.text(LoraTarget::T5, &t5.sizes())?)?,
         ]))
     }
 

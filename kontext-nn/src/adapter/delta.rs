@@ -16,8 +16,8 @@ use crate::ops::swap_halves;
 pub(super) enum Delta {
     /// `up @ down`: [rows, r] and [r, in].
     LowRank { down: Tensor, up: Tensor },
-    /// The Kronecker product `w1 ⊗ (second ...)`, whose second factor may be a product itself.
-    Kronecker { first: Tensor, second: Vec<Tensor> },
+    /// The Kronecker product `(first ...) ⊗ (second ...)`, whose factors may be products themselves.
+    Kronecker { first: Vec<Tensor>, second: Vec<Tensor> },
     /// `(a0 @ b0) * (a1 @ b1)`, element-wise.
     Hadamard { a: [Tensor; 2], b: [Tensor; 2] },
     /// The matrix itself.
@@ -37,7 +37,7 @@ impl Delta {
         match &self {
             Self::LowRank { down, up } => check_chain(up, down)?,
             Self::Kronecker { first, second } => {
-                check_matrix(first)?;
+                check_product(first)?;
                 check_product(second)?;
             }
             Self::Hadamard { a, b } => {
@@ -59,7 +59,7 @@ impl Delta {
                 up: f(up)?,
             },
             Self::Kronecker { first, second } => Self::Kronecker {
-                first: f(first)?,
+                first: first.iter().map(&f).collect::<Result<_, E>>()?,
                 second: second.iter().map(f).collect::<Result<_, E>>()?,
             },
             Self::Hadamard { a, b } => Self::Hadamard {
@@ -70,14 +70,22 @@ impl Delta {
         })
     }
 
+    /// Moves the factors to `device`. The first factor of a Kronecker product, which is small, is multiplied
+    /// there once; not before, because only the layer's size bounds it.
     pub(super) fn to_device(&self, device: Device) -> Result<Self> {
-        Ok(self.map(|t| t.f_to_device(device))?)
+        Ok(match self.map(|t| t.f_to_device(device))? {
+            Self::Kronecker { first, second } => Self::Kronecker {
+                first: vec![product(&first)?],
+                second,
+            },
+            other => other,
+        })
     }
 
     pub(super) fn rows(&self) -> i64 {
         match self {
             Self::LowRank { up, .. } => side(up, 0),
-            Self::Kronecker { first, second } => side(first, 0) * second.first().map_or(0, |t| side(t, 0)),
+            Self::Kronecker { first, second } => rows(first).saturating_mul(rows(second)),
             Self::Hadamard { a, .. } => side(&a[0], 0),
             Self::Full(matrix) => side(matrix, 0),
         }
@@ -86,7 +94,7 @@ impl Delta {
     pub(super) fn input(&self) -> i64 {
         match self {
             Self::LowRank { down, .. } => side(down, 1),
-            Self::Kronecker { first, second } => side(first, 1) * second.last().map_or(0, |t| side(t, 1)),
+            Self::Kronecker { first, second } => columns(first).saturating_mul(columns(second)),
             Self::Hadamard { b, .. } => side(&b[0], 1),
             Self::Full(matrix) => side(matrix, 1),
         }
@@ -108,7 +116,7 @@ impl Delta {
         let any = |all: &[&Tensor]| all.iter().try_fold(false, |any, t| Ok(any || zero(t)?));
         match self {
             Self::LowRank { down, up } => any(&[up, down]),
-            Self::Kronecker { first, second } => any(&std::iter::once(first).chain(second).collect::<Vec<_>>()),
+            Self::Kronecker { first, second } => any(&first.iter().chain(second).collect::<Vec<_>>()),
             Self::Hadamard { a, b } => any(&[&a[0], &a[1], &b[0], &b[1]]),
             Self::Full(matrix) => zero(matrix),
         }
@@ -118,7 +126,7 @@ impl Delta {
     pub(super) fn matrix(&self) -> Result<Tensor> {
         Ok(match &self.map(|t| t.f_to_kind(Kind::Float))? {
             Self::LowRank { down, up } => up.f_matmul(down)?,
-            Self::Kronecker { first, second } => first.f_kron(&product(second)?)?.f_contiguous()?,
+            Self::Kronecker { first, second } => product(first)?.f_kron(&product(second)?)?.f_contiguous()?,
             Self::Hadamard { a, b } => a[0].f_matmul(&b[0])?.f_mul(&a[1].f_matmul(&b[1])?)?,
             Self::Full(matrix) => matrix.shallow_clone(),
         })
@@ -147,8 +155,7 @@ impl Delta {
             Self::Kronecker { first, second } => {
                 // Whole blocks around the range.
                 let blocks = |range: &Range<i64>, size: i64| range.start / size..(range.end + size - 1) / size;
-                let height = second.first().map_or(1, |t| side(t, 0));
-                let width = second.last().map_or(1, |t| side(t, 1));
+                let (height, width) = (self::rows(second), self::columns(second));
                 let (down, across) = (blocks(rows, height), blocks(columns, width));
                 let pad = [columns.start - across.start * width, across.end * width - columns.end];
                 let x = if pad == [0, 0] {
@@ -161,7 +168,7 @@ impl Delta {
                 for factor in second.iter().rev() {
                     y = linear(&y, &factor.f_to_kind(kind)?)?;
                 }
-                let first = cut(&cut(first, 0, &down)?, 1, &across)?.f_mul_scalar(scale)?;
+                let first = cut(&cut(&product(first)?, 0, &down)?, 1, &across)?.f_mul_scalar(scale)?;
                 let y = linear(&y.f_transpose(-1, -2)?, &first)?
                     .f_transpose(-1, -2)?
                     .f_flatten(-2, -1)?;
@@ -181,8 +188,8 @@ impl Delta {
                 a: [swap_halves(&a[0])?, swap_halves(&a[1])?],
                 b: [b[0].shallow_clone(), b[1].shallow_clone()],
             },
-            Self::Kronecker { first, second } if side(first, 0) % 2 == 0 => Self::Kronecker {
-                first: swap_halves(first)?,
+            Self::Kronecker { first, second } if rows(first) % 2 == 0 => Self::Kronecker {
+                first: vec![swap_halves(&product(first)?)?],
                 second: second.iter().map(Tensor::shallow_clone).collect(),
             },
             Self::Kronecker { .. } | Self::Full(_) => Self::Full(swap_halves(&self.matrix()?)?),
@@ -190,8 +197,18 @@ impl Delta {
     }
 }
 
+/// Returns the rows of a product of matrices.
+fn rows(factors: &[Tensor]) -> i64 {
+    factors.first().map_or(1, |t| side(t, 0))
+}
+
+/// Returns the columns of a product of matrices.
+fn columns(factors: &[Tensor]) -> i64 {
+    factors.last().map_or(1, |t| side(t, 1))
+}
+
 /// Computes the product of one or two matrices.
-pub(super) fn product(factors: &[Tensor]) -> Result<Tensor> {
+fn product(factors: &[Tensor]) -> Result<Tensor> {
     check_product(factors)?;
     let (first, rest) = factors.split_first().ok_or_else(no_factors)?;
     rest.iter()
@@ -251,7 +268,7 @@ mod tests {
     /// Returns one of each form, all [12, 10].
     fn all() -> Vec<Delta> {
         let kronecker = |second| Delta::Kronecker {
-            first: draw(&[3, 2], 3),
+            first: vec![draw(&[3, 2], 3)],
             second,
         };
         let all = vec![
@@ -261,6 +278,10 @@ mod tests {
             },
             kronecker(vec![draw(&[4, 5], 4)]),
             kronecker(vec![draw(&[4, 2], 5), draw(&[2, 5], 6)]),
+            Delta::Kronecker {
+                first: vec![draw(&[3, 1], 3), draw(&[1, 2], 4)],
+                second: vec![draw(&[4, 5], 5)],
+            },
             Delta::Hadamard {
                 a: [draw(&[12, 2], 7), draw(&[12, 3], 8)],
                 b: [draw(&[2, 10], 9), draw(&[3, 10], 10)],
@@ -310,6 +331,18 @@ mod tests {
             assert!(!delta.is_zero().unwrap());
             assert!(delta.map(Tensor::f_zeros_like).unwrap().is_zero().unwrap());
         }
+    }
+
+    #[test]
+    fn a_kronecker_product_is_not_multiplied_before_its_layer_is_known() {
+        // The first factor's product would have 10^14 elements.
+        let long = |shape: &[i64]| draw(&[1, 1], 1).expand(shape, false);
+        let delta = Delta::Kronecker {
+            first: vec![long(&[10_000_000, 1]), long(&[1, 10_000_000])],
+            second: vec![draw(&[2, 3], 2)],
+        };
+        let delta = delta.checked().unwrap();
+        assert_eq!((delta.rows(), delta.input()), (20_000_000, 30_000_000));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::ops::Range;
 use kontext_core::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
-use super::delta::{Delta, product};
+use super::delta::Delta;
 use super::device_adapter::{DeviceAdapter, Factor};
 use crate::ops::swap_halves;
 
@@ -91,8 +91,7 @@ impl LinearAdapter {
     /// # Errors
     /// [`Error::Shape`] if factors do not fit each other.
     pub fn kronecker(first: &[Tensor], second: Vec<Tensor>, scaling: f64, start: i64) -> Result<Self> {
-        // The first is small, so its product is computed at once.
-        let first = product(first)?;
+        let first = first.iter().map(Tensor::shallow_clone).collect();
         Self::new(Delta::Kronecker { first, second }, scaling, start)
     }
 

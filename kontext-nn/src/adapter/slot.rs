@@ -34,9 +34,14 @@ impl AdapterSlot {
         Arc::as_ptr(&self.0).addr()
     }
 
+    /// Returns the size of the layer's weight, [out, in].
+    pub(super) fn size(&self) -> [i64; 2] {
+        lock(&self.0).weight.size()
+    }
+
     /// Checks that the adapters fit the layer.
     pub(super) fn check(&self, adapters: &[LinearAdapter]) -> Result<()> {
-        let size = lock(&self.0).weight.size();
+        let size = self.size();
         adapters.iter().try_for_each(|adapter| adapter.fits(&size))
     }
 

@@ -58,6 +58,13 @@ impl AdapterSlots {
         lock(&self.0).keys().cloned().collect()
     }
 
+    /// Returns the sizes of the layers' weights, [out, in], by name.
+    #[must_use]
+    pub fn sizes(&self) -> BTreeMap<String, [i64; 2]> {
+        let slots = lock(&self.0);
+        slots.iter().map(|(name, slot)| (name.clone(), slot.size())).collect()
+    }
+
     /// Replaces all adapters with these, for all threads; a layer without one is then unmodified.
     ///
     /// # Errors
