@@ -1,17 +1,22 @@
 //! Atomic writing of files, which appear whole or not at all.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-use crate::{Error, Result};
+use crate::{Error, Result, output_path};
 
-/// A temporary file in the folder of `path`, renamed to `path` by [`OutputFile::publish`]. Dropped before
-/// that, it leaves nothing.
+/// A temporary file next to `path`, renamed to `path` by [`OutputFile::publish`]. Dropped before that, it leaves
+/// nothing.
+///
+/// Of a symbolic link, the target is written. A file that is replaced keeps its permissions; one that is
+/// read-only is not replaced.
 #[derive(Debug)]
 pub struct OutputFile<'a> {
     path: &'a Path,
+    /// The path, or the target of its link.
+    target: PathBuf,
     file: NamedTempFile,
 }
 
@@ -19,15 +24,13 @@ impl<'a> OutputFile<'a> {
     /// Creates the file, with the user's permissions for new files.
     ///
     /// # Errors
-    /// [`Error::Io`] if the folder does not exist or cannot be written, or a folder has this name.
+    /// [`Error::Io`] if the folder does not exist or cannot be written, and those of [`output_path`].
     pub fn create(path: &'a Path) -> Result<Self> {
-        let folder = path
+        let target = output_path(path)?;
+        let folder = target
             .parent()
             .filter(|p| !p.as_os_str().is_empty())
             .unwrap_or(Path::new("."));
-        if path.is_dir() {
-            return Err(Error::io(path)(io::ErrorKind::IsADirectory.into()));
-        }
         if !folder.exists() {
             return Err(Error::io(folder)(io::ErrorKind::NotFound.into()));
         }
@@ -35,10 +38,12 @@ impl<'a> OutputFile<'a> {
         // By default, a temporary file is private to its owner.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        Ok(Self {
-            path,
-            file: builder.tempfile_in(folder).map_err(Error::io(path))?,
-        })
+        let file = builder.tempfile_in(folder).map_err(Error::io(path))?;
+        if let Ok(replaced) = target.metadata() {
+            // Some file systems have no permissions.
+            let _ = file.as_file().set_permissions(replaced.permissions());
+        }
+        Ok(Self { path, target, file })
     }
 
     /// Returns the file to write to.
@@ -52,7 +57,7 @@ impl<'a> OutputFile<'a> {
     /// [`Error::Io`] if the operating system refuses.
     pub fn publish(self) -> Result<()> {
         self.file
-            .persist(self.path)
+            .persist(&self.target)
             .map(drop)
             .map_err(|e| Error::io(self.path)(e.error))
     }
@@ -64,4 +69,50 @@ impl<'a> OutputFile<'a> {
 /// The errors of [`OutputFile::create`].
 pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
     OutputFile::create(path.as_ref()).map(drop)
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn write(path: &Path, text: &str) -> Result<()> {
+        let mut file = OutputFile::create(path)?;
+        file.writer().write_all(text.as_bytes()).map_err(Error::io(path))?;
+        file.publish()
+    }
+
+    #[test]
+    fn a_link_stays_a_link_and_its_target_is_written() {
+        let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (link, target) = (folder.path().join("link"), elsewhere.path().join("target"));
+        symlink(&target, &link).unwrap();
+        // First created, then replaced.
+        for text in ["new", "newer"] {
+            write(&link, text).unwrap();
+            assert!(link.is_symlink() && !target.is_symlink());
+            assert_eq!(fs::read_to_string(&target).unwrap(), text);
+            assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 1);
+        }
+        symlink(elsewhere.path().join("no/target"), folder.path().join("lost")).unwrap();
+        assert!(check_writable(folder.path().join("lost")).is_err());
+    }
+
+    #[test]
+    fn a_replaced_file_keeps_its_permissions_and_a_read_only_one_its_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "old").unwrap();
+        let set = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        set(0o600);
+        write(&path, "new").unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        set(0o444);
+        assert!(check_writable(&path).is_err() && write(&path, "lost").is_err());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
 }

@@ -1,10 +1,11 @@
 //! Atomic writing of folders, which appear whole or not at all.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
+use crate::output_path::followed;
 use crate::{Error, Result};
 
 /// A temporary folder next to `path`, renamed to `path` by [`OutputFolder::publish`]. Dropped before that, it
@@ -12,6 +13,8 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub struct OutputFolder<'a> {
     path: &'a Path,
+    /// The path, or the target of its link.
+    target: PathBuf,
     folder: TempDir,
 }
 
@@ -22,7 +25,9 @@ impl<'a> OutputFolder<'a> {
     /// [`Error::Io`] if the parent folder does not exist or cannot be written, or if a file or a folder with
     /// files in it has this name: those are never replaced.
     pub fn create(path: &'a Path) -> Result<Self> {
-        let above = path
+        // A slash at the end would hide a link.
+        let (target, _) = followed(&path.components().collect::<PathBuf>())?;
+        let above = target
             .parent()
             .filter(|p| !p.as_os_str().is_empty())
             .unwrap_or(Path::new("."));
@@ -46,6 +51,7 @@ impl<'a> OutputFolder<'a> {
         Ok(Self {
             path,
             folder: builder.tempdir_in(above).map_err(Error::io(path))?,
+            target,
         })
     }
 
@@ -60,11 +66,11 @@ impl<'a> OutputFolder<'a> {
     /// # Errors
     /// [`Error::Io`] if the operating system refuses, or the name has been taken in the meantime.
     pub fn publish(self) -> Result<()> {
-        if self.path.exists() {
+        if self.target.exists() {
             // Removes only an empty folder.
-            std::fs::remove_dir(self.path).map_err(Error::io(self.path))?;
+            std::fs::remove_dir(&self.target).map_err(Error::io(self.path))?;
         }
-        std::fs::rename(self.folder.path(), self.path).map_err(Error::io(self.path))?;
+        std::fs::rename(self.folder.path(), &self.target).map_err(Error::io(self.path))?;
         let _renamed = self.folder.keep();
         Ok(())
     }
@@ -110,6 +116,22 @@ mod tests {
         let file = all.path().join("file");
         fs::write(&file, "").unwrap();
         assert!(OutputFolder::create(&file).is_err());
+        assert!(OutputFolder::create(&all.path().join("a".repeat(256))).is_err());
         assert!(OutputFolder::create(&all.path().join("absent").join("part")).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_to_an_empty_folder_stays_a_link_and_its_target_is_filled() {
+        let (here, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (link, target) = (here.path().join("link"), elsewhere.path().join("target"));
+        fs::create_dir(&target).unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        let path = link.join("");
+        let folder = OutputFolder::create(&path).unwrap();
+        fs::write(folder.path().join("a"), "kept").unwrap();
+        folder.publish().unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(fs::read_to_string(target.join("a")).unwrap(), "kept");
     }
 }
