@@ -29,6 +29,9 @@ struct Args {
 fn main() -> ExitCode {
     kontext_cli::main(|args: Args| {
         let folder = args.folder.or(args.model).unwrap_or_default();
+        if folder.is_file() && args.plan {
+            bail!("--plan takes the folder of a model, got the file {}", folder.display());
+        }
         if folder.is_file() {
             return lora(&folder);
         }
