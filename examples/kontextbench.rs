@@ -22,7 +22,7 @@ use kontext_cli::progress::{self, Reporter};
 use kontext_cli::{announce, identity, note, read, say, shipped, write};
 
 /// Flags of a run, which the other modes of the program would ignore.
-const OF_A_RUN: [&str; 15] = [
+const OF_A_RUN: [&str; 14] = [
     "shard",
     "name",
     "embedder",
@@ -30,7 +30,6 @@ const OF_A_RUN: [&str; 15] = [
     "model",
     "lora",
     "lora_scale",
-    "device",
     "dtype",
     "placement",
     "quantize",

@@ -47,6 +47,9 @@ pub enum Warning {
         /// Pixels.
         max_area: u64,
     },
+    /// [`Request::native_size`](crate::Request::native_size) has no effect: the result has the size that the model
+    /// works at anyway.
+    NativeSizeIgnored,
     /// The placement of references has no effect: there are too few.
     ReferencesIgnored {
         /// The placement.
@@ -104,6 +107,10 @@ impl fmt::Display for Warning {
             Self::MaxAreaIgnored { max_area } => write!(
                 f,
                 "max_area {max_area} has no effect next to width and height; set at most one of these"
+            ),
+            Self::NativeSizeIgnored => write!(
+                f,
+                "native_size has no effect, because the result keeps the model's size anyway; leave it out"
             ),
             Self::ReferencesIgnored { references } => write!(
                 f,
