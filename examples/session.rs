@@ -119,6 +119,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
 impl Args {
     /// Checks that the image of a turn can be written and replaces no file.
     fn check_image(&self, turn: usize) -> anyhow::Result<()> {
+        // A slash at its end is not in the names of the images.
+        kontext::crates::kontext_core::output_path(&self.out)?;
         Outputs::overwriting(self.overwrite).numbered("--out", &[numbered(&self.out, turn)])
     }
 }
