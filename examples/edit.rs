@@ -35,7 +35,7 @@ struct Args {
     /// Strength of the change, in (0, 1]: below 1 the run starts from the image
     #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     strength: f64,
-    /// The file to write: .png, .jpg or .webp
+    /// The file to write: .png, .jpg or .webp. An existing one is replaced
     #[arg(long, value_name = "FILE", default_value = "edit.png")]
     out: PathBuf,
     /// Write reference images and result side by side to this file; edit-compared.png if no --image is given

@@ -20,7 +20,7 @@ struct Args {
         value_parser = free_text
     )]
     prompt: String,
-    /// The file to write: .png, .jpg or .webp
+    /// The file to write: .png, .jpg or .webp. An existing one is replaced
     #[arg(long, value_name = "FILE", default_value = "generate.png")]
     out: PathBuf,
     #[command(flatten)]

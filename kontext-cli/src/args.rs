@@ -123,7 +123,7 @@ pub struct RunArgs {
     /// Seed of the noise; drawn and printed if not given
     #[arg(long, value_parser = whole, allow_negative_numbers = true)]
     pub seed: Option<u64>,
-    /// Number of images, with seeds s, s + 1, …
+    /// Number of images, with seeds s, s + 1, …; those after the first are numbered: out-1.png, out-2.png, …
     #[arg(long, default_value_t = 1, value_parser = positive::<usize>, allow_negative_numbers = true)]
     pub batch: usize,
     /// Positions of several reference images
