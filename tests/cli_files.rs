@@ -328,6 +328,28 @@ fn wait_for(child: &mut std::process::Child, words: &str) {
 
 #[cfg(unix)]
 #[test]
+fn a_second_interrupt_ends_a_run_within_its_step() {
+    let desk = Desk::new();
+    let model = diffusers();
+    // A step of seconds.
+    let size = ["--width", "1024", "--height", "1024", "--steps", "50"];
+    let flags = [&["--model", &model, "--device", "cpu"], &size[..]].concat();
+    let mut command = program("generate");
+    command.args(flags).current_dir(desk.0.path());
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for(&mut child, "T5 tokenizer:");
+    for seconds in [1.5, 0.2] {
+        std::thread::sleep(std::time::Duration::from_secs_f64(seconds));
+        let mut kill = std::process::Command::new("kill");
+        assert!(kill.args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    }
+    let (code, _, err) = told(&child.wait_with_output().unwrap());
+    assert_eq!((code, err.as_str()), (Some(130), ""));
+    assert!(desk.files().is_empty());
+}
+
+#[cfg(unix)]
+#[test]
 fn an_interrupted_quantisation_leaves_no_file() {
     /// Attempts to interrupt it while its file is there and not yet complete.
     const ATTEMPTS: usize = 20;

@@ -22,9 +22,17 @@ pub fn cancel_on_ctrl_c() -> anyhow::Result<Cancel> {
 /// Cancels a run, or ends the program if it is cancelled already: a step may take minutes.
 fn cancel_or_exit(cancel: &Cancel) {
     if cancel.check().is_break() {
-        std::process::exit(INTERRUPTED);
+        exit();
     }
     cancel.cancel();
+}
+
+/// Ends the program without the destructors of libraries: other threads may still compute.
+fn exit() -> ! {
+    #[cfg(unix)]
+    signal_hook::low_level::exit(INTERRUPTED);
+    #[cfg(not(unix))]
+    std::process::exit(INTERRUPTED)
 }
 
 /// Returns a flag that is set when the terminal is closed, instead of the end of the program; on systems other than
@@ -56,7 +64,7 @@ impl Interrupt {
             Some(cancel) => cancel_or_exit(cancel),
             None => {
                 leave();
-                std::process::exit(INTERRUPTED)
+                exit()
             }
         })?;
         Ok(Self(running))
