@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn minutes_that_no_clock_counts_are_an_error_and_not_a_panic() {
-        for minutes in [-1.0, f64::NAN, f64::INFINITY, 1e17, 1e308] {
+        for minutes in [-1.0, f64::NAN, f64::INFINITY, 3e17, 1e308] {
             let error = end(minutes).unwrap_err().to_string();
             assert!(
                 error.starts_with("invalid number of minutes: ") && error.len() < 120,

@@ -326,7 +326,7 @@ mod tests {
             for write in [transformer_with, t5_with] {
                 let error = write(&model, to, folder.path().join(name), &cancel).unwrap_err();
                 assert!(
-                    matches!(error, Error::Cancelled { done: 0, total: 30.. }),
+                    matches!(error, Error::Cancelled { done: 0, total: 10.. }),
                     "{to}: {error:?}"
                 );
             }
