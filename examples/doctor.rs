@@ -1,13 +1,16 @@
 //! Prints if this machine fits kontext, and otherwise the remedies: `cargo xtask run --release --example doctor`.
 
-#![allow(clippy::print_stdout)]
-
 use std::process::ExitCode;
+
+use kontext_cli::{complain, say};
 
 fn main() -> ExitCode {
     let diagnosis = kontext::doctor();
-    println!("{diagnosis}");
-    if diagnosis.fits() {
+    let said = say(&diagnosis);
+    if let Err(error) = &said {
+        complain(error);
+    }
+    if said.is_ok() && diagnosis.fits() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

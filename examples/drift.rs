@@ -16,9 +16,10 @@ use kontext::{Device, Pipeline, Size};
 use kontext_bench::drift::{self, Column, Drift, MapQuality, Panel, plot};
 use kontext_bench::metrics::Perceptual;
 use kontext_cli::images::ImageCache;
+use kontext_cli::outputs::Outputs;
 use kontext_cli::walker::{Method, Walker};
 use kontext_cli::walks::{Edits, Walk};
-use kontext_cli::{emoji, progress, read, say, shipped, write};
+use kontext_cli::{announce, emoji, progress, read, say, shipped, write};
 
 /// Measure the drift of images over turns of edits.
 #[derive(Debug, Parser)]
@@ -54,7 +55,11 @@ struct Args {
     #[arg(long, default_value_t = DifferenceMap::default().feather)]
     feather: f32,
     /// Measure the difference maps only
-    #[arg(long, alias = "maps-alone")]
+    #[arg(
+        long,
+        alias = "maps-alone",
+        conflicts_with_all = ["turns", "each", "perceptual", "markdown", "plot"]
+    )]
     maps_only: bool,
     /// Write the tables to this file: between its two marks, or as a new file
     #[arg(long, value_name = "FILE")]
@@ -69,8 +74,14 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
-    for path in args.markdown.iter().chain(&args.plot) {
-        kontext::crates::kontext_core::check_writable(path)?;
+    let mut outputs = Outputs::default();
+    if let Some(path) = &args.markdown {
+        outputs.file("--markdown", path)?;
+        // A file without marks is refused now.
+        marked(path, "")?;
+    }
+    if let Some(path) = &args.plot {
+        outputs.file("--plot", path)?;
     }
     emoji::ensure(&args.data, None)?;
     let perceptual = args
@@ -103,16 +114,17 @@ fn run(args: &Args) -> anyhow::Result<()> {
         text.push_str(&tables(title, &walks, &drift, perceptual.as_ref())?);
         drifts.push((title, drift));
     }
-    say(&text)?;
+    // The files are written also if the reader of stdout is gone.
+    let said = say(&text);
     if let Some(path) = &args.plot {
         write(path, &plot(&panels(&drifts))?)?;
-        say(format_args!("wrote {}", path.display()))?;
+        announce(format_args!("wrote {}", path.display()));
     }
     if let Some(path) = &args.markdown {
         write(path, &marked(path, &text)?)?;
-        say(format_args!("wrote {}", path.display()))?;
+        announce(format_args!("wrote {}", path.display()));
     }
-    Ok(())
+    said
 }
 
 /// Returns the size that the model works at.

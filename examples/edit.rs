@@ -5,11 +5,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use kontext::Request;
 use kontext::crates::kontext_core::images::resize;
 use kontext::image::RgbImage;
-use kontext_cli::args::RunArgs;
-use kontext_cli::{say, shipped, strip};
+use kontext::{Request, Size};
+use kontext_cli::args::{RunArgs, free_text};
+use kontext_cli::run::Files;
+use kontext_cli::{announce, note, row_size, shipped, strip};
 
 /// Files of the default edit. The small model was not trained on its result for this instruction.
 const SOURCE: &str = "emoji-source.png";
@@ -23,12 +24,18 @@ struct Args {
     #[arg(long, value_name = "FILE")]
     image: Vec<PathBuf>,
     /// Instruction of the edit
-    #[arg(long, value_name = "TEXT", default_value = PROMPT)]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = PROMPT,
+        allow_hyphen_values = true,
+        value_parser = free_text
+    )]
     prompt: String,
     /// Strength of the change, in (0, 1]: below 1 the run starts from the image
     #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     strength: f64,
-    /// The file to write: .png, .jpg or .webp
+    /// The file to write: .png, .jpg or .webp. An existing one is replaced
     #[arg(long, value_name = "FILE", default_value = "edit.png")]
     out: PathBuf,
     /// Write reference images and result side by side to this file; edit-compared.png if no --image is given
@@ -51,12 +58,19 @@ fn run(args: &Args) -> anyhow::Result<()> {
         compare = compare.or(Some("edit-compared.png".into()));
     }
     let mut request = Request::generate(&args.prompt).strength(args.strength);
-    for path in images {
+    for path in &images {
         request = request.reference(kontext::open_image(path)?);
     }
     let request = args.run.apply(request)?;
-    compare.as_deref().map(kontext::io::check_writable).transpose()?;
-    let Some(output) = kontext_cli::run::run(&args.run, &request, &args.out)? else {
+    if args.run.plan && args.compare.is_some() {
+        note("warning: --compare has no effect with --plan; leave one of them out");
+    }
+    let files = Files {
+        out: &args.out,
+        compare: compare.as_deref(),
+        images: &images,
+    };
+    let Some(output) = kontext_cli::run::run(&args.run, &request, &files)? else {
         return Ok(());
     };
     let Some(compare) = compare else { return Ok(()) };
@@ -66,12 +80,15 @@ fn run(args: &Args) -> anyhow::Result<()> {
     if demonstration && args.prompt == PROMPT {
         images.push(kontext::open_image(shipped::data(TRUTH))?.into());
     }
-    let height = output.image.height();
-    let level = |image: &Arc<RgbImage>| {
-        let width = (image.width() * height).div_ceil(image.height()).max(1);
-        resize(image, width, height)
-    };
-    let images = images.iter().map(level).collect::<kontext::Result<Vec<_>>>()?;
+    let sizes = images.iter().map(|image| Size::new(image.width(), image.height()));
+    let (sizes, _) = row_size(sizes, output.image.height())?;
+    let level = |(image, size): (&Arc<RgbImage>, &Size)| resize(image, size.width, size.height);
+    let images = images
+        .iter()
+        .zip(&sizes)
+        .map(level)
+        .collect::<kontext::Result<Vec<_>>>()?;
     kontext::io::save_image(&strip(&images.iter().collect::<Vec<_>>(), 1), &compare, &[])?;
-    say(format_args!("wrote {}", compare.display()))
+    announce(format_args!("wrote {}", compare.display()));
+    Ok(())
 }

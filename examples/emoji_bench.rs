@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::Parser;
 use kontext::crates::kontext_core::images::resize;
 use kontext_cli::judge::{Edit, edits};
-use kontext_cli::{create_folder, emoji, say, write};
+use kontext_cli::{announce, create_folder, emoji, write};
 use serde_json::json;
 
 /// Categories of the dataset, up to the slash, and their names in KontextBench.
@@ -87,11 +87,12 @@ fn run(args: &Args) -> anyhow::Result<()> {
     write(&args.out.join("LICENSE.txt"), &licence)?;
     // Written last, because a folder without it is no bench.
     write(&args.out.join("test/metadata.jsonl"), &lines)?;
-    say(format_args!(
+    announce(format_args!(
         "wrote {count} pairs with {} pictures to {}",
         paths.len(),
         args.out.display()
-    ))
+    ));
+    Ok(())
 }
 
 /// Returns the first `most` edits of each category, alternating between its kinds.

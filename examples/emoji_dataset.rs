@@ -29,8 +29,9 @@ fn main() -> ExitCode {
         let summary = kontext_cli::emoji::write_dataset(&options)?;
         for (category, splits) in &summary {
             let counts: Vec<String> = splits.iter().map(|(split, count)| format!("{split} {count}")).collect();
-            kontext_cli::say(format_args!("{category}: {}", counts.join(", ")))?;
+            kontext_cli::announce(format_args!("{category}: {}", counts.join(", ")));
         }
-        kontext_cli::say(format_args!("wrote {}", options.out.display()))
+        kontext_cli::announce(format_args!("wrote {}", options.out.display()));
+        Ok(())
     })
 }

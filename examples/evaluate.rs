@@ -11,7 +11,8 @@ use clap::{Parser, ValueEnum};
 use kontext::Pipeline;
 use kontext_bench::edit::{EditScore, Table};
 use kontext_cli::judge::{Edit, Judge, edits};
-use kontext_cli::{emoji, progress, say, shipped, write};
+use kontext_cli::outputs::Outputs;
+use kontext_cli::{announce, create_folder, emoji, progress, say, shipped, write};
 
 /// Measure a model on held-out edits.
 #[derive(Debug, Parser)]
@@ -64,6 +65,12 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(path) = &args.csv {
+        Outputs::default().file("--csv", path)?;
+    }
+    if let Some(folder) = &args.strips {
+        create_folder(folder)?;
+    }
     emoji::ensure(&args.data, None)?;
     let mut builder = Pipeline::builder();
     if let Some(lora) = &args.lora {
@@ -75,9 +82,6 @@ fn run(args: &Args) -> anyhow::Result<()> {
         by_category.entry(edit.category.clone()).or_default().push(edit);
     }
     by_category.values_mut().for_each(|edits| edits.truncate(args.most));
-    if let Some(folder) = &args.strips {
-        std::fs::create_dir_all(folder)?;
-    }
     let bar = progress::bar("editing", by_category.values().map(Vec::len).sum());
     let mut table = Table::new();
     let mut rows = csv::Writer::from_writer(Vec::new());
@@ -96,7 +100,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
                     edit.target.display(),
                     instead.map_or("the source".to_owned(), |p| p.display().to_string()),
                 );
-                say(format_args!("{category}: {} -> {target}: {instead}", edit.instruction))?;
+                announce(format_args!("{category}: {} -> {target}: {instead}", edit.instruction));
             }
             rows.write_record(row(edit, &judged.score))?;
             table.add(category, judged.score);
@@ -105,7 +109,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
             if let (Some(folder), 0) = (&args.strips, index) {
                 let name = category.replace('/', "-");
                 kontext::io::save_image(&judged.strip(), folder.join(format!("{name}.png")), &[])?;
-                say(format_args!("{name}: {}", edit.instruction))?;
+                announce(format_args!("{name}: {}", edit.instruction));
             }
         }
     }

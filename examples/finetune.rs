@@ -12,7 +12,7 @@ use kontext::{Pipeline, PipelineBuilder};
 use kontext_bench::edit::{Mean, Table};
 use kontext_cli::judge::{Judge, edits};
 use kontext_cli::training::{Limit, train};
-use kontext_cli::{emoji, say, shipped, write};
+use kontext_cli::{announce, emoji, say, shipped, write};
 use kontext_train::{LoraMethod, Method, Recipe};
 use serde_json::json;
 
@@ -29,15 +29,19 @@ struct Args {
     /// Folder of the run: state, curves, samples, and the result
     #[arg(long, value_name = "DIR", default_value = "target/finetune")]
     out: PathBuf,
-    /// TOML file with the whole recipe; its model, data and out override those given here
-    #[arg(long, value_name = "FILE")]
+    /// TOML file with the whole recipe, instead of these options
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["model", "data", "out", "method", "rank", "steps", "rate"]
+    )]
     recipe: Option<PathBuf>,
     /// Train low-rank adapters, with the norms of the weights' rows (dora) or without, or all of the transformer
     #[arg(long, value_enum, default_value_t)]
     method: Which,
-    /// Rank of the adapters
-    #[arg(long, default_value_t = 8)]
-    rank: i64,
+    /// Rank of the adapters; 8 if not given
+    #[arg(long, allow_negative_numbers = true)]
+    rank: Option<i64>,
     /// Optimizer steps
     #[arg(long, default_value_t = 300)]
     steps: u64,
@@ -45,7 +49,7 @@ struct Args {
     #[arg(long)]
     rate: Option<f64>,
     /// Stop after this many minutes; the same command goes on
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     minutes: Option<f64>,
 }
 
@@ -62,6 +66,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
+    if args.method == Which::Full && args.rank.is_some() {
+        bail!("--rank has no effect with --method full, which trains no adapters; leave one of them out");
+    }
     let limit = Limit::new(args.minutes)?;
     let data = match &args.data {
         Some(data) => data.clone(),
@@ -81,7 +88,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let (model, out, folder) = (recipe.model.clone(), recipe.out.clone(), recipe.data.folder.clone());
     let (split, method) = (recipe.data.validation.clone(), recipe.method.clone());
     let before = score(&Pipeline::builder(), &model, &folder, &split, None)?;
-    say(format_args!("before: {}", described(&before)))?;
+    announce(format_args!("before: {}", described(&before)));
     if !train(recipe, &limit)?.1 {
         return Ok(());
     }
@@ -108,7 +115,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
 /// Returns the recipe that the options describe.
 fn recipe(args: &Args, data: &Path) -> anyhow::Result<Recipe> {
     let lora = LoraMethod {
-        rank: args.rank,
+        rank: args.rank.unwrap_or(8),
         dora: args.method == Which::Dora,
         ..LoraMethod::default()
     };

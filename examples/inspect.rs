@@ -34,6 +34,9 @@ fn main() -> ExitCode {
     kontext_cli::main(|args: Args| {
         let builder = args.parts.apply(Pipeline::builder());
         let folder = args.folder.or(args.model).unwrap_or_default();
+        if folder.is_file() && args.plan {
+            bail!("--plan takes the folder of a model, got the file {}", folder.display());
+        }
         if folder.is_file() {
             return file(&folder);
         }

@@ -15,10 +15,29 @@ use kontext_bench::kontextbench::{
     vote_report,
 };
 use kontext_bench::metrics::Perceptual;
-use kontext_cli::args::LoadArgs;
+use kontext_cli::args::{LoadArgs, free_text, positive};
 use kontext_cli::interrupt::cancel_on_ctrl_c;
+use kontext_cli::outputs::Outputs;
 use kontext_cli::progress::{self, Reporter};
-use kontext_cli::{identity, note, read, say, shipped, write};
+use kontext_cli::{announce, identity, note, read, say, shipped, write};
+
+/// Flags of a run, which the other modes of the program would ignore.
+const OF_A_RUN: [&str; 14] = [
+    "shard",
+    "name",
+    "embedder",
+    "heads",
+    "model",
+    "lora",
+    "lora_scale",
+    "dtype",
+    "placement",
+    "quantize",
+    "quantize_t5",
+    "steps",
+    "guidance",
+    "native_size",
+];
 
 /// Run KontextBench, merge its shards, show it, count votes.
 #[derive(Debug, Parser)]
@@ -30,16 +49,32 @@ struct Args {
     #[arg(long, value_name = "PATH", required_unless_present_any = ["check", "votes"])]
     out: Option<PathBuf>,
     /// Read the bench, print its faults, and stop
-    #[arg(long, conflicts_with_all = ["merge", "page", "votes"])]
+    #[arg(
+        long,
+        conflicts_with_all = ["merge", "page", "votes", "out", "seed"],
+        conflicts_with_all = OF_A_RUN
+    )]
     check: bool,
     /// Merge shards from separate folders
-    #[arg(long, value_name = "DIR", num_args = 1.., conflicts_with_all = ["page", "votes"])]
+    #[arg(
+        long,
+        value_name = "DIR",
+        num_args = 1..,
+        conflicts_with_all = ["page", "votes", "seed"],
+        conflicts_with_all = OF_A_RUN
+    )]
     merge: Vec<PathBuf>,
     /// Write a page of one run, or of two to vote between
-    #[arg(long, value_name = "DIR", num_args = 1..=2, conflicts_with = "votes")]
+    #[arg(long, value_name = "DIR", num_args = 1..=2, conflicts_with = "votes", conflicts_with_all = OF_A_RUN)]
     page: Vec<PathBuf>,
     /// Count the votes that pages have exported: win rates and Elo
-    #[arg(long, value_name = "FILE", num_args = 1..)]
+    #[arg(
+        long,
+        value_name = "FILE",
+        num_args = 1..,
+        conflicts_with_all = ["bench", "out", "limit"],
+        conflicts_with_all = OF_A_RUN
+    )]
     votes: Vec<PathBuf>,
     /// Maximum side of a page's images in pixels
     #[arg(long, value_name = "PIXELS", requires = "page")]
@@ -54,7 +89,7 @@ struct Args {
     #[arg(long, value_name = "I/N", default_value_t)]
     shard: Shard,
     /// Name of the run; that of the model's folder if not given
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true, value_parser = free_text)]
     name: Option<String>,
     /// A network's weights (AlexNet, VGG 16 or SqueezeNet 1.1) for distance and identity
     #[arg(long, value_name = "FILE")]
@@ -74,7 +109,7 @@ struct ModelArgs {
     #[command(flatten)]
     load: LoadArgs,
     /// Sampling steps
-    #[arg(long)]
+    #[arg(long, value_parser = positive::<usize>, allow_negative_numbers = true)]
     steps: Option<usize>,
     /// Guidance value
     #[arg(long, allow_negative_numbers = true)]
@@ -112,7 +147,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     if !args.page.is_empty() {
         return write_page(args, &bench, out);
     }
-    say(&bench)?;
+    announce(&bench);
     run_bench(args, &bench, out)
 }
 
@@ -193,10 +228,14 @@ fn run_bench(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
                 summary.failed.len()
             )
         }
-        None => say(format_args!(
-            "{} pairs of shard {} are done; {} of the bench are not here: other shards make them, --merge joins folders",
-            summary.done, args.shard, summary.missing
-        )),
+        None => {
+            announce(format_args!(
+                "{} pairs of shard {} are done; {} of the bench are not here: other shards make them, --merge joins \
+                 folders",
+                summary.done, args.shard, summary.missing
+            ));
+            Ok(())
+        }
     }
 }
 
@@ -255,16 +294,17 @@ fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
 
 /// Prints a report and the path of its page.
 fn show(report: &Path) -> anyhow::Result<()> {
-    say(read(report)?)?;
+    announce(read(report)?);
     let latency = report.with_file_name("timings").join("latency.md");
     if latency.is_file() {
-        say(read(&latency)?)?;
+        announce(read(&latency)?);
     }
-    say(format_args!(
+    announce(format_args!(
         "wrote {} and {}",
         report.display(),
         report.with_file_name("page.html").display()
-    ))
+    ));
+    Ok(())
 }
 
 fn write_page(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
@@ -273,6 +313,9 @@ fn write_page(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
         .iter()
         .map(RunFolder::open)
         .collect::<kontext::Result<Vec<_>>>()?;
+    let mut outputs = Outputs::default();
+    args.page.iter().for_each(|run| outputs.read("--page", run));
+    outputs.file("--out", out)?;
     let mut page = match &runs[..] {
         [a, b] => Page::between(bench, a, b),
         [a, ..] => Page::of(bench, a),
@@ -283,7 +326,8 @@ fn write_page(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
     }
     let html = page.seed(args.seed).html()?;
     write(out, &html)?;
-    say(format_args!("wrote {} ({} kB)", out.display(), html.len() / 1000))
+    announce(format_args!("wrote {} ({} kB)", out.display(), html.len() / 1000));
+    Ok(())
 }
 
 fn count_votes(args: &Args) -> anyhow::Result<()> {

@@ -4,9 +4,12 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::bail;
 use clap::{Parser, ValueEnum};
 use kontext::{Checkpoint, Quantize, Weights, quantize};
-use kontext_cli::{say, shipped};
+use kontext_cli::interrupt::cancel_on_ctrl_c;
+use kontext_cli::outputs::Outputs;
+use kontext_cli::{announce, shipped};
 
 /// Write the transformer or T5 quantised: as GGUF (q8_0 to q4_0), as scaled fp8 in safetensors, or as a folder of int8
 /// (bitsandbytes') that diffusers and transformers read.
@@ -36,18 +39,31 @@ enum Part {
 fn main() -> ExitCode {
     kontext_cli::main(|args: Args| {
         let model = Checkpoint::find(&args.model)?;
-        match args.part {
-            Part::Transformer => quantize::transformer(&model, args.to, &args.out)?,
-            Part::T5 => quantize::t5(&model, args.to, &args.out)?,
+        if args.to != Quantize::Int8 {
+            let mut outputs = Outputs::default();
+            for part in [&model.transformer, &model.vae, &model.clip, &model.t5] {
+                outputs.read("--model", part);
+            }
+            outputs.file("--out", &args.out)?;
+        }
+        let cancel = cancel_on_ctrl_c()?;
+        let written = match args.part {
+            Part::Transformer => quantize::transformer_with(&model, args.to, &args.out, &cancel),
+            Part::T5 => quantize::t5_with(&model, args.to, &args.out, &cancel),
+        };
+        match written {
+            Err(error) if error.is_cancelled() => bail!("stopped; nothing was written"),
+            written => written?,
         }
         let account = Weights::open(&args.out)?.store().account();
         let (parameters, bytes) = (account.parameters as f64, account.bytes as f64);
         let bits = 8.0 * bytes / parameters;
-        say(format_args!(
+        announce(format_args!(
             "wrote {}: {:.2} M parameters in {:.2} MB, {bits:.2} bits each",
             args.out.display(),
             parameters / 1e6,
             bytes / 1e6
-        ))
+        ));
+        Ok(())
     })
 }

@@ -11,7 +11,8 @@ use kontext::{Autoencoder, Kind};
 use kontext_bench::metrics::{psnr, ssim};
 use kontext_bench::reconstruction::ImageSize;
 use kontext_cli::args::device;
-use kontext_cli::{round_trip, say, shipped};
+use kontext_cli::outputs::Outputs;
+use kontext_cli::{announce, round_trip, say, shipped};
 
 /// Encode an image and decode it again; print PSNR and SSIM.
 #[derive(Debug, Parser)]
@@ -36,7 +37,10 @@ struct Args {
 fn main() -> ExitCode {
     kontext_cli::main(|args: Args| {
         if let Some(out) = &args.out {
-            kontext::io::check_writable(out)?;
+            let mut outputs = Outputs::default();
+            outputs.read("--image", &args.image);
+            outputs.read("--vae", &args.vae);
+            outputs.image("--out", out)?;
         }
         let device = device(args.device.as_deref())?;
         let image = kontext::open_image(&args.image)?;
@@ -47,6 +51,9 @@ fn main() -> ExitCode {
         let begin = Instant::now();
         let decoded = round_trip(&vae, &image, args.tile, device)?;
         let seconds = begin.elapsed().as_secs_f64();
+        if let Some(out) = &args.out {
+            kontext::io::save_image(&decoded, out, &[])?;
+        }
         let (width, height) = image.dimensions();
         say(format_args!(
             "{width}x{height}, {} latent channels, {seconds:.2} s",
@@ -55,8 +62,7 @@ fn main() -> ExitCode {
         say(format_args!("PSNR {:.2} dB", psnr(&image, &decoded)?))?;
         say(format_args!("SSIM {:.4}", ssim(&image, &decoded)?))?;
         if let Some(out) = &args.out {
-            kontext::io::save_image(&decoded, out, &[])?;
-            say(format_args!("wrote {}", out.display()))?;
+            announce(format_args!("wrote {}", out.display()));
         }
         Ok(())
     })

@@ -2,37 +2,24 @@
 //!
 //! Lines are prompts, or commands that begin with a colon (`:help` lists them). They may also come from a pipe.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Parser;
 use kontext::crates::kontext_device::device;
 use kontext::image::imageops::grayscale;
-use kontext::session::KeepUnchanged;
+use kontext::session::{KeepUnchanged, Turn};
 use kontext::{Pipeline, Request, Session};
-use kontext_cli::interrupt::Interrupt;
+use kontext_cli::args::{positive, whole};
+use kontext_cli::command::{Command, HELP};
+use kontext_cli::interrupt::{self, Interrupt};
+use kontext_cli::outputs::Outputs;
 use kontext_cli::run::numbered;
-use kontext_cli::{PartArgs, complain, note, notes, progress, say, shipped};
-
-const HELP: &str = "\
-a prompt          edits the image; the result is the image then
-:undo, :redo      to the turn before, and back
-:branch N         to turn N; the next edit begins there
-:history          all turns; * is the current one
-:seed N           the seed of the turns that follow; without N a new one is drawn for each
-:reference FILE   a further reference image for the next turn
-:keep on          puts the original pixels back where a turn changed nothing
-:keep mask FILE   lets turns change only what is white in this image
-:keep off
-:reencode on      encodes each image anew, in place of going on with its latents; off
-:save DIR         writes the session into a folder
-:load DIR         goes on with one that was saved
-:help
-:quit             as the end of the input; Ctrl-C stops a turn that runs";
+use kontext_cli::{PartArgs, announce, complain, note, notes, progress, shipped, typed};
 
 /// Edit an image in turns.
 #[derive(Debug, Parser)]
@@ -49,17 +36,20 @@ struct Args {
     /// The image of turn N is written to this file with -N before its extension
     #[arg(long, value_name = "FILE", default_value = "session.png")]
     out: PathBuf,
-    /// Seed of the noise of each turn; drawn for each if not given
+    /// Replace existing files of these names
     #[arg(long)]
+    overwrite: bool,
+    /// Seed of the noise of each turn; drawn for each if not given
+    #[arg(long, value_parser = whole, allow_negative_numbers = true)]
     seed: Option<u64>,
     /// Sampling steps
-    #[arg(long)]
+    #[arg(long, value_parser = positive::<usize>, allow_negative_numbers = true)]
     steps: Option<usize>,
     /// Guidance value
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     guidance: Option<f64>,
     /// Pixels of the image that the model works at
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(long, value_name = "PIXELS", value_parser = positive::<u64>, allow_negative_numbers = true)]
     max_area: Option<u64>,
     /// cpu, cuda or cuda:N; the first CUDA device if not given, else the CPU
     #[arg(long)]
@@ -73,7 +63,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
-    kontext::io::check_writable(&args.out)?;
+    if args.load.is_none() {
+        args.check_image(1)?;
+    }
     let mut builder = args.parts.apply(Pipeline::builder());
     if let Some(text) = &args.device {
         builder = builder.device(device::parse(text)?);
@@ -83,28 +75,38 @@ fn run(args: &Args) -> anyhow::Result<()> {
         Some(folder) => pipe.restore_session(folder)?,
         None => pipe.session(kontext::open_image(&args.image)?),
     };
+    args.check_image(session.turns().len())?;
+    let unsaved = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&unsaved);
     let mut desk = Desk {
         session,
         args,
         references: Vec::new(),
-        interrupt: Interrupt::install()?,
+        unsaved,
+        interrupt: Interrupt::install(move || note_unsaved(seen.load(Ordering::Relaxed)))?,
     };
-    if args.load.is_none() {
-        desk.prepare();
-    }
-    desk.show()?;
+    let hung_up = interrupt::hang_up()?;
+    desk.prepare();
+    desk.show();
     let interactive = std::io::stdin().is_terminal();
-    let mut lines = std::io::stdin().lock().lines();
+    let mut input = std::io::stdin().lock();
     loop {
         if interactive {
             let mut terminal = std::io::stderr();
-            write!(terminal, "> ")
-                .and_then(|()| terminal.flush())
-                .context("cannot write to the terminal")?;
+            let _ = write!(terminal, "> ").and_then(|()| terminal.flush());
         }
-        let Some(line) = lines.next() else { return Ok(()) };
-        let command = match line.context("cannot read the standard input")?.parse::<Command>() {
-            Ok(Command::Quit) => return Ok(()),
+        let line = match typed::line(&mut input) {
+            Ok(Some(line)) => line,
+            // The terminal is gone, or cannot be read.
+            Ok(None) if hung_up.load(Ordering::Relaxed) => return desk.rescue(),
+            Ok(None) => break,
+            Err(error) => {
+                complain(&anyhow::Error::new(error).context("cannot read the standard input"));
+                return desk.rescue();
+            }
+        };
+        let command = match line.and_then(|line| line.parse()) {
+            Ok(Command::Quit) => break,
             command => command,
         };
         // An error ends the turn, but not the program.
@@ -112,70 +114,25 @@ fn run(args: &Args) -> anyhow::Result<()> {
             complain(&error);
         }
     }
+    note_unsaved(desk.unsaved.load(Ordering::Relaxed));
+    Ok(())
 }
 
-/// A line of input.
-#[derive(Debug, PartialEq)]
-enum Command {
-    Nothing,
-    Edit(String),
-    Undo,
-    Redo,
-    Branch(usize),
-    History,
-    Seed(Option<u64>),
-    Reference(PathBuf),
-    KeepOn,
-    KeepMask(PathBuf),
-    KeepOff,
-    Reencode(bool),
-    Save(PathBuf),
-    Load(PathBuf),
-    Help,
-    Quit,
+impl Args {
+    /// Checks that the image of a turn can be written and replaces no file.
+    fn check_image(&self, turn: usize) -> anyhow::Result<()> {
+        // A slash at its end is not in the names of the images.
+        kontext::crates::kontext_core::output_path(&self.out)?;
+        Outputs::overwriting(self.overwrite).numbered("--out", &[numbered(&self.out, turn)])
+    }
 }
 
-impl FromStr for Command {
-    type Err = anyhow::Error;
-
-    fn from_str(line: &str) -> anyhow::Result<Self> {
-        let line = line.trim();
-        let Some(command) = line.strip_prefix(':') else {
-            return Ok(if line.is_empty() {
-                Self::Nothing
-            } else {
-                Self::Edit(line.to_owned())
-            });
-        };
-        let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
-        let rest = rest.trim();
-        let path = || {
-            if rest.is_empty() {
-                bail!(":{name} wants a path behind it")
-            } else {
-                Ok(PathBuf::from(rest))
-            }
-        };
-        let mask = rest.strip_prefix("mask ").map(|path| PathBuf::from(path.trim()));
-        Ok(match (name, rest) {
-            ("undo", "") => Self::Undo,
-            ("redo", "") => Self::Redo,
-            ("branch", number) => Self::Branch(number.parse().context(":branch wants the number of a turn")?),
-            ("history", "") => Self::History,
-            ("seed", "") => Self::Seed(None),
-            ("seed", number) => Self::Seed(Some(number.parse().context(":seed wants a whole number, or nothing")?)),
-            ("reference", _) => Self::Reference(path()?),
-            ("keep", "on") => Self::KeepOn,
-            ("keep", "off") => Self::KeepOff,
-            ("keep", _) => Self::KeepMask(mask.context(":keep wants on, off, or mask and a file")?),
-            ("reencode", "on") => Self::Reencode(true),
-            ("reencode", "off") => Self::Reencode(false),
-            ("save", _) => Self::Save(path()?),
-            ("load", _) => Self::Load(path()?),
-            ("help", "") => Self::Help,
-            ("quit", "") => Self::Quit,
-            _ => bail!("no command is {line:?}; :help names them all"),
-        })
+/// Notes that turns are not saved, if there are any.
+fn note_unsaved(turns: usize) {
+    if turns > 0 {
+        note(format_args!(
+            "{turns} turn(s) are not saved, and only their images are kept; `:save DIR` keeps a session"
+        ));
     }
 }
 
@@ -184,11 +141,13 @@ struct Desk<'a> {
     session: Session,
     args: &'a Args,
     references: Vec<PathBuf>,
+    /// Number of turns since the session was saved or loaded.
+    unsaved: Arc<AtomicUsize>,
     interrupt: Interrupt,
 }
 
 impl Desk<'_> {
-    /// Makes the program's options the defaults of every turn.
+    /// Makes the options that are given the defaults of every turn.
     fn prepare(&mut self) {
         let Args {
             seed,
@@ -198,7 +157,10 @@ impl Desk<'_> {
             ..
         } = *self.args;
         let defaults = &mut self.session.defaults;
-        (defaults.seed, defaults.steps, defaults.guidance, defaults.max_area) = (seed, steps, guidance, max_area);
+        defaults.seed = seed.or(defaults.seed);
+        defaults.steps = steps.or(defaults.steps);
+        defaults.guidance = guidance.or(defaults.guidance);
+        defaults.max_area = max_area.or(defaults.max_area);
     }
 
     fn obey(&mut self, command: Command) -> anyhow::Result<()> {
@@ -206,8 +168,8 @@ impl Desk<'_> {
         match command {
             Command::Nothing | Command::Quit => return Ok(()),
             Command::Edit(prompt) => return self.edit(&prompt),
-            Command::Help => return say(HELP),
-            Command::History => return self.history(),
+            Command::Help => return done(HELP),
+            Command::History => return done(self.history()),
             Command::Undo if !session.undo() => bail!("this is the first image; there is nothing to undo"),
             Command::Redo if !session.redo() => bail!("this is the last turn; there is nothing to redo"),
             Command::Undo | Command::Redo => {}
@@ -216,29 +178,29 @@ impl Desk<'_> {
             }
             Command::Seed(seed) => {
                 session.defaults.seed = seed;
-                return say(seed.map_or("seeds are drawn".to_owned(), |seed| format!("seed {seed}")));
+                return done(seed.map_or("seeds are drawn".to_owned(), |seed| format!("seed {seed}")));
             }
             Command::Reference(path) => {
                 // A file that cannot be used is reported now.
                 kontext::open_image(&path)?;
                 self.references.push(path);
-                return say("the next turn sees it");
+                return done("the next turn sees it");
             }
             Command::KeepOn => {
                 session.keep_unchanged = Some(KeepUnchanged::default());
-                return say("what a turn does not change stays as it was");
+                return done("what a turn does not change stays as it was");
             }
             Command::KeepMask(path) => {
                 session.keep_unchanged = Some(KeepUnchanged::Mask(grayscale(&kontext::open_image(path)?)));
-                return say("what is black in the mask stays as it was");
+                return done("what is black in the mask stays as it was");
             }
             Command::KeepOff => {
                 session.keep_unchanged = None;
-                return say("images are as the model makes them");
+                return done("images are as the model makes them");
             }
             Command::Reencode(on) => {
                 session.reencode = on;
-                return say(if on {
+                return done(if on {
                     "each image is encoded anew"
                 } else {
                     "latents are handed over"
@@ -246,18 +208,25 @@ impl Desk<'_> {
             }
             Command::Save(folder) => {
                 session.save(&folder)?;
-                return say(format_args!(
+                self.unsaved.store(0, Ordering::Relaxed);
+                let session = &self.session;
+                return done(format_args!(
                     "saved {} turns in {}",
                     session.turns().len() - 1,
                     folder.display()
                 ));
             }
-            Command::Load(folder) => self.session = self.session.pipeline().restore_session(folder)?,
+            Command::Load(folder) => {
+                self.session = self.session.pipeline().restore_session(folder)?;
+                note_unsaved(self.unsaved.swap(0, Ordering::Relaxed));
+            }
         }
-        self.show()
+        self.show();
+        Ok(())
     }
 
     fn edit(&mut self, prompt: &str) -> anyhow::Result<()> {
+        self.args.check_image(self.session.turns().len())?;
         let mut request: Request = self.session.defaults.clone().prompt(prompt);
         for path in &self.references {
             request = request.reference(kontext::open_image(path)?);
@@ -274,9 +243,10 @@ impl Desk<'_> {
         self.interrupt.end();
         let turn = turn?;
         self.references.clear();
+        self.unsaved.fetch_add(1, Ordering::Relaxed);
         let path = numbered(&self.args.out, turn.id);
         turn.save(&path)?;
-        say(format_args!(
+        done(format_args!(
             "turn {}: wrote {} (seed {})",
             turn.id,
             path.display(),
@@ -284,38 +254,62 @@ impl Desk<'_> {
         ))
     }
 
+    /// Writes the unsaved turns into a new folder.
+    fn rescue(&self) -> anyhow::Result<()> {
+        if self.unsaved.load(Ordering::Relaxed) == 0 {
+            return Ok(());
+        }
+        let named = |number: usize| {
+            let mut name = self.args.out.file_stem().unwrap_or_default().to_owned();
+            name.push(if number == 1 {
+                "-unsaved".to_owned()
+            } else {
+                format!("-unsaved-{number}")
+            });
+            self.args.out.with_file_name(name)
+        };
+        let Some(folder) = (1..).map(named).find(|folder| !folder.exists()) else {
+            bail!("no name is free for the session");
+        };
+        self.session.save(&folder)?;
+        done(format_args!("saved the session in {}", folder.display()))
+    }
+
     /// Prints the current turn.
-    fn show(&self) -> anyhow::Result<()> {
+    fn show(&self) {
         let turn = self.session.current();
         match turn.prompt() {
-            "" => say(format_args!(
+            "" => announce(format_args!(
                 "turn {}: {}x{} pixels",
                 turn.id,
                 turn.image.width(),
                 turn.image.height()
             )),
-            prompt => say(format_args!("turn {}: {prompt}", turn.id)),
+            prompt => announce(format_args!("turn {}: {prompt}", turn.id)),
         }
     }
 
-    fn history(&self) -> anyhow::Result<()> {
+    /// Returns the list of turns.
+    fn history(&self) -> String {
         let current = self.session.current().id;
-        for turn in self.session.turns() {
+        let line = |turn: &Turn| {
             let mark = if turn.id == current { '*' } else { ' ' };
             match (turn.parent, turn.seed()) {
                 (Some(parent), Some(seed)) => {
-                    say(format_args!(
-                        "{mark} {} from {parent}: {} (seed {seed})",
-                        turn.id,
-                        turn.prompt()
-                    ))?;
+                    format!("{mark} {} from {parent}: {} (seed {seed})", turn.id, turn.prompt())
                 }
                 _ => {
                     let (width, height) = turn.image.dimensions();
-                    say(format_args!("{mark} {}: {width}x{height} pixels", turn.id))?;
+                    format!("{mark} {}: {width}x{height} pixels", turn.id)
                 }
             }
-        }
-        Ok(())
+        };
+        self.session.turns().iter().map(line).collect::<Vec<_>>().join("\n")
     }
+}
+
+/// Prints the answer to a command.
+fn done(answer: impl std::fmt::Display) -> anyhow::Result<()> {
+    announce(answer);
+    Ok(())
 }

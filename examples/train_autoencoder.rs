@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::Parser;
 use kontext::save_part;
 use kontext_cli::training::{Limit, train_autoencoder};
-use kontext_cli::{images, read, say};
+use kontext_cli::{announce, images, read};
 use kontext_train::AutoencoderRecipe;
 
 /// Train an autoencoder.
@@ -23,7 +23,7 @@ struct Args {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Stop after this many minutes; the next run goes on
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     minutes: Option<f64>,
 }
 
@@ -43,5 +43,6 @@ fn train(recipe: AutoencoderRecipe, args: &Args) -> anyhow::Result<()> {
     let (trainer, _) = train_autoencoder("training", recipe, &images, &args.out, &limit)?;
     let (tensors, config) = trainer.result()?;
     save_part::vae(&args.out, &tensors, &config)?;
-    say(format_args!("wrote {}", args.out.join("vae").display()))
+    announce(format_args!("wrote {}", args.out.join("vae").display()));
+    Ok(())
 }

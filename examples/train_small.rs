@@ -11,7 +11,7 @@ use clap::Parser;
 use kontext::{DitConfig, ModelDefaults, ModelPart, Shift, save_part};
 use kontext_cli::progress::Reporter;
 use kontext_cli::training::{Limit, stopped, train, train_autoencoder};
-use kontext_cli::{create_folder, emoji, say, shipped};
+use kontext_cli::{announce, create_folder, emoji, note, shipped};
 use kontext_train::dataset::Dataset;
 use kontext_train::{AutoencoderRecipe, Recipe, TextRecipe, assemble, initial_transformer, train_text};
 use serde::Deserialize;
@@ -29,7 +29,7 @@ struct Args {
     #[arg(long, value_name = "DIR", default_value = "target/kontext-emoji")]
     out: PathBuf,
     /// Stop after this many minutes; the same command goes on
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     minutes: Option<f64>,
     /// Start the transformer from this model's instead of random values; the sizes must be the same
     #[arg(long, value_name = "DIR")]
@@ -87,7 +87,8 @@ fn run(args: &Args, stages: Stages) -> anyhow::Result<()> {
     train(recipe, &limit)?;
     let model = args.out.join("model");
     assemble(&start, &run, &model, kontext::Kind::BFloat16)?;
-    say(format_args!("wrote {}", model.display()))
+    announce(format_args!("wrote {}", model.display()));
+    Ok(())
 }
 
 /// Trains the autoencoder; returns `false` if it was stopped.
@@ -131,6 +132,12 @@ fn text(args: &Args, stages: &Stages, start: &Path, limit: &Limit) -> anyhow::Re
 /// Writes the initial transformer and the other files of the model's folder.
 fn transformer(args: &Args, stages: &Stages, start: &Path) -> anyhow::Result<()> {
     if start.join("transformer").is_dir() {
+        if let Some(from) = &args.from {
+            note(format_args!(
+                "warning: --from has no effect on a run that goes on; name a new --out to start from {}",
+                from.display()
+            ));
+        }
         return Ok(());
     }
     let Sizes {

@@ -7,7 +7,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use kontext::crates::kontext_core::check_writable;
 use kontext::image::RgbImage;
 use kontext::{Autoencoder, Device, Kind};
 use kontext_bench::metrics::Perceptual;
@@ -15,7 +14,11 @@ use kontext_bench::reconstruction::{ImageSize, Measurement, Records, Strip, Subj
 use kontext_cli::args::device;
 use kontext_cli::identity::sha256;
 use kontext_cli::images::usable;
-use kontext_cli::{create_folder, progress, round_trip, say, write};
+use kontext_cli::outputs::Outputs;
+use kontext_cli::{announce, create_folder, progress, round_trip, say, write};
+
+/// File of the measurements in `--out`.
+const RECORDS: &str = "reconstructions.jsonl";
 
 /// Encode and decode a folder of images with each autoencoder; print PDist, SSIM and PSNR with standard errors.
 #[derive(Debug, Parser)]
@@ -90,7 +93,7 @@ fn main() -> ExitCode {
         let temporary = tempfile::tempdir().context("cannot make a temporary folder")?;
         let folder = args.out.as_deref().unwrap_or(temporary.path());
         create_folder(folder)?;
-        let mut records = Records::open(folder.join("reconstructions.jsonl"))?;
+        let mut records = Records::open(folder.join(RECORDS))?;
 
         let shown = args
             .strip
@@ -192,11 +195,18 @@ fn check_outputs(args: &Args) -> anyhow::Result<()> {
     if names.len() < args.vae.len() {
         bail!("two autoencoders have the same name; expected a name of its own for each --vae NAME=PATH");
     }
-    for path in args.csv.iter().chain(&args.markdown) {
-        check_writable(path)?;
+    let mut outputs = Outputs::default();
+    if let Some(folder) = &args.out {
+        outputs.read("--out", &folder.join(RECORDS));
     }
-    args.strip.as_deref().map(kontext::io::check_writable).transpose()?;
-    Ok(())
+    for (flag, path) in [("--csv", &args.csv), ("--markdown", &args.markdown)] {
+        if let Some(path) = path {
+            outputs.file(flag, path)?;
+        }
+    }
+    args.strip
+        .as_deref()
+        .map_or(Ok(()), |path| outputs.image("--strip", path))
 }
 
 /// Prints and writes the results.
@@ -207,17 +217,18 @@ fn report(
     strip: &Strip,
 ) -> anyhow::Result<()> {
     let table = Table::of(measurements, perceptual.map(Perceptual::name))?;
-    say(table.to_string().trim_end())?;
+    // The files are written also if the reader of stdout is gone.
+    let said = say(table.to_string().trim_end());
     for (path, text) in [(&args.csv, table.csv()), (&args.markdown, table.markdown())] {
         let Some(path) = path else { continue };
         write(path, &text)?;
-        say(format_args!("wrote {}", path.display()))?;
+        announce(format_args!("wrote {}", path.display()));
     }
     if let (Some(path), Some(image)) = (&args.strip, strip.image()) {
         kontext::io::save_image(&image, path, &[])?;
-        say(format_args!("wrote {}", path.display()))?;
+        announce(format_args!("wrote {}", path.display()));
     }
-    Ok(())
+    said
 }
 
 /// Parses `NAME=PATH`.

@@ -48,7 +48,8 @@ impl Output {
     /// Writes an image of the batch as PNG, JPEG (quality 95) or WebP (lossless), chosen by the file
     /// extension. A PNG carries the prompt (or both), seed, steps, guidance and sizes as text.
     ///
-    /// The file is written under a temporary name first, so it appears whole or not at all.
+    /// The file is written under a temporary name first, so it appears whole or not at all. An existing file is
+    /// replaced and keeps its permissions, unless it is read-only; of a symbolic link the target is written.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for another extension or an index out of range, [`Error::Io`] if the folder

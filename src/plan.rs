@@ -129,17 +129,18 @@ impl Plan {
             })
             .collect::<Vec<_>>();
         let back = request.conformance == Conformance::Native
-            && !request.native_size
             && request.references != References::Stitch
             && request.width.is_none()
             && request.height.is_none();
+        // The edited image's size, to which the result is mapped.
+        let input = references.first().filter(|_| back).map(|r| r.input);
         check_image_latents(request, &references, facts)?;
         check_noise(request, grid, facts)?;
         let plan = Self {
             conformance: request.conformance,
             reference_mode: request.references,
             target: grid,
-            output: references.first().filter(|_| back).map_or(target, |r| r.input),
+            output: input.filter(|_| !request.native_size).unwrap_or(target),
             references,
             text_tokens: facts.text_tokens,
             schedule: schedule(request, grid, facts)?,
@@ -148,7 +149,10 @@ impl Plan {
             batch: request.batch,
             warnings: Vec::new(),
         };
-        let warnings = warnings::warnings(request, &plan, facts);
+        let mut warnings = warnings::warnings(request, &plan, facts);
+        if request.native_size && input.is_none() {
+            warnings.push(Warning::NativeSizeIgnored);
+        }
         Ok(Self { warnings, ..plan })
     }
 

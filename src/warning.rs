@@ -49,6 +49,9 @@ pub enum Warning {
         /// Pixels.
         max_area: u64,
     },
+    /// [`Request::native_size`](crate::Request::native_size) has no effect: the result has the size that the model
+    /// works at anyway.
+    NativeSizeIgnored,
     /// The placement of references has no effect: there are too few.
     ReferencesIgnored {
         /// The placement.
@@ -117,6 +120,10 @@ impl fmt::Display for Warning {
             Self::MaxAreaIgnored { max_area } => write!(
                 f,
                 "max_area {max_area} has no effect next to width or height; leave it out, or leave out both sides"
+            ),
+            Self::NativeSizeIgnored => write!(
+                f,
+                "native_size has no effect, because the result keeps the model's size anyway; leave it out"
             ),
             Self::ReferencesIgnored { references } => write!(
                 f,

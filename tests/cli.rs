@@ -3,82 +3,14 @@
 
 mod common;
 
-use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use common::desk::{Desk, diffusers, small};
 use common::{add, copy, model, program, rename, replace, told, truncate};
 use image::{Rgb, RgbImage};
 use kontext::{Layout, Weights};
-use tempfile::TempDir;
-
-/// An empty folder, the working directory of a program.
-struct Desk(TempDir);
-
-impl Desk {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn run(&self, name: &str, args: &[&str]) -> Output {
-        program(name)
-            .args(args)
-            .current_dir(self.0.path())
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
-    }
-
-    /// Runs a program that must succeed; returns its stdout and stderr.
-    fn good(&self, name: &str, args: &[&str]) -> (String, String) {
-        let (code, out, err) = told(&self.run(name, args));
-        assert_eq!(code, Some(0), "{name} {args:?}\n{out}{err}");
-        assert!(!err.contains("error:"), "{err}");
-        (out, err)
-    }
-
-    /// Runs a program that must fail with one line and leave the folder unchanged.
-    fn bad(&self, name: &str, args: &[&str], words: &str) {
-        let before = self.files();
-        let (code, out, err) = told(&self.run(name, args));
-        assert_eq!(code, Some(1), "{name} {args:?}\n{out}{err}");
-        let errors: Vec<&str> = err.lines().filter(|line| line.starts_with("error: ")).collect();
-        assert_eq!(errors.len(), 1, "{name} {args:?}\n{err}");
-        assert_eq!(err.lines().last(), errors.first().copied(), "{name} {args:?}\n{err}");
-        assert!(errors[0].contains(words), "{name} {args:?}\n{err}");
-        assert!(!err.contains("panicked"), "{err}");
-        assert_eq!(self.files(), before, "{name} {args:?}");
-    }
-
-    fn files(&self) -> BTreeSet<String> {
-        std::fs::read_dir(self.0.path())
-            .unwrap()
-            .map(|e| e.unwrap().file_name().into_string().unwrap())
-            .collect()
-    }
-}
-
-fn diffusers() -> String {
-    model(Layout::Diffusers).display().to_string()
-}
-
-/// Returns the flags of a short run, unless `more` overrides them.
-fn small<'a>(model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    let few = [
-        ["--model", model],
-        ["--device", "cpu"],
-        ["--max-area", "4096"],
-        ["--steps", "2"],
-    ];
-    let kept = few.into_iter().filter(|[flag, _]| !more.contains(flag)).flatten();
-    kept.chain(more.iter().copied()).collect()
-}
 
 fn fixture(name: &str) -> String {
     format!("{}/kontext-core/tests/pictures/{name}", env!("CARGO_MANIFEST_DIR"))

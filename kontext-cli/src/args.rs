@@ -17,7 +17,13 @@ pub struct LoadArgs {
     #[arg(long, value_name = "FILE")]
     pub lora: Vec<PathBuf>,
     /// Scales of the LoRAs, in their order; 1 if not given
-    #[arg(long, alias = "lora-strength", value_name = "X", allow_negative_numbers = true)]
+    #[arg(
+        long,
+        alias = "lora-strength",
+        value_name = "X",
+        allow_negative_numbers = true,
+        requires = "lora"
+    )]
     pub lora_scale: Vec<f64>,
     /// Ignore tensors of the LoRAs that match nothing in the model, if their names match: '*_norm.*'; may be
     /// given several times
@@ -83,7 +89,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
     /// Make a model of the published size (12 B) with RANDOM weights on the device, for timing
-    #[arg(long, conflicts_with = "model")]
+    #[arg(long, conflicts_with_all = ["model", "placement", "quantize", "quantize_t5", "fuse_loras", "memory"])]
     pub full_size: bool,
     /// Options of loading it.
     #[command(flatten)]
@@ -92,13 +98,13 @@ pub struct RunArgs {
     #[arg(long, requires = "lora")]
     pub fuse_loras: bool,
     /// Prompt for T5; --prompt is then for CLIP only
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = free_text, requires = "prompt")]
     pub prompt_2: Option<String>,
     /// Negative prompt; used with --true-cfg above 1
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = free_text)]
     pub negative_prompt: Option<String>,
     /// Negative prompt for T5; --negative-prompt is then for CLIP only
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = free_text)]
     pub negative_prompt_2: Option<String>,
     /// Scale of true classifier-free guidance; above 1 each step runs the model twice
     #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
@@ -124,7 +130,7 @@ pub struct RunArgs {
     /// Seed of the noise; drawn and printed if not given
     #[arg(long, value_parser = whole, allow_negative_numbers = true)]
     pub seed: Option<u64>,
-    /// Number of images, with seeds s, s + 1, …
+    /// Number of images, with seeds s, s + 1, …; those after the first are numbered: out-1.png, out-2.png, …
     #[arg(long, default_value_t = 1, value_parser = positive::<usize>, allow_negative_numbers = true)]
     pub batch: usize,
     /// Positions of several reference images
@@ -142,6 +148,9 @@ pub struct RunArgs {
     /// Write the tensors of every stage to this safetensors file
     #[arg(long, value_name = "FILE")]
     pub dump: Option<PathBuf>,
+    /// Replace existing files also where they are numbered images of a batch, or files that this run reads
+    #[arg(long)]
+    pub overwrite: bool,
     /// Print the plan (sizes, tokens, steps, memory) and stop
     #[arg(long)]
     pub plan: bool,
@@ -222,15 +231,35 @@ pub fn device(text: Option<&str>) -> kontext::Result<Device> {
     text.map_or_else(|| Ok(device::best()), device::parse)
 }
 
+/// Parses a text that may begin with a dash, such as “-5 degrees”.
+///
+/// # Errors
+/// If it looks like a flag, before which a text was forgotten.
+pub fn free_text(text: &str) -> Result<String, &'static str> {
+    let name = text.strip_prefix("--").and_then(|flag| flag.split('=').next());
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if name.is_some_and(|name| name.starts_with(|c: char| c.is_ascii_lowercase()) && name.chars().all(plain)) {
+        return Err("expected a text, and this looks like a flag");
+    }
+    Ok(text.to_owned())
+}
+
 /// Parses a number of pixels, steps or images.
-fn positive<T: TryFrom<u128>>(text: &str) -> Result<T, &'static str> {
+///
+/// # Errors
+/// If it is not a whole number of at least 1.
+pub fn positive<T: TryFrom<u128>>(text: &str) -> Result<T, &'static str> {
     match text.parse::<u128>() {
         Ok(number) if number > 0 => T::try_from(number).map_err(|_| "expected a smaller number"),
         _ => Err("expected a whole number of at least 1"),
     }
 }
 
-fn whole(text: &str) -> Result<u64, String> {
+/// Parses a seed.
+///
+/// # Errors
+/// If it is not a whole number.
+pub fn whole(text: &str) -> Result<u64, String> {
     text.parse()
         .map_err(|_| format!("expected a whole number from 0 to {}", u64::MAX))
 }
@@ -268,5 +297,22 @@ mod tests {
             help.contains("--lora-scale <X>") && !help.contains("strength"),
             "{help}"
         );
+    }
+
+    #[test]
+    fn a_text_may_begin_with_a_dash_but_not_be_a_flag() {
+        for text in [
+            "-5 degrees, make it winter",
+            "-",
+            "--",
+            "--no text",
+            "- a list",
+            "--Title",
+        ] {
+            assert_eq!(free_text(text).as_deref(), Ok(text));
+        }
+        for text in ["--plan", "--native-size", "--out=a.png"] {
+            assert!(free_text(text).is_err(), "{text}");
+        }
     }
 }

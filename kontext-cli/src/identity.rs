@@ -66,7 +66,7 @@ pub fn sha256(path: &Path) -> anyhow::Result<String> {
     let mut hash = Sha256::new();
     for file in files {
         let message = || format!("cannot read {}", file.display());
-        hash.update(file.file_name().unwrap_or_default().to_string_lossy().as_bytes());
+        hash.update(file.file_name().unwrap_or_default().as_encoded_bytes());
         std::io::copy(&mut File::open(&file).with_context(message)?, &mut hash).with_context(message)?;
     }
     Ok(format!("sha256 {:x}", hash.finalize()))

@@ -1,5 +1,6 @@
 //! Cancellation by Ctrl-C.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use kontext::Cancel;
@@ -7,33 +8,64 @@ use kontext::Cancel;
 /// Exit code that shells report for a program ended by Ctrl-C.
 const INTERRUPTED: i32 = 130;
 
-/// Installs a handler of Ctrl-C and returns the [`Cancel`] that it sets.
+/// Installs a handler of Ctrl-C and returns the [`Cancel`] that it sets. A second Ctrl-C ends the program at once.
 ///
 /// # Errors
 /// If the program has a handler already.
 pub fn cancel_on_ctrl_c() -> anyhow::Result<Cancel> {
     let cancel = Cancel::new();
     let remote = cancel.clone();
-    ctrlc::set_handler(move || remote.cancel())?;
+    ctrlc::set_handler(move || cancel_or_exit(&remote))?;
     Ok(cancel)
 }
 
-/// A handler of Ctrl-C for programs that wait for input between runs: it cancels the current run, or ends the program
-/// if there is none.
+/// Cancels a run, or ends the program if it is cancelled already: a step may take minutes.
+fn cancel_or_exit(cancel: &Cancel) {
+    if cancel.check().is_break() {
+        exit();
+    }
+    cancel.cancel();
+}
+
+/// Ends the program without the destructors of libraries: other threads may still compute.
+fn exit() -> ! {
+    #[cfg(unix)]
+    signal_hook::low_level::exit(INTERRUPTED);
+    #[cfg(not(unix))]
+    std::process::exit(INTERRUPTED)
+}
+
+/// Returns a flag that is set when the terminal is closed, instead of the end of the program; on systems other than
+/// Unix it stays unset.
+///
+/// # Errors
+/// If the system refuses a handler.
+pub fn hang_up() -> anyhow::Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    #[cfg(unix)]
+    signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::clone(&flag))?;
+    Ok(flag)
+}
+
+/// A handler of Ctrl-C for programs that wait for input between runs: it cancels the current run (a second Ctrl-C ends
+/// the program at once), or ends the program if there is none.
 #[derive(Debug)]
 pub struct Interrupt(Arc<Mutex<Option<Cancel>>>);
 
 impl Interrupt {
-    /// Installs the handler.
+    /// Installs the handler, which calls `leave` before it ends the program between runs.
     ///
     /// # Errors
     /// If the program has a handler already.
-    pub fn install() -> anyhow::Result<Self> {
+    pub fn install(leave: impl Fn() + Send + 'static) -> anyhow::Result<Self> {
         let running = Arc::new(Mutex::new(None::<Cancel>));
         let seen = Arc::clone(&running);
         ctrlc::set_handler(move || match kontext_core::lock(&seen).as_ref() {
-            Some(cancel) => cancel.cancel(),
-            None => std::process::exit(INTERRUPTED),
+            Some(cancel) => cancel_or_exit(cancel),
+            None => {
+                leave();
+                exit()
+            }
         })?;
         Ok(Self(running))
     }

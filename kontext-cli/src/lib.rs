@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod args;
+pub mod command;
 mod dump;
 pub mod emoji;
 mod files;
@@ -11,6 +12,7 @@ pub mod judge;
 mod loras;
 mod memory;
 pub mod notes;
+pub mod outputs;
 mod parts;
 mod program;
 pub mod progress;
@@ -19,11 +21,12 @@ pub mod run;
 pub mod shipped;
 mod strip;
 pub mod training;
+pub mod typed;
 pub mod walker;
 pub mod walks;
 
 pub use files::{create_folder, read, write};
 pub use parts::PartArgs;
-pub use program::{complain, main, note, say};
+pub use program::{announce, complain, main, note, say};
 pub use round_trip::round_trip;
-pub use strip::strip;
+pub use strip::{row_size, strip};

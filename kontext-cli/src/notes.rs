@@ -1,6 +1,7 @@
 //! Notes of a run for its user, from its events.
 
 use kontext::Event;
+use kontext_core::{printable, shortened};
 
 /// Characters of a cut text that a note shows.
 const SHOWN: usize = 80;
@@ -13,25 +14,20 @@ pub fn of(event: &Event<'_>) -> Option<String> {
         Event::PromptTruncated { truncation } => Some(format!(
             "{} does not see the end of the prompt: “{}”",
             truncation.encoder,
-            shortened(&truncation.text)
+            shown(&truncation.text)
         )),
         Event::UnknownWords { unknown } => Some(format!(
             "{} does not know this of the prompt: “{}”",
             unknown.encoder,
-            shortened(&unknown.texts.join("”, “"))
+            shown(&unknown.texts.join("”, “"))
         )),
         _ => None,
     }
 }
 
-/// Returns the first 80 characters of a text.
-fn shortened(text: &str) -> String {
-    let text = text.trim();
-    if text.chars().count() <= SHOWN {
-        text.to_owned()
-    } else {
-        text.chars().take(SHOWN).chain("…".chars()).collect()
-    }
+/// Returns a text of the prompt for a line: printable, and shortened.
+fn shown(text: &str) -> String {
+    shortened(&printable(text.trim()), SHOWN)
 }
 
 #[cfg(test)]
@@ -41,9 +37,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_text_is_shortened_by_characters() {
-        assert_eq!(shortened(" é ".trim_end()), "é");
-        assert_eq!(shortened(&"é".repeat(81)), "é".repeat(80) + "…");
+    fn a_text_of_the_prompt_is_one_short_line() {
+        assert_eq!(shown(" é\n☃ "), "é\\n☃");
+        assert_eq!(shown(&"é".repeat(81)).chars().count(), 80);
     }
 
     #[test]

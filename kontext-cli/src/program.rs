@@ -6,6 +6,10 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use kontext_core::{printable, shortened};
+
+/// Characters of a line on stderr.
+const LONGEST_LINE: usize = 2000;
 
 /// Parses the command line and runs a program; an error becomes one line on stderr and exit code 1.
 pub fn main<A: Parser>(run: impl FnOnce(A) -> anyhow::Result<()>) -> ExitCode {
@@ -24,28 +28,42 @@ pub fn main<A: Parser>(run: impl FnOnce(A) -> anyhow::Result<()>) -> ExitCode {
         }
         Err(error) => in_one_line(&error.render().to_string()),
     };
-    note(printable(&error));
+    note(error);
     ExitCode::FAILURE
 }
 
 /// Writes an error to stderr in one line, with its causes and a remedy.
 pub fn complain(error: &anyhow::Error) {
     // The alternate form prints the whole chain of causes, joined by colons.
-    note(printable(&format!("error: {error:#}{}", remedy(error))));
+    note(format_args!("error: {error:#}{}", remedy(error)));
 }
 
-/// Writes a line to stdout. Unlike `println!` it does not panic if the reader is gone (`| head`).
+/// Writes a text to stdout: the result that a program was asked for. Control characters are escaped. Unlike
+/// `println!` it does not panic if the reader is gone (`| head`).
 ///
 /// # Errors
 /// If stdout cannot be written.
-pub fn say(line: impl Display) -> anyhow::Result<()> {
-    writeln!(std::io::stdout(), "{line}").context("cannot write to standard output")
+pub fn say(text: impl Display) -> anyhow::Result<()> {
+    let text = printable_lines(&text.to_string());
+    writeln!(std::io::stdout(), "{text}").context("cannot write to standard output")
 }
 
-/// Writes a line to stderr.
-#[allow(clippy::print_stderr, reason = "a program speaks through its standard streams")]
+/// Writes a text about finished work to stdout, such as the name of a written file. If the reader is gone, the work
+/// goes on.
+pub fn announce(text: impl Display) {
+    let _ = say(text);
+}
+
+/// Writes a line to stderr. Control characters are escaped, line breaks too, and a long line is shortened. If the
+/// reader is gone, the work goes on.
 pub fn note(line: impl Display) {
-    eprintln!("{line}");
+    let line = shortened(&printable(&line.to_string()), LONGEST_LINE);
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Escapes the lines of a text one by one.
+fn printable_lines(text: &str) -> String {
+    text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
 }
 
 /// Returns the advice that only a program can give: a library does not know its flags.
@@ -74,18 +92,6 @@ fn in_one_line(text: &str) -> String {
         .replace(":; ", ": ")
         .replace("; For more", "; for more");
     line.trim_end_matches('.').to_owned()
-}
-
-/// Escapes control characters: names from damaged files may hold line breaks and terminal codes.
-fn printable(text: &str) -> String {
-    let escaped = |c: char| {
-        if c.is_control() {
-            c.escape_default().collect()
-        } else {
-            c.to_string()
-        }
-    };
-    text.chars().map(escaped).collect()
 }
 
 #[cfg(test)]
@@ -123,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn control_characters_are_escaped() {
-        assert_eq!(printable("line\nbreak\u{1b}[31m “é”"), "line\\nbreak\\u{1b}[31m “é”");
+    fn a_text_keeps_its_lines_and_control_characters_in_them_are_escaped() {
+        assert_eq!(printable_lines("a\u{1b}[2J\nb\0\n"), "a\\u{1b}[2J\nb\\u{0}\n");
     }
 }

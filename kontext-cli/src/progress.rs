@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use kontext::{Event, LoadProgress};
+use kontext_core::printable;
 
 use crate::program::note;
 
@@ -90,7 +91,7 @@ impl Reporter {
         if self.bar.is_hidden() {
             note(text);
         } else {
-            self.bar.println(text);
+            self.bar.println(printable(text));
         }
     }
 

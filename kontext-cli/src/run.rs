@@ -1,36 +1,73 @@
 //! One run of the pipeline from options to files, for `edit` and `generate`.
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use kontext::{Device, MemoryPlan, ModelSizes, Output, Pipeline, PipelineBuilder, Plan, Request, free_memory};
+use anyhow::Context;
+use kontext::{Device, MemoryPlan, ModelSizes, Output, Pipeline, PipelineBuilder, Plan, Request, Size, free_memory};
 
 use crate::args::RunArgs;
 use crate::dump::Dump;
 use crate::interrupt::cancel_on_ctrl_c;
 use crate::memory::{self, MemoryWatch};
-use crate::program::{note, say};
-use crate::{notes, progress, shipped};
+use crate::outputs::Outputs;
+use crate::program::{announce, note, say};
+use crate::{notes, progress, shipped, strip};
 
 const MEGABYTE: u64 = 1_000_000;
 /// Seed of the weights of a model of the published size.
 const RANDOM_SEED: u64 = 7;
 
-/// Loads the model, runs the request and writes its images to `out` and numbered files next to it.
+/// Files of one run.
+#[derive(Debug, Clone, Copy)]
+pub struct Files<'a> {
+    /// The file of the first image.
+    pub out: &'a Path,
+    /// A file for the reference images and the first image in a row, which the caller writes.
+    pub compare: Option<&'a Path>,
+    /// The reference images' files.
+    pub images: &'a [PathBuf],
+}
+
+impl<'a> Files<'a> {
+    /// Returns the files of a generation.
+    #[must_use]
+    pub fn new(out: &'a Path) -> Self {
+        Self {
+            out,
+            compare: None,
+            images: &[],
+        }
+    }
+}
+
+/// Loads the model, runs the request and writes its images to `files.out` and numbered files next to it. Every name
+/// is checked before the model is loaded.
 ///
 /// Returns `None` if only a plan was requested.
 ///
 /// # Errors
-/// If the model cannot be loaded, a file cannot be written, or the run fails or is cancelled by Ctrl-C.
-pub fn run(args: &RunArgs, request: &Request, out: &Path) -> anyhow::Result<Option<Output>> {
+/// If the model cannot be loaded, a file cannot be written or would replace another that it must not, or the run
+/// fails or is cancelled by Ctrl-C.
+pub fn run(args: &RunArgs, request: &Request, files: &Files<'_>) -> anyhow::Result<Option<Output>> {
     let builder = args.load.builder()?.fuse_loras(args.fuse_loras);
+    let folder = args.model.clone().unwrap_or_else(shipped::model);
+    if args.plan {
+        for (flag, given) in [("--dump", args.dump.is_some()), ("--memory", args.memory)] {
+            if given {
+                note(format_args!(
+                    "warning: {flag} has no effect with --plan; leave one of them out"
+                ));
+            }
+        }
+    } else {
+        check_names(args, request, files, &folder)?;
+    }
     let mut watch = None;
     let pipe = if args.full_size {
         note("This is a model of the published size with RANDOM weights, and its image will be noise.");
         builder.random(&ModelSizes::published(), RANDOM_SEED)?
     } else {
-        let folder = args.model.clone().unwrap_or_else(shipped::model);
         // Errors in the request, and those that would come at the end, are reported before the weights are read.
         let plan = builder.plan(&folder, request)?;
         if args.plan {
@@ -38,7 +75,7 @@ pub fn run(args: &RunArgs, request: &Request, out: &Path) -> anyhow::Result<Opti
             print_memory_plan(&builder, &folder, request)?;
             return Ok(None);
         }
-        check_outputs(args, &plan, out)?;
+        check_sizes(request, &plan, files)?;
         watch = args.memory.then(|| (memory::anonymous(), MemoryWatch::start()));
         load(&builder, &folder)?
     };
@@ -47,29 +84,48 @@ pub fn run(args: &RunArgs, request: &Request, out: &Path) -> anyhow::Result<Opti
         say(plan)?;
         return Ok(None);
     }
-    check_outputs(args, &plan, out)?;
+    check_sizes(request, &plan, files)?;
     let begin = Instant::now();
-    let output = observe(&pipe, request, args.dump.as_deref())?;
-    for index in 0..output.images.len() {
-        let path = numbered(out, index);
-        output.save_image(index, &path)?;
-        let seed = output.seed.wrapping_add(index as u64);
-        say(format_args!(
-            "wrote {} ({}, seed {seed})",
-            path.display(),
-            output.plan.output
-        ))?;
+    let (output, dump) = observe(&pipe, request, args.dump.is_some())?;
+    // The dump is written also if an image is not, and the other way round.
+    let saved = save(&output, files.out);
+    if let Some(path) = &args.dump {
+        dump?.save(path)?;
     }
+    saved?;
     let steps = output.plan.schedule.steps();
-    say(format_args!(
+    announce(format_args!(
         "{steps} steps and the rest took {:.1} s on {:?}",
         begin.elapsed().as_secs_f64(),
         pipe.device()
-    ))?;
+    ));
     if let (Some((before, watch)), Some(plan)) = (watch, pipe.memory(request)?) {
         print_memory(&plan, before, watch)?;
     }
     Ok(Some(output))
+}
+
+/// Writes all images of which the files can be written.
+fn save(output: &Output, out: &Path) -> anyhow::Result<()> {
+    let (mut failed, total) = (Vec::new(), output.images.len());
+    for index in 0..total {
+        let path = numbered(out, index);
+        let seed = output.seed.wrapping_add(index as u64);
+        match output.save_image(index, &path) {
+            Ok(()) => announce(format_args!(
+                "wrote {} ({}, seed {seed})",
+                path.display(),
+                output.plan.output
+            )),
+            Err(error) => failed.push(error),
+        }
+    }
+    let count = failed.len();
+    match failed.into_iter().next() {
+        None => Ok(()),
+        Some(error) if total == 1 => Err(error.into()),
+        Some(error) => Err(error).with_context(|| format!("cannot write {count} of {total} images")),
+    }
 }
 
 /// Returns the path of an image of a batch: "cat.png", "cat-1.png", "cat-2.png", …
@@ -78,9 +134,13 @@ pub fn numbered(path: &Path, index: usize) -> PathBuf {
     if index == 0 {
         return path.to_owned();
     }
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let extension = path.extension().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!("{stem}-{index}.{extension}"))
+    let mut name = path.file_stem().unwrap_or_default().to_owned();
+    name.push(format!("-{index}"));
+    if let Some(extension) = path.extension() {
+        name.push(".");
+        name.push(extension);
+    }
+    path.with_file_name(name)
 }
 
 /// Prints the memory that the run would take, and the device's free memory.
@@ -117,46 +177,71 @@ fn print_memory(plan: &MemoryPlan, before: u64, watch: MemoryWatch) -> anyhow::R
     ))
 }
 
-fn check_outputs(args: &RunArgs, plan: &Plan, out: &Path) -> anyhow::Result<()> {
-    kontext::io::check_writable(out)?;
-    kontext::io::check_size(out, plan.output)?;
-    args.dump.as_deref().map(kontext_core::check_writable).transpose()?;
-    Ok(())
+/// Checks the names of all files that a run writes.
+fn check_names(args: &RunArgs, request: &Request, files: &Files<'_>, folder: &Path) -> anyhow::Result<()> {
+    let mut outputs = Outputs::overwriting(args.overwrite);
+    let loras = args.load.lora_files()?;
+    let lists = [("--image", files.images), ("--lora", &loras[..])];
+    for (flag, paths) in lists {
+        paths.iter().for_each(|path| outputs.read(flag, path));
+    }
+    if let Some(noise) = &args.noise {
+        outputs.read("--noise", noise);
+    }
+    if let Ok(model) = args.load.parts.apply(Pipeline::builder()).checkpoint(folder) {
+        for part in [&model.transformer, &model.vae, &model.clip, &model.t5] {
+            outputs.read("--model", part);
+        }
+    }
+    outputs.image("--out", files.out)?;
+    if let Some(path) = &args.dump {
+        outputs.file("--dump", path)?;
+    }
+    if let Some(path) = files.compare {
+        outputs.image("--compare", path)?;
+    }
+    let others: Vec<PathBuf> = (1..request.batch).map(|index| numbered(files.out, index)).collect();
+    outputs.numbered("--batch", &others)
+}
+
+/// Checks that the formats of the image files take the images' sizes.
+fn check_sizes(request: &Request, plan: &Plan, files: &Files<'_>) -> anyhow::Result<()> {
+    kontext::io::check_size(files.out, plan.output)?;
+    let Some(compare) = files.compare else { return Ok(()) };
+    let references = request
+        .images
+        .iter()
+        .map(|image| Size::new(image.width(), image.height()));
+    let (_, row) = strip::row_size(references.chain([plan.output]), plan.output.height)?;
+    Ok(kontext::io::check_size(compare, row)?)
 }
 
 fn load(builder: &PipelineBuilder, folder: &Path) -> anyhow::Result<Pipeline> {
     let pipe = builder.load_with(folder, progress::loading())?;
     if let Some(checkpoint) = pipe.checkpoint() {
-        note(checkpoint);
+        checkpoint.to_string().lines().for_each(note);
     }
     Ok(pipe)
 }
 
-/// Runs with a progress bar; Ctrl-C cancels after the step.
-fn observe(pipe: &Pipeline, request: &Request, dump_to: Option<&Path>) -> anyhow::Result<Output> {
+/// Runs with a progress bar; Ctrl-C cancels after the step. A failure to copy the tensors for a dump does not stop
+/// the run.
+fn observe(pipe: &Pipeline, request: &Request, dumps: bool) -> anyhow::Result<(Output, kontext::Result<Dump>)> {
     let cancel = cancel_on_ctrl_c()?;
-    let mut dump = dump_to.map(|path| (path, Dump::default()));
-    let mut failed = None;
+    let mut dump = Ok(Dump::default());
     let mut sampled = progress::sampling();
     let output = pipe.run_with(request, |event| {
-        if let Some(Err(error)) = dump.as_mut().map(|(_, dump)| dump.observe(&event)) {
-            failed = Some(error);
-            return ControlFlow::Break(());
+        let copied = dump.as_mut().ok().filter(|_| dumps).map(|dump| dump.observe(&event));
+        if let Some(Err(error)) = copied {
+            dump = Err(error);
         }
         match notes::of(&event) {
             Some(line) => note(line),
             None => sampled(&event),
         }
         cancel.check()
-    });
-    if let Some(error) = failed {
-        return Err(error.into());
-    }
-    let output = output?;
-    if let Some((path, dump)) = dump {
-        dump.save(path)?;
-    }
-    Ok(output)
+    })?;
+    Ok((output, dump))
 }
 
 #[cfg(test)]
@@ -167,5 +252,14 @@ mod tests {
     fn images_after_the_first_have_a_number_before_their_extension() {
         let name = |index| numbered(Path::new("out/cat.png"), index);
         assert_eq!([name(0), name(2)], ["out/cat.png", "out/cat-2.png"].map(PathBuf::from));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_name_that_is_not_utf_8_is_kept_byte_for_byte() {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+        let path = |bytes: &'static [u8]| Path::new(OsStr::from_bytes(bytes));
+        assert_eq!(numbered(path(b"out/caf\xe9.png"), 1), path(b"out/caf\xe9-1.png"));
     }
 }

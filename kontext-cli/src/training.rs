@@ -4,12 +4,17 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use kontext::{Cancel, Device, Error};
+use kontext_core::shortened;
 use kontext_train::{AutoencoderRecipe, AutoencoderTrainer, Recipe, TrainEvent, Trainer};
 
 use crate::interrupt::cancel_on_ctrl_c;
 use crate::program::note;
 use crate::progress::Reporter;
+
+/// Characters of a number in a message.
+const SHOWN: usize = 20;
 
 /// The conditions that stop a run before its last step: Ctrl-C, or a time limit.
 #[derive(Debug)]
@@ -22,11 +27,11 @@ impl Limit {
     /// Installs a handler of Ctrl-C and starts the clock; `None` sets no time limit.
     ///
     /// # Errors
-    /// If the program has a handler already.
+    /// If the minutes are negative, not a number or more than a clock counts, or the program has a handler already.
     pub fn new(minutes: Option<f64>) -> anyhow::Result<Self> {
         Ok(Self {
+            end: minutes.map(end).transpose()?,
             cancel: cancel_on_ctrl_c()?,
-            end: minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(60.0 * minutes)),
         })
     }
 
@@ -38,6 +43,16 @@ impl Limit {
             self.cancel.check()
         }
     }
+}
+
+/// Returns the time after this many minutes.
+fn end(minutes: f64) -> anyhow::Result<Instant> {
+    let duration = Duration::try_from_secs_f64(60.0 * minutes).ok();
+    let end = duration.and_then(|duration| Instant::now().checked_add(duration));
+    end.with_context(|| {
+        let minutes = shortened(&minutes.to_string(), SHOWN);
+        format!("invalid number of minutes: expected 0 or more, got {minutes}; leave them out for no limit")
+    })
 }
 
 /// Trains a transformer; returns the trainer, and `true` if the last step was reached.
@@ -134,5 +149,24 @@ pub fn stopped(result: Result<(), Error>) -> anyhow::Result<bool> {
             Ok(true)
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn minutes_that_no_clock_counts_are_an_error_and_not_a_panic() {
+        for minutes in [-1.0, f64::NAN, f64::INFINITY, 3e17, 1e308] {
+            let error = end(minutes).unwrap_err().to_string();
+            assert!(
+                error.starts_with("invalid number of minutes: ") && error.len() < 120,
+                "{error}"
+            );
+        }
+        for minutes in [0.0, 0.5, 1e6] {
+            end(minutes).unwrap();
+        }
     }
 }

@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 use image::ImageError;
 use tch::TchError;
 
-use crate::{CheckpointError, Stage};
+use crate::{CheckpointError, Stage, printable, shortened};
 
 /// A result whose error defaults to [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Characters of a received value that a message shows.
+const SHOWN: usize = 80;
 
 /// Any error of the kontext crates.
 ///
@@ -34,7 +37,7 @@ pub enum Error {
         name: &'static str,
         /// The accepted values.
         expected: String,
-        /// The value received.
+        /// The value received: printable, and shortened to 80 characters.
         got: String,
     },
     /// A tensor of the wrong shape, passed by the caller of a part, who can reshape it.
@@ -181,6 +184,9 @@ fn with_remedy(source: io::Error) -> io::Error {
         Kind::IsADirectory => "it is a folder, expected a file; name a file",
         Kind::NotADirectory => "a part of the path is a file, expected a folder; check the path",
         Kind::ReadOnlyFilesystem => "the file system is read-only; choose another folder",
+        Kind::InvalidFilename => {
+            "the name is too long, or has characters that the file system does not take; choose another"
+        }
         Kind::StorageFull | Kind::QuotaExceeded => "the disk is full; free some space",
         Kind::UnexpectedEof | Kind::InvalidData => "its content is damaged; fetch it again",
         _ => return source,
@@ -230,12 +236,13 @@ impl From<TchError> for Error {
 }
 
 impl Error {
-    /// Creates an [`Error::InvalidArgument`].
+    /// Creates an [`Error::InvalidArgument`]. Of `got`, control characters are escaped, and the middle of a long
+    /// text is left out.
     pub fn invalid(name: &'static str, expected: impl Into<String>, got: impl std::fmt::Display) -> Self {
         Error::InvalidArgument {
             name,
             expected: expected.into(),
-            got: format!("{got}"),
+            got: shortened(&printable(&got.to_string()), SHOWN),
         }
     }
 
@@ -366,6 +373,18 @@ mod tests {
             error.to_string(),
             "a run of no images: this is a bug in kontext; please report it"
         );
+    }
+
+    #[test]
+    fn a_received_value_is_shown_printable_and_short() {
+        let got = |value: &dyn std::fmt::Display| match Error::invalid("sigmas", "few", value) {
+            Error::InvalidArgument { got, .. } => got,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(got(&"a\0b\u{1b}[31m"), "a\\u{0}b\\u{1b}[31m");
+        let list = got(&format!("{:?}", [0.5_f32; 1001]));
+        assert!(list.starts_with("[0.5, 0.5") && list.ends_with("0.5]"), "{list}");
+        assert_eq!((list.chars().count(), got(&1e308).chars().count()), (80, 80));
     }
 
     #[test]

@@ -1,15 +1,18 @@
 //! Atomic writing of files, which appear whole or not at all.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
 use crate::durable::{above, sync_entry, sync_file};
-use crate::{Error, Result, leftovers};
+use crate::{Error, Result, leftovers, output_path};
 
-/// A temporary file in the folder of `path`, renamed to `path` by [`OutputFile::publish`]. Dropped before
-/// that, it leaves nothing.
+/// A temporary file next to `path`, renamed to `path` by [`OutputFile::publish`]. Dropped before that, it leaves
+/// nothing.
+///
+/// Of a symbolic link, the target is written. A file that is replaced keeps its permissions; one that is
+/// read-only is not replaced.
 ///
 /// A program that is killed leaves the file, `.kontext-XXXXXXXX-XXXXXX.tmp`. It is removed when another file
 /// is written to the same folder, by any program that uses this type, if a lock proves that its writer has
@@ -17,6 +20,8 @@ use crate::{Error, Result, leftovers};
 #[derive(Debug)]
 pub struct OutputFile<'a> {
     path: &'a Path,
+    /// The path, or the target of its link.
+    target: PathBuf,
     file: NamedTempFile,
 }
 
@@ -24,12 +29,10 @@ impl<'a> OutputFile<'a> {
     /// Creates the file, with the user's permissions for new files.
     ///
     /// # Errors
-    /// [`Error::Io`] if the folder does not exist or cannot be written, or a folder has this name.
+    /// [`Error::Io`] if the folder does not exist or cannot be written, and those of [`output_path`].
     pub fn create(path: &'a Path) -> Result<Self> {
-        let folder = above(path);
-        if path.is_dir() {
-            return Err(Error::io(path)(io::ErrorKind::IsADirectory.into()));
-        }
+        let target = output_path(path)?;
+        let folder = above(&target);
         if !folder.exists() {
             return Err(Error::io(folder)(io::ErrorKind::NotFound.into()));
         }
@@ -44,7 +47,11 @@ impl<'a> OutputFile<'a> {
             }
         };
         leftovers::sweep_once(folder, file.as_file());
-        Ok(Self { path, file })
+        if let Ok(replaced) = target.metadata() {
+            // Some file systems have no permissions.
+            let _ = file.as_file().set_permissions(replaced.permissions());
+        }
+        Ok(Self { path, target, file })
     }
 
     /// Returns the file to write to.
@@ -60,10 +67,10 @@ impl<'a> OutputFile<'a> {
     pub fn publish(self) -> Result<()> {
         sync_file(self.file.as_file(), self.path)?;
         self.file
-            .persist(self.path)
+            .persist(&self.target)
             .map(drop)
             .map_err(|e| Error::io(self.path)(e.error))?;
-        sync_entry(self.path)
+        sync_entry(&self.target)
     }
 }
 
@@ -95,8 +102,11 @@ pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
     OutputFile::create(path.as_ref()).map(drop)
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
     use super::*;
     use crate::durable::log;
 
@@ -106,10 +116,44 @@ mod tests {
         let path = folder.path().join("a");
         log::take();
         write_file(&path, b"a").unwrap();
-        let expected = [path.clone(), folder.path().to_owned()];
-        assert_eq!(log::take(), expected[..if cfg!(unix) { 2 } else { 1 }]);
+        assert_eq!(log::take(), [path.clone(), folder.path().to_owned()]);
         // A check writes nothing.
         check_writable(&path).unwrap();
         assert!(log::take().is_empty());
+    }
+
+    fn write(path: &Path, text: &str) -> Result<()> {
+        write_file(path, text.as_bytes())
+    }
+
+    #[test]
+    fn a_link_stays_a_link_and_its_target_is_written() {
+        let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (link, target) = (folder.path().join("link"), elsewhere.path().join("target"));
+        symlink(&target, &link).unwrap();
+        // First created, then replaced.
+        for text in ["new", "newer"] {
+            write(&link, text).unwrap();
+            assert!(link.is_symlink() && !target.is_symlink());
+            assert_eq!(fs::read_to_string(&target).unwrap(), text);
+            assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 1);
+        }
+        symlink(elsewhere.path().join("no/target"), folder.path().join("lost")).unwrap();
+        assert!(check_writable(folder.path().join("lost")).is_err());
+    }
+
+    #[test]
+    fn a_replaced_file_keeps_its_permissions_and_a_read_only_one_its_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "old").unwrap();
+        let set = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        set(0o600);
+        write(&path, "new").unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        set(0o444);
+        assert!(check_writable(&path).is_err() && write(&path, "lost").is_err());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

@@ -1,11 +1,12 @@
 //! Atomic writing of folders, which appear whole or not at all.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
 use crate::durable::{above, sync_entry, sync_tree};
+use crate::output_path::followed;
 use crate::{Error, Result, leftovers};
 
 /// A temporary folder next to `path`, renamed to `path` by [`OutputFolder::publish`]. Dropped before that, it
@@ -13,6 +14,8 @@ use crate::{Error, Result, leftovers};
 #[derive(Debug)]
 pub struct OutputFolder<'a> {
     path: &'a Path,
+    /// The path, or the target of its link.
+    target: PathBuf,
     folder: TempDir,
     /// The opened folder, which holds its lock.
     _lock: Option<std::fs::File>,
@@ -25,7 +28,9 @@ impl<'a> OutputFolder<'a> {
     /// [`Error::Io`] if the parent folder does not exist or cannot be written, or if a file or a folder with
     /// files in it has this name: those are never replaced.
     pub fn create(path: &'a Path) -> Result<Self> {
-        let parent = above(path);
+        // A slash at the end would hide a link.
+        let (target, _) = followed(&path.components().collect::<PathBuf>())?;
+        let parent = above(&target);
         if !parent.exists() {
             return Err(Error::io(parent)(io::ErrorKind::NotFound.into()));
         }
@@ -59,6 +64,7 @@ impl<'a> OutputFolder<'a> {
         Ok(Self {
             path,
             folder,
+            target,
             _lock: lock,
         })
     }
@@ -76,13 +82,13 @@ impl<'a> OutputFolder<'a> {
     /// [`Error::Io`] if the operating system refuses, or the name has been taken in the meantime.
     pub fn publish(self) -> Result<()> {
         sync_tree(self.folder.path())?;
-        if self.path.exists() {
+        if self.target.exists() {
             // Removes only an empty folder.
-            std::fs::remove_dir(self.path).map_err(Error::io(self.path))?;
+            std::fs::remove_dir(&self.target).map_err(Error::io(self.path))?;
         }
-        std::fs::rename(self.folder.path(), self.path).map_err(Error::io(self.path))?;
+        std::fs::rename(self.folder.path(), &self.target).map_err(Error::io(self.path))?;
         let _renamed = self.folder.keep();
-        sync_entry(self.path)
+        sync_entry(&self.target)
     }
 }
 
@@ -142,6 +148,22 @@ mod tests {
         let file = all.path().join("file");
         fs::write(&file, "").unwrap();
         assert!(OutputFolder::create(&file).is_err());
+        assert!(OutputFolder::create(&all.path().join("a".repeat(256))).is_err());
         assert!(OutputFolder::create(&all.path().join("absent").join("part")).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_to_an_empty_folder_stays_a_link_and_its_target_is_filled() {
+        let (here, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (link, target) = (here.path().join("link"), elsewhere.path().join("target"));
+        fs::create_dir(&target).unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        let path = link.join("");
+        let folder = OutputFolder::create(&path).unwrap();
+        fs::write(folder.path().join("a"), "kept").unwrap();
+        folder.publish().unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(fs::read_to_string(target.join("a")).unwrap(), "kept");
     }
 }

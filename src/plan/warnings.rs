@@ -160,6 +160,14 @@ mod tests {
                 "references Stitch has no effect with so few images; add one, or leave it out",
             ),
             (
+                Request::default().native_size(),
+                "native_size has no effect, because the result keeps the model's size anyway; leave it out",
+            ),
+            (
+                edit().size(1024, 1024).native_size(),
+                "native_size has no effect, because the result keeps the model's size anyway; leave it out",
+            ),
+            (
                 Request::default().size(512, 512).conform(diffusers),
                 "the size 512x512 becomes 1024x1024 in the conventions of Diffusers; set max_area to its pixels, and sides to multiples of 16",
             ),

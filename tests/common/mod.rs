@@ -2,6 +2,7 @@
 // Each test file uses some of these helpers.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+pub mod desk;
 pub mod loras;
 
 use std::path::{Path, PathBuf};

@@ -11,10 +11,10 @@ use std::path::Path;
 use kontext_core::{Error, OutputFolder, Result, Tensor, write_json};
 use kontext_dit::{DitConfig, names};
 use kontext_formats::{Quantize, StreamedTensor, save_streamed};
-use kontext_nn::Weights;
 use kontext_text::T5Config;
 use serde_json::{Value, json};
 
+use super::source::Source;
 use super::{Planned, floats, side_tensor_name, streamed, torch_text};
 use crate::export::renamed::pieces;
 use crate::export::save_part::{DIFFUSERS_FILE, TRANSFORMERS_FILE, dit_json, t5_json};
@@ -30,7 +30,7 @@ const MLP_RATIO: i64 = 4;
 
 /// Writes the transformer; `shapes` are its tensors' shapes by BFL's names.
 pub(super) fn transformer(
-    weights: &Weights,
+    weights: &Source<'_>,
     config: &DitConfig,
     shapes: impl IntoIterator<Item = (String, Vec<i64>)>,
     out: &Path,
@@ -59,7 +59,7 @@ pub(super) fn transformer(
 
 /// Writes T5's encoder.
 pub(super) fn t5(
-    weights: &Weights,
+    weights: &Source<'_>,
     config: &T5Config,
     planned: impl Iterator<Item = Planned>,
     out: &Path,
@@ -71,7 +71,7 @@ pub(super) fn t5(
 }
 
 fn write(
-    weights: &Weights,
+    weights: &Source<'_>,
     planned: impl Iterator<Item = Planned>,
     plain: &[&str],
     mut config: Value,
@@ -97,7 +97,10 @@ fn write(
 /// Returns all tensors, and the absmax of the quantised ones. Absmax is computed here, tensor by tensor,
 /// since it precedes the weights in the file; the pieces of a tensor follow each other, so that it is read
 /// only once for theirs.
-fn with_maxima<'a>(weights: &'a Weights, planned: &[Planned]) -> Result<Vec<StreamedTensor<'a>>> {
+fn with_maxima<'a>(weights: &'a Source<'_>, planned: &[Planned]) -> Result<Vec<StreamedTensor<'a>>> {
+    let groups = planned.chunk_by(|a, b| a.name == b.name);
+    let twice = groups.filter(|pieces| pieces.iter().any(|piece| piece.quantize().is_some()));
+    weights.expect(planned.len() + twice.count());
     let mut tensors = Vec::new();
     for pieces in planned.chunk_by(|a, b| a.name == b.name) {
         let packed: Vec<&Planned> = pieces.iter().filter(|piece| piece.quantize().is_some()).collect();

@@ -6,6 +6,7 @@
 //! time.
 
 mod int8_folder;
+mod source;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -18,8 +19,9 @@ use kontext_formats::{Quantize, StreamedTensor, Value, save_streamed, write_gguf
 use kontext_nn::Weights;
 use kontext_text::{T5Encoder, t5_gguf_name};
 
+use self::source::Source;
 use super::renamed::Piece;
-use crate::Checkpoint;
+use crate::{Cancel, Checkpoint};
 
 /// Quantisation version stated in GGUF files.
 const QUANTIZATION_VERSION: u32 = 2;
@@ -53,8 +55,17 @@ const QUANTIZATION_VERSION: u32 = 2;
 /// # Ok::<(), kontext::Error>(())
 /// ```
 pub fn transformer(model: &Checkpoint, to: Quantize, out: impl AsRef<Path>) -> Result<()> {
+    transformer_with(model, to, out, &Cancel::new())
+}
+
+/// Writes the transformer as [`transformer`], until the switch cancels it: then nothing is written.
+///
+/// # Errors
+/// Those of [`transformer`], and [`Error::Cancelled`] with the number of tensors that were read.
+pub fn transformer_with(model: &Checkpoint, to: Quantize, out: impl AsRef<Path>, cancel: &Cancel) -> Result<()> {
     let target = Target::of(out.as_ref(), to)?;
     let (weights, config) = model.open_transformer()?;
+    let weights = Source::new(weights, cancel);
     let blank = Weights::blank();
     Dit::new(&blank, &config, |_| ())?;
     if target == Target::Folder {
@@ -87,12 +98,21 @@ pub fn transformer(model: &Checkpoint, to: Quantize, out: impl AsRef<Path>) -> R
 /// # Errors
 /// Those of [`transformer`].
 pub fn t5(model: &Checkpoint, to: Quantize, out: impl AsRef<Path>) -> Result<()> {
+    t5_with(model, to, out, &Cancel::new())
+}
+
+/// Writes T5's encoder as [`t5`], until the switch cancels it: then nothing is written.
+///
+/// # Errors
+/// Those of [`transformer_with`].
+pub fn t5_with(model: &Checkpoint, to: Quantize, out: impl AsRef<Path>, cancel: &Cancel) -> Result<()> {
     let target = Target::of(out.as_ref(), to)?;
     let weights = T5Encoder::weights(&model.t5)?;
     let config = T5Encoder::config_of(&weights, &model.t5)?;
+    let weights = Source::new(weights, cancel);
     let blank = Weights::blank();
     T5Encoder::new(&blank, &config, Kind::Float)?;
-    let table = if weights.contains("shared.weight") {
+    let table = if weights.weights().contains("shared.weight") {
         "shared.weight"
     } else {
         "encoder.embed_tokens.weight"
@@ -195,22 +215,30 @@ impl Planned {
         }
     }
 
-    fn read_whole(&self, weights: &Weights) -> Result<Tensor> {
-        weights.clone().kind(Kind::Float).tensor(&self.name, &self.whole)
+    fn read_whole(&self, weights: &Source<'_>) -> Result<Tensor> {
+        weights.read(&self.name, &self.whole)
     }
 
-    fn read(&self, weights: &Weights) -> Result<Tensor> {
+    fn read(&self, weights: &Source<'_>) -> Result<Tensor> {
         self.piece.of(&self.read_whole(weights)?)
     }
 }
 
 fn write(
-    weights: &Weights,
+    weights: &Source<'_>,
     planned: impl Iterator<Item = Planned>,
     target: Target,
     architecture: &str,
     out: &Path,
 ) -> Result<()> {
+    // Before the scales of fp8 are computed.
+    kontext_core::check_writable(out)?;
+    let planned: Vec<Planned> = planned.collect();
+    let twice = planned
+        .iter()
+        .filter(|tensor| target != Target::Gguf && tensor.quantize().is_some());
+    weights.expect(planned.len() + twice.count());
+    let planned = planned.into_iter();
     if target == Target::Gguf {
         let metadata = [
             ("general.architecture", Value::Text(architecture.to_owned())),
@@ -233,7 +261,7 @@ fn torch_text() -> HashMap<String, String> {
     HashMap::from([("format".to_owned(), "pt".to_owned())])
 }
 
-fn streamed(weights: &Weights, tensor: Planned) -> StreamedTensor<'_> {
+fn streamed<'a>(weights: &'a Source<'_>, tensor: Planned) -> StreamedTensor<'a> {
     let format = tensor.quantize().map_or(tensor.plain(), Quantize::format);
     let (saved, sides) = (tensor.piece.name.clone(), tensor.sides());
     StreamedTensor::new(saved, format, &sides, move || {
@@ -260,7 +288,7 @@ fn marker<'a>() -> StreamedTensor<'a> {
 ///
 /// The scale is written after the weight (wide tensors come first in the file), so each is computed from a
 /// separate read.
-fn scaled(weights: &Weights, tensor: Planned) -> Result<[StreamedTensor<'_>; 2]> {
+fn scaled<'a>(weights: &'a Source<'_>, tensor: Planned) -> Result<[StreamedTensor<'a>; 2]> {
     let (_, factors) = Quantize::Fp8.pack(&tensor.read(weights)?)?;
     let factor = floats(side_tensor_name(&tensor, "scale_weight"), &[], &factors);
     Ok([streamed(weights, tensor), factor])
@@ -276,4 +304,50 @@ fn side_tensor_name(weight: &Planned, what: &str) -> String {
 fn floats<'a>(name: String, shape: &[usize], values: &[f32]) -> StreamedTensor<'a> {
     let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     StreamedTensor::new(name, Format::F32, shape, move || Ok(Cow::Owned(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Layout, random_model};
+
+    #[test]
+    fn a_cancelled_quantisation_says_how_far_it_came_and_leaves_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        random_model(folder.path().join("model"), 7, Layout::Diffusers).unwrap();
+        let model = Checkpoint::find(folder.path().join("model")).unwrap();
+        let cancel = Cancel::new();
+        cancel.cancel();
+        for (to, name) in [
+            (Quantize::Q8_0, "a.gguf"),
+            (Quantize::Fp8, "a.safetensors"),
+            (Quantize::Int8, "a"),
+        ] {
+            for write in [transformer_with, t5_with] {
+                let error = write(&model, to, folder.path().join(name), &cancel).unwrap_err();
+                assert!(
+                    matches!(error, Error::Cancelled { done: 0, total: 10.. }),
+                    "{to}: {error:?}"
+                );
+            }
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_output_that_cannot_be_written_is_refused_before_weights_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        random_model(folder.path(), 7, Layout::Diffusers).unwrap();
+        let model = Checkpoint::find(folder.path()).unwrap();
+        let cancel = Cancel::new();
+        cancel.cancel();
+        for (to, name) in [
+            (Quantize::Q8_0, "no/a.gguf"),
+            (Quantize::Fp8, "no/a.safetensors"),
+            (Quantize::Int8, "no/a"),
+        ] {
+            let error = transformer_with(&model, to, folder.path().join(name), &cancel).unwrap_err();
+            assert!(matches!(error, Error::Io { .. }), "{to}: {error:?}");
+        }
+    }
 }

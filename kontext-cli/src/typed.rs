@@ -1,0 +1,79 @@
+//! Input that a user types: lines, and paths in them.
+
+use std::io::{self, BufRead};
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+
+/// Reads a line without its end; `None` at the end of the input.
+///
+/// The inner result is an error for a line that is not UTF-8, after which the next one can be read.
+///
+/// # Errors
+/// If the input cannot be read.
+pub fn line(input: &mut impl BufRead) -> io::Result<Option<anyhow::Result<String>>> {
+    let mut bytes = Vec::new();
+    if input.read_until(b'\n', &mut bytes)? == 0 {
+        return Ok(None);
+    }
+    let text = String::from_utf8(bytes).map(|text| text.trim_end_matches(['\n', '\r']).to_owned());
+    Ok(Some(text.context("the line is not UTF-8 and was not read")))
+}
+
+/// Returns the path that a text names, with the user's home folder for a `~` at its start, as in a shell.
+///
+/// # Errors
+/// If the home folder is unknown, or that of another user is named.
+pub fn path(text: &str) -> anyhow::Result<PathBuf> {
+    let Some(rest) = text.strip_prefix('~') else {
+        return Ok(PathBuf::from(text));
+    };
+    match rest.strip_prefix(std::path::is_separator) {
+        None if !rest.is_empty() => {
+            bail!("{text}: the home folder of another user is not looked up; write the folder out, or ./{text}")
+        }
+        below => {
+            let home = std::env::home_dir().filter(|home| !home.as_os_str().is_empty());
+            let home = home.with_context(|| format!("{text}: there is no home folder; write the folder out"))?;
+            Ok(below
+                .filter(|below| !below.is_empty())
+                .map_or(home.clone(), |below| home.join(below)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_is_not_utf_8_is_refused_and_the_next_one_read() {
+        let mut input = &b"one\r\n\xe9\n\ntwo"[..];
+        let mut next = || {
+            line(&mut input)
+                .unwrap()
+                .map(|line| line.map_err(|error| error.to_string()))
+        };
+        assert_eq!(next(), Some(Ok("one".to_owned())));
+        assert_eq!(next(), Some(Err("the line is not UTF-8 and was not read".to_owned())));
+        assert_eq!(next(), Some(Ok(String::new())));
+        assert_eq!(next(), Some(Ok("two".to_owned())));
+        assert_eq!(next(), None);
+    }
+
+    #[test]
+    fn a_tilde_is_the_home_folder() {
+        let home = std::env::home_dir().unwrap();
+        for (text, expected) in [
+            ("~", home.clone()),
+            ("~/", home.clone()),
+            ("~/a b", home.join("a b")),
+            ("a~", "a~".into()),
+            ("./~/x", "./~/x".into()),
+        ] {
+            assert_eq!(path(text).unwrap(), expected, "{text}");
+        }
+        let other = path("~root/x").unwrap_err().to_string();
+        assert!(other.contains("write the folder out, or ./~root/x"), "{other}");
+    }
+}

@@ -1,0 +1,242 @@
+//! Flags of the example programs that exclude each other, need each other, or have no effect.
+#![allow(clippy::unwrap_used)] // In helper functions of a test.
+
+mod common;
+
+use common::desk::{Desk, diffusers, small};
+use common::told;
+use image::RgbImage;
+
+#[test]
+fn flags_that_exclude_or_need_each_other_are_refused() {
+    let desk = Desk::new();
+    for (name, args, words) in [
+        // A value for something that is not there.
+        ("generate", &["--lora-scale", "0.5"][..], "--lora <FILE>"),
+        ("generate", &["--lora-strength", "0.5"], "--lora <FILE>"),
+        ("generate", &["--fuse-loras"], "--lora <FILE>"),
+        ("generate", &["--prompt-2", "a"], "--prompt <TEXT>"),
+        (
+            "generate",
+            &["--lora", "a", "--lora-scale", "1", "--lora-scale", "2"],
+            "--lora-scale is given 2 times and --lora 1",
+        ),
+        (
+            "vae_table",
+            &["--images", "a", "--vae", "a=b", "--strip-side", "9"],
+            "--strip <FILE>",
+        ),
+        (
+            "kontextbench",
+            &["--bench", "a", "--out", "a", "--thumbnails", "9"],
+            "--page",
+        ),
+        (
+            "kontextbench",
+            &["--bench", "a", "--out", "a", "--heads", "h"],
+            "--embedder",
+        ),
+        // A model that is made is not read.
+        ("generate", &["--full-size", "--model", "a"], "cannot be used with"),
+        (
+            "generate",
+            &["--full-size", "--quantize", "q8_0"],
+            "cannot be used with",
+        ),
+        (
+            "generate",
+            &["--full-size", "--quantize-t5", "q8_0"],
+            "cannot be used with",
+        ),
+        (
+            "generate",
+            &["--full-size", "--placement", "staged"],
+            "cannot be used with",
+        ),
+        ("generate", &["--full-size", "--memory"], "cannot be used with"),
+        (
+            "generate",
+            &["--full-size", "--fuse-loras", "--lora", "a"],
+            "cannot be used with",
+        ),
+        // Flags of another program or mode.
+        ("generate", &["--compare", "a.png"], "unexpected argument '--compare'"),
+        ("session", &["--load", "a", "--image", "b"], "cannot be used with"),
+        ("inspect", &["a", "--model", "b"], "cannot be used with"),
+        ("drift", &["--maps-only", "--plot", "a.svg"], "cannot be used with"),
+        ("drift", &["--maps-only", "--markdown", "a.md"], "cannot be used with"),
+        ("drift", &["--maps-only", "--turns", "3"], "cannot be used with"),
+        ("finetune", &["--recipe", "a", "--rank", "3"], "cannot be used with"),
+        ("finetune", &["--recipe", "a", "--data", "b"], "cannot be used with"),
+        (
+            "finetune",
+            &["--method", "full", "--rank", "3"],
+            "--rank has no effect with --method full",
+        ),
+        (
+            "kontextbench",
+            &["--bench", "a", "--check", "--steps", "3"],
+            "cannot be used with",
+        ),
+        (
+            "kontextbench",
+            &["--bench", "a", "--out", "b", "--merge", "c", "--shard", "0/2"],
+            "cannot be used with",
+        ),
+        (
+            "kontextbench",
+            &["--bench", "a", "--out", "b", "--page", "c", "--lora", "d"],
+            "cannot be used with",
+        ),
+        ("kontextbench", &["--votes", "a", "--bench", "b"], "cannot be used with"),
+        ("kontextbench", &["--votes", "a", "--out", "b"], "cannot be used with"),
+    ] {
+        desk.bad(name, args, words);
+    }
+    std::fs::write(desk.path("lora.safetensors"), "").unwrap();
+    let args = ["lora.safetensors", "--plan"];
+    desk.bad(
+        "inspect",
+        &args,
+        "--plan takes the folder of a model, got the file lora.safetensors",
+    );
+}
+
+#[test]
+fn a_flag_without_effect_is_noted_by_edit_and_generate() {
+    let desk = Desk::new();
+    let model = diffusers();
+    RgbImage::new(64, 64).save(desk.path("in.png")).unwrap();
+    let sized = ["--width", "64", "--height", "64"];
+    for (more, words) in [
+        (
+            &["--negative-prompt", "red"][..],
+            "the negative prompt has no effect with true_cfg 1;",
+        ),
+        (
+            &["--negative-prompt-2", "red", "--true-cfg", "0.5"],
+            "the negative prompt has no effect with true_cfg 0.5;",
+        ),
+        (&["--true-cfg", "-1"], "true_cfg -1 has no effect;"),
+        (
+            &["--max-area", "4096"],
+            "max_area 4096 has no effect next to width and height;",
+        ),
+        (
+            &["--references", "index"],
+            "references Index has no effect with so few images;",
+        ),
+        (&["--native-size"], "native_size has no effect,"),
+    ] {
+        for name in ["edit", "generate"] {
+            let mut args = vec!["--model", &model, "--device", "cpu", "--steps", "1"];
+            args.extend(sized.iter().chain(more));
+            if name == "edit" {
+                args.extend(["--image", "in.png"]);
+            }
+            let (_, err) = desk.good(name, &args);
+            let count = err
+                .lines()
+                .filter(|line| line.starts_with(&format!("warning: {words}")))
+                .count();
+            assert_eq!(count, 1, "{name} {more:?}\n{err}");
+        }
+    }
+    // The shipped model embeds no guidance.
+    let (_, err) = desk.good("generate", &["--device", "cpu", "--steps", "1", "--guidance", "7"]);
+    assert!(
+        err.contains("warning: guidance 7 has no effect, because this model embeds none;"),
+        "{err}"
+    );
+    for (flag, value) in [
+        ("--dump", Some("d.safetensors")),
+        ("--memory", None),
+        ("--compare", Some("c.png")),
+    ] {
+        let name = if flag == "--compare" { "edit" } else { "generate" };
+        let mut args = small(&model, &["--plan", flag]);
+        args.extend(value);
+        let (out, err) = desk.good(name, &args);
+        assert!(out.contains("target: "), "{out}");
+        assert_eq!(
+            err,
+            format!("warning: {flag} has no effect with --plan; leave one of them out\n")
+        );
+    }
+    assert!(!desk.path("d.safetensors").exists() && !desk.path("c.png").exists());
+}
+
+#[test]
+fn a_text_may_begin_with_a_dash() {
+    let desk = Desk::new();
+    let model = diffusers();
+    RgbImage::new(64, 64).save(desk.path("in.png")).unwrap();
+    let texts = [
+        "--prompt",
+        "-5 degrees, make it winter",
+        "--prompt-2",
+        "- snow",
+        "--negative-prompt",
+        "-",
+        "--negative-prompt-2",
+        "--no people",
+        "--true-cfg",
+        "2",
+    ];
+    for (name, image) in [("generate", &[][..]), ("edit", &["--image", "in.png"])] {
+        let (out, _) = desk.good(name, &small(&model, &[&texts[..], image].concat()));
+        assert!(out.starts_with("wrote "), "{out}");
+    }
+    // The PNG carries it.
+    let png = std::fs::read(desk.path("edit.png")).unwrap();
+    let prompt = b"-5 degrees, make it winter";
+    assert!(png.windows(prompt.len()).any(|window| window == prompt));
+    // A forgotten text is not the flag after it.
+    for flag in ["--prompt", "--negative-prompt"] {
+        desk.bad(
+            "generate",
+            &[flag, "--plan"],
+            "expected a text, and this looks like a flag",
+        );
+    }
+}
+
+#[test]
+fn messages_are_short_and_printable() {
+    let desk = Desk::new();
+    let model = diffusers();
+    let control = "a\u{1b}[31m\u{7}.png";
+    let sigmas = "9".repeat(309);
+    for args in [
+        &["--guidance", &sigmas][..],
+        &["--out", "a\u{1b}[2J/b.png"],
+        &["--lora", control],
+        &["--device", &"x".repeat(10_000)],
+        &["--prompt", &"\u{1b}".repeat(3000), "--out", "a.bmp"],
+    ] {
+        let (code, _, err) = told(&desk.run("generate", &small(&model, args)));
+        assert_eq!(code, Some(1), "{err}");
+        assert!(err.chars().all(|c| c == '\n' || !c.is_control()), "{err:?}");
+        assert!(err.len() < 2100, "{err}");
+    }
+    let (out, err) = desk.good(
+        "generate",
+        &small(&model, &["--out", control, "--prompt", "ends\u{1b}\u{0b}"]),
+    );
+    assert!(out.starts_with("wrote a\\u{1b}[31m\\u{7}.png ("), "{out:?}");
+    assert!(err.chars().all(|c| c == '\n' || !c.is_control()), "{err:?}");
+}
+
+#[test]
+fn minutes_that_no_clock_counts_are_refused_and_do_not_panic() {
+    let desk = Desk::new();
+    for minutes in ["-1", "nan", "1e300"] {
+        for (name, more) in [
+            ("finetune", &["--data", "none"][..]),
+            ("train_autoencoder", &["--data", "none", "--out", "o"]),
+        ] {
+            let args = [&["--minutes", minutes], more].concat();
+            desk.bad(name, &args, "invalid number of minutes: expected 0 or more, got ");
+        }
+    }
+}
