@@ -120,7 +120,7 @@ fn a_flag_without_effect_is_noted_by_edit_and_generate() {
         (&["--true-cfg", "-1"], "true_cfg -1 has no effect;"),
         (
             &["--max-area", "4096"],
-            "max_area 4096 has no effect next to width and height;",
+            "max_area 4096 has no effect next to width or height;",
         ),
         (
             &["--references", "index"],

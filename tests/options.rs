@@ -20,7 +20,8 @@ use kontext::{
 fn rows() -> BTreeMap<String, String> {
     let text = std::fs::read_to_string(root().join("docs/options.md")).unwrap();
     let mut rows = BTreeMap::new();
-    for line in text.lines().filter(|line| line.starts_with("| `")) {
+    let (library, _programs) = text.split_once("## Programs").unwrap();
+    for line in library.lines().filter(|line| line.starts_with("| `")) {
         let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
         let [options, _, otherwise] = cells[..] else {
             panic!("{line}")
@@ -139,6 +140,14 @@ fn without_effect(files: &Files) -> Vec<(&'static str, PipelineBuilder, Request)
         ("max_area", builder(), wide(edit()).max_area(64 * 64)),
         ("steps", builder(), edit().sigmas([1.0])),
         ("seed", builder(), edit().seed(1).noise(noise())),
+        (
+            "native_size",
+            builder(),
+            Request::edit(RgbImage::new(64, 64), "")
+                .size(64, 64)
+                .steps(1)
+                .native_size(),
+        ),
         ("references", builder(), edit().references(References::Index)),
         ("fuse_loras", builder().fuse_loras(true), edit()),
         (
