@@ -1,0 +1,13 @@
+//! Reading of recipes.
+
+use std::path::Path;
+
+use kontext_core::{Error, Result, utf8};
+use serde::de::DeserializeOwned;
+
+/// Reads a TOML file, also one that starts with a byte order mark.
+pub(crate) fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let text = utf8(&bytes).map_err(|reason| Error::config(path, reason))?;
+    toml::from_str(text).map_err(|error| Error::config(path, error.to_string().trim().to_owned()))
+}
