@@ -6,6 +6,7 @@ mod cache;
 mod encode;
 mod encoded;
 mod items;
+mod missing;
 
 pub use batch::{Batch, Bucket};
 pub use batch_sampler::{BatchItems, BatchSampler};
