@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use kontext::{Cancel, Device, Error};
+use kontext_core::range::within;
 use kontext_train::{AutoencoderRecipe, AutoencoderTrainer, Recipe, TrainEvent, Trainer};
 
 use crate::interrupt::cancel_on_ctrl_c;
@@ -19,11 +20,15 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// Installs a handler of Ctrl-C and starts the clock; `None` sets no time limit.
+    /// Installs a handler of Ctrl-C and starts the clock; `None` sets no time limit, which is of 10^6 minutes at
+    /// most.
     ///
     /// # Errors
-    /// If the program has a handler already.
+    /// If the program has a handler already, or for another time.
     pub fn new(minutes: Option<f64>) -> anyhow::Result<Self> {
+        let minutes = minutes
+            .map(|minutes| within("--minutes", minutes, 0.0..=1e6))
+            .transpose()?;
         Ok(Self {
             cancel: cancel_on_ctrl_c()?,
             end: minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(60.0 * minutes)),
