@@ -107,3 +107,46 @@ fn of_adapters(parts: &[LinearPart], lora: &LoraMethod) -> u128 {
     };
     parts.iter().map(values).sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use kontext_core::Error;
+    use kontext_dit::linear_parts;
+
+    use super::*;
+
+    #[test]
+    fn adapters_of_a_high_rank_are_refused_before_their_memory_is_taken() {
+        let config = DitConfig::kontext_dev();
+        let all = linear_parts(&config).unwrap();
+        let lora = LoraMethod {
+            rank: 65_536,
+            ..LoraMethod::default()
+        };
+        let values = of_adapters(&lora.layers(&all).unwrap(), &lora);
+        let need = Need {
+            values,
+            average: false,
+            work: 0,
+        };
+        let error = need.check(Device::Cpu, Stage::Compute, ["take a lower method.rank", ""]);
+        let error = error.unwrap_err();
+        assert!(
+            matches!(error, Error::Memory { .. }) && error.to_string().contains("method.rank"),
+            "{error}"
+        );
+        // The factors of a layer of 3 rows and 2 columns, and its norms.
+        let part = LinearPart {
+            rows: 3,
+            input: 2,
+            ..all[0].clone()
+        };
+        let dora = LoraMethod {
+            rank: 4,
+            dora: true,
+            ..LoraMethod::default()
+        };
+        assert_eq!(of_adapters(&[part], &dora), 4 * (3 + 2) + 3);
+        assert_eq!(of_all(&config).unwrap() / 1_000_000, 11_901);
+    }
+}
