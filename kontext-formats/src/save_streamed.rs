@@ -81,8 +81,8 @@ pub fn save_streamed<'a>(
 
 /// Returns the end of a tensor's bytes that begin at `start`.
 fn end_of(tensor: &StreamedTensor<'_>, start: usize) -> Result<usize> {
-    let sides = tensor.shape.iter();
-    let bytes = sides.fold(Some(tensor.format.bytes()), |bytes, side| bytes?.checked_mul(*side));
+    let mut sides = tensor.shape.iter();
+    let bytes = sides.try_fold(tensor.format.bytes(), |bytes, side| bytes.checked_mul(*side));
     let end = bytes.and_then(|bytes| bytes.checked_add(start));
     end.filter(|end| isize::try_from(*end).is_ok()).ok_or_else(|| {
         let got = format!("{:?} in {:?}", tensor.shape, tensor.name);
