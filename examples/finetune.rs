@@ -22,8 +22,8 @@ struct Args {
     /// Folder of the model
     #[arg(long, value_name = "DIR", default_value_os_t = shipped::model())]
     model: PathBuf,
-    /// Folder with metadata.jsonl: source, target, instruction and split (`train`, also without one, or `test`)
-    /// on each line. Without it, pairs with a red frame are made of the emoji dataset
+    /// Folder with metadata.jsonl: source, target, instruction and split (`train`, also without one, or
+    /// `test`) on each line. Without it, pairs with a red frame are made of the emoji dataset
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Folder of the run: state, curves, samples, and the result

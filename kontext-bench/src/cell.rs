@@ -1,5 +1,5 @@
-//! Texts of a bench or a model in the cells of tables. They are untrusted: they must stay text in a spreadsheet and in
-//! Markdown.
+//! Texts of a bench or a model in the cells of tables. They are untrusted: they must stay text in a
+//! spreadsheet and in Markdown.
 
 use std::borrow::Cow;
 
@@ -8,8 +8,8 @@ const FORMULA: [char; 11] = ['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋',
 /// The sign before a text that is to be shown as it is.
 const SIGN: char = '\'';
 
-/// Returns a text as a CSV field that no spreadsheet takes for a formula: `'` is put before one. Quotes and commas are
-/// left to the CSV writer; numbers are written without this function.
+/// Returns a text as a CSV field that no spreadsheet takes for a formula: `'` is put before one. Quotes and
+/// commas are left to the CSV writer; numbers are written without this function.
 ///
 /// [`text_of_csv`] is the inverse.
 ///
@@ -42,7 +42,8 @@ pub fn text_of_csv(field: &str) -> &str {
     }
 }
 
-/// Escapes a text for a cell or a line of Markdown, in which it makes no HTML, link, image, code or border of a table.
+/// Escapes a text for a cell or a line of Markdown, in which it makes no HTML, link, image, code or border of
+/// a table.
 ///
 /// # Example
 /// ```

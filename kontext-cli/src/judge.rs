@@ -32,8 +32,8 @@ pub struct Edit {
     pub candidates: Vec<PathBuf>,
 }
 
-/// Returns the edits of these splits in a dataset's folder, in the order of its `metadata.jsonl`. Lines that cannot
-/// be used are named on stderr and left out, as training leaves them out.
+/// Returns the edits of these splits in a dataset's folder, in the order of its `metadata.jsonl`. Lines that
+/// cannot be used are named on stderr and left out, as training leaves them out.
 ///
 /// # Errors
 /// Those of [`Dataset::open`], and if `families.json` cannot be read or names a path that leaves the folder.

@@ -20,8 +20,8 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// Installs a handler of Ctrl-C and starts the clock; `None` sets no time limit, which is of 10^6 minutes at
-    /// most.
+    /// Installs a handler of Ctrl-C and starts the clock; `None` sets no time limit, which is of 10^6 minutes
+    /// at most.
     ///
     /// # Errors
     /// If the program has a handler already, or for another time.

@@ -32,10 +32,12 @@ pub fn utf8(bytes: &[u8]) -> std::result::Result<&str, &'static str> {
     std::str::from_utf8(without_mark(bytes)?).map_err(|_| "its text is not UTF-8; save it as UTF-8")
 }
 
-/// Returns the bytes of a text file without a byte order mark, for a reader that checks the encoding line by line.
+/// Returns the bytes of a text file without a byte order mark, for a reader that checks the encoding line by
+/// line.
 ///
 /// # Errors
-/// The problem and its remedy for UTF-16: a byte order mark of that encoding, or a first letter next to a zero byte.
+/// The problem and its remedy for UTF-16: a byte order mark of that encoding, or a first letter next to a
+/// zero byte.
 pub fn without_mark(bytes: &[u8]) -> std::result::Result<&[u8], &'static str> {
     let utf16 = match bytes {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => true,

@@ -9,9 +9,11 @@ use crate::without_mark;
 /// Number of fields listed in a message.
 const SHOWN: usize = 8;
 
-/// Iterates over the lines of a file that are not blank: their numbers from 1, and their fields or the problem.
+/// Iterates over the lines of a file that are not blank: their numbers from 1, and their fields or the
+/// problem.
 ///
-/// A line may start with a byte order mark, which some editors write at a file's start, also where files were joined.
+/// A line may start with a byte order mark, which some editors write at a file's start, also where files were
+/// joined.
 ///
 /// # Errors
 /// The problem and its remedy, if the whole file is in another encoding.
@@ -117,8 +119,8 @@ impl Fields {
     }
 }
 
-/// Returns the paths of a field called `name`: a path, a list of them, or objects with a `path`, as the `datasets`
-/// library writes images. Each is checked by [`inside`].
+/// Returns the paths of a field called `name`: a path, a list of them, or objects with a `path`, as the
+/// `datasets` library writes images. Each is checked by [`inside`].
 ///
 /// # Errors
 /// The field's name or the path.
@@ -133,8 +135,8 @@ pub fn paths(name: &str, value: &Value) -> Result<Vec<PathBuf>, String> {
     }
 }
 
-/// Checks that a relative path stays in its folder, since a file of others' making is untrusted input. Returns it
-/// without `.`; a link in the folder may still lead elsewhere.
+/// Checks that a relative path stays in its folder, since a file of others' making is untrusted input.
+/// Returns it without `.`; a link in the folder may still lead elsewhere.
 ///
 /// # Errors
 /// The path, if it is empty, absolute, or has a `..`.

@@ -1,5 +1,5 @@
-//! Tensor names: translation between naming schemes, the nearest name to a missing one, and the check of names
-//! to be written.
+//! Tensor names: translation between naming schemes, the nearest name to a missing one, and the check of
+//! names to be written.
 
 use std::collections::HashSet;
 

@@ -27,8 +27,8 @@ pub fn save(path: impl AsRef<Path>, tensors: &[(String, Tensor)], text: Option<H
 /// Serialises tensors to the bytes of a safetensors file; `path` is named in errors.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] for a dtype that safetensors cannot hold, [`Error::InvalidArgument`] for two tensors of
-/// one name, or one called `__metadata__`.
+/// [`Error::Checkpoint`] for a dtype that safetensors cannot hold, [`Error::InvalidArgument`] for two tensors
+/// of one name, or one called `__metadata__`.
 pub fn to_bytes(path: &Path, tensors: &[(String, Tensor)], text: Option<HashMap<String, String>>) -> Result<Vec<u8>> {
     check_unique(tensors.iter().map(|(name, _)| name.as_str()))?;
     let raw = tensors

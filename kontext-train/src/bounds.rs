@@ -1,5 +1,5 @@
-//! Bounds of the numbers that all recipes have. Beyond them a value is a typing error, which would cost memory or
-//! time before it fails.
+//! Bounds of the numbers that all recipes have. Beyond them a value is a typing error, which would cost
+//! memory or time before it fails.
 
 use std::ops::RangeInclusive;
 

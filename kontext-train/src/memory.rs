@@ -3,8 +3,9 @@
 use kontext_core::{Device, Error, Result, Stage};
 use kontext_device::memory;
 
-/// Copies of each trained value in f32 at the peak of an optimizer step: the values, two moments, the mask of the
-/// weight decay, the gradient by tensor and flat, its square, the root of the second moment, and the step.
+/// Copies of each trained value in f32 at the peak of an optimizer step: the values, two moments, the mask of
+/// the weight decay, the gradient by tensor and flat, its square, the root of the second moment, and the
+/// step.
 const COPIES: u128 = 9;
 /// Bytes of an f32.
 const F32: u128 = 4;

@@ -118,8 +118,8 @@ fn set(table: &mut Table, path: &[String], value: Option<Value>) {
     }
 }
 
-/// Reads each mutation of a file by `open`, and passes on the last one of each field that is not refused. Returns the
-/// numbers of those refused and of the others.
+/// Reads each mutation of a file by `open`, and passes on the last one of each field that is not refused.
+/// Returns the numbers of those refused and of the others.
 fn mutated<T>(good: &Table, open: impl Fn(&Path) -> Result<T, Error>, mut accepted: impl FnMut(T, &str)) -> [usize; 2] {
     let file = tempfile::NamedTempFile::new().unwrap();
     let mut counts = [0, 0];
@@ -283,7 +283,7 @@ fn values_from_code_are_checked_as_those_of_files() {
             r.method = Method::Lora(LoraMethod {
                 alpha: Some(f64::NAN),
                 ..rank(2)
-            })
+            });
         },
         "method.alpha",
     );
@@ -292,7 +292,7 @@ fn values_from_code_are_checked_as_those_of_files() {
             r.method = Method::Lora(LoraMethod {
                 targets: vec!["no".to_owned()],
                 ..rank(2)
-            })
+            });
         },
         "method.targets",
     );

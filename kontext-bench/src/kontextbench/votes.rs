@@ -61,8 +61,9 @@ impl Vote {
 /// Reads a file of votes: CSV with the columns key, category, left, right, choice (`left`, `right` or `tie`)
 /// and time.
 ///
-/// A text that begins as a formula has a `'` before it, which is removed. A line is left out and reported as a problem if it is not a vote, compares a run with itself, or repeats
-/// an earlier vote on the same pair and runs.
+/// A text that begins as a formula has a `'` before it, which is removed. A line is left out and reported as
+/// a problem if it is not a vote, compares a run with itself, or repeats an earlier vote on the same pair and
+/// runs.
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be read, a checkpoint error if it is UTF-16.

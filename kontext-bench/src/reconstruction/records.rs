@@ -21,8 +21,8 @@ impl Records {
     /// Opens or creates the file and reads its records. A last line truncated by a kill is dropped.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be read and written; a checkpoint error if it is UTF-16; [`Error::InvalidArgument`] with the line number
-    /// if a complete line is not a measurement.
+    /// [`Error::Io`] if the file cannot be read and written; a checkpoint error if it is UTF-16;
+    /// [`Error::InvalidArgument`] with the line number if a complete line is not a measurement.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let io = || Error::io(path);

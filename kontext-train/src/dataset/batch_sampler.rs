@@ -11,8 +11,8 @@ use crate::run::random::{Stream, generator, happens, shuffle};
 /// The weights of items, in words.
 pub(crate) const WEIGHTS: &str = "0, or a number from 0.001 to 100";
 
-/// Returns `true` for a possible weight of an item. A smaller one would leave nearly all epochs empty, a larger
-/// one would make them endless.
+/// Returns `true` for a possible weight of an item. A smaller one would leave nearly all epochs empty, a
+/// larger one would make them endless.
 pub(crate) fn is_weight(weight: f64) -> bool {
     weight == 0.0 || (0.001..=100.0).contains(&weight)
 }
@@ -39,8 +39,8 @@ pub struct BatchSampler {
 
 impl BatchSampler {
     /// Creates a sampler over `buckets`, the items of each bucket. An item of weight 2 occurs twice in an
-    /// epoch, one of weight 0.5 in every second epoch on average; the default weight is 1. A batch has from 1 to
-    /// 4096 items.
+    /// epoch, one of weight 0.5 in every second epoch on average; the default weight is 1. A batch has from 1
+    /// to 4096 items.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for another batch, or a weight that is neither 0 nor from 0.001 to 100.
@@ -60,8 +60,8 @@ impl BatchSampler {
 
     /// Returns the batch of a step: `batch` items of one bucket.
     ///
-    /// Returns `None` if there are no items, or if all have weight zero. The epochs up to the step are counted
-    /// once, in a time that grows with their number.
+    /// Returns `None` if there are no items, or if all have weight zero. The epochs up to the step are
+    /// counted once, in a time that grows with their number.
     pub fn batch(&mut self, step: u64) -> Option<BatchItems> {
         if !self.buckets.iter().flatten().any(|item| self.weight(*item) > 0.0) {
             return None;

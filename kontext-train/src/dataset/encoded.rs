@@ -121,8 +121,8 @@ impl EncodedDataset {
         parts
     }
 
-    /// Returns the sampling weight of each item: that of the longest prefix of its category in `by_category`, 1
-    /// without one.
+    /// Returns the sampling weight of each item: that of the longest prefix of its category in `by_category`,
+    /// 1 without one.
     #[must_use]
     pub fn weights(&self, by_category: &BTreeMap<String, f64>) -> BTreeMap<usize, f64> {
         let items = self.dataset.items.iter().enumerate();

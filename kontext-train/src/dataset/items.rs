@@ -57,16 +57,16 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Reads `folder/metadata.jsonl`, UTF-8 with or without a byte order mark: one JSON object a line, with the
-    /// fields `target` and `instruction` (or `prompt`, or `text`) and, optionally, `source` (a path or a list of
-    /// at most 64 paths), `category`, `split` and `family`; others are ignored. Paths are relative to the folder
-    /// and stay in it.
+    /// Reads `folder/metadata.jsonl`, UTF-8 with or without a byte order mark: one JSON object a line, with
+    /// the fields `target` and `instruction` (or `prompt`, or `text`) and, optionally, `source` (a path or a
+    /// list of at most 64 paths), `category`, `split` and `family`; others are ignored. Paths are relative to
+    /// the folder and stay in it.
     ///
     /// Invalid lines are skipped and listed in [`Dataset::skipped`].
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be read; a checkpoint error if there is none, with the way from a folder
-    /// of images with captions to one, if it is UTF-16, or if no line is valid.
+    /// [`Error::Io`] if the file cannot be read; a checkpoint error if there is none, with the way from a
+    /// folder of images with captions to one, if it is UTF-16, or if no line is valid.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref().to_owned();
         let path = folder.join("metadata.jsonl");

@@ -12,7 +12,8 @@ const CAPTIONS: [&str; 2] = ["txt", "caption"];
 /// Entries of a folder that are looked at.
 const LOOKED_AT: usize = 10_000;
 
-/// Returns the error, with the way from a folder of images with captions, as kohya's scripts and ai-toolkit read it.
+/// Returns the error, with the way from a folder of images with captions, as kohya's scripts and ai-toolkit
+/// read it.
 pub(super) fn missing(folder: &Path) -> Error {
     let reason = match captioned(folder) {
         Some((image, caption)) => {

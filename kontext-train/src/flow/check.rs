@@ -11,16 +11,16 @@ use crate::dataset::{Dataset, weight_of};
 
 impl Recipe {
     /// Checks all that can be known before any work: the values, the device, the files of the model by their
-    /// headers, the layers named by `method.targets`, the memory that training takes at least, and that the data
-    /// has an example to train on. Creates the run's folder.
+    /// headers, the layers named by `method.targets`, the memory that training takes at least, and that the
+    /// data has an example to train on. Creates the run's folder.
     ///
     /// [`crate::Trainer::open`] begins with it; a program that does something long before can call it first.
     ///
     /// # Errors
     /// Those of [`Recipe::validate`], [`kontext::Checkpoint::find`] and [`Dataset::open`];
     /// [`Error::InvalidArgument`] for a pattern that names no layer; [`Error::Memory`] with the setting to
-    /// lower; a checkpoint error if no line of the data is to be trained on; [`Error::Io`] if the run's folder
-    /// cannot be written.
+    /// lower; a checkpoint error if no line of the data is to be trained on; [`Error::Io`] if the run's
+    /// folder cannot be written.
     pub fn check(&self) -> Result<()> {
         self.validate()?;
         let device = self.device()?;

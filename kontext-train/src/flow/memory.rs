@@ -15,8 +15,8 @@ use crate::memory::{Need, elements};
 const ATTENTION: u128 = 3;
 
 impl Recipe {
-    /// Refuses a recipe that takes more memory than is free: its trained values with their optimizer, the activations
-    /// of a batch, and an image in the autoencoder. `parts` are the adapted layers.
+    /// Refuses a recipe that takes more memory than is free: its trained values with their optimizer, the
+    /// activations of a batch, and an image in the autoencoder. `parts` are the adapted layers.
     pub(super) fn check_memory(&self, base: &Base, parts: &[LinearPart], device: Device, kind: Kind) -> Result<()> {
         let sizes = self.sizes(base);
         let (values, fewer) = match &self.method {
@@ -67,13 +67,13 @@ impl Recipe {
         }
     }
 
-    /// Returns the bytes that the targets' tokens of a batch take in one block, or in all blocks where all keep their
-    /// activations for the backward pass.
+    /// Returns the bytes that the targets' tokens of a batch take in one block, or in all blocks where all
+    /// keep their activations for the backward pass.
     fn work(&self, config: &DitConfig, sizes: &[Size], kind: Kind) -> u128 {
         let least = sizes
             .iter()
             .filter_map(|size| size.grid().ok())
-            .map(|grid| grid.tokens());
+            .map(kontext_sampler::Grid::tokens);
         let tokens = self.data.batch as u128 * u128::from(least.min().unwrap_or_default().unsigned_abs());
         let kept = self.method == Method::Full && !self.recompute;
         let blocks = if kept {

@@ -28,8 +28,8 @@ pub struct LoraMethod {
     /// If set, trains the row norms of the adapted weights as well (DoRA, arXiv 2402.09353). Every adapted
     /// weight's norms are then recomputed for each batch. Default: not set.
     pub dora: bool,
-    /// Patterns of the adapted linear layers, from 1 to 1000, by the layers' names in the transformer (BFL's),
-    /// with `*` as a wildcard. Default: attention and MLP of all blocks.
+    /// Patterns of the adapted linear layers, from 1 to 1000, by the layers' names in the transformer
+    /// (BFL's), with `*` as a wildcard. Default: attention and MLP of all blocks.
     pub targets: Vec<String>,
 }
 

@@ -66,7 +66,8 @@ pub struct Objective {
     pub stratified: bool,
     /// Weight of each level. Default: the same for all.
     pub weighting: Weighting,
-    /// Input of models with a guidance embedding, from 0 to 100. Default 1: the value of data without guidance.
+    /// Input of models with a guidance embedding, from 0 to 100. Default 1: the value of data without
+    /// guidance.
     pub guidance: f64,
     /// Share of items trained with the empty prompt, from 0 to 1. Default 0.
     pub drop_prompt: f64,

@@ -146,8 +146,8 @@ impl Recipe {
     /// Checks the values, without reading any file. [`Recipe::check`] checks more.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] with the field and its range; a checkpoint error if a path is not valid text,
-    /// since the recipe is saved with the state.
+    /// [`Error::InvalidArgument`] with the field and its range; a checkpoint error if a path is not valid
+    /// text, since the recipe is saved with the state.
     pub fn validate(&self) -> Result<()> {
         within("steps", self.steps, STEPS)?;
         within("seed", self.seed, SEED)?;

@@ -48,8 +48,8 @@ impl Trainer {
     /// Encodes the data, loads the model, and resumes from the state in the run's folder if there is one.
     ///
     /// # Errors
-    /// Those of [`Recipe::check`], and of the model's and the dataset's files; a checkpoint error if the state in the folder is of
-    /// another recipe; [`kontext_core::Error::Cancelled`] if `observe` breaks off.
+    /// Those of [`Recipe::check`], and of the model's and the dataset's files; a checkpoint error if the
+    /// state in the folder is of another recipe; [`kontext_core::Error::Cancelled`] if `observe` breaks off.
     pub fn open(recipe: Recipe, mut observe: impl FnMut(TrainEvent<'_>) -> ControlFlow<()>) -> Result<Self> {
         recipe.check()?;
         let mut shell = Shell::open(&recipe.out, "state.safetensors", recipe.steps, recipe.every)?;

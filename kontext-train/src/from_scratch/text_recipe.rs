@@ -27,8 +27,8 @@ pub struct TextRecipe {
     pub steps: u64,
     /// Learning-rate schedule.
     pub rate: LrSchedule,
-    /// Share of masked words, from 0 to 1. Default 0.2. The recipe key stays `blotted`, so that existing recipes remain
-    /// valid.
+    /// Share of masked words, from 0 to 1. Default 0.2. The recipe key stays `blotted`, so that existing
+    /// recipes remain valid.
     #[serde(rename = "blotted")]
     pub masked: f64,
     /// Seed of all random numbers, from 0 to 2^63 - 1.
@@ -55,8 +55,8 @@ impl TextRecipe {
         within("seed", self.seed, SEED).map(drop)
     }
 
-    /// Refuses a recipe that takes more memory than is free: for an encoder of these tensors and `tokens` tokens, its
-    /// values, its attention, and the logits of the vocabulary.
+    /// Refuses a recipe that takes more memory than is free: for an encoder of these tensors and `tokens`
+    /// tokens, its values, its attention, and the logits of the vocabulary.
     pub(super) fn check_memory(&self, encoder: ModelPart, blank: &Weights, tokens: usize, vocab: i64) -> Result<()> {
         let (batch, tokens) = (self.batch as u128, tokens as u128);
         let heads = u128::from(self.width.unsigned_abs() / 32);

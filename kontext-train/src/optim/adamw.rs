@@ -22,8 +22,8 @@ pub struct AdamWConfig {
     pub beta2: f64,
     /// Added to the root of the second moment, from 1e-16 to 1. Default 1e-8.
     pub eps: f64,
-    /// Decoupled weight decay, from 0 to 100, multiplied by the learning rate; skips norms and biases. Default
-    /// 0.01.
+    /// Decoupled weight decay, from 0 to 100, multiplied by the learning rate; skips norms and biases.
+    /// Default 0.01.
     pub weight_decay: f64,
     /// If set, the updates of matrices within the transformer's blocks are orthogonalised (Muon). Training
     /// from scratch then takes about half the steps; fine-tuning gains little. Default: not set.

@@ -17,8 +17,8 @@ impl Ema {
     /// Starts at the current values. `decay` is from 0 to 0.9999999; 0.999 averages over about 1000 steps.
     ///
     /// # Errors
-    /// [`kontext_core::Error::InvalidArgument`] for another decay, [`kontext_core::Error::Torch`] if memory is
-    /// short.
+    /// [`kontext_core::Error::InvalidArgument`] for another decay, [`kontext_core::Error::Torch`] if memory
+    /// is short.
     pub fn new(params: &Params, decay: f64) -> Result<Self> {
         within("ema", decay, DECAY)?;
         Ok(Self {

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::bounds::STEPS_OR_NONE;
 
-/// Steps between saves, validations and samples, at most 10^9; 0 for never. The state is also saved at the end.
+/// Steps between saves, validations and samples, at most 10^9; 0 for never. The state is also saved at the
+/// end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Intervals {

@@ -86,8 +86,8 @@ impl AutoencoderRecipe {
     /// Reads a recipe from a TOML file.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be read, a checkpoint error with line and field if it is not a recipe,
-    /// or a value is out of its range.
+    /// [`Error::Io`] if the file cannot be read, a checkpoint error with line and field if it is not a
+    /// recipe, or a value is out of its range.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let recipe: Self = read_toml(path)?;
