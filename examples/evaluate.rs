@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use kontext::Pipeline;
+use kontext_bench::cell;
 use kontext_bench::edit::{EditScore, Table};
 use kontext_cli::judge::{Edit, Judge, edits};
 use kontext_cli::outputs::Outputs;
@@ -135,11 +136,12 @@ const COLUMNS: [&str; 9] = [
 fn row(edit: &Edit, score: &EditScore) -> [String; 9] {
     let sources: Vec<_> = edit.source.iter().map(|path| path.display().to_string()).collect();
     let decibels = |value: f64| format!("{value:.2}");
+    let text = |text: &str| cell::csv(text).into_owned();
     [
-        edit.category.clone(),
-        edit.instruction.clone(),
-        sources.join(" "),
-        edit.target.display().to_string(),
+        text(&edit.category),
+        text(&edit.instruction),
+        text(&sources.join(" ")),
+        text(&edit.target.display().to_string()),
         score.right.to_string(),
         score.copied.to_string(),
         decibels(score.psnr),

@@ -10,7 +10,7 @@ use clap::{Parser, ValueEnum};
 use kontext::image::{Rgb, RgbImage};
 use kontext::{Pipeline, PipelineBuilder};
 use kontext_bench::edit::{Mean, Table};
-use kontext_cli::judge::{Judge, edits};
+use kontext_cli::judge::{Edit, Judge, edits};
 use kontext_cli::training::{Limit, train};
 use kontext_cli::{announce, emoji, say, shipped, write};
 use kontext_train::{LoraMethod, Method, Recipe};
@@ -22,8 +22,8 @@ struct Args {
     /// Folder of the model
     #[arg(long, value_name = "DIR", default_value_os_t = shipped::model())]
     model: PathBuf,
-    /// Folder with metadata.jsonl: source, target, instruction and split (`train` or `test`) on each
-    /// line. Without it, pairs with a red frame are made of the emoji dataset
+    /// Folder with metadata.jsonl: source, target, instruction and split (`train`, also without one, or
+    /// `test`) on each line. Without it, pairs with a red frame are made of the emoji dataset
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Folder of the run: state, curves, samples, and the result
@@ -61,6 +61,9 @@ enum Which {
     Full,
 }
 
+/// Folder of the pairs with a red frame.
+const FRAMED: &str = "target/frames";
+
 fn main() -> ExitCode {
     kontext_cli::main(|args: Args| run(&args))
 }
@@ -70,15 +73,19 @@ fn run(args: &Args) -> anyhow::Result<()> {
         bail!("--rank has no effect with --method full, which trains no adapters; leave one of them out");
     }
     let limit = Limit::new(args.minutes)?;
-    let data = match &args.data {
-        Some(data) => data.clone(),
-        None => framed(Path::new("target"))?,
-    };
+    let data = args.data.clone().unwrap_or_else(|| PathBuf::from(FRAMED));
     let recipe = match &args.recipe {
         Some(path) => Recipe::open(path)?,
         None => recipe(args, &data)?,
     };
-    if edits(&recipe.data.folder, &[&recipe.data.validation])?.is_empty() {
+    // The data and the first evaluation take a while.
+    recipe.validate()?;
+    if recipe.data.folder == Path::new(FRAMED) {
+        framed(Path::new("target"))?;
+    }
+    recipe.check()?;
+    let held_out = edits(&recipe.data.folder, &[&recipe.data.validation])?;
+    if held_out.is_empty() {
         bail!(
             "{} has no lines of split `{}` to score",
             recipe.data.folder.display(),
@@ -86,8 +93,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
         );
     }
     let (model, out, folder) = (recipe.model.clone(), recipe.out.clone(), recipe.data.folder.clone());
-    let (split, method) = (recipe.data.validation.clone(), recipe.method.clone());
-    let before = score(&Pipeline::builder(), &model, &folder, &split, None)?;
+    let method = recipe.method.clone();
+    let before = score(&Pipeline::builder(), &model, &folder, &held_out, None)?;
     announce(format_args!("before: {}", described(&before)));
     if !train(recipe, &limit)?.1 {
         return Ok(());
@@ -102,7 +109,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
             (Pipeline::builder().transformer(&folder), folder)
         }
     };
-    let after = score(&builder, &model, &folder, &split, Some(&out.join("held-out.png")))?;
+    let after = score(&builder, &model, &folder, &held_out, Some(&out.join("held-out.png")))?;
     say(format_args!("before: {}", described(&before)))?;
     say(format_args!("after:  {}", described(&after)))?;
     say(format_args!(
@@ -138,14 +145,14 @@ fn score(
     builder: &PipelineBuilder,
     model: &Path,
     data: &Path,
-    split: &str,
+    held_out: &[Edit],
     strip: Option<&Path>,
 ) -> anyhow::Result<Mean> {
     /// More pairs give the same numbers.
     const MOST: usize = 32;
     let mut judge = Judge::new(builder.load(model)?, data)?;
     let mut table = Table::new();
-    for (index, edit) in edits(data, &[split])?.iter().take(MOST).enumerate() {
+    for (index, edit) in held_out.iter().take(MOST).enumerate() {
         let judged = judge.judge(edit, &edit.source, 0)?;
         table.add("held out", judged.score);
         if let (Some(path), 0) = (strip, index) {
@@ -167,15 +174,15 @@ fn described(mean: &Mean) -> String {
     )
 }
 
-/// Makes pairs without and with a red frame from emoji; returns their folder.
-fn framed(target: &Path) -> anyhow::Result<PathBuf> {
+/// Makes pairs without and with a red frame from emoji, unless they are there.
+fn framed(target: &Path) -> anyhow::Result<()> {
     const INSTRUCTION: &str = "add a red frame";
     /// One in this many pairs is held out.
     const ONE_IN: usize = 10;
     const PAIRS: usize = 320;
-    let out = target.join("frames");
+    let out = Path::new(FRAMED);
     if out.join("metadata.jsonl").is_file() {
-        return Ok(out);
+        return Ok(());
     }
     let data = target.join("emoji");
     emoji::ensure(&data, None)?;
@@ -188,7 +195,7 @@ fn framed(target: &Path) -> anyhow::Result<PathBuf> {
     );
     images.sort();
     images.dedup();
-    std::fs::create_dir_all(&out)?;
+    std::fs::create_dir_all(out)?;
     let mut lines = String::new();
     let stride = (images.len() / PAIRS).max(1);
     for (index, path) in images.iter().step_by(stride).take(PAIRS).enumerate() {
@@ -200,8 +207,7 @@ fn framed(target: &Path) -> anyhow::Result<PathBuf> {
         let line = json!({"source": source, "target": framed, "instruction": INSTRUCTION, "split": split});
         lines.push_str(&format!("{line}\n"));
     }
-    write(&out.join("metadata.jsonl"), &lines)?;
-    Ok(out)
+    write(&out.join("metadata.jsonl"), &lines)
 }
 
 /// Adds a frame of a twelfth of the image's shorter side.

@@ -3,11 +3,10 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Parser;
 use kontext::save_part;
 use kontext_cli::training::{Limit, train_autoencoder};
-use kontext_cli::{announce, images, read};
+use kontext_cli::{announce, images};
 use kontext_train::AutoencoderRecipe;
 
 /// Train an autoencoder.
@@ -30,7 +29,7 @@ struct Args {
 fn main() -> ExitCode {
     kontext_cli::main(|args: Args| {
         let recipe = match &args.recipe {
-            Some(path) => toml::from_str(&read(path)?).with_context(|| format!("{} is no recipe", path.display()))?,
+            Some(path) => AutoencoderRecipe::open(path)?,
             None => AutoencoderRecipe::default(),
         };
         train(recipe, &args)

@@ -11,7 +11,8 @@ use clap::Parser;
 use kontext::{DitConfig, ModelDefaults, ModelPart, Shift, save_part};
 use kontext_cli::progress::Reporter;
 use kontext_cli::training::{Limit, stopped, train, train_autoencoder};
-use kontext_cli::{announce, create_folder, emoji, note, shipped};
+use kontext_cli::{announce, create_folder, emoji, note, read, shipped};
+use kontext_core::range::within;
 use kontext_train::dataset::Dataset;
 use kontext_train::{AutoencoderRecipe, Recipe, TextRecipe, assemble, initial_transformer, train_text};
 use serde::Deserialize;
@@ -49,6 +50,18 @@ struct Stages {
     training: Recipe,
 }
 
+impl Stages {
+    fn validate(&self) -> anyhow::Result<()> {
+        self.autoencoder.validate().context("in [autoencoder]")?;
+        self.text.validate().context("in [text]")?;
+        self.training.validate().context("in [training]")?;
+        within("shift", self.shift, 0.001..=1000.0)?;
+        within("transformer.heads", self.transformer.heads, 1..=1024)?;
+        within("transformer.head_dim", self.transformer.head_dim, 1..=1024)?;
+        Ok(())
+    }
+}
+
 /// The transformer's sizes.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -62,9 +75,9 @@ struct Sizes {
 
 fn main() -> ExitCode {
     kontext_cli::main(|args: Args| {
-        let text = std::fs::read_to_string(&args.recipe)
-            .with_context(|| format!("cannot read the recipe {}", args.recipe.display()))?;
-        let stages = toml::from_str(&text).with_context(|| format!("{} is no recipe", args.recipe.display()))?;
+        let invalid = || format!("{} is no recipe", args.recipe.display());
+        let stages: Stages = toml::from_str(&read(&args.recipe)?).with_context(invalid)?;
+        stages.validate().with_context(invalid)?;
         run(&args, stages)
     })
 }

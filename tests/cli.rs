@@ -868,6 +868,40 @@ fn a_reader_that_goes_away_ends_the_program_in_words() {
     assert!(desk.files().is_empty());
 }
 
+#[test]
+fn what_is_wrong_with_a_training_is_said_before_the_first_evaluation() {
+    let desk = Desk::new();
+    let (model, data) = (diffusers(), desk.path("data"));
+    std::fs::create_dir(&data).unwrap();
+    RgbImage::from_pixel(64, 64, Rgb([9, 90, 200]))
+        .save(data.join("a.png"))
+        .unwrap();
+    std::fs::write(data.join("a.txt"), "a square").unwrap();
+    let bad = |more: &[&str], words: &str| {
+        let args = [&["--model", &model, "--data", "data", "--out", "run"][..], more].concat();
+        desk.bad("finetune", &args, words);
+    };
+    bad(&[], "as other trainers have it: write a line for each image, such as {");
+    let write = |lines: &[&str]| std::fs::write(data.join("metadata.jsonl"), lines.join("\r\n")).unwrap();
+    let held_out = r#"{"source": "a.png", "target": "a.png", "instruction": "b", "split": "test"}"#;
+    write(&["\u{feff}", held_out]);
+    bad(&[], "no item of split `train` has a weight above 0");
+    // The split is `train`; a line that cannot be used is skipped.
+    let line = r#"{"source": "a.png", "target": "a.png", "prompt": ""}"#;
+    write(&[line, r#"{"target": "/etc/a.png", "prompt": ""}"#, held_out]);
+    bad(
+        &["--rank", "0"],
+        "invalid method.rank: expected a number from 1 to 65536, got 0",
+    );
+    bad(&["--rank", "100000"], "invalid method.rank");
+    bad(
+        &["--steps", "0"],
+        "invalid steps: expected a number from 1 to 1000000000, got 0",
+    );
+    bad(&["--rate", "nan"], "invalid rate.peak");
+    bad(&["--minutes", "inf"], "invalid --minutes");
+}
+
 #[cfg(unix)]
 #[test]
 fn an_interrupted_run_says_how_far_it_came_and_writes_nothing() {

@@ -236,7 +236,11 @@ fn minutes_that_no_clock_counts_are_refused_and_do_not_panic() {
             ("train_autoencoder", &["--data", "none", "--out", "o"]),
         ] {
             let args = [&["--minutes", minutes], more].concat();
-            desk.bad(name, &args, "invalid number of minutes: expected 0 or more, got ");
+            desk.bad(
+                name,
+                &args,
+                "invalid --minutes: expected a number from 0 to 1000000, got ",
+            );
         }
     }
 }

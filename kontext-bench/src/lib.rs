@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod cell;
 pub mod drift;
 pub mod edit;
 pub mod kontextbench;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use common::same_files::files;
 use common::{PAIRS, assert_same, bench, edit, info, run, write_bench};
 use image::RgbImage;
+use kontext_bench::cell::text_of_csv;
 use kontext_bench::kontextbench::{Bench, Metrics, RunEvent, RunFolder, RunInfo, Runner, Task, merge};
 use kontext_bench::metrics::Embedder;
 use kontext_core::{Error, Result};
@@ -94,6 +95,25 @@ fn a_image_that_git_lfs_has_not_fetched_is_called_so() {
 }
 
 #[test]
+fn metadata_in_another_encoding_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    bench(folder.path());
+    let path = folder.path().join("test/metadata.jsonl");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, format!("\u{feff}{}", text.replace('\n', "\r\n"))).unwrap();
+    let bench = Bench::open(folder.path()).unwrap();
+    assert_eq!((bench.pairs.len(), bench.problems.len()), (PAIRS, 0));
+    let wide: Vec<u8> = text.encode_utf16().flat_map(u16::to_be_bytes).collect();
+    std::fs::write(&path, wide).unwrap();
+    let error = Bench::open(folder.path()).unwrap_err();
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(
+        error.to_string().contains("metadata.jsonl") && cause.contains("UTF-16; save it as UTF-8"),
+        "{cause}"
+    );
+}
+
+#[test]
 fn a_folder_that_is_no_bench_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let error = Bench::open(folder.path()).unwrap_err().to_string();
@@ -143,6 +163,46 @@ fn a_run_measures_every_pair_and_writes_what_it_comes_to() {
     assert_eq!(table.lines().count(), PAIRS + 1);
     let latency = std::fs::read_to_string(out.join("timings/latency.md")).unwrap();
     assert!(latency.contains("| an edit | 10 | ") && latency.contains("| a step, all else included | 10 | "));
+}
+
+#[test]
+fn results_hold_no_formulas_and_the_report_no_html() {
+    let folder = tempfile::tempdir().unwrap();
+    let (key, category, instruction) = (
+        "=cmd|' /C calc'!A0",
+        "</title><script>alert(5)</script>",
+        "@SUM(1), \"+1\"",
+    );
+    write_bench(&folder.path().join("bench"), |index, line| {
+        let mut line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        if index == 0 {
+            (line["key"], line["category"], line["instruction"]) = (key.into(), category.into(), instruction.into());
+        }
+        Some(line.to_string())
+    });
+    let bench = Bench::open(folder.path().join("bench")).unwrap();
+    let out = folder.path().join("run");
+    run(&bench, &out, "0/1");
+    let mut rows = csv::Reader::from_path(out.join("results.csv")).unwrap();
+    let rows: Vec<csv::StringRecord> = rows.records().map(std::result::Result::unwrap).collect();
+    let first: Vec<&str> = rows[0].iter().collect();
+    assert!(
+        first[..3].iter().all(|field| !field.starts_with(['=', '+', '-', '@'])),
+        "{first:?}"
+    );
+    let texts: Vec<&str> = first[..3].iter().map(|field| text_of_csv(field)).collect();
+    assert_eq!(texts, [key, category, instruction]);
+    // All others are numbers, or empty.
+    assert!(rows.iter().all(|row| {
+        row.iter()
+            .skip(3)
+            .all(|field| field.is_empty() || field.parse::<f64>().is_ok())
+    }));
+    let report = std::fs::read_to_string(out.join("report.md")).unwrap();
+    assert!(!report.contains("<script") && !report.contains("</title"), "{report}");
+    assert_eq!(report.matches("&lt;script&gt;alert(5)").count(), 3, "{report}");
+    let page = std::fs::read_to_string(out.join("page.html")).unwrap();
+    assert_eq!(page.matches("<script").count(), 2);
 }
 
 #[test]

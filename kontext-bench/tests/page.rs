@@ -22,6 +22,9 @@ use kontext_core::Result;
 const HOSTILE: &str =
     "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'> & \"{{script}}\"";
 
+/// A key that a spreadsheet would take for a formula, if it stood so in the exported votes.
+const FORMULA: &str = "=cmd|' /C calc'!A0";
+
 /// A bench with two runs.
 struct Desk {
     folder: tempfile::TempDir,
@@ -34,6 +37,9 @@ impl Desk {
         let folder = tempfile::tempdir().unwrap();
         write_bench(&folder.path().join("bench"), |index, line| {
             let mut line: serde_json::Value = serde_json::from_str(&line).unwrap();
+            if index == 1 {
+                line["key"] = FORMULA.into();
+            }
             if index == 0 {
                 line["instruction"] = HOSTILE.into();
                 line["references"] = serde_json::json!(["images/0003.png"]);
@@ -217,6 +223,8 @@ fn two_runs_are_voted_on_blind_and_the_votes_name_what_was_seen() {
         assert!(begin.elapsed().as_secs() < 30, "no file was written");
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
+    let exported = std::fs::read_to_string(&file).unwrap();
+    assert!(exported.contains(&format!("\r\n'{FORMULA},")), "{exported}");
     let (votes, problems) = read_votes(&file).unwrap();
     assert!(problems.is_empty(), "{problems:?}");
     assert_eq!(votes.iter().map(|vote| vote.choice).collect::<Vec<_>>(), choices);

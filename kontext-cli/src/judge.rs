@@ -3,79 +3,73 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use kontext::image::RgbImage;
-use kontext::{Autoencoder, Pipeline, Request};
+use kontext::{Autoencoder, Error, Pipeline, Request};
 use kontext_bench::edit::{EditScore, KnownEdit};
+use kontext_core::json_lines::inside;
 use kontext_core::read_json;
-use serde::{Deserialize, Deserializer};
+use kontext_train::dataset::{Dataset, Item};
 
-use crate::files::read;
 use crate::images::ImageCache;
+use crate::program::note;
 use crate::round_trip::{autoencoder, round_trip};
 use crate::strip::strip;
 
 /// An edit of a dataset, with the images that its result might be mistaken for.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone)]
 pub struct Edit {
     /// Reference images; empty for text-to-image.
-    #[serde(default, deserialize_with = "one_or_many")]
     pub source: Vec<PathBuf>,
     /// The true result.
     pub target: PathBuf,
     /// The prompt.
     pub instruction: String,
     /// Category, such as "local/hair"; may be empty.
-    #[serde(default)]
     pub category: String,
     /// Its split, such as "train" or "test".
     pub split: String,
-    #[serde(default)]
-    family: Option<String>,
     /// Images of its family, the target among them; empty if the dataset lists none.
-    #[serde(skip)]
     pub candidates: Vec<PathBuf>,
 }
 
-/// Reads a path, a list of paths, or null.
-fn one_or_many<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Sources {
-        One(PathBuf),
-        Many(Vec<PathBuf>),
-    }
-    Ok(match Option::<Sources>::deserialize(from)? {
-        None => Vec::new(),
-        Some(Sources::One(path)) => vec![path],
-        Some(Sources::Many(paths)) => paths,
-    })
-}
-
-/// Returns the edits of these splits in a dataset's folder, in the order of its `metadata.jsonl`.
+/// Returns the edits of these splits in a dataset's folder, in the order of its `metadata.jsonl`. Lines that
+/// cannot be used are named on stderr and left out, as training leaves them out.
 ///
 /// # Errors
-/// If a file of the dataset cannot be read.
+/// Those of [`Dataset::open`], and if `families.json` cannot be read or names a path that leaves the folder.
 pub fn edits(folder: &Path, splits: &[&str]) -> anyhow::Result<Vec<Edit>> {
-    let path = folder.join("metadata.jsonl");
-    let text = read(&path)?;
-    let families = folder.join("families.json");
-    let families: BTreeMap<String, Vec<PathBuf>> = if families.is_file() {
-        read_json(&families)?
-    } else {
-        BTreeMap::new()
-    };
-    let mut edits = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        let place = || format!("{} line {}", path.display(), number + 1);
-        let mut edit: Edit = serde_json::from_str(line).with_context(place)?;
-        if splits.contains(&edit.split.as_str()) {
-            let family = edit.family.as_ref().and_then(|family| families.get(family));
-            edit.candidates = family.cloned().unwrap_or_default();
-            edits.push(edit);
+    let families = families(&folder.join("families.json"))?;
+    let Dataset { items, skipped, .. } = Dataset::open(folder)?;
+    skipped
+        .iter()
+        .for_each(|skipped| note(format_args!("skipped {skipped}")));
+    let edit = |item: Item| {
+        let family = item.family.as_ref().and_then(|family| families.get(family));
+        Edit {
+            source: item.sources,
+            target: item.target,
+            instruction: item.instruction,
+            category: item.category,
+            split: item.split,
+            candidates: family.cloned().unwrap_or_default(),
         }
+    };
+    let wanted = |item: &Item| splits.contains(&item.split.as_str());
+    Ok(items.into_iter().filter(wanted).map(edit).collect())
+}
+
+/// Reads the images of each family; none if there is no such file.
+fn families(path: &Path) -> anyhow::Result<BTreeMap<String, Vec<PathBuf>>> {
+    if !path.is_file() {
+        return Ok(BTreeMap::new());
     }
-    Ok(edits)
+    let families: BTreeMap<String, Vec<String>> = read_json(path)?;
+    let checked = |(name, paths): (String, Vec<String>)| {
+        let paths = paths.iter().map(|path| inside(path)).collect::<Result<_, _>>();
+        let paths = paths.map_err(|reason| Error::config(path, format!("family {name:?}: {reason}; correct it")))?;
+        Ok((name, paths))
+    };
+    families.into_iter().map(checked).collect()
 }
 
 /// A model and the images of a dataset, at the model's size.
@@ -166,5 +160,44 @@ impl Judge {
             truth,
             score,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dataset_is_read_as_training_reads_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        let lines = [
+            r#"{"source": "a.png", "target": "b.png", "prompt": "p", "family": "f"}"#,
+            r#"{"target": "../b.png", "instruction": "p"}"#,
+            r#"{"target": "b.png", "instruction": "", "split": "test", "family": "none"}"#,
+        ];
+        write("metadata.jsonl", &format!("\u{feff}{}\r\n\r\n", lines.join("\r\n")));
+        write("families.json", "\u{feff}{\"f\": [\"b.png\", \"./c.png\"]}");
+        let all = edits(folder.path(), &["train", "test"]).unwrap();
+        assert_eq!(
+            (all.len(), all[0].instruction.as_str(), all[0].split.as_str()),
+            (2, "p", "train")
+        );
+        assert_eq!(all[0].candidates, [Path::new("b.png"), Path::new("c.png")]);
+        assert!(all[1].candidates.is_empty() && all[1].source.is_empty());
+        for (text, words) in [
+            (
+                "{\"f\": [\"/b.png\"]}",
+                "family \"f\": the path \"/b.png\" does not stay in the folder",
+            ),
+            ("{\"f\": \"b.png\"}", "line 1"),
+            ("[]", "expected an object"),
+            ("{\0", "UTF-16"),
+        ] {
+            write("families.json", text);
+            let error = edits(folder.path(), &["train"]).unwrap_err();
+            let told = format!("{error:#}");
+            assert!(told.contains("families.json") && told.contains(words), "{told}");
+        }
     }
 }

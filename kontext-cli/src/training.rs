@@ -4,17 +4,13 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use kontext::{Cancel, Device, Error};
-use kontext_core::shortened;
+use kontext_core::range::within;
 use kontext_train::{AutoencoderRecipe, AutoencoderTrainer, Recipe, TrainEvent, Trainer};
 
 use crate::interrupt::cancel_on_ctrl_c;
 use crate::program::note;
 use crate::progress::Reporter;
-
-/// Characters of a number in a message.
-const SHOWN: usize = 20;
 
 /// The conditions that stop a run before its last step: Ctrl-C, or a time limit.
 #[derive(Debug)]
@@ -24,10 +20,11 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// Installs a handler of Ctrl-C and starts the clock; `None` sets no time limit.
+    /// Installs a handler of Ctrl-C and starts the clock; `None` sets no time limit, which is of 10^6 minutes
+    /// at most.
     ///
     /// # Errors
-    /// If the minutes are negative, not a number or more than a clock counts, or the program has a handler already.
+    /// If the program has a handler already, or for another time.
     pub fn new(minutes: Option<f64>) -> anyhow::Result<Self> {
         Ok(Self {
             end: minutes.map(end).transpose()?,
@@ -45,14 +42,10 @@ impl Limit {
     }
 }
 
-/// Returns the time after this many minutes.
-fn end(minutes: f64) -> anyhow::Result<Instant> {
-    let duration = Duration::try_from_secs_f64(60.0 * minutes).ok();
-    let end = duration.and_then(|duration| Instant::now().checked_add(duration));
-    end.with_context(|| {
-        let minutes = shortened(&minutes.to_string(), SHOWN);
-        format!("invalid number of minutes: expected 0 or more, got {minutes}; leave them out for no limit")
-    })
+/// Returns the time after this many minutes, 10^6 at most.
+fn end(minutes: f64) -> kontext::Result<Instant> {
+    let minutes = within("--minutes", minutes, 0.0..=1e6)?;
+    Ok(Instant::now() + Duration::from_secs_f64(60.0 * minutes))
 }
 
 /// Trains a transformer; returns the trainer, and `true` if the last step was reached.
@@ -160,10 +153,7 @@ mod tests {
     fn minutes_that_no_clock_counts_are_an_error_and_not_a_panic() {
         for minutes in [-1.0, f64::NAN, f64::INFINITY, 3e17, 1e308] {
             let error = end(minutes).unwrap_err().to_string();
-            assert!(
-                error.starts_with("invalid number of minutes: ") && error.len() < 120,
-                "{error}"
-            );
+            assert!(error.starts_with("invalid --minutes: ") && error.len() < 160, "{error}");
         }
         for minutes in [0.0, 0.5, 1e6] {
             end(minutes).unwrap();

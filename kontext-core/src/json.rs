@@ -28,12 +28,29 @@ pub fn read_json<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<T> {
 /// # Errors
 /// The problem and its remedy, if the bytes are not UTF-8.
 pub fn utf8(bytes: &[u8]) -> std::result::Result<&str, &'static str> {
-    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+    std::str::from_utf8(without_mark(bytes)?).map_err(|_| "its text is not UTF-8; save it as UTF-8")
+}
+
+/// Returns the bytes of a text file without a byte order mark, for a reader that checks the encoding line by
+/// line.
+///
+/// # Errors
+/// The problem and its remedy for UTF-16: a byte order mark of that encoding, or a first letter next to a
+/// zero byte.
+pub fn without_mark(bytes: &[u8]) -> std::result::Result<&[u8], &'static str> {
+    let utf16 = match bytes {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => true,
+        [first, second, ..] => (*first == 0) != (*second == 0),
+        _ => false,
+    };
+    if utf16 {
         return Err("its text is UTF-16; save it as UTF-8");
     }
-    let text = std::str::from_utf8(bytes).map_err(|_| "its text is not UTF-8; save it as UTF-8")?;
-    Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
+    Ok(bytes.strip_prefix(MARK).unwrap_or(bytes))
 }
+
+/// The byte order mark in UTF-8.
+const MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// Writes an indented JSON file, which appears whole or not at all.
 ///
@@ -77,6 +94,7 @@ mod tests {
                 .unwrap_err()
                 .contains("UTF-16; save it as UTF-8")
         );
+        assert!(read(b"{\0}\0").unwrap_err().contains("UTF-16") && read(b"\0{\0}").unwrap_err().contains("UTF-16"));
         assert!(read(b"{\"\xe9\": 1}").unwrap_err().contains("not UTF-8"));
     }
 

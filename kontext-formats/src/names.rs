@@ -1,4 +1,12 @@
-//! Tensor names: translation between naming schemes, and the nearest name to a missing one.
+//! Tensor names: translation between naming schemes, the nearest name to a missing one, and the check of
+//! names to be written.
+
+use std::collections::HashSet;
+
+use kontext_core::{Error, Result};
+
+/// Key of the text in a safetensors header, next to the tensors' names.
+const RESERVED: &str = "__metadata__";
 
 /// The source of a part's tensor in a file with another naming scheme.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +49,28 @@ pub fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Option
         .map(|name| (likeness(name), name))
         .max_by(|a, b| a.0.total_cmp(&b.0))?;
     (best.0 >= LIKE).then(|| best.1.to_owned())
+}
+
+/// Checks that the names of tensors to be written differ, and that none is the key of a file's metadata.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] with the name.
+pub(crate) fn check_unique<'a>(names: impl Iterator<Item = &'a str>) -> Result<()> {
+    let mut seen = HashSet::new();
+    for name in names {
+        if name == RESERVED {
+            let expected = format!("names other than {RESERVED:?}, which holds a file's text");
+            return Err(Error::invalid("names of tensors", expected, "one of that name"));
+        }
+        if !seen.insert(name) {
+            return Err(Error::invalid(
+                "names of tensors",
+                "each once",
+                format!("{name:?} twice"),
+            ));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -8,11 +8,13 @@ use tch::{Device, Kind, Tensor};
 
 use kontext_core::{CheckpointError, Error, Result, write_file};
 
+use crate::names::check_unique;
+
 /// Writes tensors to a safetensors file, in their dtypes. The file appears whole or not at all.
 ///
 /// # Errors
 /// [`Error::Io`] if the folder cannot be written, [`Error::Checkpoint`] for a dtype that safetensors cannot
-/// hold.
+/// hold, [`Error::InvalidArgument`] for two tensors of one name, or one called `__metadata__`.
 pub fn save(path: impl AsRef<Path>, tensors: &[(String, Tensor)], text: Option<HashMap<String, String>>) -> Result<()> {
     let path = path.as_ref();
     let bytes = to_bytes(path, tensors, text)?;
@@ -22,8 +24,10 @@ pub fn save(path: impl AsRef<Path>, tensors: &[(String, Tensor)], text: Option<H
 /// Serialises tensors to the bytes of a safetensors file; `path` is named in errors.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] for a dtype that safetensors cannot hold.
+/// [`Error::Checkpoint`] for a dtype that safetensors cannot hold, [`Error::InvalidArgument`] for two tensors
+/// of one name, or one called `__metadata__`.
 pub fn to_bytes(path: &Path, tensors: &[(String, Tensor)], text: Option<HashMap<String, String>>) -> Result<Vec<u8>> {
+    check_unique(tensors.iter().map(|(name, _)| name.as_str()))?;
     let raw = tensors
         .iter()
         .map(|(name, value)| raw(path, name, value))
@@ -74,4 +78,49 @@ fn dtype_of(kind: Kind) -> Option<Dtype> {
         Kind::Uint8 => Dtype::U8,
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn saved(names: &[&str]) -> Result<Vec<u8>> {
+        let tensors: Vec<_> = names
+            .iter()
+            .map(|name| ((*name).to_owned(), Tensor::from_slice(&[1.0_f32])))
+            .collect();
+        to_bytes(Path::new("a.safetensors"), &tensors, None)
+    }
+
+    #[test]
+    fn two_tensors_of_one_name_are_refused_and_not_a_panic() {
+        assert_eq!(
+            saved(&["a", "b", "a"]).unwrap_err().to_string(),
+            "invalid names of tensors: expected each once, got \"a\" twice"
+        );
+        let reserved = saved(&["__metadata__"]).unwrap_err().to_string();
+        assert!(reserved.contains("names other than \"__metadata__\""), "{reserved}");
+        saved(&["a", "b", ""]).unwrap();
+        saved(&[]).unwrap();
+    }
+
+    #[test]
+    fn tensors_of_any_shape_and_layout_are_saved_or_refused() {
+        let cpu = (Kind::Float, Device::Cpu);
+        let all = [
+            ("scalar".to_owned(), Tensor::from(2.5_f32)),
+            ("empty".to_owned(), Tensor::zeros([3, 0], cpu)),
+            ("transposed".to_owned(), Tensor::ones([2, 3], cpu).transpose(0, 1)),
+        ];
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.safetensors");
+        save(&path, &all, None).unwrap();
+        let store = crate::Store::open(&path).unwrap();
+        for (name, value) in &all {
+            assert!(store.raw(name).unwrap().equal(value), "{name}");
+        }
+        for value in [Tensor::zeros([2], (Kind::ComplexFloat, Device::Cpu)), Tensor::new()] {
+            assert!(to_bytes(&path, &[("a".to_owned(), value)], None).is_err());
+        }
+    }
 }

@@ -9,6 +9,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use super::StreamedTensor;
 use super::quant::Format;
+use crate::names::check_unique;
 
 /// Alignment of the start of the data, in bytes.
 const ALIGNMENT: usize = 8;
@@ -18,8 +19,8 @@ const ALIGNMENT: usize = 8;
 ///
 /// # Errors
 /// [`Error::Io`] if the folder cannot be written; [`Error::Checkpoint`] for a format unknown to safetensors;
-/// [`Error::InvalidArgument`] for bytes that do not match the shape; any error that a tensor's own function
-/// returns.
+/// [`Error::InvalidArgument`] for bytes that do not match the shape, two tensors of one name, or one called
+/// `__metadata__`; any error that a tensor's own function returns.
 pub fn save_streamed<'a>(
     path: impl AsRef<Path>,
     text: HashMap<String, String>,
@@ -27,6 +28,7 @@ pub fn save_streamed<'a>(
 ) -> Result<()> {
     let path = path.as_ref();
     let mut tensors: Vec<StreamedTensor<'a>> = tensors.into_iter().collect();
+    check_unique(tensors.iter().map(|tensor| tensor.name.as_str()))?;
     tensors.sort_by(|a, b| {
         b.format
             .bytes()
@@ -43,7 +45,7 @@ pub fn save_streamed<'a>(
             .ok_or_else(unknown)
             .map_err(Error::checkpoint(path))?;
         let start = end;
-        end += tensor.format.bytes() * tensor.shape.iter().product::<usize>();
+        end = end_of(tensor, start)?;
         infos.push((
             tensor.name.clone(),
             TensorInfo {
@@ -64,7 +66,7 @@ pub fn save_streamed<'a>(
     write(&(header.len() as u64).to_le_bytes())?;
     write(&header)?;
     for tensor in tensors {
-        let expected = tensor.format.bytes() * tensor.shape.iter().product::<usize>();
+        let expected = end_of(&tensor, 0)?;
         let data = (tensor.data)()?;
         if data.len() != expected {
             let got = format!("{} in `{}`", data.len(), tensor.name);
@@ -75,6 +77,17 @@ pub fn save_streamed<'a>(
     out.flush().map_err(Error::io(path))?;
     drop(out);
     file.publish()
+}
+
+/// Returns the end of a tensor's bytes that begin at `start`.
+fn end_of(tensor: &StreamedTensor<'_>, start: usize) -> Result<usize> {
+    let mut sides = tensor.shape.iter();
+    let bytes = sides.try_fold(tensor.format.bytes(), |bytes, side| bytes.checked_mul(*side));
+    let end = bytes.and_then(|bytes| bytes.checked_add(start));
+    end.filter(|end| isize::try_from(*end).is_ok()).ok_or_else(|| {
+        let got = format!("{:?} in {:?}", tensor.shape, tensor.name);
+        Error::invalid("shape of a tensor", "one that fits in memory", got)
+    })
 }
 
 fn dtype_of(format: Format) -> Option<Dtype> {
@@ -118,6 +131,22 @@ mod tests {
         let short = [tensor("a", Format::F32, &[0, 0, 128, 63])];
         let error = save_streamed(folder.path().join("b.safetensors"), HashMap::new(), short).unwrap_err();
         assert_eq!(error.to_string(), "invalid bytes of a tensor: expected 8, got 4 in `a`");
+        for shape in [[usize::MAX, 2], [1 << 62, 1]] {
+            let large = [StreamedTensor::new("a", Format::F32, &shape, || {
+                Ok(Cow::Borrowed(&[][..]))
+            })];
+            let error = save_streamed(folder.path().join("b.safetensors"), HashMap::new(), large).unwrap_err();
+            assert!(
+                error.to_string().contains("expected one that fits in memory"),
+                "{error}"
+            );
+        }
+        let double = ["a", "a"].map(|name| tensor(name, Format::F8E4M3, &[0x38, 0xb8]));
+        let error = save_streamed(folder.path().join("b.safetensors"), HashMap::new(), double).unwrap_err();
+        assert!(
+            error.to_string().ends_with("expected each once, got \"a\" twice"),
+            "{error}"
+        );
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

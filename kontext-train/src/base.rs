@@ -8,7 +8,7 @@ use kontext_dit::{Dit, DitConfig};
 use kontext_nn::Weights;
 use kontext_sampler::{Shift, Size};
 use kontext_text::{ClipEncoder, T5Encoder, TextEncoder, Tokenizer};
-use kontext_vae::Autoencoder;
+use kontext_vae::{Autoencoder, VaeFootprint};
 
 /// A model folder with its configuration.
 #[derive(Debug)]
@@ -59,6 +59,14 @@ impl Base {
     /// Those of [`Autoencoder::open`].
     pub fn vae(&self, device: Device) -> Result<Autoencoder> {
         Autoencoder::open(&self.checkpoint.vae, Kind::Float, device)
+    }
+
+    /// Reads the memory footprint of the autoencoder from its headers.
+    ///
+    /// # Errors
+    /// Those of [`Weights::open`].
+    pub(crate) fn vae_footprint(&self) -> Result<VaeFootprint> {
+        Ok(VaeFootprint::of(&Weights::open(&self.checkpoint.vae)?, Kind::Float))
     }
 
     /// Loads the text encoders.

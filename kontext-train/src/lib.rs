@@ -2,9 +2,11 @@
 
 mod assemble;
 mod base;
+mod bounds;
 pub mod dataset;
 mod flow;
 mod from_scratch;
+mod memory;
 mod optim;
 mod run;
 

@@ -261,3 +261,25 @@ fn a_state_of_another_method_is_refused() {
     assert!(error.to_string().contains("state.safetensors"), "{error}");
     assert!(Path::new(&world.0.path().join("run/state.safetensors")).is_file());
 }
+
+#[test]
+fn an_empty_instruction_is_trained_on() {
+    let world = World::new();
+    let lines = ["", "", " ", "make it \u{0} red"].map(|text| {
+        json!({"source": "0-red.png", "target": "0-blue.png", "instruction": text, "split": "train"}).to_string()
+    });
+    std::fs::write(world.data().join("metadata.jsonl"), lines.join("\n")).unwrap();
+    let mut recipe = world.recipe("run", 1);
+    // The empty prompt is in the data, and replaces others.
+    (recipe.data.batch, recipe.objective.drop_prompt) = (4, 0.5);
+    Trainer::open(recipe.clone(), go_on).unwrap().run(go_on).unwrap();
+    assert_eq!(state(&recipe).names().len(), 4);
+    // A second run finds every prompt in the cache.
+    let mut encoded = 0;
+    let count = |event: TrainEvent<'_>| {
+        encoded += usize::from(matches!(event, TrainEvent::Encoding(_)));
+        ControlFlow::Continue(())
+    };
+    Trainer::open(recipe, count).unwrap();
+    assert_eq!(encoded, 0);
+}

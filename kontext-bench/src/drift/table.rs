@@ -5,6 +5,7 @@ use std::fmt::Write;
 use kontext_core::Result;
 
 use super::{Drift, Score};
+use crate::cell::markdown;
 use crate::statistics::Estimate;
 
 /// A number from the scores, and its format.
@@ -168,12 +169,16 @@ impl Drift {
 fn table(first: &str, columns: &[&str], rows: &[(String, Vec<String>)]) -> String {
     let mut text = format!(
         "| {first} | {} |\n| --- |{}\n",
-        columns.join(" | "),
+        columns
+            .iter()
+            .map(|column| markdown(column))
+            .collect::<Vec<_>>()
+            .join(" | "),
         " ---: |".repeat(columns.len())
     );
     for (name, cells) in rows {
         // Writing to a string does not fail.
-        let _ = writeln!(text, "| {name} | {} |", cells.join(" | "));
+        let _ = writeln!(text, "| {} | {} |", markdown(name), cells.join(" | "));
     }
     text
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::cell::markdown;
 use crate::edit::EditScore;
 use crate::statistics::PSNR_CAP;
 
@@ -92,10 +93,14 @@ impl fmt::Display for Table {
         for category in self.categories() {
             let prefix = category.split_once('/').map_or(category, |(prefix, _)| prefix);
             if prefix != group && prefix != category {
-                line(f, &format!("**{prefix}**"), self.mean(&format!("{prefix}/")))?;
+                line(
+                    f,
+                    &format!("**{}**", markdown(prefix)),
+                    self.mean(&format!("{prefix}/")),
+                )?;
             }
             group = prefix;
-            line(f, category, self.mean(category))?;
+            line(f, &markdown(category), self.mean(category))?;
         }
         line(f, "**all**", self.mean(""))
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use image::RgbImage;
-use kontext_core::{Error, Result, images};
+use kontext_core::{Error, Result, images, json_lines};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
@@ -45,7 +45,7 @@ impl Bench {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if the folder holds no such file, or no usable pair; [`Error::Io`] if the
-    /// file cannot be read.
+    /// file cannot be read, a checkpoint error if it is UTF-16.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         let metadata = ["test/metadata.jsonl", "metadata.jsonl"].map(PathBuf::from);
@@ -62,7 +62,9 @@ impl Bench {
             metadata,
             images: BTreeMap::new(),
         };
-        bench.read_lines(&bytes);
+        bench
+            .read_lines(&bytes)
+            .map_err(|reason| Error::config(&path, reason))?;
         bench.read_images();
         bench.problems.sort_by_key(|problem| problem.line);
         for category in CATEGORIES {
@@ -94,20 +96,11 @@ impl Bench {
         });
     }
 
-    fn read_lines(&mut self, bytes: &[u8]) {
-        let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
+    fn read_lines(&mut self, bytes: &[u8]) -> Result<(), &'static str> {
         // Some file systems do not distinguish upper and lower case.
         let mut lines_of_keys = BTreeMap::<String, usize>::new();
-        for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
-            let number = index + 1;
-            let Ok(text) = std::str::from_utf8(line) else {
-                self.problem(Some(number), "it is not UTF-8; the line is left out".to_owned());
-                continue;
-            };
-            if text.trim().is_empty() {
-                continue;
-            }
-            let mut pair = match Pair::read(text, number) {
+        for (number, fields) in json_lines::read(bytes)? {
+            let mut pair = match fields.and_then(|fields| Pair::read(&fields, number)) {
                 Ok(pair) => pair,
                 Err(what) => {
                     self.problem(Some(number), format!("{what}; the line is left out"));
@@ -136,6 +129,7 @@ impl Bench {
             }
             self.pairs.push(pair);
         }
+        Ok(())
     }
 
     /// Reads every image once; drops pairs and truths whose images cannot be read.

@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::pair::draw;
 use super::{Bench, Column, Pair, Record, RunFolder, report};
+use crate::cell::html;
 
 const TEMPLATE: &str = include_str!("page/page.html");
 const STYLE: &str = include_str!("page/page.css");
@@ -145,7 +146,7 @@ impl<'a> Page<'a> {
         });
         let title = format!("KontextBench: {}", names.join(" and "));
         Ok(filled(&[
-            ("title", &escaped(&title)),
+            ("title", &html(&title)),
             ("style", STYLE),
             ("data", &in_script(&data)),
             ("script", SCRIPT),
@@ -296,11 +297,6 @@ fn filled(values: &[(&str, &str)]) -> String {
     }
     page.push_str(rest);
     page
-}
-
-/// Escapes text for HTML.
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 /// Serialises JSON for a `script` element, so that nothing in it can end the element.

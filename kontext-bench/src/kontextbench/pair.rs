@@ -1,8 +1,9 @@
 //! One pair of a bench: images and an instruction.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::PathBuf;
 
-use serde_json::{Map, Value};
+use kontext_core::json_lines::{Fields, paths};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 /// Length limit of keys in bytes; longer ones exceed the file name limits of file systems.
@@ -28,45 +29,26 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Reads a line of `metadata.jsonl`. The category is kept unchanged.
-    pub(super) fn read(text: &str, line: usize) -> Result<Self, String> {
-        let value: Value = serde_json::from_str(text).map_err(|error| {
-            // serde_json's line number refers to this line only.
-            let words = error.to_string();
-            format!("it is no JSON: {}", words.split(" at line ").next().unwrap_or(&words))
-        })?;
-        let Value::Object(fields) = value else {
-            return Err("expected a JSON object".to_owned());
-        };
-        let (name, images) = field(&fields, &["file_name", "image", "images", "image_path"])
-            .ok_or_else(|| format!("no field `file_name` (nor `image`); it has {}", names(&fields)))?;
+    /// Reads the fields of a line of `metadata.jsonl`. The category is kept unchanged.
+    pub(super) fn read(fields: &Fields, line: usize) -> Result<Self, String> {
+        let (name, images) = fields.require(&["file_name", "image", "images", "image_path"])?;
         let mut images = paths(name, images)?;
         if images.is_empty() {
             return Err(format!("`{name}` names no image"));
         }
-        if let Some((name, more)) = field(&fields, &["references"]) {
-            images.extend(paths(name, more)?);
-        }
-        let (name, instruction) = field(&fields, &["instruction", "prompt", "text"])
-            .ok_or_else(|| format!("no field `instruction` (nor `prompt`); it has {}", names(&fields)))?;
+        let listed = |name: &'static str| fields.get(&[name]).map(|(name, value)| paths(name, value)).transpose();
+        images.extend(listed("references")?.unwrap_or_default());
+        let (name, instruction) = fields.require(&["instruction", "prompt", "text"])?;
         let instruction = instruction.as_str().map(str::trim).filter(|text| !text.is_empty());
         let instruction = instruction.ok_or_else(|| format!("`{name}` is no text"))?.to_owned();
-        let category = field(&fields, &["category"])
-            .and_then(|(_, value)| value.as_str())
-            .unwrap_or_default();
-        let truth = field(&fields, &["truth"])
-            .map(|(name, value)| paths(name, value))
-            .transpose()?;
-        let candidates = field(&fields, &["candidates"])
-            .map(|(name, value)| paths(name, value))
-            .transpose()?;
+        let category = fields.get(&["category"]).and_then(|(_, value)| value.as_str());
         Ok(Self {
-            key: key(&fields, line)?,
+            key: key(fields, line)?,
             instruction,
-            category: category.trim().to_owned(),
+            category: category.unwrap_or_default().trim().to_owned(),
             images,
-            truth: truth.and_then(|paths| paths.into_iter().next()),
-            candidates: candidates.unwrap_or_default(),
+            truth: listed("truth")?.and_then(|paths| paths.into_iter().next()),
+            candidates: listed("candidates")?.unwrap_or_default(),
             line,
         })
     }
@@ -120,31 +102,11 @@ pub(super) fn draw(seed: u64, name: &str) -> u32 {
     u32::from_le_bytes([digest[0], digest[1], digest[2], digest[3]])
 }
 
-/// Returns the first of these fields that exists and is not null.
-fn field<'a>(fields: &'a Map<String, Value>, names: &[&'static str]) -> Option<(&'static str, &'a Value)> {
-    names.iter().find_map(|name| {
-        fields
-            .get(*name)
-            .filter(|value| !value.is_null())
-            .map(|value| (*name, value))
-    })
-}
-
-fn names(fields: &Map<String, Value>) -> String {
-    const SHOWN: usize = 8;
-    let names: Vec<String> = fields.keys().take(SHOWN).map(|name| format!("`{name}`")).collect();
-    if names.is_empty() {
-        "none".to_owned()
-    } else {
-        names.join(", ")
-    }
-}
-
 /// Returns `key` or `id`; without them the published form of `image_idx` and `prompt_idx`, or the line
 /// number.
-fn key(fields: &Map<String, Value>, line: usize) -> Result<String, String> {
-    let number = |name: &str| fields.get(name).and_then(Value::as_u64);
-    let key = match field(fields, &["key", "id"]) {
+fn key(fields: &Fields, line: usize) -> Result<String, String> {
+    let number = |name: &'static str| fields.get(&[name]).and_then(|(_, value)| value.as_u64());
+    let key = match fields.get(&["key", "id"]) {
         Some((_, Value::String(key))) => key.clone(),
         Some((_, Value::Number(number))) => number.to_string(),
         Some((name, _)) => return Err(format!("`{name}` is neither a text nor a number")),
@@ -159,39 +121,14 @@ fn key(fields: &Map<String, Value>, line: usize) -> Result<String, String> {
     Ok(key)
 }
 
-/// Reads a path, a list of them, or objects with a `path`, as the `datasets` library writes images.
-fn paths(name: &str, value: &Value) -> Result<Vec<PathBuf>, String> {
-    let one = |value: &Value| {
-        let text = value.get("path").unwrap_or(value).as_str();
-        inside(text.ok_or_else(|| format!("`{name}` is no path of an image"))?)
-    };
-    match value {
-        Value::Array(values) => values.iter().map(one).collect(),
-        value => Ok(vec![one(value)?]),
-    }
-}
-
-/// Checks that a path stays in the bench's folder: a bench is untrusted input.
-fn inside(text: &str) -> Result<PathBuf, String> {
-    let path = Path::new(text);
-    let stays = path
-        .components()
-        .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-    if text.is_empty() || !stays {
-        return Err(format!("the path {text:?} does not stay in the bench's folder"));
-    }
-    Ok(path
-        .components()
-        .filter(|part| matches!(part, Component::Normal(_)))
-        .collect())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn read(text: &str) -> Result<Pair, String> {
-        Pair::read(text, 12)
+        Pair::read(&Fields::read(text)?, 12)
     }
 
     #[test]
@@ -225,7 +162,10 @@ mod tests {
     fn what_a_line_lacks_is_said() {
         for (line, words) in [
             ("{", "it is no JSON: EOF while parsing an object"),
-            ("[]", "expected a JSON object"),
+            (
+                "[]",
+                "expected a JSON object, got a list; put each object on a line of its own",
+            ),
             (
                 r#"{"prompt": "p"}"#,
                 "no field `file_name` (nor `image`); it has `prompt`",
@@ -235,11 +175,11 @@ mod tests {
             (r#"{"image": [], "prompt": "p"}"#, "`image` names no image"),
             (
                 r#"{"image": "../a.png", "prompt": "p"}"#,
-                "the path \"../a.png\" does not stay in the bench's folder",
+                "the path \"../a.png\" does not stay in the folder",
             ),
             (
                 r#"{"image": "/a.png", "prompt": "p"}"#,
-                "the path \"/a.png\" does not stay in the bench's folder",
+                "the path \"/a.png\" does not stay in the folder",
             ),
             (
                 r#"{"image": "a.png", "prompt": "p", "key": {}}"#,

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::Vote;
-use super::report::cell;
+use crate::cell::markdown;
 use crate::statistics::{Estimate, index};
 
 /// Standard normal quantile of a two-sided 95 % interval.
@@ -270,15 +270,15 @@ pub fn vote_report(votes: &[Vote], seed: u64) -> String {
     );
     for rate in win_rates(votes) {
         let [won, lost, tied] = rate.votes;
-        let category = rate.category.as_deref().unwrap_or("**all**");
-        let (run, against, category) = (cell(&rate.run), cell(&rate.against), cell(category));
+        let category = rate.category.as_deref().map_or("**all**".to_owned(), markdown);
+        let (run, against, category) = (markdown(&rate.run), markdown(&rate.against), category);
         text.push_str(&format!(
             "| {run} | {against} | {category} | {won} | {lost} | {tied} | {rate} |\n"
         ));
     }
     text.push_str("\n| run | votes | Elo (95 %) |\n| --- | ---: | ---: |\n");
     for Rating { run, votes, elo } in ratings(votes, seed) {
-        let run = cell(&run);
+        let run = markdown(&run);
         text.push_str(&format!(
             "| {run} | {votes} | {:.0} ({:.0} to {:.0}) |\n",
             elo.value, elo.low, elo.high

@@ -7,6 +7,7 @@ use kontext_core::{Error, Result};
 
 use super::run_folder::Writer;
 use super::{Bench, COLUMNS, Column, Latency, Page, Record, RunFolder, RunInfo, Timing};
+use crate::cell::{self, markdown};
 
 /// Writes everything derived from the records, which are in the bench's order; returns the report's path.
 ///
@@ -49,7 +50,7 @@ fn csv(records: &[Record]) -> Result<Vec<u8>, csv::Error> {
         ];
         let own = [&record.key, &record.category, &record.instruction]
             .into_iter()
-            .cloned()
+            .map(|text| cell::csv(text).into_owned())
             .chain(numbers);
         let value = |column: &Column| {
             (column.value)(&record.measures)
@@ -62,7 +63,11 @@ fn csv(records: &[Record]) -> Result<Vec<u8>, csv::Error> {
 }
 
 fn text(bench: &Bench, info: &RunInfo, records: &[Record]) -> String {
-    let mut text = format!("# KontextBench: {}\n\n{bench}.\n\n", cell(&info.name));
+    let mut text = format!(
+        "# KontextBench: {}\n\n{}.\n\n",
+        markdown(&info.name),
+        markdown(&bench.to_string())
+    );
     let all: Vec<&Record> = records.iter().collect();
     let used = used(&all);
     let titles: Vec<&str> = used.iter().map(|column| column.title).collect();
@@ -70,7 +75,7 @@ fn text(bench: &Bench, info: &RunInfo, records: &[Record]) -> String {
     let _ = writeln!(text, "| category | n | {} |", titles.join(" | "));
     let _ = writeln!(text, "| --- | ---: |{}", " ---: |".repeat(used.len()));
     for row in means(&all, &used) {
-        let row: Vec<String> = row.iter().map(|text| cell(text)).collect();
+        let row: Vec<String> = row.iter().map(|text| markdown(text)).collect();
         let _ = writeln!(text, "| {} |", row.join(" | "));
     }
     text.push_str("\nMeans, with the ends of their intervals of 95 %: by bootstrap over pairs, and Wilson's for right and copied.\n\n");
@@ -79,12 +84,12 @@ fn text(bench: &Bench, info: &RunInfo, records: &[Record]) -> String {
     }
     text.push_str("\n| setting | value |\n| --- | --- |\n");
     for (name, value) in info.facts() {
-        let _ = writeln!(text, "| {} | {} |", cell(&name), cell(&value));
+        let _ = writeln!(text, "| {} | {} |", markdown(&name), markdown(&value));
     }
     if !bench.problems.is_empty() {
         text.push_str("\nWhat is wrong with the bench:\n\n");
         for problem in &bench.problems {
-            let _ = writeln!(text, "- {}", cell(&problem.to_string()));
+            let _ = writeln!(text, "- {}", markdown(&problem.to_string()));
         }
     }
     text
@@ -125,14 +130,4 @@ pub(super) fn means(records: &[&Record], columns: &[Column]) -> Vec<Vec<String>>
         row(name, &in_category)
     };
     names.iter().map(category_row).chain([row("all", records)]).collect()
-}
-
-/// Escapes text for a cell of a Markdown table.
-pub(super) fn cell(text: &str) -> String {
-    let shown = |c: char| if c.is_control() { ' ' } else { c };
-    text.chars()
-        .map(shown)
-        .collect::<String>()
-        .replace('|', "\\|")
-        .replace('<', "&lt;")
 }

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use kontext_core::{Error, Result};
+use kontext_core::{Error, Result, without_mark};
 use serde::{Deserialize, Serialize};
 
 use super::Problem;
+use crate::cell::text_of_csv;
 
 /// The result that a voter preferred.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,36 +48,43 @@ impl Vote {
             Choice::Tie => 0.5,
         }
     }
+
+    /// Removes the signs that the page puts before texts that begin as formulas.
+    fn unescaped(mut self) -> Self {
+        for text in [&mut self.key, &mut self.category, &mut self.left, &mut self.right] {
+            *text = text_of_csv(text).to_owned();
+        }
+        self
+    }
 }
 
 /// Reads a file of votes: CSV with the columns key, category, left, right, choice (`left`, `right` or `tie`)
 /// and time.
 ///
-/// A line is left out and reported as a problem if it is not a vote, compares a run with itself, or repeats
-/// an earlier vote on the same pair and runs.
+/// A text that begins as a formula has a `'` before it, which is removed. A line is left out and reported as
+/// a problem if it is not a vote, compares a run with itself, or repeats an earlier vote on the same pair and
+/// runs.
 ///
 /// # Errors
-/// [`Error::Io`] if the file cannot be read.
+/// [`Error::Io`] if the file cannot be read, a checkpoint error if it is UTF-16.
 pub fn read_votes(path: impl AsRef<Path>) -> Result<(Vec<Vote>, Vec<Problem>)> {
     let path = path.as_ref();
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(&bytes[..]);
+    let bytes = without_mark(&bytes).map_err(|reason| Error::config(path, reason))?;
+    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(bytes);
     let (mut votes, mut problems) = (Vec::<Vote>::new(), Vec::new());
     let mut seen = std::collections::BTreeMap::<(String, String, String), usize>::new();
     let headers = reader.headers().cloned();
+    let mut lines = Lines { bytes, at: 0, line: 1 };
     let mut record = csv::StringRecord::new();
     loop {
-        let mut line = reader.position().line() as usize;
+        let line = lines.at(reader.position().byte() as usize);
         let read = match reader.read_record(&mut record) {
             Ok(false) => break,
-            Ok(true) => {
-                line = record.position().map_or(line, |position| position.line() as usize);
-                headers.as_ref().map_err(ToString::to_string).and_then(|headers| {
-                    record
-                        .deserialize::<Vote>(Some(headers))
-                        .map_err(|error| in_words(&error))
-                })
-            }
+            Ok(true) => headers.as_ref().map_err(ToString::to_string).and_then(|headers| {
+                let read = record.deserialize::<Vote>(Some(headers));
+                read.map(Vote::unescaped).map_err(|error| in_words(&error))
+            }),
             Err(error) => Err(in_words(&error)),
         };
         let vote = read.and_then(|vote| {
@@ -110,11 +118,30 @@ pub fn read_votes(path: impl AsRef<Path>) -> Result<(Vec<Vote>, Vec<Problem>)> {
     Ok((votes, problems))
 }
 
+/// Line numbers by offset. csv's own count lags by one after a carriage return and a line feed.
+struct Lines<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    line: usize,
+}
+
+impl Lines<'_> {
+    /// Returns the line of the first record at or after an offset, which does not decrease.
+    fn at(&mut self, offset: usize) -> usize {
+        let after = self.bytes.get(offset..).unwrap_or_default();
+        let breaks = after.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        let passed = self.bytes.get(self.at..offset + breaks).unwrap_or_default();
+        self.line += passed.iter().filter(|byte| **byte == b'\n').count();
+        self.at = offset + breaks;
+        self.line
+    }
+}
+
 /// Formats csv's error without its position, which is reported separately.
 fn in_words(error: &csv::Error) -> String {
     match error.kind() {
         csv::ErrorKind::Deserialize { err, .. } => {
-            format!("it is no vote ({err}); expected key, category, left, right, choice, time")
+            format!("it is no vote ({err}); expected key, category, left, right, choice, time, separated by commas")
         }
         csv::ErrorKind::UnequalLengths { expected_len, len, .. } => format!("it has {len} fields, not {expected_len}"),
         csv::ErrorKind::Utf8 { .. } => "it is not UTF-8".to_owned(),
@@ -153,5 +180,33 @@ mod tests {
         ]) {
             assert!(problem.what.contains(words), "{problem}");
         }
+    }
+
+    #[test]
+    fn formulas_and_other_encodings_are_read_as_they_were_meant() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = "\u{feff}key,category,left,right,choice,time\r\n'=1,'@x,'+a,''=b,tie,\r\n";
+        std::fs::write(file.path(), text).unwrap();
+        let (votes, problems) = read_votes(file.path()).unwrap();
+        assert!(problems.is_empty(), "{problems:?}");
+        let Vote {
+            key,
+            category,
+            left,
+            right,
+            ..
+        } = &votes[0];
+        assert_eq!([key, category, left, right], ["=1", "@x", "+a", "'=b"]);
+        std::fs::write(file.path(), text.replace(',', ";")).unwrap();
+        let problem = read_votes(file.path()).unwrap().1[0].to_string();
+        assert!(
+            problem.contains("line 2: it is no vote") && problem.contains("separated by commas"),
+            "{problem}"
+        );
+        let wide: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        std::fs::write(file.path(), wide).unwrap();
+        let error = read_votes(file.path()).unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.contains("UTF-16; save it as UTF-8"), "{cause}");
     }
 }

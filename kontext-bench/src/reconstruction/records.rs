@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-use kontext_core::{Error, Result, sync_entry};
+use kontext_core::{Error, Result, sync_entry, without_mark};
 
 use super::Measurement;
 
@@ -21,8 +21,8 @@ impl Records {
     /// Opens or creates the file and reads its records. A last line truncated by a kill is dropped.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be read and written; [`Error::InvalidArgument`] with the line number
-    /// if a complete line is not a measurement.
+    /// [`Error::Io`] if the file cannot be read and written; a checkpoint error if it is UTF-16;
+    /// [`Error::InvalidArgument`] with the line number if a complete line is not a measurement.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let io = || Error::io(path);
@@ -35,6 +35,7 @@ impl Records {
         sync_entry(path)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(io())?;
+        without_mark(&bytes).map_err(|reason| Error::config(path, reason))?;
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         let mut done = BTreeMap::new();
         for (number, line) in bytes
@@ -43,6 +44,7 @@ impl Records {
             .split(|byte| *byte == b'\n')
             .enumerate()
         {
+            let line = without_mark(line).unwrap_or(line).trim_ascii();
             if line.is_empty() {
                 continue;
             }
@@ -150,5 +152,23 @@ mod tests {
         let error = Records::open(&path).unwrap_err().to_string();
         assert!(error.contains("records.jsonl line 2: "), "{error}");
         assert!(Records::open(folder.path()).is_err());
+    }
+
+    #[test]
+    fn records_that_an_editor_has_saved_are_read_or_its_encoding_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("records.jsonl");
+        let line = serde_json::to_string(&record("a.png", 30.0)).unwrap();
+        std::fs::write(&path, format!("\u{feff}{line}\r\n\r\n")).unwrap();
+        assert_eq!(Records::open(&path).unwrap().find("A", "a.png").unwrap().psnr, 30.0);
+        let wide: Vec<u8> = format!("\u{feff}{line}\n")
+            .encode_utf16()
+            .flat_map(u16::to_le_bytes)
+            .collect();
+        std::fs::write(&path, &wide).unwrap();
+        let error = Records::open(&path).unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.contains("UTF-16; save it as UTF-8"), "{cause}");
+        assert_eq!(std::fs::read(&path).unwrap(), wide);
     }
 }

@@ -5,6 +5,7 @@ use std::fmt::{self, Write as _};
 use kontext_core::Result;
 
 use super::Measurement;
+use crate::cell;
 use crate::statistics::Summary;
 
 /// The row of one autoencoder.
@@ -70,7 +71,7 @@ impl Table {
         text.push_str("| --- | ---: | ---: | ---: | ---: |\n");
         for cells in self.rows.iter().map(cells) {
             // Writing to a string does not fail.
-            let _ = writeln!(text, "| {} |", cells.map(|cell| cell.replace('|', "\\|")).join(" | "));
+            let _ = writeln!(text, "| {} |", cells.map(|text| cell::markdown(&text)).join(" | "));
         }
         if let Some(note) = self.note() {
             let _ = writeln!(text, "\n{note}");
@@ -97,7 +98,12 @@ impl Table {
                 })
             };
             let (pdist, ssim, psnr) = (pair(row.pdist.as_ref()), pair(Some(&row.ssim)), pair(Some(&row.psnr)));
-            let _ = writeln!(text, "{},{},{pdist},{ssim},{psnr}", quoted(&row.vae), row.psnr.count);
+            let _ = writeln!(
+                text,
+                "{},{},{pdist},{ssim},{psnr}",
+                quoted(&cell::csv(&row.vae)),
+                row.psnr.count
+            );
         }
         text
     }

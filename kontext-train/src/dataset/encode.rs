@@ -185,9 +185,8 @@ pub(crate) fn prompts(
         .cache
         .join(format!("text-{:08x}-{:?}", text_fingerprint(text)?, encoding.kind));
     let mut cache = Cache::open(&folder)?;
-    let missing: Vec<&str> = prompts
-        .iter()
-        .copied()
+    let others = prompts.iter().copied().filter(|prompt| !prompt.is_empty());
+    let missing: Vec<&str> = others
         .chain([""])
         .filter(|prompt| !cache.contains(&prompt_key(prompt, "embeds")))
         .collect();

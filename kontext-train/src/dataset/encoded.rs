@@ -121,22 +121,13 @@ impl EncodedDataset {
         parts
     }
 
-    /// Returns the sampling weight of each item: that of the longest prefix of its category in `by_category`.
+    /// Returns the sampling weight of each item: that of the longest prefix of its category in `by_category`,
+    /// 1 without one.
     #[must_use]
     pub fn weights(&self, by_category: &BTreeMap<String, f64>) -> BTreeMap<usize, f64> {
-        let weight = |item: &Item| {
-            let matching = by_category
-                .iter()
-                .filter(|(start, _)| item.category.starts_with(start.as_str()));
-            matching
-                .max_by_key(|(start, _)| start.len())
-                .map(|(_, weight)| weight.max(0.0))
-        };
-        self.dataset
-            .items
-            .iter()
-            .enumerate()
-            .filter_map(|(index, item)| Some((index, weight(item)?)))
+        let items = self.dataset.items.iter().enumerate();
+        items
+            .map(|(index, item)| (index, weight_of(item, by_category)))
             .collect()
     }
 
@@ -190,6 +181,15 @@ impl EncodedDataset {
         let stacked = Tensor::f_stack(&tensors.collect::<Result<Vec<_>>>()?, 0)?;
         Ok(stacked.f_to_device(self.options.device)?.f_to_kind(self.options.kind)?)
     }
+}
+
+/// Returns the sampling weight of an item, as [`EncodedDataset::weights`]; 1 without a matching prefix.
+pub(crate) fn weight_of(item: &Item, by_category: &BTreeMap<String, f64>) -> f64 {
+    let matching = by_category
+        .iter()
+        .filter(|(start, _)| item.category.starts_with(start.as_str()));
+    let longest = matching.max_by_key(|(start, _)| start.len());
+    longest.map_or(1.0, |(_, weight)| *weight)
 }
 
 impl Images {

@@ -6,9 +6,12 @@ mod cache;
 mod encode;
 mod encoded;
 mod items;
+mod missing;
 
 pub use batch::{Batch, Bucket};
 pub use batch_sampler::{BatchItems, BatchSampler};
+pub(crate) use batch_sampler::{WEIGHTS, is_weight};
 pub use encode::{EncodeProgress, Encoding};
+pub(crate) use encoded::weight_of;
 pub use encoded::{BatchOptions, EncodedDataset};
 pub use items::{Dataset, Item, Skipped};

@@ -3,12 +3,13 @@
 use std::ops::ControlFlow;
 
 use kontext_core::{Device, Error, Kind, Result};
-use kontext_sampler::{References, Shift, Size};
+use kontext_sampler::{References, Shift};
 use kontext_vae::Autoencoder;
 
 use crate::base::Base;
 use crate::dataset::{BatchOptions, BatchSampler, Dataset, EncodeProgress, EncodedDataset, Encoding};
 
+use super::check::no_items;
 use super::event::TrainEvent;
 use super::recipe::Recipe;
 use super::step::{self, NoisyBatch};
@@ -27,10 +28,7 @@ pub(super) fn open_dataset(
     dataset
         .items
         .retain(|item| item.split == data.split || item.split == data.validation);
-    let sizes = match &data.sizes {
-        Some(sizes) => sizes.iter().map(|[width, height]| Size::new(*width, *height)).collect(),
-        None => base.sizes(),
-    };
+    let sizes = recipe.sizes(base);
     let cache = data.cache.clone().unwrap_or_else(|| recipe.out.join("cache"));
     let text = base.text(kind, device)?;
     let encoding = Encoding {
@@ -67,13 +65,9 @@ impl Batches {
     pub(super) fn new(recipe: &Recipe, dataset: &EncodedDataset, shift: Shift) -> Result<Self> {
         let data = &recipe.data;
         let buckets = dataset.by_bucket(|item| item.split == data.split);
-        let mut sampler = BatchSampler::new(buckets, dataset.weights(&data.weights), data.batch, recipe.seed);
+        let mut sampler = BatchSampler::new(buckets, dataset.weights(&data.weights), data.batch, recipe.seed)?;
         if sampler.batch(0).is_none() {
-            let reason = format!(
-                "no item of split `{}` has a weight above 0; name another split",
-                data.split
-            );
-            return Err(Error::config(&data.folder, reason));
+            return Err(no_items(recipe));
         }
         Ok(Self { sampler, shift })
     }

@@ -1,8 +1,11 @@
 //! Flow-matching training of the transformer: recipe, objective, steps and the trainer.
 
 mod backward;
+mod check;
 mod data;
 mod event;
+mod memory;
+mod method;
 mod objective;
 mod recipe;
 mod samples;
@@ -13,6 +16,7 @@ mod update;
 
 pub use backward::{Activations, backward};
 pub use event::{StepReport, TrainEvent};
+pub use method::{LoraMethod, Method};
 pub use objective::{Density, Objective, Weighting, add_noise};
-pub use recipe::{Data, LoraMethod, Method, Recipe};
+pub use recipe::{Data, Recipe};
 pub use trainer::Trainer;

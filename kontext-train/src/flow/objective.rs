@@ -4,12 +4,14 @@
 //! huggingface/diffusers 0.38 `training_utils.py`, `compute_density_for_timestep_sampling` and
 //! `compute_loss_weighting_for_sd3`.
 
-use kontext_core::{Error, Result, Tensor};
+use kontext_core::range::within;
+use kontext_core::{Result, Tensor};
 use kontext_sampler::Shift;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, Normal};
 
+use crate::bounds::SHARE;
 use crate::run::random::{shuffle, uniform};
 
 /// Density of the trained noise levels.
@@ -20,10 +22,10 @@ pub enum Density {
     Uniform,
     /// The logistic function of a normal variable: prefers the middle levels, which are the hard ones.
     LogitNormal {
-        /// Mean of the normal variable; above 0 prefers noise.
+        /// Mean of the normal variable, from -10 to 10; above 0 prefers noise. Default 0.
         #[serde(default)]
         mean: f64,
-        /// Standard deviation of the normal variable.
+        /// Standard deviation of the normal variable, from 0.01 to 10. Default 1.
         #[serde(default = "one")]
         std: f64,
     },
@@ -64,11 +66,12 @@ pub struct Objective {
     pub stratified: bool,
     /// Weight of each level. Default: the same for all.
     pub weighting: Weighting,
-    /// Input of models with a guidance embedding. Default 1: the value of data without guidance.
+    /// Input of models with a guidance embedding, from 0 to 100. Default 1: the value of data without
+    /// guidance.
     pub guidance: f64,
-    /// Share of items trained with the empty prompt. Default 0.
+    /// Share of items trained with the empty prompt, from 0 to 1. Default 0.
     pub drop_prompt: f64,
-    /// Share of batches trained without their reference images. Default 0.
+    /// Share of batches trained without their reference images, from 0 to 1. Default 0.
     pub drop_context: f64,
 }
 
@@ -118,23 +121,22 @@ impl Objective {
     /// Checks the values.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`], naming the field.
+    /// [`kontext_core::Error::InvalidArgument`], naming the field.
     pub fn validate(&self) -> Result<()> {
-        let share = |name: &'static str, value: f64| match (0.0..=1.0).contains(&value) {
-            true => Ok(()),
-            false => Err(Error::invalid(name, "a share from 0 to 1", value)),
-        };
-        share("drop_prompt", self.drop_prompt)?;
-        share("drop_context", self.drop_context)?;
+        within("objective.guidance", self.guidance, 0.0..=100.0)?;
+        within("objective.drop_prompt", self.drop_prompt, SHARE)?;
+        within("objective.drop_context", self.drop_context, SHARE)?;
         match self.density {
-            Density::LogitNormal { mean, std } if !(mean.is_finite() && std > 0.0 && std.is_finite()) => {
-                Err(Error::invalid("std of the logit-normal density", "above 0", std))
+            Density::Uniform => {}
+            Density::LogitNormal { mean, std } => {
+                within("objective.density.mean", mean, -10.0..=10.0)?;
+                within("objective.density.std", std, 0.01..=10.0)?;
             }
-            Density::Mode { scale } if !(-1.0..=1.75).contains(&scale) => {
-                Err(Error::invalid("scale of the mode density", "-1 to 1.75", scale))
+            Density::Mode { scale } => {
+                within("objective.density.scale", scale, -1.0..=1.75)?;
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     /// Draws the noise levels of a batch, in (0, 1).
@@ -163,7 +165,7 @@ impl Objective {
     /// `velocity`, `noise` and `image` [B, L, C]; `sigmas` one per item.
     ///
     /// # Errors
-    /// [`Error::Torch`] if the shapes differ.
+    /// [`kontext_core::Error::Torch`] if the shapes differ.
     pub fn loss(&self, velocity: &Tensor, noise: &Tensor, image: &Tensor, sigmas: &[f64]) -> Result<Tensor> {
         let kind = kontext_core::Kind::Float;
         let error = velocity.f_to_kind(kind)?.f_sub(&noise.f_sub(image)?.f_to_kind(kind)?)?;
@@ -177,7 +179,7 @@ impl Objective {
 /// Returns `(1 - sigma) * image + sigma * noise` [B, L, C], with one sigma per item.
 ///
 /// # Errors
-/// [`Error::Torch`] if the shapes differ.
+/// [`kontext_core::Error::Torch`] if the shapes differ.
 pub fn add_noise(image: &Tensor, noise: &Tensor, sigmas: &[f64]) -> Result<Tensor> {
     let levels: Vec<f32> = sigmas.iter().map(|s| *s as f32).collect();
     let levels = Tensor::f_from_slice(&levels)?

@@ -3,12 +3,17 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use kontext_core::range::within;
 use kontext_core::{Error, Result};
+use kontext_sampler::Size;
 use serde::{Deserialize, Serialize};
 
+use crate::bounds::{ACCUMULATE, BATCH, CLIP, DECAY, SEED, STEPS};
+use crate::dataset::{WEIGHTS, is_weight};
 use crate::optim::{AdamWConfig, LrSchedule};
-use crate::run::Intervals;
+use crate::run::{Intervals, read_toml};
 
+use super::method::Method;
 use super::objective::Objective;
 
 /// The complete configuration of a run. Two runs of one recipe on one machine give the same bits.
@@ -19,9 +24,9 @@ pub struct Recipe {
     pub model: PathBuf,
     /// Folder of the run: state, curves, samples and the result.
     pub out: PathBuf,
-    /// Optimizer steps of the whole run.
+    /// Optimizer steps of the whole run, from 1 to 10^9.
     pub steps: u64,
-    /// Seed of all random numbers. Default 0.
+    /// Seed of all random numbers, from 0 to 2^63 - 1. Default 0.
     #[serde(default)]
     pub seed: u64,
     /// `cpu`, `cuda` or `cuda:N`. Default: the best available.
@@ -41,10 +46,10 @@ pub struct Recipe {
     /// Learning-rate schedule.
     #[serde(default)]
     pub rate: LrSchedule,
-    /// Maximum norm of the gradient; longer ones are clipped. Default 1.
+    /// Maximum norm of the gradient, from 1e-6 to 10^9; longer ones are clipped. Default 1.
     #[serde(default = "clip")]
     pub clip: f64,
-    /// EMA decay of the trained values, in [0, 1); 0 disables it. Default 0.999.
+    /// EMA decay of the trained values, from 0 to 0.9999999; 0 disables it. Default 0.999.
     #[serde(default = "ema")]
     pub ema: f64,
     /// If set, activations within blocks are recomputed in the backward pass instead of kept (activation
@@ -56,51 +61,6 @@ pub struct Recipe {
     pub every: Intervals,
 }
 
-/// The trained part of the model.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "kind", deny_unknown_fields)]
-pub enum Method {
-    /// Every tensor of the transformer.
-    #[default]
-    Full,
-    /// Low-rank adapters on its linear layers.
-    Lora(LoraMethod),
-}
-
-/// Layers, rank and scale of the adapters.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LoraMethod {
-    /// Rank of the adapters. Default 16.
-    pub rank: i64,
-    /// Numerator of the LoRA scale `alpha / rank`. Default: the rank.
-    pub alpha: Option<f64>,
-    /// If set, trains the row norms of the adapted weights as well (DoRA, arXiv 2402.09353). Every adapted
-    /// weight's norms are then recomputed for each batch. Default: not set.
-    pub dora: bool,
-    /// Patterns of the adapted linear layers, by their names in the transformer (BFL's), with `*` as a
-    /// wildcard. Default: attention and MLP of all blocks.
-    pub targets: Vec<String>,
-}
-
-impl Default for LoraMethod {
-    fn default() -> Self {
-        let targets = [
-            "double_blocks.*.*_attn.qkv",
-            "double_blocks.*.*_attn.proj",
-            "double_blocks.*.*_mlp.*",
-            "single_blocks.*.linear1",
-            "single_blocks.*.linear2",
-        ];
-        Self {
-            rank: 16,
-            alpha: None,
-            dora: false,
-            targets: targets.map(str::to_owned).to_vec(),
-        }
-    }
-}
-
 /// The training data and its sampling.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -110,14 +70,14 @@ pub struct Data {
     /// Folder of the encoding cache. Default: `cache` in the run's folder.
     #[serde(default)]
     pub cache: Option<PathBuf>,
-    /// Batch size. Default 16.
+    /// Batch size, from 1 to 4096. Default 16.
     #[serde(default = "batch")]
     pub batch: usize,
-    /// Gradient accumulation: batches per optimizer step. Default 1.
+    /// Gradient accumulation: batches per optimizer step, from 1 to 1024. Default 1.
     #[serde(default = "accumulate")]
     pub accumulate: usize,
-    /// Width and height of the sizes to which images can be resized, each to the nearest aspect ratio.
-    /// Default: the model's preferred sizes.
+    /// Width and height of the sizes to which images can be resized, each to the nearest aspect ratio; from 1
+    /// to 1000 of them, multiples of 16 of at most 8192. Default: the model's preferred sizes.
     #[serde(default)]
     pub sizes: Option<Vec<[u32; 2]>>,
     /// Training split. Default `train`.
@@ -126,10 +86,10 @@ pub struct Data {
     /// Split for validation and samples. Default `test`.
     #[serde(default = "test")]
     pub validation: String,
-    /// Number of validation items. Default 64.
+    /// Number of validation items, from 1 to 1000000. Default 64.
     #[serde(default = "validation_items")]
     pub validation_items: usize,
-    /// Sampling weights by prefix of the category. Default 1.
+    /// Sampling weights by prefix of the category: 0, or from 0.001 to 100. Default 1.
     #[serde(default)]
     pub weights: BTreeMap<String, f64>,
 }
@@ -167,12 +127,11 @@ impl Recipe {
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be read, a checkpoint error with line and field if it is not a
-    /// recipe, and those of [`Recipe::validate`].
+    /// recipe, or a value is out of its range.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        let recipe: Self = toml::from_str(&text).map_err(|e| Error::config(path, e.to_string().trim().to_owned()))?;
-        recipe.validate()?;
+        let recipe: Self = read_toml(path)?;
+        recipe.validate().map_err(Error::in_config(path))?;
         Ok(recipe)
     }
 
@@ -184,34 +143,44 @@ impl Recipe {
         toml::to_string_pretty(self).map_err(|e| Error::config(&self.out, e.to_string()))
     }
 
-    /// Checks the values.
+    /// Checks the values, without reading any file. [`Recipe::check`] checks more.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`], naming the field.
+    /// [`Error::InvalidArgument`] with the field and its range; a checkpoint error if a path is not valid
+    /// text, since the recipe is saved with the state.
     pub fn validate(&self) -> Result<()> {
+        within("steps", self.steps, STEPS)?;
+        within("seed", self.seed, SEED)?;
+        within("clip", self.clip, CLIP)?;
+        within("ema", self.ema, DECAY)?;
+        self.method.validate()?;
+        self.data.validate()?;
         self.objective.validate()?;
-        let at_least = |name: &'static str, value: usize| match value {
-            0 => Err(Error::invalid(name, "at least 1", 0)),
-            _ => Ok(()),
-        };
-        at_least("data.batch", self.data.batch)?;
-        at_least("data.accumulate", self.data.accumulate)?;
-        at_least("steps", usize::try_from(self.steps).unwrap_or(usize::MAX))?;
-        let positive = |name: &'static str, value: f64| match value > 0.0 && value.is_finite() {
-            true => Ok(()),
-            false => Err(Error::invalid(name, "a number above 0", value)),
-        };
-        positive("rate.peak", self.rate.peak)?;
-        positive("clip", self.clip)?;
-        if !(0.0..1.0).contains(&self.ema) {
-            return Err(Error::invalid("ema", "0 for none, or a memory below 1", self.ema));
+        self.optimizer.validate()?;
+        self.rate.validate()?;
+        self.every.validate()?;
+        self.to_toml().map(drop)
+    }
+}
+
+impl Data {
+    fn validate(&self) -> Result<()> {
+        within("data.batch", self.batch, BATCH)?;
+        within("data.accumulate", self.accumulate, ACCUMULATE)?;
+        within("data.validation_items", self.validation_items, 1..=1_000_000)?;
+        if let Some(sizes) = &self.sizes {
+            within("number of data.sizes", sizes.len(), 1..=1000)?;
+            for &[width, height] in sizes {
+                Size::new(width, height).grid()?;
+            }
         }
-        if let Method::Lora(lora) = &self.method
-            && lora.rank < 1
-        {
-            return Err(Error::invalid("method.rank", "at least 1", lora.rank));
+        match self.weights.iter().find(|(_, weight)| !is_weight(**weight)) {
+            None => Ok(()),
+            Some((category, weight)) => {
+                let got = format!("{weight} for {category:?}");
+                Err(Error::invalid("data.weights", WEIGHTS, got))
+            }
         }
-        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use image::{GenericImage, RgbImage};
-use kontext_core::{Device, Error, Kind, Result, Tensor, images, noise};
+use kontext_core::{Device, Error, Kind, Result, Tensor, buffer, images, noise};
 use kontext_dit::{Dit, RunInput};
 use kontext_sampler::{Conformance, Schedule, Shift, integrate, unpack};
 use kontext_vae::Autoencoder;
@@ -41,7 +41,10 @@ impl SampleGrid<'_> {
             .iter()
             .map(|row| row.iter().map(|p| p.height() + GAP).max().unwrap_or(0))
             .sum::<u32>();
-        let mut grid = RgbImage::from_pixel(width, height.max(1), image::Rgb([255; 3]));
+        let bytes = 3 * width as usize * height.max(1) as usize;
+        let white = buffer::filled(u8::MAX, bytes, "the grid of samples")?;
+        let grid = RgbImage::from_raw(width, height.max(1), white);
+        let mut grid = grid.ok_or_else(|| Error::bug("a grid of samples with other bytes than pixels"))?;
         let mut y = 0;
         for row in &rows {
             let mut x = 0;

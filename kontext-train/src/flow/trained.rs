@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use kontext::save_part;
-use kontext_core::pattern::matches;
 use kontext_core::{Device, Error, Kind, ModelPart, Result, Tensor};
 use kontext_dit::{Dit, LinearPart, linear_parts};
 use kontext_lora::{LoraLayer, save_lora};
 use kontext_nn::{Adapters, DoraNorm, LinearAdapter, Weights};
 use rand::RngExt;
 
-use super::recipe::{LoraMethod, Method, Recipe};
+use super::method::{LoraMethod, Method};
+use super::recipe::Recipe;
 use crate::base::Base;
 use crate::optim::{Learner, LearnerConfig, Params, RESUME};
 use crate::run::random::{Stream, generator};
@@ -57,7 +57,7 @@ impl Trained {
             Method::Lora(lora) => lora,
         };
         let all = linear_parts(&base.config)?;
-        let parts = chosen(&all, &lora.targets)?;
+        let parts = lora.layers(&all)?;
         let mut tensors = factors(&parts, lora.rank, recipe.seed)?;
         let weights = base.transformer()?;
         if lora.dora {
@@ -148,26 +148,6 @@ fn scaling(lora: &LoraMethod) -> f64 {
     lora.alpha.map_or(1.0, |alpha| alpha / lora.rank as f64)
 }
 
-/// Returns the layers that match one of the patterns.
-fn chosen(parts: &[LinearPart], targets: &[String]) -> Result<Vec<LinearPart>> {
-    for pattern in targets {
-        if !parts.iter().any(|part| matches(pattern, &part.layer)) {
-            let expected = "patterns of linear layers as in `double_blocks.*.img_attn.qkv`";
-            return Err(Error::invalid(
-                "method.targets",
-                expected,
-                format!("`{pattern}`, which names none"),
-            ));
-        }
-    }
-    let named = |part: &&LinearPart| targets.iter().any(|pattern| matches(pattern, &part.layer)) && !part.swapped;
-    let chosen: Vec<LinearPart> = parts.iter().filter(named).cloned().collect();
-    if chosen.is_empty() {
-        return Err(Error::invalid("method.targets", "at least one pattern", "none"));
-    }
-    Ok(chosen)
-}
-
 /// Draws the initial factors as peft does: `down` uniform, `up` zero, so that the adapter starts as the
 /// identity.
 fn factors(parts: &[LinearPart], rank: i64, seed: u64) -> Result<Vec<(String, Tensor)>> {
@@ -213,19 +193,6 @@ fn magnitudes(parts: &[LinearPart], all: &[LinearPart], weights: &Weights) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn patterns_name_layers() {
-        let parts = linear_parts(&kontext_dit::DitConfig::schnell()).unwrap();
-        let error = chosen(&parts, &["blocks.qkv".to_owned()]).unwrap_err();
-        assert!(error.to_string().contains("`blocks.qkv`"), "{error}");
-        assert_eq!(
-            chosen(&parts, &["double_blocks.*.img_attn.qkv".to_owned()])
-                .unwrap()
-                .len(),
-            3 * 19
-        );
-    }
 
     #[test]
     fn factors_begin_without_a_change() {

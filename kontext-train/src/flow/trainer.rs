@@ -6,7 +6,6 @@ use std::path::Path;
 use std::sync::mpsc::sync_channel;
 
 use kontext_core::{Device, Kind, Result};
-use kontext_device::device;
 use kontext_vae::Autoencoder;
 
 use crate::base::Base;
@@ -16,6 +15,7 @@ use crate::run::curve::{Curve, Point};
 use crate::run::divergence::DivergenceGuard;
 use crate::run::shell::{Segment, Shell, Training};
 
+use super::check::compute_kind;
 use super::data::{Batches, open_dataset};
 use super::event::{StepReport, TrainEvent};
 use super::recipe::Recipe;
@@ -48,17 +48,13 @@ impl Trainer {
     /// Encodes the data, loads the model, and resumes from the state in the run's folder if there is one.
     ///
     /// # Errors
-    /// Those of the model's and the dataset's files; a checkpoint error if the state in the folder is of
-    /// another recipe; [`kontext_core::Error::Cancelled`] if `observe` breaks off.
+    /// Those of [`Recipe::check`], and of the model's and the dataset's files; a checkpoint error if the
+    /// state in the folder is of another recipe; [`kontext_core::Error::Cancelled`] if `observe` breaks off.
     pub fn open(recipe: Recipe, mut observe: impl FnMut(TrainEvent<'_>) -> ControlFlow<()>) -> Result<Self> {
-        recipe.validate()?;
+        recipe.check()?;
         let mut shell = Shell::open(&recipe.out, "state.safetensors", recipe.steps, recipe.every)?;
-        let device = recipe
-            .device
-            .as_deref()
-            .map_or_else(|| Ok(device::best()), device::parse)?;
-        device::available(device)?;
-        let kind = if device.is_cuda() { Kind::BFloat16 } else { Kind::Float };
+        let device = recipe.device()?;
+        let kind = compute_kind(device);
         let base = Base::open(&recipe.model)?;
         let vae = base.vae(device)?;
         let dataset = open_dataset(&recipe, &base, &vae, device, kind, &mut observe)?;

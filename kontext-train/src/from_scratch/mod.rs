@@ -4,9 +4,11 @@
 mod autoencoder;
 mod initial;
 mod text;
+mod text_recipe;
 mod vocabulary;
 
 pub use autoencoder::{AutoencoderRecipe, AutoencoderReport, AutoencoderTrainer};
 pub use initial::{initial, initial_transformer};
-pub use text::{TextRecipe, TextReport, train_text};
+pub use text::{TextReport, train_text};
+pub use text_recipe::TextRecipe;
 pub use vocabulary::write_tokenizers;

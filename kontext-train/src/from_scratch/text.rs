@@ -10,62 +10,17 @@ use std::path::Path;
 
 use kontext::save_part;
 use kontext_core::{Device, Error, Kind, ModelPart, Result, Tensor};
+use kontext_nn::Weights;
 use kontext_text::{ClipConfig, ClipEncoder, T5Config, T5Encoder, Tokenizer};
 use rand::RngExt;
-use serde::{Deserialize, Serialize};
 
-use crate::optim::{AdamWConfig, Learner, LearnerConfig, LrSchedule, Params};
+use crate::optim::{AdamWConfig, Learner, LearnerConfig, Params};
 use crate::run::random::{Stream, generator, happens};
 use crate::run::shell::{Observer, Segment, Shell, Training};
 
 use super::initial::initial;
+use super::text_recipe::TextRecipe;
 use super::vocabulary::write_tokenizers;
-
-/// Architecture and training of the text encoders.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TextRecipe {
-    /// Width of both encoders, a multiple of 32. Default 128.
-    pub width: i64,
-    /// Layers of each. Default 2.
-    pub layers: i64,
-    /// Sequence length of T5, including padding. Default 20.
-    pub t5_tokens: usize,
-    /// Maximum sequence length of CLIP. Default 24.
-    pub clip_tokens: usize,
-    /// Batch size. Default 64.
-    pub batch: usize,
-    /// Steps of each encoder. Default 1000.
-    pub steps: u64,
-    /// Learning-rate schedule.
-    pub rate: LrSchedule,
-    /// Share of masked words. Default 0.2. The recipe key stays `blotted`, so that existing recipes remain
-    /// valid.
-    #[serde(rename = "blotted")]
-    pub masked: f64,
-    /// Seed of all random numbers.
-    pub seed: u64,
-}
-
-impl Default for TextRecipe {
-    fn default() -> Self {
-        Self {
-            width: 128,
-            layers: 2,
-            t5_tokens: 20,
-            clip_tokens: 24,
-            batch: 64,
-            steps: 1000,
-            rate: LrSchedule {
-                peak: 2e-3,
-                warmup: 50,
-                floor: 0.02,
-            },
-            masked: 0.2,
-            seed: 0,
-        }
-    }
-}
 
 /// Report of a training step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -83,14 +38,16 @@ pub struct TextReport {
 /// Makes tokenizers from the instructions, trains both encoders, and writes all four into `out`.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if there are no instructions, [`Error::Cancelled`] if `observe` breaks off,
-/// [`Error::Io`] if the folder cannot be written.
+/// Those of [`TextRecipe::validate`]; [`Error::InvalidArgument`] if there are no instructions,
+/// [`Error::Memory`] if the training takes more memory than is free, [`Error::Cancelled`] if `observe` breaks
+/// off, [`Error::Io`] if the folder cannot be written.
 pub fn train_text(
     recipe: &TextRecipe,
     instructions: &BTreeSet<String>,
     out: &Path,
     mut observe: impl FnMut(TextReport) -> ControlFlow<()>,
 ) -> Result<()> {
+    recipe.validate()?;
     if instructions.is_empty() {
         return Err(Error::invalid("instructions", "at least one", 0));
     }
@@ -116,7 +73,11 @@ fn train_t5(
         num_heads: recipe.width / 32,
         ..T5Config::xxl()
     };
-    let tensors = initial(recipe.seed, |w| T5Encoder::new(w, &config, Kind::Float).map(drop))?;
+    let build = |w: &Weights| T5Encoder::new(w, &config, Kind::Float).map(drop);
+    let blank = Weights::blank();
+    build(&blank)?;
+    recipe.check_memory(ModelPart::T5, &blank, recipe.t5_tokens, vocab)?;
+    let tensors = initial(recipe.seed, build)?;
     let corpus = Corpus::open(&out.join("tokenizer_2"), texts, recipe.t5_tokens, 2, 0)?;
     let scale = 8.0 / (recipe.width as f64).sqrt();
     let values = train(ModelPart::T5, recipe, &corpus, &tensors, observe, |params| {
@@ -161,7 +122,11 @@ fn train_clip(
         eos_token_id: vocab - 1,
         ..ClipConfig::large()
     };
-    let mut tensors = initial(recipe.seed, |w| ClipEncoder::new(w, &config, Kind::Float).map(drop))?;
+    let build = |w: &Weights| ClipEncoder::new(w, &config, Kind::Float).map(drop);
+    let blank = Weights::blank();
+    build(&blank)?;
+    recipe.check_memory(ModelPart::Clip, &blank, recipe.clip_tokens, 0)?;
+    let mut tensors = initial(recipe.seed, build)?;
     tensors.extend(initial(recipe.seed, |w| {
         w.tensor(HEAD, &[vocab, recipe.width]).map(drop)
     })?);
@@ -323,6 +288,7 @@ impl Corpus {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::optim::LrSchedule;
 
     #[test]
     fn encoders_learn_a_small_language_and_open_as_parts_of_a_model() {

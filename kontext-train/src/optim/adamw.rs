@@ -3,24 +3,27 @@
 //! Source: pytorch/pytorch v2.11.0 `torch/optim/adamw.py`, `_single_tensor_adamw`; Loshchilov and Hutter,
 //! "Decoupled Weight Decay Regularization", algorithm 2.
 
+use kontext_core::range::within;
 use kontext_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::Params;
 use super::muon::Muon;
+use crate::bounds::DECAY;
 
 /// Constants of AdamW.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdamWConfig {
-    /// Decay rate of the first moment (beta1). Default 0.9.
+    /// Decay rate of the first moment (beta1), from 0 to 0.9999999. Default 0.9.
     pub beta1: f64,
-    /// Decay rate of the second moment (beta2). Default 0.95: gradients at high and low noise differ, and a
-    /// shorter average forgets an outlier sooner.
+    /// Decay rate of the second moment (beta2), from 0 to 0.9999999. Default 0.95: gradients at high and low
+    /// noise differ, and a shorter average forgets an outlier sooner.
     pub beta2: f64,
-    /// Added to the root of the second moment. Default 1e-8.
+    /// Added to the root of the second moment, from 1e-16 to 1. Default 1e-8.
     pub eps: f64,
-    /// Decoupled weight decay, multiplied by the learning rate; skips norms and biases. Default 0.01.
+    /// Decoupled weight decay, from 0 to 100, multiplied by the learning rate; skips norms and biases.
+    /// Default 0.01.
     pub weight_decay: f64,
     /// If set, the updates of matrices within the transformer's blocks are orthogonalised (Muon). Training
     /// from scratch then takes about half the steps; fine-tuning gains little. Default: not set.
@@ -39,6 +42,19 @@ impl Default for AdamWConfig {
     }
 }
 
+impl AdamWConfig {
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// [`kontext_core::Error::InvalidArgument`], naming the field.
+    pub fn validate(&self) -> Result<()> {
+        within("optimizer.beta1", self.beta1, DECAY)?;
+        within("optimizer.beta2", self.beta2, DECAY)?;
+        within("optimizer.eps", self.eps, 1e-16..=1.0)?;
+        within("optimizer.weight_decay", self.weight_decay, 0.0..=100.0).map(drop)
+    }
+}
+
 /// The optimizer with its state, all in f32.
 #[derive(Debug)]
 pub struct AdamW {
@@ -54,8 +70,9 @@ impl AdamW {
     /// Creates an optimizer for these values.
     ///
     /// # Errors
-    /// [`kontext_core::Error::Torch`] if memory is short.
+    /// Those of [`AdamWConfig::validate`], and [`kontext_core::Error::Torch`] if memory is short.
     pub fn new(params: &Params, config: AdamWConfig) -> Result<Self> {
+        config.validate()?;
         let zeros = || params.flat().f_zeros_like();
         Ok(Self {
             config,

@@ -1,8 +1,10 @@
 //! Exponential moving average of the trained values.
 
+use kontext_core::range::within;
 use kontext_core::{Result, Tensor};
 
 use super::Params;
+use crate::bounds::DECAY;
 
 /// The EMA of the values: less noisy than the values themselves.
 #[derive(Debug)]
@@ -12,11 +14,13 @@ pub struct Ema {
 }
 
 impl Ema {
-    /// Starts at the current values. `decay` is in [0, 1); 0.999 averages over about 1000 steps.
+    /// Starts at the current values. `decay` is from 0 to 0.9999999; 0.999 averages over about 1000 steps.
     ///
     /// # Errors
-    /// [`kontext_core::Error::Torch`] if memory is short.
+    /// [`kontext_core::Error::InvalidArgument`] for another decay, [`kontext_core::Error::Torch`] if memory
+    /// is short.
     pub fn new(params: &Params, decay: f64) -> Result<Self> {
+        within("ema", decay, DECAY)?;
         Ok(Self {
             average: params.flat().f_detach_copy()?,
             decay,

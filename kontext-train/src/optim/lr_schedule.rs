@@ -1,16 +1,20 @@
 //! The learning-rate schedule of a run.
 
+use kontext_core::Result;
+use kontext_core::range::within;
 use serde::{Deserialize, Serialize};
+
+use crate::bounds::{SHARE, STEPS_OR_NONE};
 
 /// Linear warm-up, then cosine decay to a share of the peak.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LrSchedule {
-    /// Peak learning rate. Default 1e-4.
+    /// Peak learning rate, from 1e-12 to 10. Default 1e-4.
     pub peak: f64,
-    /// Steps of linear warm-up from zero. Default 100.
+    /// Steps of linear warm-up from zero, at most 10^9. Default 100.
     pub warmup: u64,
-    /// Final share of the peak. Default 0.05; 1 keeps the rate constant after the warm-up.
+    /// Final share of the peak, from 0 to 1. Default 0.05; 1 keeps the rate constant after the warm-up.
     pub floor: f64,
 }
 
@@ -25,6 +29,16 @@ impl Default for LrSchedule {
 }
 
 impl LrSchedule {
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// [`kontext_core::Error::InvalidArgument`], naming the field.
+    pub fn validate(&self) -> Result<()> {
+        within("rate.peak", self.peak, 1e-12..=10.0)?;
+        within("rate.warmup", self.warmup, STEPS_OR_NONE)?;
+        within("rate.floor", self.floor, SHARE).map(drop)
+    }
+
     /// Returns the learning rate of step `step` (from 0) of `total`.
     #[must_use]
     pub fn at(&self, step: u64, total: u64) -> f64 {

@@ -1,8 +1,13 @@
 //! The intervals of a run: when it saves, validates and samples.
 
+use kontext_core::Result;
+use kontext_core::range::within;
 use serde::{Deserialize, Serialize};
 
-/// Steps between saves, validations and samples; 0 for never. The state is also saved at the end.
+use crate::bounds::STEPS_OR_NONE;
+
+/// Steps between saves, validations and samples, at most 10^9; 0 for never. The state is also saved at the
+/// end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Intervals {
@@ -25,6 +30,16 @@ impl Default for Intervals {
 }
 
 impl Intervals {
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// [`kontext_core::Error::InvalidArgument`], naming the field.
+    pub fn validate(&self) -> Result<()> {
+        within("every.save", self.save, STEPS_OR_NONE)?;
+        within("every.validate", self.validate, STEPS_OR_NONE)?;
+        within("every.sample", self.sample, STEPS_OR_NONE).map(drop)
+    }
+
     /// Returns the first step after `step` at which something is due, `total` at most.
     pub(crate) fn next(&self, step: u64, total: u64) -> u64 {
         let next = |interval: u64| {

@@ -6,6 +6,8 @@ mod intervals;
 pub(crate) mod random;
 pub(crate) mod shell;
 mod snapshot;
+mod toml_file;
 
 pub use intervals::Intervals;
 pub use snapshot::Snapshot;
+pub(crate) use toml_file::read_toml;

@@ -198,11 +198,14 @@
     draw();
   };
   const csv = () => {
+    // As kontext_bench::cell::csv: a spreadsheet must not take a text for a formula.
+    const formula = /^(?:[=+\-@\t\r\n＝＋－＠]|'['=+\-@\t\r\n＝＋－＠])/;
+    const guarded = (text) => (formula.test(text) ? "'" + text : text);
     const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
     const lines = data.pairs.filter((pair) => votes.has(pair.key)).map((pair) => {
       const [left, right] = sides(pair).map((run) => data.runs[run].name);
       const { choice, time } = votes.get(pair.key);
-      return [pair.key, pair.category, left, right, choice, time].map(quoted).join(",");
+      return [pair.key, pair.category, left, right, choice, time].map(guarded).map(quoted).join(",");
     });
     return ["key,category,left,right,choice,time", ...lines].join("\r\n") + "\r\n";
   };

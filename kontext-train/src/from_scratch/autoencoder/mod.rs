@@ -10,12 +10,15 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use image::RgbImage;
-use kontext_core::{Device, Error, ModelPart, Result, Tensor, images};
-use kontext_vae::{AutoencoderKl, VaeConfig};
+use kontext_core::{Device, Error, Kind, ModelPart, Result, Stage, Tensor, images};
+use kontext_nn::Weights;
+use kontext_nn::footprint::Execution;
+use kontext_vae::{AutoencoderKl, VaeConfig, VaeFootprint};
 use rayon::prelude::*;
 use reconstruction::Reconstruction;
 
 use super::initial::initial;
+use crate::memory::{Need, elements};
 use crate::optim::{Learner, LearnerConfig, Params, RESUME};
 use crate::run::Intervals;
 use crate::run::shell::Shell;
@@ -34,22 +37,12 @@ impl AutoencoderTrainer {
     /// Reads the images, and resumes from the state in `out` if there is one.
     ///
     /// # Errors
-    /// [`Error::Image`] and [`Error::Io`] for images that cannot be read, [`Error::InvalidArgument`] if they
-    /// are smaller than the crops.
+    /// Those of [`AutoencoderRecipe::validate`], [`Error::Memory`] if the training takes more memory than is
+    /// free; [`Error::Image`] and [`Error::Io`] for images that cannot be read or are smaller than the crops.
     pub fn open(recipe: AutoencoderRecipe, images: &[PathBuf], out: &Path, device: Device) -> Result<Self> {
-        let config = VaeConfig {
-            latent_channels: recipe.latent_channels,
-            block_out_channels: recipe.channels,
-            layers_per_block: recipe.layers,
-            norm_num_groups: recipe.groups,
-            scaling_factor: 1.0,
-            shift_factor: 0.0,
-            ..VaeConfig::flux()
-        };
-        config.validate()?;
-        if recipe.crop == 0 || !recipe.crop.is_multiple_of(8) {
-            return Err(Error::invalid("crop", "a multiple of 8", recipe.crop));
-        }
+        recipe.validate()?;
+        let config = recipe.config();
+        check_memory(&recipe, &config, device)?;
         let every = Intervals {
             save: recipe.save,
             validate: 0,
@@ -114,6 +107,43 @@ impl AutoencoderTrainer {
     pub fn step(&self) -> u64 {
         self.shell.step()
     }
+}
+
+/// Refuses a recipe that takes more memory than is free.
+fn check_memory(recipe: &AutoencoderRecipe, config: &VaeConfig, device: Device) -> Result<()> {
+    let blank = Weights::blank();
+    AutoencoderKl::new(&blank, config)?;
+    let footprint = VaeFootprint {
+        weights: 0,
+        ..VaeFootprint::of(&blank, Kind::Float)
+    };
+    let whole = recipe
+        .size
+        .map_or(0, |[width, height]| u64::from(width) * u64::from(height));
+    let pixels = recipe.batch as u64 * u64::from(recipe.crop) * u64::from(recipe.crop);
+    let execution = Execution {
+        device,
+        kind: Kind::Float,
+    };
+    let need = Need {
+        values: elements(blank.shapes().values()),
+        average: true,
+        // The trained autoencoder encodes whole images.
+        work: u128::from(
+            footprint
+                .decoder(pixels, None, execution)
+                .max(footprint.encoder(whole, None, execution)),
+        ),
+    };
+    let stage = Stage::Train {
+        part: ModelPart::Autoencoder,
+        step: 1,
+    };
+    need.check(
+        device,
+        stage,
+        ["take fewer channels or layers", "take a smaller batch, crop or size"],
+    )
 }
 
 /// Converts an image to bytes [3, H, W].

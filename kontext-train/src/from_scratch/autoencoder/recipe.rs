@@ -1,46 +1,53 @@
 //! The recipe of an autoencoder: its architecture and its training.
 
+use std::path::Path;
+
+use kontext_core::range::within;
+use kontext_core::{Error, Result};
+use kontext_vae::VaeConfig;
 use serde::{Deserialize, Serialize};
 
+use crate::bounds::{BATCH, CLIP, DECAY, SEED, STEPS, STEPS_OR_NONE, TERM};
 use crate::optim::{AdamWConfig, LrSchedule};
+use crate::run::read_toml;
 
 /// Architecture and training of an autoencoder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AutoencoderRecipe {
-    /// Channels of the latents. Default 16.
+    /// Channels of the latents, from 1 to 65536. Default 16.
     pub latent_channels: i64,
-    /// Channels at full size, half, quarter and eighth. Default 16, 32, 64, 64.
+    /// Channels at full size, half, quarter and eighth, each from 1 to 65536. Default 16, 32, 64, 64.
     pub channels: [i64; 4],
-    /// Residual blocks per level in the encoder; the decoder has one more. Default 1.
+    /// Residual blocks per level in the encoder, from 1 to 100; the decoder has one more. Default 1.
     pub layers: i64,
     /// Groups of the group norms; must divide all channel counts. Default 8.
     pub groups: i64,
-    /// Batch size. Default 32.
+    /// Batch size, from 1 to 4096. Default 32.
     pub batch: usize,
-    /// Width and height to which images are resized first. Default: not resized.
+    /// Width and height to which images are resized first, from 8 to 8192 pixels. Default: not resized.
     pub size: Option<[u32; 2]>,
-    /// Side of the random square crop, a multiple of 8. Default 64.
+    /// Side of the random square crop, a multiple of 8 from 8 to 8192. Default 64.
     pub crop: u32,
-    /// Steps. Default 4000.
+    /// Steps, from 1 to 10^9. Default 4000.
     pub steps: u64,
     /// Learning-rate schedule. Default: a peak of 2e-3.
     pub rate: LrSchedule,
     /// Constants of the optimizer. Default: a second-moment decay of 0.99, since all steps are alike, and no
     /// weight decay.
     pub optimizer: AdamWConfig,
-    /// Maximum norm of the gradient. Default 1.
+    /// Maximum norm of the gradient, from 1e-6 to 10^9. Default 1.
     pub clip: f64,
-    /// EMA decay of the weights. Default 0.998.
+    /// EMA decay of the weights, from 0 to 0.9999999. Default 0.998.
     pub ema: f64,
-    /// Weight of the KL divergence of the latents from a normal distribution, averaged over values. Default
-    /// 1e-4.
+    /// Weight of the KL divergence of the latents from a normal distribution, averaged over values; from 0 to
+    /// 1000. Default 1e-4.
     pub kl_weight: f64,
-    /// Weight of the differences of neighbouring pixels. Default 1.
+    /// Weight of the differences of neighbouring pixels, from 0 to 1000. Default 1.
     pub edge_weight: f64,
-    /// Seed of all random numbers.
+    /// Seed of all random numbers, from 0 to 2^63 - 1.
     pub seed: u64,
-    /// Steps between saves; 0 saves only at the end. Default 500.
+    /// Steps between saves, at most 10^9; 0 saves only at the end. Default 500.
     pub save: u64,
 }
 
@@ -71,6 +78,60 @@ impl Default for AutoencoderRecipe {
             edge_weight: 1.0,
             seed: 0,
             save: 500,
+        }
+    }
+}
+
+impl AutoencoderRecipe {
+    /// Reads a recipe from a TOML file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be read, a checkpoint error with line and field if it is not a
+    /// recipe, or a value is out of its range.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let recipe: Self = read_toml(path)?;
+        recipe.validate().map_err(Error::in_config(path))?;
+        Ok(recipe)
+    }
+
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] with the field and its range.
+    pub fn validate(&self) -> Result<()> {
+        const SIDE: std::ops::RangeInclusive<u32> = 8..=8192;
+        self.config().validate()?;
+        within("batch", self.batch, BATCH)?;
+        if let Some([width, height]) = self.size {
+            within("width of size", width, SIDE)?;
+            within("height of size", height, SIDE)?;
+        }
+        within("crop", self.crop, SIDE)?;
+        if !self.crop.is_multiple_of(8) {
+            return Err(Error::invalid("crop", "a multiple of 8", self.crop));
+        }
+        within("steps", self.steps, STEPS)?;
+        self.rate.validate()?;
+        self.optimizer.validate()?;
+        within("clip", self.clip, CLIP)?;
+        within("ema", self.ema, DECAY)?;
+        within("kl_weight", self.kl_weight, TERM)?;
+        within("edge_weight", self.edge_weight, TERM)?;
+        within("seed", self.seed, SEED)?;
+        within("save", self.save, STEPS_OR_NONE).map(drop)
+    }
+
+    /// Returns the configuration of the autoencoder, with unscaled latents.
+    pub(super) fn config(&self) -> VaeConfig {
+        VaeConfig {
+            latent_channels: self.latent_channels,
+            block_out_channels: self.channels,
+            layers_per_block: self.layers,
+            norm_num_groups: self.groups,
+            scaling_factor: 1.0,
+            shift_factor: 0.0,
+            ..VaeConfig::flux()
         }
     }
 }
