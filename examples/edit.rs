@@ -52,7 +52,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     let mut request = Request::generate(&args.prompt).strength(args.strength);
     for path in images {
-        request = request.reference(kontext::open_image(path)?);
+        request = request.reference(args.run.open_image(path)?);
     }
     let request = args.run.apply(request)?;
     compare.as_deref().map(kontext::io::check_writable).transpose()?;

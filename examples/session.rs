@@ -11,7 +11,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use clap::Parser;
 use kontext::crates::kontext_device::device;
-use kontext::image::imageops::grayscale;
+use kontext::image::RgbImage;
 use kontext::session::KeepUnchanged;
 use kontext::{Pipeline, Request, Session};
 use kontext_cli::interrupt::Interrupt;
@@ -26,7 +26,7 @@ a prompt          edits the image; the result is the image then
 :seed N           the seed of the turns that follow; without N a new one is drawn for each
 :reference FILE   a further reference image for the next turn
 :keep on          puts the original pixels back where a turn changed nothing
-:keep mask FILE   lets turns change only what is white in this image
+:keep mask FILE   lets turns change only what is white in this image, which has no transparency
 :keep off
 :reencode on      encodes each image anew, in place of going on with its latents; off
 :save DIR         writes the session into a folder
@@ -181,7 +181,7 @@ impl FromStr for Command {
 struct Desk<'a> {
     session: Session,
     args: &'a Args,
-    references: Vec<PathBuf>,
+    references: Vec<Arc<RgbImage>>,
     interrupt: Interrupt,
 }
 
@@ -217,9 +217,8 @@ impl Desk<'_> {
                 return say(seed.map_or("seeds are drawn".to_owned(), |seed| format!("seed {seed}")));
             }
             Command::Reference(path) => {
-                // A file that cannot be used is reported now.
-                kontext::open_image(&path)?;
-                self.references.push(path);
+                // Read now and once: the file may be a pipe.
+                self.references.push(kontext::open_image(&path)?.into());
                 return say("the next turn sees it");
             }
             Command::KeepOn => {
@@ -227,7 +226,7 @@ impl Desk<'_> {
                 return say("what a turn does not change stays as it was");
             }
             Command::KeepMask(path) => {
-                session.keep_unchanged = Some(KeepUnchanged::Mask(grayscale(&kontext::open_image(path)?)));
+                session.keep_unchanged = Some(KeepUnchanged::Mask(kontext::io::open_mask(path)?));
                 return say("what is black in the mask stays as it was");
             }
             Command::KeepOff => {
@@ -257,8 +256,8 @@ impl Desk<'_> {
 
     fn edit(&mut self, prompt: &str) -> anyhow::Result<()> {
         let mut request: Request = self.session.defaults.clone().prompt(prompt);
-        for path in &self.references {
-            request = request.reference(kontext::open_image(path)?);
+        for image in &self.references {
+            request = request.reference(image);
         }
         let cancel = self.interrupt.begin();
         let mut sampled = progress::sampling();

@@ -6,7 +6,9 @@ use std::path::Path;
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::webp::WebPEncoder;
 use image::{ExtendedColorType, ImageEncoder, ImageFormat, RgbImage};
-pub use kontext_core::images::{from_bytes as image_from_bytes, open as open_image};
+pub use kontext_core::images::{
+    EmbeddedProfile, OpenOptions, from_bytes as image_from_bytes, open as open_image, open_mask,
+};
 use kontext_core::{Error, OutputFile, Result};
 pub use kontext_device::memory::free as free_memory;
 use kontext_sampler::Size;
@@ -124,7 +126,10 @@ fn write(
         ImageFormat::WebP => WebPEncoder::new_lossless(&mut writer)
             .write_image(image.as_raw(), width, height, ExtendedColorType::Rgb8)
             .map_err(Error::image(path)),
-        _ => write_png(image, &mut writer, text).map_err(|e| Error::io(path)(e.into())),
+        _ => write_png(image, &mut writer, text).map_err(|error| match error {
+            png::EncodingError::IoError(source) => Error::io(path)(source),
+            other => Error::io(path)(other.into()),
+        }),
     }
 }
 
@@ -138,4 +143,30 @@ fn write_png(image: &RgbImage, writer: impl Write, text: &[(&str, String)]) -> R
     let mut writer = encoder.write_header()?;
     writer.write_image_data(image.as_raw())?;
     writer.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Full;
+
+    impl Write for Full {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(std::io::ErrorKind::StorageFull.into())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_named_for_every_format() {
+        for format in FORMATS {
+            let error = write(&RgbImage::new(64, 64), format, Full, &[], Path::new("a")).unwrap_err();
+            let source = std::error::Error::source(&error).unwrap().to_string();
+            assert_eq!(source, "the disk is full; free some space", "{format:?}");
+        }
+    }
 }

@@ -24,7 +24,7 @@ impl Metadata {
     }
 }
 
-/// Returns the value of EXIF's orientation tag, which may be stored as any kind of number.
+/// Returns the value of EXIF's orientation tag, stored as any kind of number but bytes; 0, which is none, for another.
 fn exif_orientation(exif: &[u8]) -> Option<u32> {
     const PREFIX: &[u8] = b"Exif\0\0";
     // Some programs write the prefix where it does not belong, or twice.
@@ -42,7 +42,6 @@ fn exif_orientation(exif: &[u8]) -> Option<u32> {
     });
     let parsed = parsed.ok()??;
     let number = match &parsed.get_field(Tag::Orientation, In::PRIMARY)?.value {
-        Value::Byte(values) => f64::from(*values.first()?),
         Value::Short(values) => f64::from(*values.first()?),
         Value::Long(values) => f64::from(*values.first()?),
         Value::SByte(values) => f64::from(*values.first()?),
@@ -52,9 +51,8 @@ fn exif_orientation(exif: &[u8]) -> Option<u32> {
         Value::Double(values) => *values.first()?,
         Value::Rational(values) => values.first()?.to_f64(),
         Value::SRational(values) => values.first()?.to_f64(),
-        Value::Ascii(_) | Value::Undefined(..) | Value::Unknown(..) => return None,
+        Value::Byte(_) | Value::Ascii(_) | Value::Undefined(..) | Value::Unknown(..) => 0.0,
     };
-    // 0 is no orientation.
     Some(if number.fract() == 0.0 { number as u32 } else { 0 })
 }
 

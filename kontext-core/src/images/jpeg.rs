@@ -19,6 +19,7 @@ use crate::{Error, Result as KontextResult, buffer};
 
 /// Decodes the first image of a JPEG; others, such as a thumbnail or a map of brightness, may follow it.
 pub(super) fn decode(file: &[u8], limit: PixelLimit) -> Result<Decoded, Failure> {
+    jpeg_scans::check_coding(file)?;
     let mut headers = decoder(file, ColorSpace::RGB);
     headers.decode_headers().map_err(failure)?;
     let missing = || Error::bug("a decoded JPEG header without a size");

@@ -3,7 +3,7 @@
 //! Decoders fill missing data with grey and say nothing, also libjpeg if the end mark is there. So the entropy-coded
 //! data is read once before, without computing pixels: ITU-T T.81, appendices B, F and G.
 
-use super::open::Failure;
+use super::open::{Failure, ends_early};
 use crate::buffer;
 
 /// Markers, without the 0xff before them.
@@ -11,6 +11,8 @@ pub(super) const APP1: u8 = 0xe1;
 pub(super) const APP14: u8 = 0xee;
 const SOF_SEQUENTIAL: [u8; 2] = [0xc0, 0xc1];
 const SOF_PROGRESSIVE: u8 = 0xc2;
+/// Frames in lossless, hierarchical and arithmetic coding, and the conditions of the last.
+const OTHER_CODINGS: [u8; 11] = [0xc3, 0xc5, 0xc6, 0xc7, 0xc9, 0xca, 0xcb, 0xcd, 0xce, 0xcf, 0xcc];
 const DHT: u8 = 0xc4;
 const RST: std::ops::RangeInclusive<u8> = 0xd0..=0xd7;
 const SOI: u8 = 0xd8;
@@ -66,15 +68,25 @@ fn next_segment(file: &[u8], mut at: usize) -> Option<Segment<'_>> {
     }
 }
 
+/// Checks that the file has one of the codings that are decoded.
+pub(super) fn check_coding(file: &[u8]) -> Result<(), Failure> {
+    match segments(file).find(|segment| OTHER_CODINGS.contains(&segment.kind)) {
+        None => Ok(()),
+        Some(_) => Err(Failure::Reason(
+            "it is a JPEG in lossless, hierarchical or arithmetic coding, which is not supported; save it as PNG, or as \
+             JPEG in baseline or progressive coding"
+                .into(),
+        )),
+    }
+}
+
 /// Checks that the data of all blocks is there, and the end mark of the first image.
 ///
-/// A file that the decoder refuses by itself, as one without tables or with arithmetic coding, passes.
+/// A file that the decoder refuses by itself, as one without tables, passes.
 pub(super) fn check(file: &[u8]) -> Result<(), Failure> {
     match read(file) {
         Ok(()) | Err(Stop::NotKnown) => Ok(()),
-        Err(Stop::Short) => Err(Failure::Reason(
-            "it ends early; the file is damaged, fetch or save it again".into(),
-        )),
+        Err(Stop::Short) => Err(ends_early()),
         Err(Stop::Damaged) => Err(Failure::Reason("its data is damaged; fetch or save it again".into())),
         Err(Stop::Other(error)) => Err(error.into()),
     }
@@ -111,8 +123,7 @@ fn read(file: &[u8]) -> Result<(), Stop> {
                 }
                 frame = Some(Frame::parse(body, kind == SOF_PROGRESSIVE)?);
             }
-            // Lossless, hierarchical and arithmetic coding.
-            0xc3 | 0xc5..=0xcf => return Err(Stop::NotKnown),
+            kind if OTHER_CODINGS.contains(&kind) => return Err(Stop::NotKnown),
             SOS => {
                 scans += 1;
                 let frame = frame.as_mut().filter(|_| scans <= MOST_SCANS).ok_or(Stop::NotKnown)?;
@@ -301,7 +312,7 @@ const SHORT: u32 = 9;
 
 /// A Huffman table.
 struct Table {
-    /// Length and symbol of the code at the head of so many bits; length 0 for longer codes.
+    /// Length and symbol of the code that begins `SHORT` bits; length 0 for longer codes.
     short: Vec<[u8; 2]>,
     /// Of each length, the first code after those of the length, in 16 bits, and the symbol's place less the code.
     ends: [u32; 17],

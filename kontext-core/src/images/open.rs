@@ -22,7 +22,7 @@ pub(super) const METADATA: usize = 1 << 26;
 /// - **Formats**: PNG, JPEG and WebP, recognised by content. Of an animation the first frame is decoded.
 /// - **Pixels**: 8-bit RGB. Palettes, greys and CMYK are converted, 16 bits rounded, transparent parts composited on
 ///   white.
-/// - **Orientation**: as Pillow's `ImageOps.exif_transpose` applies it: of EXIF, in any numeric type, or of XMP.
+/// - **Orientation**: as Pillow's `ImageOps.exif_transpose` applies it, by EXIF, or by XMP if EXIF names none.
 /// - **Colours**: converted to sRGB by the embedded profile, see [`EmbeddedProfile`].
 ///
 /// The limits are checked before memory is taken. Decoding takes at most 20 bytes a pixel and the file itself: 3 of
@@ -83,7 +83,7 @@ impl OpenOptions {
         }
     }
 
-    /// Sets the largest number of pixels.
+    /// Sets the largest number of pixels. A session is restored with the default.
     #[must_use]
     pub const fn max_pixels(mut self, pixels: u64) -> Self {
         self.max_pixels = pixels;
@@ -293,4 +293,9 @@ impl Failure {
             Self::Other(error) => error,
         }
     }
+}
+
+/// Returns the failure of a file that is cut.
+pub(super) fn ends_early() -> Failure {
+    Failure::Reason("it ends early; the file is damaged, fetch or save it again".into())
 }

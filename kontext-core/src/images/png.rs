@@ -1,7 +1,7 @@
 //! Decoding of PNG.
 
 use std::borrow::Cow;
-use std::io::Cursor;
+use std::io::{Cursor, ErrorKind};
 
 use image::error::{DecodingError, ImageError, LimitError, LimitErrorKind, UnsupportedError, UnsupportedErrorKind};
 use image::{ExtendedColorType, ImageFormat};
@@ -166,7 +166,8 @@ fn unsupported(bits: BitDepth) -> Failure {
 
 fn failure(error: PngError) -> Failure {
     match error {
-        PngError::IoError(error) => ImageError::IoError(error),
+        // The bytes are in memory: the file is cut.
+        PngError::IoError(error) if error.kind() == ErrorKind::UnexpectedEof => ImageError::IoError(error),
         PngError::LimitsExceeded => ImageError::Limits(LimitError::from_kind(LimitErrorKind::InsufficientMemory)),
         error => ImageError::Decoding(DecodingError::new(ImageFormat::Png.into(), error)),
     }

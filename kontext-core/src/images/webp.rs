@@ -1,6 +1,6 @@
 //! Decoding of WebP.
 
-use std::io::Cursor;
+use std::io::{Cursor, ErrorKind};
 
 use image::ImageFormat;
 use image::error::{DecodingError, ImageError};
@@ -9,11 +9,16 @@ use image_webp::{DecodingError as WebPError, WebPDecoder};
 use super::color::Profile;
 use super::decoded::{Channels, Depth, Samples};
 use super::exif::Metadata;
-use super::open::{Decoded, Failure, METADATA, PixelLimit};
+use super::open::{Decoded, Failure, METADATA, PixelLimit, ends_early};
 use crate::buffer;
 
 /// Decodes a WebP. Of an animation it is the first frame.
 pub(super) fn decode(file: &[u8], limit: PixelLimit) -> Result<Decoded, Failure> {
+    // Metadata may follow the pixels, and would be missed. A padding byte at the end may be missing.
+    let [_, _, _, _, size @ ..] = file.first_chunk::<8>().copied().unwrap_or_default();
+    if file.len() + 1 < u32::from_le_bytes(size) as usize + 8 {
+        return Err(ends_early());
+    }
     let mut decoder = WebPDecoder::new(Cursor::new(file)).map_err(failure)?;
     decoder.set_memory_limit(METADATA);
     let (width, height) = decoder.dimensions();
@@ -49,7 +54,8 @@ pub(super) fn decode(file: &[u8], limit: PixelLimit) -> Result<Decoded, Failure>
 
 fn failure(error: WebPError) -> Failure {
     match error {
-        WebPError::IoError(error) => ImageError::IoError(error),
+        // The bytes are in memory: the file is cut.
+        WebPError::IoError(error) if error.kind() == ErrorKind::UnexpectedEof => ImageError::IoError(error),
         error => ImageError::Decoding(DecodingError::new(ImageFormat::WebP.into(), error)),
     }
     .into()
