@@ -1,7 +1,8 @@
 //! Check that a JPEG holds the data of all its blocks.
 //!
 //! Decoders fill missing data with grey and say nothing, also libjpeg if the end mark is there. So the entropy-coded
-//! data is read once before, without computing pixels: ITU-T T.81, appendices B, F and G.
+//! data is read once before, without computing pixels: ITU-T T.81, appendices B, F and G. A progressive image that ends
+//! between two scans is whole, at the precision of its scans.
 
 use super::open::{Failure, ends_early};
 use crate::buffer;
