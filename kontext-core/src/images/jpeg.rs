@@ -12,14 +12,15 @@ use zune_jpeg::errors::DecodeErrors;
 
 use super::color::Profile;
 use super::decoded::{Channels, Depth, Samples};
+use super::decoder::{Decoded, Failure, PixelLimit};
 use super::exif::Metadata;
-use super::jpeg_scans::{self, APP1, APP14, segments};
-use super::open::{Decoded, Failure, PixelLimit};
+use super::jpeg_scans;
+use super::jpeg_segments::{APP1, APP14, check_coding, segments};
 use crate::{Error, Result as KontextResult, buffer};
 
 /// Decodes the first image of a JPEG; others, such as a thumbnail or a map of brightness, may follow it.
 pub(super) fn decode(file: &[u8], limit: PixelLimit) -> Result<Decoded, Failure> {
-    jpeg_scans::check_coding(file)?;
+    check_coding(file)?;
     let mut headers = decoder(file, ColorSpace::RGB);
     headers.decode_headers().map_err(failure)?;
     let missing = || Error::bug("a decoded JPEG header without a size");

@@ -2,10 +2,13 @@
 
 mod color;
 mod decoded;
+mod decoder;
 mod exif;
 mod format;
 mod jpeg;
+mod jpeg_bits;
 mod jpeg_scans;
+mod jpeg_segments;
 mod open;
 mod png;
 mod tensor;

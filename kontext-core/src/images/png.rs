@@ -9,8 +9,8 @@ use png::{BitDepth, ColorType, Decoder, DecodingError as PngError, Info, Limits,
 
 use super::color::Profile;
 use super::decoded::{Channels, Depth, Samples};
+use super::decoder::{Decoded, Failure, METADATA, PixelLimit};
 use super::exif::Metadata;
-use super::open::{Decoded, Failure, METADATA, PixelLimit};
 use crate::buffer;
 
 /// Length of a chunk without its data: length, kind and checksum.

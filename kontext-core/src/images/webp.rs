@@ -8,8 +8,8 @@ use image_webp::{DecodingError as WebPError, WebPDecoder};
 
 use super::color::Profile;
 use super::decoded::{Channels, Depth, Samples};
+use super::decoder::{Decoded, Failure, METADATA, PixelLimit, ends_early};
 use super::exif::Metadata;
-use super::open::{Decoded, Failure, METADATA, PixelLimit, ends_early};
 use crate::buffer;
 
 /// Decodes a WebP. Of an animation it is the first frame.
