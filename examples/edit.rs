@@ -59,7 +59,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     let mut request = Request::generate(&args.prompt).strength(args.strength);
     for path in &images {
-        request = request.reference(kontext::open_image(path)?);
+        request = request.reference(args.run.open_image(path)?);
     }
     let request = args.run.apply(request)?;
     if args.run.plan && args.compare.is_some() {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::bail;
 use clap::Parser;
 use kontext::crates::kontext_device::device;
-use kontext::image::imageops::grayscale;
+use kontext::image::RgbImage;
 use kontext::session::{KeepUnchanged, Turn};
 use kontext::{Pipeline, Request, Session};
 use kontext_cli::args::{positive, whole};
@@ -140,7 +140,7 @@ fn note_unsaved(turns: usize) {
 struct Desk<'a> {
     session: Session,
     args: &'a Args,
-    references: Vec<PathBuf>,
+    references: Vec<Arc<RgbImage>>,
     /// Number of turns since the session was saved or loaded.
     unsaved: Arc<AtomicUsize>,
     interrupt: Interrupt,
@@ -181,9 +181,8 @@ impl Desk<'_> {
                 return done(seed.map_or("seeds are drawn".to_owned(), |seed| format!("seed {seed}")));
             }
             Command::Reference(path) => {
-                // A file that cannot be used is reported now.
-                kontext::open_image(&path)?;
-                self.references.push(path);
+                // Read now and once: the file may be a pipe.
+                self.references.push(kontext::open_image(&path)?.into());
                 return done("the next turn sees it");
             }
             Command::KeepOn => {
@@ -191,7 +190,7 @@ impl Desk<'_> {
                 return done("what a turn does not change stays as it was");
             }
             Command::KeepMask(path) => {
-                session.keep_unchanged = Some(KeepUnchanged::Mask(grayscale(&kontext::open_image(path)?)));
+                session.keep_unchanged = Some(KeepUnchanged::Mask(kontext::io::open_mask(path)?));
                 return done("what is black in the mask stays as it was");
             }
             Command::KeepOff => {
@@ -228,8 +227,8 @@ impl Desk<'_> {
     fn edit(&mut self, prompt: &str) -> anyhow::Result<()> {
         self.args.check_image(self.session.turns().len())?;
         let mut request: Request = self.session.defaults.clone().prompt(prompt);
-        for path in &self.references {
-            request = request.reference(kontext::open_image(path)?);
+        for image in &self.references {
+            request = request.reference(image);
         }
         let cancel = self.interrupt.begin();
         let mut sampled = progress::sampling();

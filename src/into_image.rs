@@ -9,8 +9,8 @@ use kontext_core::images;
 ///
 /// An `Arc<RgbImage>` is shared and an `RgbImage` moved, both without a copy; a `&RgbImage` is copied once. A
 /// [`DynamicImage`] is converted as [`open_image`](crate::open_image) converts files: transparent parts are
-/// composited on white, 16 bits rounded to 8. It has no EXIF orientation: decode files with
-/// [`open_image`](crate::open_image) or [`image_from_bytes`](crate::image_from_bytes), which apply it.
+/// composited on white, 16 bits rounded to 8. It has no EXIF orientation and no colour profile: decode files with
+/// [`open_image`](crate::open_image) or [`image_from_bytes`](crate::image_from_bytes), which apply them.
 ///
 /// # Example
 /// ```

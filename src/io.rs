@@ -6,7 +6,9 @@ use std::path::Path;
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::webp::WebPEncoder;
 use image::{ExtendedColorType, ImageEncoder, ImageFormat, RgbImage};
-pub use kontext_core::images::{from_bytes as image_from_bytes, open as open_image};
+pub use kontext_core::images::{
+    EmbeddedProfile, OpenOptions, from_bytes as image_from_bytes, open as open_image, open_mask,
+};
 use kontext_core::{Error, OutputFile, Result};
 pub use kontext_device::memory::free as free_memory;
 use kontext_sampler::Size;

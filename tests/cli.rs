@@ -500,8 +500,7 @@ fn images_that_are_none_are_refused() {
         &["--image", "."],
         "cannot access .: it is a folder, expected a file; name a file",
     );
-    let words =
-        "cannot use the image text.png: The image format could not be determined; give a PNG, JPEG or WebP file";
+    let words = "cannot use the image text.png: it is a text, not an image; give a PNG, JPEG or WebP file";
     desk.bad("edit", &["--image", "text.png"], words);
     desk.bad(
         "edit",

@@ -57,8 +57,8 @@ fn what_is_wrong_with_a_bench_is_told_with_file_and_line() {
         (
             pair("new", text, "metadata.jsonl"),
             PAIRS - 1,
-            "test/metadata.jsonl line 7: the image metadata.jsonl: The image format could not be determined; give a \
-             PNG, JPEG or WebP file; the pair is left out",
+            "test/metadata.jsonl line 7: the image metadata.jsonl: it is a JSON file, not an image; give a PNG, JPEG \
+             or WebP file; the pair is left out",
         ),
     ] {
         assert_eq!(problems(7, &line), (pairs, vec![words.to_owned()]), "{line}");

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use kontext::image::RgbImage;
+use kontext::io::{EmbeddedProfile, OpenOptions};
 use kontext::{Conformance, Device, Kind, Pipeline, PipelineBuilder, Placement, Quantize, References, Request};
 use kontext_core::array;
 use kontext_device::device;
@@ -223,6 +225,20 @@ impl RunArgs {
     }
 }
 
+impl RunArgs {
+    /// Opens an image for the request: with `--conform`, its colour profile is ignored, as the other programs do.
+    ///
+    /// # Errors
+    /// Those of [`OpenOptions::open`].
+    pub fn open_image(&self, path: impl AsRef<Path>) -> kontext::Result<RgbImage> {
+        let profile = match self.conform {
+            None => EmbeddedProfile::Convert,
+            Some(ConformArg::Diffusers | ConformArg::Bfl) => EmbeddedProfile::Ignore,
+        };
+        OpenOptions::new().embedded_profile(profile).open(path)
+    }
+}
+
 /// Returns the device that `--device` names, or the best one.
 ///
 /// # Errors
@@ -313,6 +329,33 @@ mod tests {
         }
         for text in ["--plan", "--native-size", "--out=a.png"] {
             assert!(free_text(text).is_err(), "{text}");
+        }
+    }
+
+    #[derive(Parser)]
+    struct Editor {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    #[test]
+    fn images_keep_their_samples_if_another_program_is_followed() {
+        let photo = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../kontext-core/tests/pictures/profiles/p3.png"
+        );
+        let open = |words: &[&str]| {
+            let program = Editor::try_parse_from([&["program"], words].concat()).unwrap();
+            program.run.open_image(photo).unwrap()
+        };
+        let samples = OpenOptions::new()
+            .embedded_profile(EmbeddedProfile::Ignore)
+            .open(photo)
+            .unwrap();
+        assert_eq!(open(&[]), kontext::open_image(photo).unwrap());
+        assert_ne!(open(&[]), samples);
+        for conform in ["diffusers", "bfl"] {
+            assert_eq!(open(&["--conform", conform]), samples, "{conform}");
         }
     }
 }

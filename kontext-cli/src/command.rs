@@ -16,7 +16,7 @@ a prompt          edits the image; the result is the image then
 :seed N           the seed of the turns that follow; without N a new one is drawn for each
 :reference FILE   a further reference image for the next turn
 :keep on          puts the original pixels back where a turn changed nothing
-:keep mask FILE   lets turns change only what is white in this image
+:keep mask FILE   lets turns change only what is white in this image, which has no transparency
 :keep off
 :reencode on      encodes each image anew, in place of going on with its latents; off
 :save DIR         writes the session into a folder

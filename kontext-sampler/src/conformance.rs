@@ -19,6 +19,9 @@ use serde::{Deserialize, Serialize};
 /// | true CFG without a negative prompt | avoids the empty text | is ignored | is ignored |
 /// | default steps, guidance | 28, 2.5 | 28, 3.5 | 30, 2.5 |
 ///
+/// Both programs ignore the colour profiles of image files. A request holds decoded images: open them with
+/// [`EmbeddedProfile::Ignore`](kontext_core::images::EmbeddedProfile) to follow them.
+///
 /// Sigmas are computed in each program's order of operations, which shows in their last bits.
 ///
 /// BFL's program runs in bf16 only; in another dtype, `Bfl` is that program with the dtype substituted for

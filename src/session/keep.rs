@@ -15,7 +15,8 @@ use crate::Plan;
 pub enum KeepUnchanged {
     /// The region changed by the edit, computed from the difference of both images.
     Difference(DifferenceMap),
-    /// This mask, of the image's size: 255 may change, 0 is kept, levels between are blended.
+    /// This mask, of the image's size: 255 may change, 0 is kept, levels between are blended. Read files with
+    /// [`open_mask`](crate::io::open_mask), which refuses transparency and applies no colour profile.
     Mask(GrayImage),
 }
 

@@ -76,6 +76,14 @@ def main():
     exif = Image.Exif()
     exif[0x0112] = 6
     keep("rgba_turned", Image.fromarray(rgba, "RGBA"), "webp", lossless=True, exact=True, exif=exif)
+    # Sides that are no multiples of a block, chroma of half the size, and scans of every kind.
+    across, down = np.meshgrid(np.arange(53), np.arange(37))
+    odd = np.stack([across * 4, down * 6, 120 + 100 * np.sin(across / 5) * np.cos(down / 4)], axis=-1)
+    odd = Image.fromarray(odd.round().astype(np.uint8), "RGB")
+    keep("odd", odd, "jpg", quality=90, subsampling=2)
+    keep("odd_restart", odd, "jpg", quality=90, subsampling=2, restart_marker_blocks=3)
+    keep("odd_progressive", odd, "jpg", quality=90, subsampling=1, progressive=True)
+    keep("odd_grey_progressive", odd.convert("L"), "jpg", quality=90, progressive=True)
 
 
 main()

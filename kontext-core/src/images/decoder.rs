@@ -1,0 +1,77 @@
+//! Results and limits of the formats' decoders.
+
+use std::path::Path;
+
+use image::ImageError;
+
+use super::color::Profile;
+use super::decoded::Samples;
+use super::turn::Turn;
+use crate::Error;
+
+/// Most bytes of a profile, of EXIF, and of text that a decoder unpacks. The largest printing profiles have four
+/// million.
+pub(super) const METADATA: usize = 1 << 26;
+
+/// A decoded file.
+pub(super) struct Decoded {
+    pub profile: Option<Profile>,
+    pub turn: Turn,
+    pub samples: Samples,
+}
+
+/// The largest number of pixels.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PixelLimit(pub u64);
+
+impl PixelLimit {
+    /// Checks a size, before memory is taken for it.
+    pub(super) fn check(self, width: u32, height: u32) -> Result<(), Failure> {
+        let Self(most) = self;
+        if u64::from(width) * u64::from(height) <= most {
+            return Ok(());
+        }
+        Err(Failure::Reason(format!(
+            "expected at most {most} pixels, got {width}x{height}; make it smaller"
+        )))
+    }
+}
+
+/// A reason why a file is not decoded, without the file's path.
+#[derive(Debug)]
+pub(super) enum Failure {
+    Decoder(ImageError),
+    Reason(String),
+    Other(Error),
+}
+
+impl From<ImageError> for Failure {
+    fn from(error: ImageError) -> Self {
+        Self::Decoder(error)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl Failure {
+    /// Returns the error of the file at `path`.
+    pub(super) fn at(self, path: &Path) -> Error {
+        match self {
+            Self::Decoder(error) => Error::image(path)(error),
+            Self::Reason(reason) => Error::Image {
+                path: path.to_owned(),
+                reason,
+            },
+            Self::Other(error) => error,
+        }
+    }
+}
+
+/// Returns the failure of a file that is cut.
+pub(super) fn ends_early() -> Failure {
+    Failure::Reason("it ends early; the file is damaged, fetch or save it again".into())
+}

@@ -1,0 +1,125 @@
+//! Decoding of JPEG.
+
+use std::borrow::Cow;
+
+use image::ImageFormat;
+use image::error::{DecodingError, ImageError, UnsupportedError, UnsupportedErrorKind};
+use zune_core::bytestream::ZCursor;
+use zune_core::colorspace::ColorSpace;
+use zune_core::options::DecoderOptions;
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::errors::DecodeErrors;
+
+use super::color::Profile;
+use super::decoded::{Channels, Depth, Samples};
+use super::decoder::{Decoded, Failure, PixelLimit};
+use super::exif::Metadata;
+use super::jpeg_scans;
+use super::jpeg_segments::{APP1, APP14, check_coding, segments};
+use crate::{Error, Result as KontextResult, buffer};
+
+/// Decodes the first image of a JPEG; others, such as a thumbnail or a map of brightness, may follow it.
+pub(super) fn decode(file: &[u8], limit: PixelLimit) -> Result<Decoded, Failure> {
+    check_coding(file)?;
+    let mut headers = decoder(file, ColorSpace::RGB);
+    headers.decode_headers().map_err(failure)?;
+    let missing = || Error::bug("a decoded JPEG header without a size");
+    let (width, height) = headers.dimensions().ok_or_else(missing)?;
+    // Sides have 16 bits.
+    let (width, height) = (width as u32, height as u32);
+    limit.check(width, height)?;
+    jpeg_scans::check(file)?;
+    let space = headers.input_colorspace().ok_or_else(missing)?;
+    let (data, out, channels) = match space {
+        ColorSpace::Luma => (Cow::Borrowed(file), ColorSpace::Luma, Channels::Grey),
+        ColorSpace::CMYK => (Cow::Borrowed(file), ColorSpace::CMYK, Channels::Cmyk),
+        ColorSpace::YCCK => (Cow::Owned(as_cmyk(file)?), ColorSpace::CMYK, Channels::Cmyk),
+        _ => (Cow::Borrowed(file), ColorSpace::RGB, Channels::Rgb),
+    };
+    let mut decoder = decoder(&data, out);
+    decoder.decode_headers().map_err(failure)?;
+    let size = decoder.output_buffer_size().ok_or_else(missing)?;
+    if size != width as usize * height as usize * channels.count() {
+        return Err(Error::bug("a JPEG decoder that changes the number of channels").into());
+    }
+    let mut bytes = buffer::filled(0_u8, size, "the decoded image")?;
+    decoder.decode_into(&mut bytes).map_err(failure)?;
+    match space {
+        // Adobe's programs, and therefore all, store the amount of no ink.
+        ColorSpace::CMYK => bytes.iter_mut().for_each(|level| *level = 255 - *level),
+        ColorSpace::YCCK => bytes.as_chunks_mut::<4>().0.iter_mut().for_each(inks),
+        _ => {}
+    }
+    Ok(Decoded {
+        profile: headers.icc_profile().map(Profile::Icc),
+        turn: metadata(file).turn(),
+        samples: Samples {
+            width,
+            height,
+            channels,
+            depth: Depth::Eight,
+            bytes,
+        },
+    })
+}
+
+fn decoder(file: &[u8], out: ColorSpace) -> JpegDecoder<ZCursor<&[u8]>> {
+    let options = DecoderOptions::default()
+        .set_strict_mode(false)
+        .set_max_width(usize::MAX)
+        .set_max_height(usize::MAX)
+        .jpeg_set_out_colorspace(out);
+    JpegDecoder::new_with_options(ZCursor::new(file), options)
+}
+
+/// Returns a YCCK file whose Adobe segment says CMYK, so that the decoder passes on all four channels.
+fn as_cmyk(file: &[u8]) -> KontextResult<Vec<u8>> {
+    /// Place of the transform: after "Adobe", the version and two flags.
+    const TRANSFORM: usize = 11;
+    let mut changed = buffer::copied(file, "the image file")?;
+    for segment in segments(file).filter(|segment| segment.kind == APP14 && segment.body.starts_with(b"Adobe")) {
+        if let Some(transform) = changed.get_mut(segment.start + TRANSFORM) {
+            *transform = 0;
+        }
+    }
+    Ok(changed)
+}
+
+/// Returns EXIF, which may be cut into segments, and XMP.
+fn metadata(file: &[u8]) -> Metadata {
+    const EXIF: &[u8] = b"Exif\0\0";
+    const XMP: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
+    let mut metadata = Metadata::default();
+    for segment in segments(file).filter(|segment| segment.kind == APP1) {
+        if let Some(part) = segment.body.strip_prefix(EXIF) {
+            metadata.exif.get_or_insert_default().extend_from_slice(part);
+        } else if let Some(xmp) = segment.body.strip_prefix(XMP) {
+            metadata.xmp = Some(xmp.to_vec());
+        }
+    }
+    metadata
+}
+
+/// Converts YCCK to amounts of ink.
+fn inks(pixel: &mut [u8; 4]) {
+    let [y, cb, cr, k] = pixel.map(f32::from);
+    let (cb, cr) = (cb - 128.0, cr - 128.0);
+    let ink = [
+        y + 1.402 * cr,
+        y - 0.344_136 * cb - 0.714_136 * cr,
+        y + 1.772 * cb,
+        255.0 - k,
+    ];
+    *pixel = ink.map(|value| value.round().clamp(0.0, 255.0) as u8);
+}
+
+fn failure(error: DecodeErrors) -> Failure {
+    match error {
+        DecodeErrors::Unsupported(scheme) => {
+            let kind = UnsupportedErrorKind::GenericFeature(format!("{scheme:?}"));
+            ImageError::Unsupported(UnsupportedError::from_format_and_kind(ImageFormat::Jpeg.into(), kind))
+        }
+        error => ImageError::Decoding(DecodingError::new(ImageFormat::Jpeg.into(), error)),
+    }
+    .into()
+}

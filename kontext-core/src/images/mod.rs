@@ -1,0 +1,51 @@
+//! Images: 8-bit RGB files and buffers to tensors and back.
+
+mod color;
+mod decoded;
+mod decoder;
+mod exif;
+mod format;
+mod jpeg;
+mod jpeg_bits;
+mod jpeg_scans;
+mod jpeg_segments;
+mod open;
+mod png;
+mod tensor;
+mod turn;
+mod webp;
+
+use std::path::Path;
+
+use image::{GrayImage, RgbImage};
+
+pub use decoded::flatten;
+pub use open::{EmbeddedProfile, OpenOptions};
+pub use tensor::{Rounding, from_tensor, to_tensor};
+
+use crate::Result;
+pub use crate::resize::resize;
+
+/// Opens an image file with the default [`OpenOptions`].
+///
+/// # Errors
+/// Those of [`OpenOptions::open`].
+pub fn open(path: impl AsRef<Path>) -> Result<RgbImage> {
+    OpenOptions::new().open(path)
+}
+
+/// Decodes an image file in memory with the default [`OpenOptions`].
+///
+/// # Errors
+/// Those of [`OpenOptions::decode`].
+pub fn from_bytes(bytes: &[u8]) -> Result<RgbImage> {
+    OpenOptions::new().decode(bytes)
+}
+
+/// Opens a mask with the default [`OpenOptions`].
+///
+/// # Errors
+/// Those of [`OpenOptions::open_mask`].
+pub fn open_mask(path: impl AsRef<Path>) -> Result<GrayImage> {
+    OpenOptions::new().open_mask(path)
+}

@@ -1,0 +1,233 @@
+//! Opening of image files.
+
+use std::fs::File;
+use std::io::{self, Cursor, Read};
+use std::path::Path;
+
+use image::{GrayImage, RgbImage, imageops};
+
+use super::color::Conversion;
+use super::decoder::{Decoded, Failure, PixelLimit};
+use super::format::{Format, HEAD};
+use super::{jpeg, png, webp};
+use crate::{Error, Result, contain};
+
+/// Limits and conventions of opening image files.
+///
+/// - **Formats**: PNG, JPEG and WebP, recognised by content. Of an animation the first frame is decoded.
+/// - **Pixels**: 8-bit RGB. Palettes, greys and CMYK are converted, 16 bits rounded, transparent parts composited on
+///   white.
+/// - **Orientation**: as Pillow's `ImageOps.exif_transpose` applies it, by EXIF, or by XMP if EXIF names none.
+/// - **Colours**: converted to sRGB by the embedded profile, see [`EmbeddedProfile`].
+///
+/// The limits are checked before memory is taken. Decoding takes at most 20 bytes a pixel and the file itself: 3 of
+/// the result, up to 8 of decoded samples, and what a decoder needs for itself.
+///
+/// # Example
+/// ```
+/// use kontext_core::images::OpenOptions;
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let upload = folder.path().join("upload.png");
+/// # image::RgbImage::new(64, 64).save(&upload).unwrap();
+/// let options = OpenOptions::new().max_pixels(24_000_000).max_bytes(16 << 20);
+/// assert_eq!(options.open(&upload)?.dimensions(), (64, 64));
+///
+/// let error = OpenOptions::new().max_pixels(1000).open(&upload).unwrap_err();
+/// assert!(error.to_string().ends_with("expected at most 1000 pixels, got 64x64; make it smaller"));
+/// # Ok::<(), kontext_core::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenOptions {
+    max_pixels: u64,
+    max_bytes: u64,
+    embedded_profile: EmbeddedProfile,
+}
+
+/// Use of the colour profile in an image file.
+///
+/// The profile is an ICC profile of any kind, for RGB, grey or CMYK, or PNG's cICP unless its brightness exceeds
+/// sRGB's. PNG's gAMA and cHRM are ignored, as in Pillow. A damaged profile, and one for other channels than the
+/// image has, are ignored, as in browsers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum EmbeddedProfile {
+    /// Converts the colours to sRGB, for which the models were trained, as Pillow's `ImageCms.profileToProfile`
+    /// does: with the perceptual intent, and compensation of the black point of printing profiles. A profile that
+    /// changes no colour by more than a level is sRGB's, and the samples stay as they are.
+    #[default]
+    Convert,
+    /// Takes the samples as they are, as diffusers and black-forest-labs/flux do.
+    Ignore,
+}
+
+/// 178,956,970 pixels, from which on Pillow refuses a file, and 512 MiB, the size of their samples.
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl OpenOptions {
+    /// Returns the defaults: 178,956,970 pixels, 512 MiB, and colours converted to sRGB.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            max_pixels: 178_956_970,
+            max_bytes: 1 << 29,
+            embedded_profile: EmbeddedProfile::Convert,
+        }
+    }
+
+    /// Sets the largest number of pixels. A session is restored with the default.
+    #[must_use]
+    pub const fn max_pixels(mut self, pixels: u64) -> Self {
+        self.max_pixels = pixels;
+        self
+    }
+
+    /// Sets the largest size of a file in bytes.
+    #[must_use]
+    pub const fn max_bytes(mut self, bytes: u64) -> Self {
+        self.max_bytes = bytes;
+        self
+    }
+
+    /// Sets the use of the colour profile.
+    #[must_use]
+    pub const fn embedded_profile(mut self, profile: EmbeddedProfile) -> Self {
+        self.embedded_profile = profile;
+        self
+    }
+
+    /// Opens an image file. The file may be a pipe; it is read once.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be read, [`Error::Image`] if it is not a PNG, JPEG or WebP, is truncated or
+    /// damaged, or exceeds a limit, [`Error::Allocation`] if memory is short.
+    pub fn open(&self, path: impl AsRef<Path>) -> Result<RgbImage> {
+        let path = path.as_ref();
+        self.image(&self.read_file(path)?, path)
+    }
+
+    /// Decodes an image file in memory.
+    ///
+    /// # Errors
+    /// Those of [`OpenOptions::open`], with an empty path: they read "cannot use the image: …".
+    pub fn decode(&self, bytes: &[u8]) -> Result<RgbImage> {
+        self.decode_from(Cursor::new(bytes))
+    }
+
+    /// Decodes an image file that a reader returns, from its current position to its end.
+    ///
+    /// # Errors
+    /// Those of [`OpenOptions::decode`].
+    pub fn decode_from(&self, reader: impl Read) -> Result<RgbImage> {
+        let path = Path::new("");
+        self.image(&self.read(reader, None, path)?, path)
+    }
+
+    /// Opens an image file as a mask: its luma, in 8 bits. A mask is data, so its colour profile is ignored.
+    ///
+    /// # Errors
+    /// Those of [`OpenOptions::open`], and [`Error::Image`] if a pixel is not opaque: in the files of some programs
+    /// the painted parts are opaque, in those of others the parts to be changed are transparent, and the colours
+    /// there may be anything.
+    pub fn open_mask(&self, path: impl AsRef<Path>) -> Result<GrayImage> {
+        let path = path.as_ref();
+        self.mask(&self.read_file(path)?, path)
+    }
+
+    /// Decodes a mask in memory as [`OpenOptions::open_mask`] does.
+    ///
+    /// # Errors
+    /// Those of [`OpenOptions::open_mask`], with an empty path.
+    pub fn decode_mask(&self, bytes: &[u8]) -> Result<GrayImage> {
+        let path = Path::new("");
+        self.mask(&self.read(Cursor::new(bytes), None, path)?, path)
+    }
+
+    fn read_file(&self, path: &Path) -> Result<Contents> {
+        let file = File::open(path).map_err(Error::io(path))?;
+        // A pipe has no length.
+        let metadata = file.metadata().map_err(Error::io(path))?;
+        let length = Some(metadata.len()).filter(|_| metadata.is_file());
+        self.read(file, length, path)
+    }
+
+    /// Reads a file whole, if it begins as an image and is not too large.
+    fn read(&self, mut reader: impl Read, length: Option<u64>, path: &Path) -> Result<Contents> {
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::OutOfMemory => Error::Allocation {
+                purpose: "the image file",
+                mb: u128::from(length.unwrap_or_default().div_ceil(1_000_000)),
+            },
+            _ => Error::io(path)(error),
+        };
+        let too_large = || {
+            let most = self.max_bytes;
+            Failure::Reason(format!(
+                "expected a file of at most {most} bytes, got a larger one; make it smaller"
+            ))
+            .at(path)
+        };
+        let mut bytes = Vec::new();
+        reader
+            .by_ref()
+            .take(HEAD as u64)
+            .read_to_end(&mut bytes)
+            .map_err(failed)?;
+        let format = Format::of(&bytes).map_err(|reason| Failure::Reason(reason).at(path))?;
+        if length.is_some_and(|length| length > self.max_bytes) {
+            return Err(too_large());
+        }
+        // One byte more than allowed shows that there are more.
+        let rest = self.max_bytes.saturating_add(1).saturating_sub(bytes.len() as u64);
+        reader.take(rest).read_to_end(&mut bytes).map_err(failed)?;
+        if bytes.len() as u64 > self.max_bytes {
+            return Err(too_large());
+        }
+        Ok(Contents { format, bytes })
+    }
+
+    fn image(&self, contents: &Contents, path: &Path) -> Result<RgbImage> {
+        let decoded = self.samples(contents, path)?;
+        let (channels, depth) = (decoded.samples.channels, decoded.samples.depth);
+        let profile = decoded
+            .profile
+            .filter(|_| self.embedded_profile == EmbeddedProfile::Convert);
+        let conversion = profile.and_then(|profile| Conversion::new(&profile, channels, depth));
+        decoded.turn.apply(decoded.samples.into_rgb(conversion.as_ref())?)
+    }
+
+    fn mask(&self, contents: &Contents, path: &Path) -> Result<GrayImage> {
+        let decoded = self.samples(contents, path)?;
+        if decoded.samples.is_transparent() {
+            let reason = "the mask has transparent pixels, and it cannot be known what they mean; save it without \
+                          transparency, white where the image may change and black elsewhere";
+            return Err(Failure::Reason(reason.to_owned()).at(path));
+        }
+        Ok(imageops::grayscale(
+            &decoded.turn.apply(decoded.samples.into_rgb(None)?)?,
+        ))
+    }
+
+    fn samples(&self, contents: &Contents, path: &Path) -> Result<Decoded> {
+        let limit = PixelLimit(self.max_pixels);
+        let decoded = contain(|| match contents.format {
+            Format::Png => png::decode(&contents.bytes, limit),
+            Format::Jpeg => jpeg::decode(&contents.bytes, limit),
+            Format::WebP => webp::decode(&contents.bytes, limit),
+        });
+        let decoded = decoded.unwrap_or_else(|panic| {
+            let reason = format!("the decoder failed ({panic}); the file is damaged, fetch or save it again");
+            Err(Failure::Reason(reason))
+        });
+        decoded.map_err(|failure| failure.at(path))
+    }
+}
+
+/// A file in memory.
+struct Contents {
+    format: Format,
+    bytes: Vec<u8>,
+}
