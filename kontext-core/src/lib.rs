@@ -6,6 +6,8 @@ pub mod check;
 mod checkpoint_error;
 mod contain;
 mod error;
+#[cfg(feature = "failpoints")]
+pub mod failpoint;
 pub mod images;
 mod json;
 mod lock;

@@ -51,6 +51,8 @@ impl<'a> OutputFile<'a> {
     /// # Errors
     /// [`Error::Io`] if the operating system refuses.
     pub fn publish(self) -> Result<()> {
+        #[cfg(feature = "failpoints")]
+        crate::failpoint::reached(self.path)?;
         self.file
             .persist(self.path)
             .map(drop)

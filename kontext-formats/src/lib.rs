@@ -6,6 +6,7 @@ mod gguf;
 mod gguf_value;
 mod gguf_write;
 mod header;
+mod header_text;
 mod matrix;
 mod names;
 mod open;

@@ -9,6 +9,8 @@ use tch::{Device, Kind, Tensor};
 
 use kontext_core::{CheckpointError, Error, OutputFile, Result};
 
+use crate::header_text;
+
 /// Writes tensors to a safetensors file, in their dtypes. The file appears whole or not at all.
 ///
 /// # Errors
@@ -40,7 +42,11 @@ pub fn to_bytes(path: &Path, tensors: &[(String, Tensor)], text: Option<HashMap<
             TensorView::new(*dtype, shape.clone(), bytes).map_err(header)?,
         ));
     }
-    safetensors::serialize(views, text).map_err(header)
+    let mut bytes = safetensors::serialize(views, None).map_err(header)?;
+    if let Some(text) = text {
+        header_text::insert(&mut bytes, &text);
+    }
+    Ok(bytes)
 }
 
 type Raw = (Dtype, Vec<usize>, Vec<u8>);

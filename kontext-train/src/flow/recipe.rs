@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::optim::{AdamWConfig, LrSchedule};
 use crate::run::Intervals;
+use crate::run::identity::Comparable;
 
 use super::objective::Objective;
 
@@ -54,6 +55,30 @@ pub struct Recipe {
     /// Intervals of saving, validating and sampling.
     #[serde(default)]
     pub every: Intervals,
+    /// Fields that may differ from those of the state in the run's folder, as `steps` or `rate.peak`; `rate`
+    /// stands for all fields of its table, `model` and `data` also for the files. See [`crate::Trainer`].
+    /// Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resume: Vec<String>,
+}
+
+impl Comparable for Recipe {
+    const FREE: &'static [&'static str] = &[
+        "model",
+        "out",
+        "device",
+        "recompute",
+        "every",
+        "resume",
+        "data.folder",
+        "data.cache",
+        "data.validation_items",
+    ];
+    const FIXED: &'static [&'static str] = &["method"];
+
+    fn accepted(&self) -> &[String] {
+        &self.resume
+    }
 }
 
 /// The trained part of the model.

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
 
-use kontext_core::{Device, Kind, Result};
+use kontext_core::{Device, Kind, Result, Tensor};
 use kontext_device::device;
 use kontext_vae::Autoencoder;
 
@@ -14,9 +14,10 @@ use crate::dataset::EncodedDataset;
 use crate::optim::Learner;
 use crate::run::curve::{Curve, Point};
 use crate::run::divergence::DivergenceGuard;
+use crate::run::identity::Identity;
 use crate::run::shell::{Segment, Shell, Training};
 
-use super::data::{Batches, open_dataset};
+use super::data::{Batches, data_digest, open_dataset};
 use super::event::{StepReport, TrainEvent};
 use super::recipe::Recipe;
 use super::samples::SampleGrid;
@@ -30,6 +31,28 @@ const AHEAD: usize = 3;
 const SAMPLES: usize = 8;
 
 /// A training run of the transformer.
+///
+/// Its folder holds, in the order in which a save writes them:
+///
+/// | file | content |
+/// | --- | --- |
+/// | `cache/` | the encoded data, written before the first step |
+/// | `samples-NNNNNN.png` | held-out items, written when due |
+/// | `lora.safetensors` or `transformer/` | the result so far, by the moving average |
+/// | `curve.svg`, `curve.csv` | the loss of each step |
+/// | `state.safetensors` | values, optimizer, moving average, curve, recipe, and digests of model and data |
+///
+/// Each file appears whole or not at all. The state comes last, and the others follow from it: a run that is
+/// killed, or whose disk is full, goes on from the last state to the files of an unbroken run, byte for byte on
+/// one CPU. Complete runs write their result again.
+///
+/// No state is written of values that are not finite, or whose loss is not; nor, at the intervals, while the
+/// loss is that of a diverging run.
+///
+/// A state only goes on under the recipe, the model and the data that it was trained with. Free to change are
+/// the places `model`, `out`, `data.folder`, `data.cache` and `device`, and `every`, `recompute` and
+/// `data.validation_items`, which do not affect the trained values. `method` cannot change. Others can if
+/// [`Recipe::resume`] names them.
 pub struct Trainer {
     shell: Shell,
     flow: Flow,
@@ -48,11 +71,14 @@ impl Trainer {
     /// Encodes the data, loads the model, and resumes from the state in the run's folder if there is one.
     ///
     /// # Errors
-    /// Those of the model's and the dataset's files; a checkpoint error if the state in the folder is of
-    /// another recipe; [`kontext_core::Error::Cancelled`] if `observe` breaks off.
+    /// Those of the model's and the dataset's files; a checkpoint error that names the differences if the state
+    /// in the folder is of another recipe, model or data; [`kontext_core::Error::Cancelled`] if `observe` breaks
+    /// off.
     pub fn open(recipe: Recipe, mut observe: impl FnMut(TrainEvent<'_>) -> ControlFlow<()>) -> Result<Self> {
         recipe.validate()?;
         let mut shell = Shell::open(&recipe.out, "state.safetensors", recipe.steps, recipe.every)?;
+        let state = shell.snapshot()?;
+        let mut identity = Identity::new(&recipe, state.as_ref())?;
         let device = recipe
             .device
             .as_deref()
@@ -60,19 +86,25 @@ impl Trainer {
         device::available(device)?;
         let kind = if device.is_cuda() { Kind::BFloat16 } else { Kind::Float };
         let base = Base::open(&recipe.model)?;
+        identity.digest("model", base.digest()?)?;
         let vae = base.vae(device)?;
         let dataset = open_dataset(&recipe, &base, &vae, device, kind, &mut observe)?;
+        identity.digest("data", data_digest(&dataset, &recipe.data.folder))?;
         let mut trained = Trained::new(&recipe, &base, device, kind)?;
-        shell.resume(vec![&mut trained.learner])?;
-        let curve = Curve::open(&recipe.out, shell.step())?;
+        let curve = Curve::open(&recipe.out, state.as_ref())?;
+        if let Some(state) = &state {
+            shell.resume(state, vec![&mut trained.learner])?;
+            curve.restore()?;
+        }
         let flow = Flow {
+            guard: DivergenceGuard::after(curve.losses()),
+            identity,
             recipe,
             base,
             dataset,
             vae,
             trained,
             curve,
-            guard: DivergenceGuard::default(),
             device,
             kind,
         };
@@ -100,7 +132,7 @@ impl Trainer {
     }
 
     /// Trains to the last step of the recipe. Validates, samples and saves at its intervals and at the end,
-    /// and saves if `observe` breaks off.
+    /// and saves if `observe` breaks off. A complete run writes its result again.
     ///
     /// # Errors
     /// [`kontext_core::Error::Cancelled`] if `observe` breaks off, [`kontext_core::Error::NotFinite`] and
@@ -119,7 +151,8 @@ impl Trainer {
     /// `lora.safetensors`.
     ///
     /// # Errors
-    /// [`kontext_core::Error::Io`] if the folder cannot be written.
+    /// [`kontext_core::Error::NotFinite`] if training has failed, [`kontext_core::Error::Io`] if the folder
+    /// cannot be written.
     pub fn export(&self) -> Result<()> {
         self.flow.export(self.step())
     }
@@ -148,6 +181,7 @@ struct Flow {
     dataset: EncodedDataset,
     vae: Autoencoder,
     trained: Trained,
+    identity: Identity,
     curve: Curve,
     guard: DivergenceGuard,
     device: Device,
@@ -207,8 +241,29 @@ impl Training for FlowTraining<'_> {
         vec![&self.flow.trained.learner]
     }
 
-    fn facts(&self) -> Result<BTreeMap<String, String>> {
-        Ok(BTreeMap::from([("recipe".to_owned(), self.flow.recipe.to_toml()?)]))
+    fn last_loss(&mut self, step: u64) -> Result<f64> {
+        let Flow {
+            recipe,
+            dataset,
+            trained,
+            ..
+        } = &*self.flow;
+        let last = step * recipe.data.accumulate as u64 - 1;
+        let noisy = self.batches.next(dataset, recipe, last)?;
+        tch::no_grad(|| loss_of(trained.dit()?, recipe, &noisy))
+    }
+
+    fn diverging(&self, step: u64) -> Option<Self::Event> {
+        let usual = self.flow.guard.exceeded()?;
+        Some(TrainEvent::NotSaved { step, usual })
+    }
+
+    fn facts(&self) -> BTreeMap<String, String> {
+        self.flow.identity.facts().clone()
+    }
+
+    fn records(&self) -> Result<Vec<(String, Tensor)>> {
+        Ok(vec![self.flow.curve.record()?])
     }
 
     fn validate(&mut self, step: u64) -> Result<Option<Self::Event>> {
@@ -225,16 +280,20 @@ impl Training for FlowTraining<'_> {
         Ok(Some(TrainEvent::Sampled { step, path }))
     }
 
-    fn saved(&mut self, step: u64, state: &Path) -> Result<Option<Self::Event>> {
-        self.flow.curve.save()?;
+    fn derive(&mut self, step: u64) -> Result<()> {
         self.flow.export(step)?;
+        self.flow.curve.save()
+    }
+
+    fn saved(&self, step: u64, state: &Path) -> Option<Self::Event> {
         let path = state.to_owned();
-        Ok(Some(TrainEvent::Saved { step, path }))
+        Some(TrainEvent::Saved { step, path })
     }
 }
 
 impl Flow {
     fn export(&self, step: u64) -> Result<()> {
+        self.trained.learner.check(step)?;
         let values = self.trained.learner.averaged()?;
         let facts = BTreeMap::from([
             ("steps".to_owned(), step.to_string()),

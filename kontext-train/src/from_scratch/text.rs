@@ -251,6 +251,11 @@ impl<L: Fn(&Batch) -> Result<Tensor>> Training for TextTraining<'_, L> {
     fn learners(&self) -> Vec<&Learner> {
         vec![&self.learner]
     }
+
+    fn last_loss(&mut self, step: u64) -> Result<f64> {
+        let batch = self.corpus.batch(self.recipe, step - 1)?;
+        Ok(tch::no_grad(|| (self.loss)(&batch))?.f_double_value(&[])?)
+    }
 }
 
 /// The tokenised texts of an encoder.

@@ -2,6 +2,7 @@
 
 pub(crate) mod curve;
 pub(crate) mod divergence;
+pub(crate) mod identity;
 mod intervals;
 pub(crate) mod random;
 pub(crate) mod shell;

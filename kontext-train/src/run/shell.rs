@@ -3,16 +3,23 @@
 //! A loop implements [`Training`]: its steps, its learners, and the files that it writes next to the state.
 //! [`Shell`] resumes the run from its last snapshot, drives the loop, and saves at the intervals, at the end
 //! and on cancellation.
+//!
+//! A save first writes the files that are derived from the values, then the snapshot. A run that ends between
+//! the two resumes from the snapshot before, and derives the same files again; so after any end, the resumed
+//! run has the files of an unbroken one.
 
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use kontext_core::{Error, Result};
+use kontext_core::{Error, Result, Tensor};
 
 use super::{Intervals, Snapshot};
 use crate::optim::Learner;
+
+/// Fact of a snapshot after whose step something other than the save was due: the run was cancelled before it.
+const DUE: &str = "due";
 
 /// Receives the events of a run; `Break` cancels it.
 pub(crate) type Observer<'a, E> = &'a mut dyn FnMut(E) -> ControlFlow<()>;
@@ -28,9 +35,22 @@ pub(crate) trait Training {
     /// Returns the learners that a snapshot holds.
     fn learners(&self) -> Vec<&Learner>;
 
+    /// Measures the loss of the last of `step` steps again, with the values after it.
+    fn last_loss(&mut self, step: u64) -> Result<f64>;
+
+    /// Returns an event if the last losses are those of a diverging run, of which the intervals save nothing.
+    fn diverging(&self, _step: u64) -> Option<Self::Event> {
+        None
+    }
+
     /// Returns further text for the snapshot.
-    fn facts(&self) -> Result<BTreeMap<String, String>> {
-        Ok(BTreeMap::new())
+    fn facts(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+
+    /// Returns further tensors for the snapshot.
+    fn records(&self) -> Result<Vec<(String, Tensor)>> {
+        Ok(Vec::new())
     }
 
     /// Measures the held-out loss.
@@ -43,9 +63,14 @@ pub(crate) trait Training {
         Ok(None)
     }
 
-    /// Writes the further files of a save, after the snapshot at `state`.
-    fn saved(&mut self, _step: u64, _state: &Path) -> Result<Option<Self::Event>> {
-        Ok(None)
+    /// Writes the files of a save that are derived from the values, before the snapshot.
+    fn derive(&mut self, _step: u64) -> Result<()> {
+        Ok(())
+    }
+
+    /// Reports the snapshot at `state`, the last file of a save.
+    fn saved(&self, _step: u64, _state: &Path) -> Option<Self::Event> {
+        None
     }
 }
 
@@ -56,6 +81,8 @@ pub(crate) struct Shell {
     /// The snapshot's path; `None` for a run that saves nothing.
     state: Option<PathBuf>,
     step: u64,
+    /// The last step after which all that was due has been done.
+    paused: u64,
     total: u64,
     every: Intervals,
 }
@@ -68,6 +95,7 @@ impl Shell {
             folder: folder.to_owned(),
             state: Some(folder.join(state)),
             step: 0,
+            paused: 0,
             total,
             every,
         })
@@ -84,20 +112,33 @@ impl Shell {
             folder: PathBuf::new(),
             state: None,
             step: 0,
+            paused: 0,
             total,
             every: never,
         }
     }
 
-    /// Restores the learners and the step from the last snapshot, if there is one.
-    pub(crate) fn resume(&mut self, learners: Vec<&mut Learner>) -> Result<()> {
-        if let Some(state) = self.state.as_ref().filter(|state| state.is_file()) {
-            let snapshot = Snapshot::open(state)?;
-            for learner in learners {
-                snapshot.restore_learner(learner)?;
-            }
-            self.step = snapshot.step;
+    /// Opens the last snapshot, if there is one.
+    pub(crate) fn snapshot(&self) -> Result<Option<Snapshot>> {
+        let state = self.state.as_ref().filter(|state| state.is_file());
+        state.map(Snapshot::open).transpose()
+    }
+
+    /// Restores the learners and the step from the run's snapshot.
+    ///
+    /// # Errors
+    /// A checkpoint error if the snapshot is of other learners, or of more steps than the run has.
+    pub(crate) fn resume(&mut self, snapshot: &Snapshot, learners: Vec<&mut Learner>) -> Result<()> {
+        let done = snapshot.step;
+        if done > self.total {
+            let reason = format!("it has {done} steps and the recipe {}; take more steps", self.total);
+            return Err(Error::config(snapshot.path(), reason));
         }
+        for learner in learners {
+            snapshot.restore_learner(learner)?;
+        }
+        self.step = done;
+        self.paused = if snapshot.facts.contains_key(DUE) { 0 } else { done };
         Ok(())
     }
 
@@ -107,10 +148,11 @@ impl Shell {
     }
 
     /// Trains to the last step. Validates, samples and saves at the intervals; saves at the end and on
-    /// cancellation.
+    /// cancellation. A run that is complete already derives its files again.
     pub(crate) fn run<T: Training>(&mut self, training: &mut T, observe: Observer<'_, T::Event>) -> Result<()> {
         let result = self.segments(training, observe);
         if let Err(Error::Cancelled { .. }) = &result {
+            self.check(training)?;
             self.save(training, observe)?;
         }
         result
@@ -118,6 +160,11 @@ impl Shell {
 
     fn segments<T: Training>(&mut self, training: &mut T, observe: Observer<'_, T::Event>) -> Result<()> {
         let (begin, first) = (Instant::now(), self.step);
+        if self.is_due() {
+            self.pause(training, observe)?;
+        } else if self.step >= self.total {
+            training.derive(self.step)?;
+        }
         while self.step < self.total {
             let end = self.every.next(self.step, self.total);
             training.train(&mut Segment {
@@ -134,30 +181,69 @@ impl Shell {
     }
 
     /// Validates, samples and saves if due.
-    fn pause<T: Training>(&self, training: &mut T, observe: Observer<'_, T::Event>) -> Result<()> {
-        let (step, last) = (self.step, self.step >= self.total);
-        let due = |interval: u64| interval > 0 && (step.is_multiple_of(interval) || last);
-        if due(self.every.validate)
+    fn pause<T: Training>(&mut self, training: &mut T, observe: Observer<'_, T::Event>) -> Result<()> {
+        self.check(training)?;
+        let step = self.step;
+        if self.due(self.every.validate)
             && let Some(event) = training.validate(step)?
         {
             self.report(observe, event)?;
         }
-        if due(self.every.sample) {
+        if self.due(self.every.sample) {
             let path = self.folder.join(format!("samples-{step:06}.png"));
             if let Some(event) = training.sample(step, &path)? {
                 self.report(observe, event)?;
             }
         }
-        if due(self.every.save) || last {
+        self.paused = step;
+        if step >= self.total {
             self.save(training, observe)?;
+        } else if self.due(self.every.save) {
+            match training.diverging(step) {
+                Some(event) => self.report(observe, event)?,
+                None => self.save(training, observe)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns `true` if something other than a save is due after the current step and has not been done.
+    fn is_due(&self) -> bool {
+        let last = self.step >= self.total;
+        self.paused != self.step && (last || self.due(self.every.validate) || self.due(self.every.sample))
+    }
+
+    fn due(&self, interval: u64) -> bool {
+        interval > 0 && (self.step.is_multiple_of(interval) || self.step >= self.total)
+    }
+
+    /// Checks that a run could go on from the current values: that they, the optimizer's and their loss are finite.
+    fn check<T: Training>(&self, training: &mut T) -> Result<()> {
+        for learner in training.learners() {
+            learner.check(self.step)?;
+        }
+        if self.step == 0 {
+            return Ok(());
+        }
+        let loss = match training.last_loss(self.step) {
+            Err(Error::NotFinite { .. }) => f64::NAN,
+            loss => loss?,
+        };
+        for learner in training.learners() {
+            learner.check_loss(self.step, loss)?;
         }
         Ok(())
     }
 
     fn save<T: Training>(&self, training: &mut T, observe: Observer<'_, T::Event>) -> Result<()> {
         let Some(state) = &self.state else { return Ok(()) };
-        Snapshot::save_learners(state, &training.learners(), self.step, &training.facts()?)?;
-        if let Some(event) = training.saved(self.step, state)? {
+        training.derive(self.step)?;
+        let mut facts = training.facts();
+        if self.is_due() {
+            facts.insert(DUE.to_owned(), "true".to_owned());
+        }
+        Snapshot::save_learners(state, &training.learners(), training.records()?, self.step, &facts)?;
+        if let Some(event) = training.saved(self.step, state) {
             // `Break` is ignored here: the next step's report asks again.
             let _ = observe(event);
         }
@@ -232,7 +318,7 @@ fn report<E>(observe: Observer<'_, E>, event: E, done: u64, total: u64) -> Resul
 
 #[cfg(test)]
 mod tests {
-    use kontext_core::{Device, ModelPart, Tensor};
+    use kontext_core::{Device, ModelPart};
 
     use super::*;
     use crate::optim::{AdamWConfig, LearnerConfig, Params};
@@ -275,12 +361,16 @@ mod tests {
             vec![&self.0]
         }
 
+        fn last_loss(&mut self, _step: u64) -> Result<f64> {
+            Ok(self.0.params.flat().double_value(&[0]))
+        }
+
         fn validate(&mut self, step: u64) -> Result<Option<String>> {
             Ok(Some(format!("validated {step}")))
         }
 
-        fn saved(&mut self, step: u64, _state: &Path) -> Result<Option<String>> {
-            Ok(Some(format!("saved {step}")))
+        fn saved(&self, step: u64, _state: &Path) -> Option<String> {
+            Some(format!("saved {step}"))
         }
     }
 
@@ -293,7 +383,9 @@ mod tests {
         };
         let mut shell = Shell::open(folder, "state.safetensors", 5, every).unwrap();
         let (mut training, mut events) = (Counting::new(), Vec::new());
-        shell.resume(vec![&mut training.0]).unwrap();
+        if let Some(snapshot) = shell.snapshot().unwrap() {
+            shell.resume(&snapshot, vec![&mut training.0]).unwrap();
+        }
         let result = shell.run(&mut training, &mut |event: String| {
             events.push(event);
             if events.last().is_some_and(|event| event == stop) {
@@ -324,6 +416,9 @@ mod tests {
         // `Break` at a save is ignored.
         let (training, events, result) = run(folder.path(), "saved 4");
         result.unwrap();
-        assert_eq!((events[0].as_str(), training.value()), ("step 4", 5.0));
+        assert_eq!(
+            (events[..2].join(", ").as_str(), training.value()),
+            ("validated 3, step 4", 5.0)
+        );
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use kontext_core::{Error, Result, Tensor};
+use kontext_core::{Error, Result, Tensor, check};
 use kontext_nn::Weights;
 
 use crate::optim::{AdamW, Ema, Learner, Params};
@@ -44,14 +44,16 @@ impl Snapshot {
         kontext_formats::save(path, &contents.tensors, Some(contents.text))
     }
 
-    /// As [`Snapshot::save`], of all learners of a run in one file.
+    /// As [`Snapshot::save`], of all learners of a run and its further tensors in one file.
     pub(crate) fn save_learners(
         path: &Path,
         learners: &[&Learner],
+        records: Vec<(String, Tensor)>,
         step: u64,
         facts: &BTreeMap<String, String>,
     ) -> Result<()> {
         let mut contents = Contents::new(step, facts);
+        contents.tensors = records;
         for learner in learners {
             contents.add(
                 learner.prefix(),
@@ -75,10 +77,20 @@ impl Snapshot {
         Ok(Self { weights, step, facts })
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        self.weights.path()
+    }
+
+    /// Returns the further tensor of this name, if there is one.
+    pub(crate) fn record(&self, name: &str) -> Result<Option<Tensor>> {
+        let read = || self.weights.raw(name);
+        self.weights.contains(name).then(read).transpose()
+    }
+
     /// Copies the state into the parts of a run.
     ///
     /// # Errors
-    /// A checkpoint error if the state is of other tensors.
+    /// A checkpoint error if the state is of other tensors, or if a value is NaN or infinite.
     pub fn restore(&self, params: &Params, optimizer: &mut AdamW, average: Option<&mut Ema>) -> Result<()> {
         self.restore_at("", params, optimizer, average)
     }
@@ -107,6 +119,9 @@ impl Snapshot {
         }
         let raw = |name: &str| -> Result<Tensor> {
             let value = self.weights.raw(&format!("{prefix}{name}"))?;
+            if !check::is_finite(&value)? {
+                return Err(other("it holds NaN or infinity, so its training had diverged"));
+            }
             Ok(value.f_to_device(params.flat().device())?)
         };
         params.set(&raw(VALUES)?)?;
@@ -195,7 +210,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.safetensors");
         let (first, second) = (learner("", &[1.0], Some(0.9)), learner("critic.", &[2.0, 3.0], None));
-        Snapshot::save_learners(&path, &[&first, &second], 5, &BTreeMap::new()).unwrap();
+        Snapshot::save_learners(&path, &[&first, &second], Vec::new(), 5, &BTreeMap::new()).unwrap();
         let (mut a, mut b) = (learner("", &[0.0], Some(0.9)), learner("critic.", &[0.0, 0.0], None));
         let snapshot = Snapshot::open(&path).unwrap();
         snapshot.restore_learner(&mut a).unwrap();

@@ -18,6 +18,7 @@ use reconstruction::Reconstruction;
 use super::initial::initial;
 use crate::optim::{Learner, LearnerConfig, Params, RESUME};
 use crate::run::Intervals;
+use crate::run::identity::Identity;
 use crate::run::shell::Shell;
 
 pub use recipe::AutoencoderRecipe;
@@ -31,11 +32,13 @@ pub struct AutoencoderTrainer {
 }
 
 impl AutoencoderTrainer {
-    /// Reads the images, and resumes from the state in `out` if there is one.
+    /// Reads the images, and resumes from the state in `out` if there is one: `autoencoder.safetensors`, the only
+    /// file of the run.
     ///
     /// # Errors
     /// [`Error::Image`] and [`Error::Io`] for images that cannot be read, [`Error::InvalidArgument`] if they
-    /// are smaller than the crops.
+    /// are smaller than the crops; a checkpoint error that names the differences if the state is of another
+    /// recipe or other images, and [`AutoencoderRecipe::resume`] does not name these.
     pub fn open(recipe: AutoencoderRecipe, images: &[PathBuf], out: &Path, device: Device) -> Result<Self> {
         let config = VaeConfig {
             latent_channels: recipe.latent_channels,
@@ -56,6 +59,8 @@ impl AutoencoderTrainer {
             sample: 0,
         };
         let mut shell = Shell::open(out, "autoencoder.safetensors", recipe.steps, every)?;
+        let state = shell.snapshot()?;
+        let mut identity = Identity::new(&recipe, state.as_ref())?;
         let read = |path: &PathBuf| {
             let image = images::open(path)?;
             let sized = recipe
@@ -68,6 +73,7 @@ impl AutoencoderTrainer {
         if images.is_empty() {
             return Err(Error::invalid("images to train on", "at least one", 0));
         }
+        identity.digest("images", digest(&images)?)?;
         let params = Params::new(
             &initial(recipe.seed, |w| AutoencoderKl::new(w, &config).map(drop))?,
             device,
@@ -81,12 +87,15 @@ impl AutoencoderTrainer {
             hint: RESUME,
         };
         let mut learner = Learner::new(params, learner)?;
-        shell.resume(vec![&mut learner])?;
+        if let Some(state) = &state {
+            shell.resume(state, vec![&mut learner])?;
+        }
         let training = Reconstruction {
             recipe,
             config,
             images,
             learner,
+            identity,
             device,
         };
         Ok(Self { shell, training })
@@ -114,6 +123,18 @@ impl AutoencoderTrainer {
     pub fn step(&self) -> u64 {
         self.shell.step()
     }
+}
+
+/// Returns a digest of the images.
+fn digest(images: &[Tensor]) -> Result<String> {
+    let mut hasher = crc32fast::Hasher::new();
+    for image in images {
+        let mut bytes = vec![0_u8; image.numel()];
+        image.f_copy_data(&mut bytes, image.numel())?;
+        hasher.update(format!("{:?}", image.size()).as_bytes());
+        hasher.update(&bytes);
+    }
+    Ok(format!("{} images of digest {:08x}", images.len(), hasher.finalize()))
 }
 
 /// Converts an image to bytes [3, H, W].
