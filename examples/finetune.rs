@@ -47,6 +47,10 @@ struct Args {
     /// Stop after this many minutes; the same command goes on
     #[arg(long)]
     minutes: Option<f64>,
+    /// Field of the recipe that may differ from that of the run in --out, as `steps` or `rate.peak`; may be
+    /// repeated
+    #[arg(long, value_name = "FIELD")]
+    resume: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -67,10 +71,11 @@ fn run(args: &Args) -> anyhow::Result<()> {
         Some(data) => data.clone(),
         None => framed(Path::new("target"))?,
     };
-    let recipe = match &args.recipe {
+    let mut recipe = match &args.recipe {
         Some(path) => Recipe::open(path)?,
         None => recipe(args, &data)?,
     };
+    recipe.resume.extend_from_slice(&args.resume);
     if edits(&recipe.data.folder, &[&recipe.data.validation])?.is_empty() {
         bail!(
             "{} has no lines of split `{}` to score",

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use kontext::{Checkpoint, ModelDefaults, save_part};
-use kontext_core::{Error, Kind, Result, Tensor};
+use kontext_core::{Error, Kind, OutputFile, Result, Tensor};
 use kontext_nn::Weights;
 
 use crate::base::Base;
@@ -16,11 +16,29 @@ const PARTS: [&str; 3] = ["vae", "text_encoder", "text_encoder_2"];
 /// Writes a complete model into `out`: the `transformer` of the folder `trained`, and all other parts of
 /// `base`. Weights are stored in `kind`.
 ///
+/// The transformer's configuration is written last, and removed first if there is one: without it, a folder that
+/// was not written to its end is no model.
+///
 /// # Errors
-/// Those of reading the parts, and [`Error::Io`] if `out` cannot be written.
+/// Those of reading the parts, [`Error::InvalidArgument`] if `out` is `base`, and [`Error::Io`] if `out` cannot
+/// be written.
 pub fn assemble(base: &Path, trained: &Path, out: &Path, kind: Kind) -> Result<()> {
+    std::fs::create_dir_all(out).map_err(Error::io(out))?;
+    let whole = |path: &Path| path.canonicalize().map_err(Error::io(path));
+    if whole(base)? == whole(out)? {
+        return Err(Error::invalid(
+            "out",
+            "another folder than the base model",
+            out.display(),
+        ));
+    }
     let found = Checkpoint::find(base)?;
     let (_, config) = found.open_transformer()?;
+    let transformer = Base::transformer_of(trained, &config)?;
+    let last = out.join("transformer").join("config.json");
+    if last.is_file() {
+        std::fs::remove_file(&last).map_err(Error::io(&last))?;
+    }
     save_part::index(out, found.shift(&config)?)?;
     ModelDefaults::of(base)?.save(out)?;
     for name in FOLDERS {
@@ -38,9 +56,12 @@ pub fn assemble(base: &Path, trained: &Path, out: &Path, kind: Kind) -> Result<(
         let file = weights.path().file_name().unwrap_or_default();
         kontext_formats::save(to.join(file), &tensors, None)?;
     }
-    let tensors = Base::transformer_of(trained, &config)?;
     let narrow = |(name, value): (String, Tensor)| -> Result<(String, Tensor)> { Ok((name, value.f_to_kind(kind)?)) };
-    save_part::transformer(out, tensors.into_iter().map(narrow).collect::<Result<_>>()?, &config)
+    save_part::transformer(
+        out,
+        transformer.into_iter().map(narrow).collect::<Result<_>>()?,
+        &config,
+    )
 }
 
 /// Copies a folder recursively.
@@ -52,9 +73,10 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         if entry.path().is_dir() {
             copy(&entry.path(), &target)?;
         } else {
-            std::fs::copy(entry.path(), &target)
-                .map(drop)
-                .map_err(Error::io(&target))?;
+            let mut source = std::fs::File::open(entry.path()).map_err(Error::io(entry.path()))?;
+            let mut file = OutputFile::create(&target)?;
+            std::io::copy(&mut source, file.writer()).map_err(Error::io(&target))?;
+            file.publish()?;
         }
     }
     Ok(())

@@ -13,10 +13,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use image::{Rgb, RgbImage};
-use kontext::{Device, Layout, ModelDefaults};
+use kontext::{Device, Kind, Layout, ModelDefaults};
 use kontext_core::{Error, failpoint};
 use kontext_nn::Weights;
-use kontext_train::{AutoencoderRecipe, AutoencoderTrainer, LoraMethod, Method, Recipe, TrainEvent, Trainer};
+use kontext_train::{AutoencoderRecipe, AutoencoderTrainer, Base, LoraMethod, Method, Recipe, TrainEvent, Trainer};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -545,4 +545,38 @@ fn an_autoencoder_ends_with_the_files_of_an_unbroken_run_or_is_refused() {
     recipe.rate.peak = 1e-4;
     train(&recipe, &images).unwrap();
     assert!(files(&out) != unbroken);
+}
+
+#[test]
+fn a_model_that_was_not_assembled_to_its_end_is_no_model() {
+    let world = World::new();
+    let mut recipe = world.recipe(0);
+    (recipe.method, recipe.steps) = (Method::Full, 1);
+    train(&recipe).unwrap();
+    let (base, out) = (world.path("model"), world.path("assembled"));
+    let assemble = |from: &Path| kontext_train::assemble(from, &recipe.out, &out, Kind::BFloat16);
+    let count = before_renaming(&out, u64::MAX, || Ok(()));
+    assemble(&base).unwrap();
+    let (count, complete) = (count.load(Ordering::SeqCst), files(&out));
+    // Over a model that is there already, of which no old part may be left with new ones.
+    kontext::random_model(world.path("other"), 9, Layout::Diffusers).unwrap();
+    for number in 1..=count {
+        failpoint::clear(&out);
+        assemble(&world.path("other")).unwrap();
+        assert!(files(&out) != complete);
+        before_renaming(&out, number, || Err(ErrorKind::StorageFull.into()));
+        assert_eq!(
+            reason(&assemble(&base).unwrap_err()),
+            "the disk is full; free some space"
+        );
+        assert!(Base::open(&out).is_err(), "renaming {number}");
+    }
+    failpoint::clear(&out);
+    assemble(&base).unwrap();
+    assert!(files(&out) == complete);
+    let error = kontext_train::assemble(&base, &recipe.out, &base, Kind::BFloat16).unwrap_err();
+    assert!(
+        error.to_string().contains("another folder than the base model"),
+        "{error}"
+    );
 }
