@@ -5,7 +5,7 @@ use kontext_core::{Error, ModelPart, Result, Stage, Tensor, check};
 use super::{AdamW, AdamWConfig, Ema, Params, gradient};
 
 /// Hint of a run that saves its state.
-pub(crate) const RESUME: &str = "the last saved state is kept; go on from it with a lower rate.peak and \
+pub(crate) const RESUME: &str = "the last saved state, if any, is kept; lower rate.peak, and go on from the state by \
     `resume = [\"rate.peak\"]` in the recipe";
 
 /// Constants of a [`Learner`].

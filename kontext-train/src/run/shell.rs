@@ -323,8 +323,8 @@ mod tests {
     use super::*;
     use crate::optim::{AdamWConfig, LearnerConfig, Params};
 
-    /// A loop that adds 1 to its value at each step.
-    struct Counting(Learner);
+    /// A loop that adds 1 to its value at each step, and seems to diverge after some.
+    struct Counting(Learner, &'static [u64]);
 
     impl Counting {
         fn new() -> Self {
@@ -337,7 +337,7 @@ mod tests {
                 part: ModelPart::Transformer,
                 hint: "",
             };
-            Self(Learner::new(params, config).unwrap())
+            Self(Learner::new(params, config).unwrap(), &[])
         }
 
         fn value(&self) -> f64 {
@@ -365,6 +365,10 @@ mod tests {
             Ok(self.0.params.flat().double_value(&[0]))
         }
 
+        fn diverging(&self, step: u64) -> Option<String> {
+            self.1.contains(&step).then(|| format!("not saved {step}"))
+        }
+
         fn validate(&mut self, step: u64) -> Result<Option<String>> {
             Ok(Some(format!("validated {step}")))
         }
@@ -376,13 +380,17 @@ mod tests {
 
     /// Opens the run in `folder`, trains until the event `stop`, and returns the loop and its events.
     fn run(folder: &Path, stop: &str) -> (Counting, Vec<String>, Result<()>) {
+        train(folder, stop, Counting::new())
+    }
+
+    fn train(folder: &Path, stop: &str, mut training: Counting) -> (Counting, Vec<String>, Result<()>) {
         let every = Intervals {
             save: 2,
             validate: 3,
             sample: 0,
         };
         let mut shell = Shell::open(folder, "state.safetensors", 5, every).unwrap();
-        let (mut training, mut events) = (Counting::new(), Vec::new());
+        let mut events = Vec::new();
         if let Some(snapshot) = shell.snapshot().unwrap() {
             shell.resume(&snapshot, vec![&mut training.0]).unwrap();
         }
@@ -420,5 +428,40 @@ mod tests {
             (events[..2].join(", ").as_str(), training.value()),
             ("validated 3, step 4", 5.0)
         );
+    }
+
+    #[test]
+    fn a_diverging_run_saves_at_its_end_and_on_cancellation_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let diverging = || Counting(Counting::new().0, &[2, 4, 5]);
+        let (_, events, _) = train(folder.path(), "step 4", diverging());
+        assert_eq!(
+            events.join(", "),
+            "step 1, step 2, not saved 2, step 3, validated 3, step 4, saved 4"
+        );
+        std::fs::remove_file(folder.path().join("state.safetensors")).unwrap();
+        let (_, events, result) = train(folder.path(), "", diverging());
+        result.unwrap();
+        assert_eq!(
+            events[5..].join(", "),
+            "step 4, not saved 4, step 5, validated 5, saved 5"
+        );
+    }
+
+    #[test]
+    fn what_was_due_when_a_run_was_cancelled_is_done_when_it_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        for (stop, expected) in [
+            ("step 5", "validated 5, saved 5"),
+            ("validated 5", "validated 5, saved 5"),
+            ("saved 5", ""),
+        ] {
+            let _ = std::fs::remove_file(folder.path().join("state.safetensors"));
+            let (_, _, result) = run(folder.path(), stop);
+            assert_eq!(result.is_err(), stop != "saved 5", "{stop}");
+            let (_, events, result) = run(folder.path(), "");
+            result.unwrap();
+            assert_eq!(events.join(", "), expected, "{stop}");
+        }
     }
 }

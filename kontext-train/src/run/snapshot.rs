@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use kontext_core::{Error, Result, Tensor, check};
+use kontext_core::{Error, Result, Stage, Tensor, check};
 use kontext_nn::Weights;
 
 use crate::optim::{AdamW, Ema, Learner, Params};
@@ -30,7 +30,8 @@ impl Snapshot {
     /// last state.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be written.
+    /// [`Error::NotFinite`] for values that are NaN or infinite, [`Error::Io`] if the file cannot be written; the
+    /// file before is then kept.
     pub fn save(
         path: impl AsRef<Path>,
         params: &Params,
@@ -41,6 +42,14 @@ impl Snapshot {
     ) -> Result<()> {
         let mut contents = Contents::new(step, facts);
         contents.add("", params, optimizer, average);
+        for (_, value) in &contents.tensors {
+            if !check::is_finite(value)? {
+                return Err(Error::NotFinite {
+                    stage: Stage::Other("training"),
+                    hint: "a state saved before is kept; go on from it with a lower rate".to_owned(),
+                });
+            }
+        }
         kontext_formats::save(path, &contents.tensors, Some(contents.text))
     }
 
@@ -216,6 +225,28 @@ mod tests {
         snapshot.restore_learner(&mut a).unwrap();
         snapshot.restore_learner(&mut b).unwrap();
         assert!(a.params.flat().equal(first.params.flat()) && b.params.flat().equal(second.params.flat()));
+    }
+
+    #[test]
+    fn values_that_are_not_finite_leave_the_state_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.safetensors");
+        let (params, mut adam, mut ema) = parts("w");
+        let save =
+            |adam: &AdamW, ema: &Ema, step| Snapshot::save(&path, &params, adam, Some(ema), step, &BTreeMap::new());
+        save(&adam, &ema, 1).unwrap();
+        let before = std::fs::read(&path).unwrap();
+        let values = Tensor::from_slice(&[1.0_f32, f32::INFINITY]);
+        let zeros = values.zeros_like();
+        ema.restore(&values).unwrap();
+        assert!(matches!(save(&adam, &ema, 2), Err(Error::NotFinite { .. })));
+        ema.restore(&zeros).unwrap();
+        adam.restore(&zeros, &values, 1).unwrap();
+        assert!(matches!(save(&adam, &ema, 2), Err(Error::NotFinite { .. })));
+        adam.restore(&zeros, &zeros, 1).unwrap();
+        params.set(&values).unwrap();
+        assert!(matches!(save(&adam, &ema, 2), Err(Error::NotFinite { .. })));
+        assert!(std::fs::read(&path).unwrap() == before);
     }
 
     #[test]
