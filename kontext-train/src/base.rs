@@ -112,7 +112,7 @@ impl Base {
     }
 }
 
-/// Returns a digest of the names and shapes of all tensors, and of the values of the small ones and of some of the
+/// Returns a digest of the names and shapes of all tensors, and of the values of the small ones and of some
 /// others: to read all would take minutes for a large model.
 fn digest(weights: &Weights) -> Result<u32> {
     const SMALL: i64 = 1 << 20;

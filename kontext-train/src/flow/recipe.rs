@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::optim::{AdamWConfig, LrSchedule};
 use crate::run::Intervals;
-use crate::run::identity::Comparable;
+use crate::run::recipe_changes::Comparable;
 
 use super::objective::Objective;
 
@@ -55,9 +55,8 @@ pub struct Recipe {
     /// Intervals of saving, validating and sampling.
     #[serde(default)]
     pub every: Intervals,
-    /// Fields that may differ from those of the state in the run's folder, as `steps` or `rate.peak`; `rate`
-    /// stands for all fields of its table, `model` and `data` also for the files. See [`crate::Trainer`].
-    /// Default: none.
+    /// Fields that may differ from those of the state in the run's folder, as `steps` or `rate.peak`. `rate`
+    /// names all fields of its table, `model` and `data` name the files. See [`crate::Trainer`]. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub resume: Vec<String>,
 }

@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::optim::{AdamWConfig, Learner, LearnerConfig, LrSchedule, Params};
 use crate::run::random::{Stream, generator, happens};
-use crate::run::shell::{Observer, Segment, Shell, Training};
+use crate::run::segment::{Observer, Segment};
+use crate::run::shell::Shell;
+use crate::run::training::Training;
 
 use super::initial::initial;
 use super::vocabulary::write_tokenizers;

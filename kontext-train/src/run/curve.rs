@@ -9,7 +9,7 @@ use plotters::prelude::*;
 use super::Snapshot;
 
 const HEADER: &str = "step,loss,learning_rate,gradient_norm,validation_loss";
-/// Name of the points in the state, [steps, FIELDS] in f64: step, loss, rate, norm, and the validation loss or NaN.
+/// Name of the points in the state, [steps, FIELDS] in f64: step, loss, rate, norm, and validation loss or NaN.
 const RECORD: &str = "curve";
 const FIELDS: i64 = 5;
 /// Window of the running mean in the plot: losses of single steps are noisy.

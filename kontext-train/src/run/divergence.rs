@@ -7,8 +7,9 @@ use kontext_core::{Error, Result};
 /// A loss above this multiple of the usual one, for [`PATIENCE`] steps in a row, has diverged.
 const EXPLODED: f64 = 10.0;
 const PATIENCE: usize = 20;
-/// Number of steps whose mean loss is the usual one: the last ones, and at least so many.
+/// Number of steps whose mean loss is the usual one.
 const USUAL_OVER: usize = 200;
+/// Least number of steps with a usual loss.
 const LEAST: usize = 20;
 
 /// The recent losses.

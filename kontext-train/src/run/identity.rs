@@ -1,29 +1,15 @@
 //! The recipe, the model and the data that a state belongs to, which a resumed run must have, too.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use kontext_core::{Error, Result};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use serde_json::Value;
 
 use super::Snapshot;
+use super::recipe_changes::{Change, Comparable, changes, text, within};
 
 /// Key of the recipe among a snapshot's facts.
 const RECIPE: &str = "recipe";
-
-/// A recipe that a resumed run compares with that of its state. Fields are named as in TOML, `rate.peak`; a
-/// table's name stands for all fields in it.
-pub(crate) trait Comparable: Serialize + DeserializeOwned {
-    /// Fields that may differ in any resumed run: they leave the trained values as they are.
-    const FREE: &'static [&'static str];
-    /// Fields that differ in no resumed run: the state's tensors are of their values.
-    const FIXED: &'static [&'static str];
-
-    /// Returns the names of further fields that may differ in this run.
-    fn accepted(&self) -> &[String];
-}
 
 /// The identity of a run, compared with that of the state in its folder.
 #[derive(Debug)]
@@ -109,86 +95,9 @@ impl Identity {
     }
 }
 
-/// A field of a recipe, and its values in the state and in the run.
-#[derive(Debug)]
-struct Change {
-    field: String,
-    before: String,
-    now: String,
-}
-
-impl std::fmt::Display for Change {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} was {} and is {}", self.field, self.before, self.now)
-    }
-}
-
-/// Returns `true` if `field` is `name`, or a field of the table `name`.
-fn within(field: &str, name: &str) -> bool {
-    field
-        .strip_prefix(name)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-}
-
-/// Returns the fields of `now` that differ from `before` and are not free.
-fn changes<R: Comparable>(before: &R, now: &R) -> Result<Vec<Change>> {
-    let (before, now) = (fields(before)?, fields(now)?);
-    let names: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
-    let value = |fields: &BTreeMap<String, String>, name: &str| {
-        fields.get(name).map_or_else(|| "not set".to_owned(), String::clone)
-    };
-    Ok(names
-        .into_iter()
-        .filter(|name| !R::FREE.iter().any(|free| within(name, free)))
-        .map(|name| Change {
-            field: name.clone(),
-            before: value(&before, name),
-            now: value(&now, name),
-        })
-        .filter(|change| change.before != change.now)
-        .collect())
-}
-
-/// Returns the values of a recipe by the names of their fields, without those that are not set.
-fn fields(recipe: &impl Serialize) -> Result<BTreeMap<String, String>> {
-    let mut fields = BTreeMap::new();
-    flatten("", &serde_json::to_value(recipe).map_err(unwritable)?, &mut fields);
-    Ok(fields)
-}
-
-fn flatten(name: &str, value: &Value, fields: &mut BTreeMap<String, String>) {
-    match value {
-        Value::Object(table) => {
-            for (field, value) in table {
-                let name = if name.is_empty() {
-                    field.clone()
-                } else {
-                    format!("{name}.{field}")
-                };
-                flatten(&name, value, fields);
-            }
-        }
-        Value::Null => {}
-        value => drop(fields.insert(name.to_owned(), value.to_string())),
-    }
-}
-
-/// Returns a recipe as TOML.
-fn text(recipe: &impl Serialize) -> Result<String> {
-    toml::to_string_pretty(recipe).map_err(unwritable)
-}
-
-fn unwritable(error: impl std::fmt::Display) -> Error {
-    Error::invalid(
-        "recipe",
-        "values that a file of text can hold",
-        format!("another one ({error})"),
-    )
-}
-
 #[cfg(test)]
 mod tests {
-    use serde::Deserialize;
+    use serde::{Deserialize, Serialize};
 
     use super::*;
 
@@ -277,27 +186,5 @@ mod tests {
         (changed.rank, changed.resume) = (8, vec!["rank".to_owned()]);
         let error = compare(&changed).unwrap_err();
         assert!(error.contains("rank was 4 and is 8; these cannot change"), "{error}");
-    }
-
-    #[test]
-    fn a_recipe_is_compared_with_itself_after_it_was_stored() {
-        let mut odd = recipe();
-        (odd.seed, odd.rate.peak, odd.rate.floor) = (u64::MAX, f64::MIN_POSITIVE, 1.0 / 3.0);
-        odd.out = "a \"b\"\n[c]".to_owned();
-        let again: Recipe = toml::from_str(&text(&odd).unwrap()).unwrap();
-        assert!(changes(&odd, &again).unwrap().is_empty());
-        assert_eq!(fields(&odd).unwrap(), fields(&again).unwrap());
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_recipe_that_cannot_be_stored_is_refused_before_the_training() {
-        use std::os::unix::ffi::OsStringExt;
-        let path = PathBuf::from(std::ffi::OsString::from_vec(vec![b'a', 0xff]));
-        let error = text(&BTreeMap::from([("out", path)])).unwrap_err();
-        assert!(
-            error.to_string().starts_with("invalid recipe: expected values"),
-            "{error}"
-        );
     }
 }

@@ -5,8 +5,11 @@ pub(crate) mod divergence;
 pub(crate) mod identity;
 mod intervals;
 pub(crate) mod random;
+pub(crate) mod recipe_changes;
+pub(crate) mod segment;
 pub(crate) mod shell;
 mod snapshot;
+pub(crate) mod training;
 
 pub use intervals::Intervals;
 pub use snapshot::Snapshot;

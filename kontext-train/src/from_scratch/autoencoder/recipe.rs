@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::optim::{AdamWConfig, LrSchedule};
-use crate::run::identity::Comparable;
+use crate::run::recipe_changes::Comparable;
 
 /// Architecture and training of an autoencoder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,7 +44,7 @@ pub struct AutoencoderRecipe {
     /// Steps between saves; 0 saves only at the end. Default 500.
     pub save: u64,
     /// Fields that may differ from those of the state in the run's folder, as `steps` or `rate.peak`; `images`
-    /// stands for the files. The architecture cannot change, and `save` always can. Default: none.
+    /// names the files. The architecture cannot change, and `save` always can. Default: none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub resume: Vec<String>,
 }

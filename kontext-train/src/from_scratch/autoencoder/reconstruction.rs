@@ -11,7 +11,8 @@ use rand::RngExt;
 use crate::optim::Learner;
 use crate::run::identity::Identity;
 use crate::run::random::{Stream, generator};
-use crate::run::shell::{Segment, Training};
+use crate::run::segment::Segment;
+use crate::run::training::Training;
 
 use super::recipe::AutoencoderRecipe;
 
