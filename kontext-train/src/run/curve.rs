@@ -9,9 +9,11 @@ use plotters::prelude::*;
 use super::Snapshot;
 
 const HEADER: &str = "step,loss,learning_rate,gradient_norm,validation_loss";
-/// Name of the points in the state, [steps, FIELDS] in f64: step, loss, rate, norm, and validation loss or NaN.
+/// Name of the points in the state, [steps, FIELDS] in f64: step, loss, rate, norm, validation loss or [`NONE`].
 const RECORD: &str = "curve";
 const FIELDS: i64 = 5;
+/// No validation loss: a loss is not negative.
+const NONE: f64 = -1.0;
 /// Window of the running mean in the plot: losses of single steps are noisy.
 const SMOOTH: usize = 50;
 
@@ -65,7 +67,7 @@ impl Curve {
 
     /// Returns the points as a tensor for the state.
     pub(crate) fn record(&self) -> Result<(String, Tensor)> {
-        let row = |p: &Point| [p.step as f64, p.loss, p.rate, p.norm, p.validation.unwrap_or(f64::NAN)];
+        let row = |p: &Point| [p.step as f64, p.loss, p.rate, p.norm, p.validation.unwrap_or(NONE)];
         let values: Vec<f64> = self.points.iter().flat_map(row).collect();
         Ok((
             RECORD.to_owned(),
@@ -188,7 +190,7 @@ fn from_record(record: &Tensor) -> Option<Vec<Point>> {
             loss,
             rate,
             norm,
-            validation: (!validation.is_nan()).then_some(validation),
+            validation: (validation != NONE).then_some(validation),
         })
     };
     values.chunks(FIELDS as usize).map(point).collect()
