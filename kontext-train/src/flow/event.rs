@@ -39,8 +39,8 @@ pub enum TrainEvent<'a> {
         /// The file.
         path: PathBuf,
     },
-    /// A due save was left out, because the last loss was far above the usual one: the run may be diverging. The
-    /// state before is kept.
+    /// A due save was left out, because the loss is far above the usual one: the run may be diverging. The state
+    /// before is kept.
     NotSaved {
         /// Finished steps.
         step: u64,

@@ -3,13 +3,12 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use kontext_core::{Kind, Result};
+use kontext_core::{Error, Kind, Result};
 use kontext_device::device;
 
 use crate::base::Base;
 use crate::dataset::EncodedDataset;
 use crate::run::curve::Curve;
-use crate::run::divergence::DivergenceGuard;
 use crate::run::identity::Identity;
 use crate::run::shell::Shell;
 
@@ -35,8 +34,8 @@ use super::training_loop::{Flow, FlowTraining};
 /// killed, or whose disk is full, goes on from the last state to the files of an unbroken run, byte for byte on
 /// one CPU. Complete runs write their result again.
 ///
-/// No state is written of values that are not finite, or whose loss is not; nor, at the intervals, while the
-/// loss is that of a diverging run.
+/// Nothing is written of values that are not finite, or whose loss is not, or has diverged; nor, at the
+/// intervals, after an unusually high loss. The state before is then kept.
 ///
 /// A state only goes on under the recipe, the model and the data that it was trained with. Free to change are
 /// the places `model`, `out`, `data.folder`, `data.cache` and `device`, and `every`, `recompute` and
@@ -45,6 +44,8 @@ use super::training_loop::{Flow, FlowTraining};
 pub struct Trainer {
     shell: Shell,
     flow: Flow,
+    /// Set once training has failed: the current values are of no use.
+    failed: bool,
 }
 
 impl std::fmt::Debug for Trainer {
@@ -61,7 +62,7 @@ impl Trainer {
     ///
     /// # Errors
     /// Those of the model's and the dataset's files; a checkpoint error that names the differences if the state
-    /// in the folder is of another recipe, model or data; [`kontext_core::Error::Cancelled`] if `observe` breaks
+    /// in the folder is of another recipe, model or data; [`Error::Cancelled`] if `observe` breaks
     /// off.
     pub fn open(recipe: Recipe, mut observe: impl FnMut(TrainEvent<'_>) -> ControlFlow<()>) -> Result<Self> {
         recipe.validate()?;
@@ -86,7 +87,6 @@ impl Trainer {
             curve.restore()?;
         }
         let flow = Flow {
-            guard: DivergenceGuard::after(curve.losses()),
             identity,
             recipe,
             base,
@@ -105,7 +105,11 @@ impl Trainer {
             resumed: shell.step(),
         };
         shell.report(&mut observe, ready)?;
-        Ok(Self { shell, flow })
+        Ok(Self {
+            shell,
+            flow,
+            failed: false,
+        })
     }
 
     /// Returns the number of finished steps.
@@ -124,8 +128,8 @@ impl Trainer {
     /// and saves if `observe` breaks off. A complete run writes its result again.
     ///
     /// # Errors
-    /// [`kontext_core::Error::Cancelled`] if `observe` breaks off, [`kontext_core::Error::NotFinite`] and
-    /// [`kontext_core::Error::Diverged`] if training fails (the last saved state remains), and those of the
+    /// [`Error::Cancelled`] if `observe` breaks off, [`Error::NotFinite`] and
+    /// [`Error::Diverged`] if training fails (the last saved state remains), and those of the
     /// written files.
     pub fn run(&mut self, mut observe: impl FnMut(TrainEvent<'_>) -> ControlFlow<()>) -> Result<()> {
         let batches = Batches::new(&self.flow.recipe, &self.flow.dataset, self.flow.base.shift)?;
@@ -133,16 +137,21 @@ impl Trainer {
             flow: &mut self.flow,
             batches,
         };
-        self.shell.run(&mut training, &mut observe)
+        let result = self.shell.run(&mut training, &mut observe);
+        self.failed = matches!(result, Err(Error::NotFinite { .. } | Error::Diverged { .. }));
+        result
     }
 
     /// Writes the trained values, by their moving average: `transformer` in diffusers' layout, or
     /// `lora.safetensors`.
     ///
     /// # Errors
-    /// [`kontext_core::Error::NotFinite`] if training has failed, [`kontext_core::Error::Io`] if the folder
+    /// [`Error::NotFinite`] if training has failed, [`Error::Io`] if the folder
     /// cannot be written.
     pub fn export(&self) -> Result<()> {
+        if self.failed {
+            return Err(self.flow.trained.learner.not_finite(self.step()));
+        }
         self.flow.export(self.step())
     }
 
@@ -157,7 +166,7 @@ impl Trainer {
     /// Writes a grid of held-out items: reference images, result, target.
     ///
     /// # Errors
-    /// Those of the model, and [`kontext_core::Error::Io`].
+    /// Those of the model, and [`Error::Io`].
     pub fn sample(&self, path: &Path) -> Result<()> {
         self.flow.sample(path)
     }

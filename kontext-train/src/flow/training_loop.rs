@@ -11,7 +11,6 @@ use crate::base::Base;
 use crate::dataset::EncodedDataset;
 use crate::optim::Learner;
 use crate::run::curve::{Curve, Point};
-use crate::run::divergence::DivergenceGuard;
 use crate::run::identity::Identity;
 use crate::run::segment::Segment;
 use crate::run::training::Training;
@@ -38,7 +37,6 @@ pub(super) struct Flow {
     pub(super) trained: Trained,
     pub(super) identity: Identity,
     pub(super) curve: Curve,
-    pub(super) guard: DivergenceGuard,
     pub(super) device: Device,
     pub(super) kind: Kind,
 }
@@ -70,7 +68,7 @@ impl Training for FlowTraining<'_> {
             });
             for step in steps {
                 let updated = update(trained, recipe, step, &receiver)?;
-                let done = segment.finish_step(accumulate * recipe.data.batch as u64);
+                let done = segment.finish_step(accumulate * recipe.data.batch as u64, updated.loss)?;
                 self.flow.curve.push(Point {
                     step: done.step,
                     loss: updated.loss,
@@ -78,7 +76,6 @@ impl Training for FlowTraining<'_> {
                     norm: updated.norm,
                     validation: None,
                 });
-                self.flow.guard.check(done.step, updated.loss)?;
                 segment.report(TrainEvent::Step(StepReport {
                     step: done.step,
                     total: done.total,
@@ -103,13 +100,16 @@ impl Training for FlowTraining<'_> {
             trained,
             ..
         } = &*self.flow;
-        let last = step * recipe.data.accumulate as u64 - 1;
-        let noisy = self.batches.next(dataset, recipe, last)?;
-        tch::no_grad(|| loss_of(trained.dit()?, recipe, &noisy))
+        let accumulate = recipe.data.accumulate as u64;
+        let mut sum = 0.0;
+        for index in (step - 1) * accumulate..step * accumulate {
+            let noisy = self.batches.next(dataset, recipe, index)?;
+            sum += tch::no_grad(|| loss_of(trained.dit()?, recipe, &noisy))?;
+        }
+        Ok(sum / accumulate as f64)
     }
 
-    fn diverging(&self, step: u64) -> Option<Self::Event> {
-        let usual = self.flow.guard.exceeded()?;
+    fn not_saved(&self, step: u64, usual: f64) -> Option<Self::Event> {
         Some(TrainEvent::NotSaved { step, usual })
     }
 

@@ -239,7 +239,7 @@ impl<L: Fn(&Batch) -> Result<Tensor>> Training for TextTraining<'_, L> {
             let loss = value.f_double_value(&[])?;
             let lr = self.recipe.rate.at(step, self.recipe.steps);
             self.learner.update(step, loss, lr)?;
-            let done = segment.finish_step(self.recipe.batch as u64);
+            let done = segment.finish_step(self.recipe.batch as u64, loss)?;
             segment.report(TextReport {
                 encoder: self.encoder,
                 step: done.step,

@@ -92,7 +92,8 @@ impl Learner {
         loss.is_finite().then_some(()).ok_or_else(|| self.not_finite(step))
     }
 
-    fn not_finite(&self, step: u64) -> Error {
+    /// Returns the error for values after `step` steps that are not finite.
+    pub(crate) fn not_finite(&self, step: u64) -> Error {
         Error::NotFinite {
             stage: self.stage(step),
             hint: self.config.hint.to_owned(),

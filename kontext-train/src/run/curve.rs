@@ -60,11 +60,6 @@ impl Curve {
         Ok(Self { path, points })
     }
 
-    /// Returns the losses of the points.
-    pub(crate) fn losses(&self) -> impl Iterator<Item = (u64, f64)> {
-        self.points.iter().map(|point| (point.step, point.loss))
-    }
-
     /// Returns the points as a tensor for the state.
     pub(crate) fn record(&self) -> Result<(String, Tensor)> {
         let row = |p: &Point| [p.step as f64, p.loss, p.rate, p.norm, p.validation.unwrap_or(NONE)];

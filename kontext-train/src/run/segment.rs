@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use kontext_core::{Error, Result};
 
+use super::divergence::DivergenceGuard;
+
 /// Receives the events of a run; `Break` cancels it.
 pub(crate) type Observer<'a, E> = &'a mut dyn FnMut(E) -> ControlFlow<()>;
 
@@ -16,6 +18,7 @@ pub(crate) struct Segment<'a, E> {
     /// Start of this part of the run, and the steps finished before it.
     pub(super) begin: Instant,
     pub(super) first: u64,
+    pub(super) guard: &'a mut DivergenceGuard,
     pub(super) observe: Observer<'a, E>,
 }
 
@@ -36,14 +39,18 @@ impl<E> Segment<'_, E> {
     }
 
     /// Counts a step of `items` items as finished.
-    pub(crate) fn finish_step(&mut self, items: u64) -> Finished {
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] if the losses have diverged; the loop must return it.
+    pub(crate) fn finish_step(&mut self, items: u64, loss: f64) -> Result<Finished> {
         *self.step += 1;
+        self.guard.check(*self.step, loss)?;
         let items = (*self.step - self.first) * items;
-        Finished {
+        Ok(Finished {
             step: *self.step,
             total: self.total,
             items_per_second: items as f64 / self.begin.elapsed().as_secs_f64(),
-        }
+        })
     }
 
     /// Passes the event of a finished step to the observer.

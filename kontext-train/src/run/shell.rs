@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use kontext_core::{Error, Result};
 
+use super::divergence::{DivergenceGuard, Judgement};
 use super::segment::{Observer, Segment, report};
 use super::training::Training;
 use super::{Intervals, Snapshot};
@@ -31,6 +32,7 @@ pub(crate) struct Shell {
     paused: u64,
     total: u64,
     every: Intervals,
+    guard: DivergenceGuard,
 }
 
 impl Shell {
@@ -44,6 +46,7 @@ impl Shell {
             paused: 0,
             total,
             every,
+            guard: DivergenceGuard::default(),
         })
     }
 
@@ -61,6 +64,7 @@ impl Shell {
             paused: 0,
             total,
             every: never,
+            guard: DivergenceGuard::default(),
         }
     }
 
@@ -83,6 +87,7 @@ impl Shell {
         for learner in learners {
             snapshot.restore_learner(learner)?;
         }
+        self.guard = DivergenceGuard::open(snapshot)?;
         self.step = done;
         self.paused = if snapshot.facts.contains_key(DUE) { 0 } else { done };
         Ok(())
@@ -98,7 +103,7 @@ impl Shell {
     pub(crate) fn run<T: Training>(&mut self, training: &mut T, observe: Observer<'_, T::Event>) -> Result<()> {
         let result = self.segments(training, observe);
         if let Err(Error::Cancelled { .. }) = &result {
-            self.check(training)?;
+            self.check(training, true)?;
             self.save(training, observe)?;
         }
         result
@@ -113,13 +118,13 @@ impl Shell {
         }
         while self.step < self.total {
             let end = self.every.next(self.step, self.total);
-            let (step, total) = (&mut self.step, self.total);
             training.train(&mut Segment {
-                step,
+                step: &mut self.step,
                 end,
-                total,
+                total: self.total,
                 begin,
                 first,
+                guard: &mut self.guard,
                 observe,
             })?;
             self.pause(training, observe)?;
@@ -129,8 +134,8 @@ impl Shell {
 
     /// Validates, samples and saves if due.
     fn pause<T: Training>(&mut self, training: &mut T, observe: Observer<'_, T::Event>) -> Result<()> {
-        self.check(training)?;
-        let step = self.step;
+        let (step, last) = (self.step, self.step >= self.total);
+        let suspicious = self.check(training, last)?;
         if self.due(self.every.validate)
             && let Some(event) = training.validate(step)?
         {
@@ -143,13 +148,15 @@ impl Shell {
             }
         }
         self.paused = step;
-        if step >= self.total {
-            self.save(training, observe)?;
-        } else if self.due(self.every.save) {
-            match training.diverging(step) {
-                Some(event) => self.report(observe, event)?,
-                None => self.save(training, observe)?,
+        match suspicious {
+            _ if last => self.save(training, observe)?,
+            None if self.due(self.every.save) => self.save(training, observe)?,
+            Some(usual) if self.due(self.every.save) => {
+                if let Some(event) = training.not_saved(step, usual) {
+                    self.report(observe, event)?;
+                }
             }
+            _ => {}
         }
         Ok(())
     }
@@ -164,22 +171,31 @@ impl Shell {
         interval > 0 && (self.step.is_multiple_of(interval) || self.step >= self.total)
     }
 
-    /// Checks that a run could go on from the current values: they, the optimizer's and their loss are finite.
-    fn check<T: Training>(&self, training: &mut T) -> Result<()> {
+    /// Checks that a run could go on from the current values: they, the optimizer's and their loss are finite,
+    /// and the loss is not that of a diverged run. Returns the usual loss if it may be, or if it is and the run is
+    /// not `ending`.
+    fn check<T: Training>(&self, training: &mut T, ending: bool) -> Result<Option<f64>> {
         for learner in training.learners() {
             learner.check(self.step)?;
         }
         if self.step == 0 {
-            return Ok(());
+            return Ok(None);
         }
-        let loss = match training.last_loss(self.step) {
+        let after = match training.last_loss(self.step) {
             Err(Error::NotFinite { .. }) => f64::NAN,
             loss => loss?,
         };
         for learner in training.learners() {
-            learner.check_loss(self.step, loss)?;
+            learner.check_loss(self.step, after)?;
         }
-        Ok(())
+        match self.guard.judge(after) {
+            Judgement::Sound => Ok(None),
+            Judgement::Diverged { loss, usual } if ending => {
+                let step = self.step;
+                Err(Error::Diverged { step, loss, usual })
+            }
+            Judgement::Suspicious { usual } | Judgement::Diverged { usual, .. } => Ok(Some(usual)),
+        }
     }
 
     fn save<T: Training>(&self, training: &mut T, observe: Observer<'_, T::Event>) -> Result<()> {
@@ -189,7 +205,9 @@ impl Shell {
         if self.is_due() {
             facts.insert(DUE.to_owned(), "true".to_owned());
         }
-        Snapshot::save_learners(state, &training.learners(), training.records()?, self.step, &facts)?;
+        let mut records = training.records()?;
+        records.push(self.guard.record()?);
+        Snapshot::save_learners(state, &training.learners(), records, self.step, &facts)?;
         if let Some(event) = training.saved(self.step, state) {
             // `Break` is ignored here: the next step's report asks again.
             let _ = observe(event);

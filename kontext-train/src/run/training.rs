@@ -22,11 +22,6 @@ pub(crate) trait Training {
     /// Measures the loss of the last of `step` steps again, with the values after it.
     fn last_loss(&mut self, step: u64) -> Result<f64>;
 
-    /// Returns an event if the last losses are those of a diverging run, of which the intervals save nothing.
-    fn diverging(&self, _step: u64) -> Option<Self::Event> {
-        None
-    }
-
     /// Returns further text for the snapshot.
     fn facts(&self) -> BTreeMap<String, String> {
         BTreeMap::new()
@@ -50,6 +45,11 @@ pub(crate) trait Training {
     /// Writes the files of a save that are derived from the values, before the snapshot.
     fn derive(&mut self, _step: u64) -> Result<()> {
         Ok(())
+    }
+
+    /// Reports a save that was left out, because the run may be diverging.
+    fn not_saved(&self, _step: u64, _usual: f64) -> Option<Self::Event> {
+        None
     }
 
     /// Reports the snapshot at `state`, the last file of a save.

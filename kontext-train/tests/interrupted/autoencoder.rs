@@ -52,10 +52,15 @@ fn an_autoencoder_ends_with_the_files_of_an_unbroken_run_or_is_refused() {
         error.contains("latent_channels was 16 and is 8; these cannot change"),
         "{error}"
     );
-    (recipe.latent_channels, recipe.steps) = (16, 6);
-    (recipe.rate.peak, recipe.rate.warmup) = (1e25, 0);
-    recipe.resume = vec!["steps".to_owned(), "rate".to_owned()];
-    assert!(matches!(train(&recipe, &images), Err(Error::NotFinite { .. })));
+    (recipe.latent_channels, recipe.steps) = (16, 5);
+    (recipe.rate.peak, recipe.rate.warmup, recipe.rate.floor) = (10.0, 0, 1.0);
+    recipe.optimizer.weight_decay = 100.0;
+    recipe.resume = ["steps", "rate", "optimizer"].map(str::to_owned).to_vec();
+    let result = train(&recipe, &images);
+    assert!(
+        matches!(result, Err(Error::NotFinite { .. } | Error::Diverged { .. })),
+        "{result:?}"
+    );
     assert!(files(&out) == unbroken);
     recipe.rate.peak = 1e-4;
     train(&recipe, &images).unwrap();

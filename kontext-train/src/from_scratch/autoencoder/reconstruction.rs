@@ -50,7 +50,7 @@ impl Training for Reconstruction {
     fn train(&mut self, segment: &mut Segment<'_, AutoencoderReport>) -> Result<()> {
         for step in segment.steps() {
             let Measured { loss, psnr, latent_rms } = self.train_step(step)?;
-            let done = segment.finish_step(self.recipe.batch as u64);
+            let done = segment.finish_step(self.recipe.batch as u64, loss)?;
             segment.report(AutoencoderReport {
                 step: done.step,
                 total: done.total,

@@ -7,8 +7,9 @@ use kontext_core::{Device, ModelPart, Tensor};
 use super::*;
 use crate::optim::{AdamWConfig, LearnerConfig, Params};
 
-/// A loop that adds 1 to its value at each step, and seems to diverge after some.
-struct Counting(Learner, &'static [u64]);
+/// A loop that adds 1 to its value at each step, with a loss of 1 but for the given steps. The loss after a step
+/// is the third field's.
+struct Counting(Learner, &'static [(u64, f64)], fn(u64) -> f64);
 
 impl Counting {
     fn new() -> Self {
@@ -21,7 +22,7 @@ impl Counting {
             part: ModelPart::Transformer,
             hint: "",
         };
-        Self(Learner::new(params, config).unwrap(), &[])
+        Self(Learner::new(params, config).unwrap(), &[], |_| 1.0)
     }
 
     fn value(&self) -> f64 {
@@ -35,7 +36,13 @@ impl Training for Counting {
     fn train(&mut self, segment: &mut Segment<'_, String>) -> Result<()> {
         for _ in segment.steps() {
             let _ = self.0.params.flat().shallow_clone().f_add_scalar_(1.0)?;
-            let done = segment.finish_step(1);
+            let next = segment.steps().start + 1;
+            let loss = self
+                .1
+                .iter()
+                .find(|(step, _)| *step == next)
+                .map_or(1.0, |(_, loss)| *loss);
+            let done = segment.finish_step(1, loss)?;
             segment.report(format!("step {}", done.step))?;
         }
         Ok(())
@@ -45,12 +52,12 @@ impl Training for Counting {
         vec![&self.0]
     }
 
-    fn last_loss(&mut self, _step: u64) -> Result<f64> {
-        Ok(self.0.params.flat().double_value(&[0]))
+    fn last_loss(&mut self, step: u64) -> Result<f64> {
+        Ok((self.2)(step))
     }
 
-    fn diverging(&self, step: u64) -> Option<String> {
-        self.1.contains(&step).then(|| format!("not saved {step}"))
+    fn not_saved(&self, step: u64, usual: f64) -> Option<String> {
+        Some(format!("not saved {step} ({usual})"))
     }
 
     fn validate(&mut self, step: u64) -> Result<Option<String>> {
@@ -64,16 +71,16 @@ impl Training for Counting {
 
 /// Opens the run in `folder`, trains until the event `stop`, and returns the loop and its events.
 fn run(folder: &Path, stop: &str) -> (Counting, Vec<String>, Result<()>) {
-    train(folder, stop, Counting::new())
+    train(folder, stop, 5, Counting::new())
 }
 
-fn train(folder: &Path, stop: &str, mut training: Counting) -> (Counting, Vec<String>, Result<()>) {
+fn train(folder: &Path, stop: &str, steps: u64, mut training: Counting) -> (Counting, Vec<String>, Result<()>) {
     let every = Intervals {
         save: 2,
         validate: 3,
         sample: 0,
     };
-    let mut shell = Shell::open(folder, "state.safetensors", 5, every).unwrap();
+    let mut shell = Shell::open(folder, "state.safetensors", steps, every).unwrap();
     let mut events = Vec::new();
     if let Some(snapshot) = shell.snapshot().unwrap() {
         shell.resume(&snapshot, vec![&mut training.0]).unwrap();
@@ -114,22 +121,66 @@ fn a_cancelled_run_saves_and_the_next_one_resumes_from_there() {
     );
 }
 
-#[test]
-fn a_diverging_run_saves_at_its_end_and_on_cancellation_only() {
+/// A run of `steps` steps whose losses and, after a step, whose loss are given, from a good state of five steps.
+/// Returns its events and its error; the state is unchanged.
+fn diverging(
+    steps: u64,
+    stop: &str,
+    losses: &'static [(u64, f64)],
+    after: fn(u64) -> f64,
+) -> (String, Result<()>, bool) {
     let folder = tempfile::tempdir().unwrap();
-    let diverging = || Counting(Counting::new().0, &[2, 4, 5]);
-    let (_, events, _) = train(folder.path(), "step 4", diverging());
-    assert_eq!(
-        events.join(", "),
-        "step 1, step 2, not saved 2, step 3, validated 3, step 4, saved 4"
-    );
-    std::fs::remove_file(folder.path().join("state.safetensors")).unwrap();
-    let (_, events, result) = train(folder.path(), "", diverging());
+    run(folder.path(), "").2.unwrap();
+    let state = || std::fs::read(folder.path().join("state.safetensors")).unwrap();
+    let before = state();
+    let training = Counting(Counting::new().0, losses, after);
+    let (_, events, result) = train(folder.path(), stop, steps, training);
+    (events.join(", "), result, state() == before)
+}
+
+#[test]
+fn intervals_do_not_save_after_a_high_loss_and_do_once_it_is_usual_again() {
+    let (events, result, _) = diverging(9, "", &[(6, 50.0)], |_| 1.0);
+    result.unwrap();
+    let expected = "step 6, validated 6, not saved 6 (1), step 7, step 8, saved 8, step 9, validated 9, saved 9";
+    assert_eq!(events, expected);
+    // A step that raises the loss of its own batch, by however much: the next one may lower it.
+    let (events, result, _) = diverging(8, "", &[], |step| if step == 6 { 1e6 } else { 1.0 });
     result.unwrap();
     assert_eq!(
-        events[5..].join(", "),
-        "step 4, not saved 4, step 5, validated 5, saved 5"
+        events,
+        "step 6, validated 6, not saved 6 (1), step 7, step 8, validated 8, saved 8"
     );
+    // An outlier at the end is saved.
+    let (events, result, _) = diverging(6, "", &[(6, 50.0)], |_| 50.0);
+    result.unwrap();
+    assert_eq!(events, "step 6, validated 6, saved 6");
+}
+
+#[test]
+fn a_run_that_ends_diverged_keeps_its_state() {
+    let high: &[(u64, f64)] = &[(6, 50.0), (7, 50.0), (8, 50.0), (9, 50.0)];
+    let exploded = |step| if step == 7 { 1e6 } else { 1.0 };
+    for (steps, stop, losses, after) in [
+        (8, "", high, (|_| 50.0) as fn(u64) -> f64),
+        (10, "step 8", high, |_| 50.0),
+        (7, "", &[], exploded),
+        (9, "step 7", &[], exploded),
+    ] {
+        let (events, result, unchanged) = diverging(steps, stop, losses, after);
+        assert!(matches!(result, Err(Error::Diverged { usual: 1.0, .. })), "{events}");
+        assert!(unchanged && !events.contains(", saved"), "{events}");
+    }
+}
+
+#[test]
+fn values_without_a_finite_loss_are_neither_saved_nor_validated() {
+    for (steps, stop) in [(6, ""), (9, ""), (9, "step 6")] {
+        let (events, result, unchanged) = diverging(steps, stop, &[], |_| f64::NAN);
+        assert!(matches!(result, Err(Error::NotFinite { .. })), "{events}");
+        assert!(unchanged);
+        assert_eq!(events, "step 6");
+    }
 }
 
 #[test]
