@@ -9,7 +9,7 @@ use super::Snapshot;
 /// A loss above this multiple of the usual one, for [`PATIENCE`] steps in a row, has diverged.
 const HIGH: f64 = 10.0;
 const PATIENCE: usize = 20;
-/// A run that ends after so many high losses has diverged.
+/// A run that ends after this number of high losses in a row has diverged.
 const PATIENCE_AT_END: usize = 3;
 /// A loss that one step raises to this multiple, on the same batch, has exploded.
 const EXPLODED: f64 = 100.0;
