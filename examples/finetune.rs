@@ -51,6 +51,10 @@ struct Args {
     /// Stop after this many minutes; the same command goes on
     #[arg(long, allow_negative_numbers = true)]
     minutes: Option<f64>,
+    /// Field of the recipe that may differ from that of the run in --out, as `steps` or `rate.peak`; may be
+    /// repeated
+    #[arg(long, value_name = "FIELD")]
+    resume: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -74,10 +78,11 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     let limit = Limit::new(args.minutes)?;
     let data = args.data.clone().unwrap_or_else(|| PathBuf::from(FRAMED));
-    let recipe = match &args.recipe {
+    let mut recipe = match &args.recipe {
         Some(path) => Recipe::open(path)?,
         None => recipe(args, &data)?,
     };
+    recipe.resume.extend_from_slice(&args.resume);
     // The data and the first evaluation take a while.
     recipe.validate()?;
     if recipe.data.folder == Path::new(FRAMED) {

@@ -1,21 +1,23 @@
 //! Trains the model `models/kontext-emoji` from scratch: data, autoencoder, text encoders, transformer.
 //!
-//! `cargo xtask run --release --example train_small`. If stopped, the same command continues.
+//! `cargo xtask run --release --example train_small`. If stopped, the same command continues. A stage is done when
+//! its recipe is recorded next to its result; with another recipe it is refused.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Parser;
 use kontext::{DitConfig, ModelDefaults, ModelPart, Shift, save_part};
 use kontext_cli::progress::Reporter;
 use kontext_cli::training::{Limit, stopped, train, train_autoencoder};
-use kontext_cli::{announce, create_folder, emoji, note, read, shipped};
+use kontext_cli::{announce, create_folder, emoji, read, shipped, write};
 use kontext_core::range::within;
 use kontext_train::dataset::Dataset;
 use kontext_train::{AutoencoderRecipe, Recipe, TextRecipe, assemble, initial_transformer, train_text};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 /// Train the small model from scratch.
 #[derive(Debug, Parser)]
@@ -63,7 +65,7 @@ impl Stages {
 }
 
 /// The transformer's sizes.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Sizes {
     heads: i64,
@@ -87,13 +89,28 @@ fn run(args: &Args, stages: Stages) -> anyhow::Result<()> {
     emoji::ensure(&args.data, Some(args.out.join("packages")))?;
     let start = args.out.join("start");
     create_folder(&start)?;
-    if !start.join("vae").is_dir() && !autoencoder(args, &stages, &start, &limit)? {
-        return Ok(());
+    let mut without_intervals = stages.autoencoder.clone();
+    (without_intervals.save, without_intervals.resume) = (0, Vec::new());
+    let recipe = json!(without_intervals);
+    if !is_done(args, "autoencoder", &recipe)? {
+        if !autoencoder(args, &stages, &start, &limit)? {
+            return Ok(());
+        }
+        done(args, "autoencoder", &recipe)?;
     }
-    if !start.join("text_encoder").is_dir() && !text(args, &stages, &start, &limit)? {
-        return Ok(());
+    let recipe = json!(stages.text);
+    if !is_done(args, "text", &recipe)? {
+        if !text(args, &stages, &start, &limit)? {
+            return Ok(());
+        }
+        done(args, "text", &recipe)?;
     }
-    transformer(args, &stages, &start)?;
+    let recipe = json!({"transformer": stages.transformer, "shift": stages.shift, "defaults": stages.defaults,
+        "seed": stages.training.seed, "from": args.from});
+    if !is_done(args, "transformer", &recipe)? {
+        transformer(args, &stages, &start)?;
+        done(args, "transformer", &recipe)?;
+    }
     let mut recipe = stages.training;
     (recipe.model, recipe.out, recipe.data.folder) = (start.clone(), args.out.join("run"), args.data.clone());
     let run = recipe.out.clone();
@@ -102,6 +119,26 @@ fn run(args: &Args, stages: Stages) -> anyhow::Result<()> {
     assemble(&start, &run, &model, kontext::Kind::BFloat16)?;
     announce(format_args!("wrote {}", model.display()));
     Ok(())
+}
+
+/// Returns `true` if a stage is done.
+fn is_done(args: &Args, stage: &str, recipe: &Value) -> anyhow::Result<bool> {
+    let path = args.out.join(format!("{stage}.json"));
+    if !path.is_file() {
+        return Ok(false);
+    }
+    let before: Value =
+        serde_json::from_str(&read(&path)?).with_context(|| format!("{} is no recipe", path.display()))?;
+    if before != *recipe {
+        let path = path.display();
+        bail!("the stage `{stage}` was run with another recipe, {path}; set it back, or give another folder (--out)");
+    }
+    Ok(true)
+}
+
+/// Records that a stage is done, after all its files.
+fn done(args: &Args, stage: &str, recipe: &Value) -> anyhow::Result<()> {
+    write(&args.out.join(format!("{stage}.json")), &format!("{recipe:#}\n"))
 }
 
 /// Trains the autoencoder; returns `false` if it was stopped.
@@ -144,15 +181,6 @@ fn text(args: &Args, stages: &Stages, start: &Path, limit: &Limit) -> anyhow::Re
 
 /// Writes the initial transformer and the other files of the model's folder.
 fn transformer(args: &Args, stages: &Stages, start: &Path) -> anyhow::Result<()> {
-    if start.join("transformer").is_dir() {
-        if let Some(from) = &args.from {
-            note(format_args!(
-                "warning: --from has no effect on a run that goes on; name a new --out to start from {}",
-                from.display()
-            ));
-        }
-        return Ok(());
-    }
     let Sizes {
         heads,
         head_dim,

@@ -94,6 +94,9 @@ pub fn train(recipe: Recipe, limit: &Limit) -> anyhow::Result<(Trainer, bool)> {
                 );
             }
             TrainEvent::Validated { step, loss } => reporter.println(&format!("step {step}: held-out loss {loss:.4}")),
+            TrainEvent::NotSaved { step, usual } => reporter.println(&format!(
+                "step {step}: not saved, the loss is far above its usual {usual:.4}; the state before is kept"
+            )),
             TrainEvent::Sampled { path, .. } => reporter.println(&format!("wrote {}", path.display())),
             _ => {}
         }

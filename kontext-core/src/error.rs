@@ -134,7 +134,8 @@ pub enum Error {
     /// A diverged training run; the recipe's author can lower the learning rate and resume.
     #[error(
         "training step {step}: the loss is {loss:.4} and stays far above its usual {usual:.4}; \
-         the last saved state is kept, resume from it with a lower learning rate"
+         the last saved state, if any, is kept; lower rate.peak, and go on from the state by \
+         `resume = [\"rate.peak\"]` in the recipe"
     )]
     Diverged {
         /// Steps done.

@@ -8,6 +8,8 @@ mod class_name;
 mod contain;
 mod durable;
 mod error;
+#[cfg(feature = "failpoints")]
+pub mod failpoint;
 pub mod images;
 mod json;
 pub mod json_lines;

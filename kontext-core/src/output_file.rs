@@ -66,6 +66,8 @@ impl<'a> OutputFile<'a> {
     /// [`Error::Io`] if the operating system refuses. A file system that cannot sync is no error.
     pub fn publish(self) -> Result<()> {
         sync_file(self.file.as_file(), self.path)?;
+        #[cfg(feature = "failpoints")]
+        crate::failpoint::reached(self.path)?;
         self.file
             .persist(&self.target)
             .map(drop)

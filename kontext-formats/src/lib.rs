@@ -8,6 +8,7 @@ mod gguf_types;
 mod gguf_value;
 mod gguf_write;
 mod header;
+mod header_text;
 mod matrix;
 mod names;
 mod open;

@@ -10,6 +10,8 @@ use kontext_core::{CheckpointError, Error, Result, write_file};
 
 use crate::names::check_unique;
 
+use crate::header_text;
+
 /// Writes tensors to a safetensors file, in their dtypes. The file appears whole or not at all.
 ///
 /// # Errors
@@ -41,7 +43,11 @@ pub fn to_bytes(path: &Path, tensors: &[(String, Tensor)], text: Option<HashMap<
             TensorView::new(*dtype, shape.clone(), bytes).map_err(header)?,
         ));
     }
-    safetensors::serialize(views, text).map_err(header)
+    let mut bytes = safetensors::serialize(views, None).map_err(header)?;
+    if let Some(text) = text {
+        header_text::insert(&mut bytes, &text);
+    }
+    Ok(bytes)
 }
 
 type Raw = (Dtype, Vec<usize>, Vec<u8>);

@@ -16,11 +16,29 @@ const PARTS: [&str; 3] = ["vae", "text_encoder", "text_encoder_2"];
 /// Writes a complete model into `out`: the `transformer` of the folder `trained`, and all other parts of
 /// `base`. Weights are stored in `kind`.
 ///
+/// The transformer's configuration is written last, and removed first if there is one: without it, a folder that
+/// was not written to its end is no model.
+///
 /// # Errors
-/// Those of reading the parts, and [`Error::Io`] if `out` cannot be written.
+/// Those of reading the parts, [`Error::InvalidArgument`] if `out` is `base`, and [`Error::Io`] if `out` cannot
+/// be written.
 pub fn assemble(base: &Path, trained: &Path, out: &Path, kind: Kind) -> Result<()> {
+    create_folder(out)?;
+    let whole = |path: &Path| path.canonicalize().map_err(Error::io(path));
+    if whole(base)? == whole(out)? {
+        return Err(Error::invalid(
+            "out",
+            "another folder than the base model",
+            out.display(),
+        ));
+    }
     let found = Checkpoint::find(base)?;
     let (_, config) = found.open_transformer()?;
+    let transformer = Base::transformer_of(trained, &config)?;
+    let last = out.join("transformer").join("config.json");
+    if last.is_file() {
+        std::fs::remove_file(&last).map_err(Error::io(&last))?;
+    }
     save_part::index(out, found.shift(&config)?)?;
     let base = found.folder.as_path();
     ModelDefaults::of(base)?.save(out)?;
@@ -39,9 +57,12 @@ pub fn assemble(base: &Path, trained: &Path, out: &Path, kind: Kind) -> Result<(
         let file = weights.path().file_name().unwrap_or_default();
         kontext_formats::save(to.join(file), &tensors, None)?;
     }
-    let tensors = Base::transformer_of(trained, &config)?;
     let narrow = |(name, value): (String, Tensor)| -> Result<(String, Tensor)> { Ok((name, value.f_to_kind(kind)?)) };
-    save_part::transformer(out, tensors.into_iter().map(narrow).collect::<Result<_>>()?, &config)
+    save_part::transformer(
+        out,
+        transformer.into_iter().map(narrow).collect::<Result<_>>()?,
+        &config,
+    )
 }
 
 /// Copies a folder recursively.

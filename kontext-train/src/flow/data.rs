@@ -1,6 +1,7 @@
 //! Data of a run: the encoded dataset and its training batches.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use kontext_core::{Device, Error, Kind, Result};
 use kontext_sampler::{References, Shift};
@@ -53,6 +54,22 @@ pub(super) fn open_dataset(
         }
     }
     Ok(dataset)
+}
+
+/// Returns a digest of the data that a run is trained on: its examples, the sizes of their images, and the
+/// lengths of the image files, from `folder`.
+pub(super) fn data_digest(dataset: &EncodedDataset, folder: &Path) -> String {
+    let mut hasher = crc32fast::Hasher::new();
+    for item in dataset.items() {
+        hasher.update(format!("{item:?}").as_bytes());
+        for image in item.sources.iter().chain([&item.target]) {
+            // The images have just been read: only an unusual file system has no length for one.
+            let length = std::fs::metadata(folder.join(image)).map_or(0, |facts| facts.len());
+            hasher.update(&length.to_le_bytes());
+        }
+    }
+    hasher.update(format!("{:?}", dataset.buckets()).as_bytes());
+    format!("{} examples of digest {:08x}", dataset.items().len(), hasher.finalize())
 }
 
 /// The training batches, in the sampler's order.

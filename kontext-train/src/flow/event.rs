@@ -39,6 +39,14 @@ pub enum TrainEvent<'a> {
         /// The file.
         path: PathBuf,
     },
+    /// A due save was left out, because the loss is far above the usual one: the run may be diverging. The state
+    /// before is kept.
+    NotSaved {
+        /// Finished steps.
+        step: u64,
+        /// The usual loss.
+        usual: f64,
+    },
     /// A sample grid was written: reference images, result, target.
     Sampled {
         /// Finished steps.

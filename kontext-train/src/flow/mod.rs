@@ -12,6 +12,7 @@ mod samples;
 mod step;
 mod trained;
 mod trainer;
+mod training_loop;
 mod update;
 
 pub use backward::{Activations, backward};

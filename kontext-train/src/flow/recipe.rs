@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::bounds::{ACCUMULATE, BATCH, CLIP, DECAY, SEED, STEPS};
 use crate::dataset::{WEIGHTS, is_weight};
 use crate::optim::{AdamWConfig, LrSchedule};
+use crate::run::recipe_changes::Comparable;
 use crate::run::{Intervals, read_toml};
 
 use super::method::Method;
@@ -59,6 +60,29 @@ pub struct Recipe {
     /// Intervals of saving, validating and sampling.
     #[serde(default)]
     pub every: Intervals,
+    /// Fields that may differ from those of the state in the run's folder, as `steps` or `rate.peak`. `rate`
+    /// names all fields of its table, `model` and `data` name the files. See [`crate::Trainer`]. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resume: Vec<String>,
+}
+
+impl Comparable for Recipe {
+    const FREE: &'static [&'static str] = &[
+        "model",
+        "out",
+        "device",
+        "recompute",
+        "every",
+        "resume",
+        "data.folder",
+        "data.cache",
+        "data.validation_items",
+    ];
+    const FIXED: &'static [&'static str] = &["method"];
+
+    fn accepted(&self) -> &[String] {
+        &self.resume
+    }
 }
 
 /// The training data and its sampling.

@@ -16,7 +16,9 @@ use rand::RngExt;
 
 use crate::optim::{AdamWConfig, Learner, LearnerConfig, Params};
 use crate::run::random::{Stream, generator, happens};
-use crate::run::shell::{Observer, Segment, Shell, Training};
+use crate::run::segment::{Observer, Segment};
+use crate::run::shell::Shell;
+use crate::run::training::Training;
 
 use super::initial::initial;
 use super::text_recipe::TextRecipe;
@@ -202,7 +204,7 @@ impl<L: Fn(&Batch) -> Result<Tensor>> Training for TextTraining<'_, L> {
             let loss = value.f_double_value(&[])?;
             let lr = self.recipe.rate.at(step, self.recipe.steps);
             self.learner.update(step, loss, lr)?;
-            let done = segment.finish_step(self.recipe.batch as u64);
+            let done = segment.finish_step(self.recipe.batch as u64, loss)?;
             segment.report(TextReport {
                 encoder: self.encoder,
                 step: done.step,
@@ -215,6 +217,11 @@ impl<L: Fn(&Batch) -> Result<Tensor>> Training for TextTraining<'_, L> {
 
     fn learners(&self) -> Vec<&Learner> {
         vec![&self.learner]
+    }
+
+    fn last_loss(&mut self, step: u64) -> Result<f64> {
+        let batch = self.corpus.batch(self.recipe, step - 1)?;
+        Ok(tch::no_grad(|| (self.loss)(&batch))?.f_double_value(&[])?)
     }
 }
 

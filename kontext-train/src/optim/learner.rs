@@ -1,11 +1,12 @@
 //! One set of trained values with its optimizer and moving average.
 
-use kontext_core::{ModelPart, Result, Stage, Tensor};
+use kontext_core::{Error, ModelPart, Result, Stage, Tensor, check};
 
 use super::{AdamW, AdamWConfig, Ema, Params, gradient};
 
 /// Hint of a run that saves its state.
-pub(crate) const RESUME: &str = "the last saved state is kept; resume from it with a lower rate.peak";
+pub(crate) const RESUME: &str = "the last saved state, if any, is kept; lower rate.peak, and go on from the state by \
+    `resume = [\"rate.peak\"]` in the recipe";
 
 /// Constants of a [`Learner`].
 #[derive(Debug, Clone)]
@@ -59,17 +60,51 @@ impl Learner {
     pub(crate) fn update(&mut self, step: u64, loss: f64, lr: f64) -> Result<f64> {
         let gradient = gradient::collect(&self.params)?;
         let norm = gradient::norm(&gradient)?;
-        let stage = Stage::Train {
-            part: self.config.part,
-            step: step + 1,
-        };
-        gradient::check(loss, norm, stage, self.config.hint)?;
+        gradient::check(loss, norm, self.stage(step + 1), self.config.hint)?;
         let gradient = gradient::clip(gradient, norm, self.config.clip)?;
         self.optimizer.step(&self.params, &gradient, lr)?;
         if let Some(ema) = &mut self.ema {
             ema.update(&self.params, step)?;
         }
         Ok(norm)
+    }
+
+    /// Checks that the values after `step` steps, the optimizer's and their moving average are finite.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] if one of them is not.
+    pub(crate) fn check(&self, step: u64) -> Result<()> {
+        let (mean, square, _) = self.optimizer.state();
+        let average = self.ema.as_ref().map(Ema::average);
+        for values in [self.params.flat(), mean, square].into_iter().chain(average) {
+            if !check::is_finite(values)? {
+                return Err(self.not_finite(step));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that the loss of the values after `step` steps is finite.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] if it is not.
+    pub(crate) fn check_loss(&self, step: u64, loss: f64) -> Result<()> {
+        loss.is_finite().then_some(()).ok_or_else(|| self.not_finite(step))
+    }
+
+    /// Returns the error for values after `step` steps that are not finite.
+    pub(crate) fn not_finite(&self, step: u64) -> Error {
+        Error::NotFinite {
+            stage: self.stage(step),
+            hint: self.config.hint.to_owned(),
+        }
+    }
+
+    fn stage(&self, step: u64) -> Stage {
+        Stage::Train {
+            part: self.config.part,
+            step,
+        }
     }
 
     /// Returns the tensors by name: their moving average if there is one, else the current values.

@@ -3,10 +3,17 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use kontext_core::{Error, OutputFile, Result};
+use kontext_core::{Error, OutputFile, Result, Tensor};
 use plotters::prelude::*;
 
+use super::Snapshot;
+
 const HEADER: &str = "step,loss,learning_rate,gradient_norm,validation_loss";
+/// Name of the points in the state, [steps, FIELDS] in f64: step, loss, rate, norm, validation loss or [`NONE`].
+const RECORD: &str = "curve";
+const FIELDS: i64 = 5;
+/// No validation loss: a loss is not negative.
+const NONE: f64 = -1.0;
 /// Window of the running mean in the plot: losses of single steps are noisy.
 const SMOOTH: usize = 50;
 
@@ -28,21 +35,39 @@ pub(crate) struct Curve {
 }
 
 impl Curve {
-    /// Reads `curve.csv` from the folder, without the points after `step`.
-    pub(crate) fn open(folder: &Path, step: u64) -> Result<Self> {
+    /// Takes the points up to the state's last step: out of the state, or of `curve.csv` if the state is of a
+    /// version that had none in it.
+    pub(crate) fn open(folder: &Path, state: Option<&Snapshot>) -> Result<Self> {
         let path = folder.join("curve.csv");
-        let text = if path.is_file() {
-            std::fs::read_to_string(&path).map_err(Error::io(&path))?
-        } else {
-            String::new()
+        let Some(state) = state else {
+            return Ok(Self {
+                path,
+                points: Vec::new(),
+            });
         };
-        let points = text
-            .lines()
-            .skip(1)
-            .filter_map(parse)
-            .filter(|p| p.step <= step)
-            .collect();
+        let mut points = match state.record(RECORD)? {
+            Some(record) => from_record(&record).ok_or_else(|| {
+                let reason = format!("its `{RECORD}` has shape {:?}, expected [steps, 5]", record.size());
+                Error::config(state.path(), reason)
+            })?,
+            None if path.is_file() => {
+                let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+                text.lines().skip(1).filter_map(parse).collect()
+            }
+            None => Vec::new(),
+        };
+        points.retain(|point| point.step <= state.step);
         Ok(Self { path, points })
+    }
+
+    /// Returns the points as a tensor for the state.
+    pub(crate) fn record(&self) -> Result<(String, Tensor)> {
+        let row = |p: &Point| [p.step as f64, p.loss, p.rate, p.norm, p.validation.unwrap_or(NONE)];
+        let values: Vec<f64> = self.points.iter().flat_map(row).collect();
+        Ok((
+            RECORD.to_owned(),
+            Tensor::f_from_slice(&values)?.f_reshape([-1, FIELDS])?,
+        ))
     }
 
     pub(crate) fn push(&mut self, point: Point) {
@@ -56,26 +81,33 @@ impl Curve {
         }
     }
 
-    /// Writes the file, and `curve.svg` next to it.
-    pub(crate) fn save(&self) -> Result<()> {
-        let mut file = OutputFile::create(&self.path)?;
+    /// Brings the files to these points if they are of others, as after a run that was killed while it saved.
+    pub(crate) fn restore(&self) -> Result<()> {
+        let text = std::fs::read_to_string(&self.path);
+        if text.is_ok_and(|text| text == self.text()) && self.path.with_extension("svg").is_file() {
+            return Ok(());
+        }
+        self.save()
+    }
+
+    fn text(&self) -> String {
         let mut text = format!("{HEADER}\n");
         for p in &self.points {
             let validation = p.validation.map(|v| v.to_string()).unwrap_or_default();
             text.push_str(&format!("{},{},{},{},{validation}\n", p.step, p.loss, p.rate, p.norm));
         }
-        file.writer()
-            .write_all(text.as_bytes())
-            .map_err(Error::io(&self.path))?;
-        file.publish()?;
+        text
+    }
+
+    /// Writes the file, after `curve.svg` next to it.
+    pub(crate) fn save(&self) -> Result<()> {
         let path = self.path.with_extension("svg");
         let svg = self.plot().map_err(|e| Error::Image {
             path: path.clone(),
             reason: e,
         })?;
-        let mut file = OutputFile::create(&path)?;
-        file.writer().write_all(svg.as_bytes()).map_err(Error::io(&path))?;
-        file.publish()
+        write(&path, &svg)?;
+        write(&self.path, &self.text())
     }
 
     fn plot(&self) -> std::result::Result<String, String> {
@@ -133,6 +165,32 @@ impl Curve {
     }
 }
 
+fn write(path: &Path, text: &str) -> Result<()> {
+    let mut file = OutputFile::create(path)?;
+    file.writer().write_all(text.as_bytes()).map_err(Error::io(path))?;
+    file.publish()
+}
+
+fn from_record(record: &Tensor) -> Option<Vec<Point>> {
+    let &[_, FIELDS] = record.size().as_slice() else {
+        return None;
+    };
+    let values = Vec::<f64>::try_from(record.f_reshape([-1]).ok()?).ok()?;
+    let point = |row: &[f64]| {
+        let &[step, loss, rate, norm, validation] = row else {
+            return None;
+        };
+        Some(Point {
+            step: step as u64,
+            loss,
+            rate,
+            norm,
+            validation: (validation != NONE).then_some(validation),
+        })
+    };
+    values.chunks(FIELDS as usize).map(point).collect()
+}
+
 fn parse(line: &str) -> Option<Point> {
     let mut fields = line.split(',');
     let step = fields.next()?.parse().ok()?;
@@ -149,13 +207,14 @@ fn parse(line: &str) -> Option<Point> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
-    #[test]
-    fn a_curve_goes_on_where_the_state_was_saved() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut curve = Curve::open(folder.path(), 0).unwrap();
-        for step in 1..=4 {
+    /// A curve of these points in the folder, the last one with a validation.
+    fn curve(folder: &Path, steps: u64) -> Curve {
+        let mut curve = Curve::open(folder, None).unwrap();
+        for step in 1..=steps {
             curve.push(Point {
                 step,
                 loss: 1.0 / step as f64,
@@ -165,11 +224,46 @@ mod tests {
             });
         }
         curve.validated(0.75);
-        curve.save().unwrap();
-        let again = Curve::open(folder.path(), 3).unwrap();
-        assert_eq!(again.points, curve.points[..3]);
-        assert_eq!(Curve::open(folder.path(), 4).unwrap().points[3].validation, Some(0.75));
-        let svg = std::fs::read_to_string(folder.path().join("curve.svg")).unwrap();
-        assert!(svg.contains("polyline") && svg.contains("validation"));
+        curve
+    }
+
+    fn state(folder: &Path, records: Vec<(String, Tensor)>, step: u64) -> Snapshot {
+        let path = folder.join("state.safetensors");
+        Snapshot::save_learners(&path, &[], records, step, &BTreeMap::new()).unwrap();
+        Snapshot::open(&path).unwrap()
+    }
+
+    #[test]
+    fn the_files_are_those_of_the_state_whatever_they_were() {
+        let folder = tempfile::tempdir().unwrap();
+        let csv = folder.path().join("curve.csv");
+        let saved = curve(folder.path(), 4);
+        let state = state(folder.path(), vec![saved.record().unwrap()], 4);
+        // A run that was killed between the curve and its state leaves more steps; others may be lost.
+        for steps in [None, Some(2), Some(6)] {
+            let _ = std::fs::remove_file(&csv);
+            if let Some(steps) = steps {
+                curve(folder.path(), steps).save().unwrap();
+            }
+            let again = Curve::open(folder.path(), Some(&state)).unwrap();
+            assert_eq!(again.points, saved.points);
+            again.restore().unwrap();
+            let text = std::fs::read_to_string(&csv).unwrap();
+            assert_eq!((text.lines().count(), text), (5, saved.text()));
+            let svg = std::fs::read_to_string(folder.path().join("curve.svg")).unwrap();
+            assert!(svg.contains("polyline") && svg.contains("validation"));
+        }
+    }
+
+    #[test]
+    fn a_state_without_a_curve_takes_the_files_up_to_its_step() {
+        let folder = tempfile::tempdir().unwrap();
+        let saved = curve(folder.path(), 4);
+        saved.save().unwrap();
+        let state = state(folder.path(), Vec::new(), 3);
+        let again = Curve::open(folder.path(), Some(&state)).unwrap();
+        assert_eq!(again.points, saved.points[..3]);
+        let (folder, state) = (tempfile::tempdir().unwrap(), state);
+        assert!(Curve::open(folder.path(), Some(&state)).unwrap().points.is_empty());
     }
 }

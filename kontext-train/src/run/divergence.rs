@@ -2,37 +2,105 @@
 
 use std::collections::VecDeque;
 
-use kontext_core::{Error, Result};
+use kontext_core::{Error, Result, Tensor};
+
+use super::Snapshot;
 
 /// A loss above this multiple of the usual one, for [`PATIENCE`] steps in a row, has diverged.
-const EXPLODED: f64 = 10.0;
+const HIGH: f64 = 10.0;
 const PATIENCE: usize = 20;
+/// A run that ends after this number of high losses in a row has diverged.
+const PATIENCE_AT_END: usize = 3;
+/// A loss that one step raises to this multiple, on the same batch, has exploded.
+const EXPLODED: f64 = 100.0;
 /// Number of steps whose mean loss is the usual one.
 const USUAL_OVER: usize = 200;
+/// Least number of steps with a usual loss.
+const LEAST: usize = 5;
+/// Name of the recent losses in a state, `[N]` in f64.
+const RECORD: &str = "recent_losses";
 
 /// The recent losses.
 #[derive(Debug, Default)]
 pub(crate) struct DivergenceGuard {
     recent: VecDeque<f64>,
     high: usize,
+    /// The loss of the last step.
+    last: Option<f64>,
+}
+
+/// The state of a run, by its last losses and the loss of the last step's batch after the step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Judgement {
+    Sound,
+    /// A loss is high: an outlier, or the start of a divergence.
+    Suspicious {
+        usual: f64,
+    },
+    Diverged {
+        loss: f64,
+        usual: f64,
+    },
 }
 
 impl DivergenceGuard {
+    /// Takes the losses of the steps before out of the state. A run that had diverged may go on with a lower
+    /// rate, and then has all its patience again.
+    pub(crate) fn open(state: &Snapshot) -> Result<Self> {
+        let recent = match state.record(RECORD)? {
+            Some(record) => Vec::<f64>::try_from(record.f_reshape([-1])?)?.into(),
+            None => VecDeque::new(),
+        };
+        Ok(Self {
+            recent,
+            ..Self::default()
+        })
+    }
+
+    /// Returns the losses for a state.
+    pub(crate) fn record(&self) -> Result<(String, Tensor)> {
+        let losses: Vec<f64> = self.recent.iter().copied().collect();
+        Ok((RECORD.to_owned(), Tensor::f_from_slice(&losses)?))
+    }
+
     /// Records the loss of a step. Fails if the losses have diverged; an outlier is ignored.
     pub(crate) fn check(&mut self, step: u64, loss: f64) -> Result<()> {
-        if self.recent.len() == USUAL_OVER {
-            let usual = self.recent.iter().sum::<f64>() / self.recent.len() as f64;
-            self.high = if loss > EXPLODED * usual { self.high + 1 } else { 0 };
+        self.last = Some(loss);
+        if let Some(usual) = self.usual() {
+            self.high = if loss > HIGH * usual { self.high + 1 } else { 0 };
             if self.high >= PATIENCE {
                 return Err(Error::Diverged { step, loss, usual });
             }
             if self.high > 0 {
                 return Ok(());
             }
+        }
+        if self.recent.len() == USUAL_OVER {
             self.recent.pop_front();
         }
         self.recent.push_back(loss);
         Ok(())
+    }
+
+    /// Judges a run that would be saved, by the loss of the last step's batch with the values after the step.
+    pub(crate) fn judge(&self, after: f64) -> Judgement {
+        let Some(usual) = self.usual().or(self.last) else {
+            return Judgement::Sound;
+        };
+        // A batch of unusual noise levels has a high loss before and after the step.
+        let expected = self.last.unwrap_or(usual).max(usual);
+        if self.high >= PATIENCE_AT_END || after > EXPLODED * expected {
+            return Judgement::Diverged { loss: after, usual };
+        }
+        if self.high > 0 || after > HIGH * expected {
+            return Judgement::Suspicious { usual };
+        }
+        Judgement::Sound
+    }
+
+    fn usual(&self) -> Option<f64> {
+        let count = self.recent.len();
+        (count >= LEAST).then(|| self.recent.iter().sum::<f64>() / count as f64)
     }
 }
 
@@ -54,5 +122,54 @@ mod tests {
             error.to_string().contains("30") && error.to_string().contains("usual"),
             "{error}"
         );
+    }
+
+    fn after(losses: &[f64]) -> DivergenceGuard {
+        let mut guard = DivergenceGuard::default();
+        for (step, loss) in (0..).zip(losses) {
+            guard.check(step, *loss).unwrap();
+        }
+        guard
+    }
+
+    #[test]
+    fn a_young_run_that_explodes_is_stopped() {
+        let mut guard = after(&[1.0; LEAST]);
+        let stopped = (0..40).find(|step| guard.check(*step, 1e6).is_err());
+        assert_eq!(stopped, Some(PATIENCE as u64 - 1));
+    }
+
+    #[test]
+    fn a_state_is_judged_by_its_last_losses_and_by_the_last_step() {
+        let (suspicious, diverged) = (Judgement::Suspicious { usual: 1.0 }, |loss| Judgement::Diverged {
+            loss,
+            usual: 1.0,
+        });
+        assert_eq!(DivergenceGuard::default().judge(1e9), Judgement::Sound);
+        // Two steps have no usual loss, but the last one's is known before and after it.
+        let young = after(&[0.5, 1.0]);
+        assert_eq!(young.judge(9.0), Judgement::Sound);
+        assert_eq!(young.judge(11.0), suspicious);
+        assert_eq!(young.judge(101.0), diverged(101.0));
+        let calm = after(&[1.0; LEAST]);
+        assert_eq!((calm.judge(1.0), calm.judge(11.0)), (Judgement::Sound, suspicious));
+        let high = |count: usize| after(&[&[1.0; LEAST][..], &vec![50.0; count]].concat());
+        assert_eq!((high(1).judge(50.0), high(2).judge(50.0)), (suspicious, suspicious));
+        assert_eq!(high(3).judge(50.0), diverged(50.0));
+        let again = after(&[&[1.0; LEAST][..], &[50.0, 50.0, 2.0]].concat());
+        assert_eq!(again.judge(2.0), Judgement::Sound);
+    }
+
+    #[test]
+    fn a_run_that_goes_on_knows_its_losses_and_has_its_patience_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.safetensors");
+        let before = after(&[&[1.0; LEAST][..], &[50.0; 19]].concat());
+        let record = vec![before.record().unwrap()];
+        Snapshot::save_learners(&path, &[], record, 24, &std::collections::BTreeMap::new()).unwrap();
+        let mut guard = DivergenceGuard::open(&Snapshot::open(&path).unwrap()).unwrap();
+        assert_eq!((guard.usual(), guard.judge(1.0)), (Some(1.0), Judgement::Sound));
+        let stopped = (0..40).find(|step| guard.check(*step, 50.0).is_err());
+        assert_eq!(stopped, Some(PATIENCE as u64 - 1));
     }
 }

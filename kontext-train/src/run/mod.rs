@@ -2,11 +2,15 @@
 
 pub(crate) mod curve;
 pub(crate) mod divergence;
+pub(crate) mod identity;
 mod intervals;
 pub(crate) mod random;
+pub(crate) mod recipe_changes;
+pub(crate) mod segment;
 pub(crate) mod shell;
 mod snapshot;
 mod toml_file;
+pub(crate) mod training;
 
 pub use intervals::Intervals;
 pub use snapshot::Snapshot;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use kontext_core::{Error, Result, Tensor};
+use kontext_core::{Error, Result, Stage, Tensor, check};
 use kontext_nn::Weights;
 
 use crate::optim::{AdamW, Ema, Learner, Params};
@@ -30,7 +30,8 @@ impl Snapshot {
     /// last state.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be written.
+    /// [`Error::NotFinite`] for values that are NaN or infinite, [`Error::Io`] if the file cannot be written; the
+    /// file before is then kept.
     pub fn save(
         path: impl AsRef<Path>,
         params: &Params,
@@ -41,17 +42,27 @@ impl Snapshot {
     ) -> Result<()> {
         let mut contents = Contents::new(step, facts);
         contents.add("", params, optimizer, average);
+        for (_, value) in &contents.tensors {
+            if !check::is_finite(value)? {
+                return Err(Error::NotFinite {
+                    stage: Stage::Other("training"),
+                    hint: "a state saved before is kept; go on from it with a lower rate".to_owned(),
+                });
+            }
+        }
         kontext_formats::save(path, &contents.tensors, Some(contents.text))
     }
 
-    /// As [`Snapshot::save`], of all learners of a run in one file.
+    /// As [`Snapshot::save`], of all learners of a run and its further tensors in one file.
     pub(crate) fn save_learners(
         path: &Path,
         learners: &[&Learner],
+        records: Vec<(String, Tensor)>,
         step: u64,
         facts: &BTreeMap<String, String>,
     ) -> Result<()> {
         let mut contents = Contents::new(step, facts);
+        contents.tensors = records;
         for learner in learners {
             contents.add(
                 learner.prefix(),
@@ -75,10 +86,20 @@ impl Snapshot {
         Ok(Self { weights, step, facts })
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        self.weights.path()
+    }
+
+    /// Returns the further tensor of this name, if there is one.
+    pub(crate) fn record(&self, name: &str) -> Result<Option<Tensor>> {
+        let read = || self.weights.raw(name);
+        self.weights.contains(name).then(read).transpose()
+    }
+
     /// Copies the state into the parts of a run.
     ///
     /// # Errors
-    /// A checkpoint error if the state is of other tensors.
+    /// A checkpoint error if the state is of other tensors, or if a value is NaN or infinite.
     pub fn restore(&self, params: &Params, optimizer: &mut AdamW, average: Option<&mut Ema>) -> Result<()> {
         self.restore_at("", params, optimizer, average)
     }
@@ -107,6 +128,9 @@ impl Snapshot {
         }
         let raw = |name: &str| -> Result<Tensor> {
             let value = self.weights.raw(&format!("{prefix}{name}"))?;
+            if !check::is_finite(&value)? {
+                return Err(other("it holds NaN or infinity, so its training had diverged"));
+            }
             Ok(value.f_to_device(params.flat().device())?)
         };
         params.set(&raw(VALUES)?)?;
@@ -195,12 +219,34 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.safetensors");
         let (first, second) = (learner("", &[1.0], Some(0.9)), learner("critic.", &[2.0, 3.0], None));
-        Snapshot::save_learners(&path, &[&first, &second], 5, &BTreeMap::new()).unwrap();
+        Snapshot::save_learners(&path, &[&first, &second], Vec::new(), 5, &BTreeMap::new()).unwrap();
         let (mut a, mut b) = (learner("", &[0.0], Some(0.9)), learner("critic.", &[0.0, 0.0], None));
         let snapshot = Snapshot::open(&path).unwrap();
         snapshot.restore_learner(&mut a).unwrap();
         snapshot.restore_learner(&mut b).unwrap();
         assert!(a.params.flat().equal(first.params.flat()) && b.params.flat().equal(second.params.flat()));
+    }
+
+    #[test]
+    fn values_that_are_not_finite_leave_the_state_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.safetensors");
+        let (params, mut adam, mut ema) = parts("w");
+        let save =
+            |adam: &AdamW, ema: &Ema, step| Snapshot::save(&path, &params, adam, Some(ema), step, &BTreeMap::new());
+        save(&adam, &ema, 1).unwrap();
+        let before = std::fs::read(&path).unwrap();
+        let values = Tensor::from_slice(&[1.0_f32, f32::INFINITY]);
+        let zeros = values.zeros_like();
+        ema.restore(&values).unwrap();
+        assert!(matches!(save(&adam, &ema, 2), Err(Error::NotFinite { .. })));
+        ema.restore(&zeros).unwrap();
+        adam.restore(&zeros, &values, 1).unwrap();
+        assert!(matches!(save(&adam, &ema, 2), Err(Error::NotFinite { .. })));
+        adam.restore(&zeros, &zeros, 1).unwrap();
+        params.set(&values).unwrap();
+        assert!(matches!(save(&adam, &ema, 2), Err(Error::NotFinite { .. })));
+        assert!(std::fs::read(&path).unwrap() == before);
     }
 
     #[test]

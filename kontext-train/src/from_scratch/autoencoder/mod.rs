@@ -21,6 +21,7 @@ use super::initial::initial;
 use crate::memory::{Need, elements};
 use crate::optim::{Learner, LearnerConfig, Params, RESUME};
 use crate::run::Intervals;
+use crate::run::identity::Identity;
 use crate::run::shell::Shell;
 
 pub use recipe::AutoencoderRecipe;
@@ -34,11 +35,14 @@ pub struct AutoencoderTrainer {
 }
 
 impl AutoencoderTrainer {
-    /// Reads the images, and resumes from the state in `out` if there is one.
+    /// Reads the images, and resumes from the state in `out` if there is one: `autoencoder.safetensors`, the only
+    /// file of the run.
     ///
     /// # Errors
     /// Those of [`AutoencoderRecipe::validate`], [`Error::Memory`] if the training takes more memory than is
-    /// free; [`Error::Image`] and [`Error::Io`] for images that cannot be read or are smaller than the crops.
+    /// free; [`Error::Image`] and [`Error::Io`] for images that cannot be read or are smaller than the crops; a
+    /// checkpoint error that names the differences if the state is of another recipe or other images, and
+    /// [`AutoencoderRecipe::resume`] does not name these.
     pub fn open(recipe: AutoencoderRecipe, images: &[PathBuf], out: &Path, device: Device) -> Result<Self> {
         recipe.validate()?;
         let config = recipe.config();
@@ -49,6 +53,8 @@ impl AutoencoderTrainer {
             sample: 0,
         };
         let mut shell = Shell::open(out, "autoencoder.safetensors", recipe.steps, every)?;
+        let state = shell.snapshot()?;
+        let mut identity = Identity::new(&recipe, state.as_ref())?;
         let read = |path: &PathBuf| {
             let image = images::open(path)?;
             let sized = recipe
@@ -61,6 +67,7 @@ impl AutoencoderTrainer {
         if images.is_empty() {
             return Err(Error::invalid("images to train on", "at least one", 0));
         }
+        identity.digest("images", digest(&images)?)?;
         let params = Params::new(
             &initial(recipe.seed, |w| AutoencoderKl::new(w, &config).map(drop))?,
             device,
@@ -74,12 +81,15 @@ impl AutoencoderTrainer {
             hint: RESUME,
         };
         let mut learner = Learner::new(params, learner)?;
-        shell.resume(vec![&mut learner])?;
+        if let Some(state) = &state {
+            shell.resume(state, vec![&mut learner])?;
+        }
         let training = Reconstruction {
             recipe,
             config,
             images,
             learner,
+            identity,
             device,
         };
         Ok(Self { shell, training })
@@ -144,6 +154,18 @@ fn check_memory(recipe: &AutoencoderRecipe, config: &VaeConfig, device: Device) 
         stage,
         ["take fewer channels or layers", "take a smaller batch, crop or size"],
     )
+}
+
+/// Returns a digest of the images.
+fn digest(images: &[Tensor]) -> Result<String> {
+    let mut hasher = crc32fast::Hasher::new();
+    for image in images {
+        let mut bytes = vec![0_u8; image.numel()];
+        image.f_copy_data(&mut bytes, image.numel())?;
+        hasher.update(format!("{:?}", image.size()).as_bytes());
+        hasher.update(&bytes);
+    }
+    Ok(format!("{} images of digest {:08x}", images.len(), hasher.finalize()))
 }
 
 /// Converts an image to bytes [3, H, W].

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::bounds::{BATCH, CLIP, DECAY, SEED, STEPS, STEPS_OR_NONE, TERM};
 use crate::optim::{AdamWConfig, LrSchedule};
 use crate::run::read_toml;
+use crate::run::recipe_changes::Comparable;
 
 /// Architecture and training of an autoencoder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -49,6 +50,19 @@ pub struct AutoencoderRecipe {
     pub seed: u64,
     /// Steps between saves, at most 10^9; 0 saves only at the end. Default 500.
     pub save: u64,
+    /// Fields that may differ from those of the state in the run's folder, as `steps` or `rate.peak`; `images`
+    /// names the files. The architecture cannot change, and `save` always can. Default: none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub resume: Vec<String>,
+}
+
+impl Comparable for AutoencoderRecipe {
+    const FREE: &'static [&'static str] = &["save", "resume"];
+    const FIXED: &'static [&'static str] = &["latent_channels", "channels", "layers", "groups"];
+
+    fn accepted(&self) -> &[String] {
+        &self.resume
+    }
 }
 
 impl Default for AutoencoderRecipe {
@@ -78,6 +92,7 @@ impl Default for AutoencoderRecipe {
             edge_weight: 1.0,
             seed: 0,
             save: 500,
+            resume: Vec::new(),
         }
     }
 }

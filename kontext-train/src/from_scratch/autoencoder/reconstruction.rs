@@ -1,14 +1,18 @@
 //! The training loop of an autoencoder: random crops, the loss of their reconstruction, and the latents'
 //! statistics.
 
+use std::collections::BTreeMap;
+
 use kontext_core::{Device, Kind, Result, Tensor, noise};
 use kontext_nn::Weights;
 use kontext_vae::{AutoencoderKl, VaeConfig};
 use rand::RngExt;
 
 use crate::optim::Learner;
+use crate::run::identity::Identity;
 use crate::run::random::{Stream, generator};
-use crate::run::shell::{Segment, Training};
+use crate::run::segment::Segment;
+use crate::run::training::Training;
 
 use super::recipe::AutoencoderRecipe;
 
@@ -36,6 +40,7 @@ pub(super) struct Reconstruction {
     pub(super) config: VaeConfig,
     pub(super) images: Vec<Tensor>, // [3, H, W], bytes
     pub(super) learner: Learner,
+    pub(super) identity: Identity,
     pub(super) device: Device,
 }
 
@@ -45,7 +50,7 @@ impl Training for Reconstruction {
     fn train(&mut self, segment: &mut Segment<'_, AutoencoderReport>) -> Result<()> {
         for step in segment.steps() {
             let Measured { loss, psnr, latent_rms } = self.train_step(step)?;
-            let done = segment.finish_step(self.recipe.batch as u64);
+            let done = segment.finish_step(self.recipe.batch as u64, loss)?;
             segment.report(AutoencoderReport {
                 step: done.step,
                 total: done.total,
@@ -61,6 +66,14 @@ impl Training for Reconstruction {
     fn learners(&self) -> Vec<&Learner> {
         vec![&self.learner]
     }
+
+    fn last_loss(&mut self, step: u64) -> Result<f64> {
+        Ok(tch::no_grad(|| self.loss(step - 1))?.total.f_double_value(&[])?)
+    }
+
+    fn facts(&self) -> BTreeMap<String, String> {
+        self.identity.facts().clone()
+    }
 }
 
 /// Measurements of a step: loss, PSNR in decibels, and root mean square of the latents' means.
@@ -70,8 +83,17 @@ struct Measured {
     latent_rms: f64,
 }
 
+/// The loss of a step's crops.
+struct Loss {
+    total: Tensor,
+    /// Mean square of the pixels' errors.
+    square: Tensor,
+    /// Mean of the latents.
+    mean: Tensor,
+}
+
 impl Reconstruction {
-    fn train_step(&mut self, step: u64) -> Result<Measured> {
+    fn loss(&self, step: u64) -> Result<Loss> {
         let batch = self.batch(step)?;
         // Convolutions cache a reordered copy of their weights, so the model is rebuilt for each step.
         let vae = AutoencoderKl::new(&self.learner.params.weights().device(self.device), &self.config)?;
@@ -83,17 +105,18 @@ impl Reconstruction {
         let square = error.f_square()?.f_mean(Kind::Float)?;
         let loss = error.f_abs()?.f_mean(Kind::Float)?.f_add(&square)?;
         let loss = loss.f_add(&edges(&error)?.f_mul_scalar(self.recipe.edge_weight)?)?;
-        let loss = loss.f_add(&kl(&posterior.mean, &posterior.logvar)?.f_mul_scalar(self.recipe.kl_weight)?)?;
-        loss.f_backward()?;
-        let value = loss.f_double_value(&[])?;
+        let total = loss.f_add(&kl(&posterior.mean, &posterior.logvar)?.f_mul_scalar(self.recipe.kl_weight)?)?;
+        let mean = posterior.mean;
+        Ok(Loss { total, square, mean })
+    }
+
+    fn train_step(&mut self, step: u64) -> Result<Measured> {
+        let Loss { total, square, mean } = self.loss(step)?;
+        total.f_backward()?;
+        let value = total.f_double_value(&[])?;
         self.learner
             .update(step, value, self.recipe.rate.at(step, self.recipe.steps))?;
-        let latent_rms = posterior
-            .mean
-            .f_square()?
-            .f_mean(Kind::Float)?
-            .f_sqrt()?
-            .f_double_value(&[])?;
+        let latent_rms = mean.f_square()?.f_mean(Kind::Float)?.f_sqrt()?.f_double_value(&[])?;
         Ok(Measured {
             loss: value,
             // Pixels are in [-1, 1], so the peak is 2.

@@ -1,0 +1,95 @@
+//! Runs that go on under another recipe, model or data.
+
+use image::{Rgb, RgbImage};
+use kontext::Layout;
+use kontext_train::{Method, Recipe, Trainer};
+
+use crate::world::{SIDE, STEPS, World, files, go_on, reason, train};
+
+#[test]
+fn a_changed_recipe_is_refused_with_the_fields_that_differ() {
+    let world = World::new();
+    let recipe = world.recipe(2);
+    train(&recipe).unwrap();
+    let before = files(&recipe.out);
+    type Change = fn(&mut Recipe);
+    let changes: [(&str, Change); 12] = [
+        ("seed", |r| r.seed = 1),
+        ("rate.peak", |r| r.rate.peak = 1e-3),
+        ("rate.warmup", |r| r.rate.warmup = 2),
+        ("data.batch", |r| r.data.batch = 1),
+        ("data.accumulate", |r| r.data.accumulate = 2),
+        ("data.sizes", |r| r.data.sizes = Some(vec![[SIDE, SIDE]])),
+        ("data.weights.a", |r| r.data.weights.extend([("a".to_owned(), 2.0)])),
+        ("steps", |r| r.steps = 6),
+        ("ema", |r| r.ema = 0.25),
+        ("clip", |r| r.clip = 2.0),
+        ("optimizer.weight_decay", |r| r.optimizer.weight_decay = 0.0),
+        ("objective.drop_prompt", |r| r.objective.drop_prompt = 0.5),
+    ];
+    for (field, change) in changes {
+        let mut changed = recipe.clone();
+        change(&mut changed);
+        let error = reason(&Trainer::open(changed.clone(), go_on).unwrap_err());
+        assert!(
+            error.contains(&format!("it is of another recipe: {field} was ")),
+            "{error}"
+        );
+        assert!(error.contains(&format!("`resume = [\"{field}\"]`")), "{error}");
+        assert!(files(&recipe.out) == before, "{field}");
+        changed.resume = vec![field.to_owned()];
+        assert_eq!(Trainer::open(changed, go_on).unwrap().step(), STEPS, "{field}");
+    }
+    let mut changed = recipe.clone();
+    changed.method = world.recipe(0).method;
+    if let Method::Lora(lora) = &mut changed.method {
+        lora.alpha = Some(4.0);
+    }
+    changed.resume = vec!["method".to_owned()];
+    let error = reason(&Trainer::open(changed, go_on).unwrap_err());
+    assert!(
+        error.contains("method.alpha was not set and is 4.0; these cannot change"),
+        "{error}"
+    );
+    let mut fewer = recipe.clone();
+    (fewer.steps, fewer.resume) = (2, vec!["steps".to_owned()]);
+    let error = reason(&Trainer::open(fewer, go_on).unwrap_err());
+    assert!(error.contains("it has 4 steps and the recipe 2"), "{error}");
+}
+
+#[test]
+fn what_leaves_the_values_as_they_are_may_change() {
+    let world = World::new();
+    let recipe = world.recipe(2);
+    train(&recipe).unwrap();
+    for name in ["model", "data", "run"] {
+        std::fs::rename(world.path(name), world.path(&format!("moved-{name}"))).unwrap();
+    }
+    let mut moved = recipe;
+    (moved.model, moved.data.folder) = (world.path("moved-model"), world.path("moved-data"));
+    (moved.out, moved.data.cache) = (world.path("moved-run"), None);
+    (moved.every.save, moved.every.sample, moved.every.validate) = (1, 0, 7);
+    (moved.recompute, moved.data.validation_items, moved.device) = (true, 9, None);
+    moved.device = Some("cpu".to_owned());
+    assert_eq!(Trainer::open(moved, go_on).unwrap().step(), STEPS);
+}
+
+#[test]
+fn other_data_and_another_model_are_refused() {
+    let world = World::new();
+    let mut recipe = world.recipe(2);
+    train(&recipe).unwrap();
+    let image = RgbImage::from_fn(SIDE, SIDE, |x, y| Rgb([(x * y) as u8, x as u8, y as u8]));
+    image.save(world.path("data/1-target.png")).unwrap();
+    let error = reason(&Trainer::open(recipe.clone(), go_on).unwrap_err());
+    assert!(error.contains("data was 4 examples of digest "), "{error}");
+    recipe.resume = vec!["data".to_owned()];
+    Trainer::open(recipe.clone(), go_on).unwrap();
+
+    kontext::random_model(world.path("model"), 8, Layout::Diffusers).unwrap();
+    let error = reason(&Trainer::open(recipe.clone(), go_on).unwrap_err());
+    assert!(
+        error.contains("model was ") && error.contains("`resume = [\"model\"]`"),
+        "{error}"
+    );
+}
