@@ -138,10 +138,12 @@ fn recipe(args: &Args, data: &Path) -> anyhow::Result<Recipe> {
     let mut recipe: Recipe = serde_json::from_value(json!({
         "model": args.model, "out": args.out, "steps": args.steps, "ema": 0.98,
         "data": {"folder": data, "batch": 16, "validation_items": 32},
-        "rate": {"peak": args.rate.unwrap_or(usual), "warmup": 20, "floor": 0.05},
+        "rate": {"warmup": 20, "floor": 0.05},
         "every": {"save": 100, "validate": 50, "sample": 100},
     }))?;
     recipe.method = method;
+    // JSON has no NaN, which is to be refused in words.
+    recipe.rate.peak = args.rate.unwrap_or(usual);
     Ok(recipe)
 }
 
