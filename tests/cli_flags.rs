@@ -19,7 +19,7 @@ fn flags_that_exclude_or_need_each_other_are_refused() {
         (
             "generate",
             &["--lora", "a", "--lora-scale", "1", "--lora-scale", "2"],
-            "--lora-scale is given 2 times and --lora 1",
+            "--lora-scale is given 2 times, and --lora 1 times",
         ),
         (
             "vae_table",

@@ -88,7 +88,7 @@ fn scales_without_a_lora_are_errors() {
     let error = refused("generate", &["--device", "cpu", "--lora-scale", "0.5"]);
     assert_eq!(
         error,
-        "error: --lora-scale is given 1 times, and --lora 0 times; give at most one scale for each LoRA"
+        "error: the following required arguments were not provided: --lora <FILE>; for more information, try '--help'"
     );
     let words = [
         "--device",

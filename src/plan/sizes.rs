@@ -63,15 +63,14 @@ pub(super) fn target_size(request: &Request, input: Option<Size>, facts: &ModelF
         Conformance::Native => {
             // A generation takes the model's square, or the preferred size nearest to it.
             let native = preferred(input.unwrap_or(square));
-            let scaled = request.max_area.map_or(native, |area| native.scaled_to(area));
             let follow = |side: u32, ratio: f64| {
                 ((f64::from(side) * ratio / f64::from(TOKEN_PIXELS)).round() as u32).max(1) * TOKEN_PIXELS
             };
             match (request.width, request.height) {
                 (Some(width), Some(height)) => Size::new(width, height),
-                (Some(width), None) => Size::new(width, follow(width, 1.0 / scaled.ratio())),
-                (None, Some(height)) => Size::new(follow(height, scaled.ratio()), height),
-                (None, None) => scaled,
+                (Some(width), None) => Size::new(width, follow(width, 1.0 / native.ratio())),
+                (None, Some(height)) => Size::new(follow(height, native.ratio()), height),
+                (None, None) => request.max_area.map_or(native, |area| native.scaled_to(area)),
             }
         }
     }
