@@ -1,7 +1,11 @@
 //! Memory of the host and its devices: free bytes, and the return of freed memory to the system.
 
+mod cgroup;
+mod files;
+mod host;
+mod rlimit;
+
 use kontext_core::Result;
-use sysinfo::System;
 use tch::{Device, Kind, Tensor};
 
 use crate::cuda;
@@ -9,13 +13,19 @@ use crate::cuda;
 /// More bytes than any device has (4 TiB), but few enough that libtorch's allocator does not refuse outright.
 const MORE_THAN_ANY: i64 = 1 << 42;
 
-/// Returns the bytes that a device can give to a program: on a CUDA device those that no program holds, on
-/// the host including caches that the system would evict.
+/// Returns the bytes that a device can give to this process: on a CUDA device those that no program holds, on
+/// the host the smallest of
+/// - the memory that the machine has available, including caches that the system would evict;
+/// - on Linux, what the memory limits of its control groups leave (v1 and v2; the own group and all above), where
+///   cached files count as free, too;
+/// - on Linux, the address space that `ulimit -v` and `ulimit -d` leave.
 ///
 /// Memory that libtorch caches on a CUDA device counts as held; [`give_back_on`] frees it.
 ///
 /// # Errors
-/// [`Error::Device`](kontext_core::Error::Device) if a CUDA device is not available or its runtime does not answer.
+/// [`Error::Device`](kontext_core::Error::Device) if a CUDA device is not available or its runtime does not answer,
+/// [`Error::Io`](kontext_core::Error::Io) if the system does not report its memory, as on a Linux without `/proc`
+/// or a process without file descriptors.
 ///
 /// # Example
 /// ```
@@ -27,15 +37,8 @@ const MORE_THAN_ANY: i64 = 1 << 42;
 pub fn free(device: Device) -> Result<u64> {
     match device {
         Device::Cuda(index) => cuda::free_memory(index),
-        Device::Cpu | Device::Mps | Device::Vulkan => Ok(free_on_host()),
+        Device::Cpu | Device::Mps | Device::Vulkan => host::free(),
     }
-}
-
-fn free_on_host() -> u64 {
-    let mut system = System::new();
-    system.refresh_memory();
-    let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
-    system.available_memory().min(limit)
 }
 
 /// Returns freed memory, which the allocator keeps for later, to the system.
