@@ -1,13 +1,13 @@
 //! Image files and bytes, in and out, and checks before any work.
 
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::Path;
 
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::webp::WebPEncoder;
 use image::{ExtendedColorType, ImageEncoder, ImageFormat, RgbImage};
 pub use kontext_core::images::{from_bytes as image_from_bytes, open as open_image};
-use kontext_core::{Error, OutputFile, Result};
+use kontext_core::{Error, OutputFile, Result, buffer};
 pub use kontext_device::memory::free as free_memory;
 use kontext_sampler::Size;
 
@@ -103,9 +103,32 @@ pub fn encode_image(image: &RgbImage, format: ImageFormat, text: &[(&str, String
         ));
     }
     check_limit(format, Size::new(image.width(), image.height()))?;
-    let mut bytes = Vec::new();
-    write(image, format, &mut bytes, text, Path::new(""))?;
-    Ok(bytes)
+    let mut file = Growing(Vec::new());
+    match write(image, format, &mut file, text, Path::new("")) {
+        Err(error) if error.is_out_of_memory() => Err(Error::Allocation {
+            purpose: FILE,
+            mb: (2 * file.0.capacity() as u128).div_ceil(1_000_000),
+        }),
+        written => written.map(|()| file.0),
+    }
+}
+
+/// The memory of an encoded image, in messages.
+const FILE: &str = "the image file";
+
+/// Bytes that grow as long as the system grants memory; a [`Vec`] that cannot grow ends the program.
+struct Growing(Vec<u8>);
+
+impl Write for Growing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_reserve(bytes.len()).map_err(|_| ErrorKind::OutOfMemory)?;
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Encodes an image to `writer`; errors name `path`.
@@ -121,10 +144,20 @@ fn write(
         ImageFormat::Jpeg => JpegEncoder::new_with_quality(&mut writer, JPEG_QUALITY)
             .write_image(image.as_raw(), width, height, ExtendedColorType::Rgb8)
             .map_err(Error::image(path)),
-        ImageFormat::WebP => WebPEncoder::new_lossless(&mut writer)
-            .write_image(image.as_raw(), width, height, ExtendedColorType::Rgb8)
-            .map_err(Error::image(path)),
-        _ => write_png(image, &mut writer, text).map_err(|e| Error::io(path)(e.into())),
+        ImageFormat::WebP => {
+            // The encoder holds the pixels with an alpha channel and the whole file, in vectors that grow by half.
+            const BYTES_PER_PIXEL: u64 = 14;
+            buffer::can_have(Size::new(width, height).area() * BYTES_PER_PIXEL, FILE)?;
+            WebPEncoder::new_lossless(&mut writer)
+                .write_image(image.as_raw(), width, height, ExtendedColorType::Rgb8)
+                .map_err(Error::image(path))
+        }
+        _ => write_png(image, &mut writer, text).map_err(|error| {
+            Error::io(path)(match error {
+                png::EncodingError::IoError(source) => source,
+                other => other.into(),
+            })
+        }),
     }
 }
 
@@ -136,6 +169,17 @@ fn write_png(image: &RgbImage, writer: impl Write, text: &[(&str, String)]) -> R
         encoder.add_itxt_chunk((*key).to_owned(), value.clone())?;
     }
     let mut writer = encoder.write_header()?;
-    writer.write_image_data(image.as_raw())?;
+    // The crate compresses the image in a vector, which grows up to twice the pixels. Where that is too much, it is
+    // written in pieces, into a file of the same pixels.
+    if buffer::can_have(2 * image.as_raw().len() as u64, FILE).is_ok() {
+        writer.write_image_data(image.as_raw())?;
+    } else {
+        let mut pieces = writer.stream_writer_with_size(PIECE)?;
+        pieces.write_all(image.as_raw())?;
+        pieces.finish()?;
+    }
     writer.finish()
 }
+
+/// Bytes of a compressed piece of a PNG.
+const PIECE: usize = 1 << 16;

@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use image::RgbImage;
-use kontext_core::{Device, Error, Kind, Result};
-use kontext_device::{device, memory};
+use kontext_core::{Device, Error, Kind, Result, buffer};
+use kontext_device::{device, memory, threads};
 use kontext_dit::{Dit, DitConfig};
 use kontext_formats::Quantize;
 use kontext_nn::{Offload, Weights};
@@ -14,6 +14,7 @@ use kontext_text::{ClipEncoder, T5Encoder, TextEncoder, Tokenizer};
 use kontext_vae::Autoencoder;
 
 use crate::checkpoint::Checkpoint;
+use crate::defaults::check_tokens;
 use crate::export::{ModelSizes, random_parts};
 use crate::lora::LoraSet;
 use crate::memory::{Footprint, Machine, MemoryPlan};
@@ -38,7 +39,8 @@ impl PipelineBuilder {
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Checkpoint`] and [`Error::Tokenizer`] if a part is missing or damaged,
-    /// [`Error::Device`] if the device is not available.
+    /// [`Error::Device`] if the device is not available, [`Error::Memory`] and [`Error::Thread`] if the machine lacks
+    /// memory or threads.
     pub fn load(&self, folder: impl AsRef<Path>) -> Result<Pipeline> {
         self.load_with(folder, |_| ())
     }
@@ -48,6 +50,7 @@ impl PipelineBuilder {
     /// # Errors
     /// Those of [`PipelineBuilder::load`].
     pub fn load_with(&self, folder: impl AsRef<Path>, progress: impl FnMut(LoadProgress)) -> Result<Pipeline> {
+        threads::check()?;
         let model = self.open(folder.as_ref())?;
         let Opened {
             checkpoint,
@@ -154,7 +157,10 @@ impl PipelineBuilder {
         let available = free.into_iter().chain(self.memory_budget).min();
         let square = facts.sizes.iter().min_by_key(|size| size.width.abs_diff(size.height));
         let square = square.copied().unwrap_or(Size::new(1024, 1024));
-        let plan = Plan::new(&Request::edit(RgbImage::new(square.width, square.height), ""), facts)?;
+        let pixels = buffer::filled(0, 3 * square.area() as usize, "a plan of the memory")?;
+        let none = || Error::bug("an image with missing pixels");
+        let image = RgbImage::from_raw(square.width, square.height, pixels).ok_or_else(none)?;
+        let plan = Plan::new(&Request::edit(image, ""), facts)?;
         let chosen = match available {
             Some(available) => footprint.first_that_fits(&plan, &candidates, available),
             None => candidates.first().copied(),
@@ -198,6 +204,7 @@ impl PipelineBuilder {
             machine,
             self.quantize,
             self.quantize_t5,
+            self.tiling,
         )
     }
 
@@ -246,7 +253,7 @@ impl PipelineBuilder {
         }
         .precision()?;
         let length = match (self.max_sequence_length, parts.defaults.max_sequence_length) {
-            (None, None) => parts.text.sequence_length(),
+            (None, None) => check_tokens(parts.text.sequence_length())?,
             _ => self.text_tokens(&parts.defaults)?,
         };
         let parts = Parts {
@@ -295,10 +302,8 @@ impl PipelineBuilder {
     /// Returns the number of T5 tokens: the builder's, else the model's default, else that of FLUX.1's
     /// training.
     fn text_tokens(&self, defaults: &ModelDefaults) -> Result<usize> {
-        match self.max_sequence_length.or(defaults.max_sequence_length) {
-            Some(0) => Err(Error::invalid("max_sequence_length", "at least 1 token", 0)),
-            length => Ok(length.unwrap_or(TextEncoder::SEQUENCE_LENGTH)),
-        }
+        let length = self.max_sequence_length.or(defaults.max_sequence_length);
+        check_tokens(length.unwrap_or(TextEncoder::SEQUENCE_LENGTH))
     }
 
     fn precision(&self) -> Result<(Precision, Device)> {

@@ -51,7 +51,10 @@ pub fn note(line: impl Display) {
 /// Returns the advice that only a program can give: a library does not know its flags.
 fn remedy(error: &anyhow::Error) -> &'static str {
     match error.downcast_ref::<kontext::Error>() {
-        Some(error) if error.is_out_of_memory() => "; try a smaller size, fewer images or another device",
+        // The other errors of memory name a remedy themselves.
+        Some(error @ kontext::Error::Torch { .. }) if error.is_out_of_memory() => {
+            "; try a smaller size, fewer images or another device"
+        }
         _ => "",
     }
 }

@@ -133,7 +133,7 @@ pub enum Rounding {
 /// Converts a tensor [B, 3, H, W] in [-1, 1] (values outside are clamped) to B 8-bit images.
 ///
 /// # Errors
-/// [`Error::Shape`] for another shape.
+/// [`Error::Shape`] for another shape, [`Error::Allocation`] if the system refuses the memory of an image.
 pub fn from_tensor(values: &Tensor, rounding: Rounding) -> Result<Vec<RgbImage>> {
     let [batch, _, height, width] = check::dims("image", values, "[B, 3, H, W]")?;
     check::shape("image", values, "[B, 3, H, W]", &[None, Some(3), None, None])?;
@@ -154,7 +154,7 @@ pub fn from_tensor(values: &Tensor, rounding: Rounding) -> Result<Vec<RgbImage>>
     let size = (height * width * 3) as usize;
     (0..batch)
         .map(|item| {
-            let mut buffer = vec![0_u8; size];
+            let mut buffer = crate::buffer::filled(0_u8, size, "an image")?;
             bytes
                 .f_select(0, item)?
                 .f_reshape([-1])?

@@ -16,6 +16,7 @@ pub mod pattern;
 pub mod range;
 mod resize;
 mod stage;
+pub mod threads;
 mod tokens;
 
 pub use checkpoint_error::CheckpointError;
@@ -25,6 +26,7 @@ pub use json::{read_json, utf8, write_json};
 pub use lock::lock;
 pub use output_file::{OutputFile, check_writable};
 pub use output_folder::OutputFolder;
+pub use resize::resize_bytes;
 pub use stage::{ModelPart, Stage};
 pub use tch::{Device, Kind, Tensor};
 pub use tokens::{Conditioning, Tokens};

@@ -104,7 +104,7 @@ impl DitConfig {
     /// Returns the width of the model.
     #[must_use]
     pub fn width(&self) -> i64 {
-        self.heads * self.head_dim
+        self.heads.saturating_mul(self.head_dim)
     }
 
     /// Reads diffusers' `transformer/config.json`.
@@ -184,14 +184,18 @@ impl DitConfig {
         let mlp_width = if double_blocks > 0 {
             size("double_blocks.0.img_mlp.0.weight", 0)?
         } else {
-            size("single_blocks.0.linear1.weight", 0)? - 3 * width
+            size("single_blocks.0.linear1.weight", 0)?.saturating_sub(width.saturating_mul(3))
         };
         let config = Self {
             in_channels,
             out_channels: size("final_layer.linear.weight", 0)?,
             heads: width / head_dim,
             head_dim,
-            axes_dim: [head_dim / 8, head_dim * 7 / 16, head_dim * 7 / 16],
+            axes_dim: [
+                head_dim / 8,
+                head_dim.saturating_mul(7) / 16,
+                head_dim.saturating_mul(7) / 16,
+            ],
             mlp_width,
             double_blocks,
             single_blocks: count("single_blocks."),

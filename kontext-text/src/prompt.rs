@@ -62,6 +62,10 @@ impl TextEncoder {
     /// [`TextEncoder::max_sequence_length`].
     pub const SEQUENCE_LENGTH: usize = 512;
 
+    /// Most T5 tokens of a prompt. T5's scores grow with their square: at this number those of FLUX.1's T5 take
+    /// more than a terabyte.
+    pub const MOST_TOKENS: usize = 65_536;
+
     /// Combines the two encoders and their tokenizers.
     ///
     /// # Errors
@@ -79,7 +83,8 @@ impl TextEncoder {
     }
 
     /// Sets the number of T5 tokens of every prompt, padding included. Default:
-    /// [`TextEncoder::SEQUENCE_LENGTH`]; FLUX.1-schnell was trained with 256.
+    /// [`TextEncoder::SEQUENCE_LENGTH`]; FLUX.1-schnell was trained with 256. Above [`TextEncoder::MOST_TOKENS`] no
+    /// prompt can be encoded.
     #[must_use]
     pub fn max_sequence_length(self, tokens: usize) -> Self {
         Self {

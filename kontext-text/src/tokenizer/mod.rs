@@ -6,8 +6,10 @@ mod unknown;
 
 use std::path::{Path, PathBuf};
 
-use kontext_core::{Error, Result, Tensor};
+use kontext_core::{Error, Result, Tensor, range};
 use tokenizers::PostProcessor;
+
+use crate::TextEncoder;
 
 /// A CLIP or T5 tokenizer, opened from files saved by transformers.
 ///
@@ -126,13 +128,15 @@ impl Tokenizer {
     /// tokens.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if `max_length` is too small for the begin and end tokens,
+    /// [`Error::InvalidArgument`] if `max_length` is too small for the begin and end tokens, or above
+    /// [`TextEncoder::MOST_TOKENS`](crate::TextEncoder::MOST_TOKENS),
     /// [`Error::Tokenizer`] if the prompt cannot be encoded.
     pub fn encode(&self, prompt: &str, max_length: usize) -> Result<Encoded> {
         let unusable = |e: tokenizers::Error| Error::Tokenizer {
             path: self.path.clone(),
             reason: e.to_string(),
         };
+        range::within("length in tokens", max_length, 0..=TextEncoder::MOST_TOKENS)?;
         let added = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(false));
         let Some(room) = max_length.checked_sub(added) else {
             return Err(Error::invalid(
