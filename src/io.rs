@@ -105,7 +105,7 @@ pub fn encode_image(image: &RgbImage, format: ImageFormat, text: &[(&str, String
     check_limit(format, Size::new(image.width(), image.height()))?;
     let mut file = Growing(Vec::new());
     match write(image, format, &mut file, text, Path::new("")) {
-        Err(error) if error.is_out_of_memory() => Err(Error::Allocation {
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::OutOfMemory => Err(Error::Allocation {
             purpose: FILE,
             mb: (2 * file.0.capacity() as u128).div_ceil(1_000_000),
         }),
@@ -145,8 +145,9 @@ fn write(
             .write_image(image.as_raw(), width, height, ExtendedColorType::Rgb8)
             .map_err(Error::image(path)),
         ImageFormat::WebP => {
-            // The encoder holds the pixels with an alpha channel and the whole file, in vectors that grow by half.
-            const BYTES_PER_PIXEL: u64 = 14;
+            // The encoder holds the pixels with an alpha channel, and the whole file in a vector that doubles as it
+            // grows.
+            const BYTES_PER_PIXEL: u64 = 11;
             buffer::can_have(Size::new(width, height).area() * BYTES_PER_PIXEL, FILE)?;
             WebPEncoder::new_lossless(&mut writer)
                 .write_image(image.as_raw(), width, height, ExtendedColorType::Rgb8)

@@ -21,7 +21,7 @@ impl Footprint {
             .filter(|other| other.placement != arrangement.placement)
             .collect();
         if let Some(fits) = smaller.iter().find(|other| peak(**other) <= total) {
-            return format!("load with Placement::{:?}, {settings}", fits.placement);
+            return format!("load with Placement::{:?}, or {settings}", fits.placement);
         }
         match smaller.last().filter(|other| peak(**other) <= own / 2) {
             Some(last) => format!("load with Placement::{:?} and {settings}", last.placement),

@@ -95,7 +95,7 @@ fn a_placement_is_a_remedy_only_if_its_weights_matter() {
     let published = published(CUDA);
     assert_eq!(
         remedy(&published, &edit(1024), STAGED, 12 * GB),
-        format!("load with Placement::Streamed, {IMAGE}")
+        format!("load with Placement::Streamed, or {IMAGE}")
     );
     // None fits, but the last takes a tenth.
     assert_eq!(
