@@ -102,7 +102,11 @@ fn a_placement_is_a_remedy_only_if_its_weights_matter() {
         remedy(&published, &edit(1024), STAGED, GB),
         format!("load with Placement::Streamed and {IMAGE}")
     );
-    assert_eq!(remedy(&published, &edit(1024), STREAMED, GB), IMAGE);
+    // Nothing is smaller than streamed; its peak is the autoencoder's.
+    assert_eq!(
+        remedy(&published, &edit(1024), STREAMED, GB),
+        "make the image smaller, run fewer at once, or let the autoencoder work in tiles"
+    );
 }
 
 #[test]
