@@ -96,7 +96,7 @@ fn edits_under_every_limit_of_the_address_space_end_in_words() {
         assert_eq!(line(&output, "ended: ").unwrap(), "well");
         line(&output, "peak: ").unwrap().parse::<u64>().unwrap()
     };
-    let side = 4000;
+    let side = 3000;
     let (small, big) = (peak(64), peak(side));
     assert!(big > small + 3 * u64::from(side * side), "{small} {big}");
     let (first, last) = (small - 40 * MB, big + 40 * MB);

@@ -62,9 +62,8 @@ impl TextEncoder {
     /// [`TextEncoder::max_sequence_length`].
     pub const SEQUENCE_LENGTH: usize = 512;
 
-    /// Most T5 tokens of a prompt. T5's scores grow with their square: at this number those of FLUX.1's T5 take
-    /// more than a terabyte.
-    pub const MOST_TOKENS: usize = 65_536;
+    /// Most T5 tokens of a prompt: 65,536, as [`Tokenizer::MOST_TOKENS`].
+    pub const MOST_TOKENS: usize = Tokenizer::MOST_TOKENS;
 
     /// Combines the two encoders and their tokenizers.
     ///

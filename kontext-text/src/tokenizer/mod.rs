@@ -9,8 +9,6 @@ use std::path::{Path, PathBuf};
 use kontext_core::{Error, Result, Tensor, range};
 use tokenizers::PostProcessor;
 
-use crate::TextEncoder;
-
 /// A CLIP or T5 tokenizer, opened from files saved by transformers.
 ///
 /// `Send + Sync`; [`Tokenizer::encode`] does not modify it.
@@ -59,6 +57,10 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
+    /// Most ids of a prompt. T5's scores grow with their square: at this number those of FLUX.1's T5 take more than
+    /// a terabyte.
+    pub const MOST_TOKENS: usize = 65_536;
+
     /// Opens a tokenizer's folder or one of its files.
     ///
     /// * `vocab.json` with `merges.txt` is CLIP's format and gives the ids of transformers' `CLIPTokenizer`
@@ -129,14 +131,14 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if `max_length` is too small for the begin and end tokens, or above
-    /// [`TextEncoder::MOST_TOKENS`](crate::TextEncoder::MOST_TOKENS),
+    /// [`Tokenizer::MOST_TOKENS`],
     /// [`Error::Tokenizer`] if the prompt cannot be encoded.
     pub fn encode(&self, prompt: &str, max_length: usize) -> Result<Encoded> {
         let unusable = |e: tokenizers::Error| Error::Tokenizer {
             path: self.path.clone(),
             reason: e.to_string(),
         };
-        range::within("length in tokens", max_length, 0..=TextEncoder::MOST_TOKENS)?;
+        range::within("length in tokens", max_length, 0..=Self::MOST_TOKENS)?;
         let added = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(false));
         let Some(room) = max_length.checked_sub(added) else {
             return Err(Error::invalid(
