@@ -153,7 +153,13 @@ fn write(
                 .write_image(image.as_raw(), width, height, ExtendedColorType::Rgb8)
                 .map_err(Error::image(path))
         }
-        _ => write_png(image, &mut writer, text).map_err(|error| {
+        // The crate compresses the image in a vector, which grows up to twice the pixels. Where that is too much, it is
+        // written in pieces, into a file of the same pixels.
+        _ => {
+            let in_pieces = buffer::can_have(2 * image.as_raw().len() as u64, FILE).is_err();
+            write_png(image, &mut writer, text, in_pieces)
+        }
+        .map_err(|error| {
             Error::io(path)(match error {
                 png::EncodingError::IoError(source) => source,
                 other => other.into(),
@@ -162,7 +168,12 @@ fn write(
     }
 }
 
-fn write_png(image: &RgbImage, writer: impl Write, text: &[(&str, String)]) -> Result<(), png::EncodingError> {
+fn write_png(
+    image: &RgbImage,
+    writer: impl Write,
+    text: &[(&str, String)],
+    in_pieces: bool,
+) -> Result<(), png::EncodingError> {
     let mut encoder = png::Encoder::new(writer, image.width(), image.height());
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
@@ -170,17 +181,63 @@ fn write_png(image: &RgbImage, writer: impl Write, text: &[(&str, String)]) -> R
         encoder.add_itxt_chunk((*key).to_owned(), value.clone())?;
     }
     let mut writer = encoder.write_header()?;
-    // The crate compresses the image in a vector, which grows up to twice the pixels. Where that is too much, it is
-    // written in pieces, into a file of the same pixels.
-    if buffer::can_have(2 * image.as_raw().len() as u64, FILE).is_ok() {
-        writer.write_image_data(image.as_raw())?;
-    } else {
+    if in_pieces {
         let mut pieces = writer.stream_writer_with_size(PIECE)?;
         pieces.write_all(image.as_raw())?;
         pieces.finish()?;
+    } else {
+        writer.write_image_data(image.as_raw())?;
     }
     writer.finish()
 }
 
 /// Bytes of a compressed piece of a PNG.
 const PIECE: usize = 1 << 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image() -> RgbImage {
+        RgbImage::from_fn(300, 200, |x, y| {
+            image::Rgb([(x * y) as u8, (x + 3 * y) as u8, (x ^ y) as u8])
+        })
+    }
+
+    #[test]
+    fn a_png_in_pieces_has_the_same_pixels_and_text() {
+        let image = image();
+        let text = [("prompt", "a cat".to_owned())];
+        let files = [false, true].map(|in_pieces| {
+            let mut file = Vec::new();
+            write_png(&image, &mut file, &text, in_pieces).unwrap();
+            file
+        });
+        for file in &files {
+            assert_eq!(image_from_bytes(file).unwrap(), image);
+            assert!(file.windows(6).any(|bytes| bytes == b"prompt"));
+        }
+    }
+
+    /// A file that cannot be written.
+    struct Refusing(ErrorKind);
+
+    impl Write for Refusing {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_named_in_every_format() {
+        for format in FORMATS {
+            let error = write(&image(), format, Refusing(ErrorKind::StorageFull), &[], Path::new("a")).unwrap_err();
+            let cause = std::error::Error::source(&error).unwrap().to_string();
+            assert_eq!(cause, "the disk is full; free some space", "{format:?}");
+        }
+    }
+}

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use image::RgbImage;
-use kontext_core::{Device, Error, Kind, Result, buffer};
+use kontext_core::{Device, Error, Kind, Result, Stage, buffer};
 use kontext_device::{device, memory, threads};
 use kontext_dit::{Dit, DitConfig};
 use kontext_formats::Quantize;
@@ -50,6 +50,7 @@ impl PipelineBuilder {
     /// # Errors
     /// Those of [`PipelineBuilder::load`].
     pub fn load_with(&self, folder: impl AsRef<Path>, progress: impl FnMut(LoadProgress)) -> Result<Pipeline> {
+        memory::check_address_space(Stage::Load, 0)?;
         threads::check()?;
         let model = self.open(folder.as_ref())?;
         let Opened {
@@ -67,6 +68,7 @@ impl PipelineBuilder {
         );
         let footprint = self.footprint(&model)?;
         let arrangement = self.chosen(&footprint, &facts, device)?;
+        memory::check_address_space(Stage::Load, footprint.address_space(arrangement))?;
         self.load_placed(model, facts, &footprint, arrangement, progress)
             .map_err(|error| {
                 if !error.is_out_of_memory() {

@@ -99,7 +99,7 @@ fn edits_under_every_limit_of_the_address_space_end_in_words() {
     let side = 3000;
     let (small, big) = (peak(64), peak(side));
     assert!(big > small + 3 * u64::from(side * side), "{small} {big}");
-    let (first, last) = (small - 40 * MB, big + 40 * MB);
+    let (first, last) = (small - 100 * MB, big + 80 * MB);
     let steps = 8;
     let mut ends = Vec::new();
     for step in 0..=steps {

@@ -1,6 +1,6 @@
 //! Memory footprint of a model, and the placements that fit it.
 
-use kontext_core::{Error, Kind, Result, Stage};
+use kontext_core::{Device, Error, Kind, Result, Stage};
 use kontext_dit::{DitConfig, DitWeights};
 use kontext_formats::Quantize;
 use kontext_nn::footprint::WeightBytes;
@@ -117,6 +117,17 @@ impl Footprint {
         };
         let held = self.held(arrangement, LoadedParts::ALL);
         with_remedy(error, Stage::Load, held, available, smaller)
+    }
+
+    /// Returns the bytes of address space that loading takes on the host: the mapped files, and on a CPU the weights
+    /// held.
+    pub(crate) fn address_space(&self, arrangement: Arrangement) -> u64 {
+        let held = match self.machine.device {
+            Device::Cpu => self.held(arrangement, LoadedParts::ALL),
+            _ => 0,
+        };
+        let files = [&self.text, &self.dit, &self.modulation].map(|part| part.stored);
+        files.into_iter().chain([self.vae]).fold(held, u64::saturating_add)
     }
 
     /// Returns the bytes of a budget that the loaded weights leave to a run.

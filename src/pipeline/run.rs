@@ -60,6 +60,8 @@ impl Pipeline {
         // 1. The plan: all sizes, before any work.
         let plan = self.plan(request)?;
         let loras = self.chosen_loras(request)?;
+        // Threads take address space, so they start before it is measured.
+        kontext_core::threads::start()?;
         threads::check()?;
         self.check_memory(&plan)?;
         let short = |stage: Stage| {

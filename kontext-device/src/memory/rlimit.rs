@@ -9,9 +9,18 @@ use super::files::{number_after, read};
 /// Limits, and the sizes in kB that the kernel compares with them.
 const LIMITS: [(&str, &str); 2] = [("Max address space", "VmSize"), ("Max data size", "VmData")];
 
-/// Returns the bytes that the smaller of the two limits leaves; `None` without a limit. `root` is the root of the
-/// file system, `/` but for tests.
+/// Bytes that stay free: libraries end the program if they cannot allocate a little, such as oneDNN the code that it
+/// compiles for a CPU (it calls a null pointer), and the allocator reserves address space that it does not use.
+pub(super) const RESERVE: u64 = 64_000_000;
+
+/// Returns the bytes that the smaller of the two limits leaves, less [`RESERVE`]; `None` without a limit. `root` is
+/// the root of the file system, `/` but for tests.
 pub(super) fn free(root: &Path) -> Option<u64> {
+    left(root).map(|left| left.saturating_sub(RESERVE))
+}
+
+/// Returns the bytes that the smaller of the two limits leaves, as [`free`], with the reserve.
+pub(super) fn left(root: &Path) -> Option<u64> {
     let limits = read(&root.join("proc/self/limits"))?;
     let status = read(&root.join("proc/self/status"))?;
     let left = LIMITS.iter().filter_map(|(limit, taken)| {
@@ -48,8 +57,11 @@ mod tests {
     #[test]
     fn the_smaller_of_both_limits_less_what_is_taken_is_free() {
         assert_eq!(free_with("unlimited", "unlimited"), None);
-        assert_eq!(free_with("300000000", "unlimited"), Some(300_000_000 - 204_800_000));
-        assert_eq!(free_with("300000000", "2024000"), Some(1_000_000));
+        assert_eq!(
+            free_with("300000000", "unlimited"),
+            Some(300_000_000 - 204_800_000 - RESERVE)
+        );
+        assert_eq!(free_with("300000000", "66024000"), Some(1_000_000));
         assert_eq!(free_with("1000", "unlimited"), Some(0));
     }
 
