@@ -81,7 +81,8 @@ impl PipelineBuilder {
     }
 
     /// Sets the number of T5 tokens. Default: the value in the model's `kontext.json`, else 512;
-    /// FLUX.1-schnell was trained with 256.
+    /// FLUX.1-schnell was trained with 256. At most
+    /// [`TextEncoder::MOST_TOKENS`](kontext_text::TextEncoder::MOST_TOKENS).
     pub fn max_sequence_length(self, tokens: usize) -> Self {
         Self {
             max_sequence_length: Some(tokens),

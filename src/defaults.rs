@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use kontext_core::{Error, Result, read_json, write_json};
+use kontext_core::{Error, Result, range, read_json, write_json};
 use kontext_sampler::Size;
 use kontext_sampler::geometry::PREFERRED_SIZES;
+use kontext_text::TextEncoder;
 use serde::{Deserialize, Serialize};
 
 /// Name of the file.
@@ -36,7 +37,7 @@ pub struct ModelDefaults {
     /// Guidance value, for models that embed one. Default: 2.5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guidance: Option<f64>,
-    /// Number of T5 tokens. Default: 512.
+    /// Number of T5 tokens, at most [`TextEncoder::MOST_TOKENS`](kontext_text::TextEncoder::MOST_TOKENS). Default: 512.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_sequence_length: Option<usize>,
 }
@@ -61,10 +62,12 @@ impl ModelDefaults {
                 "a list of [width, height], both multiples of 16 of at most 8192",
             );
         }
-        match (defaults.steps, defaults.max_sequence_length, defaults.guidance) {
-            (Some(0 | 1001..), ..) => wrong("steps", "from 1 to 1000"),
-            (_, Some(0), _) => wrong("max_sequence_length", "at least 1"),
-            (.., Some(guidance)) if !guidance.is_finite() => wrong("guidance", "a number"),
+        if let Some(tokens) = defaults.max_sequence_length {
+            check_tokens(tokens).map_err(Error::in_config(&path))?;
+        }
+        match (defaults.steps, defaults.guidance) {
+            (Some(0 | 1001..), _) => wrong("steps", "from 1 to 1000"),
+            (_, Some(guidance)) if !guidance.is_finite() => wrong("guidance", "a number"),
             _ => Ok(defaults),
         }
     }
@@ -87,6 +90,11 @@ impl ModelDefaults {
     }
 }
 
+/// Checks a number of T5 tokens.
+pub(crate) fn check_tokens(tokens: usize) -> Result<usize> {
+    range::within("max_sequence_length", tokens, 1..=TextEncoder::MOST_TOKENS)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,5 +110,26 @@ mod tests {
         assert!(message(r#"{"sizes": [[100, 128]]}"#).contains("`sizes`"));
         assert!(message(r#"{"steps": 0}"#).contains("`steps`"));
         assert!(message(r#"{"stepz": 3}"#).contains("stepz"));
+    }
+
+    #[test]
+    fn a_sequence_length_that_no_memory_holds_is_an_error_that_names_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |tokens: u64| {
+            let text = format!(r#"{{"max_sequence_length": {tokens}}}"#);
+            std::fs::write(folder.path().join(FILE), text).unwrap();
+            ModelDefaults::of(folder.path())
+        };
+        for tokens in [0, 65_537, 1 << 31, 1 << 56, 1 << 60, u64::MAX] {
+            let error = read(tokens).unwrap_err();
+            let reason = std::error::Error::source(&error).unwrap().to_string();
+            assert!(
+                reason.contains("max_sequence_length: expected a number from 1 to 65536, got "),
+                "{reason}"
+            );
+        }
+        for tokens in [1, 65_536] {
+            assert_eq!(read(tokens).unwrap().max_sequence_length, Some(tokens as usize));
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use image::{GenericImage, RgbImage};
-use kontext_core::{Device, Error, Kind, Result, Stage, Tensor, check, images};
+use kontext_core::{Device, Error, Kind, Result, Stage, Tensor, buffer, check, images};
 use kontext_sampler::{Conformance, References, Size};
 use kontext_vae::{Autoencoder, Tiling};
 
@@ -28,8 +28,12 @@ pub(crate) struct Codec<'a> {
 impl Codec<'_> {
     /// Encodes an image, stretched to `size`, to latents [1, C, H, W], scaled and shifted.
     pub(crate) fn encode(&self, image: &RgbImage, size: Size) -> Result<Tensor> {
-        let fitted = images::resize(image, size.width, size.height)?;
-        let pixels = images::to_tensor(&fitted, self.kind, self.device)?;
+        let pixels = if image.dimensions() == (size.width, size.height) {
+            images::to_tensor(image, self.kind, self.device)?
+        } else {
+            let fitted = images::resize(image, size.width, size.height)?;
+            images::to_tensor(&fitted, self.kind, self.device)?
+        };
         let latents = match self.tiles(&pixels.size(), 1) {
             Some(tiling) => self.vae.encode_latents_tiled(&pixels, tiling)?,
             None => self.vae.encode_latents(&pixels)?,
@@ -55,6 +59,9 @@ impl Codec<'_> {
             .into_iter()
             .next()
             .ok_or_else(none)?;
+        if image.dimensions() == (size.width, size.height) {
+            return Ok(image);
+        }
         images::resize(&image, size.width, size.height)
     }
 
@@ -72,7 +79,10 @@ pub(crate) fn reference_images(request: &Request, plan: &Plan) -> Result<Vec<Arc
     let Some(whole) = plan.references.first() else {
         return Ok(Vec::new());
     };
-    let mut joined = RgbImage::new(whole.input.width, whole.input.height);
+    let Size { width, height } = whole.input;
+    let pixels = buffer::filled(0, 3 * width as usize * height as usize, "the joined reference images")?;
+    let missing = || Error::bug("joined reference images with missing pixels");
+    let mut joined = RgbImage::from_raw(width, height, pixels).ok_or_else(missing)?;
     let mut x = 0;
     for image in &request.images {
         let width = stitched_width(Size::new(image.width(), image.height()), whole.input.height);

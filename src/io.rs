@@ -1,6 +1,6 @@
 //! Image files and bytes, in and out, and checks before any work.
 
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::Path;
 
 use image::codecs::jpeg::JpegEncoder;
@@ -9,7 +9,7 @@ use image::{ExtendedColorType, ImageEncoder, ImageFormat, RgbImage};
 pub use kontext_core::images::{
     EmbeddedProfile, OpenOptions, from_bytes as image_from_bytes, open as open_image, open_mask,
 };
-use kontext_core::{Error, OutputFile, Result};
+use kontext_core::{Error, OutputFile, Result, buffer};
 pub use kontext_device::memory::free as free_memory;
 use kontext_sampler::Size;
 
@@ -105,9 +105,32 @@ pub fn encode_image(image: &RgbImage, format: ImageFormat, text: &[(&str, String
         ));
     }
     check_limit(format, Size::new(image.width(), image.height()))?;
-    let mut bytes = Vec::new();
-    write(image, format, &mut bytes, text, Path::new(""))?;
-    Ok(bytes)
+    let mut file = Growing(Vec::new());
+    match write(image, format, &mut file, text, Path::new("")) {
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::OutOfMemory => Err(Error::Allocation {
+            purpose: FILE,
+            mb: (2 * file.0.capacity() as u128).div_ceil(1_000_000),
+        }),
+        written => written.map(|()| file.0),
+    }
+}
+
+/// The memory of an encoded image, in messages.
+const FILE: &str = "the image file";
+
+/// Bytes that grow as long as the system grants memory; a [`Vec`] that cannot grow ends the program.
+struct Growing(Vec<u8>);
+
+impl Write for Growing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_reserve(bytes.len()).map_err(|_| ErrorKind::OutOfMemory)?;
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Encodes an image to `writer`; errors name `path`.
@@ -123,17 +146,36 @@ fn write(
         ImageFormat::Jpeg => JpegEncoder::new_with_quality(&mut writer, JPEG_QUALITY)
             .write_image(image.as_raw(), width, height, ExtendedColorType::Rgb8)
             .map_err(Error::image(path)),
-        ImageFormat::WebP => WebPEncoder::new_lossless(&mut writer)
-            .write_image(image.as_raw(), width, height, ExtendedColorType::Rgb8)
-            .map_err(Error::image(path)),
-        _ => write_png(image, &mut writer, text).map_err(|error| match error {
-            png::EncodingError::IoError(source) => Error::io(path)(source),
-            other => Error::io(path)(other.into()),
+        ImageFormat::WebP => {
+            // The encoder holds the pixels with an alpha channel, and the whole file in a vector that doubles as it
+            // grows.
+            const BYTES_PER_PIXEL: u64 = 11;
+            buffer::can_have(Size::new(width, height).area() * BYTES_PER_PIXEL, FILE)?;
+            WebPEncoder::new_lossless(&mut writer)
+                .write_image(image.as_raw(), width, height, ExtendedColorType::Rgb8)
+                .map_err(Error::image(path))
+        }
+        // The crate compresses the image in a vector, which grows up to twice the pixels. Where that is too much, it is
+        // written in pieces, into a file of the same pixels.
+        _ => {
+            let in_pieces = buffer::can_have(2 * image.as_raw().len() as u64, FILE).is_err();
+            write_png(image, &mut writer, text, in_pieces)
+        }
+        .map_err(|error| {
+            Error::io(path)(match error {
+                png::EncodingError::IoError(source) => source,
+                other => other.into(),
+            })
         }),
     }
 }
 
-fn write_png(image: &RgbImage, writer: impl Write, text: &[(&str, String)]) -> Result<(), png::EncodingError> {
+fn write_png(
+    image: &RgbImage,
+    writer: impl Write,
+    text: &[(&str, String)],
+    in_pieces: bool,
+) -> Result<(), png::EncodingError> {
     let mut encoder = png::Encoder::new(writer, image.width(), image.height());
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
@@ -141,32 +183,63 @@ fn write_png(image: &RgbImage, writer: impl Write, text: &[(&str, String)]) -> R
         encoder.add_itxt_chunk((*key).to_owned(), value.clone())?;
     }
     let mut writer = encoder.write_header()?;
-    writer.write_image_data(image.as_raw())?;
+    if in_pieces {
+        let mut pieces = writer.stream_writer_with_size(PIECE)?;
+        pieces.write_all(image.as_raw())?;
+        pieces.finish()?;
+    } else {
+        writer.write_image_data(image.as_raw())?;
+    }
     writer.finish()
 }
+
+/// Bytes of a compressed piece of a PNG.
+const PIECE: usize = 1 << 16;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    struct Full;
+    fn image() -> RgbImage {
+        RgbImage::from_fn(300, 200, |x, y| {
+            image::Rgb([(x * y) as u8, (x + 3 * y) as u8, (x ^ y) as u8])
+        })
+    }
 
-    impl Write for Full {
-        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
-            Err(std::io::ErrorKind::StorageFull.into())
+    #[test]
+    fn a_png_in_pieces_has_the_same_pixels_and_text() {
+        let image = image();
+        let text = [("prompt", "a cat".to_owned())];
+        let files = [false, true].map(|in_pieces| {
+            let mut file = Vec::new();
+            write_png(&image, &mut file, &text, in_pieces).unwrap();
+            file
+        });
+        for file in &files {
+            assert_eq!(image_from_bytes(file).unwrap(), image);
+            assert!(file.windows(6).any(|bytes| bytes == b"prompt"));
+        }
+    }
+
+    /// A file that cannot be written.
+    struct Refusing(ErrorKind);
+
+    impl Write for Refusing {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
         }
 
-        fn flush(&mut self) -> std::io::Result<()> {
+        fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
     }
 
     #[test]
-    fn a_full_disk_is_named_for_every_format() {
+    fn a_full_disk_is_named_in_every_format() {
         for format in FORMATS {
-            let error = write(&RgbImage::new(64, 64), format, Full, &[], Path::new("a")).unwrap_err();
-            let source = std::error::Error::source(&error).unwrap().to_string();
-            assert_eq!(source, "the disk is full; free some space", "{format:?}");
+            let error = write(&image(), format, Refusing(ErrorKind::StorageFull), &[], Path::new("a")).unwrap_err();
+            let cause = std::error::Error::source(&error).unwrap().to_string();
+            assert_eq!(cause, "the disk is full; free some space", "{format:?}");
         }
     }
 }

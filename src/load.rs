@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use image::RgbImage;
-use kontext_core::{Device, Error, Kind, ModelPart, Result};
-use kontext_device::{device, memory};
+use kontext_core::{Device, Error, Kind, ModelPart, Result, Stage, buffer};
+use kontext_device::{device, memory, threads};
 use kontext_dit::{Dit, DitConfig};
 use kontext_formats::Quantize;
 use kontext_nn::{Offload, Weights};
@@ -14,6 +14,7 @@ use kontext_text::{ClipEncoder, T5Encoder, TextEncoder, Tokenizer};
 use kontext_vae::Autoencoder;
 
 use crate::checkpoint::{Checkpoint, Overrides};
+use crate::defaults::check_tokens;
 use crate::export::{ModelSizes, random_parts};
 use crate::lora::LoraSet;
 use crate::memory::{Footprint, Machine, MemoryPlan};
@@ -48,7 +49,8 @@ impl PipelineBuilder {
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Checkpoint`] and [`Error::Tokenizer`] if a part is missing or damaged,
-    /// [`Error::Device`] if the device is not available.
+    /// [`Error::Device`] if the device is not available, [`Error::Memory`] and [`Error::Thread`] if the machine lacks
+    /// memory or threads.
     pub fn load(&self, folder: impl AsRef<Path>) -> Result<Pipeline> {
         self.load_with(folder, |_| ())
     }
@@ -58,11 +60,14 @@ impl PipelineBuilder {
     /// # Errors
     /// Those of [`PipelineBuilder::load`].
     pub fn load_with(&self, folder: impl AsRef<Path>, progress: impl FnMut(LoadProgress)) -> Result<Pipeline> {
+        memory::check_address_space(Stage::Load, 0)?;
+        threads::check()?;
         let model = self.open(folder.as_ref())?;
         let (_, device) = self.precision()?;
         let facts = self.facts(&model)?;
         let footprint = self.footprint(&model)?;
         let arrangement = self.chosen(&footprint, &facts, device)?;
+        memory::check_address_space(Stage::Load, footprint.address_space(arrangement))?;
         let facts = facts.ignoring(self.ignored(&model, arrangement.left)?);
         self.load_placed(model, facts, &footprint, arrangement, progress)
             .map_err(|error| {
@@ -154,7 +159,10 @@ impl PipelineBuilder {
         let available = free.into_iter().chain(self.memory_budget).min();
         let square = facts.sizes.iter().min_by_key(|size| size.width.abs_diff(size.height));
         let square = square.copied().unwrap_or(Size::new(1024, 1024));
-        let plan = Plan::new(&Request::edit(RgbImage::new(square.width, square.height), ""), facts)?;
+        let pixels = buffer::filled(0, 3 * square.area() as usize, "a plan of the memory")?;
+        let none = || Error::bug("an image with missing pixels");
+        let image = RgbImage::from_raw(square.width, square.height, pixels).ok_or_else(none)?;
+        let plan = Plan::new(&Request::edit(image, ""), facts)?;
         let chosen = match available {
             Some(available) => footprint.first_that_fits(&plan, &candidates, available),
             None => candidates.first().copied(),
@@ -197,6 +205,7 @@ impl PipelineBuilder {
             machine,
             self.quantize,
             self.quantize_t5,
+            self.tiling,
         )
     }
 
@@ -275,7 +284,7 @@ impl PipelineBuilder {
         }
         .precision()?;
         let length = match (self.max_sequence_length, parts.defaults.max_sequence_length) {
-            (None, None) => parts.text.sequence_length(),
+            (None, None) => check_tokens(parts.text.sequence_length())?,
             _ => self.text_tokens(&parts.defaults)?,
         };
         let parts = Parts {
@@ -334,10 +343,8 @@ impl PipelineBuilder {
     /// Returns the number of T5 tokens: the builder's, else the model's default, else that of FLUX.1's
     /// training.
     fn text_tokens(&self, defaults: &ModelDefaults) -> Result<usize> {
-        match self.max_sequence_length.or(defaults.max_sequence_length) {
-            Some(0) => Err(Error::invalid("max_sequence_length", "at least 1 token", 0)),
-            length => Ok(length.unwrap_or(TextEncoder::SEQUENCE_LENGTH)),
-        }
+        let length = self.max_sequence_length.or(defaults.max_sequence_length);
+        check_tokens(length.unwrap_or(TextEncoder::SEQUENCE_LENGTH))
     }
 
     fn precision(&self) -> Result<(Precision, Device)> {

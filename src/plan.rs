@@ -165,7 +165,10 @@ impl Plan {
     /// Returns the sequence length of the transformer.
     #[must_use]
     pub fn tokens(&self) -> i64 {
-        self.text_tokens + self.target.tokens() + self.reference_tokens()
+        self.target
+            .tokens()
+            .saturating_add(self.reference_tokens())
+            .saturating_add(self.text_tokens)
     }
 }
 

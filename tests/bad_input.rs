@@ -417,14 +417,47 @@ fn a_dtype_that_is_not_for_computing_is_refused() {
         sentence(&error),
         "invalid dtype: expected Float, BFloat16 or Half, got Int64"
     );
-    let error = Pipeline::builder()
-        .device(Device::Cpu)
-        .max_sequence_length(0)
-        .load(model(Layout::Diffusers));
-    assert_eq!(
-        sentence(&error.unwrap_err()),
-        "invalid max_sequence_length: expected at least 1 token, got 0"
-    );
+    for tokens in [0, 65_537, 1 << 31, 1 << 56, 1 << 60, usize::MAX] {
+        let builder = Pipeline::builder().device(Device::Cpu).max_sequence_length(tokens);
+        let expected = format!("invalid max_sequence_length: expected a number from 1 to 65536, got {tokens}");
+        assert_eq!(sentence(&builder.load(model(Layout::Diffusers)).unwrap_err()), expected);
+        let request = Request::generate("a cat");
+        assert_eq!(
+            sentence(&builder.plan(model(Layout::Diffusers), &request).unwrap_err()),
+            expected
+        );
+    }
+}
+
+#[test]
+fn a_damaged_t5_configuration_is_an_error_and_not_an_overflow() {
+    for field in ["num_heads", "d_kv", "d_model", "d_ff", "num_layers", "vocab_size"] {
+        for value in [i64::MIN, -1, 0, 1 << 32, 1 << 62, i64::MAX] {
+            let words = damaged(Layout::Diffusers, |folder| {
+                let path = folder.join("text_encoder_2/config.json");
+                let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+                config[field] = json!(value);
+                std::fs::write(path, config.to_string()).unwrap();
+            });
+            assert!(
+                words.starts_with("cannot load text_encoder_2: ")
+                    && words.contains(&format!("`{field}` is {value}, expected 1 to ")),
+                "{words}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_tokenizer_refuses_a_length_that_no_memory_holds() {
+    let tokenizer =
+        kontext::crates::kontext_text::Tokenizer::open(model(Layout::Diffusers).join("tokenizer_2")).unwrap();
+    for length in [65_537, 1 << 56, usize::MAX] {
+        let words = sentence(&tokenizer.encode("a cat", length).unwrap_err());
+        let expected = format!("invalid length in tokens: expected a number from 0 to 65536, got {length}");
+        assert_eq!(words, expected);
+    }
+    assert_eq!(tokenizer.encode("a cat", 65_536).unwrap().ids.len(), 65_536);
 }
 
 #[test]

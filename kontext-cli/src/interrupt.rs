@@ -3,6 +3,7 @@
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
+use anyhow::Context;
 use kontext::Cancel;
 
 /// Exit code that shells report for a program ended by Ctrl-C.
@@ -11,12 +12,20 @@ const INTERRUPTED: i32 = 130;
 /// Installs a handler of Ctrl-C and returns the [`Cancel`] that it sets. A second Ctrl-C ends the program at once.
 ///
 /// # Errors
-/// If the program has a handler already.
+/// If the program has a handler already, or the system refuses a thread.
 pub fn cancel_on_ctrl_c() -> anyhow::Result<Cancel> {
     let cancel = Cancel::new();
     let remote = cancel.clone();
-    ctrlc::set_handler(move || cancel_or_exit(&remote))?;
+    set_handler(move || cancel_or_exit(&remote))?;
     Ok(cancel)
+}
+
+/// Installs a handler, which gets a thread of its own.
+fn set_handler(handler: impl FnMut() + Send + 'static) -> anyhow::Result<()> {
+    ctrlc::set_handler(handler).context(
+        "cannot start the thread that waits for Ctrl-C; allow more processes (`ulimit -u`, or the pids limit of the \
+         container) or more memory",
+    )
 }
 
 /// Cancels a run, or ends the program if it is cancelled already: a step may take minutes.
@@ -56,11 +65,11 @@ impl Interrupt {
     /// Installs the handler, which calls `leave` before it ends the program between runs.
     ///
     /// # Errors
-    /// If the program has a handler already.
+    /// If the program has a handler already, or the system refuses a thread.
     pub fn install(leave: impl Fn() + Send + 'static) -> anyhow::Result<Self> {
         let running = Arc::new(Mutex::new(None::<Cancel>));
         let seen = Arc::clone(&running);
-        ctrlc::set_handler(move || match kontext_core::lock(&seen).as_ref() {
+        set_handler(move || match kontext_core::lock(&seen).as_ref() {
             Some(cancel) => cancel_or_exit(cancel),
             None => {
                 leave();

@@ -70,7 +70,10 @@ fn printable_lines(text: &str) -> String {
 fn remedy(error: &anyhow::Error) -> &'static str {
     use kontext::CheckpointError::{LoraUnmatched, LoraWithoutEffect};
     match error.downcast_ref::<kontext::Error>() {
-        Some(error) if error.is_out_of_memory() => "; try a smaller size, fewer images or another device",
+        // The other errors of memory name a remedy themselves.
+        Some(error @ kontext::Error::Torch { .. }) if error.is_out_of_memory() => {
+            "; try a smaller size, fewer images or another device"
+        }
         Some(kontext::Error::Checkpoint { source, .. }) => match source {
             LoraUnmatched { .. } => "; programs with --lora-scale do so with `--allow-unmatched PATTERN`",
             LoraWithoutEffect { .. } => "; programs with --lora-scale do so with --allow-no-effect",

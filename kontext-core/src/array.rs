@@ -3,12 +3,12 @@
 use ndarray::{ArrayD, ArrayViewD};
 use tch::{Device, Kind, Tensor};
 
-use crate::{Error, Result};
+use crate::{Error, Result, buffer};
 
 /// Copies a tensor of any dtype and device to an f32 array.
 ///
 /// # Errors
-/// [`Error::Torch`] if libtorch fails.
+/// [`Error::Torch`] if libtorch fails, [`Error::Allocation`] if the system refuses the memory.
 ///
 /// # Example
 /// ```
@@ -28,14 +28,14 @@ pub fn to_array(tensor: &Tensor) -> Result<ArrayD<f32>> {
 /// Copies a tensor of any dtype and device to a flat vector of f32, in row-major order.
 ///
 /// # Errors
-/// [`Error::Torch`] if libtorch fails.
+/// [`Error::Torch`] if libtorch fails, [`Error::Allocation`] if the system refuses the memory.
 pub fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {
     let flat = tensor
         .f_to_device(Device::Cpu)?
         .f_to_kind(Kind::Float)?
         .f_contiguous()?
         .f_reshape([-1])?;
-    let mut values = vec![0.0; flat.numel()];
+    let mut values = buffer::filled(0.0, flat.numel(), "the values of a tensor")?;
     let count = values.len();
     flat.f_copy_data(&mut values, count)?;
     Ok(values)
@@ -44,9 +44,10 @@ pub fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {
 /// Copies an f32 array to a tensor on the CPU.
 ///
 /// # Errors
-/// [`Error::Torch`] if libtorch fails.
+/// [`Error::Torch`] if libtorch fails, [`Error::Allocation`] if the system refuses the memory.
 pub fn from_array(array: &ArrayViewD<'_, f32>) -> Result<Tensor> {
     let shape: Vec<i64> = array.shape().iter().map(|&s| s as i64).collect();
-    let values: Vec<f32> = array.iter().copied().collect();
+    let mut values = buffer::with_room(array.len(), "the values of an array")?;
+    values.extend(array.iter().copied());
     Ok(Tensor::f_from_slice(&values)?.f_reshape(shape)?)
 }

@@ -1,5 +1,7 @@
 //! Memory whose size follows from a user's input.
 
+use image::RgbImage;
+
 use crate::{Error, Result};
 
 /// Returns an empty vector with room for `len` elements.
@@ -50,6 +52,28 @@ pub fn copied<T: Copy>(values: &[T], purpose: &'static str) -> Result<Vec<T>> {
     Ok(all)
 }
 
+/// Checks that the system grants `bytes` at once, before a library takes as much in a way that would end the program.
+/// Another thread may take them in between.
+///
+/// # Errors
+/// [`Error::Allocation`].
+pub fn can_have(bytes: u64, purpose: &'static str) -> Result<()> {
+    let len = usize::try_from(bytes).unwrap_or(usize::MAX);
+    // The compiler may not drop an allocation that it sees used.
+    std::hint::black_box(with_room::<u8>(len, purpose)?);
+    Ok(())
+}
+
+/// Returns a copy of an image, as [`with_room`].
+///
+/// # Errors
+/// [`Error::Allocation`].
+pub fn copied_image(image: &RgbImage) -> Result<RgbImage> {
+    let bytes = copied(image.as_raw(), "a copy of the image")?;
+    let missing = || Error::bug("a copy of an image with missing pixels");
+    RgbImage::from_raw(image.width(), image.height(), bytes).ok_or_else(missing)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,5 +89,6 @@ mod tests {
         );
         assert_eq!(filled(7_u8, 3, "the image").unwrap(), [7, 7, 7]);
         assert_eq!(copied(&[1.5, 2.5], "values").unwrap(), [1.5, 2.5]);
+        assert!(can_have(1000, "the image").is_ok() && can_have(u64::MAX / 2, "the image").is_err());
     }
 }

@@ -188,6 +188,7 @@ fn with_remedy(source: io::Error) -> io::Error {
         Kind::InvalidFilename => {
             "the name is too long, or has characters that the file system does not take; choose another"
         }
+        Kind::OutOfMemory => "the system refuses the memory or address space for it; free some, or raise `ulimit -v`",
         Kind::StorageFull | Kind::QuotaExceeded => "the disk is full; free some space",
         Kind::UnexpectedEof | Kind::InvalidData => "its content is damaged; fetch it again",
         _ => return source,
@@ -316,13 +317,33 @@ impl Error {
     pub fn is_out_of_memory(&self) -> bool {
         match self {
             Error::Memory { .. } | Error::Allocation { .. } => true,
-            Error::Torch { source, .. } => {
-                let text = source.message.to_ascii_lowercase();
-                text.contains("out of memory") || text.contains("can't allocate memory")
-            }
+            Error::Torch { source, .. } => is_shortage(&source.message.to_ascii_lowercase()),
+            Error::Io { source, .. } => source.kind() == io::ErrorKind::OutOfMemory,
             _ => false,
         }
     }
+}
+
+/// Words of libtorch and its libraries, in lower case, for memory that the system or a device refused: the
+/// allocators of CUDA and of CPUs, C++, oneDNN, cuBLAS and cuDNN.
+const SHORTAGES: [&str; 6] = [
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "could not create a memory object",
+    "status_alloc_failed",
+];
+
+/// Returns `true` if a message of libtorch, in lower case, reports a shortage of memory.
+fn is_shortage(message: &str) -> bool {
+    // oneDNN says so for lack of memory; a primitive that does not exist already fails at its descriptor.
+    let primitive = "could not create a primitive";
+    let of_onednn = message
+        .split(primitive)
+        .skip(1)
+        .any(|rest| !rest.starts_with(" descriptor"));
+    of_onednn || SHORTAGES.iter().any(|words| message.contains(words))
 }
 
 /// Extension of results that names the stage in which libtorch failed.
@@ -386,6 +407,30 @@ mod tests {
         let list = got(&format!("{:?}", [0.5_f32; 1001]));
         assert!(list.starts_with("[0.5, 0.5") && list.ends_with("0.5]"), "{list}");
         assert_eq!((list.chars().count(), got(&1e308).chars().count()), (80, 80));
+    }
+
+    #[test]
+    fn every_librarys_words_for_a_shortage_are_recognised() {
+        let error = |words: &str| Error::from(TchError::Torch(words.to_owned()));
+        for words in [
+            "CUDA out of memory. Tried to allocate 2.00 GiB",
+            "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried",
+            "[enforce fail at alloc_cpu.cpp:117] data. DefaultCPUAllocator: not enough memory: you tried",
+            "std::bad_alloc",
+            "could not create a primitive",
+            "could not create a memory object",
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        ] {
+            assert!(error(words).is_out_of_memory(), "{words}");
+        }
+        for words in [
+            "could not create a primitive descriptor for a matmul primitive",
+            "shape '[2, 2]' is invalid for input of size 3",
+        ] {
+            assert!(!error(words).is_out_of_memory(), "{words}");
+        }
+        let mapping = Error::io("model.safetensors")(io::ErrorKind::OutOfMemory.into());
+        assert!(mapping.is_out_of_memory());
     }
 
     #[test]

@@ -14,7 +14,10 @@ use half::{bf16, f16};
 use rand_mt::Mt;
 use tch::{Device, Kind, Tensor};
 
-use crate::{Error, Result};
+use crate::{Error, Result, buffer};
+
+/// The memory of a draw, in messages.
+const DRAW: &str = "the noise";
 
 /// Draws standard normal noise of the given shape on the CPU in dtype `kind` and moves it to `device`.
 ///
@@ -23,7 +26,8 @@ use crate::{Error, Result};
 /// ±3.33: the reference programs differ in the dtype they draw.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] for a `kind` other than `Float`, `BFloat16` and `Half`, or a negative size.
+/// [`Error::InvalidArgument`] for a `kind` other than `Float`, `BFloat16` and `Half`, or a negative size,
+/// [`Error::Allocation`] if the system refuses the memory.
 ///
 /// # Example
 /// ```
@@ -40,9 +44,9 @@ pub fn randn(shape: &[i64], seed: u64, kind: Kind, device: Device) -> Result<Ten
         .ok_or_else(|| Error::invalid("noise shape", "sizes that are not negative", format!("{shape:?}")))?;
     let mut mt = Mt::new((seed & 0xffff_ffff) as u32);
     let tensor = match kind {
-        Kind::Float => Tensor::f_from_slice(&draw_f32(numel, &mut mt))?,
-        Kind::BFloat16 => half_tensor(&draw_half::<bf16>(numel, &mut mt), kind)?,
-        Kind::Half => half_tensor(&draw_half::<f16>(numel, &mut mt), kind)?,
+        Kind::Float => Tensor::f_from_slice(&draw_f32(numel, &mut mt)?)?,
+        Kind::BFloat16 => half_tensor(&draw_half::<bf16>(numel, &mut mt)?, kind)?,
+        Kind::Half => half_tensor(&draw_half::<f16>(numel, &mut mt)?, kind)?,
         other => {
             return Err(Error::invalid(
                 "noise kind",
@@ -57,11 +61,12 @@ pub fn randn(shape: &[i64], seed: u64, kind: Kind, device: Device) -> Result<Ten
 /// Number of elements below which libtorch draws one by one in double precision.
 const VECTOR: usize = 16;
 
-fn draw_f32(numel: usize, mt: &mut Mt) -> Vec<f32> {
+fn draw_f32(numel: usize, mt: &mut Mt) -> Result<Vec<f32>> {
     if numel < VECTOR {
-        return draw_scalar(numel, mt).into_iter().map(|x| x as f32).collect();
+        return Ok(draw_scalar(numel, mt).into_iter().map(|x| x as f32).collect());
     }
-    let mut data: Vec<f32> = (0..numel).map(|_| uniform_f32(mt)).collect();
+    let mut data = buffer::with_room(numel, DRAW)?;
+    data.extend((0..numel).map(|_| uniform_f32(mt)));
     let whole = numel - numel % VECTOR;
     for chunk in data[..whole].chunks_exact_mut(VECTOR) {
         box_muller_f32(chunk);
@@ -72,7 +77,7 @@ fn draw_f32(numel: usize, mt: &mut Mt) -> Vec<f32> {
         tail.fill_with(|| uniform_f32(mt));
         box_muller_f32(tail);
     }
-    data
+    Ok(data)
 }
 
 /// Draws 24 random bits as a float in [0, 1).
@@ -199,16 +204,18 @@ impl HalfFloat for f16 {
 
 /// Builds a tensor with an explicit dtype, because tch 0.24 takes a slice of bf16 for one of f16.
 fn half_tensor<T: HalfFloat>(values: &[T], kind: Kind) -> Result<Tensor> {
-    let bytes: Vec<u8> = values.iter().flat_map(|v| v.bits().to_ne_bytes()).collect();
+    let mut bytes: Vec<u8> = buffer::with_room(std::mem::size_of_val(values), DRAW)?;
+    bytes.extend(values.iter().flat_map(|v| v.bits().to_ne_bytes()));
     Ok(Tensor::f_from_data_size(&bytes, &[values.len() as i64], kind)?)
 }
 
-fn draw_half<T: HalfFloat>(numel: usize, mt: &mut Mt) -> Vec<T> {
+fn draw_half<T: HalfFloat>(numel: usize, mt: &mut Mt) -> Result<Vec<T>> {
     if numel < VECTOR {
-        return draw_scalar(numel, mt).into_iter().map(|x| T::round(x as f32)).collect();
+        return Ok(draw_scalar(numel, mt).into_iter().map(|x| T::round(x as f32)).collect());
     }
     let mut uniform = || T::round((mt.next_u32() & ((1 << T::DIGITS) - 1)) as f32 / (1_u32 << T::DIGITS) as f32);
-    let mut data: Vec<T> = (0..numel).map(|_| uniform()).collect();
+    let mut data: Vec<T> = buffer::with_room(numel, DRAW)?;
+    data.extend((0..numel).map(|_| uniform()));
     let whole = numel - numel % VECTOR;
     for chunk in data[..whole].chunks_exact_mut(VECTOR) {
         box_muller_half(chunk);
@@ -218,7 +225,7 @@ fn draw_half<T: HalfFloat>(numel: usize, mt: &mut Mt) -> Vec<T> {
         tail.fill_with(uniform);
         box_muller_half(tail);
     }
-    data
+    Ok(data)
 }
 
 /// Transforms like [`box_muller_f32`], rounding to a 16-bit scalar type between the operations.

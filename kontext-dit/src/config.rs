@@ -109,7 +109,7 @@ impl DitConfig {
     /// Returns the width of the model.
     #[must_use]
     pub fn width(&self) -> i64 {
-        self.heads * self.head_dim
+        self.heads.saturating_mul(self.head_dim)
     }
 
     /// Reads diffusers' `transformer/config.json`.
@@ -214,7 +214,7 @@ impl DitConfig {
         let mlp_width = if double_blocks > 0 {
             size("double_blocks.0.img_mlp.0.weight", 0)?
         } else {
-            size("single_blocks.0.linear1.weight", 0)? - 3 * width
+            size("single_blocks.0.linear1.weight", 0)?.saturating_sub(width.saturating_mul(3))
         };
         let guidance = in_file("guidance_in.in_layer.weight");
         let config = Self {
@@ -222,7 +222,11 @@ impl DitConfig {
             out_channels: size("final_layer.linear.weight", 0)?,
             heads: width / head_dim,
             head_dim,
-            axes_dim: [head_dim / 8, head_dim * 7 / 16, head_dim * 7 / 16],
+            axes_dim: [
+                head_dim / 8,
+                head_dim.saturating_mul(7) / 16,
+                head_dim.saturating_mul(7) / 16,
+            ],
             mlp_width,
             double_blocks,
             single_blocks: count(single),

@@ -110,11 +110,12 @@ impl DitFootprint<'_> {
     pub fn held(&self) -> u64 {
         let DitWeights { blocks, modulation } = self.weights;
         match self.offload {
-            Offload::None => blocks.all() + modulation.all(),
-            Offload::Once => blocks.all() + modulation.rest,
-            Offload::All => {
-                blocks.rest + modulation.rest + prefetch_bytes(&[blocks, modulation], self.execution.device)
-            }
+            Offload::None => blocks.all().saturating_add(modulation.all()),
+            Offload::Once => blocks.all().saturating_add(modulation.rest),
+            Offload::All => blocks
+                .rest
+                .saturating_add(modulation.rest)
+                .saturating_add(prefetch_bytes(&[blocks, modulation], self.execution.device)),
         }
     }
 
@@ -129,13 +130,17 @@ impl DitFootprint<'_> {
         } else {
             ON_CPU
         };
-        let all_tokens = run.tokens * run.batch * self.config.width().unsigned_abs();
-        let blocks_work = element * (alive * all_tokens as f64) as u64;
-        let step = blocks_work + blocks.dequantised(self.offload == Offload::All, execution);
+        let all_tokens = run
+            .tokens
+            .saturating_mul(run.batch)
+            .saturating_mul(self.config.width().unsigned_abs());
+        let blocks_work = element.saturating_mul((alive * all_tokens as f64) as u64);
+        let step = blocks_work.saturating_add(blocks.dequantised(self.offload == Offload::All, execution));
         // `Dit::prepare` computes the tables before any activations exist.
         let preparation = modulation.dequantised(self.offload != Offload::None, execution);
         let constant = execution.constant_bytes(CONSTANT_ON_CPU, blocks.all());
-        step.max(preparation) + element * table_elements(self.config, run.vectors) + constant
+        let tables = element.saturating_mul(table_elements(self.config, run.vectors));
+        step.max(preparation).saturating_add(tables).saturating_add(constant)
     }
 }
 
@@ -143,8 +148,15 @@ impl DitFootprint<'_> {
 fn table_elements(config: &DitConfig, vectors: u64) -> u64 {
     /// Shift and scale of the last layer.
     const LAST: i64 = 2;
-    let rows = 2 * double::PARTS * config.double_blocks + single::PARTS * config.single_blocks + LAST;
-    rows.unsigned_abs() * config.width().unsigned_abs() * vectors
+    let double = config.double_blocks.saturating_mul(2 * double::PARTS);
+    let rows = config
+        .single_blocks
+        .saturating_mul(single::PARTS)
+        .saturating_add(double)
+        .saturating_add(LAST);
+    rows.unsigned_abs()
+        .saturating_mul(config.width().unsigned_abs())
+        .saturating_mul(vectors)
 }
 
 #[cfg(test)]

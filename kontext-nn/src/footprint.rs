@@ -1,6 +1,7 @@
 //! Memory of a model's weights, held and in use, computed from the headers of its files.
 //!
-//! Each model crate counts the activations of its own code and adds these numbers; nothing is loaded for it.
+//! Each model crate counts the activations of its own code and adds these numbers; nothing is loaded for it. Sizes
+//! may come from damaged files, so sums and products saturate.
 
 use kontext_formats::Quantize;
 use tch::{Device, Kind};
@@ -92,21 +93,23 @@ impl WeightBytes {
             .into_iter()
             .filter(|(name, _)| wanted(name))
         {
-            let elements = shape.iter().product::<i64>().unsigned_abs();
-            let wide = element_bytes(kind(&name)) * elements;
+            let elements = shape
+                .iter()
+                .fold(1, |all: u64, side| all.saturating_mul(side.unsigned_abs()));
+            let wide = element_bytes(kind(&name)).saturating_mul(elements);
             match shape.as_slice() {
                 [_, columns] => {
                     let held = packed(to, *columns, elements, stored).min(wide);
                     let matrix = MatrixBytes { elements, stored };
-                    sum.matrices += held;
-                    sum.stored += stored;
+                    sum.matrices = sum.matrices.saturating_add(held);
+                    sum.stored = sum.stored.saturating_add(stored);
                     sum.largest = sum.largest.max(matrix);
                     if held != wide {
                         sum.largest_packed = sum.largest_packed.max(matrix);
                     }
                 }
                 // A tensor stored wider is narrowed.
-                _ => sum.rest += stored.min(wide),
+                _ => sum.rest = sum.rest.saturating_add(stored.min(wide)),
             }
         }
         sum
@@ -115,7 +118,7 @@ impl WeightBytes {
     /// Returns the bytes of all tensors in memory.
     #[must_use]
     pub fn all(self) -> u64 {
-        self.matrices + self.rest
+        self.matrices.saturating_add(self.rest)
     }
 
     /// Returns the bytes of the tensors that stay in memory if all matrices are offloaded or not.
@@ -138,7 +141,8 @@ impl WeightBytes {
             }
         };
         if execution.device.is_cuda() {
-            matrix.elements * (execution.element_bytes() + WORKSPACE) + matrix.stored
+            let dequantised = matrix.elements.saturating_mul(execution.element_bytes() + WORKSPACE);
+            dequantised.saturating_add(matrix.stored)
         } else {
             0
         }
@@ -150,15 +154,19 @@ impl WeightBytes {
 #[must_use]
 pub fn prefetch_bytes(parts: &[WeightBytes], device: Device) -> u64 {
     let largest = parts.iter().map(|part| part.largest.stored).max().unwrap_or_default();
-    if device.is_cuda() { BUFFERS as u64 * largest } else { 0 }
+    if device.is_cuda() {
+        largest.saturating_mul(BUFFERS as u64)
+    } else {
+        0
+    }
 }
 
 /// Returns the bytes of a matrix after quantisation at load, if it is requested and the file holds a plain
 /// matrix.
 fn packed(to: Option<Quantize>, columns: i64, elements: u64, stored: u64) -> u64 {
     const HALF: u64 = 2;
-    match to.filter(|to| to.fits(columns) && stored >= HALF * elements) {
-        Some(to) => elements / to.format().block() as u64 * to.format().bytes() as u64,
+    match to.filter(|to| to.fits(columns) && stored >= elements.saturating_mul(HALF)) {
+        Some(to) => (elements / to.format().block() as u64).saturating_mul(to.format().bytes() as u64),
         None => stored,
     }
 }

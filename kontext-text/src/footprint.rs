@@ -49,7 +49,7 @@ impl TextFootprint<'_> {
         let clip = WeightBytes::of(clip, None, |_| compute, |_| true);
         WeightBytes {
             // CLIP is small, and always held.
-            rest: t5.rest + clip.all(),
+            rest: t5.rest.saturating_add(clip.all()),
             ..t5
         }
     }
@@ -66,7 +66,8 @@ impl TextFootprint<'_> {
     pub fn activations(&self, tokens: u64) -> u64 {
         let dequantised = self.weights.dequantised(self.offload == Offload::All, self.execution);
         let constant = self.execution.constant_bytes(CONSTANT_ON_CPU, self.weights.all());
-        t5::activations(self.t5, tokens, self.execution.kind) + dequantised + constant
+        let activations = t5::activations(self.t5, tokens, self.execution.kind);
+        activations.saturating_add(dequantised).saturating_add(constant)
     }
 }
 

@@ -63,6 +63,9 @@ impl TextEncoder {
     /// [`TextEncoder::max_sequence_length`].
     pub const SEQUENCE_LENGTH: usize = 512;
 
+    /// Most T5 tokens of a prompt: 65,536, as [`Tokenizer::MOST_TOKENS`].
+    pub const MOST_TOKENS: usize = Tokenizer::MOST_TOKENS;
+
     /// Combines the two encoders and their tokenizers.
     ///
     /// # Errors
@@ -83,7 +86,8 @@ impl TextEncoder {
     }
 
     /// Sets the number of T5 tokens of every prompt, padding included. Default:
-    /// [`TextEncoder::SEQUENCE_LENGTH`]; FLUX.1-schnell was trained with 256.
+    /// [`TextEncoder::SEQUENCE_LENGTH`]; FLUX.1-schnell was trained with 256. Above [`TextEncoder::MOST_TOKENS`] no
+    /// prompt can be encoded.
     #[must_use]
     pub fn max_sequence_length(self, tokens: usize) -> Self {
         Self {

@@ -71,7 +71,7 @@ impl VaeFootprint {
             .into_iter()
             .find(|(name, _)| name.ends_with("decoder.conv_out.weight"));
         Self {
-            weights: element_bytes(kind) * weights.store().account().parameters,
+            weights: element_bytes(kind).saturating_mul(weights.store().account().parameters),
             channels: last
                 .and_then(|(_, shape)| shape.get(1).copied())
                 .unwrap_or(DEFAULT_CHANNELS)
@@ -88,7 +88,8 @@ impl VaeFootprint {
             ENCODER_ON_CPU
         };
         let constant = execution.constant_bytes(ENCODER_CONSTANT_ON_CPU, self.weights);
-        self.activations(pixels, tiling, execution, alive) + constant
+        self.activations(pixels, tiling, execution, alive)
+            .saturating_add(constant)
     }
 
     /// Returns the peak bytes of decoding to one image of `pixels` pixels, next to the weights.
@@ -100,16 +101,24 @@ impl VaeFootprint {
             DECODER_ON_CPU
         };
         let constant = execution.constant_bytes(DECODER_CONSTANT_ON_CPU, self.weights);
-        self.activations(pixels, tiling, execution, alive) + constant
+        self.activations(pixels, tiling, execution, alive)
+            .saturating_add(constant)
     }
 
     fn activations(&self, pixels: u64, tiling: Option<Tiling>, execution: Execution, alive: f64) -> u64 {
         let (tile, whole) = match tiling {
-            Some(Tiling { tile, .. }) => (tile.unsigned_abs().pow(2), WHOLE_IMAGE * pixels),
+            // An image smaller than a tile is computed whole.
+            Some(Tiling { tile, .. }) => {
+                let tile = tile.unsigned_abs().saturating_pow(2).min(pixels);
+                (tile, pixels.saturating_mul(WHOLE_IMAGE))
+            }
             None => (pixels, 0),
         };
-        let largest = execution.element_bytes() * LARGEST * self.channels * tile;
-        ((largest + element_bytes(Kind::Float) * whole) as f64 * alive) as u64
+        let largest = (execution.element_bytes() * LARGEST)
+            .saturating_mul(self.channels)
+            .saturating_mul(tile);
+        let whole = whole.saturating_mul(element_bytes(Kind::Float));
+        (largest.saturating_add(whole) as f64 * alive) as u64
     }
 }
 

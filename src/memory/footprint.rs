@@ -1,12 +1,12 @@
 //! Memory footprint of a model, and the placements that fit it.
 
-use kontext_core::{Error, Kind, Result, Stage};
+use kontext_core::{Device, Error, Kind, Result, Stage};
 use kontext_dit::{DitConfig, DitWeights};
 use kontext_formats::Quantize;
 use kontext_nn::footprint::WeightBytes;
 use kontext_nn::{Offload, Weights};
 use kontext_text::{ClipEncoder, T5Config, T5Encoder, TextFootprint};
-use kontext_vae::VaeFootprint;
+use kontext_vae::{Tiling, VaeFootprint};
 
 use super::{LoadedParts, Machine, MemoryPlan, StageMemory};
 use crate::placement::{Arrangement, Placement};
@@ -24,6 +24,8 @@ pub(crate) struct Footprint {
     pub(super) config: DitConfig,
     /// Channels of the autoencoder at full image resolution.
     pub(super) vae_channels: u64,
+    /// The requested tiling of the autoencoder.
+    pub(super) tiling: Option<Tiling>,
 }
 
 impl Footprint {
@@ -34,6 +36,7 @@ impl Footprint {
         machine: Machine,
         quantize: Option<Quantize>,
         quantize_t5: Option<Quantize>,
+        tiling: Option<Tiling>,
     ) -> Result<Self> {
         let Machine { dtype, compute, .. } = machine;
         let (t5, clip) = (
@@ -51,6 +54,7 @@ impl Footprint {
             t5: T5Encoder::config_of(&t5, &checkpoint.t5)?,
             config: config.clone(),
             vae_channels: vae.channels,
+            tiling,
         })
     }
 
@@ -75,13 +79,13 @@ impl Footprint {
     ) -> Result<()> {
         let memory = self.plan(plan, arrangement);
         let (stage, peak) = memory.peak();
-        let needed = peak.saturating_sub(self.held(arrangement, loaded));
-        let smaller = smaller(arrangement.placement, stage);
+        let held = self.held(arrangement, loaded);
+        let needed = peak.saturating_sub(held);
         if needed <= available {
-            Ok(())
-        } else {
-            Err(short(stage, needed, available, smaller))
+            return Ok(());
         }
+        let remedy = self.remedy(plan, arrangement, stage, available.saturating_add(held));
+        Err(short(stage, needed, available, remedy))
     }
 
     /// Explains a libtorch OOM in a stage of a run; returns other errors unchanged.
@@ -99,10 +103,10 @@ impl Footprint {
             .stages
             .into_iter()
             .find(|s| s.stage == stage);
-        let needed = own
-            .map_or(0, |stage| stage.bytes())
-            .saturating_sub(self.held(arrangement, loaded));
-        with_remedy(error, stage, needed, available, smaller(arrangement.placement, stage))
+        let held = self.held(arrangement, loaded);
+        let needed = own.map_or(0, |stage| stage.bytes()).saturating_sub(held);
+        let remedy = self.remedy(plan, arrangement, stage, available.saturating_add(held));
+        with_remedy(error, stage, needed, available, &remedy)
     }
 
     /// Explains a libtorch OOM while the parts of a placement are loaded.
@@ -113,6 +117,17 @@ impl Footprint {
         };
         let held = self.held(arrangement, LoadedParts::ALL);
         with_remedy(error, Stage::Load, held, available, smaller)
+    }
+
+    /// Returns the bytes of address space that loading takes on the host: the mapped files, and on a CPU the weights
+    /// held.
+    pub(crate) fn address_space(&self, arrangement: Arrangement) -> u64 {
+        let held = match self.machine.device {
+            Device::Cpu => self.held(arrangement, LoadedParts::ALL),
+            _ => 0,
+        };
+        let files = [&self.text, &self.dit, &self.modulation].map(|part| part.stored);
+        files.into_iter().chain([self.vae]).fold(held, u64::saturating_add)
     }
 
     /// Returns the bytes of a budget that the loaded weights leave to a run.
@@ -126,9 +141,10 @@ impl Footprint {
         match arrangement.placement {
             Placement::Staged => 0,
             _ => {
-                held_bytes(loaded.text, self.text_encoders(arrangement.left).held())
-                    + held_bytes(loaded.dit, self.transformer(arrangement.left).held())
-                    + held_bytes(loaded.vae, self.vae)
+                let text = held_bytes(loaded.text, self.text_encoders(arrangement.left).held());
+                let dit = held_bytes(loaded.dit, self.transformer(arrangement.left).held());
+                text.saturating_add(dit)
+                    .saturating_add(held_bytes(loaded.vae, self.vae))
             }
         }
     }
@@ -145,7 +161,8 @@ impl Footprint {
             work: self.text_work(plan, left),
         }];
         if let Some(largest) = plan.references.iter().map(|r| r.fitted.area()).max() {
-            let work = self.encoder_work(plan, largest);
+            let [held, resizing] = self.reference_images(plan);
+            let work = self.encoder_work(plan, largest).max(resizing).saturating_add(held);
             stages.push(StageMemory {
                 stage: Stage::References,
                 weights: stage_weights(self.vae),
@@ -157,32 +174,24 @@ impl Footprint {
             weights: stage_weights(dit),
             work: self.step_work(plan, left),
         });
-        let work = self.decoder_work(plan, plan.target.size().area());
+        let [held, resizing] = self.results(plan);
+        let decoding = self.decoder_work(plan, plan.target.size().area());
+        let work = decoding.max(resizing).saturating_add(held);
         stages.push(StageMemory {
             stage: Stage::Decode,
             weights: stage_weights(self.vae),
             work,
         });
         let pages = |part: &WeightBytes, is_left: bool| if is_left { part.stored } else { 0 };
-        let file_pages = pages(&self.text, left == Offload::All) + pages(&self.dit, left == Offload::All);
-        let file_pages = file_pages + pages(&self.modulation, left != Offload::None);
+        let file_pages = pages(&self.text, left == Offload::All)
+            .saturating_add(pages(&self.dit, left == Offload::All))
+            .saturating_add(pages(&self.modulation, left != Offload::None));
         MemoryPlan {
             device: self.machine.device,
             placement,
             stages,
             file_pages,
         }
-    }
-}
-
-/// Returns advice on the next smaller setting.
-fn smaller(placement: Placement, stage: Stage) -> &'static str {
-    match placement {
-        Placement::Resident => "load with Placement::Staged, make the image smaller or run fewer at once",
-        Placement::Staged if matches!(stage, Stage::Denoise | Stage::Text) => {
-            "load with Placement::Streamed, make the image smaller or run fewer at once"
-        }
-        _ => "make the image smaller, run fewer at once, or let the autoencoder work in tiles",
     }
 }
 

@@ -1,6 +1,8 @@
 //! Memory estimates for runs, from headers only.
 
 mod footprint;
+mod pictures;
+mod remedy;
 #[cfg(test)]
 mod tests;
 mod work;
@@ -38,7 +40,8 @@ pub struct StageMemory {
     pub stage: Stage,
     /// Bytes of weights held during the stage.
     pub weights: u64,
-    /// Peak bytes of activations.
+    /// Peak bytes of activations and, on the host, of the images that the run makes: resized references and
+    /// results, without the request's own images.
     pub work: u64,
 }
 
@@ -72,7 +75,7 @@ impl StageMemory {
     /// Returns the bytes of weights and activations.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.weights + self.work
+        self.weights.saturating_add(self.work)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Plans for a CUDA device, computed without one.
 
+mod extremes;
+
 use image::RgbImage;
 use kontext_core::{Error, Tensor};
 use kontext_dit::DitConfig;
@@ -46,6 +48,7 @@ fn published(machine: Machine) -> Footprint {
         t5: T5Config::xxl(),
         config: DitConfig::kontext_dev(),
         vae_channels: 128,
+        tiling: None,
     }
 }
 
@@ -181,7 +184,7 @@ fn headers_tell_what_is_held_in_bf16_on_cuda_and_in_f32_on_a_cpu() {
     random_model(folder.path(), 7, Layout::Diffusers).unwrap();
     let model = Checkpoint::find(folder.path()).unwrap();
     let (weights, config) = model.open_transformer().unwrap();
-    let footprint = |machine| Footprint::of(&model, &weights, &config, machine, None, None).unwrap();
+    let footprint = |machine| Footprint::of(&model, &weights, &config, machine, None, None, None).unwrap();
     let (host, device) = (footprint(CPU), footprint(CUDA));
     // The model is stored in f32, and bf16 takes half; the autoencoder stays wide.
     for (host, device) in [

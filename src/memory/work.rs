@@ -4,7 +4,7 @@ use kontext_dit::{DitFootprint, DitWeights, RunSizes};
 use kontext_nn::Offload;
 use kontext_nn::footprint::Execution;
 use kontext_text::TextFootprint;
-use kontext_vae::VaeFootprint;
+use kontext_vae::{Tiling, VaeFootprint};
 
 use super::Footprint;
 use crate::Plan;
@@ -54,19 +54,24 @@ impl Footprint {
         let runs = plan.runs_per_step as u64;
         self.transformer(offload).activations(RunSizes {
             tokens: plan.tokens().unsigned_abs(),
-            batch: plan.batch as u64 * if runs == 2 { 2 } else { 1 },
-            vectors: plan.schedule.steps() as u64 * runs,
+            batch: (plan.batch as u64).saturating_mul(if runs == 2 { 2 } else { 1 }),
+            vectors: (plan.schedule.steps() as u64).saturating_mul(runs),
         })
     }
 
     pub(super) fn encoder_work(&self, plan: &Plan, area: u64) -> u64 {
         let execution = self.codec_execution(plan);
-        self.autoencoder().encoder(area, default_tiling(area), execution)
+        self.autoencoder().encoder(area, self.tiles(area), execution)
     }
 
     pub(super) fn decoder_work(&self, plan: &Plan, area: u64) -> u64 {
         let execution = self.codec_execution(plan);
-        self.autoencoder().decoder(area, default_tiling(area), execution)
+        self.autoencoder().decoder(area, self.tiles(area), execution)
+    }
+
+    /// Returns the tiling of an image of `area` pixels.
+    fn tiles(&self, area: u64) -> Option<Tiling> {
+        self.tiling.or_else(|| default_tiling(area))
     }
 
     fn codec_execution(&self, plan: &Plan) -> Execution {

@@ -4,7 +4,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use image::RgbImage;
-use kontext_core::{Conditioning, During, Error, ModelPart, Result, Stage, Tensor, Tokens, array, noise};
+use kontext_core::{Conditioning, During, Error, ModelPart, Result, Stage, Tensor, Tokens, array, buffer, noise};
+use kontext_device::threads;
 use kontext_dit::{Run, RunInput};
 use kontext_nn::Weights;
 use kontext_sampler::ids::{Origin, grid_ids};
@@ -35,7 +36,8 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for a request out of range (before any work), [`Error::NotFinite`] if a
-    /// stage fails numerically, [`Error::Torch`] if libtorch fails.
+    /// stage fails numerically, [`Error::Memory`], [`Error::Allocation`] and [`Error::Thread`] if the machine lacks
+    /// memory or threads, [`Error::Torch`] if libtorch fails.
     pub fn run(&self, request: &Request) -> Result<Output> {
         self.run_with(request, |_| ControlFlow::Continue(()))
     }
@@ -58,6 +60,9 @@ impl Pipeline {
         // 1. The plan: all sizes, before any work.
         let plan = self.plan(request)?;
         let loras = self.chosen_loras(request)?;
+        // Threads take address space, so they start before it is measured.
+        kontext_core::threads::start()?;
+        threads::check()?;
         self.check_memory(&plan)?;
         let short = |stage: Stage| {
             let plan = &plan;
@@ -119,10 +124,8 @@ impl Pipeline {
             )?;
         }
         vae.end();
-        let image = images
-            .first()
-            .cloned()
-            .ok_or_else(|| Error::bug("a run of no images"))?;
+        let image = images.first().ok_or_else(|| Error::bug("a run of no images"))?;
+        let image = buffer::copied_image(image)?;
         let guidance = plan.guidance.unwrap_or_default();
         let latents = array::to_array(&latents)?;
         let output = Output {

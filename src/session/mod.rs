@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use image::{GrayImage, RgbImage};
-use kontext_core::{Error, Result, Tensor, array};
+use kontext_core::{Error, Result, Tensor, array, buffer};
 use kontext_sampler::{References, pack};
 use ndarray::ArrayD;
 
@@ -141,7 +141,7 @@ impl Session {
         // 1. The edited image, before the request's own images.
         let source = self.history.current();
         let mut whole = request.clone();
-        whole.images.insert(0, Arc::new(source.image.clone()));
+        whole.images.insert(0, Arc::new(buffer::copied_image(&source.image)?));
         let plan = self.pipe.plan(&whole)?;
         self.check(request, source, &plan)?;
         whole.image_latents = self.handed_over(source, request, &plan);

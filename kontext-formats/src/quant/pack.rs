@@ -1,7 +1,7 @@
 //! Packing of a matrix for storage.
 
 use half::f16;
-use kontext_core::{Error, Result};
+use kontext_core::{Error, Result, threads};
 use rayon::prelude::*;
 
 use super::half_floats::to_bf16;
@@ -65,7 +65,7 @@ impl PackedVec {
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] for any other format, columns that are not a whole number of blocks, or values
-/// that do not form whole rows.
+/// that do not form whole rows; [`Error::Thread`] if the system refuses the threads.
 ///
 /// # Example
 /// ```
@@ -99,6 +99,7 @@ pub fn pack(format: Format, values: &[f32], columns: usize) -> Result<PackedVec>
         ));
     }
     let rows = values.len() / columns;
+    threads::start()?;
     let mut data = vec![0; rows * row_bytes];
     let together = (PIECE / columns).max(1);
     let pieces = data

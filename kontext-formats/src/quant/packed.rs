@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 
 use half::bf16;
-use kontext_core::{Error, Result};
+use kontext_core::{Error, Result, threads};
 use rayon::prelude::*;
 
 use super::Format;
@@ -143,7 +143,7 @@ impl<'a> Packed<'a> {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if a range ends beyond the matrix, or the size of `out` differs from that
-    /// of the part.
+    /// of the part; [`Error::Thread`] if the system refuses the threads.
     pub fn unpack<T: Element>(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [T]) -> Result<()> {
         for (name, range, end) in [("rows", &rows, self.rows), ("columns", &columns, self.columns)] {
             if range.start > range.end || range.end > end {
@@ -167,6 +167,7 @@ impl<'a> Packed<'a> {
         if out.len() <= PIECE {
             part.unpack(0, out);
         } else {
+            threads::start()?;
             out.par_chunks_mut(PIECE)
                 .enumerate()
                 .for_each(|(index, out)| part.unpack(index * PIECE, out));

@@ -22,22 +22,33 @@ pub(crate) fn activations(config: &T5Config, tokens: u64, compute: Kind) -> u64 
     let scores = score_elements(config, tokens);
     // Attention holds the bias and the scores before and after adding it, or before and after the softmax,
     // which is f32; next to them at most four tensors of queries, keys, values or results.
-    let attention = (2 * element + wide) * scores + 4 * element * tokens * inner_width(config);
+    let attention =
+        scores
+            .saturating_mul(2 * element + wide)
+            .saturating_add(product(&[4 * element, tokens, inner_width(config)]));
     // The feed-forward layer holds both its halves and their product, which are f32 in an f16 run; the bias
     // stays.
-    let feed_forward = element * scores + 3 * wide * tokens * hidden;
+    let feed_forward = scores
+        .saturating_mul(element)
+        .saturating_add(product(&[3 * wide, tokens, hidden]));
     // The residual before and after a sum, and its norm; the residual is f32 in an f16 run.
-    attention.max(feed_forward) + 3 * wide * tokens * width
+    attention
+        .max(feed_forward)
+        .saturating_add(product(&[3 * wide, tokens, width]))
 }
 
 /// Returns the elements of the bias, and of the scores.
 fn score_elements(config: &T5Config, tokens: u64) -> u64 {
-    config.num_heads.unsigned_abs() * tokens * tokens
+    product(&[config.num_heads.unsigned_abs(), tokens, tokens])
 }
 
 /// Returns the width of the queries, keys and values of all heads.
 fn inner_width(config: &T5Config) -> u64 {
-    (config.num_heads * config.d_kv).unsigned_abs()
+    product(&[config.num_heads.unsigned_abs(), config.d_kv.unsigned_abs()])
+}
+
+fn product(factors: &[u64]) -> u64 {
+    factors.iter().fold(1, |all, factor| all.saturating_mul(*factor))
 }
 
 #[cfg(test)]

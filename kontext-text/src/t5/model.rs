@@ -128,9 +128,16 @@ impl T5Encoder {
     /// shapes.
     ///
     /// # Errors
-    /// Those of reading the file, and of [`T5Config::infer`].
+    /// Those of reading the file, [`Error::Checkpoint`](kontext_core::Error::Checkpoint) for a size of it out of range,
+    /// and those of [`T5Config::infer`].
     pub fn config_of(weights: &Weights, folder: &Path) -> Result<T5Config> {
-        load::config(folder)?.map_or_else(|| T5Config::infer(weights), Ok)
+        match load::config::<T5Config>(folder)? {
+            None => T5Config::infer(weights),
+            Some(config) => {
+                config.validate(folder)?;
+                Ok(config)
+            }
+        }
     }
 
     /// Maps ids [B, T] (i64, any device) to states [B, T, `d_model`] in the compute dtype.

@@ -6,7 +6,7 @@ mod unknown;
 
 use std::path::{Path, PathBuf};
 
-use kontext_core::{Error, Result, Tensor, contain};
+use kontext_core::{Error, Result, Tensor, contain, range};
 use tokenizers::PostProcessor;
 
 /// A CLIP or T5 tokenizer, opened from files saved by transformers.
@@ -61,6 +61,10 @@ impl Tokenizer {
     /// Largest prompt in bytes of UTF-8 (256 KiB): a hundred times more than T5's 512 tokens hold. A longer one is
     /// refused, because the time to encode it grows with its length and cannot be cancelled.
     pub const LONGEST_PROMPT: usize = 1 << 18;
+
+    /// Most ids of a prompt. T5's scores grow with their square: at this number those of FLUX.1's T5 take more than
+    /// a terabyte.
+    pub const MOST_TOKENS: usize = 65_536;
 
     /// Opens a tokenizer's folder or one of its files.
     ///
@@ -160,8 +164,9 @@ impl Tokenizer {
     /// tokens.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if `max_length` is too small for the begin and end tokens, or the prompt is longer
-    /// than [`Tokenizer::LONGEST_PROMPT`]; [`Error::Tokenizer`] if the prompt cannot be encoded.
+    /// [`Error::InvalidArgument`] if `max_length` is too small for the begin and end tokens or above
+    /// [`Tokenizer::MOST_TOKENS`], or the prompt is longer than [`Tokenizer::LONGEST_PROMPT`];
+    /// [`Error::Tokenizer`] if the prompt cannot be encoded.
     pub fn encode(&self, prompt: &str, max_length: usize) -> Result<Encoded> {
         Self::check_length(prompt)?;
         contain(|| self.encode_checked(prompt, max_length)).unwrap_or_else(|panic| Err(crashed(&self.path, &panic)))
@@ -172,6 +177,7 @@ impl Tokenizer {
             path: self.path.clone(),
             reason: e.to_string(),
         };
+        range::within("length in tokens", max_length, 0..=Self::MOST_TOKENS)?;
         let added = self.added_tokens();
         let Some(room) = max_length.checked_sub(added) else {
             return Err(Error::invalid(

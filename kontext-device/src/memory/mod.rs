@@ -1,7 +1,13 @@
 //! Memory of the host and its devices: free bytes, and the return of freed memory to the system.
 
-use kontext_core::Result;
-use sysinfo::System;
+mod cgroup;
+mod files;
+mod host;
+mod rlimit;
+
+use std::path::Path;
+
+use kontext_core::{Error, Result, Stage};
 use tch::{Device, Kind, Tensor};
 
 use crate::cuda;
@@ -9,13 +15,19 @@ use crate::cuda;
 /// More bytes than any device has (4 TiB), but few enough that libtorch's allocator does not refuse outright.
 const MORE_THAN_ANY: i64 = 1 << 42;
 
-/// Returns the bytes that a device can give to a program: on a CUDA device those that no program holds, on
-/// the host including caches that the system would evict.
+/// Returns the bytes that a device can give to this process: on a CUDA device those that no program holds, on
+/// the host the smallest of
+/// - the memory that the machine has available, including caches that the system would evict;
+/// - on Linux, what the memory limits of its control groups leave (v1 and v2; the own group and all above), where
+///   cached files count as free, too;
+/// - on Linux, the address space that `ulimit -v` and `ulimit -d` leave, less a reserve of 64 MB.
 ///
 /// Memory that libtorch caches on a CUDA device counts as held; [`give_back_on`] frees it.
 ///
 /// # Errors
-/// [`Error::Device`](kontext_core::Error::Device) if a CUDA device is not available or its runtime does not answer.
+/// [`Error::Device`] if a CUDA device is not available or its runtime does not answer,
+/// [`Error::Io`] if the system does not report its memory, as on a Linux without `/proc`
+/// or a process without file descriptors.
 ///
 /// # Example
 /// ```
@@ -27,15 +39,34 @@ const MORE_THAN_ANY: i64 = 1 << 42;
 pub fn free(device: Device) -> Result<u64> {
     match device {
         Device::Cuda(index) => cuda::free_memory(index),
-        Device::Cpu | Device::Mps | Device::Vulkan => Ok(free_on_host()),
+        Device::Cpu | Device::Mps | Device::Vulkan => host::free(),
     }
 }
 
-fn free_on_host() -> u64 {
-    let mut system = System::new();
-    system.refresh_memory();
-    let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
-    system.available_memory().min(limit)
+/// Checks that the limits of the address space (`ulimit -v`, `-d`) leave `bytes` to a stage, next to a reserve of
+/// 64 MB: libraries end the program, instead of returning an error, if they cannot allocate a little. Without such a
+/// limit, and on systems other than Linux, it returns `Ok`.
+///
+/// # Errors
+/// [`Error::Memory`] otherwise.
+///
+/// # Example
+/// ```
+/// use kontext_core::Stage;
+/// kontext_device::memory::check_address_space(Stage::Load, 1_000_000)?;
+/// # Ok::<(), kontext_core::Error>(())
+/// ```
+pub fn check_address_space(stage: Stage, bytes: u64) -> Result<()> {
+    let needed = bytes.saturating_add(rlimit::RESERVE);
+    match rlimit::left(Path::new("/")) {
+        Some(left) if left < needed => Err(Error::Memory {
+            stage,
+            needed_mb: needed.div_ceil(1_000_000),
+            available_mb: left / 1_000_000,
+            remedy: "raise the limit of the address space (`ulimit -v`, `ulimit -d`)".to_owned(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Returns freed memory, which the allocator keeps for later, to the system.

@@ -1,0 +1,50 @@
+//! The threads of parallel loops: rayon's global pool.
+
+use std::error::Error as _;
+use std::sync::OnceLock;
+
+use rayon::ThreadPoolBuilder;
+
+use crate::{Error, Result};
+
+/// Starts rayon's global pool, unless it runs already; to be called before a parallel loop.
+///
+/// Without it, rayon starts the pool at the first loop, and panics if the system refuses a thread. It tries only
+/// once in the life of a process, so an error stays. The loops of a thread of another pool run in that pool.
+///
+/// # Errors
+/// [`Error::Thread`] if the system refuses a thread, as under a limit of processes.
+///
+/// # Example
+/// ```
+/// kontext_core::threads::start()?;
+/// assert!(rayon::current_num_threads() > 0);
+/// # Ok::<(), kontext_core::Error>(())
+/// ```
+pub fn start() -> Result<()> {
+    static REFUSED: OnceLock<Option<String>> = OnceLock::new();
+    if rayon::current_thread_index().is_some() {
+        return Ok(());
+    }
+    let refused = REFUSED.get_or_init(|| {
+        let error = ThreadPoolBuilder::new().build_global().err()?;
+        // An error without a source says that the pool runs.
+        error.source().map(ToString::to_string)
+    });
+    match refused {
+        None => Ok(()),
+        Some(reason) => Err(refusal("parallel loops", reason, "RAYON_NUM_THREADS")),
+    }
+}
+
+/// Creates the error of threads that the system refuses. `purpose` completes "threads for …", and the variable sets
+/// their number.
+#[must_use]
+pub fn refusal(purpose: &str, reason: &str, variable: &str) -> Error {
+    Error::Thread {
+        reason: format!(
+            "the system refuses threads for {purpose} ({reason}); allow more processes (`ulimit -u`, or the pids limit \
+             of the container) or more memory, or set {variable} to fewer"
+        ),
+    }
+}
