@@ -334,6 +334,9 @@ mod tests {
 
     #[derive(Parser)]
     struct Editor {
+        /// A flag that each program has, and some of these need.
+        #[arg(long)]
+        prompt: Option<String>,
         #[command(flatten)]
         run: RunArgs,
     }
@@ -346,6 +349,7 @@ mod tests {
         );
         let open = |words: &[&str]| {
             let program = Editor::try_parse_from([&["program"], words].concat()).unwrap();
+            assert_eq!(program.prompt, None);
             program.run.open_image(photo).unwrap()
         };
         let samples = OpenOptions::new()

@@ -12,7 +12,7 @@ use crate::{CheckpointError, Stage, printable, shortened};
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Characters of a received value that a message shows.
-const SHOWN: usize = 80;
+const SHOWN: usize = 200;
 
 /// Any error of the kontext crates.
 ///
@@ -37,7 +37,7 @@ pub enum Error {
         name: &'static str,
         /// The accepted values.
         expected: String,
-        /// The value received: printable, and shortened to 80 characters.
+        /// The value received: printable, and shortened to 200 characters.
         got: String,
     },
     /// A tensor of the wrong shape, passed by the caller of a part, who can reshape it.
@@ -406,7 +406,7 @@ mod tests {
         assert_eq!(got(&"a\0b\u{1b}[31m"), "a\\u{0}b\\u{1b}[31m");
         let list = got(&format!("{:?}", [0.5_f32; 1001]));
         assert!(list.starts_with("[0.5, 0.5") && list.ends_with("0.5]"), "{list}");
-        assert_eq!((list.chars().count(), got(&1e308).chars().count()), (80, 80));
+        assert_eq!((list.chars().count(), got(&1e308).chars().count()), (200, 200));
     }
 
     #[test]
