@@ -113,6 +113,8 @@ fn an_edit_stream_is_a_run_with_the_default_options() {
         panic!("the run is not planned first")
     };
     assert_eq!(plan, PIPE.plan(&Request::edit(image, "make it blue")).unwrap());
+    // Its steps are long, and a program must not end under one.
+    stream.stop();
 }
 
 #[test]
@@ -155,6 +157,17 @@ fn a_dropped_stream_ends_its_thread_and_leaves_the_pipeline_usable() {
         wait_for_end(&pipe);
     }
     same(&pipe.run(&edit()).unwrap(), &PIPE.run(&edit()).unwrap());
+}
+
+#[test]
+fn a_stopped_stream_has_no_thread_any_more() {
+    let pipe = load();
+    for taken in [0, 1, 3] {
+        let mut events = pipe.run_stream(edit().steps(500)).into_iter();
+        assert_eq!(events.by_ref().take(taken).count(), taken);
+        events.stop();
+        assert_eq!(Arc::strong_count(&pipe), 1);
+    }
 }
 
 #[test]

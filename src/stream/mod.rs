@@ -5,7 +5,7 @@ mod event;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use kontext_core::{Error, Result, contain};
 
@@ -22,8 +22,9 @@ type Observer<'a> = &'a mut dyn FnMut(Event<'_>) -> ControlFlow<()>;
 /// The events of a run on a thread of its own, and at the end its [`Output`].
 ///
 /// A loop over it blocks for each event. The last item is [`StreamEvent::Done`] or an error, which also reports
-/// a panic of the run. Dropping the stream cancels the run: its thread ends after the step that it computes.
-/// A run waits for a consumer that is more than 16 events late.
+/// a panic of the run. Dropping the stream cancels the run: its thread ends after the step that it computes. A
+/// program that exits in that time may crash, because libtorch is destroyed under the thread; [`RunStream::stop`]
+/// waits for its end. A run waits for a consumer that is more than 16 events late.
 ///
 /// With the feature `async` it implements `futures_core::Stream`, for any executor. It is not an [`Iterator`]
 /// itself, because `next` would be ambiguous next to that of `StreamExt`.
@@ -53,6 +54,7 @@ type Observer<'a> = &'a mut dyn FnMut(Event<'_>) -> ControlFlow<()>;
 pub struct RunStream {
     events: Receiver<Result<StreamEvent>>,
     cancel: Cancel,
+    thread: Option<JoinHandle<()>>,
 }
 
 /// The blocking iterator of a [`RunStream`].
@@ -75,6 +77,13 @@ impl Pipeline {
     }
 }
 
+impl RunStreamIter {
+    /// Cancels the run and waits until its thread has ended, as [`RunStream::stop`].
+    pub fn stop(self) {
+        self.0.stop();
+    }
+}
+
 impl RunStream {
     /// Starts `run` on a thread.
     fn start(run: impl FnOnce(Observer<'_>) -> Result<Output> + Send + 'static) -> Self {
@@ -83,14 +92,38 @@ impl RunStream {
         let switch = cancel.clone();
         let thread = thread::Builder::new().name("kontext-run".to_owned());
         match thread.spawn(move || work(run, &sender, &switch)) {
-            Ok(_) => Self { events, cancel },
+            Ok(thread) => Self {
+                events,
+                cancel,
+                thread: Some(thread),
+            },
             Err(error) => {
                 let (sender, events) = channel::bounded(CAPACITY);
                 sender.send_last(Err(Error::Thread {
                     reason: error.to_string(),
                 }));
-                Self { events, cancel }
+                Self {
+                    events,
+                    cancel,
+                    thread: None,
+                }
             }
+        }
+    }
+
+    /// Cancels the run and waits until its thread has ended, which takes up to a step.
+    pub fn stop(mut self) {
+        self.cancel.cancel();
+        // Its channel is full if the consumer is late.
+        while self.events.receive().is_some() {}
+        self.join();
+    }
+
+    /// Waits for a thread that has sent its last item.
+    fn join(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            // Panics of the run are contained; there is nothing to report.
+            let _ = thread.join();
         }
     }
 
@@ -121,7 +154,11 @@ impl Iterator for RunStreamIter {
     type Item = Result<StreamEvent>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.0.events.receive()
+        let item = self.0.events.receive();
+        if item.is_none() {
+            self.0.join();
+        }
+        item
     }
 }
 
