@@ -332,7 +332,7 @@ fn a_second_interrupt_ends_a_run_within_its_step() {
     let desk = Desk::new();
     let model = diffusers();
     // A step of seconds.
-    let size = ["--width", "1024", "--height", "1024", "--steps", "50"];
+    let size = ["--width", "2560", "--height", "2560", "--steps", "50"];
     let flags = [&["--model", &model, "--device", "cpu"], &size[..]].concat();
     let mut command = program("generate");
     command.args(flags).current_dir(desk.0.path());

@@ -156,7 +156,7 @@ mod tests {
     fn minutes_that_no_clock_counts_are_an_error_and_not_a_panic() {
         for minutes in [-1.0, f64::NAN, f64::INFINITY, 3e17, 1e308] {
             let error = end(minutes).unwrap_err().to_string();
-            assert!(error.starts_with("invalid --minutes: ") && error.len() < 160, "{error}");
+            assert!(error.starts_with("invalid --minutes: ") && error.len() < 300, "{error}");
         }
         for minutes in [0.0, 0.5, 1e6] {
             end(minutes).unwrap();

@@ -273,7 +273,7 @@ fn an_empty_instruction_is_trained_on() {
     // The empty prompt is in the data, and replaces others.
     (recipe.data.batch, recipe.objective.drop_prompt) = (4, 0.5);
     Trainer::open(recipe.clone(), go_on).unwrap().run(go_on).unwrap();
-    assert_eq!(state(&recipe).names().len(), 4);
+    assert!(state(&recipe).contains("values"));
     // A second run finds every prompt in the cache.
     let mut encoded = 0;
     let count = |event: TrainEvent<'_>| {

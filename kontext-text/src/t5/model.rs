@@ -134,7 +134,7 @@ impl T5Encoder {
         match load::config::<T5Config>(folder)? {
             None => T5Config::infer(weights),
             Some(config) => {
-                config.validate(folder)?;
+                config.validate(&folder.join("config.json"))?;
                 Ok(config)
             }
         }
