@@ -335,6 +335,16 @@ fn what_is_wrong_is_said_before_anything_is_encoded() {
             assert!(reason(&table).contains(words));
         }
     }
+    for path in ["model", "out"] {
+        let mut table = world.recipe();
+        table.insert(path.to_owned(), "".into());
+        assert!(reason(&table).contains(&format!("invalid {path}: expected a path")));
+    }
+    for path in ["folder", "cache"] {
+        let mut table = world.recipe();
+        set(&mut table, &["data".to_owned(), path.to_owned()], Some("".into()));
+        assert!(reason(&table).contains(&format!("invalid data.{path}: expected a path")));
+    }
     let mut table = world.recipe();
     table.insert("device".to_owned(), "gpu".into());
     assert!(reason(&table).contains("cpu, cuda or cuda:N"));

@@ -173,6 +173,21 @@ impl Recipe {
     /// [`Error::InvalidArgument`] with the field and its range; a checkpoint error if a path is not valid
     /// text, since the recipe is saved with the state.
     pub fn validate(&self) -> Result<()> {
+        let paths = [("model", Some(&self.model)), ("out", Some(&self.out))];
+        let data = [
+            ("data.folder", Some(&self.data.folder)),
+            ("data.cache", self.data.cache.as_ref()),
+        ];
+        for (name, path) in paths.into_iter().chain(data) {
+            // It would mean the current directory.
+            if path.is_some_and(|path| path.as_os_str().is_empty()) {
+                return Err(Error::invalid(
+                    name,
+                    "a path; `.` is the current directory",
+                    "an empty one",
+                ));
+            }
+        }
         within("steps", self.steps, STEPS)?;
         within("seed", self.seed, SEED)?;
         within("clip", self.clip, CLIP)?;
