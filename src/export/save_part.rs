@@ -22,7 +22,7 @@ pub(crate) const TRANSFORMERS_FILE: &str = "model.safetensors";
 /// writes them in the same dtypes under those of diffusers.
 ///
 /// # Errors
-/// [`Error::Io`] if the folder cannot be written.
+/// [`kontext_core::Error::Io`] if the folder cannot be written.
 pub fn transformer(folder: impl AsRef<Path>, tensors: Vec<(String, Tensor)>, config: &DitConfig) -> Result<()> {
     let tensors = renamed(tensors, kontext_dit::names::diffusers, config.width())?;
     part(
@@ -37,7 +37,7 @@ pub fn transformer(folder: impl AsRef<Path>, tensors: Vec<(String, Tensor)>, con
 /// Writes the autoencoder into `folder/vae`.
 ///
 /// # Errors
-/// [`Error::Io`] if the folder cannot be written.
+/// [`kontext_core::Error::Io`] if the folder cannot be written.
 pub fn vae(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &VaeConfig) -> Result<()> {
     part(folder.as_ref(), "vae", DIFFUSERS_FILE, tensors, &vae_json(config))
 }
@@ -45,7 +45,7 @@ pub fn vae(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &VaeC
 /// Writes CLIP's text model into `folder/text_encoder`. Its tokenizer belongs in `folder/tokenizer`.
 ///
 /// # Errors
-/// [`Error::Io`] if the folder cannot be written.
+/// [`kontext_core::Error::Io`] if the folder cannot be written.
 pub fn clip(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &ClipConfig) -> Result<()> {
     part(
         folder.as_ref(),
@@ -59,7 +59,7 @@ pub fn clip(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &Cli
 /// Writes T5's encoder into `folder/text_encoder_2`. Its tokenizer belongs in `folder/tokenizer_2`.
 ///
 /// # Errors
-/// [`Error::Io`] if the folder cannot be written.
+/// [`kontext_core::Error::Io`] if the folder cannot be written.
 pub fn t5(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &T5Config) -> Result<()> {
     part(
         folder.as_ref(),
@@ -73,7 +73,7 @@ pub fn t5(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &T5Con
 /// Writes `folder/model_index.json` and `folder/scheduler/scheduler_config.json`.
 ///
 /// # Errors
-/// [`Error::Io`] if the folder cannot be written.
+/// [`kontext_core::Error::Io`] if the folder cannot be written.
 pub fn index(folder: impl AsRef<Path>, shift: Shift) -> Result<()> {
     let folder = folder.as_ref();
     let scheduler = make_folder(&folder.join("scheduler"))?;
