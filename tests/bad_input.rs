@@ -440,7 +440,7 @@ fn a_damaged_t5_configuration_is_an_error_and_not_an_overflow() {
                 std::fs::write(path, config.to_string()).unwrap();
             });
             assert!(
-                words.starts_with("cannot load text_encoder_2: ")
+                words.starts_with("cannot load text_encoder_2/config.json: ")
                     && words.contains(&format!("`{field}` is {value}, expected 1 to ")),
                 "{words}"
             );
