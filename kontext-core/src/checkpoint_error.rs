@@ -110,7 +110,7 @@ pub enum CheckpointError {
     /// Weights of another model, or in a form that is not read.
     #[error("it is {found}; {remedy}")]
     Unsupported {
-        /// The model or the form: "FLUX.2's transformer".
+        /// The model or the form: "the transformer of FLUX.2".
         found: String,
         /// The remedy.
         remedy: String,
