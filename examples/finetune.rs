@@ -12,7 +12,7 @@ use kontext::{Pipeline, PipelineBuilder};
 use kontext_bench::edit::{Mean, Table};
 use kontext_cli::judge::{Edit, Judge, edits};
 use kontext_cli::training::{Limit, train};
-use kontext_cli::{announce, emoji, say, shipped, write};
+use kontext_cli::{announce, create_folder, emoji, say, shipped, write};
 use kontext_train::{LoraMethod, Method, Recipe};
 use serde_json::json;
 
@@ -202,7 +202,7 @@ fn framed(target: &Path) -> anyhow::Result<()> {
     );
     images.sort();
     images.dedup();
-    std::fs::create_dir_all(out)?;
+    create_folder(out)?;
     let mut lines = String::new();
     let stride = (images.len() / PAIRS).max(1);
     for (index, path) in images.iter().step_by(stride).take(PAIRS).enumerate() {

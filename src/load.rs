@@ -328,6 +328,8 @@ impl PipelineBuilder {
     /// # Ok::<(), kontext::Error>(())
     /// ```
     pub fn random(&self, sizes: &ModelSizes, seed: u64) -> Result<Pipeline> {
+        // Before a large model is drawn.
+        self.check_for_parts()?;
         self.assemble(self.random_parts(sizes, seed)?)
     }
 

@@ -7,7 +7,7 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::model;
@@ -109,21 +109,13 @@ fn accepted<T>(result: kontext::Result<T>) -> Option<T> {
     }
 }
 
-/// Serialises the tests, which measure the program's memory.
-fn alone() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[test]
 fn broken_sessions_are_continued_or_refused_in_time_and_memory() {
-    let _alone = alone();
     short(&Sessions::new(), env!("CARGO_TARGET_TMPDIR"), Duration::from_secs(2));
 }
 
 #[test]
 #[ignore = "it runs for half an hour: see kontext_fixtures::fuzz"]
 fn broken_sessions_without_end_are_continued_or_refused_in_time_and_memory() {
-    let _alone = alone();
     long(&Sessions::new(), env!("CARGO_TARGET_TMPDIR"));
 }

@@ -3,15 +3,13 @@
 use std::path::Path;
 
 use anyhow::Context;
-use kontext_core::{Error, utf8};
 
 /// Reads a text file, also one that starts with a byte order mark.
 ///
 /// # Errors
 /// If the file cannot be read or is not UTF-8.
 pub fn read(path: &Path) -> anyhow::Result<String> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    Ok(utf8(&bytes).map_err(|reason| Error::config(path, reason))?.to_owned())
+    Ok(kontext_core::read_text(path)?)
 }
 
 /// Writes a text file through a temporary file and a rename.

@@ -13,14 +13,24 @@ use crate::{Error, Result, write_file};
 /// expected.
 pub fn read_json<T: DeserializeOwned>(path: impl AsRef<Path>) -> Result<T> {
     let path = path.as_ref();
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let text = utf8(&bytes).map_err(|reason| Error::config(path, reason))?;
+    let text = read_text(path)?;
     // A struct would also be read from a list of its fields' values, and `[]` as all defaults.
     if !text.trim_start().starts_with('{') {
         let reason = "expected an object in braces, `{…}`; correct it or fetch it again";
         return Err(Error::config(path, reason));
     }
-    serde_json::from_str(text).map_err(|e| Error::config(path, format!("{e}; correct it or fetch it again")))
+    serde_json::from_str(&text).map_err(|e| Error::config(path, format!("{e}; correct it or fetch it again")))
+}
+
+/// Reads a text file, also one that starts with a byte order mark.
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be read; a checkpoint error if it is not UTF-8.
+pub fn read_text(path: impl AsRef<Path>) -> Result<String> {
+    let path = path.as_ref();
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let text = utf8(&bytes).map_err(|reason| Error::config(path, reason))?;
+    Ok(text.to_owned())
 }
 
 /// Returns the text of a UTF-8 file, without the byte order mark that some editors write at its start.

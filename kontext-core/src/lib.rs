@@ -32,7 +32,7 @@ pub use class_name::check_class;
 pub use contain::contain;
 pub use durable::{create_folder, sync_entry};
 pub use error::{During, Error, Result, TorchError};
-pub use json::{read_json, utf8, without_mark, write_json};
+pub use json::{read_json, read_text, utf8, without_mark, write_json};
 pub use lock::lock;
 pub use output_file::{OutputFile, check_writable, write_file};
 pub use output_folder::OutputFolder;

@@ -38,20 +38,6 @@ pub fn finite(name: &'static str, value: f64) -> Result<f64> {
     Err(Error::invalid(name, "a finite number", value))
 }
 
-/// Checks that each number of a list is neither NaN nor infinite.
-///
-/// # Errors
-/// [`Error::InvalidArgument`] with the first that is, and its place.
-pub fn all_finite(name: &'static str, values: &[f32]) -> Result<()> {
-    match values.iter().position(|value| !value.is_finite()) {
-        None => Ok(()),
-        Some(place) => {
-            let got = format!("{} at place {place} of {}", values[place], values.len());
-            Err(Error::invalid(name, "finite numbers", got))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,15 +50,5 @@ mod tests {
         for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             assert!(finite("number", value).is_err() && within("number", value, 0.0..=1.0).is_err());
         }
-    }
-
-    #[test]
-    fn the_first_number_that_is_not_finite_is_named() {
-        let error = all_finite("noise", &[0.0, f32::INFINITY, f32::NAN]).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "invalid noise: expected finite numbers, got inf at place 1 of 3"
-        );
-        all_finite("noise", &[]).unwrap();
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kontext_core::Result;
+use kontext_core::{Result, printable};
 use kontext_nn::LinearAdapter;
 
 use crate::factors::LoraForm;
@@ -58,18 +58,6 @@ impl std::fmt::Display for Unmatched {
             None => f.write_str(")"),
         }
     }
-}
-
-/// Escapes control characters: a stranger's file may hold codes of a terminal in its names and metadata.
-fn printable(text: &str) -> String {
-    let escaped = |c: char| {
-        if c.is_control() {
-            c.escape_default().to_string()
-        } else {
-            c.to_string()
-        }
-    };
-    text.chars().map(escaped).collect()
 }
 
 impl LoraReport {

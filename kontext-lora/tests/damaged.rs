@@ -4,10 +4,13 @@
 //! Files are written byte by byte, so that their headers can hold what no writer writes.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
+mod common;
+
 use std::path::Path;
 
+use common::config;
 use kontext_core::{CheckpointError, Error, Result};
-use kontext_dit::{Dit, DitConfig};
+use kontext_dit::Dit;
 use kontext_lora::{Lora, LoraTarget};
 use kontext_nn::Weights;
 
@@ -72,22 +75,6 @@ fn file(tensors: &[Stored], metadata: &[(&str, &str)]) -> Vec<u8> {
     all.extend(header.bytes());
     all.extend(data);
     all
-}
-
-fn config() -> DitConfig {
-    DitConfig {
-        in_channels: 16,
-        out_channels: 16,
-        heads: 1,
-        head_dim: 8,
-        axes_dim: [4, 2, 2],
-        mlp_width: 32,
-        double_blocks: 1,
-        single_blocks: 1,
-        context_dim: 8,
-        pooled_dim: 8,
-        guidance_embed: true,
-    }
 }
 
 /// A model, and a file to write to.

@@ -3,12 +3,14 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
+mod common;
+
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use common::config;
 use kontext_core::{Error, Result};
-use kontext_dit::{Dit, DitConfig};
+use kontext_dit::Dit;
 use kontext_fixtures::fuzz::{Counting, Draw, Taken, Target, Tensors, change_bytes, long, short};
 use kontext_lora::{Lora, LoraTarget};
 use kontext_nn::Weights;
@@ -60,23 +62,6 @@ const ENDS: [&str; 28] = [
     ".diff_b",
     "",
 ];
-
-/// A tiny model: `img_in` is [8, 16], the queries of its double block are [8, 8].
-fn config() -> DitConfig {
-    DitConfig {
-        in_channels: 16,
-        out_channels: 16,
-        heads: 1,
-        head_dim: 8,
-        axes_dim: [4, 2, 2],
-        mlp_width: 32,
-        double_blocks: 1,
-        single_blocks: 1,
-        context_dim: 8,
-        pooled_dim: 8,
-        guidance_embed: true,
-    }
-}
 
 /// Returns a safetensors file of f32 tensors of halves.
 fn file(module: &str, factors: &[(&str, &[u64])], metadata: &Value) -> Vec<u8> {
@@ -213,21 +198,13 @@ fn accepted<T>(result: Result<T>) -> Option<T> {
     }
 }
 
-/// Serialises the tests, which measure the program's memory.
-fn alone() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[test]
 fn broken_loras_are_prepared_or_refused_in_time_and_memory() {
-    let _alone = alone();
     short(&Loras::new(), env!("CARGO_TARGET_TMPDIR"), Duration::from_secs(2));
 }
 
 #[test]
 #[ignore = "it runs for half an hour: see kontext_fixtures::fuzz"]
 fn broken_loras_without_end_are_prepared_or_refused_in_time_and_memory() {
-    let _alone = alone();
     long(&Loras::new(), env!("CARGO_TARGET_TMPDIR"));
 }

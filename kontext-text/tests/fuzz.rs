@@ -13,7 +13,6 @@
 mod common;
 
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use common::{asset, chain, tokens};
@@ -177,21 +176,13 @@ fn accepted<T>(result: kontext_core::Result<T>) -> Option<T> {
     }
 }
 
-/// Serialises the tests, which measure the program's memory.
-fn alone() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[test]
 fn broken_tokenizers_are_used_or_refused_in_time_and_memory() {
-    let _alone = alone();
     short(&Tokenizers::new(), env!("CARGO_TARGET_TMPDIR"), Duration::from_secs(2));
 }
 
 #[test]
 #[ignore = "it runs for half an hour: see kontext_fixtures::fuzz"]
 fn broken_tokenizers_without_end_are_used_or_refused_in_time_and_memory() {
-    let _alone = alone();
     long(&Tokenizers::new(), env!("CARGO_TARGET_TMPDIR"));
 }

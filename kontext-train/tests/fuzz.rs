@@ -4,7 +4,6 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kontext_core::Error;
@@ -117,21 +116,13 @@ impl Target for Recipes {
     }
 }
 
-/// Serialises the tests, which measure the program's memory.
-fn alone() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[test]
 fn broken_recipes_are_accepted_or_refused_in_time_and_memory() {
-    let _alone = alone();
     short(&Recipes::new(), env!("CARGO_TARGET_TMPDIR"), Duration::from_secs(2));
 }
 
 #[test]
 #[ignore = "it runs for half an hour: see kontext_fixtures::fuzz"]
 fn broken_recipes_without_end_are_accepted_or_refused_in_time_and_memory() {
-    let _alone = alone();
     long(&Recipes::new(), env!("CARGO_TARGET_TMPDIR"));
 }

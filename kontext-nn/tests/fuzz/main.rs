@@ -11,12 +11,11 @@ mod explore;
 mod gguf;
 
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use common::{Part, described, entry, gguf_file, safetensors_file};
 use gguf::Gguf;
-use kontext_fixtures::fuzz::{Counting, Draw, Meter, Taken, Target, Tensors, change_bytes, long, short};
+use kontext_fixtures::fuzz::{Counting, Draw, Meter, Taken, Target, Tensors, alone, change_bytes, long, short};
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
@@ -54,12 +53,6 @@ const ENDS: [&str; 18] = [
 /// 12 times as much.
 fn allowed(file: u64) -> u64 {
     32 * file + 32_768
-}
-
-/// Serialises the tests that measure memory.
-fn alone() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A sound file from which cases start.
@@ -158,7 +151,6 @@ impl Target for WeightFiles {
 
 #[test]
 fn broken_files_are_read_or_refused_in_time_and_memory() {
-    let _alone = alone();
     short(
         &WeightFiles { seeds: seeds() },
         env!("CARGO_TARGET_TMPDIR"),
@@ -169,7 +161,6 @@ fn broken_files_are_read_or_refused_in_time_and_memory() {
 #[test]
 #[ignore = "it runs for half an hour: see kontext_fixtures::fuzz"]
 fn broken_files_without_end_are_read_or_refused_in_time_and_memory() {
-    let _alone = alone();
     long(&WeightFiles { seeds: seeds() }, env!("CARGO_TARGET_TMPDIR"));
 }
 

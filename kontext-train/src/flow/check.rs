@@ -1,6 +1,6 @@
 //! The checks of a recipe that need its model's headers and its data's lines, and no computation.
 
-use kontext_core::{Device, Error, Kind, Result, check_writable};
+use kontext_core::{Device, Error, Kind, Result, check_writable, create_folder};
 use kontext_device::device;
 use kontext_dit::{LinearPart, linear_parts};
 
@@ -31,7 +31,7 @@ impl Recipe {
         if !Dataset::open(&data.folder)?.items.iter().any(used) {
             return Err(no_items(self));
         }
-        std::fs::create_dir_all(&self.out).map_err(Error::io(&self.out))?;
+        create_folder(&self.out)?;
         check_writable(self.out.join("state.safetensors"))
     }
 

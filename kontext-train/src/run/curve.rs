@@ -1,9 +1,8 @@
 //! Training curves: a CSV file and a plot of it.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use kontext_core::{Error, OutputFile, Result, Tensor};
+use kontext_core::{Error, Result, Tensor, write_file};
 use plotters::prelude::*;
 
 use super::Snapshot;
@@ -106,8 +105,8 @@ impl Curve {
             path: path.clone(),
             reason: e,
         })?;
-        write(&path, &svg)?;
-        write(&self.path, &self.text())
+        write_file(&path, svg.as_bytes())?;
+        write_file(&self.path, self.text().as_bytes())
     }
 
     fn plot(&self) -> std::result::Result<String, String> {
@@ -163,12 +162,6 @@ impl Curve {
             .map(|(end, p)| (p.step as f64, mean(window(end))))
             .collect()
     }
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    let mut file = OutputFile::create(path)?;
-    file.writer().write_all(text.as_bytes()).map_err(Error::io(path))?;
-    file.publish()
 }
 
 fn from_record(record: &Tensor) -> Option<Vec<Point>> {
