@@ -358,6 +358,19 @@ fn a_part_on_which_the_library_panics_is_an_error_and_not_a_panic() {
 }
 
 #[test]
+fn a_charsmap_that_claims_more_than_it_holds_is_refused_before_memory_is_taken() {
+    // Tries of 256 MB and of 4 GB, for which the library would allocate twice as much; one within a sequence.
+    for (map, size) in [("BAAAEAAAAAA=", 0x1000_0004_u32), ("/////w==", u32::MAX)] {
+        let one = serde_json::json!({"type": "Precompiled", "precompiled_charsmap": map});
+        let sequence = serde_json::json!({"type": "Sequence", "normalizers": [{"type": "NFC"}, one]});
+        for normalizer in [one, sequence] {
+            let error = chain(&with("/normalizer", normalizer).unwrap_err());
+            assert!(error.contains(&format!("a trie of {size} bytes")), "{error}");
+        }
+    }
+}
+
+#[test]
 fn the_dropout_of_a_stored_model_is_off_so_that_ids_are_the_same_each_time() {
     let folder = tempfile::tempdir().unwrap();
     let vocab: serde_json::Map<String, Value> = ["a", "b", "ab", "abab", "</s>"]

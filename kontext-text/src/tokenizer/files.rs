@@ -5,7 +5,7 @@ use std::path::Path;
 use kontext_core::{Error, Result, utf8};
 use serde_json::Value;
 
-use super::{Tokenizer, clip_bpe};
+use super::{Tokenizer, checks, clip_bpe};
 
 /// Remedy for an unusable tokenizer, appended to errors.
 pub(super) const REMEDY: &str = "to make a usable tokenizer.json, run in Python: \
@@ -73,7 +73,8 @@ fn open_json(file: &Path, settings: Option<&Path>) -> Result<Tokenizer> {
     };
     let json = serde_json::from_str(&read(file)?);
     let mut json: Value = json.map_err(|e| unusable(format!("it is no JSON ({e}); {REMEDY}")))?;
-    check_merges(&json).map_err(unusable)?;
+    checks::merges(&json).map_err(unusable)?;
+    checks::charsmaps(&json).map_err(unusable)?;
     // Random merges are for training; with them the same prompt would get other ids at each run.
     if let Some(dropout) = json.pointer_mut("/model/dropout") {
         *dropout = Value::Null;
@@ -91,30 +92,6 @@ fn read(file: &Path) -> Result<String> {
         reason: reason.to_owned(),
     })?;
     Ok(text.to_owned())
-}
-
-/// Checks that the result of every merge is in the vocabulary: the tokenizers crate aborts the process on a
-/// merge whose result is longer than any token. Merges are "a b" or ["a", "b"].
-fn check_merges(json: &Value) -> Result<(), String> {
-    let model = &json["model"];
-    let (Some(merges), Some(vocab)) = (model["merges"].as_array(), model["vocab"].as_object()) else {
-        return Ok(());
-    };
-    let prefix = model["continuing_subword_prefix"].as_str().unwrap_or_default();
-    for merge in merges {
-        let pair = match merge {
-            Value::String(text) => text.split_once(' '),
-            other => other[0].as_str().zip(other[1].as_str()),
-        };
-        let known = |(a, b): (&str, &str)| {
-            b.strip_prefix(prefix)
-                .is_some_and(|b| vocab.contains_key(&format!("{a}{b}")))
-        };
-        if !pair.is_some_and(known) {
-            return Err(format!("its merge {merge} gives no token of its vocabulary; {REMEDY}"));
-        }
-    }
-    Ok(())
 }
 
 fn sentencepiece(file: &Path) -> Error {

@@ -1,5 +1,6 @@
 //! The tokenizer of both encoders: prompts to padded token ids, and the text that did not fit or is unknown.
 
+mod checks;
 mod clip_bpe;
 mod files;
 mod unknown;

@@ -1,0 +1,61 @@
+//! Checks of a `tokenizer.json` for parts on which the tokenizers crate aborts the process or takes memory out of
+//! proportion. Its panics need none: they are contained.
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::Value;
+
+use super::files::REMEDY;
+
+/// Checks that the result of every merge is in the vocabulary: the tokenizers crate aborts the process on a
+/// merge whose result is longer than any token. Merges are "a b" or ["a", "b"].
+pub(super) fn merges(json: &Value) -> Result<(), String> {
+    let model = &json["model"];
+    let (Some(merges), Some(vocab)) = (model["merges"].as_array(), model["vocab"].as_object()) else {
+        return Ok(());
+    };
+    let prefix = model["continuing_subword_prefix"].as_str().unwrap_or_default();
+    for merge in merges {
+        let pair = match merge {
+            Value::String(text) => text.split_once(' '),
+            other => other[0].as_str().zip(other[1].as_str()),
+        };
+        let known = |(a, b): (&str, &str)| {
+            b.strip_prefix(prefix)
+                .is_some_and(|b| vocab.contains_key(&format!("{a}{b}")))
+        };
+        if !pair.is_some_and(known) {
+            return Err(format!("its merge {merge} gives no token of its vocabulary; {REMEDY}"));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that every character map of a `Precompiled` normalizer is as long as it says: the crate that reads it
+/// allocates up to 8 GiB for the trie's size in its first four bytes. One that is no base64 is left to that crate,
+/// which refuses it before it allocates.
+pub(super) fn charsmaps(json: &Value) -> Result<(), String> {
+    match json {
+        Value::Array(values) => values.iter().try_for_each(charsmaps),
+        Value::Object(fields) => fields.iter().try_for_each(|(name, value)| match value.as_str() {
+            Some(map) if name == "precompiled_charsmap" => charsmap(map),
+            _ => charsmaps(value),
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn charsmap(map: &str) -> Result<(), String> {
+    let bytes = BASE64_STANDARD.decode(map).unwrap_or_default();
+    let Some((size, rest)) = bytes.split_first_chunk() else {
+        return Ok(());
+    };
+    let size = u32::from_le_bytes(*size);
+    if usize::try_from(size).is_ok_and(|size| size <= rest.len()) {
+        return Ok(());
+    }
+    let held = rest.len();
+    Err(format!(
+        "its precompiled_charsmap has a trie of {size} bytes, but holds {held}; {REMEDY}"
+    ))
+}
