@@ -118,7 +118,10 @@ fn is_temporary(name: &str) -> bool {
 
 /// Returns the name under which an entry is kept: no program removes it, and listings show it.
 pub(crate) fn kept_name(temporary: &Path) -> PathBuf {
-    let name = temporary.file_name().and_then(std::ffi::OsStr::to_str).unwrap_or_default();
+    let name = temporary
+        .file_name()
+        .and_then(std::ffi::OsStr::to_str)
+        .unwrap_or_default();
     let name = name.trim_start_matches('.').trim_end_matches(SUFFIX);
     temporary.with_file_name(name)
 }

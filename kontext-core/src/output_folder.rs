@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::durable::{above, sync_entry, sync_tree};
 use crate::output_path::followed;
-use crate::{Error, Result, leftovers};
+use crate::{Error, Result, leftovers, printable};
 
 /// A temporary folder next to `path`, renamed to `path` by [`OutputFolder::publish`]. Dropped before that, it
 /// leaves nothing. That of a killed program is removed as [`OutputFile`](crate::OutputFile) says.
@@ -116,7 +116,10 @@ fn kept(path: &Path, temporary: &Path, error: io::Error) -> Error {
     };
     match Error::io(path)(error) {
         Error::Io { path, source } => {
-            let words = format!("{source}; what was written is kept in {}", at.display());
+            let words = format!(
+                "{source}; what was written is kept in {}",
+                printable(&at.display().to_string())
+            );
             let source = io::Error::new(source.kind(), words);
             Error::Io { path, source }
         }
@@ -207,7 +210,10 @@ mod tests {
         fs::create_dir(&empty).unwrap();
         for path in [Path::new(""), Path::new("."), Path::new(".."), &empty.join("..")] {
             let error = OutputFolder::create(path).unwrap_err();
-            assert!(words(&error).contains("expected the name of a new folder"), "{path:?}: {error}");
+            assert!(
+                words(&error).contains("expected the name of a new folder"),
+                "{path:?}: {error}"
+            );
         }
         OutputFolder::create(&empty.join(".")).unwrap();
     }
