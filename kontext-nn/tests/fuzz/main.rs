@@ -150,7 +150,7 @@ impl Target for WeightFiles {
 
 #[test]
 fn broken_files_are_read_or_refused_in_time_and_memory() {
-    short(&WeightFiles { seeds: seeds() }, env!("CARGO_TARGET_TMPDIR"), 1000);
+    short(&WeightFiles { seeds: seeds() }, env!("CARGO_TARGET_TMPDIR"), 500);
 }
 
 #[test]
