@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use kontext_core::{Error, Kind, Tensor};
 use kontext_fixtures::Fixture;
+#[allow(unused_imports)] // Each test uses some.
 pub(crate) use kontext_fixtures::{Part, safetensors_file, with_header};
 use tempfile::TempDir;
 
