@@ -5,7 +5,6 @@ mod common;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use common::desk::{Desk, diffusers, small};
 use common::{add, copy, model, program, rename, replace, told, truncate};
@@ -919,7 +918,6 @@ fn an_interrupted_run_says_how_far_it_came_and_writes_nothing() {
     // The last line before the run begins.
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
     assert!(lines.any(|line| line.starts_with("T5 tokenizer:")));
-    std::thread::sleep(Duration::from_secs(1));
     assert!(
         Command::new("kill")
             .args(["-INT", &child.id().to_string()])

@@ -28,7 +28,7 @@ impl Desk {
     fn new() -> Self {
         let desk = Self(tempfile::tempdir().unwrap());
         let images = desk.path("bench/test/images");
-        std::fs::create_dir_all(&images).unwrap();
+        kontext_core::create_folder(&images).unwrap();
         for name in ["source", "truth"] {
             let image = kontext::open_image(format!("{}/examples/data/emoji-{name}.png", env!("CARGO_MANIFEST_DIR")));
             let image = kontext::crates::kontext_core::images::resize(&image.unwrap(), 64, 64).unwrap();

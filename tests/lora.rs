@@ -70,7 +70,7 @@ impl World {
             .get(name)
             .map(|header| serde_json::from_value(header.clone()).unwrap());
         let folder = self.folder.path().join(name);
-        std::fs::create_dir_all(&folder).unwrap();
+        kontext_core::create_folder(&folder).unwrap();
         let config = configs.get(name);
         let path = folder.join(if config.is_some() {
             "adapter_model.safetensors"

@@ -48,7 +48,7 @@ fn image(folder: &Path) -> Vec<u8> {
 }
 
 fn make(folder: &Path) -> PathBuf {
-    std::fs::create_dir_all(folder).unwrap();
+    kontext_core::create_folder(folder).unwrap();
     folder.to_owned()
 }
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use kontext_core::{printable, shortened};
+use kontext_core::{printable, printable_lines, shortened};
 
 /// Characters of a line on stderr.
 const LONGEST_LINE: usize = 2000;
@@ -59,11 +59,6 @@ pub fn announce(text: impl Display) {
 pub fn note(line: impl Display) {
     let line = shortened(&printable(&line.to_string()), LONGEST_LINE);
     let _ = writeln!(std::io::stderr(), "{line}");
-}
-
-/// Escapes the lines of a text one by one.
-fn printable_lines(text: &str) -> String {
-    text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
 }
 
 /// Returns the advice that only a program can give: a library does not know its flags.

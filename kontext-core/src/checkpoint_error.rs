@@ -1,11 +1,21 @@
 //! Errors in the files of a model.
 
+use crate::{printable, printable_lines, shortened};
+
+/// Characters of a name in a file that a message shows.
+const LONGEST_NAME: usize = 200;
+/// Characters of a reason, which may quote a file.
+const LONGEST_REASON: usize = 2000;
+
 /// A reason why a checkpoint cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
     /// A missing tensor.
-    #[error("no tensor `{name}`{}; the file is incomplete or of another model, fetch the right one", nearest.as_ref().map(|n| format!(" (nearest: `{n}`)")).unwrap_or_default())]
+    #[error(
+        "no tensor {}{}; the file is incomplete or of another model, fetch the right one",
+        quoted(name), nearest.as_ref().map(|n| format!(" (nearest: {})", quoted(n))).unwrap_or_default()
+    )]
     Missing {
         /// The tensor's name in this checkpoint's naming.
         name: String,
@@ -20,7 +30,8 @@ pub enum CheckpointError {
     },
     /// A tensor whose shape differs from the configuration.
     #[error(
-        "tensor `{name}` has shape {got:?}, the configuration asks for {expected:?}; they are of different models, take both from one"
+        "tensor {} has shape {got:?}, the configuration asks for {expected:?}; they are of different models, take both from one",
+        quoted(name)
     )]
     Shape {
         /// The tensor's name.
@@ -32,7 +43,9 @@ pub enum CheckpointError {
     },
     /// A tensor with a dtype that weights cannot have.
     #[error(
-        "tensor `{name}` has dtype {dtype}; expected one of F64, F32, F16, BF16, F8_E4M3, F8_E5M2, fetch the file in one of them"
+        "tensor {} has dtype {}; expected one of F64, F32, F16, BF16, F8_E4M3, F8_E5M2, fetch the file in one of them",
+        quoted(name),
+        text(dtype)
     )]
     Dtype {
         /// The tensor's name.
@@ -41,19 +54,26 @@ pub enum CheckpointError {
         dtype: String,
     },
     /// An invalid safetensors file.
-    #[error("not a valid safetensors file: {reason}; it may be truncated or damaged, fetch it again")]
+    #[error(
+        "not a valid safetensors file: {}; it may be truncated or damaged, fetch it again",
+        text(reason)
+    )]
     Header {
         /// The parser's message.
         reason: String,
     },
     /// A GGUF file that cannot be used.
-    #[error("cannot use this GGUF file: {reason}")]
+    #[error("cannot use this GGUF file: {}", text(reason))]
     Gguf {
         /// The problem and its remedy.
         reason: String,
     },
     /// A quantised weight with side tensors that do not fit it.
-    #[error("cannot use the quantised weight `{name}`: {reason}; the file is damaged or incomplete, fetch it again")]
+    #[error(
+        "cannot use the quantised weight {}: {}; the file is damaged or incomplete, fetch it again",
+        quoted(name),
+        text(reason)
+    )]
     Quantised {
         /// The weight's name.
         name: String,
@@ -69,7 +89,7 @@ pub enum CheckpointError {
         remedy: &'static str,
     },
     /// A configuration file that cannot be used.
-    #[error("the configuration cannot be used: {reason}")]
+    #[error("the configuration cannot be used: {}", text(reason))]
     Config {
         /// The problem, with the field's name.
         reason: String,
@@ -83,13 +103,16 @@ pub enum CheckpointError {
         total: usize,
     },
     /// A LoRA without any effect on the model.
-    #[error("the LoRA would change nothing: {reason}; take another file, or allow it (`allow_no_effect`)")]
+    #[error(
+        "the LoRA would change nothing: {}; take another file, or allow it (`allow_no_effect`)",
+        text(reason)
+    )]
     LoraWithoutEffect {
         /// The reason.
         reason: String,
     },
     /// A LoRA that cannot be read.
-    #[error("the LoRA cannot be used: {reason}")]
+    #[error("the LoRA cannot be used: {}", text(reason))]
     Lora {
         /// The problem and its remedy.
         reason: String,
@@ -108,7 +131,7 @@ pub enum CheckpointError {
         found: Vec<String>,
     },
     /// Weights of another model, or in a form that is not read.
-    #[error("it is {found}; {remedy}")]
+    #[error("it is {}; {}", text(found), text(remedy))]
     Unsupported {
         /// The model or the form: "the transformer of FLUX.2".
         found: String,
@@ -136,14 +159,87 @@ fn count(tensors: usize) -> String {
 
 /// Joins the first few names: enough to see the pattern, short enough for one line.
 fn list(names: &[String]) -> String {
-    first(&names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>())
+    first(&names.iter().map(|name| quoted(name)).collect::<Vec<_>>())
+}
+
+/// Returns the name of a tensor as a message shows it.
+fn quoted(name: &str) -> String {
+    format!("`{}`", shortened(&printable(name), LONGEST_NAME))
+}
+
+/// Returns a reason as a message shows it. It may quote a file, and have lines.
+pub(crate) fn text(reason: &str) -> String {
+    shortened(&printable_lines(reason), LONGEST_REASON)
 }
 
 fn first(parts: &[String]) -> String {
     const SHOWN: usize = 4;
-    let mut text = parts.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    let mut all = parts
+        .iter()
+        .take(SHOWN)
+        .map(|part| text(part))
+        .collect::<Vec<_>>()
+        .join(", ");
     if parts.len() > SHOWN {
-        text.push_str(", …");
+        all.push_str(", …");
     }
-    text
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_reasons_from_files_are_shown_printable_and_short() {
+        let name = format!("a\u{1b}[2J\n{}", "b".repeat(100_000));
+        let (reason, nearest) = (name.clone(), Some(name.clone()));
+        let shape = (vec![1], vec![2]);
+        let all = |name: &String| vec![name.clone(); 5];
+        for error in [
+            CheckpointError::Missing {
+                name: name.clone(),
+                nearest,
+            },
+            CheckpointError::Unused { names: all(&name) },
+            CheckpointError::Shape {
+                name: name.clone(),
+                expected: shape.0,
+                got: shape.1,
+            },
+            CheckpointError::Dtype {
+                name: name.clone(),
+                dtype: name.clone(),
+            },
+            CheckpointError::Header { reason: reason.clone() },
+            CheckpointError::Gguf { reason: reason.clone() },
+            CheckpointError::Quantised {
+                name: name.clone(),
+                reason: reason.clone(),
+            },
+            CheckpointError::Config { reason: reason.clone() },
+            CheckpointError::LoraUnmatched {
+                parts: all(&name),
+                total: 5,
+            },
+            CheckpointError::LoraWithoutEffect { reason: reason.clone() },
+            CheckpointError::Lora { reason: reason.clone() },
+            CheckpointError::MissingPart {
+                part: "VAE",
+                looked: "here".to_owned(),
+                found: all(&name),
+            },
+            CheckpointError::Unsupported {
+                found: name.clone(),
+                remedy: reason,
+            },
+        ] {
+            let shown = error.to_string();
+            assert!(
+                shown.contains("a\\u{1b}[2J") && !shown.contains('\u{1b}'),
+                "{shown:.300}"
+            );
+            assert!(shown.len() < 10_000, "{}", shown.len());
+        }
+    }
 }

@@ -18,6 +18,7 @@ pub fn create_folder(path: impl AsRef<Path>) -> Result<()> {
         .filter(|folder| !folder.as_os_str().is_empty() && !folder.exists())
         .map(Path::to_owned)
         .collect();
+    #[expect(clippy::disallowed_methods, reason = "it is called here only")]
     std::fs::create_dir_all(path).map_err(Error::io(path))?;
     missing.iter().rev().try_for_each(sync_entry)
 }

@@ -4,10 +4,12 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::without_mark;
+use crate::{printable, shortened, without_mark};
 
 /// Number of fields listed in a message.
 const SHOWN: usize = 8;
+/// Characters of a field's name that a message shows.
+const LONGEST_NAME: usize = 40;
 
 /// Iterates over the lines of a file that are not blank: their numbers from 1, and their fields or the
 /// problem.
@@ -109,7 +111,7 @@ impl Fields {
             .0
             .keys()
             .take(SHOWN)
-            .map(|name| format!("`{}`", name.escape_debug()))
+            .map(|name| format!("`{}`", shortened(&printable(name), LONGEST_NAME)))
             .collect();
         if names.is_empty() {
             "none".to_owned()
@@ -190,7 +192,7 @@ mod tests {
         assert_eq!(fields.text(&["image"]), Ok(None));
         assert_eq!(
             fields.require(&["image", "file_name", "x"]).unwrap_err(),
-            "no field `image` (nor `file_name`); it has `b\\0`, `image`, `text`"
+            "no field `image` (nor `file_name`); it has `b\\u{0}`, `image`, `text`"
         );
         assert_eq!(
             Fields::read("{}").unwrap().require(&["target"]).unwrap_err(),

@@ -1,23 +1,21 @@
 //! Temporary names, and the removal of files that killed programs left under them.
 //!
-//! A temporary file or folder is called `.kontext-MACHINE-XXXXXX.tmp` and is locked by its writer as long as
-//! it exists. The system releases the lock when the writer ends, in whichever way, so a leftover is one whose
-//! lock can be had. On a file system without locks nothing is ever removed.
+//! A temporary file or folder is called `.kontext-XXXXXX.tmp` and is locked by its writer as long as it exists.
+//! The system releases the lock when the writer ends, in whichever way, so a leftover is one whose lock can be
+//! had. Some network and user-space file systems keep locks to one mount, so it must be old as well. On a file
+//! system without locks nothing is ever removed.
 
 use std::collections::BTreeSet;
 use std::fs::{File, Metadata};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock};
+use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
 const PREFIX: &str = ".kontext-";
 const SUFFIX: &str = ".tmp";
-/// Digits of the machine's name.
-const MACHINE: usize = 8;
 /// Random letters of a name.
 const RANDOM: usize = 6;
-/// Age from which a leftover of another machine, or of this one before it was started, is removed: some
-/// network file systems keep locks to one machine.
+/// Time without a write after which a leftover is removed.
 const OLD: Duration = Duration::from_secs(600);
 /// Folders remembered as swept.
 const REMEMBERED: usize = 1000;
@@ -34,7 +32,7 @@ enum Lock {
 /// Returns a builder of temporary names. An entry that it makes is to be claimed.
 pub(crate) fn builder() -> tempfile::Builder<'static, 'static> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix(prefix()).suffix(SUFFIX).rand_bytes(RANDOM);
+    builder.prefix(PREFIX).suffix(SUFFIX).rand_bytes(RANDOM);
     builder
 }
 
@@ -71,16 +69,14 @@ pub(crate) fn sweep_once(folder: &Path, own: &File) {
 
 fn sweep(folder: &Path, own: &Metadata) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let Some(machine) = name.to_str().and_then(machine_of) else {
+        if !entry.file_name().to_str().is_some_and(is_temporary) {
             continue;
-        };
+        }
         let path = entry.path();
         let Some(file) = open_leftover(&path, own) else {
             continue;
         };
-        let here = Some(machine) == this_machine();
-        if is_dead(lock(&file), here, || is_old(&path)) && is_at(&file, &path) {
+        if is_dead(lock(&file), || is_old(&path)) && is_at(&file, &path) {
             let is_folder = file.metadata().is_ok_and(|metadata| metadata.is_dir());
             // While the lock is held.
             let _ = if is_folder {
@@ -92,46 +88,42 @@ fn sweep(folder: &Path, own: &Metadata) {
     }
 }
 
-/// Returns `true` if no program writes to an entry. A lock proves this among the programs of one running
-/// system.
-fn is_dead(lock: Lock, here: bool, is_old: impl FnOnce() -> bool) -> bool {
-    lock == Lock::Taken && (here || is_old())
+/// Returns `true` if no program writes to an entry: its lock proves this where all programs see it, its age
+/// elsewhere.
+fn is_dead(lock: Lock, is_old: impl FnOnce() -> bool) -> bool {
+    lock == Lock::Taken && is_old()
 }
 
-/// Returns `true` if neither an entry nor a file in it was written lately.
+/// Returns `true` if neither an entry nor anything in it was written lately.
 fn is_old(path: &Path) -> bool {
-    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
-    let mut all = entries.map(|entry| entry.path()).chain([path.to_owned()]);
-    let modified = |path: PathBuf| path.symlink_metadata()?.modified();
-    all.all(|path| {
-        let age = modified(path).map(|time| SystemTime::now().duration_since(time));
-        matches!(age, Ok(Ok(age)) if age >= OLD)
-    })
-}
-
-/// Returns the machine in a temporary name; `None` for any other name.
-fn machine_of(name: &str) -> Option<&str> {
-    let (machine, random) = name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.split_once('-')?;
-    let is_machine = machine.len() == MACHINE && machine.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let is_random = random.len() == RANDOM && random.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    (is_machine && is_random).then_some(machine)
-}
-
-/// Returns the name of the running system: its boot's on Linux; `None` on others.
-fn this_machine() -> Option<&'static str> {
-    static BOOT: OnceLock<Option<String>> = OnceLock::new();
-    let read = || {
-        let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-        let digits: String = id.chars().filter(char::is_ascii_hexdigit).take(MACHINE).collect();
-        (digits.len() == MACHINE).then_some(digits)
+    let Ok(metadata) = path.symlink_metadata() else {
+        return false;
     };
-    BOOT.get_or_init(read).as_deref()
+    let age = metadata.modified().map(|time| SystemTime::now().duration_since(time));
+    if !matches!(age, Ok(Ok(age)) if age >= OLD) {
+        return false;
+    }
+    if !metadata.is_dir() {
+        return true;
+    }
+    let entries = std::fs::read_dir(path);
+    entries.is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|entry| is_old(&entry.path()))))
 }
 
-fn prefix() -> &'static str {
-    static ALL: OnceLock<String> = OnceLock::new();
-    let zeros = "0".repeat(MACHINE);
-    ALL.get_or_init(|| format!("{PREFIX}{}-", this_machine().unwrap_or(&zeros)))
+/// Returns `true` for a temporary name.
+fn is_temporary(name: &str) -> bool {
+    let random = name.strip_prefix(PREFIX).and_then(|name| name.strip_suffix(SUFFIX));
+    random.is_some_and(|random| random.len() == RANDOM && random.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+}
+
+/// Returns the name under which an entry is kept: no program removes it, and listings show it.
+pub(crate) fn kept_name(temporary: &Path) -> PathBuf {
+    let name = temporary
+        .file_name()
+        .and_then(std::ffi::OsStr::to_str)
+        .unwrap_or_default();
+    let name = name.trim_start_matches('.').trim_end_matches(SUFFIX);
+    temporary.with_file_name(name)
 }
 
 /// Opens a leftover, if it is a file or a folder of this process's user.
@@ -194,33 +186,53 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_lock_proves_that_a_writer_is_dead_and_only_on_its_own_machine() {
-        for (lock, here, old, dead) in [
-            (Lock::Taken, true, false, true),
-            (Lock::Taken, false, true, true),
-            (Lock::Taken, false, false, false),
-            (Lock::HeldByAnother, true, true, false),
-            (Lock::Unknown, true, true, false),
-            (Lock::Unknown, false, true, false),
+    fn only_a_lock_and_an_age_together_prove_that_a_writer_is_dead() {
+        for (lock, old, dead) in [
+            (Lock::Taken, true, true),
+            (Lock::Taken, false, false),
+            (Lock::HeldByAnother, true, false),
+            (Lock::Unknown, true, false),
         ] {
-            assert_eq!(is_dead(lock, here, || old), dead, "{lock:?} {here} {old}");
+            assert_eq!(is_dead(lock, || old), dead, "{lock:?} {old}");
         }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_is_as_old_as_the_newest_file_in_its_folders() {
+        let root = tempfile::tempdir().unwrap();
+        let folders = ["", "a", "a/b"].map(|name| root.path().join(name));
+        crate::create_folder(&folders[2]).unwrap();
+        let file = folders[2].join("weights");
+        std::fs::write(&file, "").unwrap();
+        let set = |path: &Path, age: Duration| {
+            let opened = File::open(path).unwrap();
+            opened.set_modified(SystemTime::now() - age).unwrap();
+        };
+        set(&file, Duration::ZERO);
+        folders.iter().for_each(|folder| set(folder, 2 * OLD));
+        assert!(!is_old(root.path()));
+        set(&file, 2 * OLD);
+        assert!(is_old(root.path()));
+        set(&folders[1], Duration::ZERO);
+        assert!(!is_old(root.path()));
+        assert!(!is_old(&root.path().join("absent")));
     }
 
     #[test]
     fn only_own_names_are_recognised() {
-        assert_eq!(machine_of(".kontext-0123abcd-aZ09xy.tmp"), Some("0123abcd"));
+        assert!(is_temporary(".kontext-aZ09xy.tmp"));
         for other in [
-            ".kontext-aZ09xy.tmp",
-            "kontext-0123abcd-aZ09xy.tmp",
-            ".kontext-0123abcd-aZ09xy.tmp.png",
-            ".kontext-0123abcg-aZ09xy.tmp",
-            ".kontext-0123abcd-a/09xy.tmp",
-            ".kontext-0123abcd-aZ09x.tmp",
-            ".tmpaZ09xy",
+            "kontext-aZ09xy.tmp",
+            ".kontext-aZ09xy.tmp.png",
+            ".kontext-a/09xy.tmp",
+            ".kontext-aZ09x.tmp",
             ".kontext-notes.tmp",
+            ".tmpaZ09xy",
         ] {
-            assert_eq!(machine_of(other), None, "{other}");
+            assert!(!is_temporary(other), "{other}");
         }
+        let kept = kept_name(Path::new("a/.kontext-aZ09xy.tmp"));
+        assert_eq!(kept, Path::new("a/kontext-aZ09xy"));
     }
 }

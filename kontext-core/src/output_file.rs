@@ -14,8 +14,10 @@ use crate::{Error, Result, leftovers, output_path};
 /// Of a symbolic link, the target is written. A file that is replaced keeps its permissions; one that is
 /// read-only is not replaced.
 ///
-/// A program that is killed leaves the file, `.kontext-XXXXXXXX-XXXXXX.tmp`. The first file that
-/// another program writes to the same folder by this type removes it, if a lock proves that its writer has ended; without locks of the file system, on Windows, and if another user wrote it, it stays.
+/// A program that is killed leaves the file, `.kontext-XXXXXX.tmp`. The first file that another program writes
+/// to the same folder by this type removes it, if nothing was written to it for ten minutes and its lock is free.
+/// A program looks for such files once in each folder, at its first output there. Without locks of the file
+/// system, on Windows, and if another user wrote it, the file stays.
 #[derive(Debug)]
 pub struct OutputFile<'a> {
     path: &'a Path,

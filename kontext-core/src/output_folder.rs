@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::durable::{above, sync_entry, sync_tree};
 use crate::output_path::followed;
-use crate::{Error, Result, leftovers};
+use crate::{Error, Result, leftovers, printable};
 
 /// A temporary folder next to `path`, renamed to `path` by [`OutputFolder::publish`]. Dropped before that, it
 /// leaves nothing. That of a killed program is removed as [`OutputFile`](crate::OutputFile) says.
@@ -25,24 +25,31 @@ impl<'a> OutputFolder<'a> {
     /// Creates the folder, with the user's permissions for new folders.
     ///
     /// # Errors
-    /// [`Error::Io`] if the parent folder does not exist or cannot be written, or if a file or a folder with
-    /// files in it has this name: those are never replaced.
+    /// [`Error::Io`] if the parent folder does not exist or cannot be written, if the path does not end in a name
+    /// (`""`, `.`, `..`), or if a file, a folder with files in it or a mount point has this name: those are never
+    /// replaced.
     pub fn create(path: &'a Path) -> Result<Self> {
         // A slash at the end would hide a link.
         let (target, _) = followed(&path.components().collect::<PathBuf>())?;
+        let fault = |kind, words: &str| Error::Io {
+            path: path.to_owned(),
+            source: io::Error::new(kind, words),
+        };
+        if path.file_name().is_none() || target.file_name().is_none() {
+            let words = "the path is empty or ends in a dot; expected the name of a new folder";
+            return Err(fault(io::ErrorKind::InvalidInput, words));
+        }
         let parent = above(&target);
         if !parent.exists() {
             return Err(Error::io(parent)(io::ErrorKind::NotFound.into()));
         }
+        if is_mount_point(&target, parent) {
+            let words = "it is a mount point, which cannot be replaced; name a new folder in it";
+            return Err(fault(io::ErrorKind::ResourceBusy, words));
+        }
         if path.exists() && path.read_dir().map_err(Error::io(path))?.next().is_some() {
-            let source = io::Error::new(
-                io::ErrorKind::DirectoryNotEmpty,
-                "the folder is not empty; name a new one",
-            );
-            return Err(Error::Io {
-                path: path.to_owned(),
-                source,
-            });
+            let words = "the folder is not empty; name a new one";
+            return Err(fault(io::ErrorKind::DirectoryNotEmpty, words));
         }
         let mut builder = leftovers::builder();
         // By default, a temporary folder is private to its owner.
@@ -79,17 +86,62 @@ impl<'a> OutputFolder<'a> {
     /// on disk, too.
     ///
     /// # Errors
-    /// [`Error::Io`] if the operating system refuses, or the name has been taken in the meantime.
+    /// [`Error::Io`] if the operating system refuses, or the name has been taken in the meantime. The folder is
+    /// then kept under a name next to the path, which the error gives.
     pub fn publish(self) -> Result<()> {
         sync_tree(self.folder.path())?;
-        if self.target.exists() {
-            // Removes only an empty folder.
-            std::fs::remove_dir(&self.target).map_err(Error::io(self.path))?;
+        let renamed = self.rename();
+        let (path, temporary) = (self.path, self.folder.keep());
+        if let Err(error) = renamed {
+            return Err(kept(path, &temporary, error));
         }
-        std::fs::rename(self.folder.path(), &self.target).map_err(Error::io(self.path))?;
-        let _renamed = self.folder.keep();
         sync_entry(&self.target)
     }
+
+    fn rename(&self) -> io::Result<()> {
+        if self.target.exists() {
+            // Removes only an empty folder.
+            std::fs::remove_dir(&self.target)?;
+        }
+        std::fs::rename(self.folder.path(), &self.target)
+    }
+}
+
+/// Gives a folder that could not be published a name under which it stays, and adds it to the error.
+fn kept(path: &Path, temporary: &Path, error: io::Error) -> Error {
+    let visible = leftovers::kept_name(temporary);
+    let at = match std::fs::rename(temporary, &visible) {
+        Ok(()) => &visible,
+        Err(_) => temporary,
+    };
+    match Error::io(path)(error) {
+        Error::Io { path, source } => {
+            let words = format!(
+                "{source}; what was written is kept in {}",
+                printable(&at.display().to_string())
+            );
+            let source = io::Error::new(source.kind(), words);
+            Error::Io { path, source }
+        }
+        other => other,
+    }
+}
+
+/// Returns `true` if a folder is the root of another file system than that of its parent. Another mount of the
+/// same file system is not found here; publishing fails there.
+#[cfg(unix)]
+fn is_mount_point(path: &Path, parent: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+
+    match (path.metadata(), parent.metadata()) {
+        (Ok(own), Ok(above)) => own.is_dir() && own.dev() != above.dev(),
+        _ => false,
+    }
+}
+
+#[cfg(not(unix))]
+fn is_mount_point(_path: &Path, _parent: &Path) -> bool {
+    false
 }
 
 #[cfg(test)]
@@ -142,14 +194,52 @@ mod tests {
         assert_eq!(synced, if cfg!(unix) { expected.to_vec() } else { vec![file] });
     }
 
+    fn words(error: &Error) -> String {
+        std::error::Error::source(error).unwrap().to_string()
+    }
+
     #[test]
-    fn a_file_or_nothing_to_stand_in_is_told() {
+    fn a_name_that_is_taken_or_none_is_refused_before_any_work() {
         let all = tempfile::tempdir().unwrap();
         let file = all.path().join("file");
         fs::write(&file, "").unwrap();
         assert!(OutputFolder::create(&file).is_err());
         assert!(OutputFolder::create(&all.path().join("a".repeat(256))).is_err());
         assert!(OutputFolder::create(&all.path().join("absent").join("part")).is_err());
+        let empty = all.path().join("empty");
+        fs::create_dir(&empty).unwrap();
+        for path in [Path::new(""), Path::new("."), Path::new(".."), &empty.join("..")] {
+            let error = OutputFolder::create(path).unwrap_err();
+            assert!(
+                words(&error).contains("expected the name of a new folder"),
+                "{path:?}: {error}"
+            );
+        }
+        OutputFolder::create(&empty.join(".")).unwrap();
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_mount_point_is_refused_before_any_work() {
+        let error = OutputFolder::create(Path::new("/proc")).unwrap_err();
+        assert!(words(&error).contains("it is a mount point"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_published_is_kept_and_named() {
+        let all = tempfile::tempdir().unwrap();
+        let path = all.path().join("model");
+        let folder = OutputFolder::create(&path).unwrap();
+        fs::write(folder.path().join("a"), "hours of work").unwrap();
+        // The name is taken while the folder is filled.
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("other"), "").unwrap();
+        let error = folder.publish().unwrap_err();
+        let words = words(&error);
+        let (_, at) = words.split_once("; what was written is kept in ").unwrap();
+        assert_eq!(fs::read_to_string(Path::new(at).join("a")).unwrap(), "hours of work");
+        assert!(!at.ends_with(".tmp") && error.to_string().contains("model"), "{at}");
+        assert_eq!(fs::read_dir(all.path()).unwrap().count(), 2);
     }
 
     #[cfg(unix)]

@@ -20,6 +20,17 @@ pub fn printable(text: &str) -> String {
     shown
 }
 
+/// Escapes the lines of a text one by one, and keeps the breaks between them.
+///
+/// # Example
+/// ```
+/// assert_eq!(kontext_core::printable_lines("two\nlines\r\0"), "two\nlines\\r\\u{0}");
+/// ```
+#[must_use]
+pub fn printable_lines(text: &str) -> String {
+    text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
+}
+
 /// Returns `true` for the characters that change the direction of the text after them.
 fn is_direction(c: char) -> bool {
     matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

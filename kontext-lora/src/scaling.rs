@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use kontext_core::{CheckpointError, Error, Result, read_json};
+use kontext_core::{CheckpointError, Error, Result, read_json, shortened};
 use serde_json::Value;
 
 use crate::table::LoraTarget;
@@ -17,6 +17,8 @@ pub(super) const METADATA: &str = "lora_adapter_metadata";
 const CONFIG: (&str, &str) = ("adapter_config.json", "adapter_model.safetensors");
 /// Metadata key of one alpha for all layers.
 const NETWORK_ALPHA: &str = "network_alpha";
+/// Characters of a wrong value that a message shows.
+const LONGEST: usize = 40;
 
 /// Alphas of layers without an alpha tensor.
 #[derive(Debug, Default)]
@@ -49,7 +51,7 @@ impl Scaling {
         let alpha = match fact(NETWORK_ALPHA) {
             None | Some("None") => None,
             Some(text) => Some(number(text).ok_or_else(|| {
-                let shown = shown(text);
+                let shown = shortened(text, LONGEST);
                 wrong(format!(
                     "`{NETWORK_ALPHA}` in its header is `{shown}`, expected a number; write the file again"
                 ))
@@ -123,17 +125,11 @@ fn check(config: &BTreeMap<String, Value>) -> std::result::Result<(), String> {
         if !fits {
             return Err(format!(
                 "expected {expected} for `{name}`, got `{}`",
-                shown(&value.to_string())
+                shortened(&value.to_string(), LONGEST)
             ));
         }
     }
     Ok(())
-}
-
-/// Shortens a wrong value for an error.
-fn shown(text: &str) -> String {
-    const LONGEST: usize = 40;
-    text.chars().take(LONGEST).collect()
 }
 
 /// Returns `true` if a PEFT pattern matches a module: it is a suffix of the name, or the whole name if it

@@ -13,7 +13,6 @@
 mod common;
 
 use std::path::Path;
-use std::time::Duration;
 
 use common::{asset, chain, tokens};
 use kontext_core::Error;
@@ -168,17 +167,18 @@ impl Target for Tokenizers {
 fn accepted<T>(result: kontext_core::Result<T>) -> Option<T> {
     match result {
         Ok(value) => Some(value),
-        Err(error @ (Error::Tokenizer { .. } | Error::InvalidArgument { .. })) => {
-            assert!(chain(&error).len() > 20, "{error}");
+        Err(Error::Tokenizer { reason, .. }) => {
+            assert!(reason.contains("; "), "no remedy: {reason}");
             None
         }
+        Err(Error::InvalidArgument { .. }) => None,
         Err(error) => panic!("not an error of the tokenizer: {}", chain(&error)),
     }
 }
 
 #[test]
 fn broken_tokenizers_are_used_or_refused_in_time_and_memory() {
-    short(&Tokenizers::new(), env!("CARGO_TARGET_TMPDIR"), Duration::from_secs(2));
+    short(&Tokenizers::new(), env!("CARGO_TARGET_TMPDIR"), 300);
 }
 
 #[test]

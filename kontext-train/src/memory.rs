@@ -32,7 +32,8 @@ impl Need {
         memory::free(device).map_or(Ok(()), |free| self.check_in(free, stage, remedies))
     }
 
-    fn check_in(self, free: u64, stage: Stage, [fewer_values, less_work]: [&str; 2]) -> Result<()> {
+    /// As [`Need::check`], with this much free memory in bytes.
+    pub(crate) fn check_in(self, free: u64, stage: Stage, [fewer_values, less_work]: [&str; 2]) -> Result<()> {
         let copies = COPIES + u128::from(self.average);
         let state = self.values.saturating_mul(copies * F32);
         let needed = state.saturating_add(self.work);

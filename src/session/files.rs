@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Component, Path, PathBuf};
 
-use kontext_core::{Error, Result, buffer, write_file};
+use kontext_core::{Error, Result, buffer, printable, shortened, write_file};
 use sha2::{Digest, Sha256};
 
 use super::index::INDEX;
@@ -13,6 +13,8 @@ use super::index::INDEX;
 const MOST_BYTES: u64 = 1 << 30;
 /// Hexadecimal digits of a digest. Names of earlier versions have 16, of a hash that is not checked.
 const DIGITS: usize = 32;
+/// Characters of a name that a message shows.
+const LONGEST_NAME: usize = 200;
 
 /// A session's folder.
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +67,7 @@ impl<'a> Files<'a> {
         if is_name && canonical(&path)?.parent() == Some(&canonical(self.folder)?) && path.is_file() {
             return Ok(path);
         }
-        let shown = format!("{:.200}", name.escape_debug().to_string());
+        let shown = shortened(&printable(name), LONGEST_NAME);
         let reason = format!("`{shown}` is no file of this folder; correct it");
         Err(Error::config(self.folder.join(INDEX), reason))
     }

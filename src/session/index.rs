@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use kontext_core::{Error, Result, utf8};
+use kontext_core::{Error, Result, printable, shortened, utf8};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -88,8 +88,9 @@ impl Index {
         }
         let Format { format, kontext } = serde_json::from_str(text).map_err(|e| wrong(e.to_string()))?;
         if !(1..=FORMAT).contains(&format) {
+            let kontext = shortened(&printable(&kontext), 20);
             let reason = format!(
-                "it is a session of format {format}, written by kontext {kontext:.20}; this version reads 1 to {FORMAT}: \
+                "it is a session of format {format}, written by kontext {kontext}; this version reads 1 to {FORMAT}: \
                  update kontext"
             );
             return Err(Error::config(path, reason));

@@ -158,7 +158,7 @@ impl Browser {
     /// Enables downloads and returns the folder for the page's exports.
     pub(crate) fn downloads(&mut self) -> PathBuf {
         let folder = self.profile.path().join("downloads");
-        std::fs::create_dir_all(&folder).unwrap();
+        kontext_core::create_folder(&folder).unwrap();
         let session = self.session.take();
         self.call(
             "Browser.setDownloadBehavior",

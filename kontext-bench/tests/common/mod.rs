@@ -25,7 +25,7 @@ pub fn bench(folder: &Path) -> Bench {
 /// Writes the same bench with its lines changed: `None` leaves a line out.
 pub fn write_bench(folder: &Path, change: impl Fn(usize, String) -> Option<String>) {
     let images = folder.join("test/images");
-    std::fs::create_dir_all(&images).unwrap();
+    kontext_core::create_folder(&images).unwrap();
     for index in 0..PAIRS / 2 {
         image(index).save(images.join(format!("{index:04}.png"))).unwrap();
     }

@@ -43,7 +43,7 @@ mod tests {
         assert_eq!(smallest(root.path(), Some(7)), Some(7));
         let group = root.path().join("sys/fs/cgroup");
         for folder in [&group, &root.path().join("proc/self")] {
-            std::fs::create_dir_all(folder).unwrap();
+            kontext_core::create_folder(folder).unwrap();
         }
         std::fs::write(root.path().join("proc/self/cgroup"), "0::/\n").unwrap();
         std::fs::write(group.join("memory.max"), "1000\n").unwrap();

@@ -39,7 +39,7 @@ mod tests {
     fn free_with(space: &str, data: &str) -> Option<u64> {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("proc/self");
-        std::fs::create_dir_all(&folder).unwrap();
+        kontext_core::create_folder(&folder).unwrap();
         let limits = format!(
             "Limit                     Soft Limit           Hard Limit           Units     \n\
              Max data size             {data:<20} unlimited            bytes     \n\

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use kontext_core::{Error, Kind, Tensor};
 use kontext_fixtures::Fixture;
-use serde_json::{Map, Value, json};
+#[allow(unused_imports)] // Each test uses some.
+pub(crate) use kontext_fixtures::{Part, safetensors_file, with_header};
 use tempfile::TempDir;
 
 /// A linear layer as another program stored it (`tests/reference/parts/forms.py`).
@@ -72,45 +73,6 @@ pub(crate) fn chain(error: &Error) -> String {
         source = cause.source();
     }
     text
-}
-
-/// A tensor of a safetensors file: name, dtype, shape, bytes.
-#[derive(Clone)]
-pub(crate) struct Part(
-    pub(crate) String,
-    pub(crate) &'static str,
-    pub(crate) Vec<u64>,
-    pub(crate) Vec<u8>,
-);
-
-impl Part {
-    pub(crate) fn floats(name: &str, values: &[f32]) -> Self {
-        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        Self(name.to_owned(), "F32", vec![values.len() as u64], bytes)
-    }
-
-    pub(crate) fn bytes(name: &str, dtype: &'static str, shape: &[u64], bytes: &[u8]) -> Self {
-        Self(name.to_owned(), dtype, shape.to_vec(), bytes.to_vec())
-    }
-}
-
-/// Builds a safetensors file of these tensors, one after the other.
-pub(crate) fn safetensors_file(parts: &[Part]) -> Vec<u8> {
-    let (mut header, mut data) = (Map::new(), Vec::new());
-    for Part(name, dtype, shape, bytes) in parts {
-        let start = data.len();
-        data.extend(bytes);
-        header.insert(
-            name.clone(),
-            json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, data.len()] }),
-        );
-    }
-    with_header(&Value::Object(header).to_string(), &data)
-}
-
-/// Builds a safetensors file with this text as its header.
-pub(crate) fn with_header(header: &str, data: &[u8]) -> Vec<u8> {
-    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat()
 }
 
 /// Encodes a GGUF string: length and bytes.

@@ -66,7 +66,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for file in files {
             let path = folder.path().join(file);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            kontext_core::create_folder(path.parent().unwrap()).unwrap();
             std::fs::write(path, "").unwrap();
         }
         let error = missing(folder.path());

@@ -129,7 +129,7 @@ mod tests {
             average: false,
             work: 0,
         };
-        let error = need.check(Device::Cpu, Stage::Compute, ["take a lower method.rank", ""]);
+        let error = need.check_in(1_000_000_000_000, Stage::Compute, ["take a lower method.rank", ""]);
         let error = error.unwrap_err();
         assert!(
             matches!(error, Error::Memory { .. }) && error.to_string().contains("method.rank"),

@@ -41,15 +41,7 @@ impl Snapshot {
         facts: &BTreeMap<String, String>,
     ) -> Result<()> {
         let mut contents = Contents::new(step, facts);
-        contents.add("", params, optimizer, average);
-        for (_, value) in &contents.tensors {
-            if !check::is_finite(value)? {
-                return Err(Error::NotFinite {
-                    stage: Stage::Other("training"),
-                    hint: "a state saved before is kept; go on from it with a lower rate".to_owned(),
-                });
-            }
-        }
+        contents.add("", params, optimizer, average)?;
         kontext_formats::save(path, &contents.tensors, Some(contents.text))
     }
 
@@ -69,7 +61,7 @@ impl Snapshot {
                 &learner.params,
                 &learner.optimizer,
                 learner.ema.as_ref(),
-            );
+            )?;
         }
         kontext_formats::save(path, &contents.tensors, Some(contents.text))
     }
@@ -161,21 +153,29 @@ impl Contents {
         }
     }
 
-    /// Adds one optimizer with its values under a prefix.
-    fn add(&mut self, prefix: &str, params: &Params, optimizer: &AdamW, average: Option<&Ema>) {
+    /// Adds one optimizer with its values under a prefix. A state that could not be restored is refused.
+    fn add(&mut self, prefix: &str, params: &Params, optimizer: &AdamW, average: Option<&Ema>) -> Result<()> {
         let (mean, square, steps) = optimizer.state();
         let mut add_tensor = |name: &str, value: &Tensor| {
+            if !check::is_finite(value)? {
+                return Err(Error::NotFinite {
+                    stage: Stage::Other("training"),
+                    hint: "a state saved before is kept; go on from it with a lower rate".to_owned(),
+                });
+            }
             self.tensors.push((format!("{prefix}{name}"), value.shallow_clone()));
+            Ok(())
         };
-        add_tensor(VALUES, params.flat());
-        add_tensor(MEAN, mean);
-        add_tensor(SQUARE, square);
+        add_tensor(VALUES, params.flat())?;
+        add_tensor(MEAN, mean)?;
+        add_tensor(SQUARE, square)?;
         if let Some(ema) = average {
-            add_tensor(AVERAGE, ema.average());
+            add_tensor(AVERAGE, ema.average())?;
         }
         self.text
             .insert(format!("{prefix}{OPTIMIZER_STEPS}"), steps.to_string());
         self.text.insert(format!("{prefix}{LAYOUT}"), layout(params));
+        Ok(())
     }
 }
 
@@ -202,20 +202,21 @@ mod tests {
         (params, adam, ema)
     }
 
+    fn learner(prefix: &'static str, values: &[f32], ema: Option<f64>) -> Learner {
+        let params = Params::new(&[("w".to_owned(), Tensor::from_slice(values))], Device::Cpu).unwrap();
+        let config = LearnerConfig {
+            prefix,
+            optimizer: AdamWConfig::default(),
+            ema,
+            clip: 1.0,
+            part: ModelPart::Transformer,
+            hint: "",
+        };
+        Learner::new(params, config).unwrap()
+    }
+
     #[test]
     fn learners_share_a_file_under_their_prefixes() {
-        let learner = |prefix, values: &[f32], ema| {
-            let params = Params::new(&[("w".to_owned(), Tensor::from_slice(values))], Device::Cpu).unwrap();
-            let config = LearnerConfig {
-                prefix,
-                optimizer: AdamWConfig::default(),
-                ema,
-                clip: 1.0,
-                part: ModelPart::Transformer,
-                hint: "",
-            };
-            Learner::new(params, config).unwrap()
-        };
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.safetensors");
         let (first, second) = (learner("", &[1.0], Some(0.9)), learner("critic.", &[2.0, 3.0], None));
@@ -246,6 +247,11 @@ mod tests {
         adam.restore(&zeros, &zeros, 1).unwrap();
         params.set(&values).unwrap();
         assert!(matches!(save(&adam, &ema, 2), Err(Error::NotFinite { .. })));
+        // A run's own saves are written by the same code.
+        let learner = learner("", &[1.0], None);
+        learner.params.set(&Tensor::from_slice(&[f32::NAN])).unwrap();
+        let saved = Snapshot::save_learners(&path, &[&learner], Vec::new(), 2, &BTreeMap::new());
+        assert!(matches!(saved, Err(Error::NotFinite { .. })));
         assert!(std::fs::read(&path).unwrap() == before);
     }
 

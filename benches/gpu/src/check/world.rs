@@ -124,7 +124,7 @@ pub(super) fn edit() -> Request {
 
 /// Copies a part's folder, with its weights in another dtype.
 fn narrow(from: &Path, to: &Path, kind: Kind) -> anyhow::Result<()> {
-    std::fs::create_dir_all(to)?;
+    kontext_core::create_folder(to)?;
     for entry in std::fs::read_dir(from)? {
         let entry = entry?;
         let (path, out) = (entry.path(), to.join(entry.file_name()));

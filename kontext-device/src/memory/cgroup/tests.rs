@@ -27,7 +27,7 @@ impl Machine {
 
     fn write(&self, path: &str, text: &str) {
         let path = self.0.path().join(path);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        kontext_core::create_folder(path.parent().unwrap()).unwrap();
         std::fs::write(path, text).unwrap();
     }
 
