@@ -4,6 +4,7 @@ use image::{DynamicImage, RgbImage};
 use rayon::prelude::*;
 
 use super::color::Conversion;
+use super::decoder::DECODED;
 use crate::{Error, Result, buffer};
 
 /// Red, green and blue.
@@ -100,7 +101,7 @@ impl Samples {
             }
             bytes
         } else {
-            let mut rgb = buffer::filled(0_u8, row * height as usize * RGB, "the decoded image")?;
+            let mut rgb = buffer::filled(0_u8, row * height as usize * RGB, DECODED)?;
             let rows = bytes.par_chunks_exact(stride).zip(rgb.par_chunks_exact_mut(row * RGB));
             let convert = |scratch: &mut Scratch, (source, target): (&[u8], &mut [u8])| {
                 scratch.convert(source, target, (channels, depth), conversion);
@@ -204,7 +205,8 @@ fn over_white(value: u8, alpha: u8) -> u8 {
     ((value * alpha + 255 * (255 - alpha) + 127) / 255) as u8
 }
 
-/// Converts to 8-bit RGB, with transparent parts composited on white.
+/// Converts to 8-bit RGB, with transparent parts composited on white. Ends the program if the system refuses the
+/// memory; files are opened without this.
 #[must_use]
 pub fn flatten(image: &DynamicImage) -> RgbImage {
     if !image.color().has_alpha() {

@@ -1,5 +1,6 @@
 //! Results and limits of the formats' decoders.
 
+use std::io;
 use std::path::Path;
 
 use image::ImageError;
@@ -12,6 +13,9 @@ use crate::Error;
 /// Most bytes of a profile, of EXIF, and of text that a decoder unpacks. The largest printing profiles have four
 /// million.
 pub(super) const METADATA: usize = 1 << 26;
+
+/// The memory of a decoded image, in messages.
+pub(super) const DECODED: &str = "the decoded image";
 
 /// A decoded file.
 pub(super) struct Decoded {
@@ -69,6 +73,17 @@ impl Failure {
             Self::Other(error) => error,
         }
     }
+}
+
+/// Returns the failure of a file that cannot be read on: it is cut, or the system refuses to read it.
+pub(super) fn cut(error: io::Error) -> Failure {
+    ImageError::IoError(error).into()
+}
+
+/// Returns the failure of a file with which a decoder panics.
+pub(super) fn panicked(panic: &str) -> Failure {
+    let remedy = "the file is damaged, fetch or save it again";
+    Failure::Reason(format!("the decoder failed ({panic}); {remedy}"))
 }
 
 /// Returns the failure of a file that is cut.

@@ -46,6 +46,11 @@ impl Turn {
         }
     }
 
+    /// Returns `true` if the turned image is as wide as the image is high.
+    pub(super) fn exchanges_sides(self) -> bool {
+        matches!(self, Self::Transpose | Self::Right | Self::Transverse | Self::Left)
+    }
+
     /// Turns an image; in place where its size stays.
     pub(super) fn apply(self, mut image: RgbImage) -> Result<RgbImage> {
         match self {

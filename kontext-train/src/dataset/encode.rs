@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use kontext_core::{Conditioning, Device, Error, Kind, Result, Tensor, images};
+use kontext_core::{Conditioning, Device, Error, Kind, Result, Tensor, images, threads};
 use kontext_sampler::{Conformance, Size, geometry, pack};
 use kontext_text::TextEncoder;
 use kontext_vae::Autoencoder;
@@ -44,8 +44,8 @@ pub struct EncodeProgress {
     pub total: usize,
 }
 
-/// Returns the cache key of an image's tokens: path, target size, file length and modification time, so that
-/// a changed image is encoded again.
+/// Returns the cache key of an image's tokens: path, target size, file length and modification time, and the version
+/// of the decoding, so that a changed image, or one that is now read otherwise, is encoded again.
 fn image_key(folder: &Path, path: &Path, size: Size) -> Result<String> {
     let file = folder.join(path);
     let facts = std::fs::metadata(&file).map_err(Error::io(&file))?;
@@ -54,10 +54,11 @@ fn image_key(folder: &Path, path: &Path, size: Size) -> Result<String> {
         .ok()
         .and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
     Ok(format!(
-        "{}|{size}|{}|{}",
+        "{}|{size}|{}|{}|{}",
         path.display(),
         facts.len(),
-        changed.map_or(0, |t| t.as_secs())
+        changed.map_or(0, |t| t.as_secs()),
+        images::DECODING
     ))
 }
 
@@ -84,18 +85,12 @@ pub(crate) fn images(
     let (mut places, mut lost) = (BTreeMap::new(), BTreeSet::new());
     let locate = |path: &PathBuf| -> Result<(String, Size)> {
         let file = dataset.folder.join(path);
-        let facts = std::fs::metadata(&file).map_err(Error::io(&file))?;
-        if facts.len() == 0 {
-            return Err(Error::Image {
-                path: file,
-                reason: "the file is empty".to_owned(),
-            });
-        }
-        let (width, height) = image::image_dimensions(&file).map_err(Error::image(&file))?;
+        let (width, height) = images::dimensions(&file)?;
         let size = geometry::preferred_size(Size::new(width, height), &encoding.sizes, Conformance::Native);
         Ok((image_key(&dataset.folder, path, size)?, size))
     };
     let all: Vec<PathBuf> = dataset.images().into_iter().collect();
+    threads::start()?;
     let located: Vec<_> = all.par_iter().map(|path| (path, locate(path))).collect();
     for (path, located) in located {
         match located {
