@@ -76,16 +76,16 @@ fn edit(side: u32) -> kontext::Result<Request> {
 /// Edits, writes a file, encodes in every format, and keeps the unchanged pixels in a session that is saved.
 fn edit_and_save(pipe: kontext::Result<Pipeline>, side: u32, folder: &Path) -> kontext::Result<()> {
     let pipe = Arc::new(pipe?);
-    let request = edit(side)?;
+    let mut request = edit(side)?;
     let output = pipe.run(&request)?;
     output.save(folder.join("out.png"))?;
     for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP] {
         output.encode(0, format)?;
     }
     let mut session = pipe.session(output.image);
+    request.images.clear();
     session.keep_unchanged = Some(KeepUnchanged::default());
-    let images = Vec::new();
-    session.run(&Request { images, ..request })?;
+    session.run(&request)?;
     session.save(folder.join("session"))
 }
 

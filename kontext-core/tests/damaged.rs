@@ -328,6 +328,8 @@ fn child_that_opens_hostile_files() {
 fn empty_scans(side: u16, scans: usize) -> Vec<u8> {
     let [high, low] = side.to_be_bytes();
     let mut file = vec![0xff, 0xd8, 0xff, 0xc2, 0, 11, 8, high, low, high, low, 1, 1, 0x11, 0];
+    file.extend([0xff, 0xdb, 0, 67, 0]);
+    file.extend([1; 64]);
     // A code of one bit in each table: a level of no change, and 2^14 empty blocks and more, by 14 further bits.
     for (class, symbol) in [(0x00, 0x00), (0x10, 0xe0)] {
         file.extend([0xff, 0xc4, 0, 20, class, 1]);
