@@ -162,7 +162,7 @@ fn image_files_under_every_limit_of_the_address_space_are_opened_or_refused_in_w
             assert_eq!(line(&output, "ended: ").unwrap(), "well");
             line(&output, "peak: ").unwrap().parse::<u64>().unwrap()
         };
-        let (first, last) = (peak(&small), peak(&big) + 160 * MB);
+        let (first, last) = (peak(&small), peak(&big) + 20 * MB);
         let mut ends = Vec::new();
         for step in 0..=5 {
             let limit = first + 4 * MB + (last - first) / 5 * step;

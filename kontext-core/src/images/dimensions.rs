@@ -10,7 +10,7 @@ use super::turn::Turn;
 use super::{jpeg, png, webp};
 use crate::{Error, Result, contain};
 
-/// What the headers of a file say of its image.
+/// Size and orientation of an image, by the headers of its file.
 pub(super) struct Header {
     pub width: u32,
     pub height: u32,
