@@ -4,9 +4,10 @@ use image::{DynamicImage, RgbImage};
 use rayon::prelude::*;
 
 use super::color::Conversion;
-use super::decoder::DECODED;
 use crate::{Error, Result, buffer};
 
+/// The memory of a decoded image, in messages.
+pub(super) const DECODED: &str = "the decoded image";
 /// Red, green and blue.
 const RGB: usize = 3;
 

@@ -14,8 +14,12 @@ use crate::Error;
 /// million.
 pub(super) const METADATA: usize = 1 << 26;
 
-/// The memory of a decoded image, in messages.
-pub(super) const DECODED: &str = "the decoded image";
+/// Size and orientation of an image, by the headers of its file.
+pub(super) struct Header {
+    pub width: u32,
+    pub height: u32,
+    pub turn: Turn,
+}
 
 /// A decoded file.
 pub(super) struct Decoded {

@@ -4,18 +4,10 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use super::decoder::{Failure, panicked};
+use super::decoder::{Failure, Header, panicked};
 use super::format::{Format, HEAD};
-use super::turn::Turn;
 use super::{jpeg, png, webp};
 use crate::{Error, Result, contain};
-
-/// Size and orientation of an image, by the headers of its file.
-pub(super) struct Header {
-    pub width: u32,
-    pub height: u32,
-    pub turn: Turn,
-}
 
 /// Returns width and height of the image that [`open`](super::open) returns for this file: its format is known by
 /// its content, and its orientation applied. Reads little more than the headers, so a file whose pixels are

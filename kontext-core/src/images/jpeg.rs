@@ -12,9 +12,8 @@ use zune_jpeg::JpegDecoder;
 use zune_jpeg::errors::DecodeErrors;
 
 use super::color::Profile;
-use super::decoded::{Channels, Depth, Samples};
-use super::decoder::{DECODED, Decoded, Failure, METADATA, PixelLimit, cut};
-use super::dimensions::Header;
+use super::decoded::{Channels, DECODED, Depth, Samples};
+use super::decoder::{Decoded, Failure, Header, METADATA, PixelLimit, cut};
 use super::exif::Metadata;
 use super::jpeg_scans;
 use super::jpeg_segments::{APP1, APP14, EOI, SOS, check_coding, next_segment, segments};

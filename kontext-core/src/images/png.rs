@@ -8,9 +8,8 @@ use image::{ExtendedColorType, ImageFormat};
 use png::{BitDepth, ColorType, Decoder, DecodingError as PngError, Info, Limits, Transformations};
 
 use super::color::Profile;
-use super::decoded::{Channels, Depth, Samples};
-use super::decoder::{DECODED, Decoded, Failure, METADATA, PixelLimit, cut};
-use super::dimensions::Header;
+use super::decoded::{Channels, DECODED, Depth, Samples};
+use super::decoder::{Decoded, Failure, Header, METADATA, PixelLimit, cut};
 use super::exif::Metadata;
 use crate::buffer;
 

@@ -7,9 +7,8 @@ use image::error::{DecodingError, ImageError};
 use image_webp::{DecodingError as WebPError, WebPDecoder};
 
 use super::color::Profile;
-use super::decoded::{Channels, Depth, Samples};
-use super::decoder::{DECODED, Decoded, Failure, METADATA, PixelLimit, cut, ends_early};
-use super::dimensions::Header;
+use super::decoded::{Channels, DECODED, Depth, Samples};
+use super::decoder::{Decoded, Failure, Header, METADATA, PixelLimit, cut, ends_early};
 use super::exif::Metadata;
 use super::turn::Turn;
 use crate::buffer;
