@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use super::decoder::{Failure, Header, panicked};
+use super::decoded::{Failure, Header, panicked};
 use super::format::{Format, HEAD};
 use super::{jpeg, png, webp};
 use crate::{Error, Result, contain};
@@ -29,8 +29,12 @@ pub fn dimensions(path: impl AsRef<Path>) -> Result<(u32, u32)> {
     let path = path.as_ref();
     let file = File::open(path).map_err(Error::io(path))?;
     let header = contain(|| read(BufReader::new(file), path));
-    let Header { width, height, turn } = header.unwrap_or_else(|panic| Err(panicked(&panic).at(path)))?;
-    Ok(if turn.exchanges_sides() {
+    let Header {
+        width,
+        height,
+        orientation,
+    } = header.unwrap_or_else(|panic| Err(panicked(&panic).at(path)))?;
+    Ok(if orientation.exchanges_sides() {
         (height, width)
     } else {
         (width, height)

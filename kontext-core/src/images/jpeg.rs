@@ -12,11 +12,11 @@ use zune_jpeg::JpegDecoder;
 use zune_jpeg::errors::DecodeErrors;
 
 use super::color::Profile;
-use super::decoded::{Channels, DECODED, Depth, Samples};
-use super::decoder::{Decoded, Failure, Header, METADATA, PixelLimit, cut};
+use super::decoded::{Decoded, Failure, Header, METADATA, PixelLimit, cut};
 use super::exif::Metadata;
 use super::jpeg_scans;
 use super::jpeg_segments::{APP1, APP14, EOI, SOS, check_coding, next_segment, segments};
+use super::samples::{Channels, DECODED, Depth, Samples};
 use crate::{Error, Result as KontextResult, buffer};
 
 /// Side of the largest coding unit: four blocks.
@@ -57,7 +57,7 @@ pub(super) fn decode(file: &[u8], limit: PixelLimit) -> Result<Decoded, Failure>
     }
     Ok(Decoded {
         profile: headers.icc_profile().map(Profile::Icc),
-        turn: metadata(file).turn(),
+        orientation: metadata(file).orientation(),
         samples: Samples {
             width,
             height,
@@ -72,8 +72,12 @@ pub(super) fn decode(file: &[u8], limit: PixelLimit) -> Result<Decoded, Failure>
 pub(super) fn header(file: impl Read) -> Result<Header, Failure> {
     let head = up_to_scan(file)?;
     let (_, (width, height)) = headers(&head)?;
-    let turn = metadata(&head).turn();
-    Ok(Header { width, height, turn })
+    let orientation = metadata(&head).orientation();
+    Ok(Header {
+        width,
+        height,
+        orientation,
+    })
 }
 
 /// Reads the segments before the first scan, and that of its header.

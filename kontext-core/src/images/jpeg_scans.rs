@@ -4,7 +4,7 @@
 //! data is read once before, without computing pixels: ITU-T T.81, appendices B, F and G. A progressive image that ends
 //! between two scans is whole, at the precision of its scans.
 
-use super::decoder::{Failure, ends_early};
+use super::decoded::{Failure, ends_early};
 use super::jpeg_bits::{Bits, Stop, Table, read_tables};
 use super::jpeg_segments::{DHT, DRI, EOI, OTHER_CODINGS, SOF_PROGRESSIVE, SOF_SEQUENTIAL, SOI, SOS, next_segment};
 use crate::buffer;

@@ -2,7 +2,6 @@
 
 mod color;
 mod decoded;
-mod decoder;
 mod dimensions;
 mod exif;
 mod format;
@@ -11,18 +10,19 @@ mod jpeg_bits;
 mod jpeg_scans;
 mod jpeg_segments;
 mod open;
+mod orientation;
 mod png;
+mod samples;
 mod tensor;
-mod turn;
 mod webp;
 
 use std::path::Path;
 
 use image::{GrayImage, RgbImage};
 
-pub use decoded::flatten;
 pub use dimensions::dimensions;
 pub use open::{EmbeddedProfile, OpenOptions};
+pub use samples::flatten;
 pub use tensor::{Rounding, from_tensor, to_tensor};
 
 use crate::Result;

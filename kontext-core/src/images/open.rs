@@ -8,7 +8,7 @@ use std::path::Path;
 use image::{GrayImage, Pixel, RgbImage};
 
 use super::color::Conversion;
-use super::decoder::{Decoded, Failure, PixelLimit, panicked};
+use super::decoded::{Decoded, Failure, PixelLimit, panicked};
 use super::format::{Format, HEAD};
 use super::{jpeg, png, webp};
 use crate::{Error, Result, buffer, contain, threads};
@@ -204,7 +204,9 @@ impl OpenOptions {
             .profile
             .filter(|_| self.embedded_profile == EmbeddedProfile::Convert);
         let conversion = profile.and_then(|profile| Conversion::new(&profile, channels, depth));
-        decoded.turn.apply(decoded.samples.into_rgb(conversion.as_ref())?)
+        decoded
+            .orientation
+            .apply(decoded.samples.into_rgb(conversion.as_ref())?)
     }
 
     fn mask(&self, contents: &Contents<'_>, path: &Path) -> Result<GrayImage> {
@@ -214,7 +216,7 @@ impl OpenOptions {
                           transparency, white where the image may change and black elsewhere";
             return Err(Failure::Reason(reason.to_owned()).at(path));
         }
-        luma(&decoded.turn.apply(decoded.samples.into_rgb(None)?)?)
+        luma(&decoded.orientation.apply(decoded.samples.into_rgb(None)?)?)
     }
 
     fn samples(&self, contents: &Contents<'_>, path: &Path) -> Result<Decoded> {

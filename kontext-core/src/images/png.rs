@@ -8,9 +8,9 @@ use image::{ExtendedColorType, ImageFormat};
 use png::{BitDepth, ColorType, Decoder, DecodingError as PngError, Info, Limits, Transformations};
 
 use super::color::Profile;
-use super::decoded::{Channels, DECODED, Depth, Samples};
-use super::decoder::{Decoded, Failure, Header, METADATA, PixelLimit, cut};
+use super::decoded::{Decoded, Failure, Header, METADATA, PixelLimit, cut};
 use super::exif::Metadata;
+use super::samples::{Channels, DECODED, Depth, Samples};
 use crate::buffer;
 
 /// Length of a chunk without its data: length, kind and checksum.
@@ -61,7 +61,7 @@ pub(super) fn decode(file: &[u8], limit: PixelLimit) -> Result<Decoded, Failure>
     let info = reader.info();
     Ok(Decoded {
         profile: profile(info),
-        turn: metadata(info).turn(),
+        orientation: metadata(info).orientation(),
         samples: Samples {
             width,
             height,
@@ -93,8 +93,12 @@ pub(super) fn header(mut file: impl BufRead + Seek) -> Result<Header, Failure> {
     let decoder = Decoder::new_with_limits(Cursor::new(short), Limits { bytes: usize::MAX });
     let reader = decoder.read_info().map_err(failure)?;
     let (width, height) = reader.info().size();
-    let turn = metadata(reader.info()).turn();
-    Ok(Header { width, height, turn })
+    let orientation = metadata(reader.info()).orientation();
+    Ok(Header {
+        width,
+        height,
+        orientation,
+    })
 }
 
 /// Returns a file whose chunks after the pixels are missing or cut with an end, as other programs open it; any other

@@ -7,10 +7,10 @@ use image::error::{DecodingError, ImageError};
 use image_webp::{DecodingError as WebPError, WebPDecoder};
 
 use super::color::Profile;
-use super::decoded::{Channels, DECODED, Depth, Samples};
-use super::decoder::{Decoded, Failure, Header, METADATA, PixelLimit, cut, ends_early};
+use super::decoded::{Decoded, Failure, Header, METADATA, PixelLimit, cut, ends_early};
 use super::exif::Metadata;
-use super::turn::Turn;
+use super::orientation::Orientation;
+use super::samples::{Channels, DECODED, Depth, Samples};
 use crate::buffer;
 
 /// Decodes a WebP. Of an animation it is the first frame.
@@ -18,7 +18,7 @@ pub(super) fn decode(file: &[u8], limit: PixelLimit) -> Result<Decoded, Failure>
     let mut decoder = opened(Cursor::new(file))?;
     let (width, height) = decoder.dimensions();
     limit.check(width, height)?;
-    let turn = turn(&mut decoder);
+    let orientation = orientation(&mut decoder);
     // Metadata that cannot be read is none.
     let profile = decoder.icc_profile().ok().flatten().map(Profile::Icc);
     let channels = if decoder.has_alpha() {
@@ -38,7 +38,7 @@ pub(super) fn decode(file: &[u8], limit: PixelLimit) -> Result<Decoded, Failure>
     decoder.read_image(&mut bytes).map_err(failure)?;
     Ok(Decoded {
         profile,
-        turn,
+        orientation,
         samples: Samples {
             width,
             height,
@@ -53,8 +53,12 @@ pub(super) fn decode(file: &[u8], limit: PixelLimit) -> Result<Decoded, Failure>
 pub(super) fn header(file: impl BufRead + Seek) -> Result<Header, Failure> {
     let mut decoder = opened(file)?;
     let (width, height) = decoder.dimensions();
-    let turn = turn(&mut decoder);
-    Ok(Header { width, height, turn })
+    let orientation = orientation(&mut decoder);
+    Ok(Header {
+        width,
+        height,
+        orientation,
+    })
 }
 
 fn opened<R: BufRead + Seek>(mut file: R) -> Result<WebPDecoder<R>, Failure> {
@@ -72,12 +76,12 @@ fn opened<R: BufRead + Seek>(mut file: R) -> Result<WebPDecoder<R>, Failure> {
     Ok(decoder)
 }
 
-fn turn(decoder: &mut WebPDecoder<impl BufRead + Seek>) -> Turn {
+fn orientation(decoder: &mut WebPDecoder<impl BufRead + Seek>) -> Orientation {
     let metadata = Metadata {
         exif: decoder.exif_metadata().ok().flatten(),
         xmp: decoder.xmp_metadata().ok().flatten(),
     };
-    metadata.turn()
+    metadata.orientation()
 }
 
 fn failure(error: WebPError) -> Failure {
