@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::Parser;
-use kontext::{Autoencoder, Kind};
+use kontext::{Autoencoder, Kind, Size};
 use kontext_bench::metrics::{psnr, ssim};
 use kontext_bench::reconstruction::ImageSize;
 use kontext_cli::args::device;
@@ -47,6 +47,9 @@ fn main() -> ExitCode {
         let image = ImageSize::Original
             .prepare(&image)
             .with_context(|| args.image.display().to_string())?;
+        if let Some(out) = &args.out {
+            kontext::io::check_size(out, Size::new(image.width(), image.height()))?;
+        }
         let vae = Autoencoder::open(&args.vae, Kind::Float, device)?;
         let begin = Instant::now();
         let decoded = round_trip(&vae, &image, args.tile, device)?;

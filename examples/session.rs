@@ -3,6 +3,7 @@
 //! Lines are prompts, or commands that begin with a colon (`:help` lists them). They may also come from a pipe.
 
 use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use clap::Parser;
 use kontext::crates::kontext_device::device;
 use kontext::image::RgbImage;
 use kontext::session::{KeepUnchanged, Turn};
-use kontext::{Pipeline, Request, Session};
+use kontext::{Event, Pipeline, Request, Session};
 use kontext_cli::args::{positive, whole};
 use kontext_cli::command::{Command, HELP};
 use kontext_cli::interrupt::{self, Interrupt};
@@ -232,7 +233,15 @@ impl Desk<'_> {
         }
         let cancel = self.interrupt.begin();
         let mut sampled = progress::sampling();
+        let path = numbered(&self.args.out, self.session.turns().len());
+        let mut fits = Ok(());
         let turn = self.session.run_with(&request, |event| {
+            if let Event::Planned { plan, .. } = &event {
+                fits = kontext::io::check_size(&path, plan.output);
+                if fits.is_err() {
+                    return ControlFlow::Break(());
+                }
+            }
             match notes::of(&event) {
                 Some(line) => note(line),
                 None => sampled(&event),
@@ -240,10 +249,10 @@ impl Desk<'_> {
             cancel.check()
         });
         self.interrupt.end();
+        fits?;
         let turn = turn?;
         self.references.clear();
         self.unsaved.fetch_add(1, Ordering::Relaxed);
-        let path = numbered(&self.args.out, turn.id);
         turn.save(&path)?;
         done(format_args!(
             "turn {}: wrote {} (seed {})",

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::Parser;
 use kontext::image::RgbImage;
-use kontext::{Autoencoder, Device, Kind};
+use kontext::{Autoencoder, Device, Kind, Size};
 use kontext_bench::metrics::Perceptual;
 use kontext_bench::reconstruction::{ImageSize, Measurement, Records, Strip, Subject, Table};
 use kontext_cli::args::device;
@@ -100,6 +100,10 @@ fn main() -> ExitCode {
             .as_ref()
             .map_or(BTreeSet::new(), |_| spread(args.strip_images, images.len()));
         let mut strip = Strip::new(vaes.len(), args.strip_side);
+        if let Some(path) = &args.strip {
+            let [width, height] = strip.size(shown.len());
+            kontext::io::check_size(path, Size::new(width, height))?;
+        }
         let mut measurements = Vec::new();
         let bar = progress::bar("measuring", images.len() * vaes.len());
         for (number, path) in images.iter().enumerate() {

@@ -10,7 +10,8 @@ use kontext_core::images;
 /// An `Arc<RgbImage>` is shared and an `RgbImage` moved, both without a copy; a `&RgbImage` is copied once. A
 /// [`DynamicImage`] is converted as [`open_image`](crate::open_image) converts files: transparent parts are
 /// composited on white, 16 bits rounded to 8. It has no EXIF orientation and no colour profile: decode files with
-/// [`open_image`](crate::open_image) or [`image_from_bytes`](crate::image_from_bytes), which apply them.
+/// [`open_image`](crate::open_image) or [`image_from_bytes`](crate::image_from_bytes), which apply them. A copy or a
+/// conversion ends the program if the system refuses its memory; a shared or a moved image takes none.
 ///
 /// # Example
 /// ```

@@ -4,8 +4,9 @@ use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::Path;
 
 use image::codecs::jpeg::JpegEncoder;
+use image::codecs::png::PngEncoder;
 use image::codecs::webp::WebPEncoder;
-use image::{ExtendedColorType, ImageEncoder, ImageFormat, RgbImage};
+use image::{ExtendedColorType, ImageBuffer, ImageEncoder, ImageFormat, PixelWithColorType, RgbImage};
 pub use kontext_core::images::{
     EmbeddedProfile, OpenOptions, from_bytes as image_from_bytes, open as open_image, open_mask,
 };
@@ -23,7 +24,7 @@ const FORMATS: [ImageFormat; 3] = [ImageFormat::Png, ImageFormat::Jpeg, ImageFor
 /// # Errors
 /// [`Error::InvalidArgument`] for an unsupported extension, [`Error::Io`] if the folder does not exist or
 /// cannot be written.
-pub fn check_writable(path: impl AsRef<Path>) -> Result<()> {
+pub fn check_image_file(path: impl AsRef<Path>) -> Result<()> {
     let path = path.as_ref();
     format_of(path)?;
     kontext_core::check_writable(path)
@@ -105,11 +106,30 @@ pub fn encode_image(image: &RgbImage, format: ImageFormat, text: &[(&str, String
         ));
     }
     check_limit(format, Size::new(image.width(), image.height()))?;
+    in_memory(|file| write(image, format, file, text, Path::new("")))
+}
+
+/// Encodes an image of any 8-bit kind as the bytes of a PNG; errors name `path`.
+pub(crate) fn encode_png<P>(image: &ImageBuffer<P, Vec<u8>>, path: &Path) -> Result<Vec<u8>>
+where
+    P: PixelWithColorType<Subpixel = u8>,
+{
+    // The encoder compresses the image in a vector, which grows up to twice the pixels.
+    buffer::can_have(2 * image.as_raw().len() as u64, FILE)?;
+    in_memory(|file| {
+        image
+            .write_with_encoder(PngEncoder::new(file))
+            .map_err(Error::image(path))
+    })
+}
+
+/// Returns what `write` writes; an error if the system refuses the memory.
+fn in_memory(write: impl FnOnce(&mut Growing) -> Result<()>) -> Result<Vec<u8>> {
     let mut file = Growing(Vec::new());
-    match write(image, format, &mut file, text, Path::new("")) {
+    match write(&mut file) {
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::OutOfMemory => Err(Error::Allocation {
             purpose: FILE,
-            mb: (2 * file.0.capacity() as u128).div_ceil(1_000_000),
+            mb: (2 * file.0.capacity() as u128).div_ceil(1_000_000).max(1),
         }),
         written => written.map(|()| file.0),
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use image::RgbImage;
 use kontext_core::{Device, Error, Kind, ModelPart, Result, Stage, buffer};
-use kontext_device::{device, memory, threads};
+use kontext_device::{device, memory, openmp};
 use kontext_dit::{Dit, DitConfig};
 use kontext_formats::Quantize;
 use kontext_nn::{Offload, Weights};
@@ -61,7 +61,7 @@ impl PipelineBuilder {
     /// Those of [`PipelineBuilder::load`].
     pub fn load_with(&self, folder: impl AsRef<Path>, progress: impl FnMut(LoadProgress)) -> Result<Pipeline> {
         memory::check_address_space(Stage::Load, 0)?;
-        threads::check()?;
+        openmp::check()?;
         let model = self.open(folder.as_ref())?;
         let (_, device) = self.precision()?;
         let facts = self.facts(&model)?;

@@ -10,7 +10,7 @@ use image::{Rgb, RgbImage};
 use kontext::crates::kontext_core::array;
 use kontext::crates::kontext_device::device;
 use kontext::crates::kontext_text::{ClipEncoder, T5Encoder};
-use kontext::io::{check_writable, encode_image, save_image};
+use kontext::io::{check_image_file, encode_image, save_image};
 use kontext::{Autoencoder, Checkpoint, Device, Dit, Error, Kind, Layout, Pipeline, Request, Tensor, Weights};
 use kontext_bench::metrics::Perceptual;
 use serde_json::{Value, json};
@@ -581,7 +581,7 @@ fn an_output_that_cannot_be_written_is_refused_and_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let image = RgbImage::from_pixel(20_000, 1, Rgb([1, 2, 3]));
     let told = |path: &Path, words: &str| {
-        for result in [check_writable(path), save_image(&image, path, &[])] {
+        for result in [check_image_file(path), save_image(&image, path, &[])] {
             let text = sentence(&result.unwrap_err());
             assert_eq!(text.replace(&folder.path().display().to_string(), "F"), words);
         }

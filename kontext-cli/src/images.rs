@@ -108,10 +108,14 @@ pub fn usable(folder: &Path, open: impl Fn(&Path) -> anyhow::Result<RgbImage>) -
     Ok(images)
 }
 
-/// Returns `true` if the extension is that of a format that can be read.
+/// Returns `true` if the extension is that of a format that can be read, and the file is not hidden, as what macOS
+/// keeps of a file (`._cat.jpg`).
 fn is_image(path: &Path) -> bool {
-    path.extension()
-        .is_some_and(|extension| EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known)))
+    let is_hidden = path
+        .file_name()
+        .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    let extension = path.extension().filter(|_| !is_hidden);
+    extension.is_some_and(|extension| EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known)))
 }
 
 #[cfg(test)]
@@ -119,8 +123,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn images_are_known_by_their_extension_in_any_case() {
-        for (name, expected) in [("a.png", true), ("a.JPeG", true), ("png", false), ("a.gif", false)] {
+    fn images_are_known_by_their_extension_in_any_case_and_hidden_ones_are_none() {
+        let images = [("a.png", true), ("a.JPeG", true), (".folder/a.png", true)];
+        let others = [("png", false), ("a.gif", false), ("._a.jpg", false), (".a.png", false)];
+        for (name, expected) in images.into_iter().chain(others) {
             assert_eq!(is_image(Path::new(name)), expected, "{name}");
         }
     }

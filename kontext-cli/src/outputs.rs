@@ -82,7 +82,7 @@ impl Outputs {
     /// # Errors
     /// Those of [`Outputs::file`], and an extension of no image format.
     pub fn image(&mut self, flag: &'static str, path: &Path) -> anyhow::Result<()> {
-        kontext::io::check_writable(path)?;
+        kontext::io::check_image_file(path)?;
         self.file(flag, path)
     }
 

@@ -2,18 +2,16 @@
 
 use kontext::Size;
 use kontext::image::{Rgb, RgbImage};
+use kontext_core::images::OpenOptions;
 use kontext_core::{Error, Result};
 
 /// Pixels between two images.
 const GAP: u32 = 8;
 
-/// Pixels of the largest row, as of an image that can be opened.
-const MOST_PIXELS: u64 = 1 << 28;
-
 /// Returns the sizes of images that are scaled to `height`, and the size of their row.
 ///
 /// # Errors
-/// If the row has more than 2^28 pixels.
+/// If the row has more than [`OpenOptions::MAX_PIXELS`].
 pub fn row_size(images: impl IntoIterator<Item = Size>, height: u32) -> Result<(Vec<Size>, Size)> {
     let level = |size: Size| {
         (u64::from(size.width) * u64::from(height))
@@ -24,8 +22,9 @@ pub fn row_size(images: impl IntoIterator<Item = Size>, height: u32) -> Result<(
     let gaps = u64::from(GAP) * (widths.len() as u64).saturating_sub(1);
     let width = widths.iter().sum::<u64>() + gaps;
     let area = width.saturating_mul(u64::from(height));
-    let Some(width) = u32::try_from(width).ok().filter(|_| area <= MOST_PIXELS) else {
-        let expected = format!("at most {MOST_PIXELS} pixels; leave the row out, or give less wide images");
+    let most = OpenOptions::MAX_PIXELS;
+    let Some(width) = u32::try_from(width).ok().filter(|_| area <= most) else {
+        let expected = format!("at most {most} pixels; leave the row out, or give less wide images");
         return Err(Error::invalid("row of images", expected, format!("{width}x{height}")));
     };
     // None is wider than the row.
@@ -85,6 +84,6 @@ mod tests {
         let strip = strip(&images.iter().collect::<Vec<_>>(), 1);
         assert_eq!(strip.dimensions(), (row.width, row.height));
         let error = row_size([Size::new(1 << 28, 1), sizes[0]], 1024).unwrap_err();
-        assert!(error.to_string().contains("at most 268435456 pixels"), "{error}");
+        assert!(error.to_string().contains("at most 178956970 pixels"), "{error}");
     }
 }

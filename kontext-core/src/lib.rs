@@ -38,7 +38,6 @@ pub use output_file::{OutputFile, check_writable, write_file};
 pub use output_folder::OutputFolder;
 pub use output_path::output_path;
 pub use printable::{printable, printable_lines, shortened};
-pub use resize::resize_bytes;
 pub use stage::{ModelPart, Stage};
 pub use tch::{Device, Kind, Tensor};
 pub use tokens::{Conditioning, Tokens};

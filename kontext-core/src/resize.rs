@@ -68,7 +68,7 @@ const RESULT: &str = "the resized image";
 ///
 /// # Example
 /// ```
-/// let [result, rest] = kontext_core::resize_bytes([8000, 8000], [64, 64]);
+/// let [result, rest] = kontext_core::images::resize_bytes([8000, 8000], [64, 64]);
 /// assert_eq!(result, 64 * 64 * 3);
 /// assert!(rest > 64 * 8000 * 3 && rest < 2_000_000); // reduced in width, not yet in height
 /// ```

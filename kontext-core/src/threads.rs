@@ -33,18 +33,25 @@ pub fn start() -> Result<()> {
     });
     match refused {
         None => Ok(()),
-        Some(reason) => Err(refusal("parallel loops", reason, "RAYON_NUM_THREADS")),
+        Some(reason) => Err(refusal("parallel loops", reason, Some("RAYON_NUM_THREADS"))),
     }
 }
 
-/// Creates the error of threads that the system refuses. `purpose` completes "threads for …", and the variable sets
-/// their number.
+/// Creates the error of threads that the system refuses. `purpose` completes "threads for …"; the variable, if there
+/// is one, sets their number.
+///
+/// # Example
+/// ```
+/// let error = kontext_core::threads::refusal("the run", "too many", None);
+/// assert!(error.to_string().starts_with("a thread failed: the system refuses threads for the run (too many); "));
+/// ```
 #[must_use]
-pub fn refusal(purpose: &str, reason: &str, variable: &str) -> Error {
+pub fn refusal(purpose: &str, reason: &str, variable: Option<&str>) -> Error {
+    let fewer = variable.map_or_else(String::new, |variable| format!(", or set {variable} to fewer"));
     Error::Thread {
         reason: format!(
             "the system refuses threads for {purpose} ({reason}); allow more processes (`ulimit -u`, or the pids limit \
-             of the container) or more memory, or set {variable} to fewer"
+             of the container) or more memory{fewer}"
         ),
     }
 }

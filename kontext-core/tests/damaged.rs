@@ -238,6 +238,10 @@ fn limits_are_checked_for_files_bytes_and_readers() {
     assert!(error.contains("at most 1048576 bytes"), "{error}");
 }
 
+/// Names the folder of hostile files to a child of these tests.
+#[cfg(target_os = "linux")]
+const FOLDER: &str = "KONTEXT_TEST_FOLDER";
+
 /// Returns the peak of the process's memory in MB.
 #[cfg(target_os = "linux")]
 fn peak() -> u64 {
@@ -278,21 +282,87 @@ fn hostile_files_take_no_more_memory_than_the_limits_allow() {
         .unwrap();
     let large = large.into_inner();
 
-    // The peak of what this test prepared hides less.
-    std::fs::write("/proc/self/clear_refs", "5").unwrap();
-    let before = peak();
-    for file in [&profile, &text] {
-        assert_eq!(images::from_bytes(file).unwrap().into_raw(), [1, 2, 3]);
+    // A process of its own, whose peak is not that of the other tests, or of the encoders.
+    let folder = tempfile::tempdir().unwrap();
+    for (name, file) in [
+        ("profile", &profile),
+        ("text", &text),
+        ("wide", &wide),
+        ("large", &large),
+    ] {
+        std::fs::write(folder.path().join(name), file).unwrap();
     }
-    assert!(images::from_bytes(&wide).is_err());
-    let error = OpenOptions::new()
-        .max_pixels(1_000_000)
-        .decode(&large)
-        .unwrap_err()
-        .to_string();
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_that_opens_hostile_files", "--ignored", "--nocapture"])
+        .env(FOLDER, folder.path())
+        .output()
+        .unwrap();
+    let out = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        output.status.success(),
+        "{out}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let taken = out.lines().find_map(|line| line.strip_prefix("taken: ")).unwrap();
+    assert!(taken.parse::<u64>().unwrap() < 160, "{taken} MB");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+#[ignore = "a child of another test"]
+fn child_that_opens_hostile_files() {
+    let Some(folder) = std::env::var_os(FOLDER) else { return };
+    let path = |name: &str| Path::new(&folder).join(name);
+    let before = peak();
+    for name in ["profile", "text"] {
+        assert_eq!(images::open(path(name)).unwrap().into_raw(), [1, 2, 3]);
+    }
+    assert!(images::open(path("wide")).is_err());
+    let limited = OpenOptions::new().max_pixels(1_000_000);
+    let error = limited.open(path("large")).unwrap_err().to_string();
     assert!(error.contains("got 8000x8000"), "{error}");
-    let taken = peak() - before;
-    assert!(taken < 160, "{taken} MB");
+    println!("\ntaken: {}", peak() - before);
+}
+
+/// Returns a progressive JPEG in grey, whose scans after the first refine coefficients of which none is set.
+fn empty_scans(side: u16, scans: usize) -> Vec<u8> {
+    let [high, low] = side.to_be_bytes();
+    let mut file = vec![0xff, 0xd8, 0xff, 0xc2, 0, 11, 8, high, low, high, low, 1, 1, 0x11, 0];
+    file.extend([0xff, 0xdb, 0, 67, 0]);
+    file.extend([1; 64]);
+    // A code of one bit in each table: a level of no change, and 2^14 empty blocks and more, by 14 further bits.
+    for (class, symbol) in [(0x00, 0x00), (0x10, 0xe0)] {
+        file.extend([0xff, 0xc4, 0, 20, class, 1]);
+        file.extend([0; 15]);
+        file.push(symbol);
+    }
+    let blocks = usize::from(side).div_ceil(8).pow(2);
+    file.extend([0xff, 0xda, 0, 8, 1, 1, 0, 0, 0, 0x01]);
+    file.extend(vec![0; blocks.div_ceil(8)]);
+    for scan in 0..scans {
+        let refines = if scan == 0 { 0x01 } else { 0x10 };
+        file.extend([0xff, 0xda, 0, 8, 1, 1, 0, 1, 63, refines]);
+        // Codes of 15 bits, of zeros: 2^14 blocks each.
+        file.extend(vec![0; (15 * blocks.div_ceil(1 << 14)).div_ceil(8)]);
+    }
+    file.extend(END_MARK);
+    file
+}
+
+#[test]
+fn a_small_jpeg_of_very_many_empty_blocks_is_refused() {
+    let slow = empty_scans(12_000, 80);
+    assert!(slow.len() < 400_000);
+    assert_eq!(
+        reason(&slow),
+        "cannot use the image: it has too many scans for its size; save it again as PNG or JPEG"
+    );
+    // As many scans of a small image, and few of a large one.
+    assert_eq!(images::from_bytes(&empty_scans(64, 80)).unwrap().dimensions(), (64, 64));
+    assert_eq!(
+        images::from_bytes(&empty_scans(4000, 3)).unwrap().dimensions(),
+        (4000, 4000)
+    );
 }
 
 #[test]

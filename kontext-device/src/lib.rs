@@ -5,4 +5,4 @@ pub mod cuda;
 pub mod device;
 pub mod libtorch;
 pub mod memory;
-pub mod threads;
+pub mod openmp;

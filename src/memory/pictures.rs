@@ -2,7 +2,7 @@
 //!
 //! The images of a request are the caller's, and not counted.
 
-use kontext_core::resize_bytes;
+use kontext_core::images::resize_bytes;
 use kontext_sampler::{References, Size};
 
 use super::Footprint;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use image::RgbImage;
 use kontext_core::{Conditioning, During, Error, ModelPart, Result, Stage, Tensor, Tokens, array, buffer, noise};
-use kontext_device::threads;
+use kontext_device::openmp;
 use kontext_dit::{Run, RunInput};
 use kontext_nn::Weights;
 use kontext_sampler::ids::{Origin, grid_ids};
@@ -62,7 +62,7 @@ impl Pipeline {
         let loras = self.chosen_loras(request)?;
         // Threads take address space, so they start before it is measured.
         kontext_core::threads::start()?;
-        threads::check()?;
+        openmp::check()?;
         self.check_memory(&plan)?;
         let short = |stage: Stage| {
             let plan = &plan;

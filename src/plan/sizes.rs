@@ -1,5 +1,6 @@
 //! Sizes of input and output images.
 
+use kontext_core::images::OpenOptions;
 use kontext_core::{Error, Result};
 use kontext_sampler::geometry::{TOKEN_PIXELS, bfl_target, diffusers_target, preferred_size};
 use kontext_sampler::{Conformance, References, Size};
@@ -8,7 +9,7 @@ use super::ModelFacts;
 use crate::Request;
 
 /// Most pixels of the joined reference images, the same as for a single one.
-const LARGEST_JOINED: u64 = 1 << 28;
+const LARGEST_JOINED: u64 = OpenOptions::MAX_PIXELS;
 /// Largest ratio of the aspect ratios at which a target of the user's size and a reference share a grid;
 /// beyond it the stretch would be visible.
 pub(super) const MOST_STRETCH: f64 = 1.1;

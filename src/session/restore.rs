@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use image::{GrayImage, ImageReader, RgbImage, imageops};
+use image::{GrayImage, RgbImage};
+use kontext_core::images::OpenOptions;
 use kontext_core::{Device, Error, Result, array, images, range};
 use kontext_device::memory;
 use kontext_nn::Weights;
@@ -51,8 +52,7 @@ fn check_room(files: Files<'_>, index: &Index) -> Result<()> {
     // What is no image of the folder is reported when it is read.
     let mut pixels = |name| {
         *sizes.entry(name).or_insert_with(|| {
-            let reader = files.own(name).ok().and_then(|path| ImageReader::open(path).ok());
-            let sides = reader.and_then(|reader| reader.with_guessed_format().ok()?.into_dimensions().ok());
+            let sides = files.own(name).ok().and_then(|path| images::dimensions(path).ok());
             sides.map_or(0, |(width, height)| u64::from(width) * u64::from(height))
         })
     };
@@ -156,17 +156,24 @@ impl Reader<'_> {
 
     fn image(&self, file: &str) -> Result<RgbImage> {
         let bytes = self.files.read(file)?;
-        images::from_bytes(&bytes).map_err(|error| match error {
+        images::from_bytes(&bytes).map_err(|error| self.named(file, error))
+    }
+
+    fn grey(&self, file: &str) -> Result<GrayImage> {
+        let bytes = self.files.read(file)?;
+        let mask = OpenOptions::new().decode_mask(&bytes);
+        mask.map_err(|error| self.named(file, error))
+    }
+
+    /// Adds the path of an image to the error of its bytes.
+    fn named(&self, file: &str, error: Error) -> Error {
+        match error {
             Error::Image { reason, .. } => Error::Image {
                 path: self.files.folder.join(file),
                 reason,
             },
             other => other,
-        })
-    }
-
-    fn grey(&self, file: &str) -> Result<GrayImage> {
-        Ok(imageops::grayscale(&self.image(file)?))
+        }
     }
 
     fn tensor(&self, name: &'static str, file: &str) -> Result<ArrayD<f32>> {

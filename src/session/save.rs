@@ -3,11 +3,11 @@
 //! File names contain a digest of the content, so an existing file is never overwritten with another content,
 //! and `session.json` is written last: a folder holds a whole session even if writing is interrupted.
 
-use std::io::Cursor;
 use std::path::Path;
 use std::sync::Arc;
 
-use image::{ImageBuffer, ImageFormat, PixelWithColorType, RgbImage};
+use image::{ImageBuffer, PixelWithColorType, RgbImage};
+use kontext_core::images::OpenOptions;
 use kontext_core::{Error, Kind, Result, Tensor, array, create_folder, range, write_file};
 use ndarray::ArrayD;
 
@@ -15,12 +15,11 @@ use super::files::Files;
 use super::index::{EditEntry, FORMAT, INDEX, Index, KeepEntry, RequestEntry, TurnEntry, check_replaceable};
 use super::{KeepUnchanged, Session, Turn};
 use crate::Request;
+use crate::io::encode_png;
 use crate::plan::{check_numbers, check_values};
 
 /// Name of the only tensor in a file.
 pub(super) const TENSOR: &str = "latents";
-/// Most pixels of an image that [`open_image`](crate::open_image) reads.
-const MOST_PIXELS: u64 = 1 << 28;
 
 pub(super) fn save(session: &Session, folder: &Path) -> Result<()> {
     let path = folder.join(INDEX);
@@ -77,7 +76,7 @@ fn check_settings(session: &Session) -> Result<()> {
         range::within(
             "pixels of an image",
             u64::from(width) * u64::from(height),
-            1..=MOST_PIXELS,
+            1..=OpenOptions::MAX_PIXELS,
         )?;
     }
     check_request(&session.defaults)
@@ -157,11 +156,8 @@ impl Writer<'_> {
     where
         P: PixelWithColorType<Subpixel = u8>,
     {
-        let mut bytes = Cursor::new(Vec::new());
-        image
-            .write_to(&mut bytes, ImageFormat::Png)
-            .map_err(Error::image(self.files.folder.join(name)))?;
-        self.files.write(name, "png", &bytes.into_inner())
+        let bytes = encode_png(image, &self.files.folder.join(name))?;
+        self.files.write(name, "png", &bytes)
     }
 
     fn tensor(&self, name: &str, tensor: Tensor) -> Result<String> {

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use kontext_core::{Error, Result, contain};
+use kontext_core::{Error, Result, contain, threads};
 
 use self::channel::{Receiver, Sender};
 pub use self::event::StreamEvent;
@@ -99,9 +99,7 @@ impl RunStream {
             },
             Err(error) => {
                 let (sender, events) = channel::bounded(CAPACITY);
-                sender.send_last(Err(Error::Thread {
-                    reason: error.to_string(),
-                }));
+                sender.send_last(Err(threads::refusal("the run", &error.to_string(), None)));
                 Self {
                     events,
                     cancel,
@@ -259,6 +257,7 @@ mod tests {
         while sent.load(Ordering::Relaxed) < CAPACITY + 2 {
             thread::sleep(Duration::from_millis(1));
         }
+        // A run that does not wait would end in this time; one that waits never goes on, on any machine.
         thread::sleep(Duration::from_millis(200));
         assert_eq!(sent.load(Ordering::Relaxed), CAPACITY + 2);
         let events: Vec<_> = stream.into_iter().collect::<Result<_>>().unwrap();
@@ -279,7 +278,7 @@ mod tests {
         let items: Vec<_> = stream.into_iter().collect();
         assert_eq!(items.len(), 3); // Planned, the first step, the panic
         let error = items.last().unwrap().as_ref().unwrap_err().to_string();
-        assert_eq!(error, "the thread of the run failed: it panicked: step two");
+        assert_eq!(error, "a thread failed: it panicked: step two");
         // The thread's share is dropped before the last item is sent, and the pipeline still runs.
         assert_eq!(Arc::strong_count(&pipe), 1);
         assert!(pipe.run(&request(1)).is_ok());

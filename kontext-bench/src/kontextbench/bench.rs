@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use image::RgbImage;
-use kontext_core::{Error, Result, images, json_lines};
+use kontext_core::{Error, Result, images, json_lines, threads};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
@@ -13,8 +13,6 @@ use super::{CATEGORIES, Pair, Problem, category};
 
 /// Category assigned to a line without one.
 const NO_CATEGORY: &str = "no category";
-/// First bytes of a Git LFS pointer, a file that has not been fetched.
-const LFS: &[u8] = b"version https://git-lfs";
 
 /// The usable pairs of a folder, and the problems of the others.
 #[derive(Debug, Clone)]
@@ -65,7 +63,7 @@ impl Bench {
         bench
             .read_lines(&bytes)
             .map_err(|reason| Error::config(&path, reason))?;
-        bench.read_images();
+        bench.read_images()?;
         bench.problems.sort_by_key(|problem| problem.line);
         for category in CATEGORIES {
             if !bench.pairs.iter().any(|pair| pair.category == category) {
@@ -133,12 +131,13 @@ impl Bench {
     }
 
     /// Reads every image once; drops pairs and truths whose images cannot be read.
-    fn read_images(&mut self) {
+    fn read_images(&mut self) -> Result<()> {
         let named: BTreeSet<PathBuf> = self.pairs.iter().flat_map(Pair::all_images).cloned().collect();
         let read = |path: PathBuf| {
             let digest = digest(&self.folder.join(&path));
             (path, digest)
         };
+        threads::start()?;
         let read: BTreeMap<PathBuf, Result<String, String>> = named.into_par_iter().map(read).collect();
         let mut pairs = Vec::new();
         for mut pair in std::mem::take(&mut self.pairs) {
@@ -161,6 +160,7 @@ impl Bench {
             .into_iter()
             .filter_map(|(path, digest)| Some((path, digest.ok()?)))
             .collect();
+        Ok(())
     }
 
     /// Keeps the first `most` pairs of each category.
@@ -246,10 +246,7 @@ fn digest(path: &Path) -> Result<String, String> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err("there is no such file".to_owned()),
         Err(error) => return Err(error.to_string()),
     };
-    if bytes.starts_with(LFS) {
-        return Err("it is a pointer of Git LFS in place of the image; run `git lfs pull`".to_owned());
-    }
-    images::open(path).map_err(|error| match error {
+    images::from_bytes(&bytes).map_err(|error| match error {
         Error::Image { reason, .. } => reason,
         other => other.to_string(),
     })?;

@@ -8,7 +8,7 @@ use base64::prelude::BASE64_STANDARD;
 use image::codecs::jpeg::JpegEncoder;
 use image::{ExtendedColorType, ImageEncoder, ImageFormat, RgbImage};
 use kontext_core::images::{self, resize};
-use kontext_core::{Error, Result};
+use kontext_core::{Error, Result, threads};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -239,6 +239,7 @@ impl Images {
 
     /// Returns each image as a data URI, with its width and height.
     fn finish(self) -> Result<Vec<Value>> {
+        threads::start()?;
         self.paths.par_iter().map(|path| inline(path, self.side)).collect()
     }
 }

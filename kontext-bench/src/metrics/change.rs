@@ -1,7 +1,7 @@
 //! Extent of an edit, and preservation of the rest of the image.
 
 use image::{GrayImage, Luma, RgbImage};
-use kontext_core::{Error, Result};
+use kontext_core::{Error, Result, threads};
 use rayon::prelude::*;
 
 use super::plane::Plane;
@@ -73,6 +73,7 @@ impl<'a> ChangeMap<'a> {
     /// [`Error::InvalidArgument`] if the images differ in size, or the threshold is negative or NaN.
     pub fn between(source: &'a RgbImage, result: &'a RgbImage, threshold: f64) -> Result<Self> {
         same_size_as_source(source, result)?;
+        threads::start()?;
         if threshold.is_nan() || threshold < 0.0 {
             return Err(Error::invalid("threshold", "levels from 0 to 255", threshold));
         }
@@ -96,6 +97,7 @@ impl<'a> ChangeMap<'a> {
     /// [`Error::InvalidArgument`] if the three sizes differ.
     pub fn given(source: &'a RgbImage, result: &'a RgbImage, mask: &GrayImage) -> Result<Self> {
         same_size_as_source(source, result)?;
+        threads::start()?;
         if mask.dimensions() != source.dimensions() {
             let got = format!("{}x{}", mask.width(), mask.height());
             return Err(Error::invalid(

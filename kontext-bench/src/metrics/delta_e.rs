@@ -6,7 +6,7 @@
 use std::f64::consts::{PI, TAU};
 
 use image::RgbImage;
-use kontext_core::Result;
+use kontext_core::{Result, threads};
 use rayon::prelude::*;
 
 use super::lab::{Converter, Lab};
@@ -43,6 +43,7 @@ pub fn delta_e(a: &RgbImage, b: &RgbImage) -> Result<f64> {
 /// Same as [`delta_e`].
 pub fn delta_e_map(a: &RgbImage, b: &RgbImage) -> Result<Vec<f64>> {
     same_size(a, b)?;
+    threads::start()?;
     let converter = Converter::new();
     let (a, b) = (
         a.as_raw().as_chunks::<CHANNELS>().0,

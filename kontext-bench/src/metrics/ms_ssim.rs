@@ -4,7 +4,7 @@
 //! VainF/pytorch-msssim 1.0.0 `pytorch_msssim/ssim.py`, `ms_ssim`, computes it.
 
 use image::RgbImage;
-use kontext_core::Result;
+use kontext_core::{Result, threads};
 use rayon::prelude::*;
 
 use super::plane::Plane;
@@ -29,6 +29,7 @@ pub const LEAST_SIDE: usize = (WINDOW - 1) * 16 + 1;
 /// [`LEAST_SIDE`] pixels.
 pub fn ms_ssim(a: &RgbImage, b: &RgbImage) -> Result<f64> {
     same_size(a, b)?;
+    threads::start()?;
     at_least(a, LEAST_SIDE, "for a window of 11 after four halvings")?;
     let (mut a, mut b) = (Plane::colour(a), Plane::colour(b));
     let mut product = [1.0; CHANNELS];

@@ -3,7 +3,7 @@
 //! Source: scikit-image 0.26 `skimage/metrics/simple_metrics.py`, `peak_signal_noise_ratio`.
 
 use image::RgbImage;
-use kontext_core::Result;
+use kontext_core::{Result, threads};
 use rayon::prelude::*;
 
 use super::{CHANNELS, LEAST_SHARE, PEAK, same_size};
@@ -28,6 +28,7 @@ const CHUNK: usize = CHANNELS << 14;
 /// ```
 pub fn psnr(a: &RgbImage, b: &RgbImage) -> Result<f64> {
     same_size(a, b)?;
+    threads::start()?;
     let chunks = a.as_raw().par_chunks(CHUNK).zip(b.as_raw().par_chunks(CHUNK));
     let sum: u64 = chunks.map(|(x, y)| squares(x, y)).sum();
     Ok(decibels(sum, a.as_raw().len() as u64))

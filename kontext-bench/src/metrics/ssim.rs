@@ -4,7 +4,7 @@
 //! settings of Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity" (2004).
 
 use image::RgbImage;
-use kontext_core::Result;
+use kontext_core::{Result, threads};
 
 use super::plane::Plane;
 use super::windows::{SMALL, WINDOW, rows_of_windows};
@@ -47,6 +47,7 @@ pub fn ssim_grey(a: &RgbImage, b: &RgbImage) -> Result<f64> {
 
 fn similarity_of(a: &RgbImage, b: &RgbImage, plane: impl Fn(&RgbImage) -> Plane) -> Result<f64> {
     same_size(a, b)?;
+    threads::start()?;
     at_least(a, WINDOW, SMALL)?;
     let row = |_, windows: &[_]| (sum(windows), windows.len());
     let rows = rows_of_windows(&plane(a), &plane(b), row);

@@ -73,13 +73,21 @@ impl Strip {
     /// Returns the whole strip; `None` if nothing was added.
     #[must_use]
     pub fn image(&self) -> Option<RgbImage> {
-        let (first, pitch) = (self.rows.first()?, self.rows.first()?.height() + 3 * GAP);
-        let height = pitch * self.rows.len() as u32 - 3 * GAP;
-        let mut image = RgbImage::from_pixel(first.width(), height, Rgb([255; 3]));
+        let pitch = self.rows.first()?.height() + 3 * GAP;
+        let [width, height] = self.size(self.rows.len());
+        let mut image = RgbImage::from_pixel(width, height, Rgb([255; 3]));
         for (top, row) in (0_i64..).step_by(pitch as usize).zip(&self.rows) {
             imageops::replace(&mut image, row, 0, top);
         }
         Some(image)
+    }
+
+    /// Returns width and height of the image of this many originals.
+    #[must_use]
+    pub fn size(&self, originals: usize) -> [u32; 2] {
+        let (pitch, rows) = (self.side + GAP, u32::try_from(originals).unwrap_or(u32::MAX));
+        let height = (2 * pitch + 2 * GAP).saturating_mul(rows).saturating_sub(3 * GAP);
+        [self.columns.saturating_mul(pitch) - GAP, height]
     }
 
     /// Finds the first pixel of the crop with the most detail.

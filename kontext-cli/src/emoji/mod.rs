@@ -99,6 +99,7 @@ pub fn write_dataset(options: &Options) -> anyhow::Result<Summary> {
         create_folder(&folder)?;
     }
     let bar = progress::bar("drawing", keys.len());
+    kontext_core::threads::start()?;
     keys.par_iter().try_for_each(|key| -> anyhow::Result<()> {
         let image = draw::draw(key, &packages, options.size).with_context(|| format!("cannot draw {}", key.path()))?;
         bar.inc(1);

@@ -22,7 +22,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// - the caller, by other arguments: [`Error::InvalidArgument`], [`Error::Shape`];
 /// - the owner of the files: [`Error::Checkpoint`], [`Error::Tokenizer`], [`Error::Io`], [`Error::Image`];
 /// - the caller, by smaller settings, or the owner of the machine: [`Error::Device`], [`Error::Memory`],
-///   [`Error::Allocation`], [`Error::Torch`];
+///   [`Error::Allocation`], [`Error::Torch`], [`Error::Thread`];
 /// - the author of the weights or of the recipe: [`Error::NotFinite`], [`Error::Diverged`];
 /// - nobody, because the caller asked for it: [`Error::Cancelled`];
 /// - the developers of kontext: [`Error::Bug`].
@@ -147,10 +147,11 @@ pub enum Error {
         /// Mean of the previous losses.
         usual: f64,
     },
-    /// A thread that could not start, for which the machine needs more resources, or that panicked.
-    #[error("the thread of the run failed: {reason}")]
+    /// A thread that could not start, for which the machine's owner can allow more processes or memory, or that
+    /// panicked, of which only the developers can find the reason.
+    #[error("a thread failed: {reason}")]
     Thread {
-        /// The system's error, or the message of the panic.
+        /// The system's error and the remedy, or the message of the panic.
         reason: String,
     },
     /// A stop requested by the caller; nobody needs to act.

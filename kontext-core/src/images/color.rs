@@ -8,7 +8,7 @@ use lcms2::{
 };
 use moxcms::{CicpColorPrimaries, CicpProfile, ColorProfile, MatrixCoefficients, TransferCharacteristics as Transfer};
 
-use super::decoded::{Channels, Depth};
+use super::samples::{Channels, Depth};
 use crate::contain;
 
 type Transform<From, To> = lcms2::Transform<From, To, ThreadContext, DisallowCache>;

@@ -1,238 +1,96 @@
-//! Decoded samples in the layout of their file, and their way to 8-bit RGB.
+//! Results and limits of the formats' decoders.
 
-use image::{DynamicImage, RgbImage};
-use rayon::prelude::*;
+use std::io;
+use std::path::Path;
 
-use super::color::Conversion;
-use crate::{Error, Result, buffer};
+use image::ImageError;
 
-/// Red, green and blue.
-const RGB: usize = 3;
+use super::color::Profile;
+use super::orientation::Orientation;
+use super::samples::Samples;
+use crate::Error;
 
-/// Channels of a pixel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Channels {
-    /// A grey level.
-    Grey,
-    /// A grey level and alpha.
-    GreyAlpha,
-    /// Red, green and blue.
-    Rgb,
-    /// Red, green, blue and alpha.
-    Rgba,
-    /// Cyan, magenta, yellow and black, as amounts of ink.
-    Cmyk,
-}
+/// Most bytes of a profile, of EXIF, and of text that a decoder unpacks. The largest printing profiles have four
+/// million.
+pub(super) const METADATA: usize = 1 << 26;
 
-impl Channels {
-    /// Returns the number of channels.
-    pub(super) fn count(self) -> usize {
-        match self {
-            Self::Grey => 1,
-            Self::GreyAlpha => 2,
-            Self::Rgb => 3,
-            Self::Rgba | Self::Cmyk => 4,
-        }
-    }
-
-    /// Returns `true` if the last channel is alpha.
-    fn has_alpha(self) -> bool {
-        matches!(self, Self::GreyAlpha | Self::Rgba)
-    }
-}
-
-/// Depth of a sample.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Depth {
-    /// A byte.
-    Eight,
-    /// Two bytes, the high one first, as PNG stores them.
-    Sixteen,
-}
-
-impl Depth {
-    /// Returns the bytes of a sample.
-    pub(super) fn bytes(self) -> usize {
-        match self {
-            Self::Eight => 1,
-            Self::Sixteen => 2,
-        }
-    }
-}
-
-/// Decoded samples, rows from the top.
-#[derive(Debug)]
-pub(super) struct Samples {
+/// Size and orientation of an image, by the headers of its file.
+pub(super) struct Header {
     pub width: u32,
     pub height: u32,
-    pub channels: Channels,
-    pub depth: Depth,
-    pub bytes: Vec<u8>,
+    pub orientation: Orientation,
 }
 
-impl Samples {
-    /// Returns `true` if a pixel is not opaque.
-    pub(super) fn is_transparent(&self) -> bool {
-        let pixel = self.channels.count() * self.depth.bytes();
-        let opaque = |pixel: &[u8]| pixel.iter().rev().take(self.depth.bytes()).all(|byte| *byte == 255);
-        self.channels.has_alpha() && !self.bytes.par_chunks_exact(pixel).all(opaque)
-    }
+/// A decoded file.
+pub(super) struct Decoded {
+    pub profile: Option<Profile>,
+    pub orientation: Orientation,
+    pub samples: Samples,
+}
 
-    /// Converts to 8-bit RGB: colours by `conversion`, then depth, then alpha, which is composited on white.
-    pub(super) fn into_rgb(self, conversion: Option<&Conversion>) -> Result<RgbImage> {
-        let Self {
-            width,
-            height,
-            channels,
-            depth,
-            mut bytes,
-        } = self;
-        let row = width.max(1) as usize;
-        let stride = row * channels.count() * depth.bytes();
-        let rgb = if (channels, depth) == (Channels::Rgb, Depth::Eight) {
-            if let Some(conversion) = conversion {
-                let convert = |scratch: &mut Vec<u8>, row: &mut [u8]| {
-                    scratch.clear();
-                    scratch.extend_from_slice(row);
-                    conversion.row(scratch, &[], row);
-                };
-                bytes.par_chunks_exact_mut(stride).for_each_init(Vec::new, convert);
-            }
-            bytes
-        } else {
-            let mut rgb = buffer::filled(0_u8, row * height as usize * RGB, "the decoded image")?;
-            let rows = bytes.par_chunks_exact(stride).zip(rgb.par_chunks_exact_mut(row * RGB));
-            let convert = |scratch: &mut Scratch, (source, target): (&[u8], &mut [u8])| {
-                scratch.convert(source, target, (channels, depth), conversion);
-            };
-            rows.for_each_init(Scratch::default, convert);
-            rgb
-        };
-        RgbImage::from_raw(width, height, rgb).ok_or_else(|| Error::bug("a decoded image with missing pixels"))
+/// The largest number of pixels.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PixelLimit(pub u64);
+
+impl PixelLimit {
+    /// Checks a size, before memory is taken for it.
+    pub(super) fn check(self, width: u32, height: u32) -> Result<(), Failure> {
+        let Self(most) = self;
+        if u64::from(width) * u64::from(height) <= most {
+            return Ok(());
+        }
+        Err(Failure::Reason(format!(
+            "expected at most {most} pixels, got {width}x{height}; make it smaller"
+        )))
     }
 }
 
-/// Samples of one row on their way.
-#[derive(Default)]
-struct Scratch {
-    colors: Vec<u8>,
-    wide: Vec<u16>,
-    alpha: Vec<u8>,
+/// A reason why a file is not decoded, without the file's path.
+#[derive(Debug)]
+pub(super) enum Failure {
+    Decoder(ImageError),
+    Reason(String),
+    Other(Error),
 }
 
-impl Scratch {
-    /// Converts a row of any layout to 8-bit RGB.
-    fn convert(
-        &mut self,
-        source: &[u8],
-        target: &mut [u8],
-        (channels, depth): (Channels, Depth),
-        conversion: Option<&Conversion>,
-    ) {
-        let count = channels.count();
-        let colors = count - usize::from(channels.has_alpha());
-        self.colors.clear();
-        self.wide.clear();
-        self.alpha.clear();
-        match depth {
-            Depth::Eight => {
-                for pixel in source.chunks_exact(count) {
-                    self.colors.extend_from_slice(&pixel[..colors]);
-                    self.alpha.extend_from_slice(&pixel[colors..]);
-                }
-            }
-            Depth::Sixteen => {
-                for pixel in source.as_chunks::<2>().0.chunks_exact(count) {
-                    let pixel = pixel.iter().map(|sample| u16::from_be_bytes(*sample));
-                    for (place, sample) in pixel.enumerate() {
-                        if place == colors {
-                            self.alpha.push(rounded(sample));
-                        } else if conversion.is_some() {
-                            self.wide.push(sample);
-                        } else {
-                            self.colors.push(rounded(sample));
-                        }
-                    }
-                }
-            }
-        }
-        match conversion {
-            Some(conversion) => conversion.row(&self.colors, &self.wide, target),
-            None => spread(&self.colors, target, channels),
-        }
-        if channels.has_alpha() {
-            for (pixel, alpha) in target.as_chunks_mut::<RGB>().0.iter_mut().zip(&self.alpha) {
-                *pixel = pixel.map(|value| over_white(value, *alpha));
-            }
+impl From<ImageError> for Failure {
+    fn from(error: ImageError) -> Self {
+        Self::Decoder(error)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl Failure {
+    /// Returns the error of the file at `path`.
+    pub(super) fn at(self, path: &Path) -> Error {
+        match self {
+            Self::Decoder(error) => Error::image(path)(error),
+            Self::Reason(reason) => Error::Image {
+                path: path.to_owned(),
+                reason,
+            },
+            Self::Other(error) => error,
         }
     }
 }
 
-/// Copies a row's colours to RGB without a profile.
-fn spread(colors: &[u8], target: &mut [u8], channels: Channels) {
-    match channels {
-        Channels::Grey | Channels::GreyAlpha => {
-            for (pixel, level) in target.as_chunks_mut::<RGB>().0.iter_mut().zip(colors) {
-                *pixel = [*level; RGB];
-            }
-        }
-        Channels::Rgb | Channels::Rgba => target.copy_from_slice(colors),
-        Channels::Cmyk => {
-            let pixels = target.as_chunks_mut::<RGB>().0.iter_mut();
-            for (pixel, &[c, m, y, k]) in pixels.zip(colors.as_chunks::<4>().0) {
-                // Pillow's formula.
-                let light = |ink: u8| 255 - k - product(ink, 255 - k);
-                *pixel = [c, m, y].map(light);
-            }
-        }
-    }
+/// Returns the failure of a file that cannot be read on: it is cut, or the system refuses to read it.
+pub(super) fn cut(error: io::Error) -> Failure {
+    ImageError::IoError(error).into()
 }
 
-/// Returns a product of shares of 255, rounded.
-fn product(a: u8, b: u8) -> u8 {
-    ((u32::from(a) * u32::from(b) + 127) / 255) as u8
+/// Returns the failure of a file with which a decoder panics.
+pub(super) fn panicked(panic: &str) -> Failure {
+    let remedy = "the file is damaged, fetch or save it again";
+    Failure::Reason(format!("the decoder failed ({panic}); {remedy}"))
 }
 
-/// Rounds 16 bits to 8.
-fn rounded(sample: u16) -> u8 {
-    ((u32::from(sample) + 128) / 257) as u8
-}
-
-/// Composites a level on white.
-fn over_white(value: u8, alpha: u8) -> u8 {
-    let (value, alpha) = (u32::from(value), u32::from(alpha));
-    ((value * alpha + 255 * (255 - alpha) + 127) / 255) as u8
-}
-
-/// Converts to 8-bit RGB, with transparent parts composited on white.
-#[must_use]
-pub fn flatten(image: &DynamicImage) -> RgbImage {
-    if !image.color().has_alpha() {
-        return image.to_rgb8();
-    }
-    let rgba = image.to_rgba8();
-    let mut rgb = RgbImage::new(rgba.width(), rgba.height());
-    for (pixel, rgba) in rgb.pixels_mut().zip(rgba.pixels()) {
-        let [red, green, blue, alpha] = rgba.0;
-        pixel.0 = [red, green, blue].map(|value| over_white(value, alpha));
-    }
-    rgb
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn transparent_pixels_lie_on_white() {
-        let rgba = image::RgbaImage::from_pixel(1, 1, image::Rgba([10, 20, 30, 0]));
-        assert_eq!(flatten(&rgba.into()).get_pixel(0, 0).0, [255, 255, 255]);
-    }
-
-    #[test]
-    fn sixteen_bits_are_rounded_to_the_nearest_level() {
-        for sample in 0..=u16::MAX {
-            assert_eq!(rounded(sample), (f64::from(sample) / 257.0).round() as u8);
-        }
-    }
+/// Returns the failure of a file that is cut.
+pub(super) fn ends_early() -> Failure {
+    Failure::Reason("it ends early; the file is damaged, fetch or save it again".into())
 }

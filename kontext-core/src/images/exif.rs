@@ -2,7 +2,7 @@
 
 use exif::{In, Reader, Tag, Value};
 
-use super::turn::Turn;
+use super::orientation::Orientation;
 use crate::contain;
 
 /// Metadata of an image file.
@@ -15,12 +15,12 @@ pub(super) struct Metadata {
 }
 
 impl Metadata {
-    /// Returns the turn that shows the image upright: of EXIF, or of XMP if EXIF names none. A value that is no
+    /// Returns the orientation that shows the image upright: of EXIF, or of XMP if EXIF names none. A value that is no
     /// orientation, and metadata that cannot be read, turn nothing.
-    pub(super) fn turn(&self) -> Turn {
+    pub(super) fn orientation(&self) -> Orientation {
         let exif = self.exif.as_deref().and_then(exif_orientation);
         let orientation = exif.or_else(|| xmp_orientation(self.xmp.as_deref()?));
-        orientation.map_or(Turn::None, Turn::of_orientation)
+        orientation.map_or(Orientation::None, Orientation::of_exif)
     }
 }
 

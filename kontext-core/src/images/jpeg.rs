@@ -1,6 +1,7 @@
 //! Decoding of JPEG.
 
 use std::borrow::Cow;
+use std::io::Read;
 
 use image::ImageFormat;
 use image::error::{DecodingError, ImageError, UnsupportedError, UnsupportedErrorKind};
@@ -11,24 +12,25 @@ use zune_jpeg::JpegDecoder;
 use zune_jpeg::errors::DecodeErrors;
 
 use super::color::Profile;
-use super::decoded::{Channels, Depth, Samples};
-use super::decoder::{Decoded, Failure, PixelLimit};
+use super::decoded::{Decoded, Failure, Header, METADATA, PixelLimit, cut};
 use super::exif::Metadata;
 use super::jpeg_scans;
-use super::jpeg_segments::{APP1, APP14, check_coding, segments};
+use super::jpeg_segments::{APP1, APP14, EOI, SOS, check_coding, next_segment, segments};
+use super::samples::{Channels, DECODED, Depth, Samples};
 use crate::{Error, Result as KontextResult, buffer};
+
+/// Side of the largest coding unit: four blocks.
+const LARGEST_UNIT: u64 = 32;
+
+/// A decoder of a file in memory.
+type InMemory<'a> = JpegDecoder<ZCursor<&'a [u8]>>;
 
 /// Decodes the first image of a JPEG; others, such as a thumbnail or a map of brightness, may follow it.
 pub(super) fn decode(file: &[u8], limit: PixelLimit) -> Result<Decoded, Failure> {
-    check_coding(file)?;
-    let mut headers = decoder(file, ColorSpace::RGB);
-    headers.decode_headers().map_err(failure)?;
-    let missing = || Error::bug("a decoded JPEG header without a size");
-    let (width, height) = headers.dimensions().ok_or_else(missing)?;
-    // Sides have 16 bits.
-    let (width, height) = (width as u32, height as u32);
+    let (headers, (width, height)) = headers(file)?;
     limit.check(width, height)?;
     jpeg_scans::check(file)?;
+    let missing = || Error::bug("a decoded JPEG header without a colour space or size");
     let space = headers.input_colorspace().ok_or_else(missing)?;
     let (data, out, channels) = match space {
         ColorSpace::Luma => (Cow::Borrowed(file), ColorSpace::Luma, Channels::Grey),
@@ -42,7 +44,10 @@ pub(super) fn decode(file: &[u8], limit: PixelLimit) -> Result<Decoded, Failure>
     if size != width as usize * height as usize * channels.count() {
         return Err(Error::bug("a JPEG decoder that changes the number of channels").into());
     }
-    let mut bytes = buffer::filled(0_u8, size, "the decoded image")?;
+    let mut bytes = buffer::filled(0_u8, size, DECODED)?;
+    // The decoder holds the coefficients of all blocks of a progressive image.
+    let padded = |side: u32| u64::from(side).next_multiple_of(LARGEST_UNIT);
+    buffer::can_have(2 * channels.count() as u64 * padded(width) * padded(height), DECODED)?;
     decoder.decode_into(&mut bytes).map_err(failure)?;
     match space {
         // Adobe's programs, and therefore all, store the amount of no ink.
@@ -52,7 +57,7 @@ pub(super) fn decode(file: &[u8], limit: PixelLimit) -> Result<Decoded, Failure>
     }
     Ok(Decoded {
         profile: headers.icc_profile().map(Profile::Icc),
-        turn: metadata(file).turn(),
+        orientation: metadata(file).orientation(),
         samples: Samples {
             width,
             height,
@@ -63,7 +68,53 @@ pub(super) fn decode(file: &[u8], limit: PixelLimit) -> Result<Decoded, Failure>
     })
 }
 
-fn decoder(file: &[u8], out: ColorSpace) -> JpegDecoder<ZCursor<&[u8]>> {
+/// Reads the headers of a JPEG, which end with that of the first scan.
+pub(super) fn header(file: impl Read) -> Result<Header, Failure> {
+    let head = up_to_scan(file)?;
+    let (_, (width, height)) = headers(&head)?;
+    let orientation = metadata(&head).orientation();
+    Ok(Header {
+        width,
+        height,
+        orientation,
+    })
+}
+
+/// Reads the segments before the first scan, and that of its header.
+fn up_to_scan(mut file: impl Read) -> Result<Vec<u8>, Failure> {
+    let mut head = Vec::new();
+    // After what there is, for the segments that begin in it.
+    let mut more = 1 << 12;
+    loop {
+        let there = head.len();
+        let read = file.by_ref().take(more).read_to_end(&mut head).map_err(cut)?;
+        let mut at = 0;
+        while let Some(segment) = next_segment(&head, at) {
+            at = segment.start + segment.body.len();
+            if segment.kind == SOS || segment.kind == EOI {
+                head.truncate(at);
+                return Ok(head);
+            }
+        }
+        if read == 0 || head.len() > METADATA {
+            return Ok(head);
+        }
+        more = (there + read) as u64;
+    }
+}
+
+/// Reads the headers of a file that goes on at least to the first scan, and its size.
+fn headers(file: &[u8]) -> Result<(InMemory<'_>, (u32, u32)), Failure> {
+    check_coding(file)?;
+    let mut headers = decoder(file, ColorSpace::RGB);
+    headers.decode_headers().map_err(failure)?;
+    let missing = || Error::bug("a decoded JPEG header without a size");
+    let (width, height) = headers.dimensions().ok_or_else(missing)?;
+    // Sides have 16 bits.
+    Ok((headers, (width as u32, height as u32)))
+}
+
+fn decoder(file: &[u8], out: ColorSpace) -> InMemory<'_> {
     let options = DecoderOptions::default()
         .set_strict_mode(false)
         .set_max_width(usize::MAX)

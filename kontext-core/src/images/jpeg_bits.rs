@@ -8,6 +8,8 @@ pub(super) enum Stop {
     Short,
     /// A code that is in no table.
     Damaged,
+    /// More blocks than can be read in reasonable time.
+    Slow,
     /// A file that the decoder refuses.
     NotKnown,
     Other(crate::Error),
@@ -226,9 +228,11 @@ impl<'a> Bits<'a> {
             place += 1;
         }
         if *end_of_band > 0 {
-            for place in place..=band[1] {
-                self.take((*set >> place & 1) as u32)?;
-            }
+            // Places above the band are not of this scan.
+            let rest = (*set << (63 - band[1])).checked_shr((63 - band[1] + place) as u32);
+            let count = rest.unwrap_or_default().count_ones();
+            self.take(count.min(32))?;
+            self.take(count.saturating_sub(32))?;
             *end_of_band -= 1;
         }
         Ok(())

@@ -4,13 +4,16 @@
 //! data is read once before, without computing pixels: ITU-T T.81, appendices B, F and G. A progressive image that ends
 //! between two scans is whole, at the precision of its scans.
 
-use super::decoder::{Failure, ends_early};
+use super::decoded::{Failure, ends_early};
 use super::jpeg_bits::{Bits, Stop, Table, read_tables};
 use super::jpeg_segments::{DHT, DRI, EOI, OTHER_CODINGS, SOF_PROGRESSIVE, SOF_SEQUENTIAL, SOI, SOS, next_segment};
 use crate::buffer;
 
 /// Scans after which the decoder gives up, too.
 const MOST_SCANS: usize = 100;
+/// Blocks that all scans hold together: three times those of the largest image that is opened by default, with the
+/// ten scans that encoders write. A scan of empty blocks takes few bytes and much time.
+const MOST_BLOCKS: usize = 1 << 27;
 
 /// Checks that the data of all blocks is there, and the end mark of the first image.
 ///
@@ -19,6 +22,9 @@ pub(super) fn check(file: &[u8]) -> Result<(), Failure> {
     match read(file) {
         Ok(()) | Err(Stop::NotKnown) => Ok(()),
         Err(Stop::Short) => Err(ends_early()),
+        Err(Stop::Slow) => Err(Failure::Reason(
+            "it has too many scans for its size; save it again as PNG or JPEG".into(),
+        )),
         Err(Stop::Damaged) => Err(Failure::Reason("its data is damaged; fetch or save it again".into())),
         Err(Stop::Other(error)) => Err(error.into()),
     }
@@ -28,7 +34,7 @@ fn read(file: &[u8]) -> Result<(), Stop> {
     let mut tables: [[Option<Table>; 4]; 2] = Default::default();
     let mut restart = 0;
     let mut frame: Option<Frame> = None;
-    let (mut at, mut scans) = (0, 0);
+    let (mut at, mut scans, mut blocks) = (0, 0, 0_usize);
     loop {
         let segment = next_segment(file, at).ok_or(Stop::Short)?;
         let body = segment.body;
@@ -49,7 +55,12 @@ fn read(file: &[u8]) -> Result<(), Stop> {
                 scans += 1;
                 let frame = frame.as_mut().filter(|_| scans <= MOST_SCANS).ok_or(Stop::NotKnown)?;
                 let mut bits = Bits::new(file, at);
-                Scan::parse(body, frame)?.read(frame, &tables, restart, &mut bits)?;
+                let scan = Scan::parse(body, frame)?;
+                blocks = blocks.saturating_add(scan.blocks(frame));
+                if blocks > MOST_BLOCKS && scans > 1 {
+                    return Err(Stop::Slow);
+                }
+                scan.read(frame, &tables, restart, &mut bits)?;
                 at = bits.at;
             }
             _ => {}
@@ -170,6 +181,17 @@ impl Scan {
             band,
             refines: frame.progressive && bits >> 4 > 0,
         })
+    }
+
+    /// Returns the number of blocks.
+    fn blocks(&self, frame: &Frame) -> usize {
+        let [across, down] = frame.units(&self.selected);
+        let sampling = |selected: &Selected| frame.components[selected.component].sampling.iter().product::<usize>();
+        let of_unit = match &self.selected[..] {
+            [_] => 1,
+            all => all.iter().map(sampling).sum(),
+        };
+        across * down * of_unit
     }
 
     /// Reads the data of all blocks.

@@ -1,6 +1,6 @@
 //! Marker segments of JPEG: ITU-T T.81, appendix B.
 
-use super::decoder::Failure;
+use super::decoded::Failure;
 
 /// Markers, without the 0xff before them.
 pub(super) const APP1: u8 = 0xe1;

@@ -2,7 +2,7 @@
 
 mod color;
 mod decoded;
-mod decoder;
+mod dimensions;
 mod exif;
 mod format;
 mod jpeg;
@@ -10,21 +10,27 @@ mod jpeg_bits;
 mod jpeg_scans;
 mod jpeg_segments;
 mod open;
+mod orientation;
 mod png;
+mod samples;
 mod tensor;
-mod turn;
 mod webp;
 
 use std::path::Path;
 
 use image::{GrayImage, RgbImage};
 
-pub use decoded::flatten;
+pub use dimensions::dimensions;
 pub use open::{EmbeddedProfile, OpenOptions};
+pub use samples::flatten;
 pub use tensor::{Rounding, from_tensor, to_tensor};
 
 use crate::Result;
-pub use crate::resize::resize;
+pub use crate::resize::{resize, resize_bytes};
+
+/// Version of decoding and resizing: it is raised whenever a file gives other pixels than before, for caches of what
+/// was made of images.
+pub const DECODING: u32 = 1;
 
 /// Opens an image file with the default [`OpenOptions`].
 ///

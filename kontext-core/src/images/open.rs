@@ -1,16 +1,17 @@
 //! Opening of image files.
 
+use std::borrow::Cow;
 use std::fs::File;
-use std::io::{self, Cursor, Read};
+use std::io::{self, Read};
 use std::path::Path;
 
-use image::{GrayImage, RgbImage, imageops};
+use image::{GrayImage, Pixel, RgbImage};
 
 use super::color::Conversion;
-use super::decoder::{Decoded, Failure, PixelLimit};
+use super::decoded::{Decoded, Failure, PixelLimit, panicked};
 use super::format::{Format, HEAD};
 use super::{jpeg, png, webp};
-use crate::{Error, Result, contain};
+use crate::{Error, Result, buffer, contain, threads};
 
 /// Limits and conventions of opening image files.
 ///
@@ -20,8 +21,9 @@ use crate::{Error, Result, contain};
 /// - **Orientation**: as Pillow's `ImageOps.exif_transpose` applies it, by EXIF, or by XMP if EXIF names none.
 /// - **Colours**: converted to sRGB by the embedded profile, see [`EmbeddedProfile`].
 ///
-/// The limits are checked before memory is taken. Decoding takes at most 20 bytes a pixel and the file itself: 3 of
-/// the result, up to 8 of decoded samples, and what a decoder needs for itself.
+/// The limits are checked before memory is taken. Decoding takes at most 20 bytes a pixel (24 of an animation) and the
+/// file itself: 3 of the result, up to 8 of decoded samples, and what a decoder needs for itself, for which it is asked
+/// first.
 ///
 /// # Example
 /// ```
@@ -60,7 +62,7 @@ pub enum EmbeddedProfile {
     Ignore,
 }
 
-/// 178,956,970 pixels, from which on Pillow refuses a file, and 512 MiB, the size of their samples.
+/// [`OpenOptions::MAX_PIXELS`] and 512 MiB, the size of their samples.
 impl Default for OpenOptions {
     fn default() -> Self {
         Self::new()
@@ -68,17 +70,21 @@ impl Default for OpenOptions {
 }
 
 impl OpenOptions {
-    /// Returns the defaults: 178,956,970 pixels, 512 MiB, and colours converted to sRGB.
+    /// Most pixels of a file by default, from which on Pillow refuses one. A session does not save larger images, and
+    /// a plan joins none.
+    pub const MAX_PIXELS: u64 = 178_956_970;
+
+    /// Returns the defaults: [`OpenOptions::MAX_PIXELS`], 512 MiB, and colours converted to sRGB.
     #[must_use]
     pub const fn new() -> Self {
         Self {
-            max_pixels: 178_956_970,
+            max_pixels: Self::MAX_PIXELS,
             max_bytes: 1 << 29,
             embedded_profile: EmbeddedProfile::Convert,
         }
     }
 
-    /// Sets the largest number of pixels. A session is restored with the default.
+    /// Sets the largest number of pixels.
     #[must_use]
     pub const fn max_pixels(mut self, pixels: u64) -> Self {
         self.max_pixels = pixels;
@@ -103,7 +109,8 @@ impl OpenOptions {
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be read, [`Error::Image`] if it is not a PNG, JPEG or WebP, is truncated or
-    /// damaged, or exceeds a limit, [`Error::Allocation`] if memory is short.
+    /// damaged, or exceeds a limit, [`Error::Allocation`] and [`Error::Thread`] if the system refuses memory or
+    /// threads.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<RgbImage> {
         let path = path.as_ref();
         self.image(&self.read_file(path)?, path)
@@ -114,7 +121,8 @@ impl OpenOptions {
     /// # Errors
     /// Those of [`OpenOptions::open`], with an empty path: they read "cannot use the image: …".
     pub fn decode(&self, bytes: &[u8]) -> Result<RgbImage> {
-        self.decode_from(Cursor::new(bytes))
+        let path = Path::new("");
+        self.image(&self.contents(bytes, path)?, path)
     }
 
     /// Decodes an image file that a reader returns, from its current position to its end.
@@ -143,10 +151,27 @@ impl OpenOptions {
     /// Those of [`OpenOptions::open_mask`], with an empty path.
     pub fn decode_mask(&self, bytes: &[u8]) -> Result<GrayImage> {
         let path = Path::new("");
-        self.mask(&self.read(Cursor::new(bytes), None, path)?, path)
+        self.mask(&self.contents(bytes, path)?, path)
     }
 
-    fn read_file(&self, path: &Path) -> Result<Contents> {
+    fn contents<'a>(&self, bytes: &'a [u8], path: &Path) -> Result<Contents<'a>> {
+        let head = &bytes[..bytes.len().min(HEAD)];
+        let format = Format::of(head).map_err(|reason| Failure::Reason(reason).at(path))?;
+        if bytes.len() as u64 > self.max_bytes {
+            return Err(self.too_large().at(path));
+        }
+        let bytes = Cow::Borrowed(bytes);
+        Ok(Contents { format, bytes })
+    }
+
+    fn too_large(&self) -> Failure {
+        let most = self.max_bytes;
+        Failure::Reason(format!(
+            "expected a file of at most {most} bytes, got a larger one; make it smaller"
+        ))
+    }
+
+    fn read_file(&self, path: &Path) -> Result<Contents<'static>> {
         let file = File::open(path).map_err(Error::io(path))?;
         // A pipe has no length.
         let metadata = file.metadata().map_err(Error::io(path))?;
@@ -155,79 +180,112 @@ impl OpenOptions {
     }
 
     /// Reads a file whole, if it begins as an image and is not too large.
-    fn read(&self, mut reader: impl Read, length: Option<u64>, path: &Path) -> Result<Contents> {
-        let failed = |error: io::Error| match error.kind() {
-            io::ErrorKind::OutOfMemory => Error::Allocation {
-                purpose: "the image file",
-                mb: u128::from(length.unwrap_or_default().div_ceil(1_000_000)),
-            },
-            _ => Error::io(path)(error),
-        };
-        let too_large = || {
-            let most = self.max_bytes;
-            Failure::Reason(format!(
-                "expected a file of at most {most} bytes, got a larger one; make it smaller"
-            ))
-            .at(path)
-        };
+    fn read(&self, mut reader: impl Read, length: Option<u64>, path: &Path) -> Result<Contents<'static>> {
         let mut bytes = Vec::new();
-        reader
-            .by_ref()
-            .take(HEAD as u64)
-            .read_to_end(&mut bytes)
-            .map_err(failed)?;
+        append(&mut bytes, reader.by_ref().take(HEAD as u64), path)?;
         let format = Format::of(&bytes).map_err(|reason| Failure::Reason(reason).at(path))?;
         if length.is_some_and(|length| length > self.max_bytes) {
-            return Err(too_large());
+            return Err(self.too_large().at(path));
         }
         // One byte more than allowed shows that there are more.
         let rest = self.max_bytes.saturating_add(1).saturating_sub(bytes.len() as u64);
-        reader.take(rest).read_to_end(&mut bytes).map_err(failed)?;
+        append(&mut bytes, reader.take(rest), path)?;
         if bytes.len() as u64 > self.max_bytes {
-            return Err(too_large());
+            return Err(self.too_large().at(path));
         }
+        let bytes = Cow::Owned(bytes);
         Ok(Contents { format, bytes })
     }
 
-    fn image(&self, contents: &Contents, path: &Path) -> Result<RgbImage> {
+    fn image(&self, contents: &Contents<'_>, path: &Path) -> Result<RgbImage> {
         let decoded = self.samples(contents, path)?;
         let (channels, depth) = (decoded.samples.channels, decoded.samples.depth);
         let profile = decoded
             .profile
             .filter(|_| self.embedded_profile == EmbeddedProfile::Convert);
         let conversion = profile.and_then(|profile| Conversion::new(&profile, channels, depth));
-        decoded.turn.apply(decoded.samples.into_rgb(conversion.as_ref())?)
+        decoded
+            .orientation
+            .apply(decoded.samples.into_rgb(conversion.as_ref())?)
     }
 
-    fn mask(&self, contents: &Contents, path: &Path) -> Result<GrayImage> {
+    fn mask(&self, contents: &Contents<'_>, path: &Path) -> Result<GrayImage> {
         let decoded = self.samples(contents, path)?;
         if decoded.samples.is_transparent() {
             let reason = "the mask has transparent pixels, and it cannot be known what they mean; save it without \
                           transparency, white where the image may change and black elsewhere";
             return Err(Failure::Reason(reason.to_owned()).at(path));
         }
-        Ok(imageops::grayscale(
-            &decoded.turn.apply(decoded.samples.into_rgb(None)?)?,
-        ))
+        luma(&decoded.orientation.apply(decoded.samples.into_rgb(None)?)?)
     }
 
-    fn samples(&self, contents: &Contents, path: &Path) -> Result<Decoded> {
+    fn samples(&self, contents: &Contents<'_>, path: &Path) -> Result<Decoded> {
         let limit = PixelLimit(self.max_pixels);
         let decoded = contain(|| match contents.format {
             Format::Png => png::decode(&contents.bytes, limit),
             Format::Jpeg => jpeg::decode(&contents.bytes, limit),
             Format::WebP => webp::decode(&contents.bytes, limit),
         });
-        let decoded = decoded.unwrap_or_else(|panic| {
-            let reason = format!("the decoder failed ({panic}); the file is damaged, fetch or save it again");
-            Err(Failure::Reason(reason))
-        });
-        decoded.map_err(|failure| failure.at(path))
+        let decoded = decoded
+            .unwrap_or_else(|panic| Err(panicked(&panic)))
+            .map_err(|failure| failure.at(path))?;
+        // The samples are converted and turned in parallel.
+        threads::start()?;
+        Ok(decoded)
     }
 }
 
 /// A file in memory.
-struct Contents {
+struct Contents<'a> {
     format: Format,
-    bytes: Vec<u8>,
+    bytes: Cow<'a, [u8]>,
+}
+
+/// Appends what a reader returns.
+fn append(bytes: &mut Vec<u8>, mut reader: impl Read, path: &Path) -> Result<()> {
+    let read = reader.read_to_end(bytes);
+    read.map(drop).map_err(|error| match error.kind() {
+        // The vector doubles as it grows.
+        io::ErrorKind::OutOfMemory => Error::Allocation {
+            purpose: "the image file",
+            mb: (2 * bytes.capacity() as u128).div_ceil(1_000_000).max(1),
+        },
+        _ => Error::io(path)(error),
+    })
+}
+
+/// Returns the luma of an image.
+fn luma(image: &RgbImage) -> Result<GrayImage> {
+    let mut levels = buffer::with_room(image.as_raw().len() / 3, "the mask")?;
+    levels.extend(image.pixels().map(|pixel| pixel.to_luma().0[0]));
+    let missing = || Error::bug("a mask with missing pixels");
+    GrayImage::from_raw(image.width(), image.height(), levels).ok_or_else(missing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pipe, of which the system refuses the memory of a later part.
+    struct Refusing(usize);
+
+    impl Read for Refusing {
+        fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+            self.0 = self.0.checked_sub(1).ok_or(io::ErrorKind::OutOfMemory)?;
+            bytes.fill(b' ');
+            Ok(bytes.len())
+        }
+    }
+
+    #[test]
+    fn memory_that_the_system_refuses_to_a_pipe_is_an_error_with_its_megabytes() {
+        let png = &b"\x89PNG\r\n\x1a\n"[..];
+        for (parts, expected) in [(0, 1), (30, 2)] {
+            let error = OpenOptions::new().decode_from(png.chain(Refusing(parts))).unwrap_err();
+            let Error::Allocation { mb, .. } = error else {
+                panic!("{error}");
+            };
+            assert!(mb >= expected, "{mb} MB");
+        }
+    }
 }

@@ -1,21 +1,26 @@
 //! Decoding of PNG.
 
 use std::borrow::Cow;
-use std::io::{Cursor, ErrorKind};
+use std::io::{BufRead, Cursor, ErrorKind, Read, Seek, SeekFrom};
 
 use image::error::{DecodingError, ImageError, LimitError, LimitErrorKind, UnsupportedError, UnsupportedErrorKind};
 use image::{ExtendedColorType, ImageFormat};
 use png::{BitDepth, ColorType, Decoder, DecodingError as PngError, Info, Limits, Transformations};
 
 use super::color::Profile;
-use super::decoded::{Channels, Depth, Samples};
-use super::decoder::{Decoded, Failure, METADATA, PixelLimit};
+use super::decoded::{Decoded, Failure, Header, METADATA, PixelLimit, cut};
 use super::exif::Metadata;
+use super::samples::{Channels, DECODED, Depth, Samples};
 use crate::buffer;
 
 /// Length of a chunk without its data: length, kind and checksum.
 const FRAME: usize = 12;
 const SIGNATURE: usize = 8;
+const MAGIC: [u8; SIGNATURE] = [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n'];
+/// Chunks that say of an image how large it is and how it is turned, and those that the decoder needs to read them.
+const HEADERS: [&[u8; 4]; 6] = [b"IHDR", b"PLTE", b"eXIf", b"tEXt", b"zTXt", b"iTXt"];
+/// The start of a chunk of pixels.
+const NO_PIXELS: [u8; 8] = [0, 0, 0, 0, b'I', b'D', b'A', b'T'];
 /// The chunk at the end of a file, which is empty.
 const END: [u8; FRAME] = [0, 0, 0, 0, b'I', b'E', b'N', b'D', 0xae, 0x42, 0x60, 0x82];
 
@@ -49,14 +54,14 @@ pub(super) fn decode(file: &[u8], limit: PixelLimit) -> Result<Decoded, Failure>
     let size = reader
         .output_buffer_size()
         .ok_or_else(|| failure(PngError::LimitsExceeded))?;
-    let mut bytes = buffer::filled(0_u8, size, "the decoded image")?;
+    let mut bytes = buffer::filled(0_u8, size, DECODED)?;
     reader.next_frame(&mut bytes).map_err(failure)?;
     // Text may follow the pixels; what is wrong with it does not matter.
     let _ = reader.finish();
     let info = reader.info();
     Ok(Decoded {
         profile: profile(info),
-        turn: metadata(info).turn(),
+        orientation: metadata(info).orientation(),
         samples: Samples {
             width,
             height,
@@ -64,6 +69,35 @@ pub(super) fn decode(file: &[u8], limit: PixelLimit) -> Result<Decoded, Failure>
             depth,
             bytes,
         },
+    })
+}
+
+/// Reads the headers of a PNG, and the metadata, which may follow the pixels.
+pub(super) fn header(mut file: impl BufRead + Seek) -> Result<Header, Failure> {
+    let mut short = buffer::copied(&MAGIC, "the headers of an image")?;
+    let mut start = [0; 8];
+    file.seek(SeekFrom::Start(MAGIC.len() as u64)).map_err(cut)?;
+    while file.read_exact(&mut start).is_ok() {
+        let [a, b, c, d, kind @ ..] = start;
+        let data = u64::from(u32::from_be_bytes([a, b, c, d]));
+        if HEADERS.contains(&&kind) && short.len() as u64 + data <= METADATA as u64 {
+            short.extend_from_slice(&start);
+            file.by_ref().take(data + 4).read_to_end(&mut short).map_err(cut)?;
+        } else if &kind == b"IEND" {
+            break;
+        } else {
+            file.seek_relative(data as i64 + 4).map_err(cut)?;
+        }
+    }
+    short.extend_from_slice(&NO_PIXELS);
+    let decoder = Decoder::new_with_limits(Cursor::new(short), Limits { bytes: usize::MAX });
+    let reader = decoder.read_info().map_err(failure)?;
+    let (width, height) = reader.info().size();
+    let orientation = metadata(reader.info()).orientation();
+    Ok(Header {
+        width,
+        height,
+        orientation,
     })
 }
 

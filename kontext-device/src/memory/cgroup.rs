@@ -58,10 +58,18 @@ impl Version {
         if mounts.is_empty() {
             mounts.push(self.usual_mount());
         }
-        let folders = mounts.iter().flat_map(|mount| {
-            let own = mount.folder(Path::new(path));
-            let all: Vec<PathBuf> = own.ancestors().map(Path::to_owned).collect();
-            all.into_iter().take_while(|folder| folder.starts_with(&mount.point))
+        let mut own: Vec<(&Mount, PathBuf)> = mounts
+            .iter()
+            .filter_map(|mount| Some((mount, mount.folder(Path::new(path))?)))
+            .collect();
+        if own.is_empty() {
+            // A container may see no mount that holds its group, but one of a group above or of its own.
+            own = mounts.iter().map(|mount| (mount, mount.point.clone())).collect();
+        }
+        let folders = own.iter().flat_map(|(mount, own)| {
+            own.ancestors()
+                .take_while(|folder| folder.starts_with(&mount.point))
+                .map(Path::to_owned)
         });
         folders.collect()
     }
@@ -133,13 +141,11 @@ struct Mount {
 }
 
 impl Mount {
-    /// Returns the folder of a group, or the mounted one if the group lies outside.
-    fn folder(&self, path: &Path) -> PathBuf {
+    /// Returns the folder of a group; `None` if the group lies outside.
+    fn folder(&self, path: &Path) -> Option<PathBuf> {
         let is_inside = |path: &&Path| path.components().all(|part| matches!(part, Component::Normal(_)));
-        match path.strip_prefix(&self.root).ok().filter(is_inside) {
-            Some(inner) => self.point.join(inner),
-            None => self.point.clone(),
-        }
+        let inner = path.strip_prefix(&self.root).ok().filter(is_inside)?;
+        Some(self.point.join(inner))
     }
 }
 

@@ -25,9 +25,9 @@ const MORE_THAN_ANY: i64 = 1 << 42;
 /// Memory that libtorch caches on a CUDA device counts as held; [`give_back_on`] frees it.
 ///
 /// # Errors
-/// [`Error::Device`] if a CUDA device is not available or its runtime does not answer,
-/// [`Error::Io`] if the system does not report its memory, as on a Linux without `/proc`
-/// or a process without file descriptors.
+/// [`Error::Device`] if a CUDA device is not available or its runtime does not answer. If the system does not report
+/// its memory, on Linux [`Error::Io`] (as without `/proc`, or in a process without file descriptors), elsewhere
+/// [`Error::Device`].
 ///
 /// # Example
 /// ```

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use kontext_core::{Conditioning, Device, Error, Kind, Result, Tensor, images};
+use kontext_core::{Conditioning, Device, Error, Kind, Result, Tensor, images, threads};
 use kontext_sampler::{Conformance, Size, geometry, pack};
 use kontext_text::TextEncoder;
 use kontext_vae::Autoencoder;
@@ -44,8 +44,8 @@ pub struct EncodeProgress {
     pub total: usize,
 }
 
-/// Returns the cache key of an image's tokens: path, target size, file length and modification time, so that
-/// a changed image is encoded again.
+/// Returns the cache key of an image's tokens: path, target size, file length and modification time, and the version
+/// of the decoding, so that a changed image, or one that is now read otherwise, is encoded again.
 fn image_key(folder: &Path, path: &Path, size: Size) -> Result<String> {
     let file = folder.join(path);
     let facts = std::fs::metadata(&file).map_err(Error::io(&file))?;
@@ -54,11 +54,19 @@ fn image_key(folder: &Path, path: &Path, size: Size) -> Result<String> {
         .ok()
         .and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
     Ok(format!(
-        "{}|{size}|{}|{}",
+        "{}|{size}|{}|{}|{}",
         path.display(),
         facts.len(),
-        changed.map_or(0, |t| t.as_secs())
+        changed.map_or(0, |t| t.as_secs()),
+        images::DECODING
     ))
+}
+
+/// Returns the cache key and the size of an image: of those available, the one nearest to the upright image.
+fn place(folder: &Path, path: &Path, sizes: &[Size]) -> Result<(String, Size)> {
+    let (width, height) = images::dimensions(folder.join(path))?;
+    let size = geometry::preferred_size(Size::new(width, height), sizes, Conformance::Native);
+    Ok((image_key(folder, path, size)?, size))
 }
 
 /// Cached image tokens, with the key and size of each image.
@@ -82,20 +90,9 @@ pub(crate) fn images(
     ));
     let mut cache = Cache::open(&folder)?;
     let (mut places, mut lost) = (BTreeMap::new(), BTreeSet::new());
-    let locate = |path: &PathBuf| -> Result<(String, Size)> {
-        let file = dataset.folder.join(path);
-        let facts = std::fs::metadata(&file).map_err(Error::io(&file))?;
-        if facts.len() == 0 {
-            return Err(Error::Image {
-                path: file,
-                reason: "the file is empty".to_owned(),
-            });
-        }
-        let (width, height) = image::image_dimensions(&file).map_err(Error::image(&file))?;
-        let size = geometry::preferred_size(Size::new(width, height), &encoding.sizes, Conformance::Native);
-        Ok((image_key(&dataset.folder, path, size)?, size))
-    };
+    let locate = |path: &PathBuf| place(&dataset.folder, path, &encoding.sizes);
     let all: Vec<PathBuf> = dataset.images().into_iter().collect();
+    threads::start()?;
     let located: Vec<_> = all.par_iter().map(|path| (path, locate(path))).collect();
     for (path, located) in located {
         match located {
@@ -261,4 +258,27 @@ fn fingerprint(values: &Tensor) -> Result<u32> {
     Ok(crc32fast::hash(
         &numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<_>>(),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_have_the_size_of_their_upright_content_and_keys_of_this_decoding() {
+        let folder = tempfile::tempdir().unwrap();
+        let turned = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kontext-core/tests/pictures/turned6.jpg");
+        let upright = images::open(&turned).unwrap();
+        assert!(upright.height() > upright.width());
+        std::fs::copy(turned, folder.path().join("photo.jpg")).unwrap();
+        // A PNG by another name.
+        let png = image::RgbImage::new(60, 30);
+        png.save_with_format(folder.path().join("a.jpg"), image::ImageFormat::Png)
+            .unwrap();
+        let (wide, tall) = (Size::new(96, 64), Size::new(64, 96));
+        let found = |name: &str| place(folder.path(), Path::new(name), &[wide, tall]).unwrap();
+        assert_eq!((found("photo.jpg").1, found("a.jpg").1), (tall, wide));
+        let decoding = format!("|{}", images::DECODING);
+        assert!(found("a.jpg").0.ends_with(&decoding), "{}", found("a.jpg").0);
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
 
-use kontext_core::{Device, Kind, Result, Tensor};
+use kontext_core::{Device, Kind, Result, Tensor, threads};
 use kontext_vae::Autoencoder;
 
 use crate::base::Base;
@@ -58,14 +58,16 @@ impl Training for FlowTraining<'_> {
         let indices = steps.start * accumulate..steps.end * accumulate;
         std::thread::scope(|scope| {
             let (sender, receiver) = sync_channel::<Result<NoisyBatch>>(AHEAD);
-            scope.spawn(move || {
+            let work = move || {
                 for index in indices {
                     // The receiver is dropped when the run stops.
                     if sender.send(batches.next(dataset, recipe, index)).is_err() {
                         break;
                     }
                 }
-            });
+            };
+            let started = std::thread::Builder::new().spawn_scoped(scope, work);
+            started.map_err(|error| threads::refusal("the next batches", &error.to_string(), None))?;
             for step in steps {
                 let updated = update(trained, recipe, step, &receiver)?;
                 let done = segment.finish_step(accumulate * recipe.data.batch as u64, updated.loss)?;

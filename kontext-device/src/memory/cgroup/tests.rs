@@ -133,6 +133,21 @@ fn a_group_outside_the_mount_is_the_mounted_one() {
 }
 
 #[test]
+fn a_mount_of_other_groups_does_not_limit_this_process() {
+    let mounts = "29 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n\
+                  30 23 0:26 /other /mnt/other rw - cgroup2 cgroup2 rw\n";
+    let machine = Machine::new("0::/app\n", mounts);
+    machine.group_2("sys/fs/cgroup/app", "1000000", 300, 0);
+    machine.group_2("mnt/other", "1000", 300, 0);
+    assert_eq!(machine.free(), Some(999_700));
+    // Both show it.
+    let machine = Machine::new("0::/other/app\n", mounts);
+    machine.group_2("mnt/other/app", "1000", 300, 0);
+    machine.group_2("sys/fs/cgroup/other", "500", 300, 0);
+    assert_eq!(machine.free(), Some(200));
+}
+
+#[test]
 fn a_mount_in_an_unusual_place_is_found() {
     let machine = Machine::new("0::/app\n", "29 23 0:26 / /my\\040groups rw - cgroup2 none rw\n");
     machine.group_2("my groups/app", "1000", 300, 0);

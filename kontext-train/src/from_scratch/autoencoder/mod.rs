@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use image::RgbImage;
-use kontext_core::{Device, Error, Kind, ModelPart, Result, Stage, Tensor, images};
+use kontext_core::{Device, Error, Kind, ModelPart, Result, Stage, Tensor, images, threads};
 use kontext_nn::Weights;
 use kontext_nn::footprint::Execution;
 use kontext_vae::{AutoencoderKl, VaeConfig, VaeFootprint};
@@ -63,6 +63,7 @@ impl AutoencoderTrainer {
                 .transpose()?;
             bytes(&sized.unwrap_or(image), recipe.crop, path)
         };
+        threads::start()?;
         let images = images.par_iter().map(read).collect::<Result<Vec<_>>>()?;
         if images.is_empty() {
             return Err(Error::invalid("images to train on", "at least one", 0));

@@ -1,6 +1,6 @@
-//! Threads of libtorch.
+//! Threads of libtorch on a CPU, which are those of OpenMP.
 //!
-//! libtorch computes on a CPU by OpenMP, whose library ends the program if the system refuses one of its threads.
+//! OpenMP's library ends the program if the system refuses one of its threads.
 //! Each thread that calls libtorch gets a team of its own, at its first parallel operation.
 
 use std::cell::Cell;
@@ -25,7 +25,7 @@ thread_local! {
 ///
 /// # Example
 /// ```
-/// kontext_device::threads::check()?;
+/// kontext_device::openmp::check()?;
 /// # Ok::<(), kontext_core::Error>(())
 /// ```
 pub fn check() -> Result<()> {
@@ -55,7 +55,7 @@ fn can_start(count: usize, stack: usize) -> Result<()> {
 }
 
 fn refusal(error: &std::io::Error) -> Error {
-    threads::refusal("libtorch", &error.to_string(), "OMP_NUM_THREADS")
+    threads::refusal("libtorch", &error.to_string(), Some("OMP_NUM_THREADS"))
 }
 
 #[cfg(test)]

@@ -10,9 +10,9 @@ const CHANNELS: usize = 3;
 /// Rows that are made together of columns: as many pixels of a source row lie together in the cache.
 const BAND: usize = 32;
 
-/// A turn by quarters, of the image or of its mirror image.
+/// Orientation of an image: turned by quarters, it or its mirror image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Turn {
+pub(super) enum Orientation {
     /// The image as it is.
     None,
     /// Left and right exchanged.
@@ -31,9 +31,9 @@ pub(super) enum Turn {
     Left,
 }
 
-impl Turn {
-    /// Returns the turn that EXIF's orientation asks for.
-    pub(super) fn of_orientation(orientation: u32) -> Self {
+impl Orientation {
+    /// Returns the orientation of EXIF's number.
+    pub(super) fn of_exif(orientation: u32) -> Self {
         match orientation {
             2 => Self::Mirror,
             3 => Self::Half,
@@ -44,6 +44,11 @@ impl Turn {
             8 => Self::Left,
             _ => Self::None,
         }
+    }
+
+    /// Returns `true` if the turned image is as wide as the image is high.
+    pub(super) fn exchanges_sides(self) -> bool {
+        matches!(self, Self::Transpose | Self::Right | Self::Transverse | Self::Left)
     }
 
     /// Turns an image; in place where its size stays.
@@ -134,12 +139,12 @@ mod tests {
                 imageops::rotate270(&image),
             ];
             for (orientation, expected) in (1..).zip(expected) {
-                let turned = Turn::of_orientation(orientation).apply(image.clone()).unwrap();
+                let turned = Orientation::of_exif(orientation).apply(image.clone()).unwrap();
                 assert!(turned == expected, "{width}x{height} by {orientation}");
             }
         }
         for orientation in [0, 9, u32::MAX] {
-            assert_eq!(Turn::of_orientation(orientation), Turn::None);
+            assert_eq!(Orientation::of_exif(orientation), Orientation::None);
         }
     }
 }
