@@ -263,7 +263,7 @@ mod tests {
             std::error::Error::source(&error)
                 .unwrap()
                 .to_string()
-                .contains("`num_heads` is 0")
+                .contains("invalid num_heads: expected a number from 1 to 1048576, got 0")
         );
     }
 }
