@@ -54,7 +54,12 @@ impl ModelDefaults {
             return Ok(Self::default());
         }
         let defaults: Self = read_json(&path)?;
-        let wrong = |field: &str, expected: &str| Err(Error::config(&path, format!("`{field}` must be {expected}")));
+        let wrong = |field: &str, expected: &str| {
+            Err(Error::config(
+                &path,
+                format!("expected `{field}` to be {expected}; correct or delete it"),
+            ))
+        };
         let sizes = defaults.sizes();
         if sizes.is_empty() || sizes.iter().any(|size| size.grid().is_err()) {
             return wrong(

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod assemble;
 mod builder;
 mod checkpoint;
 mod defaults;
@@ -14,10 +15,12 @@ mod load;
 mod lora;
 mod memory;
 mod output;
+mod part_files;
 mod pipeline;
 mod placement;
 mod plan;
 mod request;
+mod resolved;
 pub mod session;
 mod stream;
 mod warning;

@@ -1,37 +1,25 @@
-//! Pipelines from the builder's options: loading from a folder, assembly from given parts, and plans before
-//! loading.
+//! Pipelines from the builder's options: loading from a folder, and plans before loading.
 
 use std::path::Path;
 
 use image::RgbImage;
 use kontext_core::{Device, Error, Kind, ModelPart, Result, Stage, buffer};
-use kontext_device::{device, memory, openmp};
-use kontext_dit::{Dit, DitConfig};
-use kontext_formats::Quantize;
+use kontext_device::{memory, openmp};
+use kontext_dit::DitConfig;
+use kontext_dit::names::is_block;
 use kontext_nn::{Offload, Weights};
 use kontext_sampler::Size;
-use kontext_text::{ClipEncoder, T5Encoder, TextEncoder, Tokenizer};
+use kontext_text::T5Encoder;
 use kontext_vae::Autoencoder;
 
-use crate::checkpoint::{Checkpoint, Overrides};
-use crate::defaults::check_tokens;
-use crate::export::{ModelSizes, random_parts};
+use crate::checkpoint::Checkpoint;
 use crate::lora::LoraSet;
 use crate::memory::{Footprint, Machine, MemoryPlan};
+use crate::part_files::{TextFiles, TransformerFiles};
 use crate::pipeline::{PartSlots, Pipeline, Precision, fit};
 use crate::placement::{Arrangement, Placement, Slot};
 use crate::plan::ModelFacts;
-use crate::{ModelDefaults, Parts, PipelineBuilder, Plan, Request, Warning};
-
-/// Starts of the names of the transformer's blocks, in files of BFL and of diffusers.
-const DIT_BLOCKS: [&str; 4] = [
-    "double_blocks.",
-    "single_blocks.",
-    "transformer_blocks.",
-    "single_transformer_blocks.",
-];
-/// Starts of the names of T5's blocks.
-const T5_BLOCKS: [&str; 1] = ["encoder.block."];
+use crate::{ModelDefaults, PipelineBuilder, Plan, Request, Warning};
 
 /// Progress of loading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,7 +211,8 @@ impl PipelineBuilder {
     }
 
     /// Plans a run of this request with the model in a folder, from names and headers only: a wrong request
-    /// is reported before gigabytes are read.
+    /// is reported before gigabytes are read. With [`Placement::Auto`] the warnings are those of the placement that
+    /// a load would choose now.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for a request out of range, and those of [`PipelineBuilder::load`] if the
@@ -233,12 +222,18 @@ impl PipelineBuilder {
     }
 
     fn plan_of(&self, model: &Opened, request: &Request) -> Result<Plan> {
+        let facts = self.facts(model)?;
         let left = match self.placement {
             Placement::Streamed => Offload::All,
+            // Only quantisation depends on the choice, which opens the headers of all parts.
+            Placement::Auto if self.quantize.or(self.quantize_t5).is_some() => {
+                let (_, device) = self.precision()?;
+                self.chosen(&self.footprint(model)?, &facts, device)?.left
+            }
             Placement::Auto | Placement::Resident | Placement::Staged => Offload::None,
         };
         let ignored = self.ignored(model, left)?;
-        Plan::new(request, &self.facts(model)?.ignoring(ignored))
+        Plan::new(request, &facts.ignoring(ignored))
     }
 
     fn facts(&self, model: &Opened) -> Result<ModelFacts> {
@@ -251,16 +246,22 @@ impl PipelineBuilder {
     /// says.
     fn ignored(&self, model: &Opened, left: Offload) -> Result<Vec<Warning>> {
         let mut ignored = Vec::new();
-        if let Some(to) = self.quantize {
+        // Layers with a fused LoRA are quantised in any case.
+        let fused = self.fuse_loras && !self.loras.is_empty();
+        if let Some(to) = self.quantize.filter(|_| !fused) {
             let weights = model.weights.clone().offload(left).quantized(Some(to));
-            if !weights.quantizes_any(&DIT_BLOCKS) {
+            if !weights.quantizes_any(is_block) {
                 let part = ModelPart::Transformer;
                 ignored.push(Warning::QuantizeIgnored { part, to });
             }
         }
         if let Some(to) = self.quantize_t5 {
             let weights = T5Encoder::weights(&model.checkpoint.t5)?;
-            if !weights.offload(left).quantized(Some(to)).quantizes_any(&T5_BLOCKS) {
+            if !weights
+                .offload(left)
+                .quantized(Some(to))
+                .quantizes_any(T5Encoder::is_block)
+            {
                 let part = ModelPart::T5;
                 ignored.push(Warning::QuantizeIgnored { part, to });
             }
@@ -270,96 +271,6 @@ impl PipelineBuilder {
         }
         Ok(ignored)
     }
-
-    /// Assembles a pipeline from parts already on one device.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] if the parts do not fit each other, or for an option of loading files:
-    /// quantisation, fused LoRAs, a placement, a memory budget, paths of parts.
-    pub fn assemble(&self, parts: Parts) -> Result<Pipeline> {
-        let device = parts.text.t5().device();
-        let (precision, _) = Self {
-            device: Some(device),
-            ..self.clone()
-        }
-        .precision()?;
-        let length = match (self.max_sequence_length, parts.defaults.max_sequence_length) {
-            (None, None) => check_tokens(parts.text.sequence_length())?,
-            _ => self.text_tokens(&parts.defaults)?,
-        };
-        let parts = Parts {
-            text: parts.text.max_sequence_length(length),
-            ..parts
-        };
-        self.check_for_parts()?;
-        let mut pipeline = Pipeline::of(parts, precision, device, self.tiling)?;
-        pipeline.put_loras(LoraSet::open(self.loras.iter().cloned())?, false)?;
-        Ok(pipeline)
-    }
-
-    /// Checks that no option is set that only files can follow.
-    fn check_for_parts(&self) -> Result<()> {
-        let set = [
-            ("quantize", self.quantize.is_some()),
-            ("quantize_t5", self.quantize_t5.is_some()),
-            ("fuse_loras", self.fuse_loras),
-            ("placement", self.placement != Placement::Auto),
-            ("memory_budget", self.memory_budget.is_some()),
-            ("paths of parts", self.overrides != Overrides::default()),
-        ];
-        match set.into_iter().find(|(_, set)| *set) {
-            None => Ok(()),
-            Some((name, _)) => Err(Error::invalid(name, "none for parts that are built already", "one")),
-        }
-    }
-
-    /// Creates a pipeline with random weights on the device, without any file: for timing models of the
-    /// published size, and for tests. Text is tokenized letter by letter.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if the device is not available, [`Error::Torch`] if its memory is too small.
-    ///
-    /// # Example
-    /// ```
-    /// use kontext::{Device, ModelSizes, Pipeline, Request};
-    /// let pipe = Pipeline::builder().device(Device::Cpu).random(&ModelSizes::small(), 7)?;
-    /// let out = pipe.run(&Request::generate("a cat").size(32, 32).steps(1).seed(1))?;
-    /// assert_eq!(out.image.dimensions(), (32, 32));
-    /// # Ok::<(), kontext::Error>(())
-    /// ```
-    pub fn random(&self, sizes: &ModelSizes, seed: u64) -> Result<Pipeline> {
-        // Before a large model is drawn.
-        self.check_for_parts()?;
-        self.assemble(self.random_parts(sizes, seed)?)
-    }
-
-    /// Creates the parts of [`PipelineBuilder::random`], for timing each by itself.
-    ///
-    /// # Errors
-    /// Those of [`PipelineBuilder::random`].
-    pub fn random_parts(&self, sizes: &ModelSizes, seed: u64) -> Result<Parts> {
-        let (precision, device) = self.precision()?;
-        random_parts(sizes, seed, device, precision.dtype, precision.compute)
-    }
-
-    /// Returns the number of T5 tokens: the builder's, else the model's default, else that of FLUX.1's
-    /// training.
-    fn text_tokens(&self, defaults: &ModelDefaults) -> Result<usize> {
-        let length = self.max_sequence_length.or(defaults.max_sequence_length);
-        check_tokens(length.unwrap_or(TextEncoder::SEQUENCE_LENGTH))
-    }
-
-    fn precision(&self) -> Result<(Precision, Device)> {
-        let device = self.device.unwrap_or_else(device::best);
-        device::available(device)?;
-        let default = if device.is_cuda() { Kind::BFloat16 } else { Kind::Float };
-        let dtype = self.dtype.unwrap_or(default);
-        if !matches!(dtype, Kind::Float | Kind::BFloat16 | Kind::Half) {
-            return Err(Error::invalid("dtype", "Float, BFloat16 or Half", format!("{dtype:?}")));
-        }
-        let compute = if device == Device::Cpu { Kind::Float } else { dtype };
-        Ok((Precision { dtype, compute }, device))
-    }
 }
 
 /// A model with its headers read.
@@ -368,51 +279,4 @@ struct Opened {
     weights: Weights,
     config: DitConfig,
     defaults: ModelDefaults,
-}
-
-/// The text encoders' files and their loading options.
-struct TextFiles {
-    checkpoint: Checkpoint,
-    length: usize,
-    compute: Kind,
-    device: Device,
-    left: Offload,
-    quantize: Option<Quantize>,
-}
-
-impl TextFiles {
-    fn open(&self) -> Result<TextEncoder> {
-        let Self {
-            checkpoint,
-            compute,
-            device,
-            ..
-        } = self;
-        let clip_tokenizer = Tokenizer::open(&checkpoint.clip_tokenizer)?;
-        let t5_tokenizer = Tokenizer::open(&checkpoint.t5_tokenizer)?;
-        let clip = ClipEncoder::open(&checkpoint.clip, *compute, *device)?;
-        let t5 = T5Encoder::weights(&checkpoint.t5)?.at_most(*compute).device(*device);
-        let t5 = t5.offload(self.left).quantized(self.quantize);
-        let t5 = T5Encoder::from_weights(&t5, &checkpoint.t5, *compute)?;
-        Ok(TextEncoder::new(clip, clip_tokenizer, t5, t5_tokenizer)?.max_sequence_length(self.length))
-    }
-}
-
-/// The transformer's weights and their loading options.
-struct TransformerFiles {
-    weights: Weights,
-    config: DitConfig,
-    prefetched: bool,
-}
-
-impl TransformerFiles {
-    fn open(&self, progress: impl FnMut(usize)) -> Result<Dit> {
-        let weights = self.weights.clone();
-        // A prefetcher lives as long as the transformer that it was made for.
-        let weights = if self.prefetched { weights.prefetched() } else { weights };
-        let dit = Dit::new(&weights, &self.config, progress)?;
-        weights.finish()?;
-        memory::give_back();
-        Ok(dit)
-    }
 }

@@ -58,7 +58,8 @@ pub enum Warning {
         references: References,
     },
     /// [`PipelineBuilder::quantize`](crate::PipelineBuilder::quantize) or its twin for T5 has no effect: the
-    /// weights are quantised in their file, or left in it.
+    /// weights are quantised in their file, or left in it. Not given for the transformer if LoRAs are fused
+    /// with it, because their layers are quantised in any case; a plan does not read which layers they have.
     QuantizeIgnored {
         /// The part: [`ModelPart::Transformer`] or [`ModelPart::T5`].
         part: ModelPart,

@@ -441,7 +441,8 @@ fn a_damaged_t5_configuration_is_an_error_and_not_an_overflow() {
             });
             assert!(
                 words.starts_with("cannot load text_encoder_2/config.json: ")
-                    && words.contains(&format!("`{field}` is {value}, expected 1 to ")),
+                    && words.contains(&format!("invalid {field}: expected a number from 1 to "))
+                    && words.ends_with(&format!("got {value}; correct it or fetch it again")),
                 "{words}"
             );
         }

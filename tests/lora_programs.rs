@@ -157,7 +157,7 @@ fn inspect_knows_a_folder_of_a_lora_and_names_factors_that_are_not_finite() {
     std::fs::copy(&lora, Path::new(&folder).join("adapter_model.safetensors")).unwrap();
     let error = refused("generate", &["--device", "cpu", "--lora", &folder]);
     assert!(
-        error.contains("`adapter_model.safetensors`, `pytorch_lora_weights.safetensors` (name one of them)"),
+        error.contains("two files for the LoRA: `adapter_model.safetensors` and `pytorch_lora_weights.safetensors`; name one of them"),
         "{error}"
     );
 }

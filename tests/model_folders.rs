@@ -163,17 +163,26 @@ fn a_folder_of_the_hubs_cache_is_its_snapshot() {
     make(&folder.join("refs"));
     // Without a reference, the only snapshot.
     assert_eq!(Checkpoint::find(&folder).unwrap().folder, snapshot);
+    // A reference to a snapshot that was not fetched is not one to the other.
+    for bad in ["", "gone", "../..", "/"] {
+        std::fs::write(folder.join("refs/main"), bad).unwrap();
+        says(
+            &refusal(&folder),
+            &[
+                "no snapshot of the hub's cache found",
+                &format!("looked for `{bad}`, which its `refs/main` names; found instead `snapshots/0a1b`"),
+            ],
+        );
+    }
+    std::fs::remove_file(folder.join("refs/main")).unwrap();
     make(&folder.join("snapshots/ffff"));
     says(
         &refusal(&folder),
         &[
-            "it is the hub's cache of a model, and its `refs/main` names none of its snapshots; name one: snapshots/0a1b, snapshots/ffff",
+            "no snapshot of the hub's cache found; looked for `refs/main`, which names it, or the only one",
+            "found instead `snapshots/0a1b`, `snapshots/ffff`",
         ],
     );
-    for bad in ["", "gone", "../..", "/"] {
-        std::fs::write(folder.join("refs/main"), bad).unwrap();
-        says(&refusal(&folder), &["names none of its snapshots"]);
-    }
     std::fs::write(folder.join("refs/main"), "0a1b\n").unwrap();
     assert_eq!(Checkpoint::find(&folder).unwrap(), Checkpoint::find(&snapshot).unwrap());
     let plan = Pipeline::builder()
@@ -272,6 +281,47 @@ fn parts_are_found_in_the_folders_of_comfyui() {
     builder.plan(folder.path(), &Request::generate("x")).unwrap();
 }
 
+/// Writes a copy of an autoencoder with the latent channels of SDXL's.
+fn other_vae(from: &Path, to: &Path) {
+    std::fs::copy(from, to).unwrap();
+    replace(to, "decoder.conv_in.weight", |t| t.narrow(1, 0, 4).contiguous());
+}
+
+#[test]
+fn a_file_of_another_model_under_diffusers_name_does_not_hide_the_right_one_next_to_it() {
+    let folder = comfy();
+    let [other, right] =
+        ["diffusion_pytorch_model.safetensors", "ae.safetensors"].map(|name| folder.path().join("vae").join(name));
+    other_vae(&right, &other);
+    assert_eq!(Checkpoint::find(folder.path()).unwrap().vae, right);
+    // As its only file, the folder is the part, with all variants of it.
+    std::fs::rename(&right, &other).unwrap();
+    std::fs::copy(
+        &other,
+        folder.path().join("vae/diffusion_pytorch_model.fp16.safetensors"),
+    )
+    .unwrap();
+    assert_eq!(Checkpoint::find(folder.path()).unwrap().vae, folder.path().join("vae"));
+}
+
+#[test]
+fn a_part_of_other_sizes_is_taken_only_if_no_place_has_one_that_fits() {
+    let folder = comfy();
+    let [other, right] = ["sdxl_vae.safetensors", "vae/ae.safetensors"].map(|name| folder.path().join(name));
+    other_vae(&right, &other);
+    assert_eq!(Checkpoint::find(folder.path()).unwrap().vae, right);
+    // The same for the folder of the part.
+    let own = folder.path().join("vae/diffusion_pytorch_model.safetensors");
+    shift(&other, &own);
+    shift(&right, &folder.path().join("ae.safetensors"));
+    assert_eq!(
+        Checkpoint::find(folder.path()).unwrap().vae,
+        folder.path().join("ae.safetensors")
+    );
+    std::fs::remove_file(folder.path().join("ae.safetensors")).unwrap();
+    assert_eq!(Checkpoint::find(folder.path()).unwrap().vae, folder.path().join("vae"));
+}
+
 #[cfg(unix)]
 #[test]
 fn a_link_and_its_file_are_one_file() {
@@ -367,13 +417,13 @@ fn classes_of_other_models_are_named_by_the_file_that_names_them() {
             "model_index.json",
             "_class_name",
             "StableDiffusion3Pipeline",
-            "expected one of FLUX.1's",
+            "expected FluxKontextPipeline or FluxPipeline",
         ),
         (
             "model_index.json",
             "_class_name",
             "Flux2Pipeline",
-            "expected one of FLUX.1's",
+            "expected FluxKontextPipeline or FluxPipeline",
         ),
         (
             "transformer/config.json",
@@ -522,7 +572,7 @@ fn a_number_of_a_configuration_out_of_range_is_named_with_its_part() {
         assert!(error.to_string().contains(&format!("/{part}/")), "{key}: {error}");
         let cause = std::error::Error::source(&error).unwrap().to_string();
         let name = if key == "axes_dims_rope" {
-            "the position axes [0, 64, 64]"
+            "invalid axes_dim: expected even widths"
         } else {
             key
         };

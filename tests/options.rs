@@ -13,7 +13,7 @@ use kontext::crates::kontext_sampler::CfgMode;
 use kontext::image::RgbImage;
 use kontext::{
     Checkpoint, Conformance, Device, Error, Kind, Layout, ModelSizes, Pipeline, PipelineBuilder, Placement, Quantize,
-    References, Request, Tensor, quantize,
+    References, Request, Tensor, Warning, quantize,
 };
 
 /// Rows of the tables: options to the text of their last column.
@@ -260,4 +260,46 @@ fn an_option_that_cannot_act_is_refused_with_its_name() {
     }
     names.sort();
     assert_eq!(names, with("refused"));
+}
+
+#[test]
+fn quantisation_acts_on_fused_layers_of_packed_and_streamed_weights_and_gives_no_warning() {
+    let (folder, files) = (model(Layout::SingleFiles), Files::new());
+    let ones = |leaf: &str, shape: [i64; 2]| {
+        let name = format!("transformer.transformer_blocks.0.attn.to_out.0.{leaf}.weight");
+        (name, Tensor::ones(shape, (Kind::Float, Device::Cpu)))
+    };
+    let lora = files.path("ink.safetensors");
+    save(&lora, &[ones("lora_A", [2, 128]), ones("lora_B", [128, 2])], None).unwrap();
+    for builder in [
+        builder().placement(Placement::Streamed),
+        builder().transformer(files.path("packed.gguf")),
+    ] {
+        let builder = builder.lora(&lora, 0.1).fuse_loras(true);
+        let image = |builder: &PipelineBuilder| builder.load(&folder).unwrap().run(&edit().seed(1)).unwrap().image;
+        let quantised = builder.clone().quantize(Quantize::Q4_0);
+        assert_eq!(quantised.plan(&folder, &edit()).unwrap().warnings, []);
+        assert_ne!(image(&quantised), image(&builder));
+    }
+}
+
+#[test]
+fn a_plan_under_automatic_placement_warns_as_the_placement_that_a_load_chooses() {
+    let folder = model(Layout::SingleFiles);
+    let builder = builder().quantize(Quantize::Q8_0);
+    assert_eq!(builder.plan(&folder, &edit()).unwrap().warnings, []);
+    // Nothing fits one byte, and the last placement streams.
+    let streamed = builder.memory_budget(1);
+    let planned = streamed.plan(&folder, &edit()).unwrap().warnings;
+    assert!(matches!(planned[..], [Warning::QuantizeIgnored { .. }]), "{planned:?}");
+    assert_eq!(streamed.load(&folder).unwrap().plan(&edit()).unwrap().warnings, planned);
+}
+
+#[test]
+fn an_option_of_files_is_refused_before_random_weights_are_drawn() {
+    let mut sizes = ModelSizes::small();
+    sizes.dit.heads = 0;
+    let error = builder().quantize(Quantize::Q8_0).random(&sizes, 7).unwrap_err();
+    assert!(error.to_string().starts_with("invalid quantize"), "{error}");
+    assert!(builder().random(&sizes, 7).is_err());
 }

@@ -130,6 +130,16 @@ pub enum CheckpointError {
         /// Files and folders found in these places that cannot be used, each with the reason or the remedy.
         found: Vec<String>,
     },
+    /// Several files of which only one can be meant.
+    #[error("{} for {part}: {}; {remedy}", files(found.len()), found.join(" and "))]
+    Ambiguous {
+        /// The object that each of them could be, with its article: "the VAE", "tensor `x`".
+        part: String,
+        /// The files or folders.
+        found: Vec<String>,
+        /// The remedy.
+        remedy: String,
+    },
     /// Weights of another model, or in a form that is not read.
     #[error("it is {}; {}", text(found), text(remedy))]
     Unsupported {
@@ -146,6 +156,13 @@ fn instead(found: &[String]) -> String {
         String::new()
     } else {
         format!("; found instead {}", first(found))
+    }
+}
+
+fn files(count: usize) -> String {
+    match count {
+        2 => "two files".to_owned(),
+        count => format!("{count} files"),
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod array;
 pub mod buffer;
+mod causes;
 pub mod check;
 mod checkpoint_error;
 mod class_name;
@@ -28,7 +29,7 @@ pub mod threads;
 mod tokens;
 
 pub use checkpoint_error::CheckpointError;
-pub use class_name::check_class;
+pub use class_name::{check_class, wrong_class};
 pub use contain::contain;
 pub use durable::{create_folder, sync_entry};
 pub use error::{During, Error, Result, TorchError};

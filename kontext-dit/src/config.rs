@@ -2,11 +2,13 @@
 
 use std::path::Path;
 
-use kontext_core::{Error, Result, check_class, read_json};
-use kontext_nn::Weights;
+use kontext_core::{Error, Result, check_class, range, read_json};
 use serde::Deserialize;
 
-use crate::names;
+/// Upper bound of sizes, above those of any transformer: a damaged value is reported before it costs memory or time.
+const WIDEST: i64 = 1 << 20;
+/// Upper bound of the number of blocks of each kind.
+const MOST_BLOCKS: i64 = 1000;
 
 /// Configuration of the transformer. The presets are the published models; every field may be changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,7 +130,10 @@ impl DitConfig {
         if json.patch_size != 1 {
             return Err(Error::config(
                 path,
-                format!("patch_size is {}, only 1 is known", json.patch_size),
+                format!(
+                    "patch_size is {}, only 1 is known: it is of another model, fetch the right one",
+                    json.patch_size
+                ),
             ));
         }
         let config = Self {
@@ -148,127 +153,41 @@ impl DitConfig {
             pooled_dim: json.pooled_projection_dim,
             guidance_embed: json.guidance_embeds,
         };
-        config.validate().map_err(|reason| Error::config(path, reason))?;
-        Ok(config)
-    }
-
-    /// Infers the sizes from the tensor shapes of a single file in the naming of BFL or of diffusers.
-    ///
-    /// Shapes do not determine the axes: a head of width D is split into D/8, 7D/16, 7D/16 (16, 56, 56 at
-    /// 128).
-    ///
-    /// # Errors
-    /// A checkpoint error if a required tensor is missing.
-    pub fn infer(weights: &Weights) -> Result<Self> {
-        let path = weights.path();
-        let diffusers = weights.shape_of("img_in.weight").is_none() && weights.shape_of("x_embedder.weight").is_some();
-        let in_file = |name: &str| {
-            let map = names::diffusers(name);
-            if diffusers {
-                map.names().to_vec()
-            } else {
-                vec![name.to_owned()]
-            }
-        };
-        // Of the tensors asked for, only the fused projection of a single block is several in diffusers' files; its
-        // rows add up.
-        let size = |name: &str, axis: usize| {
-            let mut total = 0;
-            for name in in_file(name) {
-                let Some(shape) = weights.shape_of(&name) else {
-                    let reason = format!(
-                        "no tensor `{name}` to infer the transformer's sizes from; the file is incomplete or of \
-                         another model, fetch the right one"
-                    );
-                    return Err(Error::config(path, reason));
-                };
-                let size = shape.get(axis).copied().ok_or_else(|| {
-                    Error::config(path, format!("tensor `{name}` has shape {shape:?}, expected two sizes"))
-                })?;
-                total = if axis == 0 { size + total } else { size };
-            }
-            Ok(total)
-        };
-        let count = |prefix: &str| {
-            let names = weights.names();
-            let index = |n: &String| n.strip_prefix(prefix)?.split('.').next()?.parse::<i64>().ok();
-            names
-                .iter()
-                .filter_map(index)
-                .max()
-                .map_or(0, |last| last.saturating_add(1))
-        };
-        let [double, single] = if diffusers {
-            ["transformer_blocks.", "single_transformer_blocks."]
-        } else {
-            ["double_blocks.", "single_blocks."]
-        };
-        let (width, in_channels) = (size("img_in.weight", 0)?, size("img_in.weight", 1)?);
-        let double_blocks = count(double);
-        let norm = if double_blocks > 0 {
-            "double_blocks.0.img_attn.norm.query_norm.scale"
-        } else {
-            "single_blocks.0.norm.query_norm.scale"
-        };
-        let head_dim = size(norm, 0)?.max(1);
-        let mlp_width = if double_blocks > 0 {
-            size("double_blocks.0.img_mlp.0.weight", 0)?
-        } else {
-            size("single_blocks.0.linear1.weight", 0)?.saturating_sub(width.saturating_mul(3))
-        };
-        let guidance = in_file("guidance_in.in_layer.weight");
-        let config = Self {
-            in_channels,
-            out_channels: size("final_layer.linear.weight", 0)?,
-            heads: width / head_dim,
-            head_dim,
-            axes_dim: [
-                head_dim / 8,
-                head_dim.saturating_mul(7) / 16,
-                head_dim.saturating_mul(7) / 16,
-            ],
-            mlp_width,
-            double_blocks,
-            single_blocks: count(single),
-            context_dim: size("txt_in.weight", 1)?,
-            pooled_dim: size("vector_in.in_layer.weight", 1)?,
-            guidance_embed: guidance.iter().all(|name| weights.shape_of(name).is_some()),
-        };
-        config.validate().map_err(|reason| Error::config(path, reason))?;
+        config.validate().map_err(Error::in_config(path))?;
         Ok(config)
     }
 
     /// Checks the sizes, as the reference does on construction.
     ///
     /// # Errors
-    /// The reason, as text.
-    pub fn validate(&self) -> std::result::Result<(), String> {
-        let sizes = [
-            self.in_channels,
-            self.out_channels,
-            self.heads,
-            self.head_dim,
-            self.mlp_width,
-            self.context_dim,
-            self.pooled_dim,
-        ];
-        if sizes.iter().any(|s| !(1..=1 << 20).contains(s)) {
-            return Err(format!("sizes must be between 1 and 1048576: {self:?}"));
+    /// [`Error::InvalidArgument`] that names the field.
+    pub fn validate(&self) -> Result<()> {
+        for (name, size) in [
+            ("in_channels", self.in_channels),
+            ("out_channels", self.out_channels),
+            ("heads", self.heads),
+            ("head_dim", self.head_dim),
+            ("mlp_width", self.mlp_width),
+            ("context_dim", self.context_dim),
+            ("pooled_dim", self.pooled_dim),
+        ] {
+            range::within(name, size, 1..=WIDEST)?;
         }
         let even = |d: &i64| (2..=self.head_dim).contains(d) && d % 2 == 0;
         if !self.axes_dim.iter().all(even) || self.axes_dim.iter().sum::<i64>() != self.head_dim {
-            return Err(format!(
-                "the position axes {:?} must be even, at least 2, and add up to the head width {}",
-                self.axes_dim, self.head_dim
-            ));
+            let expected = format!(
+                "even widths of at least 2 that add up to head_dim, which is {}",
+                self.head_dim
+            );
+            return Err(Error::invalid("axes_dim", expected, format!("{:?}", self.axes_dim)));
         }
-        if !(0..=1000).contains(&self.double_blocks)
-            || !(0..=1000).contains(&self.single_blocks)
-            || self.double_blocks + self.single_blocks == 0
-        {
-            return Err(format!(
-                "{} double and {} single blocks",
-                self.double_blocks, self.single_blocks
+        range::within("double_blocks", self.double_blocks, 0..=MOST_BLOCKS)?;
+        range::within("single_blocks", self.single_blocks, 0..=MOST_BLOCKS)?;
+        if self.double_blocks + self.single_blocks == 0 {
+            return Err(Error::invalid(
+                "double_blocks, single_blocks",
+                "at least one block",
+                "none",
             ));
         }
         Ok(())
@@ -279,18 +198,39 @@ impl DitConfig {
 mod tests {
     use super::*;
 
+    fn refused(config: &DitConfig) -> String {
+        config.validate().unwrap_err().to_string()
+    }
+
     #[test]
     fn an_axis_without_features_is_refused() {
         let config = DitConfig {
             axes_dim: [0, 64, 64],
             ..DitConfig::kontext_dev()
         };
+        let error = refused(&config);
         assert!(
-            config
-                .validate()
-                .unwrap_err()
-                .contains("[0, 64, 64] must be even, at least 2")
+            error.contains("even widths of at least 2") && error.ends_with("got [0, 64, 64]"),
+            "{error}"
         );
+    }
+
+    #[test]
+    fn a_size_out_of_range_is_named_by_its_field() {
+        let config = DitConfig {
+            pooled_dim: 0,
+            ..DitConfig::kontext_dev()
+        };
+        assert_eq!(
+            refused(&config),
+            "invalid pooled_dim: expected a number from 1 to 1048576, got 0"
+        );
+        let config = DitConfig {
+            double_blocks: 0,
+            single_blocks: 0,
+            ..DitConfig::kontext_dev()
+        };
+        assert!(refused(&config).ends_with("expected at least one block, got none"));
     }
 
     #[test]
@@ -299,6 +239,6 @@ mod tests {
             axes_dim: [16, 56, 54],
             ..DitConfig::kontext_dev()
         };
-        assert!(config.validate().unwrap_err().contains("add up to the head width 128"));
+        assert!(refused(&config).contains("add up to head_dim, which is 128"));
     }
 }

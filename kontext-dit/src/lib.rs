@@ -4,6 +4,7 @@ mod config;
 mod double;
 mod embed;
 mod footprint;
+mod infer;
 mod linears;
 mod model;
 mod modulation;

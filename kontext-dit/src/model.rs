@@ -67,7 +67,7 @@ impl Dit {
     /// Those of [`Weights::tensor`], and a checkpoint error for an invalid configuration. Unused tensors are
     /// not checked: call [`Weights::finish`].
     pub fn new(w: &Weights, config: &DitConfig, mut progress: impl FnMut(usize)) -> Result<Self> {
-        config.validate().map_err(|reason| Error::config(w.path(), reason))?;
+        config.validate().map_err(Error::in_config(w.path()))?;
         let (w, slots) = &w.with_slots();
         let width = config.width();
         let mut done = 0;

@@ -63,6 +63,25 @@ pub fn diffusers(name: &str) -> TensorMap {
     }
 }
 
+/// Returns `true` if a tensor, in BFL's or diffusers' naming, belongs to one of the transformer's blocks.
+///
+/// # Example
+/// ```
+/// use kontext_dit::names::is_block;
+/// assert!(is_block("double_blocks.3.img_attn.qkv.weight") && is_block("single_transformer_blocks.0.proj_out.bias"));
+/// assert!(!is_block("img_in.weight"));
+/// ```
+#[must_use]
+pub fn is_block(name: &str) -> bool {
+    const BLOCKS: [&str; 4] = [
+        "double_blocks.",
+        "single_blocks.",
+        "transformer_blocks.",
+        "single_transformer_blocks.",
+    ];
+    BLOCKS.iter().any(|start| name.starts_with(start))
+}
+
 /// Returns `true` if a tensor, in BFL's or diffusers' naming, belongs to a modulation layer, which is applied
 /// once per run.
 #[must_use]

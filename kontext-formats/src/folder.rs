@@ -3,14 +3,12 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use kontext_core::{Error, Result};
+use kontext_core::{Error, Result, printable};
 
 use super::shards::{Index, Shard};
 
 /// File stems under which diffusers and transformers save the weights of a part.
 pub(super) const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
-/// Extensions of files of weights.
-const WEIGHTS: [&str; 3] = ["safetensors", "sft", "gguf"];
 /// Extensions of PyTorch's pickles.
 const PICKLES: [&str; 6] = ["bin", "pt", "pth", "ckpt", "pkl", "pickle"];
 
@@ -47,6 +45,9 @@ pub struct FolderListing {
 }
 
 impl FolderListing {
+    /// Extensions of files of weights, in lower case; in a file's name the case does not count.
+    pub const EXTENSIONS: [&str; 3] = ["safetensors", "sft", "gguf"];
+
     /// Lists a folder.
     ///
     /// # Errors
@@ -62,7 +63,7 @@ impl FolderListing {
             {
                 continue;
             }
-            let (weights, pickle) = (has_extension(&path, &WEIGHTS), has_extension(&path, &PICKLES));
+            let (weights, pickle) = (has_extension(&path, &Self::EXTENSIONS), has_extension(&path, &PICKLES));
             match std::fs::metadata(&path) {
                 Ok(meta) if meta.is_dir() => listing.folders.push(path),
                 Ok(meta) if meta.is_file() && weights => files.push(path),
@@ -92,17 +93,18 @@ impl FolderListing {
         Ok(listing)
     }
 
-    /// Describes the pickles and the unusable files, for an error about missing weights.
+    /// Describes the pickles and the unusable files, for an error about missing weights; their paths are
+    /// relative to the folder `root`, if they are in it.
     #[must_use]
-    pub fn unread(&self) -> Vec<String> {
+    pub fn unread(&self, root: &Path) -> Vec<String> {
+        let name = |path: &Path| name_in(root, path);
         let pickle = |path: &PathBuf| {
             format!(
                 "{}, a PyTorch pickle (not read, as it can run code: take the model's safetensors)",
-                quoted(path)
+                name(path)
             )
         };
-        let unusable =
-            |(path, reason): &(PathBuf, String)| format!("{}, which cannot be used ({reason})", quoted(path));
+        let unusable = |(path, reason): &(PathBuf, String)| format!("{}, which cannot be used ({reason})", name(path));
         let unusable = self.unusable.iter().map(unusable);
         unusable.chain(self.pickles.iter().map(pickle)).collect()
     }
@@ -136,7 +138,7 @@ impl FolderListing {
                     }
                     in_sets.extend(shards);
                 }
-                Err(error) => self.unusable.push((index, reason(&error))),
+                Err(error) => self.unusable.push((index, error.causes())),
             }
         }
         for file in files {
@@ -160,14 +162,15 @@ impl FolderListing {
     }
 }
 
-/// Returns the causes of an error, without the path in its first line.
-fn reason(error: &Error) -> String {
-    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+/// Returns a path as seen from a folder that it may be in, in quotes.
+pub(super) fn name_in(root: &Path, path: &Path) -> String {
+    let path = path.strip_prefix(root).unwrap_or(path);
+    format!("`{}`", printable(&path.to_string_lossy()))
 }
 
 /// Returns a file's name in quotes.
 pub(super) fn quoted(path: &Path) -> String {
-    format!("`{}`", path.file_name().unwrap_or(path.as_os_str()).to_string_lossy())
+    name_in(path.parent().unwrap_or(Path::new("")), path)
 }
 
 fn has_extension(path: &Path, known: &[&str]) -> bool {
@@ -264,6 +267,6 @@ mod tests {
         });
         assert_eq!(listing.weights, [PathBuf::from("a.safetensors")]);
         let gone = "`b.safetensors`, which cannot be used (a link to a file that is gone)";
-        assert_eq!(listing.unread(), [gone]);
+        assert_eq!(listing.unread(Path::new("")), [gone]);
     }
 }

@@ -10,7 +10,7 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use kontext_core::CheckpointError;
 
 /// Bytes of the length prefix, which holds the length of the JSON.
-const LENGTH: usize = 8;
+pub(super) const LENGTH: usize = 8;
 /// Largest header in bytes, the format's own limit. FLUX.1's header has 0.1 MB.
 const LONGEST: u64 = 100_000_000;
 /// Longest side of a tensor, which no model exceeds; products of two such sides fit an i64.

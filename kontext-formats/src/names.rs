@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use kontext_core::{Error, Result};
 
 /// Key of the text in a safetensors header, next to the tensors' names.
-const RESERVED: &str = "__metadata__";
+pub(crate) const RESERVED: &str = "__metadata__";
 
 /// The source of a part's tensor in a file with another naming scheme.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +28,23 @@ impl TensorMap {
             TensorMap::Rows(names) => names,
         }
     }
+}
+
+/// Returns the shortest prefix of the tensor `sign` among the names of a file: empty if it has that very name,
+/// with a dot at its end if the file holds more than the part, `None` if the file has no such tensor.
+///
+/// # Example
+/// ```
+/// use kontext_formats::prefix_before;
+/// let names = ["model.diffusion_model.img_in.weight", "audio_img_in.bias"].map(str::to_owned);
+/// assert_eq!(prefix_before(&names, "img_in.weight"), Some("model.diffusion_model."));
+/// assert_eq!(prefix_before(&names, "img_in.bias"), None);
+/// ```
+#[must_use]
+pub fn prefix_before<'a>(names: &'a [String], sign: &str) -> Option<&'a str> {
+    let prefixes = names.iter().filter_map(|name| name.strip_suffix(sign));
+    let prefixes = prefixes.filter(|prefix| prefix.is_empty() || prefix.ends_with('.'));
+    prefixes.min_by_key(|prefix| prefix.len())
 }
 
 /// A translation of a part's name for a tensor into a [`TensorMap`] over a file's names.

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kontext_core::{CheckpointError, Error, Result};
+use kontext_core::{CheckpointError, Error, Result, printable};
 
 use super::file::{WeightFile, regular};
 use super::folder::{STEMS, quoted};
 use super::shards::{Index, Shard};
 use super::store::Source;
-use super::{Entry, FolderListing, Store, side_tensors};
+use super::{Entry, FolderListing, Store, prefix_before, side_tensors};
 
 /// Their names for files of another dtype, next to the first or instead of it, in order of preference.
 const VARIANTS: [&str; 3] = ["bf16", "fp16", "fp32"];
@@ -46,18 +46,16 @@ impl Store {
     #[must_use]
     pub fn part_prefix(&self, signs: &[&str]) -> Option<String> {
         let names = self.names();
-        let prefix_of = |name: &str| {
-            let prefix = signs.iter().find_map(|sign| name.strip_suffix(sign))?;
-            (prefix.is_empty() || prefix.ends_with('.')).then(|| prefix.to_owned())
-        };
-        let shortest = names.iter().filter_map(|name| prefix_of(name)).min_by_key(String::len);
-        shortest.filter(|prefix| !prefix.is_empty())
+        let prefixes = signs.iter().filter_map(|sign| prefix_before(&names, sign));
+        let shortest = prefixes.min_by_key(|prefix| prefix.len());
+        shortest.filter(|prefix| !prefix.is_empty()).map(str::to_owned)
     }
 
     /// Returns `true` if [`Store::open`] would find weights in this folder.
     #[must_use]
     pub fn found_in(folder: impl AsRef<Path>) -> bool {
-        find(folder.as_ref()).is_ok()
+        let folder = folder.as_ref();
+        FolderListing::of(folder).is_ok_and(|listing| usable(folder, &listing).is_some())
     }
 
     /// Returns the metadata of the files' headers.
@@ -70,8 +68,30 @@ impl Store {
     }
 }
 
+/// Returns the weights in a folder that can be opened, or those that explain best why they cannot.
 fn find(folder: &Path) -> Result<PathBuf> {
-    let candidates = |stem: &str| {
+    let listing = FolderListing::of(folder)?;
+    // One under a name that counts, of which a shard is missing, says so when it is opened.
+    let incomplete = || named(folder).find(|path| path.is_file());
+    let path = usable(folder, &listing).or_else(incomplete);
+    path.ok_or_else(|| no_weights(folder, &listing))
+}
+
+/// Returns the weights that a folder offers and that are taken first, if it is clear which.
+fn usable(folder: &Path, listing: &FolderListing) -> Option<PathBuf> {
+    if let Some(path) = named(folder).find(|path| listing.weights.contains(path)) {
+        return Some(path);
+    }
+    match (listing.of_a_part().as_slice(), listing.weights.as_slice()) {
+        ([path], _) => Some((*path).clone()),
+        ([], [path]) => Some(path.clone()),
+        _ => None,
+    }
+}
+
+/// Lists the paths under which diffusers and transformers save weights, in the order of preference.
+fn named(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let names = STEMS.iter().flat_map(|stem| {
         let plain = [format!("{stem}.safetensors.index.json"), format!("{stem}.safetensors")];
         let variants = VARIANTS.iter().flat_map(move |variant| {
             [
@@ -79,34 +99,30 @@ fn find(folder: &Path) -> Result<PathBuf> {
                 format!("{stem}.{variant}.safetensors"),
             ]
         });
-        plain.into_iter().chain(variants.collect::<Vec<_>>())
-    };
-    let names = STEMS.iter().flat_map(|stem| candidates(stem));
-    if let Some(path) = names.map(|name| folder.join(name)).find(|path| path.is_file()) {
-        return Ok(path);
-    }
-    let listing = FolderListing::of(folder)?;
-    match (listing.of_a_part().as_slice(), listing.weights.as_slice()) {
-        ([path], _) => Ok((*path).clone()),
-        ([], [path]) => Ok(path.clone()),
-        _ => Err(no_weights(folder, &listing)),
-    }
+        plain.into_iter().chain(variants)
+    });
+    names.map(|name| folder.join(name))
 }
 
 /// Returns the error for a folder without weights, or with several to choose from.
 fn no_weights(folder: &Path, listing: &FolderListing) -> Error {
+    if !listing.weights.is_empty() {
+        return Error::checkpoint(folder)(CheckpointError::Ambiguous {
+            part: "the weights".to_owned(),
+            found: listing.weights.iter().map(|path| quoted(path)).collect(),
+            remedy: "name one of them".to_owned(),
+        });
+    }
     let looked = STEMS
         .map(|stem| format!("{stem}.safetensors.index.json, {stem}.safetensors"))
         .join(", ");
-    let several = listing.weights.iter().map(|path| quoted(path)).collect::<Vec<_>>();
-    let several = (!several.is_empty()).then(|| format!("{} (name one of them)", several.join(" and ")));
     Error::checkpoint(folder)(CheckpointError::MissingPart {
         part: "weights",
         looked: format!(
             "{looked}, their variants {}, or one file of weights",
             VARIANTS.join(", ")
         ),
-        found: several.into_iter().chain(listing.unread()).collect(),
+        found: listing.unread(folder),
     })
 }
 
@@ -130,11 +146,20 @@ fn open_set(path: &Path, shard: &Shard) -> Result<Store> {
         .iter()
         .map(|path| WeightFile::open(path))
         .collect::<Result<Vec<_>>>()?;
-    let entries = entries(&files);
-    if entries.len() < files.iter().map(|file| file.tensors().len()).sum() {
-        let reason = "two files of its set hold the same tensor; fetch the set again";
-        return Err(Error::config(path, reason));
+    let mut holders: BTreeMap<&String, Vec<&WeightFile>> = BTreeMap::new();
+    for file in &files {
+        file.tensors()
+            .keys()
+            .for_each(|name| holders.entry(name).or_default().push(file));
     }
+    if let Some((name, holders)) = holders.iter().find(|(_, holders)| holders.len() > 1) {
+        return Err(Error::checkpoint(path)(CheckpointError::Ambiguous {
+            part: format!("the tensor `{}` of the set", printable(name)),
+            found: holders.iter().map(|file| quoted(&file.path)).collect(),
+            remedy: "fetch the set again".to_owned(),
+        }));
+    }
+    let entries = entries(&files);
     over_files(path, files, entries)
 }
 

@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::{Dtype, TensorInfo};
 use tch::{Device, Kind, Tensor};
 
 use kontext_core::{CheckpointError, Error, Result, write_file};
 
 use crate::names::check_unique;
 
-use crate::header_text;
+use crate::header_write;
 
 /// Writes tensors to a safetensors file, in their dtypes. The file appears whole or not at all.
 ///
@@ -34,19 +34,23 @@ pub fn to_bytes(path: &Path, tensors: &[(String, Tensor)], text: Option<HashMap<
         .iter()
         .map(|(name, value)| raw(path, name, value))
         .collect::<Result<Vec<_>>>()?;
-    let header =
-        |e: safetensors::SafeTensorError| Error::checkpoint(path)(CheckpointError::Header { reason: e.to_string() });
-    let mut views = Vec::with_capacity(raw.len());
-    for ((name, _), (dtype, shape, bytes)) in tensors.iter().zip(&raw) {
-        views.push((
-            name.as_str(),
-            TensorView::new(*dtype, shape.clone(), bytes).map_err(header)?,
-        ));
+    let mut raw: Vec<_> = tensors.iter().map(|(name, _)| name).zip(raw).collect();
+    // The order of the safetensors crate: wide tensors first, whose data is then aligned.
+    raw.sort_by(|(a, (wide, ..)), (b, (narrow, ..))| narrow.cmp(wide).then(a.cmp(b)));
+    let (mut infos, mut end) = (Vec::with_capacity(raw.len()), 0);
+    for (name, (dtype, shape, bytes)) in &raw {
+        let start = end;
+        end += bytes.len();
+        let info = TensorInfo {
+            dtype: *dtype,
+            shape: shape.clone(),
+            data_offsets: (start, end),
+        };
+        infos.push(((*name).clone(), info));
     }
-    let mut bytes = safetensors::serialize(views, None).map_err(header)?;
-    if let Some(text) = text {
-        header_text::insert(&mut bytes, &text);
-    }
+    let mut bytes = header_write::bytes(text, &infos)?;
+    bytes.reserve_exact(end);
+    raw.iter().for_each(|(_, (.., data))| bytes.extend(data));
     Ok(bytes)
 }
 

@@ -5,14 +5,12 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use kontext_core::{CheckpointError, Error, OutputFile, Result};
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use safetensors::tensor::{Dtype, TensorInfo};
 
 use super::StreamedTensor;
 use super::quant::Format;
+use crate::header_write;
 use crate::names::check_unique;
-
-/// Alignment of the start of the data, in bytes.
-const ALIGNMENT: usize = 8;
 
 /// Writes tensors of plain formats to a safetensors file, wide ones first; only one is in memory at a time.
 /// The file appears whole or not at all.
@@ -55,15 +53,11 @@ pub fn save_streamed<'a>(
             },
         ));
     }
-    let wrong = |reason: String| Error::checkpoint(path)(CheckpointError::Header { reason });
-    let metadata = Metadata::new(Some(text), infos).map_err(|e| wrong(e.to_string()))?;
-    let mut header = serde_json::to_vec(&metadata).map_err(|e| wrong(e.to_string()))?;
-    header.resize(header.len().next_multiple_of(ALIGNMENT), b' ');
+    let header = header_write::bytes(Some(text), &infos)?;
 
     let mut file = OutputFile::create(path)?;
     let mut out = BufWriter::new(file.writer());
     let mut write = |bytes: &[u8]| out.write_all(bytes).map_err(Error::io(path));
-    write(&(header.len() as u64).to_le_bytes())?;
     write(&header)?;
     for tensor in tensors {
         let expected = end_of(&tensor, 0)?;
@@ -116,15 +110,25 @@ mod tests {
         let tensor = |name: &str, format, bytes: &'static [u8]| {
             StreamedTensor::new(name, format, &[2], move || Ok(Cow::Borrowed(bytes)))
         };
-        let text = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        let text = || {
+            (0..9)
+                .map(|n| (format!("key {n}"), n.to_string()))
+                .collect::<HashMap<_, _>>()
+        };
         let tensors = || {
             [
                 tensor("b", Format::F8E4M3, &[0x38, 0xb8]),
                 tensor("a", Format::F32, &[0, 0, 128, 63, 0, 0, 0, 64]),
             ]
         };
-        save_streamed(&path, text, tensors()).unwrap();
+        save_streamed(&path, text(), tensors()).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        for _ in 0..4 {
+            save_streamed(&path, text(), tensors()).unwrap();
+            assert!(std::fs::read(&path).unwrap() == bytes);
+        }
         let weights = Store::open(&path).unwrap();
+        assert_eq!(weights.metadata(), text().into_iter().collect());
         assert_eq!(Vec::<f32>::try_from(weights.raw("a").unwrap()).unwrap(), [1.0, 2.0]);
         let b = weights.raw("b").unwrap().to_kind(tch::Kind::Float);
         assert_eq!(Vec::<f32>::try_from(b).unwrap(), [1.0, -1.0]);

@@ -37,20 +37,34 @@ const EXTRAS: [&str; 4] = [".scale_input", ".input_scale", ".comfy_quant", ".wei
 const MARKER: &str = "scaled_fp8";
 /// Suffixes of tensors that only programs write whose quantised weights are not read, and these programs'
 /// names. A file may hold several; the first counts.
-const UNREAD: [(&str, &str); 5] = [
+const UNREAD: [(&str, &str); 10] = [
     (".wscales", "nunchaku (SVDQuant)"),
     (".wcscales", "nunchaku (SVDQuant)"),
     (".weight._data", "optimum-quanto"),
     (".qzeros", "GPTQ or AWQ"),
     (".qweight", "GPTQ, AWQ or Marlin"),
+    ("._weight_qdata", "torchao"),
+    (".weight_scale_2", "ModelOpt or ComfyUI (NVFP4)"),
+    (".weight_packed", "compressed-tensors"),
+    (".zero_point", "SDNQ"),
+    (".svd_up", "SDNQ"),
 ];
 
-/// Refuses weights that another program quantised in a form that is not read.
+/// Refuses weights that another program quantised in a form that is not read; the names are sorted.
 fn check_form(files: &[WeightFile], names: &[String]) -> Result<()> {
     let ends = |suffix: &str| names.iter().any(|name| name.ends_with(suffix));
-    match UNREAD.iter().find(|(suffix, _)| ends(suffix)) {
+    // SDNQ's scale of a weight; that of a norm by BFL's names comes without a weight.
+    let scaled = |name: &String| {
+        let module = name.strip_suffix(".scale");
+        module.is_some_and(|module| names.binary_search(&format!("{module}.weight")).is_ok())
+    };
+    let known = UNREAD
+        .iter()
+        .find(|(suffix, _)| ends(suffix))
+        .map(|(_, program)| *program);
+    match known.or_else(|| names.iter().any(scaled).then_some("SDNQ")) {
         None => Ok(()),
-        Some((_, program)) => {
+        Some(program) => {
             let path = files.first().map(|file| file.path.clone()).unwrap_or_default();
             Err(Error::checkpoint(path)(CheckpointError::Unsupported {
                 found: format!("quantised by {program}, which is not read here"),
@@ -135,6 +149,12 @@ fn four_bits(files: &[WeightFile], entries: &mut BTreeMap<String, Entry>, name: 
         .iter()
         .map(|&byte| byte as u8)
         .collect();
+    // A struct would also be read from a list of its fields' values.
+    if text.trim_ascii_start().starts_with(b"[") {
+        return Err(wrong(format!(
+            "`{name}` is a list, expected an object in braces, `{{…}}`"
+        )));
+    }
     let state: QuantState =
         serde_json::from_slice(&text).map_err(|e| wrong(format!("`{name}` is no description of one: {e}")))?;
     let format = match state.quant_type.as_str() {

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use kontext_core::{CheckpointError, Error, Result};
-use kontext_formats::FolderListing;
+use kontext_core::{CheckpointError, Error, Result, printable};
+use kontext_formats::{FolderListing, hub_snapshot};
 use kontext_nn::Weights;
 
 use crate::Lora;
@@ -12,39 +12,45 @@ use crate::table::Table;
 
 /// File names under which diffusers and PEFT save a LoRA in a folder of its own.
 const STANDARD: [&str; 2] = ["pytorch_lora_weights.safetensors", "adapter_model.safetensors"];
-/// Extensions that a name does not keep.
-const NAMED: [&str; 3] = ["safetensors", "sft", "gguf"];
 
 impl Lora {
     /// Finds the file that [`Lora::open`] reads. A file is itself. In a folder it is
     /// `pytorch_lora_weights.safetensors` (diffusers) or `adapter_model.safetensors` (PEFT), otherwise the
-    /// only file of weights that [`FolderListing`] has.
+    /// only file of weights that [`FolderListing`] has. A folder of the hub's cache is its snapshot
+    /// ([`hub_snapshot`]).
     ///
     /// # Errors
     /// [`Error::Io`] if the folder cannot be read; [`Error::Checkpoint`] if it has no such file or several,
-    /// which are named.
+    /// which are named, and those of [`hub_snapshot`].
     pub fn find(path: impl AsRef<Path>) -> Result<PathBuf> {
         let path = path.as_ref();
         if !path.is_dir() {
             return Ok(path.to_owned());
         }
+        let path = &hub_snapshot(path)?;
         let listing = FolderListing::of(path)?;
         let standard = listing.weights.iter().filter(|path| is_standard(path));
         let (standard, all): (Vec<&PathBuf>, Vec<&PathBuf>) = (standard.collect(), listing.weights.iter().collect());
         let files = if standard.is_empty() { all } else { standard };
-        if let [file] = files.as_slice() {
-            return Ok((*file).clone());
-        }
-        let names = files.iter().filter_map(|file| file.file_name());
-        let names: Vec<String> = names.map(|name| format!("`{}`", name.to_string_lossy())).collect();
-        let several = (!names.is_empty()).then(|| format!("{} (name one of them)", names.join(", ")));
-        let cache = listing.folders.iter().any(|folder| folder.ends_with("snapshots"));
-        let cache = cache.then(|| "`snapshots`, whose folders have the files of the hub's cache (name one)".to_owned());
-        Err(Error::checkpoint(path)(CheckpointError::MissingPart {
-            part: "LoRA",
-            looked: format!("{}, or one file of weights", STANDARD.join(", ")),
-            found: several.into_iter().chain(cache).chain(listing.unread()).collect(),
-        }))
+        let source = match files.as_slice() {
+            [file] => return Ok((*file).clone()),
+            [] => CheckpointError::MissingPart {
+                part: "LoRA",
+                looked: format!("{}, or one file of weights", STANDARD.join(", ")),
+                found: listing.unread(path),
+            },
+            several => {
+                let names = several.iter().filter_map(|file| file.file_name());
+                CheckpointError::Ambiguous {
+                    part: "the LoRA".to_owned(),
+                    found: names
+                        .map(|name| format!("`{}`", printable(&name.to_string_lossy())))
+                        .collect(),
+                    remedy: "name one of them".to_owned(),
+                }
+            }
+        };
+        Err(Error::checkpoint(path)(source))
     }
 
     /// Returns a name for the LoRA at this path: that of the file without its extension, or of the folder,
@@ -66,7 +72,9 @@ impl Lora {
         let folder = path.parent().and_then(name);
         match (folder, own.rsplit_once('.')) {
             (Some(folder), _) if is_standard(path) => folder,
-            (_, Some((stem, end))) if !stem.is_empty() && NAMED.contains(&end.to_lowercase().as_str()) => {
+            (_, Some((stem, end)))
+                if !stem.is_empty() && FolderListing::EXTENSIONS.contains(&end.to_lowercase().as_str()) =>
+            {
                 stem.to_owned()
             }
             _ => own,
@@ -131,6 +139,30 @@ mod tests {
     }
 
     #[test]
+    fn a_lora_in_the_cache_of_the_hub_is_that_of_its_snapshot() {
+        let cache = tempfile::tempdir().unwrap();
+        let folder = cache.path().join("models--strangers--ink");
+        let file = folder.join("snapshots/0a1b/ink.safetensors");
+        for path in [
+            folder.join("refs"),
+            folder.join("snapshots/0a1b"),
+            folder.join("snapshots/ffff"),
+        ] {
+            std::fs::create_dir_all(path).unwrap();
+        }
+        std::fs::write(&file, "").unwrap();
+        std::fs::write(folder.join("refs/main"), "0a1b").unwrap();
+        assert_eq!(Lora::find(&folder).unwrap(), file);
+        // The snapshot that was fetched last may be one that is not there yet.
+        std::fs::write(folder.join("refs/main"), "2c3d").unwrap();
+        let cause = Lora::find(&folder).unwrap_err().causes();
+        assert!(
+            cause.contains("looked for `2c3d`, which its `refs/main` names"),
+            "{cause}"
+        );
+    }
+
+    #[test]
     fn the_name_of_a_lora_is_that_of_its_file_or_of_its_folder() {
         for (path, name) in [
             ("loras/ink.safetensors", "ink"),
@@ -160,22 +192,13 @@ mod tests {
         );
         let several = refused(&["ink-2.safetensors", "ink-1.safetensors"]);
         assert!(
-            several.contains("`ink-1.safetensors`, `ink-2.safetensors` (name one of them)"),
+            several.ends_with("two files for the LoRA: `ink-1.safetensors` and `ink-2.safetensors`; name one of them"),
             "{several}"
         );
         let both = refused(&[STANDARD[0], STANDARD[1], "ink.safetensors"]);
         assert!(
-            both.contains("`adapter_model.safetensors`, `pytorch_lora_weights.safetensors` (name"),
+            both.contains("`adapter_model.safetensors` and `pytorch_lora_weights.safetensors`; name"),
             "{both}"
-        );
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("snapshots")).unwrap();
-        let error = Lora::find(folder.path()).unwrap_err();
-        assert!(
-            std::error::Error::source(&error)
-                .unwrap()
-                .to_string()
-                .contains("`snapshots`")
         );
         let pickle = refused(&["pytorch_lora_weights.bin"]);
         assert!(

@@ -4,7 +4,7 @@
 use crate::family::LoraFamily;
 use crate::table::LoraTarget;
 
-/// Prefixes of names; the rest of the name is a layer of one of these targets.
+/// Prefixes of names; the rest of the name is a layer of one of these targets. A dash counts as an underscore.
 const PREFIXES: &[(&str, LoraFamily, &[LoraTarget])] = {
     use LoraFamily::{ComfyUi, Diffusers, Fal, Kohya, Lycoris, OldDiffusers, OneTrainer};
     use LoraTarget::{Clip, T5, Transformer};
@@ -19,7 +19,6 @@ const PREFIXES: &[(&str, LoraFamily, &[LoraTarget])] = {
         ("text_encoder_2.", Diffusers, &[T5]),
         ("unet.", OldDiffusers, &[Transformer]),
         ("lora_unet_", Kohya, &[Transformer]),
-        ("lora_unet-", Kohya, &[Transformer]),
         ("lora_transformer_", OneTrainer, &[Transformer]),
         ("lora_te_", Kohya, &[Clip]),
         ("lora_te1_", Kohya, &[Clip]),
@@ -56,21 +55,78 @@ pub(super) fn of(name: &str) -> Prefix {
     let mut rest = plain.as_str();
     let (mut family, mut targets, mut text) = (None, ANY, String::new());
     for _ in 0..CHAIN {
-        let start = match PREFIXES.iter().find(|(start, ..)| rest.starts_with(start)) {
+        let length = match PREFIXES.iter().find(|(start, ..)| starts_with(rest, start)) {
             Some((start, writer, allowed)) => {
-                (family, targets) = (family.or(Some(*writer)), *allowed);
-                *start
+                family = family.or(Some(*writer));
+                targets = intersection(targets, allowed);
+                start.len()
             }
-            None if rest.starts_with(WRAPPER) => WRAPPER,
+            None if rest.starts_with(WRAPPER) => WRAPPER.len(),
             None => break,
         };
+        let (start, after) = rest.split_at_checked(length).unwrap_or((rest, ""));
         text.push_str(start);
-        rest = rest.get(start.len()..).unwrap_or_default();
+        rest = after;
     }
     Prefix {
         family,
         targets,
         text,
         rest: rest.to_owned(),
+    }
+}
+
+/// Returns `true` if a name starts with a prefix, in which dashes and underscores are equal.
+fn starts_with(name: &str, prefix: &str) -> bool {
+    let same = |(a, b): (u8, u8)| a == b || a == b'-' && b == b'_';
+    name.len() >= prefix.len() && name.bytes().zip(prefix.bytes()).all(same)
+}
+
+/// Returns the targets that two prefixes of one name have in common: one after `text_encoder.` widens nothing.
+fn intersection(before: &'static [LoraTarget], after: &'static [LoraTarget]) -> &'static [LoraTarget] {
+    if after.iter().all(|target| before.contains(target)) {
+        after
+    } else if before.iter().all(|target| after.contains(target)) {
+        before
+    } else {
+        &[]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_further_prefix_narrows_the_models_that_a_name_can_be_of() {
+        for (name, targets) in [
+            ("base_model.model.a", ANY),
+            ("text_encoder.base_model.model.a", &[LoraTarget::Clip]),
+            ("text_encoder_2.base_model.model.a", &[LoraTarget::T5]),
+            ("base_model.model.text_encoder.a", &[LoraTarget::Clip]),
+            ("text_encoder.transformer.a", &[]),
+        ] {
+            let prefix = of(name);
+            assert_eq!((prefix.targets, prefix.rest.as_str()), (targets, "a"), "{name}");
+        }
+    }
+
+    #[test]
+    fn dashes_of_a_prefix_are_underscores() {
+        for (name, family) in [
+            ("lora-unet-double", LoraFamily::Kohya),
+            ("lora_te1-double", LoraFamily::Kohya),
+            ("lora-transformer-double", LoraFamily::OneTrainer),
+            ("lycoris-double", LoraFamily::Lycoris),
+            ("text-encoder.double", LoraFamily::Diffusers),
+        ] {
+            let prefix = of(name);
+            assert_eq!(
+                (prefix.family, prefix.rest.as_str()),
+                (Some(family), "double"),
+                "{name}"
+            );
+        }
+        assert_eq!(of("transformer_blocks-3").family, None);
     }
 }

@@ -298,6 +298,10 @@ fn a_state_of_four_bits_that_cannot_be_read_is_quoted() {
         "{}",
         "is no description of one: missing field `quant_type` at line 1 column 2",
     );
+    refused(
+        r#" ["nf4", 64, [2, 64], 0, 0.0]"#,
+        "is a list, expected an object in braces, `{…}`",
+    );
     let state_json = |kind: &str, block: &str, shape: &str| {
         format!(r#"{{"quant_type":"{kind}","blocksize":{block},"shape":{shape}}}"#)
     };

@@ -6,6 +6,7 @@ mod common;
 use std::path::Path;
 
 use common::{Part, chain, described, entry, gguf_file, safetensors_file};
+use kontext_formats::Store;
 use kontext_nn::Weights;
 use tempfile::TempDir;
 
@@ -64,7 +65,7 @@ fn a_variant_of_any_name_is_found_and_the_preferred_one_is_taken() {
     assert_eq!(of(&[".fp16", ".fp32", ".ema"]).unwrap(), [".fp16"]);
     assert_eq!(of(&[".fp32", ".ema"]).unwrap(), [".fp32"]);
     let several = of(&[".ema", ".non_ema"]).unwrap_err();
-    let words = "; found instead `model.ema.safetensors` and `model.non_ema.safetensors` (name one of them); fetch";
+    let words = "two files for the weights: `model.ema.safetensors` and `model.non_ema.safetensors`; name one of them";
     assert!(several.contains(words), "{several}");
 }
 
@@ -79,7 +80,7 @@ fn the_only_file_of_a_folder_is_taken_under_any_name_and_hidden_files_are_not_lo
     assert_eq!(opened(folder.path()).unwrap(), ["a"]);
     let several = found(&[("a.safetensors", "a"), ("b.sft", "b")]).unwrap_err();
     assert!(
-        several.contains("found instead `a.safetensors` and `b.sft` (name one of them)"),
+        several.contains("two files for the weights: `a.safetensors` and `b.sft`; name one of them"),
         "{several}"
     );
 }
@@ -120,7 +121,23 @@ fn shards_without_an_index_are_opened_together_by_any_of_their_names() {
     assert!(error.contains(words), "{error}");
     let twice = folder(&[files[0], (files[1].0, "a")]);
     let error = opened(twice.path()).unwrap_err();
-    assert!(error.contains("two files of its set hold the same tensor"), "{error}");
+    let words = "two files for the tensor `a` of the set: `flux1-00001-of-00002.safetensors` and \
+                 `flux1-00002-of-00002.safetensors`; fetch the set again";
+    assert!(error.ends_with(words), "{error}");
+}
+
+#[test]
+fn an_index_without_its_shards_does_not_hide_a_whole_variant_and_is_named_without_one() {
+    let folder = folder(&[("model.fp16.safetensors", "a")]);
+    let index = r#"{"weight_map": {"b": "model-00001-of-00001.safetensors"}}"#;
+    std::fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
+    assert_eq!(opened(folder.path()).unwrap(), ["a"]);
+    assert!(Store::found_in(folder.path()));
+    std::fs::remove_file(folder.path().join("model.fp16.safetensors")).unwrap();
+    assert!(!Store::found_in(folder.path()));
+    let error = opened(folder.path()).unwrap_err();
+    let words = "no shard found; looked for `model-00001-of-00001.safetensors`, which the index names";
+    assert!(error.contains(words), "{error}");
 }
 
 #[test]
@@ -151,6 +168,14 @@ fn weights_that_other_programs_quantised_are_named_with_the_program() {
         ("transformer_blocks.0.qkv_proj.wscales", "nunchaku (SVDQuant)"),
         ("transformer_blocks.0.attn.to_q.weight._data", "optimum-quanto"),
         ("encoder.block.0.layer.0.SelfAttention.q.qweight", "GPTQ, AWQ or Marlin"),
+        ("double_blocks.0.img_mlp.0._weight_qdata", "torchao"),
+        (
+            "double_blocks.0.img_mlp.0.weight_scale_2",
+            "ModelOpt or ComfyUI (NVFP4)",
+        ),
+        ("double_blocks.0.img_mlp.0.weight_packed", "compressed-tensors"),
+        ("transformer_blocks.0.attn.to_q.zero_point", "SDNQ"),
+        ("transformer_blocks.0.attn.to_q.svd_up", "SDNQ"),
     ] {
         assert_eq!(
             found(&[("a.safetensors", tensor)]).unwrap_err(),
@@ -160,6 +185,27 @@ fn weights_that_other_programs_quantised_are_named_with_the_program() {
             )
         );
     }
+}
+
+#[test]
+fn the_scale_of_a_weight_is_that_of_sdnq_and_the_scale_of_a_norm_is_none() {
+    let open = |names: [&str; 2]| {
+        let folder = folder(&[]);
+        let parts = names.map(|name| Part::floats(name, &[1.0]));
+        std::fs::write(folder.path().join("a.safetensors"), safetensors_file(&parts)).unwrap();
+        opened(folder.path())
+    };
+    let error = open([
+        "transformer_blocks.0.attn.to_q.scale",
+        "transformer_blocks.0.attn.to_q.weight",
+    ])
+    .unwrap_err();
+    assert!(error.contains("it is quantised by SDNQ"), "{error}");
+    open([
+        "double_blocks.0.img_attn.norm.key_norm.scale",
+        "double_blocks.0.img_attn.proj.weight",
+    ])
+    .unwrap();
 }
 
 #[cfg(unix)]

@@ -123,14 +123,14 @@ impl Shift {
         {
             return Err(Error::config(
                 path,
-                "it asks for karras, exponential, beta, terminal, inverted or stochastic sigmas, which FLUX.1 does not use",
+                "it asks for karras, exponential, beta, terminal, inverted or stochastic sigmas, which FLUX.1 does not use; fetch the configuration of FLUX.1's scheduler",
             ));
         }
         if json.use_dynamic_shifting && json.time_shift_type != "exponential" {
             return Err(Error::config(
                 path,
                 format!(
-                    "time_shift_type is `{}`, only `exponential` is known",
+                    "`time_shift_type` is {}, expected exponential; fetch the configuration of FLUX.1's scheduler",
                     json.time_shift_type
                 ),
             ));

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use kontext_core::{Error, Kind, Result, read_json};
+use kontext_core::{Error, Kind, Result, range, read_json, wrong_class};
 use kontext_nn::Weights;
 use serde::de::DeserializeOwned;
 
@@ -37,7 +37,9 @@ pub(crate) fn matrix(weights: &Weights, name: &str) -> Result<[i64; 2]> {
     let wrong = |_| {
         Error::config(
             weights.path(),
-            format!("tensor `{name}` has shape {shape:?}, expected a matrix"),
+            format!(
+                "tensor `{name}` has shape {shape:?}, expected a matrix; the file is of another model, fetch the right one"
+            ),
         )
     };
     <[i64; 2]>::try_from(shape.as_slice()).map_err(wrong)
@@ -52,24 +54,18 @@ pub(crate) const EPSILONS: std::ops::RangeInclusive<f64> = 0.0..=0.1;
 pub(crate) const MOST_LAYERS: i64 = 1000;
 
 /// Checks sizes, given as (name, size, maximum); the minimum is 1.
-pub(crate) fn in_range(path: &Path, sizes: &[(&str, i64, i64)]) -> Result<()> {
-    match sizes.iter().find(|(_, size, most)| !(1..=*most).contains(size)) {
-        Some((name, size, most)) => Err(Error::config(path, format!("`{name}` is {size}, expected 1 to {most}"))),
-        None => Ok(()),
-    }
+pub(crate) fn in_range(path: &Path, sizes: &[(&'static str, i64, i64)]) -> Result<()> {
+    let mut checked = sizes
+        .iter()
+        .map(|(name, size, most)| range::within(name, *size, 1..=*most));
+    checked
+        .try_for_each(|size| size.map(drop))
+        .map_err(Error::in_config(path))
 }
 
 /// Checks the `model_type` of a configuration; one without it is accepted.
 pub(crate) fn of_type(got: Option<&str>, expected: &[&str]) -> Result<(), String> {
-    match got {
-        Some(got) if !expected.contains(&got) => {
-            let expected = expected.join(" or ");
-            Err(format!(
-                "`model_type` is {got}, expected {expected}: it is of another model"
-            ))
-        }
-        _ => Ok(()),
-    }
+    wrong_class("model_type", got, expected).map_or(Ok(()), Err)
 }
 
 /// Checks that `compute` is a floating-point dtype of at least 16 bits.

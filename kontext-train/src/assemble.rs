@@ -16,6 +16,9 @@ const PARTS: [&str; 3] = ["vae", "text_encoder", "text_encoder_2"];
 /// Writes a complete model into `out`: the `transformer` of the folder `trained`, and all other parts of
 /// `base`. Weights are stored in `kind`.
 ///
+/// `base` is a folder in diffusers' layout, or one of the hub's cache with such a snapshot: its folders are copied with
+/// their configurations, so a base of single files (BFL's, ComfyUI's) is refused for its missing folders.
+///
 /// The transformer's configuration is written last, and removed first if there is one: without it, a folder that
 /// was not written to its end is no model.
 ///

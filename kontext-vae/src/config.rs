@@ -100,8 +100,10 @@ impl VaeConfig {
         let path = path.as_ref();
         let fields: Fields = read_json(path)?;
         check_class(path, "_class_name", fields.class_name.as_deref(), &["AutoencoderKL"])?;
-        let config = fields.config().map_err(|reason| Error::config(path, reason))?;
-        config.validate().map_err(|e| Error::config(path, e.to_string()))?;
+        let config = fields
+            .config()
+            .map_err(|reason| Error::config(path, format!("{reason}; {OTHER}")))?;
+        config.validate().map_err(Error::in_config(path))?;
         Ok(config)
     }
 
@@ -110,13 +112,13 @@ impl VaeConfig {
     /// # Errors
     /// [`Error::InvalidArgument`] that names the field.
     pub fn validate(&self) -> Result<()> {
-        in_range("in_channels", self.in_channels, WIDEST)?;
-        in_range("out_channels", self.out_channels, WIDEST)?;
-        in_range("latent_channels", self.latent_channels, WIDEST)?;
-        in_range("layers_per_block", self.layers_per_block, MOST_BLOCKS)?;
-        in_range("norm_num_groups", self.norm_num_groups, WIDEST)?;
+        range::within("in_channels", self.in_channels, 1..=WIDEST)?;
+        range::within("out_channels", self.out_channels, 1..=WIDEST)?;
+        range::within("latent_channels", self.latent_channels, 1..=WIDEST)?;
+        range::within("layers_per_block", self.layers_per_block, 1..=MOST_BLOCKS)?;
+        range::within("norm_num_groups", self.norm_num_groups, 1..=WIDEST)?;
         for channels in self.block_out_channels {
-            in_range("block_out_channels", channels, WIDEST)?;
+            range::within("block_out_channels", channels, 1..=WIDEST)?;
             if channels % self.norm_num_groups != 0 {
                 let expected = format!("multiples of norm_num_groups, which is {}", self.norm_num_groups);
                 return Err(Error::invalid("block_out_channels", expected, channels));
@@ -126,19 +128,13 @@ impl VaeConfig {
     }
 }
 
+/// Remedy for a configuration of another architecture.
+pub(crate) const OTHER: &str = "it is of another model, fetch the autoencoder of FLUX.1";
 /// Upper bound of channels, above those of any autoencoder: a damaged value is reported before it costs
 /// memory or time.
 pub(crate) const WIDEST: i64 = 1 << 16;
 /// Upper bound of the number of blocks in a level.
 pub(crate) const MOST_BLOCKS: i64 = 100;
-
-pub(crate) fn in_range(name: &'static str, value: i64, most: i64) -> Result<()> {
-    if (1..=most).contains(&value) {
-        Ok(())
-    } else {
-        Err(Error::invalid(name, format!("1 to {most}"), value))
-    }
-}
 
 pub(crate) fn check_scale(scaling_factor: f64, shift_factor: f64) -> Result<()> {
     // Those of published autoencoders are 0.13 to 1.53, and -0.03 to 0.12.

@@ -8,7 +8,7 @@
 //! models/modeling_utils.py, _convert_deprecated_attention_blocks.
 
 use kontext_core::{CheckpointError, Error, Result};
-use kontext_formats::{NameMap, TensorMap};
+use kontext_formats::{NameMap, TensorMap, prefix_before};
 use kontext_nn::Weights;
 
 /// Naming scheme of an autoencoder's weights.
@@ -41,9 +41,7 @@ impl Naming {
     pub fn of(weights: &Weights) -> Result<(Self, String)> {
         let names = weights.names();
         for (naming, sign) in SIGNS {
-            let prefixes = names.iter().filter_map(|n| n.strip_suffix(sign));
-            let prefixes = prefixes.filter(|prefix| prefix.is_empty() || prefix.ends_with('.'));
-            if let Some(prefix) = prefixes.min_by_key(|prefix| prefix.len()) {
+            if let Some(prefix) = prefix_before(&names, sign) {
                 return Ok((naming, prefix.to_owned()));
             }
         }

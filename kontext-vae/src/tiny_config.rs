@@ -4,10 +4,10 @@
 
 use std::path::Path;
 
-use kontext_core::{Error, Result, check_class, read_json};
+use kontext_core::{Error, Result, check_class, range, read_json};
 use serde::Deserialize;
 
-use crate::config::{MOST_BLOCKS, WIDEST, check_scale, in_range};
+use crate::config::{MOST_BLOCKS, OTHER, WIDEST, check_scale};
 
 /// Configuration of an [`crate::AutoencoderTiny`].
 ///
@@ -74,8 +74,10 @@ impl TinyConfig {
         let path = path.as_ref();
         let fields: Fields = read_json(path)?;
         check_class(path, "_class_name", fields.class_name.as_deref(), &["AutoencoderTiny"])?;
-        let config = fields.config().map_err(|reason| Error::config(path, reason))?;
-        config.validate().map_err(|e| Error::config(path, e.to_string()))?;
+        let config = fields
+            .config()
+            .map_err(|reason| Error::config(path, format!("{reason}; {OTHER}")))?;
+        config.validate().map_err(Error::in_config(path))?;
         Ok(config)
     }
 
@@ -84,11 +86,11 @@ impl TinyConfig {
     /// # Errors
     /// [`Error::InvalidArgument`] that names the field.
     pub fn validate(&self) -> Result<()> {
-        in_range("in_channels", self.in_channels, WIDEST)?;
-        in_range("out_channels", self.out_channels, WIDEST)?;
-        in_range("latent_channels", self.latent_channels, WIDEST)?;
-        in_range("encoder_width", self.encoder_width, WIDEST)?;
-        in_range("decoder_width", self.decoder_width, WIDEST)?;
+        range::within("in_channels", self.in_channels, 1..=WIDEST)?;
+        range::within("out_channels", self.out_channels, 1..=WIDEST)?;
+        range::within("latent_channels", self.latent_channels, 1..=WIDEST)?;
+        range::within("encoder_width", self.encoder_width, 1..=WIDEST)?;
+        range::within("decoder_width", self.decoder_width, 1..=WIDEST)?;
         let blocks = [self.num_encoder_blocks, self.num_decoder_blocks].concat();
         if let Some(blocks) = blocks.into_iter().find(|b| !(0..=MOST_BLOCKS).contains(b)) {
             let name = "num_encoder_blocks, num_decoder_blocks";

@@ -1,6 +1,7 @@
 //! The parts in a file of weights, by the names of its tensors, and where other programs keep them.
 
 use kontext_core::ModelPart;
+use kontext_formats::prefix_before;
 use kontext_text::T5Encoder;
 
 use super::other_model::other_model;
@@ -61,14 +62,7 @@ const ALL: [&Place; 4] = [&TRANSFORMER, &VAE, &CLIP, &T5];
 
 /// Returns the parts of FLUX.1 in a file: one, or those of a whole model.
 pub(super) fn parts(names: &[String]) -> Vec<ModelPart> {
-    let holds = |sign: &&str| {
-        let before = |name: &String| {
-            name.strip_suffix(sign)
-                .map(|prefix| prefix.is_empty() || prefix.ends_with('.'))
-        };
-        names.iter().filter_map(before).any(|whole| whole)
-    };
-    let present = |place: &&&Place| place.signs.iter().any(holds);
+    let present = |place: &&&Place| place.signs.iter().any(|sign| prefix_before(names, sign).is_some());
     let other = other_model(names);
     let parts = ALL.iter().filter(present).map(|place| place.part);
     parts

@@ -1,15 +1,15 @@
 //! Discovery of a model's parts in a folder, by the files' content.
 
 mod contents;
-mod hub;
 mod other_model;
 mod search;
 
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
-use kontext_core::{CheckpointError, Error, ModelPart, Result, read_json};
+use kontext_core::{CheckpointError, Error, ModelPart, Result, check_class, read_json};
 use kontext_dit::{DitConfig, names};
+use kontext_formats::hub_snapshot;
 use kontext_nn::Weights;
 use kontext_sampler::Shift;
 use serde_json::{Map, Value};
@@ -33,10 +33,12 @@ pub enum Layout {
 ///
 /// Each part is looked for in its folder of diffusers' layout (`vae`), then among the files of the folder
 /// itself, then in ComfyUI's folders (`diffusion_models` or `unet`, `vae`, `text_encoders` or `clip`, and
-/// `checkpoints`); so a diffusers checkpoint may lack a part that is a single file next to its folders. Of
-/// several files with one part, the one whose sizes fit the transformer is taken, if it is the only one. A
-/// folder of the Hugging Face hub's cache (`models--OWNER--NAME`) is replaced by its snapshot that
-/// `refs/main` names. Hidden files are left out, links are followed, and a file that cannot be read is named
+/// `checkpoints`); so a diffusers checkpoint may lack a part that is a single file next to its folders. A part's
+/// folder with a `config.json` is taken as it is. Of other files, the first place counts that has one whose sizes
+/// fit the transformer; two of them in one place are an error, and a file of other sizes is taken only if no
+/// place has a fitting one. A
+/// folder of the Hugging Face hub's cache (`models--OWNER--NAME`) is replaced by its snapshot
+/// ([`hub_snapshot`]). Hidden files are left out, links are followed, and a file that cannot be read is named
 /// only if a part is missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -85,7 +87,7 @@ impl Checkpoint {
 
     pub(crate) fn find_with(folder: &Path, overrides: &Overrides) -> Result<Self> {
         check_folder(folder)?;
-        let folder = &hub::snapshot(folder)?;
+        let folder = &hub_snapshot(folder)?;
         let index = folder.join("model_index.json");
         if index.is_file() {
             check_pipeline(&index)?;
@@ -93,7 +95,8 @@ impl Checkpoint {
         let search = Search::new(folder);
         let given = |path: &Option<PathBuf>, find: &dyn Fn() -> Result<PathBuf>| path.clone().map_or_else(find, Ok);
         let transformer = given(&overrides.transformer, &|| {
-            search.find(&contents::TRANSFORMER, |_| false)
+            // Only other parts have sizes to fit.
+            search.find(&contents::TRANSFORMER, |_| true)
         })?;
         let config = OnceCell::new();
         let fitting = |place: &Place, path: &Path| {
@@ -247,16 +250,10 @@ fn config_of(transformer: &Path) -> Result<Option<PathBuf>> {
 /// Refuses the `model_index.json` of a pipeline of another model.
 fn check_pipeline(index: &Path) -> Result<()> {
     let json: Map<String, Value> = read_json(index)?;
-    match json.get("_class_name").and_then(Value::as_str) {
-        Some(class) if !class.starts_with("Flux") || class.starts_with("Flux2") => {
-            let reason = format!(
-                "`_class_name` is {class}, expected one of FLUX.1's, as FluxKontextPipeline or FluxPipeline: it is of \
-                 another model, fetch the right one"
-            );
-            Err(Error::config(index, reason))
-        }
-        _ => Ok(()),
-    }
+    let class = json.get("_class_name").and_then(Value::as_str);
+    // All of FLUX.1's pipelines run the same parts.
+    let other = class.filter(|class| !class.starts_with("Flux") || class.starts_with("Flux2"));
+    check_class(index, "_class_name", other, &["FluxKontextPipeline", "FluxPipeline"])
 }
 
 /// Refuses a path that is not a readable folder, with a hint for a mistyped folder or a file.

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use kontext_core::{CheckpointError, Error, ModelPart, Result};
 use kontext_dit::DitConfig;
+use kontext_formats::prefix_before;
 
 /// A part of another model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,22 +38,28 @@ const TRANSFORMERS: [(&str, &str); 18] = [
 ];
 /// Prefixes of a transformer in single files.
 const PREFIXES: [&str; 3] = ["model.diffusion_model.", "diffusion_model.", "transformer."];
-/// A bias of each block; T5 has only that of the first.
-const UMT5: &str = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight";
+/// A bias of each block, in transformers' names and in GGUF's; T5 has only that of the first.
+const UMT5: [&str; 2] = [
+    "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight",
+    "enc.blk.1.attn_rel_b.weight",
+];
 
 /// Recognises a part of another model.
 pub(super) fn other_model(names: &[String]) -> Option<OtherModel> {
+    // Factors of adapters have other endings, those of a LoRA may follow its own (`lora_A.weight`).
+    let of_a_model =
+        |name: &&String| [".weight", ".bias"].iter().any(|end| name.ends_with(end)) && !name.contains("lora");
     let begins = |start: &str| {
-        names.iter().any(|name| {
+        names.iter().filter(of_a_model).any(|name| {
             let bare = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix));
-            bare.unwrap_or(name).starts_with(start) && !name.contains("lora")
+            bare.unwrap_or(name).starts_with(start)
         })
     };
     if let Some((_, name)) = TRANSFORMERS.iter().find(|(start, _)| begins(start)) {
         let part = ModelPart::Transformer;
         return Some(OtherModel { part, name });
     }
-    let umt5 = names.iter().any(|name| name.ends_with(UMT5));
+    let umt5 = UMT5.iter().any(|sign| prefix_before(names, sign).is_some());
     umt5.then_some(OtherModel {
         part: ModelPart::T5,
         name: "UMT5",
@@ -115,13 +122,30 @@ mod tests {
             Some("FLUX.2")
         );
         assert_eq!(
-            name_of(&["model.diffusion_model.joint_blocks.0.x_block.a"]),
+            name_of(&["model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"]),
             Some("Stable Diffusion 3")
         );
         assert_eq!(
             name_of(&["vision_model.embeddings.patch_embedding.weight", "img_in.weight"]),
             None
         );
-        assert_eq!(name_of(&["diffusion_model.cap_embedder.0.lora_A.weight"]), None);
+        for name in [
+            "0.lora_A.weight",
+            "0.lokr_w1",
+            "0.hada_w1_a",
+            "0.dora_scale",
+            "0.alpha",
+            "0.diff_b",
+        ] {
+            assert_eq!(
+                name_of(&[&format!("diffusion_model.cap_embedder.{name}")]),
+                None,
+                "{name}"
+            );
+        }
+        for umt5 in UMT5 {
+            assert_eq!(name_of(&[umt5]), Some("UMT5"));
+            assert_eq!(name_of(&[&umt5.replace('1', "0")]), None);
+        }
     }
 }

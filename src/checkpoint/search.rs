@@ -1,18 +1,17 @@
 //! The search for a model's parts in a folder.
 
-use std::cell::OnceCell;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use kontext_core::{CheckpointError, Error, ModelPart, Result};
 use kontext_dit::DitConfig;
-use kontext_formats::{FolderListing, Store};
+use kontext_formats::{FolderListing, Store, is_hub_cache};
 use kontext_nn::Weights;
 use kontext_text::{ClipConfig, ClipEncoder, T5Config, T5Encoder};
 use kontext_vae::{TinyConfig, VaeConfig};
 
 use super::contents::{Place, TRANSFORMER, parts};
-use super::hub;
 use super::other_model::other_model;
 
 /// ComfyUI's folder for files with all parts.
@@ -20,26 +19,26 @@ const CHECKPOINTS: &str = "checkpoints";
 /// Levels of folders searched in each of ComfyUI's, which users sort by model.
 const LEVELS: usize = 3;
 
-/// A search in one folder. Files are opened when they are first asked for, and once.
+/// A search in one folder. A folder is listed, and the names in its files are read, when they are first asked
+/// for, and once.
 pub(super) struct Search<'a> {
     folder: &'a Path,
-    /// The files in the folder itself.
-    root: OnceCell<Contents>,
-    /// The files in its folder `checkpoints`.
-    checkpoints: OnceCell<Contents>,
+    /// The contents of the folders that were searched so far.
+    listed: RefCell<BTreeMap<PathBuf, Contents>>,
 }
 
-/// Places of files, in the order of the search. The later ones are opened only if the earlier hold no such
-/// part.
+/// Places of files, in the order of the search.
 #[derive(Clone, Copy)]
 enum Group {
+    /// The part's folder in diffusers' layout, as a whole.
+    Own,
     Root,
     Comfy,
     Checkpoints,
 }
 
 /// Files of weights with the parts that they hold.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Contents {
     files: Vec<(PathBuf, Vec<ModelPart>)>,
     /// Files and folders that were found and hold no part, each with the reason.
@@ -50,43 +49,48 @@ impl<'a> Search<'a> {
     pub(super) fn new(folder: &'a Path) -> Self {
         Self {
             folder,
-            root: OnceCell::new(),
-            checkpoints: OnceCell::new(),
+            listed: RefCell::default(),
         }
     }
 
-    /// Finds a part: in its folder of diffusers' layout, in a file of the folder, or in ComfyUI's folders.
-    /// Of several files in one place, the only one that fits the transformer.
+    /// Finds a part: in its folder of diffusers' layout, in a file of the folder, or in ComfyUI's folders. A
+    /// part without a configuration is taken if it fits the transformer, or if nothing does.
     pub(super) fn find(&self, place: &Place, fits: impl Fn(&Path) -> bool) -> Result<PathBuf> {
         let own = self.folder.join(place.folder);
-        if is_part(&own) {
+        if own.join("config.json").is_file() && Store::found_in(&own) {
             return Ok(own);
         }
-        let comfy = OnceCell::new();
-        let mut others = Vec::new();
-        for group in [Group::Root, Group::Comfy, Group::Checkpoints] {
+        let (mut others, mut unfit) = (Vec::new(), Vec::new());
+        for group in [Group::Own, Group::Root, Group::Comfy, Group::Checkpoints] {
             let contents = match group {
-                Group::Root => self.root(),
-                Group::Comfy => comfy.get_or_init(|| self.comfy(place)),
+                Group::Own if is_part(&own) => Contents::part(&own, place.part),
+                Group::Own => Contents::default(),
+                Group::Root => self.listed(self.folder, 1),
+                Group::Comfy => self.comfy(place),
                 Group::Checkpoints => self.checkpoints(),
             };
             let found: Vec<&PathBuf> = contents.holding(place.part).collect();
-            match found.as_slice() {
-                [] => others.extend(contents.others.iter().cloned()),
+            if found.is_empty() {
+                others.extend(contents.others);
+                continue;
+            }
+            let fitting: Vec<&PathBuf> = found.iter().copied().filter(|path| fits(path)).collect();
+            match fitting.as_slice() {
                 [path] => return Ok((*path).clone()),
-                several => {
-                    let fitting: Vec<&PathBuf> = several.iter().copied().filter(|path| fits(path)).collect();
-                    return match fitting.as_slice() {
-                        [path] => Ok((*path).clone()),
-                        [] => Err(self.several(place, several)),
-                        fitting => Err(self.several(place, fitting)),
-                    };
-                }
+                [] if unfit.is_empty() => unfit.extend(found.into_iter().cloned()),
+                [] => {}
+                several => return Err(self.several(place, several)),
             }
         }
-        // The folder's own error says more: a shard that is missing, no permission.
-        let error = own.is_dir().then(|| Store::open(&own).err()).flatten();
-        Err(error.unwrap_or_else(|| self.missing(place, others)))
+        match unfit.as_slice() {
+            [path] => Ok(path.clone()),
+            [] => {
+                // The folder's own error says more: a shard that is missing, no permission.
+                let error = own.is_dir().then(|| Store::open(&own).err()).flatten();
+                Err(error.unwrap_or_else(|| self.missing(place, others)))
+            }
+            several => Err(self.several(place, &several.iter().collect::<Vec<_>>())),
+        }
     }
 
     /// Finds a tokenizer under one of these names.
@@ -104,18 +108,20 @@ impl<'a> Search<'a> {
         })
     }
 
-    fn root(&self) -> &Contents {
-        self.root.get_or_init(|| Contents::of(self.folder, self.folder, 1))
+    /// Returns the contents of a folder and `levels - 1` levels below it.
+    fn listed(&self, folder: &Path, levels: usize) -> Contents {
+        let mut listed = self.listed.borrow_mut();
+        let contents = || Contents::of(self.folder, folder, levels);
+        listed.entry(folder.to_owned()).or_insert_with(contents).clone()
     }
 
-    fn checkpoints(&self) -> &Contents {
-        self.checkpoints.get_or_init(|| {
-            let mut contents = Contents::of(self.folder, &self.folder.join(CHECKPOINTS), LEVELS);
-            // Checkpoints of other models hold an autoencoder and a CLIP, too.
-            let whole = |(_, parts): &(PathBuf, Vec<ModelPart>)| parts.contains(&ModelPart::Transformer);
-            contents.files.retain(whole);
-            contents
-        })
+    /// Returns the files in the folder `checkpoints` that hold a whole model: checkpoints of other models hold
+    /// an autoencoder and a CLIP, too.
+    fn checkpoints(&self) -> Contents {
+        let mut contents = self.listed(&self.folder.join(CHECKPOINTS), LEVELS);
+        let whole = |(_, parts): &(PathBuf, Vec<ModelPart>)| parts.contains(&ModelPart::Transformer);
+        contents.files.retain(whole);
+        contents
     }
 
     fn comfy(&self, place: &Place) -> Contents {
@@ -123,7 +129,7 @@ impl<'a> Search<'a> {
         let names: BTreeSet<&str> = names.copied().collect();
         let mut all = Contents::default();
         for name in names {
-            let contents = Contents::of(self.folder, &self.folder.join(name), LEVELS);
+            let contents = self.listed(&self.folder.join(name), LEVELS);
             all.files.extend(contents.files);
             all.others.extend(contents.others);
         }
@@ -131,19 +137,12 @@ impl<'a> Search<'a> {
     }
 
     fn several(&self, place: &Place, paths: &[&PathBuf]) -> Error {
-        let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-        let count = match paths.len() {
-            2 => "two".to_owned(),
-            count => count.to_string(),
-        };
-        let reason = format!(
-            "{count} files for the {}: {}; move one away, or name one (`{}` of the builder, --{} of the programs)",
-            place.name,
-            names.join(" and "),
-            place.option,
-            place.option.replace('_', "-")
-        );
-        Error::config(self.folder, reason)
+        let (option, flag) = (place.option, place.option.replace('_', "-"));
+        Error::checkpoint(self.folder)(CheckpointError::Ambiguous {
+            part: format!("the {}", place.name),
+            found: paths.iter().map(|path| path.display().to_string()).collect(),
+            remedy: format!("move one away, or name one (`{option}` of the builder, --{flag} of the programs)"),
+        })
     }
 
     fn missing(&self, place: &Place, mut found: Vec<String>) -> Error {
@@ -172,7 +171,7 @@ impl<'a> Search<'a> {
     fn near(&self) -> Vec<String> {
         let is_model = |path: &&PathBuf| {
             let holds = |name: &str| path.join(name).exists();
-            hub::is_model(path)
+            is_hub_cache(path)
                 || ["model_index.json", TRANSFORMER.folder].into_iter().any(holds)
                 || TRANSFORMER.comfy.iter().any(|name| holds(name))
         };
@@ -190,6 +189,14 @@ impl<'a> Search<'a> {
 }
 
 impl Contents {
+    /// Returns a folder with one part.
+    fn part(folder: &Path, part: ModelPart) -> Self {
+        Self {
+            files: vec![(folder.to_owned(), vec![part])],
+            others: Vec::new(),
+        }
+    }
+
     /// Opens the headers of all files of weights in a folder and `levels - 1` levels below it. A folder that
     /// is not there is empty.
     fn of(root: &Path, folder: &Path, levels: usize) -> Self {
@@ -197,27 +204,25 @@ impl Contents {
         if !folder.is_dir() {
             return contents;
         }
-        let listing = match FolderListing::of(folder) {
-            Ok(listing) => listing,
-            Err(error) => {
-                contents.others.push(unreadable(root, folder, &error));
-                return contents;
-            }
-        };
-        for path in &listing.weights {
-            match Weights::open(path) {
-                Err(error) => contents.others.push(unreadable(root, path, &error)),
+        let mut listing = FolderListing::of(folder).unwrap_or_else(|error| {
+            let mut listing = FolderListing::default();
+            listing.unusable.push((folder.to_owned(), error.causes()));
+            listing
+        });
+        for path in std::mem::take(&mut listing.weights) {
+            match Weights::open(&path) {
+                Err(error) => listing.unusable.push((path, error.causes())),
                 Ok(weights) => {
                     let names = weights.names();
                     if let Some(other) = other_model(&names) {
-                        let text = format!("`{}`, which is of {}", name_in(root, path), other.name);
+                        let text = format!("`{}`, which is of {}", name_in(root, &path), other.name);
                         contents.others.push(text);
                     }
-                    contents.files.push((path.clone(), parts(&names)));
+                    contents.files.push((path, parts(&names)));
                 }
             }
         }
-        contents.others.extend(listing.unread());
+        contents.others.extend(listing.unread(root));
         if levels > 1 {
             for path in &listing.folders {
                 let below = Self::of(root, path, levels - 1);
@@ -240,10 +245,11 @@ impl Contents {
     }
 }
 
-/// Returns `true` for the folder of a part as diffusers and transformers save it.
+/// Returns `true` for a folder that holds one part and nothing else, under the names that diffusers and
+/// transformers give it. ComfyUI's folders hold files of several models, of which one may have such a name.
 fn is_part(folder: &Path) -> bool {
-    let named = || FolderListing::of(folder).is_ok_and(|listing| !listing.of_a_part().is_empty());
-    folder.is_dir() && Store::found_in(folder) && (folder.join("config.json").is_file() || named())
+    let only = |listing: FolderListing| listing.of_a_part().len() == listing.weights.len();
+    folder.is_dir() && Store::found_in(folder) && FolderListing::of(folder).is_ok_and(only)
 }
 
 /// Returns `true` if a file holds a part of the sizes that the transformer takes.
@@ -262,21 +268,6 @@ pub(super) fn fits(part: ModelPart, path: &Path, config: &DitConfig) -> bool {
         })
     };
     fits().unwrap_or(false)
-}
-
-/// Names a file or folder that cannot be read, with the reason.
-fn unreadable(root: &Path, path: &Path, error: &Error) -> String {
-    let mut reason = String::new();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        let joint = if reason.is_empty() { "" } else { ": " };
-        reason = format!("{reason}{joint}{error}");
-        cause = error.source();
-    }
-    if reason.is_empty() {
-        reason = error.to_string();
-    }
-    format!("`{}`, which cannot be used ({reason})", name_in(root, path))
 }
 
 /// Returns a path as seen from the searched folder.

@@ -34,10 +34,11 @@ impl Weights {
         }
     }
 
-    /// Returns `true` if [`Weights::quantized`] applies to at least one matrix of a file whose name starts with one
-    /// of `prefixes`: those quantised in the file, or left in it, stay as they are.
+    /// Returns `true` if [`Weights::quantized`] applies to at least one matrix of a file among the tensors
+    /// that `of` selects by their names in the file: those quantised in the file, or left in it, stay as they are. Fused
+    /// adapters ([`Weights::fused`]), whose matrices are quantised in any case, are not considered.
     #[must_use]
-    pub fn quantizes_any(&self, prefixes: &[&str]) -> bool {
+    pub fn quantizes_any(&self, of: impl Fn(&str) -> bool) -> bool {
         let Some(to) = self.linear.quantize else { return false };
         let in_file = self.linear.offload == Offload::All;
         let applies = |name: &String| {
@@ -49,7 +50,7 @@ impl Weights {
             })
         };
         let mut names = self.store.names().into_iter();
-        names.any(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)) && applies(&name))
+        names.any(|name| of(&name) && applies(&name))
     }
 
     /// The adapter slot of the layer at the cursor with this weight.

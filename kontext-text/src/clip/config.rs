@@ -82,7 +82,7 @@ impl ClipConfig {
         let [intermediate_size, _] = matrix("encoder.layers.0.mlp.fc1.weight")?;
         if hidden_size % HEAD != 0 {
             let reason = format!(
-                "width {hidden_size} is not a multiple of {HEAD}, so the heads are not known; put the model's config.json beside it and open the folder"
+                "width {hidden_size} is not a multiple of {HEAD}, so the heads are not known; put the model's config.json next to it and open the folder"
             );
             return Err(Error::config(weights.path(), reason));
         }
@@ -113,7 +113,7 @@ impl ClipConfig {
         range::within("layer_norm_eps", self.layer_norm_eps, load::EPSILONS).map_err(Error::in_config(path))?;
         if self.hidden_size % self.num_attention_heads != 0 {
             let reason = format!(
-                "`hidden_size` {} is not a multiple of `num_attention_heads` {}",
+                "`hidden_size` {} is not a multiple of `num_attention_heads` {}; correct it or fetch it again",
                 self.hidden_size, self.num_attention_heads
             );
             return Err(Error::config(path, reason));

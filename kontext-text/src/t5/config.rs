@@ -120,7 +120,7 @@ impl T5Config {
         if buckets < 4 || buckets % 4 != 0 || distance <= buckets / 4 {
             let reason = format!(
                 "`relative_attention_num_buckets` {buckets} and `relative_attention_max_distance` {distance}: \
-                 expected a multiple of 4, and more than a quarter of it"
+                 expected a multiple of 4, and more than a quarter of it; correct it or fetch it again"
             );
             return Err(Error::config(path, reason));
         }
@@ -263,7 +263,7 @@ mod tests {
             std::error::Error::source(&error)
                 .unwrap()
                 .to_string()
-                .contains("`num_heads` is 0")
+                .contains("invalid num_heads: expected a number from 1 to 1048576, got 0")
         );
     }
 }

@@ -102,6 +102,12 @@ impl T5Encoder {
         Self::from_weights(&Self::weights(path)?.at_most(compute).device(device), path, compute)
     }
 
+    /// Returns `true` if a tensor, in transformers' naming, belongs to one of the encoder's blocks.
+    #[must_use]
+    pub fn is_block(name: &str) -> bool {
+        name.starts_with("encoder.block.")
+    }
+
     /// Opens the encoder's weights by transformers' names, from any folder or file that [`T5Encoder::open`]
     /// takes.
     ///

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use kontext_core::{Result, Tensor};
+use kontext_dit::names::is_block;
 
 use super::Params;
 
@@ -86,7 +87,7 @@ fn blocks(name: &str, offset: i64, shape: &[i64]) -> Vec<Block> {
         };
         return if outer { Vec::new() } else { vec![whole] };
     }
-    let inner = name.starts_with("double_blocks.") || name.starts_with("single_blocks.");
+    let inner = is_block(name);
     let &[rows, columns] = shape else { return Vec::new() };
     if !inner || !name.ends_with(".weight") || name.contains("_mod.") || name.contains("modulation") {
         return Vec::new();

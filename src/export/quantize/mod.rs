@@ -14,6 +14,7 @@ use std::path::Path;
 
 use kontext_core::{Error, Kind, Result, Tensor};
 use kontext_dit::Dit;
+use kontext_dit::names::is_block;
 use kontext_formats::quant::{Format, pack};
 use kontext_formats::{Quantize, StreamedTensor, Value, save_streamed, write_gguf};
 use kontext_nn::Weights;
@@ -72,7 +73,7 @@ pub fn transformer_with(model: &Checkpoint, to: Quantize, out: impl AsRef<Path>,
         return int8_folder::transformer(&weights, &config, blank.shapes(), out.as_ref());
     }
     let plan = |(name, whole): (String, Vec<i64>)| {
-        let inner = name.starts_with("double_blocks.") || name.starts_with("single_blocks.");
+        let inner = is_block(&name);
         Planned {
             to: inner.then_some(to),
             piece: Piece::whole(name.clone()),
@@ -123,7 +124,7 @@ pub fn t5_with(model: &Checkpoint, to: Quantize, out: impl AsRef<Path>, cancel: 
         } else {
             name.clone()
         };
-        let inner = name.starts_with("encoder.block.") && !name.contains("relative_attention_bias");
+        let inner = T5Encoder::is_block(&name) && !name.contains("relative_attention_bias");
         let name = if name == "shared.weight" {
             table.to_owned()
         } else {

@@ -1,0 +1,57 @@
+//! The files of parts that a pipeline loads, once or for each run.
+
+use kontext_core::{Device, Kind, Result};
+use kontext_device::memory;
+use kontext_dit::{Dit, DitConfig};
+use kontext_formats::Quantize;
+use kontext_nn::{Offload, Weights};
+use kontext_text::{ClipEncoder, T5Encoder, TextEncoder, Tokenizer};
+
+use crate::checkpoint::Checkpoint;
+
+/// The text encoders' files and their loading options.
+pub(crate) struct TextFiles {
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) length: usize,
+    pub(crate) compute: Kind,
+    pub(crate) device: Device,
+    pub(crate) left: Offload,
+    pub(crate) quantize: Option<Quantize>,
+}
+
+impl TextFiles {
+    pub(crate) fn open(&self) -> Result<TextEncoder> {
+        let Self {
+            checkpoint,
+            compute,
+            device,
+            ..
+        } = self;
+        let clip_tokenizer = Tokenizer::open(&checkpoint.clip_tokenizer)?;
+        let t5_tokenizer = Tokenizer::open(&checkpoint.t5_tokenizer)?;
+        let clip = ClipEncoder::open(&checkpoint.clip, *compute, *device)?;
+        let t5 = T5Encoder::weights(&checkpoint.t5)?.at_most(*compute).device(*device);
+        let t5 = t5.offload(self.left).quantized(self.quantize);
+        let t5 = T5Encoder::from_weights(&t5, &checkpoint.t5, *compute)?;
+        Ok(TextEncoder::new(clip, clip_tokenizer, t5, t5_tokenizer)?.max_sequence_length(self.length))
+    }
+}
+
+/// The transformer's weights and their loading options.
+pub(crate) struct TransformerFiles {
+    pub(crate) weights: Weights,
+    pub(crate) config: DitConfig,
+    pub(crate) prefetched: bool,
+}
+
+impl TransformerFiles {
+    pub(crate) fn open(&self, progress: impl FnMut(usize)) -> Result<Dit> {
+        let weights = self.weights.clone();
+        // A prefetcher lives as long as the transformer that it was made for.
+        let weights = if self.prefetched { weights.prefetched() } else { weights };
+        let dit = Dit::new(&weights, &self.config, progress)?;
+        weights.finish()?;
+        memory::give_back();
+        Ok(dit)
+    }
+}

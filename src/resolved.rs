@@ -1,0 +1,30 @@
+//! Values of a pipeline's options, with the defaults of the model and the machine.
+
+use kontext_core::{Device, Error, Kind, Result};
+use kontext_device::device;
+use kontext_text::TextEncoder;
+
+use crate::defaults::check_tokens;
+use crate::pipeline::Precision;
+use crate::{ModelDefaults, PipelineBuilder};
+
+impl PipelineBuilder {
+    /// Returns the number of T5 tokens: the builder's, else the model's default, else that of FLUX.1's
+    /// training.
+    pub(crate) fn text_tokens(&self, defaults: &ModelDefaults) -> Result<usize> {
+        let length = self.max_sequence_length.or(defaults.max_sequence_length);
+        check_tokens(length.unwrap_or(TextEncoder::SEQUENCE_LENGTH))
+    }
+
+    pub(crate) fn precision(&self) -> Result<(Precision, Device)> {
+        let device = self.device.unwrap_or_else(device::best);
+        device::available(device)?;
+        let default = if device.is_cuda() { Kind::BFloat16 } else { Kind::Float };
+        let dtype = self.dtype.unwrap_or(default);
+        if !matches!(dtype, Kind::Float | Kind::BFloat16 | Kind::Half) {
+            return Err(Error::invalid("dtype", "Float, BFloat16 or Half", format!("{dtype:?}")));
+        }
+        let compute = if device == Device::Cpu { Kind::Float } else { dtype };
+        Ok((Precision { dtype, compute }, device))
+    }
+}
