@@ -2,6 +2,7 @@
 
 mod contents;
 mod hub;
+mod identity;
 mod other_model;
 mod search;
 
@@ -16,6 +17,8 @@ use serde_json::{Map, Value};
 
 use contents::{Place, TRANSFORMER_SIGNS};
 use search::{Search, fits};
+
+pub use identity::file_digest;
 
 /// Layout of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -24,6 +24,9 @@ use super::initial::initial;
 use super::text_recipe::TextRecipe;
 use super::vocabulary::write_tokenizers;
 
+/// Remedy for a loss that is not finite or has diverged: nothing is saved from which a run could go on.
+const LOWER_RATE: &str = "nothing is saved of this encoder; begin again with a lower rate.peak";
+
 /// Report of a training step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TextReport {
@@ -37,12 +40,15 @@ pub struct TextReport {
     pub loss: f64,
 }
 
-/// Makes tokenizers from the instructions, trains both encoders, and writes all four into `out`.
+/// Makes tokenizers from the instructions, trains both encoders, and writes all four into `out`: the tokenizers,
+/// then T5, then CLIP. An encoder is written once it is trained; a run that ends before begins again, to the same
+/// bits.
 ///
 /// # Errors
 /// Those of [`TextRecipe::validate`]; [`Error::InvalidArgument`] if there are no instructions,
 /// [`Error::Memory`] if the training takes more memory than is free, [`Error::Cancelled`] if `observe` breaks
-/// off, [`Error::Io`] if the folder cannot be written.
+/// off, [`Error::NotFinite`] and [`Error::Diverged`] if training fails, [`Error::Io`] if the folder cannot be
+/// written.
 pub fn train_text(
     recipe: &TextRecipe,
     instructions: &BTreeSet<String>,
@@ -170,7 +176,7 @@ fn train<L: Fn(&Batch) -> Result<Tensor>>(
         ema: None,
         clip: 1.0,
         part: encoder,
-        hint: "take a lower rate.peak",
+        hint: LOWER_RATE,
     };
     let params = Params::new(tensors, Device::Cpu)?;
     let loss = build(&params)?;
@@ -181,7 +187,7 @@ fn train<L: Fn(&Batch) -> Result<Tensor>>(
         learner: Learner::new(params, config)?,
         loss,
     };
-    Shell::unsaved(recipe.steps).run(&mut training, observe)?;
+    Shell::unsaved(recipe.steps, LOWER_RATE).run(&mut training, observe)?;
     training.learner.params.values()
 }
 

@@ -83,7 +83,7 @@ fn train(folder: &Path, stop: &str, steps: u64, mut training: Counting) -> (Coun
     let mut shell = Shell::open(folder, "state.safetensors", steps, every).unwrap();
     let mut events = Vec::new();
     if let Some(snapshot) = shell.snapshot().unwrap() {
-        shell.resume(&snapshot, vec![&mut training.0]).unwrap();
+        shell.resume(&snapshot, vec![&mut training.0], false).unwrap();
     }
     let result = shell.run(&mut training, &mut |event: String| {
         events.push(event);
