@@ -71,7 +71,7 @@ fn a_run_that_ends_with_its_warm_up_is_warned_of() {
     for (warmup, steps) in [(4, 4), (100, 3)] {
         (recipe.rate.warmup, recipe.steps) = (warmup, steps);
         let warning = RecipeWarning::OnlyWarmup { warmup, steps };
-        warned(&recipe, &[warning.clone()]);
+        warned(&recipe, std::slice::from_ref(&warning));
         assert!(
             warning
                 .to_string()
@@ -84,7 +84,7 @@ fn a_run_that_ends_with_its_warm_up_is_warned_of() {
             accept_changes,
             ..AutoencoderRecipe::default()
         };
-        assert_eq!(autoencoder.warnings(), [warning.clone()]);
+        assert_eq!(autoencoder.warnings(), std::slice::from_ref(&warning));
         let text = TextRecipe {
             rate,
             steps,

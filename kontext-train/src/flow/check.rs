@@ -1,6 +1,6 @@
 //! The checks of a recipe that need its model's headers and its data's lines, and no computation.
 
-use kontext_core::{Device, Error, Kind, Result, check_writable, create_folder};
+use kontext_core::{Device, Error, Kind, Result, check_writable};
 use kontext_device::device;
 use kontext_dit::{LinearPart, linear_parts};
 
@@ -61,9 +61,8 @@ impl Recipe {
             return Err(no_items(self));
         }
         let warnings = warnings(self, &base.config, &dataset);
-        create_folder(&self.out)?;
-        check_writable(self.out.join("state.safetensors"))?;
         let shell = Shell::open(&self.out, "state.safetensors", self.steps, self.every)?;
+        check_writable(self.out.join("state.safetensors"))?;
         let state = shell.snapshot()?;
         let mut identity = Identity::new(self, state.as_ref())?;
         if let Some(state) = &state {

@@ -2,6 +2,7 @@
 //! initial weights.
 
 mod autoencoder;
+mod corpus;
 mod initial;
 mod text;
 mod text_recipe;

@@ -109,13 +109,12 @@ pub(crate) fn progress(recipe: &Recipe) -> Option<(u64, u64)> {
 }
 
 /// Runs a test of this program in a child process, which gets `file` and `number` by [`killed`], and aborts at the
-/// renaming of this number.
+/// renaming of this number. It has the threads of this process: the order of sums depends on them.
 pub(crate) fn run_killed(test: &str, file: &Path, number: u64) {
     let child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--ignored"])
         .env("KILLED_FILE", file)
         .env("KILLED_AT", number.to_string())
-        .env("OMP_NUM_THREADS", "1")
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status()
