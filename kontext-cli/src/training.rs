@@ -159,7 +159,7 @@ fn not_saved(step: u64, usual: f64) -> String {
     format!("step {step}: not saved, the loss is far above its usual {usual:.4}; the state before is kept")
 }
 
-/// What a stopped run leaves, if it saves its state.
+/// The words about a stopped run that saves its state.
 pub const SAVED: &str = "the state is saved, run the same command to go on";
 
 /// Returns `true` if a training was stopped by its limit, and says so on stderr, with what it `leaves`.
