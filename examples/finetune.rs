@@ -5,14 +5,14 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::{Parser, ValueEnum};
 use kontext::image::{Rgb, RgbImage};
 use kontext::{Pipeline, PipelineBuilder};
 use kontext_bench::edit::{Mean, Table};
 use kontext_cli::judge::{Edit, Judge, edits};
 use kontext_cli::training::{Limit, train};
-use kontext_cli::{announce, create_folder, emoji, say, shipped, write};
+use kontext_cli::{announce, create_folder, emoji, note, say, shipped, write};
 use kontext_train::{LoraMethod, Method, Recipe};
 use serde_json::json;
 
@@ -51,10 +51,10 @@ struct Args {
     /// Stop after this many minutes; the same command goes on
     #[arg(long, allow_negative_numbers = true)]
     minutes: Option<f64>,
-    /// Field of the recipe that may differ from that of the run in --out, as `steps` or `rate.peak`; may be
-    /// repeated
-    #[arg(long, value_name = "FIELD")]
-    resume: Vec<String>,
+    /// Field of the recipe that may differ from that of the run in --out, as `steps` or `rate.peak`, or
+    /// `model files` or `data files`; may be repeated
+    #[arg(long, value_name = "FIELD", alias = "resume")]
+    accept_changes: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -82,12 +82,13 @@ fn run(args: &Args) -> anyhow::Result<()> {
         Some(path) => Recipe::open(path)?,
         None => recipe(args, &data)?,
     };
-    recipe.resume.extend_from_slice(&args.resume);
+    recipe.accept_changes.extend_from_slice(&args.accept_changes);
     // The data and the first evaluation take a while.
     recipe.validate()?;
     if recipe.data.folder == Path::new(FRAMED) {
         framed(Path::new("target"))?;
     }
+    // What has no effect is reported as the training begins.
     recipe.check()?;
     let held_out = edits(&recipe.data.folder, &[&recipe.data.validation])?;
     if held_out.is_empty() {
@@ -99,9 +100,12 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     let (model, out, folder) = (recipe.model.clone(), recipe.out.clone(), recipe.data.folder.clone());
     let method = recipe.method.clone();
-    let before = score(&Pipeline::builder(), &model, &folder, &held_out, None)?;
+    let Some(before) = score(&Pipeline::builder(), &model, &folder, &held_out, None, &limit)? else {
+        note("stopped before the training; run the same command to begin again");
+        return Ok(());
+    };
     announce(format_args!("before: {}", described(&before)));
-    if !train(recipe, &limit)?.1 {
+    if !train(recipe, &limit)? {
         return Ok(());
     }
     let (builder, result) = match method {
@@ -114,14 +118,14 @@ fn run(args: &Args) -> anyhow::Result<()> {
             (Pipeline::builder().transformer(&folder), folder)
         }
     };
-    let after = score(&builder, &model, &folder, &held_out, Some(&out.join("held-out.png")))?;
+    let strip = out.join("held-out.png");
+    let Some(after) = score(&builder, &model, &folder, &held_out, Some(&strip), &limit)? else {
+        note("stopped after the training; run the same command to score it");
+        return Ok(());
+    };
     say(format_args!("before: {}", described(&before)))?;
     say(format_args!("after:  {}", described(&after)))?;
-    say(format_args!(
-        "wrote {} and {}",
-        result.display(),
-        out.join("held-out.png").display()
-    ))
+    say(format_args!("wrote {} and {}", result.display(), strip.display()))
 }
 
 /// Returns the recipe that the options describe.
@@ -147,28 +151,32 @@ fn recipe(args: &Args, data: &Path) -> anyhow::Result<Recipe> {
     Ok(recipe)
 }
 
-/// Returns the mean score of the held-out pairs; writes the images of the first one to `strip`.
+/// Returns the mean score of the held-out pairs, or `None` if it was stopped; writes the images of the first one to
+/// `strip`.
 fn score(
     builder: &PipelineBuilder,
     model: &Path,
     data: &Path,
     held_out: &[Edit],
     strip: Option<&Path>,
-) -> anyhow::Result<Mean> {
+    limit: &Limit,
+) -> anyhow::Result<Option<Mean>> {
     /// More pairs give the same numbers.
     const MOST: usize = 32;
     let mut judge = Judge::new(builder.load(model)?, data)?;
     let mut table = Table::new();
     for (index, edit) in held_out.iter().take(MOST).enumerate() {
+        if limit.check().is_break() {
+            return Ok(None);
+        }
         let judged = judge.judge(edit, &edit.source, 0)?;
         table.add("held out", judged.score);
         if let (Some(path), 0) = (strip, index) {
             kontext::io::save_image(&judged.strip(), path, &[])?;
         }
     }
-    table
-        .mean("")
-        .ok_or_else(|| anyhow::anyhow!("there is nothing to score"))
+    let mean = table.mean("").context("there is nothing to score")?;
+    Ok(Some(mean))
 }
 
 fn described(mean: &Mean) -> String {

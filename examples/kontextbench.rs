@@ -19,7 +19,7 @@ use kontext_cli::args::{LoadArgs, free_text, positive};
 use kontext_cli::interrupt::cancel_on_ctrl_c;
 use kontext_cli::outputs::Outputs;
 use kontext_cli::progress::{self, Reporter};
-use kontext_cli::{announce, identity, note, read, say, shipped, write};
+use kontext_cli::{announce, note, read, say, shipped, write};
 
 /// Flags of a run, which the other modes of the program would ignore.
 const OF_A_RUN: [&str; 14] = [
@@ -264,7 +264,7 @@ fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
     let checkpoint = pipe.checkpoint().context("the pipeline was not loaded from a folder")?;
     let mut info = RunInfo::new(args.name.clone().unwrap_or_else(folder_name), args.seed)
         .setting("kontext", env!("CARGO_PKG_VERSION"))
-        .setting("model", identity::of_model(checkpoint, &load.lora_files()?)?)
+        .setting("model", checkpoint.digest(&load.lora_files()?)?)
         .setting("device", if pipe.device().is_cuda() { "cuda" } else { "cpu" })
         .setting("native size", native_size.to_string());
     let mut optional = |name: &str, value: Option<String>| {
@@ -286,7 +286,7 @@ fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
     optional(
         "networks",
         (!networks.is_empty())
-            .then(|| identity::of_files(networks))
+            .then(|| kontext::file_digest(networks))
             .transpose()?,
     );
     Ok(info)

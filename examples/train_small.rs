@@ -1,7 +1,9 @@
 //! Trains the model `models/kontext-emoji` from scratch: data, autoencoder, text encoders, transformer.
 //!
-//! `cargo xtask run --release --example train_small`. If stopped, the same command continues. A stage is done when
-//! its recipe is recorded next to its result; with another recipe it is refused.
+//! `cargo xtask run --release --example train_small`. If stopped, the same command continues; the text encoders, which
+//! take minutes, begin again. A stage is done when its recipe is recorded next to its result; with another recipe it is
+//! refused. The recipe's `[training]` has the fields of `Recipe` but `model`, `out` and `data.folder`, which follow from
+//! the options.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,13 +13,16 @@ use anyhow::{Context, bail};
 use clap::Parser;
 use kontext::{DitConfig, ModelDefaults, ModelPart, Shift, save_part};
 use kontext_cli::progress::Reporter;
-use kontext_cli::training::{Limit, stopped, train, train_autoencoder};
+use kontext_cli::training::{Limit, stopped, train, train_autoencoder, warn};
 use kontext_cli::{announce, create_folder, emoji, read, shipped, write};
 use kontext_core::range::within;
 use kontext_train::dataset::Dataset;
-use kontext_train::{AutoencoderRecipe, Recipe, TextRecipe, assemble, initial_transformer, train_text};
+use kontext_train::{
+    AutoencoderRecipe, Method, Recipe, TextRecipe, assemble, differences, initial_transformer, train_text,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use toml::Table;
 
 /// Train the small model from scratch.
 #[derive(Debug, Parser)]
@@ -53,14 +58,84 @@ struct Stages {
 }
 
 impl Stages {
+    /// Reads the file; the options set the folders of the last stage.
+    fn open(args: &Args) -> anyhow::Result<Self> {
+        let mut table: Table = toml::from_str(&read(&args.recipe)?)?;
+        if let Some(Some(training)) = table.get_mut("training").map(toml::Value::as_table_mut) {
+            set(training, "training.model", &args.start())?;
+            set(training, "training.out", &args.out.join("run"))?;
+            let data = training.entry("data").or_insert_with(|| Table::new().into());
+            if let Some(data) = data.as_table_mut() {
+                set(data, "training.data.folder", &args.data)?;
+            }
+        }
+        let stages: Self = table.try_into()?;
+        stages.validate()?;
+        Ok(stages)
+    }
+
     fn validate(&self) -> anyhow::Result<()> {
         self.autoencoder.validate().context("in [autoencoder]")?;
         self.text.validate().context("in [text]")?;
         self.training.validate().context("in [training]")?;
+        if self.training.method != Method::Full {
+            bail!("training.method has no effect: all of a new transformer is trained; leave it out");
+        }
+        for size in self.defaults.sizes() {
+            size.grid().context("in [defaults]")?;
+        }
+        if self.defaults.guidance.is_some() {
+            bail!("defaults.guidance has no effect: the model has no guidance embedding; leave it out");
+        }
         within("shift", self.shift, 0.001..=1000.0)?;
         within("transformer.heads", self.transformer.heads, 1..=1024)?;
         within("transformer.head_dim", self.transformer.head_dim, 1..=1024)?;
-        Ok(())
+        let valid = self.config().validate();
+        valid.map_err(anyhow::Error::msg).context("in [transformer]")
+    }
+
+    /// Returns the transformer's configuration.
+    fn config(&self) -> DitConfig {
+        let Sizes {
+            heads,
+            head_dim,
+            axes_dim,
+            double_blocks,
+            single_blocks,
+        } = self.transformer;
+        let channels = 4 * self.autoencoder.latent_channels;
+        DitConfig {
+            in_channels: channels,
+            out_channels: channels,
+            heads,
+            head_dim,
+            axes_dim,
+            mlp_width: 4 * heads * head_dim,
+            double_blocks,
+            single_blocks,
+            context_dim: self.text.width,
+            pooled_dim: self.text.width,
+            guidance_embed: false,
+        }
+    }
+}
+
+/// Sets a folder that follows from the options; `name` is the field's in the whole recipe.
+fn set(table: &mut Table, name: &str, folder: &Path) -> anyhow::Result<()> {
+    let field = name.rsplit('.').next().unwrap_or(name);
+    if table.contains_key(field) {
+        bail!("{name} has no effect: --out and --data set it; leave it out");
+    }
+    let text = folder.to_str();
+    let text = text.with_context(|| format!("the folder {} is not UTF-8", folder.display()))?;
+    table.insert(field.to_owned(), text.into());
+    Ok(())
+}
+
+impl Args {
+    /// Returns the folder of the model before its training.
+    fn start(&self) -> PathBuf {
+        self.out.join("start")
     }
 }
 
@@ -77,9 +152,7 @@ struct Sizes {
 
 fn main() -> ExitCode {
     kontext_cli::main(|args: Args| {
-        let invalid = || format!("{} is no recipe", args.recipe.display());
-        let stages: Stages = toml::from_str(&read(&args.recipe)?).with_context(invalid)?;
-        stages.validate().with_context(invalid)?;
+        let stages = Stages::open(&args).with_context(|| format!("{} is no recipe", args.recipe.display()))?;
         run(&args, stages)
     })
 }
@@ -87,10 +160,10 @@ fn main() -> ExitCode {
 fn run(args: &Args, stages: Stages) -> anyhow::Result<()> {
     let limit = Limit::new(args.minutes)?;
     emoji::ensure(&args.data, Some(args.out.join("packages")))?;
-    let start = args.out.join("start");
+    let start = args.start();
     create_folder(&start)?;
     let mut without_intervals = stages.autoencoder.clone();
-    (without_intervals.save, without_intervals.resume) = (0, Vec::new());
+    (without_intervals.save, without_intervals.accept_changes) = (0, Vec::new());
     let recipe = json!(without_intervals);
     if !is_done(args, "autoencoder", &recipe)? {
         if !autoencoder(args, &stages, &start, &limit)? {
@@ -111,10 +184,10 @@ fn run(args: &Args, stages: Stages) -> anyhow::Result<()> {
         transformer(args, &stages, &start)?;
         done(args, "transformer", &recipe)?;
     }
-    let mut recipe = stages.training;
-    (recipe.model, recipe.out, recipe.data.folder) = (start.clone(), args.out.join("run"), args.data.clone());
-    let run = recipe.out.clone();
-    train(recipe, &limit)?;
+    let run = stages.training.out.clone();
+    if !train(stages.training, &limit)? && !run.join("transformer").is_dir() {
+        return Ok(());
+    }
     let model = args.out.join("model");
     assemble(&start, &run, &model, kontext::Kind::BFloat16)?;
     announce(format_args!("wrote {}", model.display()));
@@ -129,9 +202,14 @@ fn is_done(args: &Args, stage: &str, recipe: &Value) -> anyhow::Result<bool> {
     }
     let before: Value =
         serde_json::from_str(&read(&path)?).with_context(|| format!("{} is no recipe", path.display()))?;
-    if before != *recipe {
-        let path = path.display();
-        bail!("the stage `{stage}` was run with another recipe, {path}; set it back, or give another folder (--out)");
+    let changes = differences(&before, recipe)?;
+    if !changes.is_empty() {
+        let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
+        bail!(
+            "the stage `{stage}` was run with another recipe, {}: {}; set it back, or give another folder (--out)",
+            path.display(),
+            changes.join(", ")
+        );
     }
     Ok(true)
 }
@@ -170,38 +248,20 @@ fn text(args: &Args, stages: &Stages, start: &Path, limit: &Limit) -> anyhow::Re
         .filter(|item| item.split == "train")
         .map(|item| item.instruction)
         .collect();
+    stages.text.warnings().iter().for_each(warn);
     let mut reporter = Reporter::new("text", 2 * stages.text.steps);
     let result = train_text(&stages.text, &train, start, |r| {
         let before = if r.encoder == ModelPart::Clip { r.total } else { 0 };
         reporter.set(before + r.step, format!("{} loss {:.4}", r.encoder, r.loss));
         limit.check()
     });
-    Ok(!stopped(result)?)
+    let leaves = "nothing is saved of the text encoders, the same command begins them again";
+    Ok(!stopped(result, leaves)?)
 }
 
 /// Writes the initial transformer and the other files of the model's folder.
 fn transformer(args: &Args, stages: &Stages, start: &Path) -> anyhow::Result<()> {
-    let Sizes {
-        heads,
-        head_dim,
-        axes_dim,
-        double_blocks,
-        single_blocks,
-    } = stages.transformer;
-    let channels = 4 * stages.autoencoder.latent_channels;
-    let config = DitConfig {
-        in_channels: channels,
-        out_channels: channels,
-        heads,
-        head_dim,
-        axes_dim,
-        mlp_width: 4 * heads * head_dim,
-        double_blocks,
-        single_blocks,
-        context_dim: stages.text.width,
-        pooled_dim: stages.text.width,
-        guidance_embed: false,
-    };
+    let config = stages.config();
     save_part::index(start, Shift::Fixed(stages.shift))?;
     stages.defaults.save(start)?;
     let tensors = match &args.from {

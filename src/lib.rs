@@ -26,7 +26,7 @@ mod stream;
 mod warning;
 
 pub use builder::{Parts, PipelineBuilder};
-pub use checkpoint::{Checkpoint, Layout};
+pub use checkpoint::{Checkpoint, Layout, file_digest};
 pub use defaults::ModelDefaults;
 pub use doctor::doctor;
 pub use event::{Cancel, Event};

@@ -1,4 +1,4 @@
-//! Cancellation by Ctrl-C.
+//! Cancellation by Ctrl-C, and by the signals that end a program.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -8,6 +8,9 @@ use kontext::Cancel;
 
 /// Exit code that shells report for a program ended by Ctrl-C.
 const INTERRUPTED: i32 = 130;
+/// Exit code that shells report for a program ended by SIGTERM.
+#[cfg(unix)]
+const TERMINATED: i32 = 143;
 
 /// Installs a handler of Ctrl-C and returns the [`Cancel`] that it sets. A second Ctrl-C ends the program at once.
 ///
@@ -18,6 +21,24 @@ pub fn cancel_on_ctrl_c() -> anyhow::Result<Cancel> {
     let remote = cancel.clone();
     set_handler(move || cancel_or_exit(&remote))?;
     Ok(cancel)
+}
+
+/// Returns a flag that is set, instead of the end of the program, when it is asked to end (SIGTERM: `kill`, a
+/// shutdown, a batch system) or its terminal is closed (SIGHUP). A second SIGTERM ends the program at once. On
+/// systems other than Unix the flag stays unset.
+///
+/// # Errors
+/// If the system refuses a handler.
+pub fn termination() -> anyhow::Result<Arc<AtomicBool>> {
+    let flag = hang_up()?;
+    #[cfg(unix)]
+    {
+        use signal_hook::consts::SIGTERM;
+        // The first handler acts if the flag is set already, the second one sets it.
+        signal_hook::flag::register_conditional_shutdown(SIGTERM, TERMINATED, Arc::clone(&flag))?;
+        signal_hook::flag::register(SIGTERM, Arc::clone(&flag))?;
+    }
+    Ok(flag)
 }
 
 /// Installs a handler, which gets a thread of its own.

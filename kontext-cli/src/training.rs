@@ -1,26 +1,31 @@
-//! Training runs with progress on stderr, limited by time and Ctrl-C.
+//! Training runs with progress on stderr, limited by time, Ctrl-C and the signals that end a program.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kontext::{Cancel, Device, Error};
 use kontext_core::range::within;
-use kontext_train::{AutoencoderRecipe, AutoencoderTrainer, Recipe, TrainEvent, Trainer};
+use kontext_train::{
+    AutoencoderEvent, AutoencoderRecipe, AutoencoderTrainer, Recipe, RecipeWarning, TrainEvent, Trainer,
+};
 
-use crate::interrupt::cancel_on_ctrl_c;
+use crate::interrupt::{cancel_on_ctrl_c, termination};
 use crate::program::note;
 use crate::progress::Reporter;
 
-/// The conditions that stop a run before its last step: Ctrl-C, or a time limit.
+/// The conditions that stop a run before its last step: Ctrl-C, a time limit, or a request to end (SIGTERM, SIGHUP).
 #[derive(Debug)]
 pub struct Limit {
     cancel: Cancel,
+    ended: Arc<AtomicBool>,
     end: Option<Instant>,
 }
 
 impl Limit {
-    /// Installs a handler of Ctrl-C and starts the clock; `None` sets no time limit, which is of 10^6 minutes
+    /// Installs the handlers of the signals and starts the clock; `None` sets no time limit, which is of 10^6 minutes
     /// at most.
     ///
     /// # Errors
@@ -29,12 +34,14 @@ impl Limit {
         Ok(Self {
             end: minutes.map(end).transpose()?,
             cancel: cancel_on_ctrl_c()?,
+            ended: termination()?,
         })
     }
 
     /// Returns `Break` once a run has to stop.
     pub fn check(&self) -> ControlFlow<()> {
-        if self.end.is_some_and(|end| Instant::now() > end) {
+        let ended = self.ended.load(Ordering::Relaxed);
+        if ended || self.end.is_some_and(|end| Instant::now() > end) {
             ControlFlow::Break(())
         } else {
             self.cancel.check()
@@ -48,15 +55,16 @@ fn end(minutes: f64) -> kontext::Result<Instant> {
     Ok(Instant::now() + Duration::from_secs_f64(60.0 * minutes))
 }
 
-/// Trains a transformer; returns the trainer, and `true` if the last step was reached.
+/// Trains a transformer; returns `true` if the last step was reached.
 ///
 /// # Errors
 /// If the recipe, its model or its data cannot be used, or a step fails.
-pub fn train(recipe: Recipe, limit: &Limit) -> anyhow::Result<(Trainer, bool)> {
+pub fn train(recipe: Recipe, limit: &Limit) -> anyhow::Result<bool> {
     let (out, total) = (recipe.out.clone(), recipe.steps);
     let mut encoding: Option<(&'static str, Reporter)> = None;
-    let mut trainer = Trainer::open(recipe, |event| {
+    let opened = Trainer::open(recipe, |event| {
         match event {
+            TrainEvent::Warning(warning) => warn(warning),
             TrainEvent::Encoding(fill) => {
                 if encoding.as_ref().is_none_or(|(what, _)| *what != fill.what) {
                     encoding = Some((fill.what, Reporter::new("encoding", fill.total as u64)));
@@ -66,6 +74,7 @@ pub fn train(recipe: Recipe, limit: &Limit) -> anyhow::Result<(Trainer, bool)> {
                 }
             }
             TrainEvent::Skipped(skipped) => note(format_args!("skipped {skipped}")),
+            TrainEvent::Unseen(prompts) => note(prompts),
             TrainEvent::Ready {
                 training,
                 validation,
@@ -82,7 +91,14 @@ pub fn train(recipe: Recipe, limit: &Limit) -> anyhow::Result<(Trainer, bool)> {
             _ => {}
         }
         limit.check()
-    })?;
+    });
+    let mut trainer = match opened {
+        Err(Error::Cancelled { .. }) => {
+            note("stopped before the first step; what was encoded is kept, run the same command to go on");
+            return Ok(false);
+        }
+        opened => opened?,
+    };
     let mut reporter = Reporter::new("training", total);
     let result = trainer.run(|event| {
         match event {
@@ -90,19 +106,17 @@ pub fn train(recipe: Recipe, limit: &Limit) -> anyhow::Result<(Trainer, bool)> {
                 let speed = r.items_per_second;
                 reporter.set(
                     r.step,
-                    format!("loss {:.4}, gradient {:.2}, {speed:.1} pictures/s", r.loss, r.norm),
+                    format!("loss {:.4}, gradient {:.2}, {speed:.1} images/s", r.loss, r.norm),
                 );
             }
             TrainEvent::Validated { step, loss } => reporter.println(&format!("step {step}: held-out loss {loss:.4}")),
-            TrainEvent::NotSaved { step, usual } => reporter.println(&format!(
-                "step {step}: not saved, the loss is far above its usual {usual:.4}; the state before is kept"
-            )),
+            TrainEvent::NotSaved { step, usual } => reporter.println(&not_saved(step, usual)),
             TrainEvent::Sampled { path, .. } => reporter.println(&format!("wrote {}", path.display())),
             _ => {}
         }
         limit.check()
     });
-    Ok((trainer, !stopped(result)?))
+    Ok(!stopped(result, SAVED)?)
 }
 
 /// Trains an autoencoder on image files, on the CPU; returns the trainer, and `true` if the last step was reached.
@@ -116,32 +130,47 @@ pub fn train_autoencoder(
     folder: &Path,
     limit: &Limit,
 ) -> anyhow::Result<(AutoencoderTrainer, bool)> {
+    recipe.warnings().iter().for_each(warn);
     let mut reporter = Reporter::new(label, recipe.steps);
     let mut trainer = AutoencoderTrainer::open(recipe, images, folder, Device::Cpu)?;
-    let result = trainer.run(|r| {
-        reporter.set(
-            r.step,
-            format!(
-                "loss {:.4}, {:.1} dB, {:.1} crops/s",
-                r.loss, r.psnr, r.items_per_second
+    let result = trainer.run(|event| {
+        match event {
+            AutoencoderEvent::Step(r) => reporter.set(
+                r.step,
+                format!(
+                    "loss {:.4}, {:.1} dB, {:.1} crops/s",
+                    r.loss, r.psnr, r.items_per_second
+                ),
             ),
-        );
+            AutoencoderEvent::NotSaved { step, usual } => reporter.println(&not_saved(step, usual)),
+            _ => {}
+        }
         limit.check()
     });
-    Ok((trainer, !stopped(result)?))
+    Ok((trainer, !stopped(result, SAVED)?))
 }
 
-/// Returns `true` if a training was stopped by its limit, and says so on stderr.
+/// Prints a warning of a recipe.
+pub fn warn(warning: &RecipeWarning) {
+    note(format_args!("warning: {warning}"));
+}
+
+fn not_saved(step: u64, usual: f64) -> String {
+    format!("step {step}: not saved, the loss is far above its usual {usual:.4}; the state before is kept")
+}
+
+/// The words about a stopped run that saves its state.
+pub const SAVED: &str = "the state is saved, run the same command to go on";
+
+/// Returns `true` if a training was stopped by its limit, and says so on stderr, with what it `leaves`.
 ///
 /// # Errors
 /// Any other error of the training.
-pub fn stopped(result: Result<(), Error>) -> anyhow::Result<bool> {
+pub fn stopped(result: Result<(), Error>, leaves: &str) -> anyhow::Result<bool> {
     match result {
         Ok(()) => Ok(false),
         Err(Error::Cancelled { done, total }) => {
-            note(format_args!(
-                "stopped after step {done} of {total}; the state is saved, run the same command to go on"
-            ));
+            note(format_args!("stopped after step {done} of {total}; {leaves}"));
             Ok(true)
         }
         Err(error) => Err(error.into()),

@@ -118,6 +118,17 @@ impl TextEncoder {
         Ok((Conditioning { prompt_embeds, pooled }, t5_unseen.and(clip_unseen)))
     }
 
+    /// Returns the text of a prompt that [`TextEncoder::encode`] would not see, without encoding it.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::encode`].
+    pub fn unseen<'a>(&self, prompt: impl Into<Prompt<'a>>) -> Result<Unseen> {
+        let Prompt { clip, t5 } = prompt.into();
+        let clip = self.clip_tokenizer.encode(clip, clip_length(&self.clip))?;
+        let t5 = self.t5_tokenizer.encode(t5, self.max_sequence_length)?;
+        Ok(Unseen::of(ModelPart::T5, t5).and(Unseen::of(ModelPart::Clip, clip)))
+    }
+
     /// Returns the CLIP encoder.
     #[must_use]
     pub fn clip(&self) -> &ClipEncoder {
@@ -151,11 +162,15 @@ pub fn prompt_embeds(t5: &T5Encoder, tokenizer: &Tokenizer, prompt: &str, length
 /// Those of [`Tokenizer::encode`] and [`ClipEncoder::forward`]; [`Error::NotFinite`] if the vector contains a
 /// NaN or an infinity.
 pub fn pooled(clip: &ClipEncoder, tokenizer: &Tokenizer, prompt: &str) -> Result<(Tensor, Unseen)> {
-    let length = usize::try_from(clip.config().max_position_embeddings).unwrap_or_default();
-    let tokens = tokenizer.encode(prompt, length)?;
+    let tokens = tokenizer.encode(prompt, clip_length(clip))?;
     let pooled = clip.forward(&tokens.tensor()?)?.pooled;
     check::finite(Stage::TextClip, &pooled)?;
     Ok((pooled, Unseen::of(ModelPart::Clip, tokens)))
+}
+
+/// Returns the number of tokens of CLIP's prompts.
+fn clip_length(clip: &ClipEncoder) -> usize {
+    usize::try_from(clip.config().max_position_embeddings).unwrap_or_default()
 }
 
 /// Checks that every id of the tokenizer is a row of the encoder's embedding table.
@@ -174,12 +189,12 @@ fn fits(encoder: ModelPart, tokenizer: &Tokenizer, vocab_size: i64) -> Result<()
     })
 }
 
-/// Checks that CLIP finds the pooled vector at the tokenizer's end token.
+/// Checks that CLIP finds the pooled vector at the tokenizer's end token. Tokens that were added to the
+/// vocabulary, as by textual inversion, may have higher ids.
 fn ends_for_clip(tokenizer: &Tokenizer, config: &ClipConfig) -> Result<()> {
     let end = tokenizer.end_id();
-    let highest = i64::try_from(tokenizer.vocab_size()).unwrap_or(i64::MAX) - 1;
     let expected = match config.eos_token_id {
-        HIGHEST_ID => highest,
+        HIGHEST_ID => end.max(tokenizer.highest_own_id()),
         id => id,
     };
     if end == expected {

@@ -12,6 +12,7 @@ use kontext_core::{Device, Kind, ModelPart, Tensor};
 use kontext_nn::Weights;
 use kontext_text::{ClipConfig, ClipEncoder, Prompt, T5Config, T5Encoder, TextEncoder, Tokenizer, Truncation, Unknown};
 use serde::de::DeserializeOwned;
+use serde_json::json;
 
 /// Tolerance for f32 against f32 in another order of summation. T5 norms its states only at the end: inside,
 /// the residual grows with depth and no mean is subtracted, so errors are relative to the whole tensor.
@@ -527,4 +528,71 @@ fn a_tokenizer_of_the_other_encoder_is_refused_though_its_ids_fit() {
             "{error}"
         );
     }
+}
+
+/// A tokenizer of CLIP's form with the words `a` and, above the end token, `own` in its vocabulary and `added` added
+/// to it.
+fn clip_with(own: &[&str], added: &[&str]) -> Tokenizer {
+    let words = ["a", "<|startoftext|>", "<|endoftext|>"];
+    let vocab: serde_json::Map<_, _> = words
+        .iter()
+        .chain(own)
+        .map(|word| (*word).to_owned())
+        .zip((0..).map(|id| json!(id)))
+        .collect();
+    let first = vocab.len();
+    let added = added.iter().enumerate().map(|(index, word)| {
+        json!({"id": first + index, "content": word, "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": false, "special": false})
+    });
+    let special = |id: &str| json!({"SpecialToken": {"id": id, "type_id": 0}});
+    let parts = [
+        special(words[1]),
+        json!({"Sequence": {"id": "A", "type_id": 0}}),
+        special(words[2]),
+    ];
+    let pair = [parts.to_vec(), vec![json!({"Sequence": {"id": "B", "type_id": 1}})]].concat();
+    let named = |id: usize| json!({"id": words[id], "ids": [id], "tokens": [words[id]]});
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added.collect::<Vec<_>>(),
+        "normalizer": null, "pre_tokenizer": {"type": "WhitespaceSplit"}, "decoder": null,
+        "post_processor": {"type": "TemplateProcessing", "single": parts, "pair": pair,
+                           "special_tokens": {words[1]: named(1), words[2]: named(2)}},
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": words[2]},
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    std::fs::write(&path, tokenizer.to_string()).unwrap();
+    Tokenizer::open(path).unwrap()
+}
+
+#[test]
+fn tokens_added_above_clips_end_token_are_accepted_and_own_ones_are_not() {
+    let with = |tokenizer| {
+        let t5 = T5Encoder::new(&Weights::synthetic(5), &tiny_t5_config(), Kind::Float).unwrap();
+        let config = ClipConfig {
+            eos_token_id: 2,
+            ..tiny_clip_config()
+        };
+        let clip = ClipEncoder::new(&Weights::synthetic(6), &config, Kind::Float).unwrap();
+        TextEncoder::new(clip, tokenizer, t5, tiny_t5())
+    };
+    // As by textual inversion.
+    let text = with(clip_with(&[], &["<cat>"])).unwrap();
+    let pooled = |prompt: &str| text.encode(prompt).unwrap().0.pooled;
+    assert!(distance(&pooled("a <cat>"), &pooled("a")) > 1e-4);
+    let error = with(clip_with(&["b"], &[])).unwrap_err().to_string();
+    assert!(
+        error.contains("it ends prompts with token 2, the CLIP model expects 3"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_an_encoder_does_not_see_is_known_without_encoding() {
+    let text = text_encoder().max_sequence_length(16);
+    for prompt in ["a cat", "", &"a cat ".repeat(99), "a \u{6f22} cat"] {
+        assert_eq!(text.unseen(prompt).unwrap(), text.encode(prompt).unwrap().1, "{prompt}");
+    }
+    assert!(!text.unseen(&"a cat ".repeat(99)).unwrap().is_empty());
 }

@@ -39,10 +39,9 @@ impl Base {
         })
     }
 
-    /// Returns a digest of the transformer's and the autoencoder's values.
+    /// Returns a digest of all files of the model.
     pub(crate) fn digest(&self) -> Result<String> {
-        let vae = Weights::open(&self.checkpoint.vae)?;
-        Ok(format!("{:08x}-{:08x}", digest(&self.transformer()?)?, digest(&vae)?))
+        self.checkpoint.digest(&[])
     }
 
     /// Returns the model's preferred image sizes.
@@ -118,29 +117,6 @@ impl Base {
             config,
         )
     }
-}
-
-/// Returns a digest of the names and shapes of all tensors, and of the values of the small ones and of some
-/// others: to read all would take minutes for a large model.
-fn digest(weights: &Weights) -> Result<u32> {
-    const SMALL: i64 = 1 << 20;
-    const ONE_OF: usize = 16;
-    let mut hasher = crc32fast::Hasher::new();
-    let mut large = 0;
-    for (name, shape) in weights.shapes() {
-        hasher.update(format!("{name}{shape:?}").as_bytes());
-        let is_large = shape.iter().product::<i64>() > SMALL;
-        large += usize::from(is_large);
-        if is_large && large % ONE_OF != 1 {
-            continue;
-        }
-        let bytes = |value| kontext_formats::to_bytes(weights.path(), &[(name.clone(), value)], None);
-        // An extra tensor of an unknown dtype is not part of the model.
-        if let Ok(bytes) = weights.raw(&name).and_then(bytes) {
-            hasher.update(&bytes);
-        }
-    }
-    Ok(hasher.finalize())
 }
 
 fn all(weights: &Weights, config: &DitConfig) -> Result<Vec<(String, Tensor)>> {

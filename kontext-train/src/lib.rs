@@ -9,6 +9,7 @@ mod from_scratch;
 mod memory;
 mod optim;
 mod run;
+mod warning;
 
 pub use assemble::assemble;
 pub use base::Base;
@@ -17,8 +18,9 @@ pub use flow::{
     add_noise, backward,
 };
 pub use from_scratch::{
-    AutoencoderRecipe, AutoencoderReport, AutoencoderTrainer, TextRecipe, TextReport, initial, initial_transformer,
-    train_text, write_tokenizers,
+    AutoencoderEvent, AutoencoderRecipe, AutoencoderReport, AutoencoderTrainer, TextRecipe, TextReport, initial,
+    initial_transformer, train_text, write_tokenizers,
 };
 pub use optim::{AdamW, AdamWConfig, Ema, LrSchedule, Params};
-pub use run::{Intervals, Snapshot};
+pub use run::{Change, Intervals, Snapshot, differences};
+pub use warning::RecipeWarning;

@@ -1,58 +1,51 @@
 //! Recipes with impossible values, from files and from code: refused in words, or trained on.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
+mod world;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Deref};
 use std::path::{Path, PathBuf};
 
 use image::{Rgb, RgbImage};
-use kontext::{Device, Error, Layout, ModelDefaults};
+use kontext::{Device, Error};
 use kontext_train::{
     AutoencoderRecipe, AutoencoderTrainer, LoraMethod, Method, Recipe, TextRecipe, TrainEvent, Trainer, train_text,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tempfile::TempDir;
+use serde_json::json;
 use toml::{Table, Value};
+use world::SIDE;
 
 /// A random model, and two pairs of images.
-struct World(TempDir);
+struct World(world::World);
+
+impl Deref for World {
+    type Target = world::World;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
 
 impl World {
     fn new() -> Self {
-        let world = Self(tempfile::tempdir().unwrap());
-        kontext::random_model(world.path("model"), 7, Layout::Diffusers).unwrap();
-        let defaults = ModelDefaults {
-            sizes: Some(vec![[32, 32]]),
-            steps: Some(1),
-            max_sequence_length: Some(8),
-            ..ModelDefaults::default()
-        };
-        defaults.save(world.path("model")).unwrap();
-        std::fs::create_dir(world.path("data")).unwrap();
+        let world = Self(world::World::new(1, 8));
         for name in ["a.png", "b.png"] {
             world.image(name);
         }
-        world.metadata(&["train", "test"].map(|split| {
-            format!(r#"{{"source": "a.png", "target": "b.png", "instruction": "make it red", "split": "{split}"}}"#)
-        }));
+        world.metadata(
+            ["train", "test"].map(
+                |split| json!({"source": "a.png", "target": "b.png", "instruction": "make it red", "split": split}),
+            ),
+        );
         world
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
     fn image(&self, name: &str) -> PathBuf {
-        let path = self.path("data").join(name);
-        RgbImage::from_fn(32, 32, |x, y| Rgb([8 * x as u8, 8 * y as u8, 90]))
-            .save(&path)
-            .unwrap();
-        path
-    }
-
-    fn metadata(&self, lines: &[String]) {
-        std::fs::write(self.path("data/metadata.jsonl"), lines.join("\n")).unwrap();
+        let image = RgbImage::from_fn(SIDE, SIDE, |x, y| Rgb([8 * x as u8, 8 * y as u8, 90]));
+        self.0.image(name, &image)
     }
 
     /// Returns a recipe with all fields set, as a file holds it.
@@ -181,7 +174,7 @@ fn a_mutated_recipe_is_refused_in_words_or_trains() {
             if recipe.out == world.path("run") {
                 recipe.out = out.path().to_owned();
             }
-            if !recipe.out.starts_with(out.path()) || !recipe.model.starts_with(world.0.path()) {
+            if !recipe.out.starts_with(out.path()) || !recipe.model.starts_with(world.root()) {
                 return;
             }
             let stop = |event: TrainEvent<'_>| match event {
@@ -272,7 +265,7 @@ fn values_from_code_are_checked_as_those_of_files() {
     refused(&|r| r.data.batch = i64::MAX as usize, "data.batch");
     refused(&|r| r.data.accumulate = 1 << 62, "data.accumulate");
     refused(&|r| r.data.sizes = Some(Vec::new()), "number of data.sizes");
-    refused(&|r| r.data.sizes = Some(vec![[32, 100]]), "image size");
+    refused(&|r| r.data.sizes = Some(vec![[32, 100]]), "data.sizes");
     refused(
         &|r| r.data.weights = BTreeMap::from([("local".to_owned(), f64::NAN)]),
         "data.weights",
@@ -299,6 +292,14 @@ fn values_from_code_are_checked_as_those_of_files() {
     refused(&|r| r.objective.guidance = f64::INFINITY, "objective.guidance");
     refused(&|r| r.rate.floor = -1.0, "rate.floor");
     refused(&|r| r.optimizer.beta2 = f64::NAN, "optimizer.beta2");
+    refused(
+        &|r| r.optimizer.muon = true,
+        "optimizer.muon: expected method.kind = \"full\"",
+    );
+    refused(
+        &|r| r.accept_changes = vec!["rat".to_owned()],
+        "`rat`, which names none",
+    );
     refused(&|r| r.seed = u64::MAX, "seed");
     refused(&|r| r.every.save = u64::MAX, "every.save");
     assert!(!world.path("cache").exists());

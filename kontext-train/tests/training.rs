@@ -1,16 +1,18 @@
 //! Complete runs on a small model and drawn images: learning, written files, skipped data and resume.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
+mod world;
+
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use image::{Rgb, RgbImage};
-use kontext::{Device, Layout, Lora, LoraForm, ModelDefaults, Pipeline, Request, save_part};
+use kontext::{Device, Layout, Lora, LoraForm, Pipeline, Request, save_part};
 use kontext_core::check;
 use kontext_nn::Weights;
 use kontext_train::{Base, LoraMethod, Method, Recipe, TrainEvent, Trainer, initial_transformer};
 use serde_json::json;
-use tempfile::TempDir;
+use world::{SIDE, go_on};
 
 const COLOURS: [(&str, [u8; 3]); 4] = [
     ("red", [220, 40, 40]),
@@ -18,60 +20,47 @@ const COLOURS: [(&str, [u8; 3]); 4] = [
     ("blue", [50, 70, 220]),
     ("black", [20, 20, 20]),
 ];
-const SIDE: u32 = 32;
 
 /// A model with a new transformer, and discs to recolour.
-struct World(TempDir);
+struct World(world::World);
 
 impl World {
     fn new() -> Self {
-        let world = Self(tempfile::tempdir().unwrap());
+        let world = Self(world::World::new(4, 16));
         let model = world.model();
-        kontext::random_model(&model, 7, Layout::Diffusers).unwrap();
-        let defaults = ModelDefaults {
-            sizes: Some(vec![[SIDE, SIDE]]),
-            steps: Some(4),
-            max_sequence_length: Some(16),
-            ..ModelDefaults::default()
-        };
-        defaults.save(&model).unwrap();
         let config = Base::open(&model).unwrap().config;
         save_part::transformer(&model, initial_transformer(&config, 1).unwrap(), &config).unwrap();
-        let (data, mut lines) = (world.data(), String::new());
-        std::fs::create_dir(&data).unwrap();
+        let mut lines = Vec::new();
         for place in 0..6 {
             for (name, colour) in COLOURS {
-                disc(place, colour)
-                    .save(data.join(format!("{place}-{name}.png")))
-                    .unwrap();
+                world.0.image(&format!("{place}-{name}.png"), &disc(place, colour));
             }
             for (from, _) in COLOURS {
                 for (to, _) in COLOURS.iter().filter(|(to, _)| *to != from) {
                     // Positions are held out, not colours.
-                    let line = json!({
+                    lines.push(json!({
                         "source": format!("{place}-{from}.png"), "target": format!("{place}-{to}.png"),
                         "instruction": format!("make it {to}"), "category": "colour",
                         "split": if place == 2 { "test" } else { "train" },
-                    });
-                    lines.push_str(&format!("{line}\n"));
+                    }));
                 }
             }
         }
-        std::fs::write(data.join("metadata.jsonl"), lines).unwrap();
+        world.0.metadata(lines);
         world
     }
 
     fn model(&self) -> PathBuf {
-        self.0.path().join("model")
+        self.0.path("model")
     }
 
     fn data(&self) -> PathBuf {
-        self.0.path().join("data")
+        self.0.path("data")
     }
 
     fn recipe(&self, out: &str, steps: u64) -> Recipe {
         serde_json::from_value(json!({
-            "model": self.model(), "out": self.0.path().join(out), "steps": steps, "device": "cpu", "ema": 0.9,
+            "model": self.model(), "out": self.0.path(out), "steps": steps, "device": "cpu", "ema": 0.9,
             "data": {"folder": self.data(), "batch": 8, "validation_items": 12},
             "rate": {"peak": 2e-3, "warmup": 10, "floor": 0.1},
             "every": {"save": 0, "validate": 0, "sample": 0},
@@ -86,10 +75,6 @@ fn disc(place: u32, colour: [u8; 3]) -> RgbImage {
         let inside = (x as i32 - cx).pow(2) + (y as i32 - cy).pow(2) < 60;
         Rgb(if inside { colour } else { [250, 250, 250] })
     })
-}
-
-fn go_on(_: TrainEvent<'_>) -> ControlFlow<()> {
-    ControlFlow::Continue(())
 }
 
 /// Opens the state of a run.
@@ -259,7 +244,7 @@ fn a_state_of_another_method_is_refused() {
     });
     let error = Trainer::open(recipe, go_on).unwrap_err();
     assert!(error.to_string().contains("state.safetensors"), "{error}");
-    assert!(Path::new(&world.0.path().join("run/state.safetensors")).is_file());
+    assert!(world.0.path("run/state.safetensors").is_file());
 }
 
 #[test]

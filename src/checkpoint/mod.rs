@@ -1,6 +1,7 @@
 //! Discovery of a model's parts in a folder, by the files' content.
 
 mod contents;
+mod identity;
 mod other_model;
 mod search;
 
@@ -16,6 +17,8 @@ use serde_json::{Map, Value};
 
 use contents::{Place, TRANSFORMER_SIGNS};
 use search::{Search, fits};
+
+pub use identity::file_digest;
 
 /// Layout of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -134,11 +134,7 @@ pub enum Error {
         hint: String,
     },
     /// A diverged training run; the recipe's author can lower the learning rate and resume.
-    #[error(
-        "training step {step}: the loss is {loss:.4} and stays far above its usual {usual:.4}; \
-         the last saved state, if any, is kept; lower rate.peak, and go on from the state by \
-         `resume = [\"rate.peak\"]` in the recipe"
-    )]
+    #[error("training step {step}: the loss is {loss:.4} and stays far above its usual {usual:.4}; {hint}")]
     Diverged {
         /// Steps done.
         step: u64,
@@ -146,6 +142,8 @@ pub enum Error {
         loss: f64,
         /// Mean of the previous losses.
         usual: f64,
+        /// The remedy.
+        hint: String,
     },
     /// A thread that could not start, for which the machine's owner can allow more processes or memory, or that
     /// panicked, of which only the developers can find the reason.

@@ -122,6 +122,12 @@ impl Tokenizer {
         self.vocab_size
     }
 
+    /// Returns the highest id of the vocabulary without the tokens that were added to it.
+    pub(crate) fn highest_own_id(&self) -> i64 {
+        let own = self.inner.get_vocab(false);
+        own.values().max().map_or(0, |&id| i64::from(id))
+    }
+
     /// Returns the id that pads short prompts.
     #[must_use]
     pub fn pad_id(&self) -> i64 {

@@ -13,6 +13,7 @@ use super::batch::{Batch, Bucket};
 use super::cache::Cache;
 use super::encode::{EncodeProgress, Encoding, Images, images, prompt_key, prompts};
 use super::items::{Dataset, Item, Skipped};
+use super::unseen::{UnseenPrompts, unseen};
 
 /// Options of the batches.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +31,7 @@ pub struct EncodedDataset {
     dataset: Dataset,
     images: Images,
     prompts: Cache,
+    unseen: Vec<UnseenPrompts>,
     buckets: Vec<Bucket>,
     bucket_of: Vec<usize>,
     options: BatchOptions,
@@ -67,6 +69,7 @@ impl EncodedDataset {
             ));
         }
         let wanted: BTreeSet<&str> = dataset.items.iter().map(|item| item.instruction.as_str()).collect();
+        let unseen = unseen(&wanted, text)?;
         let prompts = prompts(&wanted, text, encoding, &mut observe)?;
         let (mut buckets, mut bucket_of) = (Vec::<Bucket>::new(), Vec::with_capacity(dataset.items.len()));
         for item in &dataset.items {
@@ -85,6 +88,7 @@ impl EncodedDataset {
             dataset,
             images,
             prompts,
+            unseen,
             buckets,
             bucket_of,
             options,
@@ -101,6 +105,12 @@ impl EncodedDataset {
     #[must_use]
     pub fn skipped(&self) -> &[Skipped] {
         &self.dataset.skipped
+    }
+
+    /// Returns the prompts of which an encoder does not see a part, also those that were in the cache.
+    #[must_use]
+    pub fn unseen(&self) -> &[UnseenPrompts] {
+        &self.unseen
     }
 
     /// Returns the combinations of image sizes that occur.
@@ -185,11 +195,15 @@ impl EncodedDataset {
 
 /// Returns the sampling weight of an item, as [`EncodedDataset::weights`]; 1 without a matching prefix.
 pub(crate) fn weight_of(item: &Item, by_category: &BTreeMap<String, f64>) -> f64 {
+    longest_prefix(item, by_category).map_or(1.0, |(_, weight)| *weight)
+}
+
+/// Returns the entry of the longest prefix of the item's category.
+pub(crate) fn longest_prefix<'a>(item: &Item, by_category: &'a BTreeMap<String, f64>) -> Option<(&'a String, &'a f64)> {
     let matching = by_category
         .iter()
         .filter(|(start, _)| item.category.starts_with(start.as_str()));
-    let longest = matching.max_by_key(|(start, _)| start.len());
-    longest.map_or(1.0, |(_, weight)| *weight)
+    matching.max_by_key(|(start, _)| start.len())
 }
 
 impl Images {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use kontext_core::json_lines::{self, Fields, paths};
 use kontext_core::{Error, Result};
+use kontext_text::Tokenizer;
 
 use super::missing::{EXAMPLE, missing};
 
@@ -62,7 +63,8 @@ impl Dataset {
     /// list of at most 64 paths), `category`, `split` and `family`; others are ignored. Paths are relative to
     /// the folder and stay in it.
     ///
-    /// Invalid lines are skipped and listed in [`Dataset::skipped`].
+    /// Invalid lines, also those with a prompt above [`Tokenizer::LONGEST_PROMPT`], are skipped and listed in
+    /// [`Dataset::skipped`].
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be read; a checkpoint error if there is none, with the way from a
@@ -133,11 +135,18 @@ impl Item {
         let [target] = <[PathBuf; 1]>::try_from(paths(name, target)?)
             .map_err(|targets| format!("`target` names {} images, expected one", targets.len()))?;
         let text = |name| Ok::<_, String>(fields.text(&[name])?.map(str::to_owned));
-        fields.require(&INSTRUCTION)?;
+        let (name, _) = fields.require(&INSTRUCTION)?;
+        let instruction = fields.text(&INSTRUCTION)?.unwrap_or_default().to_owned();
+        let (bytes, most) = (instruction.len(), Tokenizer::LONGEST_PROMPT);
+        if bytes > most {
+            return Err(format!(
+                "`{name}` has {bytes} bytes, expected at most {most}; shorten it"
+            ));
+        }
         Ok(Self {
             sources,
             target,
-            instruction: fields.text(&INSTRUCTION)?.unwrap_or_default().to_owned(),
+            instruction,
             category: text("category")?.unwrap_or_default(),
             split: text("split")?.unwrap_or_else(|| "train".to_owned()),
             family: text("family")?,
@@ -244,6 +253,23 @@ mod tests {
             open(many.to_string().as_bytes())
                 .unwrap_err()
                 .contains("65 images, expected at most 64")
+        );
+    }
+
+    #[test]
+    fn a_prompt_too_long_for_an_encoder_is_skipped_with_the_number_of_its_line() {
+        let line = |length| serde_json::json!({"target": "b.png", "prompt": "a".repeat(length)}).to_string();
+        let lines = [
+            line(1),
+            line(Tokenizer::LONGEST_PROMPT + 1),
+            line(Tokenizer::LONGEST_PROMPT),
+        ];
+        let dataset = open(lines.join("\n").as_bytes()).unwrap();
+        assert_eq!(dataset.items.len(), 2);
+        let skipped: Vec<String> = dataset.skipped.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            skipped,
+            ["metadata.jsonl line 2: `prompt` has 262145 bytes, expected at most 262144; shorten it"]
         );
     }
 

@@ -7,11 +7,13 @@ mod encode;
 mod encoded;
 mod items;
 mod missing;
+mod unseen;
 
 pub use batch::{Batch, Bucket};
 pub use batch_sampler::{BatchItems, BatchSampler};
 pub(crate) use batch_sampler::{WEIGHTS, is_weight};
 pub use encode::{EncodeProgress, Encoding};
-pub(crate) use encoded::weight_of;
 pub use encoded::{BatchOptions, EncodedDataset};
+pub(crate) use encoded::{longest_prefix, weight_of};
 pub use items::{Dataset, Item, Skipped};
+pub use unseen::{UnseenPart, UnseenPrompts};

@@ -1,38 +1,84 @@
 //! The checks of a recipe that need its model's headers and its data's lines, and no computation.
 
-use kontext_core::{Device, Error, Kind, Result, check_writable, create_folder};
+use kontext_core::{Device, Error, Kind, Result, check_writable};
 use kontext_device::device;
 use kontext_dit::{LinearPart, linear_parts};
 
+use super::data::data_digest;
 use super::method::Method;
-use super::recipe::Recipe;
+use super::recipe::{DATA_FILES, MODEL_FILES, Recipe};
+use super::warnings::warnings;
 use crate::base::Base;
 use crate::dataset::{Dataset, weight_of};
+use crate::run::Snapshot;
+use crate::run::identity::Identity;
+use crate::run::shell::Shell;
+use crate::warning::RecipeWarning;
+
+/// A checked recipe's run: the files that it names, opened.
+pub(super) struct Opened {
+    pub(super) device: Device,
+    pub(super) base: Base,
+    /// The examples of both splits.
+    pub(super) dataset: Dataset,
+    pub(super) shell: Shell,
+    pub(super) state: Option<Snapshot>,
+    pub(super) identity: Identity,
+    pub(super) warnings: Vec<RecipeWarning>,
+}
 
 impl Recipe {
     /// Checks all that can be known before any work: the values, the device, the files of the model by their
-    /// headers, the layers named by `method.targets`, the memory that training takes at least, and that the
-    /// data has an example to train on. Creates the run's folder.
+    /// headers, the layers named by `method.targets`, the memory that training takes at least, that the
+    /// data has an example to train on, and that a state in the run's folder is of this recipe, model and data.
+    /// Creates the run's folder. Returns the settings that have no effect.
     ///
     /// [`crate::Trainer::open`] begins with it; a program that does something long before can call it first.
     ///
     /// # Errors
     /// Those of [`Recipe::validate`], [`kontext::Checkpoint::find`] and [`Dataset::open`];
     /// [`Error::InvalidArgument`] for a pattern that names no layer; [`Error::Memory`] with the setting to
-    /// lower; a checkpoint error if no line of the data is to be trained on; [`Error::Io`] if the run's
-    /// folder cannot be written.
-    pub fn check(&self) -> Result<()> {
+    /// lower; a checkpoint error if no line of the data is to be trained on, or that names the differences if the
+    /// state in the folder is of another recipe, model or data; [`Error::Io`] if the run's folder cannot be
+    /// written.
+    pub fn check(&self) -> Result<Vec<RecipeWarning>> {
+        Ok(self.opened()?.warnings)
+    }
+
+    /// Checks the recipe, and opens the files that it names.
+    pub(super) fn opened(&self) -> Result<Opened> {
         self.validate()?;
         let device = self.device()?;
         let base = Base::open(&self.model)?;
         self.check_memory(&base, &self.parts(&base)?, device, compute_kind(device))?;
         let data = &self.data;
+        let mut dataset = Dataset::open(&data.folder)?;
+        dataset
+            .items
+            .retain(|item| item.split == data.split || item.split == data.validation);
         let used = |item: &crate::dataset::Item| item.split == data.split && weight_of(item, &data.weights) > 0.0;
-        if !Dataset::open(&data.folder)?.items.iter().any(used) {
+        if !dataset.items.iter().any(used) {
             return Err(no_items(self));
         }
-        create_folder(&self.out)?;
-        check_writable(self.out.join("state.safetensors"))
+        let warnings = warnings(self, &base.config, &dataset);
+        let shell = Shell::open(&self.out, "state.safetensors", self.steps, self.every)?;
+        check_writable(self.out.join("state.safetensors"))?;
+        let state = shell.snapshot()?;
+        let mut identity = Identity::new(self, state.as_ref())?;
+        if let Some(state) = &state {
+            shell.check_steps(state)?;
+        }
+        identity.digest(MODEL_FILES, base.digest()?)?;
+        identity.digest(DATA_FILES, data_digest(&dataset, &self.sizes(&base)))?;
+        Ok(Opened {
+            device,
+            base,
+            dataset,
+            shell,
+            state,
+            identity,
+            warnings,
+        })
     }
 
     /// Returns the device of the run.

@@ -1,36 +1,32 @@
 //! Data of a run: the encoded dataset and its training batches.
 
 use std::ops::ControlFlow;
-use std::path::Path;
 
 use kontext_core::{Device, Error, Kind, Result};
-use kontext_sampler::{References, Shift};
+use kontext_sampler::{References, Shift, Size};
 use kontext_vae::Autoencoder;
 
 use crate::base::Base;
 use crate::dataset::{BatchOptions, BatchSampler, Dataset, EncodeProgress, EncodedDataset, Encoding};
+use crate::run::segment::report;
 
 use super::check::no_items;
 use super::event::TrainEvent;
 use super::recipe::Recipe;
 use super::step::{self, NoisyBatch};
 
-/// Encodes the dataset. The text encoders, larger than everything else, are dropped afterwards.
-pub(super) fn open_dataset(
+/// Encodes the examples. The text encoders, larger than everything else, are dropped afterwards.
+pub(super) fn encoded(
     recipe: &Recipe,
     base: &Base,
+    dataset: Dataset,
     vae: &Autoencoder,
     device: Device,
     kind: Kind,
     observe: &mut dyn FnMut(TrainEvent<'_>) -> ControlFlow<()>,
 ) -> Result<EncodedDataset> {
-    let data = &recipe.data;
-    let mut dataset = Dataset::open(&data.folder)?;
-    dataset
-        .items
-        .retain(|item| item.split == data.split || item.split == data.validation);
     let sizes = recipe.sizes(base);
-    let cache = data.cache.clone().unwrap_or_else(|| recipe.out.join("cache"));
+    let cache = recipe.data.cache.clone().unwrap_or_else(|| recipe.out.join("cache"));
     let text = base.text(kind, device)?;
     let encoding = Encoding {
         cache,
@@ -45,31 +41,39 @@ pub(super) fn open_dataset(
     };
     let progress = |progress: EncodeProgress| observe(TrainEvent::Encoding(progress));
     let dataset = EncodedDataset::new(dataset, vae, &text, &encoding, options, progress)?;
-    for skipped in dataset.skipped() {
-        if observe(TrainEvent::Skipped(skipped)).is_break() {
-            return Err(Error::Cancelled {
-                done: 0,
-                total: recipe.steps as usize,
-            });
-        }
+    let skipped = dataset.skipped().iter().map(TrainEvent::Skipped);
+    for event in skipped.chain(dataset.unseen().iter().map(TrainEvent::Unseen)) {
+        report(observe, event, 0, recipe.steps)?;
     }
     Ok(dataset)
 }
 
-/// Returns a digest of the data that a run is trained on: its examples, the sizes of their images, and the
-/// lengths of the image files, from `folder`.
-pub(super) fn data_digest(dataset: &EncodedDataset, folder: &Path) -> String {
+/// Returns a digest of the data that a run is trained on: its examples, the lengths of their image files, and
+/// the sizes to which images are resized.
+pub(super) fn data_digest(dataset: &Dataset, sizes: &[Size]) -> String {
     let mut hasher = crc32fast::Hasher::new();
-    for item in dataset.items() {
-        hasher.update(format!("{item:?}").as_bytes());
+    let mut add = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    for item in &dataset.items {
+        add(&(item.sources.len() as u64).to_le_bytes());
         for image in item.sources.iter().chain([&item.target]) {
-            // The images have just been read: only an unusual file system has no length for one.
-            let length = std::fs::metadata(folder.join(image)).map_or(0, |facts| facts.len());
-            hasher.update(&length.to_le_bytes());
+            add(image.as_os_str().as_encoded_bytes());
+        }
+        for text in [&item.instruction, &item.category, &item.split] {
+            add(text.as_bytes());
         }
     }
-    hasher.update(format!("{:?}", dataset.buckets()).as_bytes());
-    format!("{} examples of digest {:08x}", dataset.items().len(), hasher.finalize())
+    for image in dataset.images() {
+        // An image that cannot be read is skipped with a message while the data is encoded.
+        let length = std::fs::metadata(dataset.folder.join(image)).map_or(u64::MAX, |facts| facts.len());
+        add(&length.to_le_bytes());
+    }
+    for size in sizes {
+        add(&[size.width.to_le_bytes(), size.height.to_le_bytes()].concat());
+    }
+    format!("{} examples of digest {:08x}", dataset.items.len(), hasher.finalize())
 }
 
 /// The training batches, in the sampler's order.

@@ -2,16 +2,21 @@
 
 use std::path::PathBuf;
 
-use crate::dataset::{EncodeProgress, Skipped};
+use crate::dataset::{EncodeProgress, Skipped, UnseenPrompts};
+use crate::warning::RecipeWarning;
 
 /// An event of a training run.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum TrainEvent<'a> {
+    /// A setting of the recipe has no effect. These come first.
+    Warning(&'a RecipeWarning),
     /// Progress of encoding images or prompts.
     Encoding(EncodeProgress),
     /// A line or file of the dataset was skipped.
     Skipped(&'a Skipped),
+    /// Some prompts of the dataset are not seen whole by an encoder: at most two events of each encoder.
+    Unseen(&'a UnseenPrompts),
     /// The data is ready.
     Ready {
         /// Training items.

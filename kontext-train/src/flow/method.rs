@@ -68,8 +68,8 @@ impl LoraMethod {
     pub(super) fn layers(&self, all: &[LinearPart]) -> Result<Vec<LinearPart>> {
         let targets = &self.targets;
         for pattern in targets {
-            if !all.iter().any(|part| matches(pattern, &part.layer)) {
-                let expected = "patterns of linear layers as in `double_blocks.*.img_attn.qkv`";
+            if !all.iter().any(|part| matches(pattern, &part.layer) && !part.swapped) {
+                let expected = "patterns of linear layers that adapters change, as `double_blocks.*.img_attn.qkv`";
                 return Err(Error::invalid(
                     "method.targets",
                     expected,
@@ -104,6 +104,9 @@ mod tests {
         };
         let error = chosen("blocks.qkv").unwrap_err();
         assert!(error.to_string().contains("`blocks.qkv`"), "{error}");
+        // Its rows are exchanged in diffusers' layout.
+        let error = chosen("final_layer.adaLN_modulation.1").unwrap_err();
+        assert!(error.to_string().contains("which names none"), "{error}");
         assert_eq!(chosen("double_blocks.*.img_attn.qkv").unwrap().len(), 3 * 19);
     }
 }

@@ -14,6 +14,7 @@ mod trained;
 mod trainer;
 mod training_loop;
 mod update;
+mod warnings;
 
 pub use backward::{Activations, backward};
 pub use event::{StepReport, TrainEvent};

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::bounds::{ACCUMULATE, BATCH, CLIP, DECAY, SEED, STEPS};
 use crate::dataset::{WEIGHTS, is_weight};
 use crate::optim::{AdamWConfig, LrSchedule};
-use crate::run::recipe_changes::Comparable;
+use crate::run::recipe_changes::{Comparable, check_accepted, text};
 use crate::run::{Intervals, read_toml};
 
 use super::method::Method;
@@ -61,10 +61,15 @@ pub struct Recipe {
     #[serde(default)]
     pub every: Intervals,
     /// Fields that may differ from those of the state in the run's folder, as `steps` or `rate.peak`. `rate`
-    /// names all fields of its table, `model` and `data` name the files. See [`crate::Trainer`]. Default: none.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub resume: Vec<String>,
+    /// names all fields of its table, `model files` and `data files` name the contents of the files. A name that
+    /// has no effect is refused. See [`crate::Trainer`]. Default: none. The key `resume` is read, too.
+    #[serde(default, alias = "resume", skip_serializing_if = "Vec::is_empty")]
+    pub accept_changes: Vec<String>,
 }
+
+/// Names of the digests of the model's and the data's files.
+pub(super) const MODEL_FILES: &str = "model files";
+pub(super) const DATA_FILES: &str = "data files";
 
 impl Comparable for Recipe {
     const FREE: &'static [&'static str] = &[
@@ -73,15 +78,18 @@ impl Comparable for Recipe {
         "device",
         "recompute",
         "every",
-        "resume",
+        "accept_changes",
         "data.folder",
         "data.cache",
         "data.validation_items",
     ];
     const FIXED: &'static [&'static str] = &["method"];
+    const OPEN: &'static [&'static str] = &["data.weights", "objective.density"];
+    const FILES: &'static [&'static str] = &[MODEL_FILES, DATA_FILES];
+    const LOSS: &'static [&'static str] = &["objective", "data"];
 
     fn accepted(&self) -> &[String] {
-        &self.resume
+        &self.accept_changes
     }
 }
 
@@ -162,16 +170,17 @@ impl Recipe {
     /// Returns the recipe as the TOML that [`Recipe::open`] reads.
     ///
     /// # Errors
-    /// A checkpoint error if a path in it is not valid text.
+    /// [`Error::InvalidArgument`] if a path in it is not valid text.
     pub fn to_toml(&self) -> Result<String> {
-        toml::to_string_pretty(self).map_err(|e| Error::config(&self.out, e.to_string()))
+        text(self)
     }
 
     /// Checks the values, without reading any file. [`Recipe::check`] checks more.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] with the field and its range; a checkpoint error if a path is not valid
-    /// text, since the recipe is saved with the state.
+    /// [`Error::InvalidArgument`] with the field and its range; also if a path is not valid text, since the
+    /// recipe is saved with the state, for a setting that has no effect with this method, and for a name in
+    /// `accept_changes` that has none.
     pub fn validate(&self) -> Result<()> {
         let paths = [("model", Some(&self.model)), ("out", Some(&self.out))];
         let data = [
@@ -198,6 +207,11 @@ impl Recipe {
         self.optimizer.validate()?;
         self.rate.validate()?;
         self.every.validate()?;
+        if self.optimizer.muon && self.method != Method::Full {
+            let got = "set next to method.kind = \"lora\", whose factors it does not update";
+            return Err(Error::invalid("optimizer.muon", "method.kind = \"full\"", got));
+        }
+        check_accepted(self)?;
         self.to_toml().map(drop)
     }
 }
@@ -210,7 +224,10 @@ impl Data {
         if let Some(sizes) = &self.sizes {
             within("number of data.sizes", sizes.len(), 1..=1000)?;
             for &[width, height] in sizes {
-                Size::new(width, height).grid()?;
+                Size::new(width, height).grid().map_err(|error| match error {
+                    Error::InvalidArgument { expected, got, .. } => Error::invalid("data.sizes", expected, got),
+                    error => error,
+                })?;
             }
         }
         match self.weights.iter().find(|(_, weight)| !is_weight(**weight)) {

@@ -3,16 +3,14 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use kontext_core::{Error, Result};
+use kontext_core::{Error, Result, Stage};
 
-use crate::base::Base;
 use crate::dataset::EncodedDataset;
 use crate::run::curve::Curve;
-use crate::run::identity::Identity;
 use crate::run::shell::Shell;
 
-use super::check::compute_kind;
-use super::data::{Batches, data_digest, open_dataset};
+use super::check::{Opened, compute_kind};
+use super::data::{Batches, encoded};
 use super::event::TrainEvent;
 use super::recipe::Recipe;
 use super::trained::Trained;
@@ -40,12 +38,69 @@ use super::training_loop::{Flow, FlowTraining};
 /// A state only goes on under the recipe, the model and the data that it was trained with. Free to change are
 /// the places `model`, `out`, `data.folder`, `data.cache` and `device`, and `every`, `recompute` and
 /// `data.validation_items`, which do not affect the trained values. `method` cannot change. Others can if
-/// [`Recipe::resume`] names them.
+/// [`Recipe::accept_changes`] names them.
 pub struct Trainer {
     shell: Shell,
     flow: Flow,
-    /// Set once training has failed: the current values are of no use.
-    failed: bool,
+    /// The failure of the training, after which the current values are of no use.
+    failed: Option<Failed>,
+}
+
+/// A training whose values are of no use.
+#[derive(Debug, Clone)]
+enum Failed {
+    NotFinite {
+        stage: Stage,
+        hint: String,
+    },
+    Diverged {
+        step: u64,
+        loss: f64,
+        usual: f64,
+        hint: String,
+    },
+}
+
+impl Failed {
+    /// Returns the failure; `None` after any other end of a training.
+    fn of(result: &Result<()>) -> Option<Self> {
+        match result {
+            Err(Error::NotFinite { stage, hint }) => Some(Self::NotFinite {
+                stage: *stage,
+                hint: hint.clone(),
+            }),
+            Err(Error::Diverged {
+                step,
+                loss,
+                usual,
+                hint,
+            }) => Some(Self::Diverged {
+                step: *step,
+                loss: *loss,
+                usual: *usual,
+                hint: hint.clone(),
+            }),
+            _ => None,
+        }
+    }
+
+    /// Returns the error of the failure once more.
+    fn error(&self) -> Error {
+        match self.clone() {
+            Self::NotFinite { stage, hint } => Error::NotFinite { stage, hint },
+            Self::Diverged {
+                step,
+                loss,
+                usual,
+                hint,
+            } => Error::Diverged {
+                step,
+                loss,
+                usual,
+                hint,
+            },
+        }
+    }
 }
 
 impl std::fmt::Debug for Trainer {
@@ -58,28 +113,31 @@ impl std::fmt::Debug for Trainer {
 }
 
 impl Trainer {
-    /// Encodes the data, loads the model, and resumes from the state in the run's folder if there is one.
+    /// Reports the settings without effect, encodes the data, loads the model, and resumes from the state in the run's folder if there is one.
     ///
     /// # Errors
-    /// Those of [`Recipe::check`], and of the model's and the dataset's files; a checkpoint error that names the
-    /// differences if the state in the folder is of another recipe, model or data;
-    /// [`Error::Cancelled`] if `observe` breaks off.
+    /// Those of [`Recipe::check`], and of the model's and the dataset's files; [`Error::Cancelled`] if `observe`
+    /// breaks off.
     pub fn open(recipe: Recipe, mut observe: impl FnMut(TrainEvent<'_>) -> ControlFlow<()>) -> Result<Self> {
-        recipe.check()?;
-        let mut shell = Shell::open(&recipe.out, "state.safetensors", recipe.steps, recipe.every)?;
-        let state = shell.snapshot()?;
-        let mut identity = Identity::new(&recipe, state.as_ref())?;
-        let device = recipe.device()?;
+        let Opened {
+            device,
+            base,
+            dataset,
+            mut shell,
+            state,
+            identity,
+            warnings,
+        } = recipe.opened()?;
+        for warning in &warnings {
+            shell.report(&mut observe, TrainEvent::Warning(warning))?;
+        }
         let kind = compute_kind(device);
-        let base = Base::open(&recipe.model)?;
-        identity.digest("model", base.digest()?)?;
         let vae = base.vae(device)?;
-        let dataset = open_dataset(&recipe, &base, &vae, device, kind, &mut observe)?;
-        identity.digest("data", data_digest(&dataset, &recipe.data.folder))?;
+        let dataset = encoded(&recipe, &base, dataset, &vae, device, kind, &mut observe)?;
         let mut trained = Trained::new(&recipe, &base, device, kind)?;
         let curve = Curve::open(&recipe.out, state.as_ref())?;
         if let Some(state) = &state {
-            shell.resume(state, vec![&mut trained.learner])?;
+            shell.resume(state, vec![&mut trained.learner], identity.new_loss())?;
             curve.restore()?;
         }
         let flow = Flow {
@@ -104,7 +162,7 @@ impl Trainer {
         Ok(Self {
             shell,
             flow,
-            failed: false,
+            failed: None,
         })
     }
 
@@ -134,7 +192,7 @@ impl Trainer {
             batches,
         };
         let result = self.shell.run(&mut training, &mut observe);
-        self.failed = matches!(result, Err(Error::NotFinite { .. } | Error::Diverged { .. }));
+        self.failed = Failed::of(&result);
         result
     }
 
@@ -142,11 +200,11 @@ impl Trainer {
     /// `lora.safetensors`.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] if training has failed, [`Error::Io`] if the folder
+    /// The training's [`Error::NotFinite`] or [`Error::Diverged`] if it has failed, [`Error::Io`] if the folder
     /// cannot be written.
     pub fn export(&self) -> Result<()> {
-        if self.failed {
-            return Err(self.flow.trained.learner.not_finite(self.step()));
+        if let Some(failed) = &self.failed {
+            return Err(failed.error());
         }
         self.flow.export(self.step())
     }

@@ -132,6 +132,9 @@ impl Training for FlowTraining<'_> {
     }
 
     fn sample(&mut self, step: u64, path: &Path) -> Result<Option<Self::Event>> {
+        if self.flow.held_out().iter().all(Vec::is_empty) {
+            return Ok(None);
+        }
         self.flow.sample(path)?;
         let path = path.to_owned();
         Ok(Some(TrainEvent::Sampled { step, path }))

@@ -2,12 +2,13 @@
 //! initial weights.
 
 mod autoencoder;
+mod corpus;
 mod initial;
 mod text;
 mod text_recipe;
 mod vocabulary;
 
-pub use autoencoder::{AutoencoderRecipe, AutoencoderReport, AutoencoderTrainer};
+pub use autoencoder::{AutoencoderEvent, AutoencoderRecipe, AutoencoderReport, AutoencoderTrainer};
 pub use initial::{initial, initial_transformer};
 pub use text::{TextReport, train_text};
 pub use text_recipe::TextRecipe;

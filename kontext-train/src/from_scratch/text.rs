@@ -11,18 +11,20 @@ use std::path::Path;
 use kontext::save_part;
 use kontext_core::{Device, Error, Kind, ModelPart, Result, Tensor};
 use kontext_nn::Weights;
-use kontext_text::{ClipConfig, ClipEncoder, T5Config, T5Encoder, Tokenizer};
-use rand::RngExt;
+use kontext_text::{ClipConfig, ClipEncoder, T5Config, T5Encoder};
 
 use crate::optim::{AdamWConfig, Learner, LearnerConfig, Params};
-use crate::run::random::{Stream, generator, happens};
 use crate::run::segment::{Observer, Segment};
 use crate::run::shell::Shell;
 use crate::run::training::Training;
 
+use super::corpus::{Batch, Corpus};
 use super::initial::initial;
 use super::text_recipe::TextRecipe;
 use super::vocabulary::write_tokenizers;
+
+/// Remedy for a loss that is not finite or has diverged: nothing is saved from which a run could go on.
+const LOWER_RATE: &str = "nothing is saved of this encoder; begin again with a lower rate.peak";
 
 /// Report of a training step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,12 +39,15 @@ pub struct TextReport {
     pub loss: f64,
 }
 
-/// Makes tokenizers from the instructions, trains both encoders, and writes all four into `out`.
+/// Makes tokenizers from the instructions, trains both encoders, and writes all four into `out`: the tokenizers,
+/// then T5, then CLIP. An encoder is written once it is trained; a run that ends before begins again, to the same
+/// bits.
 ///
 /// # Errors
 /// Those of [`TextRecipe::validate`]; [`Error::InvalidArgument`] if there are no instructions,
 /// [`Error::Memory`] if the training takes more memory than is free, [`Error::Cancelled`] if `observe` breaks
-/// off, [`Error::Io`] if the folder cannot be written.
+/// off, [`Error::NotFinite`] and [`Error::Diverged`] if training fails, [`Error::Io`] if the folder cannot be
+/// written.
 pub fn train_text(
     recipe: &TextRecipe,
     instructions: &BTreeSet<String>,
@@ -170,7 +175,7 @@ fn train<L: Fn(&Batch) -> Result<Tensor>>(
         ema: None,
         clip: 1.0,
         part: encoder,
-        hint: "take a lower rate.peak",
+        hint: LOWER_RATE,
     };
     let params = Params::new(tensors, Device::Cpu)?;
     let loss = build(&params)?;
@@ -181,7 +186,7 @@ fn train<L: Fn(&Batch) -> Result<Tensor>>(
         learner: Learner::new(params, config)?,
         loss,
     };
-    Shell::unsaved(recipe.steps).run(&mut training, observe)?;
+    Shell::unsaved(recipe.steps, LOWER_RATE).run(&mut training, observe)?;
     training.learner.params.values()
 }
 
@@ -225,75 +230,10 @@ impl<L: Fn(&Batch) -> Result<Tensor>> Training for TextTraining<'_, L> {
     }
 }
 
-/// The tokenised texts of an encoder.
-struct Corpus {
-    /// Token ids of each text, padded.
-    ids: Vec<Vec<i64>>,
-    /// Number of tokens of each text before its padding.
-    used: Vec<usize>,
-    /// The token that replaces a masked word.
-    mask: i64,
-    /// Index of the first word's token.
-    first_word: usize,
-}
-
-/// The texts of a step.
-struct Batch {
-    /// [B, T].
-    ids: Tensor,
-    /// `ids` with masked words. [B, T].
-    masked: Tensor,
-    /// Weight of each token in the loss: 1 for masked words, 0.1 for other words, 0 for the rest. [B, T].
-    weights: Tensor,
-}
-
-impl Corpus {
-    fn open(tokenizer: &Path, texts: &BTreeSet<String>, length: usize, mask: i64, first_word: usize) -> Result<Self> {
-        let tokenizer = Tokenizer::open(tokenizer)?;
-        let encoded = texts
-            .iter()
-            .map(|text| tokenizer.encode(text, length))
-            .collect::<Result<Vec<_>>>()?;
-        let (ids, used) = encoded.into_iter().map(|e| (e.ids, e.used)).unzip();
-        Ok(Self {
-            ids,
-            used,
-            mask,
-            first_word,
-        })
-    }
-
-    fn batch(&self, recipe: &TextRecipe, step: u64) -> Result<Batch> {
-        let mut rng = generator(recipe.seed, Stream::Step, step);
-        let (mut ids, mut masked, mut weights) = (Vec::new(), Vec::new(), Vec::<f32>::new());
-        for _ in 0..recipe.batch {
-            let text = rng.random_range(0..self.ids.len());
-            let last = self.used[text] - 1;
-            for (index, &id) in self.ids[text].iter().enumerate() {
-                let word = index >= self.first_word && index < last;
-                let mask = word && happens(&mut rng, recipe.masked);
-                ids.push(id);
-                masked.push(if mask { self.mask } else { id });
-                weights.push(if mask {
-                    1.0
-                } else if word {
-                    0.1
-                } else {
-                    0.0
-                });
-            }
-        }
-        let shape = [recipe.batch as i64, -1];
-        Ok(Batch {
-            ids: Tensor::f_from_slice(&ids)?.f_reshape(shape)?,
-            masked: Tensor::f_from_slice(&masked)?.f_reshape(shape)?,
-            weights: Tensor::f_from_slice(&weights)?.f_reshape(shape)?,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use kontext_text::Tokenizer;
+
     use super::*;
     use crate::optim::LrSchedule;
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::bounds::{BATCH, SEED, SHARE, STEPS};
 use crate::memory::{Need, elements};
 use crate::optim::LrSchedule;
+use crate::warning::RecipeWarning;
 
 /// Architecture and training of the text encoders.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,6 +54,12 @@ impl TextRecipe {
         self.rate.validate()?;
         within("blotted", self.masked, SHARE)?;
         within("seed", self.seed, SEED).map(drop)
+    }
+
+    /// Returns the settings that have no effect.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<RecipeWarning> {
+        RecipeWarning::of_rate(&self.rate, self.steps).into_iter().collect()
     }
 
     /// Refuses a recipe that takes more memory than is free: for an encoder of these tensors and `tokens`

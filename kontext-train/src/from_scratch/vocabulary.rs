@@ -6,10 +6,12 @@ use std::path::Path;
 use kontext_core::{Error, Result, create_folder, write_json};
 use serde_json::json;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
-use tokenizers::tokenizer::Trainer;
+use tokenizers::tokenizer::{AddedToken, Trainer};
 
 /// Printable ASCII: the fallback that spells words absent from the training texts.
 const ALPHABET: std::ops::RangeInclusive<u8> = b'!'..=b'~';
+/// End of the last token of a word.
+const WORD_END: &str = "</w>";
 /// Upper limit of the vocabulary; more than the merges needed for the words.
 const MOST_TOKENS: usize = 40_000;
 
@@ -61,12 +63,19 @@ fn write_clip(folder: &Path, words: &BTreeSet<String>, length: usize) -> Result<
     };
     let letters = ALPHABET.map(|byte| char::from(byte).to_ascii_lowercase().to_string());
     let all: Vec<String> = words.iter().cloned().chain(letters).collect();
+    // The trainer numbers them in the random order of a hash map, unless they are given.
+    let ends: BTreeSet<String> = all
+        .iter()
+        .filter_map(|word| Some(format!("{}{WORD_END}", word.chars().last()?)))
+        .collect();
+    let ends = ends.into_iter().map(|end| AddedToken::from(end, false)).collect();
     let mut trainer = BpeTrainer::builder()
         .vocab_size(MOST_TOKENS)
         .min_frequency(0)
         .show_progress(false)
         .initial_alphabet(ALPHABET.map(char::from).collect())
-        .end_of_word_suffix("</w>".to_owned())
+        .special_tokens(ends)
+        .end_of_word_suffix(WORD_END.to_owned())
         .build();
     trainer
         .feed(all.iter(), |word| Ok(vec![word.to_owned()]))
@@ -142,6 +151,25 @@ mod tests {
     use kontext_text::Tokenizer;
 
     use super::*;
+
+    #[test]
+    fn the_same_texts_give_the_same_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let texts = ["make it green", "paint the book in bright blue", "ein grünes Haus"];
+        let files = || {
+            write_tokenizers(folder.path(), texts.into_iter(), 24, 16).unwrap();
+            [
+                "tokenizer/vocab.json",
+                "tokenizer/merges.txt",
+                "tokenizer_2/tokenizer.json",
+            ]
+            .map(|name| std::fs::read_to_string(folder.path().join(name)).unwrap())
+        };
+        let first = files();
+        for _ in 0..5 {
+            assert!(files() == first);
+        }
+    }
 
     #[test]
     fn known_words_are_one_token_each_and_others_are_spelt() {

@@ -6,7 +6,7 @@ use super::{AdamW, AdamWConfig, Ema, Params, gradient};
 
 /// Hint of a run that saves its state.
 pub(crate) const RESUME: &str = "the last saved state, if any, is kept; lower rate.peak, and go on from the state by \
-    `resume = [\"rate.peak\"]` in the recipe";
+    `accept_changes = [\"rate.peak\"]` in the recipe";
 
 /// Constants of a [`Learner`].
 #[derive(Debug, Clone)]

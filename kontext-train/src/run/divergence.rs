@@ -21,12 +21,15 @@ const LEAST: usize = 5;
 const RECORD: &str = "recent_losses";
 
 /// The recent losses.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct DivergenceGuard {
     recent: VecDeque<f64>,
-    high: usize,
+    /// The high losses since the last usual one.
+    high: Vec<f64>,
     /// The loss of the last step.
     last: Option<f64>,
+    /// Remedy in the error.
+    hint: &'static str,
 }
 
 /// The state of a run, by its last losses and the loss of the last step's batch after the step.
@@ -44,17 +47,28 @@ pub(crate) enum Judgement {
 }
 
 impl DivergenceGuard {
+    /// Creates the guard of a new run. `hint` is the remedy that its error names.
+    pub(crate) fn new(hint: &'static str) -> Self {
+        Self {
+            recent: VecDeque::new(),
+            high: Vec::new(),
+            last: None,
+            hint,
+        }
+    }
+
     /// Takes the losses of the steps before out of the state. A run that had diverged may go on with a lower
     /// rate, and then has all its patience again.
-    pub(crate) fn open(state: &Snapshot) -> Result<Self> {
+    pub(crate) fn restore(&mut self, state: &Snapshot) -> Result<()> {
         let recent = match state.record(RECORD)? {
             Some(record) => Vec::<f64>::try_from(record.f_reshape([-1])?)?.into(),
             None => VecDeque::new(),
         };
-        Ok(Self {
+        *self = Self {
             recent,
-            ..Self::default()
-        })
+            ..Self::new(self.hint)
+        };
+        Ok(())
     }
 
     /// Returns the losses for a state.
@@ -63,23 +77,31 @@ impl DivergenceGuard {
         Ok((RECORD.to_owned(), Tensor::f_from_slice(&losses)?))
     }
 
-    /// Records the loss of a step. Fails if the losses have diverged; an outlier is ignored.
+    /// Records the loss of a step. Fails if the losses have diverged. Outliers count, clamped, once the loss is
+    /// usual again: without them the usual loss of a noisy run would be too low.
     pub(crate) fn check(&mut self, step: u64, loss: f64) -> Result<()> {
         self.last = Some(loss);
         if let Some(usual) = self.usual() {
-            self.high = if loss > HIGH * usual { self.high + 1 } else { 0 };
-            if self.high >= PATIENCE {
-                return Err(Error::Diverged { step, loss, usual });
-            }
-            if self.high > 0 {
+            if loss > HIGH * usual {
+                self.high.push(HIGH * usual);
+                if self.high.len() >= PATIENCE {
+                    return Err(self.diverged(step, loss, usual));
+                }
                 return Ok(());
             }
+            for clamped in std::mem::take(&mut self.high) {
+                self.push(clamped);
+            }
         }
+        self.push(loss);
+        Ok(())
+    }
+
+    fn push(&mut self, loss: f64) {
         if self.recent.len() == USUAL_OVER {
             self.recent.pop_front();
         }
         self.recent.push_back(loss);
-        Ok(())
     }
 
     /// Judges a run that would be saved, by the loss of the last step's batch with the values after the step.
@@ -89,13 +111,24 @@ impl DivergenceGuard {
         };
         // A batch of unusual noise levels has a high loss before and after the step.
         let expected = self.last.unwrap_or(usual).max(usual);
-        if self.high >= PATIENCE_AT_END || after > EXPLODED * expected {
+        if self.high.len() >= PATIENCE_AT_END || after > EXPLODED * expected {
             return Judgement::Diverged { loss: after, usual };
         }
-        if self.high > 0 || after > HIGH * expected {
+        if !self.high.is_empty() || after > HIGH * expected {
             return Judgement::Suspicious { usual };
         }
         Judgement::Sound
+    }
+
+    /// Returns the error for a diverged run.
+    pub(crate) fn diverged(&self, step: u64, loss: f64, usual: f64) -> Error {
+        let hint = self.hint.to_owned();
+        Error::Diverged {
+            step,
+            loss,
+            usual,
+            hint,
+        }
     }
 
     fn usual(&self) -> Option<f64> {
@@ -110,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_loss_that_stays_high_stops_the_run_and_an_outlier_does_not() {
-        let mut guard = DivergenceGuard::default();
+        let mut guard = DivergenceGuard::new("lower the rate");
         for step in 0..300 {
             let loss = if step == 250 { 50.0 } else { 1.0 };
             guard.check(step, loss).unwrap();
@@ -119,13 +152,25 @@ mod tests {
         let (step, error) = result.unwrap();
         assert_eq!(step, 300 + PATIENCE as u64 - 1);
         assert!(
-            error.to_string().contains("30") && error.to_string().contains("usual"),
+            error.to_string().contains("30") && error.to_string().ends_with("above its usual 1.0450; lower the rate"),
             "{error}"
         );
     }
 
+    #[test]
+    fn outliers_count_clamped_once_the_loss_is_usual_again() {
+        let mut guard = after(&[1.0; LEAST]);
+        guard.check(5, 1e9).unwrap();
+        assert_eq!(guard.usual(), Some(1.0));
+        guard.check(6, 1.0).unwrap();
+        assert_eq!(guard.usual(), Some((6.0 + HIGH) / 7.0));
+        // A third of the losses is twenty times the others: in the end none of them is suspicious.
+        let noisy: Vec<f64> = (0..300).map(|step| if step % 3 == 2 { 20.0 } else { 1.0 }).collect();
+        assert_eq!(after(&noisy).judge(20.0), Judgement::Sound);
+    }
+
     fn after(losses: &[f64]) -> DivergenceGuard {
-        let mut guard = DivergenceGuard::default();
+        let mut guard = DivergenceGuard::new("lower the rate");
         for (step, loss) in (0..).zip(losses) {
             guard.check(step, *loss).unwrap();
         }
@@ -145,7 +190,7 @@ mod tests {
             loss,
             usual: 1.0,
         });
-        assert_eq!(DivergenceGuard::default().judge(1e9), Judgement::Sound);
+        assert_eq!(DivergenceGuard::new("").judge(1e9), Judgement::Sound);
         // Two steps have no usual loss, but the last one's is known before and after it.
         let young = after(&[0.5, 1.0]);
         assert_eq!(young.judge(9.0), Judgement::Sound);
@@ -167,7 +212,8 @@ mod tests {
         let before = after(&[&[1.0; LEAST][..], &[50.0; 19]].concat());
         let record = vec![before.record().unwrap()];
         Snapshot::save_learners(&path, &[], record, 24, &std::collections::BTreeMap::new()).unwrap();
-        let mut guard = DivergenceGuard::open(&Snapshot::open(&path).unwrap()).unwrap();
+        let mut guard = DivergenceGuard::new("");
+        guard.restore(&Snapshot::open(&path).unwrap()).unwrap();
         assert_eq!((guard.usual(), guard.judge(1.0)), (Some(1.0), Judgement::Sound));
         let stopped = (0..40).find(|step| guard.check(*step, 50.0).is_err());
         assert_eq!(stopped, Some(PATIENCE as u64 - 1));

@@ -13,5 +13,6 @@ mod toml_file;
 pub(crate) mod training;
 
 pub use intervals::Intervals;
+pub use recipe_changes::{Change, differences};
 pub use snapshot::Snapshot;
 pub(crate) use toml_file::read_toml;

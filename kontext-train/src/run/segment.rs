@@ -66,7 +66,7 @@ impl<E> Segment<'_, E> {
 ///
 /// # Errors
 /// [`Error::Cancelled`] if it breaks off.
-pub(super) fn report<E>(observe: Observer<'_, E>, event: E, done: u64, total: u64) -> Result<()> {
+pub(crate) fn report<E>(observe: &mut dyn FnMut(E) -> ControlFlow<()>, event: E, done: u64, total: u64) -> Result<()> {
     if observe(event).is_break() {
         return Err(Error::Cancelled {
             done: done as usize,

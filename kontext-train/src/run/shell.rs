@@ -16,7 +16,7 @@ use super::divergence::{DivergenceGuard, Judgement};
 use super::segment::{Observer, Segment, report};
 use super::training::Training;
 use super::{Intervals, Snapshot};
-use crate::optim::Learner;
+use crate::optim::{Learner, RESUME};
 
 /// Fact of a snapshot of a run that was cancelled before all that was due after its step had been done.
 const DUE: &str = "due";
@@ -46,12 +46,12 @@ impl Shell {
             paused: 0,
             total,
             every,
-            guard: DivergenceGuard::default(),
+            guard: DivergenceGuard::new(RESUME),
         })
     }
 
-    /// A short run that saves nothing.
-    pub(crate) fn unsaved(total: u64) -> Self {
+    /// A short run that saves nothing. `hint` is the remedy if it diverges.
+    pub(crate) fn unsaved(total: u64, hint: &'static str) -> Self {
         let never = Intervals {
             save: 0,
             validate: 0,
@@ -64,7 +64,7 @@ impl Shell {
             paused: 0,
             total,
             every: never,
-            guard: DivergenceGuard::default(),
+            guard: DivergenceGuard::new(hint),
         }
     }
 
@@ -74,20 +74,33 @@ impl Shell {
         state.map(Snapshot::open).transpose()
     }
 
-    /// Restores the learners and the step from the run's snapshot.
+    /// Checks that the run has the steps of its snapshot.
     ///
     /// # Errors
-    /// A checkpoint error if the snapshot is of other learners, or of more steps than the run has.
-    pub(crate) fn resume(&mut self, snapshot: &Snapshot, learners: Vec<&mut Learner>) -> Result<()> {
+    /// A checkpoint error if the snapshot is of more steps.
+    pub(crate) fn check_steps(&self, snapshot: &Snapshot) -> Result<()> {
         let done = snapshot.step;
         if done > self.total {
             let reason = format!("it has {done} steps and the recipe {}; take more steps", self.total);
             return Err(Error::config(snapshot.path(), reason));
         }
+        Ok(())
+    }
+
+    /// Restores the learners and the step from the run's snapshot; also the usual loss, unless `new_loss`: another
+    /// objective, or other data, has another one.
+    ///
+    /// # Errors
+    /// A checkpoint error if the snapshot is of other learners, or of more steps than the run has.
+    pub(crate) fn resume(&mut self, snapshot: &Snapshot, learners: Vec<&mut Learner>, new_loss: bool) -> Result<()> {
+        self.check_steps(snapshot)?;
         for learner in learners {
             snapshot.restore_learner(learner)?;
         }
-        self.guard = DivergenceGuard::open(snapshot)?;
+        if !new_loss {
+            self.guard.restore(snapshot)?;
+        }
+        let done = snapshot.step;
         self.step = done;
         self.paused = if snapshot.facts.contains_key(DUE) { 0 } else { done };
         Ok(())
@@ -190,10 +203,7 @@ impl Shell {
         }
         match self.guard.judge(after) {
             Judgement::Sound => Ok(None),
-            Judgement::Diverged { loss, usual } if ending => {
-                let step = self.step;
-                Err(Error::Diverged { step, loss, usual })
-            }
+            Judgement::Diverged { loss, usual } if ending => Err(self.guard.diverged(self.step, loss, usual)),
             Judgement::Suspicious { usual } | Judgement::Diverged { usual, .. } => Ok(Some(usual)),
         }
     }

@@ -35,9 +35,10 @@ fn a_changed_recipe_is_refused_with_the_fields_that_differ() {
             error.contains(&format!("it is of another recipe: {field} was ")),
             "{error}"
         );
-        assert!(error.contains(&format!("`resume = [\"{field}\"]`")), "{error}");
+        assert!(error.contains(&format!("`accept_changes = [\"{field}\"]`")), "{error}");
+        assert_eq!(reason(&changed.check().unwrap_err()), error);
         assert!(files(&recipe.out) == before, "{field}");
-        changed.resume = vec![field.to_owned()];
+        changed.accept_changes = vec![field.to_owned()];
         assert_eq!(Trainer::open(changed, go_on).unwrap().step(), STEPS, "{field}");
     }
     let mut changed = recipe.clone();
@@ -45,15 +46,20 @@ fn a_changed_recipe_is_refused_with_the_fields_that_differ() {
     if let Method::Lora(lora) = &mut changed.method {
         lora.alpha = Some(4.0);
     }
-    changed.resume = vec!["method".to_owned()];
-    let error = reason(&Trainer::open(changed, go_on).unwrap_err());
+    let error = reason(&changed.check().unwrap_err());
     assert!(
         error.contains("method.alpha was not set and is 4.0; these cannot change"),
         "{error}"
     );
+    changed.accept_changes = vec!["method".to_owned()];
+    let error = changed.check().unwrap_err().to_string();
+    assert!(
+        error.contains("got `method`, which cannot change within a run"),
+        "{error}"
+    );
     let mut fewer = recipe.clone();
-    (fewer.steps, fewer.resume) = (2, vec!["steps".to_owned()]);
-    let error = reason(&Trainer::open(fewer, go_on).unwrap_err());
+    (fewer.steps, fewer.accept_changes) = (2, vec!["steps".to_owned()]);
+    let error = reason(&fewer.check().unwrap_err());
     assert!(error.contains("it has 4 steps and the recipe 2"), "{error}");
 }
 
@@ -81,15 +87,35 @@ fn other_data_and_another_model_are_refused() {
     train(&recipe).unwrap();
     let image = RgbImage::from_fn(SIDE, SIDE, |x, y| Rgb([(x * y) as u8, x as u8, y as u8]));
     image.save(world.path("data/1-target.png")).unwrap();
-    let error = reason(&Trainer::open(recipe.clone(), go_on).unwrap_err());
-    assert!(error.contains("data was 4 examples of digest "), "{error}");
-    recipe.resume = vec!["data".to_owned()];
+    let error = reason(&recipe.check().unwrap_err());
+    assert!(error.contains("data files was 4 examples of digest "), "{error}");
+    // The fields of the table are no files.
+    recipe.accept_changes = vec!["data".to_owned()];
+    assert_eq!(reason(&recipe.check().unwrap_err()), error);
+    recipe.accept_changes = vec!["data files".to_owned()];
     Trainer::open(recipe.clone(), go_on).unwrap();
 
-    kontext::random_model(world.path("model"), 8, Layout::Diffusers).unwrap();
-    let error = reason(&Trainer::open(recipe.clone(), go_on).unwrap_err());
-    assert!(
-        error.contains("model was ") && error.contains("`resume = [\"model\"]`"),
-        "{error}"
-    );
+    // The text encoders make a model another one, too.
+    for (part, seed) in [("text_encoder_2", 8), ("", 9)] {
+        let other = world.path("other");
+        kontext::random_model(&other, seed, Layout::Diffusers).unwrap();
+        for entry in std::fs::read_dir(other.join(part)).unwrap() {
+            let from = entry.unwrap().path();
+            let to = world.path("model").join(from.strip_prefix(&other).unwrap());
+            if from.is_file() {
+                std::fs::copy(from, to).unwrap();
+            } else {
+                std::fs::remove_dir_all(&to).unwrap();
+                std::fs::rename(from, to).unwrap();
+            }
+        }
+        let error = reason(&recipe.check().unwrap_err());
+        assert!(
+            error.contains("model files was ") && error.contains("`accept_changes = [\"model files\"]`"),
+            "{part}: {error}"
+        );
+        let mut accepted = recipe.clone();
+        accepted.accept_changes.push("model files".to_owned());
+        accepted.check().unwrap();
+    }
 }

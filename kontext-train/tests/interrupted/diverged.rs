@@ -32,7 +32,7 @@ fn is_diverged(result: &kontext_core::Result<()>) -> bool {
     };
     let words = error.to_string();
     words.contains("training step ")
-        && words.contains(r#"lower rate.peak, and go on from the state by `resume = ["rate.peak"]`"#)
+        && words.contains(r#"lower rate.peak, and go on from the state by `accept_changes = ["rate.peak"]`"#)
 }
 
 #[test]
@@ -41,7 +41,7 @@ fn a_diverging_run_keeps_the_last_good_state_and_goes_on_from_it_at_a_lower_rate
     for mut recipe in recipes(&world) {
         train(&recipe).unwrap();
         let good = files(&recipe.out);
-        recipe.resume = ["steps", "rate", "optimizer"].map(str::to_owned).to_vec();
+        recipe.accept_changes = ["steps", "rate", "optimizer"].map(str::to_owned).to_vec();
         diverge(&mut recipe);
         recipe.steps = 30;
         let result = train(&recipe);
@@ -72,7 +72,9 @@ fn a_run_that_diverges_at_once_leaves_no_state_and_no_result() {
             let result = trainer.run(go_on);
             assert!(is_diverged(&result), "{result:?}");
             assert!(files(&recipe.out).is_empty());
-            assert!(is_diverged(&trainer.export()));
+            let again = trainer.export();
+            assert!(is_diverged(&again));
+            assert_eq!(again.unwrap_err().to_string(), result.unwrap_err().to_string());
             assert!(files(&recipe.out).is_empty());
         }
         // Without a state, another recipe is no change of one.

@@ -5,14 +5,13 @@
 use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
 
 use kontext::{Kind, Layout};
 use kontext_core::failpoint;
 use kontext_train::{Base, Method, Recipe, TrainEvent, Trainer};
 
-use crate::world::{STEPS, World, before_renaming, files, go_on, progress, reason, train};
+use crate::world::{STEPS, World, before_renaming, files, go_on, killed, progress, reason, run_killed, train};
 
 /// Ends a run at each of its renamings, by `stop(number)`, and resumes it: each time, the files are in the end those
 /// of an unbroken run.
@@ -66,26 +65,15 @@ fn full_disk(recipe: &Recipe, number: u64) {
 fn kill(recipe: &Recipe, number: u64) {
     let path = recipe.out.with_extension("toml");
     std::fs::write(&path, recipe.to_toml().unwrap()).unwrap();
-    let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "ended::a_child_that_is_killed", "--ignored"])
-        .env("KILLED_RECIPE", &path)
-        .env("KILLED_AT", number.to_string())
-        .env("OMP_NUM_THREADS", "1")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .unwrap();
-    assert!(!child.success(), "renaming {number} was not reached");
+    run_killed("ended::a_child_that_is_killed", &path, number);
 }
 
 #[test]
 #[ignore = "the child process of other tests"]
 fn a_child_that_is_killed() {
-    let (Ok(path), Ok(number)) = (std::env::var("KILLED_RECIPE"), std::env::var("KILLED_AT")) else {
-        return;
-    };
+    let Some((path, number)) = killed() else { return };
     let recipe = Recipe::open(path).unwrap();
-    before_renaming(&recipe.out, number.parse().unwrap(), || std::process::abort());
+    before_renaming(&recipe.out, number, || std::process::abort());
     train(&recipe).unwrap();
 }
 

@@ -6,4 +6,7 @@ mod autoencoder;
 mod changed;
 mod diverged;
 mod ended;
+#[path = "../world/mod.rs"]
+mod model;
+mod text;
 mod world;

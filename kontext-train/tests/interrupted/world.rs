@@ -1,56 +1,49 @@
 //! A model, data and a run's folder, and hooks at the renaming of files.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use image::{Rgb, RgbImage};
-use kontext::{Layout, ModelDefaults};
-use kontext_core::{Error, failpoint};
+use kontext_core::failpoint;
 use kontext_nn::Weights;
-use kontext_train::{LoraMethod, Method, Recipe, TrainEvent, Trainer};
+use kontext_train::{LoraMethod, Method, Recipe};
 use serde_json::json;
-use tempfile::TempDir;
 
-pub(crate) const SIDE: u32 = 32;
+pub(crate) use crate::model::{SIDE, go_on, reason, train};
 
 pub(crate) const STEPS: u64 = 4;
 
 /// A model, four pairs of images, and the folder of a run.
-pub(crate) struct World(TempDir);
+pub(crate) struct World(crate::model::World);
+
+impl Deref for World {
+    type Target = crate::model::World;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
 
 impl World {
     pub(crate) fn new() -> Self {
-        let world = Self(tempfile::tempdir().unwrap());
-        kontext::random_model(world.path("model"), 7, Layout::Diffusers).unwrap();
-        let defaults = ModelDefaults {
-            sizes: Some(vec![[SIDE, SIDE]]),
-            steps: Some(2),
-            max_sequence_length: Some(8),
-            ..ModelDefaults::default()
-        };
-        defaults.save(world.path("model")).unwrap();
-        std::fs::create_dir(world.path("data")).unwrap();
-        let mut lines = String::new();
+        let world = crate::model::World::new(2, 8);
+        let mut lines = Vec::new();
         for n in 0..4_u8 {
             for (name, colour) in [("source", [200, 40 * n, 30]), ("target", [30, 40 * n, 200])] {
                 let image = RgbImage::from_pixel(SIDE, SIDE, Rgb(colour));
-                image.save(world.path(&format!("data/{n}-{name}.png"))).unwrap();
+                world.image(&format!("{n}-{name}.png"), &image);
             }
-            let line = json!({
+            lines.push(json!({
                 "source": format!("{n}-source.png"), "target": format!("{n}-target.png"),
                 "instruction": "make it blue", "split": if n == 0 { "test" } else { "train" },
-            });
-            lines.push_str(&format!("{line}\n"));
+            }));
         }
-        std::fs::write(world.path("data/metadata.jsonl"), lines).unwrap();
-        world
-    }
-
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        world.metadata(lines);
+        Self(world)
     }
 
     /// A LoRA's recipe that saves at every `save` steps, and validates and samples after the third.
@@ -71,15 +64,6 @@ impl World {
     }
 }
 
-pub(crate) fn go_on(_: TrainEvent<'_>) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
-
-/// Trains to the end, resumed or not.
-pub(crate) fn train(recipe: &Recipe) -> kontext_core::Result<()> {
-    Trainer::open(recipe.clone(), go_on)?.run(go_on)
-}
-
 /// Returns the bytes of all files below a folder, by path, without the temporary ones of killed programs.
 pub(crate) fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
@@ -96,10 +80,6 @@ pub(crate) fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         }
     }
     files
-}
-
-pub(crate) fn reason(error: &Error) -> String {
-    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// Calls `at` before renaming number `number` below `folder`, from 1, and counts them.
@@ -126,4 +106,24 @@ pub(crate) fn progress(recipe: &Recipe) -> Option<(u64, u64)> {
         state.store().metadata()["step"].parse().unwrap(),
         csv.lines().count() as u64 - 1,
     ))
+}
+
+/// Runs a test of this program in a child process, which gets `file` and `number` by [`killed`], and aborts at the
+/// renaming of this number. It has the threads of this process: the order of sums depends on them.
+pub(crate) fn run_killed(test: &str, file: &Path, number: u64) {
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--ignored"])
+        .env("KILLED_FILE", file)
+        .env("KILLED_AT", number.to_string())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(!child.success(), "renaming {number} was not reached");
+}
+
+/// The file and the number of the renaming in a child process.
+pub(crate) fn killed() -> Option<(PathBuf, u64)> {
+    let number = std::env::var("KILLED_AT").ok()?.parse().unwrap();
+    Some((std::env::var_os("KILLED_FILE")?.into(), number))
 }

@@ -3,6 +3,7 @@
 //! Source of the objective: arXiv 2112.10752 (latent diffusion) appendix G, with a term for the differences
 //! of neighbouring pixels instead of a perceptual network and a discriminator.
 
+mod event;
 mod recipe;
 mod reconstruction;
 
@@ -24,8 +25,10 @@ use crate::run::Intervals;
 use crate::run::identity::Identity;
 use crate::run::shell::Shell;
 
+use recipe::IMAGE_FILES;
+
+pub use event::{AutoencoderEvent, AutoencoderReport};
 pub use recipe::AutoencoderRecipe;
-pub use reconstruction::AutoencoderReport;
 
 /// A training run of an autoencoder on images held in memory as bytes.
 #[derive(Debug)]
@@ -42,7 +45,7 @@ impl AutoencoderTrainer {
     /// Those of [`AutoencoderRecipe::validate`], [`Error::Memory`] if the training takes more memory than is
     /// free; [`Error::Image`] and [`Error::Io`] for images that cannot be read or are smaller than the crops; a
     /// checkpoint error that names the differences if the state is of another recipe or other images, and
-    /// [`AutoencoderRecipe::resume`] does not name these.
+    /// [`AutoencoderRecipe::accept_changes`] does not name these.
     pub fn open(recipe: AutoencoderRecipe, images: &[PathBuf], out: &Path, device: Device) -> Result<Self> {
         recipe.validate()?;
         let config = recipe.config();
@@ -68,7 +71,7 @@ impl AutoencoderTrainer {
         if images.is_empty() {
             return Err(Error::invalid("images to train on", "at least one", 0));
         }
-        identity.digest("images", digest(&images)?)?;
+        identity.digest(IMAGE_FILES, digest(&images)?)?;
         let params = Params::new(
             &initial(recipe.seed, |w| AutoencoderKl::new(w, &config).map(drop))?,
             device,
@@ -83,7 +86,7 @@ impl AutoencoderTrainer {
         };
         let mut learner = Learner::new(params, learner)?;
         if let Some(state) = &state {
-            shell.resume(state, vec![&mut learner])?;
+            shell.resume(state, vec![&mut learner], identity.new_loss())?;
         }
         let training = Reconstruction {
             recipe,
@@ -99,8 +102,9 @@ impl AutoencoderTrainer {
     /// Trains to the last step. Saves at the recipe's interval, at the end, and if `observe` breaks off.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] and [`Error::NotFinite`]; the last saved state remains.
-    pub fn run(&mut self, mut observe: impl FnMut(AutoencoderReport) -> ControlFlow<()>) -> Result<()> {
+    /// [`Error::Cancelled`], and [`Error::NotFinite`] and [`Error::Diverged`] if training fails; the last saved
+    /// state remains.
+    pub fn run(&mut self, mut observe: impl FnMut(AutoencoderEvent) -> ControlFlow<()>) -> Result<()> {
         self.shell.run(&mut self.training, &mut observe)
     }
 
@@ -237,8 +241,10 @@ mod tests {
         let mut losses = Vec::new();
         let mut unbroken = open(40, "a");
         unbroken
-            .run(|report| {
-                losses.push(report.loss);
+            .run(|event| {
+                if let AutoencoderEvent::Step(report) = event {
+                    losses.push(report.loss);
+                }
                 ControlFlow::Continue(())
             })
             .unwrap();
@@ -250,12 +256,9 @@ mod tests {
         );
 
         let stop_at = |at: u64| {
-            move |report: AutoencoderReport| {
-                if report.step == at {
-                    ControlFlow::Break(())
-                } else {
-                    ControlFlow::Continue(())
-                }
+            move |event: AutoencoderEvent| match event {
+                AutoencoderEvent::Step(report) if report.step == at => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
             }
         };
         assert!(open(40, "b").run(stop_at(20)).unwrap_err().is_cancelled());

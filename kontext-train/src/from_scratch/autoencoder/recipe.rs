@@ -10,7 +10,11 @@ use serde::{Deserialize, Serialize};
 use crate::bounds::{BATCH, CLIP, DECAY, SEED, STEPS, STEPS_OR_NONE, TERM};
 use crate::optim::{AdamWConfig, LrSchedule};
 use crate::run::read_toml;
-use crate::run::recipe_changes::Comparable;
+use crate::run::recipe_changes::{Comparable, check_accepted};
+use crate::warning::RecipeWarning;
+
+/// Name of the digest of the images.
+pub(super) const IMAGE_FILES: &str = "image files";
 
 /// Architecture and training of an autoencoder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,18 +54,22 @@ pub struct AutoencoderRecipe {
     pub seed: u64,
     /// Steps between saves, at most 10^9; 0 saves only at the end. Default 500.
     pub save: u64,
-    /// Fields that may differ from those of the state in the run's folder, as `steps` or `rate.peak`; `images`
-    /// names the files. The architecture cannot change, and `save` always can. Default: none.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub resume: Vec<String>,
+    /// Fields that may differ from those of the state in the run's folder, as `steps` or `rate.peak`;
+    /// `image files` names the contents of the files. The architecture cannot change, and `save` always can; a name
+    /// that has no effect is refused. Default: none. The key `resume` is read, too.
+    #[serde(alias = "resume", skip_serializing_if = "Vec::is_empty")]
+    pub accept_changes: Vec<String>,
 }
 
 impl Comparable for AutoencoderRecipe {
-    const FREE: &'static [&'static str] = &["save", "resume"];
+    const FREE: &'static [&'static str] = &["save", "accept_changes"];
     const FIXED: &'static [&'static str] = &["latent_channels", "channels", "layers", "groups"];
+    const OPEN: &'static [&'static str] = &[];
+    const FILES: &'static [&'static str] = &[IMAGE_FILES];
+    const LOSS: &'static [&'static str] = &["size", "crop", "kl_weight", "edge_weight"];
 
     fn accepted(&self) -> &[String] {
-        &self.resume
+        &self.accept_changes
     }
 }
 
@@ -92,7 +100,7 @@ impl Default for AutoencoderRecipe {
             edge_weight: 1.0,
             seed: 0,
             save: 500,
-            resume: Vec::new(),
+            accept_changes: Vec::new(),
         }
     }
 }
@@ -115,7 +123,18 @@ impl AutoencoderRecipe {
     /// # Errors
     /// [`Error::InvalidArgument`] with the field and its range.
     pub fn validate(&self) -> Result<()> {
+        const CHANNELS: std::ops::RangeInclusive<i64> = 1..=65_536;
         const SIDE: std::ops::RangeInclusive<u32> = 8..=8192;
+        within("latent_channels", self.latent_channels, CHANNELS)?;
+        within("layers", self.layers, 1..=100)?;
+        within("groups", self.groups, CHANNELS)?;
+        for channels in self.channels {
+            within("channels", channels, CHANNELS)?;
+            if channels % self.groups != 0 {
+                let expected = format!("multiples of groups, which is {}", self.groups);
+                return Err(Error::invalid("channels", expected, channels));
+            }
+        }
         self.config().validate()?;
         within("batch", self.batch, BATCH)?;
         if let Some([width, height]) = self.size {
@@ -134,7 +153,14 @@ impl AutoencoderRecipe {
         within("kl_weight", self.kl_weight, TERM)?;
         within("edge_weight", self.edge_weight, TERM)?;
         within("seed", self.seed, SEED)?;
-        within("save", self.save, STEPS_OR_NONE).map(drop)
+        within("save", self.save, STEPS_OR_NONE)?;
+        check_accepted(self)
+    }
+
+    /// Returns the settings that have no effect.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<RecipeWarning> {
+        RecipeWarning::of_rate(&self.rate, self.steps).into_iter().collect()
     }
 
     /// Returns the configuration of the autoencoder, with unscaled latents.

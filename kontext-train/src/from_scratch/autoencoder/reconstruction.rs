@@ -2,6 +2,7 @@
 //! statistics.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use kontext_core::{Device, Kind, Result, Tensor, noise};
 use kontext_nn::Weights;
@@ -14,24 +15,8 @@ use crate::run::random::{Stream, generator};
 use crate::run::segment::Segment;
 use crate::run::training::Training;
 
+use super::event::{AutoencoderEvent, AutoencoderReport};
 use super::recipe::AutoencoderRecipe;
-
-/// Report of a training step.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AutoencoderReport {
-    /// Finished steps.
-    pub step: u64,
-    /// Steps of the run.
-    pub total: u64,
-    /// Total loss.
-    pub loss: f64,
-    /// PSNR of the batch's reconstruction, in decibels.
-    pub psnr: f64,
-    /// Root mean square of the latents' means.
-    pub latent_rms: f64,
-    /// Throughput since this part of the run began, in crops per second.
-    pub items_per_second: f64,
-}
 
 /// The training loop, with model and data.
 #[derive(Debug)]
@@ -45,20 +30,20 @@ pub(super) struct Reconstruction {
 }
 
 impl Training for Reconstruction {
-    type Event = AutoencoderReport;
+    type Event = AutoencoderEvent;
 
-    fn train(&mut self, segment: &mut Segment<'_, AutoencoderReport>) -> Result<()> {
+    fn train(&mut self, segment: &mut Segment<'_, AutoencoderEvent>) -> Result<()> {
         for step in segment.steps() {
             let Measured { loss, psnr, latent_rms } = self.train_step(step)?;
             let done = segment.finish_step(self.recipe.batch as u64, loss)?;
-            segment.report(AutoencoderReport {
+            segment.report(AutoencoderEvent::Step(AutoencoderReport {
                 step: done.step,
                 total: done.total,
                 loss,
                 psnr,
                 latent_rms,
                 items_per_second: done.items_per_second,
-            })?;
+            }))?;
         }
         Ok(())
     }
@@ -69,6 +54,15 @@ impl Training for Reconstruction {
 
     fn last_loss(&mut self, step: u64) -> Result<f64> {
         Ok(tch::no_grad(|| self.loss(step - 1))?.total.f_double_value(&[])?)
+    }
+
+    fn not_saved(&self, step: u64, usual: f64) -> Option<AutoencoderEvent> {
+        Some(AutoencoderEvent::NotSaved { step, usual })
+    }
+
+    fn saved(&self, step: u64, state: &Path) -> Option<AutoencoderEvent> {
+        let path = state.to_owned();
+        Some(AutoencoderEvent::Saved { step, path })
     }
 
     fn facts(&self) -> BTreeMap<String, String> {

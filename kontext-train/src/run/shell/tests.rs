@@ -74,7 +74,17 @@ fn run(folder: &Path, stop: &str) -> (Counting, Vec<String>, Result<()>) {
     train(folder, stop, 5, Counting::new())
 }
 
-fn train(folder: &Path, stop: &str, steps: u64, mut training: Counting) -> (Counting, Vec<String>, Result<()>) {
+fn train(folder: &Path, stop: &str, steps: u64, training: Counting) -> (Counting, Vec<String>, Result<()>) {
+    resumed(folder, stop, steps, training, false)
+}
+
+fn resumed(
+    folder: &Path,
+    stop: &str,
+    steps: u64,
+    mut training: Counting,
+    new_loss: bool,
+) -> (Counting, Vec<String>, Result<()>) {
     let every = Intervals {
         save: 2,
         validate: 3,
@@ -83,7 +93,7 @@ fn train(folder: &Path, stop: &str, steps: u64, mut training: Counting) -> (Coun
     let mut shell = Shell::open(folder, "state.safetensors", steps, every).unwrap();
     let mut events = Vec::new();
     if let Some(snapshot) = shell.snapshot().unwrap() {
-        shell.resume(&snapshot, vec![&mut training.0]).unwrap();
+        shell.resume(&snapshot, vec![&mut training.0], new_loss).unwrap();
     }
     let result = shell.run(&mut training, &mut |event: String| {
         events.push(event);
@@ -198,4 +208,30 @@ fn what_was_due_when_a_run_was_cancelled_is_done_when_it_goes_on() {
         result.unwrap();
         assert_eq!(events.join(", "), expected, "{stop}");
     }
+}
+
+#[test]
+fn a_run_that_goes_on_under_another_objective_has_another_usual_loss() {
+    const HIGH: &[(u64, f64)] = &[(6, 50.0), (7, 50.0), (8, 50.0), (9, 50.0)];
+    for new_loss in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        run(folder.path(), "").2.unwrap();
+        let training = Counting(Counting::new().0, HIGH, |_| 50.0);
+        let (_, events, result) = resumed(folder.path(), "", 9, training, new_loss);
+        assert_eq!(result.is_ok(), new_loss, "{result:?}");
+        assert_eq!(events.contains(&"saved 8".to_owned()), new_loss, "{events:?}");
+    }
+}
+
+#[test]
+fn a_run_that_saves_nothing_names_another_remedy_when_it_diverges() {
+    const HIGH: &[(u64, f64)] = &[(6, 50.0), (7, 50.0), (8, 50.0)];
+    let mut training = Counting(Counting::new().0, HIGH, |_| 50.0);
+    let result = Shell::unsaved(8, "begin again").run(&mut training, &mut |_| ControlFlow::Continue(()));
+    let error = result.unwrap_err();
+    assert!(matches!(error, Error::Diverged { step: 8, .. }), "{error}");
+    assert!(
+        error.to_string().ends_with("above its usual 1.0000; begin again"),
+        "{error}"
+    );
 }
