@@ -8,13 +8,14 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Parser;
 use kontext::image::RgbImage;
 use kontext::session::DifferenceMap;
-use kontext::{Device, Pipeline, Size};
+use kontext::{Checkpoint, Device, Pipeline, Size};
 use kontext_bench::drift::{self, Column, Drift, MapQuality, Panel, plot};
 use kontext_bench::metrics::Perceptual;
+use kontext_cli::args::positive;
 use kontext_cli::images::ImageCache;
 use kontext_cli::outputs::Outputs;
 use kontext_cli::walker::{Method, Walker};
@@ -31,10 +32,10 @@ struct Args {
     #[arg(long, value_name = "DIR", default_value = "target/emoji")]
     data: PathBuf,
     /// Turns of a walk
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = positive::<usize>, allow_negative_numbers = true)]
     turns: usize,
     /// Walks of every kind
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = positive::<usize>, allow_negative_numbers = true)]
     each: usize,
     /// Seed of a walk's first turn
     #[arg(long, default_value_t = 0)]
@@ -75,6 +76,11 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> anyhow::Result<()> {
     let mut outputs = Outputs::default();
+    outputs.model("--model", &Checkpoint::find(&args.model)?);
+    outputs.read("--data", &args.data);
+    if let Some(path) = &args.perceptual {
+        outputs.read("--perceptual", path);
+    }
     if let Some(path) = &args.markdown {
         outputs.file("--markdown", path)?;
         // A file without marks is refused now.
@@ -110,6 +116,12 @@ fn run(args: &Args) -> anyhow::Result<()> {
         ("Edits elsewhere", edits.elsewhere(args.turns, args.each)),
     ];
     for (title, walks) in kinds {
+        if walks.is_empty() {
+            bail!(
+                "the dataset has no walks of {} turns ({title}); give fewer --turns",
+                args.turns
+            );
+        }
         let drift = measure(&walker, &walks, &mut image, perceptual.as_ref(), args.seed)?;
         text.push_str(&tables(title, &walks, &drift, perceptual.as_ref())?);
         drifts.push((title, drift));
@@ -201,7 +213,8 @@ fn maps(
             let result = walker.walk(Method::Latents, &source, &[&edit.instruction], args.seed)?;
             let mut session = walker.pipe.session(source.clone());
             session.keep_unchanged = Some(kontext::session::KeepUnchanged::Difference(walker.map));
-            let turn = session.run(&kontext::Request::generate(&edit.instruction).seed(args.seed))?;
+            let request = kontext::Request::generate(&edit.instruction).seed(args.seed);
+            let turn = walker.turn(&mut session, &request)?;
             let map = turn.changed.as_ref().context("the turn has no map")?;
             // Against the image itself, the autoencoder's losses look like changes.
             let naive = walker.map.map(&source, &result[0], 1.0)?;
@@ -228,6 +241,9 @@ fn maps(
             row(&mut table, category, &columns);
             all.iter_mut().zip(columns).for_each(|(all, column)| all.extend(column));
         }
+    }
+    if all[0].is_empty() {
+        bail!("no held-out edit of the dataset changes a part of its image only");
     }
     row(&mut table, "**all**", &all);
     Ok(table + "\n")

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use kontext::{Pipeline, Request};
+use kontext::{Checkpoint, Pipeline, Request};
 use kontext_bench::kontextbench::{
     Bench, Edited, Metrics, Page, Problem, RunEvent, RunFolder, RunInfo, Runner, Shard, Task, merge, read_votes,
     vote_report,
@@ -17,27 +17,13 @@ use kontext_bench::kontextbench::{
 use kontext_bench::metrics::Perceptual;
 use kontext_cli::args::{LoadArgs, free_text, positive};
 use kontext_cli::interrupt::cancel_on_ctrl_c;
+use kontext_cli::notes::Notes;
 use kontext_cli::outputs::Outputs;
 use kontext_cli::progress::{self, Reporter};
 use kontext_cli::{announce, identity, note, read, say, shipped, write};
 
-/// Flags of a run, which the other modes of the program would ignore.
-const OF_A_RUN: [&str; 14] = [
-    "shard",
-    "name",
-    "embedder",
-    "heads",
-    "model",
-    "lora",
-    "lora_scale",
-    "dtype",
-    "placement",
-    "quantize",
-    "quantize_t5",
-    "steps",
-    "guidance",
-    "native_size",
-];
+/// Groups of flags of a run, which the other modes of the program would ignore.
+const OF_A_RUN: [&str; 4] = ["OfARun", "ModelArgs", "LoadArgs", "PartArgs"];
 
 /// Run KontextBench, merge its shards, show it, count votes.
 #[derive(Debug, Parser)]
@@ -80,11 +66,20 @@ struct Args {
     #[arg(long, value_name = "PIXELS", requires = "page")]
     thumbnails: Option<u32>,
     /// Maximum of pairs of each category: the first ones
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = positive::<usize>, allow_negative_numbers = true)]
     limit: Option<usize>,
     /// Seed: of the noise, of a page's left and right, of the intervals of Elo
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    run: OfARun,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+/// What a run is, and what it measures.
+#[derive(Debug, clap::Args)]
+struct OfARun {
     /// Run every pair whose index is i modulo n; the shards' folder may be one or several
     #[arg(long, value_name = "I/N", default_value_t)]
     shard: Shard,
@@ -97,8 +92,6 @@ struct Args {
     /// LPIPS's weights of that network's layers; plain distances of features without them
     #[arg(long, value_name = "FILE", requires = "embedder")]
     heads: Option<PathBuf>,
-    #[command(flatten)]
-    model: ModelArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -160,19 +153,23 @@ fn warn(problems: &[Problem]) {
 fn run_bench(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
     let cancel = cancel_on_ctrl_c()?;
     let builder = args.model.load.builder()?;
+    check_folder(args, bench, &builder.checkpoint(&args.model.model)?, out)?;
     let pipe = builder.load_with(&args.model.model, progress::loading())?;
     let mut metrics = Metrics::default();
-    if let Some(weights) = &args.embedder {
-        metrics = metrics.perceptual(Perceptual::open(weights, args.heads.as_deref(), pipe.device())?);
+    if let Some(weights) = &args.run.embedder {
+        metrics = metrics.perceptual(Perceptual::open(weights, args.run.heads.as_deref(), pipe.device())?);
     }
-    let info = info(args, &pipe)?;
+    let (info, notes) = (info(args, &pipe)?, Notes::default());
     let edit = |task: &Task<'_>| {
         let mut request = Request::generate(&task.pair.instruction).seed(task.seed);
         request.images = task.images.iter().cloned().map(Arc::new).collect();
         request.steps = args.model.steps;
         request.guidance = args.model.guidance;
         request.native_size = args.model.native_size;
-        let output = pipe.run_with(&request, |_| cancel.check())?;
+        let output = pipe.run_with(&request, |event| {
+            notes.observe(&task.pair.key, &event);
+            cancel.check()
+        })?;
         Ok(Edited {
             steps: output.plan.schedule.steps(),
             image: output.image,
@@ -210,7 +207,7 @@ fn run_bench(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
         cancel.check()
     };
     let summary = Runner::new(bench, info)
-        .shard(args.shard)
+        .shard(args.run.shard)
         .metrics(metrics)
         .run(out, edit, watch);
     if let Some(reporter) = reporter {
@@ -232,11 +229,22 @@ fn run_bench(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
             announce(format_args!(
                 "{} pairs of shard {} are done; {} of the bench are not here: other shards make them, --merge joins \
                  folders",
-                summary.done, args.shard, summary.missing
+                summary.done, args.run.shard, summary.missing
             ));
             Ok(())
         }
     }
+}
+
+/// Checks that the run's folder is none that the run reads.
+fn check_folder(args: &Args, bench: &Bench, model: &Checkpoint, out: &Path) -> anyhow::Result<()> {
+    let mut outputs = Outputs::default();
+    outputs.model("--model", model);
+    outputs.read("--model", &model.folder);
+    for folder in args.bench.iter().chain([&bench.folder]) {
+        outputs.read("--bench", folder);
+    }
+    outputs.folder("--out", out)
 }
 
 /// Returns the settings that decide the results; a run is only continued with the same ones.
@@ -262,7 +270,7 @@ fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
             .map_or("model".to_owned(), |name| name.to_string_lossy().into_owned())
     };
     let checkpoint = pipe.checkpoint().context("the pipeline was not loaded from a folder")?;
-    let mut info = RunInfo::new(args.name.clone().unwrap_or_else(folder_name), args.seed)
+    let mut info = RunInfo::new(args.run.name.clone().unwrap_or_else(folder_name), args.seed)
         .setting("kontext", env!("CARGO_PKG_VERSION"))
         .setting("model", identity::of_model(checkpoint, &load.lora_files()?)?)
         .setting("device", if pipe.device().is_cuda() { "cuda" } else { "cpu" })
@@ -282,7 +290,7 @@ fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
         "lora strengths",
         (!lora_scale.is_empty()).then(|| format!("{lora_scale:?}")),
     );
-    let networks: Vec<&PathBuf> = args.embedder.iter().chain(&args.heads).collect();
+    let networks: Vec<&PathBuf> = args.run.embedder.iter().chain(&args.run.heads).collect();
     optional(
         "networks",
         (!networks.is_empty())
@@ -315,6 +323,7 @@ fn write_page(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
         .collect::<kontext::Result<Vec<_>>>()?;
     let mut outputs = Outputs::default();
     args.page.iter().for_each(|run| outputs.read("--page", run));
+    outputs.read("--bench", &bench.folder);
     outputs.file("--out", out)?;
     let mut page = match &runs[..] {
         [a, b] => Page::between(bench, a, b),

@@ -2,24 +2,25 @@
 //!
 //! Lines are prompts, or commands that begin with a colon (`:help` lists them). They may also come from a pipe.
 
+use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::bail;
 use clap::Parser;
-use kontext::crates::kontext_device::device;
 use kontext::image::RgbImage;
 use kontext::session::{KeepUnchanged, Turn};
-use kontext::{Pipeline, Request, Session};
-use kontext_cli::args::{positive, whole};
+use kontext::{Pipeline, Session};
+use kontext_cli::args::{device, positive, whole};
 use kontext_cli::command::{Command, HELP};
-use kontext_cli::interrupt::{self, Interrupt};
+use kontext_cli::input::{Input, Lines};
+use kontext_cli::interrupt::Interrupt;
 use kontext_cli::outputs::Outputs;
 use kontext_cli::run::numbered;
-use kontext_cli::{PartArgs, announce, complain, note, notes, progress, shipped, typed};
+use kontext_cli::{PartArgs, announce, complain, note, noted, notes, progress, shipped};
 
 /// Edit an image in turns.
 #[derive(Debug, Parser)]
@@ -66,10 +67,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     if args.load.is_none() {
         args.check_image(1)?;
     }
-    let mut builder = args.parts.apply(Pipeline::builder());
-    if let Some(text) = &args.device {
-        builder = builder.device(device::parse(text)?);
-    }
+    let builder = args.parts.apply(Pipeline::builder());
+    let builder = builder.device(device(args.device.as_deref())?);
     let pipe = Arc::new(builder.load_with(&args.model, progress::loading())?);
     let session = match &args.load {
         Some(folder) => pipe.restore_session(folder)?,
@@ -83,25 +82,32 @@ fn run(args: &Args) -> anyhow::Result<()> {
         args,
         references: Vec::new(),
         unsaved,
-        interrupt: Interrupt::install(move || note_unsaved(seen.load(Ordering::Relaxed)))?,
+        interrupt: Interrupt::install(move || {
+            note_unsaved(seen.load(Ordering::Relaxed));
+        })?,
+        hung_up: Arc::new(AtomicBool::new(false)),
     };
-    let hung_up = interrupt::hang_up()?;
+    // A run that is cancelled leaves the turns before it, which are saved.
+    let (running, hung_up) = (desk.interrupt.clone(), Arc::clone(&desk.hung_up));
+    let lines = Lines::of_stdin(move || {
+        hung_up.store(true, Ordering::Release);
+        running.cancel();
+    })?;
     desk.prepare();
     desk.show();
     let interactive = std::io::stdin().is_terminal();
-    let mut input = std::io::stdin().lock();
     loop {
         if interactive {
             let mut terminal = std::io::stderr();
             let _ = write!(terminal, "> ").and_then(|()| terminal.flush());
         }
-        let line = match typed::line(&mut input) {
-            Ok(Some(line)) => line,
-            // The terminal is gone, or cannot be read.
-            Ok(None) if hung_up.load(Ordering::Relaxed) => return desk.rescue(),
-            Ok(None) => break,
-            Err(error) => {
-                complain(&anyhow::Error::new(error).context("cannot read the standard input"));
+        let line = match lines.next() {
+            Input::Line(line) => line,
+            Input::End => break,
+            Input::Gone(error) => {
+                if let Some(error) = error {
+                    complain(&anyhow::Error::new(error).context("cannot read the standard input"));
+                }
                 return desk.rescue();
             }
         };
@@ -114,8 +120,12 @@ fn run(args: &Args) -> anyhow::Result<()> {
             complain(&error);
         }
     }
-    note_unsaved(desk.unsaved.load(Ordering::Relaxed));
-    Ok(())
+    if note_unsaved(desk.unsaved.load(Ordering::Relaxed)) {
+        Ok(())
+    } else {
+        // Nobody reads the note.
+        desk.rescue()
+    }
 }
 
 impl Args {
@@ -127,13 +137,12 @@ impl Args {
     }
 }
 
-/// Notes that turns are not saved, if there are any.
-fn note_unsaved(turns: usize) {
-    if turns > 0 {
-        note(format_args!(
+/// Notes that turns are not saved, if there are any; returns `false` if nobody reads the note.
+fn note_unsaved(turns: usize) -> bool {
+    turns == 0
+        || noted(format_args!(
             "{turns} turn(s) are not saved, and only their images are kept; `:save DIR` keeps a session"
-        ));
-    }
+        ))
 }
 
 /// A session and the user's settings for the next turns.
@@ -144,10 +153,12 @@ struct Desk<'a> {
     /// Number of turns since the session was saved or loaded.
     unsaved: Arc<AtomicUsize>,
     interrupt: Interrupt,
+    /// `true` once the system has asked the program to end.
+    hung_up: Arc<AtomicBool>,
 }
 
 impl Desk<'_> {
-    /// Makes the options that are given the defaults of every turn.
+    /// Makes the options that are given the defaults of every turn, and notes which of a loaded session they replace.
     fn prepare(&mut self) {
         let Args {
             seed,
@@ -157,10 +168,10 @@ impl Desk<'_> {
             ..
         } = *self.args;
         let defaults = &mut self.session.defaults;
-        defaults.seed = seed.or(defaults.seed);
-        defaults.steps = steps.or(defaults.steps);
-        defaults.guidance = guidance.or(defaults.guidance);
-        defaults.max_area = max_area.or(defaults.max_area);
+        set("--seed", seed, &mut defaults.seed);
+        set("--steps", steps, &mut defaults.steps);
+        set("--guidance", guidance, &mut defaults.guidance);
+        set("--max-area", max_area, &mut defaults.max_area);
     }
 
     fn obey(&mut self, command: Command) -> anyhow::Result<()> {
@@ -215,9 +226,17 @@ impl Desk<'_> {
                     folder.display()
                 ));
             }
-            Command::Load(folder) => {
+            Command::Load { folder, drop } => {
+                let unsaved = self.unsaved.load(Ordering::Relaxed);
+                if unsaved > 0 && !drop {
+                    bail!(
+                        "{unsaved} turn(s) are not saved; `:save DIR` keeps them, `:load! {}` drops all but their images",
+                        folder.display()
+                    );
+                }
                 self.session = self.session.pipeline().restore_session(folder)?;
-                note_unsaved(self.unsaved.swap(0, Ordering::Relaxed));
+                self.unsaved.store(0, Ordering::Relaxed);
+                self.prepare();
             }
         }
         self.show();
@@ -226,11 +245,15 @@ impl Desk<'_> {
 
     fn edit(&mut self, prompt: &str) -> anyhow::Result<()> {
         self.args.check_image(self.session.turns().len())?;
-        let mut request: Request = self.session.defaults.clone().prompt(prompt);
+        let mut request = self.session.request(prompt);
         for image in &self.references {
             request = request.reference(image);
         }
         let cancel = self.interrupt.begin();
+        if self.hung_up.load(Ordering::Acquire) {
+            // The request came before the run could be cancelled.
+            cancel.cancel();
+        }
         let mut sampled = progress::sampling();
         let turn = self.session.run_with(&request, |event| {
             match notes::of(&event) {
@@ -307,8 +330,17 @@ impl Desk<'_> {
     }
 }
 
+/// Sets an option that is given, and notes that it replaces another value of a loaded session.
+fn set<T: Display + PartialEq + Copy>(flag: &str, given: Option<T>, default: &mut Option<T>) {
+    let Some(given) = given else { return };
+    if let Some(saved) = default.filter(|saved| *saved != given) {
+        note(format_args!("{flag} {given} replaces {saved} of the loaded session"));
+    }
+    *default = Some(given);
+}
+
 /// Prints the answer to a command.
-fn done(answer: impl std::fmt::Display) -> anyhow::Result<()> {
+fn done(answer: impl Display) -> anyhow::Result<()> {
     announce(answer);
     Ok(())
 }

@@ -1,6 +1,5 @@
-//! Cancellation by Ctrl-C.
+//! Cancellation by Ctrl-C, and requests to end: the closing of the terminal, and SIGTERM.
 
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
@@ -16,7 +15,7 @@ const INTERRUPTED: i32 = 130;
 pub fn cancel_on_ctrl_c() -> anyhow::Result<Cancel> {
     let cancel = Cancel::new();
     let remote = cancel.clone();
-    set_handler(move || cancel_or_exit(&remote))?;
+    set_handler(move || cancel_or_exit(&remote, || ()))?;
     Ok(cancel)
 }
 
@@ -29,8 +28,9 @@ fn set_handler(handler: impl FnMut() + Send + 'static) -> anyhow::Result<()> {
 }
 
 /// Cancels a run, or ends the program if it is cancelled already: a step may take minutes.
-fn cancel_or_exit(cancel: &Cancel) {
+fn cancel_or_exit(cancel: &Cancel, leave: impl Fn()) {
     if cancel.check().is_break() {
+        leave();
         exit();
     }
     cancel.cancel();
@@ -44,25 +44,32 @@ fn exit() -> ! {
     std::process::exit(INTERRUPTED)
 }
 
-/// Returns a flag that is set when the terminal is closed, instead of the end of the program; on systems other than
-/// Unix it stays unset.
+/// Calls `act` on a thread of its own when the terminal is closed (SIGHUP) or the system asks the program to end
+/// (SIGTERM), instead of the end of the program. On systems other than Unix nothing is installed.
 ///
 /// # Errors
-/// If the system refuses a handler.
-pub fn hang_up() -> anyhow::Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
+/// If the system refuses a handler or a thread.
+pub fn on_hang_up(act: impl Fn() + Send + 'static) -> anyhow::Result<()> {
     #[cfg(unix)]
-    signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::clone(&flag))?;
-    Ok(flag)
+    {
+        use signal_hook::consts::{SIGHUP, SIGTERM};
+        let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGTERM])?;
+        let wait = move || signals.forever().for_each(|_| act());
+        let thread = std::thread::Builder::new().name("signals".to_owned()).spawn(wait);
+        thread.context("cannot start the thread that waits for signals")?;
+    }
+    #[cfg(not(unix))]
+    drop(act);
+    Ok(())
 }
 
 /// A handler of Ctrl-C for programs that wait for input between runs: it cancels the current run (a second Ctrl-C ends
-/// the program at once), or ends the program if there is none.
-#[derive(Debug)]
+/// the program at once), or ends the program if there is none. Clones share the run.
+#[derive(Debug, Clone)]
 pub struct Interrupt(Arc<Mutex<Option<Cancel>>>);
 
 impl Interrupt {
-    /// Installs the handler, which calls `leave` before it ends the program between runs.
+    /// Installs the handler, which calls `leave` before it ends the program.
     ///
     /// # Errors
     /// If the program has a handler already, or the system refuses a thread.
@@ -70,7 +77,7 @@ impl Interrupt {
         let running = Arc::new(Mutex::new(None::<Cancel>));
         let seen = Arc::clone(&running);
         set_handler(move || match kontext_core::lock(&seen).as_ref() {
-            Some(cancel) => cancel_or_exit(cancel),
+            Some(cancel) => cancel_or_exit(cancel, &leave),
             None => {
                 leave();
                 exit()
@@ -85,6 +92,13 @@ impl Interrupt {
         let cancel = Cancel::new();
         self.set(Some(cancel.clone()));
         cancel
+    }
+
+    /// Cancels the run, if there is one.
+    pub fn cancel(&self) {
+        if let Some(cancel) = kontext_core::lock(&self.0).as_ref() {
+            cancel.cancel();
+        }
     }
 
     /// Ends the run.

@@ -90,7 +90,7 @@ pub fn train(recipe: Recipe, limit: &Limit) -> anyhow::Result<(Trainer, bool)> {
                 let speed = r.items_per_second;
                 reporter.set(
                     r.step,
-                    format!("loss {:.4}, gradient {:.2}, {speed:.1} pictures/s", r.loss, r.norm),
+                    format!("loss {:.4}, gradient {:.2}, {speed:.1} images/s", r.loss, r.norm),
                 );
             }
             TrainEvent::Validated { step, loss } => reporter.println(&format!("step {step}: held-out loss {loss:.4}")),

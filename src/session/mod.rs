@@ -114,9 +114,17 @@ impl Session {
     /// # Errors
     /// Those of [`Session::run`].
     pub fn edit(&mut self, prompt: impl Into<String>) -> Result<&Turn> {
+        let request = self.request(prompt);
+        self.run(&request)
+    }
+
+    /// Returns the request that [`Session::edit`] runs: [`Session::defaults`] with this prompt for both encoders. For
+    /// [`Session::run_with`], which reports progress.
+    #[must_use]
+    pub fn request(&self, prompt: impl Into<String>) -> Request {
         let mut request = self.defaults.clone().prompt(prompt);
         request.prompt_2 = None;
-        self.run(&request)
+        request
     }
 
     /// Edits the current image with a request. The request's own images are further references.
@@ -164,12 +172,13 @@ impl Session {
             ..request.clone()
         };
         Ok(self.history.add(|id, parent| Turn {
-            id,
             parent: Some(parent),
-            image,
             changed,
             latents: Some(latents),
+            warnings: plan.warnings,
+            unseen: output.unseen,
             edit: Some((request, made)),
+            ..Turn::given(id, image)
         }))
     }
 

@@ -79,33 +79,30 @@ impl Table {
         text
     }
 
-    /// Formats the table as CSV, with the columns `vae,images,pdist,pdist_se,ssim,ssim_se,psnr,psnr_se`;
+    /// Formats the table as CSV, with the columns `vae,pictures,pdist,pdist_se,ssim,ssim_se,psnr,psnr_se`;
     /// unknown values are empty.
     #[must_use]
     pub fn csv(&self) -> String {
-        let mut text = "vae,pictures,pdist,pdist_se,ssim,ssim_se,psnr,psnr_se\n".to_owned();
+        let number = |value: f64| {
+            if value.is_finite() {
+                format!("{value:.6}")
+            } else {
+                String::new()
+            }
+        };
+        let pair = |summary: Option<&Summary>| {
+            summary.map_or_else(Default::default, |s| [s.mean, s.standard_error].map(number))
+        };
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        let head = "vae,pictures,pdist,pdist_se,ssim,ssim_se,psnr,psnr_se".split(',');
+        // Writing to memory does not fail.
+        let _ = writer.write_record(head);
         for row in &self.rows {
-            let number = |value: f64| {
-                if value.is_finite() {
-                    format!("{value:.6}")
-                } else {
-                    String::new()
-                }
-            };
-            let pair = |summary: Option<&Summary>| {
-                summary.map_or(",".to_owned(), |s| {
-                    format!("{},{}", number(s.mean), number(s.standard_error))
-                })
-            };
-            let (pdist, ssim, psnr) = (pair(row.pdist.as_ref()), pair(Some(&row.ssim)), pair(Some(&row.psnr)));
-            let _ = writeln!(
-                text,
-                "{},{},{pdist},{ssim},{psnr}",
-                quoted(&cell::csv(&row.vae)),
-                row.psnr.count
-            );
+            let numbers = [row.pdist.as_ref(), Some(&row.ssim), Some(&row.psnr)].map(pair);
+            let facts = [cell::csv(&row.vae).into_owned(), row.psnr.count.to_string()];
+            let _ = writer.write_record(facts.iter().chain(numbers.iter().flatten()));
         }
-        text
+        String::from_utf8(writer.into_inner().unwrap_or_default()).unwrap_or_default()
     }
 
     /// Returns a note that names the network of the distance.
@@ -135,15 +132,6 @@ fn with_error(summary: &Summary, digits: usize) -> String {
         return format!("{:.digits$}", summary.mean);
     }
     format!("{:.digits$} ± {:.digits$}", summary.mean, summary.standard_error)
-}
-
-/// Quotes a CSV field if necessary.
-fn quoted(text: &str) -> String {
-    if text.contains([',', '"', '\n', '\r']) {
-        format!("\"{}\"", text.replace('"', "\"\""))
-    } else {
-        text.to_owned()
-    }
 }
 
 impl fmt::Display for Table {
