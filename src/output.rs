@@ -34,7 +34,8 @@ pub struct Output {
     /// The guidance value.
     pub guidance: f64,
     /// Text of the prompts, the negative ones included, that an encoder cut or does not know: what the events
-    /// [`PromptTruncated`](crate::Event::PromptTruncated) and [`UnknownWords`](crate::Event::UnknownWords) report.
+    /// [`PromptTruncated`](crate::Event::PromptTruncated) and [`UnknownWords`](crate::Event::UnknownWords)
+    /// report.
     pub unseen: Unseen,
     /// The plan of the run; its [`warnings`](Plan::warnings) name the settings without effect.
     pub plan: Plan,

@@ -28,7 +28,8 @@ pub(super) struct Desk<'a> {
 }
 
 impl Desk<'_> {
-    /// Makes the options that are given the defaults of every turn, and notes which of a loaded session they replace.
+    /// Makes the options that are given the defaults of every turn, and notes which of a loaded session they
+    /// replace.
     pub(super) fn prepare(&mut self) {
         let Args {
             seed,

@@ -1,6 +1,7 @@
 //! Edits an image in turns, typed one after the other: `cargo xtask run --release --example session`.
 //!
-//! Lines are prompts, or commands that begin with a colon (`:help` lists them). They may also come from a pipe.
+//! Lines are prompts, or commands that begin with a colon (`:help` lists them). They may also come from a
+//! pipe.
 
 mod desk;
 

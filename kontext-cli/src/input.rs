@@ -1,4 +1,5 @@
-//! The lines that a user types, read while the program works, and the requests to end that do not come as lines.
+//! The lines that a user types, read while the program works, and the requests to end that do not come as
+//! lines.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ const AHEAD: usize = 16;
 /// Bytes of the buffer of lines.
 const BUFFER: usize = 1 << 13;
 
-/// What comes next from the user.
+/// The next input of the user.
 #[derive(Debug)]
 pub enum Input {
     /// A line without its end; an error for one that is not UTF-8.
@@ -26,8 +27,8 @@ pub enum Input {
     Gone(Option<io::Error>),
 }
 
-/// The lines of stdin. A thread reads them, so that a request to end is seen also while the program waits for a line
-/// that never comes.
+/// The lines of stdin. A thread reads them, so that a request to end is seen also while the program waits for
+/// a line that never comes.
 #[derive(Debug)]
 pub struct Lines {
     messages: Receiver<Message>,
@@ -42,8 +43,8 @@ enum Message {
 }
 
 impl Lines {
-    /// Starts to read stdin. `leave` is called when the system asks the program to end, before [`Lines::next`] returns
-    /// [`Input::Gone`]: it cancels what the program does.
+    /// Starts to read stdin. `leave` is called when the system asks the program to end, before
+    /// [`Lines::next`] returns [`Input::Gone`]: it cancels what the program does.
     ///
     /// # Errors
     /// If the system refuses a thread or a signal handler.

@@ -44,8 +44,8 @@ fn exit() -> ! {
     std::process::exit(INTERRUPTED)
 }
 
-/// Calls `act` on a thread of its own when the terminal is closed (SIGHUP) or the system asks the program to end
-/// (SIGTERM), instead of the end of the program. On systems other than Unix nothing is installed.
+/// Calls `act` on a thread of its own when the terminal is closed (SIGHUP) or the system asks the program to
+/// end (SIGTERM), instead of the end of the program. On systems other than Unix nothing is installed.
 ///
 /// # Errors
 /// If the system refuses a handler or a thread.

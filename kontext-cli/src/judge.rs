@@ -124,8 +124,8 @@ impl Judge {
         })
     }
 
-    /// Runs an edit on `references`, which may differ from its own sources, and scores the result. Warnings, and text
-    /// that an encoder does not see, are printed to stderr when they first come.
+    /// Runs an edit on `references`, which may differ from its own sources, and scores the result. Warnings,
+    /// and text that an encoder does not see, are printed to stderr when they first come.
     ///
     /// # Errors
     /// If an image cannot be read or the run fails.

@@ -35,8 +35,8 @@ pub fn of(event: &Event<'_>) -> Option<String> {
 pub struct Notes(Mutex<BTreeSet<String>>);
 
 impl Notes {
-    /// Prints the line of an event, unless an earlier run had the same. The line begins with the name of the run, if it
-    /// has one; a text that an encoder does not see is printed for each name.
+    /// Prints the line of an event, unless an earlier run had the same. The line begins with the name of the
+    /// run, if it has one; a text that an encoder does not see is printed for each name.
     pub fn observe(&self, run: &str, event: &Event<'_>) {
         if let Some(line) = self.line(run, event) {
             note(line);

@@ -67,8 +67,8 @@ impl Outputs {
         }
     }
 
-    /// Adds weights that the run reads: a file, with the other files of its set and the configuration next to it, or a
-    /// folder.
+    /// Adds weights that the run reads: a file, with the other files of its set and the configuration next to
+    /// it, or a folder.
     pub fn weights(&mut self, flag: &'static str, path: &Path) {
         self.read(flag, path);
         if path.is_dir() {

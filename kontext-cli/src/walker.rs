@@ -69,8 +69,8 @@ impl Walker {
         })
     }
 
-    /// Runs a turn of a session. Warnings, and text that an encoder does not see, are printed to stderr when they first
-    /// come.
+    /// Runs a turn of a session. Warnings, and text that an encoder does not see, are printed to stderr when
+    /// they first come.
     ///
     /// # Errors
     /// If the run fails.

@@ -126,7 +126,8 @@ impl Store {
         &self.path
     }
 
-    /// Returns the files of weights that were opened: several for a sharded set, none for tensors that are not in files.
+    /// Returns the files of weights that were opened: several for a sharded set, none for tensors that are
+    /// not in files.
     #[must_use]
     pub fn files(&self) -> Vec<PathBuf> {
         match &self.source {

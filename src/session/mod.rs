@@ -118,8 +118,8 @@ impl Session {
         self.run(&request)
     }
 
-    /// Returns the request that [`Session::edit`] runs: [`Session::defaults`] with this prompt for both encoders. For
-    /// [`Session::run_with`], which reports progress.
+    /// Returns the request that [`Session::edit`] runs: [`Session::defaults`] with this prompt for both
+    /// encoders. For [`Session::run_with`], which reports progress.
     #[must_use]
     pub fn request(&self, prompt: impl Into<String>) -> Request {
         let mut request = self.defaults.clone().prompt(prompt);

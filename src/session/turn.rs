@@ -27,11 +27,11 @@ pub struct Turn {
     pub changed: Option<GrayImage>,
     /// The context of the next turn in packed form [1, tokens, 64]; `None` for a given image.
     pub latents: Option<ArrayD<f32>>,
-    /// Settings without effect, and surprises: those of the run's [`Plan::warnings`](crate::Plan::warnings). Empty for a
-    /// given image, and after the session was restored: a folder does not hold them.
+    /// Settings without effect, and surprises: those of the run's [`Plan::warnings`](crate::Plan::warnings).
+    /// Empty for a given image, and after the session was restored: a folder does not hold them.
     pub warnings: Vec<Warning>,
-    /// Text of the prompts that an encoder cut or does not know, as [`Output::unseen`](crate::Output::unseen); empty where
-    /// `warnings` is.
+    /// Text of the prompts that an encoder cut or does not know, as
+    /// [`Output::unseen`](crate::Output::unseen); empty where `warnings` is.
     pub unseen: Unseen,
     /// The request and the resolved parameters; `None` for a given image.
     pub(crate) edit: Option<(Request, Made)>,

@@ -67,7 +67,7 @@ impl Table {
     /// Formats the table as Markdown: means ± standard errors.
     #[must_use]
     pub fn markdown(&self) -> String {
-        let mut text = "| autoencoder | pictures | PDist ↓ | SSIM ↑ | PSNR ↑ |\n".to_owned();
+        let mut text = "| autoencoder | images | PDist ↓ | SSIM ↑ | PSNR ↑ |\n".to_owned();
         text.push_str("| --- | ---: | ---: | ---: | ---: |\n");
         for cells in self.rows.iter().map(cells) {
             // Writing to a string does not fail.
@@ -136,7 +136,7 @@ fn with_error(summary: &Summary, digits: usize) -> String {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let head = ["autoencoder", "pictures", "PDist", "SSIM", "PSNR, dB"].map(str::to_owned);
+        let head = ["autoencoder", "images", "PDist", "SSIM", "PSNR, dB"].map(str::to_owned);
         let lines: Vec<[String; 5]> = std::iter::once(head).chain(self.rows.iter().map(cells)).collect();
         let widths: [usize; 5] = std::array::from_fn(|at| {
             lines
@@ -203,7 +203,7 @@ mod tests {
         let text = table.to_string();
         let widths: Vec<usize> = text.lines().take(3).map(|line| line.chars().count()).collect();
         assert!(widths.windows(2).all(|pair| pair[0] == pair[1]), "{text}");
-        assert!(text.contains("a,small             1                -"), "{text}");
+        assert!(text.contains("a,small           1                -"), "{text}");
     }
 
     #[test]
