@@ -43,17 +43,15 @@ enum Message {
 }
 
 impl Lines {
-    /// Starts to read stdin. `leave` is called when the system asks the program to end, before
-    /// [`Lines::next`] returns [`Input::Gone`]: it cancels what the program does.
+    /// Starts to read stdin. `leave` is called on a thread of its own when the system asks the program to end:
+    /// it cancels what the program does.
     ///
     /// # Errors
     /// If the system refuses a thread or a signal handler.
     pub fn of_stdin(leave: impl Fn() + Send + 'static) -> anyhow::Result<Self> {
         let (sender, messages) = sync_channel(AHEAD);
-        let gone = Arc::new(AtomicBool::new(false));
-        let (flag, waker) = (Arc::clone(&gone), sender.clone());
-        interrupt::on_hang_up(move || {
-            flag.store(true, Ordering::Release);
+        let waker = sender.clone();
+        let gone = interrupt::on_hang_up(move || {
             leave();
             // A full channel needs no wake: the flag is read before the next message.
             let _ = waker.try_send(Message::Wake);
@@ -72,7 +70,7 @@ impl Lines {
                 Ok(Message::Wake) => {}
                 Ok(Message::Read(Ok(Some(line)))) => return Input::Line(line),
                 Ok(Message::Read(Ok(None))) => {
-                    // The end of the input and the signal come together if a terminal is closed.
+                    // Both come if a terminal is closed.
                     return if self.gone.load(Ordering::Acquire) {
                         Input::Gone(None)
                     } else {

@@ -1,5 +1,6 @@
 //! Cancellation by Ctrl-C, and requests to end: the closing of the terminal, and SIGTERM.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
@@ -44,15 +45,30 @@ fn exit() -> ! {
     std::process::exit(INTERRUPTED)
 }
 
-/// Calls `act` on a thread of its own when the terminal is closed (SIGHUP) or the system asks the program to
-/// end (SIGTERM), instead of the end of the program. On systems other than Unix nothing is installed.
+/// Returns a flag that is set when the terminal is closed, instead of the end of the program; on systems other than
+/// Unix it stays unset.
+///
+/// # Errors
+/// If the system refuses a handler.
+pub fn hang_up() -> anyhow::Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    #[cfg(unix)]
+    signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::clone(&flag))?;
+    Ok(flag)
+}
+
+/// Returns a flag as [`hang_up`] does, which SIGTERM sets, too. `act` is called afterwards, on a thread of its
+/// own.
 ///
 /// # Errors
 /// If the system refuses a handler or a thread.
-pub fn on_hang_up(act: impl Fn() + Send + 'static) -> anyhow::Result<()> {
+pub fn on_hang_up(act: impl Fn() + Send + 'static) -> anyhow::Result<Arc<AtomicBool>> {
+    // Set by the handler itself, so before the program can see what comes after the signal.
+    let flag = hang_up()?;
     #[cfg(unix)]
     {
         use signal_hook::consts::{SIGHUP, SIGTERM};
+        signal_hook::flag::register(SIGTERM, Arc::clone(&flag))?;
         let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGTERM])?;
         let wait = move || signals.forever().for_each(|_| act());
         let thread = std::thread::Builder::new().name("signals".to_owned()).spawn(wait);
@@ -60,7 +76,7 @@ pub fn on_hang_up(act: impl Fn() + Send + 'static) -> anyhow::Result<()> {
     }
     #[cfg(not(unix))]
     drop(act);
-    Ok(())
+    Ok(flag)
 }
 
 /// A handler of Ctrl-C for programs that wait for input between runs: it cancels the current run (a second Ctrl-C ends
