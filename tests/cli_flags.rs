@@ -164,6 +164,52 @@ fn flags_that_exclude_or_need_each_other_are_refused() {
 }
 
 #[test]
+fn each_flag_of_a_run_is_refused_by_the_other_modes_of_kontextbench() {
+    let desk = Desk::new();
+    let (help, _) = desk.good("kontextbench", &["--help"]);
+    let modes = [
+        "--bench",
+        "--out",
+        "--check",
+        "--merge",
+        "--page",
+        "--votes",
+        "--thumbnails",
+        "--limit",
+        "--seed",
+        "--help",
+    ];
+    let flags = help.lines().map(str::trim_start).filter(|line| line.starts_with("--"));
+    let mut count = 0;
+    for line in flags {
+        let mut words = line.split([' ', ',']);
+        let flag = words.next().unwrap();
+        if modes.contains(&flag) {
+            continue;
+        }
+        let value = match flag {
+            "--dtype" => "f32",
+            "--placement" => "staged",
+            "--quantize" | "--quantize-t5" => "q8_0",
+            "--shard" => "0/2",
+            _ => "1",
+        };
+        let value = words.next().filter(|word| word.starts_with('<')).map(|_| value);
+        for mode in [
+            &["--bench", "a", "--check"][..],
+            &["--bench", "a", "--out", "b", "--merge", "c"],
+            &["--bench", "a", "--out", "b", "--page", "c"],
+            &["--votes", "a"],
+        ] {
+            let args: Vec<&str> = mode.iter().copied().chain([flag]).chain(value).collect();
+            desk.bad("kontextbench", &args, "cannot be used with");
+        }
+        count += 1;
+    }
+    assert!(count > 20, "{help}");
+}
+
+#[test]
 fn a_path_after_an_equals_sign_may_begin_with_the_home_folder() {
     let desk = Desk::new();
     let model = diffusers();

@@ -141,7 +141,10 @@ fn options_that_are_given_hold_for_each_loaded_session_and_name_what_they_replac
         err.starts_with(words) && out.contains("wrote b-1.png (seed 7)"),
         "{out}{err}"
     );
-    let (_, _, err) = typed(&mut session(&desk, &["--load", "S", "--seed", "3"]), ":quit\n");
+    let (_, _, err) = typed(
+        &mut session(&desk, &["--load", "S", "--seed", "3", "--out", "c.png"]),
+        ":quit\n",
+    );
     assert_eq!(err, "");
 }
 

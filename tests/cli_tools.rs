@@ -16,7 +16,7 @@ fn dataset(desk: &Desk) {
     let folder = desk.path("data");
     std::fs::create_dir(&folder).unwrap();
     for (name, level) in [("a.png", 40), ("b.png", 200)] {
-        let image = RgbImage::from_pixel(64, 64, Rgb([level, 90, 9]));
+        let image = RgbImage::from_fn(64, 64, |x, _| Rgb([if x < 40 { 40 } else { level }, 90, 9]));
         image.save(folder.join(name)).unwrap();
     }
     let line = |category: &str| json!({"source": "a.png", "target": "b.png", "instruction": "add 漢字", "category": category, "split": "test"});

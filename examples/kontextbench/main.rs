@@ -14,8 +14,32 @@ use kontext_cli::args::{LoadArgs, free_text, positive};
 use kontext_cli::outputs::Outputs;
 use kontext_cli::{announce, note, read, say, shipped, write};
 
-/// Groups of flags of a run, which the other modes of the program would ignore.
-const OF_A_RUN: [&str; 4] = ["OfARun", "ModelArgs", "LoadArgs", "PartArgs"];
+/// Flags of a run, which the other modes of the program would ignore.
+const OF_A_RUN: [&str; 23] = [
+    "shard",
+    "name",
+    "embedder",
+    "heads",
+    "model",
+    "lora",
+    "lora_scale",
+    "allow_unmatched",
+    "allow_no_effect",
+    "device",
+    "dtype",
+    "placement",
+    "quantize",
+    "quantize_t5",
+    "transformer",
+    "vae",
+    "clip",
+    "t5",
+    "clip_tokenizer",
+    "t5_tokenizer",
+    "steps",
+    "guidance",
+    "native_size",
+];
 
 /// Run KontextBench, merge its shards, show it, count votes.
 #[derive(Debug, Parser)]
