@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Parser;
 use kontext::crates::kontext_core::images::resize;
+use kontext_cli::args::positive;
 use kontext_cli::judge::{Edit, edits};
-use kontext_cli::{announce, create_folder, emoji, write};
+use kontext_cli::{announce, create_folder, emoji, read, write};
 use serde_json::json;
 
 /// Categories of the dataset, up to the slash, and their names in KontextBench.
@@ -35,10 +36,10 @@ struct Args {
     #[arg(long, default_value = "test")]
     split: String,
     /// Maximum of pairs of each of the five categories
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 60, value_parser = positive::<usize>, allow_negative_numbers = true)]
     most: usize,
     /// Width and height of the images; by default those of the small model
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = positive::<u32>, allow_negative_numbers = true)]
     size: u32,
 }
 
@@ -48,8 +49,6 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> anyhow::Result<()> {
     emoji::ensure(&args.data, None)?;
-    let images = args.out.join("test/images");
-    create_folder(&images)?;
     let mut paths = BTreeSet::<PathBuf>::new();
     let mut lines = String::new();
     let mut sources = BTreeMap::<PathBuf, (usize, usize)>::new();
@@ -79,16 +78,20 @@ fn run(args: &Args) -> anyhow::Result<()> {
         );
     }
     let count = lines.lines().count();
+    if count == 0 {
+        bail!("{} has no edits of split `{}`", args.data.display(), args.split);
+    }
+    create_folder(&args.out.join("test/images"))?;
     for path in &paths {
         let image = resize(&kontext::open_image(args.data.join(path))?, args.size, args.size)?;
         kontext::io::save_image(&image, args.out.join("test").join(place(path)), &[])?;
     }
-    let licence = std::fs::read_to_string(args.data.join("LICENSE.txt")).context("the dataset has no LICENSE.txt")?;
+    let licence = read(&args.data.join("LICENSE.txt")).context("the dataset has no LICENSE.txt")?;
     write(&args.out.join("LICENSE.txt"), &licence)?;
     // Written last, because a folder without it is no bench.
     write(&args.out.join("test/metadata.jsonl"), &lines)?;
     announce(format_args!(
-        "wrote {count} pairs with {} pictures to {}",
+        "wrote {count} pairs with {} images to {}",
         paths.len(),
         args.out.display()
     ));

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use kontext_cli::args::positive;
 
 /// Fetch Microsoft's Fluent Emoji (MIT) and make pairs of images with instructions of them.
 #[derive(Debug, Parser)]
@@ -15,7 +16,7 @@ struct Args {
     #[arg(long, value_name = "DIR", default_value = "target/emoji-packages")]
     cache: PathBuf,
     /// Width and height of the images
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = positive::<u32>, allow_negative_numbers = true)]
     size: u32,
 }
 

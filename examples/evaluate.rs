@@ -4,13 +4,14 @@
 //! family. The first run fetches the dataset.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::bail;
 use clap::{Parser, ValueEnum};
-use kontext::Pipeline;
 use kontext_bench::cell;
 use kontext_bench::edit::{EditScore, Table};
+use kontext_cli::args::{LoadArgs, positive};
 use kontext_cli::judge::{Edit, Judge, edits};
 use kontext_cli::outputs::Outputs;
 use kontext_cli::{announce, create_folder, emoji, progress, say, shipped, write};
@@ -24,9 +25,8 @@ struct Args {
     /// The dataset's folder; made if it is not there
     #[arg(long, value_name = "DIR", default_value = "target/emoji")]
     data: PathBuf,
-    /// A LoRA
-    #[arg(long, value_name = "FILE")]
-    lora: Option<PathBuf>,
+    #[command(flatten)]
+    load: LoadArgs,
     /// The split to measure: `test` for new combinations, `wording` for the same in new words
     #[arg(long, default_value = "test")]
     split: String,
@@ -34,7 +34,13 @@ struct Args {
     #[arg(long, value_enum, default_value_t)]
     context: Context,
     /// Maximum of edits of a category
-    #[arg(long, default_value_t = usize::MAX, hide_default_value = true)]
+    #[arg(
+        long,
+        default_value_t = usize::MAX,
+        hide_default_value = true,
+        value_parser = positive::<usize>,
+        allow_negative_numbers = true
+    )]
     most: usize,
     /// Seed of the noise
     #[arg(long, default_value_t = 0)]
@@ -48,6 +54,9 @@ struct Args {
     /// Write a strip for each category into this folder: reference images, result, truth
     #[arg(long, value_name = "DIR")]
     strips: Option<PathBuf>,
+    /// Replace existing strips, and files that this program reads
+    #[arg(long)]
+    overwrite: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -66,23 +75,33 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
+    let builder = args.load.builder()?;
+    let mut outputs = Outputs::overwriting(args.overwrite);
+    outputs.model("--model", &builder.checkpoint(&args.model)?);
+    for file in args.load.lora_files()? {
+        outputs.weights("--lora", &file);
+    }
+    outputs.read("--data", &args.data);
     if let Some(path) = &args.csv {
-        Outputs::default().file("--csv", path)?;
+        outputs.file("--csv", path)?;
     }
     if let Some(folder) = &args.strips {
         create_folder(folder)?;
     }
     emoji::ensure(&args.data, None)?;
-    let mut builder = Pipeline::builder();
-    if let Some(lora) = &args.lora {
-        builder = builder.lora(lora, 1.0);
-    }
-    let mut judge = Judge::new(builder.load(&args.model)?, &args.data)?;
     let mut by_category = BTreeMap::<String, Vec<Edit>>::new();
     for edit in edits(&args.data, &[&args.split])? {
         by_category.entry(edit.category.clone()).or_default().push(edit);
     }
+    if by_category.is_empty() {
+        bail!("{} has no edits of split `{}`", args.data.display(), args.split);
+    }
     by_category.values_mut().for_each(|edits| edits.truncate(args.most));
+    if let Some(folder) = &args.strips {
+        let strips: Vec<PathBuf> = by_category.keys().map(|category| strip_of(folder, category)).collect();
+        outputs.derived("--strips", "folder", &strips)?;
+    }
+    let mut judge = Judge::new(builder.load(&args.model)?, &args.data)?;
     let bar = progress::bar("editing", by_category.values().map(Vec::len).sum());
     let mut table = Table::new();
     let mut rows = csv::Writer::from_writer(Vec::new());
@@ -108,9 +127,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
             bar.inc(1);
             // The first of a category, without selection.
             if let (Some(folder), 0) = (&args.strips, index) {
-                let name = category.replace('/', "-");
-                kontext::io::save_image(&judged.strip(), folder.join(format!("{name}.png")), &[])?;
-                announce(format_args!("{name}: {}", edit.instruction));
+                let path = strip_of(folder, category);
+                kontext::io::save_image(&judged.strip(), &path, &[])?;
+                announce(format_args!("wrote {}: {}", path.display(), edit.instruction));
             }
         }
     }
@@ -119,6 +138,12 @@ fn run(args: &Args) -> anyhow::Result<()> {
         write(path, &String::from_utf8(rows.into_inner()?)?)?;
     }
     say(format_args!("{table}"))
+}
+
+/// Returns the file of a category's strip.
+fn strip_of(folder: &Path, category: &str) -> PathBuf {
+    let name = if category.is_empty() { "no-category" } else { category };
+    folder.join(format!("{}.png", name.replace('/', "-")))
 }
 
 const COLUMNS: [&str; 9] = [

@@ -34,14 +34,20 @@ fn main() -> ExitCode {
     kontext_cli::main(|args: Args| {
         let builder = args.parts.apply(Pipeline::builder());
         let folder = args.folder.or(args.model).unwrap_or_default();
-        if folder.is_file() && args.plan {
-            bail!("--plan takes the folder of a model, got the file {}", folder.display());
-        }
+        let flag = if args.plan { Some("--plan") } else { args.parts.first() };
+        let of_a_model = |got: &str| match flag {
+            Some(flag) => bail!("{flag} takes the folder of a model, got the {got} {}", folder.display()),
+            None => Ok(()),
+        };
         if folder.is_file() {
+            of_a_model("file")?;
             return file(&folder);
         }
         let checkpoint = match builder.checkpoint(&folder) {
-            Err(_) if Lora::found_in(&folder) => return lora(&folder),
+            Err(_) if Lora::found_in(&folder) => {
+                of_a_model("LoRA")?;
+                return lora(&folder);
+            }
             found => found?,
         };
         say(format_args!("{checkpoint}\n"))?;

@@ -41,9 +41,7 @@ fn main() -> ExitCode {
         let model = Checkpoint::find(&args.model)?;
         if args.to != Quantize::Int8 {
             let mut outputs = Outputs::default();
-            for part in [&model.transformer, &model.vae, &model.clip, &model.t5] {
-                outputs.read("--model", part);
-            }
+            outputs.model("--model", &model);
             outputs.file("--out", &args.out)?;
         }
         let cancel = cancel_on_ctrl_c()?;

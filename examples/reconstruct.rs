@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         if let Some(out) = &args.out {
             let mut outputs = Outputs::default();
             outputs.read("--image", &args.image);
-            outputs.read("--vae", &args.vae);
+            outputs.weights("--vae", &args.vae);
             outputs.image("--out", out)?;
         }
         let device = device(args.device.as_deref())?;

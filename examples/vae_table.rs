@@ -11,11 +11,11 @@ use kontext::image::RgbImage;
 use kontext::{Autoencoder, Device, Kind, Size};
 use kontext_bench::metrics::Perceptual;
 use kontext_bench::reconstruction::{ImageSize, Measurement, Records, Strip, Subject, Table};
-use kontext_cli::args::device;
+use kontext_cli::args::{device, positive};
 use kontext_cli::identity::sha256;
 use kontext_cli::images::usable;
 use kontext_cli::outputs::Outputs;
-use kontext_cli::{announce, create_folder, progress, round_trip, say, write};
+use kontext_cli::{announce, create_folder, progress, round_trip, say, typed, write};
 
 /// File of the measurements in `--out`.
 const RECORDS: &str = "reconstructions.jsonl";
@@ -65,7 +65,9 @@ struct Args {
         value_name = "N",
         default_value_t = 3,
         requires = "strip",
-        alias = "strip-pictures"
+        alias = "strip-pictures",
+        value_parser = positive::<usize>,
+        allow_negative_numbers = true
     )]
     strip_images: usize,
     /// Side of the strip's crops
@@ -200,6 +202,13 @@ fn check_outputs(args: &Args) -> anyhow::Result<()> {
         bail!("two autoencoders have the same name; expected a name of its own for each --vae NAME=PATH");
     }
     let mut outputs = Outputs::default();
+    outputs.read("--images", &args.images);
+    args.vae.iter().for_each(|(_, path)| outputs.weights("--vae", path));
+    for (flag, file) in [("--perceptual", &args.perceptual), ("--heads", &args.heads)] {
+        if let Some(file) = file {
+            outputs.weights(flag, file);
+        }
+    }
     if let Some(folder) = &args.out {
         outputs.read("--out", &folder.join(RECORDS));
     }
@@ -236,11 +245,12 @@ fn report(
 }
 
 /// Parses `NAME=PATH`.
-fn named(text: &str) -> Result<(String, PathBuf), &'static str> {
+fn named(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {
         Some((name, path)) if !name.trim().is_empty() && !path.is_empty() => {
-            Ok((name.trim().to_owned(), PathBuf::from(path)))
+            let path = typed::path(path).map_err(|error| error.to_string())?;
+            Ok((name.trim().to_owned(), path))
         }
-        _ => Err("expected NAME=PATH, such as TAEF1=taef1.safetensors"),
+        _ => Err("expected NAME=PATH, such as TAEF1=taef1.safetensors".to_owned()),
     }
 }

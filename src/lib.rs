@@ -62,7 +62,7 @@ pub use kontext_nn::Weights;
 #[doc(no_inline)]
 pub use kontext_sampler::{CfgMode, Conformance, Grid, References, Schedule, Shift, Size, ids::Origin};
 #[doc(no_inline)]
-pub use kontext_text::{ClipConfig, T5Config, TextEncoder, Truncation};
+pub use kontext_text::{ClipConfig, T5Config, TextEncoder, Truncation, Unknown, Unseen};
 #[doc(no_inline)]
 pub use kontext_vae::{Autoencoder, Tiling, VaeConfig};
 /// The crate [`ndarray`], in the version whose arrays are the latents and the noise of a run.

@@ -5,6 +5,7 @@ use std::path::Path;
 use image::{ImageFormat, RgbImage};
 use kontext_core::{Error, Result};
 use kontext_sampler::Size;
+use kontext_text::Unseen;
 use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
 
@@ -32,7 +33,11 @@ pub struct Output {
     pub prompt_2: Option<String>,
     /// The guidance value.
     pub guidance: f64,
-    /// The plan of the run.
+    /// Text of the prompts, the negative ones included, that an encoder cut or does not know: what the events
+    /// [`PromptTruncated`](crate::Event::PromptTruncated) and [`UnknownWords`](crate::Event::UnknownWords)
+    /// report.
+    pub unseen: Unseen,
+    /// The plan of the run; its [`warnings`](Plan::warnings) name the settings without effect.
     pub plan: Plan,
 }
 

@@ -4,7 +4,7 @@
 mod common;
 
 use common::desk::{Desk, diffusers, small};
-use common::told;
+use common::{program, told};
 use image::RgbImage;
 
 #[test]
@@ -36,6 +36,24 @@ fn flags_that_exclude_or_need_each_other_are_refused() {
             &["--bench", "a", "--out", "a", "--heads", "h"],
             "--embedder",
         ),
+        (
+            "vae_table",
+            &[
+                "--images",
+                "a",
+                "--vae",
+                "a=b",
+                "--strip",
+                "s.png",
+                "--strip-images",
+                "0",
+            ],
+            "expected a whole number of at least 1",
+        ),
+        ("evaluate", &["--lora-scale", "0.5"], "--lora <FILE>"),
+        ("evaluate", &["--allow-unmatched", "*"], "--lora <FILE>"),
+        ("evaluate", &["--allow-no-effect"], "--lora <FILE>"),
+        ("session", &["--lora", "a"], "unexpected argument '--lora'"),
         // A model that is made is not read.
         ("generate", &["--full-size", "--model", "a"], "cannot be used with"),
         (
@@ -88,18 +106,142 @@ fn flags_that_exclude_or_need_each_other_are_refused() {
             &["--bench", "a", "--out", "b", "--page", "c", "--lora", "d"],
             "cannot be used with",
         ),
+        (
+            "kontextbench",
+            &["--bench", "a", "--check", "--device", "cpu"],
+            "'--check' cannot be used with: --device <DEVICE>",
+        ),
+        (
+            "kontextbench",
+            &["--bench", "a", "--check", "--vae", "b"],
+            "'--check' cannot be used with: --vae <PATH>",
+        ),
+        (
+            "kontextbench",
+            &["--bench", "a", "--out", "b", "--merge", "c", "--t5-tokenizer", "d"],
+            "cannot be used with",
+        ),
+        (
+            "kontextbench",
+            &[
+                "--bench",
+                "a",
+                "--out",
+                "b",
+                "--page",
+                "c",
+                "--allow-no-effect",
+                "--lora",
+                "d",
+            ],
+            "cannot be used with",
+        ),
+        (
+            "kontextbench",
+            &["--votes", "a", "--placement", "staged"],
+            "cannot be used with",
+        ),
+        (
+            "kontextbench",
+            &["--votes", "a", "--embedder", "e"],
+            "cannot be used with",
+        ),
         ("kontextbench", &["--votes", "a", "--bench", "b"], "cannot be used with"),
         ("kontextbench", &["--votes", "a", "--out", "b"], "cannot be used with"),
     ] {
         desk.bad(name, args, words);
     }
-    std::fs::write(desk.path("lora.safetensors"), "").unwrap();
-    let args = ["lora.safetensors", "--plan"];
-    desk.bad(
-        "inspect",
-        &args,
-        "--plan takes the folder of a model, got the file lora.safetensors",
+    std::fs::create_dir(desk.path("ink")).unwrap();
+    for file in ["lora.safetensors", "ink/pytorch_lora_weights.safetensors"] {
+        std::fs::write(desk.path(file), "").unwrap();
+    }
+    for (path, kind) in [("lora.safetensors", "file"), ("ink", "LoRA")] {
+        for flags in [&["--plan"][..], &["--vae", "a"], &["--t5-tokenizer", "a"]] {
+            let words = format!("{} takes the folder of a model, got the {kind} {path}", flags[0]);
+            desk.bad("inspect", &[&[path], flags].concat(), &words);
+        }
+    }
+}
+
+#[test]
+fn each_flag_of_a_run_is_refused_by_the_other_modes_of_kontextbench() {
+    let desk = Desk::new();
+    let (help, _) = desk.good("kontextbench", &["--help"]);
+    let modes = [
+        "--bench",
+        "--out",
+        "--check",
+        "--merge",
+        "--page",
+        "--votes",
+        "--thumbnails",
+        "--limit",
+        "--seed",
+        "--help",
+    ];
+    let flags = help.lines().map(str::trim_start).filter(|line| line.starts_with("--"));
+    let mut count = 0;
+    for line in flags {
+        let mut words = line.split([' ', ',']);
+        let flag = words.next().unwrap();
+        if modes.contains(&flag) {
+            continue;
+        }
+        let value = match flag {
+            "--dtype" => "f32",
+            "--placement" => "staged",
+            "--quantize" | "--quantize-t5" => "q8_0",
+            "--shard" => "0/2",
+            _ => "1",
+        };
+        let value = words.next().filter(|word| word.starts_with('<')).map(|_| value);
+        for mode in [
+            &["--bench", "a", "--check"][..],
+            &["--bench", "a", "--out", "b", "--merge", "c"],
+            &["--bench", "a", "--out", "b", "--page", "c"],
+            &["--votes", "a"],
+        ] {
+            let args: Vec<&str> = mode.iter().copied().chain([flag]).chain(value).collect();
+            desk.bad("kontextbench", &args, "cannot be used with");
+        }
+        count += 1;
+    }
+    assert!(count > 20, "{help}");
+}
+
+#[test]
+fn a_path_after_an_equals_sign_may_begin_with_the_home_folder() {
+    let desk = Desk::new();
+    let model = diffusers();
+    let run = |name: &str, args: &[&str]| {
+        let mut command = program(name);
+        command
+            .args(args)
+            .current_dir(desk.0.path())
+            .env("HOME", desk.path("home"));
+        told(&command.output().unwrap())
+    };
+    let home = desk.path("home").display().to_string();
+    for (name, args, path) in [
+        ("generate", &["--out=~/none/a.png"][..], "/none"),
+        ("evaluate", &["--data", "~/none", "--csv=~/none/a.csv"], "/none"),
+        ("inspect", &["~/model"], "/model"),
+        ("session", &["--image=~/a.png"], "/a.png"),
+        ("vae_table", &["--images", "a", "--vae", "A=~/ae"], "/ae"),
+    ] {
+        let (code, _, err) = run(name, args);
+        assert_eq!(code, Some(1), "{err}");
+        assert!(err.contains(&format!("{home}{path}")), "{name}: {err}");
+    }
+    std::fs::create_dir(desk.path("home")).unwrap();
+    let (code, out, err) = run(
+        "generate",
+        &small(&model, &["--out=~/a.png", "--prompt=~/b", "--seed", "1"]),
     );
+    assert_eq!(code, Some(0), "{out}{err}");
+    let png = std::fs::read(desk.path("home/a.png")).unwrap();
+    // A text stays as it is.
+    assert!(png.windows(4).any(|window| window == b"\0~/b"));
 }
 
 #[test]

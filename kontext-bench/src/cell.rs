@@ -43,7 +43,7 @@ pub fn text_of_csv(field: &str) -> &str {
 }
 
 /// Escapes a text for a cell or a line of Markdown, in which it makes no HTML, link, image, code or border of
-/// a table.
+/// a table. Addresses stay text where a renderer makes links of them by itself, as GitHub does.
 ///
 /// # Example
 /// ```
@@ -53,9 +53,19 @@ pub fn text_of_csv(field: &str) -> &str {
 #[must_use]
 pub fn markdown(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
-    for c in html(text).chars() {
+    for (at, c) in text.char_indices() {
+        let (before, after) = (&text[..at], &text[at + c.len_utf8()..]);
         match c {
             '\\' | '|' | '[' | '`' => escaped.extend(['\\', c]),
+            ':' if after.starts_with("//") => escaped.push_str("\\:"),
+            '.' if ends_with_www(before) => escaped.push_str("\\."),
+            // A renderer looks for mail addresses after it has resolved escapes and entities; a comment ends the text.
+            '@' if before.ends_with(is_of_address) && after.starts_with(is_of_address) => {
+                escaped.push_str("<!-- -->@");
+            }
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
             c if c.is_control() => escaped.push(' '),
             c => escaped.push(c),
         }
@@ -63,10 +73,39 @@ pub fn markdown(text: &str) -> String {
     escaped
 }
 
-/// Escapes a text for HTML.
+fn ends_with_www(text: &str) -> bool {
+    text.len()
+        .checked_sub(3)
+        .and_then(|start| text.get(start..))
+        .is_some_and(|end| end.eq_ignore_ascii_case("www"))
+}
+
+/// Returns `true` for a character of a mail address next to its `@`.
+fn is_of_address(c: char) -> bool {
+    c.is_alphanumeric() || "._+-".contains(c)
+}
+
+/// Escapes a text for HTML, also for an attribute in quotes.
+///
+/// # Example
+/// ```
+/// use kontext_bench::cell::html;
+/// assert_eq!(html("<a b='\"'>"), "&lt;a b=&#39;&quot;&#39;&gt;");
+/// ```
 #[must_use]
 pub fn html(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            c => escaped.push(c),
+        }
+    }
+    escaped
 }
 
 #[cfg(test)]
@@ -125,8 +164,24 @@ mod tests {
         assert!(!text.contains(['<', '>']) && !text.contains(char::is_control), "{text}");
         assert_eq!(
             text,
-            "&lt;/title&gt;&lt;script&gt;alert(5)&lt;/script&gt;&amp;lt; !\\[x](http://a) \\`\\|\\` \\\\\\|    \
-             &lt;http://b&gt;"
+            "&lt;/title&gt;&lt;script&gt;alert(5)&lt;/script&gt;&amp;lt; !\\[x](http\\://a) \\`\\|\\` \\\\\\|    \
+             &lt;http\\://b&gt;"
         );
+    }
+
+    #[test]
+    fn markdown_has_no_links_that_a_renderer_makes_of_addresses() {
+        // comrak 0.59 with GitHub's extension makes a link of each text, and of no result.
+        for (text, expected) in [
+            ("see https://a.b/c?d", "see https\\://a.b/c?d"),
+            ("ftp://a.b", "ftp\\://a.b"),
+            ("www.a.com, Www.a.com", "www\\.a.com, Www\\.a.com"),
+            ("a.b+c@d.de", "a.b+c<!-- -->@d.de"),
+            ("mailto:a@b.de", "mailto:a<!-- -->@b.de"),
+            // No addresses.
+            ("10:30, @home, 3 @ 4, a.b, éww.a", "10:30, @home, 3 @ 4, a.b, éww.a"),
+        ] {
+            assert_eq!(markdown(text), expected);
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use kontext::image::RgbImage;
 use kontext::io::{EmbeddedProfile, OpenOptions};
 use kontext::{Conformance, Device, Kind, Pipeline, PipelineBuilder, Placement, Quantize, References, Request};
@@ -11,6 +11,7 @@ use kontext_core::array;
 use kontext_device::device;
 
 use crate::PartArgs;
+pub use crate::values::{ConformArg, DtypeArg, ReferencesArg, free_text, positive, whole};
 
 /// Options of loading a model.
 #[derive(Debug, Args)]
@@ -61,9 +62,7 @@ impl LoadArgs {
     /// If the device does not exist; those of [`LoadArgs::loras`].
     pub fn builder(&self) -> anyhow::Result<PipelineBuilder> {
         let mut builder = self.parts.apply(Pipeline::builder()).placement(self.placement);
-        if let Some(text) = &self.device {
-            builder = builder.device(device::parse(text)?);
-        }
+        builder = builder.device(device(self.device.as_deref())?);
         if let Some(dtype) = self.dtype {
             builder = builder.dtype(match dtype {
                 DtypeArg::F32 => Kind::Float,
@@ -158,40 +157,6 @@ pub struct RunArgs {
     pub plan: bool,
 }
 
-/// Values of `--references`; see [`References`].
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
-pub enum ReferencesArg {
-    /// Side by side on one plane of positions
-    #[default]
-    Offset,
-    /// Each on a separate plane
-    Index,
-    /// Joined to one image
-    Stitch,
-}
-
-/// Values of `--dtype`.
-#[allow(
-    missing_docs,
-    reason = "the documentation of a value is printed by --help; these need none"
-)]
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum DtypeArg {
-    F32,
-    Bf16,
-}
-
-/// Values of `--conform`; see [`Conformance`].
-#[allow(
-    missing_docs,
-    reason = "the documentation of a value is printed by --help; these need none"
-)]
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum ConformArg {
-    Diffusers,
-    Bfl,
-}
-
 impl RunArgs {
     /// Sets these options in a request.
     ///
@@ -247,39 +212,6 @@ pub fn device(text: Option<&str>) -> kontext::Result<Device> {
     text.map_or_else(|| Ok(device::best()), device::parse)
 }
 
-/// Parses a text that may begin with a dash, such as “-5 degrees”.
-///
-/// # Errors
-/// If it looks like a flag, before which a text was forgotten.
-pub fn free_text(text: &str) -> Result<String, &'static str> {
-    let name = text.strip_prefix("--").and_then(|flag| flag.split('=').next());
-    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    if name.is_some_and(|name| name.starts_with(|c: char| c.is_ascii_lowercase()) && name.chars().all(plain)) {
-        return Err("expected a text, and this looks like a flag");
-    }
-    Ok(text.to_owned())
-}
-
-/// Parses a number of pixels, steps or images.
-///
-/// # Errors
-/// If it is not a whole number of at least 1.
-pub fn positive<T: TryFrom<u128>>(text: &str) -> Result<T, &'static str> {
-    match text.parse::<u128>() {
-        Ok(number) if number > 0 => T::try_from(number).map_err(|_| "expected a smaller number"),
-        _ => Err("expected a whole number of at least 1"),
-    }
-}
-
-/// Parses a seed.
-///
-/// # Errors
-/// If it is not a whole number.
-pub fn whole(text: &str) -> Result<u64, String> {
-    text.parse()
-        .map_err(|_| format!("expected a whole number from 0 to {}", u64::MAX))
-}
-
 fn read_noise(path: &Path) -> anyhow::Result<ndarray::ArrayD<f32>> {
     let latents = kontext::Weights::open(path)?.raw("latents");
     let latents = latents.and_then(|latents| array::to_array(&latents));
@@ -313,23 +245,6 @@ mod tests {
             help.contains("--lora-scale <X>") && !help.contains("strength"),
             "{help}"
         );
-    }
-
-    #[test]
-    fn a_text_may_begin_with_a_dash_but_not_be_a_flag() {
-        for text in [
-            "-5 degrees, make it winter",
-            "-",
-            "--",
-            "--no text",
-            "- a list",
-            "--Title",
-        ] {
-            assert_eq!(free_text(text).as_deref(), Ok(text));
-        }
-        for text in ["--plan", "--native-size", "--out=a.png"] {
-            assert!(free_text(text).is_err(), "{text}");
-        }
     }
 
     #[derive(Parser)]

@@ -20,7 +20,7 @@ a prompt          edits the image; the result is the image then
 :keep off
 :reencode on      encodes each image anew, in place of going on with its latents; off
 :save DIR         writes the session into a folder
-:load DIR         goes on with one that was saved
+:load DIR         goes on with one that was saved; :load! DIR also if turns of this one are not saved
 :help
 :quit             as the end of the input: what was not saved is left as images only; Ctrl-C stops a turn";
 
@@ -54,7 +54,12 @@ pub enum Command {
     /// Writes the session into a folder.
     Save(PathBuf),
     /// Goes on with a saved session.
-    Load(PathBuf),
+    Load {
+        /// Its folder.
+        folder: PathBuf,
+        /// `true` drops turns that are not saved.
+        drop: bool,
+    },
     /// The list of commands.
     Help,
     /// The end.
@@ -96,7 +101,10 @@ impl FromStr for Command {
             ("reencode", "on") => Self::Reencode(true),
             ("reencode", "off") => Self::Reencode(false),
             ("save", _) => Self::Save(path()?),
-            ("load", _) => Self::Load(path()?),
+            ("load" | "load!", _) => Self::Load {
+                folder: path()?,
+                drop: name == "load!",
+            },
             ("help", "") => Self::Help,
             ("quit", "") => Self::Quit,
             _ => bail!("no command is {line:?}; :help names them all"),
@@ -116,7 +124,13 @@ mod tests {
             ":keep mask ~/m.png".parse::<Command>().unwrap(),
             Command::KeepMask(home.join("m.png"))
         );
-        for line in [":save ~other/x", ":load", ":keep mask", ":save"] {
+        let load = |drop| Command::Load {
+            folder: home.join("x"),
+            drop,
+        };
+        assert_eq!(":load ~/x".parse::<Command>().unwrap(), load(false));
+        assert_eq!(":load! ~/x".parse::<Command>().unwrap(), load(true));
+        for line in [":save ~other/x", ":load", ":load!", ":keep mask", ":save"] {
             assert!(line.parse::<Command>().is_err(), "{line}");
         }
     }

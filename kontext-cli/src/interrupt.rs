@@ -1,4 +1,4 @@
-//! Cancellation by Ctrl-C, and by the signals that end a program.
+//! Cancellation by Ctrl-C, and requests to end: the closing of the terminal, and SIGTERM.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -19,7 +19,7 @@ const TERMINATED: i32 = 143;
 pub fn cancel_on_ctrl_c() -> anyhow::Result<Cancel> {
     let cancel = Cancel::new();
     let remote = cancel.clone();
-    set_handler(move || cancel_or_exit(&remote))?;
+    set_handler(move || cancel_or_exit(&remote, || ()))?;
     Ok(cancel)
 }
 
@@ -30,14 +30,38 @@ pub fn cancel_on_ctrl_c() -> anyhow::Result<Cancel> {
 /// # Errors
 /// If the system refuses a handler.
 pub fn termination() -> anyhow::Result<Arc<AtomicBool>> {
-    let flag = hang_up()?;
+    let flag = Arc::new(AtomicBool::new(false));
     #[cfg(unix)]
     {
-        use signal_hook::consts::SIGTERM;
-        // The first handler acts if the flag is set already, the second one sets it.
-        signal_hook::flag::register_conditional_shutdown(SIGTERM, TERMINATED, Arc::clone(&flag))?;
-        signal_hook::flag::register(SIGTERM, Arc::clone(&flag))?;
+        use signal_hook::consts::{SIGHUP, SIGTERM};
+        use signal_hook::flag::{register, register_conditional_shutdown};
+        // The first handler acts if the flag of the second is set already: by an earlier SIGTERM, not by a SIGHUP.
+        let asked = Arc::new(AtomicBool::new(false));
+        register_conditional_shutdown(SIGTERM, TERMINATED, Arc::clone(&asked))?;
+        register(SIGTERM, asked)?;
+        register(SIGTERM, Arc::clone(&flag))?;
+        register(SIGHUP, Arc::clone(&flag))?;
     }
+    Ok(flag)
+}
+
+/// Returns a flag as [`termination`] does, and calls `act` after it is set, on a thread of its own.
+///
+/// # Errors
+/// If the system refuses a handler or a thread.
+pub fn on_termination(act: impl Fn() + Send + 'static) -> anyhow::Result<Arc<AtomicBool>> {
+    // Set by the handler itself, so before the program can see the end of its input.
+    let flag = termination()?;
+    #[cfg(unix)]
+    {
+        use signal_hook::consts::{SIGHUP, SIGTERM};
+        let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGTERM])?;
+        let wait = move || signals.forever().for_each(|_| act());
+        let thread = std::thread::Builder::new().name("signals".to_owned()).spawn(wait);
+        thread.context("cannot start the thread that waits for signals")?;
+    }
+    #[cfg(not(unix))]
+    drop(act);
     Ok(flag)
 }
 
@@ -50,8 +74,9 @@ fn set_handler(handler: impl FnMut() + Send + 'static) -> anyhow::Result<()> {
 }
 
 /// Cancels a run, or ends the program if it is cancelled already: a step may take minutes.
-fn cancel_or_exit(cancel: &Cancel) {
+fn cancel_or_exit(cancel: &Cancel, leave: impl Fn()) {
     if cancel.check().is_break() {
+        leave();
         exit();
     }
     cancel.cancel();
@@ -65,25 +90,13 @@ fn exit() -> ! {
     std::process::exit(INTERRUPTED)
 }
 
-/// Returns a flag that is set when the terminal is closed, instead of the end of the program; on systems other than
-/// Unix it stays unset.
-///
-/// # Errors
-/// If the system refuses a handler.
-pub fn hang_up() -> anyhow::Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    #[cfg(unix)]
-    signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::clone(&flag))?;
-    Ok(flag)
-}
-
 /// A handler of Ctrl-C for programs that wait for input between runs: it cancels the current run (a second Ctrl-C ends
-/// the program at once), or ends the program if there is none.
-#[derive(Debug)]
+/// the program at once), or ends the program if there is none. Clones share the run.
+#[derive(Debug, Clone)]
 pub struct Interrupt(Arc<Mutex<Option<Cancel>>>);
 
 impl Interrupt {
-    /// Installs the handler, which calls `leave` before it ends the program between runs.
+    /// Installs the handler, which calls `leave` before it ends the program.
     ///
     /// # Errors
     /// If the program has a handler already, or the system refuses a thread.
@@ -91,7 +104,7 @@ impl Interrupt {
         let running = Arc::new(Mutex::new(None::<Cancel>));
         let seen = Arc::clone(&running);
         set_handler(move || match kontext_core::lock(&seen).as_ref() {
-            Some(cancel) => cancel_or_exit(cancel),
+            Some(cancel) => cancel_or_exit(cancel, &leave),
             None => {
                 leave();
                 exit()
@@ -106,6 +119,13 @@ impl Interrupt {
         let cancel = Cancel::new();
         self.set(Some(cancel.clone()));
         cancel
+    }
+
+    /// Cancels the run, if there is one.
+    pub fn cancel(&self) {
+        if let Some(cancel) = kontext_core::lock(&self.0).as_ref() {
+            cancel.cancel();
+        }
     }
 
     /// Ends the run.

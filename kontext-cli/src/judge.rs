@@ -1,6 +1,7 @@
 //! Scores of a model's edits on a dataset with known results.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use kontext::image::RgbImage;
@@ -11,6 +12,7 @@ use kontext_core::read_json;
 use kontext_train::dataset::{Dataset, Item};
 
 use crate::images::ImageCache;
+use crate::notes::Notes;
 use crate::program::note;
 use crate::round_trip::{autoencoder, round_trip};
 use crate::strip::strip;
@@ -81,6 +83,7 @@ pub struct Judge {
     images: ImageCache,
     /// Targets through the autoencoder and back.
     reconstructions: BTreeMap<PathBuf, RgbImage>,
+    notes: Notes,
 }
 
 /// A scored edit and its images.
@@ -117,10 +120,12 @@ impl Judge {
             folder: folder.to_owned(),
             images: ImageCache::new(folder),
             reconstructions: BTreeMap::new(),
+            notes: Notes::default(),
         })
     }
 
-    /// Runs an edit on `references`, which may differ from its own sources, and scores the result.
+    /// Runs an edit on `references`, which may differ from its own sources, and scores the result. Warnings,
+    /// and text that an encoder does not see, are printed to stderr when they first come.
     ///
     /// # Errors
     /// If an image cannot be read or the run fails.
@@ -129,7 +134,11 @@ impl Judge {
         for path in references {
             request = request.reference(kontext::open_image(self.folder.join(path))?);
         }
-        let result = self.pipe.run(&request)?.image;
+        let output = self.pipe.run_with(&request, |event| {
+            self.notes.observe("", &event);
+            ControlFlow::Continue(())
+        });
+        let result = output?.image;
         let (width, height) = result.dimensions();
         let mut resized = |path: &PathBuf| self.images.get(path, width, height);
         let truth = resized(&edit.target)?;

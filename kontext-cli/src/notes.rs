@@ -1,7 +1,12 @@
 //! Notes of a run for its user, from its events.
 
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
 use kontext::Event;
-use kontext_core::{printable, shortened};
+use kontext_core::{lock, printable, shortened};
+
+use crate::program::note;
 
 /// Characters of a cut text that a note shows.
 const SHOWN: usize = 80;
@@ -25,6 +30,35 @@ pub fn of(event: &Event<'_>) -> Option<String> {
     }
 }
 
+/// Notes of many runs, each printed when it first comes.
+#[derive(Debug, Default)]
+pub struct Notes(Mutex<BTreeSet<String>>);
+
+impl Notes {
+    /// Prints the line of an event, unless an earlier run had the same. The line begins with the name of the
+    /// run, if it has one; a text that an encoder does not see is printed for each name.
+    pub fn observe(&self, run: &str, event: &Event<'_>) {
+        if let Some(line) = self.line(run, event) {
+            note(line);
+        }
+    }
+
+    fn line(&self, run: &str, event: &Event<'_>) -> Option<String> {
+        let line = of(event)?;
+        let named = if run.is_empty() {
+            line.clone()
+        } else {
+            format!("{run}: {line}")
+        };
+        let seen = if matches!(event, Event::Warning { .. }) {
+            line
+        } else {
+            named.clone()
+        };
+        lock(&self.0).insert(seen).then_some(named)
+    }
+}
+
 /// Returns a text of the prompt for a line: printable, and shortened.
 fn shown(text: &str) -> String {
     shortened(&printable(text.trim()), SHOWN)
@@ -40,6 +74,26 @@ mod tests {
     fn a_text_of_the_prompt_is_one_short_line() {
         assert_eq!(shown(" é\n☃ "), "é\\n☃");
         assert_eq!(shown(&"é".repeat(81)).chars().count(), 80);
+    }
+
+    #[test]
+    fn a_note_of_many_runs_is_printed_once() {
+        let notes = Notes::default();
+        let warning = kontext::Warning::CfgModeIgnored;
+        let line = |run: &str| notes.line(run, &Event::Warning { warning: &warning });
+        assert!(line("0000_00").is_some_and(|line| line.starts_with("0000_00: warning: cfg_mode")));
+        assert_eq!(line("0000_01"), None);
+        let unknown = Unknown {
+            encoder: kontext::ModelPart::T5,
+            texts: vec!["☃".to_owned()],
+        };
+        let line = |run: &str| notes.line(run, &Event::UnknownWords { unknown: &unknown });
+        let words = "T5 does not know this of the prompt: “☃”";
+        assert_eq!(line("").as_deref(), Some(words));
+        assert_eq!(line(""), None);
+        for run in ["0000_00", "0000_01"] {
+            assert_eq!(line(run), Some(format!("{run}: {words}")));
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
+use kontext::{Checkpoint, Weights};
 use kontext_core::output_path;
 
 /// Names that one message lists.
@@ -48,6 +49,38 @@ impl Outputs {
         }
     }
 
+    /// Adds all files of a model: weights with their shards, configurations and tokenizers.
+    pub fn model(&mut self, flag: &'static str, model: &Checkpoint) {
+        for part in [&model.transformer, &model.vae, &model.clip, &model.t5] {
+            self.weights(flag, part);
+        }
+        let settings = ["kontext.json", "model_index.json"].map(|name| model.folder.join(name));
+        let tokenizers = [&model.clip_tokenizer, &model.t5_tokenizer];
+        for path in tokenizers.into_iter().chain(&model.scheduler).chain(&settings) {
+            self.read(flag, path);
+            // The files of a tokenizer that may also be given as one file.
+            if let Some(folder) = path.parent().filter(|_| path.is_file()) {
+                for name in ["merges.txt", "tokenizer_config.json", "special_tokens_map.json"] {
+                    self.read(flag, &folder.join(name));
+                }
+            }
+        }
+    }
+
+    /// Adds weights that the run reads: a file, with the other files of its set and the configuration next to
+    /// it, or a folder.
+    pub fn weights(&mut self, flag: &'static str, path: &Path) {
+        self.read(flag, path);
+        if path.is_dir() {
+            return;
+        }
+        self.read(flag, &path.with_file_name("config.json"));
+        // What cannot be opened is reported when it is read.
+        for file in Weights::open(path).iter().flat_map(|weights| weights.store().files()) {
+            self.read(flag, &file);
+        }
+    }
+
     /// Adds a file that the run writes.
     ///
     /// # Errors
@@ -77,6 +110,24 @@ impl Outputs {
         Ok(())
     }
 
+    /// Checks a folder that the run writes into: it may not be one that the run reads.
+    ///
+    /// # Errors
+    /// If the run reads it.
+    pub fn folder(&self, flag: &'static str, path: &Path) -> anyhow::Result<()> {
+        let Ok(folder) = path.canonicalize() else {
+            return Ok(());
+        };
+        if let Some(read) = self.read.iter().find(|read| folder == read.file) {
+            bail!(
+                "{flag} is {}, which the run reads ({}); choose another folder",
+                path.display(),
+                read.flag
+            );
+        }
+        Ok(())
+    }
+
     /// Adds an image that the run writes.
     ///
     /// # Errors
@@ -86,11 +137,19 @@ impl Outputs {
         self.file(flag, path)
     }
 
-    /// Adds images under names that the program derives.
+    /// Adds the images of a batch or a session, whose names are that of `--out` with a number.
+    ///
+    /// # Errors
+    /// Those of [`Outputs::derived`].
+    pub fn numbered(&mut self, flag: &'static str, paths: &[PathBuf]) -> anyhow::Result<()> {
+        self.derived(flag, "--out", paths)
+    }
+
+    /// Adds images under names that the program derives from the value of the flag `from`.
     ///
     /// # Errors
     /// Those of [`Outputs::image`], and if there are files of these names.
-    pub fn numbered(&mut self, flag: &'static str, paths: &[PathBuf]) -> anyhow::Result<()> {
+    pub fn derived(&mut self, flag: &'static str, from: &str, paths: &[PathBuf]) -> anyhow::Result<()> {
         let exist: Vec<String> = paths
             .iter()
             .filter(|path| path.is_file() && !self.overwrite)
@@ -103,7 +162,7 @@ impl Outputs {
             };
             let listed = exist.iter().take(LISTED).cloned().collect::<Vec<_>>().join(", ");
             bail!(
-                "{flag} would replace {listed}{more}; choose another --out{}",
+                "{flag} would replace {listed}{more}; choose another {from}{}",
                 self.advice
             );
         }
@@ -227,6 +286,26 @@ mod tests {
                 "{name}"
             );
         }
+    }
+
+    #[test]
+    fn the_other_files_of_a_set_of_weights_are_read_too() {
+        let desk = Desk::new().unwrap();
+        let names = [1, 2].map(|number| format!("a-0000{number}-of-00002.safetensors"));
+        for name in &names {
+            let tensors = [(name.clone(), kontext::Tensor::from_slice(&[1.0_f32]))];
+            kontext_formats::save(desk.path(name), &tensors, None).unwrap();
+        }
+        for name in ["config.json", "b.safetensors"] {
+            fs::write(desk.path(name), "").unwrap();
+        }
+        let mut outputs = Outputs::default();
+        outputs.weights("--vae", &desk.path(&names[0]));
+        for name in [&names[0], &names[1], "config.json"] {
+            let words = words(outputs.file("--out", &desk.path(name)));
+            assert!(words.contains("which the run reads (--vae)"), "{name}: {words}");
+        }
+        assert_eq!(words(outputs.file("--out", &desk.path("b.safetensors"))), "accepted");
     }
 
     #[test]

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 use kontext::PipelineBuilder;
 
+/// The function of a builder that takes a part's path.
+type Set = fn(PipelineBuilder, PathBuf) -> PipelineBuilder;
+
 /// Paths of single parts, each taken instead of the one in the model's folder.
 #[derive(Debug, Clone, Default, Args)]
 pub struct PartArgs {
@@ -32,16 +35,33 @@ pub struct PartArgs {
 impl PartArgs {
     /// Sets these options in a pipeline's builder.
     pub fn apply(&self, builder: PipelineBuilder) -> PipelineBuilder {
-        type Set = fn(PipelineBuilder, PathBuf) -> PipelineBuilder;
-        let options: [(&Option<PathBuf>, Set); 6] = [
-            (&self.transformer, PipelineBuilder::transformer),
-            (&self.vae, PipelineBuilder::vae),
-            (&self.clip, PipelineBuilder::clip),
-            (&self.t5, PipelineBuilder::t5),
-            (&self.clip_tokenizer, PipelineBuilder::clip_tokenizer),
-            (&self.t5_tokenizer, PipelineBuilder::t5_tokenizer),
-        ];
-        let given = options.into_iter().filter_map(|(path, set)| Some((path.clone()?, set)));
+        let given = self
+            .options()
+            .into_iter()
+            .filter_map(|(_, path, set)| Some((path.clone()?, set)));
         given.fold(builder, |builder, (path, set)| set(builder, path))
+    }
+
+    /// Returns the first of these flags that is given.
+    #[must_use]
+    pub fn first(&self) -> Option<&'static str> {
+        self.options()
+            .into_iter()
+            .find_map(|(flag, path, _)| path.as_ref().map(|_| flag))
+    }
+
+    fn options(&self) -> [(&'static str, &Option<PathBuf>, Set); 6] {
+        [
+            ("--transformer", &self.transformer, PipelineBuilder::transformer),
+            ("--vae", &self.vae, PipelineBuilder::vae),
+            ("--clip", &self.clip, PipelineBuilder::clip),
+            ("--t5", &self.t5, PipelineBuilder::t5),
+            (
+                "--clip-tokenizer",
+                &self.clip_tokenizer,
+                PipelineBuilder::clip_tokenizer,
+            ),
+            ("--t5-tokenizer", &self.t5_tokenizer, PipelineBuilder::t5_tokenizer),
+        ]
     }
 }

@@ -8,12 +8,14 @@ use anyhow::Context;
 use clap::Parser;
 use kontext_core::{printable, printable_lines, shortened};
 
+use crate::typed;
+
 /// Characters of a line on stderr.
 const LONGEST_LINE: usize = 2000;
 
 /// Parses the command line and runs a program; an error becomes one line on stderr and exit code 1.
 pub fn main<A: Parser>(run: impl FnOnce(A) -> anyhow::Result<()>) -> ExitCode {
-    let error = match A::try_parse() {
+    let error = match parsed::<A>() {
         Ok(args) => match run(args) {
             Ok(()) => return ExitCode::SUCCESS,
             Err(error) => {
@@ -30,6 +32,13 @@ pub fn main<A: Parser>(run: impl FnOnce(A) -> anyhow::Result<()>) -> ExitCode {
     };
     note(error);
     ExitCode::FAILURE
+}
+
+/// Parses the command line. Paths may begin with `~`, which a shell leaves as it is in `--out=~/a.png`.
+fn parsed<A: Parser>() -> Result<A, clap::Error> {
+    let mut command = typed::with_home(A::command());
+    let mut matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    A::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
 }
 
 /// Writes an error to stderr in one line, with its causes and a remedy.
@@ -57,8 +66,13 @@ pub fn announce(text: impl Display) {
 /// Writes a line to stderr. Control characters are escaped, line breaks too, and a long line is shortened. If the
 /// reader is gone, the work goes on.
 pub fn note(line: impl Display) {
+    let _ = noted(line);
+}
+
+/// Writes a line to stderr, as [`note`]; returns `false` if the reader is gone.
+pub fn noted(line: impl Display) -> bool {
     let line = shortened(&printable(&line.to_string()), LONGEST_LINE);
-    let _ = writeln!(std::io::stderr(), "{line}");
+    writeln!(std::io::stderr(), "{line}").is_ok()
 }
 
 /// Returns the advice that only a program can give: a library does not know its flags.

@@ -189,9 +189,7 @@ fn check_names(args: &RunArgs, request: &Request, files: &Files<'_>, folder: &Pa
         outputs.read("--noise", noise);
     }
     if let Ok(model) = args.load.parts.apply(Pipeline::builder()).checkpoint(folder) {
-        for part in [&model.transformer, &model.vae, &model.clip, &model.t5] {
-            outputs.read("--model", part);
-        }
+        outputs.model("--model", &model);
     }
     outputs.image("--out", files.out)?;
     if let Some(path) = &args.dump {

@@ -1,9 +1,13 @@
 //! Input that a user types: lines, and paths in them.
 
+use std::any::TypeId;
+use std::ffi::OsString;
 use std::io::{self, BufRead};
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
+use clap::Command;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 
 /// Reads a line without its end; `None` at the end of the input.
 ///
@@ -42,6 +46,22 @@ pub fn path(text: &str) -> anyhow::Result<PathBuf> {
     }
 }
 
+/// Returns a command of which all arguments that are paths may begin with `~`, as [`path`] takes it.
+#[must_use]
+pub fn with_home(command: Command) -> Command {
+    let expanded = |text: OsString| match text.to_str() {
+        Some(text) => path(text).map_err(|error| error.to_string()),
+        None => Ok(PathBuf::from(text)),
+    };
+    command.mut_args(|arg| {
+        if arg.get_value_parser().type_id() == TypeId::of::<PathBuf>() {
+            arg.value_parser(OsStringValueParser::new().try_map(expanded))
+        } else {
+            arg
+        }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,5 +95,46 @@ mod tests {
         }
         let other = path("~root/x").unwrap_err().to_string();
         assert!(other.contains("write the folder out, or ./~root/x"), "{other}");
+    }
+
+    #[test]
+    fn paths_of_flags_begin_with_the_home_folder_and_texts_do_not() {
+        #[derive(clap::Parser)]
+        struct Program {
+            #[arg(long)]
+            out: Option<PathBuf>,
+            #[arg(long)]
+            prompt: Option<String>,
+            #[arg(long)]
+            lora: Vec<PathBuf>,
+            #[command(flatten)]
+            parts: crate::PartArgs,
+            folder: Option<PathBuf>,
+        }
+        let parse = |words: &[&str]| {
+            let command = with_home(<Program as clap::CommandFactory>::command());
+            let matches = command.try_get_matches_from([&["program"], words].concat());
+            matches.map(|matches| <Program as clap::FromArgMatches>::from_arg_matches(&matches).unwrap())
+        };
+        let home = std::env::home_dir().unwrap();
+        let program = parse(&[
+            "--out=~/a.png",
+            "--prompt=~/b",
+            "--lora",
+            "~/c",
+            "--lora",
+            "~",
+            "--vae",
+            "~/d",
+            "~/e",
+        ]);
+        let program = program.unwrap();
+        assert_eq!(program.out, Some(home.join("a.png")));
+        assert_eq!(program.prompt.as_deref(), Some("~/b"));
+        assert_eq!(program.lora, [home.join("c"), home.clone()]);
+        assert_eq!(program.parts.vae, Some(home.join("d")));
+        assert_eq!(program.folder, Some(home.join("e")));
+        let error = parse(&["--out", "~nobody/x"]).err().unwrap().to_string();
+        assert!(error.contains("write the folder out, or ./~nobody/x"), "{error}");
     }
 }

@@ -1,13 +1,15 @@
 //! Edits in turns, with different ways of handing a result to the next turn.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use kontext::image::RgbImage;
-use kontext::session::{DifferenceMap, KeepUnchanged};
-use kontext::{Autoencoder, Kind, Pipeline, Request, Tensor};
+use kontext::session::{DifferenceMap, KeepUnchanged, Turn};
+use kontext::{Autoencoder, Kind, Output, Pipeline, Request, Session, Tensor};
 use kontext_core::{array, images};
 use kontext_sampler::{pack, unpack};
 
+use crate::notes::Notes;
 use crate::round_trip::{autoencoder, decode};
 
 /// The form in which a turn's result is the input of the next turn.
@@ -50,6 +52,7 @@ pub struct Walker {
     vae: Autoencoder,
     /// The difference map of the methods that keep unchanged pixels.
     pub map: DifferenceMap,
+    notes: Notes,
 }
 
 impl Walker {
@@ -62,6 +65,27 @@ impl Walker {
             vae: autoencoder(&pipe)?,
             pipe: Arc::new(pipe),
             map,
+            notes: Notes::default(),
+        })
+    }
+
+    /// Runs a turn of a session. Warnings, and text that an encoder does not see, are printed to stderr when
+    /// they first come.
+    ///
+    /// # Errors
+    /// If the run fails.
+    pub fn turn<'a>(&self, session: &'a mut Session, request: &Request) -> kontext::Result<&'a Turn> {
+        session.run_with(request, |event| {
+            self.notes.observe("", &event);
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// Runs a request, as [`Walker::turn`].
+    fn run(&self, request: &Request) -> kontext::Result<Output> {
+        self.pipe.run_with(request, |event| {
+            self.notes.observe("", &event);
+            ControlFlow::Continue(())
         })
     }
 
@@ -88,7 +112,7 @@ impl Walker {
         let keeps = matches!(method, Method::Keep | Method::KeepPixels);
         session.keep_unchanged = keeps.then_some(KeepUnchanged::Difference(self.map));
         requests
-            .map(|request| Ok(session.run(&request)?.image.clone()))
+            .map(|request| Ok(self.turn(&mut session, &request)?.image.clone()))
             .collect()
     }
 
@@ -104,7 +128,7 @@ impl Walker {
         for request in requests {
             let context = array::to_array(&pack(&latents)?)?;
             let request = request.reference(images.last().unwrap_or(start)).image_latents(context);
-            let result = array::from_array(&self.pipe.run(&request)?.latents.view())?;
+            let result = array::from_array(&self.run(&request)?.latents.view())?;
             latents = average.align(&unpack(&result.f_to_device(self.pipe.device())?, grid)?)?;
             images.push(self.decode(&latents, start)?);
         }

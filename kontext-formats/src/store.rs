@@ -126,6 +126,16 @@ impl Store {
         &self.path
     }
 
+    /// Returns the files of weights that were opened: several for a sharded set, none for tensors that are
+    /// not in files.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        match &self.source {
+            Source::Files { files, .. } => files.iter().map(|file| file.path.clone()).collect(),
+            Source::Memory(_) | Source::Synthetic { .. } => Vec::new(),
+        }
+    }
+
     /// Returns `true` for [`Store::synthetic`] and [`Store::blank`] tensors.
     #[must_use]
     pub fn is_synthetic(&self) -> bool {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use image::RgbImage;
 use kontext_core::{Conditioning, Tensor};
 use kontext_sampler::{Conformance, Size};
-use kontext_text::Prompt;
+use kontext_text::{Prompt, Unseen};
 
 use crate::lora::LoraKey;
 
@@ -17,7 +17,8 @@ const IMAGES: usize = 8;
 /// Encoded prompts and images, on the device of their pipeline.
 #[derive(Debug)]
 pub(crate) struct Kept {
-    pub(crate) texts: Recent<EncodedPrompt, Conditioning>,
+    /// With the text that an encoder did not see.
+    pub(crate) texts: Recent<EncodedPrompt, (Conditioning, Unseen)>,
     /// Latents [1, C, H, W].
     pub(crate) images: Recent<EncodedImage, Tensor>,
 }

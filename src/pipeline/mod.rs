@@ -3,8 +3,10 @@
 mod adapted;
 mod kept;
 mod loras;
+mod references;
 mod run;
 mod shortage;
+mod texts;
 mod unload;
 
 use std::path::Path;

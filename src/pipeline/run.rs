@@ -1,7 +1,6 @@
 //! One run, stage by stage: plan, text, references, noise, sampling, images.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
 use image::RgbImage;
 use kontext_core::{Conditioning, During, Error, ModelPart, Result, Stage, Tensor, Tokens, array, buffer, noise};
@@ -10,19 +9,17 @@ use kontext_dit::{Run, RunInput};
 use kontext_nn::Weights;
 use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_sampler::{CfgMode, add_noise, guidance, integrate, pack, unpack};
-use kontext_text::{Prompt, TextEncoder};
 use kontext_vae::Autoencoder;
 
-use super::adapted::Adapted;
-use super::kept::{EncodedImage, EncodedPrompt, Kept};
+use super::kept::Kept;
+use super::texts::EncodedTexts;
 use super::{Pipeline, Precision};
-use crate::encode::{Codec, reference_images};
+use crate::encode::Codec;
 use crate::lora::LoraSet;
-use crate::placement::Lease;
 use crate::{Event, Output, Plan, Request};
 
 /// The callback of a run.
-type Observer<'a> = &'a mut dyn FnMut(Event<'_>) -> ControlFlow<()>;
+pub(super) type Observer<'a> = &'a mut dyn FnMut(Event<'_>) -> ControlFlow<()>;
 
 /// A run's output for a session, and the latents [1, C, H, W] of its first reference.
 #[derive(Debug)]
@@ -69,12 +66,16 @@ impl Pipeline {
             move |error| self.name_shortage(error, plan, stage)
         };
         let seed = request.seed.unwrap_or_else(rand::random);
-        tell(observe, &plan, Event::Planned { plan: &plan, seed })?;
+        notify(observe, &plan, Event::Planned { plan: &plan, seed })?;
         for warning in &plan.warnings {
-            tell(observe, &plan, Event::Warning { warning })?;
+            notify(observe, &plan, Event::Warning { warning })?;
         }
         // 2. Text.
-        let (positive, negative) = self
+        let EncodedTexts {
+            positive,
+            negative,
+            unseen,
+        } = self
             .encode_texts(request, &plan, &loras, kept, observe)
             .map_err(short(Stage::Text))?;
         // 3. References. The autoencoder is loaded only for references not in the cache.
@@ -89,7 +90,7 @@ impl Pipeline {
                 .map_err(short(Stage::References))?;
             latents = add_noise(&pack(&start)?.f_to_kind(latents.kind())?, &latents, &plan.schedule)?;
         }
-        tell(observe, &plan, Event::Noise { latents: &latents })?;
+        notify(observe, &plan, Event::Noise { latents: &latents })?;
         if let Some(vae) = vae {
             vae.end();
         }
@@ -114,7 +115,7 @@ impl Pipeline {
             let tokens = latents.f_narrow(0, item as i64, 1)?;
             let image = codec.decode(&unpack(&tokens, plan.target)?, plan.output, plan.conformance);
             images.push(image.map_err(short(Stage::Decode))?);
-            tell(
+            notify(
                 observe,
                 &plan,
                 Event::Decoded {
@@ -136,129 +137,10 @@ impl Pipeline {
             prompt: request.prompt.clone(),
             prompt_2: request.prompt_2.clone(),
             guidance,
+            unseen,
             plan,
         };
         Ok(Finished { output, first })
-    }
-
-    /// Encodes the prompt and, if used, the negative prompt.
-    fn encode_texts(
-        &self,
-        request: &Request,
-        plan: &Plan,
-        loras: &LoraSet,
-        kept: &mut Kept,
-        observe: Observer<'_>,
-    ) -> Result<(Conditioning, Option<Conditioning>)> {
-        let text_loras = loras.text_key();
-        let mut text: Option<Adapted<'_, TextEncoder>> = None;
-        let mut encode = |prompt: Prompt<'_>, negative: bool| -> Result<Conditioning> {
-            if let Some(conditioning) = kept.texts.get(|known| known.is(prompt, &text_loras)) {
-                return Ok(conditioning.clone());
-            }
-            let encoder = match &text {
-                Some(leased) => leased,
-                None => text.insert(self.lease_text(loras)?),
-            };
-            let (conditioning, unseen) = encoder.with(|encoder| encoder.encode(prompt))?;
-            for truncation in &unseen.truncated {
-                tell(observe, plan, Event::PromptTruncated { truncation })?;
-            }
-            for unknown in &unseen.unknown {
-                tell(observe, plan, Event::UnknownWords { unknown })?;
-            }
-            tell(
-                observe,
-                plan,
-                Event::Encoded {
-                    conditioning: &conditioning,
-                    negative,
-                },
-            )?;
-            let key = || EncodedPrompt::of(prompt, text_loras.clone());
-            kept.texts.add(key, || conditioning.clone());
-            Ok(conditioning)
-        };
-        let positive = encode(request.positive(), false)?;
-        let negative = request.negative().map(|prompt| encode(prompt, true)).transpose()?;
-        if let Some(text) = text {
-            text.end();
-        }
-        Ok((positive, negative))
-    }
-
-    /// Returns the context's tokens, and the first reference's latents.
-    fn encode_references<'a>(
-        &'a self,
-        vae: &mut Option<Lease<'a, Autoencoder>>,
-        request: &Request,
-        plan: &Plan,
-        kept: &mut Kept,
-        observe: Observer<'_>,
-    ) -> Result<(Option<Tokens>, Option<Tensor>)> {
-        let kind = plan.conformance.latents_kind(self.precision.dtype);
-        let (mut features, mut ids, mut first) = (Vec::new(), Vec::new(), None);
-        for (index, (image, reference)) in reference_images(request, plan)?
-            .iter()
-            .zip(&plan.references)
-            .enumerate()
-        {
-            let (fitted, conformance) = (reference.fitted, plan.conformance);
-            let given = request.image_latents.as_ref().filter(|_| index == 0);
-            let latents = if let Some(given) = given {
-                let tokens = array::from_array(&given.view())?
-                    .f_to_kind(kind)?
-                    .f_to_device(self.device)?;
-                unpack(&tokens, reference.grid)?
-            } else if let Some(latents) = kept.images.get(|known| known.is(image, fitted, conformance)) {
-                latents.shallow_clone()
-            } else {
-                let codec = self.codec(Lease::begin(vae, || self.parts.vae.lease())?, plan);
-                // Rounded to the run's dtype if the mode is, also on a CPU, which computes in f32.
-                let latents = codec.encode(image, fitted)?.f_to_kind(kind)?;
-                tell(
-                    observe,
-                    plan,
-                    Event::Reference {
-                        index,
-                        latents: &latents,
-                    },
-                )?;
-                let encoded = || EncodedImage {
-                    image: Arc::clone(image),
-                    fitted,
-                    conformance,
-                };
-                kept.images.add(encoded, || latents.shallow_clone());
-                latents
-            };
-            features.push(pack(&latents)?);
-            ids.push(grid_ids(reference.grid, reference.origin)?);
-            first.get_or_insert(latents);
-        }
-        if features.is_empty() {
-            return Ok((None, None));
-        }
-        let tokens = Tokens::new(Tensor::f_cat(&features, 1)?, Tensor::f_cat(&ids, 0)?)?;
-        Ok((Some(tokens), first))
-    }
-
-    /// Returns the first image's latents on the target's grid.
-    fn start_image<'a>(
-        &'a self,
-        vae: &mut Option<Lease<'a, Autoencoder>>,
-        request: &Request,
-        plan: &Plan,
-        first: Option<&Tensor>,
-    ) -> Result<Tensor> {
-        match (first, plan.references.first(), request.images.first()) {
-            (Some(latents), Some(reference), _) if reference.grid == plan.target => Ok(latents.shallow_clone()),
-            (_, _, Some(image)) => {
-                let codec = self.codec(Lease::begin(vae, || self.parts.vae.lease())?, plan);
-                codec.encode(image, plan.target.size())
-            }
-            _ => Err(Error::bug("a strength below 1 without an image to start from")),
-        }
     }
 
     /// Decodes latents [1, C, H, W] to an image of the plan's size.
@@ -355,7 +237,7 @@ impl Pipeline {
         sampled
     }
 
-    fn codec<'a>(&self, vae: &'a Autoencoder, plan: &Plan) -> Codec<'a> {
+    pub(super) fn codec<'a>(&self, vae: &'a Autoencoder, plan: &Plan) -> Codec<'a> {
         let kind = plan.conformance.vae_kind(self.precision.compute);
         Codec {
             vae,
@@ -391,7 +273,7 @@ impl Pipeline {
 }
 
 /// Notifies the observer; a `Break` outside the denoising loop becomes an error.
-fn tell(observe: Observer<'_>, plan: &Plan, event: Event<'_>) -> Result<()> {
+pub(super) fn notify(observe: Observer<'_>, plan: &Plan, event: Event<'_>) -> Result<()> {
     let total = plan.schedule.steps();
     let done = if matches!(event, Event::Decoded { .. }) {
         total

@@ -1,6 +1,7 @@
 //! Editing in turns: each turn edits the result of the last.
 
 mod distance;
+mod edit;
 mod files;
 mod history;
 mod index;
@@ -9,21 +10,17 @@ mod restore;
 mod save;
 mod turn;
 
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use image::{GrayImage, RgbImage};
-use kontext_core::{Error, Result, Tensor, array, buffer};
-use kontext_sampler::{References, pack};
-use ndarray::ArrayD;
+use image::RgbImage;
+use kontext_core::Result;
 
 use self::history::History;
 pub use self::keep::{DifferenceMap, KeepUnchanged};
 pub use self::turn::Turn;
-use crate::output::Made;
-use crate::pipeline::{Finished, Kept};
-use crate::{Event, IntoImage, Pipeline, Plan, Request};
+use crate::pipeline::Kept;
+use crate::{IntoImage, Pipeline, Request};
 
 /// An image edited in turns, with its history.
 ///
@@ -109,70 +106,6 @@ impl Session {
         }
     }
 
-    /// Edits the current image. Both encoders see the prompt. The result becomes the current one.
-    ///
-    /// # Errors
-    /// Those of [`Session::run`].
-    pub fn edit(&mut self, prompt: impl Into<String>) -> Result<&Turn> {
-        let mut request = self.defaults.clone().prompt(prompt);
-        request.prompt_2 = None;
-        self.run(&request)
-    }
-
-    /// Edits the current image with a request. The request's own images are further references.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] for a request of several images, one with [`Request::image_latents`], or
-    /// one whose result does not cover the same area, as [`Session::keep_unchanged`] requires; those of
-    /// [`Pipeline::run`]. The session is then unchanged.
-    pub fn run(&mut self, request: &Request) -> Result<&Turn> {
-        self.run_with(request, |_| ControlFlow::Continue(()))
-    }
-
-    /// Runs as [`Session::run`] does, reports events to `observe` and stops on its request.
-    ///
-    /// # Errors
-    /// Those of [`Session::run`], and [`Error::Cancelled`] if `observe` returns `Break`.
-    pub fn run_with(
-        &mut self,
-        request: &Request,
-        mut observe: impl FnMut(Event<'_>) -> ControlFlow<()>,
-    ) -> Result<&Turn> {
-        // 1. The edited image, before the request's own images.
-        let source = self.history.current();
-        let mut whole = request.clone();
-        whole.images.insert(0, Arc::new(buffer::copied_image(&source.image)?));
-        let plan = self.pipe.plan(&whole)?;
-        self.check(request, source, &plan)?;
-        whole.image_latents = self.handed_over(source, request, &plan);
-        // 2. A normal run, with the caches of earlier turns.
-        let Finished { output, first } = self.pipe.run_keeping(&whole, &mut self.kept, &mut observe)?;
-        // 3. Pixels that the edit did not change are restored.
-        let (image, latents, changed) = match (&self.keep_unchanged, first) {
-            (Some(keep), Some(first)) => self.put_back(keep, source, &first, output.image, &output.latents, &plan)?,
-            _ => (output.image, output.latents, None),
-        };
-        // 4. The turn.
-        let made = Made {
-            seed: output.seed,
-            steps: plan.schedule.steps(),
-            guidance: output.guidance,
-            model_size: plan.target.size(),
-        };
-        let request = Request {
-            seed: Some(output.seed),
-            ..request.clone()
-        };
-        Ok(self.history.add(|id, parent| Turn {
-            id,
-            parent: Some(parent),
-            image,
-            changed,
-            latents: Some(latents),
-            edit: Some((request, made)),
-        }))
-    }
-
     /// Continues with another image instead of the current one, such as one retouched elsewhere. It becomes a
     /// turn without a prompt, and the next turn encodes it.
     pub fn replace(&mut self, image: impl IntoImage) -> &Turn {
@@ -240,62 +173,6 @@ impl Session {
     /// anything is written; [`Error::Io`] if the folder cannot be written.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
         save::save(self, folder.as_ref())
-    }
-
-    /// Checks the request before any work.
-    fn check(&self, request: &Request, source: &Turn, plan: &Plan) -> Result<()> {
-        if request.batch != 1 {
-            return Err(Error::invalid("batch", "1 image in a turn of a session", request.batch));
-        }
-        if request.image_latents.is_some() {
-            let expected = "none in a session, which hands its own over; use `replace` for another image";
-            return Err(Error::invalid("image_latents", expected, "some"));
-        }
-        let Some(keep) = &self.keep_unchanged else {
-            return Ok(());
-        };
-        keep.check(&source.image)?;
-        let aligned = plan.references.first().is_some_and(|first| {
-            first.grid == plan.target && first.input == plan.output && source.image.width() == first.input.width
-        });
-        if aligned {
-            return Ok(());
-        }
-        let expected = "a result in the place of the image: no width, height, native size or stitched references, in \
-                        the conventions of Kontext";
-        Err(Error::invalid(
-            "request under keep_unchanged",
-            expected,
-            format!("a result of {}", plan.output),
-        ))
-    }
-
-    /// Returns the source's latents, if the run can continue from them.
-    fn handed_over(&self, source: &Turn, request: &Request, plan: &Plan) -> Option<ArrayD<f32>> {
-        let joined = request.references == References::Stitch && !request.images.is_empty();
-        let fits = plan.references.first().is_some_and(|first| source.is_of(first.fitted));
-        source.latents.clone().filter(|_| fits && !joined && !self.reencode)
-    }
-
-    /// Restores the source in a turn's unchanged regions, and returns its image, latents and map.
-    ///
-    /// The difference is computed between the decoded latents of both, so that losses of the autoencoder do
-    /// not count as changes. Latents follow their pixels: in unchanged regions they remain those of the first
-    /// image, turn after turn.
-    fn put_back(
-        &self,
-        keep: &KeepUnchanged,
-        source: &Turn,
-        first: &Tensor,
-        image: RgbImage,
-        latents: &ArrayD<f32>,
-        plan: &Plan,
-    ) -> Result<(RgbImage, ArrayD<f32>, Option<GrayImage>)> {
-        let map = keep.map(&image, plan, || self.pipe.decode(first, plan))?;
-        let image = keep::mix(&source.image, image, &map);
-        let result = array::from_array(&latents.view())?;
-        let mixed = keep::mix_latents(&pack(first)?, &result, &map, plan.target)?;
-        Ok((image, array::to_array(&mixed)?, Some(map)))
     }
 }
 

@@ -59,13 +59,11 @@ fn check_room(files: Files<'_>, index: &Index) -> Result<()> {
     let asked = index.turns.iter().filter_map(|turn| Some(&turn.edit.as_ref()?.asked));
     let references = asked.chain([&index.defaults]).flat_map(|request| &request.references);
     let images = index.turns.iter().map(|turn| &turn.image).chain(references);
-    let mut bytes: u64 = images.map(|name| 3 * pixels(name)).sum();
-    bytes += index
-        .turns
-        .iter()
-        .filter_map(|turn| turn.changed.as_ref())
-        .map(|name| pixels(name))
-        .sum::<u64>();
+    let maps = index.turns.iter().filter_map(|turn| turn.changed.as_ref());
+    let files = images.map(|name| (name, 3)).chain(maps.map(|name| (name, 1)));
+    let bytes = files.fold(0_u64, |sum, (name, channels)| {
+        sum.saturating_add(pixels(name).saturating_mul(channels))
+    });
     if bytes <= memory::free(Device::Cpu).unwrap_or(u64::MAX) {
         return Ok(());
     }
@@ -125,17 +123,16 @@ impl Reader<'_> {
             if !latents.shape().iter().map(|&side| side as i64).eq(expected) {
                 let (expected, got) = (format!("{expected:?}"), format!("{:?}", latents.shape()));
                 return Err(wrong(format!(
-                    "has latents {got}, and this model's are {expected}: load the one of then"
+                    "has latents {got}, and this model's are {expected}; restore it with the model that made it"
                 )));
             }
         }
         Ok(Turn {
-            id,
             parent,
-            image,
             changed,
             latents,
             edit,
+            ..Turn::given(id, image)
         })
     }
 

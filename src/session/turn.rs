@@ -5,11 +5,12 @@ use std::path::Path;
 use image::{GrayImage, ImageFormat, RgbImage};
 use kontext_core::Result;
 use kontext_sampler::Size;
+use kontext_text::Unseen;
 use ndarray::ArrayD;
 
-use crate::Request;
 use crate::io::{encode_image, save_image};
 use crate::output::{Made, Prompts};
+use crate::{Request, Warning};
 
 /// An image of a session and its parameters.
 #[derive(Debug, Clone)]
@@ -26,6 +27,12 @@ pub struct Turn {
     pub changed: Option<GrayImage>,
     /// The context of the next turn in packed form [1, tokens, 64]; `None` for a given image.
     pub latents: Option<ArrayD<f32>>,
+    /// Settings without effect, and surprises: those of the run's [`Plan::warnings`](crate::Plan::warnings).
+    /// Empty for a given image, and after the session was restored: a folder does not hold them.
+    pub warnings: Vec<Warning>,
+    /// Text of the prompts that an encoder cut or does not know, as
+    /// [`Output::unseen`](crate::Output::unseen); empty where `warnings` is.
+    pub unseen: Unseen,
     /// The request and the resolved parameters; `None` for a given image.
     pub(crate) edit: Option<(Request, Made)>,
 }
@@ -39,6 +46,8 @@ impl Turn {
             image,
             changed: None,
             latents: None,
+            warnings: Vec::new(),
+            unseen: Unseen::default(),
             edit: None,
         }
     }

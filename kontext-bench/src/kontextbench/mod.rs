@@ -7,6 +7,7 @@
 //! [`read_votes`], [`win_rates`] and [`ratings`] evaluate.
 
 mod bench;
+mod bradley_terry;
 mod category;
 mod latency;
 mod measures;
@@ -21,7 +22,9 @@ mod run_folder;
 mod run_info;
 mod runner;
 mod shard;
+mod vote_report;
 mod votes;
+mod win_rate;
 
 pub use bench::Bench;
 pub use category::{CATEGORIES, category};
@@ -31,10 +34,12 @@ pub use merge::merge;
 pub use page::Page;
 pub use pair::Pair;
 pub use problem::Problem;
-pub use rating::{Rating, WinRate, ratings, vote_report, wilson, win_rates};
+pub use rating::{Rating, ratings};
 pub use record::{Record, Timing};
 pub use run_folder::RunFolder;
 pub use run_info::RunInfo;
 pub use runner::{Edited, RunEvent, RunSummary, Runner, Task};
 pub use shard::Shard;
+pub use vote_report::vote_report;
 pub use votes::{Choice, Vote, read_votes};
+pub use win_rate::{WinRate, wilson, win_rates};

@@ -1,42 +1,16 @@
-//! Win rates and Elo ratings from votes, with intervals.
+//! Elo ratings from votes, with intervals.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::Vote;
-use crate::cell::markdown;
+use super::bradley_terry::{Game, bradley_terry};
 use crate::statistics::{Estimate, index};
 
-/// Standard normal quantile of a two-sided 95 % interval.
-const Z: f64 = 1.959_963_985;
-/// Mean rating of a connected set of runs.
-const MEAN: f64 = 1000.0;
-/// Elo's scale: points by which a run leads if it is expected to win ten of eleven votes.
-const SCALE: f64 = 400.0;
-/// Change of a rating, in points, at which Bradley-Terry's iteration has converged.
-const CONVERGED: f64 = 1e-6;
-/// Iteration limit: runs with few votes between them converge slowly.
-const MOST_ITERATIONS: usize = 100_000;
 /// Bootstrap samples.
 const SAMPLES: usize = 1000;
-
-/// Win rate of one run against another.
-#[derive(Debug, Clone, PartialEq)]
-pub struct WinRate {
-    /// The run.
-    pub run: String,
-    /// The other run.
-    pub against: String,
-    /// The category; `None` for all.
-    pub category: Option<String>,
-    /// Votes for the run, for the other, and ties.
-    pub votes: [usize; 3],
-    /// Share of the votes, ties counted half, with Wilson's interval.
-    pub rate: Estimate,
-}
 
 /// A run's Elo rating.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,75 +21,6 @@ pub struct Rating {
     pub votes: usize,
     /// Elo rating, with a bootstrap interval over pairs.
     pub elo: Estimate,
-}
-
-/// Computes Wilson's interval for a share of `n`; the whole range if `n` is 0.
-///
-/// Source: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference" (1927).
-///
-/// ```
-/// let rate = kontext_bench::kontextbench::wilson(8.0, 10.0);
-/// assert_eq!(rate.value, 0.8);
-/// assert!((rate.low - 0.4902).abs() < 1e-4 && (rate.high - 0.9433).abs() < 1e-4);
-/// ```
-#[must_use]
-pub fn wilson(wins: f64, n: f64) -> Estimate {
-    if n <= 0.0 {
-        return Estimate {
-            value: 0.5,
-            low: 0.0,
-            high: 1.0,
-        };
-    }
-    let (p, z2) = (wins / n, Z * Z / n);
-    let middle = (p + z2 / 2.0) / (1.0 + z2);
-    let half = Z / (1.0 + z2) * (p * (1.0 - p) / n + z2 / (4.0 * n)).sqrt();
-    Estimate {
-        value: p,
-        low: (middle - half).max(0.0),
-        high: (middle + half).min(1.0),
-    }
-}
-
-/// Computes the win rate of each two runs that were compared, by category and overall; each rate is that of
-/// the run whose name comes first alphabetically.
-#[must_use]
-pub fn win_rates(votes: &[Vote]) -> Vec<WinRate> {
-    let mut counts = BTreeMap::<(&str, &str, Option<&str>), [usize; 3]>::new();
-    for vote in votes {
-        let swapped = vote.left > vote.right;
-        let (run, against) = if swapped {
-            (&vote.right, &vote.left)
-        } else {
-            (&vote.left, &vote.right)
-        };
-        let score = if swapped {
-            1.0 - vote.left_score()
-        } else {
-            vote.left_score()
-        };
-        let slot = if score > 0.5 {
-            0
-        } else if score < 0.5 {
-            1
-        } else {
-            2
-        };
-        for category in [None, Some(vote.category.as_str())] {
-            counts.entry((run, against, category)).or_default()[slot] += 1;
-        }
-    }
-    let rate = |((run, against, category), votes): ((&str, &str, Option<&str>), [usize; 3])| {
-        let [won, lost, tied] = votes.map(|count| count as f64);
-        WinRate {
-            run: run.to_owned(),
-            against: against.to_owned(),
-            category: category.map(str::to_owned),
-            votes,
-            rate: wilson(won + tied / 2.0, won + lost + tied),
-        }
-    };
-    counts.into_iter().map(rate).collect()
 }
 
 /// Computes the runs' Elo ratings: Bradley and Terry's maximum-likelihood strengths, with mean 1000.
@@ -185,112 +90,10 @@ pub fn ratings(votes: &[Vote], seed: u64) -> Vec<Rating> {
     ratings
 }
 
-/// A vote, with runs as indices.
-struct Game {
-    left: usize,
-    right: usize,
-    score: f64,
-}
-
-/// Computes the Elo ratings of `count` runs.
-fn bradley_terry(count: usize, games: &[&Game], met: &BTreeSet<(usize, usize)>) -> Vec<f64> {
-    // Games between each two runs, and total points of each run.
-    let (mut played, mut points) = (vec![vec![0.0; count]; count], vec![0.0; count]);
-    let ties = met
-        .iter()
-        .map(|&(left, right)| Game {
-            left,
-            right,
-            score: 0.5,
-        })
-        .collect::<Vec<_>>();
-    for game in games.iter().copied().chain(&ties) {
-        played[game.left][game.right] += 1.0;
-        played[game.right][game.left] += 1.0;
-        points[game.left] += game.score;
-        points[game.right] += 1.0 - game.score;
-    }
-    let sets = sets(count, met);
-    let mut elo = vec![MEAN; count];
-    for _ in 0..MOST_ITERATIONS {
-        let strength: Vec<f64> = elo.iter().map(|elo| 10_f64.powf((elo - MEAN) / SCALE)).collect();
-        let new = |run: usize| {
-            let expected: f64 = (0..count)
-                .filter(|other| played[run][*other] > 0.0)
-                .map(|other| played[run][other] / (strength[run] + strength[other]))
-                .sum();
-            if expected > 0.0 {
-                MEAN + SCALE * (points[run] / expected).log10()
-            } else {
-                MEAN
-            }
-        };
-        let mut next: Vec<f64> = (0..count).map(new).collect();
-        for set in &sets {
-            let mean = set.iter().map(|run| next[*run]).sum::<f64>() / set.len() as f64;
-            set.iter().for_each(|run| next[*run] += MEAN - mean);
-        }
-        let change = elo.iter().zip(&next).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-        elo = next;
-        if change < CONVERGED {
-            break;
-        }
-    }
-    elo
-}
-
-/// Groups runs into sets connected by votes.
-fn sets(count: usize, met: &BTreeSet<(usize, usize)>) -> Vec<Vec<usize>> {
-    let mut set_of: Vec<usize> = (0..count).collect();
-    for &(a, b) in met {
-        let (from, to) = (set_of[a], set_of[b]);
-        set_of.iter_mut().filter(|set| **set == from).for_each(|set| *set = to);
-    }
-    let mut sets = BTreeMap::<usize, Vec<usize>>::new();
-    for (run, set) in set_of.into_iter().enumerate() {
-        sets.entry(set).or_default().push(run);
-    }
-    sets.into_values().collect()
-}
-
-/// Formats the rate as "62 % (48 to 74)".
-impl fmt::Display for WinRate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Estimate { value, low, high } = self.rate;
-        write!(f, "{:.0} % ({:.0} to {:.0})", 100.0 * value, 100.0 * low, 100.0 * high)
-    }
-}
-
-/// Formats votes as two Markdown tables.
-#[must_use]
-pub fn vote_report(votes: &[Vote], seed: u64) -> String {
-    let mut text = String::from(
-        "| run | against | category | won | lost | tied | win rate (95 %) |\n\
-         | --- | --- | --- | ---: | ---: | ---: | ---: |\n",
-    );
-    for rate in win_rates(votes) {
-        let [won, lost, tied] = rate.votes;
-        let category = rate.category.as_deref().map_or("**all**".to_owned(), markdown);
-        let (run, against, category) = (markdown(&rate.run), markdown(&rate.against), category);
-        text.push_str(&format!(
-            "| {run} | {against} | {category} | {won} | {lost} | {tied} | {rate} |\n"
-        ));
-    }
-    text.push_str("\n| run | votes | Elo (95 %) |\n| --- | ---: | ---: |\n");
-    for Rating { run, votes, elo } in ratings(votes, seed) {
-        let run = markdown(&run);
-        text.push_str(&format!(
-            "| {run} | {votes} | {:.0} ({:.0} to {:.0}) |\n",
-            elo.value, elo.low, elo.high
-        ));
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kontextbench::Choice;
+    use crate::kontextbench::{Choice, vote_report, wilson, win_rates};
 
     fn votes(left: &str, right: &str, counts: [usize; 3]) -> Vec<Vote> {
         let choices = [Choice::Left, Choice::Right, Choice::Tie];

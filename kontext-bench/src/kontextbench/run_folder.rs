@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! run.json             facts of the run
-//! images/KEY.png     results
+//! pictures/KEY.png     results
 //! records/KEY.json     their metrics, written last
 //! timings/KEY.json     seconds; only files under timings/ differ if a run is repeated
 //! ```

@@ -67,7 +67,7 @@ impl Table {
     /// Formats the table as Markdown: means ± standard errors.
     #[must_use]
     pub fn markdown(&self) -> String {
-        let mut text = "| autoencoder | pictures | PDist ↓ | SSIM ↑ | PSNR ↑ |\n".to_owned();
+        let mut text = "| autoencoder | images | PDist ↓ | SSIM ↑ | PSNR ↑ |\n".to_owned();
         text.push_str("| --- | ---: | ---: | ---: | ---: |\n");
         for cells in self.rows.iter().map(cells) {
             // Writing to a string does not fail.
@@ -79,33 +79,30 @@ impl Table {
         text
     }
 
-    /// Formats the table as CSV, with the columns `vae,images,pdist,pdist_se,ssim,ssim_se,psnr,psnr_se`;
+    /// Formats the table as CSV, with the columns `vae,pictures,pdist,pdist_se,ssim,ssim_se,psnr,psnr_se`;
     /// unknown values are empty.
     #[must_use]
     pub fn csv(&self) -> String {
-        let mut text = "vae,pictures,pdist,pdist_se,ssim,ssim_se,psnr,psnr_se\n".to_owned();
+        let number = |value: f64| {
+            if value.is_finite() {
+                format!("{value:.6}")
+            } else {
+                String::new()
+            }
+        };
+        let pair = |summary: Option<&Summary>| {
+            summary.map_or_else(Default::default, |s| [s.mean, s.standard_error].map(number))
+        };
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        let head = "vae,pictures,pdist,pdist_se,ssim,ssim_se,psnr,psnr_se".split(',');
+        // Writing to memory does not fail.
+        let _ = writer.write_record(head);
         for row in &self.rows {
-            let number = |value: f64| {
-                if value.is_finite() {
-                    format!("{value:.6}")
-                } else {
-                    String::new()
-                }
-            };
-            let pair = |summary: Option<&Summary>| {
-                summary.map_or(",".to_owned(), |s| {
-                    format!("{},{}", number(s.mean), number(s.standard_error))
-                })
-            };
-            let (pdist, ssim, psnr) = (pair(row.pdist.as_ref()), pair(Some(&row.ssim)), pair(Some(&row.psnr)));
-            let _ = writeln!(
-                text,
-                "{},{},{pdist},{ssim},{psnr}",
-                quoted(&cell::csv(&row.vae)),
-                row.psnr.count
-            );
+            let numbers = [row.pdist.as_ref(), Some(&row.ssim), Some(&row.psnr)].map(pair);
+            let facts = [cell::csv(&row.vae).into_owned(), row.psnr.count.to_string()];
+            let _ = writer.write_record(facts.iter().chain(numbers.iter().flatten()));
         }
-        text
+        String::from_utf8(writer.into_inner().unwrap_or_default()).unwrap_or_default()
     }
 
     /// Returns a note that names the network of the distance.
@@ -137,18 +134,9 @@ fn with_error(summary: &Summary, digits: usize) -> String {
     format!("{:.digits$} ± {:.digits$}", summary.mean, summary.standard_error)
 }
 
-/// Quotes a CSV field if necessary.
-fn quoted(text: &str) -> String {
-    if text.contains([',', '"', '\n', '\r']) {
-        format!("\"{}\"", text.replace('"', "\"\""))
-    } else {
-        text.to_owned()
-    }
-}
-
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let head = ["autoencoder", "pictures", "PDist", "SSIM", "PSNR, dB"].map(str::to_owned);
+        let head = ["autoencoder", "images", "PDist", "SSIM", "PSNR, dB"].map(str::to_owned);
         let lines: Vec<[String; 5]> = std::iter::once(head).chain(self.rows.iter().map(cells)).collect();
         let widths: [usize; 5] = std::array::from_fn(|at| {
             lines
@@ -215,7 +203,7 @@ mod tests {
         let text = table.to_string();
         let widths: Vec<usize> = text.lines().take(3).map(|line| line.chars().count()).collect();
         assert!(widths.windows(2).all(|pair| pair[0] == pair[1]), "{text}");
-        assert!(text.contains("a,small             1                -"), "{text}");
+        assert!(text.contains("a,small           1                -"), "{text}");
     }
 
     #[test]

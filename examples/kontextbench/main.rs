@@ -2,27 +2,20 @@
 //!
 //! docs/kontextbench.md describes how to get the bench, and how to shard a run, view it and vote.
 
-use std::ops::ControlFlow;
+mod run;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use kontext::{Pipeline, Request};
-use kontext_bench::kontextbench::{
-    Bench, Edited, Metrics, Page, Problem, RunEvent, RunFolder, RunInfo, Runner, Shard, Task, merge, read_votes,
-    vote_report,
-};
-use kontext_bench::metrics::Perceptual;
+use kontext_bench::kontextbench::{Bench, Page, Problem, RunFolder, Shard, merge, read_votes, vote_report};
 use kontext_cli::args::{LoadArgs, free_text, positive};
-use kontext_cli::interrupt::cancel_on_ctrl_c;
 use kontext_cli::outputs::Outputs;
-use kontext_cli::progress::{self, Reporter};
 use kontext_cli::{announce, note, read, say, shipped, write};
 
 /// Flags of a run, which the other modes of the program would ignore.
-const OF_A_RUN: [&str; 14] = [
+const OF_A_RUN: [&str; 23] = [
     "shard",
     "name",
     "embedder",
@@ -30,10 +23,19 @@ const OF_A_RUN: [&str; 14] = [
     "model",
     "lora",
     "lora_scale",
+    "allow_unmatched",
+    "allow_no_effect",
+    "device",
     "dtype",
     "placement",
     "quantize",
     "quantize_t5",
+    "transformer",
+    "vae",
+    "clip",
+    "t5",
+    "clip_tokenizer",
+    "t5_tokenizer",
     "steps",
     "guidance",
     "native_size",
@@ -80,11 +82,20 @@ struct Args {
     #[arg(long, value_name = "PIXELS", requires = "page")]
     thumbnails: Option<u32>,
     /// Maximum of pairs of each category: the first ones
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = positive::<usize>, allow_negative_numbers = true)]
     limit: Option<usize>,
     /// Seed: of the noise, of a page's left and right, of the intervals of Elo
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    run: OfARun,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+/// What a run is, and what it measures.
+#[derive(Debug, clap::Args)]
+struct OfARun {
     /// Run every pair whose index is i modulo n; the shards' folder may be one or several
     #[arg(long, value_name = "I/N", default_value_t)]
     shard: Shard,
@@ -97,8 +108,6 @@ struct Args {
     /// LPIPS's weights of that network's layers; plain distances of features without them
     #[arg(long, value_name = "FILE", requires = "embedder")]
     heads: Option<PathBuf>,
-    #[command(flatten)]
-    model: ModelArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -148,148 +157,13 @@ fn run(args: &Args) -> anyhow::Result<()> {
         return write_page(args, &bench, out);
     }
     announce(&bench);
-    run_bench(args, &bench, out)
+    run::run(args, &bench, out)
 }
 
 fn warn(problems: &[Problem]) {
     for problem in problems {
         note(format_args!("warning: {problem}"));
     }
-}
-
-fn run_bench(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
-    let cancel = cancel_on_ctrl_c()?;
-    let builder = args.model.load.builder()?;
-    let pipe = builder.load_with(&args.model.model, progress::loading())?;
-    let mut metrics = Metrics::default();
-    if let Some(weights) = &args.embedder {
-        metrics = metrics.perceptual(Perceptual::open(weights, args.heads.as_deref(), pipe.device())?);
-    }
-    let info = info(args, &pipe)?;
-    let edit = |task: &Task<'_>| {
-        let mut request = Request::generate(&task.pair.instruction).seed(task.seed);
-        request.images = task.images.iter().cloned().map(Arc::new).collect();
-        request.steps = args.model.steps;
-        request.guidance = args.model.guidance;
-        request.native_size = args.model.native_size;
-        let output = pipe.run_with(&request, |_| cancel.check())?;
-        Ok(Edited {
-            steps: output.plan.schedule.steps(),
-            image: output.image,
-        })
-    };
-    let mut reporter: Option<Reporter> = None;
-    let mut done = 0;
-    let watch = |event: RunEvent<'_>| -> ControlFlow<()> {
-        match event {
-            RunEvent::Started { done: before, total } => {
-                if before > 0 {
-                    note(format_args!(
-                        "going on after {before} of {total} pairs in {}",
-                        out.display()
-                    ));
-                }
-                done = before;
-                reporter = Some(Reporter::new("editing", total as u64).starting_at(before as u64));
-            }
-            RunEvent::Done { record, .. } => {
-                done += 1;
-                if let Some(reporter) = &mut reporter {
-                    reporter.advance(done as u64, &record.key);
-                }
-            }
-            RunEvent::Failed { problem } => {
-                let line = format!("warning: {problem}");
-                match &reporter {
-                    Some(reporter) => reporter.println(&line),
-                    None => note(line),
-                }
-            }
-            _ => {}
-        }
-        cancel.check()
-    };
-    let summary = Runner::new(bench, info)
-        .shard(args.shard)
-        .metrics(metrics)
-        .run(out, edit, watch);
-    if let Some(reporter) = reporter {
-        reporter.clear();
-    }
-    let summary = match summary {
-        Err(error) if error.is_cancelled() => bail!("stopped after {done} pairs; run the same command to go on"),
-        summary => summary?,
-    };
-    match summary.report {
-        Some(report) => show(&report),
-        None if !summary.failed.is_empty() => {
-            bail!(
-                "{} pair(s) failed, told above; the same command tries them again",
-                summary.failed.len()
-            )
-        }
-        None => {
-            announce(format_args!(
-                "{} pairs of shard {} are done; {} of the bench are not here: other shards make them, --merge joins \
-                 folders",
-                summary.done, args.shard, summary.missing
-            ));
-            Ok(())
-        }
-    }
-}
-
-/// Returns the settings that decide the results; a run is only continued with the same ones.
-fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
-    let ModelArgs {
-        model,
-        load,
-        steps,
-        guidance,
-        native_size,
-    } = &args.model;
-    let LoadArgs {
-        lora_scale,
-        dtype,
-        quantize,
-        quantize_t5,
-        ..
-    } = load;
-    let folder = model.canonicalize().unwrap_or_else(|_| model.clone());
-    let folder_name = || {
-        folder
-            .file_name()
-            .map_or("model".to_owned(), |name| name.to_string_lossy().into_owned())
-    };
-    let checkpoint = pipe.checkpoint().context("the pipeline was not loaded from a folder")?;
-    let mut info = RunInfo::new(args.name.clone().unwrap_or_else(folder_name), args.seed)
-        .setting("kontext", env!("CARGO_PKG_VERSION"))
-        .setting("model", checkpoint.digest(&load.lora_files()?)?)
-        .setting("device", if pipe.device().is_cuda() { "cuda" } else { "cpu" })
-        .setting("native size", native_size.to_string());
-    let mut optional = |name: &str, value: Option<String>| {
-        if let Some(value) = value {
-            info.settings.insert(name.to_owned(), value);
-        }
-    };
-    optional("steps", steps.map(|steps| steps.to_string()));
-    optional("guidance", guidance.map(|guidance| guidance.to_string()));
-    optional("dtype", dtype.map(|dtype| format!("{dtype:?}").to_lowercase()));
-    optional("quantize", quantize.map(|to| to.to_string()));
-    optional("quantize t5", quantize_t5.map(|to| to.to_string()));
-    // Named as the option was before `--lora-scale`: earlier runs can be continued.
-    optional(
-        "lora strengths",
-        (!lora_scale.is_empty()).then(|| format!("{lora_scale:?}")),
-    );
-    let networks: Vec<&PathBuf> = args.embedder.iter().chain(&args.heads).collect();
-    optional(
-        "networks",
-        (!networks.is_empty())
-            .then(|| kontext::file_digest(networks))
-            .transpose()?,
-    );
-    Ok(info)
 }
 
 /// Prints a report and the path of its page.
@@ -315,6 +189,7 @@ fn write_page(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
         .collect::<kontext::Result<Vec<_>>>()?;
     let mut outputs = Outputs::default();
     args.page.iter().for_each(|run| outputs.read("--page", run));
+    outputs.read("--bench", &bench.folder);
     outputs.file("--out", out)?;
     let mut page = match &runs[..] {
         [a, b] => Page::between(bench, a, b),

@@ -3,23 +3,26 @@
 //! Runs walks through the emoji dataset, with a known result for every turn, by each method of handing a result to the
 //! next turn. The first run fetches the dataset.
 
-use std::collections::BTreeMap;
-use std::fmt::Write;
+mod report;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Parser;
 use kontext::image::RgbImage;
 use kontext::session::DifferenceMap;
-use kontext::{Device, Pipeline, Size};
-use kontext_bench::drift::{self, Column, Drift, MapQuality, Panel, plot};
+use kontext::{Checkpoint, Device, Pipeline, Size};
+use kontext_bench::drift::{self, Drift, MapQuality, plot};
 use kontext_bench::metrics::Perceptual;
+use kontext_cli::args::positive;
 use kontext_cli::images::ImageCache;
 use kontext_cli::outputs::Outputs;
 use kontext_cli::walker::{Method, Walker};
 use kontext_cli::walks::{Edits, Walk};
-use kontext_cli::{announce, emoji, progress, read, say, shipped, write};
+use kontext_cli::{announce, emoji, progress, say, shipped, write};
+
+use report::{marked, panels, row, tables};
 
 /// Measure the drift of images over turns of edits.
 #[derive(Debug, Parser)]
@@ -31,10 +34,10 @@ struct Args {
     #[arg(long, value_name = "DIR", default_value = "target/emoji")]
     data: PathBuf,
     /// Turns of a walk
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = positive::<usize>, allow_negative_numbers = true)]
     turns: usize,
     /// Walks of every kind
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = positive::<usize>, allow_negative_numbers = true)]
     each: usize,
     /// Seed of a walk's first turn
     #[arg(long, default_value_t = 0)]
@@ -75,6 +78,11 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> anyhow::Result<()> {
     let mut outputs = Outputs::default();
+    outputs.model("--model", &Checkpoint::find(&args.model)?);
+    outputs.read("--data", &args.data);
+    if let Some(path) = &args.perceptual {
+        outputs.read("--perceptual", path);
+    }
     if let Some(path) = &args.markdown {
         outputs.file("--markdown", path)?;
         // A file without marks is refused now.
@@ -110,6 +118,12 @@ fn run(args: &Args) -> anyhow::Result<()> {
         ("Edits elsewhere", edits.elsewhere(args.turns, args.each)),
     ];
     for (title, walks) in kinds {
+        if walks.is_empty() {
+            bail!(
+                "the dataset has no walks of {} turns ({title}); give fewer --turns",
+                args.turns
+            );
+        }
         let drift = measure(&walker, &walks, &mut image, perceptual.as_ref(), args.seed)?;
         text.push_str(&tables(title, &walks, &drift, perceptual.as_ref())?);
         drifts.push((title, drift));
@@ -201,7 +215,8 @@ fn maps(
             let result = walker.walk(Method::Latents, &source, &[&edit.instruction], args.seed)?;
             let mut session = walker.pipe.session(source.clone());
             session.keep_unchanged = Some(kontext::session::KeepUnchanged::Difference(walker.map));
-            let turn = session.run(&kontext::Request::generate(&edit.instruction).seed(args.seed))?;
+            let request = kontext::Request::generate(&edit.instruction).seed(args.seed);
+            let turn = walker.turn(&mut session, &request)?;
             let map = turn.changed.as_ref().context("the turn has no map")?;
             // Against the image itself, the autoencoder's losses look like changes.
             let naive = walker.map.map(&source, &result[0], 1.0)?;
@@ -229,84 +244,9 @@ fn maps(
             all.iter_mut().zip(columns).for_each(|(all, column)| all.extend(column));
         }
     }
+    if all[0].is_empty() {
+        bail!("no held-out edit of the dataset changes a part of its image only");
+    }
     row(&mut table, "**all**", &all);
     Ok(table + "\n")
-}
-
-fn row(table: &mut String, name: &str, values: &[Vec<f64>; 5]) {
-    let [covered, kept, naive, plain, put_back] = values
-        .each_ref()
-        .map(|values| values.iter().sum::<f64>() / values.len() as f64);
-    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
-    let (covered, kept, naive) = (percent(covered), percent(kept), percent(naive));
-    let count = values[0].len();
-    // Writing to a string does not fail.
-    let _ = writeln!(
-        table,
-        "| {name} | {count} | {covered} | {kept} | {naive} | {plain:.2} | {put_back:.2} |"
-    );
-}
-
-fn tables(title: &str, walks: &[Walk], drift: &Drift, perceptual: Option<&Perceptual>) -> anyhow::Result<String> {
-    let mut kinds = BTreeMap::<&str, usize>::new();
-    for walk in walks {
-        *kinds.entry(&walk.category).or_default() += 1;
-    }
-    let kinds: Vec<String> = kinds
-        .iter()
-        .map(|(category, count)| format!("{category} {count}"))
-        .collect();
-    let network = perceptual.map_or(String::new(), |network| format!(" PDist is {}.", network.name()));
-    let (latents, pixels) = (Method::Latents.name(), Method::Pixels.name());
-    Ok(format!(
-        "### {title}\n\n{} walks of {} turns; first edits: {}.{network}\n\nPSNR to the truth of each turn, in dB:\n\n{}\n\
-         PSNR to the first image, where the truth still agrees with it, in dB:\n\n{}\nAfter the last turn:\n\n{}\n\
-         After the last turn, more than `{pixels}` on the same walks:\n\n{}\n\
-         After the last turn, more than `{latents}` on the same walks:\n\n{}\n",
-        walks.len(),
-        drift.turns(),
-        kinds.join(", "),
-        drift.turn_table(&Column::PSNR)?,
-        drift.turn_table(&Column::UNTOUCHED)?,
-        drift.last_table()?,
-        drift.difference_table(pixels)?,
-        drift.difference_table(latents)?,
-    ))
-}
-
-fn panels<'a>(drifts: &'a [(&'a str, Drift)]) -> Vec<Panel<'a>> {
-    let columns = [Column::PSNR, Column::UNTOUCHED, Column::DISTANCE];
-    let drawn = |column: &Column| {
-        let has = |drift: &Drift| {
-            let method = drift.methods().next().unwrap_or_default().to_owned();
-            drift.curve(&method, column).is_ok_and(|curve| !curve.is_empty())
-        };
-        drifts.iter().all(|(_, drift)| has(drift))
-    };
-    let columns = columns.into_iter().filter(drawn);
-    columns
-        .flat_map(|column| drifts.iter().map(move |(title, drift)| Panel { title, drift, column }))
-        .collect()
-}
-
-const BEGIN: &str = "<!-- numbers: written by the example `drift` -->\n";
-const END: &str = "<!-- end of numbers -->\n";
-
-/// Returns the file's text with `text` between its marks; only `text` if there is no such file.
-fn marked(path: &Path, text: &str) -> anyhow::Result<String> {
-    let numbers = format!("{BEGIN}\n{}\n\n{END}", text.trim());
-    if !path.is_file() {
-        return Ok(numbers);
-    }
-    let old = read(path)?;
-    let parts = old
-        .split_once(BEGIN)
-        .and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
-    let (before, after) = parts.with_context(|| {
-        format!(
-            "{} has no two marks between which the numbers go; put {BEGIN:?} and {END:?} there",
-            path.display()
-        )
-    })?;
-    Ok(format!("{before}{numbers}{after}"))
 }

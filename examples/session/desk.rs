@@ -1,155 +1,37 @@
-//! Edits an image in turns, typed one after the other: `cargo xtask run --release --example session`.
-//!
-//! Lines are prompts, or commands that begin with a colon (`:help` lists them). They may also come from a pipe.
+//! A session at work.
 
-use std::io::{IsTerminal, Write};
+use std::fmt::Display;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
-use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::bail;
-use clap::Parser;
-use kontext::crates::kontext_device::device;
 use kontext::image::RgbImage;
 use kontext::session::{KeepUnchanged, Turn};
-use kontext::{Event, Pipeline, Request, Session};
-use kontext_cli::args::{positive, whole};
+use kontext::{Event, Session};
 use kontext_cli::command::{Command, HELP};
-use kontext_cli::interrupt::{self, Interrupt};
-use kontext_cli::outputs::Outputs;
+use kontext_cli::interrupt::Interrupt;
 use kontext_cli::run::numbered;
-use kontext_cli::{PartArgs, announce, complain, note, notes, progress, shipped, typed};
+use kontext_cli::{announce, note, notes, progress};
 
-/// Edit an image in turns.
-#[derive(Debug, Parser)]
-struct Args {
-    /// Folder of the model
-    #[arg(long, value_name = "DIR", default_value_os_t = shipped::model())]
-    model: PathBuf,
-    /// The first image. An emoji if not given
-    #[arg(long, value_name = "FILE", default_value_os_t = shipped::data("emoji-source.png"), hide_default_value = true)]
-    image: PathBuf,
-    /// Continue a saved session instead
-    #[arg(long, value_name = "DIR", conflicts_with = "image")]
-    load: Option<PathBuf>,
-    /// The image of turn N is written to this file with -N before its extension
-    #[arg(long, value_name = "FILE", default_value = "session.png")]
-    out: PathBuf,
-    /// Replace existing files of these names
-    #[arg(long)]
-    overwrite: bool,
-    /// Seed of the noise of each turn; drawn for each if not given
-    #[arg(long, value_parser = whole, allow_negative_numbers = true)]
-    seed: Option<u64>,
-    /// Sampling steps
-    #[arg(long, value_parser = positive::<usize>, allow_negative_numbers = true)]
-    steps: Option<usize>,
-    /// Guidance value
-    #[arg(long, allow_negative_numbers = true)]
-    guidance: Option<f64>,
-    /// Pixels of the image that the model works at
-    #[arg(long, value_name = "PIXELS", value_parser = positive::<u64>, allow_negative_numbers = true)]
-    max_area: Option<u64>,
-    /// cpu, cuda or cuda:N; the first CUDA device if not given, else the CPU
-    #[arg(long)]
-    device: Option<String>,
-    #[command(flatten)]
-    parts: PartArgs,
-}
-
-fn main() -> ExitCode {
-    kontext_cli::main(|args: Args| run(&args))
-}
-
-fn run(args: &Args) -> anyhow::Result<()> {
-    if args.load.is_none() {
-        args.check_image(1)?;
-    }
-    let mut builder = args.parts.apply(Pipeline::builder());
-    if let Some(text) = &args.device {
-        builder = builder.device(device::parse(text)?);
-    }
-    let pipe = Arc::new(builder.load_with(&args.model, progress::loading())?);
-    let session = match &args.load {
-        Some(folder) => pipe.restore_session(folder)?,
-        None => pipe.session(kontext::open_image(&args.image)?),
-    };
-    args.check_image(session.turns().len())?;
-    let unsaved = Arc::new(AtomicUsize::new(0));
-    let seen = Arc::clone(&unsaved);
-    let mut desk = Desk {
-        session,
-        args,
-        references: Vec::new(),
-        unsaved,
-        interrupt: Interrupt::install(move || note_unsaved(seen.load(Ordering::Relaxed)))?,
-    };
-    let hung_up = interrupt::hang_up()?;
-    desk.prepare();
-    desk.show();
-    let interactive = std::io::stdin().is_terminal();
-    let mut input = std::io::stdin().lock();
-    loop {
-        if interactive {
-            let mut terminal = std::io::stderr();
-            let _ = write!(terminal, "> ").and_then(|()| terminal.flush());
-        }
-        let line = match typed::line(&mut input) {
-            Ok(Some(line)) => line,
-            // The terminal is gone, or cannot be read.
-            Ok(None) if hung_up.load(Ordering::Relaxed) => return desk.rescue(),
-            Ok(None) => break,
-            Err(error) => {
-                complain(&anyhow::Error::new(error).context("cannot read the standard input"));
-                return desk.rescue();
-            }
-        };
-        let command = match line.and_then(|line| line.parse()) {
-            Ok(Command::Quit) => break,
-            command => command,
-        };
-        // An error ends the turn, but not the program.
-        if let Err(error) = command.and_then(|command| desk.obey(command)) {
-            complain(&error);
-        }
-    }
-    note_unsaved(desk.unsaved.load(Ordering::Relaxed));
-    Ok(())
-}
-
-impl Args {
-    /// Checks that the image of a turn can be written and replaces no file.
-    fn check_image(&self, turn: usize) -> anyhow::Result<()> {
-        // A slash at its end is not in the names of the images.
-        kontext::crates::kontext_core::output_path(&self.out)?;
-        Outputs::overwriting(self.overwrite).numbered("--out", &[numbered(&self.out, turn)])
-    }
-}
-
-/// Notes that turns are not saved, if there are any.
-fn note_unsaved(turns: usize) {
-    if turns > 0 {
-        note(format_args!(
-            "{turns} turn(s) are not saved, and only their images are kept; `:save DIR` keeps a session"
-        ));
-    }
-}
+use super::Args;
 
 /// A session and the user's settings for the next turns.
-struct Desk<'a> {
-    session: Session,
-    args: &'a Args,
-    references: Vec<Arc<RgbImage>>,
+pub(super) struct Desk<'a> {
+    pub(super) session: Session,
+    pub(super) args: &'a Args,
+    pub(super) references: Vec<Arc<RgbImage>>,
     /// Number of turns since the session was saved or loaded.
-    unsaved: Arc<AtomicUsize>,
-    interrupt: Interrupt,
+    pub(super) unsaved: Arc<AtomicUsize>,
+    pub(super) interrupt: Interrupt,
+    /// `true` once the system has asked the program to end.
+    pub(super) hung_up: Arc<AtomicBool>,
 }
 
 impl Desk<'_> {
-    /// Makes the options that are given the defaults of every turn.
-    fn prepare(&mut self) {
+    /// Makes the options that are given the defaults of every turn, and notes which of a loaded session they
+    /// replace.
+    pub(super) fn prepare(&mut self) {
         let Args {
             seed,
             steps,
@@ -158,13 +40,13 @@ impl Desk<'_> {
             ..
         } = *self.args;
         let defaults = &mut self.session.defaults;
-        defaults.seed = seed.or(defaults.seed);
-        defaults.steps = steps.or(defaults.steps);
-        defaults.guidance = guidance.or(defaults.guidance);
-        defaults.max_area = max_area.or(defaults.max_area);
+        set("--seed", seed, &mut defaults.seed);
+        set("--steps", steps, &mut defaults.steps);
+        set("--guidance", guidance, &mut defaults.guidance);
+        set("--max-area", max_area, &mut defaults.max_area);
     }
 
-    fn obey(&mut self, command: Command) -> anyhow::Result<()> {
+    pub(super) fn obey(&mut self, command: Command) -> anyhow::Result<()> {
         let session = &mut self.session;
         match command {
             Command::Nothing | Command::Quit => return Ok(()),
@@ -216,9 +98,17 @@ impl Desk<'_> {
                     folder.display()
                 ));
             }
-            Command::Load(folder) => {
+            Command::Load { folder, drop } => {
+                let unsaved = self.unsaved.load(Ordering::Relaxed);
+                if unsaved > 0 && !drop {
+                    bail!(
+                        "{unsaved} turn(s) are not saved; `:save DIR` keeps them, `:load! {}` drops all but their images",
+                        folder.display()
+                    );
+                }
                 self.session = self.session.pipeline().restore_session(folder)?;
-                note_unsaved(self.unsaved.swap(0, Ordering::Relaxed));
+                self.unsaved.store(0, Ordering::Relaxed);
+                self.prepare();
             }
         }
         self.show();
@@ -227,11 +117,15 @@ impl Desk<'_> {
 
     fn edit(&mut self, prompt: &str) -> anyhow::Result<()> {
         self.args.check_image(self.session.turns().len())?;
-        let mut request: Request = self.session.defaults.clone().prompt(prompt);
+        let mut request = self.session.request(prompt);
         for image in &self.references {
             request = request.reference(image);
         }
         let cancel = self.interrupt.begin();
+        if self.hung_up.load(Ordering::Acquire) {
+            // The request came before the run could be cancelled.
+            cancel.cancel();
+        }
         let mut sampled = progress::sampling();
         let path = numbered(&self.args.out, self.session.turns().len());
         let mut fits = Ok(());
@@ -263,7 +157,7 @@ impl Desk<'_> {
     }
 
     /// Writes the unsaved turns into a new folder.
-    fn rescue(&self) -> anyhow::Result<()> {
+    pub(super) fn rescue(&self) -> anyhow::Result<()> {
         if self.unsaved.load(Ordering::Relaxed) == 0 {
             return Ok(());
         }
@@ -284,7 +178,7 @@ impl Desk<'_> {
     }
 
     /// Prints the current turn.
-    fn show(&self) {
+    pub(super) fn show(&self) {
         let turn = self.session.current();
         match turn.prompt() {
             "" => announce(format_args!(
@@ -316,8 +210,17 @@ impl Desk<'_> {
     }
 }
 
+/// Sets an option that is given, and notes that it replaces another value of a loaded session.
+fn set<T: Display + PartialEq + Copy>(flag: &str, given: Option<T>, default: &mut Option<T>) {
+    let Some(given) = given else { return };
+    if let Some(saved) = default.filter(|saved| *saved != given) {
+        note(format_args!("{flag} {given} replaces {saved} of the loaded session"));
+    }
+    *default = Some(given);
+}
+
 /// Prints the answer to a command.
-fn done(answer: impl std::fmt::Display) -> anyhow::Result<()> {
+fn done(answer: impl Display) -> anyhow::Result<()> {
     announce(answer);
     Ok(())
 }

@@ -1,0 +1,169 @@
+//! A run of the bench.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use kontext::{Checkpoint, Pipeline, Request};
+use kontext_bench::kontextbench::{Bench, Edited, Metrics, RunEvent, RunInfo, Runner, Task};
+use kontext_bench::metrics::Perceptual;
+use kontext_cli::args::LoadArgs;
+use kontext_cli::interrupt::cancel_on_ctrl_c;
+use kontext_cli::notes::Notes;
+use kontext_cli::outputs::Outputs;
+use kontext_cli::progress::{self, Reporter};
+use kontext_cli::{announce, note};
+
+use super::{Args, ModelArgs, show};
+
+/// Runs every pair of the shard that is not done, and shows the report if all are.
+pub(super) fn run(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
+    let cancel = cancel_on_ctrl_c()?;
+    let builder = args.model.load.builder()?;
+    check_folder(args, bench, &builder.checkpoint(&args.model.model)?, out)?;
+    let pipe = builder.load_with(&args.model.model, progress::loading())?;
+    let mut metrics = Metrics::default();
+    if let Some(weights) = &args.run.embedder {
+        metrics = metrics.perceptual(Perceptual::open(weights, args.run.heads.as_deref(), pipe.device())?);
+    }
+    let (info, notes) = (info(args, &pipe)?, Notes::default());
+    let edit = |task: &Task<'_>| {
+        let mut request = Request::generate(&task.pair.instruction).seed(task.seed);
+        request.images = task.images.iter().cloned().map(Arc::new).collect();
+        request.steps = args.model.steps;
+        request.guidance = args.model.guidance;
+        request.native_size = args.model.native_size;
+        let output = pipe.run_with(&request, |event| {
+            notes.observe(&task.pair.key, &event);
+            cancel.check()
+        })?;
+        Ok(Edited {
+            steps: output.plan.schedule.steps(),
+            image: output.image,
+        })
+    };
+    let mut reporter: Option<Reporter> = None;
+    let mut done = 0;
+    let watch = |event: RunEvent<'_>| -> ControlFlow<()> {
+        match event {
+            RunEvent::Started { done: before, total } => {
+                if before > 0 {
+                    note(format_args!(
+                        "going on after {before} of {total} pairs in {}",
+                        out.display()
+                    ));
+                }
+                done = before;
+                reporter = Some(Reporter::new("editing", total as u64).starting_at(before as u64));
+            }
+            RunEvent::Done { record, .. } => {
+                done += 1;
+                if let Some(reporter) = &mut reporter {
+                    reporter.advance(done as u64, &record.key);
+                }
+            }
+            RunEvent::Failed { problem } => {
+                let line = format!("warning: {problem}");
+                match &reporter {
+                    Some(reporter) => reporter.println(&line),
+                    None => note(line),
+                }
+            }
+            _ => {}
+        }
+        cancel.check()
+    };
+    let summary = Runner::new(bench, info)
+        .shard(args.run.shard)
+        .metrics(metrics)
+        .run(out, edit, watch);
+    if let Some(reporter) = reporter {
+        reporter.clear();
+    }
+    let summary = match summary {
+        Err(error) if error.is_cancelled() => bail!("stopped after {done} pairs; run the same command to go on"),
+        summary => summary?,
+    };
+    match summary.report {
+        Some(report) => show(&report),
+        None if !summary.failed.is_empty() => {
+            bail!(
+                "{} pair(s) failed, told above; the same command tries them again",
+                summary.failed.len()
+            )
+        }
+        None => {
+            announce(format_args!(
+                "{} pairs of shard {} are done; {} of the bench are not here: other shards make them, --merge joins \
+                 folders",
+                summary.done, args.run.shard, summary.missing
+            ));
+            Ok(())
+        }
+    }
+}
+
+/// Checks that the run's folder is none that the run reads.
+fn check_folder(args: &Args, bench: &Bench, model: &Checkpoint, out: &Path) -> anyhow::Result<()> {
+    let mut outputs = Outputs::default();
+    outputs.model("--model", model);
+    outputs.read("--model", &model.folder);
+    for folder in args.bench.iter().chain([&bench.folder]) {
+        outputs.read("--bench", folder);
+    }
+    outputs.folder("--out", out)
+}
+
+/// Returns the settings that decide the results; a run is only continued with the same ones.
+fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
+    let ModelArgs {
+        model,
+        load,
+        steps,
+        guidance,
+        native_size,
+    } = &args.model;
+    let LoadArgs {
+        lora_scale,
+        dtype,
+        quantize,
+        quantize_t5,
+        ..
+    } = load;
+    let folder = model.canonicalize().unwrap_or_else(|_| model.clone());
+    let folder_name = || {
+        folder
+            .file_name()
+            .map_or("model".to_owned(), |name| name.to_string_lossy().into_owned())
+    };
+    let checkpoint = pipe.checkpoint().context("the pipeline was not loaded from a folder")?;
+    let mut info = RunInfo::new(args.run.name.clone().unwrap_or_else(folder_name), args.seed)
+        .setting("kontext", env!("CARGO_PKG_VERSION"))
+        .setting("model", checkpoint.digest(&load.lora_files()?)?)
+        .setting("device", if pipe.device().is_cuda() { "cuda" } else { "cpu" })
+        .setting("native size", native_size.to_string());
+    let mut optional = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            info.settings.insert(name.to_owned(), value);
+        }
+    };
+    optional("steps", steps.map(|steps| steps.to_string()));
+    optional("guidance", guidance.map(|guidance| guidance.to_string()));
+    optional("dtype", dtype.map(|dtype| format!("{dtype:?}").to_lowercase()));
+    optional("quantize", quantize.map(|to| to.to_string()));
+    optional("quantize t5", quantize_t5.map(|to| to.to_string()));
+    // Named as the option was before `--lora-scale`: earlier runs can be continued.
+    optional(
+        "lora strengths",
+        (!lora_scale.is_empty()).then(|| format!("{lora_scale:?}")),
+    );
+    let networks: Vec<&PathBuf> = args.run.embedder.iter().chain(&args.run.heads).collect();
+    optional(
+        "networks",
+        (!networks.is_empty())
+            .then(|| kontext::file_digest(networks))
+            .transpose()?,
+    );
+    Ok(info)
+}

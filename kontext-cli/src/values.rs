@@ -1,0 +1,92 @@
+//! Values of options: names, texts and whole numbers.
+
+use clap::ValueEnum;
+
+/// Values of `--references`; see [`References`](kontext::References).
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub enum ReferencesArg {
+    /// Side by side on one plane of positions
+    #[default]
+    Offset,
+    /// Each on a separate plane
+    Index,
+    /// Joined to one image
+    Stitch,
+}
+
+/// Values of `--dtype`.
+#[allow(
+    missing_docs,
+    reason = "the documentation of a value is printed by --help; these need none"
+)]
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum DtypeArg {
+    F32,
+    Bf16,
+}
+
+/// Values of `--conform`; see [`Conformance`](kontext::Conformance).
+#[allow(
+    missing_docs,
+    reason = "the documentation of a value is printed by --help; these need none"
+)]
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ConformArg {
+    Diffusers,
+    Bfl,
+}
+
+/// Parses a text that may begin with a dash, such as “-5 degrees”.
+///
+/// # Errors
+/// If it looks like a flag, before which a text was forgotten.
+pub fn free_text(text: &str) -> Result<String, &'static str> {
+    let name = text.strip_prefix("--").and_then(|flag| flag.split('=').next());
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if name.is_some_and(|name| name.starts_with(|c: char| c.is_ascii_lowercase()) && name.chars().all(plain)) {
+        return Err("expected a text, and this looks like a flag");
+    }
+    Ok(text.to_owned())
+}
+
+/// Parses a number of pixels, steps or images.
+///
+/// # Errors
+/// If it is not a whole number of at least 1.
+pub fn positive<T: TryFrom<u128>>(text: &str) -> Result<T, &'static str> {
+    match text.parse::<u128>() {
+        Ok(number) if number > 0 => T::try_from(number).map_err(|_| "expected a smaller number"),
+        _ => Err("expected a whole number of at least 1"),
+    }
+}
+
+/// Parses a seed.
+///
+/// # Errors
+/// If it is not a whole number.
+pub fn whole(text: &str) -> Result<u64, String> {
+    text.parse()
+        .map_err(|_| format!("expected a whole number from 0 to {}", u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_may_begin_with_a_dash_but_not_be_a_flag() {
+        for text in [
+            "-5 degrees, make it winter",
+            "-",
+            "--",
+            "--no text",
+            "- a list",
+            "--Title",
+        ] {
+            assert_eq!(free_text(text).as_deref(), Ok(text));
+        }
+        for text in ["--plan", "--native-size", "--out=a.png"] {
+            assert!(free_text(text).is_err(), "{text}");
+        }
+    }
+}

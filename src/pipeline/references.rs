@@ -1,0 +1,91 @@
+//! The reference images of a run, encoded.
+
+use std::sync::Arc;
+
+use kontext_core::{Error, Result, Tensor, Tokens, array};
+use kontext_sampler::ids::grid_ids;
+use kontext_sampler::{pack, unpack};
+use kontext_vae::Autoencoder;
+
+use super::Pipeline;
+use super::kept::{EncodedImage, Kept};
+use super::run::{Observer, notify};
+use crate::encode::reference_images;
+use crate::placement::Lease;
+use crate::{Event, Plan, Request};
+
+impl Pipeline {
+    /// Returns the context's tokens, and the first reference's latents.
+    pub(super) fn encode_references<'a>(
+        &'a self,
+        vae: &mut Option<Lease<'a, Autoencoder>>,
+        request: &Request,
+        plan: &Plan,
+        kept: &mut Kept,
+        observe: Observer<'_>,
+    ) -> Result<(Option<Tokens>, Option<Tensor>)> {
+        let kind = plan.conformance.latents_kind(self.precision.dtype);
+        let (mut features, mut ids, mut first) = (Vec::new(), Vec::new(), None);
+        for (index, (image, reference)) in reference_images(request, plan)?
+            .iter()
+            .zip(&plan.references)
+            .enumerate()
+        {
+            let (fitted, conformance) = (reference.fitted, plan.conformance);
+            let given = request.image_latents.as_ref().filter(|_| index == 0);
+            let latents = if let Some(given) = given {
+                let tokens = array::from_array(&given.view())?
+                    .f_to_kind(kind)?
+                    .f_to_device(self.device)?;
+                unpack(&tokens, reference.grid)?
+            } else if let Some(latents) = kept.images.get(|known| known.is(image, fitted, conformance)) {
+                latents.shallow_clone()
+            } else {
+                let codec = self.codec(Lease::begin(vae, || self.parts.vae.lease())?, plan);
+                // Rounded to the run's dtype if the mode is, also on a CPU, which computes in f32.
+                let latents = codec.encode(image, fitted)?.f_to_kind(kind)?;
+                notify(
+                    observe,
+                    plan,
+                    Event::Reference {
+                        index,
+                        latents: &latents,
+                    },
+                )?;
+                let encoded = || EncodedImage {
+                    image: Arc::clone(image),
+                    fitted,
+                    conformance,
+                };
+                kept.images.add(encoded, || latents.shallow_clone());
+                latents
+            };
+            features.push(pack(&latents)?);
+            ids.push(grid_ids(reference.grid, reference.origin)?);
+            first.get_or_insert(latents);
+        }
+        if features.is_empty() {
+            return Ok((None, None));
+        }
+        let tokens = Tokens::new(Tensor::f_cat(&features, 1)?, Tensor::f_cat(&ids, 0)?)?;
+        Ok((Some(tokens), first))
+    }
+
+    /// Returns the first image's latents on the target's grid.
+    pub(super) fn start_image<'a>(
+        &'a self,
+        vae: &mut Option<Lease<'a, Autoencoder>>,
+        request: &Request,
+        plan: &Plan,
+        first: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        match (first, plan.references.first(), request.images.first()) {
+            (Some(latents), Some(reference), _) if reference.grid == plan.target => Ok(latents.shallow_clone()),
+            (_, _, Some(image)) => {
+                let codec = self.codec(Lease::begin(vae, || self.parts.vae.lease())?, plan);
+                codec.encode(image, plan.target.size())
+            }
+            _ => Err(Error::bug("a strength below 1 without an image to start from")),
+        }
+    }
+}

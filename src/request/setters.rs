@@ -1,0 +1,223 @@
+//! Setting a request's options, one after the other.
+
+use kontext_sampler::{CfgMode, Conformance, References};
+use ndarray::ArrayD;
+
+use super::Request;
+use crate::{IntoImage, LoraScale};
+
+impl Request {
+    /// Sets [`Request::prompt`].
+    #[must_use]
+    pub fn prompt(self, prompt: impl Into<String>) -> Self {
+        Self {
+            prompt: prompt.into(),
+            ..self
+        }
+    }
+
+    /// Sets [`Request::prompt_2`].
+    ///
+    /// # Example
+    /// ```
+    /// use kontext::Request;
+    /// let request = Request::generate("a lighthouse").prompt_2("a lighthouse at dusk, fog below");
+    /// assert_eq!(request.prompt, "a lighthouse");
+    /// ```
+    #[must_use]
+    pub fn prompt_2(self, prompt: impl Into<String>) -> Self {
+        Self {
+            prompt_2: Some(prompt.into()),
+            ..self
+        }
+    }
+
+    /// Adds a reference image.
+    #[must_use]
+    pub fn reference(mut self, image: impl IntoImage) -> Self {
+        self.images.push(image.into_image());
+        self
+    }
+
+    /// Sets [`Request::image_latents`].
+    ///
+    /// # Example
+    /// ```
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # kontext::random_model(folder.path(), 7, kontext::Layout::Diffusers)?;
+    /// # let pipe = kontext::Pipeline::builder().device(kontext::Device::Cpu).load(folder.path())?;
+    /// use kontext::{image::RgbImage, Request};
+    /// let request = |image: &RgbImage, prompt| Request::edit(image, prompt).max_area(64 * 64).steps(1);
+    /// let once = pipe.run(&request(&RgbImage::new(64, 64), "make it winter"))?;
+    /// // Continues from the latents of the first run, not from its 8-bit image.
+    /// let twice = pipe.run(&request(&once.image, "make it night").image_latents(once.latents))?;
+    /// assert_eq!(twice.image.dimensions(), (64, 64));
+    /// # Ok::<(), kontext::Error>(())
+    /// ```
+    #[must_use]
+    pub fn image_latents(self, latents: ArrayD<f32>) -> Self {
+        Self {
+            image_latents: Some(latents),
+            ..self
+        }
+    }
+
+    /// Sets [`Request::negative_prompt`].
+    #[must_use]
+    pub fn negative_prompt(self, prompt: impl Into<String>) -> Self {
+        Self {
+            negative_prompt: Some(prompt.into()),
+            ..self
+        }
+    }
+
+    /// Sets [`Request::negative_prompt_2`].
+    #[must_use]
+    pub fn negative_prompt_2(self, prompt: impl Into<String>) -> Self {
+        Self {
+            negative_prompt_2: Some(prompt.into()),
+            ..self
+        }
+    }
+
+    /// Sets [`Request::width`] and [`Request::height`].
+    #[must_use]
+    pub fn size(self, width: u32, height: u32) -> Self {
+        Self {
+            width: Some(width),
+            height: Some(height),
+            ..self
+        }
+    }
+
+    /// Sets [`Request::max_area`].
+    #[must_use]
+    pub fn max_area(self, pixels: u64) -> Self {
+        Self {
+            max_area: Some(pixels),
+            ..self
+        }
+    }
+
+    /// Sets [`Request::native_size`].
+    #[must_use]
+    pub fn native_size(self) -> Self {
+        Self {
+            native_size: true,
+            ..self
+        }
+    }
+
+    /// Sets [`Request::steps`].
+    #[must_use]
+    pub fn steps(self, steps: usize) -> Self {
+        Self {
+            steps: Some(steps),
+            ..self
+        }
+    }
+
+    /// Sets [`Request::sigmas`].
+    #[must_use]
+    pub fn sigmas(self, sigmas: impl Into<Vec<f32>>) -> Self {
+        Self {
+            sigmas: Some(sigmas.into()),
+            ..self
+        }
+    }
+
+    /// Sets [`Request::guidance`].
+    #[must_use]
+    pub fn guidance(self, guidance: f64) -> Self {
+        Self {
+            guidance: Some(guidance),
+            ..self
+        }
+    }
+
+    /// Sets [`Request::true_cfg`].
+    #[must_use]
+    pub fn true_cfg(self, scale: f64) -> Self {
+        Self {
+            true_cfg: scale,
+            ..self
+        }
+    }
+
+    /// Sets [`Request::cfg_mode`].
+    #[must_use]
+    pub fn cfg_mode(self, mode: CfgMode) -> Self {
+        Self { cfg_mode: mode, ..self }
+    }
+
+    /// Sets [`Request::seed`].
+    #[must_use]
+    pub fn seed(self, seed: u64) -> Self {
+        Self {
+            seed: Some(seed),
+            ..self
+        }
+    }
+
+    /// Sets [`Request::batch`].
+    #[must_use]
+    pub fn batch(self, images: usize) -> Self {
+        Self { batch: images, ..self }
+    }
+
+    /// Sets [`Request::strength`].
+    #[must_use]
+    pub fn strength(self, strength: f64) -> Self {
+        Self { strength, ..self }
+    }
+
+    /// Sets [`Request::references`].
+    #[must_use]
+    pub fn references(self, references: References) -> Self {
+        Self { references, ..self }
+    }
+
+    /// Adds a LoRA of the pipeline to [`Request::loras`], by its name and at a scale (1 as trained). Requests
+    /// with different LoRAs can run on one pipeline at the same time.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use kontext::{LoraUse, Pipeline, Request};
+    /// let pipe = Pipeline::load("FLUX.1-Kontext-dev")?;
+    /// pipe.add_lora(LoraUse::new("watercolour.safetensors").inactive())?;
+    /// let request = Request::generate("a lighthouse").seed(1);
+    /// let plain = pipe.run(&request)?;
+    /// let painted = pipe.run(&request.clone().lora("watercolour", 0.8))?;
+    /// # Ok::<(), kontext::Error>(())
+    /// ```
+    #[must_use]
+    pub fn lora(mut self, name: impl Into<String>, scale: f64) -> Self {
+        let name = name.into();
+        self.loras.get_or_insert_default().push(LoraScale { name, scale });
+        self
+    }
+
+    /// Sets [`Request::loras`] to none, whatever the pipeline's active ones are.
+    #[must_use]
+    pub fn without_loras(self) -> Self {
+        Self {
+            loras: Some(Vec::new()),
+            ..self
+        }
+    }
+
+    /// Sets [`Request::conformance`].
+    #[must_use]
+    pub fn conform(self, conformance: Conformance) -> Self {
+        Self { conformance, ..self }
+    }
+
+    /// Sets [`Request::noise`].
+    #[must_use]
+    pub fn noise(self, noise: ArrayD<f32>) -> Self {
+        Self {
+            noise: Some(noise),
+            ..self
+        }
+    }
+}
