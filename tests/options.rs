@@ -105,8 +105,8 @@ impl Files {
         tensors.retain(|(name, _)| !name.starts_with("guidance_in."));
         save(files.path("schnell.safetensors"), &tensors, None).unwrap();
         save(files.path("other.safetensors"), &other_lora(), None).unwrap();
-        let red = loras::Model::new().lora("red");
-        std::fs::copy(red, files.path("red.safetensors")).unwrap();
+        let tiny = loras::Model::new();
+        std::fs::copy(tiny.lora("red"), files.path("red.safetensors")).unwrap();
         files
     }
 
