@@ -13,10 +13,16 @@ impl PipelineBuilder {
     /// Assembles a pipeline from parts already on one device.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the parts do not fit each other, or for an option of loading files:
-    /// quantisation, fused LoRAs, a placement, a memory budget, paths of parts.
+    /// [`Error::InvalidArgument`] if the parts do not fit each other, for defaults out of range, for another
+    /// device than that of the parts, or for an option of loading files: quantisation, fused LoRAs, a placement,
+    /// a memory budget, paths of parts.
     pub fn assemble(&self, parts: Parts) -> Result<Pipeline> {
         let device = parts.text.t5().device();
+        if let Some(other) = self.device.filter(|other| *other != device) {
+            let expected = format!("that of the parts, {device:?}, or none");
+            return Err(Error::invalid("device", expected, format!("{other:?}")));
+        }
+        parts.defaults.validate()?;
         let (precision, _) = Self {
             device: Some(device),
             ..self.clone()
@@ -67,16 +73,17 @@ impl PipelineBuilder {
     /// # Ok::<(), kontext::Error>(())
     /// ```
     pub fn random(&self, sizes: &ModelSizes, seed: u64) -> Result<Pipeline> {
-        // Before a large model is drawn.
-        self.check_for_parts()?;
         self.assemble(self.random_parts(sizes, seed)?)
     }
 
-    /// Creates the parts of [`PipelineBuilder::random`], for timing each by itself.
+    /// Creates the parts of [`PipelineBuilder::random`], for timing each by itself. Of the options, device and
+    /// dtype decide; [`PipelineBuilder::assemble`] follows the others.
     ///
     /// # Errors
     /// Those of [`PipelineBuilder::random`].
     pub fn random_parts(&self, sizes: &ModelSizes, seed: u64) -> Result<Parts> {
+        // Before a large model is drawn.
+        self.check_for_parts()?;
         let (precision, device) = self.precision()?;
         random_parts(sizes, seed, device, precision.dtype, precision.compute)
     }

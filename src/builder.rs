@@ -102,7 +102,7 @@ impl PipelineBuilder {
     }
 
     /// Fuses LoRAs with the transformer's weights at load, so that a step takes no longer than without them.
-    /// Default: false. Without LoRAs it has no effect, and each plan warns of that.
+    /// Default: false. Without LoRAs at a scale other than 0 it has no effect, and each plan warns of that.
     ///
     /// A run in bf16 rounds the added values, one in f32 keeps the changed weights in f32, and
     /// [`Pipeline::set_loras`](crate::Pipeline::set_loras) is refused, so that a LoRA at scale 0 stays

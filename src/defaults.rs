@@ -10,6 +10,12 @@ use serde::{Deserialize, Serialize};
 
 /// Name of the file.
 const FILE: &str = "kontext.json";
+/// Beyond this, a guidance value only overflows.
+pub(crate) const LARGEST_GUIDANCE: f64 = 1000.0;
+/// Range of the number of preferred sizes.
+const SIZES: std::ops::RangeInclusive<usize> = 1..=1000;
+/// Range of the sampling steps, as of a request.
+const STEPS: std::ops::RangeInclusive<usize> = 1..=1000;
 
 /// Defaults of a model. Fields not set have the values of the published models.
 ///
@@ -28,13 +34,14 @@ const FILE: &str = "kontext.json";
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelDefaults {
-    /// Width and height of the training images. Default: the 17 sizes near one megapixel.
+    /// Width and height of the training images, from 1 to 1000 sizes. Default: the 17 sizes near one megapixel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sizes: Option<Vec<[u32; 2]>>,
-    /// Sampling steps. Default: 28, or 4 for a model without a guidance embedding.
+    /// Sampling steps, from 1 to 1000. Default: 28, or 4 for a model without a guidance embedding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<usize>,
-    /// Guidance value, for models that embed one. Default: 2.5.
+    /// Guidance value, from -1000 to 1000, for models that embed one; with others, each plan warns that it has
+    /// no effect. Default: 2.5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guidance: Option<f64>,
     /// Number of T5 tokens, at most [`TextEncoder::MOST_TOKENS`](kontext_text::TextEncoder::MOST_TOKENS). Default: 512.
@@ -54,34 +61,39 @@ impl ModelDefaults {
             return Ok(Self::default());
         }
         let defaults: Self = read_json(&path)?;
-        let wrong = |field: &str, expected: &str| {
-            Err(Error::config(
-                &path,
-                format!("expected `{field}` to be {expected}; correct or delete it"),
-            ))
-        };
-        let sizes = defaults.sizes();
-        if sizes.is_empty() || sizes.iter().any(|size| size.grid().is_err()) {
-            return wrong(
-                "sizes",
-                "a list of [width, height], both multiples of 16 of at most 8192",
-            );
+        defaults.validate().map_err(Error::in_config(&path))?;
+        Ok(defaults)
+    }
+
+    /// Checks the values. A model read from files has valid ones, and so must [`Parts`](crate::Parts).
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] with the field and its range.
+    pub fn validate(&self) -> Result<()> {
+        if let Some(sizes) = &self.sizes {
+            range::within("number of sizes", sizes.len(), SIZES)?;
         }
-        if let Some(tokens) = defaults.max_sequence_length {
-            check_tokens(tokens).map_err(Error::in_config(&path))?;
+        if let Some(size) = self.sizes().into_iter().find(|size| size.grid().is_err()) {
+            let expected = "[width, height], both multiples of 16 from 16 to 8192";
+            return Err(Error::invalid("sizes", expected, size));
         }
-        match (defaults.steps, defaults.guidance) {
-            (Some(0 | 1001..), _) => wrong("steps", "from 1 to 1000"),
-            (_, Some(guidance)) if !guidance.is_finite() => wrong("guidance", "a number"),
-            _ => Ok(defaults),
+        if let Some(steps) = self.steps {
+            range::within("steps", steps, STEPS)?;
         }
+        if let Some(guidance) = self.guidance {
+            range::within("guidance", guidance, -LARGEST_GUIDANCE..=LARGEST_GUIDANCE)?;
+        }
+        self.max_sequence_length
+            .map_or(Ok(()), |tokens| check_tokens(tokens).map(drop))
     }
 
     /// Writes the defaults into a model's folder.
     ///
     /// # Errors
-    /// [`Error::Io`] if the folder cannot be written.
+    /// Those of [`ModelDefaults::validate`], since they could not be read again; [`Error::Io`] if the folder
+    /// cannot be written.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
+        self.validate()?;
         write_json(folder.as_ref().join(FILE), &serde_json::json!(self))
     }
 
@@ -112,9 +124,39 @@ mod tests {
             let error = ModelDefaults::of(folder.path()).unwrap_err();
             std::error::Error::source(&error).unwrap().to_string()
         };
-        assert!(message(r#"{"sizes": [[100, 128]]}"#).contains("`sizes`"));
-        assert!(message(r#"{"steps": 0}"#).contains("`steps`"));
         assert!(message(r#"{"stepz": 3}"#).contains("stepz"));
+        for (field, value, range) in [
+            (
+                "sizes",
+                "[[100, 128]]",
+                "[width, height], both multiples of 16 from 16 to 8192, got 100x128",
+            ),
+            ("sizes", "[]", "a number from 1 to 1000, got 0"),
+            ("steps", "0", "a number from 1 to 1000, got 0"),
+            ("steps", "1001", "a number from 1 to 1000, got 1001"),
+            ("guidance", "1e300", "a number from -1000 to 1000, got 1000000000000000"),
+            ("guidance", "-1001.0", "a number from -1000 to 1000, got -1001"),
+        ] {
+            let message = message(&format!("{{\"{field}\": {value}}}"));
+            assert!(message.contains(field) && message.contains(range), "{message}");
+        }
+    }
+
+    #[test]
+    fn defaults_that_could_not_be_read_again_are_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        for guidance in [1e300, f64::NAN, f64::INFINITY] {
+            let defaults = ModelDefaults {
+                guidance: Some(guidance),
+                ..ModelDefaults::default()
+            };
+            let error = defaults.save(folder.path()).unwrap_err().to_string();
+            assert!(
+                error.starts_with("invalid guidance: expected a number from -1000 to 1000, got "),
+                "{error}"
+            );
+        }
+        assert!(!folder.path().join(FILE).exists());
     }
 
     #[test]

@@ -79,6 +79,9 @@ pub enum Event<'a> {
 
 /// A cancellation switch for runs, usable from any thread.
 ///
+/// A run stops at its next event: after an encoded prompt or image, a denoising step or a decoded image. The
+/// one that is being computed is finished first.
+///
 /// # Example
 /// ```
 /// use kontext::Cancel;

@@ -19,7 +19,7 @@ use crate::part_files::{TextFiles, TransformerFiles};
 use crate::pipeline::{PartSlots, Pipeline, Precision, fit};
 use crate::placement::{Arrangement, Placement, Slot};
 use crate::plan::ModelFacts;
-use crate::{ModelDefaults, PipelineBuilder, Plan, Request, Warning};
+use crate::{LoraUse, ModelDefaults, PipelineBuilder, Plan, Request, Warning};
 
 /// Progress of loading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +80,7 @@ impl PipelineBuilder {
         let (precision, device) = self.precision()?;
         let loras = LoraSet::open(self.loras.iter().cloned())?;
         let adapters = loras.transformer(config)?;
+        loras.check_patterns(config)?;
         let fused = self.fuse_loras && !loras.is_empty();
         let weights = model.weights.clone();
         let weights = if fused { weights.fused(adapters) } else { weights };
@@ -266,7 +267,7 @@ impl PipelineBuilder {
                 ignored.push(Warning::QuantizeIgnored { part, to });
             }
         }
-        if self.fuse_loras && self.loras.is_empty() {
+        if self.fuse_loras && !self.loras.iter().any(LoraUse::is_active) {
             ignored.push(Warning::FuseLorasIgnored);
         }
         Ok(ignored)

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use kontext_core::pattern::matches;
-use kontext_core::{CheckpointError, Error, Result};
+use kontext_core::{CheckpointError, Error, Result, printable};
+use kontext_dit::DitConfig;
 use kontext_lora::{Lora, LoraOptions};
 use serde::{Deserialize, Serialize};
 
@@ -74,10 +75,19 @@ impl LoraUse {
     }
 
     /// Multiplies the scale of the layers whose names match this pattern: `double_blocks.3.*`,
-    /// `*.img_attn.*`, or for text encoders `clip.*`, `t5.encoder.block.0.*`. `*` matches anything; of
-    /// several patterns, the last match counts. Default: 1 for all.
+    /// `*.img_attn.*`, or for text encoders `clip.encoder.layers.0.*`, `t5.encoder.block.0.*`. `*` matches
+    /// anything; of several patterns, the last match counts, and the same pattern replaces its earlier scale.
+    /// Default: 1 for all.
+    ///
+    /// A pattern that decides for no layer of this LoRA is an error when it is added to a pipeline: it matches
+    /// none, or patterns after it match all of its layers.
     pub fn layer_scale(mut self, pattern: impl Into<String>, scale: f64) -> Self {
-        self.layers.push((pattern.into(), scale));
+        let pattern = pattern.into();
+        // CLIP's names lack it in some files.
+        let bare = pattern.strip_prefix("clip.text_model.");
+        let pattern = bare.map(|rest| format!("clip.{rest}")).unwrap_or(pattern);
+        self.layers.retain(|(earlier, _)| *earlier != pattern);
+        self.layers.push((pattern, scale));
         self
     }
 
@@ -91,7 +101,8 @@ impl LoraUse {
     }
 
     /// Ignores tensors and layers that match nothing in the model if their names match this pattern; see
-    /// [`LoraOptions::allow_unmatched`]. May be called several times. Default: none.
+    /// [`LoraOptions::allow_unmatched`]. May be called several times; one that is not needed changes nothing.
+    /// Default: none.
     pub fn allow_unmatched(mut self, pattern: impl Into<String>) -> Self {
         self.unmatched.push(pattern.into());
         self
@@ -104,6 +115,11 @@ impl LoraUse {
             no_effect: true,
             ..self
         }
+    }
+
+    /// Returns `true` if it applies to requests that name no LoRAs.
+    pub(crate) fn is_active(&self) -> bool {
+        self.scale != 0.0
     }
 
     /// Returns the name.
@@ -202,16 +218,33 @@ impl LoadedLora {
         self.scale * own.map_or(1.0, |(_, scale)| *scale)
     }
 
-    /// Checks that each pattern matches a layer; one without a match is taken for a typo.
-    fn check_patterns(&self, names: &[String]) -> Result<()> {
-        let unmatched = |pattern: &str| !names.iter().any(|name| matches(pattern, name));
-        match self.file.layers.iter().find(|(pattern, _)| unmatched(pattern)) {
-            Some((pattern, _)) => {
-                let expected = format!("a form that a layer of `{}` has, as `double_blocks.3.*`", self.name());
-                Err(Error::invalid("layer_scale", expected, format!("`{pattern}`")))
-            }
-            None => Ok(()),
+    /// Checks that each pattern decides the scale of a layer that the LoRA changes; one that does not is taken
+    /// for a mistake.
+    fn check_patterns(&self, config: &DitConfig) -> Result<()> {
+        let layers = &self.file.layers;
+        if layers.is_empty() {
+            return Ok(());
         }
+        let names = self.lora().layer_names(config)?;
+        let decides = |at: usize| {
+            let later = |name: &&String| layers[at + 1..].iter().all(|(pattern, _)| !matches(pattern, name));
+            let matched = |name: &&String| matches(&layers[at].0, name);
+            names.iter().filter(matched).any(|name| later(&name))
+        };
+        let Some(idle) = (0..layers.len()).find(|at| !decides(*at)) else {
+            return Ok(());
+        };
+        let (pattern, name) = (&layers[idle].0, printable(self.name()));
+        let expected = match names.iter().find(|layer| matches(pattern, layer)) {
+            Some(_) => "patterns from the general to the special, as the last match counts; those after it match all \
+                        of its layers"
+                .to_owned(),
+            None => match names.first() {
+                Some(first) => format!("a pattern of layers that `{name}` changes, as `{first}`"),
+                None => format!("none for `{name}`, which changes no layer"),
+            },
+        };
+        Err(Error::invalid("layer_scale", expected, format!("`{pattern}`")))
     }
 }
 

@@ -11,6 +11,7 @@ use kontext_sampler::ids::{Origin, origins};
 use kontext_sampler::{Conformance, Grid, References, Schedule, Shift, Size};
 use kontext_text::Tokenizer;
 
+use crate::defaults::LARGEST_GUIDANCE;
 use crate::{ModelDefaults, Request, Warning};
 pub(crate) use arrays::check_values;
 use arrays::{check_image_latents, check_noise};
@@ -72,12 +73,13 @@ pub(crate) struct ModelFacts {
     pub(crate) text_tokens: i64,
     pub(crate) latent_channels: i64,
     pub(crate) defaults: ModelDefaults,
-    /// Settings of the builder without effect.
+    /// Settings of the model's defaults and of the builder without effect.
     pub(crate) ignored: Vec<Warning>,
 }
 
 impl ModelFacts {
     pub(crate) fn new(config: &DitConfig, shift: Shift, text_tokens: usize, defaults: ModelDefaults) -> Self {
+        let guidance = defaults.guidance.filter(|_| !config.guidance_embed);
         Self {
             sizes: defaults.sizes(),
             shift,
@@ -85,13 +87,17 @@ impl ModelFacts {
             text_tokens: text_tokens as i64,
             latent_channels: config.in_channels / 4,
             defaults,
-            ignored: Vec::new(),
+            ignored: guidance
+                .map(|guidance| Warning::DefaultGuidanceIgnored { guidance })
+                .into_iter()
+                .collect(),
         }
     }
 
     /// Adds the settings of the builder without effect.
-    pub(crate) fn ignoring(self, ignored: Vec<Warning>) -> Self {
-        Self { ignored, ..self }
+    pub(crate) fn ignoring(mut self, ignored: Vec<Warning>) -> Self {
+        self.ignored.extend(ignored);
+        self
     }
 
     /// Returns the features of a token: the channels of a patch of 2x2 latents.
@@ -102,8 +108,6 @@ impl ModelFacts {
 
 /// Largest batch size, more than any device holds.
 const LARGEST_BATCH: usize = 256;
-/// Beyond this, a guidance value only overflows.
-pub(crate) const LARGEST_GUIDANCE: f64 = 1000.0;
 /// Default steps of a model without guidance, which was distilled to few.
 const FEW_STEPS: usize = 4;
 

@@ -34,6 +34,12 @@ pub enum Warning {
         /// The value.
         guidance: f64,
     },
+    /// The guidance value of the model's own [`ModelDefaults`](crate::ModelDefaults) has no effect, because the
+    /// model embeds none.
+    DefaultGuidanceIgnored {
+        /// The value.
+        guidance: f64,
+    },
     /// The number of steps has no effect next to [`Request::sigmas`](crate::Request::sigmas).
     StepsIgnored {
         /// The number.
@@ -67,7 +73,7 @@ pub enum Warning {
         to: Quantize,
     },
     /// [`PipelineBuilder::fuse_loras`](crate::PipelineBuilder::fuse_loras) has no effect: the pipeline was
-    /// loaded without LoRAs.
+    /// loaded without LoRAs, or only with inactive ones.
     FuseLorasIgnored,
     /// The conventions do not keep the width and height that are set.
     SizeAdjusted {
@@ -114,6 +120,11 @@ impl fmt::Display for Warning {
                 f,
                 "guidance {guidance} has no effect, because this model embeds none; use true_cfg and a negative prompt"
             ),
+            Self::DefaultGuidanceIgnored { guidance } => write!(
+                f,
+                "guidance {guidance} of the model's defaults has no effect, because the model embeds none; remove it \
+                 from kontext.json"
+            ),
             Self::StepsIgnored { steps } => {
                 write!(f, "steps {steps} has no effect next to sigmas; set one of them")
             }
@@ -135,7 +146,10 @@ impl fmt::Display for Warning {
                 "quantize {to} has no effect on {part}: its weights are quantised in their file, or streamed from it; \
                  leave it out, or write a file in this format (`quantize`)"
             ),
-            Self::FuseLorasIgnored => write!(f, "fuse_loras has no effect without LoRAs; add one, or leave it out"),
+            Self::FuseLorasIgnored => write!(
+                f,
+                "fuse_loras has no effect without active LoRAs; add one, or leave it out"
+            ),
             Self::SizeAdjusted {
                 asked,
                 target,

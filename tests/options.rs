@@ -4,71 +4,79 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use common::model;
+use common::{copy, loras, model, options_doc};
 use kontext::crates::kontext_formats::save;
 use kontext::crates::kontext_sampler::CfgMode;
-use kontext::image::RgbImage;
+use kontext::image::{GrayImage, RgbImage};
+use kontext::session::{KeepUnchanged, Session};
 use kontext::{
-    Checkpoint, Conformance, Device, Error, Kind, Layout, ModelSizes, Pipeline, PipelineBuilder, Placement, Quantize,
-    References, Request, Tensor, Warning, quantize,
+    Checkpoint, Conformance, Device, Error, Kind, Layout, LoraUse, ModelDefaults, ModelSizes, Pipeline,
+    PipelineBuilder, Placement, Quantize, References, Request, Tensor, Warning, quantize,
 };
 
-/// Rows of the tables: options to the text of their last column.
-fn rows() -> BTreeMap<String, String> {
-    let text = std::fs::read_to_string(root().join("docs/options.md")).unwrap();
-    let mut rows = BTreeMap::new();
-    let (library, _programs) = text.split_once("## Programs").unwrap();
-    for line in library.lines().filter(|line| line.starts_with("| `")) {
-        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
-        let [options, _, otherwise] = cells[..] else {
-            panic!("{line}")
-        };
-        for option in options.split(", ") {
-            rows.insert(option.trim_matches('`').to_owned(), otherwise.to_owned());
-        }
-    }
-    rows
-}
+/// Types whose options are listed, with the listing of the API that has them, and `true` for those whose fields are
+/// their options; those of the others are set by methods.
+const TYPES: [(&str, &str, bool); 14] = [
+    ("kontext", "kontext::Request", true),
+    ("kontext", "kontext::PipelineBuilder", false),
+    ("kontext", "kontext::LoraUse", false),
+    ("kontext", "kontext::ModelDefaults", true),
+    ("kontext", "kontext::session::Session", true),
+    ("kontext", "kontext::session::KeepUnchanged", true),
+    ("kontext", "kontext::session::DifferenceMap", true),
+    ("kontext-core", "kontext_core::images::OpenOptions", false),
+    ("kontext-bench", "kontext_bench::kontextbench::Bench", false),
+    ("kontext-bench", "kontext_bench::kontextbench::Runner<'a>", false),
+    ("kontext-bench", "kontext_bench::kontextbench::Metrics", false),
+    ("kontext-bench", "kontext_bench::kontextbench::RunInfo", false),
+    ("kontext-bench", "kontext_bench::kontextbench::Page<'a>", false),
+    ("kontext-lora", "kontext_lora::LoraOptions", false),
+];
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// Names of the public options, from the listing of the public API.
-fn public() -> Vec<String> {
-    let text = std::fs::read_to_string(root().join("docs/api/kontext.txt")).unwrap();
+/// Returns the public options of a type, from the listing of the public API.
+fn public(listing: &str, path: &str, fields: bool) -> BTreeSet<String> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("docs/api/{listing}.txt"));
+    let text = std::fs::read_to_string(file).unwrap();
     let option = |line: &str| {
-        let field = line
-            .strip_prefix("pub kontext::Request::")
-            .and_then(|rest| rest.split_once(':'));
-        let setter = line
-            .strip_prefix("pub fn kontext::PipelineBuilder::")
-            .filter(|rest| rest.ends_with("-> Self"))
-            .and_then(|rest| rest.split_once('('))
-            .filter(|(name, _)| !["clone", "default"].contains(name));
-        field.or(setter).map(|(name, _)| name.to_owned())
+        let item = line.strip_prefix("pub ")?.trim_start_matches("const ");
+        let is_setter = item.contains("(self") && item.ends_with(" -> Self");
+        let member = match item.strip_prefix("fn ") {
+            Some(method) if is_setter && !fields => method,
+            None if fields => item,
+            _ => return None,
+        };
+        let name = member.strip_prefix(path)?.strip_prefix("::")?;
+        name.split([':', '(']).next().map(str::to_owned)
     };
     text.lines().filter_map(option).collect()
 }
 
 #[test]
 fn every_option_is_listed_and_no_other() {
-    let (mut listed, mut public): (Vec<String>, _) = (rows().into_keys().collect(), public());
-    listed.sort();
-    public.sort();
-    public.dedup();
-    assert_eq!(listed, public);
+    let mut expected = BTreeSet::new();
+    for (listing, path, fields) in TYPES {
+        let of = path.rsplit("::").next().unwrap().trim_end_matches("<'a>");
+        let options = public(listing, path, fields);
+        assert!(!options.is_empty(), "{path}");
+        // The same permissions as those of `LoraUse`.
+        if of == "LoraOptions" {
+            let listed = options_doc::options(|_| true);
+            let known = |name: &String| listed.contains(&("LoraUse".to_owned(), name.clone()));
+            assert!(options.iter().all(known), "{options:?}");
+            continue;
+        }
+        expected.extend(options.into_iter().map(|name| (of.to_owned(), name)));
+    }
+    assert_eq!(options_doc::options(|_| true), expected);
 }
 
 /// Returns the options whose row has `word` in its last column.
-fn with(word: &str) -> Vec<String> {
-    let rows = rows().into_iter();
-    rows.filter(|(_, otherwise)| otherwise.contains(word))
-        .map(|(option, _)| option)
-        .collect()
+fn with(word: &str) -> BTreeSet<(String, String)> {
+    options_doc::options(|row| row.otherwise().contains(word))
 }
 
 fn builder() -> PipelineBuilder {
@@ -97,6 +105,8 @@ impl Files {
         tensors.retain(|(name, _)| !name.starts_with("guidance_in."));
         save(files.path("schnell.safetensors"), &tensors, None).unwrap();
         save(files.path("other.safetensors"), &other_lora(), None).unwrap();
+        let tiny = loras::Model::new();
+        std::fs::copy(tiny.lora("red"), files.path("red.safetensors")).unwrap();
         files
     }
 
@@ -114,8 +124,10 @@ fn other_lora() -> Vec<(String, Tensor)> {
     vec![ones("lora_A", [2, 8]), ones("lora_B", [8, 2])]
 }
 
-/// Builders and requests of which one option has no effect, by the option's name.
-fn without_effect(files: &Files) -> Vec<(&'static str, PipelineBuilder, Request)> {
+/// Builders and requests of which one option has no effect, by the option's type and name.
+fn without_effect(files: &Files) -> Vec<([&'static str; 2], PipelineBuilder, Request)> {
+    const REQUEST: &str = "Request";
+    const BUILDER: &str = "PipelineBuilder";
     let wide = |mut request: Request| {
         request.width = Some(64);
         request
@@ -126,44 +138,60 @@ fn without_effect(files: &Files) -> Vec<(&'static str, PipelineBuilder, Request)
     };
     let noise = || ndarray::ArrayD::zeros(vec![1, 16, 64]);
     vec![
-        ("negative_prompt", builder(), edit().negative_prompt("red")),
-        ("negative_prompt_2", builder(), edit().negative_prompt_2("red")),
-        ("true_cfg", builder(), edit().true_cfg(0.5)),
-        ("cfg_mode", builder(), edit().cfg_mode(CfgMode::Batched)),
+        ([REQUEST, "negative_prompt"], builder(), edit().negative_prompt("red")),
         (
-            "guidance",
+            [REQUEST, "negative_prompt_2"],
+            builder(),
+            edit().negative_prompt_2("red"),
+        ),
+        ([REQUEST, "true_cfg"], builder(), edit().true_cfg(0.5)),
+        ([REQUEST, "cfg_mode"], builder(), edit().cfg_mode(CfgMode::Batched)),
+        (
+            [REQUEST, "guidance"],
             builder().transformer(files.path("schnell.safetensors")),
             edit().guidance(3.0),
         ),
-        ("width", builder(), diffusers()),
-        ("height", builder(), diffusers()),
-        ("max_area", builder(), wide(edit()).max_area(64 * 64)),
-        ("steps", builder(), edit().sigmas([1.0])),
-        ("seed", builder(), edit().seed(1).noise(noise())),
+        ([REQUEST, "width"], builder(), diffusers()),
+        ([REQUEST, "height"], builder(), diffusers()),
+        ([REQUEST, "max_area"], builder(), wide(edit()).max_area(64 * 64)),
+        ([REQUEST, "steps"], builder(), edit().sigmas([1.0])),
+        ([REQUEST, "seed"], builder(), edit().seed(1).noise(noise())),
         (
-            "native_size",
+            [REQUEST, "native_size"],
             builder(),
             Request::edit(RgbImage::new(64, 64), "")
                 .size(64, 64)
                 .steps(1)
                 .native_size(),
         ),
-        ("references", builder(), edit().references(References::Index)),
-        ("fuse_loras", builder().fuse_loras(true), edit()),
+        ([REQUEST, "references"], builder(), edit().references(References::Index)),
+        ([BUILDER, "fuse_loras"], builder().fuse_loras(true), edit()),
         (
-            "quantize",
+            [BUILDER, "fuse_loras"],
+            builder()
+                .fuse_loras(true)
+                .use_lora(LoraUse::new(files.path("red.safetensors")).inactive()),
+            edit(),
+        ),
+        (
+            ["ModelDefaults", "guidance"],
+            builder().transformer(files.path("schnell.safetensors")),
+            edit(),
+        ),
+        (
+            [BUILDER, "quantize"],
             builder()
                 .transformer(files.path("packed.gguf"))
                 .quantize(Quantize::Q4_0),
             edit(),
         ),
         (
-            "quantize_t5",
+            [BUILDER, "quantize_t5"],
             builder().t5(files.path("t5.gguf")).quantize_t5(Quantize::Q4_0),
             edit(),
         ),
         (
-            "quantize",
+            [BUILDER, "quantize"],
             builder().placement(Placement::Streamed).quantize(Quantize::Q8_0),
             edit(),
         ),
@@ -172,9 +200,18 @@ fn without_effect(files: &Files) -> Vec<(&'static str, PipelineBuilder, Request)
 
 #[test]
 fn an_option_without_effect_is_a_warning_before_and_during_the_run() {
-    let mut names = Vec::new();
-    for (option, builder, request) in without_effect(&Files::new()) {
-        let folder = model(Layout::SingleFiles);
+    let mut names = BTreeSet::new();
+    let with_guidance = copy(Layout::SingleFiles);
+    let defaults = ModelDefaults {
+        guidance: Some(3.0),
+        ..ModelDefaults::default()
+    };
+    defaults.save(with_guidance.path()).unwrap();
+    for ([of, option], builder, request) in without_effect(&Files::new()) {
+        let folder = match of {
+            "ModelDefaults" => with_guidance.path().to_owned(),
+            _ => model(Layout::SingleFiles),
+        };
         let planned = builder.plan(&folder, &request).unwrap().warnings;
         let mut told = Vec::new();
         let pipe = builder.load(&folder).unwrap();
@@ -199,10 +236,8 @@ fn an_option_without_effect_is_a_warning_before_and_during_the_run() {
             "{option}: {planned:?}"
         );
         assert_eq!(planned, told, "{option}");
-        names.push(option.to_owned());
+        names.insert((of.to_owned(), option.to_owned()));
     }
-    names.sort();
-    names.dedup();
     assert_eq!(names, with("warning"));
 }
 
@@ -215,6 +250,44 @@ fn options_with_effect_give_no_warning() {
 }
 
 #[test]
+fn defaults_that_have_an_effect_give_no_warning() {
+    let folder = copy(Layout::SingleFiles);
+    let defaults = ModelDefaults {
+        guidance: Some(3.0),
+        steps: Some(2),
+        ..ModelDefaults::default()
+    };
+    defaults.save(folder.path()).unwrap();
+    let plan = builder().plan(folder.path(), &edit()).unwrap();
+    assert_eq!((plan.guidance, plan.warnings), (Some(3.0), vec![]));
+}
+
+#[test]
+fn a_permission_with_a_mistake_in_it_allows_nothing_and_one_that_is_not_needed_changes_nothing() {
+    let (folder, files) = (model(Layout::SingleFiles), Files::new());
+    let load = |lora: LoraUse| builder().use_lora(lora).load(&folder);
+    let other = || LoraUse::new(files.path("other.safetensors")).allow_no_effect();
+    let error = load(other().allow_unmatched("transformer.absent_blok*")).unwrap_err();
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(
+        cause.contains("`transformer.absent_blocks.0.linear.lora_A.weight`"),
+        "{cause}"
+    );
+    load(other().allow_unmatched("transformer.absent_blocks.*")).unwrap();
+    let image = |lora: LoraUse| load(lora).unwrap().run(&edit().seed(1)).unwrap().image;
+    let red = || LoraUse::new(files.path("red.safetensors"));
+    assert_eq!(image(red()), image(red().allow_unmatched("*_norm.*").allow_no_effect()));
+}
+
+/// Runs an edit of a session of a black image.
+fn turn(pipe: &Arc<Pipeline>, change: impl FnOnce(&mut Session)) -> Result<(), Error> {
+    let mut session = pipe.session(RgbImage::new(64, 64));
+    session.defaults = Request::default().max_area(64 * 64).steps(1);
+    change(&mut session);
+    session.edit("a hat").map(drop)
+}
+
+#[test]
 fn an_option_that_cannot_act_is_refused_with_its_name() {
     let (folder, files) = (model(Layout::SingleFiles), Files::new());
     let random = |builder: PipelineBuilder| builder.random(&ModelSizes::small(), 7).map(drop);
@@ -223,31 +296,72 @@ fn an_option_that_cannot_act_is_refused_with_its_name() {
     let path = folder.join("ae.safetensors");
     let array = || ndarray::ArrayD::zeros(vec![1, 3, 64]);
     let no_lora = files.path("other.safetensors");
+    let red = || LoraUse::new(files.path("red.safetensors"));
+    let load = |lora: LoraUse| builder().use_lora(lora).load(&folder).map(drop);
+    let pipe = Arc::new(builder().load(&folder).unwrap());
+    const BUILDER: &str = "PipelineBuilder";
     let refused = [
-        ("image_latents", plan(Request::generate("").image_latents(array()))),
-        ("strength", plan(Request::generate("").strength(0.5))),
-        ("width", plan(Request::generate("").size(50, 64))),
-        ("height", plan(Request::generate("").size(64, 50))),
-        ("max_area", plan(edit().conform(Conformance::Bfl))),
-        ("noise", run(edit().noise(array()))),
-        ("loras", run(edit().lora("absent", 1.0))),
-        ("device", builder().device(Device::Cuda(99)).load(&folder).map(drop)),
-        ("lora", builder().lora(&no_lora, 1.0).load(&folder).map(drop)),
-        ("use_lora", builder().use_lora(&no_lora).load(&folder).map(drop)),
-        ("fuse_loras", random(builder().fuse_loras(true))),
-        ("placement", random(builder().placement(Placement::Staged))),
-        ("memory_budget", random(builder().memory_budget(1 << 40))),
-        ("quantize", random(builder().quantize(Quantize::Q8_0))),
-        ("quantize_t5", random(builder().quantize_t5(Quantize::Q8_0))),
-        ("transformer", random(builder().transformer(&path))),
-        ("vae", random(builder().vae(&path))),
-        ("clip", random(builder().clip(&path))),
-        ("t5", random(builder().t5(&path))),
-        ("clip_tokenizer", random(builder().clip_tokenizer(&path))),
-        ("t5_tokenizer", random(builder().t5_tokenizer(&path))),
+        (
+            ["Request", "image_latents"],
+            plan(Request::generate("").image_latents(array())),
+        ),
+        (["Request", "strength"], plan(Request::generate("").strength(0.5))),
+        (["Request", "width"], plan(Request::generate("").size(50, 64))),
+        (["Request", "height"], plan(Request::generate("").size(64, 50))),
+        (["Request", "max_area"], plan(edit().conform(Conformance::Bfl))),
+        (["Request", "noise"], run(edit().noise(array()))),
+        (["Request", "loras"], run(edit().lora("absent", 1.0))),
+        (
+            [BUILDER, "device"],
+            builder().device(Device::Cuda(99)).load(&folder).map(drop),
+        ),
+        ([BUILDER, "lora"], builder().lora(&no_lora, 1.0).load(&folder).map(drop)),
+        (
+            [BUILDER, "use_lora"],
+            builder().use_lora(&no_lora).load(&folder).map(drop),
+        ),
+        ([BUILDER, "fuse_loras"], random(builder().fuse_loras(true))),
+        ([BUILDER, "placement"], random(builder().placement(Placement::Staged))),
+        ([BUILDER, "memory_budget"], random(builder().memory_budget(1 << 40))),
+        ([BUILDER, "quantize"], random(builder().quantize(Quantize::Q8_0))),
+        ([BUILDER, "quantize_t5"], random(builder().quantize_t5(Quantize::Q8_0))),
+        ([BUILDER, "transformer"], random(builder().transformer(&path))),
+        ([BUILDER, "vae"], random(builder().vae(&path))),
+        ([BUILDER, "clip"], random(builder().clip(&path))),
+        ([BUILDER, "t5"], random(builder().t5(&path))),
+        ([BUILDER, "clip_tokenizer"], random(builder().clip_tokenizer(&path))),
+        ([BUILDER, "t5_tokenizer"], random(builder().t5_tokenizer(&path))),
+        (
+            ["LoraUse", "layer_scale"],
+            load(red().layer_scale("singel_blocks.*", 0.5)),
+        ),
+        (
+            ["LoraUse", "named"],
+            builder().use_lora(red()).use_lora(red()).load(&folder).map(drop),
+        ),
+        (
+            ["Session", "keep_unchanged"],
+            turn(&pipe, |session| {
+                session.keep_unchanged = Some(KeepUnchanged::default());
+                session.defaults.native_size = true;
+                session.defaults.width = Some(32);
+            }),
+        ),
+        (
+            ["Session", "defaults"],
+            turn(&pipe, |session| {
+                session.defaults.image_latents = Some(ndarray::ArrayD::zeros(vec![1, 16, 64]));
+            }),
+        ),
+        (
+            ["KeepUnchanged", "Mask"],
+            turn(&pipe, |session| {
+                session.keep_unchanged = Some(KeepUnchanged::Mask(GrayImage::new(64, 63)));
+            }),
+        ),
     ];
-    let mut names = Vec::new();
-    for (option, result) in refused {
+    let mut names = BTreeSet::new();
+    for ([of, option], result) in refused {
         let error = result.unwrap_err();
         assert!(
             matches!(
@@ -256,9 +370,8 @@ fn an_option_that_cannot_act_is_refused_with_its_name() {
             ),
             "{option}: {error:?}"
         );
-        names.push(option.to_owned());
+        names.insert((of.to_owned(), option.to_owned()));
     }
-    names.sort();
     assert_eq!(names, with("refused"));
 }
 
@@ -302,4 +415,25 @@ fn an_option_of_files_is_refused_before_random_weights_are_drawn() {
     let error = builder().quantize(Quantize::Q8_0).random(&sizes, 7).unwrap_err();
     assert!(error.to_string().starts_with("invalid quantize"), "{error}");
     assert!(builder().random(&sizes, 7).is_err());
+fn parts_are_assembled_on_their_own_device_and_with_defaults_in_range() {
+    let assemble = |builder: PipelineBuilder, guidance: f64| {
+        let mut parts = self::builder().random_parts(&ModelSizes::small(), 7).unwrap();
+        parts.defaults.guidance = Some(guidance);
+        builder.assemble(parts).map(drop).map_err(|error| error.to_string())
+    };
+    assemble(builder(), 3.0).unwrap();
+    assert_eq!(
+        assemble(builder().device(Device::Cuda(0)), 3.0).unwrap_err(),
+        "invalid device: expected that of the parts, Cpu, or none, got Cuda(0)"
+    );
+    let error = assemble(builder(), 1e300).unwrap_err();
+    assert!(
+        error.starts_with("invalid guidance: expected a number from -1000 to 1000, got 1000000"),
+        "{error}"
+    );
+    let error = builder()
+        .quantize(Quantize::Q8_0)
+        .random_parts(&ModelSizes::small(), 7)
+        .unwrap_err();
+    assert!(error.to_string().starts_with("invalid quantize: "), "{error}");
 }

@@ -180,6 +180,79 @@ fn a_run_keeps_the_loras_that_it_began_with() {
 }
 
 #[test]
+fn a_pattern_of_layers_without_effect_is_refused_with_every_placement() {
+    let model = Model::new();
+    let (red, text) = (model.lora("red"), model.text_lora());
+    let red = || LoraUse::new(&red);
+    let text = || LoraUse::new(&text);
+    for placement in [Placement::Resident, Placement::Staged, Placement::Streamed] {
+        let builder = || Pipeline::builder().device(Device::Cpu).placement(placement);
+        let pipe = builder().load(model.path()).unwrap();
+        let changes = "expected a pattern of layers that ";
+        for (lora, words) in [
+            (
+                red().layer_scale("singel_blocks.*", 0.5),
+                [changes, "`red` changes, as `", "got `singel_blocks.*`"],
+            ),
+            // Layers of the model that the LoRA does not change.
+            (red().layer_scale("t5.*", 0.5), [changes, "`red` changes", "got `t5.*`"]),
+            (
+                text().layer_scale("double_blocks.*", 0.5),
+                [
+                    changes,
+                    "`text` changes, as `clip.encoder.layers.0.mlp.fc1`",
+                    "got `double_blocks.*`",
+                ],
+            ),
+            // A later pattern decides for all of its layers.
+            (
+                red()
+                    .layer_scale("single_blocks.1.*", 0.5)
+                    .layer_scale("single_blocks.*", 0.0),
+                [
+                    "the last match counts",
+                    "from the general to the special",
+                    "got `single_blocks.1.*`",
+                ],
+            ),
+        ] {
+            let added = pipe.add_lora(lora.clone()).unwrap_err().to_string();
+            let loaded = builder()
+                .use_lora(lora.inactive())
+                .load(model.path())
+                .unwrap_err()
+                .to_string();
+            for error in [added, loaded] {
+                assert!(error.starts_with("invalid layer_scale: expected "), "{error}");
+                assert!(words.iter().all(|words| error.contains(words)), "{placement}: {error}");
+            }
+            assert!(pipe.loras().is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_pattern_of_clip_needs_no_prefix_and_a_repeated_one_replaces_its_scale() {
+    let model = Model::new();
+    let pipe = model.load(&[]);
+    let plain = image(&pipe);
+    let text = || LoraUse::new(model.text_lora());
+    let with = |lora: LoraUse| {
+        pipe.set_loras([lora]).unwrap();
+        image(&pipe)
+    };
+    let full = with(text());
+    assert_ne!(full, plain);
+    for pattern in ["clip.encoder.*", "clip.text_model.encoder.*", "clip.*.fc1", "*"] {
+        assert!(with(text().layer_scale(pattern, 0.0)) == plain, "{pattern}");
+        assert!(
+            with(text().layer_scale(pattern, 0.0).layer_scale(pattern, 1.0)) == full,
+            "{pattern}"
+        );
+    }
+}
+
+#[test]
 fn a_run_in_the_callback_of_another_has_its_own_loras() {
     let model = Model::new();
     let pipe = inactive(&model, Placement::Resident);

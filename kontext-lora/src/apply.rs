@@ -1,6 +1,6 @@
 //! Mapping of a LoRA's adapters to the layers of a model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kontext_core::pattern::matches;
 use kontext_core::{CheckpointError, Error, Result};
@@ -80,6 +80,22 @@ impl Lora {
             }
         }
         self.complete(adapters, &unmatched)
+    }
+
+    /// Returns the names of the layers that it changes: BFL's for a transformer of these sizes
+    /// (`double_blocks.0.img_attn.qkv`), and those of text encoders after `clip.` or `t5.`, without CLIP's prefix
+    /// `text_model.`. Layers that are not in the transformer are left out.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] and [`Error::Checkpoint`] if the sizes make no transformer.
+    pub fn layer_names(&self, config: &DitConfig) -> Result<BTreeSet<String>> {
+        let parts = linear_parts(config)?;
+        let name = |(layer, _): &(Layer, Vec<LinearAdapter>)| match layer.target {
+            LoraTarget::Transformer => Some(Place::find(&parts, layer)?.layer.to_owned()),
+            LoraTarget::Clip => Some(format!("clip.{}", layer.module.trim_start_matches("text_model."))),
+            LoraTarget::T5 => Some(format!("t5.{}", layer.module)),
+        };
+        Ok(self.layers.iter().filter_map(name).collect())
     }
 
     /// Returns the adapters, or an error if any layer is unmatched.

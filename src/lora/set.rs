@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use kontext_core::{Error, Result};
 use kontext_dit::{Dit, DitConfig};
 use kontext_lora::LoraTarget;
-use kontext_nn::{AdapterSet, AdapterSlots, Adapters};
+use kontext_nn::{AdapterSet, Adapters};
 use kontext_text::TextEncoder;
 
 use super::{LoadedLora, LoraUse, OpenLora};
@@ -132,23 +132,27 @@ impl LoraSet {
         let prefix = if target == LoraTarget::Clip { "clip" } else { "t5" };
         let mut adapters = Adapters::new();
         for lora in &self.0 {
-            let scale = |layer: &str| lora.layer_scale(&format!("{prefix}.{layer}"));
+            // Some files of CLIP have a prefix of their own.
+            let scale =
+                |layer: &str| lora.layer_scale(&format!("{prefix}.{}", layer.trim_start_matches("text_model.")));
             adapters.extend(lora.lora().text_adapters(target, layers, scale)?);
         }
         Ok(adapters)
     }
 
-    /// Checks that every LoRA fits these parts, also one at scale 0, and that every layer pattern matches a
-    /// layer of theirs.
+    /// Checks that every pattern of layers decides for a layer of its LoRA. Needs no part in memory.
+    pub(crate) fn check_patterns(&self, config: &DitConfig) -> Result<()> {
+        self.0.iter().try_for_each(|lora| lora.check_patterns(config))
+    }
+
+    /// Checks that every LoRA fits these parts, also one at scale 0.
     pub(crate) fn check(&self, text: &TextEncoder, dit: &Dit) -> Result<()> {
-        let named = |prefix: &str, slots: &AdapterSlots| -> Vec<String> {
-            slots.layers().iter().map(|layer| format!("{prefix}{layer}")).collect()
-        };
-        let (clip, t5) = (text.clip().slots(), text.t5().slots());
-        let names = [named("", dit.slots()), named("clip.", clip), named("t5.", t5)].concat();
+        let encoders = [
+            (LoraTarget::Clip, text.clip().slots()),
+            (LoraTarget::T5, text.t5().slots()),
+        ];
         for lora in &self.0 {
-            lora.check_patterns(&names)?;
-            for (target, slots) in [(LoraTarget::Clip, clip), (LoraTarget::T5, t5)] {
+            for (target, slots) in encoders {
                 slots.check(&lora.lora().text_adapters(target, &slots.sizes(), |_| 1.0)?)?;
             }
         }

@@ -27,8 +27,8 @@ impl Pipeline {
     ///
     /// # Errors
     /// Those of [`Lora::open`](crate::Lora::open) and [`Lora::adapters`](crate::Lora::adapters),
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a scale that is not finite or a
-    /// duplicate name, and [`Error::Checkpoint`](crate::Error::Checkpoint) if LoRAs were fused with the
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a scale that is not finite, a duplicate
+    /// name, or a pattern of [`LoraUse::layer_scale`] without effect, and [`Error::Checkpoint`](crate::Error::Checkpoint) if LoRAs were fused with the
     /// weights.
     ///
     /// # Example
@@ -96,6 +96,7 @@ impl Pipeline {
     fn activate(&self, loras: LoraSet) -> Result<()> {
         let (text, dit) = (self.parts.text.in_memory(), self.parts.dit.in_memory());
         let (text, dit) = (text.as_deref(), dit.as_deref());
+        loras.check_patterns(&self.parts.config)?;
         match (text, dit) {
             (Some(text), Some(dit)) => loras.check(text, dit)?,
             // Parts that are not in memory get adapters when they are loaded; a mismatch is reported now.

@@ -16,8 +16,9 @@ use super::history::History;
 use super::index::{EditEntry, INDEX, Index, KeepEntry, RequestEntry, TurnEntry};
 use super::save::{TENSOR, check_request};
 use super::{KeepUnchanged, Session, Turn};
+use crate::defaults::LARGEST_GUIDANCE;
 use crate::output::Made;
-use crate::plan::{LARGEST_GUIDANCE, check_values};
+use crate::plan::check_values;
 use crate::{Pipeline, Request};
 
 pub(super) fn restore(pipe: &Arc<Pipeline>, folder: &Path) -> Result<Session> {

@@ -4,6 +4,7 @@
 
 pub mod desk;
 pub mod loras;
+pub mod options_doc;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
