@@ -28,7 +28,7 @@ fn dataset(desk: &Desk) {
 /// Writes a bench of two pairs.
 fn bench(desk: &Desk) {
     let images = desk.path("bench/test/images");
-    std::fs::create_dir_all(&images).unwrap();
+    kontext::crates::kontext_core::create_folder(&images).unwrap();
     RgbImage::from_pixel(64, 64, Rgb([40, 90, 9]))
         .save(images.join("a.png"))
         .unwrap();

@@ -415,6 +415,9 @@ fn an_option_of_files_is_refused_before_random_weights_are_drawn() {
     let error = builder().quantize(Quantize::Q8_0).random(&sizes, 7).unwrap_err();
     assert!(error.to_string().starts_with("invalid quantize"), "{error}");
     assert!(builder().random(&sizes, 7).is_err());
+}
+
+#[test]
 fn parts_are_assembled_on_their_own_device_and_with_defaults_in_range() {
     let assemble = |builder: PipelineBuilder, guidance: f64| {
         let mut parts = self::builder().random_parts(&ModelSizes::small(), 7).unwrap();

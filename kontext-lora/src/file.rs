@@ -148,7 +148,7 @@ mod tests {
             folder.join("snapshots/0a1b"),
             folder.join("snapshots/ffff"),
         ] {
-            std::fs::create_dir_all(path).unwrap();
+            kontext_core::create_folder(path).unwrap();
         }
         std::fs::write(&file, "").unwrap();
         std::fs::write(folder.join("refs/main"), "0a1b").unwrap();
