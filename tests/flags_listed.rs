@@ -136,7 +136,7 @@ fn every_field_of_a_recipe_is_listed_and_no_other() {
         ("Recipe", fields::<Recipe>(&recipes)),
         (
             "AutoencoderRecipe",
-            fields::<AutoencoderRecipe>(&["resume = ['steps']"]),
+            fields::<AutoencoderRecipe>(&["accept_changes = ['steps']"]),
         ),
         ("TextRecipe", fields::<TextRecipe>(&[""])),
     ] {

@@ -172,6 +172,12 @@ fn what_never_has_an_effect_is_refused() {
         &|r| (r.method, r.optimizer.muon) = (Method::Lora(kontext_train::LoraMethod::default()), true),
         "invalid optimizer.muon: expected method.kind = \"full\", got set next to method.kind = \"lora\"",
     );
+    let mut of_autoencoder = AutoencoderRecipe::default();
+    of_autoencoder.optimizer.muon = true;
+    assert_eq!(
+        of_autoencoder.validate().unwrap_err().to_string(),
+        "invalid optimizer.muon: expected false: it updates only the blocks of a transformer, got true"
+    );
     for name in ["model", "data.folder", "data.cache", "every.save", "recompute"] {
         refused(
             &|r| r.accept_changes = vec![name.to_owned()],

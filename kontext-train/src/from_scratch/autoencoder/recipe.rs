@@ -148,6 +148,10 @@ impl AutoencoderRecipe {
         within("steps", self.steps, STEPS)?;
         self.rate.validate()?;
         self.optimizer.validate()?;
+        if self.optimizer.muon {
+            let expected = "false: it updates only the blocks of a transformer";
+            return Err(Error::invalid("optimizer.muon", expected, true));
+        }
         within("clip", self.clip, CLIP)?;
         within("ema", self.ema, DECAY)?;
         within("kl_weight", self.kl_weight, TERM)?;
