@@ -6,6 +6,8 @@ mod common;
 use common::desk::{Desk, diffusers, small};
 use common::{program, told};
 use image::RgbImage;
+use kontext::Tensor;
+use kontext::crates::kontext_formats::save;
 
 #[test]
 fn flags_that_exclude_or_need_each_other_are_refused() {
@@ -152,9 +154,12 @@ fn flags_that_exclude_or_need_each_other_are_refused() {
         desk.bad(name, args, words);
     }
     std::fs::create_dir(desk.path("ink")).unwrap();
-    for file in ["lora.safetensors", "ink/pytorch_lora_weights.safetensors"] {
-        std::fs::write(desk.path(file), "").unwrap();
-    }
+    std::fs::write(desk.path("lora.safetensors"), "").unwrap();
+    let factors = ["A", "B"].map(|factor| {
+        let name = format!("transformer.transformer_blocks.0.attn.to_q.lora_{factor}.weight");
+        (name, Tensor::from_slice(&[1.0_f32]).reshape([1, 1]))
+    });
+    save(desk.path("ink/pytorch_lora_weights.safetensors"), &factors, None).unwrap();
     for (path, kind) in [("lora.safetensors", "file"), ("ink", "LoRA")] {
         for flags in [&["--plan"][..], &["--vae", "a"], &["--t5-tokenizer", "a"]] {
             let words = format!("{} takes the folder of a model, got the {kind} {path}", flags[0]);

@@ -60,10 +60,11 @@ impl Desk {
 
     fn start(&self, args: &[&str]) -> Child {
         let mut command = program("kontextbench");
-        command
-            .args(["--device", "cpu", "--bench", "bench"])
-            .args(args)
-            .current_dir(self.0.path());
+        command.args(["--bench", "bench"]).args(args).current_dir(self.0.path());
+        // The other modes load no model.
+        if !args.iter().any(|arg| ["--check", "--merge", "--page"].contains(arg)) {
+            command.args(["--device", "cpu"]);
+        }
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
