@@ -352,14 +352,19 @@ fn a_second_interrupt_ends_a_run_within_its_step() {
     let model = diffusers();
     // A step of seconds.
     let size = ["--width", "2560", "--height", "2560", "--steps", "50"];
-    let flags = [&["--model", &model, "--device", "cpu"], &size[..]].concat();
+    let flags = [
+        &["--model", &model, "--device", "cpu", "--negative-prompt", "red"],
+        &size[..],
+    ]
+    .concat();
     // The first interrupt may come at the end of a stage, which then cancels the run: another moment is tried.
     for moment in [0.5, 1.0, 2.0, 4.0, 8.0, 16.0] {
         let desk = Desk::new();
         let mut command = program("generate");
         command.args(&flags).current_dir(desk.0.path());
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        wait_for(&mut child, "T5 tokenizer:");
+        // A line of the run itself, which has its handler of Ctrl-C then.
+        wait_for(&mut child, "warning: the negative prompt");
         std::thread::sleep(Duration::from_secs_f64(moment));
         // Two signals at once may be delivered as one.
         while child.try_wait().unwrap().is_none() {
