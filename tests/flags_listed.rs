@@ -11,11 +11,12 @@ use common::options_doc::{options, quoted, rows};
 use kontext_train::{AutoencoderRecipe, Recipe, TextRecipe};
 use serde_json::Value;
 
-/// Returns the names of the example programs: the files in `examples`.
+/// Returns the names of the example programs: the files in `examples`, and the folders with a `main.rs`.
 fn programs() -> BTreeSet<String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
     let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let sources = files.filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    let is_source = |path: &Path| path.extension().is_some_and(|extension| extension == "rs");
+    let sources = files.filter(|path| is_source(path) || path.join("main.rs").is_file());
     sources
         .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
         // They show the library, and take no arguments.

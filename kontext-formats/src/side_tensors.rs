@@ -50,13 +50,17 @@ const UNREAD: [(&str, &str); 10] = [
     (".svd_up", "SDNQ"),
 ];
 
-/// Refuses weights that another program quantised in a form that is not read; the names are sorted.
-fn check_form(files: &[WeightFile], names: &[String]) -> Result<()> {
+/// Refuses weights that another program quantised in a form that is not read.
+fn check_form(files: &[WeightFile], names: &[String], entries: &BTreeMap<String, Entry>) -> Result<()> {
     let ends = |suffix: &str| names.iter().any(|name| name.ends_with(suffix));
-    // SDNQ's scale of a weight; that of a norm by BFL's names comes without a weight.
+    // SDNQ's scale of a quantised weight; norms may have a scale, too, but no such weight.
     let scaled = |name: &String| {
         let module = name.strip_suffix(".scale");
-        module.is_some_and(|module| names.binary_search(&format!("{module}.weight")).is_ok())
+        let weight = module.and_then(|module| entries.get(&format!("{module}.weight")));
+        weight.is_some_and(|weight| {
+            let kind = weight.stored.kind;
+            !matches!(kind, Some(Kind::Float | Kind::BFloat16 | Kind::Half | Kind::Double))
+        })
     };
     let known = UNREAD
         .iter()
@@ -78,7 +82,7 @@ fn check_form(files: &[WeightFile], names: &[String]) -> Result<()> {
 /// checked here, from headers; they are read with their weights.
 pub(super) fn fold(files: &[WeightFile], entries: &mut BTreeMap<String, Entry>) -> Result<()> {
     let names: Vec<String> = entries.keys().cloned().collect();
-    check_form(files, &names)?;
+    check_form(files, &names, entries)?;
     for name in &names {
         let scaled = SCALES.iter().find_map(|end| name.strip_suffix(end));
         if let Some((weight, _)) = name.split_once(QUANT_STATE) {

@@ -188,24 +188,19 @@ fn weights_that_other_programs_quantised_are_named_with_the_program() {
 }
 
 #[test]
-fn the_scale_of_a_weight_is_that_of_sdnq_and_the_scale_of_a_norm_is_none() {
-    let open = |names: [&str; 2]| {
+fn the_scale_of_a_quantised_weight_is_that_of_sdnq_and_the_scale_of_a_norm_is_none() {
+    let open = |weight: Part, scale: &str| {
         let folder = folder(&[]);
-        let parts = names.map(|name| Part::floats(name, &[1.0]));
+        let parts = [Part::floats(scale, &[1.0]), weight];
         std::fs::write(folder.path().join("a.safetensors"), safetensors_file(&parts)).unwrap();
         opened(folder.path())
     };
-    let error = open([
-        "transformer_blocks.0.attn.to_q.scale",
-        "transformer_blocks.0.attn.to_q.weight",
-    ])
-    .unwrap_err();
+    let quantised = Part::bytes("blocks.0.to_q.weight", "I8", &[1], &[1]);
+    let error = open(quantised, "blocks.0.to_q.scale").unwrap_err();
     assert!(error.contains("it is quantised by SDNQ"), "{error}");
-    open([
-        "double_blocks.0.img_attn.norm.key_norm.scale",
-        "double_blocks.0.img_attn.proj.weight",
-    ])
-    .unwrap();
+    for weight in ["blocks.0.norm.weight", "blocks.0.proj.weight"] {
+        open(Part::floats(weight, &[1.0]), "blocks.0.norm.scale").unwrap();
+    }
 }
 
 #[cfg(unix)]
