@@ -371,6 +371,21 @@ fn a_charsmap_that_claims_more_than_it_holds_is_refused_before_memory_is_taken()
 }
 
 #[test]
+fn text_for_which_a_tokenizer_has_no_token_is_an_error_with_the_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut json = tokens()["tiny"]["t5"]["tokenizer.json"].take();
+    json["model"]["unk_id"] = Value::Null;
+    write(&folder, "tokenizer.json", &json.to_string());
+    let tokenizer = Tokenizer::open(folder.path()).unwrap();
+    tokenizer.encode("keep the cat", 20).unwrap();
+    let error = chain(&tokenizer.encode("漢", 20).unwrap_err());
+    assert!(
+        error.contains("`unk_id` is missing") && error.contains("save_pretrained"),
+        "{error}"
+    );
+}
+
+#[test]
 fn the_dropout_of_a_stored_model_is_off_so_that_ids_are_the_same_each_time() {
     let folder = tempfile::tempdir().unwrap();
     let vocab: serde_json::Map<String, Value> = ["a", "b", "ab", "abab", "</s>"]

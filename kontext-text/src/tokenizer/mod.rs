@@ -88,19 +88,19 @@ impl Tokenizer {
 
     /// Finishes a tokenizer: determines its padding token and drops its stored truncation and padding.
     fn new(mut inner: tokenizers::Tokenizer, path: &Path, pad: Option<&str>) -> Result<Self> {
-        let unusable = |reason: String| Error::Tokenizer {
-            path: path.to_owned(),
-            reason,
-        };
-        inner.with_truncation(None).map_err(|e| unusable(e.to_string()))?;
+        let failed = |e: tokenizers::Error| unusable(path, &e);
+        inner.with_truncation(None).map_err(failed)?;
         inner.with_padding(None);
-        let empty = inner.encode("", true).map_err(|e| unusable(e.to_string()))?;
-        let no_end = || unusable(format!("it adds no end token to a prompt; {}", files::REMEDY));
+        let empty = inner.encode("", true).map_err(failed)?;
+        let no_end = || unusable(path, "it adds no end token to a prompt");
         let end = *empty.get_ids().last().ok_or_else(no_end)?;
         let pad = match pad {
-            Some(token) => inner
-                .token_to_id(token)
-                .ok_or_else(|| unusable(format!("its padding token `{token}` is not in its vocabulary")))?,
+            Some(token) => inner.token_to_id(token).ok_or_else(|| {
+                unusable(
+                    path,
+                    format_args!("its padding token `{token}` is not in its vocabulary"),
+                )
+            })?,
             None => inner.token_to_id("<pad>").unwrap_or(end),
         };
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
@@ -180,10 +180,7 @@ impl Tokenizer {
     }
 
     fn encode_checked(&self, prompt: &str, max_length: usize) -> Result<Encoded> {
-        let unusable = |e: tokenizers::Error| Error::Tokenizer {
-            path: self.path.clone(),
-            reason: e.to_string(),
-        };
+        let failed = |e: tokenizers::Error| unusable(&self.path, &e);
         range::within("length in tokens", max_length, 0..=Self::MOST_TOKENS)?;
         let added = self.added_tokens();
         let Some(room) = max_length.checked_sub(added) else {
@@ -198,14 +195,14 @@ impl Tokenizer {
         } else {
             prompt.into()
         };
-        let mut tokens = self.inner.encode(text.as_ref(), false).map_err(unusable)?;
+        let mut tokens = self.inner.encode(text.as_ref(), false).map_err(failed)?;
         let cut = tokens.get_offsets().get(room).map(|&(start, _)| tail(prompt, start));
         tokens.truncate(room, 0, tokenizers::TruncationDirection::Right);
         tokens.take_overflowing();
         let unknown = self.unknown.as_ref().map_or_else(Vec::new, |(id, name)| {
             unknown::unknown_texts(prompt, &tokens, *id, name)
         });
-        let tokens = self.inner.post_process(tokens, None, true).map_err(unusable)?;
+        let tokens = self.inner.post_process(tokens, None, true).map_err(failed)?;
         let mut ids: Vec<i64> = tokens.get_ids().iter().map(|&id| i64::from(id)).collect();
         let used = ids.len();
         ids.resize(max_length.max(used), self.pad_id());
@@ -220,9 +217,14 @@ impl Tokenizer {
 
 /// Returns the error for a panic of the tokenizers crate.
 fn crashed(path: &Path, panic: &str) -> Error {
+    unusable(path, format_args!("the tokenizers library failed on it ({panic})"))
+}
+
+/// Returns the error for files that cannot be used, with the remedy.
+fn unusable(path: &Path, reason: impl std::fmt::Display) -> Error {
     Error::Tokenizer {
         path: path.to_owned(),
-        reason: format!("the tokenizers library failed on it ({panic}); {}", files::REMEDY),
+        reason: format!("{reason}; {}", files::REMEDY),
     }
 }
 
