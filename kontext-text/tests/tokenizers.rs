@@ -386,6 +386,18 @@ fn text_for_which_a_tokenizer_has_no_token_is_an_error_with_the_remedy() {
 }
 
 #[test]
+fn more_regular_expressions_than_any_tokenizer_has_are_refused_before_they_are_compiled() {
+    let replace = serde_json::json!({"type": "Replace", "pattern": {"Regex": "\\w{9}"}, "content": " "});
+    let normalizers = |count| serde_json::json!({"type": "Sequence", "normalizers": vec![replace.clone(); count]});
+    with("/normalizer", normalizers(16)).unwrap();
+    let error = chain(&with("/normalizer", normalizers(17)).unwrap_err());
+    assert!(
+        error.contains("it has 17 regular expressions") && error.contains("save_pretrained"),
+        "{error}"
+    );
+}
+
+#[test]
 fn the_dropout_of_a_stored_model_is_off_so_that_ids_are_the_same_each_time() {
     let folder = tempfile::tempdir().unwrap();
     let vocab: serde_json::Map<String, Value> = ["a", "b", "ab", "abab", "</s>"]

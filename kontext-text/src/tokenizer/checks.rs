@@ -59,3 +59,29 @@ fn charsmap(map: &str) -> Result<(), String> {
         "its precompiled_charsmap has a trie of {size} bytes, but holds {held}; {REMEDY}"
     ))
 }
+
+/// Most regular expressions of a tokenizer. Published ones have up to three; each may take 10 MB, the limit of the
+/// regex crate.
+const MOST_PATTERNS: usize = 16;
+
+/// Checks that there are at most [`MOST_PATTERNS`] regular expressions.
+pub(super) fn patterns(json: &Value) -> Result<(), String> {
+    let found = count_patterns(json);
+    if found <= MOST_PATTERNS {
+        return Ok(());
+    }
+    Err(format!(
+        "it has {found} regular expressions, of which at most {MOST_PATTERNS} are read; {REMEDY}"
+    ))
+}
+
+fn count_patterns(json: &Value) -> usize {
+    match json {
+        Value::Array(values) => values.iter().map(count_patterns).sum(),
+        Value::Object(fields) => {
+            let own = usize::from(fields.get("Regex").is_some_and(Value::is_string));
+            own + fields.values().map(count_patterns).sum::<usize>()
+        }
+        _ => 0,
+    }
+}

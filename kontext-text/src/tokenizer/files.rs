@@ -75,6 +75,7 @@ fn open_json(file: &Path, settings: Option<&Path>) -> Result<Tokenizer> {
     let mut json: Value = json.map_err(|e| unusable(format!("it is no JSON ({e}); {REMEDY}")))?;
     checks::merges(&json).map_err(unusable)?;
     checks::charsmaps(&json).map_err(unusable)?;
+    checks::patterns(&json).map_err(unusable)?;
     // Random merges are for training; with them the same prompt would get other ids at each run.
     if let Some(dropout) = json.pointer_mut("/model/dropout") {
         *dropout = Value::Null;
