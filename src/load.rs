@@ -213,7 +213,7 @@ impl PipelineBuilder {
 
     /// Plans a run of this request with the model in a folder, from names and headers only: a wrong request
     /// is reported before gigabytes are read. With [`Placement::Auto`] the warnings are those of the placement that
-    /// a load would choose now.
+    /// a load would choose now; for a device that this machine does not have, those of [`Placement::Resident`].
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for a request out of range, and those of [`PipelineBuilder::load`] if the
@@ -227,7 +227,7 @@ impl PipelineBuilder {
         let left = match self.placement {
             Placement::Streamed => Offload::All,
             // Only quantisation depends on the choice, which opens the headers of all parts.
-            Placement::Auto if self.quantize.or(self.quantize_t5).is_some() => {
+            Placement::Auto if self.quantize.or(self.quantize_t5).is_some() && self.has_device() => {
                 let (_, device) = self.precision()?;
                 self.chosen(&self.footprint(model)?, &facts, device)?.left
             }
@@ -248,7 +248,7 @@ impl PipelineBuilder {
     fn ignored(&self, model: &Opened, left: Offload) -> Result<Vec<Warning>> {
         let mut ignored = Vec::new();
         // Layers with a fused LoRA are quantised in any case.
-        let fused = self.fuse_loras && !self.loras.is_empty();
+        let fused = self.fuse_loras && self.loras.iter().any(LoraUse::is_active);
         if let Some(to) = self.quantize.filter(|_| !fused) {
             let weights = model.weights.clone().offload(left).quantized(Some(to));
             if !weights.quantizes_any(is_block) {

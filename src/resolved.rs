@@ -16,6 +16,11 @@ impl PipelineBuilder {
         check_tokens(length.unwrap_or(TextEncoder::SEQUENCE_LENGTH))
     }
 
+    /// Returns `true` if this machine has the device.
+    pub(crate) fn has_device(&self) -> bool {
+        self.device.is_none_or(|device| device::available(device).is_ok())
+    }
+
     pub(crate) fn precision(&self) -> Result<(Precision, Device)> {
         let device = self.device.unwrap_or_else(device::best);
         device::available(device)?;

@@ -322,6 +322,18 @@ fn a_part_of_other_sizes_is_taken_only_if_no_place_has_one_that_fits() {
     assert_eq!(Checkpoint::find(folder.path()).unwrap().vae, folder.path().join("vae"));
 }
 
+#[test]
+fn the_file_under_diffusers_name_is_taken_next_to_another_without_a_configuration() {
+    let folder = copy(Layout::Diffusers);
+    let part = folder.path().join("text_encoder_2");
+    std::fs::remove_file(part.join("config.json")).unwrap();
+    std::fs::copy(part.join("model.safetensors"), part.join("t5xxl.safetensors")).unwrap();
+    let found = Checkpoint::find(folder.path()).unwrap();
+    assert_eq!(found.t5, part);
+    let files = found.files().unwrap();
+    assert!(files.contains(&part.join("model.safetensors")) && !files.contains(&part.join("t5xxl.safetensors")));
+}
+
 #[cfg(unix)]
 #[test]
 fn a_link_and_its_file_are_one_file() {

@@ -186,6 +186,15 @@ fn without_effect(files: &Files) -> Vec<([&'static str; 2], PipelineBuilder, Req
             edit(),
         ),
         (
+            [BUILDER, "quantize"],
+            builder()
+                .transformer(files.path("packed.gguf"))
+                .quantize(Quantize::Q4_0)
+                .fuse_loras(true)
+                .use_lora(LoraUse::new(files.path("red.safetensors")).inactive()),
+            edit(),
+        ),
+        (
             [BUILDER, "quantize_t5"],
             builder().t5(files.path("t5.gguf")).quantize_t5(Quantize::Q4_0),
             edit(),
@@ -406,6 +415,15 @@ fn a_plan_under_automatic_placement_warns_as_the_placement_that_a_load_chooses()
     let planned = streamed.plan(&folder, &edit()).unwrap().warnings;
     assert!(matches!(planned[..], [Warning::QuantizeIgnored { .. }]), "{planned:?}");
     assert_eq!(streamed.load(&folder).unwrap().plan(&edit()).unwrap().warnings, planned);
+}
+
+#[test]
+fn a_plan_for_a_device_that_is_not_here_needs_none() {
+    let folder = model(Layout::SingleFiles);
+    let there = builder().device(Device::Cuda(99));
+    assert_eq!(there.plan(&folder, &edit()).unwrap().warnings, []);
+    let quantised = there.quantize(Quantize::Q8_0).quantize_t5(Quantize::Q8_0);
+    assert_eq!(quantised.plan(&folder, &edit()).unwrap().warnings, []);
 }
 
 #[test]

@@ -49,22 +49,17 @@ impl Outputs {
         }
     }
 
-    /// Adds all files of a model: weights with their shards, configurations and tokenizers.
+    /// Adds all files of a model: weights with their shards, configurations and tokenizers, and the folders of
+    /// its parts.
     pub fn model(&mut self, flag: &'static str, model: &Checkpoint) {
         for part in [&model.transformer, &model.vae, &model.clip, &model.t5] {
             self.weights(flag, part);
         }
-        let settings = ["kontext.json", "model_index.json"].map(|name| model.folder.join(name));
         let tokenizers = [&model.clip_tokenizer, &model.t5_tokenizer];
-        for path in tokenizers.into_iter().chain(&model.scheduler).chain(&settings) {
-            self.read(flag, path);
-            // The files of a tokenizer that may also be given as one file.
-            if let Some(folder) = path.parent().filter(|_| path.is_file()) {
-                for name in ["merges.txt", "tokenizer_config.json", "special_tokens_map.json"] {
-                    self.read(flag, &folder.join(name));
-                }
-            }
-        }
+        tokenizers.into_iter().for_each(|path| self.read(flag, path));
+        // What cannot be opened is reported when it is read.
+        let files = model.files().unwrap_or_default();
+        files.iter().for_each(|path| self.read(flag, path));
     }
 
     /// Adds weights that the run reads: a file, with the other files of its set and the configuration next to

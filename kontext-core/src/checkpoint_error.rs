@@ -119,7 +119,8 @@ pub enum CheckpointError {
     },
     /// A part of the model without a file.
     #[error(
-        "no {part} found; looked for {looked}{}; fetch what is missing or name another path",
+        "no {part} found; looked for {}{}; fetch what is missing or name another path",
+        text(looked),
         instead(found)
     )]
     MissingPart {
@@ -131,9 +132,9 @@ pub enum CheckpointError {
         found: Vec<String>,
     },
     /// Several files of which only one can be meant.
-    #[error("{} for {part}: {}; {remedy}", files(found.len()), found.join(" and "))]
+    #[error("{} for {}: {}; {}", files(found.len()), text(part), first_by(" and ", found), text(remedy))]
     Ambiguous {
-        /// The object that each of them could be, with its article: "the VAE", "tensor `x`".
+        /// The object that each of them could be, with its article: "the VAE", "the tensor `x`".
         part: String,
         /// The files or folders.
         found: Vec<String>,
@@ -190,13 +191,13 @@ pub(crate) fn text(reason: &str) -> String {
 }
 
 fn first(parts: &[String]) -> String {
+    first_by(", ", parts)
+}
+
+fn first_by(separator: &str, parts: &[String]) -> String {
     const SHOWN: usize = 4;
-    let mut all = parts
-        .iter()
-        .take(SHOWN)
-        .map(|part| text(part))
-        .collect::<Vec<_>>()
-        .join(", ");
+    let shown: Vec<String> = parts.iter().take(SHOWN).map(|part| text(part)).collect();
+    let mut all = shown.join(separator);
     if parts.len() > SHOWN {
         all.push_str(", …");
     }
@@ -243,8 +244,13 @@ mod tests {
             CheckpointError::Lora { reason: reason.clone() },
             CheckpointError::MissingPart {
                 part: "VAE",
-                looked: "here".to_owned(),
+                looked: name.clone(),
                 found: all(&name),
+            },
+            CheckpointError::Ambiguous {
+                part: name.clone(),
+                found: all(&name),
+                remedy: name.clone(),
             },
             CheckpointError::Unsupported {
                 found: name.clone(),
@@ -256,7 +262,7 @@ mod tests {
                 shown.contains("a\\u{1b}[2J") && !shown.contains('\u{1b}'),
                 "{shown:.300}"
             );
-            assert!(shown.len() < 10_000, "{}", shown.len());
+            assert!(shown.len() < 14_000, "{}", shown.len());
         }
     }
 }

@@ -32,6 +32,8 @@ pub(crate) fn above(path: &Path) -> &Path {
 
 /// Waits until a file is on disk; `path` is named in errors.
 pub(crate) fn sync_file(file: &File, path: &Path) -> Result<()> {
+    #[cfg(test)]
+    log::failure().map_err(Error::io(path))?;
     supported(file.sync_all()).map_err(Error::io(path))?;
     #[cfg(test)]
     log::push(path);
@@ -86,10 +88,27 @@ fn supported(result: io::Result<()>) -> io::Result<()> {
 /// The paths that a test's thread has synced.
 #[cfg(test)]
 pub(crate) mod log {
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
+    use std::io;
     use std::path::{Path, PathBuf};
 
-    thread_local!(static SYNCED: RefCell<Vec<PathBuf>> = const { RefCell::new(Vec::new()) });
+    thread_local! {
+        static SYNCED: RefCell<Vec<PathBuf>> = const { RefCell::new(Vec::new()) };
+        static FAILS: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Lets the next sync of this thread fail.
+    pub(crate) fn fail_once() {
+        FAILS.set(true);
+    }
+
+    pub(super) fn failure() -> io::Result<()> {
+        if FAILS.take() {
+            Err(io::ErrorKind::StorageFull.into())
+        } else {
+            Ok(())
+        }
+    }
 
     pub(super) fn push(path: &Path) {
         SYNCED.with_borrow_mut(|paths| paths.push(path.to_owned()));

@@ -36,7 +36,7 @@ impl<'a> OutputFolder<'a> {
             source: io::Error::new(kind, words),
         };
         if path.file_name().is_none() || target.file_name().is_none() {
-            let words = "the path is empty or ends in a dot; expected the name of a new folder";
+            let words = "the path ends in no name; expected the name of a new folder";
             return Err(fault(io::ErrorKind::InvalidInput, words));
         }
         let parent = above(&target);
@@ -86,11 +86,11 @@ impl<'a> OutputFolder<'a> {
     /// on disk, too.
     ///
     /// # Errors
-    /// [`Error::Io`] if the operating system refuses, or the name has been taken in the meantime. The folder is
-    /// then kept under a name next to the path, which the error gives.
+    /// [`Error::Io`] if the operating system refuses, the disk fails, or the name has been taken in the meantime.
+    /// The folder is then kept under a name next to the path, which the error gives.
     pub fn publish(self) -> Result<()> {
-        sync_tree(self.folder.path())?;
-        let renamed = self.rename();
+        let renamed = sync_tree(self.folder.path()).and_then(|()| self.rename());
+        // From here on nothing removes the folder.
         let (path, temporary) = (self.path, self.folder.keep());
         if let Err(error) = renamed {
             return Err(kept(path, &temporary, error));
@@ -98,31 +98,37 @@ impl<'a> OutputFolder<'a> {
         sync_entry(&self.target)
     }
 
-    fn rename(&self) -> io::Result<()> {
-        if self.target.exists() {
-            // Removes only an empty folder.
-            std::fs::remove_dir(&self.target)?;
-        }
-        std::fs::rename(self.folder.path(), &self.target)
+    fn rename(&self) -> Result<()> {
+        let renamed = || {
+            if self.target.exists() {
+                // Removes only an empty folder.
+                std::fs::remove_dir(&self.target)?;
+            }
+            std::fs::rename(self.folder.path(), &self.target)
+        };
+        renamed().map_err(Error::io(self.path))
     }
 }
 
 /// Gives a folder that could not be published a name under which it stays, and adds it to the error.
-fn kept(path: &Path, temporary: &Path, error: io::Error) -> Error {
+fn kept(path: &Path, temporary: &Path, error: Error) -> Error {
     let visible = leftovers::kept_name(temporary);
-    let at = match std::fs::rename(temporary, &visible) {
-        Ok(()) => &visible,
-        Err(_) => temporary,
+    let second = visible.with_extension("2");
+    let taken = |name: &&PathBuf| std::fs::rename(temporary, name).is_ok();
+    let shown = |path: &Path| printable(&path.display().to_string());
+    let place = match [&visible, &second].into_iter().find(taken) {
+        Some(name) => format!("what was written is kept in {}", shown(name)),
+        None => format!(
+            "what was written is in {}, which could not be renamed; rename it within ten minutes, after which \
+             another program may remove it",
+            shown(temporary)
+        ),
     };
-    match Error::io(path)(error) {
-        Error::Io { path, source } => {
-            let words = format!(
-                "{source}; what was written is kept in {}",
-                printable(&at.display().to_string())
-            );
-            let source = io::Error::new(source.kind(), words);
-            Error::Io { path, source }
-        }
+    match error {
+        Error::Io { source, .. } => Error::Io {
+            path: path.to_owned(),
+            source: io::Error::new(source.kind(), format!("{source}; {place}")),
+        },
         other => other,
     }
 }
@@ -208,7 +214,11 @@ mod tests {
         assert!(OutputFolder::create(&all.path().join("absent").join("part")).is_err());
         let empty = all.path().join("empty");
         fs::create_dir(&empty).unwrap();
-        for path in [Path::new(""), Path::new("."), Path::new(".."), &empty.join("..")] {
+        for path in ["", ".", "..", "/"]
+            .map(PathBuf::from)
+            .iter()
+            .chain([&empty.join("..")])
+        {
             let error = OutputFolder::create(path).unwrap_err();
             assert!(
                 words(&error).contains("expected the name of a new folder"),
@@ -240,6 +250,46 @@ mod tests {
         assert_eq!(fs::read_to_string(Path::new(at).join("a")).unwrap(), "hours of work");
         assert!(!at.ends_with(".tmp") && error.to_string().contains("model"), "{at}");
         assert_eq!(fs::read_dir(all.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_synced_is_kept_and_named() {
+        let all = tempfile::tempdir().unwrap();
+        let path = all.path().join("model");
+        let folder = OutputFolder::create(&path).unwrap();
+        fs::write(folder.path().join("a"), "hours of work").unwrap();
+        crate::durable::log::fail_once();
+        let error = folder.publish().unwrap_err();
+        let words = words(&error);
+        let (_, at) = words.split_once("; what was written is kept in ").unwrap();
+        assert_eq!(fs::read_to_string(Path::new(at).join("a")).unwrap(), "hours of work");
+        assert!(error.to_string().contains("model") && !path.exists(), "{error}");
+    }
+
+    #[test]
+    fn a_folder_whose_visible_names_are_taken_is_named_with_the_time_that_is_left() {
+        for taken in [1, 2] {
+            let all = tempfile::tempdir().unwrap();
+            let path = all.path().join("model");
+            let folder = OutputFolder::create(&path).unwrap();
+            fs::write(folder.path().join("a"), "hours of work").unwrap();
+            let visible = leftovers::kept_name(folder.path());
+            let (temporary, second) = (folder.path().to_owned(), visible.with_extension("2"));
+            for name in [&path, &visible, &second].into_iter().take(1 + taken) {
+                fs::create_dir(name).unwrap();
+                fs::write(name.join("other"), "").unwrap();
+            }
+            let words = words(&folder.publish().unwrap_err());
+            let (at, says) = match taken {
+                1 => (second, "is kept in"),
+                _ => (temporary, "rename it within ten minutes"),
+            };
+            assert!(
+                words.contains(&at.display().to_string()) && words.contains(says),
+                "{words}"
+            );
+            assert_eq!(fs::read_to_string(at.join("a")).unwrap(), "hours of work");
+        }
     }
 
     #[cfg(unix)]

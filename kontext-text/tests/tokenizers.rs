@@ -360,7 +360,17 @@ fn a_part_on_which_the_library_panics_is_an_error_and_not_a_panic() {
 #[test]
 fn a_charsmap_that_claims_more_than_it_holds_is_refused_before_memory_is_taken() {
     // Tries of 256 MB and of 4 GB, for which the library would allocate twice as much; one within a sequence.
-    for (map, size) in [("BAAAEAAAAAA=", 0x1000_0004_u32), ("/////w==", u32::MAX)] {
+    // Without padding, with a part of it, and with bits after the last byte.
+    let maps = [
+        ("BAAAEAAAAAA=", 0x1000_0004_u32),
+        ("/////w==", u32::MAX),
+        ("BAAAEAAAAAA", 0x1000_0004),
+        ("/////w", u32::MAX),
+        ("/////w=", u32::MAX),
+        ("/////x", u32::MAX),
+        ("/////x==", u32::MAX),
+    ];
+    for (map, size) in maps {
         let one = serde_json::json!({"type": "Precompiled", "precompiled_charsmap": map});
         let sequence = serde_json::json!({"type": "Sequence", "normalizers": [{"type": "NFC"}, one]});
         for normalizer in [one, sequence] {

@@ -1,6 +1,7 @@
 //! Discovery of a model's parts in a folder, by the files' content.
 
 mod contents;
+mod files;
 mod identity;
 mod other_model;
 mod search;
@@ -39,8 +40,9 @@ pub enum Layout {
 /// `checkpoints`); so a diffusers checkpoint may lack a part that is a single file next to its folders. A part's
 /// folder with a `config.json` is taken as it is. Of other files, the first place counts that has one whose sizes
 /// fit the transformer; two of them in one place are an error, and a file of other sizes is taken only if no
-/// place has a fitting one. A
-/// folder of the Hugging Face hub's cache (`models--OWNER--NAME`) is replaced by its snapshot
+/// place has a fitting one.
+///
+/// A folder of the Hugging Face hub's cache (`models--OWNER--NAME`) is replaced by its snapshot
 /// ([`hub_snapshot`]). Hidden files are left out, links are followed, and a file that cannot be read is named
 /// only if a part is missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -211,13 +213,24 @@ impl std::fmt::Display for Checkpoint {
     }
 }
 
-/// Opens a transformer; see [`Checkpoint::open_transformer`].
-fn open_transformer(path: &Path) -> Result<(Weights, DitConfig)> {
+/// Opens a transformer's weights under their own names, and finds the configuration that counts, if one does.
+fn opened_transformer(path: &Path) -> Result<(Weights, Option<PathBuf>)> {
     let weights = Weights::open(path)?;
     other_model::check_model(path, &weights.names())?;
     let weights = weights.part(&TRANSFORMER_SIGNS);
-    let bfl = weights.shape_of(TRANSFORMER_SIGNS[0]).is_some();
-    let config = if bfl { None } else { config_of(path)? };
+    let config = if is_bfl(&weights) { None } else { config_of(path)? };
+    Ok((weights, config))
+}
+
+/// Returns `true` for a transformer under BFL's names.
+fn is_bfl(weights: &Weights) -> bool {
+    weights.shape_of(TRANSFORMER_SIGNS[0]).is_some()
+}
+
+/// Opens a transformer; see [`Checkpoint::open_transformer`].
+fn open_transformer(path: &Path) -> Result<(Weights, DitConfig)> {
+    let (weights, config) = opened_transformer(path)?;
+    let bfl = is_bfl(&weights);
     let config = config.map_or_else(|| DitConfig::infer(&weights), DitConfig::from_json)?;
     other_model::check_channels(path, &config)?;
     let weights = if bfl { weights } else { weights.named(names::diffusers) };

@@ -63,7 +63,7 @@ impl<'a> Search<'a> {
         let (mut others, mut unfit) = (Vec::new(), Vec::new());
         for group in [Group::Own, Group::Root, Group::Comfy, Group::Checkpoints] {
             let contents = match group {
-                Group::Own if is_part(&own) => Contents::part(&own, place.part),
+                Group::Own if is_part(&own, place) => Contents::part(&own, place.part),
                 Group::Own => Contents::default(),
                 Group::Root => self.listed(self.folder, 1),
                 Group::Comfy => self.comfy(place),
@@ -245,11 +245,16 @@ impl Contents {
     }
 }
 
-/// Returns `true` for a folder that holds one part and nothing else, under the names that diffusers and
-/// transformers give it. ComfyUI's folders hold files of several models, of which one may have such a name.
-fn is_part(folder: &Path) -> bool {
-    let only = |listing: FolderListing| listing.of_a_part().len() == listing.weights.len();
-    folder.is_dir() && Store::found_in(folder) && FolderListing::of(folder).is_ok_and(only)
+/// Returns `true` for a folder with a part under the names that diffusers and transformers give it. In a folder
+/// that ComfyUI has, too, nothing else may be: there it holds files of several models, of which one may have such
+/// a name.
+fn is_part(folder: &Path, place: &Place) -> bool {
+    let shared = place.comfy.contains(&place.folder);
+    let holds = |listing: FolderListing| match listing.of_a_part().len() {
+        0 => false,
+        named => !shared || named == listing.weights.len(),
+    };
+    folder.is_dir() && Store::found_in(folder) && FolderListing::of(folder).is_ok_and(holds)
 }
 
 /// Returns `true` if a file holds a part of the sizes that the transformer takes.

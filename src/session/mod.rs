@@ -87,6 +87,11 @@ impl Pipeline {
     /// [`Error::Io`], [`Error::Image`] and [`Error::Checkpoint`] if a file is missing, damaged, or of a later
     /// format, or if the latents belong to another kind of model; [`Error::Allocation`] if the images take
     /// more than the free memory.
+    ///
+    /// [`Error::Io`]: crate::Error::Io
+    /// [`Error::Image`]: crate::Error::Image
+    /// [`Error::Checkpoint`]: crate::Error::Checkpoint
+    /// [`Error::Allocation`]: crate::Error::Allocation
     pub fn restore_session(self: &Arc<Self>, folder: impl AsRef<Path>) -> Result<Session> {
         restore::restore(self, folder.as_ref())
     }
@@ -141,7 +146,7 @@ impl Session {
     /// Moves to any turn; the next edit branches off there.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for an unknown turn.
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for an unknown turn.
     pub fn branch(&mut self, id: usize) -> Result<&Turn> {
         self.history.branch(id)
     }
@@ -171,6 +176,9 @@ impl Session {
     /// # Errors
     /// [`Error::InvalidArgument`] for such a folder, and for settings that no request may have, before
     /// anything is written; [`Error::Io`] if the folder cannot be written.
+    ///
+    /// [`Error::InvalidArgument`]: crate::Error::InvalidArgument
+    /// [`Error::Io`]: crate::Error::Io
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
         save::save(self, folder.as_ref())
     }

@@ -1,6 +1,6 @@
 //! Locating and reading a tokenizer's files.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kontext_core::{Error, Result, utf8};
 use serde_json::Value;
@@ -15,40 +15,77 @@ const JSON: &str = "tokenizer.json";
 const VOCAB: &str = "vocab.json";
 const MERGES: &str = "merges.txt";
 const SENTENCEPIECE: &str = "spiece.model";
+/// The settings, in the order of precedence of their older form.
+const SETTINGS: [&str; 2] = ["special_tokens_map.json", "tokenizer_config.json"];
 
-pub(super) fn open(path: &Path) -> Result<Tokenizer> {
-    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-    let folder = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    if path.is_dir() {
-        open_folder(path)
-    } else if name == VOCAB || name == MERGES {
-        open_clip(folder)
-    } else if name.ends_with(".model") {
-        Err(sentencepiece(path))
-    } else {
-        // For a file of another name, the neighbouring settings may belong to another tokenizer.
-        open_json(path, (name == JSON).then_some(folder))
+/// A format of tokenizers, with its place.
+enum Format {
+    /// CLIP's two files, in this folder.
+    Clip(PathBuf),
+    /// A `tokenizer.json`, and the folder of its settings, if they are its own.
+    Json(PathBuf, Option<PathBuf>),
+    SentencePiece(PathBuf),
+}
+
+impl Format {
+    /// Finds the format that a path offers; `None` for a folder without one.
+    fn at(path: &Path) -> Option<Self> {
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        let folder = path
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        if path.is_dir() {
+            Self::of_folder(path)
+        } else if name == VOCAB || name == MERGES {
+            Some(Self::Clip(folder.to_owned()))
+        } else if name.ends_with(".model") {
+            Some(Self::SentencePiece(path.to_owned()))
+        } else {
+            // For a file of another name, the neighbouring settings may belong to another tokenizer.
+            Some(Self::Json(path.to_owned(), (name == JSON).then(|| folder.to_owned())))
+        }
+    }
+
+    fn of_folder(folder: &Path) -> Option<Self> {
+        let holds = |name: &str| folder.join(name).is_file();
+        if holds(VOCAB) && holds(MERGES) {
+            Some(Self::Clip(folder.to_owned()))
+        } else if holds(JSON) {
+            Some(Self::Json(folder.join(JSON), Some(folder.to_owned())))
+        } else {
+            holds(SENTENCEPIECE).then(|| Self::SentencePiece(folder.join(SENTENCEPIECE)))
+        }
     }
 }
 
-fn open_folder(folder: &Path) -> Result<Tokenizer> {
-    let holds = |name: &str| folder.join(name).is_file();
-    if holds(VOCAB) && holds(MERGES) {
-        open_clip(folder)
-    } else if holds(JSON) {
-        open_json(&folder.join(JSON), Some(folder))
-    } else if holds(SENTENCEPIECE) {
-        Err(sentencepiece(&folder.join(SENTENCEPIECE)))
-    } else {
-        let reason = format!("the folder holds neither {JSON} nor {VOCAB} with {MERGES}; fetch them again");
-        Err(Error::Tokenizer {
-            path: folder.to_owned(),
-            reason,
-        })
+pub(super) fn open(path: &Path) -> Result<Tokenizer> {
+    match Format::at(path) {
+        Some(Format::Clip(folder)) => open_clip(&folder),
+        Some(Format::Json(file, settings)) => open_json(&file, settings.as_deref()),
+        Some(Format::SentencePiece(file)) => Err(sentencepiece(&file)),
+        None => {
+            let reason = format!("the folder holds neither {JSON} nor {VOCAB} with {MERGES}; fetch them again");
+            Err(Error::Tokenizer {
+                path: path.to_owned(),
+                reason,
+            })
+        }
     }
+}
+
+/// Lists the files that opening this path reads.
+pub(super) fn read_by_opening(path: &Path) -> Vec<PathBuf> {
+    let (mut files, settings) = match Format::at(path) {
+        Some(Format::Clip(folder)) => ([VOCAB, MERGES].map(|name| folder.join(name)).to_vec(), Some(folder)),
+        Some(Format::Json(file, settings)) => (vec![file], settings),
+        Some(Format::SentencePiece(_)) | None => (Vec::new(), None),
+    };
+    if let Some(folder) = settings {
+        let settings = SETTINGS.map(|name| folder.join(name));
+        files.extend(settings.into_iter().filter(|file| file.is_file()));
+    }
+    files
 }
 
 fn open_clip(folder: &Path) -> Result<Tokenizer> {
@@ -108,8 +145,8 @@ fn sentencepiece(file: &Path) -> Error {
 /// As in transformers, `special_tokens_map.json` takes precedence unless `tokenizer_config.json` has the
 /// newer form, which lists its added tokens.
 fn pad_token(folder: &Path) -> Result<Option<String>> {
-    let config = settings(&folder.join("tokenizer_config.json"))?;
-    let map = settings(&folder.join("special_tokens_map.json"))?;
+    let [map, config] = SETTINGS.map(|name| settings(&folder.join(name)));
+    let (map, config) = (map?, config?);
     let order = if config.get("added_tokens_decoder").is_some() {
         [config, Value::Null]
     } else {

@@ -86,6 +86,13 @@ impl Tokenizer {
         contain(|| files::open(path)).unwrap_or_else(|panic| Err(crashed(path, &panic)))
     }
 
+    /// Lists the files that [`Tokenizer::open`] reads for this path, also if one of them is missing or damaged;
+    /// none for a folder that it refuses.
+    #[must_use]
+    pub fn files(path: impl AsRef<Path>) -> Vec<PathBuf> {
+        files::read_by_opening(path.as_ref())
+    }
+
     /// Finishes a tokenizer: determines its padding token and drops its stored truncation and padding.
     fn new(mut inner: tokenizers::Tokenizer, path: &Path, pad: Option<&str>) -> Result<Self> {
         let failed = |e: tokenizers::Error| unusable(path, &e);
