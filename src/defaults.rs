@@ -15,7 +15,7 @@ pub(crate) const LARGEST_GUIDANCE: f64 = 1000.0;
 /// Range of the number of preferred sizes.
 const SIZES: std::ops::RangeInclusive<usize> = 1..=1000;
 /// Range of the sampling steps, as of a request.
-const STEPS: std::ops::RangeInclusive<usize> = 1..=1000;
+pub(crate) const STEPS: std::ops::RangeInclusive<usize> = 1..=1000;
 
 /// Defaults of a model. Fields not set have the values of the published models.
 ///

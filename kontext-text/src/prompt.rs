@@ -68,6 +68,10 @@ impl TextEncoder {
 
     /// Combines the two encoders and their tokenizers.
     ///
+    /// With a [`ClipConfig::eos_token_id`] of 2, as of FLUX.1, the pooled vector of a prompt with a token that was
+    /// added above the end token, as by textual inversion, is the state at that token, as in transformers and
+    /// diffusers. Write the end token's id (49407) into the configuration to have that at the end token.
+    ///
     /// # Errors
     /// [`Error::Tokenizer`] if a tokenizer can give ids outside its encoder's vocabulary, or does not begin and end
     /// prompts as the encoder expects: it is another encoder's.

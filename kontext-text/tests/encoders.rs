@@ -589,6 +589,31 @@ fn tokens_added_above_clips_end_token_are_accepted_and_own_ones_are_not() {
 }
 
 #[test]
+fn the_pooled_vector_is_at_the_highest_id_or_at_the_end_token_by_its_id_as_in_transformers() {
+    let encoder = |eos_token_id| {
+        let config = ClipConfig {
+            eos_token_id,
+            ..tiny_clip_config()
+        };
+        ClipEncoder::new(&Weights::synthetic(6), &config, Kind::Float).unwrap()
+    };
+    // transformers takes the first `argmax` of the ids if the end token is 2, else the first id that equals it.
+    let ids = Tensor::from_slice(&[1_i64, 5, 600, 9, 9]).unsqueeze(0);
+    for (eos, place) in [(2, 2), (9, 3)] {
+        let output = encoder(eos).forward(&ids).unwrap();
+        assert_eq!(output.pooled, output.states.select(1, place), "{eos}");
+    }
+    // So a token added above the end token takes its place.
+    let ids = clip_with(&[], &["<cat>"]).encode("a <cat>", 77).unwrap();
+    assert_eq!(ids.ids[..4], [1, 0, 3, 2]);
+    let output = encoder(2).forward(&ids.tensor().unwrap()).unwrap();
+    let t5 = T5Encoder::new(&Weights::synthetic(5), &tiny_t5_config(), Kind::Float).unwrap();
+    let text = TextEncoder::new(encoder(2), clip_with(&[], &["<cat>"]), t5, tiny_t5()).unwrap();
+    let pooled = text.encode("a <cat>").unwrap().0.pooled;
+    assert_eq!(pooled, output.states.select(1, 2));
+}
+
+#[test]
 fn what_an_encoder_does_not_see_is_known_without_encoding() {
     let text = text_encoder().max_sequence_length(16);
     for prompt in ["a cat", "", &"a cat ".repeat(99), "a \u{6f22} cat"] {

@@ -16,7 +16,7 @@ use super::history::History;
 use super::index::{EditEntry, INDEX, Index, KeepEntry, RequestEntry, TurnEntry};
 use super::save::{TENSOR, check_request};
 use super::{KeepUnchanged, Session, Turn};
-use crate::defaults::LARGEST_GUIDANCE;
+use crate::defaults::{LARGEST_GUIDANCE, STEPS};
 use crate::output::Made;
 use crate::plan::check_values;
 use crate::{Pipeline, Request};
@@ -185,7 +185,7 @@ impl Reader<'_> {
 
 /// Checks the numbers of a run.
 fn check_made(made: &Made) -> Result<()> {
-    range::within("steps", made.steps, 1..=1000)?;
+    range::within("steps", made.steps, STEPS)?;
     range::within("guidance", made.guidance, -LARGEST_GUIDANCE..=LARGEST_GUIDANCE)?;
     made.model_size.grid().map(drop)
 }

@@ -229,11 +229,8 @@ fn complete(info: RunInfo, bench: &Bench, metrics: &Metrics) -> RunInfo {
 
 /// Formats an error and its causes in one line.
 fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        text.push_str(&format!(": {error}"));
-        source = error.source();
+    match std::error::Error::source(error) {
+        Some(_) => format!("{error}: {}", error.causes()),
+        None => error.to_string(),
     }
-    text
 }

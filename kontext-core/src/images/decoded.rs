@@ -81,6 +81,11 @@ impl Failure {
 
 /// Returns the failure of a file that cannot be read on: it is cut, or the system refuses to read it.
 pub(super) fn cut(error: io::Error) -> Failure {
+    if error.kind() == io::ErrorKind::OutOfMemory {
+        let mb = (METADATA as u128).div_ceil(1_000_000);
+        let purpose = "the headers of an image";
+        return Error::Allocation { purpose, mb }.into();
+    }
     ImageError::IoError(error).into()
 }
 

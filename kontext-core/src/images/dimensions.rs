@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::decoded::{Failure, Header, panicked};
 use super::format::{Format, HEAD};
+use super::open::append;
 use super::{jpeg, png, webp};
 use crate::{Error, Result, contain};
 
@@ -43,10 +44,7 @@ pub fn dimensions(path: impl AsRef<Path>) -> Result<(u32, u32)> {
 
 fn read(mut file: impl BufRead + Seek, path: &Path) -> Result<Header> {
     let mut head = Vec::new();
-    file.by_ref()
-        .take(HEAD as u64)
-        .read_to_end(&mut head)
-        .map_err(Error::io(path))?;
+    append(&mut head, file.by_ref().take(HEAD as u64), path)?;
     let format = Format::of(&head).map_err(|reason| Failure::Reason(reason).at(path))?;
     file.seek(SeekFrom::Start(0)).map_err(Error::io(path))?;
     let header = match format {

@@ -15,7 +15,7 @@ use super::color::Profile;
 use super::decoded::{Decoded, Failure, Header, METADATA, PixelLimit, cut};
 use super::exif::Metadata;
 use super::jpeg_scans;
-use super::jpeg_segments::{APP1, APP14, EOI, SOS, check_coding, next_segment, segments};
+use super::jpeg_segments::{APP1, APP14, EOI, SOF_PROGRESSIVE, SOS, check_coding, next_segment, segments};
 use super::samples::{Channels, DECODED, Depth, Samples};
 use crate::{Error, Result as KontextResult, buffer};
 
@@ -46,8 +46,9 @@ pub(super) fn decode(file: &[u8], limit: PixelLimit) -> Result<Decoded, Failure>
     }
     let mut bytes = buffer::filled(0_u8, size, DECODED)?;
     // The decoder holds the coefficients of all blocks of a progressive image.
-    let padded = |side: u32| u64::from(side).next_multiple_of(LARGEST_UNIT);
-    buffer::can_have(2 * channels.count() as u64 * padded(width) * padded(height), DECODED)?;
+    if is_progressive(file) {
+        buffer::can_have(coefficients(channels, width, height), DECODED)?;
+    }
     decoder.decode_into(&mut bytes).map_err(failure)?;
     match space {
         // Adobe's programs, and therefore all, store the amount of no ink.
@@ -66,6 +67,16 @@ pub(super) fn decode(file: &[u8], limit: PixelLimit) -> Result<Decoded, Failure>
             bytes,
         },
     })
+}
+
+fn is_progressive(file: &[u8]) -> bool {
+    segments(file).any(|segment| segment.kind == SOF_PROGRESSIVE)
+}
+
+/// Returns the bytes of the coefficients of all blocks.
+fn coefficients(channels: Channels, width: u32, height: u32) -> u64 {
+    let padded = |side: u32| u64::from(side).next_multiple_of(LARGEST_UNIT);
+    2 * channels.count() as u64 * padded(width) * padded(height)
 }
 
 /// Reads the headers of a JPEG, which end with that of the first scan.
@@ -173,4 +184,41 @@ fn failure(error: DecodeErrors) -> Failure {
         error => ImageError::Decoding(DecodingError::new(ImageFormat::Jpeg.into(), error)),
     }
     .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn picture(name: &str) -> Vec<u8> {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pictures");
+        std::fs::read(folder.join(name)).unwrap()
+    }
+
+    #[test]
+    fn only_a_progressive_image_needs_memory_for_its_coefficients() {
+        // The mark of the frame is all that differs here.
+        let baseline = picture("turned6.jpg");
+        assert!(!is_progressive(&baseline));
+        let frame = segments(&baseline).find(|segment| segment.kind == 0xc0).unwrap().start;
+        let mut progressive = baseline.clone();
+        progressive[frame - 3] = SOF_PROGRESSIVE;
+        assert!(is_progressive(&progressive));
+        assert_eq!(coefficients(Channels::Rgb, 33, 64), 2 * 3 * 64 * 64);
+    }
+
+    #[test]
+    fn headers_for_which_memory_is_short_say_so() {
+        struct Refusing;
+        impl Read for Refusing {
+            fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+                Err(std::io::ErrorKind::OutOfMemory.into())
+            }
+        }
+        let error = header(Refusing).err();
+        assert!(
+            matches!(error, Some(Failure::Other(Error::Allocation { .. }))),
+            "{error:?}"
+        );
+    }
 }

@@ -11,9 +11,12 @@ use crate::buffer;
 
 /// Scans after which the decoder gives up, too.
 const MOST_SCANS: usize = 100;
-/// Blocks that all scans hold together: three times those of the largest image that is opened by default, with the
-/// ten scans that encoders write. A scan of empty blocks takes few bytes and much time.
+/// Blocks that all scans of an image of usual size may hold together: three times those of the largest image that is
+/// opened by default, with the ten scans that encoders write. A scan of empty blocks takes few bytes and much time.
 const MOST_BLOCKS: usize = 1 << 27;
+/// Blocks that all scans of a larger image may hold together, in blocks of one component: twice as many as eight scans
+/// of three components.
+const MOST_TIMES: usize = 48;
 
 /// Checks that the data of all blocks is there, and the end mark of the first image.
 ///
@@ -57,7 +60,7 @@ fn read(file: &[u8]) -> Result<(), Stop> {
                 let mut bits = Bits::new(file, at);
                 let scan = Scan::parse(body, frame)?;
                 blocks = blocks.saturating_add(scan.blocks(frame));
-                if blocks > MOST_BLOCKS && scans > 1 {
+                if blocks > most_blocks(frame.width, frame.height) && scans > 1 {
                     return Err(Stop::Slow);
                 }
                 scan.read(frame, &tables, restart, &mut bits)?;
@@ -70,6 +73,12 @@ fn read(file: &[u8]) -> Result<(), Stop> {
         Some(frame) if frame.components.iter().any(|component| !component.seen) => Err(Stop::Short),
         _ => Ok(()),
     }
+}
+
+/// Returns the number of blocks that all scans may hold together.
+fn most_blocks(width: usize, height: usize) -> usize {
+    let of_one = width.div_ceil(8) * height.div_ceil(8);
+    MOST_BLOCKS.max(of_one.saturating_mul(MOST_TIMES))
 }
 
 /// Size and components of the image.
@@ -247,5 +256,21 @@ impl Scan {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_of_any_size_may_have_the_scans_that_encoders_write() {
+        for side in [64, 8192, 20_000, 65_535] {
+            // Ten scans of three components at full resolution.
+            let usual = 10 * 3 * usize::div_ceil(side, 8).pow(2);
+            assert!(most_blocks(side, side) > usual, "{side}");
+        }
+        // A small file of many scans is still slow.
+        assert_eq!(most_blocks(64, 64), MOST_BLOCKS);
     }
 }

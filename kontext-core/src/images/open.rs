@@ -242,7 +242,7 @@ struct Contents<'a> {
 }
 
 /// Appends what a reader returns.
-fn append(bytes: &mut Vec<u8>, mut reader: impl Read, path: &Path) -> Result<()> {
+pub(super) fn append(bytes: &mut Vec<u8>, mut reader: impl Read, path: &Path) -> Result<()> {
     let read = reader.read_to_end(bytes);
     read.map(drop).map_err(|error| match error.kind() {
         // The vector doubles as it grows.
