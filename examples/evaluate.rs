@@ -12,7 +12,7 @@ use clap::{Parser, ValueEnum};
 use kontext_bench::cell;
 use kontext_bench::edit::{EditScore, Table};
 use kontext_cli::args::{LoadArgs, positive};
-use kontext_cli::judge::{Edit, Judge, edits};
+use kontext_cli::judge::{self, Edit, Judge, edits};
 use kontext_cli::outputs::Outputs;
 use kontext_cli::{announce, create_folder, emoji, progress, say, shipped, write};
 
@@ -81,7 +81,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     for file in args.load.lora_files()? {
         outputs.weights("--lora", &file);
     }
-    outputs.read("--data", &args.data);
+    outputs.collection("--data", &args.data, judge::files(&args.data));
     if let Some(path) = &args.csv {
         outputs.file("--csv", path)?;
     }

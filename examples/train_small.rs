@@ -90,8 +90,7 @@ impl Stages {
         within("shift", self.shift, 0.001..=1000.0)?;
         within("transformer.heads", self.transformer.heads, 1..=1024)?;
         within("transformer.head_dim", self.transformer.head_dim, 1..=1024)?;
-        let valid = self.config().validate();
-        valid.map_err(anyhow::Error::msg).context("in [transformer]")
+        self.config().validate().context("in [transformer]")
     }
 
     /// Returns the transformer's configuration.

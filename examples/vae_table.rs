@@ -13,7 +13,7 @@ use kontext_bench::metrics::Perceptual;
 use kontext_bench::reconstruction::{ImageSize, Measurement, Records, Strip, Subject, Table};
 use kontext_cli::args::{device, positive};
 use kontext_cli::identity::sha256;
-use kontext_cli::images::usable;
+use kontext_cli::images::{self, usable};
 use kontext_cli::outputs::Outputs;
 use kontext_cli::{announce, create_folder, progress, round_trip, say, typed, write};
 
@@ -202,7 +202,9 @@ fn check_outputs(args: &Args) -> anyhow::Result<()> {
         bail!("two autoencoders have the same name; expected a name of its own for each --vae NAME=PATH");
     }
     let mut outputs = Outputs::default();
-    outputs.read("--images", &args.images);
+    images::of(&args.images)?
+        .iter()
+        .for_each(|image| outputs.read("--images", image));
     args.vae.iter().for_each(|(_, path)| outputs.weights("--vae", path));
     for (flag, file) in [("--perceptual", &args.perceptual), ("--heads", &args.heads)] {
         if let Some(file) = file {

@@ -79,6 +79,10 @@ fn flags_that_exclude_or_need_each_other_are_refused() {
             &["--full-size", "--fuse-loras", "--lora", "a"],
             "cannot be used with",
         ),
+        // An empty path, as of a shell variable that is not set.
+        ("generate", &["--out="], "a value is required for '--out <FILE>'"),
+        ("session", &["--model="], "a value is required for '--model <DIR>'"),
+        ("drift", &["--plot", ""], "a value is required for '--plot <FILE>'"),
         // Flags of another program or mode.
         ("generate", &["--compare", "a.png"], "unexpected argument '--compare'"),
         ("session", &["--load", "a", "--image", "b"], "cannot be used with"),

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 
 use common::desk::Desk;
-use common::{program, told};
+use common::{hang_up, program, told};
 
 const UNSAVED: &str = "not saved, and only their images are kept";
 
@@ -101,15 +101,15 @@ fn a_session_whose_terminal_is_closed_is_saved() {
     input.write_all(b"make it sepia\n").unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
     assert!(lines.any(|line| line.starts_with("turn 1: wrote")));
-    let mut hang_up = Command::new("kill");
+    let mut kill = Command::new("kill");
     assert!(
-        hang_up
-            .args(["-HUP", &child.id().to_string()])
+        kill.args([hang_up(), &child.id().to_string()])
             .status()
             .unwrap()
             .success()
     );
-    // The signal is pending for the main thread, whose handler runs before its read of the input returns.
+    // The signal is pending for the main thread, whose handler runs before it receives the end of the input, which
+    // another thread reads.
     drop(input);
     assert_eq!(lines.last().as_deref(), Some("saved the session in session-unsaved"));
     assert_eq!(child.wait().unwrap().code(), Some(0));

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use common::desk::Desk;
-use common::{program, told};
+use common::{hang_up, program, told};
 use kontext::{Device, Pipeline, Request};
 
 const UNSAVED: &str = "1 turn(s) are not saved, and only their images are kept";
@@ -43,18 +43,24 @@ mod signals {
     /// A second turn that takes a while.
     const STEPS: &str = "300";
 
-    /// Waits until the second turn runs; returns the input, which stays open, and the rest of stdout.
-    fn in_the_second_turn(child: &mut Child) -> (impl Write + use<>, impl Read + use<>) {
+    /// Waits until the second turn runs; returns the input, which stays open, and the rest of stdout and stderr.
+    fn in_the_second_turn(child: &mut Child) -> (impl Write + use<>, impl Read + use<>, impl Read + use<>) {
         let mut input = child.stdin.take().unwrap();
-        input.write_all(b"make it sepia\nmake it greyscale\n").unwrap();
+        input.write_all("make it sepia\nmake it 漢字\n".as_bytes()).unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut err = BufReader::new(child.stderr.take().unwrap());
+        wait_for(&mut out, "turn 1: wrote");
+        // A note of the run itself, which can be cancelled then.
+        wait_for(&mut err, "T5 does not know this of the prompt");
+        (input, out, err)
+    }
+
+    fn wait_for(reader: &mut impl BufRead, start: &str) {
         let mut line = String::new();
-        while !line.starts_with("turn 1: wrote") {
+        while !line.starts_with(start) {
             line.clear();
-            assert_ne!(out.read_line(&mut line).unwrap(), 0);
+            assert_ne!(reader.read_line(&mut line).unwrap(), 0, "{start}");
         }
-        std::thread::sleep(Duration::from_millis(150));
-        (input, out)
     }
 
     fn send(child: &Child, signal: &str) {
@@ -70,12 +76,12 @@ mod signals {
 
     #[test]
     fn a_session_that_is_asked_to_end_during_a_run_is_saved_though_its_input_stays_open() {
-        for signal in ["-HUP", "-TERM"] {
+        for signal in [hang_up(), "-TERM"] {
             let desk = Desk::new();
             let mut child = session(&desk, &["--seed", "1", "--steps", STEPS]).spawn().unwrap();
-            let (input, out) = in_the_second_turn(&mut child);
+            let (input, out, err) = in_the_second_turn(&mut child);
             send(&child, signal);
-            let (out, err) = (text(out), text(child.stderr.take().unwrap()));
+            let (out, err) = (text(out), text(err));
             assert_eq!(child.wait().unwrap().code(), Some(0), "{out}{err}");
             assert!(out.ends_with("saved the session in session-unsaved\n"), "{out}{err}");
             assert!(err.contains("error: cancelled after "), "{err}");
@@ -86,15 +92,15 @@ mod signals {
     }
 
     #[test]
-    fn a_second_ctrl_c_names_the_turns_that_are_not_saved() {
+    fn two_ctrl_cs_name_the_turns_that_are_not_saved() {
         let desk = Desk::new();
         let mut child = session(&desk, &["--steps", STEPS]).spawn().unwrap();
-        let (input, _out) = in_the_second_turn(&mut child);
+        let (input, _out, err) = in_the_second_turn(&mut child);
         send(&child, "-INT");
-        // Two signals that come together are one.
+        // Two signals that come together are one. The second finds the run, or none if it has ended.
         std::thread::sleep(Duration::from_millis(100));
         send(&child, "-INT");
-        let err = text(child.stderr.take().unwrap());
+        let err = text(err);
         assert_eq!(child.wait().unwrap().code(), Some(130), "{err}");
         assert!(err.contains(UNSAVED), "{err}");
         drop(input);

@@ -167,7 +167,7 @@ fn no_program_replaces_a_file_that_it_reads() {
     let vae = of_model("vae");
     let named = format!("A={vae}");
     let table = ["--images", "data", "--vae", &named];
-    refused("vae_table", &table, ["--csv", "data/metadata.jsonl"], "--images");
+    refused("vae_table", &table, ["--strip", "data/a.png"], "--images");
     refused(
         "vae_table",
         &table,
@@ -175,6 +175,61 @@ fn no_program_replaces_a_file_that_it_reads() {
         "--vae",
     );
     let run = ["--bench", "bench", "--model", &model, "--device", "cpu"];
-    refused("kontextbench", &run, ["--out", "bench"], "--bench");
-    refused("kontextbench", &run, ["--out", &model], "--model");
+    let refused = |out: &str, flag: &str| {
+        let words = format!("in a folder that the run reads ({flag}); choose another folder");
+        desk.bad("kontextbench", &[&run[..], &["--out", out]].concat(), &words);
+    };
+    for out in ["bench", "bench/test", "bench/test/images", "bench/test/images/run"] {
+        refused(out, "--bench");
+    }
+    for out in [&model, &of_model("transformer"), &of_model("vae/run")] {
+        refused(out, "--model");
+    }
+}
+
+#[test]
+fn results_in_the_folder_of_the_data_are_written_again() {
+    let desk = Desk::new();
+    dataset(&desk);
+    bench(&desk);
+    let vae = format!("A={}/models/kontext-emoji/vae", env!("CARGO_MANIFEST_DIR"));
+    for _ in 0..2 {
+        let table = [
+            "--images",
+            "data",
+            "--vae",
+            &vae,
+            "--csv",
+            "data/t.csv",
+            "--device",
+            "cpu",
+        ];
+        desk.good("vae_table", &table);
+        desk.good(
+            "evaluate",
+            &["--data", "data", "--csv", "data/s.csv", "--device", "cpu"],
+        );
+        desk.good(
+            "kontextbench",
+            &[
+                "--bench",
+                "bench",
+                "--out",
+                "bench/test/run",
+                "--device",
+                "cpu",
+                "--steps",
+                "1",
+            ],
+        );
+        let page = [
+            "--bench",
+            "bench",
+            "--page",
+            "bench/test/run",
+            "--out",
+            "bench/test/run/p.html",
+        ];
+        desk.good("kontextbench", &page);
+    }
 }

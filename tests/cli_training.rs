@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::desk::Desk;
-use common::{program, told};
+use common::{hang_up, program, told};
 use kontext::image::{Rgb, RgbImage};
 use kontext::{Layout, ModelDefaults, Weights, random_model};
 use serde_json::json;
@@ -45,27 +45,39 @@ fn signalled(
     (state, before): (&Path, u64),
     signal: &str,
 ) -> (Option<i32>, String) {
-    let mut child: Child = program(name)
-        .args(args)
+    let mut child = start(program(name).args(args), desk);
+    wait_for(&mut child, state, before);
+    send(&child, signal);
+    let (code, _, err) = told(&child.wait_with_output().unwrap());
+    (code, err)
+}
+
+fn start(command: &mut Command, desk: &Desk) -> Child {
+    command
         .current_dir(desk.0.path())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .unwrap();
+        .unwrap()
+}
+
+/// Waits for a state of more than `before` steps.
+fn wait_for(child: &mut Child, state: &Path, before: u64) {
     let begin = Instant::now();
     while steps(state).is_none_or(|now| now <= before) {
-        assert!(child.try_wait().unwrap().is_none(), "{name} ended before it had saved");
-        assert!(begin.elapsed() < Duration::from_secs(300), "{name} has not saved");
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it had saved");
+        assert!(begin.elapsed() < Duration::from_secs(300), "it has not saved");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+fn send(child: &Child, signal: &str) {
     let kill = Command::new("kill")
         .args([signal, &child.id().to_string()])
         .status()
         .unwrap();
     assert!(kill.success());
-    let (code, _, err) = told(&child.wait_with_output().unwrap());
-    (code, err)
 }
 
 /// Checks that a program stopped at the step of its state and said so; returns the step.
@@ -77,16 +89,43 @@ fn stopped((code, err): (Option<i32>, String), state: &Path) -> u64 {
     step
 }
 
+/// Recipe of an autoencoder that saves each of many steps.
+const ENDLESS: &str = "channels = [8, 8, 8, 8]\ngroups = 4\nbatch = 1\ncrop = 16\nsteps = 100000\nsave = 1\n";
+
+// The system tells only Linux programs which signals they ignore.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_training_that_was_started_with_nohup_goes_on_after_its_terminal_is_closed() {
+    let desk = desk();
+    std::fs::write(desk.path("recipe.toml"), ENDLESS).unwrap();
+    let state = desk.path("run/autoencoder.safetensors");
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]);
+    command.arg(program("train_autoencoder").get_program());
+    command.env("OMP_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1");
+    let mut child = start(
+        command.args(["--data", "data", "--out", "run", "--recipe", "recipe.toml"]),
+        &desk,
+    );
+    wait_for(&mut child, &state, 0);
+    send(&child, "-HUP");
+    // A handler would end it at the next step.
+    let step = steps(&state).unwrap();
+    wait_for(&mut child, &state, step + 3);
+    send(&child, "-TERM");
+    let (code, _, err) = told(&child.wait_with_output().unwrap());
+    assert!(stopped((code, err), &state) > step + 3);
+}
+
 #[cfg(unix)]
 #[test]
 fn an_autoencoder_that_is_asked_to_end_saves_its_state_and_goes_on() {
     let desk = desk();
-    let recipe = "channels = [8, 8, 8, 8]\ngroups = 4\nbatch = 1\ncrop = 16\nsteps = 100000\nsave = 1\n";
-    std::fs::write(desk.path("recipe.toml"), recipe).unwrap();
+    std::fs::write(desk.path("recipe.toml"), ENDLESS).unwrap();
     let args = ["--data", "data", "--out", "run", "--recipe", "recipe.toml"];
     let state = desk.path("run/autoencoder.safetensors");
     let mut before = 0;
-    for signal in ["-TERM", "-HUP", "-INT"] {
+    for signal in ["-TERM", hang_up(), "-INT"] {
         let ended = signalled(&desk, "train_autoencoder", &args, (&state, before), signal);
         before = stopped(ended, &state);
     }
@@ -95,7 +134,7 @@ fn an_autoencoder_that_is_asked_to_end_saves_its_state_and_goes_on() {
 #[cfg(unix)]
 #[test]
 fn a_fine_tuning_that_is_asked_to_end_saves_its_state() {
-    for signal in ["-TERM", "-HUP"] {
+    for signal in ["-TERM", hang_up()] {
         let desk = desk();
         random_model(desk.path("model"), 7, Layout::Diffusers).unwrap();
         let defaults = ModelDefaults {

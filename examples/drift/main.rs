@@ -17,6 +17,7 @@ use kontext_bench::drift::{self, Drift, MapQuality, plot};
 use kontext_bench::metrics::Perceptual;
 use kontext_cli::args::positive;
 use kontext_cli::images::ImageCache;
+use kontext_cli::judge;
 use kontext_cli::outputs::Outputs;
 use kontext_cli::walker::{Method, Walker};
 use kontext_cli::walks::{Edits, Walk};
@@ -79,7 +80,7 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> anyhow::Result<()> {
     let mut outputs = Outputs::default();
     outputs.model("--model", &Checkpoint::find(&args.model)?);
-    outputs.read("--data", &args.data);
+    outputs.collection("--data", &args.data, judge::files(&args.data));
     if let Some(path) = &args.perceptual {
         outputs.read("--perceptual", path);
     }
@@ -103,8 +104,13 @@ fn run(args: &Args) -> anyhow::Result<()> {
         grow: args.grow,
         feather: args.feather,
     };
-    let walker = Walker::new(Pipeline::load(&args.model)?, map)?;
     let edits = Edits::open(&args.data)?;
+    let kinds = if args.maps_only {
+        Vec::new()
+    } else {
+        walks(&edits, args)?
+    };
+    let walker = Walker::new(Pipeline::load(&args.model)?, map)?;
     let Size { width, height } = size(&walker, &args.data, &edits)?;
     let mut cache = ImageCache::new(&args.data);
     let mut image = |path: &Path| cache.get(path, width, height);
@@ -113,17 +119,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         return say(text);
     }
     let mut drifts = Vec::new();
-    let kinds = [
-        ("There and back", edits.there_and_back(args.turns, args.each)),
-        ("Edits elsewhere", edits.elsewhere(args.turns, args.each)),
-    ];
     for (title, walks) in kinds {
-        if walks.is_empty() {
-            bail!(
-                "the dataset has no walks of {} turns ({title}); give fewer --turns",
-                args.turns
-            );
-        }
         let drift = measure(&walker, &walks, &mut image, perceptual.as_ref(), args.seed)?;
         text.push_str(&tables(title, &walks, &drift, perceptual.as_ref())?);
         drifts.push((title, drift));
@@ -139,6 +135,21 @@ fn run(args: &Args) -> anyhow::Result<()> {
         announce(format_args!("wrote {}", path.display()));
     }
     said
+}
+
+/// Returns the walks of both kinds, by their titles.
+fn walks(edits: &Edits, args: &Args) -> anyhow::Result<Vec<(&'static str, Vec<Walk>)>> {
+    let kinds = [
+        ("There and back", edits.there_and_back(args.turns, args.each)),
+        ("Edits elsewhere", edits.elsewhere(args.turns, args.each)),
+    ];
+    if let Some((title, _)) = kinds.iter().find(|(_, walks)| walks.is_empty()) {
+        bail!(
+            "the dataset has no walks of {} turns ({title}); give fewer --turns",
+            args.turns
+        );
+    }
+    Ok(kinds.into())
 }
 
 /// Returns the size that the model works at.

@@ -188,8 +188,11 @@ fn write_page(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
         .map(RunFolder::open)
         .collect::<kontext::Result<Vec<_>>>()?;
     let mut outputs = Outputs::default();
-    args.page.iter().for_each(|run| outputs.read("--page", run));
-    outputs.read("--bench", &bench.folder);
+    for run in &args.page {
+        let read = ["run.json", "pictures", "records", "timings"];
+        outputs.collection("--page", run, read.map(PathBuf::from));
+    }
+    outputs.collection("--bench", &bench.folder, run::files(bench));
     outputs.file("--out", out)?;
     let mut page = match &runs[..] {
         [a, b] => Page::between(bench, a, b),

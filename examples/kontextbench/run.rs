@@ -104,14 +104,31 @@ pub(super) fn run(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> 
     }
 }
 
+/// Returns the files of a bench that a run reads, relative to its folder.
+pub(super) fn files(bench: &Bench) -> impl Iterator<Item = PathBuf> {
+    let images = bench
+        .pairs
+        .iter()
+        .flat_map(|pair| pair.images.iter().chain(&pair.truth).chain(&pair.candidates));
+    images.cloned().chain([PathBuf::from("metadata.jsonl")])
+}
+
 /// Checks that the run's folder is none that the run reads.
 fn check_folder(args: &Args, bench: &Bench, model: &Checkpoint, out: &Path) -> anyhow::Result<()> {
     let mut outputs = Outputs::default();
     outputs.model("--model", model);
-    outputs.read("--model", &model.folder);
-    for folder in args.bench.iter().chain([&bench.folder]) {
-        outputs.read("--bench", folder);
+    outputs.collection("--model", &model.folder, []);
+    for file in args.model.load.lora_files()? {
+        outputs.weights("--lora", &file);
     }
+    let networks = [("--embedder", &args.run.embedder), ("--heads", &args.run.heads)];
+    for (flag, file) in networks {
+        file.iter().for_each(|file| outputs.weights(flag, file));
+    }
+    if let Some(folder) = &args.bench {
+        outputs.collection("--bench", folder, []);
+    }
+    outputs.collection("--bench", &bench.folder, files(bench));
     outputs.folder("--out", out)
 }
 

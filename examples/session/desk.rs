@@ -25,7 +25,7 @@ pub(super) struct Desk<'a> {
     pub(super) unsaved: Arc<AtomicUsize>,
     pub(super) interrupt: Interrupt,
     /// `true` once the system has asked the program to end.
-    pub(super) hung_up: Arc<AtomicBool>,
+    pub(super) gone: Arc<AtomicBool>,
 }
 
 impl Desk<'_> {
@@ -122,7 +122,7 @@ impl Desk<'_> {
             request = request.reference(image);
         }
         let cancel = self.interrupt.begin();
-        if self.hung_up.load(Ordering::Acquire) {
+        if self.gone.load(Ordering::Acquire) {
             // The request came before the run could be cancelled.
             cancel.cancel();
         }

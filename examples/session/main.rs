@@ -9,7 +9,7 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::Parser;
 use kontext::Pipeline;
@@ -78,22 +78,20 @@ fn run(args: &Args) -> anyhow::Result<()> {
     args.check_image(session.turns().len())?;
     let unsaved = Arc::new(AtomicUsize::new(0));
     let seen = Arc::clone(&unsaved);
+    let interrupt = Interrupt::install(move || {
+        note_unsaved(seen.load(Ordering::Relaxed));
+    })?;
+    // A run that is cancelled leaves the turns before it, which are saved.
+    let running = interrupt.clone();
+    let lines = Lines::of_stdin(move || running.cancel())?;
     let mut desk = Desk {
         session,
         args,
         references: Vec::new(),
         unsaved,
-        interrupt: Interrupt::install(move || {
-            note_unsaved(seen.load(Ordering::Relaxed));
-        })?,
-        hung_up: Arc::new(AtomicBool::new(false)),
+        interrupt,
+        gone: lines.gone(),
     };
-    // A run that is cancelled leaves the turns before it, which are saved.
-    let (running, hung_up) = (desk.interrupt.clone(), Arc::clone(&desk.hung_up));
-    let lines = Lines::of_stdin(move || {
-        hung_up.store(true, Ordering::Release);
-        running.cancel();
-    })?;
     desk.prepare();
     desk.show();
     let interactive = std::io::stdin().is_terminal();

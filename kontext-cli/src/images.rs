@@ -75,13 +75,22 @@ pub fn below(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(images)
 }
 
+/// Returns the image files of a folder, sorted by name.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn of(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut images = entries(folder)?;
+    images.retain(|path| is_image(path));
+    Ok(images)
+}
+
 /// Returns the image files of a folder for which `open` succeeds; names and counts the others on stderr.
 ///
 /// # Errors
 /// If the folder cannot be read or no image remains.
 pub fn usable(folder: &Path, open: impl Fn(&Path) -> anyhow::Result<RgbImage>) -> anyhow::Result<Vec<PathBuf>> {
-    let mut images = entries(folder)?;
-    images.retain(|path| is_image(path));
+    let mut images = of(folder)?;
     let found = images.len();
     images.retain(|path| {
         let opened = open(path);

@@ -60,6 +60,12 @@ impl Lines {
         Ok(Self { messages, gone })
     }
 
+    /// Returns the flag that is set once the system has asked the program to end.
+    #[must_use]
+    pub fn gone(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.gone)
+    }
+
     /// Waits for the next input.
     pub fn next(&self) -> Input {
         loop {

@@ -17,6 +17,11 @@ use crate::program::note;
 use crate::round_trip::{autoencoder, round_trip};
 use crate::strip::strip;
 
+/// The lines of a dataset.
+const METADATA: &str = "metadata.jsonl";
+/// Images by family.
+const FAMILIES: &str = "families.json";
+
 /// An edit of a dataset, with the images that its result might be mistaken for.
 #[derive(Debug, Clone)]
 pub struct Edit {
@@ -40,7 +45,7 @@ pub struct Edit {
 /// # Errors
 /// Those of [`Dataset::open`], and if `families.json` cannot be read or names a path that leaves the folder.
 pub fn edits(folder: &Path, splits: &[&str]) -> anyhow::Result<Vec<Edit>> {
-    let families = families(&folder.join("families.json"))?;
+    let families = families(&folder.join(FAMILIES))?;
     let Dataset { items, skipped, .. } = Dataset::open(folder)?;
     skipped
         .iter()
@@ -58,6 +63,22 @@ pub fn edits(folder: &Path, splits: &[&str]) -> anyhow::Result<Vec<Edit>> {
     };
     let wanted = |item: &Item| splits.contains(&item.split.as_str());
     Ok(items.into_iter().filter(wanted).map(edit).collect())
+}
+
+/// Returns the files of a dataset that [`edits`] and [`Judge`] read, relative to its folder; those of a dataset that
+/// cannot be read are its lists only.
+#[must_use]
+pub fn files(folder: &Path) -> Vec<PathBuf> {
+    let lists = [METADATA, FAMILIES].map(PathBuf::from);
+    let images = Dataset::open(folder)
+        .map(|dataset| dataset.images())
+        .unwrap_or_default();
+    let families = families(&folder.join(FAMILIES)).unwrap_or_default();
+    lists
+        .into_iter()
+        .chain(images)
+        .chain(families.into_values().flatten())
+        .collect()
 }
 
 /// Reads the images of each family; none if there is no such file.
@@ -194,6 +215,9 @@ mod tests {
         );
         assert_eq!(all[0].candidates, [Path::new("b.png"), Path::new("c.png")]);
         assert!(all[1].candidates.is_empty() && all[1].source.is_empty());
+        let read = files(folder.path());
+        let names = [METADATA, FAMILIES, "a.png", "b.png", "b.png", "c.png"];
+        assert_eq!(read, names.map(PathBuf::from));
         for (text, words) in [
             (
                 "{\"f\": [\"/b.png\"]}",

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use kontext::Event;
 use kontext_core::{lock, printable, shortened};
 
-use crate::program::note;
+use crate::progress::above;
 
 /// Characters of a cut text that a note shows.
 const SHOWN: usize = 80;
@@ -35,11 +35,11 @@ pub fn of(event: &Event<'_>) -> Option<String> {
 pub struct Notes(Mutex<BTreeSet<String>>);
 
 impl Notes {
-    /// Prints the line of an event, unless an earlier run had the same. The line begins with the name of the
-    /// run, if it has one; a text that an encoder does not see is printed for each name.
+    /// Prints the line of an event, above the bars, unless an earlier run had the same. The line begins with the
+    /// name of the run, if it has one; a text that an encoder does not see is printed for each name.
     pub fn observe(&self, run: &str, event: &Event<'_>) {
         if let Some(line) = self.line(run, event) {
-            note(line);
+            above(line);
         }
     }
 

@@ -17,6 +17,8 @@ const LISTED: usize = 3;
 #[derive(Debug, Default)]
 pub struct Outputs {
     read: Vec<Named>,
+    /// Folders of which the run reads some files.
+    collections: Vec<Named>,
     written: Vec<Named>,
     overwrite: bool,
     /// The advice to use the flag, of a program that has it.
@@ -42,10 +44,21 @@ impl Outputs {
         }
     }
 
-    /// Adds a file or a folder that the run reads; one that does not exist is ignored.
+    /// Adds a file that the run reads, or a folder of which it reads all files; one that does not exist is ignored.
     pub fn read(&mut self, flag: &'static str, path: &Path) {
         if let Ok(file) = path.canonicalize() {
             self.read.push(Named { flag, file });
+        }
+    }
+
+    /// Adds a folder of which the run reads these files, whose paths are relative to it. Other files may be written
+    /// next to them.
+    pub fn collection(&mut self, flag: &'static str, folder: &Path, files: impl IntoIterator<Item = PathBuf>) {
+        for file in files {
+            self.read(flag, &folder.join(file));
+        }
+        if let Ok(file) = folder.canonicalize() {
+            self.collections.push(Named { flag, file });
         }
     }
 
@@ -105,22 +118,37 @@ impl Outputs {
         Ok(())
     }
 
-    /// Checks a folder that the run writes into: it may not be one that the run reads.
+    /// Checks a folder that the run writes into: it may not be one that the run reads, nor lie in one. Within a
+    /// collection, it may not lie in a subfolder with files of the collection.
     ///
     /// # Errors
-    /// If the run reads it.
+    /// If the run reads it, or a folder around it.
     pub fn folder(&self, flag: &'static str, path: &Path) -> anyhow::Result<()> {
-        let Ok(folder) = path.canonicalize() else {
-            return Ok(());
+        let folder = real_folder(path);
+        let mixed = |read: &&Named| {
+            let whole = if read.file.is_dir() {
+                Some(&*read.file)
+            } else {
+                read.file.parent().filter(|parent| self.is_within_a_collection(parent))
+            };
+            whole.is_some_and(|whole| folder.starts_with(whole))
         };
-        if let Some(read) = self.read.iter().find(|read| folder == read.file) {
+        let mut collections = self.collections.iter();
+        let equal = collections.find(|collection| collection.file == folder);
+        if let Some(read) = equal.or_else(|| self.read.iter().find(mixed)) {
             bail!(
-                "{flag} is {}, which the run reads ({}); choose another folder",
+                "{flag} is {}, in a folder that the run reads ({}); choose another folder",
                 path.display(),
                 read.flag
             );
         }
         Ok(())
+    }
+
+    fn is_within_a_collection(&self, folder: &Path) -> bool {
+        let mut collections = self.collections.iter();
+        collections.clone().all(|collection| collection.file != folder)
+            && collections.any(|collection| folder.starts_with(&collection.file))
     }
 
     /// Adds an image that the run writes.
@@ -163,6 +191,13 @@ impl Outputs {
         }
         paths.iter().try_for_each(|path| self.image(flag, path))
     }
+}
+
+/// Returns the real path of a folder, of which the last parts may not exist yet.
+fn real_folder(path: &Path) -> PathBuf {
+    let path = Path::new(".").join(path);
+    let real = |part: &Path| Some(part.canonicalize().ok()?.join(path.strip_prefix(part).ok()?));
+    path.ancestors().find_map(real).unwrap_or_else(|| path.clone())
 }
 
 /// Returns the file that writing to `path` creates or replaces, in its real folder.
@@ -280,6 +315,64 @@ mod tests {
                 "accepted",
                 "{name}"
             );
+        }
+    }
+
+    #[test]
+    fn next_to_the_files_of_a_collection_others_are_written_again_and_again() {
+        let desk = Desk::new().unwrap();
+        kontext_core::create_folder(desk.path("data/images")).unwrap();
+        for name in [
+            "data/metadata.jsonl",
+            "data/images/a.png",
+            "data/t.csv",
+            "data/images/t.csv",
+        ] {
+            fs::write(desk.path(name), "").unwrap();
+        }
+        let mut outputs = Outputs::default();
+        let files = ["metadata.jsonl", "images/a.png", "absent.png"].map(PathBuf::from);
+        outputs.collection("--data", &desk.path("data"), files);
+        for name in ["data/metadata.jsonl", "data/images/a.png"] {
+            let words = words(outputs.file("--csv", &desk.path(name)));
+            assert!(words.contains("which the run reads (--data)"), "{name}: {words}");
+        }
+        for name in ["data/t.csv", "data/images/t.csv", "data/new.csv"] {
+            assert_eq!(words(outputs.file("--csv", &desk.path(name))), "accepted", "{name}");
+        }
+    }
+
+    #[test]
+    fn a_run_is_not_written_among_the_files_that_it_reads() {
+        let desk = Desk::new().unwrap();
+        for folder in ["bench/test/images", "model", "data"] {
+            kontext_core::create_folder(desk.path(folder)).unwrap();
+        }
+        for name in ["bench/test/metadata.jsonl", "bench/test/images/a.png", "data/lora"] {
+            fs::write(desk.path(name), "").unwrap();
+        }
+        let mut outputs = Outputs::default();
+        outputs.read("--model", &desk.path("model"));
+        outputs.read("--lora", &desk.path("data/lora"));
+        outputs.collection("--bench", &desk.path("bench"), []);
+        let files = ["metadata.jsonl", "images/a.png"].map(PathBuf::from);
+        outputs.collection("--bench", &desk.path("bench/test"), files);
+        for (name, flag) in [
+            ("model", "--model"),
+            ("model/run/a", "--model"),
+            ("bench", "--bench"),
+            ("bench/test", "--bench"),
+            ("bench/test/images", "--bench"),
+            ("bench/test/images/run", "--bench"),
+        ] {
+            let words = words(outputs.folder("--out", &desk.path(name)));
+            assert!(
+                words.contains(&format!("in a folder that the run reads ({flag})")),
+                "{name}: {words}"
+            );
+        }
+        for name in ["bench/run", "bench/test/run", "data", "data/run"] {
+            assert_eq!(words(outputs.folder("--out", &desk.path(name))), "accepted", "{name}");
         }
     }
 

@@ -1,14 +1,17 @@
 //! Progress bars for loading, sampling and long runs.
 
 use std::fmt::Display;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use kontext::{Event, LoadProgress};
 use kontext_core::printable;
 
 use crate::program::note;
 
+/// All bars of the program: a line that is written between them would be drawn over.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 /// Interval of the lines that replace a bar if stderr is no terminal.
 const LINES: Duration = Duration::from_secs(30);
 
@@ -17,7 +20,12 @@ const LINES: Duration = Duration::from_secs(30);
 pub fn bar(label: &'static str, total: usize) -> ProgressBar {
     let style = ProgressStyle::with_template("{prefix:>12} {bar:30} {pos}/{len} {msg} [{elapsed}, {eta} left]");
     let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(total as u64).with_style(style).with_prefix(label)
+    BARS.add(ProgressBar::new(total as u64).with_style(style).with_prefix(label))
+}
+
+/// Writes a line to stderr, above the bars that are shown.
+pub fn above(line: impl Display) {
+    BARS.suspend(|| note(line));
 }
 
 /// Returns an observer that shows the progress of loading.

@@ -14,7 +14,7 @@ use kontext_train::{
 
 use crate::interrupt::{cancel_on_ctrl_c, termination};
 use crate::program::note;
-use crate::progress::Reporter;
+use crate::progress::{Reporter, above};
 
 /// The conditions that stop a run before its last step: Ctrl-C, a time limit, or a request to end (SIGTERM, SIGHUP).
 #[derive(Debug)]
@@ -73,8 +73,8 @@ pub fn train(recipe: Recipe, limit: &Limit) -> anyhow::Result<bool> {
                     reporter.set(fill.done as u64, fill.what.to_owned());
                 }
             }
-            TrainEvent::Skipped(skipped) => note(format_args!("skipped {skipped}")),
-            TrainEvent::Unseen(prompts) => note(prompts),
+            TrainEvent::Skipped(skipped) => above(format_args!("skipped {skipped}")),
+            TrainEvent::Unseen(prompts) => above(prompts),
             TrainEvent::Ready {
                 training,
                 validation,
@@ -94,7 +94,7 @@ pub fn train(recipe: Recipe, limit: &Limit) -> anyhow::Result<bool> {
     });
     let mut trainer = match opened {
         Err(Error::Cancelled { .. }) => {
-            note("stopped before the first step; what was encoded is kept, run the same command to go on");
+            note("stopped before training began; what was encoded is kept, run the same command to go on");
             return Ok(false);
         }
         opened => opened?,
@@ -152,7 +152,7 @@ pub fn train_autoencoder(
 
 /// Prints a warning of a recipe.
 pub fn warn(warning: &RecipeWarning) {
-    note(format_args!("warning: {warning}"));
+    above(format_args!("warning: {warning}"));
 }
 
 fn not_saved(step: u64, usual: f64) -> String {
@@ -160,7 +160,7 @@ fn not_saved(step: u64, usual: f64) -> String {
 }
 
 /// The words about a stopped run that saves its state.
-pub const SAVED: &str = "the state is saved, run the same command to go on";
+const SAVED: &str = "the state is saved, run the same command to go on";
 
 /// Returns `true` if a training was stopped by its limit, and says so on stderr, with what it `leaves`.
 ///

@@ -1,13 +1,12 @@
 //! Input that a user types: lines, and paths in them.
 
 use std::any::TypeId;
-use std::ffi::OsString;
 use std::io::{self, BufRead};
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::Command;
-use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::builder::{PathBufValueParser, TypedValueParser};
 
 /// Reads a line without its end; `None` at the end of the input.
 ///
@@ -46,16 +45,17 @@ pub fn path(text: &str) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// Returns a command of which all arguments that are paths may begin with `~`, as [`path`] takes it.
+/// Returns a command of which all arguments that are paths may begin with `~`, as [`path`] takes it. An empty path is
+/// refused, as clap does.
 #[must_use]
 pub fn with_home(command: Command) -> Command {
-    let expanded = |text: OsString| match text.to_str() {
+    let expanded = |given: PathBuf| match given.to_str() {
         Some(text) => path(text).map_err(|error| error.to_string()),
-        None => Ok(PathBuf::from(text)),
+        None => Ok(given),
     };
     command.mut_args(|arg| {
         if arg.get_value_parser().type_id() == TypeId::of::<PathBuf>() {
-            arg.value_parser(OsStringValueParser::new().try_map(expanded))
+            arg.value_parser(PathBufValueParser::new().try_map(expanded))
         } else {
             arg
         }
@@ -134,6 +134,10 @@ mod tests {
         assert_eq!(program.lora, [home.join("c"), home.clone()]);
         assert_eq!(program.parts.vae, Some(home.join("d")));
         assert_eq!(program.folder, Some(home.join("e")));
+        for empty in ["--out=", "--vae=", ""] {
+            let error = parse(&[empty]).err().unwrap().to_string();
+            assert!(error.contains("a value is required for"), "{empty}: {error}");
+        }
         let error = parse(&["--out", "~nobody/x"]).err().unwrap().to_string();
         assert!(error.contains("write the folder out, or ./~nobody/x"), "{error}");
     }

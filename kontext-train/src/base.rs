@@ -1,6 +1,6 @@
 //! The base model of a run.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kontext::Checkpoint;
 use kontext_core::{Device, Kind, Result, Tensor};
@@ -42,6 +42,25 @@ impl Base {
     /// Returns a digest of all files of the model.
     pub(crate) fn digest(&self) -> Result<String> {
         self.checkpoint.digest(&[])
+    }
+
+    /// Returns the folder of the model.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.checkpoint.folder
+    }
+
+    /// Returns the files and folders of the model's parts.
+    pub(crate) fn parts(&self) -> [&Path; 6] {
+        let Checkpoint {
+            transformer,
+            vae,
+            clip,
+            t5,
+            clip_tokenizer,
+            t5_tokenizer,
+            ..
+        } = &self.checkpoint;
+        [transformer, vae, clip, t5, clip_tokenizer, t5_tokenizer].map(PathBuf::as_path)
     }
 
     /// Returns the model's preferred image sizes.

@@ -12,8 +12,8 @@ use kontext::{Device, Error};
 use kontext_train::{
     AutoencoderRecipe, AutoencoderTrainer, LoraMethod, Method, Recipe, TextRecipe, TrainEvent, Trainer, train_text,
 };
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use toml::{Table, Value};
 use world::SIDE;
@@ -380,4 +380,42 @@ fn a_recipe_that_an_editor_has_saved_is_read_or_its_encoding_is_named() {
     for bytes in [&b""[..], b"\0", b"steps = 9223372036854775808", b"[data"] {
         assert!(!reason(bytes).is_empty());
     }
+}
+
+#[test]
+fn a_run_is_not_written_over_its_model() {
+    let world = World::new();
+    let digest = || {
+        kontext::Checkpoint::find(world.path("model"))
+            .unwrap()
+            .digest(&[])
+            .unwrap()
+    };
+    let before = digest();
+    let mut recipe = Recipe::deserialize(world.recipe()).unwrap();
+    for method in [Method::Full, recipe.method.clone()] {
+        recipe.method = method;
+        for out in ["model", "data/../model", "model/transformer", "model/vae/run"] {
+            recipe.out = world.root().join(out);
+            let error = recipe.check().unwrap_err().to_string();
+            assert!(
+                error.starts_with("invalid out: expected a folder of its own"),
+                "{out}: {error}"
+            );
+            assert!(!world.path("model/vae/run").exists());
+        }
+    }
+    #[cfg(unix)]
+    {
+        recipe.out = world.path("linked");
+        kontext_core::create_folder(&recipe.out).unwrap();
+        std::os::unix::fs::symlink(world.path("model/transformer"), world.path("linked/transformer")).unwrap();
+        let error = recipe.check().unwrap_err().to_string();
+        assert!(error.contains("with files of the model"), "{error}");
+    }
+    for out in ["model/run", ".", "run"] {
+        recipe.out = world.root().join(out);
+        recipe.check().unwrap();
+    }
+    assert_eq!(digest(), before);
 }

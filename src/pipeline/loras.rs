@@ -28,8 +28,8 @@ impl Pipeline {
     /// # Errors
     /// Those of [`Lora::open`](crate::Lora::open) and [`Lora::adapters`](crate::Lora::adapters),
     /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a scale that is not finite, a duplicate
-    /// name, or a pattern of [`LoraUse::layer_scale`] without effect, and [`Error::Checkpoint`](crate::Error::Checkpoint) if LoRAs were fused with the
-    /// weights.
+    /// name, or a pattern of [`LoraUse::layer_scale`] without effect, and
+    /// [`Error::Checkpoint`](crate::Error::Checkpoint) if LoRAs were fused with the weights.
     ///
     /// # Example
     /// ```no_run

@@ -107,6 +107,15 @@ pub fn program(name: &str) -> Command {
     command
 }
 
+/// Returns the signal of a terminal that is closed; a request to end instead if the tests run under `nohup`, whose
+/// programs ignore it.
+pub fn hang_up() -> &'static str {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = mask.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).unwrap() & 1 == 1);
+    if ignored { "-TERM" } else { "-HUP" }
+}
+
 /// Returns a program's exit code, stdout and stderr.
 pub fn told(output: &Output) -> (Option<i32>, String, String) {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();

@@ -1,5 +1,7 @@
 //! The checks of a recipe that need its model's headers and its data's lines, and no computation.
 
+use std::path::{Path, PathBuf};
+
 use kontext_core::{Device, Error, Kind, Result, check_writable};
 use kontext_device::device;
 use kontext_dit::{LinearPart, linear_parts};
@@ -37,8 +39,8 @@ impl Recipe {
     ///
     /// # Errors
     /// Those of [`Recipe::validate`], [`kontext::Checkpoint::find`] and [`Dataset::open`];
-    /// [`Error::InvalidArgument`] for a pattern that names no layer; [`Error::Memory`] with the setting to
-    /// lower; a checkpoint error if no line of the data is to be trained on, or that names the differences if the
+    /// [`Error::InvalidArgument`] for a pattern that names no layer, and for an `out` whose files would be among
+    /// those of the model or replace them; [`Error::Memory`] with the setting to lower; a checkpoint error if no line of the data is to be trained on, or that names the differences if the
     /// state in the folder is of another recipe, model or data; [`Error::Io`] if the run's folder cannot be
     /// written.
     pub fn check(&self) -> Result<Vec<RecipeWarning>> {
@@ -50,6 +52,7 @@ impl Recipe {
         self.validate()?;
         let device = self.device()?;
         let base = Base::open(&self.model)?;
+        self.check_out(&base)?;
         self.check_memory(&base, &self.parts(&base)?, device, compute_kind(device))?;
         let data = &self.data;
         let mut dataset = Dataset::open(&data.folder)?;
@@ -81,6 +84,30 @@ impl Recipe {
         })
     }
 
+    /// Refuses a run's folder that is the model's, is in a part of it, or would put the result in the place of one.
+    fn check_out(&self, base: &Base) -> Result<()> {
+        // The folder, or the closest that there is.
+        let mut above = self.out.ancestors().filter_map(real);
+        let Some(folder) = above.next() else {
+            return Ok(());
+        };
+        let out = real(&self.out);
+        let result = real(&self.out.join("transformer"));
+        let among = base.parts().into_iter().filter_map(real).find(|part| {
+            let replaced = result.as_ref().is_some_and(|result| part.starts_with(result));
+            replaced || part.is_dir() && folder.starts_with(part)
+        });
+        if among.is_some() || out.is_some_and(|out| real(base.folder()).as_ref() == Some(&out)) {
+            let got = format!(
+                "{}, with files of the model {}",
+                self.out.display(),
+                self.model.display()
+            );
+            return Err(Error::invalid("out", "a folder of its own for the run", got));
+        }
+        Ok(())
+    }
+
     /// Returns the device of the run.
     pub(super) fn device(&self) -> Result<Device> {
         let named = self.device.as_deref().map(device::parse);
@@ -94,6 +121,16 @@ impl Recipe {
             Method::Lora(lora) => lora.layers(&linear_parts(&base.config)?),
         }
     }
+}
+
+/// Returns the path without links; `None` if there is nothing.
+fn real(path: &Path) -> Option<PathBuf> {
+    let path = if path.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        path
+    };
+    path.canonicalize().ok()
 }
 
 /// Returns the dtype in which a device computes.

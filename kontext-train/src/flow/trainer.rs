@@ -113,7 +113,8 @@ impl std::fmt::Debug for Trainer {
 }
 
 impl Trainer {
-    /// Reports the settings without effect, encodes the data, loads the model, and resumes from the state in the run's folder if there is one.
+    /// Reports the settings without effect, encodes the data, loads the model, and resumes from the state in the
+    /// run's folder if there is one.
     ///
     /// # Errors
     /// Those of [`Recipe::check`], and of the model's and the dataset's files; [`Error::Cancelled`] if `observe`
