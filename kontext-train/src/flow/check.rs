@@ -40,9 +40,9 @@ impl Recipe {
     /// # Errors
     /// Those of [`Recipe::validate`], [`kontext::Checkpoint::find`] and [`Dataset::open`];
     /// [`Error::InvalidArgument`] for a pattern that names no layer, and for an `out` whose files would be among
-    /// those of the model or replace them; [`Error::Memory`] with the setting to lower; a checkpoint error if no line of the data is to be trained on, or that names the differences if the
-    /// state in the folder is of another recipe, model or data; [`Error::Io`] if the run's folder cannot be
-    /// written.
+    /// those of the model or replace them; [`Error::Memory`] with the setting to lower; a checkpoint error if no
+    /// line of the data is to be trained on, or that names the differences if the state in the folder is of another
+    /// recipe, model or data; [`Error::Io`] if the run's folder cannot be written.
     pub fn check(&self) -> Result<Vec<RecipeWarning>> {
         Ok(self.opened()?.warnings)
     }
