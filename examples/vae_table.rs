@@ -202,9 +202,10 @@ fn check_outputs(args: &Args) -> anyhow::Result<()> {
         bail!("two autoencoders have the same name; expected a name of its own for each --vae NAME=PATH");
     }
     let mut outputs = Outputs::default();
-    images::of(&args.images)?
-        .iter()
-        .for_each(|image| outputs.read("--images", image));
+    // A folder that cannot be read is reported when its images are.
+    for image in images::of(&args.images).iter().flatten() {
+        outputs.read("--images", image);
+    }
     args.vae.iter().for_each(|(_, path)| outputs.weights("--vae", path));
     for (flag, file) in [("--perceptual", &args.perceptual), ("--heads", &args.heads)] {
         if let Some(file) = file {

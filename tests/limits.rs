@@ -357,6 +357,7 @@ fn a_run_in_a_control_group_that_is_full_of_cached_files_goes_on_as_on_an_idle_m
         )
     };
     let idle = run("exec \"$0\" \"$@\"");
+    assert_eq!(idle.0, "resident");
     let taken = folder.path().join("taken");
     let within = format!(
         "echo $$ > {}/cgroup.procs && cat {} > /dev/null && cat {} > {} && exec \"$0\" \"$@\"",
