@@ -1,10 +1,11 @@
-//! Byte-for-byte comparison of folders, except for timings.
+//! Byte-for-byte comparison of folders, except for timings and for what killed writers have left.
 #![allow(unreachable_pub, clippy::unwrap_used)] // In helper functions of tests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// Returns every file of a folder with its bytes, except for timings.
+/// Returns every file of a folder with its bytes, except for timings and for temporary files of killed writers, which
+/// later ones leave for ten minutes.
 pub fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
@@ -21,7 +22,11 @@ pub fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
             }
         }
     }
-    files.retain(|path, _| !path.starts_with("timings"));
+    let is_left = |path: &Path| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.starts_with(".kontext-") && name.ends_with(".tmp"))
+    };
+    files.retain(|path, _| !path.starts_with("timings") && !is_left(path));
     files
 }
 
