@@ -267,7 +267,7 @@ impl PipelineBuilder {
                 ignored.push(Warning::QuantizeIgnored { part, to });
             }
         }
-        if self.fuse_loras && !self.loras.iter().any(LoraUse::is_active) {
+        if self.fuse_loras && !fused {
             ignored.push(Warning::FuseLorasIgnored);
         }
         Ok(ignored)

@@ -93,7 +93,7 @@ struct Args {
     model: ModelArgs,
 }
 
-/// What a run is, and what it measures.
+/// Settings of a run, and of its metrics.
 #[derive(Debug, clap::Args)]
 struct OfARun {
     /// Run every pair whose index is i modulo n; the shards' folder may be one or several

@@ -64,11 +64,7 @@ pub(super) fn run(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> 
                 }
             }
             RunEvent::Failed { problem } => {
-                let line = format!("warning: {problem}");
-                match &reporter {
-                    Some(reporter) => reporter.println(&line),
-                    None => note(line),
-                }
+                progress::above(format_args!("warning: {problem}"));
             }
             _ => {}
         }

@@ -66,7 +66,7 @@ impl Outputs {
     /// its parts.
     pub fn model(&mut self, flag: &'static str, model: &Checkpoint) {
         for part in [&model.transformer, &model.vae, &model.clip, &model.t5] {
-            self.weights(flag, part);
+            self.part(flag, part);
         }
         let tokenizers = [&model.clip_tokenizer, &model.t5_tokenizer];
         tokenizers.into_iter().for_each(|path| self.read(flag, path));
@@ -78,14 +78,21 @@ impl Outputs {
     /// Adds weights that the run reads: a file, with the other files of its set and the configuration next to
     /// it, or a folder.
     pub fn weights(&mut self, flag: &'static str, path: &Path) {
-        self.read(flag, path);
+        self.part(flag, path);
         if path.is_dir() {
             return;
         }
-        self.read(flag, &path.with_file_name("config.json"));
         // What cannot be opened is reported when it is read.
         for file in Weights::open(path).iter().flat_map(|weights| weights.store().files()) {
             self.read(flag, &file);
+        }
+    }
+
+    /// Adds a file of weights and the configuration next to it, or a folder.
+    fn part(&mut self, flag: &'static str, path: &Path) {
+        self.read(flag, path);
+        if !path.is_dir() {
+            self.read(flag, &path.with_file_name("config.json"));
         }
     }
 

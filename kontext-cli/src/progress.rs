@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use kontext::{Event, LoadProgress};
-use kontext_core::printable;
 
 use crate::program::note;
 
@@ -91,15 +90,6 @@ impl Reporter {
         if self.bar.is_hidden() && self.last_line.elapsed() > LINES {
             note(format_args!("{done}: {line}"));
             self.last_line = Instant::now();
-        }
-    }
-
-    /// Writes a line to stderr, above the bar.
-    pub fn println(&self, text: &str) {
-        if self.bar.is_hidden() {
-            note(text);
-        } else {
-            self.bar.println(printable(text));
         }
     }
 

@@ -109,9 +109,9 @@ pub fn train(recipe: Recipe, limit: &Limit) -> anyhow::Result<bool> {
                     format!("loss {:.4}, gradient {:.2}, {speed:.1} images/s", r.loss, r.norm),
                 );
             }
-            TrainEvent::Validated { step, loss } => reporter.println(&format!("step {step}: held-out loss {loss:.4}")),
-            TrainEvent::NotSaved { step, usual } => reporter.println(&not_saved(step, usual)),
-            TrainEvent::Sampled { path, .. } => reporter.println(&format!("wrote {}", path.display())),
+            TrainEvent::Validated { step, loss } => above(format_args!("step {step}: held-out loss {loss:.4}")),
+            TrainEvent::NotSaved { step, usual } => above(not_saved(step, usual)),
+            TrainEvent::Sampled { path, .. } => above(format_args!("wrote {}", path.display())),
             _ => {}
         }
         limit.check()
@@ -142,7 +142,7 @@ pub fn train_autoencoder(
                     r.loss, r.psnr, r.items_per_second
                 ),
             ),
-            AutoencoderEvent::NotSaved { step, usual } => reporter.println(&not_saved(step, usual)),
+            AutoencoderEvent::NotSaved { step, usual } => above(not_saved(step, usual)),
             _ => {}
         }
         limit.check()

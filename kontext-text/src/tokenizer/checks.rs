@@ -44,14 +44,7 @@ pub(super) fn merges(json: &Value) -> Result<(), String> {
 /// allocates up to 8 GiB for the trie's size in its first four bytes. One that is no base64 is refused here, so that no
 /// map comes to that crate unchecked.
 pub(super) fn charsmaps(json: &Value) -> Result<(), String> {
-    match json {
-        Value::Array(values) => values.iter().try_for_each(charsmaps),
-        Value::Object(fields) => fields.iter().try_for_each(|(name, value)| match value.as_str() {
-            Some(map) if name == "precompiled_charsmap" => charsmap(map),
-            _ => charsmaps(value),
-        }),
-        _ => Ok(()),
-    }
+    texts(json, "precompiled_charsmap").into_iter().try_for_each(charsmap)
 }
 
 fn charsmap(map: &str) -> Result<(), String> {
@@ -77,7 +70,7 @@ const MOST_PATTERNS: usize = 16;
 
 /// Checks that there are at most [`MOST_PATTERNS`] regular expressions.
 pub(super) fn patterns(json: &Value) -> Result<(), String> {
-    let found = count_patterns(json);
+    let found = texts(json, "Regex").len();
     if found <= MOST_PATTERNS {
         return Ok(());
     }
@@ -86,13 +79,16 @@ pub(super) fn patterns(json: &Value) -> Result<(), String> {
     ))
 }
 
-fn count_patterns(json: &Value) -> usize {
+/// Returns the texts of all fields of this name, at any depth.
+fn texts<'a>(json: &'a Value, name: &str) -> Vec<&'a str> {
     match json {
-        Value::Array(values) => values.iter().map(count_patterns).sum(),
+        Value::Array(values) => values.iter().flat_map(|value| texts(value, name)).collect(),
         Value::Object(fields) => {
-            let own = usize::from(fields.get("Regex").is_some_and(Value::is_string));
-            own + fields.values().map(count_patterns).sum::<usize>()
+            let own = fields.get(name).and_then(Value::as_str);
+            own.into_iter()
+                .chain(fields.values().flat_map(|value| texts(value, name)))
+                .collect()
         }
-        _ => 0,
+        _ => Vec::new(),
     }
 }
