@@ -34,6 +34,7 @@ pub struct PipelineBuilder {
     pub(crate) memory_budget: Option<u64>,
     pub(crate) quantize: Option<Quantize>,
     pub(crate) quantize_t5: Option<Quantize>,
+    pub(crate) encoding_cache: Option<u64>,
 }
 
 /// The parts of a pipeline, for callers who build or load them themselves.
@@ -130,6 +131,20 @@ impl PipelineBuilder {
     pub fn memory_budget(self, bytes: u64) -> Self {
         Self {
             memory_budget: Some(bytes),
+            ..self
+        }
+    }
+
+    /// Sets the capacity in bytes of the pipeline's LRU cache of encoded prompts and reference images, shared by its
+    /// runs and sessions; 0 disables it. Default: 256 MiB.
+    ///
+    /// A run whose prompts and images are in the cache needs no encoder, and a staged pipeline loads none for it;
+    /// its bytes are the same. Half of the capacity is for prompts (4 MB each in bf16 with the published model,
+    /// in the device's memory), half for images (for a megapixel 3 MB of pixels in the host's memory, and 1 MB of
+    /// latents on the device). [`Pipeline::unload`](crate::Pipeline::unload) empties it.
+    pub fn encoding_cache(self, bytes: u64) -> Self {
+        Self {
+            encoding_cache: Some(bytes),
             ..self
         }
     }

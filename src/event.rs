@@ -44,6 +44,9 @@ pub enum Event<'a> {
         conditioning: &'a Conditioning,
         /// `true` for the negative prompt.
         negative: bool,
+        /// `true` if an earlier run of the pipeline encoded it
+        /// ([`encoding_cache`](crate::PipelineBuilder::encoding_cache)).
+        cached: bool,
     },
     /// A reference image is encoded.
     Reference {
@@ -51,6 +54,9 @@ pub enum Event<'a> {
         index: usize,
         /// Its latents [1, C, H, W], scaled and shifted.
         latents: &'a Tensor,
+        /// `true` if an earlier run of the pipeline encoded it
+        /// ([`encoding_cache`](crate::PipelineBuilder::encoding_cache)).
+        cached: bool,
     },
     /// The noise is drawn.
     Noise {

@@ -130,6 +130,7 @@ impl PipelineBuilder {
             config: config.clone(),
         };
         let pipeline = Pipeline::new(parts, facts, precision, device, self.tiling);
+        let pipeline = pipeline.with_encoding_cache(self.encoding_cache);
         let mut pipeline = pipeline.with_files(model.checkpoint, footprint.clone(), arrangement, self.memory_budget);
         pipeline.put_loras(loras, fused)?;
         Ok(pipeline)

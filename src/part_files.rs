@@ -32,6 +32,12 @@ impl TextFiles {
         let clip = ClipEncoder::open(&checkpoint.clip, *compute, *device)?;
         let t5 = T5Encoder::weights(&checkpoint.t5)?.at_most(*compute).device(*device);
         let t5 = t5.offload(self.left).quantized(self.quantize);
+        // A prompt is one pass, too short to learn the order from.
+        let t5 = if self.left == Offload::All {
+            t5.prefetched_in_order()
+        } else {
+            t5
+        };
         let t5 = T5Encoder::from_weights(&t5, &checkpoint.t5, *compute)?;
         Ok(TextEncoder::new(clip, clip_tokenizer, t5, t5_tokenizer)?.max_sequence_length(self.length))
     }

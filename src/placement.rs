@@ -34,9 +34,9 @@ pub enum Placement {
     /// autoencoder. Every run loads them again.
     Staged,
     /// Large weights are offloaded: they stay in their files and are read, layer by layer, for each
-    /// multiplication. The system caches as much of the files as fits. On a CUDA device the transformer's
-    /// next weight is prefetched through pinned memory while the current one is in use, from the second step
-    /// on.
+    /// multiplication. The system caches as much of the files as fits. On a CUDA device the next weight is
+    /// prefetched through pinned memory while the current one is in use: of T5 always, of the transformer from the
+    /// second step on.
     Streamed,
 }
 

@@ -23,6 +23,8 @@ fn load(layout: &str) -> Pipeline {
     Pipeline::builder()
         .device(Device::Cpu)
         .max_sequence_length(32)
+        // Every run encodes, so that tests that repeat a run repeat all of it.
+        .encoding_cache(0)
         .load(FOLDER.path().join(layout))
         .unwrap()
 }

@@ -383,7 +383,7 @@ fn a_session_encodes_a_prompt_again_for_another_lora_of_a_text_encoder() {
     let mut edit = |request: &Request| {
         let mut texts = 0;
         let observe = |event: Event<'_>| {
-            texts += usize::from(matches!(event, Event::Encoded { .. }));
+            texts += usize::from(matches!(event, Event::Encoded { cached: false, .. }));
             ControlFlow::Continue(())
         };
         let image = session.run_with(request, observe).unwrap().image.clone().into_raw();

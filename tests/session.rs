@@ -61,8 +61,8 @@ fn request(prompt: &str) -> Request {
 fn encoded(session: &mut Session, request: &Request) -> (usize, usize) {
     let (mut texts, mut images) = (0, 0);
     let observe = |event: Event<'_>| {
-        texts += usize::from(matches!(event, Event::Encoded { .. }));
-        images += usize::from(matches!(event, Event::Reference { .. }));
+        texts += usize::from(matches!(event, Event::Encoded { cached: false, .. }));
+        images += usize::from(matches!(event, Event::Reference { cached: false, .. }));
         ControlFlow::Continue(())
     };
     session.run_with(request, observe).unwrap();
@@ -71,7 +71,7 @@ fn encoded(session: &mut Session, request: &Request) -> (usize, usize) {
 
 #[test]
 fn only_the_first_image_and_new_prompts_are_encoded() {
-    let mut session = session(&PIPE);
+    let mut session = session(&load(Placement::Resident));
     assert_eq!(encoded(&mut session, &request("winter")), (1, 1));
     assert_eq!(encoded(&mut session, &request("night")), (1, 0));
     assert_eq!(encoded(&mut session, &request("winter")), (0, 0));
@@ -128,7 +128,7 @@ fn reencoded_turns_are_runs_of_the_saved_images() {
 
 #[test]
 fn latents_of_another_grid_are_not_handed_over() {
-    let mut session = session(&PIPE);
+    let mut session = session(&load(Placement::Resident));
     session.edit("winter").unwrap();
     assert_eq!(encoded(&mut session, &request("night").max_area(96 * 64)), (1, 1));
     assert_eq!(encoded(&mut session, &request("night").max_area(96 * 64)), (0, 0));

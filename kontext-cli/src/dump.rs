@@ -14,13 +14,15 @@ impl Dump {
     /// Copies the tensors of an event.
     pub(crate) fn observe(&mut self, event: &Event<'_>) -> Result<()> {
         match event {
-            Event::Encoded { conditioning, negative } => {
+            Event::Encoded {
+                conditioning, negative, ..
+            } => {
                 let prefix = if *negative { "negative_" } else { "" };
                 self.keep(format!("{prefix}prompt_embeds"), &conditioning.prompt_embeds)?;
                 self.keep(format!("{prefix}pooled_prompt_embeds"), &conditioning.pooled)?;
             }
-            Event::Reference { index: 0, latents } => self.keep("context_latents".to_owned(), latents)?,
-            Event::Reference { index, latents } => self.keep(format!("context_latents_{index}"), latents)?,
+            Event::Reference { index: 0, latents, .. } => self.keep("context_latents".to_owned(), latents)?,
+            Event::Reference { index, latents, .. } => self.keep(format!("context_latents_{index}"), latents)?,
             Event::Noise { latents } => self.keep("latents".to_owned(), latents)?,
             Event::Step {
                 done, total, latents, ..

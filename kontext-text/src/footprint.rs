@@ -2,7 +2,7 @@
 
 use kontext_core::Kind;
 use kontext_formats::Quantize;
-use kontext_nn::footprint::{Execution, WeightBytes};
+use kontext_nn::footprint::{Execution, WeightBytes, prefetch_bytes};
 use kontext_nn::{Offload, Weights};
 
 use crate::{T5Config, t5};
@@ -19,7 +19,7 @@ const CONSTANT_ON_CPU: u64 = 185_000_000;
 /// ```
 /// use kontext_core::{Device, Kind};
 /// use kontext_nn::Offload;
-/// use kontext_nn::footprint::{Execution, WeightBytes};
+/// use kontext_nn::footprint::{Execution, WeightBytes, prefetch_bytes};
 /// use kontext_text::{T5Config, TextFootprint};
 ///
 /// let execution = Execution { device: Device::Cuda(0), kind: Kind::BFloat16 };
@@ -54,10 +54,17 @@ impl TextFootprint<'_> {
         }
     }
 
-    /// Returns the bytes of weights held while the encoders run.
+    /// Returns the bytes of weights held while the encoders run, and of the buffers that offloaded ones are
+    /// prefetched to.
     #[must_use]
     pub fn held(&self) -> u64 {
-        self.weights.held(self.offload == Offload::All)
+        let offloaded = self.offload == Offload::All;
+        let buffers = if offloaded {
+            prefetch_bytes(&[self.weights], self.execution.device)
+        } else {
+            0
+        };
+        self.weights.held(offloaded).saturating_add(buffers)
     }
 
     /// Returns the peak bytes next to the held weights for a prompt of `tokens` T5 tokens: activations, and
@@ -73,10 +80,35 @@ impl TextFootprint<'_> {
 
 #[cfg(test)]
 mod tests {
+    use kontext_core::Device;
+    use kontext_nn::PREFETCH_BUFFERS;
     use kontext_nn::footprint::element_bytes;
 
     use super::*;
     use crate::ClipConfig;
+
+    #[test]
+    fn offloaded_weights_take_the_buffers_that_they_are_prefetched_to() {
+        let (t5, weights) = (T5Config::xxl(), Weights::blank());
+        crate::T5Encoder::new(&weights, &t5, Kind::BFloat16).unwrap();
+        let weights = TextFootprint::weight_bytes(&weights, &Weights::blank(), None, Kind::BFloat16);
+        let held = |device| {
+            let execution = Execution {
+                device,
+                kind: Kind::BFloat16,
+            };
+            let offload = Offload::All;
+            TextFootprint {
+                t5: &t5,
+                weights,
+                offload,
+                execution,
+            }
+            .held()
+        };
+        let buffers = held(Device::Cuda(0)) - held(Device::Cpu);
+        assert_eq!(buffers, PREFETCH_BUFFERS as u64 * weights.largest.stored);
+    }
 
     #[test]
     fn clip_takes_less_than_t5_does_for_prompts_of_as_many_tokens() {

@@ -7,14 +7,14 @@ use kontext_dit::Dit;
 use kontext_nn::{AdapterSet, AdapterSlots};
 use kontext_text::TextEncoder;
 
-use super::kept::Recent;
+use super::recent::Recent;
 use crate::lora::{LoraKey, LoraSet};
 use crate::placement::Lease;
 
 /// Capacity for prepared sets of each kind of part, that of the active LoRAs among them. On a CUDA device a
 /// set holds a copy of its LoRAs: 172 MB for all layers of the published transformer at rank 16 in bf16. On a
 /// CPU sets share the LoRAs' tensors.
-const PREPARED: usize = 4;
+const PREPARED: u64 = 4;
 
 /// A part whose layers have adapters.
 pub(super) trait AdaptedPart {
@@ -171,7 +171,7 @@ impl PreparedLoras {
         let (key, mut state) = (kind.key(loras), lock(&self.state));
         if key.is_within(&state.loaded) {
             state.sets(kind).retain(|known| *known != key);
-            state.sets(kind).add(|| key, || adapters.clone());
+            state.sets(kind).add(1, || key, || adapters.clone());
         }
     }
 }

@@ -1,8 +1,9 @@
 //! A loaded model: its parts, and its plans before a run.
 
 mod adapted;
-mod kept;
+mod encodings;
 mod loras;
+mod recent;
 mod references;
 mod run;
 mod shortage;
@@ -17,7 +18,7 @@ use kontext_text::TextEncoder;
 use kontext_vae::{Autoencoder, Tiling};
 
 use self::adapted::PreparedLoras;
-pub(crate) use self::kept::Kept;
+pub(crate) use self::encodings::Encodings;
 pub(crate) use self::run::Finished;
 use crate::memory::Footprint;
 use crate::placement::{Arrangement, Slot};
@@ -47,6 +48,7 @@ pub struct Pipeline {
     tiling: Option<Tiling>,
     files: Option<Files>,
     loras: PreparedLoras,
+    encodings: Encodings,
     fused: bool,
 }
 
@@ -126,7 +128,16 @@ impl Pipeline {
             tiling,
             files: None,
             loras: PreparedLoras::default(),
+            encodings: Encodings::new(Encodings::DEFAULT_BYTES),
             fused: false,
+        }
+    }
+
+    /// Replaces the cache of encoded prompts and images by an empty one of this capacity.
+    pub(crate) fn with_encoding_cache(self, bytes: Option<u64>) -> Self {
+        Self {
+            encodings: Encodings::new(bytes.unwrap_or(Encodings::DEFAULT_BYTES)),
+            ..self
         }
     }
 

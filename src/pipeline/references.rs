@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use image::RgbImage;
 use kontext_core::{Error, Result, Tensor, Tokens, array};
 use kontext_sampler::ids::grid_ids;
-use kontext_sampler::{pack, unpack};
+use kontext_sampler::{Size, pack, unpack};
 use kontext_vae::Autoencoder;
 
 use super::Pipeline;
-use super::kept::{EncodedImage, Kept};
+use super::encodings::ImageKey;
 use super::run::{Observer, notify};
 use crate::encode::reference_images;
 use crate::placement::Lease;
@@ -21,7 +22,6 @@ impl Pipeline {
         vae: &mut Option<Lease<'a, Autoencoder>>,
         request: &Request,
         plan: &Plan,
-        kept: &mut Kept,
         observe: Observer<'_>,
     ) -> Result<(Option<Tokens>, Option<Tensor>)> {
         let kind = plan.conformance.latents_kind(self.precision.dtype);
@@ -31,33 +31,20 @@ impl Pipeline {
             .zip(&plan.references)
             .enumerate()
         {
-            let (fitted, conformance) = (reference.fitted, plan.conformance);
             let given = request.image_latents.as_ref().filter(|_| index == 0);
             let latents = if let Some(given) = given {
                 let tokens = array::from_array(&given.view())?
                     .f_to_kind(kind)?
                     .f_to_device(self.device)?;
                 unpack(&tokens, reference.grid)?
-            } else if let Some(latents) = kept.images.get(|known| known.is(image, fitted, conformance)) {
-                latents.shallow_clone()
             } else {
-                let codec = self.codec(Lease::begin(vae, || self.parts.vae.lease())?, plan);
-                // Rounded to the run's dtype if the mode is, also on a CPU, which computes in f32.
-                let latents = codec.encode(image, fitted)?.f_to_kind(kind)?;
-                notify(
-                    observe,
-                    plan,
-                    Event::Reference {
-                        index,
-                        latents: &latents,
-                    },
-                )?;
-                let encoded = || EncodedImage {
-                    image: Arc::clone(image),
-                    fitted,
-                    conformance,
+                let (latents, cached) = self.encode_image(vae, image, reference.fitted, plan)?;
+                let event = Event::Reference {
+                    index,
+                    latents: &latents,
+                    cached,
                 };
-                kept.images.add(encoded, || latents.shallow_clone());
+                notify(observe, plan, event)?;
                 latents
             };
             features.push(pack(&latents)?);
@@ -81,11 +68,32 @@ impl Pipeline {
     ) -> Result<Tensor> {
         match (first, plan.references.first(), request.images.first()) {
             (Some(latents), Some(reference), _) if reference.grid == plan.target => Ok(latents.shallow_clone()),
-            (_, _, Some(image)) => {
-                let codec = self.codec(Lease::begin(vae, || self.parts.vae.lease())?, plan);
-                codec.encode(image, plan.target.size())
-            }
+            (_, _, Some(image)) => Ok(self.encode_image(vae, image, plan.target.size(), plan)?.0),
             _ => Err(Error::bug("a strength below 1 without an image to start from")),
         }
+    }
+
+    /// Returns an image's latents [1, C, H, W], and `true` if they were in the cache.
+    fn encode_image<'a>(
+        &'a self,
+        vae: &mut Option<Lease<'a, Autoencoder>>,
+        image: &Arc<RgbImage>,
+        fitted: Size,
+        plan: &Plan,
+    ) -> Result<(Tensor, bool)> {
+        let key = ImageKey {
+            image: Arc::clone(image),
+            fitted,
+            conformance: plan.conformance,
+        };
+        if let Some(latents) = self.encodings.image(&key) {
+            return Ok((latents, true));
+        }
+        let codec = self.codec(Lease::begin(vae, || self.parts.vae.lease())?, plan);
+        // Rounded to the run's dtype if the mode is, also on a CPU, which computes in f32.
+        let kind = plan.conformance.latents_kind(self.precision.dtype);
+        let latents = codec.encode(image, fitted)?.f_to_kind(kind)?;
+        self.encodings.add_image(&key, &latents);
+        Ok((latents, false))
     }
 }

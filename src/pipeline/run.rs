@@ -11,7 +11,6 @@ use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_sampler::{CfgMode, add_noise, guidance, integrate, pack, unpack};
 use kontext_vae::Autoencoder;
 
-use super::kept::Kept;
 use super::texts::EncodedTexts;
 use super::{Pipeline, Precision};
 use crate::encode::Codec;
@@ -44,16 +43,16 @@ impl Pipeline {
     /// # Errors
     /// Those of [`Pipeline::run`], and [`Error::Cancelled`] if `observe` returns `Break`.
     pub fn run_with(&self, request: &Request, mut observe: impl FnMut(Event<'_>) -> ControlFlow<()>) -> Result<Output> {
-        Ok(self.run_keeping(request, &mut Kept::nothing(), &mut observe)?.output)
+        Ok(self.finish(request, &mut observe)?.output)
     }
 
-    /// Runs as [`Pipeline::run_with`] does, using and filling the caches of earlier runs.
-    pub(crate) fn run_keeping(&self, request: &Request, kept: &mut Kept, observe: Observer<'_>) -> Result<Finished> {
-        self.run_stages(request, kept, observe)
+    /// Runs as [`Pipeline::run_with`] does, and returns more of the result.
+    pub(crate) fn finish(&self, request: &Request, observe: Observer<'_>) -> Result<Finished> {
+        self.run_stages(request, observe)
             .map_err(|error| self.name_damage(error))
     }
 
-    fn run_stages(&self, request: &Request, kept: &mut Kept, observe: Observer<'_>) -> Result<Finished> {
+    fn run_stages(&self, request: &Request, observe: Observer<'_>) -> Result<Finished> {
         // 1. The plan: all sizes, before any work.
         let plan = self.plan(request)?;
         let loras = self.chosen_loras(request)?;
@@ -76,11 +75,11 @@ impl Pipeline {
             negative,
             unseen,
         } = self
-            .encode_texts(request, &plan, &loras, kept, observe)
+            .encode_texts(request, &plan, &loras, observe)
             .map_err(short(Stage::Text))?;
         // 3. References. The autoencoder is loaded only for references not in the cache.
         let mut vae = None;
-        let encoded = self.encode_references(&mut vae, request, &plan, kept, observe);
+        let encoded = self.encode_references(&mut vae, request, &plan, observe);
         let (context, first) = encoded.map_err(short(Stage::References))?;
         // 4. Noise, mixed with the image if the run starts from one.
         let mut latents = self.starting_noise(request, &plan, seed).during(Stage::Noise)?;

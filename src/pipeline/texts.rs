@@ -5,7 +5,6 @@ use kontext_text::{Prompt, TextEncoder, Unseen};
 
 use super::Pipeline;
 use super::adapted::Adapted;
-use super::kept::{EncodedPrompt, Kept};
 use super::run::{Observer, notify};
 use crate::lora::LoraSet;
 use crate::{Event, Plan, Request};
@@ -27,16 +26,15 @@ impl Pipeline {
         request: &Request,
         plan: &Plan,
         loras: &LoraSet,
-        kept: &mut Kept,
         observe: Observer<'_>,
     ) -> Result<EncodedTexts> {
         let text_loras = loras.text_key();
         let mut text: Option<Adapted<'_, TextEncoder>> = None;
         let mut all_unseen = Unseen::default();
         let mut encode = |prompt: Prompt<'_>, negative: bool| -> Result<Conditioning> {
-            let cached = kept.texts.get(|known| known.is(prompt, &text_loras)).cloned();
+            let cached = self.encodings.text(prompt, &text_loras);
             let is_cached = cached.is_some();
-            let (conditioning, unseen) = match cached {
+            let encoded = match cached {
                 Some(cached) => cached,
                 None => {
                     let encoder = match &text {
@@ -46,22 +44,23 @@ impl Pipeline {
                     encoder.with(|encoder| encoder.encode(prompt))?
                 }
             };
-            // A cached prompt is cut as the first one was.
+            if !is_cached {
+                self.encodings.add_text(prompt, &text_loras, &encoded);
+            }
+            let (conditioning, unseen) = encoded;
+            // A cached prompt is truncated as the first one was.
             for truncation in &unseen.truncated {
                 notify(observe, plan, Event::PromptTruncated { truncation })?;
             }
             for unknown in &unseen.unknown {
                 notify(observe, plan, Event::UnknownWords { unknown })?;
             }
-            if !is_cached {
-                let event = Event::Encoded {
-                    conditioning: &conditioning,
-                    negative,
-                };
-                notify(observe, plan, event)?;
-                let key = || EncodedPrompt::of(prompt, text_loras.clone());
-                kept.texts.add(key, || (conditioning.clone(), unseen.clone()));
-            }
+            let event = Event::Encoded {
+                conditioning: &conditioning,
+                negative,
+                cached: is_cached,
+            };
+            notify(observe, plan, event)?;
             all_unseen.truncated.extend(unseen.truncated);
             all_unseen.unknown.extend(unseen.unknown);
             Ok(conditioning)

@@ -10,7 +10,7 @@ impl Pipeline {
     /// again, with the same LoRAs, and returns the same bytes.
     ///
     /// Runs on other threads finish with the parts that they use, whose memory is freed at their end; a part that
-    /// is being loaded is waited for. The caches of a [`Session`](crate::Session) (prompts, latents) stay.
+    /// is being loaded is waited for. The cache of encoded prompts and images is emptied, too.
     /// Returns `false`, and frees nothing, for a pipeline assembled from given parts, which could not be loaded
     /// again.
     ///
@@ -34,6 +34,7 @@ impl Pipeline {
         self.parts.dit.unload();
         self.parts.vae.unload();
         self.loras.forget_prepared();
+        self.encodings.clear();
         memory::give_back();
         memory::give_back_on(self.device);
         true

@@ -58,8 +58,8 @@ impl Session {
         let plan = self.pipe.plan(&whole)?;
         self.check(request, source, &plan)?;
         whole.image_latents = self.handed_over(source, request, &plan);
-        // 2. A normal run, with the caches of earlier turns.
-        let Finished { output, first } = self.pipe.run_keeping(&whole, &mut self.kept, &mut observe)?;
+        // 2. A normal run.
+        let Finished { output, first } = self.pipe.finish(&whole, &mut observe)?;
         // 3. Pixels that the edit did not change are restored.
         let (image, latents, changed) = match (&self.keep_unchanged, first) {
             (Some(keep), Some(first)) => self.put_back(keep, source, &first, output.image, &output.latents, &plan)?,

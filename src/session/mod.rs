@@ -19,14 +19,13 @@ use kontext_core::Result;
 use self::history::History;
 pub use self::keep::{DifferenceMap, KeepUnchanged};
 pub use self::turn::Turn;
-use crate::pipeline::Kept;
 use crate::{IntoImage, Pipeline, Request};
 
 /// An image edited in turns, with its history.
 ///
 /// The first turn's context is the encoded image. From then on the latents of one turn are the context of the
 /// next, without a round trip through the autoencoder or 8-bit pixels. Repeated prompts and reference images
-/// are not encoded again. The same requests with the same seeds give the same bytes, also after the session
+/// are taken from the pipeline's cache ([`encoding_cache`](crate::PipelineBuilder::encoding_cache)). The same requests with the same seeds give the same bytes, also after the session
 /// was saved and restored.
 ///
 /// A session shares its pipeline with others and is `Send`: a server may hold any number of them in a map.
@@ -67,7 +66,6 @@ pub struct Session {
     id: String,
     pipe: Arc<Pipeline>,
     history: History,
-    kept: Kept,
 }
 
 impl Pipeline {
@@ -99,15 +97,13 @@ impl Pipeline {
 
 impl Session {
     fn new(pipe: Arc<Pipeline>, history: History) -> Self {
-        let (keep_unchanged, defaults, kept) = (None, Request::default(), Kept::latest());
         Self {
-            keep_unchanged,
+            keep_unchanged: None,
             reencode: false,
-            defaults,
+            defaults: Request::default(),
             id: format!("{:032x}", rand::random::<u128>()),
             pipe,
             history,
-            kept,
         }
     }
 

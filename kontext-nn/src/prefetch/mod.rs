@@ -7,14 +7,14 @@ mod tests;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use tch::Tensor;
 
 pub(crate) use self::copies::Copies;
 use self::ring::Ring;
 pub(crate) use self::ring::{Mover, Source};
-use kontext_core::Result;
+use kontext_core::{Result, lock};
 use kontext_formats::StoredMatrix;
 
 use crate::dequant;
@@ -28,6 +28,8 @@ pub const BUFFERS: usize = 2;
 pub(crate) struct Prefetch<M: Mover> {
     /// Size of the largest matrix so far, in bytes.
     largest: AtomicUsize,
+    /// The announced matrices, if they are requested in that order; empty after the first request.
+    announced: Option<Mutex<Vec<Arc<StoredMatrix>>>>,
     /// Capacity of the buffers in bytes, and their ring.
     ring: OnceLock<(usize, Ring<StoredMatrix, M>)>,
     make: Arc<dyn Fn(usize) -> Result<M> + Send + Sync>,
@@ -45,14 +47,26 @@ impl<M: Mover> Prefetch<M> {
     pub(crate) fn new(make: impl Fn(usize) -> Result<M> + Send + Sync + 'static) -> Self {
         Self {
             largest: AtomicUsize::new(0),
+            announced: None,
             ring: OnceLock::new(),
             make: Arc::new(make),
         }
     }
 
+    /// Expects the first requests in the order of the announcements, instead of learning the order from them.
+    pub(crate) fn in_order(self) -> Self {
+        Self {
+            announced: Some(Mutex::default()),
+            ..self
+        }
+    }
+
     /// Announces a matrix that will be requested.
-    pub(crate) fn expect(&self, matrix: &StoredMatrix) {
+    pub(crate) fn expect(&self, matrix: &Arc<StoredMatrix>) {
         self.largest.fetch_max(matrix.bytes().len(), Ordering::Relaxed);
+        if let Some(announced) = &self.announced {
+            lock(announced).push(Arc::clone(matrix));
+        }
     }
 
     /// Unpacks a matrix on the host as [`dequant::unpack_to`] does, bit for bit; falls back to it if the
@@ -66,7 +80,12 @@ impl<M: Mover> Prefetch<M> {
     ) -> Result<()> {
         let start = || {
             let (capacity, make) = (self.largest.load(Ordering::Relaxed), Arc::clone(&self.make));
-            (capacity, Ring::new(move || make(capacity)))
+            let order = self
+                .announced
+                .as_ref()
+                .map(|announced| std::mem::take(&mut *lock(announced)));
+            let order = order.unwrap_or_default();
+            (capacity, Ring::new(move || make(capacity), &order))
         };
         let (capacity, ring) = self.ring.get_or_init(start);
         let packed = matrix.view()?;

@@ -1,4 +1,4 @@
-//! A ring of buffers, filled ahead in the order of the previous requests.
+//! A ring of buffers, filled ahead in the order of the previous requests, or in a given one.
 //!
 //! A buffer has one owner at a time: the ring, the worker that fills it, or the caller that requested it. So
 //! a buffer is never written while it is read; the order of later work on a device is up to the mover.
@@ -92,12 +92,17 @@ fn address<S>(source: &Arc<S>) -> usize {
 }
 
 impl<S: Source, M: Mover> Ring<S, M> {
-    /// Creates a ring whose mover is created on its worker.
-    pub(crate) fn new(make: impl FnOnce() -> Result<M> + Send + 'static) -> Self {
+    /// Creates a ring whose mover is created on its worker. `order` is the expected order of the first requests, or
+    /// empty.
+    pub(crate) fn new(make: impl FnOnce() -> Result<M> + Send + 'static, order: &[Arc<S>]) -> Self {
+        let next = order.windows(2).filter_map(|pair| match pair {
+            [before, after] => Some((address(before), (Arc::clone(before), Arc::clone(after)))),
+            _ => None,
+        });
         let state = State {
             slots: None,
             broken: false,
-            next: HashMap::new(),
+            next: next.collect(),
             last: HashMap::new(),
             clock: 0,
         };

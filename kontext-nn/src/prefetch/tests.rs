@@ -208,8 +208,8 @@ mod order {
     use super::*;
 
     struct Number(Vec<u8>);
-    struct Recorder;
-    static BROUGHT: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+    #[derive(Clone, Default)]
+    struct Recorder(Arc<Mutex<Vec<u8>>>);
 
     impl Source for Number {
         fn bytes(&self) -> &[u8] {
@@ -228,7 +228,7 @@ mod order {
         }
 
         fn begin(&mut self, bytes: &[u8], buffer: &mut Tensor) -> Result<()> {
-            BROUGHT.lock().unwrap().extend_from_slice(bytes);
+            self.0.lock().unwrap().extend_from_slice(bytes);
             buffer.copy_(&Tensor::from_slice(bytes));
             Ok(())
         }
@@ -246,11 +246,14 @@ mod order {
         }
     }
 
-    #[test]
-    fn from_the_second_step_on_each_is_on_its_way_before_it_is_asked_for() {
-        let ring = Ring::<Number, Recorder>::new(|| Ok(Recorder));
+    /// Returns a function that requests the source of a number, and returns the numbers of all transfers so far.
+    fn requests(in_order: bool) -> impl Fn(usize) -> Vec<u8> {
         let sources: Vec<_> = (0..5).map(|number| Arc::new(Number(vec![number]))).collect();
-        let ask = |number: usize| {
+        let recorder = Recorder::default();
+        let transfers = Arc::clone(&recorder.0);
+        let order = if in_order { sources.as_slice() } else { &[] };
+        let ring = Ring::<Number, Recorder>::new(move || Ok(recorder), order);
+        move |number| {
             // Parts of one matrix are requested one after the other.
             for _ in 0..2 {
                 let value = ring
@@ -263,8 +266,23 @@ mod order {
             while ring.filling().contains(&true) {
                 std::thread::yield_now();
             }
-            BROUGHT.lock().unwrap().clone()
-        };
+            transfers.lock().unwrap().clone()
+        }
+    }
+
+    #[test]
+    fn in_a_given_order_each_is_on_its_way_before_the_first_request() {
+        let ask = requests(true);
+        assert_eq!(ask(0), [0, 1]);
+        assert_eq!(ask(1), [0, 1, 2]);
+        // A request out of order costs a transfer.
+        assert_eq!(ask(3), [0, 1, 2, 3, 4]);
+        assert_eq!(ask(4), [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn from_the_second_step_on_each_is_on_its_way_before_it_is_asked_for() {
+        let ask = requests(false);
         for number in 0..5 {
             // The first step transfers each on request; the order is not known yet.
             assert_eq!(ask(number), (0..=number as u8).collect::<Vec<_>>());

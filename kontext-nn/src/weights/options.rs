@@ -68,11 +68,23 @@ impl Weights {
     /// memory. Does nothing on other devices; if it fails, weights are copied on demand.
     #[must_use]
     pub fn prefetched(self) -> Self {
-        let prefetch = match self.device {
-            Device::Cuda(index) => Some(Arc::new(Prefetch::new(move |capacity| Copies::new(index, capacity)))),
+        let prefetch = self.new_prefetch();
+        self.with(|linear| linear.prefetch = prefetch.map(Arc::new))
+    }
+
+    /// Prefetches as [`Weights::prefetched`] does, in the first step as well, for models whose layers are built in the
+    /// order in which they are used.
+    #[must_use]
+    pub fn prefetched_in_order(self) -> Self {
+        let prefetch = self.new_prefetch().map(Prefetch::in_order);
+        self.with(|linear| linear.prefetch = prefetch.map(Arc::new))
+    }
+
+    fn new_prefetch(&self) -> Option<Prefetch<Copies>> {
+        match self.device {
+            Device::Cuda(index) => Some(Prefetch::new(move |capacity| Copies::new(index, capacity))),
             _ => None,
-        };
-        self.with(|linear| linear.prefetch = prefetch)
+        }
     }
 
     /// Adds adapters to the weights as they are read. A run then has no extra work, and the sum is rounded to the kind

@@ -108,6 +108,8 @@ struct FeedForward {
 impl FeedForward {
     fn new(w: &Weights, config: &T5Config, compute: Kind) -> Result<Self> {
         let (width, hidden) = (config.d_model, config.d_ff);
+        // Weights are prefetched in the order in which layers are built: that of `forward`.
+        let wi = Linear::without_bias(&w.at(if config.gated { "wi_0" } else { "wi" }), width, hidden)?;
         let gated = config
             .gated
             .then(|| Linear::without_bias(&w.at("wi_1"), width, hidden))
@@ -120,7 +122,7 @@ impl FeedForward {
             wo
         };
         Ok(Self {
-            wi: Linear::without_bias(&w.at(if config.gated { "wi_0" } else { "wi" }), width, hidden)?,
+            wi,
             gated,
             wo: Linear::without_bias(&wo, hidden, width)?,
             activation: config.activation,

@@ -75,12 +75,14 @@ impl Trace {
     /// Records the tensors of an event.
     fn keep(&mut self, event: &Event<'_>) -> anyhow::Result<()> {
         match event {
-            Event::Encoded { conditioning, negative } => {
+            Event::Encoded {
+                conditioning, negative, ..
+            } => {
                 let which = if *negative { "negative " } else { "" };
                 self.add(format!("{which}prompt embeddings"), &conditioning.prompt_embeds)?;
                 self.add(format!("{which}pooled prompt"), &conditioning.pooled)
             }
-            Event::Reference { index, latents } => self.add(format!("reference {index}"), latents),
+            Event::Reference { index, latents, .. } => self.add(format!("reference {index}"), latents),
             Event::Noise { latents } => self.add("noise", latents),
             Event::Step { done, latents, .. } => self.add(format!("step {done}"), latents),
             _ => Ok(()),
