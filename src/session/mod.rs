@@ -25,8 +25,8 @@ use crate::{IntoImage, Pipeline, Request};
 ///
 /// The first turn's context is the encoded image. From then on the latents of one turn are the context of the
 /// next, without a round trip through the autoencoder or 8-bit pixels. Repeated prompts and reference images
-/// are taken from the pipeline's cache ([`encoding_cache`](crate::PipelineBuilder::encoding_cache)). The same requests with the same seeds give the same bytes, also after the session
-/// was saved and restored.
+/// are taken from the pipeline's cache ([`encoding_cache`](crate::PipelineBuilder::encoding_cache)). The same
+/// requests with the same seeds give the same bytes, also after the session was saved and restored.
 ///
 /// A session shares its pipeline with others and is `Send`: a server may hold any number of them in a map.
 ///
