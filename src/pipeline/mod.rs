@@ -13,6 +13,7 @@ use std::path::Path;
 
 use kontext_core::{Device, Error, Kind, Result};
 use kontext_dit::{Dit, DitConfig};
+use kontext_nn::AttentionBackend;
 use kontext_text::TextEncoder;
 use kontext_vae::{Autoencoder, Tiling};
 
@@ -45,6 +46,7 @@ pub struct Pipeline {
     precision: Precision,
     device: Device,
     tiling: Option<Tiling>,
+    attention: AttentionBackend,
     files: Option<Files>,
     loras: PreparedLoras,
     fused: bool,
@@ -91,7 +93,13 @@ impl Pipeline {
     }
 
     /// Creates a pipeline from parts in memory.
-    pub(crate) fn of(parts: Parts, precision: Precision, device: Device, tiling: Option<Tiling>) -> Result<Self> {
+    pub(crate) fn of(
+        parts: Parts,
+        precision: Precision,
+        device: Device,
+        tiling: Option<Tiling>,
+        attention: AttentionBackend,
+    ) -> Result<Self> {
         let Parts {
             text,
             dit,
@@ -100,7 +108,8 @@ impl Pipeline {
             defaults,
         } = parts;
         fit(&text, &vae, dit.config())?;
-        let facts = ModelFacts::new(dit.config(), shift, text.sequence_length(), defaults);
+        let kernel = attention.kernel(dit.config().heads, dit.config().head_dim)?;
+        let facts = ModelFacts::new(dit.config(), shift, text.sequence_length(), defaults).attending(Some(kernel));
         let config = dit.config().clone();
         let slots = PartSlots {
             text: Slot::given(text),
@@ -108,7 +117,7 @@ impl Pipeline {
             vae: Slot::given(vae),
             config,
         };
-        Ok(Self::new(slots, facts, precision, device, tiling))
+        Ok(Self::new(slots, facts, precision, device, tiling, attention))
     }
 
     pub(crate) fn new(
@@ -117,6 +126,7 @@ impl Pipeline {
         precision: Precision,
         device: Device,
         tiling: Option<Tiling>,
+        attention: AttentionBackend,
     ) -> Self {
         Self {
             parts,
@@ -124,6 +134,7 @@ impl Pipeline {
             precision,
             device,
             tiling,
+            attention,
             files: None,
             loras: PreparedLoras::default(),
             fused: false,

@@ -37,23 +37,18 @@ impl Flash3 {
         static OPENED: Mutex<Option<Arc<Flash3>>> = Mutex::new(None);
         let path = path.canonicalize().map_err(Error::io(path))?;
         let mut opened = lock(&OPENED);
-        if let Some(opened) = &*opened {
-            return if opened.path == path {
-                Ok(Arc::clone(opened))
-            } else {
-                let open = opened.path.display();
-                Err(refused(
-                    &path,
-                    &format!("this program has opened {open} already, and can use no second"),
-                ))
-            };
+        if let Some(same) = opened.as_ref().filter(|opened| opened.path == path) {
+            return Ok(Arc::clone(same));
         }
-        let schema = schema_in(&path)?;
-        open_library(&path).map_err(|reason| refused(&path, &reason))?;
-        // SAFETY: the library has just registered its operator from this text, and no other one was opened.
+        // SAFETY: the library registers its operator from this text when it is opened, and no other one is opened.
         #[allow(unsafe_code)]
-        let operator = unsafe { Operator::new(&schema) };
+        let operator = unsafe { Operator::new(&schema_in(&path)?) };
         let operator = operator.map_err(|error| refused(&path, &error.to_string()))?;
+        if let Some(other) = &*opened {
+            let reason = format!("this program has opened {} and can use no second", other.path.display());
+            return Err(refused(&path, &reason));
+        }
+        open_library(&path).map_err(|reason| refused(&path, &reason))?;
         Ok(Arc::clone(opened.insert(Arc::new(Self { path, operator }))))
     }
 
@@ -136,7 +131,10 @@ fn open_library(path: &Path) -> Result<(), String> {
     use libloading::os::unix::{Library, RTLD_LAZY, RTLD_LOCAL};
     // SAFETY: opening runs the initialisers of a library that registers FlashAttention-3 in the libtorch of this
     // program through its stable interface; the user has named it, and it is never closed.
-    let library = unsafe { Library::open(Some(path), RTLD_LAZY | RTLD_LOCAL) }.map_err(|error| error.to_string())?;
+    let library = unsafe { Library::open(Some(path), RTLD_LAZY | RTLD_LOCAL) }.map_err(|error| {
+        let cause = std::error::Error::source(&error).map(ToString::to_string);
+        cause.unwrap_or_else(|| error.to_string())
+    })?;
     std::mem::forget(library);
     Ok(())
 }
@@ -145,3 +143,6 @@ fn open_library(path: &Path) -> Result<(), String> {
 fn open_library(_: &Path) -> Result<(), String> {
     Err("is used on Linux only".to_owned())
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests;
