@@ -14,8 +14,8 @@ impl PipelineBuilder {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if the parts do not fit each other, for defaults out of range, for another
-    /// device than that of the parts, or for an option of loading files: quantisation, fused LoRAs, a placement,
-    /// a memory budget, paths of parts.
+    /// device than that of the parts, for an attention that it lacks, or for an option of loading files:
+    /// quantisation, fused LoRAs, a placement, a memory budget, paths of parts.
     pub fn assemble(&self, parts: Parts) -> Result<Pipeline> {
         let device = parts.text.t5().device();
         if let Some(other) = self.device.filter(|other| *other != device) {
@@ -23,11 +23,11 @@ impl PipelineBuilder {
             return Err(Error::invalid("device", expected, format!("{other:?}")));
         }
         parts.defaults.validate()?;
-        let (precision, _) = Self {
+        let on_device = Self {
             device: Some(device),
             ..self.clone()
-        }
-        .precision()?;
+        };
+        let ((precision, _), attention) = (on_device.precision()?, on_device.attention_backend()?);
         let length = match (self.max_sequence_length, parts.defaults.max_sequence_length) {
             (None, None) => check_tokens(parts.text.sequence_length())?,
             _ => self.text_tokens(&parts.defaults)?,
@@ -37,8 +37,8 @@ impl PipelineBuilder {
             ..parts
         };
         self.check_for_parts()?;
-        let mut pipeline =
-            Pipeline::of(parts, precision, device, self.tiling)?.with_encoding_cache(self.encoding_cache);
+        let mut pipeline = Pipeline::of(parts, precision, device, self.tiling, attention)?
+            .with_encoding_cache(self.encoding_cache);
         pipeline.put_loras(LoraSet::open(self.loras.iter().cloned())?, false)?;
         Ok(pipeline)
     }
@@ -85,6 +85,7 @@ impl PipelineBuilder {
     pub fn random_parts(&self, sizes: &ModelSizes, seed: u64) -> Result<Parts> {
         // Before a large model is drawn.
         self.check_for_parts()?;
+        drop(self.attention_backend()?);
         let (precision, device) = self.precision()?;
         random_parts(sizes, seed, device, precision.dtype, precision.compute)
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use kontext_core::{Device, Kind};
 use kontext_dit::Dit;
 use kontext_formats::Quantize;
+use kontext_nn::Attention;
 use kontext_sampler::Shift;
 use kontext_text::TextEncoder;
 use kontext_vae::{Autoencoder, Tiling};
@@ -35,6 +36,7 @@ pub struct PipelineBuilder {
     pub(crate) quantize: Option<Quantize>,
     pub(crate) quantize_t5: Option<Quantize>,
     pub(crate) encoding_cache: Option<u64>,
+    pub(crate) attention: Attention,
 }
 
 /// The parts of a pipeline, for callers who build or load them themselves.
@@ -165,6 +167,20 @@ impl PipelineBuilder {
             quantize_t5: Some(to),
             ..self
         }
+    }
+
+    /// Sets the kernel of the transformer's attention. Default: [`Attention::Automatic`]. One that the device or the
+    /// dtype lacks is refused; [`Plan::attention`](crate::Plan::attention) reports the kernel of a run.
+    ///
+    /// # Example
+    /// ```
+    /// use kontext::{Attention, Device, ModelSizes, Pipeline};
+    /// let cpu = Pipeline::builder().device(Device::Cpu);
+    /// let refused = cpu.attention(Attention::CuDnn).random(&ModelSizes::small(), 7).unwrap_err();
+    /// assert_eq!(refused.to_string(), "invalid attention: expected auto, flash or math on a CPU, got cudnn");
+    /// ```
+    pub fn attention(self, attention: Attention) -> Self {
+        Self { attention, ..self }
     }
 
     /// Takes the transformer from this folder or file.

@@ -58,7 +58,7 @@ pub use kontext_dit::{Dit, DitConfig};
 #[doc(no_inline)]
 pub use kontext_formats::Quantize;
 pub use kontext_lora::{Lora, LoraFamily, LoraForm, LoraOptions, LoraReport, LoraTarget, Unmatched};
-pub use kontext_nn::Weights;
+pub use kontext_nn::{Attention, AttentionKernel, Weights};
 #[doc(no_inline)]
 pub use kontext_sampler::{CfgMode, Conformance, Grid, References, Schedule, Shift, Size, ids::Origin};
 #[doc(no_inline)]

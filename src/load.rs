@@ -37,8 +37,8 @@ impl PipelineBuilder {
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Checkpoint`] and [`Error::Tokenizer`] if a part is missing or damaged,
-    /// [`Error::Device`] if the device is not available, [`Error::Memory`] and [`Error::Thread`] if the machine lacks
-    /// memory or threads.
+    /// [`Error::InvalidArgument`] for an attention that the device lacks, [`Error::Device`] if the device is not
+    /// available, [`Error::Memory`] and [`Error::Thread`] if the machine lacks memory or threads.
     pub fn load(&self, folder: impl AsRef<Path>) -> Result<Pipeline> {
         self.load_with(folder, |_| ())
     }
@@ -129,7 +129,8 @@ impl PipelineBuilder {
             vae,
             config: config.clone(),
         };
-        let pipeline = Pipeline::new(parts, facts, precision, device, self.tiling);
+        let attention = self.attention_backend()?;
+        let pipeline = Pipeline::new(parts, facts, precision, device, self.tiling, attention);
         let pipeline = pipeline.with_encoding_cache(self.encoding_cache);
         let mut pipeline = pipeline.with_files(model.checkpoint, footprint.clone(), arrangement, self.memory_budget);
         pipeline.put_loras(loras, fused)?;
@@ -217,8 +218,8 @@ impl PipelineBuilder {
     /// a load would choose now; for a device that this machine does not have, those of [`Placement::Resident`].
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a request out of range, and those of [`PipelineBuilder::load`] if the
-    /// transformer's header or configuration is missing or damaged.
+    /// [`Error::InvalidArgument`] for a request out of range or an attention that the device lacks, and those of
+    /// [`PipelineBuilder::load`] if the transformer's header or configuration is missing or damaged.
     pub fn plan(&self, folder: impl AsRef<Path>, request: &Request) -> Result<Plan> {
         self.plan_of(&self.open(folder.as_ref())?, request)
     }
@@ -241,7 +242,12 @@ impl PipelineBuilder {
     fn facts(&self, model: &Opened) -> Result<ModelFacts> {
         let Opened { config, defaults, .. } = model;
         let (shift, length) = (model.checkpoint.shift(config)?, self.text_tokens(defaults)?);
-        Ok(ModelFacts::new(config, shift, length, defaults.clone()))
+        let facts = ModelFacts::new(config, shift, length, defaults.clone());
+        if !self.has_device() {
+            return Ok(facts.attending(self.attention.kernel()));
+        }
+        let kernel = self.attention_backend()?.kernel(config.heads, config.head_dim)?;
+        Ok(facts.attending(Some(kernel)))
     }
 
     /// Returns the settings that have no effect on this model, for weights that are left in their file as `left`

@@ -6,6 +6,7 @@ mod warnings;
 
 use kontext_core::{Error, Result, range};
 use kontext_dit::DitConfig;
+use kontext_nn::AttentionKernel;
 use kontext_sampler::geometry::{LARGEST_SIDE, TOKEN_PIXELS};
 use kontext_sampler::ids::{Origin, origins};
 use kontext_sampler::{Conformance, Grid, References, Schedule, Shift, Size};
@@ -42,6 +43,9 @@ pub struct Plan {
     pub schedule: Schedule,
     /// The embedded guidance value; `None` for a model without guidance.
     pub guidance: Option<f64>,
+    /// The kernel of the transformer's attention: the builder's, else libtorch's choice for the device and the dtype;
+    /// `None` before a load for a device that this machine does not have.
+    pub attention: Option<AttentionKernel>,
     /// Model runs per step: 2 with true classifier-free guidance.
     pub runs_per_step: usize,
     /// Number of images.
@@ -73,6 +77,7 @@ pub(crate) struct ModelFacts {
     pub(crate) text_tokens: i64,
     pub(crate) latent_channels: i64,
     pub(crate) defaults: ModelDefaults,
+    pub(crate) attention: Option<AttentionKernel>,
     /// Settings of the model's defaults and of the builder without effect.
     pub(crate) ignored: Vec<Warning>,
 }
@@ -87,11 +92,17 @@ impl ModelFacts {
             text_tokens: text_tokens as i64,
             latent_channels: config.in_channels / 4,
             defaults,
+            attention: None,
             ignored: guidance
                 .map(|guidance| Warning::DefaultGuidanceIgnored { guidance })
                 .into_iter()
                 .collect(),
         }
+    }
+
+    /// Sets the kernel of attention.
+    pub(crate) fn attending(self, attention: Option<AttentionKernel>) -> Self {
+        Self { attention, ..self }
     }
 
     /// Adds the settings of the builder without effect.
@@ -149,6 +160,7 @@ impl Plan {
             text_tokens: facts.text_tokens,
             schedule: schedule(request, grid, facts)?,
             guidance: facts.guidance_embed.then(|| guidance(request, facts)),
+            attention: facts.attention,
             runs_per_step: 1 + usize::from(request.negative().is_some()),
             batch: request.batch,
             warnings: Vec::new(),
@@ -232,6 +244,9 @@ impl std::fmt::Display for Plan {
         match self.guidance {
             Some(guidance) => writeln!(f, "guidance:    {guidance}")?,
             None => writeln!(f, "guidance:    none (the model embeds none)")?,
+        }
+        if let Some(attention) = self.attention {
+            writeln!(f, "attention:   {attention}")?;
         }
         write!(f, "images:    {} ({:?} conventions)", self.batch, self.conformance)?;
         self.warnings

@@ -2,6 +2,7 @@
 
 use kontext_core::{Device, Error, Kind, Result};
 use kontext_device::device;
+use kontext_nn::AttentionBackend;
 use kontext_text::TextEncoder;
 
 use crate::defaults::check_tokens;
@@ -19,6 +20,12 @@ impl PipelineBuilder {
     /// Returns `true` if this machine has the device.
     pub(crate) fn has_device(&self) -> bool {
         self.device.is_none_or(|device| device::available(device).is_ok())
+    }
+
+    /// Opens the kernel of attention.
+    pub(crate) fn attention_backend(&self) -> Result<AttentionBackend> {
+        let (Precision { compute, .. }, device) = self.precision()?;
+        AttentionBackend::open(&self.attention, device, compute)
     }
 
     pub(crate) fn precision(&self) -> Result<(Precision, Device)> {

@@ -14,7 +14,7 @@ use kontext::crates::kontext_sampler::CfgMode;
 use kontext::image::{GrayImage, RgbImage};
 use kontext::session::{KeepUnchanged, Session};
 use kontext::{
-    Checkpoint, Conformance, Device, Error, Kind, Layout, LoraUse, ModelDefaults, ModelSizes, Pipeline,
+    Attention, Checkpoint, Conformance, Device, Error, Kind, Layout, LoraUse, ModelDefaults, ModelSizes, Pipeline,
     PipelineBuilder, Placement, Quantize, References, Request, Tensor, Warning, quantize,
 };
 
@@ -328,6 +328,10 @@ fn an_option_that_cannot_act_is_refused_with_its_name() {
         (
             [BUILDER, "use_lora"],
             builder().use_lora(&no_lora).load(&folder).map(drop),
+        ),
+        (
+            [BUILDER, "attention"],
+            builder().attention(Attention::CuDnn).load(&folder).map(drop),
         ),
         ([BUILDER, "fuse_loras"], random(builder().fuse_loras(true))),
         ([BUILDER, "placement"], random(builder().placement(Placement::Staged))),

@@ -6,7 +6,9 @@ use anyhow::Context;
 use clap::Args;
 use kontext::image::RgbImage;
 use kontext::io::{EmbeddedProfile, OpenOptions};
-use kontext::{Conformance, Device, Kind, Pipeline, PipelineBuilder, Placement, Quantize, References, Request};
+use kontext::{
+    Attention, Conformance, Device, Kind, Pipeline, PipelineBuilder, Placement, Quantize, References, Request,
+};
 use kontext_core::array;
 use kontext_device::device;
 
@@ -50,6 +52,9 @@ pub struct LoadArgs {
     /// The same for T5
     #[arg(long, value_name = "FORMAT")]
     pub quantize_t5: Option<Quantize>,
+    /// Kernel of the attention: auto, cudnn, flash, memory-efficient, math, flash3=FILE or flash3-fp8=FILE
+    #[arg(long, value_name = "KERNEL", default_value_t)]
+    pub attention: Attention,
     /// Single parts.
     #[command(flatten)]
     pub parts: PartArgs,
@@ -62,7 +67,9 @@ impl LoadArgs {
     /// If the device does not exist; those of [`LoadArgs::loras`].
     pub fn builder(&self) -> anyhow::Result<PipelineBuilder> {
         let mut builder = self.parts.apply(Pipeline::builder()).placement(self.placement);
-        builder = builder.device(device(self.device.as_deref())?);
+        builder = builder
+            .device(device(self.device.as_deref())?)
+            .attention(self.attention.clone());
         if let Some(dtype) = self.dtype {
             builder = builder.dtype(match dtype {
                 DtypeArg::F32 => Kind::Float,

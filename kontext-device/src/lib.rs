@@ -3,6 +3,7 @@
 pub mod cpu;
 pub mod cuda;
 pub mod device;
+pub mod dispatcher;
 pub mod libtorch;
 pub mod memory;
 pub mod openmp;

@@ -1,11 +1,20 @@
 //! Scaled dot-product attention, and the layouts of its heads.
 //!
-//! All models except T5 compute their attention here, so another backend is chosen here too. T5 writes its
-//! attention out: its unscaled scores need the reference's order of operations.
+//! All models except T5 compute their attention here. T5 writes its attention out: its unscaled scores need the
+//! reference's order of operations. The transformer's is [`attend_tokens`], whose kernel can be chosen.
+
+mod backend;
+mod choice;
+mod flash3;
+mod fp8;
+mod operators;
 
 use tch::Tensor;
 
 use kontext_core::Result;
+
+pub use self::backend::AttentionBackend;
+pub use self::choice::{Attention, AttentionKernel};
 
 /// Computes scaled dot-product attention on heads, `softmax(q k^T * scale + bias) v`.
 ///
@@ -21,7 +30,8 @@ pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>, scale: 
 }
 
 /// Computes [`attend`], without bias and with the default scale, on heads in the order of a projection's
-/// output.
+/// output, by the kernel whose [scope](AttentionBackend::scope) this thread is in, else by libtorch's choice. All kernels
+/// but the one of [`Attention::Math`] write their result in the order of `q`, so merging its heads copies nothing.
 ///
 /// # Shapes
 /// `q` [B, L, H, D], `k` and `v` [B, S, H, D]; returns [B, L, H * D].
@@ -29,6 +39,9 @@ pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>, scale: 
 /// # Errors
 /// [`kontext_core::Error::Torch`] if libtorch fails.
 pub fn attend_tokens(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    if let Some(out) = backend::in_scope(q, k, v)? {
+        return Ok(out);
+    }
     let heads = |x: &Tensor| x.f_transpose(-3, -2);
     attend(&heads(q)?, &heads(k)?, &heads(v)?, None, None)
 }

@@ -15,6 +15,7 @@ mod scratch;
 mod weights;
 
 pub use adapter::{AdapterSet, AdapterSlots, Adapters, DoraNorm, LinearAdapter};
+pub use attention::{Attention, AttentionBackend, AttentionKernel};
 pub use conv::Conv2d;
 pub use embedding::Embedding;
 pub use linear::Linear;

@@ -14,6 +14,7 @@ use std::path::Path;
 
 use kontext_core::{Device, Error, Kind, Result};
 use kontext_dit::{Dit, DitConfig};
+use kontext_nn::AttentionBackend;
 use kontext_text::TextEncoder;
 use kontext_vae::{Autoencoder, Tiling};
 
@@ -46,6 +47,7 @@ pub struct Pipeline {
     precision: Precision,
     device: Device,
     tiling: Option<Tiling>,
+    attention: AttentionBackend,
     files: Option<Files>,
     loras: PreparedLoras,
     encodings: Encodings,
@@ -93,7 +95,13 @@ impl Pipeline {
     }
 
     /// Creates a pipeline from parts in memory.
-    pub(crate) fn of(parts: Parts, precision: Precision, device: Device, tiling: Option<Tiling>) -> Result<Self> {
+    pub(crate) fn of(
+        parts: Parts,
+        precision: Precision,
+        device: Device,
+        tiling: Option<Tiling>,
+        attention: AttentionBackend,
+    ) -> Result<Self> {
         let Parts {
             text,
             dit,
@@ -102,7 +110,8 @@ impl Pipeline {
             defaults,
         } = parts;
         fit(&text, &vae, dit.config())?;
-        let facts = ModelFacts::new(dit.config(), shift, text.sequence_length(), defaults);
+        let kernel = attention.kernel(dit.config().heads, dit.config().head_dim)?;
+        let facts = ModelFacts::new(dit.config(), shift, text.sequence_length(), defaults).attending(Some(kernel));
         let config = dit.config().clone();
         let slots = PartSlots {
             text: Slot::given(text),
@@ -110,7 +119,7 @@ impl Pipeline {
             vae: Slot::given(vae),
             config,
         };
-        Ok(Self::new(slots, facts, precision, device, tiling))
+        Ok(Self::new(slots, facts, precision, device, tiling, attention))
     }
 
     pub(crate) fn new(
@@ -119,6 +128,7 @@ impl Pipeline {
         precision: Precision,
         device: Device,
         tiling: Option<Tiling>,
+        attention: AttentionBackend,
     ) -> Self {
         Self {
             parts,
@@ -126,6 +136,7 @@ impl Pipeline {
             precision,
             device,
             tiling,
+            attention,
             files: None,
             loras: PreparedLoras::default(),
             encodings: Encodings::new(Encodings::DEFAULT_BYTES),

@@ -195,7 +195,10 @@ impl Pipeline {
             };
             dit.with(|dit| dit.prepare(&input))
         };
-        let forward = |run: &Run, step: usize, x: &Tensor| dit.with(|dit| dit.forward(run, step, x));
+        let forward = |run: &Run, step: usize, x: &Tensor| {
+            let forward = || dit.with(|dit| dit.forward(run, step, x));
+            self.attention.scope(forward)
+        };
         let batched = request.cfg_mode == CfgMode::Batched;
         let (positive, negative) = match negative {
             Some(negative) if batched => (
