@@ -23,6 +23,7 @@ impl PipelineBuilder {
             return Err(Error::invalid("device", expected, format!("{other:?}")));
         }
         parts.defaults.validate()?;
+        self.threads.validate()?;
         let (precision, _) = Self {
             device: Some(device),
             ..self.clone()
@@ -37,7 +38,7 @@ impl PipelineBuilder {
             ..parts
         };
         self.check_for_parts()?;
-        let mut pipeline = Pipeline::of(parts, precision, device, self.tiling)?;
+        let mut pipeline = Pipeline::of(parts, precision, device, self.tiling)?.computing(self.threads);
         pipeline.put_loras(LoraSet::open(self.loras.iter().cloned())?, false)?;
         Ok(pipeline)
     }

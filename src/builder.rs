@@ -10,7 +10,7 @@ use kontext_text::TextEncoder;
 use kontext_vae::{Autoencoder, Tiling};
 
 use crate::checkpoint::Overrides;
-use crate::{LoraUse, ModelDefaults, Placement};
+use crate::{LoraUse, ModelDefaults, Placement, Threads};
 
 /// Options of a pipeline.
 ///
@@ -34,6 +34,7 @@ pub struct PipelineBuilder {
     pub(crate) memory_budget: Option<u64>,
     pub(crate) quantize: Option<Quantize>,
     pub(crate) quantize_t5: Option<Quantize>,
+    pub(crate) threads: Threads,
 }
 
 /// The parts of a pipeline, for callers who build or load them themselves.
@@ -150,6 +151,11 @@ impl PipelineBuilder {
             quantize_t5: Some(to),
             ..self
         }
+    }
+
+    /// Sets the number of threads with which a run computes. Default: [`Threads::Automatic`].
+    pub fn threads(self, threads: Threads) -> Self {
+        Self { threads, ..self }
     }
 
     /// Takes the transformer from this folder or file.

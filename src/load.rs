@@ -4,7 +4,7 @@ use std::path::Path;
 
 use image::RgbImage;
 use kontext_core::{Device, Error, Kind, ModelPart, Result, Stage, buffer};
-use kontext_device::{memory, openmp};
+use kontext_device::{device, memory, openmp};
 use kontext_dit::DitConfig;
 use kontext_dit::names::is_block;
 use kontext_nn::{Offload, Weights};
@@ -240,7 +240,9 @@ impl PipelineBuilder {
     fn facts(&self, model: &Opened) -> Result<ModelFacts> {
         let Opened { config, defaults, .. } = model;
         let (shift, length) = (model.checkpoint.shift(config)?, self.text_tokens(defaults)?);
-        Ok(ModelFacts::new(config, shift, length, defaults.clone()))
+        self.threads.validate()?;
+        let device = self.device.unwrap_or_else(device::best);
+        Ok(ModelFacts::new(config, shift, length, defaults.clone()).computing(device, self.threads))
     }
 
     /// Returns the settings that have no effect on this model, for weights that are left in their file as `left`

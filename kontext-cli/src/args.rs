@@ -6,7 +6,9 @@ use anyhow::Context;
 use clap::Args;
 use kontext::image::RgbImage;
 use kontext::io::{EmbeddedProfile, OpenOptions};
-use kontext::{Conformance, Device, Kind, Pipeline, PipelineBuilder, Placement, Quantize, References, Request};
+use kontext::{
+    Conformance, Device, Kind, Pipeline, PipelineBuilder, Placement, Quantize, References, Request, Threads,
+};
 use kontext_core::array;
 use kontext_device::device;
 
@@ -50,6 +52,9 @@ pub struct LoadArgs {
     /// The same for T5
     #[arg(long, value_name = "FORMAT")]
     pub quantize_t5: Option<Quantize>,
+    /// Threads of a run on the CPU: auto, by the work; or a number. Runs of this program take turns
+    #[arg(long, value_name = "N", default_value_t)]
+    pub threads: Threads,
     /// Single parts.
     #[command(flatten)]
     pub parts: PartArgs,
@@ -61,7 +66,11 @@ impl LoadArgs {
     /// # Errors
     /// If the device does not exist; those of [`LoadArgs::loras`].
     pub fn builder(&self) -> anyhow::Result<PipelineBuilder> {
-        let mut builder = self.parts.apply(Pipeline::builder()).placement(self.placement);
+        let mut builder = self
+            .parts
+            .apply(Pipeline::builder())
+            .placement(self.placement)
+            .threads(self.threads);
         builder = builder.device(device(self.device.as_deref())?);
         if let Some(dtype) = self.dtype {
             builder = builder.dtype(match dtype {

@@ -1,6 +1,7 @@
 //! A loaded model: its parts, and its plans before a run.
 
 mod adapted;
+mod computing;
 mod kept;
 mod loras;
 mod references;
@@ -22,7 +23,7 @@ pub(crate) use self::run::Finished;
 use crate::memory::Footprint;
 use crate::placement::{Arrangement, Slot};
 use crate::plan::ModelFacts;
-use crate::{Checkpoint, MemoryPlan, Parts, PipelineBuilder, Placement, Plan, Request};
+use crate::{Checkpoint, MemoryPlan, Parts, PipelineBuilder, Placement, Plan, Request, Threads};
 
 /// A loaded model that edits and generates images.
 ///
@@ -128,6 +129,12 @@ impl Pipeline {
             loras: PreparedLoras::default(),
             fused: false,
         }
+    }
+
+    /// Sets the number of threads.
+    pub(crate) fn computing(self, threads: Threads) -> Self {
+        let facts = self.facts.computing(self.device, threads);
+        Self { facts, ..self }
     }
 
     /// Adds the files that the parts come from.

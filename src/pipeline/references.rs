@@ -8,6 +8,7 @@ use kontext_sampler::{pack, unpack};
 use kontext_vae::Autoencoder;
 
 use super::Pipeline;
+use super::computing::Computing;
 use super::kept::{EncodedImage, Kept};
 use super::run::{Observer, notify};
 use crate::encode::reference_images;
@@ -18,6 +19,7 @@ impl Pipeline {
     /// Returns the context's tokens, and the first reference's latents.
     pub(super) fn encode_references<'a>(
         &'a self,
+        computing: &Computing,
         vae: &mut Option<Lease<'a, Autoencoder>>,
         request: &Request,
         plan: &Plan,
@@ -43,7 +45,7 @@ impl Pipeline {
             } else {
                 let codec = self.codec(Lease::begin(vae, || self.parts.vae.lease())?, plan);
                 // Rounded to the run's dtype if the mode is, also on a CPU, which computes in f32.
-                let latents = codec.encode(image, fitted)?.f_to_kind(kind)?;
+                let latents = computing.image(|| codec.encode(image, fitted))?.f_to_kind(kind)?;
                 notify(
                     observe,
                     plan,
@@ -74,6 +76,7 @@ impl Pipeline {
     /// Returns the first image's latents on the target's grid.
     pub(super) fn start_image<'a>(
         &'a self,
+        computing: &Computing,
         vae: &mut Option<Lease<'a, Autoencoder>>,
         request: &Request,
         plan: &Plan,
@@ -83,7 +86,7 @@ impl Pipeline {
             (Some(latents), Some(reference), _) if reference.grid == plan.target => Ok(latents.shallow_clone()),
             (_, _, Some(image)) => {
                 let codec = self.codec(Lease::begin(vae, || self.parts.vae.lease())?, plan);
-                codec.encode(image, plan.target.size())
+                computing.image(|| codec.encode(image, plan.target.size()))
             }
             _ => Err(Error::bug("a strength below 1 without an image to start from")),
         }

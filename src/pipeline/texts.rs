@@ -5,6 +5,7 @@ use kontext_text::{Prompt, TextEncoder, Unseen};
 
 use super::Pipeline;
 use super::adapted::Adapted;
+use super::computing::Computing;
 use super::kept::{EncodedPrompt, Kept};
 use super::run::{Observer, notify};
 use crate::lora::LoraSet;
@@ -24,6 +25,7 @@ impl Pipeline {
     /// Encodes the prompt and, if used, the negative prompt.
     pub(super) fn encode_texts(
         &self,
+        computing: &Computing,
         request: &Request,
         plan: &Plan,
         loras: &LoraSet,
@@ -43,7 +45,7 @@ impl Pipeline {
                         Some(leased) => leased,
                         None => text.insert(self.lease_text(loras)?),
                     };
-                    encoder.with(|encoder| encoder.encode(prompt))?
+                    computing.text(|| encoder.with(|encoder| encoder.encode(prompt)))?
                 }
             };
             // A cached prompt is cut as the first one was.
