@@ -23,6 +23,7 @@ impl PipelineBuilder {
             return Err(Error::invalid("device", expected, format!("{other:?}")));
         }
         parts.defaults.validate()?;
+        self.threads.validate()?;
         let on_device = Self {
             device: Some(device),
             ..self.clone()
@@ -38,7 +39,8 @@ impl PipelineBuilder {
         };
         self.check_for_parts()?;
         let mut pipeline = Pipeline::of(parts, precision, device, self.tiling, attention)?
-            .with_encoding_cache(self.encoding_cache);
+            .with_encoding_cache(self.encoding_cache)
+            .threading(self.threads);
         pipeline.put_loras(LoraSet::open(self.loras.iter().cloned())?, false)?;
         Ok(pipeline)
     }

@@ -11,7 +11,7 @@ use kontext_text::TextEncoder;
 use kontext_vae::{Autoencoder, Tiling};
 
 use crate::checkpoint::Overrides;
-use crate::{LoraUse, ModelDefaults, Placement};
+use crate::{LoraUse, ModelDefaults, Placement, Threads};
 
 /// Options of a pipeline.
 ///
@@ -37,6 +37,7 @@ pub struct PipelineBuilder {
     pub(crate) quantize_t5: Option<Quantize>,
     pub(crate) encoding_cache: Option<u64>,
     pub(crate) attention: Attention,
+    pub(crate) threads: Threads,
 }
 
 /// The parts of a pipeline, for callers who build or load them themselves.
@@ -181,6 +182,11 @@ impl PipelineBuilder {
     /// ```
     pub fn attention(self, attention: Attention) -> Self {
         Self { attention, ..self }
+    }
+
+    /// Sets the number of threads with which a run computes. Default: [`Threads::Automatic`].
+    pub fn threads(self, threads: Threads) -> Self {
+        Self { threads, ..self }
     }
 
     /// Takes the transformer from this folder or file.

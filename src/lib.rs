@@ -23,6 +23,7 @@ mod request;
 mod resolved;
 pub mod session;
 mod stream;
+mod threads;
 mod warning;
 
 pub use builder::{Parts, PipelineBuilder};
@@ -44,6 +45,7 @@ pub use plan::{Plan, ReferencePlan};
 pub use request::Request;
 pub use session::Session;
 pub use stream::{RunStream, RunStreamIter, StreamEvent};
+pub use threads::{RunThreads, Threads};
 pub use warning::Warning;
 
 /// The crate [`image`], in the version whose images requests take and outputs hold.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use image::RgbImage;
 use kontext_core::{Device, Error, Kind, ModelPart, Result, Stage, buffer};
-use kontext_device::{memory, openmp};
+use kontext_device::{device, memory, openmp};
 use kontext_dit::DitConfig;
 use kontext_dit::names::is_block;
 use kontext_nn::{Offload, Weights};
@@ -242,7 +242,9 @@ impl PipelineBuilder {
     fn facts(&self, model: &Opened) -> Result<ModelFacts> {
         let Opened { config, defaults, .. } = model;
         let (shift, length) = (model.checkpoint.shift(config)?, self.text_tokens(defaults)?);
-        let facts = ModelFacts::new(config, shift, length, defaults.clone());
+        self.threads.validate()?;
+        let device = self.device.unwrap_or_else(device::best);
+        let facts = ModelFacts::new(config, shift, length, defaults.clone()).threading(device, self.threads);
         if !self.has_device() {
             return Ok(facts.attending(self.attention.kernel()));
         }

@@ -4,16 +4,17 @@ mod arrays;
 mod sizes;
 mod warnings;
 
-use kontext_core::{Error, Result, range};
+use kontext_core::{Device, Error, Result, range};
 use kontext_dit::DitConfig;
 use kontext_nn::AttentionKernel;
 use kontext_sampler::geometry::{LARGEST_SIDE, TOKEN_PIXELS};
 use kontext_sampler::ids::{Origin, origins};
-use kontext_sampler::{Conformance, Grid, References, Schedule, Shift, Size};
+use kontext_sampler::{CfgMode, Conformance, Grid, References, Schedule, Shift, Size};
 use kontext_text::Tokenizer;
 
 use crate::defaults::LARGEST_GUIDANCE;
-use crate::{ModelDefaults, Request, Warning};
+use crate::threads::{Computation, Load};
+use crate::{ModelDefaults, Request, RunThreads, Threads, Warning};
 pub(crate) use arrays::check_values;
 use arrays::{check_image_latents, check_noise};
 pub(crate) use sizes::stitched_width;
@@ -50,6 +51,8 @@ pub struct Plan {
     pub runs_per_step: usize,
     /// Number of images.
     pub batch: usize,
+    /// Threads of the stages; `None` if they are left as they are, on a GPU.
+    pub threads: Option<RunThreads>,
     /// Settings of the request that have no effect, and sizes that may surprise.
     pub warnings: Vec<Warning>,
 }
@@ -78,6 +81,7 @@ pub(crate) struct ModelFacts {
     pub(crate) latent_channels: i64,
     pub(crate) defaults: ModelDefaults,
     pub(crate) attention: Option<AttentionKernel>,
+    computation: Computation,
     /// Settings of the model's defaults and of the builder without effect.
     pub(crate) ignored: Vec<Warning>,
 }
@@ -93,6 +97,7 @@ impl ModelFacts {
             latent_channels: config.in_channels / 4,
             defaults,
             attention: None,
+            computation: Computation::of(config),
             ignored: guidance
                 .map(|guidance| Warning::DefaultGuidanceIgnored { guidance })
                 .into_iter()
@@ -103,6 +108,13 @@ impl ModelFacts {
     /// Sets the kernel of attention.
     pub(crate) fn attending(self, attention: Option<AttentionKernel>) -> Self {
         Self { attention, ..self }
+    }
+
+    /// Sets the device that computes, and the number of threads.
+    pub(crate) fn threading(mut self, device: Device, threads: Threads) -> Self {
+        self.computation.on_cpu = device == Device::Cpu;
+        self.computation.threads = threads;
+        self
     }
 
     /// Adds the settings of the builder without effect.
@@ -163,13 +175,37 @@ impl Plan {
             attention: facts.attention,
             runs_per_step: 1 + usize::from(request.negative().is_some()),
             batch: request.batch,
+            threads: None,
             warnings: Vec::new(),
         };
+        let threads = facts.computation.threads(plan.load(request.cfg_mode));
         let mut warnings = warnings::warnings(request, &plan, facts);
         if request.native_size && input.is_none() {
             warnings.push(Warning::NativeSizeIgnored);
         }
-        Ok(Self { warnings, ..plan })
+        Ok(Self {
+            threads,
+            warnings,
+            ..plan
+        })
+    }
+
+    /// Returns the sizes that the numbers of threads depend on.
+    fn load(&self, cfg_mode: CfgMode) -> Load {
+        let sequence = self.tokens().unsigned_abs();
+        let both = if cfg_mode == CfgMode::Batched {
+            self.runs_per_step
+        } else {
+            1
+        };
+        let images = (self.batch as u64).saturating_mul(both as u64);
+        let areas = self.references.iter().map(|reference| reference.fitted.area());
+        Load {
+            tokens: sequence.saturating_mul(images),
+            sequence,
+            text_tokens: self.text_tokens.unsigned_abs(),
+            pixels: areas.fold(self.target.size().area(), u64::max),
+        }
     }
 
     /// Returns the tokens of all references.
@@ -248,7 +284,10 @@ impl std::fmt::Display for Plan {
         if let Some(attention) = self.attention {
             writeln!(f, "attention:   {attention}")?;
         }
-        write!(f, "images:    {} ({:?} conventions)", self.batch, self.conformance)?;
+        write!(f, "images:      {} ({:?} conventions)", self.batch, self.conformance)?;
+        if let Some(threads) = self.threads {
+            write!(f, "\nthreads:     {threads}")?;
+        }
         self.warnings
             .iter()
             .try_for_each(|warning| write!(f, "\nwarning:     {warning}"))

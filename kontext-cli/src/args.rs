@@ -7,7 +7,7 @@ use clap::Args;
 use kontext::image::RgbImage;
 use kontext::io::{EmbeddedProfile, OpenOptions};
 use kontext::{
-    Attention, Conformance, Device, Kind, Pipeline, PipelineBuilder, Placement, Quantize, References, Request,
+    Attention, Conformance, Device, Kind, Pipeline, PipelineBuilder, Placement, Quantize, References, Request, Threads,
 };
 use kontext_core::array;
 use kontext_device::device;
@@ -55,6 +55,9 @@ pub struct LoadArgs {
     /// Kernel of the attention: auto, cudnn, flash, memory-efficient, math, flash3=FILE or flash3-fp8=FILE
     #[arg(long, value_name = "KERNEL", default_value_t)]
     pub attention: Attention,
+    /// Threads of a run on the CPU: auto, by the work; or a number. Runs of this program take turns
+    #[arg(long, value_name = "N", default_value_t)]
+    pub threads: Threads,
     /// Single parts.
     #[command(flatten)]
     pub parts: PartArgs,
@@ -66,10 +69,13 @@ impl LoadArgs {
     /// # Errors
     /// If the device does not exist; those of [`LoadArgs::loras`].
     pub fn builder(&self) -> anyhow::Result<PipelineBuilder> {
-        let mut builder = self.parts.apply(Pipeline::builder()).placement(self.placement);
-        builder = builder
-            .device(device(self.device.as_deref())?)
-            .attention(self.attention.clone());
+        let mut builder = self
+            .parts
+            .apply(Pipeline::builder())
+            .placement(self.placement)
+            .attention(self.attention.clone())
+            .threads(self.threads);
+        builder = builder.device(device(self.device.as_deref())?);
         if let Some(dtype) = self.dtype {
             builder = builder.dtype(match dtype {
                 DtypeArg::F32 => Kind::Float,

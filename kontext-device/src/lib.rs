@@ -7,3 +7,4 @@ pub mod dispatcher;
 pub mod libtorch;
 pub mod memory;
 pub mod openmp;
+pub mod turns;

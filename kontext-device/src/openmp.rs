@@ -3,17 +3,25 @@
 //! OpenMP's library ends the program if the system refuses one of its threads.
 //! Each thread that calls libtorch gets a team of its own, at its first parallel operation.
 
+mod library;
+mod team;
+mod waiting;
+
 use std::cell::Cell;
 use std::sync::{Mutex, mpsc};
 use std::thread::{self, Builder};
 
-use kontext_core::{Error, Result, lock, threads};
+use kontext_core::{Error, Result, lock, threads as refused};
+
+pub use self::team::Team;
+pub use self::waiting::wait_passively;
 
 /// Stack of a thread that OpenMP starts, unless `ulimit -s` says another size.
 const STACK: usize = 8 << 20;
 
 thread_local! {
-    static CHECKED: Cell<bool> = const { Cell::new(false) };
+    /// The largest team that was checked.
+    static CHECKED: Cell<usize> = const { Cell::new(1) };
 }
 
 /// Checks, once for each calling thread, that the system grants the threads that libtorch will start for it.
@@ -29,13 +37,26 @@ thread_local! {
 /// # Ok::<(), kontext_core::Error>(())
 /// ```
 pub fn check() -> Result<()> {
-    if CHECKED.get() {
+    check_team(threads())
+}
+
+/// Checks as [`check`] does for a team of this number, which [`Team::of`] sets.
+///
+/// # Errors
+/// [`Error::Thread`] if the system refuses one of the threads.
+pub fn check_team(threads: usize) -> Result<()> {
+    if threads <= CHECKED.get() {
         return Ok(());
     }
-    let team = usize::try_from(tch::get_num_threads()).unwrap_or(1);
-    can_start(team.saturating_sub(1), STACK)?;
-    CHECKED.set(true);
+    can_start(threads.saturating_sub(1), STACK)?;
+    CHECKED.set(threads);
     Ok(())
+}
+
+/// Returns the number of threads with which libtorch computes on the calling thread, at least 1.
+#[must_use]
+pub fn threads() -> usize {
+    usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1)
 }
 
 /// Starts this many threads that live at the same time.
@@ -55,7 +76,7 @@ fn can_start(count: usize, stack: usize) -> Result<()> {
 }
 
 fn refusal(error: &std::io::Error) -> Error {
-    threads::refusal("libtorch", &error.to_string(), Some("OMP_NUM_THREADS"))
+    refused::refusal("libtorch", &error.to_string(), Some("OMP_NUM_THREADS"))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! A loaded model: its parts, and its plans before a run.
 
 mod adapted;
+mod computing;
 mod encodings;
 mod loras;
 mod recent;
@@ -24,7 +25,7 @@ pub(crate) use self::run::Finished;
 use crate::memory::Footprint;
 use crate::placement::{Arrangement, Slot};
 use crate::plan::ModelFacts;
-use crate::{Checkpoint, MemoryPlan, Parts, PipelineBuilder, Placement, Plan, Request};
+use crate::{Checkpoint, MemoryPlan, Parts, PipelineBuilder, Placement, Plan, Request, Threads};
 
 /// A loaded model that edits and generates images.
 ///
@@ -150,6 +151,12 @@ impl Pipeline {
             encodings: Encodings::new(bytes.unwrap_or(Encodings::DEFAULT_BYTES)),
             ..self
         }
+    }
+
+    /// Sets the number of threads.
+    pub(crate) fn threading(self, threads: Threads) -> Self {
+        let facts = self.facts.threading(self.device, threads);
+        Self { facts, ..self }
     }
 
     /// Adds the files that the parts come from.

@@ -9,6 +9,7 @@ use kontext_sampler::{Size, pack, unpack};
 use kontext_vae::Autoencoder;
 
 use super::Pipeline;
+use super::computing::Computing;
 use super::encodings::ImageKey;
 use super::run::{Observer, notify};
 use crate::encode::reference_images;
@@ -19,6 +20,7 @@ impl Pipeline {
     /// Returns the context's tokens, and the first reference's latents.
     pub(super) fn encode_references<'a>(
         &'a self,
+        computing: &Computing,
         vae: &mut Option<Lease<'a, Autoencoder>>,
         request: &Request,
         plan: &Plan,
@@ -38,7 +40,7 @@ impl Pipeline {
                     .f_to_device(self.device)?;
                 unpack(&tokens, reference.grid)?
             } else {
-                let (latents, cached) = self.encode_image(vae, image, reference.fitted, plan)?;
+                let (latents, cached) = self.encode_image(computing, vae, image, reference.fitted, plan)?;
                 let event = Event::Reference {
                     index,
                     latents: &latents,
@@ -61,6 +63,7 @@ impl Pipeline {
     /// Returns the first image's latents on the target's grid.
     pub(super) fn start_image<'a>(
         &'a self,
+        computing: &Computing,
         vae: &mut Option<Lease<'a, Autoencoder>>,
         request: &Request,
         plan: &Plan,
@@ -68,7 +71,7 @@ impl Pipeline {
     ) -> Result<Tensor> {
         match (first, plan.references.first(), request.images.first()) {
             (Some(latents), Some(reference), _) if reference.grid == plan.target => Ok(latents.shallow_clone()),
-            (_, _, Some(image)) => Ok(self.encode_image(vae, image, plan.target.size(), plan)?.0),
+            (_, _, Some(image)) => Ok(self.encode_image(computing, vae, image, plan.target.size(), plan)?.0),
             _ => Err(Error::bug("a strength below 1 without an image to start from")),
         }
     }
@@ -76,6 +79,7 @@ impl Pipeline {
     /// Returns an image's latents [1, C, H, W], and `true` if they were in the cache.
     fn encode_image<'a>(
         &'a self,
+        computing: &Computing,
         vae: &mut Option<Lease<'a, Autoencoder>>,
         image: &Arc<RgbImage>,
         fitted: Size,
@@ -92,7 +96,7 @@ impl Pipeline {
         let codec = self.codec(Lease::begin(vae, || self.parts.vae.lease())?, plan);
         // Rounded to the run's dtype if the mode is, also on a CPU, which computes in f32.
         let kind = plan.conformance.latents_kind(self.precision.dtype);
-        let latents = codec.encode(image, fitted)?.f_to_kind(kind)?;
+        let latents = computing.image(|| codec.encode(image, fitted))?.f_to_kind(kind)?;
         self.encodings.add_image(&key, &latents);
         Ok((latents, false))
     }

@@ -4,13 +4,13 @@ use std::ops::ControlFlow;
 
 use image::RgbImage;
 use kontext_core::{Conditioning, During, Error, ModelPart, Result, Stage, Tensor, Tokens, array, buffer, noise};
-use kontext_device::openmp;
 use kontext_dit::{Run, RunInput};
 use kontext_nn::Weights;
 use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_sampler::{CfgMode, add_noise, guidance, integrate, pack, unpack};
 use kontext_vae::Autoencoder;
 
+use super::computing::Computing;
 use super::texts::EncodedTexts;
 use super::{Pipeline, Precision};
 use crate::encode::Codec;
@@ -58,7 +58,7 @@ impl Pipeline {
         let loras = self.chosen_loras(request)?;
         // Threads take address space, so they start before it is measured.
         kontext_core::threads::start()?;
-        openmp::check()?;
+        let computing = &self.computing_of(&plan)?;
         self.check_memory(&plan)?;
         let short = |stage: Stage| {
             let plan = &plan;
@@ -75,17 +75,17 @@ impl Pipeline {
             negative,
             unseen,
         } = self
-            .encode_texts(request, &plan, &loras, observe)
+            .encode_texts(computing, request, &plan, &loras, observe)
             .map_err(short(Stage::Text))?;
         // 3. References. The autoencoder is loaded only for references not in the cache.
         let mut vae = None;
-        let encoded = self.encode_references(&mut vae, request, &plan, observe);
+        let encoded = self.encode_references(computing, &mut vae, request, &plan, observe);
         let (context, first) = encoded.map_err(short(Stage::References))?;
         // 4. Noise, mixed with the image if the run starts from one.
         let mut latents = self.starting_noise(request, &plan, seed).during(Stage::Noise)?;
         if request.strength < 1.0 {
             let start = self
-                .start_image(&mut vae, request, &plan, first.as_ref())
+                .start_image(computing, &mut vae, request, &plan, first.as_ref())
                 .map_err(short(Stage::References))?;
             latents = add_noise(&pack(&start)?.f_to_kind(latents.kind())?, &latents, &plan.schedule)?;
         }
@@ -96,6 +96,7 @@ impl Pipeline {
         // 5. Sampling.
         let latents = self
             .sample(
+                computing,
                 request,
                 &plan,
                 &loras,
@@ -112,7 +113,8 @@ impl Pipeline {
         let mut images = Vec::with_capacity(plan.batch);
         for item in 0..plan.batch {
             let tokens = latents.f_narrow(0, item as i64, 1)?;
-            let image = codec.decode(&unpack(&tokens, plan.target)?, plan.output, plan.conformance);
+            let tokens = unpack(&tokens, plan.target)?;
+            let image = computing.image(|| codec.decode(&tokens, plan.output, plan.conformance));
             images.push(image.map_err(short(Stage::Decode))?);
             notify(
                 observe,
@@ -145,7 +147,9 @@ impl Pipeline {
     /// Decodes latents [1, C, H, W] to an image of the plan's size.
     pub(crate) fn decode(&self, latents: &Tensor, plan: &Plan) -> Result<RgbImage> {
         let vae = self.parts.vae.lease()?;
-        let image = self.codec(&vae, plan).decode(latents, plan.output, plan.conformance);
+        let codec = self.codec(&vae, plan);
+        let computing = self.computing_of(plan)?;
+        let image = computing.image(|| codec.decode(latents, plan.output, plan.conformance));
         vae.end();
         image
     }
@@ -172,6 +176,7 @@ impl Pipeline {
     #[allow(clippy::too_many_arguments)] // The loop's ingredients, each used once.
     fn sample(
         &self,
+        computing: &Computing,
         request: &Request,
         plan: &Plan,
         loras: &LoraSet,
@@ -193,7 +198,7 @@ impl Pipeline {
                 times: &times,
                 guidance: guidance_value,
             };
-            dit.with(|dit| dit.prepare(&input))
+            computing.step(|| dit.with(|dit| dit.prepare(&input)))
         };
         let forward = |run: &Run, step: usize, x: &Tensor| {
             let forward = || dit.with(|dit| dit.forward(run, step, x));
@@ -208,7 +213,7 @@ impl Pipeline {
             Some(negative) => (prepare(positive)?, Some(prepare(negative)?)),
             None => (prepare(positive)?, None),
         };
-        let velocity = |x: &Tensor, step: usize| -> Result<Tensor> {
+        let predict = |x: &Tensor, step: usize| -> Result<Tensor> {
             let x = x.f_to_kind(compute)?;
             let v = if let Some(negative) = &negative {
                 guidance::combine(
@@ -226,6 +231,7 @@ impl Pipeline {
             };
             Ok(v.f_to_kind(dtype)?)
         };
+        let velocity = |x: &Tensor, step: usize| computing.step(|| predict(x, step));
         let sampled = integrate(latents, &plan.schedule, dtype, velocity, |step| {
             observe(Event::Step {
                 done: step.done,

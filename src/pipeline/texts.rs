@@ -5,6 +5,7 @@ use kontext_text::{Prompt, TextEncoder, Unseen};
 
 use super::Pipeline;
 use super::adapted::Adapted;
+use super::computing::Computing;
 use super::run::{Observer, notify};
 use crate::lora::LoraSet;
 use crate::{Event, Plan, Request};
@@ -23,6 +24,7 @@ impl Pipeline {
     /// Encodes the prompt and, if used, the negative prompt.
     pub(super) fn encode_texts(
         &self,
+        computing: &Computing,
         request: &Request,
         plan: &Plan,
         loras: &LoraSet,
@@ -41,7 +43,7 @@ impl Pipeline {
                         Some(leased) => leased,
                         None => text.insert(self.lease_text(loras)?),
                     };
-                    encoder.with(|encoder| encoder.encode(prompt))?
+                    computing.text(|| encoder.with(|encoder| encoder.encode(prompt)))?
                 }
             };
             if !is_cached {
