@@ -23,11 +23,12 @@ impl PipelineBuilder {
             return Err(Error::invalid("device", expected, format!("{other:?}")));
         }
         parts.defaults.validate()?;
-        let (precision, _) = Self {
+        let here = Self {
             device: Some(device),
             ..self.clone()
-        }
-        .precision()?;
+        };
+        let (precision, _) = here.precision()?;
+        let compute = here.compute_choice(parts.dit.config())?;
         let length = match (self.max_sequence_length, parts.defaults.max_sequence_length) {
             (None, None) => check_tokens(parts.text.sequence_length())?,
             _ => self.text_tokens(&parts.defaults)?,
@@ -37,7 +38,7 @@ impl PipelineBuilder {
             ..parts
         };
         self.check_for_parts()?;
-        let mut pipeline = Pipeline::of(parts, precision, device, self.tiling)?;
+        let mut pipeline = Pipeline::of(parts, precision, compute, device, self.tiling)?;
         pipeline.put_loras(LoraSet::open(self.loras.iter().cloned())?, false)?;
         Ok(pipeline)
     }
@@ -85,6 +86,6 @@ impl PipelineBuilder {
         // Before a large model is drawn.
         self.check_for_parts()?;
         let (precision, device) = self.precision()?;
-        random_parts(sizes, seed, device, precision.dtype, precision.compute)
+        random_parts(sizes, seed, device, precision.stored, precision.built)
     }
 }

@@ -84,14 +84,14 @@ impl PipelineBuilder {
         let fused = self.fuse_loras && !loras.is_empty();
         let weights = model.weights.clone();
         let weights = if fused { weights.fused(adapters) } else { weights };
-        let weights = weights.at_most(precision.dtype).device(device);
+        let weights = weights.at_most(precision.stored).device(device);
         let (staged, left) = (arrangement.placement == Placement::Staged, arrangement.left);
         // The four other parts count as one piece each.
         let total = 4 + (config.double_blocks + config.single_blocks) as usize;
         let mut tell = |part: &'static str, done: usize| progress(LoadProgress { part, done, total });
         tell("text encoders", 0);
         let text = {
-            let (compute, quantize) = (precision.compute, self.quantize_t5);
+            let (compute, quantize) = (precision.built, self.quantize_t5);
             let length = facts.text_tokens as usize;
             let files = TextFiles {
                 checkpoint: checkpoint.clone(),
@@ -185,8 +185,8 @@ impl PipelineBuilder {
     }
 
     fn footprint(&self, model: &Opened) -> Result<Footprint> {
-        let (Precision { dtype, compute }, device) = self.precision()?;
-        let machine = Machine { device, dtype, compute };
+        let (Precision { built, stored, .. }, device) = self.precision()?;
+        let machine = Machine { device, built, stored };
         Footprint::of(
             &model.checkpoint,
             &model.weights,
@@ -240,7 +240,7 @@ impl PipelineBuilder {
     fn facts(&self, model: &Opened) -> Result<ModelFacts> {
         let Opened { config, defaults, .. } = model;
         let (shift, length) = (model.checkpoint.shift(config)?, self.text_tokens(defaults)?);
-        Ok(ModelFacts::new(config, shift, length, defaults.clone()))
+        Ok(ModelFacts::new(config, shift, length, defaults.clone()).computing(self.compute_choice(config)?))
     }
 
     /// Returns the settings that have no effect on this model, for weights that are left in their file as `left`

@@ -4,15 +4,16 @@ mod arrays;
 mod sizes;
 mod warnings;
 
-use kontext_core::{Error, Result, range};
+use kontext_core::{Error, Kind, Result, range};
 use kontext_dit::DitConfig;
 use kontext_sampler::geometry::{LARGEST_SIDE, TOKEN_PIXELS};
 use kontext_sampler::ids::{Origin, origins};
 use kontext_sampler::{Conformance, Grid, References, Schedule, Shift, Size};
 use kontext_text::Tokenizer;
 
+use crate::compute::ComputeChoice;
 use crate::defaults::LARGEST_GUIDANCE;
-use crate::{ModelDefaults, Request, Warning};
+use crate::{Compute, ModelDefaults, Request, Warning};
 pub(crate) use arrays::check_values;
 use arrays::{check_image_latents, check_noise};
 pub(crate) use sizes::stitched_width;
@@ -44,6 +45,8 @@ pub struct Plan {
     pub guidance: Option<f64>,
     /// Model runs per step: 2 with true classifier-free guidance.
     pub runs_per_step: usize,
+    /// Kinds of arithmetic.
+    pub compute: Compute,
     /// Number of images.
     pub batch: usize,
     /// Settings of the request that have no effect, and sizes that may surprise.
@@ -73,6 +76,7 @@ pub(crate) struct ModelFacts {
     pub(crate) text_tokens: i64,
     pub(crate) latent_channels: i64,
     pub(crate) defaults: ModelDefaults,
+    pub(crate) compute: ComputeChoice,
     /// Settings of the model's defaults and of the builder without effect.
     pub(crate) ignored: Vec<Warning>,
 }
@@ -87,11 +91,17 @@ impl ModelFacts {
             text_tokens: text_tokens as i64,
             latent_channels: config.in_channels / 4,
             defaults,
+            compute: ComputeChoice::all(Kind::Float),
             ignored: guidance
                 .map(|guidance| Warning::DefaultGuidanceIgnored { guidance })
                 .into_iter()
                 .collect(),
         }
+    }
+
+    /// Sets the kinds of arithmetic. Default: f32.
+    pub(crate) fn computing(self, compute: ComputeChoice) -> Self {
+        Self { compute, ..self }
     }
 
     /// Adds the settings of the builder without effect.
@@ -150,6 +160,7 @@ impl Plan {
             schedule: schedule(request, grid, facts)?,
             guidance: facts.guidance_embed.then(|| guidance(request, facts)),
             runs_per_step: 1 + usize::from(request.negative().is_some()),
+            compute: facts.compute.of(request.conformance),
             batch: request.batch,
             warnings: Vec::new(),
         };
@@ -233,6 +244,7 @@ impl std::fmt::Display for Plan {
             Some(guidance) => writeln!(f, "guidance:    {guidance}")?,
             None => writeln!(f, "guidance:    none (the model embeds none)")?,
         }
+        writeln!(f, "arithmetic:  {}", self.compute)?;
         write!(f, "images:    {} ({:?} conventions)", self.batch, self.conformance)?;
         self.warnings
             .iter()

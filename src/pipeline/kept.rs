@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use image::RgbImage;
-use kontext_core::{Conditioning, Tensor};
+use kontext_core::{Conditioning, Kind, Tensor};
 use kontext_sampler::{Conformance, Size};
 use kontext_text::{Prompt, Unseen};
 
@@ -23,12 +23,13 @@ pub(crate) struct Kept {
     pub(crate) images: Recent<EncodedImage, Tensor>,
 }
 
-/// Cache key of a prompt's conditioning: the text of each encoder, and the LoRAs of both.
+/// Cache key of a prompt's conditioning: the text of each encoder, the LoRAs of both, and T5's arithmetic.
 #[derive(Debug)]
 pub(crate) struct EncodedPrompt {
     clip: String,
     t5: String,
     loras: LoraKey,
+    compute: Kind,
 }
 
 /// Cache key of an image's latents.
@@ -58,16 +59,17 @@ impl Kept {
 }
 
 impl EncodedPrompt {
-    pub(crate) fn of(prompt: Prompt<'_>, loras: LoraKey) -> Self {
+    pub(crate) fn of(prompt: Prompt<'_>, loras: LoraKey, compute: Kind) -> Self {
         Self {
             clip: prompt.clip.to_owned(),
             t5: prompt.t5.to_owned(),
             loras,
+            compute,
         }
     }
 
-    pub(crate) fn is(&self, prompt: Prompt<'_>, loras: &LoraKey) -> bool {
-        self.clip == prompt.clip && self.t5 == prompt.t5 && self.loras == *loras
+    pub(crate) fn is(&self, prompt: Prompt<'_>, loras: &LoraKey, compute: Kind) -> bool {
+        self.clip == prompt.clip && self.t5 == prompt.t5 && self.loras == *loras && self.compute == compute
     }
 }
 

@@ -19,6 +19,7 @@ use kontext_vae::{Autoencoder, Tiling};
 use self::adapted::PreparedLoras;
 pub(crate) use self::kept::Kept;
 pub(crate) use self::run::Finished;
+use crate::compute::ComputeChoice;
 use crate::memory::Footprint;
 use crate::placement::{Arrangement, Slot};
 use crate::plan::ModelFacts;
@@ -69,11 +70,15 @@ pub(crate) struct PartSlots {
     pub(crate) config: DitConfig,
 }
 
-/// The dtype that a run follows, and the one it computes in (they differ on the CPU).
+/// The dtypes of a pipeline, whatever its runs compute in ([`crate::Compute`]).
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Precision {
+    /// The dtype that runs follow.
     pub(crate) dtype: Kind,
-    pub(crate) compute: Kind,
+    /// The dtype that text encoders are built for: f32 on a CPU.
+    pub(crate) built: Kind,
+    /// The widest dtype of the transformer's plain weights in memory.
+    pub(crate) stored: Kind,
 }
 
 impl Pipeline {
@@ -91,7 +96,13 @@ impl Pipeline {
     }
 
     /// Creates a pipeline from parts in memory.
-    pub(crate) fn of(parts: Parts, precision: Precision, device: Device, tiling: Option<Tiling>) -> Result<Self> {
+    pub(crate) fn of(
+        parts: Parts,
+        precision: Precision,
+        compute: ComputeChoice,
+        device: Device,
+        tiling: Option<Tiling>,
+    ) -> Result<Self> {
         let Parts {
             text,
             dit,
@@ -100,7 +111,7 @@ impl Pipeline {
             defaults,
         } = parts;
         fit(&text, &vae, dit.config())?;
-        let facts = ModelFacts::new(dit.config(), shift, text.sequence_length(), defaults);
+        let facts = ModelFacts::new(dit.config(), shift, text.sequence_length(), defaults).computing(compute);
         let config = dit.config().clone();
         let slots = PartSlots {
             text: Slot::given(text),

@@ -30,11 +30,11 @@ impl Pipeline {
         kept: &mut Kept,
         observe: Observer<'_>,
     ) -> Result<EncodedTexts> {
-        let text_loras = loras.text_key();
+        let (text_loras, compute) = (loras.text_key(), plan.compute.text);
         let mut text: Option<Adapted<'_, TextEncoder>> = None;
         let mut all_unseen = Unseen::default();
         let mut encode = |prompt: Prompt<'_>, negative: bool| -> Result<Conditioning> {
-            let cached = kept.texts.get(|known| known.is(prompt, &text_loras)).cloned();
+            let cached = kept.texts.get(|known| known.is(prompt, &text_loras, compute)).cloned();
             let is_cached = cached.is_some();
             let (conditioning, unseen) = match cached {
                 Some(cached) => cached,
@@ -43,7 +43,7 @@ impl Pipeline {
                         Some(leased) => leased,
                         None => text.insert(self.lease_text(loras)?),
                     };
-                    encoder.with(|encoder| encoder.encode(prompt))?
+                    encoder.with(|encoder| encoder.encode_in(prompt, compute))?
                 }
             };
             // A cached prompt is cut as the first one was.
@@ -59,7 +59,7 @@ impl Pipeline {
                     negative,
                 };
                 notify(observe, plan, event)?;
-                let key = || EncodedPrompt::of(prompt, text_loras.clone());
+                let key = || EncodedPrompt::of(prompt, text_loras.clone(), compute);
                 kept.texts.add(key, || (conditioning.clone(), unseen.clone()));
             }
             all_unseen.truncated.extend(unseen.truncated);
