@@ -68,6 +68,10 @@ fn main() -> ExitCode {
         }
         if args.plan {
             let square = Request::edit(RgbImage::new(1024, 1024), "");
+            say(format_args!(
+                "\narithmetic: {}",
+                builder.plan(&folder, &square)?.compute
+            ))?;
             let memory = builder.memory(&folder, &square)?;
             for memory in &memory {
                 say(format_args!("\n{memory}"))?;

@@ -29,6 +29,7 @@ impl PipelineBuilder {
             ..self.clone()
         };
         let ((precision, _), attention) = (on_device.precision()?, on_device.attention_backend()?);
+        let compute = on_device.compute_choice(parts.dit.config())?;
         let length = match (self.max_sequence_length, parts.defaults.max_sequence_length) {
             (None, None) => check_tokens(parts.text.sequence_length())?,
             _ => self.text_tokens(&parts.defaults)?,
@@ -38,7 +39,7 @@ impl PipelineBuilder {
             ..parts
         };
         self.check_for_parts()?;
-        let mut pipeline = Pipeline::of(parts, precision, device, self.tiling, attention)?
+        let mut pipeline = Pipeline::of(parts, precision, compute, device, self.tiling, attention)?
             .with_encoding_cache(self.encoding_cache)
             .threading(self.threads);
         pipeline.put_loras(LoraSet::open(self.loras.iter().cloned())?, false)?;
@@ -89,6 +90,6 @@ impl PipelineBuilder {
         self.check_for_parts()?;
         drop(self.attention_backend()?);
         let (precision, device) = self.precision()?;
-        random_parts(sizes, seed, device, precision.dtype, precision.compute)
+        random_parts(sizes, seed, device, precision.stored, precision.built)
     }
 }

@@ -26,6 +26,7 @@ use crate::{LoraUse, ModelDefaults, Placement, Threads};
 pub struct PipelineBuilder {
     pub(crate) device: Option<Device>,
     pub(crate) dtype: Option<Kind>,
+    pub(crate) compute: Option<Kind>,
     pub(crate) tiling: Option<Tiling>,
     pub(crate) max_sequence_length: Option<usize>,
     pub(crate) overrides: Overrides,
@@ -66,12 +67,31 @@ impl PipelineBuilder {
 
     /// Sets the dtype of the run: `Float`, `BFloat16` or `Half`. Default: bf16 on CUDA, f32 on the CPU.
     ///
-    /// On the CPU, bf16 units are rare and computing without them takes hundreds of times as long. Therefore
-    /// bf16 and f16 weights are kept narrow and widened to f32 layer by layer; latents are still rounded as
-    /// in a run of that dtype.
+    /// A GPU computes in it. On the CPU it is that of latents, and the widest of the transformer's weights; the
+    /// arithmetic is set by [`PipelineBuilder::compute`]. With `Float` or `Half` here and none there it is f32.
     pub fn dtype(self, dtype: Kind) -> Self {
         Self {
             dtype: Some(dtype),
+            ..self
+        }
+    }
+
+    /// Sets the kind of arithmetic on a CPU, `Float` or `BFloat16`; on another device it has to be the dtype.
+    /// Default: the faster one for a large model, f32 for others.
+    ///
+    /// A CPU without units for bf16 takes hundreds of times as long in it as in f32. On one with them both are measured,
+    /// once a process, and bf16 is taken for the matrix products of a transformer of at least 10^9 parameters and for
+    /// T5, or for the autoencoder's convolutions, if it is at least 1.3 times as fast. Smaller models, runs in the
+    /// conventions of another program, and runs with the dtype `Float` compute in f32. [`Plan::compute`] has the choice;
+    /// as it follows from a measurement, set a kind where results must be reproduced to the byte.
+    ///
+    /// Weights in other dtypes are converted layer by layer for each multiplication; with `BFloat16` here, wider ones of
+    /// the transformer are narrowed at load. Softmax, norms and rotary positions are computed in f32 in either kind.
+    ///
+    /// [`Plan::compute`]: crate::Plan::compute
+    pub fn compute(self, kind: Kind) -> Self {
+        Self {
+            compute: Some(kind),
             ..self
         }
     }

@@ -4,19 +4,22 @@ use std::fmt;
 use std::path::PathBuf;
 
 use kontext_core::{Device, Result};
+use kontext_device::rates;
 use kontext_device::{cpu, cuda, libtorch, memory};
 
 #[doc(no_inline)]
 pub use kontext_device::cuda::{CudaVersion, Driver, DriverDevice};
 #[doc(no_inline)]
 pub use kontext_device::libtorch::Version;
+#[doc(no_inline)]
+pub use kontext_device::rates::{Rate, Rates};
 
 /// The lowest compute capability of CUDA 13. Source: NVIDIA, CUDA 13.0 release notes, "deprecated architectures".
 const CUDA_13_CAPABILITY: (i32, i32) = (7, 5);
 
 /// Examines the libtorch of this program, the CPU, and CUDA's devices.
 ///
-/// Loads no model. Where a CUDA device is present, it opens libtorch's CUDA half and uses each device.
+/// Loads no model, and measures the CPU's speed in some milliseconds. Where a CUDA device is present, it opens libtorch's CUDA half and uses each device.
 ///
 /// # Example
 /// ```
@@ -37,6 +40,7 @@ pub fn doctor() -> Diagnosis {
         file: libtorch::loaded(libtorch::CPU_LIBRARY),
         version,
         features: cpu::features(),
+        rates: is_expected.then(|| rates::rates().ok()).flatten(),
         cpus: std::thread::available_parallelism().ok().map(Into::into),
         threads,
         free_memory: memory::free(Device::Cpu).ok(),
@@ -64,6 +68,8 @@ pub struct Diagnosis {
     pub version: Option<Version>,
     /// Features of the CPU that its speed depends on.
     pub features: Vec<&'static str>,
+    /// Speed of the CPU in f32, and in bf16 if it has units for it; `None` if libtorch does not fit or cannot compute.
+    pub rates: Option<Rates>,
     /// CPUs that this program may use.
     pub cpus: Option<usize>,
     /// Threads that libtorch computes with; `None` if its version does not fit.
@@ -231,6 +237,9 @@ impl fmt::Display for Diagnosis {
         if let Some(free) = self.free_memory {
             write!(f, "; {} MB free", megabytes(free))?;
         }
+        if let Some(Rates { matmul, convolution }) = &self.rates {
+            write!(f, "\nmatrix products: {matmul}; convolutions: {convolution}")?;
+        }
         writeln!(f, "\nCUDA: {}", self.cuda)?;
         let problems = self.problems();
         if problems.is_empty() {
@@ -297,6 +306,16 @@ mod tests {
             file: Some("/opt/torch/lib/libtorch_cpu.so".into()),
             version: Some(libtorch::EXPECTED),
             features: vec!["AVX2", "FMA"],
+            rates: Some(Rates {
+                matmul: Rate {
+                    float: 2e11,
+                    bfloat16: Some(9e11),
+                },
+                convolution: Rate {
+                    float: 4.5e11,
+                    bfloat16: None,
+                },
+            }),
             cpus: Some(8),
             threads: Some(8),
             free_memory: Some(16_500_000_000),
@@ -333,6 +352,7 @@ mod tests {
             sound().to_string(),
             "libtorch: 2.11.0 from /opt/torch/lib/libtorch_cpu.so\n\
              CPU: AVX2, FMA; threads of libtorch: 8; CPUs: 8; 16500 MB free\n\
+             matrix products: 200 GFLOP/s in f32, 900 in bf16; convolutions: 450 GFLOP/s in f32\n\
              CUDA: the driver runs CUDA 13.1; libtorch is built for CUDA 13.0, with cuDNN\n  \
              cuda:0: NVIDIA L4, compute capability 8.9, 24000 MB, 23000 MB free\n\
              everything fits"

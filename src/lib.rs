@@ -3,6 +3,7 @@
 mod assemble;
 mod builder;
 mod checkpoint;
+mod compute;
 mod defaults;
 pub mod doctor;
 mod encode;
@@ -28,6 +29,7 @@ mod warning;
 
 pub use builder::{Parts, PipelineBuilder};
 pub use checkpoint::{Checkpoint, Layout, file_digest};
+pub use compute::{Compute, LARGE_TRANSFORMER, LEAST_GAIN};
 pub use defaults::ModelDefaults;
 pub use doctor::doctor;
 pub use event::{Cancel, Event};

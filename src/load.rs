@@ -84,14 +84,14 @@ impl PipelineBuilder {
         let fused = self.fuse_loras && !loras.is_empty();
         let weights = model.weights.clone();
         let weights = if fused { weights.fused(adapters) } else { weights };
-        let weights = weights.at_most(precision.dtype).device(device);
+        let weights = weights.at_most(precision.stored).device(device);
         let (staged, left) = (arrangement.placement == Placement::Staged, arrangement.left);
         // The four other parts count as one piece each.
         let total = 4 + (config.double_blocks + config.single_blocks) as usize;
         let mut tell = |part: &'static str, done: usize| progress(LoadProgress { part, done, total });
         tell("text encoders", 0);
         let text = {
-            let (compute, quantize) = (precision.compute, self.quantize_t5);
+            let (compute, quantize) = (precision.built, self.quantize_t5);
             let length = facts.text_tokens as usize;
             let files = TextFiles {
                 checkpoint: checkpoint.clone(),
@@ -187,8 +187,8 @@ impl PipelineBuilder {
     }
 
     fn footprint(&self, model: &Opened) -> Result<Footprint> {
-        let (Precision { dtype, compute }, device) = self.precision()?;
-        let machine = Machine { device, dtype, compute };
+        let (Precision { built, stored, .. }, device) = self.precision()?;
+        let machine = Machine { device, built, stored };
         Footprint::of(
             &model.checkpoint,
             &model.weights,
@@ -244,7 +244,9 @@ impl PipelineBuilder {
         let (shift, length) = (model.checkpoint.shift(config)?, self.text_tokens(defaults)?);
         self.threads.validate()?;
         let device = self.device.unwrap_or_else(device::best);
-        let facts = ModelFacts::new(config, shift, length, defaults.clone()).threading(device, self.threads);
+        let facts = ModelFacts::new(config, shift, length, defaults.clone())
+            .computing(self.compute_choice(config)?)
+            .threading(device, self.threads);
         if !self.has_device() {
             return Ok(facts.attending(self.attention.kernel()));
         }

@@ -4,7 +4,7 @@ mod arrays;
 mod sizes;
 mod warnings;
 
-use kontext_core::{Device, Error, Result, range};
+use kontext_core::{Device, Error, Kind, Result, range};
 use kontext_dit::DitConfig;
 use kontext_nn::AttentionKernel;
 use kontext_sampler::geometry::{LARGEST_SIDE, TOKEN_PIXELS};
@@ -12,9 +12,10 @@ use kontext_sampler::ids::{Origin, origins};
 use kontext_sampler::{CfgMode, Conformance, Grid, References, Schedule, Shift, Size};
 use kontext_text::Tokenizer;
 
+use crate::compute::ComputeChoice;
 use crate::defaults::LARGEST_GUIDANCE;
 use crate::threads::{Computation, Load};
-use crate::{ModelDefaults, Request, RunThreads, Threads, Warning};
+use crate::{Compute, ModelDefaults, Request, RunThreads, Threads, Warning};
 pub(crate) use arrays::check_values;
 use arrays::{check_image_latents, check_noise};
 pub(crate) use sizes::stitched_width;
@@ -49,6 +50,8 @@ pub struct Plan {
     pub attention: Option<AttentionKernel>,
     /// Model runs per step: 2 with true classifier-free guidance.
     pub runs_per_step: usize,
+    /// Kinds of arithmetic.
+    pub compute: Compute,
     /// Number of images.
     pub batch: usize,
     /// Threads of the stages; `None` if they are left as they are, on a GPU.
@@ -81,6 +84,7 @@ pub(crate) struct ModelFacts {
     pub(crate) latent_channels: i64,
     pub(crate) defaults: ModelDefaults,
     pub(crate) attention: Option<AttentionKernel>,
+    pub(crate) compute: ComputeChoice,
     computation: Computation,
     /// Settings of the model's defaults and of the builder without effect.
     pub(crate) ignored: Vec<Warning>,
@@ -97,6 +101,7 @@ impl ModelFacts {
             latent_channels: config.in_channels / 4,
             defaults,
             attention: None,
+            compute: ComputeChoice::all(Kind::Float),
             computation: Computation::of(config),
             ignored: guidance
                 .map(|guidance| Warning::DefaultGuidanceIgnored { guidance })
@@ -108,6 +113,11 @@ impl ModelFacts {
     /// Sets the kernel of attention.
     pub(crate) fn attending(self, attention: Option<AttentionKernel>) -> Self {
         Self { attention, ..self }
+    }
+
+    /// Sets the kinds of arithmetic. Default: f32.
+    pub(crate) fn computing(self, compute: ComputeChoice) -> Self {
+        Self { compute, ..self }
     }
 
     /// Sets the device that computes, and the number of threads.
@@ -174,6 +184,7 @@ impl Plan {
             guidance: facts.guidance_embed.then(|| guidance(request, facts)),
             attention: facts.attention,
             runs_per_step: 1 + usize::from(request.negative().is_some()),
+            compute: facts.compute.of(request.conformance),
             batch: request.batch,
             threads: None,
             warnings: Vec::new(),
@@ -284,6 +295,7 @@ impl std::fmt::Display for Plan {
         if let Some(attention) = self.attention {
             writeln!(f, "attention:   {attention}")?;
         }
+        writeln!(f, "arithmetic:  {}", self.compute)?;
         write!(f, "images:      {} ({:?} conventions)", self.batch, self.conformance)?;
         if let Some(threads) = self.threads {
             write!(f, "\nthreads:     {threads}")?;

@@ -24,19 +24,29 @@ impl PipelineBuilder {
 
     /// Opens the kernel of attention.
     pub(crate) fn attention_backend(&self) -> Result<AttentionBackend> {
-        let (Precision { compute, .. }, device) = self.precision()?;
-        AttentionBackend::open(&self.attention, device, compute)
+        let (Precision { built, .. }, device) = self.precision()?;
+        AttentionBackend::open(&self.attention, device, built)
     }
 
     pub(crate) fn precision(&self) -> Result<(Precision, Device)> {
         let device = self.device.unwrap_or_else(device::best);
         device::available(device)?;
+        let dtype = self.dtype_on(device)?;
+        let (built, stored) = match (device, self.compute) {
+            (Device::Cpu, Some(Kind::BFloat16)) => (Kind::Float, Kind::BFloat16),
+            (Device::Cpu, _) => (Kind::Float, dtype),
+            _ => (dtype, dtype),
+        };
+        Ok((Precision { dtype, built, stored }, device))
+    }
+
+    /// Returns the dtype that runs follow on a device.
+    pub(crate) fn dtype_on(&self, device: Device) -> Result<Kind> {
         let default = if device.is_cuda() { Kind::BFloat16 } else { Kind::Float };
         let dtype = self.dtype.unwrap_or(default);
         if !matches!(dtype, Kind::Float | Kind::BFloat16 | Kind::Half) {
             return Err(Error::invalid("dtype", "Float, BFloat16 or Half", format!("{dtype:?}")));
         }
-        let compute = if device == Device::Cpu { Kind::Float } else { dtype };
-        Ok((Precision { dtype, compute }, device))
+        Ok(dtype)
     }
 }

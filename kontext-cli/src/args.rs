@@ -7,7 +7,7 @@ use clap::Args;
 use kontext::image::RgbImage;
 use kontext::io::{EmbeddedProfile, OpenOptions};
 use kontext::{
-    Attention, Conformance, Device, Kind, Pipeline, PipelineBuilder, Placement, Quantize, References, Request, Threads,
+    Attention, Conformance, Device, Pipeline, PipelineBuilder, Placement, Quantize, References, Request, Threads,
 };
 use kontext_core::array;
 use kontext_device::device;
@@ -43,6 +43,9 @@ pub struct LoadArgs {
     /// bf16 on CUDA and f32 on the CPU if not given
     #[arg(long, value_enum)]
     pub dtype: Option<DtypeArg>,
+    /// Kind of arithmetic on a CPU; if not given, f32, or bf16 for a large model where it was measured to be faster
+    #[arg(long, value_enum)]
+    pub compute: Option<DtypeArg>,
     /// Placement of the model's parts in memory: auto, resident, staged or streamed
     #[arg(long, default_value_t)]
     pub placement: Placement,
@@ -77,10 +80,10 @@ impl LoadArgs {
             .threads(self.threads);
         builder = builder.device(device(self.device.as_deref())?);
         if let Some(dtype) = self.dtype {
-            builder = builder.dtype(match dtype {
-                DtypeArg::F32 => Kind::Float,
-                DtypeArg::Bf16 => Kind::BFloat16,
-            });
+            builder = builder.dtype(dtype.kind());
+        }
+        if let Some(compute) = self.compute {
+            builder = builder.compute(compute.kind());
         }
         if let Some(to) = self.quantize {
             builder = builder.quantize(to);

@@ -1,6 +1,7 @@
 //! Values of options: names, texts and whole numbers.
 
 use clap::ValueEnum;
+use kontext::Kind;
 
 /// Values of `--references`; see [`References`](kontext::References).
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -14,7 +15,7 @@ pub enum ReferencesArg {
     Stitch,
 }
 
-/// Values of `--dtype`.
+/// Values of `--dtype` and `--compute`.
 #[allow(
     missing_docs,
     reason = "the documentation of a value is printed by --help; these need none"
@@ -23,6 +24,17 @@ pub enum ReferencesArg {
 pub enum DtypeArg {
     F32,
     Bf16,
+}
+
+impl DtypeArg {
+    /// Returns libtorch's name for the dtype.
+    #[must_use]
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::F32 => Kind::Float,
+            Self::Bf16 => Kind::BFloat16,
+        }
+    }
 }
 
 /// Values of `--conform`; see [`Conformance`](kontext::Conformance).

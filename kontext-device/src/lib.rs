@@ -7,4 +7,5 @@ pub mod dispatcher;
 pub mod libtorch;
 pub mod memory;
 pub mod openmp;
+pub mod rates;
 pub mod turns;

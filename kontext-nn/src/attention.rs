@@ -25,6 +25,12 @@ pub use self::choice::{Attention, AttentionKernel};
 /// # Errors
 /// [`kontext_core::Error::Torch`] if libtorch fails.
 pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>, scale: Option<f64>) -> Result<Tensor> {
+    #[cfg(target_arch = "x86_64")]
+    if bias.is_none()
+        && let Some(out) = crate::bf16_attention::attend(q, k, v, scale)?
+    {
+        return Ok(out);
+    }
     let heads = Tensor::f_scaled_dot_product_attention(q, k, v, bias, 0.0, false, scale, false)?;
     merge_heads(&heads)
 }

@@ -2,6 +2,8 @@
 
 mod adapter;
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod bf16_attention;
 mod conv;
 mod dequant;
 mod embedding;

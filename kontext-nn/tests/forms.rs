@@ -79,6 +79,33 @@ fn every_form_multiplies_the_identity_to_its_values() {
     });
 }
 
+/// In bf16 the identity gives the values rounded once, whatever their form: they are unpacked to bf16 directly.
+#[test]
+fn every_form_multiplies_the_identity_in_bf16_to_its_values_rounded_once() {
+    for_each_form(|form, weights, case| {
+        let identity = Tensor::eye(form.shape[1], (Kind::BFloat16, Device::Cpu));
+        let linear = Linear::without_bias(&weights.at(form.layer()), form.shape[1], form.shape[0]).unwrap();
+        let got = linear.forward(&identity).unwrap().transpose(0, 1);
+        let expected = form.weight.to_kind(Kind::BFloat16);
+        assert_eq!(got.kind(), Kind::BFloat16, "{case}");
+        if form.name == "bnb.int8" {
+            // Values that differ by 2^-22 may round to neighbours, 2^-8 apart.
+            assert!(got.allclose(&expected, 2.0_f64.powi(-7), 0.0, false), "{case}");
+        } else {
+            assert!(got.equal(&expected), "{case}");
+        }
+        // Added to a sum in its full width before the product is rounded.
+        let sum = Tensor::ones([form.shape[1], form.shape[0]], (Kind::BFloat16, Device::Cpu));
+        let got = linear.forward_add(&identity, &sum).unwrap();
+        let expected = expected.transpose(0, 1).to_kind(Kind::Float) + 1.0;
+        assert!(
+            got.to_kind(Kind::Float)
+                .allclose(&expected, 2.0_f64.powi(-8), 0.0, false),
+            "{case}"
+        );
+    });
+}
+
 /// Compares products in f32. Both sides sum 256 of them, in different orders: errors of some 2^-24 times the
 /// root of 256, 1e-6. The threshold is ten times that, and far below the step of the finest format, Q8_0:
 /// 4e-3.

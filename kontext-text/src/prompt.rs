@@ -1,6 +1,6 @@
 //! Prompt encoding with both encoders.
 
-use kontext_core::{Conditioning, Error, ModelPart, Result, Stage, Tensor, check};
+use kontext_core::{Conditioning, Error, Kind, ModelPart, Result, Stage, Tensor, check};
 
 use crate::clip::{ClipConfig, HIGHEST_ID};
 use crate::{ClipEncoder, T5Encoder, Tokenizer, Unseen};
@@ -116,9 +116,17 @@ impl TextEncoder {
     /// # Errors
     /// Those of [`prompt_embeds`] and [`pooled`].
     pub fn encode<'a>(&self, prompt: impl Into<Prompt<'a>>) -> Result<(Conditioning, Unseen)> {
+        self.encode_in(prompt, self.t5.compute())
+    }
+
+    /// Encodes as [`TextEncoder::encode`] does, with T5 computing in another dtype; see [`T5Encoder::forward_in`].
+    ///
+    /// # Errors
+    /// Those of [`TextEncoder::encode`] and [`T5Encoder::forward_in`].
+    pub fn encode_in<'a>(&self, prompt: impl Into<Prompt<'a>>, compute: Kind) -> Result<(Conditioning, Unseen)> {
         let Prompt { clip, t5 } = prompt.into();
         let (pooled, clip_unseen) = pooled(&self.clip, &self.clip_tokenizer, clip)?;
-        let (prompt_embeds, t5_unseen) = prompt_embeds(&self.t5, &self.t5_tokenizer, t5, self.max_sequence_length)?;
+        let (prompt_embeds, t5_unseen) = states(&self.t5, &self.t5_tokenizer, t5, self.max_sequence_length, compute)?;
         Ok((Conditioning { prompt_embeds, pooled }, t5_unseen.and(clip_unseen)))
     }
 
@@ -153,8 +161,18 @@ impl TextEncoder {
 /// Those of [`Tokenizer::encode`] and [`T5Encoder::forward`]; [`Error::NotFinite`] if the states contain a
 /// NaN or an infinity.
 pub fn prompt_embeds(t5: &T5Encoder, tokenizer: &Tokenizer, prompt: &str, length: usize) -> Result<(Tensor, Unseen)> {
+    states(t5, tokenizer, prompt, length, t5.compute())
+}
+
+fn states(
+    t5: &T5Encoder,
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    length: usize,
+    compute: Kind,
+) -> Result<(Tensor, Unseen)> {
     let tokens = tokenizer.encode(prompt, length)?;
-    let states = t5.forward(&tokens.tensor()?)?;
+    let states = t5.forward_in(&tokens.tensor()?, compute)?;
     check::finite(Stage::TextT5, &states)?;
     Ok((states, Unseen::of(ModelPart::T5, tokens)))
 }

@@ -170,6 +170,30 @@ fn half_kinds_stay_near_the_reference_and_return_their_kind() {
 }
 
 #[test]
+fn t5_built_for_f32_computes_in_bf16_on_request_and_in_f32_as_before() {
+    // Weights in f32 and x in bf16: half the roundings of a model stored in bf16, whose bound is 4e-2.
+    let fixture = Fixture::open("t5.safetensors");
+    let t5 = T5Encoder::new(
+        &Weights::synthetic(fixture.seed()),
+        &fixture.config("gated"),
+        Kind::Float,
+    )
+    .unwrap();
+    let (ids, expected) = (&fixture.tensors["ids"], &fixture.tensors["gated.last_hidden_state"]);
+    let narrow = t5.forward_in(ids, Kind::BFloat16).unwrap();
+    assert_eq!(narrow.kind(), Kind::BFloat16);
+    let error = distance(&narrow, expected);
+    assert!(error > 1e-4 && error < 4e-2, "{error:e}");
+    assert!(
+        t5.forward_in(ids, Kind::Float)
+            .unwrap()
+            .equal(&t5.forward(ids).unwrap())
+    );
+    let refused = t5.forward_in(ids, Kind::Half).unwrap_err().to_string();
+    assert!(refused.contains("expected the encoder's, Float, got Half"), "{refused}");
+}
+
+#[test]
 fn t5_in_f16_survives_activations_beyond_its_range() {
     // Inner activations of 1e4 times 1e4 far exceed f16's maximum (65504), as those of T5 XXL do.
     let config = tiny_t5_config();

@@ -38,16 +38,16 @@ impl Footprint {
         quantize_t5: Option<Quantize>,
         tiling: Option<Tiling>,
     ) -> Result<Self> {
-        let Machine { dtype, compute, .. } = machine;
+        let Machine { built, stored, .. } = machine;
         let (t5, clip) = (
             T5Encoder::weights(&checkpoint.t5)?,
             ClipEncoder::weights(&checkpoint.clip)?,
         );
         let vae = VaeFootprint::of(&Weights::open(&checkpoint.vae)?, Kind::Float);
-        let dit = DitWeights::of(weights, quantize, dtype);
+        let dit = DitWeights::of(weights, quantize, stored);
         Ok(Self {
             machine,
-            text: TextFootprint::weight_bytes(&t5, &clip, quantize_t5, compute),
+            text: TextFootprint::weight_bytes(&t5, &clip, quantize_t5, built),
             dit: dit.blocks,
             modulation: dit.modulation,
             vae: vae.weights,
@@ -141,8 +141,14 @@ impl Footprint {
         match arrangement.placement {
             Placement::Staged => 0,
             _ => {
-                let text = held_bytes(loaded.text, self.text_encoders(arrangement.left).held());
-                let dit = held_bytes(loaded.dit, self.transformer(arrangement.left).held());
+                let text = held_bytes(
+                    loaded.text,
+                    self.text_encoders(arrangement.left, self.machine.built).held(),
+                );
+                let dit = held_bytes(
+                    loaded.dit,
+                    self.transformer(arrangement.left, self.machine.built).held(),
+                );
                 text.saturating_add(dit)
                     .saturating_add(held_bytes(loaded.vae, self.vae))
             }
@@ -152,7 +158,9 @@ impl Footprint {
     /// Plans a run's memory on the model's device.
     pub(crate) fn plan(&self, plan: &Plan, arrangement: Arrangement) -> MemoryPlan {
         let Arrangement { placement, left } = arrangement;
-        let (text, dit) = (self.text_encoders(left).held(), self.transformer(left).held());
+        let compute = plan.compute;
+        let text = self.text_encoders(left, compute.text).held();
+        let dit = self.transformer(left, compute.transformer).held();
         let all = self.held(arrangement, LoadedParts::ALL);
         let stage_weights = |own: u64| if placement == Placement::Staged { own } else { all };
         let mut stages = vec![StageMemory {

@@ -45,13 +45,14 @@ pub struct StageMemory {
     pub work: u64,
 }
 
-/// A model's device, and its dtypes for storage and computation.
+/// A model's device, and its dtypes in memory.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Machine {
     pub(crate) device: Device,
+    /// The dtype that text encoders are built for.
+    pub(crate) built: Kind,
     /// Upper bound for the transformer's plain weights.
-    pub(crate) dtype: Kind,
-    pub(crate) compute: Kind,
+    pub(crate) stored: Kind,
 }
 
 /// The parts whose weights are in memory between runs.

@@ -13,18 +13,18 @@ use kontext_text::T5Config;
 use super::*;
 use crate::placement::Arrangement;
 use crate::plan::ModelFacts;
-use crate::{Checkpoint, Layout, ModelDefaults, Plan, Request, random_model};
+use crate::{Checkpoint, Compute, Layout, ModelDefaults, Plan, Request, random_model};
 
 const GB: u64 = 1_000_000_000;
 const CPU: Machine = Machine {
     device: Device::Cpu,
-    dtype: Kind::Float,
-    compute: Kind::Float,
+    built: Kind::Float,
+    stored: Kind::Float,
 };
 const CUDA: Machine = Machine {
     device: Device::Cuda(1),
-    dtype: Kind::BFloat16,
-    compute: Kind::BFloat16,
+    built: Kind::BFloat16,
+    stored: Kind::BFloat16,
 };
 
 /// Returns the footprint of the published FLUX.1 Kontext in bf16, with sizes from the headers of its files.
@@ -60,8 +60,12 @@ fn plan(request: &Request) -> Plan {
     .unwrap()
 }
 
-fn edit(side: u32) -> Plan {
-    plan(&Request::edit(RgbImage::new(side, side), "").size(side, side))
+/// Plans an edit in the kind of arithmetic that text encoders are built for.
+fn edit(machine: Machine, side: u32) -> Plan {
+    Plan {
+        compute: Compute::all(machine.built),
+        ..plan(&Request::edit(RgbImage::new(side, side), "").size(side, side))
+    }
 }
 
 const HELD: Arrangement = Arrangement {
@@ -84,7 +88,9 @@ const STREAMED: Arrangement = Arrangement {
 /// Returns the arrangement that `Placement::Auto` resolves to with `free` GB.
 fn chosen(footprint: &Footprint, free: u64) -> Arrangement {
     let all = Placement::Auto.arrangements(footprint.machine.device);
-    footprint.first_that_fits(&edit(1024), &all, free * GB).unwrap()
+    footprint
+        .first_that_fits(&edit(footprint.machine, 1024), &all, free * GB)
+        .unwrap()
 }
 
 #[test]
@@ -100,8 +106,8 @@ fn the_published_model_is_resident_on_48_and_32_gb_staged_on_24_and_streamed_on_
         ..footprint.dit
     };
     let machine = Machine {
-        dtype: Kind::Float,
-        compute: Kind::Float,
+        built: Kind::Float,
+        stored: Kind::Float,
         ..CUDA
     };
     let wide = Footprint {
@@ -115,20 +121,20 @@ fn the_published_model_is_resident_on_48_and_32_gb_staged_on_24_and_streamed_on_
 #[test]
 fn a_step_on_cuda_grows_with_the_tokens_and_with_the_kind_and_not_with_their_square() {
     let step = |machine: Machine, side: u32| {
-        let stages = published(machine).plan(&edit(side), RESIDENT).stages;
+        let stages = published(machine).plan(&edit(machine, side), RESIDENT).stages;
         stages
             .into_iter()
             .find(|stage| stage.stage == Stage::Denoise)
             .unwrap()
             .work
     };
-    let tokens = |side: u32| edit(side).tokens().unsigned_abs();
+    let tokens = |side: u32| edit(CUDA, side).tokens().unsigned_abs();
     // 16 tensors of all tokens by 3072, in bf16.
     let added = step(CUDA, 2048) - step(CUDA, 1024);
     assert_eq!(added, 2 * 16 * 3072 * (tokens(2048) - tokens(1024)));
     let wide = Machine {
-        dtype: Kind::Float,
-        compute: Kind::Float,
+        built: Kind::Float,
+        stored: Kind::Float,
         ..CUDA
     };
     assert_eq!(step(wide, 2048) - step(wide, 1024), 2 * added);
@@ -149,7 +155,7 @@ fn what_is_unpacked_or_on_its_way_counts_on_cuda() {
         ..plain.clone()
     };
     let work = |footprint: &Footprint, placement| {
-        let stages = footprint.plan(&edit(1024), placement).stages;
+        let stages = footprint.plan(&edit(footprint.machine, 1024), placement).stages;
         stages
             .into_iter()
             .find(|stage| stage.stage == Stage::Denoise)
@@ -165,7 +171,7 @@ fn what_is_unpacked_or_on_its_way_counts_on_cuda() {
 
 #[test]
 fn a_plan_says_whose_memory_it_means() {
-    let on = |machine| published(machine).plan(&edit(1024), STAGED).to_string();
+    let on = |machine| published(machine).plan(&edit(machine, 1024), STAGED).to_string();
     assert!(
         on(CUDA).contains(" of cuda:1's memory while denoising, and up to "),
         "{}",
@@ -198,8 +204,8 @@ fn headers_tell_what_is_held_in_bf16_on_cuda_and_in_f32_on_a_cpu() {
     assert_eq!(host.vae, device.vae);
     // In f16, T5's `wo` is wide.
     let half = footprint(Machine {
-        compute: Kind::Half,
-        dtype: Kind::Half,
+        built: Kind::Half,
+        stored: Kind::Half,
         ..CUDA
     });
     assert!(half.text.matrices > device.text.matrices && half.dit.matrices == device.dit.matrices);
@@ -209,7 +215,7 @@ fn headers_tell_what_is_held_in_bf16_on_cuda_and_in_f32_on_a_cpu() {
 fn a_run_that_does_not_fit_the_device_is_refused_with_the_next_smaller_setting() {
     let refused = |placement, free| {
         published(CUDA)
-            .check(&edit(1024), placement, LoadedParts::ALL, free)
+            .check(&edit(CUDA, 1024), placement, LoadedParts::ALL, free)
             .unwrap_err()
             .to_string()
     };
@@ -221,11 +227,11 @@ fn a_run_that_does_not_fit_the_device_is_refused_with_the_next_smaller_setting()
     assert!(staged.contains("load with Placement::Streamed"), "{staged}");
     // Weights already held are not counted again.
     published(CUDA)
-        .check(&edit(1024), RESIDENT, LoadedParts::ALL, 4 * GB)
+        .check(&edit(CUDA, 1024), RESIDENT, LoadedParts::ALL, 4 * GB)
         .unwrap();
     assert!(refused(RESIDENT, GB).contains("load with Placement::Staged"));
     // Unless they were unloaded: then a run loads them again.
-    let check = |loaded, free| published(CUDA).check(&edit(1024), RESIDENT, loaded, free);
+    let check = |loaded, free| published(CUDA).check(&edit(CUDA, 1024), RESIDENT, loaded, free);
     let no_dit = LoadedParts {
         dit: false,
         ..LoadedParts::ALL
@@ -251,7 +257,14 @@ fn libtorchs_shortage_becomes_ours_with_stage_need_and_remedy() {
     let footprint = published(CUDA);
     let reported = |placement, stage, free| {
         footprint
-            .shortage(torch(WORDS), &edit(1024), placement, LoadedParts::ALL, stage, free)
+            .shortage(
+                torch(WORDS),
+                &edit(CUDA, 1024),
+                placement,
+                LoadedParts::ALL,
+                stage,
+                free,
+            )
             .to_string()
     };
     let less = reported(STAGED, Stage::Denoise, 8 * GB);
@@ -277,7 +290,7 @@ fn other_errors_of_libtorch_stay_as_they_are() {
         .map_err(Error::from)
         .unwrap_err();
     let words = error.to_string();
-    let reported = published(CUDA).shortage(error, &edit(1024), STAGED, LoadedParts::ALL, Stage::Denoise, GB);
+    let reported = published(CUDA).shortage(error, &edit(CUDA, 1024), STAGED, LoadedParts::ALL, Stage::Denoise, GB);
     assert_eq!(reported.to_string(), words);
 }
 
@@ -285,7 +298,7 @@ fn other_errors_of_libtorch_stay_as_they_are() {
 fn modulation_on_cuda_is_held_or_on_its_way_once_a_run() {
     let footprint = published(CUDA);
     let weights = |arrangement| {
-        let plan = footprint.plan(&edit(1024), arrangement);
+        let plan = footprint.plan(&edit(footprint.machine, 1024), arrangement);
         let weights = plan.stages.iter().map(|stage| stage.weights).max().unwrap();
         (weights, plan.file_pages)
     };
@@ -299,7 +312,7 @@ fn modulation_on_cuda_is_held_or_on_its_way_once_a_run() {
 #[test]
 fn a_streamed_transformer_on_cuda_holds_the_buffers_that_its_matrices_come_through() {
     let weights = |machine| {
-        let plan = published(machine).plan(&edit(1024), STREAMED);
+        let plan = published(machine).plan(&edit(machine, 1024), STREAMED);
         plan.stages.iter().map(|stage| stage.weights).max().unwrap()
     };
     assert_eq!(weights(CUDA) - weights(CPU), 2 * 2 * 21_504 * 3072);

@@ -1,5 +1,6 @@
 //! The parts' own footprints, applied to the sizes of a plan.
 
+use kontext_core::Kind;
 use kontext_dit::{DitFootprint, DitWeights, RunSizes};
 use kontext_nn::Offload;
 use kontext_nn::footprint::Execution;
@@ -11,23 +12,23 @@ use crate::Plan;
 use crate::encode::default_tiling;
 
 impl Footprint {
-    fn execution(&self) -> Execution {
+    fn execution(&self, kind: Kind) -> Execution {
         Execution {
             device: self.machine.device,
-            kind: self.machine.compute,
+            kind,
         }
     }
 
-    pub(super) fn text_encoders(&self, offload: Offload) -> TextFootprint<'_> {
+    pub(super) fn text_encoders(&self, offload: Offload, compute: Kind) -> TextFootprint<'_> {
         TextFootprint {
             t5: &self.t5,
             weights: self.text,
             offload,
-            execution: self.execution(),
+            execution: self.execution(compute),
         }
     }
 
-    pub(super) fn transformer(&self, offload: Offload) -> DitFootprint<'_> {
+    pub(super) fn transformer(&self, offload: Offload, compute: Kind) -> DitFootprint<'_> {
         DitFootprint {
             config: &self.config,
             weights: DitWeights {
@@ -35,7 +36,7 @@ impl Footprint {
                 modulation: self.modulation,
             },
             offload,
-            execution: self.execution(),
+            execution: self.execution(compute),
         }
     }
 
@@ -47,37 +48,32 @@ impl Footprint {
     }
 
     pub(super) fn text_work(&self, plan: &Plan, offload: Offload) -> u64 {
-        self.text_encoders(offload).activations(plan.text_tokens.unsigned_abs())
+        let encoders = self.text_encoders(offload, plan.compute.text);
+        encoders.activations(plan.text_tokens.unsigned_abs())
     }
 
     pub(super) fn step_work(&self, plan: &Plan, offload: Offload) -> u64 {
         let runs = plan.runs_per_step as u64;
-        self.transformer(offload).activations(RunSizes {
-            tokens: plan.tokens().unsigned_abs(),
-            batch: (plan.batch as u64).saturating_mul(if runs == 2 { 2 } else { 1 }),
-            vectors: (plan.schedule.steps() as u64).saturating_mul(runs),
-        })
+        self.transformer(offload, plan.compute.transformer)
+            .activations(RunSizes {
+                tokens: plan.tokens().unsigned_abs(),
+                batch: (plan.batch as u64).saturating_mul(if runs == 2 { 2 } else { 1 }),
+                vectors: (plan.schedule.steps() as u64).saturating_mul(runs),
+            })
     }
 
     pub(super) fn encoder_work(&self, plan: &Plan, area: u64) -> u64 {
-        let execution = self.codec_execution(plan);
+        let execution = self.execution(plan.compute.autoencoder);
         self.autoencoder().encoder(area, self.tiles(area), execution)
     }
 
     pub(super) fn decoder_work(&self, plan: &Plan, area: u64) -> u64 {
-        let execution = self.codec_execution(plan);
+        let execution = self.execution(plan.compute.autoencoder);
         self.autoencoder().decoder(area, self.tiles(area), execution)
     }
 
     /// Returns the tiling of an image of `area` pixels.
     fn tiles(&self, area: u64) -> Option<Tiling> {
         self.tiling.or_else(|| default_tiling(area))
-    }
-
-    fn codec_execution(&self, plan: &Plan) -> Execution {
-        Execution {
-            kind: plan.conformance.vae_kind(self.machine.compute),
-            ..self.execution()
-        }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use image::RgbImage;
-use kontext_core::{Conditioning, Tensor, lock};
+use kontext_core::{Conditioning, Kind, Tensor, lock};
 use kontext_sampler::{Conformance, Size};
 use kontext_text::{Prompt, Unseen};
 
@@ -22,12 +22,13 @@ pub(crate) struct Encodings {
     images: Mutex<Recent<ImageKey, Tensor>>,
 }
 
-/// Cache key of a prompt's conditioning: the text of each encoder, and the LoRAs of both.
+/// Cache key of a prompt's conditioning: the text of each encoder, the LoRAs of both, and T5's arithmetic.
 #[derive(Debug)]
 struct PromptKey {
     clip: String,
     t5: String,
     loras: LoraKey,
+    compute: Kind,
 }
 
 /// Cache key of an image's latents: the pixels, the size that they are stretched to, and the conventions of the
@@ -51,19 +52,28 @@ impl Encodings {
         }
     }
 
-    pub(super) fn text(&self, prompt: Prompt<'_>, loras: &LoraKey) -> Option<(Conditioning, Unseen)> {
-        let is = |key: &PromptKey| key.clip == prompt.clip && key.t5 == prompt.t5 && key.loras == *loras;
+    pub(super) fn text(&self, prompt: Prompt<'_>, loras: &LoraKey, compute: Kind) -> Option<(Conditioning, Unseen)> {
+        let is = |key: &PromptKey| {
+            key.clip == prompt.clip && key.t5 == prompt.t5 && key.loras == *loras && key.compute == compute
+        };
         lock(&self.texts).get(is).cloned()
     }
 
     /// Adds a prompt that [`Encodings::text`] does not have.
-    pub(super) fn add_text(&self, prompt: Prompt<'_>, loras: &LoraKey, encoded: &(Conditioning, Unseen)) {
+    pub(super) fn add_text(
+        &self,
+        prompt: Prompt<'_>,
+        loras: &LoraKey,
+        compute: Kind,
+        encoded: &(Conditioning, Unseen),
+    ) {
         let (Conditioning { prompt_embeds, pooled }, _) = encoded;
         let cost = bytes(prompt_embeds) + bytes(pooled) + (prompt.clip.len() + prompt.t5.len()) as u64;
         let key = || PromptKey {
             clip: prompt.clip.to_owned(),
             t5: prompt.t5.to_owned(),
             loras: loras.clone(),
+            compute,
         };
         lock(&self.texts).add(cost, key, || encoded.clone());
     }

@@ -22,6 +22,7 @@ use kontext_vae::{Autoencoder, Tiling};
 use self::adapted::PreparedLoras;
 pub(crate) use self::encodings::Encodings;
 pub(crate) use self::run::Finished;
+use crate::compute::ComputeChoice;
 use crate::memory::Footprint;
 use crate::placement::{Arrangement, Slot};
 use crate::plan::ModelFacts;
@@ -74,11 +75,15 @@ pub(crate) struct PartSlots {
     pub(crate) config: DitConfig,
 }
 
-/// The dtype that a run follows, and the one it computes in (they differ on the CPU).
+/// The dtypes of a pipeline, whatever its runs compute in ([`crate::Compute`]).
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Precision {
+    /// The dtype that runs follow.
     pub(crate) dtype: Kind,
-    pub(crate) compute: Kind,
+    /// The dtype that text encoders are built for: f32 on a CPU.
+    pub(crate) built: Kind,
+    /// The widest dtype of the transformer's plain weights in memory.
+    pub(crate) stored: Kind,
 }
 
 impl Pipeline {
@@ -99,6 +104,7 @@ impl Pipeline {
     pub(crate) fn of(
         parts: Parts,
         precision: Precision,
+        compute: ComputeChoice,
         device: Device,
         tiling: Option<Tiling>,
         attention: AttentionBackend,
@@ -112,7 +118,9 @@ impl Pipeline {
         } = parts;
         fit(&text, &vae, dit.config())?;
         let kernel = attention.kernel(dit.config().heads, dit.config().head_dim)?;
-        let facts = ModelFacts::new(dit.config(), shift, text.sequence_length(), defaults).attending(Some(kernel));
+        let facts = ModelFacts::new(dit.config(), shift, text.sequence_length(), defaults)
+            .computing(compute)
+            .attending(Some(kernel));
         let config = dit.config().clone();
         let slots = PartSlots {
             text: Slot::given(text),

@@ -10,9 +10,9 @@ use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_sampler::{CfgMode, add_noise, guidance, integrate, pack, unpack};
 use kontext_vae::Autoencoder;
 
+use super::Pipeline;
 use super::computing::Computing;
 use super::texts::EncodedTexts;
-use super::{Pipeline, Precision};
 use crate::encode::Codec;
 use crate::lora::LoraSet;
 use crate::{Event, Output, Plan, Request};
@@ -186,11 +186,17 @@ impl Pipeline {
         context: Option<&Tokens>,
         observe: Observer<'_>,
     ) -> Result<Tensor> {
-        let (dit, Precision { dtype, compute }) = (self.lease_dit(loras)?, self.precision);
+        let (dit, dtype) = (self.lease_dit(loras)?, self.precision.dtype);
         let target_ids = grid_ids(plan.target, Origin { t: 0, y: 0, x: 0 })?;
         let times = plan.schedule.embedded_times(dtype);
         let guidance_value = plan.guidance.map(|g| plan.schedule.embedded_guidance(g, dtype));
+        // The transformer computes in the kind of its conditioning.
+        let compute = plan.compute.transformer;
         let prepare = |conditioning: &Conditioning| -> Result<Run> {
+            let conditioning = &Conditioning {
+                prompt_embeds: conditioning.prompt_embeds.f_to_kind(compute)?,
+                pooled: conditioning.pooled.shallow_clone(),
+            };
             let input = RunInput {
                 conditioning,
                 target_ids: &target_ids,
@@ -246,10 +252,9 @@ impl Pipeline {
     }
 
     pub(super) fn codec<'a>(&self, vae: &'a Autoencoder, plan: &Plan) -> Codec<'a> {
-        let kind = plan.conformance.vae_kind(self.precision.compute);
         Codec {
             vae,
-            kind,
+            kind: plan.compute.autoencoder,
             device: self.device,
             tiling: self.tiling,
         }

@@ -30,11 +30,11 @@ impl Pipeline {
         loras: &LoraSet,
         observe: Observer<'_>,
     ) -> Result<EncodedTexts> {
-        let text_loras = loras.text_key();
+        let (text_loras, compute) = (loras.text_key(), plan.compute.text);
         let mut text: Option<Adapted<'_, TextEncoder>> = None;
         let mut all_unseen = Unseen::default();
         let mut encode = |prompt: Prompt<'_>, negative: bool| -> Result<Conditioning> {
-            let cached = self.encodings.text(prompt, &text_loras);
+            let cached = self.encodings.text(prompt, &text_loras, compute);
             let is_cached = cached.is_some();
             let encoded = match cached {
                 Some(cached) => cached,
@@ -43,11 +43,11 @@ impl Pipeline {
                         Some(leased) => leased,
                         None => text.insert(self.lease_text(loras)?),
                     };
-                    computing.text(|| encoder.with(|encoder| encoder.encode(prompt)))?
+                    computing.text(|| encoder.with(|encoder| encoder.encode_in(prompt, compute)))?
                 }
             };
             if !is_cached {
-                self.encodings.add_text(prompt, &text_loras, &encoded);
+                self.encodings.add_text(prompt, &text_loras, compute, &encoded);
             }
             let (conditioning, unseen) = encoded;
             // A cached prompt is truncated as the first one was.

@@ -3,10 +3,11 @@
 mod on_device;
 mod rows;
 
+use half::bf16;
 use kontext_core::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
-use super::scratch;
+use super::scratch::{self, Multiplied};
 pub(crate) use rows::PackedRows;
 
 /// A matrix [out, in].
@@ -135,8 +136,8 @@ impl Matrix {
             return Ok(x.f_linear(&self.dense(x.kind())?, bias)?);
         }
         let rows = x.f_flatten(0, -2)?;
-        let y = Tensor::f_empty([rows.size()[0], self.size()[0]], (Kind::Float, Device::Cpu))?;
-        self.by_pieces(|start, weight| {
+        let y = Tensor::f_empty([rows.size()[0], self.size()[0]], (x.kind(), Device::Cpu))?;
+        self.by_pieces(x.kind(), |start, weight| {
             let count = weight.size()[0];
             let part = y.f_narrow(1, start, count)?;
             let _ = match bias {
@@ -161,8 +162,8 @@ impl Matrix {
             let weight = self.dense(x.kind())?;
             return Ok(sums.f_addmm(&rows, &weight.f_transpose(0, 1)?)?.f_reshape(sum.size())?);
         }
-        let y = Tensor::f_empty(sums.size(), (Kind::Float, Device::Cpu))?;
-        self.by_pieces(|start, weight| {
+        let y = Tensor::f_empty(sums.size(), (x.kind(), Device::Cpu))?;
+        self.by_pieces(x.kind(), |start, weight| {
             let count = weight.size()[0];
             let part = y.f_narrow(1, start, count)?;
             let _ = sums
@@ -173,39 +174,47 @@ impl Matrix {
         Ok(y.f_reshape(sum.size())?)
     }
 
-    /// Returns `true` if the weight is widened piece by piece: on a CPU, if it is narrower than the arithmetic, and
-    /// nothing has to remember it for a backward pass.
+    /// Returns `true` if the weight is converted piece by piece: on a CPU, if it is not stored in the kind of the
+    /// arithmetic, and nothing has to remember it for a backward pass.
     fn unpacks_for(&self, x: &Tensor) -> bool {
-        let host = x.kind() == Kind::Float && x.device() == Device::Cpu && !x.requires_grad();
+        let kind = x.kind();
+        let host = matches!(kind, Kind::Float | Kind::BFloat16) && x.device() == Device::Cpu && !x.requires_grad();
         host && match self {
-            Matrix::Plain(weight) => weight.kind() != Kind::Float && !weight.requires_grad(),
+            Matrix::Plain(weight) => weight.kind() != kind && !weight.requires_grad(),
             Matrix::Packed(packed) => !packed.by_tensors(),
         }
     }
 
-    /// Calls `use_piece` with the first row of each piece and the piece in f32.
-    fn by_pieces(&self, mut use_piece: impl FnMut(i64, &Tensor) -> Result<()>) -> Result<()> {
+    /// Calls `use_piece` with the first row of each piece and the piece in f32 or bf16.
+    fn by_pieces(&self, kind: Kind, use_piece: impl FnMut(i64, &Tensor) -> Result<()>) -> Result<()> {
+        match kind {
+            Kind::BFloat16 => self.by_pieces_of::<bf16>(use_piece),
+            _ => self.by_pieces_of::<f32>(use_piece),
+        }
+    }
+
+    fn by_pieces_of<E: Multiplied>(&self, mut use_piece: impl FnMut(i64, &Tensor) -> Result<()>) -> Result<()> {
         let [out, input] = self.size().map(|side| side as usize);
-        let most = (scratch::PIECE / input.max(1)).max(1);
+        let most = (E::PIECE / input.max(1)).max(1);
         for start in (0..out).step_by(most) {
             let count = most.min(out - start);
             match self {
                 Matrix::Plain(weight) => {
-                    let narrow = weight.f_narrow(0, start as i64, count as i64)?;
-                    scratch::with(
+                    let stored = weight.f_narrow(0, start as i64, count as i64)?;
+                    scratch::with::<E, _>(
                         count,
                         input,
                         |_| Ok(()),
                         |piece| {
                             let mut piece = piece.shallow_clone();
-                            piece.f_copy_(&narrow)?;
+                            piece.f_copy_(&stored)?;
                             use_piece(start as i64, &piece)
                         },
                     )?;
                 }
                 Matrix::Packed(packed) => {
                     let rows = packed.only_rows(start, count);
-                    scratch::with(
+                    scratch::with::<E, _>(
                         count,
                         input,
                         |out| rows.unpack(out),

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use kontext_core::{Error, Result};
 use kontext_formats::StoredMatrix;
+use kontext_formats::quant::Element;
 use tch::Device;
 
 use crate::dequant::OnDevice;
@@ -105,7 +106,7 @@ impl PackedRows {
     }
 
     /// Writes the elements row by row, with the kernels of the host.
-    pub(super) fn unpack(&self, mut out: &mut [f32]) -> Result<()> {
+    pub(super) fn unpack<E: Element>(&self, mut out: &mut [E]) -> Result<()> {
         for part in &self.parts {
             let (now, rest) = out.split_at_mut(part.rows.len() * self.columns.len());
             let Held::Host(matrix) = &part.matrix else {

@@ -20,11 +20,11 @@ pub(crate) fn activations(config: &T5Config, tokens: u64, compute: Kind) -> u64 
     let (element, wide) = (element_bytes(compute), element_bytes(Kind::Float));
     let (width, hidden) = (config.d_model.unsigned_abs(), config.d_ff.unsigned_abs());
     let scores = score_elements(config, tokens);
-    // Attention holds the bias and the scores before and after adding it, or before and after the softmax,
-    // which is f32; next to them at most four tensors of queries, keys, values or results.
+    // Attention holds the bias and the scores, which are f32 in bf16 on a CPU, before and after adding it or the
+    // softmax, which is f32; next to them at most four tensors of queries, keys, values or results.
     let attention =
         scores
-            .saturating_mul(2 * element + wide)
+            .saturating_mul(element + 2 * wide)
             .saturating_add(product(&[4 * element, tokens, inner_width(config)]));
     // The feed-forward layer holds both its halves and their product, which are f32 in an f16 run; the bias
     // stays.

@@ -3,7 +3,7 @@
 //! Source: huggingface/transformers v4.57.6 `models/t5/modeling_t5.py` `T5Block`, `T5Attention`,
 //! `T5DenseGatedActDense`, `T5DenseActDense`.
 
-use kontext_core::{Kind, Result, Tensor};
+use kontext_core::{Device, Kind, Result, Tensor};
 use kontext_nn::ops::{merge_heads, split_heads};
 use kontext_nn::{Linear, RmsNorm, Weights};
 
@@ -17,7 +17,6 @@ pub(super) struct Block {
     attention: Attention,
     feed_forward_norm: RmsNorm,
     feed_forward: FeedForward,
-    compute: Kind,
 }
 
 impl Block {
@@ -29,7 +28,6 @@ impl Block {
             attention: Attention::new(&attention.at("SelfAttention"), config)?,
             feed_forward_norm: norm(&feed_forward)?,
             feed_forward: FeedForward::new(&feed_forward.at("DenseReluDense"), config, compute)?,
-            compute,
         })
     }
 
@@ -37,9 +35,9 @@ impl Block {
     ///
     /// The result may be wider than `compute`: in f16 the feed-forward layer returns f32.
     pub(super) fn forward(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
-        let normed = self.attention_norm.forward(x)?.f_to_kind(self.compute)?;
+        let normed = self.attention_norm.forward(x)?.f_to_kind(bias.kind())?;
         let x = clamp_half(x.f_add(&self.attention.forward(&normed, bias)?)?)?;
-        let normed = self.feed_forward_norm.forward(&x)?.f_to_kind(self.compute)?;
+        let normed = self.feed_forward_norm.forward(&x)?.f_to_kind(bias.kind())?;
         clamp_half(x.f_add(&self.feed_forward.forward(&normed)?)?)
     }
 }
@@ -86,10 +84,15 @@ impl Attention {
     /// score matrix of 512 tokens is small.
     fn forward(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
         let heads = |p: &Linear| split_heads(&p.forward(x)?, self.heads); // [B, H, T, D/H]
-        let scores = heads(&self.q)?
-            .f_matmul(&heads(&self.k)?.f_transpose(-2, -1)?)?
+        let (q, k) = (heads(&self.q)?, heads(&self.k)?);
+        // Unscaled scores reach the hundreds, of which bf16 keeps steps of one. A GPU follows the reference.
+        let wide = x.kind() == Kind::BFloat16 && x.device() == Device::Cpu;
+        let kind = if wide { Kind::Float } else { x.kind() };
+        let scores = q
+            .f_to_kind(kind)?
+            .f_matmul(&k.f_to_kind(kind)?.f_transpose(-2, -1)?)?
             .f_add(bias)?;
-        let shares = scores.f_softmax(-1, Kind::Float)?.f_to_kind(scores.kind())?;
+        let shares = scores.f_softmax(-1, Kind::Float)?.f_to_kind(x.kind())?;
         self.o.forward(&merge_heads(&shares.f_matmul(&heads(&self.v)?)?)?)
     }
 }
@@ -101,8 +104,6 @@ struct FeedForward {
     gated: Option<Linear>,
     wo: Linear,
     activation: Activation,
-    /// Dtype of the inner activations: f32 under f16, in which they overflow; otherwise the compute dtype.
-    inner: Kind,
 }
 
 impl FeedForward {
@@ -114,7 +115,6 @@ impl FeedForward {
             .gated
             .then(|| Linear::without_bias(&w.at("wi_1"), width, hidden))
             .transpose()?;
-        let inner = if compute == Kind::Half { Kind::Float } else { compute };
         let wo = w.at("wo");
         let wo = if compute == Kind::Half {
             wo.kind(Kind::Float)
@@ -126,13 +126,14 @@ impl FeedForward {
             gated,
             wo: Linear::without_bias(&wo, hidden, width)?,
             activation: config.activation,
-            inner,
         })
     }
 
     /// Maps [B, T, D] to [B, T, D] in `inner`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut hidden = self.activation.apply(&self.wi.forward(x)?)?.f_to_kind(self.inner)?; // [B, T, F]
+        // In f16 the inner activations overflow.
+        let inner = if x.kind() == Kind::Half { Kind::Float } else { x.kind() };
+        let mut hidden = self.activation.apply(&self.wi.forward(x)?)?.f_to_kind(inner)?; // [B, T, F]
         if let Some(gated) = &self.gated {
             hidden = hidden.f_mul(&gated.forward(x)?)?;
         }

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use kontext_core::{Device, During, Kind, ModelPart, Result, Stage, Tensor};
+use kontext_core::{Device, During, Error, Kind, ModelPart, Result, Stage, Tensor};
 use kontext_nn::{AdapterSlots, Embedding, RmsNorm, Weights};
 
 use super::bias::RelativeBias;
@@ -89,8 +89,8 @@ impl T5Encoder {
     /// or GGUF file (`t5xxl_fp16.safetensors`, or a checkpoint of a whole model), whose configuration is
     /// inferred from its shapes.
     ///
-    /// `compute` is the dtype of the result: bf16 on a GPU, f32 on a CPU. Narrower and quantised weights stay
-    /// so in memory and are widened layer by layer: on a CPU, T5 XXL in bf16 takes 9.5 GB and computes in
+    /// `compute` is the dtype of the result: bf16 on a GPU, f32 on a CPU without bf16 units. Narrower and quantised
+    /// weights stay so in memory and are widened layer by layer: on a CPU, T5 XXL in bf16 takes 9.5 GB and computes in
     /// f32, which would take 19 GB. Wider weights are converted at load. Decoder tensors are ignored.
     ///
     /// # Errors
@@ -152,17 +152,32 @@ impl T5Encoder {
     /// [`kontext_core::Error::Shape`] for another rank, [`kontext_core::Error::InvalidArgument`] for an id
     /// outside the vocabulary, [`kontext_core::Error::Torch`] if libtorch fails.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        let [_, length] = ids::check(ids, self.config.vocab_size)?;
-        self.states(ids, length).during(Stage::TextT5)
+        self.forward_in(ids, self.compute)
     }
 
-    fn states(&self, ids: &Tensor, length: i64) -> Result<Tensor> {
-        let bias = self.bias.forward(length, self.compute)?; // [1, H, T, T]
-        let mut x = self.embedding.forward(&ids.f_to_device(self.device())?, self.compute)?; // [B, T, D]
+    /// Maps ids to states as [`T5Encoder::forward`] does, computing in another dtype, f32 or bf16, and with that dtype
+    /// of the states. Weights stay as they are and are cast to it layer by layer.
+    ///
+    /// # Errors
+    /// Those of [`T5Encoder::forward`], and [`kontext_core::Error::InvalidArgument`] for f16 unless the encoder was
+    /// built for it, and for other dtypes.
+    pub fn forward_in(&self, ids: &Tensor, compute: Kind) -> Result<Tensor> {
+        load::computes(compute)?;
+        if (compute == Kind::Half) != (self.compute == Kind::Half) {
+            let expected = format!("the encoder's, {:?}", self.compute);
+            return Err(Error::invalid("dtype of T5", expected, format!("{compute:?}")));
+        }
+        let [_, length] = ids::check(ids, self.config.vocab_size)?;
+        self.states(ids, length, compute).during(Stage::TextT5)
+    }
+
+    fn states(&self, ids: &Tensor, length: i64, compute: Kind) -> Result<Tensor> {
+        let bias = self.bias.forward(length, compute)?; // [1, H, T, T]
+        let mut x = self.embedding.forward(&ids.f_to_device(self.device())?, compute)?; // [B, T, D]
         for block in &self.blocks {
             x = block.forward(&x, &bias)?;
         }
-        Ok(self.norm.forward(&x)?.f_to_kind(self.compute)?)
+        Ok(self.norm.forward(&x)?.f_to_kind(compute)?)
     }
 
     /// Returns the adapter slots of the linear layers, named as in `encoder.block.0.layer.0.SelfAttention.q`.

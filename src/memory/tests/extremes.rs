@@ -61,7 +61,7 @@ fn sizes_of_damaged_files_saturate() {
             };
             let plan = Plan {
                 text_tokens: i64::MAX,
-                ..edit(1024)
+                ..edit(machine, 1024)
             };
             let (_, peak) = footprint.plan(&plan, RESIDENT).peak();
             assert_eq!(peak, u64::MAX, "{size}");
@@ -94,17 +94,17 @@ fn a_placement_is_a_remedy_only_if_its_weights_matter() {
     // Weights that do not fit, and others that would.
     let published = published(CUDA);
     assert_eq!(
-        remedy(&published, &edit(1024), STAGED, 12 * GB),
+        remedy(&published, &edit(CUDA, 1024), STAGED, 12 * GB),
         format!("load with Placement::Streamed, or {IMAGE}")
     );
     // None fits, but the last takes a tenth.
     assert_eq!(
-        remedy(&published, &edit(1024), STAGED, GB),
+        remedy(&published, &edit(CUDA, 1024), STAGED, GB),
         format!("load with Placement::Streamed and {IMAGE}")
     );
     // Nothing is smaller than streamed; its peak is the autoencoder's.
     assert_eq!(
-        remedy(&published, &edit(1024), STREAMED, GB),
+        remedy(&published, &edit(CUDA, 1024), STREAMED, GB),
         "make the image smaller, run fewer at once, or let the autoencoder work in tiles"
     );
 }
@@ -113,7 +113,7 @@ fn a_placement_is_a_remedy_only_if_its_weights_matter() {
 fn too_many_words_are_not_mended_by_a_smaller_image() {
     let words = |text_tokens| Plan {
         text_tokens,
-        ..edit(1024)
+        ..edit(CPU, 1024)
     };
     let long = words(65_536);
     assert_eq!(
@@ -144,16 +144,16 @@ fn tiles_are_a_remedy_only_where_there_are_none() {
         ..small(CPU)
     };
     assert_eq!(
-        remedy(&footprint, &edit(1024), RESIDENT, GB),
+        remedy(&footprint, &edit(CPU, 1024), RESIDENT, GB),
         "make the image smaller, run fewer at once, or let the autoencoder work in tiles"
     );
-    let decoding = |footprint: &Footprint| footprint.plan(&edit(1024), RESIDENT).peak().1;
+    let decoding = |footprint: &Footprint| footprint.plan(&edit(CPU, 1024), RESIDENT).peak().1;
     let tiled = Footprint {
         tiling: Some(kontext_vae::Tiling { tile: 256, overlap: 64 }),
         ..footprint.clone()
     };
     assert_eq!(
-        remedy(&tiled, &edit(1024), RESIDENT, GB),
+        remedy(&tiled, &edit(CPU, 1024), RESIDENT, GB),
         "make the image smaller or run fewer at once"
     );
     assert!(decoding(&tiled) < decoding(&footprint) / 10);
