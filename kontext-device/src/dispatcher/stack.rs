@@ -50,7 +50,7 @@ impl Packed {
     /// Puts the word into memory of C++, as the value of an optional parameter.
     #[allow(unsafe_code)]
     pub(super) fn boxed(mut self) -> Result<Self> {
-        /// Stands for `std::nothrow`, an empty object that is never read.
+        /// An imitation of `std::nothrow`, an empty object that is never read.
         static NOTHROW: u8 = 0;
         let nothrow: *const c_void = (&raw const NOTHROW).cast();
         // SAFETY: it returns memory for the word, or null.
