@@ -1,4 +1,4 @@
-//! Normalisations: layer, RMS and group.
+//! Normalisations over the last dimension: layer and RMS.
 
 use kontext_core::Result;
 use tch::{Kind, Tensor};
@@ -73,39 +73,5 @@ impl RmsNorm {
             .f_mul(&scale)?
             .f_to_kind(kind)?
             .f_mul(&self.weight.f_to_kind(kind)?)?)
-    }
-}
-
-/// Group normalisation over channels [B, C, H, W], with weight and bias.
-#[derive(Debug)]
-pub struct GroupNorm {
-    weight: Tensor,
-    bias: Tensor,
-    groups: i64,
-    eps: f64,
-}
-
-impl GroupNorm {
-    /// Reads `weight` and `bias` `[channels]`.
-    ///
-    /// # Errors
-    /// The errors of [`Weights::tensor`].
-    pub fn new(w: &Weights, channels: i64, groups: i64, eps: f64) -> Result<Self> {
-        Ok(Self {
-            weight: w.tensor("weight", &[channels])?,
-            bias: w.tensor("bias", &[channels])?,
-            groups,
-            eps,
-        })
-    }
-
-    /// Normalises [B, C, ..], keeping shape and dtype.
-    ///
-    /// # Errors
-    /// [`kontext_core::Error::Torch`] if libtorch fails.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let kind = x.kind();
-        let (weight, bias) = (self.weight.f_to_kind(kind)?, self.bias.f_to_kind(kind)?);
-        Ok(x.f_group_norm(self.groups, Some(&weight), Some(&bias), self.eps, true)?)
     }
 }

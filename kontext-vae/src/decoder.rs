@@ -8,7 +8,7 @@ use kontext_nn::{Conv2d, GroupNorm, Weights};
 
 use crate::VaeConfig;
 use crate::attention::MidBlock;
-use crate::resnet::{NORM_EPS, Resnets, memory_for, norm_silu};
+use crate::resnet::{NORM_EPS, Resnets, memory_for};
 use crate::upsample::Upsample;
 
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl Decoder {
         for block in &self.up_blocks {
             h = block.forward(h)?;
         }
-        self.conv_out.forward(&norm_silu(&self.conv_norm_out, &h)?)
+        self.conv_out.forward(&self.conv_norm_out.forward_silu_in_place(h)?)
     }
 }
 
