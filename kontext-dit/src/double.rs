@@ -4,10 +4,12 @@
 
 use kontext_core::{Result, Tensor};
 use kontext_nn::Weights;
+use kontext_nn::ops::attend_tokens;
 
 use crate::DitConfig;
-use crate::modulation::{Modulation, ModulationLayer, Table};
-use crate::rope::Rope;
+use crate::modulation::{Modulation, ModulationLayer, Scales, Table};
+use crate::qk_norm::{QkNorm, norm_and_rotate};
+use crate::step::Step;
 use crate::stream::{Stream, clamp_half};
 
 /// Number of modulation vectors of a stream: twice (shift, scale, gate).
@@ -20,6 +22,7 @@ pub(crate) struct DoubleBlock {
     txt: Stream,
     img_mod: ModulationLayer,
     txt_mod: ModulationLayer,
+    heads: i64,
 }
 
 /// Modulation of a double-stream block for every step.
@@ -30,11 +33,11 @@ pub(crate) struct DoubleTable {
 }
 
 impl DoubleTable {
-    /// Builds the table from the values of the image and text streams.
-    pub(crate) fn of(img: &Tensor, txt: &Tensor) -> Self {
+    /// Builds a table of the same form from replacements for [`DoubleTable::values`].
+    pub(crate) fn with(&self, img: &Tensor, txt: &Tensor) -> Self {
         Self {
-            img: Table::of(img),
-            txt: Table::of(txt),
+            img: self.img.with(img),
+            txt: self.txt.with(txt),
         }
     }
 
@@ -52,13 +55,14 @@ impl DoubleBlock {
             txt: Stream::new(w, "txt", config)?,
             img_mod: modulation("img_mod")?,
             txt_mod: modulation("txt_mod")?,
+            heads: config.heads,
         })
     }
 
-    pub(crate) fn table(&self, vectors: &Tensor) -> Result<DoubleTable> {
+    pub(crate) fn table(&self, vectors: &Tensor, scales: Scales) -> Result<DoubleTable> {
         Ok(DoubleTable {
-            img: self.img_mod.table(vectors)?,
-            txt: self.txt_mod.table(vectors)?,
+            img: self.img_mod.table(vectors, scales)?,
+            txt: self.txt_mod.table(vectors, scales)?,
         })
     }
 
@@ -67,22 +71,48 @@ impl DoubleBlock {
         &self,
         txt: &Tensor,
         img: &Tensor,
-        rope: &Rope,
         table: &DoubleTable,
-        step: i64,
+        step: Step<'_>,
     ) -> Result<(Tensor, Tensor)> {
-        let [img_attn, img_mlp]: [Modulation; 2] = table.img.step(step)?;
-        let [txt_attn, txt_mlp]: [Modulation; 2] = table.txt.step(step)?;
+        let [img_attn, img_mlp]: [Modulation; 2] = table.img.step(step.index)?;
+        let [txt_attn, txt_mlp]: [Modulation; 2] = table.txt.step(step.index)?;
         let (text, image) = (txt.size()[1], img.size()[1]);
 
-        let txt_qkv = self.txt.qkv(&txt_attn.modulate(txt)?, &rope.range(0, text)?)?;
-        let img_qkv = self.img.qkv(&img_attn.modulate(img)?, &rope.from(text)?)?;
-        let attn = txt_qkv.join(&img_qkv)?.attend()?; // [B, T + L, D]
+        let qkv = self.qkv(&txt_attn.modulate(txt)?, &img_attn.modulate(img)?)?;
+        let qkv = qkv.f_unflatten(-1, [3, self.heads, -1])?; // [B, T + L, 3, H, D/H]
+        let qk = norm_and_rotate(&qkv.f_narrow(2, 0, 2)?, &self.norm_weights(text, image)?, step)?;
+        let attn = attend_tokens(&qk.f_select(2, 0)?, &qk.f_select(2, 1)?, &qkv.f_select(2, 2)?)?; // [B, T + L, D]
 
         let img = img_attn.add_gated(img, &self.img.proj(&attn.f_narrow(1, text, image)?)?)?;
-        let img = img_mlp.add_gated(&img, &self.img.mlp(&img_mlp.modulate(&img)?)?)?;
+        let img = img_mlp.add_gated(&img, &self.img.mlp(&img_mlp.modulate(&img)?, step.arithmetic)?)?;
         let txt = txt_attn.add_gated(txt, &self.txt.proj(&attn.f_narrow(1, 0, text)?)?)?;
-        let txt = txt_mlp.add_gated(&txt, &self.txt.mlp(&txt_mlp.modulate(&txt)?)?)?;
+        let txt = txt_mlp.add_gated(&txt, &self.txt.mlp(&txt_mlp.modulate(&txt)?, step.arithmetic)?)?;
         Ok((clamp_half(txt)?, img))
+    }
+
+    /// Projects the modulated `txt` [B, T, D] and `img` [B, L, D] to queries, keys and values of one sequence,
+    /// [B, T + L, 3 D].
+    fn qkv(&self, txt: &Tensor, img: &Tensor) -> Result<Tensor> {
+        let (txt_layer, img_layer) = (&self.txt.qkv, &self.img.qkv);
+        if txt_layer.wants_gradient(txt) || img_layer.wants_gradient(img) {
+            return Ok(Tensor::f_cat(&[txt_layer.forward(txt)?, img_layer.forward(img)?], 1)?);
+        }
+        let (batch, text, width) = txt.size3()?;
+        let image = img.size()[1];
+        let joint = Tensor::f_empty([batch, text + image, 3 * width], (img.kind(), img.device()))?;
+        txt_layer.forward_to(txt, 0..3 * width, &joint.f_narrow(1, 0, text)?)?;
+        img_layer.forward_to(img, 0..3 * width, &joint.f_narrow(1, text, image)?)?;
+        Ok(joint)
+    }
+
+    /// Returns the weights of the query and key norms for each token, [T + L, 2, 1, D/H] in f32.
+    fn norm_weights(&self, text: i64, image: i64) -> Result<Tensor> {
+        let each = |norm: &QkNorm, count: i64| -> Result<Tensor> {
+            Ok(norm.weights()?.f_unsqueeze(0)?.f_expand([count, -1, -1, -1], false)?)
+        };
+        Ok(Tensor::f_cat(
+            &[each(&self.txt.norm, text)?, each(&self.img.norm, image)?],
+            0,
+        )?)
     }
 }

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod arithmetic;
 mod config;
 mod double;
 mod embed;
@@ -10,11 +11,14 @@ mod model;
 mod modulation;
 pub mod names;
 mod piece;
+mod qk_norm;
 mod rope;
 mod single;
 mod state;
+mod step;
 mod stream;
 
+pub use arithmetic::Arithmetic;
 pub use config::DitConfig;
 pub use footprint::{DitFootprint, DitWeights, RunSizes};
 pub use linears::{LinearPart, linear_parts};

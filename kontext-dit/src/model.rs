@@ -5,14 +5,15 @@
 use kontext_core::{Conditioning, During, Error, Kind, Result, Stage, Tensor, Tokens, check};
 use kontext_nn::{AdapterSlots, Linear, Weights};
 
-use crate::DitConfig;
 use crate::double::{DoubleBlock, DoubleTable};
 use crate::embed::VectorEmbed;
-use crate::modulation::{ModulationLayer, Table};
+use crate::modulation::{ModulationLayer, Scales, Table};
 use crate::piece::{Part, Piece};
 use crate::rope::Rope;
 use crate::single::SingleBlock;
 use crate::state::State;
+use crate::step::Step;
+use crate::{Arithmetic, DitConfig};
 
 /// The velocity model of FLUX.1: a multimodal diffusion transformer.
 #[derive(Debug)]
@@ -55,6 +56,15 @@ pub struct Run {
     single_tables: Vec<Table>,
     last_table: Table,
     steps: usize,
+    arithmetic: Arithmetic,
+}
+
+impl Run {
+    /// Sets the roundings of the run's steps (default: [`Arithmetic::Fewest`]).
+    #[must_use]
+    pub fn arithmetic(self, arithmetic: Arithmetic) -> Self {
+        Self { arithmetic, ..self }
+    }
 }
 
 impl Dit {
@@ -192,6 +202,8 @@ impl Dit {
         };
         let vectors = embed(&self.vector, &times, guidance.as_ref(), &pooled.f_to_kind(kind)?)?.f_silu()?;
 
+        let scales = Scales::WithOne;
+
         let text_ids = Tensor::f_zeros([prompt_embeds.size()[1], 3], (Kind::Float, device))?;
         let mut ids = vec![text_ids, input.target_ids.f_to_device(device)?];
         ids.extend(input.context.map(|c| c.ids.f_to_device(device)).transpose()?);
@@ -207,15 +219,16 @@ impl Dit {
             double_tables: self
                 .double_blocks
                 .iter()
-                .map(|b| b.table(&vectors))
+                .map(|b| b.table(&vectors, scales))
                 .collect::<Result<_>>()?,
             single_tables: self
                 .single_blocks
                 .iter()
-                .map(|b| b.table(&vectors))
+                .map(|b| b.table(&vectors, scales))
                 .collect::<Result<_>>()?,
-            last_table: self.last_modulation.table(&vectors)?,
+            last_table: self.last_modulation.table(&vectors, scales)?,
             steps: if by_item { 1 } else { input.times.len() },
+            arithmetic: Arithmetic::default(),
         })
     }
 
@@ -276,8 +289,11 @@ impl Dit {
     fn pieces_at<'a>(&'a self, run: &'a Run, step: i64) -> impl Iterator<Item = Piece<'a>> {
         let piece = move |part| Piece {
             part,
-            rope: &run.rope,
-            step,
+            step: Step {
+                rope: &run.rope,
+                index: step,
+                arithmetic: run.arithmetic,
+            },
             text: run.txt.size()[1],
             target: run.target,
         };

@@ -9,7 +9,9 @@ use kontext_core::{Error, Result, Tensor};
 use kontext_nn::{Linear, Weights, ops};
 
 /// Epsilon of the modulated layer norms.
-const EPS: f64 = 1e-6;
+pub(crate) const EPS: f64 = 1e-6;
+/// Vectors of a norm: shift, scale and gate.
+const TRIPLE: i64 = 3;
 
 /// A linear layer from one vector to `parts` vectors. It is applied once per run, so its weights may be
 /// offloaded (left in their file).
@@ -28,25 +30,38 @@ impl ModulationLayer {
     }
 
     /// Computes the table from `vectors` [S, B, D], with SiLU already applied.
-    pub(crate) fn table(&self, vectors: &Tensor) -> Result<Table> {
+    pub(crate) fn table(&self, vectors: &Tensor, scales: Scales) -> Result<Table> {
         let parts = self.linear.forward(vectors)?.f_unflatten(-1, [self.parts, -1])?; // [S, B, P, D]
-        Ok(Table {
-            parts: parts.f_permute([0, 2, 1, 3])?.f_contiguous()?,
-        })
+        let parts = parts.f_permute([0, 2, 1, 3])?.f_contiguous()?;
+        if scales == Scales::WithOne {
+            let _ = parts.f_slice(1, 1, None, TRIPLE)?.f_add_scalar_(1.0)?;
+        }
+        Ok(Table { parts, scales })
     }
 }
 
-/// Modulation of a block for every step: [S, P, B, D].
+/// Form in which a table holds its scales.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scales {
+    /// As the layer returns them: a kernel adds the one in f32.
+    Plain,
+    /// `1 + scale`, added once a run instead of in every block of every step.
+    WithOne,
+}
+
+/// Modulation of a block for every step: [S, P, B, D], where P counts shift, scale and gate of each norm.
 #[derive(Debug)]
 pub(crate) struct Table {
     parts: Tensor,
+    scales: Scales,
 }
 
 impl Table {
-    /// Builds a table from the values of [`Table::values`], or from replacements for them.
-    pub(crate) fn of(values: &Tensor) -> Self {
+    /// Builds a table of the same form from replacements for [`Table::values`].
+    pub(crate) fn with(&self, values: &Tensor) -> Self {
         Self {
             parts: values.shallow_clone(),
+            scales: self.scales,
         }
     }
 
@@ -57,14 +72,12 @@ impl Table {
 
     /// Returns the modulation of one step: triples of (shift, scale, gate).
     pub(crate) fn step<const N: usize>(&self, step: i64) -> Result<[Modulation; N]> {
-        let parts = self.parts.f_select(0, step)?; // [P, B, D]
         let triple = |index: usize| -> Result<Modulation> {
-            let part =
-                |offset: i64| -> Result<Tensor> { Ok(parts.f_select(0, 3 * index as i64 + offset)?.f_unsqueeze(1)?) };
+            let first = TRIPLE * index as i64;
             Ok(Modulation {
-                shift: part(0)?,
-                scale: part(1)?.f_add_scalar(1.0)?,
-                gate: part(2)?,
+                shift: self.part(step, first)?,
+                scale: self.scale(step, first + 1)?,
+                gate: self.part(step, first + 2)?,
             })
         };
         let triples = (0..N).map(triple).collect::<Result<Vec<_>>>()?;
@@ -75,11 +88,21 @@ impl Table {
 
     /// Returns shift and `1 + scale` of the last layer at one step, each [B, 1, D].
     pub(crate) fn last(&self, step: i64) -> Result<(Tensor, Tensor)> {
-        let parts = self.parts.f_select(0, step)?;
-        Ok((
-            parts.f_select(0, 0)?.f_unsqueeze(1)?,
-            parts.f_select(0, 1)?.f_unsqueeze(1)?.f_add_scalar(1.0)?,
-        ))
+        Ok((self.part(step, 0)?, self.scale(step, 1)?))
+    }
+
+    /// Returns one vector of a step, [B, 1, D].
+    fn part(&self, step: i64, index: i64) -> Result<Tensor> {
+        Ok(self.parts.f_select(0, step)?.f_select(0, index)?.f_unsqueeze(1)?)
+    }
+
+    /// Returns `1 + scale` of a step, [B, 1, D].
+    fn scale(&self, step: i64, index: i64) -> Result<Tensor> {
+        let scale = self.part(step, index)?;
+        Ok(match self.scales {
+            Scales::Plain => scale.f_add_scalar(1.0)?,
+            Scales::WithOne => scale,
+        })
     }
 }
 

@@ -5,9 +5,9 @@ use kontext_nn::Linear;
 
 use crate::double::{DoubleBlock, DoubleTable};
 use crate::modulation::{Table, modulate};
-use crate::rope::Rope;
 use crate::single::SingleBlock;
 use crate::state::State;
+use crate::step::Step;
 
 /// One piece of a step: a block, or the last layer. Created by [`crate::Dit::pieces`].
 ///
@@ -16,8 +16,7 @@ use crate::state::State;
 #[derive(Debug)]
 pub struct Piece<'a> {
     pub(crate) part: Part<'a>,
-    pub(crate) rope: &'a Rope,
-    pub(crate) step: i64,
+    pub(crate) step: Step<'a>,
     /// Number of text tokens.
     pub(crate) text: i64,
     /// Number of target tokens.
@@ -39,7 +38,7 @@ pub(crate) enum Part<'a> {
 }
 
 impl Piece<'_> {
-    /// Returns the run's modulation for this piece.
+    /// Returns the run's modulation for this piece: shifts, scales and gates, in the form that the piece uses.
     #[must_use]
     pub fn modulation(&self) -> Vec<Tensor> {
         match &self.part {
@@ -60,35 +59,35 @@ impl Piece<'_> {
 
     fn compute(&self, state: &State, modulation: &[Tensor]) -> Result<State> {
         match (&self.part, modulation) {
-            (Part::Double(block, _), [img, txt]) => {
-                let table = DoubleTable::of(img, txt);
+            (Part::Double(block, table), [img, txt]) => {
+                let table = table.with(img, txt);
                 let State::Streams { txt, img } = state else {
                     return Err(state.unexpected("separate streams"));
                 };
-                let (txt, img) = block.forward(txt, img, self.rope, &table, self.step)?;
+                let (txt, img) = block.forward(txt, img, &table, self.step)?;
                 Ok(State::Streams { txt, img })
             }
-            (Part::Single { block, last, .. }, [values]) => {
-                let table = Table::of(values);
+            (Part::Single { block, table, last }, [values]) => {
+                let table = table.with(values);
                 let joined = match state {
                     State::Streams { txt, img } => Tensor::f_cat(&[txt, img], 1)?, // [N, T + L + R, D]
                     State::Joined(joined) => joined.shallow_clone(),
                     other => return Err(other.unexpected("separate streams or a joined sequence")),
                 };
                 if *last {
-                    let target = block.forward_target(&joined, self.rope, &table, self.step, self.text, self.target)?;
+                    let target = block.forward_target(&joined, &table, self.step, self.text, self.target)?;
                     return Ok(State::Target(target));
                 }
-                Ok(State::Joined(block.forward(&joined, self.rope, &table, self.step)?))
+                Ok(State::Joined(block.forward(&joined, &table, self.step)?))
             }
-            (Part::Last { linear, .. }, [values]) => {
+            (Part::Last { linear, table }, [values]) => {
                 let target = match state {
                     State::Target(target) => target.shallow_clone(),
                     // Without single blocks the target comes directly from the image stream.
                     State::Streams { img, .. } => img.f_narrow(1, 0, self.target)?,
                     other => return Err(other.unexpected("the target's tokens or separate streams")),
                 };
-                let (shift, scale) = Table::of(values).last(self.step)?;
+                let (shift, scale) = table.with(values).last(self.step.index)?;
                 Ok(State::Velocity(linear.forward(&modulate(&target, &shift, &scale)?)?))
             }
             _ => Err(Error::invalid(

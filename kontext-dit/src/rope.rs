@@ -8,10 +8,11 @@ use kontext_core::{Kind, Result, Tensor};
 /// Base of the frequencies.
 const THETA: f64 = 10_000.0;
 
-/// Rotations of a sequence: one complex number of modulus 1 per token and pair of features.
+/// Rotations of a sequence: cosine and sine of an angle per token and pair of features.
 #[derive(Debug)]
 pub(crate) struct Rope {
-    table: Tensor, // [L, 1, D/2], complex64
+    /// [L, D/H] in f32: cosine and sine of each pair in turns.
+    pairs: Tensor,
 }
 
 impl Rope {
@@ -26,44 +27,36 @@ impl Rope {
             let frequencies = exponents.f_mul_scalar(-THETA.ln())?.f_exp()?;
             angles.push(ids.f_select(1, axis as i64)?.f_outer(&frequencies)?);
         }
-        let angles = Tensor::f_cat(&angles, 1)?; // [L, D/2]
-        let (cos, sin) = (
-            angles.f_cos()?.f_to_kind(Kind::Float)?,
-            angles.f_sin()?.f_to_kind(Kind::Float)?,
-        );
+        let angles = Tensor::f_cat(&angles, 1)?; // [L, D/H/2]
+        let pairs = Tensor::f_stack(&[angles.f_cos()?, angles.f_sin()?], -1)?;
         Ok(Self {
-            table: Tensor::f_complex(&cos, &sin)?.f_unsqueeze(1)?,
+            pairs: pairs.f_to_kind(Kind::Float)?.f_flatten(1, 2)?,
         })
     }
 
-    /// Rotates adjacent pairs of features, in f32: [B, L, H, D] to the same shape and dtype.
-    pub(crate) fn rotate(&self, x: &Tensor) -> Result<Tensor> {
-        let pairs = x
-            .f_to_kind(Kind::Float)?
-            .f_unflatten(-1, [-1_i64, 2])?
-            .f_contiguous()?
-            .f_view_as_complex()?;
-        Ok(pairs
-            .f_mul(&self.table)?
-            .f_view_as_real()?
-            .f_flatten(-2, -1)?
-            .f_to_kind(x.kind())?)
-    }
-
-    /// Returns the rotations of the tokens `start..`.
-    pub(crate) fn from(&self, start: i64) -> Result<Self> {
-        let length = self.table.size().first().copied().unwrap_or_default();
-        Ok(Self {
-            table: self.table.f_narrow(0, start, length - start)?,
-        })
+    /// Rotates adjacent pairs of features: contiguous [B, L, N, H, D/H] in f32 to the same shape, in the memory
+    /// of `x` if no gradient is required.
+    pub(crate) fn rotate(&self, x: Tensor) -> Result<Tensor> {
+        let table = as_complex(&self.pairs)?.f_unsqueeze(1)?.f_unsqueeze(1)?; // [L, 1, 1, D/H/2]
+        let mut pairs = as_complex(&x)?;
+        if !x.requires_grad() {
+            let _ = pairs.f_mul_(&table)?;
+            return Ok(x);
+        }
+        Ok(pairs.f_mul(&table)?.f_view_as_real()?.f_flatten(-2, -1)?)
     }
 
     /// Returns the rotations of the tokens `start..start + count`.
     pub(crate) fn range(&self, start: i64, count: i64) -> Result<Self> {
         Ok(Self {
-            table: self.table.f_narrow(0, start, count)?,
+            pairs: self.pairs.f_narrow(0, start, count)?,
         })
     }
+}
+
+/// Views adjacent pairs of the last dimension as complex numbers.
+fn as_complex(x: &Tensor) -> Result<Tensor> {
+    Ok(x.f_unflatten(-1, [-1_i64, 2])?.f_view_as_complex()?)
 }
 
 #[cfg(test)]
@@ -81,8 +74,8 @@ mod tests {
     #[test]
     fn rotation_keeps_the_norm_of_every_pair() {
         let ids = Tensor::from_slice(&[0.0_f32, 0.0, 0.0, 1.0, 37.0, 1000.0]).reshape([2, 3]);
-        let x = noise::randn(&[1, 2, 3, 18], 0, Kind::Float, Device::Cpu).unwrap();
-        let turned = Rope::new(&ids, &[4, 6, 8]).unwrap().rotate(&x).unwrap();
+        let x = noise::randn(&[1, 2, 1, 3, 18], 0, Kind::Float, Device::Cpu).unwrap();
+        let turned = Rope::new(&ids, &[4, 6, 8]).unwrap().rotate(x.copy()).unwrap();
         assert!(norms(&turned).allclose(&norms(&x), 1e-5, 1e-6, false));
         // Position zero does not rotate.
         assert!(turned.narrow(1, 0, 1).equal(&x.narrow(1, 0, 1)));
@@ -90,13 +83,13 @@ mod tests {
 
     #[test]
     fn a_dot_product_depends_on_the_distance_alone() {
-        let q = noise::randn(&[1, 1, 1, 18], 0, Kind::Float, Device::Cpu).unwrap();
-        let k = noise::randn(&[1, 1, 1, 18], 1, Kind::Float, Device::Cpu).unwrap();
+        let q = noise::randn(&[1, 1, 1, 1, 18], 0, Kind::Float, Device::Cpu).unwrap();
+        let k = noise::randn(&[1, 1, 1, 1, 18], 1, Kind::Float, Device::Cpu).unwrap();
         let score = |a: [f32; 3], b: [f32; 3]| {
             let turn = |x: &Tensor, id: [f32; 3]| {
                 Rope::new(&Tensor::from_slice(&id).reshape([1, 3]), &[4, 6, 8])
                     .unwrap()
-                    .rotate(x)
+                    .rotate(x.copy())
                     .unwrap()
             };
             (turn(&q, a) * turn(&k, b)).sum(Kind::Float).double_value(&[])

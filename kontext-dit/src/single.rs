@@ -6,10 +6,11 @@ use kontext_core::{Result, Tensor};
 use kontext_nn::ops::attend_tokens;
 use kontext_nn::{Linear, Weights};
 
-use crate::DitConfig;
-use crate::modulation::{Modulation, ModulationLayer, Table};
-use crate::rope::Rope;
-use crate::stream::{QkNorm, clamp_half, gelu};
+use crate::modulation::{Modulation, ModulationLayer, Scales, Table};
+use crate::qk_norm::{QkNorm, norm_and_rotate};
+use crate::step::Step;
+use crate::stream::{clamp_half, gelu};
+use crate::{Arithmetic, DitConfig};
 
 /// Number of modulation vectors: (shift, scale, gate).
 pub(crate) const PARTS: i64 = 3;
@@ -47,21 +48,21 @@ impl SingleBlock {
         })
     }
 
-    pub(crate) fn table(&self, vectors: &Tensor) -> Result<Table> {
-        self.modulation.table(vectors)
+    pub(crate) fn table(&self, vectors: &Tensor, scales: Scales) -> Result<Table> {
+        self.modulation.table(vectors, scales)
     }
 
     /// Runs the block on `x` [B, T + L, D]; returns the same shape.
-    pub(crate) fn forward(&self, x: &Tensor, rope: &Rope, table: &Table, step: i64) -> Result<Tensor> {
-        let [modulation] = table.step(step)?;
+    pub(crate) fn forward(&self, x: &Tensor, table: &Table, step: Step<'_>) -> Result<Tensor> {
+        let [modulation] = table.step(step.index)?;
         let normed = modulation.modulate(x)?;
         let qkv = self
             .linear1
             .forward_rows(&normed, 0, 3 * self.width)?
-            .f_unflatten(-1, [3, self.heads, -1])?;
-        let part = |index: i64| qkv.f_select(2, index); // [B, L, H, D/H]
-        let (q, k) = (self.norm.query(&part(0)?, rope)?, self.norm.key(&part(1)?, rope)?);
-        self.finish(x, &normed, &attend_tokens(&q, &k, &part(2)?)?, &modulation)
+            .f_unflatten(-1, [3, self.heads, -1])?; // [B, T + L, 3, H, D/H]
+        let qk = norm_and_rotate(&qkv.f_narrow(2, 0, 2)?, &self.norm.weights()?, step)?;
+        let attn = attend_tokens(&qk.f_select(2, 0)?, &qk.f_select(2, 1)?, &qkv.f_select(2, 2)?)?;
+        self.finish(x, &normed, &attn, &modulation, step)
     }
 
     /// Runs the last block, which outputs only the target's tokens `start..start + count`: queries, MLP and
@@ -71,33 +72,47 @@ impl SingleBlock {
     pub(crate) fn forward_target(
         &self,
         x: &Tensor,
-        rope: &Rope,
         table: &Table,
-        step: i64,
+        step: Step<'_>,
         start: i64,
         count: i64,
     ) -> Result<Tensor> {
-        let [modulation] = table.step(step)?;
+        let [modulation] = table.step(step.index)?;
         let normed = modulation.modulate(x)?;
         let target = normed.f_narrow(1, start, count)?;
         let q = self
             .linear1
             .forward_rows(&target, 0, self.width)?
-            .f_unflatten(-1, [self.heads, -1])?;
+            .f_unflatten(-1, [1, self.heads, -1])?; // [B, count, 1, H, D/H]
         let kv = self
             .linear1
             .forward_rows(&normed, self.width, 2 * self.width)?
             .f_unflatten(-1, [2, self.heads, -1])?;
-        let q = self.norm.query(&q, &rope.range(start, count)?)?;
-        let k = self.norm.key(&kv.f_select(2, 0)?, rope)?;
-        let attn = attend_tokens(&q, &k, &kv.f_select(2, 1)?)?;
-        self.finish(&x.f_narrow(1, start, count)?, &target, &attn, &modulation)
+        let weights = self.norm.weights()?;
+        let rope = &step.rope.range(start, count)?;
+        let q = norm_and_rotate(&q, &weights.f_narrow(0, 0, 1)?, Step { rope, ..step })?;
+        let k = norm_and_rotate(&kv.f_narrow(2, 0, 1)?, &weights.f_narrow(0, 1, 1)?, step)?;
+        let attn = attend_tokens(&q.f_squeeze_dim(2)?, &k.f_squeeze_dim(2)?, &kv.f_select(2, 1)?)?;
+        self.finish(&x.f_narrow(1, start, count)?, &target, &attn, &modulation, step)
     }
 
     /// Computes the MLP parallel to the attention, the output projection of both, gate and residual.
-    fn finish(&self, x: &Tensor, normed: &Tensor, attn: &Tensor, modulation: &Modulation) -> Result<Tensor> {
-        let mlp = gelu(self.linear1.forward_rows(normed, 3 * self.width, self.mlp_width)?)?;
-        let out = self.mlp_out.forward_add(&mlp, &self.attn_out.forward(attn)?)?;
+    fn finish(
+        &self,
+        x: &Tensor,
+        normed: &Tensor,
+        attn: &Tensor,
+        modulation: &Modulation,
+        step: Step<'_>,
+    ) -> Result<Tensor> {
+        let out = self.branches(normed, attn, step.arithmetic)?;
         clamp_half(modulation.add_gated(x, &out)?)
+    }
+
+    /// Computes the MLP parallel to the attention, and the output projection of both.
+    fn branches(&self, normed: &Tensor, attn: &Tensor, arithmetic: Arithmetic) -> Result<Tensor> {
+        let features = 3 * self.width..3 * self.width + self.mlp_width;
+        let mlp = gelu(&self.linear1, normed, features, arithmetic)?;
+        self.mlp_out.accumulate(&mlp, self.attn_out.forward(attn)?)
     }
 }

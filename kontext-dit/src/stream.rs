@@ -1,75 +1,22 @@
 //! One stream (text or image) of a double-stream block: its projections, norms and MLP.
 
+use std::ops::Range;
+
 use kontext_core::{Kind, Result, Tensor};
-use kontext_nn::ops::attend_tokens;
-use kontext_nn::{Linear, RmsNorm, Weights};
+use kontext_nn::{Linear, Weights, ops};
 
-use crate::DitConfig;
-use crate::rope::Rope;
-
-/// Epsilon of the query and key norms.
-const EPS: f64 = 1e-6;
-
-/// RMS norms of queries and keys over the width of a head.
-#[derive(Debug)]
-pub(crate) struct QkNorm {
-    query: RmsNorm,
-    key: RmsNorm,
-}
-
-impl QkNorm {
-    pub(crate) fn new(w: &Weights, head_dim: i64) -> Result<Self> {
-        Ok(Self {
-            query: RmsNorm::new(&w.at("query_norm"), "scale", head_dim, EPS)?,
-            key: RmsNorm::new(&w.at("key_norm"), "scale", head_dim, EPS)?,
-        })
-    }
-
-    /// Norms and rotates queries: [B, L, H, D] to the same shape.
-    pub(crate) fn query(&self, q: &Tensor, rope: &Rope) -> Result<Tensor> {
-        rope.rotate(&self.query.forward(q)?)
-    }
-
-    /// Norms and rotates keys: [B, L, H, D] to the same shape.
-    pub(crate) fn key(&self, k: &Tensor, rope: &Rope) -> Result<Tensor> {
-        rope.rotate(&self.key.forward(k)?)
-    }
-}
-
-/// Queries, keys and values of a segment of the sequence, each [B, L, H, D].
-#[derive(Debug)]
-pub(crate) struct Qkv {
-    pub(crate) q: Tensor,
-    pub(crate) k: Tensor,
-    pub(crate) v: Tensor,
-}
-
-impl Qkv {
-    /// Appends another segment.
-    pub(crate) fn join(&self, next: &Self) -> Result<Self> {
-        let join = |a: &Tensor, b: &Tensor| -> Result<Tensor> { Ok(Tensor::f_cat(&[a, b], 1)?) };
-        Ok(Self {
-            q: join(&self.q, &next.q)?,
-            k: join(&self.k, &next.k)?,
-            v: join(&self.v, &next.v)?,
-        })
-    }
-
-    /// Computes attention within the sequence: [B, L, H * D].
-    pub(crate) fn attend(&self) -> Result<Tensor> {
-        attend_tokens(&self.q, &self.k, &self.v)
-    }
-}
+use crate::qk_norm::QkNorm;
+use crate::{Arithmetic, DitConfig};
 
 /// Weights of one stream.
 #[derive(Debug)]
 pub(crate) struct Stream {
-    qkv: Linear,
-    norm: QkNorm,
+    pub(crate) qkv: Linear,
+    pub(crate) norm: QkNorm,
     proj: Linear,
     mlp_in: Linear,
     mlp_out: Linear,
-    heads: i64,
+    mlp_width: i64,
 }
 
 impl Stream {
@@ -83,18 +30,7 @@ impl Stream {
             proj: Linear::new(&attn.at("proj"), width, width)?,
             mlp_in: Linear::new(&mlp.at("0"), width, config.mlp_width)?,
             mlp_out: Linear::new(&mlp.at("2"), config.mlp_width, width)?,
-            heads: config.heads,
-        })
-    }
-
-    /// Computes queries, keys and values of the modulated `x` [B, L, D].
-    pub(crate) fn qkv(&self, x: &Tensor, rope: &Rope) -> Result<Qkv> {
-        let qkv = self.qkv.forward(x)?.f_unflatten(-1, [3, self.heads, -1])?; // [B, L, 3, H, D/H]
-        let part = |index: i64| qkv.f_select(2, index);
-        Ok(Qkv {
-            q: self.norm.query(&part(0)?, rope)?,
-            k: self.norm.key(&part(1)?, rope)?,
-            v: part(2)?,
+            mlp_width: config.mlp_width,
         })
     }
 
@@ -104,19 +40,20 @@ impl Stream {
     }
 
     /// Applies the MLP to the modulated `x` [B, L, D].
-    pub(crate) fn mlp(&self, x: &Tensor) -> Result<Tensor> {
-        self.mlp_out.forward(&gelu(self.mlp_in.forward(x)?)?)
+    pub(crate) fn mlp(&self, x: &Tensor, arithmetic: Arithmetic) -> Result<Tensor> {
+        self.mlp_out
+            .forward(&gelu(&self.mlp_in, x, 0..self.mlp_width, arithmetic)?)
     }
 }
 
-/// Computes GELU in its tanh approximation, in place if no gradient is required: the MLP's activations are
-/// the largest of the model.
-pub(crate) fn gelu(mut x: Tensor) -> Result<Tensor> {
-    Ok(if x.requires_grad() {
-        x.f_gelu("tanh")?
-    } else {
-        x.f_gelu_("tanh")?
-    })
+/// Computes GELU, in its tanh approximation, of some output features of a layer.
+pub(crate) fn gelu(layer: &Linear, x: &Tensor, features: Range<i64>, arithmetic: Arithmetic) -> Result<Tensor> {
+    match arithmetic {
+        Arithmetic::Fewest => layer.forward_gelu(x, features),
+        Arithmetic::Diffusers | Arithmetic::Bfl => {
+            ops::gelu_tanh(layer.forward_rows(x, features.start, features.end - features.start)?)
+        }
+    }
 }
 
 /// Clamps f16 values to the finite range, as diffusers does after text streams and single blocks, in which

@@ -1,11 +1,13 @@
 //! Linear layers: `x @ weight^T + bias`.
 
+use std::ops::Range;
+
 use kontext_core::Result;
 use tch::Tensor;
 
 use super::adapter::ActiveAdapters;
 use super::matrix::Matrix;
-use crate::Weights;
+use crate::{Weights, ops};
 
 /// A linear layer, `x @ weight^T + bias` on the last dimension.
 ///
@@ -68,6 +70,93 @@ impl Linear {
         self.changed(y, x, 0, true)
     }
 
+    /// Computes [`Linear::forward_add`] in the memory of `sum` if no gradient is wanted; nothing else may use
+    /// that memory.
+    ///
+    /// # Errors
+    /// [`kontext_core::Error::Torch`] if libtorch fails.
+    pub fn accumulate(&self, x: &Tensor, sum: Tensor) -> Result<Tensor> {
+        if self.wants_gradient(x) || sum.requires_grad() || sum.kind() != x.kind() {
+            return self.forward_add(x, &sum);
+        }
+        let mut y = self.weight.apply_add_in_place(x, &sum)?;
+        if let Some(bias) = &self.bias {
+            let _ = y.f_add_(&bias.f_to_kind(x.kind())?)?;
+        }
+        self.changed(y, x, 0, true)
+    }
+
+    /// Writes the output features `features` for `x` [B, L, in] to `out` [B, L, features], which may be a part
+    /// of a larger tensor: the projections of two sequences to one need no concatenation.
+    ///
+    /// No gradient may be wanted ([`Linear::wants_gradient`]).
+    ///
+    /// # Example
+    /// ```
+    /// use kontext_core::{Device, Kind, Tensor};
+    /// use kontext_nn::{Linear, Weights};
+    /// let layer = Linear::new(&Weights::synthetic(1).at("qkv"), 6, 8)?;
+    /// let (x, joint) = (Tensor::ones([1, 3, 6], (Kind::Float, Device::Cpu)), Tensor::zeros([1, 5, 8], (Kind::Float, Device::Cpu)));
+    /// layer.forward_to(&x, 0..8, &joint.narrow(1, 2, 3))?;
+    /// assert_eq!(joint.narrow(1, 2, 3), layer.forward(&x)?);
+    /// assert_eq!(joint.narrow(1, 0, 2).abs().max().double_value(&[]), 0.0);
+    /// # Ok::<(), kontext_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`kontext_core::Error::Torch`] if libtorch fails, as it does for an `out` of another shape or dtype and
+    /// where a gradient is wanted.
+    pub fn forward_to(&self, x: &Tensor, features: Range<i64>, out: &Tensor) -> Result<()> {
+        let (start, count) = (features.start, features.end - features.start);
+        let weight = self.weight.rows(start, count)?;
+        let bias = self.bias_rows(start, count, x)?;
+        let batch = x.size().first().copied().unwrap_or_default();
+        // An item's rows are one matrix even where those of the batch are apart.
+        for item in 0..batch {
+            weight.apply_to(&x.f_select(0, item)?, bias.as_ref(), &out.f_select(0, item)?)?;
+        }
+        let _ = self.changed(out.shallow_clone(), x, start, false)?;
+        Ok(())
+    }
+
+    /// Computes GELU, in its tanh approximation, of the output features `features`: [.., in] to
+    /// [.., features].
+    ///
+    /// On a CUDA device the multiplication applies it to its sums before it rounds them, unless the weight has
+    /// to be unpacked, an adapter is active, or a gradient is wanted.
+    ///
+    /// # Errors
+    /// [`kontext_core::Error::Torch`] if libtorch fails.
+    pub fn forward_gelu(&self, x: &Tensor, features: Range<i64>) -> Result<Tensor> {
+        let (start, count) = (features.start, features.end - features.start);
+        if x.device().is_cuda()
+            && self.weight.is_of(x.kind())
+            && self.adapters.is_empty()
+            && !self.wants_gradient(x)
+            && let Some(bias) = self.bias_rows(start, count, x)?
+        {
+            // On a CPU the same operation is the exact GELU.
+            let weight = self.weight.rows(start, count)?.dense(x.kind())?.f_transpose(0, 1)?;
+            let y = bias.f_internal_addmm_activation(&x.f_flatten(0, -2)?, &weight, true)?;
+            let mut shape = x.size();
+            if let Some(last) = shape.last_mut() {
+                *last = count;
+            }
+            return Ok(y.f_reshape(shape)?);
+        }
+        ops::gelu_tanh(self.forward_rows(x, start, count)?)
+    }
+
+    /// Returns `true` if the layer's output for `x` has a gradient outside [`tch::no_grad`]: `x`, the weights or
+    /// an active adapter requires one.
+    #[must_use]
+    pub fn wants_gradient(&self, x: &Tensor) -> bool {
+        x.requires_grad()
+            || self.weight.requires_grad()
+            || self.bias.as_ref().is_some_and(Tensor::requires_grad)
+            || self.adapters.requires_grad()
+    }
+
     /// Splits the input features in two: `self(cat(a, b)) = first(a) + second(b)`.
     ///
     /// The bias stays with the first. This saves the concatenation of large activations.
@@ -95,13 +184,15 @@ impl Linear {
     /// # Errors
     /// [`kontext_core::Error::Torch`] if the range is not within the output.
     pub fn forward_rows(&self, x: &Tensor, start: i64, count: i64) -> Result<Tensor> {
-        let bias = self
-            .bias
-            .as_ref()
-            .map(|bias| bias.f_narrow(0, start, count)?.f_to_kind(x.kind()))
-            .transpose()?;
+        let bias = self.bias_rows(start, count, x)?;
         let y = self.weight.rows(start, count)?.apply(x, bias.as_ref())?;
         self.changed(y, x, start, false)
+    }
+
+    /// Returns the bias of the output features `start..start + count` in the dtype of `x`.
+    fn bias_rows(&self, start: i64, count: i64, x: &Tensor) -> Result<Option<Tensor>> {
+        let rows = |bias: &Tensor| -> Result<Tensor> { Ok(bias.f_narrow(0, start, count)?.f_to_kind(x.kind())?) };
+        self.bias.as_ref().map(rows).transpose()
     }
 
     /// Adds all adapters to `y`, the output features from `start` on for the input `x`. If `y` was `summed`

@@ -23,6 +23,19 @@ pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
     Ok(x.f_mul_scalar(1.702)?.f_sigmoid()?.f_mul(x)?)
 }
 
+/// Computes GELU in its tanh approximation, in the memory of `x` if no gradient is required; nothing else may
+/// use that memory.
+///
+/// # Errors
+/// [`kontext_core::Error::Torch`] if libtorch fails.
+pub fn gelu_tanh(mut x: Tensor) -> Result<Tensor> {
+    Ok(if x.requires_grad() {
+        x.f_gelu("tanh")?
+    } else {
+        x.f_gelu_("tanh")?
+    })
+}
+
 /// Normalises over the last dimension without weights: `(x - mean) / sqrt(variance + eps)`.
 ///
 /// # Errors

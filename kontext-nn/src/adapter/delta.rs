@@ -110,6 +110,16 @@ impl Delta {
         }
     }
 
+    /// Returns `true` if a backward pass has to reach a factor.
+    pub(super) fn requires_grad(&self) -> bool {
+        match self {
+            Self::LowRank { down, up } => down.requires_grad() || up.requires_grad(),
+            Self::Kronecker { first, second } => first.iter().chain(second).any(Tensor::requires_grad),
+            Self::Hadamard { a, b } => a.iter().chain(b).any(Tensor::requires_grad),
+            Self::Full(matrix) => matrix.requires_grad(),
+        }
+    }
+
     /// Returns `true` if the matrix is zero because a factor is.
     pub(super) fn is_zero(&self) -> Result<bool> {
         let zero = |t: &Tensor| -> Result<bool> { Ok(t.f_count_nonzero(None)?.f_int64_value(&[])? == 0) };

@@ -59,6 +59,17 @@ impl DeviceAdapter {
         matches!(self.factor, Factor::Rows(_))
     }
 
+    /// Returns `true` if a backward pass has to reach the adapter.
+    pub(super) fn requires_grad(&self) -> bool {
+        let factor = match &self.factor {
+            Factor::None => false,
+            Factor::Rows(factor) | Factor::Columns(factor) => factor.requires_grad(),
+        };
+        factor
+            || self.delta.as_ref().is_some_and(Delta::requires_grad)
+            || self.bias.as_ref().is_some_and(Tensor::requires_grad)
+    }
+
     /// Adds the adapter to `y` [.., rows of the window], the layer's output for `x` [.., columns of the
     /// window]. `plain` is the product of weight and `x` without adapters.
     pub(crate) fn add_to(&self, y: &Tensor, x: &Tensor, window: &Window<'_>, plain: Option<&Tensor>) -> Result<()> {

@@ -150,6 +150,25 @@ impl ActiveAdapters {
         }
     }
 
+    /// Returns `true` if this thread uses adapters of the layer, and one of them makes `condition` true.
+    fn any(&self, condition: impl Fn(&DeviceAdapter) -> bool) -> bool {
+        let adapters = self
+            .slot
+            .as_ref()
+            .map(|slot| set::in_scope(slot).unwrap_or_else(|| slot.get()));
+        adapters.is_some_and(|adapters| adapters.iter().any(condition))
+    }
+
+    /// Returns `true` if this thread uses no adapter of the layer.
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.any(|_| true)
+    }
+
+    /// Returns `true` if a backward pass has to reach an adapter that this thread uses.
+    pub(crate) fn requires_grad(&self) -> bool {
+        self.any(DeviceAdapter::requires_grad)
+    }
+
     /// Adds all adapters to `y`, the output features from `start` on for the input `x`: those of the set that
     /// this thread uses, otherwise the slot's.
     ///

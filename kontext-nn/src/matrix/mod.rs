@@ -137,22 +137,33 @@ impl Matrix {
         }
         let rows = x.f_flatten(0, -2)?;
         let y = Tensor::f_empty([rows.size()[0], self.size()[0]], (x.kind(), Device::Cpu))?;
-        self.by_pieces(x.kind(), |start, weight| {
-            let count = weight.size()[0];
-            let part = y.f_narrow(1, start, count)?;
-            let _ = match bias {
-                Some(bias) => bias
-                    .f_narrow(0, start, count)?
-                    .f_addmm_out(&part, &rows, &weight.f_transpose(0, 1)?)?,
-                None => rows.f_mm_out(&part, &weight.f_transpose(0, 1)?)?,
-            };
-            Ok(())
-        })?;
+        self.apply_to(&rows, bias, &y)?;
         let mut shape = x.size();
         if let Some(last) = shape.last_mut() {
             *last = self.size()[0];
         }
         Ok(y.f_reshape(shape)?)
+    }
+
+    /// Writes `x @ self^T + bias` for `x` [N, in] to `out` [N, out], which may be a part of a larger tensor. No gradient
+    /// may be wanted.
+    pub(crate) fn apply_to(&self, x: &Tensor, bias: Option<&Tensor>, out: &Tensor) -> Result<()> {
+        let multiply = |weight: &Tensor, bias: Option<&Tensor>, out: &Tensor| -> Result<()> {
+            let weight = weight.f_transpose(0, 1)?;
+            let _ = match bias {
+                Some(bias) => bias.f_addmm_out(out, x, &weight)?,
+                None => x.f_mm_out(out, &weight)?,
+            };
+            Ok(())
+        };
+        if !self.unpacks_for(x) {
+            return multiply(&self.dense(x.kind())?, bias, out);
+        }
+        self.by_pieces(x.kind(), |start, weight| {
+            let count = weight.size()[0];
+            let bias = bias.map(|bias| bias.f_narrow(0, start, count)).transpose()?;
+            multiply(weight, bias.as_ref(), &out.f_narrow(1, start, count)?)
+        })
     }
 
     /// `sum + x @ self^T` for `x` [.., in], with the product added inside the multiplication.
@@ -172,6 +183,33 @@ impl Matrix {
             Ok(())
         })?;
         Ok(y.f_reshape(sum.size())?)
+    }
+
+    /// [`Matrix::apply_add`] in the memory of `sum`: no gradient may be wanted.
+    pub(crate) fn apply_add_in_place(&self, x: &Tensor, sum: &Tensor) -> Result<Tensor> {
+        // A copy, if the rows of `sum` are not one after the other.
+        let (rows, mut sums) = (x.f_flatten(0, -2)?, sum.f_flatten(0, -2)?);
+        if self.unpacks_for(x) {
+            self.by_pieces(x.kind(), |start, weight| {
+                let mut part = sums.f_narrow(1, start, weight.size()[0])?;
+                let _ = part.f_addmm_(&rows, &weight.f_transpose(0, 1)?)?;
+                Ok(())
+            })?;
+        } else {
+            let weight = self.dense(x.kind())?;
+            let _ = sums.f_addmm_(&rows, &weight.f_transpose(0, 1)?)?;
+        }
+        Ok(sums.f_reshape(sum.size())?)
+    }
+
+    /// Returns `true` if the elements are held as a tensor, and a backward pass has to reach them.
+    pub(crate) fn requires_grad(&self) -> bool {
+        matches!(self, Matrix::Plain(weight) if weight.requires_grad())
+    }
+
+    /// Returns `true` if no multiplication unpacks or widens the elements.
+    pub(crate) fn is_of(&self, kind: Kind) -> bool {
+        matches!(self, Matrix::Plain(weight) if weight.kind() == kind)
     }
 
     /// Returns `true` if the weight is converted piece by piece: on a CPU, if it is not stored in the kind of the
