@@ -1,4 +1,4 @@
-//! Tests of calls through libtorch's dispatcher, next to tch's own: values of each type, errors, and memory.
+//! Tests of calls through libtorch's dispatcher, next to tch's own: values of each type, and errors.
 #![cfg(unix)]
 #![allow(clippy::panic, clippy::unwrap_used)]
 
@@ -207,49 +207,4 @@ fn wrong_arguments_are_found_before_the_call() {
         let error = of(arguments);
         assert!(error.is_bug() && error.to_string().contains(words), "{error}");
     }
-}
-
-/// Returns the bytes of memory that this program has.
-#[cfg(target_os = "linux")]
-fn resident() -> u64 {
-    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let pages: u64 = text.split(' ').nth(1).unwrap().parse().unwrap();
-    4096 * pages
-}
-
-/// Each call that kept its memory would keep at least a word, 32 bytes of the allocator, or a tensor of 1 MB.
-#[cfg(target_os = "linux")]
-#[test]
-fn calls_keep_no_memory() {
-    let small = Tensor::from_slice(&[1.0_f64]);
-    let words = operator("nan_to_num");
-    let optional = || {
-        let arguments = [("self", Of(&small)), ("nan", Float(0.0)), ("posinf", Float(1.0))];
-        words.call(&arguments).unwrap();
-    };
-    let (clamp, product) = (operator("clamp.Tensor"), operator("mm"));
-    let large = || {
-        let (x, low) = (draw(&[512, 512], 0), Tensor::zeros([512], (Kind::Float, Device::Cpu)));
-        clamp.call(&[("self", Of(&x)), ("min", Of(&low))]).unwrap();
-        let double = low.to_kind(Kind::Double).expand([512, 512], false).contiguous();
-        product.call(&[("self", Of(&x)), ("mat2", Of(&double))]).unwrap_err();
-        // A parameter that is missing after one that was packed.
-        clamp.call(&[("min", Of(&double))]).unwrap_err();
-        operator("max.dim").call(&[("self", Of(&double))]).unwrap_err();
-    };
-    for _ in 0..100 {
-        optional();
-    }
-    for _ in 0..3 {
-        large();
-    }
-    let before = resident();
-    for _ in 0..300_000 {
-        optional();
-    }
-    for _ in 0..10 {
-        large();
-    }
-    let grown = resident().saturating_sub(before);
-    assert!(grown < 6 << 20, "{grown} bytes more");
 }
