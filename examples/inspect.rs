@@ -23,7 +23,7 @@ struct Args {
     /// The same, as a flag
     #[arg(long, value_name = "DIR", conflicts_with = "folder")]
     model: Option<PathBuf>,
-    /// Print the memory that an edit of a square image takes with each placement
+    /// Print the threads of an edit of a square image, and its memory with each placement
     #[arg(long)]
     plan: bool,
     #[command(flatten)]
@@ -68,10 +68,14 @@ fn main() -> ExitCode {
         }
         if args.plan {
             let square = Request::edit(RgbImage::new(1024, 1024), "");
-            say(format_args!(
-                "\narithmetic: {}",
-                builder.plan(&folder, &square)?.compute
-            ))?;
+            let plan = builder.plan(&folder, &square)?;
+            say(format_args!("\narithmetic: {}", plan.compute))?;
+            if let Some(attention) = plan.attention {
+                say(format_args!("attention: {attention}"))?;
+            }
+            if let Some(threads) = plan.threads {
+                say(format_args!("threads on this machine: {threads}"))?;
+            }
             let memory = builder.memory(&folder, &square)?;
             for memory in &memory {
                 say(format_args!("\n{memory}"))?;

@@ -199,7 +199,7 @@ mod tests {
     fn width(width: u64, text_width: u64) -> Computation {
         Computation {
             width,
-            mlp_width: 4 * width,
+            mlp_width: width.saturating_mul(4),
             text_width,
             ..Computation::of(&DitConfig::kontext_dev())
         }
