@@ -85,11 +85,10 @@ mod tests {
         let request = Request::generate("a cat").size(32, 32);
         let pipe = random(Threads::Automatic);
         let mut plan = pipe.plan(&request).unwrap();
-        plan.threads = plan.threads.map(|threads| RunThreads {
+        plan.threads = Some(RunThreads {
             text: 2,
             steps: 3,
             images: 4,
-            ..threads
         });
         let _team = Team::of(5);
         let computing = pipe.computing_of(&plan).unwrap();
