@@ -155,4 +155,28 @@ mod tests {
         let expected = ["-arch=sm_120", "--std=c++17", "-DWIDTH=192", "-DHEAD=32", "-DMLP=768"];
         assert_eq!(options(&shape, (12, 0)), expected);
     }
+
+    #[test]
+    fn compiled_code_is_taken_from_the_cache_the_second_time() {
+        let nvrtc = match Nvrtc::find() {
+            Ok(nvrtc) => nvrtc,
+            Err(error) => {
+                println!("skipped: {error}");
+                return;
+            }
+        };
+        let (folder, shape) = (tempfile::tempdir().unwrap(), KernelShape::new(192, 32, 768).unwrap());
+        let compiled = code(&nvrtc, &shape, (9, 0), Some(folder.path())).unwrap();
+        assert!(compiled.starts_with(b"\x7fELF"));
+        let version = nvrtc.version().unwrap();
+        let entry = Entry::of(folder.path(), source(), &options(&shape, (9, 0)), version);
+        assert_eq!(entry.read().as_ref(), Some(&compiled));
+        // Other code in the file shows that it is read.
+        entry.write(b"\x7fELF other");
+        assert_eq!(
+            code(&nvrtc, &shape, (9, 0), Some(folder.path())).unwrap(),
+            b"\x7fELF other"
+        );
+        assert!(code(&nvrtc, &shape, (8, 9), Some(folder.path())).unwrap().len() > 1000);
+    }
 }
