@@ -44,8 +44,8 @@ impl Entry {
         is_whole.then(|| code.to_vec())
     }
 
-    /// Writes the code, and removes the oldest files beyond [`KEPT`]. A folder that cannot be written costs only the
-    /// time to compile again, so that errors are ignored.
+    /// Writes the code, and removes the oldest files beyond [`KEPT`]. A folder that cannot be written costs
+    /// only the time to compile again, so that errors are ignored.
     pub(crate) fn write(&self, code: &[u8]) {
         let bytes = [&MAGIC[..], &Sha256::digest(code)[..], code].concat();
         let folder = self.path.parent().unwrap_or(Path::new("."));

@@ -17,12 +17,14 @@ const LOWEST: (i32, i32) = (8, 0);
 const FP8: (i32, i32) = (8, 9);
 
 impl Kernels {
-    /// Compiles the kernels for a CUDA device: about half a second of one CPU, on any thread. `cache` is a folder for
-    /// compiled code, made if it does not exist, in which the newest files of all shapes and devices are kept.
+    /// Compiles the kernels for a CUDA device: about half a second of one CPU, on any thread. `cache` is a
+    /// folder for compiled code, made if it does not exist, in which the newest files of all shapes and
+    /// devices are kept.
     ///
     /// # Errors
-    /// [`Error::Device`] if the device is not a CUDA device or older than compute capability 8.0, if libtorch's CUDA
-    /// half or NVRTC is missing, or if the compiler or the runtime refuses the code. Then libtorch's operations remain.
+    /// [`Error::Device`] if the device is not a CUDA device or older than compute capability 8.0, if
+    /// libtorch's CUDA half or NVRTC is missing, or if the compiler or the runtime refuses the code. Then
+    /// libtorch's operations remain.
     pub fn compile(shape: &KernelShape, device: Device, cache: Option<&Path>) -> Result<Self> {
         let Device::Cuda(index) = device else {
             return Err(Error::invalid("device", "a CUDA device", format!("{device:?}")));
@@ -50,7 +52,8 @@ fn capability(index: usize) -> Result<(i32, i32)> {
     Ok(capability)
 }
 
-/// Returns the options by which the kernels are compiled for a shape and a compute capability, such as (9, 0).
+/// Returns the options by which the kernels are compiled for a shape and a compute capability, such as (9,
+/// 0).
 ///
 /// # Example
 /// ```

@@ -19,7 +19,8 @@ type Program = *mut c_void;
 /// `nvrtcResult`; 0 is success.
 type Status = c_int;
 
-/// The compiler, which stays loaded as long as the program runs. Source of the signatures: CUDA 13.0 `nvrtc.h`.
+/// The compiler, which stays loaded as long as the program runs. Source of the signatures: CUDA 13.0
+/// `nvrtc.h`.
 #[derive(Debug)]
 pub struct Nvrtc {
     create: unsafe extern "C" fn(

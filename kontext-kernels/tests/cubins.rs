@@ -24,8 +24,8 @@ const REGISTERS: u32 = 65_536;
 /// A warp's registers are allocated in such units.
 const UNIT: u32 = 256;
 
-/// The compiler next to libtorch's libraries, or where `cargo xtask nvrtc` puts it. `None` if it is in neither place,
-/// which in CI is a failure.
+/// The compiler next to libtorch's libraries, or where `cargo xtask nvrtc` puts it. `None` if it is in
+/// neither place, which in CI is a failure.
 fn nvrtc() -> Option<Nvrtc> {
     let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.libtorch/nvidia/cu13/lib/libnvrtc.so.13");
     match Nvrtc::find().or_else(|_| Nvrtc::open(&fetched)) {
@@ -71,8 +71,8 @@ fn resources(cubin: &[u8], kernel: &str) -> Option<Resources> {
     Some(found)
 }
 
-/// Returns the value of an attribute of a symbol. Attributes are a format, a code, a size, and the bytes; those of other
-/// formats than 4 have none.
+/// Returns the value of an attribute of a symbol. Attributes are a format, a code, a size, and the bytes;
+/// those of other formats than 4 have none.
 fn attribute(mut info: &[u8], code: u8, symbol: u32) -> Option<u32> {
     let number = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().unwrap());
     while let [format, of, size @ ..] = info {
@@ -111,8 +111,9 @@ fn compile(nvrtc: &Nvrtc, sizes: [i64; 3], architecture: (i32, i32)) -> Vec<u8> 
     nvrtc.compile(source(), &options(&shape(sizes), architecture)).unwrap()
 }
 
-/// Most registers of a thread for the given threads of a multiprocessor: a kernel that is bound by memory needs about
-/// 1,000 threads of 16 bytes on their way. The quantised rows are held in registers, 32 values a thread.
+/// Most registers of a thread for the given threads of a multiprocessor: a kernel that is bound by memory
+/// needs about 1,000 threads of 16 bytes on their way. The quantised rows are held in registers, 32 values a
+/// thread.
 fn most_registers(kernel: Kernel) -> u32 {
     match kernel {
         Kernel::GeluConcatFp8 | Kernel::QkNormRope => 56,

@@ -5,9 +5,9 @@
 //! touched again: `.cargo/config.toml` points plain cargo there. A libtorch named by the user is used instead
 //! ([`source`]).
 //!
-//! `cargo xtask gpu-kit` builds the kit for a machine with a GPU ([`kit`]), `cargo xtask nvrtc` fetches the compiler of the
-//! CUDA kernels for their tests ([`nvrtc`]). `cargo xtask layers`, `prose` and
-//! `api` check the repository and need no libtorch ([`layers`], [`prose`], [`api`]).
+//! `cargo xtask gpu-kit` builds the kit for a machine with a GPU ([`kit`]), `cargo xtask nvrtc` fetches the
+//! compiler of the CUDA kernels for their tests ([`nvrtc`]). `cargo xtask layers`, `prose` and `api` check
+//! the repository and need no libtorch ([`layers`], [`prose`], [`api`]).
 
 #![allow(
     clippy::print_stdout,

@@ -1,7 +1,7 @@
 //! NVRTC, the compiler of the CUDA kernels, for their tests on machines without a GPU.
 //!
-//! A libtorch with CUDA brings it. For the one for CPUs, its two libraries are taken from the wheel that libtorch names
-//! and put where that would put them: next to the CUDA runtime.
+//! A libtorch with CUDA brings it. For the one for CPUs, its two libraries are taken from the wheel that
+//! libtorch names and put where that would put them: next to the CUDA runtime.
 
 use std::env::consts::OS;
 use std::fs;
@@ -25,7 +25,7 @@ const NEEDED: Bytes = Bytes(320_000_000);
 pub(crate) fn ensure(home: &Home) -> Result<PathBuf, Failure> {
     if OS != "linux" {
         return Err(Failure::Usage(format!(
-            "`cargo xtask nvrtc` fetches a library for Linux, where alone it is used, not on {OS}"
+            "`cargo xtask nvrtc` fetches a library for Linux, the only system that uses it, not for {OS}"
         )));
     }
     let file = home.path().join(NVRTC.library);

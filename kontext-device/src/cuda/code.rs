@@ -104,13 +104,15 @@ unsafe impl Send for Function {}
 unsafe impl Sync for Function {}
 
 impl Code {
-    /// Loads code (a cubin) for a device. The runtime reads all that it needs of `image` before the call returns.
+    /// Loads code (a cubin) for a device. The runtime reads all that it needs of `image` before the call
+    /// returns.
     ///
     /// # Safety
     /// `image` is a whole cubin, as a compiler of CUDA made it: the runtime trusts the sizes in it.
     ///
     /// # Errors
-    /// [`kontext_core::Error::Device`] if libtorch's CUDA half is not loaded, or the runtime refuses the code.
+    /// [`kontext_core::Error::Device`] if libtorch's CUDA half is not loaded, or the runtime refuses the
+    /// code.
     #[allow(unsafe_code)]
     pub unsafe fn load(index: usize, image: &[u8]) -> Result<Self> {
         let index = c_int::try_from(index).map_err(|error| failed(c_int::MAX, error.to_string()))?;
@@ -159,15 +161,17 @@ impl Code {
 }
 
 impl Function {
-    /// Queues the kernel on libtorch's current stream of this thread. `arguments` are pointers to their values, which
-    /// are copied before the call returns.
+    /// Queues the kernel on libtorch's current stream of this thread. `arguments` are pointers to their
+    /// values, which are copied before the call returns.
     ///
     /// # Safety
-    /// The arguments are those of the kernel's parameters, in number and type. What the kernel does with them is valid:
-    /// memory that it uses is the device's, and is neither freed nor used by other streams before the work is done.
+    /// The arguments are those of the kernel's parameters, in number and type. What the kernel does with them
+    /// is valid: memory that it uses is the device's, and is neither freed nor used by other streams before
+    /// the work is done.
     ///
     /// # Errors
-    /// [`kontext_core::Error::Device`] if the code's device is not the thread's current one, or the runtime refuses the launch.
+    /// [`kontext_core::Error::Device`] if the code's device is not the thread's current one, or the runtime
+    /// refuses the launch.
     #[allow(unsafe_code)]
     pub unsafe fn launch(&self, grid: [u32; 3], block: [u32; 3], arguments: &mut [*mut c_void]) -> Result<()> {
         let loaded = &self.code.0;

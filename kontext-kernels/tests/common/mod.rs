@@ -15,11 +15,12 @@ pub(crate) const SMALL: [i64; 3] = [192, 32, 768];
 /// Rows of two and a quarter warps, and an MLP that is no multiple of the width.
 pub(crate) const ODD: [i64; 3] = [576, 64, 1336];
 
-/// Relative L2 error of rounding to bf16: uniform over half a step of 2^-8, for values spread over a binade, 1.66e-3.
-/// The sums in f32 add a thousandth of it.
+/// Relative L2 error of rounding to bf16: uniform over half a step of 2^-8, for values spread over a binade,
+/// 1.66e-3. The sums in f32 add a thousandth of it.
 pub(crate) const BF16: f64 = 1.75e-3;
 
-/// Likewise to e4m3, in steps of 2^-4 of a binade: 2.65e-2; more where small values are below its normal range.
+/// Likewise to e4m3, in steps of 2^-4 of a binade: 2.65e-2; more where small values are below its normal
+/// range.
 pub(crate) const E4M3: f64 = 2.9e-2;
 
 pub(crate) const ORDERS: [Order; 4] = [Order::Forward, Order::Backward, Order::Shuffled(1), Order::Shuffled(2)];
@@ -69,8 +70,8 @@ pub(crate) fn wide(x: &Tensor) -> Tensor {
     x.to_kind(Kind::Double)
 }
 
-/// Asserts that `x` is within `bound` of the f64 reference, and at most 1.02 times as far from it as the reference
-/// rounded to the kind of `x`.
+/// Asserts that `x` is within `bound` of the f64 reference, and at most 1.02 times as far from it as the
+/// reference rounded to the kind of `x`.
 pub(crate) fn assert_rounded(x: &Tensor, reference: &Tensor, bound: f64) {
     let rounded = reference.to_kind(Kind::Float).to_kind(x.kind());
     assert_as_near(x, &rounded, reference, bound);
@@ -84,8 +85,8 @@ pub(crate) fn assert_as_near(x: &Tensor, best: &Tensor, reference: &Tensor, boun
     assert!(error <= least * 1.02, "{error:e}, and {least:e} by rounding");
 }
 
-/// Asserts that rows of e4m3 with their factors are the reference quantised by row: within one code of 256 at the
-/// few values whose rounding the last bit of f32 decides.
+/// Asserts that rows of e4m3 with their factors are the reference quantised by row: within one code of 256 at
+/// the few values whose rounding the last bit of f32 decides.
 pub(crate) fn assert_quantised(codes: &Tensor, factors: &Tensor, reference: &Tensor) {
     let expected_factors = reference.abs().amax(-1_i64, true) / 448.0;
     let off = ((wide(factors) - &expected_factors) / &expected_factors).abs().max();
