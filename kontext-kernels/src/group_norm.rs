@@ -31,9 +31,9 @@ impl Kernels {
     /// Norms a picture over groups of channels, with weight and bias, and applies SiLU if `silu`. Returns a
     /// new tensor of the same shape and layout.
     ///
-    /// `x` is bf16 [B, C, H, W] in the channels-last layout; `weight` and `bias` are f32 [C]. Sums are in f32
-    /// within a thread and in f64 over slabs of pixels, always in the same order. Independent of the kernels'
-    /// sizes.
+    /// `x` is bf16 [B, C, H, W] in the channels-last layout; `weight` and `bias` are f32 `[C]`. Sums are in
+    /// f32 within a thread and in f64 over slabs of pixels, always in the same order. Independent of the
+    /// kernels' sizes.
     ///
     /// # Errors
     /// [`Error::Shape`] and [`Error::InvalidArgument`] for tensors and numbers that do not fit
