@@ -104,8 +104,8 @@ fn bytes_of(values: i64) -> usize {
     values as usize * 2
 }
 
-/// Checks the vectors [batch or 1, width] of a modulation, also with a middle axis of 1. Returns the address, the values
-/// from one item's vector to the next, and the memory.
+/// Checks the vectors [batch or 1, width] of a modulation, also with a middle axis of 1. Returns the address,
+/// the values from one item's vector to the next, and the memory.
 pub(crate) fn vectors(
     name: &'static str,
     tensor: &Tensor,

@@ -7,7 +7,8 @@ use kontext_core::{Device, Result, lock};
 
 use crate::{Access, Call, Kernel, Launch};
 
-/// Launches of a kernel and the bytes of their buffers, each counted once a launch: the least that memory must move.
+/// Launches of a kernel and the bytes of their buffers, each counted once a launch: the least that memory
+/// must move.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Count {
     /// Launches.

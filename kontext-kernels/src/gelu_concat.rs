@@ -11,15 +11,16 @@ use crate::{Access, Kernel, KernelShape, Kernels};
 const MOST_THREADS: i64 = 512;
 
 impl Kernels {
-    /// Applies GELU (tanh form) to `mlp` and returns it after `attention`, where there is one, as e4m3
-    /// [B, T, (width +) mlp_width] with a factor for each row, f32 [B, T, 1]: the largest magnitude of the row over 448,
-    /// by which its values are to be multiplied.
+    /// Applies GELU (tanh form) to `mlp` and returns it after `attention`, where there is one, as e4m3 [B, T,
+    /// (width +) mlp_width] with a factor for each row, f32 [B, T, 1]: the largest magnitude of the row over
+    /// 448, by which its values are to be multiplied.
     ///
-    /// `attention` is bf16 [B, T, width], `mlp` bf16 [B, T, mlp_width]; their rows may be parts of longer ones.
+    /// `attention` is bf16 [B, T, width], `mlp` bf16 [B, T, mlp_width]; their rows may be parts of longer
+    /// ones.
     ///
     /// # Errors
-    /// [`Error::Shape`] and [`Error::InvalidArgument`] for tensors that do not fit, [`Error::Torch`] if the results cannot
-    /// be allocated, [`Error::Device`] if the launch fails, or without [`Kernels::has_fp8`].
+    /// [`Error::Shape`] and [`Error::InvalidArgument`] for tensors that do not fit, [`Error::Torch`] if the
+    /// results cannot be allocated, [`Error::Device`] if the launch fails, or without [`Kernels::has_fp8`].
     pub fn gelu_concat_fp8(&self, attention: Option<&Tensor>, mlp: &Tensor) -> Result<(Tensor, Tensor)> {
         let (device, shape) = (self.device(), *self.shape());
         let read = |tensor: &'static str, expected: &'static str, value: &Tensor, width: i64| -> Result<Rows> {

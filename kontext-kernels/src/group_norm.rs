@@ -18,8 +18,8 @@ const SLAB_VALUES: i64 = 1 << 16;
 const MOST_SLABS: i64 = 512;
 
 impl Kernels {
-    /// Returns `true` if there are kernels for a group norm of these numbers: channels are a multiple of 8 of at most
-    /// 2048, and at most 128 groups divide them.
+    /// Returns `true` if there are kernels for a group norm of these numbers: channels are a multiple of 8 of
+    /// at most 2048, and at most 128 groups divide them.
     #[must_use]
     pub fn has_group_norm(channels: i64, groups: i64) -> bool {
         (1..=MOST_CHANNELS).contains(&channels)
@@ -28,16 +28,17 @@ impl Kernels {
             && channels % groups == 0
     }
 
-    /// Norms a picture over groups of channels, with weight and bias, and applies SiLU if `silu`. Returns a new tensor
-    /// of the same shape and layout.
+    /// Norms a picture over groups of channels, with weight and bias, and applies SiLU if `silu`. Returns a
+    /// new tensor of the same shape and layout.
     ///
-    /// `x` is bf16 [B, C, H, W] in the channels-last layout; `weight` and `bias` are f32 [C]. Sums are in f32 within a
-    /// thread and in f64 over slabs of pixels, always in the same order. Independent of the kernels' sizes.
+    /// `x` is bf16 [B, C, H, W] in the channels-last layout; `weight` and `bias` are f32 `[C]`. Sums are in
+    /// f32 within a thread and in f64 over slabs of pixels, always in the same order. Independent of the
+    /// kernels' sizes.
     ///
     /// # Errors
     /// [`Error::Shape`] and [`Error::InvalidArgument`] for tensors and numbers that do not fit
-    /// ([`Kernels::has_group_norm`]), [`Error::Torch`] if the result cannot be allocated, [`Error::Device`] if the launch
-    /// fails.
+    /// ([`Kernels::has_group_norm`]), [`Error::Torch`] if the result cannot be allocated, [`Error::Device`]
+    /// if the launch fails.
     pub fn group_norm_silu(
         &self,
         x: &Tensor,

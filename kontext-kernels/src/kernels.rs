@@ -9,8 +9,9 @@ use crate::{Buffer, Call, Kernel, KernelShape, Launch};
 
 /// Kernels of one device, for blocks of one width and head width.
 ///
-/// A method checks its tensors (shape, kind, device, strides, alignment to 16 bytes, no gradient), queues the kernel on
-/// libtorch's current stream, and returns before the work is done. A clone shares the compiled code.
+/// A method checks its tensors (shape, kind, device, strides, alignment to 16 bytes, no gradient), queues the
+/// kernel on libtorch's current stream, and returns before the work is done. A clone shares the compiled
+/// code.
 #[derive(Debug, Clone)]
 pub struct Kernels {
     target: Arc<dyn Launch>,
@@ -36,7 +37,8 @@ impl Kernels {
         self.target.device()
     }
 
-    /// Returns `true` if the device has the kernels that write e4m3: CUDA devices from compute capability 8.9 on.
+    /// Returns `true` if the device has the kernels that write e4m3: CUDA devices from compute capability 8.9
+    /// on.
     #[must_use]
     pub fn has_fp8(&self) -> bool {
         self.target.has_fp8()

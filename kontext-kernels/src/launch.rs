@@ -78,7 +78,8 @@ pub enum Access {
     Update,
 }
 
-/// Memory that a launch uses: `counts[0]` times `counts[1]` stretches of `bytes`, each at its strides from `address`.
+/// Memory that a launch uses: `counts[0]` times `counts[1]` stretches of `bytes`, each at its strides from
+/// `address`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Buffer {
     /// Address of the first stretch.
@@ -101,8 +102,8 @@ impl Buffer {
     }
 }
 
-/// A launch of a kernel. Only this crate makes one, after it has checked the tensors: the addresses are valid as long as
-/// the borrowed arguments are.
+/// A launch of a kernel. Only this crate makes one, after it has checked the tensors: the addresses are valid
+/// as long as the borrowed arguments are.
 #[derive(Debug)]
 pub struct Call<'a> {
     pub(crate) kernel: Kernel,
@@ -159,7 +160,8 @@ pub trait Launch: Debug + Send + Sync {
     /// Returns `true` if the kernels that convert to e4m3 can be launched.
     fn has_fp8(&self) -> bool;
 
-    /// Launches a kernel. The work is done in the order of the device's other work, and may not be finished on return.
+    /// Launches a kernel. The work is done in the order of the device's other work, and may not be finished
+    /// on return.
     ///
     /// # Errors
     /// [`kontext_core::Error::Device`] if the target refuses.

@@ -26,16 +26,16 @@ pub struct QkWeights<'a> {
 struct Pointers([*const c_void; 4]);
 
 impl Kernels {
-    /// Norms and rotates queries and keys in place, for both streams at once: `x / sqrt(mean(x²) + eps) * weight` over
-    /// each head, then the rotation of neighbouring pairs of features, in f32, rounded once.
+    /// Norms and rotates queries and keys in place, for both streams at once: `x / sqrt(mean(x²) + eps) *
+    /// weight` over each head, then the rotation of neighbouring pairs of features, in f32, rounded once.
     ///
-    /// `qkv` [B, T, row] is bf16; a row is q, k, v, each `heads * head_dim` wide, and anything after them. Its first
-    /// `text` tokens take the text's weights; with zero, or with T, one stream has all. `rope` is f32 [T, head_dim]:
-    /// cosine and sine of each pair in turns.
+    /// `qkv` [B, T, row] is bf16; a row is q, k, v, each `heads * head_dim` wide, and anything after them.
+    /// Its first `text` tokens take the text's weights; with zero, or with T, one stream has all. `rope` is
+    /// f32 [T, head_dim]: cosine and sine of each pair in turns.
     ///
     /// # Errors
-    /// [`Error::Shape`] and [`Error::InvalidArgument`] for tensors that do not fit, [`Error::Device`] if the launch
-    /// fails.
+    /// [`Error::Shape`] and [`Error::InvalidArgument`] for tensors that do not fit, [`Error::Device`] if the
+    /// launch fails.
     pub fn qk_norm_rope(
         &self,
         qkv: &Tensor,

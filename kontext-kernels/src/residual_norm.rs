@@ -56,16 +56,16 @@ struct TwoVectors {
 }
 
 impl Kernels {
-    /// Adds `gate * y` to `x` in place, if there is a branch, and returns the modulated layer norm of `x`, a new bf16
-    /// [B, T, D]. `x` is bf16 [B, T, D]; sums are in f32, and the norm is of the rounded `x`.
+    /// Adds `gate * y` to `x` in place, if there is a branch, and returns the modulated layer norm of `x`, a
+    /// new bf16 [B, T, D]. `x` is bf16 [B, T, D]; sums are in f32, and the norm is of the rounded `x`.
     ///
-    /// The first `text` rows take the text's gate, scale and shift, the others the image's; with zero, or with T, one
-    /// stream has all, and the other's vectors are checked, but not read. Gate, scale and shift may come from different
-    /// layers' modulation.
+    /// The first `text` rows take the text's gate, scale and shift, the others the image's; with zero, or
+    /// with T, one stream has all, and the other's vectors are checked, but not read. Gate, scale and shift
+    /// may come from different layers' modulation.
     ///
     /// # Errors
-    /// [`Error::Shape`] and [`Error::InvalidArgument`] for tensors that do not fit, [`Error::Torch`] if the result cannot
-    /// be allocated, [`Error::Device`] if the launch fails.
+    /// [`Error::Shape`] and [`Error::InvalidArgument`] for tensors that do not fit, [`Error::Torch`] if the
+    /// result cannot be allocated, [`Error::Device`] if the launch fails.
     pub fn residual_norm(
         &self,
         x: &Tensor,
@@ -80,8 +80,8 @@ impl Kernels {
         Ok(out)
     }
 
-    /// Does the same as [`Self::residual_norm`], but returns e4m3 [B, T, D] and the factors of the rows, f32 [B, T, 1]:
-    /// the largest magnitude of a row over 448, by which its values are to be multiplied.
+    /// Does the same as [`Self::residual_norm`], but returns e4m3 [B, T, D] and the factors of the rows, f32
+    /// [B, T, 1]: the largest magnitude of a row over 448, by which its values are to be multiplied.
     ///
     /// # Errors
     /// Those of [`Self::residual_norm`]; [`Error::Device`] also without [`Self::has_fp8`].

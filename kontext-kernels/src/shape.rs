@@ -2,7 +2,8 @@
 
 use kontext_core::{Error, Result};
 
-/// Sizes of a transformer's blocks, for which kernels are compiled. Only sizes that the kernels support can be made.
+/// Sizes of a transformer's blocks, for which kernels are compiled. Only sizes that the kernels support can
+/// be made.
 ///
 /// # Example
 /// ```
@@ -35,9 +36,9 @@ impl KernelShape {
     /// Makes the sizes of blocks of `width`, whose heads are of `head_dim` and whose MLP is of `mlp_width`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for sizes without kernels: `head_dim` is 32, 64 or 128; `width` is a multiple of
-    /// `head_dim` of at most [`Self::WIDEST`]; `mlp_width` is a positive multiple of 8, and both together are at most
-    /// [`Self::LONGEST`].
+    /// [`Error::InvalidArgument`] for sizes without kernels: `head_dim` is 32, 64 or 128; `width` is a
+    /// multiple of `head_dim` of at most [`Self::WIDEST`]; `mlp_width` is a positive multiple of 8, and both
+    /// together are at most [`Self::LONGEST`].
     pub fn new(width: i64, head_dim: i64, mlp_width: i64) -> Result<Self> {
         if !HEAD_DIMS.contains(&head_dim) {
             return Err(Error::invalid(

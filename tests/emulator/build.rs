@@ -93,7 +93,8 @@ fn part_text(folder: &Path, part: &str) -> String {
     format!("#line 1 \"{part}\"\n{text}")
 }
 
-/// Returns the file that compiles the text for a shape. Kernels get other names, because all files are linked together.
+/// Returns the file that compiles the text for a shape. Kernels get other names, because all files are linked
+/// together.
 fn variant(index: usize, [width, head, mlp]: [i64; 3], text: &str) -> String {
     let names = KERNELS
         .map(|kernel| format!("#define {kernel} {kernel}_{index}\n"))

@@ -21,6 +21,8 @@ pub(crate) enum Action {
     Libtorch,
     /// Install libtorch, then build the kit for a machine with a GPU.
     GpuKit,
+    /// Fetch the compiler of the CUDA kernels and print its file.
+    Nvrtc,
     /// Check the order of crates and modules.
     Layers,
     /// Measure the prose of these paths, all of the repository by default, and print its worst lines.
@@ -63,15 +65,15 @@ impl Args {
                     set(&mut variant, named)?;
                 }
                 break action;
-            } else if word == "layers" {
-                refuse_variant(variant, "layers")?;
+            } else if let Some((name, action)) = bare_command(&word) {
+                refuse_variant(variant, name)?;
                 if let Some(word) = words.next() {
                     return Err(Failure::Usage(format!(
-                        "`cargo xtask layers` takes no words, got {}",
+                        "`cargo xtask {name}` takes no words, got {}",
                         word.display()
                     )));
                 }
-                break Action::Layers;
+                break action;
             } else if word == "api" {
                 refuse_variant(variant, "api")?;
                 let words: Vec<_> = words.collect();
@@ -100,7 +102,14 @@ fn own_command(word: &OsStr) -> Option<(&'static str, Action)> {
         .find(|(name, _)| word == *name)
 }
 
-/// The checks of the repository do without libtorch.
+/// Returns the name and action of a command that takes no words.
+fn bare_command(word: &OsStr) -> Option<(&'static str, Action)> {
+    [("layers", Action::Layers), ("nvrtc", Action::Nvrtc)]
+        .into_iter()
+        .find(|(name, _)| word == *name)
+}
+
+/// The checks of the repository do without libtorch, and so does NVRTC.
 fn refuse_variant(variant: Option<Variant>, name: &str) -> Result<(), Failure> {
     variant.map_or(Ok(()), |_| {
         Err(Failure::Usage(format!(
@@ -157,6 +166,7 @@ Makes sure that libtorch {TORCH_VERSION} is there, then runs a cargo command wit
 Usage: cargo xtask [--cpu | --cuda] COMMAND...
        cargo xtask [--cpu | --cuda] libtorch
        cargo xtask [--cpu | --cuda] gpu-kit
+       cargo xtask nvrtc
        cargo xtask layers
        cargo xtask prose [--lines N] [PATH...]
        cargo xtask api [--write]
@@ -164,6 +174,8 @@ Usage: cargo xtask [--cpu | --cuda] COMMAND...
   COMMAND...  any cargo command with its options: `cargo xtask test --workspace`
   libtorch    only fetches libtorch and prints its folder
   gpu-kit     makes the folder target/gpu-kit: all that a machine with a GPU needs for the checks and timings there
+  nvrtc       fetches the compiler of the CUDA kernels for their tests, where libtorch is the one for CPUs, and prints
+              its file: 90 MB to download, 114 MB on disk
   layers      checks that crates depend on lower layers only (`layers` in Cargo.toml) and that the top-level modules
               of a crate form no cycle; needs no libtorch
   prose       measures the prose of the files that git tracks, or of PATHs, and prints its N worst lines
@@ -277,8 +289,11 @@ mod tests {
     #[test]
     fn the_checks_of_the_repository_take_no_variant() {
         assert_eq!(parse("layers").expect("valid").action, Action::Layers);
+        assert_eq!(parse("nvrtc").expect("valid").action, Action::Nvrtc);
         for line in [
             "--cpu layers",
+            "--cuda nvrtc",
+            "nvrtc x",
             "layers --cpu",
             "layers x",
             "--cuda prose",

@@ -272,6 +272,12 @@ impl fmt::Display for Failure {
                  `python3 -m pip install --user --upgrade pip`.",
                 Goods::KitWheels
             ),
+            Self::NoWheel { goods: Goods::Nvrtc } => write!(
+                f,
+                "pip finds no wheel of NVRTC for this machine.\n\
+                 There are wheels for Linux on x86_64 and aarch64. Where PIP_INDEX_URL names a mirror, the mirror may \
+                 lack it. A newer pip may help as well: `python3 -m pip install --user --upgrade pip`."
+            ),
             Self::NoWheel { goods: Goods::Libtorch } => write!(
                 f,
                 "pip finds no wheel of libtorch {TORCH_VERSION} for this machine.\n\
@@ -292,6 +298,15 @@ impl fmt::Display for Failure {
                 "pip succeeded, but not all {} came into {}.\n\
                  A setting of pip may be the cause: `python3 -m pip config list` shows them.",
                 Goods::KitWheels,
+                folder.display()
+            ),
+            Self::Incomplete {
+                goods: Goods::Nvrtc,
+                folder,
+            } => write!(
+                f,
+                "pip succeeded, but NVRTC did not come into {}.\n\
+                 A setting of pip may be the cause: `python3 -m pip config list` shows them.",
                 folder.display()
             ),
             Self::Incomplete {

@@ -7,6 +7,8 @@ pub(crate) enum Goods {
     Libtorch,
     /// The wheels of the GPU kit, see [`crate::kit_wheels`].
     KitWheels,
+    /// The compiler of the kernels, see [`crate::nvrtc`].
+    Nvrtc,
 }
 
 impl fmt::Display for Goods {
@@ -14,6 +16,7 @@ impl fmt::Display for Goods {
         f.write_str(match self {
             Self::Libtorch => "libtorch",
             Self::KitWheels => "the wheels of the GPU kit",
+            Self::Nvrtc => "NVRTC, the compiler of the CUDA kernels,",
         })
     }
 }

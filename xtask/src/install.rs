@@ -53,7 +53,8 @@ pub(crate) fn ensure(home: &Home, asked: Option<Variant>) -> Result<(), Failure>
         sizes.installed
     );
     let partial = Partial::create(home.path())?;
-    python.install(variant, OS, &partial.new, &partial.scratch)?;
+    let wheels: Vec<_> = variant.wheels(OS).iter().map(|wheel| wheel.requirement).collect();
+    python.install(&wheels, &partial.new, &partial.scratch)?;
     if !Home::at(partial.new.clone()).is_complete(variant, OS) {
         return Err(Failure::Incomplete {
             goods: Goods::Libtorch,
@@ -95,18 +96,18 @@ fn choose() -> Variant {
 
 /// Folders of an installation in progress, removed with their contents on drop.
 #[derive(Debug)]
-struct Partial {
+pub(crate) struct Partial {
     folder: PathBuf,
     /// Target of pip.
-    new: PathBuf,
+    pub(crate) new: PathBuf,
     /// pip's temporary files.
-    scratch: PathBuf,
+    pub(crate) scratch: PathBuf,
     /// Destination of the previous installation.
     old: PathBuf,
 }
 
 impl Partial {
-    fn create(home: &Path) -> Result<Self, Failure> {
+    pub(crate) fn create(home: &Path) -> Result<Self, Failure> {
         let folder = home.join(format!("{PARTIAL}{}", process::id()));
         let [new, scratch, old] = ["new", "scratch", "old"].map(|name| folder.join(name));
         for folder in [&new, &scratch, &old] {

@@ -5,8 +5,9 @@
 //! touched again: `.cargo/config.toml` points plain cargo there. A libtorch named by the user is used instead
 //! ([`source`]).
 //!
-//! `cargo xtask gpu-kit` builds the kit for a machine with a GPU ([`kit`]). `cargo xtask layers`, `prose` and
-//! `api` check the repository and need no libtorch ([`layers`], [`prose`], [`api`]).
+//! `cargo xtask gpu-kit` builds the kit for a machine with a GPU ([`kit`]), `cargo xtask nvrtc` fetches the
+//! compiler of the CUDA kernels for their tests ([`nvrtc`]). `cargo xtask layers`, `prose` and `api` check
+//! the repository and need no libtorch ([`layers`], [`prose`], [`api`]).
 
 #![allow(
     clippy::print_stdout,
@@ -31,6 +32,7 @@ mod kit_size;
 mod kit_wheels;
 mod layers;
 mod lock;
+mod nvrtc;
 mod prose;
 mod python;
 mod source;
@@ -70,6 +72,7 @@ fn run() -> Result<ExitCode, Failure> {
             let (source, home) = libtorch(&root, args.variant)?;
             println!("{}", source.folder(&home).display());
         }
+        Action::Nvrtc => println!("{}", nvrtc::ensure(&Home::of_repository(&root))?.display()),
         Action::GpuKit => {
             kit::check(OS)?;
             let (source, home) = libtorch(&root, args.variant)?;

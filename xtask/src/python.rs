@@ -7,7 +7,6 @@ use std::{env, fs, io};
 
 use crate::failure::Failure;
 use crate::goods::Goods;
-use crate::wheels::Variant;
 
 /// Python version of the selected wheels, whichever runs pip: libtorch is the same in all of them, and
 /// a fixed choice works with every pip. (torch 2.11.0 has wheels for 3.10 to 3.14.)
@@ -55,14 +54,14 @@ impl Python {
         Self { program, goods }
     }
 
-    /// Installs the wheels of `variant` into `target`; pip shows its own progress, on stderr.
+    /// Installs wheels into `target`; pip shows its own progress, on stderr.
     ///
     /// `scratch` is a folder on the same disk for pip's log and temporary files: the default one, often a
     /// small in-memory file system, would have to hold the downloads and everything unpacked.
-    pub(crate) fn install(&self, variant: Variant, os: &str, target: &Path, scratch: &Path) -> Result<(), Failure> {
+    pub(crate) fn install(&self, requirements: &[&str], target: &Path, scratch: &Path) -> Result<(), Failure> {
         let mut pip = self.pip("install", scratch);
         pip.arg("--no-compile").arg("--target").arg(target);
-        pip.args(variant.wheels(os).iter().map(|wheel| wheel.requirement));
+        pip.args(requirements);
         self.execute(pip, scratch)
     }
 

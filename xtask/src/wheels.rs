@@ -31,7 +31,7 @@ const WHEELS: [Wheel; 16] = [
     wheel("nvidia-cuda-runtime==13.0.96", "nvidia/cu13/lib/libcudart.so.13"),
     wheel("nvidia-cuda-cupti==13.0.85", "nvidia/cu13/lib/libcupti.so.13"),
     wheel("nvidia-cublas==13.1.0.3", "nvidia/cu13/lib/libcublas.so.13"),
-    wheel("nvidia-cuda-nvrtc==13.0.88", "nvidia/cu13/lib/libnvrtc.so.13"),
+    NVRTC,
     wheel("nvidia-cudnn-cu13==9.19.0.56", "nvidia/cudnn/lib/libcudnn.so.9"),
     wheel("nvidia-cufft==12.0.0.61", "nvidia/cu13/lib/libcufft.so.12"),
     wheel("nvidia-cufile==1.15.1.6", "nvidia/cu13/lib/libcufile.so.0"),
@@ -47,6 +47,9 @@ const WHEELS: [Wheel; 16] = [
     wheel("nvidia-nvshmem-cu13==3.4.5", "nvidia/nvshmem/lib/libnvshmem_host.so.3"),
     wheel("nvidia-nvtx==13.0.85", "nvidia/cu13/lib/libnvtx3interop.so.1"),
 ];
+
+/// The compiler of CUDA kernels at run time.
+pub(crate) const NVRTC: Wheel = wheel("nvidia-cuda-nvrtc==13.0.88", "nvidia/cu13/lib/libnvrtc.so.13");
 
 const fn wheel(requirement: &'static str, library: &'static str) -> Wheel {
     Wheel { requirement, library }

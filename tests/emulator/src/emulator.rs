@@ -23,7 +23,8 @@ pub enum Order {
     Shuffled(u32),
 }
 
-/// Launches of a kernel, and the bytes that its threads read and wrote; what several threads read counts for each.
+/// Launches of a kernel, and the bytes that its threads read and wrote; what several threads read counts for
+/// each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Account {
     /// Launches.
