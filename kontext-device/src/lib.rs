@@ -6,3 +6,4 @@ pub mod device;
 pub mod libtorch;
 pub mod memory;
 pub mod openmp;
+pub mod tf32;
