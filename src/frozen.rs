@@ -25,7 +25,8 @@ impl<T> Deref for Frozen<T> {
 
 // SAFETY: the value is only reachable by shared reference, and its types (`TextEncoder`, `Dit`,
 // `Autoencoder`, `OpenLora`) have no method that writes to a tensor: their operations create new ones, and
-// reference counts of tensors are atomic. The adapters of layers are guarded by mutexes and replaced whole. A
-// test compares parallel runs with serial ones.
+// reference counts of tensors are atomic. A weight's copy in another dtype is published whole, by a `OnceLock`.
+// The adapters of layers are guarded by mutexes and replaced whole. A test compares parallel runs with serial
+// ones.
 #[allow(unsafe_code)]
 unsafe impl<T: Send> Sync for Frozen<T> {}

@@ -8,4 +8,5 @@ pub mod libtorch;
 pub mod memory;
 pub mod openmp;
 pub mod rates;
+pub mod tf32;
 pub mod turns;

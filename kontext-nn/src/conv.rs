@@ -3,16 +3,17 @@
 use kontext_core::Result;
 use tch::Tensor;
 
-use crate::Weights;
+use crate::{InKinds, Weights};
 
 /// A two-dimensional convolution with square kernels.
 ///
 /// Weights are kept channels-last: on CPUs the convolution is then 1.05 to 2 times as fast as with contiguous
-/// weights, and its output is channels-last, too. Weights in training stay contiguous.
+/// weights, and its output is channels-last, too. Weights in training stay contiguous. A run in another dtype than
+/// the weights' converts them once ([`InKinds`]).
 #[derive(Debug)]
 pub struct Conv2d {
-    weight: Tensor,
-    bias: Option<Tensor>,
+    weight: InKinds,
+    bias: Option<InKinds>,
     stride: i64,
     padding: i64,
 }
@@ -23,7 +24,7 @@ impl Conv2d {
     /// # Errors
     /// The errors of [`Weights::tensor`].
     pub fn new(w: &Weights, input: i64, output: i64, kernel: i64) -> Result<Self> {
-        let bias = Some(w.tensor("bias", &[output])?);
+        let bias = Some(InKinds::new(w.tensor("bias", &[output])?));
         Ok(Self {
             bias,
             ..Self::without_bias(w, input, output, kernel)?
@@ -42,7 +43,7 @@ impl Conv2d {
             super::ops::channels_last(&weight)?
         };
         Ok(Self {
-            weight,
+            weight: InKinds::new(weight),
             bias: None,
             stride: 1,
             padding: kernel / 2,
@@ -53,7 +54,7 @@ impl Conv2d {
     /// as slow on channels-last tensors, so a model in training uses contiguous ones.
     #[must_use]
     pub fn is_trained(&self) -> bool {
-        self.weight.requires_grad()
+        self.weight.held().requires_grad()
     }
 
     /// Sets the stride (default 1).
@@ -74,8 +75,8 @@ impl Conv2d {
     /// [`kontext_core::Error::Torch`] if libtorch fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let kind = x.kind();
-        let bias = self.bias.as_ref().map(|b| b.f_to_kind(kind)).transpose()?;
+        let bias = self.bias.as_ref().map(|bias| bias.get(kind)).transpose()?;
         let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
-        Ok(x.f_conv2d(&self.weight.f_to_kind(kind)?, bias, stride, padding, [1, 1], 1)?)
+        Ok(x.f_conv2d(&self.weight.get(kind)?, bias, stride, padding, [1, 1], 1)?)
     }
 }

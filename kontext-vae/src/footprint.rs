@@ -90,6 +90,7 @@ impl VaeFootprint {
         let constant = execution.constant_bytes(ENCODER_CONSTANT_ON_CPU, self.weights);
         self.activations(pixels, tiling, execution, alive)
             .saturating_add(constant)
+            .saturating_add(self.copies(execution))
     }
 
     /// Returns the peak bytes of decoding to one image of `pixels` pixels, next to the weights.
@@ -103,6 +104,17 @@ impl VaeFootprint {
         let constant = execution.constant_bytes(DECODER_CONSTANT_ON_CPU, self.weights);
         self.activations(pixels, tiling, execution, alive)
             .saturating_add(constant)
+            .saturating_add(self.copies(execution))
+    }
+
+    /// Returns the bytes of the weights' copies in the dtype of a run, next to those in f32: of all, whichever of the
+    /// two halves runs, because they are kept.
+    fn copies(&self, execution: Execution) -> u64 {
+        if execution.kind == Kind::Float {
+            0
+        } else {
+            self.weights / element_bytes(Kind::Float) * execution.element_bytes()
+        }
     }
 
     fn activations(&self, pixels: u64, tiling: Option<Tiling>, execution: Execution, alive: f64) -> u64 {
@@ -151,5 +163,15 @@ mod tests {
         let weights = Weights::from_tensors([("a".to_owned(), kontext_core::Tensor::from_slice(&[1.0_f32; 7]))]);
         let bytes = |kind| VaeFootprint::of(&weights, kind).weights;
         assert_eq!((bytes(Kind::Float), bytes(Kind::BFloat16)), (28, 14));
+    }
+
+    #[test]
+    fn a_run_in_bf16_has_half_the_activations_and_copies_of_the_weights() {
+        let (weights, channels, device) = (400_000_000, 128, kontext_core::Device::Cuda(0));
+        let flux = VaeFootprint { weights, channels };
+        let bytes = |kind, pixels| flux.decoder(pixels, None, Execution { device, kind });
+        assert_eq!(bytes(Kind::BFloat16, 0), bytes(Kind::Float, 0) + 200_000_000);
+        let grown = |kind| bytes(kind, 1 << 20) - bytes(kind, 0);
+        assert_eq!(grown(Kind::Float), 2 * grown(Kind::BFloat16));
     }
 }

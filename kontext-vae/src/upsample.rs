@@ -9,15 +9,15 @@
 //! Source of the unfused operation: huggingface/diffusers v0.38 models/upsampling.py, Upsample2D.
 
 use kontext_core::{Result, Tensor};
-use kontext_nn::{Weights, ops};
+use kontext_nn::{InKinds, Weights, ops};
 
 /// Fused upsampling and convolution: `conv3x3(upsample_nearest(x, 2))`.
 #[derive(Debug)]
 pub(crate) struct Upsample {
     /// Kernels [4 * C, C, 2, 2] for upper left, upper right, lower left and lower right, channels-last.
-    weight: Tensor,
+    weight: InKinds,
     /// Bias [4 * C].
-    bias: Option<Tensor>,
+    bias: Option<InKinds>,
 }
 
 impl Upsample {
@@ -25,7 +25,7 @@ impl Upsample {
     pub(crate) fn new(w: &Weights, channels: i64) -> Result<Self> {
         let bias = w.tensor("bias", &[channels])?.f_repeat([4])?;
         Ok(Self {
-            bias: Some(bias),
+            bias: Some(InKinds::new(bias)),
             ..Self::without_bias(w, channels)?
         })
     }
@@ -44,15 +44,18 @@ impl Upsample {
         } else {
             ops::channels_last(&weight)?
         };
-        Ok(Self { weight, bias: None })
+        Ok(Self {
+            weight: InKinds::new(weight),
+            bias: None,
+        })
     }
 
     /// Maps [B, C, H, W] to [B, C, 2H, 2W], channels-last except in training.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let kind = x.kind();
-        let bias = self.bias.as_ref().map(|b| b.f_to_kind(kind)).transpose()?;
+        let bias = self.bias.as_ref().map(|bias| bias.get(kind)).transpose()?;
         // Padded with a row or column of zeros on each side: windows start one before the first pixel.
-        let corners = x.f_conv2d(&self.weight.f_to_kind(kind)?, bias, [1, 1], [1, 1], [1, 1], 1)?; // [B, 4C, H+1, W+1]
+        let corners = x.f_conv2d(&self.weight.get(kind)?, bias, [1, 1], [1, 1], [1, 1], 1)?; // [B, 4C, H+1, W+1]
         let corners = corners.f_permute([0, 2, 3, 1])?.f_unflatten(3, [2, 2, -1])?; // [B, H+1, W+1, 2, 2, C]
         let (batch, channels, height, width) = x.size4()?;
         let out = Tensor::f_empty([batch, height, 2, width, 2, channels], (kind, x.device()))?;
@@ -66,7 +69,7 @@ impl Upsample {
         let out = out
             .f_reshape([batch, 2 * height, 2 * width, channels])?
             .f_permute([0, 3, 1, 2])?;
-        Ok(if self.weight.requires_grad() {
+        Ok(if self.weight.held().requires_grad() {
             out.f_contiguous()?
         } else {
             out
