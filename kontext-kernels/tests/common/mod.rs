@@ -19,6 +19,9 @@ pub(crate) const ODD: [i64; 3] = [576, 64, 1336];
 /// The sums in f32 add a thousandth of it.
 pub(crate) const BF16: f64 = 1.75e-3;
 
+/// Likewise to e4m3, in steps of 2^-4 of a binade: 2.65e-2; more where small values are below its normal range.
+pub(crate) const E4M3: f64 = 2.9e-2;
+
 pub(crate) const ORDERS: [Order; 4] = [Order::Forward, Order::Backward, Order::Shuffled(1), Order::Shuffled(2)];
 
 pub(crate) fn shape([width, head_dim, mlp_width]: [i64; 3]) -> KernelShape {
@@ -66,13 +69,30 @@ pub(crate) fn wide(x: &Tensor) -> Tensor {
     x.to_kind(Kind::Double)
 }
 
-/// Asserts that `x` is as near to the f64 reference as `bound`, and no further from it than 1.02 times the reference
+/// Asserts that `x` is within `bound` of the f64 reference, and at most 1.02 times as far from it as the reference
 /// rounded to the kind of `x`.
 pub(crate) fn assert_rounded(x: &Tensor, reference: &Tensor, bound: f64) {
-    let error = kontext_core::check::relative_l2(x, reference).unwrap();
     let rounded = reference.to_kind(Kind::Float).to_kind(x.kind());
-    let rounding = kontext_core::check::relative_l2(&rounded, reference).unwrap();
-    println!("relative error {error:.3e}, of rounding alone {rounding:.3e}");
-    assert!(error < bound, "{error:e}");
-    assert!(error <= rounding * 1.02, "{error:e}, of rounding alone {rounding:e}");
+    assert_as_near(x, &rounded, reference, bound);
+}
+
+/// Asserts that `x` is within `bound` of the f64 reference, and at most 1.02 times as far from it as `best`.
+pub(crate) fn assert_as_near(x: &Tensor, best: &Tensor, reference: &Tensor, bound: f64) {
+    let error = kontext_core::check::relative_l2(x, reference).unwrap();
+    let least = kontext_core::check::relative_l2(best, reference).unwrap();
+    assert!(error < bound, "{error:e}, and {least:e} by rounding");
+    assert!(error <= least * 1.02, "{error:e}, and {least:e} by rounding");
+}
+
+/// Asserts that rows of e4m3 with their factors are the reference quantised by row: within one code of 256 at the
+/// few values whose rounding the last bit of f32 decides.
+pub(crate) fn assert_quantised(codes: &Tensor, factors: &Tensor, reference: &Tensor) {
+    let expected_factors = reference.abs().amax(-1_i64, true) / 448.0;
+    let off = ((wide(factors) - &expected_factors) / &expected_factors).abs().max();
+    assert!(off.double_value(&[]) < 1e-5, "factors are off by {off:?}");
+    let best = (reference / &expected_factors)
+        .to_kind(Kind::Float)
+        .to_kind(Kind::Float8e4m3fn);
+    let best = wide(&best) * &expected_factors;
+    assert_as_near(&(wide(codes) * wide(factors)), &best, reference, E4M3);
 }
