@@ -152,8 +152,13 @@ impl Linear {
     /// an active adapter requires one.
     #[must_use]
     pub fn wants_gradient(&self, x: &Tensor) -> bool {
-        x.requires_grad()
-            || self.weight.requires_grad()
+        x.requires_grad() || self.is_trained()
+    }
+
+    /// Returns `true` if the weights or an active adapter requires a gradient.
+    #[must_use]
+    pub fn is_trained(&self) -> bool {
+        self.weight.requires_grad()
             || self.bias.as_ref().is_some_and(Tensor::requires_grad)
             || self.adapters.requires_grad()
     }
