@@ -15,7 +15,7 @@ constexpr float E4M3_MAX = 448.f;
 constexpr float LEAST_MAX = 1e-12f;
 
 // The smallest multiple of a warp: a shuffle needs all threads of its warp.
-constexpr int whole_warps(int threads) { return (threads + WARP - 1) / WARP * WARP; }
+__device__ constexpr int whole_warps(int threads) { return (threads + WARP - 1) / WARP * WARP; }
 
 __device__ __forceinline__ float low_half(unsigned int pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high_half(unsigned int pair) { return __uint_as_float(pair & 0xffff0000u); }

@@ -3,10 +3,12 @@
 //! Those of the runtime are looked up in the libraries that libtorch's CUDA half has loaded into the program, so that
 //! the program has one runtime. Source of the signatures: CUDA 13.0 `cuda_runtime_api.h`.
 
+mod code;
 mod driver;
 mod runtime;
 mod stream;
 
+pub use self::code::{Code, Function};
 pub use self::driver::{CudaVersion, Driver, DriverDevice};
 pub(crate) use self::runtime::free_memory;
 pub use self::runtime::runtime_version;

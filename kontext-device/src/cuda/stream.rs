@@ -10,7 +10,7 @@ use tch::Tensor;
 use super::runtime::{Runtime, Status};
 
 /// `cudaStream_t`, a handle of the runtime that any thread may use.
-type StreamHandle = *mut c_void;
+pub(super) type StreamHandle = *mut c_void;
 /// `cudaEvent_t`, likewise.
 type EventHandle = *mut c_void;
 
@@ -24,7 +24,7 @@ const HOST_TO_DEVICE: c_int = 1;
 /// Functions of the runtime, and the one of libtorch that returns its stream. Sources: CUDA 13.0 `cuda_runtime_api.h`,
 /// pytorch v2.11.0 `torch/csrc/inductor/aoti_torch/c/shim.h`.
 #[derive(Debug)]
-struct Functions {
+pub(super) struct Functions {
     runtime: Runtime,
     get_device: unsafe extern "C" fn(*mut c_int) -> Status,
     stream_create: unsafe extern "C" fn(*mut StreamHandle, c_uint) -> Status,
@@ -39,7 +39,7 @@ struct Functions {
     current_stream: unsafe extern "C" fn(i32, *mut StreamHandle) -> i32,
 }
 
-fn functions() -> Result<&'static Functions, &'static str> {
+pub(super) fn functions() -> Result<&'static Functions, &'static str> {
     static FUNCTIONS: OnceLock<Result<Functions, String>> = OnceLock::new();
     FUNCTIONS.get_or_init(Functions::find).as_ref().map_err(String::as_str)
 }
@@ -76,7 +76,7 @@ impl Functions {
         Err("streams are supported on Unix only".to_owned())
     }
 
-    fn check(&self, index: c_int, function: &str, status: Status) -> Result<()> {
+    pub(super) fn check(&self, index: c_int, function: &str, status: Status) -> Result<()> {
         self.runtime
             .check(function, status)
             .map_err(|reason| failed(index, reason))
@@ -85,7 +85,7 @@ impl Functions {
     /// libtorch's stream of this thread, if the device is the thread's current one: the default stream's handle is null,
     /// which the runtime takes for the default stream of the thread's device.
     #[allow(unsafe_code)]
-    fn stream_of_libtorch(&self, index: c_int) -> Result<StreamHandle> {
+    pub(super) fn stream_of_libtorch(&self, index: c_int) -> Result<StreamHandle> {
         let (mut own, mut stream) = (-1, ptr::null_mut());
         // SAFETY: both write to a place that outlives the call.
         let status = unsafe {
@@ -103,7 +103,7 @@ impl Functions {
     }
 }
 
-fn failed(index: c_int, reason: String) -> Error {
+pub(super) fn failed(index: c_int, reason: String) -> Error {
     Error::Device {
         device: format!("cuda:{index}"),
         reason,
