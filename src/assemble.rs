@@ -37,7 +37,7 @@ impl PipelineBuilder {
             ..parts
         };
         self.check_for_parts()?;
-        let mut pipeline = Pipeline::of(parts, precision, device, self.tiling)?;
+        let mut pipeline = Pipeline::of(parts, precision, device, self.tiling, &self.kernels)?;
         pipeline.put_loras(LoraSet::open(self.loras.iter().cloned())?, false)?;
         Ok(pipeline)
     }

@@ -1,6 +1,7 @@
 //! Pipelines from the builder's options: loading from a folder, and plans before loading.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use image::RgbImage;
 use kontext_core::{Device, Error, Kind, ModelPart, Result, Stage, buffer};
@@ -13,6 +14,7 @@ use kontext_text::T5Encoder;
 use kontext_vae::Autoencoder;
 
 use crate::checkpoint::Checkpoint;
+use crate::kernels::KernelSource;
 use crate::lora::LoraSet;
 use crate::memory::{Footprint, Machine, MemoryPlan};
 use crate::part_files::{TextFiles, TransformerFiles};
@@ -88,6 +90,7 @@ impl PipelineBuilder {
         let (staged, left) = (arrangement.placement == Placement::Staged, arrangement.left);
         // The four other parts count as one piece each.
         let total = 4 + (config.double_blocks + config.single_blocks) as usize;
+        let kernels = Arc::new(KernelSource::begin(&self.kernels, config, device, precision.compute));
         let mut tell = |part: &'static str, done: usize| progress(LoadProgress { part, done, total });
         tell("text encoders", 0);
         let text = {
@@ -113,6 +116,7 @@ impl PipelineBuilder {
             weights: weights.offload(left).quantized(self.quantize),
             config: config.clone(),
             prefetched: left == Offload::All,
+            kernels: Arc::clone(&kernels),
         };
         let dit = if staged {
             Slot::new(true, move || files.open(|_| ()))?
@@ -128,6 +132,7 @@ impl PipelineBuilder {
             dit,
             vae,
             config: config.clone(),
+            kernels,
         };
         let pipeline = Pipeline::new(parts, facts, precision, device, self.tiling);
         let mut pipeline = pipeline.with_files(model.checkpoint, footprint.clone(), arrangement, self.memory_budget);

@@ -10,8 +10,8 @@ use kontext::{Conformance, Device, Kind, Pipeline, PipelineBuilder, Placement, Q
 use kontext_core::array;
 use kontext_device::device;
 
-use crate::PartArgs;
 pub use crate::values::{ConformArg, DtypeArg, ReferencesArg, free_text, positive, whole};
+use crate::{PartArgs, cache};
 
 /// Options of loading a model.
 #[derive(Debug, Args)]
@@ -50,6 +50,9 @@ pub struct LoadArgs {
     /// The same for T5
     #[arg(long, value_name = "FORMAT")]
     pub quantize_t5: Option<Quantize>,
+    /// Compute the transformer by libtorch's operations only, without the kernels for CUDA devices
+    #[arg(long)]
+    pub no_kernels: bool,
     /// Single parts.
     #[command(flatten)]
     pub parts: PartArgs,
@@ -74,6 +77,10 @@ impl LoadArgs {
         }
         if let Some(to) = self.quantize_t5 {
             builder = builder.quantize_t5(to);
+        }
+        builder = builder.kernels(!self.no_kernels);
+        if let Some(folder) = cache::folder() {
+            builder = builder.kernel_cache(folder.join("kernels"));
         }
         for lora in self.loras()? {
             builder = builder.use_lora(lora);

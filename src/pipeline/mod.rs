@@ -10,6 +10,7 @@ mod texts;
 mod unload;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use kontext_core::{Device, Error, Kind, Result};
 use kontext_dit::{Dit, DitConfig};
@@ -19,6 +20,7 @@ use kontext_vae::{Autoencoder, Tiling};
 use self::adapted::PreparedLoras;
 pub(crate) use self::kept::Kept;
 pub(crate) use self::run::Finished;
+use crate::kernels::{KernelOptions, KernelSource};
 use crate::memory::Footprint;
 use crate::placement::{Arrangement, Slot};
 use crate::plan::ModelFacts;
@@ -67,6 +69,7 @@ pub(crate) struct PartSlots {
     pub(crate) dit: Slot<Dit>,
     pub(crate) vae: Slot<Autoencoder>,
     pub(crate) config: DitConfig,
+    pub(crate) kernels: Arc<KernelSource>,
 }
 
 /// The dtype that a run follows, and the one it computes in (they differ on the CPU).
@@ -91,10 +94,16 @@ impl Pipeline {
     }
 
     /// Creates a pipeline from parts in memory.
-    pub(crate) fn of(parts: Parts, precision: Precision, device: Device, tiling: Option<Tiling>) -> Result<Self> {
+    pub(crate) fn of(
+        parts: Parts,
+        precision: Precision,
+        device: Device,
+        tiling: Option<Tiling>,
+        kernels: &KernelOptions,
+    ) -> Result<Self> {
         let Parts {
             text,
-            dit,
+            mut dit,
             vae,
             shift,
             defaults,
@@ -102,11 +111,18 @@ impl Pipeline {
         fit(&text, &vae, dit.config())?;
         let facts = ModelFacts::new(dit.config(), shift, text.sequence_length(), defaults);
         let config = dit.config().clone();
+        let source = KernelSource::begin(kernels, &config, device, precision.compute);
+        if kernels.wanted {
+            source.equip(&mut dit);
+        } else {
+            dit.set_kernels(None);
+        }
         let slots = PartSlots {
             text: Slot::given(text),
             dit: Slot::given(dit),
             vae: Slot::given(vae),
             config,
+            kernels: Arc::new(source),
         };
         Ok(Self::new(slots, facts, precision, device, tiling))
     }

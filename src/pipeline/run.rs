@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use image::RgbImage;
 use kontext_core::{Conditioning, During, Error, ModelPart, Result, Stage, Tensor, Tokens, array, buffer, noise};
 use kontext_device::openmp;
-use kontext_dit::{Run, RunInput};
+use kontext_dit::{Arithmetic, Run, RunInput};
 use kontext_nn::Weights;
 use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_sampler::{CfgMode, add_noise, guidance, integrate, pack, unpack};
@@ -15,6 +15,7 @@ use super::kept::Kept;
 use super::texts::EncodedTexts;
 use super::{Pipeline, Precision};
 use crate::encode::Codec;
+use crate::kernels::arithmetic;
 use crate::lora::LoraSet;
 use crate::{Event, Output, Plan, Request};
 
@@ -183,6 +184,10 @@ impl Pipeline {
         observe: Observer<'_>,
     ) -> Result<Tensor> {
         let (dit, Precision { dtype, compute }) = (self.lease_dit(loras)?, self.precision);
+        let missing = self.parts.kernels.missing();
+        if let Some(reason) = missing.filter(|_| arithmetic(plan.conformance) == Arithmetic::Fewest) {
+            notify(observe, plan, Event::NoKernels { reason: &reason })?;
+        }
         let target_ids = grid_ids(plan.target, Origin { t: 0, y: 0, x: 0 })?;
         let times = plan.schedule.embedded_times(dtype);
         let guidance_value = plan.guidance.map(|g| plan.schedule.embedded_guidance(g, dtype));
@@ -194,7 +199,8 @@ impl Pipeline {
                 times: &times,
                 guidance: guidance_value,
             };
-            dit.with(|dit| dit.prepare(&input))
+            let run = dit.with(|dit| dit.prepare(&input))?;
+            Ok(run.arithmetic(arithmetic(plan.conformance)))
         };
         let forward = |run: &Run, step: usize, x: &Tensor| dit.with(|dit| dit.forward(run, step, x));
         let batched = request.cfg_mode == CfgMode::Batched;
