@@ -6,9 +6,11 @@
 use kontext_core::{Kind, Result, Tensor};
 use kontext_kernels::{Branch, Kernels, NormModulation};
 
+use crate::double::DoubleBlock;
 use crate::model::expand;
 use crate::modulation::{EPS, PlainNorm};
 use crate::piece::Part;
+use crate::single::SingleBlock;
 use crate::step::Step;
 use crate::{Arithmetic, Dit, Run};
 
@@ -113,8 +115,8 @@ impl Dit {
         self.img_in.wants_gradient(target)
             || run.requires_grad()
             || self.last_linear.wants_gradient(target)
-            || self.double_blocks.iter().any(|block| block.is_trained())
-            || self.single_blocks.iter().any(|block| block.is_trained())
+            || self.double_blocks.iter().any(DoubleBlock::is_trained)
+            || self.single_blocks.iter().any(SingleBlock::is_trained)
     }
 
     /// Computes [`Dit::forward`] by kernels.

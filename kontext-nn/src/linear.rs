@@ -76,15 +76,15 @@ impl Linear {
     ///
     /// # Errors
     /// [`kontext_core::Error::Torch`] if libtorch fails.
-    pub fn accumulate(&self, x: &Tensor, sum: Tensor) -> Result<Tensor> {
-        if self.wants_gradient(x) || sum.requires_grad() || sum.kind() != x.kind() {
+    pub fn accumulate(&self, x: &Tensor, mut sum: Tensor) -> Result<Tensor> {
+        if self.wants_gradient(x) || sum.requires_grad() || sum.kind() != x.kind() || !sum.is_contiguous() {
             return self.forward_add(x, &sum);
         }
-        let mut y = self.weight.apply_add_in_place(x, &sum)?;
+        self.weight.apply_add_in_place(x, &mut sum)?;
         if let Some(bias) = &self.bias {
-            let _ = y.f_add_(&bias.f_to_kind(x.kind())?)?;
+            let _ = sum.f_add_(&bias.f_to_kind(x.kind())?)?;
         }
-        self.changed(y, x, 0, true)
+        self.changed(sum, x, 0, true)
     }
 
     /// Writes the output features `features` for `x` [B, L, in] to `out` [B, L, features], which may be a part
