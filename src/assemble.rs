@@ -1,12 +1,16 @@
 //! Pipelines from parts that are in memory already: given, or drawn at random.
 
+use std::sync::Arc;
+
 use kontext_core::{Error, Result};
 
 use crate::checkpoint::Overrides;
 use crate::defaults::check_tokens;
 use crate::export::{ModelSizes, random_parts};
+use crate::kernels::KernelSource;
 use crate::lora::LoraSet;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{PartSlots, Pipeline, fit};
+use crate::placement::Slot;
 use crate::{Parts, PipelineBuilder, Placement};
 
 impl PipelineBuilder {
@@ -23,13 +27,10 @@ impl PipelineBuilder {
             return Err(Error::invalid("device", expected, format!("{other:?}")));
         }
         parts.defaults.validate()?;
-        self.threads.validate()?;
         let on_device = Self {
             device: Some(device),
             ..self.clone()
         };
-        let ((precision, _), attention) = (on_device.precision()?, on_device.attention_backend()?);
-        let compute = on_device.compute_choice(parts.dit.config())?;
         let length = match (self.max_sequence_length, parts.defaults.max_sequence_length) {
             (None, None) => check_tokens(parts.text.sequence_length())?,
             _ => self.text_tokens(&parts.defaults)?,
@@ -39,9 +40,31 @@ impl PipelineBuilder {
             ..parts
         };
         self.check_for_parts()?;
-        let mut pipeline = Pipeline::of(parts, precision, compute, device, self.tiling, attention)?
-            .with_encoding_cache(self.encoding_cache)
-            .threading(self.threads);
+        let Parts {
+            text,
+            mut dit,
+            vae,
+            shift,
+            defaults,
+        } = parts;
+        fit(&text, &vae, dit.config())?;
+        let settings = on_device.settings()?;
+        let config = dit.config().clone();
+        let facts = on_device.model_facts(&config, shift, text.sequence_length(), defaults)?;
+        let kernels = KernelSource::begin(&self.kernels, &config, device, settings.precision.built);
+        if self.kernels.wanted {
+            kernels.equip(&mut dit);
+        } else {
+            dit.set_kernels(None);
+        }
+        let parts = PartSlots {
+            text: Slot::given(text),
+            dit: Slot::given(dit),
+            vae: Slot::given(vae),
+            config,
+            kernels: Arc::new(kernels),
+        };
+        let mut pipeline = Pipeline::new(parts, facts, settings);
         pipeline.put_loras(LoraSet::open(self.loras.iter().cloned())?, false)?;
         Ok(pipeline)
     }

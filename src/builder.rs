@@ -11,6 +11,7 @@ use kontext_text::TextEncoder;
 use kontext_vae::{Autoencoder, Tiling};
 
 use crate::checkpoint::Overrides;
+use crate::kernels::KernelOptions;
 use crate::{LoraUse, ModelDefaults, Placement, Threads};
 
 /// Options of a pipeline.
@@ -39,6 +40,7 @@ pub struct PipelineBuilder {
     pub(crate) encoding_cache: Option<u64>,
     pub(crate) attention: Attention,
     pub(crate) threads: Threads,
+    pub(crate) kernels: KernelOptions,
 }
 
 /// The parts of a pipeline, for callers who build or load them themselves.
@@ -180,6 +182,24 @@ impl PipelineBuilder {
             quantize: Some(to),
             ..self
         }
+    }
+
+    /// Sets if the transformer computes by kernels of this library where it can: on CUDA devices from compute
+    /// capability 8.0 on, in bf16, in the conventions of this library. Default: `true`.
+    ///
+    /// They are compiled by NVRTC while the weights load. If that fails, libtorch's operations remain, whose results
+    /// differ within the roundings of bf16 ([`Arithmetic`](kontext_dit::Arithmetic)), and
+    /// [`Event::NoKernels`](crate::Event::NoKernels) has the reason.
+    pub fn kernels(mut self, wanted: bool) -> Self {
+        self.kernels.wanted = wanted;
+        self
+    }
+
+    /// Sets the folder for compiled kernels, made if it does not exist. Default: they are compiled in each process,
+    /// which takes half a second of one CPU.
+    pub fn kernel_cache(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.kernels.cache = Some(folder.into());
+        self
     }
 
     /// Quantises T5 as [`PipelineBuilder::quantize`] does the transformer.

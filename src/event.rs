@@ -58,6 +58,13 @@ pub enum Event<'a> {
         /// ([`encoding_cache`](crate::PipelineBuilder::encoding_cache)).
         cached: bool,
     },
+    /// The transformer computes by libtorch's operations, although the pipeline wants kernels
+    /// ([`PipelineBuilder::kernels`](crate::PipelineBuilder::kernels)) and this run could use them: results differ within
+    /// the roundings of bf16, and steps take longer. Once a run, before its first step.
+    NoKernels {
+        /// The reason, with a remedy.
+        reason: &'a str,
+    },
     /// The noise is drawn.
     Noise {
         /// The starting latents as tokens [batch, L, 4 C].

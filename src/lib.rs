@@ -12,6 +12,7 @@ mod export;
 mod frozen;
 mod into_image;
 pub mod io;
+mod kernels;
 mod load;
 mod lora;
 mod memory;

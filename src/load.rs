@@ -1,10 +1,11 @@
 //! Pipelines from the builder's options: loading from a folder, and plans before loading.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use image::RgbImage;
 use kontext_core::{Device, Error, Kind, ModelPart, Result, Stage, buffer};
-use kontext_device::{device, memory, openmp};
+use kontext_device::{memory, openmp};
 use kontext_dit::DitConfig;
 use kontext_dit::names::is_block;
 use kontext_nn::{Offload, Weights};
@@ -13,6 +14,7 @@ use kontext_text::T5Encoder;
 use kontext_vae::Autoencoder;
 
 use crate::checkpoint::Checkpoint;
+use crate::kernels::KernelSource;
 use crate::lora::LoraSet;
 use crate::memory::{Footprint, Machine, MemoryPlan};
 use crate::part_files::{TextFiles, TransformerFiles};
@@ -88,6 +90,7 @@ impl PipelineBuilder {
         let (staged, left) = (arrangement.placement == Placement::Staged, arrangement.left);
         // The four other parts count as one piece each.
         let total = 4 + (config.double_blocks + config.single_blocks) as usize;
+        let kernels = Arc::new(KernelSource::begin(&self.kernels, config, device, precision.built));
         let mut tell = |part: &'static str, done: usize| progress(LoadProgress { part, done, total });
         tell("text encoders", 0);
         let text = {
@@ -117,6 +120,7 @@ impl PipelineBuilder {
             weights: weights.offload(left).quantized(self.quantize),
             config: config.clone(),
             prefetched: left == Offload::All,
+            kernels: Arc::clone(&kernels),
         };
         let dit = if staged {
             Slot::new(true, move || files.open(|_| ()))?
@@ -132,10 +136,9 @@ impl PipelineBuilder {
             dit,
             vae,
             config: config.clone(),
+            kernels,
         };
-        let attention = self.attention_backend()?;
-        let pipeline = Pipeline::new(parts, facts, precision, device, self.tiling, attention);
-        let pipeline = pipeline.with_encoding_cache(self.encoding_cache);
+        let pipeline = Pipeline::new(parts, facts, self.settings()?);
         let mut pipeline = pipeline.with_files(model.checkpoint, footprint.clone(), arrangement, self.memory_budget);
         pipeline.put_loras(loras, fused)?;
         Ok(pipeline)
@@ -246,16 +249,7 @@ impl PipelineBuilder {
     fn facts(&self, model: &Opened) -> Result<ModelFacts> {
         let Opened { config, defaults, .. } = model;
         let (shift, length) = (model.checkpoint.shift(config)?, self.text_tokens(defaults)?);
-        self.threads.validate()?;
-        let device = self.device.unwrap_or_else(device::best);
-        let facts = ModelFacts::new(config, shift, length, defaults.clone())
-            .computing(self.compute_choice(config)?)
-            .threading(device, self.threads);
-        if !self.has_device() {
-            return Ok(facts.attending(self.attention.kernel()));
-        }
-        let kernel = self.attention_backend()?.kernel(config.heads, config.head_dim)?;
-        Ok(facts.attending(Some(kernel)))
+        self.model_facts(config, shift, length, defaults.clone())
     }
 
     /// Returns the settings that have no effect on this model, for weights that are left in their file as `left`

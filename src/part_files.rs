@@ -1,5 +1,7 @@
 //! The files of parts that a pipeline loads, once or for each run.
 
+use std::sync::Arc;
+
 use kontext_core::{Device, Kind, Result};
 use kontext_device::memory;
 use kontext_dit::{Dit, DitConfig};
@@ -8,6 +10,7 @@ use kontext_nn::{Offload, Weights};
 use kontext_text::{ClipEncoder, T5Encoder, TextEncoder, Tokenizer};
 
 use crate::checkpoint::Checkpoint;
+use crate::kernels::KernelSource;
 
 /// The text encoders' files and their loading options.
 pub(crate) struct TextFiles {
@@ -48,6 +51,7 @@ pub(crate) struct TransformerFiles {
     pub(crate) weights: Weights,
     pub(crate) config: DitConfig,
     pub(crate) prefetched: bool,
+    pub(crate) kernels: Arc<KernelSource>,
 }
 
 impl TransformerFiles {
@@ -55,8 +59,9 @@ impl TransformerFiles {
         let weights = self.weights.clone();
         // A prefetcher lives as long as the transformer that it was made for.
         let weights = if self.prefetched { weights.prefetched() } else { weights };
-        let dit = Dit::new(&weights, &self.config, progress)?;
+        let mut dit = Dit::new(&weights, &self.config, progress)?;
         weights.finish()?;
+        self.kernels.equip(&mut dit);
         memory::give_back();
         Ok(dit)
     }

@@ -2,11 +2,14 @@
 
 use kontext_core::{Device, Error, Kind, Result};
 use kontext_device::device;
+use kontext_dit::DitConfig;
 use kontext_nn::AttentionBackend;
+use kontext_sampler::Shift;
 use kontext_text::TextEncoder;
 
 use crate::defaults::check_tokens;
-use crate::pipeline::Precision;
+use crate::pipeline::{Precision, Settings};
+use crate::plan::ModelFacts;
 use crate::{ModelDefaults, PipelineBuilder};
 
 impl PipelineBuilder {
@@ -20,6 +23,38 @@ impl PipelineBuilder {
     /// Returns `true` if this machine has the device.
     pub(crate) fn has_device(&self) -> bool {
         self.device.is_none_or(|device| device::available(device).is_ok())
+    }
+
+    /// Returns the settings of a pipeline's runs.
+    pub(crate) fn settings(&self) -> Result<Settings> {
+        let (precision, device) = self.precision()?;
+        Ok(Settings {
+            precision,
+            device,
+            tiling: self.tiling,
+            attention: self.attention_backend()?,
+            encoding_cache: self.encoding_cache,
+        })
+    }
+
+    /// Returns the facts about a model that its plans need.
+    pub(crate) fn model_facts(
+        &self,
+        config: &DitConfig,
+        shift: Shift,
+        text_tokens: usize,
+        defaults: ModelDefaults,
+    ) -> Result<ModelFacts> {
+        self.threads.validate()?;
+        let device = self.device.unwrap_or_else(device::best);
+        let facts = ModelFacts::new(config, shift, text_tokens, defaults)
+            .computing(self.compute_choice(config)?)
+            .threading(device, self.threads);
+        if !self.has_device() {
+            return Ok(facts.attending(self.attention.kernel()));
+        }
+        let kernel = self.attention_backend()?.kernel(config.heads, config.head_dim)?;
+        Ok(facts.attending(Some(kernel)))
     }
 
     /// Opens the kernel of attention.

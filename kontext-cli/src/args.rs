@@ -12,8 +12,8 @@ use kontext::{
 use kontext_core::array;
 use kontext_device::device;
 
-use crate::PartArgs;
 pub use crate::values::{ConformArg, DtypeArg, ReferencesArg, free_text, positive, whole};
+use crate::{PartArgs, cache};
 
 /// Options of loading a model.
 #[derive(Debug, Args)]
@@ -61,6 +61,9 @@ pub struct LoadArgs {
     /// Threads of a run on the CPU: auto, by the work; or a number. Runs of this program take turns
     #[arg(long, value_name = "N", default_value_t)]
     pub threads: Threads,
+    /// Compute the transformer by libtorch's operations only, without the kernels for CUDA devices
+    #[arg(long)]
+    pub no_kernels: bool,
     /// Single parts.
     #[command(flatten)]
     pub parts: PartArgs,
@@ -90,6 +93,10 @@ impl LoadArgs {
         }
         if let Some(to) = self.quantize_t5 {
             builder = builder.quantize_t5(to);
+        }
+        builder = builder.kernels(!self.no_kernels);
+        if let Some(folder) = cache::folder() {
+            builder = builder.kernel_cache(folder.join("kernels"));
         }
         for lora in self.loras()? {
             builder = builder.use_lora(lora);

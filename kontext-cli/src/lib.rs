@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod args;
+mod cache;
 pub mod command;
 mod dump;
 pub mod emoji;

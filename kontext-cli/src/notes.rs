@@ -26,6 +26,7 @@ pub fn of(event: &Event<'_>) -> Option<String> {
             unknown.encoder,
             shown(&unknown.texts.join("”, “"))
         )),
+        Event::NoKernels { reason } => Some(format!("warning: steps take longer, without kernels: {reason}")),
         _ => None,
     }
 }
@@ -50,7 +51,7 @@ impl Notes {
         } else {
             format!("{run}: {line}")
         };
-        let seen = if matches!(event, Event::Warning { .. }) {
+        let seen = if matches!(event, Event::Warning { .. } | Event::NoKernels { .. }) {
             line
         } else {
             named.clone()

@@ -3,12 +3,14 @@
 //! Source: black-forest-labs/flux@802fb47 `src/flux/modules/layers.py`, `DoubleStreamBlock`.
 
 use kontext_core::{Result, Tensor};
+use kontext_kernels::QkWeights;
 use kontext_nn::Weights;
 use kontext_nn::ops::attend_tokens;
 
 use crate::DitConfig;
-use crate::modulation::{Modulation, ModulationLayer, Scales, Table};
-use crate::qk_norm::{QkNorm, norm_and_rotate};
+use crate::fused::Flow;
+use crate::modulation::{Modulation, ModulationLayer, PlainNorm, Scales, Table};
+use crate::qk_norm::{self, QkNorm, norm_and_rotate};
 use crate::step::Step;
 use crate::stream::{Stream, clamp_half};
 
@@ -39,6 +41,16 @@ impl DoubleTable {
             img: self.img.with(img),
             txt: self.txt.with(txt),
         }
+    }
+
+    /// Returns the modulation of the norm `index` of a step as a kernel reads it, for text and image.
+    pub(crate) fn norms(&self, step: i64, index: i64) -> Result<[PlainNorm; 2]> {
+        Ok([self.txt.norm(step, index)?, self.img.norm(step, index)?])
+    }
+
+    /// Returns the gate after the norm `index` of a step, for text and image.
+    fn gates(&self, step: i64, index: i64) -> Result<[Tensor; 2]> {
+        Ok([self.txt.gate(step, index)?, self.img.gate(step, index)?])
     }
 
     /// Returns the values of the image and text streams, each [S, P, B, D].
@@ -88,6 +100,46 @@ impl DoubleBlock {
         let txt = txt_attn.add_gated(txt, &self.txt.proj(&attn.f_narrow(1, 0, text)?)?)?;
         let txt = txt_mlp.add_gated(&txt, &self.txt.mlp(&txt_mlp.modulate(&txt)?, step.arithmetic)?)?;
         Ok((clamp_half(txt)?, img))
+    }
+
+    /// Runs the block by kernels; `next` is the modulation of the norm after it, for text and image.
+    pub(crate) fn forward_fused(
+        &self,
+        flow: &mut Flow<'_>,
+        table: &DoubleTable,
+        step: Step<'_>,
+        next: &[PlainNorm; 2],
+    ) -> Result<()> {
+        let [txt, img] = flow.streams(&flow.normed)?;
+        let qkv = self.qkv(&txt, &img)?;
+        let ([text_q, text_k], [image_q, image_k]) = (self.txt.norm.vectors()?, self.img.norm.vectors()?);
+        let weights = QkWeights {
+            text_q: &text_q,
+            text_k: &text_k,
+            image_q: &image_q,
+            image_k: &image_k,
+        };
+        flow.kernels
+            .qk_norm_rope(&qkv, &weights, step.rope.pairs(), self.heads, flow.text, qk_norm::EPS)?;
+        let qkv = qkv.f_unflatten(-1, [3, self.heads, -1])?;
+        let attn = attend_tokens(&qkv.f_select(2, 0)?, &qkv.f_select(2, 1)?, &qkv.f_select(2, 2)?)?;
+
+        let y = attn.f_empty_like()?;
+        let [txt_y, img_y] = flow.streams(&y)?;
+        let [txt, img] = flow.streams(&attn)?;
+        self.txt.proj_to(&txt, &txt_y)?;
+        self.img.proj_to(&img, &img_y)?;
+        flow.add(&y, table.gates(step.index, 0)?.each_ref(), &table.norms(step.index, 1)?)?;
+
+        let [txt, img] = flow.streams(&flow.normed)?;
+        self.txt.mlp_to(&txt, &txt_y)?;
+        self.img.mlp_to(&img, &img_y)?;
+        flow.add(&y, table.gates(step.index, 1)?.each_ref(), next)
+    }
+
+    /// Returns `true` if a weight or an active adapter requires a gradient.
+    pub(crate) fn is_trained(&self) -> bool {
+        self.txt.is_trained() || self.img.is_trained()
     }
 
     /// Projects the modulated `txt` [B, T, D] and `img` [B, L, D] to queries, keys and values of one sequence,

@@ -5,6 +5,7 @@ mod config;
 mod double;
 mod embed;
 mod footprint;
+mod fused;
 mod infer;
 mod linears;
 mod model;

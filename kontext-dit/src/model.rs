@@ -3,6 +3,7 @@
 //! Source: black-forest-labs/flux@802fb47 `src/flux/model.py`, `Flux`.
 
 use kontext_core::{Conditioning, During, Error, Kind, Result, Stage, Tensor, Tokens, check};
+use kontext_kernels::Kernels;
 use kontext_nn::{AdapterSlots, Linear, Weights};
 
 use crate::double::{DoubleBlock, DoubleTable};
@@ -18,15 +19,16 @@ use crate::{Arithmetic, DitConfig};
 /// The velocity model of FLUX.1: a multimodal diffusion transformer.
 #[derive(Debug)]
 pub struct Dit {
-    config: DitConfig,
-    img_in: Linear,
+    pub(crate) config: DitConfig,
+    pub(crate) img_in: Linear,
     txt_in: Linear,
     vector: VectorEmbed,
-    double_blocks: Vec<DoubleBlock>,
-    single_blocks: Vec<SingleBlock>,
+    pub(crate) double_blocks: Vec<DoubleBlock>,
+    pub(crate) single_blocks: Vec<SingleBlock>,
     last_modulation: ModulationLayer,
-    last_linear: Linear,
+    pub(crate) last_linear: Linear,
     slots: AdapterSlots,
+    pub(crate) kernels: Option<Kernels>,
 }
 
 /// Inputs of a run that do not depend on the sample.
@@ -48,15 +50,15 @@ pub struct RunInput<'a> {
 /// Result of [`Dit::prepare`]: rope table, projected text and context, modulation of all steps.
 #[derive(Debug)]
 pub struct Run {
-    txt: Tensor,             // [B, T, D]
-    context: Option<Tensor>, // [1 or B, R, D]
-    target: i64,
-    rope: Rope,
+    pub(crate) txt: Tensor,             // [B, T, D]
+    pub(crate) context: Option<Tensor>, // [1 or B, R, D]
+    pub(crate) target: i64,
+    pub(crate) rope: Rope,
     double_tables: Vec<DoubleTable>,
     single_tables: Vec<Table>,
     last_table: Table,
     steps: usize,
-    arithmetic: Arithmetic,
+    pub(crate) arithmetic: Arithmetic,
 }
 
 impl Run {
@@ -64,6 +66,22 @@ impl Run {
     #[must_use]
     pub fn arithmetic(self, arithmetic: Arithmetic) -> Self {
         Self { arithmetic, ..self }
+    }
+
+    /// Returns `true` if the modulation is in the form that kernels read.
+    pub(crate) fn plain_scales(&self) -> bool {
+        self.last_table.scales() == Scales::Plain
+    }
+
+    /// Returns `true` if a gradient passes through the run.
+    pub(crate) fn requires_grad(&self) -> bool {
+        let tables = self.double_tables.iter().flat_map(DoubleTable::values);
+        let tables = tables.chain(self.single_tables.iter().map(Table::values));
+        let others = [Some(self.last_table.values()), Some(self.txt.shallow_clone())];
+        let others = others
+            .into_iter()
+            .chain([self.context.as_ref().map(Tensor::shallow_clone)]);
+        tables.chain(others.flatten()).any(|tensor| tensor.requires_grad())
     }
 }
 
@@ -106,6 +124,7 @@ impl Dit {
             last_linear: Linear::new(&last.at("linear"), width, config.out_channels)?,
             config: config.clone(),
             slots: slots.clone(),
+            kernels: None,
         })
     }
 
@@ -202,7 +221,11 @@ impl Dit {
         };
         let vectors = embed(&self.vector, &times, guidance.as_ref(), &pooled.f_to_kind(kind)?)?.f_silu()?;
 
-        let scales = Scales::WithOne;
+        let scales = if self.has_kernels_for(kind, prompt_embeds) {
+            Scales::Plain
+        } else {
+            Scales::WithOne
+        };
 
         let text_ids = Tensor::f_zeros([prompt_embeds.size()[1], 3], (Kind::Float, device))?;
         let mut ids = vec![text_ids, input.target_ids.f_to_device(device)?];
@@ -248,6 +271,9 @@ impl Dit {
     }
 
     fn forward_checked(&self, run: &Run, step: i64, target: &Tensor) -> Result<Tensor> {
+        if let Some(kernels) = self.kernels_for(run, target) {
+            return self.forward_fused(kernels, run, step, target);
+        }
         let mut state = self.enter_checked(run, target)?;
         for piece in self.pieces_at(run, step) {
             state = piece.forward(&state, &piece.modulation())?;
@@ -286,7 +312,7 @@ impl Dit {
         Ok(self.pieces_at(run, step as i64).collect())
     }
 
-    fn pieces_at<'a>(&'a self, run: &'a Run, step: i64) -> impl Iterator<Item = Piece<'a>> {
+    pub(crate) fn pieces_at<'a>(&'a self, run: &'a Run, step: i64) -> impl Iterator<Item = Piece<'a>> {
         let piece = move |part| Piece {
             part,
             step: Step {
@@ -331,7 +357,7 @@ fn check_step(run: &Run, step: usize) -> Result<()> {
 }
 
 /// Expands a batch of one to `batch` items, without a copy.
-fn expand(x: &Tensor, batch: i64) -> Result<Tensor> {
+pub(crate) fn expand(x: &Tensor, batch: i64) -> Result<Tensor> {
     Ok(if x.size().first() == Some(&1) {
         x.f_expand([batch, -1, -1], false)?
     } else {

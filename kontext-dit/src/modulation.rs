@@ -91,6 +91,25 @@ impl Table {
         Ok((self.part(step, 0)?, self.scale(step, 1)?))
     }
 
+    /// Returns the form of the scales.
+    pub(crate) fn scales(&self) -> Scales {
+        self.scales
+    }
+
+    /// Returns the modulation of the norm `index` of a step as a kernel reads it. The table must hold
+    /// [`Scales::Plain`].
+    pub(crate) fn norm(&self, step: i64, index: i64) -> Result<PlainNorm> {
+        Ok(PlainNorm {
+            shift: self.part(step, TRIPLE * index)?,
+            scale: self.part(step, TRIPLE * index + 1)?,
+        })
+    }
+
+    /// Returns the gate of the branch after the norm `index` of a step, [B, 1, D].
+    pub(crate) fn gate(&self, step: i64, index: i64) -> Result<Tensor> {
+        self.part(step, TRIPLE * index + 2)
+    }
+
     /// Returns one vector of a step, [B, 1, D].
     fn part(&self, step: i64, index: i64) -> Result<Tensor> {
         Ok(self.parts.f_select(0, step)?.f_select(0, index)?.f_unsqueeze(1)?)
@@ -104,6 +123,13 @@ impl Table {
             Scales::WithOne => scale,
         })
     }
+}
+
+/// Shift and plain scale of one layer norm, each [B, 1, D].
+#[derive(Debug)]
+pub(crate) struct PlainNorm {
+    pub(crate) shift: Tensor,
+    pub(crate) scale: Tensor,
 }
 
 /// Shift and `1 + scale` of one layer norm, and the gate of the branch after it, each [B, 1, D].

@@ -37,6 +37,17 @@ impl QkNorm {
             None => stack(&self.query, &self.key),
         }
     }
+
+    /// Returns `true` if a weight requires a gradient.
+    pub(crate) fn is_trained(&self) -> bool {
+        self.both.is_none()
+    }
+
+    /// Returns the weights of queries and of keys in f32, each `[D/H]`.
+    pub(crate) fn vectors(&self) -> Result<[Tensor; 2]> {
+        let both = self.weights()?.f_squeeze_dim(1)?;
+        Ok([both.f_select(0, 0)?, both.f_select(0, 1)?])
+    }
 }
 
 fn stack(query: &Tensor, key: &Tensor) -> Result<Tensor> {

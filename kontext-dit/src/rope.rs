@@ -34,6 +34,11 @@ impl Rope {
         })
     }
 
+    /// Returns cosine and sine of each token's pairs in turns, [L, D/H] in f32.
+    pub(crate) fn pairs(&self) -> &Tensor {
+        &self.pairs
+    }
+
     /// Rotates adjacent pairs of features: contiguous [B, L, N, H, D/H] in f32 to the same shape, in the memory
     /// of `x` if no gradient is required.
     pub(crate) fn rotate(&self, x: Tensor) -> Result<Tensor> {

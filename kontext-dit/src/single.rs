@@ -3,11 +3,13 @@
 //! Source: black-forest-labs/flux@802fb47 `src/flux/modules/layers.py`, `SingleStreamBlock`.
 
 use kontext_core::{Result, Tensor};
+use kontext_kernels::{Kernels, QkWeights};
 use kontext_nn::ops::attend_tokens;
 use kontext_nn::{Linear, Weights};
 
-use crate::modulation::{Modulation, ModulationLayer, Scales, Table};
-use crate::qk_norm::{QkNorm, norm_and_rotate};
+use crate::fused::Flow;
+use crate::modulation::{Modulation, ModulationLayer, PlainNorm, Scales, Table};
+use crate::qk_norm::{self, QkNorm, norm_and_rotate};
 use crate::step::Step;
 use crate::stream::{clamp_half, gelu};
 use crate::{Arithmetic, DitConfig};
@@ -94,6 +96,76 @@ impl SingleBlock {
         let k = norm_and_rotate(&kv.f_narrow(2, 0, 1)?, &weights.f_narrow(0, 1, 1)?, step)?;
         let attn = attend_tokens(&q.f_squeeze_dim(2)?, &k.f_squeeze_dim(2)?, &kv.f_select(2, 1)?)?;
         self.finish(&x.f_narrow(1, start, count)?, &target, &attn, &modulation, step)
+    }
+
+    /// Runs the block by kernels; `next` is the modulation of the norm after it.
+    pub(crate) fn forward_fused(
+        &self,
+        flow: &mut Flow<'_>,
+        table: &Table,
+        step: Step<'_>,
+        next: &[PlainNorm; 2],
+    ) -> Result<()> {
+        let qkv = self.linear1.forward_rows(&flow.normed, 0, 3 * self.width)?;
+        self.norm_and_rotate(flow.kernels, &qkv, step)?;
+        let qkv = qkv.f_unflatten(-1, [3, self.heads, -1])?;
+        let attn = attend_tokens(&qkv.f_select(2, 0)?, &qkv.f_select(2, 1)?, &qkv.f_select(2, 2)?)?;
+        self.finish_fused(flow, &attn, table, step, next)
+    }
+
+    /// Runs the last block by kernels; the sequence is the target's `count` tokens after it.
+    pub(crate) fn forward_target_fused(
+        &self,
+        flow: &mut Flow<'_>,
+        table: &Table,
+        step: Step<'_>,
+        count: i64,
+        next: &[PlainNorm; 2],
+    ) -> Result<()> {
+        let (batch, tokens, width) = flow.x.size3()?;
+        let start = flow.text;
+        // The queries of other tokens are not computed; the kernel moves what their memory holds.
+        let qkv = Tensor::f_empty([batch, tokens, 3 * width], (flow.x.kind(), flow.x.device()))?;
+        self.linear1
+            .forward_to(&flow.normed, width..3 * width, &qkv.f_narrow(2, width, 2 * width)?)?;
+        flow.keep(start, count)?;
+        let target = qkv.f_narrow(1, start, count)?;
+        self.linear1
+            .forward_to(&flow.normed, 0..width, &target.f_narrow(2, 0, width)?)?;
+        self.norm_and_rotate(flow.kernels, &qkv, step)?;
+        let heads = |x: &Tensor, index: i64| x.f_narrow(2, index * width, width)?.f_unflatten(-1, [self.heads, -1]);
+        let attn = attend_tokens(&heads(&target, 0)?, &heads(&qkv, 1)?, &heads(&qkv, 2)?)?;
+        self.finish_fused(flow, &attn, table, step, next)
+    }
+
+    fn norm_and_rotate(&self, kernels: &Kernels, qkv: &Tensor, step: Step<'_>) -> Result<()> {
+        let [q, k] = &self.norm.vectors()?;
+        let weights = QkWeights {
+            text_q: q,
+            text_k: k,
+            image_q: q,
+            image_k: k,
+        };
+        kernels.qk_norm_rope(qkv, &weights, step.rope.pairs(), self.heads, 0, qk_norm::EPS)
+    }
+
+    fn finish_fused(
+        &self,
+        flow: &mut Flow<'_>,
+        attn: &Tensor,
+        table: &Table,
+        step: Step<'_>,
+        next: &[PlainNorm; 2],
+    ) -> Result<()> {
+        let y = self.branches(&flow.normed, attn, step.arithmetic)?;
+        let gate = table.gate(step.index, 0)?;
+        flow.add(&y, [&gate, &gate], next)
+    }
+
+    /// Returns `true` if a weight or an active adapter requires a gradient.
+    pub(crate) fn is_trained(&self) -> bool {
+        let layers = [&self.linear1, &self.attn_out, &self.mlp_out];
+        self.norm.is_trained() || layers.into_iter().any(Linear::is_trained)
     }
 
     /// Computes the MLP parallel to the attention, the output projection of both, gate and residual.

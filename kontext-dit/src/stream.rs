@@ -16,6 +16,7 @@ pub(crate) struct Stream {
     proj: Linear,
     mlp_in: Linear,
     mlp_out: Linear,
+    width: i64,
     mlp_width: i64,
 }
 
@@ -30,6 +31,7 @@ impl Stream {
             proj: Linear::new(&attn.at("proj"), width, width)?,
             mlp_in: Linear::new(&mlp.at("0"), width, config.mlp_width)?,
             mlp_out: Linear::new(&mlp.at("2"), config.mlp_width, width)?,
+            width,
             mlp_width: config.mlp_width,
         })
     }
@@ -37,6 +39,23 @@ impl Stream {
     /// Applies the output projection of the attention.
     pub(crate) fn proj(&self, x: &Tensor) -> Result<Tensor> {
         self.proj.forward(x)
+    }
+
+    /// Writes the output projection of the attention to rows of a sequence.
+    pub(crate) fn proj_to(&self, x: &Tensor, out: &Tensor) -> Result<()> {
+        self.proj.forward_to(x, 0..self.width, out)
+    }
+
+    /// Writes the MLP of the modulated `x` [B, L, D] to rows of a sequence.
+    pub(crate) fn mlp_to(&self, x: &Tensor, out: &Tensor) -> Result<()> {
+        let hidden = self.mlp_in.forward_gelu(x, 0..self.mlp_width)?;
+        self.mlp_out.forward_to(&hidden, 0..self.width, out)
+    }
+
+    /// Returns `true` if a weight or an active adapter requires a gradient.
+    pub(crate) fn is_trained(&self) -> bool {
+        let layers = [&self.qkv, &self.proj, &self.mlp_in, &self.mlp_out];
+        self.norm.is_trained() || layers.into_iter().any(Linear::is_trained)
     }
 
     /// Applies the MLP to the modulated `x` [B, L, D].

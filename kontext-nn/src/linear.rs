@@ -75,15 +75,15 @@ impl Linear {
     ///
     /// # Errors
     /// [`kontext_core::Error::Torch`] if libtorch fails.
-    pub fn accumulate(&self, x: &Tensor, sum: Tensor) -> Result<Tensor> {
-        if self.wants_gradient(x) || sum.requires_grad() || sum.kind() != x.kind() {
+    pub fn accumulate(&self, x: &Tensor, mut sum: Tensor) -> Result<Tensor> {
+        if self.wants_gradient(x) || sum.requires_grad() || sum.kind() != x.kind() || !sum.is_contiguous() {
             return self.forward_add(x, &sum);
         }
-        let mut y = self.weight.apply_add_in_place(x, &sum)?;
+        self.weight.apply_add_in_place(x, &mut sum)?;
         if let Some(bias) = &self.bias {
-            let _ = y.f_add_(&bias.f_to_kind(x.kind())?)?;
+            let _ = sum.f_add_(&bias.f_to_kind(x.kind())?)?;
         }
-        self.changed(y, x, 0, true)
+        self.changed(sum, x, 0, true)
     }
 
     /// Writes the output features `features` for `x` [B, L, in] to `out` [B, L, features], which may be a part
@@ -151,8 +151,13 @@ impl Linear {
     /// an active adapter requires one.
     #[must_use]
     pub fn wants_gradient(&self, x: &Tensor) -> bool {
-        x.requires_grad()
-            || self.weight.requires_grad()
+        x.requires_grad() || self.is_trained()
+    }
+
+    /// Returns `true` if the weights or an active adapter requires a gradient.
+    #[must_use]
+    pub fn is_trained(&self) -> bool {
+        self.weight.requires_grad()
             || self.bias.as_ref().is_some_and(Tensor::requires_grad)
             || self.adapters.requires_grad()
     }

@@ -132,6 +132,17 @@ fn every_form_multiplies_as_its_values_within_1e_5() {
             &linear.forward_rows(&x, 3, 4).unwrap(),
             &expected.narrow(-1, 3, 4),
         );
+        let in_place = linear.accumulate(&x, sum.copy()).unwrap();
+        close("accumulate", &in_place, &(&expected + &sum));
+        let joint = Tensor::zeros([2, 5, output + 3], (Kind::Float, Device::Cpu));
+        let part = joint.narrow(1, 1, 3).narrow(2, 2, output);
+        linear.forward_to(&x, 0..output, &part).unwrap();
+        close("forward_to", &part, &expected);
+        close(
+            "forward_gelu",
+            &linear.forward_gelu(&x, 3..7).unwrap(),
+            &expected.narrow(-1, 3, 4).gelu("tanh"),
+        );
         // 100 is within a block of every format.
         let (first, second) = linear.split_input(100).unwrap();
         let part = first.forward(&x.narrow(-1, 0, 100)).unwrap();

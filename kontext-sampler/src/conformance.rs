@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 /// | image returned at | the input's size | the target's size | the target's size |
 /// | latents between steps in | f32 | the run's dtype | the run's dtype |
 /// | times and guidance embedded in | f32 | the run's dtype | the run's dtype |
+/// | queries, keys and GELU's input are rounded | as rarely as the device allows | as in diffusers | as in BFL's program |
 /// | autoencoder runs in | the run's dtype | the run's dtype | f32 |
 /// | levels are | rounded | rounded | truncated |
 /// | an empty second prompt is | an empty text | the first prompt | an empty text |
@@ -21,6 +22,11 @@ use serde::{Deserialize, Serialize};
 ///
 /// Both programs ignore the colour profiles of image files. A request holds decoded images: open them with
 /// [`EmbeddedProfile::Ignore`](kontext_core::images::EmbeddedProfile) to follow them.
+///
+/// Kernels ([`PipelineBuilder::kernels`]) run in `Native` only, since they round once where the programs round after
+/// each operation; `kontext_dit::Arithmetic` has the table. In f32 the roundings are the same.
+///
+/// [`PipelineBuilder::kernels`]: https://docs.rs/kontext/latest/kontext/struct.PipelineBuilder.html#method.kernels
 ///
 /// Sigmas are computed in each program's order of operations, which shows in their last bits.
 ///

@@ -12,6 +12,7 @@ mod texts;
 mod unload;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use kontext_core::{Device, Error, Kind, Result};
 use kontext_dit::{Dit, DitConfig};
@@ -22,11 +23,11 @@ use kontext_vae::{Autoencoder, Tiling};
 use self::adapted::PreparedLoras;
 pub(crate) use self::encodings::Encodings;
 pub(crate) use self::run::Finished;
-use crate::compute::ComputeChoice;
+use crate::kernels::KernelSource;
 use crate::memory::Footprint;
 use crate::placement::{Arrangement, Slot};
 use crate::plan::ModelFacts;
-use crate::{Checkpoint, MemoryPlan, Parts, PipelineBuilder, Placement, Plan, Request, Threads};
+use crate::{Checkpoint, MemoryPlan, PipelineBuilder, Placement, Plan, Request};
 
 /// A loaded model that edits and generates images.
 ///
@@ -73,6 +74,7 @@ pub(crate) struct PartSlots {
     pub(crate) dit: Slot<Dit>,
     pub(crate) vae: Slot<Autoencoder>,
     pub(crate) config: DitConfig,
+    pub(crate) kernels: Arc<KernelSource>,
 }
 
 /// The dtypes of a pipeline, whatever its runs compute in ([`crate::Compute`]).
@@ -84,6 +86,17 @@ pub(crate) struct Precision {
     pub(crate) built: Kind,
     /// The widest dtype of the transformer's plain weights in memory.
     pub(crate) stored: Kind,
+}
+
+/// The settings that all runs of a pipeline share.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) precision: Precision,
+    pub(crate) device: Device,
+    pub(crate) tiling: Option<Tiling>,
+    pub(crate) attention: AttentionBackend,
+    /// Bytes; `None` for the default.
+    pub(crate) encoding_cache: Option<u64>,
 }
 
 impl Pipeline {
@@ -100,45 +113,15 @@ impl Pipeline {
         PipelineBuilder::default()
     }
 
-    /// Creates a pipeline from parts in memory.
-    pub(crate) fn of(
-        parts: Parts,
-        precision: Precision,
-        compute: ComputeChoice,
-        device: Device,
-        tiling: Option<Tiling>,
-        attention: AttentionBackend,
-    ) -> Result<Self> {
-        let Parts {
-            text,
-            dit,
-            vae,
-            shift,
-            defaults,
-        } = parts;
-        fit(&text, &vae, dit.config())?;
-        let kernel = attention.kernel(dit.config().heads, dit.config().head_dim)?;
-        let facts = ModelFacts::new(dit.config(), shift, text.sequence_length(), defaults)
-            .computing(compute)
-            .attending(Some(kernel));
-        let config = dit.config().clone();
-        let slots = PartSlots {
-            text: Slot::given(text),
-            dit: Slot::given(dit),
-            vae: Slot::given(vae),
-            config,
-        };
-        Ok(Self::new(slots, facts, precision, device, tiling, attention))
-    }
-
-    pub(crate) fn new(
-        parts: PartSlots,
-        facts: ModelFacts,
-        precision: Precision,
-        device: Device,
-        tiling: Option<Tiling>,
-        attention: AttentionBackend,
-    ) -> Self {
+    /// Creates a pipeline without files.
+    pub(crate) fn new(parts: PartSlots, facts: ModelFacts, settings: Settings) -> Self {
+        let Settings {
+            precision,
+            device,
+            tiling,
+            attention,
+            encoding_cache,
+        } = settings;
         Self {
             parts,
             facts,
@@ -148,23 +131,9 @@ impl Pipeline {
             attention,
             files: None,
             loras: PreparedLoras::default(),
-            encodings: Encodings::new(Encodings::DEFAULT_BYTES),
+            encodings: Encodings::new(encoding_cache.unwrap_or(Encodings::DEFAULT_BYTES)),
             fused: false,
         }
-    }
-
-    /// Replaces the cache of encoded prompts and images by an empty one of this capacity.
-    pub(crate) fn with_encoding_cache(self, bytes: Option<u64>) -> Self {
-        Self {
-            encodings: Encodings::new(bytes.unwrap_or(Encodings::DEFAULT_BYTES)),
-            ..self
-        }
-    }
-
-    /// Sets the number of threads.
-    pub(crate) fn threading(self, threads: Threads) -> Self {
-        let facts = self.facts.threading(self.device, threads);
-        Self { facts, ..self }
     }
 
     /// Adds the files that the parts come from.

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use image::RgbImage;
 use kontext_core::{Conditioning, During, Error, ModelPart, Result, Stage, Tensor, Tokens, array, buffer, noise};
-use kontext_dit::{Run, RunInput};
+use kontext_dit::{Arithmetic, Run, RunInput};
 use kontext_nn::Weights;
 use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_sampler::{CfgMode, add_noise, guidance, integrate, pack, unpack};
@@ -14,6 +14,7 @@ use super::Pipeline;
 use super::computing::Computing;
 use super::texts::EncodedTexts;
 use crate::encode::Codec;
+use crate::kernels::arithmetic;
 use crate::lora::LoraSet;
 use crate::{Event, Output, Plan, Request};
 
@@ -187,6 +188,10 @@ impl Pipeline {
         observe: Observer<'_>,
     ) -> Result<Tensor> {
         let (dit, dtype) = (self.lease_dit(loras)?, self.precision.dtype);
+        let missing = self.parts.kernels.missing();
+        if let Some(reason) = missing.filter(|_| arithmetic(plan.conformance) == Arithmetic::Fewest) {
+            notify(observe, plan, Event::NoKernels { reason: &reason })?;
+        }
         let target_ids = grid_ids(plan.target, Origin { t: 0, y: 0, x: 0 })?;
         let times = plan.schedule.embedded_times(dtype);
         let guidance_value = plan.guidance.map(|g| plan.schedule.embedded_guidance(g, dtype));
@@ -204,7 +209,8 @@ impl Pipeline {
                 times: &times,
                 guidance: guidance_value,
             };
-            computing.step(|| dit.with(|dit| dit.prepare(&input)))
+            let run = computing.step(|| dit.with(|dit| dit.prepare(&input)))?;
+            Ok(run.arithmetic(arithmetic(plan.conformance)))
         };
         let forward = |run: &Run, step: usize, x: &Tensor| {
             let forward = || dit.with(|dit| dit.forward(run, step, x));

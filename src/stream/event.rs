@@ -35,6 +35,11 @@ pub enum StreamEvent {
         /// The encoder, and the unknown texts.
         unknown: Unknown,
     },
+    /// The transformer computes without the kernels that the pipeline wants.
+    NoKernels {
+        /// The reason, with a remedy.
+        reason: String,
+    },
     /// A step is done.
     Step {
         /// Number of finished steps, from 1.
@@ -72,6 +77,9 @@ impl StreamEvent {
             },
             Event::UnknownWords { unknown } => Self::UnknownWords {
                 unknown: unknown.clone(),
+            },
+            Event::NoKernels { reason } => Self::NoKernels {
+                reason: reason.to_owned(),
             },
             Event::Step {
                 done,

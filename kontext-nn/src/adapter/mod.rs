@@ -132,6 +132,14 @@ mod tests {
             close(&expected, &beside().forward(&x).unwrap());
             close(&expected.narrow(-1, 3, 4), &beside().forward_rows(&x, 3, 4).unwrap());
             close(&(&expected + &sum), &beside().forward_add(&x, &sum).unwrap());
+            close(&(&expected + &sum), &beside().accumulate(&x, sum.copy()).unwrap());
+            let joint = draw(&[2, 7, 4], 19);
+            beside().forward_to(&x, 3..7, &joint.narrow(1, 2, 5)).unwrap();
+            close(&expected.narrow(-1, 3, 4), &joint.narrow(1, 2, 5));
+            close(
+                &expected.narrow(-1, 3, 4).gelu("tanh"),
+                &beside().forward_gelu(&x, 3..7).unwrap(),
+            );
             let (first, second) = beside().split_input(3).unwrap();
             let part = first.forward(&x.narrow(-1, 0, 3)).unwrap();
             close(&expected, &second.forward_add(&x.narrow(-1, 3, 3), &part).unwrap());

@@ -185,21 +185,18 @@ impl Matrix {
         Ok(y.f_reshape(sum.size())?)
     }
 
-    /// [`Matrix::apply_add`] in the memory of `sum`: no gradient may be wanted.
-    pub(crate) fn apply_add_in_place(&self, x: &Tensor, sum: &Tensor) -> Result<Tensor> {
-        // A copy, if the rows of `sum` are not one after the other.
-        let (rows, mut sums) = (x.f_flatten(0, -2)?, sum.f_flatten(0, -2)?);
-        if self.unpacks_for(x) {
-            self.by_pieces(x.kind(), |start, weight| {
-                let mut part = sums.f_narrow(1, start, weight.size()[0])?;
-                let _ = part.f_addmm_(&rows, &weight.f_transpose(0, 1)?)?;
-                Ok(())
-            })?;
-        } else {
-            let weight = self.dense(x.kind())?;
-            let _ = sums.f_addmm_(&rows, &weight.f_transpose(0, 1)?)?;
+    /// [`Matrix::apply_add`] in the memory of `sum`, which is contiguous. No gradient may be wanted.
+    pub(crate) fn apply_add_in_place(&self, x: &Tensor, sum: &mut Tensor) -> Result<()> {
+        let (rows, mut sums) = (x.f_flatten(0, -2)?, sum.f_view([-1, self.size()[0]])?);
+        if !self.unpacks_for(x) {
+            let _ = sums.f_addmm_(&rows, &self.dense(x.kind())?.f_transpose(0, 1)?)?;
+            return Ok(());
         }
-        Ok(sums.f_reshape(sum.size())?)
+        self.by_pieces(x.kind(), |start, weight| {
+            let mut part = sums.f_narrow(1, start, weight.size()[0])?;
+            let _ = part.f_addmm_(&rows, &weight.f_transpose(0, 1)?)?;
+            Ok(())
+        })
     }
 
     /// Returns `true` if the elements are held as a tensor, and a backward pass has to reach them.
