@@ -75,7 +75,11 @@ impl Nvrtc {
     #[allow(unsafe_code)]
     fn open_on_unix(path: &Path) -> Result<Self, String> {
         use libloading::os::unix::{Library, RTLD_NOW};
-        let text = |error: libloading::Error| error.to_string();
+        // The system's words are the source of the library's error.
+        let text = |error: libloading::Error| match std::error::Error::source(&error) {
+            Some(source) => source.to_string(),
+            None => error.to_string(),
+        };
         // Next to the compiler, the builtins are on no search path; once they are loaded, their name suffices.
         let neighbours = path
             .parent()
