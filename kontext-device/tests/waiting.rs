@@ -1,5 +1,6 @@
 //! Tests how OpenMP's threads wait, in a process of their own: the change is for good.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // In helper functions of a test, which prints what it measured.
 
 use std::thread;
 use std::time::Duration;
