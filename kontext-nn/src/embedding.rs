@@ -19,7 +19,8 @@ impl Embedding {
     /// The errors of [`Weights::tensor`].
     pub fn new(w: &Weights, count: i64, width: i64) -> Result<Self> {
         Ok(Self {
-            weight: w.matrix("weight", [count, width])?,
+            // Only its rows are read: as a whole it would need the largest of all buffers.
+            weight: w.clone().not_prefetched().matrix("weight", [count, width])?,
         })
     }
 

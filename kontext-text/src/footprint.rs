@@ -45,12 +45,16 @@ impl TextFootprint<'_> {
     /// `compute`.
     #[must_use]
     pub fn weight_bytes(t5: &Weights, clip: &Weights, to: Option<Quantize>, compute: Kind) -> WeightBytes {
-        let t5 = WeightBytes::of(t5, to, |name| t5::held_kind(name, compute), |_| true);
+        let of = |wanted: fn(&str) -> bool| WeightBytes::of(t5, to, |name| t5::held_kind(name, compute), wanted);
+        // An embedding is neither prefetched nor dequantised as a whole.
+        let (all, multiplied) = (of(|_| true), of(|name| !t5::is_embedding(name)));
         let clip = WeightBytes::of(clip, None, |_| compute, |_| true);
         WeightBytes {
             // CLIP is small, and always held.
-            rest: t5.rest.saturating_add(clip.all()),
-            ..t5
+            rest: all.rest.saturating_add(clip.all()),
+            largest: multiplied.largest,
+            largest_packed: multiplied.largest_packed,
+            ..all
         }
     }
 

@@ -80,6 +80,11 @@ impl Weights {
         self.with(|linear| linear.prefetch = prefetch.map(Arc::new))
     }
 
+    /// The same cursor, for a weight that is never multiplied.
+    pub(crate) fn not_prefetched(self) -> Self {
+        self.with(|linear| linear.prefetch = None)
+    }
+
     fn new_prefetch(&self) -> Option<Prefetch<Copies>> {
         match self.device {
             Device::Cuda(index) => Some(Prefetch::new(move |capacity| Copies::new(index, capacity))),

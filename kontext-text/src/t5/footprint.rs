@@ -15,6 +15,11 @@ pub(crate) fn held_kind(name: &str, compute: Kind) -> Kind {
     }
 }
 
+/// Returns `true` if this is a name of the embedding, as transformers or GGUF write it.
+pub(crate) fn is_embedding(name: &str) -> bool {
+    ["shared.weight", "encoder.embed_tokens.weight", "token_embd.weight"].contains(&name)
+}
+
 /// Returns the peak bytes of activations for one prompt of `tokens` tokens.
 pub(crate) fn activations(config: &T5Config, tokens: u64, compute: Kind) -> u64 {
     let (element, wide) = (element_bytes(compute), element_bytes(Kind::Float));

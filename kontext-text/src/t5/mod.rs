@@ -8,6 +8,6 @@ mod layer;
 mod model;
 
 pub use config::T5Config;
-pub(crate) use footprint::{activations, held_kind};
+pub(crate) use footprint::{activations, held_kind, is_embedding};
 pub use gguf::t5_gguf_name;
 pub use model::T5Encoder;
