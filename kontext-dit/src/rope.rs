@@ -4,6 +4,7 @@
 //! frequencies in f64 as in diffusers 0.38 `embeddings.py`, `get_1d_rotary_pos_embed`.
 
 use kontext_core::{Kind, Result, Tensor};
+use kontext_nn::ops;
 
 /// Base of the frequencies.
 const THETA: f64 = 10_000.0;
@@ -38,16 +39,7 @@ impl Rope {
 
     /// Rotates adjacent pairs of features, in f32: [B, L, H, D] to the same shape and dtype.
     pub(crate) fn rotate(&self, x: &Tensor) -> Result<Tensor> {
-        let pairs = x
-            .f_to_kind(Kind::Float)?
-            .f_unflatten(-1, [-1_i64, 2])?
-            .f_contiguous()?
-            .f_view_as_complex()?;
-        Ok(pairs
-            .f_mul(&self.table)?
-            .f_view_as_real()?
-            .f_flatten(-2, -1)?
-            .f_to_kind(x.kind())?)
+        ops::rotate_pairs(x, &self.table)
     }
 
     /// Returns the rotations of the tokens `start..`.

@@ -4,6 +4,8 @@ use tch::{Kind, Tensor};
 
 use kontext_core::Result;
 
+use crate::bf16_rows;
+
 pub use crate::attention::{attend, attend_tokens, merge_heads, split_heads};
 
 /// Swaps the two halves of a tensor's rows: [N, ..] to [N, ..].
@@ -21,6 +23,32 @@ pub fn swap_halves(x: &Tensor) -> Result<Tensor> {
 /// [`kontext_core::Error::Torch`] if libtorch fails.
 pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
     Ok(x.f_mul_scalar(1.702)?.f_sigmoid()?.f_mul(x)?)
+}
+
+/// Rotates adjacent pairs of features: pair i of a token by the complex number `table[token][i]`, in f32.
+///
+/// # Shapes
+/// `x` [B, L, H, D], `table` [L, 1, D / 2] in complex64; returns [B, L, H, D] in the dtype of `x`.
+///
+/// # Errors
+/// [`kontext_core::Error::Torch`] if libtorch fails.
+pub fn rotate_pairs(x: &Tensor, table: &Tensor) -> Result<Tensor> {
+    if bf16_rows::suits(x) && x.size().len() == 4 {
+        let angles = table.f_view_as_real()?.f_flatten(0, -1)?;
+        if angles.size()[..] == [x.size()[1] * x.size()[3]] {
+            return bf16_rows::rotate(x, &Vec::<f32>::try_from(&angles)?);
+        }
+    }
+    let pairs = x
+        .f_to_kind(Kind::Float)?
+        .f_unflatten(-1, [-1_i64, 2])?
+        .f_contiguous()?
+        .f_view_as_complex()?;
+    Ok(pairs
+        .f_mul(table)?
+        .f_view_as_real()?
+        .f_flatten(-2, -1)?
+        .f_to_kind(x.kind())?)
 }
 
 /// Normalises over the last dimension without weights: `(x - mean) / sqrt(variance + eps)`.
