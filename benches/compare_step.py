@@ -1,10 +1,15 @@
-"""Times a denoising step of kontext and of diffusers alternately, and prints their ratio.
+"""Times a denoising step of kontext and of diffusers alternately, in f32 and bf16, and prints their ratios.
 
-    python benches/compare_step.py --python PYTHON_WITH_DIFFUSERS [--depth 1,2 2,4] [--rounds 3] [--steps 10]
+    python benches/compare_step.py --python PYTHON_WITH_DIFFUSERS [--kinds f32 bf16] [--depth 1,2 2,4] [--rounds 3]
+        [--steps 10] [--sd PATH_OF_SD --sd-model FLUX_GGUF --sd-options "--vae … --clip_l … --t5xxl … -r PICTURE"]
 
-Each round runs `cargo bench --bench step` and then `step_diffusers.py`, one process at a time, each with its
-own warm-up; both use libtorch's default number of threads. Below one, kontext is faster. kontext computes the
-modulation of all steps once per run (`Dit::prepare`); each step's time includes its share.
+Each round runs `cargo bench --bench step` and then `step_diffusers.py` in each kind, one process at a time, each with
+its own warm-up; all use libtorch's default number of threads. Below one, kontext is faster. kontext computes the
+modulation of all steps once per run (`Dit::prepare`); each step's time includes its share. bf16 is left out, with a
+message, on a CPU without units for it.
+
+With `--sd`, the path of stable-diffusion.cpp's program, each round at the first depth also times a step of it at
+256x256 on a file of that depth, from the difference between a run of one step and one of three.
 
 With two depths, the time at FLUX.1's depth of 19 and 38 blocks is extrapolated: every further pair of blocks
 adds the same time, while the ends of the model, and kontext's savings in its last block, count once.
@@ -13,9 +18,12 @@ adds the same time, while the ends of the model, and kontext's savings in its la
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,9 +31,9 @@ RUN_STEPS = 28
 FLUX_DOUBLE, FLUX_SINGLE = 19, 38
 
 
-def kontext(double, single, criterion):
+def kontext(double, single, kind, criterion):
     """Returns the seconds of each timed step, including its share of one `prepare`, and that share."""
-    model = f"{double}-double-{single}-single"
+    model = f"{double}-double-{single}-single" + ("" if kind == "f32" else f"-{kind}")
     samples = {name: criterion / model / name / "new" / "sample.json" for name in ("prepare", "step")}
     for path in samples.values():
         path.unlink(missing_ok=True)
@@ -43,11 +51,35 @@ def cargo(arguments, **environment):
     run(["cargo", "bench", "--quiet", "--bench", "step", *arguments], folder=ROOT, **environment)
 
 
-def diffusers(python, double, single, steps):
+def diffusers(python, double, single, kind, steps):
     """Returns the seconds of each timed step."""
     script = ROOT / "benches" / "step_diffusers.py"
-    output = run([python, str(script), "--double", str(double), "--single", str(single), "--steps", str(steps)])
+    depth = ["--double", str(double), "--single", str(single)]
+    output = run([python, str(script), *depth, "--kind", kind, "--steps", str(steps)])
     return json.loads(output)["seconds"]
+
+
+def stable_diffusion(args):
+    """Returns the seconds of a step of stable-diffusion.cpp: two of them are the difference of a long and a short run."""
+
+    def seconds(steps):
+        command = [args.sd, "--diffusion-model", args.sd_model, *shlex.split(args.sd_options), "-p", "a cup"]
+        size = ["-W", "256", "-H", "256", "--cfg-scale", "1", "--sampling-method", "euler", "--steps", str(steps)]
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            run([*command, *size, "-o", str(Path(folder) / "out.png")])
+        return time.perf_counter() - start
+
+    return (seconds(3) - seconds(1)) / 2
+
+
+def has_bf16_units():
+    """Returns if the CPU names units for bf16, as `kontext_device::cpu::has_bf16_units` finds them on Linux."""
+    try:
+        words = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return any(unit in words for unit in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def run(command, folder=None, **environment):
@@ -59,16 +91,29 @@ def run(command, folder=None, **environment):
 
 
 def measure(depth, args):
-    """Times the steps of all rounds at one depth: kontext's and diffusers', in seconds."""
-    ours, theirs, shares = [], [], []
+    """Times the steps of all rounds at one depth: kontext's and diffusers' seconds by kind."""
+    times = {kind: ([], [], []) for kind in args.kinds}
+    rival, name = [], f"{depth[0]}+{depth[1]} blocks"
     for number in range(1, args.rounds + 1):
-        a, prepare = kontext(*depth, args.criterion)
-        b = diffusers(args.python, *depth, args.steps)
-        ours, theirs, shares = ours + a, theirs + b, [*shares, prepare / statistics.median(a)]
-        print(f"{depth[0]}+{depth[1]} blocks, round {number}: {line(a, b)}", flush=True)
-    share = statistics.median(shares)
-    print(f"{depth[0]}+{depth[1]} blocks, all rounds: {line(ours, theirs)}; {share:.1%} of kontext's time is prepare / {RUN_STEPS}")
-    return ours, theirs
+        for kind, (ours, theirs, shares) in times.items():
+            a, prepare = kontext(*depth, kind, args.criterion)
+            b = diffusers(args.python, *depth, kind, args.steps)
+            ours += a
+            theirs += b
+            shares.append(prepare / statistics.median(a))
+            print(f"{name} in {kind}, round {number}: {line(a, b)}", flush=True)
+        if args.sd and depth == args.depth[0]:
+            rival.append(stable_diffusion(args))
+    for kind, (ours, theirs, shares) in times.items():
+        share = f"{statistics.median(shares):.1%} of kontext's time is prepare / {RUN_STEPS}"
+        print(f"{name} in {kind}, all rounds: {line(ours, theirs)}; {share}")
+    kinds = list(times)
+    for kind in kinds[1:]:
+        print(f"{name}, kontext in {kind} to its {kinds[0]}: {line(times[kind][0], times[kinds[0]][0])}")
+    if rival:
+        for kind, (ours, _, _) in times.items():
+            print(f"{name}, kontext in {kind} to stable-diffusion.cpp: {line(ours, rival)}")
+    return {kind: (ours, theirs) for kind, (ours, theirs, _) in times.items()}
 
 
 def line(ours, theirs):
@@ -80,15 +125,14 @@ def line(ours, theirs):
     return ", ".join(text)
 
 
-def extrapolate(shallow, deep):
-    """Prints the ratio at FLUX.1's depth; each argument is a depth and its two lists of seconds."""
-    (depth, *few), (deeper, *many) = shallow, deep
+def extrapolate(kind, depth, few, deeper, many):
+    """Prints the ratio at FLUX.1's depth from two depths, each with its two lists of seconds."""
     pairs = (FLUX_DOUBLE - depth[0]) / (deeper[0] - depth[0])
     for name, statistic in (("median", statistics.median), ("fastest", min)):
         lists = zip(few, many, strict=True)
         ours, theirs = (statistic(a) + pairs * (statistic(b) - statistic(a)) for a, b in lists)
         text = f"{ours:.1f} s / {theirs:.1f} s = {ours / theirs:.3f}"
-        print(f"{FLUX_DOUBLE}+{FLUX_SINGLE} blocks, extrapolated: {name} {text}")
+        print(f"{FLUX_DOUBLE}+{FLUX_SINGLE} blocks in {kind}, extrapolated: {name} {text}")
 
 
 def depth(text):
@@ -105,12 +149,26 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="steps that diffusers is timed for in a round; step.rs has its own number")
     parser.add_argument("--criterion", type=Path, default=ROOT / "target" / "criterion", help="where criterion writes its samples")
+    parser.add_argument("--kinds", choices=["f32", "bf16"], nargs="+", default=["f32", "bf16"], help="kinds of arithmetic")
+    parser.add_argument("--sd", help="stable-diffusion.cpp's program; without it, it is left out")
+    parser.add_argument("--sd-model", help="a transformer of the first depth for it, such as one in Q8_0")
+    parser.add_argument("--sd-options", default="", help="its other options: text encoders, autoencoder, reference")
     args = parser.parse_args()
+    if args.sd and not args.sd_model:
+        parser.error("--sd needs --sd-model, a file of the first depth")
+    if not args.sd:
+        print("stable-diffusion.cpp is left out: no --sd names its program")
+    if "bf16" in args.kinds and not has_bf16_units():
+        print("bf16 is left out: this CPU has no units for it")
+        args.kinds.remove("bf16")
+        if not args.kinds:
+            return
     args.criterion = args.criterion.resolve()
     cargo(["--no-run"])
-    results = [(depth, *measure(depth, args)) for depth in args.depth]
+    results = [measure(depth, args) for depth in args.depth]
     if len(results) == 2:
-        extrapolate(*results)
+        for kind in args.kinds:
+            extrapolate(kind, args.depth[0], results[0][kind], args.depth[1], results[1][kind])
 
 
 if __name__ == "__main__":

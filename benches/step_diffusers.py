@@ -1,6 +1,6 @@
 """Times one denoising step of diffusers' FluxTransformer2DModel, like `step.rs` for ours; prints JSON.
 
-Full width and few blocks, random weights, f32 on the CPU; 256 target, 256 reference and 512 text tokens.
+Full width and few blocks, random weights, f32 or bf16 on the CPU; 256 target, 256 reference and 512 text tokens.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 SIDE, TEXT = 256 // 16, 512
+KINDS = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
 def image_ids(t):
@@ -21,20 +22,21 @@ def image_ids(t):
     return torch.stack([torch.full_like(rows, t), rows, columns], -1).reshape(-1, 3).float()
 
 
-def model(double, single):
+def model(double, single, kind):
     """Builds FLUX.1 [dev] at another depth, with the weights of its random initialisation."""
     config = {"num_layers": double, "num_single_layers": single, "guidance_embeds": True}
-    return FluxTransformer2DModel(**config).eval()
+    return FluxTransformer2DModel(**config).eval().to(kind)
 
 
-def inputs():
+def inputs(kind):
+    """Draws inputs in the model's dtype; positions are f32."""
     ids = torch.cat([image_ids(0), image_ids(1)])
     return {
-        "hidden_states": torch.randn(1, len(ids), 64),
-        "encoder_hidden_states": torch.randn(1, TEXT, 4096),
-        "pooled_projections": torch.randn(1, 768),
-        "timestep": torch.tensor([1.0]),
-        "guidance": torch.tensor([2.5]),
+        "hidden_states": torch.randn(1, len(ids), 64).to(kind),
+        "encoder_hidden_states": torch.randn(1, TEXT, 4096).to(kind),
+        "pooled_projections": torch.randn(1, 768).to(kind),
+        "timestep": torch.tensor([1.0]).to(kind),
+        "guidance": torch.tensor([2.5]).to(kind),
         "img_ids": ids,
         "txt_ids": torch.zeros(TEXT, 3),
         "return_dict": False,
@@ -42,9 +44,9 @@ def inputs():
 
 
 @torch.inference_mode()
-def seconds(double, single, steps):
+def seconds(double, single, steps, kind):
     """Returns the wall-clock seconds of each step, after two warm-up steps."""
-    transformer, given = model(double, single), inputs()
+    transformer, given = model(double, single, kind), inputs(kind)
     times = []
     for _ in range(2 + steps):
         start = time.perf_counter()
@@ -58,8 +60,9 @@ def main():
     parser.add_argument("--double", type=int, default=1, help="double-stream blocks")
     parser.add_argument("--single", type=int, default=2, help="single-stream blocks")
     parser.add_argument("--steps", type=int, default=10, help="steps to time")
+    parser.add_argument("--kind", choices=KINDS, default="f32", help="dtype of weights and arithmetic")
     args = parser.parse_args()
-    times = seconds(args.double, args.single, args.steps)
+    times = seconds(args.double, args.single, args.steps, KINDS[args.kind])
     versions = {"threads": torch.get_num_threads(), "torch": torch.__version__, "diffusers": diffusers.__version__}
     print(json.dumps({"median_s": statistics.median(times), "seconds": times} | versions))
 

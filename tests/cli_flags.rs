@@ -197,7 +197,7 @@ fn each_flag_of_a_run_is_refused_by_another_mode_of_kontextbench() {
             continue;
         }
         let value = match flag {
-            "--dtype" => "f32",
+            "--dtype" | "--compute" => "f32",
             "--placement" => "staged",
             "--quantize" | "--quantize-t5" => "q8_0",
             "--shard" => "0/2",

@@ -16,7 +16,7 @@ use kontext::crates::kontext_sampler::{integrate, pack, unpack};
 use kontext::crates::kontext_text::{ClipEncoder, T5Encoder, Tokenizer};
 use kontext::{
     Autoencoder, Checkpoint, Conditioning, Conformance, Device, Dit, Event, Kind, Layout, ModelDefaults, Output, Parts,
-    Pipeline, Request, Size, Tensor, TextEncoder, Tokens, Weights, random_model,
+    Pipeline, Request, Size, Tensor, TextEncoder, Threads, Tokens, Weights, random_model,
 };
 use tempfile::TempDir;
 

@@ -324,6 +324,10 @@ fn an_option_that_cannot_act_is_refused_with_its_name() {
             [BUILDER, "device"],
             builder().device(Device::Cuda(99)).load(&folder).map(drop),
         ),
+        (
+            [BUILDER, "compute"],
+            builder().compute(Kind::Half).load(&folder).map(drop),
+        ),
         ([BUILDER, "lora"], builder().lora(&no_lora, 1.0).load(&folder).map(drop)),
         (
             [BUILDER, "use_lora"],

@@ -50,6 +50,36 @@ fn the_same_weights_in_both_layouts_give_the_same_image() {
     assert!(diffusers.image.pixels().any(|p| p != first));
 }
 
+/// bf16 rounds by 1.1e-3 in the mean square; text encoders, transformer and autoencoder do so some hundred times in a
+/// row, of which the latents see those of two steps.
+#[test]
+fn a_run_in_bf16_on_a_cpu_is_near_that_in_f32_and_is_planned() {
+    let with = |kind| {
+        let builder = Pipeline::builder().device(Device::Cpu).max_sequence_length(32);
+        builder.compute(kind).load(FOLDER.path().join("diffusers")).unwrap()
+    };
+    let narrow = with(Kind::BFloat16);
+    let plan = narrow.plan(&edit()).unwrap();
+    assert_eq!(plan.compute.transformer, Kind::BFloat16);
+    assert!(plan.to_string().contains("\narithmetic:  bf16\n"), "{plan}");
+    let (got, expected) = (narrow.run(&edit()).unwrap(), PIPE.run(&edit()).unwrap());
+    assert_eq!(expected.plan.compute.to_string(), "f32", "a small model");
+    let difference = &got.latents - &expected.latents;
+    let norm = |values: &ndarray::ArrayD<f32>| values.iter().map(|value| value * value).sum::<f32>().sqrt();
+    let error = norm(&difference) / norm(&expected.latents);
+    assert!(error > 1e-5 && error < 2e-2, "{error:e}");
+    let levels = got.image.iter().zip(expected.image.iter()).map(|(a, b)| a.abs_diff(*b));
+    assert!(
+        levels.clone().any(|level| level > 0) && levels.max() < Some(26),
+        "a tenth of the range"
+    );
+    // f32 by name is what a small model has without it, to the byte.
+    assert_eq!(with(Kind::Float).run(&edit()).unwrap().image, expected.image);
+    // The latents of another program's run keep the dtype that it follows.
+    let conforming = narrow.run(&edit().conform(Conformance::Diffusers)).unwrap();
+    assert_eq!(conforming.plan.compute.text, Kind::BFloat16);
+}
+
 #[test]
 fn ten_parallel_runs_equal_ten_serial_ones_byte_for_byte() {
     let request = |seed| edit().seed(seed).true_cfg(2.0).negative_prompt("blurred");

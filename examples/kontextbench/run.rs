@@ -164,6 +164,12 @@ fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
     optional("steps", steps.map(|steps| steps.to_string()));
     optional("guidance", guidance.map(|guidance| guidance.to_string()));
     optional("dtype", dtype.map(|dtype| format!("{dtype:?}").to_lowercase()));
+    // What was chosen, so that no other machine goes on with other roundings; f32, as in earlier runs, is not named.
+    let compute = pipe.plan(&Request::generate(""))?.compute.to_string();
+    optional(
+        "arithmetic",
+        (!pipe.device().is_cuda() && compute != "f32").then_some(compute),
+    );
     optional("quantize", quantize.map(|to| to.to_string()));
     optional("quantize t5", quantize_t5.map(|to| to.to_string()));
     // Named as the option was before `--lora-scale`: earlier runs can be continued.

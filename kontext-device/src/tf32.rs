@@ -43,6 +43,7 @@ fn set_in_convolutions(_: bool) -> bool {
 
 #[cfg(all(test, unix))]
 mod tests {
+    #![allow(clippy::unwrap_used)] // In helper functions of a test.
     use super::*;
 
     /// Asks libtorch for the setting: `Context::allowTF32CuDNN(std::optional<Float32Op>)`, without an operation.

@@ -4,7 +4,7 @@
 //! `transformer_flux.py`, `FluxAttnProcessor`.
 
 use kontext_core::{Kind, Result, Tensor};
-use kontext_nn::Weights;
+use kontext_nn::{Weights, ops};
 
 use crate::Arithmetic;
 use crate::step::Step;
@@ -61,6 +61,11 @@ fn stack(query: &Tensor, key: &Tensor) -> Result<Tensor> {
 /// Shapes: `x` [B, L, N, H, D/H], where N counts queries and keys, `weight` in f32 broadcastable to
 /// [L, N, 1, D/H]; the rotations of `step` are those of the L tokens. Returns the shape and dtype of `x`.
 pub(crate) fn norm_and_rotate(x: &Tensor, weight: &Tensor, step: Step<'_>) -> Result<Tensor> {
+    if step.arithmetic == Arithmetic::Fewest
+        && let Some(turned) = ops::norm_and_rotate(x, weight, step.rope.pairs(), EPS)?
+    {
+        return Ok(turned);
+    }
     let kind = x.kind();
     let width = x.size().last().copied().unwrap_or_default();
     // In f32: in bf16 a sum of 128 squares keeps 8 bits, in f16 it overflows at activations above 256.

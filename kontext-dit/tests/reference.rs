@@ -1,4 +1,4 @@
-//! Tests of the transformer against diffusers' `FluxTransformer2DModel`: f32, random weights, odd head width.
+//! Tests of the transformer against diffusers' `FluxTransformer2DModel` in f32: random weights, odd head width.
 //!
 //! Fixture: `tests/reference/parts/dit.py`. Bounds are relative L2 distances. In f32 another order of
 //! summation changes a result by about 1e-7 per block; 1e-5 allows for that but not for a wrong position,
@@ -60,6 +60,13 @@ fn diffusers_weights(config: &DitConfig) -> Weights {
 
 /// Runs one case of the fixture through the transformer: one step for each of the batch's times.
 fn run(case: &str, guided: bool, reference: bool) {
+    let error = distance(case, guided, reference, Kind::Float);
+    assert!(error < BOUND, "{case}: {error:e}");
+}
+
+/// Returns the largest distance of a case's items, computed in `kind`.
+fn distance(case: &str, guided: bool, reference: bool, kind: Kind) -> f64 {
+    let mut largest: f64 = 0.0;
     let (fixture, config) = (fixture(), config(guided));
     let raw = |name: &str| fixture.raw(&format!("{case}.{name}")).unwrap();
     let weights = diffusers_weights(&config);
@@ -73,7 +80,7 @@ fn run(case: &str, guided: bool, reference: bool) {
         let item = item as i64;
         let pick = |t: &Tensor| t.narrow(0, item, 1);
         let conditioning = Conditioning {
-            prompt_embeds: pick(&raw("encoder_hidden_states")),
+            prompt_embeds: pick(&raw("encoder_hidden_states")).to_kind(kind),
             pooled: pick(&raw("pooled_projections")),
         };
         let rest = ids.size()[0] - TARGET;
@@ -88,17 +95,61 @@ fn run(case: &str, guided: bool, reference: bool) {
             guidance,
         });
         let velocity = dit
-            .forward(&run.unwrap(), 1, &pick(&hidden).narrow(1, 0, TARGET))
+            .forward(&run.unwrap(), 1, &pick(&hidden).narrow(1, 0, TARGET).to_kind(kind))
             .unwrap();
-        let error = check::relative_l2(&velocity, &pick(&expected).narrow(1, 0, TARGET)).unwrap();
-        assert!(error < BOUND, "{case}: {error:e}");
+        assert_eq!(velocity.kind(), kind);
+        largest = largest.max(check::relative_l2(&velocity, &pick(&expected).narrow(1, 0, TARGET)).unwrap());
     }
+    largest
 }
 
 #[test]
 fn an_edit_matches_diffusers_at_both_ends_of_the_schedule() {
     run("guided.t1", true, true);
     run("guided.t037", true, true);
+}
+
+/// In bf16 a value is rounded by 2^-9 at most, 1.1e-3 in the mean square. A block rounds some ten values in a row
+/// (weights, norm, projection, rotation, attention, projection, gate, sum), and there are five blocks: 1.1e-3 times the
+/// root of 50 is 8e-3. Twice that is the bound; a wrong position or gate is as large, which the tests in f32 find.
+#[test]
+fn an_edit_in_bf16_is_within_its_roundings_of_diffusers_in_f32() {
+    for (case, guided) in [("guided.t1", true), ("guided.t037", true), ("plain.t037", false)] {
+        let error = distance(case, guided, true, Kind::BFloat16);
+        assert!(error > 1e-4 && error < 1.6e-2, "{case}: {error:e}");
+    }
+}
+
+/// Heads and tokens of a size for which a CPU with bf16 units has an attention of its own.
+#[test]
+fn wide_heads_in_bf16_are_within_its_roundings_of_f32() {
+    let config = DitConfig {
+        heads: 2,
+        head_dim: 64,
+        axes_dim: [16, 24, 24],
+        mlp_width: 512,
+        ..config(false)
+    };
+    let draw = |shape: &[i64], seed| kontext_core::noise::randn(shape, seed, Kind::Float, Device::Cpu).unwrap();
+    let ids = Tensor::arange(100 * 3, (Kind::Float, Device::Cpu)).reshape([100, 3]);
+    let dit = Dit::new(&Weights::synthetic(5), &config, |_| ()).unwrap();
+    let velocity = |kind| {
+        let conditioning = Conditioning {
+            prompt_embeds: draw(&[1, 30, 24], 1).to_kind(kind),
+            pooled: draw(&[1, 20], 2),
+        };
+        let input = RunInput {
+            conditioning: &conditioning,
+            target_ids: &ids,
+            context: None,
+            times: &[370.0],
+            guidance: None,
+        };
+        let target = draw(&[1, 100, 64], 3).to_kind(kind);
+        dit.forward(&dit.prepare(&input).unwrap(), 0, &target).unwrap()
+    };
+    let error = check::relative_l2(&velocity(Kind::BFloat16), &velocity(Kind::Float)).unwrap();
+    assert!(error > 1e-4 && error < 1.6e-2, "{error:e}");
 }
 
 #[test]

@@ -23,7 +23,6 @@ impl InKinds {
     }
 
     /// Returns the weight in the dtype in which it was read.
-    #[must_use]
     pub fn held(&self) -> &Tensor {
         &self.held
     }

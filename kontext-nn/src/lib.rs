@@ -4,6 +4,7 @@ mod adapter;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod bf16_attention;
+mod bf16_rows;
 mod conv;
 mod dequant;
 mod embedding;

@@ -3,7 +3,7 @@
 use kontext_core::Result;
 use tch::{Kind, Tensor};
 
-use crate::Weights;
+use crate::{Weights, bf16_rows};
 
 /// Layer normalisation over the last dimension, with weight and bias.
 #[derive(Debug)]
@@ -62,6 +62,9 @@ impl RmsNorm {
     /// # Errors
     /// [`kontext_core::Error::Torch`] if libtorch fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if bf16_rows::suits(x) && !self.weight.requires_grad() {
+            return bf16_rows::rms_norm(x, &self.weight, self.eps);
+        }
         let kind = x.kind();
         let wide = x.f_to_kind(Kind::Float)?;
         let scale = wide

@@ -4,6 +4,8 @@ use tch::{Kind, Tensor};
 
 use kontext_core::Result;
 
+use crate::bf16_rows;
+
 pub use crate::attention::{attend, attend_tokens, merge_heads, split_heads};
 
 /// Swaps the two halves of a tensor's rows: [N, ..] to [N, ..].
@@ -34,6 +36,38 @@ pub fn gelu_tanh(mut x: Tensor) -> Result<Tensor> {
     } else {
         x.f_gelu_("tanh")?
     })
+}
+
+/// Norms heads by their root mean square, times weights, and rotates their adjacent pairs of features, all in f32 with
+/// one rounding, in one pass over memory; returns `None` unless `x` is in bf16 on a CPU, its last dimension is dense
+/// and a multiple of 16, and no gradient is wanted.
+///
+/// # Shapes
+/// `x` [B, L, N, H, D], `weight` [1 or L, N, 1, D] in f32, `pairs` [L, D] in f32, the cosine and the sine of each pair
+/// of features in turns; returns [B, L, N, H, D].
+///
+/// # Errors
+/// [`kontext_core::Error::Torch`] if libtorch fails.
+pub fn norm_and_rotate(x: &Tensor, weight: &Tensor, pairs: &Tensor, eps: f64) -> Result<Option<Tensor>> {
+    let &[_, length, kinds, heads, width] = x.size().as_slice() else {
+        return Ok(None);
+    };
+    let rows = x.f_flatten(2, 3)?;
+    if !bf16_rows::suits(&rows) || weight.requires_grad() || pairs.size() != [length, width] {
+        return Ok(None);
+    }
+    let weight = weight.f_expand([-1, kinds, 1, width], false)?;
+    let by_token = weight.size().first() == Some(&length) && length > 1;
+    let turn = bf16_rows::Turn {
+        weight: Vec::try_from(&weight.f_flatten(0, -1)?)?,
+        by_token,
+        kinds: kinds as usize,
+        heads: heads as usize,
+        pairs: Vec::try_from(&pairs.f_flatten(0, -1)?)?,
+        eps: eps as f32,
+    };
+    let out = bf16_rows::norm_and_rotate(&rows, &turn)?;
+    Ok(Some(out.f_unflatten(2, [kinds, heads])?))
 }
 
 /// Normalises over the last dimension without weights: `(x - mean) / sqrt(variance + eps)`.

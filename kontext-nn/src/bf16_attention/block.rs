@@ -3,8 +3,9 @@
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
-use super::pack::{self, COLUMNS, LANES, PANEL, Register, View};
+use super::pack::{self, COLUMNS, LANES, PANEL, Register};
 use super::tile;
+use crate::bf16_rows::View;
 
 /// Queries of a block: a multiple of a tile's rows.
 pub(super) const QUERIES: usize = 16 * tile::ROWS;
@@ -69,7 +70,7 @@ impl Scratch {
     pub(super) fn attend(&mut self, q: &View<'_>, at: [usize; 2], queries: Range<usize>, keys: &Keys, scale: f32) {
         let (width, rows) = (self.width, queries.len());
         for (query, out) in queries.zip(self.q.chunks_exact_mut(width / 2)) {
-            pack::pairs(q.row(at, query, width), out);
+            pack::pairs(q.row([at[0], at[1], query]), out);
         }
         self.highest = [f32::NEG_INFINITY; QUERIES];
         self.totals = [0.0; QUERIES];

@@ -18,8 +18,8 @@ use kontext_core::{Device, Kind, Result, Tensor, threads};
 use kontext_device::cpu;
 use rayon::prelude::*;
 
+use crate::bf16_rows::View;
 use block::{Keys, QUERIES, Scratch};
-use pack::View;
 
 /// Multiple of the sizes of heads.
 const HEAD: i64 = 64;

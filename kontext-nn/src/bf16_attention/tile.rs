@@ -1,10 +1,10 @@
 //! Loops over registers of AVX-512 with bf16 units.
 
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, _mm256_storeu_si256, _mm512_add_ps, _mm512_cvtneps_pbh, _mm512_dpbf16_ps,
-    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_loadu_ps, _mm512_max_ps, _mm512_mul_ps,
-    _mm512_reduce_add_ps, _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps, _mm512_sub_ps,
+    __m256bh, __m256i, __m512, __m512bh, __m512i, _mm256_storeu_si256, _mm512_add_ps, _mm512_cvtneps_pbh,
+    _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_loadu_ps, _mm512_max_ps,
+    _mm512_mul_ps, _mm512_reduce_add_ps, _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_scalef_ps,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps, _mm512_sub_ps,
 };
 
 use super::pack::{LANES, PANEL, Register};
@@ -140,7 +140,7 @@ fn exp2(x: __m512) -> __m512 {
         0.009_618_129,
         0.055_504_11,
         0.240_226_5,
-        0.693_147_2,
+        std::f32::consts::LN_2,
     ];
     /// Below it, 2^x is 0 in bf16 and f32.
     const LOWEST: f32 = -200.0;
@@ -204,7 +204,12 @@ fn store_narrow(values: __m512, out: &mut [u32; LANES / 2]) {
     let narrow = _mm512_cvtneps_pbh(values);
     // SAFETY: both vectors are 256 bits of which any are a value; the array has as many, and the instruction needs no
     // alignment.
-    unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), std::mem::transmute(narrow)) }
+    unsafe {
+        _mm256_storeu_si256(
+            out.as_mut_ptr().cast(),
+            std::mem::transmute::<__m256bh, __m256i>(narrow),
+        );
+    }
 }
 
 #[cfg(test)]
