@@ -8,7 +8,7 @@ use kontext_nn::Weights;
 use kontext_nn::ops::attend_tokens;
 
 use crate::DitConfig;
-use crate::fused::Flow;
+use crate::flow::Flow;
 use crate::modulation::{Modulation, ModulationLayer, PlainNorm, Scales, Table};
 use crate::qk_norm::{self, QkNorm, norm_and_rotate};
 use crate::step::Step;

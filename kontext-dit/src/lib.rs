@@ -4,6 +4,7 @@ mod arithmetic;
 mod config;
 mod double;
 mod embed;
+mod flow;
 mod footprint;
 mod fused;
 mod infer;

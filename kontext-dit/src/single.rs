@@ -7,7 +7,7 @@ use kontext_kernels::{Kernels, QkWeights};
 use kontext_nn::ops::attend_tokens;
 use kontext_nn::{Linear, Weights};
 
-use crate::fused::Flow;
+use crate::flow::Flow;
 use crate::modulation::{Modulation, ModulationLayer, PlainNorm, Scales, Table};
 use crate::qk_norm::{self, QkNorm, norm_and_rotate};
 use crate::step::Step;
