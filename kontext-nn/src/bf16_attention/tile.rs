@@ -1,10 +1,10 @@
 //! Loops over registers of AVX-512 with bf16 units.
 
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, _mm256_storeu_si256, _mm512_add_ps, _mm512_cvtneps_pbh, _mm512_dpbf16_ps,
-    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_loadu_ps, _mm512_max_ps, _mm512_mul_ps,
-    _mm512_reduce_add_ps, _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps, _mm512_sub_ps,
+    __m256bh, __m256i, __m512, __m512bh, __m512i, _mm256_storeu_si256, _mm512_add_ps, _mm512_cvtneps_pbh,
+    _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_loadu_ps, _mm512_max_ps,
+    _mm512_mul_ps, _mm512_reduce_add_ps, _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_scalef_ps,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps, _mm512_sub_ps,
 };
 
 use super::pack::{LANES, PANEL, Register};
@@ -22,9 +22,9 @@ pub(super) fn is_supported() -> bool {
 /// Sums of a tile's rows.
 type Sums = [[f32; LANES]; PANEL];
 
-/// Adds products to sums: `sums[row] = sums[row] * factors[row] + a[row] * panel`, for rows of pairs in `a` that are
-/// `stride` apart, and for as many pairs as the panel has. There are as many rows as `sums` has; rows of sums are
-/// `step` apart.
+/// Adds products to sums: `sums[row] = sums[row] * factors[row] + a[row] * panel`, for rows of pairs in `a`
+/// that are `stride` apart, and for as many pairs as the panel has. There are as many rows as `sums` has;
+/// rows of sums are `step` apart.
 ///
 /// Only for a CPU for which [`is_supported`] is true.
 #[target_feature(enable = "avx512f,avx512bf16,avx512vl")]
@@ -90,8 +90,8 @@ fn tile<const N: usize>(
     }
 }
 
-/// Replaces scores by the weights `2^(score * scale - maximum)`, rounded to bf16, for the first `count` scores, and by
-/// zeros for the others; returns the new maximum and the sum of the weights before rounding.
+/// Replaces scores by the weights `2^(score * scale - maximum)`, rounded to bf16, for the first `count`
+/// scores, and by zeros for the others; returns the new maximum and the sum of the weights before rounding.
 ///
 /// Only for a CPU for which [`is_supported`] is true.
 #[target_feature(enable = "avx512f,avx512bf16,avx512vl")]
@@ -128,8 +128,8 @@ pub(super) fn narrowed(values: &[f32; LANES], factor: f32) -> [u32; LANES / 2] {
     out
 }
 
-/// Computes 2^x for x up to 0, to 3e-7: the power of the nearest whole number by its exponent, the rest, at most a half,
-/// by a Taylor polynomial. Minus infinity gives 0.
+/// Computes 2^x for x up to 0, to 3e-7: the power of the nearest whole number by its exponent, the rest, at
+/// most a half, by a Taylor polynomial. Minus infinity gives 0.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn exp2(x: __m512) -> __m512 {
@@ -140,7 +140,7 @@ fn exp2(x: __m512) -> __m512 {
         0.009_618_129,
         0.055_504_11,
         0.240_226_5,
-        0.693_147_2,
+        std::f32::consts::LN_2,
     ];
     /// Below it, 2^x is 0 in bf16 and f32.
     const LOWEST: f32 = -200.0;
@@ -194,7 +194,7 @@ fn load_pairs(pairs: &Register) -> __m512bh {
 #[allow(unsafe_code)]
 fn pairs_of(bits: __m512i) -> __m512bh {
     // SAFETY: both are 512 bits of which any are a value.
-    unsafe { std::mem::transmute(bits) }
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(bits) }
 }
 
 #[inline]
@@ -202,9 +202,14 @@ fn pairs_of(bits: __m512i) -> __m512bh {
 #[allow(unsafe_code)]
 fn store_narrow(values: __m512, out: &mut [u32; LANES / 2]) {
     let narrow = _mm512_cvtneps_pbh(values);
-    // SAFETY: both vectors are 256 bits of which any are a value; the array has as many, and the instruction needs no
-    // alignment.
-    unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), std::mem::transmute(narrow)) }
+    // SAFETY: both vectors are 256 bits of which any are a value; the array has as many, and the instruction
+    // needs no alignment.
+    unsafe {
+        _mm256_storeu_si256(
+            out.as_mut_ptr().cast(),
+            std::mem::transmute::<__m256bh, __m256i>(narrow),
+        );
+    }
 }
 
 #[cfg(test)]
