@@ -3,8 +3,8 @@
 //! libtorch 2.11 computes attention in bf16 no faster than in f32 there, while its matrix products are
 //! several times as fast. This is the same algorithm (FlashAttention: scores of a block of keys at a time,
 //! with a running maximum and sum) with the same roundings: scores, softmax and sums in f32, the weights
-//! rounded to bf16 for their product with the values. On two cores of a Zen 5 it does 780 GFLOP/s where
-//! libtorch does 190. AMX, where libtorch is fast, is left to it.
+//! rounded to bf16 for their product with the values. On a core of a Zen 5 it does 390 GFLOP/s (by CPU time), where
+//! libtorch does 190 on two. AMX, where libtorch is fast, is left to it.
 //!
 //! Source: Dao et al. 2022, FlashAttention, algorithm 1.
 
