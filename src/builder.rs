@@ -81,14 +81,16 @@ impl PipelineBuilder {
     /// Sets the kind of arithmetic on a CPU, `Float` or `BFloat16`; on another device it has to be the dtype.
     /// Default: the faster one for a large model, f32 for others.
     ///
-    /// A CPU without units for bf16 takes hundreds of times as long in it as in f32. On one with them both are measured,
-    /// once a process, and bf16 is taken for the matrix products of a transformer of at least 10^9 parameters and for
-    /// T5, or for the autoencoder's convolutions, if it is at least 1.3 times as fast. Smaller models, runs in the
-    /// conventions of another program, and runs with the dtype `Float` compute in f32. [`Plan::compute`] has the choice;
-    /// as it follows from a measurement, set a kind where results must be reproduced to the byte.
+    /// A CPU without units for bf16 takes hundreds of times as long in it as in f32. On one with them both
+    /// are measured, once a process, and bf16 is taken for the matrix products of a transformer of at least
+    /// 10^9 parameters and for T5, or for the autoencoder's convolutions, if it is at least 1.3 times as
+    /// fast. Smaller models, runs in the conventions of another program, and runs with the dtype `Float`
+    /// compute in f32. [`Plan::compute`] has the choice; as it follows from a measurement, set a kind where
+    /// results must be reproduced to the byte.
     ///
-    /// Weights in other dtypes are converted layer by layer for each multiplication; with `BFloat16` here, wider ones of
-    /// the transformer are narrowed at load. Softmax, norms and rotary positions are computed in f32 in either kind.
+    /// Weights in other dtypes are converted layer by layer for each multiplication; with `BFloat16` here,
+    /// wider ones of the transformer are narrowed at load. Softmax, norms and rotary positions are computed
+    /// in f32 in either kind.
     ///
     /// [`Plan::compute`]: crate::Plan::compute
     pub fn compute(self, kind: Kind) -> Self {

@@ -11,8 +11,8 @@ use kontext_sampler::Conformance;
 
 use crate::PipelineBuilder;
 
-/// Parameters of a transformer from which a CPU's bf16 units are used unless a kind is set: FLUX.1 has 12 billion. A
-/// smaller model takes seconds in f32, and has the same bytes on every machine with it.
+/// Parameters of a transformer from which a CPU's bf16 units are used unless a kind is set: FLUX.1 has 12
+/// billion. A smaller model takes seconds in f32, and has the same bytes on every machine with it.
 pub const LARGE_TRANSFORMER: u64 = 1_000_000_000;
 
 /// Least measured gain of bf16 over f32 for which it is chosen.
@@ -20,8 +20,9 @@ pub const LEAST_GAIN: f64 = 1.3;
 
 /// Kinds of arithmetic of a run, by part: `Float`, `BFloat16` or `Half`.
 ///
-/// On a CUDA device all are the run's dtype. On a CPU [`PipelineBuilder::compute`] sets them; without it they are f32,
-/// or bf16 where that was measured to be faster for a large model. CLIP always computes in f32 there.
+/// On a CUDA device all are the run's dtype. On a CPU [`PipelineBuilder::compute`] sets them; without it they
+/// are f32, or bf16 where that was measured to be faster for a large model. CLIP always computes in f32
+/// there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Compute {
@@ -126,8 +127,8 @@ impl PipelineBuilder {
     }
 }
 
-/// Returns the kinds for a transformer of so many parameters on a CPU with these rates, which are measured only for a
-/// large one.
+/// Returns the kinds for a transformer with this number of parameters on a CPU with these rates, which are
+/// measured only for a large one.
 fn automatic(parameters: u64, measure: impl FnOnce() -> Result<Rates>) -> Result<Compute> {
     if parameters < LARGE_TRANSFORMER {
         return Ok(Compute::all(Kind::Float));
@@ -167,7 +168,7 @@ mod tests {
 
     use super::*;
 
-    /// A CPU whose bf16 is so many times as fast as its f32.
+    /// A CPU with these gains of bf16 over f32.
     fn measured(matmul: Option<f64>, convolution: Option<f64>) -> Rates {
         let rate = |gain: Option<f64>| Rate {
             float: 2e11,

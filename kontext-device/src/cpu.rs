@@ -1,7 +1,8 @@
 //! Features of the CPU that decide how fast it computes.
 
 /// Returns those of the CPU's features that its speed depends on, by their usual names: AVX2 for unpacking
-/// weights; FMA, AVX-512, AMX and bf16 units for libtorch's products. On x86-64, AMX and bf16 are found on Linux only.
+/// weights; FMA, AVX-512, AMX and bf16 units for libtorch's products. On x86-64, AMX and bf16 are found on
+/// Linux only.
 ///
 /// # Example
 /// ```
@@ -32,8 +33,8 @@ pub fn features() -> Vec<&'static str> {
     features
 }
 
-/// Returns `true` if the CPU has units for products in bf16: AVX-512's, AMX's or ARM's. Without them libtorch computes in
-/// bf16 hundreds of times as slowly as in f32.
+/// Returns `true` if the CPU has units for products in bf16: AVX-512's, AMX's or ARM's. Without them libtorch
+/// computes in bf16 hundreds of times as slowly as in f32.
 #[must_use]
 pub fn has_bf16_units() -> bool {
     features().iter().any(|feature| feature.ends_with(" bf16"))

@@ -52,12 +52,13 @@ impl fmt::Display for Rate {
     }
 }
 
-/// Returns the CPU's rates, measured at the first call in some 20 to 50 milliseconds. bf16 is measured only on a CPU with
-/// units for it, and given up after a first small product if that shows it to be slower than f32.
+/// Returns the CPU's rates, measured at the first call in some 20 to 50 milliseconds. bf16 is measured only
+/// on a CPU with units for it, and given up after a first small product if that shows it to be slower than
+/// f32.
 ///
 /// # Errors
-/// [`kontext_core::Error::Torch`] if libtorch fails, [`kontext_core::Error::Thread`] if the system refuses its threads; the
-/// next call then measures again.
+/// [`kontext_core::Error::Torch`] if libtorch fails, [`kontext_core::Error::Thread`] if the system refuses
+/// its threads; the next call then measures again.
 pub fn rates() -> Result<Rates> {
     static MEASURED: OnceLock<Rates> = OnceLock::new();
     if let Some(rates) = MEASURED.get() {

@@ -11,9 +11,10 @@ use crate::{Weights, ops};
 
 /// A linear layer, `x @ weight^T + bias` on the last dimension.
 ///
-/// The weight may be stored in another dtype than the input's (bf16 under f32) or packed (GGUF, fp8, four bits): on
-/// a CPU it is unpacked piece by piece into a scratch shared by all layers, to the input's f32 or bf16, in which it is
-/// multiplied. Adapters set for the layer ([`Weights::with_slots`]) are added to the output.
+/// The weight may be stored in another dtype than the input's (bf16 under f32) or packed (GGUF, fp8, four
+/// bits): on a CPU it is unpacked piece by piece into a scratch shared by all layers, to the input's f32 or
+/// bf16, in which it is multiplied. Adapters set for the layer ([`Weights::with_slots`]) are added to the
+/// output.
 #[derive(Debug)]
 pub struct Linear {
     weight: Matrix,

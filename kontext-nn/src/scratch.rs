@@ -8,8 +8,9 @@ use tch::{Device, Kind, Tensor};
 use kontext_core::Result;
 use kontext_formats::quant::Element;
 
-/// Bytes of a piece. Unpacking and multiplication have separate thread pools, whose finished threads busy-wait for a
-/// moment: with pieces of 16 MB a block in Q8_0 took 1.11 of its time in f32, with these 1.05.
+/// Bytes of a piece. Unpacking and multiplication have separate thread pools, whose finished threads
+/// busy-wait for a moment: with pieces of 16 MB a block in Q8_0 took 1.11 of its time in f32, with these
+/// 1.05.
 const PIECE: usize = 1 << 26;
 
 /// An element that weights are unpacked to: one that libtorch multiplies on a CPU.
@@ -64,8 +65,8 @@ pub(crate) fn with<E: Multiplied, T>(
 
 #[allow(unsafe_code)]
 fn slice<E: Multiplied>(piece: &mut Tensor, elements: usize) -> &mut [E] {
-    // SAFETY: the piece is a contiguous f32 tensor on the CPU with at least this many elements of `E`, which is f32 or
-    // of half its width, and has a value for all bits; it was removed from the idle list: nothing else reads or writes
-    // it until it is put back.
+    // SAFETY: the piece is a contiguous f32 tensor on the CPU with at least this many elements of `E`, which
+    // is f32 or of half its width, and has a value for all bits; it was removed from the idle list: nothing
+    // else reads or writes it until it is put back.
     unsafe { std::slice::from_raw_parts_mut(piece.data_ptr().cast::<E>(), elements) }
 }

@@ -9,8 +9,8 @@ use crate::bf16_rows::View;
 
 /// Queries of a block: a multiple of a tile's rows.
 pub(super) const QUERIES: usize = 16 * tile::ROWS;
-/// Keys whose scores are held at a time: the values of a panel of them fit into the L1 cache, the scores of the block into
-/// the L2 cache.
+/// Keys whose scores are held at a time: the values of a panel of them fit into the L1 cache, the scores of
+/// the block into the L2 cache.
 const KEYS: usize = 256;
 
 /// Keys and values of a head, packed.
@@ -41,8 +41,8 @@ pub(super) struct Scratch {
     weights: Vec<[u32; LANES / 2]>,
     /// Sums of weighted values [`QUERIES`, D].
     sums: Vec<[[f32; LANES]; PANEL]>,
-    /// Of each query, its highest score so far (to the base 2), the sum of its weights, and the factor from the maximum
-    /// before to this one.
+    /// Of each query, its highest score so far (to the base 2), the sum of its weights, and the factor from
+    /// the maximum before to this one.
     highest: [f32; QUERIES],
     totals: [f32; QUERIES],
     factors: [f32; QUERIES],

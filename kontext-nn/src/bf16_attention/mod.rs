@@ -1,10 +1,10 @@
 //! Attention in bf16 on CPUs with AVX-512's bf16 units.
 //!
-//! libtorch 2.11 computes attention in bf16 no faster than in f32 there, while its matrix products are several times as
-//! fast. This is the same algorithm (FlashAttention: scores of a block of keys at a time, with a running maximum and
-//! sum) with the same roundings: scores, softmax and sums in f32, the weights rounded to bf16 for their product with
-//! the values. On two cores of a Zen 5 it does 780 GFLOP/s where libtorch does 190. AMX, where libtorch is fast, is left
-//! to it.
+//! libtorch 2.11 computes attention in bf16 no faster than in f32 there, while its matrix products are
+//! several times as fast. This is the same algorithm (FlashAttention: scores of a block of keys at a time,
+//! with a running maximum and sum) with the same roundings: scores, softmax and sums in f32, the weights
+//! rounded to bf16 for their product with the values. On a core of a Zen 5 it does 390 GFLOP/s (by CPU time), where
+//! libtorch does 190 on two. AMX, where libtorch is fast, is left to it.
 //!
 //! Source: Dao et al. 2022, FlashAttention, algorithm 1.
 
@@ -124,8 +124,8 @@ impl Rows {
     fn write(&self, [item, head]: [usize; 2], start: usize, count: usize, scratch: &Scratch) {
         for row in 0..count {
             let at = ((item * self.length + start + row) * self.heads + head) * self.width;
-            // SAFETY: `out` was allocated for [B, L, H, D] bf16 values and is not read before all jobs are done; each
-            // (item, head, block of queries) is one job's, so no two slices overlap.
+            // SAFETY: `out` was allocated for [B, L, H, D] bf16 values and is not read before all jobs are
+            // done; each (item, head, block of queries) is one job's, so no two slices overlap.
             let out = unsafe { std::slice::from_raw_parts_mut(self.data.add(at), self.width) };
             scratch.result(row, out);
         }

@@ -20,8 +20,8 @@ pub(super) fn pairs(row: &[u16], out: &mut [u32]) {
     }
 }
 
-/// Packs keys so that a lane is a key: panels of [`COLUMNS`] keys, in each [D / 2][`PANEL`] registers. Keys beyond
-/// the last are zeros.
+/// Packs keys so that a lane is a key: panels of [`COLUMNS`] keys, in each [D / 2][`PANEL`] registers. Keys
+/// beyond the last are zeros.
 pub(super) fn keys(k: &View<'_>, at: [usize; 2], count: usize, width: usize) -> Vec<Register> {
     let panels = count.div_ceil(COLUMNS);
     let mut out = vec![[0; LANES]; panels * width / 2 * PANEL];
@@ -36,8 +36,8 @@ pub(super) fn keys(k: &View<'_>, at: [usize; 2], count: usize, width: usize) -> 
     out
 }
 
-/// Packs values so that a lane is a feature and a pair two keys: blocks of `block` keys, in each D / [`COLUMNS`] panels
-/// of [`block` / 2][`PANEL`] registers. Keys beyond the last are zeros.
+/// Packs values so that a lane is a feature and a pair two keys: blocks of `block` keys, in each D /
+/// [`COLUMNS`] panels of [`block` / 2][`PANEL`] registers. Keys beyond the last are zeros.
 pub(super) fn values(v: &View<'_>, at: [usize; 2], count: usize, width: usize, block: usize) -> Vec<Register> {
     let blocks = count.div_ceil(block);
     let (panel_size, panels) = (block / 2 * PANEL, width / COLUMNS);

@@ -22,9 +22,9 @@ pub(super) fn is_supported() -> bool {
 /// Sums of a tile's rows.
 type Sums = [[f32; LANES]; PANEL];
 
-/// Adds products to sums: `sums[row] = sums[row] * factors[row] + a[row] * panel`, for rows of pairs in `a` that are
-/// `stride` apart, and for as many pairs as the panel has. There are as many rows as `sums` has; rows of sums are
-/// `step` apart.
+/// Adds products to sums: `sums[row] = sums[row] * factors[row] + a[row] * panel`, for rows of pairs in `a`
+/// that are `stride` apart, and for as many pairs as the panel has. There are as many rows as `sums` has;
+/// rows of sums are `step` apart.
 ///
 /// Only for a CPU for which [`is_supported`] is true.
 #[target_feature(enable = "avx512f,avx512bf16,avx512vl")]
@@ -90,8 +90,8 @@ fn tile<const N: usize>(
     }
 }
 
-/// Replaces scores by the weights `2^(score * scale - maximum)`, rounded to bf16, for the first `count` scores, and by
-/// zeros for the others; returns the new maximum and the sum of the weights before rounding.
+/// Replaces scores by the weights `2^(score * scale - maximum)`, rounded to bf16, for the first `count`
+/// scores, and by zeros for the others; returns the new maximum and the sum of the weights before rounding.
 ///
 /// Only for a CPU for which [`is_supported`] is true.
 #[target_feature(enable = "avx512f,avx512bf16,avx512vl")]
@@ -128,8 +128,8 @@ pub(super) fn narrowed(values: &[f32; LANES], factor: f32) -> [u32; LANES / 2] {
     out
 }
 
-/// Computes 2^x for x up to 0, to 3e-7: the power of the nearest whole number by its exponent, the rest, at most a half,
-/// by a Taylor polynomial. Minus infinity gives 0.
+/// Computes 2^x for x up to 0, to 3e-7: the power of the nearest whole number by its exponent, the rest, at
+/// most a half, by a Taylor polynomial. Minus infinity gives 0.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn exp2(x: __m512) -> __m512 {
@@ -194,7 +194,7 @@ fn load_pairs(pairs: &Register) -> __m512bh {
 #[allow(unsafe_code)]
 fn pairs_of(bits: __m512i) -> __m512bh {
     // SAFETY: both are 512 bits of which any are a value.
-    unsafe { std::mem::transmute(bits) }
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(bits) }
 }
 
 #[inline]
@@ -202,8 +202,8 @@ fn pairs_of(bits: __m512i) -> __m512bh {
 #[allow(unsafe_code)]
 fn store_narrow(values: __m512, out: &mut [u32; LANES / 2]) {
     let narrow = _mm512_cvtneps_pbh(values);
-    // SAFETY: both vectors are 256 bits of which any are a value; the array has as many, and the instruction needs no
-    // alignment.
+    // SAFETY: both vectors are 256 bits of which any are a value; the array has as many, and the instruction
+    // needs no alignment.
     unsafe {
         _mm256_storeu_si256(
             out.as_mut_ptr().cast(),

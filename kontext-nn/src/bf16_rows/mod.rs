@@ -1,7 +1,8 @@
 //! Norms and rotations of bf16 rows on a CPU, each in one pass over memory.
 //!
-//! libtorch's operations make a pass and a new tensor for each of their steps, most of them in f32; on a CPU with bf16
-//! units that took a third of the time of a block's matrix products. Values and roundings are those of the operations.
+//! libtorch's operations make a pass and a new tensor for each of their steps, most of them in f32; on a CPU
+//! with bf16 units that took a third of the time of a block's matrix products. Values and roundings are those
+//! of the operations.
 
 mod view;
 
@@ -15,8 +16,8 @@ const PIECE: usize = 1 << 15;
 /// Lanes that are summed apart, so that a loop over them is compiled to wide registers.
 const LANES: usize = 16;
 
-/// Returns `true` for a bf16 tensor on a CPU whose rows these loops may read: its last dimension is dense, of a multiple
-/// of 16 elements, and no gradient is wanted.
+/// Returns `true` for a bf16 tensor on a CPU whose rows these loops may read: its last dimension is dense, of
+/// a multiple of 16 elements, and no gradient is wanted.
 pub(crate) fn suits(x: &Tensor) -> bool {
     let (size, stride) = (x.size(), x.stride());
     let width = size.last().copied().unwrap_or_default();
@@ -28,8 +29,8 @@ pub(crate) fn suits(x: &Tensor) -> bool {
         && !x.requires_grad()
 }
 
-/// Computes `x / sqrt(mean(x²) + eps)`, rounded to bf16, times the weight, rounded again: [.., width] to the same shape.
-/// `x` suits, and the weight `[width]` is on its device.
+/// Computes `x / sqrt(mean(x²) + eps)`, rounded to bf16, times the weight, rounded again: [.., width] to the
+/// same shape. `x` suits, and the weight `[width]` is on its device.
 pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let weight = weight.f_to_kind(Kind::BFloat16)?.f_to_kind(Kind::Float)?;
     let weight = Vec::<f32>::try_from(&weight)?;

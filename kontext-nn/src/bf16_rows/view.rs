@@ -2,7 +2,8 @@
 
 use kontext_core::Tensor;
 
-/// A bf16 tensor on the CPU with two to four sides, of which the last is dense; missing sides are of one element.
+/// A bf16 tensor on the CPU with two to four sides, of which the last is dense; missing sides are of one
+/// element.
 pub(crate) struct View<'a> {
     data: &'a [u16],
     size: [usize; 4],
@@ -28,8 +29,9 @@ impl<'a> View<'a> {
             let largest = size.iter().zip([a, b, c, last]);
             1 + largest.map(|(side, stride)| (side - 1) * stride).sum::<usize>()
         };
-        // SAFETY: libtorch's strides are not negative, so the last element of a tensor in memory is that of the largest
-        // indices; elements are of two bytes, of which any are a value; the tensor is borrowed for as long as the slice.
+        // SAFETY: libtorch's strides are not negative, so the last element of a tensor in memory is that of
+        // the largest indices; elements are of two bytes, of which any are a value; the tensor is borrowed
+        // for as long as the slice.
         let data = unsafe { std::slice::from_raw_parts(x.data_ptr().cast::<u16>(), count) };
         Self {
             data,
@@ -59,7 +61,7 @@ impl<'a> View<'a> {
 /// Returns the elements of a new dense bf16 tensor on the CPU.
 #[allow(unsafe_code)]
 pub(super) fn values_mut(x: &mut Tensor) -> &mut [u16] {
-    // SAFETY: the tensor was just made, so that nothing else refers to its elements, which lie one after the other and
-    // are of two bytes, of which any are a value; it is borrowed for as long as the slice.
+    // SAFETY: the tensor was just made, so that nothing else refers to its elements, which lie one after the
+    // other and are of two bytes, of which any are a value; it is borrowed for as long as the slice.
     unsafe { std::slice::from_raw_parts_mut(x.data_ptr().cast::<u16>(), x.numel()) }
 }

@@ -22,10 +22,9 @@ use crate::{ids, load};
 /// use kontext_nn::Weights;
 /// use kontext_text::{T5Config, T5Encoder};
 ///
-/// let tiny = T5Config { d_model: 16, d_ff: 32, num_layers: 2, num_heads: 2, d_kv: 8, vocab_size: 50, ..T5Config::xxl() };
-/// let t5 = T5Encoder::new(&Weights::synthetic(0), &tiny, Kind::Float)?;
-/// let states = t5.forward(&Tensor::from_slice(&[7_i64, 42, 1, 0]).unsqueeze(0))?;
-/// assert_eq!(states.size(), [1, 4, 16]);
+/// let tiny = T5Config { d_model: 16, d_ff: 32, num_layers: 2, num_heads: 2, d_kv: 8, vocab_size: 50,
+/// ..T5Config::xxl() }; let t5 = T5Encoder::new(&Weights::synthetic(0), &tiny, Kind::Float)?; let states =
+/// t5.forward(&Tensor::from_slice(&[7_i64, 42, 1, 0]).unsqueeze(0))?; assert_eq!(states.size(), [1, 4, 16]);
 /// # Ok::<(), kontext_core::Error>(())
 /// ```
 #[derive(Debug)]
@@ -89,9 +88,10 @@ impl T5Encoder {
     /// or GGUF file (`t5xxl_fp16.safetensors`, or a checkpoint of a whole model), whose configuration is
     /// inferred from its shapes.
     ///
-    /// `compute` is the dtype of the result: bf16 on a GPU, f32 on a CPU without bf16 units. Narrower and quantised
-    /// weights stay so in memory and are widened layer by layer: on a CPU, T5 XXL in bf16 takes 9.5 GB and computes in
-    /// f32, which would take 19 GB. Wider weights are converted at load. Decoder tensors are ignored.
+    /// `compute` is the dtype of the result: bf16 on a GPU, f32 on a CPU without bf16 units. Narrower and
+    /// quantised weights stay so in memory and are widened layer by layer: on a CPU, T5 XXL in bf16 takes 9.5
+    /// GB and computes in f32, which would take 19 GB. Wider weights are converted at load. Decoder tensors
+    /// are ignored.
     ///
     /// # Errors
     /// Those of [`Weights::open`], [`T5Config::infer`] and [`T5Encoder::new`], and
@@ -134,8 +134,8 @@ impl T5Encoder {
     /// shapes.
     ///
     /// # Errors
-    /// Those of reading the file, [`Error::Checkpoint`](kontext_core::Error::Checkpoint) for a size of it out of range,
-    /// and those of [`T5Config::infer`].
+    /// Those of reading the file, [`Error::Checkpoint`](kontext_core::Error::Checkpoint) for a size of it out
+    /// of range, and those of [`T5Config::infer`].
     pub fn config_of(weights: &Weights, folder: &Path) -> Result<T5Config> {
         match load::config::<T5Config>(folder)? {
             None => T5Config::infer(weights),
@@ -155,12 +155,12 @@ impl T5Encoder {
         self.forward_in(ids, self.compute)
     }
 
-    /// Maps ids to states as [`T5Encoder::forward`] does, computing in another dtype, f32 or bf16, and with that dtype
-    /// of the states. Weights stay as they are and are cast to it layer by layer.
+    /// Maps ids to states as [`T5Encoder::forward`] does, computing in another dtype, f32 or bf16, and with
+    /// that dtype of the states. Weights stay as they are and are cast to it layer by layer.
     ///
     /// # Errors
-    /// Those of [`T5Encoder::forward`], and [`kontext_core::Error::InvalidArgument`] for f16 unless the encoder was
-    /// built for it, and for other dtypes.
+    /// Those of [`T5Encoder::forward`], and [`kontext_core::Error::InvalidArgument`] for f16 unless the
+    /// encoder was built for it, and for other dtypes.
     pub fn forward_in(&self, ids: &Tensor, compute: Kind) -> Result<Tensor> {
         load::computes(compute)?;
         if (compute == Kind::Half) != (self.compute == Kind::Half) {
