@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::bail;
 use kontext::{Device, Kind, Tensor};
+use kontext_device::cuda::Driver;
 
 #[allow(unsafe_code)]
 mod shim {
@@ -62,6 +63,13 @@ fn index(device: Device) -> Option<i8> {
 /// Returns the dtype that a run of `kind` computes in: f32 on a CPU, where bf16 units are rare.
 pub(crate) fn computed_in(device: Device, kind: Kind) -> Kind {
     if device == Device::Cpu { Kind::Float } else { kind }
+}
+
+/// Returns the compute capability of a CUDA device, `None` for other devices.
+pub(crate) fn capability(device: Device) -> anyhow::Result<Option<(i32, i32)>> {
+    let Device::Cuda(index) = device else { return Ok(None) };
+    let driver = Driver::find()?;
+    Ok(driver.and_then(|driver| driver.devices.get(index).map(|device| device.capability)))
 }
 
 /// Returns, for convolutions and for matrix products of f32, `true` if TF32 (10 bits of mantissa) is allowed.

@@ -5,10 +5,13 @@
 #![allow(clippy::print_stderr, reason = "a program speaks through its standard streams")]
 
 mod adapters;
+mod attention;
 mod check;
 mod cupti;
 mod device;
 mod observe;
+mod own;
+mod pace;
 mod plant;
 mod row;
 mod speed;
@@ -49,6 +52,9 @@ struct Common {
     /// Folder for images
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Folder that holds `fa3_fwd`, FlashAttention 3
+    #[arg(long, value_name = "DIR")]
+    fa3: Option<PathBuf>,
     #[command(flatten)]
     selection: Selection,
 }
