@@ -4,7 +4,7 @@ use kontext::Tensor;
 use kontext_kernels::Kernels;
 
 use super::inputs::{Rows, random, wide};
-use super::work::{E4M3, Work, bytes_of, quantise, values};
+use super::work::{Work, bytes_of, quantise, to_e4m3, values};
 use crate::row::Outcome;
 
 pub(super) fn check(kernels: &Kernels, rows: Rows, outcome: &mut Outcome) -> anyhow::Result<()> {
@@ -25,7 +25,7 @@ pub(super) fn check(kernels: &Kernels, rows: Rows, outcome: &mut Outcome) -> any
         plain: &|| Ok(vec![values(&quantise(&row(&attention, &mlp)))]),
         launch: &|| Ok(quantised().map(drop)?),
         bytes: 3 * bytes_of([&attention, &mlp]) / 2 + 4 * rows.all(),
-        bound: E4M3,
+        round: to_e4m3,
     };
     work.measure(on, outcome)
 }

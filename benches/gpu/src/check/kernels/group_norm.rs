@@ -4,7 +4,7 @@ use kontext::{Device, Kind};
 use kontext_kernels::Kernels;
 
 use super::inputs::{random, weights, wide};
-use super::work::{BF16, Work, bytes_of};
+use super::work::{Work, bytes_of, to_bf16};
 use crate::row::Outcome;
 
 const EPS: f64 = 1e-6;
@@ -39,7 +39,7 @@ pub(super) fn check(kernels: &Kernels, channels: i64, side: i64, outcome: &mut O
         },
         launch: &|| Ok(normed().map(drop)?),
         bytes: 3 * bytes_of([&x]),
-        bound: BF16,
+        round: to_bf16,
     };
     work.measure(on, outcome)
 }

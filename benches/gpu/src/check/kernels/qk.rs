@@ -4,7 +4,7 @@ use kontext::{Kind, Tensor};
 use kontext_kernels::{Kernels, QkWeights};
 
 use super::inputs::{Rows, random, weights};
-use super::work::{BF16, Work, bytes_of};
+use super::work::{Work, bytes_of, to_bf16};
 use crate::row::Outcome;
 
 const EPS: f64 = 1e-6;
@@ -59,7 +59,7 @@ pub(super) fn check(kernels: &Kernels, rows: Rows, outcome: &mut Outcome) -> any
         },
         launch: &|| launch(&changed),
         bytes: moved,
-        bound: BF16,
+        round: to_bf16,
     };
     work.measure(on, outcome)
 }

@@ -1,10 +1,10 @@
 //! Residual and modulated layer norm.
 
-use kontext::{Kind, Tensor};
+use kontext::Tensor;
 use kontext_kernels::{Branch, Kernels, NormModulation};
 
 use super::inputs::{Rows, random, wide};
-use super::work::{BF16, E4M3, Work, bytes_of, quantise, values};
+use super::work::{Work, bytes_of, quantise, to_bf16, to_e4m3, values};
 use crate::row::Outcome;
 
 const EPS: f64 = 1e-6;
@@ -26,7 +26,7 @@ pub(super) fn check(kernels: &Kernels, rows: Rows, outcome: &mut Outcome) -> any
     let (sum, exact) = inputs.exact();
     let changed = inputs.x.copy();
     let work = Work {
-        exact: vec![wide(&sum), exact],
+        exact: vec![sum, exact],
         results: &|| {
             let x = inputs.x.copy();
             let normed = normed(&x)?;
@@ -35,7 +35,7 @@ pub(super) fn check(kernels: &Kernels, rows: Rows, outcome: &mut Outcome) -> any
         plain: &|| Ok(inputs.plain().into()),
         launch: &|| normed(&changed).map(drop),
         bytes: 4 * bytes_of([&inputs.x]),
-        bound: BF16,
+        round: to_bf16,
     };
     work.measure(kernels.device(), outcome)
 }
@@ -61,7 +61,7 @@ pub(super) fn check_fp8(kernels: &Kernels, rows: Rows, outcome: &mut Outcome) ->
         },
         launch: &|| quantised(&changed).map(drop),
         bytes: 7 * bytes_of([&inputs.x]) / 2 + 4 * rows.all(),
-        bound: E4M3,
+        round: to_e4m3,
     };
     work.measure(kernels.device(), outcome)
 }
@@ -104,11 +104,11 @@ impl Inputs {
         self.rows.spread([&self.vectors[0][index], &self.vectors[1][index]])
     }
 
-    /// Returns the sum, rounded to bf16, and the norm of it in f64.
+    /// Returns the sum, and the norm of the sum that is rounded to bf16, in f64.
     fn exact(&self) -> (Tensor, Tensor) {
-        let sum = (wide(&self.x) + wide(&self.spread(0)) * wide(&self.y)).to_kind(Kind::BFloat16);
+        let sum = wide(&self.x) + wide(&self.spread(0)) * wide(&self.y);
         let width = sum.size()[2];
-        let normed = wide(&sum).layer_norm([width], None::<&Tensor>, None::<&Tensor>, EPS, false);
+        let normed = wide(&to_bf16(&sum)).layer_norm([width], None::<&Tensor>, None::<&Tensor>, EPS, false);
         let modulated = normed * (wide(&self.spread(1)) + 1.0) + wide(&self.spread(2));
         (sum, modulated)
     }
