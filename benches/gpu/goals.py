@@ -40,7 +40,12 @@ def value(name, key, stage="speed"):
 
 def least(key, *names):
     """Reads the smallest value of the rows that have it."""
-    return lambda found: min(found["speed", name][key] for name in names if key in found.get(("speed", name), {}))
+
+    def read(found):
+        rows = [found.get(("speed", name), {}) for name in names]
+        return min((row[key] for row in rows if key in row), default=None)
+
+    return read
 
 
 def over(rival, name=EDIT):

@@ -4,6 +4,7 @@
 
 #![allow(clippy::print_stderr, reason = "a program speaks through its standard streams")]
 
+mod account;
 mod adapters;
 mod attention;
 mod check;
@@ -39,6 +40,8 @@ enum Command {
     Check(check::Options),
     /// Measure times and memory
     Speed(speed::Options),
+    /// Count operations, launches and bytes of a step on a CPU, scaled to the published model
+    Account,
     /// Inject faults: a crash, a hang, exhausted memory, and a case after each
     Plant(plant::Options),
 }
@@ -61,10 +64,15 @@ struct Common {
 
 fn main() -> anyhow::Result<ExitCode> {
     let command = Cli::parse().command;
+    if matches!(command, Command::Account) {
+        account::print()?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let common = match &command {
         Command::Check(options) => &options.common,
         Command::Speed(options) => &options.common,
         Command::Plant(options) => &options.common,
+        Command::Account => return Ok(ExitCode::SUCCESS),
     };
     let (device, reason) = match parse(&common.device) {
         // The first tensor initialises CUDA.
@@ -84,5 +92,6 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Check(options) => check::run(options, device),
         Command::Speed(options) => speed::run(options, device),
         Command::Plant(options) => plant::run(options, device),
+        Command::Account => Ok(ExitCode::SUCCESS),
     }
 }

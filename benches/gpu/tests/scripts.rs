@@ -183,9 +183,15 @@ fn the_page_tells_every_row_with_its_card_date_commit_and_command() {
     }
     assert!(!text.contains("Not measured yet"));
     // Each goal has its verdict, on the page and on the screen.
-    let lines: Vec<_> = text.lines().filter(|line| line.starts_with("| edit step, bf16 |")).collect();
+    let lines: Vec<_> = text
+        .lines()
+        .filter(|line| line.starts_with("| edit step, bf16 |"))
+        .collect();
     assert_eq!(lines, ["| edit step, bf16 | at most 265 ms | 300.2 ms | missed |"]);
-    assert!(text.contains("| text-to-image step, bf16 | at most 118 ms |  | not measured |"), "{text}");
+    assert!(
+        text.contains("| text-to-image step, bf16 | at most 118 ms |  | not measured |"),
+        "{text}"
+    );
     let times = "edit step, bf16, times as fast as diffusers eager: missed (1.332, at least 1.5)";
     assert!(said(&run).contains(times), "{}", said(&run));
     content["run"]["cpu"] = json!(true);
