@@ -16,8 +16,8 @@ const TIMED: usize = 7;
 /// Number of calls timed on the host, each with the device idle, so that none waits for space in the queue.
 const ENQUEUED: usize = 3;
 
-/// Times `work` and records the results: `first_s` by the wall clock, its excess over a steady call, the medians of the device's
-/// milliseconds and of the host's for submitting the work, and the peak memory of tensors.
+/// Times `work` and records the results: `first_s` by the wall clock, its excess over a steady call, the medians
+/// of the device's milliseconds and of the host's for submitting the work, and the peak memory of tensors.
 pub(super) fn timed<T>(
     on: Device,
     outcome: &mut Outcome,

@@ -6,7 +6,7 @@ use std::time::Instant;
 use kontext::Device;
 use kontext_kernels::Kernels;
 
-use super::shape;
+use super::inputs::shape;
 use crate::row::Outcome;
 
 pub(super) fn times(sizes: [i64; 3], on: Device) -> anyhow::Result<Outcome> {

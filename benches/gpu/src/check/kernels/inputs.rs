@@ -1,6 +1,7 @@
 //! Random inputs of the kernels.
 
 use kontext::{Device, Kind, Tensor};
+use kontext_kernels::KernelShape;
 /// Rows of a launch: the text's, then the image's.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rows {
@@ -30,6 +31,11 @@ impl Rows {
         let rows = |vector: &Tensor, count| vector.reshape([1, -1]).expand([count, -1], true);
         Tensor::cat(&[rows(text, self.text), rows(image, self.image)], 0)
     }
+}
+
+/// Returns the shape of width, width of a head and width of the MLP.
+pub(super) fn shape([width, head_dim, mlp_width]: [i64; 3]) -> anyhow::Result<KernelShape> {
+    Ok(KernelShape::new(width, head_dim, mlp_width)?)
 }
 
 /// Draws normal noise in bf16, `x * deviation + mean`.

@@ -11,9 +11,9 @@ mod work;
 
 use anyhow::Context;
 use kontext::Device;
-use kontext_kernels::{KernelShape, Kernels};
+use kontext_kernels::Kernels;
 
-use self::inputs::Rows;
+use self::inputs::{Rows, shape};
 use super::world::World;
 use crate::own;
 use crate::row::Outcome;
@@ -58,10 +58,6 @@ pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
         }));
     }
     cases
-}
-
-fn shape([width, head_dim, mlp_width]: [i64; 3]) -> anyhow::Result<KernelShape> {
-    Ok(KernelShape::new(width, head_dim, mlp_width)?)
 }
 
 fn with_kernels(
