@@ -1,4 +1,4 @@
-//! What a step of FLUX.1 asks of a device, counted on a CPU: operations of libtorch, launches of own kernels, bytes
+//! A step of FLUX.1 counted on a CPU: operations of libtorch, launches of own kernels, bytes
 //! of both.
 //!
 //! A model of a quarter of the width, with the same proportions, computes steps with one and with two blocks of each

@@ -77,7 +77,7 @@ fn parameters(shared: &Shared) -> anyhow::Result<i64> {
     Ok(blank.shapes().values().map(|shape| shape.iter().product::<i64>()).sum())
 }
 
-/// Times a step, with own kernels or without, and its peak of memory if the transformer were there alone.
+/// Times a step, with own kernels or without, and the peak of memory without the other parts.
 fn step(shared: &Shared, work: Work, fused: bool) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
     if let Some(seconds) = shared.use_kernels(fused)? {
