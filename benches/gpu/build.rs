@@ -14,6 +14,8 @@ fn main() {
         .cpp(true)
         .warnings(false)
         .std("c++17")
+        // As libtorch itself: some of its classes have other members without it.
+        .define("NDEBUG", None)
         .include(include.join("torch/csrc/api/include"))
         .include(&include)
         .file("src/shim.cpp")

@@ -12,21 +12,26 @@ import json
 import sys
 from pathlib import Path
 
+import goals
+
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = {  # values with a separate column, and their format
     "ms": ("ms", ".2f"), "min_ms": ("least ms", ".2f"), "host_ms": ("host ms", ".2f"), "first_s": ("first call s", ".2f"),
+    "excess_s": ("its excess s", ".2f"),
     "tflops": ("TFLOP/s", ".0f"), "tb_per_s": ("TB/s", ".2f"), "gb_per_s": ("GB/s", ".0f"), "kernels": ("kernels", ".0f"),
     "busy share": ("busy", ".1%"), "load_s": ("loading s", ".1f"), "seconds": ("s", ".1f"), "peak_gb": ("peak GB", ".2f"),
     "planned_gb": ("planned GB", ".2f"), "relative_l2": ("relative L2", ".1e"), "relative L2": ("relative L2", ".1e"),
     "relative L2, allowed": ("allowed", ".1e"),
-    "PSNR dB": ("PSNR dB", ".1f"),
+    "PSNR dB": ("PSNR dB", ".1f"), "outside_ms": ("outside steps ms", ".1f"), "ms of libtorch": ("libtorch ms", ".3f"),
+    "times faster": ("times faster", ".1f"),
 }  # fmt: skip
 STAGES = {
     "ratios": "kontext over its opponents",
     "speed": "kontext",
     "opponents": "Opponents",
     "correctness": "Correctness",
-    "facts": "The card and its ceilings",
+    "card": "The card",
+    "facts": "Ceilings",
     "faults": "Planted faults",
 }
 HEAD = """# On a GPU
@@ -40,21 +45,39 @@ python3 benches/gpu/report.py OUT/results.json           # this page
 ```
 """
 NOT_YET = """
-**Not measured yet.** No machine with a GPU was at hand. A run will measure, within 8 minutes on an H100:
+**Not measured yet.** No machine with a GPU was at hand. A run will measure, within 560 s on an H100:
 
-- **the card**: clocks, copy bandwidth, matrix products in f32, TF32, bf16 and fp8 (by rows and by tensors), the attention
-  that libtorch picks at 8704 tokens and what each backend takes, strided and dense;
-- **correctness** against the CPU, in f32 (without TF32) and bf16: edits, generation, true CFG, several references, img2img,
-  sessions, batches; every stored form of weights; LoRAs next to the weights and fused; staged and streamed models, bit for
-  bit; the autoencoder whole and in tiles; T5 and CLIP; noise; the shipped model's image; ten runs at once; too little
-  memory, cancelled runs, damaged weights; a training step and the trainer's loop;
+- **correctness** against the CPU, in f32 (without TF32) and bf16: each own kernel against f64 at a few rows and at 8704,
+  with its TB/s next to libtorch's operations for the same work, and the time of its compilation; a step by kernels
+  against one without and one in f32; each kernel of attention, and which one libtorch picks; edits, generation, true CFG,
+  several references, img2img, sessions, batches, repeated edits from the cache; every stored form of weights; LoRAs next to
+  the weights and fused; staged and streamed models, bit for bit; the autoencoder whole and in tiles; T5 and CLIP; noise;
+  the shipped model's image; ten runs at once; too little memory, cancelled runs, damaged weights; a training step and the
+  trainer's loop;
 - **speed** of a model of the published size (12 B) with random weights: steps of edits at 1024x1024 and 512x512 and of
-  text-to-image, on the device and on the host, kernels a step, the share in which the device is busy, what is prepared once
-  a run, text encoders, autoencoder, a whole run; Q4_0 and fp8, resident, staged and streamed, with the peak of memory
-  next to its plan; a LoRA's training step;
+  text-to-image, by own kernels and without, on the device and on the host, with the first call's excess, also of a new
+  size; with FlashAttention 3 in bf16 and fp8; kernels a step, the share in which the device is busy, what is prepared once
+  a run, text encoders, autoencoder, a whole run cold and repeated; fp8 and Q4_0, resident, staged and streamed, with the
+  peak of memory next to its plan; attention by each kernel at 8704 and 4608 tokens; a LoRA's training step;
 - **opponents** on the same card in the same run: diffusers eager, with flash attention, with fused QKV, compiled by regions,
   in fp8 by rows, and with FlashAttention 3 in fp8;
-- **ratios** of kontext's times to each of theirs.
+- **ratios** of kontext's times to each of theirs;
+- **the card**: clocks, copy bandwidth, matrix products in f32, TF32, bf16 and fp8 (by rows and by tensors), the attention
+  that libtorch picks at 8704 tokens and what each backend takes, strided and dense.
+"""
+COUNTED = """## Counted without a GPU
+
+A step of an edit at 1024x1024 of the published model in bf16, as `gpu-kit account` counts it on a CPU: libtorch's
+operations that compute, by its own callbacks; launches of own kernels, by a target that only counts; and the bytes that
+operations other than products and attention read and write (U is one pass over the sequence, 53 MB).
+
+| step | products and attention | other operations | own launches | bytes of both |
+| --- | ---: | ---: | ---: | ---: |
+| without kernels | 364 | 616 | 0 | 2889 U = 155 GB |
+| with kernels | 364 | 78 | 134 | 990 U = 53 GB |
+
+76 of the other operations in either row, 456 U of the bytes, are the GELU of the MLP, which CUDA computes within the
+product. An operation can launch more than one kernel on a GPU; the kit counts those there.
 """
 
 
@@ -95,6 +118,14 @@ def ratios(rows):
     return "\n".join(lines)
 
 
+def goal_table(rows):
+    """Formats the goals with what was measured."""
+    lines = [line(["", "goal", "measured", ""]), line(["---", "---", "---:", "---"])]
+    for goal, got, verdict in goals.judged(rows):
+        lines.append(line([goal.text, goals.bound(goal), goals.number(goal, got), verdict]))
+    return "\n".join(lines)
+
+
 def count(rows):
     """Counts the rows of each status: «95 passed, 2 failed»."""
     statuses = list(dict.fromkeys(row["status"] for row in rows))
@@ -104,11 +135,12 @@ def count(rows):
 def section(results):
     """Formats the section of one run."""
     rows, run, kit = results["rows"], results["run"], results["kit"]
-    card = next((row["values"] for row in rows if row["stage"] == "facts" and row["name"] == "card"), {})
+    card = next((row["values"] for row in rows if row["name"] == "card"), {})
     text = [f"## {card.get('name', 'Unknown card')}, {run['date']}", ""]
     text.append(f"Commit {kit['commit']} of {kit['date']}; `{run['command']}`; {run['seconds']:.0f} s. {count(rows)}.")
     unended = [f"{stage['stage']} {stage['status']}: {stage['note']}" for stage in results["stages"] if stage["status"] != "ended"]
     text += [f"Stages that did not end: {'; '.join(unended)}."] if unended else []
+    text += ["", "### Goals", "", goal_table(rows)]
     for stage, title in STAGES.items():
         own = [row for row in rows if row["stage"] == stage]
         if not own:
@@ -119,7 +151,8 @@ def section(results):
 
 def page(all_results):
     body = "\n\n".join(section(results) for results in all_results)
-    return HEAD + (f"\n{body}\n" if all_results else NOT_YET)
+    measured = f"\n{body}\n" if all_results else f"{NOT_YET}\n## Goals\n\n{goal_table([])}\n"
+    return f"{HEAD}{measured}\n{COUNTED}"
 
 
 def main():
@@ -135,6 +168,8 @@ def main():
     draft.write_text(page(all_results), encoding="utf-8")
     draft.replace(args.out)
     print(f"wrote {args.out}")
+    for path, results in zip(args.results, all_results, strict=True):
+        print(path, *(f"  {text}" for text in goals.lines(results["rows"])), sep="\n")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::bail;
 use kontext::{Device, Kind, Tensor};
+use kontext_device::cuda::Driver;
 
 #[allow(unsafe_code)]
 mod shim {
@@ -17,6 +18,8 @@ mod shim {
         pub(super) fn kit_reset_peak(index: i8) -> *const c_char;
         pub(super) fn kit_empty_cache() -> *const c_char;
         pub(super) fn kit_synchronize(index: i8) -> *const c_char;
+        pub(super) fn kit_count_begin() -> *const c_char;
+        pub(super) fn kit_count_end(out: *mut i64) -> *const c_char;
         pub(super) fn kit_event_new(event: *mut *mut c_void) -> *const c_char;
         pub(super) fn kit_event_delete(event: *mut c_void);
         pub(super) fn kit_event_record(index: i8, event: *mut c_void) -> *const c_char;
@@ -33,6 +36,17 @@ pub(crate) struct Account {
     pub(crate) peak: u64,
     /// Peak of the memory reserved on the device, including the cache, since [`reset_peak`].
     pub(crate) reserved_peak: u64,
+}
+
+/// Operations of libtorch that compute, and call no other that does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Operations {
+    /// Matrix products and attentions.
+    pub(crate) products: u64,
+    /// All others.
+    pub(crate) others: u64,
+    /// Bytes that the others read and write.
+    pub(crate) bytes: u64,
 }
 
 /// A CUDA event in the device's stream; on the CPU, a point in time.
@@ -62,6 +76,13 @@ fn index(device: Device) -> Option<i8> {
 /// Returns the dtype that a run of `kind` computes in: f32 on a CPU, where bf16 units are rare.
 pub(crate) fn computed_in(device: Device, kind: Kind) -> Kind {
     if device == Device::Cpu { Kind::Float } else { kind }
+}
+
+/// Returns the compute capability of a CUDA device, `None` for other devices.
+pub(crate) fn capability(device: Device) -> anyhow::Result<Option<(i32, i32)>> {
+    let Device::Cuda(index) = device else { return Ok(None) };
+    let driver = Driver::find()?;
+    Ok(driver.and_then(|driver| driver.devices.get(index).map(|device| device.capability)))
 }
 
 /// Returns, for convolutions and for matrix products of f32, `true` if TF32 (10 bits of mantissa) is allowed.
@@ -114,6 +135,24 @@ pub(crate) fn reset_peak(device: Device) -> anyhow::Result<()> {
 pub(crate) fn empty_cache(device: Device) -> anyhow::Result<()> {
     // SAFETY: it takes no arguments.
     index(device).map_or(Ok(()), |_| check(unsafe { shim::kit_empty_cache() }))
+}
+
+/// Runs `work`, and returns the operations that it calls on this thread.
+#[allow(unsafe_code)]
+pub(crate) fn operations(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Operations> {
+    // SAFETY: it takes no arguments.
+    check(unsafe { shim::kit_count_begin() })?;
+    let worked = work();
+    let mut numbers = [0_i64; 3];
+    // SAFETY: the shim writes three numbers.
+    check(unsafe { shim::kit_count_end(numbers.as_mut_ptr()) })?;
+    worked?;
+    let [products, others, bytes] = numbers.map(i64::unsigned_abs);
+    Ok(Operations {
+        products,
+        others,
+        bytes,
+    })
 }
 
 /// Returns `true` if the device still computes: after some errors a CUDA program can only exit.
@@ -176,6 +215,26 @@ mod tests {
         assert_eq!(tf32().expect("told"), (false, false));
         set_tf32(before.0, before.1).expect("set");
         assert_eq!(tf32().expect("told"), before);
+    }
+
+    #[test]
+    fn operations_are_counted_with_their_bytes_and_views_are_not() {
+        let x = Tensor::ones([8, 16], (Kind::Float, Device::Cpu));
+        let mut sum = Tensor::zeros([8, 16], (Kind::Float, Device::Cpu));
+        let got = operations(|| {
+            let square = x.f_transpose(0, 1)?.f_matmul(&x)?;
+            drop(square.f_view([-1])?);
+            // Reads two, writes one; a row that is repeated is read once.
+            let _ = sum.f_add_(&x.f_narrow(0, 0, 1)?.f_expand([8, 16], false)?)?;
+            drop(x.f_to_kind(Kind::Double)?);
+            Ok(())
+        });
+        let expected = Operations {
+            products: 1,
+            others: 2,
+            bytes: (512 + 64 + 512) + (512 + 1024),
+        };
+        assert_eq!(got.expect("counted"), expected);
     }
 
     #[test]

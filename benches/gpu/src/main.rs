@@ -4,11 +4,15 @@
 
 #![allow(clippy::print_stderr, reason = "a program speaks through its standard streams")]
 
+mod account;
 mod adapters;
+mod attention;
 mod check;
 mod cupti;
 mod device;
 mod observe;
+mod own;
+mod pace;
 mod plant;
 mod row;
 mod speed;
@@ -36,6 +40,8 @@ enum Command {
     Check(check::Options),
     /// Measure times and memory
     Speed(speed::Options),
+    /// Count operations, launches and bytes of a step on a CPU, scaled to the published model
+    Account,
     /// Inject faults: a crash, a hang, exhausted memory, and a case after each
     Plant(plant::Options),
 }
@@ -49,16 +55,24 @@ struct Common {
     /// Folder for images
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Folder that holds `fa3_fwd`, FlashAttention 3
+    #[arg(long, value_name = "DIR")]
+    fa3: Option<PathBuf>,
     #[command(flatten)]
     selection: Selection,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
     let command = Cli::parse().command;
+    if matches!(command, Command::Account) {
+        account::print()?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let common = match &command {
         Command::Check(options) => &options.common,
         Command::Speed(options) => &options.common,
         Command::Plant(options) => &options.common,
+        Command::Account => return Ok(ExitCode::SUCCESS),
     };
     let (device, reason) = match parse(&common.device) {
         // The first tensor initialises CUDA.
@@ -78,5 +92,6 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Check(options) => check::run(options, device),
         Command::Speed(options) => speed::run(options, device),
         Command::Plant(options) => plant::run(options, device),
+        Command::Account => Ok(ExitCode::SUCCESS),
     }
 }

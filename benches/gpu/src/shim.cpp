@@ -1,15 +1,21 @@
-// libtorch functions needed for the measurements and missing in tch: allocator statistics, timed events, and
-// f32 precision. The file uses only libtorch's device-independent headers, no CUDA symbols, so that the
+// libtorch functions needed for the measurements and missing in tch: allocator statistics, timed events, f32
+// precision, and an account of operations. The file uses only libtorch's device-independent headers, no CUDA symbols, so that the
 // program links on a machine without CUDA. Each function returns an error text or null; the text is
 // thread-local and valid until the thread's next call.
 
 #include <ATen/Context.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/record_function.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <initializer_list>
+#include <memory>
 #include <string>
+#include <vector>
 
 namespace {
 
@@ -33,6 +39,98 @@ c10::Stream current_stream(int8_t index) {
 
 c10::DeviceAllocator& allocator() {
   return *c10::getDeviceAllocator(c10::DeviceType::CUDA);
+}
+
+// An account of the operations that a thread calls: those that compute and call no other that does.
+struct Account {
+  int64_t products = 0;
+  int64_t others = 0;
+  int64_t other_bytes = 0;  // read and written by the others
+};
+
+struct Frame : at::ObserverContext {
+  bool inner = false;  // an operation within it was counted
+  bool product = false;
+  bool whole = false;  // one operation, whatever it calls
+  int64_t read = 0;
+};
+
+thread_local Account account;
+thread_local std::vector<Frame*> frames;
+thread_local at::CallbackHandle counting = 0;
+
+bool is_one_of(const std::string& name, std::initializer_list<const char*> all) {
+  return std::any_of(all.begin(), all.end(), [&](const char* other) { return name == other; });
+}
+
+bool computes(const std::string& name) {
+  return !is_one_of(name, {"aten::empty", "aten::empty_strided", "aten::empty_like", "aten::as_strided", "aten::view",
+      "aten::reshape", "aten::_reshape_alias", "aten::_unsafe_view", "aten::transpose", "aten::t", "aten::permute",
+      "aten::select", "aten::slice", "aten::narrow", "aten::unsqueeze", "aten::squeeze", "aten::expand",
+      "aten::unflatten", "aten::flatten", "aten::detach", "aten::alias", "aten::split", "aten::split_with_sizes",
+      "aten::chunk", "aten::unbind", "aten::view_as_complex", "aten::view_as_real", "aten::contiguous", "aten::to",
+      "aten::is_nonzero", "aten::item", "aten::_local_scalar_dense", "aten::lift_fresh", "aten::resize_",
+      "aten::result_type", "aten::expand_as", "aten::view_as", "aten::movedim", "aten::numpy_T", "aten::set_"});
+}
+
+bool is_product(const std::string& name) {
+  return name.find("mm") != std::string::npos || name.find("linear") != std::string::npos ||
+      name.find("matmul") != std::string::npos || name.find("attention") != std::string::npos;
+}
+
+int64_t bytes_of(const at::Tensor& tensor) {
+  if (!tensor.defined()) return 0;
+  int64_t bytes = tensor.element_size();
+  for (int64_t axis = 0; axis < tensor.dim(); ++axis) {
+    if (tensor.stride(axis) != 0) bytes *= tensor.size(axis);  // a repeated axis is in memory once
+  }
+  return bytes;
+}
+
+int64_t bytes_of(c10::ArrayRef<const c10::IValue> values, size_t from) {
+  int64_t bytes = 0;
+  for (size_t index = from; index < values.size(); ++index) {
+    const auto& value = values[index];
+    if (value.isTensor()) bytes += bytes_of(value.toTensor());
+    if (value.isTensorList()) {
+      for (const at::Tensor& tensor : value.toTensorVector()) bytes += bytes_of(tensor);
+    }
+  }
+  return bytes;
+}
+
+bool within_whole() {
+  return !frames.empty() && frames.back()->whole;
+}
+
+std::unique_ptr<at::ObserverContext> entered(const at::RecordFunction& function) {
+  auto frame = std::make_unique<Frame>();
+  // What a product or an attention calls is a part of it; a norm of the RMS is one kernel on CUDA.
+  frame->product = is_product(function.name());
+  frame->whole = within_whole() || frame->product || is_one_of(function.name(), {"aten::rms_norm"});
+  // A copy does not read its destination, which comes first.
+  const bool copies = is_one_of(function.name(), {"aten::copy_", "aten::fill_", "aten::zero_"});
+  frame->read = bytes_of(function.inputs(), copies ? 1 : 0);
+  frames.push_back(frame.get());
+  return frame;
+}
+
+void left(const at::RecordFunction& function, at::ObserverContext* context) {
+  if (context == nullptr) return;  // of a call that began before the count
+  const bool inner = static_cast<Frame*>(context)->inner;
+  const bool product = static_cast<Frame*>(context)->product;
+  const bool whole = static_cast<Frame*>(context)->whole;
+  const int64_t read = static_cast<Frame*>(context)->read;
+  frames.pop_back();
+  if (within_whole() || (!whole && !inner && !computes(function.name()))) return;
+  if (product) {
+    ++account.products;
+  } else if (whole || !inner) {
+    ++account.others;
+    const auto& outputs = function.outputs();
+    account.other_bytes += read + bytes_of(c10::ArrayRef<const c10::IValue>(outputs.data(), outputs.size()), 0);
+  }
+  if (!frames.empty()) frames.back()->inner = true;
 }
 
 }  // namespace
@@ -94,6 +192,26 @@ const char* kit_event_elapsed(void* begin, void* end, double* milliseconds) {
   return guarded([&] {
     static_cast<c10::Event*>(end)->synchronize();
     *milliseconds = static_cast<c10::Event*>(begin)->elapsedTime(*static_cast<c10::Event*>(end));
+  });
+}
+
+// Begins to count the operations of this thread.
+const char* kit_count_begin() {
+  return guarded([&] {
+    account = Account();
+    auto callback = at::RecordFunctionCallback(entered, left).needsInputs(true).needsOutputs(true);
+    counting = at::addThreadLocalCallback(callback.scopes({at::RecordScope::FUNCTION}));
+  });
+}
+
+// Ends the count. Writes three numbers: of matrix products and attentions, of other operations that compute, and of
+// bytes that the others read and write.
+const char* kit_count_end(int64_t* out) {
+  return guarded([&] {
+    at::removeCallback(counting);
+    out[0] = account.products;
+    out[1] = account.others;
+    out[2] = account.other_bytes;
   });
 }
 }

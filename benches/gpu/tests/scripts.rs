@@ -152,6 +152,8 @@ fn the_page_tells_every_row_with_its_card_date_commit_and_command() {
             row("facts", "card", "measured", json!({"name": "NVIDIA H100", "driver": "580.1"}), ""),
             row("correctness", "f32/edit", "failed", json!({"relative L2": 0.5, "relative L2, allowed": 1e-4}), "step 1: 5e-1"),
             row("speed", "edit 1024/kontext", "measured", json!({"ms": 300.25, "kernels": 2500}), ""),
+            row("speed", "t2i 1024/kontext", "crashed", json!({"ms": 1.0}), ""),
+            row("opponents", "edit 1024/eager", "measured", json!({"ms": 400.0}), ""),
             row("ratios", "edit 1024/kontext over eager", "measured",
                 json!({"ratio": 0.75, "kontext_ms": 300.25, "opponent_ms": 400.0}), ""),
         ],
@@ -175,11 +177,23 @@ fn the_page_tells_every_row_with_its_card_date_commit_and_command() {
         "2500",
         "0.750",
         "its 1 s were over",
-        "3 measured, 1 failed",
+        "4 measured, 1 failed, 1 crashed",
     ] {
         assert!(text.contains(part), "{part} is missing in:\n{text}");
     }
     assert!(!text.contains("Not measured yet"));
+    // Each goal has its verdict, on the page and on the screen.
+    let lines: Vec<_> = text
+        .lines()
+        .filter(|line| line.starts_with("| edit step, bf16 |"))
+        .collect();
+    assert_eq!(lines, ["| edit step, bf16 | at most 265 ms | 300.2 ms | missed |"]);
+    assert!(
+        text.contains("| text-to-image step, bf16 | at most 118 ms |  | not measured |"),
+        "{text}"
+    );
+    let times = "edit step, bf16, times as fast as diffusers eager: missed (1.332, at least 1.5)";
+    assert!(said(&run).contains(times), "{}", said(&run));
     content["run"]["cpu"] = json!(true);
     write(&content);
     let refused = script("report.py", &arguments).unwrap();

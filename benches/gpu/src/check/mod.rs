@@ -2,9 +2,13 @@
 //!
 //! TF32 is switched off in all cases except the one that measures it.
 
+mod attention;
+mod cached;
 mod damage;
 mod distance;
 mod forms;
+mod fused;
+mod kernels;
 mod lora;
 mod memory;
 mod noise;
@@ -45,9 +49,13 @@ pub(crate) fn run(options: &Options, on: Device) -> anyhow::Result<ExitCode> {
     // The cases on which the others build come first.
     let cases = [
         program::cases(on, defaults),
+        kernels::cases(&world),
+        fused::cases(&world),
+        attention::cases(&world),
         noise::cases(&world),
         parts::cases(&world),
         runs::cases(&world),
+        cached::cases(&world),
         shipped::cases(&world),
         forms::cases(&world),
         placement::cases(&world),

@@ -33,6 +33,8 @@ pub(super) struct World {
     pub(super) inputs: PathBuf,
     /// Folder for images.
     pub(super) out: Option<PathBuf>,
+    /// Folder that holds FlashAttention 3.
+    pub(super) fa3: Option<PathBuf>,
     folder: TempDir,
     /// CPU runs shared by several checks.
     expected: RefCell<BTreeMap<String, Rc<Trace>>>,
@@ -47,6 +49,7 @@ impl World {
             shipped: options.model.clone(),
             inputs: options.inputs.clone(),
             out: options.common.out.clone(),
+            fa3: options.common.fa3.clone(),
             folder,
             expected: RefCell::default(),
         })
@@ -82,9 +85,10 @@ impl World {
         Ok(to)
     }
 
-    /// Returns the options of a pipeline for the random model.
+    /// Returns the options of a pipeline for the random model, each of whose runs encodes its prompt and images.
     pub(super) fn builder(device: Device, kind: Kind) -> PipelineBuilder {
-        Pipeline::builder().device(device).dtype(kind).max_sequence_length(TEXT)
+        let builder = Pipeline::builder().device(device).dtype(kind);
+        builder.max_sequence_length(TEXT).encoding_cache(0)
     }
 
     /// Loads the random model from its files onto the checked device.

@@ -1,11 +1,13 @@
 //! Timings and memory measurements: of a model of the published size on a GPU, of a small one on a CPU.
 
+mod attention;
 mod big_file;
 mod parts;
 mod placed;
 mod shared;
 mod timing;
 mod training;
+mod whole;
 
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -52,11 +54,14 @@ pub(crate) fn run(options: &Options, on: Device) -> anyhow::Result<ExitCode> {
     };
     let files = Rc::new(big_file::Files::new(on, scale.clone()));
     let shared = Rc::new(Shared::new(on, scale));
+    let fa3 = options.common.fa3.as_deref();
     let mut cases = parts::cases(&shared);
-    cases.extend(training::cases(&shared));
-    // The whole run takes the parts; their memory is then free for the following cases.
-    cases.extend(parts::whole(&shared));
+    // Before the whole run takes the parts; their memory is then free for the following cases.
+    cases.extend(attention::steps(&shared, fa3));
+    cases.extend(whole::cases(&shared));
     cases.extend(placed::cases(&files));
+    cases.extend(attention::cases(&shared, fa3));
+    cases.extend(training::cases(&shared));
     // Last, as tracing may slow down all that follows.
     cases.extend(parts::traced(&shared));
     // Each case holds its own references, and the last one frees the data.

@@ -1,13 +1,11 @@
-//! The parts of a model individually, and a whole run.
+//! The parts of a model individually.
 
 use std::rc::Rc;
-use std::time::Instant;
 
-use anyhow::bail;
-use kontext::{Kind, Pipeline};
+use kontext::Kind;
 
-use super::shared::{Shared, WORKS, Work, edit};
-use super::timing::{launches, marked, peak, timed};
+use super::shared::{NEW_SIZE, Shared, WORKS, Work};
+use super::timing::{launches, peak, timed};
 use crate::device;
 use crate::row::Outcome;
 use crate::suite::Case;
@@ -28,10 +26,15 @@ fn case(
 pub(super) fn cases(shared: &Rc<Shared>) -> Vec<Case<'static>> {
     let [edit, ..] = WORKS;
     let mut cases = vec![case(shared, "load/random model on the device", made)];
-    cases.extend(WORKS.map(|work| {
-        case(shared, format!("{}/kontext", work.name), move |shared| {
-            step(shared, work)
-        })
+    for (own, kernels) in [("kontext", true), ("kontext, unfused", false)] {
+        cases.extend(WORKS.map(|work| {
+            case(shared, format!("{}/{own}", work.name), move |shared| {
+                step(shared, work, kernels)
+            })
+        }));
+    }
+    cases.push(case(shared, format!("{}/kontext", NEW_SIZE.name), |shared| {
+        step(shared, NEW_SIZE, true)
     }));
     cases.push(case(shared, format!("{}/kontext, prepare", edit.name), move |shared| {
         prepare(shared, edit)
@@ -47,22 +50,16 @@ pub(super) fn cases(shared: &Rc<Shared>) -> Vec<Case<'static>> {
     cases
 }
 
-pub(super) fn whole(shared: &Rc<Shared>) -> Vec<Case<'static>> {
-    let [edit, ..] = WORKS;
-    vec![case(
-        shared,
-        format!("{}/kontext, whole run", edit.name),
-        move |shared| run(shared, edit),
-    )]
-}
-
 pub(super) fn traced(shared: &Rc<Shared>) -> Vec<Case<'static>> {
-    let kernel_case = |work: Work| {
-        case(shared, format!("{}/kontext, kernels", work.name), move |shared| {
-            kernels(shared, work)
-        })
-    };
-    WORKS.map(kernel_case).into()
+    let mut cases = Vec::new();
+    for (own, fused) in [("kontext, kernels", true), ("kontext, kernels unfused", false)] {
+        cases.extend(WORKS.map(|work| {
+            case(shared, format!("{}/{own}", work.name), move |shared| {
+                kernels(shared, work, fused)
+            })
+        }));
+    }
+    cases
 }
 
 fn made(shared: &Shared) -> anyhow::Result<Outcome> {
@@ -80,24 +77,37 @@ fn parameters(shared: &Shared) -> anyhow::Result<i64> {
     Ok(blank.shapes().values().map(|shape| shape.iter().product::<i64>()).sum())
 }
 
-fn step(shared: &Shared, work: Work) -> anyhow::Result<Outcome> {
+/// Times a step, with own kernels or without, and the peak of memory without the other parts.
+fn step(shared: &Shared, work: Work, fused: bool) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
+    if let Some(seconds) = shared.use_kernels(fused)? {
+        outcome.value("compile_s", seconds);
+    } else if fused {
+        outcome.note("computed in f32, for which there are no kernels");
+    }
+    let before = device::account(shared.device)?;
     let (parts, entrance) = (shared.parts()?, shared.entrance(work)?);
     let run = entrance.prepare(&parts.dit)?;
     timed(shared.device, &mut outcome, || {
         Ok(parts.dit.forward(&run, 0, &entrance.target)?)
     })?;
     outcome.value("tokens", entrance.tokens());
+    if let (Some(before), Some(after)) = (before, device::account(shared.device)?) {
+        let transformer = parameters(shared)? as u64 * shared.kind.elt_size_in_bytes() as u64;
+        let others = before.allocated.saturating_sub(transformer);
+        outcome.value("step_peak_gb", (after.peak - others) as f64 / 1e9);
+    }
     let velocity = parts.dit.forward(&run, 0, &entrance.target)?;
     kontext_core::check::finite(kontext_core::Stage::Forward, &velocity)?;
     Ok(outcome)
 }
 
-fn kernels(shared: &Shared, work: Work) -> anyhow::Result<Outcome> {
+fn kernels(shared: &Shared, work: Work, fused: bool) -> anyhow::Result<Outcome> {
     if !shared.device.is_cuda() {
         return Ok(Outcome::skipped("kernels are counted on a CUDA device"));
     }
     let mut outcome = Outcome::default();
+    shared.use_kernels(fused)?;
     let (parts, entrance) = (shared.parts()?, shared.entrance(work)?);
     let run = entrance.prepare(&parts.dit)?;
     launches(shared.device, &mut outcome, || {
@@ -109,6 +119,7 @@ fn kernels(shared: &Shared, work: Work) -> anyhow::Result<Outcome> {
 /// Times the preparation that a run performs once for all steps.
 fn prepare(shared: &Shared, work: Work) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
+    shared.use_kernels(true)?;
     let (parts, entrance) = (shared.parts()?, shared.entrance(work)?);
     timed(shared.device, &mut outcome, || entrance.prepare(&parts.dit))?;
     outcome.value("steps", shared.scale.steps);
@@ -144,31 +155,5 @@ fn coded(shared: &Shared, kind: Kind, encode: bool) -> anyhow::Result<Outcome> {
     let (convolutions, products) = device::tf32()?;
     outcome.value("tf32 in convolutions", convolutions);
     outcome.value("tf32 in products", products);
-    Ok(outcome)
-}
-
-/// Times an edit as a user runs it: the total in seconds, and the steps by marks recorded at its events.
-fn run(shared: &Shared, work: Work) -> anyhow::Result<Outcome> {
-    let on = shared.device;
-    let pipe = Pipeline::builder()
-        .device(on)
-        .dtype(shared.kind)
-        .assemble(shared.take()?)?;
-    let request = edit(shared.scale.side(work.side), shared.scale.steps);
-    let mut outcome = Outcome::default();
-    for seconds in ["first_s", "seconds"] {
-        device::reset_peak(on)?;
-        let begun = Instant::now();
-        let (output, marks) = marked(on, &pipe, &request)?;
-        device::synchronize(on)?;
-        outcome.value(seconds, begun.elapsed().as_secs_f64());
-        let Some(last) = marks.last() else {
-            bail!("a run without steps")
-        };
-        outcome.value("ms", marks[0].until(last)? / (marks.len() - 1) as f64);
-        outcome.value("steps", output.plan.schedule.steps());
-        outcome.value("tokens", output.plan.tokens());
-    }
-    peak(on, &mut outcome)?;
     Ok(outcome)
 }

@@ -7,7 +7,7 @@ use anyhow::bail;
 use kontext::{Pipeline, Placement};
 
 use super::big_file::{Files, Stored};
-use super::shared::edit;
+use super::shared::{WORKS, Work, request};
 use super::timing::{marked, median};
 use crate::device;
 use crate::row::Outcome;
@@ -19,23 +19,27 @@ const STEPS: usize = 6;
 const PLAN: f64 = 0.05;
 
 pub(super) fn cases(files: &Rc<Files>) -> Vec<Case<'static>> {
+    let [edit, t2i, _] = WORKS;
+    // Those of a goal come first.
     let all = [
-        ("Q4_0", Stored::Q4_0, Placement::Resident),
-        ("Q4_0", Stored::Q4_0, Placement::Staged),
-        ("Q4_0", Stored::Q4_0, Placement::Streamed),
-        ("fp8", Stored::Fp8, Placement::Resident),
-        ("fp8", Stored::Fp8, Placement::Streamed),
+        (edit, "fp8", Stored::Fp8, Placement::Staged),
+        (t2i, "fp8", Stored::Fp8, Placement::Staged),
+        (edit, "fp8", Stored::Fp8, Placement::Resident),
+        (edit, "Q4_0", Stored::Q4_0, Placement::Resident),
+        (edit, "fp8", Stored::Fp8, Placement::Streamed),
+        (edit, "Q4_0", Stored::Q4_0, Placement::Staged),
+        (edit, "Q4_0", Stored::Q4_0, Placement::Streamed),
     ];
-    let case = |(name, stored, placement): (&str, Stored, Placement)| {
+    let case = |(work, name, stored, placement): (Work, &str, Stored, Placement)| {
         let files = Rc::clone(files);
-        Case::new(format!("edit 1024/kontext, {name} {placement}"), move || {
-            run(&files, stored, placement)
+        Case::new(format!("{}/kontext, {name} {placement}", work.name), move || {
+            run(&files, work, stored, placement)
         })
     };
     all.into_iter().map(case).collect()
 }
 
-fn run(files: &Files, stored: Stored, placement: Placement) -> anyhow::Result<Outcome> {
+fn run(files: &Files, work: Work, stored: Stored, placement: Placement) -> anyhow::Result<Outcome> {
     let on = files.device;
     let mut outcome = Outcome::default();
     let begun = Instant::now();
@@ -47,11 +51,12 @@ fn run(files: &Files, stored: Stored, placement: Placement) -> anyhow::Result<Ou
     let builder = Pipeline::builder()
         .device(on)
         .transformer(transformer)
-        .placement(placement);
+        .placement(placement)
+        .encoding_cache(0);
     let pipe = builder.load(&model)?;
     device::synchronize(on)?;
     outcome.value("load_s", begun.elapsed().as_secs_f64());
-    let request = edit(files.scale.side(1024), STEPS);
+    let request = request(work, &files.scale, STEPS);
     let begun = Instant::now();
     let (_, marks) = marked(on, &pipe, &request)?;
     outcome.value("run_s", begun.elapsed().as_secs_f64());

@@ -4,14 +4,15 @@ use std::cell::{Ref, RefCell, RefMut};
 use std::time::Instant;
 
 use anyhow::anyhow;
-use kontext::image::RgbImage;
+use kontext::image::{Rgb, RgbImage};
 use kontext::{Conditioning, Device, Dit, Kind, ModelSizes, Parts, Pipeline, Request, Tensor, Tokens};
 use kontext_core::noise;
 use kontext_dit::{Run, RunInput};
+use kontext_kernels::Kernels;
 use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_sampler::{Grid, Size};
 
-use crate::device;
+use crate::{device, own};
 
 const SEED: u64 = 7;
 /// Number of T5 tokens in FLUX.1 Kontext dev.
@@ -34,6 +35,13 @@ pub(super) struct Work {
     pub(super) side: u32,
     pub(super) edit: bool,
 }
+
+/// A size that no other case has computed.
+pub(super) const NEW_SIZE: Work = Work {
+    name: "edit 768, a new size",
+    side: 768,
+    edit: true,
+};
 
 /// Cases for which others publish timings too.
 pub(super) const WORKS: [Work; 3] = [
@@ -60,6 +68,7 @@ pub(super) struct Shared {
     pub(super) kind: Kind,
     pub(super) scale: Scale,
     parts: RefCell<Option<Parts>>,
+    kernels: RefCell<Option<Kernels>>,
 }
 
 /// Inputs of the transformer in a run.
@@ -87,6 +96,7 @@ impl Shared {
             kind,
             scale,
             parts: RefCell::new(None),
+            kernels: RefCell::new(None),
         }
     }
 
@@ -106,6 +116,22 @@ impl Shared {
     pub(super) fn parts(&self) -> anyhow::Result<Ref<'_, Parts>> {
         self.make()?;
         Ref::filter_map(self.parts.borrow(), Option::as_ref).map_err(|_| anyhow!("no parts"))
+    }
+
+    /// Gives the transformer own kernels, or takes them from it. Returns the seconds of their compilation, zero if they
+    /// were there, and `None` without kernels: on a CPU a step computes in f32, which has none.
+    pub(super) fn use_kernels(&self, wanted: bool) -> anyhow::Result<Option<f64>> {
+        self.make()?;
+        let (wanted, begun) = (wanted && self.device.is_cuda(), Instant::now());
+        let mut kernels = self.kernels.borrow_mut();
+        if wanted && kernels.is_none() {
+            *kernels = Some(own::kernels(&own::shape_of(&self.scale.sizes.dit)?, self.device)?);
+        }
+        let seconds = begun.elapsed().as_secs_f64();
+        if let Some(parts) = self.parts.borrow_mut().as_mut() {
+            parts.dit.set_kernels(kernels.clone().filter(|_| wanted));
+        }
+        Ok(wanted.then_some(seconds))
     }
 
     /// Takes the parts; the next case that needs them builds them again.
@@ -162,10 +188,20 @@ impl Entrance {
     }
 }
 
-/// Returns an edit of a square image.
-pub(super) fn edit(side: u32, steps: usize) -> Request {
-    let prompt = "make it winter, with snow on the roofs and people in warm coats";
-    Request::edit(RgbImage::new(side, side), prompt)
+/// Returns a run of this work.
+pub(super) fn request(work: Work, scale: &Scale, steps: usize) -> Request {
+    let side = scale.side(work.side);
+    if work.edit {
+        return edit(side, steps, 1);
+    }
+    let request = Request::generate("a lighthouse at dusk, with a boat on its way home");
+    request.size(side, side).steps(steps).seed(1)
+}
+
+/// Returns an edit of a square image of one level.
+pub(super) fn edit(side: u32, steps: usize, level: u8) -> Request {
+    let prompt = format!("make it winter, with snow on the roofs and {level} people in warm coats");
+    Request::edit(RgbImage::from_pixel(side, side, Rgb([level; 3])), prompt)
         .size(side, side)
         .steps(steps)
         .seed(1)

@@ -16,8 +16,8 @@ const TIMED: usize = 7;
 /// Number of calls timed on the host, each with the device idle, so that none waits for space in the queue.
 const ENQUEUED: usize = 3;
 
-/// Times `work` and records the results: `first_s` by the wall clock, the medians of the device's
-/// milliseconds and of the host's for submitting the work, and the peak memory of tensors.
+/// Times `work` and records the results: `first_s` by the wall clock, its excess over a steady call, the medians
+/// of the device's milliseconds and of the host's for submitting the work, and the peak memory of tensors.
 pub(super) fn timed<T>(
     on: Device,
     outcome: &mut Outcome,
@@ -28,7 +28,7 @@ pub(super) fn timed<T>(
     let begun = Instant::now();
     work()?;
     device::synchronize(on)?;
-    outcome.value("first_s", begun.elapsed().as_secs_f64());
+    let first_s = begun.elapsed().as_secs_f64();
     for _ in 0..WARM {
         work()?;
     }
@@ -47,7 +47,10 @@ pub(super) fn timed<T>(
         work()?;
         on_host.push(begun.elapsed().as_secs_f64() * 1e3);
     }
-    outcome.value("ms", median(&mut on_device));
+    let ms = median(&mut on_device);
+    outcome.value("first_s", first_s);
+    outcome.value("excess_s", first_s - ms / 1e3);
+    outcome.value("ms", ms);
     outcome.value("min_ms", on_device[0]);
     outcome.value("host_ms", median(&mut on_host));
     peak(on, outcome)

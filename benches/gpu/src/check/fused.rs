@@ -1,0 +1,102 @@
+//! A transformer's step by own kernels, against one without and against f32.
+
+use kontext::{Conditioning, Device, Dit, DitConfig, Kind, Tensor, Tokens, Weights};
+use kontext_core::check::relative_l2;
+use kontext_dit::{Run, RunInput};
+use kontext_sampler::ids::{Origin, grid_ids};
+use kontext_sampler::{Grid, Size};
+
+use super::world::World;
+use crate::row::Outcome;
+use crate::suite::Case;
+use crate::{device, own};
+
+/// Largest error of a step in bf16 without kernels against f32.
+const PLAIN: f64 = 2e-2;
+/// Largest error of a step by kernels, which round less, in errors of one without.
+const FUSED: f64 = 1.05;
+
+/// A model, and the inputs of its step.
+struct Model {
+    config: DitConfig,
+    text: i64,
+    /// Side of the image, and of the reference.
+    pixels: u32,
+}
+
+pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
+    let on = world.device;
+    // The sizes of the repository's small model, and for a GPU those of FLUX.1.
+    let small = DitConfig {
+        heads: 6,
+        head_dim: 32,
+        axes_dim: [8, 12, 12],
+        mlp_width: 768,
+        double_blocks: 2,
+        single_blocks: 2,
+        context_dim: 64,
+        pooled_dim: 64,
+        ..DitConfig::kontext_dev()
+    };
+    let flux = DitConfig {
+        double_blocks: 2,
+        single_blocks: 4,
+        ..DitConfig::kontext_dev()
+    };
+    let all = [
+        ("small model", (small, 16, 128)),
+        ("flux with 2 and 4 blocks", (flux, 512, 512)),
+    ];
+    let case = |(name, (config, text, pixels)): (&str, (DitConfig, i64, u32))| {
+        Case::new(format!("fused step/{name}"), move || {
+            if !on.is_cuda() && config.width() > 1024 {
+                return Ok(Outcome::skipped("a model of full width is for a GPU"));
+            }
+            let config = config.clone();
+            Model { config, text, pixels }.compare(on)
+        })
+    };
+    all.map(case).into()
+}
+
+impl Model {
+    fn compare(&self, on: Device) -> anyhow::Result<Outcome> {
+        let weights = Weights::synthetic(3).kind(Kind::BFloat16).device(on);
+        let mut dit = Dit::new(&weights, &self.config, |_| ())?;
+        let exact = self.velocity(&dit, on, Kind::Float)?;
+        let plain = self.velocity(&dit, on, Kind::BFloat16)?;
+        dit.set_kernels(Some(own::kernels(&own::shape_of(&self.config)?, on)?));
+        let fused = self.velocity(&dit, on, Kind::BFloat16)?;
+        let [fused_error, plain_error] = [&fused, &plain].map(|velocity| relative_l2(velocity, &exact));
+        let (fused_error, plain_error) = (fused_error?, plain_error?);
+        let mut outcome = Outcome::default();
+        outcome.at_most("relative L2 without kernels", plain_error, PLAIN);
+        outcome.at_most("relative L2", fused_error, FUSED * plain_error);
+        outcome.holds(!fused.equal(&plain), || "the kernels did not run".to_owned());
+        device::synchronize(on)?;
+        Ok(outcome)
+    }
+
+    fn velocity(&self, dit: &Dit, on: Device, kind: Kind) -> anyhow::Result<Tensor> {
+        let grid: Grid = Size::new(self.pixels, self.pixels).grid()?;
+        let features = [1, grid.tokens(), self.config.in_channels];
+        let draw = |size: &[i64], seed: u64| -> anyhow::Result<Tensor> {
+            // Rounded, so that both dtypes start from the same values.
+            let x = kontext_core::noise::randn(size, seed, Kind::Float, on)?;
+            Ok(x.f_to_kind(Kind::BFloat16)?.f_to_kind(kind)?)
+        };
+        let ids = |t| grid_ids(grid, Origin { t, y: 0, x: 0 });
+        let context = Tokens::new(draw(&features, 3)?, ids(1)?)?;
+        let run: Run = dit.prepare(&RunInput {
+            conditioning: &Conditioning {
+                prompt_embeds: draw(&[1, self.text, self.config.context_dim], 1)?,
+                pooled: draw(&[1, self.config.pooled_dim], 2)?,
+            },
+            target_ids: &ids(0)?,
+            context: Some(&context),
+            times: &[600.0],
+            guidance: Some(2500.0),
+        })?;
+        Ok(dit.forward(&run, 0, &draw(&features, 4)?)?.f_to_kind(Kind::Float)?)
+    }
+}
