@@ -45,7 +45,7 @@ pub struct Plan {
     pub schedule: Schedule,
     /// The embedded guidance value; `None` for a model without guidance.
     pub guidance: Option<f64>,
-    /// The kernel of the transformer's attention: the builder's, else libtorch's choice for the device and the dtype;
+    /// The kernel of the transformer's attention: the builder's, else the automatic choice for the device and the dtype;
     /// `None` before a load for a device that this machine does not have.
     pub attention: Option<AttentionKernel>,
     /// Model runs per step: 2 with true classifier-free guidance.
@@ -83,7 +83,9 @@ pub(crate) struct ModelFacts {
     pub(crate) text_tokens: i64,
     pub(crate) latent_channels: i64,
     pub(crate) defaults: ModelDefaults,
-    pub(crate) attention: Option<AttentionKernel>,
+    attention: Option<AttentionKernel>,
+    /// The same for runs in bf16.
+    attention_in_bf16: Option<AttentionKernel>,
     pub(crate) compute: ComputeChoice,
     computation: Computation,
     /// Settings of the model's defaults and of the builder without effect.
@@ -101,6 +103,7 @@ impl ModelFacts {
             latent_channels: config.in_channels / 4,
             defaults,
             attention: None,
+            attention_in_bf16: None,
             compute: ComputeChoice::all(Kind::Float),
             computation: Computation::of(config),
             ignored: guidance
@@ -110,9 +113,13 @@ impl ModelFacts {
         }
     }
 
-    /// Sets the kernel of attention.
-    pub(crate) fn attending(self, attention: Option<AttentionKernel>) -> Self {
-        Self { attention, ..self }
+    /// Sets the kernel of attention, in the pipeline's dtype and in bf16.
+    pub(crate) fn attending(self, attention: Option<AttentionKernel>, in_bf16: Option<AttentionKernel>) -> Self {
+        Self {
+            attention,
+            attention_in_bf16: in_bf16,
+            ..self
+        }
     }
 
     /// Sets the kinds of arithmetic. Default: f32.
@@ -182,7 +189,10 @@ impl Plan {
             text_tokens: facts.text_tokens,
             schedule: schedule(request, grid, facts)?,
             guidance: facts.guidance_embed.then(|| guidance(request, facts)),
-            attention: facts.attention,
+            attention: match facts.compute.of(request.conformance).transformer {
+                Kind::BFloat16 => facts.attention_in_bf16,
+                _ => facts.attention,
+            },
             runs_per_step: 1 + usize::from(request.negative().is_some()),
             compute: facts.compute.of(request.conformance),
             batch: request.batch,

@@ -51,10 +51,11 @@ impl PipelineBuilder {
             .computing(self.compute_choice(config)?)
             .threading(device, self.threads);
         if !self.has_device() {
-            return Ok(facts.attending(self.attention.kernel()));
+            return Ok(facts.attending(self.attention.kernel(), self.attention.kernel()));
         }
-        let kernel = self.attention_backend()?.kernel(config.heads, config.head_dim)?;
-        Ok(facts.attending(Some(kernel)))
+        let (backend, heads, width) = (self.attention_backend()?, config.heads, config.head_dim);
+        let in_bf16 = backend.kernel_in(Kind::BFloat16, heads, width)?;
+        Ok(facts.attending(Some(backend.kernel(heads, width)?), Some(in_bf16)))
     }
 
     /// Opens the kernel of attention.

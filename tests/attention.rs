@@ -4,8 +4,9 @@
 mod common;
 
 use common::model;
+use kontext::crates::kontext_nn::AttentionBackend;
 use kontext::{
-    Attention, AttentionKernel, Device, Error, Layout, ModelSizes, Output, Pipeline, PipelineBuilder, Request,
+    Attention, AttentionKernel, Device, Error, Kind, Layout, ModelSizes, Output, Pipeline, PipelineBuilder, Request,
 };
 
 fn builder() -> PipelineBuilder {
@@ -81,4 +82,24 @@ fn a_kernel_that_cannot_act_is_refused_before_any_work() {
     for result in refused {
         assert_eq!(result.unwrap_err().to_string(), expected);
     }
+}
+
+#[test]
+fn the_kernel_of_bf16_on_a_cpu_is_reported_for_runs_in_bf16_only() {
+    let sizes = ModelSizes::small();
+    let plan = |builder: PipelineBuilder| {
+        let pipe = builder.random(&sizes, 7).unwrap();
+        pipe.plan(&request()).unwrap().attention
+    };
+    assert_eq!(plan(builder().compute(Kind::Float)), Some(AttentionKernel::Flash));
+    // Which one it is depends on the CPU and on the width of the heads.
+    let backend = AttentionBackend::open(&Attention::Automatic, Device::Cpu, Kind::Float).unwrap();
+    let parts = builder().random_parts(&sizes, 7).unwrap();
+    let config = parts.dit.config();
+    let expected = backend
+        .kernel_in(Kind::BFloat16, config.heads, config.head_dim)
+        .unwrap();
+    let bf16 = builder().compute(Kind::BFloat16);
+    assert_eq!(plan(bf16.clone()), Some(expected));
+    assert_eq!(plan(bf16.attention(Attention::Math)), Some(AttentionKernel::Math));
 }

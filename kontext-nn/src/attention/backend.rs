@@ -77,10 +77,23 @@ impl AttentionBackend {
     /// # Errors
     /// [`Error::Torch`] if libtorch fails.
     pub fn kernel(&self, heads: i64, width: i64) -> Result<AttentionKernel> {
+        self.kernel_in(self.kind, heads, width)
+    }
+
+    /// Returns the kernel as [`AttentionBackend::kernel`], for a run that computes in another dtype, as runs on a CPU
+    /// may.
+    ///
+    /// # Errors
+    /// Those of [`AttentionBackend::kernel`].
+    pub fn kernel_in(&self, kind: Kind, heads: i64, width: i64) -> Result<AttentionKernel> {
         if let Some(kernel) = self.kernel {
             return Ok(kernel);
         }
-        let tokens = Tensor::f_zeros([1, ASKED, heads, width], (self.kind, self.device))?;
+        #[cfg(target_arch = "x86_64")]
+        if self.device == Device::Cpu && kind == Kind::BFloat16 && crate::bf16_attention::serves(width) {
+            return Ok(AttentionKernel::Avx512);
+        }
+        let tokens = Tensor::f_zeros([1, ASKED, heads, width], (kind, self.device))?;
         let x = tokens.f_transpose(-3, -2)?;
         // Numbers of libtorch's `SDPBackend`.
         match Tensor::f_internal_fused_sdp_choice(&x, &x, &x, None::<&Tensor>, 0.0, false, None, false)? {
@@ -147,6 +160,7 @@ fn attend_heads(kernel: AttentionKernel, q: &Tensor, k: &Tensor, v: &Tensor, gra
             let none = None::<&Tensor>;
             Ok(Tensor::f_internal_scaled_dot_product_attention_math(q, k, v, none, 0.0, false, none, None, false)?.0)
         }
+        AttentionKernel::Avx512 => Err(Error::bug("the kernel of AVX-512 by choice")),
         AttentionKernel::Flash3 | AttentionKernel::Flash3Fp8 => Err(Error::bug("FlashAttention-3 without its library")),
     }
 }

@@ -57,6 +57,8 @@ pub enum AttentionKernel {
     CuDnn,
     /// FlashAttention-2, or on a CPU libtorch's own.
     Flash,
+    /// This library's own for the bf16 units of AVX-512, in bf16 on a CPU; a part of [`Attention::Automatic`].
+    Avx512,
     /// libtorch's memory-efficient attention.
     MemoryEfficient,
     /// Matrix products and a softmax.
@@ -88,6 +90,7 @@ impl fmt::Display for AttentionKernel {
         f.write_str(match self {
             Self::CuDnn => "cudnn",
             Self::Flash => "flash",
+            Self::Avx512 => "avx512",
             Self::MemoryEfficient => "memory-efficient",
             Self::Math => "math",
             Self::Flash3 => "flash3",

@@ -92,6 +92,11 @@ fn sides(x: &Tensor) -> [i64; 4] {
     x.size().try_into().unwrap_or_default()
 }
 
+/// Returns `true` if this CPU computes the attention of bf16 heads of a width here.
+pub(crate) fn serves(width: i64) -> bool {
+    width > 0 && width % HEAD == 0 && has_units()
+}
+
 /// Returns `true` if the CPU multiplies by AVX-512's units and not by AMX's.
 fn has_units() -> bool {
     static HAS: OnceLock<bool> = OnceLock::new();
