@@ -199,6 +199,7 @@ fn each_flag_of_a_run_is_refused_by_another_mode_of_kontextbench() {
         let value = match flag {
             "--dtype" | "--compute" => "f32",
             "--placement" => "staged",
+            "--attention" => "math",
             "--quantize" | "--quantize-t5" => "q8_0",
             "--shard" => "0/2",
             _ => "1",

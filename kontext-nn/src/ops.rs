@@ -43,7 +43,7 @@ pub fn gelu_tanh(mut x: Tensor) -> Result<Tensor> {
 /// and a multiple of 16, and no gradient is wanted.
 ///
 /// # Shapes
-/// `x` [B, L, N, H, D], `weight` [1 or L, N, 1, D] in f32, `pairs` [L, D] in f32, the cosine and the sine of each pair
+/// `x` [B, L, N, H, D], `weight` [L, N, 1, D] or [N, 1, D] in f32, `pairs` [L, D] in f32, the cosine and the sine of each pair
 /// of features in turns; returns [B, L, N, H, D].
 ///
 /// # Errors
@@ -56,8 +56,10 @@ pub fn norm_and_rotate(x: &Tensor, weight: &Tensor, pairs: &Tensor, eps: f64) ->
     if !bf16_rows::suits(&rows) || weight.requires_grad() || pairs.size() != [length, width] {
         return Ok(None);
     }
-    let weight = weight.f_expand([-1, kinds, 1, width], false)?;
-    let by_token = weight.size().first() == Some(&length) && length > 1;
+    let by_token = weight.size() == [length, kinds, 1, width];
+    if !by_token && weight.size() != [kinds, 1, width] {
+        return Ok(None);
+    }
     let turn = bf16_rows::Turn {
         weight: Vec::try_from(&weight.f_flatten(0, -1)?)?,
         by_token,

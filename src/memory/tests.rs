@@ -41,7 +41,7 @@ fn published(machine: Machine) -> Footprint {
     };
     Footprint {
         machine,
-        text: part(9_524_000_000, 247_000_000, 32_128 * 4096),
+        text: part(9_524_000_000, 247_000_000, 10_240 * 4096),
         dit: part(17_308_000_000, 3_000_000, 21_504 * 3072),
         modulation: part(6_491_000_000, 2_000_000, 18_432 * 3072),
         vae: 335_000_000,

@@ -40,7 +40,7 @@ pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> 
 
 /// Weights and rotations of heads.
 pub(crate) struct Turn {
-    /// [1 or L, N, D], a weight for each kind of heads (queries, keys).
+    /// [N, D], a weight for each kind of heads (queries, keys), or [L, N, D].
     pub(crate) weight: Vec<f32>,
     /// `true` if the tokens have different weights.
     pub(crate) by_token: bool,
@@ -218,8 +218,9 @@ mod tests {
         let x = draw(&[2, length, 3, heads, width], 1).narrow(2, 0, kinds);
         let angles = float(&[length, width / 2], 5);
         let pairs = Tensor::stack(&[angles.cos(), angles.sin()], -1);
-        for by_token in [1, length] {
-            let weight = float(&[by_token, kinds, 1, width], 7);
+        for by_token in [false, true] {
+            let weight = float(&[length, kinds, 1, width], 7);
+            let weight = if by_token { weight } else { weight.select(0, 0) };
             let got = crate::ops::norm_and_rotate(&x, &weight, &pairs.flatten(-2, -1), 1e-6)
                 .unwrap()
                 .unwrap();
@@ -233,7 +234,7 @@ mod tests {
             let got = got.to_kind(Kind::Float);
             assert!(got.allclose(&expected, 2.0_f64.powi(-8), 1e-5, false), "{by_token}");
         }
-        let trained = float(&[1, kinds, 1, width], 7).set_requires_grad(true);
+        let trained = float(&[kinds, 1, width], 7).set_requires_grad(true);
         let none = crate::ops::norm_and_rotate(&x, &trained, &pairs.flatten(-2, -1), 1e-6).unwrap();
         assert!(none.is_none());
     }
