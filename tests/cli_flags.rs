@@ -66,6 +66,7 @@ fn flags_that_exclude_or_need_each_other_are_refused() {
         (
             "generate",
             &["--full-size", "--quantize-t5", "q8_0"],
+            &["--full-size", "--fp8-products", "always"],
             "cannot be used with",
         ),
         (
@@ -200,6 +201,7 @@ fn each_flag_of_a_run_is_refused_by_another_mode_of_kontextbench() {
             "--dtype" => "f32",
             "--placement" => "staged",
             "--quantize" | "--quantize-t5" => "q8_0",
+            "--fp8-products" => "always",
             "--shard" => "0/2",
             _ => "1",
         };

@@ -77,13 +77,11 @@ impl Fp8Rows {
     }
 
     /// Returns the codes, e4m3 [.., D].
-    #[must_use]
     pub fn codes(&self) -> &Tensor {
         &self.codes
     }
 
     /// Returns the factors, f32 [.., 1].
-    #[must_use]
     pub fn factors(&self) -> &Tensor {
         &self.factors
     }

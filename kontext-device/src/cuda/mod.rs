@@ -4,10 +4,12 @@
 //! the program has one runtime. Source of the signatures: CUDA 13.0 `cuda_runtime_api.h`.
 
 mod driver;
+mod fp8;
 mod runtime;
 mod stream;
 
 pub use self::driver::{CudaVersion, Driver, DriverDevice};
+pub use self::fp8::has_fp8;
 pub(crate) use self::runtime::free_memory;
 pub use self::runtime::runtime_version;
 pub use self::stream::{Event, Stream};

@@ -59,6 +59,16 @@ impl Weights {
         names.any(|name| of(&name) && applies(&name))
     }
 
+    /// Returns `true` if a matrix of a file among the tensors that `of` selects by their names in the file is in e4m3.
+    #[must_use]
+    pub fn has_fp8(&self, of: impl Fn(&str) -> bool) -> bool {
+        let in_e4m3 = |name: &String| {
+            let entry = self.store.entry(name);
+            entry.is_some_and(|entry| entry.shape().len() == 2 && entry.format() == Some(Format::F8E4M3))
+        };
+        self.store.names().iter().any(|name| of(name) && in_e4m3(name))
+    }
+
     /// The adapter slot of the layer at the cursor with this weight.
     pub(crate) fn slot(&self, weight: &Matrix) -> Option<AdapterSlot> {
         let slots = self.linear.slots.as_ref()?;
