@@ -251,6 +251,7 @@ impl PipelineBuilder {
         let device = self.device.unwrap_or_else(device::best);
         let facts = ModelFacts::new(config, shift, length, defaults.clone())
             .computing(self.compute_choice(config)?)
+            .multiplying(self.fp8_of(model, Offload::None)?)
             .threading(device, self.threads);
         if !self.has_device() {
             return Ok(facts.attending(self.attention.kernel()));
