@@ -4,10 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use kontext_core::{Device, Error, Kind, Result};
-use kontext_device::cuda;
 use kontext_sampler::Conformance;
-
-use crate::PipelineBuilder;
 
 /// The way in which fp8 weights of the transformer's blocks are multiplied.
 ///
@@ -82,22 +79,15 @@ impl Fp8Choice {
     }
 }
 
-impl PipelineBuilder {
-    /// Returns the choice for a device and its dtype, whatever the weights are.
-    pub(crate) fn fp8_choice(&self) -> Result<Fp8Choice> {
-        let device = self.device.unwrap_or_else(kontext_device::device::best);
-        let dtype = self.dtype_on(device)?;
-        // A device that this machine does not have is refused at load.
-        let here = self.has_device();
-        let in_hardware = match device {
-            Device::Cuda(index) if here => cuda::has_fp8(index)?,
-            _ => false,
-        };
-        choose(self.fp8_products, device, dtype, here, in_hardware)
-    }
-}
-
-fn choose(wanted: Fp8Products, device: Device, dtype: Kind, here: bool, in_hardware: bool) -> Result<Fp8Choice> {
+/// Returns the choice for a device and its dtype, whatever the weights are: `here` if this machine has the device,
+/// `in_hardware` if the device multiplies in fp8.
+pub(crate) fn choose(
+    wanted: Fp8Products,
+    device: Device,
+    dtype: Kind,
+    here: bool,
+    in_hardware: bool,
+) -> Result<Fp8Choice> {
     let refused = |expected: &str| Err(Error::invalid("fp8_products", expected, wanted));
     match (wanted, device) {
         (Fp8Products::Never, _) => Ok(Fp8Choice::default()),

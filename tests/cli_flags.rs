@@ -66,6 +66,10 @@ fn flags_that_exclude_or_need_each_other_are_refused() {
         (
             "generate",
             &["--full-size", "--quantize-t5", "q8_0"],
+            "cannot be used with",
+        ),
+        (
+            "generate",
             &["--full-size", "--fp8-products", "always"],
             "cannot be used with",
         ),

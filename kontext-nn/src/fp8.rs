@@ -86,7 +86,7 @@ impl Fp8Rows {
         &self.factors
     }
 
-    /// Returns the values that the codes stand for, [.., D] in this kind.
+    /// Returns the codes times the factors, [.., D] in this kind.
     ///
     /// # Errors
     /// [`Error::Torch`] if libtorch fails.

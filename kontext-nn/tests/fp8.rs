@@ -195,7 +195,7 @@ fn an_input_that_is_rounded_already_gives_the_bits_of_one_that_is_not() {
         .forward_fp8_to(&rounded, 0..OUTPUT, &joint.narrow(1, 3, 5))
         .unwrap();
     assert!(joint.narrow(1, 3, 5).equal(&whole));
-    // Unpacked, the layer takes the values that the codes stand for.
+    // Unpacked, the layer takes the codes times the factors.
     let unpacked = without_fp8(|| layer.forward_fp8(&rounded, 0..OUTPUT, Kind::Float)).unwrap();
     let same = without_fp8(|| layer.forward(&rounded.dense(Kind::Float).unwrap())).unwrap();
     assert!(unpacked.equal(&same));
