@@ -11,7 +11,7 @@ use crate::kernels::KernelSource;
 use crate::lora::LoraSet;
 use crate::pipeline::{PartSlots, Pipeline, fit};
 use crate::placement::Slot;
-use crate::{Parts, PipelineBuilder, Placement};
+use crate::{Fp8Products, Parts, PipelineBuilder, Placement};
 
 impl PipelineBuilder {
     /// Assembles a pipeline from parts already on one device.
@@ -19,7 +19,7 @@ impl PipelineBuilder {
     /// # Errors
     /// [`Error::InvalidArgument`] if the parts do not fit each other, for defaults out of range, for another
     /// device than that of the parts, for an attention that it lacks, or for an option of loading files:
-    /// quantisation, fused LoRAs, a placement, a memory budget, paths of parts.
+    /// quantisation, products in fp8, fused LoRAs, a placement, a memory budget, paths of parts.
     pub fn assemble(&self, parts: Parts) -> Result<Pipeline> {
         let device = parts.text.t5().device();
         if let Some(other) = self.device.filter(|other| *other != device) {
@@ -73,6 +73,7 @@ impl PipelineBuilder {
     fn check_for_parts(&self) -> Result<()> {
         let set = [
             ("quantize", self.quantize.is_some()),
+            ("fp8_products", self.fp8_products != Fp8Products::default()),
             ("quantize_t5", self.quantize_t5.is_some()),
             ("fuse_loras", self.fuse_loras),
             ("placement", self.placement != Placement::Auto),

@@ -12,7 +12,7 @@ use kontext_vae::{Autoencoder, Tiling};
 
 use crate::checkpoint::Overrides;
 use crate::kernels::KernelOptions;
-use crate::{LoraUse, ModelDefaults, Placement, Threads};
+use crate::{Fp8Products, LoraUse, ModelDefaults, Placement, Threads};
 
 /// Options of a pipeline.
 ///
@@ -37,6 +37,7 @@ pub struct PipelineBuilder {
     pub(crate) memory_budget: Option<u64>,
     pub(crate) quantize: Option<Quantize>,
     pub(crate) quantize_t5: Option<Quantize>,
+    pub(crate) fp8_products: Fp8Products,
     pub(crate) encoding_cache: Option<u64>,
     pub(crate) attention: Attention,
     pub(crate) threads: Threads,
@@ -179,6 +180,9 @@ impl PipelineBuilder {
     /// Quantises the weights of the transformer's blocks at load, one layer after the other, unless the file
     /// holds them quantised or they are streamed from it; if that leaves none, each plan warns of it. Default:
     /// weights are kept as stored.
+    ///
+    /// In [`Quantize::Fp8`] each row has a scale, cards with fp8 multiply in it
+    /// ([`PipelineBuilder::fp8_products`]), and the modulation is left as it is.
     pub fn quantize(self, to: Quantize) -> Self {
         Self {
             quantize: Some(to),
@@ -210,6 +214,14 @@ impl PipelineBuilder {
             quantize_t5: Some(to),
             ..self
         }
+    }
+
+    /// Sets the way in which fp8 weights of the transformer's blocks are multiplied. Default:
+    /// [`Fp8Products::Automatic`]. [`Plan::fp8`](crate::Plan::fp8) reports it. [`Fp8Products::Always`] is refused where the
+    /// device or the dtype does not have it, and each plan warns of it if no weights are in fp8 (by
+    /// [`PipelineBuilder::quantize`] or in their file).
+    pub fn fp8_products(self, fp8_products: Fp8Products) -> Self {
+        Self { fp8_products, ..self }
     }
 
     /// Sets the kernel of the transformer's attention. Default: [`Attention::Automatic`]. One that the device or the

@@ -9,6 +9,7 @@ pub mod doctor;
 mod encode;
 mod event;
 mod export;
+mod fp8;
 mod frozen;
 mod into_image;
 pub mod io;
@@ -35,6 +36,7 @@ pub use defaults::ModelDefaults;
 pub use doctor::doctor;
 pub use event::{Cancel, Event};
 pub use export::{ModelSizes, quantize, random_model, save_part};
+pub use fp8::Fp8Products;
 pub use into_image::IntoImage;
 #[doc(no_inline)]
 pub use io::{free_memory, image_from_bytes, open_image};

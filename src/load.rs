@@ -8,12 +8,14 @@ use kontext_core::{Device, Error, Kind, ModelPart, Result, Stage, buffer};
 use kontext_device::{memory, openmp};
 use kontext_dit::DitConfig;
 use kontext_dit::names::is_block;
+use kontext_formats::Quantize;
 use kontext_nn::{Offload, Weights};
 use kontext_sampler::Size;
 use kontext_text::T5Encoder;
 use kontext_vae::Autoencoder;
 
 use crate::checkpoint::Checkpoint;
+use crate::fp8::Fp8Choice;
 use crate::kernels::KernelSource;
 use crate::lora::LoraSet;
 use crate::memory::{Footprint, Machine, MemoryPlan};
@@ -21,7 +23,7 @@ use crate::part_files::{TextFiles, TransformerFiles};
 use crate::pipeline::{PartSlots, Pipeline, Precision, fit};
 use crate::placement::{Arrangement, Placement, Slot};
 use crate::plan::ModelFacts;
-use crate::{LoraUse, ModelDefaults, PipelineBuilder, Plan, Request, Warning};
+use crate::{Fp8Products, LoraUse, ModelDefaults, PipelineBuilder, Plan, Request, Warning};
 
 /// Progress of loading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +61,7 @@ impl PipelineBuilder {
         let arrangement = self.chosen(&footprint, &facts, device)?;
         memory::check_address_space(Stage::Load, footprint.address_space(arrangement))?;
         let facts = facts.ignoring(self.ignored(&model, arrangement.left)?);
+        let facts = facts.multiplying(self.fp8_of(&model, arrangement.left)?);
         self.load_placed(model, facts, &footprint, arrangement, progress)
             .map_err(|error| {
                 if !error.is_out_of_memory() {
@@ -87,6 +90,7 @@ impl PipelineBuilder {
         let weights = model.weights.clone();
         let weights = if fused { weights.fused(adapters) } else { weights };
         let weights = weights.at_most(precision.stored).device(device);
+        let fp8 = facts.fp8.any();
         let (staged, left) = (arrangement.placement == Placement::Staged, arrangement.left);
         // The four other parts count as one piece each.
         let total = 4 + (config.double_blocks + config.single_blocks) as usize;
@@ -117,7 +121,7 @@ impl PipelineBuilder {
             Slot::new(staged, move || Autoencoder::open(&path, Kind::Float, device))?
         };
         let files = TransformerFiles {
-            weights: weights.offload(left).quantized(self.quantize),
+            weights: weights.offload(left).quantized(self.quantize).fp8_products(fp8),
             config: config.clone(),
             prefetched: left == Offload::All,
             kernels: Arc::clone(&kernels),
@@ -243,13 +247,25 @@ impl PipelineBuilder {
             Placement::Auto | Placement::Resident | Placement::Staged => Offload::None,
         };
         let ignored = self.ignored(model, left)?;
-        Plan::new(request, &facts.ignoring(ignored))
+        let facts = facts.ignoring(ignored).multiplying(self.fp8_of(model, left)?);
+        Plan::new(request, &facts)
     }
 
     fn facts(&self, model: &Opened) -> Result<ModelFacts> {
         let Opened { config, defaults, .. } = model;
         let (shift, length) = (model.checkpoint.shift(config)?, self.text_tokens(defaults)?);
-        self.model_facts(config, shift, length, defaults.clone())
+        let facts = self.model_facts(config, shift, length, defaults.clone())?;
+        Ok(facts.multiplying(self.fp8_of(model, Offload::None)?))
+    }
+
+    /// Returns the runs that multiply in fp8: none, if no block's weights are in fp8 where they are left in their file
+    /// as `left` says.
+    fn fp8_of(&self, model: &Opened, left: Offload) -> Result<Fp8Choice> {
+        let choice = self.fp8_choice()?;
+        let at_load = self.quantize.filter(|to| *to == Quantize::Fp8);
+        let weights = model.weights.clone().offload(left).quantized(at_load);
+        let any = weights.has_fp8(is_block) || weights.quantizes_any(is_block);
+        Ok(if any { choice } else { Fp8Choice::default() })
     }
 
     /// Returns the settings that have no effect on this model, for weights that are left in their file as `left`
@@ -275,6 +291,9 @@ impl PipelineBuilder {
                 let part = ModelPart::T5;
                 ignored.push(Warning::QuantizeIgnored { part, to });
             }
+        }
+        if self.fp8_products == Fp8Products::Always && !self.fp8_of(model, left)?.any() {
+            ignored.push(Warning::Fp8ProductsIgnored);
         }
         if self.fuse_loras && !fused {
             ignored.push(Warning::FuseLorasIgnored);

@@ -14,6 +14,7 @@ use kontext_text::Tokenizer;
 
 use crate::compute::ComputeChoice;
 use crate::defaults::LARGEST_GUIDANCE;
+use crate::fp8::Fp8Choice;
 use crate::threads::{Computation, Load};
 use crate::{Compute, ModelDefaults, Request, RunThreads, Threads, Warning};
 pub(crate) use arrays::check_values;
@@ -52,6 +53,9 @@ pub struct Plan {
     pub runs_per_step: usize,
     /// Kinds of arithmetic.
     pub compute: Compute,
+    /// Set if fp8 weights of the transformer's blocks are multiplied in fp8; always `false` for a pipeline assembled from
+    /// given parts, which multiply as they were built.
+    pub fp8: bool,
     /// Number of images.
     pub batch: usize,
     /// Threads of the stages; `None` if they are left as they are, on a GPU.
@@ -87,6 +91,7 @@ pub(crate) struct ModelFacts {
     /// The same for runs in bf16.
     attention_in_bf16: Option<AttentionKernel>,
     pub(crate) compute: ComputeChoice,
+    pub(crate) fp8: Fp8Choice,
     computation: Computation,
     /// Settings of the model's defaults and of the builder without effect.
     pub(crate) ignored: Vec<Warning>,
@@ -105,6 +110,7 @@ impl ModelFacts {
             attention: None,
             attention_in_bf16: None,
             compute: ComputeChoice::all(Kind::Float),
+            fp8: Fp8Choice::default(),
             computation: Computation::of(config),
             ignored: guidance
                 .map(|guidance| Warning::DefaultGuidanceIgnored { guidance })
@@ -125,6 +131,11 @@ impl ModelFacts {
     /// Sets the kinds of arithmetic. Default: f32.
     pub(crate) fn computing(self, compute: ComputeChoice) -> Self {
         Self { compute, ..self }
+    }
+
+    /// Sets the runs that multiply in fp8. Default: none.
+    pub(crate) fn multiplying(self, fp8: Fp8Choice) -> Self {
+        Self { fp8, ..self }
     }
 
     /// Sets the device that computes, and the number of threads.
@@ -195,6 +206,7 @@ impl Plan {
             },
             runs_per_step: 1 + usize::from(request.negative().is_some()),
             compute: facts.compute.of(request.conformance),
+            fp8: facts.fp8.of(request.conformance),
             batch: request.batch,
             threads: None,
             warnings: Vec::new(),
@@ -305,7 +317,7 @@ impl std::fmt::Display for Plan {
         if let Some(attention) = self.attention {
             writeln!(f, "attention:   {attention}")?;
         }
-        writeln!(f, "arithmetic:  {}", self.compute)?;
+        writeln!(f, "arithmetic:  {}{}", self.compute, fp8_note(self.fp8))?;
         write!(f, "images:      {} ({:?} conventions)", self.batch, self.conformance)?;
         if let Some(threads) = self.threads {
             write!(f, "\nthreads:     {threads}")?;
@@ -314,6 +326,11 @@ impl std::fmt::Display for Plan {
             .iter()
             .try_for_each(|warning| write!(f, "\nwarning:     {warning}"))
     }
+}
+
+/// Returns the addition to the kinds of arithmetic of a run with products in fp8.
+fn fp8_note(fp8: bool) -> &'static str {
+    if fp8 { ", products of the blocks in fp8" } else { "" }
 }
 
 fn check_request(request: &Request) -> Result<()> {

@@ -1,13 +1,14 @@
 //! Values of a pipeline's options, with the defaults of the model and the machine.
 
 use kontext_core::{Device, Error, Kind, Result};
-use kontext_device::device;
+use kontext_device::{cuda, device};
 use kontext_dit::DitConfig;
 use kontext_nn::AttentionBackend;
 use kontext_sampler::Shift;
 use kontext_text::TextEncoder;
 
 use crate::defaults::check_tokens;
+use crate::fp8::{self, Fp8Choice};
 use crate::pipeline::{Precision, Settings};
 use crate::plan::ModelFacts;
 use crate::{ModelDefaults, PipelineBuilder};
@@ -62,6 +63,18 @@ impl PipelineBuilder {
     pub(crate) fn attention_backend(&self) -> Result<AttentionBackend> {
         let (Precision { built, .. }, device) = self.precision()?;
         AttentionBackend::open(&self.attention, device, built)
+    }
+
+    /// Returns the runs that multiply fp8 weights in fp8, if there are some.
+    pub(crate) fn fp8_choice(&self) -> Result<Fp8Choice> {
+        let device = self.device.unwrap_or_else(device::best);
+        // One that this machine does not have is refused at load.
+        let here = self.has_device();
+        let in_hardware = match device {
+            Device::Cuda(index) if here => cuda::has_fp8(index)?,
+            _ => false,
+        };
+        fp8::choose(self.fp8_products, device, self.dtype_on(device)?, here, in_hardware)
     }
 
     pub(crate) fn precision(&self) -> Result<(Precision, Device)> {

@@ -75,6 +75,8 @@ pub enum Warning {
     /// [`PipelineBuilder::fuse_loras`](crate::PipelineBuilder::fuse_loras) has no effect: the pipeline was
     /// loaded without LoRAs, or only with inactive ones.
     FuseLorasIgnored,
+    /// [`Fp8Products::Always`](crate::Fp8Products::Always) has no effect: no weights of the transformer's blocks are in fp8.
+    Fp8ProductsIgnored,
     /// The conventions do not keep the width and height that are set.
     SizeAdjusted {
         /// The size that is set; a side that is not set is the target's.
@@ -149,6 +151,11 @@ impl fmt::Display for Warning {
             Self::FuseLorasIgnored => write!(
                 f,
                 "fuse_loras has no effect without active LoRAs; add one, or leave it out"
+            ),
+            Self::Fp8ProductsIgnored => write!(
+                f,
+                "fp8_products always has no effect without fp8 weights in the transformer's blocks; quantise them to fp8, \
+                 or leave it out"
             ),
             Self::SizeAdjusted {
                 asked,

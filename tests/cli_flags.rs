@@ -70,6 +70,11 @@ fn flags_that_exclude_or_need_each_other_are_refused() {
         ),
         (
             "generate",
+            &["--full-size", "--fp8-products", "always"],
+            "cannot be used with",
+        ),
+        (
+            "generate",
             &["--full-size", "--placement", "staged"],
             "cannot be used with",
         ),
@@ -201,6 +206,7 @@ fn each_flag_of_a_run_is_refused_by_another_mode_of_kontextbench() {
             "--placement" => "staged",
             "--attention" => "math",
             "--quantize" | "--quantize-t5" => "q8_0",
+            "--fp8-products" => "always",
             "--shard" => "0/2",
             _ => "1",
         };

@@ -14,8 +14,8 @@ use kontext::crates::kontext_sampler::CfgMode;
 use kontext::image::{GrayImage, RgbImage};
 use kontext::session::{KeepUnchanged, Session};
 use kontext::{
-    Attention, Checkpoint, Conformance, Device, Error, Kind, Layout, LoraUse, ModelDefaults, ModelSizes, Pipeline,
-    PipelineBuilder, Placement, Quantize, References, Request, Tensor, Warning, quantize,
+    Attention, Checkpoint, Conformance, Device, Error, Fp8Products, Kind, Layout, LoraUse, ModelDefaults, ModelSizes,
+    Pipeline, PipelineBuilder, Placement, Quantize, References, Request, Tensor, Warning, quantize,
 };
 
 /// Types whose options are listed, with the listing of the API that has them, and `true` for those whose fields are
@@ -166,6 +166,11 @@ fn without_effect(files: &Files) -> Vec<([&'static str; 2], PipelineBuilder, Req
         ),
         ([REQUEST, "references"], builder(), edit().references(References::Index)),
         ([BUILDER, "fuse_loras"], builder().fuse_loras(true), edit()),
+        (
+            [BUILDER, "fp8_products"],
+            builder().fp8_products(Fp8Products::Always),
+            edit(),
+        ),
         (
             [BUILDER, "fuse_loras"],
             builder()
@@ -338,6 +343,10 @@ fn an_option_that_cannot_act_is_refused_with_its_name() {
             builder().attention(Attention::CuDnn).load(&folder).map(drop),
         ),
         ([BUILDER, "fuse_loras"], random(builder().fuse_loras(true))),
+        (
+            [BUILDER, "fp8_products"],
+            random(builder().fp8_products(Fp8Products::Never)),
+        ),
         ([BUILDER, "placement"], random(builder().placement(Placement::Staged))),
         ([BUILDER, "memory_budget"], random(builder().memory_budget(1 << 40))),
         ([BUILDER, "quantize"], random(builder().quantize(Quantize::Q8_0))),

@@ -7,7 +7,8 @@ use clap::Args;
 use kontext::image::RgbImage;
 use kontext::io::{EmbeddedProfile, OpenOptions};
 use kontext::{
-    Attention, Conformance, Device, Pipeline, PipelineBuilder, Placement, Quantize, References, Request, Threads,
+    Attention, Conformance, Device, Fp8Products, Pipeline, PipelineBuilder, Placement, Quantize, References, Request,
+    Threads,
 };
 use kontext_core::array;
 use kontext_device::device;
@@ -55,6 +56,10 @@ pub struct LoadArgs {
     /// The same for T5
     #[arg(long, value_name = "FORMAT")]
     pub quantize_t5: Option<Quantize>,
+    /// Products of the transformer's fp8 weights in fp8: auto, on cards that have it; always, on a CPU with the same
+    /// roundings; or never
+    #[arg(long, value_name = "WHEN", default_value_t)]
+    pub fp8_products: Fp8Products,
     /// Kernel of the attention: auto, cudnn, flash, memory-efficient, math, flash3=FILE or flash3-fp8=FILE
     #[arg(long, value_name = "KERNEL", default_value_t)]
     pub attention: Attention,
@@ -80,6 +85,7 @@ impl LoadArgs {
             .apply(Pipeline::builder())
             .placement(self.placement)
             .attention(self.attention.clone())
+            .fp8_products(self.fp8_products)
             .threads(self.threads);
         builder = builder.device(device(self.device.as_deref())?);
         if let Some(dtype) = self.dtype {
@@ -113,7 +119,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
     /// Make a model of the published size (12 B) with RANDOM weights on the device, for timing
-    #[arg(long, conflicts_with_all = ["model", "placement", "quantize", "quantize_t5", "fuse_loras", "memory"])]
+    #[arg(long, conflicts_with_all = ["model", "placement", "quantize", "quantize_t5", "fp8_products", "fuse_loras", "memory"])]
     pub full_size: bool,
     /// Options of loading it.
     #[command(flatten)]

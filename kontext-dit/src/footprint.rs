@@ -40,6 +40,10 @@ const MLP: u64 = 4;
 /// The same on a CPU, measured (a model of full width, edits at 256x256 and 512x512, two cores).
 const ON_CPU: f64 = 18.4;
 
+/// Tensors of the same size that rounding the MLP to fp8 adds on either: its values in f32 and their codes, at the peak
+/// of a step. Counted from the code, not measured.
+const FP8: u64 = 2 * MLP + MLP / 2;
+
 /// Constant bytes of a step on a CPU; see [`Execution::constant_bytes`].
 const CONSTANT_ON_CPU: u64 = 243_000_000;
 
@@ -87,7 +91,7 @@ pub struct RunSizes {
 /// let weights = DitWeights { blocks: WeightBytes::default(), modulation: WeightBytes::default() };
 /// let execution = Execution { device: Device::Cuda(0), kind: Kind::BFloat16 };
 /// let config = DitConfig::kontext_dev();
-/// let footprint = DitFootprint { config: &config, weights, offload: Offload::None, execution };
+/// let footprint = DitFootprint { config: &config, weights, offload: Offload::None, execution, fp8: false };
 /// let work = |tokens| footprint.activations(RunSizes { tokens, batch: 1, vectors: 28 });
 /// assert_eq!(work(2000) - work(1000), 1000 * 16 * 3072 * 2); // sixteen tensors in bf16
 /// ```
@@ -101,6 +105,8 @@ pub struct DitFootprint<'a> {
     pub offload: Offload,
     /// Device and dtype of the computation.
     pub execution: Execution,
+    /// Set if fp8 weights are multiplied in fp8.
+    pub fp8: bool,
 }
 
 impl DitFootprint<'_> {
@@ -130,6 +136,7 @@ impl DitFootprint<'_> {
         } else {
             ON_CPU
         };
+        let alive = alive + if self.fp8 { FP8 as f64 } else { 0.0 };
         let all_tokens = run
             .tokens
             .saturating_mul(run.batch)
@@ -237,6 +244,7 @@ mod tests {
                     device,
                     kind: Kind::Float,
                 },
+                fp8: false,
             };
             footprint.held()
         };

@@ -111,8 +111,8 @@ impl Dit {
             done += 1;
             progress(done);
         }
-        // Input and output projections are small and error-critical: never quantised at load.
-        let w = w.clone().quantized(None);
+        // Input and output projections are small and error-critical: never quantised at load, nor multiplied in fp8.
+        let w = w.clone().quantized(None).fp8_products(false);
         let last = w.at("final_layer");
         Ok(Self {
             img_in: Linear::new(&w.at("img_in"), config.in_channels, width)?,

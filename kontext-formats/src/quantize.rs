@@ -6,11 +6,15 @@ use tch::{Device, Kind, Tensor};
 use super::quant::{Format, pack};
 use super::{Scales, StoredMatrix};
 
+/// Largest finite value of e4m3.
+const LARGEST: f64 = 448.0;
+
 /// Target format of a quantisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Quantize {
-    /// 8-bit floats (e4m3) with one scale per matrix, as in ComfyUI's scaled fp8 files.
+    /// 8-bit floats (e4m3), rounded to the nearest. In memory they have one scale per row ([`Quantize::matrix`]), with
+    /// which GPUs multiply them; in files one per matrix ([`Quantize::pack`]), as ComfyUI's scaled fp8 has.
     Fp8,
     /// 8-bit integers with one scale per row, as in bitsandbytes.
     Int8,
@@ -37,8 +41,6 @@ impl Quantize {
         Self::Q4_1,
         Self::Q4_0,
     ];
-    /// Largest finite value of e4m3.
-    const LARGEST: f64 = 448.0;
 
     /// Returns the storage format of the elements.
     #[must_use]
@@ -61,32 +63,20 @@ impl Quantize {
     /// [`Error::InvalidArgument`] if the columns are not a multiple of the block; [`Error::Shape`] if the tensor is
     /// not a matrix.
     pub fn pack(self, matrix: &Tensor) -> Result<(Vec<u8>, Vec<f32>)> {
-        let [_, columns] = <[i64; 2]>::try_from(matrix.size().as_slice()).map_err(|_| Error::Shape {
-            tensor: "matrix to pack",
-            expected: "[out, in]",
-            got: matrix.size(),
-        })?;
+        let columns = columns_of(matrix)?;
         let wide = matrix
             .f_to_device(Device::Cpu)?
             .f_to_kind(Kind::Float)?
             .f_contiguous()?;
         let largest = wide.f_abs()?.f_max()?.f_double_value(&[])?;
-        let factor = if largest > 0.0 {
-            (largest / Self::LARGEST) as f32
-        } else {
-            1.0
-        };
+        let factor = if largest > 0.0 { (largest / LARGEST) as f32 } else { 1.0 };
         let wide = if self == Self::Fp8 {
             wide.f_div_scalar(f64::from(factor))?
         } else {
             wide
         };
-        let values = Vec::<f32>::try_from(&wide.f_reshape([-1])?).map_err(|_| Error::Shape {
-            tensor: "matrix to pack",
-            expected: "[out, in]",
-            got: matrix.size(),
-        })?;
-        let (data, rows) = pack(self.format(), &values, columns.unsigned_abs() as usize)?.into_parts();
+        let values = floats(&wide)?;
+        let (data, rows) = pack(self.format(), &values, columns)?.into_parts();
         let one = if self == Self::Fp8 { vec![factor] } else { Vec::new() };
         Ok((data, rows.unwrap_or(one)))
     }
@@ -97,21 +87,65 @@ impl Quantize {
         columns > 0 && columns.unsigned_abs().is_multiple_of(self.format().block() as u64)
     }
 
-    /// Quantises a matrix [out, in] of any floating dtype into memory.
+    /// Quantises a matrix [out, in] of any floating dtype into memory: as [`Quantize::pack`], but fp8 with one scale
+    /// per row, its largest magnitude over 448.
     ///
     /// # Errors
     /// Those of [`Quantize::pack`].
+    ///
+    /// # Example
+    /// ```
+    /// use kontext_core::Tensor;
+    /// use kontext_formats::Quantize;
+    /// let matrix = Tensor::from_slice(&[1.0_f32, -448.0, 0.5, 0.25]).reshape([2, 2]);
+    /// let stored = Quantize::Fp8.matrix(&matrix)?;
+    /// assert_eq!(stored.dense(&[2, 2])?, matrix);
+    /// // With one scale for both, the second row's values are rounded to its multiples.
+    /// assert_eq!(Quantize::Fp8.pack(&matrix)?.1, [1.0]);
+    /// # Ok::<(), kontext_core::Error>(())
+    /// ```
     pub fn matrix(self, matrix: &Tensor) -> Result<StoredMatrix> {
-        let (bytes, scales) = self.pack(matrix)?;
+        let (bytes, scales) = match self {
+            Self::Fp8 => fp8_rows(matrix)?,
+            _ => self.pack(matrix)?,
+        };
         let (rows, columns) = matrix.size2()?;
-        let scales = match (self, scales.as_slice()) {
-            (Self::Fp8, [factor]) => Scales::All(*factor),
-            (Self::Int8, _) => Scales::Rows(scales),
+        let scales = match self {
+            Self::Fp8 | Self::Int8 => Scales::Rows(scales),
             _ => Scales::None,
         };
         let size = [rows.unsigned_abs() as usize, columns.unsigned_abs() as usize];
         Ok(StoredMatrix::new(bytes, self.format(), size, scales))
     }
+}
+
+/// Rounds a matrix to e4m3 with one scale per row.
+fn fp8_rows(matrix: &Tensor) -> Result<(Vec<u8>, Vec<f32>)> {
+    let columns = columns_of(matrix)?;
+    let wide = matrix.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
+    let factors = wide.f_abs()?.f_amax([1], true)?.f_div_scalar(LARGEST)?;
+    // Rows of zeros, or of values that f32 cannot divide.
+    let factors = factors.f_clamp_min(f64::from(f32::MIN_POSITIVE))?;
+    let values = floats(&wide.f_div(&factors)?)?;
+    let (data, _) = pack(Format::F8E4M3, &values, columns)?.into_parts();
+    Ok((data, floats(&factors)?))
+}
+
+/// Returns the columns of a matrix.
+fn columns_of(matrix: &Tensor) -> Result<usize> {
+    match matrix.size()[..] {
+        [_, columns] => Ok(columns.unsigned_abs() as usize),
+        _ => Err(Error::Shape {
+            tensor: "matrix to pack",
+            expected: "[out, in]",
+            got: matrix.size(),
+        }),
+    }
+}
+
+/// Returns the elements of an f32 tensor, row by row.
+fn floats(x: &Tensor) -> Result<Vec<f32>> {
+    Vec::try_from(&x.f_reshape([-1])?).map_err(|_| Error::bug("f32 elements of another kind"))
 }
 
 impl std::fmt::Display for Quantize {
@@ -132,7 +166,35 @@ impl std::str::FromStr for Quantize {
 
 #[cfg(test)]
 mod tests {
+    use kontext_core::noise;
+
     use super::*;
+
+    #[test]
+    fn a_row_in_fp8_has_the_codes_of_torch_by_its_largest_magnitude() {
+        let sizes = Tensor::from_slice(&[1e-6_f32, 1.0, 3e4, 0.0]).reshape([4, 1]);
+        let matrix = noise::randn(&[4, 96], 5, Kind::Float, Device::Cpu).unwrap() * sizes;
+        let stored = Quantize::Fp8.matrix(&matrix).unwrap();
+        let factors = (matrix.abs().amax([1], true) / LARGEST).clamp_min(f64::from(f32::MIN_POSITIVE));
+        let codes = (&matrix / &factors).to_kind(Kind::Float8e4m3fn).view_dtype(Kind::Uint8);
+        assert_eq!(Tensor::from_slice(stored.bytes()).reshape([4, 96]), codes);
+        let dense = stored.dense(&[4, 96]).unwrap();
+        assert!(dense.equal(&(codes.view_dtype(Kind::Float8e4m3fn).to_kind(Kind::Float) * &factors)));
+        // Within a 16th of each value, or half a step of 2^-9 below the smallest normal number.
+        let bound = (matrix.abs() / 16.0).maximum(&(&factors * (0.5 / 512.0))) * (1.0 + 1e-5);
+        assert_eq!(
+            (dense - matrix).abs().less_equal_tensor(&bound).all().int64_value(&[]),
+            1
+        );
+    }
+
+    #[test]
+    fn a_file_has_one_factor_for_a_matrix_in_fp8() {
+        let matrix = noise::randn(&[4, 96], 5, Kind::Float, Device::Cpu).unwrap();
+        let (bytes, factors) = Quantize::Fp8.pack(&matrix).unwrap();
+        let largest = (matrix.abs().max().double_value(&[]) / LARGEST) as f32;
+        assert_eq!((bytes.len(), factors), (4 * 96, vec![largest]));
+    }
 
     #[test]
     fn names_are_read_as_they_are_written() {

@@ -3,18 +3,18 @@
 use std::ops::Range;
 
 use kontext_core::Result;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::adapter::ActiveAdapters;
 use super::matrix::Matrix;
-use crate::{Weights, ops};
+use crate::{Fp8Rows, Weights, ops};
 
 /// A linear layer, `x @ weight^T + bias` on the last dimension.
 ///
-/// The weight may be stored in another dtype than the input's (bf16 under f32) or packed (GGUF, fp8, four
-/// bits): on a CPU it is unpacked piece by piece into a scratch shared by all layers, to the input's f32 or
-/// bf16, in which it is multiplied. Adapters set for the layer ([`Weights::with_slots`]) are added to the
-/// output.
+/// The weight may be stored in another dtype than the input's (bf16 under f32) or packed (GGUF, fp8, four bits): on
+/// a CPU it is unpacked piece by piece into a scratch shared by all layers, to the input's f32 or bf16, in which it is
+/// multiplied. Packed fp8 weights multiply in fp8 instead, if the layer was built so ([`Weights::fp8_products`]) and no
+/// gradient of the input is wanted. Adapters set for the layer ([`Weights::with_slots`]) are added to the output.
 #[derive(Debug)]
 pub struct Linear {
     weight: Matrix,
@@ -110,7 +110,7 @@ impl Linear {
     pub fn forward_to(&self, x: &Tensor, features: Range<i64>, out: &Tensor) -> Result<()> {
         let (start, count) = (features.start, features.end - features.start);
         let weight = self.weight.rows(start, count)?;
-        let bias = self.bias_rows(start, count, x)?;
+        let bias = self.bias_rows(start, count, x.kind())?;
         let batch = x.size().first().copied().unwrap_or_default();
         // An item's rows are one matrix even where those of the batch are apart.
         for item in 0..batch {
@@ -134,7 +134,7 @@ impl Linear {
             && self.weight.is_of(x.kind())
             && self.adapters.is_empty()
             && !self.wants_gradient(x)
-            && let Some(bias) = self.bias_rows(start, count, x)?
+            && let Some(bias) = self.bias_rows(start, count, x.kind())?
         {
             // On a CPU the same operation is the exact GELU.
             let weight = self.weight.rows(start, count)?.dense(x.kind())?.f_transpose(0, 1)?;
@@ -163,13 +163,83 @@ impl Linear {
             || self.adapters.requires_grad()
     }
 
+    /// Returns `true` if the output features `features` for activations of this kind are computed in fp8:
+    /// [`Linear::forward_fp8`] then saves their rounding, and otherwise widens its input.
+    #[must_use]
+    pub fn multiplies_in_fp8(&self, features: Range<i64>, kind: Kind) -> bool {
+        let part = self.weight.rows(features.start, features.end - features.start);
+        part.is_ok_and(|part| part.in_fp8(kind).is_some())
+    }
+
+    /// Computes the output features `features` for an input that is rounded to fp8 already: [.., in] to
+    /// [.., features], in this kind. Adapters get the rounded input. There is no gradient.
+    ///
+    /// # Example
+    /// ```
+    /// use kontext_core::{Device, Kind, Tensor};
+    /// use kontext_formats::Quantize;
+    /// use kontext_nn::{Fp8Rows, Linear, Weights};
+    /// let weight = Tensor::eye(32, (Kind::Float, Device::Cpu));
+    /// let weights = Weights::from_tensors([("weight".to_owned(), weight)]);
+    /// let layer = Linear::without_bias(&weights.quantized(Some(Quantize::Fp8)).fp8_products(true), 32, 32)?;
+    /// assert!(layer.multiplies_in_fp8(0..16, Kind::Float));
+    /// let x = Tensor::linspace(-1.0, 1.0, 32, (Kind::Float, Device::Cpu)).unsqueeze(0);
+    /// let rounded = Fp8Rows::quantise(&x)?;
+    /// let y = layer.forward_fp8(&rounded, 0..16, Kind::Float)?;
+    /// assert_eq!(y, layer.forward(&x)?.narrow(-1, 0, 16));
+    /// assert!(y.allclose(&x.narrow(-1, 0, 16), 1.0 / 16.0, 0.0, false));
+    /// # Ok::<(), kontext_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`kontext_core::Error::InvalidArgument`] for features out of range, [`kontext_core::Error::Torch`] if libtorch
+    /// fails.
+    pub fn forward_fp8(&self, x: &Fp8Rows, features: Range<i64>, kind: Kind) -> Result<Tensor> {
+        let (start, count) = (features.start, features.end - features.start);
+        let weight = self.weight.rows(start, count)?;
+        let Some(packed) = weight.in_fp8(kind) else {
+            return self.forward_rows(&x.dense(kind)?, start, count);
+        };
+        let bias = self.bias_rows(start, count, kind)?;
+        let y = packed.fp8_product(x, bias.as_ref(), kind)?;
+        self.changed_fp8(y, x, start)
+    }
+
+    /// Writes [`Linear::forward_fp8`] for `x` [B, L, in] to `out` [B, L, features], as [`Linear::forward_to`] does.
+    ///
+    /// # Errors
+    /// Those of [`Linear::forward_fp8`] and [`Linear::forward_to`].
+    pub fn forward_fp8_to(&self, x: &Fp8Rows, features: Range<i64>, out: &Tensor) -> Result<()> {
+        let (start, count, kind) = (features.start, features.end - features.start, out.kind());
+        let weight = self.weight.rows(start, count)?;
+        let Some(packed) = weight.in_fp8(kind) else {
+            return self.forward_to(&x.dense(kind)?, features, out);
+        };
+        let bias = self.bias_rows(start, count, kind)?;
+        for item in 0..x.codes().size().first().copied().unwrap_or_default() {
+            let rows = Fp8Rows::new(x.codes().f_select(0, item)?, x.factors().f_select(0, item)?)?;
+            packed.fp8_product_to(&rows, bias.as_ref(), &out.f_select(0, item)?)?;
+        }
+        self.changed_fp8(out.shallow_clone(), x, start).map(drop)
+    }
+
+    /// Adds all adapters to `y`, the output features from `start` on for the rounded input `x`.
+    fn changed_fp8(&self, y: Tensor, x: &Fp8Rows, start: i64) -> Result<Tensor> {
+        if self.adapters.is_empty() {
+            return Ok(y);
+        }
+        let x = x.dense(y.kind())?;
+        self.changed(y, &x, start, false)
+    }
+
     /// Splits the input features in two: `self(cat(a, b)) = first(a) + second(b)`.
     ///
-    /// The bias stays with the first. This saves the concatenation of large activations.
+    /// The bias stays with the first. This saves the concatenation of large activations. The parts share the memory
+    /// of the whole, which may be used next to them.
     ///
     /// # Errors
     /// [`kontext_core::Error::Torch`] if `at` is not within the input.
-    pub fn split_input(self, at: i64) -> Result<(Self, Self)> {
+    pub fn split_input(&self, at: i64) -> Result<(Self, Self)> {
         let [_, input] = self.weight.size();
         let part = |start: i64, count: i64, bias: Option<Tensor>| -> Result<Self> {
             let adapters = self.adapters.of_columns(start, count, start == 0);
@@ -190,14 +260,14 @@ impl Linear {
     /// # Errors
     /// [`kontext_core::Error::Torch`] if the range is not within the output.
     pub fn forward_rows(&self, x: &Tensor, start: i64, count: i64) -> Result<Tensor> {
-        let bias = self.bias_rows(start, count, x)?;
+        let bias = self.bias_rows(start, count, x.kind())?;
         let y = self.weight.rows(start, count)?.apply(x, bias.as_ref())?;
         self.changed(y, x, start, false)
     }
 
-    /// Returns the bias of the output features `start..start + count` in the dtype of `x`.
-    fn bias_rows(&self, start: i64, count: i64, x: &Tensor) -> Result<Option<Tensor>> {
-        let rows = |bias: &Tensor| -> Result<Tensor> { Ok(bias.f_narrow(0, start, count)?.f_to_kind(x.kind())?) };
+    /// Returns the bias of the output features `start..start + count` in this kind.
+    fn bias_rows(&self, start: i64, count: i64, kind: Kind) -> Result<Option<Tensor>> {
+        let rows = |bias: &Tensor| -> Result<Tensor> { Ok(bias.f_narrow(0, start, count)?.f_to_kind(kind)?) };
         self.bias.as_ref().map(rows).transpose()
     }
 
@@ -219,7 +289,7 @@ impl Linear {
 
 #[cfg(test)]
 mod tests {
-    use kontext_core::{Device, Kind, noise};
+    use kontext_core::{Device, noise};
 
     use super::*;
 

@@ -147,7 +147,7 @@ impl Footprint {
                 );
                 let dit = held_bytes(
                     loaded.dit,
-                    self.transformer(arrangement.left, self.machine.built).held(),
+                    self.transformer(arrangement.left, self.machine.built, false).held(),
                 );
                 text.saturating_add(dit)
                     .saturating_add(held_bytes(loaded.vae, self.vae))
@@ -160,7 +160,7 @@ impl Footprint {
         let Arrangement { placement, left } = arrangement;
         let compute = plan.compute;
         let text = self.text_encoders(left, compute.text).held();
-        let dit = self.transformer(left, compute.transformer).held();
+        let dit = self.transformer(left, compute.transformer, plan.fp8).held();
         let all = self.held(arrangement, LoadedParts::ALL);
         let stage_weights = |own: u64| if placement == Placement::Staged { own } else { all };
         let mut stages = vec![StageMemory {

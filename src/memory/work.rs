@@ -28,7 +28,7 @@ impl Footprint {
         }
     }
 
-    pub(super) fn transformer(&self, offload: Offload, compute: Kind) -> DitFootprint<'_> {
+    pub(super) fn transformer(&self, offload: Offload, compute: Kind, fp8: bool) -> DitFootprint<'_> {
         DitFootprint {
             config: &self.config,
             weights: DitWeights {
@@ -37,6 +37,7 @@ impl Footprint {
             },
             offload,
             execution: self.execution(compute),
+            fp8,
         }
     }
 
@@ -54,7 +55,7 @@ impl Footprint {
 
     pub(super) fn step_work(&self, plan: &Plan, offload: Offload) -> u64 {
         let runs = plan.runs_per_step as u64;
-        self.transformer(offload, plan.compute.transformer)
+        self.transformer(offload, plan.compute.transformer, plan.fp8)
             .activations(RunSizes {
                 tokens: plan.tokens().unsigned_abs(),
                 batch: (plan.batch as u64).saturating_mul(if runs == 2 { 2 } else { 1 }),

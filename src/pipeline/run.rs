@@ -5,9 +5,9 @@ use std::ops::ControlFlow;
 use image::RgbImage;
 use kontext_core::{Conditioning, During, Error, ModelPart, Result, Stage, Tensor, Tokens, array, buffer, noise};
 use kontext_dit::{Arithmetic, Run, RunInput};
-use kontext_nn::Weights;
+use kontext_nn::{Weights, without_fp8};
 use kontext_sampler::ids::{Origin, grid_ids};
-use kontext_sampler::{CfgMode, add_noise, guidance, integrate, pack, unpack};
+use kontext_sampler::{CfgMode, Conformance, add_noise, guidance, integrate, pack, unpack};
 use kontext_vae::Autoencoder;
 
 use super::Pipeline;
@@ -214,7 +214,12 @@ impl Pipeline {
         };
         let forward = |run: &Run, step: usize, x: &Tensor| {
             let forward = || dit.with(|dit| dit.forward(run, step, x));
-            self.attention.scope(forward)
+            // Runs that follow another program have its roundings, unless the builder sets these.
+            if plan.fp8 || plan.conformance == Conformance::Native {
+                self.attention.scope(forward)
+            } else {
+                without_fp8(|| self.attention.scope(forward))
+            }
         };
         let batched = request.cfg_mode == CfgMode::Batched;
         let (positive, negative) = match negative {

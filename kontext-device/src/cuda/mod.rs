@@ -5,11 +5,13 @@
 
 mod code;
 mod driver;
+mod fp8;
 mod runtime;
 mod stream;
 
 pub use self::code::{Code, Function};
 pub use self::driver::{CudaVersion, Driver, DriverDevice};
+pub use self::fp8::has_fp8;
 pub(crate) use self::runtime::free_memory;
 pub use self::runtime::runtime_version;
 pub use self::stream::{Event, Stream};

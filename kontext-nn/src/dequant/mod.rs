@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use kontext_core::Result;
 use kontext_formats::quant::{Format, Packed};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use self::scales::DeviceScales;
 
@@ -84,6 +84,23 @@ impl OnDevice {
         })
     }
 
+    /// Returns `true` for e4m3 with at most one scale a row.
+    pub(crate) fn is_e4m3_by_row(&self) -> bool {
+        self.format == Format::F8E4M3 && self.scales.block().is_none()
+    }
+
+    /// Returns the codes e4m3 [R, C] of some columns of some rows, in this matrix's memory.
+    pub(crate) fn e4m3(&self, rows: Range<usize>, columns: Range<usize>) -> Result<Tensor> {
+        let bytes = self.bytes.f_narrow(0, rows.start as i64, rows.len() as i64)?;
+        let bytes = bytes.f_narrow(1, columns.start as i64, columns.len() as i64)?;
+        Ok(bytes.f_view_dtype(Kind::Float8e4m3fn)?)
+    }
+
+    /// Returns the scales f32 [R or 1, 1] of some whole rows; `None` without scales.
+    pub(crate) fn row_scales(&self, rows: Range<usize>) -> Result<Option<Tensor>> {
+        self.scales.part(&rows, &(0..self.columns), self.columns)
+    }
+
     /// Gathers the rows at these indices, i64 [N] on the device.
     pub(crate) fn rows_at(&self, indices: &Tensor) -> Result<Self> {
         let scales = self.scales.rows_at(indices, self.columns)?;
@@ -97,7 +114,7 @@ impl OnDevice {
     }
 
     /// Unpacks and scales some columns of some rows to a contiguous `out` [R, C] on the device, in its dtype.
-    /// Columns may begin and end within a block.
+    /// Columns may begin and end within a block. An `out` of e4m3 takes the codes of a matrix in that format.
     pub(crate) fn unpack_to(&self, rows: Range<usize>, columns: Range<usize>, out: &Tensor) -> Result<()> {
         if rows.is_empty() || columns.is_empty() {
             return Ok(());
@@ -134,7 +151,7 @@ pub(crate) fn unpack_to(matrix: &Packed<'_>, rows: Range<usize>, columns: Range<
 
 /// Transfers a tensor without waiting for the copy: the allocator of pinned memory keeps memory in flight
 /// alive.
-fn send_pinned(tensor: &Tensor, device: Device) -> Result<Tensor> {
+pub(crate) fn send_pinned(tensor: &Tensor, device: Device) -> Result<Tensor> {
     if !device.is_cuda() {
         return Ok(tensor.f_to_device(device)?);
     }
@@ -170,7 +187,6 @@ mod tests {
     use kontext_fixtures::Fixture;
     use kontext_formats::quant::{Packed, Scale};
     use proptest::prelude::*;
-    use tch::Kind;
 
     use super::*;
 

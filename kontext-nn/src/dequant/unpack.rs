@@ -8,13 +8,18 @@ use super::blocks::{self, Blocks};
 use super::k;
 
 /// Unpacks `bytes` u8 [R, bytes per row] times the scales `scales` f32 [R or 1, G], each for as many
-/// columns, to a contiguous `out` [R, C], rounded once to its dtype. The bytes of a row are contiguous.
+/// columns, to a contiguous `out` [R, C], rounded once to its dtype. The bytes of a row are contiguous. An `out` of e4m3
+/// takes the codes of that format, without the scales.
 pub(super) fn unpack(bytes: &Tensor, format: Format, scales: Option<&Tensor>, out: &Tensor) -> Result<()> {
     let numbers = |kind| multiply(&bytes.f_view_dtype(kind)?, scales, out);
     match format {
         Format::F32 => numbers(Kind::Float),
         Format::F16 => numbers(Kind::Half),
         Format::Bf16 => numbers(Kind::BFloat16),
+        Format::F8E4M3 if out.kind() == Kind::Float8e4m3fn => {
+            out.shallow_clone().f_copy_(&bytes.f_view_dtype(out.kind())?)?;
+            Ok(())
+        }
         Format::F8E4M3 => numbers(Kind::Float8e4m3fn),
         Format::F8E5M2 => numbers(Kind::Float8e5m2),
         Format::Int8 => numbers(Kind::Int8),

@@ -1,5 +1,6 @@
 //! A linear layer's weight as it is stored: a tensor, or packed rows that are unpacked for each multiplication.
 
+mod fp8;
 mod on_device;
 mod rows;
 
@@ -8,6 +9,7 @@ use kontext_core::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
 use super::scratch::{self, Multiplied};
+use crate::fp8::Fp8Rows;
 pub(crate) use rows::PackedRows;
 
 /// A matrix [out, in].
@@ -132,6 +134,9 @@ impl Matrix {
 
     /// `x @ self^T + bias` for `x` [.., in].
     pub(crate) fn apply(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        if let Some(packed) = self.in_fp8_for(x) {
+            return packed.fp8_product(&Fp8Rows::quantise(x)?, bias, x.kind());
+        }
         if !self.unpacks_for(x) {
             return Ok(x.f_linear(&self.dense(x.kind())?, bias)?);
         }
@@ -148,6 +153,9 @@ impl Matrix {
     /// Writes `x @ self^T + bias` for `x` [N, in] to `out` [N, out], which may be a part of a larger tensor. No gradient
     /// may be wanted.
     pub(crate) fn apply_to(&self, x: &Tensor, bias: Option<&Tensor>, out: &Tensor) -> Result<()> {
+        if let Some(packed) = self.in_fp8_for(x) {
+            return packed.fp8_product_to(&Fp8Rows::quantise(x)?, bias, out);
+        }
         let multiply = |weight: &Tensor, bias: Option<&Tensor>, out: &Tensor| -> Result<()> {
             let weight = weight.f_transpose(0, 1)?;
             let _ = match bias {
@@ -168,6 +176,9 @@ impl Matrix {
 
     /// `sum + x @ self^T` for `x` [.., in], with the product added inside the multiplication.
     pub(crate) fn apply_add(&self, x: &Tensor, sum: &Tensor) -> Result<Tensor> {
+        if self.in_fp8_for(x).is_some() {
+            return Ok(self.apply(x, None)?.f_add(sum)?);
+        }
         let (rows, sums) = (x.f_flatten(0, -2)?, sum.f_flatten(0, -2)?);
         if !self.unpacks_for(x) {
             let weight = self.dense(x.kind())?;
@@ -187,6 +198,10 @@ impl Matrix {
 
     /// [`Matrix::apply_add`] in the memory of `sum`, which is contiguous. No gradient may be wanted.
     pub(crate) fn apply_add_in_place(&self, x: &Tensor, sum: &mut Tensor) -> Result<()> {
+        if self.in_fp8_for(x).is_some() {
+            let _ = sum.f_add_(&self.apply(x, None)?)?;
+            return Ok(());
+        }
         let (rows, mut sums) = (x.f_flatten(0, -2)?, sum.f_view([-1, self.size()[0]])?);
         if !self.unpacks_for(x) {
             let _ = sums.f_addmm_(&rows, &self.dense(x.kind())?.f_transpose(0, 1)?)?;

@@ -40,7 +40,7 @@ impl PackedRows {
         self.device.is_cuda() || self.on_device()
     }
 
-    /// [out, in] in this kind.
+    /// [out, in] in this kind; in e4m3, the codes of rows in that format.
     pub(super) fn dense_by_tensors(&self, kind: Kind) -> Result<Tensor> {
         let out = Tensor::f_empty([self.rows() as i64, self.columns.len() as i64], (kind, self.device))?;
         let mut offset = 0;
@@ -120,6 +120,7 @@ mod tests {
             columns: 0..COLUMNS,
             device: Device::Cpu,
             prefetch: None,
+            fp8: false,
         }
     }
 

@@ -19,6 +19,8 @@ pub(crate) struct PackedRows {
     pub(super) device: Device,
     /// Prefetcher of the matrices that are left in their file.
     pub(super) prefetch: Option<Arc<Prefetch<Copies>>>,
+    /// Set if the rows are multiplied in fp8.
+    pub(super) fp8: bool,
 }
 
 /// Some rows of a packed matrix.
@@ -54,6 +56,7 @@ impl PackedRows {
             columns: 0..columns,
             device,
             prefetch: None,
+            fp8: false,
         })
     }
 

@@ -14,6 +14,8 @@ use crate::prefetch::{Copies, Prefetch};
 pub(super) struct LinearOptions {
     pub(super) offload: Offload,
     pub(super) quantize: Option<Quantize>,
+    /// If set, packed fp8 weights multiply in fp8.
+    pub(super) fp8: bool,
     pub(super) prefetch: Option<Arc<Prefetch<Copies>>>,
     /// Adapters that are added to the weights as they are read.
     pub(super) fused: Option<Arc<Mutex<Adapters>>>,
@@ -43,10 +45,13 @@ impl Weights {
         self.with(|linear| linear.offload = offload)
     }
 
-    /// The same cursor, for layers that a model uses once a run and not once a step.
+    /// The same cursor, for layers that a model uses once a run and not once a step. They are not quantised to fp8, nor
+    /// multiplied in it: it would save no time.
     #[must_use]
     pub fn used_once(self) -> Self {
         self.with(|linear| {
+            linear.fp8 = false;
+            linear.quantize = linear.quantize.filter(|to| *to != Quantize::Fp8);
             if linear.offload == Offload::Once {
                 linear.offload = Offload::All;
             }
@@ -58,6 +63,17 @@ impl Weights {
     #[must_use]
     pub fn quantized(self, to: Option<Quantize>) -> Self {
         self.with(|linear| linear.quantize = to)
+    }
+
+    /// Multiplies the weights of linear layers in fp8 if they are stored or quantised so (e4m3, with one scale for all or
+    /// one a row) and both their sizes are multiples of 16: the activations are rounded to e4m3 by row
+    /// ([`Fp8Rows`](crate::Fp8Rows)). Default: they are unpacked to the kind of the activations.
+    ///
+    /// On CUDA that is for activations in bf16, on cards from compute capability 8.9 on. A CPU computes the same
+    /// roundings in f32, which saves it no time. Inputs with a gradient are multiplied by unpacked weights.
+    #[must_use]
+    pub fn fp8_products(self, on: bool) -> Self {
+        self.with(|linear| linear.fp8 = on)
     }
 
     /// Prefetches weights that are left in their file to a CUDA device while others are multiplied, in the order of the

@@ -1,6 +1,7 @@
 //! Matrices of linear layers: packed, left in the file, or plain.
 
 use kontext_core::Result;
+use kontext_formats::quant::Format;
 use kontext_formats::{Quantize, TensorMap};
 
 use super::{Offload, Weights, same_but_ones};
@@ -18,7 +19,7 @@ impl Weights {
         // An adapter can only be fused with a weight in full width.
         let fused = self.fuses(&full);
         if !fused && let Some(rows) = self.packed_rows(&map, shape)? {
-            return Ok(Matrix::Packed(rows));
+            return self.packed(rows);
         }
         let quantize = self
             .linear
@@ -27,11 +28,16 @@ impl Weights {
         match quantize {
             Some(to) if fused => {
                 let matrix = to.matrix(&self.tensor(name, &shape)?)?;
-                Ok(Matrix::Packed(PackedRows::new(vec![matrix], self.device)?))
+                self.packed(PackedRows::new(vec![matrix], self.device)?)
             }
-            Some(to) => Ok(Matrix::Packed(self.quantized_rows(to, &map, shape)?)),
+            Some(to) => self.packed(self.quantized_rows(to, &map, shape)?),
             None => Ok(Matrix::Plain(self.tensor(name, &shape)?)),
         }
+    }
+
+    /// Packed rows with the cursor's way to multiply.
+    fn packed(&self, rows: PackedRows) -> Result<Matrix> {
+        rows.multiplied_in_fp8(self.linear.fp8).map(Matrix::Packed)
     }
 
     /// Returns `true` if [`Weights::quantized`] applies to at least one matrix of a file among the tensors
@@ -53,6 +59,16 @@ impl Weights {
         names.any(|name| of(&name) && applies(&name))
     }
 
+    /// Returns `true` if a matrix of a file among the tensors that `of` selects by their names in the file is in e4m3.
+    #[must_use]
+    pub fn has_fp8(&self, of: impl Fn(&str) -> bool) -> bool {
+        let in_e4m3 = |name: &String| {
+            let entry = self.store.entry(name);
+            entry.is_some_and(|entry| entry.shape().len() == 2 && entry.format() == Some(Format::F8E4M3))
+        };
+        self.store.names().iter().any(|name| of(name) && in_e4m3(name))
+    }
+
     /// The adapter slot of the layer at the cursor with this weight.
     pub(crate) fn slot(&self, weight: &Matrix) -> Option<AdapterSlot> {
         let slots = self.linear.slots.as_ref()?;
@@ -71,7 +87,9 @@ impl Weights {
         };
         let in_file = self.linear.offload == Offload::All;
         let can = found.iter().all(|entry| entry.format().is_some());
-        if !can || !(in_file || found.iter().any(|entry| entry.is_packed())) {
+        // Codes without a scale are also plain numbers.
+        let fp8 = self.linear.fp8 && found.iter().all(|entry| entry.format() == Some(Format::F8E4M3));
+        if !can || !(in_file || fp8 || found.iter().any(|entry| entry.is_packed())) {
             return Ok(None);
         }
         let mut matrices = Vec::with_capacity(found.len());

@@ -88,7 +88,7 @@ fn layers(weights: &Weights, name: &str, shape: &[i64], raw: Option<&Tensor>) {
     let _ = said(Linear::without_bias(&placed(Offload::All), input + 1, output));
     let outputs = [Offload::None, Offload::All].map(|left| {
         let linear = said(Linear::without_bias(&placed(left), input, output))?;
-        Some(multiply(linear, input, output))
+        Some(multiply(&linear, input, output))
     });
     let [held, left] = &outputs;
     assert_eq!(held.is_some(), left.is_some(), "{name}");
@@ -121,7 +121,7 @@ fn layers(weights: &Weights, name: &str, shape: &[i64], raw: Option<&Tensor>) {
 const IDENTITY: i64 = 300;
 
 /// Returns the layer's output for the identity, or for the identity's first row.
-fn multiply(linear: Linear, input: i64, output: i64) -> Tensor {
+fn multiply(linear: &Linear, input: i64, output: i64) -> Tensor {
     let options = (Kind::Float, Device::Cpu);
     let x = if input <= IDENTITY {
         Tensor::eye(input, options)
