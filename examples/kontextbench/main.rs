@@ -15,7 +15,7 @@ use kontext_cli::outputs::Outputs;
 use kontext_cli::{announce, note, read, say, shipped, write};
 
 /// Flags of a run, which the other modes of the program would ignore.
-const OF_A_RUN: [&str; 24] = [
+const OF_A_RUN: [&str; 28] = [
     "shard",
     "name",
     "embedder",

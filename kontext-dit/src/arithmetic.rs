@@ -7,7 +7,7 @@
 /// | rounded | `Fewest` | `Diffusers` | `Bfl` |
 /// |---|---|---|---|
 /// | queries and keys | after their rotation | also before it | also before it, and before the norm's weight |
-/// | the MLP's input to GELU | on a CPU only | yes | yes |
+/// | the MLP's input to GELU | on a CPU, with packed weights or an adapter | yes | yes |
 /// | `1 + scale` of the modulation | without kernels only | yes | yes |
 /// | the product of gate and branch | no | no | no |
 ///

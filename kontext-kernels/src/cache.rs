@@ -8,7 +8,7 @@ use kontext_core::{create_folder, write_file};
 use sha2::{Digest, Sha256};
 
 /// First bytes of a file, before the SHA-256 of the code and the code.
-const MAGIC: &[u8; 16] = b"kontext-cubin-1\n";
+const MAGIC: &[u8; 16] = b"kontext-cubin-2\n";
 /// First bytes of a cubin.
 const ELF: &[u8; 4] = b"\x7fELF";
 const SUFFIX: &str = ".kontext-cubin";
@@ -19,6 +19,7 @@ const KEPT: usize = 24;
 #[derive(Debug)]
 pub(crate) struct Entry {
     path: PathBuf,
+    key: [u8; 32],
 }
 
 impl Entry {
@@ -28,26 +29,35 @@ impl Entry {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         }
-        let digest = hash.finalize();
-        let name: String = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+        let key: [u8; 32] = hash.finalize().into();
+        let name: String = key[..16].iter().map(|byte| format!("{byte:02x}")).collect();
         Self {
             path: folder.join(name + SUFFIX),
+            key,
         }
     }
 
-    /// Returns the code; `None` if there is no file, or one that is damaged or another program's.
+    /// Returns the code; `None` if there is no file, or one that is damaged or of another key.
     pub(crate) fn read(&self) -> Option<Vec<u8>> {
         let bytes = fs::read(&self.path).ok()?;
         let rest = bytes.strip_prefix(MAGIC)?;
         let (digest, code) = rest.split_at_checked(32)?;
-        let is_whole = code.starts_with(ELF) && Sha256::digest(code)[..] == *digest;
+        let is_whole = code.starts_with(ELF) && self.digest(code)[..] == *digest;
         is_whole.then(|| code.to_vec())
+    }
+
+    /// Digests the key with the code, so that a file under another name is not taken for its code.
+    fn digest(&self, code: &[u8]) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        hash.update(self.key);
+        hash.update(code);
+        hash.finalize().into()
     }
 
     /// Writes the code, and removes the oldest files beyond [`KEPT`]. A folder that cannot be written costs
     /// only the time to compile again, so that errors are ignored.
     pub(crate) fn write(&self, code: &[u8]) {
-        let bytes = [&MAGIC[..], &Sha256::digest(code)[..], code].concat();
+        let bytes = [&MAGIC[..], &self.digest(code)[..], code].concat();
         let folder = self.path.parent().unwrap_or(Path::new("."));
         if create_folder(folder)
             .and_then(|()| write_file(&self.path, &bytes))
@@ -67,7 +77,8 @@ fn remove_oldest(folder: &Path) -> io::Result<()> {
     files.sort();
     let excess = files.len().saturating_sub(KEPT);
     for (_, path) in files.into_iter().take(excess) {
-        fs::remove_file(path)?;
+        // Another process may have removed it.
+        let _ = fs::remove_file(path);
     }
     Ok(())
 }
@@ -94,6 +105,15 @@ mod tests {
         let options = ["-arch=sm_90".to_owned()];
         assert_eq!(Entry::of(&path, "text 2", &options, (13, 0)).read(), None);
         assert_eq!(Entry::of(&path, "text", &options, (13, 1)).read(), None);
+    }
+
+    #[test]
+    fn code_under_the_name_of_another_key_is_ignored() {
+        let folder = tempfile::tempdir().unwrap();
+        let [first, second] = ["-DWIDTH=3072", "-DWIDTH=192"].map(|option| entry(folder.path(), option));
+        first.write(b"\x7fELF code");
+        fs::rename(&first.path, &second.path).unwrap();
+        assert_eq!(second.read(), None);
     }
 
     #[test]

@@ -98,6 +98,7 @@ impl GroupNorm {
             && matches!(x.kind(), Kind::Float | Kind::BFloat16 | Kind::Half)
             && !x.requires_grad()
             && !self.weight.requires_grad()
+            && !self.bias.requires_grad()
             && channels_innermost(x).is_ok_and(|x| x.is_contiguous())
     }
 

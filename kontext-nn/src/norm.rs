@@ -62,7 +62,7 @@ impl RmsNorm {
     /// # Errors
     /// [`kontext_core::Error::Torch`] if libtorch fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if bf16_rows::suits(x) && !self.weight.requires_grad() {
+        if bf16_rows::suits(x) && !self.weight.requires_grad() && x.size().last() == self.weight.size().last() {
             return bf16_rows::rms_norm(x, &self.weight, self.eps);
         }
         let kind = x.kind();

@@ -170,25 +170,26 @@ impl Function {
     /// the work is done.
     ///
     /// # Errors
-    /// [`kontext_core::Error::Device`] if the code's device is not the thread's current one, or the runtime
-    /// refuses the launch.
+    /// [`kontext_core::Error::Device`] if the runtime refuses the launch.
     #[allow(unsafe_code)]
     pub unsafe fn launch(&self, grid: [u32; 3], block: [u32; 3], arguments: &mut [*mut c_void]) -> Result<()> {
         let loaded = &self.code.0;
         let runtime = stream::functions().map_err(|reason| failed(loaded.index, reason.to_owned()))?;
-        let stream = runtime.stream_of_libtorch(loaded.index)?;
-        // SAFETY: the kernel is alive with its code; the arguments are what the caller promises.
-        let status = unsafe {
-            (loaded.functions.launch)(
-                self.kernel.cast_const(),
-                Dim3::of(grid),
-                Dim3::of(block),
-                arguments.as_mut_ptr(),
-                0,
-                stream,
-            )
-        };
-        runtime.check(loaded.index, "cudaLaunchKernel", status)
+        runtime.on_device(loaded.index, || {
+            let stream = runtime.stream_of_libtorch(loaded.index)?;
+            // SAFETY: the kernel is alive with its code; the arguments are what the caller promises.
+            let status = unsafe {
+                (loaded.functions.launch)(
+                    self.kernel.cast_const(),
+                    Dim3::of(grid),
+                    Dim3::of(block),
+                    arguments.as_mut_ptr(),
+                    0,
+                    stream,
+                )
+            };
+            runtime.check(loaded.index, "cudaLaunchKernel", status)
+        })
     }
 }
 

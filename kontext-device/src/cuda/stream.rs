@@ -82,6 +82,23 @@ impl Functions {
             .map_err(|reason| failed(index, reason))
     }
 
+    /// Calls `f` while the device is the thread's current one.
+    #[allow(unsafe_code)]
+    pub(super) fn on_device<T>(&self, index: c_int, f: impl FnOnce() -> Result<T>) -> Result<T> {
+        let mut own = -1;
+        // SAFETY: it writes to a place that outlives the call.
+        self.check(index, "cudaGetDevice", unsafe { (self.get_device)(&raw mut own) })?;
+        if own == index {
+            return f();
+        }
+        // SAFETY: it takes only a number.
+        self.check(index, "cudaSetDevice", unsafe { (self.runtime.set_device)(index) })?;
+        let done = f();
+        // SAFETY: as above.
+        self.check(index, "cudaSetDevice", unsafe { (self.runtime.set_device)(own) })?;
+        done
+    }
+
     /// libtorch's stream of this thread, if the device is the thread's current one: the default stream's handle is null,
     /// which the runtime takes for the default stream of the thread's device.
     #[allow(unsafe_code)]

@@ -31,7 +31,8 @@ const FEWEST: i64 = 64;
 /// # Shapes
 /// `q` [B, H, L, D], `k` and `v` [B, H, S, D], with the last dimension dense; returns [B, L, H * D] in bf16.
 pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, scale: Option<f64>) -> Result<Option<Tensor>> {
-    if !suits(q, k, v) || !has_units() {
+    // The running maximum is one of scores before the scale.
+    if scale.is_some_and(|scale| scale < 0.0) || !suits(q, k, v) || !has_units() {
         return Ok(None);
     }
     let ([batch, heads, length, width], [.., keys, _]) = (sides(q), sides(k));

@@ -23,6 +23,7 @@ pub(crate) fn suits(x: &Tensor) -> bool {
     let width = size.last().copied().unwrap_or_default();
     let dense = stride.last() == Some(&1) && width > 0 && width % LANES as i64 == 0;
     dense
+        && x.numel() > 0
         && (2..=4).contains(&size.len())
         && x.kind() == Kind::BFloat16
         && x.device() == Device::Cpu

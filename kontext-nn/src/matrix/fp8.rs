@@ -36,8 +36,9 @@ impl Matrix {
     }
 
     /// Returns the packed rows if the product with `x` is in fp8: no gradient may be wanted.
-    pub(super) fn in_fp8_for(&self, x: &Tensor) -> Option<&PackedRows> {
-        self.in_fp8(x.kind()).filter(|_| !x.requires_grad())
+    pub(super) fn in_fp8_for(&self, x: &Tensor, bias: Option<&Tensor>) -> Option<&PackedRows> {
+        let grad = x.requires_grad() || bias.is_some_and(Tensor::requires_grad);
+        self.in_fp8(x.kind()).filter(|_| !grad)
     }
 }
 

@@ -134,7 +134,7 @@ impl Matrix {
 
     /// `x @ self^T + bias` for `x` [.., in].
     pub(crate) fn apply(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        if let Some(packed) = self.in_fp8_for(x) {
+        if let Some(packed) = self.in_fp8_for(x, bias) {
             return packed.fp8_product(&Fp8Rows::quantise(x)?, bias, x.kind());
         }
         if !self.unpacks_for(x) {
@@ -153,7 +153,7 @@ impl Matrix {
     /// Writes `x @ self^T + bias` for `x` [N, in] to `out` [N, out], which may be a part of a larger tensor. No gradient
     /// may be wanted.
     pub(crate) fn apply_to(&self, x: &Tensor, bias: Option<&Tensor>, out: &Tensor) -> Result<()> {
-        if let Some(packed) = self.in_fp8_for(x) {
+        if let Some(packed) = self.in_fp8_for(x, bias) {
             return packed.fp8_product_to(&Fp8Rows::quantise(x)?, bias, out);
         }
         let multiply = |weight: &Tensor, bias: Option<&Tensor>, out: &Tensor| -> Result<()> {
@@ -176,7 +176,7 @@ impl Matrix {
 
     /// `sum + x @ self^T` for `x` [.., in], with the product added inside the multiplication.
     pub(crate) fn apply_add(&self, x: &Tensor, sum: &Tensor) -> Result<Tensor> {
-        if self.in_fp8_for(x).is_some() {
+        if self.in_fp8_for(x, None).is_some() {
             return Ok(self.apply(x, None)?.f_add(sum)?);
         }
         let (rows, sums) = (x.f_flatten(0, -2)?, sum.f_flatten(0, -2)?);
@@ -198,7 +198,7 @@ impl Matrix {
 
     /// [`Matrix::apply_add`] in the memory of `sum`, which is contiguous. No gradient may be wanted.
     pub(crate) fn apply_add_in_place(&self, x: &Tensor, sum: &mut Tensor) -> Result<()> {
-        if self.in_fp8_for(x).is_some() {
+        if self.in_fp8_for(x, None).is_some() {
             let _ = sum.f_add_(&self.apply(x, None)?)?;
             return Ok(());
         }
