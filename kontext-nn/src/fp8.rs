@@ -1,9 +1,11 @@
 //! Activations rounded to fp8, by row.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 
 use kontext_core::{Error, Result};
 use tch::{Kind, Tensor};
+
+use crate::scope::scope;
 
 /// Largest value of e4m3.
 const LARGEST: f64 = 448.0;
@@ -120,25 +122,19 @@ impl Fp8Rows {
 }
 
 thread_local! {
-    static UNPACKED: Cell<bool> = const { Cell::new(false) };
+    /// A value for each scope in which layers unpack.
+    static UNPACKED: RefCell<Vec<()>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Calls `f`, in which layers that this thread computes unpack their weights instead of multiplying in fp8
 /// ([`Weights::fp8_products`](crate::Weights::fp8_products)).
 pub fn without_fp8<T>(f: impl FnOnce() -> T) -> T {
-    struct Restored(bool);
-    impl Drop for Restored {
-        fn drop(&mut self) {
-            UNPACKED.set(self.0);
-        }
-    }
-    let _restored = Restored(UNPACKED.replace(true));
-    f()
+    scope(&UNPACKED, (), f)
 }
 
 /// Returns `true` if this thread multiplies in fp8 where it can.
 pub(crate) fn is_on() -> bool {
-    !UNPACKED.get()
+    UNPACKED.with_borrow(Vec::is_empty)
 }
 
 #[cfg(test)]

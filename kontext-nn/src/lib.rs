@@ -17,6 +17,7 @@ mod matrix;
 mod norm;
 pub mod ops;
 mod prefetch;
+mod scope;
 mod scratch;
 mod weights;
 

@@ -17,6 +17,7 @@ use kontext_core::lock;
 use super::device_adapter::DeviceAdapter;
 use super::slot::{AdapterSlot, copies};
 use super::slots::AdapterSlots;
+use crate::scope::scope;
 
 thread_local! {
     /// Sets in use, the innermost last.
@@ -75,17 +76,7 @@ impl AdapterSet {
     /// Calls `f`. The layers of this set use its adapters meanwhile, instead of those of their slots, on this
     /// thread only; no lock is held. Nested scopes: the innermost set that has the layer counts.
     pub fn scope<T>(&self, f: impl FnOnce() -> T) -> T {
-        /// Ends the scope, also if `f` panics.
-        struct End;
-        impl Drop for End {
-            fn drop(&mut self) {
-                let ended = IN_USE.with_borrow_mut(Vec::pop);
-                drop(ended);
-            }
-        }
-        IN_USE.with_borrow_mut(|sets| sets.push(self.clone()));
-        let _end = End;
-        f()
+        scope(&IN_USE, self.clone(), f)
     }
 
     /// Returns `true` if the set was prepared for the layers of these slots, not for those of another model or

@@ -12,6 +12,7 @@ use kontext_device::cuda::Driver;
 use super::choice::{Attention, AttentionKernel};
 use super::flash3::Flash3;
 use super::{merge_heads, operators};
+use crate::scope::scope;
 
 thread_local! {
     /// Backends in use, the innermost last.
@@ -108,17 +109,7 @@ impl AttentionBackend {
     /// Calls `f`. [`attend_tokens`](crate::ops::attend_tokens) uses this kernel meanwhile, on this thread only. Nested
     /// scopes: the innermost counts.
     pub fn scope<T>(&self, f: impl FnOnce() -> T) -> T {
-        /// Ends the scope, also if `f` panics.
-        struct End;
-        impl Drop for End {
-            fn drop(&mut self) {
-                let ended = IN_USE.with_borrow_mut(Vec::pop);
-                drop(ended);
-            }
-        }
-        IN_USE.with_borrow_mut(|backends| backends.push(self.clone()));
-        let _end = End;
-        f()
+        scope(&IN_USE, self.clone(), f)
     }
 
     /// Computes attention by the chosen kernel; `None` if libtorch chooses. Shapes as
