@@ -169,7 +169,8 @@ impl PipelineBuilder {
     /// A run whose prompts and images are in the cache needs no encoder, and a staged pipeline loads none for it;
     /// its bytes are the same. Half of the capacity is for prompts (4 MB each in bf16 with the published model,
     /// in the device's memory), half for images (for a megapixel 3 MB of pixels in the host's memory, and 1 MB of
-    /// latents on the device). [`Pipeline::unload`](crate::Pipeline::unload) empties it.
+    /// latents on the device). [`Pipeline::unload`](crate::Pipeline::unload) empties it, and so does a run that would
+    /// not fit into the memory next to it; plans of the memory leave it out.
     pub fn encoding_cache(self, bytes: u64) -> Self {
         Self {
             encoding_cache: Some(bytes),

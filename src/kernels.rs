@@ -89,6 +89,13 @@ impl KernelSource {
     }
 }
 
+impl Drop for KernelSource {
+    /// Waits for the compiler, so that it does not run on while the process ends.
+    fn drop(&mut self) {
+        drop(self.finished());
+    }
+}
+
 /// Returns the roundings of a run that follows these conventions.
 pub(crate) fn arithmetic(conformance: Conformance) -> Arithmetic {
     match conformance {

@@ -112,10 +112,7 @@ impl PipelineBuilder {
         };
         tell("VAE", 3);
         // Held in f32, because one of the conformance modes computes in it; a run in another dtype makes its copy of
-        // the weights once. In f32 means in f32 on a CUDA device, too.
-        if device.is_cuda() {
-            let _ = kontext_device::tf32::off_in_convolutions();
-        }
+        // the weights once.
         let vae = {
             let path = checkpoint.vae.clone();
             Slot::new(staged, move || Autoencoder::open(&path, Kind::Float, device))?

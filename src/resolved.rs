@@ -1,7 +1,7 @@
 //! Values of a pipeline's options, with the defaults of the model and the machine.
 
 use kontext_core::{Device, Error, Kind, Result};
-use kontext_device::{cuda, device};
+use kontext_device::{cuda, device, tf32};
 use kontext_dit::DitConfig;
 use kontext_nn::AttentionBackend;
 use kontext_sampler::Shift;
@@ -26,9 +26,12 @@ impl PipelineBuilder {
         self.device.is_none_or(|device| device::available(device).is_ok())
     }
 
-    /// Returns the settings of a pipeline's runs.
+    /// Returns the settings of a pipeline's runs, and makes f32 mean f32 on a CUDA device.
     pub(crate) fn settings(&self) -> Result<Settings> {
         let (precision, device) = self.precision()?;
+        if device.is_cuda() {
+            let _ = tf32::off_in_convolutions();
+        }
         Ok(Settings {
             precision,
             device,

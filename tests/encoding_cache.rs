@@ -124,3 +124,35 @@ fn the_least_recently_used_prompt_makes_room() {
     let fresh = |prompt: &str| run(&pipe, &edit(prompt)).1[0];
     assert_eq!(["a", "b", "a", "c", "a", "b"].map(fresh), [1, 1, 0, 1, 0, 1]);
 }
+
+#[test]
+fn a_run_that_needs_the_memory_takes_that_of_the_cache() {
+    let builder = builder().placement(Placement::Resident);
+    let plans = builder
+        .memory(common::model(Layout::Diffusers), &edit("night"))
+        .unwrap();
+    let needed = plans[0].peak().1;
+    let (tight, wide) = (builder.clone().memory_budget(needed), builder.memory_budget(2 * needed));
+    let (tight, wide) = (load(&tight), load(&wide));
+    let (first, _) = run(&tight, &edit("night"));
+    assert_eq!(run(&tight, &edit("night")), (first.clone(), [1, 1, 0, 0]));
+    assert_eq!(run(&wide, &edit("night")).0, first);
+    assert_eq!(run(&wide, &edit("night")), (first, [0, 0, 1, 1]));
+}
+
+#[test]
+fn a_run_that_goes_on_after_unloading_leaves_nothing_in_the_cache() {
+    let pipe = load(&builder());
+    let mut unloaded = false;
+    let observe = |event: Event<'_>| {
+        // Before the reference is encoded, which is after the prompt.
+        if matches!(event, Event::Encoded { .. }) {
+            unloaded = pipe.unload();
+        }
+        ControlFlow::Continue(())
+    };
+    pipe.run_with(&edit("night"), observe).unwrap();
+    assert!(unloaded);
+    // The reference was looked for after the unloading, and the prompt before it.
+    assert_eq!(run(&pipe, &edit("night")).1, [1, 0, 0, 1]);
+}

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use kontext::{Checkpoint, Pipeline, Request};
+use kontext::{Attention, Checkpoint, Pipeline, Request, Threads};
 use kontext_bench::kontextbench::{Bench, Edited, Metrics, RunEvent, RunInfo, Runner, Task};
 use kontext_bench::metrics::Perceptual;
 use kontext_cli::args::LoadArgs;
@@ -142,6 +142,8 @@ fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
         dtype,
         quantize,
         quantize_t5,
+        threads,
+        no_kernels,
         ..
     } = load;
     let folder = model.canonicalize().unwrap_or_else(|_| model.clone());
@@ -165,11 +167,21 @@ fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
     optional("guidance", guidance.map(|guidance| guidance.to_string()));
     optional("dtype", dtype.map(|dtype| format!("{dtype:?}").to_lowercase()));
     // What was chosen, so that no other machine goes on with other roundings; f32, as in earlier runs, is not named.
-    let compute = pipe.plan(&Request::generate(""))?.compute.to_string();
+    let plan = pipe.plan(&Request::generate(""))?;
+    let compute = plan.compute.to_string();
     optional(
         "arithmetic",
         (!pipe.device().is_cuda() && compute != "f32").then_some(compute),
     );
+    optional("products", plan.fp8.then(|| "fp8".to_owned()));
+    optional(
+        "attention",
+        plan.attention
+            .filter(|_| load.attention != Attention::default())
+            .map(|kernel| kernel.to_string()),
+    );
+    optional("threads", (*threads != Threads::default()).then(|| threads.to_string()));
+    optional("kernels", no_kernels.then(|| "none".to_owned()));
     optional("quantize", quantize.map(|to| to.to_string()));
     optional("quantize t5", quantize_t5.map(|to| to.to_string()));
     // Named as the option was before `--lora-scale`: earlier runs can be continued.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use kontext_core::{Device, Kind, Result, Tensor};
 
+use crate::turns::{Share, Turns};
 use crate::{cpu, openmp};
 
 /// Rates of one kind of work, in operations per second (a multiplication and an addition are two).
@@ -52,7 +53,8 @@ impl fmt::Display for Rate {
     }
 }
 
-/// Returns the CPU's rates, measured at the first call in some 20 to 50 milliseconds. bf16 is measured only
+/// Returns the CPU's rates, measured at the first call in some 20 to 50 milliseconds, in a turn of all cores: the
+/// caller has none ([`crate::turns`]). bf16 is measured only
 /// on a CPU with units for it, and given up after a first small product if that shows it to be slower than
 /// f32.
 ///
@@ -65,6 +67,12 @@ pub fn rates() -> Result<Rates> {
         return Ok(*rates);
     }
     openmp::check()?;
+    // Next to the runs of this process the rates would be those of their rest.
+    let share = Share::new(Turns::of_this_process());
+    let _turn = share.turn(usize::MAX);
+    if let Some(rates) = MEASURED.get() {
+        return Ok(*rates);
+    }
     let _no_gradients = tch::no_grad_guard();
     let with_bf16 = cpu::has_bf16_units();
     let rates = Rates {

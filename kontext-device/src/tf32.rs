@@ -1,7 +1,10 @@
 //! TF32, in which libtorch computes f32 convolutions on CUDA devices by default.
 
+use std::sync::OnceLock;
+
 /// Makes cuDNN compute f32 convolutions in f32 in this process, and returns `true` if libtorch took the setting.
 ///
+/// The first call sets it; later ones leave the setting as the program has it, and return what the first one did.
 /// TF32 has 10 bits of mantissa, 3 more than bf16 and 13 fewer than f32. Matrix products are in f32 by default.
 /// libtorch's C++ interface alone has this setting, so it is found by its name there: not on Windows, which returns
 /// `false`.
@@ -12,7 +15,8 @@
 /// ```
 #[must_use]
 pub fn off_in_convolutions() -> bool {
-    set_in_convolutions(false)
+    static TAKEN: OnceLock<bool> = OnceLock::new();
+    *TAKEN.get_or_init(|| set_in_convolutions(false))
 }
 
 /// Sets TF32 in convolutions. Source: pytorch v2.11.0 `aten/src/ATen/Context.h`, `globalContext` and
@@ -61,10 +65,13 @@ mod tests {
     }
 
     #[test]
-    fn convolutions_in_f32_are_switched_off_tf32_and_back() {
+    fn convolutions_in_f32_are_switched_off_tf32_once() {
         assert!(set_in_convolutions(true));
         assert!(is_allowed());
         assert!(off_in_convolutions());
         assert!(!is_allowed());
+        // A program that wants TF32 keeps it.
+        assert!(set_in_convolutions(true) && off_in_convolutions());
+        assert!(is_allowed());
     }
 }

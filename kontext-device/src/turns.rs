@@ -3,7 +3,9 @@
 //! Runs that compute at the same time on more threads than there are cores wait for each other. So a run computes only
 //! in its turn: between two turns it waits until enough cores are free. Turns are given in the order of start-time
 //! fair queueing (Goyal, Vin and Chen, “Start-time Fair Queuing”, IEEE/ACM Transactions on Networking 5, 1997): over
-//! some turns, runs that wait get the same share of the cores' time, however long their turns are.
+//! some turns, runs that wait get the same share of the cores' time, however long their turns are. A run of many threads
+//! waits for the longest of the turns before it, and cores that are free meanwhile stay free: otherwise runs of one
+//! thread would keep it from ever having all of them.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;

@@ -11,7 +11,8 @@ use crate::{DitConfig, double, names, single};
 /// from the code, not measured.
 ///
 /// The peak is in the first single block, between its MLP and its gate: attention is fused, without a score
-/// matrix. Double blocks end at 15; the f32 copies of a norm come earlier.
+/// matrix. Double blocks end at 15; the f32 copies of a norm come earlier. An upper bound with own kernels, which rotate
+/// queries and keys in place.
 const ON_CUDA: [u64; 9] = [
     // `State::Streams`, the output of the double blocks, which the loop over pieces holds.
     1,
@@ -39,6 +40,9 @@ const MLP: u64 = 4;
 
 /// The same on a CPU, measured (a model of full width, edits at 256x256 and 512x512, two cores).
 const ON_CPU: f64 = 18.4;
+
+/// Tensors of the same size that attention in bf16 adds on a CPU: the packed keys and values.
+const PACKED_ON_CPU: f64 = 2.0;
 
 /// Tensors of the same size that rounding the MLP to fp8 adds on either: its values in f32 and their codes, at the peak
 /// of a step. Counted from the code, not measured.
@@ -133,6 +137,8 @@ impl DitFootprint<'_> {
         let element = execution.element_bytes();
         let alive = if execution.device.is_cuda() {
             ON_CUDA.iter().sum::<u64>() as f64
+        } else if execution.kind == Kind::BFloat16 {
+            ON_CPU + PACKED_ON_CPU
         } else {
             ON_CPU
         };

@@ -43,6 +43,11 @@ impl Entry {
         let rest = bytes.strip_prefix(MAGIC)?;
         let (digest, code) = rest.split_at_checked(32)?;
         let is_whole = code.starts_with(ELF) && self.digest(code)[..] == *digest;
+        if is_whole {
+            // In use: others are older. A folder that cannot be written keeps its files in any case.
+            let file = fs::File::options().append(true).open(&self.path);
+            let _ = file.and_then(|file| file.set_modified(SystemTime::now()));
+        }
         is_whole.then(|| code.to_vec())
     }
 
@@ -54,7 +59,7 @@ impl Entry {
         hash.finalize().into()
     }
 
-    /// Writes the code, and removes the oldest files beyond [`KEPT`]. A folder that cannot be written costs
+    /// Writes the code, and removes the files beyond [`KEPT`] that were not used for longest. A folder that cannot be written costs
     /// only the time to compile again, so that errors are ignored.
     pub(crate) fn write(&self, code: &[u8]) {
         let bytes = [&MAGIC[..], &self.digest(code)[..], code].concat();
@@ -169,5 +174,27 @@ mod tests {
         let read = |age: usize| entry(folder.path(), &age.to_string()).read();
         assert_eq!((read(0), read(3)), (None, None));
         assert!(read(4).is_some() && read(KEPT + 2).is_some() && entry(folder.path(), "new").read().is_some());
+    }
+
+    #[test]
+    fn a_file_in_use_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let used = entry(folder.path(), "used");
+        used.write(b"\x7fELF");
+        let written = fs::File::options().write(true).open(&used.path).unwrap();
+        written
+            .set_modified(SystemTime::now() - Duration::from_secs(1000))
+            .unwrap();
+        assert!(used.read().is_some());
+        for other in 0..KEPT {
+            let entry = entry(folder.path(), &other.to_string());
+            entry.write(b"\x7fELF");
+            let written = fs::File::options().write(true).open(&entry.path).unwrap();
+            written
+                .set_modified(SystemTime::now() - Duration::from_secs(100))
+                .unwrap();
+        }
+        entry(folder.path(), "last").write(b"\x7fELF");
+        assert!(used.read().is_some());
     }
 }

@@ -79,7 +79,7 @@ impl VaeFootprint {
         }
     }
 
-    /// Returns the peak bytes of encoding one image of `pixels` pixels, next to the weights.
+    /// Returns the peak bytes of encoding one image of `pixels` pixels, next to the weights and their copies.
     #[must_use]
     pub fn encoder(&self, pixels: u64, tiling: Option<Tiling>, execution: Execution) -> u64 {
         let alive = if execution.device.is_cuda() {
@@ -90,10 +90,9 @@ impl VaeFootprint {
         let constant = execution.constant_bytes(ENCODER_CONSTANT_ON_CPU, self.weights);
         self.activations(pixels, tiling, execution, alive)
             .saturating_add(constant)
-            .saturating_add(self.copies(execution))
     }
 
-    /// Returns the peak bytes of decoding to one image of `pixels` pixels, next to the weights.
+    /// Returns the peak bytes of decoding to one image of `pixels` pixels, next to the weights and their copies.
     #[must_use]
     pub fn decoder(&self, pixels: u64, tiling: Option<Tiling>, execution: Execution) -> u64 {
         let alive = if execution.device.is_cuda() {
@@ -104,17 +103,17 @@ impl VaeFootprint {
         let constant = execution.constant_bytes(DECODER_CONSTANT_ON_CPU, self.weights);
         self.activations(pixels, tiling, execution, alive)
             .saturating_add(constant)
-            .saturating_add(self.copies(execution))
     }
 
-    /// Returns the bytes of the weights' copies in the dtype of a run, next to those in f32: of all, whichever of the
-    /// two halves runs, because they are kept.
-    fn copies(&self, execution: Execution) -> u64 {
-        if execution.kind == Kind::Float {
-            0
-        } else {
-            self.weights / element_bytes(Kind::Float) * execution.element_bytes()
-        }
+    /// Returns the bytes of weights held in f32 and of their copies in the dtype of runs, which the first run makes
+    /// and the autoencoder keeps.
+    #[must_use]
+    pub fn held(&self, kind: Kind) -> u64 {
+        let copies = match kind {
+            Kind::Float => 0,
+            _ => self.weights / element_bytes(Kind::Float) * element_bytes(kind),
+        };
+        self.weights.saturating_add(copies)
     }
 
     fn activations(&self, pixels: u64, tiling: Option<Tiling>, execution: Execution, alive: f64) -> u64 {
@@ -166,11 +165,14 @@ mod tests {
     }
 
     #[test]
-    fn a_run_in_bf16_has_half_the_activations_and_copies_of_the_weights() {
+    fn a_run_in_bf16_has_half_the_activations_and_holds_copies_of_the_weights() {
         let (weights, channels, device) = (400_000_000, 128, kontext_core::Device::Cuda(0));
         let flux = VaeFootprint { weights, channels };
         let bytes = |kind, pixels| flux.decoder(pixels, None, Execution { device, kind });
-        assert_eq!(bytes(Kind::BFloat16, 0), bytes(Kind::Float, 0) + 200_000_000);
+        assert_eq!(
+            [Kind::Float, Kind::BFloat16].map(|kind| flux.held(kind)),
+            [weights, 600_000_000]
+        );
         let grown = |kind| bytes(kind, 1 << 20) - bytes(kind, 0);
         assert_eq!(grown(Kind::Float), 2 * grown(Kind::BFloat16));
     }

@@ -161,7 +161,9 @@ impl Footprint {
         let compute = plan.compute;
         let text = self.text_encoders(left, compute.text).held();
         let dit = self.transformer(left, compute.transformer, plan.fp8).held();
-        let all = self.held(arrangement, LoadedParts::ALL);
+        let vae = self.autoencoder().held(compute.autoencoder);
+        // The autoencoder keeps its copies in the dtype of runs from the first one on.
+        let all = self.held(arrangement, LoadedParts::ALL).saturating_add(vae - self.vae);
         let stage_weights = |own: u64| if placement == Placement::Staged { own } else { all };
         let mut stages = vec![StageMemory {
             stage: Stage::Text,
@@ -173,7 +175,7 @@ impl Footprint {
             let work = self.encoder_work(plan, largest).max(resizing).saturating_add(held);
             stages.push(StageMemory {
                 stage: Stage::References,
-                weights: stage_weights(self.vae),
+                weights: stage_weights(vae),
                 work,
             });
         }
@@ -187,7 +189,7 @@ impl Footprint {
         let work = decoding.max(resizing).saturating_add(held);
         stages.push(StageMemory {
             stage: Stage::Decode,
-            weights: stage_weights(self.vae),
+            weights: stage_weights(vae),
             work,
         });
         let pages = |part: &WeightBytes, is_left: bool| if is_left { part.stored } else { 0 };

@@ -41,7 +41,7 @@ impl Footprint {
         }
     }
 
-    fn autoencoder(&self) -> VaeFootprint {
+    pub(super) fn autoencoder(&self) -> VaeFootprint {
         VaeFootprint {
             weights: self.vae,
             channels: self.vae_channels,

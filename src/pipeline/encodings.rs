@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use image::RgbImage;
 use kontext_core::{Conditioning, Kind, Tensor, lock};
 use kontext_sampler::{Conformance, Size};
-use kontext_text::{Prompt, Unseen};
+use kontext_text::Unseen;
 
 use super::recent::Recent;
 use crate::lora::LoraKey;
@@ -16,28 +16,56 @@ use crate::lora::LoraKey;
 /// cache.
 #[derive(Debug)]
 pub(crate) struct Encodings {
-    /// With the text that an encoder did not see.
-    texts: Mutex<Recent<PromptKey, (Conditioning, Unseen)>>,
-    /// Latents [1, C, H, W].
-    images: Mutex<Recent<ImageKey, Tensor>>,
+    texts: Mutex<Cache<PromptKey, EncodedPrompt>>,
+    images: Mutex<Cache<ImageKey, Tensor>>,
+}
+
+/// A prompt's conditioning, and the text that an encoder did not see.
+pub(super) type EncodedPrompt = (Conditioning, Unseen);
+
+/// A cache, and the number of times that it was emptied.
+#[derive(Debug)]
+struct Cache<K, V> {
+    recent: Recent<K, V>,
+    emptied: u64,
 }
 
 /// Cache key of a prompt's conditioning: the text of each encoder, the LoRAs of both, and T5's arithmetic.
-#[derive(Debug)]
-struct PromptKey {
-    clip: String,
-    t5: String,
-    loras: LoraKey,
-    compute: Kind,
+#[derive(Debug, PartialEq)]
+pub(super) struct PromptKey {
+    pub(super) clip: String,
+    pub(super) t5: String,
+    pub(super) loras: LoraKey,
+    pub(super) compute: Kind,
+    /// The last bits depend on it.
+    pub(super) threads: Option<usize>,
 }
 
-/// Cache key of an image's latents: the pixels, the size that they are stretched to, and the conventions of the
-/// encoding.
+/// Cache key of an image's latents: the pixels, the size that they are stretched to, and the arithmetic and
+/// conventions of the encoding.
 #[derive(Debug, Clone)]
 pub(super) struct ImageKey {
     pub(super) image: Arc<RgbImage>,
     pub(super) fitted: Size,
     pub(super) conformance: Conformance,
+    /// The last bits depend on it.
+    pub(super) threads: Option<usize>,
+}
+
+/// The answer of the cache.
+#[derive(Debug)]
+pub(super) enum Lookup<'a, K, V> {
+    Cached(V),
+    Missing(Missing<'a, K, V>),
+}
+
+/// The place of an encoding that is not in the cache.
+#[derive(Debug)]
+pub(super) struct Missing<'a, K, V> {
+    cache: &'a Mutex<Cache<K, V>>,
+    key: K,
+    /// A cache emptied since then stays empty: the encoding belongs to parts that were unloaded.
+    emptied: u64,
 }
 
 impl Encodings {
@@ -47,58 +75,90 @@ impl Encodings {
     /// Creates an empty cache of a capacity in bytes, half of it for prompts and half for images.
     pub(crate) fn new(bytes: u64) -> Self {
         Self {
-            texts: Mutex::new(Recent::new(bytes / 2)),
-            images: Mutex::new(Recent::new(bytes / 2)),
+            texts: Mutex::new(Cache::new(bytes / 2)),
+            images: Mutex::new(Cache::new(bytes / 2)),
         }
     }
 
-    pub(super) fn text(&self, prompt: Prompt<'_>, loras: &LoraKey, compute: Kind) -> Option<(Conditioning, Unseen)> {
-        let is = |key: &PromptKey| {
-            key.clip == prompt.clip && key.t5 == prompt.t5 && key.loras == *loras && key.compute == compute
-        };
-        lock(&self.texts).get(is).cloned()
+    /// Returns the bytes in the cache, those of its keys included.
+    pub(super) fn held(&self) -> u64 {
+        lock(&self.texts).recent.cost() + lock(&self.images).recent.cost()
     }
 
-    /// Adds a prompt that [`Encodings::text`] does not have.
-    pub(super) fn add_text(
-        &self,
-        prompt: Prompt<'_>,
-        loras: &LoraKey,
-        compute: Kind,
-        encoded: &(Conditioning, Unseen),
-    ) {
-        let (Conditioning { prompt_embeds, pooled }, _) = encoded;
-        let cost = bytes(prompt_embeds) + bytes(pooled) + (prompt.clip.len() + prompt.t5.len()) as u64;
-        let key = || PromptKey {
-            clip: prompt.clip.to_owned(),
-            t5: prompt.t5.to_owned(),
-            loras: loras.clone(),
-            compute,
-        };
-        lock(&self.texts).add(cost, key, || encoded.clone());
+    pub(super) fn text(&self, key: PromptKey) -> Lookup<'_, PromptKey, EncodedPrompt> {
+        Lookup::of(&self.texts, key, |value| {
+            let (conditioning, unseen) = value;
+            (conditioning.clone(), unseen.clone())
+        })
     }
 
-    pub(super) fn image(&self, wanted: &ImageKey) -> Option<Tensor> {
-        lock(&self.images).get(|key| key.is(wanted)).map(Tensor::shallow_clone)
-    }
-
-    /// Adds an image that [`Encodings::image`] does not have.
-    pub(super) fn add_image(&self, key: &ImageKey, latents: &Tensor) {
-        let cost = bytes(latents) + key.image.as_raw().len() as u64;
-        lock(&self.images).add(cost, || key.clone(), || latents.shallow_clone());
+    pub(super) fn image(&self, key: ImageKey) -> Lookup<'_, ImageKey, Tensor> {
+        Lookup::of(&self.images, key, Tensor::shallow_clone)
     }
 
     /// Drops all encodings.
     pub(super) fn clear(&self) {
-        let dropped = (lock(&self.texts).take(), lock(&self.images).take());
+        let dropped = (lock(&self.texts).empty(), lock(&self.images).empty());
         drop(dropped);
     }
 }
 
-impl ImageKey {
-    fn is(&self, other: &Self) -> bool {
+impl<K, V> Cache<K, V> {
+    fn new(capacity: u64) -> Self {
+        Self {
+            recent: Recent::new(capacity),
+            emptied: 0,
+        }
+    }
+
+    fn empty(&mut self) -> Vec<V> {
+        self.emptied += 1;
+        self.recent.take()
+    }
+}
+
+impl<'a, K: PartialEq, V> Lookup<'a, K, V> {
+    fn of(cache: &'a Mutex<Cache<K, V>>, key: K, copy: impl FnOnce(&V) -> V) -> Self {
+        let mut locked = lock(cache);
+        if let Some(value) = locked.recent.get(|other| *other == key) {
+            return Self::Cached(copy(value));
+        }
+        let emptied = locked.emptied;
+        Self::Missing(Missing { cache, key, emptied })
+    }
+}
+
+impl<K: PartialEq, V> Missing<'_, K, V> {
+    fn add_of(self, cost: u64, value: impl FnOnce() -> V) {
+        let Self { cache, key, emptied } = self;
+        let mut locked = lock(cache);
+        // Another run may have encoded the same meanwhile.
+        if locked.emptied == emptied && locked.recent.get(|other| *other == key).is_none() {
+            locked.recent.add(cost, || key, value);
+        }
+    }
+}
+
+impl Missing<'_, PromptKey, EncodedPrompt> {
+    pub(super) fn add(self, encoded: &EncodedPrompt) {
+        let (Conditioning { prompt_embeds, pooled }, _) = encoded;
+        let cost = bytes(prompt_embeds) + bytes(pooled) + (self.key.clip.len() + self.key.t5.len()) as u64;
+        self.add_of(cost, || encoded.clone());
+    }
+}
+
+impl Missing<'_, ImageKey, Tensor> {
+    pub(super) fn add(self, latents: &Tensor) {
+        let cost = bytes(latents) + self.key.image.as_raw().len() as u64;
+        self.add_of(cost, || latents.shallow_clone());
+    }
+}
+
+impl PartialEq for ImageKey {
+    fn eq(&self, other: &Self) -> bool {
         let same_image = || Arc::ptr_eq(&self.image, &other.image) || self.image == other.image;
-        self.fitted == other.fitted && self.conformance == other.conformance && same_image()
+        (self.fitted, self.conformance, self.threads) == (other.fitted, other.conformance, other.threads)
+            && same_image()
     }
 }
 
@@ -109,7 +169,7 @@ fn bytes(tensor: &Tensor) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use kontext_core::{Device, Kind};
+    use kontext_core::Device;
 
     use super::*;
 
@@ -118,26 +178,67 @@ mod tests {
             image: Arc::new(RgbImage::from_pixel(4, 4, image::Rgb([level; 3]))),
             fitted: Size::new(16, 16),
             conformance: Conformance::Native,
+            threads: Some(1),
         }
+    }
+
+    fn latents() -> Tensor {
+        Tensor::zeros([1, 16, 2, 2], (Kind::Float, Device::Cpu))
+    }
+
+    fn missing(cache: &Encodings, key: ImageKey) -> Missing<'_, ImageKey, Tensor> {
+        match cache.image(key) {
+            Lookup::Missing(missing) => missing,
+            Lookup::Cached(_) => panic!("it is in the cache"),
+        }
+    }
+
+    fn holds(cache: &Encodings, key: ImageKey) -> bool {
+        matches!(cache.image(key), Lookup::Cached(_))
     }
 
     #[test]
     fn an_image_is_found_by_its_pixels_and_the_capacity_is_in_bytes() {
-        let latents = Tensor::zeros([1, 16, 2, 2], (Kind::Float, Device::Cpu));
         // Twice the 48 bytes of the pixels and the 256 of the latents; prompts have the other half.
         let cache = Encodings::new(2 * 2 * (48 + 256));
         for level in [1, 2] {
-            cache.add_image(&key(level), &latents);
+            missing(&cache, key(level)).add(&latents());
         }
-        assert!([1, 2].iter().all(|level| cache.image(&key(*level)).is_some()));
-        let other = ImageKey {
+        assert!([1, 2].into_iter().all(|level| holds(&cache, key(level))));
+        let other_mode = ImageKey {
             conformance: Conformance::Bfl,
             ..key(2)
         };
-        assert!(cache.image(&other).is_none());
-        cache.add_image(&key(3), &latents);
-        assert!(cache.image(&key(1)).is_none() && cache.image(&key(3)).is_some());
+        let other_threads = ImageKey {
+            threads: Some(2),
+            ..key(2)
+        };
+        assert!(!holds(&cache, other_mode) && !holds(&cache, other_threads));
+        missing(&cache, key(3)).add(&latents());
+        assert!(!holds(&cache, key(1)) && holds(&cache, key(3)));
+        assert_eq!(cache.held(), 2 * (48 + 256));
         cache.clear();
-        assert!(cache.image(&key(3)).is_none());
+        assert!(!holds(&cache, key(3)) && cache.held() == 0);
+    }
+
+    #[test]
+    fn what_two_runs_encode_at_once_is_kept_once() {
+        let cache = Encodings::new(2 * 2 * (48 + 256));
+        missing(&cache, key(1)).add(&latents());
+        let both = [missing(&cache, key(2)), missing(&cache, key(2))];
+        both.into_iter().for_each(|missing| missing.add(&latents()));
+        assert!([1, 2].into_iter().all(|level| holds(&cache, key(level))));
+        assert_eq!(cache.held(), 2 * (48 + 256));
+    }
+
+    #[test]
+    fn an_emptied_cache_is_not_filled_by_what_began_before() {
+        let cache = Encodings::new(Encodings::DEFAULT_BYTES);
+        let begun = missing(&cache, key(1));
+        cache.clear();
+        begun.add(&latents());
+        assert!(!holds(&cache, key(1)));
+        missing(&cache, key(1)).add(&latents());
+        assert!(holds(&cache, key(1)));
     }
 }

@@ -38,7 +38,7 @@ impl<K, V> Recent<K, V> {
         let Some(room) = self.capacity.checked_sub(cost) else {
             return;
         };
-        let mut used: u64 = self.entries.iter().map(|entry| entry.cost).sum();
+        let mut used = self.cost();
         let oldest = self.entries.iter().take_while(|entry| {
             let drops = used > room;
             used -= if drops { entry.cost } else { 0 };
@@ -51,6 +51,11 @@ impl<K, V> Recent<K, V> {
             value: value(),
             cost,
         });
+    }
+
+    /// Returns the cost of all values.
+    pub(crate) fn cost(&self) -> u64 {
+        self.entries.iter().map(|entry| entry.cost).sum()
     }
 
     /// Takes all values, and leaves the cache empty.

@@ -10,7 +10,7 @@ use kontext_vae::Autoencoder;
 
 use super::Pipeline;
 use super::computing::Computing;
-use super::encodings::ImageKey;
+use super::encodings::{ImageKey, Lookup};
 use super::run::{Observer, notify};
 use crate::encode::reference_images;
 use crate::placement::Lease;
@@ -89,15 +89,17 @@ impl Pipeline {
             image: Arc::clone(image),
             fitted,
             conformance: plan.conformance,
+            threads: plan.threads.map(|threads| threads.images),
         };
-        if let Some(latents) = self.encodings.image(&key) {
-            return Ok((latents, true));
-        }
+        let missing = match self.encodings.image(key) {
+            Lookup::Cached(latents) => return Ok((latents, true)),
+            Lookup::Missing(missing) => missing,
+        };
         let codec = self.codec(Lease::begin(vae, || self.parts.vae.lease())?, plan);
         // Rounded to the run's dtype if the mode is, also on a CPU, which computes in f32.
         let kind = plan.conformance.latents_kind(self.precision.dtype);
         let latents = computing.image(|| codec.encode(image, fitted))?.f_to_kind(kind)?;
-        self.encodings.add_image(&key, &latents);
+        missing.add(&latents);
         Ok((latents, false))
     }
 }

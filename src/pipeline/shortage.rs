@@ -12,16 +12,23 @@ impl Pipeline {
     pub(super) fn check_memory(&self, plan: &Plan) -> Result<()> {
         let Some(files) = &self.files else { return Ok(()) };
         let loaded = self.loaded_parts();
-        let budget = files
-            .budget
-            .map(|budget| files.footprint.left_of(budget, files.arrangement, loaded));
-        // Not every device reports its free memory.
-        let check = || match memory::free(self.device).ok().into_iter().chain(budget).min() {
-            Some(available) => files.footprint.check(plan, files.arrangement, loaded, available),
-            None => Ok(()),
+        let check = || {
+            // What earlier runs encoded counts like weights.
+            let left_of = |budget: u64| {
+                let left = files.footprint.left_of(budget, files.arrangement, loaded);
+                left.saturating_sub(self.encodings.held())
+            };
+            // Not every device reports its free memory.
+            let free = memory::free(self.device).ok();
+            match free.into_iter().chain(files.budget.map(left_of)).min() {
+                Some(available) => files.footprint.check(plan, files.arrangement, loaded, available),
+                None => Ok(()),
+            }
         };
         check().or_else(|_| {
-            // Memory freed by earlier runs may still be in the allocator's cache.
+            // Memory freed by earlier runs may still be in the allocator's cache; what they encoded is
+            // encoded again when it is needed.
+            self.encodings.clear();
             memory::give_back_on(self.device);
             check()
         })

@@ -6,6 +6,7 @@ use kontext_text::{Prompt, TextEncoder, Unseen};
 use super::Pipeline;
 use super::adapted::Adapted;
 use super::computing::Computing;
+use super::encodings::{Lookup, PromptKey};
 use super::run::{Observer, notify};
 use crate::lora::LoraSet;
 use crate::{Event, Plan, Request};
@@ -34,21 +35,25 @@ impl Pipeline {
         let mut text: Option<Adapted<'_, TextEncoder>> = None;
         let mut all_unseen = Unseen::default();
         let mut encode = |prompt: Prompt<'_>, negative: bool| -> Result<Conditioning> {
-            let cached = self.encodings.text(prompt, &text_loras, compute);
-            let is_cached = cached.is_some();
-            let encoded = match cached {
-                Some(cached) => cached,
-                None => {
+            let key = PromptKey {
+                clip: prompt.clip.to_owned(),
+                t5: prompt.t5.to_owned(),
+                loras: text_loras.clone(),
+                compute,
+                threads: plan.threads.map(|threads| threads.text),
+            };
+            let (encoded, cached) = match self.encodings.text(key) {
+                Lookup::Cached(encoded) => (encoded, true),
+                Lookup::Missing(missing) => {
                     let encoder = match &text {
                         Some(leased) => leased,
                         None => text.insert(self.lease_text(loras)?),
                     };
-                    computing.text(|| encoder.with(|encoder| encoder.encode_in(prompt, compute)))?
+                    let encoded = computing.text(|| encoder.with(|encoder| encoder.encode_in(prompt, compute)))?;
+                    missing.add(&encoded);
+                    (encoded, false)
                 }
             };
-            if !is_cached {
-                self.encodings.add_text(prompt, &text_loras, compute, &encoded);
-            }
             let (conditioning, unseen) = encoded;
             // A cached prompt is truncated as the first one was.
             for truncation in &unseen.truncated {
@@ -60,7 +65,7 @@ impl Pipeline {
             let event = Event::Encoded {
                 conditioning: &conditioning,
                 negative,
-                cached: is_cached,
+                cached,
             };
             notify(observe, plan, event)?;
             all_unseen.truncated.extend(unseen.truncated);

@@ -3,6 +3,8 @@
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
+use kontext_core::Result;
+
 use super::pack::{self, COLUMNS, LANES, PANEL, Register};
 use super::tile;
 use crate::bf16_rows::View;
@@ -21,12 +23,12 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    pub(super) fn pack(k: &View<'_>, v: &View<'_>, at: [usize; 2], count: usize, width: usize) -> Self {
-        Self {
-            k: pack::keys(k, at, count, width),
-            v: pack::values(v, at, count, width, KEYS),
+    pub(super) fn pack(k: &View<'_>, v: &View<'_>, at: [usize; 2], count: usize, width: usize) -> Result<Self> {
+        Ok(Self {
+            k: pack::keys(k, at, count, width)?,
+            v: pack::values(v, at, count, width, KEYS)?,
             count,
-        }
+        })
     }
 }
 

@@ -53,9 +53,9 @@ pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, scale: Option<f64>) -> 
     }
     let pack = |index: usize| Keys::pack(k, v, [index / heads, index % heads], keys, width);
     let packed: Vec<Keys> = if parallel {
-        (0..pairs).into_par_iter().map(pack).collect()
+        (0..pairs).into_par_iter().map(pack).collect::<Result<_>>()?
     } else {
-        (0..pairs).map(pack).collect()
+        (0..pairs).map(pack).collect::<Result<_>>()?
     };
     let rows = Rows::new(&out, length, heads, width);
     let blocks = length.div_ceil(QUERIES);
@@ -166,6 +166,7 @@ mod tests {
     #[test]
     fn results_are_at_least_as_near_to_f64_as_those_of_libtorch_at_any_length_and_layout() {
         if !has_units() {
+            eprintln!("skipped: this CPU has no AVX-512 units for bf16");
             return;
         }
         let mut seed = 0;
@@ -204,6 +205,7 @@ mod tests {
             draw(&[1, 4, 90, 64], 3),
         );
         let Some(several) = attend(&q, &k, &v, None).unwrap() else {
+            eprintln!("skipped: this CPU has no AVX-512 units for bf16");
             return;
         };
         let before = tch::get_num_threads();
@@ -216,6 +218,7 @@ mod tests {
     #[test]
     fn a_score_far_above_the_others_takes_their_place_in_any_block() {
         if !has_units() {
+            eprintln!("skipped: this CPU has no AVX-512 units for bf16");
             return;
         }
         let (q, v) = (draw(&[1, 1, 3, 64], 1), draw(&[1, 1, 700, 64], 2));

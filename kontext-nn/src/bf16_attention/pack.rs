@@ -1,6 +1,11 @@
 //! Operands in the order of the units' registers: pairs of bf16 values that are multiplied and added together.
 
+use kontext_core::{Result, buffer};
+
 use crate::bf16_rows::View;
+
+/// The purpose of the memory, for its error.
+const PURPOSE: &str = "the packed keys and values of the attention";
 
 /// Lanes of a register.
 pub(super) const LANES: usize = 16;
@@ -22,9 +27,9 @@ pub(super) fn pairs(row: &[u16], out: &mut [u32]) {
 
 /// Packs keys so that a lane is a key: panels of [`COLUMNS`] keys, in each [D / 2][`PANEL`] registers. Keys
 /// beyond the last are zeros.
-pub(super) fn keys(k: &View<'_>, at: [usize; 2], count: usize, width: usize) -> Vec<Register> {
+pub(super) fn keys(k: &View<'_>, at: [usize; 2], count: usize, width: usize) -> Result<Vec<Register>> {
     let panels = count.div_ceil(COLUMNS);
-    let mut out = vec![[0; LANES]; panels * width / 2 * PANEL];
+    let mut out = buffer::filled([0; LANES], panels * width / 2 * PANEL, PURPOSE)?;
     for key in 0..count {
         let (panel, register, lane) = (key / COLUMNS, key % COLUMNS / LANES, key % LANES);
         let panel = &mut out[panel * width / 2 * PANEL..];
@@ -33,15 +38,15 @@ pub(super) fn keys(k: &View<'_>, at: [usize; 2], count: usize, width: usize) -> 
             registers[register][lane] = join(pair[0], pair[1]);
         }
     }
-    out
+    Ok(out)
 }
 
 /// Packs values so that a lane is a feature and a pair two keys: blocks of `block` keys, in each D /
 /// [`COLUMNS`] panels of [`block` / 2][`PANEL`] registers. Keys beyond the last are zeros.
-pub(super) fn values(v: &View<'_>, at: [usize; 2], count: usize, width: usize, block: usize) -> Vec<Register> {
+pub(super) fn values(v: &View<'_>, at: [usize; 2], count: usize, width: usize, block: usize) -> Result<Vec<Register>> {
     let blocks = count.div_ceil(block);
     let (panel_size, panels) = (block / 2 * PANEL, width / COLUMNS);
-    let mut out = vec![[0; LANES]; blocks * panels * panel_size];
+    let mut out = buffer::filled([0; LANES], blocks * panels * panel_size, PURPOSE)?;
     let zeros = vec![0; width];
     for first in (0..count).step_by(2) {
         let row = v.row([at[0], at[1], first]);
@@ -59,7 +64,7 @@ pub(super) fn values(v: &View<'_>, at: [usize; 2], count: usize, width: usize, b
             }
         }
     }
-    out
+    Ok(out)
 }
 
 fn join(first: u16, second: u16) -> u32 {
