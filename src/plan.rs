@@ -1,24 +1,24 @@
 //! The geometry and the schedule of a run, before any heavy work.
 
 mod arrays;
+mod check;
+mod display;
+mod facts;
 mod sizes;
 mod warnings;
 
-use kontext_core::{Device, Error, Kind, Result, range};
-use kontext_dit::DitConfig;
+use kontext_core::{Kind, Result};
 use kontext_nn::AttentionKernel;
-use kontext_sampler::geometry::{LARGEST_SIDE, TOKEN_PIXELS};
 use kontext_sampler::ids::{Origin, origins};
 use kontext_sampler::{CfgMode, Conformance, Grid, References, Schedule, Shift, Size};
-use kontext_text::Tokenizer;
 
-use crate::compute::ComputeChoice;
-use crate::defaults::LARGEST_GUIDANCE;
-use crate::fp8::Fp8Choice;
-use crate::threads::{Computation, Load};
-use crate::{Compute, ModelDefaults, Request, RunThreads, Threads, Warning};
+use crate::threads::Load;
+use crate::{Compute, Request, RunThreads, Warning};
 pub(crate) use arrays::check_values;
 use arrays::{check_image_latents, check_noise};
+pub(crate) use check::check_numbers;
+use check::check_request;
+pub(crate) use facts::ModelFacts;
 pub(crate) use sizes::stitched_width;
 use sizes::{input_sizes, reference_size, target_size};
 
@@ -78,87 +78,6 @@ pub struct ReferencePlan {
     pub origin: Origin,
 }
 
-/// Properties of the model that a plan depends on.
-#[derive(Debug, Clone)]
-pub(crate) struct ModelFacts {
-    pub(crate) sizes: Vec<Size>,
-    pub(crate) shift: Shift,
-    pub(crate) guidance_embed: bool,
-    pub(crate) text_tokens: i64,
-    pub(crate) latent_channels: i64,
-    pub(crate) defaults: ModelDefaults,
-    attention: Option<AttentionKernel>,
-    /// The same for runs in bf16.
-    attention_in_bf16: Option<AttentionKernel>,
-    pub(crate) compute: ComputeChoice,
-    pub(crate) fp8: Fp8Choice,
-    computation: Computation,
-    /// Settings of the model's defaults and of the builder without effect.
-    pub(crate) ignored: Vec<Warning>,
-}
-
-impl ModelFacts {
-    pub(crate) fn new(config: &DitConfig, shift: Shift, text_tokens: usize, defaults: ModelDefaults) -> Self {
-        let guidance = defaults.guidance.filter(|_| !config.guidance_embed);
-        Self {
-            sizes: defaults.sizes(),
-            shift,
-            guidance_embed: config.guidance_embed,
-            text_tokens: text_tokens as i64,
-            latent_channels: config.in_channels / 4,
-            defaults,
-            attention: None,
-            attention_in_bf16: None,
-            compute: ComputeChoice::all(Kind::Float),
-            fp8: Fp8Choice::default(),
-            computation: Computation::of(config),
-            ignored: guidance
-                .map(|guidance| Warning::DefaultGuidanceIgnored { guidance })
-                .into_iter()
-                .collect(),
-        }
-    }
-
-    /// Sets the kernel of attention, in the pipeline's dtype and in bf16.
-    pub(crate) fn attending(self, attention: Option<AttentionKernel>, in_bf16: Option<AttentionKernel>) -> Self {
-        Self {
-            attention,
-            attention_in_bf16: in_bf16,
-            ..self
-        }
-    }
-
-    /// Sets the kinds of arithmetic. Default: f32.
-    pub(crate) fn computing(self, compute: ComputeChoice) -> Self {
-        Self { compute, ..self }
-    }
-
-    /// Sets the runs that multiply in fp8. Default: none.
-    pub(crate) fn multiplying(self, fp8: Fp8Choice) -> Self {
-        Self { fp8, ..self }
-    }
-
-    /// Sets the device that computes, and the number of threads.
-    pub(crate) fn threading(mut self, device: Device, threads: Threads) -> Self {
-        self.computation.on_cpu = device == Device::Cpu;
-        self.computation.threads = threads;
-        self
-    }
-
-    /// Adds the settings of the builder without effect.
-    pub(crate) fn ignoring(mut self, ignored: Vec<Warning>) -> Self {
-        self.ignored.extend(ignored);
-        self
-    }
-
-    /// Returns the features of a token: the channels of a patch of 2x2 latents.
-    pub(crate) fn packed_channels(&self) -> i64 {
-        4 * self.latent_channels
-    }
-}
-
-/// Largest batch size, more than any device holds.
-const LARGEST_BATCH: usize = 256;
 /// Default steps of a model without guidance, which was distilled to few.
 const FEW_STEPS: usize = 4;
 
@@ -255,160 +174,6 @@ impl Plan {
             .saturating_add(self.reference_tokens())
             .saturating_add(self.text_tokens)
     }
-}
-
-impl std::fmt::Display for Plan {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (index, r) in self.references.iter().enumerate() {
-            let Origin { t, y, x } = r.origin;
-            let resize = if r.input == r.fitted {
-                "as it is".to_owned()
-            } else {
-                format!("stretched to {} by Lanczos", r.fitted)
-            };
-            writeln!(
-                f,
-                "reference {}: {}, {resize}, {}, {} tokens at (t {t}, y {y}, x {x})",
-                index + 1,
-                r.input,
-                r.grid,
-                r.grid.tokens()
-            )?;
-        }
-        writeln!(
-            f,
-            "target:      {}, {}, {} tokens",
-            self.target.size(),
-            self.target,
-            self.target.tokens()
-        )?;
-        if self.output == self.target.size() {
-            writeln!(f, "output:      {}", self.output)?;
-        } else {
-            writeln!(
-                f,
-                "output:      {}, resized from {} by Lanczos",
-                self.output,
-                self.target.size()
-            )?;
-        }
-        let tokens = (self.text_tokens, self.target.tokens(), self.reference_tokens());
-        writeln!(
-            f,
-            "sequence:    {} tokens ({} text + {} target + {} reference)",
-            self.tokens(),
-            tokens.0,
-            tokens.1,
-            tokens.2
-        )?;
-        let (steps, first) = (
-            self.schedule.steps(),
-            self.schedule.sigmas().first().copied().unwrap_or_default(),
-        );
-        writeln!(
-            f,
-            "steps:       {steps} from sigma {first:.3}, {} model run(s) each",
-            self.runs_per_step
-        )?;
-        match self.guidance {
-            Some(guidance) => writeln!(f, "guidance:    {guidance}")?,
-            None => writeln!(f, "guidance:    none (the model embeds none)")?,
-        }
-        if let Some(attention) = self.attention {
-            writeln!(f, "attention:   {attention}")?;
-        }
-        writeln!(f, "arithmetic:  {}{}", self.compute, fp8_note(self.fp8))?;
-        write!(f, "images:      {} ({:?} conventions)", self.batch, self.conformance)?;
-        if let Some(threads) = self.threads {
-            write!(f, "\nthreads:     {threads}")?;
-        }
-        self.warnings
-            .iter()
-            .try_for_each(|warning| write!(f, "\nwarning:     {warning}"))
-    }
-}
-
-/// Returns the addition to the kinds of arithmetic of a run with products in fp8.
-fn fp8_note(fp8: bool) -> &'static str {
-    if fp8 { ", products of the blocks in fp8" } else { "" }
-}
-
-fn check_request(request: &Request) -> Result<()> {
-    let optional = [&request.prompt_2, &request.negative_prompt, &request.negative_prompt_2];
-    for prompt in optional.into_iter().flatten().chain([&request.prompt]) {
-        Tokenizer::check_length(prompt)?;
-    }
-    check_numbers(request)?;
-    if request.strength != 1.0 && request.images.is_empty() {
-        return Err(Error::invalid(
-            "strength",
-            "1 where there is no image to start from",
-            request.strength,
-        ));
-    }
-    match request.images.iter().find(|i| i.width() == 0 || i.height() == 0) {
-        Some(image) => Err(Error::invalid(
-            "reference image",
-            "at least one pixel",
-            format!("{}x{}", image.width(), image.height()),
-        )),
-        None => Ok(()),
-    }
-}
-
-/// Checks the numbers of a request, whatever its images and the model are.
-pub(crate) fn check_numbers(request: &Request) -> Result<()> {
-    for side in [request.width, request.height].into_iter().flatten() {
-        if side == 0 || side > LARGEST_SIDE {
-            return Err(Error::invalid(
-                "image size",
-                format!("1 to {LARGEST_SIDE} pixels on a side"),
-                side,
-            ));
-        }
-    }
-    let largest = u64::from(LARGEST_SIDE) * u64::from(LARGEST_SIDE);
-    let smallest = u64::from(TOKEN_PIXELS) * u64::from(TOKEN_PIXELS);
-    if let Some(area) = request.max_area.filter(|a| !(smallest..=largest).contains(a)) {
-        return Err(Error::invalid(
-            "max_area",
-            format!("{smallest} to {largest} pixels"),
-            area,
-        ));
-    }
-    if request.max_area.is_some() && request.conformance == Conformance::Bfl {
-        return Err(Error::invalid(
-            "max_area",
-            "none in the conventions of Bfl; give width and height",
-            "one",
-        ));
-    }
-    if !(1..=LARGEST_BATCH).contains(&request.batch) {
-        return Err(Error::invalid(
-            "batch",
-            format!("1 to {LARGEST_BATCH} images"),
-            request.batch,
-        ));
-    }
-    let values = [
-        ("guidance", request.guidance.unwrap_or_default()),
-        ("true_cfg", request.true_cfg),
-    ];
-    if let Some((name, value)) = values
-        .into_iter()
-        .find(|(_, v)| v.is_nan() || v.abs() > LARGEST_GUIDANCE)
-    {
-        return Err(Error::invalid(
-            name,
-            format!("a value from -{LARGEST_GUIDANCE} to {LARGEST_GUIDANCE}"),
-            value,
-        ));
-    }
-    for lora in request.loras.iter().flatten() {
-        range::finite("scale of a LoRA", lora.scale)?;
-    }
-    // The target and the shift of the model change the levels, and not which are accepted.
-    levels(request, 1, 1, Shift::schnell()).map(drop)
 }
 
 /// Returns the request's guidance value, else the model's, else that of the mode.

@@ -1,0 +1,92 @@
+//! Checks of a request's numbers.
+
+use kontext_core::{Error, Result, range};
+use kontext_sampler::geometry::{LARGEST_SIDE, TOKEN_PIXELS};
+use kontext_sampler::{Conformance, Shift};
+use kontext_text::Tokenizer;
+
+use super::levels;
+use crate::Request;
+use crate::defaults::LARGEST_GUIDANCE;
+
+/// Largest batch size, more than any device holds.
+const LARGEST_BATCH: usize = 256;
+
+/// Checks a request's prompts, numbers and images.
+pub(super) fn check_request(request: &Request) -> Result<()> {
+    let optional = [&request.prompt_2, &request.negative_prompt, &request.negative_prompt_2];
+    for prompt in optional.into_iter().flatten().chain([&request.prompt]) {
+        Tokenizer::check_length(prompt)?;
+    }
+    check_numbers(request)?;
+    if request.strength != 1.0 && request.images.is_empty() {
+        return Err(Error::invalid(
+            "strength",
+            "1 where there is no image to start from",
+            request.strength,
+        ));
+    }
+    match request.images.iter().find(|i| i.width() == 0 || i.height() == 0) {
+        Some(image) => Err(Error::invalid(
+            "reference image",
+            "at least one pixel",
+            format!("{}x{}", image.width(), image.height()),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Checks the numbers of a request, whatever its images and the model are.
+pub(crate) fn check_numbers(request: &Request) -> Result<()> {
+    for side in [request.width, request.height].into_iter().flatten() {
+        if side == 0 || side > LARGEST_SIDE {
+            return Err(Error::invalid(
+                "image size",
+                format!("1 to {LARGEST_SIDE} pixels on a side"),
+                side,
+            ));
+        }
+    }
+    let largest = u64::from(LARGEST_SIDE) * u64::from(LARGEST_SIDE);
+    let smallest = u64::from(TOKEN_PIXELS) * u64::from(TOKEN_PIXELS);
+    if let Some(area) = request.max_area.filter(|a| !(smallest..=largest).contains(a)) {
+        return Err(Error::invalid(
+            "max_area",
+            format!("{smallest} to {largest} pixels"),
+            area,
+        ));
+    }
+    if request.max_area.is_some() && request.conformance == Conformance::Bfl {
+        return Err(Error::invalid(
+            "max_area",
+            "none in the conventions of Bfl; give width and height",
+            "one",
+        ));
+    }
+    if !(1..=LARGEST_BATCH).contains(&request.batch) {
+        return Err(Error::invalid(
+            "batch",
+            format!("1 to {LARGEST_BATCH} images"),
+            request.batch,
+        ));
+    }
+    let values = [
+        ("guidance", request.guidance.unwrap_or_default()),
+        ("true_cfg", request.true_cfg),
+    ];
+    if let Some((name, value)) = values
+        .into_iter()
+        .find(|(_, v)| v.is_nan() || v.abs() > LARGEST_GUIDANCE)
+    {
+        return Err(Error::invalid(
+            name,
+            format!("a value from -{LARGEST_GUIDANCE} to {LARGEST_GUIDANCE}"),
+            value,
+        ));
+    }
+    for lora in request.loras.iter().flatten() {
+        range::finite("scale of a LoRA", lora.scale)?;
+    }
+    // The target and the shift of the model change the levels, and not which are accepted.
+    levels(request, 1, 1, Shift::schnell()).map(drop)
+}

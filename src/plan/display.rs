@@ -1,0 +1,83 @@
+//! Plans as text.
+
+use std::fmt;
+
+use kontext_sampler::ids::Origin;
+
+use crate::Plan;
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, r) in self.references.iter().enumerate() {
+            let Origin { t, y, x } = r.origin;
+            let resize = if r.input == r.fitted {
+                "as it is".to_owned()
+            } else {
+                format!("stretched to {} by Lanczos", r.fitted)
+            };
+            writeln!(
+                f,
+                "reference {}: {}, {resize}, {}, {} tokens at (t {t}, y {y}, x {x})",
+                index + 1,
+                r.input,
+                r.grid,
+                r.grid.tokens()
+            )?;
+        }
+        writeln!(
+            f,
+            "target:      {}, {}, {} tokens",
+            self.target.size(),
+            self.target,
+            self.target.tokens()
+        )?;
+        if self.output == self.target.size() {
+            writeln!(f, "output:      {}", self.output)?;
+        } else {
+            writeln!(
+                f,
+                "output:      {}, resized from {} by Lanczos",
+                self.output,
+                self.target.size()
+            )?;
+        }
+        let tokens = (self.text_tokens, self.target.tokens(), self.reference_tokens());
+        writeln!(
+            f,
+            "sequence:    {} tokens ({} text + {} target + {} reference)",
+            self.tokens(),
+            tokens.0,
+            tokens.1,
+            tokens.2
+        )?;
+        let (steps, first) = (
+            self.schedule.steps(),
+            self.schedule.sigmas().first().copied().unwrap_or_default(),
+        );
+        writeln!(
+            f,
+            "steps:       {steps} from sigma {first:.3}, {} model run(s) each",
+            self.runs_per_step
+        )?;
+        match self.guidance {
+            Some(guidance) => writeln!(f, "guidance:    {guidance}")?,
+            None => writeln!(f, "guidance:    none (the model embeds none)")?,
+        }
+        if let Some(attention) = self.attention {
+            writeln!(f, "attention:   {attention}")?;
+        }
+        writeln!(f, "arithmetic:  {}{}", self.compute, fp8_note(self.fp8))?;
+        write!(f, "images:      {} ({:?} conventions)", self.batch, self.conformance)?;
+        if let Some(threads) = self.threads {
+            write!(f, "\nthreads:     {threads}")?;
+        }
+        self.warnings
+            .iter()
+            .try_for_each(|warning| write!(f, "\nwarning:     {warning}"))
+    }
+}
+
+/// Returns the addition to the kinds of arithmetic of a run with products in fp8.
+fn fp8_note(fp8: bool) -> &'static str {
+    if fp8 { ", products of the blocks in fp8" } else { "" }
+}
