@@ -2,6 +2,7 @@
 
 mod adapted;
 mod computing;
+mod damage;
 mod encodings;
 mod loras;
 mod recent;

@@ -3,9 +3,9 @@
 use std::ops::ControlFlow;
 
 use image::RgbImage;
-use kontext_core::{Conditioning, During, Error, ModelPart, Result, Stage, Tensor, Tokens, array, buffer, noise};
+use kontext_core::{Conditioning, During, Error, Result, Stage, Tensor, Tokens, array, buffer, noise};
 use kontext_dit::{Arithmetic, Run, RunInput};
-use kontext_nn::{Weights, without_fp8};
+use kontext_nn::without_fp8;
 use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_sampler::{CfgMode, Conformance, add_noise, guidance, integrate, pack, unpack};
 use kontext_vae::Autoencoder;
@@ -268,30 +268,6 @@ impl Pipeline {
             kind: plan.compute.autoencoder,
             device: self.device,
             tiling: self.tiling,
-        }
-    }
-
-    /// Finds the damaged tensor that caused a non-finite result.
-    fn name_damage(&self, error: Error) -> Error {
-        let (Error::NotFinite { stage, .. }, Some(checkpoint)) = (&error, self.checkpoint()) else {
-            return error;
-        };
-        let path = match stage.part() {
-            Some(ModelPart::T5) => &checkpoint.t5,
-            Some(ModelPart::Clip) => &checkpoint.clip,
-            Some(ModelPart::Transformer) => &checkpoint.transformer,
-            Some(ModelPart::Autoencoder) => &checkpoint.vae,
-            _ => return error,
-        };
-        match Weights::open(path).and_then(|w| w.store().first_not_finite()) {
-            Ok(Some(tensor)) => {
-                let hint = format!(
-                    "tensor `{tensor}` of {} holds NaN or infinity; fetch the file again",
-                    path.display()
-                );
-                Error::NotFinite { stage: *stage, hint }
-            }
-            _ => error,
         }
     }
 }
