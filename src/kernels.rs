@@ -1,4 +1,4 @@
-//! Kernels of a pipeline's transformer, compiled while its weights load.
+//! Kernels of a pipeline's transformer and autoencoder, compiled while their weights load.
 
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -8,8 +8,10 @@ use kontext_core::{Device, Error, Kind, Result, lock};
 use kontext_dit::{Arithmetic, Dit, DitConfig};
 use kontext_kernels::{KernelShape, Kernels};
 use kontext_sampler::Conformance;
+use kontext_vae::Autoencoder;
 
-/// The kernels of a device and a transformer, on their way or there.
+/// The kernels of a device and a transformer, on their way or there. An autoencoder uses the same: its channels
+/// are arguments of the launches.
 #[derive(Debug, Default)]
 pub(crate) struct KernelSource(Mutex<State>);
 
@@ -63,6 +65,13 @@ impl KernelSource {
     pub(crate) fn equip(&self, dit: &mut Dit) {
         if let State::There(kernels) = &*self.finished() {
             dit.set_kernels(Some(kernels.clone()));
+        }
+    }
+
+    /// Gives an autoencoder the kernels; waits for the compiler.
+    pub(crate) fn equip_autoencoder(&self, vae: &mut Autoencoder) {
+        if let State::There(kernels) = &*self.finished() {
+            vae.set_kernels(Some(kernels.clone()));
         }
     }
 
