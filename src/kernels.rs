@@ -111,6 +111,32 @@ pub(crate) fn arithmetic(conformance: Conformance) -> Arithmetic {
 mod tests {
     use super::*;
 
+    #[cfg(target_os = "linux")] // The emulator's.
+    #[test]
+    fn a_loaded_autoencoder_has_the_kernels() {
+        use std::sync::Arc;
+
+        use kontext_kernels::Counter;
+
+        use crate::part_files::VaeFiles;
+
+        let shape = KernelShape::new(64, 32, 256).unwrap();
+        let counter = Arc::new(Counter::new(Arc::new(kontext_emulator::Emulator::default())));
+        let kernels = Kernels::launched_by(counter.clone(), &shape);
+        let files = VaeFiles {
+            path: concat!(env!("CARGO_MANIFEST_DIR"), "/models/kontext-emoji/vae").into(),
+            device: Device::Cpu,
+            kernels: Arc::new(KernelSource(Mutex::new(State::There(kernels)))),
+        };
+        let latents = kontext_core::Tensor::zeros([1, 16, 2, 2], (Kind::BFloat16, Device::Cpu));
+        let launches = |vae: &Autoencoder| {
+            drop(vae.decode(&latents).unwrap());
+            counter.take().values().map(|count| count.launches).sum::<u64>()
+        };
+        assert_eq!(launches(&files.read().unwrap()), 0);
+        assert!(launches(&files.open().unwrap()) > 0);
+    }
+
     fn reason(options: &KernelOptions, config: &DitConfig, device: Device, compute: Kind) -> Option<String> {
         KernelSource::begin(options, config, device, compute).missing()
     }
