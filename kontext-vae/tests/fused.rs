@@ -17,18 +17,18 @@ const ENCODER: u64 = 4 * 2 * 2 + 5 + 1;
 /// Those of the decoder, which has three blocks a level.
 const DECODER: u64 = 4 * 3 * 2 + 5 + 1;
 
-/// The channels of the repository's small model, or a number without kernels.
-fn autoencoder(block_out_channels: [i64; 4], norm_num_groups: i64) -> Autoencoder {
+fn autoencoder(block_out_channels: [i64; 4], norm_num_groups: i64, seed: u64) -> Autoencoder {
     let config = VaeConfig {
         block_out_channels,
         norm_num_groups,
         ..VaeConfig::flux()
     };
-    Autoencoder::Kl(AutoencoderKl::new(&Weights::synthetic(1), &config).unwrap())
+    Autoencoder::Kl(AutoencoderKl::new(&Weights::synthetic(seed), &config).unwrap())
 }
 
-fn small() -> Autoencoder {
-    autoencoder([16, 24, 48, 96], 8)
+/// An autoencoder with the channels of the repository's small model.
+fn small(seed: u64) -> Autoencoder {
+    autoencoder([16, 24, 48, 96], 8, seed)
 }
 
 fn draw(shape: &[i64], seed: u64) -> Tensor {
@@ -68,32 +68,46 @@ fn norms(counter: &Counter) -> u64 {
 
 #[test]
 fn an_autoencoder_by_kernels_is_as_close_to_f32_as_one_without() {
-    let mut vae = small();
-    let (exact, plain) = (coded(&vae, Kind::Float), coded(&vae, Kind::BFloat16));
+    let mut sums = [0.0; 2];
+    for seed in 1..=4 {
+        let mut vae = small(seed);
+        let (exact, plain) = (coded(&vae, Kind::Float), coded(&vae, Kind::BFloat16));
+        let (kernels, counter) = kernels();
+        vae.set_kernels(Some(kernels));
+        let fused = coded(&vae, Kind::BFloat16);
+        assert_eq!(norms(&counter), ENCODER + DECODER);
+        for ((fused, plain), exact) in fused.iter().zip(&plain).zip(&exact) {
+            let distance = |x: &Tensor| check::relative_l2(&x.to_kind(Kind::Float), exact).unwrap();
+            let (fused, plain) = (distance(fused), distance(plain));
+            // Of a few hundred latents, rounding errors differ by chance: of 24 draws by up to 15%.
+            assert!(fused < 1.25 * plain && plain < 2e-2, "{fused:e}, {plain:e}");
+            sums = [sums[0] + fused, sums[1] + plain];
+        }
+        // In f32 nothing changes.
+        for (x, exact) in coded(&vae, Kind::Float).iter().zip(&exact) {
+            assert!(x.equal(exact));
+        }
+        assert_eq!(norms(&counter), 0);
+    }
+    // Both round each norm once: on a CPU libtorch's operations compute it in f32, too.
+    assert!(sums[0] < 1.05 * sums[1], "{sums:?}");
+}
+
+#[test]
+fn kernels_that_are_removed_leave_the_autoencoder_as_it_was() {
+    let mut vae = small(1);
+    let plain = coded(&vae, Kind::BFloat16);
     let (kernels, counter) = kernels();
     vae.set_kernels(Some(kernels));
-    let fused = coded(&vae, Kind::BFloat16);
-    assert_eq!(norms(&counter), ENCODER + DECODER);
-    for ((fused, plain), exact) in fused.iter().zip(&plain).zip(&exact) {
-        let [fused, plain] = [fused, plain].map(|x| check::relative_l2(&x.to_kind(Kind::Float), exact).unwrap());
-        // Both round each norm once: on a CPU libtorch's operations work in f32, too.
-        assert!(fused <= 1.05 * plain && plain < 2e-2, "{fused:e}, {plain:e}");
-    }
-    // In f32 nothing changes.
-    for (x, exact) in coded(&vae, Kind::Float).iter().zip(&exact) {
-        assert!(x.equal(exact));
-    }
-    assert_eq!(norms(&counter), 0);
     vae.set_kernels(None);
-    for (x, plain) in coded(&vae, Kind::BFloat16).iter().zip(&plain) {
-        assert!(x.equal(plain));
-    }
+    let coded = coded(&vae, Kind::BFloat16);
+    assert!(coded.iter().zip(&plain).all(|(x, plain)| x.equal(plain)));
     assert_eq!(norms(&counter), 0);
 }
 
 #[test]
 fn roundings_of_other_programs_take_the_path_without_kernels() {
-    let mut vae = small();
+    let mut vae = small(1);
     let plain = coded(&vae, Kind::BFloat16);
     let (kernels, counter) = kernels();
     vae.set_kernels(Some(kernels));
@@ -104,7 +118,7 @@ fn roundings_of_other_programs_take_the_path_without_kernels() {
 
 #[test]
 fn gradients_are_those_of_the_path_without_kernels() {
-    let mut vae = small();
+    let mut vae = small(1);
     let gradient = |vae: &Autoencoder| {
         let image = image().set_requires_grad(true);
         let latents = vae.encode_latents(&image.to_kind(Kind::BFloat16)).unwrap();
@@ -121,7 +135,7 @@ fn gradients_are_those_of_the_path_without_kernels() {
 
 #[test]
 fn each_tile_is_normed_by_kernels() {
-    let mut vae = small();
+    let mut vae = small(1);
     let (kernels, counter) = kernels();
     vae.set_kernels(Some(kernels));
     let latents = draw(&[1, 16, 8, 14], 3).to_kind(Kind::BFloat16);
@@ -133,7 +147,7 @@ fn each_tile_is_normed_by_kernels() {
 #[test]
 fn autoencoders_without_a_kernel_for_their_channels_compute_as_before() {
     let tiny = || Autoencoder::Tiny(AutoencoderTiny::new(&Weights::synthetic(1), &TinyConfig::taef1()).unwrap());
-    let narrow = || autoencoder([4, 4, 4, 4], 2);
+    let narrow = || autoencoder([4, 4, 4, 4], 2, 1);
     let builds: [&dyn Fn() -> Autoencoder; 2] = [&tiny, &narrow];
     for build in builds {
         let mut vae = build();
