@@ -43,7 +43,7 @@ impl PipelineBuilder {
         let Parts {
             text,
             mut dit,
-            vae,
+            mut vae,
             shift,
             defaults,
         } = parts;
@@ -54,8 +54,10 @@ impl PipelineBuilder {
         let kernels = KernelSource::begin(&self.kernels, &config, device, settings.precision.built);
         if self.kernels.wanted {
             kernels.equip(&mut dit);
+            kernels.equip_autoencoder(&mut vae);
         } else {
             dit.set_kernels(None);
+            vae.set_kernels(None);
         }
         let parts = PartSlots {
             text: Slot::given(text),

@@ -191,8 +191,8 @@ impl PipelineBuilder {
         }
     }
 
-    /// Sets if the transformer computes by kernels of this library where it can: on CUDA devices from compute
-    /// capability 8.0 on, in bf16, in the conventions of this library. Default: `true`.
+    /// Sets if transformer and autoencoder compute by kernels of this library where they can: on CUDA devices from
+    /// compute capability 8.0 on, in bf16, in the conventions of this library. Default: `true`.
     ///
     /// They are compiled by NVRTC while the weights load. If that fails, libtorch's operations remain, whose results
     /// differ within the roundings of bf16 ([`Arithmetic`](kontext_dit::Arithmetic)), and

@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use image::{GenericImage, RgbImage};
 use kontext_core::{Device, Error, Kind, Result, Stage, Tensor, buffer, check, images};
+use kontext_dit::Arithmetic;
+use kontext_nn::GroupNorm;
 use kontext_sampler::{Conformance, References, Size};
 use kontext_vae::{Autoencoder, Tiling};
 
+use crate::kernels::arithmetic;
 use crate::plan::stitched_width;
 use crate::{Plan, Request};
 
@@ -16,13 +19,14 @@ pub(crate) fn default_tiling(area: u64) -> Option<Tiling> {
     (area > UNTILED_AREA).then(Tiling::default)
 }
 
-/// An autoencoder with the dtype, device and tiling of its runs.
+/// An autoencoder with the dtype, device, tiling and conventions of a run.
 #[derive(Debug)]
 pub(crate) struct Codec<'a> {
     pub(crate) vae: &'a Autoencoder,
     pub(crate) kind: Kind,
     pub(crate) device: Device,
     pub(crate) tiling: Option<Tiling>,
+    pub(crate) conformance: Conformance,
 }
 
 impl Codec<'_> {
@@ -34,23 +38,23 @@ impl Codec<'_> {
             let fitted = images::resize(image, size.width, size.height)?;
             images::to_tensor(&fitted, self.kind, self.device)?
         };
-        let latents = match self.tiles(&pixels.size(), 1) {
-            Some(tiling) => self.vae.encode_latents_tiled(&pixels, tiling)?,
-            None => self.vae.encode_latents(&pixels)?,
-        };
+        let latents = self.rounded(|| match self.tiles(&pixels.size(), 1) {
+            Some(tiling) => self.vae.encode_latents_tiled(&pixels, tiling),
+            None => self.vae.encode_latents(&pixels),
+        })?;
         check::finite(Stage::Encode, &latents)?;
         Ok(latents)
     }
 
     /// Decodes latents [1, C, H, W] to an image of `size`.
-    pub(crate) fn decode(&self, latents: &Tensor, size: Size, conformance: Conformance) -> Result<RgbImage> {
+    pub(crate) fn decode(&self, latents: &Tensor, size: Size) -> Result<RgbImage> {
         let latents = latents.f_to_kind(self.kind)?;
-        let pixels = match self.tiles(&latents.size(), kontext_vae::DOWNSCALE) {
-            Some(tiling) => self.vae.decode_tiled(&latents, tiling)?,
-            None => self.vae.decode(&latents)?,
-        };
+        let pixels = self.rounded(|| match self.tiles(&latents.size(), kontext_vae::DOWNSCALE) {
+            Some(tiling) => self.vae.decode_tiled(&latents, tiling),
+            None => self.vae.decode(&latents),
+        })?;
         check::finite(Stage::Decode, &pixels)?;
-        let rounding = match conformance {
+        let rounding = match self.conformance {
             Conformance::Native | Conformance::Diffusers => images::Rounding::Nearest,
             Conformance::Bfl => images::Rounding::Down,
         };
@@ -63,6 +67,14 @@ impl Codec<'_> {
             return Ok(image);
         }
         images::resize(&image, size.width, size.height)
+    }
+
+    /// Computes with the roundings of the run's conventions: kernels round less often than other programs.
+    fn rounded<T>(&self, compute: impl FnOnce() -> T) -> T {
+        match arithmetic(self.conformance) {
+            Arithmetic::Fewest => compute(),
+            Arithmetic::Diffusers | Arithmetic::Bfl => GroupNorm::without_kernels(compute),
+        }
     }
 
     fn tiles(&self, shape: &[i64], pixels: i64) -> Option<Tiling> {

@@ -58,7 +58,7 @@ pub enum Event<'a> {
         /// ([`encoding_cache`](crate::PipelineBuilder::encoding_cache)).
         cached: bool,
     },
-    /// The transformer computes by libtorch's operations, although the pipeline wants kernels
+    /// Transformer and autoencoder compute by libtorch's operations, although the pipeline wants kernels
     /// ([`PipelineBuilder::kernels`](crate::PipelineBuilder::kernels)) and this run could use them: results differ within
     /// the roundings of bf16, and steps take longer. Once a run, before its first step.
     NoKernels {

@@ -1,4 +1,4 @@
-//! Kernels of a pipeline's transformer, compiled while its weights load.
+//! Kernels of a pipeline's transformer and autoencoder, compiled while their weights load.
 
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -8,8 +8,10 @@ use kontext_core::{Device, Error, Kind, Result, lock};
 use kontext_dit::{Arithmetic, Dit, DitConfig};
 use kontext_kernels::{KernelShape, Kernels};
 use kontext_sampler::Conformance;
+use kontext_vae::Autoencoder;
 
-/// The kernels of a device and a transformer, on their way or there.
+/// The kernels of a device and a transformer, on their way or there. An autoencoder uses the same: its channels
+/// are arguments of the launches.
 #[derive(Debug, Default)]
 pub(crate) struct KernelSource(Mutex<State>);
 
@@ -66,6 +68,13 @@ impl KernelSource {
         }
     }
 
+    /// Gives an autoencoder the kernels; waits for the compiler.
+    pub(crate) fn equip_autoencoder(&self, vae: &mut Autoencoder) {
+        if let State::There(kernels) = &*self.finished() {
+            vae.set_kernels(Some(kernels.clone()));
+        }
+    }
+
     /// Returns the reason why there are no kernels, although runs would use them.
     pub(crate) fn missing(&self) -> Option<String> {
         match &*self.finished() {
@@ -108,6 +117,32 @@ pub(crate) fn arithmetic(conformance: Conformance) -> Arithmetic {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(target_os = "linux")] // The emulator's.
+    #[test]
+    fn a_loaded_autoencoder_has_the_kernels() {
+        use std::sync::Arc;
+
+        use kontext_kernels::Counter;
+
+        use crate::part_files::VaeFiles;
+
+        let shape = KernelShape::new(64, 32, 256).unwrap();
+        let counter = Arc::new(Counter::new(Arc::new(kontext_emulator::Emulator::default())));
+        let kernels = Kernels::launched_by(counter.clone(), &shape);
+        let files = VaeFiles {
+            path: concat!(env!("CARGO_MANIFEST_DIR"), "/models/kontext-emoji/vae").into(),
+            device: Device::Cpu,
+            kernels: Arc::new(KernelSource(Mutex::new(State::There(kernels)))),
+        };
+        let latents = kontext_core::Tensor::zeros([1, 16, 2, 2], (Kind::BFloat16, Device::Cpu));
+        let launches = |vae: &Autoencoder| {
+            drop(vae.decode(&latents).unwrap());
+            counter.take().values().map(|count| count.launches).sum::<u64>()
+        };
+        assert_eq!(launches(&files.read().unwrap()), 0);
+        assert!(launches(&files.open().unwrap()) > 0);
+    }
 
     fn reason(options: &KernelOptions, config: &DitConfig, device: Device, compute: Kind) -> Option<String> {
         KernelSource::begin(options, config, device, compute).missing()

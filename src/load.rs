@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use image::RgbImage;
-use kontext_core::{Device, Error, Kind, ModelPart, Result, Stage, buffer};
+use kontext_core::{Device, Error, ModelPart, Result, Stage, buffer};
 use kontext_device::{memory, openmp};
 use kontext_dit::DitConfig;
 use kontext_dit::names::is_block;
@@ -12,14 +12,13 @@ use kontext_formats::Quantize;
 use kontext_nn::{Offload, Weights};
 use kontext_sampler::Size;
 use kontext_text::T5Encoder;
-use kontext_vae::Autoencoder;
 
 use crate::checkpoint::Checkpoint;
 use crate::fp8::Fp8Choice;
 use crate::kernels::KernelSource;
 use crate::lora::LoraSet;
 use crate::memory::{Footprint, Machine, MemoryPlan};
-use crate::part_files::{TextFiles, TransformerFiles};
+use crate::part_files::{TextFiles, TransformerFiles, VaeFiles};
 use crate::pipeline::{PartSlots, Pipeline, Precision, fit};
 use crate::placement::{Arrangement, Placement, Slot};
 use crate::plan::ModelFacts;
@@ -113,10 +112,13 @@ impl PipelineBuilder {
         tell("VAE", 3);
         // Held in f32, because one of the conformance modes computes in it; a run in another dtype makes its copy of
         // the weights once.
-        let vae = {
-            let path = checkpoint.vae.clone();
-            Slot::new(staged, move || Autoencoder::open(&path, Kind::Float, device))?
+        let vae_files = VaeFiles {
+            path: checkpoint.vae.clone(),
+            device,
+            kernels: Arc::clone(&kernels),
         };
+        // Equipped after the transformer is read, which takes longer than the compiler.
+        let vae = (!staged).then(|| vae_files.read()).transpose()?;
         let files = TransformerFiles {
             weights: weights.offload(left).quantized(self.quantize).fp8_products(fp8),
             config: config.clone(),
@@ -128,6 +130,10 @@ impl PipelineBuilder {
         } else {
             let dit = files.open(|blocks| tell("transformer", 4 + blocks))?;
             Slot::kept(dit, move || files.open(|_| ()))
+        };
+        let vae = match vae.map(|vae| vae_files.equipped(vae)) {
+            Some(vae) => Slot::kept(vae, move || vae_files.open()),
+            None => Slot::new(true, move || vae_files.open())?,
         };
         if let (Some(text), Some(vae)) = (text.in_memory(), vae.in_memory()) {
             fit(&text, &vae, config)?;

@@ -1,5 +1,6 @@
 //! The files of parts that a pipeline loads, once or for each run.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use kontext_core::{Device, Kind, Result};
@@ -8,6 +9,7 @@ use kontext_dit::{Dit, DitConfig};
 use kontext_formats::Quantize;
 use kontext_nn::{Offload, Weights};
 use kontext_text::{ClipEncoder, T5Encoder, TextEncoder, Tokenizer};
+use kontext_vae::Autoencoder;
 
 use crate::checkpoint::Checkpoint;
 use crate::kernels::KernelSource;
@@ -64,5 +66,32 @@ impl TransformerFiles {
         self.kernels.equip(&mut dit);
         memory::give_back();
         Ok(dit)
+    }
+}
+
+/// The autoencoder's files and their loading options.
+pub(crate) struct VaeFiles {
+    pub(crate) path: PathBuf,
+    pub(crate) device: Device,
+    pub(crate) kernels: Arc<KernelSource>,
+}
+
+impl VaeFiles {
+    pub(crate) fn open(&self) -> Result<Autoencoder> {
+        Ok(self.equipped(self.read()?))
+    }
+
+    /// Reads the weights, without a wait for the kernels' compiler.
+    pub(crate) fn read(&self) -> Result<Autoencoder> {
+        // Held in f32, because one of the conformance modes computes in it; a run in another dtype makes its copy
+        // of the weights once.
+        let vae = Autoencoder::open(&self.path, Kind::Float, self.device);
+        memory::give_back();
+        vae
+    }
+
+    pub(crate) fn equipped(&self, mut vae: Autoencoder) -> Autoencoder {
+        self.kernels.equip_autoencoder(&mut vae);
+        vae
     }
 }

@@ -48,8 +48,9 @@ NOT_YET = """
 **Not measured yet.** No machine with a GPU was at hand. A run will measure, within 560 s on an H100:
 
 - **correctness** against the CPU, in f32 (without TF32) and bf16: each own kernel against f64 at a few rows and at 8704,
-  with its TB/s next to libtorch's operations for the same work, and the time of its compilation; a step by kernels
-  against one without and one in f32; each kernel of attention, and which one libtorch picks; edits, generation, true CFG,
+  with its TB/s next to libtorch's operations for the same work, and the time of its compilation; a step and an
+  autoencoder by kernels against those without and in f32; each kernel of attention, and which one libtorch picks;
+  edits, generation, true CFG,
   several references, img2img, sessions, batches, repeated edits from the cache; every stored form of weights; LoRAs next to
   the weights and fused; staged and streamed models, bit for bit; the autoencoder whole and in tiles; T5 and CLIP; noise;
   the shipped model's image; ten runs at once; too little memory, cancelled runs, damaged weights; a training step and the
@@ -57,7 +58,8 @@ NOT_YET = """
 - **speed** of a model of the published size (12 B) with random weights: steps of edits at 1024x1024 and 512x512 and of
   text-to-image, by own kernels and without, on the device and on the host, with the first call's excess, also of a new
   size; with FlashAttention 3 in bf16 and fp8; kernels a step, the share in which the device is busy, what is prepared once
-  a run, text encoders, autoencoder, a whole run cold and repeated; fp8 and Q4_0, resident, staged and streamed, with the
+  a run, text encoders, autoencoder by own kernels and without, a whole run cold and repeated; fp8 and Q4_0, resident,
+  staged and streamed, with the
   peak of memory next to its plan; attention by each kernel at 8704 and 4608 tokens; a LoRA's training step;
 - **opponents** on the same card in the same run: diffusers eager, with flash attention, with fused QKV, compiled by regions,
   in fp8 by rows, and with FlashAttention 3 in fp8;

@@ -66,7 +66,7 @@ pub struct LoadArgs {
     /// Threads of a run on the CPU: auto, by the work; or a number. Runs of this program take turns
     #[arg(long, value_name = "N", default_value_t)]
     pub threads: Threads,
-    /// Compute the transformer by libtorch's operations only, without the kernels for CUDA devices
+    /// Compute transformer and autoencoder by libtorch's operations only, without the kernels for CUDA devices
     #[arg(long)]
     pub no_kernels: bool,
     /// Single parts.

@@ -4,7 +4,10 @@
 //! output is off by 2e-5, and the output of a whole autoencoder by 3.5e-4. Here the moments are those of many
 //! short columns, each summed with few terms, and are joined in f64.
 
+mod fused;
+
 use kontext_core::{Device, Kind, Result};
+use kontext_kernels::Kernels;
 use tch::Tensor;
 
 use crate::Weights;
@@ -23,6 +26,7 @@ pub struct GroupNorm {
     bias: Tensor,
     groups: i64,
     eps: f64,
+    kernels: Option<Kernels>,
 }
 
 impl GroupNorm {
@@ -37,6 +41,7 @@ impl GroupNorm {
             bias: w.tensor("bias", &[channels])?,
             groups,
             eps,
+            kernels: None,
         })
     }
 
@@ -45,6 +50,9 @@ impl GroupNorm {
     /// # Errors
     /// [`kontext_core::Error::Torch`] if libtorch fails.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if let Some(normed) = self.by_kernels(x, false)? {
+            return Ok(normed);
+        }
         if !self.is_split(x) {
             return self.by_libtorch(x);
         }
@@ -57,6 +65,9 @@ impl GroupNorm {
     /// # Errors
     /// [`kontext_core::Error::Torch`] if libtorch fails.
     pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
+        if let Some(normed) = self.by_kernels(x, true)? {
+            return Ok(normed);
+        }
         if !self.is_split(x) {
             let mut normed = self.by_libtorch(x)?;
             // In place if no gradient is required: at a megapixel each copy takes 0.5 GB in f32.
@@ -77,10 +88,10 @@ impl GroupNorm {
     /// [`kontext_core::Error::Torch`] if libtorch fails.
     #[expect(clippy::needless_pass_by_value, reason = "its memory is reused")]
     pub fn forward_silu_in_place(&self, x: Tensor) -> Result<Tensor> {
-        if self.is_split(&x) {
-            self.by_columns(&x, &channels_innermost(&x)?, true)
-        } else {
-            self.forward_silu(&x)
+        match self.by_kernels(&x, true)? {
+            Some(normed) => Ok(normed),
+            None if self.is_split(&x) => self.by_columns(&x, &channels_innermost(&x)?, true),
+            None => self.forward_silu(&x),
         }
     }
 
@@ -189,6 +200,7 @@ mod tests {
             bias: draw(&[channels], 2),
             groups,
             eps: EPS,
+            kernels: None,
         };
         let x = draw(&shape, 3) * 2.0 + draw(&[1, channels, 1, 1], 4) * 3.0;
         (norm, ops::channels_last(&x.to_kind(kind)).unwrap())

@@ -89,6 +89,11 @@ impl MidBlock {
         })
     }
 
+    pub(crate) fn norms(&mut self) -> impl Iterator<Item = &mut GroupNorm> {
+        let around = self.before.norms().into_iter().chain(self.after.norms());
+        around.chain([&mut self.attention.group_norm])
+    }
+
     /// Maps [B, C, H, W] to the same shape.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.after.forward(&self.attention.forward(&self.before.forward(x)?)?)

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use kontext_core::{Device, Kind, Result, Tensor};
+use kontext_kernels::Kernels;
 use kontext_nn::Weights;
 
 use crate::names::Naming;
@@ -66,6 +67,15 @@ impl Autoencoder {
         match self {
             Self::Kl(vae) => vae.config().latent_channels,
             Self::Tiny(vae) => vae.config().latent_channels,
+        }
+    }
+
+    /// Sets or removes kernels as [`AutoencoderKl::set_kernels`]. A tiny autoencoder has no operation for
+    /// them.
+    pub fn set_kernels(&mut self, kernels: Option<Kernels>) {
+        match self {
+            Self::Kl(vae) => vae.set_kernels(kernels),
+            Self::Tiny(_) => {}
         }
     }
 

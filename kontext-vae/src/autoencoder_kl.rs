@@ -4,6 +4,7 @@
 //! DiagonalGaussianDistribution; black-forest-labs/flux@802fb47 src/flux/modules/autoencoder.py.
 
 use kontext_core::{During, Result, Stage, Tensor, check};
+use kontext_kernels::Kernels;
 use kontext_nn::{Conv2d, Weights};
 
 use crate::VaeConfig;
@@ -61,6 +62,18 @@ impl AutoencoderKl {
     #[must_use]
     pub fn config(&self) -> &VaeConfig {
         &self.config
+    }
+
+    /// Sets the kernels of the autoencoder's device, or removes them (default: none). Those of a transformer
+    /// serve, of any shape.
+    ///
+    /// Group norms and their SiLU then use them in bf16, unless a gradient is wanted or the roundings are to
+    /// be libtorch's ([`GroupNorm::without_kernels`](kontext_nn::GroupNorm::without_kernels)).
+    #[expect(clippy::needless_pass_by_value, reason = "as the transformer takes them")]
+    pub fn set_kernels(&mut self, kernels: Option<Kernels>) {
+        for norm in self.encoder.norms().chain(self.decoder.norms()) {
+            norm.set_kernels(kernels.as_ref());
+        }
     }
 
     /// Encodes an image [B, 3, H, W] in [-1, 1], sides multiples of 8, to the distribution of its latents.

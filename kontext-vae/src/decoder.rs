@@ -40,6 +40,11 @@ impl Decoder {
         })
     }
 
+    pub(crate) fn norms(&mut self) -> impl Iterator<Item = &mut GroupNorm> {
+        let blocks = self.up_blocks.iter_mut().flat_map(|block| block.resnets.norms());
+        blocks.chain(self.mid_block.norms()).chain([&mut self.conv_norm_out])
+    }
+
     /// Maps [B, latent channels, H/8, W/8] to [B, 3, H, W].
     pub(crate) fn forward(&self, latents: &Tensor) -> Result<Tensor> {
         let h = self.conv_in.forward(&memory_for(&self.conv_in, latents)?)?;

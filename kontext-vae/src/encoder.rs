@@ -39,6 +39,11 @@ impl Encoder {
         })
     }
 
+    pub(crate) fn norms(&mut self) -> impl Iterator<Item = &mut GroupNorm> {
+        let blocks = self.down_blocks.iter_mut().flat_map(|block| block.resnets.norms());
+        blocks.chain(self.mid_block.norms()).chain([&mut self.conv_norm_out])
+    }
+
     /// Maps [B, 3, H, W] to [B, 2 * latent channels, H/8, W/8].
     pub(crate) fn forward(&self, image: &Tensor) -> Result<Tensor> {
         let mut h = self.conv_in.forward(&memory_for(&self.conv_in, image)?)?;

@@ -15,7 +15,7 @@ const LARGEST: u64 = 2;
 const DECODER_ON_CUDA: [f64; 5] = [
     // Its input.
     1.0, // The norm.
-    1.0, // The norm as channels-last for the convolution.
+    1.0, // The norm as channels-last for the convolution, which kernels write at once.
     1.0, // The output, with half as many channels.
     0.5, // The workspace of the convolution.
     0.5,

@@ -29,6 +29,10 @@ impl ResnetBlock {
         })
     }
 
+    pub(crate) fn norms(&mut self) -> [&mut GroupNorm; 2] {
+        [&mut self.norm1, &mut self.norm2]
+    }
+
     /// Maps [B, input, H, W] to [B, output, H, W].
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let h = self.conv1.forward(&self.norm1.forward_silu(x)?)?; // [B, output, H, W]
@@ -51,6 +55,10 @@ impl Resnets {
             ResnetBlock::new(&w.at(format!("resnets.{j}")), input, output, groups)
         };
         (0..count).map(block).collect::<Result<_>>().map(Self)
+    }
+
+    pub(crate) fn norms(&mut self) -> impl Iterator<Item = &mut GroupNorm> {
+        self.0.iter_mut().flat_map(ResnetBlock::norms)
     }
 
     /// Maps [B, input, H, W] to [B, output, H, W]. Takes `h` by value, so that each block's input is freed

@@ -115,7 +115,7 @@ impl Pipeline {
         for item in 0..plan.batch {
             let tokens = latents.f_narrow(0, item as i64, 1)?;
             let tokens = unpack(&tokens, plan.target)?;
-            let image = computing.image(|| codec.decode(&tokens, plan.output, plan.conformance));
+            let image = computing.image(|| codec.decode(&tokens, plan.output));
             images.push(image.map_err(short(Stage::Decode))?);
             notify(
                 observe,
@@ -150,7 +150,7 @@ impl Pipeline {
         let vae = self.parts.vae.lease()?;
         let codec = self.codec(&vae, plan);
         let computing = self.computing_of(plan)?;
-        let image = computing.image(|| codec.decode(latents, plan.output, plan.conformance));
+        let image = computing.image(|| codec.decode(latents, plan.output));
         vae.end();
         image
     }
@@ -268,6 +268,7 @@ impl Pipeline {
             kind: plan.compute.autoencoder,
             device: self.device,
             tiling: self.tiling,
+            conformance: plan.conformance,
         }
     }
 }

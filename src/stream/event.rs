@@ -35,7 +35,7 @@ pub enum StreamEvent {
         /// The encoder, and the unknown texts.
         unknown: Unknown,
     },
-    /// The transformer computes without the kernels that the pipeline wants.
+    /// Transformer and autoencoder compute without the kernels that the pipeline wants.
     NoKernels {
         /// The reason, with a remedy.
         reason: String,

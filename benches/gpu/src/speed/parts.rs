@@ -40,10 +40,14 @@ pub(super) fn cases(shared: &Rc<Shared>) -> Vec<Case<'static>> {
         prepare(shared, edit)
     }));
     cases.push(case(shared, "text encoders/kontext", texts));
-    for (name, kind) in [("bf16", Kind::BFloat16), ("f32", Kind::Float)] {
+    for (name, kind, fused) in [
+        ("bf16", Kind::BFloat16, true),
+        ("bf16, unfused", Kind::BFloat16, false),
+        ("f32", Kind::Float, false),
+    ] {
         for (work, encode) in [("vae encode 1024", true), ("vae decode 1024", false)] {
             cases.push(case(shared, format!("{work}/kontext, {name}"), move |shared| {
-                coded(shared, kind, encode)
+                coded(shared, kind, fused, encode)
             }));
         }
     }
@@ -136,9 +140,11 @@ fn texts(shared: &Shared) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-fn coded(shared: &Shared, kind: Kind, encode: bool) -> anyhow::Result<Outcome> {
+/// Times the autoencoder, with own kernels or without.
+fn coded(shared: &Shared, kind: Kind, fused: bool, encode: bool) -> anyhow::Result<Outcome> {
     let kind = device::computed_in(shared.device, kind);
     let mut outcome = Outcome::default();
+    shared.use_kernels(fused)?;
     let parts = shared.parts()?;
     let side = i64::from(shared.scale.side(1024));
     if encode {

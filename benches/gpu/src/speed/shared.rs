@@ -118,8 +118,8 @@ impl Shared {
         Ref::filter_map(self.parts.borrow(), Option::as_ref).map_err(|_| anyhow!("no parts"))
     }
 
-    /// Gives the transformer own kernels, or takes them from it. Returns the seconds of their compilation, zero if they
-    /// were there, and `None` without kernels: on a CPU a step computes in f32, which has none.
+    /// Gives transformer and autoencoder own kernels, or takes them away. Returns the seconds of their compilation,
+    /// zero if they were there, and `None` without kernels: on a CPU both compute in f32, which has none.
     pub(super) fn use_kernels(&self, wanted: bool) -> anyhow::Result<Option<f64>> {
         self.make()?;
         let (wanted, begun) = (wanted && self.device.is_cuda(), Instant::now());
@@ -130,6 +130,7 @@ impl Shared {
         let seconds = begun.elapsed().as_secs_f64();
         if let Some(parts) = self.parts.borrow_mut().as_mut() {
             parts.dit.set_kernels(kernels.clone().filter(|_| wanted));
+            parts.vae.set_kernels(kernels.clone().filter(|_| wanted));
         }
         Ok(wanted.then_some(seconds))
     }
