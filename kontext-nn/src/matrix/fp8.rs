@@ -132,12 +132,10 @@ impl PackedRows {
 
     fn fp8_on_gpu(&self, x: &Tensor, factors: &Tensor, bias: Option<&Tensor>, out: &Tensor) -> Result<()> {
         let (weight, rows, kind) = (self.e4m3()?.f_transpose(0, 1)?, self.factors()?, out.kind());
-        let scale_result = None::<&Tensor>;
+        let (factors, scale_result, fast) = (&aligned(factors)?, None::<&Tensor>, FAST_ACCUMULATION);
         if out.is_contiguous() {
-            let fast = FAST_ACCUMULATION;
             let _ = x.f_internal_scaled_mm_out(out, &weight, factors, &rows, bias, scale_result, kind, fast)?;
         } else {
-            let fast = FAST_ACCUMULATION;
             let product = x.f_internal_scaled_mm(&weight, factors, &rows, bias, scale_result, kind, fast)?;
             out.shallow_clone().f_copy_(&product)?;
         }
@@ -160,6 +158,15 @@ impl PackedRows {
         }
         Ok(())
     }
+}
+
+/// Returns a tensor's values at an address that is a multiple of [`UNIT`]: factors of rows in the middle of a sequence
+/// may begin anywhere.
+fn aligned(x: &Tensor) -> Result<Tensor> {
+    if x.data_ptr().addr().is_multiple_of(UNIT) {
+        return Ok(x.shallow_clone());
+    }
+    Ok(x.f_to_dtype(x.kind(), false, true)?)
 }
 
 #[cfg(test)]
@@ -251,6 +258,17 @@ mod tests {
         let theirs = product * x.factors() + bias;
         let error = kontext_core::check::relative_l2(&ours, &theirs).unwrap();
         assert!(error < 1e-6, "{error:e}");
+    }
+
+    #[test]
+    fn factors_are_copied_to_an_aligned_address_where_they_have_none() {
+        let factors = noise::randn(&[9, 1], 3, Kind::Float, Device::Cpu).unwrap();
+        for start in 0..5 {
+            let some = factors.narrow(0, start, 4);
+            let there = aligned(&some).unwrap();
+            assert!(there.equal(&some) && there.data_ptr().addr().is_multiple_of(UNIT));
+            assert_eq!(there.data_ptr() == some.data_ptr(), start % 4 == 0);
+        }
     }
 
     #[test]
