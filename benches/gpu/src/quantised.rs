@@ -1,12 +1,14 @@
-//! Random weights of transformers that are made at memory speed, also for blocks that are quantised to fp8 as they are read.
+//! Random weights of transformers, made at memory speed, also for blocks that are quantised to fp8 as they are
+//! read.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use kontext::{Device, Dit, DitConfig, Kind, Quantize, Tensor, Weights};
 use kontext_core::noise;
 
-/// Values that are drawn for matrices with a number of columns, which larger ones repeat: no multiple of a row, so that no
-/// rows are equal.
+/// Values that are drawn for matrices with a number of columns, which larger ones repeat: no multiple of a row, so
+/// that no rows are equal.
 const DRAWN: i64 = (1 << 20) + 7;
 /// Most values of a tensor that are drawn for it.
 const SMALL: i64 = 1 << 16;
@@ -39,19 +41,20 @@ pub(crate) fn plain(config: &DitConfig) -> anyhow::Result<Weights> {
             tensors.push((name, tensor));
             continue;
         }
-        if !pools.contains_key(&columns) {
-            let most = longest.get(&columns).copied().unwrap_or(count);
-            pools.insert(columns, pool(columns, most + DRAWN)?);
-        }
-        if let Some(pool) = pools.get(&columns) {
-            let part = pool.f_narrow(0, index * STRIDE % DRAWN, count)?;
-            tensors.push((name, part.f_reshape(&shape)?));
-        }
+        let pool = match pools.entry(columns) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let most = longest.get(&columns).copied().unwrap_or(count);
+                entry.insert(pool(columns, most + DRAWN)?)
+            }
+        };
+        let part = pool.f_narrow(0, index * STRIDE % DRAWN, count)?;
+        tensors.push((name, part.f_reshape(&shape)?));
     }
     Ok(Weights::from_tensors(tensors))
 }
 
-/// Returns values with the deviation of trained weights of so many inputs.
+/// Returns values with the deviation of trained weights of this number of inputs.
 fn pool(columns: i64, count: i64) -> anyhow::Result<Tensor> {
     let drawn = noise::randn(&[DRAWN], SEED, Kind::Float, Device::Cpu)?;
     let drawn = drawn.f_div_scalar((columns as f64).sqrt())?.f_to_kind(Kind::BFloat16)?;
