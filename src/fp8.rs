@@ -26,7 +26,7 @@ pub enum Fp8Products {
     /// in this library's own conventions.
     #[default]
     Automatic,
-    /// In fp8 in every run. A CPU computes with the same roundings, slowly: to study their effect.
+    /// In fp8 in every run. A CPU computes with the same roundings and sums in f32, slowly: to study their effect.
     Always,
     /// Unpacked.
     Never,

@@ -110,8 +110,6 @@ impl PipelineBuilder {
             Slot::new(staged, move || files.open())?
         };
         tell("VAE", 3);
-        // Held in f32, because one of the conformance modes computes in it; a run in another dtype makes its copy of
-        // the weights once.
         let vae_files = VaeFiles {
             path: checkpoint.vae.clone(),
             device,

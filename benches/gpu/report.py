@@ -48,19 +48,18 @@ NOT_YET = """
 **Not measured yet.** No machine with a GPU was at hand. A run will measure, within 560 s on an H100:
 
 - **correctness** against the CPU, in f32 (without TF32) and bf16: each own kernel against f64 at a few rows and at 8704,
-  with its TB/s next to libtorch's operations for the same work, and the time of its compilation; a step and an
-  autoencoder by kernels against those without and in f32; each kernel of attention, and which one libtorch picks;
-  edits, generation, true CFG,
-  several references, img2img, sessions, batches, repeated edits from the cache; every stored form of weights; LoRAs next to
-  the weights and fused; staged and streamed models, bit for bit; the autoencoder whole and in tiles; T5 and CLIP; noise;
-  the shipped model's image; ten runs at once; too little memory, cancelled runs, damaged weights; a training step and the
-  trainer's loop;
+  with its TB/s next to libtorch's operations for the same work, and the time of its compilation; a step by kernels
+  against one without and one in f32, in bf16 and with products in fp8, and an autoencoder likewise in bf16; each kernel
+  of attention, and which one libtorch picks; edits, generation, true CFG, several references, img2img, sessions, batches,
+  repeated edits from the cache; every stored form of weights; LoRAs next to the weights and fused; staged and streamed
+  models, bit for bit; the autoencoder whole and in tiles; T5 and CLIP; noise; the shipped model's image; ten runs at once;
+  too little memory, cancelled runs, damaged weights; a training step and the trainer's loop;
 - **speed** of a model of the published size (12 B) with random weights: steps of edits at 1024x1024 and 512x512 and of
   text-to-image, by own kernels and without, on the device and on the host, with the first call's excess, also of a new
   size; with FlashAttention 3 in bf16 and fp8; kernels a step, the share in which the device is busy, what is prepared once
   a run, text encoders, autoencoder by own kernels and without, a whole run cold and repeated; fp8 and Q4_0, resident,
-  staged and streamed, with the
-  peak of memory next to its plan; attention by each kernel at 8704 and 4608 tokens; a LoRA's training step;
+  staged and streamed, with the peak of memory next to its plan; 3 and 6 blocks quantised to fp8 at load, by own kernels
+  and without; attention by each kernel at 8704 and 4608 tokens; a LoRA's training step;
 - **opponents** on the same card in the same run: diffusers eager, with flash attention, with fused QKV, compiled by regions,
   in fp8 by rows, and with FlashAttention 3 in fp8;
 - **ratios** of kontext's times to each of theirs;
@@ -69,17 +68,25 @@ NOT_YET = """
 """
 COUNTED = """## Counted without a GPU
 
-A step of an edit at 1024x1024 of the published model in bf16, as `gpu-kit account` counts it on a CPU: libtorch's
-operations that compute, by its own callbacks; launches of own kernels, by a target that only counts; and the bytes that
-operations other than products and attention read and write (U is one pass over the sequence, 53 MB).
+A step of an edit at 1024x1024 of the published model in bf16 or with the blocks' weights and products in fp8, as
+`gpu-kit account` counts it on a CPU: libtorch's operations that compute, by its own callbacks; launches of own kernels, by
+a target that only counts; the bytes that operations other than products and attention read and write (U is one pass over
+the sequence, 53 MB); and the time of the host to issue a step.
 
-| step | products and attention | other operations | own launches | bytes of both |
-| --- | ---: | ---: | ---: | ---: |
-| without kernels | 364 | 616 | 0 | 2889 U = 155 GB |
-| with kernels | 364 | 78 | 134 | 990 U = 53 GB |
+| step | products and attention | other operations | own launches | bytes of both | host |
+| --- | ---: | ---: | ---: | ---: | ---: |
+| bf16, without kernels | 364 | 616 | 0 | 2889 U = 155 GB | 11.7 ms |
+| bf16, with kernels | 364 | 78 | 134 | 990 U = 53 GB | 9.7 ms |
+| fp8, without kernels | 364 | 3399 | 0 | 5978 U = 320 GB |  |
+| fp8, with kernels | 326 | 2 | 229 | 924 U = 49 GB |  |
 
-76 of the other operations in either row, 456 U of the bytes, are the GELU of the MLP, which CUDA computes within the
-product. An operation can launch more than one kernel on a GPU; the kit counts those there.
+In bf16 76 of the other operations in either row, 456 U of the bytes, are the GELU of the MLP, which CUDA computes within
+the product; in fp8 it is an operation of its own. A product in fp8 counts as one operation. An operation can launch more
+than one kernel on a GPU; the kit counts those there.
+
+The host's time is of a model of all 57 blocks with a width of 64 (80 without kernels) and 12 tokens, whose computing takes next
+to nothing, by one thread on two cores of a Zen 5 EPYC; own launches do nothing. A GPU's driver adds its share for each launch.
+In fp8 it is not measured: a CPU multiplies in several operations.
 """
 
 

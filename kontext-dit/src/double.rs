@@ -3,14 +3,15 @@
 //! Source: black-forest-labs/flux@802fb47 `src/flux/modules/layers.py`, `DoubleStreamBlock`.
 
 use kontext_core::{Result, Tensor};
-use kontext_kernels::QkWeights;
+use kontext_kernels::{Kernels, QkWeights};
 use kontext_nn::Weights;
 use kontext_nn::ops::attend_tokens;
 
 use crate::DitConfig;
-use crate::flow::Flow;
+use crate::flow::{Flow, Norm};
 use crate::modulation::{Modulation, ModulationLayer, PlainNorm, Scales, Table};
 use crate::qk_norm::{self, QkNorm, norm_and_rotate};
+use crate::rows::{Rows, takes_fp8};
 use crate::step::Step;
 use crate::stream::{Stream, clamp_half};
 
@@ -102,16 +103,25 @@ impl DoubleBlock {
         Ok((clamp_half(txt)?, img))
     }
 
-    /// Runs the block by kernels; `next` is the modulation of the norm after it, for text and image.
+    /// Returns `true` if kernels write the first norm in fp8: the projections of both streams take it so.
+    pub(crate) fn first_norm_in_fp8(&self, kernels: &Kernels) -> bool {
+        let takes = |stream: &Stream| takes_fp8(kernels, &stream.qkv, 3 * stream.width);
+        takes(&self.txt) && takes(&self.img)
+    }
+
+    /// Runs the block by kernels; `next` is the norm after it.
     pub(crate) fn forward_fused(
         &self,
         flow: &mut Flow<'_>,
         table: &DoubleTable,
         step: Step<'_>,
-        next: &[PlainNorm; 2],
+        next: &Norm,
     ) -> Result<()> {
-        let [txt, img] = flow.streams(&flow.normed)?;
-        let qkv = self.qkv(&txt, &img)?;
+        let (batch, tokens, width) = flow.x.size3()?;
+        let qkv = Tensor::f_empty([batch, tokens, 3 * width], (flow.x.kind(), flow.x.device()))?;
+        let ([txt, img], [txt_qkv, img_qkv]) = (flow.normed_streams()?, flow.streams(&qkv)?);
+        txt.project_to(&self.txt.qkv, 0..3 * width, &txt_qkv)?;
+        img.project_to(&self.img.qkv, 0..3 * width, &img_qkv)?;
         let ([text_q, text_k], [image_q, image_k]) = (self.txt.norm.vectors()?, self.img.norm.vectors()?);
         let weights = QkWeights {
             text_q: &text_q,
@@ -126,14 +136,23 @@ impl DoubleBlock {
 
         let y = attn.f_empty_like()?;
         let [txt_y, img_y] = flow.streams(&y)?;
-        let [txt, img] = flow.streams(&attn)?;
+        let attn = if self.txt.proj_takes_fp8(flow.kernels) && self.img.proj_takes_fp8(flow.kernels) {
+            Rows::fp8(flow.kernels.attention_fp8(&attn)?)?
+        } else {
+            Rows::Wide(attn)
+        };
+        let [txt, img] = flow.row_streams(&attn)?;
         self.txt.proj_to(&txt, &txt_y)?;
         self.img.proj_to(&img, &img_y)?;
-        flow.add(&y, table.gates(step.index, 0)?.each_ref(), &table.norms(step.index, 1)?)?;
+        let norm = Norm {
+            modulation: table.norms(step.index, 1)?,
+            fp8: self.txt.mlp_takes_fp8(flow.kernels) && self.img.mlp_takes_fp8(flow.kernels),
+        };
+        flow.add(&y, table.gates(step.index, 0)?.each_ref(), &norm)?;
 
-        let [txt, img] = flow.streams(&flow.normed)?;
-        self.txt.mlp_to(&txt, &txt_y)?;
-        self.img.mlp_to(&img, &img_y)?;
+        let [txt, img] = flow.normed_streams()?;
+        self.txt.mlp_to(flow.kernels, &txt, &txt_y)?;
+        self.img.mlp_to(flow.kernels, &img, &img_y)?;
         flow.add(&y, table.gates(step.index, 1)?.each_ref(), next)
     }
 

@@ -1,27 +1,33 @@
 //! A step by kernels: norms, gates, residuals and rotations of both streams in one sequence, without gradients.
 //!
 //! The residual stream is one tensor that each branch is added to in place; the same launch writes its norm for the
-//! layer that follows, in the next block if need be.
+//! layer that follows, in the next block if need be. Where all layers that read a norm multiply in fp8, it is written
+//! in fp8, and so is the input of an MLP's second layer.
 
 use kontext_core::{Error, Kind, Result, Tensor};
 use kontext_kernels::Kernels;
 
 use crate::double::DoubleBlock;
-use crate::flow::Flow;
+use crate::flow::{Flow, Norm};
 use crate::model::expand;
-use crate::modulation::PlainNorm;
 use crate::piece::Part;
 use crate::single::SingleBlock;
 use crate::step::Step;
 use crate::{Arithmetic, Dit, Run};
 
 impl Part<'_> {
-    /// Returns the modulation of the part's first norm, for text and image.
-    fn first_norm(&self, step: i64) -> Result<[PlainNorm; 2]> {
-        match self {
-            Part::Double(_, table) => table.norms(step, 0),
-            Part::Single { table, .. } | Part::Last { table, .. } => Ok([table.norm(step, 0)?, table.norm(step, 0)?]),
-        }
+    /// Returns the part's first norm.
+    fn first_norm(&self, step: i64, kernels: &Kernels) -> Result<Norm> {
+        let modulation = match self {
+            Part::Double(_, table) => table.norms(step, 0)?,
+            Part::Single { table, .. } | Part::Last { table, .. } => [table.norm(step, 0)?, table.norm(step, 0)?],
+        };
+        let fp8 = match self {
+            Part::Double(block, _) => block.first_norm_in_fp8(kernels),
+            Part::Single { block, .. } => block.norm_in_fp8(kernels),
+            Part::Last { .. } => false,
+        };
+        Ok(Norm { modulation, fp8 })
     }
 }
 
@@ -63,7 +69,7 @@ impl Dit {
         let parts: Vec<_> = self.pieces_at(run, step).map(|piece| piece.part).collect();
         let norms = parts
             .iter()
-            .map(|part| part.first_norm(step))
+            .map(|part| part.first_norm(step, kernels))
             .collect::<Result<Vec<_>>>()?;
         let (Some(first), step) = (
             norms.first(),
@@ -98,7 +104,7 @@ impl Dit {
         if flow.text > 0 || self.single_blocks.is_empty() {
             flow.keep(text, run.target)?;
         }
-        self.last_linear.forward(&flow.normed)
+        flow.normed.project(&self.last_linear, 0..self.config.out_channels)
     }
 
     /// Writes text, target and context to one sequence, [N, T + L + R, D].

@@ -15,6 +15,7 @@ pub mod names;
 mod piece;
 mod qk_norm;
 mod rope;
+mod rows;
 mod single;
 mod state;
 mod step;

@@ -7,9 +7,10 @@ use kontext_kernels::{Kernels, QkWeights};
 use kontext_nn::ops::attend_tokens;
 use kontext_nn::{Linear, Weights};
 
-use crate::flow::Flow;
-use crate::modulation::{Modulation, ModulationLayer, PlainNorm, Scales, Table};
+use crate::flow::{Flow, Norm};
+use crate::modulation::{Modulation, ModulationLayer, Scales, Table};
 use crate::qk_norm::{self, QkNorm, norm_and_rotate};
+use crate::rows::{Rows, takes_fp8};
 use crate::step::Step;
 use crate::stream::{clamp_half, gelu};
 use crate::{Arithmetic, DitConfig};
@@ -19,11 +20,12 @@ pub(crate) const PARTS: i64 = 3;
 
 /// A single-stream block.
 ///
-/// `linear2` projects the concatenation of attention and MLP; it is stored as two layers whose products are
-/// added, so the concatenation is never materialised.
+/// `linear2` projects the concatenation of attention and MLP; it is split into two layers whose products are
+/// added, so the concatenation is never materialised, unless a kernel writes it in fp8.
 #[derive(Debug)]
 pub(crate) struct SingleBlock {
     linear1: Linear,
+    linear2: Linear,
     attn_out: Linear,
     mlp_out: Linear,
     norm: QkNorm,
@@ -40,6 +42,7 @@ impl SingleBlock {
         let (attn_out, mlp_out) = linear2.split_input(width)?;
         Ok(Self {
             linear1: Linear::new(&w.at("linear1"), width, 3 * width + mlp_width)?,
+            linear2,
             attn_out,
             mlp_out,
             norm: QkNorm::new(&w.at("norm"), config.head_dim)?,
@@ -98,15 +101,14 @@ impl SingleBlock {
         self.finish(&x.f_narrow(1, start, count)?, &target, &attn, &modulation, step)
     }
 
-    /// Runs the block by kernels; `next` is the modulation of the norm after it.
-    pub(crate) fn forward_fused(
-        &self,
-        flow: &mut Flow<'_>,
-        table: &Table,
-        step: Step<'_>,
-        next: &[PlainNorm; 2],
-    ) -> Result<()> {
-        let qkv = self.linear1.forward_rows(&flow.normed, 0, 3 * self.width)?;
+    /// Returns `true` if kernels write the norm in fp8.
+    pub(crate) fn norm_in_fp8(&self, kernels: &Kernels) -> bool {
+        takes_fp8(kernels, &self.linear1, 3 * self.width + self.mlp_width)
+    }
+
+    /// Runs the block by kernels; `next` is the norm after it.
+    pub(crate) fn forward_fused(&self, flow: &mut Flow<'_>, table: &Table, step: Step<'_>, next: &Norm) -> Result<()> {
+        let qkv = flow.normed.project(&self.linear1, 0..3 * self.width)?;
         self.norm_and_rotate(flow.kernels, &qkv, step)?;
         let qkv = qkv.f_unflatten(-1, [3, self.heads, -1])?;
         let attn = attend_tokens(&qkv.f_select(2, 0)?, &qkv.f_select(2, 1)?, &qkv.f_select(2, 2)?)?;
@@ -120,18 +122,18 @@ impl SingleBlock {
         table: &Table,
         step: Step<'_>,
         count: i64,
-        next: &[PlainNorm; 2],
+        next: &Norm,
     ) -> Result<()> {
         let (batch, tokens, width) = flow.x.size3()?;
         let start = flow.text;
         // The queries of other tokens are not computed; the kernel moves what their memory holds.
         let qkv = Tensor::f_empty([batch, tokens, 3 * width], (flow.x.kind(), flow.x.device()))?;
-        self.linear1
-            .forward_to(&flow.normed, width..3 * width, &qkv.f_narrow(2, width, 2 * width)?)?;
+        flow.normed
+            .project_to(&self.linear1, width..3 * width, &qkv.f_narrow(2, width, 2 * width)?)?;
         flow.keep(start, count)?;
         let target = qkv.f_narrow(1, start, count)?;
-        self.linear1
-            .forward_to(&flow.normed, 0..width, &target.f_narrow(2, 0, width)?)?;
+        flow.normed
+            .project_to(&self.linear1, 0..width, &target.f_narrow(2, 0, width)?)?;
         self.norm_and_rotate(flow.kernels, &qkv, step)?;
         let heads = |x: &Tensor, index: i64| x.f_narrow(2, index * width, width)?.f_unflatten(-1, [self.heads, -1]);
         let attn = attend_tokens(&heads(&target, 0)?, &heads(&qkv, 1)?, &heads(&qkv, 2)?)?;
@@ -155,9 +157,17 @@ impl SingleBlock {
         attn: &Tensor,
         table: &Table,
         step: Step<'_>,
-        next: &[PlainNorm; 2],
+        next: &Norm,
     ) -> Result<()> {
-        let y = self.branches(&flow.normed, attn, step.arithmetic)?;
+        let mlp = 3 * self.width..3 * self.width + self.mlp_width;
+        let y = if takes_fp8(flow.kernels, &self.linear2, self.width) {
+            let mlp = flow.normed.project(&self.linear1, mlp)?;
+            let rows = Rows::fp8(flow.kernels.gelu_concat_fp8(Some(attn), &mlp)?)?;
+            rows.project(&self.linear2, 0..self.width)?
+        } else {
+            let mlp = flow.normed.gelu(&self.linear1, mlp)?;
+            self.mlp_out.accumulate(&mlp, self.attn_out.forward(attn)?)?
+        };
         let gate = table.gate(step.index, 0)?;
         flow.add(&y, [&gate, &gate], next)
     }

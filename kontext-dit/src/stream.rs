@@ -3,9 +3,11 @@
 use std::ops::Range;
 
 use kontext_core::{Kind, Result, Tensor};
+use kontext_kernels::Kernels;
 use kontext_nn::{Linear, Weights, ops};
 
 use crate::qk_norm::QkNorm;
+use crate::rows::{Rows, takes_fp8};
 use crate::{Arithmetic, DitConfig};
 
 /// Weights of one stream.
@@ -16,7 +18,7 @@ pub(crate) struct Stream {
     proj: Linear,
     mlp_in: Linear,
     mlp_out: Linear,
-    width: i64,
+    pub(crate) width: i64,
     mlp_width: i64,
 }
 
@@ -42,13 +44,28 @@ impl Stream {
     }
 
     /// Writes the output projection of the attention to rows of a sequence.
-    pub(crate) fn proj_to(&self, x: &Tensor, out: &Tensor) -> Result<()> {
-        self.proj.forward_to(x, 0..self.width, out)
+    pub(crate) fn proj_to(&self, x: &Rows, out: &Tensor) -> Result<()> {
+        x.project_to(&self.proj, 0..self.width, out)
+    }
+
+    /// Returns `true` if the output projection takes an attention that kernels round to fp8.
+    pub(crate) fn proj_takes_fp8(&self, kernels: &Kernels) -> bool {
+        takes_fp8(kernels, &self.proj, self.width)
+    }
+
+    /// Returns `true` if the MLP takes a norm that kernels write in fp8.
+    pub(crate) fn mlp_takes_fp8(&self, kernels: &Kernels) -> bool {
+        takes_fp8(kernels, &self.mlp_in, self.mlp_width)
     }
 
     /// Writes the MLP of the modulated `x` [B, L, D] to rows of a sequence.
-    pub(crate) fn mlp_to(&self, x: &Tensor, out: &Tensor) -> Result<()> {
-        let hidden = self.mlp_in.forward_gelu(x, 0..self.mlp_width)?;
+    pub(crate) fn mlp_to(&self, kernels: &Kernels, x: &Rows, out: &Tensor) -> Result<()> {
+        if takes_fp8(kernels, &self.mlp_out, self.width) {
+            let hidden = x.project(&self.mlp_in, 0..self.mlp_width)?;
+            let hidden = Rows::fp8(kernels.gelu_concat_fp8(None, &hidden)?)?;
+            return hidden.project_to(&self.mlp_out, 0..self.width, out);
+        }
+        let hidden = x.gelu(&self.mlp_in, 0..self.mlp_width)?;
         self.mlp_out.forward_to(&hidden, 0..self.width, out)
     }
 

@@ -1,5 +1,6 @@
 // A row of attention [WIDTH] and the GELU (tanh form) of a row of the MLP [MLP] as one row of e4m3 with one factor: the
-// input of the output projection of a single block, or without attention, of an MLP's second layer.
+// input of the output projection of a single block; without attention, of an MLP's second layer; without an MLP, of the
+// output projection of a double block.
 //
 // Rows of the inputs may be parts of longer ones; the result is dense. One block a row (grid.x) and batch item (grid.y).
 
@@ -22,7 +23,7 @@ __device__ __forceinline__ float gelu(float x) {
 extern "C" __global__ void __launch_bounds__(GELU_THREADS)
 gelu_concat_fp8(ConstRows attention, ConstRows mlp, e4m3 *out, float *factors) {
     __shared__ float scratch[WARP];
-    const int before = attention.data ? WIDTH : 0, count = before + MLP;
+    const int before = attention.data ? WIDTH : 0, count = before + (mlp.data ? MLP : 0);
     const bf16 *attention_row = attention.data + blockIdx.y * attention.batch + blockIdx.x * attention.row;
     const bf16 *mlp_row = mlp.data + blockIdx.y * mlp.batch + blockIdx.x * mlp.row;
     float values[GELU_CHUNKS][VECTOR];

@@ -126,6 +126,7 @@ fn numbers_are_checked() {
         kernels.gelu_concat_fp8(Some(&random(&[1, 3, 192], 7, 1.0, 0.0)), &mlp),
         &["attention", "[1, 3, 192]"],
     );
+    refused(kernels.attention_fp8(&mlp), &["attention", "[1, 2, 768]"]);
 }
 
 #[test]

@@ -39,6 +39,21 @@ fn rows_that_end_within_a_warp() {
 }
 
 #[test]
+fn an_attention_without_an_mlp_is_rounded_as_it_is() {
+    for (sizes, rows) in [(FLUX, [1, 2]), (SMALL, [2, 6]), (ODD, [1, 6])] {
+        // The heads of a longer row.
+        let width = shape(sizes).width();
+        let attention = random(&[rows[0], rows[1], 2 * width], 2, 1.0, 0.0).narrow(2, width, width);
+        let [codes, factors] = in_all_orders(sizes, |kernels| {
+            let (codes, factors) = kernels.attention_fp8(&attention).unwrap();
+            [codes, factors]
+        });
+        assert_eq!(codes.size(), attention.size());
+        assert_quantised(&codes, &factors, &wide(&attention));
+    }
+}
+
+#[test]
 fn a_row_of_zeros_has_codes_of_zero_and_a_finite_factor() {
     let mlp = Tensor::zeros([1, 1, 768], (kontext_core::Kind::BFloat16, kontext_core::Device::Cpu));
     let [codes, factors] = in_all_orders(SMALL, |kernels| {

@@ -167,8 +167,18 @@ impl Linear {
     /// [`Linear::forward_fp8`] then saves their rounding, and otherwise widens its input.
     #[must_use]
     pub fn multiplies_in_fp8(&self, features: Range<i64>, kind: Kind) -> bool {
+        if self.weight.is_plain() {
+            return false;
+        }
         let part = self.weight.rows(features.start, features.end - features.start);
         part.is_ok_and(|part| part.in_fp8(kind).is_some())
+    }
+
+    /// Returns `true` if [`Linear::forward_fp8`] computes from rounded rows what the layer computes from the rows
+    /// themselves: the product is in fp8, and this thread uses no adapter of the layer, whose input is not rounded.
+    #[must_use]
+    pub fn takes_fp8(&self, features: Range<i64>, kind: Kind) -> bool {
+        self.multiplies_in_fp8(features, kind) && self.adapters.is_empty()
     }
 
     /// Computes the output features `features` for an input that is rounded to fp8 already: [.., in] to

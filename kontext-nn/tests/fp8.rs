@@ -212,7 +212,9 @@ fn adapters_add_to_the_product() {
     let before = layer.forward(&x).unwrap();
     let mut adapters = Adapters::new();
     adapters.add("a", adapter());
+    assert!(layer.takes_fp8(16..48, Kind::Float) && !layer.takes_fp8(16..40, Kind::Float));
     slots.set(&adapters).unwrap();
+    assert!(layer.multiplies_in_fp8(16..48, Kind::Float) && !layer.takes_fp8(16..48, Kind::Float));
     assert_near(&(layer.forward(&x).unwrap() - &before), &x.matmul(&delta.tr()), 1e-5);
     let given = layer.forward_fp8(&rounded, 16..48, Kind::Float).unwrap() - before.narrow(-1, 16, 32);
     let input = rounded.dense(Kind::Float).unwrap();

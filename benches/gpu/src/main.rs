@@ -14,6 +14,7 @@ mod observe;
 mod own;
 mod pace;
 mod plant;
+mod quantised;
 mod row;
 mod speed;
 mod suite;
@@ -40,7 +41,7 @@ enum Command {
     Check(check::Options),
     /// Measure times and memory
     Speed(speed::Options),
-    /// Count operations, launches and bytes of a step on a CPU, scaled to the published model
+    /// Count operations, launches and bytes of a step on a CPU, scaled to the published model, and time its host
     Account,
     /// Inject faults: a crash, a hang, exhausted memory, and a case after each
     Plant(plant::Options),

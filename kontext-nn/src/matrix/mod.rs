@@ -219,6 +219,11 @@ impl Matrix {
         matches!(self, Matrix::Plain(weight) if weight.requires_grad())
     }
 
+    /// Returns `true` if the elements are held as a tensor.
+    pub(crate) fn is_plain(&self) -> bool {
+        matches!(self, Matrix::Plain(_))
+    }
+
     /// Returns `true` if no multiplication unpacks or widens the elements.
     pub(crate) fn is_of(&self, kind: Kind) -> bool {
         matches!(self, Matrix::Plain(weight) if weight.kind() == kind)

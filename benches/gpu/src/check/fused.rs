@@ -1,8 +1,10 @@
-//! A transformer's step and an autoencoder by own kernels, against those without and against f32.
+//! A transformer's step (in bf16, and with products in fp8) and an autoencoder by own kernels, against those without and
+//! against f32.
 
 use kontext::{Conditioning, Device, Dit, DitConfig, Kind, Tensor, Tokens, VaeConfig, Weights};
 use kontext_core::check::relative_l2;
 use kontext_dit::{Run, RunInput};
+use kontext_nn::without_fp8;
 use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_sampler::{Grid, Size};
 use kontext_vae::AutoencoderKl;
@@ -11,7 +13,7 @@ use super::distance::Bounds;
 use super::world::World;
 use crate::row::Outcome;
 use crate::suite::Case;
-use crate::{device, own};
+use crate::{device, own, quantised};
 
 /// Largest error of a step in bf16 without kernels against f32.
 const PLAIN: f64 = 2e-2;
@@ -20,10 +22,15 @@ const FUSED: f64 = 1.05;
 /// Likewise of an autoencoder. Of the few hundred latents on a CPU, where both round as often, errors differ by chance: of
 /// 24 draws by up to 15%.
 const FUSED_AUTOENCODER: f64 = 1.25;
+/// The first two of products in fp8, whose roundings are larger and depend on the last bits.
+const PLAIN_FP8: f64 = 6e-2;
+const FUSED_FP8: f64 = 1.1;
 
 /// A model, and the inputs of its step.
 struct Model {
     config: DitConfig,
+    /// Set if the blocks' weights and products are in fp8.
+    fp8: bool,
     text: i64,
     /// Side of the image, and of the reference.
     pixels: u32,
@@ -48,17 +55,31 @@ pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
         single_blocks: 4,
         ..DitConfig::kontext_dev()
     };
+    // Quantising takes a second for each of them.
+    let fewer = DitConfig {
+        double_blocks: 1,
+        single_blocks: 2,
+        ..flux.clone()
+    };
     let all = [
-        ("small model", (small, 16, 128)),
-        ("flux with 2 and 4 blocks", (flux, 512, 512)),
+        ("small model", (small.clone(), false, 16, 128)),
+        ("flux with 2 and 4 blocks", (flux, false, 512, 512)),
+        ("small model, fp8", (small, true, 16, 128)),
+        ("flux with 1 and 2 blocks, fp8", (fewer, true, 512, 512)),
     ];
-    let case = |(name, (config, text, pixels)): (&str, (DitConfig, i64, u32))| {
+    let case = |(name, (config, fp8, text, pixels)): (&str, (DitConfig, bool, i64, u32))| {
         Case::new(format!("fused step/{name}"), move || {
             if !on.is_cuda() && config.width() > 1024 {
                 return Ok(Outcome::skipped("a model of full width is for a GPU"));
             }
             let config = config.clone();
-            Model { config, text, pixels }.compare(on)
+            Model {
+                config,
+                fp8,
+                text,
+                pixels,
+            }
+            .compare(on)
         })
     };
     let mut cases: Vec<_> = all.map(case).into();
@@ -117,17 +138,31 @@ fn autoencoder(on: Device) -> anyhow::Result<Outcome> {
 
 impl Model {
     fn compare(&self, on: Device) -> anyhow::Result<Outcome> {
-        let weights = Weights::synthetic(3).kind(Kind::BFloat16).device(on);
-        let mut dit = Dit::new(&weights, &self.config, |_| ())?;
-        let exact = self.velocity(&dit, on, Kind::Float)?;
+        let kernels = own::kernels(&own::shape_of(&self.config)?, on)?;
+        if self.fp8 && !kernels.has_fp8() {
+            return Ok(Outcome::skipped("fp8 needs compute capability 8.9 or newer"));
+        }
+        let weights = if self.fp8 {
+            quantised::weights(&self.config)?
+        } else {
+            Weights::synthetic(3).kind(Kind::BFloat16)
+        };
+        let mut dit = Dit::new(&weights.device(on), &self.config, |_| ())?;
+        // On a GPU products in f32 unpack the weights in any case.
+        let exact = without_fp8(|| self.velocity(&dit, on, Kind::Float))?;
         let plain = self.velocity(&dit, on, Kind::BFloat16)?;
-        dit.set_kernels(Some(own::kernels(&own::shape_of(&self.config)?, on)?));
+        dit.set_kernels(Some(kernels));
         let fused = self.velocity(&dit, on, Kind::BFloat16)?;
         let [fused_error, plain_error] = [&fused, &plain].map(|velocity| relative_l2(velocity, &exact));
         let (fused_error, plain_error) = (fused_error?, plain_error?);
+        let (most, times) = if self.fp8 {
+            (PLAIN_FP8, FUSED_FP8)
+        } else {
+            (PLAIN, FUSED)
+        };
         let mut outcome = Outcome::default();
-        outcome.at_most("relative L2 without kernels", plain_error, PLAIN);
-        outcome.at_most("relative L2", fused_error, FUSED * plain_error);
+        outcome.at_most("relative L2 without kernels", plain_error, most);
+        outcome.at_most("relative L2", fused_error, times * plain_error);
         outcome.holds(!fused.equal(&plain), || "the kernels did not run".to_owned());
         device::synchronize(on)?;
         Ok(outcome)

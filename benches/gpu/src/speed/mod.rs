@@ -4,6 +4,7 @@ mod attention;
 mod big_file;
 mod parts;
 mod placed;
+mod quantised;
 mod shared;
 mod timing;
 mod training;
@@ -60,6 +61,7 @@ pub(crate) fn run(options: &Options, on: Device) -> anyhow::Result<ExitCode> {
     cases.extend(attention::steps(&shared, fa3));
     cases.extend(whole::cases(&shared));
     cases.extend(placed::cases(&files));
+    cases.extend(quantised::cases(&shared));
     cases.extend(attention::cases(&shared, fa3));
     cases.extend(training::cases(&shared));
     // Last, as tracing may slow down all that follows.

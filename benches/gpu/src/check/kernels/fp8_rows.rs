@@ -1,4 +1,4 @@
-//! Attention and GELU of the MLP as one quantised row.
+//! Attention and GELU of the MLP as one quantised row, and the attention without it.
 
 use kontext::Tensor;
 use kontext_kernels::Kernels;
@@ -28,4 +28,22 @@ pub(super) fn check(kernels: &Kernels, rows: Rows, outcome: &mut Outcome) -> any
         round: to_e4m3,
     };
     work.measure(on, outcome)
+}
+
+pub(super) fn check_attention(kernels: &Kernels, rows: Rows, outcome: &mut Outcome) -> anyhow::Result<()> {
+    if !kernels.has_fp8() {
+        outcome.note("the card has no fp8");
+        return Ok(());
+    }
+    let attention = random(kernels.device(), &[1, rows.all(), kernels.shape().width()], 2, 1.0, 0.0)?;
+    let quantised = || kernels.attention_fp8(&attention);
+    let work = Work {
+        exact: vec![wide(&attention)],
+        results: &|| Ok(vec![values(&quantised()?)]),
+        plain: &|| Ok(vec![values(&quantise(&attention))]),
+        launch: &|| Ok(quantised().map(drop)?),
+        bytes: 3 * bytes_of([&attention]) / 2 + 4 * rows.all(),
+        round: to_e4m3,
+    };
+    work.measure(kernels.device(), outcome)
 }

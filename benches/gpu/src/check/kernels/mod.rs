@@ -33,11 +33,12 @@ pub(super) fn cases(world: &World) -> Vec<Case<'_>> {
             compile::times(sizes, on)
         }));
     }
-    let checks: [(&str, Check); 4] = [
+    let checks: [(&str, Check); 5] = [
         ("qk norm and rope", qk::check),
         ("residual norm", residual::check),
         ("residual norm, fp8", residual::check_fp8),
         ("gelu concat, fp8", fp8_rows::check),
+        ("attention, fp8", fp8_rows::check_attention),
     ];
     for (shape, sizes) in SHAPES {
         for rows in [Rows::FEW, Rows::of_an_edit(on)] {
