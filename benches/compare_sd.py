@@ -3,10 +3,10 @@
     python benches/compare_sd.py --sd PATH_OF_SD_CLI --taesd TAEF1_OF_DIFFUSERS [--side 512] [--rounds 2]
         [--kinds bf16 f32] [--options "--diffusion-fa"]
 
-Both edit a square picture of the side with 256 text tokens, on the CPU, each with its default number of threads. The
-transformer has FLUX.1's width, 2 double and 4 single blocks and random weights; `file_step.rs` writes it (1.5 GB in TMPDIR)
-and times kontext's steps. A step of stable-diffusion.cpp is half the difference between runs of three steps and of one; it
-needs a CLIP, a random one here, and takes zeros instead of T5.
+Both edit a square picture of the side with 256 text tokens, on the CPU, each with its default number of threads.
+The transformer has FLUX.1's width, 2 double and 4 single blocks and random weights; `file_step.rs` writes it
+(1.5 GB in TMPDIR) and times kontext's steps. A step of stable-diffusion.cpp is half the difference between runs of
+three steps and of one; it needs a CLIP, a random one here, and takes zeros instead of T5.
 """
 
 import argparse
@@ -52,7 +52,8 @@ def main():
     parser.add_argument("--options", default="", help="other options of its program")
     parser.add_argument("--side", type=int, default=512, help="width and height of target and reference")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--kinds", choices=["bf16", "f32"], nargs="+", default=["bf16", "f32"], help="kontext's arithmetic")
+    kinds = ["bf16", "f32"]
+    parser.add_argument("--kinds", choices=kinds, nargs="+", default=kinds, help="kontext's arithmetic")
     args = parser.parse_args()
     if "bf16" in args.kinds and not has_bf16_units():
         print("bf16 is left out: this CPU has no units for it")
@@ -69,7 +70,8 @@ def main():
             print(f"round {number}: {last}, stable-diffusion.cpp {theirs[-1]:.2f} s", flush=True)
     for kind, seconds in ours.items():
         mine, other = statistics.median(seconds), statistics.median(theirs)
-        print(f"{kind}: stable-diffusion.cpp takes {other:.2f} s / {mine:.2f} s = {other / mine:.1f} times kontext's time")
+        ratio = f"{other:.2f} s / {mine:.2f} s = {other / mine:.1f}"
+        print(f"{kind}: stable-diffusion.cpp takes {ratio} times kontext's time")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-//! One denoising step of a transformer in a file, on the CPU, in seconds: `compare_sd.py`, next to this file, compares
-//! them with those of stable-diffusion.cpp on the same file.
+//! One denoising step of a transformer in a file, on the CPU, in seconds.
 //!
 //! ```text
-//! cargo bench --bench file_step -- FILE.gguf --write              # writes a random one first, of full width, in Q8_0
-//! cargo bench --bench file_step -- FILE.gguf --side 512 --bf16    # an edit at 512x512
+//! cargo bench --bench file_step -- FILE.gguf --write              # writes it: random, of full width, in Q8_0
+//! cargo bench --bench file_step -- FILE.gguf --side 512 --bf16    # times an edit at 512x512
 //! ```
+//! `compare_sd.py`, next to this file, compares the times with those of stable-diffusion.cpp on the same file.
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // A benchmark that cannot run stops, and its results are printed.
 
 use std::path::{Path, PathBuf};
@@ -32,7 +32,7 @@ const TIMED: usize = 3;
 struct Args {
     /// The transformer
     file: PathBuf,
-    /// Write it instead, with 2 double and 4 single blocks, and next to it clip_l.safetensors and reference.png
+    /// Write it instead (2 double, 4 single blocks), and next to it clip_l.safetensors and reference.png
     #[arg(long)]
     write: bool,
     /// Width and height of target and reference, in pixels
