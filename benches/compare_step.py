@@ -1,15 +1,12 @@
 """Times a denoising step of kontext and of diffusers alternately, in f32 and bf16, and prints their ratios.
 
     python benches/compare_step.py --python PYTHON_WITH_DIFFUSERS [--kinds f32 bf16] [--depth 1,2 2,4] [--rounds 3]
-        [--steps 10] [--sd PATH_OF_SD --sd-model FLUX_GGUF --sd-options "--vae … --clip_l … --t5xxl … -r PICTURE"]
+        [--steps 10]
 
 Each round runs `cargo bench --bench step` and then `step_diffusers.py` in each kind, one process at a time, each with
 its own warm-up; all use libtorch's default number of threads. Below one, kontext is faster. kontext computes the
 modulation of all steps once per run (`Dit::prepare`); each step's time includes its share. bf16 is left out, with a
 message, on a CPU without units for it.
-
-With `--sd`, the path of stable-diffusion.cpp's program, each round at the first depth also times a step of it at
-256x256 on a file of that depth, from the difference between a run of one step and one of three.
 
 With two depths, the time at FLUX.1's depth of 19 and 38 blocks is extrapolated: every further pair of blocks
 adds the same time, while the ends of the model, and kontext's savings in its last block, count once.
@@ -18,12 +15,9 @@ adds the same time, while the ends of the model, and kontext's savings in its la
 import argparse
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,20 +53,6 @@ def diffusers(python, double, single, kind, steps):
     return json.loads(output)["seconds"]
 
 
-def stable_diffusion(args):
-    """Returns the seconds of a step of stable-diffusion.cpp: two of them are the difference of a long and a short run."""
-
-    def seconds(steps):
-        command = [args.sd, "--diffusion-model", args.sd_model, *shlex.split(args.sd_options), "-p", "a cup"]
-        size = ["-W", "256", "-H", "256", "--cfg-scale", "1", "--sampling-method", "euler", "--steps", str(steps)]
-        start = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            run([*command, *size, "-o", str(Path(folder) / "out.png")])
-        return time.perf_counter() - start
-
-    return (seconds(3) - seconds(1)) / 2
-
-
 def has_bf16_units():
     """Returns if the CPU names units for bf16, as `kontext_device::cpu::has_bf16_units` finds them on Linux."""
     try:
@@ -93,7 +73,7 @@ def run(command, folder=None, **environment):
 def measure(depth, args):
     """Times the steps of all rounds at one depth: kontext's and diffusers' seconds by kind."""
     times = {kind: ([], [], []) for kind in args.kinds}
-    rival, name = [], f"{depth[0]}+{depth[1]} blocks"
+    name = f"{depth[0]}+{depth[1]} blocks"
     for number in range(1, args.rounds + 1):
         for kind, (ours, theirs, shares) in times.items():
             a, prepare = kontext(*depth, kind, args.criterion)
@@ -102,17 +82,12 @@ def measure(depth, args):
             theirs += b
             shares.append(prepare / statistics.median(a))
             print(f"{name} in {kind}, round {number}: {line(a, b)}", flush=True)
-        if args.sd and depth == args.depth[0]:
-            rival.append(stable_diffusion(args))
     for kind, (ours, theirs, shares) in times.items():
         share = f"{statistics.median(shares):.1%} of kontext's time is prepare / {RUN_STEPS}"
         print(f"{name} in {kind}, all rounds: {line(ours, theirs)}; {share}")
     kinds = list(times)
     for kind in kinds[1:]:
         print(f"{name}, kontext in {kind} to its {kinds[0]}: {line(times[kind][0], times[kinds[0]][0])}")
-    if rival:
-        for kind, (ours, _, _) in times.items():
-            print(f"{name}, kontext in {kind} to stable-diffusion.cpp: {line(ours, rival)}")
     return {kind: (ours, theirs) for kind, (ours, theirs, _) in times.items()}
 
 
@@ -150,14 +125,7 @@ def main():
     parser.add_argument("--steps", type=int, default=10, help="steps that diffusers is timed for in a round; step.rs has its own number")
     parser.add_argument("--criterion", type=Path, default=ROOT / "target" / "criterion", help="where criterion writes its samples")
     parser.add_argument("--kinds", choices=["f32", "bf16"], nargs="+", default=["f32", "bf16"], help="kinds of arithmetic")
-    parser.add_argument("--sd", help="stable-diffusion.cpp's program; without it, it is left out")
-    parser.add_argument("--sd-model", help="a transformer of the first depth for it, such as one in Q8_0")
-    parser.add_argument("--sd-options", default="", help="its other options: text encoders, autoencoder, reference")
     args = parser.parse_args()
-    if args.sd and not args.sd_model:
-        parser.error("--sd needs --sd-model, a file of the first depth")
-    if not args.sd:
-        print("stable-diffusion.cpp is left out: no --sd names its program")
     if "bf16" in args.kinds and not has_bf16_units():
         print("bf16 is left out: this CPU has no units for it")
         args.kinds.remove("bf16")
