@@ -75,8 +75,8 @@ the sequence, 53 MB); and the time of the host to issue a step.
 
 | step | products and attention | other operations | own launches | bytes of both | host |
 | --- | ---: | ---: | ---: | ---: | ---: |
-| bf16, without kernels | 364 | 616 | 0 | 2889 U = 155 GB | 11.7 ms |
-| bf16, with kernels | 364 | 78 | 134 | 990 U = 53 GB | 9.7 ms |
+| bf16, without kernels | 364 | 616 | 0 | 2889 U = 155 GB | 10.9 ms |
+| bf16, with kernels | 364 | 78 | 134 | 990 U = 53 GB | 8.9 ms |
 | fp8, without kernels | 364 | 3399 | 0 | 5978 U = 320 GB |  |
 | fp8, with kernels | 326 | 2 | 229 | 924 U = 49 GB |  |
 
