@@ -1,7 +1,8 @@
 //! T5 at full width on the CPU, relative to libtorch's matrix products in the same run.
 //!
-//! Two blocks of T5 v1.1 XXL with random weights and 512 tokens, plain and packed, in both kinds of arithmetic. The last
-//! column is the rate of a block's operations, relative to that of one of its products by itself, in the same kind.
+//! Blocks of T5 v1.1 XXL with random weights and 512 tokens, plain and packed, in both kinds of arithmetic: the difference
+//! between a model of four and one of one, so that what is computed once a prompt is left out. The last column is the rate
+//! of a block's operations, relative to that of one of its products by itself, in the same kind.
 //!
 //! ```text
 //! cargo bench --bench text
@@ -14,17 +15,17 @@ use kontext::{Device, Kind, Quantize, Tensor, Weights};
 use kontext_text::{T5Config, T5Encoder};
 
 const TOKENS: i64 = 512;
-const BLOCKS: i64 = 2;
+const BLOCKS: [i64; 2] = [1, 4];
 /// Turns, of which the fastest counts; the first makes what is kept.
 const TURNS: usize = 6;
 
 fn main() {
     let _no_grad = tch::no_grad_guard();
-    let config = T5Config {
+    let [few, config] = BLOCKS.map(|num_layers| T5Config {
         vocab_size: 16,
-        num_layers: BLOCKS,
+        num_layers,
         ..T5Config::xxl()
-    };
+    });
     let forms: [(&str, Option<Kind>, Option<Quantize>); 5] = [
         ("f32", Some(Kind::Float), None),
         ("bf16", Some(Kind::BFloat16), None),
@@ -41,9 +42,12 @@ fn main() {
             Some(kind) => weights.kind(kind),
             None => weights.quantized(packed),
         };
-        let t5 = T5Encoder::new(&weights, &config, Kind::Float).unwrap();
+        let t5 = [&few, &config].map(|config| T5Encoder::new(&weights, config, Kind::Float).unwrap());
         for (kind, product) in kinds.into_iter().zip(products) {
-            let seconds = least(|| drop(t5.forward_in(&ids, kind).unwrap())) / BLOCKS as f64;
+            let [once, all] = t5
+                .each_ref()
+                .map(|t5| least(|| drop(t5.forward_in(&ids, kind).unwrap())));
+            let seconds = (all - once) / (BLOCKS[1] - BLOCKS[0]) as f64;
             let rate = operations(&config) / seconds;
             println!(
                 "{name} weights in {kind:?}: {seconds:.4} s a block, {:.0} GFLOP/s, {:.2} of the product's {:.0}",

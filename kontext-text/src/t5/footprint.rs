@@ -25,8 +25,8 @@ pub(crate) fn activations(config: &T5Config, tokens: u64, compute: Kind) -> u64 
     let (element, wide) = (element_bytes(compute), element_bytes(Kind::Float));
     let (width, hidden) = (config.d_model.unsigned_abs(), config.d_ff.unsigned_abs());
     let scores = score_elements(config, tokens);
-    // Attention holds the bias and the scores, which are f32 in bf16 on a CPU, before and after adding it or the
-    // softmax, which is f32; next to them at most four tensors of queries, keys, values or results.
+    // Attention holds the bias and the scores, before and after adding it or the softmax, which is f32; next to them at
+    // most four tensors of queries, keys, values or results. In bf16 on a CPU it holds the bias in f32 and no scores.
     let attention =
         scores
             .saturating_mul(element + 2 * wide)

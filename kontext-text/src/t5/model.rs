@@ -8,7 +8,7 @@ use kontext_core::{Device, During, Error, Kind, ModelPart, Result, Stage, Tensor
 use kontext_nn::{AdapterSlots, Embedding, RmsNorm, Weights};
 
 use super::bias::RelativeBias;
-use super::layer::Block;
+use super::layer::{Block, scores_in};
 use super::{T5Config, gguf};
 use crate::{ids, load};
 
@@ -172,10 +172,10 @@ impl T5Encoder {
     }
 
     fn states(&self, ids: &Tensor, length: i64, compute: Kind) -> Result<Tensor> {
-        let bias = self.bias.forward(length, compute)?; // [1, H, T, T]
+        let bias = self.bias.forward(length, scores_in(compute, self.device()))?; // [1, H, T, T]
         let mut x = self.embedding.forward(&ids.f_to_device(self.device())?, compute)?; // [B, T, D]
         for block in &self.blocks {
-            x = block.forward(&x, &bias)?;
+            x = block.forward(&x, &bias, compute)?;
         }
         Ok(self.norm.forward(&x)?.f_to_kind(compute)?)
     }
