@@ -69,11 +69,12 @@ impl Codec<'_> {
         images::resize(&image, size.width, size.height)
     }
 
-    /// Computes with the roundings of the run's conventions: kernels round less often than other programs.
+    /// Computes with the roundings of the run's conventions: kernels round less often than other programs, and on a CPU
+    /// libtorch's group norms are less exact in the memory format of all of them.
     fn rounded<T>(&self, compute: impl FnOnce() -> T) -> T {
         match arithmetic(self.conformance) {
             Arithmetic::Fewest => compute(),
-            Arithmetic::Diffusers | Arithmetic::Bfl => GroupNorm::without_kernels(compute),
+            Arithmetic::Diffusers | Arithmetic::Bfl => GroupNorm::by_libtorch_in(compute),
         }
     }
 
@@ -105,4 +106,42 @@ pub(crate) fn reference_images(request: &Request, plan: &Plan) -> Result<Vec<Arc
         x += width;
     }
     Ok(vec![Arc::new(joined)])
+}
+
+#[cfg(test)]
+mod tests {
+    use kontext_nn::Weights;
+    use kontext_vae::{AutoencoderKl, VaeConfig};
+
+    use super::*;
+
+    #[test]
+    fn an_image_is_encoded_by_the_group_norms_of_the_conventions() {
+        let config = VaeConfig {
+            block_out_channels: [32, 32, 64, 64],
+            ..VaeConfig::flux()
+        };
+        let vae = Autoencoder::Kl(AutoencoderKl::new(&Weights::synthetic(3), &config).unwrap());
+        let image = RgbImage::from_fn(128, 96, |x, y| {
+            image::Rgb([(x * 2) as u8, (y * 2) as u8, (x + y) as u8])
+        });
+        let size = Size::new(128, 96);
+        let latents = |conformance| {
+            let (kind, device) = (Kind::Float, Device::Cpu);
+            let codec = Codec {
+                vae: &vae,
+                kind,
+                device,
+                tiling: None,
+                conformance,
+            };
+            codec.encode(&image, size).unwrap()
+        };
+        let pixels = images::to_tensor(&image, Kind::Float, Device::Cpu).unwrap();
+        let exact = vae.encode_latents(&pixels).unwrap();
+        let theirs = GroupNorm::by_libtorch_in(|| vae.encode_latents(&pixels)).unwrap();
+        assert!(!theirs.equal(&exact));
+        assert!(latents(Conformance::Diffusers).equal(&theirs) && latents(Conformance::Bfl).equal(&theirs));
+        assert!(latents(Conformance::Native).equal(&exact));
+    }
 }

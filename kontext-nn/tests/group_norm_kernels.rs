@@ -106,7 +106,7 @@ fn other_tensors_take_libtorchs_operations() {
 }
 
 #[test]
-fn a_scope_without_kernels_is_that_of_its_thread() {
+fn a_scope_of_libtorchs_norms_is_that_of_its_thread() {
     let (kernels, counter) = kernels();
     let mut norm = norm(CHANNELS, 8, false);
     norm.set_kernels(Some(&kernels));
@@ -115,8 +115,8 @@ fn a_scope_without_kernels_is_that_of_its_thread() {
         !counter.take().is_empty()
     };
     assert!(launched());
-    assert!(!GroupNorm::without_kernels(launched));
-    let other = GroupNorm::without_kernels(|| {
+    assert!(!GroupNorm::by_libtorch_in(launched));
+    let other = GroupNorm::by_libtorch_in(|| {
         let (kernels, counter) = self::kernels();
         std::thread::spawn(move || {
             let mut norm = self::norm(CHANNELS, 8, false);

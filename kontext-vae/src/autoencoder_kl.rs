@@ -68,7 +68,7 @@ impl AutoencoderKl {
     /// serve, of any shape.
     ///
     /// Group norms and their SiLU then use them in bf16, unless a gradient is wanted or the roundings are to
-    /// be libtorch's ([`GroupNorm::without_kernels`](kontext_nn::GroupNorm::without_kernels)).
+    /// be libtorch's ([`GroupNorm::by_libtorch_in`](kontext_nn::GroupNorm::by_libtorch_in)).
     #[expect(clippy::needless_pass_by_value, reason = "as the transformer takes them")]
     pub fn set_kernels(&mut self, kernels: Option<Kernels>) {
         for norm in self.encoder.norms().chain(self.decoder.norms()) {

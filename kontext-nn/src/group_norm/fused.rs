@@ -1,4 +1,4 @@
-//! Group norm and SiLU by a kernel.
+//! Group norm and SiLU by a kernel, and scopes in which norms compute as other programs do.
 
 use std::cell::RefCell;
 
@@ -10,8 +10,8 @@ use super::GroupNorm;
 use crate::scope::scope;
 
 thread_local! {
-    /// A value for each scope in which norms leave their kernels unused.
-    static UNUSED: RefCell<Vec<()>> = const { RefCell::new(Vec::new()) };
+    /// A value for each scope in which a thread's norms are libtorch's.
+    static LIBTORCHS: RefCell<Vec<()>> = const { RefCell::new(Vec::new()) };
 }
 
 impl GroupNorm {
@@ -24,10 +24,15 @@ impl GroupNorm {
         self.kernels = kernels.cloned();
     }
 
-    /// Calls `f`, in which norms that this thread computes leave their kernels unused: their roundings are
-    /// those of libtorch's operations, as other programs have them.
-    pub fn without_kernels<T>(f: impl FnOnce() -> T) -> T {
-        scope(&UNUSED, (), f)
+    /// Calls `f`, in which norms that this thread computes are libtorch's, with its roundings and its sums for the tensor's
+    /// memory format: those of other programs, whose tensors have the same format.
+    pub fn by_libtorch_in<T>(f: impl FnOnce() -> T) -> T {
+        scope(&LIBTORCHS, (), f)
+    }
+
+    /// Returns `true` if the norms of this thread are libtorch's.
+    pub(super) fn is_libtorchs() -> bool {
+        !LIBTORCHS.with_borrow(Vec::is_empty)
     }
 
     /// Computes [`GroupNorm::forward`], or with `silu` [`GroupNorm::forward_silu`], by the kernel; `None` if
@@ -36,7 +41,7 @@ impl GroupNorm {
         let Self {
             weight, bias, groups, ..
         } = self;
-        let wanted = x.kind() == Kind::BFloat16 && UNUSED.with_borrow(Vec::is_empty);
+        let wanted = x.kind() == Kind::BFloat16 && !Self::is_libtorchs();
         self.kernels
             .as_ref()
             .filter(|kernels| wanted && kernels.takes_group_norm(x, weight, bias, *groups))
