@@ -25,13 +25,18 @@ impl Pipeline {
                 None => Ok(()),
             }
         };
-        check().or_else(|_| {
-            // Memory freed by earlier runs may still be in the allocator's cache; what they encoded is
-            // encoded again when it is needed.
-            self.encodings.clear();
-            memory::give_back_on(self.device);
-            check()
-        })
+        check()
+            .or_else(|_| {
+                // Memory freed by earlier runs may still be in the allocator's cache.
+                memory::give_back_on(self.device);
+                check()
+            })
+            .or_else(|_| {
+                // What they encoded is encoded again when it is needed.
+                self.encodings.clear();
+                memory::give_back_on(self.device);
+                check()
+            })
     }
 
     /// Turns a libtorch OOM into an error with a remedy.
