@@ -49,8 +49,14 @@ pub struct DitFlops {
     pub first_block: u64,
     /// All blocks in a step.
     pub blocks: u64,
+    /// All blocks in a step without the references, which reads their keys and values.
+    pub without_references: u64,
     /// Last layer in a step.
     pub leave: u64,
+    /// A step of some rows of the target; of all, unless [`DitFlops::with_region`] says of which.
+    pub region: u64,
+    sizes: Sizes,
+    counts: RunCounts,
 }
 
 impl DitFlops {
@@ -58,40 +64,86 @@ impl DitFlops {
     #[must_use]
     pub fn of(config: &DitConfig, run: &RunCounts) -> Self {
         let sizes = Sizes::of(config);
-        let (double, single) = (config.double_blocks.unsigned_abs(), config.single_blocks.unsigned_abs());
-        let rows = run.text.saturating_add(run.target).saturating_add(run.references);
-        let doubles = sizes.block(rows, rows, rows);
-        // The last single block computes keys and values of all tokens, and the rest for the target.
-        let last = sizes.block(run.target, rows, rows);
-        let blocks = match single.checked_sub(1) {
-            Some(whole) => times(&[double.saturating_add(whole), doubles]).saturating_add(last),
-            None => times(&[double, doubles]),
+        let RunCounts {
+            text,
+            target,
+            references,
+            samples,
+            ..
+        } = *run;
+        let keys = text.saturating_add(target).saturating_add(references);
+        let first = sizes.blocks(
+            Tokens {
+                computed: keys,
+                target,
+                keys,
+            },
+            [sizes.double.min(1), u64::from(sizes.double == 0)],
+        );
+        // Of a model with more blocks than one, the first is no last one.
+        let first = if sizes.double == 0 && sizes.single > 1 {
+            sizes.block(keys, keys, keys)
+        } else {
+            first
         };
-        let first = if double == 0 && single == 1 { last } else { doubles };
-        let Sizes {
-            width, channels, out, ..
-        } = sizes;
-        Self {
+        let all = |computed| {
+            times(&[
+                samples,
+                sizes.blocks(Tokens { computed, target, keys }, [sizes.double, sizes.single]),
+            ])
+        };
+        let flops = Self {
             prepare: sizes.prepare(config, run),
-            enter: times(&[2, run.samples, run.target, channels, width]),
-            first_block: times(&[run.samples, first]),
-            blocks: times(&[run.samples, blocks]),
-            leave: times(&[2, run.samples, run.target, width, out]),
+            enter: times(&[2, samples, target, sizes.channels, sizes.width]),
+            first_block: times(&[samples, first]),
+            blocks: all(keys),
+            without_references: all(text.saturating_add(target)),
+            leave: times(&[2, samples, target, sizes.width, sizes.out]),
+            region: 0,
+            sizes,
+            counts: *run,
+        };
+        flops.with_region(target)
+    }
+
+    /// Sets the number of the target's rows that a step of some rows computes.
+    #[must_use]
+    pub fn with_region(self, rows: u64) -> Self {
+        let Self { sizes, counts, .. } = self;
+        let tokens = Tokens {
+            computed: counts.text.saturating_add(rows),
+            target: rows,
+            keys: counts
+                .text
+                .saturating_add(counts.target)
+                .saturating_add(counts.references),
+        };
+        let blocks = sizes.blocks(tokens, [sizes.double, sizes.single]);
+        let ends = times(&[2, rows, sizes.width, sizes.channels.saturating_add(sizes.out)]);
+        Self {
+            region: times(&[counts.samples, blocks.saturating_add(ends)]),
+            ..self
         }
     }
 
     /// Returns the operations of a step.
     #[must_use]
     pub fn step(&self, work: StepWork, cache: &StepCache) -> u64 {
-        let ends = self.enter.saturating_add(self.leave);
-        let more = match (work, cache) {
-            // The measured input is projected apart from the computed one.
-            (StepWork::Computed, StepCache::TeaCache(_)) => self.blocks.saturating_add(self.enter),
-            (StepWork::Computed, _) => self.blocks,
+        // The measured input is projected apart from the computed one.
+        let measured = match cache {
+            StepCache::TeaCache(_) => self.enter,
+            _ => 0,
+        };
+        let between = match (work, cache) {
+            (StepWork::Computed, _) => self.blocks.saturating_add(measured),
+            (StepWork::References, _) => self.without_references.saturating_add(measured),
+            (StepWork::Region, _) => return self.region,
+            // An estimated velocity.
+            (StepWork::Skipped, StepCache::Off) => return 0,
             (StepWork::Skipped, StepCache::FirstBlock(_)) => self.first_block,
             (StepWork::Skipped, _) => 0,
         };
-        ends.saturating_add(more)
+        self.enter.saturating_add(between).saturating_add(self.leave)
     }
 
     /// Returns the operations of a run whose steps do this work.
@@ -102,12 +154,23 @@ impl DitFlops {
     }
 }
 
-/// Widths of a model.
+/// Tokens of a step: computed ones, those of the target among them, and those that attention reads.
+#[derive(Debug, Clone, Copy)]
+struct Tokens {
+    computed: u64,
+    target: u64,
+    keys: u64,
+}
+
+/// Sizes of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Sizes {
     width: u64,
     mlp: u64,
     channels: u64,
     out: u64,
+    double: u64,
+    single: u64,
 }
 
 impl Sizes {
@@ -117,7 +180,21 @@ impl Sizes {
             mlp: config.mlp_width.unsigned_abs(),
             channels: config.in_channels.unsigned_abs(),
             out: config.out_channels.unsigned_abs(),
+            double: config.double_blocks.unsigned_abs(),
+            single: config.single_blocks.unsigned_abs(),
         }
+    }
+
+    /// Returns the operations of double and single blocks, for one sample. The last single block computes keys and values of
+    /// all tokens, and the rest for the target.
+    fn blocks(&self, tokens: Tokens, [double, single]: [u64; 2]) -> u64 {
+        let Tokens { computed, target, keys } = tokens;
+        let whole = times(&[
+            double.saturating_add(single.saturating_sub(1)),
+            self.block(computed, computed, keys),
+        ]);
+        let last = times(&[single.min(1), self.block(target, computed, keys)]);
+        whole.saturating_add(last)
     }
 
     /// Returns the operations of a block, of either kind, for one sample: queries, output and MLP of `queries` tokens,
@@ -138,7 +215,7 @@ impl Sizes {
 
     fn prepare(&self, config: &DitConfig, run: &RunCounts) -> u64 {
         let width = self.width;
-        let [double, single] = [config.double_blocks, config.single_blocks].map(i64::unsigned_abs);
+        let Self { double, single, .. } = *self;
         let embedder = |rows: u64, input: u64| times(&[2, rows, width, input.saturating_add(width)]);
         // Shift, scale and gate: two of them for each stream of a double block, one for a single block; no gate at the end.
         let vectors = times(&[12, double])

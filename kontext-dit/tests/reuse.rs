@@ -5,7 +5,7 @@ mod common;
 
 use common::{Case, TARGET, config, draw, prepare_times, target};
 use kontext_core::{Kind, Tensor, check};
-use kontext_dit::{Arithmetic, Dit, DitConfig, Run, State, StepCache, StepWork};
+use kontext_dit::{Arithmetic, Dit, DitConfig, KeptKv, KeptTokens, Run, State, StepCache, StepKind, StepWork};
 use kontext_nn::{Adapters, LinearAdapter, Weights};
 
 /// Noise levels of the runs, of which neighbours are near each other.
@@ -253,6 +253,67 @@ fn items_of_a_batch_and_roundings_of_references_work_with_each_mode() {
             }
         }
     }
+}
+
+#[test]
+fn a_computed_step_may_read_kept_keys_and_a_skipped_full_step_is_made_up_for() {
+    use StepKind::{Full, References};
+    use StepWork::{Computed, Skipped};
+    let dit = model(&config(1, 2), Kind::Float);
+    let run = prepare_times(&dit, CASE, Kind::Float, &TIMES);
+    let kinds = [
+        Full, References, Full, References, References, References, References, Full,
+    ];
+    let mut state = dit.step_cache(&cache(MODES[0]), &run).unwrap();
+    let mut kept = KeptKv::new(&dit, &run, 1, KeptTokens::References).unwrap();
+    let x = |step| latents(CASE, step, Kind::Float);
+    let got: Vec<Tensor> = (0..TIMES.len())
+        .map(|step| {
+            let kind = kinds[step];
+            dit.forward_cached_keeping(&run, step, &x(step), &mut state, &mut kept, kind)
+                .unwrap()
+        })
+        .collect();
+    let work = [
+        Computed,
+        Skipped,
+        Skipped,
+        Computed,
+        Skipped,
+        Skipped,
+        StepWork::References,
+        Computed,
+    ];
+    assert_eq!(state.work(), work);
+    let exact = plain(&dit, &run, CASE, Kind::Float);
+    for step in [0, 3, 7] {
+        assert!(got[step].equal(&exact[step]));
+    }
+    let mut other = KeptKv::new(&dit, &run, 1, KeptTokens::References).unwrap();
+    dit.forward_keeping(&run, 3, &x(3), &mut other).unwrap();
+    assert!(got[6].equal(&dit.forward_reduced(&run, 6, &x(6), &other).unwrap()));
+    assert!(!got[6].equal(&exact[6]));
+    // The other skipped ones reuse the change of step 3.
+    let [entered, _, last] = passed(&dit, &run, 3, &x(3));
+    let change = last - entered;
+    for step in [4, 5] {
+        let [entered, ..] = passed(&dit, &run, step, &x(step));
+        assert!(got[step].equal(&left(&dit, &run, step, entered + &change)));
+    }
+    let mut state = dit.step_cache(&StepCache::Off, &run).unwrap();
+    let mut refused = |kind| {
+        let error = dit.forward_cached_keeping(&run, 0, &x(0), &mut state, &mut other, kind);
+        error.unwrap_err().to_string()
+    };
+    assert!(refused(StepKind::Region).contains("one of all tokens, or of text and target, got Region"));
+    let mut empty = KeptKv::new(&dit, &run, 1, KeptTokens::References).unwrap();
+    let error = dit.forward_cached_keeping(&run, 0, &x(0), &mut state, &mut empty, References);
+    assert!(
+        error
+            .unwrap_err()
+            .to_string()
+            .contains("a full step of the run, computed before")
+    );
 }
 
 #[test]

@@ -7,9 +7,16 @@ use super::{StepCache, StepWork};
 use crate::flow::Flow;
 use crate::follow::Follow;
 use crate::model::{check_step, expand};
+use crate::pass::Pass;
 use crate::piece::Part;
 use crate::state::State;
 use crate::{Dit, Run};
+
+/// Velocity of a step.
+struct Predicted {
+    value: Tensor,
+    is_skipped: bool,
+}
 
 impl Dit {
     /// Creates the state of a run's steps with a step cache, for [`Dit::forward_cached`].
@@ -59,12 +66,28 @@ impl Dit {
     /// # Ok::<(), kontext_core::Error>(())
     /// ```
     pub fn forward_cached(&self, run: &Run, step: usize, target: &Tensor, cache: &mut CachedRun) -> Result<Tensor> {
+        let computed = StepWork::Computed;
+        self.forward_cached_pass(run, step, target, cache, &Pass::whole(run), computed)
+    }
+
+    /// Predicts the velocity as [`Dit::forward_cached`] does; a step that is computed has the pass and the work.
+    pub(super) fn forward_cached_pass(
+        &self,
+        run: &Run,
+        step: usize,
+        target: &Tensor,
+        cache: &mut CachedRun,
+        pass: &Pass<'_>,
+        computed: StepWork,
+    ) -> Result<Tensor> {
         self.check_target(run, target)?;
         check_step(run, step)?;
         cache.check(step)?;
         if cache.is_off() {
-            let velocity = self.forward_checked(run, step as i64, target).during(Stage::Forward)?;
-            cache.record(StepWork::Computed);
+            let velocity = self
+                .forward_pass(run, step as i64, target, pass)
+                .during(Stage::Forward)?;
+            cache.record(computed);
             return Ok(velocity);
         }
         if self.wants_gradient(run, target) {
@@ -74,12 +97,20 @@ impl Dit {
                 "weights or inputs that require one",
             ));
         }
-        let (velocity, work) = self.reuse(run, step, target, cache).during(Stage::Forward)?;
-        cache.record(work);
-        Ok(velocity)
+        let velocity = self.reuse(run, step, target, cache, pass).during(Stage::Forward)?;
+        let skipped = velocity.is_skipped;
+        cache.record(if skipped { StepWork::Skipped } else { computed });
+        Ok(velocity.value)
     }
 
-    fn reuse(&self, run: &Run, step: usize, target: &Tensor, cache: &mut CachedRun) -> Result<(Tensor, StepWork)> {
+    fn reuse(
+        &self,
+        run: &Run,
+        step: usize,
+        target: &Tensor,
+        cache: &mut CachedRun,
+        pass: &Pass<'_>,
+    ) -> Result<Predicted> {
         let index = step as i64;
         let skipped = match cache.before(step) {
             Before::Compute => None,
@@ -92,11 +123,15 @@ impl Dit {
         };
         if let Some(tokens) = skipped {
             let tokens = cache.skip(step, &tokens)?;
-            return Ok((self.leave(run, index, tokens)?, StepWork::Skipped));
+            return Ok(Predicted {
+                value: self.leave(run, index, tokens)?,
+                is_skipped: true,
+            });
         }
         let mut keeper = Keeper::new(cache, step);
-        let velocity = self.forward_followed(run, index, target, &mut keeper)?;
-        Ok((velocity, keeper.work))
+        let value = self.forward_followed(run, index, target, pass, &mut keeper)?;
+        let is_skipped = keeper.is_skipped;
+        Ok(Predicted { value, is_skipped })
     }
 
     /// Computes a step that `follow` observes.
@@ -105,13 +140,14 @@ impl Dit {
         run: &Run,
         step: i64,
         target: &Tensor,
+        pass: &Pass<'_>,
         follow: &mut impl Follow,
     ) -> Result<Tensor> {
         if let Some(kernels) = self.kernels_for(run, target) {
-            return self.forward_fused(kernels, run, step, target, follow);
+            return self.forward_fused(kernels, run, step, target, pass, follow);
         }
-        let mut state = self.enter_checked(run, target)?;
-        for (index, piece) in self.pieces_at(run, step).enumerate() {
+        let mut state = self.enter_checked(run, target, pass)?;
+        for (index, piece) in self.pieces_at(run, step, pass)?.iter().enumerate() {
             if index == 0 {
                 follow.entered(|| piece.target_of(&state))?;
             }
@@ -130,7 +166,7 @@ impl Dit {
 
     /// Computes the velocity from the target's tokens [N, L, D] after the last block.
     pub(crate) fn leave(&self, run: &Run, step: i64, tokens: Tensor) -> Result<Tensor> {
-        let Some(last) = self.pieces_at(run, step).last() else {
+        let Some(last) = self.pieces_at(run, step, &Pass::whole(run))?.pop() else {
             return Err(Error::bug("a step without pieces"));
         };
         if let Some(kernels) = self.kernels_for(run, &tokens) {
@@ -147,7 +183,8 @@ impl Dit {
             Some(context) => Tensor::f_cat(&[tokens, &expand(context, tokens.size()[0])?], 1)?,
             None => tokens.shallow_clone(),
         };
-        let Some(first) = self.pieces_at(run, step).next() else {
+        let pieces = self.pieces_at(run, step, &Pass::whole(run))?;
+        let Some(first) = pieces.first() else {
             return Err(Error::bug("a step without pieces"));
         };
         first.part.modulated_image(&image, step)

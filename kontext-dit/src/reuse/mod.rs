@@ -6,6 +6,7 @@
 
 mod first_block;
 mod forward;
+mod kept;
 mod magcache;
 mod mode;
 mod parameter;

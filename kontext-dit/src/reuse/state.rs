@@ -19,6 +19,8 @@ pub struct CachedRun {
     rule: Rule,
     work: Vec<StepWork>,
     residual: Option<Residual>,
+    /// Set while a step that was to keep keys and values has been skipped, and none has kept them since.
+    overdue: bool,
 }
 
 /// Rule that decides which steps are skipped.
@@ -56,6 +58,7 @@ impl CachedRun {
             rule,
             work: Vec::with_capacity(steps),
             residual: None,
+            overdue: false,
         })
     }
 
@@ -115,6 +118,15 @@ impl CachedRun {
         )
     }
 
+    /// Returns `true` if the next computed step is to be a full one, whatever its kind is.
+    pub(super) fn is_overdue(&self) -> bool {
+        self.overdue
+    }
+
+    pub(super) fn set_overdue(&mut self, overdue: bool) {
+        self.overdue = overdue;
+    }
+
     /// Records a step.
     pub(super) fn record(&mut self, work: StepWork) {
         self.work.push(work);
@@ -128,7 +140,8 @@ pub(super) struct Keeper<'a> {
     step: usize,
     /// Tokens that the blocks' change is of: the input, or the first block's output.
     from: Option<Tensor>,
-    pub(super) work: StepWork,
+    /// Set if the first block's change decided so.
+    pub(super) is_skipped: bool,
 }
 
 impl<'a> Keeper<'a> {
@@ -137,7 +150,7 @@ impl<'a> Keeper<'a> {
             cache,
             step,
             from: None,
-            work: StepWork::Computed,
+            is_skipped: false,
         }
     }
 }
@@ -154,7 +167,7 @@ impl Follow for Keeper<'_> {
         };
         let tokens = tokens()?;
         if rule.skips(self.step, self.cache.steps, tokens.f_sub(entered)?)? {
-            self.work = StepWork::Skipped;
+            self.is_skipped = true;
             return self.cache.skip(self.step, &tokens).map(Some);
         }
         self.from = Some(tokens);

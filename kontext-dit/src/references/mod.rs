@@ -1,0 +1,12 @@
+//! Reuse of references and unedited tokens between the steps of a run: which steps are full, and which tokens the others
+//! compute.
+
+mod edited;
+mod kind;
+mod schedule;
+mod text;
+mod velocity;
+
+pub use edited::{EditedTokens, edited_rows};
+pub use kind::StepKind;
+pub use schedule::{ReferenceReuse, Refresh};
