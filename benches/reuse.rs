@@ -15,9 +15,7 @@ use std::time::Instant;
 
 use kontext_core::{Conditioning, Device, Kind, Result, Tensor, Tokens, check};
 use kontext_device::cpu;
-use kontext_dit::{
-    Dit, DitConfig, DitFlops, KeptKv, KeptTokens, ReferenceReuse, Run, RunCounts, RunInput, StepCache, StepWork,
-};
+use kontext_dit::{Dit, DitConfig, DitFlops, Run, RunCounts, RunInput, StepCache, StepWork};
 use kontext_nn::Weights;
 use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_sampler::{Conformance, Schedule, Shift, Size};
@@ -30,18 +28,14 @@ const TEXT: i64 = 512;
 /// Number of denoising steps, diffusers' default.
 const STEPS: usize = 28;
 /// Rows of the table.
-const MODES: [(&str, Option<&str>); 11] = [
-    ("off", None),
-    ("magcache", None),
-    ("magcache:threshold=0.1,most_skips=5", None),
-    ("taylor", None),
-    ("taylor:interval=2,first=6", None),
-    ("first-block:threshold=0.12", None),
-    ("teacache", None),
-    ("off", Some("references")),
-    ("off", Some("references:every=7")),
-    ("magcache", Some("references")),
-    ("taylor", Some("references")),
+const MODES: [&str; 7] = [
+    "off",
+    "magcache",
+    "magcache:threshold=0.1,most_skips=5",
+    "taylor",
+    "taylor:interval=2,first=6",
+    "first-block:threshold=0.12",
+    "teacache",
 ];
 
 /// A transformer and its inputs.
@@ -53,9 +47,6 @@ struct Bench {
     sigmas: Vec<f32>,
     flops: DitFlops,
 }
-
-/// Step cache, and reuse of references.
-type Mode = (StepCache, Option<ReferenceReuse>);
 
 /// Result of a loop.
 struct Loop {
@@ -108,26 +99,15 @@ impl Bench {
         })
     }
 
-    /// Runs the loop with a step cache, and with reuse of the references.
-    fn reusing(&self, (cache, reuse): &Mode) -> Result<Loop> {
+    /// Runs the loop with a step cache.
+    fn cached(&self, cache: &StepCache) -> Result<Loop> {
         let mut state = self.dit.step_cache(cache, &self.run)?;
-        let kinds = reuse.as_ref().map(|reuse| reuse.kinds(&self.sigmas));
-        let mut kept = match &kinds {
-            Some(_) => Some(KeptKv::new(&self.dit, &self.run, 1, KeptTokens::References)?),
-            None => None,
-        };
         let begun = Instant::now();
         let mut latents = self.noise.shallow_clone();
         for (step, pair) in self.sigmas.windows(2).enumerate() {
-            let x = latents.f_to_kind(self.kind)?;
-            let velocity = match kinds.as_ref().zip(kept.as_mut()) {
-                Some((kinds, kept)) => {
-                    let kind = kinds[step];
-                    self.dit
-                        .forward_cached_keeping(&self.run, step, &x, &mut state, kept, kind)?
-                }
-                None => self.dit.forward_cached(&self.run, step, &x, &mut state)?,
-            };
+            let velocity = self
+                .dit
+                .forward_cached(&self.run, step, &latents.f_to_kind(self.kind)?, &mut state)?;
             latents = latents.f_add(
                 &velocity
                     .f_to_kind(Kind::Float)?
@@ -170,35 +150,29 @@ fn main() {
         Kind::Float
     };
     let bench = Bench::new(kind).unwrap();
-    let modes =
-        MODES.map(|(cache, reuse)| -> Mode { (cache.parse().unwrap(), reuse.map(|reuse| reuse.parse().unwrap())) });
-    let mut loops: Vec<Loop> = modes.iter().map(|mode| bench.reusing(mode).unwrap()).collect();
+    let caches = MODES.map(|mode| mode.parse::<StepCache>().unwrap());
+    let mut loops: Vec<Loop> = caches.iter().map(|cache| bench.cached(cache).unwrap()).collect();
     for _ in 1..rounds.max(1) {
-        for (best, mode) in loops.iter_mut().zip(&modes) {
-            best.seconds = best.seconds.min(bench.reusing(mode).unwrap().seconds);
+        for (best, cache) in loops.iter_mut().zip(&caches) {
+            best.seconds = best.seconds.min(bench.cached(cache).unwrap().seconds);
         }
     }
     println!(
         "{kind:?}, {} + {} blocks, {STEPS} steps, {rounds} round(s)",
         BLOCKS.0, BLOCKS.1
     );
-    println!(
-        "| step cache | references | seconds | times faster | times fewer operations | full | fewer tokens | error |"
-    );
-    println!("|---|---|---:|---:|---:|---:|---:|---:|");
+    println!("| mode | seconds | times faster | times fewer operations | computed steps | relative error |");
+    println!("|---|---:|---:|---:|---:|---:|");
     let exact = &loops[0];
     let change = |looped: &Loop| &looped.latents - &bench.noise;
     let flops = |looped: &Loop, cache| bench.flops.run(&looped.work, cache) as f64;
-    for (((name, reuse), (cache, _)), looped) in MODES.iter().zip(&modes).zip(&loops) {
-        let count = |work| looped.work.iter().filter(|done| **done == work).count();
+    for ((mode, cache), looped) in MODES.iter().zip(&caches).zip(&loops) {
         println!(
-            "| {name} | {} | {:.2} | {:.2} | {:.2} | {} | {} | {:.4} |",
-            reuse.unwrap_or_default(),
+            "| {mode} | {:.2} | {:.2} | {:.2} | {} | {:.4} |",
             looped.seconds,
             exact.seconds / looped.seconds,
-            flops(exact, &StepCache::Off) / flops(looped, cache),
-            count(StepWork::Computed),
-            count(StepWork::References),
+            flops(exact, &caches[0]) / flops(looped, cache),
+            looped.work.iter().filter(|work| **work == StepWork::Computed).count(),
             check::relative_l2(&change(looped), &change(exact)).unwrap(),
         );
     }

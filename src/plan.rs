@@ -9,7 +9,7 @@ mod sizes;
 mod warnings;
 
 use kontext_core::{Kind, Result};
-use kontext_dit::{ReferenceReuse, StepCache, StepWork};
+use kontext_dit::{StepCache, StepWork};
 use kontext_nn::AttentionKernel;
 use kontext_sampler::ids::{Origin, origins};
 use kontext_sampler::{CfgMode, Conformance, Grid, References, Schedule, Shift, Size};
@@ -54,8 +54,6 @@ pub struct Plan {
     pub attention: Option<AttentionKernel>,
     /// Steps that reuse what barely changes.
     pub step_cache: StepCache,
-    /// Steps that reuse references, or unedited tokens.
-    pub reference_reuse: Option<ReferenceReuse>,
     /// Work of each step; `None` if the step cache decides while running ([`Output::work`](crate::Output::work)).
     pub work: Option<Vec<StepWork>>,
     /// Floating-point operations of the transformer.
@@ -135,7 +133,6 @@ impl Plan {
                 _ => facts.attention,
             },
             step_cache: request.step_cache,
-            reference_reuse: request.reference_reuse.clone(),
             work: None,
             flops: RunFlops::default(),
             runs_per_step: 1 + usize::from(request.negative().is_some()),
@@ -145,7 +142,6 @@ impl Plan {
             threads: None,
             warnings: Vec::new(),
         };
-        plan.check_region()?;
         let plan = plan.with_work(facts, request.cfg_mode);
         let threads = facts.computation.threads(plan.load(request.cfg_mode));
         let mut warnings = warnings::warnings(request, &plan, facts);

@@ -5,7 +5,7 @@ mod setters;
 use std::sync::Arc;
 
 use image::RgbImage;
-use kontext_dit::{ReferenceReuse, StepCache};
+use kontext_dit::StepCache;
 use kontext_sampler::{CfgMode, Conformance, References};
 use kontext_text::Prompt;
 use ndarray::ArrayD;
@@ -92,10 +92,6 @@ pub struct Request {
     /// are of have it outside of their pipelines. Default: off.
     #[serde(skip_serializing_if = "StepCache::is_off")]
     pub step_cache: StepCache,
-    /// Steps of an edit that compute text and target only, or edited tokens, and read what an earlier step kept of the others:
-    /// faster, and another result. With a step cache it applies to the steps that are computed. Default: none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reference_reuse: Option<ReferenceReuse>,
     /// The starting noise in packed form [batch, tokens, 64], values from -65504 to 65504; replaces the
     /// seeded one.
     #[serde(skip)]
@@ -136,7 +132,6 @@ impl Request {
             loras: None,
             conformance: Conformance::default(),
             step_cache: StepCache::Off,
-            reference_reuse: None,
             noise: None,
         }
     }

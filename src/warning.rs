@@ -55,11 +55,6 @@ pub enum Warning {
         /// Their number.
         steps: usize,
     },
-    /// [`Request::reference_reuse`](crate::Request::reference_reuse) has no effect: none of so few steps reuses anything.
-    ReferenceReuseIgnored {
-        /// Their number.
-        steps: usize,
-    },
     /// The area has no effect next to a width or a height: the other side follows from the image's ratio.
     MaxAreaIgnored {
         /// Pixels.
@@ -144,11 +139,6 @@ impl fmt::Display for Warning {
             Self::StepCacheIgnored { steps } => write!(
                 f,
                 "the step cache has no effect: all of the {steps} steps are computed; leave it out, or set more steps"
-            ),
-            Self::ReferenceReuseIgnored { steps } => write!(
-                f,
-                "reference_reuse has no effect: all of the {steps} steps compute all tokens; leave it out, or set more \
-                 steps"
             ),
             Self::MaxAreaIgnored { max_area } => write!(
                 f,

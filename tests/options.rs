@@ -15,8 +15,8 @@ use kontext::image::{GrayImage, RgbImage};
 use kontext::session::{KeepUnchanged, Session};
 use kontext::{
     Attention, Checkpoint, Conformance, Device, Error, Fp8Products, Kind, Layout, LoraUse, MagCache, ModelDefaults,
-    ModelSizes, Pipeline, PipelineBuilder, Placement, Quantize, ReferenceReuse, References, Request, StepCache, Tensor,
-    Warning, quantize,
+    ModelSizes, Pipeline, PipelineBuilder, Placement, Quantize, References, Request, StepCache, Tensor, Warning,
+    quantize,
 };
 
 /// Types whose options are listed, with the listing of the API that has them, and `true` for those whose fields are
@@ -160,11 +160,6 @@ fn without_effect(files: &Files) -> Vec<([&'static str; 2], PipelineBuilder, Req
             [REQUEST, "step_cache"],
             builder(),
             edit().step_cache(StepCache::MagCache(MagCache::default())),
-        ),
-        (
-            [REQUEST, "reference_reuse"],
-            builder(),
-            edit().reference_reuse(ReferenceReuse::default()),
         ),
         ([REQUEST, "seed"], builder(), edit().seed(1).noise(noise())),
         (
@@ -335,18 +330,6 @@ fn an_option_that_cannot_act_is_refused_with_its_name() {
         (["Request", "width"], plan(Request::generate("").size(50, 64))),
         (["Request", "height"], plan(Request::generate("").size(64, 50))),
         (["Request", "max_area"], plan(edit().conform(Conformance::Bfl))),
-        (
-            ["Request", "step_cache"],
-            plan(
-                edit()
-                    .step_cache(StepCache::MagCache(MagCache::default()))
-                    .reference_reuse(ReferenceReuse::region()),
-            ),
-        ),
-        (
-            ["Request", "reference_reuse"],
-            plan(Request::generate("").reference_reuse(ReferenceReuse::default())),
-        ),
         (["Request", "noise"], run(edit().noise(array()))),
         (["Request", "loras"], run(edit().lora("absent", 1.0))),
         (

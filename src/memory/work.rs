@@ -1,7 +1,7 @@
 //! The parts' own footprints, applied to the sizes of a plan.
 
 use kontext_core::Kind;
-use kontext_dit::{DitFootprint, DitWeights, KeptKv, RunSizes};
+use kontext_dit::{DitFootprint, DitWeights, RunSizes};
 use kontext_nn::Offload;
 use kontext_nn::footprint::Execution;
 use kontext_text::TextFootprint;
@@ -65,30 +65,19 @@ impl Footprint {
             .saturating_add(kept)
     }
 
-    /// Returns the bytes that steps keep for later ones, for all images and prompts.
+    /// Returns the bytes that a step cache keeps from step to step, for all images and prompts.
     fn kept(&self, plan: &Plan) -> u64 {
         let element = plan.compute.transformer.elt_size_in_bytes() as u64;
         let tokens = plan.target.tokens().unsigned_abs();
-        let samples = (plan.batch as u64).saturating_mul(plan.runs_per_step as u64);
-        let keys = plan.reference_reuse.as_ref().map_or(0, |reuse| {
-            let references = plan.reference_tokens().unsigned_abs();
-            let kept = if reuse.edited.is_some() { tokens } else { 0 };
-            KeptKv::bytes(
-                &self.config,
-                plan.compute.transformer,
-                references.saturating_add(kept),
-                samples,
-            )
-        });
-        let cached = [
+        [
             plan.step_cache.kept_tensors(),
             self.config.width().unsigned_abs(),
             element,
-            samples,
+            plan.batch as u64,
+            plan.runs_per_step as u64,
         ]
         .into_iter()
-        .fold(tokens, u64::saturating_mul);
-        cached.saturating_add(keys)
+        .fold(tokens, u64::saturating_mul)
     }
 
     pub(super) fn encoder_work(&self, plan: &Plan, area: u64) -> u64 {

@@ -4,15 +4,14 @@ use std::ops::ControlFlow;
 
 use image::RgbImage;
 use kontext_core::{Conditioning, During, Error, Result, Stage, Tensor, Tokens, array, buffer, noise};
-use kontext_dit::{Arithmetic, RunInput};
+use kontext_dit::{Arithmetic, CachedRun, Run, RunInput, StepWork};
+use kontext_nn::without_fp8;
 use kontext_sampler::ids::{Origin, grid_ids};
-use kontext_sampler::{CfgMode, add_noise, integrate, pack, unpack};
+use kontext_sampler::{CfgMode, Conformance, add_noise, guidance, integrate, pack, unpack};
 use kontext_vae::Autoencoder;
 
 use super::Pipeline;
 use super::computing::Computing;
-use super::predict::{Done, Predictor, PromptRun};
-use super::region::Edited;
 use super::texts::EncodedTexts;
 use crate::encode::Codec;
 use crate::kernels::arithmetic;
@@ -96,7 +95,7 @@ impl Pipeline {
             vae.end();
         }
         // 5. Sampling.
-        let (latents, Done { work, edited }) = self
+        let (latents, work) = self
             .sample(
                 computing,
                 request,
@@ -132,7 +131,7 @@ impl Pipeline {
         let image = buffer::copied_image(image)?;
         let guidance = plan.guidance.unwrap_or_default();
         let latents = array::to_array(&latents)?;
-        let flops = plan.flops_of(&self.facts, request.cfg_mode, &work, edited.unwrap_or_default());
+        let flops = plan.flops_of(&self.facts, request.cfg_mode, &work);
         let output = Output {
             image,
             images,
@@ -143,7 +142,6 @@ impl Pipeline {
             guidance,
             unseen,
             work,
-            edited_tokens: edited,
             flops,
             plan,
         };
@@ -179,7 +177,7 @@ impl Pipeline {
     }
 
     /// Runs the denoising loop; everything independent of the sample is prepared before it. Returns the latents, and the work
-    /// of the steps.
+    /// of each prompt's steps.
     #[allow(clippy::too_many_arguments)] // The loop's ingredients, each used once.
     fn sample(
         &self,
@@ -192,7 +190,7 @@ impl Pipeline {
         negative: Option<&Conditioning>,
         context: Option<&Tokens>,
         observe: Observer<'_>,
-    ) -> Result<(Tensor, Done)> {
+    ) -> Result<(Tensor, Vec<Vec<StepWork>>)> {
         let (dit, dtype) = (self.lease_dit(loras)?, self.precision.dtype);
         let missing = self.parts.kernels.missing();
         if let Some(reason) = missing.filter(|_| arithmetic(plan.conformance) == Arithmetic::Fewest) {
@@ -203,7 +201,7 @@ impl Pipeline {
         let guidance_value = plan.guidance.map(|g| plan.schedule.embedded_guidance(g, dtype));
         // The transformer computes in the kind of its conditioning.
         let compute = plan.compute.transformer;
-        let prepare = |conditioning: &Conditioning| -> Result<PromptRun> {
+        let prepare = |conditioning: &Conditioning| -> Result<(Run, CachedRun)> {
             let conditioning = &Conditioning {
                 prompt_embeds: conditioning.prompt_embeds.f_to_kind(compute)?,
                 pooled: conditioning.pooled.shallow_clone(),
@@ -217,10 +215,20 @@ impl Pipeline {
             };
             let run = computing.step(|| dit.with(|dit| dit.prepare(&input)))?;
             let run = run.arithmetic(arithmetic(plan.conformance));
-            dit.with(|dit| PromptRun::new(dit, run, plan))
+            let cache = dit.with(|dit| dit.step_cache(&plan.step_cache, &run))?;
+            Ok((run, cache))
+        };
+        let forward = |(run, cache): &mut (Run, CachedRun), step: usize, x: &Tensor| {
+            let forward = || dit.with(|dit| dit.forward_cached(run, step, x, cache));
+            // Runs that follow another program have its roundings, unless the builder sets these.
+            if plan.fp8 || plan.conformance == Conformance::Native {
+                self.attention.scope(forward)
+            } else {
+                without_fp8(|| self.attention.scope(forward))
+            }
         };
         let batched = request.cfg_mode == CfgMode::Batched;
-        let (positive, negative) = match negative {
+        let (mut positive, mut negative) = match negative {
             Some(negative) if batched => (
                 prepare(&repeat(positive, plan.batch)?.stack(&repeat(negative, plan.batch)?)?)?,
                 None,
@@ -228,23 +236,25 @@ impl Pipeline {
             Some(negative) => (prepare(positive)?, Some(prepare(negative)?)),
             None => (prepare(positive)?, None),
         };
-        let edited = plan
-            .reference_reuse
-            .as_ref()
-            .and_then(|reuse| reuse.edited)
-            .zip(context);
-        let edited = edited.map(|(edited, context)| Edited::new(edited, plan.target, &context.features));
-        let mut predictor = Predictor {
-            pipe: self,
-            plan,
-            dit: &dit,
-            positive,
-            negative,
-            true_cfg: request.true_cfg,
-            kinds: plan.kinds(),
-            edited: edited.transpose()?,
+        let mut predict = |x: &Tensor, step: usize| -> Result<Tensor> {
+            let x = x.f_to_kind(compute)?;
+            let v = if let Some(negative) = &mut negative {
+                guidance::combine(
+                    &forward(&mut positive, step, &x)?,
+                    &forward(negative, step, &x)?,
+                    request.true_cfg,
+                )?
+            } else if plan.runs_per_step == 2 {
+                guidance::combine_batched(
+                    &forward(&mut positive, step, &Tensor::f_cat(&[&x, &x], 0)?)?,
+                    request.true_cfg,
+                )?
+            } else {
+                forward(&mut positive, step, &x)?
+            };
+            Ok(v.f_to_kind(dtype)?)
         };
-        let velocity = |x: &Tensor, step: usize| computing.step(|| predictor.velocity(x, step));
+        let velocity = |x: &Tensor, step: usize| computing.step(|| predict(x, step));
         let sampled = integrate(latents, &plan.schedule, dtype, velocity, |step| {
             observe(Event::Step {
                 done: step.done,
@@ -253,9 +263,10 @@ impl Pipeline {
                 latents: step.latents,
             })
         });
-        let done = predictor.done();
+        let caches = [Some(positive), negative].into_iter().flatten();
+        let work = caches.map(|(_, cache)| cache.into_work()).collect();
         dit.end();
-        Ok((sampled?, done))
+        Ok((sampled?, work))
     }
 
     pub(super) fn codec<'a>(&self, vae: &'a Autoencoder, plan: &Plan) -> Codec<'a> {

@@ -26,10 +26,6 @@ pub(super) fn check_request(request: &Request) -> Result<()> {
             request.strength,
         ));
     }
-    if let Some(reuse) = request.reference_reuse.as_ref().filter(|_| request.images.is_empty()) {
-        let expected = "none where there is no reference image to reuse";
-        return Err(Error::invalid("reference_reuse", expected, reuse));
-    }
     match request.images.iter().find(|i| i.width() == 0 || i.height() == 0) {
         Some(image) => Err(Error::invalid(
             "reference image",
@@ -89,13 +85,6 @@ pub(crate) fn check_numbers(request: &Request) -> Result<()> {
         ));
     }
     request.step_cache.validate()?;
-    if let Some(reuse) = &request.reference_reuse {
-        reuse.validate()?;
-        if reuse.edited.is_some() && !request.step_cache.is_off() {
-            let expected = "off next to reference_reuse of edited tokens, which estimates velocities by itself";
-            return Err(Error::invalid("step_cache", expected, request.step_cache));
-        }
-    }
     for lora in request.loras.iter().flatten() {
         range::finite("scale of a LoRA", lora.scale)?;
     }

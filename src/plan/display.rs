@@ -63,9 +63,6 @@ impl fmt::Display for Plan {
         if !self.step_cache.is_off() {
             writeln!(f, "step cache:  {}, {}", self.step_cache, computed(self))?;
         }
-        if let Some(reuse) = &self.reference_reuse {
-            writeln!(f, "references:  {reuse}; {}", tokens_of(self))?;
-        }
         match self.guidance {
             Some(guidance) => writeln!(f, "guidance:    {guidance}")?,
             None => writeln!(f, "guidance:    none (the model embeds none)")?,
@@ -84,23 +81,6 @@ impl fmt::Display for Plan {
     }
 }
 
-/// Returns the steps of a plan with reuse of references that compute fewer tokens, and the share of the operations.
-fn tokens_of(plan: &Plan) -> String {
-    let share = |flops: u64| 100.0 * flops as f64 / plan.flops.exact.max(1) as f64;
-    let (least, most) = (share(plan.flops.least), share(plan.flops.most));
-    let few = |work: &&StepWork| [StepWork::References, StepWork::Region].contains(*work);
-    let steps = plan.work.iter().flatten().filter(few).count();
-    let share = if plan.flops.least == plan.flops.most {
-        format!("{most:.0} %")
-    } else {
-        format!("{least:.0} to {most:.0} %")
-    };
-    match plan.work {
-        Some(_) => format!("{steps} steps compute fewer tokens; {share} of the operations"),
-        None => format!("{share} of the operations"),
-    }
-}
-
 /// Returns the steps that a plan with a step cache computes, and their share of the operations.
 fn computed(plan: &Plan) -> String {
     let share = |flops: u64| 100.0 * flops as f64 / plan.flops.exact.max(1) as f64;
@@ -108,7 +88,7 @@ fn computed(plan: &Plan) -> String {
     let Some(work) = &plan.work else {
         return format!("decides while running; {least:.0} to {most:.0} % of the operations");
     };
-    let steps = (0..work.len()).filter(|step| work[*step] != StepWork::Skipped);
+    let steps = (0..work.len()).filter(|step| work[*step] == StepWork::Computed);
     let steps: Vec<_> = steps.map(|step| (step + 1).to_string()).collect();
     format!("computes steps {}; {most:.0} % of the operations", steps.join(" "))
 }

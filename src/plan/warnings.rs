@@ -17,14 +17,10 @@ pub(super) fn warnings(request: &Request, plan: &Plan, facts: &ModelFacts) -> Ve
     if let (Some(seed), Some(_)) = (request.seed, &request.noise) {
         warnings.push(Warning::SeedIgnored { seed });
     }
-    let (steps, fewest) = (plan.schedule.steps(), plan.fewest());
-    let any = |kinds: &[StepWork]| fewest.iter().any(|work| kinds.contains(work));
-    if !request.step_cache.is_off() && !any(&[StepWork::Skipped]) {
+    let all = |work: &Vec<StepWork>| work.iter().all(|work| *work == StepWork::Computed);
+    let steps = plan.schedule.steps();
+    if !request.step_cache.is_off() && all(&request.step_cache.fewest(steps, !plan.references.is_empty())) {
         warnings.push(Warning::StepCacheIgnored { steps });
-    }
-    let fewer = [StepWork::References, StepWork::Region];
-    if request.reference_reuse.is_some() && !any(&fewer) {
-        warnings.push(Warning::ReferenceReuseIgnored { steps });
     }
     let (references, images) = (request.references, request.images.len());
     let placed = match references {
@@ -100,7 +96,7 @@ fn of_sizes(request: &Request, plan: &Plan) -> Vec<Warning> {
 #[cfg(test)]
 mod tests {
     use image::RgbImage;
-    use kontext_dit::{DitConfig, MagCache, ReferenceReuse, StepCache};
+    use kontext_dit::{DitConfig, MagCache, StepCache};
     use kontext_sampler::Shift;
 
     use super::*;
@@ -160,10 +156,6 @@ mod tests {
             (
                 edit().steps(4).step_cache(StepCache::MagCache(MagCache::default())),
                 "the step cache has no effect: all of the 4 steps are computed; leave it out, or set more steps",
-            ),
-            (
-                edit().steps(3).reference_reuse(ReferenceReuse::default()),
-                "reference_reuse has no effect: all of the 3 steps compute all tokens; leave it out, or set more steps",
             ),
             (
                 edit().size(1024, 1024).max_area(65_536),

@@ -1,6 +1,6 @@
 //! Setting a request's options, one after the other.
 
-use kontext_dit::{ReferenceReuse, StepCache};
+use kontext_dit::StepCache;
 use kontext_sampler::{CfgMode, Conformance, References};
 use ndarray::ArrayD;
 
@@ -225,24 +225,6 @@ impl Request {
     pub fn step_cache(self, cache: StepCache) -> Self {
         Self {
             step_cache: cache,
-            ..self
-        }
-    }
-
-    /// Sets [`Request::reference_reuse`].
-    ///
-    /// # Example
-    /// ```
-    /// use kontext::{ReferenceReuse, Request, image::RgbImage};
-    /// let edit = Request::edit(RgbImage::new(64, 64), "make it winter");
-    /// let fast = edit.reference_reuse(ReferenceReuse::default()).step_cache("magcache".parse()?);
-    /// assert_eq!(fast.reference_reuse.unwrap().to_string(), "references");
-    /// # Ok::<(), kontext::Error>(())
-    /// ```
-    #[must_use]
-    pub fn reference_reuse(self, reuse: ReferenceReuse) -> Self {
-        Self {
-            reference_reuse: Some(reuse),
             ..self
         }
     }

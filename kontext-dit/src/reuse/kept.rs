@@ -5,7 +5,7 @@ use kontext_core::{Error, Result, Tensor};
 use super::{CachedRun, StepWork};
 use crate::kept::{Absent, KeptKv};
 use crate::pass::Pass;
-use crate::{Dit, Region, Run, StepKind};
+use crate::{Dit, Run, StepKind};
 
 impl Dit {
     /// Predicts the velocity as [`Dit::forward_cached`] does. A step that is computed keeps the keys and values of some tokens
@@ -55,26 +55,5 @@ impl Dit {
         }
         cache.set_overdue(!computed);
         velocity
-    }
-
-    /// Predicts the velocity of some rows of the target as [`Dit::forward_region`] does, as a step of a run without a step
-    /// cache.
-    ///
-    /// # Errors
-    /// Those of [`Dit::forward_region`], and [`Error::InvalidArgument`] for a step that is not the next one, or a step
-    /// cache that skips steps.
-    pub fn forward_cached_region(
-        &self,
-        run: &Run,
-        step: usize,
-        target: &Tensor,
-        region: &Region,
-        cache: &mut CachedRun,
-        kept: &KeptKv,
-    ) -> Result<Tensor> {
-        cache.check_off(step)?;
-        let velocity = self.forward_region(run, step, target, region, kept)?;
-        cache.record(StepWork::Region);
-        Ok(velocity)
     }
 }

@@ -74,29 +74,6 @@ impl CachedRun {
         self.work
     }
 
-    /// Notes a step whose velocity is estimated without the model, of a run without a step cache.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] for a step that is not the next one, or a step cache that skips steps.
-    pub fn estimated(&mut self, step: usize) -> Result<()> {
-        self.check_off(step)?;
-        self.record(StepWork::Skipped);
-        Ok(())
-    }
-
-    /// Checks that `step` is the next one of a run without a step cache.
-    pub(super) fn check_off(&self, step: usize) -> Result<()> {
-        self.check(step)?;
-        if self.is_off() {
-            return Ok(());
-        }
-        Err(Error::invalid(
-            "step cache",
-            "off where some rows are computed",
-            self.config,
-        ))
-    }
-
     /// Returns `true` if nothing is kept.
     pub(super) fn is_off(&self) -> bool {
         self.config.is_off()
