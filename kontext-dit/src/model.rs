@@ -8,6 +8,7 @@ use kontext_nn::{AdapterSlots, Linear, Weights};
 
 use crate::double::{DoubleBlock, DoubleTable};
 use crate::embed::VectorEmbed;
+use crate::follow::Unfollowed;
 use crate::kept::BlockKv;
 use crate::modulation::{ModulationLayer, Scales, Table};
 use crate::pass::Pass;
@@ -59,7 +60,7 @@ pub struct Run {
     double_tables: Vec<DoubleTable>,
     single_tables: Vec<Table>,
     last_table: Table,
-    steps: usize,
+    pub(crate) steps: usize,
     pub(crate) arithmetic: Arithmetic,
 }
 
@@ -278,16 +279,8 @@ impl Dit {
             .during(Stage::Forward)
     }
 
-    /// Predicts the velocity of the target tokens that a pass computes.
     pub(crate) fn forward_pass(&self, run: &Run, step: i64, target: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        if let Some(kernels) = self.kernels_for(run, target) {
-            return self.forward_fused(kernels, run, step, target, pass);
-        }
-        let mut state = self.enter_checked(run, target, pass)?;
-        for piece in self.pieces_at(run, step, pass)? {
-            state = piece.forward(&state, &piece.modulation())?;
-        }
-        Ok(state.velocity()?.shallow_clone())
+        self.forward_followed(run, step, target, pass, &mut Unfollowed)
     }
 
     /// Projects the target and joins it with the context; returns the input of the first [`Piece`],
@@ -301,7 +294,7 @@ impl Dit {
             .during(Stage::Forward)
     }
 
-    fn enter_checked(&self, run: &Run, target: &Tensor, pass: &Pass<'_>) -> Result<State> {
+    pub(crate) fn enter_checked(&self, run: &Run, target: &Tensor, pass: &Pass<'_>) -> Result<State> {
         let batch = target.size()[0];
         let mut img = self.img_in.forward(target)?;
         if let Some(context) = pass.context {
