@@ -7,5 +7,5 @@ mod text;
 mod velocity;
 
 pub use edited::{EditedTokens, edited_rows};
-pub(crate) use schedule::step_work;
 pub use schedule::{ReferenceReuse, Refresh};
+pub(crate) use schedule::{combined, step_work};

@@ -152,8 +152,8 @@ impl ReferenceReuse {
 
 /// Returns the work of a step that is not skipped, and `true` if it keeps keys and values.
 ///
-/// `work` is the schedule of the reuse; `kept` is `true` if an earlier step kept some. A full step keeps them if the next one
-/// is to read them, and so does one that finds none.
+/// `work` is the schedule of the reuse; `kept` is `true` if all steps that were to keep some have. A full step keeps them if the
+/// next one is to read them; so does a full one in place of one that finds none.
 pub(crate) fn step_work(work: &[StepWork], step: usize, kept: bool) -> (StepWork, bool) {
     let at = |step: usize| work.get(step).copied().unwrap_or(StepWork::Computed);
     match at(step) {
@@ -161,6 +161,23 @@ pub(crate) fn step_work(work: &[StepWork], step: usize, kept: bool) -> (StepWork
         reduced if kept => (reduced, false),
         _ => (StepWork::Computed, true),
     }
+}
+
+/// Returns the work of each step of a run by the schedules of a step cache and of a reuse: a step that the cache skips is
+/// skipped, and if it was to keep keys and values, the next computed one is full.
+#[must_use]
+pub(crate) fn combined(cache: &[StepWork], reuse: &[StepWork]) -> Vec<StepWork> {
+    let mut kept = false;
+    let work = |step: usize| {
+        if cache.get(step) == Some(&StepWork::Skipped) {
+            kept &= !step_work(reuse, step, true).1;
+            return StepWork::Skipped;
+        }
+        let (work, keeps) = step_work(reuse, step, kept);
+        kept |= keeps;
+        work
+    };
+    (0..cache.len()).map(work).collect()
 }
 
 #[cfg(test)]

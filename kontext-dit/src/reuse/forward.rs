@@ -95,6 +95,9 @@ impl Dit {
         };
         if let Some(tokens) = skipped {
             let tokens = cache.skip(step, &tokens)?;
+            if let Some(references) = &mut cache.references {
+                references.skipped(step);
+            }
             return Ok((self.leave(run, index, tokens)?, StepWork::Skipped));
         }
         let Some(mut references) = cache.references.take() else {

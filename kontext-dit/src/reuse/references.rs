@@ -30,6 +30,8 @@ pub(super) struct ReusedReferences {
     sigmas: Vec<f32>,
     first: Option<FirstReference>,
     kept: Option<KeptKv>,
+    /// Set while a step that was to keep keys and values has been skipped, and none has kept them since.
+    overdue: bool,
     /// The edited tokens, once they are chosen: `None` within if there are none.
     region: Option<Option<Region>>,
     /// Velocity [N, L, C] of the step before.
@@ -63,6 +65,7 @@ impl ReusedReferences {
             sigmas: sigmas.to_vec(),
             first,
             kept: None,
+            overdue: false,
             region: None,
             velocity: None,
         })
@@ -78,7 +81,7 @@ impl ReusedReferences {
         cache: &mut CachedRun,
     ) -> Result<(Tensor, StepWork)> {
         let filled = self.kept.as_ref().is_some_and(KeptKv::is_filled);
-        let (work, keeps) = step_work(&self.work, step, filled);
+        let (work, keeps) = step_work(&self.work, step, filled && !self.overdue);
         if let (StepWork::Edited(_) | StepWork::Estimated, Some(velocity)) = (work, &self.velocity) {
             let (velocity, work) = self.edited(dit, run, step, target, velocity, work)?;
             self.velocity = Some(velocity.shallow_clone());
@@ -104,6 +107,7 @@ impl ReusedReferences {
                 let (velocity, work) = followed(dit, run, step, target, &pass, cache, StepWork::Computed)?;
                 // A first block that ends the step has kept its own only.
                 kept.set_filled(work == StepWork::Computed);
+                self.overdue = work != StepWork::Computed;
                 (velocity, work)
             }
         };
@@ -112,6 +116,11 @@ impl ReusedReferences {
             self.velocity = Some(velocity.shallow_clone());
         }
         Ok((velocity, work))
+    }
+
+    /// Notes that the step cache skips a step.
+    pub(super) fn skipped(&mut self, step: usize) {
+        self.overdue |= step_work(&self.work, step, true).1;
     }
 
     /// Computes a step of edited tokens, from the velocity of the step before.
