@@ -69,7 +69,7 @@ fn compare(dit: &Dit, counts: &RunCounts, mode: &str) -> anyhow::Result<Vec<Step
     for step in 0..TIMES.len() {
         let x = Tensor::f_randn(size, (Kind::Float, Device::Cpu))?;
         let counted = operations(|| {
-            dit.forward_cached(&run, step, &x, &mut state)?;
+            let _ = dit.forward_cached(&run, step, &x, &mut state)?;
             Ok(())
         })?;
         let expected = flops.step(state.work()[step], &cache);
@@ -124,7 +124,7 @@ fn compare_reduced(dit: &Dit, counts: &RunCounts) -> anyhow::Result<()> {
         .enumerate()
     {
         let counted = operations(|| {
-            match work {
+            let _ = match work {
                 StepWork::Computed => dit.forward_keeping(&run, step, &x, &mut kept)?,
                 StepWork::WithoutReferences => dit.forward_reduced(&run, step, &x, &kept)?,
                 _ => dit.forward_region(&run, step, &rows, &region, &kept)?,
