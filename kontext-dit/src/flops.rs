@@ -49,13 +49,10 @@ pub struct DitFlops {
     pub first_block: u64,
     /// All blocks in a step.
     pub blocks: u64,
-    /// All blocks in a step without the references, which reads their keys and values.
-    pub without_references: u64,
     /// Last layer in a step.
     pub leave: u64,
-    /// A step of some rows of the target; of all, unless [`DitFlops::with_region`] says of which.
-    pub region: u64,
     sizes: Sizes,
+    blocks_of: [u64; 2],
     counts: RunCounts,
 }
 
@@ -64,86 +61,71 @@ impl DitFlops {
     #[must_use]
     pub fn of(config: &DitConfig, run: &RunCounts) -> Self {
         let sizes = Sizes::of(config);
+        let (double, single) = (config.double_blocks.unsigned_abs(), config.single_blocks.unsigned_abs());
+        let rows = run.text.saturating_add(run.target).saturating_add(run.references);
+        let last_only = double == 0 && single == 1;
+        let first = sizes.block(if last_only { run.target } else { rows }, rows, rows);
+        let Sizes {
+            width, channels, out, ..
+        } = sizes;
+        Self {
+            prepare: sizes.prepare(config, run),
+            enter: times(&[2, run.samples, run.target, channels, width]),
+            first_block: times(&[run.samples, first]),
+            blocks: times(&[run.samples, sizes.blocks([double, single], run.target, rows, rows)]),
+            leave: times(&[2, run.samples, run.target, width, out]),
+            sizes,
+            blocks_of: [double, single],
+            counts: *run,
+        }
+    }
+
+    /// Returns the operations of a step. Those of a first block that ends a step are counted with the references, which it may
+    /// be without.
+    #[must_use]
+    pub fn step(&self, work: StepWork, cache: &StepCache) -> u64 {
+        let rows = match work {
+            StepWork::Edited(rows) => u64::from(rows),
+            StepWork::Estimated => 0,
+            _ => self.counts.target,
+        };
+        let ends = self.ends(rows);
+        let more = match (work, cache) {
+            // The measured input is projected apart from the computed one.
+            (StepWork::Computed, StepCache::TeaCache(_)) => self.blocks.saturating_add(self.enter),
+            (StepWork::Computed, _) => self.blocks,
+            (StepWork::WithoutReferences, StepCache::TeaCache(_)) => self.reduced(rows).saturating_add(self.enter),
+            (StepWork::WithoutReferences | StepWork::Edited(_), _) => self.reduced(rows),
+            (StepWork::Estimated, _) => 0,
+            (StepWork::Skipped, StepCache::FirstBlock(_)) => self.first_block,
+            (StepWork::Skipped, _) => 0,
+        };
+        ends.saturating_add(more)
+    }
+
+    /// Returns the operations of input projection and last layer for some rows of the target.
+    fn ends(&self, rows: u64) -> u64 {
+        let Sizes {
+            width, channels, out, ..
+        } = self.sizes;
+        times(&[2, self.counts.samples, rows, width, channels.saturating_add(out)])
+    }
+
+    /// Returns the operations of all blocks for the text and some rows of the target.
+    fn reduced(&self, rows: u64) -> u64 {
         let RunCounts {
             text,
             target,
             references,
             samples,
             ..
-        } = *run;
-        let keys = text.saturating_add(target).saturating_add(references);
-        let first = sizes.blocks(
-            Tokens {
-                computed: keys,
-                target,
-                keys,
-            },
-            [sizes.double.min(1), u64::from(sizes.double == 0)],
-        );
-        // Of a model with more blocks than one, the first is no last one.
-        let first = if sizes.double == 0 && sizes.single > 1 {
-            sizes.block(keys, keys, keys)
-        } else {
-            first
-        };
-        let all = |computed| {
-            times(&[
-                samples,
-                sizes.blocks(Tokens { computed, target, keys }, [sizes.double, sizes.single]),
-            ])
-        };
-        let flops = Self {
-            prepare: sizes.prepare(config, run),
-            enter: times(&[2, samples, target, sizes.channels, sizes.width]),
-            first_block: times(&[samples, first]),
-            blocks: all(keys),
-            without_references: all(text.saturating_add(target)),
-            leave: times(&[2, samples, target, sizes.width, sizes.out]),
-            region: 0,
-            sizes,
-            counts: *run,
-        };
-        flops.with_region(target)
-    }
-
-    /// Sets the number of the target's rows that a step of some rows computes.
-    #[must_use]
-    pub fn with_region(self, rows: u64) -> Self {
-        let Self { sizes, counts, .. } = self;
-        let tokens = Tokens {
-            computed: counts.text.saturating_add(rows),
-            target: rows,
-            keys: counts
-                .text
-                .saturating_add(counts.target)
-                .saturating_add(counts.references),
-        };
-        let blocks = sizes.blocks(tokens, [sizes.double, sizes.single]);
-        let ends = times(&[2, rows, sizes.width, sizes.channels.saturating_add(sizes.out)]);
-        Self {
-            region: times(&[counts.samples, blocks.saturating_add(ends)]),
-            ..self
+        } = self.counts;
+        if rows == 0 {
+            return 0;
         }
-    }
-
-    /// Returns the operations of a step.
-    #[must_use]
-    pub fn step(&self, work: StepWork, cache: &StepCache) -> u64 {
-        // The measured input is projected apart from the computed one.
-        let measured = match cache {
-            StepCache::TeaCache(_) => self.enter,
-            _ => 0,
-        };
-        let between = match (work, cache) {
-            (StepWork::Computed, _) => self.blocks.saturating_add(measured),
-            (StepWork::References, _) => self.without_references.saturating_add(measured),
-            (StepWork::Region, _) => return self.region,
-            // An estimated velocity.
-            (StepWork::Skipped, StepCache::Off) => return 0,
-            (StepWork::Skipped, StepCache::FirstBlock(_)) => self.first_block,
-            (StepWork::Skipped, _) => 0,
-        };
-        self.enter.saturating_add(between).saturating_add(self.leave)
+        let all = text.saturating_add(target).saturating_add(references);
+        let blocks = self.sizes.blocks(self.blocks_of, rows, text.saturating_add(rows), all);
+        times(&[samples, blocks])
     }
 
     /// Returns the operations of a run whose steps do this work.
@@ -154,23 +136,13 @@ impl DitFlops {
     }
 }
 
-/// Tokens of a step: computed ones, those of the target among them, and those that attention reads.
-#[derive(Debug, Clone, Copy)]
-struct Tokens {
-    computed: u64,
-    target: u64,
-    keys: u64,
-}
-
-/// Sizes of a model.
+/// Widths of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Sizes {
     width: u64,
     mlp: u64,
     channels: u64,
     out: u64,
-    double: u64,
-    single: u64,
 }
 
 impl Sizes {
@@ -180,21 +152,19 @@ impl Sizes {
             mlp: config.mlp_width.unsigned_abs(),
             channels: config.in_channels.unsigned_abs(),
             out: config.out_channels.unsigned_abs(),
-            double: config.double_blocks.unsigned_abs(),
-            single: config.single_blocks.unsigned_abs(),
         }
     }
 
-    /// Returns the operations of double and single blocks, for one sample. The last single block computes keys and values of
-    /// all tokens, and the rest for the target.
-    fn blocks(&self, tokens: Tokens, [double, single]: [u64; 2]) -> u64 {
-        let Tokens { computed, target, keys } = tokens;
-        let whole = times(&[
-            double.saturating_add(single.saturating_sub(1)),
-            self.block(computed, computed, keys),
-        ]);
-        let last = times(&[single.min(1), self.block(target, computed, keys)]);
-        whole.saturating_add(last)
+    /// Returns the operations of all double and single blocks for one sample: of `rows` tokens that attend to `keys`, with
+    /// `target` rows in the result. The last single block computes keys and values of all rows, and the rest for the target.
+    fn blocks(&self, [double, single]: [u64; 2], target: u64, rows: u64, keys: u64) -> u64 {
+        let whole = self.block(rows, rows, keys);
+        match single.checked_sub(1) {
+            Some(others) => {
+                times(&[double.saturating_add(others), whole]).saturating_add(self.block(target, rows, keys))
+            }
+            None => times(&[double, whole]),
+        }
     }
 
     /// Returns the operations of a block, of either kind, for one sample: queries, output and MLP of `queries` tokens,
@@ -215,7 +185,7 @@ impl Sizes {
 
     fn prepare(&self, config: &DitConfig, run: &RunCounts) -> u64 {
         let width = self.width;
-        let Self { double, single, .. } = *self;
+        let [double, single] = [config.double_blocks, config.single_blocks].map(i64::unsigned_abs);
         let embedder = |rows: u64, input: u64| times(&[2, rows, width, input.saturating_add(width)]);
         // Shift, scale and gate: two of them for each stream of a double block, one for a single block; no gate at the end.
         let vectors = times(&[12, double])

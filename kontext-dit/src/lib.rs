@@ -37,6 +37,6 @@ pub use linears::{LinearPart, linear_parts};
 pub use model::{Dit, Run, RunInput};
 pub use piece::Piece;
 pub use reduced::Region;
-pub use references::{EditedTokens, ReferenceReuse, Refresh, StepKind, edited_rows};
-pub use reuse::{CachedRun, FirstBlock, MagCache, StepCache, StepWork, Taylor, TeaCache};
+pub use references::{EditedTokens, ReferenceReuse, Refresh, edited_rows};
+pub use reuse::{CachedRun, FirstBlock, FirstReference, MagCache, StepCache, StepWork, Taylor, TeaCache};
 pub use state::State;

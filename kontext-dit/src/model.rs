@@ -279,7 +279,6 @@ impl Dit {
             .during(Stage::Forward)
     }
 
-    /// Predicts the velocity of the target tokens that a pass computes.
     pub(crate) fn forward_pass(&self, run: &Run, step: i64, target: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
         self.forward_followed(run, step, target, pass, &mut Unfollowed)
     }

@@ -2,11 +2,10 @@
 //! compute.
 
 mod edited;
-mod kind;
 mod schedule;
 mod text;
 mod velocity;
 
 pub use edited::{EditedTokens, edited_rows};
-pub use kind::StepKind;
 pub use schedule::{ReferenceReuse, Refresh};
+pub(crate) use schedule::{combined, step_work};

@@ -2,7 +2,8 @@
 
 use kontext_core::{Error, Result, range};
 
-use super::{EditedTokens, StepKind, velocity};
+use super::{EditedTokens, velocity};
+use crate::StepWork;
 
 /// Number of steps that the numbers of a [`ReferenceReuse`] are of.
 const STEPS: usize = 28;
@@ -13,7 +14,7 @@ const STEPS: usize = 28;
 /// edited tokens. Published for FLUX.1 Kontext without training: 2.41 times the speed at a PSNR of 30 to 32 dB to the exact
 /// run, with edited tokens and an estimated velocity. By FLOPs the references alone give 1.47 times at the defaults.
 ///
-/// All numbers are of 28 steps; a run of another number has the nearest ones ([`ReferenceReuse::kinds`]).
+/// All numbers are of 28 steps; a run of another number has the nearest ones ([`ReferenceReuse::schedule`]).
 ///
 /// Its text is `references` or `region`, and after a colon what differs from the defaults: `references:refresh=10+19`,
 /// `references:every=7`, `region:threshold=0.9,error=0,warmup=4,last=1`. It is read and written so by serde, too.
@@ -22,10 +23,11 @@ const STEPS: usize = 28;
 ///
 /// # Example
 /// ```
-/// use kontext_dit::{ReferenceReuse, StepKind};
+/// use kontext_dit::{ReferenceReuse, StepWork};
 /// let reuse = ReferenceReuse::default();
-/// let kinds = reuse.kinds(&[1.0, 0.75, 0.5, 0.25, 0.0]);
-/// assert_eq!(kinds, [StepKind::Full, StepKind::References, StepKind::Full, StepKind::Full]);
+/// let work = reuse.schedule(&[1.0, 0.75, 0.5, 0.25, 0.0], 4096);
+/// use StepWork::{Computed, WithoutReferences};
+/// assert_eq!(work, [Computed, WithoutReferences, Computed, Computed]);
 /// assert_eq!("references:every=7".parse::<ReferenceReuse>()?.to_string(), "references:every=7");
 /// # Ok::<(), kontext_core::Error>(())
 /// ```
@@ -96,13 +98,14 @@ impl ReferenceReuse {
         self.edited.as_ref().map_or(Ok(()), EditedTokens::validate)
     }
 
-    /// Returns the tokens of each step of a run with these noise levels, one more than its steps.
+    /// Returns the work of each step of a run with these noise levels, one more than its steps; `edited` is the number of edited
+    /// tokens.
     ///
     /// For another number of steps than 28, N, step s of 28 becomes step `s * N / 28`, to the nearest; at least the first step
     /// is full, and one at the end unless [`ReferenceReuse::last`] is 0. The velocity is estimated in runs of 28 steps
     /// only, whose ratios are published.
     #[must_use]
-    pub fn kinds(&self, sigmas: &[f32]) -> Vec<StepKind> {
+    pub fn schedule(&self, sigmas: &[f32], edited: u32) -> Vec<StepWork> {
         let steps = sigmas.len().saturating_sub(1);
         let nearest = |step: usize| (step * steps * 2 + STEPS) / (2 * STEPS);
         let warmup = nearest(self.warmup).max(1);
@@ -115,26 +118,26 @@ impl ReferenceReuse {
         let kind = |step| {
             if step < warmup || step + last >= steps || refreshed(step) {
                 estimated = 1.0;
-                return StepKind::Full;
+                return StepWork::Computed;
             }
-            let Some(edited) = &self.edited else {
-                return StepKind::References;
+            let Some(choice) = &self.edited else {
+                return StepWork::WithoutReferences;
             };
             // The first step after the first ones is computed.
             let ratio = velocity::ratio(sigmas, step).filter(|ratio| *ratio < 1.0 && step > warmup);
             if let Some(ratio) = ratio {
                 estimated *= ratio;
-                if 1.0 - estimated <= edited.error {
-                    return StepKind::Estimated;
+                if 1.0 - estimated <= choice.error {
+                    return StepWork::Estimated;
                 }
             }
             estimated = 1.0;
-            StepKind::Region
+            StepWork::Edited(edited)
         };
         (0..steps).map(kind).collect()
     }
 
-    /// Returns the ratio of the velocity of an [estimated](StepKind::Estimated) step to that of the step before.
+    /// Returns the ratio of the velocity of an [estimated](StepWork::Estimated) step to that of the step before.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for a step of a run in which no velocity is estimated.
@@ -145,6 +148,36 @@ impl ReferenceReuse {
             Error::invalid("step", expected, got)
         })
     }
+}
+
+/// Returns the work of a step that is not skipped, and `true` if it keeps keys and values.
+///
+/// `work` is the schedule of the reuse; `kept` is `true` if all steps that were to keep some have. A full step keeps them if the
+/// next one is to read them; so does a full one in place of one that finds none.
+pub(crate) fn step_work(work: &[StepWork], step: usize, kept: bool) -> (StepWork, bool) {
+    let at = |step: usize| work.get(step).copied().unwrap_or(StepWork::Computed);
+    match at(step) {
+        StepWork::Computed => (StepWork::Computed, at(step + 1) != StepWork::Computed),
+        reduced if kept => (reduced, false),
+        _ => (StepWork::Computed, true),
+    }
+}
+
+/// Returns the work of each step of a run by the schedules of a step cache and of a reuse: a step that the cache skips is
+/// skipped, and if it was to keep keys and values, the next computed one is full.
+#[must_use]
+pub(crate) fn combined(cache: &[StepWork], reuse: &[StepWork]) -> Vec<StepWork> {
+    let mut kept = false;
+    let work = |step: usize| {
+        if cache.get(step) == Some(&StepWork::Skipped) {
+            kept &= !step_work(reuse, step, true).1;
+            return StepWork::Skipped;
+        }
+        let (work, keeps) = step_work(reuse, step, kept);
+        kept |= keeps;
+        work
+    };
+    (0..cache.len()).map(work).collect()
 }
 
 #[cfg(test)]
@@ -164,12 +197,13 @@ mod tests {
     fn letters(reuse: &ReferenceReuse, steps: usize) -> String {
         reuse.validate().unwrap();
         let letter = |kind| match kind {
-            StepKind::Full => 'F',
-            StepKind::References => 'r',
-            StepKind::Region => 'e',
-            StepKind::Estimated => '-',
+            StepWork::Computed => 'F',
+            StepWork::WithoutReferences => 'r',
+            StepWork::Edited(7) => 'e',
+            StepWork::Estimated => '-',
+            other => panic!("{other:?}"),
         };
-        reuse.kinds(&sigmas(steps)).into_iter().map(letter).collect()
+        reuse.schedule(&sigmas(steps), 7).into_iter().map(letter).collect()
     }
 
     #[test]

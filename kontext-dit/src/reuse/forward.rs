@@ -12,14 +12,9 @@ use crate::piece::Part;
 use crate::state::State;
 use crate::{Dit, Run};
 
-/// Velocity of a step.
-struct Predicted {
-    value: Tensor,
-    is_skipped: bool,
-}
-
 impl Dit {
-    /// Creates the state of a run's steps with a step cache, for [`Dit::forward_cached`].
+    /// Creates the state of a run's steps with a step cache, for [`Dit::forward_cached`]. With
+    /// [`CachedRun::reuse_references`] the computed steps have fewer tokens.
     ///
     /// # Errors
     /// Those of [`StepCache::validate`].
@@ -66,28 +61,13 @@ impl Dit {
     /// # Ok::<(), kontext_core::Error>(())
     /// ```
     pub fn forward_cached(&self, run: &Run, step: usize, target: &Tensor, cache: &mut CachedRun) -> Result<Tensor> {
-        let computed = StepWork::Computed;
-        self.forward_cached_pass(run, step, target, cache, &Pass::whole(run), computed)
-    }
-
-    /// Predicts the velocity as [`Dit::forward_cached`] does; a step that is computed has the pass and the work.
-    pub(super) fn forward_cached_pass(
-        &self,
-        run: &Run,
-        step: usize,
-        target: &Tensor,
-        cache: &mut CachedRun,
-        pass: &Pass<'_>,
-        computed: StepWork,
-    ) -> Result<Tensor> {
         self.check_target(run, target)?;
         check_step(run, step)?;
         cache.check(step)?;
         if cache.is_off() {
-            let velocity = self
-                .forward_pass(run, step as i64, target, pass)
-                .during(Stage::Forward)?;
-            cache.record(computed);
+            let velocity = self.forward_pass(run, step as i64, target, &Pass::whole(run));
+            let velocity = velocity.during(Stage::Forward)?;
+            cache.record(StepWork::Computed);
             return Ok(velocity);
         }
         if self.wants_gradient(run, target) {
@@ -97,20 +77,12 @@ impl Dit {
                 "weights or inputs that require one",
             ));
         }
-        let velocity = self.reuse(run, step, target, cache, pass).during(Stage::Forward)?;
-        let skipped = velocity.is_skipped;
-        cache.record(if skipped { StepWork::Skipped } else { computed });
-        Ok(velocity.value)
+        let (velocity, work) = self.reuse(run, step, target, cache).during(Stage::Forward)?;
+        cache.record(work);
+        Ok(velocity)
     }
 
-    fn reuse(
-        &self,
-        run: &Run,
-        step: usize,
-        target: &Tensor,
-        cache: &mut CachedRun,
-        pass: &Pass<'_>,
-    ) -> Result<Predicted> {
+    fn reuse(&self, run: &Run, step: usize, target: &Tensor, cache: &mut CachedRun) -> Result<(Tensor, StepWork)> {
         let index = step as i64;
         let skipped = match cache.before(step) {
             Before::Compute => None,
@@ -123,18 +95,22 @@ impl Dit {
         };
         if let Some(tokens) = skipped {
             let tokens = cache.skip(step, &tokens)?;
-            return Ok(Predicted {
-                value: self.leave(run, index, tokens)?,
-                is_skipped: true,
-            });
+            if let Some(references) = &mut cache.references {
+                references.skipped(step);
+            }
+            return Ok((self.leave(run, index, tokens)?, StepWork::Skipped));
         }
-        let mut keeper = Keeper::new(cache, step);
-        let value = self.forward_followed(run, index, target, pass, &mut keeper)?;
-        let is_skipped = keeper.is_skipped;
-        Ok(Predicted { value, is_skipped })
+        let Some(mut references) = cache.references.take() else {
+            let mut keeper = Keeper::new(cache, step);
+            let velocity = self.forward_followed(run, index, target, &Pass::whole(run), &mut keeper)?;
+            return Ok((velocity, keeper.work));
+        };
+        let reused = references.step(self, run, step, target, cache);
+        cache.references = Some(references);
+        reused
     }
 
-    /// Computes a step that `follow` observes.
+    /// Computes a step of a pass that `follow` observes.
     pub(crate) fn forward_followed(
         &self,
         run: &Run,
@@ -147,7 +123,7 @@ impl Dit {
             return self.forward_fused(kernels, run, step, target, pass, follow);
         }
         let mut state = self.enter_checked(run, target, pass)?;
-        for (index, piece) in self.pieces_at(run, step, pass)?.iter().enumerate() {
+        for (index, piece) in self.pieces_at(run, step, pass)?.into_iter().enumerate() {
             if index == 0 {
                 follow.entered(|| piece.target_of(&state))?;
             }
@@ -166,7 +142,8 @@ impl Dit {
 
     /// Computes the velocity from the target's tokens [N, L, D] after the last block.
     pub(crate) fn leave(&self, run: &Run, step: i64, tokens: Tensor) -> Result<Tensor> {
-        let Some(last) = self.pieces_at(run, step, &Pass::whole(run))?.pop() else {
+        let pieces = self.pieces_at(run, step, &Pass::whole(run))?;
+        let Some(last) = pieces.last() else {
             return Err(Error::bug("a step without pieces"));
         };
         if let Some(kernels) = self.kernels_for(run, &tokens) {

@@ -6,11 +6,11 @@
 
 mod first_block;
 mod forward;
-mod kept;
 mod magcache;
 mod mode;
 mod parameter;
 mod published;
+mod references;
 mod residual;
 mod state;
 mod taylor;
@@ -21,6 +21,7 @@ mod work;
 pub use first_block::FirstBlock;
 pub use magcache::MagCache;
 pub use mode::StepCache;
+pub use references::FirstReference;
 pub use state::CachedRun;
 pub use taylor::Taylor;
 pub use teacache::TeaCache;

@@ -3,10 +3,12 @@
 use kontext_core::{Error, Result, Tensor};
 
 use super::first_block::FirstBlockRule;
+use super::references::ReusedReferences;
 use super::residual::Residual;
 use super::teacache::TeaCacheRule;
-use super::{StepCache, StepWork};
+use super::{FirstReference, StepCache, StepWork};
 use crate::follow::Follow;
+use crate::{ReferenceReuse, Run};
 
 /// State of the steps of one run with a step cache: what is kept from step to step, and what each did. Created by
 /// [`Dit::step_cache`](crate::Dit::step_cache).
@@ -19,8 +21,7 @@ pub struct CachedRun {
     rule: Rule,
     work: Vec<StepWork>,
     residual: Option<Residual>,
-    /// Set while a step that was to keep keys and values has been skipped, and none has kept them since.
-    overdue: bool,
+    pub(super) references: Option<ReusedReferences>,
 }
 
 /// Rule that decides which steps are skipped.
@@ -58,7 +59,43 @@ impl CachedRun {
             rule,
             work: Vec::with_capacity(steps),
             residual: None,
-            overdue: false,
+            references: None,
+        })
+    }
+
+    /// Reuses keys and values of references, or of unedited tokens, in the steps that the step cache computes.
+    ///
+    /// `sigmas` are the run's noise levels, one more than its steps. A choice of edited tokens needs the first reference, and
+    /// no step cache. Without references the run is unchanged.
+    ///
+    /// # Errors
+    /// Those of [`ReferenceReuse::validate`]; [`Error::InvalidArgument`] for another number of noise levels, and for edited
+    /// tokens with a step cache, without a reference, or with one of another grid than the target's.
+    pub fn reuse_references(
+        self,
+        reuse: &ReferenceReuse,
+        run: &Run,
+        sigmas: &[f32],
+        first: Option<FirstReference>,
+    ) -> Result<Self> {
+        reuse.validate()?;
+        if sigmas.len() != self.steps + 1 {
+            return Err(Error::invalid("sigmas", format!("{}", self.steps + 1), sigmas.len()));
+        }
+        if run.references() == 0 {
+            return Ok(self);
+        }
+        if reuse.edited.is_some() && !self.config.is_off() {
+            return Err(Error::invalid(
+                "step cache next to edited tokens",
+                "off: they have an estimated velocity instead",
+                self.config,
+            ));
+        }
+        let references = ReusedReferences::new(reuse, run, sigmas, first)?;
+        Ok(Self {
+            references: Some(references),
+            ..self
         })
     }
 
@@ -76,6 +113,11 @@ impl CachedRun {
 
     /// Returns `true` if nothing is kept.
     pub(super) fn is_off(&self) -> bool {
+        self.config.is_off() && self.references.is_none()
+    }
+
+    /// Returns `true` if no change is kept.
+    pub(super) fn keeps_no_change(&self) -> bool {
         self.config.is_off()
     }
 
@@ -118,15 +160,6 @@ impl CachedRun {
         )
     }
 
-    /// Returns `true` if the next computed step is to be a full one, whatever its kind is.
-    pub(super) fn is_overdue(&self) -> bool {
-        self.overdue
-    }
-
-    pub(super) fn set_overdue(&mut self, overdue: bool) {
-        self.overdue = overdue;
-    }
-
     /// Records a step.
     pub(super) fn record(&mut self, work: StepWork) {
         self.work.push(work);
@@ -140,8 +173,7 @@ pub(super) struct Keeper<'a> {
     step: usize,
     /// Tokens that the blocks' change is of: the input, or the first block's output.
     from: Option<Tensor>,
-    /// Set if the first block's change decided so.
-    pub(super) is_skipped: bool,
+    pub(super) work: StepWork,
 }
 
 impl<'a> Keeper<'a> {
@@ -150,7 +182,7 @@ impl<'a> Keeper<'a> {
             cache,
             step,
             from: None,
-            is_skipped: false,
+            work: StepWork::Computed,
         }
     }
 }
@@ -167,7 +199,7 @@ impl Follow for Keeper<'_> {
         };
         let tokens = tokens()?;
         if rule.skips(self.step, self.cache.steps, tokens.f_sub(entered)?)? {
-            self.is_skipped = true;
+            self.work = StepWork::Skipped;
             return self.cache.skip(self.step, &tokens).map(Some);
         }
         self.from = Some(tokens);
