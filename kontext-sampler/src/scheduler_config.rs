@@ -16,11 +16,31 @@ pub struct SchedulerConfig {
     pub sampler: Sampler,
 }
 
+/// A sampling by Euler's method.
+impl From<Shift> for SchedulerConfig {
+    fn from(shift: Shift) -> Self {
+        Self {
+            shift,
+            sampler: Sampler::Euler,
+        }
+    }
+}
+
 const EULER: &str = "FlowMatchEulerDiscreteScheduler";
 const HEUN: &str = "FlowMatchHeunDiscreteScheduler";
 const DPM: &str = "DPMSolverMultistepScheduler";
 
 impl SchedulerConfig {
+    /// Returns the name of diffusers' class.
+    #[must_use]
+    pub fn class_name(&self) -> &'static str {
+        match self.sampler {
+            Sampler::Euler | Sampler::Consistency => EULER,
+            Sampler::Heun => HEUN,
+            Sampler::Dpmpp2m => DPM,
+        }
+    }
+
     /// Reads diffusers' `scheduler_config.json`.
     ///
     /// The class gives the sampler: `FlowMatchEulerDiscreteScheduler` [`Sampler::Euler`], or

@@ -21,7 +21,7 @@ pub(crate) use rule::{Model, Rule, Span};
 /// | `Euler` | N | `x' = x + (s' - s) v` | `FlowMatchEulerDiscreteScheduler` |
 /// | `Consistency` | N | `x0 = x - s v`, `x' = (1 - s') x0 + s' noise` | the same with `stochastic_sampling` |
 /// | `Heun` | 2 N - 1 | Euler, and again with the mean of the velocities at both ends; the last step is Euler's | `FlowMatchHeunDiscreteScheduler` |
-/// | `Dpmpp2m` | N | DPM-Solver++(2M): `x0` is extrapolated in the log of the signal-to-noise ratio; the first and the last step are Euler's | `DPMSolverMultistepScheduler` with `flow_prediction` |
+/// | `Dpmpp2m` | N | DPM-Solver++(2M): `x0` is extrapolated in the log of the signal-to-noise ratio; from noise the first two steps and the last are Euler's | `DPMSolverMultistepScheduler` with `flow_prediction` |
 ///
 /// All follow the same noise levels, those of [`Schedule`](crate::Schedule), and end exactly at the last prediction
 /// of the image. In [`Conformance::Diffusers`](crate::Conformance::Diffusers) they have the roundings of the named
