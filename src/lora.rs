@@ -130,7 +130,7 @@ impl LoraUse {
     /// Returns the settings that the file asks for; of one that is not open only the header is read.
     pub(crate) fn defaults(&self) -> Result<LoraDefaults> {
         match &self.source {
-            Source::File(path) => LoraDefaults::in_file(path),
+            Source::File(path) => Lora::defaults_in(path),
             Source::Open(lora) => Ok(lora.defaults()),
         }
     }

@@ -14,8 +14,8 @@ use kontext::crates::kontext_formats::save;
 use kontext::image::RgbImage;
 use kontext::ndarray::{ArrayD, Axis};
 use kontext::{
-    Conformance, Device, Event, Layout, LoraDefaults, LoraUse, ModelDefaults, Output, Pipeline, PipelineBuilder, Plan,
-    Request, Sampler,
+    Conformance, Device, Event, Layout, LoadedLora, LoraDefaults, LoraUse, ModelDefaults, Output, Pipeline,
+    PipelineBuilder, Plan, Request, Sampler,
 };
 use tempfile::TempDir;
 
@@ -202,7 +202,7 @@ fn the_scale_of_a_lora_is_the_users_else_that_of_its_file_else_one() {
         .use_lora(LoraUse::new(&plain))
         .use_lora(LoraUse::new(&asking).named("set").scale(0.5));
     let pipe = pipe.load(folder.path()).unwrap();
-    let scales: Vec<f64> = pipe.loras().iter().map(|lora| lora.scale()).collect();
+    let scales: Vec<f64> = pipe.loras().iter().map(LoadedLora::scale).collect();
     assert_eq!(scales, [0.125, 1.0, 0.5]);
     assert_eq!(pipe.loras()[0].lora().defaults(), some());
 }

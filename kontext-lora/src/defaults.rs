@@ -4,10 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use kontext_core::{CheckpointError, Error, Result, range, shortened};
-use kontext_nn::Weights;
 use kontext_sampler::{Sampler, Shift};
-
-use crate::Lora;
 
 /// Metadata key of the scale, under which SwarmUI and its tools record it.
 ///
@@ -57,7 +54,7 @@ pub struct LoraDefaults {
 }
 
 impl LoraDefaults {
-    /// Reads the settings from the metadata of a file, as [`Lora::facts`] has it.
+    /// Reads the settings from the metadata of a file, as `Lora::facts` has it.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] with the key of a value that is no number, out of its range, or the name of no
@@ -84,15 +81,6 @@ impl LoraDefaults {
             shift: number(SHIFT, Shift::RANGE)?,
             scale,
         })
-    }
-
-    /// Reads the settings of a file, or of the one in a LoRA's folder ([`Lora::find`]); of it only the header.
-    ///
-    /// # Errors
-    /// Those of [`Lora::find`], [`Error::Io`], and [`Error::Checkpoint`] for a damaged file or a wrong value.
-    pub fn in_file(path: impl AsRef<Path>) -> Result<Self> {
-        let path = Lora::find(path)?;
-        Self::of_file(&path, &Weights::open(&path)?.store().metadata())
     }
 
     /// Reads the settings from the metadata of this file.
