@@ -5,7 +5,7 @@ use std::path::Path;
 use image::{ImageFormat, RgbImage};
 use kontext_core::{Error, Result};
 use kontext_dit::{ReferenceReuse, StepCache, StepWork};
-use kontext_sampler::Size;
+use kontext_sampler::{Sampler, Size};
 use kontext_text::Unseen;
 use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
@@ -58,8 +58,8 @@ impl Output {
     }
 
     /// Writes an image of the batch as PNG, JPEG (quality 95) or WebP (lossless), chosen by the file
-    /// extension. A PNG carries the prompt (or both), seed, steps, guidance and sizes as text, and step cache and reuse of
-    /// references if there are any.
+    /// extension. A PNG carries the prompt (or both), seed, steps, guidance and sizes as text, a sampler other than
+    /// Euler's, and step cache and reuse of references if there are any.
     ///
     /// The file is written under a temporary name first, so it appears whole or not at all. An existing file is
     /// replaced and keeps its permissions, unless it is read-only; of a symbolic link the target is written.
@@ -104,6 +104,7 @@ impl Output {
         let made = Made {
             seed: self.seed.wrapping_add(index as u64),
             steps: self.plan.schedule.steps(),
+            sampler: self.plan.sampler,
             guidance: self.guidance,
             model_size: self.plan.target.size(),
             step_cache: self.plan.step_cache,
@@ -121,12 +122,19 @@ pub(crate) type Prompts<'a> = (&'a str, Option<&'a str>);
 pub(crate) struct Made {
     pub(crate) seed: u64,
     pub(crate) steps: usize,
+    #[serde(default, skip_serializing_if = "is_euler")]
+    pub(crate) sampler: Sampler,
     pub(crate) guidance: f64,
     pub(crate) model_size: Size,
     #[serde(default, skip_serializing_if = "StepCache::is_off")]
     pub(crate) step_cache: StepCache,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) reference_reuse: Option<ReferenceReuse>,
+}
+
+/// Returns `true` for the sampler that records of images leave out, as they did before there were others.
+fn is_euler(sampler: &Sampler) -> bool {
+    *sampler == Sampler::Euler
 }
 
 impl Made {
@@ -157,6 +165,7 @@ impl Made {
             text.push(("reference_reuse", reuse.to_string()));
         }
         text.extend(prompt_2.map(|prompt| ("prompt_2", prompt.to_owned())));
+        text.extend((!is_euler(&self.sampler)).then(|| ("sampler", self.sampler.to_string())));
         text
     }
 }

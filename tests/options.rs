@@ -15,8 +15,8 @@ use kontext::image::{GrayImage, RgbImage};
 use kontext::session::{KeepUnchanged, Session};
 use kontext::{
     Attention, Checkpoint, Conformance, Device, Error, Fp8Products, Kind, Layout, LoraUse, MagCache, ModelDefaults,
-    ModelSizes, Pipeline, PipelineBuilder, Placement, Quantize, ReferenceReuse, References, Request, StepCache, Tensor,
-    Warning, quantize,
+    ModelSizes, Pipeline, PipelineBuilder, Placement, Quantize, ReferenceReuse, References, Request, Sampler,
+    StepCache, Tensor, Warning, quantize,
 };
 
 /// Types whose options are listed, with the listing of the API that has them, and `true` for those whose fields are
@@ -133,6 +133,10 @@ fn without_effect(files: &Files) -> Vec<([&'static str; 2], PipelineBuilder, Req
         request.width = Some(64);
         request
     };
+    let by_levels = |mut request: Request| {
+        request.steps = None;
+        request.sigmas([1.0])
+    };
     let diffusers = || {
         let request = Request::generate("").size(128, 128).max_area(64 * 64).steps(1);
         request.conform(Conformance::Diffusers)
@@ -169,6 +173,7 @@ fn without_effect(files: &Files) -> Vec<([&'static str; 2], PipelineBuilder, Req
                 .steps(1)
                 .reference_reuse(ReferenceReuse::default()),
         ),
+        ([REQUEST, "shift"], builder(), by_levels(edit()).shift(2.0)),
         ([REQUEST, "seed"], builder(), edit().seed(1).noise(noise())),
         (
             [REQUEST, "native_size"],
@@ -339,6 +344,18 @@ fn an_option_that_cannot_act_is_refused_with_its_name() {
         (["Request", "width"], plan(Request::generate("").size(50, 64))),
         (["Request", "height"], plan(Request::generate("").size(64, 50))),
         (["Request", "max_area"], plan(edit().conform(Conformance::Bfl))),
+        (
+            ["Request", "step_cache"],
+            plan(
+                edit()
+                    .sampler(Sampler::Heun)
+                    .step_cache(StepCache::MagCache(MagCache::default())),
+            ),
+        ),
+        (
+            ["Request", "reference_reuse"],
+            plan(edit().sampler(Sampler::Heun).reference_reuse(ReferenceReuse::default())),
+        ),
         (["Request", "noise"], run(edit().noise(array()))),
         (["Request", "loras"], run(edit().lora("absent", 1.0))),
         (

@@ -7,7 +7,9 @@ use std::sync::{Arc, LazyLock};
 
 use kontext::crates::kontext_sampler::CfgMode;
 use kontext::image::{RgbImage, imageops};
-use kontext::{Conformance, Device, Event, ModelSizes, Output, Pipeline, Request, StepCache, StepWork, open_image};
+use kontext::{
+    Conformance, Device, Event, ModelSizes, Output, Pipeline, Request, Sampler, StepCache, StepWork, open_image,
+};
 use kontext_bench::metrics::psnr;
 
 static MODEL: LazyLock<PathBuf> = LazyLock::new(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("models/kontext-emoji"));
@@ -384,4 +386,28 @@ fn other_conventions_streams_events_and_sessions_have_it_too() {
     let again = pipe.restore_session(folder.path()).unwrap();
     assert_eq!(again.current().image, image);
     assert_eq!(again.defaults.step_cache, cache(SKIPPING));
+}
+
+#[test]
+fn samplers_of_one_evaluation_a_step_skip_steps_and_heun_is_refused() {
+    let pipe = random();
+    for sampler in [Sampler::Euler, Sampler::Consistency, Sampler::Dpmpp2m] {
+        let output = pipe
+            .run(&generation().sampler(sampler).step_cache(cache(SKIPPING)))
+            .unwrap();
+        assert_eq!(computed(&output.work[0]), [0, 2, 5], "{sampler}");
+    }
+    let heun = generation().sampler(Sampler::Heun);
+    let error = pipe
+        .plan(&heun.clone().step_cache(cache(SKIPPING)))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("evaluates the model several times a step") && error.ends_with("got heun"),
+        "{error}"
+    );
+    // Without a cache each evaluation is counted.
+    let output = pipe.run(&heun).unwrap();
+    assert_eq!(output.work, [vec![StepWork::Computed; 11]]);
+    assert_eq!(output.flops, output.plan.flops.exact);
 }

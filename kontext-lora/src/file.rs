@@ -6,9 +6,9 @@ use kontext_core::{CheckpointError, Error, Result, printable};
 use kontext_formats::{FolderListing, hub_snapshot};
 use kontext_nn::Weights;
 
-use crate::Lora;
 use crate::key;
 use crate::table::Table;
+use crate::{Lora, LoraDefaults};
 
 /// File names under which diffusers and PEFT save a LoRA in a folder of its own.
 const STANDARD: [&str; 2] = ["pytorch_lora_weights.safetensors", "adapter_model.safetensors"];
@@ -51,6 +51,15 @@ impl Lora {
             }
         };
         Err(Error::checkpoint(path)(source))
+    }
+
+    /// Reads the settings that a LoRA's file asks for in its metadata; only its header is read.
+    ///
+    /// # Errors
+    /// Those of [`Lora::find`], [`Error::Io`], and [`Error::Checkpoint`] for a damaged file or a wrong value.
+    pub fn defaults_in(path: impl AsRef<Path>) -> Result<LoraDefaults> {
+        let path = Self::find(path)?;
+        LoraDefaults::of_file(&path, &Weights::open(&path)?.store().metadata())
     }
 
     /// Returns a name for the LoRA at this path: that of the file without its extension, or of the folder,

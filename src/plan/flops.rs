@@ -1,7 +1,8 @@
 //! The work of a plan's steps, and its floating-point operations.
 
+use kontext_core::{Error, Result};
 use kontext_dit::{DitFlops, RunCounts, StepWork};
-use kontext_sampler::CfgMode;
+use kontext_sampler::{CfgMode, Sampler};
 
 use super::{ModelFacts, Plan};
 
@@ -22,8 +23,10 @@ pub struct RunFlops {
 
 impl Plan {
     /// Adds the work of the steps, and the operations.
-    pub(super) fn with_work(self, facts: &ModelFacts, cfg_mode: CfgMode) -> Self {
-        let (steps, edit) = (self.schedule.steps(), !self.references.is_empty());
+    pub(super) fn with_work(self, facts: &ModelFacts, cfg_mode: CfgMode) -> Result<Self> {
+        self.check_sampler()?;
+        let edit = !self.references.is_empty();
+        let evaluations = self.sampler.evaluations(self.schedule.steps());
         let (reuse, sigmas) = (self.reference_reuse.as_ref(), self.schedule.sigmas());
         let work = self.step_cache.schedule_with(reuse, sigmas, edit);
         let tokens = u32::try_from(self.target.tokens()).unwrap_or(u32::MAX);
@@ -31,19 +34,47 @@ impl Plan {
         let counts = self.counts(cfg_mode);
         let flops = DitFlops::of(&facts.config, &counts);
         let runs = self.runs(cfg_mode);
+        let reuses = self.reuses();
         let of = |work: &[StepWork]| flops.run(work, &self.step_cache).saturating_mul(runs);
-        let all = vec![StepWork::Computed; steps];
+        let all = vec![StepWork::Computed; evaluations];
         let exact = flops.run(&all, &kontext_dit::StepCache::Off).saturating_mul(runs);
         let operations = RunFlops {
             exact,
-            least: of(&least),
-            most: of(&most),
+            least: if reuses { of(&least) } else { exact },
+            most: if reuses { of(&most) } else { exact },
         };
-        Self {
-            work,
+        Ok(Self {
+            work: if reuses { work } else { Some(all) },
             flops: operations,
             ..self
+        })
+    }
+
+    /// Refuses reuse with samplers for which nothing of it is measured.
+    fn check_sampler(&self) -> Result<()> {
+        let (steps, sampler) = (self.schedule.steps(), self.sampler);
+        let option = if self.step_cache.is_off() {
+            "reference_reuse"
+        } else {
+            "step_cache"
+        };
+        if self.reuses() && sampler.evaluations(steps) != steps {
+            let expected = "none with a sampler that evaluates the model several times a step; euler evaluates it once";
+            return Err(Error::invalid(option, expected, sampler));
         }
+        let edited = self.reference_reuse.as_ref().filter(|reuse| reuse.edited.is_some());
+        match edited {
+            Some(_) if sampler != Sampler::Euler => {
+                let expected = "one that computes all tokens of the target, unless the sampler is euler";
+                Err(Error::invalid("reference_reuse", expected, sampler))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns `true` if steps reuse anything.
+    fn reuses(&self) -> bool {
+        !self.step_cache.is_off() || self.reference_reuse.is_some()
     }
 
     /// Returns the operations of a run whose steps did this work: that of each prompt's run.

@@ -23,7 +23,7 @@ impl Dit {
     }
 
     /// Predicts the velocity as [`Dit::forward`] does, or from the change of an earlier step; [`CachedRun::work`] says
-    /// which. Steps come in their order. With [`StepCache::Off`] it is [`Dit::forward`].
+    /// which. Steps come in their order, each once. With [`StepCache::Off`] it is [`Dit::forward`], in any order.
     ///
     /// [`FirstBlock`](crate::FirstBlock) and [`TeaCache`](crate::TeaCache) wait for the device once a step.
     ///
@@ -63,13 +63,13 @@ impl Dit {
     pub fn forward_cached(&self, run: &Run, step: usize, target: &Tensor, cache: &mut CachedRun) -> Result<Tensor> {
         self.check_target(run, target)?;
         check_step(run, step)?;
-        cache.check(step)?;
         if cache.is_off() {
             let velocity = self.forward_pass(run, step as i64, target, &Pass::whole(run));
             let velocity = velocity.during(Stage::Forward)?;
             cache.record(StepWork::Computed);
             return Ok(velocity);
         }
+        cache.check(step)?;
         if self.wants_gradient(run, target) {
             return Err(Error::invalid(
                 "run with a step cache",
