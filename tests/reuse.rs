@@ -8,7 +8,8 @@ use std::sync::{Arc, LazyLock};
 use kontext::crates::kontext_sampler::CfgMode;
 use kontext::image::{RgbImage, imageops};
 use kontext::{
-    Conformance, Device, Event, ModelSizes, Output, Pipeline, Request, Sampler, StepCache, StepWork, open_image,
+    Conformance, Device, Event, ModelSizes, Output, Pipeline, ReferenceReuse, Request, Sampler, StepCache, StepWork,
+    open_image,
 };
 use kontext_bench::metrics::psnr;
 
