@@ -7,7 +7,9 @@ use std::sync::{Arc, LazyLock};
 
 use kontext::crates::kontext_sampler::CfgMode;
 use kontext::image::{RgbImage, imageops};
-use kontext::{Conformance, Device, Event, ModelSizes, Output, Pipeline, Request, StepCache, StepWork, open_image};
+use kontext::{
+    Conformance, Device, Event, ModelSizes, Output, Pipeline, ReferenceReuse, Request, StepCache, StepWork, open_image,
+};
 use kontext_bench::metrics::psnr;
 
 static MODEL: LazyLock<PathBuf> = LazyLock::new(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("models/kontext-emoji"));
