@@ -65,9 +65,12 @@ fn compare(dit: &Dit, counts: &RunCounts, mode: &str) -> anyhow::Result<Vec<Step
     let cache: StepCache = mode.parse()?;
     let mut state = dit.step_cache(&cache, &run)?;
     let size = [counts.samples as i64, counts.target as i64, dit.config().in_channels];
+    let draw = || Tensor::f_randn(size, (Kind::Float, Device::Cpu));
+    let (first, change) = (draw()?, draw()?);
     let mut sum = flops.prepare;
     for step in 0..TIMES.len() {
-        let x = Tensor::f_randn(size, (Kind::Float, Device::Cpu))?;
+        // As in a run, latents change little from step to step.
+        let x = first.f_add(&change.f_mul_scalar(0.01 * step as f64)?)?;
         let counted = operations(|| {
             let _ = dit.forward_cached(&run, step, &x, &mut state)?;
             Ok(())
