@@ -348,13 +348,19 @@ fn an_option_that_cannot_act_is_refused_with_its_name() {
             ["Request", "step_cache"],
             plan(
                 edit()
+                    .steps(4)
                     .sampler(Sampler::Heun)
                     .step_cache(StepCache::MagCache(MagCache::default())),
             ),
         ),
         (
             ["Request", "reference_reuse"],
-            plan(edit().sampler(Sampler::Heun).reference_reuse(ReferenceReuse::default())),
+            plan(
+                edit()
+                    .steps(4)
+                    .sampler(Sampler::Heun)
+                    .reference_reuse(ReferenceReuse::default()),
+            ),
         ),
         (["Request", "noise"], run(edit().noise(array()))),
         (["Request", "loras"], run(edit().lora("absent", 1.0))),
