@@ -96,14 +96,14 @@ pub struct Request {
     pub loras: Option<Vec<LoraScale>>,
     /// Conventions to follow. Default: this library's.
     pub conformance: Conformance,
-    /// Steps that reuse what barely changes: faster, and another result. [`crate::Plan::work`] says which, if the mode
-    /// decides before the run, and [`crate::Output::work`] in any case. It works in all conventions; the programs that they
-    /// are of have it outside of their pipelines. Default: off.
+    /// Steps that reuse what barely changes: faster, and another result. [`crate::Plan::work`] says which, if
+    /// the mode decides before the run, and [`crate::Output::work`] in any case. It works in all conventions;
+    /// the programs that they are of have it outside of their pipelines. Default: off.
     #[serde(skip_serializing_if = "StepCache::is_off")]
     pub step_cache: StepCache,
-    /// Steps that compute fewer tokens, with the references' keys and values of an earlier step: faster, and another result. By
-    /// its mode of edited tokens, which needs a first reference of the target's grid and no step cache, they compute those
-    /// only. Default: none.
+    /// Steps that compute fewer tokens, with the references' keys and values of an earlier step: faster, and
+    /// another result. By its mode of edited tokens, which needs a first reference of the target's grid and
+    /// no step cache, they compute those only. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reference_reuse: Option<ReferenceReuse>,
     /// The starting noise in packed form [batch, tokens, 64], values from -65504 to 65504; replaces the

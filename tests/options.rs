@@ -341,6 +341,14 @@ fn an_option_that_cannot_act_is_refused_with_its_name() {
             plan(Request::generate("").image_latents(array())),
         ),
         (["Request", "strength"], plan(Request::generate("").strength(0.5))),
+        (
+            ["Request", "reference_reuse"],
+            plan(
+                edit()
+                    .step_cache(StepCache::MagCache(MagCache::default()))
+                    .reference_reuse(ReferenceReuse::region()),
+            ),
+        ),
         (["Request", "width"], plan(Request::generate("").size(50, 64))),
         (["Request", "height"], plan(Request::generate("").size(64, 50))),
         (["Request", "max_area"], plan(edit().conform(Conformance::Bfl))),

@@ -1,12 +1,12 @@
 //! Keys and values that a full step keeps for later steps, which then compute fewer tokens.
 //!
-//! Source: RegionE, Peyton-Chen/RegionE@974da98 `src/FluxKontext/inplace.py`, `RegoionEFluxAttnProcessor2_0`, which keeps
-//! projections before their norm and rotation; kept after them they are the same values.
+//! Source: RegionE, Peyton-Chen/RegionE@974da98 `src/FluxKontext/inplace.py`, `RegoionEFluxAttnProcessor2_0`,
+//! which keeps projections before their norm and rotation; kept after them they are the same values.
 
-use kontext_core::{Error, Kind, Result, Tensor};
+use kontext_core::{Device, Error, Kind, Result, Tensor};
 use kontext_nn::ops::attend_tokens;
 
-use crate::{Dit, DitConfig, Run};
+use crate::DitConfig;
 
 /// Tokens whose keys and values a full step keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,8 +18,31 @@ pub enum KeptTokens {
     Image,
 }
 
-/// Keys and values of some tokens in each block, after their norm and rotation: the store that full steps write and
-/// reduced steps read.
+/// Numbers of tokens of a run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sizes {
+    pub(crate) text: i64,
+    pub(crate) target: i64,
+    pub(crate) references: i64,
+}
+
+impl Sizes {
+    /// Returns the first of the kept tokens in the sequence, and their number.
+    fn kept(self, tokens: KeptTokens) -> [i64; 2] {
+        let Self {
+            text,
+            target,
+            references,
+        } = self;
+        match tokens {
+            KeptTokens::References => [text + target, references],
+            KeptTokens::Image => [text, target + references],
+        }
+    }
+}
+
+/// Keys and values of some tokens in each block, after their norm and rotation: the store that full steps
+/// write and reduced steps read.
 ///
 /// # Example
 /// ```
@@ -39,27 +62,16 @@ pub struct KeptKv {
 }
 
 impl KeptKv {
-    /// Allocates room for the tokens of a run, for samples of the batch size `batch` (N).
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] for a run without references, [`Error::Torch`] if the memory cannot be had.
-    pub fn new(dit: &Dit, run: &Run, batch: i64, tokens: KeptTokens) -> Result<Self> {
-        let references = run.references();
-        if references == 0 {
-            return Err(Error::invalid(
-                "reuse of keys and values",
-                "a run with reference images, whose tokens it spares",
-                "none",
-            ));
-        }
-        let text = run.txt.size()[1];
-        let (start, count) = match tokens {
-            KeptTokens::References => (text + run.target, references),
-            KeptTokens::Image => (text, run.target + references),
-        };
-        let config = &dit.config;
+    /// Allocates room for tokens of runs of these sizes, for samples of the batch size `batch` (N).
+    pub(crate) fn allocate(
+        config: &DitConfig,
+        sizes: Sizes,
+        batch: i64,
+        tokens: KeptTokens,
+        options: (Kind, Device),
+    ) -> Result<Self> {
+        let [start, count] = sizes.kept(tokens);
         let shape = [batch, count, 2, config.heads, config.head_dim];
-        let options = (run.txt.kind(), run.txt.device());
         let blocks = (0..config.double_blocks + config.single_blocks)
             .map(|_| Ok(Tensor::f_empty(shape, options)?))
             .collect::<Result<_>>()?;
@@ -98,13 +110,9 @@ impl KeptKv {
         self.filled = filled;
     }
 
-    /// Checks that the store is one of a run, for samples of a batch size.
-    pub(crate) fn check(&self, run: &Run, batch: i64) -> Result<()> {
-        let (text, references) = (run.txt.size()[1], run.references());
-        let (start, count) = match self.tokens {
-            KeptTokens::References => (text + run.target, references),
-            KeptTokens::Image => (text, run.target + references),
-        };
+    /// Checks that the store is one of runs of these sizes, for samples of a batch size.
+    pub(crate) fn check(&self, sizes: Sizes, batch: i64) -> Result<()> {
+        let [start, count] = sizes.kept(self.tokens);
         let first = self.blocks.first();
         let kept = first.map_or([0, 0], |block| [block.size()[0], block.size()[1]]);
         if kept == [batch, count] && self.start == start {
@@ -220,9 +228,9 @@ impl BlockKv<'_> {
         }
     }
 
-    /// Computes attention as [`BlockKv::attend`], for queries, keys and values of one tensor `joint` [B, P + A, 3 D]. Its
-    /// last A rows, for the absent tokens, are written here; the queries are those of `count` tokens from
-    /// `first` on.
+    /// Computes attention as [`BlockKv::attend`], for queries, keys and values of one tensor `joint` [B, P +
+    /// A, 3 D]. Its last A rows, for the absent tokens, are written here; the queries are those of `count`
+    /// tokens from `first` on.
     pub(crate) fn attend_joint(self, joint: &Tensor, heads: i64, first: i64, count: i64) -> Result<Tensor> {
         let qkv = joint.f_unflatten(-1, [3, heads, -1])?;
         match self {

@@ -27,6 +27,7 @@ mod single;
 mod state;
 mod step;
 mod stream;
+mod work;
 
 pub use arithmetic::Arithmetic;
 pub use config::DitConfig;
@@ -38,5 +39,6 @@ pub use model::{Dit, Run, RunInput};
 pub use piece::Piece;
 pub use reduced::Region;
 pub use references::{EditedTokens, ReferenceReuse, Refresh, edited_rows};
-pub use reuse::{CachedRun, FirstBlock, FirstReference, MagCache, StepCache, StepWork, Taylor, TeaCache};
+pub use reuse::{CachedRun, FirstBlock, FirstReference, MagCache, StepCache, Taylor, TeaCache};
 pub use state::State;
+pub use work::StepWork;

@@ -9,7 +9,7 @@ use kontext_nn::{AdapterSlots, Linear, Weights};
 use crate::double::{DoubleBlock, DoubleTable};
 use crate::embed::VectorEmbed;
 use crate::follow::Unfollowed;
-use crate::kept::BlockKv;
+use crate::kept::{BlockKv, Sizes};
 use crate::modulation::{ModulationLayer, Scales, Table};
 use crate::pass::Pass;
 use crate::piece::{Part, Piece};
@@ -69,6 +69,20 @@ impl Run {
     #[must_use]
     pub fn arithmetic(self, arithmetic: Arithmetic) -> Self {
         Self { arithmetic, ..self }
+    }
+
+    /// Returns the pass that computes all tokens.
+    pub(crate) fn whole(&self) -> Pass<'_> {
+        Pass::whole(&self.rope, self.target, self.context.as_ref())
+    }
+
+    /// Returns the numbers of tokens.
+    pub(crate) fn sizes(&self) -> Sizes {
+        Sizes {
+            text: self.txt.size()[1],
+            target: self.target,
+            references: self.references(),
+        }
     }
 
     /// Returns the number of reference tokens (R).
@@ -275,7 +289,7 @@ impl Dit {
     pub fn forward(&self, run: &Run, step: usize, target: &Tensor) -> Result<Tensor> {
         self.check_target(run, target)?;
         check_step(run, step)?;
-        self.forward_pass(run, step as i64, target, &Pass::whole(run))
+        self.forward_pass(run, step as i64, target, &run.whole())
             .during(Stage::Forward)
     }
 
@@ -290,8 +304,7 @@ impl Dit {
     /// [`Error::Shape`] if the target's length differs from that of the run's ids.
     pub fn enter(&self, run: &Run, target: &Tensor) -> Result<State> {
         self.check_target(run, target)?;
-        self.enter_checked(run, target, &Pass::whole(run))
-            .during(Stage::Forward)
+        self.enter_checked(run, target, &run.whole()).during(Stage::Forward)
     }
 
     pub(crate) fn enter_checked(&self, run: &Run, target: &Tensor, pass: &Pass<'_>) -> Result<State> {
@@ -312,7 +325,7 @@ impl Dit {
     /// [`Error::InvalidArgument`] for a step outside the run.
     pub fn pieces<'a>(&'a self, run: &'a Run, step: usize) -> Result<Vec<Piece<'a>>> {
         check_step(run, step)?;
-        self.pieces_at(run, step as i64, &Pass::whole(run))
+        self.pieces_at(run, step as i64, &run.whole())
     }
 
     pub(crate) fn pieces_at<'a>(&'a self, run: &'a Run, step: i64, pass: &Pass<'a>) -> Result<Vec<Piece<'a>>> {

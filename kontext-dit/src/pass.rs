@@ -2,7 +2,6 @@
 
 use kontext_core::{Result, Tensor};
 
-use crate::Run;
 use crate::kept::{Absent, BlockKv, KeptKv};
 use crate::rope::Rope;
 
@@ -26,21 +25,21 @@ enum Kept<'a> {
 }
 
 impl<'a> Pass<'a> {
-    /// Computes all tokens.
-    pub(crate) fn whole(run: &'a Run) -> Self {
+    /// Computes all tokens: text, `target` tokens and the references' `context`.
+    pub(crate) fn whole(rope: &'a Rope, target: i64, context: Option<&'a Tensor>) -> Self {
         Self {
-            rope: &run.rope,
-            target: run.target,
-            context: run.context.as_ref(),
+            rope,
+            target,
+            context,
             kept: Kept::Nothing,
         }
     }
 
-    /// Computes all tokens, and keeps keys and values of some.
-    pub(crate) fn keeping(run: &'a Run, kept: &'a KeptKv) -> Self {
+    /// Computes the same tokens, and keeps keys and values of some.
+    pub(crate) fn keeping(self, kept: &'a KeptKv) -> Self {
         Self {
             kept: Kept::Written(kept),
-            ..Self::whole(run)
+            ..self
         }
     }
 

@@ -79,6 +79,24 @@ impl Region {
     }
 }
 
+impl KeptKv {
+    /// Allocates room for the tokens of a run, for samples of the batch size `batch` (N).
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a run without references, [`Error::Torch`] if the memory cannot be had.
+    pub fn new(dit: &Dit, run: &Run, batch: i64, tokens: KeptTokens) -> Result<Self> {
+        if run.references() == 0 {
+            return Err(Error::invalid(
+                "reuse of keys and values",
+                "a run with reference images, whose tokens it spares",
+                "none",
+            ));
+        }
+        let options = (run.txt.kind(), run.txt.device());
+        Self::allocate(&dit.config, run.sizes(), batch, tokens, options)
+    }
+}
+
 impl Dit {
     /// Computes [`Dit::forward`], and keeps the keys and values of some tokens for the run's next steps.
     ///
@@ -87,25 +105,26 @@ impl Dit {
     pub fn forward_keeping(&self, run: &Run, step: usize, target: &Tensor, kept: &mut KeptKv) -> Result<Tensor> {
         self.check_target(run, target)?;
         check_step(run, step)?;
-        kept.check(run, target.size()[0])?;
+        kept.check(run.sizes(), target.size()[0])?;
         kept.set_filled(false);
-        let pass = Pass::keeping(run, kept);
+        let pass = run.whole().keeping(kept);
         let velocity = self.forward_pass(run, step as i64, target, &pass);
         let velocity = velocity.during(Stage::Forward)?;
         kept.set_filled(true);
         Ok(velocity)
     }
 
-    /// Predicts the velocity as [`Dit::forward`] does, from text and target only: attention reads the references' keys
-    /// and values of the last full step. At that step, with its latents, the velocity is the full step's.
+    /// Predicts the velocity as [`Dit::forward`] does, from text and target only: attention reads the
+    /// references' keys and values of the last full step. At that step, with its latents, the velocity is the
+    /// full step's.
     ///
     /// # Errors
-    /// Those of [`Dit::forward`], and [`Error::InvalidArgument`] for a store of other sizes, or one that no full step
-    /// has written.
+    /// Those of [`Dit::forward`], and [`Error::InvalidArgument`] for a store of other sizes, or one that no
+    /// full step has written.
     pub fn forward_reduced(&self, run: &Run, step: usize, target: &Tensor, kept: &KeptKv) -> Result<Tensor> {
         self.check_target(run, target)?;
         check_step(run, step)?;
-        kept.check(run, target.size()[0])?;
+        kept.check(run.sizes(), target.size()[0])?;
         kept.check_filled()?;
         let rope = run.rope.range(0, run.txt.size()[1] + run.target)?;
         let count = run.references();
@@ -114,15 +133,16 @@ impl Dit {
             .during(Stage::Forward)
     }
 
-    /// Predicts the velocity of some rows of the target, from the text and these rows only: attention reads the keys and
-    /// values of all other tokens of the last full step.
+    /// Predicts the velocity of some rows of the target, from the text and these rows only: attention reads
+    /// the keys and values of all other tokens of the last full step.
     ///
     /// # Shapes
-    /// `target` [N, M, in_channels], the rows of the region ([`Region::gather`]); returns [N, M, out_channels].
+    /// `target` [N, M, in_channels], the rows of the region ([`Region::gather`]); returns [N, M,
+    /// out_channels].
     ///
     /// # Errors
-    /// [`Error::Shape`] for another number of rows, [`Error::InvalidArgument`] for a step outside the run, a region of
-    /// another run, and a store of other sizes or tokens, or one that no full step has written.
+    /// [`Error::Shape`] for another number of rows, [`Error::InvalidArgument`] for a step outside the run, a
+    /// region of another run, and a store of other sizes or tokens, or one that no full step has written.
     pub fn forward_region(
         &self,
         run: &Run,
@@ -149,7 +169,7 @@ impl Dit {
                 "the references' only",
             ));
         }
-        kept.check(run, target.size()[0])?;
+        kept.check(run.sizes(), target.size()[0])?;
         kept.check_filled()?;
         let pass = Pass::reduced(&region.rope, region.len(), kept, Absent::Rows(&region.absent));
         self.forward_pass(run, step as i64, target, &pass)

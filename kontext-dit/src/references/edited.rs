@@ -8,11 +8,11 @@ use kontext_core::{Error, Kind, Result, Tensor, check, range};
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct EditedTokens {
-    /// Cosine, from -1 to 1, of a token's estimate and the reference's token at its place up to which it is edited. Default:
-    /// 0.93.
+    /// Cosine, from -1 to 1, of a token's estimate and the reference's token at its place up to which it is
+    /// edited. Default: 0.93.
     pub threshold: f64,
-    /// Upper bound, from 0 to 1, of the relative error of an estimated velocity, up to which a step is not computed; 0
-    /// computes all. Default: 0.04.
+    /// Upper bound, from 0 to 1, of the relative error of an estimated velocity, up to which a step is not
+    /// computed; 0 computes all. Default: 0.04.
     pub error: f64,
 }
 
@@ -35,19 +35,20 @@ impl EditedTokens {
 
 /// Returns the edited rows of a target, in rising order: those of all items of a batch together.
 ///
-/// A token is edited if the cosine of its estimate and the reference's token at the same place is at most `threshold`.
-/// Single ones are removed and the rest is widened: the mask is eroded by a cross of 3x3 tokens, outside of which nothing
-/// is edited, and dilated by a square of 5x5.
+/// A token is edited if the cosine of its estimate and the reference's token at the same place is at most
+/// `threshold`. Single ones are removed and the rest is widened: the mask is eroded by a cross of 3x3 tokens,
+/// outside of which nothing is edited, and dilated by a square of 5x5.
 ///
 /// # Shapes
-/// `estimate` [B, L, C], the image of one Euler step to noise level 0; `reference` [1 or B, L, C], the first reference's
-/// latents; `grid`, rows and columns of their L tokens.
+/// `estimate` [B, L, C], the image of one Euler step to noise level 0; `reference` [1 or B, L, C], the first
+/// reference's latents; `grid`, rows and columns of their L tokens.
 ///
 /// # Errors
 /// [`Error::Shape`] unless both have the grid's tokens.
 ///
 /// # Example
-/// Of a grid of 4x5 tokens, a column of three is edited; erosion leaves one token, and dilation makes it a square.
+/// Of a grid of 4x5 tokens, a column of three is edited; erosion leaves one token, and dilation makes it a
+/// square.
 /// ```
 /// use kontext_core::{Device, Kind, Tensor};
 /// let reference = Tensor::ones([1, 20, 2], (Kind::Float, Device::Cpu));

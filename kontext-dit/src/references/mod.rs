@@ -1,5 +1,5 @@
-//! Reuse of references and unedited tokens between the steps of a run: which steps are full, and which tokens the others
-//! compute.
+//! Reuse of references and unedited tokens between the steps of a run: which steps are full, and which tokens
+//! the others compute.
 
 mod edited;
 mod schedule;

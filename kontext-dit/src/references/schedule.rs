@@ -10,14 +10,16 @@ const STEPS: usize = 28;
 
 /// Schedule by which steps of an edit reuse the keys and values of the references, and of unedited tokens.
 ///
-/// The first steps and the last ones are full, and so is one in between; the others compute text and target, or text and
-/// edited tokens. Published for FLUX.1 Kontext without training: 2.41 times the speed at a PSNR of 30 to 32 dB to the exact
-/// run, with edited tokens and an estimated velocity. By FLOPs the references alone give 1.47 times at the defaults.
+/// The first steps and the last ones are full, and so is one in between; the others compute text and target,
+/// or text and edited tokens. Published for FLUX.1 Kontext without training: 2.41 times the speed at a PSNR
+/// of 30 to 32 dB to the exact run, with edited tokens and an estimated velocity. By FLOPs the references
+/// alone give 1.47 times at the defaults.
 ///
 /// All numbers are of 28 steps; a run of another number has the nearest ones ([`ReferenceReuse::schedule`]).
 ///
-/// Its text is `references` or `region`, and after a colon what differs from the defaults: `references:refresh=10+19`,
-/// `references:every=7`, `region:threshold=0.9,error=0,warmup=4,last=1`. It is read and written so by serde, too.
+/// Its text is `references` or `region`, and after a colon what differs from the defaults:
+/// `references:refresh=10+19`, `references:every=7`, `region:threshold=0.9,error=0,warmup=4,last=1`. It is
+/// read and written so by serde, too.
 ///
 /// Source: RegionE, Peyton-Chen/RegionE@974da98 `script/FluxKontext.sh`.
 ///
@@ -41,8 +43,8 @@ pub struct ReferenceReuse {
     pub refresh: Refresh,
     /// Number of full steps at the end, from 0 to 28. Default: 2.
     pub last: usize,
-    /// Choice of edited tokens, the only ones of the target that steps between the full ones compute. Default: `None`,
-    /// they compute all.
+    /// Choice of edited tokens, the only ones of the target that steps between the full ones compute.
+    /// Default: `None`, they compute all.
     pub edited: Option<EditedTokens>,
 }
 
@@ -98,12 +100,12 @@ impl ReferenceReuse {
         self.edited.as_ref().map_or(Ok(()), EditedTokens::validate)
     }
 
-    /// Returns the work of each step of a run with these noise levels, one more than its steps; `edited` is the number of edited
-    /// tokens.
+    /// Returns the work of each step of a run with these noise levels, one more than its steps; `edited` is
+    /// the number of edited tokens.
     ///
-    /// For another number of steps than 28, N, step s of 28 becomes step `s * N / 28`, to the nearest; at least the first step
-    /// is full, and one at the end unless [`ReferenceReuse::last`] is 0. The velocity is estimated in runs of 28 steps
-    /// only, whose ratios are published.
+    /// For another number of steps than 28, N, step s of 28 becomes step `s * N / 28`, to the nearest; at
+    /// least the first step is full, and one at the end unless [`ReferenceReuse::last`] is 0. The velocity is
+    /// estimated in runs of 28 steps only, whose ratios are published.
     #[must_use]
     pub fn schedule(&self, sigmas: &[f32], edited: u32) -> Vec<StepWork> {
         let steps = sigmas.len().saturating_sub(1);
@@ -137,7 +139,8 @@ impl ReferenceReuse {
         (0..steps).map(kind).collect()
     }
 
-    /// Returns the ratio of the velocity of an [estimated](StepWork::Estimated) step to that of the step before.
+    /// Returns the ratio of the velocity of an [estimated](StepWork::Estimated) step to that of the step
+    /// before.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for a step of a run in which no velocity is estimated.
@@ -152,8 +155,8 @@ impl ReferenceReuse {
 
 /// Returns the work of a step that is not skipped, and `true` if it keeps keys and values.
 ///
-/// `work` is the schedule of the reuse; `kept` is `true` if all steps that were to keep some have. A full step keeps them if the
-/// next one is to read them; so does a full one in place of one that finds none.
+/// `work` is the schedule of the reuse; `kept` is `true` if all steps that were to keep some have. A full
+/// step keeps them if the next one is to read them; so does a full one in place of one that finds none.
 pub(crate) fn step_work(work: &[StepWork], step: usize, kept: bool) -> (StepWork, bool) {
     let at = |step: usize| work.get(step).copied().unwrap_or(StepWork::Computed);
     match at(step) {
@@ -163,8 +166,8 @@ pub(crate) fn step_work(work: &[StepWork], step: usize, kept: bool) -> (StepWork
     }
 }
 
-/// Returns the work of each step of a run by the schedules of a step cache and of a reuse: a step that the cache skips is
-/// skipped, and if it was to keep keys and values, the next computed one is full.
+/// Returns the work of each step of a run by the schedules of a step cache and of a reuse: a step that the
+/// cache skips is skipped, and if it was to keep keys and values, the next computed one is full.
 #[must_use]
 pub(crate) fn combined(cache: &[StepWork], reuse: &[StepWork]) -> Vec<StepWork> {
     let mut kept = false;

@@ -2,8 +2,9 @@
 
 use kontext_core::{During, Error, Result, Stage, Tensor};
 
+use super::StepCache;
 use super::state::{Before, CachedRun, Keeper};
-use super::{StepCache, StepWork};
+use crate::StepWork;
 use crate::flow::Flow;
 use crate::follow::Follow;
 use crate::model::{check_step, expand};
@@ -64,7 +65,7 @@ impl Dit {
         self.check_target(run, target)?;
         check_step(run, step)?;
         if cache.is_off() {
-            let velocity = self.forward_pass(run, step as i64, target, &Pass::whole(run));
+            let velocity = self.forward_pass(run, step as i64, target, &run.whole());
             let velocity = velocity.during(Stage::Forward)?;
             cache.record(StepWork::Computed);
             return Ok(velocity);
@@ -102,7 +103,7 @@ impl Dit {
         }
         let Some(mut references) = cache.references.take() else {
             let mut keeper = Keeper::new(cache, step);
-            let velocity = self.forward_followed(run, index, target, &Pass::whole(run), &mut keeper)?;
+            let velocity = self.forward_followed(run, index, target, &run.whole(), &mut keeper)?;
             return Ok((velocity, keeper.work));
         };
         let reused = references.step(self, run, step, target, cache);
@@ -142,7 +143,7 @@ impl Dit {
 
     /// Computes the velocity from the target's tokens [N, L, D] after the last block.
     pub(crate) fn leave(&self, run: &Run, step: i64, tokens: Tensor) -> Result<Tensor> {
-        let pieces = self.pieces_at(run, step, &Pass::whole(run))?;
+        let pieces = self.pieces_at(run, step, &run.whole())?;
         let Some(last) = pieces.last() else {
             return Err(Error::bug("a step without pieces"));
         };
@@ -160,7 +161,7 @@ impl Dit {
             Some(context) => Tensor::f_cat(&[tokens, &expand(context, tokens.size()[0])?], 1)?,
             None => tokens.shallow_clone(),
         };
-        let pieces = self.pieces_at(run, step, &Pass::whole(run))?;
+        let pieces = self.pieces_at(run, step, &run.whole())?;
         let Some(first) = pieces.first() else {
             return Err(Error::bug("a step without pieces"));
         };

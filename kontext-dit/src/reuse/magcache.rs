@@ -1,9 +1,9 @@
 //! MagCache: a constant schedule from measured ratios.
 
-use super::StepWork;
 use super::mode::always_computed;
 use super::parameter::Parameter;
 use super::published::{FLUX_RATIOS, KONTEXT_COMPUTED, KONTEXT_RATIOS};
+use crate::StepWork;
 
 /// Schedule of computed steps from the ratios by which the norm of the blocks' change was measured to vary.
 ///

@@ -16,7 +16,6 @@ mod state;
 mod taylor;
 mod teacache;
 mod text;
-mod work;
 
 pub use first_block::FirstBlock;
 pub use magcache::MagCache;
@@ -25,4 +24,3 @@ pub use references::FirstReference;
 pub use state::CachedRun;
 pub use taylor::Taylor;
 pub use teacache::TeaCache;
-pub use work::StepWork;

@@ -4,8 +4,9 @@ use kontext_core::Result;
 use serde::{Deserialize, Serialize};
 
 use super::parameter::Parameter;
-use super::{FirstBlock, MagCache, StepWork, Taylor, TeaCache};
+use super::{FirstBlock, MagCache, Taylor, TeaCache};
 use crate::ReferenceReuse;
+use crate::StepWork;
 use crate::references::combined;
 
 /// Rule by which steps of a run reuse the change that the blocks made at an earlier step.

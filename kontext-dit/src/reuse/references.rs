@@ -2,8 +2,9 @@
 
 use kontext_core::{Error, Kind, Result, Tensor};
 
+use super::CachedRun;
 use super::state::Keeper;
-use super::{CachedRun, StepWork};
+use crate::StepWork;
 use crate::follow::Unfollowed;
 use crate::kept::{Absent, KeptKv, KeptTokens};
 use crate::pass::Pass;
@@ -94,16 +95,16 @@ impl ReusedReferences {
                     .kept
                     .as_ref()
                     .ok_or_else(|| Error::bug("a reduced step before a full one"))?;
-                kept.check(run, target.size()[0])?;
+                kept.check(run.sizes(), target.size()[0])?;
                 let count = run.references();
                 let pass = Pass::reduced(&rope, run.target, kept, Absent::Last { count });
                 followed(dit, run, step, target, &pass, cache, work)?
             }
-            (_, false) => followed(dit, run, step, target, &Pass::whole(run), cache, StepWork::Computed)?,
+            (_, false) => followed(dit, run, step, target, &run.whole(), cache, StepWork::Computed)?,
             (_, true) => {
                 let kept = self.room(dit, run, target.size()[0])?;
                 kept.set_filled(false);
-                let pass = Pass::keeping(run, kept);
+                let pass = run.whole().keeping(kept);
                 let (velocity, work) = followed(dit, run, step, target, &pass, cache, StepWork::Computed)?;
                 // A first block that ends the step has kept its own only.
                 kept.set_filled(work == StepWork::Computed);
@@ -170,7 +171,7 @@ impl ReusedReferences {
             Some(kept) => kept,
             None => KeptKv::new(dit, run, batch, self.reuse.kept_tokens())?,
         };
-        kept.check(run, batch)?;
+        kept.check(run.sizes(), batch)?;
         Ok(self.kept.insert(kept))
     }
 }

@@ -6,7 +6,8 @@ use super::first_block::FirstBlockRule;
 use super::references::ReusedReferences;
 use super::residual::Residual;
 use super::teacache::TeaCacheRule;
-use super::{FirstReference, StepCache, StepWork};
+use super::{FirstReference, StepCache};
+use crate::StepWork;
 use crate::follow::Follow;
 use crate::{ReferenceReuse, Run};
 

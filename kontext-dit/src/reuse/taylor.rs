@@ -1,8 +1,8 @@
 //! Steps at an interval, and an extrapolation in between.
 
-use super::StepWork;
 use super::mode::always_computed;
 use super::parameter::Parameter;
+use crate::StepWork;
 
 /// Interval of computed steps, between which the blocks' change is extrapolated along the line through the last two.
 ///
