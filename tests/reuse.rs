@@ -193,7 +193,7 @@ fn reuse_of_references_is_planned_said_and_refused_where_it_cannot_be() {
     );
     let error = refused(region.clone().size(64, 48));
     assert!(
-        error.contains("which has 4x4 tokens and the target 4x3") && error.ends_with("got region"),
+        error.contains("which has 3x3 tokens and the target 4x3") && error.ends_with("got region"),
         "{error}"
     );
     let mut wrong = ReferenceReuse::default();
