@@ -202,4 +202,17 @@ mod tests {
             assert_eq!(read, config);
         }
     }
+
+    #[test]
+    fn a_scheduler_of_any_sampler_is_read_as_it_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        for sampler in Sampler::ALL {
+            for shift in [Shift::dev(), Shift::Fixed(2.0)] {
+                let scheduler = SchedulerConfig { shift, sampler };
+                index(folder.path(), scheduler).unwrap();
+                let path = folder.path().join("scheduler/scheduler_config.json");
+                assert_eq!(SchedulerConfig::from_json(path).unwrap(), scheduler);
+            }
+        }
+    }
 }
