@@ -3,6 +3,7 @@
 pub mod cell;
 pub mod drift;
 pub mod edit;
+pub mod few_steps;
 pub mod kontextbench;
 pub mod metrics;
 pub mod reconstruction;
