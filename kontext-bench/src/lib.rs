@@ -7,4 +7,5 @@ pub mod few_steps;
 pub mod kontextbench;
 pub mod metrics;
 pub mod reconstruction;
+pub mod reuse;
 pub mod statistics;
