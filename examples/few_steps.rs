@@ -1,13 +1,13 @@
 //! Computes the table of few-step models: `cargo xtask run --release --example few_steps`.
 //!
-//! Runs held-out edits by a model and its students at several numbers of steps, and compares the results with the
+//! Runs held-out edits by a model and its students at several numbers of steps by several samplers, and compares the results with the
 //! truth one by one and as distributions. The first run fetches the dataset.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use kontext::Device;
+use kontext::{Device, Sampler};
 use kontext_bench::metrics::Features;
 use kontext_cli::args::{LoadArgs, positive, whole};
 use kontext_cli::few_steps::{Contender, Options, table};
@@ -35,6 +35,14 @@ struct Args {
         allow_negative_numbers = true
     )]
     steps: Vec<usize>,
+    /// Samplers: euler, consistency, heun or dpmpp_2m. At one step all are the same, and the first is run
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        default_value = "euler,consistency"
+    )]
+    samplers: Vec<Sampler>,
     /// The dataset's folder; made if it is not there
     #[arg(long, value_name = "DIR", default_value = "target/emoji")]
     data: PathBuf,
@@ -108,6 +116,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
             split: args.split.clone(),
             most: args.most,
             steps: args.steps.clone(),
+            samplers: args.samplers.clone(),
             seed: args.seed,
             diverse: args.diverse as usize,
         },

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use kontext_core::{Error, Result, range, read_json, write_json};
-use kontext_sampler::Size;
 use kontext_sampler::geometry::PREFERRED_SIZES;
+use kontext_sampler::{Sampler, Shift, Size};
 use kontext_text::TextEncoder;
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +40,12 @@ pub struct ModelDefaults {
     /// Sampling steps, from 1 to 1000. Default: 28, or 4 for a model without a guidance embedding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<usize>,
+    /// The rule of a step. Default: that of the scheduler's configuration, else [`Sampler::Euler`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampler: Option<Sampler>,
+    /// A fixed shift of the noise levels, from 0.01 to 100. Default: the shift of the scheduler's configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shift: Option<f64>,
     /// Guidance value, from -1000 to 1000, for models that embed one; with others, each plan warns that it has
     /// no effect. Default: 2.5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -79,6 +85,9 @@ impl ModelDefaults {
         }
         if let Some(steps) = self.steps {
             range::within("steps", steps, STEPS)?;
+        }
+        if let Some(shift) = self.shift {
+            range::within("shift", shift, Shift::RANGE)?;
         }
         if let Some(guidance) = self.guidance {
             range::within("guidance", guidance, -LARGEST_GUIDANCE..=LARGEST_GUIDANCE)?;
@@ -134,6 +143,12 @@ mod tests {
             ("sizes", "[]", "a number from 1 to 1000, got 0"),
             ("steps", "0", "a number from 1 to 1000, got 0"),
             ("steps", "1001", "a number from 1 to 1000, got 1001"),
+            (
+                "sampler",
+                "\"ddim\"",
+                "expected euler, consistency, heun or dpmpp_2m, got ddim",
+            ),
+            ("shift", "0", "a number from 0.01 to 100, got 0"),
             ("guidance", "1e300", "a number from -1000 to 1000, got 1000000000000000"),
             ("guidance", "-1001.0", "a number from -1000 to 1000, got -1001"),
         ] {

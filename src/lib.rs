@@ -64,10 +64,10 @@ pub use kontext_core::{
 pub use kontext_dit::{Dit, DitConfig};
 #[doc(no_inline)]
 pub use kontext_formats::Quantize;
-pub use kontext_lora::{Lora, LoraFamily, LoraForm, LoraOptions, LoraReport, LoraTarget, Unmatched};
+pub use kontext_lora::{Lora, LoraDefaults, LoraFamily, LoraForm, LoraOptions, LoraReport, LoraTarget, Unmatched};
 pub use kontext_nn::{Attention, AttentionKernel, Weights};
 #[doc(no_inline)]
-pub use kontext_sampler::{CfgMode, Conformance, Grid, References, Schedule, Shift, Size, ids::Origin};
+pub use kontext_sampler::{CfgMode, Conformance, Grid, References, Sampler, Schedule, Shift, Size, ids::Origin};
 #[doc(no_inline)]
 pub use kontext_text::{ClipConfig, T5Config, TextEncoder, Truncation, Unknown, Unseen};
 #[doc(no_inline)]

@@ -9,6 +9,7 @@ use kontext_device::{memory, openmp};
 use kontext_dit::DitConfig;
 use kontext_dit::names::is_block;
 use kontext_formats::Quantize;
+use kontext_lora::LoraDefaults;
 use kontext_nn::{Offload, Weights};
 use kontext_sampler::Size;
 use kontext_text::T5Encoder;
@@ -249,13 +250,26 @@ impl PipelineBuilder {
         };
         let ignored = self.ignored(model, left)?;
         let facts = facts.ignoring(ignored).multiplying(self.fp8_of(model, left)?);
-        Plan::new(request, &facts)
+        Plan::with_loras(request, &facts, &self.lora_defaults(request)?)
+    }
+
+    /// Returns the settings that the LoRAs of a request ask for, from the headers of their files.
+    fn lora_defaults(&self, request: &Request) -> Result<Vec<LoraDefaults>> {
+        let named = |name: &str| self.loras.iter().find(|lora| lora.name() == name);
+        let loras: Vec<&LoraUse> = match &request.loras {
+            Some(loras) => {
+                let used = loras.iter().filter(|lora| lora.scale != 0.0);
+                used.filter_map(|lora| named(&lora.name)).collect()
+            }
+            None => self.loras.iter().filter(|lora| lora.is_active()).collect(),
+        };
+        loras.into_iter().map(LoraUse::defaults).collect()
     }
 
     fn facts(&self, model: &Opened) -> Result<ModelFacts> {
         let Opened { config, defaults, .. } = model;
-        let (shift, length) = (model.checkpoint.shift(config)?, self.text_tokens(defaults)?);
-        let facts = self.model_facts(config, shift, length, defaults.clone())?;
+        let (scheduler, length) = (model.checkpoint.sampling(config)?, self.text_tokens(defaults)?);
+        let facts = self.model_facts(config, scheduler, length, defaults.clone())?;
         Ok(facts.multiplying(self.fp8_of(model, Offload::None)?))
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use kontext_core::pattern::matches;
 use kontext_core::{CheckpointError, Error, Result, printable};
 use kontext_dit::DitConfig;
-use kontext_lora::{Lora, LoraOptions};
+use kontext_lora::{Lora, LoraDefaults, LoraOptions};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::set::{LoraKey, LoraSet};
@@ -29,7 +29,8 @@ use crate::frozen::Frozen;
 pub struct LoraUse {
     source: Source,
     name: Option<String>,
-    scale: f64,
+    /// `None` for that of the file.
+    scale: Option<f64>,
     layers: Vec<(String, f64)>,
     unmatched: Vec<String>,
     no_effect: bool,
@@ -42,12 +43,12 @@ enum Source {
 }
 
 impl LoraUse {
-    /// Takes a LoRA from a file or its folder, at scale 1. It is read when added to a pipeline.
+    /// Takes a LoRA from a file or its folder. It is read when added to a pipeline.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self::with_source(Source::File(path.into()))
     }
 
-    /// Takes an open LoRA, at scale 1.
+    /// Takes an open LoRA.
     pub fn of(lora: Lora) -> Self {
         Self::with_source(Source::Open(Box::new(lora)))
     }
@@ -56,16 +57,20 @@ impl LoraUse {
         Self {
             source,
             name: None,
-            scale: 1.0,
+            scale: None,
             layers: Vec::new(),
             unmatched: Vec::new(),
             no_effect: false,
         }
     }
 
-    /// Sets the LoRA scale, a number in the range of f32. Default: 1, as trained; 0 disables it.
+    /// Sets the LoRA scale, a number in the range of f32. Default: that which the file asks for
+    /// ([`LoraDefaults::scale`]), else 1, as trained; 0 disables it.
     pub fn scale(self, scale: f64) -> Self {
-        Self { scale, ..self }
+        Self {
+            scale: Some(scale),
+            ..self
+        }
     }
 
     /// Loads it without activating it, for requests that name it ([`crate::Request::lora`]). The same as a
@@ -119,7 +124,15 @@ impl LoraUse {
 
     /// Returns `true` if it applies to requests that name no LoRAs.
     pub(crate) fn is_active(&self) -> bool {
-        self.scale != 0.0
+        self.scale != Some(0.0)
+    }
+
+    /// Returns the settings that the file asks for; of one that is not open only the header is read.
+    pub(crate) fn defaults(&self) -> Result<LoraDefaults> {
+        match &self.source {
+            Source::File(path) => LoraDefaults::in_file(path),
+            Source::Open(lora) => Ok(lora.defaults()),
+        }
     }
 
     /// Returns the name.
@@ -193,11 +206,12 @@ impl LoadedLora {
             Source::Open(lora) => usage.unmatched.into_iter().fold(*lora, Lora::allow_unmatched),
         };
         let layers = usage.layers;
+        let scale = usage.scale.or(lora.defaults().scale).unwrap_or(1.0);
         Self {
             file: Arc::new(Frozen::new(OpenLora { name, layers, lora })),
             scale: 0.0,
         }
-        .scaled(usage.scale)
+        .scaled(scale)
     }
 
     /// Returns the same LoRA at another scale.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use image::{ImageFormat, RgbImage};
 use kontext_core::{Error, Result};
-use kontext_sampler::Size;
+use kontext_sampler::{Sampler, Size};
 use kontext_text::Unseen;
 use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
@@ -51,7 +51,8 @@ impl Output {
     }
 
     /// Writes an image of the batch as PNG, JPEG (quality 95) or WebP (lossless), chosen by the file
-    /// extension. A PNG carries the prompt (or both), seed, steps, guidance and sizes as text.
+    /// extension. A PNG carries the prompt (or both), seed, steps, guidance and sizes as text, and a
+    /// sampler other than Euler's.
     ///
     /// The file is written under a temporary name first, so it appears whole or not at all. An existing file is
     /// replaced and keeps its permissions, unless it is read-only; of a symbolic link the target is written.
@@ -96,6 +97,7 @@ impl Output {
         let made = Made {
             seed: self.seed.wrapping_add(index as u64),
             steps: self.plan.schedule.steps(),
+            sampler: self.plan.sampler,
             guidance: self.guidance,
             model_size: self.plan.target.size(),
         };
@@ -111,8 +113,15 @@ pub(crate) type Prompts<'a> = (&'a str, Option<&'a str>);
 pub(crate) struct Made {
     pub(crate) seed: u64,
     pub(crate) steps: usize,
+    #[serde(default, skip_serializing_if = "is_euler")]
+    pub(crate) sampler: Sampler,
     pub(crate) guidance: f64,
     pub(crate) model_size: Size,
+}
+
+/// Returns `true` for the sampler that records of images leave out, as they did before there were others.
+fn is_euler(sampler: &Sampler) -> bool {
+    *sampler == Sampler::Euler
 }
 
 impl Made {
@@ -137,6 +146,7 @@ impl Made {
             ("model_size", self.model_size.to_string()),
         ];
         text.extend(prompt_2.map(|prompt| ("prompt_2", prompt.to_owned())));
+        text.extend((!is_euler(&self.sampler)).then(|| ("sampler", self.sampler.to_string())));
         text
     }
 }

@@ -2,15 +2,17 @@
 
 mod arrays;
 mod check;
+mod chosen;
 mod display;
 mod facts;
 mod sizes;
 mod warnings;
 
 use kontext_core::{Kind, Result};
+use kontext_lora::LoraDefaults;
 use kontext_nn::AttentionKernel;
 use kontext_sampler::ids::{Origin, origins};
-use kontext_sampler::{CfgMode, Conformance, Grid, References, Schedule, Shift, Size};
+use kontext_sampler::{CfgMode, Conformance, Grid, References, Sampler, Schedule, Shift, Size};
 
 use crate::threads::Load;
 use crate::{Compute, Request, RunThreads, Warning};
@@ -18,6 +20,7 @@ pub(crate) use arrays::check_values;
 use arrays::{check_image_latents, check_noise};
 pub(crate) use check::check_numbers;
 use check::check_request;
+use chosen::Chosen;
 pub(crate) use facts::ModelFacts;
 pub(crate) use sizes::stitched_width;
 use sizes::{input_sizes, reference_size, target_size};
@@ -44,12 +47,17 @@ pub struct Plan {
     pub text_tokens: i64,
     /// Noise levels.
     pub schedule: Schedule,
+    /// The rule of a step.
+    pub sampler: Sampler,
+    /// Names of the settings that the metadata of a LoRA decided: `steps`, `guidance`, `sampler`, `shift`; see
+    /// [`LoraDefaults`].
+    pub by_loras: Vec<&'static str>,
     /// The embedded guidance value; `None` for a model without guidance.
     pub guidance: Option<f64>,
     /// The kernel of the transformer's attention: the builder's, else the automatic choice for the device and the dtype;
     /// `None` before a load for a device that this machine does not have.
     pub attention: Option<AttentionKernel>,
-    /// Model runs per step: 2 with true classifier-free guidance.
+    /// Model runs per evaluation of the velocity: 2 with true classifier-free guidance.
     pub runs_per_step: usize,
     /// Kinds of arithmetic.
     pub compute: Compute,
@@ -78,12 +86,16 @@ pub struct ReferencePlan {
     pub origin: Origin,
 }
 
-/// Default steps of a model without guidance, which was distilled to few.
-const FEW_STEPS: usize = 4;
-
 impl Plan {
+    /// Plans a run without LoRAs that ask for settings.
     pub(crate) fn new(request: &Request, facts: &ModelFacts) -> Result<Self> {
+        Self::with_loras(request, facts, &[])
+    }
+
+    /// Plans a run with LoRAs that ask for these settings.
+    pub(crate) fn with_loras(request: &Request, facts: &ModelFacts, loras: &[LoraDefaults]) -> Result<Self> {
         check_request(request)?;
+        let chosen = Chosen::new(request, facts, loras);
         let inputs = input_sizes(request)?;
         let target = target_size(request, inputs.first().copied(), facts);
         let grid = target.grid()?;
@@ -117,8 +129,10 @@ impl Plan {
             output: input.filter(|_| !request.native_size).unwrap_or(target),
             references,
             text_tokens: facts.text_tokens,
-            schedule: schedule(request, grid, facts)?,
-            guidance: facts.guidance_embed.then(|| guidance(request, facts)),
+            schedule: levels(request, chosen.steps, grid.tokens(), chosen.shift)?,
+            sampler: chosen.sampler,
+            by_loras: chosen.by_loras,
+            guidance: facts.guidance_embed.then_some(chosen.guidance),
             attention: match facts.compute.of(request.conformance).transformer {
                 Kind::BFloat16 => facts.attention_in_bf16,
                 _ => facts.attention,
@@ -132,6 +146,7 @@ impl Plan {
         };
         let threads = facts.computation.threads(plan.load(request.cfg_mode));
         let mut warnings = warnings::warnings(request, &plan, facts);
+        warnings.extend(chosen.warnings);
         if request.native_size && input.is_none() {
             warnings.push(Warning::NativeSizeIgnored);
         }
@@ -160,6 +175,13 @@ impl Plan {
         }
     }
 
+    /// Returns the number of times that the run evaluates the transformer: once or twice a step
+    /// ([`Sampler::evaluations`]), times [`Plan::runs_per_step`].
+    #[must_use]
+    pub fn evaluations(&self) -> usize {
+        self.sampler.evaluations(self.schedule.steps()) * self.runs_per_step
+    }
+
     /// Returns the tokens of all references.
     #[must_use]
     pub fn reference_tokens(&self) -> i64 {
@@ -176,29 +198,12 @@ impl Plan {
     }
 }
 
-/// Returns the request's guidance value, else the model's, else that of the mode.
-fn guidance(request: &Request, facts: &ModelFacts) -> f64 {
-    request
-        .guidance
-        .or(facts.defaults.guidance)
-        .unwrap_or(request.conformance.default_guidance())
-}
-
-fn schedule(request: &Request, target: Grid, facts: &ModelFacts) -> Result<Schedule> {
-    let published = if facts.guidance_embed {
-        request.conformance.default_steps()
-    } else {
-        FEW_STEPS
-    };
-    let default = facts.defaults.steps.unwrap_or(published);
-    levels(request, default, target.tokens(), facts.shift)
-}
-
-fn levels(request: &Request, default: usize, tokens: i64, shift: Shift) -> Result<Schedule> {
+/// Returns the noise levels of a request of `steps` steps.
+fn levels(request: &Request, steps: usize, tokens: i64, shift: Shift) -> Result<Schedule> {
     let conformance = request.conformance;
     let schedule = match &request.sigmas {
         Some(sigmas) => Schedule::from_sigmas(sigmas, tokens, shift, conformance)?,
-        None => Schedule::new(request.steps.unwrap_or(default), tokens, shift, conformance)?,
+        None => Schedule::new(steps, tokens, shift, conformance)?,
     };
     schedule.strength(request.strength)
 }

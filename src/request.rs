@@ -5,7 +5,7 @@ mod setters;
 use std::sync::Arc;
 
 use image::RgbImage;
-use kontext_sampler::{CfgMode, Conformance, References};
+use kontext_sampler::{CfgMode, Conformance, References, Sampler};
 use kontext_text::Prompt;
 use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
@@ -66,13 +66,22 @@ pub struct Request {
     pub steps: Option<usize>,
     /// The noise levels themselves, decreasing within (0, 1]; replaces `steps`.
     pub sigmas: Option<Vec<f32>>,
+    /// The rule of a step. Default: that of the LoRAs or the model, else [`Sampler::Euler`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sampler: Option<Sampler>,
+    /// A fixed shift of the noise levels instead of the model's, from 0.01 to 100, as some weights for few steps need it;
+    /// 1 leaves them even. Default: that of the LoRAs or the model.
+    ///
+    /// Of `sigmas` it moves only those in the conventions of [`Conformance::Diffusers`], as the model's shift does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shift: Option<f64>,
     /// The guidance value that the model embeds. Default: [`Conformance::default_guidance`].
     pub guidance: Option<f64>,
     /// Scale of true classifier-free guidance; above 1 each step runs the model twice. Default: 1.
     pub true_cfg: f64,
     /// Arrangement of those two runs. Default: one after the other.
     pub cfg_mode: CfgMode,
-    /// Seed of the noise. Default: drawn for each run and returned in [`crate::Output::seed`].
+    /// Seed of the noise, also of that which the steps of [`Sampler::Consistency`] add. Default: drawn for each run and returned in [`crate::Output::seed`].
     pub seed: Option<u64>,
     /// Number of images, with seeds s, s + 1, … Default: 1.
     pub batch: usize,
@@ -116,6 +125,8 @@ impl Request {
             native_size: false,
             steps: None,
             sigmas: None,
+            sampler: None,
+            shift: None,
             guidance: None,
             true_cfg: 1.0,
             cfg_mode: CfgMode::default(),

@@ -4,7 +4,7 @@ use kontext_core::{Device, Error, Kind, Result};
 use kontext_device::{cuda, device, tf32};
 use kontext_dit::DitConfig;
 use kontext_nn::AttentionBackend;
-use kontext_sampler::Shift;
+use kontext_sampler::SchedulerConfig;
 use kontext_text::TextEncoder;
 
 use crate::defaults::check_tokens;
@@ -45,13 +45,13 @@ impl PipelineBuilder {
     pub(crate) fn model_facts(
         &self,
         config: &DitConfig,
-        shift: Shift,
+        scheduler: impl Into<SchedulerConfig>,
         text_tokens: usize,
         defaults: ModelDefaults,
     ) -> Result<ModelFacts> {
         self.threads.validate()?;
         let device = self.device.unwrap_or_else(device::best);
-        let facts = ModelFacts::new(config, shift, text_tokens, defaults)
+        let facts = ModelFacts::new(config, scheduler, text_tokens, defaults)
             .computing(self.compute_choice(config)?)
             .threading(device, self.threads);
         if !self.has_device() {

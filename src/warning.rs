@@ -45,7 +45,17 @@ pub enum Warning {
         /// The number.
         steps: usize,
     },
-    /// The seed has no effect next to [`Request::noise`](crate::Request::noise).
+    /// The shift has no effect next to [`Request::sigmas`](crate::Request::sigmas), which only diffusers shifts.
+    ShiftIgnored {
+        /// The shift.
+        shift: f64,
+    },
+    /// The metadata of the run's LoRAs asks for different values of a setting; that of the first one is taken.
+    LorasDisagree {
+        /// Name of the setting.
+        setting: &'static str,
+    },
+    /// The seed has no effect next to [`Request::noise`](crate::Request::noise), unless the steps add noise.
     SeedIgnored {
         /// The seed.
         seed: u64,
@@ -130,6 +140,14 @@ impl fmt::Display for Warning {
             Self::StepsIgnored { steps } => {
                 write!(f, "steps {steps} has no effect next to sigmas; set one of them")
             }
+            Self::ShiftIgnored { shift } => write!(
+                f,
+                "shift {shift} has no effect next to sigmas, which are taken as they are; set one of them"
+            ),
+            Self::LorasDisagree { setting } => write!(
+                f,
+                "the LoRAs ask for different values of {setting}, and that of the first one is taken; set {setting}"
+            ),
             Self::SeedIgnored { seed } => write!(f, "seed {seed} has no effect next to noise; set one of them"),
             Self::MaxAreaIgnored { max_area } => write!(
                 f,

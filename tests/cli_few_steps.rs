@@ -61,6 +61,8 @@ fn a_student_with_the_teachers_weights_has_its_numbers() {
         "cpu",
         "--steps",
         "1,2",
+        "--samplers",
+        "euler",
         "--diverse",
         "2",
         "--features",
@@ -79,7 +81,7 @@ fn a_student_with_the_teachers_weights_has_its_numbers() {
         out.contains("| the autoencoder's truths | - | - |") && out.contains("3 edits; KID is kid-squeezenet1.1."),
         "{out}"
     );
-    assert!(err.contains("teacher, 2 steps: "), "{err}");
+    assert!(err.contains("teacher, euler, 2 steps: "), "{err}");
     let json: Value = serde_json::from_str(&std::fs::read_to_string(desk.path("t.json")).unwrap()).unwrap();
     let rows = json["rows"].as_array().unwrap();
     assert_eq!(rows.len(), 7);
@@ -103,6 +105,34 @@ fn a_student_with_the_teachers_weights_has_its_numbers() {
     assert_ne!(numbers(&rows[1]), numbers(&rows[2]));
     let csv = std::fs::read_to_string(desk.path("t.csv")).unwrap();
     assert_eq!(csv.lines().count(), 8, "{csv}");
+}
+
+#[test]
+fn a_sampler_that_adds_noise_is_run_from_two_steps_on() {
+    let desk = Desk::new();
+    dataset(&desk);
+    let args = [
+        "--data",
+        "data",
+        "--device",
+        "cpu",
+        "--steps",
+        "1,2",
+        "--most",
+        "1",
+        "--diverse",
+        "0",
+    ];
+    let (out, _) = desk.good("few_steps", &args);
+    for run in ["euler | 1", "euler | 2", "consistency | 2"] {
+        assert!(out.contains(&format!("| teacher | {run} |")), "{out}");
+    }
+    assert!(!out.contains("| consistency | 1 |"), "{out}");
+    desk.bad(
+        "few_steps",
+        &["--samplers", "none"],
+        "euler, consistency, heun or dpmpp_2m",
+    );
 }
 
 #[test]

@@ -208,6 +208,7 @@ fn each_flag_of_a_run_is_refused_by_another_mode_of_kontextbench() {
             "--quantize" | "--quantize-t5" => "q8_0",
             "--fp8-products" => "always",
             "--shard" => "0/2",
+            "--sampler" => "heun",
             _ => "1",
         };
         let value = words.next().filter(|word| word.starts_with('<')).map(|_| value);

@@ -132,6 +132,10 @@ fn without_effect(files: &Files) -> Vec<([&'static str; 2], PipelineBuilder, Req
         request.width = Some(64);
         request
     };
+    let by_levels = |mut request: Request| {
+        request.steps = None;
+        request.sigmas([1.0])
+    };
     let diffusers = || {
         let request = Request::generate("").size(128, 128).max_area(64 * 64).steps(1);
         request.conform(Conformance::Diffusers)
@@ -155,6 +159,7 @@ fn without_effect(files: &Files) -> Vec<([&'static str; 2], PipelineBuilder, Req
         ([REQUEST, "height"], builder(), diffusers()),
         ([REQUEST, "max_area"], builder(), wide(edit()).max_area(64 * 64)),
         ([REQUEST, "steps"], builder(), edit().sigmas([1.0])),
+        ([REQUEST, "shift"], builder(), by_levels(edit()).shift(2.0)),
         ([REQUEST, "seed"], builder(), edit().seed(1).noise(noise())),
         (
             [REQUEST, "native_size"],

@@ -9,13 +9,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use kontext::Sampler;
 use kontext_bench::kontextbench::{Bench, Page, Problem, RunFolder, Shard, merge, read_votes, vote_report};
 use kontext_cli::args::{LoadArgs, free_text, positive};
 use kontext_cli::outputs::Outputs;
 use kontext_cli::{announce, note, read, say, shipped, write};
 
 /// Flags of a run, which the other modes of the program would ignore.
-const OF_A_RUN: [&str; 28] = [
+const OF_A_RUN: [&str; 30] = [
     "shard",
     "name",
     "embedder",
@@ -42,6 +43,8 @@ const OF_A_RUN: [&str; 28] = [
     "clip_tokenizer",
     "t5_tokenizer",
     "steps",
+    "sampler",
+    "shift",
     "guidance",
     "native_size",
 ];
@@ -125,6 +128,12 @@ struct ModelArgs {
     /// Sampling steps
     #[arg(long, value_parser = positive::<usize>, allow_negative_numbers = true)]
     steps: Option<usize>,
+    /// Rule of a step: euler, consistency, heun or dpmpp_2m; that of the LoRA or the model if not given
+    #[arg(long, value_name = "NAME")]
+    sampler: Option<Sampler>,
+    /// Fixed shift of the noise levels instead of the model's
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    shift: Option<f64>,
     /// Guidance value
     #[arg(long, allow_negative_numbers = true)]
     guidance: Option<f64>,

@@ -35,6 +35,8 @@ impl Desk<'_> {
         let Args {
             seed,
             steps,
+            sampler,
+            shift,
             guidance,
             max_area,
             ..
@@ -42,6 +44,8 @@ impl Desk<'_> {
         let defaults = &mut self.session.defaults;
         set("--seed", seed, &mut defaults.seed);
         set("--steps", steps, &mut defaults.steps);
+        set("--sampler", sampler, &mut defaults.sampler);
+        set("--shift", shift, &mut defaults.shift);
         set("--guidance", guidance, &mut defaults.guidance);
         set("--max-area", max_area, &mut defaults.max_area);
     }

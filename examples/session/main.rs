@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::Parser;
-use kontext::Pipeline;
+use kontext::{Pipeline, Sampler};
 use kontext_cli::args::{device, positive, whole};
 use kontext_cli::command::Command;
 use kontext_cli::input::{Input, Lines};
@@ -47,6 +47,12 @@ struct Args {
     /// Sampling steps
     #[arg(long, value_parser = positive::<usize>, allow_negative_numbers = true)]
     steps: Option<usize>,
+    /// Rule of a step: euler, consistency, heun or dpmpp_2m; that of the model if not given
+    #[arg(long, value_name = "NAME")]
+    sampler: Option<Sampler>,
+    /// Fixed shift of the noise levels instead of the model's
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    shift: Option<f64>,
     /// Guidance value
     #[arg(long, allow_negative_numbers = true)]
     guidance: Option<f64>,

@@ -8,7 +8,7 @@ use kontext::image::RgbImage;
 use kontext::io::{EmbeddedProfile, OpenOptions};
 use kontext::{
     Attention, Conformance, Device, Fp8Products, Pipeline, PipelineBuilder, Placement, Quantize, References, Request,
-    Threads,
+    Sampler, Threads,
 };
 use kontext_core::array;
 use kontext_device::device;
@@ -22,7 +22,7 @@ pub struct LoadArgs {
     /// A LoRA's file, or its folder; may be given several times
     #[arg(long, value_name = "FILE")]
     pub lora: Vec<PathBuf>,
-    /// Scales of the LoRAs, in their order; 1 if not given
+    /// Scales of the LoRAs, in their order; if not given, those that their files ask for, or 1
     #[arg(
         long,
         alias = "lora-strength",
@@ -154,6 +154,13 @@ pub struct RunArgs {
     /// Sampling steps
     #[arg(long, value_parser = positive::<usize>, allow_negative_numbers = true)]
     pub steps: Option<usize>,
+    /// Rule of a step: euler, consistency (adds noise; for models of few steps), heun or dpmpp_2m; that of the LoRA
+    /// or the model if not given
+    #[arg(long, value_name = "NAME")]
+    pub sampler: Option<Sampler>,
+    /// Fixed shift of the noise levels instead of the model's
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub shift: Option<f64>,
     /// Guidance value
     #[arg(long, allow_negative_numbers = true)]
     pub guidance: Option<f64>,
@@ -201,6 +208,8 @@ impl RunArgs {
         request.max_area = self.max_area;
         request.native_size = self.native_size;
         request.steps = self.steps;
+        request.sampler = self.sampler;
+        request.shift = self.shift;
         request.guidance = self.guidance;
         request.seed = self.seed;
         request.batch = self.batch;

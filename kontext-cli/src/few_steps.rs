@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use kontext::image::RgbImage;
-use kontext::{Lora, Pipeline, PipelineBuilder, Weights};
+use kontext::{Lora, Pipeline, PipelineBuilder, Sampler, Weights};
 use kontext_bench::edit::HeldOut;
 use kontext_bench::few_steps::{Row, Table};
 use kontext_bench::metrics::{Features, Kid, diversity};
@@ -27,6 +27,8 @@ pub struct Options {
     pub most: usize,
     /// Numbers of steps.
     pub steps: Vec<usize>,
+    /// Samplers. At one step all are the same, so that only the first runs.
+    pub samplers: Vec<Sampler>,
     /// Seed of the first edit's noise; the next ones have seed + 1, seed + 2, …
     pub seed: u64,
     /// Number of edits that run a second time under another seed, for the diversity; 0 leaves it out.
@@ -138,6 +140,17 @@ pub fn table(contenders: &[Contender], options: &Options, features: Option<&Feat
     Ok(table)
 }
 
+/// Returns the runs of a model: each sampler at all numbers of steps, and at one step the first sampler only.
+fn runs(options: &Options) -> Vec<(Sampler, usize)> {
+    let first = options.samplers.first().copied();
+    let of = |sampler: Sampler| {
+        let steps = options.steps.iter().copied();
+        let steps = steps.filter(move |steps| *steps > 1 || Some(sampler) == first);
+        steps.map(move |steps| (sampler, steps))
+    };
+    options.samplers.iter().copied().flat_map(of).collect()
+}
+
 /// Returns the row of the truths by the autoencoder.
 fn reconstruction(known: &HeldOut, kid: Option<&Kid<'_>>) -> anyhow::Result<Row> {
     Ok(Row {
@@ -154,20 +167,23 @@ fn row(
     pipe: &Pipeline,
     edits: &HeldOutEdits,
     contender: &Contender,
-    steps: usize,
+    (sampler, steps): (Sampler, usize),
     options: &Options,
     kid: Option<&Kid<'_>>,
 ) -> anyhow::Result<Row> {
     let run = |label, count, seed: u64| {
         edits.run(pipe, label, count, |request, index| {
-            request.steps(steps).seed(seed.wrapping_add(index as u64))
+            request
+                .sampler(sampler)
+                .steps(steps)
+                .seed(seed.wrapping_add(index as u64))
         })
     };
     let results = run("editing", edits.known().count(), options.seed)?;
     let again = run("other seed", options.diverse, options.seed.wrapping_add(OTHER_SEED))?;
     Ok(Row {
         model: contender.name.clone(),
-        sampler: "euler".to_owned(),
+        sampler: sampler.to_string(),
         steps: Some(steps),
         quality: edits.known().measure(&results.images, kid)?,
         diversity: mean_diversity(&results.images, &again.images)?,
@@ -180,4 +196,24 @@ fn mean_diversity(images: &[RgbImage], again: &[RgbImage]) -> kontext::Result<Op
     let each = images.iter().zip(again).map(|(a, b)| diversity(&[a, b]));
     let each = each.collect::<kontext::Result<Vec<f64>>>()?;
     Ok((!each.is_empty()).then(|| each.iter().sum::<f64>() / each.len() as f64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_step_is_run_by_the_first_sampler_only() {
+        let options = Options {
+            data: PathBuf::new(),
+            split: "test".to_owned(),
+            most: 1,
+            steps: vec![1, 4],
+            samplers: vec![Sampler::Heun, Sampler::Consistency],
+            seed: 0,
+            diverse: 0,
+        };
+        let expected = [(Sampler::Heun, 1), (Sampler::Heun, 4), (Sampler::Consistency, 4)];
+        assert_eq!(runs(&options), expected);
+    }
 }

@@ -40,11 +40,15 @@ impl LoadArgs {
                 "--lora-scale is given {scales} times, and --lora {loras} times; give at most one scale for each LoRA"
             );
         }
-        let scales = self.lora_scale.iter().copied().chain(std::iter::repeat(1.0));
+        let scales = self.lora_scale.iter().copied().map(Some).chain(std::iter::repeat(None));
         let mut names = BTreeSet::new();
-        let mut use_of = |(file, scale): (&PathBuf, f64)| {
+        let mut use_of = |(file, scale): (&PathBuf, Option<f64>)| {
             let patterns = self.allow_unmatched.iter();
-            let lora = LoraUse::new(file).scale(scale).named(free_name(file, &mut names));
+            let lora = LoraUse::new(file).named(free_name(file, &mut names));
+            let lora = match scale {
+                Some(scale) => lora.scale(scale),
+                None => lora,
+            };
             let lora = patterns.fold(lora, LoraUse::allow_unmatched);
             if self.allow_no_effect {
                 lora.allow_no_effect()
@@ -121,7 +125,7 @@ mod tests {
         let error = loras(&["--lora", "a", "--lora-scale", "0.5", "--lora-scale", "0.1"]);
         let error = error.unwrap_err().to_string();
         assert!(error.ends_with("give at most one scale for each LoRA"), "{error}");
-        // Fewer scales: the other LoRAs are at 1.
+        // Fewer scales: the other LoRAs are at those of their files.
         let error = loras(&["--lora", "a", "--lora", "b", "--lora-scale", "0.5"]);
         assert_eq!(error.unwrap().len(), 2);
     }

@@ -38,47 +38,128 @@ const DRAW: &str = "the noise";
 /// # Ok::<(), kontext_core::Error>(())
 /// ```
 pub fn randn(shape: &[i64], seed: u64, kind: Kind, device: Device) -> Result<Tensor> {
-    let numel = shape
-        .iter()
-        .try_fold(1_usize, |n, &s| n.checked_mul(usize::try_from(s).ok()?))
-        .ok_or_else(|| Error::invalid("noise shape", "sizes that are not negative", format!("{shape:?}")))?;
-    let mut mt = Mt::new((seed & 0xffff_ffff) as u32);
-    let tensor = match kind {
-        Kind::Float => Tensor::f_from_slice(&draw_f32(numel, &mut mt)?)?,
-        Kind::BFloat16 => half_tensor(&draw_half::<bf16>(numel, &mut mt)?, kind)?,
-        Kind::Half => half_tensor(&draw_half::<f16>(numel, &mut mt)?, kind)?,
-        other => {
-            return Err(Error::invalid(
-                "noise kind",
-                "Float, BFloat16 or Half",
-                format!("{other:?}"),
-            ));
+    Generator::new(seed).randn(shape, kind, device)
+}
+
+/// A generator of standard normal noise, each draw of which continues after the one before.
+///
+/// Equal to `torch.Generator("cpu").manual_seed(seed)`, from which `torch.randn` draws in turn.
+///
+/// # Example
+/// ```
+/// use kontext_core::{noise, Device, Kind};
+/// let mut generator = noise::Generator::new(7);
+/// let first = generator.randn(&[1, 16, 8, 8], Kind::Float, Device::Cpu)?;
+/// let second = generator.randn(&[1, 16, 8, 8], Kind::Float, Device::Cpu)?;
+/// assert!(first.equal(&noise::randn(&[1, 16, 8, 8], 7, Kind::Float, Device::Cpu)?));
+/// assert!(!second.equal(&first));
+/// # Ok::<(), kontext_core::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Generator {
+    mt: Mt,
+    /// The second value of a pair of which a draw of fewer than 16 elements took only the first.
+    spare: Option<f64>,
+}
+
+impl Generator {
+    /// Creates a generator; of the seed the lower 32 bits count.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self {
+            mt: Mt::new((seed & 0xffff_ffff) as u32),
+            spare: None,
         }
-    };
-    Ok(tensor.f_reshape(shape)?.f_to_device(device)?)
+    }
+
+    /// Draws the next tensor of the given shape on the CPU in dtype `kind` and moves it to `device`.
+    ///
+    /// # Errors
+    /// Those of the function [`randn`].
+    pub fn randn(&mut self, shape: &[i64], kind: Kind, device: Device) -> Result<Tensor> {
+        let numel = shape
+            .iter()
+            .try_fold(1_usize, |n, &s| n.checked_mul(usize::try_from(s).ok()?))
+            .ok_or_else(|| Error::invalid("noise shape", "sizes that are not negative", format!("{shape:?}")))?;
+        let tensor = match kind {
+            Kind::Float => Tensor::f_from_slice(&self.draw_f32(numel)?)?,
+            Kind::BFloat16 => half_tensor(&self.draw_half::<bf16>(numel)?, kind)?,
+            Kind::Half => half_tensor(&self.draw_half::<f16>(numel)?, kind)?,
+            other => {
+                return Err(Error::invalid(
+                    "noise kind",
+                    "Float, BFloat16 or Half",
+                    format!("{other:?}"),
+                ));
+            }
+        };
+        Ok(tensor.f_reshape(shape)?.f_to_device(device)?)
+    }
+
+    fn draw_f32(&mut self, numel: usize) -> Result<Vec<f32>> {
+        if numel < VECTOR {
+            return Ok(self.draw_scalar(numel).into_iter().map(|x| x as f32).collect());
+        }
+        let mt = &mut self.mt;
+        let mut data = buffer::with_room(numel, DRAW)?;
+        data.extend((0..numel).map(|_| uniform_f32(mt)));
+        let whole = numel - numel % VECTOR;
+        for chunk in data[..whole].chunks_exact_mut(VECTOR) {
+            box_muller_f32(chunk);
+        }
+        if whole < numel {
+            // The tail is redrawn and overlaps the last whole chunk, as in libtorch.
+            let tail = &mut data[numel - VECTOR..];
+            tail.fill_with(|| uniform_f32(mt));
+            box_muller_f32(tail);
+        }
+        Ok(data)
+    }
+
+    /// Draws with the pairwise double-precision transform that libtorch uses for fewer than 16 elements.
+    fn draw_scalar(&mut self, numel: usize) -> Vec<f64> {
+        let mut values: Vec<f64> = self.spare.take_if(|_| numel > 0).into_iter().collect();
+        let mt = &mut self.mt;
+        let mut uniform = || {
+            let (high, low) = (u64::from(mt.next_u32()), u64::from(mt.next_u32()));
+            (((high << 32) | low) & ((1 << 53) - 1)) as f64 * (1.0 / (1_u64 << 53) as f64)
+        };
+        while values.len() < numel {
+            let (u1, u2) = (uniform(), uniform());
+            let radius = (-2.0 * (-u2).ln_1p()).sqrt();
+            let theta = 2.0 * std::f64::consts::PI * u1;
+            values.extend([radius * theta.cos(), radius * theta.sin()]);
+        }
+        if values.len() > numel {
+            self.spare = values.pop();
+        }
+        values
+    }
+
+    fn draw_half<T: HalfFloat>(&mut self, numel: usize) -> Result<Vec<T>> {
+        if numel < VECTOR {
+            let values = self.draw_scalar(numel).into_iter();
+            return Ok(values.map(|x| T::round(x as f32)).collect());
+        }
+        let mt = &mut self.mt;
+        let mut uniform = || T::round((mt.next_u32() & ((1 << T::DIGITS) - 1)) as f32 / (1_u32 << T::DIGITS) as f32);
+        let mut data: Vec<T> = buffer::with_room(numel, DRAW)?;
+        data.extend((0..numel).map(|_| uniform()));
+        let whole = numel - numel % VECTOR;
+        for chunk in data[..whole].chunks_exact_mut(VECTOR) {
+            box_muller_half(chunk);
+        }
+        if whole < numel {
+            let tail = &mut data[numel - VECTOR..];
+            tail.fill_with(uniform);
+            box_muller_half(tail);
+        }
+        Ok(data)
+    }
 }
 
 /// Number of elements below which libtorch draws one by one in double precision.
 const VECTOR: usize = 16;
-
-fn draw_f32(numel: usize, mt: &mut Mt) -> Result<Vec<f32>> {
-    if numel < VECTOR {
-        return Ok(draw_scalar(numel, mt).into_iter().map(|x| x as f32).collect());
-    }
-    let mut data = buffer::with_room(numel, DRAW)?;
-    data.extend((0..numel).map(|_| uniform_f32(mt)));
-    let whole = numel - numel % VECTOR;
-    for chunk in data[..whole].chunks_exact_mut(VECTOR) {
-        box_muller_f32(chunk);
-    }
-    if whole < numel {
-        // The tail is redrawn and overlaps the last whole chunk, as in libtorch.
-        let tail = &mut data[numel - VECTOR..];
-        tail.fill_with(|| uniform_f32(mt));
-        box_muller_f32(tail);
-    }
-    Ok(data)
-}
 
 /// Draws 24 random bits as a float in [0, 1).
 fn uniform_f32(mt: &mut Mt) -> f32 {
@@ -151,23 +232,6 @@ fn sin_cos(x: f32) -> (f32, f32) {
     (flip(sin, octant & 4 != 0), flip(cos, (octant - 2) & 4 == 0))
 }
 
-/// Draws with the pairwise double-precision transform that libtorch uses for fewer than 16 elements.
-fn draw_scalar(numel: usize, mt: &mut Mt) -> Vec<f64> {
-    let mut uniform = || {
-        let (high, low) = (u64::from(mt.next_u32()), u64::from(mt.next_u32()));
-        (((high << 32) | low) & ((1 << 53) - 1)) as f64 * (1.0 / (1_u64 << 53) as f64)
-    };
-    let mut values = Vec::with_capacity(numel + 1);
-    while values.len() < numel {
-        let (u1, u2) = (uniform(), uniform());
-        let radius = (-2.0 * (-u2).ln_1p()).sqrt();
-        let theta = 2.0 * std::f64::consts::PI * u1;
-        values.extend([radius * theta.cos(), radius * theta.sin()]);
-    }
-    values.truncate(numel);
-    values
-}
-
 /// A 16-bit float: uniform draws carry only as many bits as its mantissa, and libtorch rounds at each step.
 trait HalfFloat: Copy {
     const DIGITS: u32;
@@ -207,25 +271,6 @@ fn half_tensor<T: HalfFloat>(values: &[T], kind: Kind) -> Result<Tensor> {
     let mut bytes: Vec<u8> = buffer::with_room(std::mem::size_of_val(values), DRAW)?;
     bytes.extend(values.iter().flat_map(|v| v.bits().to_ne_bytes()));
     Ok(Tensor::f_from_data_size(&bytes, &[values.len() as i64], kind)?)
-}
-
-fn draw_half<T: HalfFloat>(numel: usize, mt: &mut Mt) -> Result<Vec<T>> {
-    if numel < VECTOR {
-        return Ok(draw_scalar(numel, mt).into_iter().map(|x| T::round(x as f32)).collect());
-    }
-    let mut uniform = || T::round((mt.next_u32() & ((1 << T::DIGITS) - 1)) as f32 / (1_u32 << T::DIGITS) as f32);
-    let mut data: Vec<T> = buffer::with_room(numel, DRAW)?;
-    data.extend((0..numel).map(|_| uniform()));
-    let whole = numel - numel % VECTOR;
-    for chunk in data[..whole].chunks_exact_mut(VECTOR) {
-        box_muller_half(chunk);
-    }
-    if whole < numel {
-        let tail = &mut data[numel - VECTOR..];
-        tail.fill_with(uniform);
-        box_muller_half(tail);
-    }
-    Ok(data)
 }
 
 /// Transforms like [`box_muller_f32`], rounding to a 16-bit scalar type between the operations.

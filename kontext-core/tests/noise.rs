@@ -39,6 +39,34 @@ fn draws_of_every_size_seed_and_dtype_are_those_of_torch() {
 }
 
 #[test]
+fn draws_in_turn_are_those_of_one_generator_of_torch() {
+    let fixture = fixture();
+    for dtype in ["f32", "bf16", "f16"] {
+        let mut generator = noise::Generator::new(7);
+        let mut seen = 0;
+        for index in 0.. {
+            let name = format!("sequence.{dtype}.{index}");
+            if !fixture.contains(&name) {
+                break;
+            }
+            let expected = fixture.tensor(&name);
+            let draw = generator.randn(&expected.size(), kind(dtype), Device::Cpu).unwrap();
+            assert!(draw.equal(&expected), "{name}: {draw:?} against {expected:?}");
+            seen += 1;
+        }
+        assert_eq!(seen, 7);
+    }
+    // A run in bf16 draws its first noise in bf16, and that of its steps in f32.
+    let fixture = Fixture::open("samplers.safetensors");
+    let mut generator = noise::Generator::new(7);
+    for (name, kind) in [("draw.0", Kind::BFloat16), ("draw.1", Kind::Float)] {
+        let expected = fixture.tensor(name);
+        let draw = generator.randn(&expected.size(), kind, Device::Cpu).unwrap();
+        assert!(draw.equal(&expected), "{name}: {draw:?} against {expected:?}");
+    }
+}
+
+#[test]
 fn a_quarter_of_a_million_draws_have_the_same_bytes() {
     let fixture = fixture();
     for dtype in ["f32", "bf16", "f16"] {

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod apply;
+mod defaults;
 mod factors;
 mod family;
 mod file;
@@ -13,6 +14,7 @@ mod save;
 mod scaling;
 mod table;
 
+pub use defaults::LoraDefaults;
 pub use factors::LoraForm;
 pub use family::LoraFamily;
 pub use lora::{Lora, LoraOptions};

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use kontext_core::{CheckpointError, Error, Result};
 use kontext_nn::{LinearAdapter, Weights};
 
+use crate::defaults::LoraDefaults;
 use crate::factors::{AdapterFactors, LoraForm};
 use crate::family::LoraFamily;
 use crate::key::{self, Key, NoKey};
@@ -34,6 +35,7 @@ pub struct Lora {
     pub(crate) layers: Vec<(Layer, Vec<LinearAdapter>)>,
     pub(crate) report: LoraReport,
     pub(crate) options: LoraOptions,
+    pub(crate) defaults: LoraDefaults,
 }
 
 /// Options for opening a LoRA that fits the model only in part, or not at all.
@@ -136,6 +138,7 @@ impl Lora {
             ..LoraReport::default()
         };
         let scaling = Scaling::of(path, &report.facts)?;
+        let defaults = LoraDefaults::of_file(path, &report.facts)?;
         let mut layers = Vec::new();
         for factors in sorted(&weights, &mut report)? {
             let layer = factors.key().layer.clone();
@@ -170,6 +173,7 @@ impl Lora {
             layers,
             report,
             options: LoraOptions::default(),
+            defaults,
         })
     }
 
@@ -196,6 +200,12 @@ impl Lora {
     #[must_use]
     pub fn facts(&self) -> &BTreeMap<String, String> {
         &self.report.facts
+    }
+
+    /// Returns the settings that the file's metadata asks for.
+    #[must_use]
+    pub fn defaults(&self) -> LoraDefaults {
+        self.defaults
     }
 
     /// Returns the number of layers in the file.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 /// | default target | the reference's grid | 1024x1024, rescaled to `max_area` | the reference's grid |
 /// | image returned at | the input's size | the target's size | the target's size |
 /// | latents between steps in | f32 | the run's dtype | the run's dtype |
+/// | steps of samplers other than Euler are rounded | as rarely as possible | as in diffusers | latents only |
 /// | times and guidance embedded in | f32 | the run's dtype | the run's dtype |
 /// | queries, keys and GELU's input are rounded | as rarely as the device allows | as in diffusers | as in BFL's program |
 /// | autoencoder runs in | the run's dtype | the run's dtype | f32 |

@@ -1,19 +1,23 @@
 #![doc = include_str!("../README.md")]
 
 mod conformance;
-mod euler;
 pub mod geometry;
 pub mod guidance;
 pub mod ids;
 mod pack;
+mod sampler;
+mod sampling;
 mod schedule;
+mod scheduler_config;
 mod shift;
 
 pub use conformance::Conformance;
-pub use euler::{Step, add_noise, integrate};
 pub use geometry::{Grid, Size};
 pub use guidance::CfgMode;
 pub use ids::References;
 pub use pack::{pack, unpack};
+pub use sampler::Sampler;
+pub use sampling::{Step, add_noise, integrate, sample};
 pub use schedule::{Schedule, TIME_FACTOR};
+pub use scheduler_config::SchedulerConfig;
 pub use shift::Shift;

@@ -42,7 +42,7 @@ pub fn assemble(base: &Path, trained: &Path, out: &Path, kind: Kind) -> Result<(
     if last.is_file() {
         std::fs::remove_file(&last).map_err(Error::io(&last))?;
     }
-    save_part::index(out, found.shift(&config)?)?;
+    save_part::index(out, found.sampling(&config)?)?;
     let base = found.folder.as_path();
     ModelDefaults::of(base)?.save(out)?;
     for name in FOLDERS {

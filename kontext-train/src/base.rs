@@ -6,7 +6,7 @@ use kontext::Checkpoint;
 use kontext_core::{Device, Kind, Result, Tensor};
 use kontext_dit::{Dit, DitConfig};
 use kontext_nn::Weights;
-use kontext_sampler::{Shift, Size};
+use kontext_sampler::{Sampler, SchedulerConfig, Shift, Size};
 use kontext_text::{ClipEncoder, T5Encoder, TextEncoder, Tokenizer};
 use kontext_vae::{Autoencoder, VaeFootprint};
 
@@ -19,6 +19,8 @@ pub struct Base {
     pub config: DitConfig,
     /// Shift of the noise levels.
     pub shift: Shift,
+    /// The model's sampler.
+    pub sampler: Sampler,
 }
 
 impl Base {
@@ -29,13 +31,16 @@ impl Base {
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let checkpoint = Checkpoint::find(folder.as_ref())?;
         let (_, config) = checkpoint.open_transformer()?;
-        let shift = checkpoint.shift(&config)?;
+        let SchedulerConfig { shift, sampler } = checkpoint.sampling(&config)?;
         let defaults = kontext::ModelDefaults::of(&checkpoint.folder)?;
+        let shift = defaults.shift.map_or(shift, Shift::Fixed);
+        let sampler = defaults.sampler.unwrap_or(sampler);
         Ok(Self {
             checkpoint,
             defaults,
             config,
             shift,
+            sampler,
         })
     }
 

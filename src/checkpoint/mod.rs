@@ -13,7 +13,7 @@ use kontext_core::{CheckpointError, Error, ModelPart, Result, check_class, read_
 use kontext_dit::{DitConfig, names};
 use kontext_formats::hub_snapshot;
 use kontext_nn::Weights;
-use kontext_sampler::Shift;
+use kontext_sampler::{SchedulerConfig, Shift};
 use serde_json::{Map, Value};
 
 use contents::{Place, TRANSFORMER_SIGNS};
@@ -189,10 +189,19 @@ impl Checkpoint {
     /// # Errors
     /// Those of [`Shift::from_json`].
     pub fn shift(&self, config: &DitConfig) -> Result<Shift> {
+        Ok(self.sampling(config)?.shift)
+    }
+
+    /// Returns the shift and the sampler: those of the scheduler's configuration, else Euler's method with the shift for
+    /// a model with or without guidance.
+    ///
+    /// # Errors
+    /// Those of [`SchedulerConfig::from_json`].
+    pub fn sampling(&self, config: &DitConfig) -> Result<SchedulerConfig> {
         match &self.scheduler {
-            Some(path) => Shift::from_json(path),
-            None if config.guidance_embed => Ok(Shift::dev()),
-            None => Ok(Shift::schnell()),
+            Some(path) => SchedulerConfig::from_json(path),
+            None if config.guidance_embed => Ok(Shift::dev().into()),
+            None => Ok(Shift::schnell().into()),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use kontext_core::{Result, Tensor, create_folder, write_json};
 use kontext_dit::DitConfig;
 use kontext_formats::save;
-use kontext_sampler::Shift;
+use kontext_sampler::{Sampler, SchedulerConfig, Shift};
 use kontext_text::{ClipConfig, T5Config};
 use kontext_vae::VaeConfig;
 use serde_json::{Value, json};
@@ -70,15 +70,16 @@ pub fn t5(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &T5Con
     )
 }
 
-/// Writes `folder/model_index.json` and `folder/scheduler/scheduler_config.json`.
+/// Writes `folder/model_index.json` and `folder/scheduler/scheduler_config.json`; a [`Shift`] alone is of Euler's method.
 ///
 /// # Errors
 /// [`kontext_core::Error::Io`] if the folder cannot be written.
-pub fn index(folder: impl AsRef<Path>, shift: Shift) -> Result<()> {
+pub fn index(folder: impl AsRef<Path>, scheduler: impl Into<SchedulerConfig>) -> Result<()> {
     let folder = folder.as_ref();
-    let scheduler = make_folder(&folder.join("scheduler"))?;
-    write_json(scheduler.join("scheduler_config.json"), &scheduler_json(shift))?;
-    write_json(folder.join("model_index.json"), &model_index())
+    let scheduler = scheduler.into();
+    let part = make_folder(&folder.join("scheduler"))?;
+    write_json(part.join("scheduler_config.json"), &scheduler_json(scheduler))?;
+    write_json(folder.join("model_index.json"), &model_index(scheduler.class_name()))
 }
 
 fn part(folder: &Path, name: &str, file: &str, tensors: &[(String, Tensor)], config: &Value) -> Result<()> {
@@ -137,9 +138,9 @@ pub(crate) fn t5_json(c: &T5Config) -> Value {
     })
 }
 
-fn scheduler_json(shift: Shift) -> Value {
-    let class = "FlowMatchEulerDiscreteScheduler";
-    match shift {
+fn scheduler_json(scheduler: SchedulerConfig) -> Value {
+    let class = scheduler.class_name();
+    let mut json = match scheduler.shift {
         Shift::Dynamic {
             base_shift,
             max_shift,
@@ -153,13 +154,23 @@ fn scheduler_json(shift: Shift) -> Value {
         Shift::Fixed(shift) => json!({
             "_class_name": class, "num_train_timesteps": 1000, "shift": shift, "use_dynamic_shifting": false,
         }),
+    };
+    match scheduler.sampler {
+        Sampler::Consistency => json["stochastic_sampling"] = true.into(),
+        Sampler::Dpmpp2m => {
+            json["prediction_type"] = "flow_prediction".into();
+            json["use_flow_sigmas"] = true.into();
+            json["flow_shift"] = json["shift"].clone();
+        }
+        _ => {}
     }
+    json
 }
 
-fn model_index() -> Value {
+fn model_index(scheduler: &str) -> Value {
     json!({
         "_class_name": "FluxKontextPipeline",
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "scheduler": ["diffusers", scheduler],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "text_encoder_2": ["transformers", "T5EncoderModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],

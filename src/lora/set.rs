@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 
 use kontext_core::{Error, Result};
 use kontext_dit::{Dit, DitConfig};
-use kontext_lora::LoraTarget;
+use kontext_lora::{LoraDefaults, LoraTarget};
 use kontext_nn::{AdapterSet, Adapters};
 use kontext_text::TextEncoder;
 
@@ -93,6 +93,12 @@ impl LoraSet {
             };
             Error::invalid("name of a LoRA", all, format!("`{name}`"))
         })
+    }
+
+    /// Returns the settings that the LoRAs ask for, of those at another scale than 0.
+    pub(crate) fn defaults(&self) -> Vec<LoraDefaults> {
+        let active = self.0.iter().filter(|lora| lora.scale != 0.0);
+        active.map(|lora| lora.lora().defaults()).collect()
     }
 
     /// Returns clones of the LoRAs, in order.

@@ -5,6 +5,7 @@ mod computing;
 mod damage;
 mod encodings;
 mod loras;
+mod noises;
 mod recent;
 mod references;
 mod run;
@@ -206,8 +207,8 @@ impl Pipeline {
     /// [`Error::InvalidArgument`] for a request out of range or a LoRA that is not loaded,
     /// [`Error::Checkpoint`] for [`Request::loras`] if LoRAs were fused with the weights.
     pub fn plan(&self, request: &Request) -> Result<Plan> {
-        self.chosen_loras(request)?;
-        Plan::new(request, &self.facts)
+        let loras = self.chosen_loras(request)?.defaults();
+        Plan::with_loras(request, &self.facts, &loras)
     }
 }
 

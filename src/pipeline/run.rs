@@ -3,15 +3,16 @@
 use std::ops::ControlFlow;
 
 use image::RgbImage;
-use kontext_core::{Conditioning, During, Error, Result, Stage, Tensor, Tokens, array, buffer, noise};
+use kontext_core::{Conditioning, During, Error, Result, Stage, Tensor, Tokens, array, buffer};
 use kontext_dit::{Arithmetic, Run, RunInput};
 use kontext_nn::without_fp8;
 use kontext_sampler::ids::{Origin, grid_ids};
-use kontext_sampler::{CfgMode, Conformance, add_noise, guidance, integrate, pack, unpack};
+use kontext_sampler::{CfgMode, Conformance, add_noise, guidance, pack, sample, unpack};
 use kontext_vae::Autoencoder;
 
 use super::Pipeline;
 use super::computing::Computing;
+use super::noises::Noises;
 use super::texts::EncodedTexts;
 use crate::encode::Codec;
 use crate::kernels::arithmetic;
@@ -83,7 +84,8 @@ impl Pipeline {
         let encoded = self.encode_references(computing, &mut vae, request, &plan, observe);
         let (context, first) = encoded.map_err(short(Stage::References))?;
         // 4. Noise, mixed with the image if the run starts from one.
-        let mut latents = self.starting_noise(request, &plan, seed).during(Stage::Noise)?;
+        let begun = Noises::begin(self, request, &plan, seed).during(Stage::Noise);
+        let (mut noises, mut latents) = begun?;
         if request.strength < 1.0 {
             let start = self
                 .start_image(computing, &mut vae, request, &plan, first.as_ref())
@@ -102,6 +104,7 @@ impl Pipeline {
                 &plan,
                 &loras,
                 &latents,
+                &mut noises,
                 &positive,
                 negative.as_ref(),
                 context.as_ref(),
@@ -155,24 +158,6 @@ impl Pipeline {
         image
     }
 
-    /// Returns noise as tokens [batch, L, 4 C]: the caller's, else drawn for each image from its own seed.
-    fn starting_noise(&self, request: &Request, plan: &Plan, seed: u64) -> Result<Tensor> {
-        let kind = plan.conformance.latents_kind(self.precision.dtype);
-        if let Some(given) = &request.noise {
-            let tokens = array::from_array(&given.view())?;
-            return Ok(tokens.f_to_kind(kind)?.f_to_device(self.device)?);
-        }
-        let shape = [
-            1,
-            self.facts.latent_channels,
-            2 * plan.target.rows,
-            2 * plan.target.cols,
-        ];
-        let draw = |item: u64| pack(&noise::randn(&shape, seed.wrapping_add(item), kind, self.device)?);
-        let items = (0..plan.batch as u64).map(draw).collect::<Result<Vec<_>>>()?;
-        Ok(Tensor::f_cat(&items, 0)?)
-    }
-
     /// Runs the denoising loop; everything independent of the sample is prepared before it.
     #[allow(clippy::too_many_arguments)] // The loop's ingredients, each used once.
     fn sample(
@@ -182,6 +167,7 @@ impl Pipeline {
         plan: &Plan,
         loras: &LoraSet,
         latents: &Tensor,
+        noises: &mut Noises,
         positive: &Conditioning,
         negative: Option<&Conditioning>,
         context: Option<&Tokens>,
@@ -230,6 +216,7 @@ impl Pipeline {
             Some(negative) => (prepare(positive)?, Some(prepare(negative)?)),
             None => (prepare(positive)?, None),
         };
+        // The step whose time and modulation are used is the one that begins at the noise level of `x`.
         let predict = |x: &Tensor, step: usize| -> Result<Tensor> {
             let x = x.f_to_kind(compute)?;
             let v = if let Some(negative) = &negative {
@@ -249,7 +236,8 @@ impl Pipeline {
             Ok(v.f_to_kind(dtype)?)
         };
         let velocity = |x: &Tensor, step: usize| computing.step(|| predict(x, step));
-        let sampled = integrate(latents, &plan.schedule, dtype, velocity, |step| {
+        let noise = |_: usize| noises.next().during(Stage::Noise);
+        let sampled = sample(latents, &plan.schedule, plan.sampler, dtype, noise, velocity, |step| {
             observe(Event::Step {
                 done: step.done,
                 total: step.total,

@@ -87,6 +87,9 @@ pub(crate) fn check_numbers(request: &Request) -> Result<()> {
     for lora in request.loras.iter().flatten() {
         range::finite("scale of a LoRA", lora.scale)?;
     }
+    if let Some(shift) = request.shift {
+        range::within("shift", shift, Shift::RANGE)?;
+    }
     // The target and the shift of the model change the levels, and not which are accepted.
-    levels(request, 1, 1, Shift::schnell()).map(drop)
+    levels(request, request.steps.unwrap_or(1), 1, Shift::schnell()).map(drop)
 }

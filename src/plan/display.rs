@@ -59,6 +59,15 @@ impl fmt::Display for Plan {
             "steps:       {steps} from sigma {first:.3}, {} model run(s) each",
             self.runs_per_step
         )?;
+        writeln!(
+            f,
+            "sampler:     {}, {} model evaluations",
+            self.sampler,
+            self.evaluations()
+        )?;
+        if !self.by_loras.is_empty() {
+            writeln!(f, "by a LoRA:   {}", self.by_loras.join(", "))?;
+        }
         match self.guidance {
             Some(guidance) => writeln!(f, "guidance:    {guidance}")?,
             None => writeln!(f, "guidance:    none (the model embeds none)")?,

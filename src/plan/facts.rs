@@ -3,7 +3,7 @@
 use kontext_core::{Device, Kind};
 use kontext_dit::DitConfig;
 use kontext_nn::AttentionKernel;
-use kontext_sampler::{Shift, Size};
+use kontext_sampler::{Sampler, SchedulerConfig, Shift, Size};
 
 use crate::compute::ComputeChoice;
 use crate::fp8::Fp8Choice;
@@ -15,6 +15,7 @@ use crate::{ModelDefaults, Threads, Warning};
 pub(crate) struct ModelFacts {
     pub(crate) sizes: Vec<Size>,
     pub(crate) shift: Shift,
+    pub(crate) sampler: Sampler,
     pub(crate) guidance_embed: bool,
     pub(crate) text_tokens: i64,
     pub(crate) latent_channels: i64,
@@ -30,11 +31,18 @@ pub(crate) struct ModelFacts {
 }
 
 impl ModelFacts {
-    pub(crate) fn new(config: &DitConfig, shift: Shift, text_tokens: usize, defaults: ModelDefaults) -> Self {
+    pub(crate) fn new(
+        config: &DitConfig,
+        scheduler: impl Into<SchedulerConfig>,
+        text_tokens: usize,
+        defaults: ModelDefaults,
+    ) -> Self {
+        let SchedulerConfig { shift, sampler } = scheduler.into();
         let guidance = defaults.guidance.filter(|_| !config.guidance_embed);
         Self {
             sizes: defaults.sizes(),
-            shift,
+            shift: defaults.shift.map_or(shift, Shift::Fixed),
+            sampler: defaults.sampler.unwrap_or(sampler),
             guidance_embed: config.guidance_embed,
             text_tokens: text_tokens as i64,
             latent_channels: config.in_channels / 4,

@@ -13,7 +13,13 @@ pub(super) fn warnings(request: &Request, plan: &Plan, facts: &ModelFacts) -> Ve
     if let (Some(steps), Some(_)) = (request.steps, &request.sigmas) {
         warnings.push(Warning::StepsIgnored { steps });
     }
-    if let (Some(seed), Some(_)) = (request.seed, &request.noise) {
+    if let (Some(shift), Some(_)) = (request.shift, &request.sigmas)
+        && request.conformance != Conformance::Diffusers
+    {
+        warnings.push(Warning::ShiftIgnored { shift });
+    }
+    let seeded = plan.sampler.adds_noise() && plan.schedule.steps() > 1;
+    if let (Some(seed), Some(_), false) = (request.seed, &request.noise, seeded) {
         warnings.push(Warning::SeedIgnored { seed });
     }
     let (references, images) = (request.references, request.images.len());
@@ -91,7 +97,7 @@ fn of_sizes(request: &Request, plan: &Plan) -> Vec<Warning> {
 mod tests {
     use image::RgbImage;
     use kontext_dit::DitConfig;
-    use kontext_sampler::Shift;
+    use kontext_sampler::{Sampler, Shift};
 
     use super::*;
     use crate::ModelDefaults;
@@ -142,6 +148,18 @@ mod tests {
             (
                 edit().steps(7).sigmas([1.0, 0.5]),
                 "steps 7 has no effect next to sigmas; set one of them",
+            ),
+            (
+                edit().shift(2.0).sigmas([1.0, 0.5]),
+                "shift 2 has no effect next to sigmas, which are taken as they are; set one of them",
+            ),
+            (
+                edit()
+                    .seed(7)
+                    .noise(noise.clone())
+                    .sampler(Sampler::Consistency)
+                    .steps(1),
+                "seed 7 has no effect next to noise; set one of them",
             ),
             (
                 edit().seed(7).noise(noise),
@@ -206,6 +224,13 @@ mod tests {
             two.clone().references(References::Index),
             edit().references(References::Stitch),
             Request::default().size(512, 512).max_area(512 * 512).conform(diffusers),
+            edit().shift(2.0).sampler(Sampler::Heun),
+            edit().shift(2.0).sigmas([1.0, 0.5]).conform(diffusers),
+            // The steps add seeded noise.
+            edit()
+                .seed(7)
+                .noise(ndarray::ArrayD::zeros(vec![1, 4096, 64]))
+                .sampler(Sampler::Consistency),
         ] {
             assert_eq!(told(&request, true), [""; 0], "{request:?}");
         }

@@ -1,6 +1,6 @@
 //! Setting a request's options, one after the other.
 
-use kontext_sampler::{CfgMode, Conformance, References};
+use kontext_sampler::{CfgMode, Conformance, References, Sampler};
 use ndarray::ArrayD;
 
 use super::Request;
@@ -122,6 +122,31 @@ impl Request {
     pub fn sigmas(self, sigmas: impl Into<Vec<f32>>) -> Self {
         Self {
             sigmas: Some(sigmas.into()),
+            ..self
+        }
+    }
+
+    /// Sets [`Request::sampler`].
+    ///
+    /// # Example
+    /// ```
+    /// use kontext::{Request, Sampler};
+    /// let request = Request::generate("a lighthouse").steps(4).sampler(Sampler::Consistency).shift(2.0);
+    /// assert_eq!(request.sampler, Some(Sampler::Consistency));
+    /// ```
+    #[must_use]
+    pub fn sampler(self, sampler: Sampler) -> Self {
+        Self {
+            sampler: Some(sampler),
+            ..self
+        }
+    }
+
+    /// Sets [`Request::shift`].
+    #[must_use]
+    pub fn shift(self, shift: f64) -> Self {
+        Self {
+            shift: Some(shift),
             ..self
         }
     }

@@ -69,6 +69,7 @@ impl Session {
         let made = Made {
             seed: output.seed,
             steps: plan.schedule.steps(),
+            sampler: plan.sampler,
             guidance: output.guidance,
             model_size: plan.target.size(),
         };

@@ -5,7 +5,7 @@ use std::path::Path;
 use image::{GenericImage, RgbImage};
 use kontext_core::{Device, Error, Kind, Result, Tensor, buffer, images, noise};
 use kontext_dit::{Dit, RunInput};
-use kontext_sampler::{Conformance, Schedule, Shift, integrate, unpack};
+use kontext_sampler::{Conformance, Sampler, Schedule, Shift, sample, unpack};
 use kontext_vae::Autoencoder;
 
 use crate::dataset::EncodedDataset;
@@ -19,6 +19,7 @@ pub(crate) struct SampleGrid<'a> {
     pub(crate) dit: &'a Dit,
     pub(crate) vae: &'a Autoencoder,
     pub(crate) shift: Shift,
+    pub(crate) sampler: Sampler,
     pub(crate) steps: usize,
     pub(crate) guidance: f64,
     pub(crate) kind: Kind,
@@ -73,10 +74,12 @@ impl SampleGrid<'_> {
             times: &schedule.embedded_times(self.kind),
             guidance,
         })?;
-        let noise = noise::randn(&batch.target.size(), seed, Kind::Float, self.device)?;
+        let (size, mut generator) = (batch.target.size(), noise::Generator::new(seed));
+        let mut draw = || generator.randn(&size, Kind::Float, self.device);
+        let noise = draw()?;
         let velocity = |x: &Tensor, step: usize| self.dit.forward(&run, step, x);
         let go_on = |_: &kontext_sampler::Step<'_>| std::ops::ControlFlow::Continue(());
-        let tokens = integrate(&noise, &schedule, self.kind, velocity, go_on)?;
+        let tokens = sample(&noise, &schedule, self.sampler, self.kind, |_| draw(), velocity, go_on)?;
         let mut row = Vec::new();
         if let Some(context) = &batch.context {
             let mut start = 0;

@@ -191,6 +191,7 @@ impl Flow {
             dit,
             vae: &self.vae,
             shift: self.base.shift,
+            sampler: self.base.sampler,
             steps: self.base.steps(),
             guidance: self.recipe.objective.guidance,
             kind: self.kind,
