@@ -128,11 +128,12 @@ pub fn table(contenders: &[Contender], options: &Options, features: Option<&Feat
         }
         // The first run of a model allocates its memory.
         edits.run(&pipe, "starting", 1, |request, _| request.steps(1))?;
-        for steps in &options.steps {
-            let row = row(&pipe, &edits, contender, *steps, options, kid.as_ref())?;
+        for (sampler, steps) in runs(options) {
+            let row = row(&pipe, &edits, contender, (sampler, steps), options, kid.as_ref())?;
+            let decibels = row.quality.psnr.mean;
             above(format_args!(
-                "{}, {steps} steps: {:.2} dB",
-                row.model, row.quality.psnr.mean
+                "{}, {sampler}, {steps} steps: {decibels:.2} dB",
+                row.model
             ));
             table.rows.push(row);
         }
