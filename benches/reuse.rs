@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use kontext_core::{Conditioning, Device, Kind, Result, Tensor, Tokens, check};
 use kontext_device::cpu;
-use kontext_dit::{Dit, DitConfig, DitFlops, Run, RunCounts, RunInput, StepCache, StepWork};
+use kontext_dit::{Dit, DitConfig, DitFlops, ReferenceReuse, Run, RunCounts, RunInput, StepCache, StepWork};
 use kontext_nn::Weights;
 use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_sampler::{Conformance, Schedule, Shift, Size};
@@ -28,9 +28,14 @@ const TEXT: i64 = 512;
 /// Number of denoising steps, diffusers' default.
 const STEPS: usize = 28;
 /// Rows of the table.
-const MODES: [&str; 7] = [
+///
+/// Of two modes with a `+`, the second reuses the references.
+const MODES: [&str; 10] = [
     "off",
     "magcache",
+    "magcache + references",
+    "off + references",
+    "off + references:every=7",
     "magcache:threshold=0.1,most_skips=5",
     "taylor",
     "taylor:interval=2,first=6",
@@ -46,6 +51,15 @@ struct Bench {
     noise: Tensor,
     sigmas: Vec<f32>,
     flops: DitFlops,
+}
+
+/// Step cache, and reuse of references.
+type Mode = (StepCache, Option<ReferenceReuse>);
+
+fn mode(text: &str) -> Mode {
+    let (cache, reuse) = text.split_once(" + ").unwrap_or((text, ""));
+    let reuse = Some(reuse).filter(|reuse| !reuse.is_empty());
+    (cache.parse().unwrap(), reuse.map(|reuse| reuse.parse().unwrap()))
 }
 
 /// Result of a loop.
@@ -100,8 +114,11 @@ impl Bench {
     }
 
     /// Runs the loop with a step cache.
-    fn cached(&self, cache: &StepCache) -> Result<Loop> {
+    fn cached(&self, (cache, reuse): &Mode) -> Result<Loop> {
         let mut state = self.dit.step_cache(cache, &self.run)?;
+        if let Some(reuse) = reuse {
+            state = state.reuse_references(reuse, &self.run, &self.sigmas, None)?;
+        }
         let begun = Instant::now();
         let mut latents = self.noise.shallow_clone();
         for (step, pair) in self.sigmas.windows(2).enumerate() {
@@ -150,7 +167,7 @@ fn main() {
         Kind::Float
     };
     let bench = Bench::new(kind).unwrap();
-    let caches = MODES.map(|mode| mode.parse::<StepCache>().unwrap());
+    let caches = MODES.map(mode);
     let mut loops: Vec<Loop> = caches.iter().map(|cache| bench.cached(cache).unwrap()).collect();
     for _ in 1..rounds.max(1) {
         for (best, cache) in loops.iter_mut().zip(&caches) {
@@ -165,14 +182,14 @@ fn main() {
     println!("|---|---:|---:|---:|---:|---:|");
     let exact = &loops[0];
     let change = |looped: &Loop| &looped.latents - &bench.noise;
-    let flops = |looped: &Loop, cache| bench.flops.run(&looped.work, cache) as f64;
+    let flops = |looped: &Loop, (cache, _): &Mode| bench.flops.run(&looped.work, cache) as f64;
     for ((mode, cache), looped) in MODES.iter().zip(&caches).zip(&loops) {
         println!(
             "| {mode} | {:.2} | {:.2} | {:.2} | {} | {:.4} |",
             looped.seconds,
             exact.seconds / looped.seconds,
             flops(exact, &caches[0]) / flops(looped, cache),
-            looped.work.iter().filter(|work| **work == StepWork::Computed).count(),
+            looped.work.iter().filter(|work| **work != StepWork::Skipped).count(),
             check::relative_l2(&change(looped), &change(exact)).unwrap(),
         );
     }

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::{Parser, ValueEnum};
-use kontext::StepCache;
+use kontext::{ReferenceReuse, StepCache};
 use kontext_bench::cell;
 use kontext_bench::edit::{EditScore, Table};
 use kontext_cli::args::{LoadArgs, positive};
@@ -50,6 +50,10 @@ struct Args {
     /// magcache:threshold=0.1,most_skips=5
     #[arg(long, value_name = "MODE", default_value_t)]
     step_cache: StepCache,
+    /// Compute fewer tokens in some steps, at some loss: references or region; with parameters as in
+    /// references:every=7 or region:threshold=0.9
+    #[arg(long, value_name = "MODE")]
+    reference_reuse: Option<ReferenceReuse>,
     /// Print the nearest image of each wrong result
     #[arg(long)]
     mistakes: bool,
@@ -107,6 +111,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         outputs.derived("--strips", "folder", &strips)?;
     }
     let mut judge = Judge::new(builder.load(&args.model)?, &args.data)?.step_cache(args.step_cache);
+    judge.reference_reuse.clone_from(&args.reference_reuse);
     let bar = progress::bar("editing", by_category.values().map(Vec::len).sum());
     let mut table = Table::new();
     let mut rows = csv::Writer::from_writer(Vec::new());

@@ -7,17 +7,17 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use kontext::{Device, StepCache};
+use kontext::Device;
 use kontext_bench::metrics::Perceptual;
 use kontext_bench::reuse::plot;
 use kontext_cli::args::{LoadArgs, positive, whole};
 use kontext_cli::held_out::HeldOutEdits;
 use kontext_cli::outputs::Outputs;
-use kontext_cli::reuse::{Options, table};
+use kontext_cli::reuse::{Mode, Options, table};
 use kontext_cli::{announce, emoji, judge, say, shipped, write};
 
 /// The modes that are compared by default: each by its published defaults, and by others.
-const MODES: [&str; 16] = [
+const MODES: [&str; 21] = [
     "magcache:threshold=0.02",
     "magcache:threshold=0.03",
     "magcache",
@@ -34,6 +34,11 @@ const MODES: [&str; 16] = [
     "teacache:threshold=0.1",
     "teacache",
     "teacache:threshold=0.4",
+    "references",
+    "references:every=7",
+    "magcache/references",
+    "region",
+    "region:error=0",
 ];
 
 /// Compare runs that reuse results between steps with the exact run.
@@ -42,9 +47,10 @@ struct Args {
     /// Folder of the model
     #[arg(long, value_name = "DIR", default_value_os_t = shipped::model())]
     model: PathBuf,
-    /// A mode with its parameters, such as magcache:threshold=0.1; may be given several times. Without it, all modes
+    /// A mode with its parameters: a step cache, a reuse of references, or both, such as magcache:threshold=0.1/references;
+    /// may be given several times. Without it, all modes
     #[arg(long, value_name = "MODE")]
-    mode: Vec<StepCache>,
+    mode: Vec<Mode>,
     /// Sampling steps
     #[arg(long, default_value_t = 28, value_parser = positive::<usize>, allow_negative_numbers = true)]
     steps: usize,

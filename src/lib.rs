@@ -61,7 +61,9 @@ pub use kontext_core::{
     CheckpointError, Conditioning, Device, Error, Kind, ModelPart, Result, Stage, Tensor, Tokens, TorchError,
 };
 #[doc(no_inline)]
-pub use kontext_dit::{Dit, DitConfig, FirstBlock, MagCache, StepCache, StepWork, Taylor, TeaCache};
+pub use kontext_dit::{
+    Dit, DitConfig, EditedTokens, FirstBlock, MagCache, ReferenceReuse, Refresh, StepCache, StepWork, Taylor, TeaCache,
+};
 #[doc(no_inline)]
 pub use kontext_formats::Quantize;
 pub use kontext_lora::{Lora, LoraFamily, LoraForm, LoraOptions, LoraReport, LoraTarget, Unmatched};

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use image::{ImageFormat, RgbImage};
 use kontext_core::{Error, Result};
-use kontext_dit::{StepCache, StepWork};
+use kontext_dit::{ReferenceReuse, StepCache, StepWork};
 use kontext_sampler::Size;
 use kontext_text::Unseen;
 use ndarray::ArrayD;
@@ -39,7 +39,8 @@ pub struct Output {
     /// report.
     pub unseen: Unseen,
     /// Work of each step of the prompt's run, and of the negative prompt's if it has its own. Without a
-    /// [`Request::step_cache`](crate::Request::step_cache) all steps are computed.
+    /// [`Request::step_cache`](crate::Request::step_cache) or a
+    /// [`Request::reference_reuse`](crate::Request::reference_reuse) all steps are computed.
     pub work: Vec<Vec<StepWork>>,
     /// Floating-point operations of the transformer in these steps, counted as in [`Plan::flops`].
     pub flops: u64,
@@ -57,8 +58,8 @@ impl Output {
     }
 
     /// Writes an image of the batch as PNG, JPEG (quality 95) or WebP (lossless), chosen by the file
-    /// extension. A PNG carries the prompt (or both), seed, steps, guidance and sizes as text, and the step cache if there
-    /// is one.
+    /// extension. A PNG carries the prompt (or both), seed, steps, guidance and sizes as text, and step cache and reuse of
+    /// references if there are any.
     ///
     /// The file is written under a temporary name first, so it appears whole or not at all. An existing file is
     /// replaced and keeps its permissions, unless it is read-only; of a symbolic link the target is written.
@@ -106,6 +107,7 @@ impl Output {
             guidance: self.guidance,
             model_size: self.plan.target.size(),
             step_cache: self.plan.step_cache,
+            reference_reuse: self.plan.reference_reuse.clone(),
         };
         Ok((image, made))
     }
@@ -115,7 +117,7 @@ impl Output {
 pub(crate) type Prompts<'a> = (&'a str, Option<&'a str>);
 
 /// The parameters of an image, apart from its prompt.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Made {
     pub(crate) seed: u64,
     pub(crate) steps: usize,
@@ -123,6 +125,8 @@ pub(crate) struct Made {
     pub(crate) model_size: Size,
     #[serde(default, skip_serializing_if = "StepCache::is_off")]
     pub(crate) step_cache: StepCache,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) reference_reuse: Option<ReferenceReuse>,
 }
 
 impl Made {
@@ -148,6 +152,9 @@ impl Made {
         ];
         if !self.step_cache.is_off() {
             text.push(("step_cache", self.step_cache.to_string()));
+        }
+        if let Some(reuse) = &self.reference_reuse {
+            text.push(("reference_reuse", reuse.to_string()));
         }
         text.extend(prompt_2.map(|prompt| ("prompt_2", prompt.to_owned())));
         text

@@ -9,7 +9,7 @@ mod sizes;
 mod warnings;
 
 use kontext_core::{Kind, Result};
-use kontext_dit::{StepCache, StepWork};
+use kontext_dit::{ReferenceReuse, StepCache, StepWork};
 use kontext_nn::AttentionKernel;
 use kontext_sampler::ids::{Origin, origins};
 use kontext_sampler::{CfgMode, Conformance, Grid, References, Schedule, Shift, Size};
@@ -19,7 +19,7 @@ use crate::{Compute, Request, RunThreads, Warning};
 pub(crate) use arrays::check_values;
 use arrays::{check_image_latents, check_noise};
 pub(crate) use check::check_numbers;
-use check::check_request;
+use check::{check_request, check_reuse};
 pub(crate) use facts::ModelFacts;
 pub use flops::RunFlops;
 pub(crate) use sizes::stitched_width;
@@ -54,7 +54,10 @@ pub struct Plan {
     pub attention: Option<AttentionKernel>,
     /// Steps that reuse what barely changes.
     pub step_cache: StepCache,
-    /// Work of each step; `None` if the step cache decides while running ([`Output::work`](crate::Output::work)).
+    /// Steps that compute fewer tokens; `None` without references.
+    pub reference_reuse: Option<ReferenceReuse>,
+    /// Work of each step; `None` if the step cache decides while running ([`Output::work`](crate::Output::work)), or edited
+    /// tokens are chosen then.
     pub work: Option<Vec<StepWork>>,
     /// Floating-point operations of the transformer.
     pub flops: RunFlops,
@@ -119,6 +122,8 @@ impl Plan {
         let input = references.first().filter(|_| back).map(|r| r.input);
         check_image_latents(request, &references, facts)?;
         check_noise(request, grid, facts)?;
+        check_reuse(request, grid, &references)?;
+        let edits = !references.is_empty();
         let plan = Self {
             conformance: request.conformance,
             reference_mode: request.references,
@@ -133,6 +138,7 @@ impl Plan {
                 _ => facts.attention,
             },
             step_cache: request.step_cache,
+            reference_reuse: request.reference_reuse.clone().filter(|_| edits),
             work: None,
             flops: RunFlops::default(),
             runs_per_step: 1 + usize::from(request.negative().is_some()),

@@ -5,7 +5,7 @@ mod setters;
 use std::sync::Arc;
 
 use image::RgbImage;
-use kontext_dit::StepCache;
+use kontext_dit::{ReferenceReuse, StepCache};
 use kontext_sampler::{CfgMode, Conformance, References};
 use kontext_text::Prompt;
 use ndarray::ArrayD;
@@ -92,6 +92,11 @@ pub struct Request {
     /// are of have it outside of their pipelines. Default: off.
     #[serde(skip_serializing_if = "StepCache::is_off")]
     pub step_cache: StepCache,
+    /// Steps that compute fewer tokens, with the references' keys and values of an earlier step: faster, and another result. By
+    /// its mode of edited tokens, which needs a first reference of the target's grid and no step cache, they compute those
+    /// only. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference_reuse: Option<ReferenceReuse>,
     /// The starting noise in packed form [batch, tokens, 64], values from -65504 to 65504; replaces the
     /// seeded one.
     #[serde(skip)]
@@ -132,6 +137,7 @@ impl Request {
             loras: None,
             conformance: Conformance::default(),
             step_cache: StepCache::Off,
+            reference_reuse: None,
             noise: None,
         }
     }

@@ -55,6 +55,13 @@ pub enum Warning {
         /// Their number.
         steps: usize,
     },
+    /// [`Request::reference_reuse`](crate::Request::reference_reuse) has no effect without reference images.
+    ReferenceReuseIgnored,
+    /// [`Request::reference_reuse`](crate::Request::reference_reuse) has no effect: all of so few steps are full.
+    ReferenceReuseFull {
+        /// Their number.
+        steps: usize,
+    },
     /// The area has no effect next to a width or a height: the other side follows from the image's ratio.
     MaxAreaIgnored {
         /// Pixels.
@@ -139,6 +146,16 @@ impl fmt::Display for Warning {
             Self::StepCacheIgnored { steps } => write!(
                 f,
                 "the step cache has no effect: all of the {steps} steps are computed; leave it out, or set more steps"
+            ),
+            Self::ReferenceReuseIgnored => {
+                write!(
+                    f,
+                    "reference reuse has no effect without reference images; leave it out"
+                )
+            }
+            Self::ReferenceReuseFull { steps } => write!(
+                f,
+                "reference reuse has no effect: all of the {steps} steps are full; leave it out, or set more steps"
             ),
             Self::MaxAreaIgnored { max_area } => write!(
                 f,

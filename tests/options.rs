@@ -15,8 +15,8 @@ use kontext::image::{GrayImage, RgbImage};
 use kontext::session::{KeepUnchanged, Session};
 use kontext::{
     Attention, Checkpoint, Conformance, Device, Error, Fp8Products, Kind, Layout, LoraUse, MagCache, ModelDefaults,
-    ModelSizes, Pipeline, PipelineBuilder, Placement, Quantize, References, Request, StepCache, Tensor, Warning,
-    quantize,
+    ModelSizes, Pipeline, PipelineBuilder, Placement, Quantize, ReferenceReuse, References, Request, StepCache, Tensor,
+    Warning, quantize,
 };
 
 /// Types whose options are listed, with the listing of the API that has them, and `true` for those whose fields are
@@ -161,6 +161,14 @@ fn without_effect(files: &Files) -> Vec<([&'static str; 2], PipelineBuilder, Req
             builder(),
             edit().step_cache(StepCache::MagCache(MagCache::default())),
         ),
+        (
+            [REQUEST, "reference_reuse"],
+            builder(),
+            Request::default()
+                .size(64, 64)
+                .steps(1)
+                .reference_reuse(ReferenceReuse::default()),
+        ),
         ([REQUEST, "seed"], builder(), edit().seed(1).noise(noise())),
         (
             [REQUEST, "native_size"],
@@ -246,7 +254,8 @@ fn an_option_without_effect_is_a_warning_before_and_during_the_run() {
             .trim_end_matches("_2")
             .trim_end_matches("_t5")
             .replace("negative_", "negative ")
-            .replace("step_", "step ");
+            .replace("step_", "step ")
+            .replace("reference_", "reference ");
         let word = if ["width", "height"].contains(&option) {
             "size".to_owned()
         } else {

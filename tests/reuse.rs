@@ -92,6 +92,143 @@ fn each_mode_keeps_its_bound_on_held_out_edits_of_the_shipped_model() {
     assert!(broken.is_empty(), "{broken:#?}");
 }
 
+/// Reuse of references, with a step cache or without, and the least PSNR as in [`BOUNDS`].
+const REUSED: [(&str, &str, f64, f64); 5] = [
+    ("off", "references", 0.0, 0.0),
+    ("off", "references:every=7", 0.0, 0.0),
+    ("off", "region", 0.0, 0.0),
+    ("off", "region:error=0", 0.0, 0.0),
+    ("magcache", "references", 0.0, 0.0),
+];
+
+#[test]
+fn reuse_of_references_keeps_its_bound_on_held_out_edits_of_the_shipped_model() {
+    let pipe = shipped();
+    let request = |(name, instruction): (&str, &str)| Request::edit(source(name), instruction).steps(28).seed(1);
+    let exact: Vec<Output> = EDITS.iter().map(|edit| pipe.run(&request(*edit)).unwrap()).collect();
+    let mut broken = Vec::new();
+    for (mode, reuse, mean, worst) in REUSED {
+        let reuse: ReferenceReuse = reuse.parse().unwrap();
+        let run = |edit: &(&str, &str)| {
+            let request = request(*edit).step_cache(cache(mode)).reference_reuse(reuse.clone());
+            let output = pipe.run(&request).unwrap();
+            let [flops, plan] = [output.flops, output.plan.flops.most];
+            assert!(output.plan.flops.least <= flops && flops <= plan, "{mode}, {reuse}");
+            assert!(
+                output.plan.work.iter().all(|work| *work == output.work[0]),
+                "{mode}, {reuse}"
+            );
+            output
+        };
+        let outputs: Vec<Output> = EDITS.iter().map(run).collect();
+        let pairs = outputs.iter().zip(&exact);
+        let each: Vec<f64> = pairs.map(|(a, b)| psnr(&a.image, &b.image).unwrap()).collect();
+        let error = each.iter().map(|psnr| 10.0_f64.powf(-psnr / 10.0)).sum::<f64>() / each.len() as f64;
+        let (got_mean, got_worst) = (
+            -10.0 * error.log10(),
+            each.iter().copied().fold(f64::INFINITY, f64::min),
+        );
+        let flops = |outputs: &[Output]| outputs.iter().map(|output| output.flops as f64).sum::<f64>();
+        let gain = flops(&exact) / flops(&outputs);
+        let line =
+            format!("{mode}, {reuse}: {got_mean:.1} dB, worst {got_worst:.1} dB, {gain:.2} times fewer operations");
+        println!("{line}");
+        if got_mean < mean || got_worst < worst {
+            broken.push(format!("{line}; expected {mean} and {worst}"));
+        }
+        assert!(gain > 1.1, "{line}");
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+#[test]
+fn reuse_of_references_is_planned_said_and_refused_where_it_cannot_be() {
+    let pipe = shipped();
+    let edit = || {
+        Request::edit(source("local-hair"), "give them white hair")
+            .steps(28)
+            .seed(1)
+    };
+    let reuse = |text: &str| text.parse::<ReferenceReuse>().unwrap();
+    let request = edit()
+        .step_cache(cache("magcache"))
+        .reference_reuse(reuse("references"));
+    let plan = pipe.plan(&request).unwrap();
+    let text = plan.to_string();
+    // Step 16 was to be full and is skipped, so step 17 is.
+    let expected = "step cache:  magcache, reuse of references, computes steps 1 2 3 4 5 6 17 27 28, without references 8 11 \
+                    12 22 25; ";
+    assert!(text.contains(expected), "{text}");
+    let alone = pipe
+        .plan(&edit().reference_reuse(reuse("references")))
+        .unwrap()
+        .to_string();
+    assert!(
+        alone.contains("reuse of:    references, computes steps 1 2 3 4 5 6 16 27 28, without references 7 8"),
+        "{alone}"
+    );
+    let output = pipe.run(&request).unwrap();
+    assert_eq!(output.work, [plan.work.clone().unwrap()]);
+    assert!(png_has(&output, "reference_reuse\0references"));
+    let json = serde_json::to_string(&request).unwrap();
+    assert!(json.contains("\"reference_reuse\":\"references\""), "{json}");
+    let read: Request = serde_json::from_str(&json).unwrap();
+    assert_eq!(read.reference_reuse, request.reference_reuse);
+    // Edited tokens: of this model's edits some, and the work says how many.
+    let region = edit().reference_reuse(reuse("region"));
+    assert_eq!(pipe.plan(&region).unwrap().work, None);
+    let output = pipe.run(&region).unwrap();
+    assert!(
+        output.work[0]
+            .iter()
+            .any(|work| matches!(work, StepWork::Edited(rows) if *rows > 0))
+    );
+    let refused = |request: Request| pipe.plan(&request).unwrap_err().to_string();
+    let error = refused(region.clone().step_cache(cache("magcache")));
+    assert!(
+        error.contains("expected references next to a step cache, or no step cache"),
+        "{error}"
+    );
+    let error = refused(region.clone().size(64, 48));
+    assert!(
+        error.contains("which has 4x4 tokens and the target 4x3") && error.ends_with("got region"),
+        "{error}"
+    );
+    let mut wrong = ReferenceReuse::default();
+    wrong.warmup = 0;
+    let error = refused(edit().reference_reuse(wrong));
+    assert!(error.contains("invalid warmup"), "{error}");
+}
+
+#[test]
+fn both_prompts_and_a_batch_reuse_references() {
+    let pipe = random();
+    let request = |batch| {
+        let request = Request::edit(RgbImage::from_pixel(64, 64, [9, 80, 200].into()), "a cat");
+        request.steps(6).seed(3).max_area(64 * 64).batch(batch)
+    };
+    for text in ["references", "region:threshold=0.2"] {
+        let reuse: ReferenceReuse = text.parse().unwrap();
+        let two = request(2).true_cfg(2.0).negative_prompt("a dog").reference_reuse(reuse);
+        let [apart, together] = [CfgMode::Sequential, CfgMode::Batched].map(|mode| {
+            let output = pipe.run(&two.clone().cfg_mode(mode)).unwrap();
+            assert!(output.flops >= output.plan.flops.least && output.flops <= output.plan.flops.most);
+            output
+        });
+        assert_eq!((apart.work.len(), together.work.len()), (2, 1));
+        assert_ne!(apart.work[0][2], StepWork::Computed, "{text}");
+        let mut plain = two.clone();
+        plain.reference_reuse = None;
+        let exact = pipe.run(&plain).unwrap();
+        assert_ne!(exact.latents, apart.latents);
+        if text == "references" {
+            let pairs = apart.latents.iter().zip(&together.latents);
+            let largest = pairs.fold(0.0, |most: f32, (a, b)| most.max((a - b).abs()));
+            assert!(largest < 1e-3, "{largest}");
+        }
+    }
+}
+
 #[test]
 fn magcache_computes_the_published_steps_as_planned() {
     let pipe = shipped();
@@ -116,8 +253,7 @@ fn magcache_computes_the_published_steps_as_planned() {
     );
     assert!(!exact.to_string().contains("step cache"));
     // The file says how it was made.
-    let png = output.to_png().unwrap();
-    assert!(png.windows(19).any(|bytes| bytes == b"step_cache\0magcache"));
+    assert!(png_has(&output, "step_cache") && png_has(&output, "magcache"));
 }
 
 #[test]

@@ -9,14 +9,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use kontext::StepCache;
+use kontext::{ReferenceReuse, StepCache};
 use kontext_bench::kontextbench::{Bench, Page, Problem, RunFolder, Shard, merge, read_votes, vote_report};
 use kontext_cli::args::{LoadArgs, free_text, positive};
 use kontext_cli::outputs::Outputs;
 use kontext_cli::{announce, note, read, say, shipped, write};
 
 /// Flags of a run, which the other modes of the program would ignore.
-const OF_A_RUN: [&str; 29] = [
+const OF_A_RUN: [&str; 30] = [
     "shard",
     "name",
     "embedder",
@@ -44,6 +44,7 @@ const OF_A_RUN: [&str; 29] = [
     "t5_tokenizer",
     "steps",
     "step_cache",
+    "reference_reuse",
     "guidance",
     "native_size",
 ];
@@ -131,6 +132,10 @@ struct ModelArgs {
     /// magcache:threshold=0.1,most_skips=5
     #[arg(long, value_name = "MODE", default_value_t)]
     step_cache: StepCache,
+    /// Compute fewer tokens in some steps, at some loss: references or region; with parameters as in
+    /// references:every=7 or region:threshold=0.9
+    #[arg(long, value_name = "MODE")]
+    reference_reuse: Option<ReferenceReuse>,
     /// Guidance value
     #[arg(long, allow_negative_numbers = true)]
     guidance: Option<f64>,

@@ -7,8 +7,8 @@ use clap::Args;
 use kontext::image::RgbImage;
 use kontext::io::{EmbeddedProfile, OpenOptions};
 use kontext::{
-    Attention, Conformance, Device, Fp8Products, Pipeline, PipelineBuilder, Placement, Quantize, References, Request,
-    StepCache, Threads,
+    Attention, Conformance, Device, Fp8Products, Pipeline, PipelineBuilder, Placement, Quantize, ReferenceReuse,
+    References, Request, StepCache, Threads,
 };
 use kontext_core::array;
 use kontext_device::device;
@@ -158,6 +158,10 @@ pub struct RunArgs {
     /// magcache:threshold=0.1,most_skips=5
     #[arg(long, value_name = "MODE", default_value_t)]
     pub step_cache: StepCache,
+    /// Compute fewer tokens in some steps, at some loss: references or region; with parameters as in
+    /// references:every=7 or region:threshold=0.9
+    #[arg(long, value_name = "MODE")]
+    pub reference_reuse: Option<ReferenceReuse>,
     /// Guidance value
     #[arg(long, allow_negative_numbers = true)]
     pub guidance: Option<f64>,
@@ -206,6 +210,7 @@ impl RunArgs {
         request.native_size = self.native_size;
         request.steps = self.steps;
         request.step_cache = self.step_cache;
+        request.reference_reuse = self.reference_reuse.clone();
         request.guidance = self.guidance;
         request.seed = self.seed;
         request.batch = self.batch;

@@ -122,7 +122,7 @@ impl HeldOutEdits {
             let output = pipe.run_with(&request, |event| self.observe(&event))?;
             results.seconds += start.elapsed().as_secs_f64();
             let steps = output.work.iter().flatten();
-            results.computed += steps.filter(|work| **work != StepWork::Skipped).count() as f64;
+            results.computed += steps.filter(|work| is_computed(**work)).count() as f64;
             results.flops += output.flops as f64 / output.plan.flops.exact.max(1) as f64;
             results.images.push(output.image);
             bar.inc(1);
@@ -141,6 +141,11 @@ impl HeldOutEdits {
         self.notes.observe("", event);
         ControlFlow::Continue(())
     }
+}
+
+/// Returns `true` for a step of which blocks are computed, for all tokens or some.
+fn is_computed(work: StepWork) -> bool {
+    !matches!(work, StepWork::Skipped | StepWork::Estimated)
 }
 
 /// Returns the request of an edit, at the size that the model works at.

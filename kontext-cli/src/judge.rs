@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use kontext::image::RgbImage;
-use kontext::{Autoencoder, Error, Pipeline, Request, StepCache};
+use kontext::{Autoencoder, Error, Pipeline, ReferenceReuse, Request, StepCache};
 use kontext_bench::edit::{EditScore, KnownEdit};
 use kontext_core::json_lines::inside;
 use kontext_core::read_json;
@@ -106,6 +106,8 @@ pub struct Judge {
     reconstructions: BTreeMap<PathBuf, RgbImage>,
     notes: Notes,
     step_cache: StepCache,
+    /// Reuse of the references in all edits (default: none).
+    pub reference_reuse: Option<ReferenceReuse>,
 }
 
 /// A scored edit and its images.
@@ -144,6 +146,7 @@ impl Judge {
             reconstructions: BTreeMap::new(),
             notes: Notes::default(),
             step_cache: StepCache::Off,
+            reference_reuse: None,
         })
     }
 
@@ -163,6 +166,7 @@ impl Judge {
             .seed(seed)
             .native_size()
             .step_cache(self.step_cache);
+        request.reference_reuse.clone_from(&self.reference_reuse);
         for path in references {
             request = request.reference(kontext::open_image(self.folder.join(path))?);
         }

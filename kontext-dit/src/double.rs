@@ -5,7 +5,6 @@
 use kontext_core::{Result, Tensor};
 use kontext_kernels::{Kernels, QkWeights};
 use kontext_nn::Weights;
-use kontext_nn::ops::attend_tokens;
 
 use crate::DitConfig;
 use crate::flow::{Flow, Norm};
@@ -100,7 +99,9 @@ impl DoubleBlock {
         let qkv = self.qkv(&txt_attn.modulate(txt)?, &img_attn.modulate(img)?)?;
         let qkv = qkv.f_unflatten(-1, [3, self.heads, -1])?; // [B, T + L, 3, H, D/H]
         let qk = norm_and_rotate(&qkv.f_narrow(2, 0, 2)?, &self.norm_weights(text, image)?, step)?;
-        let attn = attend_tokens(&qk.f_select(2, 0)?, &qk.f_select(2, 1)?, &qkv.f_select(2, 2)?)?; // [B, T + L, D]
+        let attn = step
+            .kv
+            .attend(&qk.f_select(2, 0)?, &qk.f_select(2, 1)?, &qkv.f_select(2, 2)?)?; // [B, T + L, D]
 
         let img = img_attn.add_gated(img, &self.img.proj(&attn.f_narrow(1, text, image)?)?)?;
         let img = img_mlp.add_gated(&img, &self.img.mlp(&img_mlp.modulate(&img)?, step.arithmetic)?)?;
@@ -124,7 +125,9 @@ impl DoubleBlock {
         next: &Norm,
     ) -> Result<()> {
         let (batch, tokens, width) = flow.x.size3()?;
-        let qkv = Tensor::f_empty([batch, tokens, 3 * width], (flow.x.kind(), flow.x.device()))?;
+        let rows = tokens + step.kv.absent();
+        let joint = Tensor::f_empty([batch, rows, 3 * width], (flow.x.kind(), flow.x.device()))?;
+        let qkv = joint.f_narrow(1, 0, tokens)?;
         let ([txt, img], [txt_qkv, img_qkv]) = (flow.normed_streams()?, flow.streams(&qkv)?);
         txt.project_to(&self.txt.qkv, 0..3 * width, &txt_qkv)?;
         img.project_to(&self.img.qkv, 0..3 * width, &img_qkv)?;
@@ -137,8 +140,7 @@ impl DoubleBlock {
         };
         flow.kernels
             .qk_norm_rope(&qkv, &weights, step.rope.pairs(), self.heads, flow.text, qk_norm::EPS)?;
-        let qkv = qkv.f_unflatten(-1, [3, self.heads, -1])?;
-        let attn = attend_tokens(&qkv.f_select(2, 0)?, &qkv.f_select(2, 1)?, &qkv.f_select(2, 2)?)?;
+        let attn = step.kv.attend_joint(&joint, self.heads, 0, tokens)?;
 
         let y = attn.f_empty_like()?;
         let [txt_y, img_y] = flow.streams(&y)?;

@@ -51,6 +51,9 @@ pub struct DitFlops {
     pub blocks: u64,
     /// Last layer in a step.
     pub leave: u64,
+    sizes: Sizes,
+    blocks_of: [u64; 2],
+    counts: RunCounts,
 }
 
 impl DitFlops {
@@ -60,14 +63,8 @@ impl DitFlops {
         let sizes = Sizes::of(config);
         let (double, single) = (config.double_blocks.unsigned_abs(), config.single_blocks.unsigned_abs());
         let rows = run.text.saturating_add(run.target).saturating_add(run.references);
-        let doubles = sizes.block(rows, rows, rows);
-        // The last single block computes keys and values of all tokens, and the rest for the target.
-        let last = sizes.block(run.target, rows, rows);
-        let blocks = match single.checked_sub(1) {
-            Some(whole) => times(&[double.saturating_add(whole), doubles]).saturating_add(last),
-            None => times(&[double, doubles]),
-        };
-        let first = if double == 0 && single == 1 { last } else { doubles };
+        let last_only = double == 0 && single == 1;
+        let first = sizes.block(if last_only { run.target } else { rows }, rows, rows);
         let Sizes {
             width, channels, out, ..
         } = sizes;
@@ -75,23 +72,60 @@ impl DitFlops {
             prepare: sizes.prepare(config, run),
             enter: times(&[2, run.samples, run.target, channels, width]),
             first_block: times(&[run.samples, first]),
-            blocks: times(&[run.samples, blocks]),
+            blocks: times(&[run.samples, sizes.blocks([double, single], run.target, rows, rows)]),
             leave: times(&[2, run.samples, run.target, width, out]),
+            sizes,
+            blocks_of: [double, single],
+            counts: *run,
         }
     }
 
-    /// Returns the operations of a step.
+    /// Returns the operations of a step. Those of a first block that ends a step are counted with the references, which it may
+    /// be without.
     #[must_use]
     pub fn step(&self, work: StepWork, cache: &StepCache) -> u64 {
-        let ends = self.enter.saturating_add(self.leave);
+        let rows = match work {
+            StepWork::Edited(rows) => u64::from(rows),
+            StepWork::Estimated => 0,
+            _ => self.counts.target,
+        };
+        let ends = self.ends(rows);
         let more = match (work, cache) {
             // The measured input is projected apart from the computed one.
             (StepWork::Computed, StepCache::TeaCache(_)) => self.blocks.saturating_add(self.enter),
             (StepWork::Computed, _) => self.blocks,
+            (StepWork::WithoutReferences, StepCache::TeaCache(_)) => self.reduced(rows).saturating_add(self.enter),
+            (StepWork::WithoutReferences | StepWork::Edited(_), _) => self.reduced(rows),
+            (StepWork::Estimated, _) => 0,
             (StepWork::Skipped, StepCache::FirstBlock(_)) => self.first_block,
             (StepWork::Skipped, _) => 0,
         };
         ends.saturating_add(more)
+    }
+
+    /// Returns the operations of input projection and last layer for some rows of the target.
+    fn ends(&self, rows: u64) -> u64 {
+        let Sizes {
+            width, channels, out, ..
+        } = self.sizes;
+        times(&[2, self.counts.samples, rows, width, channels.saturating_add(out)])
+    }
+
+    /// Returns the operations of all blocks for the text and some rows of the target.
+    fn reduced(&self, rows: u64) -> u64 {
+        let RunCounts {
+            text,
+            target,
+            references,
+            samples,
+            ..
+        } = self.counts;
+        if rows == 0 {
+            return 0;
+        }
+        let all = text.saturating_add(target).saturating_add(references);
+        let blocks = self.sizes.blocks(self.blocks_of, rows, text.saturating_add(rows), all);
+        times(&[samples, blocks])
     }
 
     /// Returns the operations of a run whose steps do this work.
@@ -103,6 +137,7 @@ impl DitFlops {
 }
 
 /// Widths of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Sizes {
     width: u64,
     mlp: u64,
@@ -117,6 +152,18 @@ impl Sizes {
             mlp: config.mlp_width.unsigned_abs(),
             channels: config.in_channels.unsigned_abs(),
             out: config.out_channels.unsigned_abs(),
+        }
+    }
+
+    /// Returns the operations of all double and single blocks for one sample: of `rows` tokens that attend to `keys`, with
+    /// `target` rows in the result. The last single block computes keys and values of all rows, and the rest for the target.
+    fn blocks(&self, [double, single]: [u64; 2], target: u64, rows: u64, keys: u64) -> u64 {
+        let whole = self.block(rows, rows, keys);
+        match single.checked_sub(1) {
+            Some(others) => {
+                times(&[double.saturating_add(others), whole]).saturating_add(self.block(target, rows, keys))
+            }
+            None => times(&[double, whole]),
         }
     }
 

@@ -11,9 +11,9 @@ use crate::double::DoubleBlock;
 use crate::flow::{Flow, Norm};
 use crate::follow::Follow;
 use crate::model::expand;
+use crate::pass::Pass;
 use crate::piece::Part;
 use crate::single::SingleBlock;
-use crate::step::Step;
 use crate::{Arithmetic, Dit, Run};
 
 impl Part<'_> {
@@ -71,29 +71,24 @@ impl Dit {
         run: &Run,
         step: i64,
         target: &Tensor,
+        pass: &Pass<'_>,
         follow: &mut impl Follow,
     ) -> Result<Tensor> {
         let text = run.txt.size()[1];
-        let parts: Vec<_> = self.pieces_at(run, step).map(|piece| piece.part).collect();
-        let norms = parts
+        let pieces = self.pieces_at(run, step, pass)?;
+        let norms = pieces
             .iter()
-            .map(|part| part.first_norm(step, kernels))
+            .map(|piece| piece.part.first_norm(step, kernels))
             .collect::<Result<Vec<_>>>()?;
-        let (Some(first), step) = (
-            norms.first(),
-            Step {
-                rope: &run.rope,
-                index: step,
-                arithmetic: run.arithmetic,
-            },
-        ) else {
+        let Some(first) = norms.first() else {
             return Err(Error::bug("a step without pieces"));
         };
-        let mut flow = Flow::new(kernels, self.enter_joint(run, target)?, text, first)?;
-        follow.entered(|| flow.copied(run.target))?;
+        let mut flow = Flow::new(kernels, self.enter_joint(run, target, pass)?, text, first)?;
+        follow.entered(|| flow.copied(pass.target))?;
         // The norm after a part is the next part's; the last layer has none after it.
-        for (index, (part, next)) in parts.iter().zip(&norms[1..]).enumerate() {
-            match part {
+        for (index, (piece, next)) in pieces.iter().zip(&norms[1..]).enumerate() {
+            let step = piece.step;
+            match &piece.part {
                 Part::Double(block, table) => block.forward_fused(&mut flow, table, step, next)?,
                 Part::Single {
                     block,
@@ -105,36 +100,36 @@ impl Dit {
                     table,
                     last: true,
                 } => {
-                    block.forward_target_fused(&mut flow, table, step, run.target, next)?;
+                    block.forward_target_fused(&mut flow, table, step, pass.target, next)?;
                 }
                 Part::Last { .. } => {}
             }
             if index == 0
-                && let Some(tokens) = follow.after_first(|| flow.copied(run.target))?
+                && let Some(tokens) = follow.after_first(|| flow.copied(pass.target))?
             {
                 return self.leave(run, step.index, tokens);
             }
         }
         if flow.text > 0 || self.single_blocks.is_empty() {
-            flow.keep(text, run.target)?;
+            flow.keep(text, pass.target)?;
         }
         follow.after_last(|| Ok(flow.x.shallow_clone()))?;
         flow.normed.project(&self.last_linear, 0..self.config.out_channels)
     }
 
     /// Writes text, target and context to one sequence, [N, T + L + R, D].
-    fn enter_joint(&self, run: &Run, target: &Tensor) -> Result<Tensor> {
+    fn enter_joint(&self, run: &Run, target: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
         let (batch, text, width) = (target.size()[0], run.txt.size()[1], self.config.width());
-        let context = run.context.as_ref().map_or(0, |context| context.size()[1]);
+        let context = pass.context.map_or(0, |context| context.size()[1]);
         let x = Tensor::f_empty(
-            [batch, text + run.target + context, width],
+            [batch, text + pass.target + context, width],
             (target.kind(), target.device()),
         )?;
         x.f_narrow(1, 0, text)?.f_copy_(&expand(&run.txt, batch)?)?;
         self.img_in
-            .forward_to(target, 0..width, &x.f_narrow(1, text, run.target)?)?;
-        if let Some(features) = &run.context {
-            x.f_narrow(1, text + run.target, context)?
+            .forward_to(target, 0..width, &x.f_narrow(1, text, pass.target)?)?;
+        if let Some(features) = pass.context {
+            x.f_narrow(1, text + pass.target, context)?
                 .f_copy_(&expand(features, batch)?)?;
         }
         Ok(x)

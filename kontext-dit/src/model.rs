@@ -9,7 +9,9 @@ use kontext_nn::{AdapterSlots, Linear, Weights};
 use crate::double::{DoubleBlock, DoubleTable};
 use crate::embed::VectorEmbed;
 use crate::follow::Unfollowed;
+use crate::kept::BlockKv;
 use crate::modulation::{ModulationLayer, Scales, Table};
+use crate::pass::Pass;
 use crate::piece::{Part, Piece};
 use crate::rope::Rope;
 use crate::single::SingleBlock;
@@ -67,6 +69,11 @@ impl Run {
     #[must_use]
     pub fn arithmetic(self, arithmetic: Arithmetic) -> Self {
         Self { arithmetic, ..self }
+    }
+
+    /// Returns the number of reference tokens (R).
+    pub(crate) fn references(&self) -> i64 {
+        self.context.as_ref().map_or(0, |context| context.size()[1])
     }
 
     /// Returns `true` if the modulation is in the form that kernels read.
@@ -268,11 +275,12 @@ impl Dit {
     pub fn forward(&self, run: &Run, step: usize, target: &Tensor) -> Result<Tensor> {
         self.check_target(run, target)?;
         check_step(run, step)?;
-        self.forward_checked(run, step as i64, target).during(Stage::Forward)
+        self.forward_pass(run, step as i64, target, &Pass::whole(run))
+            .during(Stage::Forward)
     }
 
-    pub(crate) fn forward_checked(&self, run: &Run, step: i64, target: &Tensor) -> Result<Tensor> {
-        self.forward_followed(run, step, target, &mut Unfollowed)
+    pub(crate) fn forward_pass(&self, run: &Run, step: i64, target: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        self.forward_followed(run, step, target, pass, &mut Unfollowed)
     }
 
     /// Projects the target and joins it with the context; returns the input of the first [`Piece`],
@@ -282,13 +290,14 @@ impl Dit {
     /// [`Error::Shape`] if the target's length differs from that of the run's ids.
     pub fn enter(&self, run: &Run, target: &Tensor) -> Result<State> {
         self.check_target(run, target)?;
-        self.enter_checked(run, target).during(Stage::Forward)
+        self.enter_checked(run, target, &Pass::whole(run))
+            .during(Stage::Forward)
     }
 
-    pub(crate) fn enter_checked(&self, run: &Run, target: &Tensor) -> Result<State> {
+    pub(crate) fn enter_checked(&self, run: &Run, target: &Tensor, pass: &Pass<'_>) -> Result<State> {
         let batch = target.size()[0];
         let mut img = self.img_in.forward(target)?;
-        if let Some(context) = &run.context {
+        if let Some(context) = pass.context {
             img = Tensor::f_cat(&[&img, &expand(context, batch)?], 1)?; // [N, L + R, D]
         }
         let txt = expand(&run.txt, batch)?;
@@ -303,19 +312,26 @@ impl Dit {
     /// [`Error::InvalidArgument`] for a step outside the run.
     pub fn pieces<'a>(&'a self, run: &'a Run, step: usize) -> Result<Vec<Piece<'a>>> {
         check_step(run, step)?;
-        Ok(self.pieces_at(run, step as i64).collect())
+        self.pieces_at(run, step as i64, &Pass::whole(run))
     }
 
-    pub(crate) fn pieces_at<'a>(&'a self, run: &'a Run, step: i64) -> impl Iterator<Item = Piece<'a>> {
-        let piece = move |part| Piece {
-            part,
-            step: Step {
-                rope: &run.rope,
-                index: step,
-                arithmetic: run.arithmetic,
-            },
-            text: run.txt.size()[1],
-            target: run.target,
+    pub(crate) fn pieces_at<'a>(&'a self, run: &'a Run, step: i64, pass: &Pass<'a>) -> Result<Vec<Piece<'a>>> {
+        let piece = |(index, part)| {
+            let kv = match part {
+                Part::Last { .. } => BlockKv::Own,
+                Part::Double(..) | Part::Single { .. } => pass.block(index)?,
+            };
+            Ok(Piece {
+                part,
+                step: Step {
+                    rope: pass.rope,
+                    index: step,
+                    arithmetic: run.arithmetic,
+                    kv,
+                },
+                text: run.txt.size()[1],
+                target: pass.target,
+            })
         };
         let double = self
             .double_blocks
@@ -333,7 +349,7 @@ impl Dit {
             linear: &self.last_linear,
             table: &run.last_table,
         };
-        double.chain(single).chain([last]).map(piece)
+        double.chain(single).chain([last]).enumerate().map(piece).collect()
     }
 
     pub(crate) fn check_target(&self, run: &Run, target: &Tensor) -> Result<()> {

@@ -51,6 +51,13 @@ impl Rope {
         Ok(pairs.f_mul(&table)?.f_view_as_real()?.f_flatten(-2, -1)?)
     }
 
+    /// Returns the rotations of some tokens, by their places in the sequence.
+    pub(crate) fn select(&self, tokens: &Tensor) -> Result<Self> {
+        Ok(Self {
+            pairs: self.pairs.f_index_select(0, tokens)?,
+        })
+    }
+
     /// Returns the rotations of the tokens `start..start + count`.
     pub(crate) fn range(&self, start: i64, count: i64) -> Result<Self> {
         Ok(Self {

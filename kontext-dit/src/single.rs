@@ -4,7 +4,6 @@
 
 use kontext_core::{Result, Tensor};
 use kontext_kernels::{Kernels, QkWeights};
-use kontext_nn::ops::attend_tokens;
 use kontext_nn::{Linear, Weights};
 
 use crate::flow::{Flow, Norm};
@@ -66,7 +65,9 @@ impl SingleBlock {
             .forward_rows(&normed, 0, 3 * self.width)?
             .f_unflatten(-1, [3, self.heads, -1])?; // [B, T + L, 3, H, D/H]
         let qk = norm_and_rotate(&qkv.f_narrow(2, 0, 2)?, &self.norm.weights()?, step)?;
-        let attn = attend_tokens(&qk.f_select(2, 0)?, &qk.f_select(2, 1)?, &qkv.f_select(2, 2)?)?;
+        let attn = step
+            .kv
+            .attend(&qk.f_select(2, 0)?, &qk.f_select(2, 1)?, &qkv.f_select(2, 2)?)?;
         self.finish(x, &normed, &attn, &modulation, step)
     }
 
@@ -97,7 +98,9 @@ impl SingleBlock {
         let rope = &step.rope.range(start, count)?;
         let q = norm_and_rotate(&q, &weights.f_narrow(0, 0, 1)?, Step { rope, ..step })?;
         let k = norm_and_rotate(&kv.f_narrow(2, 0, 1)?, &weights.f_narrow(0, 1, 1)?, step)?;
-        let attn = attend_tokens(&q.f_squeeze_dim(2)?, &k.f_squeeze_dim(2)?, &kv.f_select(2, 1)?)?;
+        let attn = step
+            .kv
+            .attend(&q.f_squeeze_dim(2)?, &k.f_squeeze_dim(2)?, &kv.f_select(2, 1)?)?;
         self.finish(&x.f_narrow(1, start, count)?, &target, &attn, &modulation, step)
     }
 
@@ -108,10 +111,18 @@ impl SingleBlock {
 
     /// Runs the block by kernels; `next` is the norm after it.
     pub(crate) fn forward_fused(&self, flow: &mut Flow<'_>, table: &Table, step: Step<'_>, next: &Norm) -> Result<()> {
-        let qkv = flow.normed.project(&self.linear1, 0..3 * self.width)?;
-        self.norm_and_rotate(flow.kernels, &qkv, step)?;
-        let qkv = qkv.f_unflatten(-1, [3, self.heads, -1])?;
-        let attn = attend_tokens(&qkv.f_select(2, 0)?, &qkv.f_select(2, 1)?, &qkv.f_select(2, 2)?)?;
+        let (batch, tokens, width) = flow.x.size3()?;
+        let joint = match step.kv.absent() {
+            0 => flow.normed.project(&self.linear1, 0..3 * width)?,
+            absent => {
+                let joint = Tensor::f_empty([batch, tokens + absent, 3 * width], (flow.x.kind(), flow.x.device()))?;
+                flow.normed
+                    .project_to(&self.linear1, 0..3 * width, &joint.f_narrow(1, 0, tokens)?)?;
+                joint
+            }
+        };
+        self.norm_and_rotate(flow.kernels, &joint.f_narrow(1, 0, tokens)?, step)?;
+        let attn = step.kv.attend_joint(&joint, self.heads, 0, tokens)?;
         self.finish_fused(flow, &attn, table, step, next)
     }
 
@@ -127,7 +138,9 @@ impl SingleBlock {
         let (batch, tokens, width) = flow.x.size3()?;
         let start = flow.text;
         // The queries of other tokens are not computed; the kernel moves what their memory holds.
-        let qkv = Tensor::f_empty([batch, tokens, 3 * width], (flow.x.kind(), flow.x.device()))?;
+        let rows = tokens + step.kv.absent();
+        let joint = Tensor::f_empty([batch, rows, 3 * width], (flow.x.kind(), flow.x.device()))?;
+        let qkv = joint.f_narrow(1, 0, tokens)?;
         flow.normed
             .project_to(&self.linear1, width..3 * width, &qkv.f_narrow(2, width, 2 * width)?)?;
         flow.keep(start, count)?;
@@ -135,8 +148,7 @@ impl SingleBlock {
         flow.normed
             .project_to(&self.linear1, 0..width, &target.f_narrow(2, 0, width)?)?;
         self.norm_and_rotate(flow.kernels, &qkv, step)?;
-        let heads = |x: &Tensor, index: i64| x.f_narrow(2, index * width, width)?.f_unflatten(-1, [self.heads, -1]);
-        let attn = attend_tokens(&heads(&target, 0)?, &heads(&qkv, 1)?, &heads(&qkv, 2)?)?;
+        let attn = step.kv.attend_joint(&joint, self.heads, start, count)?;
         self.finish_fused(flow, &attn, table, step, next)
     }
 

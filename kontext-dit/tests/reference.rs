@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 use kontext_core::{Conditioning, Device, Kind, Tensor, Tokens, check};
-use kontext_dit::{Dit, DitConfig, RunInput, names};
+use kontext_dit::{Dit, DitConfig, KeptKv, KeptTokens, Region, RunInput, names};
 use kontext_formats::TensorMap;
 use kontext_nn::Weights;
 
@@ -35,10 +35,10 @@ fn config(guidance_embed: bool) -> DitConfig {
 }
 
 /// Creates the synthetic weights by diffusers' names, as the reference script does.
-fn diffusers_weights(config: &DitConfig) -> Weights {
+fn diffusers_weights(config: &DitConfig, seed: u64) -> Weights {
     let blank = Weights::blank();
     Dit::new(&blank, config, |_| ()).unwrap();
-    let synthetic = Weights::synthetic(SEED);
+    let synthetic = Weights::synthetic(seed);
     let mut tensors = Vec::new();
     for (name, shape) in blank.shapes() {
         let recipe = names::diffusers(&name);
@@ -69,7 +69,7 @@ fn distance(case: &str, guided: bool, reference: bool, kind: Kind) -> f64 {
     let mut largest: f64 = 0.0;
     let (fixture, config) = (fixture(), config(guided));
     let raw = |name: &str| fixture.raw(&format!("{case}.{name}")).unwrap();
-    let weights = diffusers_weights(&config);
+    let weights = diffusers_weights(&config, SEED);
     let dit = Dit::new(&weights.clone().named(names::diffusers), &config, |_| ()).unwrap();
     weights.finish().unwrap();
 
@@ -222,4 +222,68 @@ fn wrong_input_is_named() {
         error.to_string(),
         "target: expected shape [N, L, in_channels], got [1, 5, 64]"
     );
+}
+
+/// Runs three steps, of which the last two read the first one's keys and values; `rows` of the target, or all.
+fn reuse(case: &str, rows: Option<&[i64]>) {
+    const SIGMAS: [f32; 4] = [1.0, 0.7, 0.3, 0.0];
+    const TARGET: i64 = 4 * 5;
+    let fixture = Weights::open(kontext_fixtures::reference("kept.safetensors")).unwrap();
+    let raw = |name: &str| fixture.raw(name).unwrap();
+    let config = DitConfig {
+        in_channels: 16,
+        out_channels: 16,
+        heads: 2,
+        head_dim: 16,
+        axes_dim: [4, 6, 6],
+        mlp_width: 4 * 32,
+        single_blocks: 2,
+        ..config(true)
+    };
+    let weights = diffusers_weights(&config, 32).named(names::diffusers);
+    let dit = Dit::new(&weights, &config, |_| ()).unwrap();
+    let (hidden, ids) = (raw("hidden"), raw("ids"));
+    let rest = ids.size()[0] - TARGET;
+    let context = Tokens::new(hidden.narrow(1, TARGET, rest), ids.narrow(0, TARGET, rest)).unwrap();
+    let conditioning = Conditioning {
+        prompt_embeds: raw("text"),
+        pooled: raw("pooled"),
+    };
+    let input = RunInput {
+        conditioning: &conditioning,
+        target_ids: &ids.narrow(0, 0, TARGET),
+        context: Some(&context),
+        times: &[1000.0, 700.0, 300.0],
+        guidance: Some(2500.0),
+    };
+    let run = dit.prepare(&input).unwrap();
+    let tokens = if rows.is_some() {
+        KeptTokens::Image
+    } else {
+        KeptTokens::References
+    };
+    let mut kept = KeptKv::new(&dit, &run, 1, tokens).unwrap();
+    let mut x = hidden.narrow(1, 0, TARGET);
+    let mut v = dit.forward_keeping(&run, 0, &x, &mut kept).unwrap();
+    for step in 0..3 {
+        if let (1.., Some(rows)) = (step, rows) {
+            let region = Region::new(&run, rows).unwrap();
+            let given = region.gather(&x).unwrap();
+            let computed = dit.forward_region(&run, step, &given, &region, &kept).unwrap();
+            v = region.scatter(&v, &computed).unwrap();
+        } else if step > 0 {
+            v = dit.forward_reduced(&run, step, &x, &kept).unwrap();
+        }
+        let error = check::relative_l2(&v, &raw(&format!("{case}.v{step}"))).unwrap();
+        assert!(error < 2e-6, "{case}, step {step}: {error:e}");
+        x += v.shallow_clone() * f64::from(SIGMAS[step + 1] - SIGMAS[step]);
+    }
+    let error = check::relative_l2(&x, &raw(&format!("{case}.latents"))).unwrap();
+    assert!(error < 1e-6, "{case}: {error:e}");
+}
+
+#[test]
+fn steps_that_read_kept_keys_and_values_match_diffusers_with_an_attention_that_does() {
+    reuse("references", None);
+    reuse("region", Some(&[3, 4, 8, 9, 14]));
 }

@@ -5,7 +5,9 @@ mod common;
 
 use common::{Case, TARGET, config, draw, prepare_times, target};
 use kontext_core::{Kind, Tensor, check};
-use kontext_dit::{Arithmetic, Dit, DitConfig, Run, State, StepCache, StepWork};
+use kontext_dit::{
+    Arithmetic, Dit, DitConfig, FirstReference, KeptKv, KeptTokens, ReferenceReuse, Run, State, StepCache, StepWork,
+};
 use kontext_nn::{Adapters, LinearAdapter, Weights};
 
 /// Noise levels of the runs, of which neighbours are near each other.
@@ -255,13 +257,142 @@ fn items_of_a_batch_and_roundings_of_references_work_with_each_mode() {
     }
 }
 
+/// Noise levels of [`TIMES`].
+fn sigmas() -> Vec<f32> {
+    TIMES.iter().map(|time| time / 1000.0).chain([0.0]).collect()
+}
+
+#[test]
+fn a_computed_step_may_read_kept_keys_and_a_skipped_full_step_is_made_up_for() {
+    use StepWork::{Computed, Skipped, WithoutReferences};
+    let dit = model(&config(1, 2), Kind::Float);
+    let run = prepare_times(&dit, CASE, Kind::Float, &TIMES);
+    let x = |step| latents(CASE, step, Kind::Float);
+    let exact = plain(&dit, &run, CASE, Kind::Float);
+    let magcache = cache("magcache:threshold=10,most_skips=2,first=0");
+    let reused = |text: &str| {
+        let reuse: ReferenceReuse = text.parse().unwrap();
+        let state = dit.step_cache(&magcache, &run).unwrap();
+        let mut state = state.reuse_references(&reuse, &run, &sigmas(), None).unwrap();
+        let step = |step| dit.forward_cached(&run, step, &x(step), &mut state).unwrap();
+        let velocities: Vec<Tensor> = (0..TIMES.len()).map(step).collect();
+        let planned = magcache.schedule_with(Some(&reuse), &sigmas(), true);
+        assert_eq!(planned.as_deref(), Some(state.work()), "{text}");
+        (velocities, state.into_work())
+    };
+    // Full: the first and the last.
+    let (got, work) = reused("references:warmup=4,refresh=");
+    let inner = [WithoutReferences, Skipped, Skipped, WithoutReferences];
+    assert_eq!(work, [&[Computed, Skipped, Skipped][..], &inner, &[Computed]].concat());
+    for step in [0, 7] {
+        assert!(got[step].equal(&exact[step]));
+    }
+    let mut kept = KeptKv::new(&dit, &run, 1, KeptTokens::References).unwrap();
+    let _ = dit.forward_keeping(&run, 0, &x(0), &mut kept).unwrap();
+    for step in [3, 6] {
+        let expected = dit.forward_reduced(&run, step, &x(step), &kept).unwrap();
+        assert!(got[step].equal(&expected) && !expected.equal(&exact[step]));
+    }
+    // Also step 4, which is skipped, so step 6 is.
+    let (got, work) = reused("references:warmup=4");
+    assert_eq!(work[3..], [WithoutReferences, Skipped, Skipped, Computed, Computed]);
+    assert!(got[6].equal(&exact[6]));
+    // The first steps, of which one was to keep the keys that step 3 would read.
+    let (got, work) = reused("references:warmup=7,refresh=");
+    assert_eq!(work[3..], [Computed, Skipped, Skipped, WithoutReferences, Computed]);
+    assert!(got[3].equal(&exact[3]));
+    let _ = dit.forward_keeping(&run, 3, &x(3), &mut kept).unwrap();
+    assert!(got[6].equal(&dit.forward_reduced(&run, 6, &x(6), &kept).unwrap()));
+}
+
+#[test]
+fn modes_that_decide_while_running_have_reduced_steps_too() {
+    use StepWork::{Computed, Skipped, WithoutReferences};
+    let dit = model(&config(1, 2), Kind::Float);
+    let run = prepare_times(&dit, CASE, Kind::Float, &TIMES);
+    let reuse: ReferenceReuse = "references:warmup=4,refresh=".parse().unwrap();
+    for mode in [
+        "first-block:threshold=10,most_skips=1",
+        "teacache:threshold=10,start=0,end=1,most_skips=1",
+    ] {
+        let state = dit.step_cache(&cache(mode), &run).unwrap();
+        let mut state = state.reuse_references(&reuse, &run, &sigmas(), None).unwrap();
+        for step in 0..TIMES.len() {
+            let x = latents(CASE, step, Kind::Float);
+            let v = dit.forward_cached(&run, step, &x, &mut state).unwrap();
+            assert_eq!(v.size(), x.size());
+        }
+        let pair = [Skipped, WithoutReferences];
+        assert_eq!(
+            state.work(),
+            [&[Computed][..], &pair, &pair, &pair, &[Computed]].concat(),
+            "{mode}"
+        );
+    }
+}
+
+#[test]
+fn edited_tokens_are_chosen_once_and_the_others_move_on() {
+    let dit = model(&config(1, 2), Kind::Float);
+    let run = prepare_times(&dit, CASE, Kind::Float, &TIMES);
+    let x = |step| latents(CASE, step, Kind::Float);
+    let first = |latents: Tensor| FirstReference {
+        latents,
+        grid: [1, 7],
+        target: [1, 7],
+    };
+    let start = |reuse: &ReferenceReuse, reference| {
+        let state = dit.step_cache(&StepCache::Off, &run).unwrap();
+        state.reuse_references(reuse, &run, &sigmas(), reference)
+    };
+    let reuse: ReferenceReuse = "region:warmup=4,refresh=".parse().unwrap();
+    let v = dit.forward(&run, 0, &x(0)).unwrap();
+    let estimate = x(0) - &v * f64::from(sigmas()[0]);
+    // A grid of one row has no token with all neighbours: nothing is edited, and the velocity stays.
+    let mut state = start(&reuse, Some(first(-&estimate))).unwrap();
+    for step in 0..7 {
+        assert!(
+            dit.forward_cached(&run, step, &x(step), &mut state).unwrap().equal(&v),
+            "{step}"
+        );
+    }
+    assert_eq!(state.work()[1..], [StepWork::Edited(0); 6]);
+    let error = start(&reuse, None).unwrap_err().to_string();
+    assert!(error.contains("expected the first reference's latents"), "{error}");
+    let other = FirstReference {
+        grid: [7, 1],
+        ..first(estimate.shallow_clone())
+    };
+    let error = start(&reuse, Some(other)).unwrap_err().to_string();
+    let expected = "a first reference of the target's 1 rows and 7 columns of tokens, got 7 rows and 1 columns";
+    assert!(error.contains(expected), "{error}");
+    let state = dit.step_cache(&cache("magcache"), &run).unwrap();
+    let error = state
+        .reuse_references(&reuse, &run, &sigmas(), Some(first(estimate)))
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("expected off: they have an estimated velocity"),
+        "{error}"
+    );
+    let state = dit.step_cache(&cache("magcache"), &run).unwrap();
+    let error = state
+        .reuse_references(&ReferenceReuse::default(), &run, &[1.0, 0.0], None)
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("invalid sigmas: expected 9, got 2"),
+        "{error}"
+    );
+}
+
 #[test]
 fn what_a_cached_run_cannot_do_is_refused() {
     let dit = model(&config(1, 1), Kind::Float);
     let run = prepare_times(&dit, CASE, Kind::Float, &TIMES);
     let x = |batch| latents((1, batch, true), 0, Kind::Float);
     let mut state = dit.step_cache(&cache(MODES[0]), &run).unwrap();
-    dit.forward_cached(&run, 0, &x(1), &mut state).unwrap();
+    let _ = dit.forward_cached(&run, 0, &x(1), &mut state).unwrap();
     let mut refused = |step, x: &Tensor| dit.forward_cached(&run, step, x, &mut state).unwrap_err().to_string();
     let error = refused(2, &x(1));
     assert_eq!(error, "invalid step of a cached run: expected 1, the next one, got 2");

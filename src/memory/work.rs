@@ -1,7 +1,7 @@
 //! The parts' own footprints, applied to the sizes of a plan.
 
 use kontext_core::Kind;
-use kontext_dit::{DitFootprint, DitWeights, RunSizes};
+use kontext_dit::{DitFootprint, DitWeights, KeptKv, KeptTokens, RunSizes};
 use kontext_nn::Offload;
 use kontext_nn::footprint::Execution;
 use kontext_text::TextFootprint;
@@ -78,6 +78,19 @@ impl Footprint {
         ]
         .into_iter()
         .fold(tokens, u64::saturating_mul)
+        .saturating_add(self.kept_keys(plan))
+    }
+
+    /// Returns the bytes of the keys and values that are reused, of all images and prompts.
+    fn kept_keys(&self, plan: &Plan) -> u64 {
+        let Some(reuse) = &plan.reference_reuse else { return 0 };
+        let references = plan.reference_tokens().unsigned_abs();
+        let tokens = match reuse.kept_tokens() {
+            KeptTokens::Image => references.saturating_add(plan.target.tokens().unsigned_abs()),
+            _ => references,
+        };
+        let samples = (plan.batch as u64).saturating_mul(plan.runs_per_step as u64);
+        KeptKv::bytes(&self.config, plan.compute.transformer, tokens, samples)
     }
 
     pub(super) fn encoder_work(&self, plan: &Plan, area: u64) -> u64 {

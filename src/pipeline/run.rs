@@ -4,10 +4,10 @@ use std::ops::ControlFlow;
 
 use image::RgbImage;
 use kontext_core::{Conditioning, During, Error, Result, Stage, Tensor, Tokens, array, buffer, noise};
-use kontext_dit::{Arithmetic, CachedRun, Run, RunInput, StepWork};
+use kontext_dit::{Arithmetic, CachedRun, FirstReference, Run, RunInput, StepWork};
 use kontext_nn::without_fp8;
 use kontext_sampler::ids::{Origin, grid_ids};
-use kontext_sampler::{CfgMode, Conformance, add_noise, guidance, integrate, pack, unpack};
+use kontext_sampler::{CfgMode, Conformance, Grid, add_noise, guidance, integrate, pack, unpack};
 use kontext_vae::Autoencoder;
 
 use super::Pipeline;
@@ -215,7 +215,11 @@ impl Pipeline {
             };
             let run = computing.step(|| dit.with(|dit| dit.prepare(&input)))?;
             let run = run.arithmetic(arithmetic(plan.conformance));
-            let cache = dit.with(|dit| dit.step_cache(&plan.step_cache, &run))?;
+            let mut cache = dit.with(|dit| dit.step_cache(&plan.step_cache, &run))?;
+            if let Some(reuse) = &plan.reference_reuse {
+                let first = context.map(|tokens| first_reference(tokens, plan)).transpose()?;
+                cache = cache.reuse_references(reuse, &run, plan.schedule.sigmas(), first.flatten())?;
+            }
             Ok((run, cache))
         };
         let forward = |(run, cache): &mut (Run, CachedRun), step: usize, x: &Tensor| {
@@ -293,6 +297,19 @@ pub(super) fn notify(observe: Observer<'_>, plan: &Plan, event: Event<'_>) -> Re
     } else {
         Ok(())
     }
+}
+
+/// Returns the latents of the first reference, with which edited tokens are compared.
+fn first_reference(context: &Tokens, plan: &Plan) -> Result<Option<FirstReference>> {
+    let Some(reference) = plan.references.first() else {
+        return Ok(None);
+    };
+    let sides = |grid: Grid| [grid.rows, grid.cols];
+    Ok(Some(FirstReference {
+        latents: context.features.f_narrow(1, 0, reference.grid.tokens())?,
+        grid: sides(reference.grid),
+        target: sides(plan.target),
+    }))
 }
 
 /// Repeats one encoded prompt for every image of a batch.

@@ -2,10 +2,10 @@
 
 use kontext_core::{Error, Result, range};
 use kontext_sampler::geometry::{LARGEST_SIDE, TOKEN_PIXELS};
-use kontext_sampler::{Conformance, Shift};
+use kontext_sampler::{Conformance, Grid, Shift};
 use kontext_text::Tokenizer;
 
-use super::levels;
+use super::{ReferencePlan, levels};
 use crate::Request;
 use crate::defaults::LARGEST_GUIDANCE;
 
@@ -33,6 +33,24 @@ pub(super) fn check_request(request: &Request) -> Result<()> {
             format!("{}x{}", image.width(), image.height()),
         )),
         None => Ok(()),
+    }
+}
+
+/// Checks that edited tokens can be compared with the first reference.
+pub(super) fn check_reuse(request: &Request, target: Grid, references: &[ReferencePlan]) -> Result<()> {
+    let edited = request.reference_reuse.as_ref().filter(|reuse| reuse.edited.is_some());
+    match (edited, references.first()) {
+        (Some(reuse), Some(first)) if first.grid != target => {
+            let words = |grid: Grid| format!("{}x{}", grid.cols, grid.rows);
+            let expected = format!(
+                "references, because edited tokens are those that differ from the first reference, which has {} tokens and \
+                 the target {}; or a target of its size",
+                words(first.grid),
+                words(target)
+            );
+            Err(Error::invalid("reference_reuse", expected, reuse))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -85,6 +103,16 @@ pub(crate) fn check_numbers(request: &Request) -> Result<()> {
         ));
     }
     request.step_cache.validate()?;
+    if let Some(reuse) = &request.reference_reuse {
+        reuse.validate()?;
+        if reuse.edited.is_some() && !request.step_cache.is_off() {
+            return Err(Error::invalid(
+                "reference_reuse",
+                "references next to a step cache, or no step cache: edited tokens have an estimated velocity instead",
+                reuse,
+            ));
+        }
+    }
     for lora in request.loras.iter().flatten() {
         range::finite("scale of a LoRA", lora.scale)?;
     }

@@ -60,8 +60,18 @@ impl fmt::Display for Plan {
             "steps:       {steps} from sigma {first:.3}, {} model run(s) each",
             self.runs_per_step
         )?;
-        if !self.step_cache.is_off() {
-            writeln!(f, "step cache:  {}, {}", self.step_cache, computed(self))?;
+        match (&self.reference_reuse, self.step_cache.is_off()) {
+            (None, true) => {}
+            (None, false) => writeln!(f, "step cache:  {}, {}", self.step_cache, computed(self))?,
+            (Some(reuse), true) => writeln!(f, "reuse of:    {reuse}, {}", computed(self))?,
+            (Some(reuse), false) => {
+                writeln!(
+                    f,
+                    "step cache:  {}, reuse of {reuse}, {}",
+                    self.step_cache,
+                    computed(self)
+                )?;
+            }
         }
         match self.guidance {
             Some(guidance) => writeln!(f, "guidance:    {guidance}")?,
@@ -88,9 +98,16 @@ fn computed(plan: &Plan) -> String {
     let Some(work) = &plan.work else {
         return format!("decides while running; {least:.0} to {most:.0} % of the operations");
     };
-    let steps = (0..work.len()).filter(|step| work[*step] == StepWork::Computed);
-    let steps: Vec<_> = steps.map(|step| (step + 1).to_string()).collect();
-    format!("computes steps {}; {most:.0} % of the operations", steps.join(" "))
+    let steps = |of: StepWork| {
+        let steps = (0..work.len()).filter(|step| work[*step] == of);
+        steps.map(|step| (step + 1).to_string()).collect::<Vec<_>>().join(" ")
+    };
+    let reduced = match steps(StepWork::WithoutReferences) {
+        none if none.is_empty() => none,
+        steps => format!(", without references {steps}"),
+    };
+    let full = steps(StepWork::Computed);
+    format!("computes steps {full}{reduced}; {most:.0} % of the operations")
 }
 
 /// Returns the addition to the kinds of arithmetic of a run with products in fp8.

@@ -24,7 +24,10 @@ impl Plan {
     /// Adds the work of the steps, and the operations.
     pub(super) fn with_work(self, facts: &ModelFacts, cfg_mode: CfgMode) -> Self {
         let (steps, edit) = (self.schedule.steps(), !self.references.is_empty());
-        let work = self.step_cache.schedule(steps, edit);
+        let (reuse, sigmas) = (self.reference_reuse.as_ref(), self.schedule.sigmas());
+        let work = self.step_cache.schedule_with(reuse, sigmas, edit);
+        let tokens = u32::try_from(self.target.tokens()).unwrap_or(u32::MAX);
+        let [least, most] = self.step_cache.bounds(reuse, sigmas, edit, tokens);
         let counts = self.counts(cfg_mode);
         let flops = DitFlops::of(&facts.config, &counts);
         let runs = self.runs(cfg_mode);
@@ -33,8 +36,8 @@ impl Plan {
         let exact = flops.run(&all, &kontext_dit::StepCache::Off).saturating_mul(runs);
         let operations = RunFlops {
             exact,
-            least: of(&self.step_cache.fewest(steps, edit)),
-            most: of(work.as_deref().unwrap_or(&all)),
+            least: of(&least),
+            most: of(&most),
         };
         Self {
             work,

@@ -22,6 +22,14 @@ pub(super) fn warnings(request: &Request, plan: &Plan, facts: &ModelFacts) -> Ve
     if !request.step_cache.is_off() && all(&request.step_cache.fewest(steps, !plan.references.is_empty())) {
         warnings.push(Warning::StepCacheIgnored { steps });
     }
+    if let Some(reuse) = &request.reference_reuse {
+        let schedule = reuse.schedule(plan.schedule.sigmas(), 0);
+        if plan.references.is_empty() {
+            warnings.push(Warning::ReferenceReuseIgnored);
+        } else if all(&schedule) {
+            warnings.push(Warning::ReferenceReuseFull { steps });
+        }
+    }
     let (references, images) = (request.references, request.images.len());
     let placed = match references {
         References::Offset => true,
@@ -96,7 +104,7 @@ fn of_sizes(request: &Request, plan: &Plan) -> Vec<Warning> {
 #[cfg(test)]
 mod tests {
     use image::RgbImage;
-    use kontext_dit::{DitConfig, MagCache, StepCache};
+    use kontext_dit::{DitConfig, MagCache, ReferenceReuse, StepCache};
     use kontext_sampler::Shift;
 
     use super::*;
@@ -158,6 +166,14 @@ mod tests {
                 "the step cache has no effect: all of the 4 steps are computed; leave it out, or set more steps",
             ),
             (
+                Request::default().reference_reuse(ReferenceReuse::default()),
+                "reference reuse has no effect without reference images; leave it out",
+            ),
+            (
+                edit().steps(2).reference_reuse(ReferenceReuse::default()),
+                "reference reuse has no effect: all of the 2 steps are full; leave it out, or set more steps",
+            ),
+            (
                 edit().size(1024, 1024).max_area(65_536),
                 "max_area 65536 has no effect next to width or height; leave it out, or leave out both sides",
             ),
@@ -214,6 +230,7 @@ mod tests {
             edit().negative_prompt(""),
             edit().max_area(65_536),
             edit().steps(28).step_cache(StepCache::MagCache(MagCache::default())),
+            edit().steps(4).reference_reuse(ReferenceReuse::default()),
             two.clone().references(References::Index),
             edit().references(References::Stitch),
             Request::default().size(512, 512).max_area(512 * 512).conform(diffusers),

@@ -1,6 +1,6 @@
 //! Setting a request's options, one after the other.
 
-use kontext_dit::StepCache;
+use kontext_dit::{ReferenceReuse, StepCache};
 use kontext_sampler::{CfgMode, Conformance, References};
 use ndarray::ArrayD;
 
@@ -225,6 +225,25 @@ impl Request {
     pub fn step_cache(self, cache: StepCache) -> Self {
         Self {
             step_cache: cache,
+            ..self
+        }
+    }
+
+    /// Sets [`Request::reference_reuse`].
+    ///
+    /// # Example
+    /// ```
+    /// use kontext::{MagCache, ReferenceReuse, Request, StepCache};
+    /// let fast = Request::default()
+    ///     .step_cache(StepCache::MagCache(MagCache::default()))
+    ///     .reference_reuse(ReferenceReuse::default());
+    /// assert_eq!(fast.reference_reuse, Some("references".parse()?));
+    /// # Ok::<(), kontext::Error>(())
+    /// ```
+    #[must_use]
+    pub fn reference_reuse(self, reuse: ReferenceReuse) -> Self {
+        Self {
+            reference_reuse: Some(reuse),
             ..self
         }
     }

@@ -72,6 +72,7 @@ impl Session {
             guidance: output.guidance,
             model_size: plan.target.size(),
             step_cache: plan.step_cache,
+            reference_reuse: plan.reference_reuse.clone(),
         };
         let request = Request {
             seed: Some(output.seed),

@@ -111,7 +111,7 @@ impl Writer<'_> {
         if let Some((request, made)) = &turn.edit {
             edit = Some(EditEntry {
                 asked: self.request(&name, request)?,
-                made: *made,
+                made: made.clone(),
             });
             // Stored in the run's dtype: lossless.
             let kind = request.conformance.latents_kind(self.dtype);

@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-PARTS = ["noise", "resize", "vae", "text", "dit", "schedule", "geometry", "metrics", "kid", "gradients", "forms", "quant", "lora", "lora_names"]
+PARTS = ["noise", "resize", "vae", "text", "dit", "kept", "edited", "schedule", "geometry", "metrics", "kid", "gradients", "forms", "quant", "lora", "lora_names"]
 
 
 def main():

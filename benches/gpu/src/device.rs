@@ -118,8 +118,8 @@ pub(crate) fn synchronize(device: Device) -> anyhow::Result<()> {
 #[allow(unsafe_code)]
 pub(crate) fn account(device: Device) -> anyhow::Result<Option<Account>> {
     let Some(index) = index(device) else { return Ok(None) };
-    let mut numbers = [0_i64; 4];
-    // SAFETY: the shim writes four numbers.
+    let mut numbers = [0_i64; 3];
+    // SAFETY: the shim writes three numbers.
     check(unsafe { shim::kit_memory(index, numbers.as_mut_ptr()) })?;
     let [allocated, peak, reserved_peak] = numbers.map(i64::unsigned_abs);
     Ok(Some(Account {
@@ -149,8 +149,8 @@ pub(crate) fn operations(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::R
     // SAFETY: it takes no arguments.
     check(unsafe { shim::kit_count_begin() })?;
     let worked = work();
-    let mut numbers = [0_i64; 3];
-    // SAFETY: the shim writes three numbers.
+    let mut numbers = [0_i64; 4];
+    // SAFETY: the shim writes four numbers.
     check(unsafe { shim::kit_count_end(numbers.as_mut_ptr()) })?;
     worked?;
     let [products, others, bytes, flops] = numbers.map(i64::unsigned_abs);

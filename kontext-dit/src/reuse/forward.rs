@@ -7,12 +7,14 @@ use super::{StepCache, StepWork};
 use crate::flow::Flow;
 use crate::follow::Follow;
 use crate::model::{check_step, expand};
+use crate::pass::Pass;
 use crate::piece::Part;
 use crate::state::State;
 use crate::{Dit, Run};
 
 impl Dit {
-    /// Creates the state of a run's steps with a step cache, for [`Dit::forward_cached`].
+    /// Creates the state of a run's steps with a step cache, for [`Dit::forward_cached`]. With
+    /// [`CachedRun::reuse_references`] the computed steps have fewer tokens.
     ///
     /// # Errors
     /// Those of [`StepCache::validate`].
@@ -63,7 +65,8 @@ impl Dit {
         check_step(run, step)?;
         cache.check(step)?;
         if cache.is_off() {
-            let velocity = self.forward_checked(run, step as i64, target).during(Stage::Forward)?;
+            let velocity = self.forward_pass(run, step as i64, target, &Pass::whole(run));
+            let velocity = velocity.during(Stage::Forward)?;
             cache.record(StepWork::Computed);
             return Ok(velocity);
         }
@@ -92,26 +95,35 @@ impl Dit {
         };
         if let Some(tokens) = skipped {
             let tokens = cache.skip(step, &tokens)?;
+            if let Some(references) = &mut cache.references {
+                references.skipped(step);
+            }
             return Ok((self.leave(run, index, tokens)?, StepWork::Skipped));
         }
-        let mut keeper = Keeper::new(cache, step);
-        let velocity = self.forward_followed(run, index, target, &mut keeper)?;
-        Ok((velocity, keeper.work))
+        let Some(mut references) = cache.references.take() else {
+            let mut keeper = Keeper::new(cache, step);
+            let velocity = self.forward_followed(run, index, target, &Pass::whole(run), &mut keeper)?;
+            return Ok((velocity, keeper.work));
+        };
+        let reused = references.step(self, run, step, target, cache);
+        cache.references = Some(references);
+        reused
     }
 
-    /// Computes a step that `follow` observes.
+    /// Computes a step of a pass that `follow` observes.
     pub(crate) fn forward_followed(
         &self,
         run: &Run,
         step: i64,
         target: &Tensor,
+        pass: &Pass<'_>,
         follow: &mut impl Follow,
     ) -> Result<Tensor> {
         if let Some(kernels) = self.kernels_for(run, target) {
-            return self.forward_fused(kernels, run, step, target, follow);
+            return self.forward_fused(kernels, run, step, target, pass, follow);
         }
-        let mut state = self.enter_checked(run, target)?;
-        for (index, piece) in self.pieces_at(run, step).enumerate() {
+        let mut state = self.enter_checked(run, target, pass)?;
+        for (index, piece) in self.pieces_at(run, step, pass)?.into_iter().enumerate() {
             if index == 0 {
                 follow.entered(|| piece.target_of(&state))?;
             }
@@ -130,7 +142,8 @@ impl Dit {
 
     /// Computes the velocity from the target's tokens [N, L, D] after the last block.
     pub(crate) fn leave(&self, run: &Run, step: i64, tokens: Tensor) -> Result<Tensor> {
-        let Some(last) = self.pieces_at(run, step).last() else {
+        let pieces = self.pieces_at(run, step, &Pass::whole(run))?;
+        let Some(last) = pieces.last() else {
             return Err(Error::bug("a step without pieces"));
         };
         if let Some(kernels) = self.kernels_for(run, &tokens) {
@@ -147,7 +160,8 @@ impl Dit {
             Some(context) => Tensor::f_cat(&[tokens, &expand(context, tokens.size()[0])?], 1)?,
             None => tokens.shallow_clone(),
         };
-        let Some(first) = self.pieces_at(run, step).next() else {
+        let pieces = self.pieces_at(run, step, &Pass::whole(run))?;
+        let Some(first) = pieces.first() else {
             return Err(Error::bug("a step without pieces"));
         };
         first.part.modulated_image(&image, step)

@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::parameter::Parameter;
 use super::{FirstBlock, MagCache, StepWork, Taylor, TeaCache};
+use crate::ReferenceReuse;
+use crate::references::combined;
 
 /// Rule by which steps of a run reuse the change that the blocks made at an earlier step.
 ///
@@ -76,6 +78,44 @@ impl StepCache {
             Self::Taylor(cache) => Some(cache.schedule(steps)),
             Self::FirstBlock(_) | Self::TeaCache(_) => None,
         }
+    }
+
+    /// Returns the work of each step of a run with these noise levels that reuses references, too, if it is known before the
+    /// run: `None` for modes that decide while running, and for edited tokens, which are chosen in the run.
+    #[must_use]
+    pub fn schedule_with(
+        &self,
+        reuse: Option<&ReferenceReuse>,
+        sigmas: &[f32],
+        references: bool,
+    ) -> Option<Vec<StepWork>> {
+        let work = self.schedule(sigmas.len().saturating_sub(1), references)?;
+        match reuse.filter(|_| references) {
+            None => Some(work),
+            Some(reuse) if reuse.edited.is_some() => None,
+            Some(reuse) => Some(combined(&work, &reuse.schedule(sigmas, 0))),
+        }
+    }
+
+    /// Returns the schedules of a run with the fewest and the most operations that its mode and its reuse of references
+    /// allow; `target` is the number of the target's tokens.
+    #[must_use]
+    pub fn bounds(
+        &self,
+        reuse: Option<&ReferenceReuse>,
+        sigmas: &[f32],
+        references: bool,
+        target: u32,
+    ) -> [Vec<StepWork>; 2] {
+        let steps = sigmas.len().saturating_sub(1);
+        let most = self
+            .schedule(steps, references)
+            .unwrap_or_else(|| vec![StepWork::Computed; steps]);
+        let Some(reuse) = reuse.filter(|_| references) else {
+            return [self.fewest(steps, references), most];
+        };
+        let with = |work: &[StepWork], edited| combined(work, &reuse.schedule(sigmas, edited));
+        [with(&self.fewest(steps, references), 0), with(&most, target)]
     }
 
     /// Returns the schedule with the most skipped steps that the mode's limits allow: its only one, if it is known before

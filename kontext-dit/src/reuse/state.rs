@@ -3,10 +3,12 @@
 use kontext_core::{Error, Result, Tensor};
 
 use super::first_block::FirstBlockRule;
+use super::references::ReusedReferences;
 use super::residual::Residual;
 use super::teacache::TeaCacheRule;
-use super::{StepCache, StepWork};
+use super::{FirstReference, StepCache, StepWork};
 use crate::follow::Follow;
+use crate::{ReferenceReuse, Run};
 
 /// State of the steps of one run with a step cache: what is kept from step to step, and what each did. Created by
 /// [`Dit::step_cache`](crate::Dit::step_cache).
@@ -19,6 +21,7 @@ pub struct CachedRun {
     rule: Rule,
     work: Vec<StepWork>,
     residual: Option<Residual>,
+    pub(super) references: Option<ReusedReferences>,
 }
 
 /// Rule that decides which steps are skipped.
@@ -56,6 +59,43 @@ impl CachedRun {
             rule,
             work: Vec::with_capacity(steps),
             residual: None,
+            references: None,
+        })
+    }
+
+    /// Reuses keys and values of references, or of unedited tokens, in the steps that the step cache computes.
+    ///
+    /// `sigmas` are the run's noise levels, one more than its steps. A choice of edited tokens needs the first reference, and
+    /// no step cache. Without references the run is unchanged.
+    ///
+    /// # Errors
+    /// Those of [`ReferenceReuse::validate`]; [`Error::InvalidArgument`] for another number of noise levels, and for edited
+    /// tokens with a step cache, without a reference, or with one of another grid than the target's.
+    pub fn reuse_references(
+        self,
+        reuse: &ReferenceReuse,
+        run: &Run,
+        sigmas: &[f32],
+        first: Option<FirstReference>,
+    ) -> Result<Self> {
+        reuse.validate()?;
+        if sigmas.len() != self.steps + 1 {
+            return Err(Error::invalid("sigmas", format!("{}", self.steps + 1), sigmas.len()));
+        }
+        if run.references() == 0 {
+            return Ok(self);
+        }
+        if reuse.edited.is_some() && !self.config.is_off() {
+            return Err(Error::invalid(
+                "step cache next to edited tokens",
+                "off: they have an estimated velocity instead",
+                self.config,
+            ));
+        }
+        let references = ReusedReferences::new(reuse, run, sigmas, first)?;
+        Ok(Self {
+            references: Some(references),
+            ..self
         })
     }
 
@@ -73,6 +113,11 @@ impl CachedRun {
 
     /// Returns `true` if nothing is kept.
     pub(super) fn is_off(&self) -> bool {
+        self.config.is_off() && self.references.is_none()
+    }
+
+    /// Returns `true` if no change is kept.
+    pub(super) fn keeps_no_change(&self) -> bool {
         self.config.is_off()
     }
 

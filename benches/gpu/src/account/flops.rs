@@ -1,7 +1,7 @@
 //! The library's formulas of floating-point operations, against those that libtorch is called for.
 
 use kontext::{Conditioning, Device, Dit, DitConfig, Kind, StepCache, StepWork, Tensor, Tokens, Weights};
-use kontext_dit::{DitFlops, Run, RunCounts, RunInput};
+use kontext_dit::{DitFlops, KeptKv, KeptTokens, Region, Run, RunCounts, RunInput};
 
 use crate::device::operations;
 
@@ -69,7 +69,7 @@ fn compare(dit: &Dit, counts: &RunCounts, mode: &str) -> anyhow::Result<Vec<Step
     for step in 0..TIMES.len() {
         let x = Tensor::f_randn(size, (Kind::Float, Device::Cpu))?;
         let counted = operations(|| {
-            dit.forward_cached(&run, step, &x, &mut state)?;
+            let _ = dit.forward_cached(&run, step, &x, &mut state)?;
             Ok(())
         })?;
         let expected = flops.step(state.work()[step], &cache);
@@ -102,6 +102,47 @@ fn formulas_give_the_operations_that_are_called() -> anyhow::Result<()> {
                 let work = compare(&dit, &counts, mode)?;
                 assert_eq!(work.contains(&StepWork::Skipped), mode != "off", "{mode}");
             }
+        }
+    }
+    Ok(())
+}
+
+/// Counts a full step, one without the references, and one of some rows.
+fn compare_reduced(dit: &Dit, counts: &RunCounts) -> anyhow::Result<()> {
+    let flops = DitFlops::of(dit.config(), counts);
+    let run = prepared(dit, counts)?;
+    let samples = counts.samples as i64;
+    let x = Tensor::f_randn(
+        [samples, counts.target as i64, dit.config().in_channels],
+        (Kind::Float, Device::Cpu),
+    )?;
+    let mut kept = KeptKv::new(dit, &run, samples, KeptTokens::Image)?;
+    let region = Region::new(&run, &[0, 3, 4, 9])?;
+    let rows = region.gather(&x)?;
+    for (step, work) in [StepWork::Computed, StepWork::WithoutReferences, StepWork::Edited(4)]
+        .into_iter()
+        .enumerate()
+    {
+        let counted = operations(|| {
+            let _ = match work {
+                StepWork::Computed => dit.forward_keeping(&run, step, &x, &mut kept)?,
+                StepWork::WithoutReferences => dit.forward_reduced(&run, step, &x, &kept)?,
+                _ => dit.forward_region(&run, step, &rows, &region, &kept)?,
+            };
+            Ok(())
+        })?;
+        let expected = flops.step(work, &StepCache::Off);
+        assert_eq!(counted.flops, expected, "{work:?}, {counts:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn formulas_of_steps_that_read_kept_keys_give_the_operations_that_are_called() -> anyhow::Result<()> {
+    for blocks in [(2, 3), (1, 0), (0, 1)] {
+        let dit = Dit::new(&Weights::synthetic(3), &config(blocks, true), |_| ())?;
+        for counts in [counts(5, 1, 1), counts(9, 2, 1), counts(5, 2, 2)] {
+            compare_reduced(&dit, &counts)?;
         }
     }
     Ok(())
