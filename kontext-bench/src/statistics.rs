@@ -125,15 +125,20 @@ impl Resamples {
         Ok(Self(ChaCha8Rng::seed_from_u64(seed)))
     }
 
-    /// Draws as many of `count` items as there are; returns how often each was drawn.
+    /// Draws as many of `count` items as there are, at least 2 of them different; returns how often each was drawn.
     pub(crate) fn counts(&mut self, count: usize) -> Vec<f64> {
-        let mut counts = vec![0.0; count];
-        for _ in 0..count {
-            if let Some(drawn) = counts.get_mut(index(self.0.next_u64(), count)) {
-                *drawn += 1.0;
+        loop {
+            let mut counts = vec![0.0; count];
+            for _ in 0..count {
+                if let Some(drawn) = counts.get_mut(index(self.0.next_u64(), count)) {
+                    *drawn += 1.0;
+                }
+            }
+            // A single item has no pair of different ones.
+            if count < 2 || counts.iter().all(|drawn| *drawn < count as f64) {
+                return counts;
             }
         }
-        counts
     }
 }
 

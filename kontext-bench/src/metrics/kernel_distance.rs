@@ -205,6 +205,14 @@ mod tests {
     }
 
     #[test]
+    fn sets_of_two_have_an_interval() {
+        for samples in [Samples::Paired, Samples::Independent] {
+            let estimate = kernel_distance(&normal(2, 7, 1.0), &normal(2, 8, 0.0), samples, 100).unwrap();
+            assert!(estimate.low.is_finite() && estimate.high.is_finite(), "{estimate:?}");
+        }
+    }
+
+    #[test]
     fn sets_that_cannot_be_compared_are_refused() {
         let words = |a: &[Vec<f32>], b: &[Vec<f32>], samples, resamples| {
             kernel_distance(a, b, samples, resamples).unwrap_err().to_string()
