@@ -30,11 +30,11 @@ fn a_mode_that_computes_all_steps_is_exact_and_one_that_skips_some_is_not() {
     let args = [
         "--data", "data", "--device", "cpu", "--steps", "12", "--csv", "t.csv", "--plot", "t.svg",
     ];
-    let modes = ["--mode", "magcache:threshold=0", "--mode", "taylor:interval=4"];
+    let modes = ["--mode", "taylor:interval=1", "--mode", "taylor:interval=4"];
     let (out, err) = desk.good("reuse", &[&args[..], &modes].concat());
     assert!(out.contains("| exact | 12 | 100 % | 1.00 |"), "{out}");
     assert!(
-        out.contains("| `magcache:threshold=0` | 12.0 | 100 % | 1.00 | 60.0 ± 0.0 | 1.0000 |"),
+        out.contains("| `taylor:interval=1` | 12.0 | 100 % | 1.00 | 60.0 ± 0.0 | 1.0000 |"),
         "{out}"
     );
     assert!(out.contains("2 edits of 12 steps; PDist is empty"), "{out}");
