@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use kontext::image::RgbImage;
-use kontext::{Event, Pipeline, Request};
+use kontext::{Event, Pipeline, Request, StepWork};
 use kontext_bench::edit::HeldOut;
 use kontext_bench::metrics::{Features, Kid};
 
@@ -35,6 +35,10 @@ pub struct Results {
     pub images: Vec<RgbImage>,
     /// Mean time of a run, in seconds.
     pub seconds: f64,
+    /// Mean number of steps of a run of which blocks were computed.
+    pub computed: f64,
+    /// Mean operations of the transformer in a run, as a share of those of all steps computed.
+    pub flops: f64,
 }
 
 impl HeldOutEdits {
@@ -106,19 +110,30 @@ impl HeldOutEdits {
     ) -> anyhow::Result<Results> {
         let pairs = self.edits.iter().zip(&self.references).take(count);
         let bar = progress::bar(label, pairs.len());
-        let (mut images, mut seconds) = (Vec::new(), 0.0);
+        let mut results = Results {
+            images: Vec::new(),
+            seconds: 0.0,
+            computed: 0.0,
+            flops: 0.0,
+        };
         for (index, (edit, image)) in pairs.enumerate() {
             let request = set(request(&edit.instruction, image), index);
             let start = Instant::now();
             let output = pipe.run_with(&request, |event| self.observe(&event))?;
-            seconds += start.elapsed().as_secs_f64();
-            images.push(output.image);
+            results.seconds += start.elapsed().as_secs_f64();
+            let steps = output.work.iter().flatten();
+            results.computed += steps.filter(|work| is_computed(**work)).count() as f64;
+            results.flops += output.flops as f64 / output.plan.flops.exact.max(1) as f64;
+            results.images.push(output.image);
             bar.inc(1);
         }
         bar.finish_and_clear();
+        let count = results.images.len().max(1) as f64;
         Ok(Results {
-            seconds: seconds / images.len().max(1) as f64,
-            images,
+            seconds: results.seconds / count,
+            computed: results.computed / count,
+            flops: results.flops / count,
+            ..results
         })
     }
 
@@ -126,6 +141,11 @@ impl HeldOutEdits {
         self.notes.observe("", event);
         ControlFlow::Continue(())
     }
+}
+
+/// Returns `true` for a step of which blocks are computed, for all tokens or some.
+fn is_computed(work: StepWork) -> bool {
+    !matches!(work, StepWork::Skipped | StepWork::Estimated)
 }
 
 /// Returns the request of an edit, at the size that the model works at.

@@ -20,6 +20,7 @@ pub mod outputs;
 mod parts;
 mod program;
 pub mod progress;
+pub mod reuse;
 mod round_trip;
 pub mod run;
 pub mod shipped;
