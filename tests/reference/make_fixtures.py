@@ -8,11 +8,7 @@ import sys
 
 import torch
 
-<<<<<<< HEAD
 PARTS = ["noise", "resize", "vae", "text", "dit", "kept", "edited", "schedule", "samplers", "geometry", "metrics", "kid", "gradients", "adversarial", "forms", "quant", "lora", "lora_names"]
-=======
-PARTS = ["noise", "resize", "vae", "text", "dit", "kept", "edited", "schedule", "geometry", "metrics", "kid", "gradients", "forms", "quant", "lora", "lora_names"]
->>>>>>> measures
 
 
 def main():
