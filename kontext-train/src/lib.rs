@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod adversarial;
 mod assemble;
 mod base;
 mod bounds;
@@ -7,20 +8,19 @@ pub mod dataset;
 mod flow;
 mod from_scratch;
 mod memory;
+mod objective;
 mod optim;
 mod run;
 mod warning;
 
 pub use assemble::assemble;
 pub use base::Base;
-pub use flow::{
-    Activations, Data, Density, LoraMethod, Method, Objective, Recipe, StepReport, TrainEvent, Trainer, Weighting,
-    add_noise, backward,
-};
+pub use flow::{Activations, Data, LoraMethod, Method, Recipe, StepReport, TrainEvent, Trainer, backward};
 pub use from_scratch::{
     AutoencoderEvent, AutoencoderRecipe, AutoencoderReport, AutoencoderTrainer, TextRecipe, TextReport, initial,
     initial_transformer, train_text, write_tokenizers,
 };
+pub use objective::{AdversarialObjective, Density, FlowObjective, Objective, Pairing, Real, Weighting, add_noise};
 pub use optim::{AdamW, AdamWConfig, Ema, LrSchedule, Params};
-pub use run::{Change, Intervals, Snapshot, differences};
+pub use run::{Change, CriticReport, Intervals, Snapshot, differences};
 pub use warning::RecipeWarning;

@@ -6,7 +6,7 @@ mod world;
 use std::ops::ControlFlow;
 
 use image::{Rgb, RgbImage};
-use kontext_train::{AutoencoderRecipe, Method, Recipe, RecipeWarning, TextRecipe, TrainEvent, Trainer};
+use kontext_train::{AutoencoderRecipe, Method, Objective, Recipe, RecipeWarning, TextRecipe, TrainEvent, Trainer};
 use serde_json::{Value, json};
 use world::{SIDE, World, train};
 
@@ -103,7 +103,7 @@ fn guidance_for_a_model_without_its_embedding_is_warned_of_unless_it_is_the_defa
         recipe.check().unwrap(),
         [RecipeWarning::GuidanceIgnored { guidance: 2.0 }]
     );
-    recipe.objective.guidance = 1.0;
+    recipe.objective = Objective::default();
     assert_eq!(recipe.check().unwrap(), []);
 }
 

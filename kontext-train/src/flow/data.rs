@@ -94,14 +94,7 @@ impl Batches {
     }
 
     pub(super) fn next(&mut self, dataset: &EncodedDataset, recipe: &Recipe, index: u64) -> Result<NoisyBatch> {
-        let prepared = step::training(
-            dataset,
-            &mut self.sampler,
-            &recipe.objective,
-            self.shift,
-            recipe.seed,
-            index,
-        )?;
+        let prepared = step::training(dataset, &mut self.sampler, recipe, self.shift, index)?;
         prepared.ok_or_else(|| Error::bug(format!("no batch {index} of a dataset that has items")))
     }
 }

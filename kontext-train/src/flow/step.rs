@@ -5,9 +5,13 @@ use kontext_sampler::Shift;
 use rand::RngExt;
 
 use crate::dataset::{Batch, BatchSampler, EncodedDataset};
+use crate::objective::{Objective, add_noise};
 use crate::run::random::{Stream, generator, happens};
 
-use super::objective::{Objective, add_noise};
+use super::recipe::Recipe;
+
+/// The step of a validation's noise levels: after any warm-up.
+const AFTER_WARMUP: u64 = u64::MAX;
 
 /// A batch with its noise: all random inputs of a step.
 #[derive(Debug)]
@@ -27,23 +31,24 @@ pub(crate) struct NoisyBatch {
 pub(crate) fn training(
     dataset: &EncodedDataset,
     sampler: &mut BatchSampler,
-    objective: &Objective,
+    recipe: &Recipe,
     shift: Shift,
-    seed: u64,
     index: u64,
 ) -> Result<Option<NoisyBatch>> {
+    let objective = &recipe.objective;
     let Some(part) = sampler.batch(index) else {
         return Ok(None);
     };
-    let mut rng = generator(seed, Stream::Step, index);
+    let mut rng = generator(recipe.seed, Stream::Step, index);
     let unprompted: Vec<usize> = (0..part.items.len())
-        .filter(|_| happens(&mut rng, objective.drop_prompt))
+        .filter(|_| happens(&mut rng, objective.drop_prompt()))
         .collect();
     let mut batch = dataset.batch(&part.items, &unprompted)?;
-    if happens(&mut rng, objective.drop_context) {
+    if happens(&mut rng, objective.drop_context()) {
         batch.context = None;
     }
-    prepare(batch, objective, shift, &mut rng).map(Some)
+    let step = index / recipe.data.accumulate.max(1) as u64;
+    prepare(batch, objective, step, shift, &mut rng).map(Some)
 }
 
 /// Returns the `index`-th batch of held-out items, with the same noise levels and noise at every validation.
@@ -58,13 +63,20 @@ pub(crate) fn validation(
     prepare(
         dataset.batch(items, &[])?,
         objective,
+        AFTER_WARMUP,
         shift,
         &mut generator(seed, Stream::Validation, index),
     )
 }
 
-fn prepare(batch: Batch, objective: &Objective, shift: Shift, rng: &mut impl rand::Rng) -> Result<NoisyBatch> {
-    let sigmas = objective.draw(rng, batch.items.len(), batch.bucket.target.tokens(), shift);
+fn prepare(
+    batch: Batch,
+    objective: &Objective,
+    step: u64,
+    shift: Shift,
+    rng: &mut impl rand::Rng,
+) -> Result<NoisyBatch> {
+    let sigmas = objective.draw(rng, batch.items.len(), step, batch.bucket.target.tokens(), shift)?;
     let shape = batch.target.size();
     // Drawn in f32 on the CPU, so that a run has the same noise on every device.
     let noise =

@@ -28,6 +28,8 @@ const MAGNITUDE: &str = "lora_magnitude_vector";
 pub(crate) struct Trained {
     pub(crate) learner: Learner,
     dit: Dit,
+    /// The frozen base model, where the objective needs one and the trained values are not adapters on it.
+    teacher: Option<Dit>,
     method: Method,
     /// The adapted layers.
     parts: Vec<LinearPart>,
@@ -47,9 +49,16 @@ impl Trained {
             Method::Full => {
                 let params = Params::new(&base.transformer_tensors()?, device)?;
                 let dit = Dit::new(&params.weights().device(device), &base.config, |_| ())?;
+                let frozen = || -> Result<Dit> {
+                    let weights = base.transformer()?.kind(kind).device(device);
+                    let teacher = Dit::new(&weights, &base.config, |_| ())?;
+                    weights.finish()?;
+                    Ok(teacher)
+                };
                 return Ok(Self {
                     learner: Learner::new(params, config)?,
                     dit,
+                    teacher: recipe.objective.has_teacher().then(frozen).transpose()?,
                     method: recipe.method.clone(),
                     parts: Vec::new(),
                 });
@@ -70,6 +79,7 @@ impl Trained {
         let trained = Self {
             learner: Learner::new(params, config)?,
             dit,
+            teacher: None,
             method: recipe.method.clone(),
             parts,
         };
@@ -86,6 +96,19 @@ impl Trained {
             self.set_adapters(lora)?;
         }
         Ok(&self.dit)
+    }
+
+    /// Runs `work` with the base model. Adapters are left out of its passes meanwhile, and are in those before and
+    /// after.
+    pub(crate) fn with_teacher<T>(&self, work: impl FnOnce(&Dit) -> Result<T>) -> Result<T> {
+        let Method::Lora(lora) = &self.method else {
+            let teacher = self.teacher.as_ref();
+            return work(teacher.ok_or_else(|| Error::bug("no teacher for an objective that has one"))?);
+        };
+        self.dit.slots().set(&Adapters::new())?;
+        let result = work(&self.dit);
+        self.set_adapters(lora)?;
+        result
     }
 
     fn set_adapters(&self, lora: &LoraMethod) -> Result<()> {

@@ -15,6 +15,7 @@ use super::event::TrainEvent;
 use super::recipe::Recipe;
 use super::trained::Trained;
 use super::training_loop::{Flow, FlowTraining};
+use super::turn::Critic;
 
 /// A training run of the transformer.
 ///
@@ -136,9 +137,15 @@ impl Trainer {
         let vae = base.vae(device)?;
         let dataset = encoded(&recipe, &base, dataset, &vae, device, kind, &mut observe)?;
         let mut trained = Trained::new(&recipe, &base, device, kind)?;
+        let mut critic = Critic::new(&recipe, &base, device)?;
         let curve = Curve::open(&recipe.out, state.as_ref())?;
         if let Some(state) = &state {
-            shell.resume(state, vec![&mut trained.learner], identity.new_loss())?;
+            let mut learners = vec![&mut trained.learner];
+            if let Some(critic) = &mut critic {
+                critic.heads.restore(state)?;
+                learners.push(&mut critic.heads.learner);
+            }
+            shell.resume(state, learners, identity.new_loss())?;
             curve.restore()?;
         }
         let flow = Flow {
@@ -148,6 +155,7 @@ impl Trainer {
             dataset,
             vae,
             trained,
+            critic,
             curve,
             device,
             kind,

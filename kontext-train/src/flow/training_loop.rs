@@ -21,6 +21,7 @@ use super::recipe::Recipe;
 use super::samples::SampleGrid;
 use super::step::{self, NoisyBatch};
 use super::trained::Trained;
+use super::turn::Critic;
 use super::update::{loss_of, update};
 
 /// Number of batches prepared ahead of the step that uses them.
@@ -35,6 +36,7 @@ pub(super) struct Flow {
     pub(super) dataset: EncodedDataset,
     pub(super) vae: Autoencoder,
     pub(super) trained: Trained,
+    pub(super) critic: Option<Critic>,
     pub(super) identity: Identity,
     pub(super) curve: Curve,
     pub(super) device: Device,
@@ -52,6 +54,7 @@ impl Training for FlowTraining<'_> {
 
     fn train(&mut self, segment: &mut Segment<'_, Self::Event>) -> Result<()> {
         let (batches, trained) = (&mut self.batches, &mut self.flow.trained);
+        let critic = &mut self.flow.critic;
         let (recipe, dataset) = (&self.flow.recipe, &self.flow.dataset);
         let accumulate = recipe.data.accumulate as u64;
         let steps = segment.steps();
@@ -69,13 +72,14 @@ impl Training for FlowTraining<'_> {
             let started = std::thread::Builder::new().spawn_scoped(scope, work);
             started.map_err(|error| threads::refusal("the next batches", &error.to_string(), None))?;
             for step in steps {
-                let updated = update(trained, recipe, step, &receiver)?;
+                let updated = update(trained, critic.as_mut(), recipe, step, &receiver)?;
                 let done = segment.finish_step(accumulate * recipe.data.batch as u64, updated.loss)?;
                 self.flow.curve.push(Point {
                     step: done.step,
                     loss: updated.loss,
                     rate: updated.rate,
                     norm: updated.norm,
+                    critic: updated.critic,
                     validation: None,
                 });
                 segment.report(TrainEvent::Step(StepReport {
@@ -84,6 +88,7 @@ impl Training for FlowTraining<'_> {
                     loss: updated.loss,
                     rate: updated.rate,
                     norm: updated.norm,
+                    critic: updated.critic,
                     items_per_second: done.items_per_second,
                 }))?;
             }
@@ -92,7 +97,11 @@ impl Training for FlowTraining<'_> {
     }
 
     fn learners(&self) -> Vec<&Learner> {
-        vec![&self.flow.trained.learner]
+        let critic = self.flow.critic.as_ref().map(|critic| &critic.heads.learner);
+        [Some(&self.flow.trained.learner), critic]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     fn last_loss(&mut self, step: u64) -> Result<f64> {
@@ -120,7 +129,11 @@ impl Training for FlowTraining<'_> {
     }
 
     fn records(&self) -> Result<Vec<(String, Tensor)>> {
-        Ok(vec![self.flow.curve.record()?])
+        let mut records = self.flow.curve.records()?;
+        if let Some(critic) = &self.flow.critic {
+            records.push(critic.heads.record()?);
+        }
+        Ok(records)
     }
 
     fn validate(&mut self, step: u64) -> Result<Option<Self::Event>> {
@@ -192,7 +205,7 @@ impl Flow {
             vae: &self.vae,
             shift: self.base.shift,
             steps: self.base.steps(),
-            guidance: self.recipe.objective.guidance,
+            guidance: self.recipe.objective.guidance(),
             kind: self.kind,
             device: self.device,
         };

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use kontext_dit::DitConfig;
 
-use super::objective::Objective;
 use super::recipe::Recipe;
 use crate::dataset::{Dataset, longest_prefix, weight_of};
+use crate::objective::{AdversarialObjective, FlowObjective, Objective};
 use crate::warning::RecipeWarning;
 
 /// Returns the warnings of a recipe for a model and the examples of its data.
@@ -16,16 +16,16 @@ pub(super) fn warnings(recipe: &Recipe, config: &DitConfig, dataset: &Dataset) -
     } = recipe;
     let mut warnings = Vec::new();
     warnings.extend(RecipeWarning::of_rate(&recipe.rate, recipe.steps));
-    if !config.guidance_embed && objective.guidance != Objective::default().guidance {
-        let guidance = objective.guidance;
+    let (guidance, usual) = (objective.guidance(), usual_guidance(objective));
+    if !config.guidance_embed && guidance != usual {
         warnings.push(RecipeWarning::GuidanceIgnored { guidance });
     }
     let items = || dataset.items.iter().filter(|item| item.split == data.split);
     let trained = || items().filter(|item| weight_of(item, &data.weights) > 0.0);
-    if objective.drop_context > 0.0 && trained().all(|item| item.sources.is_empty()) {
+    if objective.drop_context() > 0.0 && trained().all(|item| item.sources.is_empty()) {
         warnings.push(RecipeWarning::DropContextIgnored);
     }
-    if objective.drop_prompt > 0.0 && trained().all(|item| item.instruction.is_empty()) {
+    if objective.drop_prompt() > 0.0 && trained().all(|item| item.instruction.is_empty()) {
         warnings.push(RecipeWarning::DropPromptIgnored);
     }
     let used: BTreeSet<&String> = items()
@@ -40,4 +40,12 @@ pub(super) fn warnings(recipe: &Recipe, config: &DitConfig, dataset: &Dataset) -
         warnings.push(RecipeWarning::NothingHeldOut { split });
     }
     warnings
+}
+
+/// Returns the default guidance of an objective.
+fn usual_guidance(objective: &Objective) -> f64 {
+    match objective {
+        Objective::Flow(_) => FlowObjective::default().guidance,
+        Objective::Adversarial(_) => AdversarialObjective::default().guidance,
+    }
 }

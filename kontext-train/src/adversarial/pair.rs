@@ -1,0 +1,150 @@
+//! Pairs of a real image and the student's as the critic sees them, and the terms of both losses.
+
+use kontext_core::{Kind, Result, Tensor, noise};
+use kontext_dit::Dit;
+use kontext_sampler::Grid;
+use rand::RngExt;
+
+use super::features::{features, prepare};
+use super::heads::{Heads, Through, condition};
+use super::losses;
+use crate::dataset::Batch;
+use crate::objective::{AdversarialObjective, add_noise};
+use crate::run::random::{Stream, generator};
+
+/// The random part of the critic's view of a batch: one level and one noise for both images of a pair.
+#[derive(Debug)]
+pub(crate) struct Renoising {
+    /// Noise level of each item.
+    pub(crate) levels: Vec<f64>,
+    /// [B, L, C] in f32.
+    pub(crate) noise: Tensor,
+}
+
+impl Renoising {
+    /// Draws that of micro step `index`.
+    pub(crate) fn draw(objective: &AdversarialObjective, batch: &Batch, seed: u64, index: u64) -> Result<Self> {
+        let mut rng = generator(seed, Stream::Critic, index);
+        let levels = objective.draw_critic(&mut rng, batch.items.len());
+        let (shape, device) = (batch.target.size(), batch.target.device());
+        Ok(Self {
+            levels,
+            noise: noise::randn(&shape, rng.random(), Kind::Float, device)?,
+        })
+    }
+}
+
+/// The teacher of a pair: a frozen transformer, its guidance, and the blocks whose tokens the heads see.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Teacher<'a> {
+    pub(crate) dit: &'a Dit,
+    pub(crate) guidance: f64,
+    pub(crate) blocks: &'a [usize],
+}
+
+impl Teacher<'_> {
+    /// Returns the features of each of these images [B, L, C] in f32, noised by the same levels and noise.
+    /// `with_graph` names those through whose features a gradient passes.
+    pub(crate) fn features<const N: usize>(
+        &self,
+        batch: &Batch,
+        renoising: &Renoising,
+        images: [(&Tensor, bool); N],
+    ) -> Result<[Vec<Tensor>; N]> {
+        let run = tch::no_grad(|| prepare(self.dit, batch, &renoising.levels, self.guidance))?;
+        let text = batch
+            .conditioning
+            .prompt_embeds
+            .size()
+            .get(1)
+            .copied()
+            .unwrap_or_default();
+        let mut all = [const { Vec::new() }; N];
+        for (found, (image, with_graph)) in all.iter_mut().zip(images) {
+            let pass = || -> Result<Vec<Tensor>> {
+                let noisy = add_noise(image, &renoising.noise, &renoising.levels)?;
+                let noisy = noisy.f_to_kind(batch.target.kind())?;
+                features(self.dit, &run, &noisy, text, self.blocks)
+            };
+            *found = if with_graph { pass()? } else { tch::no_grad(pass)? };
+        }
+        Ok(all)
+    }
+}
+
+/// The features of a batch's images, [B, L, D] for each head.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    fake: Vec<Tensor>,
+    real: Vec<Tensor>,
+    condition: Tensor,
+    grid: Grid,
+}
+
+/// The critic's part of a step.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CriticLoss {
+    pub(crate) loss: f64,
+    pub(crate) accuracy: f64,
+}
+
+impl Pair {
+    /// Takes the features of the student's images `fake` and the real ones, [B, L, C] in f32. A gradient passes through
+    /// the former.
+    pub(crate) fn new(
+        teacher: Teacher<'_>,
+        batch: &Batch,
+        renoising: &Renoising,
+        fake: &Tensor,
+        real: &Tensor,
+    ) -> Result<Self> {
+        let [fake, real] = teacher.features(batch, renoising, [(fake, true), (real, false)])?;
+        Ok(Self {
+            fake,
+            real,
+            condition: condition(&batch.conditioning.pooled, &renoising.levels)?,
+            grid: batch.bucket.target,
+        })
+    }
+
+    /// Returns the adversarial term of the student's loss, a scalar: its gradient passes through the fake images.
+    pub(crate) fn student_term(&self, heads: &Heads, objective: &AdversarialObjective) -> Result<Tensor> {
+        let logits = |features| heads.logits(features, &self.condition, self.grid, Through::Inputs);
+        let real = tch::no_grad(|| logits(&self.real))?;
+        losses::student(objective.pairing, &real, &logits(&self.fake)?)
+    }
+
+    /// Adds the gradient of the critic's loss, times `scale`, to those of the heads; that of R1 if `with_r1`.
+    pub(crate) fn critic_backward(
+        &self,
+        heads: &Heads,
+        objective: &AdversarialObjective,
+        with_r1: bool,
+        scale: f64,
+    ) -> Result<CriticLoss> {
+        let logits = |features: &[Tensor]| heads.logits(features, &self.condition, self.grid, Through::Values);
+        let detached = |features: &[Tensor]| -> Result<Vec<Tensor>> {
+            features.iter().map(|feature| Ok(feature.f_detach()?)).collect()
+        };
+        let mut real = detached(&self.real)?;
+        if with_r1 {
+            let leaf = |feature: &Tensor| -> Result<Tensor> { Ok(feature.f_set_requires_grad(true)?) };
+            real = real.iter().map(leaf).collect::<Result<_>>()?;
+        }
+        let (real_logits, fake_logits) = (logits(&real)?, logits(&detached(&self.fake)?)?);
+        let mut loss = losses::critic(objective.pairing, &real_logits, &fake_logits)?;
+        if objective.critic_halved {
+            loss = loss.f_mul_scalar(0.5)?;
+        }
+        let value = loss.f_double_value(&[])?;
+        if with_r1 {
+            let weight = objective.r1 * objective.r1_every as f64;
+            loss = loss.f_add(&losses::r1(&real_logits, &real)?.f_mul_scalar(weight)?)?;
+        }
+        loss.f_mul_scalar(scale)?.f_backward()?;
+        Ok(CriticLoss {
+            loss: value,
+            accuracy: losses::accuracy(&real_logits, &fake_logits)?,
+        })
+    }
+}

@@ -1,0 +1,113 @@
+//! Training objectives by name, and the choices of each.
+
+mod adversarial;
+mod flow;
+mod kind;
+
+use kontext_core::Result;
+use kontext_sampler::Shift;
+use rand::Rng;
+
+pub(crate) use adversarial::GROUPS;
+pub use adversarial::{AdversarialObjective, Pairing, Real};
+pub use flow::{Density, FlowObjective, Weighting, add_noise};
+
+/// The training objective of a recipe: its table `[objective]`, by the table's `kind`.
+///
+/// A table without `kind` is of [`Objective::Flow`], and that is written without it.
+///
+/// ```
+/// use kontext_train::{FlowObjective, Objective};
+///
+/// let objective: Objective = toml::from_str("drop_prompt = 0.1")?;
+/// let flow = FlowObjective { drop_prompt: 0.1, ..FlowObjective::default() };
+/// assert_eq!(objective, Objective::Flow(flow));
+/// assert_eq!(toml::from_str::<Objective>("kind = 'flow'\ndrop_prompt = 0.1")?, objective);
+/// # Ok::<(), toml::de::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Objective {
+    /// `flow`: rectified flow, the objective of the base models.
+    Flow(FlowObjective),
+    /// `adversarial`: distillation to a few steps by a critic on the base model's features (LADD).
+    Adversarial(Box<AdversarialObjective>),
+}
+
+impl Default for Objective {
+    fn default() -> Self {
+        Self::Flow(FlowObjective::default())
+    }
+}
+
+impl Objective {
+    /// Returns the choices of the flow objective; `None` for another one.
+    #[must_use]
+    pub fn flow(&self) -> Option<&FlowObjective> {
+        match self {
+            Self::Flow(flow) => Some(flow),
+            Self::Adversarial(_) => None,
+        }
+    }
+
+    /// Returns the choices of the adversarial objective; `None` for another one.
+    #[must_use]
+    pub fn adversarial(&self) -> Option<&AdversarialObjective> {
+        match self {
+            Self::Flow(_) => None,
+            Self::Adversarial(adversarial) => Some(adversarial),
+        }
+    }
+
+    /// Returns the input of models with a guidance embedding.
+    #[must_use]
+    pub fn guidance(&self) -> f64 {
+        match self {
+            Self::Flow(flow) => flow.guidance,
+            Self::Adversarial(adversarial) => adversarial.guidance,
+        }
+    }
+
+    /// Returns `true` if the training needs the base model's passes, too.
+    pub(crate) fn has_teacher(&self) -> bool {
+        self.adversarial().is_some_and(AdversarialObjective::has_critic)
+    }
+
+    /// Returns the share of items trained with the empty prompt.
+    #[must_use]
+    pub fn drop_prompt(&self) -> f64 {
+        self.flow().map_or(0.0, |flow| flow.drop_prompt)
+    }
+
+    /// Returns the share of batches trained without their reference images.
+    #[must_use]
+    pub fn drop_context(&self) -> f64 {
+        self.flow().map_or(0.0, |flow| flow.drop_context)
+    }
+
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// [`kontext_core::Error::InvalidArgument`], naming the field.
+    pub fn validate(&self) -> Result<()> {
+        match self {
+            Self::Flow(flow) => flow.validate(),
+            Self::Adversarial(adversarial) => adversarial.validate(),
+        }
+    }
+
+    /// Draws the noise levels of a batch at optimizer step `step` (from 0), in (0, 1].
+    pub(crate) fn draw(
+        &self,
+        rng: &mut impl Rng,
+        batch: usize,
+        step: u64,
+        target_tokens: i64,
+        shift: Shift,
+    ) -> Result<Vec<f64>> {
+        match self {
+            Self::Flow(flow) => Ok(flow.draw(rng, batch, target_tokens, shift)),
+            Self::Adversarial(adversarial) => adversarial.draw(rng, batch, step, target_tokens, shift),
+        }
+    }
+}
