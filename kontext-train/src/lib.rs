@@ -13,6 +13,7 @@ mod optim;
 mod run;
 mod warning;
 
+pub use adversarial::{Quality, Sign};
 pub use assemble::assemble;
 pub use base::Base;
 pub use flow::{Activations, Data, LoraMethod, Method, Recipe, StepReport, TrainEvent, Trainer, backward};

@@ -74,7 +74,7 @@ impl Heads {
     }
 
     /// Takes these values.
-    pub(super) fn of(
+    pub(crate) fn of(
         objective: &AdversarialObjective,
         tensors: &[(String, Tensor)],
         seed: u64,
@@ -147,7 +147,8 @@ impl Heads {
         self.set_vectors(&record.ok_or_else(other)?)
     }
 
-    pub(super) fn set_vectors(&mut self, values: &Tensor) -> Result<()> {
+    /// Takes singular vectors `[N]`, in the order of [`Heads::record`].
+    pub(crate) fn set_vectors(&mut self, values: &Tensor) -> Result<()> {
         let mut start = 0;
         let mut next = |vector: &Tensor| -> Result<Tensor> {
             let length = vector.size()[0];

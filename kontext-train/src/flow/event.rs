@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::adversarial::{Quality, Sign};
 use crate::dataset::{EncodeProgress, Skipped, UnseenPrompts};
 use crate::run::CriticReport;
 use crate::warning::RecipeWarning;
@@ -37,6 +38,15 @@ pub enum TrainEvent<'a> {
         step: u64,
         /// The loss.
         loss: f64,
+    },
+    /// The quality of held-out results was measured, under [`crate::Objective::Adversarial`].
+    Compared(Quality),
+    /// A sign that the training against the critic fails.
+    Failing {
+        /// Finished steps.
+        step: u64,
+        /// The sign.
+        sign: Sign,
     },
     /// The state was saved.
     Saved {

@@ -9,6 +9,7 @@ use crate::objective::{Objective, add_noise};
 use crate::run::random::{Stream, generator, happens};
 
 use super::recipe::Recipe;
+use super::teacher_images::TeacherImages;
 
 /// The step of a validation's noise levels: after any warm-up.
 const AFTER_WARMUP: u64 = u64::MAX;
@@ -25,12 +26,14 @@ pub(crate) struct NoisyBatch {
     pub(crate) noisy_target: Tensor,
 }
 
-/// Draws the batch of micro step `index`, and drops prompts and reference images at random.
+/// Draws the batch of micro step `index`, with the targets that the teacher `made` if it did, and drops prompts and
+/// reference images at random.
 ///
 /// Returns `None` if there is no data.
 pub(crate) fn training(
     dataset: &EncodedDataset,
     sampler: &mut BatchSampler,
+    made: Option<&TeacherImages>,
     recipe: &Recipe,
     shift: Shift,
     index: u64,
@@ -46,6 +49,9 @@ pub(crate) fn training(
     let mut batch = dataset.batch(&part.items, &unprompted)?;
     if happens(&mut rng, objective.drop_context()) {
         batch.context = None;
+    }
+    if let Some(made) = made {
+        batch.target = made.stack(&batch)?;
     }
     let step = index / recipe.data.accumulate.max(1) as u64;
     prepare(batch, objective, step, shift, &mut rng).map(Some)

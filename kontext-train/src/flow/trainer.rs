@@ -5,6 +5,7 @@ use std::path::Path;
 
 use kontext_core::{Error, Result, Stage};
 
+use crate::adversarial::restore_quality;
 use crate::dataset::EncodedDataset;
 use crate::run::curve::Curve;
 use crate::run::shell::Shell;
@@ -13,6 +14,7 @@ use super::check::{Opened, compute_kind};
 use super::data::{Batches, encoded};
 use super::event::TrainEvent;
 use super::recipe::Recipe;
+use super::teacher_images::teacher_images;
 use super::trained::Trained;
 use super::training_loop::{Flow, FlowTraining};
 use super::turn::Critic;
@@ -37,8 +39,8 @@ use super::turn::Critic;
 /// intervals, after an unusually high loss. The state before is then kept.
 ///
 /// A state only goes on under the recipe, the model and the data that it was trained with. Free to change are
-/// the places `model`, `out`, `data.folder`, `data.cache` and `device`, and `every`, `recompute` and
-/// `data.validation_items`, which do not affect the trained values. `method` cannot change. Others can if
+/// the places `model`, `out`, `data.folder`, `data.cache` and `device`, and `every`, `recompute`,
+/// `data.validation_items` and `objective.patience`, which do not affect the trained values. `method` cannot change. Others can if
 /// [`Recipe::accept_changes`] names them.
 pub struct Trainer {
     shell: Shell,
@@ -59,6 +61,11 @@ enum Failed {
         loss: f64,
         usual: f64,
         hint: String,
+    },
+    Collapsed {
+        step: u64,
+        sign: String,
+        remedy: String,
     },
 }
 
@@ -81,6 +88,11 @@ impl Failed {
                 usual: *usual,
                 hint: hint.clone(),
             }),
+            Err(Error::Collapsed { step, sign, remedy }) => Some(Self::Collapsed {
+                step: *step,
+                sign: sign.clone(),
+                remedy: remedy.clone(),
+            }),
             _ => None,
         }
     }
@@ -100,6 +112,7 @@ impl Failed {
                 usual,
                 hint,
             },
+            Self::Collapsed { step, sign, remedy } => Error::Collapsed { step, sign, remedy },
         }
     }
 }
@@ -139,12 +152,14 @@ impl Trainer {
         let mut trained = Trained::new(&recipe, &base, device, kind)?;
         let mut critic = Critic::new(&recipe, &base, device)?;
         let curve = Curve::open(&recipe.out, state.as_ref())?;
+        let mut history = Vec::new();
         if let Some(state) = &state {
             let mut learners = vec![&mut trained.learner];
             if let Some(critic) = &mut critic {
                 critic.heads.restore(state)?;
                 learners.push(&mut critic.heads.learner);
             }
+            history = restore_quality(state)?;
             shell.resume(state, learners, identity.new_loss())?;
             curve.restore()?;
         }
@@ -157,6 +172,7 @@ impl Trainer {
             trained,
             critic,
             curve,
+            history,
             device,
             kind,
         };
@@ -191,11 +207,11 @@ impl Trainer {
     /// and saves if `observe` breaks off. A complete run writes its result again.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] if `observe` breaks off, [`Error::NotFinite`] and
-    /// [`Error::Diverged`] if training fails (the last saved state remains), and those of the
-    /// written files.
+    /// [`Error::Cancelled`] if `observe` breaks off, [`Error::NotFinite`], [`Error::Diverged`] and
+    /// [`Error::Collapsed`] if training fails (the last saved state remains), and those of the written files.
     pub fn run(&mut self, mut observe: impl FnMut(TrainEvent<'_>) -> ControlFlow<()>) -> Result<()> {
-        let batches = Batches::new(&self.flow.recipe, &self.flow.dataset, self.flow.base.shift)?;
+        let made = teacher_images(&self.flow, &mut observe)?;
+        let batches = Batches::new(&self.flow.recipe, &self.flow.dataset, self.flow.base.shift, made)?;
         let mut training = FlowTraining {
             flow: &mut self.flow,
             batches,
@@ -209,7 +225,7 @@ impl Trainer {
     /// `lora.safetensors`.
     ///
     /// # Errors
-    /// The training's [`Error::NotFinite`] or [`Error::Diverged`] if it has failed, [`Error::Io`] if the folder
+    /// The training's [`Error::NotFinite`], [`Error::Diverged`] or [`Error::Collapsed`] if it has failed, [`Error::Io`] if the folder
     /// cannot be written.
     pub fn export(&self) -> Result<()> {
         if let Some(failed) = &self.failed {

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
 
-use kontext_core::{Device, Kind, Result, Tensor, threads};
+use kontext_core::{Device, Error, Kind, Result, Tensor, threads};
 use kontext_vae::Autoencoder;
 
+use crate::adversarial::{Found, Quality, of_results, of_steps, quality_record};
 use crate::base::Base;
 use crate::dataset::EncodedDataset;
 use crate::optim::Learner;
@@ -39,6 +40,8 @@ pub(super) struct Flow {
     pub(super) critic: Option<Critic>,
     pub(super) identity: Identity,
     pub(super) curve: Curve,
+    /// Quality of held-out results at the validations so far, under an adversarial objective.
+    pub(super) history: Vec<Quality>,
     pub(super) device: Device,
     pub(super) kind: Kind,
 }
@@ -57,6 +60,7 @@ impl Training for FlowTraining<'_> {
         let critic = &mut self.flow.critic;
         let (recipe, dataset) = (&self.flow.recipe, &self.flow.dataset);
         let accumulate = recipe.data.accumulate as u64;
+        let patience = recipe.objective.adversarial().map(|objective| objective.patience);
         let steps = segment.steps();
         let indices = steps.start * accumulate..steps.end * accumulate;
         std::thread::scope(|scope| {
@@ -91,6 +95,11 @@ impl Training for FlowTraining<'_> {
                     critic: updated.critic,
                     items_per_second: done.items_per_second,
                 }))?;
+                if let Some(patience) = patience {
+                    for sign in failing(done.step, of_steps(self.flow.curve.points(), patience))? {
+                        segment.report(sign)?;
+                    }
+                }
             }
             Ok(())
         })
@@ -133,15 +142,26 @@ impl Training for FlowTraining<'_> {
         if let Some(critic) = &self.flow.critic {
             records.push(critic.heads.record()?);
         }
+        if !self.flow.history.is_empty() {
+            records.push(quality_record(&self.flow.history)?);
+        }
         Ok(records)
     }
 
-    fn validate(&mut self, step: u64) -> Result<Option<Self::Event>> {
+    fn validate(&mut self, step: u64) -> Result<Vec<Self::Event>> {
         let Some(loss) = self.flow.validate()? else {
-            return Ok(None);
+            return Ok(Vec::new());
         };
         self.flow.curve.validated(loss);
-        Ok(Some(TrainEvent::Validated { step, loss }))
+        let mut events = vec![TrainEvent::Validated { step, loss }];
+        let objective = self.flow.recipe.objective.adversarial();
+        let patience = objective.map(|objective| objective.patience);
+        if let (Some(patience), Some(quality)) = (patience, self.flow.quality(step)?) {
+            self.flow.history.push(quality);
+            events.push(TrainEvent::Compared(quality));
+            events.extend(failing(step, of_results(&self.flow.history, patience))?);
+        }
+        Ok(events)
     }
 
     fn sample(&mut self, step: u64, path: &Path) -> Result<Option<Self::Event>> {
@@ -162,6 +182,22 @@ impl Training for FlowTraining<'_> {
         let path = state.to_owned();
         Some(TrainEvent::Saved { step, path })
     }
+}
+
+/// Returns the events of signs of failure.
+///
+/// # Errors
+/// [`Error::Collapsed`] for one that ends the run.
+fn failing(step: u64, found: Vec<Found>) -> Result<Vec<TrainEvent<'static>>> {
+    if let Some(end) = found.iter().find(|found| found.ends) {
+        return Err(Error::Collapsed {
+            step,
+            sign: end.sign.to_string(),
+            remedy: end.sign.remedy().to_owned(),
+        });
+    }
+    let event = |found: Found| TrainEvent::Failing { step, sign: found.sign };
+    Ok(found.into_iter().map(event).collect())
 }
 
 impl Flow {

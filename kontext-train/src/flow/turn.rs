@@ -122,30 +122,20 @@ fn student_pass(
     index: u64,
     students: bool,
 ) -> Result<Seen> {
+    let renoising = Renoising::draw(objective, &noisy.batch, recipe.seed, index)?;
     let seen = RefCell::new(Seen::default());
     let loss = |velocity: &Tensor| {
-        let image = predicted(noisy, velocity)?;
-        let real = noisy.batch.target.f_to_kind(Kind::Float)?;
-        let mse = image.f_sub(&real)?.f_square()?.f_mean(Kind::Float)?;
-        let mut total = mse.f_mul_scalar(objective.mse_weight)?;
-        seen.borrow_mut().mse = mse.f_double_value(&[])?;
-        if let Some(critic) = critic {
-            let renoising = Renoising::draw(objective, &noisy.batch, recipe.seed, index)?;
-            let pair = trained.with_teacher(|dit| {
+        let pair = |critic: &Critic, fake: &Tensor, real: &Tensor| {
+            trained.with_teacher(|dit| {
                 let teacher = Teacher {
                     dit,
                     guidance: objective.guidance,
                     blocks: &critic.blocks,
                 };
-                Pair::new(teacher, &noisy.batch, &renoising, &image, &real)
-            })?;
-            let term = pair.student_term(&critic.heads, objective)?;
-            total = total.f_add(&term.f_mul_scalar(objective.adversarial_weight)?)?;
-            let mut seen = seen.borrow_mut();
-            seen.term = term.f_double_value(&[])?;
-            seen.pair = Some(pair);
-        }
-        Ok(total)
+                Pair::new(teacher, &noisy.batch, &renoising, fake, real)
+            })
+        };
+        student_loss(objective, noisy, velocity, critic, pair, &seen)
     };
     let dit = trained.dit()?;
     if students {
@@ -156,6 +146,30 @@ fn student_pass(
         let _ = tch::no_grad(|| loss(&velocity(dit, objective, noisy)?))?;
     }
     Ok(seen.into_inner())
+}
+
+/// Returns the student's loss, a scalar, of the image that it predicts. `pair` shows that image and the real one to the
+/// teacher.
+fn student_loss(
+    objective: &AdversarialObjective,
+    noisy: &NoisyBatch,
+    velocity: &Tensor,
+    critic: Option<&Critic>,
+    pair: impl FnOnce(&Critic, &Tensor, &Tensor) -> Result<Pair>,
+    seen: &RefCell<Seen>,
+) -> Result<Tensor> {
+    let fake = predicted(noisy, velocity)?;
+    let real = noisy.batch.target.f_to_kind(Kind::Float)?;
+    let mse = fake.f_sub(&real)?.f_square()?.f_mean(Kind::Float)?;
+    let mut seen = seen.borrow_mut();
+    seen.mse = mse.f_double_value(&[])?;
+    let error = mse.f_mul_scalar(objective.mse_weight)?;
+    let Some(critic) = critic else { return Ok(error) };
+    let pair = pair(critic, &fake, &real)?;
+    let term = pair.student_term(&critic.heads, objective)?;
+    seen.term = term.f_double_value(&[])?;
+    seen.pair = Some(pair);
+    Ok(error.f_add(&term.f_mul_scalar(objective.adversarial_weight)?)?)
 }
 
 fn velocity(dit: &Dit, objective: &AdversarialObjective, noisy: &NoisyBatch) -> Result<Tensor> {
@@ -180,3 +194,6 @@ pub(crate) fn error_of(dit: &Dit, objective: &AdversarialObjective, noisy: &Nois
     let error = predicted(noisy, &velocity)?.f_sub(&noisy.batch.target.f_to_kind(Kind::Float)?)?;
     Ok(error.f_square()?.f_mean(Kind::Float)?.f_double_value(&[])?)
 }
+
+#[cfg(test)]
+mod tests;

@@ -70,7 +70,8 @@ impl Objective {
 
     /// Returns `true` if the training needs the base model's passes, too.
     pub(crate) fn has_teacher(&self) -> bool {
-        self.adversarial().is_some_and(AdversarialObjective::has_critic)
+        self.adversarial()
+            .is_some_and(|objective| objective.has_critic() || objective.real != Real::Data)
     }
 
     /// Returns the share of items trained with the empty prompt.
