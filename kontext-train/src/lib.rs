@@ -16,7 +16,10 @@ mod warning;
 pub use adversarial::{Quality, Sign};
 pub use assemble::assemble;
 pub use base::Base;
-pub use flow::{Activations, Data, LoraMethod, Method, Recipe, StepReport, TrainEvent, Trainer, backward};
+pub use flow::{
+    Activations, Data, LoraMethod, Method, ProbeOptions, ProbeReport, ProbeRow, Recipe, StepReport, TrainEvent,
+    Trainer, backward, probe,
+};
 pub use from_scratch::{
     AutoencoderEvent, AutoencoderRecipe, AutoencoderReport, AutoencoderTrainer, TextRecipe, TextReport, initial,
     initial_transformer, train_text, write_tokenizers,

@@ -66,6 +66,16 @@ pub(crate) struct HeadSizes {
     pub(crate) pooled: i64,
 }
 
+impl HeadSizes {
+    /// Returns the number of values of heads of this width.
+    pub(crate) fn values(self, width: i64) -> i64 {
+        let [channels, condition] = [self.channels, self.pooled + 2 * FREQUENCIES];
+        let convolutions = channels + 9 * width + width;
+        // A bias of each of four layers, and two norms of two vectors.
+        self.count as i64 * width * (convolutions + condition + 4 + 4)
+    }
+}
+
 impl Heads {
     /// Draws new heads.
     pub(crate) fn new(objective: &AdversarialObjective, sizes: HeadSizes, seed: u64, device: Device) -> Result<Self> {

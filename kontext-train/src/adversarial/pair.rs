@@ -114,6 +114,18 @@ impl Pair {
         losses::student(objective.pairing, &real, &logits(&self.fake)?)
     }
 
+    /// Returns the shares of items whose real image has the higher mean logit: by all heads, then by each.
+    pub(crate) fn ranked_right(&self, heads: &Heads) -> Result<Vec<f64>> {
+        let logits = |features| heads.logits(features, &self.condition, self.grid, Through::Inputs);
+        let (real, fake) = (logits(&self.real)?, logits(&self.fake)?);
+        let mut shares = vec![losses::accuracy(&real, &fake)?];
+        let count = self.real.len() as i64;
+        for (real, fake) in real.f_chunk(count, 1)?.iter().zip(fake.f_chunk(count, 1)?) {
+            shares.push(losses::accuracy(real, &fake)?);
+        }
+        Ok(shares)
+    }
+
     /// Adds the gradient of the critic's loss, times `scale`, to those of the heads; that of R1 if `with_r1`.
     pub(crate) fn critic_backward(
         &self,

@@ -34,14 +34,23 @@ impl Critic {
         else {
             return Ok(None);
         };
+        Self::with_seed(objective, base, recipe.seed, device).map(Some)
+    }
+
+    /// Draws a critic for the model.
+    pub(super) fn with_seed(objective: &AdversarialObjective, base: &Base, seed: u64, device: Device) -> Result<Self> {
         let blocks = objective.blocks(Self::blocks_of(base))?;
-        let sizes = HeadSizes {
-            count: blocks.len(),
+        let heads = Heads::new(objective, Self::sizes(blocks.len(), base), seed, device)?;
+        Ok(Self { heads, blocks })
+    }
+
+    /// Returns the sizes of this number of heads for the model.
+    pub(super) fn sizes(count: usize, base: &Base) -> HeadSizes {
+        HeadSizes {
+            count,
             channels: base.config.heads * base.config.head_dim,
             pooled: base.config.pooled_dim,
-        };
-        let heads = Heads::new(objective, sizes, recipe.seed, device)?;
-        Ok(Some(Self { heads, blocks }))
+        }
     }
 
     /// Returns the number of the model's blocks.

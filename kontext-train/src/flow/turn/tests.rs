@@ -101,6 +101,7 @@ fn heads(objective: &AdversarialObjective) -> Heads {
         pooled: 11,
     };
     let drawn = Heads::new(objective, sizes, 0, Device::Cpu).unwrap();
+    assert_eq!(drawn.learner.params.count(), sizes.values(16));
     let made = Weights::synthetic(SEEDS[2]);
     let tensors: Vec<_> = drawn.learner.params.values().unwrap();
     let tensor = |(name, value): (String, Tensor)| (name.clone(), made.tensor(&name, &value.size()).unwrap());
