@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::{Parser, ValueEnum};
+use kontext::StepCache;
 use kontext_bench::cell;
 use kontext_bench::edit::{EditScore, Table};
 use kontext_cli::args::{LoadArgs, positive};
@@ -45,6 +46,10 @@ struct Args {
     /// Seed of the noise
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Skip steps, at some loss: off, magcache, first-block, teacache or taylor; with parameters as in
+    /// magcache:threshold=0.1,most_skips=5
+    #[arg(long, value_name = "MODE", default_value_t)]
+    step_cache: StepCache,
     /// Print the nearest image of each wrong result
     #[arg(long)]
     mistakes: bool,
@@ -101,7 +106,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         let strips: Vec<PathBuf> = by_category.keys().map(|category| strip_of(folder, category)).collect();
         outputs.derived("--strips", "folder", &strips)?;
     }
-    let mut judge = Judge::new(builder.load(&args.model)?, &args.data)?;
+    let mut judge = Judge::new(builder.load(&args.model)?, &args.data)?.step_cache(args.step_cache);
     let bar = progress::bar("editing", by_category.values().map(Vec::len).sum());
     let mut table = Table::new();
     let mut rows = csv::Writer::from_writer(Vec::new());

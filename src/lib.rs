@@ -46,7 +46,7 @@ pub use memory::{MemoryPlan, StageMemory};
 pub use output::Output;
 pub use pipeline::Pipeline;
 pub use placement::Placement;
-pub use plan::{Plan, ReferencePlan};
+pub use plan::{Plan, ReferencePlan, RunFlops};
 pub use request::Request;
 pub use session::Session;
 pub use stream::{RunStream, RunStreamIter, StreamEvent};
@@ -61,7 +61,7 @@ pub use kontext_core::{
     CheckpointError, Conditioning, Device, Error, Kind, ModelPart, Result, Stage, Tensor, Tokens, TorchError,
 };
 #[doc(no_inline)]
-pub use kontext_dit::{Dit, DitConfig};
+pub use kontext_dit::{Dit, DitConfig, FirstBlock, MagCache, StepCache, StepWork, Taylor, TeaCache};
 #[doc(no_inline)]
 pub use kontext_formats::Quantize;
 pub use kontext_lora::{Lora, LoraFamily, LoraForm, LoraOptions, LoraReport, LoraTarget, Unmatched};

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use image::{ImageFormat, RgbImage};
 use kontext_core::{Error, Result};
+use kontext_dit::{StepCache, StepWork};
 use kontext_sampler::Size;
 use kontext_text::Unseen;
 use ndarray::ArrayD;
@@ -37,6 +38,11 @@ pub struct Output {
     /// [`PromptTruncated`](crate::Event::PromptTruncated) and [`UnknownWords`](crate::Event::UnknownWords)
     /// report.
     pub unseen: Unseen,
+    /// Work of each step of the prompt's run, and of the negative prompt's if it has its own. Without a
+    /// [`Request::step_cache`](crate::Request::step_cache) all steps are computed.
+    pub work: Vec<Vec<StepWork>>,
+    /// Floating-point operations of the transformer in these steps, counted as in [`Plan::flops`].
+    pub flops: u64,
     /// The plan of the run; its [`warnings`](Plan::warnings) name the settings without effect.
     pub plan: Plan,
 }
@@ -51,7 +57,8 @@ impl Output {
     }
 
     /// Writes an image of the batch as PNG, JPEG (quality 95) or WebP (lossless), chosen by the file
-    /// extension. A PNG carries the prompt (or both), seed, steps, guidance and sizes as text.
+    /// extension. A PNG carries the prompt (or both), seed, steps, guidance and sizes as text, and the step cache if there
+    /// is one.
     ///
     /// The file is written under a temporary name first, so it appears whole or not at all. An existing file is
     /// replaced and keeps its permissions, unless it is read-only; of a symbolic link the target is written.
@@ -98,6 +105,7 @@ impl Output {
             steps: self.plan.schedule.steps(),
             guidance: self.guidance,
             model_size: self.plan.target.size(),
+            step_cache: self.plan.step_cache,
         };
         Ok((image, made))
     }
@@ -113,6 +121,8 @@ pub(crate) struct Made {
     pub(crate) steps: usize,
     pub(crate) guidance: f64,
     pub(crate) model_size: Size,
+    #[serde(default, skip_serializing_if = "StepCache::is_off")]
+    pub(crate) step_cache: StepCache,
 }
 
 impl Made {
@@ -136,6 +146,9 @@ impl Made {
             ("size", Size::new(image.width(), image.height()).to_string()),
             ("model_size", self.model_size.to_string()),
         ];
+        if !self.step_cache.is_off() {
+            text.push(("step_cache", self.step_cache.to_string()));
+        }
         text.extend(prompt_2.map(|prompt| ("prompt_2", prompt.to_owned())));
         text
     }

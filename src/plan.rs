@@ -4,10 +4,12 @@ mod arrays;
 mod check;
 mod display;
 mod facts;
+mod flops;
 mod sizes;
 mod warnings;
 
 use kontext_core::{Kind, Result};
+use kontext_dit::{StepCache, StepWork};
 use kontext_nn::AttentionKernel;
 use kontext_sampler::ids::{Origin, origins};
 use kontext_sampler::{CfgMode, Conformance, Grid, References, Schedule, Shift, Size};
@@ -19,6 +21,7 @@ use arrays::{check_image_latents, check_noise};
 pub(crate) use check::check_numbers;
 use check::check_request;
 pub(crate) use facts::ModelFacts;
+pub use flops::RunFlops;
 pub(crate) use sizes::stitched_width;
 use sizes::{input_sizes, reference_size, target_size};
 
@@ -49,6 +52,12 @@ pub struct Plan {
     /// The kernel of the transformer's attention: the builder's, else the automatic choice for the device and the dtype;
     /// `None` before a load for a device that this machine does not have.
     pub attention: Option<AttentionKernel>,
+    /// Steps that reuse what barely changes.
+    pub step_cache: StepCache,
+    /// Work of each step; `None` if the step cache decides while running ([`Output::work`](crate::Output::work)).
+    pub work: Option<Vec<StepWork>>,
+    /// Floating-point operations of the transformer.
+    pub flops: RunFlops,
     /// Model runs per step: 2 with true classifier-free guidance.
     pub runs_per_step: usize,
     /// Kinds of arithmetic.
@@ -123,6 +132,9 @@ impl Plan {
                 Kind::BFloat16 => facts.attention_in_bf16,
                 _ => facts.attention,
             },
+            step_cache: request.step_cache,
+            work: None,
+            flops: RunFlops::default(),
             runs_per_step: 1 + usize::from(request.negative().is_some()),
             compute: facts.compute.of(request.conformance),
             fp8: facts.fp8.of(request.conformance),
@@ -130,6 +142,7 @@ impl Plan {
             threads: None,
             warnings: Vec::new(),
         };
+        let plan = plan.with_work(facts, request.cfg_mode);
         let threads = facts.computation.threads(plan.load(request.cfg_mode));
         let mut warnings = warnings::warnings(request, &plan, facts);
         if request.native_size && input.is_none() {

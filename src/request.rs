@@ -5,6 +5,7 @@ mod setters;
 use std::sync::Arc;
 
 use image::RgbImage;
+use kontext_dit::StepCache;
 use kontext_sampler::{CfgMode, Conformance, References};
 use kontext_text::Prompt;
 use ndarray::ArrayD;
@@ -86,6 +87,11 @@ pub struct Request {
     pub loras: Option<Vec<LoraScale>>,
     /// Conventions to follow. Default: this library's.
     pub conformance: Conformance,
+    /// Steps that reuse what barely changes: faster, and another result. [`crate::Plan::work`] says which, if the mode
+    /// decides before the run, and [`crate::Output::work`] in any case. It works in all conventions; the programs that they
+    /// are of have it outside of their pipelines. Default: off.
+    #[serde(skip_serializing_if = "StepCache::is_off")]
+    pub step_cache: StepCache,
     /// The starting noise in packed form [batch, tokens, 64], values from -65504 to 65504; replaces the
     /// seeded one.
     #[serde(skip)]
@@ -125,6 +131,7 @@ impl Request {
             references: References::default(),
             loras: None,
             conformance: Conformance::default(),
+            step_cache: StepCache::Off,
             noise: None,
         }
     }

@@ -50,6 +50,11 @@ pub enum Warning {
         /// The seed.
         seed: u64,
     },
+    /// [`Request::step_cache`](crate::Request::step_cache) has no effect: it skips none of so few steps.
+    StepCacheIgnored {
+        /// Their number.
+        steps: usize,
+    },
     /// The area has no effect next to a width or a height: the other side follows from the image's ratio.
     MaxAreaIgnored {
         /// Pixels.
@@ -131,6 +136,10 @@ impl fmt::Display for Warning {
                 write!(f, "steps {steps} has no effect next to sigmas; set one of them")
             }
             Self::SeedIgnored { seed } => write!(f, "seed {seed} has no effect next to noise; set one of them"),
+            Self::StepCacheIgnored { steps } => write!(
+                f,
+                "the step cache has no effect: all of the {steps} steps are computed; leave it out, or set more steps"
+            ),
             Self::MaxAreaIgnored { max_area } => write!(
                 f,
                 "max_area {max_area} has no effect next to width or height; leave it out, or leave out both sides"

@@ -88,6 +88,22 @@ fn flags_that_exclude_or_need_each_other_are_refused() {
         ("generate", &["--out="], "a value is required for '--out <FILE>'"),
         ("session", &["--model="], "a value is required for '--model <DIR>'"),
         ("drift", &["--plot", ""], "a value is required for '--plot <FILE>'"),
+        // A step cache is read with its parameters.
+        (
+            "generate",
+            &["--step-cache", "fast"],
+            "expected off, magcache, first-block, teacache or taylor",
+        ),
+        (
+            "kontextbench",
+            &["--bench", "a", "--out", "b", "--step-cache", "magcache:interval=3"],
+            "a parameter of magcache as NAME=NUMBER: threshold, most_skips, first",
+        ),
+        (
+            "evaluate",
+            &["--step-cache", "taylor:interval=0"],
+            "invalid interval: expected a number from 1 to 1000, got 0",
+        ),
         // Flags of another program or mode.
         ("generate", &["--compare", "a.png"], "unexpected argument '--compare'"),
         ("session", &["--load", "a", "--image", "b"], "cannot be used with"),
@@ -105,6 +121,11 @@ fn flags_that_exclude_or_need_each_other_are_refused() {
         (
             "kontextbench",
             &["--bench", "a", "--check", "--steps", "3"],
+            "cannot be used with",
+        ),
+        (
+            "kontextbench",
+            &["--bench", "a", "--check", "--step-cache", "magcache"],
             "cannot be used with",
         ),
         (
@@ -208,6 +229,7 @@ fn each_flag_of_a_run_is_refused_by_another_mode_of_kontextbench() {
             "--quantize" | "--quantize-t5" => "q8_0",
             "--fp8-products" => "always",
             "--shard" => "0/2",
+            "--step-cache" => "magcache",
             _ => "1",
         };
         let value = words.next().filter(|word| word.starts_with('<')).map(|_| value);

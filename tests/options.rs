@@ -14,8 +14,9 @@ use kontext::crates::kontext_sampler::CfgMode;
 use kontext::image::{GrayImage, RgbImage};
 use kontext::session::{KeepUnchanged, Session};
 use kontext::{
-    Attention, Checkpoint, Conformance, Device, Error, Fp8Products, Kind, Layout, LoraUse, ModelDefaults, ModelSizes,
-    Pipeline, PipelineBuilder, Placement, Quantize, References, Request, Tensor, Warning, quantize,
+    Attention, Checkpoint, Conformance, Device, Error, Fp8Products, Kind, Layout, LoraUse, MagCache, ModelDefaults,
+    ModelSizes, Pipeline, PipelineBuilder, Placement, Quantize, References, Request, StepCache, Tensor, Warning,
+    quantize,
 };
 
 /// Types whose options are listed, with the listing of the API that has them, and `true` for those whose fields are
@@ -155,6 +156,11 @@ fn without_effect(files: &Files) -> Vec<([&'static str; 2], PipelineBuilder, Req
         ([REQUEST, "height"], builder(), diffusers()),
         ([REQUEST, "max_area"], builder(), wide(edit()).max_area(64 * 64)),
         ([REQUEST, "steps"], builder(), edit().sigmas([1.0])),
+        (
+            [REQUEST, "step_cache"],
+            builder(),
+            edit().step_cache(StepCache::MagCache(MagCache::default())),
+        ),
         ([REQUEST, "seed"], builder(), edit().seed(1).noise(noise())),
         (
             [REQUEST, "native_size"],
@@ -239,7 +245,8 @@ fn an_option_without_effect_is_a_warning_before_and_during_the_run() {
         let word = option
             .trim_end_matches("_2")
             .trim_end_matches("_t5")
-            .replace("negative_", "negative ");
+            .replace("negative_", "negative ")
+            .replace("step_", "step ");
         let word = if ["width", "height"].contains(&option) {
             "size".to_owned()
         } else {

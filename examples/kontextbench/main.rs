@@ -9,13 +9,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use kontext::StepCache;
 use kontext_bench::kontextbench::{Bench, Page, Problem, RunFolder, Shard, merge, read_votes, vote_report};
 use kontext_cli::args::{LoadArgs, free_text, positive};
 use kontext_cli::outputs::Outputs;
 use kontext_cli::{announce, note, read, say, shipped, write};
 
 /// Flags of a run, which the other modes of the program would ignore.
-const OF_A_RUN: [&str; 28] = [
+const OF_A_RUN: [&str; 29] = [
     "shard",
     "name",
     "embedder",
@@ -42,6 +43,7 @@ const OF_A_RUN: [&str; 28] = [
     "clip_tokenizer",
     "t5_tokenizer",
     "steps",
+    "step_cache",
     "guidance",
     "native_size",
 ];
@@ -125,6 +127,10 @@ struct ModelArgs {
     /// Sampling steps
     #[arg(long, value_parser = positive::<usize>, allow_negative_numbers = true)]
     steps: Option<usize>,
+    /// Skip steps, at some loss: off, magcache, first-block, teacache or taylor; with parameters as in
+    /// magcache:threshold=0.1,most_skips=5
+    #[arg(long, value_name = "MODE", default_value_t)]
+    step_cache: StepCache,
     /// Guidance value
     #[arg(long, allow_negative_numbers = true)]
     guidance: Option<f64>,

@@ -32,6 +32,7 @@ pub(super) fn run(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> 
         let mut request = Request::generate(&task.pair.instruction).seed(task.seed);
         request.images = task.images.iter().cloned().map(Arc::new).collect();
         request.steps = args.model.steps;
+        request.step_cache = args.model.step_cache;
         request.guidance = args.model.guidance;
         request.native_size = args.model.native_size;
         let output = pipe.run_with(&request, |event| {
@@ -134,6 +135,7 @@ fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
         model,
         load,
         steps,
+        step_cache,
         guidance,
         native_size,
     } = &args.model;
@@ -164,6 +166,7 @@ fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
         }
     };
     optional("steps", steps.map(|steps| steps.to_string()));
+    optional("step cache", (!step_cache.is_off()).then(|| step_cache.to_string()));
     optional("guidance", guidance.map(|guidance| guidance.to_string()));
     optional("dtype", dtype.map(|dtype| format!("{dtype:?}").to_lowercase()));
     // What was chosen, so that no other machine goes on with other roundings; f32, as in earlier runs, is not named.

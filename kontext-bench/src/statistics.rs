@@ -8,6 +8,9 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 /// cap. It exceeds the PSNR of two images that differ only by rounding to 8 bits (58.9 dB).
 pub const PSNR_CAP: f64 = 60.0;
 
+/// Confidence of an [`Estimate`]'s interval.
+const CONFIDENCE: f64 = 0.95;
+
 /// Number and mean of a set of values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Summary {
@@ -93,13 +96,44 @@ impl Estimate {
     /// # Ok::<(), kontext_core::Error>(())
     /// ```
     pub fn of_mean(values: &[f64], resamples: usize) -> Result<Self> {
-        const CONFIDENCE: f64 = 0.95;
         let (low, high) = bootstrap_interval(values, CONFIDENCE, resamples, 0)?;
         Ok(Self {
             value: mean(values),
             low,
             high,
         })
+    }
+
+    /// Takes the interval of a value from those of its resamples, by percentiles.
+    pub(crate) fn of_resamples(value: f64, resamples: Vec<f64>) -> Result<Self> {
+        check(&resamples)?;
+        let (low, high) = bounds(resamples, CONFIDENCE);
+        Ok(Self { value, low, high })
+    }
+}
+
+/// Draws with replacement from sets, for the bootstrap of other statistics than the mean.
+#[derive(Debug)]
+pub(crate) struct Resamples(ChaCha8Rng);
+
+impl Resamples {
+    /// Starts the draws of a seed, of which there will be `resamples`.
+    pub(crate) fn new(resamples: usize, seed: u64) -> Result<Self> {
+        if resamples == 0 {
+            return Err(Error::invalid("resamples", "at least 1", resamples));
+        }
+        Ok(Self(ChaCha8Rng::seed_from_u64(seed)))
+    }
+
+    /// Draws as many of `count` items as there are; returns how often each was drawn.
+    pub(crate) fn counts(&mut self, count: usize) -> Vec<f64> {
+        let mut counts = vec![0.0; count];
+        for _ in 0..count {
+            if let Some(drawn) = counts.get_mut(index(self.0.next_u64(), count)) {
+                *drawn += 1.0;
+            }
+        }
+        counts
     }
 }
 
@@ -148,15 +182,20 @@ pub fn bootstrap_interval(values: &[f64], confidence: f64, resamples: usize, see
         return Err(Error::invalid("resamples", "at least 1", resamples));
     }
     let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let mut means: Vec<f64> = (0..resamples)
+    let means: Vec<f64> = (0..resamples)
         .map(|_| {
             let drawn = (0..values.len()).filter_map(|_| values.get(index(random.next_u64(), values.len())));
             drawn.sum::<f64>() / values.len() as f64
         })
         .collect();
-    means.sort_by(f64::total_cmp);
+    Ok(bounds(means, confidence))
+}
+
+/// Returns the percentiles between which values lie at this confidence.
+fn bounds(mut values: Vec<f64>, confidence: f64) -> (f64, f64) {
+    values.sort_by(f64::total_cmp);
     let tail = 0.5 * (1.0 - confidence);
-    Ok((quantile(&means, tail), quantile(&means, 1.0 - tail)))
+    (quantile(&values, tail), quantile(&values, 1.0 - tail))
 }
 
 /// Maps 64 random bits to an integer below `count`, in proportion to their range. The bias is below 2^-32 for

@@ -8,7 +8,7 @@ use kontext::image::RgbImage;
 use kontext::io::{EmbeddedProfile, OpenOptions};
 use kontext::{
     Attention, Conformance, Device, Fp8Products, Pipeline, PipelineBuilder, Placement, Quantize, References, Request,
-    Threads,
+    StepCache, Threads,
 };
 use kontext_core::array;
 use kontext_device::device;
@@ -154,6 +154,10 @@ pub struct RunArgs {
     /// Sampling steps
     #[arg(long, value_parser = positive::<usize>, allow_negative_numbers = true)]
     pub steps: Option<usize>,
+    /// Skip steps, at some loss: off, magcache, first-block, teacache or taylor; with parameters as in
+    /// magcache:threshold=0.1,most_skips=5
+    #[arg(long, value_name = "MODE", default_value_t)]
+    pub step_cache: StepCache,
     /// Guidance value
     #[arg(long, allow_negative_numbers = true)]
     pub guidance: Option<f64>,
@@ -201,6 +205,7 @@ impl RunArgs {
         request.max_area = self.max_area;
         request.native_size = self.native_size;
         request.steps = self.steps;
+        request.step_cache = self.step_cache;
         request.guidance = self.guidance;
         request.seed = self.seed;
         request.batch = self.batch;

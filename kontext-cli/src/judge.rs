@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use kontext::image::RgbImage;
-use kontext::{Autoencoder, Error, Pipeline, Request};
+use kontext::{Autoencoder, Error, Pipeline, Request, StepCache};
 use kontext_bench::edit::{EditScore, KnownEdit};
 use kontext_core::json_lines::inside;
 use kontext_core::read_json;
@@ -105,6 +105,7 @@ pub struct Judge {
     /// Targets through the autoencoder and back.
     reconstructions: BTreeMap<PathBuf, RgbImage>,
     notes: Notes,
+    step_cache: StepCache,
 }
 
 /// A scored edit and its images.
@@ -142,7 +143,14 @@ impl Judge {
             images: ImageCache::new(folder),
             reconstructions: BTreeMap::new(),
             notes: Notes::default(),
+            step_cache: StepCache::Off,
         })
+    }
+
+    /// Sets the step cache of all edits (default: off).
+    #[must_use]
+    pub fn step_cache(self, step_cache: StepCache) -> Self {
+        Self { step_cache, ..self }
     }
 
     /// Runs an edit on `references`, which may differ from its own sources, and scores the result. Warnings,
@@ -151,7 +159,10 @@ impl Judge {
     /// # Errors
     /// If an image cannot be read or the run fails.
     pub fn judge(&mut self, edit: &Edit, references: &[PathBuf], seed: u64) -> anyhow::Result<Judged> {
-        let mut request = Request::generate(&edit.instruction).seed(seed).native_size();
+        let mut request = Request::generate(&edit.instruction)
+            .seed(seed)
+            .native_size()
+            .step_cache(self.step_cache);
         for path in references {
             request = request.reference(kontext::open_image(self.folder.join(path))?);
         }

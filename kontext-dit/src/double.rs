@@ -54,6 +54,12 @@ impl DoubleTable {
         Ok([self.txt.gate(step, index)?, self.img.gate(step, index)?])
     }
 
+    /// Returns the modulated norm of image tokens that the block reads first.
+    pub(crate) fn modulate_image(&self, x: &Tensor, step: i64) -> Result<Tensor> {
+        let [first, _]: [Modulation; 2] = self.img.step(step)?;
+        first.modulate(x)
+    }
+
     /// Returns the values of the image and text streams, each [S, P, B, D].
     pub(crate) fn values(&self) -> Vec<Tensor> {
         vec![self.img.values(), self.txt.values()]

@@ -70,6 +70,14 @@ impl<'a> Flow<'a> {
         ])
     }
 
+    /// Copies the target's `count` tokens, which come after the text.
+    pub(crate) fn copied(&self, count: i64) -> Result<Tensor> {
+        let tokens = self.x.f_narrow(1, self.text, count)?;
+        let mut copy = tokens.f_empty_like()?;
+        copy.f_copy_(&tokens)?;
+        Ok(copy)
+    }
+
     /// Narrows the sequence to the tokens `start..start + count`, which are no text.
     pub(crate) fn keep(&mut self, start: i64, count: i64) -> Result<()> {
         self.x = self.x.f_narrow(1, start, count)?;

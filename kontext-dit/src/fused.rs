@@ -9,6 +9,7 @@ use kontext_kernels::Kernels;
 
 use crate::double::DoubleBlock;
 use crate::flow::{Flow, Norm};
+use crate::follow::Follow;
 use crate::model::expand;
 use crate::piece::Part;
 use crate::single::SingleBlock;
@@ -17,7 +18,7 @@ use crate::{Arithmetic, Dit, Run};
 
 impl Part<'_> {
     /// Returns the part's first norm.
-    fn first_norm(&self, step: i64, kernels: &Kernels) -> Result<Norm> {
+    pub(crate) fn first_norm(&self, step: i64, kernels: &Kernels) -> Result<Norm> {
         let modulation = match self {
             Part::Double(_, table) => table.norms(step, 0)?,
             Part::Single { table, .. } | Part::Last { table, .. } => [table.norm(step, 0)?, table.norm(step, 0)?],
@@ -55,7 +56,7 @@ impl Dit {
     }
 
     /// Returns `true` if the velocity has a gradient outside [`tch::no_grad`].
-    fn wants_gradient(&self, run: &Run, target: &Tensor) -> bool {
+    pub(crate) fn wants_gradient(&self, run: &Run, target: &Tensor) -> bool {
         self.img_in.wants_gradient(target)
             || run.requires_grad()
             || self.last_linear.wants_gradient(target)
@@ -63,8 +64,15 @@ impl Dit {
             || self.single_blocks.iter().any(SingleBlock::is_trained)
     }
 
-    /// Computes [`Dit::forward`] by kernels.
-    pub(crate) fn forward_fused(&self, kernels: &Kernels, run: &Run, step: i64, target: &Tensor) -> Result<Tensor> {
+    /// Computes [`Dit::forward`] by kernels; `follow` observes the step.
+    pub(crate) fn forward_fused(
+        &self,
+        kernels: &Kernels,
+        run: &Run,
+        step: i64,
+        target: &Tensor,
+        follow: &mut impl Follow,
+    ) -> Result<Tensor> {
         let text = run.txt.size()[1];
         let parts: Vec<_> = self.pieces_at(run, step).map(|piece| piece.part).collect();
         let norms = parts
@@ -82,8 +90,9 @@ impl Dit {
             return Err(Error::bug("a step without pieces"));
         };
         let mut flow = Flow::new(kernels, self.enter_joint(run, target)?, text, first)?;
+        follow.entered(|| flow.copied(run.target))?;
         // The norm after a part is the next part's; the last layer has none after it.
-        for (part, next) in parts.iter().zip(&norms[1..]) {
+        for (index, (part, next)) in parts.iter().zip(&norms[1..]).enumerate() {
             match part {
                 Part::Double(block, table) => block.forward_fused(&mut flow, table, step, next)?,
                 Part::Single {
@@ -100,10 +109,16 @@ impl Dit {
                 }
                 Part::Last { .. } => {}
             }
+            if index == 0
+                && let Some(tokens) = follow.after_first(|| flow.copied(run.target))?
+            {
+                return self.leave(run, step.index, tokens);
+            }
         }
         if flow.text > 0 || self.single_blocks.is_empty() {
             flow.keep(text, run.target)?;
         }
+        follow.after_last(|| Ok(flow.x.shallow_clone()))?;
         flow.normed.project(&self.last_linear, 0..self.config.out_channels)
     }
 

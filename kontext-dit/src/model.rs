@@ -8,6 +8,7 @@ use kontext_nn::{AdapterSlots, Linear, Weights};
 
 use crate::double::{DoubleBlock, DoubleTable};
 use crate::embed::VectorEmbed;
+use crate::follow::Unfollowed;
 use crate::modulation::{ModulationLayer, Scales, Table};
 use crate::piece::{Part, Piece};
 use crate::rope::Rope;
@@ -57,7 +58,7 @@ pub struct Run {
     double_tables: Vec<DoubleTable>,
     single_tables: Vec<Table>,
     last_table: Table,
-    steps: usize,
+    pub(crate) steps: usize,
     pub(crate) arithmetic: Arithmetic,
 }
 
@@ -270,15 +271,8 @@ impl Dit {
         self.forward_checked(run, step as i64, target).during(Stage::Forward)
     }
 
-    fn forward_checked(&self, run: &Run, step: i64, target: &Tensor) -> Result<Tensor> {
-        if let Some(kernels) = self.kernels_for(run, target) {
-            return self.forward_fused(kernels, run, step, target);
-        }
-        let mut state = self.enter_checked(run, target)?;
-        for piece in self.pieces_at(run, step) {
-            state = piece.forward(&state, &piece.modulation())?;
-        }
-        Ok(state.velocity()?.shallow_clone())
+    pub(crate) fn forward_checked(&self, run: &Run, step: i64, target: &Tensor) -> Result<Tensor> {
+        self.forward_followed(run, step, target, &mut Unfollowed)
     }
 
     /// Projects the target and joins it with the context; returns the input of the first [`Piece`],
@@ -291,7 +285,7 @@ impl Dit {
         self.enter_checked(run, target).during(Stage::Forward)
     }
 
-    fn enter_checked(&self, run: &Run, target: &Tensor) -> Result<State> {
+    pub(crate) fn enter_checked(&self, run: &Run, target: &Tensor) -> Result<State> {
         let batch = target.size()[0];
         let mut img = self.img_in.forward(target)?;
         if let Some(context) = &run.context {
@@ -342,13 +336,13 @@ impl Dit {
         double.chain(single).chain([last]).map(piece)
     }
 
-    fn check_target(&self, run: &Run, target: &Tensor) -> Result<()> {
+    pub(crate) fn check_target(&self, run: &Run, target: &Tensor) -> Result<()> {
         let sizes = [None, Some(run.target), Some(self.config.in_channels)];
         check::shape("target", target, "[N, L, in_channels]", &sizes)
     }
 }
 
-fn check_step(run: &Run, step: usize) -> Result<()> {
+pub(crate) fn check_step(run: &Run, step: usize) -> Result<()> {
     if step < run.steps {
         Ok(())
     } else {

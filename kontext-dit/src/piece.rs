@@ -4,7 +4,7 @@ use kontext_core::{During, Error, Result, Stage, Tensor};
 use kontext_nn::Linear;
 
 use crate::double::{DoubleBlock, DoubleTable};
-use crate::modulation::{Table, modulate};
+use crate::modulation::{Modulation, Table, modulate};
 use crate::single::SingleBlock;
 use crate::state::State;
 use crate::step::Step;
@@ -37,7 +37,34 @@ pub(crate) enum Part<'a> {
     },
 }
 
+impl Part<'_> {
+    /// Returns the modulated norm of image tokens that the block reads first.
+    pub(crate) fn modulated_image(&self, x: &Tensor, step: i64) -> Result<Tensor> {
+        match self {
+            Part::Double(_, table) => table.modulate_image(x, step),
+            Part::Single { table, .. } => {
+                let [modulation]: [Modulation; 1] = table.step(step)?;
+                modulation.modulate(x)
+            }
+            Part::Last { table, .. } => {
+                let (shift, scale) = table.last(step)?;
+                modulate(x, &shift, &scale)
+            }
+        }
+    }
+}
+
 impl Piece<'_> {
+    /// Returns the target's tokens [N, L, D] in a state before the velocity.
+    pub(crate) fn target_of(&self, state: &State) -> Result<Tensor> {
+        Ok(match state {
+            State::Streams { img, .. } => img.f_narrow(1, 0, self.target)?,
+            State::Joined(joined) => joined.f_narrow(1, self.text, self.target)?,
+            State::Target(target) => target.shallow_clone(),
+            State::Velocity(_) => return Err(state.unexpected("a state before the velocity")),
+        })
+    }
+
     /// Returns the run's modulation for this piece: shifts, scales and gates, in the form that the piece uses.
     #[must_use]
     pub fn modulation(&self) -> Vec<Tensor> {

@@ -55,12 +55,29 @@ impl Footprint {
 
     pub(super) fn step_work(&self, plan: &Plan, offload: Offload) -> u64 {
         let runs = plan.runs_per_step as u64;
+        let kept = self.kept(plan);
         self.transformer(offload, plan.compute.transformer, plan.fp8)
             .activations(RunSizes {
                 tokens: plan.tokens().unsigned_abs(),
                 batch: (plan.batch as u64).saturating_mul(if runs == 2 { 2 } else { 1 }),
                 vectors: (plan.schedule.steps() as u64).saturating_mul(runs),
             })
+            .saturating_add(kept)
+    }
+
+    /// Returns the bytes that a step cache keeps from step to step, for all images and prompts.
+    fn kept(&self, plan: &Plan) -> u64 {
+        let element = plan.compute.transformer.elt_size_in_bytes() as u64;
+        let tokens = plan.target.tokens().unsigned_abs();
+        [
+            plan.step_cache.kept_tensors(),
+            self.config.width().unsigned_abs(),
+            element,
+            plan.batch as u64,
+            plan.runs_per_step as u64,
+        ]
+        .into_iter()
+        .fold(tokens, u64::saturating_mul)
     }
 
     pub(super) fn encoder_work(&self, plan: &Plan, area: u64) -> u64 {

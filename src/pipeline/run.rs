@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use image::RgbImage;
 use kontext_core::{Conditioning, During, Error, Result, Stage, Tensor, Tokens, array, buffer, noise};
-use kontext_dit::{Arithmetic, Run, RunInput};
+use kontext_dit::{Arithmetic, CachedRun, Run, RunInput, StepWork};
 use kontext_nn::without_fp8;
 use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_sampler::{CfgMode, Conformance, add_noise, guidance, integrate, pack, unpack};
@@ -95,7 +95,7 @@ impl Pipeline {
             vae.end();
         }
         // 5. Sampling.
-        let latents = self
+        let (latents, work) = self
             .sample(
                 computing,
                 request,
@@ -131,6 +131,7 @@ impl Pipeline {
         let image = buffer::copied_image(image)?;
         let guidance = plan.guidance.unwrap_or_default();
         let latents = array::to_array(&latents)?;
+        let flops = plan.flops_of(&self.facts, request.cfg_mode, &work);
         let output = Output {
             image,
             images,
@@ -140,6 +141,8 @@ impl Pipeline {
             prompt_2: request.prompt_2.clone(),
             guidance,
             unseen,
+            work,
+            flops,
             plan,
         };
         Ok(Finished { output, first })
@@ -173,7 +176,8 @@ impl Pipeline {
         Ok(Tensor::f_cat(&items, 0)?)
     }
 
-    /// Runs the denoising loop; everything independent of the sample is prepared before it.
+    /// Runs the denoising loop; everything independent of the sample is prepared before it. Returns the latents, and the work
+    /// of each prompt's steps.
     #[allow(clippy::too_many_arguments)] // The loop's ingredients, each used once.
     fn sample(
         &self,
@@ -186,7 +190,7 @@ impl Pipeline {
         negative: Option<&Conditioning>,
         context: Option<&Tokens>,
         observe: Observer<'_>,
-    ) -> Result<Tensor> {
+    ) -> Result<(Tensor, Vec<Vec<StepWork>>)> {
         let (dit, dtype) = (self.lease_dit(loras)?, self.precision.dtype);
         let missing = self.parts.kernels.missing();
         if let Some(reason) = missing.filter(|_| arithmetic(plan.conformance) == Arithmetic::Fewest) {
@@ -197,7 +201,7 @@ impl Pipeline {
         let guidance_value = plan.guidance.map(|g| plan.schedule.embedded_guidance(g, dtype));
         // The transformer computes in the kind of its conditioning.
         let compute = plan.compute.transformer;
-        let prepare = |conditioning: &Conditioning| -> Result<Run> {
+        let prepare = |conditioning: &Conditioning| -> Result<(Run, CachedRun)> {
             let conditioning = &Conditioning {
                 prompt_embeds: conditioning.prompt_embeds.f_to_kind(compute)?,
                 pooled: conditioning.pooled.shallow_clone(),
@@ -210,10 +214,12 @@ impl Pipeline {
                 guidance: guidance_value,
             };
             let run = computing.step(|| dit.with(|dit| dit.prepare(&input)))?;
-            Ok(run.arithmetic(arithmetic(plan.conformance)))
+            let run = run.arithmetic(arithmetic(plan.conformance));
+            let cache = dit.with(|dit| dit.step_cache(&plan.step_cache, &run))?;
+            Ok((run, cache))
         };
-        let forward = |run: &Run, step: usize, x: &Tensor| {
-            let forward = || dit.with(|dit| dit.forward(run, step, x));
+        let forward = |(run, cache): &mut (Run, CachedRun), step: usize, x: &Tensor| {
+            let forward = || dit.with(|dit| dit.forward_cached(run, step, x, cache));
             // Runs that follow another program have its roundings, unless the builder sets these.
             if plan.fp8 || plan.conformance == Conformance::Native {
                 self.attention.scope(forward)
@@ -222,7 +228,7 @@ impl Pipeline {
             }
         };
         let batched = request.cfg_mode == CfgMode::Batched;
-        let (positive, negative) = match negative {
+        let (mut positive, mut negative) = match negative {
             Some(negative) if batched => (
                 prepare(&repeat(positive, plan.batch)?.stack(&repeat(negative, plan.batch)?)?)?,
                 None,
@@ -230,21 +236,21 @@ impl Pipeline {
             Some(negative) => (prepare(positive)?, Some(prepare(negative)?)),
             None => (prepare(positive)?, None),
         };
-        let predict = |x: &Tensor, step: usize| -> Result<Tensor> {
+        let mut predict = |x: &Tensor, step: usize| -> Result<Tensor> {
             let x = x.f_to_kind(compute)?;
-            let v = if let Some(negative) = &negative {
+            let v = if let Some(negative) = &mut negative {
                 guidance::combine(
-                    &forward(&positive, step, &x)?,
+                    &forward(&mut positive, step, &x)?,
                     &forward(negative, step, &x)?,
                     request.true_cfg,
                 )?
             } else if plan.runs_per_step == 2 {
                 guidance::combine_batched(
-                    &forward(&positive, step, &Tensor::f_cat(&[&x, &x], 0)?)?,
+                    &forward(&mut positive, step, &Tensor::f_cat(&[&x, &x], 0)?)?,
                     request.true_cfg,
                 )?
             } else {
-                forward(&positive, step, &x)?
+                forward(&mut positive, step, &x)?
             };
             Ok(v.f_to_kind(dtype)?)
         };
@@ -257,9 +263,10 @@ impl Pipeline {
                 latents: step.latents,
             })
         });
-        drop((positive, negative));
+        let caches = [Some(positive), negative].into_iter().flatten();
+        let work = caches.map(|(_, cache)| cache.into_work()).collect();
         dit.end();
-        sampled
+        Ok((sampled?, work))
     }
 
     pub(super) fn codec<'a>(&self, vae: &'a Autoencoder, plan: &Plan) -> Codec<'a> {

@@ -84,6 +84,7 @@ pub(crate) fn check_numbers(request: &Request) -> Result<()> {
             value,
         ));
     }
+    request.step_cache.validate()?;
     for lora in request.loras.iter().flatten() {
         range::finite("scale of a LoRA", lora.scale)?;
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use kontext_dit::StepWork;
 use kontext_sampler::ids::Origin;
 
 use crate::Plan;
@@ -59,6 +60,9 @@ impl fmt::Display for Plan {
             "steps:       {steps} from sigma {first:.3}, {} model run(s) each",
             self.runs_per_step
         )?;
+        if !self.step_cache.is_off() {
+            writeln!(f, "step cache:  {}, {}", self.step_cache, computed(self))?;
+        }
         match self.guidance {
             Some(guidance) => writeln!(f, "guidance:    {guidance}")?,
             None => writeln!(f, "guidance:    none (the model embeds none)")?,
@@ -75,6 +79,18 @@ impl fmt::Display for Plan {
             .iter()
             .try_for_each(|warning| write!(f, "\nwarning:     {warning}"))
     }
+}
+
+/// Returns the steps that a plan with a step cache computes, and their share of the operations.
+fn computed(plan: &Plan) -> String {
+    let share = |flops: u64| 100.0 * flops as f64 / plan.flops.exact.max(1) as f64;
+    let (least, most) = (share(plan.flops.least), share(plan.flops.most));
+    let Some(work) = &plan.work else {
+        return format!("decides while running; {least:.0} to {most:.0} % of the operations");
+    };
+    let steps = (0..work.len()).filter(|step| work[*step] == StepWork::Computed);
+    let steps: Vec<_> = steps.map(|step| (step + 1).to_string()).collect();
+    format!("computes steps {}; {most:.0} % of the operations", steps.join(" "))
 }
 
 /// Returns the addition to the kinds of arithmetic of a run with products in fp8.

@@ -13,6 +13,7 @@ use crate::{ModelDefaults, Threads, Warning};
 /// Properties of the model that a plan depends on.
 #[derive(Debug, Clone)]
 pub(crate) struct ModelFacts {
+    pub(super) config: DitConfig,
     pub(crate) sizes: Vec<Size>,
     pub(crate) shift: Shift,
     pub(crate) guidance_embed: bool,
@@ -33,6 +34,7 @@ impl ModelFacts {
     pub(crate) fn new(config: &DitConfig, shift: Shift, text_tokens: usize, defaults: ModelDefaults) -> Self {
         let guidance = defaults.guidance.filter(|_| !config.guidance_embed);
         Self {
+            config: config.clone(),
             sizes: defaults.sizes(),
             shift,
             guidance_embed: config.guidance_embed,

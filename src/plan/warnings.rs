@@ -1,5 +1,6 @@
 //! Warnings of a plan.
 
+use kontext_dit::StepWork;
 use kontext_sampler::{CfgMode, Conformance, References, Size};
 
 use super::sizes::MOST_STRETCH;
@@ -15,6 +16,11 @@ pub(super) fn warnings(request: &Request, plan: &Plan, facts: &ModelFacts) -> Ve
     }
     if let (Some(seed), Some(_)) = (request.seed, &request.noise) {
         warnings.push(Warning::SeedIgnored { seed });
+    }
+    let all = |work: &Vec<StepWork>| work.iter().all(|work| *work == StepWork::Computed);
+    let steps = plan.schedule.steps();
+    if !request.step_cache.is_off() && all(&request.step_cache.fewest(steps, !plan.references.is_empty())) {
+        warnings.push(Warning::StepCacheIgnored { steps });
     }
     let (references, images) = (request.references, request.images.len());
     let placed = match references {
@@ -90,7 +96,7 @@ fn of_sizes(request: &Request, plan: &Plan) -> Vec<Warning> {
 #[cfg(test)]
 mod tests {
     use image::RgbImage;
-    use kontext_dit::DitConfig;
+    use kontext_dit::{DitConfig, MagCache, StepCache};
     use kontext_sampler::Shift;
 
     use super::*;
@@ -148,6 +154,10 @@ mod tests {
                 "seed 7 has no effect next to noise; set one of them",
             ),
             (
+                edit().steps(4).step_cache(StepCache::MagCache(MagCache::default())),
+                "the step cache has no effect: all of the 4 steps are computed; leave it out, or set more steps",
+            ),
+            (
                 edit().size(1024, 1024).max_area(65_536),
                 "max_area 65536 has no effect next to width or height; leave it out, or leave out both sides",
             ),
@@ -203,6 +213,7 @@ mod tests {
             // Programs pass an empty negative prompt where there is none.
             edit().negative_prompt(""),
             edit().max_area(65_536),
+            edit().steps(28).step_cache(StepCache::MagCache(MagCache::default())),
             two.clone().references(References::Index),
             edit().references(References::Stitch),
             Request::default().size(512, 512).max_area(512 * 512).conform(diffusers),

@@ -1,5 +1,6 @@
 //! Setting a request's options, one after the other.
 
+use kontext_dit::StepCache;
 use kontext_sampler::{CfgMode, Conformance, References};
 use ndarray::ArrayD;
 
@@ -210,6 +211,22 @@ impl Request {
     #[must_use]
     pub fn conform(self, conformance: Conformance) -> Self {
         Self { conformance, ..self }
+    }
+
+    /// Sets [`Request::step_cache`].
+    ///
+    /// # Example
+    /// ```
+    /// use kontext::{MagCache, Request, StepCache};
+    /// let fast = Request::generate("a lighthouse").step_cache(StepCache::MagCache(MagCache::default()));
+    /// assert_eq!(fast.step_cache.to_string(), "magcache");
+    /// ```
+    #[must_use]
+    pub fn step_cache(self, cache: StepCache) -> Self {
+        Self {
+            step_cache: cache,
+            ..self
+        }
     }
 
     /// Sets [`Request::noise`].

@@ -71,6 +71,7 @@ impl Session {
             steps: plan.schedule.steps(),
             guidance: output.guidance,
             model_size: plan.target.size(),
+            step_cache: plan.step_cache,
         };
         let request = Request {
             seed: Some(output.seed),

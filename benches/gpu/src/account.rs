@@ -6,6 +6,8 @@
 //! kernels are launched on a target that only counts. Bytes are in units of U, one pass over the sequence in bf16. A
 //! product in fp8 counts as one operation, which it is on a GPU.
 
+#[cfg(test)]
+mod flops;
 mod fp8_products;
 mod step;
 

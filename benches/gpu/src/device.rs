@@ -47,6 +47,12 @@ pub(crate) struct Operations {
     pub(crate) others: u64,
     /// Bytes that the others read and write.
     pub(crate) bytes: u64,
+    /// Floating-point operations of the products: two for each multiplication.
+    #[cfg_attr(
+        not(test),
+        allow(dead_code, reason = "compared with the library's formulas in tests")
+    )]
+    pub(crate) flops: u64,
 }
 
 /// A CUDA event in the device's stream; on the CPU, a point in time.
@@ -112,8 +118,8 @@ pub(crate) fn synchronize(device: Device) -> anyhow::Result<()> {
 #[allow(unsafe_code)]
 pub(crate) fn account(device: Device) -> anyhow::Result<Option<Account>> {
     let Some(index) = index(device) else { return Ok(None) };
-    let mut numbers = [0_i64; 3];
-    // SAFETY: the shim writes three numbers.
+    let mut numbers = [0_i64; 4];
+    // SAFETY: the shim writes four numbers.
     check(unsafe { shim::kit_memory(index, numbers.as_mut_ptr()) })?;
     let [allocated, peak, reserved_peak] = numbers.map(i64::unsigned_abs);
     Ok(Some(Account {
@@ -147,11 +153,12 @@ pub(crate) fn operations(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::R
     // SAFETY: the shim writes three numbers.
     check(unsafe { shim::kit_count_end(numbers.as_mut_ptr()) })?;
     worked?;
-    let [products, others, bytes] = numbers.map(i64::unsigned_abs);
+    let [products, others, bytes, flops] = numbers.map(i64::unsigned_abs);
     Ok(Operations {
         products,
         others,
         bytes,
+        flops,
     })
 }
 
@@ -233,6 +240,7 @@ mod tests {
             products: 1,
             others: 2,
             bytes: (512 + 64 + 512) + (512 + 1024),
+            flops: 2 * 16 * 8 * 16,
         };
         assert_eq!(got.expect("counted"), expected);
     }

@@ -46,6 +46,7 @@ struct Account {
   int64_t products = 0;
   int64_t others = 0;
   int64_t other_bytes = 0;  // read and written by the others
+  int64_t flops = 0;        // of the products: two for each multiplication
 };
 
 struct Frame : at::ObserverContext {
@@ -53,6 +54,7 @@ struct Frame : at::ObserverContext {
   bool product = false;
   bool whole = false;  // one operation, whatever it calls
   int64_t read = 0;
+  int64_t flops = 0;
 };
 
 thread_local Account account;
@@ -76,6 +78,26 @@ bool computes(const std::string& name) {
 bool is_product(const std::string& name) {
   return name.find("mm") != std::string::npos || name.find("linear") != std::string::npos ||
       name.find("matmul") != std::string::npos || name.find("attention") != std::string::npos;
+}
+
+// The floating-point operations of a product or an attention, from its tensors: the factors are the last two inputs of a
+// product that adds to its first, and the first two of the others.
+int64_t flops_of(const std::string& name, c10::ArrayRef<const c10::IValue> inputs) {
+  std::vector<at::Tensor> tensors;
+  for (const auto& value : inputs) {
+    if (value.isTensor() && value.toTensor().defined()) tensors.push_back(value.toTensor());
+  }
+  if (tensors.size() < 2) return 0;
+  if (name.find("attention") != std::string::npos) {
+    // Queries [N, H, Q, D] and keys [N, H, K, D]: scores, and their sums of values.
+    const auto &q = tensors.at(0), &k = tensors.at(1);
+    return 4 * q.numel() * k.size(-2);
+  }
+  const bool adds = name.find("add") != std::string::npos && tensors.size() > 2;
+  const auto &a = tensors.at(adds ? 1 : 0), &b = tensors.at(adds ? 2 : 1);
+  // A linear layer's weight has its outputs first.
+  const int64_t columns = name.find("linear") != std::string::npos ? b.size(0) : b.size(-1);
+  return 2 * a.numel() * columns;
 }
 
 int64_t bytes_of(const at::Tensor& tensor) {
@@ -111,6 +133,7 @@ std::unique_ptr<at::ObserverContext> entered(const at::RecordFunction& function)
   // A copy does not read its destination, which comes first.
   const bool copies = is_one_of(function.name(), {"aten::copy_", "aten::fill_", "aten::zero_"});
   frame->read = bytes_of(function.inputs(), copies ? 1 : 0);
+  if (frame->product) frame->flops = flops_of(function.name(), function.inputs());
   frames.push_back(frame.get());
   return frame;
 }
@@ -125,6 +148,7 @@ void left(const at::RecordFunction& function, at::ObserverContext* context) {
   if (within_whole() || (!whole && !inner && !computes(function.name()))) return;
   if (product) {
     ++account.products;
+    account.flops += static_cast<Frame*>(context)->flops;
   } else if (whole || !inner) {
     ++account.others;
     const auto& outputs = function.outputs();
@@ -204,14 +228,15 @@ const char* kit_count_begin() {
   });
 }
 
-// Ends the count. Writes three numbers: of matrix products and attentions, of other operations that compute, and of
-// bytes that the others read and write.
+// Ends the count. Writes four numbers: of matrix products and attentions, of other operations that compute, of bytes
+// that the others read and write, and of the products' floating-point operations.
 const char* kit_count_end(int64_t* out) {
   return guarded([&] {
     at::removeCallback(counting);
     out[0] = account.products;
     out[1] = account.others;
     out[2] = account.other_bytes;
+    out[3] = account.flops;
   });
 }
 }

@@ -4,7 +4,7 @@
 //! bootstrap intervals over the walks as tables and curves. It contains no model.
 
 mod map;
-mod plot;
+pub(crate) mod plot;
 mod score;
 mod table;
 

@@ -8,7 +8,7 @@ use super::{Column, Drift};
 use crate::statistics::Estimate;
 
 /// Okabe and Ito's colour-blind-safe palette.
-const COLOURS: [RGBColor; 7] = [
+pub(crate) const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
@@ -19,8 +19,8 @@ const COLOURS: [RGBColor; 7] = [
 ];
 /// Size of one panel in pixels.
 const PANEL: (u32, u32) = (520, 340);
-/// Height of the legend above the panels.
-const LEGEND: u32 = 34;
+/// Height of the legend above the panels, in pixels.
+pub(crate) const LEGEND: u32 = 34;
 
 /// One plot among several.
 #[derive(Debug, Clone, Copy)]
@@ -33,7 +33,7 @@ pub struct Panel<'a> {
     pub column: Column,
 }
 
-type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
+pub(crate) type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
 
 /// Draws panels side by side, two in a row: a curve per method with its interval as a band. The legend at the
 /// top names the methods of the first panel.
@@ -50,7 +50,11 @@ pub fn plot(panels: &[Panel<'_>]) -> Result<String> {
         let whole = SVGBackend::with_string(svg, size).into_drawing_area();
         whole.fill(&WHITE)?;
         let (legend, area) = whole.split_vertically(LEGEND);
-        draw_legend(&legend, curves.first().map(Vec::as_slice).unwrap_or_default())?;
+        let first = curves.first().map(Vec::as_slice).unwrap_or_default();
+        draw_legend(
+            &legend,
+            &first.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+        )?;
         for ((part, panel), curves) in area.split_evenly((rows, columns)).iter().zip(panels).zip(&curves) {
             draw_panel(part, panel, curves)?;
         }
@@ -123,20 +127,20 @@ fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel<'_>, curv
     Ok(())
 }
 
-/// Draws the legend as one row of line samples, each followed by its method. Inside a panel it would cover
-/// the curves.
-fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, curves: &[Curve]) -> Drawn {
+/// Draws the legend as one row of line samples, each followed by its name. Inside a panel it would cover the
+/// curves.
+pub(crate) fn draw_legend(area: &DrawingArea<SVGBackend<'_>, Shift>, names: &[&str]) -> Drawn {
     const LINE: i32 = 20;
     const GAP: i32 = 6;
-    let width = area.dim_in_pixel().0 as usize / curves.len().max(1);
+    let width = area.dim_in_pixel().0 as usize / names.len().max(1);
     let (line, text) = (LEGEND as i32 / 2 + 3, LEGEND as i32 / 2 - 4);
-    for (index, ((name, _), colour)) in curves.iter().zip(COLOURS.iter().cycle()).enumerate() {
+    for (index, (name, colour)) in names.iter().zip(COLOURS.iter().cycle()).enumerate() {
         let left = (index * width) as i32 + 2 * GAP;
         area.draw(&PathElement::new(
             vec![(left, line), (left + LINE, line)],
             colour.stroke_width(2),
         ))?;
-        area.draw(&Text::new(name.as_str(), (left + LINE + GAP, text), ("sans-serif", 14)))?;
+        area.draw(&Text::new(*name, (left + LINE + GAP, text), ("sans-serif", 14)))?;
     }
     Ok(())
 }

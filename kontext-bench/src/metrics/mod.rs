@@ -1,8 +1,13 @@
-//! Distances between 8-bit RGB images: by pixels, colours, structure, and features of a network.
+//! Distances between 8-bit RGB images, and between sets of them: by pixels, colours, structure, and features of
+//! a network.
 
 mod change;
 mod delta_e;
+mod diversity;
 mod embedder;
+mod gradient;
+mod kernel_distance;
+mod kid;
 mod lab;
 mod ms_ssim;
 mod perceptual;
@@ -17,7 +22,11 @@ use kontext_core::{Error, Result};
 
 pub use change::{ChangeMap, DEFAULT_THRESHOLD, Magnitude};
 pub use delta_e::{delta_e, delta_e_map};
+pub use diversity::diversity;
 pub use embedder::{Embedder, identity};
+pub use gradient::{gradient, relative_sharpness};
+pub use kernel_distance::{Samples, kernel_distance};
+pub use kid::Kid;
 pub use ms_ssim::{LEAST_SIDE, ms_ssim};
 pub use perceptual::{Backbone, Features, Perceptual};
 pub use psnr::psnr;

@@ -1,11 +1,11 @@
 //! A small model's inputs, and a step of it.
-#![allow(clippy::unwrap_used)] // In helper functions of tests.
+#![allow(clippy::unwrap_used, dead_code)] // In helper functions of tests, some of which use not all of them.
 
 use kontext_core::{Conditioning, Device, Kind, Tensor, Tokens, noise};
 use kontext_dit::{Dit, DitConfig, Run, RunInput};
 
-const TEXT: i64 = 5;
-const TARGET: i64 = 7;
+pub(crate) const TEXT: i64 = 5;
+pub(crate) const TARGET: i64 = 7;
 const CONTEXT: i64 = 6;
 
 pub(crate) fn config(double_blocks: i64, single_blocks: i64) -> DitConfig {
@@ -33,7 +33,11 @@ pub(crate) fn draw(shape: &[i64], seed: u64) -> Tensor {
 /// Batch of the prompts, batch of the target, and references.
 pub(crate) type Case = (i64, i64, bool);
 
-pub(crate) fn prepare(dit: &Dit, (prompts, _, reference): Case, kind: Kind) -> Run {
+pub(crate) fn prepare(dit: &Dit, case: Case, kind: Kind) -> Run {
+    prepare_times(dit, case, kind, &[900.0, 400.0])
+}
+
+pub(crate) fn prepare_times(dit: &Dit, (prompts, _, reference): Case, kind: Kind, times: &[f32]) -> Run {
     let ids = |tokens: i64, t: f64| {
         let at = Tensor::arange(tokens, (Kind::Float, Device::Cpu));
         Tensor::stack(&[at.full_like(t), at.shallow_clone(), at * 0.0 + 3.0], 1)
@@ -47,7 +51,7 @@ pub(crate) fn prepare(dit: &Dit, (prompts, _, reference): Case, kind: Kind) -> R
         conditioning: &conditioning,
         target_ids: &ids(TARGET, 0.0),
         context: reference.then_some(&context),
-        times: &[900.0, 400.0],
+        times,
         guidance: Some(2500.0),
     };
     dit.prepare(&input).unwrap()

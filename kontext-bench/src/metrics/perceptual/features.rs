@@ -12,6 +12,7 @@ use crate::metrics::{Embedder, at_least};
 
 /// Pixels per batch: VGG's first layers take 512 bytes for each.
 const BATCH_PIXELS: usize = 1 << 20;
+const EMBEDDING: Stage = Stage::Other("embedding images");
 
 /// A network whose layers [`super::Perceptual`] compares, and a general-purpose embedder.
 ///
@@ -104,6 +105,37 @@ impl Features {
     #[must_use]
     pub fn network(&self) -> &str {
         self.name.trim_start_matches("pooled-")
+    }
+
+    /// Returns a vector of each image: the means over positions of each compared layer, one layer after the
+    /// other, of [`Backbone::channels`] values each. Early layers have textures, late ones contents.
+    ///
+    /// # Errors
+    /// [`kontext_core::Error::InvalidArgument`] if an image is smaller than [`Backbone::least_side`];
+    /// [`kontext_core::Error::Torch`] if libtorch fails.
+    ///
+    /// # Example
+    /// ```
+    /// use image::RgbImage;
+    /// use kontext_bench::metrics::{Backbone, Features};
+    /// use kontext_core::Device;
+    /// use kontext_nn::Weights;
+    /// let features = Features::new(Backbone::AlexNet, &Weights::synthetic(0), Device::Cpu)?;
+    /// assert_eq!(features.pooled(&[&RgbImage::new(40, 32)])?[0].len(), 64 + 192 + 384 + 256 + 256);
+    /// # Ok::<(), kontext_core::Error>(())
+    /// ```
+    pub fn pooled(&self, images: &[&RgbImage]) -> Result<Vec<Vec<f32>>> {
+        let mut vectors = Vec::with_capacity(images.len());
+        for batch in batches(images, |image| *image, 1) {
+            let mut layers = Vec::new();
+            self.each(batch, |features| {
+                layers.push(features.f_mean_dim([2_i64, 3].as_slice(), false, Kind::Float)?); // [B, C]
+                Ok(())
+            })
+            .during(EMBEDDING)?;
+            append_rows(&mut vectors, &Tensor::f_cat(&layers, 1)?, batch.len())?;
+        }
+        Ok(vectors)
     }
 
     pub(super) fn device(&self) -> Device {
@@ -215,15 +247,21 @@ impl Embedder for Features {
                 last = Some(features.shallow_clone());
                 Ok(())
             })
-            .during(Stage::Other("embedding images"))?;
+            .during(EMBEDDING)?;
             let Some(last) = last else { continue };
             let pooled = last.f_mean_dim([2_i64, 3].as_slice(), false, Kind::Float)?; // [B, C]
-            for row in 0..batch.len() as i64 {
-                vectors.push(array::to_vec(&pooled.f_select(0, row)?)?);
-            }
+            append_rows(&mut vectors, &pooled, batch.len())?;
         }
         Ok(vectors)
     }
+}
+
+/// Appends the rows of a matrix [rows, C].
+fn append_rows(vectors: &mut Vec<Vec<f32>>, matrix: &Tensor, rows: usize) -> Result<()> {
+    for row in 0..rows as i64 {
+        vectors.push(array::to_vec(&matrix.f_select(0, row)?)?);
+    }
+    Ok(())
 }
 
 /// Splits items into batches: consecutive items with images of one size, as many as fit in a network's batch;

@@ -1,0 +1,179 @@
+//! Loops of 28 steps, exact and with each mode of reuse: full width, few blocks, random weights, on the CPU; in bf16 if it
+//! has units for it, else in f32.
+//!
+//! A 256x256 edit: 256 target tokens, 256 reference tokens, 512 text tokens. All modes run in turn, in several rounds, and
+//! a mode's time is its least. Errors are those of the last latents, relative to their change by the exact loop: of random
+//! weights they say that a mode computes something near, and not how good it is (`tests/reuse.rs` does, on a trained model).
+//!
+//! ```text
+//! cargo bench --bench reuse                # two rounds: 2 minutes in bf16 on two cores, 1.5 GB of memory
+//! cargo bench --bench reuse -- 1 f32       # one round, in f32
+//! ```
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // A benchmark that cannot run stops, and prints its table.
+
+use std::time::Instant;
+
+use kontext_core::{Conditioning, Device, Kind, Result, Tensor, Tokens, check};
+use kontext_device::cpu;
+use kontext_dit::{Dit, DitConfig, DitFlops, Run, RunCounts, RunInput, StepCache, StepWork};
+use kontext_nn::Weights;
+use kontext_sampler::ids::{Origin, grid_ids};
+use kontext_sampler::{Conformance, Schedule, Shift, Size};
+
+const BLOCKS: (i64, i64) = (1, 2);
+/// Width and height of target and reference, in pixels.
+const SIDE: u32 = 256;
+/// Number of T5 tokens in FLUX.1 [dev].
+const TEXT: i64 = 512;
+/// Number of denoising steps, diffusers' default.
+const STEPS: usize = 28;
+/// Rows of the table.
+const MODES: [&str; 7] = [
+    "off",
+    "magcache",
+    "magcache:threshold=0.1,most_skips=5",
+    "taylor",
+    "taylor:interval=2,first=6",
+    "first-block:threshold=0.12",
+    "teacache",
+];
+
+/// A transformer and its inputs.
+struct Bench {
+    kind: Kind,
+    dit: Dit,
+    run: Run,
+    noise: Tensor,
+    sigmas: Vec<f32>,
+    flops: DitFlops,
+}
+
+/// Result of a loop.
+struct Loop {
+    seconds: f64,
+    latents: Tensor,
+    work: Vec<StepWork>,
+}
+
+impl Bench {
+    fn new(kind: Kind) -> Result<Self> {
+        let config = DitConfig {
+            double_blocks: BLOCKS.0,
+            single_blocks: BLOCKS.1,
+            ..DitConfig::kontext_dev()
+        };
+        let grid = Size::new(SIDE, SIDE).grid()?;
+        let features = [1, grid.tokens(), config.in_channels];
+        let dit = Dit::new(&random_weights(&config, kind)?, &config, |_| ())?;
+        let schedule = Schedule::new(STEPS, grid.tokens(), Shift::dev(), Conformance::Native)?;
+        let run = dit.prepare(&RunInput {
+            conditioning: &Conditioning {
+                // The model computes in its kind.
+                prompt_embeds: random(&[1, TEXT, config.context_dim])?.f_to_kind(kind)?,
+                pooled: random(&[1, config.pooled_dim])?,
+            },
+            target_ids: &grid_ids(grid, Origin { t: 0, y: 0, x: 0 })?,
+            context: Some(&Tokens::new(
+                random(&features)?,
+                grid_ids(grid, Origin { t: 1, y: 0, x: 0 })?,
+            )?),
+            times: &schedule.embedded_times(kind),
+            guidance: Some(2500.0),
+        })?;
+        let tokens = grid.tokens().unsigned_abs();
+        let counts = RunCounts {
+            text: TEXT.unsigned_abs(),
+            target: tokens,
+            references: tokens,
+            samples: 1,
+            prompts: 1,
+            steps: STEPS as u64,
+        };
+        Ok(Self {
+            kind,
+            flops: DitFlops::of(&config, &counts),
+            dit,
+            run,
+            noise: random(&features)?,
+            sigmas: schedule.sigmas().to_vec(),
+        })
+    }
+
+    /// Runs the loop with a step cache.
+    fn cached(&self, cache: &StepCache) -> Result<Loop> {
+        let mut state = self.dit.step_cache(cache, &self.run)?;
+        let begun = Instant::now();
+        let mut latents = self.noise.shallow_clone();
+        for (step, pair) in self.sigmas.windows(2).enumerate() {
+            let velocity = self
+                .dit
+                .forward_cached(&self.run, step, &latents.f_to_kind(self.kind)?, &mut state)?;
+            latents = latents.f_add(
+                &velocity
+                    .f_to_kind(Kind::Float)?
+                    .f_mul_scalar(f64::from(pair[1] - pair[0]))?,
+            )?;
+        }
+        Ok(Loop {
+            seconds: begun.elapsed().as_secs_f64(),
+            latents,
+            work: state.into_work(),
+        })
+    }
+}
+
+fn random(shape: &[i64]) -> Result<Tensor> {
+    Ok(Tensor::f_randn(shape, (Kind::Float, Device::Cpu))?)
+}
+
+/// Draws weights of variance 1 / fan-in. At this size `Weights::synthetic` takes longer than a loop.
+fn random_weights(config: &DitConfig, kind: Kind) -> Result<Weights> {
+    let blank = Weights::blank();
+    Dit::new(&blank, config, |_| ())?;
+    let draw = |(name, shape): (String, Vec<i64>)| {
+        let fan_in = shape.iter().skip(1).product::<i64>() as f64;
+        let weight = random(&shape)?.f_mul_scalar_(fan_in.powf(-0.5))?;
+        Ok((name, weight.f_to_kind(kind)?))
+    };
+    Ok(Weights::from_tensors(
+        blank.shapes().into_iter().map(draw).collect::<Result<Vec<_>>>()?,
+    ))
+}
+
+fn main() {
+    // cargo adds `--bench`.
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let rounds: usize = words.iter().find_map(|word| word.parse().ok()).unwrap_or(2);
+    let kind = if cpu::has_bf16_units() && !words.iter().any(|word| word == "f32") {
+        Kind::BFloat16
+    } else {
+        Kind::Float
+    };
+    let bench = Bench::new(kind).unwrap();
+    let caches = MODES.map(|mode| mode.parse::<StepCache>().unwrap());
+    let mut loops: Vec<Loop> = caches.iter().map(|cache| bench.cached(cache).unwrap()).collect();
+    for _ in 1..rounds.max(1) {
+        for (best, cache) in loops.iter_mut().zip(&caches) {
+            best.seconds = best.seconds.min(bench.cached(cache).unwrap().seconds);
+        }
+    }
+    println!(
+        "{kind:?}, {} + {} blocks, {STEPS} steps, {rounds} round(s)",
+        BLOCKS.0, BLOCKS.1
+    );
+    println!("| mode | seconds | times faster | times fewer operations | computed steps | relative error |");
+    println!("|---|---:|---:|---:|---:|---:|");
+    let exact = &loops[0];
+    let change = |looped: &Loop| &looped.latents - &bench.noise;
+    let flops = |looped: &Loop, cache| bench.flops.run(&looped.work, cache) as f64;
+    for ((mode, cache), looped) in MODES.iter().zip(&caches).zip(&loops) {
+        println!(
+            "| {mode} | {:.2} | {:.2} | {:.2} | {} | {:.4} |",
+            looped.seconds,
+            exact.seconds / looped.seconds,
+            flops(exact, &caches[0]) / flops(looped, cache),
+            looped.work.iter().filter(|work| **work == StepWork::Computed).count(),
+            check::relative_l2(&change(looped), &change(exact)).unwrap(),
+        );
+    }
+}

@@ -1,0 +1,161 @@
+//! Floating-point operations of a run, computed from the configuration and the sizes.
+
+use crate::{DitConfig, StepCache, StepWork};
+
+/// Features of the sinusoidal embeddings.
+const SINUSOID: u64 = 256;
+
+/// Sizes of a run that determine its operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunCounts {
+    /// Tokens of text (T).
+    pub text: u64,
+    /// Tokens of the target (L).
+    pub target: u64,
+    /// Tokens of the references (R).
+    pub references: u64,
+    /// Samples of a step (N).
+    pub samples: u64,
+    /// Prompts that the run is prepared for: 1, or one for each sample.
+    pub prompts: u64,
+    /// Steps.
+    pub steps: u64,
+}
+
+/// Floating-point operations of a run of the transformer: two for each multiplication of its matrix products and
+/// attentions. Norms, rotations and other operations element by element are left out.
+///
+/// # Example
+/// An edit at 1024x1024 in 28 steps:
+/// ```
+/// use kontext_dit::{DitConfig, DitFlops, RunCounts, StepCache};
+/// let counts = RunCounts { text: 512, target: 4096, references: 4096, samples: 1, prompts: 1, steps: 28 };
+/// let flops = DitFlops::of(&DitConfig::kontext_dev(), &counts);
+/// let run = |cache: &str| {
+///     let cache: StepCache = cache.parse()?;
+///     Ok::<_, kontext_core::Error>(flops.run(&cache.fewest(28, true), &cache) as f64)
+/// };
+/// assert!((run("off")? / run("magcache")? - 2.0).abs() < 0.01);
+/// # Ok::<(), kontext_core::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DitFlops {
+    /// Work once a run: modulation of all steps, text and references.
+    pub prepare: u64,
+    /// Input projection of the target in a step.
+    pub enter: u64,
+    /// First block in a step.
+    pub first_block: u64,
+    /// All blocks in a step.
+    pub blocks: u64,
+    /// Last layer in a step.
+    pub leave: u64,
+}
+
+impl DitFlops {
+    /// Counts the operations of a run.
+    #[must_use]
+    pub fn of(config: &DitConfig, run: &RunCounts) -> Self {
+        let sizes = Sizes::of(config);
+        let (double, single) = (config.double_blocks.unsigned_abs(), config.single_blocks.unsigned_abs());
+        let rows = run.text.saturating_add(run.target).saturating_add(run.references);
+        let doubles = sizes.block(rows, rows, rows);
+        // The last single block computes keys and values of all tokens, and the rest for the target.
+        let last = sizes.block(run.target, rows, rows);
+        let blocks = match single.checked_sub(1) {
+            Some(whole) => times(&[double.saturating_add(whole), doubles]).saturating_add(last),
+            None => times(&[double, doubles]),
+        };
+        let first = if double == 0 && single == 1 { last } else { doubles };
+        let Sizes {
+            width, channels, out, ..
+        } = sizes;
+        Self {
+            prepare: sizes.prepare(config, run),
+            enter: times(&[2, run.samples, run.target, channels, width]),
+            first_block: times(&[run.samples, first]),
+            blocks: times(&[run.samples, blocks]),
+            leave: times(&[2, run.samples, run.target, width, out]),
+        }
+    }
+
+    /// Returns the operations of a step.
+    #[must_use]
+    pub fn step(&self, work: StepWork, cache: &StepCache) -> u64 {
+        let ends = self.enter.saturating_add(self.leave);
+        let more = match (work, cache) {
+            // The measured input is projected apart from the computed one.
+            (StepWork::Computed, StepCache::TeaCache(_)) => self.blocks.saturating_add(self.enter),
+            (StepWork::Computed, _) => self.blocks,
+            (StepWork::Skipped, StepCache::FirstBlock(_)) => self.first_block,
+            (StepWork::Skipped, _) => 0,
+        };
+        ends.saturating_add(more)
+    }
+
+    /// Returns the operations of a run whose steps do this work.
+    #[must_use]
+    pub fn run(&self, work: &[StepWork], cache: &StepCache) -> u64 {
+        let steps = work.iter().map(|work| self.step(*work, cache));
+        steps.fold(self.prepare, u64::saturating_add)
+    }
+}
+
+/// Widths of a model.
+struct Sizes {
+    width: u64,
+    mlp: u64,
+    channels: u64,
+    out: u64,
+}
+
+impl Sizes {
+    fn of(config: &DitConfig) -> Self {
+        Self {
+            width: config.width().unsigned_abs(),
+            mlp: config.mlp_width.unsigned_abs(),
+            channels: config.in_channels.unsigned_abs(),
+            out: config.out_channels.unsigned_abs(),
+        }
+    }
+
+    /// Returns the operations of a block, of either kind, for one sample: queries, output and MLP of `queries` tokens,
+    /// keys and values of `projected`, and attention to `keys`.
+    fn block(&self, queries: u64, projected: u64, keys: u64) -> u64 {
+        let Self { width, mlp, .. } = *self;
+        let products = [
+            // Queries and output.
+            times(&[2, queries, width, 2, width]),
+            // Keys and values.
+            times(&[2, projected, width, 2, width]),
+            // Scores, and their sums of values.
+            times(&[2, 2, queries, keys, width]),
+            times(&[2, 2, queries, width, mlp]),
+        ];
+        products.into_iter().fold(0, u64::saturating_add)
+    }
+
+    fn prepare(&self, config: &DitConfig, run: &RunCounts) -> u64 {
+        let width = self.width;
+        let [double, single] = [config.double_blocks, config.single_blocks].map(i64::unsigned_abs);
+        let embedder = |rows: u64, input: u64| times(&[2, rows, width, input.saturating_add(width)]);
+        // Shift, scale and gate: two of them for each stream of a double block, one for a single block; no gate at the end.
+        let vectors = times(&[12, double])
+            .saturating_add(times(&[3, single]))
+            .saturating_add(2);
+        let products = [
+            times(&[2, run.prompts, run.text, config.context_dim.unsigned_abs(), width]),
+            times(&[2, run.references, self.channels, width]),
+            embedder(run.steps, SINUSOID),
+            embedder(u64::from(config.guidance_embed), SINUSOID),
+            embedder(run.prompts, config.pooled_dim.unsigned_abs()),
+            times(&[2, run.steps, run.prompts, width, width, vectors]),
+        ];
+        products.into_iter().fold(0, u64::saturating_add)
+    }
+}
+
+fn times(factors: &[u64]) -> u64 {
+    factors.iter().copied().fold(1, u64::saturating_mul)
+}

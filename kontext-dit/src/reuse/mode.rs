@@ -1,0 +1,143 @@
+//! The choice of steps that are skipped.
+
+use kontext_core::Result;
+use serde::{Deserialize, Serialize};
+
+use super::parameter::Parameter;
+use super::{FirstBlock, MagCache, StepWork, Taylor, TeaCache};
+
+/// Rule by which steps of a run reuse the change that the blocks made at an earlier step.
+///
+/// The first step and the last one are always computed.
+///
+/// | mode | decides | gain on a GPU, as published |
+/// |---|---|---|
+/// | [`MagCache`] | before the run, from ratios measured on FLUX.1 Kontext | 2.0 times at its defaults |
+/// | [`Taylor`] | before the run, at an interval; extrapolates | at the same interval as MagCache the same |
+/// | [`FirstBlock`] | while running, from the change of the first block | 1.5 times at 0.08, 1.9 times at 0.12 (FLUX.1-dev) |
+/// | [`TeaCache`] | while running, from the change of the first block's input | 2 times at its defaults |
+///
+/// A decision while running reads a number from the device: once a step the host waits for it. All items of a batch
+/// share their decisions, so their results depend on each other.
+///
+/// Its text is the mode's name, and after a colon the parameters that differ from their defaults: `off`, `magcache`,
+/// `magcache:threshold=0.1,most_skips=5`, `first-block`, `teacache`, `taylor`. It is read and written so by serde, too.
+///
+/// # Example
+/// ```
+/// use kontext_dit::{MagCache, StepCache, StepWork};
+/// let cache: StepCache = "magcache:threshold=0.1".parse()?;
+/// assert_eq!(cache, StepCache::MagCache(MagCache { threshold: 0.1, ..MagCache::default() }));
+/// assert_eq!(cache.to_string(), "magcache:threshold=0.1");
+/// let work = StepCache::MagCache(MagCache::default()).schedule(28, true).unwrap();
+/// assert_eq!(work.iter().filter(|work| **work == StepWork::Computed).count(), 14);
+/// # Ok::<(), kontext_core::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+#[non_exhaustive]
+pub enum StepCache {
+    /// All steps are computed.
+    #[default]
+    Off,
+    /// A constant schedule from measured ratios.
+    MagCache(MagCache),
+    /// The first block of each step is computed, and the others if its change differs from that of the last computed step.
+    FirstBlock(FirstBlock),
+    /// Steps are computed once the changes of the first block's input add up.
+    TeaCache(TeaCache),
+    /// Steps are computed at an interval, and the blocks' change is extrapolated in between.
+    Taylor(Taylor),
+}
+
+impl StepCache {
+    /// Returns `true` if all steps are computed.
+    #[must_use]
+    pub fn is_off(&self) -> bool {
+        *self == Self::Off
+    }
+
+    /// Checks the parameters.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`](kontext_core::Error::InvalidArgument) with the parameter's name and range.
+    pub fn validate(&self) -> Result<()> {
+        let mut copy = *self;
+        copy.parameters().iter().try_for_each(Parameter::check)
+    }
+
+    /// Returns the work of each step of a run, if it is known before the run: `None` for modes that decide while running.
+    /// `references` is `true` for a run with reference images.
+    #[must_use]
+    pub fn schedule(&self, steps: usize, references: bool) -> Option<Vec<StepWork>> {
+        match self {
+            Self::Off => Some(vec![StepWork::Computed; steps]),
+            Self::MagCache(cache) => Some(cache.schedule(steps, references)),
+            Self::Taylor(cache) => Some(cache.schedule(steps)),
+            Self::FirstBlock(_) | Self::TeaCache(_) => None,
+        }
+    }
+
+    /// Returns the schedule with the most skipped steps that the mode's limits allow: its only one, if it is known before
+    /// the run.
+    #[must_use]
+    pub fn fewest(&self, steps: usize, references: bool) -> Vec<StepWork> {
+        let allowed = |may_skip: &dyn Fn(usize) -> bool, most_skips: usize| {
+            let mut skipped = 0;
+            let work = |step| {
+                let skip = may_skip(step) && skipped < most_skips;
+                skipped = if skip { skipped + 1 } else { 0 };
+                if skip { StepWork::Skipped } else { StepWork::Computed }
+            };
+            (0..steps).map(work).collect()
+        };
+        match self {
+            Self::FirstBlock(cache) => allowed(&|step| cache.may_skip(step, steps), cache.most_skips),
+            Self::TeaCache(cache) => allowed(&|step| cache.may_skip(step, steps), cache.most_skips),
+            Self::Off | Self::MagCache(_) | Self::Taylor(_) => self.schedule(steps, references).unwrap_or_default(),
+        }
+    }
+
+    /// Returns the tensors [N, L, D] that are kept from step to step, or during one.
+    #[must_use]
+    pub fn kept_tensors(&self) -> u64 {
+        match self {
+            Self::Off => 0,
+            // The change, and the input of the step that is computed.
+            Self::MagCache(_) => 2,
+            // Also the slope.
+            Self::Taylor(_) => 3,
+            // Also the first block's output and its change.
+            Self::FirstBlock(_) => 4,
+            // Also the first block's input, normed, of target and references, at this step and the one before.
+            Self::TeaCache(_) => 6,
+        }
+    }
+
+    /// Returns the mode's name.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::MagCache(_) => "magcache",
+            Self::FirstBlock(_) => "first-block",
+            Self::TeaCache(_) => "teacache",
+            Self::Taylor(_) => "taylor",
+        }
+    }
+
+    /// Returns the parameters of the mode.
+    pub(super) fn parameters(&mut self) -> Vec<Parameter<'_>> {
+        match self {
+            Self::Off => Vec::new(),
+            Self::MagCache(cache) => cache.parameters(),
+            Self::FirstBlock(cache) => cache.parameters(),
+            Self::TeaCache(cache) => cache.parameters(),
+            Self::Taylor(cache) => cache.parameters(),
+        }
+    }
+}
+
+/// Returns `true` for a step that every mode computes.
+pub(super) fn always_computed(step: usize, steps: usize) -> bool {
+    step == 0 || step + 1 >= steps
+}

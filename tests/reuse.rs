@@ -1,0 +1,251 @@
+//! Runs with a step cache: what they compute, and how far their results are from exact ones on the shipped model.
+#![allow(clippy::unwrap_used)] // In helper functions of a test.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+
+use kontext::crates::kontext_sampler::CfgMode;
+use kontext::image::{RgbImage, imageops};
+use kontext::{Conformance, Device, Event, ModelSizes, Output, Pipeline, Request, StepCache, StepWork, open_image};
+use kontext_bench::metrics::psnr;
+
+static MODEL: LazyLock<PathBuf> = LazyLock::new(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("models/kontext-emoji"));
+
+/// Held-out edits of the model's card: their strips, which begin with the source at twice its size, and instructions.
+const EDITS: [(&str, &str); 8] = [
+    ("character-occupation", "make her a health worker"),
+    ("compound-background", "make the background pink in flat style"),
+    ("compound-letter", "change the text to ab in high contrast style"),
+    ("global-invert", "invert the colours"),
+    ("local-colour", "make the square brown"),
+    ("local-hair", "give them white hair"),
+    ("local-moon", "make it a waxing crescent moon"),
+    ("text-keycap", "change the number to 4"),
+];
+
+/// Modes, and the least PSNR to the exact run of 28 steps, in dB: of the mean squared error of all edits, and of the worst
+/// edit.
+const BOUNDS: [(&str, f64, f64); 6] = [
+    ("magcache", 0.0, 0.0),
+    ("magcache:threshold=0.03", 0.0, 0.0),
+    ("taylor", 0.0, 0.0),
+    ("taylor:interval=2,first=6", 0.0, 0.0),
+    ("first-block", 0.0, 0.0),
+    ("teacache", 0.0, 0.0),
+];
+
+fn shipped() -> Pipeline {
+    Pipeline::builder().device(Device::Cpu).load(&*MODEL).unwrap()
+}
+
+fn source(name: &str) -> RgbImage {
+    let strip = open_image(MODEL.join(format!("pictures/{name}.png"))).unwrap();
+    let twice = imageops::crop_imm(&strip, 0, 0, 128, 128).to_image();
+    imageops::resize(&twice, 64, 64, imageops::FilterType::Nearest)
+}
+
+fn cache(text: &str) -> StepCache {
+    text.parse().unwrap()
+}
+
+fn computed(work: &[StepWork]) -> Vec<usize> {
+    (0..work.len())
+        .filter(|step| work[*step] == StepWork::Computed)
+        .collect()
+}
+
+#[test]
+fn each_mode_keeps_its_bound_on_held_out_edits_of_the_shipped_model() {
+    let pipe = shipped();
+    let run = |(name, instruction): (&str, &str), cache: StepCache| {
+        let request = Request::edit(source(name), instruction).steps(28).seed(1);
+        pipe.run(&request.step_cache(cache)).unwrap()
+    };
+    let exact: Vec<Output> = EDITS.iter().map(|edit| run(*edit, StepCache::Off)).collect();
+    let mut broken = Vec::new();
+    for (mode, mean, worst) in BOUNDS {
+        let outputs: Vec<Output> = EDITS.iter().map(|edit| run(*edit, cache(mode))).collect();
+        let each: Vec<f64> = outputs
+            .iter()
+            .zip(&exact)
+            .map(|(a, b)| psnr(&a.image, &b.image).unwrap())
+            .collect();
+        let error = each.iter().map(|psnr| 10.0_f64.powf(-psnr / 10.0)).sum::<f64>() / each.len() as f64;
+        let [got_mean, got_worst] = [
+            -10.0 * error.log10(),
+            each.iter().copied().fold(f64::INFINITY, f64::min),
+        ];
+        let flops = |outputs: &[Output]| outputs.iter().map(|output| output.flops as f64).sum::<f64>();
+        let counts: Vec<usize> = outputs.iter().map(|output| computed(&output.work[0]).len()).collect();
+        let line = format!(
+            "{mode}: {got_mean:.1} dB, worst {got_worst:.1} dB, {:.2} times fewer operations, computed {counts:?}",
+            flops(&exact) / flops(&outputs)
+        );
+        println!("{line}");
+        if got_mean < mean || got_worst < worst {
+            broken.push(format!("{line}; expected {mean} and {worst}"));
+        }
+        // A mode that computes everything would keep any bound.
+        assert!(counts.iter().sum::<usize>() < 26 * EDITS.len(), "{line}");
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+#[test]
+fn magcache_computes_the_published_steps_as_planned() {
+    let pipe = shipped();
+    let request = Request::edit(source("local-hair"), "give them white hair")
+        .steps(28)
+        .seed(1);
+    let cached = request.clone().step_cache(cache("magcache"));
+    let (plan, exact) = (pipe.plan(&cached).unwrap(), pipe.plan(&request).unwrap());
+    let expected = [0, 1, 2, 3, 4, 5, 7, 10, 11, 16, 21, 24, 26, 27];
+    assert_eq!(computed(plan.work.as_ref().unwrap()), expected);
+    let output = pipe.run(&cached).unwrap();
+    assert_eq!(output.work, [plan.work.clone().unwrap()]);
+    assert_eq!(output.flops, plan.flops.most);
+    assert_eq!(
+        (plan.flops.least, plan.flops.exact),
+        (plan.flops.most, exact.flops.exact)
+    );
+    let text = plan.to_string();
+    assert!(
+        text.contains("step cache:  magcache, computes steps 1 2 3 4 5 6 8 11 12 17 22 25 27 28; 5"),
+        "{text}"
+    );
+    assert!(!exact.to_string().contains("step cache"));
+    // The file says how it was made.
+    let png = output.to_png().unwrap();
+    assert!(png.windows(19).any(|bytes| bytes == b"step_cache\0magcache"));
+}
+
+#[test]
+fn without_a_step_cache_all_steps_are_computed_and_nothing_is_said_of_it() {
+    let pipe = random();
+    let request = generation();
+    let output = pipe.run(&request).unwrap();
+    assert_eq!(output.work, [vec![StepWork::Computed; 6]]);
+    assert_eq!(output.flops, output.plan.flops.exact);
+    assert_eq!(
+        (output.plan.flops.least, output.plan.flops.most),
+        (output.flops, output.flops)
+    );
+    assert!(!png_has(&output, "step_cache"));
+    let json = serde_json::to_string(&request).unwrap();
+    assert!(!json.contains("step_cache"), "{json}");
+    let cached = serde_json::to_string(&request.step_cache(cache("taylor:interval=3"))).unwrap();
+    assert!(cached.contains("\"step_cache\":\"taylor:interval=3\""), "{cached}");
+    let read: Request = serde_json::from_str(&cached).unwrap();
+    assert_eq!(read.step_cache, cache("taylor:interval=3"));
+}
+
+fn png_has(output: &Output, word: &str) -> bool {
+    let png = output.to_png().unwrap();
+    png.windows(word.len()).any(|bytes| bytes == word.as_bytes())
+}
+
+fn random() -> Pipeline {
+    let builder = Pipeline::builder().device(Device::Cpu);
+    builder.random(&ModelSizes::small(), 7).unwrap()
+}
+
+fn generation() -> Request {
+    Request::generate("a cat").size(64, 48).steps(6).seed(3)
+}
+
+const SKIPPING: &str = "taylor:interval=3,first=1";
+
+#[test]
+fn each_prompt_s_run_has_its_own_state_and_both_have_one_in_a_batch() {
+    let pipe = random();
+    let request = generation().true_cfg(2.0).negative_prompt("a dog").batch(2);
+    let expected = [0, 2, 5];
+    let exact = pipe.run(&request).unwrap();
+    let plain = pipe
+        .run(&request.clone().step_cache(cache("taylor:interval=1")))
+        .unwrap();
+    assert_eq!(plain.images, exact.images);
+    let cached = request.step_cache(cache(SKIPPING));
+    let apart = pipe.run(&cached).unwrap();
+    assert_eq!(
+        apart.work.iter().map(|work| computed(work)).collect::<Vec<_>>(),
+        [expected, expected]
+    );
+    let together = pipe.run(&cached.clone().cfg_mode(CfgMode::Batched)).unwrap();
+    assert_eq!(
+        together.work.iter().map(|work| computed(work)).collect::<Vec<_>>(),
+        [expected]
+    );
+    let largest = apart
+        .latents
+        .iter()
+        .zip(&together.latents)
+        .fold(0.0, |most: f32, (a, b)| most.max((a - b).abs()));
+    assert!(largest < 1e-3, "{largest}");
+    assert_ne!(apart.images, exact.images);
+    for output in [&apart, &together] {
+        assert_eq!(output.flops, output.plan.flops.most);
+        assert!((output.flops as f64) < 0.7 * output.plan.flops.exact as f64);
+    }
+    // The modulation is computed for each prompt; in a batch of prompts, for each sample.
+    assert!(apart.flops < together.flops);
+}
+
+#[test]
+fn a_mode_that_decides_while_running_has_bounds_before_and_its_work_after() {
+    let pipe = random();
+    for mode in [
+        "first-block:threshold=10,most_skips=1",
+        "teacache:threshold=10,start=0,end=1,most_skips=1",
+    ] {
+        let request = generation().step_cache(cache(mode));
+        let plan = pipe.plan(&request).unwrap();
+        assert_eq!(plan.work, None);
+        assert!(plan.flops.least < plan.flops.most);
+        assert!(plan.to_string().contains("decides while running; "), "{plan}");
+        let output = pipe.run(&request).unwrap();
+        assert_eq!(computed(&output.work[0]), [0, 2, 4, 5], "{mode}");
+        assert_eq!(output.flops, plan.flops.least);
+        let all = pipe
+            .run(&generation().step_cache(cache(&mode.replace("=10", "=0"))))
+            .unwrap();
+        assert_eq!(all.flops, plan.flops.most);
+        assert_eq!(all.images, pipe.run(&generation()).unwrap().images);
+    }
+}
+
+#[test]
+fn other_conventions_streams_events_and_sessions_have_it_too() {
+    let pipe = Arc::new(random());
+    for conformance in [Conformance::Diffusers, Conformance::Bfl] {
+        let request = Request::generate("a cat").steps(6).seed(3).conform(conformance);
+        let request = match conformance {
+            Conformance::Bfl => request.size(64, 48),
+            _ => request.size(64, 64).max_area(64 * 64),
+        };
+        let output = pipe.run(&request.step_cache(cache(SKIPPING))).unwrap();
+        assert_eq!(computed(&output.work[0]), [0, 2, 5]);
+    }
+    let mut steps = 0;
+    let request = generation().step_cache(cache(SKIPPING));
+    pipe.run_with(&request, |event| {
+        steps += usize::from(matches!(event, Event::Step { .. }));
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(steps, 6);
+    let folder = tempfile::tempdir().unwrap();
+    let mut session = pipe.session(RgbImage::new(64, 64));
+    session.defaults = Request::default()
+        .max_area(64 * 64)
+        .steps(6)
+        .seed(3)
+        .step_cache(cache(SKIPPING));
+    session.edit("a hat").unwrap();
+    let image = session.current().image.clone();
+    session.save(folder.path()).unwrap();
+    let again = pipe.restore_session(folder.path()).unwrap();
+    assert_eq!(again.current().image, image);
+    assert_eq!(again.defaults.step_cache, cache(SKIPPING));
+}
