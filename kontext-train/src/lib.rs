@@ -24,7 +24,9 @@ pub use from_scratch::{
     AutoencoderEvent, AutoencoderRecipe, AutoencoderReport, AutoencoderTrainer, TextRecipe, TextReport, initial,
     initial_transformer, train_text, write_tokenizers,
 };
-pub use objective::{AdversarialObjective, Density, FlowObjective, Objective, Pairing, Real, Weighting, add_noise};
+pub use objective::{
+    AdversarialObjective, Density, FlowObjective, GuidedObjective, Objective, Pairing, Real, Weighting, add_noise,
+};
 pub use optim::{AdamW, AdamWConfig, Ema, LrSchedule, Params};
 pub use run::{Change, CriticReport, Intervals, Snapshot, differences};
 pub use warning::RecipeWarning;

@@ -54,6 +54,10 @@ impl Recipe {
         let device = self.device()?;
         let base = Base::open(&self.model)?;
         self.check_out(&base)?;
+        if self.method != Method::Full && self.student(&base) != base.config {
+            let got = "adapters on a model without a guidance embedding, which the objective trains";
+            return Err(Error::invalid("method.kind", "\"full\"", got));
+        }
         if let Some(adversarial) = self.objective.adversarial() {
             adversarial.blocks(Critic::blocks_of(&base))?;
         }

@@ -4,6 +4,7 @@ mod backward;
 mod check;
 mod data;
 mod event;
+mod guided;
 mod memory;
 mod method;
 mod probe;

@@ -1,6 +1,6 @@
 //! The random part of a training step: batch, noise levels and noise.
 
-use kontext_core::{Kind, Result, Tensor, noise};
+use kontext_core::{Conditioning, Kind, Result, Tensor, noise};
 use kontext_sampler::Shift;
 use rand::RngExt;
 
@@ -24,6 +24,10 @@ pub(crate) struct NoisyBatch {
     pub(crate) noise: Tensor,
     /// Noisy targets [B, L, 4 C].
     pub(crate) noisy_target: Tensor,
+    /// Input of models with a guidance embedding.
+    pub(crate) guidance: f64,
+    /// The empty prompt of each item, for an objective with a guided teacher.
+    pub(crate) negative: Option<Conditioning>,
 }
 
 /// Draws the batch of micro step `index`, with the targets that the teacher `made` if it did, and drops prompts and
@@ -54,7 +58,8 @@ pub(crate) fn training(
         batch.target = made.stack(&batch)?;
     }
     let step = index / recipe.data.accumulate.max(1) as u64;
-    prepare(batch, objective, step, shift, &mut rng).map(Some)
+    let negative = negative(dataset, &part.items, objective)?;
+    prepare(batch, negative, objective, step, shift, &mut rng).map(Some)
 }
 
 /// Returns the `index`-th batch of held-out items, with the same noise levels and noise at every validation.
@@ -68,6 +73,7 @@ pub(crate) fn validation(
 ) -> Result<NoisyBatch> {
     prepare(
         dataset.batch(items, &[])?,
+        negative(dataset, items, objective)?,
         objective,
         AFTER_WARMUP,
         shift,
@@ -75,8 +81,17 @@ pub(crate) fn validation(
     )
 }
 
+fn negative(dataset: &EncodedDataset, items: &[usize], objective: &Objective) -> Result<Option<Conditioning>> {
+    if objective.guided().is_none() {
+        return Ok(None);
+    }
+    let all: Vec<usize> = (0..items.len()).collect();
+    Ok(Some(dataset.batch(items, &all)?.conditioning))
+}
+
 fn prepare(
     batch: Batch,
+    negative: Option<Conditioning>,
     objective: &Objective,
     step: u64,
     shift: Shift,
@@ -93,5 +108,7 @@ fn prepare(
         sigmas,
         noise,
         noisy_target,
+        guidance: objective.draw_guidance(rng),
+        negative,
     })
 }

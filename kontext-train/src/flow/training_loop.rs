@@ -124,7 +124,7 @@ impl Training for FlowTraining<'_> {
         let mut sum = 0.0;
         for index in (step - 1) * accumulate..step * accumulate {
             let noisy = self.batches.next(dataset, recipe, index)?;
-            sum += tch::no_grad(|| loss_of(trained.dit()?, recipe, &noisy))?;
+            sum += tch::no_grad(|| loss_of(trained, recipe, &noisy))?;
         }
         Ok(sum / accumulate as f64)
     }
@@ -208,7 +208,7 @@ impl Flow {
             ("steps".to_owned(), step.to_string()),
             ("recipe".to_owned(), self.recipe.to_toml()?),
         ]);
-        self.trained.export(&self.recipe.out, values, &self.base, facts)
+        self.trained.export(&self.recipe.out, values, facts)
     }
 
     pub(super) fn validate(&self) -> Result<Option<f64>> {
@@ -219,7 +219,7 @@ impl Flow {
                     let index = (bucket as u64) << 32 | index as u64;
                     let (shift, seed) = (self.base.shift, self.recipe.seed);
                     let noisy = step::validation(&self.dataset, items, &self.recipe.objective, shift, seed, index)?;
-                    let loss = tch::no_grad(|| loss_of(self.trained.dit()?, &self.recipe, &noisy))?;
+                    let loss = tch::no_grad(|| loss_of(&self.trained, &self.recipe, &noisy))?;
                     sum += loss * items.len() as f64;
                     count += items.len();
                 }

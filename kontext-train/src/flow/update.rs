@@ -3,9 +3,9 @@
 use std::sync::mpsc::Receiver;
 
 use kontext_core::{Error, Result, Stage, check};
-use kontext_dit::Dit;
 
 use super::backward::{Activations, backward};
+use super::guided::{guided, guided_loss};
 use super::recipe::Recipe;
 use super::step::NoisyBatch;
 use super::trained::Trained;
@@ -44,6 +44,7 @@ pub(crate) fn update(
     match &recipe.objective {
         Objective::Flow(objective) => flow(trained, recipe, objective, step, batches),
         Objective::Adversarial(objective) => turn(trained, critic, recipe, objective, step, batches),
+        Objective::Guided(objective) => guided(trained, recipe, objective, step, batches),
     }
 }
 
@@ -84,11 +85,13 @@ fn flow(
 }
 
 /// Returns the loss without a gradient.
-pub(crate) fn loss_of(dit: &Dit, recipe: &Recipe, noisy: &NoisyBatch) -> Result<f64> {
+pub(crate) fn loss_of(trained: &Trained, recipe: &Recipe, noisy: &NoisyBatch) -> Result<f64> {
     let objective = match &recipe.objective {
         Objective::Flow(objective) => objective,
-        Objective::Adversarial(objective) => return error_of(dit, objective, noisy),
+        Objective::Adversarial(objective) => return error_of(trained.dit()?, objective, noisy),
+        Objective::Guided(objective) => return guided_loss(trained, objective, noisy),
     };
+    let dit = trained.dit()?;
     let run = prepare(dit, &noisy.batch, &noisy.sigmas, objective.guidance)?;
     let velocity = dit.forward(&run, 0, &noisy.noisy_target)?;
     check::finite(Stage::Validate, &velocity)?;

@@ -6,7 +6,7 @@ use kontext_dit::DitConfig;
 
 use super::recipe::Recipe;
 use crate::dataset::{Dataset, longest_prefix, weight_of};
-use crate::objective::{AdversarialObjective, FlowObjective, Objective};
+use crate::objective::{AdversarialObjective, FlowObjective, GuidedObjective, Objective};
 use crate::warning::RecipeWarning;
 
 /// Returns the warnings of a recipe for a model and the examples of its data.
@@ -16,10 +16,13 @@ pub(super) fn warnings(recipe: &Recipe, config: &DitConfig, dataset: &Dataset) -
     } = recipe;
     let mut warnings = Vec::new();
     warnings.extend(RecipeWarning::of_rate(&recipe.rate, recipe.steps));
-    let (guidance, usual) = (objective.guidance(), usual_guidance(objective));
+    let (guidance, usual) = guidance(objective);
     if !config.guidance_embed && guidance != usual {
         warnings.push(RecipeWarning::GuidanceIgnored { guidance });
     }
+    let unused = objective.adversarial().map(AdversarialObjective::without_effect);
+    let ignored = |(weight, fields)| RecipeWarning::CriticIgnored { fields, weight };
+    warnings.extend(unused.unwrap_or_default().into_iter().map(ignored));
     let items = || dataset.items.iter().filter(|item| item.split == data.split);
     let trained = || items().filter(|item| weight_of(item, &data.weights) > 0.0);
     if objective.drop_context() > 0.0 && trained().all(|item| item.sources.is_empty()) {
@@ -42,10 +45,12 @@ pub(super) fn warnings(recipe: &Recipe, config: &DitConfig, dataset: &Dataset) -
     warnings
 }
 
-/// Returns the default guidance of an objective.
-fn usual_guidance(objective: &Objective) -> f64 {
+/// Returns the embedded guidance of an objective, and its default. The objective `guided` only has that of the teacher:
+/// a student without the embedding gets one.
+fn guidance(objective: &Objective) -> (f64, f64) {
     match objective {
-        Objective::Flow(_) => FlowObjective::default().guidance,
-        Objective::Adversarial(_) => AdversarialObjective::default().guidance,
+        Objective::Flow(flow) => (flow.guidance, FlowObjective::default().guidance),
+        Objective::Adversarial(adversarial) => (adversarial.guidance, AdversarialObjective::default().guidance),
+        Objective::Guided(guided) => (guided.teacher_guidance, GuidedObjective::default().teacher_guidance),
     }
 }

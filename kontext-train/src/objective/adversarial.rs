@@ -219,6 +219,38 @@ impl AdversarialObjective {
         Ok(())
     }
 
+    /// Returns the fields that have no effect and not their defaults, with the weight that is 0.
+    pub(crate) fn without_effect(&self) -> Vec<(&'static str, Vec<&'static str>)> {
+        let usual = Self::default();
+        let critic = [
+            ("objective.critic_density", self.critic_density != usual.critic_density),
+            ("objective.blocks", self.blocks != usual.blocks),
+            ("objective.head_width", self.head_width != usual.head_width),
+            ("objective.pairing", self.pairing != usual.pairing),
+            ("objective.r1", self.r1 != usual.r1),
+            ("objective.r1_every", self.r1_every != usual.r1_every),
+            ("objective.critic_rate", self.critic_rate != usual.critic_rate),
+            ("objective.critic_beta1", self.critic_beta1 != usual.critic_beta1),
+            ("objective.critic_beta2", self.critic_beta2 != usual.critic_beta2),
+            ("objective.critic_halved", self.critic_halved != usual.critic_halved),
+            ("objective.student_every", self.student_every != usual.student_every),
+        ];
+        let named = |fields: &[(&'static str, bool)]| -> Vec<&'static str> {
+            fields
+                .iter()
+                .filter(|(_, changed)| *changed)
+                .map(|(name, _)| *name)
+                .collect()
+        };
+        let r1 = [("objective.r1_every", self.r1_every != usual.r1_every)];
+        let found = match (self.has_critic(), self.r1 == 0.0) {
+            (false, _) => ("objective.adversarial_weight", named(&critic)),
+            (true, true) => ("objective.r1", named(&r1)),
+            (true, false) => return Vec::new(),
+        };
+        [found].into_iter().filter(|(_, fields)| !fields.is_empty()).collect()
+    }
+
     /// Returns `true` if a critic is trained.
     pub(crate) fn has_critic(&self) -> bool {
         self.adversarial_weight > 0.0

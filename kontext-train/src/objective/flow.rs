@@ -5,7 +5,7 @@
 //! `compute_loss_weighting_for_sd3`.
 
 use kontext_core::range::within;
-use kontext_core::{Result, Tensor};
+use kontext_core::{Kind, Result, Tensor};
 use kontext_sampler::Shift;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -174,13 +174,28 @@ impl FlowObjective {
     /// # Errors
     /// [`kontext_core::Error::Torch`] if the shapes differ.
     pub fn loss(&self, velocity: &Tensor, noise: &Tensor, image: &Tensor, sigmas: &[f64]) -> Result<Tensor> {
-        let kind = kontext_core::Kind::Float;
-        let error = velocity.f_to_kind(kind)?.f_sub(&noise.f_sub(image)?.f_to_kind(kind)?)?;
-        let by_item = error.f_square()?.f_mean_dim([1_i64, 2].as_slice(), false, kind)?; // [B]
-        let weights: Vec<f32> = sigmas.iter().map(|s| self.weighting.weight(*s) as f32).collect();
-        let weights = Tensor::f_from_slice(&weights)?.f_to_device(velocity.device())?;
-        Ok(by_item.f_mul(&weights)?.f_mean(kind)?)
+        weighted_error(
+            self.weighting,
+            velocity,
+            &noise.f_sub(image)?.f_to_kind(Kind::Float)?,
+            sigmas,
+        )
     }
+}
+
+/// Returns the mean over the batch of `weight * mean((velocity - wanted)²)`, a scalar; `wanted` [B, L, C] in f32.
+pub(super) fn weighted_error(
+    weighting: Weighting,
+    velocity: &Tensor,
+    wanted: &Tensor,
+    sigmas: &[f64],
+) -> Result<Tensor> {
+    let kind = Kind::Float;
+    let error = velocity.f_to_kind(kind)?.f_sub(wanted)?;
+    let by_item = error.f_square()?.f_mean_dim([1_i64, 2].as_slice(), false, kind)?; // [B]
+    let weights: Vec<f32> = sigmas.iter().map(|s| weighting.weight(*s) as f32).collect();
+    let weights = Tensor::f_from_slice(&weights)?.f_to_device(velocity.device())?;
+    Ok(by_item.f_mul(&weights)?.f_mean(kind)?)
 }
 
 /// Returns `(1 - sigma) * image + sigma * noise` [B, L, C], with one sigma per item.
@@ -197,7 +212,7 @@ pub fn add_noise(image: &Tensor, noise: &Tensor, sigmas: &[f64]) -> Result<Tenso
 
 #[cfg(test)]
 mod tests {
-    use kontext_core::{Device, Kind};
+    use kontext_core::Device;
 
     use super::*;
     use crate::run::random::{Stream, generator};

@@ -6,7 +6,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeSeed, IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{AdversarialObjective, FlowObjective, Objective};
+use super::{AdversarialObjective, FlowObjective, GuidedObjective, Objective};
 
 const KIND: &str = "kind";
 /// The kind of a table without one.
@@ -18,6 +18,7 @@ const DEFAULT: &str = "flow";
 enum Tagged {
     Flow(FlowObjective),
     Adversarial(Box<AdversarialObjective>),
+    Guided(GuidedObjective),
 }
 
 impl Serialize for Objective {
@@ -25,6 +26,7 @@ impl Serialize for Objective {
         match self {
             Self::Flow(flow) => flow.serialize(serializer),
             Self::Adversarial(adversarial) => Tagged::Adversarial(adversarial.clone()).serialize(serializer),
+            Self::Guided(guided) => Tagged::Guided(*guided).serialize(serializer),
         }
     }
 }
@@ -52,6 +54,7 @@ impl<'de> Visitor<'de> for Table {
         Ok(match Tagged::deserialize(MapAccessDeserializer::new(table))? {
             Tagged::Flow(flow) => Objective::Flow(flow),
             Tagged::Adversarial(adversarial) => Objective::Adversarial(adversarial),
+            Tagged::Guided(guided) => Objective::Guided(guided),
         })
     }
 }

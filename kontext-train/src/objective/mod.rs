@@ -2,6 +2,7 @@
 
 mod adversarial;
 mod flow;
+mod guided;
 mod kind;
 
 use kontext_core::Result;
@@ -11,6 +12,7 @@ use rand::Rng;
 pub(crate) use adversarial::GROUPS;
 pub use adversarial::{AdversarialObjective, Pairing, Real};
 pub use flow::{Density, FlowObjective, Weighting, add_noise};
+pub use guided::GuidedObjective;
 
 /// The training objective of a recipe: its table `[objective]`, by the table's `kind`.
 ///
@@ -32,6 +34,8 @@ pub enum Objective {
     Flow(FlowObjective),
     /// `adversarial`: distillation to a few steps by a critic on the base model's features (LADD).
     Adversarial(Box<AdversarialObjective>),
+    /// `guided`: distillation of classifier-free guidance into a guidance embedding.
+    Guided(GuidedObjective),
 }
 
 impl Default for Objective {
@@ -46,7 +50,7 @@ impl Objective {
     pub fn flow(&self) -> Option<&FlowObjective> {
         match self {
             Self::Flow(flow) => Some(flow),
-            Self::Adversarial(_) => None,
+            Self::Adversarial(_) | Self::Guided(_) => None,
         }
     }
 
@@ -54,24 +58,37 @@ impl Objective {
     #[must_use]
     pub fn adversarial(&self) -> Option<&AdversarialObjective> {
         match self {
-            Self::Flow(_) => None,
             Self::Adversarial(adversarial) => Some(adversarial),
+            Self::Flow(_) | Self::Guided(_) => None,
         }
     }
 
-    /// Returns the input of models with a guidance embedding.
+    /// Returns the choices of guidance distillation; `None` for another objective.
+    #[must_use]
+    pub fn guided(&self) -> Option<&GuidedObjective> {
+        match self {
+            Self::Guided(guided) => Some(guided),
+            Self::Flow(_) | Self::Adversarial(_) => None,
+        }
+    }
+
+    /// Returns the input of models with a guidance embedding: the middle of a range of guidance.
     #[must_use]
     pub fn guidance(&self) -> f64 {
         match self {
             Self::Flow(flow) => flow.guidance,
             Self::Adversarial(adversarial) => adversarial.guidance,
+            Self::Guided(guided) => guided.middle(),
         }
     }
 
     /// Returns `true` if the training needs the base model's passes, too.
     pub(crate) fn has_teacher(&self) -> bool {
-        self.adversarial()
-            .is_some_and(|objective| objective.has_critic() || objective.real != Real::Data)
+        match self {
+            Self::Flow(_) => false,
+            Self::Adversarial(objective) => objective.has_critic() || objective.real != Real::Data,
+            Self::Guided(_) => true,
+        }
     }
 
     /// Returns the share of items trained with the empty prompt.
@@ -94,6 +111,7 @@ impl Objective {
         match self {
             Self::Flow(flow) => flow.validate(),
             Self::Adversarial(adversarial) => adversarial.validate(),
+            Self::Guided(guided) => guided.validate(),
         }
     }
 
@@ -109,6 +127,13 @@ impl Objective {
         match self {
             Self::Flow(flow) => Ok(flow.draw(rng, batch, target_tokens, shift)),
             Self::Adversarial(adversarial) => adversarial.draw(rng, batch, step, target_tokens, shift),
+            Self::Guided(guided) => Ok(guided.flow().draw(rng, batch, target_tokens, shift)),
         }
+    }
+
+    /// Draws the guidance of a batch.
+    pub(crate) fn draw_guidance(&self, rng: &mut impl Rng) -> f64 {
+        self.guided()
+            .map_or_else(|| self.guidance(), |guided| guided.draw_guidance(rng))
     }
 }

@@ -90,6 +90,8 @@ fn noisy() -> NoisyBatch {
         },
         sigmas,
         noise,
+        guidance: 1.0,
+        negative: None,
     }
 }
 
