@@ -2,6 +2,7 @@
 
 mod adversarial;
 mod assemble;
+mod backward;
 mod base;
 mod bounds;
 pub mod dataset;
@@ -15,10 +16,10 @@ mod warning;
 
 pub use adversarial::{Quality, Sign};
 pub use assemble::assemble;
+pub use backward::{Activations, backward};
 pub use base::Base;
 pub use flow::{
-    Activations, Data, LoraMethod, Method, ProbeOptions, ProbeReport, ProbeRow, Recipe, StepReport, TrainEvent,
-    Trainer, backward, probe,
+    Data, LoraMethod, Method, ProbeOptions, ProbeReport, ProbeRow, Recipe, StepReport, TrainEvent, Trainer, probe,
 };
 pub use from_scratch::{
     AutoencoderEvent, AutoencoderRecipe, AutoencoderReport, AutoencoderTrainer, TextRecipe, TextReport, initial,

@@ -1,13 +1,14 @@
 //! Pairs of a real image and the student's as the critic sees them, and the terms of both losses.
 
-use kontext_core::{Kind, Result, Tensor, noise};
-use kontext_dit::Dit;
+use kontext_core::{Error, Kind, Result, Tensor, noise};
+use kontext_dit::{Dit, Run};
 use kontext_sampler::Grid;
 use rand::RngExt;
 
-use super::features::{features, prepare};
+use super::features::{checkpointed, features, gradient, prepare};
 use super::heads::{Heads, Through, condition};
 use super::losses;
+use crate::backward::{Activations, backward_from, gradients_of, leaf};
 use crate::dataset::Batch;
 use crate::objective::{AdversarialObjective, add_noise};
 use crate::run::random::{Stream, generator};
@@ -43,6 +44,19 @@ pub(crate) struct Teacher<'a> {
 }
 
 impl Teacher<'_> {
+    /// Prepares a pass over a batch; also returns the number of its text tokens.
+    fn prepare(&self, batch: &Batch, renoising: &Renoising) -> Result<(Run, i64)> {
+        let run = tch::no_grad(|| prepare(self.dit, batch, &renoising.levels, self.guidance))?;
+        let text = batch.conditioning.prompt_embeds.size().get(1).copied();
+        Ok((run, text.unwrap_or_default()))
+    }
+
+    /// Returns an image [B, L, C] in f32 noised again, in the batch's dtype.
+    fn noisy(&self, batch: &Batch, renoising: &Renoising, image: &Tensor) -> Result<Tensor> {
+        let noisy = add_noise(image, &renoising.noise, &renoising.levels)?;
+        Ok(noisy.f_to_kind(batch.target.kind())?)
+    }
+
     /// Returns the features of each of these images [B, L, C] in f32, noised by the same levels and noise.
     /// `with_graph` names those through whose features a gradient passes.
     pub(crate) fn features<const N: usize>(
@@ -51,21 +65,10 @@ impl Teacher<'_> {
         renoising: &Renoising,
         images: [(&Tensor, bool); N],
     ) -> Result<[Vec<Tensor>; N]> {
-        let run = tch::no_grad(|| prepare(self.dit, batch, &renoising.levels, self.guidance))?;
-        let text = batch
-            .conditioning
-            .prompt_embeds
-            .size()
-            .get(1)
-            .copied()
-            .unwrap_or_default();
+        let (run, text) = self.prepare(batch, renoising)?;
         let mut all = [const { Vec::new() }; N];
         for (found, (image, with_graph)) in all.iter_mut().zip(images) {
-            let pass = || -> Result<Vec<Tensor>> {
-                let noisy = add_noise(image, &renoising.noise, &renoising.levels)?;
-                let noisy = noisy.f_to_kind(batch.target.kind())?;
-                features(self.dit, &run, &noisy, text, self.blocks)
-            };
+            let pass = || features(self.dit, &run, &self.noisy(batch, renoising, image)?, text, self.blocks);
             *found = if with_graph { pass()? } else { tch::no_grad(pass)? };
         }
         Ok(all)
@@ -107,8 +110,47 @@ impl Pair {
         })
     }
 
+    /// As [`Pair::new`], and returns the adversarial term of the student's loss, a scalar, whose gradient passes through
+    /// the fake images. With recomputed activations the teacher's blocks run again for it.
+    pub(crate) fn with_term(
+        teacher: Teacher<'_>,
+        batch: &Batch,
+        renoising: &Renoising,
+        [fake, real]: [&Tensor; 2],
+        (heads, objective): (&Heads, &AdversarialObjective),
+        activations: Activations,
+    ) -> Result<(Self, Tensor)> {
+        if activations == Activations::Kept {
+            let pair = Self::new(teacher, batch, renoising, fake, real)?;
+            let term = pair.student_term(heads, objective)?;
+            return Ok((pair, term));
+        }
+        let image = leaf(fake)?;
+        let noisy = teacher.noisy(batch, renoising, &image)?;
+        let (run, text) = teacher.prepare(batch, renoising)?;
+        let (blocks, target) = (teacher.blocks, noisy.f_detach()?);
+        let (features, inputs) = tch::no_grad(|| checkpointed(teacher.dit, &run, &target, text, blocks))?;
+        let [real] = teacher.features(batch, renoising, [(real, false)])?;
+        let pair = Self {
+            fake: features.iter().map(leaf).collect::<Result<_>>()?,
+            real,
+            condition: condition(&batch.conditioning.pooled, &renoising.levels)?,
+            grid: batch.bucket.target,
+        };
+        let term = pair.student_term(heads, objective)?;
+        term.f_backward()?;
+        let of_features = gradients_of(&pair.fake)?;
+        let of_target = gradient(teacher.dit, &run, &target, text, blocks, &inputs, &of_features)?;
+        backward_from([&noisy], &[of_target])?;
+        let of_image = gradients_of([&image])?;
+        let of_image = of_image.first().ok_or_else(|| Error::bug("no gradient of an image"))?;
+        // The value of the term, and its gradient.
+        let change = fake.f_sub(&image.f_detach()?)?.f_mul(of_image)?.f_sum(Kind::Float)?;
+        Ok((pair, term.f_detach()?.f_add(&change)?))
+    }
+
     /// Returns the adversarial term of the student's loss, a scalar: its gradient passes through the fake images.
-    pub(crate) fn student_term(&self, heads: &Heads, objective: &AdversarialObjective) -> Result<Tensor> {
+    fn student_term(&self, heads: &Heads, objective: &AdversarialObjective) -> Result<Tensor> {
         let logits = |features| heads.logits(features, &self.condition, self.grid, Through::Inputs);
         let real = tch::no_grad(|| logits(&self.real))?;
         losses::student(objective.pairing, &real, &logits(&self.fake)?)

@@ -5,12 +5,12 @@ use std::sync::mpsc::Receiver;
 use kontext_core::{Error, Result, Stage, Tensor, check};
 use kontext_sampler::guidance::combine;
 
-use super::backward::backward;
 use super::recipe::Recipe;
 use super::step::NoisyBatch;
 use super::trained::Trained;
 use super::update::Updated;
 use crate::adversarial::{prepare, prepare_with};
+use crate::backward::backward;
 use crate::objective::GuidedObjective;
 
 /// Takes optimizer step `step` (from 0) on the gradients of the next batches.

@@ -94,7 +94,7 @@ impl Recipe {
             .filter_map(|size| size.grid().ok())
             .map(kontext_sampler::Grid::tokens);
         let tokens = self.data.batch as u128 * u128::from(least.min().unwrap_or_default().unsigned_abs());
-        let kept = self.method == Method::Full && !self.recompute;
+        let kept = (self.method == Method::Full || self.objective.has_teacher()) && !self.recompute;
         let blocks = if kept {
             config.double_blocks + config.single_blocks
         } else {

@@ -1,6 +1,5 @@
 //! Training of the transformer: recipe, steps and the trainer.
 
-mod backward;
 mod check;
 mod data;
 mod event;
@@ -20,7 +19,6 @@ mod turn;
 mod update;
 mod warnings;
 
-pub use backward::{Activations, backward};
 pub use event::{StepReport, TrainEvent};
 pub use method::{LoraMethod, Method};
 pub use probe::{ProbeOptions, ProbeReport, ProbeRow, probe};

@@ -6,12 +6,12 @@ use std::sync::mpsc::Receiver;
 use kontext_core::{Device, Error, Kind, Result, Stage, Tensor, check};
 use kontext_dit::Dit;
 
-use super::backward::backward;
 use super::recipe::Recipe;
 use super::step::NoisyBatch;
 use super::trained::Trained;
 use super::update::Updated;
 use crate::adversarial::{CriticLoss, HeadSizes, Heads, Pair, Renoising, Teacher, prepare};
+use crate::backward::{Activations, backward};
 use crate::base::Base;
 use crate::objective::AdversarialObjective;
 use crate::run::CriticReport;
@@ -133,6 +133,12 @@ fn student_pass(
 ) -> Result<Seen> {
     let renoising = Renoising::draw(objective, &noisy.batch, recipe.seed, index)?;
     let seen = RefCell::new(Seen::default());
+    // Without its turn there is no gradient for which anything would be computed again.
+    let activations = if students {
+        recipe.activations()
+    } else {
+        Activations::Kept
+    };
     let loss = |velocity: &Tensor| {
         let pair = |critic: &Critic, fake: &Tensor, real: &Tensor| {
             trained.with_teacher(|dit| {
@@ -141,7 +147,8 @@ fn student_pass(
                     guidance: objective.guidance,
                     blocks: &critic.blocks,
                 };
-                Pair::new(teacher, &noisy.batch, &renoising, fake, real)
+                let judged = (&critic.heads, objective);
+                Pair::with_term(teacher, &noisy.batch, &renoising, [fake, real], judged, activations)
             })
         };
         student_loss(objective, noisy, velocity, critic, pair, &seen)
@@ -150,7 +157,7 @@ fn student_pass(
     if students {
         let run = prepare(dit, &noisy.batch, &noisy.sigmas, objective.guidance)?;
         let scale = 1.0 / recipe.data.accumulate as f64;
-        backward(dit, &run, &noisy.noisy_target, recipe.activations(), scale, loss)?;
+        backward(dit, &run, &noisy.noisy_target, activations, scale, loss)?;
     } else {
         let _ = tch::no_grad(|| loss(&velocity(dit, objective, noisy)?))?;
     }
@@ -158,13 +165,13 @@ fn student_pass(
 }
 
 /// Returns the student's loss, a scalar, of the image that it predicts. `pair` shows that image and the real one to the
-/// teacher.
+/// teacher and its critic.
 fn student_loss(
     objective: &AdversarialObjective,
     noisy: &NoisyBatch,
     velocity: &Tensor,
     critic: Option<&Critic>,
-    pair: impl FnOnce(&Critic, &Tensor, &Tensor) -> Result<Pair>,
+    pair: impl FnOnce(&Critic, &Tensor, &Tensor) -> Result<(Pair, Tensor)>,
     seen: &RefCell<Seen>,
 ) -> Result<Tensor> {
     let fake = predicted(noisy, velocity)?;
@@ -174,8 +181,7 @@ fn student_loss(
     seen.mse = mse.f_double_value(&[])?;
     let error = mse.f_mul_scalar(objective.mse_weight)?;
     let Some(critic) = critic else { return Ok(error) };
-    let pair = pair(critic, &fake, &real)?;
-    let term = pair.student_term(&critic.heads, objective)?;
+    let (pair, term) = pair(critic, &fake, &real)?;
     seen.term = term.f_double_value(&[])?;
     seen.pair = Some(pair);
     Ok(error.f_add(&term.f_mul_scalar(objective.adversarial_weight)?)?)

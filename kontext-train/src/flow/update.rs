@@ -4,13 +4,13 @@ use std::sync::mpsc::Receiver;
 
 use kontext_core::{Error, Result, Stage, check};
 
-use super::backward::{Activations, backward};
 use super::guided::{guided, guided_loss};
 use super::recipe::Recipe;
 use super::step::NoisyBatch;
 use super::trained::Trained;
 use super::turn::{Critic, error_of, turn};
 use crate::adversarial::prepare;
+use crate::backward::{Activations, backward};
 use crate::objective::{FlowObjective, Objective};
 use crate::run::CriticReport;
 

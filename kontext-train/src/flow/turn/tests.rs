@@ -12,7 +12,6 @@ use kontext_sampler::Grid;
 
 use super::*;
 use crate::dataset::{Batch, Bucket};
-use crate::flow::Activations;
 use crate::objective::{Pairing, add_noise};
 use crate::optim::Params;
 
@@ -215,7 +214,8 @@ fn step(pairing: Pairing, name: &str, activations: Activations) {
                 guidance: objective.guidance,
                 blocks: &critic.blocks,
             };
-            Pair::new(teacher, &noisy.batch, &renoising, fake, real)
+            let judged = (&critic.heads, &objective);
+            Pair::with_term(teacher, &noisy.batch, &renoising, [fake, real], judged, activations)
         };
         student_loss(&objective, &noisy, velocity, Some(&critic), pair, &seen)
     });
