@@ -1,7 +1,8 @@
 //! Distils the small model to a few steps, against a control: `cargo xtask run --release --example distill`.
 //!
-//! Trains the student of a recipe with an adversarial objective, and a control at the same noise levels by the squared
-//! error alone, and prints the table of both next to their teacher. The first run fetches the dataset.
+//! Trains the student of a recipe with an adversarial objective, and a control at the same noise levels by
+//! only the squared error, and prints the table of both next to their teacher. The first run fetches the
+//! dataset.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -104,7 +105,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     said
 }
 
-/// Returns the recipe of the control: the squared error alone, at the same levels.
+/// Returns the recipe of the control: only the squared error, at the same levels.
 fn control(recipe: &Recipe, objective: &AdversarialObjective, rate: f64) -> Recipe {
     let mut control = recipe.clone();
     // What only concerns the critic keeps its defaults.

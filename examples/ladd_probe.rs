@@ -1,8 +1,8 @@
 //! Measures where a critic can see: `cargo xtask run --release --example ladd_probe`.
 //!
-//! Trains the heads of an adversarial recipe at some noise levels to rank real images above those that the base model
-//! makes in one step, and prints the share of held-out pairs that they rank right. The recipe's `critic_density` is
-//! chosen from it. The first run fetches the dataset of the shipped model.
+//! Trains the heads of an adversarial recipe at some noise levels to rank real images above those that the
+//! base model makes in one step, and prints the share of held-out pairs that they rank right. The recipe's
+//! `critic_density` is chosen from it. The first run fetches the dataset of the shipped model.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -33,8 +33,8 @@ pub enum RecipeWarning {
     DropContextIgnored,
     /// `objective.drop_prompt` has no effect, because all training examples have the empty prompt.
     DropPromptIgnored,
-    /// Settings of a critic have no effect, because the objective trains none (`objective.adversarial_weight` is 0), or
-    /// the part of it that they set has the weight 0.
+    /// Settings of a critic have no effect, because the objective trains none (`objective.adversarial_weight`
+    /// is 0), or the part of it that they set has the weight 0.
     CriticIgnored {
         /// The fields, as `objective.r1`.
         fields: Vec<&'static str>,

@@ -1,4 +1,5 @@
-//! Adversarial runs on a small model: resume, methods, the critic's reports, the teacher's images, and signs of failure.
+//! Adversarial runs on a small model: resume, methods, the critic's reports, the teacher's images, and signs
+//! of failure.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 mod world;
@@ -200,7 +201,8 @@ fn without_an_adversarial_term_no_critic_is_trained() {
     assert!(!state(&recipe).names().iter().any(|name| name.contains("critic")));
 }
 
-/// The images made again after adapters have moved are those made before: the teacher's passes have none of them.
+/// The images made again after adapters have moved are those made before: the teacher's passes have none of
+/// them.
 #[test]
 fn the_teacher_of_a_lora_is_the_base_model() {
     let world = world();

@@ -1,4 +1,5 @@
-//! Guidance distillation on a small model: the loss of a fresh student, learning, a new embedding, and resume.
+//! Guidance distillation on a small model: the loss of a fresh student, learning, a new embedding, and
+//! resume.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
 mod world;
@@ -56,8 +57,8 @@ fn recipe(world: &World, out: &str, steps: u64, lowest: f64, highest: f64) -> Re
     recipe
 }
 
-/// A fresh student with a new embedding has the velocity without guidance, so that its loss is `(w - 1)²` times the
-/// mean square of the difference that the prompt makes.
+/// A fresh student with a new embedding has the velocity without guidance, so that its loss is `(w - 1)²`
+/// times the mean square of the difference that the prompt makes.
 #[test]
 fn the_loss_of_a_fresh_student_is_that_of_the_guidance_it_lacks() {
     let world = world(false);

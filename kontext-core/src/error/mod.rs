@@ -145,8 +145,8 @@ pub enum Error {
         /// The remedy.
         hint: String,
     },
-    /// A training against a critic that has failed, by a sign that lasted; the recipe's author can change the setting
-    /// that the remedy names and begin in another folder.
+    /// A training against a critic that has failed, by a sign that lasted; the recipe's author can change the
+    /// setting that the remedy names and begin in another folder.
     #[error("training step {step}: {sign}; {remedy}")]
     Collapsed {
         /// Steps done.

@@ -34,8 +34,8 @@ pub(crate) fn prepare_with(
     })
 }
 
-/// Returns the target's tokens [B, L, D] in f32 after each of these blocks, each token normalised. The blocks are
-/// rising; those after the last one are not computed.
+/// Returns the target's tokens [B, L, D] in f32 after each of these blocks, each token normalised. The blocks
+/// are rising; those after the last one are not computed.
 pub(crate) fn features(dit: &Dit, run: &Run, target: &Tensor, text: i64, blocks: &[usize]) -> Result<Vec<Tensor>> {
     let length = target.size()[1];
     let mut state = dit.enter(run, target)?;
@@ -50,7 +50,8 @@ pub(crate) fn features(dit: &Dit, run: &Run, target: &Tensor, text: i64, blocks:
     Ok(features)
 }
 
-/// As [`features`], without a graph; also returns the inputs of the blocks, from which [`gradient`] runs them again.
+/// As [`features`], without a graph; also returns the inputs of the blocks, from which [`gradient`] runs them
+/// again.
 pub(crate) fn checkpointed(
     dit: &Dit,
     run: &Run,

@@ -16,7 +16,8 @@ use crate::run::random::{Stream, generator};
 const FREQUENCIES: i64 = 32;
 const SLOPE: f64 = 0.2;
 const NORM_EPS: f64 = 1e-5;
-/// Name of the singular vectors in a state, `[N]`: left and right of each convolution, in the order of the heads.
+/// Name of the singular vectors in a state, `[N]`: left and right of each convolution, in the order of the
+/// heads.
 const RECORD: &str = "critic.spectral";
 const HINT: &str = "the last saved state, if any, is kept; lower objective.critic_rate, and go on from the state by \
     `accept_changes = [\"objective.critic_rate\"]` in the recipe";
@@ -38,7 +39,8 @@ pub(crate) struct Heads {
     width: i64,
 }
 
-/// A head: 1x1 convolution to its width, residual 3x3 convolution, 1x1 convolution, and a projection on the condition.
+/// A head: 1x1 convolution to its width, residual 3x3 convolution, 1x1 convolution, and a projection on the
+/// condition.
 #[derive(Debug)]
 struct Head {
     reduce: Convolution,
@@ -121,7 +123,7 @@ impl Heads {
         Ok(())
     }
 
-    /// Returns the logits [B, heads * L] of features, [B, L, D] for each head, and their condition [B, pooled + 64].
+    /// Returns the logits [B, heads * L] of features, [B, L, D] for each head, and their condition [B, P + 64].
     pub(crate) fn logits(
         &self,
         features: &[Tensor],
@@ -273,7 +275,8 @@ pub(crate) fn condition(pooled: &Tensor, levels: &[f64]) -> Result<Tensor> {
     Ok(Tensor::f_cat(&[pooled, angles.f_sin()?, angles.f_cos()?], 1)?)
 }
 
-/// Draws the values as torch does: weights and biases uniform within the inverse root of the number of inputs.
+/// Draws the values as torch does: weights and biases uniform within the inverse root of the number of
+/// inputs.
 fn initial(width: i64, sizes: HeadSizes, seed: u64) -> Result<Vec<(String, Tensor)>> {
     let ones = |value: f64| Tensor::f_full([width], value, (Kind::Float, Device::Cpu));
     let condition = sizes.pooled + 2 * FREQUENCIES;

@@ -23,8 +23,8 @@ pub(crate) fn student(pairing: Pairing, real: &Tensor, fake: &Tensor) -> Result<
     })
 }
 
-/// Returns R1: the squared gradient of the real logits with respect to each of the features, summed over an item and
-/// averaged over the batch. A gradient passes through it to the heads' values.
+/// Returns R1: the squared gradient of the real logits with respect to each of the features, summed over an
+/// item and averaged over the batch. A gradient passes through it to the heads' values.
 pub(crate) fn r1(real: &Tensor, features: &[Tensor]) -> Result<Tensor> {
     let gradients = Tensor::f_run_backward(&[real.f_sum(Kind::Float)?], features, true, true)?;
     let squares = gradients.iter().map(|gradient| -> Result<Tensor> {

@@ -92,8 +92,8 @@ pub(crate) struct CriticLoss {
 }
 
 impl Pair {
-    /// Takes the features of the student's images `fake` and the real ones, [B, L, C] in f32. A gradient passes through
-    /// the former.
+    /// Takes the features of the student's images `fake` and the real ones, [B, L, C] in f32. A gradient
+    /// passes through the former.
     pub(crate) fn new(
         teacher: Teacher<'_>,
         batch: &Batch,
@@ -110,8 +110,8 @@ impl Pair {
         })
     }
 
-    /// As [`Pair::new`], and returns the adversarial term of the student's loss, a scalar, whose gradient passes through
-    /// the fake images. With recomputed activations the teacher's blocks run again for it.
+    /// As [`Pair::new`], and returns the adversarial term of the student's loss, a scalar, whose gradient
+    /// passes through the fake images. With recomputed activations the teacher's blocks run again for it.
     pub(crate) fn with_term(
         teacher: Teacher<'_>,
         batch: &Batch,
@@ -149,7 +149,8 @@ impl Pair {
         Ok((pair, term.f_detach()?.f_add(&change)?))
     }
 
-    /// Returns the adversarial term of the student's loss, a scalar: its gradient passes through the fake images.
+    /// Returns the adversarial term of the student's loss, a scalar: its gradient passes through the fake
+    /// images.
     fn student_term(&self, heads: &Heads, objective: &AdversarialObjective) -> Result<Tensor> {
         let logits = |features| heads.logits(features, &self.condition, self.grid, Through::Inputs);
         let real = tch::no_grad(|| logits(&self.real))?;

@@ -15,10 +15,11 @@ const COMPARED: i64 = 64;
 pub struct Quality {
     /// Finished steps.
     pub step: u64,
-    /// Mean absolute difference of neighbouring pixels, divided by that of the true image after the autoencoder:
-    /// below 1 a result is blurred, above 1 its edges ring.
+    /// Mean absolute difference of neighbouring pixels, divided by that of the true image after the
+    /// autoencoder: below 1 a result is blurred, above 1 its edges ring.
     pub sharpness: f64,
-    /// Share of the results that are nearer to their own true image than to that of any other item, in pixels.
+    /// Share of the results that are nearer to their own true image than to that of any other item, in
+    /// pixels.
     pub right: f64,
     /// Relative L2 distance of the results of two seeds, in latents.
     pub distance: f64,

@@ -22,9 +22,9 @@ const ONLY_WARNED: usize = 150;
 
 /// A sign that a training against a critic fails. It prints as a sentence's main clause.
 ///
-/// Steps are judged in windows of half of [`crate::AdversarialObjective::patience`], one after the other, held-out
-/// results at each validation. A sign in one window or validation is a warning, in two in a row it ends the run, by
-/// [`kontext_core::Error::Collapsed`]; under a patience of 0 it only warns.
+/// Steps are judged in windows of half of [`crate::AdversarialObjective::patience`], one after the other,
+/// held-out results at each validation. A sign in one window or validation is a warning, in two in a row it
+/// ends the run, by [`kontext_core::Error::Collapsed`]; under a patience of 0 it only warns.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Sign {
@@ -33,7 +33,8 @@ pub enum Sign {
         /// Mean paired accuracy.
         accuracy: f64,
     },
-    /// The critic ranks nearly every pair right, at least 98 %: the student has no gradient towards real images.
+    /// The critic ranks nearly every pair right, at least 98 %: the student has no gradient towards real
+    /// images.
     Won {
         /// Mean paired accuracy.
         accuracy: f64,
@@ -48,8 +49,8 @@ pub enum Sign {
         /// The sharpness.
         sharpness: f64,
     },
-    /// Fewer held-out results are nearest to their truths than at the first validation, by a tenth and two standard
-    /// errors.
+    /// Fewer held-out results are nearest to their truths than at the first validation, by a tenth and two
+    /// standard errors.
     Forgotten {
         /// The share now.
         right: f64,

@@ -79,8 +79,8 @@ pub struct StepReport {
     pub step: u64,
     /// Steps of the run.
     pub total: u64,
-    /// The loss. Under [`crate::Objective::Adversarial`] the mean squared error of the images that the student predicts
-    /// in one step, next to which [`CriticReport::student_loss`] is the other term.
+    /// The loss. Under [`crate::Objective::Adversarial`] the mean squared error of the images that the
+    /// student predicts in one step, next to which [`CriticReport::student_loss`] is the other term.
     pub loss: f64,
     /// The learning rate.
     pub rate: f64,

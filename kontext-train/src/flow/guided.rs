@@ -1,4 +1,5 @@
-//! A step of guidance distillation: the student's velocity against its teacher's under classifier-free guidance.
+//! A step of guidance distillation: the student's velocity against its teacher's under classifier-free
+//! guidance.
 
 use std::sync::mpsc::Receiver;
 

@@ -61,7 +61,8 @@ impl Recipe {
         need.check(device, stage, ["", "take smaller data.sizes"])
     }
 
-    /// Returns the number of values of a critic's heads, and the bytes of a frozen teacher next to the trained values.
+    /// Returns the number of values of a critic's heads, and the bytes of a frozen teacher next to the
+    /// trained values.
     fn of_critic(&self, base: &Base, kind: Kind) -> Result<(u128, u128)> {
         let Some(objective) = self.objective.adversarial() else {
             return Ok((0, 0));

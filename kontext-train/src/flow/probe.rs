@@ -76,9 +76,9 @@ pub struct ProbeReport {
 }
 
 impl ProbeReport {
-    /// Returns the law to set as [`AdversarialObjective::critic_density`]: logit-normal of deviation 1, four fifths of it
-    /// below the highest level at which 60 % of the pairs are ranked right, its mean rounded to a tenth. `None` if there
-    /// is no such level.
+    /// Returns the law to set as [`AdversarialObjective::critic_density`]: logit-normal of deviation 1, four
+    /// fifths of it below the highest level at which 60 % of the pairs are ranked right, its mean rounded to
+    /// a tenth. `None` if there is no such level.
     ///
     /// ```
     /// use kontext_train::{Density, ProbeReport, ProbeRow};
@@ -143,20 +143,20 @@ impl ProbeOptions {
     }
 }
 
-/// Trains a critic's heads at some noise levels, each on its own, to rank real images above those that the base model
-/// makes in one step, and measures them on held-out examples. The recipe's objective must be adversarial; its heads and
-/// its loss are those of the recipe.
+/// Trains a critic's heads at some noise levels, each on its own, to rank real images above those that the
+/// base model makes in one step, and measures them on held-out examples. The recipe's objective must be
+/// adversarial; its heads and its loss are those of the recipe.
 ///
-/// The features of all examples at one level are in memory. `observe` gets the events of encoding, and those of a
-/// step for each finished level as [`TrainEvent::Encoding`].
+/// The features of all examples at one level are in memory. `observe` gets the events of encoding, and those
+/// of a step for each finished level as [`TrainEvent::Encoding`].
 ///
 /// # Errors
-/// Those of [`Recipe::check`]; [`Error::InvalidArgument`] for options out of their ranges, for another objective and
-/// for data without a held-out example; [`Error::Memory`] if the features do not fit; [`Error::Cancelled`] if `observe`
-/// breaks off.
+/// Those of [`Recipe::check`]; [`Error::InvalidArgument`] for options out of their ranges, for another
+/// objective and for data without a held-out example; [`Error::Memory`] if the features do not fit;
+/// [`Error::Cancelled`] if `observe` breaks off.
 ///
-/// Source of the method: ranking by a linear probe's kind of training on frozen features; the levels' law is LADD's
-/// (arXiv 2403.12015 section 4), which chooses it by ablation.
+/// Source of the method: ranking by a linear probe's kind of training on frozen features; the levels' law is
+/// LADD's (arXiv 2403.12015 section 4), which chooses it by ablation.
 pub fn probe(
     recipe: &Recipe,
     options: &ProbeOptions,

@@ -14,8 +14,8 @@ use crate::run::random::{Stream, generator};
 const RESULTS: u64 = 1 << 48;
 
 impl Flow {
-    /// Measures the quality of held-out results, by the moving average; `None` without held-out items or under
-    /// another objective.
+    /// Measures the quality of held-out results, by the moving average; `None` without held-out items or
+    /// under another objective.
     pub(super) fn quality(&self, step: u64) -> Result<Option<Quality>> {
         let Some(objective) = self.recipe.objective.adversarial() else {
             return Ok(None);

@@ -30,8 +30,8 @@ pub(crate) struct NoisyBatch {
     pub(crate) negative: Option<Conditioning>,
 }
 
-/// Draws the batch of micro step `index`, with the targets that the teacher `made` if it did, and drops prompts and
-/// reference images at random.
+/// Draws the batch of micro step `index`, with the targets that the teacher `made` if it did, and drops
+/// prompts and reference images at random.
 ///
 /// Returns `None` if there is no data.
 pub(crate) fn training(

@@ -100,8 +100,8 @@ impl Trained {
         Ok(&self.dit)
     }
 
-    /// Runs `work` with the base model. Adapters are left out of its passes meanwhile, and are in those before and
-    /// after.
+    /// Runs `work` with the base model. Adapters are left out of its passes meanwhile, and are in those
+    /// before and after.
     pub(crate) fn with_teacher<T>(&self, work: impl FnOnce(&Dit) -> Result<T>) -> Result<T> {
         let Method::Lora(lora) = &self.method else {
             let teacher = self.teacher.as_ref();
@@ -169,8 +169,8 @@ impl Trained {
 }
 
 impl Recipe {
-    /// Returns the configuration of the trained transformer: the base model's, with a guidance embedding if the objective
-    /// trains one.
+    /// Returns the configuration of the trained transformer: the base model's, with a guidance embedding if
+    /// the objective trains one.
     pub(super) fn student(&self, base: &Base) -> DitConfig {
         DitConfig {
             guidance_embed: base.config.guidance_embed || self.objective.guided().is_some(),
@@ -179,7 +179,8 @@ impl Recipe {
     }
 }
 
-/// Returns the base model's tensors. A new guidance embedding starts without a change: its last layer is zero.
+/// Returns the base model's tensors. A new guidance embedding starts without a change: its last layer is
+/// zero.
 fn tensors_of_student(recipe: &Recipe, base: &Base) -> Result<Vec<(String, Tensor)>> {
     let mut tensors = base.transformer_tensors()?;
     let config = recipe.student(base);

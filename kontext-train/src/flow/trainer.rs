@@ -40,8 +40,8 @@ use super::turn::Critic;
 ///
 /// A state only goes on under the recipe, the model and the data that it was trained with. Free to change are
 /// the places `model`, `out`, `data.folder`, `data.cache` and `device`, and `every`, `recompute`,
-/// `data.validation_items` and `objective.patience`, which do not affect the trained values. `method` cannot change. Others can if
-/// [`Recipe::accept_changes`] names them.
+/// `data.validation_items` and `objective.patience`, which do not affect the trained values. `method` cannot
+/// change. Others can if [`Recipe::accept_changes`] names them.
 pub struct Trainer {
     shell: Shell,
     flow: Flow,
@@ -225,8 +225,8 @@ impl Trainer {
     /// `lora.safetensors`.
     ///
     /// # Errors
-    /// The training's [`Error::NotFinite`], [`Error::Diverged`] or [`Error::Collapsed`] if it has failed, [`Error::Io`] if the folder
-    /// cannot be written.
+    /// The training's [`Error::NotFinite`], [`Error::Diverged`] or [`Error::Collapsed`] if it has failed,
+    /// [`Error::Io`] if the folder cannot be written.
     pub fn export(&self) -> Result<()> {
         if let Some(failed) = &self.failed {
             return Err(failed.error());

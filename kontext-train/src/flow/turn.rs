@@ -67,8 +67,8 @@ struct Seen {
     pair: Option<Pair>,
 }
 
-/// Takes optimizer step `step` (from 0) on the gradients of the next batches. The critic's gradient is of the images
-/// and the values before the step, as the student's.
+/// Takes optimizer step `step` (from 0) on the gradients of the next batches. The critic's gradient is of the
+/// images and the values before the step, as the student's.
 pub(crate) fn turn(
     trained: &mut Trained,
     mut critic: Option<&mut Critic>,
@@ -164,8 +164,8 @@ fn student_pass(
     Ok(seen.into_inner())
 }
 
-/// Returns the student's loss, a scalar, of the image that it predicts. `pair` shows that image and the real one to the
-/// teacher and its critic.
+/// Returns the student's loss, a scalar, of the image that it predicts. `pair` shows that image and the real
+/// one to the teacher and its critic.
 fn student_loss(
     objective: &AdversarialObjective,
     noisy: &NoisyBatch,

@@ -45,8 +45,8 @@ pub(super) fn warnings(recipe: &Recipe, config: &DitConfig, dataset: &Dataset) -
     warnings
 }
 
-/// Returns the embedded guidance of an objective, and its default. The objective `guided` only has that of the teacher:
-/// a student without the embedding gets one.
+/// Returns the embedded guidance of an objective, and its default. The objective `guided` only has that of
+/// the teacher: a student without the embedding gets one.
 fn guidance(objective: &Objective) -> (f64, f64) {
     match objective {
         Objective::Flow(flow) => (flow.guidance, FlowObjective::default().guidance),

@@ -1,7 +1,8 @@
 //! The adversarial objective: levels of the student, law and heads of the critic, terms of the losses.
 //!
-//! Source: arXiv 2403.12015 (LADD: levels, re-noising law, heads on a frozen teacher); NVlabs/Sana `train_scm_ladd.py`
-//! (SANA-Sprint: R1 on the heads' inputs, halved loss); arXiv 1807.00734 (relativistic pairs).
+//! Source: arXiv 2403.12015 (LADD: levels, re-noising law, heads on a frozen teacher); NVlabs/Sana
+//! `train_scm_ladd.py` (SANA-Sprint: R1 on the heads' inputs, halved loss); arXiv 1807.00734 (relativistic
+//! pairs).
 
 use kontext_core::range::within;
 use kontext_core::{Error, Result};
@@ -26,12 +27,13 @@ pub(crate) const GROUPS: i64 = 8;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Pairing {
-    /// `softplus(-(real - fake))` for the critic and `softplus(-(fake - real))` for the student: images of the same
-    /// condition, noise and level are compared (arXiv 1807.00734). For data with a true answer for each item, as
-    /// edits have.
+    /// `softplus(-(real - fake))` for the critic and `softplus(-(fake - real))` for the student: images of
+    /// the same condition, noise and level are compared (arXiv 1807.00734). For data with a true answer for
+    /// each item, as edits have.
     #[default]
     Relativistic,
-    /// `max(0, 1 - real) + max(0, 1 + fake)` for the critic and `-fake` for the student, as LADD was published.
+    /// `max(0, 1 - real) + max(0, 1 + fake)` for the critic and `-fake` for the student, as LADD was
+    /// published.
     Hinge,
 }
 
@@ -42,11 +44,11 @@ pub enum Real {
     /// Those of the data.
     #[default]
     Data,
-    /// The base model's own, one for each example, made once before the training and kept in the run's cache: for
-    /// text to image, where the data has no single true answer.
+    /// The base model's own, one for each example, made once before the training and kept in the run's cache:
+    /// for text to image, where the data has no single true answer.
     Teacher {
-        /// Guidance of the base model, from 0 to 100: by its embedding, or by true CFG against the empty prompt for a
-        /// model without one. Default 2.5.
+        /// Guidance of the base model, from 0 to 100: by its embedding, or by true CFG against the empty
+        /// prompt for a model without one. Default 2.5.
         #[serde(default = "guidance")]
         guidance: f64,
         /// Euler steps, from 1 to 1000. Default 28.
@@ -65,29 +67,31 @@ fn teacher_steps() -> usize {
 
 /// The adversarial objective: latent adversarial diffusion distillation (LADD, arXiv 2403.12015).
 ///
-/// The student, which starts as the base model, predicts the image from a few noise levels in one step. A critic,
-/// small heads on the features of the frozen base model (the teacher), learns to rank real images above the
-/// student's, both noised again by the same noise; the student learns to be ranked higher.
+/// The student, which starts as the base model, predicts the image from a few noise levels in one step. A
+/// critic, small heads on the features of the frozen base model (the teacher), learns to rank real images
+/// above the student's, both noised again by the same noise; the student learns to be ranked higher.
 ///
 /// The defaults are for an edit model of any size, except `warmup` and `critic_density`: choose the latter by
 /// [`crate::probe()`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdversarialObjective {
-    /// The student's noise levels, from 1 to 64, falling, each from 0.001 to 1. Default: the sigmas of 4 steps by the
-    /// model's own schedule for the target's size.
+    /// The student's noise levels, from 1 to 64, falling, each from 0.001 to 1. Default: the sigmas of 4
+    /// steps by the model's own schedule for the target's size.
     pub levels: Option<Vec<f64>>,
     /// Share of each level, from 0 to 1, in any scale. Default 0.7, 0.1, 0.1, 0.1.
     pub shares: Vec<f64>,
     /// Share of each level during the warm-up. Default 0, 0, 0.5, 0.5: the lower levels are the easy ones.
     pub warmup_shares: Vec<f64>,
-    /// Steps of the warm-up, up to 10^9. Default 500, as published; 20 are enough for a model of 5 million values.
+    /// Steps of the warm-up, up to 10^9. Default 500, as published; 20 are enough for a model of 5 million
+    /// values.
     pub warmup: u64,
-    /// Density of the levels at which real and fake images are noised for the critic. Default: logit-normal, mean 1
-    /// and deviation 1, as published: for a student that is far from the data. Mean -2 for one that is near.
+    /// Density of the levels at which real and fake images are noised for the critic. Default: logit-normal,
+    /// mean 1 and deviation 1, as published: for a student that is far from the data. Mean -2 for one that is
+    /// near.
     pub critic_density: Density,
-    /// Blocks after which the critic has a head, counted from 0, double blocks first; rising. Default: all of up to
-    /// 8 blocks, and 6 of more, spread evenly.
+    /// Blocks after which the critic has a head, counted from 0, double blocks first; rising. Default: all of
+    /// up to 8 blocks, and 6 of more, spread evenly.
     pub blocks: Option<Vec<usize>>,
     /// Channels of a head, a multiple of 8 from 8 to 1024. Default 64.
     pub head_width: i64,
@@ -97,10 +101,11 @@ pub struct AdversarialObjective {
     pub real: Real,
     /// Weight of the adversarial term in the student's loss, from 0 to 1000; 0 trains no critic. Default 1.
     pub adversarial_weight: f64,
-    /// Weight of the mean squared error to the real image, from 0 to 1000. Default 0; 0.2 to 1 where fidelity counts.
+    /// Weight of the mean squared error to the real image, from 0 to 1000. Default 0; 0.2 to 1 where fidelity
+    /// counts.
     pub mse_weight: f64,
-    /// Weight of R1, the squared gradient of the real image's logits with respect to the heads' inputs, from 0 to
-    /// 1000. Default 1e-4.
+    /// Weight of R1, the squared gradient of the real image's logits with respect to the heads' inputs, from
+    /// 0 to 1000. Default 1e-4.
     pub r1: f64,
     /// Steps from one R1 term to the next, from 1; its weight is multiplied by them. Default 4.
     pub r1_every: u64,
@@ -116,8 +121,8 @@ pub struct AdversarialObjective {
     pub student_every: u64,
     /// Input of models with a guidance embedding, for student and teacher, from 0 to 100. Default 2.5.
     pub guidance: f64,
-    /// Steps, or validations times 50, over which a sign of failure ends the run; half of them are a warning. 0 only
-    /// warns, after 150. Default 300. See [`crate::Sign`].
+    /// Steps, or validations times 50, over which a sign of failure ends the run; half of them are a warning.
+    /// 0 only warns, after 150. Default 300. See [`crate::Sign`].
     pub patience: u64,
 }
 

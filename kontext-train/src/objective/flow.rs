@@ -183,7 +183,8 @@ impl FlowObjective {
     }
 }
 
-/// Returns the mean over the batch of `weight * mean((velocity - wanted)²)`, a scalar; `wanted` [B, L, C] in f32.
+/// Returns the mean over the batch of `weight * mean((velocity - wanted)²)`, a scalar; `wanted` [B, L, C] in
+/// f32.
 pub(super) fn weighted_error(
     weighting: Weighting,
     velocity: &Tensor,

@@ -1,8 +1,8 @@
 //! Guidance distillation: a student with a guidance embedding learns the velocity that its teacher has under
 //! classifier-free guidance.
 //!
-//! Source: arXiv 2210.03142 section 3.1 (a student of the guided model, by a value drawn from a range), as FLUX.1 [dev]
-//! is described in arXiv 2506.15742 section 3.
+//! Source: arXiv 2210.03142 section 3.1 (a student of the guided model, by a value drawn from a range), as
+//! FLUX.1 [dev] is described in arXiv 2506.15742 section 3.
 
 use kontext_core::range::within;
 use kontext_core::{Error, Kind, Result, Tensor};
@@ -14,9 +14,9 @@ use crate::run::random::uniform;
 
 /// The objective of guidance distillation: one pass of the student instead of two of the teacher.
 ///
-/// The teacher is the base model under true classifier-free guidance, away from the empty prompt with the same
-/// reference images. A base model without a guidance embedding gets one, which changes nothing at first; that takes
-/// `method.kind = "full"`.
+/// The teacher is the base model under true classifier-free guidance, away from the empty prompt with the
+/// same reference images. A base model without a guidance embedding gets one, which changes nothing at first;
+/// that takes `method.kind = "full"`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GuidedObjective {

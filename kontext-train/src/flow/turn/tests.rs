@@ -130,7 +130,8 @@ fn close(what: &str, got: f64, expected: f64, size: f64) {
     );
 }
 
-/// Compares gradients, by their names in order, with rows of their norms and their products with random directions.
+/// Compares gradients, by their names in order, with rows of their norms and their products with random
+/// directions.
 fn compare(what: &str, gradients: &BTreeMap<String, Tensor>, probes: &Tensor) {
     let made = Weights::synthetic(SEEDS[0]);
     assert_eq!(probes.size()[0], gradients.len() as i64, "{what}");
