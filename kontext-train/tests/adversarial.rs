@@ -7,6 +7,7 @@ mod world;
 use std::ops::ControlFlow;
 
 use image::{Rgb, RgbImage};
+use kontext::Lora;
 use kontext_core::Error;
 use kontext_nn::Weights;
 use kontext_train::{AdversarialObjective, LoraMethod, Method, Objective, Real, Recipe, Sign, TrainEvent, Trainer};
@@ -223,6 +224,12 @@ fn the_teacher_of_a_lora_is_the_base_model() {
     (longer.steps, longer.accept_changes) = (3, vec!["steps".to_owned()]);
     train(&longer).unwrap();
     assert!(images() == before);
+    let facts = Lora::open(recipe.out.join("lora.safetensors")).unwrap();
+    let fact = |name: &str| facts.facts()[name].clone();
+    assert_eq!(
+        ["kontext.steps", "kontext.sampler", "kontext.guidance"].map(fact),
+        ["4", "consistency", "2.5"]
+    );
 }
 
 #[test]

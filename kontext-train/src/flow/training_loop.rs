@@ -157,6 +157,8 @@ impl Training for FlowTraining<'_> {
         let objective = self.flow.recipe.objective.adversarial();
         let patience = objective.map(|objective| objective.patience);
         if let (Some(patience), Some(quality)) = (patience, self.flow.quality(step)?) {
+            // A run that was cancelled at its validation has it already.
+            self.flow.history.retain(|before| before.step != step);
             self.flow.history.push(quality);
             events.push(TrainEvent::Compared(quality));
             events.extend(failing(step, of_results(&self.flow.history, patience))?);
@@ -204,10 +206,18 @@ impl Flow {
     pub(super) fn export(&self, step: u64) -> Result<()> {
         self.trained.learner.check(step)?;
         let values = self.trained.learner.averaged()?;
-        let facts = BTreeMap::from([
+        let mut facts = BTreeMap::from([
             ("steps".to_owned(), step.to_string()),
             ("recipe".to_owned(), self.recipe.to_toml()?),
         ]);
+        if let Some(objective) = self.recipe.objective.adversarial() {
+            // The settings with which programs are to use the LoRA: each step predicts the image.
+            facts.insert("kontext.steps".to_owned(), objective.shares.len().to_string());
+            facts.insert("kontext.sampler".to_owned(), "consistency".to_owned());
+            if self.base.config.guidance_embed {
+                facts.insert("kontext.guidance".to_owned(), objective.guidance.to_string());
+            }
+        }
         self.trained.export(&self.recipe.out, values, facts)
     }
 

@@ -121,8 +121,8 @@ pub struct AdversarialObjective {
     pub student_every: u64,
     /// Input of models with a guidance embedding, for student and teacher, from 0 to 100. Default 2.5.
     pub guidance: f64,
-    /// Steps, or validations times 50, over which a sign of failure ends the run; half of them are a warning.
-    /// 0 only warns, after 150. Default 300. See [`crate::Sign`].
+    /// Steps over which a sign of failure ends the run, up to 10^9; half of them are a warning. 0 only warns,
+    /// after 150 steps. Default 300. See [`crate::Sign`].
     pub patience: u64,
 }
 
