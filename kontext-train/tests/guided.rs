@@ -22,7 +22,7 @@ fn world(embeds: bool) -> World {
         tensors.retain(|(name, _)| !name.starts_with("guidance_in."));
         let mut config = base.config;
         config.guidance_embed = false;
-        save_part::transformer(&world.path("model"), tensors, &config).unwrap();
+        save_part::transformer(world.path("model"), tensors, &config).unwrap();
     }
     let mut lines = Vec::new();
     for n in 0..6_u8 {
