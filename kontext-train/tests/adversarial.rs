@@ -10,7 +10,9 @@ use image::{Rgb, RgbImage};
 use kontext::Lora;
 use kontext_core::Error;
 use kontext_nn::Weights;
-use kontext_train::{AdversarialObjective, LoraMethod, Method, Objective, Real, Recipe, Sign, TrainEvent, Trainer};
+use kontext_train::{
+    AdversarialObjective, LoraMethod, Method, Objective, ProbeOptions, Real, Recipe, Sign, TrainEvent, Trainer, probe,
+};
 use serde_json::json;
 use world::{SIDE, World, go_on, reason, train};
 
@@ -324,4 +326,47 @@ fn heads_of_another_width_are_another_run() {
         error.contains("objective.kind was \"adversarial\" and is not set"),
         "{error}"
     );
+}
+
+/// The random model's images are far from the data, so that heads rank held-out pairs right after a few steps.
+#[test]
+fn a_probe_measures_where_the_critic_ranks_pairs_right() {
+    let world = world();
+    let eager = AdversarialObjective {
+        critic_rate: 1e-2,
+        ..objective()
+    };
+    let mut recipe = recipe(&world, "run", 2, eager);
+    let options = ProbeOptions {
+        levels: vec![0.05, 0.2],
+        training: 4,
+        held_out: 2,
+        steps: 24,
+    };
+    let mut levels = 0;
+    let count = |event: TrainEvent<'_>| {
+        if let TrainEvent::Encoding(fill) = event
+            && fill.what == "levels"
+        {
+            levels += 1;
+        }
+        ControlFlow::Continue(())
+    };
+    let report = probe(&recipe, &options, count).unwrap();
+    assert_eq!((levels, report.blocks.len(), report.rows.len()), (2, 3, 2));
+    for row in &report.rows {
+        assert_eq!((row.accuracy, row.pairs, row.by_block.len()), (1.0, 2, 3), "{row:?}");
+        assert!(row.loss < 0.69, "{row:?}");
+    }
+    let text = report.to_string();
+    assert!(
+        text.contains("0.050  1.000") && text.contains("critic_density = { kind = \"logit-normal\", mean = -2.2"),
+        "{text}"
+    );
+    // It trains nothing, and is the same again.
+    assert!(!recipe.out.join("state.safetensors").exists());
+    assert_eq!(probe(&recipe, &options, go_on).unwrap(), report);
+    recipe.objective = Objective::default();
+    let error = probe(&recipe, &options, go_on).unwrap_err().to_string();
+    assert!(error.contains("objective.kind: expected \"adversarial\""), "{error}");
 }
