@@ -7,8 +7,10 @@ use crate::run::curve::Point;
 
 /// Mean paired accuracy from which the critic has won.
 const WON: f64 = 0.98;
-/// Mean paired accuracy from the first step up to which the critic has learned nothing.
-const BLIND: f64 = 0.53;
+/// Mean paired accuracy of ten steps up to which the critic has learned nothing. The accuracy of a sound run swings
+/// about a half as critic and student catch up with each other.
+const BLIND: f64 = 0.65;
+const TEN: usize = 10;
 /// Mean norms of the student's gradient that are a warning, and that end the run.
 const LONG: [f64; 2] = [1.0, 10.0];
 /// Sharpness above which edges ring.
@@ -28,9 +30,9 @@ const ONLY_WARNED: usize = 150;
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Sign {
-    /// The critic has learned nothing since the first step: its mean paired accuracy is 0.53 at most.
+    /// The critic has learned nothing: in no ten steps since the first its mean paired accuracy was above 0.65.
     Blind {
-        /// Mean paired accuracy.
+        /// The highest mean paired accuracy of ten steps.
         accuracy: f64,
     },
     /// The critic ranks nearly every pair right, at least 98 %: the student has no gradient towards real
@@ -97,7 +99,7 @@ impl fmt::Display for Sign {
             Self::Blind { accuracy } => {
                 write!(
                     f,
-                    "the critic has learned nothing: since the first step it ranks {accuracy:.3} of the pairs right"
+                    "the critic has learned nothing: in no ten steps did it rank more than {accuracy:.3} of the pairs right"
                 )
             }
             Self::Won { accuracy } => write!(f, "the critic has won: it ranks {accuracy:.3} of the pairs right"),
@@ -146,7 +148,10 @@ pub(crate) fn of_steps(points: &[Point], patience: u64) -> Vec<Found> {
             ends: patience > 0 && again.is_some_and(|accuracy| accuracy >= WON),
         });
     }
-    if let Some(accuracy) = mean(points.iter().filter_map(accuracy))
+    let tens = points
+        .chunks(TEN)
+        .filter_map(|ten| mean(ten.iter().filter_map(self::accuracy)));
+    if let Some(accuracy) = tens.max_by(f64::total_cmp)
         && accuracy <= BLIND
         && windows.len() <= 2
     {
