@@ -130,6 +130,9 @@ fn every_field_of_a_recipe_is_listed_and_no_other() {
         "[method]\nkind = 'full'\n[objective]\ndensity.kind = 'uniform'\n",
         "[method]\nkind = 'lora'\n[objective]\ndensity.kind = 'logit-normal'\n",
         "[objective]\ndensity = { kind = 'mode', scale = 1.0 }\n",
+        "[objective]\nkind = 'guided'\n",
+        "[objective]\nkind = 'adversarial'\nreal.kind = 'teacher'\n",
+        "[objective]\nkind = 'adversarial'\nreal.kind = 'data'\ncritic_density = { kind = 'mode', scale = 1.0 }\n",
     ];
     let recipes = kinds.map(|kind| format!("{base}{kind}"));
     let recipes: Vec<&str> = recipes.iter().map(String::as_str).collect();

@@ -104,12 +104,27 @@ pub fn train(recipe: Recipe, limit: &Limit) -> anyhow::Result<bool> {
         match event {
             TrainEvent::Step(r) => {
                 let speed = r.items_per_second;
+                let critic = r.critic.map_or_else(String::new, |critic| {
+                    format!(", student {:.3}, critic {:.3}", critic.student_loss, critic.critic_loss)
+                        + &format!(", pairs right {:.2}", critic.accuracy)
+                });
                 reporter.set(
                     r.step,
-                    format!("loss {:.4}, gradient {:.2}, {speed:.1} images/s", r.loss, r.norm),
+                    format!("loss {:.4}, gradient {:.2}{critic}, {speed:.1} images/s", r.loss, r.norm),
                 );
             }
             TrainEvent::Validated { step, loss } => above(format_args!("step {step}: held-out loss {loss:.4}")),
+            TrainEvent::Compared(quality) => above(format_args!(
+                "step {}: held-out results in one step: sharpness {:.3} of the truth's, {:.0} % nearest to their truths, \
+                 two seeds {:.3} apart",
+                quality.step,
+                quality.sharpness,
+                100.0 * quality.right,
+                quality.distance
+            )),
+            TrainEvent::Failing { step, sign } => {
+                above(format_args!("warning: step {step}: {sign}; {}", sign.remedy()));
+            }
             TrainEvent::NotSaved { step, usual } => above(not_saved(step, usual)),
             TrainEvent::Sampled { path, .. } => above(format_args!("wrote {}", path.display())),
             _ => {}

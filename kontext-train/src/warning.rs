@@ -33,6 +33,14 @@ pub enum RecipeWarning {
     DropContextIgnored,
     /// `objective.drop_prompt` has no effect, because all training examples have the empty prompt.
     DropPromptIgnored,
+    /// Settings of a critic have no effect, because the objective trains none (`objective.adversarial_weight`
+    /// is 0), or the part of it that they set has the weight 0.
+    CriticIgnored {
+        /// The fields, as `objective.r1`.
+        fields: Vec<&'static str>,
+        /// The weight that is 0, as `objective.adversarial_weight`.
+        weight: &'static str,
+    },
     /// An entry of `data.weights` has no effect: no training example has a category with this prefix, or all
     /// that have it have a longer one, too.
     WeightIgnored {
@@ -75,6 +83,11 @@ impl fmt::Display for RecipeWarning {
             ),
             Self::DropPromptIgnored => f.write_str(
                 "objective.drop_prompt has no effect: all training examples have the empty prompt; leave it out",
+            ),
+            Self::CriticIgnored { fields, weight } => write!(
+                f,
+                "{} without effect: {weight} is 0; leave them out, or set a weight",
+                fields.join(", ")
             ),
             Self::WeightIgnored { prefix } => write!(
                 f,

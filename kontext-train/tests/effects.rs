@@ -6,7 +6,9 @@ mod world;
 use std::ops::ControlFlow;
 
 use image::{Rgb, RgbImage};
-use kontext_train::{AutoencoderRecipe, Method, Recipe, RecipeWarning, TextRecipe, TrainEvent, Trainer};
+use kontext_train::{
+    AdversarialObjective, AutoencoderRecipe, Method, Objective, Recipe, RecipeWarning, TextRecipe, TrainEvent, Trainer,
+};
 use serde_json::{Value, json};
 use world::{SIDE, World, train};
 
@@ -103,8 +105,44 @@ fn guidance_for_a_model_without_its_embedding_is_warned_of_unless_it_is_the_defa
         recipe.check().unwrap(),
         [RecipeWarning::GuidanceIgnored { guidance: 2.0 }]
     );
-    recipe.objective.guidance = 1.0;
+    recipe.objective = Objective::default();
     assert_eq!(recipe.check().unwrap(), []);
+}
+
+#[test]
+fn settings_of_a_critic_that_is_not_trained_are_warned_of() {
+    let world = world(true);
+    let mut recipe = recipe(&world);
+    let objective = AdversarialObjective {
+        adversarial_weight: 0.0,
+        mse_weight: 1.0,
+        ..AdversarialObjective::default()
+    };
+    let adversarial = |objective: &AdversarialObjective| Objective::Adversarial(Box::new(objective.clone()));
+    recipe.objective = adversarial(&objective);
+    warned(&recipe, &[]);
+    let mut changed = AdversarialObjective {
+        head_width: 16,
+        r1: 0.0,
+        r1_every: 8,
+        ..objective
+    };
+    let warning = |fields: &[&'static str], weight| RecipeWarning::CriticIgnored {
+        fields: fields.to_vec(),
+        weight,
+    };
+    recipe.objective = adversarial(&changed);
+    let fields = ["objective.head_width", "objective.r1", "objective.r1_every"];
+    warned(&recipe, &[warning(&fields, "objective.adversarial_weight")]);
+    changed.adversarial_weight = 1.0;
+    recipe.objective = adversarial(&changed);
+    let expected = warning(&["objective.r1_every"], "objective.r1");
+    warned(&recipe, std::slice::from_ref(&expected));
+    assert!(
+        expected
+            .to_string()
+            .starts_with("objective.r1_every without effect: objective.r1 is 0;")
+    );
 }
 
 #[test]

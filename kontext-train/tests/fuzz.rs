@@ -14,7 +14,7 @@ use serde_json::Value;
 static COUNTING: Counting = Counting;
 
 /// Recipes with every field, of both methods.
-const SOUND: [&str; 2] = [
+const SOUND: [&str; 3] = [
     "model = 'm'\nout = 'o'\nsteps = 10\n[data]\nfolder = 'd'\n",
     r"
 model = 'm'
@@ -62,6 +62,25 @@ floor = 0.1
 save = 100
 validate = 50
 sample = 0
+",
+    "\
+model = 'm'
+out = 'o'
+steps = 1000
+[data]
+folder = 'd'
+[objective]
+kind = 'adversarial'
+levels = [1.0, 0.5]
+shares = [0.5, 0.5]
+warmup_shares = [0.0, 1.0]
+warmup = 10
+critic_density = { kind = 'logit-normal', mean = -2.0, std = 1.0 }
+blocks = [0, 2]
+pairing = 'hinge'
+real = { kind = 'teacher', guidance = 2.5, steps = 4 }
+mse_weight = 0.2
+student_every = 2
 ",
 ];
 

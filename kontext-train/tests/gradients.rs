@@ -11,7 +11,7 @@ use kontext_core::{Conditioning, Device, Kind, Tensor, Tokens};
 use kontext_dit::{Dit, DitConfig, RunInput, linear_parts, names};
 use kontext_formats::TensorMap;
 use kontext_nn::{Adapters, DoraNorm, LinearAdapter, Weights};
-use kontext_train::{Activations, Objective, Params, Weighting, add_noise, backward};
+use kontext_train::{Activations, FlowObjective, Params, Weighting, add_noise, backward};
 use serde_json::Value;
 
 const BOUND: f64 = 1e-4;
@@ -90,9 +90,9 @@ fn step(dit: &Dit, reference: bool, weighting: Weighting, activations: Activatio
     let sigmas: Vec<f64> = list("sigmas").into_iter().map(f64::from).collect();
     let (image, noise) = (raw("picture"), raw("noise"));
     let noisy = add_noise(&image, &noise, &sigmas).unwrap();
-    let objective = Objective {
+    let objective = FlowObjective {
         weighting,
-        ..Objective::default()
+        ..FlowObjective::default()
     };
     backward(dit, &run, &noisy, activations, 1.0, |v| {
         objective.loss(v, &noise, &image, &sigmas)

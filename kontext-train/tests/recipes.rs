@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use image::{Rgb, RgbImage};
 use kontext::{Device, Error};
 use kontext_train::{
-    AutoencoderRecipe, AutoencoderTrainer, LoraMethod, Method, Recipe, TextRecipe, TrainEvent, Trainer, train_text,
+    AutoencoderRecipe, AutoencoderTrainer, FlowObjective, LoraMethod, Method, Objective, Recipe, TextRecipe,
+    TrainEvent, Trainer, train_text,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -289,7 +290,13 @@ fn values_from_code_are_checked_as_those_of_files() {
         },
         "method.targets",
     );
-    refused(&|r| r.objective.guidance = f64::INFINITY, "objective.guidance");
+    let guided = |guidance| {
+        Objective::Flow(FlowObjective {
+            guidance,
+            ..FlowObjective::default()
+        })
+    };
+    refused(&|r| r.objective = guided(f64::INFINITY), "objective.guidance");
     refused(&|r| r.rate.floor = -1.0, "rate.floor");
     refused(&|r| r.optimizer.beta2 = f64::NAN, "optimizer.beta2");
     refused(

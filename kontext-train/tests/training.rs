@@ -10,7 +10,9 @@ use image::{Rgb, RgbImage};
 use kontext::{Device, Layout, Lora, LoraForm, Pipeline, Request, save_part};
 use kontext_core::check;
 use kontext_nn::Weights;
-use kontext_train::{Base, LoraMethod, Method, Recipe, TrainEvent, Trainer, initial_transformer};
+use kontext_train::{
+    Base, FlowObjective, LoraMethod, Method, Objective, Recipe, TrainEvent, Trainer, initial_transformer,
+};
 use serde_json::json;
 use world::{SIDE, go_on};
 
@@ -67,6 +69,14 @@ impl World {
         }))
         .unwrap()
     }
+}
+
+fn dropping(drop_prompt: f64, drop_context: f64) -> Objective {
+    Objective::Flow(FlowObjective {
+        drop_prompt,
+        drop_context,
+        ..FlowObjective::default()
+    })
 }
 
 fn disc(place: u32, colour: [u8; 3]) -> RgbImage {
@@ -132,7 +142,7 @@ fn a_resumed_run_gives_the_bits_of_an_unbroken_one() {
     let recipe = |out: &str| {
         let mut recipe = world.recipe(out, 6);
         (recipe.data.accumulate, recipe.data.batch, recipe.recompute) = (2, 4, true);
-        (recipe.objective.drop_prompt, recipe.objective.drop_context) = (0.3, 0.3);
+        recipe.objective = dropping(0.3, 0.3);
         recipe
     };
     let unbroken = recipe("unbroken");
@@ -256,7 +266,7 @@ fn an_empty_instruction_is_trained_on() {
     std::fs::write(world.data().join("metadata.jsonl"), lines.join("\n")).unwrap();
     let mut recipe = world.recipe("run", 1);
     // The empty prompt is in the data, and replaces others.
-    (recipe.data.batch, recipe.objective.drop_prompt) = (4, 0.5);
+    (recipe.data.batch, recipe.objective) = (4, dropping(0.5, 0.0));
     Trainer::open(recipe.clone(), go_on).unwrap().run(go_on).unwrap();
     assert!(state(&recipe).contains("values"));
     // A second run finds every prompt in the cache.

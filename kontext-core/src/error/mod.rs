@@ -23,7 +23,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// - the owner of the files: [`Error::Checkpoint`], [`Error::Tokenizer`], [`Error::Io`], [`Error::Image`];
 /// - the caller, by smaller settings, or the owner of the machine: [`Error::Device`], [`Error::Memory`],
 ///   [`Error::Allocation`], [`Error::Torch`], [`Error::Thread`];
-/// - the author of the weights or of the recipe: [`Error::NotFinite`], [`Error::Diverged`];
+/// - the author of the weights or of the recipe: [`Error::NotFinite`], [`Error::Diverged`], [`Error::Collapsed`];
 /// - nobody, because the caller asked for it: [`Error::Cancelled`];
 /// - the developers of kontext: [`Error::Bug`].
 ///
@@ -144,6 +144,17 @@ pub enum Error {
         usual: f64,
         /// The remedy.
         hint: String,
+    },
+    /// A training against a critic that has failed, by a sign that lasted; the recipe's author can change the
+    /// setting that the remedy names and begin in another folder.
+    #[error("training step {step}: {sign}; {remedy}")]
+    Collapsed {
+        /// Steps done.
+        step: u64,
+        /// The sign, as "the critic ranks every pair right (accuracy 1.000 over 300 steps)".
+        sign: String,
+        /// The remedy.
+        remedy: String,
     },
     /// A thread that could not start, for which the machine's owner can allow more processes or memory, or that
     /// panicked, of which only the developers can find the reason.

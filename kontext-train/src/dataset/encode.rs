@@ -36,7 +36,7 @@ pub struct Encoding {
 /// Progress of the encoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EncodeProgress {
-    /// "images" or "prompts".
+    /// "images" or "prompts"; "teacher's images" of [`crate::Real::Teacher`].
     pub what: &'static str,
     /// Number of encoded ones.
     pub done: usize,

@@ -12,6 +12,7 @@ mod unseen;
 pub use batch::{Batch, Bucket};
 pub use batch_sampler::{BatchItems, BatchSampler};
 pub(crate) use batch_sampler::{WEIGHTS, is_weight};
+pub(crate) use cache::Cache;
 pub use encode::{EncodeProgress, Encoding};
 pub use encoded::{BatchOptions, EncodedDataset};
 pub(crate) use encoded::{longest_prefix, weight_of};

@@ -9,6 +9,7 @@ use kontext_dit::{LinearPart, linear_parts};
 use super::data::data_digest;
 use super::method::Method;
 use super::recipe::{DATA_FILES, MODEL_FILES, Recipe};
+use super::turn::Critic;
 use super::warnings::warnings;
 use crate::base::Base;
 use crate::dataset::{Dataset, weight_of};
@@ -53,6 +54,13 @@ impl Recipe {
         let device = self.device()?;
         let base = Base::open(&self.model)?;
         self.check_out(&base)?;
+        if self.method != Method::Full && self.student(&base) != base.config {
+            let got = "adapters on a model without a guidance embedding, which the objective trains";
+            return Err(Error::invalid("method.kind", "\"full\"", got));
+        }
+        if let Some(adversarial) = self.objective.adversarial() {
+            adversarial.blocks(Critic::blocks_of(&base))?;
+        }
         self.check_memory(&base, &self.parts(&base)?, device, compute_kind(device))?;
         let data = &self.data;
         let mut dataset = Dataset::open(&data.folder)?;

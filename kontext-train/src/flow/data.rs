@@ -14,6 +14,7 @@ use super::check::no_items;
 use super::event::TrainEvent;
 use super::recipe::Recipe;
 use super::step::{self, NoisyBatch};
+use super::teacher_images::TeacherImages;
 
 /// Encodes the examples. The text encoders, larger than everything else, are dropped afterwards.
 pub(super) fn encoded(
@@ -80,26 +81,33 @@ pub(super) fn data_digest(dataset: &Dataset, sizes: &[Size]) -> String {
 pub(super) struct Batches {
     sampler: BatchSampler,
     shift: Shift,
+    /// The targets, if they are the teacher's.
+    made: Option<TeacherImages>,
 }
 
 impl Batches {
-    pub(super) fn new(recipe: &Recipe, dataset: &EncodedDataset, shift: Shift) -> Result<Self> {
+    pub(super) fn new(
+        recipe: &Recipe,
+        dataset: &EncodedDataset,
+        shift: Shift,
+        made: Option<TeacherImages>,
+    ) -> Result<Self> {
         let data = &recipe.data;
         let buckets = dataset.by_bucket(|item| item.split == data.split);
         let mut sampler = BatchSampler::new(buckets, dataset.weights(&data.weights), data.batch, recipe.seed)?;
         if sampler.batch(0).is_none() {
             return Err(no_items(recipe));
         }
-        Ok(Self { sampler, shift })
+        Ok(Self { sampler, shift, made })
     }
 
     pub(super) fn next(&mut self, dataset: &EncodedDataset, recipe: &Recipe, index: u64) -> Result<NoisyBatch> {
         let prepared = step::training(
             dataset,
             &mut self.sampler,
-            &recipe.objective,
+            self.made.as_ref(),
+            recipe,
             self.shift,
-            recipe.seed,
             index,
         )?;
         prepared.ok_or_else(|| Error::bug(format!("no batch {index} of a dataset that has items")))

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+use crate::adversarial::{Quality, Sign};
 use crate::dataset::{EncodeProgress, Skipped, UnseenPrompts};
+use crate::run::CriticReport;
 use crate::warning::RecipeWarning;
 
 /// An event of a training run.
@@ -37,6 +39,15 @@ pub enum TrainEvent<'a> {
         /// The loss.
         loss: f64,
     },
+    /// The quality of held-out results was measured, under [`crate::Objective::Adversarial`].
+    Compared(Quality),
+    /// A sign that the training against the critic fails.
+    Failing {
+        /// Finished steps.
+        step: u64,
+        /// The sign.
+        sign: Sign,
+    },
     /// The state was saved.
     Saved {
         /// Finished steps.
@@ -68,12 +79,15 @@ pub struct StepReport {
     pub step: u64,
     /// Steps of the run.
     pub total: u64,
-    /// The loss.
+    /// The loss. Under [`crate::Objective::Adversarial`] the mean squared error of the images that the
+    /// student predicts in one step, next to which [`CriticReport::student_loss`] is the other term.
     pub loss: f64,
     /// The learning rate.
     pub rate: f64,
-    /// Norm of the gradient before clipping.
+    /// Norm of the gradient before clipping; 0 at a step that only updates the critic.
     pub norm: f64,
+    /// The critic's part, under [`crate::Objective::Adversarial`].
+    pub critic: Option<CriticReport>,
     /// Throughput since this part of the run began, in items per second.
     pub items_per_second: f64,
 }

@@ -8,6 +8,7 @@ use kontext_sampler::Size;
 
 use super::method::{LoraMethod, Method};
 use super::recipe::Recipe;
+use super::turn::Critic;
 use crate::base::Base;
 use crate::memory::{Need, elements};
 
@@ -26,10 +27,11 @@ impl Recipe {
                 "take a lower method.rank or fewer method.targets",
             ),
         };
+        let (heads, teacher) = self.of_critic(base, kind)?;
         let need = Need {
-            values,
+            values: values + heads,
             average: self.ema > 0.0,
-            work: self.work(&base.config, &sizes, kind),
+            work: self.work(&base.config, &sizes, kind) + teacher,
         };
         let stage = Stage::Train {
             part: ModelPart::Transformer,
@@ -59,6 +61,24 @@ impl Recipe {
         need.check(device, stage, ["", "take smaller data.sizes"])
     }
 
+    /// Returns the number of values of a critic's heads, and the bytes of a frozen teacher next to the
+    /// trained values.
+    fn of_critic(&self, base: &Base, kind: Kind) -> Result<(u128, u128)> {
+        let Some(objective) = self.objective.adversarial() else {
+            return Ok((0, 0));
+        };
+        let heads = if objective.has_critic() {
+            let count = objective.blocks(Critic::blocks_of(base))?.len();
+            let values = Critic::sizes(count, base).values(objective.head_width);
+            u128::from(values.unsigned_abs())
+        } else {
+            0
+        };
+        let is_second = self.objective.has_teacher() && self.method == Method::Full;
+        let teacher = if is_second { of_all(&base.config)? } else { 0 };
+        Ok((heads, teacher * u128::from(element_bytes(kind))))
+    }
+
     /// Returns the sizes to which images are resized.
     pub(super) fn sizes(&self, base: &Base) -> Vec<Size> {
         match &self.data.sizes {
@@ -75,7 +95,7 @@ impl Recipe {
             .filter_map(|size| size.grid().ok())
             .map(kontext_sampler::Grid::tokens);
         let tokens = self.data.batch as u128 * u128::from(least.min().unwrap_or_default().unsigned_abs());
-        let kept = self.method == Method::Full && !self.recompute;
+        let kept = (self.method == Method::Full || self.objective.has_teacher()) && !self.recompute;
         let blocks = if kept {
             config.double_blocks + config.single_blocks
         } else {

@@ -1,24 +1,26 @@
-//! Flow-matching training of the transformer: recipe, objective, steps and the trainer.
+//! Training of the transformer: recipe, steps and the trainer.
 
-mod backward;
 mod check;
 mod data;
 mod event;
+mod guided;
 mod memory;
 mod method;
-mod objective;
+mod probe;
+mod quality;
 mod recipe;
 mod samples;
 mod step;
+mod teacher_images;
 mod trained;
 mod trainer;
 mod training_loop;
+mod turn;
 mod update;
 mod warnings;
 
-pub use backward::{Activations, backward};
 pub use event::{StepReport, TrainEvent};
 pub use method::{LoraMethod, Method};
-pub use objective::{Density, Objective, Weighting, add_noise};
+pub use probe::{ProbeOptions, ProbeReport, ProbeRow, probe};
 pub use recipe::{Data, Recipe};
 pub use trainer::Trainer;

@@ -10,12 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::bounds::{ACCUMULATE, BATCH, CLIP, DECAY, SEED, STEPS};
 use crate::dataset::{WEIGHTS, is_weight};
+use crate::objective::Objective;
 use crate::optim::{AdamWConfig, LrSchedule};
 use crate::run::recipe_changes::{Comparable, check_accepted, text};
 use crate::run::{Intervals, read_toml};
 
 use super::method::Method;
-use super::objective::Objective;
 
 /// The complete configuration of a run. Two runs of one recipe on one machine give the same bits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,7 +38,7 @@ pub struct Recipe {
     pub method: Method,
     /// The training data.
     pub data: Data,
-    /// The training objective.
+    /// The training objective, by its `kind`. Default: flow.
     #[serde(default)]
     pub objective: Objective,
     /// Constants of the optimizer.
@@ -82,9 +82,10 @@ impl Comparable for Recipe {
         "data.folder",
         "data.cache",
         "data.validation_items",
+        "objective.patience",
     ];
-    const FIXED: &'static [&'static str] = &["method"];
-    const OPEN: &'static [&'static str] = &["data.weights", "objective.density"];
+    const FIXED: &'static [&'static str] = &["method", "objective.kind", "objective.blocks", "objective.head_width"];
+    const OPEN: &'static [&'static str] = &["data.weights", "objective.density", "objective.critic_density"];
     const FILES: &'static [&'static str] = &[MODEL_FILES, DATA_FILES];
     const LOSS: &'static [&'static str] = &["objective", "data"];
 

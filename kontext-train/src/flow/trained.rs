@@ -5,7 +5,7 @@ use std::path::Path;
 
 use kontext::save_part;
 use kontext_core::{Device, Error, Kind, ModelPart, Result, Tensor};
-use kontext_dit::{Dit, LinearPart, linear_parts};
+use kontext_dit::{Dit, DitConfig, LinearPart, linear_parts};
 use kontext_lora::{LoraLayer, save_lora};
 use kontext_nn::{Adapters, DoraNorm, LinearAdapter, Weights};
 use rand::RngExt;
@@ -13,6 +13,7 @@ use rand::RngExt;
 use super::method::{LoraMethod, Method};
 use super::recipe::Recipe;
 use crate::base::Base;
+use crate::from_scratch::initial_transformer;
 use crate::optim::{Learner, LearnerConfig, Params, RESUME};
 use crate::run::random::{Stream, generator};
 
@@ -28,6 +29,8 @@ const MAGNITUDE: &str = "lora_magnitude_vector";
 pub(crate) struct Trained {
     pub(crate) learner: Learner,
     dit: Dit,
+    /// The frozen base model, where the objective needs one and the trained values are not adapters on it.
+    teacher: Option<Dit>,
     method: Method,
     /// The adapted layers.
     parts: Vec<LinearPart>,
@@ -45,11 +48,19 @@ impl Trained {
         };
         let lora = match &recipe.method {
             Method::Full => {
-                let params = Params::new(&base.transformer_tensors()?, device)?;
-                let dit = Dit::new(&params.weights().device(device), &base.config, |_| ())?;
+                let config_of_student = recipe.student(base);
+                let params = Params::new(&tensors_of_student(recipe, base)?, device)?;
+                let dit = Dit::new(&params.weights().device(device), &config_of_student, |_| ())?;
+                let frozen = || -> Result<Dit> {
+                    let weights = base.transformer()?.kind(kind).device(device);
+                    let teacher = Dit::new(&weights, &base.config, |_| ())?;
+                    weights.finish()?;
+                    Ok(teacher)
+                };
                 return Ok(Self {
                     learner: Learner::new(params, config)?,
                     dit,
+                    teacher: recipe.objective.has_teacher().then(frozen).transpose()?,
                     method: recipe.method.clone(),
                     parts: Vec::new(),
                 });
@@ -70,6 +81,7 @@ impl Trained {
         let trained = Self {
             learner: Learner::new(params, config)?,
             dit,
+            teacher: None,
             method: recipe.method.clone(),
             parts,
         };
@@ -86,6 +98,19 @@ impl Trained {
             self.set_adapters(lora)?;
         }
         Ok(&self.dit)
+    }
+
+    /// Runs `work` with the base model. Adapters are left out of its passes meanwhile, and are in those
+    /// before and after.
+    pub(crate) fn with_teacher<T>(&self, work: impl FnOnce(&Dit) -> Result<T>) -> Result<T> {
+        let Method::Lora(lora) = &self.method else {
+            let teacher = self.teacher.as_ref();
+            return work(teacher.ok_or_else(|| Error::bug("no teacher for an objective that has one"))?);
+        };
+        self.dit.slots().set(&Adapters::new())?;
+        let result = work(&self.dit);
+        self.set_adapters(lora)?;
+        result
     }
 
     fn set_adapters(&self, lora: &LoraMethod) -> Result<()> {
@@ -115,11 +140,10 @@ impl Trained {
         &self,
         out: &Path,
         values: Vec<(String, Tensor)>,
-        base: &Base,
         facts: BTreeMap<String, String>,
     ) -> Result<()> {
         let lora = match &self.method {
-            Method::Full => return save_part::transformer(out, values, &base.config),
+            Method::Full => return save_part::transformer(out, values, self.dit.config()),
             Method::Lora(lora) => lora,
         };
         let values: BTreeMap<String, Tensor> = values.into_iter().collect();
@@ -142,6 +166,34 @@ impl Trained {
         }
         save_lora(out.join(LORA_FILE), &layers, facts)
     }
+}
+
+impl Recipe {
+    /// Returns the configuration of the trained transformer: the base model's, with a guidance embedding if
+    /// the objective trains one.
+    pub(super) fn student(&self, base: &Base) -> DitConfig {
+        DitConfig {
+            guidance_embed: base.config.guidance_embed || self.objective.guided().is_some(),
+            ..base.config.clone()
+        }
+    }
+}
+
+/// Returns the base model's tensors. A new guidance embedding starts without a change: its last layer is
+/// zero.
+fn tensors_of_student(recipe: &Recipe, base: &Base) -> Result<Vec<(String, Tensor)>> {
+    let mut tensors = base.transformer_tensors()?;
+    let config = recipe.student(base);
+    if config.guidance_embed && !base.config.guidance_embed {
+        for (name, value) in initial_transformer(&config, recipe.seed)? {
+            if name.starts_with("guidance_in.out_layer.") {
+                tensors.push((name, value.f_zeros_like()?));
+            } else if name.starts_with("guidance_in.") {
+                tensors.push((name, value));
+            }
+        }
+    }
+    Ok(tensors)
 }
 
 fn scaling(lora: &LoraMethod) -> f64 {

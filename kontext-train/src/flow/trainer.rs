@@ -5,6 +5,7 @@ use std::path::Path;
 
 use kontext_core::{Error, Result, Stage};
 
+use crate::adversarial::restore_quality;
 use crate::dataset::EncodedDataset;
 use crate::run::curve::Curve;
 use crate::run::shell::Shell;
@@ -13,8 +14,10 @@ use super::check::{Opened, compute_kind};
 use super::data::{Batches, encoded};
 use super::event::TrainEvent;
 use super::recipe::Recipe;
+use super::teacher_images::teacher_images;
 use super::trained::Trained;
 use super::training_loop::{Flow, FlowTraining};
+use super::turn::Critic;
 
 /// A training run of the transformer.
 ///
@@ -36,9 +39,9 @@ use super::training_loop::{Flow, FlowTraining};
 /// intervals, after an unusually high loss. The state before is then kept.
 ///
 /// A state only goes on under the recipe, the model and the data that it was trained with. Free to change are
-/// the places `model`, `out`, `data.folder`, `data.cache` and `device`, and `every`, `recompute` and
-/// `data.validation_items`, which do not affect the trained values. `method` cannot change. Others can if
-/// [`Recipe::accept_changes`] names them.
+/// the places `model`, `out`, `data.folder`, `data.cache` and `device`, and `every`, `recompute`,
+/// `data.validation_items` and `objective.patience`, which do not affect the trained values. `method` cannot
+/// change. Others can if [`Recipe::accept_changes`] names them.
 pub struct Trainer {
     shell: Shell,
     flow: Flow,
@@ -58,6 +61,11 @@ enum Failed {
         loss: f64,
         usual: f64,
         hint: String,
+    },
+    Collapsed {
+        step: u64,
+        sign: String,
+        remedy: String,
     },
 }
 
@@ -80,6 +88,11 @@ impl Failed {
                 usual: *usual,
                 hint: hint.clone(),
             }),
+            Err(Error::Collapsed { step, sign, remedy }) => Some(Self::Collapsed {
+                step: *step,
+                sign: sign.clone(),
+                remedy: remedy.clone(),
+            }),
             _ => None,
         }
     }
@@ -99,6 +112,7 @@ impl Failed {
                 usual,
                 hint,
             },
+            Self::Collapsed { step, sign, remedy } => Error::Collapsed { step, sign, remedy },
         }
     }
 }
@@ -136,9 +150,17 @@ impl Trainer {
         let vae = base.vae(device)?;
         let dataset = encoded(&recipe, &base, dataset, &vae, device, kind, &mut observe)?;
         let mut trained = Trained::new(&recipe, &base, device, kind)?;
+        let mut critic = Critic::new(&recipe, &base, device)?;
         let curve = Curve::open(&recipe.out, state.as_ref())?;
+        let mut history = Vec::new();
         if let Some(state) = &state {
-            shell.resume(state, vec![&mut trained.learner], identity.new_loss())?;
+            let mut learners = vec![&mut trained.learner];
+            if let Some(critic) = &mut critic {
+                critic.heads.restore(state)?;
+                learners.push(&mut critic.heads.learner);
+            }
+            history = restore_quality(state)?;
+            shell.resume(state, learners, identity.new_loss())?;
             curve.restore()?;
         }
         let flow = Flow {
@@ -148,7 +170,9 @@ impl Trainer {
             dataset,
             vae,
             trained,
+            critic,
             curve,
+            history,
             device,
             kind,
         };
@@ -183,11 +207,11 @@ impl Trainer {
     /// and saves if `observe` breaks off. A complete run writes its result again.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] if `observe` breaks off, [`Error::NotFinite`] and
-    /// [`Error::Diverged`] if training fails (the last saved state remains), and those of the
-    /// written files.
+    /// [`Error::Cancelled`] if `observe` breaks off, [`Error::NotFinite`], [`Error::Diverged`] and
+    /// [`Error::Collapsed`] if training fails (the last saved state remains), and those of the written files.
     pub fn run(&mut self, mut observe: impl FnMut(TrainEvent<'_>) -> ControlFlow<()>) -> Result<()> {
-        let batches = Batches::new(&self.flow.recipe, &self.flow.dataset, self.flow.base.shift)?;
+        let made = teacher_images(&self.flow, &mut observe)?;
+        let batches = Batches::new(&self.flow.recipe, &self.flow.dataset, self.flow.base.shift, made)?;
         let mut training = FlowTraining {
             flow: &mut self.flow,
             batches,
@@ -201,8 +225,8 @@ impl Trainer {
     /// `lora.safetensors`.
     ///
     /// # Errors
-    /// The training's [`Error::NotFinite`] or [`Error::Diverged`] if it has failed, [`Error::Io`] if the folder
-    /// cannot be written.
+    /// The training's [`Error::NotFinite`], [`Error::Diverged`] or [`Error::Collapsed`] if it has failed,
+    /// [`Error::Io`] if the folder cannot be written.
     pub fn export(&self) -> Result<()> {
         if let Some(failed) = &self.failed {
             return Err(failed.error());

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
 
-use kontext_core::{Device, Kind, Result, Tensor, threads};
+use kontext_core::{Device, Error, Kind, Result, Tensor, threads};
 use kontext_vae::Autoencoder;
 
+use crate::adversarial::{Found, Quality, of_results, of_steps, quality_record};
 use crate::base::Base;
 use crate::dataset::EncodedDataset;
 use crate::optim::Learner;
@@ -21,6 +22,7 @@ use super::recipe::Recipe;
 use super::samples::SampleGrid;
 use super::step::{self, NoisyBatch};
 use super::trained::Trained;
+use super::turn::Critic;
 use super::update::{loss_of, update};
 
 /// Number of batches prepared ahead of the step that uses them.
@@ -35,8 +37,11 @@ pub(super) struct Flow {
     pub(super) dataset: EncodedDataset,
     pub(super) vae: Autoencoder,
     pub(super) trained: Trained,
+    pub(super) critic: Option<Critic>,
     pub(super) identity: Identity,
     pub(super) curve: Curve,
+    /// Quality of held-out results at the validations so far, under an adversarial objective.
+    pub(super) history: Vec<Quality>,
     pub(super) device: Device,
     pub(super) kind: Kind,
 }
@@ -52,8 +57,10 @@ impl Training for FlowTraining<'_> {
 
     fn train(&mut self, segment: &mut Segment<'_, Self::Event>) -> Result<()> {
         let (batches, trained) = (&mut self.batches, &mut self.flow.trained);
+        let critic = &mut self.flow.critic;
         let (recipe, dataset) = (&self.flow.recipe, &self.flow.dataset);
         let accumulate = recipe.data.accumulate as u64;
+        let patience = recipe.objective.adversarial().map(|objective| objective.patience);
         let steps = segment.steps();
         let indices = steps.start * accumulate..steps.end * accumulate;
         std::thread::scope(|scope| {
@@ -69,13 +76,14 @@ impl Training for FlowTraining<'_> {
             let started = std::thread::Builder::new().spawn_scoped(scope, work);
             started.map_err(|error| threads::refusal("the next batches", &error.to_string(), None))?;
             for step in steps {
-                let updated = update(trained, recipe, step, &receiver)?;
+                let updated = update(trained, critic.as_mut(), recipe, step, &receiver)?;
                 let done = segment.finish_step(accumulate * recipe.data.batch as u64, updated.loss)?;
                 self.flow.curve.push(Point {
                     step: done.step,
                     loss: updated.loss,
                     rate: updated.rate,
                     norm: updated.norm,
+                    critic: updated.critic,
                     validation: None,
                 });
                 segment.report(TrainEvent::Step(StepReport {
@@ -84,15 +92,25 @@ impl Training for FlowTraining<'_> {
                     loss: updated.loss,
                     rate: updated.rate,
                     norm: updated.norm,
+                    critic: updated.critic,
                     items_per_second: done.items_per_second,
                 }))?;
+                if let Some(patience) = patience {
+                    for sign in failing(done.step, of_steps(self.flow.curve.points(), patience))? {
+                        segment.report(sign)?;
+                    }
+                }
             }
             Ok(())
         })
     }
 
     fn learners(&self) -> Vec<&Learner> {
-        vec![&self.flow.trained.learner]
+        let critic = self.flow.critic.as_ref().map(|critic| &critic.heads.learner);
+        [Some(&self.flow.trained.learner), critic]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     fn last_loss(&mut self, step: u64) -> Result<f64> {
@@ -106,7 +124,7 @@ impl Training for FlowTraining<'_> {
         let mut sum = 0.0;
         for index in (step - 1) * accumulate..step * accumulate {
             let noisy = self.batches.next(dataset, recipe, index)?;
-            sum += tch::no_grad(|| loss_of(trained.dit()?, recipe, &noisy))?;
+            sum += tch::no_grad(|| loss_of(trained, recipe, &noisy))?;
         }
         Ok(sum / accumulate as f64)
     }
@@ -120,15 +138,32 @@ impl Training for FlowTraining<'_> {
     }
 
     fn records(&self) -> Result<Vec<(String, Tensor)>> {
-        Ok(vec![self.flow.curve.record()?])
+        let mut records = self.flow.curve.records()?;
+        if let Some(critic) = &self.flow.critic {
+            records.push(critic.heads.record()?);
+        }
+        if !self.flow.history.is_empty() {
+            records.push(quality_record(&self.flow.history)?);
+        }
+        Ok(records)
     }
 
-    fn validate(&mut self, step: u64) -> Result<Option<Self::Event>> {
+    fn validate(&mut self, step: u64) -> Result<Vec<Self::Event>> {
         let Some(loss) = self.flow.validate()? else {
-            return Ok(None);
+            return Ok(Vec::new());
         };
         self.flow.curve.validated(loss);
-        Ok(Some(TrainEvent::Validated { step, loss }))
+        let mut events = vec![TrainEvent::Validated { step, loss }];
+        let objective = self.flow.recipe.objective.adversarial();
+        let patience = objective.map(|objective| objective.patience);
+        if let (Some(patience), Some(quality)) = (patience, self.flow.quality(step)?) {
+            // A run that was cancelled at its validation has it already.
+            self.flow.history.retain(|before| before.step != step);
+            self.flow.history.push(quality);
+            events.push(TrainEvent::Compared(quality));
+            events.extend(failing(step, of_results(&self.flow.history, patience))?);
+        }
+        Ok(events)
     }
 
     fn sample(&mut self, step: u64, path: &Path) -> Result<Option<Self::Event>> {
@@ -151,15 +186,39 @@ impl Training for FlowTraining<'_> {
     }
 }
 
+/// Returns the events of signs of failure.
+///
+/// # Errors
+/// [`Error::Collapsed`] for one that ends the run.
+fn failing(step: u64, found: Vec<Found>) -> Result<Vec<TrainEvent<'static>>> {
+    if let Some(end) = found.iter().find(|found| found.ends) {
+        return Err(Error::Collapsed {
+            step,
+            sign: end.sign.to_string(),
+            remedy: end.sign.remedy().to_owned(),
+        });
+    }
+    let event = |found: Found| TrainEvent::Failing { step, sign: found.sign };
+    Ok(found.into_iter().map(event).collect())
+}
+
 impl Flow {
     pub(super) fn export(&self, step: u64) -> Result<()> {
         self.trained.learner.check(step)?;
         let values = self.trained.learner.averaged()?;
-        let facts = BTreeMap::from([
+        let mut facts = BTreeMap::from([
             ("steps".to_owned(), step.to_string()),
             ("recipe".to_owned(), self.recipe.to_toml()?),
         ]);
-        self.trained.export(&self.recipe.out, values, &self.base, facts)
+        if let Some(objective) = self.recipe.objective.adversarial() {
+            // The settings with which programs are to use the LoRA: each step predicts the image.
+            facts.insert("kontext.steps".to_owned(), objective.shares.len().to_string());
+            facts.insert("kontext.sampler".to_owned(), "consistency".to_owned());
+            if self.base.config.guidance_embed {
+                facts.insert("kontext.guidance".to_owned(), objective.guidance.to_string());
+            }
+        }
+        self.trained.export(&self.recipe.out, values, facts)
     }
 
     pub(super) fn validate(&self) -> Result<Option<f64>> {
@@ -170,7 +229,7 @@ impl Flow {
                     let index = (bucket as u64) << 32 | index as u64;
                     let (shift, seed) = (self.base.shift, self.recipe.seed);
                     let noisy = step::validation(&self.dataset, items, &self.recipe.objective, shift, seed, index)?;
-                    let loss = tch::no_grad(|| loss_of(self.trained.dit()?, &self.recipe, &noisy))?;
+                    let loss = tch::no_grad(|| loss_of(&self.trained, &self.recipe, &noisy))?;
                     sum += loss * items.len() as f64;
                     count += items.len();
                 }
@@ -193,7 +252,7 @@ impl Flow {
             shift: self.base.shift,
             sampler: self.base.sampler,
             steps: self.base.steps(),
-            guidance: self.recipe.objective.guidance,
+            guidance: self.recipe.objective.guidance(),
             kind: self.kind,
             device: self.device,
         };

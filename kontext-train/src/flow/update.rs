@@ -3,75 +3,98 @@
 use std::sync::mpsc::Receiver;
 
 use kontext_core::{Error, Result, Stage, check};
-use kontext_dit::{Dit, RunInput};
-use kontext_sampler::TIME_FACTOR;
 
-use super::backward::{Activations, backward};
+use super::guided::{guided, guided_loss};
 use super::recipe::Recipe;
 use super::step::NoisyBatch;
 use super::trained::Trained;
+use super::turn::{Critic, error_of, turn};
+use crate::adversarial::prepare;
+use crate::backward::{Activations, backward};
+use crate::objective::{FlowObjective, Objective};
+use crate::run::CriticReport;
 
 /// Loss, learning rate and gradient norm of an optimizer step.
 pub(crate) struct Updated {
     pub(crate) loss: f64,
     pub(crate) rate: f64,
     pub(crate) norm: f64,
+    /// The critic's part, if there is one.
+    pub(crate) critic: Option<CriticReport>,
+}
+
+impl Recipe {
+    pub(super) fn activations(&self) -> Activations {
+        if self.recompute {
+            Activations::Recomputed
+        } else {
+            Activations::Kept
+        }
+    }
 }
 
 /// Takes optimizer step `step` (from 0) on the gradients of the next batches.
 pub(crate) fn update(
     trained: &mut Trained,
+    critic: Option<&mut Critic>,
     recipe: &Recipe,
     step: u64,
     batches: &Receiver<Result<NoisyBatch>>,
 ) -> Result<Updated> {
-    let Recipe {
-        data,
-        steps,
-        rate,
-        recompute,
-        objective,
-        ..
-    } = recipe;
-    let activations = if *recompute {
-        Activations::Recomputed
-    } else {
-        Activations::Kept
-    };
+    match &recipe.objective {
+        Objective::Flow(objective) => flow(trained, recipe, objective, step, batches),
+        Objective::Adversarial(objective) => turn(trained, critic, recipe, objective, step, batches),
+        Objective::Guided(objective) => guided(trained, recipe, objective, step, batches),
+    }
+}
+
+fn flow(
+    trained: &mut Trained,
+    recipe: &Recipe,
+    objective: &FlowObjective,
+    step: u64,
+    batches: &Receiver<Result<NoisyBatch>>,
+) -> Result<Updated> {
+    let Recipe { data, steps, rate, .. } = recipe;
     let scale = 1.0 / data.accumulate as f64;
     let mut loss = 0.0;
     for _ in 0..data.accumulate {
         let stopped = |_| Error::bug("batches that end before the steps");
         let noisy = batches.recv().map_err(stopped)??;
         let dit = trained.dit()?;
-        let run = prepare(dit, recipe, &noisy)?;
+        let run = prepare(dit, &noisy.batch, &noisy.sigmas, objective.guidance)?;
         let velocity_loss = |v: &tch::Tensor| objective.loss(v, &noisy.noise, &noisy.batch.target, &noisy.sigmas);
-        loss += scale * backward(dit, &run, &noisy.noisy_target, activations, scale, velocity_loss)?;
+        loss += scale
+            * backward(
+                dit,
+                &run,
+                &noisy.noisy_target,
+                recipe.activations(),
+                scale,
+                velocity_loss,
+            )?;
     }
     let rate = rate.at(step, *steps);
     let norm = trained.learner.update(step, loss, rate)?;
-    Ok(Updated { loss, rate, norm })
-}
-
-fn prepare(dit: &Dit, recipe: &Recipe, noisy: &NoisyBatch) -> Result<kontext_dit::Run> {
-    let embedded = |value: f64| (value * f64::from(TIME_FACTOR)) as f32;
-    let times: Vec<f32> = noisy.sigmas.iter().map(|sigma| embedded(*sigma)).collect();
-    let batch = &noisy.batch;
-    dit.prepare_items(&RunInput {
-        conditioning: &batch.conditioning,
-        target_ids: &batch.target_ids,
-        context: batch.context.as_ref(),
-        times: &times,
-        guidance: dit.config().guidance_embed.then(|| embedded(recipe.objective.guidance)),
+    Ok(Updated {
+        loss,
+        rate,
+        norm,
+        critic: None,
     })
 }
 
 /// Returns the loss without a gradient.
-pub(crate) fn loss_of(dit: &Dit, recipe: &Recipe, noisy: &NoisyBatch) -> Result<f64> {
-    let velocity = dit.forward(&prepare(dit, recipe, noisy)?, 0, &noisy.noisy_target)?;
+pub(crate) fn loss_of(trained: &Trained, recipe: &Recipe, noisy: &NoisyBatch) -> Result<f64> {
+    let objective = match &recipe.objective {
+        Objective::Flow(objective) => objective,
+        Objective::Adversarial(objective) => return error_of(trained.dit()?, objective, noisy),
+        Objective::Guided(objective) => return guided_loss(trained, objective, noisy),
+    };
+    let dit = trained.dit()?;
+    let run = prepare(dit, &noisy.batch, &noisy.sigmas, objective.guidance)?;
+    let velocity = dit.forward(&run, 0, &noisy.noisy_target)?;
     check::finite(Stage::Validate, &velocity)?;
-    let loss = recipe
-        .objective
-        .loss(&velocity, &noisy.noise, &noisy.batch.target, &noisy.sigmas)?;
+    let loss = objective.loss(&velocity, &noisy.noise, &noisy.batch.target, &noisy.sigmas)?;
     Ok(loss.f_double_value(&[])?)
 }

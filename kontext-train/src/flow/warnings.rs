@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use kontext_dit::DitConfig;
 
-use super::objective::Objective;
 use super::recipe::Recipe;
 use crate::dataset::{Dataset, longest_prefix, weight_of};
+use crate::objective::{AdversarialObjective, FlowObjective, GuidedObjective, Objective};
 use crate::warning::RecipeWarning;
 
 /// Returns the warnings of a recipe for a model and the examples of its data.
@@ -16,16 +16,19 @@ pub(super) fn warnings(recipe: &Recipe, config: &DitConfig, dataset: &Dataset) -
     } = recipe;
     let mut warnings = Vec::new();
     warnings.extend(RecipeWarning::of_rate(&recipe.rate, recipe.steps));
-    if !config.guidance_embed && objective.guidance != Objective::default().guidance {
-        let guidance = objective.guidance;
+    let (guidance, usual) = guidance(objective);
+    if !config.guidance_embed && guidance != usual {
         warnings.push(RecipeWarning::GuidanceIgnored { guidance });
     }
+    let unused = objective.adversarial().map(AdversarialObjective::without_effect);
+    let ignored = |(weight, fields)| RecipeWarning::CriticIgnored { fields, weight };
+    warnings.extend(unused.unwrap_or_default().into_iter().map(ignored));
     let items = || dataset.items.iter().filter(|item| item.split == data.split);
     let trained = || items().filter(|item| weight_of(item, &data.weights) > 0.0);
-    if objective.drop_context > 0.0 && trained().all(|item| item.sources.is_empty()) {
+    if objective.drop_context() > 0.0 && trained().all(|item| item.sources.is_empty()) {
         warnings.push(RecipeWarning::DropContextIgnored);
     }
-    if objective.drop_prompt > 0.0 && trained().all(|item| item.instruction.is_empty()) {
+    if objective.drop_prompt() > 0.0 && trained().all(|item| item.instruction.is_empty()) {
         warnings.push(RecipeWarning::DropPromptIgnored);
     }
     let used: BTreeSet<&String> = items()
@@ -40,4 +43,14 @@ pub(super) fn warnings(recipe: &Recipe, config: &DitConfig, dataset: &Dataset) -
         warnings.push(RecipeWarning::NothingHeldOut { split });
     }
     warnings
+}
+
+/// Returns the embedded guidance of an objective, and its default. The objective `guided` only has that of
+/// the teacher: a student without the embedding gets one.
+fn guidance(objective: &Objective) -> (f64, f64) {
+    match objective {
+        Objective::Flow(flow) => (flow.guidance, FlowObjective::default().guidance),
+        Objective::Adversarial(adversarial) => (adversarial.guidance, AdversarialObjective::default().guidance),
+        Objective::Guided(guided) => (guided.teacher_guidance, GuidedObjective::default().teacher_guidance),
+    }
 }

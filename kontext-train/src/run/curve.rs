@@ -5,9 +5,14 @@ use std::path::{Path, PathBuf};
 use kontext_core::{Error, Result, Tensor, write_file};
 use plotters::prelude::*;
 
-use super::Snapshot;
+use super::{CriticReport, Snapshot};
 
 const HEADER: &str = "step,loss,learning_rate,gradient_norm,validation_loss";
+/// Further columns of a run against a critic.
+const CRITIC_HEADER: &str = ",student_term,critic_loss,paired_accuracy,critic_gradient_norm";
+/// Name of the critic's part of the points, [steps, 4] in f64.
+const CRITIC_RECORD: &str = "curve.critic";
+const CRITIC_FIELDS: i64 = 4;
 /// Name of the points in the state, [steps, FIELDS] in f64: step, loss, rate, norm, validation loss or [`NONE`].
 const RECORD: &str = "curve";
 const FIELDS: i64 = 5;
@@ -23,6 +28,8 @@ pub(crate) struct Point {
     pub(crate) loss: f64,
     pub(crate) rate: f64,
     pub(crate) norm: f64,
+    /// The critic's part of a step against one.
+    pub(crate) critic: Option<CriticReport>,
     pub(crate) validation: Option<f64>,
 }
 
@@ -55,12 +62,36 @@ impl Curve {
             }
             None => Vec::new(),
         };
+        if let Some(record) = state.record(CRITIC_RECORD)? {
+            attach(&mut points, &record).ok_or_else(|| {
+                let reason = format!(
+                    "its `{CRITIC_RECORD}` has shape {:?}, expected [steps, 4]",
+                    record.size()
+                );
+                Error::config(state.path(), reason)
+            })?;
+        }
         points.retain(|point| point.step <= state.step);
         Ok(Self { path, points })
     }
 
-    /// Returns the points as a tensor for the state.
-    pub(crate) fn record(&self) -> Result<(String, Tensor)> {
+    /// Returns the points so far.
+    pub(crate) fn points(&self) -> &[Point] {
+        &self.points
+    }
+
+    /// Returns the points as tensors for the state.
+    pub(crate) fn records(&self) -> Result<Vec<(String, Tensor)>> {
+        let mut records = vec![self.record()?];
+        let critic: Vec<f64> = self.points.iter().filter_map(|p| p.critic).flat_map(fields).collect();
+        if !critic.is_empty() {
+            let critic = Tensor::f_from_slice(&critic)?.f_reshape([-1, CRITIC_FIELDS])?;
+            records.push((CRITIC_RECORD.to_owned(), critic));
+        }
+        Ok(records)
+    }
+
+    fn record(&self) -> Result<(String, Tensor)> {
         let row = |p: &Point| [p.step as f64, p.loss, p.rate, p.norm, p.validation.unwrap_or(NONE)];
         let values: Vec<f64> = self.points.iter().flat_map(row).collect();
         Ok((
@@ -90,10 +121,15 @@ impl Curve {
     }
 
     fn text(&self) -> String {
-        let mut text = format!("{HEADER}\n");
+        let has_critic = self.points.iter().any(|p| p.critic.is_some());
+        let mut text = format!("{HEADER}{}\n", if has_critic { CRITIC_HEADER } else { "" });
         for p in &self.points {
             let validation = p.validation.map(|v| v.to_string()).unwrap_or_default();
-            text.push_str(&format!("{},{},{},{},{validation}\n", p.step, p.loss, p.rate, p.norm));
+            text.push_str(&format!("{},{},{},{},{validation}", p.step, p.loss, p.rate, p.norm));
+            for value in p.critic.map(fields).into_iter().flatten() {
+                text.push_str(&format!(",{value}"));
+            }
+            text.push('\n');
         }
         text
     }
@@ -164,6 +200,38 @@ impl Curve {
     }
 }
 
+fn fields(critic: CriticReport) -> [f64; CRITIC_FIELDS as usize] {
+    [
+        critic.student_loss,
+        critic.critic_loss,
+        critic.accuracy,
+        critic.critic_norm,
+    ]
+}
+
+/// Adds the critic's part, of which there is one for each point.
+fn attach(points: &mut [Point], record: &Tensor) -> Option<()> {
+    let &[rows, CRITIC_FIELDS] = record.size().as_slice() else {
+        return None;
+    };
+    let values = Vec::<f64>::try_from(record.f_reshape([-1]).ok()?).ok()?;
+    if rows != points.len() as i64 {
+        return None;
+    }
+    for (point, row) in points.iter_mut().zip(values.chunks(CRITIC_FIELDS as usize)) {
+        let &[student_loss, critic_loss, accuracy, critic_norm] = row else {
+            return None;
+        };
+        point.critic = Some(CriticReport {
+            student_loss,
+            critic_loss,
+            accuracy,
+            critic_norm,
+        });
+    }
+    Some(())
+}
+
 fn from_record(record: &Tensor) -> Option<Vec<Point>> {
     let &[_, FIELDS] = record.size().as_slice() else {
         return None;
@@ -178,6 +246,7 @@ fn from_record(record: &Tensor) -> Option<Vec<Point>> {
             loss,
             rate,
             norm,
+            critic: None,
             validation: (validation != NONE).then_some(validation),
         })
     };
@@ -194,6 +263,7 @@ fn parse(line: &str) -> Option<Point> {
         loss,
         rate,
         norm,
+        critic: None,
         validation: number(),
     })
 }
@@ -213,6 +283,7 @@ mod tests {
                 loss: 1.0 / step as f64,
                 rate: 1e-3,
                 norm: 0.5,
+                critic: None,
                 validation: None,
             });
         }

@@ -74,6 +74,12 @@ impl Identity {
         self.new_loss
     }
 
+    /// Returns the digests of the files, by their names.
+    pub(crate) fn files(&self) -> Vec<String> {
+        let files = self.facts.iter().filter(|(name, _)| *name != RECIPE);
+        files.map(|(name, digest)| format!("{name} {digest}")).collect()
+    }
+
     /// Returns the facts of the run's snapshots.
     pub(crate) fn facts(&self) -> &BTreeMap<String, String> {
         &self.facts

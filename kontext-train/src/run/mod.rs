@@ -1,5 +1,6 @@
 //! A training run of any model: the shell around its loop, its files and its random numbers.
 
+mod critic_report;
 pub(crate) mod curve;
 pub(crate) mod divergence;
 pub(crate) mod identity;
@@ -12,6 +13,7 @@ mod snapshot;
 mod toml_file;
 pub(crate) mod training;
 
+pub use critic_report::CriticReport;
 pub use intervals::Intervals;
 pub use recipe_changes::{Change, differences};
 pub use snapshot::Snapshot;

@@ -15,6 +15,14 @@ pub(crate) enum Stream {
     Validation = 3,
     /// Initial values.
     Initial = 4,
+    /// Noise levels and noise of the critic's images.
+    Critic = 5,
+    /// Initial values of the critic.
+    Heads = 6,
+    /// Noise of the teacher's images.
+    Teacher = 7,
+    /// Batches and noise of a probe.
+    Probe = 8,
 }
 
 /// Returns the generator of one step (or epoch) of a stream.

@@ -149,10 +149,10 @@ impl Shell {
     fn pause<T: Training>(&mut self, training: &mut T, observe: Observer<'_, T::Event>) -> Result<()> {
         let (step, last) = (self.step, self.step >= self.total);
         let suspicious = self.check(training, last)?;
-        if self.due(self.every.validate)
-            && let Some(event) = training.validate(step)?
-        {
-            self.report(observe, event)?;
+        if self.due(self.every.validate) {
+            for event in training.validate(step)? {
+                self.report(observe, event)?;
+            }
         }
         if self.due(self.every.sample) {
             let path = self.folder.join(format!("samples-{step:06}.png"));

@@ -32,9 +32,9 @@ pub(crate) trait Training {
         Ok(Vec::new())
     }
 
-    /// Measures the held-out loss.
-    fn validate(&mut self, _step: u64) -> Result<Option<Self::Event>> {
-        Ok(None)
+    /// Measures the held-out loss, and returns the events to report.
+    fn validate(&mut self, _step: u64) -> Result<Vec<Self::Event>> {
+        Ok(Vec::new())
     }
 
     /// Writes samples to `path`.

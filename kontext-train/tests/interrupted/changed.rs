@@ -2,7 +2,7 @@
 
 use image::{Rgb, RgbImage};
 use kontext::Layout;
-use kontext_train::{Method, Recipe, Trainer};
+use kontext_train::{FlowObjective, Method, Objective, Recipe, Trainer};
 
 use crate::world::{SIDE, STEPS, World, files, go_on, reason, train};
 
@@ -25,7 +25,12 @@ fn a_changed_recipe_is_refused_with_the_fields_that_differ() {
         ("ema", |r| r.ema = 0.25),
         ("clip", |r| r.clip = 2.0),
         ("optimizer.weight_decay", |r| r.optimizer.weight_decay = 0.0),
-        ("objective.drop_prompt", |r| r.objective.drop_prompt = 0.5),
+        ("objective.drop_prompt", |r| {
+            r.objective = Objective::Flow(FlowObjective {
+                drop_prompt: 0.5,
+                ..FlowObjective::default()
+            });
+        }),
     ];
     for (field, change) in changes {
         let mut changed = recipe.clone();

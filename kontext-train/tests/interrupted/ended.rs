@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use kontext::{Kind, Layout};
 use kontext_core::failpoint;
-use kontext_train::{Base, Method, Recipe, TrainEvent, Trainer};
+use kontext_train::{AdversarialObjective, Base, Method, Objective, Recipe, TrainEvent, Trainer};
 
 use crate::world::{STEPS, World, before_renaming, files, go_on, killed, progress, reason, run_killed, train};
 
@@ -132,8 +132,31 @@ fn a_cache_that_was_not_written_whole_is_completed() {
 #[test]
 fn a_run_cancelled_after_any_step_ends_with_the_files_of_an_unbroken_run() {
     let world = World::new();
-    let recipe = world.recipe(0);
-    train(&recipe).unwrap();
+    cancelled_after_any_step(&world.recipe(0));
+}
+
+#[test]
+fn so_does_an_adversarial_run() {
+    let world = World::new();
+    cancelled_after_any_step(&adversarial(&world, 0));
+    ends_at_every_renaming(&adversarial(&world, 2), full_disk);
+}
+
+/// The recipe of a LoRA against a critic.
+fn adversarial(world: &World, save: u64) -> Recipe {
+    let mut recipe = world.recipe(save);
+    recipe.out = world.path(&format!("adversarial-{save}"));
+    recipe.objective = Objective::Adversarial(Box::new(AdversarialObjective {
+        head_width: 8,
+        warmup: 1,
+        r1_every: 2,
+        ..AdversarialObjective::default()
+    }));
+    recipe
+}
+
+fn cancelled_after_any_step(recipe: &Recipe) {
+    train(recipe).unwrap();
     let unbroken = files(&recipe.out);
     // The third step and the last one are cancelled before they are validated and sampled, or while they are.
     for stop in [
@@ -161,7 +184,7 @@ fn a_run_cancelled_after_any_step_ends_with_the_files_of_an_unbroken_run() {
             }
         });
         assert!(result.unwrap_err().is_cancelled(), "{stop}");
-        train(&recipe).unwrap();
+        train(recipe).unwrap();
         let resumed = files(&recipe.out);
         assert_eq!(
             resumed.keys().collect::<Vec<_>>(),

@@ -8,7 +8,7 @@ use kontext_core::noise;
 use kontext_dit::RunInput;
 use kontext_sampler::Grid;
 use kontext_sampler::ids::{Origin, grid_ids};
-use kontext_train::{Activations, Objective, Params, Recipe, TrainEvent, Trainer, add_noise, backward};
+use kontext_train::{Activations, FlowObjective, Params, Recipe, TrainEvent, Trainer, add_noise, backward};
 use serde_json::json;
 
 use super::distance::{Bounds, Trace};
@@ -150,7 +150,7 @@ fn step(device: Device, method: Method, activations: Activations, kind: Kind) ->
         draw(&[2, GRID.tokens(), channels], 5)?,
     );
     let noisy = add_noise(&image, &noise, &SIGMAS)?;
-    let objective = Objective::default();
+    let objective = FlowObjective::default();
     let loss = backward(&dit, &run, &noisy, activations, 1.0, |velocity| {
         objective.loss(velocity, &noise, &image, &SIGMAS)
     })?;

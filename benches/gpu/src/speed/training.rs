@@ -6,7 +6,7 @@ use kontext::Tensor;
 use kontext_core::pattern::matches;
 use kontext_dit::RunInput;
 use kontext_nn::Adapters;
-use kontext_train::{Activations, AdamW, AdamWConfig, LoraMethod, Objective, add_noise, backward};
+use kontext_train::{Activations, AdamW, AdamWConfig, FlowObjective, LoraMethod, add_noise, backward};
 
 use super::shared::{Shared, WORKS};
 use super::timing::timed;
@@ -37,7 +37,7 @@ fn step(shared: &Shared) -> anyhow::Result<Outcome> {
     let entrance = shared.entrance(edit)?;
     let (image, noise) = (&entrance.target, shared.draw(&entrance.target.size(), 5)?);
     let noisy = add_noise(image, &noise, &SIGMAS)?;
-    let objective = Objective::default();
+    let objective = FlowObjective::default();
     let (mut outcome, mut loss) = (Outcome::default(), f64::NAN);
     let work = || -> anyhow::Result<()> {
         params.zero_grad();

@@ -79,7 +79,7 @@ fn recomputed(
 }
 
 /// Runs a backward pass from `outputs`, given their gradients: that of the sum of the products.
-fn backward_from<'a>(outputs: impl IntoIterator<Item = &'a Tensor>, gradients: &[Tensor]) -> Result<()> {
+pub(crate) fn backward_from<'a>(outputs: impl IntoIterator<Item = &'a Tensor>, gradients: &[Tensor]) -> Result<()> {
     let mut sum: Option<Tensor> = None;
     for (output, gradient) in outputs.into_iter().zip(gradients).filter(|(o, _)| o.requires_grad()) {
         let product = output.f_mul(gradient)?.f_sum(Kind::Float)?;
@@ -99,12 +99,12 @@ fn detached(tensor: &Tensor) -> Result<Tensor> {
 }
 
 /// Returns the same values as a leaf of another graph.
-fn leaf(tensor: &Tensor) -> Result<Tensor> {
+pub(crate) fn leaf(tensor: &Tensor) -> Result<Tensor> {
     Ok(tensor.f_detach()?.f_set_requires_grad(true)?)
 }
 
 /// Returns the gradients of leaves after a backward pass; zero for leaves not reached.
-fn gradients_of<'a>(leaves: impl IntoIterator<Item = &'a Tensor>) -> Result<Vec<Tensor>> {
+pub(crate) fn gradients_of<'a>(leaves: impl IntoIterator<Item = &'a Tensor>) -> Result<Vec<Tensor>> {
     let gradient = |leaf: &Tensor| -> Result<Tensor> {
         let gradient = leaf.f_grad()?;
         Ok(if gradient.defined() {

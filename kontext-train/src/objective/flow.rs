@@ -5,7 +5,7 @@
 //! `compute_loss_weighting_for_sd3`.
 
 use kontext_core::range::within;
-use kontext_core::{Result, Tensor};
+use kontext_core::{Kind, Result, Tensor};
 use kontext_sampler::Shift;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -53,10 +53,10 @@ pub enum Weighting {
     Cosmap,
 }
 
-/// The training objective.
+/// The rectified-flow objective.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Objective {
+pub struct FlowObjective {
     /// Density of the noise levels. Default: logit-normal, mean 0 and deviation 1.
     pub density: Density,
     /// If set, shifts levels towards noise as the model's schedule does for the target's size. Default: set.
@@ -75,7 +75,7 @@ pub struct Objective {
     pub drop_context: f64,
 }
 
-impl Default for Objective {
+impl Default for FlowObjective {
     fn default() -> Self {
         Self {
             density: Density::LogitNormal { mean: 0.0, std: 1.0 },
@@ -90,6 +90,18 @@ impl Default for Objective {
 }
 
 impl Density {
+    /// Checks the values; `names` are those of mean, std and scale in the recipe.
+    pub(super) fn validate(&self, [mean_name, std_name, scale_name]: [&'static str; 3]) -> Result<()> {
+        match *self {
+            Self::Uniform => Ok(()),
+            Self::LogitNormal { mean, std } => {
+                within(mean_name, mean, -10.0..=10.0)?;
+                within(std_name, std, 0.01..=10.0).map(drop)
+            }
+            Self::Mode { scale } => within(scale_name, scale, -1.0..=1.75).map(drop),
+        }
+    }
+
     /// Returns the quantile `u` of the density: the level in (0, 1) with the share `u` of all levels below
     /// it. For the mode density, evaluates the published map, which can run through the levels backwards.
     #[must_use]
@@ -117,7 +129,7 @@ impl Weighting {
     }
 }
 
-impl Objective {
+impl FlowObjective {
     /// Checks the values.
     ///
     /// # Errors
@@ -126,17 +138,12 @@ impl Objective {
         within("objective.guidance", self.guidance, 0.0..=100.0)?;
         within("objective.drop_prompt", self.drop_prompt, SHARE)?;
         within("objective.drop_context", self.drop_context, SHARE)?;
-        match self.density {
-            Density::Uniform => {}
-            Density::LogitNormal { mean, std } => {
-                within("objective.density.mean", mean, -10.0..=10.0)?;
-                within("objective.density.std", std, 0.01..=10.0)?;
-            }
-            Density::Mode { scale } => {
-                within("objective.density.scale", scale, -1.0..=1.75)?;
-            }
-        }
-        Ok(())
+        let names = [
+            "objective.density.mean",
+            "objective.density.std",
+            "objective.density.scale",
+        ];
+        self.density.validate(names)
     }
 
     /// Draws the noise levels of a batch, in (0, 1).
@@ -167,13 +174,29 @@ impl Objective {
     /// # Errors
     /// [`kontext_core::Error::Torch`] if the shapes differ.
     pub fn loss(&self, velocity: &Tensor, noise: &Tensor, image: &Tensor, sigmas: &[f64]) -> Result<Tensor> {
-        let kind = kontext_core::Kind::Float;
-        let error = velocity.f_to_kind(kind)?.f_sub(&noise.f_sub(image)?.f_to_kind(kind)?)?;
-        let by_item = error.f_square()?.f_mean_dim([1_i64, 2].as_slice(), false, kind)?; // [B]
-        let weights: Vec<f32> = sigmas.iter().map(|s| self.weighting.weight(*s) as f32).collect();
-        let weights = Tensor::f_from_slice(&weights)?.f_to_device(velocity.device())?;
-        Ok(by_item.f_mul(&weights)?.f_mean(kind)?)
+        weighted_error(
+            self.weighting,
+            velocity,
+            &noise.f_sub(image)?.f_to_kind(Kind::Float)?,
+            sigmas,
+        )
     }
+}
+
+/// Returns the mean over the batch of `weight * mean((velocity - wanted)²)`, a scalar; `wanted` [B, L, C] in
+/// f32.
+pub(super) fn weighted_error(
+    weighting: Weighting,
+    velocity: &Tensor,
+    wanted: &Tensor,
+    sigmas: &[f64],
+) -> Result<Tensor> {
+    let kind = Kind::Float;
+    let error = velocity.f_to_kind(kind)?.f_sub(wanted)?;
+    let by_item = error.f_square()?.f_mean_dim([1_i64, 2].as_slice(), false, kind)?; // [B]
+    let weights: Vec<f32> = sigmas.iter().map(|s| weighting.weight(*s) as f32).collect();
+    let weights = Tensor::f_from_slice(&weights)?.f_to_device(velocity.device())?;
+    Ok(by_item.f_mul(&weights)?.f_mean(kind)?)
 }
 
 /// Returns `(1 - sigma) * image + sigma * noise` [B, L, C], with one sigma per item.
@@ -190,7 +213,7 @@ pub fn add_noise(image: &Tensor, noise: &Tensor, sigmas: &[f64]) -> Result<Tenso
 
 #[cfg(test)]
 mod tests {
-    use kontext_core::{Device, Kind};
+    use kontext_core::Device;
 
     use super::*;
     use crate::run::random::{Stream, generator};
@@ -207,10 +230,10 @@ mod tests {
 
     #[test]
     fn stratified_levels_fall_one_into_each_share() {
-        let objective = Objective {
+        let objective = FlowObjective {
             density: Density::Uniform,
             resolution_shift: false,
-            ..Objective::default()
+            ..FlowObjective::default()
         };
         let mut levels = objective.draw(&mut generator(0, Stream::Step, 0), 8, 64, Shift::dev());
         levels.sort_by(f64::total_cmp);
@@ -223,7 +246,7 @@ mod tests {
     fn the_true_velocity_has_no_loss_and_zero_has_the_mean_square() {
         let full = |value: f64| Tensor::full([2, 3, 4], value, (Kind::Float, Device::Cpu));
         let (image, noise) = (full(1.0), full(3.0));
-        let objective = Objective::default();
+        let objective = FlowObjective::default();
         let loss = |v: f64| {
             objective
                 .loss(&full(v), &noise, &image, &[0.2, 0.9])

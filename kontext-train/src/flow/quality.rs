@@ -1,0 +1,60 @@
+//! Held-out results of a student in one step.
+
+use kontext_core::{Kind, Result, Tensor, noise};
+use kontext_sampler::unpack;
+use rand::RngExt;
+
+use super::training_loop::Flow;
+use crate::adversarial::{Quality, Results, prepare, quality};
+use crate::dataset::Batch;
+use crate::objective::AdversarialObjective;
+use crate::run::random::{Stream, generator};
+
+/// The stream's part for these results: validations of the loss have lower indices.
+const RESULTS: u64 = 1 << 48;
+
+impl Flow {
+    /// Measures the quality of held-out results, by the moving average; `None` without held-out items or
+    /// under another objective.
+    pub(super) fn quality(&self, step: u64) -> Result<Option<Quality>> {
+        let Some(objective) = self.recipe.objective.adversarial() else {
+            return Ok(None);
+        };
+        self.trained.learner.with_average(|| {
+            tch::no_grad(|| {
+                let mut all = Vec::new();
+                for items in self.held_out() {
+                    all.push(self.results(objective, &items)?);
+                }
+                quality(step, &all)
+            })
+        })
+    }
+
+    /// Makes the results of held-out items of one size; those of the first batch by two seeds.
+    fn results(&self, objective: &AdversarialObjective, items: &[usize]) -> Result<Results> {
+        let mut results = Results::default();
+        for (index, items) in items.chunks(self.recipe.data.batch).enumerate() {
+            let batch = self.dataset.batch(items, &[])?;
+            let mut rng = generator(self.recipe.seed, Stream::Validation, RESULTS + index as u64);
+            let made = self.one_step(objective, &batch, rng.random())?;
+            if index == 0 {
+                results.add_seeds(&made, &self.one_step(objective, &batch, rng.random())?)?;
+            }
+            let decoded = |tokens: &Tensor| self.vae.decode(&unpack(tokens, batch.bucket.target)?);
+            results.add(&decoded(&made)?, &decoded(&batch.target.f_to_kind(Kind::Float)?)?)?;
+        }
+        Ok(results)
+    }
+
+    /// Returns the images [B, L, C] in f32 that the student makes of noise in one step.
+    fn one_step(&self, objective: &AdversarialObjective, batch: &Batch, seed: u64) -> Result<Tensor> {
+        let levels = objective.levels(batch.bucket.target.tokens(), self.base.shift)?;
+        let level = levels.first().copied().unwrap_or(1.0);
+        let noise = noise::randn(&batch.target.size(), seed, Kind::Float, self.device)?;
+        let dit = self.trained.dit()?;
+        let run = prepare(dit, batch, &vec![level; batch.items.len()], objective.guidance)?;
+        let velocity = dit.forward(&run, 0, &noise.f_to_kind(self.kind)?)?;
+        Ok(noise.f_sub(&velocity.f_to_kind(Kind::Float)?.f_mul_scalar(level)?)?)
+    }
+}
