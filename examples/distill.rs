@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::Parser;
-use kontext::{Device, Pipeline};
+use kontext::{Device, Pipeline, Sampler};
 use kontext_bench::metrics::Features;
 use kontext_cli::args::positive;
 use kontext_cli::few_steps::{Contender, Options, table};
@@ -44,6 +44,14 @@ struct Args {
         allow_negative_numbers = true
     )]
     steps: Vec<usize>,
+    /// Samplers of the table: euler, consistency, heun or dpmpp_2m
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        default_value = "euler,consistency"
+    )]
+    samplers: Vec<Sampler>,
     /// Maximum of edits in the table
     #[arg(long, default_value_t = 256, value_parser = positive::<usize>, allow_negative_numbers = true)]
     most: usize,
@@ -94,6 +102,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         split: recipe.data.validation.clone(),
         most: args.most,
         steps: args.steps.clone(),
+        samplers: args.samplers.clone(),
         seed: 0,
         diverse: 32,
     };

@@ -1,7 +1,7 @@
 //! Computes the table of few-step models: `cargo xtask run --release --example few_steps`.
 //!
-//! Runs held-out edits by a model and its students at several numbers of steps by several samplers, and compares the results with the
-//! truth one by one and as distributions. The first run fetches the dataset.
+//! Runs held-out edits by a model and its students at several numbers of steps by several samplers, and compares
+//! the results with the truth one by one and as distributions. The first run fetches the dataset.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

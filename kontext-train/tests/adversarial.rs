@@ -32,7 +32,7 @@ fn world() -> World {
     for (index, colour) in SOURCES.iter().enumerate() {
         let image = |colour: [u8; 3]| {
             RgbImage::from_fn(SIDE, SIDE, |x, y| {
-                let inside = (x / 4 + y / 4 + index as u32) % 3 == 0;
+                let inside = (x / 4 + y / 4 + index as u32).is_multiple_of(3);
                 Rgb(if inside { colour } else { [250, 250, 250] })
             })
         };
