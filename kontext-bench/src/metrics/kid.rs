@@ -49,8 +49,8 @@ impl<'a> Kid<'a> {
     /// Embeds the reference set, of images of any sizes.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for fewer than 2 images, or one smaller than
-    /// [`Backbone::least_side`](crate::metrics::Backbone::least_side); [`Error::Torch`] if libtorch fails.
+    /// [`kontext_core::Error::InvalidArgument`] for fewer than 2 images, or one smaller than
+    /// [`Backbone::least_side`](crate::metrics::Backbone::least_side); [`kontext_core::Error::Torch`] if libtorch fails.
     pub fn new(features: &'a Features, references: &[&RgbImage]) -> Result<Self> {
         let mut references = features.pooled(references)?;
         let factors = factors(&references, features.backbone().channels());
