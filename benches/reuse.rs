@@ -6,8 +6,9 @@
 //! weights they say that a mode computes something near, and not how good it is (`tests/reuse.rs` does, on a trained model).
 //!
 //! ```text
-//! cargo bench --bench reuse                # two rounds: 2 minutes in bf16 on two cores, 1.5 GB of memory
+//! cargo bench --bench reuse                # all modes, two rounds, in bf16: 1.5 GB of memory
 //! cargo bench --bench reuse -- 1 f32       # one round, in f32
+//! cargo bench --bench reuse -- 3 magcache  # three rounds of the exact loop and the modes whose names begin so
 //! ```
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // A benchmark that cannot run stops, and prints its table.
 
@@ -166,8 +167,15 @@ fn main() {
     } else {
         Kind::Float
     };
+    let is_name = |word: &&String| word.parse::<usize>().is_err() && *word != "f32";
+    let names: Vec<&String> = words.iter().filter(is_name).collect();
+    let wanted = |mode: &&str| {
+        let named = names.iter().any(|name| mode.starts_with(name.as_str()));
+        *mode == MODES[0] || names.is_empty() || named
+    };
+    let modes: Vec<&str> = MODES.into_iter().filter(wanted).collect();
     let bench = Bench::new(kind).unwrap();
-    let caches = MODES.map(mode);
+    let caches: Vec<Mode> = modes.iter().map(|text| mode(text)).collect();
     let mut loops: Vec<Loop> = caches.iter().map(|cache| bench.cached(cache).unwrap()).collect();
     for _ in 1..rounds.max(1) {
         for (best, cache) in loops.iter_mut().zip(&caches) {
@@ -183,7 +191,7 @@ fn main() {
     let exact = &loops[0];
     let change = |looped: &Loop| &looped.latents - &bench.noise;
     let flops = |looped: &Loop, (cache, _): &Mode| bench.flops.run(&looped.work, cache) as f64;
-    for ((mode, cache), looped) in MODES.iter().zip(&caches).zip(&loops) {
+    for ((mode, cache), looped) in modes.iter().zip(&caches).zip(&loops) {
         println!(
             "| {mode} | {:.2} | {:.2} | {:.2} | {} | {:.4} |",
             looped.seconds,
