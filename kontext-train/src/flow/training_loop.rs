@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::mpsc::sync_channel;
 
 use kontext_core::{Device, Error, Kind, Result, Tensor, threads};
+use kontext_lora::LoraDefaults;
+use kontext_sampler::Sampler;
 use kontext_vae::Autoencoder;
 
 use crate::adversarial::{Found, Quality, of_results, of_steps, quality_record};
@@ -211,12 +213,14 @@ impl Flow {
             ("recipe".to_owned(), self.recipe.to_toml()?),
         ]);
         if let Some(objective) = self.recipe.objective.adversarial() {
-            // The settings with which programs are to use the LoRA: each step predicts the image.
-            facts.insert("kontext.steps".to_owned(), objective.shares.len().to_string());
-            facts.insert("kontext.sampler".to_owned(), "consistency".to_owned());
-            if self.base.config.guidance_embed {
-                facts.insert("kontext.guidance".to_owned(), objective.guidance.to_string());
-            }
+            // Programs run the LoRA so by default: each step predicts the image.
+            let defaults = LoraDefaults {
+                steps: Some(objective.shares.len()),
+                sampler: Some(Sampler::Consistency),
+                guidance: self.base.config.guidance_embed.then_some(objective.guidance),
+                ..LoraDefaults::default()
+            };
+            facts.extend(defaults.to_facts());
         }
         self.trained.export(&self.recipe.out, values, facts)
     }
