@@ -230,6 +230,7 @@ fn each_flag_of_a_run_is_refused_by_another_mode_of_kontextbench() {
             "--fp8-products" => "always",
             "--shard" => "0/2",
             "--step-cache" => "magcache",
+            "--reference-reuse" => "references",
             "--sampler" => "heun",
             _ => "1",
         };

@@ -180,8 +180,8 @@ mod tests {
                 "seed 7 has no effect next to noise; set one of them",
             ),
             (
-                edit().steps(4).step_cache(StepCache::MagCache(MagCache::default())),
-                "the step cache has no effect: all of the 4 steps are computed; leave it out, or set more steps",
+                edit().steps(2).step_cache(StepCache::MagCache(MagCache::default())),
+                "the step cache has no effect: all of the 2 steps are computed; leave it out, or set more steps",
             ),
             (
                 Request::default().reference_reuse(ReferenceReuse::default()),
