@@ -25,7 +25,7 @@ const LONGEST: usize = 40;
 /// | guidance value | `kontext.guidance` | -1000 to 1000 |
 /// | sampler | `kontext.sampler` | a name of [`Sampler`] |
 /// | fixed shift | `kontext.shift` | 0.01 to 100 |
-/// | scale of the LoRA | `modelspec.lora_default_weight`, as of SwarmUI | -100 to 100, not 0 |
+/// | scale of the LoRA | `modelspec.lora_default_weight`, as of SwarmUI | -100 to 100, not 0; other text is none |
 ///
 /// Kohya's and ai-toolkit's keys (`ss_steps`, `training_info`) are of the training, and the Stability AI Model
 /// Metadata Standard has none for the other four. An empty entry is none.
@@ -57,8 +57,8 @@ impl LoraDefaults {
     /// Reads the settings from the metadata of a file, as `Lora::facts` has it.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] with the key of a value that is no number, out of its range, or the name of no
-    /// sampler.
+    /// [`Error::InvalidArgument`] with the `kontext.*` key of a value that is no number, out of its range, or the
+    /// name of no sampler. The scale's key is other tools' and free text: a value that is no scale is none.
     pub fn from_facts(facts: &BTreeMap<String, String>) -> Result<Self> {
         let fact = |key: &str| facts.get(key).map(|text| text.trim()).filter(|text| !text.is_empty());
         let number = |key: &'static str, most: std::ops::RangeInclusive<f64>| -> Result<Option<f64>> {
@@ -69,17 +69,16 @@ impl LoraDefaults {
         let steps = fact(STEPS).map(|text| text.parse().map_err(|_| not_a_number(STEPS, text)));
         let steps = steps.transpose()?.map(|steps| range::within(STEPS, steps, 1..=1000));
         let sampler = fact(SAMPLER).map(|text| shortened(text, LONGEST).parse());
-        let [scale, other] = SCALE.map(|key| number(key, -100.0..=100.0));
-        let scale = scale?.or(other?);
-        if scale == Some(0.0) {
-            return Err(Error::invalid(SCALE[0], "a scale at which the LoRA has an effect", 0));
-        }
+        let scale = |key: &str| {
+            let scale = fact(key)?.parse::<f64>().ok()?;
+            ((-100.0..=100.0).contains(&scale) && scale != 0.0).then_some(scale)
+        };
         Ok(Self {
             steps: steps.transpose()?,
             guidance: number(GUIDANCE, -1000.0..=1000.0)?,
             sampler: sampler.transpose()?,
             shift: number(SHIFT, Shift::RANGE)?,
-            scale,
+            scale: SCALE.into_iter().find_map(scale),
         })
     }
 
@@ -159,14 +158,19 @@ mod tests {
                 "invalid sampler: expected euler, consistency",
             ),
             ("kontext.shift", "1e9", "a number from 0.01 to 100, got 1000000000"),
-            (
-                "modelspec.lora_default_weight",
-                "0",
-                "a scale at which the LoRA has an effect, got 0",
-            ),
         ] {
             let error = read(&[(key, value)]).unwrap_err();
             assert!(error.contains(words), "{error}");
+        }
+    }
+
+    /// Other tools write free text.
+    #[test]
+    fn a_scale_that_is_none_does_not_count() {
+        for value in ["0.6-0.8", "auto", "0", "-0.0", "101", "NaN", "inf"] {
+            assert_eq!(read(&[(SCALE[0], value)]), Ok(LoraDefaults::default()), "{value}");
+            let both = [(SCALE[0], value), (SCALE[1], "0.8")];
+            assert_eq!(read(&both).unwrap().scale, Some(0.8), "{value}");
         }
     }
 }
