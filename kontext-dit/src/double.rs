@@ -125,9 +125,12 @@ impl DoubleBlock {
         next: &Norm,
     ) -> Result<()> {
         let (batch, tokens, width) = flow.x.size3()?;
-        let rows = tokens + step.kv.absent();
-        let joint = Tensor::f_empty([batch, rows, 3 * width], (flow.x.kind(), flow.x.device()))?;
-        let qkv = joint.f_narrow(1, 0, tokens)?;
+        let absent = step.kv.absent();
+        let joint = Tensor::f_empty([batch, tokens + absent, 3 * width], (flow.x.kind(), flow.x.device()))?;
+        let qkv = match absent {
+            0 => joint.shallow_clone(),
+            _ => joint.f_narrow(1, 0, tokens)?,
+        };
         let ([txt, img], [txt_qkv, img_qkv]) = (flow.normed_streams()?, flow.streams(&qkv)?);
         txt.project_to(&self.txt.qkv, 0..3 * width, &txt_qkv)?;
         img.project_to(&self.img.qkv, 0..3 * width, &img_qkv)?;

@@ -75,7 +75,7 @@ impl Dit {
         follow: &mut impl Follow,
     ) -> Result<Tensor> {
         let text = run.txt.size()[1];
-        let pieces = self.pieces_at(run, step, pass)?;
+        let pieces: Vec<_> = self.pieces_at(run, step, pass).collect::<Result<_>>()?;
         let norms = pieces
             .iter()
             .map(|piece| piece.part.first_norm(step, kernels))

@@ -19,7 +19,7 @@ pub enum KeptTokens {
 }
 
 /// Numbers of tokens of a run.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sizes {
     pub(crate) text: i64,
     pub(crate) target: i64,
@@ -246,7 +246,10 @@ impl BlockKv<'_> {
                     .f_copy_(&absent.of(store)?)?;
             }
         }
-        let q = qkv.f_select(2, 0)?.f_narrow(1, first, count)?;
+        let mut q = qkv.f_select(2, 0)?;
+        if count != q.size()[1] {
+            q = q.f_narrow(1, first, count)?;
+        }
         attend_tokens(&q, &qkv.f_select(2, 1)?, &qkv.f_select(2, 2)?)
     }
 }

@@ -325,11 +325,18 @@ impl Dit {
     /// [`Error::InvalidArgument`] for a step outside the run.
     pub fn pieces<'a>(&'a self, run: &'a Run, step: usize) -> Result<Vec<Piece<'a>>> {
         check_step(run, step)?;
-        self.pieces_at(run, step as i64, &run.whole())
+        self.pieces_at(run, step as i64, &run.whole()).collect()
     }
 
-    pub(crate) fn pieces_at<'a>(&'a self, run: &'a Run, step: i64, pass: &Pass<'a>) -> Result<Vec<Piece<'a>>> {
-        let piece = |(index, part)| {
+    /// Makes the pieces one by one.
+    pub(crate) fn pieces_at<'a>(
+        &'a self,
+        run: &'a Run,
+        step: i64,
+        pass: &Pass<'a>,
+    ) -> impl Iterator<Item = Result<Piece<'a>>> + use<'a> {
+        let pass = *pass;
+        let piece = move |(index, part)| {
             let kv = match part {
                 Part::Last { .. } => BlockKv::Own,
                 Part::Double(..) | Part::Single { .. } => pass.block(index)?,
@@ -362,7 +369,7 @@ impl Dit {
             linear: &self.last_linear,
             table: &run.last_table,
         };
-        double.chain(single).chain([last]).enumerate().map(piece).collect()
+        double.chain(single).chain([last]).enumerate().map(piece)
     }
 
     pub(crate) fn check_target(&self, run: &Run, target: &Tensor) -> Result<()> {

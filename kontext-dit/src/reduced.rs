@@ -2,7 +2,7 @@
 
 use kontext_core::{During, Error, Result, Stage, Tensor, check};
 
-use crate::kept::{Absent, KeptKv, KeptTokens};
+use crate::kept::{Absent, KeptKv, KeptTokens, Sizes};
 use crate::model::check_step;
 use crate::pass::Pass;
 use crate::rope::Rope;
@@ -17,8 +17,8 @@ pub struct Region {
     absent: Tensor,
     /// Rotations of text and computed rows.
     rope: Rope,
-    /// Number of tokens of the run's text and target.
-    sizes: [i64; 2],
+    /// Numbers of tokens of the run.
+    sizes: Sizes,
 }
 
 impl Region {
@@ -46,7 +46,7 @@ impl Region {
             rows: index(rows)?,
             absent: index(&absent)?,
             rope: run.rope.select(&index(&present)?)?,
-            sizes: [text, run.target],
+            sizes: run.sizes(),
         })
     }
 
@@ -154,12 +154,12 @@ impl Dit {
         let sizes = [None, Some(region.len()), Some(self.config.in_channels)];
         check::shape("target", target, "[N, M, in_channels]", &sizes)?;
         check_step(run, step)?;
-        if region.sizes != [run.txt.size()[1], run.target] {
-            let [text, tokens] = region.sizes;
+        if region.sizes != run.sizes() {
+            let words = |sizes: Sizes| format!("{}, {} and {}", sizes.text, sizes.target, sizes.references);
             return Err(Error::invalid(
                 "region",
-                format!("one of {} text and {} target tokens", run.txt.size()[1], run.target),
-                format!("{text} and {tokens}"),
+                format!("one of {} tokens of text, target and references", words(run.sizes())),
+                words(region.sizes),
             ));
         }
         if kept.tokens() != KeptTokens::Image {

@@ -113,15 +113,19 @@ impl SingleBlock {
     pub(crate) fn forward_fused(&self, flow: &mut Flow<'_>, table: &Table, step: Step<'_>, next: &Norm) -> Result<()> {
         let (batch, tokens, width) = flow.x.size3()?;
         let joint = match step.kv.absent() {
-            0 => flow.normed.project(&self.linear1, 0..3 * width)?,
+            0 => {
+                let joint = flow.normed.project(&self.linear1, 0..3 * width)?;
+                self.norm_and_rotate(flow.kernels, &joint, step)?;
+                joint
+            }
             absent => {
                 let joint = Tensor::f_empty([batch, tokens + absent, 3 * width], (flow.x.kind(), flow.x.device()))?;
-                flow.normed
-                    .project_to(&self.linear1, 0..3 * width, &joint.f_narrow(1, 0, tokens)?)?;
+                let qkv = joint.f_narrow(1, 0, tokens)?;
+                flow.normed.project_to(&self.linear1, 0..3 * width, &qkv)?;
+                self.norm_and_rotate(flow.kernels, &qkv, step)?;
                 joint
             }
         };
-        self.norm_and_rotate(flow.kernels, &joint.f_narrow(1, 0, tokens)?, step)?;
         let attn = step.kv.attend_joint(&joint, self.heads, 0, tokens)?;
         self.finish_fused(flow, &attn, table, step, next)
     }
@@ -138,9 +142,12 @@ impl SingleBlock {
         let (batch, tokens, width) = flow.x.size3()?;
         let start = flow.text;
         // The queries of other tokens are not computed; the kernel moves what their memory holds.
-        let rows = tokens + step.kv.absent();
-        let joint = Tensor::f_empty([batch, rows, 3 * width], (flow.x.kind(), flow.x.device()))?;
-        let qkv = joint.f_narrow(1, 0, tokens)?;
+        let absent = step.kv.absent();
+        let joint = Tensor::f_empty([batch, tokens + absent, 3 * width], (flow.x.kind(), flow.x.device()))?;
+        let qkv = match absent {
+            0 => joint.shallow_clone(),
+            _ => joint.f_narrow(1, 0, tokens)?,
+        };
         flow.normed
             .project_to(&self.linear1, width..3 * width, &qkv.f_narrow(2, width, 2 * width)?)?;
         flow.keep(start, count)?;

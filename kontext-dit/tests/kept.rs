@@ -197,8 +197,15 @@ fn wrong_stores_and_rows_are_named() {
     let error = dit.forward_region(&other, 0, &rows, &region, &kept).unwrap_err();
     refused(
         error,
-        "region: expected one of 5 text and 7 target tokens, got 5 and 12",
+        "region: expected one of 5, 7 and 6 tokens of text, target and references, got 5, 12 and 12",
     );
+    let more = self::setup((1, 1), [1, 1], 5, &[12, 6]);
+    let kept = full(&more, KeptTokens::Image);
+    let error = more
+        .dit
+        .forward_region(&more.run, 0, &rows, &region, &kept)
+        .unwrap_err();
+    refused(error, "expected one of 5, 12 and 18 tokens");
     for (rows, got) in [
         (&[][..], "got none"),
         (&[3, 2], "got 2 from 3 to 2"),

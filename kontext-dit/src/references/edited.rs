@@ -44,7 +44,7 @@ impl EditedTokens {
 /// reference's latents; `grid`, rows and columns of their L tokens.
 ///
 /// # Errors
-/// [`Error::Shape`] unless both have the grid's tokens.
+/// [`Error::Shape`] unless both have the grid's tokens, [`Error::InvalidArgument`] for a grid of no tokens.
 ///
 /// # Example
 /// Of a grid of 4x5 tokens, a column of three is edited; erosion leaves one token, and dilation makes it a
@@ -63,7 +63,15 @@ impl EditedTokens {
 pub fn edited_rows(estimate: &Tensor, reference: &Tensor, grid: [i64; 2], threshold: f64) -> Result<Vec<i64>> {
     let [rows, columns] = grid;
     let [batch, _, width] = check::dims("estimate", estimate, "[B, L, C]")?;
-    let tokens = Some(rows * columns);
+    let Some(count) = grid_tokens(grid) else {
+        let expected = "rows and columns of at least 1";
+        return Err(Error::invalid(
+            "grid of tokens",
+            expected,
+            format!("{rows} and {columns}"),
+        ));
+    };
+    let tokens = Some(count);
     check::shape("estimate", estimate, "[B, rows * columns, C]", &[None, tokens, None])?;
     let expected = "[1 or B, rows * columns, C]";
     check::shape("reference", reference, expected, &[None, tokens, Some(width)])?;
@@ -85,7 +93,7 @@ pub fn edited_rows(estimate: &Tensor, reference: &Tensor, grid: [i64; 2], thresh
         .f_mul(&unit(reference)?)?
         .f_sum_dim_intlist(-1_i64, false, Kind::Float)?; // [B, L]
     let below: Vec<bool> = Vec::try_from(&cosine.f_le(threshold)?.f_flatten(0, -1)?)?;
-    let mut all = vec![false; (rows * columns) as usize];
+    let mut all = vec![false; count as usize];
     for item in below.chunks_exact(all.len().max(1)) {
         let mask = Mask::new(item, columns).eroded().dilated();
         for (all, set) in all.iter_mut().zip(mask.set) {
@@ -93,6 +101,11 @@ pub fn edited_rows(estimate: &Tensor, reference: &Tensor, grid: [i64; 2], thresh
         }
     }
     Ok((0..).zip(all).filter_map(|(row, set)| set.then_some(row)).collect())
+}
+
+/// Returns the number of a grid's tokens, or `None` if a side is below 1 or the number too large.
+pub(crate) fn grid_tokens([rows, columns]: [i64; 2]) -> Option<i64> {
+    rows.checked_mul(columns).filter(|_| rows > 0 && columns > 0)
 }
 
 /// A map of set places in rows and columns.
@@ -226,6 +239,13 @@ mod tests {
         ] {
             let error = edited_rows(&zeros(&estimate), &zeros(&reference), [2, 3], 0.5).unwrap_err();
             assert!(error.to_string().contains("expected shape"), "{error}");
+        }
+        for grid in [[0, 6], [-2, -3], [i64::MAX, 2]] {
+            let error = edited_rows(&zeros(&[1, 6, 2]), &zeros(&[1, 6, 2]), grid, 0.5).unwrap_err();
+            assert!(
+                error.to_string().contains("expected rows and columns of at least 1"),
+                "{error}"
+            );
         }
     }
 }

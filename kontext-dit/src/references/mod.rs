@@ -6,6 +6,7 @@ mod schedule;
 mod text;
 mod velocity;
 
+pub(crate) use edited::grid_tokens;
 pub use edited::{EditedTokens, edited_rows};
 pub use schedule::{ReferenceReuse, Refresh};
 pub(crate) use schedule::{combined, step_work};

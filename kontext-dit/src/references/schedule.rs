@@ -105,11 +105,11 @@ impl ReferenceReuse {
     ///
     /// For another number of steps than 28, N, step s of 28 becomes step `s * N / 28`, to the nearest; at
     /// least the first step is full, and one at the end unless [`ReferenceReuse::last`] is 0. The velocity is
-    /// estimated in runs of 28 steps only, whose ratios are published.
+    /// estimated in runs of 28 steps from pure noise only, whose ratios are published.
     #[must_use]
     pub fn schedule(&self, sigmas: &[f32], edited: u32) -> Vec<StepWork> {
         let steps = sigmas.len().saturating_sub(1);
-        let nearest = |step: usize| (step * steps * 2 + STEPS) / (2 * STEPS);
+        let nearest = |step: usize| (step.min(STEPS) * steps * 2 + STEPS) / (2 * STEPS);
         let warmup = nearest(self.warmup).max(1);
         let last = nearest(self.last).max(self.last.min(1));
         let refreshed = |step: usize| match &self.refresh {
@@ -146,7 +146,7 @@ impl ReferenceReuse {
     /// [`Error::InvalidArgument`] for a step of a run in which no velocity is estimated.
     pub fn ratio(sigmas: &[f32], step: usize) -> Result<f64> {
         velocity::ratio(sigmas, step).ok_or_else(|| {
-            let expected = format!("a step after the first of {STEPS}, for an estimated velocity");
+            let expected = format!("a step after the first of {STEPS} from pure noise, for an estimated velocity");
             let got = format!("step {step} of {}", sigmas.len().saturating_sub(1));
             Error::invalid("step", expected, got)
         })
@@ -240,6 +240,22 @@ mod tests {
         assert_eq!(reuse("references:warmup=28"), "F".repeat(28));
     }
 
+    #[test]
+    fn numbers_out_of_range_are_those_at_its_end() {
+        let reuse = ReferenceReuse {
+            warmup: usize::MAX,
+            refresh: Refresh::Every(usize::MAX),
+            last: usize::MAX,
+            edited: None,
+        };
+        assert_eq!(reuse.schedule(&sigmas(4), 7), [StepWork::Computed; 4]);
+        let late = ReferenceReuse {
+            refresh: Refresh::At(vec![usize::MAX]),
+            ..ReferenceReuse::default()
+        };
+        assert_eq!(late.schedule(&sigmas(4), 7)[1], StepWork::WithoutReferences);
+    }
+
     /// The published program computes 15 of 28 steps at 1024x1024.
     #[test]
     fn the_velocity_of_an_edit_of_28_steps_is_estimated_as_published() {
@@ -260,7 +276,10 @@ mod tests {
         // Gamma of the seventh pair of steps, 1.0160.
         let expected = 1.0160 * (1.0 + f64::from(sigmas[7]) - f64::from(sigmas[6]));
         assert_eq!(ReferenceReuse::ratio(&sigmas, 7).unwrap(), expected);
-        for (sigmas, step) in [(&sigmas[..], 0), (&sigmas[..], 28), (&sigmas[1..], 3)] {
+        // The second half of 56 steps, as of an edit with strength 0.5, has 28.
+        let half = &self::sigmas(56)[28..];
+        assert_eq!(half.len(), sigmas.len());
+        for (sigmas, step) in [(&sigmas[..], 0), (&sigmas[..], 28), (&sigmas[1..], 3), (half, 7)] {
             let error = ReferenceReuse::ratio(sigmas, step).unwrap_err().to_string();
             assert!(error.contains("expected a step after the first of 28"), "{error}");
         }

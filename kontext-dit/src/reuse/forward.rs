@@ -124,7 +124,8 @@ impl Dit {
             return self.forward_fused(kernels, run, step, target, pass, follow);
         }
         let mut state = self.enter_checked(run, target, pass)?;
-        for (index, piece) in self.pieces_at(run, step, pass)?.into_iter().enumerate() {
+        for (index, piece) in self.pieces_at(run, step, pass).enumerate() {
+            let piece = piece?;
             if index == 0 {
                 follow.entered(|| piece.target_of(&state))?;
             }
@@ -143,8 +144,7 @@ impl Dit {
 
     /// Computes the velocity from the target's tokens [N, L, D] after the last block.
     pub(crate) fn leave(&self, run: &Run, step: i64, tokens: Tensor) -> Result<Tensor> {
-        let pieces = self.pieces_at(run, step, &run.whole())?;
-        let Some(last) = pieces.last() else {
+        let Some(last) = self.pieces_at(run, step, &run.whole()).last().transpose()? else {
             return Err(Error::bug("a step without pieces"));
         };
         if let Some(kernels) = self.kernels_for(run, &tokens) {
@@ -161,8 +161,7 @@ impl Dit {
             Some(context) => Tensor::f_cat(&[tokens, &expand(context, tokens.size()[0])?], 1)?,
             None => tokens.shallow_clone(),
         };
-        let pieces = self.pieces_at(run, step, &run.whole())?;
-        let Some(first) = pieces.first() else {
+        let Some(first) = self.pieces_at(run, step, &run.whole()).next().transpose()? else {
             return Err(Error::bug("a step without pieces"));
         };
         first.part.modulated_image(&image, step)

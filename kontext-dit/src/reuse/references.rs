@@ -8,7 +8,7 @@ use crate::StepWork;
 use crate::follow::Unfollowed;
 use crate::kept::{Absent, KeptKv, KeptTokens};
 use crate::pass::Pass;
-use crate::references::step_work;
+use crate::references::{grid_tokens, step_work};
 use crate::{Dit, EditedTokens, ReferenceReuse, Region, Run, edited_rows};
 
 /// The first reference of a run, with which the target is compared for its edited tokens.
@@ -53,7 +53,7 @@ impl ReusedReferences {
                     let expected = "the first reference's latents, which they are compared with";
                     return Err(Error::invalid("edited tokens", expected, "none"));
                 }
-                Some(first) if first.grid != first.target || first.grid[0] * first.grid[1] != run.target => {
+                Some(first) if first.grid != first.target || grid_tokens(first.grid) != Some(run.target) => {
                     let expected = format!("a first reference of the target's {}", words(first.target));
                     return Err(Error::invalid("edited tokens", expected, words(first.grid)));
                 }
