@@ -60,14 +60,15 @@ pub enum Warning {
         /// The seed.
         seed: u64,
     },
-    /// [`Request::step_cache`](crate::Request::step_cache) has no effect: it skips none of so few steps.
+    /// [`Request::step_cache`](crate::Request::step_cache) has no effect: it skips none of the steps.
     StepCacheIgnored {
         /// Their number.
         steps: usize,
     },
     /// [`Request::reference_reuse`](crate::Request::reference_reuse) has no effect without reference images.
     ReferenceReuseIgnored,
-    /// [`Request::reference_reuse`](crate::Request::reference_reuse) has no effect: all of so few steps are full.
+    /// [`Request::reference_reuse`](crate::Request::reference_reuse) has no effect: all steps are full, or skipped by
+    /// the step cache.
     ReferenceReuseFull {
         /// Their number.
         steps: usize,
@@ -163,7 +164,7 @@ impl fmt::Display for Warning {
             Self::SeedIgnored { seed } => write!(f, "seed {seed} has no effect next to noise; set one of them"),
             Self::StepCacheIgnored { steps } => write!(
                 f,
-                "the step cache has no effect: all of the {steps} steps are computed; leave it out, or set more steps"
+                "the step cache has no effect: all of the {steps} steps are computed; leave it out, or set more steps or other parameters"
             ),
             Self::ReferenceReuseIgnored => {
                 write!(
@@ -173,7 +174,8 @@ impl fmt::Display for Warning {
             }
             Self::ReferenceReuseFull { steps } => write!(
                 f,
-                "reference reuse has no effect: all of the {steps} steps are full; leave it out, or set more steps"
+                "reference reuse has no effect: all of the {steps} steps are full or skipped; leave it out, or set more steps \
+                 or other parameters"
             ),
             Self::MaxAreaIgnored { max_area } => write!(
                 f,

@@ -210,9 +210,17 @@ fn both_prompts_and_a_batch_reuse_references() {
         let request = Request::edit(RgbImage::from_pixel(64, 64, [9, 80, 200].into()), "a cat");
         request.steps(6).seed(3).max_area(64 * 64).batch(batch)
     };
-    for text in ["references", "region:threshold=0.2"] {
-        let reuse: ReferenceReuse = text.parse().unwrap();
-        let two = request(2).true_cfg(2.0).negative_prompt("a dog").reference_reuse(reuse);
+    let two = |reuse: &str| {
+        let request = request(2).true_cfg(2.0).negative_prompt("a dog");
+        request.reference_reuse(reuse.parse().unwrap())
+    };
+    let error = pipe.plan(&two("region")).unwrap_err().to_string();
+    assert!(
+        error.contains("expected references next to true_cfg above 1"),
+        "{error}"
+    );
+    for text in ["references", "references:every=7"] {
+        let two = two(text);
         let [apart, together] = [CfgMode::Sequential, CfgMode::Batched].map(|mode| {
             let output = pipe.run(&two.clone().cfg_mode(mode)).unwrap();
             assert!(output.flops >= output.plan.flops.least && output.flops <= output.plan.flops.most);
@@ -224,11 +232,9 @@ fn both_prompts_and_a_batch_reuse_references() {
         plain.reference_reuse = None;
         let exact = pipe.run(&plain).unwrap();
         assert_ne!(exact.latents, apart.latents);
-        if text == "references" {
-            let pairs = apart.latents.iter().zip(&together.latents);
-            let largest = pairs.fold(0.0, |most: f32, (a, b)| most.max((a - b).abs()));
-            assert!(largest < 1e-3, "{largest}");
-        }
+        let pairs = apart.latents.iter().zip(&together.latents);
+        let largest = pairs.fold(0.0, |most: f32, (a, b)| most.max((a - b).abs()));
+        assert!(largest < 1e-3, "{largest}");
     }
 }
 

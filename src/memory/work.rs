@@ -83,7 +83,9 @@ impl Footprint {
 
     /// Returns the bytes of the keys and values that are reused, of all images and prompts.
     fn kept_keys(&self, plan: &Plan) -> u64 {
-        let Some(reuse) = &plan.reference_reuse else { return 0 };
+        let Some(reuse) = plan.reference_reuse.as_ref().filter(|_| plan.reads_kept_keys()) else {
+            return 0;
+        };
         let references = plan.reference_tokens().unsigned_abs();
         let tokens = match reuse.kept_tokens() {
             KeptTokens::Image => references.saturating_add(plan.target.tokens().unsigned_abs()),

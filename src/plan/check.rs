@@ -40,6 +40,11 @@ pub(super) fn check_request(request: &Request) -> Result<()> {
 pub(super) fn check_reuse(request: &Request, target: Grid, references: &[ReferencePlan]) -> Result<()> {
     let edited = request.reference_reuse.as_ref().filter(|reuse| reuse.edited.is_some());
     match (edited, references.first()) {
+        (Some(reuse), Some(_)) if request.negative().is_some() => {
+            let expected = "references next to true_cfg above 1: edited tokens are chosen from one prompt's velocity, not \
+                            from the combined one";
+            Err(Error::invalid("reference_reuse", expected, reuse))
+        }
         (Some(reuse), Some(first)) if first.grid != target => {
             let words = |grid: Grid| format!("{}x{}", grid.cols, grid.rows);
             let expected = format!(

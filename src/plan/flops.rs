@@ -77,6 +77,17 @@ impl Plan {
         !self.step_cache.is_off() || self.reference_reuse.is_some()
     }
 
+    /// Returns `true` if steps may read keys and values that an earlier one kept.
+    pub(crate) fn reads_kept_keys(&self) -> bool {
+        let reads = |work: &Vec<StepWork>| {
+            let keeps_none = [StepWork::Computed, StepWork::Skipped];
+            work.iter().any(|work| !keeps_none.contains(work))
+        };
+        let reuse = self.reference_reuse.as_ref();
+        reuse.is_some_and(|reuse| reads(&reuse.schedule(self.schedule.sigmas(), 0)))
+            && self.work.as_ref().is_none_or(reads)
+    }
+
     /// Returns the operations of a run whose steps did this work: that of each prompt's run.
     pub(crate) fn flops_of(&self, facts: &ModelFacts, cfg_mode: CfgMode, work: &[Vec<StepWork>]) -> u64 {
         let flops = DitFlops::of(&facts.config, &self.counts(cfg_mode));

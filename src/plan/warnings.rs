@@ -28,11 +28,10 @@ pub(super) fn warnings(request: &Request, plan: &Plan, facts: &ModelFacts) -> Ve
     if !request.step_cache.is_off() && all(&request.step_cache.fewest(steps, !plan.references.is_empty())) {
         warnings.push(Warning::StepCacheIgnored { steps });
     }
-    if let Some(reuse) = &request.reference_reuse {
-        let schedule = reuse.schedule(plan.schedule.sigmas(), 0);
+    if request.reference_reuse.is_some() {
         if plan.references.is_empty() {
             warnings.push(Warning::ReferenceReuseIgnored);
-        } else if all(&schedule) {
+        } else if !plan.reads_kept_keys() {
             warnings.push(Warning::ReferenceReuseFull { steps });
         }
     }
@@ -181,7 +180,7 @@ mod tests {
             ),
             (
                 edit().steps(2).step_cache(StepCache::MagCache(MagCache::default())),
-                "the step cache has no effect: all of the 2 steps are computed; leave it out, or set more steps",
+                "the step cache has no effect: all of the 2 steps are computed; leave it out, or set more steps or other parameters",
             ),
             (
                 Request::default().reference_reuse(ReferenceReuse::default()),
@@ -189,7 +188,22 @@ mod tests {
             ),
             (
                 edit().steps(2).reference_reuse(ReferenceReuse::default()),
-                "reference reuse has no effect: all of the 2 steps are full; leave it out, or set more steps",
+                "reference reuse has no effect: all of the 2 steps are full or skipped; leave it out, or set more steps or other parameters",
+            ),
+            (
+                edit()
+                    .steps(4)
+                    .step_cache("taylor:first=1".parse().unwrap())
+                    .reference_reuse(ReferenceReuse::default()),
+                "reference reuse has no effect: all of the 4 steps are full or skipped; leave it out, or set more steps or other parameters",
+            ),
+            (
+                edit().step_cache("teacache:threshold=0".parse().unwrap()),
+                "the step cache has no effect: all of the 28 steps are computed; leave it out, or set more steps or other parameters",
+            ),
+            (
+                edit().steps(20).step_cache("first-block:threshold=0".parse().unwrap()),
+                "the step cache has no effect: all of the 20 steps are computed; leave it out, or set more steps or other parameters",
             ),
             (
                 edit().size(1024, 1024).max_area(65_536),

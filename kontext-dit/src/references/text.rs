@@ -8,8 +8,8 @@ use kontext_core::{Error, Result};
 use super::{EditedTokens, ReferenceReuse, Refresh};
 
 /// Form of a text.
-const EXPECTED: &str = "`references` or `region`, and after a colon any of warmup=, refresh=, every=, last=, and of \
-                        `region` threshold= and error=";
+const EXPECTED: &str = "`references` or `region`, and after a colon, each once, any of warmup=, refresh= or every=, \
+                        last=, and of `region` threshold= and error=";
 
 impl fmt::Display for ReferenceReuse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -56,16 +56,19 @@ impl FromStr for ReferenceReuse {
     /// # Errors
     /// [`Error::InvalidArgument`] for another text, and those of [`ReferenceReuse::validate`].
     fn from_str(text: &str) -> Result<Self> {
-        let (mode, parameters) = text.split_once(':').unwrap_or((text, ""));
+        let (mode, parameters) = match text.split_once(':') {
+            Some((mode, parameters)) => (mode, Some(parameters)),
+            None => (text, None),
+        };
         let mut reuse = match mode {
             "references" => Self::default(),
             "region" => Self::region(),
             _ => return Err(Error::invalid("reference reuse", EXPECTED, text)),
         };
-        for parameter in parameters.split(',').filter(|parameter| !parameter.is_empty()) {
-            reuse
-                .set(parameter)
-                .ok_or_else(|| Error::invalid("reference reuse", EXPECTED, parameter))?;
+        let mut set = Vec::new();
+        for parameter in parameters.into_iter().flat_map(|parameters| parameters.split(',')) {
+            let name = reuse.set(parameter).filter(|name| !set.contains(name));
+            set.push(name.ok_or_else(|| Error::invalid("reference reuse", EXPECTED, parameter))?);
         }
         reuse.validate()?;
         Ok(reuse)
@@ -73,22 +76,37 @@ impl FromStr for ReferenceReuse {
 }
 
 impl ReferenceReuse {
-    /// Sets the number of a text `name=value`; `None` if there is no such number.
-    fn set(&mut self, parameter: &str) -> Option<()> {
+    /// Sets the number of a text `name=value` and returns the field's name; `None` if there is no such number.
+    fn set(&mut self, parameter: &str) -> Option<&'static str> {
         let (name, value) = parameter.split_once('=')?;
         match (name, &mut self.edited) {
-            ("warmup", _) => self.warmup = value.parse().ok()?,
-            ("last", _) => self.last = value.parse().ok()?,
-            ("every", _) => self.refresh = Refresh::Every(value.parse().ok()?),
-            ("refresh", _) => {
-                let steps = value.split('+').filter(|step| !step.is_empty());
-                self.refresh = Refresh::At(steps.map(str::parse).collect::<std::result::Result<_, _>>().ok()?);
+            ("warmup", _) => {
+                self.warmup = value.parse().ok()?;
+                Some("warmup")
             }
-            ("threshold", Some(edited)) => edited.threshold = value.parse().ok()?,
-            ("error", Some(edited)) => edited.error = value.parse().ok()?,
-            _ => return None,
+            ("last", _) => {
+                self.last = value.parse().ok()?;
+                Some("last")
+            }
+            ("every", _) => {
+                self.refresh = Refresh::Every(value.parse().ok()?);
+                Some("refresh")
+            }
+            ("refresh", _) => {
+                let steps = value.split('+').filter(|_| !value.is_empty());
+                self.refresh = Refresh::At(steps.map(str::parse).collect::<std::result::Result<_, _>>().ok()?);
+                Some("refresh")
+            }
+            ("threshold", Some(edited)) => {
+                edited.threshold = value.parse().ok()?;
+                Some("threshold")
+            }
+            ("error", Some(edited)) => {
+                edited.error = value.parse().ok()?;
+                Some("error")
+            }
+            _ => None,
         }
-        Some(())
     }
 }
 
@@ -134,6 +152,17 @@ mod tests {
             ("regions", "expected `references` or `region`"),
             ("references:threshold=0.9", "got threshold=0.9"),
             ("references:warmup", "got warmup"),
+            ("references:", "got "),
+            ("references:,,", "got "),
+            ("references:refresh=10+", "got refresh=10+"),
+            (
+                "references:every=7,refresh=15",
+                "refresh= or every=, last=, and of `region` threshold= and error=, got refresh=15",
+            ),
+            (
+                "references:last=1,last=2",
+                "each once, any of warmup=, refresh= or every=, last=, and of `region` threshold= and error=, got last=2",
+            ),
             ("references:warmup=six", "got warmup=six"),
             (
                 "references:warmup=0",

@@ -18,7 +18,7 @@ use super::residual::distance;
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[allow(clippy::exhaustive_structs)] // Plain data, to be written out whole.
 pub struct FirstBlock {
-    /// Upper bound of the relative difference, from 0 to 10. Default: 0.05.
+    /// Upper bound of the relative difference, from 0 (all steps are computed) to 10. Default: 0.05.
     pub threshold: f64,
     /// Upper bound of consecutive skipped steps, from 0 to 1000. Default: 1000, no bound.
     pub most_skips: usize,
@@ -47,7 +47,7 @@ impl FirstBlock {
 
     /// Returns `true` if a step may be skipped.
     pub(super) fn may_skip(&self, step: usize, steps: usize) -> bool {
-        step >= self.first && !always_computed(step, steps)
+        self.threshold > 0.0 && step >= self.first && !always_computed(step, steps)
     }
 }
 

@@ -66,7 +66,11 @@ impl StepCache {
     /// [`Error::InvalidArgument`](kontext_core::Error::InvalidArgument) with the parameter's name and range.
     pub fn validate(&self) -> Result<()> {
         let mut copy = *self;
-        copy.parameters().iter().try_for_each(Parameter::check)
+        copy.parameters().iter().try_for_each(Parameter::check)?;
+        match self {
+            Self::TeaCache(cache) => cache.check(),
+            _ => Ok(()),
+        }
     }
 
     /// Returns the work of each step of a run, if it is known before the run: `None` for modes that decide while running.

@@ -94,6 +94,11 @@ impl CachedRun {
             ));
         }
         let references = ReusedReferences::new(reuse, run, sigmas, first)?;
+        // The steps that were to read kept keys may all be skipped.
+        let planned = self.config.schedule_with(Some(reuse), sigmas, true);
+        if planned.is_some_and(|work| !work.contains(&StepWork::WithoutReferences)) {
+            return Ok(self);
+        }
         Ok(Self {
             references: Some(references),
             ..self

@@ -1,6 +1,6 @@
 //! TeaCache: a decision before the blocks of each step.
 
-use kontext_core::{Result, Tensor};
+use kontext_core::{Result, Tensor, range};
 
 use super::mode::always_computed;
 use super::parameter::{MOST_STEPS, Parameter};
@@ -19,11 +19,11 @@ use super::residual::distance;
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[allow(clippy::exhaustive_structs)] // Plain data, to be written out whole.
 pub struct TeaCache {
-    /// Upper bound of the summed estimates, from 0 to 10. Default: 0.22.
+    /// Upper bound of the summed estimates, from 0 (all steps are computed) to 10. Default: 0.22.
     pub threshold: f64,
     /// Share of the run's steps, from 0 to 1, before which all are computed. Default: 0.2.
     pub start: f64,
-    /// Share of the run's steps, from 0 to 1, after which all are computed. Default: 0.9.
+    /// Share of the run's steps, from `start` to 1, after which all are computed. Default: 0.9.
     pub end: f64,
     /// Upper bound of consecutive skipped steps, from 0 to 1000. Default: 1000, no bound.
     pub most_skips: usize,
@@ -53,7 +53,12 @@ impl TeaCache {
     /// Returns `true` if a step may be skipped.
     pub(super) fn may_skip(&self, step: usize, steps: usize) -> bool {
         let share = step as f64 / steps as f64;
-        (self.start..=self.end).contains(&share) && !always_computed(step, steps)
+        self.threshold > 0.0 && (self.start..=self.end).contains(&share) && !always_computed(step, steps)
+    }
+
+    /// Checks that the shares are in order.
+    pub(super) fn check(&self) -> Result<()> {
+        range::within("end", self.end, self.start..=1.0).map(drop)
     }
 }
 

@@ -74,6 +74,7 @@ impl FromStr for StepCache {
                 }
             }
         }
+        cache.validate()?;
         Ok(cache)
     }
 }
@@ -161,6 +162,14 @@ mod tests {
             (
                 "teacache:end=1.1",
                 "invalid end: expected a number from 0 to 1, got 1.1",
+            ),
+            (
+                "teacache:start=0.9,end=0.2",
+                "invalid end: expected a number from 0.9 to 1, got 0.2",
+            ),
+            (
+                "teacache:start=0.95",
+                "invalid end: expected a number from 0.95 to 1, got 0.9",
             ),
         ] {
             let error = text.parse::<StepCache>().unwrap_err().to_string();
