@@ -59,7 +59,7 @@ impl Output {
 
     /// Writes an image of the batch as PNG, JPEG (quality 95) or WebP (lossless), chosen by the file
     /// extension. A PNG carries the prompt (or both), seed, steps, guidance and sizes as text, a sampler other than
-    /// Euler's, and step cache and reuse of references if there are any.
+    /// Euler's, and a shift of the request or a LoRA, step cache and reuse of references if there are any.
     ///
     /// The file is written under a temporary name first, so it appears whole or not at all. An existing file is
     /// replaced and keeps its permissions, unless it is read-only; of a symbolic link the target is written.
@@ -105,6 +105,7 @@ impl Output {
             seed: self.seed.wrapping_add(index as u64),
             steps: self.plan.schedule.steps(),
             sampler: self.plan.sampler,
+            shift: self.plan.shift,
             guidance: self.guidance,
             model_size: self.plan.target.size(),
             step_cache: self.plan.step_cache,
@@ -124,6 +125,9 @@ pub(crate) struct Made {
     pub(crate) steps: usize,
     #[serde(default, skip_serializing_if = "is_euler")]
     pub(crate) sampler: Sampler,
+    /// The shift that the request or a LoRA set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) shift: Option<f64>,
     pub(crate) guidance: f64,
     pub(crate) model_size: Size,
     #[serde(default, skip_serializing_if = "StepCache::is_off")]
@@ -165,6 +169,7 @@ impl Made {
             text.push(("reference_reuse", reuse.to_string()));
         }
         text.extend(prompt_2.map(|prompt| ("prompt_2", prompt.to_owned())));
+        text.extend(self.shift.map(|shift| ("shift", shift.to_string())));
         text.extend((!is_euler(&self.sampler)).then(|| ("sampler", self.sampler.to_string())));
         text
     }

@@ -50,6 +50,8 @@ pub struct Plan {
     pub text_tokens: i64,
     /// Noise levels.
     pub schedule: Schedule,
+    /// Fixed shift that the request or a LoRA sets; `None` for the model's.
+    pub shift: Option<f64>,
     /// The rule of a step.
     pub sampler: Sampler,
     /// Names of the settings that the metadata of a LoRA decided: `steps`, `guidance`, `sampler`, `shift`; see
@@ -64,8 +66,8 @@ pub struct Plan {
     pub step_cache: StepCache,
     /// Steps that compute fewer tokens; `None` without references.
     pub reference_reuse: Option<ReferenceReuse>,
-    /// Work of each step, or of each evaluation of the model without any reuse; `None` if the step cache decides while running ([`Output::work`](crate::Output::work)), or edited
-    /// tokens are chosen then.
+    /// Work of each step, or of each evaluation of the model without any reuse; `None` if the step cache decides while
+    /// running ([`Output::work`](crate::Output::work)), or edited tokens are chosen then.
     pub work: Option<Vec<StepWork>>,
     /// Floating-point operations of the transformer.
     pub flops: RunFlops,
@@ -144,6 +146,7 @@ impl Plan {
             references,
             text_tokens: facts.text_tokens,
             schedule: levels(request, chosen.steps, grid.tokens(), chosen.shift)?,
+            shift: chosen.own_shift,
             sampler: chosen.sampler,
             by_loras: chosen.by_loras,
             guidance: facts.guidance_embed.then_some(chosen.guidance),

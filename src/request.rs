@@ -63,7 +63,8 @@ pub struct Request {
     pub max_area: Option<u64>,
     /// Keeps the size of the model's output, instead of mapping back to the input's. Default: false.
     pub native_size: bool,
-    /// Sampling steps. Default: [`Conformance::default_steps`], 4 for a model without guidance.
+    /// Sampling steps. Default: those of the LoRAs or the model's folder, else [`Conformance::default_steps`], 4 for a
+    /// model without guidance.
     pub steps: Option<usize>,
     /// The noise levels themselves, decreasing within (0, 1]; replaces `steps`.
     pub sigmas: Option<Vec<f32>>,
@@ -76,7 +77,8 @@ pub struct Request {
     /// Of `sigmas` it moves only those in the conventions of [`Conformance::Diffusers`], as the model's shift does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shift: Option<f64>,
-    /// The guidance value that the model embeds. Default: [`Conformance::default_guidance`].
+    /// The guidance value that the model embeds. Default: that of the LoRAs or the model's folder, else
+    /// [`Conformance::default_guidance`].
     pub guidance: Option<f64>,
     /// Scale of true classifier-free guidance; above 1 each step runs the model twice. Default: 1.
     pub true_cfg: f64,
@@ -84,7 +86,8 @@ pub struct Request {
     ///
     /// A step cache that decides while running decides for each of the two, in one batch for both: its results differ.
     pub cfg_mode: CfgMode,
-    /// Seed of the noise, also of that which the steps of [`Sampler::Consistency`] add. Default: drawn for each run and returned in [`crate::Output::seed`].
+    /// Seed of the noise, also of that which the steps of [`Sampler::Consistency`] add. Default: drawn for each run
+    /// and returned in [`crate::Output::seed`].
     pub seed: Option<u64>,
     /// Number of images, with seeds s, s + 1, … Default: 1.
     pub batch: usize,

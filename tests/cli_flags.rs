@@ -97,7 +97,7 @@ fn flags_that_exclude_or_need_each_other_are_refused() {
         (
             "kontextbench",
             &["--bench", "a", "--out", "b", "--step-cache", "magcache:interval=3"],
-            "a parameter of magcache as NAME=NUMBER: threshold, most_skips, first",
+            "a parameter of magcache as NAME=NUMBER: threshold, most_skips, start",
         ),
         (
             "evaluate",

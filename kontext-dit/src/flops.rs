@@ -5,7 +5,7 @@ use crate::{DitConfig, StepCache, StepWork};
 /// Features of the sinusoidal embeddings.
 const SINUSOID: u64 = 256;
 
-/// Sizes of a run that determine its operations.
+/// Widths of a run that determine its operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RunCounts {
     /// Tokens of text (T).
@@ -51,7 +51,7 @@ pub struct DitFlops {
     pub blocks: u64,
     /// Last layer in a step.
     pub leave: u64,
-    sizes: Sizes,
+    widths: Widths,
     blocks_of: [u64; 2],
     counts: RunCounts,
 }
@@ -60,21 +60,21 @@ impl DitFlops {
     /// Counts the operations of a run.
     #[must_use]
     pub fn of(config: &DitConfig, run: &RunCounts) -> Self {
-        let sizes = Sizes::of(config);
+        let widths = Widths::of(config);
         let (double, single) = (config.double_blocks.unsigned_abs(), config.single_blocks.unsigned_abs());
         let rows = run.text.saturating_add(run.target).saturating_add(run.references);
         let last_only = double == 0 && single == 1;
-        let first = sizes.block(if last_only { run.target } else { rows }, rows, rows);
-        let Sizes {
+        let first = widths.block(if last_only { run.target } else { rows }, rows, rows);
+        let Widths {
             width, channels, out, ..
-        } = sizes;
+        } = widths;
         Self {
-            prepare: sizes.prepare(config, run),
+            prepare: widths.prepare(config, run),
             enter: times(&[2, run.samples, run.target, channels, width]),
             first_block: times(&[run.samples, first]),
-            blocks: times(&[run.samples, sizes.blocks([double, single], run.target, rows, rows)]),
+            blocks: times(&[run.samples, widths.blocks([double, single], run.target, rows, rows)]),
             leave: times(&[2, run.samples, run.target, width, out]),
-            sizes,
+            widths,
             blocks_of: [double, single],
             counts: *run,
         }
@@ -105,9 +105,9 @@ impl DitFlops {
 
     /// Returns the operations of input projection and last layer for some rows of the target.
     fn ends(&self, rows: u64) -> u64 {
-        let Sizes {
+        let Widths {
             width, channels, out, ..
-        } = self.sizes;
+        } = self.widths;
         times(&[2, self.counts.samples, rows, width, channels.saturating_add(out)])
     }
 
@@ -124,7 +124,7 @@ impl DitFlops {
             return 0;
         }
         let all = text.saturating_add(target).saturating_add(references);
-        let blocks = self.sizes.blocks(self.blocks_of, rows, text.saturating_add(rows), all);
+        let blocks = self.widths.blocks(self.blocks_of, rows, text.saturating_add(rows), all);
         times(&[samples, blocks])
     }
 
@@ -138,14 +138,14 @@ impl DitFlops {
 
 /// Widths of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Sizes {
+struct Widths {
     width: u64,
     mlp: u64,
     channels: u64,
     out: u64,
 }
 
-impl Sizes {
+impl Widths {
     fn of(config: &DitConfig) -> Self {
         Self {
             width: config.width().unsigned_abs(),

@@ -65,6 +65,22 @@ impl Piece<'_> {
         })
     }
 
+    /// Returns the target's tokens as [`Piece::target_of`] does, to be kept: without the memory of the others.
+    pub(crate) fn kept_target_of(&self, state: &State) -> Result<Tensor> {
+        let target = self.target_of(state)?;
+        let of_all = match state {
+            State::Streams { img, .. } => img.size() == target.size(),
+            State::Joined(_) => false,
+            State::Target(_) | State::Velocity(_) => true,
+        };
+        if of_all {
+            return Ok(target);
+        }
+        let mut copy = target.f_empty_like()?;
+        copy.f_copy_(&target)?;
+        Ok(copy)
+    }
+
     /// Returns the run's modulation for this piece: shifts, scales and gates, in the form that the piece uses.
     #[must_use]
     pub fn modulation(&self) -> Vec<Tensor> {

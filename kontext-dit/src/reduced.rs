@@ -95,6 +95,35 @@ impl KeptKv {
         let options = (run.txt.kind(), run.txt.device());
         Self::allocate(&dit.config, run.sizes(), batch, tokens, options)
     }
+
+    /// Computes a full step of `batch` samples that writes the store. `compute` also returns `true` if the step
+    /// had all blocks: with fewer the store stays unwritten.
+    pub(crate) fn write<T>(
+        &mut self,
+        run: &Run,
+        batch: i64,
+        compute: impl FnOnce(&Pass<'_>) -> Result<(T, bool)>,
+    ) -> Result<T> {
+        self.check(run.sizes(), batch)?;
+        self.set_filled(false);
+        let (value, all) = compute(&run.whole().keeping(self))?;
+        self.set_filled(all);
+        Ok(value)
+    }
+
+    /// Computes a step of `batch` samples from text and target, with the references' keys and values of the store.
+    pub(crate) fn without_references<T>(
+        &self,
+        run: &Run,
+        batch: i64,
+        compute: impl FnOnce(&Pass<'_>) -> Result<T>,
+    ) -> Result<T> {
+        self.check(run.sizes(), batch)?;
+        self.check_filled()?;
+        let rope = run.rope.range(0, run.txt.size()[1] + run.target)?;
+        let count = run.references();
+        compute(&Pass::reduced(&rope, run.target, self, Absent::Last { count }))
+    }
 }
 
 impl Dit {
@@ -105,13 +134,10 @@ impl Dit {
     pub fn forward_keeping(&self, run: &Run, step: usize, target: &Tensor, kept: &mut KeptKv) -> Result<Tensor> {
         self.check_target(run, target)?;
         check_step(run, step)?;
-        kept.check(run.sizes(), target.size()[0])?;
-        kept.set_filled(false);
-        let pass = run.whole().keeping(kept);
-        let velocity = self.forward_pass(run, step as i64, target, &pass);
-        let velocity = velocity.during(Stage::Forward)?;
-        kept.set_filled(true);
-        Ok(velocity)
+        kept.write(run, target.size()[0], |pass| {
+            let velocity = self.forward_pass(run, step as i64, target, pass);
+            Ok((velocity.during(Stage::Forward)?, true))
+        })
     }
 
     /// Predicts the velocity as [`Dit::forward`] does, from text and target only: attention reads the
@@ -124,13 +150,9 @@ impl Dit {
     pub fn forward_reduced(&self, run: &Run, step: usize, target: &Tensor, kept: &KeptKv) -> Result<Tensor> {
         self.check_target(run, target)?;
         check_step(run, step)?;
-        kept.check(run.sizes(), target.size()[0])?;
-        kept.check_filled()?;
-        let rope = run.rope.range(0, run.txt.size()[1] + run.target)?;
-        let count = run.references();
-        let pass = Pass::reduced(&rope, run.target, kept, Absent::Last { count });
-        self.forward_pass(run, step as i64, target, &pass)
-            .during(Stage::Forward)
+        kept.without_references(run, target.size()[0], |pass| {
+            self.forward_pass(run, step as i64, target, pass).during(Stage::Forward)
+        })
     }
 
     /// Predicts the velocity of some rows of the target, from the text and these rows only: attention reads

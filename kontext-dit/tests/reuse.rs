@@ -114,7 +114,7 @@ fn a_skipped_step_is_its_own_ends_around_the_change_of_the_last_computed_one() {
             &run,
             CASE,
             Kind::Float,
-            "magcache:threshold=10,most_skips=2,first=0",
+            "magcache:threshold=10,most_skips=2,start=0",
         );
         assert_eq!(skipped(&work), [1, 2, 4, 5], "{double} + {single}");
         let mut change = Tensor::new();
@@ -233,7 +233,7 @@ fn teacache_skips_while_the_estimates_add_up_to_less_than_the_threshold() {
 
 /// Modes that skip steps of these runs, with what they compute.
 const MODES: [&str; 4] = [
-    "magcache:threshold=10,most_skips=2,first=0",
+    "magcache:threshold=10,most_skips=2,start=0",
     "taylor:interval=3,first=2",
     "first-block:threshold=10,most_skips=2",
     "teacache:threshold=10,start=0,end=1,most_skips=2",
@@ -269,7 +269,7 @@ fn a_computed_step_may_read_kept_keys_and_a_skipped_full_step_is_made_up_for() {
     let run = prepare_times(&dit, CASE, Kind::Float, &TIMES);
     let x = |step| latents(CASE, step, Kind::Float);
     let exact = plain(&dit, &run, CASE, Kind::Float);
-    let magcache = cache("magcache:threshold=10,most_skips=2,first=0");
+    let magcache = cache("magcache:threshold=10,most_skips=2,start=0");
     let reused = |text: &str| {
         let reuse: ReferenceReuse = text.parse().unwrap();
         let state = dit.step_cache(&magcache, &run).unwrap();

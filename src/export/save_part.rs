@@ -70,7 +70,8 @@ pub fn t5(folder: impl AsRef<Path>, tensors: &[(String, Tensor)], config: &T5Con
     )
 }
 
-/// Writes `folder/model_index.json` and `folder/scheduler/scheduler_config.json`; a [`Shift`] alone is of Euler's method.
+/// Writes `folder/model_index.json` and `folder/scheduler/scheduler_config.json`; a [`Shift`] is taken with
+/// Euler's method.
 ///
 /// # Errors
 /// [`kontext_core::Error::Io`] if the folder cannot be written.

@@ -40,6 +40,9 @@ impl Footprint {
         };
         match stage {
             Stage::Text => fewer_words.to_owned(),
+            Stage::Denoise if self.kept_keys(plan) > 0 => {
+                format!("leave out reference_reuse, {smaller} or run fewer at once")
+            }
             Stage::Denoise if 2 * plan.text_tokens > plan.tokens() => format!("{fewer_words} or run fewer at once"),
             Stage::Denoise => format!("{smaller} or run fewer at once"),
             _ if tiles.is_empty() => format!("{smaller} or run fewer at once"),

@@ -65,24 +65,24 @@ impl Footprint {
             .saturating_add(kept)
     }
 
-    /// Returns the bytes that a step cache keeps from step to step, for all images and prompts.
+    /// Returns the bytes that a step cache and the reuse of references keep, for all images and prompts.
     fn kept(&self, plan: &Plan) -> u64 {
         let element = plan.compute.transformer.elt_size_in_bytes() as u64;
-        let tokens = plan.target.tokens().unsigned_abs();
+        let tokens = [plan.target.tokens(), plan.reference_tokens()].map(i64::unsigned_abs);
+        let rows = plan.step_cache.kept_rows(tokens[0], tokens[1]);
         [
-            plan.step_cache.kept_tensors(),
             self.config.width().unsigned_abs(),
             element,
             plan.batch as u64,
             plan.runs_per_step as u64,
         ]
         .into_iter()
-        .fold(tokens, u64::saturating_mul)
+        .fold(rows, u64::saturating_mul)
         .saturating_add(self.kept_keys(plan))
     }
 
     /// Returns the bytes of the keys and values that are reused, of all images and prompts.
-    fn kept_keys(&self, plan: &Plan) -> u64 {
+    pub(super) fn kept_keys(&self, plan: &Plan) -> u64 {
         let Some(reuse) = plan.reference_reuse.as_ref().filter(|_| plan.reads_kept_keys()) else {
             return 0;
         };

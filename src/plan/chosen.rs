@@ -16,6 +16,8 @@ pub(super) struct Chosen {
     pub(super) guidance: f64,
     pub(super) sampler: Sampler,
     pub(super) shift: Shift,
+    /// The shift that the request or a LoRA sets.
+    pub(super) own_shift: Option<f64>,
     /// Names of those that a LoRA decided.
     pub(super) by_loras: Vec<&'static str>,
     /// Those that LoRAs disagree about.
@@ -58,6 +60,7 @@ impl Chosen {
                 .unwrap_or(request.conformance.default_guidance()),
             sampler: sampler.unwrap_or(facts.sampler),
             shift: shift.map_or(facts.shift, Shift::Fixed),
+            own_shift: shift,
             by_loras: loras.decided,
             warnings: loras.warnings,
         }

@@ -55,9 +55,10 @@ impl fmt::Display for Plan {
             self.schedule.steps(),
             self.schedule.sigmas().first().copied().unwrap_or_default(),
         );
+        let shift = self.shift.map_or_else(String::new, |shift| format!(", shift {shift}"));
         writeln!(
             f,
-            "steps:       {steps} from sigma {first:.3}, {} model run(s) each",
+            "steps:       {steps} from sigma {first:.3}{shift}, {} model run(s) each",
             self.runs_per_step
         )?;
         match (&self.reference_reuse, self.step_cache.is_off()) {

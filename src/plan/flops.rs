@@ -9,15 +9,16 @@ use super::{ModelFacts, Plan};
 /// Floating-point operations of a run's transformer: two for each multiplication of its matrix products and attentions
 /// ([`DitFlops`]), for all images and both runs of true classifier-free guidance.
 ///
-/// Without a step cache, and with one that decides before the run, all but [`RunFlops::exact`] are equal.
+/// [`RunFlops::least`] and [`RunFlops::most`] are equal if all steps are known before the run: without a step cache that
+/// decides while running, and without edited tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct RunFlops {
     /// Those of all steps computed.
     pub exact: u64,
-    /// The fewest that the step cache allows.
+    /// A lower bound of those that the step cache and the reuse of references allow.
     pub least: u64,
-    /// The most that the step cache allows.
+    /// The most that the step cache and the reuse of references allow.
     pub most: u64,
 }
 

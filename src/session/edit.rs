@@ -70,6 +70,7 @@ impl Session {
             seed: output.seed,
             steps: plan.schedule.steps(),
             sampler: plan.sampler,
+            shift: plan.shift,
             guidance: output.guidance,
             model_size: plan.target.size(),
             step_cache: plan.step_cache,

@@ -127,14 +127,14 @@ impl Dit {
         for (index, piece) in self.pieces_at(run, step, pass).enumerate() {
             let piece = piece?;
             if index == 0 {
-                follow.entered(|| piece.target_of(&state))?;
+                follow.entered(|| piece.kept_target_of(&state))?;
             }
             if matches!(piece.part, Part::Last { .. }) {
                 follow.after_last(|| piece.target_of(&state))?;
             }
             state = piece.forward(&state, &piece.modulation())?;
             if index == 0
-                && let Some(tokens) = follow.after_first(|| piece.target_of(&state))?
+                && let Some(tokens) = follow.after_first(|| piece.kept_target_of(&state))?
             {
                 return self.leave(run, step, tokens);
             }

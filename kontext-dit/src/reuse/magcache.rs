@@ -24,7 +24,7 @@ pub struct MagCache {
     /// Upper bound of consecutive skipped steps, from 0 to 1000. Default: 4.
     pub most_skips: usize,
     /// Share of the run's steps, from 0 to 1, that are computed at its beginning. Default: 0.2.
-    pub first: f64,
+    pub start: f64,
 }
 
 impl Default for MagCache {
@@ -32,7 +32,7 @@ impl Default for MagCache {
         Self {
             threshold: 0.05,
             most_skips: 4,
-            first: 0.2,
+            start: 0.2,
         }
     }
 }
@@ -42,7 +42,7 @@ impl MagCache {
         vec![
             Parameter::threshold(&mut self.threshold),
             Parameter::steps("most_skips", &mut self.most_skips, 0),
-            Parameter::share("first", &mut self.first),
+            Parameter::share("start", &mut self.start),
         ]
     }
 
@@ -53,7 +53,7 @@ impl MagCache {
         } else {
             (&FLUX_RATIOS, None)
         };
-        let first = (self.first * steps as f64 + 0.5) as usize;
+        let first = (self.start * steps as f64 + 0.5) as usize;
         let (mut ratio, mut skipped, mut error) = (1.0, 0, 0.0);
         let work = |step| {
             let nearest = nearest(step, steps, ratios.len());
@@ -127,7 +127,7 @@ mod tests {
         let all = MagCache {
             threshold: 10.0,
             most_skips: 1000,
-            first: 0.0,
+            start: 0.0,
         };
         for (steps, expected) in [(1, vec![0]), (2, vec![0, 1]), (5, vec![0, 4])] {
             assert_eq!(computed(all, steps, false), expected);

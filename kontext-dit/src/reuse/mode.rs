@@ -102,8 +102,9 @@ impl StepCache {
         }
     }
 
-    /// Returns the schedules of a run with the fewest and the most operations that its mode and its reuse of references
-    /// allow; `target` is the number of the target's tokens.
+    /// Returns the work of steps with the fewest and the most operations that a run's mode and its reuse of references
+    /// allow; `target` is the number of the target's tokens. For a mode that decides while running next to a reuse the
+    /// fewest are a bound that no run need reach: as many steps as may be are skipped, of the full ones first.
     #[must_use]
     pub fn bounds(
         &self,
@@ -120,42 +121,74 @@ impl StepCache {
             return [self.fewest(steps, references), most];
         };
         let with = |work: &[StepWork], edited| combined(work, &reuse.schedule(sigmas, edited));
-        [with(&self.fewest(steps, references), 0), with(&most, target)]
+        let least = match self {
+            Self::FirstBlock(_) | Self::TeaCache(_) => self.least_with(reuse.schedule(sigmas, 0)),
+            Self::Off | Self::MagCache(_) | Self::Taylor(_) => with(&most, 0),
+        };
+        [least, with(&most, target)]
+    }
+
+    /// Skips as many of the steps as may be, of the full ones first.
+    fn least_with(&self, mut work: Vec<StepWork>) -> Vec<StepWork> {
+        let steps = work.len();
+        let fewest = self.fewest(steps, true);
+        let mut left = fewest.iter().filter(|work| **work == StepWork::Skipped).count();
+        for full in [true, false] {
+            for (step, work) in work.iter_mut().enumerate() {
+                let first = *work == StepWork::Computed;
+                if left > 0 && *work != StepWork::Skipped && first == full && self.may_skip(step, steps) {
+                    *work = StepWork::Skipped;
+                    left -= 1;
+                }
+            }
+        }
+        work
+    }
+
+    /// Returns `true` if a mode that decides while running may skip a step.
+    fn may_skip(&self, step: usize, steps: usize) -> bool {
+        match self {
+            Self::FirstBlock(cache) => cache.may_skip(step, steps),
+            Self::TeaCache(cache) => cache.may_skip(step, steps),
+            Self::Off | Self::MagCache(_) | Self::Taylor(_) => false,
+        }
     }
 
     /// Returns the schedule with the most skipped steps that the mode's limits allow: its only one, if it is known before
     /// the run.
     #[must_use]
     pub fn fewest(&self, steps: usize, references: bool) -> Vec<StepWork> {
-        let allowed = |may_skip: &dyn Fn(usize) -> bool, most_skips: usize| {
+        let allowed = |most_skips: usize| {
             let mut skipped = 0;
             let work = |step| {
-                let skip = may_skip(step) && skipped < most_skips;
+                let skip = self.may_skip(step, steps) && skipped < most_skips;
                 skipped = if skip { skipped + 1 } else { 0 };
                 if skip { StepWork::Skipped } else { StepWork::Computed }
             };
             (0..steps).map(work).collect()
         };
         match self {
-            Self::FirstBlock(cache) => allowed(&|step| cache.may_skip(step, steps), cache.most_skips),
-            Self::TeaCache(cache) => allowed(&|step| cache.may_skip(step, steps), cache.most_skips),
+            Self::FirstBlock(cache) => allowed(cache.most_skips),
+            Self::TeaCache(cache) => allowed(cache.most_skips),
             Self::Off | Self::MagCache(_) | Self::Taylor(_) => self.schedule(steps, references).unwrap_or_default(),
         }
     }
 
-    /// Returns the tensors [N, L, D] that are kept from step to step, or during one.
+    /// Returns the rows of width D, for each sample, that are kept from step to step, or during one: in a run with these
+    /// numbers of tokens.
     #[must_use]
-    pub fn kept_tensors(&self) -> u64 {
+    pub fn kept_rows(&self, target: u64, references: u64) -> u64 {
+        let image = target.saturating_add(references);
         match self {
             Self::Off => 0,
             // The change, and the input of the step that is computed.
-            Self::MagCache(_) => 2,
+            Self::MagCache(_) => target.saturating_mul(2),
             // Also the slope.
-            Self::Taylor(_) => 3,
+            Self::Taylor(_) => target.saturating_mul(3),
             // Also the first block's output and its change.
-            Self::FirstBlock(_) => 4,
+            Self::FirstBlock(_) => target.saturating_mul(4),
             // Also the first block's input, normed, of target and references, at this step and the one before.
-            Self::TeaCache(_) => 6,
+            Self::TeaCache(_) => target.saturating_add(image).saturating_mul(2),
         }
     }
 
@@ -185,4 +218,64 @@ impl StepCache {
 /// Returns `true` for a step that every mode computes.
 pub(super) fn always_computed(step: usize, steps: usize) -> bool {
     step == 0 || step + 1 >= steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DitConfig, DitFlops, RunCounts};
+
+    /// All choices that the modes may make in a run of ten steps.
+    #[test]
+    fn no_run_has_fewer_operations_than_the_least() {
+        let sigmas: Vec<f32> = (0..=10).rev().map(|step| step as f32 / 10.0).collect();
+        let counts = RunCounts {
+            text: 512,
+            target: 4096,
+            references: 4096,
+            samples: 1,
+            prompts: 1,
+            steps: 10,
+        };
+        let flops = DitFlops::of(&DitConfig::kontext_dev(), &counts);
+        for (cache, most_skips) in [
+            ("teacache:start=0.2,end=0.9", 1000),
+            ("teacache:start=0,end=1,most_skips=1", 1),
+            ("first-block:most_skips=2", 2),
+        ] {
+            let cache: StepCache = cache.parse().unwrap();
+            for reuse in [
+                "references",
+                "references:every=7,warmup=3",
+                "references:warmup=14,refresh=20+25",
+            ] {
+                let reuse: ReferenceReuse = reuse.parse().unwrap();
+                let least = flops.run(&cache.bounds(Some(&reuse), &sigmas, true, 4096)[0], &cache);
+                let work = |choice: u32| -> Vec<StepWork> {
+                    let skip = |step: usize| choice & (1 << step) != 0 && cache.may_skip(step, 10);
+                    let of = |step| {
+                        if skip(step) {
+                            StepWork::Skipped
+                        } else {
+                            StepWork::Computed
+                        }
+                    };
+                    (0..10).map(of).collect()
+                };
+                let allowed = |work: &Vec<StepWork>| {
+                    let runs = work.split(|work| *work == StepWork::Computed);
+                    runs.map(<[_]>::len).max() <= Some(most_skips)
+                };
+                let runs = (0..1 << 10).map(work).filter(allowed);
+                let run = |work: Vec<StepWork>| flops.run(&combined(&work, &reuse.schedule(&sigmas, 0)), &cache);
+                let fewest = runs.map(run).min().unwrap();
+                assert!(least <= fewest, "{cache}, {reuse}: {least}, {fewest}");
+                // A bound of use.
+                assert!(
+                    least as f64 > 0.7 * fewest as f64,
+                    "{cache}, {reuse}: {least}, {fewest}"
+                );
+            }
+        }
+    }
 }

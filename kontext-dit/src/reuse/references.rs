@@ -6,7 +6,7 @@ use super::CachedRun;
 use super::state::Keeper;
 use crate::StepWork;
 use crate::follow::Unfollowed;
-use crate::kept::{Absent, KeptKv, KeptTokens};
+use crate::kept::{KeptKv, KeptTokens};
 use crate::pass::Pass;
 use crate::references::{grid_tokens, step_work};
 use crate::{Dit, EditedTokens, ReferenceReuse, Region, Run, edited_rows};
@@ -88,26 +88,23 @@ impl ReusedReferences {
             self.velocity = Some(velocity.shallow_clone());
             return Ok((velocity, work));
         }
-        let rope = run.rope.range(0, run.txt.size()[1] + run.target)?;
+        let batch = target.size()[0];
         let (velocity, work) = match (work, keeps) {
             (StepWork::WithoutReferences, _) => {
                 let kept = self
                     .kept
                     .as_ref()
                     .ok_or_else(|| Error::bug("a reduced step before a full one"))?;
-                kept.check(run.sizes(), target.size()[0])?;
-                let count = run.references();
-                let pass = Pass::reduced(&rope, run.target, kept, Absent::Last { count });
-                followed(dit, run, step, target, &pass, cache, work)?
+                kept.without_references(run, batch, |pass| followed(dit, run, step, target, pass, cache, work))?
             }
             (_, false) => followed(dit, run, step, target, &run.whole(), cache, StepWork::Computed)?,
             (_, true) => {
-                let kept = self.room(dit, run, target.size()[0])?;
-                kept.set_filled(false);
-                let pass = run.whole().keeping(kept);
-                let (velocity, work) = followed(dit, run, step, target, &pass, cache, StepWork::Computed)?;
-                // A first block that ends the step has kept its own only.
-                kept.set_filled(work == StepWork::Computed);
+                let (velocity, work) = self.room(dit, run, batch)?.write(run, batch, |pass| {
+                    let computed = followed(dit, run, step, target, pass, cache, StepWork::Computed)?;
+                    // A first block that ends the step has kept its own only.
+                    let all = computed.1 == StepWork::Computed;
+                    Ok((computed, all))
+                })?;
                 self.overdue = work != StepWork::Computed;
                 (velocity, work)
             }
@@ -171,7 +168,6 @@ impl ReusedReferences {
             Some(kept) => kept,
             None => KeptKv::new(dit, run, batch, self.reuse.kept_tokens())?,
         };
-        kept.check(run.sizes(), batch)?;
         Ok(self.kept.insert(kept))
     }
 }

@@ -103,7 +103,7 @@ mod tests {
             "off",
             "magcache",
             "magcache:threshold=0.1,most_skips=5",
-            "magcache:first=0",
+            "magcache:start=0",
             "first-block:threshold=0.12,first=8,most_skips=2",
             "teacache:threshold=0.4,start=0.1,end=1",
             "teacache:most_skips=3",
@@ -133,7 +133,7 @@ mod tests {
             ("off:threshold=1", "expected no parameters after off, got threshold=1"),
             (
                 "magcache:",
-                "a parameter of magcache as NAME=NUMBER: threshold, most_skips, first, got ",
+                "a parameter of magcache as NAME=NUMBER: threshold, most_skips, start, got ",
             ),
             (
                 "taylor:threshold=1",

@@ -92,7 +92,7 @@ fn compare(dit: &Dit, counts: &RunCounts, mode: &str) -> anyhow::Result<Vec<Step
 fn formulas_give_the_operations_that_are_called() -> anyhow::Result<()> {
     let modes = [
         "off",
-        "magcache:threshold=10,most_skips=1,first=0",
+        "magcache:threshold=10,most_skips=1,start=0",
         "taylor:interval=2,first=1",
         "first-block:threshold=10,most_skips=1",
         "teacache:threshold=10,start=0,end=1,most_skips=1",
