@@ -11,7 +11,7 @@ use kontext::{
     Conformance, Device, Event, ModelSizes, Output, Pipeline, ReferenceReuse, Request, Sampler, StepCache, StepWork,
     open_image,
 };
-use kontext_bench::metrics::psnr;
+use kontext_bench::metrics::{psnr, ssim};
 
 static MODEL: LazyLock<PathBuf> = LazyLock::new(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("models/kontext-emoji"));
 
@@ -38,6 +38,9 @@ const BOUNDS: [(&str, f64, f64); 6] = [
     ("teacache", 39.0, 36.0),
 ];
 
+/// Least SSIM of any result to that of the exact run.
+const LEAST_SSIM: f64 = 0.98;
+
 fn shipped() -> Pipeline {
     Pipeline::builder().device(Device::Cpu).load(&*MODEL).unwrap()
 }
@@ -56,6 +59,28 @@ fn computed(work: &[StepWork]) -> Vec<usize> {
     (0..work.len())
         .filter(|step| work[*step] == StepWork::Computed)
         .collect()
+}
+
+/// Says which results are not like those of the exact runs, or nearer to another edit's result or source.
+fn apart(outputs: &[Output], exact: &[Output]) -> Option<String> {
+    let sources: Vec<RgbImage> = EDITS.iter().map(|(name, _)| source(name)).collect();
+    let mut words = Vec::new();
+    for (index, output) in outputs.iter().enumerate() {
+        let own = psnr(&output.image, &exact[index].image).unwrap();
+        let others = (0..exact.len()).filter(|other| *other != index);
+        let others = others.map(|other| &exact[other].image).chain(&sources);
+        let nearest = others
+            .map(|other| psnr(&output.image, other).unwrap())
+            .fold(0.0, f64::max);
+        let like = ssim(&output.image, &exact[index].image).unwrap();
+        if own <= nearest || like < LEAST_SSIM {
+            words.push(format!(
+                "{}: SSIM {like:.4}, {own:.1} dB, to others {nearest:.1} dB",
+                EDITS[index].0
+            ));
+        }
+    }
+    (!words.is_empty()).then(|| words.join("; "))
 }
 
 #[test]
@@ -89,6 +114,7 @@ fn each_mode_keeps_its_bound_on_held_out_edits_of_the_shipped_model() {
         if got_mean < mean || got_worst < worst {
             broken.push(format!("{line}; expected {mean} and {worst}"));
         }
+        broken.extend(apart(&outputs, &exact).map(|words| format!("{mode}: {words}")));
         // A mode that computes everything would keep any bound.
         assert!(counts.iter().sum::<usize>() < 26 * EDITS.len(), "{line}");
     }
@@ -139,6 +165,7 @@ fn reuse_of_references_keeps_its_bound_on_held_out_edits_of_the_shipped_model() 
         if got_mean < mean || got_worst < worst {
             broken.push(format!("{line}; expected {mean} and {worst}"));
         }
+        broken.extend(apart(&outputs, &exact).map(|words| format!("{mode}, {reuse}: {words}")));
         assert!(gain > 1.1, "{line}");
     }
     assert!(broken.is_empty(), "{broken:#?}");

@@ -206,3 +206,37 @@ impl Widths {
 fn times(factors: &[u64]) -> u64 {
     factors.iter().copied().fold(1, u64::saturating_mul)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ReferenceReuse;
+
+    #[test]
+    fn an_edit_at_1024_pixels_has_the_expected_fewer_operations() {
+        let counts = RunCounts {
+            text: 512,
+            target: 4096,
+            references: 4096,
+            samples: 1,
+            prompts: 1,
+            steps: 28,
+        };
+        let flops = DitFlops::of(&DitConfig::kontext_dev(), &counts);
+        let sigmas = vec![0.0; 29];
+        let run = |cache: &str, reuse: Option<ReferenceReuse>| {
+            let cache: StepCache = cache.parse().unwrap();
+            let work = cache.schedule_with(reuse.as_ref(), &sigmas, true).unwrap();
+            flops.run(&work, &cache) as f64
+        };
+        let exact = run("off", None);
+        for (cache, reuse, expected) in [
+            ("magcache", None, 2.0),
+            ("off", Some(ReferenceReuse::default()), 1.47),
+            ("magcache", Some(ReferenceReuse::default()), 2.40),
+        ] {
+            let ratio = exact / run(cache, reuse.clone());
+            assert!((ratio - expected).abs() < 0.01, "{cache}, {reuse:?}: {ratio}");
+        }
+    }
+}

@@ -253,3 +253,33 @@ impl BlockKv<'_> {
         attend_tokens(&q, &qkv.f_select(2, 1)?, &qkv.f_select(2, 2)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_counted_bytes_are_those_of_the_tensors() {
+        let config = DitConfig {
+            heads: 2,
+            head_dim: 32,
+            axes_dim: [4, 14, 14],
+            double_blocks: 2,
+            single_blocks: 3,
+            ..DitConfig::kontext_dev()
+        };
+        let sizes = Sizes {
+            text: 5,
+            target: 12,
+            references: 6,
+        };
+        for (tokens, count) in [(KeptTokens::References, 6), (KeptTokens::Image, 18)] {
+            for kind in [Kind::Float, Kind::BFloat16] {
+                let kept = KeptKv::allocate(&config, sizes, 2, tokens, (kind, Device::Cpu)).unwrap();
+                let bytes = |block: &Tensor| (block.numel() * block.kind().elt_size_in_bytes()) as u64;
+                let held: u64 = kept.blocks.iter().map(bytes).sum();
+                assert_eq!(KeptKv::bytes(&config, kind, count, 2), held, "{tokens:?}, {kind:?}");
+            }
+        }
+    }
+}

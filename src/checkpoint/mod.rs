@@ -2,6 +2,7 @@
 
 mod contents;
 mod files;
+mod folder;
 mod identity;
 mod other_model;
 mod search;
@@ -9,7 +10,7 @@ mod search;
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
-use kontext_core::{CheckpointError, Error, ModelPart, Result, check_class, read_json};
+use kontext_core::{CheckpointError, Error, ModelPart, Result, read_json};
 use kontext_dit::{DitConfig, names};
 use kontext_formats::hub_snapshot;
 use kontext_nn::Weights;
@@ -17,6 +18,7 @@ use kontext_sampler::{SchedulerConfig, Shift};
 use serde_json::{Map, Value};
 
 use contents::{Place, TRANSFORMER_SIGNS};
+use folder::{check_folder, check_pipeline};
 use search::{Search, fits};
 
 pub use identity::file_digest;
@@ -270,34 +272,4 @@ fn config_of(transformer: &Path) -> Result<Option<PathBuf>> {
             .is_some_and(|class| class == "FluxTransformer2DModel")
     });
     Ok(own.then_some(config))
-}
-
-/// Refuses the `model_index.json` of a pipeline of another model.
-fn check_pipeline(index: &Path) -> Result<()> {
-    let json: Map<String, Value> = read_json(index)?;
-    let class = json.get("_class_name").and_then(Value::as_str);
-    // All of FLUX.1's pipelines run the same parts.
-    let other = class.filter(|class| !class.starts_with("Flux") || class.starts_with("Flux2"));
-    check_class(index, "_class_name", other, &["FluxKontextPipeline", "FluxPipeline"])
-}
-
-/// Refuses a path that is not a readable folder, with a hint for a mistyped folder or a file.
-fn check_folder(folder: &Path) -> Result<()> {
-    use std::io::{Error as IoError, ErrorKind};
-    let expected = "expected the folder of a model, with diffusers' folders or BFL's single files";
-    let refused = |kind, got: &str| {
-        let source = IoError::new(kind, format!("{got}, {expected}; check the path"));
-        Err(Error::Io {
-            path: folder.to_owned(),
-            source,
-        })
-    };
-    if folder.is_file() {
-        return refused(ErrorKind::NotADirectory, "it is a file");
-    }
-    match std::fs::read_dir(folder) {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::NotFound => refused(error.kind(), "there is no such folder"),
-        Err(error) => Err(Error::io(folder)(error)),
-    }
 }

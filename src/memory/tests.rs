@@ -1,6 +1,7 @@
 //! Plans for a CUDA device, computed without one.
 
 mod extremes;
+mod reuse;
 
 use image::RgbImage;
 use kontext_core::{Error, Tensor};

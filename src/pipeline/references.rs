@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use image::RgbImage;
 use kontext_core::{Error, Result, Tensor, Tokens, array};
+use kontext_dit::FirstReference;
 use kontext_sampler::ids::grid_ids;
-use kontext_sampler::{Size, pack, unpack};
+use kontext_sampler::{Grid, Size, pack, unpack};
 use kontext_vae::Autoencoder;
 
 use super::Pipeline;
@@ -102,4 +103,17 @@ impl Pipeline {
         missing.add(&latents);
         Ok((latents, false))
     }
+}
+
+/// Returns the latents of the first reference, with which edited tokens are compared.
+pub(super) fn first_reference(context: &Tokens, plan: &Plan) -> Result<Option<FirstReference>> {
+    let Some(reference) = plan.references.first() else {
+        return Ok(None);
+    };
+    let sides = |grid: Grid| [grid.rows, grid.cols];
+    Ok(Some(FirstReference {
+        latents: context.features.f_narrow(1, 0, reference.grid.tokens())?,
+        grid: sides(reference.grid),
+        target: sides(plan.target),
+    }))
 }

@@ -4,15 +4,16 @@ use std::ops::ControlFlow;
 
 use image::RgbImage;
 use kontext_core::{Conditioning, During, Error, Result, Stage, Tensor, Tokens, array, buffer};
-use kontext_dit::{Arithmetic, CachedRun, FirstReference, Run, RunInput, StepWork};
+use kontext_dit::{Arithmetic, CachedRun, Run, RunInput, StepWork};
 use kontext_nn::without_fp8;
 use kontext_sampler::ids::{Origin, grid_ids};
-use kontext_sampler::{CfgMode, Conformance, Grid, add_noise, guidance, pack, sample, unpack};
+use kontext_sampler::{CfgMode, Conformance, add_noise, guidance, pack, sample, unpack};
 use kontext_vae::Autoencoder;
 
 use super::Pipeline;
 use super::computing::Computing;
 use super::noises::Noises;
+use super::references::first_reference;
 use super::texts::EncodedTexts;
 use crate::encode::Codec;
 use crate::kernels::arithmetic;
@@ -285,19 +286,6 @@ pub(super) fn notify(observe: Observer<'_>, plan: &Plan, event: Event<'_>) -> Re
     } else {
         Ok(())
     }
-}
-
-/// Returns the latents of the first reference, with which edited tokens are compared.
-fn first_reference(context: &Tokens, plan: &Plan) -> Result<Option<FirstReference>> {
-    let Some(reference) = plan.references.first() else {
-        return Ok(None);
-    };
-    let sides = |grid: Grid| [grid.rows, grid.cols];
-    Ok(Some(FirstReference {
-        latents: context.features.f_narrow(1, 0, reference.grid.tokens())?,
-        grid: sides(reference.grid),
-        target: sides(plan.target),
-    }))
 }
 
 /// Repeats one encoded prompt for every image of a batch.
