@@ -66,8 +66,8 @@ pub struct Plan {
     pub step_cache: StepCache,
     /// Steps that compute fewer tokens; `None` without references.
     pub reference_reuse: Option<ReferenceReuse>,
-    /// Work of each step, or of each evaluation of the model without any reuse; `None` if the step cache decides while
-    /// running ([`Output::work`](crate::Output::work)), or edited tokens are chosen then.
+    /// Work of each step, or of each evaluation of the model without any reuse; `None` if the step cache
+    /// decides while running ([`Output::work`](crate::Output::work)), or edited tokens are chosen then.
     pub work: Option<Vec<StepWork>>,
     /// Floating-point operations of the transformer.
     pub flops: RunFlops,

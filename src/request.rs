@@ -63,8 +63,8 @@ pub struct Request {
     pub max_area: Option<u64>,
     /// Keeps the size of the model's output, instead of mapping back to the input's. Default: false.
     pub native_size: bool,
-    /// Sampling steps. Default: those of the LoRAs or the model's folder, else [`Conformance::default_steps`], 4 for a
-    /// model without guidance.
+    /// Sampling steps. Default: those of the LoRAs or the model's folder, else
+    /// [`Conformance::default_steps`], 4 for a model without guidance.
     pub steps: Option<usize>,
     /// The noise levels themselves, decreasing within (0, 1]; replaces `steps`.
     pub sigmas: Option<Vec<f32>>,
@@ -84,10 +84,11 @@ pub struct Request {
     pub true_cfg: f64,
     /// Arrangement of those two runs. Default: one after the other.
     ///
-    /// A step cache that decides while running decides for each of the two, in one batch for both: its results differ.
+    /// A step cache that decides while running decides for each of the two, in one batch for both: its
+    /// results differ.
     pub cfg_mode: CfgMode,
-    /// Seed of the noise, also of that which the steps of [`Sampler::Consistency`] add. Default: drawn for each run
-    /// and returned in [`crate::Output::seed`].
+    /// Seed of the noise, also of that which the steps of [`Sampler::Consistency`] add. Default: drawn for
+    /// each run and returned in [`crate::Output::seed`].
     pub seed: Option<u64>,
     /// Number of images, with seeds s, s + 1, … Default: 1.
     pub batch: usize,
@@ -103,14 +104,15 @@ pub struct Request {
     pub conformance: Conformance,
     /// Steps that reuse what barely changes: faster, and another result. [`crate::Plan::work`] says which, if
     /// the mode decides before the run, and [`crate::Output::work`] in any case. It works in all conventions;
-    /// the programs that they are of have it outside of their pipelines. Modes that decide while running decide
-    /// for all images of a batch together, and with [`CfgMode::Batched`] for both prompts. Default: off.
+    /// the programs that they are of have it outside of their pipelines. Modes that decide while running
+    /// decide for all images of a batch together, and with [`CfgMode::Batched`] for both prompts. Default:
+    /// off.
     #[serde(skip_serializing_if = "StepCache::is_off")]
     pub step_cache: StepCache,
     /// Steps that compute fewer tokens, with the references' keys and values of an earlier step: faster, and
-    /// another result. By its mode of edited tokens, which needs a first reference of the target's grid, no step
-    /// cache and no true classifier-free guidance, they compute those only. All images of a batch share their
-    /// edited tokens, so their results depend on each other. Default: none.
+    /// another result. By its mode of edited tokens, which needs a first reference of the target's grid, no
+    /// step cache and no true classifier-free guidance, they compute those only. All images of a batch share
+    /// their edited tokens, so their results depend on each other. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reference_reuse: Option<ReferenceReuse>,
     /// The starting noise in packed form [batch, tokens, 64], values from -65504 to 65504; replaces the

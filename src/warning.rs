@@ -67,8 +67,8 @@ pub enum Warning {
     },
     /// [`Request::reference_reuse`](crate::Request::reference_reuse) has no effect without reference images.
     ReferenceReuseIgnored,
-    /// [`Request::reference_reuse`](crate::Request::reference_reuse) has no effect: all steps are full, or skipped by
-    /// the step cache.
+    /// [`Request::reference_reuse`](crate::Request::reference_reuse) has no effect: all steps are full, or
+    /// skipped by the step cache.
     ReferenceReuseFull {
         /// Their number.
         steps: usize,

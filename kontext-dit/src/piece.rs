@@ -65,7 +65,8 @@ impl Piece<'_> {
         })
     }
 
-    /// Returns the target's tokens as [`Piece::target_of`] does, to be kept: without the memory of the others.
+    /// Returns the target's tokens as [`Piece::target_of`] does, to be kept: without the memory of the
+    /// others.
     pub(crate) fn kept_target_of(&self, state: &State) -> Result<Tensor> {
         let target = self.target_of(state)?;
         let of_all = match state {

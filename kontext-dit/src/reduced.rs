@@ -96,8 +96,8 @@ impl KeptKv {
         Self::allocate(&dit.config, run.sizes(), batch, tokens, options)
     }
 
-    /// Computes a full step of `batch` samples that writes the store. `compute` also returns `true` if the step
-    /// had all blocks: with fewer the store stays unwritten.
+    /// Computes a full step of `batch` samples that writes the store. `compute` also returns `true` if the
+    /// step had all blocks: with fewer the store stays unwritten.
     pub(crate) fn write<T>(
         &mut self,
         run: &Run,
@@ -111,7 +111,8 @@ impl KeptKv {
         Ok(value)
     }
 
-    /// Computes a step of `batch` samples from text and target, with the references' keys and values of the store.
+    /// Computes a step of `batch` samples from text and target, with the references' keys and values of the
+    /// store.
     pub(crate) fn without_references<T>(
         &self,
         run: &Run,

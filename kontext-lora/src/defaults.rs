@@ -57,8 +57,9 @@ impl LoraDefaults {
     /// Reads the settings from the metadata of a file, as `Lora::facts` has it.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] with the `kontext.*` key of a value that is no number, out of its range, or the
-    /// name of no sampler. The scale's key is other tools' and free text: a value that is no scale is none.
+    /// [`Error::InvalidArgument`] with the `kontext.*` key of a value that is no number, out of its range, or
+    /// the name of no sampler. The scale's key is other tools' and free text: a value that is no scale is
+    /// none.
     pub fn from_facts(facts: &BTreeMap<String, String>) -> Result<Self> {
         let fact = |key: &str| facts.get(key).map(|text| text.trim()).filter(|text| !text.is_empty());
         let number = |key: &'static str, most: std::ops::RangeInclusive<f64>| -> Result<Option<f64>> {

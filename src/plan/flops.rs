@@ -9,8 +9,8 @@ use super::{ModelFacts, Plan};
 /// Floating-point operations of a run's transformer: two for each multiplication of its matrix products and attentions
 /// ([`DitFlops`]), for all images and both runs of true classifier-free guidance.
 ///
-/// [`RunFlops::least`] and [`RunFlops::most`] are equal if all steps are known before the run: without a step cache that
-/// decides while running, and without edited tokens.
+/// [`RunFlops::least`] and [`RunFlops::most`] are equal if all steps are known before the run: without a step
+/// cache that decides while running, and without edited tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct RunFlops {

@@ -76,7 +76,8 @@ impl FromStr for ReferenceReuse {
 }
 
 impl ReferenceReuse {
-    /// Sets the number of a text `name=value` and returns the field's name; `None` if there is no such number.
+    /// Sets the number of a text `name=value` and returns the field's name; `None` if there is no such
+    /// number.
     fn set(&mut self, parameter: &str) -> Option<&'static str> {
         let (name, value) = parameter.split_once('=')?;
         match (name, &mut self.edited) {

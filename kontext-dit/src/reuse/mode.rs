@@ -102,9 +102,10 @@ impl StepCache {
         }
     }
 
-    /// Returns the work of steps with the fewest and the most operations that a run's mode and its reuse of references
-    /// allow; `target` is the number of the target's tokens. For a mode that decides while running next to a reuse the
-    /// fewest are a bound that no run need reach: as many steps as may be are skipped, of the full ones first.
+    /// Returns the work of steps with the fewest and the most operations that a run's mode and its reuse of
+    /// references allow; `target` is the number of the target's tokens. For a mode that decides while running
+    /// next to a reuse the fewest are a bound that no run need reach: as many steps as may be are skipped, of
+    /// the full ones first.
     #[must_use]
     pub fn bounds(
         &self,
@@ -174,8 +175,8 @@ impl StepCache {
         }
     }
 
-    /// Returns the rows of width D, for each sample, that are kept from step to step, or during one: in a run with these
-    /// numbers of tokens.
+    /// Returns the rows of width D, for each sample, that are kept from step to step, or during one: in a run
+    /// with these numbers of tokens.
     #[must_use]
     pub fn kept_rows(&self, target: u64, references: u64) -> u64 {
         let image = target.saturating_add(references);
