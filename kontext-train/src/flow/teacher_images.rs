@@ -42,7 +42,7 @@ impl TeacherImages {
     }
 }
 
-/// Makes the images that the run's folder lacks, if the objective wants them: one for each item to train on.
+/// Makes the images that the cache lacks, if the objective wants them: one for each item to train on.
 pub(super) fn teacher_images(
     flow: &Flow,
     observe: &mut dyn FnMut(TrainEvent<'_>) -> ControlFlow<()>,
@@ -50,11 +50,12 @@ pub(super) fn teacher_images(
     let Some(Real::Teacher { guidance, steps }) = flow.recipe.objective.adversarial().map(|found| found.real) else {
         return Ok(None);
     };
-    let (recipe, dataset) = (&flow.recipe, &flow.dataset);
+    let (recipe, dataset, kind) = (&flow.recipe, &flow.dataset, flow.kind);
     let digests = flow.identity.files().join(", ");
+    let seed = recipe.seed;
     let mut made = TeacherImages {
-        cache: Cache::open(&recipe.out.join("teacher"))?,
-        made_by: format!("guidance {guidance}, {steps} steps, seed {}, {digests}", recipe.seed),
+        cache: Cache::open(&recipe.cache().join("teacher"))?,
+        made_by: format!("guidance {guidance}, {steps} steps, seed {seed}, {kind:?}, {digests}"),
     };
     let wanted =
         dataset.by_bucket(|item| item.split == recipe.data.split && weight_of(item, &recipe.data.weights) > 0.0);

@@ -77,7 +77,8 @@ pub(crate) fn turn(
     step: u64,
     batches: &Receiver<Result<NoisyBatch>>,
 ) -> Result<Updated> {
-    let students = (step + 1).is_multiple_of(objective.student_every);
+    // Without a critic each turn is the student's.
+    let students = critic.is_none() || (step + 1).is_multiple_of(objective.student_every);
     let with_r1 = objective.r1 > 0.0 && step.is_multiple_of(objective.r1_every);
     let accumulate = recipe.data.accumulate;
     let scale = 1.0 / accumulate as f64;
