@@ -8,7 +8,6 @@ mod quality;
 mod sign;
 mod spectral;
 
-pub(crate) use features::{prepare, prepare_with};
 pub(crate) use heads::{HeadSizes, Heads};
 pub(crate) use pair::{CriticLoss, Pair, Renoising, Teacher};
 pub use quality::Quality;

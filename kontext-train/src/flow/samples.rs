@@ -4,11 +4,12 @@ use std::path::Path;
 
 use image::{GenericImage, RgbImage};
 use kontext_core::{Device, Error, Kind, Result, Tensor, buffer, images, noise};
-use kontext_dit::{Dit, RunInput};
+use kontext_dit::Dit;
 use kontext_sampler::{Conformance, Sampler, Schedule, Shift, sample, unpack};
 use kontext_vae::Autoencoder;
 
 use crate::dataset::EncodedDataset;
+use crate::pass::prepare_steps;
 
 /// White pixels between images.
 const GAP: u32 = 4;
@@ -79,18 +80,7 @@ impl SampleGrid<'_> {
         let batch = dataset.batch(&[item], &[])?;
         let grid = batch.bucket.target;
         let schedule = self.sampling.schedule(grid.tokens())?;
-        let guidance = self
-            .dit
-            .config()
-            .guidance_embed
-            .then(|| schedule.embedded_guidance(self.guidance, self.kind));
-        let run = self.dit.prepare(&RunInput {
-            conditioning: &batch.conditioning,
-            target_ids: &batch.target_ids,
-            context: batch.context.as_ref(),
-            times: &schedule.embedded_times(self.kind),
-            guidance,
-        })?;
+        let run = prepare_steps(self.dit, &batch, &schedule, self.guidance, self.kind)?;
         let (size, mut generator) = (batch.target.size(), noise::Generator::new(seed));
         let mut draw = || generator.randn(&size, Kind::Float, self.device);
         let noise = draw()?;

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use kontext_core::{Kind, Result, Tensor, noise};
-use kontext_dit::{Dit, RunInput};
+use kontext_dit::Dit;
 use kontext_sampler::guidance::combine;
 use kontext_sampler::{Conformance, Schedule, integrate};
 use rand::RngExt;
@@ -12,6 +12,7 @@ use super::event::TrainEvent;
 use super::training_loop::Flow;
 use crate::dataset::{Batch, Cache, EncodeProgress, weight_of};
 use crate::objective::Real;
+use crate::pass::prepare_steps;
 use crate::run::random::{Stream, generator};
 use crate::run::segment::report;
 
@@ -115,16 +116,7 @@ impl Sampling<'_> {
         };
         let noise = Tensor::f_stack(&items.iter().map(item_noise).collect::<Result<Vec<_>>>()?, 0)?;
         let schedule = Schedule::new(self.steps, shape[1], base.shift, Conformance::Native)?;
-        let prepared = |batch: &Batch| {
-            let embeds = self.dit.config().guidance_embed;
-            self.dit.prepare(&RunInput {
-                conditioning: &batch.conditioning,
-                target_ids: &batch.target_ids,
-                context: batch.context.as_ref(),
-                times: &schedule.embedded_times(*kind),
-                guidance: embeds.then(|| schedule.embedded_guidance(self.guidance, *kind)),
-            })
-        };
+        let prepared = |batch: &Batch| prepare_steps(self.dit, batch, &schedule, self.guidance, *kind);
         let positive = prepared(&batch)?;
         let negative = if self.dit.config().guidance_embed || self.guidance == 1.0 {
             None

@@ -10,10 +10,11 @@ use super::recipe::Recipe;
 use super::step::NoisyBatch;
 use super::trained::Trained;
 use super::update::Updated;
-use crate::adversarial::{CriticLoss, HeadSizes, Heads, Pair, Renoising, Teacher, prepare};
+use crate::adversarial::{CriticLoss, HeadSizes, Heads, Pair, Renoising, Teacher};
 use crate::backward::{Activations, backward};
 use crate::base::Base;
 use crate::objective::AdversarialObjective;
+use crate::pass::prepare;
 use crate::run::CriticReport;
 
 /// The critic of a run.
