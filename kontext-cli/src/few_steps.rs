@@ -48,7 +48,8 @@ pub struct Contender {
 
 impl Contender {
     /// Returns the contender of a student: a LoRA on the model, a transformer instead of the model's, or a model of its
-    /// own, recognised by its content. Its name is that of the file or folder.
+    /// own, recognised by its content. A LoRA has the scale that its file asks for, else 1. The name is that of the file
+    /// or folder.
     ///
     /// # Errors
     /// If there is no such file or folder, or it is none of these.
@@ -57,7 +58,7 @@ impl Contender {
         let (model, builder) = match kind(path)? {
             Kind::Model => (path.to_owned(), builder),
             Kind::Transformer => (model.to_owned(), builder.transformer(path)),
-            Kind::Lora => (model.to_owned(), builder.lora(path, 1.0)),
+            Kind::Lora => (model.to_owned(), builder.use_lora(path)),
         };
         Ok(Self {
             name: Lora::name_of(path),
@@ -201,7 +202,38 @@ fn mean_diversity(images: &[RgbImage], again: &[RgbImage]) -> kontext::Result<Op
 
 #[cfg(test)]
 mod tests {
+    use kontext::crates::kontext_dit::linear_parts;
+    use kontext::crates::kontext_lora::{LoraLayer, save_lora};
+    use kontext::{Checkpoint, Device, LoadedLora, LoraDefaults, Tensor};
+
     use super::*;
+
+    #[test]
+    fn a_lora_has_the_scale_that_its_file_asks_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let (model, file) = (folder.path().join("model"), folder.path().join("student.safetensors"));
+        kontext::random_model(&model, 7, kontext::Layout::Diffusers).unwrap();
+        let (_, config) = Checkpoint::find(&model).unwrap().open_transformer().unwrap();
+        let part = linear_parts(&config).unwrap().remove(0);
+        let ones = |shape: [i64; 2]| Tensor::f_ones(shape, (kontext::Kind::Float, Device::Cpu)).unwrap();
+        let layer = LoraLayer {
+            module: part.module.clone(),
+            down: ones([1, part.input]),
+            up: ones([part.rows, 1]),
+            magnitude: None,
+        };
+        let asks = LoraDefaults {
+            scale: Some(0.7),
+            ..LoraDefaults::default()
+        };
+        save_lora(&file, &[layer], asks.to_facts()).unwrap();
+        let builder = Pipeline::builder().device(Device::Cpu);
+        let student = Contender::student(&file, &model, &builder).unwrap();
+        let pipe = student.builder.load(&model).unwrap();
+        assert_eq!(student.name, "student");
+        let loras = pipe.loras();
+        assert_eq!(loras.iter().map(LoadedLora::scale).collect::<Vec<_>>(), [0.7]);
+    }
 
     #[test]
     fn one_step_is_run_by_the_first_sampler_only() {

@@ -14,7 +14,8 @@ const FOLDERS: [&str; 2] = ["tokenizer", "tokenizer_2"];
 const PARTS: [&str; 3] = ["vae", "text_encoder", "text_encoder_2"];
 
 /// Writes a complete model into `out`: the `transformer` of the folder `trained`, and all other parts of
-/// `base`. Weights are stored in `kind`.
+/// `base`. Weights are stored in `kind`. The defaults (`kontext.json`) are those of `trained` if it has any, as a
+/// few-step student does, else those of `base`.
 ///
 /// `base` is a folder in diffusers' layout, or one of the hub's cache with such a snapshot: its folders are copied with
 /// their configurations, so a base of single files (BFL's, ComfyUI's) is refused for its missing folders.
@@ -36,15 +37,23 @@ pub fn assemble(base: &Path, trained: &Path, out: &Path, kind: Kind) -> Result<(
         ));
     }
     let found = Checkpoint::find(base)?;
-    let (_, config) = found.open_transformer()?;
+    let (_, config_of_base) = found.open_transformer()?;
+    // Training may have added a guidance embedding.
+    let (_, config) = Checkpoint::transformer_in(trained.join("transformer"))?;
     let transformer = Base::transformer_of(trained, &config)?;
     let last = out.join("transformer").join("config.json");
     if last.is_file() {
         std::fs::remove_file(&last).map_err(Error::io(&last))?;
     }
-    save_part::index(out, found.sampling(&config)?)?;
+    save_part::index(out, found.sampling(&config_of_base)?)?;
     let base = found.folder.as_path();
-    ModelDefaults::of(base)?.save(out)?;
+    let own = ModelDefaults::of(trained)?;
+    let defaults = if own == ModelDefaults::default() {
+        ModelDefaults::of(base)?
+    } else {
+        own
+    };
+    defaults.save(out)?;
     for name in FOLDERS {
         copy(&base.join(name), &out.join(name))?;
     }

@@ -68,6 +68,11 @@ impl Base {
         [transformer, vae, clip, t5, clip_tokenizer, t5_tokenizer].map(PathBuf::as_path)
     }
 
+    /// Returns the model's own defaults.
+    pub(crate) fn defaults(&self) -> &kontext::ModelDefaults {
+        &self.defaults
+    }
+
     /// Returns the model's preferred image sizes.
     #[must_use]
     pub fn sizes(&self) -> Vec<Size> {

@@ -11,6 +11,7 @@ mod from_scratch;
 mod memory;
 mod objective;
 mod optim;
+mod pass;
 mod run;
 mod warning;
 

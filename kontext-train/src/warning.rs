@@ -41,6 +41,8 @@ pub enum RecipeWarning {
         /// The weight that is 0, as `objective.adversarial_weight`.
         weight: &'static str,
     },
+    /// `objective.warmup_shares` has no effect, because `objective.warmup` is 0.
+    WarmupSharesIgnored,
     /// An entry of `data.weights` has no effect: no training example has a category with this prefix, or all
     /// that have it have a longer one, too.
     WeightIgnored {
@@ -88,6 +90,9 @@ impl fmt::Display for RecipeWarning {
                 f,
                 "{} without effect: {weight} is 0; leave them out, or set a weight",
                 fields.join(", ")
+            ),
+            Self::WarmupSharesIgnored => f.write_str(
+                "objective.warmup_shares has no effect: objective.warmup is 0; leave it out, or set a warm-up",
             ),
             Self::WeightIgnored { prefix } => write!(
                 f,

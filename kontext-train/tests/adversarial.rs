@@ -219,9 +219,9 @@ fn the_teacher_of_a_lora_is_the_base_model() {
     let mut recipe = recipe(&world, "run", 2, made);
     (recipe.method, recipe.rate.peak) = (lora(true), 1e-2);
     train(&recipe).unwrap();
-    let images = || std::fs::read(recipe.out.join("teacher/00000.safetensors")).unwrap();
+    let images = || std::fs::read(world.path("cache/teacher/00000.safetensors")).unwrap();
     let before = images();
-    std::fs::remove_dir_all(recipe.out.join("teacher")).unwrap();
+    std::fs::remove_dir_all(world.path("cache/teacher")).unwrap();
     let mut longer = recipe.clone();
     (longer.steps, longer.accept_changes) = (3, vec!["steps".to_owned()]);
     train(&longer).unwrap();

@@ -146,6 +146,25 @@ fn settings_of_a_critic_that_is_not_trained_are_warned_of() {
 }
 
 #[test]
+fn shares_of_no_warm_up_are_warned_of() {
+    let world = world(true);
+    let mut recipe = recipe(&world);
+    let objective = |warmup, warmup_shares: &[f64]| {
+        Objective::Adversarial(Box::new(AdversarialObjective {
+            warmup,
+            warmup_shares: warmup_shares.to_vec(),
+            ..AdversarialObjective::default()
+        }))
+    };
+    recipe.objective = objective(0, &[0.0, 0.0, 0.5, 0.5]);
+    warned(&recipe, &[]);
+    recipe.objective = objective(0, &[1.0]);
+    warned(&recipe, &[RecipeWarning::WarmupSharesIgnored]);
+    recipe.objective = objective(1, &[0.0, 0.0, 0.0, 1.0]);
+    warned(&recipe, &[]);
+}
+
+#[test]
 fn dropping_references_or_prompts_that_no_example_has_is_warned_of() {
     let world = world(true);
     let recipe = recipe(&world);

@@ -7,7 +7,7 @@ mod world;
 use std::ops::ControlFlow;
 
 use image::{Rgb, RgbImage};
-use kontext::{Device, Pipeline, Request, save_part};
+use kontext::{Device, Kind, Pipeline, Request, save_part};
 use kontext_nn::Weights;
 use kontext_train::{Base, GuidedObjective, LoraMethod, Method, Objective, Recipe, TrainEvent, Trainer};
 use serde_json::json;
@@ -109,6 +109,18 @@ fn a_new_embedding_learns_the_guidance_and_is_written_with_the_model() {
         last.unwrap()
     };
     assert!(!edit(1.0).equal(&edit(5.0)));
+    let whole = world.path("assembled");
+    kontext_train::assemble(&world.path("model"), &recipe.out, &whole, Kind::Float).unwrap();
+    let student = Base::open(&whole).unwrap();
+    assert!(student.config.guidance_embed);
+    let embedding = |base: &Base| {
+        let tensors = base.transformer_tensors().unwrap();
+        tensors
+            .iter()
+            .filter(|(name, _)| name.starts_with("guidance_in."))
+            .count()
+    };
+    assert_eq!(embedding(&student), 4);
 }
 
 #[test]

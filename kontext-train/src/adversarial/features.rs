@@ -1,38 +1,12 @@
 //! The teacher's features: the target's tokens after its blocks.
 
-use kontext_core::{Conditioning, Error, Kind, Result, Tensor};
-use kontext_dit::{Dit, Run, RunInput, State};
-use kontext_sampler::TIME_FACTOR;
+use kontext_core::{Error, Kind, Result, Tensor};
+use kontext_dit::{Dit, Run, State};
 
 use crate::backward::{backward_from, gradients_of, leaf};
-use crate::dataset::Batch;
 
 /// Term of the layer norm's root, as in the transformer's blocks.
 const NORM_EPS: f64 = 1e-6;
-
-/// Prepares a pass of a transformer over a batch, each item at its noise level.
-pub(crate) fn prepare(dit: &Dit, batch: &Batch, levels: &[f64], guidance: f64) -> Result<Run> {
-    prepare_with(dit, batch, &batch.conditioning, levels, guidance)
-}
-
-/// As [`prepare`], with other prompts.
-pub(crate) fn prepare_with(
-    dit: &Dit,
-    batch: &Batch,
-    conditioning: &Conditioning,
-    levels: &[f64],
-    guidance: f64,
-) -> Result<Run> {
-    let embedded = |value: f64| (value * f64::from(TIME_FACTOR)) as f32;
-    let times: Vec<f32> = levels.iter().map(|level| embedded(*level)).collect();
-    dit.prepare_items(&RunInput {
-        conditioning,
-        target_ids: &batch.target_ids,
-        context: batch.context.as_ref(),
-        times: &times,
-        guidance: dit.config().guidance_embed.then(|| embedded(guidance)),
-    })
-}
 
 /// Returns the target's tokens [B, L, D] in f32 after each of these blocks, each token normalised. The blocks
 /// are rising; those after the last one are not computed.

@@ -2,14 +2,15 @@
 
 mod features;
 mod heads;
+mod initial_heads;
 mod losses;
 mod pair;
 mod quality;
 mod sign;
 mod spectral;
 
-pub(crate) use features::{prepare, prepare_with};
-pub(crate) use heads::{HeadSizes, Heads};
+pub(crate) use heads::Heads;
+pub(crate) use initial_heads::HeadSizes;
 pub(crate) use pair::{CriticLoss, Pair, Renoising, Teacher};
 pub use quality::Quality;
 pub(crate) use quality::{Results, quality, record as quality_record, restore as restore_quality};

@@ -5,12 +5,13 @@ use kontext_dit::{Dit, Run};
 use kontext_sampler::Grid;
 use rand::RngExt;
 
-use super::features::{checkpointed, features, gradient, prepare};
+use super::features::{checkpointed, features, gradient};
 use super::heads::{Heads, Through, condition};
 use super::losses;
 use crate::backward::{Activations, backward_from, gradients_of, leaf};
 use crate::dataset::Batch;
 use crate::objective::{AdversarialObjective, add_noise};
+use crate::pass::prepare;
 use crate::run::random::{Stream, generator};
 
 /// The random part of the critic's view of a batch: one level and one noise for both images of a pair.

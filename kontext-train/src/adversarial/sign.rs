@@ -35,8 +35,8 @@ pub enum Sign {
         /// The highest mean paired accuracy of ten steps.
         accuracy: f64,
     },
-    /// The critic ranks nearly every pair right, at least 98 %: the student has no gradient towards real
-    /// images.
+    /// The critic ranks nearly every pair right, at least 98 %: the student does not get nearer to real images.
+    /// One that starts far from them may still learn: a longer patience lets it.
     Won {
         /// Mean paired accuracy.
         accuracy: f64,

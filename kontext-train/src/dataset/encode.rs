@@ -36,11 +36,11 @@ pub struct Encoding {
 /// Progress of the encoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EncodeProgress {
-    /// "images" or "prompts"; "teacher's images" of [`crate::Real::Teacher`].
+    /// "images" or "prompts"; "teacher's images" of [`crate::Real::Teacher`]; "levels" of [`crate::probe()`].
     pub what: &'static str,
-    /// Number of encoded ones.
+    /// Number of them that are done.
     pub done: usize,
-    /// Number to encode.
+    /// Number of all.
     pub total: usize,
 }
 

@@ -27,7 +27,7 @@ pub(super) fn encoded(
     observe: &mut dyn FnMut(TrainEvent<'_>) -> ControlFlow<()>,
 ) -> Result<EncodedDataset> {
     let sizes = recipe.sizes(base);
-    let cache = recipe.data.cache.clone().unwrap_or_else(|| recipe.out.join("cache"));
+    let cache = recipe.cache();
     let text = base.text(kind, device)?;
     let encoding = Encoding {
         cache,

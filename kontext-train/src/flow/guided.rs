@@ -10,9 +10,9 @@ use super::recipe::Recipe;
 use super::step::NoisyBatch;
 use super::trained::Trained;
 use super::update::Updated;
-use crate::adversarial::{prepare, prepare_with};
 use crate::backward::backward;
 use crate::objective::GuidedObjective;
+use crate::pass::{prepare, prepare_with};
 
 /// Takes optimizer step `step` (from 0) on the gradients of the next batches.
 pub(crate) fn guided(

@@ -21,13 +21,13 @@ impl Recipe {
     pub(super) fn check_memory(&self, base: &Base, parts: &[LinearPart], device: Device, kind: Kind) -> Result<()> {
         let sizes = self.sizes(base);
         let (values, fewer) = match &self.method {
-            Method::Full => (of_all(&base.config)?, "train a LoRA (method.kind = \"lora\")"),
+            Method::Full => (of_all(&self.student(base))?, "train a LoRA (method.kind = \"lora\")"),
             Method::Lora(lora) => (
                 of_adapters(parts, lora),
                 "take a lower method.rank or fewer method.targets",
             ),
         };
-        let (heads, teacher) = self.of_critic(base, kind)?;
+        let (heads, teacher) = (self.of_critic(base)?, self.of_teacher(base, kind)?);
         let need = Need {
             values: values + heads,
             average: self.ema > 0.0,
@@ -48,7 +48,8 @@ impl Recipe {
             device,
             kind: Kind::Float,
         };
-        let (work, stage) = if self.every.sample > 0 {
+        let compares = self.every.validate > 0 && self.objective.adversarial().is_some();
+        let (work, stage) = if self.every.sample > 0 || compares {
             (footprint.decoder(largest, None, execution), Stage::Decode)
         } else {
             (footprint.encoder(largest, None, execution), Stage::Encode)
@@ -61,22 +62,22 @@ impl Recipe {
         need.check(device, stage, ["", "take smaller data.sizes"])
     }
 
-    /// Returns the number of values of a critic's heads, and the bytes of a frozen teacher next to the
-    /// trained values.
-    fn of_critic(&self, base: &Base, kind: Kind) -> Result<(u128, u128)> {
-        let Some(objective) = self.objective.adversarial() else {
-            return Ok((0, 0));
+    /// Returns the number of values of a critic's heads.
+    fn of_critic(&self, base: &Base) -> Result<u128> {
+        let objective = self.objective.adversarial();
+        let Some(objective) = objective.filter(|objective| objective.has_critic()) else {
+            return Ok(0);
         };
-        let heads = if objective.has_critic() {
-            let count = objective.blocks(Critic::blocks_of(base))?.len();
-            let values = Critic::sizes(count, base).values(objective.head_width);
-            u128::from(values.unsigned_abs())
-        } else {
-            0
-        };
+        let count = objective.blocks(Critic::blocks_of(base))?.len();
+        let values = Critic::sizes(count, base).values(objective.head_width);
+        Ok(u128::from(values.unsigned_abs()))
+    }
+
+    /// Returns the bytes of a frozen teacher next to the trained values; adapters have it as their base.
+    fn of_teacher(&self, base: &Base, kind: Kind) -> Result<u128> {
         let is_second = self.objective.has_teacher() && self.method == Method::Full;
-        let teacher = if is_second { of_all(&base.config)? } else { 0 };
-        Ok((heads, teacher * u128::from(element_bytes(kind))))
+        let values = if is_second { of_all(&base.config)? } else { 0 };
+        Ok(values * u128::from(element_bytes(kind)))
     }
 
     /// Returns the sizes to which images are resized.
@@ -134,6 +135,30 @@ mod tests {
     use kontext_dit::linear_parts;
 
     use super::*;
+
+    #[test]
+    fn a_frozen_teacher_counts_next_to_a_whole_student() {
+        let folder = tempfile::tempdir().unwrap();
+        kontext::random_model(folder.path(), 7, kontext::Layout::Diffusers).unwrap();
+        let base = Base::open(folder.path()).unwrap();
+        let of = |objective: &str, method: &str| {
+            let text = "model = 'm'\nout = 'o'\nsteps = 10\n[data]\nfolder = 'd'\n";
+            let text = format!("{text}[objective]\n{objective}\n[method]\nkind = '{method}'\n");
+            let recipe: Recipe = toml::from_str(&text).unwrap();
+            recipe.of_teacher(&base, Kind::BFloat16).unwrap()
+        };
+        let whole = 2 * of_all(&base.config).unwrap();
+        let control = "kind = 'adversarial'\nadversarial_weight = 0\nmse_weight = 1";
+        for (objective, expected) in [
+            ("kind = 'guided'", whole),
+            ("kind = 'adversarial'", whole),
+            (control, 0),
+            ("kind = 'flow'", 0),
+        ] {
+            assert_eq!(of(objective, "full"), expected, "{objective}");
+            assert_eq!(of(objective, "lora"), 0, "{objective}");
+        }
+    }
 
     #[test]
     fn adapters_of_a_high_rank_are_refused_before_their_memory_is_taken() {

@@ -11,6 +11,7 @@ mod quality;
 mod recipe;
 mod samples;
 mod step;
+mod student_defaults;
 mod teacher_images;
 mod trained;
 mod trainer;

@@ -13,7 +13,7 @@ use super::data::encoded;
 use super::event::TrainEvent;
 use super::recipe::Recipe;
 use super::turn::Critic;
-use crate::adversarial::{Pair, Renoising, Teacher, prepare};
+use crate::adversarial::{Pair, Renoising, Teacher};
 use crate::dataset::{EncodeProgress, EncodedDataset, weight_of};
 use crate::memory::Need;
 use crate::objective::{AdversarialObjective, Density};
@@ -314,7 +314,7 @@ impl Probing<'_> {
         tch::no_grad(|| {
             let levels = self.objective.levels(batch.bucket.target.tokens(), self.shift)?;
             let sigma = levels.first().copied().unwrap_or(1.0);
-            let run = prepare(self.dit, &batch, &vec![sigma; items.len()], self.objective.guidance)?;
+            let run = crate::pass::prepare(self.dit, &batch, &vec![sigma; items.len()], self.objective.guidance)?;
             let velocity = self.dit.forward(&run, 0, &start.f_to_kind(batch.target.kind())?)?;
             let fake: Tensor = start.f_sub(&velocity.f_to_kind(Kind::Float)?.f_mul_scalar(sigma)?)?;
             let teacher = Teacher {

@@ -5,9 +5,10 @@ use kontext_sampler::unpack;
 use rand::RngExt;
 
 use super::training_loop::Flow;
-use crate::adversarial::{Quality, Results, prepare, quality};
+use crate::adversarial::{Quality, Results, quality};
 use crate::dataset::Batch;
 use crate::objective::AdversarialObjective;
+use crate::pass::prepare;
 use crate::run::random::{Stream, generator};
 
 /// The stream's part for these results: validations of the loss have lower indices.
@@ -41,7 +42,13 @@ impl Flow {
             if index == 0 {
                 results.add_seeds(&made, &self.one_step(objective, &batch, rng.random())?)?;
             }
-            let decoded = |tokens: &Tensor| self.vae.decode(&unpack(tokens, batch.bucket.target)?);
+            // One image at a time, as the memory check assumes.
+            let decode = |image: &Tensor| self.vae.decode(image);
+            let decoded = |tokens: &Tensor| -> Result<Tensor> {
+                let latents = unpack(tokens, batch.bucket.target)?.f_split(1, 0)?;
+                let images = latents.iter().map(decode).collect::<Result<Vec<_>>>()?;
+                Ok(Tensor::f_cat(&images, 0)?)
+            };
             results.add(&decoded(&made)?, &decoded(&batch.target.f_to_kind(Kind::Float)?)?)?;
         }
         Ok(results)

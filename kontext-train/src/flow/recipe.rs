@@ -85,7 +85,12 @@ impl Comparable for Recipe {
         "objective.patience",
     ];
     const FIXED: &'static [&'static str] = &["method", "objective.kind", "objective.blocks", "objective.head_width"];
-    const OPEN: &'static [&'static str] = &["data.weights", "objective.density", "objective.critic_density"];
+    const OPEN: &'static [&'static str] = &[
+        "data.weights",
+        "objective.density",
+        "objective.critic_density",
+        "objective.real",
+    ];
     const FILES: &'static [&'static str] = &[MODEL_FILES, DATA_FILES];
     const LOSS: &'static [&'static str] = &["objective", "data"];
 
@@ -156,6 +161,11 @@ fn validation_items() -> usize {
 }
 
 impl Recipe {
+    /// Returns the folder of the encoding cache.
+    pub(super) fn cache(&self) -> PathBuf {
+        self.data.cache.clone().unwrap_or_else(|| self.out.join("cache"))
+    }
+
     /// Reads a recipe. Relative paths in it are relative to the current directory.
     ///
     /// # Errors
@@ -253,6 +263,21 @@ mod tests {
         assert!(matches!(&recipe.method, Method::Lora(lora) if lora.rank == 4 && lora.targets.len() == 5));
         let again: Recipe = toml::from_str(&recipe.to_toml().unwrap()).unwrap();
         assert_eq!(again, recipe);
+    }
+
+    #[test]
+    fn the_names_of_a_change_of_the_real_images_are_accepted() {
+        let recipe = |real: &str| -> Recipe {
+            let text = "model = 'm'\nout = 'o'\nsteps = 10\n[data]\nfolder = 'd'\n";
+            let objective = format!("[objective]\nkind = 'adversarial'\nreal = {{ kind = '{real}' }}\n");
+            toml::from_str(&format!("{text}{objective}")).unwrap()
+        };
+        let (teacher, mut data) = (recipe("teacher"), recipe("data"));
+        let changes = crate::run::differences(&teacher, &data).unwrap();
+        data.accept_changes = changes.into_iter().map(|change| change.field).collect();
+        let fields = ["kind", "guidance", "steps"].map(|field| format!("objective.real.{field}"));
+        assert!(fields.iter().all(|field| data.accept_changes.contains(field)));
+        check_accepted(&data).unwrap();
     }
 
     #[test]

@@ -4,23 +4,41 @@ use std::path::Path;
 
 use image::{GenericImage, RgbImage};
 use kontext_core::{Device, Error, Kind, Result, Tensor, buffer, images, noise};
-use kontext_dit::{Dit, RunInput};
+use kontext_dit::Dit;
 use kontext_sampler::{Conformance, Sampler, Schedule, Shift, sample, unpack};
 use kontext_vae::Autoencoder;
 
 use crate::dataset::EncodedDataset;
+use crate::pass::prepare_steps;
 
 /// White pixels between images.
 const GAP: u32 = 4;
 
-/// Model and settings of the sampling.
+/// Noise levels of a sampling and the rule of its steps.
+#[derive(Debug, Clone)]
+pub(crate) struct Sampling {
+    pub(crate) shift: Shift,
+    pub(crate) sampler: Sampler,
+    pub(crate) steps: usize,
+    /// Noise levels in the place of those of the schedule.
+    pub(crate) levels: Option<Vec<f32>>,
+}
+
+impl Sampling {
+    fn schedule(&self, target_tokens: i64) -> Result<Schedule> {
+        match &self.levels {
+            Some(levels) => Schedule::from_sigmas(levels, target_tokens, self.shift, Conformance::Native),
+            None => Schedule::new(self.steps, target_tokens, self.shift, Conformance::Native),
+        }
+    }
+}
+
+/// Model and settings of the grid.
 #[derive(Debug)]
 pub(crate) struct SampleGrid<'a> {
     pub(crate) dit: &'a Dit,
     pub(crate) vae: &'a Autoencoder,
-    pub(crate) shift: Shift,
-    pub(crate) sampler: Sampler,
-    pub(crate) steps: usize,
+    pub(crate) sampling: Sampling,
     pub(crate) guidance: f64,
     pub(crate) kind: Kind,
     pub(crate) device: Device,
@@ -61,25 +79,22 @@ impl SampleGrid<'_> {
     fn row(&self, dataset: &EncodedDataset, item: usize, seed: u64) -> Result<Vec<RgbImage>> {
         let batch = dataset.batch(&[item], &[])?;
         let grid = batch.bucket.target;
-        let schedule = Schedule::new(self.steps, grid.tokens(), self.shift, Conformance::Native)?;
-        let guidance = self
-            .dit
-            .config()
-            .guidance_embed
-            .then(|| schedule.embedded_guidance(self.guidance, self.kind));
-        let run = self.dit.prepare(&RunInput {
-            conditioning: &batch.conditioning,
-            target_ids: &batch.target_ids,
-            context: batch.context.as_ref(),
-            times: &schedule.embedded_times(self.kind),
-            guidance,
-        })?;
+        let schedule = self.sampling.schedule(grid.tokens())?;
+        let run = prepare_steps(self.dit, &batch, &schedule, self.guidance, self.kind)?;
         let (size, mut generator) = (batch.target.size(), noise::Generator::new(seed));
         let mut draw = || generator.randn(&size, Kind::Float, self.device);
         let noise = draw()?;
         let velocity = |x: &Tensor, step: usize| self.dit.forward(&run, step, x);
         let go_on = |_: &kontext_sampler::Step<'_>| std::ops::ControlFlow::Continue(());
-        let tokens = sample(&noise, &schedule, self.sampler, self.kind, |_| draw(), velocity, go_on)?;
+        let tokens = sample(
+            &noise,
+            &schedule,
+            self.sampling.sampler,
+            self.kind,
+            |_| draw(),
+            velocity,
+            go_on,
+        )?;
         let mut row = Vec::new();
         if let Some(context) = &batch.context {
             let mut start = 0;

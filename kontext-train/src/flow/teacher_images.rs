@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use kontext_core::{Kind, Result, Tensor, noise};
-use kontext_dit::{Dit, RunInput};
+use kontext_dit::Dit;
 use kontext_sampler::guidance::combine;
 use kontext_sampler::{Conformance, Schedule, integrate};
 use rand::RngExt;
@@ -12,6 +12,7 @@ use super::event::TrainEvent;
 use super::training_loop::Flow;
 use crate::dataset::{Batch, Cache, EncodeProgress, weight_of};
 use crate::objective::Real;
+use crate::pass::prepare_steps;
 use crate::run::random::{Stream, generator};
 use crate::run::segment::report;
 
@@ -42,7 +43,7 @@ impl TeacherImages {
     }
 }
 
-/// Makes the images that the run's folder lacks, if the objective wants them: one for each item to train on.
+/// Makes the images that the cache lacks, if the objective wants them: one for each item to train on.
 pub(super) fn teacher_images(
     flow: &Flow,
     observe: &mut dyn FnMut(TrainEvent<'_>) -> ControlFlow<()>,
@@ -50,11 +51,12 @@ pub(super) fn teacher_images(
     let Some(Real::Teacher { guidance, steps }) = flow.recipe.objective.adversarial().map(|found| found.real) else {
         return Ok(None);
     };
-    let (recipe, dataset) = (&flow.recipe, &flow.dataset);
+    let (recipe, dataset, kind) = (&flow.recipe, &flow.dataset, flow.kind);
     let digests = flow.identity.files().join(", ");
+    let seed = recipe.seed;
     let mut made = TeacherImages {
-        cache: Cache::open(&recipe.out.join("teacher"))?,
-        made_by: format!("guidance {guidance}, {steps} steps, seed {}, {digests}", recipe.seed),
+        cache: Cache::open(&recipe.cache().join("teacher"))?,
+        made_by: format!("guidance {guidance}, {steps} steps, seed {seed}, {kind:?}, {digests}"),
     };
     let wanted =
         dataset.by_bucket(|item| item.split == recipe.data.split && weight_of(item, &recipe.data.weights) > 0.0);
@@ -114,16 +116,7 @@ impl Sampling<'_> {
         };
         let noise = Tensor::f_stack(&items.iter().map(item_noise).collect::<Result<Vec<_>>>()?, 0)?;
         let schedule = Schedule::new(self.steps, shape[1], base.shift, Conformance::Native)?;
-        let prepared = |batch: &Batch| {
-            let embeds = self.dit.config().guidance_embed;
-            self.dit.prepare(&RunInput {
-                conditioning: &batch.conditioning,
-                target_ids: &batch.target_ids,
-                context: batch.context.as_ref(),
-                times: &schedule.embedded_times(*kind),
-                guidance: embeds.then(|| schedule.embedded_guidance(self.guidance, *kind)),
-            })
-        };
+        let prepared = |batch: &Batch| prepare_steps(self.dit, batch, &schedule, self.guidance, *kind);
         let positive = prepared(&batch)?;
         let negative = if self.dit.config().guidance_embed || self.guidance == 1.0 {
             None

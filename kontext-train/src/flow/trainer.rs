@@ -25,9 +25,10 @@ use super::turn::Critic;
 ///
 /// | file | content |
 /// | --- | --- |
-/// | `cache/` | the encoded data, written before the first step |
+/// | `cache/` | the encoded data, and the images of [`crate::Real::Teacher`], written before the first step |
 /// | `samples-NNNNNN.png` | held-out items, written when due |
 /// | `lora.safetensors` or `transformer/` | the result so far, by the moving average |
+/// | `kontext.json` | next to the `transformer/` of a few-step student: its settings, for [`crate::assemble`] |
 /// | `curve.svg`, `curve.csv` | the loss of each step |
 /// | `state.safetensors` | values, optimizer, moving average, curve, recipe, and digests of model and data |
 ///

@@ -5,8 +5,6 @@ use std::path::Path;
 use std::sync::mpsc::sync_channel;
 
 use kontext_core::{Device, Error, Kind, Result, Tensor, threads};
-use kontext_lora::LoraDefaults;
-use kontext_sampler::Sampler;
 use kontext_vae::Autoencoder;
 
 use crate::adversarial::{Found, Quality, of_results, of_steps, quality_record};
@@ -20,8 +18,9 @@ use crate::run::training::Training;
 
 use super::data::Batches;
 use super::event::{StepReport, TrainEvent};
+use super::method::Method;
 use super::recipe::Recipe;
-use super::samples::SampleGrid;
+use super::samples::{SampleGrid, Sampling};
 use super::step::{self, NoisyBatch};
 use super::trained::Trained;
 use super::turn::Critic;
@@ -213,14 +212,10 @@ impl Flow {
             ("recipe".to_owned(), self.recipe.to_toml()?),
         ]);
         if let Some(objective) = self.recipe.objective.adversarial() {
-            // Programs run the LoRA so by default: each step predicts the image.
-            let defaults = LoraDefaults {
-                steps: Some(objective.shares.len()),
-                sampler: Some(Sampler::Consistency),
-                guidance: self.base.config.guidance_embed.then_some(objective.guidance),
-                ..LoraDefaults::default()
-            };
-            facts.extend(defaults.to_facts());
+            facts.extend(objective.lora_defaults(&self.base)?.to_facts());
+            if self.recipe.method == Method::Full {
+                objective.model_defaults(&self.base)?.save(&self.recipe.out)?;
+            }
         }
         self.trained.export(&self.recipe.out, values, facts)
     }
@@ -250,12 +245,18 @@ impl Flow {
             .step_by((items.len() / SAMPLES).max(1))
             .take(SAMPLES)
             .collect();
-        let sampler = |dit| SampleGrid {
-            dit,
-            vae: &self.vae,
+        let of_base = || Sampling {
             shift: self.base.shift,
             sampler: self.base.sampler,
             steps: self.base.steps(),
+            levels: None,
+        };
+        let objective = self.recipe.objective.adversarial();
+        let sampling = objective.map_or_else(of_base, |objective| objective.sampling(&self.base));
+        let sampler = |dit| SampleGrid {
+            dit,
+            vae: &self.vae,
+            sampling: sampling.clone(),
             guidance: self.recipe.objective.guidance(),
             kind: self.kind,
             device: self.device,

@@ -10,10 +10,11 @@ use super::recipe::Recipe;
 use super::step::NoisyBatch;
 use super::trained::Trained;
 use super::update::Updated;
-use crate::adversarial::{CriticLoss, HeadSizes, Heads, Pair, Renoising, Teacher, prepare};
+use crate::adversarial::{CriticLoss, HeadSizes, Heads, Pair, Renoising, Teacher};
 use crate::backward::{Activations, backward};
 use crate::base::Base;
 use crate::objective::AdversarialObjective;
+use crate::pass::prepare;
 use crate::run::CriticReport;
 
 /// The critic of a run.
@@ -77,7 +78,8 @@ pub(crate) fn turn(
     step: u64,
     batches: &Receiver<Result<NoisyBatch>>,
 ) -> Result<Updated> {
-    let students = (step + 1).is_multiple_of(objective.student_every);
+    // Without a critic each turn is the student's.
+    let students = critic.is_none() || (step + 1).is_multiple_of(objective.student_every);
     let with_r1 = objective.r1 > 0.0 && step.is_multiple_of(objective.r1_every);
     let accumulate = recipe.data.accumulate;
     let scale = 1.0 / accumulate as f64;

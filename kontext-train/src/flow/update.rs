@@ -9,9 +9,9 @@ use super::recipe::Recipe;
 use super::step::NoisyBatch;
 use super::trained::Trained;
 use super::turn::{Critic, error_of, turn};
-use crate::adversarial::prepare;
 use crate::backward::{Activations, backward};
 use crate::objective::{FlowObjective, Objective};
+use crate::pass::prepare;
 use crate::run::CriticReport;
 
 /// Loss, learning rate and gradient norm of an optimizer step.

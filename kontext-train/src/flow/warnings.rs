@@ -23,6 +23,12 @@ pub(super) fn warnings(recipe: &Recipe, config: &DitConfig, dataset: &Dataset) -
     let unused = objective.adversarial().map(AdversarialObjective::without_effect);
     let ignored = |(weight, fields)| RecipeWarning::CriticIgnored { fields, weight };
     warnings.extend(unused.unwrap_or_default().into_iter().map(ignored));
+    if objective
+        .adversarial()
+        .is_some_and(AdversarialObjective::has_unused_warmup)
+    {
+        warnings.push(RecipeWarning::WarmupSharesIgnored);
+    }
     let items = || dataset.items.iter().filter(|item| item.split == data.split);
     let trained = || items().filter(|item| weight_of(item, &data.weights) > 0.0);
     if objective.drop_context() > 0.0 && trained().all(|item| item.sources.is_empty()) {

@@ -81,7 +81,8 @@ pub struct AdversarialObjective {
     pub levels: Option<Vec<f64>>,
     /// Share of each level, from 0 to 1, in any scale. Default 0.7, 0.1, 0.1, 0.1.
     pub shares: Vec<f64>,
-    /// Share of each level during the warm-up. Default 0, 0, 0.5, 0.5: the lower levels are the easy ones.
+    /// Share of each level during the warm-up, without which it has no effect. Default 0, 0, 0.5, 0.5: the
+    /// lower levels are the easy ones.
     pub warmup_shares: Vec<f64>,
     /// Steps of the warm-up, up to 10^9. Default 500, as published; 20 are enough for a model of 5 million
     /// values.
@@ -211,10 +212,9 @@ impl AdversarialObjective {
                 return Err(Error::invalid("objective.levels", expected, format!("{levels:?}")));
             }
         }
-        for (name, shares) in [
-            ("objective.shares", &self.shares),
-            ("objective.warmup_shares", &self.warmup_shares),
-        ] {
+        let warmup = ("objective.warmup_shares", &self.warmup_shares);
+        let warmup = (self.warmup > 0).then_some(warmup);
+        for (name, shares) in [("objective.shares", &self.shares)].into_iter().chain(warmup) {
             let within = shares.iter().all(|share| SHARE.contains(share));
             if shares.len() != count || !within || shares.iter().sum::<f64>() <= 0.0 {
                 let expected = format!("{count} numbers from 0 to 1, one for each of the levels, and one above 0");
@@ -254,6 +254,11 @@ impl AdversarialObjective {
             (true, false) => return Vec::new(),
         };
         [found].into_iter().filter(|(_, fields)| !fields.is_empty()).collect()
+    }
+
+    /// Returns `true` if shares of a warm-up are given that the run does not have.
+    pub(crate) fn has_unused_warmup(&self) -> bool {
+        self.warmup == 0 && self.warmup_shares != Self::default().warmup_shares
     }
 
     /// Returns `true` if a critic is trained.
@@ -379,6 +384,13 @@ mod tests {
         refused(&|o| o.levels = Some(vec![1.0]), "objective.shares");
         refused(&|o| o.shares = vec![0.0; 4], "objective.shares");
         refused(&|o| o.warmup_shares[0] = f64::NAN, "objective.warmup_shares");
+        let two = |warmup| AdversarialObjective {
+            levels: Some(vec![1.0, 0.5]),
+            shares: vec![0.5, 0.5],
+            warmup,
+            ..AdversarialObjective::default()
+        };
+        assert!(two(0).validate().is_ok() && two(1).validate().is_err());
         refused(&|o| o.blocks = Some(vec![2, 2]), "objective.blocks");
         refused(&|o| o.head_width = 12, "objective.head_width");
         refused(&|o| o.adversarial_weight = 0.0, "objective.adversarial_weight");
