@@ -328,6 +328,31 @@ fn heads_of_another_width_are_another_run() {
     );
 }
 
+#[test]
+fn a_run_gets_and_loses_no_critic_and_may_weigh_it_otherwise() {
+    let world = world();
+    let weighed = |adversarial_weight| AdversarialObjective {
+        adversarial_weight,
+        mse_weight: 1.0,
+        ..objective()
+    };
+    for (out, before, now) in [("with", 1.0, 0.0), ("without", 0.0, 1.0)] {
+        let mut recipe = recipe(&world, out, 2, weighed(before));
+        train(&recipe).unwrap();
+        recipe.objective = Objective::Adversarial(Box::new(weighed(now)));
+        recipe.accept_changes = vec!["objective.adversarial_weight".to_owned()];
+        let error = reason(&recipe.check().unwrap_err());
+        let words = format!("objective.adversarial_weight was {before:?} and is {now:?}; these cannot change");
+        assert!(error.contains(&words), "{error}");
+    }
+    let mut recipe = recipe(&world, "with", 4, weighed(0.5));
+    recipe.accept_changes = ["steps", "objective.adversarial_weight"].map(str::to_owned).to_vec();
+    train(&recipe).unwrap();
+    // What it has saved is read again.
+    train(&recipe).unwrap();
+    assert_eq!(Trainer::open(recipe, go_on).unwrap().step(), 4);
+}
+
 /// The random model's images are far from the data, so that heads rank held-out pairs right after a few steps.
 #[test]
 fn a_probe_measures_where_the_critic_ranks_pairs_right() {

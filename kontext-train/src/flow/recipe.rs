@@ -92,6 +92,19 @@ impl Comparable for Recipe {
     fn accepted(&self) -> &[String] {
         &self.accept_changes
     }
+
+    /// The state of a run with a critic has its heads and its part of the curve.
+    fn fixed_after(&self, before: &Self) -> &'static [&'static str] {
+        let has_critic = |recipe: &Self| {
+            let adversarial = recipe.objective.adversarial();
+            adversarial.is_some_and(|objective| objective.has_critic())
+        };
+        if has_critic(self) == has_critic(before) {
+            &[]
+        } else {
+            &["objective.adversarial_weight"]
+        }
+    }
 }
 
 /// The training data and its sampling.
