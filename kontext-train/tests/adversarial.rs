@@ -172,6 +172,62 @@ fn the_critic_is_reported_and_in_the_curve() {
     assert!(curve.lines().all(|line| line.split(',').count() == 9), "{curve}");
 }
 
+/// Errors of the images at a level of 0.05 are hundreds of times smaller than those at 1.
+#[test]
+fn the_levels_after_the_warm_up_are_no_divergence() {
+    let world = world();
+    let levels = AdversarialObjective {
+        levels: Some(vec![1.0, 0.05]),
+        shares: vec![1.0, 0.0],
+        warmup_shares: vec![0.0, 1.0],
+        warmup: 10,
+        adversarial_weight: 0.0,
+        mse_weight: 1.0,
+        ..objective()
+    };
+    let mut recipe = recipe(&world, "run", 40, levels);
+    recipe.rate.peak = 1e-9;
+    let mut losses = Vec::new();
+    let collect = |event: TrainEvent<'_>| {
+        if let TrainEvent::Step(report) = event {
+            losses.push(report.loss);
+        }
+        ControlFlow::Continue(())
+    };
+    Trainer::open(recipe, go_on).unwrap().run(collect).unwrap();
+    assert!(losses[10] > 100.0 * losses[9], "{losses:?}");
+}
+
+/// Below a level of 1 the noisy targets are the start: of pure noise, told that it is nearly an image, the
+/// results would be noise.
+#[test]
+fn results_of_lower_levels_are_made_from_where_the_student_is_trained() {
+    let world = world();
+    let near = AdversarialObjective {
+        levels: Some(vec![1.0, 0.002]),
+        shares: vec![0.0, 1.0],
+        warmup_shares: vec![0.0, 1.0],
+        ..objective()
+    };
+    let mut recipe = recipe(&world, "run", 1, near);
+    (recipe.rate.peak, recipe.every.validate) = (1e-9, 1);
+    let mut found = Vec::new();
+    let collect = |event: TrainEvent<'_>| {
+        if let TrainEvent::Compared(quality) = event {
+            found.push(quality);
+        }
+        ControlFlow::Continue(())
+    };
+    Trainer::open(recipe, go_on).unwrap().run(collect).unwrap();
+    let [quality] = found[..] else {
+        unreachable!("{found:?}")
+    };
+    assert!(
+        (quality.sharpness - 1.0).abs() < 0.02 && quality.right == 1.0,
+        "{quality:?}"
+    );
+}
+
 #[test]
 fn students_and_critics_take_turns() {
     let world = world();
@@ -328,12 +384,38 @@ fn heads_of_another_width_are_another_run() {
     );
 }
 
+#[test]
+fn a_run_gets_and_loses_no_critic_and_may_weigh_it_otherwise() {
+    let world = world();
+    let weighed = |adversarial_weight| AdversarialObjective {
+        adversarial_weight,
+        mse_weight: 1.0,
+        ..objective()
+    };
+    for (out, before, now) in [("with", 1.0, 0.0), ("without", 0.0, 1.0)] {
+        let mut recipe = recipe(&world, out, 2, weighed(before));
+        train(&recipe).unwrap();
+        recipe.objective = Objective::Adversarial(Box::new(weighed(now)));
+        recipe.accept_changes = vec!["objective.adversarial_weight".to_owned()];
+        let error = reason(&recipe.check().unwrap_err());
+        let words = format!("objective.adversarial_weight was {before:?} and is {now:?}; these cannot change");
+        assert!(error.contains(&words), "{error}");
+    }
+    let mut recipe = recipe(&world, "with", 4, weighed(0.5));
+    recipe.accept_changes = ["steps", "objective.adversarial_weight"].map(str::to_owned).to_vec();
+    train(&recipe).unwrap();
+    // What it has saved is read again.
+    train(&recipe).unwrap();
+    assert_eq!(Trainer::open(recipe, go_on).unwrap().step(), 4);
+}
+
 /// The random model's images are far from the data, so that heads rank held-out pairs right after a few steps.
 #[test]
 fn a_probe_measures_where_the_critic_ranks_pairs_right() {
     let world = world();
     let eager = AdversarialObjective {
         critic_rate: 1e-2,
+        r1: 0.0,
         ..objective()
     };
     let mut recipe = recipe(&world, "run", 2, eager);
@@ -343,17 +425,21 @@ fn a_probe_measures_where_the_critic_ranks_pairs_right() {
         held_out: 2,
         steps: 24,
     };
-    let mut levels = 0;
+    let (mut levels, mut warnings) = (0, Vec::new());
     let count = |event: TrainEvent<'_>| {
-        if let TrainEvent::Encoding(fill) = event
-            && fill.what == "levels"
-        {
-            levels += 1;
+        match event {
+            TrainEvent::Encoding(fill) if fill.what == "levels" => levels += 1,
+            TrainEvent::Warning(warning) => warnings.push(warning.to_string()),
+            _ => {}
         }
         ControlFlow::Continue(())
     };
     let report = probe(&recipe, &options, count).unwrap();
     assert_eq!((levels, report.blocks.len(), report.rows.len()), (2, 3, 2));
+    assert!(
+        matches!(&warnings[..], [warning] if warning.contains("objective.r1_every")),
+        "{warnings:?}"
+    );
     for row in &report.rows {
         assert_eq!((row.accuracy, row.pairs, row.by_block.len()), (1.0, 2, 3), "{row:?}");
         assert!(row.loss < 0.69, "{row:?}");
@@ -366,6 +452,16 @@ fn a_probe_measures_where_the_critic_ranks_pairs_right() {
     // It trains nothing, and is the same again.
     assert!(!recipe.out.join("state.safetensors").exists());
     assert_eq!(probe(&recipe, &options, go_on).unwrap(), report);
+    let made = Real::Teacher {
+        guidance: 2.0,
+        steps: 2,
+    };
+    recipe.objective = Objective::Adversarial(Box::new(AdversarialObjective {
+        real: made,
+        ..objective()
+    }));
+    let error = probe(&recipe, &options, go_on).unwrap_err().to_string();
+    assert!(error.contains("objective.real.kind: expected \"data\""), "{error}");
     recipe.objective = Objective::default();
     let error = probe(&recipe, &options, go_on).unwrap_err().to_string();
     assert!(error.contains("objective.kind: expected \"adversarial\""), "{error}");

@@ -15,4 +15,4 @@ pub(crate) use pair::{CriticLoss, Pair, Renoising, Teacher};
 pub use quality::Quality;
 pub(crate) use quality::{Results, quality, record as quality_record, restore as restore_quality};
 pub use sign::Sign;
-pub(crate) use sign::{Found, of_results, of_steps};
+pub(crate) use sign::{Found, Judging, of_results, of_steps};

@@ -1,22 +1,26 @@
 //! The quality of held-out results in one step, by which a failing training shows.
 
-use kontext_core::{Error, Kind, Result, Tensor};
+use kontext_core::{Error, Kind, Result, Stage, Tensor, check};
 
 use crate::run::Snapshot;
 
 /// Name of the qualities in a state, [validations, 5] in f64.
 const RECORD: &str = "held_out";
 const FIELDS: i64 = 5;
+/// Sharpness of an image in -1 to 1 below which it is flat: a level of 256.
+const FLAT: f64 = 2.0 / 255.0;
 /// Images are averaged to this side at most before they are compared with all truths.
 const COMPARED: i64 = 64;
 
-/// Quality of held-out results, each made in one step from the student's highest noise level.
+/// Quality of held-out results, each made in one step from the highest noise level with a share in
+/// [`crate::AdversarialObjective::shares`], by comparison with the data's images.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Quality {
     /// Finished steps.
     pub step: u64,
     /// Mean absolute difference of neighbouring pixels, divided by that of the true image after the
-    /// autoencoder: below 1 a result is blurred, above 1 its edges ring.
+    /// autoencoder: below 1 a result is blurred, above 1 its edges ring. The mean over the results whose true
+    /// image has edges; not a number if none has.
     pub sharpness: f64,
     /// Share of the results that are nearer to their own true image than to that of any other item, in
     /// pixels.
@@ -30,6 +34,7 @@ pub struct Quality {
 /// Results and truths of some items of one size.
 #[derive(Debug, Default)]
 pub(crate) struct Results {
+    /// Of those whose truth is not flat.
     sharpness: Vec<f64>,
     /// [3 S S] of each.
     results: Vec<Tensor>,
@@ -41,9 +46,16 @@ pub(crate) struct Results {
 impl Results {
     /// Adds images [B, 3, H, W] and their truths.
     pub(crate) fn add(&mut self, images: &Tensor, truths: &Tensor) -> Result<()> {
-        let ratio = sharpness(images)?.f_div(&sharpness(truths)?)?;
-        self.sharpness
-            .extend(Vec::<f64>::try_from(ratio.f_to_kind(Kind::Double)?)?);
+        check::finite(Stage::Validate, images)?;
+        // As pixels are written.
+        let (images, truths) = (&images.f_clamp(-1.0, 1.0)?, &truths.f_clamp(-1.0, 1.0)?);
+        let of = |images| -> Result<Vec<f64>> { Ok(sharpness(images)?.f_to_kind(Kind::Double)?.try_into()?) };
+        let found = of(images)?.into_iter().zip(of(truths)?);
+        self.sharpness.extend(
+            found
+                .filter(|(_, of_truth)| *of_truth >= FLAT)
+                .map(|(own, of_truth)| own / of_truth),
+        );
         let small = |images: &Tensor| -> Result<Vec<Tensor>> {
             let size: Vec<i64> = images.size().iter().skip(2).map(|side| (*side).min(COMPARED)).collect();
             let rows = images.f_adaptive_avg_pool2d(size)?.f_flatten(1, -1)?;
@@ -83,14 +95,17 @@ pub(crate) fn quality(step: u64, all: &[Results]) -> Result<Option<Quality>> {
         return Ok(None);
     }
     let right = all.iter().map(Results::right).sum::<Result<usize>>()?;
-    let sharpness: f64 = all.iter().flat_map(|results| &results.sharpness).sum();
+    let sharpness: Vec<f64> = all
+        .iter()
+        .flat_map(|results| results.sharpness.iter().copied())
+        .collect();
     let distances: Vec<f64> = all
         .iter()
         .flat_map(|results| results.distances.iter().copied())
         .collect();
     Ok(Some(Quality {
         step,
-        sharpness: sharpness / items as f64,
+        sharpness: sharpness.iter().sum::<f64>() / sharpness.len() as f64,
         right: right as f64 / items as f64,
         distance: distances.iter().sum::<f64>() / distances.len().max(1) as f64,
         items,
@@ -159,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_blurred_result_is_less_sharp_and_another_items_result_is_not_right() {
-        let images = noise::randn(&[4, 3, 8, 8], 1, Kind::Float, Device::Cpu).unwrap();
+        let images = noise::randn(&[4, 3, 8, 8], 1, Kind::Float, Device::Cpu).unwrap() * 0.1;
         let of = |results: &Tensor| {
             let mut all = Results::default();
             all.add(results, &images).unwrap();
@@ -172,5 +187,24 @@ mod tests {
         assert!((of(&(&images * 0.5)).sharpness - 0.5).abs() < 1e-6);
         assert_eq!(of(&images.flip([0])).right, 0.0);
         assert_eq!(quality(7, &[Results::default()]).unwrap(), None);
+    }
+
+    #[test]
+    fn pixels_are_those_of_an_image_and_flat_truths_have_no_sharpness() {
+        let truths = noise::randn(&[4, 3, 8, 8], 1, Kind::Float, Device::Cpu).unwrap().sign();
+        let of = |results: &Tensor, truths: &Tensor| {
+            let mut all = Results::default();
+            all.add(results, truths).unwrap();
+            quality(7, &[all]).unwrap().unwrap()
+        };
+        assert_eq!(of(&(&truths * 1.5), &truths).sharpness, 1.0);
+        let some = truths.copy();
+        let _ = some.get(0).fill_(0.25);
+        let found = of(&truths, &some);
+        assert_eq!((found.sharpness, found.items), (1.0, 4));
+        assert!(of(&truths, &(&truths * 1e-3)).sharpness.is_nan());
+        let mut all = Results::default();
+        let error = all.add(&(&truths * f64::NAN), &truths).unwrap_err();
+        assert!(matches!(error, Error::NotFinite { .. }), "{error}");
     }
 }

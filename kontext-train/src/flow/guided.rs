@@ -46,6 +46,7 @@ pub(crate) fn guided(
     let norm = trained.learner.update(step, loss, rate)?;
     Ok(Updated {
         loss,
+        watched: loss,
         rate,
         norm,
         critic: None,

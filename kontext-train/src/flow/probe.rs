@@ -4,19 +4,20 @@ use std::fmt;
 use std::ops::ControlFlow;
 
 use kontext_core::range::within;
-use kontext_core::{Error, Kind, Result, Stage, Tensor, noise};
+use kontext_core::{Error, Kind, Result, Stage, noise};
 use kontext_dit::Dit;
 use rand::RngExt;
 
 use super::check::{Opened, compute_kind};
 use super::data::encoded;
 use super::event::TrainEvent;
+use super::quality::one_step;
 use super::recipe::Recipe;
 use super::turn::Critic;
 use crate::adversarial::{Pair, Renoising, Teacher};
 use crate::dataset::{EncodeProgress, EncodedDataset, weight_of};
 use crate::memory::Need;
-use crate::objective::{AdversarialObjective, Density};
+use crate::objective::{AdversarialObjective, Density, Real};
 use crate::run::random::{Stream, generator, shuffle};
 use crate::run::segment::report;
 
@@ -147,12 +148,14 @@ impl ProbeOptions {
 /// base model makes in one step, and measures them on held-out examples. The recipe's objective must be
 /// adversarial; its heads and its loss are those of the recipe.
 ///
-/// The features of all examples at one level are in memory. `observe` gets the events of encoding, and those
-/// of a step for each finished level as [`TrainEvent::Encoding`].
+/// The base model's images are made from the highest noise level that the student is trained at, by
+/// [`AdversarialObjective::shares`]. The features of all examples at one level are in memory. `observe` gets the
+/// recipe's warnings, the events of encoding, and those of a step for each finished level as
+/// [`TrainEvent::Encoding`].
 ///
 /// # Errors
 /// Those of [`Recipe::check`]; [`Error::InvalidArgument`] for options out of their ranges, for another
-/// objective and for data without a held-out example; [`Error::Memory`] if the features do not fit;
+/// objective, for [`Real::Teacher`] and for data without a held-out example; [`Error::Memory`] if the features do not fit;
 /// [`Error::Cancelled`] if `observe` breaks off.
 ///
 /// Source of the method: ranking by a linear probe's kind of training on frozen features; the levels' law is
@@ -167,9 +170,20 @@ pub fn probe(
         let expected = "\"adversarial\", whose critic is probed";
         Error::invalid("objective.kind", expected, "another one")
     })?;
+    if objective.real != Real::Data {
+        let expected = "\"data\": a probe shows the critic the data's images";
+        return Err(Error::invalid("objective.real.kind", expected, "\"teacher\""));
+    }
     let Opened {
-        device, base, dataset, ..
+        device,
+        base,
+        dataset,
+        warnings,
+        ..
     } = recipe.opened()?;
+    for warning in &warnings {
+        report(&mut observe, TrainEvent::Warning(warning), 0, recipe.steps)?;
+    }
     let kind = compute_kind(device);
     let dataset = {
         let vae = base.vae(device)?;
@@ -304,19 +318,13 @@ impl Probing<'_> {
     fn pair(&self, items: &[usize], level: f64, index: u64) -> Result<Pair> {
         let batch = self.dataset.batch(items, &[])?;
         let mut rng = generator(self.recipe.seed, Stream::Probe, index);
-        let device = batch.target.device();
-        let mut drawn = || noise::randn(&batch.target.size(), rng.random(), Kind::Float, device);
-        let (start, renoising) = (drawn()?, drawn()?);
+        let (start, noise) = (rng.random(), rng.random());
         let renoising = Renoising {
             levels: vec![level; items.len()],
-            noise: renoising,
+            noise: noise::randn(&batch.target.size(), noise, Kind::Float, batch.target.device())?,
         };
         tch::no_grad(|| {
-            let levels = self.objective.levels(batch.bucket.target.tokens(), self.shift)?;
-            let sigma = levels.first().copied().unwrap_or(1.0);
-            let run = crate::pass::prepare(self.dit, &batch, &vec![sigma; items.len()], self.objective.guidance)?;
-            let velocity = self.dit.forward(&run, 0, &start.f_to_kind(batch.target.kind())?)?;
-            let fake: Tensor = start.f_sub(&velocity.f_to_kind(Kind::Float)?.f_mul_scalar(sigma)?)?;
+            let fake = one_step(self.dit, self.objective, &batch, self.shift, start)?;
             let teacher = Teacher {
                 dit: self.dit,
                 guidance: self.objective.guidance,

@@ -1,13 +1,14 @@
 //! Held-out results of a student in one step.
 
-use kontext_core::{Kind, Result, Tensor, noise};
-use kontext_sampler::unpack;
+use kontext_core::{Kind, Result, Stage, Tensor, check, noise};
+use kontext_dit::Dit;
+use kontext_sampler::{Shift, unpack};
 use rand::RngExt;
 
 use super::training_loop::Flow;
 use crate::adversarial::{Quality, Results, quality};
 use crate::dataset::Batch;
-use crate::objective::AdversarialObjective;
+use crate::objective::{AdversarialObjective, add_noise};
 use crate::pass::prepare;
 use crate::run::random::{Stream, generator};
 
@@ -54,14 +55,28 @@ impl Flow {
         Ok(results)
     }
 
-    /// Returns the images [B, L, C] in f32 that the student makes of noise in one step.
+    /// Returns the images [B, L, C] in f32 that the student makes in one step.
     fn one_step(&self, objective: &AdversarialObjective, batch: &Batch, seed: u64) -> Result<Tensor> {
-        let levels = objective.levels(batch.bucket.target.tokens(), self.base.shift)?;
-        let level = levels.first().copied().unwrap_or(1.0);
-        let noise = noise::randn(&batch.target.size(), seed, Kind::Float, self.device)?;
-        let dit = self.trained.dit()?;
-        let run = prepare(dit, batch, &vec![level; batch.items.len()], objective.guidance)?;
-        let velocity = dit.forward(&run, 0, &noise.f_to_kind(self.kind)?)?;
-        Ok(noise.f_sub(&velocity.f_to_kind(Kind::Float)?.f_mul_scalar(level)?)?)
+        let images = one_step(self.trained.dit()?, objective, batch, self.base.shift, seed)?;
+        check::finite(Stage::Validate, &images)?;
+        Ok(images)
     }
+}
+
+/// Returns the images [B, L, C] in f32 that a model makes in one step, from the highest noise level that the
+/// student is trained at: of noise at a level of 1, below it of the noisy targets.
+pub(super) fn one_step(
+    dit: &Dit,
+    objective: &AdversarialObjective,
+    batch: &Batch,
+    shift: Shift,
+    seed: u64,
+) -> Result<Tensor> {
+    let level = objective.highest(batch.bucket.target.tokens(), shift)?;
+    let levels = vec![level; batch.items.len()];
+    let noise = noise::randn(&batch.target.size(), seed, Kind::Float, batch.target.device())?;
+    let start = add_noise(&batch.target.f_to_kind(Kind::Float)?, &noise, &levels)?;
+    let run = prepare(dit, batch, &levels, objective.guidance)?;
+    let velocity = dit.forward(&run, 0, &start.f_to_kind(batch.target.kind())?)?;
+    Ok(start.f_sub(&velocity.f_to_kind(Kind::Float)?.f_mul_scalar(level)?)?)
 }

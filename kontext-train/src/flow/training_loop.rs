@@ -7,7 +7,7 @@ use std::sync::mpsc::sync_channel;
 use kontext_core::{Device, Error, Kind, Result, Tensor, threads};
 use kontext_vae::Autoencoder;
 
-use crate::adversarial::{Found, Quality, of_results, of_steps, quality_record};
+use crate::adversarial::{Found, Judging, Quality, of_results, of_steps, quality_record};
 use crate::base::Base;
 use crate::dataset::EncodedDataset;
 use crate::optim::Learner;
@@ -24,7 +24,7 @@ use super::samples::{SampleGrid, Sampling};
 use super::step::{self, NoisyBatch};
 use super::trained::Trained;
 use super::turn::Critic;
-use super::update::{loss_of, update};
+use super::update::{loss_of, update, watched_of};
 
 /// Number of batches prepared ahead of the step that uses them.
 const AHEAD: usize = 3;
@@ -61,7 +61,11 @@ impl Training for FlowTraining<'_> {
         let critic = &mut self.flow.critic;
         let (recipe, dataset) = (&self.flow.recipe, &self.flow.dataset);
         let accumulate = recipe.data.accumulate as u64;
-        let patience = recipe.objective.adversarial().map(|objective| objective.patience);
+        let judging = recipe.objective.adversarial().map(|objective| Judging {
+            patience: objective.patience,
+            warmup: objective.warmup,
+            pairs: recipe.data.accumulate * recipe.data.batch,
+        });
         let steps = segment.steps();
         let indices = steps.start * accumulate..steps.end * accumulate;
         std::thread::scope(|scope| {
@@ -78,7 +82,7 @@ impl Training for FlowTraining<'_> {
             started.map_err(|error| threads::refusal("the next batches", &error.to_string(), None))?;
             for step in steps {
                 let updated = update(trained, critic.as_mut(), recipe, step, &receiver)?;
-                let done = segment.finish_step(accumulate * recipe.data.batch as u64, updated.loss)?;
+                let done = segment.finish_step(accumulate * recipe.data.batch as u64, updated.watched)?;
                 self.flow.curve.push(Point {
                     step: done.step,
                     loss: updated.loss,
@@ -96,10 +100,9 @@ impl Training for FlowTraining<'_> {
                     critic: updated.critic,
                     items_per_second: done.items_per_second,
                 }))?;
-                if let Some(patience) = patience {
-                    for sign in failing(done.step, of_steps(self.flow.curve.points(), patience))? {
-                        segment.report(sign)?;
-                    }
+                if let Some(judging) = judging {
+                    let found = of_steps(self.flow.curve.points(), judging);
+                    failing(done.step, &found, &mut |event| segment.report(event))?;
                 }
             }
             Ok(())
@@ -125,7 +128,7 @@ impl Training for FlowTraining<'_> {
         let mut sum = 0.0;
         for index in (step - 1) * accumulate..step * accumulate {
             let noisy = self.batches.next(dataset, recipe, index)?;
-            sum += tch::no_grad(|| loss_of(trained, recipe, &noisy))?;
+            sum += tch::no_grad(|| watched_of(trained, recipe, &noisy))?;
         }
         Ok(sum / accumulate as f64)
     }
@@ -149,22 +152,24 @@ impl Training for FlowTraining<'_> {
         Ok(records)
     }
 
-    fn validate(&mut self, step: u64) -> Result<Vec<Self::Event>> {
+    fn validate(&mut self, step: u64, report: &mut dyn FnMut(Self::Event) -> Result<()>) -> Result<()> {
         let Some(loss) = self.flow.validate()? else {
-            return Ok(Vec::new());
+            return Ok(());
         };
         self.flow.curve.validated(loss);
-        let mut events = vec![TrainEvent::Validated { step, loss }];
-        let objective = self.flow.recipe.objective.adversarial();
-        let patience = objective.map(|objective| objective.patience);
-        if let (Some(patience), Some(quality)) = (patience, self.flow.quality(step)?) {
+        let quality = self.flow.quality(step)?;
+        if let Some(quality) = quality {
             // A run that was cancelled at its validation has it already.
             self.flow.history.retain(|before| before.step != step);
             self.flow.history.push(quality);
-            events.push(TrainEvent::Compared(quality));
-            events.extend(failing(step, of_results(&self.flow.history, patience))?);
         }
-        Ok(events)
+        report(TrainEvent::Validated { step, loss })?;
+        if let (Some(objective), Some(quality)) = (self.flow.recipe.objective.adversarial(), quality) {
+            report(TrainEvent::Compared(quality))?;
+            let found = of_results(&self.flow.history, objective.patience, objective.real);
+            failing(step, &found, report)?;
+        }
+        Ok(())
     }
 
     fn sample(&mut self, step: u64, path: &Path) -> Result<Option<Self::Event>> {
@@ -187,11 +192,15 @@ impl Training for FlowTraining<'_> {
     }
 }
 
-/// Returns the events of signs of failure.
+/// Reports signs of failure that are warnings.
 ///
 /// # Errors
-/// [`Error::Collapsed`] for one that ends the run.
-fn failing(step: u64, found: Vec<Found>) -> Result<Vec<TrainEvent<'static>>> {
+/// [`Error::Collapsed`] for one that ends the run, after them; those of `report`.
+fn failing(step: u64, found: &[Found], report: &mut dyn FnMut(TrainEvent<'static>) -> Result<()>) -> Result<()> {
+    for warning in found.iter().filter(|found| !found.ends) {
+        let sign = warning.sign;
+        report(TrainEvent::Failing { step, sign })?;
+    }
     if let Some(end) = found.iter().find(|found| found.ends) {
         return Err(Error::Collapsed {
             step,
@@ -199,8 +208,7 @@ fn failing(step: u64, found: Vec<Found>) -> Result<Vec<TrainEvent<'static>>> {
             remedy: end.sign.remedy().to_owned(),
         });
     }
-    let event = |found: Found| TrainEvent::Failing { step, sign: found.sign };
-    Ok(found.into_iter().map(event).collect())
+    Ok(())
 }
 
 impl Flow {

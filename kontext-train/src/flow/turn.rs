@@ -64,6 +64,8 @@ impl Critic {
 #[derive(Default)]
 struct Seen {
     mse: f64,
+    /// Mean squared error of the velocities.
+    watched: f64,
     term: f64,
     pair: Option<Pair>,
 }
@@ -86,13 +88,14 @@ pub(crate) fn turn(
     if let Some(critic) = &mut critic {
         critic.heads.advance()?;
     }
-    let (mut mse, mut term, mut loss, mut accuracy) = (0.0, 0.0, 0.0, 0.0);
+    let (mut mse, mut watched, mut term, mut loss, mut accuracy) = (0.0, 0.0, 0.0, 0.0, 0.0);
     for micro in 0..accumulate as u64 {
         let stopped = |_| Error::bug("batches that end before the steps");
         let noisy = batches.recv().map_err(stopped)??;
         let index = step * accumulate as u64 + micro;
         let seen = student_pass(trained, critic.as_deref(), recipe, objective, &noisy, index, students)?;
         mse += scale * seen.mse;
+        watched += scale * seen.watched;
         term += scale * seen.term;
         if let (Some(critic), Some(pair)) = (&critic, seen.pair) {
             let found: CriticLoss = pair.critic_backward(&critic.heads, objective, with_r1, scale)?;
@@ -117,6 +120,7 @@ pub(crate) fn turn(
     };
     Ok(Updated {
         loss: mse,
+        watched,
         rate,
         norm,
         critic: report,
@@ -178,9 +182,11 @@ fn student_loss(
 ) -> Result<Tensor> {
     let fake = predicted(noisy, velocity)?;
     let real = noisy.batch.target.f_to_kind(Kind::Float)?;
-    let mse = fake.f_sub(&real)?.f_square()?.f_mean(Kind::Float)?;
+    let difference = fake.f_sub(&real)?;
+    let mse = difference.f_square()?.f_mean(Kind::Float)?;
     let mut seen = seen.borrow_mut();
     seen.mse = mse.f_double_value(&[])?;
+    seen.watched = velocity_error(&difference, &noisy.sigmas)?;
     let error = mse.f_mul_scalar(objective.mse_weight)?;
     let Some(critic) = critic else { return Ok(error) };
     let (pair, term) = pair(critic, &fake, &real)?;
@@ -204,12 +210,25 @@ fn predicted(noisy: &NoisyBatch, velocity: &Tensor) -> Result<Tensor> {
     Ok(noisy.noisy_target.f_to_kind(Kind::Float)?.f_sub(&change)?)
 }
 
-/// Returns the mean squared error of the predicted images, without a gradient.
-pub(crate) fn error_of(dit: &Dit, objective: &AdversarialObjective, noisy: &NoisyBatch) -> Result<f64> {
+/// Returns the mean squared error of the velocities, by that of the predicted images less the real ones [B, L, C]:
+/// at each noise level of one size, as the images' own is not.
+fn velocity_error(difference: &Tensor, levels: &[f64]) -> Result<f64> {
+    let by_item = difference
+        .f_detach()?
+        .f_square()?
+        .f_mean_dim([1_i64, 2].as_slice(), false, Kind::Float)?;
+    let by_item = Vec::<f64>::try_from(by_item.f_to_kind(Kind::Double)?)?;
+    let errors = by_item.iter().zip(levels).map(|(error, level)| error / level.powi(2));
+    Ok(errors.sum::<f64>() / levels.len().max(1) as f64)
+}
+
+/// Returns the mean squared errors of the predicted images and of their velocities, without a gradient.
+pub(crate) fn error_of(dit: &Dit, objective: &AdversarialObjective, noisy: &NoisyBatch) -> Result<(f64, f64)> {
     let velocity = velocity(dit, objective, noisy)?;
     check::finite(Stage::Validate, &velocity)?;
     let error = predicted(noisy, &velocity)?.f_sub(&noisy.batch.target.f_to_kind(Kind::Float)?)?;
-    Ok(error.f_square()?.f_mean(Kind::Float)?.f_double_value(&[])?)
+    let mse = error.f_square()?.f_mean(Kind::Float)?.f_double_value(&[])?;
+    Ok((mse, velocity_error(&error, &noisy.sigmas)?))
 }
 
 #[cfg(test)]

@@ -17,6 +17,8 @@ use crate::run::CriticReport;
 /// Loss, learning rate and gradient norm of an optimizer step.
 pub(crate) struct Updated {
     pub(crate) loss: f64,
+    /// The loss by which a divergence is detected: of one size at all noise levels.
+    pub(crate) watched: f64,
     pub(crate) rate: f64,
     pub(crate) norm: f64,
     /// The critic's part, if there is one.
@@ -78,6 +80,7 @@ fn flow(
     let norm = trained.learner.update(step, loss, rate)?;
     Ok(Updated {
         loss,
+        watched: loss,
         rate,
         norm,
         critic: None,
@@ -88,7 +91,7 @@ fn flow(
 pub(crate) fn loss_of(trained: &Trained, recipe: &Recipe, noisy: &NoisyBatch) -> Result<f64> {
     let objective = match &recipe.objective {
         Objective::Flow(objective) => objective,
-        Objective::Adversarial(objective) => return error_of(trained.dit()?, objective, noisy),
+        Objective::Adversarial(objective) => return Ok(error_of(trained.dit()?, objective, noisy)?.0),
         Objective::Guided(objective) => return guided_loss(trained, objective, noisy),
     };
     let dit = trained.dit()?;
@@ -97,4 +100,12 @@ pub(crate) fn loss_of(trained: &Trained, recipe: &Recipe, noisy: &NoisyBatch) ->
     check::finite(Stage::Validate, &velocity)?;
     let loss = objective.loss(&velocity, &noisy.noise, &noisy.batch.target, &noisy.sigmas)?;
     Ok(loss.f_double_value(&[])?)
+}
+
+/// Returns the loss by which a divergence is detected, without a gradient.
+pub(crate) fn watched_of(trained: &Trained, recipe: &Recipe, noisy: &NoisyBatch) -> Result<f64> {
+    match &recipe.objective {
+        Objective::Adversarial(objective) => Ok(error_of(trained.dit()?, objective, noisy)?.1),
+        Objective::Flow(_) | Objective::Guided(_) => loss_of(trained, recipe, noisy),
+    }
 }

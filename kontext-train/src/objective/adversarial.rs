@@ -100,7 +100,8 @@ pub struct AdversarialObjective {
     pub pairing: Pairing,
     /// Real images. Default: those of the data.
     pub real: Real,
-    /// Weight of the adversarial term in the student's loss, from 0 to 1000; 0 trains no critic. Default 1.
+    /// Weight of the adversarial term in the student's loss, from 0 to 1000; 0 trains no critic, and a resumed
+    /// run gets and loses none. Default 1.
     pub adversarial_weight: f64,
     /// Weight of the mean squared error to the real image, from 0 to 1000. Default 0; 0.2 to 1 where fidelity
     /// counts.
@@ -276,6 +277,14 @@ impl AdversarialObjective {
         Ok(sigmas.map(|sigma| f64::from(*sigma)).collect())
     }
 
+    /// Returns the highest of the student's noise levels that has a share after the warm-up.
+    pub(crate) fn highest(&self, target_tokens: i64, shift: Shift) -> Result<f64> {
+        let levels = self.levels(target_tokens, shift)?;
+        let highest = levels.into_iter().zip(&self.shares).find(|(_, share)| **share > 0.0);
+        let none = || Error::bug("noise levels without a share");
+        Ok(highest.ok_or_else(none)?.0)
+    }
+
     /// Draws the student's noise level of each item at optimizer step `step` (from 0).
     pub(super) fn draw(
         &self,
@@ -356,6 +365,15 @@ mod tests {
         for (level, expected) in levels.into_iter().zip([0.7, 0.1, 0.1, 0.1]) {
             assert!((share(&later, level) - expected).abs() < 0.03, "{level}");
         }
+    }
+
+    #[test]
+    fn the_highest_level_is_one_that_is_trained() {
+        let mut objective = AdversarialObjective::default();
+        let highest = |objective: &AdversarialObjective| objective.highest(16, Shift::schnell()).unwrap();
+        assert_eq!(highest(&objective), 1.0);
+        objective.shares = vec![0.0, 0.5, 0.0, 0.5];
+        assert_eq!(highest(&objective), 0.75);
     }
 
     #[test]

@@ -41,7 +41,8 @@ impl Identity {
             };
             let before: R = toml::from_str(text).map_err(unreadable)?;
             let changes = changes::<R>(&before, recipe)?;
-            identity.compare(path, R::FIXED, &changes)?;
+            let fixed = [R::FIXED, recipe.fixed_after(&before)].concat();
+            identity.compare(path, &fixed, &changes)?;
             let is_loss = |change: &Change| R::LOSS.iter().any(|name| covers(name, &change.field));
             identity.new_loss = changes.iter().any(is_loss);
         }

@@ -23,6 +23,11 @@ pub(crate) trait Comparable: Serialize + DeserializeOwned {
 
     /// Returns the names of further fields, and of files, that may differ in this run.
     fn accepted(&self) -> &[String];
+
+    /// Returns the fields that cannot differ from these values before, next to [`Comparable::FIXED`].
+    fn fixed_after(&self, _before: &Self) -> &'static [&'static str] {
+        &[]
+    }
 }
 
 /// Checks that each accepted name is that of a field or of files that could differ otherwise.

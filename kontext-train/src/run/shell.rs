@@ -150,9 +150,7 @@ impl Shell {
         let (step, last) = (self.step, self.step >= self.total);
         let suspicious = self.check(training, last)?;
         if self.due(self.every.validate) {
-            for event in training.validate(step)? {
-                self.report(observe, event)?;
-            }
+            training.validate(step, &mut |event| self.report(observe, event))?;
         }
         if self.due(self.every.sample) {
             let path = self.folder.join(format!("samples-{step:06}.png"));

@@ -32,9 +32,9 @@ pub(crate) trait Training {
         Ok(Vec::new())
     }
 
-    /// Measures the held-out loss, and returns the events to report.
-    fn validate(&mut self, _step: u64) -> Result<Vec<Self::Event>> {
-        Ok(Vec::new())
+    /// Measures the held-out loss, and reports it.
+    fn validate(&mut self, _step: u64, _report: &mut dyn FnMut(Self::Event) -> Result<()>) -> Result<()> {
+        Ok(())
     }
 
     /// Writes samples to `path`.

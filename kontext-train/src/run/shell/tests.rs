@@ -60,8 +60,8 @@ impl Training for Counting {
         Some(format!("not saved {step} ({usual})"))
     }
 
-    fn validate(&mut self, step: u64) -> Result<Vec<String>> {
-        Ok(vec![format!("validated {step}")])
+    fn validate(&mut self, step: u64, report: &mut dyn FnMut(String) -> Result<()>) -> Result<()> {
+        report(format!("validated {step}"))
     }
 
     fn saved(&self, step: u64, _state: &Path) -> Option<String> {
