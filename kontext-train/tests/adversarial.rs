@@ -198,8 +198,7 @@ fn the_levels_after_the_warm_up_are_no_divergence() {
     assert!(losses[10] > 100.0 * losses[9], "{losses:?}");
 }
 
-/// Below a level of 1 the noisy targets are the start: of pure noise, told that it is nearly an image, the
-/// results would be noise.
+/// Below a level of 1 the noisy targets are the start: from pure noise at a low level the results would be noise.
 #[test]
 fn results_of_lower_levels_are_made_from_where_the_student_is_trained() {
     let world = world();

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bounds::{ACCUMULATE, BATCH, CLIP, DECAY, SEED, STEPS};
 use crate::dataset::{WEIGHTS, is_weight};
-use crate::objective::Objective;
+use crate::objective::{AdversarialObjective, Objective};
 use crate::optim::{AdamWConfig, LrSchedule};
 use crate::run::recipe_changes::{Comparable, check_accepted, text};
 use crate::run::{Intervals, read_toml};
@@ -97,7 +97,7 @@ impl Comparable for Recipe {
     fn fixed_after(&self, before: &Self) -> &'static [&'static str] {
         let has_critic = |recipe: &Self| {
             let adversarial = recipe.objective.adversarial();
-            adversarial.is_some_and(|objective| objective.has_critic())
+            adversarial.is_some_and(AdversarialObjective::has_critic)
         };
         if has_critic(self) == has_critic(before) {
             &[]

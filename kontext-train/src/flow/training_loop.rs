@@ -103,7 +103,7 @@ impl Training for FlowTraining<'_> {
                 }))?;
                 if let Some(judging) = judging {
                     let found = of_steps(self.flow.curve.points(), judging);
-                    failing(done.step, found, &mut |event| segment.report(event))?;
+                    failing(done.step, &found, &mut |event| segment.report(event))?;
                 }
             }
             Ok(())
@@ -168,7 +168,7 @@ impl Training for FlowTraining<'_> {
         if let (Some(objective), Some(quality)) = (self.flow.recipe.objective.adversarial(), quality) {
             report(TrainEvent::Compared(quality))?;
             let found = of_results(&self.flow.history, objective.patience, objective.real);
-            failing(step, found, report)?;
+            failing(step, &found, report)?;
         }
         Ok(())
     }
@@ -197,7 +197,7 @@ impl Training for FlowTraining<'_> {
 ///
 /// # Errors
 /// [`Error::Collapsed`] for one that ends the run, after them; those of `report`.
-fn failing(step: u64, found: Vec<Found>, report: &mut dyn FnMut(TrainEvent<'static>) -> Result<()>) -> Result<()> {
+fn failing(step: u64, found: &[Found], report: &mut dyn FnMut(TrainEvent<'static>) -> Result<()>) -> Result<()> {
     for warning in found.iter().filter(|found| !found.ends) {
         let sign = warning.sign;
         report(TrainEvent::Failing { step, sign })?;
