@@ -158,8 +158,8 @@ pub(crate) fn of_steps(points: &[Point], judging: Judging) -> Vec<Found> {
     found
 }
 
-/// Returns the sign of a critic that ranked no group of pairs right since the warm-up: its student's images are of
-/// the lowest levels before, and nearest to the real ones.
+/// Returns the sign of a critic that ranked no group of pairs right since the warm-up, in which the student's images
+/// are of low levels, and near to the real ones.
 fn blind(points: &[Point], judging: Judging) -> Option<Found> {
     let after = points.get(judging.warmup as usize..)?;
     let group = PAIRS.div_ceil(judging.pairs.max(1));

@@ -98,7 +98,7 @@ pub struct AdversarialObjective {
     pub head_width: i64,
     /// Loss of a pair. Default: relativistic.
     pub pairing: Pairing,
-    /// Real images. Default: those of the data.
+    /// Real images. Default: those of the data, with which validations compare under either choice.
     pub real: Real,
     /// Weight of the adversarial term in the student's loss, from 0 to 1000; 0 trains no critic, and a resumed
     /// run gets and loses none. Default 1.
