@@ -2,15 +2,15 @@
 
 use std::sync::mpsc::Receiver;
 
-use kontext_core::{Error, Result, Stage, check};
+use kontext_core::{Error, Result, Stage, Tensor, check};
 
-use super::guided::{guided, guided_loss};
+use super::guided::teachers_velocity;
 use super::recipe::Recipe;
 use super::step::NoisyBatch;
 use super::trained::Trained;
 use super::turn::{Critic, error_of, turn};
 use crate::backward::{Activations, backward};
-use crate::objective::{FlowObjective, Objective};
+use crate::objective::{Objective, Weighting, flows_velocity, weighted_error};
 use crate::pass::prepare;
 use crate::run::CriticReport;
 
@@ -44,18 +44,26 @@ pub(crate) fn update(
     batches: &Receiver<Result<NoisyBatch>>,
 ) -> Result<Updated> {
     match &recipe.objective {
-        Objective::Flow(objective) => flow(trained, recipe, objective, step, batches),
+        Objective::Flow(objective) => {
+            let wanted = |_: &Trained, noisy: &NoisyBatch| flows_velocity(&noisy.noise, &noisy.batch.target);
+            fit(trained, recipe, step, batches, objective.weighting, wanted)
+        }
+        Objective::Guided(objective) => {
+            let wanted = |trained: &Trained, noisy: &NoisyBatch| teachers_velocity(trained, objective, noisy);
+            fit(trained, recipe, step, batches, objective.weighting, wanted)
+        }
         Objective::Adversarial(objective) => turn(trained, critic, recipe, objective, step, batches),
-        Objective::Guided(objective) => guided(trained, recipe, objective, step, batches),
     }
 }
 
-fn flow(
+/// Takes a step towards the velocities [B, L, C] in f32 that `wanted` returns.
+fn fit(
     trained: &mut Trained,
     recipe: &Recipe,
-    objective: &FlowObjective,
     step: u64,
     batches: &Receiver<Result<NoisyBatch>>,
+    weighting: Weighting,
+    wanted: impl Fn(&Trained, &NoisyBatch) -> Result<Tensor>,
 ) -> Result<Updated> {
     let Recipe { data, steps, rate, .. } = recipe;
     let scale = 1.0 / data.accumulate as f64;
@@ -63,18 +71,11 @@ fn flow(
     for _ in 0..data.accumulate {
         let stopped = |_| Error::bug("batches that end before the steps");
         let noisy = batches.recv().map_err(stopped)??;
+        let wanted = wanted(trained, &noisy)?;
         let dit = trained.dit()?;
-        let run = prepare(dit, &noisy.batch, &noisy.sigmas, objective.guidance)?;
-        let velocity_loss = |v: &tch::Tensor| objective.loss(v, &noisy.noise, &noisy.batch.target, &noisy.sigmas);
-        loss += scale
-            * backward(
-                dit,
-                &run,
-                &noisy.noisy_target,
-                recipe.activations(),
-                scale,
-                velocity_loss,
-            )?;
+        let run = prepare(dit, &noisy.batch, &noisy.sigmas, noisy.guidance)?;
+        let error = |velocity: &Tensor| weighted_error(weighting, velocity, &wanted, &noisy.sigmas);
+        loss += scale * backward(dit, &run, &noisy.noisy_target, recipe.activations(), scale, error)?;
     }
     let rate = rate.at(step, *steps);
     let norm = trained.learner.update(step, loss, rate)?;
@@ -89,16 +90,16 @@ fn flow(
 
 /// Returns the loss without a gradient.
 pub(crate) fn loss_of(trained: &Trained, recipe: &Recipe, noisy: &NoisyBatch) -> Result<f64> {
-    let objective = match &recipe.objective {
-        Objective::Flow(objective) => objective,
+    let (wanted, weighting) = match &recipe.objective {
+        Objective::Flow(objective) => (flows_velocity(&noisy.noise, &noisy.batch.target)?, objective.weighting),
+        Objective::Guided(objective) => (teachers_velocity(trained, objective, noisy)?, objective.weighting),
         Objective::Adversarial(objective) => return Ok(error_of(trained.dit()?, objective, noisy)?.0),
-        Objective::Guided(objective) => return guided_loss(trained, objective, noisy),
     };
     let dit = trained.dit()?;
-    let run = prepare(dit, &noisy.batch, &noisy.sigmas, objective.guidance)?;
+    let run = prepare(dit, &noisy.batch, &noisy.sigmas, noisy.guidance)?;
     let velocity = dit.forward(&run, 0, &noisy.noisy_target)?;
     check::finite(Stage::Validate, &velocity)?;
-    let loss = objective.loss(&velocity, &noisy.noise, &noisy.batch.target, &noisy.sigmas)?;
+    let loss = weighted_error(weighting, &velocity, &wanted, &noisy.sigmas)?;
     Ok(loss.f_double_value(&[])?)
 }
 

@@ -174,18 +174,18 @@ impl FlowObjective {
     /// # Errors
     /// [`kontext_core::Error::Torch`] if the shapes differ.
     pub fn loss(&self, velocity: &Tensor, noise: &Tensor, image: &Tensor, sigmas: &[f64]) -> Result<Tensor> {
-        weighted_error(
-            self.weighting,
-            velocity,
-            &noise.f_sub(image)?.f_to_kind(Kind::Float)?,
-            sigmas,
-        )
+        weighted_error(self.weighting, velocity, &flows_velocity(noise, image)?, sigmas)
     }
+}
+
+/// Returns the velocity [B, L, C] in f32 of the straight flow from an image to noise.
+pub(crate) fn flows_velocity(noise: &Tensor, image: &Tensor) -> Result<Tensor> {
+    Ok(noise.f_sub(image)?.f_to_kind(Kind::Float)?)
 }
 
 /// Returns the mean over the batch of `weight * mean((velocity - wanted)²)`, a scalar; `wanted` [B, L, C] in
 /// f32.
-pub(super) fn weighted_error(
+pub(crate) fn weighted_error(
     weighting: Weighting,
     velocity: &Tensor,
     wanted: &Tensor,

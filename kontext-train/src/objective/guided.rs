@@ -5,11 +5,11 @@
 //! FLUX.1 [dev] is described in arXiv 2506.15742 section 3.
 
 use kontext_core::range::within;
-use kontext_core::{Error, Kind, Result, Tensor};
+use kontext_core::{Error, Result};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-use super::flow::{Density, FlowObjective, Weighting, weighted_error};
+use super::flow::{Density, FlowObjective, Weighting};
 use crate::run::random::uniform;
 
 /// The objective of guidance distillation: one pass of the student instead of two of the teacher.
@@ -92,10 +92,5 @@ impl GuidedObjective {
     /// Draws the guidance of a batch.
     pub(super) fn draw_guidance(&self, rng: &mut impl Rng) -> f64 {
         self.lowest + (self.highest - self.lowest) * uniform(rng)
-    }
-
-    /// Returns the weighted mean squared distance of two velocities [B, L, C], a scalar.
-    pub(crate) fn loss(&self, velocity: &Tensor, guided: &Tensor, sigmas: &[f64]) -> Result<Tensor> {
-        weighted_error(self.weighting, velocity, &guided.f_to_kind(Kind::Float)?, sigmas)
     }
 }

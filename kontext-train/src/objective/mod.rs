@@ -12,6 +12,7 @@ use rand::Rng;
 pub(crate) use adversarial::GROUPS;
 pub use adversarial::{AdversarialObjective, Pairing, Real};
 pub use flow::{Density, FlowObjective, Weighting, add_noise};
+pub(crate) use flow::{flows_velocity, weighted_error};
 pub use guided::GuidedObjective;
 
 /// The training objective of a recipe: its table `[objective]`, by the table's `kind`.
