@@ -1,7 +1,8 @@
 //! Loops of 28 steps, exact and with each mode of reuse: full width, few blocks, random weights, on the CPU; in bf16 if it
 //! has units for it, else in f32.
 //!
-//! A 256x256 edit: 256 target tokens, 256 reference tokens, 512 text tokens. All modes run in turn, in several rounds, and
+//! An edit of 256x256 pixels: 256 target tokens, 256 reference tokens, 512 text tokens. The larger the picture, the more of
+//! the operations are those of the references, and the more their reuse saves. All modes run in turn, in several rounds, and
 //! a mode's time is its least. Errors are those of the last latents, relative to their change by the exact loop: of random
 //! weights they say that a mode computes something near, and not how good it is (`tests/reuse.rs` does, on a trained model).
 //!
@@ -9,6 +10,7 @@
 //! cargo bench --bench reuse                # all modes, two rounds, in bf16: 1.5 GB of memory
 //! cargo bench --bench reuse -- 1 f32       # one round, in f32
 //! cargo bench --bench reuse -- 3 magcache  # three rounds of the exact loop and the modes whose names begin so
+//! cargo bench --bench reuse -- side=1024   # an edit of 1024x1024 pixels
 //! ```
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // A benchmark that cannot run stops, and prints its table.
 
@@ -22,7 +24,7 @@ use kontext_sampler::ids::{Origin, grid_ids};
 use kontext_sampler::{Conformance, Schedule, Shift, Size};
 
 const BLOCKS: (i64, i64) = (1, 2);
-/// Width and height of target and reference, in pixels.
+/// Default width and height of target and reference, in pixels.
 const SIDE: u32 = 256;
 /// Number of T5 tokens in FLUX.1 [dev].
 const TEXT: i64 = 512;
@@ -71,13 +73,13 @@ struct Loop {
 }
 
 impl Bench {
-    fn new(kind: Kind) -> Result<Self> {
+    fn new(kind: Kind, side: u32) -> Result<Self> {
         let config = DitConfig {
             double_blocks: BLOCKS.0,
             single_blocks: BLOCKS.1,
             ..DitConfig::kontext_dev()
         };
-        let grid = Size::new(SIDE, SIDE).grid()?;
+        let grid = Size::new(side, side).grid()?;
         let features = [1, grid.tokens(), config.in_channels];
         let dit = Dit::new(&random_weights(&config, kind)?, &config, |_| ())?;
         let schedule = Schedule::new(STEPS, grid.tokens(), Shift::dev(), Conformance::Native)?;
@@ -167,14 +169,16 @@ fn main() {
     } else {
         Kind::Float
     };
-    let is_name = |word: &&String| word.parse::<usize>().is_err() && *word != "f32";
+    let side = words.iter().find_map(|word| word.strip_prefix("side="));
+    let side = side.map_or(SIDE, |side| side.parse().unwrap());
+    let is_name = |word: &&String| word.parse::<usize>().is_err() && !word.starts_with("side=") && *word != "f32";
     let names: Vec<&String> = words.iter().filter(is_name).collect();
     let wanted = |mode: &&str| {
         let named = names.iter().any(|name| mode.starts_with(name.as_str()));
         *mode == MODES[0] || names.is_empty() || named
     };
     let modes: Vec<&str> = MODES.into_iter().filter(wanted).collect();
-    let bench = Bench::new(kind).unwrap();
+    let bench = Bench::new(kind, side).unwrap();
     let caches: Vec<Mode> = modes.iter().map(|text| mode(text)).collect();
     let mut loops: Vec<Loop> = caches.iter().map(|cache| bench.cached(cache).unwrap()).collect();
     for _ in 1..rounds.max(1) {
@@ -183,7 +187,7 @@ fn main() {
         }
     }
     println!(
-        "{kind:?}, {} + {} blocks, {STEPS} steps, {rounds} round(s)",
+        "{side}x{side}, {kind:?}, {} + {} blocks, {STEPS} steps, {rounds} round(s)",
         BLOCKS.0, BLOCKS.1
     );
     println!("| mode | seconds | times faster | times fewer operations | computed steps | relative error |");

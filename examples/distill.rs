@@ -17,6 +17,9 @@ use kontext_cli::training::{Limit, train};
 use kontext_cli::{announce, emoji, say, shipped, write};
 use kontext_train::{AdversarialObjective, Method, Objective, Recipe};
 
+/// Number of steps of the teacher with whose KID the others are compared.
+const BASELINE: usize = 4;
+
 /// Train a few-step student and its control, and measure both.
 #[derive(Debug, Parser)]
 struct Args {
@@ -29,9 +32,9 @@ struct Args {
     /// Optimizer steps; those of the recipe if not given
     #[arg(long, value_parser = positive::<u64>, allow_negative_numbers = true)]
     train_steps: Option<u64>,
-    /// Learning rate of the control
-    #[arg(long, default_value_t = 1e-4)]
-    control_rate: f64,
+    /// Learning rate of the control; twice the recipe's if not given
+    #[arg(long)]
+    control_rate: Option<f64>,
     /// Stop after this many minutes; the same command goes on
     #[arg(long, allow_negative_numbers = true)]
     minutes: Option<f64>,
@@ -39,7 +42,7 @@ struct Args {
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "1,2,4,20",
+        default_value = "1,2,4",
         value_parser = positive::<usize>,
         allow_negative_numbers = true
     )]
@@ -84,7 +87,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }];
     for (name, run) in [
         ("ladd", recipe.clone()),
-        ("control", control(&recipe, &objective, args.control_rate)),
+        (
+            "control",
+            control(&recipe, &objective, args.control_rate.unwrap_or(2.0 * recipe.rate.peak)),
+        ),
     ] {
         let run = Recipe {
             out: args.out.join(name),
@@ -107,6 +113,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         samplers: args.samplers.clone(),
         seed: 0,
         diverse: 32,
+        baseline: args.steps.contains(&BASELINE).then_some(BASELINE),
     };
     let table = table(&contenders, &options, features.as_ref())?;
     let said = say(format_args!("{table}"));
@@ -131,6 +138,10 @@ fn control(recipe: &Recipe, objective: &AdversarialObjective, rate: f64) -> Reci
         mse_weight: 1.0,
         ..AdversarialObjective::default()
     }));
+    if let Method::Lora(lora) = &mut control.method {
+        // There is no critic's lesson to amplify.
+        lora.default_scale = None;
+    }
     control.rate.peak = rate;
     control
 }

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::bail;
 use clap::Parser;
 use kontext::{Device, Sampler};
 use kontext_bench::metrics::Features;
@@ -63,6 +64,9 @@ struct Args {
     /// Weights of a feature network, for the column KID
     #[arg(long, value_name = "FILE")]
     features: Option<PathBuf>,
+    /// Compare all rows' KID, edit by edit, with the model's own at this number of steps, one of --steps
+    #[arg(long, value_name = "STEPS", requires = "features", conflicts_with = "students_only", value_parser = positive::<usize>, allow_negative_numbers = true)]
+    baseline: Option<usize>,
     /// Write the rows to this CSV file, at full precision
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
@@ -76,6 +80,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(steps) = args.baseline.filter(|steps| !args.steps.contains(steps)) {
+        bail!("--baseline {steps} is not one of --steps");
+    }
     let builder = args.load.builder()?;
     let mut contenders = Vec::new();
     if !args.students_only {
@@ -119,6 +126,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
             samplers: args.samplers.clone(),
             seed: args.seed,
             diverse: args.diverse as usize,
+            baseline: args.baseline,
         },
         features.as_ref(),
     )?;

@@ -4,49 +4,10 @@
 mod common;
 
 use common::desk::Desk;
-use image::{Rgb, RgbImage};
-use kontext::crates::kontext_formats::save;
-use kontext::{Device, Weights};
-use kontext_bench::metrics::{Backbone, Features};
-use serde_json::{Value, json};
+use common::known::{dataset, network};
+use serde_json::Value;
 
 const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kontext-emoji");
-
-/// Writes a dataset of three held-out edits with one reference image, and one without.
-fn dataset(desk: &Desk) {
-    let folder = desk.path("data");
-    std::fs::create_dir(&folder).unwrap();
-    let mut lines = String::new();
-    for number in 0..4_u32 {
-        let image = |level: u32| {
-            RgbImage::from_fn(64, 64, |x, y| {
-                Rgb([(x * number * 3 % 200) as u8, (y * level % 90) as u8, (level * 40) as u8])
-            })
-        };
-        image(1).save(folder.join(format!("{number}-a.png"))).unwrap();
-        image(5).save(folder.join(format!("{number}-b.png"))).unwrap();
-        let source = if number == 1 {
-            json!([])
-        } else {
-            json!([format!("{number}-a.png")])
-        };
-        let line = json!({"source": source, "target": format!("{number}-b.png"), "instruction": "make it blue", "category": "c", "split": "test"});
-        lines.push_str(&format!("{line}\n"));
-    }
-    std::fs::write(folder.join("metadata.jsonl"), lines).unwrap();
-}
-
-/// Writes a random SqueezeNet.
-fn network(desk: &Desk) {
-    let synthetic = Weights::synthetic(5);
-    Features::new(Backbone::SqueezeNet11, &synthetic, Device::Cpu).unwrap();
-    let tensor = |(name, shape): (String, Vec<i64>)| {
-        let value = synthetic.tensor(&name, &shape).unwrap();
-        (name, value)
-    };
-    let tensors: Vec<_> = synthetic.shapes().into_iter().map(tensor).collect();
-    save(desk.path("net.safetensors"), &tensors, None).unwrap();
-}
 
 #[test]
 fn a_student_with_the_teachers_weights_has_its_numbers() {
@@ -67,6 +28,8 @@ fn a_student_with_the_teachers_weights_has_its_numbers() {
         "2",
         "--features",
         "net.safetensors",
+        "--baseline",
+        "2",
         "--student",
         &transformer,
         "--student",
@@ -78,7 +41,8 @@ fn a_student_with_the_teachers_weights_has_its_numbers() {
     ];
     let (out, err) = desk.good("few_steps", &args);
     assert!(
-        out.contains("| the autoencoder's truths | - | - |") && out.contains("3 edits; KID is kid-squeezenet1.1."),
+        out.contains("| the autoencoder's truths | - | - |")
+            && out.contains("3 edits; KID is kid-squeezenet1.1; the baseline is teacher at 2 steps."),
         "{out}"
     );
     assert!(err.contains("teacher, euler, 2 steps: "), "{err}");
@@ -99,7 +63,17 @@ fn a_student_with_the_teachers_weights_has_its_numbers() {
             "{json}"
         );
         for student in [2 + step, 4 + step] {
-            assert_eq!(numbers(&rows[step]), numbers(&rows[student]));
+            let mut row = numbers(&rows[student]);
+            if step == 2 {
+                // The baseline has no difference to itself.
+                for end in ["", "_low", "_high"] {
+                    assert_eq!(
+                        row.insert(format!("kid_above_baseline{end}"), Value::Null),
+                        Some(0.0.into())
+                    );
+                }
+            }
+            assert_eq!(numbers(&rows[step]), row);
         }
     }
     assert_ne!(numbers(&rows[1]), numbers(&rows[2]));
@@ -176,6 +150,11 @@ fn what_cannot_be_measured_is_refused() {
         "data is no student: no LoRA, transformer or model",
     );
     bad(&["--students-only"], "--student <PATH>");
+    bad(
+        &["--baseline", "3", "--features", "none"],
+        "--baseline 3 is not one of --steps",
+    );
+    bad(&["--baseline", "4"], "--features <FILE>");
     bad(&["--steps", "1,0"], "expected a whole number of at least 1");
     bad(&["--csv", "t", "--json", "t"], "--csv and --json would write one file");
     bad(&["--csv", "data/0-a.png"], "which the run reads (--data)");

@@ -1,31 +1,18 @@
 //! Runs with a step cache: what they compute, and how far their results are from exact ones on the shipped model.
 #![allow(clippy::unwrap_used)] // In helper functions of a test.
 
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock};
+mod common;
 
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use common::shipped::{EDITS, path, source};
 use kontext::crates::kontext_sampler::CfgMode;
-use kontext::image::{RgbImage, imageops};
+use kontext::image::RgbImage;
 use kontext::{
     Conformance, Device, Event, ModelSizes, Output, Pipeline, ReferenceReuse, Request, Sampler, StepCache, StepWork,
-    open_image,
 };
 use kontext_bench::metrics::{psnr, ssim};
-
-static MODEL: LazyLock<PathBuf> = LazyLock::new(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("models/kontext-emoji"));
-
-/// Held-out edits of the model's card: their strips, which begin with the source at twice its size, and instructions.
-const EDITS: [(&str, &str); 8] = [
-    ("character-occupation", "make her a health worker"),
-    ("compound-background", "make the background pink in flat style"),
-    ("compound-letter", "change the text to ab in high contrast style"),
-    ("global-invert", "invert the colours"),
-    ("local-colour", "make the square brown"),
-    ("local-hair", "give them white hair"),
-    ("local-moon", "make it a waxing crescent moon"),
-    ("text-keycap", "change the number to 4"),
-];
 
 /// Modes, and the least PSNR to the exact run of 28 steps, in dB: of the mean squared error of all edits, and of the worst
 /// edit.
@@ -43,13 +30,7 @@ const BOUNDS: [(&str, f64, f64); 6] = [
 const LEAST_SSIM: f64 = 0.94;
 
 fn shipped() -> Pipeline {
-    Pipeline::builder().device(Device::Cpu).load(&*MODEL).unwrap()
-}
-
-fn source(name: &str) -> RgbImage {
-    let strip = open_image(MODEL.join(format!("pictures/{name}.png"))).unwrap();
-    let twice = imageops::crop_imm(&strip, 0, 0, 128, 128).to_image();
-    imageops::resize(&twice, 64, 64, imageops::FilterType::Nearest)
+    Pipeline::builder().device(Device::Cpu).load(path("")).unwrap()
 }
 
 fn cache(text: &str) -> StepCache {

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::cell;
 use crate::edit::Quality;
+use crate::statistics::{Bootstrap, Estimate};
 
 /// A model's results at one number of steps.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,6 +34,8 @@ pub struct Table {
     pub kid: Option<String>,
     /// The rows.
     pub rows: Vec<Row>,
+    /// Index of the row with whose KID those of all are compared; `None` compares none.
+    pub baseline: Option<usize>,
 }
 
 /// A row as one record of numbers.
@@ -51,19 +54,24 @@ struct Record<'a> {
     kid: Option<f64>,
     kid_low: Option<f64>,
     kid_high: Option<f64>,
+    kid_above_baseline: Option<f64>,
+    kid_above_baseline_low: Option<f64>,
+    kid_above_baseline_high: Option<f64>,
     diversity: Option<f64>,
     seconds: Option<f64>,
 }
 
-impl<'a> From<&'a Row> for Record<'a> {
-    fn from(row: &'a Row) -> Self {
+impl<'a> Record<'a> {
+    fn new(table: &Table, row: &'a Row) -> Result<Self> {
         let Quality {
             psnr,
             sharpness,
             nearest,
             kid,
-        } = row.quality;
-        Self {
+        } = &row.quality;
+        let kid = kid.as_ref().map(Bootstrap::estimate);
+        let above = table.above_baseline(row)?;
+        Ok(Self {
             model: &row.model,
             sampler: &row.sampler,
             steps: row.steps,
@@ -77,13 +85,31 @@ impl<'a> From<&'a Row> for Record<'a> {
             kid: kid.map(|kid| kid.value),
             kid_low: kid.map(|kid| kid.low),
             kid_high: kid.map(|kid| kid.high),
+            kid_above_baseline: above.map(|above| above.value),
+            kid_above_baseline_low: above.map(|above| above.low),
+            kid_above_baseline_high: above.map(|above| above.high),
             diversity: row.diversity,
             seconds: row.seconds,
-        }
+        })
     }
 }
 
 impl Table {
+    /// Returns how far a row's KID is above that of the baseline, as a paired comparison ([`Bootstrap::minus`]); `None`
+    /// for the baseline, without KID or without a baseline.
+    ///
+    /// # Errors
+    /// Those of [`Bootstrap::minus`].
+    pub fn above_baseline(&self, row: &Row) -> Result<Option<Estimate>> {
+        let baseline = self.baseline.and_then(|index| self.rows.get(index));
+        let Some(baseline) = baseline.filter(|baseline| !std::ptr::eq(*baseline, row)) else {
+            return Ok(None);
+        };
+        let pair = row.quality.kid.as_ref().zip(baseline.quality.kid.as_ref());
+        let difference = pair.map(|(kid, other)| kid.minus(other)).transpose()?;
+        Ok(difference.map(|difference| difference.estimate()))
+    }
+
     /// Formats the rows as CSV, at full precision. Names that a spreadsheet would take for a formula are quoted
     /// ([`cell::csv`]).
     ///
@@ -96,7 +122,7 @@ impl Table {
             let record = Record {
                 model: &model,
                 sampler: &sampler,
-                ..Record::from(row)
+                ..Record::new(self, row)?
             };
             writer.serialize(record).map_err(not_written)?;
         }
@@ -116,7 +142,11 @@ impl Table {
         }
         let whole = Whole {
             kid: self.kid.as_deref(),
-            rows: self.rows.iter().map(Record::from).collect(),
+            rows: self
+                .rows
+                .iter()
+                .map(|row| Record::new(self, row))
+                .collect::<Result<_>>()?,
         };
         let text = serde_json::to_string_pretty(&whole).map_err(not_written)?;
         Ok(format!("{text}\n"))
@@ -132,9 +162,12 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "| model | sampler | steps | PSNR | sharpness | nearest | KID·10³ (95 %) | diversity | seconds |"
+            "| model | sampler | steps | PSNR | sharpness | nearest | KID·10³ (95 %) | above baseline | diversity | seconds |"
         )?;
-        writeln!(f, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")?;
+        writeln!(
+            f,
+            "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+        )?;
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         for row in &self.rows {
             let Quality {
@@ -142,15 +175,12 @@ impl fmt::Display for Table {
                 sharpness,
                 nearest,
                 kid,
-            } = row.quality;
-            let thousandths = |value: f64| format!("{:.1}", 1e3 * value);
-            let kid = kid.map(|kid| {
-                let [value, low, high] = [kid.value, kid.low, kid.high].map(thousandths);
-                format!("{value} ({low} to {high})")
-            });
+            } = &row.quality;
+            let kid = kid.as_ref().map(|kid| thousandths(kid.estimate(), false));
+            let above = self.above_baseline(row).map_err(|_| fmt::Error)?;
             writeln!(
                 f,
-                "| {} | {} | {} | {:.2} | {:.3} | {:.2} ± {:.2} | {} | {} | {} |",
+                "| {} | {} | {} | {:.2} | {:.3} | {:.2} ± {:.2} | {} | {} | {} | {} |",
                 cell::markdown(&row.model),
                 if row.sampler.is_empty() {
                     "-".to_owned()
@@ -163,41 +193,68 @@ impl fmt::Display for Table {
                 nearest.mean,
                 nearest.standard_error,
                 or_dash(kid),
+                or_dash(above.map(|above| thousandths(above, true))),
                 or_dash(row.diversity.map(|levels| format!("{levels:.1}"))),
                 or_dash(row.seconds.map(|seconds| format!("{seconds:.3}"))),
             )?;
         }
         let edits = self.rows.first().map_or(0, |row| row.quality.psnr.count);
         match &self.kid {
-            Some(name) => writeln!(f, "\n{edits} edits; KID is {name}."),
-            None => writeln!(f, "\n{edits} edits; KID is empty, because there is no feature network."),
+            Some(name) => write!(f, "\n{edits} edits; KID is {name}"),
+            None => write!(f, "\n{edits} edits; KID is empty, because there is no feature network"),
+        }?;
+        let baseline = self.baseline.and_then(|index| self.rows.get(index));
+        if let Some(row) = baseline.filter(|row| row.quality.kid.is_some()) {
+            write!(f, "; the baseline is {}", cell::markdown(&row.model))?;
+            if let Some(steps) = row.steps {
+                write!(f, " at {steps} steps")?;
+            }
         }
+        writeln!(f, ".")
     }
+}
+
+/// Formats an estimate in thousandths, with its interval.
+fn thousandths(estimate: Estimate, signed: bool) -> String {
+    let text = |value: f64| {
+        let value = 1e3 * value;
+        if signed {
+            format!("{value:+.1}")
+        } else {
+            format!("{value:.1}")
+        }
+    };
+    let [value, low, high] = [estimate.value, estimate.low, estimate.high].map(text);
+    format!("{value} ({low} to {high})")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::statistics::{Estimate, Summary};
+    use crate::statistics::Summary;
 
     fn table() -> Table {
         let quality = Quality {
             psnr: Summary::of(&[25.0, 26.0]).unwrap(),
             sharpness: Summary::of(&[0.98, 1.0]).unwrap(),
             nearest: Summary::of(&[1.0, 0.0, 1.0, 1.0]).unwrap(),
-            kid: Some(Estimate {
-                value: 0.0021,
-                low: 0.0015,
-                high: 0.0027,
-            }),
+            kid: Some(Bootstrap::new(0.0021, vec![0.0015, 0.0027]).unwrap()),
         };
         let student = Row {
             model: "a|b".to_owned(),
             sampler: "euler".to_owned(),
             steps: Some(2),
-            quality,
+            quality: quality.clone(),
             diversity: Some(3.25),
             seconds: Some(0.0321),
+        };
+        let two = Row {
+            model: "b".to_owned(),
+            quality: Quality {
+                kid: Some(Bootstrap::new(0.0011, vec![0.0005, 0.0017]).unwrap()),
+                ..quality.clone()
+            },
+            ..student.clone()
         };
         let reconstruction = Row {
             model: "=autoencoder".to_owned(),
@@ -209,7 +266,8 @@ mod tests {
         };
         Table {
             kid: Some("kid-squeezenet1.1".to_owned()),
-            rows: vec![reconstruction, student],
+            rows: vec![reconstruction, student, two],
+            baseline: Some(1),
         }
     }
 
@@ -217,15 +275,29 @@ mod tests {
     fn rows_are_markdown() {
         let text = table().to_string();
         assert!(
-            text.contains("| a\\|b | euler | 2 | 25.50 | 0.990 | 0.75 ± 0.25 | 2.1 (1.5 to 2.7) | 3.2 | 0.032 |\n"),
+            text.contains("| a\\|b | euler | 2 | 25.50 | 0.990 | 0.75 ± 0.25 | 2.1 (1.5 to 2.7) | - | 3.2 | 0.032 |\n"),
             "{text}"
         );
         assert!(
-            text.contains("| =autoencoder | - | - | 25.50 | 0.990 | 0.75 ± 0.25 | - | - | - |\n"),
+            text.contains(
+                "| b | euler | 2 | 25.50 | 0.990 | 0.75 ± 0.25 | 1.1 (0.5 to 1.7) | -1.0 (-1.0 to -1.0) | 3.2 |"
+            ),
             "{text}"
         );
-        assert!(text.ends_with("\n2 edits; KID is kid-squeezenet1.1.\n"), "{text}");
-        let without = Table { kid: None, ..table() }.to_string();
+        assert!(
+            text.contains("| =autoencoder | - | - | 25.50 | 0.990 | 0.75 ± 0.25 | - | - | - | - |\n"),
+            "{text}"
+        );
+        assert!(
+            text.ends_with("\n2 edits; KID is kid-squeezenet1.1; the baseline is a\\|b at 2 steps.\n"),
+            "{text}"
+        );
+        let without = Table {
+            kid: None,
+            baseline: None,
+            ..table()
+        };
+        let without = without.to_string();
         assert!(
             without.ends_with("KID is empty, because there is no feature network.\n"),
             "{without}"
@@ -237,17 +309,23 @@ mod tests {
         let csv = table().csv().unwrap();
         let lines: Vec<&str> = csv.lines().collect();
         assert!(
-            lines[0].starts_with("model,sampler,steps,edits,psnr,") && lines.len() == 3,
+            lines[0].starts_with("model,sampler,steps,edits,psnr,") && lines.len() == 4,
             "{csv}"
         );
         assert!(
-            lines[1].starts_with("'=autoencoder,,,2,25.5,") && lines[1].ends_with(",,,,,"),
+            lines[1].starts_with("'=autoencoder,,,2,25.5,") && lines[1].ends_with(",,,,,,,,"),
             "{csv}"
         );
-        assert!(lines[2].ends_with(",0.0021,0.0015,0.0027,3.25,0.0321"), "{csv}");
+        assert!(
+            lines[2].contains(",0.0021,0.00153") && lines[2].ends_with(",,,,3.25,0.0321"),
+            "{csv}"
+        );
+        assert!(lines[3].contains(",0.0011,0.00053"), "{csv}");
         let json: serde_json::Value = serde_json::from_str(&table().json().unwrap()).unwrap();
         assert_eq!(json["kid"], "kid-squeezenet1.1");
         assert_eq!(json["rows"][0]["steps"], serde_json::Value::Null);
-        assert_eq!(json["rows"][1]["kid_low"], 0.0015);
+        assert_eq!(json["rows"][1]["kid"], 0.0021);
+        let above = json["rows"][2]["kid_above_baseline"].as_f64().unwrap();
+        assert!((above + 0.001).abs() < 1e-12, "{json}");
     }
 }

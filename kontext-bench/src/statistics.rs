@@ -103,12 +103,44 @@ impl Estimate {
             high,
         })
     }
+}
 
-    /// Takes the interval of a value from those of its resamples, by percentiles.
-    pub(crate) fn of_resamples(value: f64, resamples: Vec<f64>) -> Result<Self> {
-        check(&resamples)?;
-        let (low, high) = bounds(resamples, CONFIDENCE);
-        Ok(Self { value, low, high })
+/// A statistic of a set of items, and of each bootstrap draw of them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bootstrap {
+    value: f64,
+    draws: Vec<f64>,
+}
+
+impl Bootstrap {
+    /// Takes a value and those of its draws, which are finite and at least one.
+    pub(crate) fn new(value: f64, draws: Vec<f64>) -> Result<Self> {
+        check(&draws)?;
+        Ok(Self { value, draws })
+    }
+
+    /// Returns the statistic of the whole set.
+    #[must_use]
+    pub fn value(&self) -> f64 {
+        self.value
+    }
+
+    /// Returns the value with its 95 % interval, by percentiles of the draws.
+    #[must_use]
+    pub fn estimate(&self) -> Estimate {
+        let (low, high) = bounds(self.draws.clone(), CONFIDENCE);
+        let value = self.value;
+        Estimate { value, low, high }
+    }
+
+    /// Returns the difference to another statistic, draw by draw. If both were drawn from sets of items that belong
+    /// together, such as two models' results of the same edits, what the draws have in common cancels: the interval is
+    /// that of a paired comparison.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the numbers of draws differ.
+    pub fn minus(&self, other: &Self) -> Result<Self> {
+        Self::new(self.value - other.value, paired_differences(&self.draws, &other.draws)?)
     }
 }
 

@@ -33,6 +33,8 @@ pub struct Options {
     pub seed: u64,
     /// Number of edits that run a second time under another seed, for the diversity; 0 leaves it out.
     pub diverse: usize,
+    /// Number of steps of the first model whose KID, by the first sampler, the others are compared with.
+    pub baseline: Option<usize>,
 }
 
 /// A model of the table.
@@ -122,6 +124,7 @@ pub fn table(contenders: &[Contender], options: &Options, features: Option<&Feat
     let mut table = Table {
         kid: kid.as_ref().map(|kid| kid.name().to_owned()),
         rows: vec![reconstruction(edits.known(), kid.as_ref())?],
+        baseline: None,
     };
     for (index, contender) in contenders.iter().enumerate() {
         if index > 0 {
@@ -137,6 +140,14 @@ pub fn table(contenders: &[Contender], options: &Options, features: Option<&Feat
                 row.model
             ));
             table.rows.push(row);
+        }
+        if index == 0 {
+            // The first match is of the first sampler.
+            let steps = options.baseline;
+            table.baseline = table
+                .rows
+                .iter()
+                .position(|row| row.steps.is_some() && row.steps == steps);
         }
     }
     Ok(table)
@@ -245,6 +256,7 @@ mod tests {
             samplers: vec![Sampler::Heun, Sampler::Consistency],
             seed: 0,
             diverse: 0,
+            baseline: None,
         };
         let expected = [(Sampler::Heun, 1), (Sampler::Heun, 4), (Sampler::Consistency, 4)];
         assert_eq!(runs(&options), expected);

@@ -279,13 +279,23 @@ fn the_teacher_of_a_lora_is_the_base_model() {
     std::fs::remove_dir_all(world.path("cache/teacher")).unwrap();
     let mut longer = recipe.clone();
     (longer.steps, longer.accept_changes) = (3, vec!["steps".to_owned()]);
+    let Method::Lora(method) = &mut longer.method else {
+        unreachable!()
+    };
+    method.default_scale = Some(1.5);
     train(&longer).unwrap();
     assert!(images() == before);
     let facts = Lora::open(recipe.out.join("lora.safetensors")).unwrap();
     let fact = |name: &str| facts.facts()[name].clone();
     assert_eq!(
-        ["kontext.steps", "kontext.sampler", "kontext.guidance"].map(fact),
-        ["4", "consistency", "2.5"]
+        [
+            "kontext.steps",
+            "kontext.sampler",
+            "kontext.guidance",
+            "modelspec.lora_default_weight"
+        ]
+        .map(fact),
+        ["4", "consistency", "2.5", "1.5"]
     );
 }
 

@@ -54,6 +54,7 @@ impl World {
         let text = format!(
             "model = {:?}\nout = {:?}\nsteps = 2\nseed = 1\ndevice = 'cpu'\nclip = 1.0\nema = 0.9\nrecompute = false\n\
              [method]\nkind = 'lora'\nrank = 2\nalpha = 2.0\ndora = false\ntargets = ['double_blocks.*']\n\
+             default_scale = 1.5\n\
              [data]\nfolder = {:?}\ncache = {:?}\nbatch = 1\naccumulate = 1\nsizes = [[32, 32]]\nsplit = 'train'\n\
              validation = 'test'\nvalidation_items = 1\nweights = {{ '' = 1.0 }}\n\
              [objective]\nresolution_shift = true\nstratified = true\nweighting = 'none'\nguidance = 1.0\n\
@@ -280,6 +281,15 @@ fn values_from_code_are_checked_as_those_of_files() {
             });
         },
         "method.alpha",
+    );
+    refused(
+        &|r| {
+            r.method = Method::Lora(LoraMethod {
+                default_scale: Some(0.0),
+                ..rank(2)
+            });
+        },
+        "method.default_scale",
     );
     refused(
         &|r| {

@@ -3,8 +3,10 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 pub mod desk;
+pub mod known;
 pub mod loras;
 pub mod options_doc;
+pub mod shipped;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

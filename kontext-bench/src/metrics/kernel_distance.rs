@@ -6,7 +6,7 @@
 use kontext_core::{Error, Result, threads};
 use rayon::prelude::*;
 
-use crate::statistics::{Estimate, Resamples};
+use crate::statistics::{Bootstrap, Resamples};
 
 /// Relation of the two sets of a distance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,8 +24,9 @@ pub enum Samples {
 /// `(x·y / d + 1)³`, without bias: near 0 for sets of one distribution, and below it in half of such cases. In
 /// f64; the result does not depend on the number of threads.
 ///
-/// The interval is the percentile bootstrap at 95 % over `resamples` draws of each set, or of pairs, with seed
-/// 0. An item that is drawn twice is not compared with itself, so that the draws are centred on the distance.
+/// The bootstrap has `resamples` draws of each set, or of pairs, with seed 0: sets of equal sizes have equal draws, so that
+/// the difference of two distances to the same set ([`Bootstrap::minus`]) is a paired comparison. An item that is
+/// drawn twice is not compared with itself, so that the draws are centred on the distance.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] for sets of fewer than 2 vectors, vectors of different lengths or with values
@@ -36,11 +37,12 @@ pub enum Samples {
 /// use kontext_bench::metrics::{Samples, kernel_distance};
 /// let set = |shift: f32| (0..40).map(|n| vec![(n % 7) as f32 + shift, (n % 5) as f32]).collect::<Vec<_>>();
 /// let distance = |shift| kernel_distance(&set(shift), &set(0.0), Samples::Paired, 200);
-/// assert!(distance(0.0)?.value.abs() < 1e-9);
-/// assert!(distance(1.0)?.low > 0.0 && distance(2.0)?.value > distance(1.0)?.value);
+/// assert!(distance(0.0)?.value().abs() < 1e-9);
+/// assert!(distance(1.0)?.estimate().low > 0.0);
+/// assert!(distance(2.0)?.minus(&distance(1.0)?)?.estimate().low > 0.0);
 /// # Ok::<(), kontext_core::Error>(())
 /// ```
-pub fn kernel_distance(a: &[Vec<f32>], b: &[Vec<f32>], samples: Samples, resamples: usize) -> Result<Estimate> {
+pub fn kernel_distance(a: &[Vec<f32>], b: &[Vec<f32>], samples: Samples, resamples: usize) -> Result<Bootstrap> {
     check("vectors", a)?;
     check("vectors", b)?;
     let length = |set: &[Vec<f32>]| set.first().map(Vec::len).unwrap_or_default();
@@ -82,7 +84,7 @@ pub fn kernel_distance(a: &[Vec<f32>], b: &[Vec<f32>], samples: Samples, resampl
         })
         .collect();
     let values = drawn.par_iter().map(|(of_a, of_b)| distance(of_a, of_b)).collect();
-    Estimate::of_resamples(value, values)
+    Bootstrap::new(value, values)
 }
 
 /// Kernel values of all pairs of two sets, row by row.
@@ -165,15 +167,17 @@ mod tests {
     #[test]
     fn intervals_hold_the_distance_of_the_distributions_as_often_as_they_say() {
         // The expectation, from sets that are large enough.
-        let exact = kernel_distance(&normal(1500, 1, 1.0), &normal(1500, 2, 0.0), Samples::Independent, 1).unwrap();
+        let exact = kernel_distance(&normal(1500, 1, 1.0), &normal(1500, 2, 0.0), Samples::Independent, 1)
+            .unwrap()
+            .value();
         let (mut held, mut near) = (0, 0);
         for seed in 0..60 {
             let (a, b) = (normal(60, 1000 + seed, 1.0), normal(60, 2000 + seed, 0.0));
-            let estimate = kernel_distance(&a, &b, Samples::Independent, 300).unwrap();
-            held += usize::from((estimate.low..=estimate.high).contains(&exact.value));
+            let estimate = kernel_distance(&a, &b, Samples::Independent, 300).unwrap().estimate();
+            held += usize::from((estimate.low..=estimate.high).contains(&exact));
             // The same two sets, but as pairs: as unbiased, since these do not belong together.
-            let paired = kernel_distance(&a, &b, Samples::Paired, 300).unwrap();
-            near += usize::from((paired.low..=paired.high).contains(&exact.value));
+            let paired = kernel_distance(&a, &b, Samples::Paired, 300).unwrap().estimate();
+            near += usize::from((paired.low..=paired.high).contains(&exact));
         }
         assert!(
             (51..=60).contains(&held) && (51..=60).contains(&near),
@@ -184,9 +188,9 @@ mod tests {
     #[test]
     fn sets_of_one_distribution_are_at_zero_and_shifts_add_to_it() {
         let distance = |shift| kernel_distance(&normal(400, 3, shift), &normal(400, 4, 0.0), Samples::Independent, 200);
-        let same = distance(0.0).unwrap();
+        let same = distance(0.0).unwrap().estimate();
         assert!(same.value.abs() < 0.02 && same.low < 0.0, "{same:?}");
-        let far: Vec<f64> = [0.5, 1.0, 2.0].map(|shift| distance(shift).unwrap().value).into();
+        let far: Vec<f64> = [0.5, 1.0, 2.0].map(|shift| distance(shift).unwrap().value()).into();
         assert!(same.value < far[0] && far[0] < far[1] && far[1] < far[2], "{far:?}");
     }
 
@@ -198,16 +202,38 @@ mod tests {
         for (result, truth) in results.iter_mut().zip(&truths) {
             result.iter_mut().zip(truth).for_each(|(x, y)| *x = y + 0.01 * *x);
         }
-        let paired = kernel_distance(&results, &truths, Samples::Paired, 200).unwrap();
-        let independent = kernel_distance(&results, &truths, Samples::Independent, 200).unwrap();
+        let paired = kernel_distance(&results, &truths, Samples::Paired, 200)
+            .unwrap()
+            .estimate();
+        let independent = kernel_distance(&results, &truths, Samples::Independent, 200)
+            .unwrap()
+            .estimate();
         assert!(paired.value.abs() < 0.01, "{paired:?}");
         assert!(independent.value < -0.1, "{independent:?}");
     }
 
     #[test]
+    fn a_paired_comparison_finds_what_two_intervals_do_not() {
+        let truths = normal(60, 9, 0.0);
+        let near = normal(60, 10, 1.0);
+        let mut far = near.clone();
+        far.iter_mut().for_each(|vector| vector[0] += 0.2);
+        let distance = |set: &[Vec<f32>]| kernel_distance(set, &truths, Samples::Paired, 400).unwrap();
+        let (near, far) = (distance(&near), distance(&far));
+        assert!(far.estimate().low < near.estimate().high);
+        let more = far.minus(&near).unwrap();
+        assert_eq!(more.value(), far.value() - near.value());
+        let (more, same) = (more.estimate(), near.minus(&near).unwrap().estimate());
+        assert!(more.low > 0.0 && more.high > more.low, "{more:?}");
+        assert_eq!((same.value, same.low, same.high), (0.0, 0.0, 0.0));
+    }
+
+    #[test]
     fn sets_of_two_have_an_interval() {
         for samples in [Samples::Paired, Samples::Independent] {
-            let estimate = kernel_distance(&normal(2, 7, 1.0), &normal(2, 8, 0.0), samples, 100).unwrap();
+            let estimate = kernel_distance(&normal(2, 7, 1.0), &normal(2, 8, 0.0), samples, 100)
+                .unwrap()
+                .estimate();
             assert!(estimate.low.is_finite() && estimate.high.is_finite(), "{estimate:?}");
         }
     }

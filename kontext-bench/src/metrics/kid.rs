@@ -7,7 +7,7 @@ use kontext_core::Result;
 
 use super::Features;
 use super::kernel_distance::{Samples, check, kernel_distance};
-use crate::statistics::Estimate;
+use crate::statistics::Bootstrap;
 
 /// Kernel distance of images to a fixed reference set, in the features of a network: KID, except for the
 /// network. It is not comparable to the KID of Inception, nor to that of another reference set.
@@ -33,7 +33,7 @@ use crate::statistics::Estimate;
 /// let kid = Kid::new(&features, &truths.iter().collect::<Vec<_>>())?;
 /// assert_eq!(kid.name(), "kid-squeezenet1.1");
 /// let far = kid.distance(&others.iter().collect::<Vec<_>>(), Samples::Independent, 100)?;
-/// assert!(far.low > 0.0);
+/// assert!(far.estimate().low > 0.0);
 /// # Ok::<(), kontext_core::Error>(())
 /// ```
 #[derive(Debug)]
@@ -74,7 +74,7 @@ impl<'a> Kid<'a> {
     ///
     /// # Errors
     /// Those of [`Kid::new`] and [`kernel_distance`].
-    pub fn distance(&self, images: &[&RgbImage], samples: Samples, resamples: usize) -> Result<Estimate> {
+    pub fn distance(&self, images: &[&RgbImage], samples: Samples, resamples: usize) -> Result<Bootstrap> {
         let mut vectors = self.features.pooled(images)?;
         scale(&mut vectors, &self.factors);
         kernel_distance(&vectors, &self.references, samples, resamples)

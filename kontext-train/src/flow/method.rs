@@ -31,6 +31,10 @@ pub struct LoraMethod {
     /// Patterns of the adapted linear layers, from 1 to 1000, by the layers' names in the transformer
     /// (BFL's), with `*` as a wildcard. Default: attention and MLP of all blocks.
     pub targets: Vec<String>,
+    /// Scale that the trained file asks for ([`kontext_lora::LoraDefaults`]), from 0.001 to 100. Training and
+    /// validation use 1. Default: none, which counts as 1. Above 1 it amplifies what a few-step student
+    /// learned from its critic.
+    pub default_scale: Option<f64>,
 }
 
 impl Default for LoraMethod {
@@ -47,6 +51,7 @@ impl Default for LoraMethod {
             alpha: None,
             dora: false,
             targets: targets.map(str::to_owned).to_vec(),
+            default_scale: None,
         }
     }
 }
@@ -59,7 +64,18 @@ impl Method {
         if let Some(alpha) = lora.alpha {
             within("method.alpha", alpha, 0.001..=1e6)?;
         }
+        if let Some(scale) = lora.default_scale {
+            within("method.default_scale", scale, 0.001..=100.0)?;
+        }
         within("number of method.targets", lora.targets.len(), 1..=1000).map(drop)
+    }
+
+    /// Returns the scale that the trained file asks for.
+    pub(super) fn default_scale(&self) -> Option<f64> {
+        match self {
+            Self::Full => None,
+            Self::Lora(lora) => lora.default_scale,
+        }
     }
 }
 

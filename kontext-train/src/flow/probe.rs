@@ -77,9 +77,10 @@ pub struct ProbeReport {
 }
 
 impl ProbeReport {
-    /// Returns the law to set as [`AdversarialObjective::critic_density`]: logit-normal of deviation 1, four
+    /// Returns the highest law for [`AdversarialObjective::critic_density`]: logit-normal of deviation 1, four
     /// fifths of it below the highest level at which 60 % of the pairs are ranked right, its mean rounded to
-    /// a tenth. `None` if there is no such level.
+    /// a tenth. Higher laws mostly draw levels at which the critic is blind; lower ones draw more of the levels
+    /// of fine detail, and can suit a student better that is near the data. `None` if there is no such level.
     ///
     /// ```
     /// use kontext_train::{Density, ProbeReport, ProbeRow};
@@ -121,7 +122,7 @@ impl fmt::Display for ProbeReport {
         match self.density() {
             Some(Density::LogitNormal { mean, std }) => write!(
                 f,
-                "\nfor the recipe: critic_density = {{ kind = \"logit-normal\", mean = {mean:.1}, std = {std:.1} }}"
+                "\nhighest law for the recipe: critic_density = {{ kind = \"logit-normal\", mean = {mean:.1}, std = {std:.1} }}"
             ),
             _ => write!(
                 f,

@@ -77,6 +77,7 @@ impl Comparable for Recipe {
         "out",
         "device",
         "recompute",
+        "method.default_scale",
         "every",
         "accept_changes",
         "data.folder",

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::mpsc::sync_channel;
 
 use kontext_core::{Device, Error, Kind, Result, Tensor, threads};
+use kontext_lora::LoraDefaults;
 use kontext_vae::Autoencoder;
 
 use crate::adversarial::{Found, Judging, Quality, of_results, of_steps, quality_record};
@@ -219,6 +220,14 @@ impl Flow {
             ("steps".to_owned(), step.to_string()),
             ("recipe".to_owned(), self.recipe.to_toml()?),
         ]);
+        let scale = self.recipe.method.default_scale();
+        facts.extend(
+            LoraDefaults {
+                scale,
+                ..LoraDefaults::default()
+            }
+            .to_facts(),
+        );
         if let Some(objective) = self.recipe.objective.adversarial() {
             facts.extend(objective.lora_defaults(&self.base)?.to_facts());
             if self.recipe.method == Method::Full {
