@@ -4,7 +4,7 @@
     BFL_FLUX=path/to/their/checkout python tests/reference/compare_bfl.py
 
 On the CPU. In f32, their code, which hard-codes bf16, runs with f32 instead; in bf16, it runs unmodified except for
-the transformer, which computes in f32 from weights and times of bf16, like ours on a CPU. The text embeddings are
+the transformer, which computes in f32 from weights and times of bf16, like ours by `--compute f32`. The text embeddings are
 ours; everything else is theirs, including the noise. Prints the relative L2 error of each stage, and exits 1 if the noise
 is not the same bit for bit, if an error is above 1e-4 (1e-3 in bf16, where a value that rounds the other way jumps by
 4e-3), or if the image is more than one level off anywhere or by the same of the full scale on average.
@@ -63,7 +63,7 @@ def command(args, model, case, image, dump, png):
     width, height = case["size"]
     given = {
         "model": model, "image": image, "prompt": PROMPT, "width": width, "height": height, "steps": case["steps"],
-        "guidance": case["guidance"], "seed": case["seed"], "device": "cpu", "dtype": case["dtype"], "conform": "bfl", "dump": dump, "out": png,
+        "guidance": case["guidance"], "seed": case["seed"], "device": "cpu", "dtype": case["dtype"], "compute": "f32", "conform": "bfl", "dump": dump, "out": png,
     }  # fmt: skip
     flags = [text for key, value in given.items() if value is not None for text in (f"--{key}", str(value))]
     return [str(args.binaries / "edit"), *flags]
