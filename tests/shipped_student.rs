@@ -27,7 +27,10 @@ fn the_students_file_says_how_it_is_used() {
     let scales: Vec<f64> = pipe.loras().iter().map(LoadedLora::scale).collect();
     assert_eq!(scales, [1.5]);
     let plan = pipe.plan(&Request::generate("a cat")).unwrap();
-    assert_eq!((plan.evaluations(), plan.sampler), (2, Sampler::Consistency));
+    assert_eq!(
+        (plan.evaluations(), plan.sampler, plan.shift),
+        (2, Sampler::Consistency, Some(2.0))
+    );
     assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
     let size = std::fs::metadata(path("ladd.safetensors")).unwrap().len();
     assert!(size < 1 << 20, "{size} bytes");

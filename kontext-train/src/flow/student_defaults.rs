@@ -57,6 +57,8 @@ fn fixed_shift(levels: &[f64]) -> Result<Option<f64>> {
     // A shift s moves u to s u / (1 + (s - 1) u); it leaves 1 where it is.
     let Some(level) = levels.get(1) else { return Ok(None) };
     let shift = level * (1.0 - unshifted(1)) / (unshifted(1) * (1.0 - level));
+    // Levels are written with a few digits; the shift that they mean has fewer.
+    let shift = (1e3 * shift).round() / 1e3;
     if !Shift::RANGE.contains(&shift) {
         return Ok(None);
     }
@@ -73,6 +75,7 @@ mod tests {
     fn levels_of_a_shifted_schedule_give_its_shift() {
         let shift = fixed_shift(&[1.0, 0.9, 0.75, 0.5]).unwrap().unwrap();
         assert!((shift - 3.0).abs() < 1e-9, "{shift}");
+        assert_eq!(fixed_shift(&[1.0, 0.6667]).unwrap(), Some(2.0));
         for levels in [&[1.0, 0.9, 0.7, 0.5][..], &[1.0], &[0.9, 0.5], &[1.0, 0.001]] {
             assert_eq!(fixed_shift(levels).unwrap(), None, "{levels:?}");
         }
