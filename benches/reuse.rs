@@ -14,22 +14,19 @@
 //! ```
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // A benchmark that cannot run stops, and prints its table.
 
+mod edit;
+
 use std::time::Instant;
 
-use kontext_core::{Conditioning, Device, Kind, Result, Tensor, Tokens, check};
+use edit::{Edit, STEPS, TEXT};
+use kontext_core::{Kind, Result, Tensor, check};
 use kontext_device::cpu;
-use kontext_dit::{Dit, DitConfig, DitFlops, ReferenceReuse, Run, RunCounts, RunInput, StepCache, StepWork};
-use kontext_nn::Weights;
-use kontext_sampler::ids::{Origin, grid_ids};
-use kontext_sampler::{Conformance, Schedule, Shift, Size};
+use kontext_dit::{DitFlops, ReferenceReuse, Run, RunCounts, StepCache, StepWork};
+use kontext_sampler::{Conformance, Schedule, Shift};
 
 const BLOCKS: (i64, i64) = (1, 2);
 /// Default width and height of target and reference, in pixels.
 const SIDE: u32 = 256;
-/// Number of T5 tokens in FLUX.1 [dev].
-const TEXT: i64 = 512;
-/// Number of denoising steps, diffusers' default.
-const STEPS: usize = 28;
 /// Rows of the table.
 ///
 /// Of two modes with a `+`, the second reuses the references.
@@ -46,12 +43,11 @@ const MODES: [&str; 10] = [
     "teacache",
 ];
 
-/// A transformer and its inputs.
+/// An edit, prepared.
 struct Bench {
     kind: Kind,
-    dit: Dit,
+    edit: Edit,
     run: Run,
-    noise: Tensor,
     sigmas: Vec<f32>,
     flops: DitFlops,
 }
@@ -74,30 +70,9 @@ struct Loop {
 
 impl Bench {
     fn new(kind: Kind, side: u32) -> Result<Self> {
-        let config = DitConfig {
-            double_blocks: BLOCKS.0,
-            single_blocks: BLOCKS.1,
-            ..DitConfig::kontext_dev()
-        };
-        let grid = Size::new(side, side).grid()?;
-        let features = [1, grid.tokens(), config.in_channels];
-        let dit = Dit::new(&random_weights(&config, kind)?, &config, |_| ())?;
-        let schedule = Schedule::new(STEPS, grid.tokens(), Shift::dev(), Conformance::Native)?;
-        let run = dit.prepare(&RunInput {
-            conditioning: &Conditioning {
-                // The model computes in its kind.
-                prompt_embeds: random(&[1, TEXT, config.context_dim])?.f_to_kind(kind)?,
-                pooled: random(&[1, config.pooled_dim])?,
-            },
-            target_ids: &grid_ids(grid, Origin { t: 0, y: 0, x: 0 })?,
-            context: Some(&Tokens::new(
-                random(&features)?,
-                grid_ids(grid, Origin { t: 1, y: 0, x: 0 })?,
-            )?),
-            times: &schedule.embedded_times(kind),
-            guidance: Some(2500.0),
-        })?;
-        let tokens = grid.tokens().unsigned_abs();
+        let edit = Edit::new(BLOCKS, kind, side)?;
+        let schedule = Schedule::new(STEPS, edit.grid.tokens(), Shift::dev(), Conformance::Native)?;
+        let tokens = edit.grid.tokens().unsigned_abs();
         let counts = RunCounts {
             text: TEXT.unsigned_abs(),
             target: tokens,
@@ -108,24 +83,24 @@ impl Bench {
         };
         Ok(Self {
             kind,
-            flops: DitFlops::of(&config, &counts),
-            dit,
-            run,
-            noise: random(&features)?,
+            flops: DitFlops::of(&edit.config, &counts),
+            run: edit.prepare(&schedule.embedded_times(kind))?,
+            edit,
             sigmas: schedule.sigmas().to_vec(),
         })
     }
 
     /// Runs the loop with a step cache.
     fn cached(&self, (cache, reuse): &Mode) -> Result<Loop> {
-        let mut state = self.dit.step_cache(cache, &self.run)?;
+        let mut state = self.edit.dit.step_cache(cache, &self.run)?;
         if let Some(reuse) = reuse {
             state = state.reuse_references(reuse, &self.run, &self.sigmas, None)?;
         }
         let begun = Instant::now();
-        let mut latents = self.noise.shallow_clone();
+        let mut latents = self.edit.noise.shallow_clone();
         for (step, pair) in self.sigmas.windows(2).enumerate() {
             let velocity = self
+                .edit
                 .dit
                 .forward_cached(&self.run, step, &latents.f_to_kind(self.kind)?, &mut state)?;
             latents = latents.f_add(
@@ -140,24 +115,6 @@ impl Bench {
             work: state.into_work(),
         })
     }
-}
-
-fn random(shape: &[i64]) -> Result<Tensor> {
-    Ok(Tensor::f_randn(shape, (Kind::Float, Device::Cpu))?)
-}
-
-/// Draws weights of variance 1 / fan-in. At this size `Weights::synthetic` takes longer than a loop.
-fn random_weights(config: &DitConfig, kind: Kind) -> Result<Weights> {
-    let blank = Weights::blank();
-    Dit::new(&blank, config, |_| ())?;
-    let draw = |(name, shape): (String, Vec<i64>)| {
-        let fan_in = shape.iter().skip(1).product::<i64>() as f64;
-        let weight = random(&shape)?.f_mul_scalar_(fan_in.powf(-0.5))?;
-        Ok((name, weight.f_to_kind(kind)?))
-    };
-    Ok(Weights::from_tensors(
-        blank.shapes().into_iter().map(draw).collect::<Result<Vec<_>>>()?,
-    ))
 }
 
 fn main() {
@@ -193,7 +150,7 @@ fn main() {
     println!("| mode | seconds | times faster | times fewer operations | computed steps | relative error |");
     println!("|---|---:|---:|---:|---:|---:|");
     let exact = &loops[0];
-    let change = |looped: &Loop| &looped.latents - &bench.noise;
+    let change = |looped: &Loop| &looped.latents - &bench.edit.noise;
     let flops = |looped: &Loop, (cache, _): &Mode| bench.flops.run(&looped.work, cache) as f64;
     for ((mode, cache), looped) in modes.iter().zip(&caches).zip(&loops) {
         println!(

@@ -14,7 +14,7 @@ use kontext_bench::metrics::Features;
 use kontext_cli::args::positive;
 use kontext_cli::few_steps::{Contender, Options, table};
 use kontext_cli::training::{Limit, train};
-use kontext_cli::{announce, emoji, say, shipped, write};
+use kontext_cli::{emoji, save, say, shipped};
 use kontext_train::{AdversarialObjective, Method, Objective, Recipe};
 
 /// Number of steps of the teacher with whose KID the others are compared.
@@ -118,8 +118,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let table = table(&contenders, &options, features.as_ref())?;
     let said = say(format_args!("{table}"));
     let path = args.out.join("few-steps.csv");
-    write(&path, &table.csv()?)?;
-    announce(format_args!("wrote {}", path.display()));
+    save(&path, &table.csv()?)?;
     said
 }
 

@@ -13,6 +13,7 @@ use kontext::{ReferenceReuse, StepCache};
 use kontext_bench::cell;
 use kontext_bench::edit::{EditScore, Table};
 use kontext_cli::args::{LoadArgs, positive};
+use kontext_cli::held_out::SplitArgs;
 use kontext_cli::judge::{self, Edit, Judge, edits};
 use kontext_cli::outputs::Outputs;
 use kontext_cli::{announce, create_folder, emoji, progress, say, shipped, write};
@@ -23,14 +24,10 @@ struct Args {
     /// Folder of the model
     #[arg(long, value_name = "DIR", default_value_os_t = shipped::model())]
     model: PathBuf,
-    /// The dataset's folder; made if it is not there
-    #[arg(long, value_name = "DIR", default_value = "target/emoji")]
-    data: PathBuf,
+    #[command(flatten)]
+    dataset: SplitArgs,
     #[command(flatten)]
     load: LoadArgs,
-    /// The split to measure: `test` for new combinations, `wording` for the same in new words
-    #[arg(long, default_value = "test")]
-    split: String,
     /// The reference images that the model is given
     #[arg(long, value_enum, default_value_t)]
     context: Context,
@@ -86,31 +83,32 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> anyhow::Result<()> {
     let builder = args.load.builder()?;
     let mut outputs = Outputs::overwriting(args.overwrite);
-    outputs.model("--model", &builder.checkpoint(&args.model)?);
-    for file in args.load.lora_files()? {
-        outputs.weights("--lora", &file);
-    }
-    outputs.collection("--data", &args.data, judge::files(&args.data));
+    args.load.inputs(&builder.checkpoint(&args.model)?, &mut outputs)?;
+    outputs.collection("--data", &args.dataset.data, judge::files(&args.dataset.data));
     if let Some(path) = &args.csv {
         outputs.file("--csv", path)?;
     }
     if let Some(folder) = &args.strips {
         create_folder(folder)?;
     }
-    emoji::ensure(&args.data, None)?;
+    emoji::ensure(&args.dataset.data, None)?;
     let mut by_category = BTreeMap::<String, Vec<Edit>>::new();
-    for edit in edits(&args.data, &[&args.split])? {
+    for edit in edits(&args.dataset.data, &[&args.dataset.split])? {
         by_category.entry(edit.category.clone()).or_default().push(edit);
     }
     if by_category.is_empty() {
-        bail!("{} has no edits of split `{}`", args.data.display(), args.split);
+        bail!(
+            "{} has no edits of split `{}`",
+            args.dataset.data.display(),
+            args.dataset.split
+        );
     }
     by_category.values_mut().for_each(|edits| edits.truncate(args.most));
     if let Some(folder) = &args.strips {
         let strips: Vec<PathBuf> = by_category.keys().map(|category| strip_of(folder, category)).collect();
         outputs.derived("--strips", "folder", &strips)?;
     }
-    let mut judge = Judge::new(builder.load(&args.model)?, &args.data)?.step_cache(args.step_cache);
+    let mut judge = Judge::new(builder.load(&args.model)?, &args.dataset.data)?.step_cache(args.step_cache);
     judge.reference_reuse.clone_from(&args.reference_reuse);
     let bar = progress::bar("editing", by_category.values().map(Vec::len).sum());
     let mut table = Table::new();

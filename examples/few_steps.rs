@@ -12,8 +12,9 @@ use kontext::{Device, Sampler};
 use kontext_bench::metrics::Features;
 use kontext_cli::args::{LoadArgs, positive, whole};
 use kontext_cli::few_steps::{Contender, Options, table};
+use kontext_cli::held_out::SplitArgs;
 use kontext_cli::outputs::Outputs;
-use kontext_cli::{announce, emoji, judge, say, shipped, write};
+use kontext_cli::{emoji, judge, save, say, shipped};
 
 /// Measure a model and its few-step students on held-out edits.
 #[derive(Debug, Parser)]
@@ -44,14 +45,10 @@ struct Args {
         default_value = "euler,consistency"
     )]
     samplers: Vec<Sampler>,
-    /// The dataset's folder; made if it is not there
-    #[arg(long, value_name = "DIR", default_value = "target/emoji")]
-    data: PathBuf,
+    #[command(flatten)]
+    dataset: SplitArgs,
     #[command(flatten)]
     load: LoadArgs,
-    /// The split to measure: `test` for new combinations, `wording` for the same in new words
-    #[arg(long, default_value = "test")]
-    split: String,
     /// Maximum of edits, taken evenly from those with one reference image
     #[arg(long, default_value_t = 256, value_parser = positive::<usize>, allow_negative_numbers = true)]
     most: usize,
@@ -96,17 +93,14 @@ fn run(args: &Args) -> anyhow::Result<()> {
         contenders.push(Contender::student(path, &args.model, &builder)?);
     }
     let mut outputs = Outputs::default();
-    outputs.model("--model", &builder.checkpoint(&args.model)?);
+    args.load.inputs(&builder.checkpoint(&args.model)?, &mut outputs)?;
     for path in &args.student {
         outputs.weights("--student", path);
-    }
-    for file in args.load.lora_files()? {
-        outputs.weights("--lora", &file);
     }
     if let Some(path) = &args.features {
         outputs.read("--features", path);
     }
-    outputs.collection("--data", &args.data, judge::files(&args.data));
+    outputs.collection("--data", &args.dataset.data, judge::files(&args.dataset.data));
     if let Some(path) = &args.csv {
         outputs.file("--csv", path)?;
     }
@@ -115,12 +109,12 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     let features = args.features.as_deref();
     let features = features.map(|path| Features::open(path, Device::Cpu)).transpose()?;
-    emoji::ensure(&args.data, None)?;
+    emoji::ensure(&args.dataset.data, None)?;
     let table = table(
         &contenders,
         &Options {
-            data: args.data.clone(),
-            split: args.split.clone(),
+            data: args.dataset.data.clone(),
+            split: args.dataset.split.clone(),
             most: args.most,
             steps: args.steps.clone(),
             samplers: args.samplers.clone(),
@@ -133,12 +127,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
     // The files are written also if the reader of stdout is gone.
     let said = say(format_args!("{table}"));
     if let Some(path) = &args.csv {
-        write(path, &table.csv()?)?;
-        announce(format_args!("wrote {}", path.display()));
+        save(path, &table.csv()?)?;
     }
     if let Some(path) = &args.json {
-        write(path, &table.json()?)?;
-        announce(format_args!("wrote {}", path.display()));
+        save(path, &table.json()?)?;
     }
     said
 }

@@ -11,10 +11,10 @@ use kontext::Device;
 use kontext_bench::metrics::Perceptual;
 use kontext_bench::reuse::plot;
 use kontext_cli::args::{LoadArgs, positive, whole};
-use kontext_cli::held_out::HeldOutEdits;
+use kontext_cli::held_out::{HeldOutEdits, SplitArgs};
 use kontext_cli::outputs::Outputs;
 use kontext_cli::reuse::{Mode, Options, table};
-use kontext_cli::{announce, emoji, judge, say, shipped, write};
+use kontext_cli::{emoji, judge, save, say, shipped};
 
 /// The modes that are compared by default: each by its published defaults, and by others.
 const MODES: [&str; 21] = [
@@ -54,14 +54,10 @@ struct Args {
     /// Sampling steps
     #[arg(long, default_value_t = 28, value_parser = positive::<usize>, allow_negative_numbers = true)]
     steps: usize,
-    /// The dataset's folder; made if it is not there
-    #[arg(long, value_name = "DIR", default_value = "target/emoji")]
-    data: PathBuf,
+    #[command(flatten)]
+    dataset: SplitArgs,
     #[command(flatten)]
     load: LoadArgs,
-    /// The split to measure: `test` for new combinations, `wording` for the same in new words
-    #[arg(long, default_value = "test")]
-    split: String,
     /// Maximum of edits, taken evenly from those with one reference image
     #[arg(long, default_value_t = 128, value_parser = positive::<usize>, allow_negative_numbers = true)]
     most: usize,
@@ -94,14 +90,11 @@ fn run(args: &Args) -> anyhow::Result<()> {
         args.mode.clone()
     };
     let mut outputs = Outputs::default();
-    outputs.model("--model", &builder.checkpoint(&args.model)?);
-    for file in args.load.lora_files()? {
-        outputs.weights("--lora", &file);
-    }
+    args.load.inputs(&builder.checkpoint(&args.model)?, &mut outputs)?;
     if let Some(path) = &args.perceptual {
         outputs.read("--perceptual", path);
     }
-    outputs.collection("--data", &args.data, judge::files(&args.data));
+    outputs.collection("--data", &args.dataset.data, judge::files(&args.dataset.data));
     if let Some(path) = &args.csv {
         outputs.file("--csv", path)?;
     }
@@ -112,9 +105,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let perceptual = perceptual
         .map(|path| Perceptual::open(path, None, Device::Cpu))
         .transpose()?;
-    emoji::ensure(&args.data, None)?;
+    emoji::ensure(&args.dataset.data, None)?;
     let pipe = builder.load(&args.model)?;
-    let edits = HeldOutEdits::open(&args.data, &args.split, args.most, &pipe)?;
+    let edits = HeldOutEdits::open(&args.dataset.data, &args.dataset.split, args.most, &pipe)?;
     let options = Options {
         modes,
         steps: args.steps,
@@ -124,12 +117,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
     // The files are written also if the reader of stdout is gone.
     let said = say(format_args!("{table}"));
     if let Some(path) = &args.csv {
-        write(path, &table.csv()?)?;
-        announce(format_args!("wrote {}", path.display()));
+        save(path, &table.csv()?)?;
     }
     if let Some(path) = &args.plot {
-        write(path, &plot(&table)?)?;
-        announce(format_args!("wrote {}", path.display()));
+        save(path, &plot(&table)?)?;
     }
     said
 }

@@ -15,7 +15,7 @@ use kontext_cli::args::{device, positive};
 use kontext_cli::identity::sha256;
 use kontext_cli::images::{self, usable};
 use kontext_cli::outputs::Outputs;
-use kontext_cli::{announce, create_folder, progress, round_trip, say, typed, write};
+use kontext_cli::{announce, create_folder, progress, round_trip, save, say, typed};
 
 /// File of the measurements in `--out`.
 const RECORDS: &str = "reconstructions.jsonl";
@@ -237,8 +237,7 @@ fn report(
     let said = say(table.to_string().trim_end());
     for (path, text) in [(&args.csv, table.csv()), (&args.markdown, table.markdown())] {
         let Some(path) = path else { continue };
-        write(path, &text)?;
-        announce(format_args!("wrote {}", path.display()));
+        save(path, &text)?;
     }
     if let (Some(path), Some(image)) = (&args.strip, strip.image()) {
         kontext::io::save_image(&image, path, &[])?;

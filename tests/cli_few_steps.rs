@@ -9,6 +9,12 @@ use serde_json::Value;
 
 const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/kontext-emoji");
 
+/// Measures the first edit of the dataset, with these flags; returns stdout.
+fn measure_one(desk: &Desk, more: &[&str]) -> String {
+    let args = ["--data", "data", "--device", "cpu", "--most", "1", "--diverse", "0"];
+    desk.good("few_steps", &[&args, more].concat()).0
+}
+
 #[test]
 fn a_student_with_the_teachers_weights_has_its_numbers() {
     let desk = Desk::new();
@@ -85,19 +91,7 @@ fn a_student_with_the_teachers_weights_has_its_numbers() {
 fn a_sampler_that_adds_noise_is_run_from_two_steps_on() {
     let desk = Desk::new();
     dataset(&desk);
-    let args = [
-        "--data",
-        "data",
-        "--device",
-        "cpu",
-        "--steps",
-        "1,2",
-        "--most",
-        "1",
-        "--diverse",
-        "0",
-    ];
-    let (out, _) = desk.good("few_steps", &args);
+    let out = measure_one(&desk, &["--steps", "1,2"]);
     for run in ["euler | 1", "euler | 2", "consistency | 2"] {
         assert!(out.contains(&format!("| teacher | {run} |")), "{out}");
     }
@@ -113,19 +107,7 @@ fn a_sampler_that_adds_noise_is_run_from_two_steps_on() {
 fn without_a_network_the_table_says_why_kid_is_empty() {
     let desk = Desk::new();
     dataset(&desk);
-    let args = [
-        "--data",
-        "data",
-        "--device",
-        "cpu",
-        "--steps",
-        "1",
-        "--most",
-        "1",
-        "--diverse",
-        "0",
-    ];
-    let (out, _) = desk.good("few_steps", &args);
+    let out = measure_one(&desk, &["--steps", "1"]);
     assert!(
         out.contains("1 edits; KID is empty, because there is no feature network."),
         "{out}"

@@ -21,7 +21,7 @@ use kontext_cli::judge;
 use kontext_cli::outputs::Outputs;
 use kontext_cli::walker::{Method, Walker};
 use kontext_cli::walks::{Edits, Walk};
-use kontext_cli::{announce, emoji, progress, say, shipped, write};
+use kontext_cli::{emoji, progress, save, say, shipped};
 
 use report::{marked, panels, row, tables};
 
@@ -127,12 +127,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
     // The files are written also if the reader of stdout is gone.
     let said = say(&text);
     if let Some(path) = &args.plot {
-        write(path, &plot(&panels(&drifts))?)?;
-        announce(format_args!("wrote {}", path.display()));
+        save(path, &plot(&panels(&drifts))?)?;
     }
     if let Some(path) = &args.markdown {
-        write(path, &marked(path, &text)?)?;
-        announce(format_args!("wrote {}", path.display()));
+        save(path, &marked(path, &text)?)?;
     }
     said
 }

@@ -116,11 +116,8 @@ pub(super) fn files(bench: &Bench) -> impl Iterator<Item = PathBuf> {
 /// Checks that the run's folder is none that the run reads.
 fn check_folder(args: &Args, bench: &Bench, model: &Checkpoint, out: &Path) -> anyhow::Result<()> {
     let mut outputs = Outputs::default();
-    outputs.model("--model", model);
+    args.model.load.inputs(model, &mut outputs)?;
     outputs.collection("--model", &model.folder, []);
-    for file in args.model.load.lora_files()? {
-        outputs.weights("--lora", &file);
-    }
     let networks = [("--embedder", &args.run.embedder), ("--heads", &args.run.heads)];
     for (flag, file) in networks {
         file.iter().for_each(|file| outputs.weights(flag, file));

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use anyhow::Context;
 
+use crate::announce;
+
 /// Reads a text file, also one that starts with a byte order mark.
 ///
 /// # Errors
@@ -18,6 +20,16 @@ pub fn read(path: &Path) -> anyhow::Result<String> {
 /// If the file cannot be created or written.
 pub fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     Ok(kontext_core::write_file(path, text.as_bytes())?)
+}
+
+/// Writes a text file like [`write`], and announces it.
+///
+/// # Errors
+/// Those of [`write`].
+pub fn save(path: &Path, text: &str) -> anyhow::Result<()> {
+    write(path, text)?;
+    announce(format_args!("wrote {}", path.display()));
+    Ok(())
 }
 
 /// Creates a folder and its parents; an existing one is left as it is.

@@ -17,6 +17,17 @@ use crate::notes::Notes;
 use crate::progress;
 use crate::round_trip::{autoencoder, round_trip};
 
+/// Flags of a program that measures a model on a split of the dataset.
+#[derive(Debug, Clone, clap::Args)]
+pub struct SplitArgs {
+    /// The dataset's folder; made if it is not there
+    #[arg(long, value_name = "DIR", default_value = "target/emoji")]
+    pub data: PathBuf,
+    /// The split to measure: `test` for new combinations, `wording` for the same in new words
+    #[arg(long, default_value = "test")]
+    pub split: String,
+}
+
 /// Held-out edits with one reference image each.
 #[derive(Debug)]
 pub struct HeldOutEdits {

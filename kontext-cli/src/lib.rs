@@ -31,7 +31,7 @@ mod values;
 pub mod walker;
 pub mod walks;
 
-pub use files::{create_folder, read, write};
+pub use files::{create_folder, read, save, write};
 pub use parts::PartArgs;
 pub use program::{announce, complain, main, note, noted, say};
 pub use round_trip::round_trip;

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
-use kontext::{Lora, LoraUse};
+use kontext::{Checkpoint, Lora, LoraUse};
 
 use crate::args::LoadArgs;
+use crate::outputs::Outputs;
 
 impl LoadArgs {
     /// Returns the files of the LoRAs; a folder's is the one in it.
@@ -25,6 +26,18 @@ impl LoadArgs {
             }
         }
         Ok(files)
+    }
+
+    /// Adds the files that a run with these flags reads, of `model` and the LoRAs, to those that no output may replace.
+    ///
+    /// # Errors
+    /// Those of [`LoadArgs::lora_files`].
+    pub fn inputs(&self, model: &Checkpoint, outputs: &mut Outputs) -> anyhow::Result<()> {
+        outputs.model("--model", model);
+        for file in self.lora_files()? {
+            outputs.weights("--lora", &file);
+        }
+        Ok(())
     }
 
     /// Returns the LoRAs with their scales and options. Those of equal names get a number, in their order:

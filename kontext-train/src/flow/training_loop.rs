@@ -220,20 +220,15 @@ impl Flow {
             ("steps".to_owned(), step.to_string()),
             ("recipe".to_owned(), self.recipe.to_toml()?),
         ]);
-        let scale = self.recipe.method.default_scale();
-        facts.extend(
-            LoraDefaults {
-                scale,
-                ..LoraDefaults::default()
-            }
-            .to_facts(),
-        );
+        let mut defaults = LoraDefaults::default();
         if let Some(objective) = self.recipe.objective.adversarial() {
-            facts.extend(objective.lora_defaults(&self.base)?.to_facts());
+            defaults = objective.lora_defaults(&self.base)?;
             if self.recipe.method == Method::Full {
                 objective.model_defaults(&self.base)?.save(&self.recipe.out)?;
             }
         }
+        defaults.scale = self.recipe.method.default_scale();
+        facts.extend(defaults.to_facts());
         self.trained.export(&self.recipe.out, values, facts)
     }
 
