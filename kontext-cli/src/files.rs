@@ -22,10 +22,10 @@ pub fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     Ok(kontext_core::write_file(path, text.as_bytes())?)
 }
 
-/// Writes a text file like [`write`], and announces it.
+/// Writes a text file like [`write()`], and announces it.
 ///
 /// # Errors
-/// Those of [`write`].
+/// Those of [`write()`].
 pub fn save(path: &Path, text: &str) -> anyhow::Result<()> {
     write(path, text)?;
     announce(format_args!("wrote {}", path.display()));

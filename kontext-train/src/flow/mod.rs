@@ -7,6 +7,7 @@ mod guided;
 mod memory;
 mod method;
 mod probe;
+mod probe_report;
 mod quality;
 mod recipe;
 mod samples;
@@ -22,6 +23,7 @@ mod warnings;
 
 pub use event::{StepReport, TrainEvent};
 pub use method::{LoraMethod, Method};
-pub use probe::{ProbeOptions, ProbeReport, ProbeRow, probe};
+pub use probe::{ProbeOptions, probe};
+pub use probe_report::{ProbeReport, ProbeRow};
 pub use recipe::{Data, Recipe};
 pub use trainer::Trainer;
