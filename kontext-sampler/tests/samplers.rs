@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use kontext_core::{Device, Error, Kind, Result, Tensor, check, noise};
 use kontext_fixtures::Fixture;
-use kontext_sampler::{Conformance, Sampler, Schedule, Shift, Step, add_noise, integrate, sample};
+use kontext_sampler::{Conformance, Inpainting, Sampler, Sampling, Schedule, Shift, Step, add_noise, integrate, pack};
 
 const KINDS: [(Kind, &str); 2] = [(Kind::Float, "f32"), (Kind::BFloat16, "bf16")];
 
@@ -17,6 +17,19 @@ fn go_on(_: &Step<'_>) -> ControlFlow<()> {
 
 fn no_noise(_: usize) -> Result<Tensor> {
     Err(Error::bug("noise for a sampler without"))
+}
+
+fn sample(
+    latents: &Tensor,
+    schedule: &Schedule,
+    sampler: Sampler,
+    kind: Kind,
+    noise: impl FnMut(usize) -> Result<Tensor>,
+    velocity: impl FnMut(&Tensor, usize) -> Result<Tensor>,
+    observe: impl FnMut(&Step<'_>) -> ControlFlow<()>,
+) -> Result<Tensor> {
+    let sampling = Sampling::new(schedule, kind).sampler(sampler);
+    sampling.run(latents, noise, velocity, observe)
 }
 
 /// Returns noise of a step, the same for each call.
@@ -218,4 +231,90 @@ fn integrate_is_the_sampler_euler() {
             }
         }
     }
+}
+
+/// Latents of a source, noise, and a mask of three columns of tokens: kept, half, repainted.
+fn masked() -> (Tensor, Tensor, Tensor) {
+    let latents = |seed| noise::randn(&[1, 2, 2, 6], seed, Kind::Float, Device::Cpu).unwrap();
+    let mask = Tensor::from_slice(&[0.0_f32, 0.0, 0.5, 0.5, 1.0, 1.0]).expand([1, 1, 2, 6], false);
+    (latents(1), latents(2), mask)
+}
+
+#[test]
+fn under_a_mask_every_sampler_ends_at_the_source_where_it_is_0_and_at_the_models_image_where_it_is_1() {
+    let (source, noise, mask) = masked();
+    let (noise, image) = (pack(&noise).unwrap(), 3.0);
+    let inpainting = Inpainting::new(&mask, &source, &noise).unwrap();
+    let schedule = Schedule::new(4, 4096, Shift::dev(), Conformance::Native).unwrap();
+    let sigmas = schedule.sigmas().to_vec();
+    let source = pack(&source).unwrap();
+    let column = |tokens: &Tensor, column: i64| tokens.narrow(1, column, 1);
+    for sampler in Sampler::ALL {
+        let velocity = |x: &Tensor, time: usize| Ok((x - image) / f64::from(sigmas[time]));
+        let fresh = |step: usize| noise::randn(&[1, 3, 8], 100 + step as u64, Kind::Float, Device::Cpu);
+        let observe = |step: &Step<'_>| {
+            let estimate = step.estimate().unwrap();
+            let half = column(&source, 1) * 0.5 + 0.5 * image;
+            for (place, expected) in [
+                (0, column(&source, 0)),
+                (1, half),
+                (2, column(&source, 2) * 0.0 + image),
+            ] {
+                let distance = (column(&estimate, place) - expected).abs().max().double_value(&[]);
+                assert!(
+                    distance < 1e-5,
+                    "{sampler}, step {}, column {place}: {distance}",
+                    step.done
+                );
+            }
+            // Outside, the latents stay on the line from the noise to the source.
+            if !sampler.adds_noise() {
+                let sigma = f64::from(step.sigma);
+                let line = column(&noise, 0) * sigma + column(&source, 0) * (1.0 - sigma);
+                let distance = (column(step.latents, 0) - line).abs().max().double_value(&[]);
+                assert!(distance < 1e-5, "{sampler}, step {}: {distance}", step.done);
+            }
+            ControlFlow::Continue(())
+        };
+        let sampling = Sampling::new(&schedule, Kind::Float).sampler(sampler);
+        let sampling = sampling.inpainting(Some(&inpainting));
+        let end = sampling.run(&noise, fresh, velocity, observe).unwrap();
+        assert!(column(&end, 0).equal(&column(&source, 0)), "{sampler}");
+    }
+}
+
+#[test]
+fn a_full_mask_changes_no_bit_and_diffusers_keeps_the_noised_source_outside_of_one() {
+    let (source, noise, mask) = masked();
+    let noise = pack(&noise).unwrap();
+    let velocity = |x: &Tensor, _: usize| Ok(x.sin());
+    for conformance in [Conformance::Native, Conformance::Diffusers] {
+        let schedule = Schedule::new(4, 4096, Shift::dev(), conformance).unwrap();
+        let sampling = Sampling::new(&schedule, Kind::Float);
+        let plain = sampling.run(&noise, no_noise, velocity, go_on).unwrap();
+        let full = Inpainting::new(&mask.ones_like(), &source, &noise).unwrap();
+        let masked = sampling.inpainting(Some(&full));
+        assert!(masked.run(&noise, no_noise, velocity, go_on).unwrap().equal(&plain));
+    }
+    let schedule = Schedule::new(4, 4096, Shift::dev(), Conformance::Diffusers).unwrap();
+    let inpainting = Inpainting::new(&mask.ge(0.6), &source, &noise).unwrap();
+    let source = pack(&source).unwrap();
+    let observe = |step: &Step<'_>| {
+        let expected = &noise * f64::from(step.sigma) + &source * f64::from(1.0 - step.sigma);
+        let kept = |tokens: &Tensor| tokens.narrow(1, 0, 2);
+        assert!(kept(step.latents).equal(&kept(&expected)), "step {}", step.done);
+        ControlFlow::Continue(())
+    };
+    let sampling = Sampling::new(&schedule, Kind::Float).inpainting(Some(&inpainting));
+    drop(sampling.run(&noise, no_noise, velocity, observe).unwrap());
+}
+
+#[test]
+fn a_mask_of_another_grid_is_refused() {
+    let (source, noise, mask) = masked();
+    let noise = pack(&noise).unwrap();
+    let error = Inpainting::new(&mask.narrow(3, 0, 4), &source, &noise).unwrap_err();
+    assert!(error.to_string().contains("mask"), "{error}");
+    let error = Inpainting::new(&mask, &source, &noise.narrow(1, 0, 2)).unwrap_err();
+    assert!(error.to_string().contains("noise"), "{error}");
 }

@@ -7,7 +7,7 @@ use kontext_core::{Conditioning, During, Error, Result, Stage, Tensor, Tokens, a
 use kontext_dit::{Arithmetic, CachedRun, Run, RunInput, StepWork};
 use kontext_nn::without_fp8;
 use kontext_sampler::ids::{Origin, grid_ids};
-use kontext_sampler::{CfgMode, Conformance, add_noise, guidance, pack, sample, unpack};
+use kontext_sampler::{CfgMode, Conformance, Sampling, add_noise, guidance, pack, unpack};
 use kontext_vae::Autoencoder;
 
 use super::Pipeline;
@@ -248,7 +248,8 @@ impl Pipeline {
         };
         let velocity = |x: &Tensor, step: usize| computing.step(|| predict(x, step));
         let noise = |_: usize| noises.next().during(Stage::Noise);
-        let sampled = sample(latents, &plan.schedule, plan.sampler, dtype, noise, velocity, |step| {
+        let sampling = Sampling::new(&plan.schedule, dtype).sampler(plan.sampler);
+        let sampled = sampling.run(latents, noise, velocity, |step| {
             observe(Event::Step {
                 done: step.done,
                 total: step.total,

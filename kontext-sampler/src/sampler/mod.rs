@@ -12,7 +12,7 @@ use std::str::FromStr;
 use kontext_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use rule::{Model, Rule, Span};
+pub(crate) use rule::{Evaluation, Model, Rule, Span};
 
 /// The rule of a step from one noise level to the next.
 ///

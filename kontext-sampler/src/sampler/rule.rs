@@ -1,9 +1,9 @@
 //! The interface of the step rules.
 
-use kontext_core::{Kind, Result, Stage, Tensor};
+use kontext_core::{Error, Kind, Result, Stage, Tensor};
 
-use crate::Conformance;
 use crate::schedule::rounding;
+use crate::{Conformance, Inpainting};
 
 /// A step rule, with its memory of earlier steps.
 pub(crate) trait Rule {
@@ -53,14 +53,51 @@ impl Span {
 /// The functions that a step rule may call.
 pub(crate) struct Model<'a> {
     pub(crate) kind: Kind,
+    pub(crate) conformance: Conformance,
+    /// The noise level of each time.
+    pub(crate) sigmas: &'a [f32],
+    pub(crate) inpainting: Option<&'a Inpainting>,
     pub(crate) velocity: &'a mut dyn FnMut(&Tensor, usize) -> Result<Tensor>,
     pub(crate) noise: &'a mut dyn FnMut(usize) -> Result<Tensor>,
+    /// The last evaluation, for the observer of a step.
+    pub(crate) last: Option<Evaluation>,
+}
+
+/// An evaluation of the model: the latents, their noise level, and the velocity.
+#[derive(Debug)]
+pub(crate) struct Evaluation {
+    x: Tensor,
+    sigma: f32,
+    velocity: Tensor,
+}
+
+impl Evaluation {
+    /// Computes the predicted image `x - sigma * velocity` in f32.
+    pub(crate) fn image(&self) -> Result<Tensor> {
+        let change = self
+            .velocity
+            .f_to_kind(Kind::Float)?
+            .f_mul_scalar(f64::from(self.sigma))?;
+        Ok(self.x.f_to_kind(Kind::Float)?.f_sub(&change)?)
+    }
 }
 
 impl Model<'_> {
     /// Returns the velocity at latents whose noise level is that of step `time`.
     pub(crate) fn velocity(&mut self, x: &Tensor, time: usize) -> Result<Tensor> {
-        (self.velocity)(&x.f_to_kind(self.kind)?, time)
+        let velocity = (self.velocity)(&x.f_to_kind(self.kind)?, time)?;
+        let sigma = self.sigmas.get(time).copied();
+        let sigma = sigma.ok_or_else(|| Error::bug("a velocity at a time that is not in the schedule"))?;
+        let velocity = match self.inpainting {
+            None => velocity,
+            Some(inpainting) => inpainting.velocity(x, &velocity, sigma, self.conformance)?,
+        };
+        self.last = Some(Evaluation {
+            x: x.shallow_clone(),
+            sigma,
+            velocity: velocity.shallow_clone(),
+        });
+        Ok(velocity)
     }
 
     /// Returns the noise of a step.
