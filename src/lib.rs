@@ -1,10 +1,12 @@
 #![doc = include_str!("../README.md")]
 
 mod assemble;
+mod blend;
 mod builder;
 mod checkpoint;
 mod compute;
 mod defaults;
+mod distance;
 pub mod doctor;
 mod encode;
 mod event;
@@ -16,6 +18,7 @@ pub mod io;
 mod kernels;
 mod load;
 mod lora;
+mod mask;
 mod memory;
 mod output;
 mod part_files;
@@ -42,11 +45,12 @@ pub use into_image::IntoImage;
 pub use io::{free_memory, image_from_bytes, open_image};
 pub use load::LoadProgress;
 pub use lora::{LoadedLora, LoraScale, LoraUse};
+pub use mask::{Mask, MaskContext, MaskSettings, Outpaint, OutpaintExtent, OutpaintFill, Region, Segmenter};
 pub use memory::{MemoryPlan, StageMemory};
 pub use output::Output;
 pub use pipeline::Pipeline;
 pub use placement::Placement;
-pub use plan::{Plan, ReferencePlan, RunFlops};
+pub use plan::{MaskPlan, Plan, ReferencePlan, RunFlops};
 pub use request::Request;
 pub use session::Session;
 pub use stream::{RunStream, RunStreamIter, StreamEvent};

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use image::{ImageFormat, RgbImage};
+use image::{GrayImage, ImageFormat, RgbImage};
 use kontext_core::{Error, Result};
 use kontext_dit::{ReferenceReuse, StepCache, StepWork};
 use kontext_sampler::{Sampler, Size};
@@ -21,7 +21,10 @@ pub struct Output {
     pub image: RgbImage,
     /// All images of the batch, including the first.
     pub images: Vec<RgbImage>,
-    /// Latents of the images in packed form [batch, tokens, 64]: row by row of the target's grid, each token
+    /// With a mask, the share of the result in each pixel of the images: at 0 it is the byte of the source, at 255 that of
+    /// the decoded result. `None` without one, and where other conventions do not mix.
+    pub changed: Option<GrayImage>,
+    /// Latents of the images, or with a mask of the part that the model saw, in packed form [batch, tokens, 64]: row by row of the target's grid, each token
     /// with the 16 channels of a patch of 2x2 latents, as in
     /// [`Request::image_latents`](crate::Request::image_latents) and
     /// [`Request::noise`](crate::Request::noise). Scaled and shifted, with values of the run's dtype.

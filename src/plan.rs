@@ -6,6 +6,7 @@ mod chosen;
 mod display;
 mod facts;
 mod flops;
+mod masked;
 mod sizes;
 mod warnings;
 
@@ -25,6 +26,7 @@ use check::{check_request, check_reuse};
 use chosen::Chosen;
 pub(crate) use facts::ModelFacts;
 pub use flops::RunFlops;
+pub use masked::MaskPlan;
 pub(crate) use sizes::stitched_width;
 use sizes::{input_sizes, reference_size, target_size};
 
@@ -38,7 +40,9 @@ use sizes::{input_sizes, reference_size, target_size};
 pub struct Plan {
     /// Conventions of the run.
     pub conformance: Conformance,
-    /// The reference images.
+    /// The part of an image that a run with a mask works on; `None` without a mask.
+    pub mask: Option<MaskPlan>,
+    /// The reference images that the model sees.
     pub references: Vec<ReferencePlan>,
     /// Placement of the references.
     pub reference_mode: References,
@@ -110,9 +114,16 @@ impl Plan {
     pub(crate) fn with_loras(request: &Request, facts: &ModelFacts, loras: &[LoraDefaults]) -> Result<Self> {
         check_request(request)?;
         let chosen = Chosen::new(request, facts, loras);
-        let inputs = input_sizes(request)?;
+        let mask = MaskPlan::new(request, facts)?;
+        let inputs = input_sizes(request, mask.as_ref())?;
         let target = target_size(request, inputs.first().copied(), facts);
         let grid = target.grid()?;
+        let seen = |index: usize| mask.is_none_or(|mask| mask.context.has(index));
+        let inputs: Vec<Size> = inputs
+            .into_iter()
+            .enumerate()
+            .filter_map(|(index, input)| seen(index).then_some(input))
+            .collect();
         let fitted: Vec<Size> = inputs
             .iter()
             .map(|input| reference_size(request, *input, target, facts))
@@ -133,16 +144,22 @@ impl Plan {
             && request.width.is_none()
             && request.height.is_none();
         // The edited image's size, to which the result is mapped.
-        let input = references.first().filter(|_| back).map(|r| r.input);
+        let input = match mask.filter(|_| MaskPlan::mixes(request.conformance)) {
+            Some(mask) => Some(mask.canvas),
+            None => references.first().filter(|_| back).map(|r| r.input),
+        };
         check_image_latents(request, &references, facts)?;
         check_noise(request, grid, facts)?;
-        check_reuse(request, grid, &references)?;
+        check_reuse(request, grid, &references, mask.as_ref())?;
         let edits = !references.is_empty();
         let plan = Self {
             conformance: request.conformance,
+            mask,
             reference_mode: request.references,
             target: grid,
-            output: input.filter(|_| !request.native_size).unwrap_or(target),
+            output: input
+                .filter(|_| !request.native_size || mask.is_some())
+                .unwrap_or(target),
             references,
             text_tokens: facts.text_tokens,
             schedule: levels(request, chosen.steps, grid.tokens(), chosen.shift)?,
@@ -171,12 +188,27 @@ impl Plan {
         warnings.extend(chosen.warnings);
         if request.native_size && input.is_none() {
             warnings.push(Warning::NativeSizeIgnored);
+        } else if request.native_size && mask.is_some() {
+            warnings.push(Warning::NativeSizeMasked);
         }
         Ok(Self {
             threads,
             warnings,
             ..plan
         })
+    }
+
+    /// Returns the size of the image that is decoded: with a mask, of the part that the model sees.
+    pub(crate) fn decoded(&self) -> Size {
+        match self.mask.filter(|_| MaskPlan::mixes(self.conformance)) {
+            Some(mask) => mask.region.size,
+            None => self.output,
+        }
+    }
+
+    /// Returns `true` if the first reference is the edited image.
+    pub(crate) fn sees_source(&self) -> bool {
+        self.mask.is_none_or(|mask| mask.context.has_source())
     }
 
     /// Returns the sizes that the numbers of threads depend on.

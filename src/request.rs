@@ -11,7 +11,7 @@ use kontext_text::Prompt;
 use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
 
-use crate::{IntoImage, LoraScale};
+use crate::{IntoImage, LoraScale, Mask, Outpaint};
 
 /// An edit or a generation. Every option has a default; the defaults of steps and guidance are those of the
 /// [`Conformance`].
@@ -24,7 +24,7 @@ use crate::{IntoImage, LoraScale};
 /// assert_eq!(again.prompt, request.prompt);
 /// ```
 ///
-/// With serde it is written without images, latents and noise.
+/// With serde it is written without images, mask, latents and noise.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
@@ -55,9 +55,15 @@ pub struct Request {
     /// the sizes. Values from -65504 to 65504. Default: the image is encoded.
     #[serde(skip)]
     pub image_latents: Option<ArrayD<f32>>,
-    /// Width of the result in pixels. Default: see [`crate::Plan`].
+    /// The part of the first image to repaint; the rest keeps its bytes. Default: all of it is redrawn.
+    #[serde(skip)]
+    pub mask: Option<Mask>,
+    /// Continuation of the first image beyond its sides. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outpaint: Option<Outpaint>,
+    /// Width of the result in pixels, or with a mask that of the part that the model sees. Default: see [`crate::Plan`].
     pub width: Option<u32>,
-    /// Height of the result in pixels. Default: see [`crate::Plan`].
+    /// Height of the result in pixels, or with a mask that of the part that the model sees. Default: see [`crate::Plan`].
     pub height: Option<u32>,
     /// Pixels of the result, if width and height are not given. Default: about one megapixel.
     pub max_area: Option<u64>,
@@ -139,6 +145,8 @@ impl Request {
             negative_prompt_2: None,
             images: Vec::new(),
             image_latents: None,
+            mask: None,
+            outpaint: None,
             width: None,
             height: None,
             max_area: None,

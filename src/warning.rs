@@ -81,6 +81,19 @@ pub enum Warning {
     /// [`Request::native_size`](crate::Request::native_size) has no effect: the result has the size that the model
     /// works at anyway.
     NativeSizeIgnored,
+    /// [`Request::native_size`](crate::Request::native_size) has no effect with a mask, whose result has the size of the
+    /// source.
+    NativeSizeMasked,
+    /// A setting of a mask has no effect in the conventions of Diffusers.
+    MaskSettingIgnored {
+        /// Its name.
+        setting: &'static str,
+    },
+    /// Width, height and area have no effect with a mask in the conventions of Diffusers, which take the preferred size.
+    MaskedSize {
+        /// The target's size.
+        target: Size,
+    },
     /// The placement of references has no effect: there are too few.
     ReferencesIgnored {
         /// The placement.
@@ -184,6 +197,19 @@ impl fmt::Display for Warning {
             Self::NativeSizeIgnored => write!(
                 f,
                 "native_size has no effect, because the result keeps the model's size anyway; leave it out"
+            ),
+            Self::NativeSizeMasked => write!(
+                f,
+                "native_size has no effect with a mask, whose result has the size of the source; leave it out"
+            ),
+            Self::MaskSettingIgnored { setting } => write!(
+                f,
+                "{setting} of the mask has no effect in the conventions of Diffusers; leave it out, or take those of Native"
+            ),
+            Self::MaskedSize { target } => write!(
+                f,
+                "width, height and max_area have no effect with a mask in the conventions of Diffusers, where the size is \
+                 {target}; leave them out"
             ),
             Self::ReferencesIgnored { references } => write!(
                 f,

@@ -83,8 +83,8 @@ impl Schedule {
 
     /// Keeps the last part of the schedule, to start from an image instead of noise.
     ///
-    /// `strength` 1 keeps all steps; 0.5 the last half. Of N steps the last `floor(N * strength)` remain, at
-    /// least one.
+    /// `strength` 1 keeps all steps; 0.5 the last half. Of N steps `floor(N - N * strength)`, computed in f64, are left
+    /// out, and at least one remains.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if `strength` is not in (0, 1].
@@ -95,8 +95,9 @@ impl Schedule {
             return Err(Error::invalid("strength", "above 0 and at most 1", strength));
         }
         let steps = self.steps();
-        let keep = ((steps as f64 * strength) as usize).clamp(1, steps);
-        self.sigmas.drain(..steps - keep);
+        let kept = steps as f64 * strength;
+        let left_out = ((steps as f64 - kept) as usize).min(steps - 1);
+        self.sigmas.drain(..left_out);
         Ok(self)
     }
 

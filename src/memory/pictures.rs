@@ -30,8 +30,16 @@ impl Footprint {
     /// Returns the bytes of the results, of which the first is there twice in an [`Output`](crate::Output), and those
     /// of resizing one next to them.
     pub(super) fn results(&self, plan: &Plan) -> [u64; 2] {
-        let (target, output) = (plan.target.size(), plan.output);
-        let images = bytes(output).saturating_mul(plan.batch as u64 + 1);
+        let (target, output) = (plan.target.size(), plan.decoded());
+        let images = bytes(plan.output).saturating_mul(plan.batch as u64 + 1);
+        // With a mask, the padded source, its part, a result of that part, and the shares.
+        let masked = plan.mask.map_or(0, |mask| {
+            let parts = bytes(mask.region.size).saturating_mul(2);
+            bytes(mask.canvas)
+                .saturating_add(mask.canvas.area())
+                .saturating_add(parts)
+        });
+        let images = images.saturating_add(masked);
         if target == output {
             return self.on_host([images, 0]);
         }

@@ -61,16 +61,17 @@ impl Pipeline {
         Ok((Some(tokens), first))
     }
 
-    /// Returns the first image's latents on the target's grid.
+    /// Returns the edited image's latents on the target's grid; `first` is the first reference's.
     pub(super) fn start_image<'a>(
         &'a self,
         computing: &Computing,
         vae: &mut Option<Lease<'a, Autoencoder>>,
-        request: &Request,
+        image: Option<&Arc<RgbImage>>,
         plan: &Plan,
         first: Option<&Tensor>,
     ) -> Result<Tensor> {
-        match (first, plan.references.first(), request.images.first()) {
+        let first = first.filter(|_| plan.sees_source());
+        match (first, plan.references.first(), image) {
             (Some(latents), Some(reference), _) if reference.grid == plan.target => Ok(latents.shallow_clone()),
             (_, _, Some(image)) => Ok(self.encode_image(computing, vae, image, plan.target.size(), plan)?.0),
             _ => Err(Error::bug("a strength below 1 without an image to start from")),

@@ -7,7 +7,7 @@ use kontext_core::{Conditioning, During, Error, Result, Stage, Tensor, Tokens, a
 use kontext_dit::{Arithmetic, CachedRun, Run, RunInput, StepWork};
 use kontext_nn::without_fp8;
 use kontext_sampler::ids::{Origin, grid_ids};
-use kontext_sampler::{CfgMode, Conformance, Sampling, add_noise, guidance, pack, unpack};
+use kontext_sampler::{CfgMode, Conformance, Inpainting, Sampling, add_noise, guidance, pack, unpack};
 use kontext_vae::Autoencoder;
 
 use super::Pipeline;
@@ -18,6 +18,7 @@ use super::texts::EncodedTexts;
 use crate::encode::Codec;
 use crate::kernels::arithmetic;
 use crate::lora::LoraSet;
+use crate::mask::MaskedEdit;
 use crate::{Event, Output, Plan, Request};
 
 /// The callback of a run.
@@ -82,17 +83,32 @@ impl Pipeline {
             .map_err(short(Stage::Text))?;
         // 3. References. The autoencoder is loaded only for references not in the cache.
         let mut vae = None;
-        let encoded = self.encode_references(computing, &mut vae, request, &plan, observe);
+        let masked = MaskedEdit::new(request, &plan)?;
+        let seen = masked.as_ref().map(|masked| masked.seen(request));
+        let seen = seen.as_ref().unwrap_or(request);
+        let encoded = self.encode_references(computing, &mut vae, seen, &plan, observe);
         let (context, first) = encoded.map_err(short(Stage::References))?;
         // 4. Noise, mixed with the image if the run starts from one.
         let begun = Noises::begin(self, request, &plan, seed).during(Stage::Noise);
-        let (mut noises, mut latents) = begun?;
-        if request.strength < 1.0 {
-            let start = self
-                .start_image(computing, &mut vae, request, &plan, first.as_ref())
-                .map_err(short(Stage::References))?;
-            latents = add_noise(&pack(&start)?.f_to_kind(latents.kind())?, &latents, &plan.schedule)?;
-        }
+        let (mut noises, noise) = begun?;
+        let source = if request.strength < 1.0 || masked.is_some() {
+            let image = masked.as_ref().map(MaskedEdit::source).or(request.images.first());
+            let source = self.start_image(computing, &mut vae, image, &plan, first.as_ref());
+            Some(source.map_err(short(Stage::References))?.f_to_kind(noise.kind())?)
+        } else {
+            None
+        };
+        let latents = match &source {
+            Some(source) if request.strength < 1.0 => add_noise(&pack(source)?, &noise, &plan.schedule)?,
+            _ => noise.shallow_clone(),
+        };
+        let inpainting = match (&masked, &source) {
+            (Some(masked), Some(source)) => {
+                let mask = masked.latents(plan.target)?.f_to_device(self.device)?;
+                Some(Inpainting::new(&mask, source, &noise)?)
+            }
+            _ => None,
+        };
         notify(observe, &plan, Event::Noise { latents: &latents })?;
         if let Some(vae) = vae {
             vae.end();
@@ -105,6 +121,7 @@ impl Pipeline {
                 &plan,
                 &loras,
                 &latents,
+                inpainting.as_ref(),
                 &mut noises,
                 &positive,
                 negative.as_ref(),
@@ -119,8 +136,12 @@ impl Pipeline {
         for item in 0..plan.batch {
             let tokens = latents.f_narrow(0, item as i64, 1)?;
             let tokens = unpack(&tokens, plan.target)?;
-            let image = computing.image(|| codec.decode(&tokens, plan.output));
-            images.push(image.map_err(short(Stage::Decode))?);
+            let image = computing.image(|| codec.decode(&tokens, plan.decoded()));
+            let image = image.map_err(short(Stage::Decode))?;
+            images.push(match &masked {
+                Some(masked) => masked.mixed(image)?,
+                None => image,
+            });
             notify(
                 observe,
                 &plan,
@@ -139,6 +160,7 @@ impl Pipeline {
         let output = Output {
             image,
             images,
+            changed: masked.and_then(MaskedEdit::into_shares),
             latents,
             seed,
             prompt: request.prompt.clone(),
@@ -157,7 +179,7 @@ impl Pipeline {
         let vae = self.parts.vae.lease()?;
         let codec = self.codec(&vae, plan);
         let computing = self.computing_of(plan)?;
-        let image = computing.image(|| codec.decode(latents, plan.output));
+        let image = computing.image(|| codec.decode(latents, plan.decoded()));
         vae.end();
         image
     }
@@ -172,6 +194,7 @@ impl Pipeline {
         plan: &Plan,
         loras: &LoraSet,
         latents: &Tensor,
+        inpainting: Option<&Inpainting>,
         noises: &mut Noises,
         positive: &Conditioning,
         negative: Option<&Conditioning>,
@@ -248,7 +271,9 @@ impl Pipeline {
         };
         let velocity = |x: &Tensor, step: usize| computing.step(|| predict(x, step));
         let noise = |_: usize| noises.next().during(Stage::Noise);
-        let sampling = Sampling::new(&plan.schedule, dtype).sampler(plan.sampler);
+        let sampling = Sampling::new(&plan.schedule, dtype)
+            .sampler(plan.sampler)
+            .inpainting(inpainting);
         let sampled = sampling.run(latents, noise, velocity, |step| {
             observe(Event::Step {
                 done: step.done,

@@ -5,7 +5,8 @@ use kontext_sampler::geometry::{LARGEST_SIDE, TOKEN_PIXELS};
 use kontext_sampler::{Conformance, Grid, Shift};
 use kontext_text::Tokenizer;
 
-use super::{ReferencePlan, levels};
+use super::masked::check_settings;
+use super::{MaskPlan, ReferencePlan, levels};
 use crate::Request;
 use crate::defaults::LARGEST_GUIDANCE;
 
@@ -37,12 +38,22 @@ pub(super) fn check_request(request: &Request) -> Result<()> {
 }
 
 /// Checks that edited tokens can be compared with the first reference.
-pub(super) fn check_reuse(request: &Request, target: Grid, references: &[ReferencePlan]) -> Result<()> {
+pub(super) fn check_reuse(
+    request: &Request,
+    target: Grid,
+    references: &[ReferencePlan],
+    mask: Option<&MaskPlan>,
+) -> Result<()> {
     let edited = request.reference_reuse.as_ref().filter(|reuse| reuse.edited.is_some());
     match (edited, references.first()) {
         (Some(reuse), Some(_)) if request.negative().is_some() => {
             let expected = "references next to true_cfg above 1: edited tokens are chosen from one prompt's velocity, not \
                             from the combined one";
+            Err(Error::invalid("reference_reuse", expected, reuse))
+        }
+        (Some(reuse), Some(_)) if mask.is_some_and(|mask| !mask.context.has_source()) => {
+            let expected = "references, because edited tokens are those that differ from the edited image, which the model \
+                            does not see; or another context of the mask";
             Err(Error::invalid("reference_reuse", expected, reuse))
         }
         (Some(reuse), Some(first)) if first.grid != target => {
@@ -107,6 +118,7 @@ pub(crate) fn check_numbers(request: &Request) -> Result<()> {
             value,
         ));
     }
+    check_settings(request)?;
     request.step_cache.validate()?;
     if let Some(reuse) = &request.reference_reuse {
         reuse.validate()?;

@@ -25,6 +25,14 @@ impl fmt::Display for Plan {
                 r.grid.tokens()
             )?;
         }
+        if let Some(mask) = &self.mask {
+            let seen = match (mask.context.has_source(), self.references.len()) {
+                (true, 1) => "itself",
+                (true, _) => "itself and the other references",
+                (false, _) => "the other references only",
+            };
+            writeln!(f, "mask:        in {} of {}, next to {seen}", mask.region, mask.canvas)?;
+        }
         writeln!(
             f,
             "target:      {}, {}, {} tokens",
@@ -32,7 +40,7 @@ impl fmt::Display for Plan {
             self.target,
             self.target.tokens()
         )?;
-        if self.output == self.target.size() {
+        if self.decoded() == self.target.size() {
             writeln!(f, "output:      {}", self.output)?;
         } else {
             writeln!(

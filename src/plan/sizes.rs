@@ -5,7 +5,7 @@ use kontext_core::{Error, Result};
 use kontext_sampler::geometry::{TOKEN_PIXELS, bfl_target, diffusers_target, preferred_size};
 use kontext_sampler::{Conformance, References, Size};
 
-use super::ModelFacts;
+use super::{MaskPlan, ModelFacts};
 use crate::Request;
 
 /// Most pixels of the joined reference images, the same as for a single one.
@@ -14,13 +14,16 @@ const LARGEST_JOINED: u64 = OpenOptions::MAX_PIXELS;
 /// beyond it the stretch would be visible.
 pub(super) const MOST_STRETCH: f64 = 1.1;
 
-/// Returns the sizes of the images, or of the joined one.
-pub(super) fn input_sizes(request: &Request) -> Result<Vec<Size>> {
-    let sizes: Vec<Size> = request
+/// Returns the sizes of the images, or of the joined one; of a masked one that of its region.
+pub(super) fn input_sizes(request: &Request, mask: Option<&MaskPlan>) -> Result<Vec<Size>> {
+    let mut sizes: Vec<Size> = request
         .images
         .iter()
         .map(|i| Size::new(i.width(), i.height()))
         .collect();
+    if let (Some(first), Some(mask)) = (sizes.first_mut(), mask) {
+        *first = mask.region.size;
+    }
     let Some(first) = sizes.first().filter(|_| request.references == References::Stitch) else {
         return Ok(sizes);
     };
@@ -59,6 +62,7 @@ pub(super) fn target_size(request: &Request, input: Option<Size>, facts: &ModelF
         )
     };
     match request.conformance {
+        Conformance::Diffusers if request.mask.is_some() => preferred(input.unwrap_or(square)).floored(),
         Conformance::Diffusers => diffusers_target(asked(square), request.max_area.unwrap_or(square.area())),
         Conformance::Bfl => bfl_target(asked(input.map_or(square, preferred))),
         Conformance::Native => {

@@ -4,7 +4,7 @@ use kontext_dit::StepWork;
 use kontext_sampler::{CfgMode, Conformance, References, Size};
 
 use super::sizes::MOST_STRETCH;
-use super::{ModelFacts, Plan};
+use super::{ModelFacts, Plan, masked};
 use crate::{Request, Warning};
 
 /// Returns the warnings of a request and its plan: ignored settings of the builder and the request, then sizes.
@@ -45,6 +45,7 @@ pub(super) fn warnings(request: &Request, plan: &Plan, facts: &ModelFacts) -> Ve
     if !placed {
         warnings.push(Warning::ReferencesIgnored { references });
     }
+    warnings.extend(masked::ignored(request));
     warnings.extend(of_sizes(request, plan));
     warnings
 }
@@ -76,6 +77,10 @@ fn of_sizes(request: &Request, plan: &Plan) -> Vec<Warning> {
     let mut warnings = Vec::new();
     let (target, conformance) = (plan.target.size(), request.conformance);
     let sized = request.width.is_some() || request.height.is_some();
+    let masked = plan.mask.is_some() && conformance == Conformance::Diffusers;
+    if masked && (sized || request.max_area.is_some()) {
+        warnings.push(Warning::MaskedSize { target });
+    }
     if let Some(max_area) = request.max_area.filter(|_| sized && conformance == Conformance::Native) {
         warnings.push(Warning::MaxAreaIgnored { max_area });
     }
@@ -83,14 +88,15 @@ fn of_sizes(request: &Request, plan: &Plan) -> Vec<Warning> {
         request.width.unwrap_or(target.width),
         request.height.unwrap_or(target.height),
     );
-    if asked != target {
+    if asked != target && !masked {
         warnings.push(Warning::SizeAdjusted {
             asked,
             target,
             conformance,
         });
     }
-    if let Some(first) = plan.references.first().filter(|first| first.grid != plan.target) {
+    let source = plan.references.first().filter(|_| plan.sees_source());
+    if let Some(first) = source.filter(|first| first.grid != plan.target) {
         warnings.push(Warning::GridsDiffer {
             reference: first.grid,
             target: plan.target,

@@ -5,7 +5,7 @@ use kontext_sampler::{CfgMode, Conformance, References, Sampler};
 use ndarray::ArrayD;
 
 use super::Request;
-use crate::{IntoImage, LoraScale};
+use crate::{IntoImage, LoraScale, Mask, Outpaint};
 
 impl Request {
     /// Sets [`Request::prompt`].
@@ -59,6 +59,40 @@ impl Request {
     pub fn image_latents(self, latents: ArrayD<f32>) -> Self {
         Self {
             image_latents: Some(latents),
+            ..self
+        }
+    }
+
+    /// Sets [`Request::mask`]: a [`Mask`], or grey levels of the first image's size, in which white is repainted.
+    ///
+    /// # Example
+    /// ```
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # kontext::random_model(folder.path(), 7, kontext::Layout::Diffusers)?;
+    /// # let pipe = kontext::Pipeline::builder().device(kontext::Device::Cpu).load(folder.path())?;
+    /// use kontext::image::{GrayImage, Luma, RgbImage};
+    /// use kontext::Request;
+    /// let photo = RgbImage::new(64, 64);
+    /// let right_half = GrayImage::from_fn(64, 64, |x, _| Luma([if x < 32 { 0 } else { 255 }]));
+    /// let request = Request::edit(&photo, "a door").mask(right_half).max_area(64 * 64).steps(1);
+    /// let edited = pipe.run(&request)?.image;
+    /// // The feather is 8 pixels wide.
+    /// assert!((0..24).all(|x| edited.get_pixel(x, 9) == photo.get_pixel(x, 9)));
+    /// # Ok::<(), kontext::Error>(())
+    /// ```
+    #[must_use]
+    pub fn mask(self, mask: impl Into<Mask>) -> Self {
+        Self {
+            mask: Some(mask.into()),
+            ..self
+        }
+    }
+
+    /// Sets [`Request::outpaint`].
+    #[must_use]
+    pub fn outpaint(self, outpaint: Outpaint) -> Self {
+        Self {
+            outpaint: Some(outpaint),
             ..self
         }
     }

@@ -8,7 +8,8 @@ use kontext_core::{Error, Result, Tensor, array, buffer};
 use kontext_sampler::{References, pack};
 use ndarray::ArrayD;
 
-use super::{KeepUnchanged, Session, Turn, keep};
+use super::{KeepUnchanged, Session, Turn};
+use crate::blend::{mix_into, mix_latents};
 use crate::output::Made;
 use crate::pipeline::Finished;
 use crate::{Event, Plan, Request};
@@ -62,8 +63,16 @@ impl Session {
         let Finished { output, first } = self.pipe.finish(&whole, &mut observe)?;
         // 3. Pixels that the edit did not change are restored.
         let (image, latents, changed) = match (&self.keep_unchanged, first) {
-            (Some(keep), Some(first)) => self.put_back(keep, source, &first, output.image, &output.latents, &plan)?,
-            _ => (output.image, output.latents, None),
+            (Some(keep), Some(first)) if plan.mask.is_none() => {
+                let (image, latents, map) =
+                    self.put_back(keep, source, &first, &output.image, &output.latents, &plan)?;
+                (image, Some(latents), Some(map))
+            }
+            // A mask of the request has restored them in the run. The latents of a part are no context of the whole.
+            _ => {
+                let whole = plan.mask.is_none_or(|mask| mask.is_whole());
+                (output.image, whole.then_some(output.latents), output.changed)
+            }
         };
         // 4. The turn.
         let made = Made {
@@ -83,7 +92,7 @@ impl Session {
         Ok(self.history.add(|id, parent| Turn {
             parent: Some(parent),
             changed,
-            latents: Some(latents),
+            latents,
             warnings: plan.warnings,
             unseen: output.unseen,
             edit: Some((request, made)),
@@ -100,7 +109,7 @@ impl Session {
             let expected = "none in a session, which hands its own over; use `replace` for another image";
             return Err(Error::invalid("image_latents", expected, "some"));
         }
-        let Some(keep) = &self.keep_unchanged else {
+        let Some(keep) = self.keep_unchanged.as_ref().filter(|_| plan.mask.is_none()) else {
             return Ok(());
         };
         keep.check(&source.image)?;
@@ -123,7 +132,14 @@ impl Session {
     fn handed_over(&self, source: &Turn, request: &Request, plan: &Plan) -> Option<ArrayD<f32>> {
         let joined = request.references == References::Stitch && !request.images.is_empty();
         let fits = plan.references.first().is_some_and(|first| source.is_of(first.fitted));
-        source.latents.clone().filter(|_| fits && !joined && !self.reencode)
+        let whole = request.outpaint.is_none()
+            && plan
+                .mask
+                .is_none_or(|mask| mask.is_whole() && mask.context.has_source());
+        source
+            .latents
+            .clone()
+            .filter(|_| fits && whole && !joined && !self.reencode)
     }
 
     /// Restores the source in a turn's unchanged regions, and returns its image, latents and map.
@@ -136,14 +152,15 @@ impl Session {
         keep: &KeepUnchanged,
         source: &Turn,
         first: &Tensor,
-        image: RgbImage,
+        image: &RgbImage,
         latents: &ArrayD<f32>,
         plan: &Plan,
-    ) -> Result<(RgbImage, ArrayD<f32>, Option<GrayImage>)> {
-        let map = keep.map(&image, plan, || self.pipe.decode(first, plan))?;
-        let image = keep::mix(&source.image, image, &map);
+    ) -> Result<(RgbImage, ArrayD<f32>, GrayImage)> {
+        let map = keep.map(image, plan, || self.pipe.decode(first, plan))?;
+        let mut mixed = buffer::copied_image(&source.image)?;
+        mix_into(&mut mixed, &image, &map, [0, 0]);
         let result = array::from_array(&latents.view())?;
-        let mixed = keep::mix_latents(&pack(first)?, &result, &map, plan.target)?;
-        Ok((image, array::to_array(&mixed)?, Some(map)))
+        let latents = mix_latents(&pack(first)?, &result, &map, plan.target)?;
+        Ok((mixed, array::to_array(&latents)?, map))
     }
 }

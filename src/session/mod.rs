@@ -1,6 +1,5 @@
 //! Editing in turns: each turn edits the result of the last.
 
-mod distance;
 mod edit;
 mod files;
 mod history;

@@ -1,0 +1,153 @@
+//! A masked run's image, worked out: its padding, the part that the model sees, and the way back.
+
+use std::sync::Arc;
+
+use image::{GrayImage, ImageBuffer, Pixel, RgbImage};
+use kontext_core::{Error, Result, Tensor, buffer};
+use kontext_sampler::{Conformance, Grid, Size};
+
+use super::{Mask, MaskSettings, Region, diffusers, shares};
+use crate::blend::{latent_shares, mix_into};
+use crate::plan::MaskPlan;
+use crate::{Plan, Request};
+
+/// A request's source and the shares of the result in it.
+#[derive(Debug)]
+pub(crate) struct MaskedEdit {
+    /// The source with its padding.
+    canvas: Arc<RgbImage>,
+    /// The share of the result in each of its pixels.
+    shares: GrayImage,
+    plan: MaskPlan,
+    /// The region that the model sees.
+    source: Arc<RgbImage>,
+    conformance: Conformance,
+}
+
+impl MaskedEdit {
+    /// Works out the mask of a request, if it has one.
+    pub(crate) fn new(request: &Request, plan: &Plan) -> Result<Option<Self>> {
+        let (Some(masked), Some(image)) = (plan.mask, request.images.first()) else {
+            return Ok(None);
+        };
+        let size = Size::new(image.width(), image.height());
+        let of_mask = |mask: &Mask| -> Result<GrayImage> {
+            if MaskPlan::mixes(request.conformance) {
+                shares::shares(&mask.pixels, &mask.settings)
+            } else {
+                shares::shares(&mask.pixels, &MaskSettings::plain())
+            }
+        };
+        let (canvas, shares) = match (&request.outpaint, &request.mask) {
+            (None, Some(mask)) => (Arc::clone(image), of_mask(mask)?),
+            (Some(outpaint), mask) => {
+                let (canvas, old) = outpaint.canvas(size)?;
+                let mut shares = shares::of_padding(canvas, old, outpaint.feather_of(size))?;
+                if let Some(mask) = mask {
+                    shares::raise(&mut shares, &of_mask(mask)?, old.left, old.top);
+                }
+                (Arc::new(outpaint.pad(image, canvas, old)?), shares)
+            }
+            (None, None) => return Err(Error::bug("a plan with a mask for a request without one")),
+        };
+        let source = if masked.is_whole() {
+            Arc::clone(&canvas)
+        } else {
+            Arc::new(cropped(&canvas, masked.region)?)
+        };
+        Ok(Some(Self {
+            canvas,
+            shares,
+            plan: masked,
+            source,
+            conformance: request.conformance,
+        }))
+    }
+
+    /// Returns the part of the source that the model repaints.
+    pub(crate) fn source(&self) -> &Arc<RgbImage> {
+        &self.source
+    }
+
+    /// Returns the request with the images that the model sees.
+    pub(crate) fn seen(&self, request: &Request) -> Request {
+        let mut seen = request.clone();
+        let mut index = 0;
+        if let Some(first) = seen.images.first_mut() {
+            *first = Arc::clone(&self.source);
+        }
+        seen.images.retain(|_| {
+            index += 1;
+            self.plan.context.has(index - 1)
+        });
+        seen
+    }
+
+    /// Returns the mask [1, 1, 2 rows, 2 cols] of the target's latents, from 0, kept, to 1, in f32 on the CPU.
+    pub(crate) fn latents(&self, grid: Grid) -> Result<Tensor> {
+        match self.conformance {
+            Conformance::Native => latent_shares(&cropped(&self.shares, self.plan.region)?, grid),
+            Conformance::Diffusers | Conformance::Bfl => diffusers::latents_mask(&self.shares, grid),
+        }
+    }
+
+    /// Mixes a result of the region's size into the source; in other conventions it is returned as it is.
+    pub(crate) fn mixed(&self, result: RgbImage) -> Result<RgbImage> {
+        if !MaskPlan::mixes(self.conformance) {
+            return Ok(result);
+        }
+        let Region { left, top, .. } = self.plan.region;
+        let mut whole = buffer::copied_image(&self.canvas)?;
+        mix_into(&mut whole, &result, &self.shares, [left, top]);
+        Ok(whole)
+    }
+
+    /// Returns the share of the result in each pixel of the returned image; `None` if it is not mixed.
+    pub(crate) fn into_shares(self) -> Option<GrayImage> {
+        MaskPlan::mixes(self.conformance).then_some(self.shares)
+    }
+}
+
+/// Returns the size of a masked request's source with its padding, and the region that the model sees, for which
+/// `preferred` gives the model's size.
+pub(crate) fn region(request: &Request, source: Size, preferred: impl Fn(Size) -> Size) -> Result<(Size, Region)> {
+    let (canvas, old) = match &request.outpaint {
+        None => (source, Region::all(source)),
+        Some(outpaint) => outpaint.canvas(source)?,
+    };
+    let mut changed = request.outpaint.map(|outpaint| outpaint.reach(canvas, old));
+    if let Some(mask) = &request.mask {
+        let Some(pixels) = Region::of_pixels(&mask.pixels) else {
+            let expected = "at least a pixel above 0: white is repainted, black is kept";
+            return Err(Error::invalid("mask", expected, "none"));
+        };
+        let reached = pixels.grown(mask.settings.reach(), source).moved(old.left, old.top);
+        changed = Some(changed.map_or(reached, |changed| changed.with(reached)));
+    }
+    let margin = request.mask.as_ref().and_then(|mask| mask.settings.crop);
+    let margin = margin.or(request.outpaint.and_then(|outpaint| outpaint.crop));
+    Ok(match (changed, margin) {
+        (Some(changed), Some(margin)) => {
+            let part = changed.grown(margin, canvas);
+            (canvas, part.in_ratio(preferred(part.size), canvas))
+        }
+        _ => (canvas, Region::all(canvas)),
+    })
+}
+
+/// Returns a part of an image.
+fn cropped<P: Pixel<Subpixel = u8>>(
+    image: &ImageBuffer<P, Vec<u8>>,
+    region: Region,
+) -> Result<ImageBuffer<P, Vec<u8>>> {
+    let channels = usize::from(P::CHANNEL_COUNT);
+    let Size { width, height } = region.size;
+    let (stride, row) = (image.width() as usize * channels, width as usize * channels);
+    let mut part = buffer::with_room(row * height as usize, "the part of the image that the model sees")?;
+    let rows = image.as_raw().chunks_exact(stride).skip(region.top as usize);
+    for pixels in rows.take(height as usize) {
+        part.extend_from_slice(&pixels[region.left as usize * channels..][..row]);
+    }
+    let missing = || Error::bug("a part of an image with missing pixels");
+    ImageBuffer::from_raw(width, height, part).ok_or_else(missing)
+}
