@@ -6,7 +6,7 @@ use image::{GrayImage, ImageBuffer, Pixel, RgbImage};
 use kontext_core::{Error, Result, Tensor, buffer};
 use kontext_sampler::{Conformance, Grid, Size};
 
-use super::{Mask, MaskSettings, Region, diffusers, shares};
+use super::{Mask, Region, diffusers, shares};
 use crate::blend::{latent_shares, mix_into};
 use crate::plan::MaskPlan;
 use crate::{Plan, Request};
@@ -16,7 +16,7 @@ use crate::{Plan, Request};
 pub(crate) struct MaskedEdit {
     /// The source with its padding.
     canvas: Arc<RgbImage>,
-    /// The share of the result in each of its pixels.
+    /// The share of the result in each of its pixels; in other conventions the mask itself.
     shares: GrayImage,
     plan: MaskPlan,
     /// The region that the model sees.
@@ -35,7 +35,7 @@ impl MaskedEdit {
             if MaskPlan::mixes(request.conformance) {
                 shares::shares(&mask.pixels, &mask.settings)
             } else {
-                shares::shares(&mask.pixels, &MaskSettings::plain())
+                cropped(&mask.pixels, Region::all(size))
             }
         };
         let (canvas, shares) = match (&request.outpaint, &request.mask) {

@@ -174,14 +174,6 @@ impl MaskSettings {
         range::within("crop of a mask", self.crop.unwrap_or_default(), 0..=LARGEST_SIDE).map(drop)
     }
 
-    /// Returns those of a mask that is taken as it is.
-    fn plain() -> Self {
-        Self {
-            feather: Some(0.0),
-            ..Self::default()
-        }
-    }
-
     fn feather(&self) -> f32 {
         self.feather.unwrap_or(FEATHER)
     }

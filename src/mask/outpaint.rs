@@ -50,9 +50,9 @@ pub struct Outpaint {
 #[serde(rename_all = "snake_case")]
 #[allow(clippy::exhaustive_enums)] // Two ways to say it.
 pub enum OutpaintExtent {
-    /// Pixels on the left, above, on the right and below.
+    /// Pixels on the left, above, on the right and below, each from 0 to 8192.
     Sides([u32; 4]),
-    /// As many as give the image this ratio of width to height, the same on both sides.
+    /// As many as give the image this ratio of width to height, the same on both sides, each at most 8192.
     Ratio([u32; 2]),
 }
 
@@ -140,13 +140,8 @@ impl Outpaint {
 
     /// Returns the pixels on the left, above, on the right and below.
     fn padding(&self, image: Size) -> Result<[u32; 4]> {
-        match self.extent {
-            OutpaintExtent::Sides(sides) => {
-                for side in sides {
-                    range::within("side of outpaint", side, 0..=LARGEST_SIDE)?;
-                }
-                Ok(sides)
-            }
+        let sides = match self.extent {
+            OutpaintExtent::Sides(sides) => sides,
             OutpaintExtent::Ratio([width, height]) => {
                 range::within("width of outpaint's ratio", width, 1..=LARGEST_SIDE)?;
                 range::within("height of outpaint's ratio", height, 1..=LARGEST_SIDE)?;
@@ -158,9 +153,13 @@ impl Outpaint {
                     more(image.width, image.height, ratio),
                     more(image.height, image.width, 1.0 / ratio),
                 );
-                Ok([across / 2, down / 2, across.div_ceil(2), down.div_ceil(2)])
+                [across / 2, down / 2, across.div_ceil(2), down.div_ceil(2)]
             }
+        };
+        for side in sides {
+            range::within("pixels on a side of outpaint", side, 0..=LARGEST_SIDE)?;
         }
+        Ok(sides)
     }
 
     /// Returns the feather in an image of this size.

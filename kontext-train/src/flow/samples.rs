@@ -5,7 +5,7 @@ use std::path::Path;
 use image::{GenericImage, RgbImage};
 use kontext_core::{Device, Error, Kind, Result, Tensor, buffer, images, noise};
 use kontext_dit::Dit;
-use kontext_sampler::{Conformance, Sampler, Schedule, Shift, sample, unpack};
+use kontext_sampler::{Conformance, Sampler, Schedule, Shift, unpack};
 use kontext_vae::Autoencoder;
 
 use crate::dataset::EncodedDataset;
@@ -86,15 +86,8 @@ impl SampleGrid<'_> {
         let noise = draw()?;
         let velocity = |x: &Tensor, step: usize| self.dit.forward(&run, step, x);
         let go_on = |_: &kontext_sampler::Step<'_>| std::ops::ControlFlow::Continue(());
-        let tokens = sample(
-            &noise,
-            &schedule,
-            self.sampling.sampler,
-            self.kind,
-            |_| draw(),
-            velocity,
-            go_on,
-        )?;
+        let sampling = kontext_sampler::Sampling::new(&schedule, self.kind).sampler(self.sampling.sampler);
+        let tokens = sampling.run(&noise, |_| draw(), velocity, go_on)?;
         let mut row = Vec::new();
         if let Some(context) = &batch.context {
             let mut start = 0;
