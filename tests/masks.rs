@@ -8,7 +8,7 @@ use image::{GrayImage, Luma, Rgb, RgbImage};
 use kontext::session::KeepUnchanged;
 use kontext::{
     Conformance, Device, Event, Layout, Mask, MaskContext, ModelDefaults, Outpaint, OutpaintFill, Pipeline, References,
-    Region, Request, Sampler, Size, Warning, random_model,
+    Region, Request, Sampler, Session, Size, Warning, random_model,
 };
 use std::sync::Arc;
 use tempfile::TempDir;
@@ -297,4 +297,15 @@ fn a_session_edits_under_masks_and_beyond_its_image() {
     // And goes on without a mask.
     session.edit("winter").unwrap();
     assert_eq!(session.current().image.dimensions(), (128, 64));
+    // A saved session has the masks of its turns.
+    let folder = tempfile::tempdir().unwrap();
+    session.save(folder.path()).unwrap();
+    let restored = PIPE.restore_session(folder.path()).unwrap();
+    let of = |session: &Session, turn: usize| session.turns()[turn].request().unwrap().clone();
+    for turn in [1, 2] {
+        let (old, new) = (of(&session, turn).mask.unwrap(), of(&restored, turn).mask.unwrap());
+        assert_eq!((old.pixels, old.settings), (new.pixels, new.settings));
+    }
+    assert_eq!(of(&restored, 3).outpaint, Some(Outpaint::ratio(2, 1)));
+    assert_eq!(restored.turns()[1].changed, turn.changed);
 }

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::files::{self, Files};
 use super::{DifferenceMap, Session, Turn};
-use crate::Request;
 use crate::output::Made;
+use crate::{MaskSettings, Request};
 
 /// Format version of written sessions. Version 1, without an id, is still read; a later one is refused with
 /// an explanation.
@@ -76,6 +76,16 @@ pub(super) struct RequestEntry {
     /// File names.
     pub(super) references: Vec<String>,
     pub(super) noise: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) mask: Option<MaskEntry>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MaskEntry {
+    /// A file name.
+    pub(super) pixels: String,
+    pub(super) settings: MaskSettings,
 }
 
 impl Index {

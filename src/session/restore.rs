@@ -13,13 +13,13 @@ use ndarray::ArrayD;
 
 use super::files::{Files, read_bounded};
 use super::history::History;
-use super::index::{EditEntry, INDEX, Index, KeepEntry, RequestEntry, TurnEntry};
+use super::index::{EditEntry, INDEX, Index, KeepEntry, MaskEntry, RequestEntry, TurnEntry};
 use super::save::{TENSOR, check_request};
 use super::{KeepUnchanged, Session, Turn};
 use crate::defaults::{LARGEST_GUIDANCE, STEPS};
 use crate::output::Made;
 use crate::plan::check_values;
-use crate::{Pipeline, Request};
+use crate::{Mask, Pipeline, Request};
 
 pub(super) fn restore(pipe: &Arc<Pipeline>, folder: &Path) -> Result<Session> {
     let path = folder.join(INDEX);
@@ -58,9 +58,12 @@ fn check_room(files: Files<'_>, index: &Index) -> Result<()> {
         })
     };
     let asked = index.turns.iter().filter_map(|turn| Some(&turn.edit.as_ref()?.asked));
-    let references = asked.chain([&index.defaults]).flat_map(|request| &request.references);
+    let asked: Vec<&RequestEntry> = asked.chain([&index.defaults]).collect();
+    let references = asked.iter().flat_map(|request| &request.references);
+    let masks = asked.iter().filter_map(|request| request.mask.as_ref());
     let images = index.turns.iter().map(|turn| &turn.image).chain(references);
     let maps = index.turns.iter().filter_map(|turn| turn.changed.as_ref());
+    let maps = maps.chain(masks.map(|mask| &mask.pixels));
     let files = images.map(|name| (name, 3)).chain(maps.map(|name| (name, 1)));
     let bytes = files.fold(0_u64, |sum, (name, channels)| {
         sum.saturating_add(pixels(name).saturating_mul(channels))
@@ -142,12 +145,20 @@ impl Reader<'_> {
             mut request,
             references,
             noise,
+            mask,
         } = entry;
         request.images = references
             .iter()
             .map(|file| Ok(Arc::new(self.image(file)?)))
             .collect::<Result<_>>()?;
         request.noise = noise.map(|file| self.tensor("noise", &file)).transpose()?;
+        request.mask = mask
+            .map(|MaskEntry { pixels, settings }| {
+                let mut mask = Mask::new(self.grey(&pixels)?);
+                mask.settings = settings;
+                Ok::<_, Error>(mask)
+            })
+            .transpose()?;
         check_request(&request).map_err(Error::in_config(self.index))?;
         Ok(request)
     }

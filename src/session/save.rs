@@ -12,11 +12,11 @@ use kontext_core::{Error, Kind, Result, Tensor, array, create_folder, range, wri
 use ndarray::ArrayD;
 
 use super::files::Files;
-use super::index::{EditEntry, FORMAT, INDEX, Index, KeepEntry, RequestEntry, TurnEntry, check_replaceable};
+use super::index::{EditEntry, FORMAT, INDEX, Index, KeepEntry, MaskEntry, RequestEntry, TurnEntry, check_replaceable};
 use super::{KeepUnchanged, Session, Turn};
-use crate::Request;
 use crate::io::encode_png;
 use crate::plan::{check_numbers, check_values};
+use crate::{Mask, Request};
 
 /// Name of the only tensor in a file.
 pub(super) const TENSOR: &str = "latents";
@@ -62,7 +62,10 @@ fn check_settings(session: &Session) -> Result<()> {
     }
     let turns = session.turns();
     let requests = turns.iter().filter_map(Turn::request).chain([&session.defaults]);
-    let references = requests.flat_map(|request| request.images.iter().map(|image| image.dimensions()));
+    let references = requests.flat_map(|request| {
+        let masks = request.mask.iter().map(|mask| mask.pixels.dimensions());
+        request.images.iter().map(|image| image.dimensions()).chain(masks)
+    });
     let mask = match &session.keep_unchanged {
         Some(KeepUnchanged::Mask(mask)) => Some(mask.dimensions()),
         _ => None,
@@ -140,6 +143,12 @@ impl Writer<'_> {
         let reference =
             |(index, image): (usize, &Arc<RgbImage>)| self.image(&format!("{name}-reference-{index}"), image);
         let noise = |noise: &ArrayD<f32>| self.tensor(&format!("{name}-noise"), array::from_array(&noise.view())?);
+        let mask = |mask: &Mask| {
+            Ok::<_, Error>(MaskEntry {
+                pixels: self.image(&format!("{name}-mask"), &*mask.pixels)?,
+                settings: mask.settings,
+            })
+        };
         Ok(RequestEntry {
             request: request.clone(),
             references: request
@@ -149,6 +158,7 @@ impl Writer<'_> {
                 .map(reference)
                 .collect::<Result<_>>()?,
             noise: request.noise.as_ref().map(noise).transpose()?,
+            mask: request.mask.as_ref().map(mask).transpose()?,
         })
     }
 
