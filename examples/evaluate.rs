@@ -12,6 +12,7 @@ use clap::{Parser, ValueEnum};
 use kontext::{ReferenceReuse, StepCache};
 use kontext_bench::cell;
 use kontext_bench::edit::{EditScore, Table};
+use kontext_bench::statistics::{Estimate, PSNR_CAP};
 use kontext_cli::args::{LoadArgs, positive};
 use kontext_cli::held_out::SplitArgs;
 use kontext_cli::judge::{self, Edit, Judge, edits};
@@ -51,6 +52,9 @@ struct Args {
     /// references:every=7 or region:threshold=0.9
     #[arg(long, value_name = "MODE")]
     reference_reuse: Option<ReferenceReuse>,
+    /// Run every edit a second time with its true mask, by which only what the truth changes is repainted, and compare
+    #[arg(long)]
+    true_mask: bool,
     /// Print the nearest image of each wrong result
     #[arg(long)]
     mistakes: bool,
@@ -110,8 +114,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     let mut judge = Judge::new(builder.load(&args.model)?, &args.dataset.data)?.step_cache(args.step_cache);
     judge.reference_reuse.clone_from(&args.reference_reuse);
-    let bar = progress::bar("editing", by_category.values().map(Vec::len).sum());
-    let mut table = Table::new();
+    let runs = 1 + usize::from(args.true_mask);
+    let bar = progress::bar("editing", runs * by_category.values().map(Vec::len).sum::<usize>());
+    let (mut table, mut masked) = (Table::new(), Masked::default());
     let mut rows = csv::Writer::from_writer(Vec::new());
     rows.write_record(COLUMNS)?;
     for (category, edits) in &by_category {
@@ -133,6 +138,13 @@ fn run(args: &Args) -> anyhow::Result<()> {
             rows.write_record(row(edit, &judged.score))?;
             table.add(category, judged.score);
             bar.inc(1);
+            if args.true_mask {
+                judge.true_mask = true;
+                let score = judge.judge(edit, &references, args.seed)?.score;
+                judge.true_mask = false;
+                masked.add(category, &judged.score, score);
+                bar.inc(1);
+            }
             // The first of a category, without selection.
             if let (Some(folder), 0) = (&args.strips, index) {
                 let path = strip_of(folder, category);
@@ -145,7 +157,57 @@ fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(path) = &args.csv {
         write(path, &String::from_utf8(rows.into_inner()?)?)?;
     }
-    say(format_args!("{table}"))
+    say(format_args!("{table}"))?;
+    if args.true_mask {
+        say(format_args!("\nWith the true mask:\n\n{}", masked.table))?;
+        masked.say()?;
+    }
+    Ok(())
+}
+
+/// Results under the true mask.
+#[derive(Debug, Default)]
+struct Masked {
+    table: Table,
+    /// Gains in dB over the result without it, by the category's group.
+    gains: BTreeMap<String, Vec<f64>>,
+    /// Edits with pixels that should stay, and those of them in which all did, to the byte.
+    kept: [usize; 2],
+}
+
+/// Resamples of the interval of a mean gain.
+const RESAMPLES: usize = 1000;
+
+impl Masked {
+    fn add(&mut self, category: &str, without: &EditScore, with: EditScore) {
+        let group = category.split_once('/').map_or(category, |(group, _)| group);
+        let gain = with.psnr.min(PSNR_CAP) - without.psnr.min(PSNR_CAP);
+        self.gains.entry(group.to_owned()).or_default().push(gain);
+        if let Some(untouched) = with.untouched_psnr {
+            self.kept[0] += 1;
+            self.kept[1] += usize::from(untouched == f64::INFINITY);
+        }
+        self.table.add(category, with);
+    }
+
+    /// Prints the mean gain of each group with its 95 % interval, and the edits that left the rest as it was.
+    fn say(&self) -> anyhow::Result<()> {
+        for (group, gains) in &self.gains {
+            let gain = Estimate::of_mean(gains, RESAMPLES)?;
+            let worse = gains.iter().filter(|gain| **gain < -0.1).count();
+            say(format_args!(
+                "{group}: {:+.2} dB ({:+.2} to {:+.2}) by the mask over {} edits, {worse} of them worse by more than 0.1 dB",
+                gain.value,
+                gain.low,
+                gain.high,
+                gains.len()
+            ))?;
+        }
+        let [all, kept] = self.kept;
+        say(format_args!(
+            "what should stay has the source's bytes in {kept} of {all} edits"
+        ))
+    }
 }
 
 /// Returns the file of a category's strip.

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use kontext::image::RgbImage;
-use kontext::{Autoencoder, Error, Pipeline, ReferenceReuse, Request, StepCache};
+use kontext::{Autoencoder, Error, Mask, Pipeline, ReferenceReuse, Request, Size, StepCache};
 use kontext_bench::edit::{EditScore, KnownEdit};
 use kontext_core::json_lines::inside;
 use kontext_core::read_json;
@@ -108,6 +109,8 @@ pub struct Judge {
     step_cache: StepCache,
     /// Reuse of the references in all edits (default: none).
     pub reference_reuse: Option<ReferenceReuse>,
+    /// Repainting of the pixels that the truth changes, and of no others (default: false).
+    pub true_mask: bool,
 }
 
 /// A scored edit and its images.
@@ -147,6 +150,7 @@ impl Judge {
             notes: Notes::default(),
             step_cache: StepCache::Off,
             reference_reuse: None,
+            true_mask: false,
         })
     }
 
@@ -169,6 +173,9 @@ impl Judge {
         request.reference_reuse.clone_from(&self.reference_reuse);
         for path in references {
             request = request.reference(kontext::open_image(self.folder.join(path))?);
+        }
+        if self.true_mask && !edit.source.is_empty() {
+            request = self.masked(request, edit)?;
         }
         let output = self.pipe.run_with(&request, |event| {
             self.notes.observe("", &event);
@@ -205,6 +212,33 @@ impl Judge {
             truth,
             score,
         })
+    }
+}
+
+impl Judge {
+    /// Returns a request with the edit's true mask, if it has one, and the source at the model's size, in which results
+    /// are compared.
+    fn masked(&mut self, mut request: Request, edit: &Edit) -> anyhow::Result<Request> {
+        let (Some(image), Some(path)) = (request.images.first_mut(), edit.source.first()) else {
+            return Ok(request);
+        };
+        let plan = self.pipe.plan(&Request::edit(&*image, ""))?;
+        let Size { width, height } = plan.target.size();
+        let source = self.images.get(path, width, height)?;
+        let truth = self.images.get(&edit.target, width, height)?;
+        let known = KnownEdit {
+            source: Some(&source),
+            truth: &truth,
+            candidates: &[],
+            reconstruction: &truth,
+        };
+        let Some(mask) = known.mask()? else {
+            return Ok(request);
+        };
+        *image = Arc::new(source);
+        request.native_size = false;
+        // Without a feather: every pixel that should stay is one that does.
+        Ok(request.mask(Mask::new(mask).feather(0.0)))
     }
 }
 

@@ -1,9 +1,9 @@
 //! Scores of one result against the true image, the source, and other images that it might have become.
 
-use image::{Rgb, RgbImage};
+use image::{GrayImage, Luma, Rgb, RgbImage};
 use kontext_core::Result;
 
-use crate::metrics::{psnr, psnr_where};
+use crate::metrics::{psnr, psnr_where, same_size};
 
 /// PSNR in dB above which two images count as the same, such as the mirror image of a symmetric one.
 const SAME: f64 = 40.0;
@@ -89,6 +89,38 @@ impl KnownEdit<'_> {
             reconstruction_psnr: psnr(self.reconstruction, self.truth)?,
             untouched_psnr: self.source.and_then(|source| untouched(result, source, self.truth)),
         })
+    }
+}
+
+impl KnownEdit<'_> {
+    /// Returns the mask of the edit: 255 where source and truth differ by more than 4 levels, else 0. `None` without a
+    /// source, or if they agree everywhere.
+    ///
+    /// # Errors
+    /// [`kontext_core::Error::InvalidArgument`] if the images are not of one size.
+    ///
+    /// # Example
+    /// ```
+    /// use image::{Rgb, RgbImage};
+    /// use kontext_bench::edit::KnownEdit;
+    /// let source = RgbImage::new(3, 1);
+    /// let truth = RgbImage::from_fn(3, 1, |x, _| Rgb([if x == 1 { 90 } else { 3 }; 3]));
+    /// let edit = KnownEdit { source: Some(&source), truth: &truth, candidates: &[], reconstruction: &truth };
+    /// assert_eq!(edit.mask()?.unwrap().into_raw(), [0, 255, 0]);
+    /// # Ok::<(), kontext_core::Error>(())
+    /// ```
+    pub fn mask(&self) -> Result<Option<GrayImage>> {
+        let Some(source) = self.source else {
+            return Ok(None);
+        };
+        same_size(source, self.truth)?;
+        let level = |x, y| {
+            let agree = agree(source.get_pixel(x, y), self.truth.get_pixel(x, y));
+            Luma([if agree { 0 } else { 255 }])
+        };
+        let mask = GrayImage::from_fn(source.width(), source.height(), level);
+        let differ = mask.iter().any(|&level| level > 0);
+        Ok(differ.then_some(mask))
     }
 }
 
