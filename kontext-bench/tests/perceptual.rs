@@ -243,7 +243,8 @@ fn one_subject_is_nearer_to_itself_than_to_another() {
         drawn("pair0", (72, 56), 8.0),
         drawn("pair1", (64, 64), 0.0),
     );
-    let [same, different] = <[f64; 2]>::try_from(identity(&features, &[(&a, &noisy), (&a, &other)]).unwrap()).unwrap();
+    let cosines = identity(&features, &[(&a, &noisy), (&a, &other)]).unwrap();
+    let [same, different] = [cosines[0].unwrap(), cosines[1].unwrap()];
     assert!(same > different && same > 0.9, "{same} {different}");
     assert_eq!(features.name(), "pooled-alexnet");
 }

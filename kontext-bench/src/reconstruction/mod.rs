@@ -11,6 +11,7 @@
 mod measure;
 mod published;
 mod records;
+mod row;
 mod size;
 mod strip;
 mod table;
@@ -18,6 +19,7 @@ mod table;
 pub use measure::{Measurement, Subject};
 pub use published::{PUBLISHED, PUBLISHED_IMAGES, PUBLISHED_SIDE, Published};
 pub use records::Records;
+pub use row::Row;
 pub use size::{ImageSize, MULTIPLE};
 pub use strip::Strip;
-pub use table::{Distances, Row, Table};
+pub use table::{Distances, Table};

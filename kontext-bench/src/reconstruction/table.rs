@@ -4,25 +4,11 @@ use std::fmt::{self, Write as _};
 
 use kontext_core::Result;
 
-use super::{Measurement, PUBLISHED, PUBLISHED_IMAGES, PUBLISHED_SIDE, Published};
+use super::row::with_error;
+use super::{Measurement, PUBLISHED, PUBLISHED_IMAGES, PUBLISHED_SIDE, Published, Row};
 use crate::cell;
 use crate::metrics::{Backbone, Perceptual};
 use crate::statistics::Summary;
-
-/// The row of one autoencoder.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Row {
-    /// The autoencoder's name.
-    pub vae: String,
-    /// Perceptual distance, if every image has one.
-    pub pdist: Option<Summary>,
-    /// Perceptual distance by cosines, if every image has one.
-    pub cosine: Option<Summary>,
-    /// Structural similarity.
-    pub ssim: Summary,
-    /// Peak signal-to-noise ratio in dB.
-    pub psnr: Summary,
-}
 
 /// The two distances of a table, by their networks.
 #[derive(Debug, Clone, Copy, Default)]
@@ -59,21 +45,10 @@ impl Table {
                 names.push(&measurement.vae);
             }
         }
-        let row = |name: &str| {
-            let named: Vec<&Measurement> = measurements.iter().filter(|m| m.vae == name).collect();
-            let distances = |value: fn(&Measurement) -> Option<f64>| {
-                let values: Option<Vec<f64>> = named.iter().map(|m| value(m)).collect();
-                values.map(|values| Summary::of(&values)).transpose()
-            };
-            Ok(Row {
-                vae: name.to_owned(),
-                pdist: distances(|m| m.pdist)?,
-                cosine: distances(|m| m.cosine)?,
-                ssim: Summary::of(&named.iter().map(|m| m.ssim).collect::<Vec<_>>())?,
-                psnr: Summary::of_psnr(&named.iter().map(|m| m.psnr).collect::<Vec<_>>())?,
-            })
-        };
-        let rows: Vec<Row> = names.into_iter().map(row).collect::<Result<_>>()?;
+        let rows: Vec<Row> = names
+            .into_iter()
+            .map(|name| Row::of(name, measurements))
+            .collect::<Result<_>>()?;
         let name = |network: Option<&Perceptual>, has: fn(&Row) -> bool| {
             let network = network.filter(|_| rows.iter().any(has))?;
             Some(network.name().to_owned())
@@ -197,14 +172,6 @@ impl Table {
         }
         notes
     }
-}
-
-/// Formats "0.8963 ± 0.0041", or only the mean for a single value.
-fn with_error(summary: &Summary, digits: usize) -> String {
-    if summary.standard_error.is_nan() {
-        return format!("{:.digits$}", summary.mean);
-    }
-    format!("{:.digits$} ± {:.digits$}", summary.mean, summary.standard_error)
 }
 
 impl fmt::Display for Table {
