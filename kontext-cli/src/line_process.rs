@@ -84,7 +84,7 @@ impl LineProcess {
                 .and_then(|()| stdin.flush()),
             None => Ok(()),
         };
-        // A command that has ended is told by its exit status, not by the broken pipe.
+        // A command that has ended is reported by its exit status, not by the broken pipe.
         let mut line = Vec::new();
         while line.trim_ascii().is_empty() {
             line.clear();

@@ -12,9 +12,9 @@ pub struct Anchor {
     pub value: f64,
     /// Scores of its categories, in the order of the source; for KontextBench by [`CATEGORIES`](super::CATEGORIES).
     pub parts: &'static [(&'static str, f64)],
-    /// Who judged, and the settings of the model, as far as the source says.
+    /// The judge and the settings of the model, as far as the source names them.
     pub conditions: &'static str,
-    /// Where the score was published.
+    /// The publication of the score.
     pub source: &'static str,
 }
 

@@ -78,7 +78,7 @@ impl RunFolder {
         read_json(self.file("run.json"))
     }
 
-    /// Returns the names of two runs, by which their results are told apart in votes.
+    /// Returns the names of two runs, which distinguish their results in votes.
     pub(super) fn names(runs: &[&Self; 2]) -> Result<[String; 2]> {
         let [a, b] = runs;
         let (a, b) = (a.info()?.name, b.info()?.name);

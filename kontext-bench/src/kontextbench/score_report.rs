@@ -13,8 +13,11 @@ const SEED: u64 = 0;
 /// Name of the row of means over categories.
 const CATEGORY_MEAN: &str = "mean of the categories";
 
+/// A score of a record.
+type Score = fn(&ScoreRecord) -> f64;
+
 /// The three scores, by their titles.
-const SCORES: [(&str, fn(&ScoreRecord) -> f64); 3] = [
+const SCORES: [(&str, Score); 3] = [
     ("SC", |record| record.score.semantic_consistency),
     ("PQ", |record| record.score.perceptual_quality),
     ("O", |record| record.score.overall()),

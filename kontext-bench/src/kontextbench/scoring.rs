@@ -26,7 +26,7 @@ pub struct ScoringSummary {
     pub text: String,
     /// Number of pairs of the bench without a result in the run, which were left out.
     pub missing: usize,
-    /// Path of the run's report, written anew with the scores if the run is complete.
+    /// Path of the run's report, rewritten with the scores if the run is complete.
     pub report: Option<PathBuf>,
 }
 

@@ -24,7 +24,7 @@ use super::same_size;
 
 /// Perceptual distance of two images in the features of a network. At each compared layer and position both
 /// channel vectors are normalised to unit length and compared; the values are averaged over positions and summed over
-/// layers. There are three forms, which [`Perceptual::name`] tells apart:
+/// layers. There are three forms, which [`Perceptual::name`] distinguishes:
 ///
 /// | name | compared by | weights |
 /// | --- | --- | --- |
