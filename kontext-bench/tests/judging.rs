@@ -154,7 +154,7 @@ fn judges_are_kept_apart_and_a_result_that_is_replaced_is_scored_again() {
         })
         .unwrap()
         .text;
-    assert_eq!(asked, [first.key.clone()]);
+    assert_eq!(asked.join(", "), first.key);
     // The other judge has not seen the new result.
     assert!(text.contains("| all edits | 9 | "), "{text}");
     assert!(text.contains("| all edits | 10 | 5.000 (5.000 to 5.000) |"), "{text}");

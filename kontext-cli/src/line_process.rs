@@ -221,7 +221,8 @@ pub(crate) fn absolute(path: &Path) -> Result<String> {
     }
 }
 
-#[cfg(all(test, unix))]
+#[cfg(unix)]
+#[cfg(test)]
 mod tests {
     use serde_json::json;
 
