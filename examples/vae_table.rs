@@ -9,13 +9,15 @@ use anyhow::{Context, bail};
 use clap::Parser;
 use kontext::image::RgbImage;
 use kontext::{Autoencoder, Device, Kind, Size};
-use kontext_bench::metrics::Perceptual;
-use kontext_bench::reconstruction::{ImageSize, Measurement, Records, Strip, Subject, Table};
+use kontext_bench::metrics::{Backbone, Features, Perceptual};
+use kontext_bench::reconstruction::{
+    Distances, ImageSize, Measurement, PUBLISHED_SIDE, Records, Strip, Subject, Table,
+};
 use kontext_cli::args::{device, positive};
 use kontext_cli::identity::sha256;
 use kontext_cli::images::{self, usable};
 use kontext_cli::outputs::Outputs;
-use kontext_cli::{announce, create_folder, progress, round_trip, save, say, typed};
+use kontext_cli::{announce, create_folder, note, progress, round_trip, save, say, typed};
 
 /// File of the measurements in `--out`.
 const RECORDS: &str = "reconstructions.jsonl";
@@ -37,6 +39,10 @@ struct Args {
     /// LPIPS's weights for the network's channels, as safetensors
     #[arg(long, value_name = "FILE", requires = "perceptual")]
     heads: Option<PathBuf>,
+    /// The network of a second distance, by cosines. With torchvision's VGG16 as safetensors it is most likely the
+    /// PDist of the paper on FLUX.1 Kontext, whose numbers are printed below
+    #[arg(long, value_name = "FILE")]
+    cosine: Option<PathBuf>,
     /// `original`: cut around the centre to multiples of 16. A number: the shorter side is resized to it,
     /// and the square in the centre cut out
     #[arg(long, default_value_t, allow_negative_numbers = true)]
@@ -84,11 +90,18 @@ fn main() -> ExitCode {
             .as_deref()
             .map(|file| Perceptual::open(file, args.heads.as_deref(), device));
         let perceptual = perceptual.transpose()?;
+        let cosine = args.cosine.as_deref().map(|file| Features::open(file, device));
+        let cosine = cosine.transpose()?.map(Perceptual::cosine);
+        let networks = Distances {
+            perceptual: perceptual.as_ref(),
+            cosine: cosine.as_ref(),
+        };
+        warn_of_size(&args, networks);
         let vaes = args.vae.iter().map(|(name, path)| open(&args, name, path, device));
         let vaes = vaes.collect::<anyhow::Result<Vec<Vae>>>()?;
-        let least = perceptual
-            .as_ref()
-            .map_or(0, |p| p.features().backbone().least_side() as u32);
+        let least = [networks.perceptual, networks.cosine].into_iter().flatten();
+        let least = least.map(|network| network.features().backbone().least_side() as u32);
+        let least = least.max().unwrap_or_default();
         let images = usable(&args.images, |path| prepared(&args, path, least))?;
 
         // Without --out, the records are removed when the program ends.
@@ -116,7 +129,8 @@ fn main() -> ExitCode {
                 let subject = Subject {
                     vae: &vae.name,
                     setting: &vae.setting,
-                    perceptual: perceptual.as_ref(),
+                    perceptual: networks.perceptual,
+                    cosine: networks.cosine,
                 };
                 let context = || format!("{} on {}", vae.name, path.display());
                 measurements.push(match subject.recorded(&name, &original, &records) {
@@ -137,7 +151,7 @@ fn main() -> ExitCode {
             }
         }
         bar.finish_and_clear();
-        report(&args, &in_rows(measurements, &vaes), perceptual.as_ref(), &strip)
+        report(&args, &in_rows(measurements, &vaes), networks, &strip)
     })
 }
 
@@ -152,7 +166,7 @@ struct Vae {
 fn open(args: &Args, name: &str, path: &Path, device: Device) -> anyhow::Result<Vae> {
     let model = Autoencoder::open(path, Kind::Float, device).with_context(|| format!("autoencoder {name}"))?;
     let mut setting = sha256(path)?;
-    for file in args.perceptual.iter().chain(&args.heads) {
+    for file in args.perceptual.iter().chain(&args.heads).chain(&args.cosine) {
         setting.push_str(&format!(", {}", sha256(file)?));
     }
     if let Some(tile) = args.tile {
@@ -174,7 +188,9 @@ fn prepared(args: &Args, path: &Path, least: u32) -> anyhow::Result<RgbImage> {
     let (width, height) = image.dimensions();
     if width.min(height) < least {
         let name = path.display();
-        bail!("{name}: the network of --perceptual takes {least}x{least} pixels and more, got {width}x{height}");
+        bail!(
+            "{name}: the network of --perceptual or --cosine takes {least}x{least} pixels and more, got {width}x{height}"
+        );
     }
     Ok(image)
 }
@@ -207,7 +223,12 @@ fn check_outputs(args: &Args) -> anyhow::Result<()> {
         outputs.read("--images", image);
     }
     args.vae.iter().for_each(|(_, path)| outputs.weights("--vae", path));
-    for (flag, file) in [("--perceptual", &args.perceptual), ("--heads", &args.heads)] {
+    let networks = [
+        ("--perceptual", &args.perceptual),
+        ("--heads", &args.heads),
+        ("--cosine", &args.cosine),
+    ];
+    for (flag, file) in networks {
         if let Some(file) = file {
             outputs.weights(flag, file);
         }
@@ -225,14 +246,20 @@ fn check_outputs(args: &Args) -> anyhow::Result<()> {
         .map_or(Ok(()), |path| outputs.image("--strip", path))
 }
 
+/// Notes that the published numbers, which the table shows, are of another size.
+fn warn_of_size(args: &Args, networks: Distances<'_>) {
+    let is_vgg16 = |network: &Perceptual| network.features().backbone() == Backbone::Vgg16;
+    if networks.cosine.is_some_and(is_vgg16) && args.size != ImageSize::Square(PUBLISHED_SIDE) {
+        note(format_args!(
+            "warning: the published numbers are of {PUBLISHED_SIDE}x{PUBLISHED_SIDE} pixels, and these of another size; \
+             --size {PUBLISHED_SIDE} measures there"
+        ));
+    }
+}
+
 /// Prints and writes the results.
-fn report(
-    args: &Args,
-    measurements: &[Measurement],
-    perceptual: Option<&Perceptual>,
-    strip: &Strip,
-) -> anyhow::Result<()> {
-    let table = Table::of(measurements, perceptual.map(Perceptual::name))?;
+fn report(args: &Args, measurements: &[Measurement], networks: Distances<'_>, strip: &Strip) -> anyhow::Result<()> {
+    let table = Table::of(measurements, networks)?;
     // The files are written also if the reader of stdout is gone.
     let said = say(table.to_string().trim_end());
     for (path, text) in [(&args.csv, table.csv()), (&args.markdown, table.markdown())] {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use kontext::crates::kontext_core::images::{Rounding, from_tensor, to_tensor};
 use kontext::image::RgbImage;
 use kontext::{Autoencoder, Device, Kind};
-use kontext_bench::reconstruction::{ImageSize, Records, Subject, Table};
+use kontext_bench::reconstruction::{Distances, ImageSize, Records, Subject, Table};
 
 /// PSNR of diffusers' AutoencoderTiny in f32, in dB: file, then on astronaut and on coffee.
 const REACHED: [(&str, f64, f64); 4] = [
@@ -48,6 +48,7 @@ fn the_table_of_tiny_autoencoders_holds_the_psnr_that_they_reach_in_diffusers() 
             vae: name,
             setting: "published",
             perceptual: None,
+            cosine: None,
         };
         let mut measurements = Vec::new();
         for (photo, expected) in [("astronaut", astronaut), ("coffee", coffee)] {
@@ -66,7 +67,7 @@ fn the_table_of_tiny_autoencoders_holds_the_psnr_that_they_reach_in_diffusers() 
             );
             measurements.push(measured);
         }
-        let table = Table::of(&measurements, None).unwrap();
+        let table = Table::of(&measurements, Distances::default()).unwrap();
         let mean = table.rows()[0].psnr.mean;
         assert!((mean - (astronaut + coffee) / 2.0).abs() < TOLERANCE, "{table}");
     }

@@ -746,7 +746,10 @@ fn vae_table_measures_autoencoders_and_goes_on_after_a_kill() {
     );
     let csv = std::fs::read_to_string(desk.path("t.csv")).unwrap();
     let rows: Vec<&str> = csv.lines().collect();
-    assert_eq!(rows[0], "vae,pictures,pdist,pdist_se,ssim,ssim_se,psnr,psnr_se");
+    assert_eq!(
+        rows[0],
+        "vae,pictures,pdist,pdist_se,ssim,ssim_se,psnr,psnr_se,cosine,cosine_se"
+    );
     assert!(
         rows[1].starts_with("random,2,,,") && rows[2].starts_with("emoji,2,,,") && rows.len() == 3,
         "{csv}"
@@ -943,4 +946,52 @@ fn an_interrupted_run_says_how_far_it_came_and_writes_nothing() {
         "{last}"
     );
     assert!(desk.files().is_empty());
+}
+
+#[test]
+fn vae_table_shows_the_published_numbers_next_to_the_same_distance() {
+    let desk = Desk::new();
+    album(&desk);
+    let weights = Weights::synthetic(1);
+    let features =
+        kontext_bench::metrics::Features::new(kontext_bench::metrics::Backbone::Vgg16, &weights, kontext::Device::Cpu);
+    features.unwrap();
+    let tensor = |(name, shape): (String, Vec<i64>)| {
+        let tensor = weights.tensor(&name, &shape).unwrap().to_kind(kontext::Kind::Half);
+        (name, tensor)
+    };
+    let tensors: Vec<_> = weights.shapes().into_iter().map(tensor).collect();
+    kontext::crates::kontext_formats::save(desk.path("vgg16.safetensors"), &tensors, None).unwrap();
+    let vae = format!("emoji={}/models/kontext-emoji/vae", env!("CARGO_MANIFEST_DIR"));
+    let args = [
+        "--images",
+        "album",
+        "--vae",
+        &vae,
+        "--device",
+        "cpu",
+        "--cosine",
+        "vgg16.safetensors",
+    ];
+    let table = [&args[..], &["--size", "32", "--csv", "t.csv", "--markdown", "t.md"]].concat();
+    let (out, err) = desk.good("vae_table", &table);
+    assert!(out.contains("PDist by cosines: cosine-vgg16; means"), "{out}");
+    assert!(
+        err.contains("warning: the published numbers are of 256x256 pixels, and these of another size"),
+        "{err}"
+    );
+    let markdown = std::fs::read_to_string(desk.path("t.md")).unwrap();
+    assert!(
+        markdown.contains("| Flux-VAE, published | 4096 | - | 0.332 | 0.896 | 31.1 |\n"),
+        "{markdown}"
+    );
+    let csv = std::fs::read_to_string(desk.path("t.csv")).unwrap();
+    let row: Vec<&str> = csv.lines().nth(1).unwrap().split(',').collect();
+    let [distance, error] = [row[8], row[9]].map(|number| number.parse::<f64>().unwrap());
+    assert!(
+        row[2].is_empty() && distance > 0.0 && error > 0.0 && csv.lines().count() == 2,
+        "{csv}"
+    );
+    let (_, err) = desk.good("vae_table", &[&args[..], &["--size", "256"]].concat());
+    assert!(!err.contains("warning"), "{err}");
 }

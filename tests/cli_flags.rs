@@ -180,6 +180,38 @@ fn flags_that_exclude_or_need_each_other_are_refused() {
         ),
         ("kontextbench", &["--votes", "a", "--bench", "b"], "cannot be used with"),
         ("kontextbench", &["--votes", "a", "--out", "b"], "cannot be used with"),
+        ("kontextbench", &["--bench", "a", "--score", "b"], "--judge <COMMAND>"),
+        (
+            "kontextbench",
+            &["--bench", "a", "--out", "b", "--judge", "j"],
+            "<--score <DIR>|--compare <DIR> <DIR>>",
+        ),
+        (
+            "kontextbench",
+            &["--bench", "a", "--out", "b", "--judge-name", "j"],
+            "--judge <COMMAND>",
+        ),
+        (
+            "kontextbench",
+            &["--bench", "a", "--score", "b", "--judge", "j", "--both-orders"],
+            "cannot be used with",
+        ),
+        (
+            "kontextbench",
+            &["--bench", "a", "--score", "b", "--judge", "j", "--compare", "c", "d"],
+            "cannot be used with",
+        ),
+        (
+            "kontextbench",
+            &["--bench", "a", "--score", "b", "--judge", "j", "--out", "c"],
+            "cannot be used with",
+        ),
+        (
+            "kontextbench",
+            &["--bench", "a", "--score", "b", "--judge", "j", "--steps", "3"],
+            "cannot be used with",
+        ),
+        ("drift", &["--maps-only", "--identity", "a"], "cannot be used with"),
     ] {
         desk.bad(name, args, words);
     }
@@ -209,6 +241,11 @@ fn each_flag_of_a_run_is_refused_by_another_mode_of_kontextbench() {
         "--merge",
         "--page",
         "--votes",
+        "--score",
+        "--compare",
+        "--judge",
+        "--judge-name",
+        "--both-orders",
         "--thumbnails",
         "--limit",
         "--seed",

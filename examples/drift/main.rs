@@ -13,9 +13,10 @@ use clap::Parser;
 use kontext::image::RgbImage;
 use kontext::session::DifferenceMap;
 use kontext::{Checkpoint, Device, Pipeline, Size};
-use kontext_bench::drift::{self, Drift, MapQuality, plot};
-use kontext_bench::metrics::Perceptual;
+use kontext_bench::drift::{self, Drift, MapQuality, Networks, plot};
+use kontext_bench::metrics::{Embedder, Perceptual};
 use kontext_cli::args::positive;
+use kontext_cli::external_embedder::ExternalEmbedder;
 use kontext_cli::images::ImageCache;
 use kontext_cli::judge;
 use kontext_cli::outputs::Outputs;
@@ -46,6 +47,10 @@ struct Args {
     /// Weights of a feature network, for the columns PDist and identity
     #[arg(long, value_name = "FILE")]
     perceptual: Option<PathBuf>,
+    /// A command that embeds images, such as a network for faces, for the columns of identity: it answers each line of
+    /// JSON on its stdin by one on its stdout
+    #[arg(long, value_name = "COMMAND")]
+    identity: Option<String>,
     /// Minimum difference in levels that counts as a change
     #[arg(long, default_value_t = DifferenceMap::default().threshold)]
     threshold: f32,
@@ -62,7 +67,7 @@ struct Args {
     #[arg(
         long,
         alias = "maps-alone",
-        conflicts_with_all = ["turns", "each", "perceptual", "markdown", "plot"]
+        conflicts_with_all = ["turns", "each", "perceptual", "identity", "markdown", "plot"]
     )]
     maps_only: bool,
     /// Write the tables to this file: between its two marks, or as a new file
@@ -98,6 +103,12 @@ fn run(args: &Args) -> anyhow::Result<()> {
         .as_deref()
         .map(|path| Perceptual::open(path, None, Device::Cpu))
         .transpose()?;
+    let identity = args.identity.as_deref().map(ExternalEmbedder::start);
+    let identity = identity.transpose().context("--identity")?;
+    let networks = Networks {
+        perceptual: perceptual.as_ref(),
+        embedder: identity.as_ref().map(|embedder| embedder as &dyn Embedder),
+    };
     let map = DifferenceMap {
         threshold: args.threshold,
         smooth: args.smooth,
@@ -120,8 +131,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     let mut drifts = Vec::new();
     for (title, walks) in kinds {
-        let drift = measure(&walker, &walks, &mut image, perceptual.as_ref(), args.seed)?;
-        text.push_str(&tables(title, &walks, &drift, perceptual.as_ref())?);
+        let drift = measure(&walker, &walks, &mut image, networks, args.seed)?;
+        text.push_str(&tables(title, &walks, &drift, networks)?);
         drifts.push((title, drift));
     }
     // The files are written also if the reader of stdout is gone.
@@ -165,7 +176,7 @@ fn measure(
     walker: &Walker,
     walks: &[Walk],
     image: &mut impl FnMut(&Path) -> anyhow::Result<RgbImage>,
-    perceptual: Option<&Perceptual>,
+    networks: Networks<'_>,
     seed: u64,
 ) -> anyhow::Result<Drift> {
     let mut drift = Drift::new();
@@ -185,7 +196,7 @@ fn measure(
                 truths: &truths,
                 results: &results,
             };
-            drift.add(method.name(), walk, perceptual)?;
+            drift.add(method.name(), walk, networks)?;
             bar.inc(1);
         }
     }

@@ -5,8 +5,8 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::Context;
-use kontext_bench::drift::{Column, Drift, Panel};
-use kontext_bench::metrics::Perceptual;
+use kontext_bench::cell::markdown;
+use kontext_bench::drift::{Column, Drift, Networks, Panel};
 use kontext_cli::read;
 use kontext_cli::walker::Method;
 use kontext_cli::walks::Walk;
@@ -27,12 +27,7 @@ pub(super) fn row(table: &mut String, name: &str, values: &[Vec<f64>; 5]) {
 }
 
 /// Returns the tables of walks of one kind.
-pub(super) fn tables(
-    title: &str,
-    walks: &[Walk],
-    drift: &Drift,
-    perceptual: Option<&Perceptual>,
-) -> anyhow::Result<String> {
+pub(super) fn tables(title: &str, walks: &[Walk], drift: &Drift, networks: Networks<'_>) -> anyhow::Result<String> {
     let mut kinds = BTreeMap::<&str, usize>::new();
     for walk in walks {
         *kinds.entry(&walk.category).or_default() += 1;
@@ -41,11 +36,21 @@ pub(super) fn tables(
         .iter()
         .map(|(category, count)| format!("{category} {count}"))
         .collect();
-    let network = perceptual.map_or(String::new(), |network| format!(" PDist is {}.", network.name()));
+    let network = networks
+        .perceptual
+        .map_or(String::new(), |network| format!(" PDist is {}.", network.name()));
+    let identity = match networks.identity() {
+        Some(embedder) => format!(
+            "Identity with the first image ({}), 1 for the same subject:\n\n{}\n",
+            markdown(embedder.name()),
+            drift.turn_table(&Column::START_IDENTITY)?
+        ),
+        None => String::new(),
+    };
     let (latents, pixels) = (Method::Latents.name(), Method::Pixels.name());
     Ok(format!(
         "### {title}\n\n{} walks of {} turns; first edits: {}.{network}\n\nPSNR to the truth of each turn, in dB:\n\n{}\n\
-         PSNR to the first image, where the truth still agrees with it, in dB:\n\n{}\nAfter the last turn:\n\n{}\n\
+         PSNR to the first image, where the truth still agrees with it, in dB:\n\n{}\n{identity}After the last turn:\n\n{}\n\
          After the last turn, more than `{pixels}` on the same walks:\n\n{}\n\
          After the last turn, more than `{latents}` on the same walks:\n\n{}\n",
         walks.len(),

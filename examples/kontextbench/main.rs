@@ -1,14 +1,15 @@
 //! Runs KontextBench: `cargo xtask run --release --example kontextbench -- --model DIR --bench DIR --out DIR`.
 //!
-//! docs/kontextbench.md describes how to get the bench, and how to shard a run, view it and vote.
+//! docs/kontextbench.md describes how to get the bench, and how to shard a run, view it, vote, and let a command judge.
 
+mod judging;
 mod run;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use clap::Parser;
+use clap::{ArgGroup, Parser};
 use kontext::{ReferenceReuse, Sampler, StepCache};
 use kontext_bench::kontextbench::{Bench, Page, Problem, RunFolder, Shard, merge, read_votes, vote_report};
 use kontext_cli::args::{LoadArgs, free_text, positive};
@@ -16,11 +17,12 @@ use kontext_cli::outputs::Outputs;
 use kontext_cli::{announce, note, read, say, shipped, write};
 
 /// Flags of a run, which the other modes of the program would ignore.
-const OF_A_RUN: [&str; 32] = [
+const OF_A_RUN: [&str; 33] = [
     "shard",
     "name",
     "embedder",
     "heads",
+    "identity",
     "model",
     "lora",
     "lora_scale",
@@ -51,14 +53,16 @@ const OF_A_RUN: [&str; 32] = [
     "native_size",
 ];
 
-/// Run KontextBench, merge its shards, show it, count votes.
+/// Run KontextBench, merge its shards, show it, count votes, let a command judge.
 #[derive(Debug, Parser)]
+#[command(group(ArgGroup::new("judging").args(["score", "compare"])))]
 struct Args {
     /// Folder of the bench: test/metadata.jsonl and images, as in black-forest-labs/kontext-bench
     #[arg(long, value_name = "DIR", required_unless_present = "votes")]
     bench: Option<PathBuf>,
-    /// Folder of the run; the same command goes on with what is there. With --page, the page's file
-    #[arg(long, value_name = "PATH", required_unless_present_any = ["check", "votes"])]
+    /// Folder of the run; the same command goes on with what is there. With --page, the page's file;
+    /// with --compare, the file of the votes
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["check", "votes", "score"])]
     out: Option<PathBuf>,
     /// Read the bench, print its faults, and stop
     #[arg(
@@ -88,13 +92,42 @@ struct Args {
         conflicts_with_all = OF_A_RUN
     )]
     votes: Vec<PathBuf>,
+    /// Let --judge score the edits of a run; its report shows the scores, next to published ones
+    #[arg(
+        long,
+        value_name = "DIR",
+        requires = "judge",
+        conflicts_with_all = ["out", "check", "merge", "page", "votes", "seed"],
+        conflicts_with_all = OF_A_RUN
+    )]
+    score: Option<PathBuf>,
+    /// Let --judge vote between two runs; --votes counts its file
+    #[arg(
+        long,
+        value_name = "DIR",
+        num_args = 2,
+        requires = "judge",
+        conflicts_with_all = ["check", "merge", "page", "votes"],
+        conflicts_with_all = OF_A_RUN
+    )]
+    compare: Vec<PathBuf>,
+    /// The judge: a command that answers each line of JSON on its stdin by one on its stdout
+    #[arg(long, value_name = "COMMAND", requires = "judging")]
+    judge: Option<String>,
+    /// Name of the judge in reports and votes; the command if not given
+    #[arg(long, value_name = "NAME", requires = "judge", value_parser = free_text)]
+    judge_name: Option<String>,
+    /// Let the judge see each pair in both orders; verdicts that differ are a tie
+    // A requirement that conflicts with a flag that is given is not asked for.
+    #[arg(long, requires = "compare", conflicts_with = "score")]
+    both_orders: bool,
     /// Maximum side of a page's images in pixels
     #[arg(long, value_name = "PIXELS", requires = "page")]
     thumbnails: Option<u32>,
     /// Maximum of pairs of each category: the first ones
     #[arg(long, value_name = "N", value_parser = positive::<usize>, allow_negative_numbers = true)]
     limit: Option<usize>,
-    /// Seed: of the noise, of a page's left and right, of the intervals of Elo
+    /// Seed: of the noise, of the left and right of a page or of --compare, of the intervals of Elo
     #[arg(long, default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
@@ -118,6 +151,10 @@ struct OfARun {
     /// LPIPS's weights of that network's layers; plain distances of features without them
     #[arg(long, value_name = "FILE", requires = "embedder")]
     heads: Option<PathBuf>,
+    /// A command that embeds images, such as a network for faces, for identity instead of --embedder: it answers each
+    /// line of JSON on its stdin by one on its stdout
+    #[arg(long, value_name = "COMMAND")]
+    identity: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -172,7 +209,13 @@ fn run(args: &Args) -> anyhow::Result<()> {
         }
         bail!("the bench has {} fault(s), listed above", bench.problems.len());
     }
+    if let Some(scored) = &args.score {
+        return judging::score(args, &bench, scored);
+    }
     let out = args.out.as_ref().context("--out names where to write")?;
+    if let [a, b] = &args.compare[..] {
+        return judging::compare(args, &bench, [a, b], out);
+    }
     if !args.merge.is_empty() {
         let report = merge(&bench, &args.merge, out)?;
         return show(&report);
@@ -205,19 +248,24 @@ fn show(report: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Checks that a file to write is none of the bench or of the runs of a flag.
+fn check_file(flag: &'static str, runs: &[PathBuf], bench: &Bench, out: &Path) -> anyhow::Result<()> {
+    let mut outputs = Outputs::default();
+    for run in runs {
+        let read = ["run.json", "pictures", "records", "timings"];
+        outputs.collection(flag, run, read.map(PathBuf::from));
+    }
+    outputs.collection("--bench", &bench.folder, run::files(bench));
+    outputs.file("--out", out)
+}
+
 fn write_page(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> {
     let runs = args
         .page
         .iter()
         .map(RunFolder::open)
         .collect::<kontext::Result<Vec<_>>>()?;
-    let mut outputs = Outputs::default();
-    for run in &args.page {
-        let read = ["run.json", "pictures", "records", "timings"];
-        outputs.collection("--page", run, read.map(PathBuf::from));
-    }
-    outputs.collection("--bench", &bench.folder, run::files(bench));
-    outputs.file("--out", out)?;
+    check_file("--page", &args.page, bench, out)?;
     let mut page = match &runs[..] {
         [a, b] => Page::between(bench, a, b),
         [a, ..] => Page::of(bench, a),

@@ -9,6 +9,7 @@ use kontext::{Attention, Checkpoint, Pipeline, Request, Threads};
 use kontext_bench::kontextbench::{Bench, Edited, Metrics, RunEvent, RunInfo, Runner, Task};
 use kontext_bench::metrics::Perceptual;
 use kontext_cli::args::LoadArgs;
+use kontext_cli::external_embedder::ExternalEmbedder;
 use kontext_cli::interrupt::cancel_on_ctrl_c;
 use kontext_cli::notes::Notes;
 use kontext_cli::outputs::Outputs;
@@ -26,6 +27,9 @@ pub(super) fn run(args: &Args, bench: &Bench, out: &Path) -> anyhow::Result<()> 
     let mut metrics = Metrics::default();
     if let Some(weights) = &args.run.embedder {
         metrics = metrics.perceptual(Perceptual::open(weights, args.run.heads.as_deref(), pipe.device())?);
+    }
+    if let Some(command) = &args.run.identity {
+        metrics = metrics.embedder(ExternalEmbedder::start(command).context("--identity")?);
     }
     let (info, notes) = (info(args, &pipe)?, Notes::default());
     let edit = |task: &Task<'_>| {

@@ -5,11 +5,13 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use kontext::image::RgbImage;
 use kontext::session::{KeepUnchanged, Turn};
 use kontext::{Event, Session};
+use kontext_bench::metrics;
 use kontext_cli::command::{Command, HELP};
+use kontext_cli::external_embedder::ExternalEmbedder;
 use kontext_cli::interrupt::Interrupt;
 use kontext_cli::run::numbered;
 use kontext_cli::{announce, note, notes, progress};
@@ -20,6 +22,8 @@ use super::Args;
 pub(super) struct Desk<'a> {
     pub(super) session: Session,
     pub(super) args: &'a Args,
+    /// Network that compares each turn with the first image.
+    pub(super) identity: Option<ExternalEmbedder>,
     pub(super) references: Vec<Arc<RgbImage>>,
     /// Number of turns since the session was saved or loaded.
     pub(super) unsaved: Arc<AtomicUsize>,
@@ -157,7 +161,28 @@ impl Desk<'_> {
             turn.id,
             path.display(),
             turn.seed().unwrap_or_default()
-        ))
+        ))?;
+        self.compare_with_first()
+    }
+
+    /// Prints the identity of the current turn's subject with that of the first image.
+    fn compare_with_first(&self) -> anyhow::Result<()> {
+        let (Some(embedder), Some(first)) = (&self.identity, self.session.turns().first()) else {
+            return Ok(());
+        };
+        let turn = self.session.current();
+        let identity = metrics::identity(embedder, &[(&first.image, &turn.image)]);
+        let identity = identity.context("the turn is kept, but its identity is unknown")?;
+        match identity.first().copied().flatten() {
+            Some(cosine) => done(format_args!(
+                "turn {}: identity with the first image {cosine:.3}",
+                turn.id
+            )),
+            None => done(format_args!(
+                "turn {}: no subject to compare with the first image",
+                turn.id
+            )),
+        }
     }
 
     /// Writes the unsaved turns into a new folder.

@@ -11,10 +11,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use anyhow::Context;
 use clap::Parser;
 use kontext::{Pipeline, Sampler};
 use kontext_cli::args::{device, positive, whole};
 use kontext_cli::command::Command;
+use kontext_cli::external_embedder::ExternalEmbedder;
 use kontext_cli::input::{Input, Lines};
 use kontext_cli::interrupt::Interrupt;
 use kontext_cli::outputs::Outputs;
@@ -59,6 +61,10 @@ struct Args {
     /// Pixels of the image that the model works at
     #[arg(long, value_name = "PIXELS", value_parser = positive::<u64>, allow_negative_numbers = true)]
     max_area: Option<u64>,
+    /// A command that embeds images, such as a network for faces: after each turn its likeness to the first image is
+    /// printed. It answers each line of JSON on its stdin by one on its stdout
+    #[arg(long, value_name = "COMMAND")]
+    identity: Option<String>,
     /// cpu, cuda or cuda:N; the first CUDA device if not given, else the CPU
     #[arg(long)]
     device: Option<String>,
@@ -74,6 +80,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     if args.load.is_none() {
         args.check_image(1)?;
     }
+    let identity = args.identity.as_deref().map(ExternalEmbedder::start);
+    let identity = identity.transpose().context("--identity")?;
     let builder = args.parts.apply(Pipeline::builder());
     let builder = builder.device(device(args.device.as_deref())?);
     let pipe = Arc::new(builder.load_with(&args.model, progress::loading())?);
@@ -93,6 +101,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let mut desk = Desk {
         session,
         args,
+        identity,
         references: Vec::new(),
         unsaved,
         interrupt,

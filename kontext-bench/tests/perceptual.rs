@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use fixture::{WEIGHTS_SEED, drawn, pairs, values};
 use image::RgbImage;
 use kontext_bench::metrics::{Backbone, Embedder, Features, Perceptual, identity};
-use kontext_core::{Device, Kind, Tensor};
+use kontext_core::{Device, Kind, Tensor, array};
 use kontext_nn::Weights;
 
 const BOUND: f64 = 1e-5;
@@ -43,6 +43,12 @@ fn network(backbone: Backbone) -> Vec<(String, Tensor)> {
     synthetic.shapes().into_iter().map(tensor).collect()
 }
 
+/// Returns distances of the fixture of `tests/reference/parts/pdist.py`.
+fn pdist(name: &str) -> Vec<f32> {
+    let file = Weights::open(kontext_fixtures::reference("pdist.safetensors")).unwrap();
+    array::to_vec(&file.raw(name).unwrap()).unwrap()
+}
+
 fn close(what: &str, ours: &[f64], expected: &[f32]) {
     assert_eq!(ours.len(), expected.len(), "{what}");
     for (ours, expected) in ours.iter().zip(expected) {
@@ -71,6 +77,40 @@ fn unweighted_distances_equal_those_of_lpips_with_all_three_networks() {
             &values(&format!("{backbone}.pdist")),
         );
     }
+}
+
+#[test]
+fn distances_by_cosines_equal_those_of_latent_diffusion_with_weights_in_f32_and_f16() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("vgg16.safetensors");
+    for (kind, name) in [(Kind::Float, "vgg16.cosine"), (Kind::Half, "vgg16.cosine_f16")] {
+        let tensors = network(Backbone::Vgg16).into_iter();
+        let tensors: Vec<_> = tensors.map(|(name, tensor)| (name, tensor.to_kind(kind))).collect();
+        kontext_formats::save(&file, &tensors, None).unwrap();
+        let perceptual = Perceptual::cosine(Features::open(&file, Device::Cpu).unwrap());
+        assert_eq!(perceptual.name(), "cosine-vgg16");
+        close(name, &distances(&perceptual), &pdist(name));
+    }
+    // The f16 weights are other weights.
+    assert_ne!(pdist("vgg16.cosine"), pdist("vgg16.cosine_f16"));
+}
+
+/// The bound is the rounding of the cosines in f32, about 1e-7 of 1 in each of up to seven layers.
+#[test]
+fn squared_differences_of_unit_vectors_are_twice_the_distance_by_cosines() {
+    for backbone in BACKBONES {
+        let squares = distances(&Perceptual::new(features(backbone), None).unwrap());
+        let cosines = distances(&Perceptual::cosine(features(backbone)));
+        for (squares, cosine) in squares.iter().zip(cosines) {
+            assert!((squares - 2.0 * cosine).abs() < 2e-6, "{backbone}: {squares}, {cosine}");
+        }
+    }
+    let expected = pdist("vgg16.squares");
+    close(
+        "squares",
+        &distances(&Perceptual::new(features(Backbone::Vgg16), None).unwrap()),
+        &expected,
+    );
 }
 
 #[test]
@@ -203,7 +243,8 @@ fn one_subject_is_nearer_to_itself_than_to_another() {
         drawn("pair0", (72, 56), 8.0),
         drawn("pair1", (64, 64), 0.0),
     );
-    let [same, different] = <[f64; 2]>::try_from(identity(&features, &[(&a, &noisy), (&a, &other)]).unwrap()).unwrap();
+    let cosines = identity(&features, &[(&a, &noisy), (&a, &other)]).unwrap();
+    let [same, different] = [cosines[0].unwrap(), cosines[1].unwrap()];
     assert!(same > different && same > 0.9, "{same} {different}");
     assert_eq!(features.name(), "pooled-alexnet");
 }

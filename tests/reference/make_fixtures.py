@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-PARTS = ["noise", "resize", "vae", "text", "dit", "kept", "edited", "schedule", "samplers", "geometry", "metrics", "kid", "gradients", "adversarial", "forms", "quant", "lora", "lora_names", "inpaint"]
+PARTS = ["noise", "resize", "vae", "text", "dit", "kept", "edited", "schedule", "samplers", "geometry", "metrics", "pdist", "kid", "gradients", "adversarial", "forms", "quant", "lora", "lora_names", "inpaint"]
 
 
 def main():

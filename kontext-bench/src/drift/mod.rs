@@ -4,6 +4,7 @@
 //! bootstrap intervals over the walks as tables and curves. It contains no model.
 
 mod map;
+mod networks;
 pub(crate) mod plot;
 mod score;
 mod table;
@@ -12,11 +13,11 @@ use image::RgbImage;
 use kontext_core::{Error, Result};
 
 pub use map::MapQuality;
+pub use networks::Networks;
 pub use plot::{Panel, plot};
 pub use score::{Score, Values};
 pub use table::Column;
 
-use crate::metrics::Perceptual;
 use crate::statistics::{Estimate, paired_differences};
 
 /// Bootstrap resamples for the interval of a mean.
@@ -56,19 +57,20 @@ impl Drift {
     /// # Example
     /// ```
     /// use image::{Rgb, RgbImage};
-    /// use kontext_bench::drift::{Column, Drift, Walk};
+    /// use kontext_bench::drift::{Column, Drift, Networks, Walk};
     /// let plain = |level: u8| RgbImage::from_pixel(16, 16, Rgb([level; 3]));
     /// let (start, truths) = (plain(100), [plain(200), plain(100)]);
     /// let mut drift = Drift::new();
-    /// drift.add("exact", Walk { start: &start, truths: &truths, results: &truths.clone() }, None)?;
-    /// drift.add("fading", Walk { start: &start, truths: &truths, results: &[plain(190), plain(80)] }, None)?;
+    /// let none = Networks::default();
+    /// drift.add("exact", Walk { start: &start, truths: &truths, results: &truths.clone() }, none)?;
+    /// drift.add("fading", Walk { start: &start, truths: &truths, results: &[plain(190), plain(80)] }, none)?;
     /// let psnr = drift.curve("fading", &Column::PSNR)?;
     /// assert_eq!(psnr.len(), 2);
     /// assert!((psnr[0].value - 28.13).abs() < 0.01 && (psnr[1].value - 22.11).abs() < 0.01);
     /// # Ok::<(), kontext_core::Error>(())
     /// ```
-    pub fn add(&mut self, method: &str, walk: Walk<'_>, perceptual: Option<&Perceptual>) -> Result<()> {
-        let scores = score::scores(walk, perceptual)?;
+    pub fn add(&mut self, method: &str, walk: Walk<'_>, networks: Networks<'_>) -> Result<()> {
+        let scores = score::scores(walk, networks)?;
         match self.methods.iter_mut().find(|(name, _)| name == method) {
             Some((_, walks)) => walks.push(scores),
             None => self.methods.push((method.to_owned(), vec![scores])),

@@ -150,7 +150,7 @@ mod tests {
     use image::{Rgb, RgbImage};
 
     use super::*;
-    use crate::drift::Walk;
+    use crate::drift::{Networks, Walk};
 
     #[test]
     fn each_method_has_a_curve_and_a_band() {
@@ -166,7 +166,7 @@ mod tests {
                         truths: &truths,
                         results: &results,
                     },
-                    None,
+                    Networks::default(),
                 )
                 .unwrap();
         }

@@ -3,9 +3,9 @@
 use image::RgbImage;
 use kontext_core::{Error, Result};
 
-use super::Walk;
+use super::{Networks, Walk};
 use crate::edit::untouched;
-use crate::metrics::{Perceptual, identity, psnr, ssim};
+use crate::metrics::{identity, psnr, ssim};
 use crate::statistics::capped;
 
 /// Metrics of a result against another image.
@@ -18,7 +18,8 @@ pub struct Values {
     pub ssim: f64,
     /// Distance in the features of a network; `None` without one.
     pub distance: Option<f64>,
-    /// Cosine similarity of that network's embeddings; `None` without one.
+    /// Cosine similarity of the embeddings ([`Networks::identity`]); `None` without a network, or if it finds no subject
+    /// in one of the images.
     pub identity: Option<f64>,
 }
 
@@ -33,7 +34,7 @@ pub struct Score {
 }
 
 /// Computes the scores of a walk's turns.
-pub(super) fn scores(walk: Walk<'_>, perceptual: Option<&Perceptual>) -> Result<Vec<Score>> {
+pub(super) fn scores(walk: Walk<'_>, networks: Networks<'_>) -> Result<Vec<Score>> {
     let Walk { start, truths, results } = walk;
     if truths.len() != results.len() {
         let got = format!("{} results and {} truths", results.len(), truths.len());
@@ -42,16 +43,17 @@ pub(super) fn scores(walk: Walk<'_>, perceptual: Option<&Perceptual>) -> Result<
     let to_truth: Vec<(&RgbImage, &RgbImage)> = results.iter().zip(truths).collect();
     let to_start: Vec<(&RgbImage, &RgbImage)> = results.iter().map(|result| (result, start)).collect();
     let all: Vec<(&RgbImage, &RgbImage)> = to_truth.iter().chain(&to_start).copied().collect();
-    let distances = perceptual.map(|network| network.distance(&all)).transpose()?;
-    let identities = perceptual
-        .map(|network| identity(network.features(), &all))
+    let distances = networks.perceptual.map(|network| network.distance(&all)).transpose()?;
+    let identities = networks
+        .identity()
+        .map(|embedder| identity(embedder, &all))
         .transpose()?;
-    let at = |values: &Option<Vec<f64>>, index: usize| values.as_ref().and_then(|v| v.get(index)).copied();
     let values = |index: usize, decibels: Option<f64>| -> Result<Values> {
         let (a, b) = all
             .get(index)
             .ok_or_else(|| Error::bug(format!("a walk without pair {index}")))?;
-        let (distance, identity) = (at(&distances, index), at(&identities, index));
+        let distance = distances.as_ref().and_then(|all| all.get(index)).copied();
+        let identity = identities.as_ref().and_then(|all| all.get(index)).copied().flatten();
         Ok(Values {
             psnr: decibels.map(capped),
             ssim: ssim(a, b)?,

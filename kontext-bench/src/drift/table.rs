@@ -188,7 +188,8 @@ mod tests {
     use image::{Rgb, RgbImage};
 
     use super::*;
-    use crate::drift::Walk;
+    use crate::drift::{Networks, Walk};
+    use crate::metrics::Embedder;
 
     fn plain(level: u8) -> RgbImage {
         RgbImage::from_pixel(16, 16, Rgb([level; 3]))
@@ -210,7 +211,7 @@ mod tests {
                             truths: &truths,
                             results: &results,
                         },
-                        None,
+                        Networks::default(),
                     )
                     .unwrap();
             }
@@ -249,6 +250,48 @@ mod tests {
         assert!(table.contains("| exact | - | "), "{table}");
     }
 
+    /// A network to which an image is the direction of its brightness; black has no subject.
+    struct Brightness;
+
+    impl Embedder for Brightness {
+        fn name(&self) -> &str {
+            "brightness"
+        }
+
+        fn embed(&self, images: &[&RgbImage]) -> Result<Vec<Vec<f32>>> {
+            let level = |image: &&RgbImage| f32::from(image.get_pixel(0, 0)[0]) / 100.0;
+            let vector = |level: f32| {
+                if level > 0.0 {
+                    vec![level.cos(), level.sin()]
+                } else {
+                    Vec::new()
+                }
+            };
+            Ok(images.iter().map(level).map(vector).collect())
+        }
+    }
+
+    #[test]
+    fn identity_with_the_first_image_is_told_turn_by_turn() {
+        let mut drift = Drift::new();
+        let networks = Networks {
+            embedder: Some(&Brightness),
+            ..Networks::default()
+        };
+        let walk = Walk {
+            start: &plain(100),
+            truths: &[plain(100), plain(100), plain(100)],
+            results: &[plain(100), plain(200), plain(0)],
+        };
+        drift.add("a", walk, networks).unwrap();
+        // cos(1 rad) = 0.540; without a subject there is no value.
+        let table = drift.turn_table(&Column::START_IDENTITY).unwrap();
+        assert!(
+            table.ends_with("| 1 | 1.000 [1.000, 1.000] |\n| 2 | 0.540 [0.540, 0.540] |\n| 3 | - |\n"),
+            "{table}"
+        );
+    }
+
     #[test]
     fn a_walk_needs_a_result_for_each_turn() {
         let start = plain(1);
@@ -257,7 +300,10 @@ mod tests {
             truths: &[plain(2)],
             results: &[],
         };
-        let error = Drift::new().add("none", walk, None).unwrap_err().to_string();
+        let error = Drift::new()
+            .add("none", walk, Networks::default())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("got 0 results and 1 truths"), "{error}");
         assert!(Drift::new().curve("none", &Column::PSNR).unwrap().is_empty());
         assert!(drift().curve("none", &Column::PSNR).is_err());

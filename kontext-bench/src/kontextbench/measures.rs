@@ -28,7 +28,8 @@ pub struct Measures {
     /// Distance of result and source in a network's features, from 0; `None` without a network, or if the
     /// result is too small for it.
     pub distance: Option<f64>,
-    /// Cosine similarity of the embeddings of result and source, from -1 to 1; `None` without a network.
+    /// Cosine similarity of the embeddings of result and source, from -1 to 1; `None` without a network, or if it
+    /// finds no subject in one of them.
     pub identity: Option<f64>,
     /// Variance of the result's Laplacian, in squared levels.
     pub sharpness: f64,
@@ -249,7 +250,10 @@ impl Metrics {
             measures.distance = perceptual.distance(&[(source, result)])?.first().copied();
         }
         if let Some(embedder) = self.identity() {
-            measures.identity = metrics::identity(embedder, &[(source, result)])?.first().copied();
+            measures.identity = metrics::identity(embedder, &[(source, result)])?
+                .first()
+                .copied()
+                .flatten();
         }
         if let Some(truth) = &pair.truth {
             let open = |path: &Path| -> Result<RgbImage> { Ok(at_size(&bench.image(path)?, result)?.into_owned()) };

@@ -13,7 +13,6 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::pair::draw;
 use super::{Bench, Column, Pair, Record, RunFolder, report};
 use crate::cell::html;
 
@@ -89,14 +88,8 @@ impl<'a> Page<'a> {
     pub fn html(&self) -> Result<String> {
         let infos = self.runs.iter().map(|run| run.info()).collect::<Result<Vec<_>>>()?;
         let names: Vec<&str> = infos.iter().map(|info| info.name.as_str()).collect();
-        if let [a, b] = names[..]
-            && a == b
-        {
-            return Err(Error::invalid(
-                "runs",
-                "two of different names (--name)",
-                format!("two that are called {a:?}"),
-            ));
+        if let [a, b] = self.runs[..] {
+            RunFolder::names(&[a, b])?;
         }
         let rows = self.rows();
         if rows.is_empty() {
@@ -176,7 +169,7 @@ impl<'a> Page<'a> {
         let results: Vec<Value> = self.runs.iter().zip(records).map(result).collect();
         json!({
             "key": pair.key, "category": pair.category, "instruction": pair.instruction, "sources": sources,
-            "truth": truth, "results": results, "swapped": draw(self.seed, &pair.key) % 2 == 1,
+            "truth": truth, "results": results, "swapped": Pair::is_swapped(self.seed, &pair.key),
         })
     }
 }

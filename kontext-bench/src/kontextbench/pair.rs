@@ -91,10 +91,15 @@ impl Pair {
     pub fn seed(&self, run: u64) -> u64 {
         u64::from(draw(run, &self.key))
     }
+
+    /// Returns `true` if the second of two runs is shown first, or on the left, under this seed.
+    pub(super) fn is_swapped(seed: u64, key: &str) -> bool {
+        draw(seed, key) % 2 == 1
+    }
 }
 
 /// Hashes a number and a name to 32 bits.
-pub(super) fn draw(seed: u64, name: &str) -> u32 {
+fn draw(seed: u64, name: &str) -> u32 {
     let digest = Sha256::new()
         .chain_update(seed.to_le_bytes())
         .chain_update(name)

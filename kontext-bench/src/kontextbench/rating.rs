@@ -113,6 +113,7 @@ mod tests {
             right: right.to_owned(),
             choice,
             time: String::new(),
+            judge: String::new(),
         };
         choices.enumerate().map(vote).collect()
     }

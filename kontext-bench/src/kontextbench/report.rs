@@ -6,14 +6,14 @@ use std::path::PathBuf;
 use kontext_core::{Error, Result};
 
 use super::run_folder::Writer;
-use super::{Bench, COLUMNS, Column, Latency, Page, Record, RunFolder, RunInfo, Timing};
+use super::{Bench, COLUMNS, Column, Latency, Page, Record, RunFolder, RunInfo, Timing, score_report, scores};
 use crate::cell::{self, markdown};
 
 /// Writes everything derived from the records, which are in the bench's order; returns the report's path.
 ///
 /// ```text
 /// results.jsonl, results.csv    the records
-/// report.md                     means by category, and problems of the bench
+/// report.md                     means by category, scores of judges, and problems of the bench
 /// page.html                     source, instruction and result of every pair
 /// timings/latency.md            latency of the edits
 /// ```
@@ -34,8 +34,20 @@ pub(super) fn write(bench: &Bench, folder: &RunFolder, writer: &Writer, records:
     if let Some(latency) = Latency::of(&timings) {
         writer.bytes("timings/latency.md", latency.to_string().as_bytes())?;
     }
-    writer.bytes("report.md", text(bench, &folder.info()?, records).as_bytes())?;
+    let scores = score_report(&scores::current(bench, folder)?);
+    writer.bytes("report.md", text(bench, &folder.info()?, records, &scores).as_bytes())?;
     Ok(folder.path().join("report.md"))
+}
+
+/// Writes the report of a run again, if it is a complete run of this bench; returns its path.
+pub(super) fn again(bench: &Bench, folder: &RunFolder) -> Result<Option<PathBuf>> {
+    let info = folder.info()?;
+    let records: Vec<Record> = bench.pairs.iter().filter_map(|pair| folder.record(pair)).collect();
+    if records.len() < bench.pairs.len() || info.bench != bench.digest() {
+        return Ok(None);
+    }
+    let (folder, writer) = RunFolder::create(folder.path(), &info)?;
+    write(bench, &folder, &writer, &records).map(Some)
 }
 
 fn csv(records: &[Record]) -> Result<Vec<u8>, csv::Error> {
@@ -62,7 +74,7 @@ fn csv(records: &[Record]) -> Result<Vec<u8>, csv::Error> {
     writer.into_inner().map_err(|error| error.into_error().into())
 }
 
-fn text(bench: &Bench, info: &RunInfo, records: &[Record]) -> String {
+fn text(bench: &Bench, info: &RunInfo, records: &[Record], scores: &str) -> String {
     let mut text = format!(
         "# KontextBench: {}\n\n{}.\n\n",
         markdown(&info.name),
@@ -81,6 +93,9 @@ fn text(bench: &Bench, info: &RunInfo, records: &[Record]) -> String {
     text.push_str("\nMeans, with the ends of their intervals of 95 %: by bootstrap over pairs, and Wilson's for right and copied.\n\n");
     for Column { title, meaning, .. } in used {
         let _ = writeln!(text, "- {title}: {meaning}");
+    }
+    if !scores.is_empty() {
+        let _ = write!(text, "\n{scores}");
     }
     text.push_str("\n| setting | value |\n| --- | --- |\n");
     for (name, value) in info.facts() {

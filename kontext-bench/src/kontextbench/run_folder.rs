@@ -78,6 +78,17 @@ impl RunFolder {
         read_json(self.file("run.json"))
     }
 
+    /// Returns the names of two runs, which distinguish their results in votes.
+    pub(super) fn names(runs: &[&Self; 2]) -> Result<[String; 2]> {
+        let [a, b] = runs;
+        let (a, b) = (a.info()?.name, b.info()?.name);
+        if a == b {
+            let got = format!("two that are called {a:?}");
+            return Err(Error::invalid("runs", "two of different names (--name)", got));
+        }
+        Ok([a, b])
+    }
+
     /// Returns a pair's record if the pair is done: the record is complete and of this pair, and the image is
     /// the one that was measured.
     #[must_use]

@@ -1,12 +1,12 @@
-//! Votes between runs, as exported by the page.
+//! Votes between runs, as exported by the page or given by a judge.
 
 use std::path::Path;
 
-use kontext_core::{Error, Result, without_mark};
+use kontext_core::{Error, Result, without_mark, write_file};
 use serde::{Deserialize, Serialize};
 
 use super::Problem;
-use crate::cell::text_of_csv;
+use crate::cell::{self, text_of_csv};
 
 /// The result that a voter preferred.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,7 +20,19 @@ pub enum Choice {
     Tie,
 }
 
-/// A line of the page's CSV export.
+impl Choice {
+    /// Returns the choice if left and right are exchanged.
+    #[must_use]
+    pub fn swapped(self) -> Self {
+        match self {
+            Choice::Left => Choice::Right,
+            Choice::Right => Choice::Left,
+            Choice::Tie => Choice::Tie,
+        }
+    }
+}
+
+/// A line of the page's CSV export, or of a judge's file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vote {
     /// The pair's key.
@@ -36,6 +48,9 @@ pub struct Vote {
     /// Time of the vote, in ISO 8601.
     #[serde(default)]
     pub time: String,
+    /// Name of the judge; empty for the votes of people.
+    #[serde(default)]
+    pub judge: String,
 }
 
 impl Vote {
@@ -51,7 +66,15 @@ impl Vote {
 
     /// Removes the signs that the page puts before texts that begin as formulas.
     fn unescaped(mut self) -> Self {
-        for text in [&mut self.key, &mut self.category, &mut self.left, &mut self.right] {
+        let Self {
+            key,
+            category,
+            left,
+            right,
+            judge,
+            ..
+        } = &mut self;
+        for text in [key, category, left, right, judge] {
             *text = text_of_csv(text).to_owned();
         }
         self
@@ -59,11 +82,11 @@ impl Vote {
 }
 
 /// Reads a file of votes: CSV with the columns key, category, left, right, choice (`left`, `right` or `tie`)
-/// and time.
+/// and, optionally, time and judge.
 ///
 /// A text that begins as a formula has a `'` before it, which is removed. A line is left out and reported as
 /// a problem if it is not a vote, compares a run with itself, or repeats an earlier vote on the same pair and
-/// runs.
+/// runs, by the same judge.
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be read, a checkpoint error if it is UTF-16.
@@ -73,7 +96,7 @@ pub fn read_votes(path: impl AsRef<Path>) -> Result<(Vec<Vote>, Vec<Problem>)> {
     let bytes = without_mark(&bytes).map_err(|reason| Error::config(path, reason))?;
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(bytes);
     let (mut votes, mut problems) = (Vec::<Vote>::new(), Vec::new());
-    let mut seen = std::collections::BTreeMap::<(String, String, String), usize>::new();
+    let mut seen = std::collections::BTreeMap::<[String; 4], usize>::new();
     let headers = reader.headers().cloned();
     let mut lines = Lines { bytes, at: 0, line: 1 };
     let mut record = csv::StringRecord::new();
@@ -93,11 +116,9 @@ pub fn read_votes(path: impl AsRef<Path>) -> Result<(Vec<Vote>, Vec<Problem>)> {
             }
             let runs = [&vote.left, &vote.right];
             let (a, b) = (runs.into_iter().min(), runs.into_iter().max());
-            let name = (
-                vote.key.clone(),
-                a.cloned().unwrap_or_default(),
-                b.cloned().unwrap_or_default(),
-            );
+            let runs = [a, b].map(|run| run.cloned().unwrap_or_default());
+            let [a, b] = runs;
+            let name = [vote.key.clone(), a, b, vote.judge.clone()];
             match seen.insert(name, line) {
                 Some(first) => Err(format!("line {first} has voted on {:?} already", vote.key)),
                 None => Ok(vote),
@@ -116,6 +137,27 @@ pub fn read_votes(path: impl AsRef<Path>) -> Result<(Vec<Vote>, Vec<Problem>)> {
         }
     }
     Ok((votes, problems))
+}
+
+/// Writes a file of votes as a whole, so that a process may be killed at any moment.
+pub(super) fn write(path: &Path, votes: &[Vote]) -> Result<()> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    let failed = |error: csv::Error| Error::io(path)(error.into());
+    for vote in votes {
+        let signed = |text: &str| cell::csv(text).into_owned();
+        let signed = Vote {
+            key: signed(&vote.key),
+            category: signed(&vote.category),
+            left: signed(&vote.left),
+            right: signed(&vote.right),
+            choice: vote.choice,
+            time: vote.time.clone(),
+            judge: signed(&vote.judge),
+        };
+        writer.serialize(signed).map_err(failed)?;
+    }
+    let bytes = writer.into_inner().map_err(|error| failed(error.into_error().into()))?;
+    write_file(path, &bytes)
 }
 
 /// Line numbers by offset. csv's own count lags by one after a carriage return and a line feed.
@@ -180,6 +222,28 @@ mod tests {
         ]) {
             assert!(problem.what.contains(words), "{problem}");
         }
+    }
+
+    #[test]
+    fn votes_that_are_written_are_read_back() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let vote = |key: &str, choice, judge: &str| Vote {
+            key: key.to_owned(),
+            category: "Text, \"editing\"".to_owned(),
+            left: "+a".to_owned(),
+            right: "'=b".to_owned(),
+            choice,
+            time: String::new(),
+            judge: judge.to_owned(),
+        };
+        let votes = [
+            vote("0", Choice::Left, "@judge --x"),
+            vote("with\na break", Choice::Tie, "@judge --x"),
+            // Another judge on the same pair.
+            vote("0", Choice::Right, ""),
+        ];
+        write(file.path(), &votes).unwrap();
+        assert_eq!(read_votes(file.path()).unwrap(), (votes.into(), Vec::new()));
     }
 
     #[test]

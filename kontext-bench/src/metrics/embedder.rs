@@ -30,14 +30,16 @@ use kontext_core::{Error, Result};
 /// }
 ///
 /// let face = RgbImage::from_fn(64, 64, |x, y| image::Rgb([x as u8, y as u8, 200]));
-/// assert!((identity(&MyFaces, &[(&face, &face)])?[0] - 1.0).abs() < 1e-9);
+/// let same = identity(&MyFaces, &[(&face, &face)])?[0];
+/// assert!(same.is_some_and(|cosine| (cosine - 1.0).abs() < 1e-9));
 /// # Ok::<(), kontext_core::Error>(())
 /// ```
 pub trait Embedder {
     /// Returns the name for reports: the network, and the purpose of its weights.
     fn name(&self) -> &str;
 
-    /// Embeds each image, in order; all vectors have the same length and any scale.
+    /// Embeds each image, in order; all vectors have the same length and any scale. An empty vector says that the
+    /// image has no subject, such as no face.
     ///
     /// # Errors
     /// Any error of the network.
@@ -45,12 +47,12 @@ pub trait Embedder {
 }
 
 /// Computes the cosine similarity of the embeddings of each pair: 1 for the same subject, near 0 or below for
-/// unrelated ones. The threshold between the two depends on the network.
+/// unrelated ones, `None` if an image has no subject. The threshold between same and unrelated depends on the network.
 ///
 /// # Errors
 /// The errors of the embedder; [`Error::InvalidArgument`] if its vectors are missing, differ in length, are
 /// all zero, or are not finite.
-pub fn identity(embedder: &dyn Embedder, pairs: &[(&RgbImage, &RgbImage)]) -> Result<Vec<f64>> {
+pub fn identity(embedder: &dyn Embedder, pairs: &[(&RgbImage, &RgbImage)]) -> Result<Vec<Option<f64>>> {
     let images: Vec<&RgbImage> = pairs.iter().flat_map(|(a, b)| [*a, *b]).collect();
     let vectors = embedder.embed(&images)?;
     if vectors.len() != images.len() {
@@ -62,7 +64,11 @@ pub fn identity(embedder: &dyn Embedder, pairs: &[(&RgbImage, &RgbImage)]) -> Re
         ));
     }
     let (pairs, _) = vectors.as_chunks();
-    pairs.iter().map(|[a, b]| cosine(a, b)).collect()
+    let cosine = |[a, b]: &[Vec<f32>; 2]| match a.is_empty() || b.is_empty() {
+        true => Ok(None),
+        false => cosine(a, b).map(Some),
+    };
+    pairs.iter().map(cosine).collect()
 }
 
 fn cosine(a: &[f32], b: &[f32]) -> Result<f64> {
@@ -94,6 +100,24 @@ mod tests {
         assert!((cosine(&[1.0, 2.0], &[10.0, 20.0]).unwrap() - 1.0).abs() < 1e-12);
         assert!((cosine(&[1.0, 0.0], &[1.0, 1.0]).unwrap() - 0.5_f64.sqrt()).abs() < 1e-7);
         assert_eq!(cosine(&[1.0, 0.0], &[-2.0, 0.0]).unwrap(), -1.0);
+    }
+
+    #[test]
+    fn an_image_without_a_subject_has_no_identity() {
+        struct Brightest;
+        impl Embedder for Brightest {
+            fn name(&self) -> &str {
+                "brightest"
+            }
+            fn embed(&self, images: &[&RgbImage]) -> Result<Vec<Vec<f32>>> {
+                let brightest = |image: &&RgbImage| image.pixels().map(|p| f32::from(p[0])).fold(0.0, f32::max);
+                let vector = |level: f32| if level > 0.0 { vec![level] } else { Vec::new() };
+                Ok(images.iter().map(brightest).map(vector).collect())
+            }
+        }
+        let (black, grey) = (RgbImage::new(2, 2), RgbImage::from_pixel(2, 2, image::Rgb([9; 3])));
+        let pairs = [(&grey, &grey), (&black, &grey), (&grey, &black)];
+        assert_eq!(identity(&Brightest, &pairs).unwrap(), [Some(1.0), None, None]);
     }
 
     #[test]

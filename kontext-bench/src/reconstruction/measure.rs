@@ -15,12 +15,15 @@ pub struct Measurement {
     pub vae: String,
     /// The image's name.
     pub image: String,
-    /// Setting of the measurement: [`Subject::setting`] and the network of `pdist`.
+    /// Setting of the measurement: [`Subject::setting`] and the names of the distances.
     pub setting: String,
     /// CRC-32 of the original's pixels, as encoded.
     pub pixels: u32,
     /// [`Perceptual::distance`], if a network was given.
     pub pdist: Option<f64>,
+    /// The distance by cosines, if a network was given for it.
+    #[serde(default)]
+    pub cosine: Option<f64>,
     /// [`ssim`].
     pub ssim: f64,
     /// [`psnr`] in dB, at most [`PSNR_CAP`].
@@ -43,6 +46,9 @@ pub struct Subject<'a> {
     pub setting: &'a str,
     /// Network of the perceptual distance; without one, [`Measurement::pdist`] is `None`.
     pub perceptual: Option<&'a Perceptual>,
+    /// Network of the distance by cosines ([`Perceptual::cosine`]), for a row that is comparable with
+    /// [`PUBLISHED`](super::PUBLISHED); without one, [`Measurement::cosine`] is `None`.
+    pub cosine: Option<&'a Perceptual>,
 }
 
 impl Subject<'_> {
@@ -70,25 +76,15 @@ impl Subject<'_> {
         if let Some(done) = self.recorded(image, original, records) {
             return Ok(done);
         }
-        let distance = |perceptual: &Perceptual| perceptual.distance(&[(original, reconstruction)]);
-        let pdist = self
-            .perceptual
-            .map(distance)
-            .transpose()?
-            .and_then(|distances| distances.first().copied());
-        if let Some(bad) = pdist.filter(|distance| !distance.is_finite()) {
-            return Err(Error::invalid(
-                "distance",
-                "a finite number (check the network's weights)",
-                bad,
-            ));
-        }
+        let distance = |network: Option<&Perceptual>| network.map(|n| finite(n, original, reconstruction)).transpose();
+        let (pdist, cosine) = (distance(self.perceptual)?, distance(self.cosine)?);
         let measurement = Measurement {
             vae: self.vae.to_owned(),
             image: image.to_owned(),
             setting: self.full_setting(),
             pixels: crc32fast::hash(original.as_raw()),
             pdist,
+            cosine,
             ssim: ssim(original, reconstruction)?,
             psnr: psnr(original, reconstruction)?.min(PSNR_CAP),
         };
@@ -97,12 +93,24 @@ impl Subject<'_> {
     }
 
     fn full_setting(&self) -> String {
-        format!(
-            "{}, {}",
-            self.setting,
-            self.perceptual.map_or("no network", Perceptual::name)
-        )
+        let first = self.perceptual.map_or("no network", Perceptual::name);
+        // Not named if absent: earlier records stay valid.
+        let second = self
+            .cosine
+            .map_or(String::new(), |network| format!(", {}", network.name()));
+        format!("{}, {first}{second}", self.setting)
     }
+}
+
+/// Computes the distance of two images.
+fn finite(network: &Perceptual, original: &RgbImage, reconstruction: &RgbImage) -> Result<f64> {
+    let distances = network.distance(&[(original, reconstruction)])?;
+    let distance = distances.first().copied().unwrap_or(f64::NAN);
+    if distance.is_finite() {
+        return Ok(distance);
+    }
+    let expected = "a finite number (check the network's weights)";
+    Err(Error::invalid("distance", expected, distance))
 }
 
 #[cfg(test)]
@@ -119,6 +127,7 @@ mod tests {
             vae: "A",
             setting: "first",
             perceptual: None,
+            cosine: None,
         };
         let first = subject.measure("a.png", &original, &off, &mut records).unwrap();
         assert!((first.psnr - 28.131).abs() < 1e-3 && first.pdist.is_none());

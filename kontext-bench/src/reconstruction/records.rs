@@ -114,6 +114,7 @@ mod tests {
             setting,
             pixels: 7,
             pdist: None,
+            cosine: None,
             ssim: 0.1 + 0.2,
             psnr,
         }

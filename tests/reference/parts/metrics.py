@@ -19,6 +19,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import fixture_io
 import synthetic
+from parts.drawn import drawn
 from parts.resize import picture
 
 # name: (width, height), contents of the two images, standard deviation in levels of the noise on the second
@@ -51,19 +52,6 @@ def pair(size, contents, added, seed):
         return first, picture(contents[1], *size, seed + 100)
     noise = np.random.default_rng(seed).normal(0, added, first.shape)
     return first, np.clip(first + noise, 0, 255).round().astype(np.uint8)
-
-
-def drawn(name, width, height, noise=0.0):
-    """Draws an image from its name, uint8 [height, width, 3]: blocks of 8 pixels, grain, and noise.
-
-    Products and sums are separate, in f32, so that both sides round alike.
-    """
-    coarse = synthetic.draw(f"{name}.coarse", (height // 8 + 1, width // 8 + 1, 3))
-    blocks = coarse.repeat_interleave(8, 0).repeat_interleave(8, 1)[:height, :width]
-    levels = blocks * 50.0 + 128.0
-    levels = levels + synthetic.draw(f"{name}.grain", (height, width, 3)) * 9.0
-    levels = levels + synthetic.draw(f"{name}.noise", (height, width, 3)) * noise
-    return levels.round().clamp(0, 255).to(torch.uint8).numpy()
 
 
 def scalar(value):

@@ -1,34 +1,41 @@
 //! Distances between images in the features of a network.
 //!
 //! Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (2018),
-//! equation 1, as richzhang/PerceptualSimilarity (lpips 0.1.4) `lpips/lpips.py` computes it.
+//! equation 1, as richzhang/PerceptualSimilarity (lpips 0.1.4) `lpips/lpips.py` computes it; for the form by cosines,
+//! CompVis/latent-diffusion `ldm/modules/evaluate/evaluate_perceptualsim.py`, `PNet`.
 
 mod backbone;
 mod features;
+mod form;
 mod naming;
 
 use std::path::Path;
 
 use image::RgbImage;
-use kontext_core::{Device, During, Kind, Result, Stage, Tensor, array};
+use kontext_core::{Device, During, Result, Stage, array};
 use kontext_nn::Weights;
 
 pub use backbone::Backbone;
 pub use features::Features;
 use features::batches;
+use form::Form;
 
 use super::same_size;
 
-/// Guard against division by zero for all-zero features; lpips 0.1.4 adds it to the norm.
-const EPSILON: f64 = 1e-10;
-
 /// Perceptual distance of two images in the features of a network. At each compared layer and position both
-/// channel vectors are normalised to unit length and their squared difference is taken, averaged over
-/// positions and summed over layers.
+/// channel vectors are normalised to unit length and compared; the values are averaged over positions and summed over
+/// layers. There are three forms, which [`Perceptual::name`] distinguishes:
 ///
-/// With heads, each layer's squares are weighted by channel. With torchvision's weights and the heads of the
-/// lpips package this is LPIPS; numbers of other weights must not be called so. Without heads it is the
-/// baseline of that package (`lpips=False`), and [`Perceptual::name`] says `pdist-…`.
+/// | name | compared by | weights |
+/// | --- | --- | --- |
+/// | `lpips-…` | the squared difference, weighted by channel | heads |
+/// | `pdist-…` | the squared difference `\|u - v\|²`, the baseline of the lpips package (`lpips=False`) | none |
+/// | `cosine-…` | `1 - u · v` ([`Perceptual::cosine`]) | none |
+///
+/// With torchvision's weights and the heads of the lpips package the first is LPIPS; numbers of other weights must not
+/// be called so. The second is exactly twice the third, because `|u - v|² = 2 - 2 u · v` for unit vectors; only
+/// positions at which no channel is active differ. With torchvision's VGG16 the third is most likely the PDist of the
+/// paper on FLUX.1 Kontext ([`crate::reconstruction::PUBLISHED`]).
 ///
 /// # Files
 /// safetensors in the names of torchvision, lpips or Caffe; see [`Features::open`]. From Python:
@@ -41,7 +48,7 @@ const EPSILON: f64 = 1e-10;
 #[derive(Debug)]
 pub struct Perceptual {
     features: Features,
-    heads: Option<Vec<Tensor>>,
+    form: Form,
     name: String,
 }
 
@@ -62,14 +69,46 @@ impl Perceptual {
     /// # Errors
     /// [`kontext_core::Error::Checkpoint`] if heads are missing, unknown or of another shape.
     pub fn new(features: Features, heads: Option<&Weights>) -> Result<Self> {
-        let form = if heads.is_some() { "lpips" } else { "pdist" };
-        let name = format!("{form}-{}", features.network());
-        let heads = heads.map(|heads| read_heads(heads, &features)).transpose()?;
-        Ok(Self { features, heads, name })
+        let form = match heads {
+            Some(heads) => Form::Weighted(form::read_heads(heads, &features)?),
+            None => Form::Squares,
+        };
+        Ok(Self::with(features, form))
     }
 
-    /// Returns the name of the distance: "lpips-alexnet" with heads, else "pdist-alexnet"; "-caffe" is
-    /// appended for Caffe's weights.
+    /// Creates the distance by cosines: for each layer 1 minus the mean over positions of the cosine of the channel
+    /// vectors, summed over layers, without heads.
+    ///
+    /// As in the reference, a position at which no channel of either image is active has the cosine 0, and equal images
+    /// are only at 0 up to the rounding of f32, about 1e-6.
+    ///
+    /// # Example
+    /// ```
+    /// use image::RgbImage;
+    /// use kontext_bench::metrics::{Backbone, Features, Perceptual};
+    /// use kontext_core::Device;
+    /// use kontext_nn::Weights;
+    /// let features = || Features::new(Backbone::AlexNet, &Weights::synthetic(0), Device::Cpu);
+    /// let (cosine, squares) = (Perceptual::cosine(features()?), Perceptual::new(features()?, None)?);
+    /// assert_eq!((cosine.name(), squares.name()), ("cosine-alexnet", "pdist-alexnet"));
+    /// let a = RgbImage::from_fn(40, 40, |x, y| image::Rgb([6 * x as u8, 6 * y as u8, 100]));
+    /// let b = RgbImage::from_fn(40, 40, |x, y| image::Rgb([6 * y as u8, 6 * x as u8, 100]));
+    /// let [cosine, squares] = [cosine, squares].map(|network| network.distance(&[(&a, &b)]));
+    /// assert!((2.0 * cosine?[0] / squares?[0] - 1.0).abs() < 1e-4);
+    /// # Ok::<(), kontext_core::Error>(())
+    /// ```
+    #[must_use]
+    pub fn cosine(features: Features) -> Self {
+        Self::with(features, Form::Cosine)
+    }
+
+    fn with(features: Features, form: Form) -> Self {
+        let name = format!("{}-{}", form.name(), features.network());
+        Self { features, form, name }
+    }
+
+    /// Returns the name of the distance: "lpips-alexnet" with heads, "pdist-alexnet" without, "cosine-alexnet" by
+    /// cosines; "-caffe" is appended for Caffe's weights.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -104,23 +143,7 @@ impl Perceptual {
             .collect();
         let (mut sums, mut layer) = (vec![0.0; pairs.len()], 0);
         self.features.each(&images, |x| {
-            let unit = x.f_div(
-                &x.f_square()?
-                    .f_sum_dim_intlist([1_i64].as_slice(), true, None)?
-                    .f_sqrt()?
-                    .f_add_scalar(EPSILON)?,
-            )?;
-            let half = pairs.len() as i64;
-            let squares = unit
-                .f_narrow(0, 0, half)?
-                .f_sub(&unit.f_narrow(0, half, half)?)?
-                .f_square_()?;
-            let squares = match self.heads.as_ref().and_then(|heads| heads.get(layer)) {
-                Some(head) => squares.f_mul(head)?,
-                None => squares,
-            };
-            let means = squares.f_sum_dim_intlist([1_i64].as_slice(), true, Kind::Float)?;
-            let means = means.f_mean_dim([1_i64, 2, 3].as_slice(), false, Kind::Double)?; // [B]
+            let means = self.form.means(x, pairs.len() as i64, layer)?; // [B]
             for (sum, mean) in sums.iter_mut().zip(array::to_vec(&means)?) {
                 *sum += f64::from(mean);
             }
@@ -129,26 +152,4 @@ impl Perceptual {
         })?;
         Ok(sums)
     }
-}
-
-/// Reads one head per layer, [1, C, 1, 1].
-fn read_heads(heads: &Weights, features: &Features) -> Result<Vec<Tensor>> {
-    let weights = heads.clone().device(features.device()).kind(Kind::Float);
-    let read = |(layer, channels): (usize, &i64)| {
-        let names = naming::head(layer);
-        let there = names.iter().find(|name| weights.contains(name)).or(names.first());
-        weights.tensor(there.map_or("", String::as_str), &[1, *channels, 1, 1])
-    };
-    let read = features
-        .backbone()
-        .channels()
-        .iter()
-        .enumerate()
-        .map(read)
-        .collect::<Result<Vec<_>>>()?;
-    // A whole LPIPS model may be given as the heads: its duplicates, network and colours are ignored.
-    weights.ignore(|name| name.starts_with("net.") || name.starts_with("scaling_layer."));
-    weights.ignore(|name| (0..read.len()).any(|layer| naming::head(layer).iter().any(|known| known == name)));
-    weights.finish()?;
-    Ok(read)
 }
