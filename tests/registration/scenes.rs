@@ -1,5 +1,6 @@
 //! Pictures as functions of the place, seen after a motion: drawn from the function itself, by no resampling.
 
+use std::f64::consts::TAU;
 use std::path::PathBuf;
 
 use kontext::image::{self, GrayImage, Rgb, RgbImage};
@@ -74,7 +75,7 @@ impl Scene {
                         continue;
                     }
                     let size = 0.012 + 0.06 * of(2);
-                    let (sin, cos) = (6.28 * of(3)).sin_cos();
+                    let (sin, cos) = (TAU * of(3)).sin_cos();
                     let (along, across) = (dx * cos + dy * sin, dy * cos - dx * sin);
                     let inside = if of(4) < 0.5 {
                         dx.hypot(dy) < size
@@ -90,9 +91,9 @@ impl Scene {
             Self::Waves(seed) => {
                 let wave = |wave: u32| {
                     let of = |at: u32| hash(wave, at, *seed);
-                    let (sin, cos) = (6.28 * of(0)).sin_cos();
+                    let (sin, cos) = (TAU * of(0)).sin_cos();
                     let frequency = 20.0 + 260.0 * of(1) * of(1);
-                    (frequency * (x * cos + y * sin) + 6.28 * of(2)).sin()
+                    (frequency * (x * cos + y * sin) + TAU * of(2)).sin()
                 };
                 let sum: f64 = (0..12).map(wave).sum();
                 [128.0 + 18.0 * sum, 120.0 + 14.0 * sum, 140.0 - 9.0 * sum]
