@@ -10,8 +10,8 @@ use kontext_text::Unseen;
 use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
 
-use crate::Plan;
 use crate::io::{encode_image, save_image};
+use crate::{Plan, Registration};
 
 /// The images of a run and their parameters.
 #[derive(Debug, Clone)]
@@ -21,6 +21,9 @@ pub struct Output {
     pub image: RgbImage,
     /// All images of the batch, including the first.
     pub images: Vec<RgbImage>,
+    /// The motion of each image against the source, at the model's size, that has been undone; empty unless
+    /// [`Plan::registers`] is set.
+    pub registrations: Vec<Registration>,
     /// With a mask, the share of the result in each pixel of the images: at 0 it is the byte of the source, at 255 that of
     /// the decoded result. `None` without one, and where other conventions do not mix.
     pub changed: Option<GrayImage>,

@@ -42,6 +42,8 @@ pub struct Plan {
     pub conformance: Conformance,
     /// The part of an image that a run with a mask works on; `None` without a mask.
     pub mask: Option<MaskPlan>,
+    /// Set if results are registered with the edited image, and moved into its place.
+    pub registers: bool,
     /// The reference images that the model sees.
     pub references: Vec<ReferencePlan>,
     /// Placement of the references.
@@ -155,6 +157,7 @@ impl Plan {
         let plan = Self {
             conformance: request.conformance,
             mask,
+            registers: request.register && in_place(request, mask.as_ref(), grid, &references),
             reference_mode: request.references,
             target: grid,
             output: input
@@ -250,6 +253,14 @@ impl Plan {
             .saturating_add(self.reference_tokens())
             .saturating_add(self.text_tokens)
     }
+}
+
+/// Returns `true` if the result shows what the edited image shows, in its place.
+fn in_place(request: &Request, mask: Option<&MaskPlan>, target: Grid, references: &[ReferencePlan]) -> bool {
+    let same_grid = references.first().is_some_and(|first| first.grid == target);
+    request.conformance == Conformance::Native
+        && request.references != References::Stitch
+        && (mask.is_some() || same_grid)
 }
 
 /// Returns the noise levels of a request of `steps` steps.

@@ -61,6 +61,10 @@ pub struct Request {
     /// Continuation of the first image beyond its sides. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outpaint: Option<Outpaint>,
+    /// Measurement of the result's shift and zoom against the first image, by what the edit left as it was, and their
+    /// undoing ([`Registration`](crate::Registration)). Default: false.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub register: bool,
     /// Width of the result in pixels, or with a mask that of the part that the model sees. Default: see [`crate::Plan`].
     pub width: Option<u32>,
     /// Height of the result in pixels, or with a mask that of the part that the model sees. Default: see [`crate::Plan`].
@@ -147,6 +151,7 @@ impl Request {
             image_latents: None,
             mask: None,
             outpaint: None,
+            register: false,
             width: None,
             height: None,
             max_area: None,

@@ -84,6 +84,8 @@ pub enum Warning {
     /// [`Request::native_size`](crate::Request::native_size) has no effect with a mask, whose result has the size of the
     /// source.
     NativeSizeMasked,
+    /// [`Request::register`](crate::Request::register) has no effect: the result is not in the place of an image.
+    RegisterIgnored,
     /// A setting of a mask has no effect in the conventions of Diffusers.
     MaskSettingIgnored {
         /// Its name.
@@ -201,6 +203,11 @@ impl fmt::Display for Warning {
             Self::NativeSizeMasked => write!(
                 f,
                 "native_size has no effect with a mask, whose result has the size of the source; leave it out"
+            ),
+            Self::RegisterIgnored => write!(
+                f,
+                "register has no effect without an edited image in whose place the result is: no stitched references, no \
+                 size of another ratio, in the conventions of Native; leave it out"
             ),
             Self::MaskSettingIgnored { setting } => write!(
                 f,

@@ -7,17 +7,14 @@
 //! Source: python-pillow/Pillow 13.0 `src/libImaging/Resample.c` (`precompute_coeffs`,
 //! `normalize_coeffs_8bpc`, `ImagingResampleHorizontal_8bpc`, `ImagingResampleVertical_8bpc`).
 
-use std::f64::consts::PI;
+mod taps;
 
 use image::RgbImage;
 use rayon::prelude::*;
 
+use self::taps::{Axis, LOBES, PRECISION, Taps};
 use crate::{Error, Result, buffer, threads};
 
-/// Lobes of the filter on each side.
-const LOBES: f64 = 3.0;
-/// Fractional bits of a coefficient: 32 minus 8 for the level and 2 of headroom for overshoot.
-const PRECISION: u32 = 22;
 /// Red, green and blue.
 const CHANNELS: usize = 3;
 
@@ -28,6 +25,31 @@ const CHANNELS: usize = 3;
 /// [`Error::InvalidArgument`] if a size is zero, [`Error::Allocation`] and [`Error::Thread`] if the system refuses
 /// memory ([`resize_bytes`]) or threads.
 pub fn resize(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
+    let whole = [0.0, 0.0, f64::from(image.width()), f64::from(image.height())];
+    resize_box(image, whole, width, height)
+}
+
+/// Resizes a part of an image, `[left, top, right, bottom]` in its pixels and fractions of them, as [`resize`] does the
+/// whole: equal to the last level to Pillow's `Image.resize((width, height), Image.LANCZOS, box=…)`, which computes
+/// with a box in f32 and reads pixels outside it, too.
+///
+/// A box may stick out of the image, which Pillow refuses: a position of the result outside the image takes the value
+/// on the image's edge, at its nearest point.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] if a size is zero, or the box is not finite, is empty or has no part of the image;
+/// otherwise those of [`resize`].
+///
+/// # Example
+/// ```
+/// use kontext_core::images::resize_box;
+/// let image = image::RgbImage::from_fn(6, 4, |x, _| image::Rgb([40 * x as u8; 3]));
+/// // Three columns to the right, of which one is outside.
+/// let moved = resize_box(&image, [1.0, 0.0, 7.0, 4.0], 6, 4)?;
+/// assert_eq!(moved.get_pixel(0, 0), image.get_pixel(1, 0));
+/// # Ok::<(), kontext_core::Error>(())
+/// ```
+pub fn resize_box(image: &RgbImage, source_box: [f64; 4], width: u32, height: u32) -> Result<RgbImage> {
     if [width, height, image.width(), image.height()].contains(&0) {
         let got = format!("{}x{} to {width}x{height}", image.width(), image.height());
         return Err(Error::invalid(
@@ -36,21 +58,28 @@ pub fn resize(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
             got,
         ));
     }
-    let [result, rest] = resize_bytes([image.width(), image.height()], [width, height]);
+    let [left, top, right, bottom] = source_box.map(|side| side as f32);
+    let across = Axis::new(image.width(), [left, right], width);
+    let down = Axis::new(image.height(), [top, bottom], height);
+    if !(across.has_part() && down.has_part()) {
+        let expected = format!(
+            "[left, top, right, bottom] with a part of the image's {}x{} pixels",
+            image.width(),
+            image.height()
+        );
+        return Err(Error::invalid("source box", &expected, format!("{source_box:?}")));
+    }
+    let [result, rest] = bytes(&across, &down);
     buffer::can_have(result.saturating_add(rest), RESULT)?;
     threads::start()?;
-    let (from, to) = (
-        [image.width() as usize, image.height() as usize],
-        [width as usize, height as usize],
-    );
     let rows = image.as_raw();
-    let (first, second) = if vertical_first(from, to) {
-        let first = vertical(rows, from[0], from[1], to[1])?;
-        let second = horizontal(first.as_deref().unwrap_or(rows), from[0], to[0])?;
+    let (first, second) = if vertical_first(&across, &down) {
+        let first = vertical(rows, across.input, &down)?;
+        let second = horizontal(first.as_deref().unwrap_or(rows), &across)?;
         (first, second)
     } else {
-        let first = horizontal(rows, from[0], to[0])?;
-        let second = vertical(first.as_deref().unwrap_or(rows), to[0], from[1], to[1])?;
+        let first = horizontal(rows, &across)?;
+        let second = vertical(first.as_deref().unwrap_or(rows), across.output, &down)?;
         (first, second)
     };
     let rows = match second.or(first) {
@@ -74,79 +103,31 @@ const RESULT: &str = "the resized image";
 /// ```
 #[must_use]
 pub fn resize_bytes(from: [u32; 2], to: [u32; 2]) -> [u64; 2] {
-    let image = |width: u32, height: u32| (u64::from(width) * u64::from(height)).saturating_mul(CHANNELS as u64);
-    let between = match (from[0] == to[0], from[1] == to[1]) {
-        (false, false) if vertical_first(from.map(|side| side as usize), to.map(|side| side as usize)) => {
-            image(from[0], to[1])
-        }
-        (false, false) => image(to[0], from[1]),
+    let [across, down] = [0, 1].map(|side| Axis::new(from[side], [0.0, from[side] as f32], to[side]));
+    bytes(&across, &down)
+}
+
+/// Returns the bytes of the result, and of the image between the passes with the coefficients.
+fn bytes(across: &Axis, down: &Axis) -> [u64; 2] {
+    let image = |width: usize, height: usize| (width as u64 * height as u64).saturating_mul(CHANNELS as u64);
+    let between = match (across.is_kept(), down.is_kept()) {
+        (false, false) if vertical_first(across, down) => image(across.input, down.output),
+        (false, false) => image(across.output, down.input),
         _ => 0,
     };
     // An output position has a coefficient for each input position within three lobes, on both sides.
-    let taps = |side: usize| {
-        let is_resized = from[side] != to[side];
-        u64::from(is_resized) * 4 * (2.0 * LOBES) as u64 * u64::from(from[side].max(to[side]))
-    };
-    [image(to[0], to[1]), between.saturating_add(taps(0).max(taps(1)))]
+    let taps = |axis: &Axis| u64::from(!axis.is_kept()) * 4 * (2.0 * LOBES) as u64 * axis.input.max(axis.output) as u64;
+    [
+        image(across.output, down.output),
+        between.saturating_add(taps(across).max(taps(down))),
+    ]
 }
 
 /// Returns `true` if the vertical pass comes first. Since version 13, Pillow starts with the height if it
-/// shrinks much more than the width. The order is visible, because the intermediate image has 8 bits.
-fn vertical_first([width, height]: [usize; 2], [to_width, to_height]: [usize; 2]) -> bool {
-    to_height < height && height - to_height > 2 * width.saturating_sub(to_width)
-}
-
-/// Input positions of each output position, and their coefficients.
-struct Taps {
-    /// The first input position, and the end of the coefficients in `weights`.
-    positions: Vec<(usize, usize)>,
-    weights: Vec<i32>,
-}
-
-impl Taps {
-    fn new(input: usize, output: usize) -> Result<Self> {
-        const PURPOSE: &str = "the coefficients of a resized image";
-        let scale = input as f64 / output as f64;
-        let stretch = scale.max(1.0);
-        let support = LOBES * stretch;
-        let inputs = |position: usize| {
-            let center = (position as f64 + 0.5) * scale;
-            let first = (center - support + 0.5).max(0.0) as usize;
-            let last = ((center + support + 0.5) as usize).min(input);
-            (center, first..last)
-        };
-        let mut weights = buffer::with_room((0..output).map(|position| inputs(position).1.len()).sum(), PURPOSE)?;
-        let mut positions = buffer::with_room(output, PURPOSE)?;
-        for position in 0..output {
-            let (center, inputs) = inputs(position);
-            let weight = |x: usize| lanczos((x as f64 - center + 0.5) / stretch);
-            let sum: f64 = inputs.clone().map(weight).sum();
-            let fixed = |x: usize| (weight(x) / sum * f64::from(1 << PRECISION)).round() as i32;
-            weights.extend(inputs.clone().map(fixed));
-            positions.push((inputs.start, weights.len()));
-        }
-        Ok(Self { positions, weights })
-    }
-
-    /// Returns the first input position and the coefficients of each output position.
-    fn iter(&self) -> impl Iterator<Item = (usize, &[i32])> {
-        (0..self.positions.len()).map(|position| self.at(position))
-    }
-
-    fn at(&self, position: usize) -> (usize, &[i32]) {
-        let start = position.checked_sub(1).map_or(0, |before| self.positions[before].1);
-        let (first, end) = self.positions[position];
-        (first, &self.weights[start..end])
-    }
-}
-
-fn lanczos(x: f64) -> f64 {
-    let sinc = |x: f64| if x == 0.0 { 1.0 } else { (x * PI).sin() / (x * PI) };
-    if (-LOBES..LOBES).contains(&x) {
-        sinc(x) * sinc(x / LOBES)
-    } else {
-        0.0
-    }
+/// shrinks much more than the width, by the sizes of the whole image. The order is visible, because the intermediate
+/// image has 8 bits.
+fn vertical_first(across: &Axis, down: &Axis) -> bool {
+    down.output < down.input && down.input - down.output > 2 * across.input.saturating_sub(across.output)
 }
 
 /// Rounds a fixed-point sum to a level.
@@ -157,12 +138,13 @@ fn level(sum: i32) -> u8 {
 /// Initial value of a sum, one half, so that the shift rounds.
 const HALF: i32 = 1 << (PRECISION - 1);
 
-/// Resizes all rows; `None` if their width stays.
-fn horizontal(rows: &[u8], input: usize, output: usize) -> Result<Option<Vec<u8>>> {
-    if input == output {
+/// Resizes all rows; `None` if they stay.
+fn horizontal(rows: &[u8], axis: &Axis) -> Result<Option<Vec<u8>>> {
+    if axis.is_kept() {
         return Ok(None);
     }
-    let taps = Taps::new(input, output)?;
+    let taps = Taps::new(axis)?;
+    let (input, output) = (axis.input, axis.output);
     let mut result = buffer::filled(0, rows.len() / input * output, RESULT)?;
     let pairs = result
         .par_chunks_exact_mut(output * CHANNELS)
@@ -186,14 +168,14 @@ fn horizontal(rows: &[u8], input: usize, output: usize) -> Result<Option<Vec<u8>
 /// Values of a row that are summed together.
 const STRIP: usize = 4096;
 
-/// Resizes all columns; `None` if their height stays.
-fn vertical(rows: &[u8], width: usize, input: usize, output: usize) -> Result<Option<Vec<u8>>> {
-    if input == output {
+/// Resizes all columns; `None` if they stay.
+fn vertical(rows: &[u8], width: usize, axis: &Axis) -> Result<Option<Vec<u8>>> {
+    if axis.is_kept() {
         return Ok(None);
     }
-    let taps = Taps::new(input, output)?;
+    let taps = Taps::new(axis)?;
     let stride = width * CHANNELS;
-    let mut result = buffer::filled(0, stride * output, RESULT)?;
+    let mut result = buffer::filled(0, stride * axis.output, RESULT)?;
     let targets = result.par_chunks_exact_mut(stride).enumerate();
     targets.for_each(|(position, target)| {
         let (first, weights) = taps.at(position);
@@ -245,6 +227,61 @@ mod tests {
     fn an_image_of_the_wanted_size_is_copied() {
         let image = RgbImage::from_fn(3, 2, |x, y| image::Rgb([x as u8, y as u8, 9]));
         assert_eq!(resize(&image, 3, 2).unwrap(), image);
+    }
+
+    #[test]
+    fn a_box_of_whole_pixels_in_a_size_of_its_own_is_a_crop() {
+        let image = noise(13, 11);
+        let crop = image::imageops::crop_imm(&image, 2, 3, 7, 5).to_image();
+        assert_eq!(resize_box(&image, [2.0, 3.0, 9.0, 8.0], 7, 5).unwrap(), crop);
+    }
+
+    #[test]
+    fn a_position_outside_the_image_takes_its_edge() {
+        let image = noise(9, 8);
+        let moved = resize_box(&image, [-3.0, 2.0, 6.0, 10.0], 9, 8).unwrap();
+        // A box of whole pixels moves those inside unchanged.
+        for (x, y) in (3..9).flat_map(|x| (0..6).map(move |y| (x, y))) {
+            assert_eq!(moved.get_pixel(x, y), image.get_pixel(x - 3, y + 2), "{x} {y}");
+        }
+        // The value at the very edge lies half a pixel outside the last centre.
+        assert!((0..8).all(|y| (0..2).all(|x| moved.get_pixel(x, y) == moved.get_pixel(2, y))));
+        assert!((0..9).all(|x| moved.get_pixel(x, 7) == moved.get_pixel(x, 6)));
+        // Far outside as well: no sum of coefficients comes near zero.
+        let flat = RgbImage::from_pixel(5, 5, image::Rgb([10, 128, 250]));
+        let far = resize_box(&flat, [-40.25, -0.7, 4.9, 60.0], 50, 70).unwrap();
+        assert!(far.pixels().all(|pixel| *pixel == image::Rgb([10, 128, 250])));
+    }
+
+    #[test]
+    fn a_box_without_a_part_of_the_image_is_refused() {
+        let image = noise(9, 8);
+        for source_box in [
+            [9.0, 0.0, 12.0, 8.0],
+            [-4.0, 0.0, 0.0, 8.0],
+            [0.0, 8.0, 9.0, 9.0],
+            [5.0, 0.0, 5.0, 8.0],
+            [6.0, 0.0, 5.0, 8.0],
+            [0.0, f64::NAN, 9.0, 8.0],
+            [0.0, 0.0, f64::INFINITY, 8.0],
+            [0.0, -1e300, 9.0, 8.0],
+        ] {
+            let error = resize_box(&image, source_box, 9, 8).unwrap_err();
+            assert!(
+                error.to_string().contains("a part of the image's 9x8 pixels"),
+                "{error}"
+            );
+        }
+    }
+
+    fn noise(width: u32, height: u32) -> RgbImage {
+        let level = |x: u32, y: u32, channel: u32| {
+            let hash = (x * 73 + y * 179 + channel * 283 + 17).wrapping_mul(2_654_435_761);
+            (hash >> 24) as u8
+        };
+        RgbImage::from_fn(width, height, |x, y| {
+            image::Rgb([0, 1, 2].map(|channel| level(x, y, channel)))
+        })
     }
 
     #[test]

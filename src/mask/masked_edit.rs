@@ -3,13 +3,16 @@
 use std::sync::Arc;
 
 use image::{GrayImage, ImageBuffer, Pixel, RgbImage};
-use kontext_core::{Error, Result, Tensor, buffer};
+use kontext_core::{Error, Kind, Result, Tensor, array, buffer};
 use kontext_sampler::{Conformance, Grid, Size};
 
 use super::{Mask, Region, diffusers, shares};
 use crate::blend::{latent_shares, mix_into};
 use crate::plan::MaskPlan;
 use crate::{Plan, Request};
+
+/// Pixels on the side of a latent.
+const LATENT: usize = kontext_vae::DOWNSCALE as usize;
 
 /// A request's source and the shares of the result in it.
 #[derive(Debug)]
@@ -89,6 +92,19 @@ impl MaskedEdit {
             Conformance::Native => latent_shares(&cropped(&self.shares, self.plan.region)?, grid),
             Conformance::Diffusers | Conformance::Bfl => diffusers::latents_mask(&self.shares, grid),
         }
+    }
+
+    /// Returns an image of the target's size that is 255 where latents are repainted, and 0 elsewhere.
+    pub(crate) fn repainted(&self, grid: Grid) -> Result<GrayImage> {
+        let mask = array::to_array(&self.latents(grid)?.f_gt(0.0)?.f_to_kind(Kind::Float)?)?;
+        let Size { width, height } = grid.size();
+        let mut levels = buffer::with_room((width * height) as usize, "the repainted pixels")?;
+        for y in 0..height as usize {
+            let latent = |x: usize| mask[[0, 0, y / LATENT, x / LATENT]];
+            levels.extend((0..width as usize).map(|x| if latent(x) > 0.0 { 255 } else { 0 }));
+        }
+        let missing = || Error::bug("repainted pixels that are missing");
+        GrayImage::from_raw(width, height, levels).ok_or_else(missing)
     }
 
     /// Mixes a result of the region's size into the source; in other conventions it is returned as it is.

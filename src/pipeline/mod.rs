@@ -8,6 +8,7 @@ mod loras;
 mod noises;
 mod recent;
 mod references;
+mod results;
 mod run;
 mod shortage;
 mod texts;

@@ -1,19 +1,21 @@
 //! One run, stage by stage: plan, text, references, noise, sampling, images.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use image::RgbImage;
 use kontext_core::{Conditioning, During, Error, Result, Stage, Tensor, Tokens, array, buffer};
 use kontext_dit::{Arithmetic, CachedRun, Run, RunInput, StepWork};
 use kontext_nn::without_fp8;
 use kontext_sampler::ids::{Origin, grid_ids};
-use kontext_sampler::{CfgMode, Conformance, Inpainting, Sampling, add_noise, guidance, pack, unpack};
+use kontext_sampler::{CfgMode, Conformance, Inpainting, Sampling, add_noise, guidance, pack};
 use kontext_vae::Autoencoder;
 
 use super::Pipeline;
 use super::computing::Computing;
 use super::noises::Noises;
 use super::references::first_reference;
+use super::results::Results;
 use super::texts::EncodedTexts;
 use crate::encode::Codec;
 use crate::kernels::arithmetic;
@@ -92,7 +94,7 @@ impl Pipeline {
         let begun = Noises::begin(self, request, &plan, seed).during(Stage::Noise);
         let (mut noises, noise) = begun?;
         let source = if request.strength < 1.0 || masked.is_some() {
-            let image = masked.as_ref().map(MaskedEdit::source).or(request.images.first());
+            let image = seen_source(masked.as_ref(), request);
             let source = self.start_image(computing, &mut vae, image, &plan, first.as_ref());
             Some(source.map_err(short(Stage::References))?.f_to_kind(noise.kind())?)
         } else {
@@ -130,28 +132,9 @@ impl Pipeline {
             )
             .map_err(short(Stage::Denoise))?;
         // 6. Images.
-        let vae = self.parts.vae.lease().map_err(short(Stage::Decode))?;
-        let codec = self.codec(&vae, &plan);
-        let mut images = Vec::with_capacity(plan.batch);
-        for item in 0..plan.batch {
-            let tokens = latents.f_narrow(0, item as i64, 1)?;
-            let tokens = unpack(&tokens, plan.target)?;
-            let image = computing.image(|| codec.decode(&tokens, plan.decoded()));
-            let image = image.map_err(short(Stage::Decode))?;
-            images.push(match &masked {
-                Some(masked) => masked.mixed(image)?,
-                None => image,
-            });
-            notify(
-                observe,
-                &plan,
-                Event::Decoded {
-                    done: item + 1,
-                    total: plan.batch,
-                },
-            )?;
-        }
-        vae.end();
+        let shown = seen_source(masked.as_ref(), request);
+        let results = self.results(computing, &plan, shown, masked.as_ref(), &latents, observe)?;
+        let Results { images, registrations } = results;
         let image = images.first().ok_or_else(|| Error::bug("a run of no images"))?;
         let image = buffer::copied_image(image)?;
         let guidance = plan.guidance.unwrap_or_default();
@@ -160,6 +143,7 @@ impl Pipeline {
         let output = Output {
             image,
             images,
+            registrations,
             changed: masked.and_then(MaskedEdit::into_shares),
             latents,
             seed,
@@ -297,6 +281,11 @@ impl Pipeline {
             conformance: plan.conformance,
         }
     }
+}
+
+/// Returns the edited image as the model sees it.
+fn seen_source<'a>(masked: Option<&'a MaskedEdit>, request: &'a Request) -> Option<&'a Arc<RgbImage>> {
+    masked.map(MaskedEdit::source).or(request.images.first())
 }
 
 /// Notifies the observer; a `Break` outside the denoising loop becomes an error.

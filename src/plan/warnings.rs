@@ -46,6 +46,9 @@ pub(super) fn warnings(request: &Request, plan: &Plan, facts: &ModelFacts) -> Ve
         warnings.push(Warning::ReferencesIgnored { references });
     }
     warnings.extend(masked::ignored(request));
+    if request.register && !plan.registers {
+        warnings.push(Warning::RegisterIgnored);
+    }
     warnings.extend(of_sizes(request, plan));
     warnings
 }

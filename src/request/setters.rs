@@ -97,6 +97,12 @@ impl Request {
         }
     }
 
+    /// Sets [`Request::register`].
+    #[must_use]
+    pub fn register(self) -> Self {
+        Self { register: true, ..self }
+    }
+
     /// Sets [`Request::negative_prompt`].
     #[must_use]
     pub fn negative_prompt(self, prompt: impl Into<String>) -> Self {

@@ -74,6 +74,12 @@ impl Session {
                 (output.image, whole.then_some(output.latents), output.changed)
             }
         };
+        // The latents are where the run made them, and not where the registered pixels are.
+        let moved = output
+            .registrations
+            .iter()
+            .any(|registration| !registration.is_identity());
+        let latents = latents.filter(|_| !moved);
         // 4. The turn.
         let made = Made {
             seed: output.seed,

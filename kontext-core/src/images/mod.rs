@@ -26,7 +26,7 @@ pub use samples::flatten;
 pub use tensor::{Rounding, from_tensor, to_tensor};
 
 use crate::Result;
-pub use crate::resize::{resize, resize_bytes};
+pub use crate::resize::{resize, resize_box, resize_bytes};
 
 /// Version of decoding and resizing: it is raised whenever a file gives other pixels than before, for caches of what
 /// was made of images.

@@ -29,6 +29,19 @@ CASES = {
     "overshoot_down": ("edges", (60, 60), (16, 32)),
 }
 
+# The same with the box (left, top, right, bottom) that is resized.
+BOXES = {
+    "box_of_the_same_size": ("mixed", (40, 30), (40, 30), (0.75, 0.5, 39.25, 29.75)),
+    "box_moved_across": ("edges", (40, 30), (39, 30), (0.3, 0.0, 39.3, 30.0)),
+    "box_moved_down": ("random", (24, 33), (24, 32), (0.0, 0.9, 24.0, 32.9)),
+    "box_up": ("mixed", (31, 22), (64, 48), (3.1, 2.7, 28.4, 19.9)),
+    "box_down": ("random", (90, 70), (32, 24), (10.123, 5.987, 83.3, 66.6)),
+    "box_height_first": ("random", (50, 90), (40, 24), (1.5, 3.25, 47.125, 88.8)),
+    "box_within_a_pixel": ("random", (9, 9), (16, 16), (3.2, 4.1, 3.9, 4.7)),
+    "box_of_whole_pixels": ("random", (32, 24), (16, 8), (4, 5, 20, 13)),
+    "box_at_the_edges": ("edges", (37, 29), (48, 40), (0.0, 1.0 / 3.0, 36.9, 29.0)),
+}
+
 
 def picture(content, width, height, seed):
     """Draws a deterministic RGB image, uint8 [height, width, 3]."""
@@ -50,4 +63,10 @@ def make():
         resized = Image.fromarray(pixels).resize(after, Image.Resampling.LANCZOS)
         tensors[f"{name}.input"] = torch.from_numpy(pixels)
         tensors[f"{name}.output"] = torch.from_numpy(np.array(resized))
-    fixture_io.save("resize", tensors, cases=list(CASES), pillow=PIL.__version__)
+    for seed, (name, (content, before, after, box)) in enumerate(BOXES.items(), len(CASES)):
+        pixels = picture(content, *before, seed)
+        resized = Image.fromarray(pixels).resize(after, Image.Resampling.LANCZOS, box=box)
+        tensors[f"{name}.input"] = torch.from_numpy(pixels)
+        tensors[f"{name}.output"] = torch.from_numpy(np.array(resized))
+        tensors[f"{name}.box"] = torch.tensor(box, dtype=torch.float64)
+    fixture_io.save("resize", tensors, cases=[*CASES, *BOXES], pillow=PIL.__version__)
