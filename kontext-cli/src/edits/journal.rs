@@ -60,7 +60,7 @@ impl Journal {
     }
 }
 
-/// Returns `true` if no program has this journal open, as far as the file system can tell.
+/// Returns `true` if no program has this journal open; `false` also on a file system without locks.
 pub(super) fn is_free(path: &Path) -> bool {
     match File::options().read(true).write(true).open(path) {
         Ok(file) => file.try_lock().is_ok(),

@@ -19,7 +19,7 @@ const OWN: [&str; 3] = ["image", "out", "vars"];
 /// Extension of results whose name a line does not give.
 pub(super) const EXTENSION: &str = "png";
 
-/// What all lines of a manifest share.
+/// Context of the lines of one manifest.
 #[derive(Debug)]
 pub(super) struct Lines<'a> {
     path: &'a Path,
@@ -35,7 +35,7 @@ pub(super) struct Lines<'a> {
 }
 
 impl<'a> Lines<'a> {
-    /// Returns what the lines share.
+    /// Returns the context of a manifest's lines.
     ///
     /// # Errors
     /// If the options of the command line cannot be written as an object.

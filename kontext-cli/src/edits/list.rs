@@ -91,9 +91,8 @@ fn name_results(all: &mut [Result<Job, Problem>], there: &[Record]) {
         match names.take(name, job.images_made()) {
             Some(taken) => job.names = taken,
             None => {
-                *entry = Err(job.problem(format!(
-                    "an earlier line has the result {name:?}; give each its own `out`"
-                )))
+                let what = format!("an earlier line has the result {name:?}; give each its own `out`");
+                *entry = Err(job.problem(what));
             }
         }
     }

@@ -60,7 +60,7 @@ impl<'a> Planner<'a> {
         let plan = plan.or_insert_with(|| planned(self.builder, self.model, request, &sizes));
         let plan = plan.as_ref().map_err(Clone::clone)?;
         for name in &job.names {
-            io::check_size(name, plan.output).map_err(|error| in_line(error.into()))?;
+            io::check_size(name, plan.output).map_err(in_line)?;
         }
         Ok(plan)
     }
@@ -69,7 +69,7 @@ impl<'a> Planner<'a> {
         if let Some(size) = self.sizes.get(path) {
             return size.clone();
         }
-        let size = dimensions(path).map_err(|error| in_line(error.into()));
+        let size = dimensions(path).map_err(in_line);
         let size = size.and_then(|(width, height)| {
             if u64::from(width) * u64::from(height) > OpenOptions::MAX_PIXELS {
                 let most = OpenOptions::MAX_PIXELS;
@@ -96,10 +96,10 @@ fn planned(
         .iter()
         .map(|(width, height)| Arc::new(RgbImage::new(*width, *height)))
         .collect();
-    builder.plan(model, &request).map_err(|error| in_line(error.into()))
+    builder.plan(model, &request).map_err(in_line)
 }
 
 /// Formats an error and its causes in one line.
-pub(super) fn in_line(error: anyhow::Error) -> String {
-    format!("{error:#}")
+fn in_line(error: impl Into<anyhow::Error>) -> String {
+    format!("{:#}", error.into())
 }

@@ -33,7 +33,7 @@ pub(super) struct Outcome {
     pub(super) stopped: bool,
 }
 
-/// What the edits of a run share.
+/// A run of edits with one model.
 #[derive(Debug)]
 pub(super) struct Runner<'a> {
     pub(super) pipe: &'a Pipeline,
@@ -78,7 +78,7 @@ impl Runner<'_> {
                 let files = output.and_then(|output| encoded(&output, job));
                 match files {
                     Ok(files) => {
-                        self.publish(record, files, workspace)?;
+                        self.publish(record, &files, workspace)?;
                         outcome.made += 1;
                     }
                     Err(error) => fail(job, &error.into(), &mut outcome),
@@ -111,7 +111,7 @@ impl Runner<'_> {
     fn publish(
         &self,
         mut record: Record,
-        files: Vec<(String, Vec<u8>)>,
+        files: &[(String, Vec<u8>)],
         workspace: &mut Workspace,
     ) -> anyhow::Result<()> {
         let hashed = |(name, bytes): &(String, Vec<u8>)| HashedFile {
@@ -120,7 +120,7 @@ impl Runner<'_> {
         };
         record.results = files.iter().map(hashed).collect();
         let is_new = !self.records.contains(&record);
-        workspace.publish(&files, is_new.then_some(&record))
+        workspace.publish(files, is_new.then_some(&record))
     }
 }
 

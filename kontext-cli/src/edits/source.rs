@@ -47,5 +47,5 @@ impl Source {
 /// Returns `true` for a path that no file has and that has a wildcard.
 fn is_pattern(path: &Path) -> bool {
     let wildcard = |byte: &u8| b"*?[".contains(byte);
-    path.as_os_str().as_encoded_bytes().iter().any(|byte| wildcard(byte)) && !path.exists()
+    path.as_os_str().as_encoded_bytes().iter().any(wildcard) && !path.exists()
 }
