@@ -1,14 +1,21 @@
 //! Edits an image: `cargo xtask run --release --example edit -- --image cat.png --prompt "make it winter"`.
+//!
+//! Or all images of a folder, or the requests of a manifest: `--image photos --out winter`, `--manifest edits.csv --out
+//! results`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use anyhow::{Context, bail};
 use clap::Parser;
 use kontext::crates::kontext_core::images::resize;
 use kontext::image::RgbImage;
 use kontext::{Request, Size};
+use kontext_bench::kontextbench::Shard;
 use kontext_cli::args::{RunArgs, free_text};
+use kontext_cli::edits::{self, Defaults, EditsArgs, Source};
+use kontext_cli::mask_args::MaskArgs;
 use kontext_cli::run::Files;
 use kontext_cli::{announce, note, row_size, shipped, strip};
 
@@ -17,30 +24,36 @@ const SOURCE: &str = "emoji-source.png";
 const TRUTH: &str = "emoji-truth.png";
 const PROMPT: &str = "turn him into a cook";
 
-/// Edit an image with FLUX.1 Kontext.
+/// File of the result if none is named.
+const OUT: &str = "edit.png";
+
+/// Edit an image with FLUX.1 Kontext, or many: the images of a folder, or the requests of a manifest.
+///
+/// Many edits are written to the folder --out. The same command goes on after any end with those that are missing.
 #[derive(Debug, Parser)]
 struct Args {
-    /// The image to edit, and further references. An emoji if not given
+    /// The image to edit, and further references. An emoji if not given. Of a folder or a quoted pattern, such as
+    /// 'photos/*.jpg', each image is edited
     #[arg(long, value_name = "FILE")]
     image: Vec<PathBuf>,
-    /// Instruction of the edit
-    #[arg(
-        long,
-        value_name = "TEXT",
-        default_value = PROMPT,
-        allow_hyphen_values = true,
-        value_parser = free_text
-    )]
-    prompt: String,
+    /// Instruction of the edit; "turn him into a cook" if not given. Lines of a manifest may have their own, and fill
+    /// {name} with their field of this name
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = free_text)]
+    prompt: Option<String>,
     /// Strength of the change, in (0, 1]: below 1 the run starts from the image
     #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     strength: f64,
-    /// The file to write: .png, .jpg or .webp. An existing one is replaced
-    #[arg(long, value_name = "FILE", default_value = "edit.png")]
-    out: PathBuf,
+    /// The file to write: .png, .jpg or .webp; edit.png if not given. An existing one is replaced. Of many edits the
+    /// folder, in which only --overwrite replaces files
+    #[arg(long, value_name = "PATH")]
+    out: Option<PathBuf>,
     /// Write reference images and result side by side to this file; edit-compared.png if no --image is given
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
+    #[command(flatten)]
+    place: MaskArgs,
+    #[command(flatten)]
+    many: EditsArgs,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -50,23 +63,36 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(source) = Source::of(&args.image, &args.many)? {
+        return run_many(args, &source);
+    }
+    if args.many.shard != Shard::default() {
+        bail!("--shard is of many edits; name a folder, a pattern or a manifest");
+    }
     let demonstration = args.image.is_empty();
+    if demonstration && !args.many.reference.is_empty() {
+        bail!("--reference is next to an image to edit; name it by --image");
+    }
     let mut images = args.image.clone();
+    images.extend(args.many.reference.iter().cloned());
     let mut compare = args.compare.clone();
     if demonstration {
         images.push(shipped::data(SOURCE));
         compare = compare.or(Some("edit-compared.png".into()));
     }
-    let mut request = Request::generate(&args.prompt).strength(args.strength);
+    let prompt = args.prompt.as_deref().unwrap_or(PROMPT);
+    let out = args.out.clone().unwrap_or(OUT.into());
+    let mut request = Request::generate(prompt).strength(args.strength);
     for path in &images {
         request = request.reference(args.run.open_image(path)?);
     }
-    let request = args.run.apply(request)?;
+    let request = args.place.apply(args.run.apply(request)?)?;
+    images.extend(args.place.files().map(Path::to_owned));
     if args.run.plan && args.compare.is_some() {
         note("warning: --compare has no effect with --plan; leave one of them out");
     }
     let files = Files {
-        out: &args.out,
+        out: &out,
         compare: compare.as_deref(),
         images: &images,
     };
@@ -77,7 +103,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let mut images = request.images.clone();
     images.push(output.image.clone().into());
     // The truth is known for one edit only.
-    if demonstration && args.prompt == PROMPT {
+    if demonstration && prompt == PROMPT {
         images.push(kontext::open_image(shipped::data(TRUTH))?.into());
     }
     let sizes = images.iter().map(|image| Size::new(image.width(), image.height()));
@@ -91,4 +117,24 @@ fn run(args: &Args) -> anyhow::Result<()> {
     kontext::io::save_image(&strip(&images.iter().collect::<Vec<_>>(), 1), &compare, &[])?;
     announce(format_args!("wrote {}", compare.display()));
     Ok(())
+}
+
+/// Edits all images or requests of a source.
+fn run_many(args: &Args, source: &Source) -> anyhow::Result<()> {
+    if args.compare.is_some() {
+        bail!("--compare is of one edit; leave it out with a folder, a pattern or a manifest");
+    }
+    if !args.place.is_empty() {
+        bail!(
+            "masks, --outpaint, --crop and --register are of one edit; leave them out with a folder, a pattern or a manifest"
+        );
+    }
+    let out = args.out.as_ref().context("--out names the folder of the results")?;
+    let prompt = args.prompt.as_deref().unwrap_or_default();
+    let request = args.run.apply(Request::generate(prompt).strength(args.strength))?;
+    let defaults = Defaults {
+        request: &request,
+        has_prompt: args.prompt.is_some(),
+    };
+    edits::run(source, &args.run, &args.many, defaults, out)
 }

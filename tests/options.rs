@@ -14,15 +14,17 @@ use kontext::crates::kontext_sampler::CfgMode;
 use kontext::image::{GrayImage, RgbImage};
 use kontext::session::{KeepUnchanged, Session};
 use kontext::{
-    Attention, Checkpoint, Conformance, Device, Error, Fp8Products, Kind, Layout, LoraUse, MagCache, ModelDefaults,
-    ModelSizes, Pipeline, PipelineBuilder, Placement, Quantize, ReferenceReuse, References, Request, Sampler,
-    StepCache, Tensor, Warning, quantize,
+    Attention, Checkpoint, Conformance, Device, Error, Fp8Products, Kind, Layout, LoraUse, MagCache, Mask, MaskContext,
+    ModelDefaults, ModelSizes, Outpaint, Pipeline, PipelineBuilder, Placement, Quantize, ReferenceReuse, References,
+    Request, Sampler, StepCache, Tensor, Warning, quantize,
 };
 
 /// Types whose options are listed, with the listing of the API that has them, and `true` for those whose fields are
 /// their options; those of the others are set by methods.
-const TYPES: [(&str, &str, bool); 14] = [
+const TYPES: [(&str, &str, bool); 16] = [
     ("kontext", "kontext::Request", true),
+    ("kontext", "kontext::MaskSettings", true),
+    ("kontext", "kontext::Outpaint", true),
     ("kontext", "kontext::PipelineBuilder", false),
     ("kontext", "kontext::LoraUse", false),
     ("kontext", "kontext::ModelDefaults", true),
@@ -125,6 +127,13 @@ fn other_lora() -> Vec<(String, Tensor)> {
     vec![ones("lora_A", [2, 8]), ones("lora_B", [8, 2])]
 }
 
+/// Returns an edit with a full mask of these settings.
+fn masked(set: impl FnOnce(Mask) -> Mask) -> Request {
+    let image = RgbImage::new(64, 64);
+    let mask = Mask::new(GrayImage::from_pixel(64, 64, kontext::image::Luma([255])));
+    Request::edit(image, "").mask(set(mask)).steps(1)
+}
+
 /// Builders and requests of which one option has no effect, by the option's type and name.
 fn without_effect(files: &Files) -> Vec<([&'static str; 2], PipelineBuilder, Request)> {
     const REQUEST: &str = "Request";
@@ -174,6 +183,21 @@ fn without_effect(files: &Files) -> Vec<([&'static str; 2], PipelineBuilder, Req
                 .reference_reuse(ReferenceReuse::default()),
         ),
         ([REQUEST, "shift"], builder(), by_levels(edit()).shift(2.0)),
+        (
+            [REQUEST, "register"],
+            builder(),
+            Request::generate("").size(64, 64).steps(1).register(),
+        ),
+        (
+            ["MaskSettings", "grow"],
+            builder(),
+            masked(|mask| mask.grow(2.0)).conform(Conformance::Diffusers),
+        ),
+        (
+            ["MaskSettings", "feather"],
+            builder(),
+            masked(|mask| mask.feather(2.0)).conform(Conformance::Diffusers),
+        ),
         ([REQUEST, "seed"], builder(), edit().seed(1).noise(noise())),
         (
             [REQUEST, "native_size"],
@@ -341,6 +365,20 @@ fn an_option_that_cannot_act_is_refused_with_its_name() {
             plan(Request::generate("").image_latents(array())),
         ),
         (["Request", "strength"], plan(Request::generate("").strength(0.5))),
+        (["Request", "mask"], plan(edit().mask(GrayImage::new(64, 64)))),
+        (["Request", "outpaint"], plan(edit().outpaint(Outpaint::ratio(1, 1)))),
+        (
+            ["MaskSettings", "context"],
+            plan(masked(|mask| mask.context(MaskContext::References))),
+        ),
+        (
+            ["MaskSettings", "crop"],
+            plan(masked(|mask| mask.crop(4)).conform(Conformance::Diffusers)),
+        ),
+        (
+            ["Outpaint", "extent"],
+            plan(edit().outpaint(Outpaint::sides(0, 0, 0, 0))),
+        ),
         (
             ["Request", "reference_reuse"],
             plan(

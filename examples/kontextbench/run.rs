@@ -5,16 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use kontext::{Attention, Checkpoint, Pipeline, Request, Threads};
+use kontext::{Checkpoint, Pipeline, Request};
 use kontext_bench::kontextbench::{Bench, Edited, Metrics, RunEvent, RunInfo, Runner, Task};
 use kontext_bench::metrics::Perceptual;
-use kontext_cli::args::LoadArgs;
 use kontext_cli::external_embedder::ExternalEmbedder;
 use kontext_cli::interrupt::cancel_on_ctrl_c;
 use kontext_cli::notes::Notes;
 use kontext_cli::outputs::Outputs;
 use kontext_cli::progress::{self, Reporter};
-use kontext_cli::{announce, note};
+use kontext_cli::{announce, note, settings};
 
 use super::{Args, ModelArgs, show};
 
@@ -146,15 +145,6 @@ fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
         guidance,
         native_size,
     } = &args.model;
-    let LoadArgs {
-        lora_scale,
-        dtype,
-        quantize,
-        quantize_t5,
-        threads,
-        no_kernels,
-        ..
-    } = load;
     let folder = model.canonicalize().unwrap_or_else(|_| model.clone());
     let folder_name = || {
         folder
@@ -162,46 +152,21 @@ fn info(args: &Args, pipe: &Pipeline) -> anyhow::Result<RunInfo> {
             .map_or("model".to_owned(), |name| name.to_string_lossy().into_owned())
     };
     let checkpoint = pipe.checkpoint().context("the pipeline was not loaded from a folder")?;
-    let mut info = RunInfo::new(args.run.name.clone().unwrap_or_else(folder_name), args.seed)
-        .setting("kontext", env!("CARGO_PKG_VERSION"))
-        .setting("model", checkpoint.digest(&load.lora_files()?)?)
-        .setting("device", if pipe.device().is_cuda() { "cuda" } else { "cpu" })
-        .setting("native size", native_size.to_string());
+    let plan = pipe.plan(&Request::generate(""))?;
+    let mut info = RunInfo::new(args.run.name.clone().unwrap_or_else(folder_name), args.seed);
+    info.settings = settings::loading(load, checkpoint, pipe.device().is_cuda(), &plan)?;
     let mut optional = |name: &str, value: Option<String>| {
         if let Some(value) = value {
             info.settings.insert(name.to_owned(), value);
         }
     };
+    optional("native size", Some(native_size.to_string()));
     optional("steps", steps.map(|steps| steps.to_string()));
     optional("step cache", (!step_cache.is_off()).then(|| step_cache.to_string()));
     optional("reference reuse", reference_reuse.as_ref().map(ToString::to_string));
     optional("sampler", sampler.map(|sampler| sampler.to_string()));
     optional("shift", shift.map(|shift| shift.to_string()));
     optional("guidance", guidance.map(|guidance| guidance.to_string()));
-    optional("dtype", dtype.map(|dtype| format!("{dtype:?}").to_lowercase()));
-    // What was chosen, so that no other machine goes on with other roundings; f32, as in earlier runs, is not named.
-    let plan = pipe.plan(&Request::generate(""))?;
-    let compute = plan.compute.to_string();
-    optional(
-        "arithmetic",
-        (!pipe.device().is_cuda() && compute != "f32").then_some(compute),
-    );
-    optional("products", plan.fp8.then(|| "fp8".to_owned()));
-    optional(
-        "attention",
-        plan.attention
-            .filter(|_| load.attention != Attention::default())
-            .map(|kernel| kernel.to_string()),
-    );
-    optional("threads", (*threads != Threads::default()).then(|| threads.to_string()));
-    optional("kernels", no_kernels.then(|| "none".to_owned()));
-    optional("quantize", quantize.map(|to| to.to_string()));
-    optional("quantize t5", quantize_t5.map(|to| to.to_string()));
-    // Named as the option was before `--lora-scale`: earlier runs can be continued.
-    optional(
-        "lora strengths",
-        (!lora_scale.is_empty()).then(|| format!("{lora_scale:?}")),
-    );
     let networks: Vec<&PathBuf> = args.run.embedder.iter().chain(&args.run.heads).collect();
     optional(
         "networks",

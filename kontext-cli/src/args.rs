@@ -228,11 +228,7 @@ impl RunArgs {
             ReferencesArg::Index => References::Index,
             ReferencesArg::Stitch => References::Stitch,
         };
-        request.conformance = match self.conform {
-            None => Conformance::Native,
-            Some(ConformArg::Diffusers) => Conformance::Diffusers,
-            Some(ConformArg::Bfl) => Conformance::Bfl,
-        };
+        request.conformance = self.conformance();
         request.noise = self.noise.as_deref().map(read_noise).transpose()?;
         Ok(request)
     }
@@ -244,12 +240,25 @@ impl RunArgs {
     /// # Errors
     /// Those of [`OpenOptions::open`].
     pub fn open_image(&self, path: impl AsRef<Path>) -> kontext::Result<RgbImage> {
-        let profile = match self.conform {
-            None => EmbeddedProfile::Convert,
-            Some(ConformArg::Diffusers | ConformArg::Bfl) => EmbeddedProfile::Ignore,
-        };
-        OpenOptions::new().embedded_profile(profile).open(path)
+        open_image(path, self.conformance())
     }
+
+    fn conformance(&self) -> Conformance {
+        match self.conform {
+            None => Conformance::Native,
+            Some(ConformArg::Diffusers) => Conformance::Diffusers,
+            Some(ConformArg::Bfl) => Conformance::Bfl,
+        }
+    }
+}
+
+/// Opens an image for a request in these conventions; see [`RunArgs::open_image`].
+pub(crate) fn open_image(path: impl AsRef<Path>, conformance: Conformance) -> kontext::Result<RgbImage> {
+    let profile = match conformance {
+        Conformance::Native => EmbeddedProfile::Convert,
+        Conformance::Diffusers | Conformance::Bfl => EmbeddedProfile::Ignore,
+    };
+    OpenOptions::new().embedded_profile(profile).open(path)
 }
 
 /// Returns the device that `--device` names, or the best one.

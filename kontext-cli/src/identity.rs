@@ -8,6 +8,16 @@ use sha2::{Digest, Sha256};
 
 use crate::images::entries;
 
+/// Returns the SHA-256 of a file's content, in hexadecimal digits as `sha256sum` prints it.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn content_sha256(path: &Path) -> anyhow::Result<String> {
+    let mut hash = Sha256::new();
+    add(path, &mut hash)?;
+    Ok(format!("{:x}", hash.finalize()))
+}
+
 /// Returns the SHA-256 of a file, or of the files directly in a folder and their names.
 ///
 /// # Errors
@@ -21,9 +31,14 @@ pub fn sha256(path: &Path) -> anyhow::Result<String> {
     files.retain(|file| file.is_file());
     let mut hash = Sha256::new();
     for file in files {
-        let message = || format!("cannot read {}", file.display());
         hash.update(file.file_name().unwrap_or_default().as_encoded_bytes());
-        std::io::copy(&mut File::open(&file).with_context(message)?, &mut hash).with_context(message)?;
+        add(&file, &mut hash)?;
     }
     Ok(format!("sha256 {:x}", hash.finalize()))
+}
+
+fn add(file: &Path, hash: &mut Sha256) -> anyhow::Result<()> {
+    let message = || format!("cannot read {}", file.display());
+    std::io::copy(&mut File::open(file).with_context(message)?, hash).with_context(message)?;
+    Ok(())
 }

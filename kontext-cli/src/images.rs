@@ -119,7 +119,7 @@ pub fn usable(folder: &Path, open: impl Fn(&Path) -> anyhow::Result<RgbImage>) -
 
 /// Returns `true` if the extension is that of a format that can be read, and the file is not hidden, as what macOS
 /// keeps of a file (`._cat.jpg`).
-fn is_image(path: &Path) -> bool {
+pub(crate) fn is_image(path: &Path) -> bool {
     let is_hidden = path
         .file_name()
         .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));

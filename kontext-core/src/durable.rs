@@ -1,7 +1,7 @@
 //! Writing through to the disk: files, folders and their entries.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
@@ -58,6 +58,26 @@ fn sync_folder(path: &Path) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
         Err(error) => Err(Error::io(path)(error)),
     }
+}
+
+/// Appends bytes to a file that is open for appending, and waits until they are on disk. A program that is killed
+/// meanwhile leaves the first of them.
+///
+/// # Errors
+/// [`Error::Io`] with `path` if the operating system fails to write.
+///
+/// # Example
+/// ```
+/// let folder = tempfile::tempdir().unwrap();
+/// let path = folder.path().join("log.jsonl");
+/// let mut file = std::fs::File::options().append(true).create(true).open(&path).unwrap();
+/// kontext_core::append(&mut file, &path, b"{}\n")?;
+/// assert_eq!(std::fs::read(&path).unwrap(), b"{}\n");
+/// # Ok::<(), kontext_core::Error>(())
+/// ```
+pub fn append(file: &mut File, path: &Path, bytes: &[u8]) -> Result<()> {
+    file.write_all(bytes).map_err(Error::io(path))?;
+    sync_file(file, path)
 }
 
 /// Waits until a folder with all of its files and folders is on disk.

@@ -71,6 +71,12 @@ impl Fields {
         }
     }
 
+    /// Returns all fields, by name.
+    #[must_use]
+    pub fn into_map(self) -> Map<String, Value> {
+        self.0
+    }
+
     /// Returns the first of these fields that exists and is not null, with its name.
     #[must_use]
     pub fn get(&self, names: &[&'static str]) -> Option<(&'static str, &Value)> {

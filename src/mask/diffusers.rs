@@ -9,7 +9,7 @@ use kontext_sampler::Grid;
 ///
 /// Source: huggingface/diffusers 0.38 `pipelines/flux/pipeline_flux_kontext_inpaint.py`, `prepare_mask_latents`, and
 /// `image_processor.py`, `VaeImageProcessor.preprocess` with `do_binarize`.
-pub(super) fn latents_mask(mask: &GrayImage, grid: Grid) -> Result<Tensor> {
+pub(crate) fn latents_mask(mask: &GrayImage, grid: Grid) -> Result<Tensor> {
     const MASK: &str = "the mask at the model's size";
     const LATENT: usize = kontext_vae::DOWNSCALE as usize;
     let (width, height) = mask.dimensions();

@@ -2,10 +2,9 @@
 
 mod diffusers;
 mod forms;
-mod masked_edit;
 mod outpaint;
 mod region;
-mod shares;
+pub(crate) mod shares;
 
 use std::sync::Arc;
 
@@ -14,10 +13,11 @@ use kontext_core::{Error, Result, range};
 use kontext_sampler::geometry::LARGEST_SIDE;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use diffusers::latents_mask;
 pub use forms::Segmenter;
-pub(crate) use masked_edit::{MaskedEdit, region};
 pub use outpaint::{Outpaint, OutpaintExtent, OutpaintFill};
 pub use region::Region;
+pub(crate) use region::region;
 
 /// The part of the edited image that a run repaints: where its pixels are 255 entirely, where they are 0 not at all, and
 /// in between in part.

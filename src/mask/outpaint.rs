@@ -163,7 +163,7 @@ impl Outpaint {
     }
 
     /// Returns the feather in an image of this size.
-    pub(super) fn feather_of(&self, image: Size) -> u32 {
+    pub(crate) fn feather_of(&self, image: Size) -> u32 {
         let shorter = image.width.min(image.height);
         self.feather.unwrap_or(FEATHER.min(shorter / 8)).min(shorter / 2)
     }
@@ -197,7 +197,7 @@ impl Outpaint {
     }
 
     /// Pads an image.
-    pub(super) fn pad(&self, image: &RgbImage, canvas: Size, old: Region) -> Result<RgbImage> {
+    pub(crate) fn pad(&self, image: &RgbImage, canvas: Size, old: Region) -> Result<RgbImage> {
         let pixels = buffer::filled(GREY, 3 * canvas.area() as usize, "the image to outpaint")?;
         let missing = || Error::bug("a padded image with missing pixels");
         let mut padded = RgbImage::from_raw(canvas.width, canvas.height, pixels).ok_or_else(missing)?;

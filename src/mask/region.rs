@@ -3,8 +3,11 @@
 use std::fmt;
 
 use image::GrayImage;
+use kontext_core::{Error, Result};
 use kontext_sampler::Size;
 use serde::{Deserialize, Serialize};
+
+use super::{Mask, Outpaint};
 
 /// A rectangle of an image, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +109,38 @@ impl Region {
             ..self
         }
     }
+}
+
+/// Returns the size of a masked source with its padding, and the region that the model sees, for which `preferred` gives
+/// the model's size.
+pub(crate) fn region(
+    mask: Option<&Mask>,
+    outpaint: Option<&Outpaint>,
+    source: Size,
+    preferred: impl Fn(Size) -> Size,
+) -> Result<(Size, Region)> {
+    let (canvas, old) = match outpaint {
+        None => (source, Region::all(source)),
+        Some(outpaint) => outpaint.canvas(source)?,
+    };
+    let mut changed = outpaint.map(|outpaint| outpaint.reach(canvas, old));
+    if let Some(mask) = mask {
+        let Some(pixels) = Region::of_pixels(&mask.pixels) else {
+            let expected = "at least a pixel above 0: white is repainted, black is kept";
+            return Err(Error::invalid("mask", expected, "none"));
+        };
+        let reached = pixels.grown(mask.settings.reach(), source).moved(old.left, old.top);
+        changed = Some(changed.map_or(reached, |changed| changed.with(reached)));
+    }
+    let margin = mask.and_then(|mask| mask.settings.crop);
+    let margin = margin.or(outpaint.and_then(|outpaint| outpaint.crop));
+    Ok(match (changed, margin) {
+        (Some(changed), Some(margin)) => {
+            let part = changed.grown(margin, canvas);
+            (canvas, part.in_ratio(preferred(part.size), canvas))
+        }
+        _ => (canvas, Region::all(canvas)),
+    })
 }
 
 impl fmt::Display for Region {

@@ -16,7 +16,7 @@ const REPAINTED: u8 = 128;
 
 /// Computes the share of each pixel, from 0 to 255: 255 up to `grow` pixels around levels of at least 128, from there
 /// falling to 0 over `feather` pixels; and at least the mask's own level.
-pub(super) fn shares(mask: &GrayImage, settings: &MaskSettings) -> Result<GrayImage> {
+pub(crate) fn shares(mask: &GrayImage, settings: &MaskSettings) -> Result<GrayImage> {
     let size = Size::new(mask.width(), mask.height());
     let mut shares = black(size)?;
     // Beyond the reach all shares are 0.
@@ -50,7 +50,7 @@ fn falloff(beyond: f64, feather: f64) -> f64 {
 /// `feather` pixels from the padded sides.
 ///
 /// Source: comfyanonymous/ComfyUI `nodes.py`, `ImagePadForOutpaint`.
-pub(super) fn of_padding(canvas: Size, old: Region, feather: u32) -> Result<GrayImage> {
+pub(crate) fn of_padding(canvas: Size, old: Region, feather: u32) -> Result<GrayImage> {
     let mut shares = black(canvas)?;
     let (right, bottom) = (old.left + old.size.width, old.top + old.size.height);
     let row_of = |from: u32, to: u32, end: u32, at: u32| {
@@ -77,7 +77,7 @@ pub(super) fn of_padding(canvas: Size, old: Region, feather: u32) -> Result<Gray
 }
 
 /// Raises shares to those of a smaller image, which is at a place in this one.
-pub(super) fn raise(shares: &mut GrayImage, others: &GrayImage, left: u32, top: u32) {
+pub(crate) fn raise(shares: &mut GrayImage, others: &GrayImage, left: u32, top: u32) {
     for (x, y, other) in others.enumerate_pixels() {
         let share = shares.get_pixel_mut(left + x, top + y);
         share.0[0] = share.0[0].max(other.0[0]);

@@ -5,6 +5,7 @@ mod computing;
 mod damage;
 mod encodings;
 mod loras;
+mod masked_edit;
 mod noises;
 mod recent;
 mod references;

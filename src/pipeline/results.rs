@@ -8,8 +8,8 @@ use kontext_sampler::unpack;
 
 use super::Pipeline;
 use super::computing::Computing;
+use super::masked_edit::MaskedEdit;
 use super::run::{Observer, notify};
-use crate::mask::MaskedEdit;
 use crate::{Event, Plan, Registration};
 
 /// The images of a batch.

@@ -13,6 +13,7 @@ use kontext_vae::Autoencoder;
 
 use super::Pipeline;
 use super::computing::Computing;
+use super::masked_edit::MaskedEdit;
 use super::noises::Noises;
 use super::references::first_reference;
 use super::results::Results;
@@ -20,7 +21,6 @@ use super::texts::EncodedTexts;
 use crate::encode::Codec;
 use crate::kernels::arithmetic;
 use crate::lora::LoraSet;
-use crate::mask::MaskedEdit;
 use crate::{Event, Output, Plan, Request};
 
 /// The callback of a run.

@@ -53,9 +53,10 @@ impl MaskPlan {
                 return Err(Error::invalid(name, expected, "one"));
             }
         }
-        let (canvas, region) = mask::region(request, source, |part| {
-            preferred_size(part, &facts.sizes, request.conformance)
-        })?;
+        let (canvas, region) = {
+            let preferred = |part| preferred_size(part, &facts.sizes, request.conformance);
+            mask::region(request.mask.as_ref(), request.outpaint.as_ref(), source, preferred)?
+        };
         Ok(Some(Self {
             canvas,
             region,

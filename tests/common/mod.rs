@@ -5,6 +5,7 @@
 pub mod desk;
 pub mod known;
 pub mod loras;
+pub mod many;
 pub mod options_doc;
 pub mod shipped;
 

@@ -89,13 +89,23 @@ impl Pair {
     /// ```
     #[must_use]
     pub fn seed(&self, run: u64) -> u64 {
-        u64::from(draw(run, &self.key))
+        derived_seed(run, &self.key)
     }
 
     /// Returns `true` if the second of two runs is shown first, or on the left, under this seed.
     pub(super) fn is_swapped(seed: u64, key: &str) -> bool {
         draw(seed, key) % 2 == 1
     }
+}
+
+/// Returns the seed of a run's item by its name: 32 bits, whatever the other items are.
+///
+/// ```
+/// assert_eq!(kontext_bench::kontextbench::derived_seed(7, "0000_00"), 1_364_829_562);
+/// ```
+#[must_use]
+pub fn derived_seed(run: u64, name: &str) -> u64 {
+    u64::from(draw(run, name))
 }
 
 /// Hashes a number and a name to 32 bits.

@@ -1,6 +1,6 @@
 //! Facts that determine a run: results with different ones are never mixed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -55,13 +55,7 @@ impl RunInfo {
     /// ```
     #[must_use]
     pub fn difference(&self, other: &Self) -> Option<String> {
-        let (here, there) = (self.facts(), other.facts());
-        let names: std::collections::BTreeSet<&String> = here.keys().chain(there.keys()).collect();
-        let value = |facts: &BTreeMap<String, String>, name| facts.get(name).map_or("none", String::as_str).to_owned();
-        let differing = names.into_iter().filter(|name| here.get(*name) != there.get(*name));
-        let words = differing.map(|name| format!("{name} is {} and {}", value(&here, name), value(&there, name)));
-        let words = words.collect::<Vec<_>>().join(", ");
-        (!words.is_empty()).then_some(words)
+        difference(&self.facts(), &other.facts())
     }
 
     /// Returns all facts, by name.
@@ -81,4 +75,22 @@ impl RunInfo {
         let settings = self.settings.iter().map(|(name, value)| (name.clone(), value.clone()));
         settings.chain(metrics).chain(own).collect()
     }
+}
+
+/// Describes the differences of two sets of facts; `None` if there are none.
+///
+/// ```
+/// use kontext_bench::kontextbench::difference;
+/// let facts = |steps: &str| [("steps".to_owned(), steps.to_owned())].into();
+/// assert_eq!(difference(&facts("4"), &facts("8")).unwrap(), "steps is 4 and 8");
+/// assert_eq!(difference(&facts("4"), &[].into()).unwrap(), "steps is 4 and none");
+/// ```
+#[must_use]
+pub fn difference(here: &BTreeMap<String, String>, there: &BTreeMap<String, String>) -> Option<String> {
+    let names: BTreeSet<&String> = here.keys().chain(there.keys()).collect();
+    let value = |facts: &BTreeMap<String, String>, name| facts.get(name).map_or("none", String::as_str).to_owned();
+    let differing = names.into_iter().filter(|name| here.get(*name) != there.get(*name));
+    let words = differing.map(|name| format!("{name} is {} and {}", value(here, name), value(there, name)));
+    let words = words.collect::<Vec<_>>().join(", ");
+    (!words.is_empty()).then_some(words)
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use kontext_core::{Error, Result, without_mark, write_file};
+use kontext_core::{Error, LineNumbers, Result, without_mark, write_file};
 use serde::{Deserialize, Serialize};
 
 use super::Problem;
@@ -98,7 +98,7 @@ pub fn read_votes(path: impl AsRef<Path>) -> Result<(Vec<Vote>, Vec<Problem>)> {
     let (mut votes, mut problems) = (Vec::<Vote>::new(), Vec::new());
     let mut seen = std::collections::BTreeMap::<[String; 4], usize>::new();
     let headers = reader.headers().cloned();
-    let mut lines = Lines { bytes, at: 0, line: 1 };
+    let mut lines = LineNumbers::new(bytes);
     let mut record = csv::StringRecord::new();
     loop {
         let line = lines.at(reader.position().byte() as usize);
@@ -158,25 +158,6 @@ pub(super) fn write(path: &Path, votes: &[Vote]) -> Result<()> {
     }
     let bytes = writer.into_inner().map_err(|error| failed(error.into_error().into()))?;
     write_file(path, &bytes)
-}
-
-/// Line numbers by offset. csv's own count lags by one after a carriage return and a line feed.
-struct Lines<'a> {
-    bytes: &'a [u8],
-    at: usize,
-    line: usize,
-}
-
-impl Lines<'_> {
-    /// Returns the line of the first record at or after an offset, which does not decrease.
-    fn at(&mut self, offset: usize) -> usize {
-        let after = self.bytes.get(offset..).unwrap_or_default();
-        let breaks = after.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
-        let passed = self.bytes.get(self.at..offset + breaks).unwrap_or_default();
-        self.line += passed.iter().filter(|byte| **byte == b'\n').count();
-        self.at = offset + breaks;
-        self.line
-    }
 }
 
 /// Formats csv's error without its position, which is reported separately.

@@ -6,8 +6,8 @@ use image::{GrayImage, ImageBuffer, Pixel, RgbImage};
 use kontext_core::{Error, Kind, Result, Tensor, array, buffer};
 use kontext_sampler::{Conformance, Grid, Size};
 
-use super::{Mask, Region, diffusers, shares};
 use crate::blend::{latent_shares, mix_into};
+use crate::mask::{Mask, Region, latents_mask, shares};
 use crate::plan::MaskPlan;
 use crate::{Plan, Request};
 
@@ -16,7 +16,7 @@ const LATENT: usize = kontext_vae::DOWNSCALE as usize;
 
 /// A request's source and the shares of the result in it.
 #[derive(Debug)]
-pub(crate) struct MaskedEdit {
+pub(super) struct MaskedEdit {
     /// The source with its padding.
     canvas: Arc<RgbImage>,
     /// The share of the result in each of its pixels; in other conventions the mask itself.
@@ -29,7 +29,7 @@ pub(crate) struct MaskedEdit {
 
 impl MaskedEdit {
     /// Works out the mask of a request, if it has one.
-    pub(crate) fn new(request: &Request, plan: &Plan) -> Result<Option<Self>> {
+    pub(super) fn new(request: &Request, plan: &Plan) -> Result<Option<Self>> {
         let (Some(masked), Some(image)) = (plan.mask, request.images.first()) else {
             return Ok(None);
         };
@@ -68,12 +68,12 @@ impl MaskedEdit {
     }
 
     /// Returns the part of the source that the model repaints.
-    pub(crate) fn source(&self) -> &Arc<RgbImage> {
+    pub(super) fn source(&self) -> &Arc<RgbImage> {
         &self.source
     }
 
     /// Returns the request with the images that the model sees.
-    pub(crate) fn seen(&self, request: &Request) -> Request {
+    pub(super) fn seen(&self, request: &Request) -> Request {
         let mut seen = request.clone();
         let mut index = 0;
         if let Some(first) = seen.images.first_mut() {
@@ -87,15 +87,15 @@ impl MaskedEdit {
     }
 
     /// Returns the mask [1, 1, 2 rows, 2 cols] of the target's latents, from 0, kept, to 1, in f32 on the CPU.
-    pub(crate) fn latents(&self, grid: Grid) -> Result<Tensor> {
+    pub(super) fn latents(&self, grid: Grid) -> Result<Tensor> {
         match self.conformance {
             Conformance::Native => latent_shares(&cropped(&self.shares, self.plan.region)?, grid),
-            Conformance::Diffusers | Conformance::Bfl => diffusers::latents_mask(&self.shares, grid),
+            Conformance::Diffusers | Conformance::Bfl => latents_mask(&self.shares, grid),
         }
     }
 
     /// Returns an image of the target's size that is 255 where latents are repainted, and 0 elsewhere.
-    pub(crate) fn repainted(&self, grid: Grid) -> Result<GrayImage> {
+    pub(super) fn repainted(&self, grid: Grid) -> Result<GrayImage> {
         let mask = array::to_array(&self.latents(grid)?.f_gt(0.0)?.f_to_kind(Kind::Float)?)?;
         let Size { width, height } = grid.size();
         let mut levels = buffer::with_room((width * height) as usize, "the repainted pixels")?;
@@ -108,7 +108,7 @@ impl MaskedEdit {
     }
 
     /// Mixes a result of the region's size into the source; in other conventions it is returned as it is.
-    pub(crate) fn mixed(&self, result: RgbImage) -> Result<RgbImage> {
+    pub(super) fn mixed(&self, result: RgbImage) -> Result<RgbImage> {
         if !MaskPlan::mixes(self.conformance) {
             return Ok(result);
         }
@@ -119,36 +119,9 @@ impl MaskedEdit {
     }
 
     /// Returns the share of the result in each pixel of the returned image; `None` if it is not mixed.
-    pub(crate) fn into_shares(self) -> Option<GrayImage> {
+    pub(super) fn into_shares(self) -> Option<GrayImage> {
         MaskPlan::mixes(self.conformance).then_some(self.shares)
     }
-}
-
-/// Returns the size of a masked request's source with its padding, and the region that the model sees, for which
-/// `preferred` gives the model's size.
-pub(crate) fn region(request: &Request, source: Size, preferred: impl Fn(Size) -> Size) -> Result<(Size, Region)> {
-    let (canvas, old) = match &request.outpaint {
-        None => (source, Region::all(source)),
-        Some(outpaint) => outpaint.canvas(source)?,
-    };
-    let mut changed = request.outpaint.map(|outpaint| outpaint.reach(canvas, old));
-    if let Some(mask) = &request.mask {
-        let Some(pixels) = Region::of_pixels(&mask.pixels) else {
-            let expected = "at least a pixel above 0: white is repainted, black is kept";
-            return Err(Error::invalid("mask", expected, "none"));
-        };
-        let reached = pixels.grown(mask.settings.reach(), source).moved(old.left, old.top);
-        changed = Some(changed.map_or(reached, |changed| changed.with(reached)));
-    }
-    let margin = request.mask.as_ref().and_then(|mask| mask.settings.crop);
-    let margin = margin.or(request.outpaint.and_then(|outpaint| outpaint.crop));
-    Ok(match (changed, margin) {
-        (Some(changed), Some(margin)) => {
-            let part = changed.grown(margin, canvas);
-            (canvas, part.in_ratio(preferred(part.size), canvas))
-        }
-        _ => (canvas, Region::all(canvas)),
-    })
 }
 
 /// Returns a part of an image.
