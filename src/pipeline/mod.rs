@@ -6,6 +6,7 @@ mod damage;
 mod encodings;
 mod loras;
 mod noises;
+mod previews;
 mod recent;
 mod references;
 mod run;
@@ -13,7 +14,7 @@ mod shortage;
 mod texts;
 mod unload;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kontext_core::{Device, Error, Kind, Result};
@@ -24,6 +25,7 @@ use kontext_vae::{Autoencoder, Tiling};
 
 use self::adapted::PreparedLoras;
 pub(crate) use self::encodings::Encodings;
+use self::previews::Previews;
 pub(crate) use self::run::Finished;
 use crate::kernels::KernelSource;
 use crate::memory::Footprint;
@@ -56,6 +58,7 @@ pub struct Pipeline {
     files: Option<Files>,
     loras: PreparedLoras,
     encodings: Encodings,
+    previews: Previews,
     fused: bool,
 }
 
@@ -99,6 +102,8 @@ pub(crate) struct Settings {
     pub(crate) attention: AttentionBackend,
     /// Bytes; `None` for the default.
     pub(crate) encoding_cache: Option<u64>,
+    /// A tiny autoencoder.
+    pub(crate) preview_decoder: Option<PathBuf>,
 }
 
 impl Pipeline {
@@ -123,6 +128,7 @@ impl Pipeline {
             tiling,
             attention,
             encoding_cache,
+            preview_decoder,
         } = settings;
         Self {
             parts,
@@ -134,6 +140,7 @@ impl Pipeline {
             files: None,
             loras: PreparedLoras::default(),
             encodings: Encodings::new(encoding_cache.unwrap_or(Encodings::DEFAULT_BYTES)),
+            previews: Previews::new(preview_decoder),
             fused: false,
         }
     }
