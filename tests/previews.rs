@@ -100,7 +100,10 @@ fn every_method_shows_each_step_of_every_kind_of_run_and_changes_no_byte() {
     let sizes = ModelSizes::small();
     let decoder = TINY.path().join("tiny.safetensors");
     let builder = Pipeline::builder().device(Device::Cpu).preview_decoder(&decoder);
-    let pipe = builder.random(&sizes, 7).unwrap();
+    let mut parts = builder.random_parts(&sizes, 7).unwrap();
+    // diffusers takes a masked edit's size from these.
+    parts.defaults.sizes = Some(vec![[64, 48], [64, 64]]);
+    let pipe = builder.assemble(parts).unwrap();
     let photo = RgbImage::from_fn(64, 48, |x, y| Rgb([(x * 4) as u8, (y * 5) as u8, (x ^ y) as u8]));
     let mask = GrayImage::from_fn(64, 48, |x, _| Luma([if x < 32 { 0 } else { 255 }]));
     let mut runs = 0;
