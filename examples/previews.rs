@@ -21,7 +21,7 @@ use kontext_cli::{announce, say, shipped, strip};
 const PROMPT: &str = "turn him into a cook";
 const STEPS: usize = 8;
 /// Side of the strip's images, in pixels.
-const SHOWN: u32 = 96;
+const SHOWN: u32 = 80;
 /// Repetitions of what takes less than a millisecond.
 const REPETITIONS: usize = 30;
 
