@@ -347,7 +347,7 @@ fn a_tiny_autoencoder_is_found_in_its_folder_and_another_one_is_refused() {
     // Of the latents of Stable Diffusion.
     let four = TINY.path().join("four.safetensors");
     save_tiny(&four, &TinyConfig::taesd());
-    let full = PathBuf::from(shipped::path("vae"));
+    let full = shipped::path("vae");
     for (path, words) in [(&four, "a tiny one of 4 in "), (&full, "a full one of 16 in ")] {
         let given = Pipeline::builder().device(Device::Cpu).preview_decoder(path);
         for error in [
