@@ -214,7 +214,7 @@ fn previews_of_the_shipped_model_come_to_resemble_the_result() {
         println!("{name}: {errors:.1?} of {contrast:.1}");
         assert_eq!(errors.len(), 8);
         // A linear map of 16 channels is off by a quarter to a half of what one colour for all is.
-        assert!(errors[7] < 0.6 * contrast, "{name}: {errors:?} of {contrast}");
+        assert!(errors[7] < 0.65 * contrast, "{name}: {errors:?} of {contrast}");
         let to_go = |step: usize| rms(&shown[step].1, &shown[7].1);
         assert!(to_go(0) > to_go(3) && to_go(3) > to_go(6), "{name}");
     }
