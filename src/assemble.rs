@@ -68,6 +68,7 @@ impl PipelineBuilder {
         };
         let mut pipeline = Pipeline::new(parts, facts, settings);
         pipeline.put_loras(LoraSet::open(self.loras.iter().cloned())?, false)?;
+        pipeline.check_preview_decoder()?;
         Ok(pipeline)
     }
 

@@ -42,6 +42,7 @@ pub struct PipelineBuilder {
     pub(crate) attention: Attention,
     pub(crate) threads: Threads,
     pub(crate) kernels: KernelOptions,
+    pub(crate) preview_decoder: Option<PathBuf>,
 }
 
 /// The parts of a pipeline, for callers who build or load them themselves.
@@ -242,6 +243,16 @@ impl PipelineBuilder {
     /// Sets the number of threads with which a run computes. Default: [`Threads::Automatic`].
     pub fn threads(self, threads: Threads) -> Self {
         Self { threads, ..self }
+    }
+
+    /// Sets the tiny autoencoder that decodes previews ([`PreviewMethod::Tiny`](crate::PreviewMethod::Tiny)): a folder of
+    /// diffusers, or a safetensors file, such as TAEF1 for the latents of FLUX.1. Default: the folder `preview_decoder` of
+    /// the model's, if there is one. One of another kind, or of other latent channels than the model's, is refused.
+    pub fn preview_decoder(self, path: impl Into<PathBuf>) -> Self {
+        Self {
+            preview_decoder: Some(path.into()),
+            ..self
+        }
     }
 
     /// Takes the transformer from this folder or file.

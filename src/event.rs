@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use image::RgbImage;
 use kontext_core::{Conditioning, Tensor};
 use kontext_text::{Truncation, Unknown};
 
@@ -80,6 +81,18 @@ pub enum Event<'a> {
         sigma: f32,
         /// The latents at that level as tokens [batch, L, 4 C].
         latents: &'a Tensor,
+    },
+    /// A preview of the first image ([`Request::preview`](crate::Request::preview)), after the step that predicts it: on a
+    /// CPU directly, on a GPU after the step during which it has arrived, without waiting for it.
+    Preview {
+        /// Number of finished steps at this prediction, from 1.
+        done: usize,
+        /// Total number of steps.
+        total: usize,
+        /// The image that the step predicts, without its noise: of the target's proportions, which differ a little from
+        /// the result's where that is stretched to the input's size; with a mask, the part that the model sees. Its size
+        /// is that of [`PreviewMethod`](crate::PreviewMethod).
+        image: &'a RgbImage,
     },
     /// An image is decoded.
     Decoded {

@@ -147,6 +147,7 @@ impl PipelineBuilder {
         let pipeline = Pipeline::new(parts, facts, self.settings()?);
         let mut pipeline = pipeline.with_files(model.checkpoint, footprint.clone(), arrangement, self.memory_budget);
         pipeline.put_loras(loras, fused)?;
+        pipeline.check_preview_decoder()?;
         Ok(pipeline)
     }
 

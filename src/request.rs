@@ -11,7 +11,7 @@ use kontext_text::Prompt;
 use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
 
-use crate::{IntoImage, LoraScale, Mask, Outpaint};
+use crate::{IntoImage, LoraScale, Mask, Outpaint, Preview};
 
 /// An edit or a generation. Every option has a default; the defaults of steps and guidance are those of the
 /// [`Conformance`].
@@ -129,6 +129,9 @@ pub struct Request {
     /// seeded one.
     #[serde(skip)]
     pub noise: Option<ArrayD<f32>>,
+    /// Previews of the first image as [`Event::Preview`](crate::Event::Preview). Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preview: Option<Preview>,
 }
 
 /// A generation without a prompt.
@@ -172,6 +175,7 @@ impl Request {
             step_cache: StepCache::Off,
             reference_reuse: None,
             noise: None,
+            preview: None,
         }
     }
 

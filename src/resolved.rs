@@ -38,6 +38,7 @@ impl PipelineBuilder {
             tiling: self.tiling,
             attention: self.attention_backend()?,
             encoding_cache: self.encoding_cache,
+            preview_decoder: self.preview_decoder.clone(),
         })
     }
 

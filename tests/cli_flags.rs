@@ -20,6 +20,27 @@ fn flags_that_exclude_or_need_each_other_are_refused() {
         ("generate", &["--prompt-2", "a"], "--prompt <TEXT>"),
         (
             "generate",
+            &["--preview-method", "tiny"],
+            "--preview <FILE>|--preview-terminal",
+        ),
+        (
+            "generate",
+            &["--preview-every", "1"],
+            "--preview <FILE>|--preview-terminal",
+        ),
+        (
+            "generate",
+            &["--preview-decoder", "a"],
+            "--preview <FILE>|--preview-terminal",
+        ),
+        ("previews", &["--photos", "a"], "--vae <FILE>"),
+        (
+            "previews",
+            &[],
+            "nothing to do: give --vae and --photos, --time or --strip",
+        ),
+        (
+            "generate",
             &["--lora", "a", "--lora-scale", "1", "--lora-scale", "2"],
             "--lora-scale is given 2 times, and --lora 1 times",
         ),
@@ -364,6 +385,8 @@ fn a_flag_without_effect_is_noted_by_edit_and_generate() {
     for (flag, value) in [
         ("--dump", Some("d.safetensors")),
         ("--memory", None),
+        ("--preview", Some("p.png")),
+        ("--preview-terminal", None),
         ("--compare", Some("c.png")),
     ] {
         let name = if flag == "--compare" { "edit" } else { "generate" };
@@ -377,6 +400,45 @@ fn a_flag_without_effect_is_noted_by_edit_and_generate() {
         );
     }
     assert!(!desk.path("d.safetensors").exists() && !desk.path("c.png").exists());
+}
+
+#[test]
+fn a_run_writes_its_newest_preview_and_the_same_image() {
+    let desk = Desk::new();
+    let model = diffusers();
+    let run = |out: &str, more: &[&str]| {
+        let (_, err) = desk.good(
+            "generate",
+            &small(&model, &[&["--seed", "3", "--out", out], more].concat()),
+        );
+        (std::fs::read(desk.path(out)).unwrap(), err)
+    };
+    let (plain, _) = run("plain.png", &[]);
+    let (image, err) = run(
+        "shown.png",
+        &["--preview", "p.png", "--preview-terminal", "--preview-every", "0"],
+    );
+    assert_eq!(image, plain);
+    assert!(
+        err.contains("warning: no preview: standard error is no terminal;"),
+        "{err}"
+    );
+    let result = kontext::open_image(desk.path("shown.png")).unwrap();
+    assert_eq!(
+        kontext::open_image(desk.path("p.png")).unwrap().dimensions(),
+        result.dimensions()
+    );
+    desk.bad(
+        "generate",
+        &small(&model, &["--preview", "p.gif"]),
+        "a name that ends in .png, .jpg or .webp",
+    );
+    let same = ["--out", "p.png", "--preview", "p.png"];
+    desk.bad(
+        "generate",
+        &small(&model, &same),
+        "--out and --preview would write one file",
+    );
 }
 
 #[test]

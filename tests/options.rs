@@ -15,8 +15,8 @@ use kontext::image::{GrayImage, RgbImage};
 use kontext::session::{KeepUnchanged, Session};
 use kontext::{
     Attention, Checkpoint, Conformance, Device, Error, Fp8Products, Kind, Layout, LoraUse, MagCache, Mask, MaskContext,
-    ModelDefaults, ModelSizes, Outpaint, Pipeline, PipelineBuilder, Placement, Quantize, ReferenceReuse, References,
-    Request, Sampler, StepCache, Tensor, Warning, quantize,
+    ModelDefaults, ModelSizes, Outpaint, Pipeline, PipelineBuilder, Placement, Preview, PreviewMethod, Quantize,
+    ReferenceReuse, References, Request, Sampler, StepCache, Tensor, Warning, quantize,
 };
 
 /// Types whose options are listed, with the listing of the API that has them, and `true` for those whose fields are
@@ -411,6 +411,10 @@ fn an_option_that_cannot_act_is_refused_with_its_name() {
         (["Request", "noise"], run(edit().noise(array()))),
         (["Request", "loras"], run(edit().lora("absent", 1.0))),
         (
+            ["Request", "preview"],
+            run(edit().preview(Preview::default().method(PreviewMethod::Tiny))),
+        ),
+        (
             [BUILDER, "device"],
             builder().device(Device::Cuda(99)).load(&folder).map(drop),
         ),
@@ -423,6 +427,7 @@ fn an_option_that_cannot_act_is_refused_with_its_name() {
             [BUILDER, "use_lora"],
             builder().use_lora(&no_lora).load(&folder).map(drop),
         ),
+        ([BUILDER, "preview_decoder"], random(builder().preview_decoder(&path))),
         (
             [BUILDER, "attention"],
             builder().attention(Attention::CuDnn).load(&folder).map(drop),

@@ -14,7 +14,7 @@ use kontext_core::array;
 use kontext_device::device;
 
 pub use crate::values::{ConformArg, DtypeArg, ReferencesArg, free_text, positive, whole};
-use crate::{PartArgs, cache};
+use crate::{PartArgs, PreviewArgs, cache};
 
 /// Options of loading a model.
 #[derive(Debug, Args)]
@@ -190,6 +190,9 @@ pub struct RunArgs {
     /// safetensors file with `latents` [1, L, 64] in packed form: replaces the seeded noise
     #[arg(long, value_name = "FILE")]
     pub noise: Option<PathBuf>,
+    /// Previews.
+    #[command(flatten)]
+    pub previews: PreviewArgs,
     /// Write the tensors of every stage to this safetensors file
     #[arg(long, value_name = "FILE")]
     pub dump: Option<PathBuf>,
@@ -230,7 +233,7 @@ impl RunArgs {
         };
         request.conformance = self.conformance();
         request.noise = self.noise.as_deref().map(read_noise).transpose()?;
-        Ok(request)
+        Ok(self.previews.request(request))
     }
 }
 

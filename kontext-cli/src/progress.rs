@@ -27,6 +27,11 @@ pub fn above(line: impl Display) {
     BARS.suspend(|| note(line));
 }
 
+/// Runs `write` while no bar is shown.
+pub fn between(write: impl FnOnce()) {
+    BARS.suspend(write);
+}
+
 /// Returns an observer that shows the progress of loading.
 pub fn loading() -> impl FnMut(LoadProgress) {
     let mut shown: Option<ProgressBar> = None;

@@ -11,6 +11,7 @@ use crate::dump::Dump;
 use crate::interrupt::cancel_on_ctrl_c;
 use crate::memory::{self, MemoryWatch};
 use crate::outputs::Outputs;
+use crate::previews::PreviewDisplay;
 use crate::program::{announce, note, say};
 use crate::{notes, progress, shipped, strip};
 
@@ -50,10 +51,16 @@ impl<'a> Files<'a> {
 /// If the model cannot be loaded, a file cannot be written or would replace another that it must not, or the run
 /// fails or is cancelled by Ctrl-C.
 pub fn run(args: &RunArgs, request: &Request, files: &Files<'_>) -> anyhow::Result<Option<Output>> {
-    let builder = args.load.builder()?.fuse_loras(args.fuse_loras);
+    let builder = args.previews.builder(args.load.builder()?.fuse_loras(args.fuse_loras));
     let folder = args.model.clone().unwrap_or_else(shipped::model);
     if args.plan {
-        for (flag, given) in [("--dump", args.dump.is_some()), ("--memory", args.memory)] {
+        let previews = &args.previews;
+        for (flag, given) in [
+            ("--dump", args.dump.is_some()),
+            ("--memory", args.memory),
+            ("--preview", previews.preview.is_some()),
+            ("--preview-terminal", previews.preview_terminal),
+        ] {
             if given {
                 note(format_args!(
                     "warning: {flag} has no effect with --plan; leave one of them out"
@@ -86,7 +93,7 @@ pub fn run(args: &RunArgs, request: &Request, files: &Files<'_>) -> anyhow::Resu
     }
     check_sizes(request, &plan, files)?;
     let begin = Instant::now();
-    let (output, dump) = observe(&pipe, request, args.dump.is_some())?;
+    let (output, dump) = observe(&pipe, request, args.dump.is_some(), args.previews.display())?;
     // The dump is written also if an image is not, and the other way round.
     let saved = save(&output, files.out);
     if let Some(path) = &args.dump {
@@ -195,6 +202,9 @@ fn check_names(args: &RunArgs, request: &Request, files: &Files<'_>, folder: &Pa
     if let Some(path) = &args.dump {
         outputs.file("--dump", path)?;
     }
+    if let Some(path) = &args.previews.preview {
+        outputs.image("--preview", path)?;
+    }
     if let Some(path) = files.compare {
         outputs.image("--compare", path)?;
     }
@@ -224,7 +234,12 @@ fn load(builder: &PipelineBuilder, folder: &Path) -> anyhow::Result<Pipeline> {
 
 /// Runs with a progress bar; Ctrl-C cancels after the step. A failure to copy the tensors for a dump does not stop
 /// the run.
-fn observe(pipe: &Pipeline, request: &Request, dumps: bool) -> anyhow::Result<(Output, kontext::Result<Dump>)> {
+fn observe(
+    pipe: &Pipeline,
+    request: &Request,
+    dumps: bool,
+    mut previews: PreviewDisplay,
+) -> anyhow::Result<(Output, kontext::Result<Dump>)> {
     let cancel = cancel_on_ctrl_c()?;
     let mut dump = Ok(Dump::default());
     let mut sampled = progress::sampling();
@@ -233,6 +248,7 @@ fn observe(pipe: &Pipeline, request: &Request, dumps: bool) -> anyhow::Result<(O
         if let Some(Err(error)) = copied {
             dump = Err(error);
         }
+        previews.observe(&event);
         match notes::of(&event) {
             Some(line) => note(line),
             None => sampled(&event),

@@ -24,7 +24,8 @@ pub struct Step<'a> {
 
 impl Step<'_> {
     /// Computes the latents of the image that the step predicted, `x - sigma v` of its last evaluation, as tokens
-    /// [B, L, 4 C] in f32. Under a mask it is the blended one.
+    /// [B, L, 4 C] in f32. Under a mask it is the blended one, in the conventions of
+    /// [`Conformance::Diffusers`](crate::Conformance::Diffusers) the model's own.
     ///
     /// # Errors
     /// [`Error::Torch`] if libtorch fails.

@@ -7,6 +7,7 @@ mod encodings;
 mod loras;
 mod masked_edit;
 mod noises;
+mod previews;
 mod recent;
 mod references;
 mod results;
@@ -15,7 +16,7 @@ mod shortage;
 mod texts;
 mod unload;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kontext_core::{Device, Error, Kind, Result};
@@ -26,6 +27,7 @@ use kontext_vae::{Autoencoder, Tiling};
 
 use self::adapted::PreparedLoras;
 pub(crate) use self::encodings::Encodings;
+use self::previews::Previews;
 pub(crate) use self::run::Finished;
 use crate::kernels::KernelSource;
 use crate::memory::Footprint;
@@ -58,6 +60,7 @@ pub struct Pipeline {
     files: Option<Files>,
     loras: PreparedLoras,
     encodings: Encodings,
+    previews: Previews,
     fused: bool,
 }
 
@@ -101,6 +104,8 @@ pub(crate) struct Settings {
     pub(crate) attention: AttentionBackend,
     /// Bytes; `None` for the default.
     pub(crate) encoding_cache: Option<u64>,
+    /// A tiny autoencoder.
+    pub(crate) preview_decoder: Option<PathBuf>,
 }
 
 impl Pipeline {
@@ -125,6 +130,7 @@ impl Pipeline {
             tiling,
             attention,
             encoding_cache,
+            preview_decoder,
         } = settings;
         Self {
             parts,
@@ -136,6 +142,7 @@ impl Pipeline {
             files: None,
             loras: PreparedLoras::default(),
             encodings: Encodings::new(encoding_cache.unwrap_or(Encodings::DEFAULT_BYTES)),
+            previews: Previews::new(preview_decoder),
             fused: false,
         }
     }

@@ -15,6 +15,7 @@ use super::Pipeline;
 use super::computing::Computing;
 use super::masked_edit::MaskedEdit;
 use super::noises::Noises;
+use super::previews::Painter;
 use super::references::first_reference;
 use super::results::Results;
 use super::texts::EncodedTexts;
@@ -70,6 +71,7 @@ impl Pipeline {
             let plan = &plan;
             move |error| self.name_shortage(error, plan, stage)
         };
+        let colouring = self.colouring(request)?;
         let seed = request.seed.unwrap_or_else(rand::random);
         notify(observe, &plan, Event::Planned { plan: &plan, seed })?;
         for warning in &plan.warnings {
@@ -112,6 +114,12 @@ impl Pipeline {
             _ => None,
         };
         notify(observe, &plan, Event::Noise { latents: &latents })?;
+        let mut painter = match (colouring, request.preview) {
+            (Some(colouring), Some(preview)) => {
+                Some(self.painter(colouring, preview.every, computing, &mut vae, &plan)?)
+            }
+            _ => None,
+        };
         if let Some(vae) = vae {
             vae.end();
         }
@@ -128,6 +136,7 @@ impl Pipeline {
                 &positive,
                 negative.as_ref(),
                 context.as_ref(),
+                painter.as_mut(),
                 observe,
             )
             .map_err(short(Stage::Denoise))?;
@@ -183,6 +192,7 @@ impl Pipeline {
         positive: &Conditioning,
         negative: Option<&Conditioning>,
         context: Option<&Tokens>,
+        mut painter: Option<&mut Painter>,
         observe: Observer<'_>,
     ) -> Result<(Tensor, Vec<Vec<StepWork>>)> {
         let (dit, dtype) = (self.lease_dit(loras)?, self.precision.dtype);
@@ -258,18 +268,32 @@ impl Pipeline {
         let sampling = Sampling::new(&plan.schedule, dtype)
             .sampler(plan.sampler)
             .inpainting(inpainting);
+        let mut failed = None;
         let sampled = sampling.run(latents, noise, velocity, |step| {
             observe(Event::Step {
                 done: step.done,
                 total: step.total,
                 sigma: step.sigma,
                 latents: step.latents,
-            })
+            })?;
+            let painted = painter.as_mut().map(|painter| painter.step(computing, step, observe));
+            painted
+                .unwrap_or(Ok(ControlFlow::Continue(())))
+                .unwrap_or_else(|error| {
+                    failed = Some(error);
+                    ControlFlow::Break(())
+                })
         });
         let caches = [Some(positive), negative].into_iter().flatten();
         let work = caches.map(|(_, cache)| cache.into_work()).collect();
         dit.end();
-        Ok((sampled?, work))
+        let sampled = failed.map_or(sampled, Err)?;
+        let rest = painter.map(|painter| painter.finish(observe)).transpose()?;
+        if rest.is_some_and(|flow| flow.is_break()) {
+            let total = plan.schedule.steps();
+            return Err(Error::Cancelled { done: total, total });
+        }
+        Ok((sampled, work))
     }
 
     pub(super) fn codec<'a>(&self, vae: &'a Autoencoder, plan: &Plan) -> Codec<'a> {

@@ -35,6 +35,7 @@ impl Pipeline {
         self.parts.vae.unload();
         self.loras.forget_prepared();
         self.encodings.clear();
+        self.previews.unload();
         memory::give_back();
         memory::give_back_on(self.device);
         true

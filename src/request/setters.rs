@@ -5,7 +5,7 @@ use kontext_sampler::{CfgMode, Conformance, References, Sampler};
 use ndarray::ArrayD;
 
 use super::Request;
-use crate::{IntoImage, LoraScale, Mask, Outpaint};
+use crate::{IntoImage, LoraScale, Mask, Outpaint, Preview};
 
 impl Request {
     /// Sets [`Request::prompt`].
@@ -318,6 +318,15 @@ impl Request {
     pub fn noise(self, noise: ArrayD<f32>) -> Self {
         Self {
             noise: Some(noise),
+            ..self
+        }
+    }
+
+    /// Sets [`Request::preview`].
+    #[must_use]
+    pub fn preview(self, preview: Preview) -> Self {
+        Self {
+            preview: Some(preview),
             ..self
         }
     }

@@ -1,5 +1,6 @@
 //! Owned events of a run.
 
+use image::RgbImage;
 use kontext_core::Tensor;
 use kontext_text::{Truncation, Unknown};
 
@@ -52,6 +53,15 @@ pub enum StreamEvent {
         /// them waits for the device.
         latents: Tensor,
     },
+    /// A preview of the first image.
+    Preview {
+        /// Number of finished steps at this prediction, from 1.
+        done: usize,
+        /// Total number of steps.
+        total: usize,
+        /// The image that the step predicts.
+        image: RgbImage,
+    },
     /// An image is decoded.
     Decoded {
         /// Number of finished images, from 1.
@@ -91,6 +101,11 @@ impl StreamEvent {
                 total,
                 sigma,
                 latents: latents.shallow_clone(),
+            },
+            Event::Preview { done, total, image } => Self::Preview {
+                done,
+                total,
+                image: image.clone(),
             },
             Event::Decoded { done, total } => Self::Decoded { done, total },
             Event::Encoded { .. } | Event::Reference { .. } | Event::Noise { .. } => return None,

@@ -23,7 +23,7 @@ use image::{GrayImage, RgbImage};
 pub use dimensions::dimensions;
 pub use open::{EmbeddedProfile, OpenOptions};
 pub use samples::flatten;
-pub use tensor::{Rounding, from_tensor, to_tensor};
+pub use tensor::{Rounding, from_levels, from_tensor, to_levels, to_tensor};
 
 use crate::Result;
 pub use crate::resize::{resize, resize_box, resize_bytes};

@@ -38,7 +38,15 @@ pub enum Rounding {
 /// # Errors
 /// [`Error::Shape`] for another shape.
 pub fn from_tensor(values: &Tensor, rounding: Rounding) -> Result<Vec<RgbImage>> {
-    let [batch, _, height, width] = check::dims("image", values, "[B, 3, H, W]")?;
+    from_levels(&to_levels(values, rounding)?)
+}
+
+/// Converts a tensor [B, 3, H, W] in [-1, 1] (values outside are clamped) to the levels u8 [B, H, W, 3] of B images, on
+/// its device and without waiting for it.
+///
+/// # Errors
+/// [`Error::Shape`] for another shape.
+pub fn to_levels(values: &Tensor, rounding: Rounding) -> Result<Tensor> {
     check::shape("image", values, "[B, 3, H, W]", &[None, Some(3), None, None])?;
     let unit = values.f_to_kind(Kind::Float)?.f_clamp(-1.0, 1.0)?;
     let levels = match rounding {
@@ -49,11 +57,17 @@ pub fn from_tensor(values: &Tensor, rounding: Rounding) -> Result<Vec<RgbImage>>
             .f_round()?,
         Rounding::Down => unit.f_add_scalar(1.0)?.f_mul_scalar(127.5)?.f_floor()?,
     };
-    let bytes = levels
-        .f_to_kind(Kind::Uint8)?
-        .f_permute([0, 2, 3, 1])?
-        .f_to_device(Device::Cpu)?
-        .f_contiguous()?;
+    Ok(levels.f_to_kind(Kind::Uint8)?.f_permute([0, 2, 3, 1])?.f_contiguous()?)
+}
+
+/// Converts levels u8 [B, H, W, 3] to B 8-bit images.
+///
+/// # Errors
+/// [`Error::Shape`] for another shape.
+pub fn from_levels(levels: &Tensor) -> Result<Vec<RgbImage>> {
+    check::shape("levels", levels, "[B, H, W, 3]", &[None, None, None, Some(3)])?;
+    let [batch, height, width, _] = check::dims("levels", levels, "[B, H, W, 3]")?;
+    let bytes = levels.f_to_device(Device::Cpu)?.f_contiguous()?;
     let size = (height * width * 3) as usize;
     (0..batch)
         .map(|item| {

@@ -20,6 +20,8 @@ const NON_BLOCKING: c_uint = 1;
 const NO_TIMING: c_uint = 2;
 /// `cudaMemcpyHostToDevice`.
 const HOST_TO_DEVICE: c_int = 1;
+/// `cudaErrorNotReady`.
+const NOT_READY: Status = 600;
 
 /// Functions of the runtime, and the one of libtorch that returns its stream. Sources: CUDA 13.0 `cuda_runtime_api.h`,
 /// pytorch v2.11.0 `torch/csrc/inductor/aoti_torch/c/shim.h`.
@@ -35,6 +37,7 @@ pub(super) struct Functions {
     event_destroy: unsafe extern "C" fn(EventHandle) -> Status,
     event_record: unsafe extern "C" fn(EventHandle, StreamHandle) -> Status,
     event_synchronize: unsafe extern "C" fn(EventHandle) -> Status,
+    event_query: unsafe extern "C" fn(EventHandle) -> Status,
     memcpy_async: unsafe extern "C" fn(*mut c_void, *const c_void, usize, c_int, StreamHandle) -> Status,
     current_stream: unsafe extern "C" fn(i32, *mut StreamHandle) -> i32,
 }
@@ -65,6 +68,7 @@ impl Functions {
                 event_destroy: *all.get(b"cudaEventDestroy\0").map_err(absent)?,
                 event_record: *all.get(b"cudaEventRecord\0").map_err(absent)?,
                 event_synchronize: *all.get(b"cudaEventSynchronize\0").map_err(absent)?,
+                event_query: *all.get(b"cudaEventQuery\0").map_err(absent)?,
                 memcpy_async: *all.get(b"cudaMemcpyAsync\0").map_err(absent)?,
                 current_stream: *all.get(b"aoti_torch_get_current_cuda_stream\0").map_err(absent)?,
             })
@@ -242,6 +246,44 @@ impl Stream {
 }
 
 impl Event {
+    /// Makes an event on a device and records it after all that libtorch has queued there on this thread's stream so far.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if libtorch's CUDA half is not loaded, or the runtime fails.
+    #[allow(unsafe_code)]
+    pub fn after_libtorch(index: usize) -> Result<Self> {
+        let index = c_int::try_from(index).map_err(|error| failed(c_int::MAX, error.to_string()))?;
+        let functions = functions().map_err(|reason| failed(index, reason.to_owned()))?;
+        functions.on_device(index, || {
+            let mut handle = ptr::null_mut();
+            // SAFETY: it writes to a place that outlives the call.
+            let status = unsafe { (functions.event_create)(&raw mut handle, NO_TIMING) };
+            functions.check(index, "cudaEventCreateWithFlags", status)?;
+            let event = Self {
+                functions,
+                handle,
+                index,
+            };
+            event.record_after_libtorch()?;
+            Ok(event)
+        })
+    }
+
+    /// Returns `true` if the event has passed, without waiting for it.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the runtime fails.
+    #[allow(unsafe_code)]
+    pub fn has_passed(&self) -> Result<bool> {
+        // SAFETY: the handle is alive.
+        let status = unsafe { (self.functions.event_query)(self.handle) };
+        if status == NOT_READY {
+            return Ok(false);
+        }
+        self.functions.check(self.index, "cudaEventQuery", status)?;
+        Ok(true)
+    }
+
     /// Blocks the host until the event has passed.
     ///
     /// # Errors
