@@ -62,7 +62,8 @@ impl Output {
 
     /// Writes an image of the batch as PNG, JPEG (quality 95) or WebP (lossless), chosen by the file
     /// extension. A PNG carries the prompt (or both), seed, steps, guidance and sizes as text, a sampler other than
-    /// Euler's, and a shift of the request or a LoRA, step cache and reuse of references if there are any.
+    /// Euler's, and a shift of the request or a LoRA, weights of words, step cache and reuse of references if there are
+    /// any.
     ///
     /// The file is written under a temporary name first, so it appears whole or not at all. An existing file is
     /// replaced and keeps its permissions, unless it is read-only; of a symbolic link the target is written.
@@ -110,6 +111,7 @@ impl Output {
             sampler: self.plan.sampler,
             shift: self.plan.shift,
             guidance: self.guidance,
+            prompt_weights: self.plan.prompt_weights,
             model_size: self.plan.target.size(),
             step_cache: self.plan.step_cache,
             reference_reuse: self.plan.reference_reuse.clone(),
@@ -132,6 +134,9 @@ pub(crate) struct Made {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) shift: Option<f64>,
     pub(crate) guidance: f64,
+    /// Set if parentheses in the prompts weighed words.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) prompt_weights: bool,
     pub(crate) model_size: Size,
     #[serde(default, skip_serializing_if = "StepCache::is_off")]
     pub(crate) step_cache: StepCache,
@@ -172,6 +177,7 @@ impl Made {
             text.push(("reference_reuse", reuse.to_string()));
         }
         text.extend(prompt_2.map(|prompt| ("prompt_2", prompt.to_owned())));
+        text.extend(self.prompt_weights.then(|| ("prompt_weights", "true".to_owned())));
         text.extend(self.shift.map(|shift| ("shift", shift.to_string())));
         text.extend((!is_euler(&self.sampler)).then(|| ("sampler", self.sampler.to_string())));
         text

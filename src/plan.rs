@@ -52,6 +52,8 @@ pub struct Plan {
     pub output: Size,
     /// Tokens of text.
     pub text_tokens: i64,
+    /// Set if parentheses in the prompts weigh words.
+    pub prompt_weights: bool,
     /// Noise levels.
     pub schedule: Schedule,
     /// Fixed shift that the request or a LoRA sets; `None` for the model's.
@@ -162,6 +164,7 @@ impl Plan {
                 .unwrap_or(target),
             references,
             text_tokens: facts.text_tokens,
+            prompt_weights: request.weighs_words(),
             schedule: levels(request, chosen.steps, grid.tokens(), chosen.shift)?,
             shift: chosen.own_shift,
             sampler: chosen.sampler,

@@ -47,6 +47,11 @@ pub struct Request {
     /// `negative_prompt`, too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub negative_prompt_2: Option<String>,
+    /// Set if parentheses in the prompts weigh words for T5, by ComfyUI's rule ([`weighted_texts`](kontext_text::weighted_texts)):
+    /// `(red)` by 1.1, `(red:1.3)` by 1.3, and `\(` is a parenthesis. Not in the conventions of Diffusers and Bfl, which
+    /// have no weights. Default: false, parentheses are text.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub prompt_weights: bool,
     /// Reference images; empty for a generation. The first one is edited. Clones of a request share them.
     #[serde(skip)]
     pub images: Vec<Arc<RgbImage>>,
@@ -143,6 +148,7 @@ impl Request {
             prompt_2: None,
             negative_prompt: None,
             negative_prompt_2: None,
+            prompt_weights: false,
             images: Vec::new(),
             image_latents: None,
             mask: None,
@@ -194,6 +200,11 @@ impl Request {
             (None, Conformance::Diffusers | Conformance::Bfl) => return None,
         };
         Some(self.both(first, self.negative_prompt_2.as_deref()))
+    }
+
+    /// Returns `true` if parentheses weigh words.
+    pub(crate) fn weighs_words(&self) -> bool {
+        self.prompt_weights && self.conformance == Conformance::Native
     }
 
     /// Returns a prompt of two texts. diffusers takes `prompt_2 or prompt`, and an empty text is false.

@@ -27,6 +27,12 @@ pub enum Warning {
         /// The run's conventions.
         conformance: Conformance,
     },
+    /// [`Request::prompt_weights`](crate::Request::prompt_weights) has no effect: the conventions have no weights, and
+    /// parentheses are text.
+    PromptWeightsIgnored {
+        /// The run's conventions.
+        conformance: Conformance,
+    },
     /// [`Request::cfg_mode`](crate::Request::cfg_mode) has no effect without true classifier-free guidance.
     CfgModeIgnored,
     /// The guidance value has no effect, because the model embeds none (FLUX.1-schnell).
@@ -152,6 +158,11 @@ impl fmt::Display for Warning {
                 f,
                 "true_cfg {true_cfg} has no effect without a negative prompt in the conventions of {conformance:?}; \
                  set negative_prompt, which may be empty"
+            ),
+            Self::PromptWeightsIgnored { conformance } => write!(
+                f,
+                "prompt_weights has no effect in the conventions of {conformance:?}, where parentheses are text; leave it \
+                 out, or take those of Native"
             ),
             Self::CfgModeIgnored => write!(f, "cfg_mode has no effect without true_cfg; set true_cfg above 1"),
             Self::GuidanceIgnored { guidance } => write!(

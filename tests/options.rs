@@ -150,6 +150,7 @@ fn without_effect(files: &Files) -> Vec<([&'static str; 2], PipelineBuilder, Req
             edit().negative_prompt_2("red"),
         ),
         ([REQUEST, "true_cfg"], builder(), edit().true_cfg(0.5)),
+        ([REQUEST, "prompt_weights"], builder(), diffusers().prompt_weights(true)),
         ([REQUEST, "cfg_mode"], builder(), edit().cfg_mode(CfgMode::Batched)),
         (
             [REQUEST, "guidance"],

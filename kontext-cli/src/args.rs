@@ -136,6 +136,9 @@ pub struct RunArgs {
     /// Negative prompt for T5; --negative-prompt is then for CLIP only
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = free_text)]
     pub negative_prompt_2: Option<String>,
+    /// Parentheses in the prompts weigh words as in ComfyUI: '(red)' by 1.1, '(red:1.3)' by 1.3; '\\(' is a parenthesis
+    #[arg(long)]
+    pub prompt_weights: bool,
     /// Scale of true classifier-free guidance; above 1 each step runs the model twice
     #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
     pub true_cfg: f64,
@@ -210,6 +213,7 @@ impl RunArgs {
         request.prompt_2 = self.prompt_2.clone();
         request.negative_prompt = self.negative_prompt.clone();
         request.negative_prompt_2 = self.negative_prompt_2.clone();
+        request.prompt_weights = self.prompt_weights;
         request.true_cfg = self.true_cfg;
         request.width = self.width;
         request.height = self.height;

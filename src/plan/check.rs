@@ -3,7 +3,7 @@
 use kontext_core::{Error, Result, range};
 use kontext_sampler::geometry::{LARGEST_SIDE, TOKEN_PIXELS};
 use kontext_sampler::{Conformance, Grid, Shift};
-use kontext_text::Tokenizer;
+use kontext_text::{Tokenizer, weighted_texts};
 
 use super::masked::check_settings;
 use super::{MaskPlan, ReferencePlan, levels};
@@ -18,6 +18,9 @@ pub(super) fn check_request(request: &Request) -> Result<()> {
     let optional = [&request.prompt_2, &request.negative_prompt, &request.negative_prompt_2];
     for prompt in optional.into_iter().flatten().chain([&request.prompt]) {
         Tokenizer::check_length(prompt)?;
+        if request.weighs_words() {
+            weighted_texts(prompt)?;
+        }
     }
     check_numbers(request)?;
     if request.strength != 1.0 && request.images.is_empty() {

@@ -95,6 +95,9 @@ impl fmt::Display for Plan {
             Some(guidance) => writeln!(f, "guidance:    {guidance}")?,
             None => writeln!(f, "guidance:    none (the model embeds none)")?,
         }
+        if self.prompt_weights {
+            writeln!(f, "prompts:     parentheses weigh words")?;
+        }
         if let Some(attention) = self.attention {
             writeln!(f, "attention:   {attention}")?;
         }

@@ -115,6 +115,22 @@ impl Request {
         }
     }
 
+    /// Sets [`Request::prompt_weights`].
+    ///
+    /// # Example
+    /// ```
+    /// use kontext::Request;
+    /// let request = Request::generate("a (red:1.3) hat").prompt_weights(true);
+    /// assert!(request.prompt_weights);
+    /// ```
+    #[must_use]
+    pub fn prompt_weights(self, weights: bool) -> Self {
+        Self {
+            prompt_weights: weights,
+            ..self
+        }
+    }
+
     /// Sets [`Request::width`] and [`Request::height`].
     #[must_use]
     pub fn size(self, width: u32, height: u32) -> Self {

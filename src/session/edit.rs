@@ -81,6 +81,7 @@ impl Session {
             sampler: plan.sampler,
             shift: plan.shift,
             guidance: output.guidance,
+            prompt_weights: plan.prompt_weights,
             model_size: plan.target.size(),
             step_cache: plan.step_cache,
             reference_reuse: plan.reference_reuse.clone(),
