@@ -73,7 +73,9 @@ pub use kontext_formats::Quantize;
 pub use kontext_lora::{Lora, LoraDefaults, LoraFamily, LoraForm, LoraOptions, LoraReport, LoraTarget, Unmatched};
 pub use kontext_nn::{Attention, AttentionKernel, Weights};
 #[doc(no_inline)]
-pub use kontext_sampler::{CfgMode, Conformance, Grid, References, Sampler, Schedule, Shift, Size, ids::Origin};
+pub use kontext_sampler::{
+    CfgMode, Conformance, Grid, GuidanceSchedule, References, Sampler, Schedule, Shift, Size, ids::Origin,
+};
 #[doc(no_inline)]
 pub use kontext_text::{ClipConfig, T5Config, TextEncoder, Truncation, Unknown, Unseen};
 #[doc(no_inline)]

@@ -5,7 +5,7 @@ use std::path::Path;
 use image::{GrayImage, ImageFormat, RgbImage};
 use kontext_core::{Error, Result};
 use kontext_dit::{ReferenceReuse, StepCache, StepWork};
-use kontext_sampler::{Sampler, Size};
+use kontext_sampler::{GuidanceSchedule, Sampler, Size};
 use kontext_text::Unseen;
 use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
@@ -35,7 +35,7 @@ pub struct Output {
     pub prompt: String,
     /// The prompt of T5, if it is another one.
     pub prompt_2: Option<String>,
-    /// The guidance value.
+    /// The guidance value, that of the first step if each has its own ([`Plan::guidance_schedule`]).
     pub guidance: f64,
     /// Text of the prompts, the negative ones included, that an encoder cut or does not know: what the events
     /// [`PromptTruncated`](crate::Event::PromptTruncated) and [`UnknownWords`](crate::Event::UnknownWords)
@@ -62,7 +62,7 @@ impl Output {
 
     /// Writes an image of the batch as PNG, JPEG (quality 95) or WebP (lossless), chosen by the file
     /// extension. A PNG carries the prompt (or both), seed, steps, guidance and sizes as text, a sampler other than
-    /// Euler's, and a shift of the request or a LoRA, weights of words, step cache and reuse of references if there are
+    /// Euler's, and a shift of the request or a LoRA, guidance by step, weights of words, step cache and reuse of references if there are
     /// any.
     ///
     /// The file is written under a temporary name first, so it appears whole or not at all. An existing file is
@@ -111,6 +111,7 @@ impl Output {
             sampler: self.plan.sampler,
             shift: self.plan.shift,
             guidance: self.guidance,
+            guidance_schedule: self.plan.guidance_schedule.clone(),
             prompt_weights: self.plan.prompt_weights,
             model_size: self.plan.target.size(),
             step_cache: self.plan.step_cache,
@@ -134,6 +135,9 @@ pub(crate) struct Made {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) shift: Option<f64>,
     pub(crate) guidance: f64,
+    /// The values of all steps, if each had its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) guidance_schedule: Option<GuidanceSchedule>,
     /// Set if parentheses in the prompts weighed words.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) prompt_weights: bool,
@@ -177,6 +181,8 @@ impl Made {
             text.push(("reference_reuse", reuse.to_string()));
         }
         text.extend(prompt_2.map(|prompt| ("prompt_2", prompt.to_owned())));
+        let by_step = self.guidance_schedule.as_ref();
+        text.extend(by_step.map(|by_step| ("guidance_schedule", by_step.to_string())));
         text.extend(self.prompt_weights.then(|| ("prompt_weights", "true".to_owned())));
         text.extend(self.shift.map(|shift| ("shift", shift.to_string())));
         text.extend((!is_euler(&self.sampler)).then(|| ("sampler", self.sampler.to_string())));

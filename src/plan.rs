@@ -15,14 +15,14 @@ use kontext_dit::{ReferenceReuse, StepCache, StepWork};
 use kontext_lora::LoraDefaults;
 use kontext_nn::AttentionKernel;
 use kontext_sampler::ids::{Origin, origins};
-use kontext_sampler::{CfgMode, Conformance, Grid, References, Sampler, Schedule, Shift, Size};
+use kontext_sampler::{CfgMode, Conformance, Grid, GuidanceSchedule, References, Sampler, Schedule, Shift, Size};
 
 use crate::threads::Load;
 use crate::{Compute, Request, RunThreads, Warning};
 pub(crate) use arrays::check_values;
 use arrays::{check_image_latents, check_noise};
 pub(crate) use check::check_numbers;
-use check::{check_request, check_reuse};
+use check::{check_guidance, check_request, check_reuse};
 use chosen::Chosen;
 pub(crate) use facts::ModelFacts;
 pub use flops::RunFlops;
@@ -63,8 +63,10 @@ pub struct Plan {
     /// Names of the settings that the metadata of a LoRA decided: `steps`, `guidance`, `sampler`, `shift`; see
     /// [`LoraDefaults`].
     pub by_loras: Vec<&'static str>,
-    /// The embedded guidance value; `None` for a model without guidance.
+    /// The embedded guidance value, that of the first step if each has its own; `None` for a model without guidance.
     pub guidance: Option<f64>,
+    /// The guidance values of all steps, if each has its own.
+    pub guidance_schedule: Option<GuidanceSchedule>,
     /// The kernel of the transformer's attention: the builder's, else the automatic choice for the device and the dtype;
     /// `None` before a load for a device that this machine does not have.
     pub attention: Option<AttentionKernel>,
@@ -170,6 +172,7 @@ impl Plan {
             sampler: chosen.sampler,
             by_loras: chosen.by_loras,
             guidance: facts.guidance_embed.then_some(chosen.guidance),
+            guidance_schedule: request.guidance_schedule.clone().filter(|_| facts.guidance_embed),
             attention: match facts.compute.of(request.conformance).transformer {
                 Kind::BFloat16 => facts.attention_in_bf16,
                 _ => facts.attention,
@@ -185,6 +188,7 @@ impl Plan {
             threads: None,
             warnings: Vec::new(),
         };
+        check_guidance(request, plan.schedule.steps())?;
         let plan = plan.with_work(facts, request.cfg_mode)?;
         let threads = facts.computation.threads(plan.load(request.cfg_mode));
         let mut warnings = warnings::warnings(request, &plan, facts);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use image::RgbImage;
 use kontext_dit::{ReferenceReuse, StepCache};
-use kontext_sampler::{CfgMode, Conformance, References, Sampler};
+use kontext_sampler::{CfgMode, Conformance, GuidanceSchedule, References, Sampler};
 use kontext_text::Prompt;
 use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
@@ -90,7 +90,16 @@ pub struct Request {
     pub shift: Option<f64>,
     /// The guidance value that the model embeds. Default: that of the LoRAs or the model's folder, else
     /// [`Conformance::default_guidance`].
+    ///
+    /// Native and Bfl's 2.5 is that of BFL's own examples; diffusers' pipeline has 3.5, which is taken in its conventions
+    /// only. Higher values follow the prompt more closely, with harder contrast.
     pub guidance: Option<f64>,
+    /// A guidance value for each step, instead of `guidance`: as many as the run has steps, after `strength`. Each belongs
+    /// to the noise level that its step begins at: the second evaluation of a step of [`Sampler::Heun`], at the next step's
+    /// level, takes the next step's value.
+    /// Default: one value for all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance_schedule: Option<GuidanceSchedule>,
     /// Scale of true classifier-free guidance; above 1 each step runs the model twice. Default: 1.
     pub true_cfg: f64,
     /// Arrangement of those two runs. Default: one after the other.
@@ -162,6 +171,7 @@ impl Request {
             sampler: None,
             shift: None,
             guidance: None,
+            guidance_schedule: None,
             true_cfg: 1.0,
             cfg_mode: CfgMode::default(),
             seed: None,

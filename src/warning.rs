@@ -40,6 +40,9 @@ pub enum Warning {
         /// The value.
         guidance: f64,
     },
+    /// [`Request::guidance_schedule`](crate::Request::guidance_schedule) has no effect, because the model embeds no
+    /// guidance.
+    GuidanceScheduleIgnored,
     /// The guidance value of the model's own [`ModelDefaults`](crate::ModelDefaults) has no effect, because the
     /// model embeds none.
     DefaultGuidanceIgnored {
@@ -168,6 +171,10 @@ impl fmt::Display for Warning {
             Self::GuidanceIgnored { guidance } => write!(
                 f,
                 "guidance {guidance} has no effect, because this model embeds none; use true_cfg and a negative prompt"
+            ),
+            Self::GuidanceScheduleIgnored => write!(
+                f,
+                "guidance_schedule has no effect, because this model embeds no guidance; leave it out"
             ),
             Self::DefaultGuidanceIgnored { guidance } => write!(
                 f,

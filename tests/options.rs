@@ -157,6 +157,11 @@ fn without_effect(files: &Files) -> Vec<([&'static str; 2], PipelineBuilder, Req
             builder().transformer(files.path("schnell.safetensors")),
             edit().guidance(3.0),
         ),
+        (
+            [REQUEST, "guidance_schedule"],
+            builder().transformer(files.path("schnell.safetensors")),
+            edit().guidance_schedule([3.0]),
+        ),
         ([REQUEST, "width"], builder(), diffusers()),
         ([REQUEST, "height"], builder(), diffusers()),
         ([REQUEST, "max_area"], builder(), wide(edit()).max_area(64 * 64)),
@@ -370,6 +375,10 @@ fn an_option_that_cannot_act_is_refused_with_its_name() {
                     .sampler(Sampler::Heun)
                     .reference_reuse(ReferenceReuse::default()),
             ),
+        ),
+        (
+            ["Request", "guidance_schedule"],
+            plan(edit().guidance_schedule([3.0, 2.0])),
         ),
         (["Request", "noise"], run(edit().noise(array()))),
         (["Request", "loras"], run(edit().lora("absent", 1.0))),

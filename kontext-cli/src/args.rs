@@ -7,8 +7,8 @@ use clap::Args;
 use kontext::image::RgbImage;
 use kontext::io::{EmbeddedProfile, OpenOptions};
 use kontext::{
-    Attention, Conformance, Device, Fp8Products, Pipeline, PipelineBuilder, Placement, Quantize, ReferenceReuse,
-    References, Request, Sampler, StepCache, Threads,
+    Attention, Conformance, Device, Fp8Products, GuidanceSchedule, Pipeline, PipelineBuilder, Placement, Quantize,
+    ReferenceReuse, References, Request, Sampler, StepCache, Threads,
 };
 use kontext_core::array;
 use kontext_device::device;
@@ -172,9 +172,13 @@ pub struct RunArgs {
     /// Fixed shift of the noise levels instead of the model's
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub shift: Option<f64>,
-    /// Guidance value
+    /// Guidance value; if not given, that of the LoRA or the model, else 2.5 as in BFL's code, or 3.5 as in diffusers
+    /// with --conform diffusers
     #[arg(long, allow_negative_numbers = true)]
     pub guidance: Option<f64>,
+    /// Guidance values of the steps with their numbers of steps: 4*8,2.5*20 for 28
+    #[arg(long, value_name = "VALUES", allow_hyphen_values = true, conflicts_with = "guidance")]
+    pub guidance_schedule: Option<GuidanceSchedule>,
     /// Seed of the noise; drawn and printed if not given
     #[arg(long, value_parser = whole, allow_negative_numbers = true)]
     pub seed: Option<u64>,
@@ -225,6 +229,7 @@ impl RunArgs {
         request.sampler = self.sampler;
         request.shift = self.shift;
         request.guidance = self.guidance;
+        request.guidance_schedule = self.guidance_schedule.clone();
         request.seed = self.seed;
         request.batch = self.batch;
         request.references = match self.references {

@@ -40,6 +40,17 @@ pub(super) fn check_request(request: &Request) -> Result<()> {
     }
 }
 
+/// Checks that there is a guidance value for each step.
+pub(super) fn check_guidance(request: &Request, steps: usize) -> Result<()> {
+    match &request.guidance_schedule {
+        Some(schedule) if schedule.values.len() != steps => {
+            let expected = format!("{steps} values, one for each step of the run");
+            Err(Error::invalid("guidance_schedule", expected, schedule.values.len()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Checks that edited tokens can be compared with the first reference.
 pub(super) fn check_reuse(
     request: &Request,
@@ -107,12 +118,18 @@ pub(crate) fn check_numbers(request: &Request) -> Result<()> {
             request.batch,
         ));
     }
+    let by_step = request.guidance_schedule.iter().flat_map(|schedule| &schedule.values);
+    let by_step = by_step.map(|value| ("guidance_schedule", *value));
     let values = [
         ("guidance", request.guidance.unwrap_or_default()),
         ("true_cfg", request.true_cfg),
     ];
+    if let (Some(guidance), Some(_)) = (request.guidance, &request.guidance_schedule) {
+        return Err(Error::invalid("guidance", "none next to guidance_schedule", guidance));
+    }
     if let Some((name, value)) = values
         .into_iter()
+        .chain(by_step)
         .find(|(_, v)| v.is_nan() || v.abs() > LARGEST_GUIDANCE)
     {
         return Err(Error::invalid(

@@ -74,6 +74,9 @@ fn of_guidance(request: &Request, facts: &ModelFacts) -> Vec<Warning> {
     if let Some(guidance) = request.guidance.filter(|_| !facts.guidance_embed) {
         warnings.push(Warning::GuidanceIgnored { guidance });
     }
+    if request.guidance_schedule.is_some() && !facts.guidance_embed {
+        warnings.push(Warning::GuidanceScheduleIgnored);
+    }
     warnings
 }
 
