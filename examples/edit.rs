@@ -7,8 +7,9 @@ use std::sync::Arc;
 use clap::Parser;
 use kontext::crates::kontext_core::images::resize;
 use kontext::image::RgbImage;
+use kontext::io::check_transparent_file;
 use kontext::{Request, Size};
-use kontext_cli::args::{RunArgs, free_text};
+use kontext_cli::args::{RunArgs, color, free_text};
 use kontext_cli::run::Files;
 use kontext_cli::{announce, note, row_size, shipped, strip};
 
@@ -16,6 +17,9 @@ use kontext_cli::{announce, note, row_size, shipped, strip};
 const SOURCE: &str = "emoji-source.png";
 const TRUTH: &str = "emoji-truth.png";
 const PROMPT: &str = "turn him into a cook";
+
+/// Red, green and blue.
+type Ground = [u8; 3];
 
 /// Edit an image with FLUX.1 Kontext.
 #[derive(Debug, Parser)]
@@ -35,6 +39,12 @@ struct Args {
     /// Strength of the change, in (0, 1]: below 1 the run starts from the image
     #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     strength: f64,
+    /// Keep the transparency of the image to edit in the result, which is then a .png or .webp
+    #[arg(long)]
+    keep_alpha: bool,
+    /// Colour under transparent parts of the images that the model sees: ff8000 for orange
+    #[arg(long, value_name = "COLOR", default_value = "ffffff", value_parser = color)]
+    ground: Ground,
     /// The file to write: .png, .jpg or .webp. An existing one is replaced
     #[arg(long, value_name = "FILE", default_value = "edit.png")]
     out: PathBuf,
@@ -58,8 +68,20 @@ fn run(args: &Args) -> anyhow::Result<()> {
         compare = compare.or(Some("edit-compared.png".into()));
     }
     let mut request = Request::generate(&args.prompt).strength(args.strength);
-    for path in &images {
-        request = request.reference(args.run.open_image(path)?);
+    if args.keep_alpha {
+        check_transparent_file(&args.out)?;
+    }
+    let mut alpha = None;
+    let open = args.run.open_options().ground(args.ground);
+    for (index, path) in images.iter().enumerate() {
+        let (image, transparency) = open.open_with_alpha(path)?;
+        request = request.reference(image);
+        if index == 0 {
+            alpha = transparency.filter(|_| args.keep_alpha);
+        }
+    }
+    if args.keep_alpha && alpha.is_none() {
+        note("warning: --keep-alpha has no effect, because the image to edit has no transparent pixels; leave it out");
     }
     let request = args.run.apply(request)?;
     if args.run.plan && args.compare.is_some() {
@@ -69,6 +91,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         out: &args.out,
         compare: compare.as_deref(),
         images: &images,
+        alpha: alpha.as_ref(),
     };
     let Some(output) = kontext_cli::run::run(&args.run, &request, &files)? else {
         return Ok(());

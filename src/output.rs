@@ -11,7 +11,7 @@ use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
 
 use crate::Plan;
-use crate::io::{encode_image, save_image};
+use crate::io::{Alpha, check_transparent_file, encode_image, encode_transparent, save_image, save_transparent};
 
 /// The images of a run and their parameters.
 #[derive(Debug, Clone)]
@@ -74,6 +74,41 @@ impl Output {
     pub fn save_image(&self, index: usize, path: impl AsRef<Path>) -> Result<()> {
         let (image, made) = self.made(index)?;
         made.save(image, self.prompts(), path.as_ref())
+    }
+
+    /// Writes an image of the batch with the transparency of its source, as [`Output::save_image`] does: see
+    /// [`Alpha::put_back`]. The image must show the source's frame, as edits do that are not stitched or outpainted.
+    ///
+    /// # Errors
+    /// Those of [`Output::save_image`] and [`Alpha::put_back`], and [`Error::InvalidArgument`] for a JPEG.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use kontext::io::OpenOptions;
+    /// use kontext::{Pipeline, Request};
+    /// let pipe = Pipeline::load("FLUX.1-Kontext-dev")?;
+    /// let (logo, alpha) = OpenOptions::new().open_with_alpha("logo.png")?;
+    /// let edited = pipe.run(&Request::edit(&logo, "make it blue"))?;
+    /// match alpha {
+    ///     Some(alpha) => edited.save_transparent(0, &alpha, "blue.png")?,
+    ///     None => edited.save("blue.png")?,
+    /// }
+    /// # Ok::<(), kontext::Error>(())
+    /// ```
+    pub fn save_transparent(&self, index: usize, alpha: &Alpha, path: impl AsRef<Path>) -> Result<()> {
+        check_transparent_file(&path)?;
+        let (image, made) = self.made(index)?;
+        save_transparent(&alpha.put_back(image)?, path, &made.text(image, self.prompts()))
+    }
+
+    /// Encodes an image of the batch with the transparency of its source: the bytes of the file that
+    /// [`Output::save_transparent`] writes.
+    ///
+    /// # Errors
+    /// Those of [`Output::encode`] and [`Alpha::put_back`], and [`Error::InvalidArgument`] for JPEG.
+    pub fn encode_transparent(&self, index: usize, alpha: &Alpha, format: ImageFormat) -> Result<Vec<u8>> {
+        let (image, made) = self.made(index)?;
+        encode_transparent(&alpha.put_back(image)?, format, &made.text(image, self.prompts()))
     }
 
     /// Encodes the first image as PNG: the bytes of the file that [`Output::save`] writes, with its text.

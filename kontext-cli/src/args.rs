@@ -13,7 +13,7 @@ use kontext::{
 use kontext_core::array;
 use kontext_device::device;
 
-pub use crate::values::{ConformArg, DtypeArg, ReferencesArg, free_text, positive, whole};
+pub use crate::values::{ConformArg, DtypeArg, ReferencesArg, color, free_text, positive, whole};
 use crate::{PartArgs, cache};
 
 /// Options of loading a model.
@@ -253,11 +253,17 @@ impl RunArgs {
     /// # Errors
     /// Those of [`OpenOptions::open`].
     pub fn open_image(&self, path: impl AsRef<Path>) -> kontext::Result<RgbImage> {
+        self.open_options().open(path)
+    }
+
+    /// Returns the options of opening images for the request; see [`RunArgs::open_image`].
+    #[must_use]
+    pub fn open_options(&self) -> OpenOptions {
         let profile = match self.conform {
             None => EmbeddedProfile::Convert,
             Some(ConformArg::Diffusers | ConformArg::Bfl) => EmbeddedProfile::Ignore,
         };
-        OpenOptions::new().embedded_profile(profile).open(path)
+        OpenOptions::new().embedded_profile(profile)
     }
 }
 
