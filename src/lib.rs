@@ -30,6 +30,7 @@ mod resolved;
 pub mod session;
 mod stream;
 mod threads;
+mod upscale;
 mod warning;
 
 pub use builder::{Parts, PipelineBuilder};
@@ -55,6 +56,7 @@ pub use request::Request;
 pub use session::Session;
 pub use stream::{RunStream, RunStreamIter, StreamEvent};
 pub use threads::{RunThreads, Threads};
+pub use upscale::{LanczosUpscaler, Upscaler, upscale};
 pub use warning::Warning;
 
 /// The crate [`image`], in the version whose images requests take and outputs hold.
