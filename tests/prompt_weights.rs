@@ -48,7 +48,7 @@ fn parentheses_are_text_unless_they_weigh_words() {
     let pipe = pipeline();
     let plain = latents(&pipe, &request("a red hat"));
     assert_eq!(latents(&pipe, &weighted("a red hat")).latents, plain.latents);
-    assert_eq!(latents(&pipe, &weighted("a (red:1) hat")).latents, plain.latents);
+    assert_eq!(latents(&pipe, &weighted("(a red hat:1)")).latents, plain.latents);
     assert_eq!(
         latents(&pipe, &weighted(r"a \(red\) hat")).latents,
         latents(&pipe, &request("a (red) hat")).latents

@@ -32,7 +32,7 @@ fn all_images_of_a_batch_are_enlarged_and_saved_so() {
     }
     assert_eq!(
         (enlarged.image == enlarged.images[0], enlarged.latents),
-        (true, output.latents)
+        (true, output.latents.clone())
     );
     assert_eq!(enlarged.plan, output.plan);
     let folder = tempfile::tempdir().unwrap();

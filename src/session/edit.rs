@@ -160,7 +160,7 @@ impl Session {
     ) -> Result<(RgbImage, ArrayD<f32>, GrayImage)> {
         let map = keep.map(image, plan, || self.pipe.decode(first, plan))?;
         let mut mixed = buffer::copied_image(&source.image)?;
-        mix_into(&mut mixed, &image, &map, [0, 0]);
+        mix_into(&mut mixed, image, &map, [0, 0]);
         let result = array::from_array(&latents.view())?;
         let latents = mix_latents(&pack(first)?, &result, &map, plan.target)?;
         Ok((mixed, array::to_array(&latents)?, map))
