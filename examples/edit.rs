@@ -11,9 +11,10 @@ use anyhow::{Context, bail};
 use clap::Parser;
 use kontext::crates::kontext_core::images::resize;
 use kontext::image::RgbImage;
+use kontext::io::check_transparent_file;
 use kontext::{Request, Size};
 use kontext_bench::kontextbench::Shard;
-use kontext_cli::args::{RunArgs, free_text};
+use kontext_cli::args::{RunArgs, color, free_text};
 use kontext_cli::edits::{self, Defaults, EditsArgs, Source};
 use kontext_cli::mask_args::MaskArgs;
 use kontext_cli::run::Files;
@@ -26,6 +27,9 @@ const PROMPT: &str = "turn him into a cook";
 
 /// File of the result if none is named.
 const OUT: &str = "edit.png";
+
+/// Red, green and blue.
+type Ground = [u8; 3];
 
 /// Edit an image with FLUX.1 Kontext, or many: the images of a folder, or the requests of a manifest.
 ///
@@ -43,6 +47,12 @@ struct Args {
     /// Strength of the change, in (0, 1]: below 1 the run starts from the image
     #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     strength: f64,
+    /// Keep the transparency of the image to edit in the result, which is then a .png or .webp
+    #[arg(long)]
+    keep_alpha: bool,
+    /// Colour under transparent parts of the images that the model sees: ff8000 for orange
+    #[arg(long, value_name = "COLOR", default_value = "ffffff", value_parser = color)]
+    ground: Ground,
     /// The file to write: .png, .jpg or .webp; edit.png if not given. An existing one is replaced. Of many edits the
     /// folder, in which only --overwrite replaces files
     #[arg(long, value_name = "PATH")]
@@ -82,9 +92,21 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     let prompt = args.prompt.as_deref().unwrap_or(PROMPT);
     let out = args.out.clone().unwrap_or(OUT.into());
+    if args.keep_alpha {
+        check_transparent_file(&out)?;
+    }
     let mut request = Request::generate(prompt).strength(args.strength);
-    for path in &images {
-        request = request.reference(args.run.open_image(path)?);
+    let mut alpha = None;
+    let open = args.run.open_options().ground(args.ground);
+    for (index, path) in images.iter().enumerate() {
+        let (image, transparency) = open.open_with_alpha(path)?;
+        request = request.reference(image);
+        if index == 0 {
+            alpha = transparency.filter(|_| args.keep_alpha);
+        }
+    }
+    if args.keep_alpha && alpha.is_none() {
+        note("warning: --keep-alpha has no effect, because the image to edit has no transparent pixels; leave it out");
     }
     let request = args.place.apply(args.run.apply(request)?)?;
     images.extend(args.place.files().map(Path::to_owned));
@@ -95,6 +117,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         out: &out,
         compare: compare.as_deref(),
         images: &images,
+        alpha: alpha.as_ref(),
     };
     let Some(output) = kontext_cli::run::run(&args.run, &request, &files)? else {
         return Ok(());

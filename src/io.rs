@@ -6,9 +6,9 @@ use std::path::Path;
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
 use image::codecs::webp::WebPEncoder;
-use image::{ExtendedColorType, ImageBuffer, ImageEncoder, ImageFormat, PixelWithColorType, RgbImage};
+use image::{ImageBuffer, ImageEncoder, ImageFormat, PixelWithColorType, Rgb, RgbImage, Rgba, RgbaImage};
 pub use kontext_core::images::{
-    EmbeddedProfile, OpenOptions, from_bytes as image_from_bytes, open as open_image, open_mask,
+    Alpha, EmbeddedProfile, OpenOptions, from_bytes as image_from_bytes, open as open_image, open_mask,
 };
 use kontext_core::{Error, OutputFile, Result, buffer};
 pub use kontext_device::memory::free as free_memory;
@@ -67,12 +67,56 @@ fn format_of(path: &Path) -> Result<ImageFormat> {
     }
 }
 
+/// Checks, before any work, that an image with transparency can be written to `path`.
+///
+/// # Errors
+/// Those of [`check_image_file`], and [`Error::InvalidArgument`] for a JPEG, which has no transparency.
+pub fn check_transparent_file(path: impl AsRef<Path>) -> Result<()> {
+    check_image_file(&path)?;
+    transparent(format_of(path.as_ref())?)
+}
+
+/// Checks that a format has transparency.
+fn transparent(format: ImageFormat) -> Result<()> {
+    match format {
+        ImageFormat::Jpeg => Err(Error::invalid(
+            "output file",
+            "a PNG or a WebP, because the image has transparent pixels and a JPEG can have none",
+            "a JPEG",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Writes an image with transparency as PNG (with text) or WebP (lossless), whole or not at all.
+///
+/// # Errors
+/// Those of [`save_image`], and [`Error::InvalidArgument`] for a JPEG, which has no transparency.
+pub fn save_transparent(image: &RgbaImage, path: impl AsRef<Path>, text: &[(&str, String)]) -> Result<()> {
+    let path = path.as_ref();
+    transparent(format_of(path)?)?;
+    save(image, path, text)
+}
+
+/// Encodes an image with transparency as the bytes of a PNG (with text) or WebP: those that [`save_transparent`]
+/// writes.
+///
+/// # Errors
+/// Those of [`encode_image`], and [`Error::InvalidArgument`] for JPEG, which has no transparency.
+pub fn encode_transparent(image: &RgbaImage, format: ImageFormat, text: &[(&str, String)]) -> Result<Vec<u8>> {
+    transparent(format)?;
+    encode(image, format, text)
+}
+
 /// Writes an image as PNG (with text), JPEG or WebP, whole or not at all.
 ///
 /// # Errors
 /// Those of [`Output::save_image`](crate::Output::save_image).
 pub fn save_image(image: &RgbImage, path: impl AsRef<Path>, text: &[(&str, String)]) -> Result<()> {
-    let path = path.as_ref();
+    save(image, path.as_ref(), text)
+}
+
+fn save<P: EightBit>(image: &ImageBuffer<P, Vec<u8>>, path: &Path, text: &[(&str, String)]) -> Result<()> {
     let format = format_of(path)?;
     check_limit(format, Size::new(image.width(), image.height()))?;
     let mut file = OutputFile::create(path)?;
@@ -98,6 +142,14 @@ pub fn save_image(image: &RgbImage, path: impl AsRef<Path>, text: &[(&str, Strin
 /// # Ok::<(), kontext::Error>(())
 /// ```
 pub fn encode_image(image: &RgbImage, format: ImageFormat, text: &[(&str, String)]) -> Result<Vec<u8>> {
+    encode(image, format, text)
+}
+
+fn encode<P: EightBit>(
+    image: &ImageBuffer<P, Vec<u8>>,
+    format: ImageFormat,
+    text: &[(&str, String)],
+) -> Result<Vec<u8>> {
     if !FORMATS.contains(&format) {
         return Err(Error::invalid(
             "image format",
@@ -153,9 +205,23 @@ impl Write for Growing {
     }
 }
 
+/// Pixels of 8-bit RGB, with or without alpha.
+trait EightBit: PixelWithColorType<Subpixel = u8> {
+    /// The colour type of a PNG.
+    const PNG: png::ColorType;
+}
+
+impl EightBit for Rgb<u8> {
+    const PNG: png::ColorType = png::ColorType::Rgb;
+}
+
+impl EightBit for Rgba<u8> {
+    const PNG: png::ColorType = png::ColorType::Rgba;
+}
+
 /// Encodes an image to `writer`; errors name `path`.
-fn write(
-    image: &RgbImage,
+fn write<P: EightBit>(
+    image: &ImageBuffer<P, Vec<u8>>,
     format: ImageFormat,
     mut writer: impl Write,
     text: &[(&str, String)],
@@ -164,7 +230,7 @@ fn write(
     let (width, height) = image.dimensions();
     match format {
         ImageFormat::Jpeg => JpegEncoder::new_with_quality(&mut writer, JPEG_QUALITY)
-            .write_image(image.as_raw(), width, height, ExtendedColorType::Rgb8)
+            .write_image(image.as_raw(), width, height, P::COLOR_TYPE)
             .map_err(Error::image(path)),
         ImageFormat::WebP => {
             // The encoder holds the pixels with an alpha channel, and the whole file in a vector that doubles as it
@@ -172,7 +238,7 @@ fn write(
             const BYTES_PER_PIXEL: u64 = 11;
             buffer::can_have(Size::new(width, height).area() * BYTES_PER_PIXEL, FILE)?;
             WebPEncoder::new_lossless(&mut writer)
-                .write_image(image.as_raw(), width, height, ExtendedColorType::Rgb8)
+                .write_image(image.as_raw(), width, height, P::COLOR_TYPE)
                 .map_err(Error::image(path))
         }
         // The crate compresses the image in a vector, which grows up to twice the pixels. Where that is too much, it is
@@ -190,14 +256,14 @@ fn write(
     }
 }
 
-fn write_png(
-    image: &RgbImage,
+fn write_png<P: EightBit>(
+    image: &ImageBuffer<P, Vec<u8>>,
     writer: impl Write,
     text: &[(&str, String)],
     in_pieces: bool,
 ) -> Result<(), png::EncodingError> {
     let mut encoder = png::Encoder::new(writer, image.width(), image.height());
-    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_color(P::PNG);
     encoder.set_depth(png::BitDepth::Eight);
     for (key, value) in text {
         encoder.add_itxt_chunk((*key).to_owned(), value.clone())?;

@@ -32,6 +32,7 @@ mod resolved;
 pub mod session;
 mod stream;
 mod threads;
+mod upscale;
 mod warning;
 
 pub use builder::{Parts, PipelineBuilder};
@@ -59,6 +60,7 @@ pub use request::Request;
 pub use session::Session;
 pub use stream::{RunStream, RunStreamIter, StreamEvent};
 pub use threads::{RunThreads, Threads};
+pub use upscale::{LanczosUpscaler, Upscaler, upscale};
 pub use warning::Warning;
 
 /// The crate [`image`], in the version whose images requests take and outputs hold.
@@ -77,7 +79,9 @@ pub use kontext_formats::Quantize;
 pub use kontext_lora::{Lora, LoraDefaults, LoraFamily, LoraForm, LoraOptions, LoraReport, LoraTarget, Unmatched};
 pub use kontext_nn::{Attention, AttentionKernel, Weights};
 #[doc(no_inline)]
-pub use kontext_sampler::{CfgMode, Conformance, Grid, References, Sampler, Schedule, Shift, Size, ids::Origin};
+pub use kontext_sampler::{
+    CfgMode, Conformance, Grid, GuidanceSchedule, References, Sampler, Schedule, Shift, Size, ids::Origin,
+};
 #[doc(no_inline)]
 pub use kontext_text::{ClipConfig, T5Config, TextEncoder, Truncation, Unknown, Unseen};
 #[doc(no_inline)]

@@ -5,12 +5,12 @@ use std::path::Path;
 use image::{GrayImage, ImageFormat, RgbImage};
 use kontext_core::{Error, Result};
 use kontext_dit::{ReferenceReuse, StepCache, StepWork};
-use kontext_sampler::{Sampler, Size};
+use kontext_sampler::{GuidanceSchedule, Sampler, Size};
 use kontext_text::Unseen;
 use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
 
-use crate::io::{encode_image, save_image};
+use crate::io::{Alpha, check_transparent_file, encode_image, encode_transparent, save_image, save_transparent};
 use crate::{Plan, Registration};
 
 /// The images of a run and their parameters.
@@ -38,7 +38,7 @@ pub struct Output {
     pub prompt: String,
     /// The prompt of T5, if it is another one.
     pub prompt_2: Option<String>,
-    /// The guidance value.
+    /// The guidance value, that of the first step if each has its own ([`Plan::guidance_schedule`]).
     pub guidance: f64,
     /// Text of the prompts, the negative ones included, that an encoder cut or does not know: what the events
     /// [`PromptTruncated`](crate::Event::PromptTruncated) and [`UnknownWords`](crate::Event::UnknownWords)
@@ -65,7 +65,8 @@ impl Output {
 
     /// Writes an image of the batch as PNG, JPEG (quality 95) or WebP (lossless), chosen by the file
     /// extension. A PNG carries the prompt (or both), seed, steps, guidance and sizes as text, a sampler other than
-    /// Euler's, and a shift of the request or a LoRA, step cache and reuse of references if there are any.
+    /// Euler's, and a shift of the request or a LoRA, guidance by step, weights of words, step cache and reuse of references if there are
+    /// any.
     ///
     /// The file is written under a temporary name first, so it appears whole or not at all. An existing file is
     /// replaced and keeps its permissions, unless it is read-only; of a symbolic link the target is written.
@@ -76,6 +77,41 @@ impl Output {
     pub fn save_image(&self, index: usize, path: impl AsRef<Path>) -> Result<()> {
         let (image, made) = self.made(index)?;
         made.save(image, self.prompts(), path.as_ref())
+    }
+
+    /// Writes an image of the batch with the transparency of its source, as [`Output::save_image`] does: see
+    /// [`Alpha::put_back`]. The image must show the source's frame, as edits do that are not stitched or outpainted.
+    ///
+    /// # Errors
+    /// Those of [`Output::save_image`] and [`Alpha::put_back`], and [`Error::InvalidArgument`] for a JPEG.
+    ///
+    /// # Example
+    /// ```no_run
+    /// use kontext::io::OpenOptions;
+    /// use kontext::{Pipeline, Request};
+    /// let pipe = Pipeline::load("FLUX.1-Kontext-dev")?;
+    /// let (logo, alpha) = OpenOptions::new().open_with_alpha("logo.png")?;
+    /// let edited = pipe.run(&Request::edit(&logo, "make it blue"))?;
+    /// match alpha {
+    ///     Some(alpha) => edited.save_transparent(0, &alpha, "blue.png")?,
+    ///     None => edited.save("blue.png")?,
+    /// }
+    /// # Ok::<(), kontext::Error>(())
+    /// ```
+    pub fn save_transparent(&self, index: usize, alpha: &Alpha, path: impl AsRef<Path>) -> Result<()> {
+        check_transparent_file(&path)?;
+        let (image, made) = self.made(index)?;
+        save_transparent(&alpha.put_back(image)?, path, &made.text(image, self.prompts()))
+    }
+
+    /// Encodes an image of the batch with the transparency of its source: the bytes of the file that
+    /// [`Output::save_transparent`] writes.
+    ///
+    /// # Errors
+    /// Those of [`Output::encode`] and [`Alpha::put_back`], and [`Error::InvalidArgument`] for JPEG.
+    pub fn encode_transparent(&self, index: usize, alpha: &Alpha, format: ImageFormat) -> Result<Vec<u8>> {
+        let (image, made) = self.made(index)?;
+        encode_transparent(&alpha.put_back(image)?, format, &made.text(image, self.prompts()))
     }
 
     /// Encodes the first image as PNG: the bytes of the file that [`Output::save`] writes, with its text.
@@ -113,6 +149,8 @@ impl Output {
             sampler: self.plan.sampler,
             shift: self.plan.shift,
             guidance: self.guidance,
+            guidance_schedule: self.plan.guidance_schedule.clone(),
+            prompt_weights: self.plan.prompt_weights,
             model_size: self.plan.target.size(),
             step_cache: self.plan.step_cache,
             reference_reuse: self.plan.reference_reuse.clone(),
@@ -135,6 +173,12 @@ pub(crate) struct Made {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) shift: Option<f64>,
     pub(crate) guidance: f64,
+    /// The values of all steps, if each had its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) guidance_schedule: Option<GuidanceSchedule>,
+    /// Set if parentheses in the prompts weighed words.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) prompt_weights: bool,
     pub(crate) model_size: Size,
     #[serde(default, skip_serializing_if = "StepCache::is_off")]
     pub(crate) step_cache: StepCache,
@@ -175,6 +219,9 @@ impl Made {
             text.push(("reference_reuse", reuse.to_string()));
         }
         text.extend(prompt_2.map(|prompt| ("prompt_2", prompt.to_owned())));
+        let by_step = self.guidance_schedule.as_ref();
+        text.extend(by_step.map(|by_step| ("guidance_schedule", by_step.to_string())));
+        text.extend(self.prompt_weights.then(|| ("prompt_weights", "true".to_owned())));
         text.extend(self.shift.map(|shift| ("shift", shift.to_string())));
         text.extend((!is_euler(&self.sampler)).then(|| ("sampler", self.sampler.to_string())));
         text

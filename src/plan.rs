@@ -15,14 +15,14 @@ use kontext_dit::{ReferenceReuse, StepCache, StepWork};
 use kontext_lora::LoraDefaults;
 use kontext_nn::AttentionKernel;
 use kontext_sampler::ids::{Origin, origins};
-use kontext_sampler::{CfgMode, Conformance, Grid, References, Sampler, Schedule, Shift, Size};
+use kontext_sampler::{CfgMode, Conformance, Grid, GuidanceSchedule, References, Sampler, Schedule, Shift, Size};
 
 use crate::threads::Load;
 use crate::{Compute, Request, RunThreads, Warning};
 pub(crate) use arrays::check_values;
 use arrays::{check_image_latents, check_noise};
 pub(crate) use check::check_numbers;
-use check::{check_request, check_reuse};
+use check::{check_guidance, check_request, check_reuse};
 use chosen::Chosen;
 pub(crate) use facts::ModelFacts;
 pub use flops::RunFlops;
@@ -54,6 +54,8 @@ pub struct Plan {
     pub output: Size,
     /// Tokens of text.
     pub text_tokens: i64,
+    /// Set if parentheses in the prompts weigh words.
+    pub prompt_weights: bool,
     /// Noise levels.
     pub schedule: Schedule,
     /// Fixed shift that the request or a LoRA sets; `None` for the model's.
@@ -63,8 +65,10 @@ pub struct Plan {
     /// Names of the settings that the metadata of a LoRA decided: `steps`, `guidance`, `sampler`, `shift`; see
     /// [`LoraDefaults`].
     pub by_loras: Vec<&'static str>,
-    /// The embedded guidance value; `None` for a model without guidance.
+    /// The embedded guidance value, that of the first step if each has its own; `None` for a model without guidance.
     pub guidance: Option<f64>,
+    /// The guidance values of all steps, if each has its own.
+    pub guidance_schedule: Option<GuidanceSchedule>,
     /// The kernel of the transformer's attention: the builder's, else the automatic choice for the device and the dtype;
     /// `None` before a load for a device that this machine does not have.
     pub attention: Option<AttentionKernel>,
@@ -165,11 +169,13 @@ impl Plan {
                 .unwrap_or(target),
             references,
             text_tokens: facts.text_tokens,
+            prompt_weights: request.weighs_words(),
             schedule: levels(request, chosen.steps, grid.tokens(), chosen.shift)?,
             shift: chosen.own_shift,
             sampler: chosen.sampler,
             by_loras: chosen.by_loras,
             guidance: facts.guidance_embed.then_some(chosen.guidance),
+            guidance_schedule: request.guidance_schedule.clone().filter(|_| facts.guidance_embed),
             attention: match facts.compute.of(request.conformance).transformer {
                 Kind::BFloat16 => facts.attention_in_bf16,
                 _ => facts.attention,
@@ -185,6 +191,7 @@ impl Plan {
             threads: None,
             warnings: Vec::new(),
         };
+        check_guidance(request, plan.schedule.steps())?;
         let plan = plan.with_work(facts, request.cfg_mode)?;
         let threads = facts.computation.threads(plan.load(request.cfg_mode));
         let mut warnings = warnings::warnings(request, &plan, facts);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use image::RgbImage;
 use kontext_dit::{ReferenceReuse, StepCache};
-use kontext_sampler::{CfgMode, Conformance, References, Sampler};
+use kontext_sampler::{CfgMode, Conformance, GuidanceSchedule, References, Sampler};
 use kontext_text::Prompt;
 use ndarray::ArrayD;
 use serde::{Deserialize, Serialize};
@@ -47,6 +47,11 @@ pub struct Request {
     /// `negative_prompt`, too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub negative_prompt_2: Option<String>,
+    /// Set if parentheses in the prompts weigh words for T5, by ComfyUI's rule ([`weighted_texts`](kontext_text::weighted_texts)):
+    /// `(red)` by 1.1, `(red:1.3)` by 1.3, and `\(` is a parenthesis. Not in the conventions of Diffusers and Bfl, which
+    /// have no weights. Default: false, parentheses are text.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub prompt_weights: bool,
     /// Reference images; empty for a generation. The first one is edited. Clones of a request share them.
     #[serde(skip)]
     pub images: Vec<Arc<RgbImage>>,
@@ -89,7 +94,16 @@ pub struct Request {
     pub shift: Option<f64>,
     /// The guidance value that the model embeds. Default: that of the LoRAs or the model's folder, else
     /// [`Conformance::default_guidance`].
+    ///
+    /// Native and Bfl's 2.5 is that of BFL's own examples; diffusers' pipeline has 3.5, which is taken in its conventions
+    /// only. Higher values follow the prompt more closely, with harder contrast.
     pub guidance: Option<f64>,
+    /// A guidance value for each step, instead of `guidance`: as many as the run has steps, after `strength`. Each belongs
+    /// to the noise level that its step begins at: the second evaluation of a step of [`Sampler::Heun`], at the next step's
+    /// level, takes the next step's value.
+    /// Default: one value for all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance_schedule: Option<GuidanceSchedule>,
     /// Scale of true classifier-free guidance; above 1 each step runs the model twice. Default: 1.
     pub true_cfg: f64,
     /// Arrangement of those two runs. Default: one after the other.
@@ -150,6 +164,7 @@ impl Request {
             prompt_2: None,
             negative_prompt: None,
             negative_prompt_2: None,
+            prompt_weights: false,
             images: Vec::new(),
             image_latents: None,
             mask: None,
@@ -164,6 +179,7 @@ impl Request {
             sampler: None,
             shift: None,
             guidance: None,
+            guidance_schedule: None,
             true_cfg: 1.0,
             cfg_mode: CfgMode::default(),
             seed: None,
@@ -203,6 +219,11 @@ impl Request {
             (None, Conformance::Diffusers | Conformance::Bfl) => return None,
         };
         Some(self.both(first, self.negative_prompt_2.as_deref()))
+    }
+
+    /// Returns `true` if parentheses weigh words.
+    pub(crate) fn weighs_words(&self) -> bool {
+        self.prompt_weights && self.conformance == Conformance::Native
     }
 
     /// Returns a prompt of two texts. diffusers takes `prompt_2 or prompt`, and an empty text is false.

@@ -27,6 +27,12 @@ pub enum Warning {
         /// The run's conventions.
         conformance: Conformance,
     },
+    /// [`Request::prompt_weights`](crate::Request::prompt_weights) has no effect: the conventions have no weights, and
+    /// parentheses are text.
+    PromptWeightsIgnored {
+        /// The run's conventions.
+        conformance: Conformance,
+    },
     /// [`Request::cfg_mode`](crate::Request::cfg_mode) has no effect without true classifier-free guidance.
     CfgModeIgnored,
     /// The guidance value has no effect, because the model embeds none (FLUX.1-schnell).
@@ -34,6 +40,9 @@ pub enum Warning {
         /// The value.
         guidance: f64,
     },
+    /// [`Request::guidance_schedule`](crate::Request::guidance_schedule) has no effect, because the model embeds no
+    /// guidance.
+    GuidanceScheduleIgnored,
     /// The guidance value of the model's own [`ModelDefaults`](crate::ModelDefaults) has no effect, because the
     /// model embeds none.
     DefaultGuidanceIgnored {
@@ -155,10 +164,19 @@ impl fmt::Display for Warning {
                 "true_cfg {true_cfg} has no effect without a negative prompt in the conventions of {conformance:?}; \
                  set negative_prompt, which may be empty"
             ),
+            Self::PromptWeightsIgnored { conformance } => write!(
+                f,
+                "prompt_weights has no effect in the conventions of {conformance:?}, where parentheses are text; leave it \
+                 out, or take those of Native"
+            ),
             Self::CfgModeIgnored => write!(f, "cfg_mode has no effect without true_cfg; set true_cfg above 1"),
             Self::GuidanceIgnored { guidance } => write!(
                 f,
                 "guidance {guidance} has no effect, because this model embeds none; use true_cfg and a negative prompt"
+            ),
+            Self::GuidanceScheduleIgnored => write!(
+                f,
+                "guidance_schedule has no effect, because this model embeds no guidance; leave it out"
             ),
             Self::DefaultGuidanceIgnored { guidance } => write!(
                 f,

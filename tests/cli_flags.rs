@@ -105,6 +105,18 @@ fn flags_that_exclude_or_need_each_other_are_refused() {
             &["--full-size", "--fuse-loras", "--lora", "a"],
             "cannot be used with",
         ),
+        (
+            "generate",
+            &["--guidance", "3", "--guidance-schedule", "4,2"],
+            "cannot be used with",
+        ),
+        (
+            "generate",
+            &["--guidance-schedule", "4*0"],
+            "expected values with numbers of steps, as in 3.5*4,2.5*24",
+        ),
+        ("edit", &["--ground", "white"], "expected six hexadecimal digits"),
+        ("generate", &["--keep-alpha"], "unexpected argument '--keep-alpha'"),
         // An empty path, as of a shell variable that is not set.
         ("generate", &["--out="], "a value is required for '--out <FILE>'"),
         ("session", &["--model="], "a value is required for '--model <DIR>'"),

@@ -1,5 +1,5 @@
 //! Many edits in one run of `edit`, in shards, after a kill or Ctrl-C, and with other options.
-#![allow(clippy::unwrap_used)] // In helper functions of a test.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // In helper functions of a test.
 
 mod common;
 

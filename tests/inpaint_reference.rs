@@ -28,7 +28,7 @@ static PIPE: LazyLock<(TempDir, Pipeline)> = LazyLock::new(|| {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| {
         let path = folder.path().join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        kontext::crates::kontext_core::create_folder(path.parent().unwrap()).unwrap();
         path
     };
     for (name, text) in FIXTURE.metadata("files").as_object().unwrap() {

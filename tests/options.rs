@@ -159,11 +159,17 @@ fn without_effect(files: &Files) -> Vec<([&'static str; 2], PipelineBuilder, Req
             edit().negative_prompt_2("red"),
         ),
         ([REQUEST, "true_cfg"], builder(), edit().true_cfg(0.5)),
+        ([REQUEST, "prompt_weights"], builder(), diffusers().prompt_weights(true)),
         ([REQUEST, "cfg_mode"], builder(), edit().cfg_mode(CfgMode::Batched)),
         (
             [REQUEST, "guidance"],
             builder().transformer(files.path("schnell.safetensors")),
             edit().guidance(3.0),
+        ),
+        (
+            [REQUEST, "guidance_schedule"],
+            builder().transformer(files.path("schnell.safetensors")),
+            edit().guidance_schedule([3.0]),
         ),
         ([REQUEST, "width"], builder(), diffusers()),
         ([REQUEST, "height"], builder(), diffusers()),
@@ -407,6 +413,10 @@ fn an_option_that_cannot_act_is_refused_with_its_name() {
                     .sampler(Sampler::Heun)
                     .reference_reuse(ReferenceReuse::default()),
             ),
+        ),
+        (
+            ["Request", "guidance_schedule"],
+            plan(edit().guidance_schedule([3.0, 2.0])),
         ),
         (["Request", "noise"], run(edit().noise(array()))),
         (["Request", "loras"], run(edit().lora("absent", 1.0))),

@@ -1,7 +1,7 @@
 //! Registration in runs: shifts that a model made are undone, and results that did not move keep their bytes.
 //!
 //! The shipped model is made to shift: its reference's latents are those of a shifted picture, of which it edits a part.
-#![allow(clippy::unwrap_used)] // In helper functions of a test.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // In helper functions of a test, and for its tables.
 
 use std::ops::ControlFlow;
 use std::path::Path;

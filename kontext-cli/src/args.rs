@@ -7,13 +7,13 @@ use clap::Args;
 use kontext::image::RgbImage;
 use kontext::io::{EmbeddedProfile, OpenOptions};
 use kontext::{
-    Attention, Conformance, Device, Fp8Products, Pipeline, PipelineBuilder, Placement, Quantize, ReferenceReuse,
-    References, Request, Sampler, StepCache, Threads,
+    Attention, Conformance, Device, Fp8Products, GuidanceSchedule, Pipeline, PipelineBuilder, Placement, Quantize,
+    ReferenceReuse, References, Request, Sampler, StepCache, Threads,
 };
 use kontext_core::array;
 use kontext_device::device;
 
-pub use crate::values::{ConformArg, DtypeArg, ReferencesArg, free_text, positive, whole};
+pub use crate::values::{ConformArg, DtypeArg, ReferencesArg, color, free_text, positive, whole};
 use crate::{PartArgs, PreviewArgs, cache};
 
 /// Options of loading a model.
@@ -136,6 +136,9 @@ pub struct RunArgs {
     /// Negative prompt for T5; --negative-prompt is then for CLIP only
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = free_text)]
     pub negative_prompt_2: Option<String>,
+    /// Parentheses in the prompts weigh words as in ComfyUI: '(red)' by 1.1, '(red:1.3)' by 1.3; '\\(' is a parenthesis
+    #[arg(long)]
+    pub prompt_weights: bool,
     /// Scale of true classifier-free guidance; above 1 each step runs the model twice
     #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
     pub true_cfg: f64,
@@ -169,9 +172,13 @@ pub struct RunArgs {
     /// Fixed shift of the noise levels instead of the model's
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub shift: Option<f64>,
-    /// Guidance value
+    /// Guidance value; if not given, that of the LoRA or the model, else 2.5 as in BFL's code, or 3.5 as in diffusers
+    /// with --conform diffusers
     #[arg(long, allow_negative_numbers = true)]
     pub guidance: Option<f64>,
+    /// Guidance values of the steps with their numbers of steps: 4*8,2.5*20 for 28
+    #[arg(long, value_name = "VALUES", allow_hyphen_values = true, conflicts_with = "guidance")]
+    pub guidance_schedule: Option<GuidanceSchedule>,
     /// Seed of the noise; drawn and printed if not given
     #[arg(long, value_parser = whole, allow_negative_numbers = true)]
     pub seed: Option<u64>,
@@ -213,6 +220,7 @@ impl RunArgs {
         request.prompt_2 = self.prompt_2.clone();
         request.negative_prompt = self.negative_prompt.clone();
         request.negative_prompt_2 = self.negative_prompt_2.clone();
+        request.prompt_weights = self.prompt_weights;
         request.true_cfg = self.true_cfg;
         request.width = self.width;
         request.height = self.height;
@@ -224,6 +232,7 @@ impl RunArgs {
         request.sampler = self.sampler;
         request.shift = self.shift;
         request.guidance = self.guidance;
+        request.guidance_schedule = self.guidance_schedule.clone();
         request.seed = self.seed;
         request.batch = self.batch;
         request.references = match self.references {
@@ -243,7 +252,13 @@ impl RunArgs {
     /// # Errors
     /// Those of [`OpenOptions::open`].
     pub fn open_image(&self, path: impl AsRef<Path>) -> kontext::Result<RgbImage> {
-        open_image(path, self.conformance())
+        self.open_options().open(path)
+    }
+
+    /// Returns the options of opening images for the request; see [`RunArgs::open_image`].
+    #[must_use]
+    pub fn open_options(&self) -> OpenOptions {
+        open_options(self.conformance())
     }
 
     fn conformance(&self) -> Conformance {
@@ -255,13 +270,13 @@ impl RunArgs {
     }
 }
 
-/// Opens an image for a request in these conventions; see [`RunArgs::open_image`].
-pub(crate) fn open_image(path: impl AsRef<Path>, conformance: Conformance) -> kontext::Result<RgbImage> {
+/// Returns the options of opening images for a request in these conventions; see [`RunArgs::open_image`].
+pub(crate) fn open_options(conformance: Conformance) -> OpenOptions {
     let profile = match conformance {
         Conformance::Native => EmbeddedProfile::Convert,
         Conformance::Diffusers | Conformance::Bfl => EmbeddedProfile::Ignore,
     };
-    OpenOptions::new().embedded_profile(profile).open(path)
+    OpenOptions::new().embedded_profile(profile)
 }
 
 /// Returns the device that `--device` names, or the best one.

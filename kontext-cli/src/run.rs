@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
+use kontext::io::Alpha;
 use kontext::{Device, MemoryPlan, ModelSizes, Output, Pipeline, PipelineBuilder, Plan, Request, Size, free_memory};
 
 use crate::args::RunArgs;
@@ -28,6 +29,8 @@ pub struct Files<'a> {
     pub compare: Option<&'a Path>,
     /// The reference images' files.
     pub images: &'a [PathBuf],
+    /// Transparency that the written images have.
+    pub alpha: Option<&'a Alpha>,
 }
 
 impl<'a> Files<'a> {
@@ -38,6 +41,7 @@ impl<'a> Files<'a> {
             out,
             compare: None,
             images: &[],
+            alpha: None,
         }
     }
 }
@@ -95,7 +99,7 @@ pub fn run(args: &RunArgs, request: &Request, files: &Files<'_>) -> anyhow::Resu
     let begin = Instant::now();
     let (output, dump) = observe(&pipe, request, args.dump.is_some(), args.previews.display())?;
     // The dump is written also if an image is not, and the other way round.
-    let saved = save(&output, files.out);
+    let saved = save(&output, files);
     if let Some(path) = &args.dump {
         dump?.save(path)?;
     }
@@ -113,12 +117,16 @@ pub fn run(args: &RunArgs, request: &Request, files: &Files<'_>) -> anyhow::Resu
 }
 
 /// Writes all images of which the files can be written.
-fn save(output: &Output, out: &Path) -> anyhow::Result<()> {
+fn save(output: &Output, files: &Files<'_>) -> anyhow::Result<()> {
     let (mut failed, total) = (Vec::new(), output.images.len());
     for index in 0..total {
-        let path = numbered(out, index);
+        let path = numbered(files.out, index);
         let seed = output.seed.wrapping_add(index as u64);
-        match output.save_image(index, &path) {
+        let saved = match files.alpha {
+            Some(alpha) => output.save_transparent(index, alpha, &path),
+            None => output.save_image(index, &path),
+        };
+        match saved {
             Ok(()) => announce(format_args!(
                 "wrote {} ({}, seed {seed})",
                 path.display(),

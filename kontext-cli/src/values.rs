@@ -72,6 +72,20 @@ pub fn positive<T: TryFrom<u128>>(text: &str) -> Result<T, &'static str> {
     }
 }
 
+/// Parses a colour of sRGB: its red, green and blue in two hexadecimal digits each.
+///
+/// # Errors
+/// If it is written otherwise.
+pub fn color(text: &str) -> Result<[u8; 3], &'static str> {
+    const EXPECTED: &str = "expected six hexadecimal digits, as in ff8000 for orange";
+    let digits = text.strip_prefix('#').unwrap_or(text);
+    if digits.len() != 6 || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return Err(EXPECTED);
+    }
+    let [_, red, green, blue] = u32::from_str_radix(digits, 16).map_err(|_| EXPECTED)?.to_be_bytes();
+    Ok([red, green, blue])
+}
+
 /// Parses a seed.
 ///
 /// # Errors
@@ -84,6 +98,15 @@ pub fn whole(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_color_has_six_digits() {
+        assert_eq!(color("ff8000"), Ok([255, 128, 0]));
+        assert_eq!(color("#FF8000"), Ok([255, 128, 0]));
+        for text in ["", "white", "fff", "+f8000", "ff80001", "ff80é"] {
+            assert!(color(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn a_text_may_begin_with_a_dash_but_not_be_a_flag() {

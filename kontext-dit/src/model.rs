@@ -170,8 +170,23 @@ impl Dit {
     /// [`Error::Shape`] for tensors of other sizes, [`Error::InvalidArgument`] for a missing
     /// guidance value or no steps.
     pub fn prepare(&self, input: &RunInput<'_>) -> Result<Run> {
-        self.check(input)?;
-        self.prepare_checked(input, false).during(Stage::Prepare)
+        self.check(input, input.guidance.as_slice())?;
+        self.prepare_checked(input, input.guidance.as_slice(), false)
+            .during(Stage::Prepare)
+    }
+
+    /// Prepares, as [`Dit::prepare`], with a guidance value for each step instead of `input.guidance`. With one value
+    /// in all steps, the run has the bytes of one that is prepared with it.
+    ///
+    /// # Errors
+    /// Those of [`Dit::prepare`], and [`Error::InvalidArgument`] for another number of values than steps.
+    pub fn prepare_guided(&self, input: &RunInput<'_>, guidance: &[f32]) -> Result<Run> {
+        self.check(input, guidance)?;
+        if guidance.len() != input.times.len() {
+            let expected = format!("{} values, one for each step", input.times.len());
+            return Err(Error::invalid("guidance", expected, guidance.len()));
+        }
+        self.prepare_checked(input, guidance, false).during(Stage::Prepare)
     }
 
     /// Prepares, as [`Dit::prepare`], a single step in which every item of the batch has a separate time, as
@@ -180,7 +195,7 @@ impl Dit {
     /// # Errors
     /// Those of [`Dit::prepare`], and [`Error::InvalidArgument`] for another number of times.
     pub fn prepare_items(&self, input: &RunInput<'_>) -> Result<Run> {
-        self.check(input)?;
+        self.check(input, input.guidance.as_slice())?;
         let batch = input.conditioning.prompt_embeds.size()[0];
         if input.times.len() as i64 != batch {
             return Err(Error::invalid(
@@ -189,10 +204,11 @@ impl Dit {
                 input.times.len(),
             ));
         }
-        self.prepare_checked(input, true).during(Stage::Prepare)
+        self.prepare_checked(input, input.guidance.as_slice(), true)
+            .during(Stage::Prepare)
     }
 
-    fn check(&self, input: &RunInput<'_>) -> Result<()> {
+    fn check(&self, input: &RunInput<'_>, guidance: &[f32]) -> Result<()> {
         let Conditioning { prompt_embeds, pooled } = input.conditioning;
         check::shape(
             "prompt_embeds",
@@ -218,7 +234,7 @@ impl Dit {
         if input.times.is_empty() {
             return Err(Error::invalid("steps", "at least one", 0));
         }
-        if self.config.guidance_embed && input.guidance.is_none() {
+        if self.config.guidance_embed && guidance.is_empty() {
             return Err(Error::invalid(
                 "guidance",
                 "a value, because this model embeds it",
@@ -228,20 +244,16 @@ impl Dit {
         Ok(())
     }
 
-    fn prepare_checked(&self, input: &RunInput<'_>, by_item: bool) -> Result<Run> {
+    fn prepare_checked(&self, input: &RunInput<'_>, guidance: &[f32], by_item: bool) -> Result<Run> {
         let Conditioning { prompt_embeds, pooled } = input.conditioning;
         let (device, kind) = (prompt_embeds.device(), prompt_embeds.kind());
         let times = Tensor::f_from_slice(input.times)?.f_to_device(device)?;
-        let guidance = input
-            .guidance
-            .map(|g| Tensor::f_from_slice(&[g])?.f_to_device(device))
-            .transpose()?;
         let embed = if by_item {
             VectorEmbed::forward_items
         } else {
             VectorEmbed::forward
         };
-        let vectors = embed(&self.vector, &times, guidance.as_ref(), &pooled.f_to_kind(kind)?)?.f_silu()?;
+        let vectors = embed(&self.vector, &times, guidance, &pooled.f_to_kind(kind)?)?.f_silu()?;
 
         let scales = if self.has_kernels_for(kind, prompt_embeds) {
             Scales::Plain

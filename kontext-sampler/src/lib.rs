@@ -3,6 +3,7 @@
 mod conformance;
 pub mod geometry;
 pub mod guidance;
+mod guidance_schedule;
 pub mod ids;
 mod inpainting;
 mod pack;
@@ -15,6 +16,7 @@ mod shift;
 pub use conformance::Conformance;
 pub use geometry::{Grid, Size};
 pub use guidance::CfgMode;
+pub use guidance_schedule::GuidanceSchedule;
 pub use ids::References;
 pub use inpainting::Inpainting;
 pub use pack::{pack, unpack};

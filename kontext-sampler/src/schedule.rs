@@ -18,7 +18,7 @@ use crate::{Conformance, Shift};
 /// ```
 pub const TIME_FACTOR: f32 = 1000.0;
 /// Upper limit on the number of steps; more is taken for a typing error.
-const MOST_STEPS: usize = 1000;
+pub(crate) const MOST_STEPS: usize = 1000;
 
 /// Returns the first thing wrong with custom sigmas.
 fn wrong_sigmas(sigmas: &[f32]) -> Option<String> {

@@ -10,6 +10,7 @@ mod prompt;
 pub mod t5;
 mod tokenizer;
 mod unseen;
+mod weighted;
 
 pub use activation::Activation;
 pub use clip::{ClipConfig, ClipEncoder, ClipOutput};
@@ -18,3 +19,4 @@ pub use prompt::{Prompt, TextEncoder, pooled, prompt_embeds};
 pub use t5::{T5Config, T5Encoder, t5_gguf_name};
 pub use tokenizer::{Encoded, Tokenizer};
 pub use unseen::{Truncation, Unknown, Unseen};
+pub use weighted::{WeightedText, weighted_texts};

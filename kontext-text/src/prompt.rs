@@ -3,7 +3,7 @@
 use kontext_core::{Conditioning, Error, Kind, ModelPart, Result, Stage, Tensor, check};
 
 use crate::clip::{ClipConfig, HIGHEST_ID};
-use crate::{ClipEncoder, T5Encoder, Tokenizer, Unseen};
+use crate::{ClipEncoder, Encoded, T5Encoder, Tokenizer, Unseen, WeightedText, weighted_texts};
 
 /// A prompt: the text for each encoder. It is made from one text for both, or has two, as `prompt` and
 /// `prompt_2` of diffusers and the two fields of ComfyUI's `CLIPTextEncodeFlux`.
@@ -130,6 +130,42 @@ impl TextEncoder {
         Ok((Conditioning { prompt_embeds, pooled }, t5_unseen.and(clip_unseen)))
     }
 
+    /// Encodes a prompt in which parentheses weigh words ([`weighted_texts`]), as ComfyUI does for FLUX.1. T5 computes in
+    /// `compute`; see [`T5Encoder::forward_in`].
+    ///
+    /// The states of a token of weight w are `(z - empty) * w + empty`, in f32, with T5's states `empty` of an empty prompt
+    /// at the same position, for which T5 runs once more. CLIP's pooled vector is that of the text without the markup:
+    /// weights do not change it. Each piece is tokenized on its own, so a word that a parenthesis divides has other
+    /// tokens. The reported unseen text is without the markup. A prompt without a weight other than 1 has the bytes of
+    /// [`TextEncoder::encode_in`].
+    ///
+    /// Source: Comfy-Org/ComfyUI `comfy/sd1_clip.py` (`tokenize_with_weights`, `encode_token_weights`) and
+    /// `comfy/text_encoders/flux.py`. A CLIP prompt beyond 77 tokens is truncated here, between any two tokens.
+    ///
+    /// # Errors
+    /// Those of [`TextEncoder::encode_in`] and [`weighted_texts`].
+    pub fn encode_weighted<'a>(&self, prompt: impl Into<Prompt<'a>>, compute: Kind) -> Result<(Conditioning, Unseen)> {
+        let Prompt { clip, t5 } = prompt.into();
+        let (clip, t5) = (weighted_texts(clip)?, weighted_texts(t5)?);
+        let (tokens, _) = self
+            .clip_tokenizer
+            .encode_pieces(&texts(&clip), clip_length(&self.clip))?;
+        let (pooled, clip_unseen) = pooled_of(&self.clip, tokens)?;
+        let length = self.max_sequence_length;
+        let (tokens, piece_of) = self.t5_tokenizer.encode_pieces(&texts(&t5), length)?;
+        let (mut prompt_embeds, t5_unseen) = states_of(&self.t5, tokens, compute)?;
+        let mut weights = vec![1.0; length];
+        for (weight, piece) in weights.iter_mut().zip(piece_of) {
+            *weight = t5.get(piece).map_or(1.0, |piece| piece.weight as f32);
+        }
+        if weights.iter().any(|weight| *weight != 1.0) {
+            let (empty, _) = states(&self.t5, &self.t5_tokenizer, "", length, compute)?;
+            prompt_embeds = weighted(&prompt_embeds, &empty, &weights)?;
+            check::finite(Stage::TextT5, &prompt_embeds)?;
+        }
+        Ok((Conditioning { prompt_embeds, pooled }, t5_unseen.and(clip_unseen)))
+    }
+
     /// Returns the text of a prompt that [`TextEncoder::encode`] would not see, without encoding it.
     ///
     /// # Errors
@@ -171,7 +207,10 @@ fn states(
     length: usize,
     compute: Kind,
 ) -> Result<(Tensor, Unseen)> {
-    let tokens = tokenizer.encode(prompt, length)?;
+    states_of(t5, tokenizer.encode(prompt, length)?, compute)
+}
+
+fn states_of(t5: &T5Encoder, tokens: Encoded, compute: Kind) -> Result<(Tensor, Unseen)> {
     let states = t5.forward_in(&tokens.tensor()?, compute)?;
     check::finite(Stage::TextT5, &states)?;
     Ok((states, Unseen::of(ModelPart::T5, tokens)))
@@ -184,10 +223,27 @@ fn states(
 /// Those of [`Tokenizer::encode`] and [`ClipEncoder::forward`]; [`Error::NotFinite`] if the vector contains a
 /// NaN or an infinity.
 pub fn pooled(clip: &ClipEncoder, tokenizer: &Tokenizer, prompt: &str) -> Result<(Tensor, Unseen)> {
-    let tokens = tokenizer.encode(prompt, clip_length(clip))?;
+    pooled_of(clip, tokenizer.encode(prompt, clip_length(clip))?)
+}
+
+fn pooled_of(clip: &ClipEncoder, tokens: Encoded) -> Result<(Tensor, Unseen)> {
     let pooled = clip.forward(&tokens.tensor()?)?.pooled;
     check::finite(Stage::TextClip, &pooled)?;
     Ok((pooled, Unseen::of(ModelPart::Clip, tokens)))
+}
+
+/// Returns the texts of pieces.
+fn texts(pieces: &[WeightedText]) -> Vec<&str> {
+    pieces.iter().map(|piece| piece.text.as_str()).collect()
+}
+
+/// Weighs states [1, T, D] against those of an empty prompt, one weight a token; those of weight 1 keep their bits.
+fn weighted(states: &Tensor, empty: &Tensor, weights: &[f32]) -> Result<Tensor> {
+    let (kind, device) = (states.kind(), states.device());
+    let weights = Tensor::f_from_slice(weights)?.f_to_device(device)?.f_view([1, -1, 1])?;
+    let (z, empty) = (states.f_to_kind(Kind::Float)?, empty.f_to_kind(Kind::Float)?);
+    let weighed = z.f_sub(&empty)?.f_mul(&weights)?.f_add(&empty)?;
+    Ok(z.f_where_self(&weights.f_eq(1.0)?, &weighed)?.f_to_kind(kind)?)
 }
 
 /// Returns the number of tokens of CLIP's prompts.

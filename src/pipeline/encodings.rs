@@ -30,11 +30,13 @@ struct Cache<K, V> {
     emptied: u64,
 }
 
-/// Cache key of a prompt's conditioning: the text of each encoder, the LoRAs of both, and T5's arithmetic.
+/// Cache key of a prompt's conditioning: the text of each encoder and its reading, the LoRAs of both, and T5's arithmetic.
 #[derive(Debug, PartialEq)]
 pub(super) struct PromptKey {
     pub(super) clip: String,
     pub(super) t5: String,
+    /// Set if parentheses weigh words.
+    pub(super) weighted: bool,
     pub(super) loras: LoraKey,
     pub(super) compute: Kind,
     /// The last bits depend on it.

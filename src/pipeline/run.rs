@@ -202,7 +202,9 @@ impl Pipeline {
         }
         let target_ids = grid_ids(plan.target, Origin { t: 0, y: 0, x: 0 })?;
         let times = plan.schedule.embedded_times(dtype);
-        let guidance_value = plan.guidance.map(|g| plan.schedule.embedded_guidance(g, dtype));
+        let embedded = |guidance: f64| plan.schedule.embedded_guidance(guidance, dtype);
+        let by_step = plan.guidance_schedule.as_ref();
+        let by_step = by_step.map(|by_step| by_step.values.iter().map(|g| embedded(*g)).collect::<Vec<_>>());
         // The transformer computes in the kind of its conditioning.
         let compute = plan.compute.transformer;
         let prepare = |conditioning: &Conditioning| -> Result<(Run, CachedRun)> {
@@ -215,9 +217,14 @@ impl Pipeline {
                 target_ids: &target_ids,
                 context,
                 times: &times,
-                guidance: guidance_value,
+                guidance: plan.guidance.map(embedded),
             };
-            let run = computing.step(|| dit.with(|dit| dit.prepare(&input)))?;
+            let run = computing.step(|| {
+                dit.with(|dit| match &by_step {
+                    Some(by_step) => dit.prepare_guided(&input, by_step),
+                    None => dit.prepare(&input),
+                })
+            })?;
             let run = run.arithmetic(arithmetic(plan.conformance));
             let mut cache = dit.with(|dit| dit.step_cache(&plan.step_cache, &run))?;
             if let Some(reuse) = &plan.reference_reuse {

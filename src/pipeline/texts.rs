@@ -39,6 +39,7 @@ impl Pipeline {
                 clip: prompt.clip.to_owned(),
                 t5: prompt.t5.to_owned(),
                 loras: text_loras.clone(),
+                weighted: request.weighs_words(),
                 compute,
                 threads: plan.threads.map(|threads| threads.text),
             };
@@ -49,7 +50,15 @@ impl Pipeline {
                         Some(leased) => leased,
                         None => text.insert(self.lease_text(loras)?),
                     };
-                    let encoded = computing.text(|| encoder.with(|encoder| encoder.encode_in(prompt, compute)))?;
+                    let encoded = computing.text(|| {
+                        encoder.with(|encoder| {
+                            if request.weighs_words() {
+                                encoder.encode_weighted(prompt, compute)
+                            } else {
+                                encoder.encode_in(prompt, compute)
+                            }
+                        })
+                    })?;
                     missing.add(&encoded);
                     (encoded, false)
                 }

@@ -3,7 +3,7 @@
 use kontext_core::{Error, Result, range};
 use kontext_sampler::geometry::{LARGEST_SIDE, TOKEN_PIXELS};
 use kontext_sampler::{Conformance, Grid, Shift};
-use kontext_text::Tokenizer;
+use kontext_text::{Tokenizer, weighted_texts};
 
 use super::masked::check_settings;
 use super::{MaskPlan, ReferencePlan, levels};
@@ -18,6 +18,9 @@ pub(super) fn check_request(request: &Request) -> Result<()> {
     let optional = [&request.prompt_2, &request.negative_prompt, &request.negative_prompt_2];
     for prompt in optional.into_iter().flatten().chain([&request.prompt]) {
         Tokenizer::check_length(prompt)?;
+        if request.weighs_words() {
+            weighted_texts(prompt)?;
+        }
     }
     check_numbers(request)?;
     if request.strength != 1.0 && request.images.is_empty() {
@@ -34,6 +37,17 @@ pub(super) fn check_request(request: &Request) -> Result<()> {
             format!("{}x{}", image.width(), image.height()),
         )),
         None => Ok(()),
+    }
+}
+
+/// Checks that there is a guidance value for each step.
+pub(super) fn check_guidance(request: &Request, steps: usize) -> Result<()> {
+    match &request.guidance_schedule {
+        Some(schedule) if schedule.values.len() != steps => {
+            let expected = format!("{steps} values, one for each step of the run");
+            Err(Error::invalid("guidance_schedule", expected, schedule.values.len()))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -104,12 +118,18 @@ pub(crate) fn check_numbers(request: &Request) -> Result<()> {
             request.batch,
         ));
     }
+    let by_step = request.guidance_schedule.iter().flat_map(|schedule| &schedule.values);
+    let by_step = by_step.map(|value| ("guidance_schedule", *value));
     let values = [
         ("guidance", request.guidance.unwrap_or_default()),
         ("true_cfg", request.true_cfg),
     ];
+    if let (Some(guidance), Some(_)) = (request.guidance, &request.guidance_schedule) {
+        return Err(Error::invalid("guidance", "none next to guidance_schedule", guidance));
+    }
     if let Some((name, value)) = values
         .into_iter()
+        .chain(by_step)
         .find(|(_, v)| v.is_nan() || v.abs() > LARGEST_GUIDANCE)
     {
         return Err(Error::invalid(

@@ -42,10 +42,12 @@ impl Chosen {
         } else {
             loras.or(request.steps, "steps", |lora| lora.steps)
         };
+        let first = request.guidance_schedule.iter().flat_map(|schedule| &schedule.values);
+        let own_guidance = request.guidance.or(first.copied().next());
         let guidance = if facts.guidance_embed {
-            loras.or(request.guidance, "guidance", |lora| lora.guidance)
+            loras.or(own_guidance, "guidance", |lora| lora.guidance)
         } else {
-            request.guidance
+            own_guidance
         };
         let sampler = loras.or(request.sampler, "sampler", |lora| lora.sampler);
         let shift = if request.sigmas.is_some() && request.conformance != Conformance::Diffusers {

@@ -91,9 +91,13 @@ impl fmt::Display for Plan {
         if !self.by_loras.is_empty() {
             writeln!(f, "by a LoRA:   {}", self.by_loras.join(", "))?;
         }
-        match self.guidance {
-            Some(guidance) => writeln!(f, "guidance:    {guidance}")?,
-            None => writeln!(f, "guidance:    none (the model embeds none)")?,
+        match (self.guidance, &self.guidance_schedule) {
+            (Some(_), Some(schedule)) => writeln!(f, "guidance:    {schedule}, by step")?,
+            (Some(guidance), None) => writeln!(f, "guidance:    {guidance}")?,
+            (None, _) => writeln!(f, "guidance:    none (the model embeds none)")?,
+        }
+        if self.prompt_weights {
+            writeln!(f, "prompts:     parentheses weigh words")?;
         }
         if let Some(attention) = self.attention {
             writeln!(f, "attention:   {attention}")?;

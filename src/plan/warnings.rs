@@ -11,6 +11,10 @@ use crate::{Request, Warning};
 pub(super) fn warnings(request: &Request, plan: &Plan, facts: &ModelFacts) -> Vec<Warning> {
     let mut warnings = facts.ignored.clone();
     warnings.extend(of_guidance(request, facts));
+    if request.prompt_weights && !request.weighs_words() {
+        let conformance = request.conformance;
+        warnings.push(Warning::PromptWeightsIgnored { conformance });
+    }
     if let (Some(steps), Some(_)) = (request.steps, &request.sigmas) {
         warnings.push(Warning::StepsIgnored { steps });
     }
@@ -72,6 +76,9 @@ fn of_guidance(request: &Request, facts: &ModelFacts) -> Vec<Warning> {
     }
     if let Some(guidance) = request.guidance.filter(|_| !facts.guidance_embed) {
         warnings.push(Warning::GuidanceIgnored { guidance });
+    }
+    if request.guidance_schedule.is_some() && !facts.guidance_embed {
+        warnings.push(Warning::GuidanceScheduleIgnored);
     }
     warnings
 }

@@ -1,7 +1,7 @@
 //! Setting a request's options, one after the other.
 
 use kontext_dit::{ReferenceReuse, StepCache};
-use kontext_sampler::{CfgMode, Conformance, References, Sampler};
+use kontext_sampler::{CfgMode, Conformance, GuidanceSchedule, References, Sampler};
 use ndarray::ArrayD;
 
 use super::Request;
@@ -121,6 +121,22 @@ impl Request {
         }
     }
 
+    /// Sets [`Request::prompt_weights`].
+    ///
+    /// # Example
+    /// ```
+    /// use kontext::Request;
+    /// let request = Request::generate("a (red:1.3) hat").prompt_weights(true);
+    /// assert!(request.prompt_weights);
+    /// ```
+    #[must_use]
+    pub fn prompt_weights(self, weights: bool) -> Self {
+        Self {
+            prompt_weights: weights,
+            ..self
+        }
+    }
+
     /// Sets [`Request::width`] and [`Request::height`].
     #[must_use]
     pub fn size(self, width: u32, height: u32) -> Self {
@@ -197,6 +213,23 @@ impl Request {
     pub fn guidance(self, guidance: f64) -> Self {
         Self {
             guidance: Some(guidance),
+            ..self
+        }
+    }
+
+    /// Sets [`Request::guidance_schedule`].
+    ///
+    /// # Example
+    /// ```
+    /// use kontext::Request;
+    /// let request = Request::generate("a lighthouse").steps(3).guidance_schedule([4.0, 2.5, 2.5]);
+    /// assert_eq!(request.guidance_schedule, Some("4,2.5*2".parse()?));
+    /// # Ok::<(), kontext::Error>(())
+    /// ```
+    #[must_use]
+    pub fn guidance_schedule(self, values: impl Into<GuidanceSchedule>) -> Self {
+        Self {
+            guidance_schedule: Some(values.into()),
             ..self
         }
     }

@@ -87,6 +87,8 @@ impl Session {
             sampler: plan.sampler,
             shift: plan.shift,
             guidance: output.guidance,
+            guidance_schedule: plan.guidance_schedule.clone(),
+            prompt_weights: plan.prompt_weights,
             model_size: plan.target.size(),
             step_cache: plan.step_cache,
             reference_reuse: plan.reference_reuse.clone(),

@@ -1,5 +1,5 @@
 //! Registration: motions of drawn pictures found again, and nothing found where nothing moved.
-#![allow(clippy::unwrap_used)] // In helper functions of a test.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // In helper functions of a test, and for its tables.
 
 mod scenes;
 

@@ -103,7 +103,7 @@ impl Runner<'_> {
         for path in &job.images {
             request
                 .images
-                .push(Arc::new(args::open_image(path, request.conformance)?));
+                .push(Arc::new(args::open_options(request.conformance).open(path)?));
         }
         Ok((request, record))
     }

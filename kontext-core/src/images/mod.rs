@@ -1,5 +1,6 @@
 //! Images: 8-bit RGB files and buffers to tensors and back.
 
+mod alpha;
 mod color;
 mod decoded;
 mod dimensions;
@@ -20,6 +21,7 @@ use std::path::Path;
 
 use image::{GrayImage, RgbImage};
 
+pub use alpha::Alpha;
 pub use dimensions::dimensions;
 pub use open::{EmbeddedProfile, OpenOptions};
 pub use samples::flatten;

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use image::{GrayImage, Pixel, RgbImage};
 
+use super::alpha::{Alpha, WHITE, narrowed, spread};
 use super::color::Conversion;
 use super::decoded::{Decoded, Failure, PixelLimit, panicked};
 use super::format::{Format, HEAD};
@@ -17,12 +18,12 @@ use crate::{Error, Result, buffer, contain, threads};
 ///
 /// - **Formats**: PNG, JPEG and WebP, recognised by content. Of an animation the first frame is decoded.
 /// - **Pixels**: 8-bit RGB. Palettes, greys and CMYK are converted, 16 bits rounded, transparent parts composited on
-///   white.
+///   [`OpenOptions::ground`], which is white.
 /// - **Orientation**: as Pillow's `ImageOps.exif_transpose` applies it, by EXIF, or by XMP if EXIF names none.
 /// - **Colours**: converted to sRGB by the embedded profile, see [`EmbeddedProfile`].
 ///
 /// The limits are checked before memory is taken. Decoding takes at most 20 bytes a pixel (24 of an animation) and the
-/// file itself: 3 of the result, up to 8 of decoded samples, and what a decoder needs for itself, for which it is asked
+/// file itself (7 more with [`OpenOptions::open_with_alpha`]): 3 of the result, up to 8 of decoded samples, and what a decoder needs for itself, for which it is asked
 /// first.
 ///
 /// # Example
@@ -43,6 +44,7 @@ pub struct OpenOptions {
     max_pixels: u64,
     max_bytes: u64,
     embedded_profile: EmbeddedProfile,
+    ground: [u8; 3],
 }
 
 /// Use of the colour profile in an image file.
@@ -74,13 +76,14 @@ impl OpenOptions {
     /// a plan joins none.
     pub const MAX_PIXELS: u64 = 178_956_970;
 
-    /// Returns the defaults: [`OpenOptions::MAX_PIXELS`], 512 MiB, and colours converted to sRGB.
+    /// Returns the defaults: [`OpenOptions::MAX_PIXELS`], 512 MiB, colours converted to sRGB, and a white ground.
     #[must_use]
     pub const fn new() -> Self {
         Self {
             max_pixels: Self::MAX_PIXELS,
             max_bytes: 1 << 29,
             embedded_profile: EmbeddedProfile::Convert,
+            ground: WHITE,
         }
     }
 
@@ -105,6 +108,13 @@ impl OpenOptions {
         self
     }
 
+    /// Sets the colour, in sRGB, that transparent pixels of an image are composited on. Default: white.
+    #[must_use]
+    pub const fn ground(mut self, color: [u8; 3]) -> Self {
+        self.ground = color;
+        self
+    }
+
     /// Opens an image file. The file may be a pipe; it is read once.
     ///
     /// # Errors
@@ -114,6 +124,25 @@ impl OpenOptions {
     pub fn open(&self, path: impl AsRef<Path>) -> Result<RgbImage> {
         let path = path.as_ref();
         self.image(&self.read_file(path)?, path)
+    }
+
+    /// Opens an image file as [`OpenOptions::open`] does, and returns its transparency, too; `None` if all pixels are
+    /// opaque.
+    ///
+    /// # Errors
+    /// Those of [`OpenOptions::open`].
+    pub fn open_with_alpha(&self, path: impl AsRef<Path>) -> Result<(RgbImage, Option<Alpha>)> {
+        let path = path.as_ref();
+        self.image_with_alpha(&self.read_file(path)?, path)
+    }
+
+    /// Decodes an image file in memory as [`OpenOptions::open_with_alpha`] does.
+    ///
+    /// # Errors
+    /// Those of [`OpenOptions::decode`].
+    pub fn decode_with_alpha(&self, bytes: &[u8]) -> Result<(RgbImage, Option<Alpha>)> {
+        let path = Path::new("");
+        self.image_with_alpha(&self.contents(bytes, path)?, path)
     }
 
     /// Decodes an image file in memory.
@@ -198,7 +227,19 @@ impl OpenOptions {
     }
 
     fn image(&self, contents: &Contents<'_>, path: &Path) -> Result<RgbImage> {
+        self.converted(self.samples(contents, path)?)
+    }
+
+    fn image_with_alpha(&self, contents: &Contents<'_>, path: &Path) -> Result<(RgbImage, Option<Alpha>)> {
         let decoded = self.samples(contents, path)?;
+        let orientation = decoded.orientation;
+        let oriented = |levels| narrowed(&orientation.apply(spread(&levels)?)?);
+        let levels = decoded.samples.alpha()?.map(oriented).transpose()?;
+        let alpha = levels.map(|levels| Alpha::new(levels, self.ground));
+        Ok((self.converted(decoded)?, alpha))
+    }
+
+    fn converted(&self, decoded: Decoded) -> Result<RgbImage> {
         let (channels, depth) = (decoded.samples.channels, decoded.samples.depth);
         let profile = decoded
             .profile
@@ -206,7 +247,7 @@ impl OpenOptions {
         let conversion = profile.and_then(|profile| Conversion::new(&profile, channels, depth));
         decoded
             .orientation
-            .apply(decoded.samples.into_rgb(conversion.as_ref())?)
+            .apply(decoded.samples.into_rgb(conversion.as_ref(), self.ground)?)
     }
 
     fn mask(&self, contents: &Contents<'_>, path: &Path) -> Result<GrayImage> {
@@ -216,7 +257,7 @@ impl OpenOptions {
                           transparency, white where the image may change and black elsewhere";
             return Err(Failure::Reason(reason.to_owned()).at(path));
         }
-        luma(&decoded.orientation.apply(decoded.samples.into_rgb(None)?)?)
+        luma(&decoded.orientation.apply(decoded.samples.into_rgb(None, WHITE)?)?)
     }
 
     fn samples(&self, contents: &Contents<'_>, path: &Path) -> Result<Decoded> {

@@ -1,8 +1,9 @@
 //! Decoded samples in the layout of their file, and their way to 8-bit RGB.
 
-use image::{DynamicImage, RgbImage};
+use image::{DynamicImage, GrayImage, RgbImage};
 use rayon::prelude::*;
 
+use super::alpha::over;
 use super::color::Conversion;
 use crate::{Error, Result, buffer};
 
@@ -80,8 +81,26 @@ impl Samples {
         self.channels.has_alpha() && !self.bytes.par_chunks_exact(pixel).all(opaque)
     }
 
-    /// Converts to 8-bit RGB: colours by `conversion`, then depth, then alpha, which is composited on white.
-    pub(super) fn into_rgb(self, conversion: Option<&Conversion>) -> Result<RgbImage> {
+    /// Returns the alpha channel in 8 bits; `None` if all pixels are opaque.
+    pub(super) fn alpha(&self) -> Result<Option<GrayImage>> {
+        if !self.is_transparent() {
+            return Ok(None);
+        }
+        let depth = self.depth.bytes();
+        let pixels = self.bytes.chunks_exact(self.channels.count() * depth);
+        let mut levels = buffer::with_room(pixels.len(), DECODED)?;
+        levels.extend(pixels.map(|pixel| match pixel[pixel.len() - depth..] {
+            [high, low] => rounded(u16::from_be_bytes([high, low])),
+            _ => pixel[pixel.len() - 1],
+        }));
+        let missing = || Error::bug("an alpha channel with missing pixels");
+        GrayImage::from_raw(self.width, self.height, levels)
+            .ok_or_else(missing)
+            .map(Some)
+    }
+
+    /// Converts to 8-bit RGB: colours by `conversion`, then depth, then alpha, which is composited on `ground`.
+    pub(super) fn into_rgb(self, conversion: Option<&Conversion>, ground: [u8; RGB]) -> Result<RgbImage> {
         let Self {
             width,
             height,
@@ -105,7 +124,7 @@ impl Samples {
             let mut rgb = buffer::filled(0_u8, row * height as usize * RGB, DECODED)?;
             let rows = bytes.par_chunks_exact(stride).zip(rgb.par_chunks_exact_mut(row * RGB));
             let convert = |scratch: &mut Scratch, (source, target): (&[u8], &mut [u8])| {
-                scratch.convert(source, target, (channels, depth), conversion);
+                scratch.convert(source, target, (channels, depth), conversion, ground);
             };
             rows.for_each_init(Scratch::default, convert);
             rgb
@@ -130,6 +149,7 @@ impl Scratch {
         target: &mut [u8],
         (channels, depth): (Channels, Depth),
         conversion: Option<&Conversion>,
+        ground: [u8; RGB],
     ) {
         let count = channels.count();
         let colors = count - usize::from(channels.has_alpha());
@@ -164,7 +184,9 @@ impl Scratch {
         }
         if channels.has_alpha() {
             for (pixel, alpha) in target.as_chunks_mut::<RGB>().0.iter_mut().zip(&self.alpha) {
-                *pixel = pixel.map(|value| over_white(value, *alpha));
+                for (value, ground) in pixel.iter_mut().zip(ground) {
+                    *value = over(*value, *alpha, ground);
+                }
             }
         }
     }
@@ -200,12 +222,6 @@ fn rounded(sample: u16) -> u8 {
     ((u32::from(sample) + 128) / 257) as u8
 }
 
-/// Composites a level on white.
-fn over_white(value: u8, alpha: u8) -> u8 {
-    let (value, alpha) = (u32::from(value), u32::from(alpha));
-    ((value * alpha + 255 * (255 - alpha) + 127) / 255) as u8
-}
-
 /// Converts to 8-bit RGB, with transparent parts composited on white. Ends the program if the system refuses the
 /// memory; files are opened without this.
 #[must_use]
@@ -217,7 +233,7 @@ pub fn flatten(image: &DynamicImage) -> RgbImage {
     let mut rgb = RgbImage::new(rgba.width(), rgba.height());
     for (pixel, rgba) in rgb.pixels_mut().zip(rgba.pixels()) {
         let [red, green, blue, alpha] = rgba.0;
-        pixel.0 = [red, green, blue].map(|value| over_white(value, alpha));
+        pixel.0 = [red, green, blue].map(|value| over(value, alpha, 255));
     }
     rgb
 }

@@ -182,11 +182,17 @@ impl Tokenizer {
     /// [`Tokenizer::MOST_TOKENS`], or the prompt is longer than [`Tokenizer::LONGEST_PROMPT`];
     /// [`Error::Tokenizer`] if the prompt cannot be encoded.
     pub fn encode(&self, prompt: &str, max_length: usize) -> Result<Encoded> {
-        Self::check_length(prompt)?;
-        contain(|| self.encode_checked(prompt, max_length)).unwrap_or_else(|panic| Err(crashed(&self.path, &panic)))
+        Ok(self.encode_pieces(&[prompt], max_length)?.0)
     }
 
-    fn encode_checked(&self, prompt: &str, max_length: usize) -> Result<Encoded> {
+    /// Encodes a prompt as [`Tokenizer::encode`] does, with its pieces one by one, so that no token is of two of them.
+    /// Returns the piece of each token, too, without those that are added to every prompt.
+    pub(crate) fn encode_pieces(&self, pieces: &[&str], max_length: usize) -> Result<(Encoded, Vec<usize>)> {
+        pieces.iter().try_for_each(|piece| Self::check_length(piece))?;
+        contain(|| self.encode_checked(pieces, max_length)).unwrap_or_else(|panic| Err(crashed(&self.path, &panic)))
+    }
+
+    fn encode_checked(&self, pieces: &[&str], max_length: usize) -> Result<(Encoded, Vec<usize>)> {
         let failed = |e: tokenizers::Error| unusable(&self.path, &e);
         range::within("length in tokens", max_length, 0..=Self::MOST_TOKENS)?;
         let added = self.added_tokens();
@@ -197,28 +203,46 @@ impl Tokenizer {
                 max_length,
             ));
         };
-        let text = if self.whole_words_lowered {
-            clip_bpe::final_sigmas(prompt)
-        } else {
-            prompt.into()
-        };
-        let mut tokens = self.inner.encode(text.as_ref(), false).map_err(failed)?;
-        let cut = tokens.get_offsets().get(room).map(|&(start, _)| tail(prompt, start));
-        tokens.truncate(room, 0, tokenizers::TruncationDirection::Right);
-        tokens.take_overflowing();
-        let unknown = self.unknown.as_ref().map_or_else(Vec::new, |(id, name)| {
-            unknown::unknown_texts(prompt, &tokens, *id, name)
-        });
-        let tokens = self.inner.post_process(tokens, None, true).map_err(failed)?;
+        let mut all = tokenizers::Encoding::default();
+        let (mut piece_of, mut unknown, mut cut) = (Vec::new(), Vec::new(), None);
+        for (index, piece) in pieces.iter().enumerate() {
+            let text = if self.whole_words_lowered {
+                clip_bpe::final_sigmas(piece)
+            } else {
+                (*piece).into()
+            };
+            let mut tokens = self.inner.encode(text.as_ref(), false).map_err(failed)?;
+            let room = room - all.len();
+            let rest = tokens.get_offsets().get(room).map(|&(start, _)| start);
+            tokens.truncate(room, 0, tokenizers::TruncationDirection::Right);
+            tokens.take_overflowing();
+            if let Some((id, name)) = &self.unknown {
+                let texts = unknown::unknown_texts(piece, &tokens, *id, name);
+                unknown.extend(
+                    texts
+                        .into_iter()
+                        .filter(|text| !unknown.contains(text))
+                        .collect::<Vec<_>>(),
+                );
+            }
+            piece_of.resize(piece_of.len() + tokens.len(), index);
+            all.merge_with(tokens, false);
+            if let Some(start) = rest {
+                cut = Some(tail(&pieces[index..].concat(), start));
+                break;
+            }
+        }
+        let tokens = self.inner.post_process(all, None, true).map_err(failed)?;
         let mut ids: Vec<i64> = tokens.get_ids().iter().map(|&id| i64::from(id)).collect();
         let used = ids.len();
         ids.resize(max_length.max(used), self.pad_id());
-        Ok(Encoded {
+        let encoded = Encoded {
             ids,
             used,
             cut,
             unknown,
-        })
+        };
+        Ok((encoded, piece_of))
     }
 }
 
