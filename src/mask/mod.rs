@@ -170,17 +170,17 @@ impl MaskSettings {
     pub(crate) fn check(&self) -> Result<()> {
         let longest = LARGEST_SIDE as f32;
         range::within("grow of a mask", self.grow, 0.0..=longest)?;
-        range::within("feather of a mask", self.feather(), 0.0..=longest)?;
+        range::within("feather of a mask", self.feathered(), 0.0..=longest)?;
         range::within("crop of a mask", self.crop.unwrap_or_default(), 0..=LARGEST_SIDE).map(drop)
     }
 
-    fn feather(&self) -> f32 {
+    fn feathered(&self) -> f32 {
         self.feather.unwrap_or(FEATHER)
     }
 
     /// Returns the distance beyond the mask at which the share has ended, in whole pixels.
     fn reach(&self) -> u32 {
-        (self.grow + self.feather()).ceil() as u32
+        (self.grow + self.feathered()).ceil() as u32
     }
 }
 

@@ -28,7 +28,7 @@ pub(crate) fn shares(mask: &GrayImage, settings: &MaskSettings) -> Result<GrayIm
     let part = mask.view(region.left, region.top, width, height);
     let set: Vec<bool> = part.pixels().map(|(_, _, level)| level.0[0] >= REPAINTED).collect();
     let distances = squared_distances(&set, width as usize);
-    let (grow, feather) = (f64::from(settings.grow), f64::from(settings.feather()));
+    let (grow, feather) = (f64::from(settings.grow), f64::from(settings.feathered()));
     for ((x, y, level), squared) in part.pixels().zip(distances) {
         let share = falloff(squared.sqrt() - grow, feather);
         let share = level.0[0].max((share * 255.0).round() as u8);
