@@ -1,6 +1,6 @@
 //! Published scores of FLUX.1 Kontext [dev], as anchors for a reader of a judge's scores.
 
-/// A score of FLUX.1 Kontext [dev] that others have measured, with their judge and settings.
+/// A score of FLUX.1 Kontext \[dev\] that others have measured, with their judge and settings.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Anchor {
