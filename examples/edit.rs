@@ -152,7 +152,10 @@ fn run_many(args: &Args, source: &Source) -> anyhow::Result<()> {
             "masks, --outpaint, --crop and --register are of one edit; leave them out with a folder, a pattern or a manifest"
         );
     }
-    let out = args.out.as_ref().context("--out names the folder of the results")?;
+    let out = args.out.as_ref();
+    let out = out.context(
+        "many images are edited, those of a folder, a pattern or a manifest; name the folder of the results by --out",
+    )?;
     let prompt = args.prompt.as_deref().unwrap_or_default();
     let request = args.run.apply(Request::generate(prompt).strength(args.strength))?;
     let defaults = Defaults {

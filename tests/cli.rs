@@ -494,11 +494,7 @@ fn images_that_are_none_are_refused() {
         &["--image", "none.png"],
         "cannot access none.png: there is no such file or folder; check the path",
     );
-    desk.bad(
-        "edit",
-        &["--image", "."],
-        "cannot access .: it is a folder, expected a file; name a file",
-    );
+    desk.bad("edit", &["--image", "."], "name the folder of the results by --out");
     let words = "cannot use the image text.png: it is a text, not an image; give a PNG, JPEG or WebP file";
     desk.bad("edit", &["--image", "text.png"], words);
     desk.bad(

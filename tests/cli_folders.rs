@@ -128,7 +128,7 @@ fn flags_of_many_edits_and_of_one_are_not_mixed() {
     std::fs::write(desk.path("m.csv"), "image;prompt\n").unwrap();
     std::fs::write(desk.path("m.jsonl"), "\n").unwrap();
     for (flags, words) in [
-        (&["--image", "photos"][..], "--out names the folder"),
+        (&["--image", "photos"][..], "name the folder of the results by --out"),
         (&["--image", "photos", "--out", "o"], "give one by --prompt"),
         (
             &["--image", "photos", "--image", "photos/a.png"],

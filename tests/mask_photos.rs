@@ -37,7 +37,10 @@ fn photos() -> Vec<PathBuf> {
         files.sort();
         files
     };
-    of(shared.clone()).into_iter().chain(of(shared.join("kodak")).into_iter().take(14)).collect()
+    of(shared.clone())
+        .into_iter()
+        .chain(of(shared.join("kodak")).into_iter().take(14))
+        .collect()
 }
 
 /// Returns the photographs as files of all formats and several sizes: every third one is a WebP of another size.
@@ -99,7 +102,10 @@ fn bytes_outside_of_the_feather_are_those_of_the_photograph() {
         let (width, height) = source.dimensions();
         // Another place and size in each, of odd numbers.
         let (w, h) = (31 + 7 * index as u32 % 90, 25 + 11 * index as u32 % 70);
-        let (left, top) = ((width - w) * (index as u32 % 5) / 5, (height - h) * (index as u32 % 4) / 4);
+        let (left, top) = (
+            (width - w) * (index as u32 % 5) / 5,
+            (height - h) * (index as u32 % 4) / 4,
+        );
         let inside = [left, top, left + w, top + h];
         let (grow, feather) = (index as f32 % 4.0, 3.0 + index as f32 % 9.0);
         let mask = Mask::rectangle(Size::new(width, height), [left, top, w, h]).unwrap();
@@ -111,11 +117,16 @@ fn bytes_outside_of_the_feather_are_those_of_the_photograph() {
         let whole = run(&edit().mask(mask.clone()));
         check(name, &source, &whole.image, inside, reach, [0, 0]);
         // The file that is written has the same bytes of pixels.
-        let file = whole.encode(0, [ImageFormat::Png, ImageFormat::WebP][index % 2]).unwrap();
+        let file = whole
+            .encode(0, [ImageFormat::Png, ImageFormat::WebP][index % 2])
+            .unwrap();
         assert_eq!(kontext::image_from_bytes(&file).unwrap(), whole.image, "{name}");
 
         let cropped = run(&edit().mask(mask.clone().crop(20)));
-        assert!(cropped.plan.mask.unwrap().region.size.area() < Size::new(width, height).area() / 2, "{name}");
+        assert!(
+            cropped.plan.mask.unwrap().region.size.area() < Size::new(width, height).area() / 2,
+            "{name}"
+        );
         check(name, &source, &cropped.image, inside, reach, [0, 0]);
 
         // The padding is on the left; a box that ends at the old image's edge has the feather on its right.
