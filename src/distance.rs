@@ -1,4 +1,4 @@
-//! Euclidean distance transform of a set of pixels.
+//! Euclidean distance transform of a set of pixels, and a share that falls with the distance.
 //!
 //! Source: Felzenszwalb and Huttenlocher, "Distance Transforms of Sampled Functions" (2012), section 2.
 
@@ -24,6 +24,15 @@ pub(crate) fn squared_distances(set: &[bool], width: usize) -> Vec<f64> {
         row.copy_from_slice(&lower_envelope(row));
     }
     distances
+}
+
+/// Returns the share at a distance beyond a set: 1 up to 0, from there falling to 0 over `feather` pixels.
+pub(crate) fn falloff(beyond: f64, feather: f64) -> f64 {
+    if beyond <= 0.0 {
+        1.0
+    } else {
+        (1.0 - beyond / feather.max(f64::MIN_POSITIVE)).max(0.0)
+    }
 }
 
 /// Computes `min over q of (p - q)^2 + f(q)`: the lower envelope of parabolas with minima `f(q)`.

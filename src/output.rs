@@ -27,8 +27,8 @@ pub struct Output {
     /// With a mask, the share of the result in each pixel of the images: at 0 it is the byte of the source, at 255 that of
     /// the decoded result. `None` without one, and where other conventions do not mix.
     pub changed: Option<GrayImage>,
-    /// Latents of the images, or with a mask of the part that the model saw, in packed form [batch, tokens, 64]: row by row of the target's grid, each token
-    /// with the 16 channels of a patch of 2x2 latents, as in
+    /// Latents of the images, or with a mask of the part that the model saw, in packed form [batch, tokens, 64]: row by
+    /// row of the target's grid, each token with the 16 channels of a patch of 2x2 latents, as in
     /// [`Request::image_latents`](crate::Request::image_latents) and
     /// [`Request::noise`](crate::Request::noise). Scaled and shifted, with values of the run's dtype.
     pub latents: ArrayD<f32>,
@@ -65,8 +65,8 @@ impl Output {
 
     /// Writes an image of the batch as PNG, JPEG (quality 95) or WebP (lossless), chosen by the file
     /// extension. A PNG carries the prompt (or both), seed, steps, guidance and sizes as text, a sampler other than
-    /// Euler's, and a shift of the request or a LoRA, guidance by step, weights of words, step cache and reuse of references if there are
-    /// any.
+    /// Euler's, and a shift of the request or a LoRA, guidance by step, weights of words, step cache and reuse of
+    /// references if there are any.
     ///
     /// The file is written under a temporary name first, so it appears whole or not at all. An existing file is
     /// replaced and keeps its permissions, unless it is read-only; of a symbolic link the target is written.

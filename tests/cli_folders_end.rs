@@ -195,7 +195,7 @@ fn ctrl_c_ends_a_run_after_the_present_edit_and_the_same_command_goes_on() {
     assert_eq!(out, format!("made {} edits in out, {made} were there\n", 60 - made));
 }
 
-/// Waits until the folder `out` has so many results, or the program has ended.
+/// Waits until the folder `out` has `results` results, or the program has ended.
 fn wait_for(desk: &Desk, child: &mut Child, results: usize) {
     let begin = Instant::now();
     while done(desk) < results && child.try_wait().unwrap().is_none() {
@@ -212,8 +212,8 @@ fn done(desk: &Desk) -> usize {
         .count()
 }
 
-/// Runs `requests` requests, killed so many times at random moments, and compares all files with those of an unbroken
-/// run.
+/// Runs `requests` requests, kills the program `kills` times at random moments, and compares all files with those of an
+/// unbroken run.
 fn kill(requests: u32, kills: usize) {
     let desk = Desk::new();
     let model = diffusers();

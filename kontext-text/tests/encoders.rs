@@ -7,7 +7,7 @@ mod common;
 use std::collections::HashMap;
 use std::path::Path;
 
-use common::{asset, chain, fixture, tiny_clip, tiny_t5};
+use common::{asset, chain, fixture, tiny_clip, tiny_clip_config, tiny_t5, tiny_t5_config};
 use kontext_core::{Device, Kind, ModelPart, Tensor};
 use kontext_nn::Weights;
 use kontext_text::{ClipConfig, ClipEncoder, Prompt, T5Config, T5Encoder, TextEncoder, Tokenizer, Truncation, Unknown};
@@ -62,29 +62,6 @@ fn t5_tensors(config: &T5Config) -> Vec<(String, Tensor)> {
     let weights = Weights::synthetic(5);
     T5Encoder::new(&weights, config, Kind::Float).unwrap();
     made(&weights)
-}
-
-fn tiny_t5_config() -> T5Config {
-    T5Config {
-        vocab_size: 160,
-        d_model: 24,
-        d_kv: 8,
-        d_ff: 40,
-        num_layers: 2,
-        num_heads: 5,
-        ..T5Config::xxl()
-    }
-}
-
-fn tiny_clip_config() -> ClipConfig {
-    ClipConfig {
-        vocab_size: 634,
-        hidden_size: 128,
-        intermediate_size: 96,
-        num_hidden_layers: 2,
-        num_attention_heads: 2,
-        ..ClipConfig::large()
-    }
 }
 
 fn some_ids(vocab: i64) -> Tensor {

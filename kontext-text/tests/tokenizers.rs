@@ -1,7 +1,7 @@
 //! Tests of the tokenizers against transformers' ids (tests/reference/parts/tokens.py), and of rejected
 //! files.
 
-#![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::print_stdout)]
+#![allow(missing_docs, unreachable_pub, dead_code, clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
 

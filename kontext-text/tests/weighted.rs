@@ -4,34 +4,17 @@
 
 mod common;
 
-use common::{tiny_clip, tiny_t5};
+use common::{tiny_clip, tiny_clip_config, tiny_t5, tiny_t5_config};
 use kontext_core::{Conditioning, Kind, ModelPart, Tensor};
 use kontext_nn::Weights;
-use kontext_text::{ClipConfig, ClipEncoder, Prompt, T5Config, T5Encoder, TextEncoder, Unseen};
+use kontext_text::{ClipEncoder, Prompt, T5Encoder, TextEncoder, Unseen};
 
 const LENGTH: usize = 64;
 const PLAIN: &str = "make the cat wear a red hat";
 
 fn text_encoder(kind: Kind) -> TextEncoder {
-    let t5 = T5Config {
-        vocab_size: 160,
-        d_model: 24,
-        d_kv: 8,
-        d_ff: 40,
-        num_layers: 2,
-        num_heads: 5,
-        ..T5Config::xxl()
-    };
-    let clip = ClipConfig {
-        vocab_size: 634,
-        hidden_size: 128,
-        intermediate_size: 96,
-        num_hidden_layers: 2,
-        num_attention_heads: 2,
-        ..ClipConfig::large()
-    };
-    let t5 = T5Encoder::new(&Weights::synthetic(5), &t5, kind).unwrap();
-    let clip = ClipEncoder::new(&Weights::synthetic(6), &clip, kind).unwrap();
+    let t5 = T5Encoder::new(&Weights::synthetic(5), &tiny_t5_config(), kind).unwrap();
+    let clip = ClipEncoder::new(&Weights::synthetic(6), &tiny_clip_config(), kind).unwrap();
     let text = TextEncoder::new(clip, tiny_clip(), t5, tiny_t5()).unwrap();
     text.max_sequence_length(LENGTH)
 }

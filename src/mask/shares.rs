@@ -5,7 +5,7 @@ use kontext_core::{Error, Result, buffer};
 use kontext_sampler::Size;
 
 use super::{MaskSettings, Region};
-use crate::distance::squared_distances;
+use crate::distance::{falloff, squared_distances};
 
 /// The memory of the shares, in messages.
 const SHARES: &str = "the shares of a mask";
@@ -35,15 +35,6 @@ pub(crate) fn shares(mask: &GrayImage, settings: &MaskSettings) -> Result<GrayIm
         shares.put_pixel(region.left + x, region.top + y, image::Luma([share]));
     }
     Ok(shares)
-}
-
-/// Returns the share at a distance from the grown mask: 1 in it, 0 from `feather` on.
-fn falloff(beyond: f64, feather: f64) -> f64 {
-    if beyond <= 0.0 {
-        1.0
-    } else {
-        (1.0 - beyond / feather.max(f64::MIN_POSITIVE)).max(0.0)
-    }
 }
 
 /// Returns the shares of a padded image: 255 in the padding, and in the old image, `old`, falling as a square over

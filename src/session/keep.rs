@@ -7,7 +7,7 @@ use kontext_sampler::geometry::LARGEST_SIDE;
 use serde::{Deserialize, Serialize};
 
 use crate::Plan;
-use crate::distance::squared_distances;
+use crate::distance::{falloff, squared_distances};
 use crate::mask::check_size;
 
 /// Region that a turn may change. Elsewhere its image has the bytes of the edited image.
@@ -108,15 +108,7 @@ impl DifferenceMap {
             .map(|d| d * LEVELS > self.threshold)
             .collect();
         let (grow, feather) = (f64::from(self.grow) * scale, f64::from(self.feather) * scale);
-        let level = |squared: f64| {
-            let beyond = squared.sqrt() - grow;
-            let rest = if beyond <= 0.0 {
-                1.0
-            } else {
-                (1.0 - beyond / feather.max(f64::MIN_POSITIVE)).max(0.0)
-            };
-            (rest * f64::from(LEVELS)) as u8
-        };
+        let level = |squared: f64| (falloff(squared.sqrt() - grow, feather) * f64::from(LEVELS)) as u8;
         let levels = squared_distances(&changed, width as usize)
             .into_iter()
             .map(level)

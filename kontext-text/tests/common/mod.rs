@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use kontext_text::Tokenizer;
+use kontext_text::{ClipConfig, T5Config, Tokenizer};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -69,4 +69,29 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         .map(ToString::to_string)
         .collect::<Vec<_>>()
         .join(": ")
+}
+
+/// Returns the configuration of a tiny T5 that fits the tiny tokenizer.
+pub fn tiny_t5_config() -> T5Config {
+    T5Config {
+        vocab_size: 160,
+        d_model: 24,
+        d_kv: 8,
+        d_ff: 40,
+        num_layers: 2,
+        num_heads: 5,
+        ..T5Config::xxl()
+    }
+}
+
+/// Returns the configuration of a tiny CLIP that fits the tiny tokenizer.
+pub fn tiny_clip_config() -> ClipConfig {
+    ClipConfig {
+        vocab_size: 634,
+        hidden_size: 128,
+        intermediate_size: 96,
+        num_hidden_layers: 2,
+        num_attention_heads: 2,
+        ..ClipConfig::large()
+    }
 }
